@@ -1,0 +1,39 @@
+# Every target does its own set-up: Python >= 3.11 with venv and make are all that is needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint types samples clean
+
+demo: $(VENV)/.base
+	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+# Trains the sample networks again: make samples MNIST=path/to/digits.npz
+samples: $(VENV)/.base
+	$(BIN)/python sample_checkpoints/make_samples.py --mnist "$(MNIST)"
+
+clean:
+	rm -rf $(VENV)
+
+# The marks make a second run quick: pip runs again only when these two files have changed.
+$(VENV)/.base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("localrank needs Python >= 3.11: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(INSTALL) -e '.[dev]'
+	touch $@

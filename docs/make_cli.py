@@ -1,0 +1,81 @@
+"""Writes docs/cli.md from the help of the program; --check only says whether it is up to date."""
+
+import difflib
+import sys
+from pathlib import Path
+
+import typer
+from typer.testing import CliRunner
+
+from localrank_cli.cli.main import app
+
+PAGE = Path(__file__).with_name("cli.md")
+WIDTH = 100
+HEAD = """\
+# Command line
+
+What `--help` says, for every command. This page is written by `python docs/make_cli.py`; a test
+fails when it differs from the program.
+
+What the options do in detail stands in [models.md](models.md) (model, data, layers),
+[measures.md](measures.md) (tolerances), [checkpoints.md](checkpoints.md) (checkpoints, `--pattern`,
+`--trust-pickle`) and [table.md](table.md) (`--output`).
+"""
+
+
+def page() -> str:
+    """Renders the page.
+
+    Returns:
+        Markdown: one section for the program and one for each of its commands.
+    """
+    program = typer.main.get_command(app)
+    commands = sorted(getattr(program, "commands", {}))
+    sections = [_section([]), *(_section([name]) for name in commands)]
+    return "\n".join([HEAD, *sections])
+
+
+def _section(words: list[str]) -> str:
+    # Plain text whether this script stands at a terminal or not: no colour, no boxes.
+    markup, app.rich_markup_mode = app.rich_markup_mode, None
+    try:
+        result = CliRunner().invoke(
+            app, [*words, "--help"], prog_name="localrank", terminal_width=WIDTH
+        )
+    finally:
+        app.rich_markup_mode = markup
+    if result.exit_code != 0:
+        raise RuntimeError(f"localrank {' '.join(words)} --help: {result.output}")
+    title = " ".join(["localrank", *words])
+    return f"## {title}\n\n```text\n{result.output.strip()}\n```\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Writes the page, or checks it.
+
+    Args:
+        arguments: Empty, or `--check`.
+
+    Returns:
+        The exit status: 0; 1 when the page differs; 2 for other arguments.
+    """
+    if arguments not in ([], ["--check"]):
+        sys.stderr.write("usage: python docs/make_cli.py [--check]\n")
+        return 2
+    wanted = page()
+    if not arguments:
+        PAGE.write_text(wanted, encoding="utf-8")
+        return 0
+    found = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    if found == wanted:
+        return 0
+    lines = difflib.unified_diff(
+        found.splitlines(), wanted.splitlines(), "docs/cli.md", "--help", lineterm=""
+    )
+    sys.stderr.write("\n".join([*lines, "", "docs/cli.md differs: run python docs/make_cli.py"]))
+    sys.stderr.write("\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Series of checkpoints: which files, which steps, which tensors."""

@@ -1,0 +1,59 @@
+"""Finds the state dict in what torch.load returns."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from localrank_cli.checkpoints.content import Content, State, epoch_in, step_in
+from localrank_cli.errors import UnreadableError
+
+CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params")
+
+
+def unwrap(loaded: object, path: Path) -> Content:
+    """Finds the state dicts in a loaded object.
+
+    Args:
+        loaded: A bare state dict, or a dict that holds one under a usual key.
+        path: For messages.
+
+    Returns:
+        All candidates; which one fits is decided against the model.
+
+    Raises:
+        UnreadableError: If there is none.
+    """
+    if not isinstance(loaded, Mapping):
+        raise UnreadableError(
+            f"{path}: holds a {type(loaded).__name__}, not a state dict.",
+            "Save model.state_dict() (a whole pickled module is not read).",
+        )
+    states = _candidates(loaded, "")
+    if not states:
+        keys = ", ".join(repr(str(key)) for key in list(loaded)[:8])
+        raise UnreadableError(
+            f"{path}: no state dict found; its keys are {keys or 'none'}.",
+            "Known places are the top level and " + ", ".join(CONTAINER_KEYS) + ".",
+        )
+    step, source = step_in(loaded)
+    return Content(states=states, step=step, step_source=source, epoch=epoch_in(loaded))
+
+
+def _candidates(mapping: Mapping[Any, Any], prefix: str, depth: int = 0) -> dict[str, State]:
+    if _is_state(mapping):
+        return {prefix: dict(mapping)}
+    found: dict[str, State] = {}
+    if depth < 3:
+        for key in CONTAINER_KEYS:
+            inner = mapping.get(key)
+            if isinstance(inner, Mapping):
+                found |= _candidates(inner, f"{prefix}.{key}" if prefix else key, depth + 1)
+    return found
+
+
+def _is_state(mapping: Mapping[Any, Any]) -> bool:
+    return bool(mapping) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in mapping.items()
+    )

@@ -1,0 +1,172 @@
+"""The program `localrank`: its commands, and what becomes of errors."""
+
+import errno
+import sys
+import traceback
+from contextlib import suppress
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from localrank_cli.cli.analyze import analyze
+from localrank_cli.cli.signals import Interrupted, leaving_at_once
+from localrank_cli.cli.streams import discard_stdout, open_missing_streams
+from localrank_cli.errors import LocalrankError, OutputError
+
+_BUG = 70  # EX_SOFTWARE of sysexits.h
+_CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports it
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+_REPORT = "This is a bug in localrank: please report it with the output of the same command and"
+
+
+class _ClosedPipeError(Exception):
+    pass
+
+
+class _Program(TyperGroup):
+    """Turns every exception into one line and an exit status."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs a command line and exits.
+
+        Args:
+            *args: As typer's.
+            **kwargs: As typer's.
+
+        Returns:
+            What the command returned, when typer is not in standalone mode.
+        """
+        standalone = kwargs.get("standalone_mode", True)
+        kwargs["standalone_mode"] = False
+        if not standalone:
+            return super().main(*args, **kwargs)
+        sys.exit(self._status(args, kwargs))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command.
+
+        Args:
+            ctx: typer's context.
+
+        Returns:
+            What the command returned.
+
+        Raises:
+            _ClosedPipeError: If the reader of stdout has gone; typer itself would exit with 1.
+        """
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ClosedPipeError from error
+
+    def _status(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        # The flag is needed even where the command line itself does not parse.
+        words = args[0] if args else kwargs.get("args")
+        debug = "--debug" in (sys.argv[1:] if words is None else words)
+        try:
+            status = super().main(*args, **kwargs)
+            sys.stdout.flush()
+            return status if isinstance(status, int) else 0
+        except BaseException as error:  # the last resort, and the one place that knows every status
+            return _failure(error, debug)
+
+
+def _failure(error: BaseException, debug: bool) -> int:
+    if isinstance(error, Interrupted):
+        _say(f"stopped by {error.name}")
+        return error.exit_code
+    if _is_closed_pipe(error):
+        discard_stdout()
+        return _CLOSED_PIPE
+    if debug:
+        with suppress(OSError):  # nobody is listening
+            traceback.print_exception(error)
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        discard_stdout()
+        error = OutputError(
+            f"standard output: cannot be written ({error.strerror}).",
+            "Free space there, or send it elsewhere.",
+        )
+    if isinstance(error, SystemExit):
+        error = LocalrankError(
+            f"the model's or the data's code ended the program (sys.exit({error.code!r})).",
+            "Let it return or raise instead.",
+        )
+    if isinstance(error, LocalrankError):
+        _say(f"error: {error}")
+        return error.exit_code
+    # A usage error is click's, whether typer brings click or depends on it.
+    if hasattr(error, "format_message"):
+        return _usage_error(error)
+    _say(f"error: {type(error).__name__}: {error}. {_REPORT} --debug.")
+    return _BUG
+
+
+def _is_closed_pipe(error: BaseException) -> bool:
+    # While it prints the help, typer itself makes a SystemExit of it.
+    return isinstance(error, (BrokenPipeError, _ClosedPipeError)) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
+    )
+
+
+def _usage_error(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "localrank"
+    message = " ".join(str(error.format_message()).split())
+    _say(f"error: {message.rstrip('.')}. See '{path} --help'.")
+    return 2
+
+
+def _say(text: str) -> None:
+    try:
+        sys.stderr.write("localrank: " + " ".join(text.split()) + "\n")
+        sys.stderr.flush()
+    except OSError:
+        pass  # nobody is listening
+
+
+app = typer.Typer(
+    name="localrank",
+    cls=_Program,
+    help="How many dimensions each layer of a network uses, and when that number falls.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if sys.stdout is not None and sys.stdout.isatty() else None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from localrank_cli import __version__
+
+        typer.echo(f"localrank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    del version
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+app.command("analyze")(analyze)
+
+
+def main() -> None:
+    """Runs the program; the console script's entry."""
+    open_missing_streams()
+    with leaving_at_once():
+        app(prog_name="localrank")

@@ -1,0 +1,156 @@
+"""Notes and progress on stderr; stdout kept clean for data."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class Screen:
+    """What a person sees on stderr while a command works.
+
+    Args:
+        quiet: Neither notes nor progress.
+        verbose: Details too.
+    """
+
+    def __init__(self, *, quiet: bool, verbose: bool) -> None:
+        self._quiet = quiet
+        self._verbose = verbose
+        self._said: set[str] = set()
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Says something once.
+
+        Args:
+            text: Plain text; never read as markup.
+        """
+        if not self._quiet and text not in self._said:
+            self._said.add(text)
+            self.warn(f"note: {text}")
+
+    def detail(self, text: str) -> None:
+        """Says something to those who asked for details.
+
+        Args:
+            text: Plain text.
+        """
+        if self._verbose and not self._quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """Says something in any case.
+
+        Args:
+            text: Plain text.
+        """
+        line = " ".join(f"localrank: {text}".split())
+        with suppress(OSError):  # nobody is listening
+            if self.console.is_terminal:
+                self.console.print(Text(line))
+            else:
+                print(line, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, total: int) -> Iterator["Steps"]:
+        """Shows a bar while checkpoints are computed, on a terminal only.
+
+        Args:
+            total: How many checkpoints.
+
+        Yields:
+            What to tell of each finished one.
+        """
+        if self._quiet or not self.console.is_terminal:
+            yield Steps(None)
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        # Not redirecting stdout: it is already out of the way, and may carry data.
+        with Progress(*columns, console=self.console, transient=True, redirect_stdout=False) as bar:
+            bar.add_task("checkpoints", total=total)
+            yield Steps(bar)
+
+
+class Steps:
+    """Advances the bar, where there is one.
+
+    Args:
+        bar: With one task; None where there is no bar.
+    """
+
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar = bar
+
+    def done(self, text: str) -> None:
+        """Counts one checkpoint.
+
+        Args:
+            text: What is shown beside the bar.
+        """
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, advance=1, description=text)
+
+
+@contextmanager
+def stdout_for_data(screen: Screen) -> Iterator[TextIO]:
+    """Keeps stdout for the table: whatever a user's model prints goes to stderr.
+
+    Args:
+        screen: Takes Python's warnings.
+
+    Yields:
+        The stream for the table, UTF-8 and without newline translation where it can be set.
+    """
+    data = sys.stdout
+    saved: int | None = None
+    with suppress(OSError, ValueError, AttributeError):  # no real file behind it, as in tests
+        descriptor = data.fileno()
+        if descriptor == 1:
+            data.flush()
+            saved = os.dup(1)
+            # Also for what prints past Python: libraries in C, child processes.
+            os.dup2(2, 1)
+            data = os.fdopen(
+                os.dup(saved), "w", encoding="utf-8", errors="backslashreplace", newline=""
+            )
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        warnings.showwarning = _show_through(screen)
+        try:
+            yield data
+        finally:
+            if saved is not None:
+                # Every row was flushed when it was written; what could not be written was told.
+                with suppress(OSError):
+                    data.close()
+                os.dup2(saved, 1)
+                os.close(saved)
+
+
+def _show_through(screen: Screen):  # type: ignore[no-untyped-def]  # warnings.showwarning's own type
+    def show(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]  # as above
+        del filename, lineno, file, line
+        screen.note(f"{category.__name__}: {message}")
+
+    return show

@@ -1,0 +1,132 @@
+"""What INT, TERM, USR1 and USR2 do: the promised status, and nothing half-written left behind."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_AGAIN = 0.25  # seconds
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to stop.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.name = signal.Signals(number).name
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Within, a signal ends the process on the spot: for start-up, when there is nothing to undo.
+
+    An exception would not do: some packages swallow it while they are imported, and go on half
+    imported.
+
+    Yields:
+        Nothing.
+    """
+    with _handling(_SIGNALS, _leave):
+        yield
+
+
+class Ears:
+    """Hears signals, and raises Interrupted while it is listening."""
+
+    def __init__(self) -> None:
+        self._heard: int | None = None
+        self._listening = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within, a signal raises Interrupted.
+
+        Where a user's code or a destructor swallows the exception it comes again and again.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            Interrupted: If a signal was heard, whatever else happened since.
+        """
+        self._listening = True
+        try:
+            self._check()
+            yield
+        except Interrupted:
+            raise
+        except BaseException as error:
+            self._listening = False
+            if self._heard is not None:
+                raise Interrupted(self._heard) from error
+            raise
+        else:
+            self._check()
+        finally:
+            self._listening = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Takes a signal.
+
+        Args:
+            number: The signal; ALRM is the repetition of an earlier one.
+            frame: Not needed.
+
+        Raises:
+            Interrupted: While listening.
+        """
+        del frame
+        if self._heard is None:
+            self._heard = number
+        if self._listening:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+            raise Interrupted(self._heard)
+
+    def _check(self) -> None:
+        if self._heard is not None:
+            raise Interrupted(self._heard)
+
+
+@contextmanager
+def hearing() -> Iterator[Ears]:
+    """Within, signals are heard; outside of `listening` they wait, so that files are left whole.
+
+    Yields:
+        What hears them.
+    """
+    ears = Ears()
+    with _handling((*_SIGNALS, signal.SIGALRM), ears.on_signal):
+        yield ears
+
+
+@contextmanager
+def _handling(numbers: Iterable[signal.Signals], handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # What a shell script put out of reach (`command &` ignores INT) stays so.
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del frame
+    try:
+        os.write(2, f"localrank: stopped by {signal.Signals(number).name}\n".encode())
+    finally:
+        os._exit(128 + number)

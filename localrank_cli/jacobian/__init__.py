@@ -1,0 +1,1 @@
+"""Jacobians of layers' pre-activations with respect to the varied tensor, exact."""

@@ -1,0 +1,221 @@
+"""What must hold before a number is believed.
+
+- Two forward passes agree.
+- A batch gives, point by point, what the points give alone, in values and in derivatives.
+- Forward and reverse mode are transposes of each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.errors import ModelError
+from localrank_cli.jacobian.batch import Batch
+from localrank_cli.jacobian.layout import Layout
+from localrank_cli.jacobian.routes import pullback, pushforward
+from localrank_cli.layers.capture import Call, Capture
+
+
+@dataclass(frozen=True)
+class Values:
+    """Outputs of calls at every point, computed point by point."""
+
+    outputs: dict[Call, Tensor]  # (points, numel)
+    shapes: dict[Call, tuple[int, ...]]  # for a batch of one point
+
+
+def agreement(dtype: torch.dtype, low_precision: bool) -> float:
+    """The relative difference below which two computations of one value agree.
+
+    Rounding in another order of summation gives k u per layer (u = 1.1e-16, k up to 1e5 terms),
+    which depth multiplies by at most about 100: 1e-9. Mixing of points, randomness or a cut path
+    show at 1e-3 and more. Where parts are computed in float32, u is 6e-8; measured differences
+    are up to 3.5e-8 of the largest entry, so 1e-5 leaves room for 300 times that.
+
+    Args:
+        dtype: Of the analysis.
+        low_precision: Whether some operation has less precision.
+
+    Returns:
+        The relative tolerance.
+    """
+    if dtype == torch.float32:
+        return 1e-4
+    return 1e-5 if low_precision else 1e-9
+
+
+def point_values(model: nn.Module, points: Tensor, calls: Sequence[Call]) -> Values:
+    """Runs every point alone.
+
+    Args:
+        model: The network.
+        points: Shape (points, ...).
+        calls: The calls.
+
+    Returns:
+        Their outputs.
+    """
+    capture = Capture(model, calls)
+    rows: dict[Call, list[Tensor]] = {call: [] for call in calls}
+    shapes: dict[Call, tuple[int, ...]] = {}
+    with torch.no_grad():
+        for index in range(points.shape[0]):
+            tensors = capture(points[index : index + 1].clone())
+            for call, tensor in zip(calls, tensors, strict=True):
+                if shapes.setdefault(call, tuple(tensor.shape)) != tuple(tensor.shape):
+                    raise ModelError(
+                        f"layer {call.label!r} gives shape {tuple(tensor.shape)} at point {index}"
+                        f" and {shapes[call]} at point 0.",
+                        "Shapes must not depend on the point: leave this layer out (--exclude).",
+                    )
+                rows[call].append(tensor.reshape(-1))
+    return Values({call: torch.stack(parts) for call, parts in rows.items()}, shapes)
+
+
+def check_repeatable(model: nn.Module, points: Tensor, values: Values, tolerance: float) -> None:
+    """Checks that a second forward pass of the first point agrees with the first.
+
+    Args:
+        model: The network.
+        points: Shape (points, ...).
+        values: From `point_values`.
+        tolerance: Relative, from `agreement`.
+
+    Raises:
+        ModelError: If it does not.
+    """
+    calls = list(values.outputs)
+    again = point_values(model, points[:1], calls)
+    for call in calls:
+        first, second = values.outputs[call][:1], again.outputs[call]
+        if not _close(first, second, tolerance):
+            raise ModelError(
+                f"the model is random in eval mode: layer {call.label!r} gives another output"
+                f" when the same point is run again (largest difference"
+                f" {(first - second).abs().max().item():.3g}).",
+                "Use the module's deterministic mode, or functional dropout with"
+                " training=self.training.",
+            )
+
+
+def make_batch(
+    model: nn.Module, points: Tensor, values: Values, wrt: Call | None, tolerance: float
+) -> Batch | None:
+    """Makes a batch of points if, together, they give what they give alone.
+
+    Args:
+        model: The network.
+        points: Shape (points, ...).
+        values: From `point_values`; must hold `wrt` too.
+        wrt: The call whose output is varied, or None.
+        tolerance: Relative, from `agreement`.
+
+    Returns:
+        The batch, or None where batching would mix points or fails.
+    """
+    calls = list(values.outputs)
+    n_points = points.shape[0]
+    # A slice would drag its whole parent storage through vmap(jvp); clone() does not.
+    inputs = points.clone()
+    try:
+        with torch.no_grad():
+            tensors = Capture(model, calls)(inputs)
+    except Exception:  # a forward that only takes one point may raise anything
+        if n_points == 1:
+            raise
+        return None
+    layouts: dict[Call, Layout] = {}
+    for call, tensor in zip(calls, tensors, strict=True):
+        layout = Layout.find(values.shapes[call], tuple(tensor.shape), n_points)
+        if layout is None:
+            if n_points == 1:
+                layout = Layout(0, values.shapes[call])
+            else:
+                return None
+        if not _close(layout.split(tensor), values.outputs[call], tolerance):
+            return None
+        layouts[call] = layout
+    if wrt is None:
+        varied_layout = Layout(0, (1, *points.shape[1:]))
+        varied = varied_layout.split(inputs)
+    else:
+        varied_layout, varied = layouts[wrt], values.outputs[wrt].clone()
+    return Batch(model, inputs, varied, varied_layout, layouts, wrt)
+
+
+def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
+    """Tells whether no output of the first point depends on another point's varied tensor.
+
+    A random cotangent at the first point alone is pulled back; a network that treats points one
+    by one gives exact zeros at all others.
+
+    Args:
+        batch: The points.
+        calls: The calls that depend on the varied tensor.
+
+    Returns:
+        True when separate.
+    """
+    if batch.n_points == 1:
+        return True
+    for call in calls:
+        cotangent = _random(batch.layouts[call], batch)
+        cotangent[1:] = 0
+        others = pullback(batch, call, cotangent)[1:]
+        # NaN is no evidence of mixing: 0 * NaN in the backward of a broken point.
+        if torch.nan_to_num(others).any():
+            return False
+    return True
+
+
+def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: float) -> bool:
+    """Tells whether u^T (J v) = (u^T J) v for a random u and v at every point.
+
+    They differ where a forward pass cuts the graph (no_grad) or a custom Function's backward is
+    not its derivative: autograd's reverse mode is then taken as what the user means.
+
+    Args:
+        batch: The points.
+        calls: The calls.
+        good: Which points have finite outputs, shape (points,), bool.
+        tolerance: Relative to |u| |J v| + |u^T J| |v|, from `agreement`.
+
+    Returns:
+        True when they agree at all good points.
+    """
+    generator = torch.Generator().manual_seed(20241007)
+    direction = torch.randn(batch.n_in, generator=generator, dtype=torch.float64)
+    direction = direction.to(batch.varied)
+    tangents = pushforward(batch, calls, direction.unsqueeze(0))
+    for call, tangent in zip(calls, tangents, strict=True):
+        cotangent = _random(batch.layouts[call], batch)
+        row = pullback(batch, call, cotangent)
+        forward = (cotangent * tangent[0]).sum(1)
+        reverse = (row * direction).sum(1)
+        scale = cotangent.norm(dim=1) * tangent[0].norm(dim=1) + row.norm(dim=1) * direction.norm()
+        known = good & torch.isfinite(forward) & torch.isfinite(reverse)
+        if ((forward - reverse).abs() > tolerance * scale)[known].any():
+            return False
+    return True
+
+
+def _random(layout: Layout, batch: Batch) -> Tensor:
+    numel = 1
+    for length in layout.shape:
+        numel *= length
+    generator = torch.Generator().manual_seed(2410)
+    values = torch.randn(batch.n_points, numel, generator=generator, dtype=torch.float64)
+    return values.to(batch.varied)
+
+
+def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    if not first.is_floating_point():
+        return torch.equal(first, second)
+    finite = torch.isfinite(first)
+    if not torch.equal(finite, torch.isfinite(second)):
+        return False
+    first, second = torch.where(finite, first, 0), torch.where(finite, second, 0)
+    scale = first.abs().max().item() if first.numel() else 0.0
+    return bool(((first - second).abs() <= tolerance * scale).all())

@@ -1,0 +1,117 @@
+"""Three ways to the same Jacobians: forward mode, reverse mode, and row by row."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from localrank_cli.jacobian.batch import Batch
+from localrank_cli.layers.capture import Call
+
+
+def forward_jacobians(batch: Batch, calls: Sequence[Call], chunk: int) -> list[Tensor]:
+    """Jacobians of several calls from one pass of forward mode.
+
+    One direction costs about one forward pass and serves all calls at once.
+
+    Args:
+        batch: The points.
+        calls: The calls.
+        chunk: Directions at a time.
+
+    Returns:
+        For each call, shape (points, n_out, n_in), in the dtype of the varied tensor.
+    """
+    jacobians: list[Tensor] = []
+    for start in range(0, batch.n_in, chunk):
+        stop = min(start + chunk, batch.n_in)
+        tangents = pushforward(batch, calls, _unit_rows(start, stop, batch.varied))
+        if not jacobians:
+            jacobians = [
+                batch.varied.new_empty(batch.n_points, tangent.shape[2], batch.n_in)
+                for tangent in tangents
+            ]
+        for jacobian, tangent in zip(jacobians, tangents, strict=True):
+            jacobian[:, :, start:stop] = tangent.permute(1, 2, 0)
+    return jacobians
+
+
+def pushforward(batch: Batch, calls: Sequence[Call], directions: Tensor) -> tuple[Tensor, ...]:
+    """Jacobian-vector products J v, the same directions at every point.
+
+    Args:
+        batch: The points.
+        calls: The calls.
+        directions: Shape (directions, n_in).
+
+    Returns:
+        For each call, shape (directions, points, n_out).
+    """
+
+    def along(direction: Tensor) -> tuple[Tensor, ...]:
+        tangent = direction.expand_as(batch.varied)
+        pair = jvp(lambda varied: batch.outputs(varied, calls), (batch.varied,), (tangent,))
+        tangents: tuple[Tensor, ...] = pair[1]
+        return tangents
+
+    return tuple(vmap(along)(directions))
+
+
+def reverse_jacobian(batch: Batch, call: Call, chunk: int) -> Tensor:
+    """The Jacobian of one call by reverse mode.
+
+    One row costs about one backward pass to that depth: cheap for narrow outputs.
+
+    Args:
+        batch: The points.
+        call: The call.
+        chunk: Rows at a time; 1 walks row by row, which every differentiable model allows.
+
+    Returns:
+        Shape (points, n_out, n_in), in the dtype of the varied tensor.
+    """
+    varied = batch.varied.detach().requires_grad_(True)
+    with torch.enable_grad():
+        (output,) = batch.outputs(varied, [call])
+    n_out = output.shape[1]
+    jacobian = batch.varied.new_empty(batch.n_points, n_out, batch.n_in)
+    for start in range(0, n_out, chunk):
+        stop = min(start + chunk, n_out)
+        cotangents = _unit_rows(start, stop, output).unsqueeze(1).expand(-1, *output.shape)
+        keep = stop < n_out
+        if chunk == 1:
+            (rows,) = torch.autograd.grad(output, varied, cotangents[0], retain_graph=keep)
+            rows = rows.unsqueeze(0)
+        else:
+            # Not torch.func.vjp: this handles every operation that has a backward, in place too.
+            (rows,) = torch.autograd.grad(
+                output, varied, cotangents, retain_graph=keep, is_grads_batched=True
+            )
+        jacobian[:, start:stop, :] = rows.movedim(0, 1)
+    return jacobian
+
+
+def pullback(batch: Batch, call: Call, cotangent: Tensor) -> Tensor:
+    """The vector-Jacobian product u^T J at every point.
+
+    Args:
+        batch: The points.
+        call: The call.
+        cotangent: Shape (points, n_out).
+
+    Returns:
+        Shape (points, n_in); exact zeros where the output does not depend on the varied tensor.
+    """
+    varied = batch.varied.detach().requires_grad_(True)
+    with torch.enable_grad():
+        (output,) = batch.outputs(varied, [call])
+    (row,) = torch.autograd.grad(output, varied, cotangent, allow_unused=True)
+    return torch.zeros_like(batch.varied) if row is None else row
+
+
+def _unit_rows(start: int, stop: int, like: Tensor) -> Tensor:
+    """Rows `start` to `stop` of the identity as wide as `like`."""
+    rows = like.new_zeros(stop - start, like.shape[1])
+    rows[torch.arange(stop - start), torch.arange(start, stop)] = 1
+    return rows

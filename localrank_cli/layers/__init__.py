@@ -1,0 +1,1 @@
+"""Which modules are layers, when they run, and what they give."""

@@ -1,0 +1,140 @@
+"""The outputs of chosen module calls as a function of the varied tensor.
+
+Captures are clones (an in-place ReLU after a layer would otherwise overwrite its pre-activation)
+and are returned, never stored outside, so that the function may stand under torch.func transforms.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.errors import LayerError
+from localrank_cli.layers.outputs import first_tensor, replace_first
+
+
+@dataclass(frozen=True, order=True)
+class Call:
+    """One call of one module in a forward pass.
+
+    A module that runs twice in one forward pass has two calls, with two pre-activations.
+    """
+
+    name: str  # qualified module name
+    number: int = 1  # 1 for the first call
+
+    @property
+    def label(self) -> str:
+        """The name that tables show: `name`, or `name#2` for the second call."""
+        return self.name if self.number == 1 else f"{self.name}#{self.number}"
+
+    @classmethod
+    def parse(cls, label: str) -> "Call":
+        """Reads `name` or `name#2` back.
+
+        Args:
+            label: As made by `label`.
+
+        Returns:
+            The call.
+        """
+        name, mark, number = label.rpartition("#")
+        if mark and number.isdigit() and int(number) >= 1:
+            return cls(name, int(number))
+        return cls(label)
+
+
+class _AllCaptured(
+    BaseException
+):  # not an Exception: a model's own `except Exception` must not eat it
+    pass
+
+
+class Capture:
+    """Runs a model and returns the first tensor output of chosen calls.
+
+    Args:
+        model: The network, called with one tensor.
+        calls: The calls whose outputs are wanted, in any order.
+        wrt: The call whose output is the varied tensor; None when the input is.
+    """
+
+    def __init__(self, model: nn.Module, calls: Sequence[Call], wrt: Call | None = None) -> None:
+        self._model = model
+        self._calls = tuple(calls)
+        self._wrt = wrt
+        self._modules = {name: model.get_submodule(name) for name in self._names()}
+
+    def __call__(self, inputs: Tensor, varied: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Runs the model up to the last wanted call.
+
+        Args:
+            inputs: The batch given to the model.
+            varied: With `wrt`, what takes the place of that call's first tensor; None leaves it.
+
+        Returns:
+            One tensor for each of `calls`, in their order, shaped as the module gave it.
+
+        Raises:
+            LayerError: If a wanted call did not happen, or gave no tensor.
+        """
+        state = _Run(self._calls, self._wrt, varied)
+        handles = [
+            module.register_forward_hook(state.hook(name)) for name, module in self._modules.items()
+        ]
+        try:
+            # Its own copy: a model may change its input in place, which must neither reach the
+            # next call nor be refused because the input is a leaf.
+            self._model(inputs.clone())
+        except _AllCaptured:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        missing = [call for call in self._calls if call not in state.found]
+        if missing:
+            raise LayerError(
+                f"layer {missing[0].label!r} did not run in this forward pass, though it ran in"
+                " an earlier one.",
+                "Which layers run must not depend on the point or on the batch.",
+            )
+        return tuple(state.found[call] for call in self._calls)
+
+    def _names(self) -> list[str]:
+        names = [call.name for call in self._calls]
+        if self._wrt is not None:
+            names.append(self._wrt.name)
+        return list(dict.fromkeys(names))
+
+
+class _Run:
+    def __init__(self, calls: Iterable[Call], wrt: Call | None, varied: Tensor | None) -> None:
+        self.found: dict[Call, Tensor] = {}
+        self._missing = set(calls)
+        self._wrt = wrt
+        self._varied = varied
+        self._counts: dict[str, int] = {}
+
+    def hook(self, name: str) -> Any:
+        def on_output(module: nn.Module, args: object, output: object) -> object:
+            del module, args
+            self._counts[name] = self._counts.get(name, 0) + 1
+            call = Call(name, self._counts[name])
+            replaced = None
+            if call == self._wrt and self._varied is not None:
+                # Contiguous, as modules give their outputs: what follows may `.view` it.
+                varied = self._varied.clone(memory_format=torch.contiguous_format)
+                replaced = output = replace_first(output, varied)
+            if call in self._missing:
+                tensor = first_tensor(output)
+                if tensor is None:
+                    raise LayerError(f"layer {call.label!r} gave no tensor in this forward pass.")
+                self.found[call] = tensor.clone(memory_format=torch.contiguous_format)
+                self._missing.discard(call)
+                if not self._missing:
+                    raise _AllCaptured
+            return replaced
+
+        return on_output

@@ -1,0 +1,34 @@
+"""Which module classes are layers with a pre-activation."""
+
+import sys
+
+from torch import nn
+
+_AFFINE: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+def is_affine_layer(module: nn.Module) -> bool:
+    """Tells whether a module is analysed by default.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        True for Linear, Bilinear, Conv*, ConvTranspose* and their subclasses, and for the Conv1D
+        of transformers (a Linear with a transposed weight).
+    """
+    if isinstance(module, _AFFINE):
+        return True
+    # Looked up, not imported: a Conv1D instance exists only where transformers was imported.
+    transformers = sys.modules.get("transformers.pytorch_utils")
+    conv1d = getattr(transformers, "Conv1D", None)
+    return isinstance(conv1d, type) and isinstance(module, conv1d)

@@ -1,0 +1,171 @@
+"""Which of the calls that a survey saw are analysed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from localrank_cli.errors import LayerError
+from localrank_cli.layers.capture import Call
+from localrank_cli.layers.kinds import is_affine_layer
+from localrank_cli.layers.survey import CallRecord, Survey
+
+_GLOB_CHARACTERS = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Globs over qualified module names; `*` crosses dots."""
+
+    include: tuple[str, ...] = ()  # none: every Linear, Conv and their kin
+    exclude: tuple[str, ...] = ()
+    wrt: str = ""  # empty: the network's input
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The calls to analyse, in order of execution, and what was left out and why."""
+
+    records: tuple[CallRecord, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def choose(model: nn.Module, survey: Survey, selection: Selection) -> Chosen:
+    """Picks the calls to analyse.
+
+    Args:
+        model: The network.
+        survey: What ran.
+        selection: What was asked for.
+
+    Returns:
+        The chosen calls.
+
+    Raises:
+        LayerError: If a pattern matches nothing, if a layer named exactly never runs or does not
+            depend on the varied tensor, or if nothing is left.
+    """
+    aliases = _aliases(model)
+    names = _wanted_names(model, aliases, selection)
+    ran = [record for record in survey.records if names(record.call)]
+    notes = _check_patterns(selection, aliases, survey)
+    kept = [record for record in ran if record.depends and record.numel > 0]
+    independent = [record.call.label for record in ran if not record.depends]
+    if independent:
+        notes.append(f"left out, do not depend on {_varied(selection)}: {_some(independent)}")
+    if not selection.include:
+        idle = _never_ran(model, survey)
+        if idle:
+            notes.append(f"left out, never run as modules: {_some(idle)}")
+    if not kept:
+        raise _nothing_left(survey, selection, independent)
+    return Chosen(tuple(kept), tuple(notes))
+
+
+def _wanted_names(
+    model: nn.Module, aliases: dict[str, list[str]], selection: Selection
+) -> Callable[[Call], bool]:
+    def matches(call: Call, pattern: str) -> bool:
+        return any(
+            fnmatchcase(name, pattern) or fnmatchcase(Call(name, call.number).label, pattern)
+            for name in aliases[call.name]
+        )
+
+    def wanted(call: Call) -> bool:
+        if any(matches(call, pattern) for pattern in selection.exclude):
+            return False
+        if selection.include:
+            return any(matches(call, pattern) for pattern in selection.include)
+        return is_affine_layer(model.get_submodule(call.name))
+
+    return wanted
+
+
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    """First name -> all names: Sequential(a, relu, a) knows one module as 0 and as 2."""
+    first: dict[nn.Module, str] = {}
+    names: dict[str, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name:
+            names.setdefault(first.setdefault(module, name), []).append(name)
+    return names
+
+
+def _check_patterns(
+    selection: Selection, aliases: dict[str, list[str]], survey: Survey
+) -> list[str]:
+    everything = [name for names in aliases.values() for name in names]
+    canonical = {name: first for first, names in aliases.items() for name in names}
+    ran = {record.call: record for record in survey.records}
+    ran_names = {call.name for call in ran}
+    silent = {Call.parse(label).name for label in survey.silent}
+    notes = []
+    for pattern in (*selection.include, *selection.exclude):
+        labels = everything + [call.label for call in ran]
+        hits = [label for label in labels if fnmatchcase(label, pattern)]
+        is_exact = not _GLOB_CHARACTERS & set(pattern) or pattern in everything
+        if not hits:
+            kind = "there is no layer" if is_exact else "no layer matches"
+            raise LayerError(f"{kind} {pattern!r}.", _names_there_are(survey))
+        if pattern in selection.exclude:
+            continue
+        found = [canonical.get(Call.parse(hit).name, Call.parse(hit).name) for hit in hits]
+        idle = sorted({name for name in found if name not in ran_names})
+        if is_exact and idle:
+            reason = "gives no floating-point tensor" if idle[0] in silent else "never runs"
+            raise LayerError(f"layer {pattern!r} {reason}.", _names_there_are(survey))
+        if is_exact:
+            call = Call.parse(hits[0])
+            records = [
+                record
+                for record in survey.records
+                if record.call.name == found[0] and (call.number == 1 or record.call == call)
+            ]
+            if records and not any(record.depends for record in records):
+                raise LayerError(
+                    f"layer {pattern!r} does not depend on {_varied(selection)}.",
+                    "A Jacobian is zero there by construction (a detached or no_grad path, an"
+                    " earlier module than --wrt, or another branch); leave it out or choose"
+                    " another --wrt.",
+                )
+        elif idle:
+            notes.append(f"left out, never run or give no floating-point tensor: {_some(idle)}")
+    return notes
+
+
+def _never_ran(model: nn.Module, survey: Survey) -> list[str]:
+    ran = {record.call.name for record in survey.records}
+    return [
+        name
+        for name, module in model.named_modules()
+        if name and is_affine_layer(module) and name not in ran
+    ]
+
+
+def _nothing_left(survey: Survey, selection: Selection, independent: list[str]) -> LayerError:
+    if independent:
+        return LayerError(
+            f"no chosen layer depends on {_varied(selection)}: {_some(independent)}.",
+            "Is the forward pass detached, or run under torch.no_grad()?",
+        )
+    if not selection.include and not selection.exclude:
+        return LayerError(
+            "the model runs no Linear or Conv layer.",
+            f"Name modules with --layers. {_names_there_are(survey)}",
+        )
+    return LayerError("no layer is left to analyse.", _names_there_are(survey))
+
+
+def _names_there_are(survey: Survey) -> str:
+    labels = [f"{record.call.label} ({record.module})" for record in survey.records]
+    return f"Layers that run: {_some(labels, 20)}."
+
+
+def _varied(selection: Selection) -> str:
+    return f"the output of {selection.wrt!r}" if selection.wrt else "the input"
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,105 @@
+"""The surroundings in which a user's model runs: eval mode, no TF32, all flags put back after."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def analysis_setting(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Puts a model in eval mode with frozen parameters, and everything back afterwards.
+
+    Within, constants that a forward pass makes have the analysis dtype, TF32 is off, and attention
+    and recurrent layers use the kernels that forward-mode differentiation supports.
+
+    Args:
+        model: The network; its training flags, requires_grad flags, buffers (some forward passes
+            write to them) and the RNG state are left as found.
+        dtype: The dtype of the Jacobian.
+
+    Yields:
+        Nothing.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    default = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(_kernels(model, dtype))
+        try:
+            model.eval()
+            for parameter, _ in grads:
+                parameter.requires_grad_(False)
+            torch.set_default_dtype(dtype)
+            yield
+        finally:
+            torch.set_default_dtype(default)
+            for parameter, flag in grads:
+                parameter.requires_grad_(flag)
+            for module, mode in training:
+                module.training = mode
+            _restore(buffers)
+
+
+def _restore(buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
+    for module, name, buffer, saved in buffers:
+        if getattr(module, name) is not buffer:
+            setattr(module, name, buffer)
+        if not torch.equal(buffer, saved):
+            with torch.no_grad():
+                buffer.copy_(saved)
+
+
+@contextmanager
+def _kernels(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    has_recurrence = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        # Forward AD knows no fused attention kernel, on any device.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if has_recurrence:
+            # Neither oneDNN's nor cuDNN's fused recurrence has a forward-mode derivative, and
+            # cuDNN's backward refuses eval mode.
+            stack.enter_context(_set(torch.backends.cudnn, "enabled", False))
+            if dtype == torch.float32:
+                stack.enter_context(_set(torch.backends.mkldnn, "enabled", False))
+        stack.enter_context(_no_tf32())
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    with ExitStack() as stack:
+        if hasattr(matmul, "fp32_precision"):
+            # torch >= 2.9 raises when the old and the new switches are mixed.
+            for place in (matmul, getattr(cudnn, "conv"), getattr(cudnn, "rnn")):  # noqa: B009  # unknown to the type checker
+                stack.enter_context(_set(place, "fp32_precision", "ieee"))
+        else:
+            for place in (matmul, cudnn):
+                stack.enter_context(_set(place, "allow_tf32", False))
+        yield
+
+
+@contextmanager
+def _set(place: Any, name: str, value: object) -> Iterator[None]:
+    before = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)

@@ -1,0 +1,237 @@
+"""One forward pass over one point: which modules run, in what order, what they give and cost."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from localrank_cli.errors import LayerError, LocalrankError, ModelError
+from localrank_cli.layers.capture import Call
+from localrank_cli.layers.kinds import is_affine_layer
+from localrank_cli.layers.outputs import first_tensor, replace_first
+
+_LOW_PRECISION = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class CallRecord:
+    """What one call of one module gave for a batch of one point."""
+
+    call: Call
+    module: str  # class name
+    affine: bool  # Linear, Conv and their kin
+    shape: tuple[int, ...]  # of the first tensor output
+    depends: bool  # on the varied tensor
+    cost: float  # operations of the forward pass up to this output
+
+    @property
+    def numel(self) -> int:
+        """Entries of the output: n_out of the flattened Jacobian."""
+        size = 1
+        for length in self.shape:
+            size *= length
+        return size
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One forward pass of a model over one point."""
+
+    records: tuple[CallRecord, ...]  # calls that gave a floating-point tensor, as they ended
+    varied_shape: tuple[int, ...]  # of the varied tensor for a batch of one point
+    activations: int  # entries of all intermediate results for one point
+    has_low_precision: bool  # whether some operation gave less than the analysis dtype
+    silent: tuple[str, ...]  # modules that ran and gave no floating-point tensor
+
+    @property
+    def n_in(self) -> int:
+        """Entries of the varied tensor: n_in of the flattened Jacobian."""
+        size = 1
+        for length in self.varied_shape:
+            size *= length
+        return size
+
+    def find(self, call: Call) -> CallRecord | None:
+        """Looks a call up.
+
+        Args:
+            call: The call.
+
+        Returns:
+            Its record, or None when it did not happen.
+        """
+        return next((record for record in self.records if record.call == call), None)
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Counts operations and intermediate entries, and sees results of low precision."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.cost = 0.0
+        self.entries = 0
+        self.low_precision = False
+        self._low = tuple(low for low in _LOW_PRECISION if low.itemsize < dtype.itemsize)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if getattr(func, "is_view", False):
+            return out  # a transposed weight costs nothing and is no intermediate result
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor):
+                self.cost += tensor.numel()
+                self.entries += tensor.numel()
+                self.low_precision |= tensor.dtype in self._low
+        counter = flop_registry.get(getattr(func, "overloadpacket", func))
+        if counter is not None:
+            self.cost += counter(*args, **kwargs, out_val=out)
+        return out
+
+
+@dataclass
+class _Watch:
+    operations: _Operations
+    wrt: Call | None
+    varied: Tensor | None = None
+    records: list[CallRecord] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
+    running: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def enter(self, name: str) -> Any:
+        def on_input(module: nn.Module, _: object) -> None:
+            self.running.append(f"{name!r} ({type(module).__name__})")
+
+        return on_input
+
+    def leave(self, name: str) -> Any:
+        def on_output(module: nn.Module, _: object, output: object) -> object:
+            if self.running:
+                self.running.pop()
+            self.counts[name] = self.counts.get(name, 0) + 1
+            call = Call(name, self.counts[name])
+            tensor = first_tensor(output)
+            if tensor is None or not tensor.is_floating_point():
+                self.silent.append(call.label)
+                return None
+            replaced = None
+            if call == self.wrt:
+                # Cut off from what came before: only paths through this output are followed.
+                self.varied = tensor.detach().clone().requires_grad_(True)
+                tensor = self.varied.clone()
+                replaced = replace_first(output, tensor)
+            self.records.append(
+                CallRecord(
+                    call=call,
+                    module=type(module).__name__,
+                    affine=is_affine_layer(module),
+                    shape=tuple(tensor.shape),
+                    depends=tensor.requires_grad,
+                    cost=self.operations.cost,
+                )
+            )
+            return replaced
+
+        return on_output
+
+
+def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
+    """Runs one point through the model and records every module call.
+
+    To be called within `analysis_setting`.
+
+    Args:
+        model: The network.
+        point: A batch of one point.
+        wrt: The call whose output is the varied tensor; None for the network's input.
+
+    Returns:
+        What ran.
+
+    Raises:
+        ModelError: If the forward pass fails.
+        LayerError: If `wrt` did not run, or the input is of integers and there is no `wrt`.
+    """
+    floating = point.is_floating_point()
+    if wrt is None and not floating:
+        raise _integer_input(model)
+    inputs = point.clone().requires_grad_(True) if wrt is None else point
+    watch = _Watch(_Operations(point.dtype if floating else torch.get_default_dtype()), wrt)
+    with torch.enable_grad(), _watching(model, watch):
+        given = inputs.clone()  # a model may change its input in place
+        with watch.operations:
+            _forward(model, given, watch)
+    varied = inputs if wrt is None else watch.varied
+    if varied is None:
+        names = ", ".join(record.call.label for record in watch.records)
+        raise LayerError(
+            f"--wrt {wrt.label if wrt else ''}: that module did not run or gave no floating-point"
+            " tensor.",
+            f"Modules that run: {names}.",
+        )
+    return Survey(
+        records=tuple(watch.records),
+        varied_shape=tuple(varied.shape),
+        activations=watch.operations.entries,
+        has_low_precision=watch.operations.low_precision,
+        silent=tuple(watch.silent),
+    )
+
+
+def _forward(model: nn.Module, inputs: Tensor, watch: _Watch) -> None:
+    try:
+        model(inputs)
+    except LocalrankError:
+        raise
+    except Exception as error:  # whatever a user's forward may raise
+        place = f" in {watch.running[-1]}" if watch.running else ""
+        raise ModelError(
+            f"the model's forward pass failed{place} on one point of shape"
+            f" {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}:"
+            f" {type(error).__name__}: {_first_lines(error)}",
+            "Check the shape and type of the data against what the model expects"
+            " (a point is given as a batch of one).",
+        ) from error
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
+
+
+@contextmanager
+def _watching(model: nn.Module, watch: _Watch) -> Iterator[None]:
+    handles: list[Any] = []
+    try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_pre_hook(watch.enter(name)))
+                handles.append(module.register_forward_hook(watch.leave(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _integer_input(model: nn.Module) -> LayerError:
+    embeddings = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Embedding)
+    ]
+    if embeddings:
+        names = ", ".join(embeddings[:3])
+        return LayerError(
+            "the data are integers (tokens), which have no derivative.",
+            f"Differentiate with respect to an embedding instead: --wrt {embeddings[0]}"
+            f" (embeddings in this model: {names}).",
+        )
+    return LayerError(
+        "the data are integers, and the model's input must be floating point.",
+        "For pixels give a factor, for example --data-scale 0.00392156862745098 (1/255);"
+        " for tokens differentiate with respect to a module: --wrt NAME.",
+    )

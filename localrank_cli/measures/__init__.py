@@ -1,0 +1,1 @@
+"""What a spectrum says: ranks at tolerances, soft ranks, norms, information."""

@@ -1,0 +1,42 @@
+"""Local rank: how many singular values exceed a tolerance (Patel & Shwartz-Ziv, 2410.07687)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from localrank_cli.measures.tolerance import Tolerance
+from localrank_cli.spectrum.spectra import LayerSpectrum
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Counts at one tolerance, point by point."""
+
+    counts: Tensor  # (points,), int64: #{i: sigma_i > tol}
+    near: Tensor  # (points,), bool: the counts at 0.99 tol and at 1.01 tol differ
+    undecided: Tensor  # (points,), bool: a sigma is closer to tol than its rounding
+
+
+def local_ranks(spectrum: LayerSpectrum, tolerance: Tolerance) -> Ranks:
+    """Counts singular values strictly above tol = max(atol, rtol * sigma_1).
+
+    The rule is that of torch.linalg.matrix_rank and of the paper's own code.
+
+    Args:
+        spectrum: Of one layer; only its finite points are counted.
+        tolerance: The rule for tol.
+
+    Returns:
+        The counts at the finite points, in order.
+    """
+    values = spectrum.values[spectrum.finite]
+    rounding = spectrum.rounding[spectrum.finite].unsqueeze(1)
+    tol = tolerance.threshold(values[:, 0], spectrum.n_out, spectrum.n_in).unsqueeze(1)
+    below = (values > 0.99 * tol).sum(dim=1)
+    above = (values > 1.01 * tol).sum(dim=1)
+    # A floored value stands for anything from 0 to its rounding: the same rule covers it.
+    return Ranks(
+        counts=(values > tol).sum(dim=1),
+        near=below != above,
+        undecided=((values - tol).abs() <= rounding).any(dim=1) & (rounding[:, 0] > 0),
+    )

@@ -1,0 +1,52 @@
+"""From what value on a singular value counts."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EPS_FLOAT32 = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """An absolute or a relative tolerance; tol = max(atol, rtol * sigma_1)."""
+
+    atol: float = 0.0
+    rtol: float | None = 0.0  # None: "eps", max(n_out, n_in) * eps(float32)
+
+    @property
+    def label(self) -> str:
+        """What the table groups by: `atol=0.01`, `rtol=0.001`, `rtol=eps`."""
+        if self.rtol is None:
+            return "rtol=eps"
+        if self.rtol:
+            return f"rtol={self.rtol:.9g}"
+        return f"atol={self.atol:.9g}"
+
+    def relative(self, n_out: int, n_in: int) -> float:
+        """The factor of sigma_1 for a Jacobian of this shape.
+
+        `eps` is the rule of numpy and torch as applied to a float32 matrix.
+
+        Args:
+            n_out: Rows.
+            n_in: Columns.
+
+        Returns:
+            rtol as a number.
+        """
+        return max(n_out, n_in) * EPS_FLOAT32 if self.rtol is None else self.rtol
+
+    def threshold(self, spectral_norm: Tensor, n_out: int, n_in: int) -> Tensor:
+        """The value of tol at each point.
+
+        Args:
+            spectral_norm: sigma_1, shape (points,), float64.
+            n_out: Rows of the Jacobian.
+            n_in: Columns of the Jacobian.
+
+        Returns:
+            Shape (points,), float64.
+        """
+        return torch.clamp(self.relative(n_out, n_in) * spectral_norm, min=self.atol)

@@ -1,0 +1,147 @@
+"""Builds the user's network once, on the CPU."""
+
+import contextlib
+import copy
+import gc
+import inspect
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from localrank_cli.errors import ModelError
+from localrank_cli.userimport import ANY_FAULT
+
+
+def build_model(
+    factory: Callable[..., object], arguments: Mapping[str, Any], name: str
+) -> nn.Module:
+    """Calls the user's class or function.
+
+    On the CPU, never on `meta`: non-persistent buffers and plain tensor attributes would stay
+    there, and `.item()` in `__init__` would raise.
+
+    Args:
+        factory: An nn.Module class, or a function that returns a module.
+        arguments: `--model-arg`.
+        name: For messages.
+
+    Returns:
+        The module in eval mode, its parameters frozen; the RNG state is left as found.
+
+    Raises:
+        ModelError: If it cannot be called so, or returns no module.
+    """
+    if isinstance(factory, nn.Module):
+        raise ModelError(
+            f"{name} is a module, not a class or function that makes one.",
+            "Name the class, or a function that returns the module.",
+        )
+    if not callable(factory):
+        raise ModelError(
+            f"{name} is a {type(factory).__name__}, not an nn.Module class or a function.",
+            "Name the class, or a function that returns the module.",
+        )
+    _check_arguments(factory, arguments, name)
+    before = _modules_there_are()
+    try:
+        with torch.random.fork_rng(devices=[]), contextlib.chdir("."):
+            model = factory(**arguments)
+    except ANY_FAULT as error:
+        raise ModelError(
+            f"{name} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            "Check the --model-arg values; --debug shows the traceback.",
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{name} returned a {type(model).__name__}, not an nn.Module.",
+            "The function must return the module itself.",
+        )
+    _check_complete(model, name)
+    if any(model is other for other in before):
+        model = _own_copy(model, name)
+    model.eval()
+    return model.requires_grad_(False)
+
+
+def move_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Moves everything a module holds, plain tensor attributes too.
+
+    Args:
+        model: Changed in place.
+        device: Where to.
+        dtype: For floating-point tensors.
+    """
+    model.to(device=device, dtype=dtype)
+    for module in model.modules():
+        for key, value in list(vars(module).items()):
+            if isinstance(value, Tensor):
+                floating = value.is_floating_point()
+                setattr(module, key, value.to(device=device, dtype=dtype if floating else None))
+
+
+def _modules_there_are() -> list[nn.Module]:
+    # By type(): isinstance asks __class__, which lazily imported objects answer with an import.
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
+
+
+def _own_copy(model: nn.Module, name: str) -> nn.Module:
+    """Copies a module that existed before the user's function returned it: it stays as it is."""
+    for module in model.modules():
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # noqa: SLF001  # torch has no public way to ask
+        for thing in (*hooks, *vars(module).values()):
+            # A copy of a function still looks at the original's tensors.
+            if isinstance(thing, FunctionType) and thing.__closure__:
+                raise ModelError(
+                    f"{name} returned a module that was there before, and that cannot be copied"
+                    f" safely (it holds the function {thing.__qualname__}).",
+                    "Build the module inside the function.",
+                )
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a user's module may raise
+        raise ModelError(
+            f"{name} returned a module that was there before, and that cannot be copied"
+            f" ({type(error).__name__}: {' '.join(str(error).split())[:200]}).",
+            "Build the module inside the function.",
+        ) from error
+
+
+def _check_complete(model: nn.Module, name: str) -> None:
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+            raise ModelError(
+                f"{name}: {key} is of a lazy module and has no shape yet.",
+                "Run the model once on a point before the function returns it.",
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name}: {key} is on the meta device and has no values.",
+                "Build the model on the CPU.",
+            )
+
+
+def _check_arguments(
+    factory: Callable[..., object], arguments: Mapping[str, Any], name: str
+) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        wanted = ", ".join(str(parameter) for parameter in signature.parameters.values())
+        raise ModelError(
+            f"{name} cannot be called with {_described(arguments)}: {error}.",
+            f"It takes ({wanted}); give each as --model-arg NAME=VALUE.",
+        ) from error
+
+
+def _described(arguments: Mapping[str, Any]) -> str:
+    if not arguments:
+        return "no arguments"
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items())

@@ -1,0 +1,180 @@
+"""Fills a network with a checkpoint's weights, strictly."""
+
+import difflib
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from localrank_cli.errors import MismatchError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Expected:
+    """What a network's state dict must hold; known before any checkpoint fills it.
+
+    Args:
+        model: The network, freshly built (filling breaks the identity of tied parameters).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        state = {
+            key: value
+            for key, value in model.state_dict(keep_vars=True).items()
+            if isinstance(value, Tensor)
+        }
+        self.shapes: dict[str, tuple[int, ...]] = {
+            key: tuple(value.shape) for key, value in state.items()
+        }
+        owners: dict[int, list[str]] = {}
+        for key, value in state.items():
+            owners.setdefault(id(value), []).append(key)
+        self.tied = [keys for keys in owners.values() if len(keys) > 1]
+
+    def fits(self, shapes: Shapes) -> bool:
+        """Tells whether keys and shapes match exactly.
+
+        Args:
+            shapes: Of a checkpoint.
+
+        Returns:
+            True when loading will be exact; of tied parameters one name suffices, and BatchNorm's
+            counter of batches may be missing (files older than torch 0.4.1 have none).
+        """
+        return not any(self.differences(shapes))
+
+    def differences(self, shapes: Shapes) -> tuple[list[str], list[str], list[str]]:
+        """Compares a checkpoint's keys and shapes.
+
+        Args:
+            shapes: Of a checkpoint.
+
+        Returns:
+            Missing keys, unexpected keys, and keys of another shape.
+        """
+        present = set(shapes)
+        for keys in self.tied:
+            if present & set(keys):
+                present |= set(keys)
+        missing = [
+            key
+            for key in self.shapes
+            if key not in present and not key.endswith("num_batches_tracked")
+        ]
+        unexpected = [key for key in shapes if key not in self.shapes]
+        wrong = [
+            key for key in shapes if key in self.shapes and tuple(shapes[key]) != self.shapes[key]
+        ]
+        return missing, unexpected, wrong
+
+
+def fill_model(
+    model: nn.Module, expected: Expected, state: Mapping[str, Tensor], place: str
+) -> None:
+    """Loads a state dict strictly, without a copy where dtype and device allow it.
+
+    Args:
+        model: Changed in place; its dtype and device are kept.
+        expected: From the same model.
+        state: The checkpoint's tensors, under the model's names.
+        place: File and step, for messages.
+
+    Raises:
+        MismatchError: If anything is missing, unexpected, of another shape, or differs between
+            tied names.
+    """
+    complete = dict(state)
+    for keys in expected.tied:
+        _tie(complete, keys, place)
+    own = model.state_dict(keep_vars=True)
+    for key, value in complete.items():
+        like = own.get(key)
+        if isinstance(like, Tensor):
+            if like.is_floating_point() and not value.is_floating_point():
+                raise MismatchError(
+                    f"{place}: {key} holds {_type(value)}, expected floating-point numbers.",
+                    "Quantized and complex weights are not read: save them as floats.",
+                )
+            complete[key] = value.to(
+                device=like.device, dtype=like.dtype if value.is_floating_point() else None
+            )
+    try:
+        model.load_state_dict(complete, strict=True, assign=True)
+    except Exception as error:  # torch raises RuntimeError; a user's load hooks raise anything
+        shapes = {key: tuple(value.shape) for key, value in state.items()}
+        raise mismatch(expected, shapes, place, error) from error
+    model.requires_grad_(False)
+    model.eval()
+
+
+def mismatch(
+    expected: Expected, shapes: Shapes, place: str, error: Exception | None = None
+) -> MismatchError:
+    """Says what does not fit.
+
+    Args:
+        expected: Of the model.
+        shapes: Of the checkpoint.
+        place: File and step.
+        error: What torch said, for the case that keys and shapes alone do not tell.
+
+    Returns:
+        The error to raise.
+    """
+    missing, unexpected, wrong = expected.differences(shapes)
+    parts = []
+    if missing:
+        parts.append(f"missing: {_some([_with_nearest(key, unexpected) for key in missing])}")
+    if unexpected:
+        parts.append(f"unexpected: {_some(unexpected)}")
+    if wrong:
+        shown = [
+            f"{key} has shape {list(shapes[key])}, expected {list(expected.shapes[key])}"
+            for key in wrong
+        ]
+        parts.append(f"wrong shape: {_some(shown)}")
+    if not parts:
+        parts.append(" ".join(str(error).split())[:300])
+    return MismatchError(
+        f"{place}: the weights do not fit the model; {'; '.join(parts)}.",
+        "Check --model and --model-arg, or leave the file out with --pattern.",
+    )
+
+
+def _tie(state: dict[str, Tensor], keys: list[str], place: str) -> None:
+    present = [key for key in keys if key in state]
+    if not present:
+        return
+    first = state[present[0]]
+    for key in present[1:]:
+        if not _same(first, state[key]):
+            raise MismatchError(
+                f"{place}: {present[0]} and {key} are one parameter in the model and differ in"
+                " the file.",
+                "Build the model untied, as it was trained.",
+            )
+    for key in keys:
+        state.setdefault(key, first)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape:
+        return False
+    if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():
+        return True
+    # A diverged run's NaN is equal to itself here: its rows will say that it is not finite.
+    return bool(((first == second) | ((first != first) & (second != second))).all())  # noqa: PLR0124  # NaN in any dtype
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _with_nearest(key: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(key, names, n=1)
+    return f"{key} (nearest in the file: {near[0]})" if near else key
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

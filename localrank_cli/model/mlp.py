@@ -1,0 +1,162 @@
+"""A plain multilayer perceptron, inferred from nothing but its weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from localrank_cli.errors import ModelError
+from localrank_cli.model.activations import ACTIVATIONS
+from localrank_cli.model.order import two_orders
+
+_USE_MODEL = "Give the network's code: --model path/to/file.py:name."
+
+
+@dataclass(frozen=True)
+class MlpLayout:
+    """The Linear layers of an MLP in order of execution."""
+
+    names: tuple[str, ...]  # module names, such as "0", "2", "4" or "fc1", "fc2"
+    widths: tuple[int, ...]  # input, hidden ..., output
+    biases: tuple[bool, ...]
+
+    @property
+    def description(self) -> str:
+        """For notes: 784-100-10."""
+        return "-".join(map(str, self.widths))
+
+
+class InferredMlp(nn.Module):
+    """Linear layers with an activation between them, under the names of the weights.
+
+    Args:
+        layout: The layers.
+        activation: A name in ACTIVATIONS.
+    """
+
+    def __init__(self, layout: MlpLayout, activation: str) -> None:
+        super().__init__()
+        self._order = layout.names
+        self._n_in = layout.widths[0]
+        # In a tuple, so that it is no submodule: it has no state and is no layer of the user's.
+        self._act = (ACTIVATIONS[activation](),)
+        sizes = zip(layout.widths[:-1], layout.widths[1:], layout.biases, strict=True)
+        for name, (n_in, n_out, bias) in zip(layout.names, sizes, strict=True):
+            *parents, last = name.split(".")
+            place: nn.Module = self
+            try:
+                for parent in parents:
+                    if parent not in dict(place.named_children()):
+                        place.add_module(parent, nn.Module())
+                    place = place.get_submodule(parent)
+                place.add_module(last, nn.Linear(n_in, n_out, bias=bias))
+            except (KeyError, AttributeError) as error:  # empty, or taken by nn.Module itself
+                raise ModelError(f"no module can be named {name!r}.", _USE_MODEL) from error
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Applies the layers; a point of any shape is flattened first.
+
+        Args:
+            inputs: Shape (points, ...), with as many entries per point as the first layer takes.
+
+        Returns:
+            Shape (points, n_out).
+
+        Raises:
+            ModelError: If a point has another number of entries.
+        """
+        hidden = inputs.reshape(inputs.shape[0], -1)
+        if hidden.shape[1] != self._n_in:
+            raise ModelError(
+                f"the data's points have shape {tuple(inputs.shape[1:])},"
+                f" {hidden.shape[1]} values each; the first layer"
+                f" {self._order[0]!r} takes {self._n_in}.",
+                "Is this the data the network was trained on? Check --data and --data-key.",
+            )
+        for index, name in enumerate(self._order):
+            hidden = self.get_submodule(name)(self._act[0](hidden) if index else hidden)
+        return hidden
+
+
+def infer_mlp(shapes: Mapping[str, tuple[int, ...]], in_order: bool) -> MlpLayout:
+    """Reads the layers of a plain MLP off the shapes of its weights.
+
+    The order is certain in three ways only: the shapes fit in one order alone; or several fit and
+    the names differ in their numbers (`0`, `2`, `10`; `fc1`, `fc2`); or the file keeps the order
+    in which the layers were defined.
+
+    Args:
+        shapes: State-dict key -> shape.
+        in_order: Whether the mapping keeps the order in which the layers were defined.
+
+    Returns:
+        The layout.
+
+    Raises:
+        ModelError: If the weights are not those of a plain MLP, or the order is ambiguous.
+    """
+    weights, biases = _linear_layers(shapes)
+    orders, complete = two_orders(weights)
+    defined = tuple(weights)
+    if len(orders) == 1 and complete:
+        names = orders[0]
+    elif orders or not complete:
+        if not (in_order and _fits(defined, weights)):
+            fitting = " and as ".join(" -> ".join(order[:12]) for order in orders)
+            raise ModelError(
+                "the order of the layers is not certain: the weights fit"
+                f" {f'as {fitting}' if fitting else 'in many orders'}.",
+                _USE_MODEL,
+            )
+        names = defined
+    else:
+        sizes = [f"{name}: {n_in} -> {n_out}" for name, (n_out, n_in) in weights.items()]
+        raise ModelError(f"the Linear weights do not form one chain ({_some(sizes)}).", _USE_MODEL)
+    widths = (weights[names[0]][1], *(weights[name][0] for name in names))
+    return MlpLayout(names, widths, tuple(name in biases for name in names))
+
+
+def _linear_layers(
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    weights: dict[str, tuple[int, int]] = {}
+    biases: dict[str, tuple[int, ...]] = {}
+    odd: list[str] = []
+    for key, shape in shapes.items():
+        name, _, kind = key.rpartition(".")
+        if name and kind == "weight" and len(shape) == 2:
+            weights[name] = (shape[0], shape[1])
+        elif name and kind == "bias" and len(shape) == 1:
+            biases[name] = shape
+        else:
+            odd.append(f"{key} {list(shape)}")
+    odd += [
+        f"{name}.bias {list(shape)}"
+        for name, shape in biases.items()
+        if name not in weights or shape[0] != weights[name][0]
+    ]
+    odd += [f"{name}.weight inside another layer" for name in weights if _is_inside(name, weights)]
+    if odd or not weights:
+        raise ModelError(
+            "without --model the weights must be those of a plain MLP"
+            f" (0.weight, 0.bias, 2.weight, ...), but there is {_some(odd)}."
+            if odd
+            else "without --model the weights must be those of a plain MLP, and there is none.",
+            _USE_MODEL,
+        )
+    return weights, set(biases)
+
+
+def _some(texts: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def _is_inside(name: str, others: Mapping[str, object]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:length]) in others for length in range(1, len(parts)))
+
+
+def _fits(names: Sequence[str], weights: Mapping[str, tuple[int, int]]) -> bool:
+    return all(weights[before][0] == weights[after][1] for before, after in pairwise(names))

@@ -1,0 +1,163 @@
+"""What the user asked for, as given; None or empty where nothing was said."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localrank_cli.errors import UsageError
+
+if TYPE_CHECKING:  # torch is not imported where options are only parsed
+    from torch import Tensor, nn
+
+DTYPES = ("float64", "float32")
+
+
+@dataclass(frozen=True)
+class AnalyzeOptions:
+    """The arguments of `localrank analyze`, unresolved."""
+
+    checkpoints: tuple[Path, ...]
+    model: "str | Callable[..., nn.Module] | None" = None
+    model_args: tuple[tuple[str, Any], ...] = ()
+    activation: str | None = None
+    data: "str | Tensor | None" = None
+    data_key: str | None = None
+    data_scale: float | None = None
+    points: int | None = None
+    seed: int | None = None
+    layers: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    wrt: str | None = None
+    atol: tuple[float, ...] = ()
+    rtol: tuple[float | None, ...] = ()  # None: eps
+    noise: float | None = None
+    dtype: str | None = None
+    input_metric: str | None = None
+    device: str = "auto"
+    pattern: str = ""
+    output: Path | None = None
+    trust_model: bool = False
+    trust_pickle: bool = False
+
+
+def check_options(options: AnalyzeOptions) -> None:
+    """Checks everything that can be seen without opening a file or importing torch.
+
+    Args:
+        options: As given.
+
+    Raises:
+        UsageError: If something is wrong.
+    """
+    if not options.checkpoints:
+        raise UsageError("no checkpoints were named.", "Name a folder of checkpoints.")
+    check_tolerances(options.atol, options.rtol)
+    check_numbers(options.noise, options.points, options.seed, options.data_scale)
+    check_words(options.dtype, options.input_metric)
+    _check_device(options.device)
+
+
+def check_tolerances(atol: Sequence[float], rtol: Sequence[float | None]) -> None:
+    """Checks tolerances, of flags or of a series' own settings.
+
+    Args:
+        atol: Absolute tolerances.
+        rtol: Relative tolerances; None is eps.
+
+    Raises:
+        UsageError: If one is out of range.
+    """
+    for value in atol:
+        if not _positive(value):
+            raise UsageError(
+                f"--atol {value:g}: a tolerance must be positive and finite.",
+                "Below the rounding of the SVD every count is noise: with --atol 0 every layer"
+                " would have full rank. Use --rtol eps for the least tolerance that means"
+                " something.",
+            )
+    for relative in rtol:
+        if relative is None:
+            continue
+        if not _positive(relative):
+            raise UsageError(
+                f"--rtol {relative:g}: a tolerance must be positive.",
+                "Below the rounding of the SVD every count is noise. Use --rtol eps for the least"
+                " tolerance that means something.",
+            )
+        if relative >= 1:
+            raise UsageError(
+                f"--rtol {relative:g}: must be under 1.", "No singular value exceeds sigma_1."
+            )
+
+
+def check_numbers(
+    noise: float | None, points: int | None, seed: int | None, scale: float | None
+) -> None:
+    """Checks the numbers that flags and a series' own settings share.
+
+    Args:
+        noise: Standard deviation.
+        points: How many points.
+        seed: Of the draw.
+        scale: Of the data.
+
+    Raises:
+        UsageError: If one is out of range.
+    """
+    if noise is not None and not _positive(noise):
+        raise UsageError(f"--noise {noise:g}: must be positive and finite.")
+    if points is not None and points < 1:
+        raise UsageError(f"--points {points}: at least 1.")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise UsageError(f"--seed {seed}: a number from 0 to 2^63 - 1.")
+    if scale is not None and not _positive(abs(scale)):
+        raise UsageError(f"--data-scale {scale}: a finite number other than 0.")
+
+
+def check_words(dtype: str | None, input_metric: str | None) -> None:
+    """Checks settings that take one of a few words.
+
+    Args:
+        dtype: Of the Jacobian.
+        input_metric: Of the varied tensor.
+
+    Raises:
+        UsageError: If a word is not known.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: not known.", f"Known are {' and '.join(DTYPES)}.")
+    if input_metric is not None and input_metric != "identity":
+        raise UsageError(f"--input-metric {input_metric}: not known.", "Known is identity.")
+
+
+def parse_rtol(text: str) -> float | None:
+    """Reads a relative tolerance.
+
+    Args:
+        text: A number, or `eps`.
+
+    Returns:
+        The number; None for eps.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    if text.strip().lower() == "eps":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--rtol {text}: neither a number nor eps.") from None
+
+
+def _positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _check_device(device: str) -> None:
+    kind, _, index = device.partition(":")
+    known = device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal())
+    if not known:
+        raise UsageError(f"--device {device}: not known.", "Known are auto, cpu, cuda and cuda:K.")

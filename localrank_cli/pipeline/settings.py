@@ -1,0 +1,245 @@
+"""Settings of one series: a flag beats its `localrank.toml`, which beats the default."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.layers.select import Selection
+from localrank_cli.measures.tolerance import Tolerance
+from localrank_cli.model.activations import ACTIVATIONS
+from localrank_cli.pipeline.folder_settings import FolderSettings, inside
+from localrank_cli.pipeline.options import AnalyzeOptions
+from localrank_cli.points.source import DataSource, check_source
+from localrank_cli.userimport import CodeSpec
+
+DEFAULT_ATOL = 0.01
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Where the network comes from: code, or the weights alone."""
+
+    code: CodeSpec | None
+    factory: Callable[..., nn.Module] | None  # given from Python
+    arguments: dict[str, Any]
+    activation: str
+
+    @property
+    def is_inferred(self) -> bool:
+        """Whether the network is a plain MLP inferred from its weights."""
+        return self.code is None and self.factory is None
+
+    @property
+    def description(self) -> str:
+        """For notes and the manifest."""
+        if self.code is not None:
+            return f"{self.code.place}:{self.code.name}"
+        if self.factory is not None:
+            return getattr(self.factory, "__qualname__", repr(self.factory))
+        return f"plain MLP inferred from the weights, {self.activation}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the numbers of one series."""
+
+    model: ModelChoice
+    source: DataSource
+    selection: Selection
+    tolerances: tuple[Tolerance, ...]
+    noise: float
+    dtype: torch.dtype
+    columns: dict[str, str | int | float]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dtype_name(self) -> str:
+        """`float64` or `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def resolve(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> Settings:
+    """Merges flags, the series' own settings and the defaults.
+
+    A `--model` or `--data` flag also puts aside what the file says to describe its own model or
+    data (model-arg; data-key, data-scale).
+
+    Args:
+        options: The flags.
+        own: The series' file.
+        folder: The series.
+
+    Returns:
+        The settings.
+
+    Raises:
+        SettingsError: If the file names code without --trust-model, or something is missing.
+    """
+    notes: list[str] = []
+    model = _model(options, own, folder, notes)
+    include, exclude = _patterns(options, own)
+    wrt = options.wrt if options.wrt is not None else own.wrt
+    noise = _first(options.noise, own.noise, 1.0)
+    return Settings(
+        model=model,
+        source=_source(options, own, folder),
+        selection=Selection(include, exclude, wrt or ""),
+        tolerances=_tolerances(options, own),
+        noise=noise,
+        dtype=getattr(torch, options.dtype or own.dtype or "float64"),
+        columns=own.columns,
+        notes=tuple(notes),
+    )
+
+
+def _model(
+    options: AnalyzeOptions, own: FolderSettings, folder: Path, notes: list[str]
+) -> ModelChoice:
+    activation = _first(options.activation, own.activation, "relu")
+    if activation not in ACTIVATIONS:
+        raise SettingsError(
+            f"{own.path}: activation = {activation!r} is not known.",
+            f"Known are {', '.join(ACTIVATIONS)}.",
+        )
+    arguments = dict(options.model_args)
+    code: CodeSpec | None = None
+    factory: Callable[..., nn.Module] | None = None
+    if isinstance(options.model, str):
+        code = _code(options.model, "--model")
+    elif options.model is not None:
+        factory = options.model
+    elif own.model is not None:
+        code = _trusted(_own_code(own.model, own), "model", options, own, folder)
+        arguments = own.model_args | arguments
+    elif arguments or own.model_args:
+        raise SettingsError(
+            "--model-arg was given without --model.", "A plain MLP takes no arguments."
+        )
+    if options.activation and (code or factory):
+        notes.append("--activation is ignored: the model's own code decides")
+    return ModelChoice(code, factory, arguments, activation)
+
+
+def check_names(options: AnalyzeOptions) -> None:
+    """Checks the form of what flags name, without opening a file.
+
+    Args:
+        options: The flags.
+
+    Raises:
+        UsageError: If something has no known form.
+    """
+    if options.activation is not None and options.activation not in ACTIVATIONS:
+        raise UsageError(
+            f"--activation {options.activation}: not known.",
+            f"Known are {', '.join(ACTIVATIONS)}.",
+        )
+    if isinstance(options.model, str):
+        _code(options.model, "--model")
+    if isinstance(options.data, str):
+        check_source(options.data)
+
+
+def _code(text: str, option: str) -> CodeSpec:
+    code = CodeSpec.parse(text)
+    if code is None:
+        raise UsageError(
+            f"{option} {text}: not of the form path/to/file.py:name or package.module:name.",
+            "Name the class, or a function that returns the module, after a colon.",
+        )
+    return code
+
+
+def _own_code(text: str, own: FolderSettings) -> CodeSpec:
+    try:
+        return _code(text, "model =")
+    except UsageError as error:
+        raise SettingsError(f"{own.path}: {error.what}", error.advice) from error
+
+
+def _trusted(
+    code: CodeSpec, key: str, options: AnalyzeOptions, own: FolderSettings, folder: Path
+) -> CodeSpec:
+    if not options.trust_model:
+        raise SettingsError(
+            f"{own.path}: names code to run, {code.place}:{code.name}.",
+            "Code that came with a folder runs only when you ask for it: read it, then pass"
+            " --trust-model (or name it yourself with --model or --data).",
+        )
+    if code.is_file:
+        return CodeSpec(str(inside(folder, code.place, key)), code.name)
+    return code
+
+
+def _source(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> DataSource:
+    count = _first(options.points, own.points, None)
+    seed = _first(options.seed, own.seed, 0)
+    if options.data is not None:
+        text = options.data if isinstance(options.data, str) else ""
+        array = options.data if isinstance(options.data, Tensor) else None
+        key, scale = options.data_key or "", options.data_scale
+        return DataSource(text, key, scale, count, seed, array)
+    if own.data is None:
+        raise SettingsError(
+            f"{folder}: no data to take points from.",
+            "Give --data FILE (.safetensors, .npz, .npy, .pt), --data file.py:name, or"
+            " --data normal:784 for random points of that shape.",
+        )
+    key = _first(options.data_key, own.data_key, "")
+    scale = _first(options.data_scale, own.data_scale, None)
+    return DataSource(_own_data(own.data, options, own, folder), key, scale, count, seed)
+
+
+def _own_data(text: str, options: AnalyzeOptions, own: FolderSettings, folder: Path) -> str:
+    try:
+        check_source(text)
+    except UsageError as error:
+        raise SettingsError(f"{own.path}: {error.what}", error.advice) from error
+    source = DataSource(text)
+    if source.path is not None:
+        return str(inside(folder, text, "data"))
+    if source.code is not None:
+        code = _trusted(source.code, "data", options, own, folder)
+        return f"{code.place}:{code.name}"
+    return text
+
+
+def own_files(own: FolderSettings, folder: Path) -> list[Path]:
+    """Files that a series' settings name as data: they are no checkpoints, used or not.
+
+    Args:
+        own: The series' file.
+        folder: The series.
+
+    Returns:
+        Paths.
+    """
+    return [folder / own.data] if own.data is not None else []
+
+
+def _patterns(
+    options: AnalyzeOptions, own: FolderSettings
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    patterns = options.layers or own.layers
+    include = tuple(pattern for pattern in patterns if not pattern.startswith("!"))
+    exclude = tuple(pattern[1:] for pattern in patterns if pattern.startswith("!"))
+    return include, exclude + options.exclude
+
+
+def _tolerances(options: AnalyzeOptions, own: FolderSettings) -> tuple[Tolerance, ...]:
+    atol, rtol = options.atol, options.rtol
+    if not atol and not rtol:
+        atol, rtol = own.atol, own.rtol
+    if not atol and not rtol:
+        atol = (DEFAULT_ATOL,)
+    every = [Tolerance(atol=value) for value in atol] + [Tolerance(rtol=value) for value in rtol]
+    return tuple({tolerance.label: tolerance for tolerance in every}.values())
+
+
+def _first(flag: Any, own: Any, default: Any) -> Any:
+    return flag if flag is not None else own if own is not None else default

@@ -1,0 +1,1 @@
+"""The points at which Jacobians are taken."""

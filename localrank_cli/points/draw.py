@@ -1,0 +1,120 @@
+"""Draws the points from the data: the same ones at every checkpoint."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from localrank_cli.errors import DataError
+
+DEFAULT_POINTS = 64
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Points:
+    """The drawn points."""
+
+    tensor: Tensor  # (points, ...), float64 or int64, CPU
+    indices: tuple[int, ...]  # into the data's first axis, sorted
+    n_data: int | None  # entries of the data's first axis; None where points are drawn at will
+    notes: tuple[str, ...] = ()
+
+
+def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name: str) -> Points:
+    """Draws points without replacement, indices sorted.
+
+    Args:
+        data: First axis the points, any real dtype.
+        wanted: How many (`--points`); None for the default of 64, or all where there are fewer.
+        seed: Of the draw.
+        scale: A factor (`--data-scale`); None leaves integers integers.
+        name: Of the data, for messages.
+
+    Returns:
+        The points; float64, or int64 for integer data without a scale.
+
+    Raises:
+        DataError: If there are too few, or a value is not finite.
+    """
+    if data.ndim == 0 or data.shape[0] == 0 or data.numel() == 0:
+        raise DataError(f"{name}: holds no points (shape {tuple(data.shape)}).", "Check --data.")
+    if data.is_complex():
+        raise DataError(f"{name}: complex data are not supported.", "Give real numbers.")
+    _check_finite(data, name)
+    total = data.shape[0]
+    notes: list[str] = []
+    count = DEFAULT_POINTS if wanted is None else wanted
+    if total < count:
+        if wanted is not None:
+            raise DataError(
+                f"{name}: {wanted} points were asked for and there are {total}.",
+                f"Ask for at most --points {total}.",
+            )
+        notes.append(f"{name} holds {total} points, fewer than {count}: all are taken")
+        count = total
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randperm(total, generator=generator)[:count].sort().values
+    chosen = data[indices]
+    if scale is not None:
+        chosen = chosen.to(torch.float64) * scale
+        if not torch.isfinite(chosen).all():
+            raise DataError(
+                f"{name}: times {scale:g} some values are not finite.", "Check --data-scale."
+            )
+    elif chosen.is_floating_point():
+        chosen = chosen.to(torch.float64)
+    else:
+        chosen = chosen.to(torch.int64)
+    return Points(chosen, tuple(indices.tolist()), total, tuple(notes))
+
+
+def sample(
+    kind: str, shape: tuple[int, ...], wanted: int | None, seed: int, scale: float | None = None
+) -> Points:
+    """Draws points from a known distribution.
+
+    Args:
+        kind: `normal`, N(0, 1) entries, or `uniform`, entries in [0, 1).
+        shape: Of one point.
+        wanted: How many; None for the default of 64.
+        seed: Of the draw.
+        scale: A factor, or None.
+
+    Returns:
+        The points, float64.
+
+    Raises:
+        DataError: If they do not fit into memory.
+    """
+    count = DEFAULT_POINTS if wanted is None else wanted
+    generator = torch.Generator().manual_seed(seed)
+    make = torch.randn if kind == "normal" else torch.rand
+    try:
+        tensor = make((count, *shape), generator=generator, dtype=torch.float64)
+    except (RuntimeError, TypeError, MemoryError) as error:  # TypeError: beyond 64 bits
+        raise DataError(
+            f"--data {kind}:{'x'.join(map(str, shape))}: {count} such points do not fit into"
+            " memory.",
+            "Ask for fewer --points or a smaller shape.",
+        ) from error
+    return Points(tensor if scale is None else tensor * scale, tuple(range(count)), None)
+
+
+def _check_finite(data: Tensor, name: str) -> None:
+    if not data.is_floating_point():
+        return
+    for start in range(0, data.shape[0], _ROWS_AT_ONCE):
+        rows = (
+            data[start : start + _ROWS_AT_ONCE].flatten(1)
+            if data.ndim > 1
+            else data[start : start + _ROWS_AT_ONCE].unsqueeze(1)
+        )
+        bad = (~torch.isfinite(rows)).any(dim=1).nonzero()
+        if bad.numel():
+            index = start + int(bad[0])
+            value = next(v for v in data[index].flatten().tolist() if v - v != 0)
+            raise DataError(
+                f"{name}: the value {value} at point {index}.",
+                "Remove or mend the points with NaN or infinite values.",
+            )

@@ -1,0 +1,154 @@
+"""Arrays from data files, without running code."""
+
+import hashlib
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from localrank_cli.errors import DataError, LocalrankError, SettingsError
+
+SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
+_DEFAULT_KEYS = ("x", "inputs", "images")
+
+
+def load_array(path: Path, key: str) -> tuple[Tensor, str]:
+    """Reads the points' array from a file.
+
+    Args:
+        path: A .safetensors, .npz, .npy, .pt or .pth file.
+        key: Which array (`--data-key`); empty for the only one, else `x`, `inputs` or `images`.
+
+    Returns:
+        The array, first axis the points, in its own dtype; and the key it stood under.
+
+    Raises:
+        DataError: If it cannot be read.
+        SettingsError: If it is not clear which array is meant.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such data file.", "Check --data.")
+    try:
+        loaded = _load(path)
+        if isinstance(loaded, Tensor):
+            chosen, found = "", loaded
+        else:
+            # Members of an .npz are read only now: labels stay unread.
+            chosen = _choose(sorted(map(str, loaded)), key, path)
+            found = _tensor(loaded[chosen], path, chosen)
+    except LocalrankError:
+        raise
+    except (OSError, ValueError, SafetensorError, EOFError, RuntimeError, pickle.PickleError) as e:
+        raise DataError(
+            f"{path}: cannot be read ({_reason(e)}).",
+            "Known are .safetensors, .npz, .npy and .pt with plain arrays; no pickled objects.",
+        ) from e
+    except Exception as e:  # zipfile and numpy raise errors of their own for damaged files
+        raise DataError(
+            f"{path}: cannot be read ({type(e).__name__}).", "Is the file complete?"
+        ) from e
+    if key and not chosen:
+        raise SettingsError(f"--data-key {key}: {path} holds one array without a name.")
+    return found, chosen
+
+
+def from_numpy(array: "np.ndarray[Any, Any]", where: str) -> Tensor:
+    """Turns an array into a tensor.
+
+    Args:
+        array: Of any real dtype.
+        where: For messages.
+
+    Returns:
+        The same numbers; unsigned integers as int64, extended precision as float64.
+
+    Raises:
+        DataError: If it does not hold numbers.
+    """
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{where} has dtype {array.dtype}.", "Real numbers are needed.")
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if array.size and kind == "u" and size == 8 and array.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{where} has integers above 2^63 - 1.", "Save it as floating point.")
+    if (kind == "f" and size > 8) or (kind == "u" and size > 1):
+        array = array.astype(np.float64 if kind == "f" else np.int64)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Hex digits.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(path: Path) -> Tensor | Mapping[str, Any]:
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return load_file(path)
+    if suffix == ".npy":
+        return _tensor(np.load(path, allow_pickle=False), path, "")
+    if suffix == ".npz":
+        # Not a context manager: members are read when asked for, which keeps labels unread.
+        file: Mapping[str, Any] = np.load(path, allow_pickle=False)
+        return file
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(loaded, Tensor):
+        return _tensor(loaded, path, "")
+    if isinstance(loaded, (tuple, list)):
+        return {str(index): value for index, value in enumerate(loaded)}
+    if isinstance(loaded, Mapping):
+        return {str(name): value for name, value in loaded.items()}
+    raise ValueError(f"holds a {type(loaded).__name__}, not tensors")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.PickleError):
+        return "it holds more than tensors, or is no torch file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _choose(keys: list[str], key: str, path: Path) -> str:
+    names = ", ".join(keys) or "none"
+    if key:
+        if key not in keys:
+            raise SettingsError(f"{path} has no array {key!r}.", f"Its arrays: {names}.")
+        return key
+    if len(keys) == 1:
+        return keys[0]
+    for default in _DEFAULT_KEYS:
+        if default in keys:
+            return default
+    if not keys:
+        raise DataError(f"{path} holds no array.", "Check --data.")
+    raise SettingsError(f"{path} holds several arrays: {names}.", "Say which with --data-key NAME.")
+
+
+def _tensor(value: object, path: Path, key: str) -> Tensor:
+    where = f"{path}[{key}]" if key else str(path)
+    if isinstance(value, np.ndarray):
+        return from_numpy(value, where)
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_quantized or value.is_nested:
+            raise DataError(f"{where} is no plain tensor.", "Save it dense: x.to_dense().")
+        return value.detach()
+    raise DataError(f"{where} is a {type(value).__name__}, not an array.", "Check --data-key.")

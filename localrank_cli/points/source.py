@@ -1,0 +1,133 @@
+"""What `--data` names: a file, the user's code, or a distribution."""
+
+import contextlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from localrank_cli.errors import DataError, SettingsError, UsageError
+from localrank_cli.points.draw import Points, draw, sample
+from localrank_cli.points.files import SUFFIXES, file_hash, from_numpy, load_array
+from localrank_cli.userimport import ANY_FAULT, CodeSpec, import_object
+
+_DISTRIBUTION = re.compile(r"^(normal|uniform):(\d+(?:x\d+)*)$")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Parsed `--data` with what belongs to it."""
+
+    text: str  # as given
+    key: str = ""
+    scale: float | None = None
+    count: int | None = None  # None: the default number of points
+    seed: int = 0
+    array: Tensor | None = None  # given from Python instead of a name
+
+    @property
+    def path(self) -> Path | None:
+        """The data file, when it is one."""
+        return Path(self.text) if Path(self.text).suffix.lower() in SUFFIXES else None
+
+    @property
+    def code(self) -> CodeSpec | None:
+        """The user's code, when it is that."""
+        return None if self.path is not None else CodeSpec.parse(self.text)
+
+
+def check_source(text: str) -> None:
+    """Checks the form of `--data` without opening a file.
+
+    Args:
+        text: What the user typed.
+
+    Raises:
+        UsageError: If it has no known form.
+    """
+    source = DataSource(text)
+    match = _DISTRIBUTION.match(text)
+    if match is not None:
+        if 0 in _shape(match.group(2)):
+            raise UsageError(f"--data {text}: a point of that shape has no entries.")
+    elif source.path is None and source.code is None:
+        raise UsageError(
+            f"--data {text}: not a known form.",
+            "Known are .safetensors, .npz, .npy and .pt files, file.py:name, normal:3x32x32 and"
+            " uniform:784.",
+        )
+
+
+def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
+    """Loads the data and draws the points.
+
+    Args:
+        source: What was asked for.
+
+    Returns:
+        The points, and a description for the manifest.
+
+    Raises:
+        DataError: If the data do not serve.
+        SettingsError: If an array is named where arrays have no names.
+    """
+    if source.key and source.path is None:
+        raise SettingsError(
+            f"--data-key {source.key}: the data have no named arrays.", "Leave it out."
+        )
+    if source.array is not None:
+        array = source.array.detach().cpu()
+        return _drawn(array, source, "the data"), {"data": "from Python"}
+    match = _DISTRIBUTION.match(source.text)
+    if match is not None:
+        shape = _shape(match.group(2))
+        points = sample(match.group(1), shape, source.count, source.seed, source.scale)
+        return points, {"data": source.text}
+    if source.path is not None:
+        array, key = load_array(source.path, source.key)
+        name = f"{source.path}[{key}]" if key else str(source.path)
+        described: dict[str, object] = {
+            "data": str(source.path.resolve()),
+            "data_key": key,
+            "data_sha256": file_hash(source.path),
+        }
+        return _drawn(array, source, name), described
+    code = source.code
+    if code is None:
+        raise UsageError(f"--data {source.text}: not a known form.")
+    described = {"data": source.text}
+    if code.is_file:
+        described["data_sha256"] = file_hash(Path(code.place))
+    return _drawn(_from_code(code), source, source.text), described
+
+
+def _drawn(array: Tensor, source: DataSource, name: str) -> Points:
+    return draw(array, source.count, source.seed, source.scale, name)
+
+
+def _from_code(code: CodeSpec) -> Tensor:
+    found = import_object(code, "--data")
+    name = f"--data {code.place}:{code.name}"
+    if not isinstance(found, (Tensor, np.ndarray)) and callable(found):
+        try:
+            with contextlib.chdir("."):
+                found = found()
+        except ANY_FAULT as error:
+            raise DataError(
+                f"{name} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                "It is called without arguments and must return a tensor or an array.",
+            ) from error
+    if isinstance(found, np.ndarray):
+        return from_numpy(found, name)
+    if isinstance(found, Tensor):
+        return found.detach().cpu()
+    raise DataError(
+        f"{name} gave a {type(found).__name__}.",
+        "A tensor or an array is needed, with the points on its first axis.",
+    )
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    return tuple(int(length) for length in text.split("x"))

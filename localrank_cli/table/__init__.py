@@ -1,0 +1,1 @@
+"""The tidy table: columns, files, manifest."""

@@ -1,0 +1,75 @@
+"""The columns of the table, in order, and one row's cells."""
+
+from collections.abc import Mapping
+
+Cell = str | int | float | None
+Row = Mapping[str, Cell]
+
+STR, INT, OPTIONAL_INT, FLOAT = "str", "int", "optional int", "float"
+
+AVERAGED = (
+    "effective_rank",
+    "stable_rank",
+    "participation_ratio",
+    "spectral_norm",
+    "jacobian_norm",
+    "gaussian_information",
+)
+
+COLUMNS: dict[str, str] = {
+    "run": STR,
+    "checkpoint": STR,
+    "step": INT,
+    "layer": STR,
+    "layer_index": INT,
+    "module": STR,
+    "n_in": INT,
+    "n_out": INT,
+    "max_rank": INT,
+    "n_points": INT,
+    "n_failed": INT,
+    "wrt": STR,
+    "input_metric": STR,
+    "dtype": STR,
+    "tolerance": STR,
+    "atol": FLOAT,
+    "rtol": FLOAT,
+    "local_rank": FLOAT,
+    "local_rank_se": FLOAT,
+    "rank_min": OPTIONAL_INT,
+    "rank_max": OPTIONAL_INT,
+    "near_tol": FLOAT,
+    "n_undecided": INT,
+    **{name: FLOAT for measure in AVERAGED for name in (measure, f"{measure}_se")},
+    "method": STR,
+    "status": STR,
+    "message": STR,
+}
+
+
+def header(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """All column names.
+
+    Args:
+        extra: Optional columns, which come after `message`.
+
+    Returns:
+        The names in order.
+    """
+    return (*COLUMNS, *extra)
+
+
+def as_text(cell: Cell) -> str:
+    """A cell as CSV shows it: 9 significant digits, `.` decimals, empty for missing.
+
+    Args:
+        cell: The value.
+
+    Returns:
+        The text.
+    """
+    if cell is None:
+        return ""
+    if isinstance(cell, float):
+        return format(cell, ".9g")
+    return " ".join(cell.splitlines()) if isinstance(cell, str) else str(cell)

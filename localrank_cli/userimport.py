@@ -1,0 +1,145 @@
+"""Imports an object that the user named: `path/to/file.py:name` or `package.module:name`."""
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from localrank_cli.errors import LocalrankError
+
+# Whatever a user's code may raise; a script that parses its arguments when imported exits.
+ANY_FAULT = (Exception, SystemExit)
+
+# Modules beside an imported file -> their folder. Two series may bring files of the same name.
+_beside: dict[str, Path] = {}
+
+
+class CodeError(LocalrankError):
+    """The user's code cannot be imported, or has no such name."""
+
+
+@dataclass(frozen=True)
+class CodeSpec:
+    """Where an object lives."""
+
+    place: str  # a .py file, or a module's dotted name
+    name: str
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the place is a file."""
+        return self.place.endswith(".py")
+
+    @classmethod
+    def parse(cls, text: str) -> "CodeSpec | None":
+        """Reads `place:name`.
+
+        Args:
+            text: What the user typed.
+
+        Returns:
+            The spec, or None when the text has no such form.
+        """
+        place, colon, name = text.rpartition(":")
+        if not colon or not place or not name.replace(".", "_").isidentifier():
+            return None
+        if place.endswith(".py") or all(part.isidentifier() for part in place.split(".")):
+            return cls(place, name)
+        return None
+
+
+def import_object(spec: CodeSpec, option: str) -> object:
+    """Imports the module and takes the object out of it.
+
+    Args:
+        spec: Where it lives.
+        option: The option that named it, for messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        CodeError: If the module does not import or has no such name.
+    """
+    module = _from_file(spec, option) if spec.is_file else _from_package(spec, option)
+    found: object = module
+    for part in spec.name.split("."):
+        if not hasattr(found, part):
+            names = [name for name in vars(module) if not name.startswith("_")]
+            raise CodeError(
+                f"{option} {spec.place}:{spec.name}: {spec.place} has no {part!r}.",
+                f"It has: {', '.join(names[:12]) or 'nothing'}.",
+            )
+        found = getattr(found, part)
+    return found
+
+
+def _from_file(spec: CodeSpec, option: str) -> ModuleType:
+    path = Path(spec.place).resolve()
+    if not path.is_file():
+        raise CodeError(f"{option}: there is no file {spec.place}.", "Check the path.")
+    module_name = f"localrank_user_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise CodeError(f"{option}: {spec.place} cannot be imported.", "Is it a Python file?")
+    module = importlib.util.module_from_spec(module_spec)
+    # Registered before it runs, as `import` does: dataclasses and pickles look their module up.
+    sys.modules[module_name] = module
+    try:
+        with _folder_on_path(path.parent), contextlib.chdir("."):
+            module_spec.loader.exec_module(module)
+    except ANY_FAULT as error:
+        sys.modules.pop(module_name, None)
+        raise _does_not_import(spec, option, error) from error
+    return module
+
+
+@contextlib.contextmanager
+def _folder_on_path(folder: Path) -> Iterator[None]:
+    """Lets a file import its neighbours as in `python file.py`, and not those of another file."""
+    for name, place in list(_beside.items()):
+        if place != folder:
+            sys.modules.pop(name, None)
+            del _beside[name]
+    before = set(sys.modules)
+    text = str(folder)
+    elsewhere = [entry for entry in sys.path if entry != text]
+    sys.path[:] = [text, *elsewhere]
+    try:
+        yield
+    finally:
+        # Last from now on: imports inside functions still find the folder, and it hides nothing.
+        sys.path[:] = [*(entry for entry in sys.path if entry != text), text]
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and Path(origin).is_relative_to(folder):
+                _beside[name] = folder
+
+
+def _from_package(spec: CodeSpec, option: str) -> ModuleType:
+    # `python -m` has the working directory on the path; the console script does not.
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        with contextlib.chdir("."):
+            return importlib.import_module(spec.place)
+    except ANY_FAULT as error:
+        raise _does_not_import(spec, option, error) from error
+
+
+def _does_not_import(spec: CodeSpec, option: str, error: BaseException) -> CodeError:
+    line = ""
+    trace = error.__traceback__
+    while trace is not None:
+        if spec.is_file and trace.tb_frame.f_code.co_filename == str(Path(spec.place).resolve()):
+            line = f" (line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return CodeError(
+        f"{option}: {spec.place} does not import{line}: {type(error).__name__}:"
+        f" {' '.join(str(error).split())[:300]}",
+        "Run it with python to see the whole traceback, or pass --debug.",
+    )

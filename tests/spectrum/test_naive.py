@@ -1,0 +1,100 @@
+"""Every case by every mode of differentiation, against rows made one by one and numpy's SVD."""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+
+from localrank_cli.jacobian.engine import Modes
+from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.tolerance import Tolerance
+from tests.asking import numbers, spectra_of_case
+from tests.cases import CASES, Case, params
+from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
+
+# torch says so where vmap has no rule for an operation (Bilinear): slow, and right all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+
+# Both sides multiply the same factors in another order. An entry is then off by at most k u per
+# layer times the product of the factors' norms: k <= 50 terms in a sum, at most 10 layers deep,
+# u = 2^-53, and in these networks the norms' product is under 20 sigma_1. Weyl: singular values
+# move by no more than the matrix, whose norm is at most 10 times its largest entry here.
+BOUND = 50 * 10 * 2.0**-53 * 20 * 10  # 1.1e-11
+
+# Where a part is float32, that part's rounding (u = 2^-24) counts, in the few elementwise
+# operations of the one case: a handful of roundings times a ratio of norms under 10.
+BOUND_FLOAT32 = 10 * 10 * 2.0**-24  # 6e-6
+
+TOLERANCES = (
+    Tolerance(atol=0.01),
+    Tolerance(atol=0.1),
+    Tolerance(rtol=1e-3),
+    Tolerance(rtol=0.1),
+    Tolerance(rtol=None),
+)
+
+ROUTES: dict[str, Callable[[], Modes]] = {
+    "as_chosen": Modes,
+    "reverse": lambda: Modes(forward=False),
+    "row_by_row": lambda: Modes(forward=False, batched_reverse=False),
+}
+
+UNFIXED = {
+    "scalar_output": pytest.mark.xfail(
+        strict=True, raises=IndexError, reason="jacobian.layout: an output without axes"
+    )
+}
+
+
+@cache
+def truth(case: Case) -> dict[str, Array]:
+    model, points = case.build()
+    return naive_spectra(naive_jacobians(model, points, case.layers, case.wrt))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("case", params(CASES, UNFIXED))
+def test_spectra_and_counts(case: Case, route: str) -> None:
+    expected = truth(case)
+    found = spectra_of_case(case, ROUTES[route]())
+
+    assert list(found) == list(expected)
+    bound = BOUND_FLOAT32 if case.low_precision else BOUND
+    for label, spectrum in found.items():
+        sigma = expected[label]
+        assert spectrum.values.shape == sigma.shape
+        assert spectrum.method == ("exact(float32)" if case.low_precision else "exact")
+        assert (np.abs(numbers(spectrum) - sigma) <= bound * sigma[:, :1]).all(), label
+        for tolerance in TOLERANCES:
+            rtol = tolerance.relative(spectrum.n_out, spectrum.n_in)
+            tol = np.maximum(tolerance.atol, rtol * sigma[:, :1])
+            # Seeds are fixed, so no example is thrown away: all are away from the tolerance. (The
+            # points where J = 0 are decided too, by strictness: 0 > 0 is false.)
+            decided = (np.abs(sigma - tol) > bound * sigma[:, :1]).all(axis=1)
+            assert (decided | (sigma[:, 0] == 0)).all()
+            ranks = local_ranks(spectrum, tolerance)
+            assert ranks.counts.tolist() == naive_counts(sigma, tolerance.atol, rtol)
+            assert not ranks.undecided.any()
+
+
+@pytest.mark.parametrize("case", params(CASES, UNFIXED))
+def test_spectra_have_their_form(case: Case) -> None:
+    model, points = case.build()
+    shapes = {
+        label: jacobians.shape
+        for label, jacobians in naive_jacobians(model, points, case.layers, case.wrt).items()
+    }
+    for label, spectrum in spectra_of_case(case).items():
+        n_points, n_out, n_in = shapes[label]
+        assert (spectrum.n_out, spectrum.n_in) == (n_out, n_in)
+        assert spectrum.values.shape == (n_points, min(n_out, n_in))
+        assert spectrum.finite.all()
+        values = numbers(spectrum)
+        assert (values[:, :-1] >= values[:, 1:]).all()
+        assert (values >= 0).all()
+
+
+def test_the_cases_have_different_names() -> None:
+    names = [case.name for case in CASES]
+    assert len(names) == len(set(names))
