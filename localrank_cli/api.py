@@ -38,6 +38,7 @@ class AnalyzeKeywords(TypedDict, total=False):
     dtype: str
     input_metric: str
     device: str
+    memory: int | str
     pattern: str
     trust_model: bool
     trust_pickle: bool
@@ -74,7 +75,7 @@ def analyze(
 def _options(checkpoints: Any, given: AnalyzeKeywords) -> Any:
     from torch import Tensor, as_tensor
 
-    from localrank_cli.pipeline.options import AnalyzeOptions, parse_rtol
+    from localrank_cli.pipeline.options import AnalyzeOptions, parse_rtol, parse_size
 
     values: dict[str, Any] = dict(given)
     unknown = set(values) - set(AnalyzeKeywords.__annotations__)
@@ -87,6 +88,8 @@ def _options(checkpoints: Any, given: AnalyzeKeywords) -> Any:
         values[name] = tuple(part.strip() for glob in globs for part in glob.split(","))
     values["atol"] = tuple(float(value) for value in _several(values.get("atol")))
     values["rtol"] = tuple(parse_rtol(str(value)) for value in _several(values.get("rtol")))
+    if isinstance(values.get("memory"), str):
+        values["memory"] = parse_size(values["memory"])
     if isinstance(values.get("data"), PathLike):
         values["data"] = str(values["data"])
     elif "data" in values and not isinstance(values["data"], (str, Tensor, NoneType)):

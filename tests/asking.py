@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.layers.select import Selection
+from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
 from tests.cases import Case
 from tests.naive import Array
@@ -22,6 +23,7 @@ def spectra_of(
     memory: int = PLENTY,
     dtype: torch.dtype = torch.float64,
     modes: Modes | None = None,
+    demand: Demand = Demand(None),  # noqa: B008  # frozen
 ) -> dict[str, LayerSpectrum]:
     """Asks for spectra.
 
@@ -34,11 +36,12 @@ def spectra_of(
         memory: Bytes.
         dtype: Of the Jacobian.
         modes: Updated.
+        demand: What the singular values are for; the default takes the SVD of every matrix.
 
     Returns:
         Label -> spectrum, in order of execution.
     """
-    request = Request(Selection(layers, exclude, wrt), dtype, memory)
+    request = Request(Selection(layers, exclude, wrt), dtype, memory, demand)
     return {found.layer: found for found in layer_spectra(model, points, request, modes)}
 
 

@@ -10,6 +10,7 @@ from localrank_cli.checkpoints.content import Content, State, epoch_in, step_in
 from localrank_cli.errors import UnreadableError
 
 CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params")
+_LEAVE_OUT = "leave it out with --pattern GLOB."
 
 
 def unwrap(loaded: object, path: Path) -> Content:
@@ -28,14 +29,15 @@ def unwrap(loaded: object, path: Path) -> Content:
     if not isinstance(loaded, Mapping):
         raise UnreadableError(
             f"{path}: holds a {type(loaded).__name__}, not a state dict.",
-            "Save model.state_dict() (a whole pickled module is not read).",
+            f"Save model.state_dict() (a whole pickled module is not read), or {_LEAVE_OUT}",
         )
     states = _candidates(loaded, "")
     if not states:
         keys = ", ".join(repr(str(key)) for key in list(loaded)[:8])
         raise UnreadableError(
             f"{path}: no state dict found; its keys are {keys or 'none'}.",
-            "Known places are the top level and " + ", ".join(CONTAINER_KEYS) + ".",
+            f"Known places are the top level and {', '.join(CONTAINER_KEYS)}; if it is no"
+            f" checkpoint, {_LEAVE_OUT}",
         )
     step, source = step_in(loaded)
     return Content(states=states, step=step, step_source=source, epoch=epoch_in(loaded))

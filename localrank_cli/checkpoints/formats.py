@@ -35,8 +35,13 @@ def read(path: Path, *, trust_pickle: bool = False, header_only: bool = False) -
     try:
         if path.stat().st_size == 0:
             raise UnreadableError(f"{path}: the file is empty.", _DAMAGED)
+        str(path).encode()
     except OSError as error:
         raise _os_error(path, error) from error
+    except UnicodeError as error:  # torch and safetensors take no other names
+        raise UnreadableError(
+            f"{path}: the path is not UTF-8.", "Rename it, or use a UTF-8 locale."
+        ) from error
     if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path, header_only)
     return unwrap(load_torch(path, trust_pickle=trust_pickle), path)
@@ -107,8 +112,9 @@ def load_torch(path: Path, *, trust_pickle: bool = False) -> object:
         if blocked and not trust_pickle:
             raise UnreadableError(
                 f"{path}: the pickle needs code to load: {', '.join(blocked)}.",
-                "Convert it where you trust it: torch.save(model.state_dict(), FILE); or, if you"
-                " trust whoever made the file, pass --trust-pickle, which may run any code in it.",
+                "Convert it where you trust it: torch.save(model.state_dict(), FILE); or leave it"
+                " out with --pattern; or, if you trust whoever made the file, pass --trust-pickle,"
+                " which may run any code in it.",
             ) from error
         raise UnreadableError(
             f"{path}: not a readable torch file ({_reason(error)}).", _DAMAGED

@@ -71,9 +71,9 @@ def strip_to_fit(
 
 def _without_inner(state: Mapping[str, _Value]) -> dict[str, _Value] | None:
     marks = {prefix.rstrip(".") for prefix in WRAPPERS}
-    renamed = {
-        ".".join(part for part in key.split(".") if part not in marks): value
-        for key, value in state.items()
-    }
+    renamed = {}
+    for key, value in state.items():
+        first, *rest = key.split(".")  # what stands in front goes from every key, or stays
+        renamed[".".join([first, *(part for part in rest if part not in marks)])] = value
     changed = set(renamed) != set(state)
     return renamed if changed and len(renamed) == len(state) else None

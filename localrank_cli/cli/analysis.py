@@ -1,8 +1,9 @@
 """Runs `analyze` for a terminal, a pipe or a file."""
 
+import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -61,7 +62,7 @@ def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
             commit_with_manifest(file, make_manifest(run.plan, sys.argv, run.facts, seconds))
             screen.note(f"wrote {options.output} and {file.target.name}.json")
         if is_terminal and not to_stdout:
-            run.summary.show(Console(file=data, highlight=False, force_terminal=True))
+            run.summary.show(_console(data))
             data.flush()
     return 0 if run.finite else _NOT_FINITE
 
@@ -88,6 +89,15 @@ def _compute(
             run.finite &= _report(result, screen)
             steps.done(f"{result.run} step {result.step}")
     return run
+
+
+def _console(terminal: TextIO) -> Console:
+    width = None
+    if "COLUMNS" not in os.environ:
+        # rich looks at the standard streams, which may all be something else by now.
+        with suppress(OSError):
+            width = os.get_terminal_size(terminal.fileno()).columns or None
+    return Console(file=terminal, highlight=False, force_terminal=True, width=width)
 
 
 def _writer(stream: TextIO | None, plan: Plan, target: Path | None) -> RowWriter | None:

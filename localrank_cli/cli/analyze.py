@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from localrank_cli.errors import UsageError
-from localrank_cli.pipeline.options import AnalyzeOptions, check_options, parse_rtol
+from localrank_cli.pipeline.options import AnalyzeOptions, check_options, parse_rtol, parse_size
 
 _DANGER = "Dangerous options"
 
@@ -119,6 +119,14 @@ def analyze(
     device: Annotated[
         str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:K.")
     ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory to work in beside the weights and points, such as 2GiB. Default: a"
+            " quarter of what is free.",
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Of the Jacobian: float64 (the default) or float32."),
@@ -182,6 +190,7 @@ def analyze(
         dtype=dtype,
         input_metric=input_metric,
         device=device,
+        memory=parse_size(memory) if memory is not None else None,
         pattern=pattern,
         output=output,
         trust_model=trust_model,

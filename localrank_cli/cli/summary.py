@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,7 +13,9 @@ from localrank_cli.table.columns import Cell, Row
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII = "_.-=+*%#"
-_TREND_WIDTH = 14
+_NUMBERS = ("size", "first", "peak", "at step", "last", "eff. rank")
+_TREND_WIDTH, _TREND_LEAST = 14, 5
+_NAME_ENOUGH, _NAME_LEAST = 20, 8
 
 
 @dataclass
@@ -65,25 +68,43 @@ class Summary:
                 span = f"steps {steps[0]} to {steps[-1]}"
             title = f"{run}: local rank at {tolerance} ({points} points, {span})"
             console.print(Text(title, style="bold"), soft_wrap=True)
-            console.print(_table(layers, _trend_characters(console)))
+            _show(layers, console)
 
 
-def _table(layers: dict[str, _Course], characters: str) -> Table:
+def _show(layers: dict[str, _Course], console: Console) -> None:
+    rows = [_cells(course) for course in layers.values()]
+    numbers = [
+        max(len(name), *(len(row[index]) for row in rows)) for index, name in enumerate(_NUMBERS)
+    ]
+    between = len(numbers) + 1
+    longest = max(len("layer"), *(cell_len(layer) for layer in layers))
+    # Numbers are never cut: the trend gives way first, then the names.
+    free = max(console.width - sum(numbers) - between, _TREND_LEAST + _NAME_LEAST)
+    steps = min(_TREND_WIDTH, max(len(course.ranks) for course in layers.values()))
+    trend_width = max(_TREND_LEAST, min(steps, free - min(longest, _NAME_ENOUGH)))
+    name_width = min(longest, free - trend_width)
+    characters = _trend_characters(console)
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
-    table.add_column("layer", overflow="ellipsis", no_wrap=True, min_width=5)
-    table.add_column("size", justify="right", no_wrap=True)
-    for name in ("first", "peak", "at step", "last"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("trend", no_wrap=True)
-    table.add_column("eff. rank", justify="right", no_wrap=True)
-    for layer, course in layers.items():
-        table.add_row(Text(layer), *(Text(cell) for cell in _cells(course, characters)))
-    return table
+    table.add_column("layer", no_wrap=True, width=name_width)
+    for name, width in zip(_NUMBERS[:-1], numbers[:-1], strict=True):
+        table.add_column(name, justify="right", no_wrap=True, width=width)
+    table.add_column("trend", no_wrap=True, width=trend_width)
+    table.add_column(_NUMBERS[-1], justify="right", no_wrap=True, width=numbers[-1])
+    for (layer, course), row in zip(layers.items(), rows, strict=True):
+        line = trend(course.ranks, characters, trend_width) if course.ranks else ""
+        cells = [_shortened(layer, name_width, console), *row[:-1], line, row[-1]]
+        table.add_row(*(Text(cell) for cell in cells))
+    # On a narrower terminal the lines run over, and every number is there.
+    terminal = console.width
+    console.width = max(terminal, name_width + trend_width + sum(numbers) + between)
+    console.print(table)
+    console.width = terminal
 
 
-def _cells(course: _Course, characters: str) -> list[str]:
+def _cells(course: _Course) -> list[str]:
     if not course.ranks:
-        return [course.size, "-", "-", "-", "-", "not finite", "-"]
+        return [course.size, "-", "-", "-", "-", "not finite"]
     peak = max(range(len(course.ranks)), key=course.ranks.__getitem__)
     return [
         course.size,
@@ -91,22 +112,31 @@ def _cells(course: _Course, characters: str) -> list[str]:
         _short(course.ranks[peak]),
         str(course.steps[peak]),
         _short(course.ranks[-1]),
-        trend(course.ranks, characters),
         f"{_short(course.effective[0])} -> {_short(course.effective[-1])}",
     ]
 
 
-def trend(values: Sequence[float], characters: str = _BLOCKS) -> str:
+def _shortened(name: str, width: int, console: Console) -> str:
+    """Cuts a name in the middle: its end tells layers apart, its beginning where they are."""
+    if cell_len(name) <= width:
+        return name
+    mark = "…" if console.encoding.lower().startswith("utf") else "~"
+    head = (width - 1) // 3
+    return name[:head] + mark + name[len(name) - (width - 1 - head) :]
+
+
+def trend(values: Sequence[float], characters: str = _BLOCKS, width: int = _TREND_WIDTH) -> str:
     """Draws values as a line of blocks, the lowest for 0, the highest for the largest.
 
     Args:
         values: At least one, not negative; evenly thinned out where there are too many.
         characters: From low to high.
+        width: At most so many characters.
 
     Returns:
-        At most 14 characters; the first and the last value are always there.
+        At most `width` characters; the first and the last value are always there.
     """
-    count = min(len(values), _TREND_WIDTH)
+    count = min(len(values), width)
     last = len(values) - 1
     picked = [values[round(index * last / max(1, count - 1))] for index in range(count)]
     top = max(values)

@@ -1,6 +1,6 @@
 """All Jacobians of one checkpoint, portion by portion, each by the mode that serves it best."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from localrank_cli.errors import LocalrankError, ModelError
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch
+from localrank_cli.jacobian.blocks import BlockPlan, blocks, plan_blocks
+from localrank_cli.jacobian.budget import Budget, check_fits
+from localrank_cli.jacobian.chain import Chain
 from localrank_cli.jacobian.costs import directions_at_once, layer_groups, split_by_depth
+from localrank_cli.jacobian.portions import AnyPortion, BlockPortion, ChainPortion, Portion
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
+from localrank_cli.jacobian.trace import Refusal, find_chain
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.survey import CallRecord, Survey
 
 _Result = TypeVar("_Result")
-
-# Larger portions of directions stop paying once a matrix product fills the machine, and smaller
-# ones keep the working set near the caches.
-_PORTION_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,11 @@ class Task:
         return guards.agreement(self.dtype, self.survey.has_low_precision)
 
 
-@dataclass(frozen=True)
-class Portion:
-    """Jacobians of one call at some consecutive points."""
-
-    record: CallRecord
-    start: int  # index of the first point
-    jacobians: Tensor  # (points, n_out, n_in), on the model's device
-    finite: Tensor  # (points,) bool: no non-finite pre-activation here or before
-
-
 @dataclass
 class Modes:
     """Which modes a model has refused, and the notes to give; kept between checkpoints."""
 
+    chain: bool = True
     forward: bool = True
     batched_reverse: bool = True
     notes: list[str] = field(default_factory=list)
@@ -70,7 +62,7 @@ class Modes:
         self.notes.append(f"forward mode is not used ({reason}); reverse mode takes its place")
 
 
-def jacobians(task: Task, modes: Modes) -> Iterator[Portion]:
+def jacobians(task: Task, modes: Modes) -> Iterator[AnyPortion]:
     """Computes the Jacobians of all chosen calls at all points.
 
     To be called within `analysis_setting`.
@@ -80,48 +72,39 @@ def jacobians(task: Task, modes: Modes) -> Iterator[Portion]:
         modes: Which modes to try; updated when the model refuses one.
 
     Yields:
-        Portions: for each group of points, one for each call.
+        For each group of points, a chain for all calls or a portion for each call.
 
     Raises:
         ModelError: If the model is random, or cannot be differentiated.
     """
-    _check_fits(task)
+    check_fits(task.records, task.survey.n_in, task.memory)
     size = _points_at_once(task)
     for start in range(0, task.points.shape[0], size):
         points = task.points[start : start + size]
-        watched = _watched(task)
-        values = guards.point_values(task.model, points, watched)
+        values = guards.point_values(task.model, points, *_calls(task))
         if start == 0:
             guards.check_repeatable(task.model, points, values, task.tolerance)
-        finite = _finite(values, watched, task.records)
         for offset, batch in _batches(task, points, values, modes):
             stop = offset + batch.n_points
-            good = {call: mask[offset:stop] for call, mask in finite.items()}
-            for record, tensor in _batch_jacobians(task, batch, good, modes):
-                yield Portion(record, start + offset, tensor, good[record.call])
+            good = {record.call: values.finite[record.call][offset:stop] for record in task.records}
+            chain = _chain(task, batch, modes)
+            if chain is not None:
+                yield ChainPortion(chain, start + offset, good)
+                continue
+            yield from _portions(task, batch, start + offset, good, modes)
 
 
-def _watched(task: Task) -> list[Call]:
-    """The chosen calls, every affine layer (for non-finite pre-activations), and wrt."""
-    chosen = {record.call for record in task.records}
-    return [
+def _calls(task: Task) -> tuple[list[Call], list[Call]]:
+    """The chosen calls and wrt; and these with every affine layer before the last of them."""
+    needed = {record.call for record in task.records} | ({task.wrt} if task.wrt else set())
+    order = [record.call for record in task.survey.records]
+    last = max(index for index, call in enumerate(order) if call in needed)
+    watched = [
         record.call
-        for record in task.survey.records
-        if record.affine or record.call in chosen or record.call == task.wrt
+        for record in task.survey.records[: last + 1]
+        if record.affine or record.call in needed
     ]
-
-
-def _finite(
-    values: guards.Values, watched: Sequence[Call], records: Sequence[CallRecord]
-) -> dict[Call, Tensor]:
-    """Points at which a call and all before it are finite: a later layer must not hide a NaN."""
-    masks: dict[Call, Tensor] = {}
-    so_far: Tensor | None = None
-    for call in watched:
-        mask = torch.isfinite(values.outputs[call]).all(dim=1)
-        so_far = mask if so_far is None else so_far & mask
-        masks[call] = so_far
-    return {record.call: masks[record.call] for record in records}
+    return [call for call in order if call in needed], watched
 
 
 def _batches(
@@ -129,7 +112,7 @@ def _batches(
 ) -> Iterator[tuple[int, Batch]]:
     batch = guards.make_batch(task.model, points, values, task.wrt, task.tolerance)
     calls = [record.call for record in task.records]
-    if batch is not None and guards.points_are_separate(batch, calls):
+    if batch is not None and _guarded(partial(guards.points_are_separate, batch, calls)):
         yield 0, batch
         return
     _note_once(
@@ -139,7 +122,9 @@ def _batches(
     )
     for index in range(points.shape[0]):
         single = guards.Values(
-            {call: rows[index : index + 1] for call, rows in values.outputs.items()}, values.shapes
+            {call: rows[index : index + 1] for call, rows in values.outputs.items()},
+            values.shapes,
+            {call: flags[index : index + 1] for call, flags in values.finite.items()},
         )
         alone = guards.make_batch(
             task.model, points[index : index + 1], single, task.wrt, task.tolerance
@@ -152,35 +137,73 @@ def _batches(
         yield index, alone
 
 
-def _batch_jacobians(
-    task: Task, batch: Batch, good: dict[Call, Tensor], modes: Modes
-) -> Iterator[tuple[CallRecord, Tensor]]:
+def _portions(
+    task: Task, batch: Batch, start: int, good: dict[Call, Tensor], modes: Modes
+) -> Iterator[AnyPortion]:
+    budget = Budget(task.memory)
     itemsize = task.dtype.itemsize
-    portion = min(task.memory // 4, _PORTION_BYTES)
-    chunk = directions_at_once(batch.n_points, task.survey.activations, itemsize, portion)
-    split = split_by_depth(task.records, batch.n_in)
-    reverse = list(split.reverse)
-    if split.forward and not (
-        modes.forward and _forward_serves(task, batch, [r.call for r in split.forward], good, modes)
-    ):
-        reverse = list(task.records)
-    elif split.forward:
-        room = task.memory // 2 // batch.n_points
-        for group in layer_groups(split.forward, batch.n_in, itemsize, room):
-            calls = [record.call for record in group]
-            tensors = _guarded(partial(forward_jacobians, batch, calls, min(chunk, batch.n_in)))
-            yield from zip(group, tensors, strict=True)
+    chunk = directions_at_once(batch.n_points, task.survey.activations, itemsize, budget.directions)
+    room = budget.jacobians // (batch.n_points * itemsize)
+    held = [record for record in task.records if record.numel * batch.n_in <= room]
+    split = split_by_depth(held, batch.n_in)
+    calls = [record.call for record in (split.forward or task.records)]
+    if (split.forward or len(held) < len(task.records)) and modes.forward:
+        _try_forward(task, batch, calls, good, modes)
+    forward, reverse = split.forward, split.reverse
+    if not modes.forward:
+        forward, reverse = (), tuple(held)
+    for group in layer_groups(forward, batch.n_in, itemsize, room * itemsize):
+        names = [record.call for record in group]
+        tensors = _guarded(partial(forward_jacobians, batch, names, min(chunk, batch.n_in)))
+        for record, tensor in zip(group, tensors, strict=True):
+            yield Portion(record, start, tensor, good[record.call])
     for record in reverse:
-        yield record, _reverse(batch, record, chunk, modes)
-    modes.routes = [
-        f"{record.call.label}: {'reverse' if record in reverse else 'forward'}"
-        for record in task.records
-    ]
+        yield Portion(record, start, _reverse(batch, record, chunk, modes), good[record.call])
+    routes = [f"{record.call.label}: forward" for record in forward]
+    routes += [f"{record.call.label}: reverse" for record in reverse]
+    for record in task.records:
+        if record not in held:
+            size = budget.block(record.numel, batch.n_in)
+            plan = plan_blocks(record.numel, batch.n_in, itemsize, size, modes.forward)
+            routes.append(f"{record.call.label}: {plan.mode}, blocks of {plan.size} {plan.along}")
+            yield BlockPortion(
+                record, start, _walk(batch, record, plan, chunk, modes), good[record.call]
+            )
+    modes.routes = [route for route in modes.routes if route.startswith("no chain")] + routes
 
 
-def _forward_serves(
+def _walk(
+    batch: Batch, record: CallRecord, plan: BlockPlan, chunk: int, modes: Modes
+) -> Callable[[], Iterator[Tensor]]:
+    rows = 1 if plan.mode == "reverse" and not modes.batched_reverse else chunk
+
+    def walk() -> Iterator[Tensor]:
+        steps = blocks(batch, record, plan, rows)
+        while True:
+            try:
+                block = _guarded(partial(next, steps))
+            except StopIteration:
+                return
+            yield block
+
+    return walk
+
+
+def _chain(task: Task, batch: Batch, modes: Modes) -> Chain | None:
+    if not modes.chain or task.survey.has_low_precision:
+        return None
+    found = find_chain(batch, [record.call for record in task.records], task.tolerance)
+    if isinstance(found, Refusal):
+        modes.routes = [f"no chain: {found.reason}"]
+        return None
+    modes.routes = ["chain of Linear layers and elementwise operations"]
+    return found
+
+
+def _try_forward(
     task: Task, batch: Batch, calls: list[Call], good: dict[Call, Tensor], modes: Modes
-) -> bool:
+) -> None:
+    """Turns forward mode off where torch.func refuses it or it disagrees with reverse mode."""
     everywhere = torch.stack([good[call] for call in calls]).all(dim=0)
     try:
         agree = guards.modes_agree(batch, calls, everywhere, task.tolerance)
@@ -188,13 +211,12 @@ def _forward_serves(
         if _out_of_memory(error):
             raise _memory_error(error) from error
         modes.refuse_forward(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
-        return False
+        return
     if not agree:
         modes.refuse_forward(
             "it disagrees with autograd's reverse mode: a part runs under no_grad, or a custom"
             " backward is not the derivative"
         )
-    return agree
 
 
 def _reverse(batch: Batch, record: CallRecord, chunk: int, modes: Modes) -> Tensor:
@@ -216,7 +238,7 @@ def _reverse(batch: Batch, record: CallRecord, chunk: int, modes: Modes) -> Tens
 def _guarded(compute: Callable[[], _Result]) -> _Result:
     try:
         return compute()
-    except LocalrankError:
+    except (LocalrankError, StopIteration):
         raise
     except Exception as error:  # whatever a user's model may raise under autograd
         if _out_of_memory(error):
@@ -229,23 +251,20 @@ def _guarded(compute: Callable[[], _Result]) -> _Result:
 
 
 def _points_at_once(task: Task) -> int:
+    """As many points as the held Jacobians and the graph of one pass have room for."""
+    budget = Budget(task.memory)
     itemsize = task.dtype.itemsize
-    entries = sum(record.numel for record in task.records) * task.survey.n_in
-    per_point = max(1, itemsize * max(entries, 2 * task.survey.activations))
-    return int(max(1, min(task.points.shape[0], task.memory // 2 // per_point)))
-
-
-def _check_fits(task: Task) -> None:
-    for record in task.records:
-        needed = record.numel * task.survey.n_in * task.dtype.itemsize
-        if needed > task.memory:
-            raise ModelError(
-                f"the Jacobian of layer {record.call.label!r} ({record.numel} x"
-                f" {task.survey.n_in}) needs {needed / 2**30:.3g} GiB for one point, and"
-                f" {task.memory / 2**30:.3g} GiB may be used.",
-                "Leave the layer out (--exclude), vary a smaller tensor (--wrt), or use a machine"
-                " with more memory.",
-            )
+    held = [
+        record.numel * task.survey.n_in * itemsize
+        for record in task.records
+        if record.numel * task.survey.n_in * itemsize <= budget.jacobians
+    ]
+    if len(held) < len(task.records):
+        return 1  # a Jacobian that comes in blocks comes for one point
+    per_point = max(held)
+    graph = 2 * task.survey.activations * itemsize
+    room = min(budget.jacobians // per_point, budget.total // 4 // max(1, graph))
+    return int(max(1, min(task.points.shape[0], room)))
 
 
 def _note_once(modes: Modes, note: str) -> None:

@@ -47,6 +47,8 @@ class Layout:
         Returns:
             Shape (points, numel for one point).
         """
+        if not self.shape:  # one number, which only a point alone can give
+            return tensor.reshape(1, 1)
         length = self.shape[self.axis]
         n_points = tensor.shape[self.axis] // length
         before, after = tensor.shape[: self.axis], tensor.shape[self.axis + 1 :]
@@ -62,5 +64,7 @@ class Layout:
         Returns:
             The tensor in this layout.
         """
+        if not self.shape:
+            return flat.reshape(())
         parts = flat.reshape(flat.shape[0], *self.shape)
         return torch.movedim(parts, 0, self.axis).flatten(self.axis, self.axis + 1)

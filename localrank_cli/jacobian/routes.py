@@ -26,7 +26,7 @@ def forward_jacobians(batch: Batch, calls: Sequence[Call], chunk: int) -> list[T
     jacobians: list[Tensor] = []
     for start in range(0, batch.n_in, chunk):
         stop = min(start + chunk, batch.n_in)
-        tangents = pushforward(batch, calls, _unit_rows(start, stop, batch.varied))
+        tangents = pushforward(batch, calls, unit_rows(start, stop, batch.varied))
         if not jacobians:
             jacobians = [
                 batch.varied.new_empty(batch.n_points, tangent.shape[2], batch.n_in)
@@ -78,7 +78,7 @@ def reverse_jacobian(batch: Batch, call: Call, chunk: int) -> Tensor:
     jacobian = batch.varied.new_empty(batch.n_points, n_out, batch.n_in)
     for start in range(0, n_out, chunk):
         stop = min(start + chunk, n_out)
-        cotangents = _unit_rows(start, stop, output).unsqueeze(1).expand(-1, *output.shape)
+        cotangents = unit_rows(start, stop, output).unsqueeze(1).expand(-1, *output.shape)
         keep = stop < n_out
         if chunk == 1:
             (rows,) = torch.autograd.grad(output, varied, cotangents[0], retain_graph=keep)
@@ -110,8 +110,17 @@ def pullback(batch: Batch, call: Call, cotangent: Tensor) -> Tensor:
     return torch.zeros_like(batch.varied) if row is None else row
 
 
-def _unit_rows(start: int, stop: int, like: Tensor) -> Tensor:
-    """Rows `start` to `stop` of the identity as wide as `like`."""
+def unit_rows(start: int, stop: int, like: Tensor) -> Tensor:
+    """Rows of the identity.
+
+    Args:
+        start: The first.
+        stop: One past the last.
+        like: As wide as the identity; gives dtype and device.
+
+    Returns:
+        Shape (stop - start, like.shape[1]).
+    """
     rows = like.new_zeros(stop - start, like.shape[1])
     rows[torch.arange(stop - start), torch.arange(start, stop)] = 1
     return rows

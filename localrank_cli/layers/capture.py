@@ -4,7 +4,8 @@ Captures are clones (an in-place ReLU after a layer would otherwise overwrite it
 and are returned, never stored outside, so that the function may stand under torch.func transforms.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,14 +59,51 @@ class Capture:
     Args:
         model: The network, called with one tensor.
         calls: The calls whose outputs are wanted, in any order.
+        watched: Calls whose outputs are taken too if they happen before the last of `calls`.
         wrt: The call whose output is the varied tensor; None when the input is.
     """
 
-    def __init__(self, model: nn.Module, calls: Sequence[Call], wrt: Call | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        calls: Sequence[Call],
+        wrt: Call | None = None,
+        watched: Sequence[Call] = (),
+    ) -> None:
         self._model = model
         self._calls = tuple(calls)
+        self._watched = frozenset(watched) - frozenset(calls)
+        self.seen: dict[Call, Tensor] = {}  # of the watched calls, in the last run
         self._wrt = wrt
         self._modules = {name: model.get_submodule(name) for name in self._names()}
+        self._run: _Run | None = None
+        self._installed = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Keeps the hooks for several calls; a single call needs no such thing.
+
+        Yields:
+            Nothing.
+        """
+
+        def hook(name: str) -> Any:
+            def on_output(module: nn.Module, args: object, output: object) -> object:
+                del module, args
+                return self._run.see(name, output) if self._run is not None else None
+
+            return on_output
+
+        handles = [
+            module.register_forward_hook(hook(name)) for name, module in self._modules.items()
+        ]
+        self._installed = True
+        try:
+            yield
+        finally:
+            self._installed = False
+            for handle in handles:
+                handle.remove()
 
     def __call__(self, inputs: Tensor, varied: Tensor | None = None) -> tuple[Tensor, ...]:
         """Runs the model up to the last wanted call.
@@ -80,19 +118,17 @@ class Capture:
         Raises:
             LayerError: If a wanted call did not happen, or gave no tensor.
         """
-        state = _Run(self._calls, self._wrt, varied)
-        handles = [
-            module.register_forward_hook(state.hook(name)) for name, module in self._modules.items()
-        ]
+        self._run = state = _Run(self._calls, self._watched, self._wrt, varied)
         try:
-            # Its own copy: a model may change its input in place, which must neither reach the
-            # next call nor be refused because the input is a leaf.
-            self._model(inputs.clone())
+            with nullcontext() if self._installed else self.installed():
+                # Its own copy: a model may change its input in place, which must neither reach the
+                # next call nor be refused because the input is a leaf.
+                self._model(inputs.clone())
         except _AllCaptured:
             pass
         finally:
-            for handle in handles:
-                handle.remove()
+            self._run = None
+        self.seen = state.seen
         missing = [call for call in self._calls if call not in state.found]
         if missing:
             raise LayerError(
@@ -103,38 +139,47 @@ class Capture:
         return tuple(state.found[call] for call in self._calls)
 
     def _names(self) -> list[str]:
-        names = [call.name for call in self._calls]
+        names = [call.name for call in (*self._calls, *self._watched)]
         if self._wrt is not None:
             names.append(self._wrt.name)
         return list(dict.fromkeys(names))
 
 
 class _Run:
-    def __init__(self, calls: Iterable[Call], wrt: Call | None, varied: Tensor | None) -> None:
+    def __init__(
+        self,
+        calls: Iterable[Call],
+        watched: frozenset[Call],
+        wrt: Call | None,
+        varied: Tensor | None,
+    ) -> None:
         self.found: dict[Call, Tensor] = {}
+        self.seen: dict[Call, Tensor] = {}
+        self._watched = watched
         self._missing = set(calls)
         self._wrt = wrt
         self._varied = varied
         self._counts: dict[str, int] = {}
 
-    def hook(self, name: str) -> Any:
-        def on_output(module: nn.Module, args: object, output: object) -> object:
-            del module, args
-            self._counts[name] = self._counts.get(name, 0) + 1
-            call = Call(name, self._counts[name])
-            replaced = None
-            if call == self._wrt and self._varied is not None:
-                # Contiguous, as modules give their outputs: what follows may `.view` it.
-                varied = self._varied.clone(memory_format=torch.contiguous_format)
-                replaced = output = replace_first(output, varied)
-            if call in self._missing:
-                tensor = first_tensor(output)
-                if tensor is None:
-                    raise LayerError(f"layer {call.label!r} gave no tensor in this forward pass.")
-                self.found[call] = tensor.clone(memory_format=torch.contiguous_format)
-                self._missing.discard(call)
-                if not self._missing:
-                    raise _AllCaptured
-            return replaced
-
-        return on_output
+    def see(self, name: str, output: object) -> object:
+        """Takes a module's output; returns what takes its place, or None to leave it."""
+        self._counts[name] = self._counts.get(name, 0) + 1
+        call = Call(name, self._counts[name])
+        replaced = None
+        if call == self._wrt and self._varied is not None:
+            # Contiguous, as modules give their outputs: what follows may `.view` it.
+            varied = self._varied.clone(memory_format=torch.contiguous_format)
+            replaced = output = replace_first(output, varied)
+        if call in self._watched:
+            tensor = first_tensor(output)
+            if tensor is not None:
+                self.seen[call] = tensor.clone()
+        if call in self._missing:
+            tensor = first_tensor(output)
+            if tensor is None:
+                raise LayerError(f"layer {call.label!r} gave no tensor in this forward pass.")
+            self.found[call] = tensor.clone(memory_format=torch.contiguous_format)
+            self._missing.discard(call)
+            if not self._missing:
+                raise _AllCaptured
+        return replaced

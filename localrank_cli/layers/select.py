@@ -31,6 +31,23 @@ class Chosen:
     notes: tuple[str, ...] = field(default=())
 
 
+def named_call(model: nn.Module, label: str) -> Call | None:
+    """Turns `--wrt` into a call.
+
+    Args:
+        model: The network.
+        label: A module's name, any of them where it has several, or `name#2`; empty for none.
+
+    Returns:
+        The call under the module's first name; None for an empty label.
+    """
+    if not label:
+        return None
+    call = Call.parse(label)
+    first = {name: names[0] for names in _aliases(model).values() for name in names}
+    return Call(first.get(call.name, call.name), call.number)
+
+
 def choose(model: nn.Module, survey: Survey, selection: Selection) -> Chosen:
     """Picks the calls to analyse.
 

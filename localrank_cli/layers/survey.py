@@ -89,10 +89,17 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
                 self.cost += tensor.numel()
                 self.entries += tensor.numel()
                 self.low_precision |= tensor.dtype in self._low
+        if func.overloadpacket is torch.ops.aten.convolution:
+            self.entries += _unfolded(args[0], args[1], out)
         counter = flop_registry.get(getattr(func, "overloadpacket", func))
         if counter is not None:
             self.cost += counter(*args, **kwargs, out_val=out)
         return out
+
+
+def _unfolded(inputs: Tensor, weight: Tensor, out: Tensor) -> int:
+    """Entries of the unfolded input, the workspace of a convolution in float64 on the CPU."""
+    return inputs.shape[0] * weight[0].numel() * (out[0, 0].numel() if out.numel() else 0)
 
 
 @dataclass

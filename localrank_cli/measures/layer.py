@@ -8,8 +8,8 @@ from torch import Tensor
 from localrank_cli.measures import soft
 from localrank_cli.measures.average import Average, average
 from localrank_cli.measures.ranks import local_ranks
-from localrank_cli.measures.tolerance import Tolerance
 from localrank_cli.spectrum.spectra import LayerSpectrum
+from localrank_cli.spectrum.tolerance import Tolerance
 
 SOFT_MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     "effective_rank": soft.effective_rank,

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from localrank_cli.measures.tolerance import Tolerance
 from localrank_cli.spectrum.spectra import LayerSpectrum
+from localrank_cli.spectrum.tolerance import Tolerance
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,11 @@ def local_ranks(spectrum: LayerSpectrum, tolerance: Tolerance) -> Ranks:
     Returns:
         The counts at the finite points, in order.
     """
-    values = spectrum.values[spectrum.finite]
+    values = spectrum.computed[spectrum.finite]
     rounding = spectrum.rounding[spectrum.finite].unsqueeze(1)
     tol = tolerance.threshold(values[:, 0], spectrum.n_out, spectrum.n_in).unsqueeze(1)
     below = (values > 0.99 * tol).sum(dim=1)
     above = (values > 1.01 * tol).sum(dim=1)
-    # A floored value stands for anything from 0 to its rounding: the same rule covers it.
     return Ranks(
         counts=(values > tol).sum(dim=1),
         near=below != above,

@@ -1,6 +1,7 @@
 """What the machine has: devices, memory, versions."""
 
 import contextlib
+import os
 import platform
 import resource
 import sys
@@ -29,15 +30,15 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
+    kind, _, index = name.partition(":")
+    if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
+        if int(index or 0) >= count:
             raise SettingsError(
                 f"--device {name}: there is no such GPU ({count} found).",
                 "Use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES.",
             )
-    return device
+    return torch.device(name)
 
 
 def memory_budget(device: torch.device) -> int:
@@ -84,12 +85,39 @@ def _free_memory() -> int:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        base = Path("/sys/fs/cgroup")
-        # "max" is no number: no limit.
-        with contextlib.suppress(OSError, ValueError):
-            free = min(free, int((base / limit).read_text()) - int((base / used).read_text()))
+    free = min([free, *_control_group_memory(), *_slurm_memory()])
     return free if 0 < free < _NO_LIMIT else _FALLBACK_BYTES
+
+
+def _control_group_memory() -> list[int]:
+    """What is left under the limits of this process's control group and of those above it."""
+    base = Path("/sys/fs/cgroup")
+    folders = [base, base / "memory"]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            number, kinds, path = line.split(":", 2)
+            if number == "0" or "memory" in kinds.split(","):
+                group = (base if number == "0" else base / "memory") / path.lstrip("/")
+                folders += [group, *(up for up in group.parents if up.is_relative_to(base))]
+    left = []
+    for folder in folders:
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            # "max" is no number: no limit.
+            with contextlib.suppress(OSError, ValueError):
+                left.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
+    return left
+
+
+def _slurm_memory() -> list[int]:
+    """What Slurm allotted to the job, in its unit of MiB, less what this process holds."""
+    sizes = []
+    with contextlib.suppress(KeyError, ValueError):
+        sizes.append(int(os.environ["SLURM_MEM_PER_NODE"]))
+    with contextlib.suppress(KeyError, ValueError):
+        cores = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
+        sizes.append(int(os.environ["SLURM_MEM_PER_CPU"]) * cores)
+    # 0 is Slurm's word for all the memory of the node.
+    return [size * 2**20 - peak_memory() for size in sizes if size > 0]

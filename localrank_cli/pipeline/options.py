@@ -1,6 +1,7 @@
 """What the user asked for, as given; None or empty where nothing was said."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class AnalyzeOptions:
     dtype: str | None = None
     input_metric: str | None = None
     device: str = "auto"
+    memory: int | None = None  # bytes; None: a quarter of what is free
     pattern: str = ""
     output: Path | None = None
     trust_model: bool = False
@@ -130,6 +132,34 @@ def check_words(dtype: str | None, input_metric: str | None) -> None:
         raise UsageError(f"--dtype {dtype}: not known.", f"Known are {' and '.join(DTYPES)}.")
     if input_metric is not None and input_metric != "identity":
         raise UsageError(f"--input-metric {input_metric}: not known.", "Known is identity.")
+
+
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)
+_LEAST_MEMORY = 16 * 2**20
+
+
+def parse_size(text: str) -> int:
+    """Reads a size in bytes.
+
+    Args:
+        text: `2GiB`, `512MB`, `1.5G` (1024^3) or a number of bytes.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        UsageError: If it is no size, or too little to work in.
+    """
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise UsageError(f"--memory {text}: not a size.", "Sizes are 2GiB, 512MB or 1.5G.")
+    number, prefix, binary = match.groups()
+    # MB is 1000^2, as disks and SI have it; MiB and a bare M are 1024^2, as Slurm has it.
+    base = 1000 if text.strip().lower().endswith("b") and not binary else 1024
+    size = int(float(number) * base ** " kmgt".index(prefix.lower() or " "))
+    if size < _LEAST_MEMORY:
+        raise UsageError(f"--memory {text}: too little to work in.", "Give at least 16MiB.")
+    return size
 
 
 def parse_rtol(text: str) -> float | None:

@@ -16,6 +16,7 @@ from localrank_cli.checkpoints.series import (
     run_names,
 )
 from localrank_cli.errors import SettingsError
+from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.model.build import build_model, move_model
 from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
@@ -97,7 +98,10 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
                 )
             )
     extra = tuple(dict.fromkeys(name for plan in planned for name in plan.settings.columns))
-    return Plan(tuple(planned), device, memory_budget(device), extra, options.trust_pickle)
+    memory = memory_budget(device) if options.memory is None else options.memory
+    for plan in planned:
+        check_fits(plan.examination.records, plan.examination.survey.n_in, memory)
+    return Plan(tuple(planned), device, memory, extra, options.trust_pickle)
 
 
 def _plan_series(

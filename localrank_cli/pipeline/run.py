@@ -15,6 +15,7 @@ from localrank_cli.measures.layer import measure
 from localrank_cli.model.fill import fill_model
 from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.plan import Plan, SeriesPlan, place_points
+from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
 from localrank_cli.table.columns import Cell
 from localrank_cli.table.rows import LayerFacts, layer_rows
@@ -55,7 +56,8 @@ def run_plan(plan: Plan, note: Note) -> Iterator[CheckpointResult]:
 def _run_series(plan: Plan, series: SeriesPlan, note: Note) -> Iterator[CheckpointResult]:
     settings = series.settings
     points = place_points(series.points, plan.device, settings.dtype)
-    request = Request(settings.selection, settings.dtype, plan.memory)
+    demand = Demand(settings.tolerances, settings.noise)
+    request = Request(settings.selection, settings.dtype, plan.memory, demand)
     modes = Modes()
     told = 0
     seen: dict[str, PlannedCheckpoint] = {}

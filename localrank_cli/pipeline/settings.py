@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.layers.select import Selection
-from localrank_cli.measures.tolerance import Tolerance
 from localrank_cli.model.activations import ACTIVATIONS
 from localrank_cli.pipeline.folder_settings import FolderSettings, inside
 from localrank_cli.pipeline.options import AnalyzeOptions
 from localrank_cli.points.source import DataSource, check_source
+from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.userimport import CodeSpec
 
 DEFAULT_ATOL = 0.01

@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ def load_array(path: Path, key: str) -> tuple[Tensor, str]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such data file.", "Check --data.")
     try:
-        loaded = _load(path)
-        if isinstance(loaded, Tensor):
-            chosen, found = "", loaded
-        else:
-            # Members of an .npz are read only now: labels stay unread.
-            chosen = _choose(sorted(map(str, loaded)), key, path)
-            found = _tensor(loaded[chosen], path, chosen)
+        with ExitStack() as stack:
+            loaded = _load(path, stack)
+            if isinstance(loaded, Tensor):
+                chosen, found = "", loaded
+            else:
+                # Members of an .npz are read only now: labels stay unread.
+                chosen = _choose(sorted(map(str, loaded)), key, path)
+                found = _tensor(loaded[chosen], path, chosen)
     except LocalrankError:
         raise
     except (OSError, ValueError, SafetensorError, EOFError, RuntimeError, pickle.PickleError) as e:
@@ -97,16 +99,17 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _load(path: Path) -> Tensor | Mapping[str, Any]:
+def _load(path: Path, stack: ExitStack) -> Tensor | Mapping[str, Any]:
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return load_file(path)
-    if suffix == ".npy":
-        return _tensor(np.load(path, allow_pickle=False), path, "")
-    if suffix == ".npz":
-        # Not a context manager: members are read when asked for, which keeps labels unread.
-        file: Mapping[str, Any] = np.load(path, allow_pickle=False)
-        return file
+    if suffix in (".npy", ".npz"):
+        stream = stack.enter_context(path.open("rb"))
+        file: Any = np.load(stream, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            return _tensor(file, path, "")
+        members: Mapping[str, Any] = stack.enter_context(file)
+        return members
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
         loaded = torch.load(path, map_location="cpu", weights_only=True)

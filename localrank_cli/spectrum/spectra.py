@@ -4,17 +4,19 @@ Model, points and layers go in; the singular values of every chosen layer's Jaco
 come out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from localrank_cli.jacobian.engine import Modes, Task, jacobians
+from localrank_cli.jacobian.portions import BlockPortion, ChainPortion, Portion
 from localrank_cli.layers.capture import Call
-from localrank_cli.layers.select import Selection, choose
+from localrank_cli.layers.select import Selection, choose, named_call
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord, Survey, survey
-from localrank_cli.spectrum.svd import rounding, singular_values
+from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
+from localrank_cli.spectrum.svd import rounding
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,18 @@ class LayerSpectrum:
     module: str  # class name
     n_out: int
     n_in: int
-    values: Tensor  # (points, min(n_out, n_in)), float64, CPU, descending; NaN: not finite
+    computed: Tensor  # (points, min(n_out, n_in)), float64, CPU, descending; NaN: not finite
     rounding: Tensor  # (points,), float64: how far a singular value may be off
     method: str  # "exact", or "exact(float32)" where the path holds float32
+
+    @property
+    def values(self) -> Tensor:
+        """Singular values, those under their rounding 0: below it they are noise.
+
+        The same on every route: where the Gram matrix cannot tell small ones, the SVD did.
+        """
+        above = ~(self.computed <= self.rounding.unsqueeze(1))
+        return torch.where(above, self.computed, 0)
 
     @property
     def finite(self) -> Tensor:
@@ -58,7 +69,7 @@ def examine(
     Returns:
         The layers and notes.
     """
-    wrt = Call.parse(selection.wrt) if selection.wrt else None
+    wrt = named_call(model, selection.wrt)
     with analysis_setting(model, dtype):
         seen = survey(model, points[:1].clone(), wrt)
         chosen = choose(model, seen, selection)
@@ -72,6 +83,7 @@ class Request:
     selection: Selection
     dtype: torch.dtype = torch.float64
     memory: int = 2**31  # bytes for Jacobians and intermediate results
+    demand: Demand = field(default=Demand(None))
 
 
 def layer_spectra(
@@ -88,7 +100,6 @@ def layer_spectra(
     Returns:
         One spectrum for each chosen call, in order of execution. Points with a non-finite
         Jacobian, or with a non-finite pre-activation in this or an earlier layer, are NaN.
-        Singular values under the rounding are exactly 0.
     """
     examination = examine(model, points, request.selection, request.dtype)
     task = Task(
@@ -96,7 +107,7 @@ def layer_spectra(
         points=points,
         survey=examination.survey,
         records=examination.records,
-        wrt=Call.parse(request.selection.wrt) if request.selection.wrt else None,
+        wrt=named_call(model, request.selection.wrt),
         dtype=request.dtype,
         memory=request.memory,
     )
@@ -104,8 +115,13 @@ def layer_spectra(
     found = {record.call: _empty(record, task) for record in task.records}
     with analysis_setting(model, request.dtype):
         for portion in jacobians(task, modes if modes is not None else Modes()):
-            rows = slice(portion.start, portion.start + portion.jacobians.shape[0])
-            found[portion.record.call][rows] = _values(portion.jacobians, portion.finite)
+            if isinstance(portion, Portion):
+                rows = found[portion.record.call]
+                _place(rows, portion.start, portion.finite, _solve(portion, request.demand))
+            elif isinstance(portion, BlockPortion):
+                _solve_blocks(portion, task, found, request.demand)
+            else:
+                _solve_chain(portion, task, found, request.demand)
     return [_spectrum(record, found[record.call], task, precision) for record in task.records]
 
 
@@ -114,30 +130,50 @@ def _empty(record: CallRecord, task: Task) -> Tensor:
     return torch.full((task.points.shape[0], width), torch.nan, dtype=torch.float64)
 
 
-def _values(matrices: Tensor, finite: Tensor) -> Tensor:
-    # One NaN makes LAPACK refuse the whole batch, and inf gives NaN without a word: only finite
-    # matrices may reach it.
-    good = finite.to(matrices.device) & torch.isfinite(matrices).flatten(1).all(dim=1)
-    width = min(matrices.shape[1:])
-    values = torch.full((matrices.shape[0], width), torch.nan, dtype=torch.float64)
-    if good.any():
-        values[good.cpu()] = singular_values(matrices[good])
-    return values
+def _place(rows: Tensor, start: int, finite: Tensor, values: Tensor) -> None:
+    """Writes the values of the finite points where they belong."""
+    rows[start + finite.cpu().nonzero().squeeze(1)] = values
+
+
+def _solve(portion: Portion, demand: Demand) -> Tensor:
+    if bool(portion.finite.all()):
+        return solve_stack(portion.jacobians, demand)
+    return solve_stack(portion.jacobians[portion.finite.to(portion.jacobians.device)], demand)
+
+
+def _solve_blocks(
+    portion: BlockPortion, task: Task, found: dict[Call, Tensor], demand: Demand
+) -> None:
+    record = portion.record
+    if bool(portion.finite.all()):
+        values = solve_blocks(portion.blocks, record.numel, task.survey.n_in, demand)
+        _place(found[record.call], portion.start, portion.finite, values)
+
+
+def _solve_chain(
+    portion: ChainPortion, task: Task, found: dict[Call, Tensor], demand: Demand
+) -> None:
+    shapes = {record.call: (record.numel, task.survey.n_in) for record in task.records}
+    anywhere = torch.stack(list(portion.finite.values())).any(dim=0).cpu()
+    points = anywhere.nonzero().squeeze(1).tolist()
+    for call, values in solve_chain(portion.chain, points, shapes, demand).items():
+        finite = portion.finite[call].cpu()
+        _place(found[call], portion.start, finite, values[finite[anywhere]])
 
 
 def _spectrum(
     record: CallRecord, values: Tensor, task: Task, precision: torch.dtype
 ) -> LayerSpectrum:
     n_in = task.survey.n_in
-    bound = rounding(values[:, 0], max(record.numel, n_in), precision)
-    # Below its rounding a singular value is noise, and noise leaks into sums over all of them.
-    floored = torch.where(values <= bound.unsqueeze(1), torch.zeros_like(values), values)
+    longest = max(record.numel, n_in)
+    bound = rounding(values[:, 0], longest, precision)
+    low = precision != torch.float64
     return LayerSpectrum(
         layer=record.call.label,
         module=record.module,
         n_out=record.numel,
         n_in=n_in,
-        values=floored,
+        computed=values,
         rounding=bound,
-        method="exact" if precision == torch.float64 else "exact(float32)",
+        method="exact(float32)" if low else "exact",
     )

@@ -8,14 +8,17 @@ def singular_values(jacobians: Tensor) -> Tensor:
     """Singular values in float64, by LAPACK on the CPU.
 
     Args:
-        jacobians: Shape (points, n_out, n_in), finite.
+        jacobians: Shape (..., n_out, n_in), finite or not.
 
     Returns:
-        Shape (points, min(n_out, n_in)), float64, CPU, descending.
+        Shape (..., min(n_out, n_in)), float64, CPU, descending; NaN for a matrix that is not
+        finite.
     """
     matrices = jacobians.detach().to(device="cpu", dtype=torch.float64)
-    values: Tensor = torch.linalg.svdvals(matrices)
-    return values
+    # One NaN makes LAPACK refuse the whole stack, and inf gives NaN without a word.
+    finite = torch.isfinite(matrices).all(-1).all(-1)[..., None, None]
+    values: Tensor = torch.linalg.svdvals(torch.where(finite, matrices, 0))
+    return torch.where(finite.squeeze(-1), values, torch.nan)
 
 
 def rounding(spectral_norm: Tensor, longest: int, precision: torch.dtype) -> Tensor:

@@ -19,22 +19,20 @@ NOTES: dict[str, tuple[str, ...]] = {
     "encoder_sequence_first": (ONE_BY_ONE,),
     "points_in_windows": (ONE_BY_ONE,),
     "one_at_a_time": (ONE_BY_ONE,),
+    "scalar_output": (ONE_BY_ONE,),
     "subtracts_batch_mean": (ONE_BY_ONE,),
     "mixes_without_a_trace": (ONE_BY_ONE,),
     "batch_statistics": (ONE_BY_ONE,),
-    "constant_branch": (ONE_BY_ONE,),
     "data_dependent_if": (ONE_BY_ONE,),
     # Forward mode is refused, or is not the transpose of reverse mode.
     "old_function": (NO_FORWARD,),
     "gradient_inside": (NO_FORWARD,),
-    "no_grad_branch": (NO_FORWARD, "disagrees"),
     "two_faced_function": (NO_FORWARD, "disagrees"),
     "numpy_function": (NO_FORWARD, ROW_BY_ROW),
 }
-UNFIXED = ("scalar_output",)  # see tests/spectrum/test_naive.py
 
 
-@pytest.mark.parametrize("case", params(case for case in CASES if case.name not in UNFIXED))
+@pytest.mark.parametrize("case", params(CASES))
 def test_notes(case: Case) -> None:
     modes = Modes()
     spectra_of_case(case, modes)

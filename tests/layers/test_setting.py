@@ -15,10 +15,8 @@ from tests.traces import flags, unchanged
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
-UNFIXED = ("scalar_output",)  # see tests/spectrum/test_naive.py
 
-
-@pytest.mark.parametrize("case", params(case for case in CASES if case.name not in UNFIXED))
+@pytest.mark.parametrize("case", params(CASES))
 def test_every_case_is_left_as_found(case: Case) -> None:
     model, points = case.build()
     with unchanged(model, points):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from localrank_cli.measures.ranks import local_ranks
-from localrank_cli.measures.tolerance import Tolerance
+from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of, values_of
 from tests.naive import Array, chain
 from tests.networks import Net, Residual, bias, mlp, settled, weight

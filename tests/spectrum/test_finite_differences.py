@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.measures.ranks import local_ranks
-from localrank_cli.measures.tolerance import Tolerance
+from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of_case
 from tests.cases import CASES, Case, params
 from tests.naive import Array, naive_counts, naive_outputs

@@ -8,7 +8,7 @@ import pytest
 
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.ranks import local_ranks
-from localrank_cli.measures.tolerance import Tolerance
+from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of_case
 from tests.cases import CASES, Case, params
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
@@ -40,12 +40,6 @@ ROUTES: dict[str, Callable[[], Modes]] = {
     "row_by_row": lambda: Modes(forward=False, batched_reverse=False),
 }
 
-UNFIXED = {
-    "scalar_output": pytest.mark.xfail(
-        strict=True, raises=IndexError, reason="jacobian.layout: an output without axes"
-    )
-}
-
 
 @cache
 def truth(case: Case) -> dict[str, Array]:
@@ -54,7 +48,7 @@ def truth(case: Case) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("case", params(CASES, UNFIXED))
+@pytest.mark.parametrize("case", params(CASES))
 def test_spectra_and_counts(case: Case, route: str) -> None:
     expected = truth(case)
     found = spectra_of_case(case, ROUTES[route]())
@@ -78,7 +72,7 @@ def test_spectra_and_counts(case: Case, route: str) -> None:
             assert not ranks.undecided.any()
 
 
-@pytest.mark.parametrize("case", params(CASES, UNFIXED))
+@pytest.mark.parametrize("case", params(CASES))
 def test_spectra_have_their_form(case: Case) -> None:
     model, points = case.build()
     shapes = {

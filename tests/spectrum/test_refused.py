@@ -81,7 +81,7 @@ REFUSED = (
     Refused("wrt_after_every_layer", lambda: (mlp(4, 5, 3), torch.randn(3, 4)),
             LayerError, ("'0' does not depend on the output of '2'",), layers=("0",), wrt="2"),
     Refused("no_memory", lambda: (mlp(40, 50, 3), torch.randn(3, 40)),
-            ModelError, ("'0' (50 x 40)", "GiB", "--wrt"), memory=40 * 50 * 8 - 1),
+            ModelError, ("'0'", "50 x 40", "MiB", "--wrt"), memory=40 * 40 * 8 * 3),
     Refused("differentiates_itself_apart", lambda: (
         ab(lambda m, x: energy(m, x.detach())), torch.randn(3, 6)),
         ModelError, ("cannot be differentiated", "--exclude")),
@@ -90,18 +90,10 @@ REFUSED = (
         ModelError, ("cannot be differentiated", "use_reentrant")),
 )  # fmt: skip
 
-UNFIXED = {
-    "reentrant_checkpoint": pytest.mark.xfail(
-        strict=True,
-        raises=RuntimeError,
-        reason="jacobian.guards.points_are_separate lets autograd's errors through",
-    )
-}
-
 
 @pytest.mark.parametrize(
     "refused",
-    [pytest.param(one, id=one.name, marks=UNFIXED.get(one.name, ())) for one in REFUSED],
+    [pytest.param(one, id=one.name) for one in REFUSED],
 )
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 def test_refused(refused: Refused) -> None:
@@ -114,9 +106,6 @@ def test_refused(refused: Refused) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=LayerError, reason="jacobian.engine watches affine layers left out too"
-)
 def test_a_layer_that_runs_at_some_points_can_be_left_out() -> None:
     model, points = Case("some", lambda: (ab(only_where_positive), some_negative())).build()
     assert list(spectra_of(model, points, exclude=("a",))) == ["b"]

@@ -1,0 +1,132 @@
+"""A Jacobian too large to hold, in blocks of rows or of columns."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from localrank_cli.jacobian.batch import Batch
+from localrank_cli.jacobian.routes import pushforward, unit_rows
+from localrank_cli.layers.survey import CallRecord
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """How to walk through one Jacobian at one point.
+
+    The Gram matrix of the shorter side is a sum over blocks of the longer one: of rows for a tall
+    Jacobian, of columns for a wide one. Reverse mode gives rows as they come, forward mode columns;
+    the other mode has to go through all its directions again for each block.
+    """
+
+    along: Literal["rows", "columns"]  # the longer side, which is divided
+    mode: Literal["forward", "reverse"]
+    size: int  # rows or columns in a block
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the mode's own directions run along the divided side."""
+        return (self.along == "rows") == (self.mode == "reverse")
+
+
+def plan_blocks(n_out: int, n_in: int, itemsize: int, budget: int, forward: bool) -> BlockPlan:
+    """Chooses the blocks and the mode with the least passes.
+
+    Args:
+        n_out: Rows of the Jacobian.
+        n_in: Columns of the Jacobian.
+        itemsize: Bytes of an entry.
+        budget: Bytes for one block.
+        forward: Whether forward mode may be used.
+
+    Returns:
+        The plan.
+    """
+    long_side, short_side = max(n_out, n_in), min(n_out, n_in)
+    size = max(1, min(long_side, budget // (short_side * itemsize)))
+    passes = -(-long_side // size)
+    if n_in <= n_out:
+        forward_cost, reverse_cost = passes * n_in, n_out
+    else:
+        forward_cost, reverse_cost = n_in, passes * n_out
+    mode: Literal["forward", "reverse"] = (
+        "forward" if forward and forward_cost <= reverse_cost else "reverse"
+    )
+    return BlockPlan("rows" if n_in <= n_out else "columns", mode, size)
+
+
+def blocks(batch: Batch, record: CallRecord, plan: BlockPlan, chunk: int) -> Iterator[Tensor]:
+    """Walks through the Jacobian of one call at the only point of a batch.
+
+    Args:
+        batch: One point.
+        record: The call.
+        plan: From `plan_blocks`.
+        chunk: Directions at a time.
+
+    Yields:
+        Blocks with the divided side first: (rows, n_in), or the transposed columns
+        (columns, n_out).
+    """
+    long_side = max(record.numel, batch.n_in)
+    for start in range(0, long_side, plan.size):
+        stop = min(start + plan.size, long_side)
+        if plan.mode == "forward":
+            yield _forward_block(batch, record, plan, (start, stop), chunk)
+        else:
+            yield _reverse_block(batch, record, plan, (start, stop), chunk)
+
+
+def _forward_block(
+    batch: Batch, record: CallRecord, plan: BlockPlan, span: tuple[int, int], chunk: int
+) -> Tensor:
+    start, stop = span
+    if plan.is_direct:
+        block = batch.varied.new_empty(stop - start, record.numel)
+        for low in range(start, stop, chunk):
+            high = min(low + chunk, stop)
+            directions = unit_rows(low, high, batch.varied)
+            block[low - start : high - start] = pushforward(batch, [record.call], directions)[0][
+                :, 0
+            ]
+        return block
+    block = batch.varied.new_empty(stop - start, batch.n_in)
+    for low in range(0, batch.n_in, chunk):
+        high = min(low + chunk, batch.n_in)
+        directions = unit_rows(low, high, batch.varied)
+        tangents = pushforward(batch, [record.call], directions)[0][:, 0]
+        block[:, low:high] = tangents[:, start:stop].mT
+    return block
+
+
+def _reverse_block(
+    batch: Batch, record: CallRecord, plan: BlockPlan, span: tuple[int, int], chunk: int
+) -> Tensor:
+    start, stop = span
+    varied = batch.varied.detach().requires_grad_(True)
+    with torch.enable_grad():
+        (output,) = batch.outputs(varied, [record.call])
+    if plan.is_direct:
+        block = batch.varied.new_empty(stop - start, batch.n_in)
+        for low in range(start, stop, chunk):
+            high = min(low + chunk, stop)
+            block[low - start : high - start] = _rows(output, varied, low, high)
+        return block
+    block = batch.varied.new_empty(stop - start, record.numel)
+    for low in range(0, record.numel, chunk):
+        high = min(low + chunk, record.numel)
+        block[:, low:high] = _rows(output, varied, low, high)[:, start:stop].mT
+    return block
+
+
+def _rows(output: Tensor, varied: Tensor, low: int, high: int) -> Tensor:
+    cotangents = unit_rows(low, high, output).unsqueeze(1)
+    if high - low == 1:
+        (row,) = torch.autograd.grad(output, varied, cotangents[0], retain_graph=True)
+        return row
+    (rows,) = torch.autograd.grad(
+        output, varied, cotangents, retain_graph=True, is_grads_batched=True
+    )
+    return rows[:, 0]

@@ -1,0 +1,75 @@
+"""How a memory budget is divided, and what does not fit in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from localrank_cli.errors import ModelError
+from localrank_cli.layers.survey import CallRecord
+
+# Larger portions of directions stop paying once a matrix product fills the machine, and smaller
+# ones keep the working set near the caches.
+_PORTION_BYTES = 256 * 2**20
+_DOUBLE = 8
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes for one purpose each; together they stay inside the total."""
+
+    total: int
+
+    @property
+    def jacobians(self) -> int:
+        """For the Jacobians that are held: a third, since an SVD copies what it works on twice."""
+        return self.total // 3
+
+    @property
+    def directions(self) -> int:
+        """For the intermediate results of the directions that are pushed through at once."""
+        return max(1, min(self.total // 4, _PORTION_BYTES))
+
+    def block(self, n_out: int, n_in: int) -> int:
+        """For one block of a Jacobian that is not held, beside what its reduction needs.
+
+        Args:
+            n_out: Rows.
+            n_in: Columns.
+
+        Returns:
+            Bytes.
+        """
+        left = self.total - self.directions - _reduction_bytes(n_out, n_in)
+        # The block, the output of the directions before it is copied in, and the QR's own copy.
+        return max(min(n_out, n_in) * _DOUBLE, left // 3)
+
+
+def check_fits(records: Sequence[CallRecord], n_in: int, memory: int) -> None:
+    """Checks that at least the shorter side of every Jacobian fits, squared.
+
+    Args:
+        records: The chosen calls.
+        n_in: Entries of the varied tensor.
+        memory: The budget in bytes.
+
+    Raises:
+        ModelError: If one does not; with the numbers and the ways out.
+    """
+    for record in records:
+        needed = _reduction_bytes(record.numel, n_in) * 5 // 4
+        if needed > memory:
+            raise ModelError(
+                f"layer {record.call.label!r} has a Jacobian of {record.numel} x {n_in}; its"
+                f" reduction needs {_readable(needed)}, and the budget is {_readable(memory)}.",
+                "Give more with --memory, leave the layer out with --exclude, or vary a smaller"
+                " tensor with --wrt.",
+            )
+
+
+def _reduction_bytes(n_out: int, n_in: int) -> int:
+    """The Gram matrix and LAPACK's copy of it; or R, what it is stacked on, and the QR's copy."""
+    short = min(n_out, n_in)
+    return 3 * short * short * _DOUBLE
+
+
+def _readable(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"

@@ -1,0 +1,54 @@
+"""Singular values of a Jacobian too large to hold, from its blocks."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from localrank_cli.spectrum.gram import symmetric_eigenvalues
+from localrank_cli.spectrum.svd import singular_values
+
+
+def streamed_gram(blocks: Iterator[Tensor]) -> Tensor:
+    """Eigenvalues of the Gram matrix of the shorter side, summed over blocks of the longer one.
+
+    Each entry is a sum over the whole longer side, so that the error bound of a single product
+    holds for any division into blocks.
+
+    Args:
+        blocks: Each (some of the longer side, shorter side).
+
+    Returns:
+        Shape (shorter side,), float64, CPU, descending; NaN where an entry is not finite.
+    """
+    total: Tensor | None = None
+    for block in blocks:
+        rows = block.to(torch.float64)
+        if total is None:
+            total = rows.mT @ rows
+        else:
+            total.addmm_(rows.mT, rows)
+    assert total is not None
+    return symmetric_eigenvalues(total)
+
+
+def streamed_svd(blocks: Callable[[], Iterator[Tensor]]) -> Tensor:
+    """Singular values of R, where Q R are the blocks stacked, one QR after another.
+
+    Backward stable, and the squares of singular values never appear.
+
+    Args:
+        blocks: Starts a new walk through the blocks.
+
+    Returns:
+        Shape (shorter side,), float64, CPU, descending; NaN where an entry is not finite.
+    """
+    triangle: Tensor | None = None
+    for block in blocks():
+        rows = block.to(torch.float64)
+        if not bool(torch.isfinite(rows).all()):
+            return torch.full((rows.shape[1],), torch.nan, dtype=torch.float64)
+        stacked = rows if triangle is None else torch.cat([triangle, rows])
+        triangle = torch.linalg.qr(stacked, mode="r").R
+    assert triangle is not None
+    return singular_values(triangle)

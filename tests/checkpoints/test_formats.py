@@ -1,0 +1,245 @@
+import gzip
+import os
+import pickle
+import zipfile
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from localrank_cli.checkpoints.formats import folder_weights, is_weights_file, read
+from localrank_cli.errors import UnreadableError
+from tests.helpers import Evil, weights
+
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+
+
+def assert_same(content_states: object, key: str = "") -> None:
+    assert isinstance(content_states, dict)
+    state = content_states[key]
+    assert sorted(state) == sorted(weights())
+    for name, value in weights().items():
+        assert torch.equal(state[name], value)
+
+
+@pytest.mark.parametrize("suffix", TORCH_SUFFIXES)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files(tmp_path: Path, suffix: str, zipped: bool) -> None:
+    path = tmp_path / f"step_1{suffix}"
+    torch.save({"model": weights(), "step": 7}, path, _use_new_zipfile_serialization=zipped)
+    content = read(path)
+    assert_same(content.states, "model")
+    assert content.step == 7
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_a_zip_is_mapped_and_a_legacy_file_is_not(tmp_path: Path) -> None:
+    for zipped in (True, False):
+        path = tmp_path / f"{zipped}.pt"
+        torch.save(weights(), path, _use_new_zipfile_serialization=zipped)
+        content = read(path)
+        assert_same(content.states)
+        assert (str(path) in Path("/proc/self/maps").read_text()) is zipped
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(weights(), path, metadata={"step": "12", "epoch": "3", "format": "pt"})
+    content = read(path)
+    assert_same(content.states)
+    assert (content.step, content.step_source, content.epoch) == (12, "step", 3)
+
+
+def test_a_safetensors_header_needs_no_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "a.SafeTensors"
+    save_file(weights(), path)
+    state = read(path, header_only=True).states[""]
+    assert all(tensor.is_meta for tensor in state.values())
+    assert {key: value.shape for key, value in state.items()} == {
+        key: value.shape for key, value in weights().items()
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_types_are_kept(tmp_path: Path, dtype: torch.dtype, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    state = {"w": torch.arange(4).to(dtype)}
+    (save_file if suffix == ".safetensors" else torch.save)(state, path)
+    assert read(path).states[""]["w"].dtype == dtype
+
+
+@pytest.mark.parametrize("suffix", [*TORCH_SUFFIXES, ".safetensors", ".PT"])
+def test_suffixes(suffix: str) -> None:
+    assert is_weights_file(Path(f"x{suffix}"))
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.pkl", "x.pt.tmp", "x.onnx", "x", ".pt", "x.json"])
+def test_other_suffixes(name: str) -> None:
+    assert not is_weights_file(Path(name))
+
+
+def _evil_zip(path: Path, marker: Path) -> None:
+    torch.save({"state_dict": weights(), "extra": Evil(marker)}, path)
+
+
+def _evil_legacy(path: Path, marker: Path) -> None:
+    torch.save({"extra": Evil(marker)}, path, _use_new_zipfile_serialization=False)
+
+
+def _evil_pickle(path: Path, marker: Path) -> None:
+    path.write_bytes(pickle.dumps(Evil(marker)))
+
+
+def _evil_text_pickle(path: Path, marker: Path) -> None:
+    path.write_bytes(pickle.dumps(Evil(marker), protocol=0))
+
+
+@pytest.mark.parametrize("suffix", TORCH_SUFFIXES)
+@pytest.mark.parametrize("write", [_evil_zip, _evil_legacy, _evil_pickle, _evil_text_pickle])
+def test_no_pickle_runs_code(
+    tmp_path: Path, suffix: str, write: Callable[[Path, Path], None]
+) -> None:
+    marker, path = tmp_path / "marker", tmp_path / f"step_1{suffix}"
+    write(path, marker)
+    with pytest.raises(UnreadableError, match=r"step_1\."):
+        read(path)
+    assert not marker.exists()
+
+
+def test_the_pickle_of_that_test_would_run(tmp_path: Path) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "step_1.pt"
+    _evil_zip(path, marker)
+    read(path, trust_pickle=True)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("thing", "name"),
+    [
+        (Namespace(lr=1), "argparse.Namespace"),
+        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        (Evil(Path("x")), "posix.system"),
+    ],
+)
+def test_blocked_globals_are_named(tmp_path: Path, zipped: bool, thing: object, name: str) -> None:
+    path = tmp_path / "step_1.pt"
+    torch.save({"model": weights(), "x": thing}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UnreadableError, match=rf"needs code to load: {name}\.") as caught:
+        read(path)
+    assert "--trust-pickle" in caught.value.advice
+    assert "torch.save(model.state_dict(), FILE)" in caught.value.advice
+
+
+def test_trusted_pickles_load(tmp_path: Path) -> None:
+    path = tmp_path / "step_1.pt"
+    torch.save({"model": weights(), "args": Namespace(lr=1)}, path)
+    assert_same(read(path, trust_pickle=True).states, "model")
+
+
+def _cut(part: Callable[[bytes], bytes], zipped: bool) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        torch.save(weights(), path, _use_new_zipfile_serialization=zipped)
+        path.write_bytes(part(path.read_bytes()))
+
+    return write
+
+
+def _zip_of_text(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.txt", "hello")
+
+
+DAMAGED: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("hello"),
+    "first bytes of a zip": _cut(lambda data: data[:3], zipped=True),
+    "half a zip": _cut(lambda data: data[: len(data) // 2], zipped=True),
+    "a zip without its end": _cut(lambda data: data[:-30], zipped=True),
+    "half a legacy file": _cut(lambda data: data[: len(data) // 2], zipped=False),
+    "a legacy file without its end": _cut(lambda data: data[:-4], zipped=False),
+    "another zip": _zip_of_text,
+    "gzip": lambda path: path.write_bytes(gzip.compress(b"x" * 99)),
+    "pickle": lambda path: path.write_bytes(pickle.dumps({"a": 1})),
+    "safetensors": lambda path: save_file(weights(), path),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damaged_torch_files(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "step_1.pt"
+    DAMAGED[kind](path)
+    with pytest.raises(UnreadableError, match=r"step_1\.pt") as caught:
+        read(path)
+    assert "--pattern" in caught.value.advice
+    assert "trust-pickle" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [lambda data: b"", lambda data: data[:6], lambda data: data[:-5], lambda data: b"x" * 100],
+)
+def test_damaged_safetensors(tmp_path: Path, part: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "step_1.safetensors"
+    save_file(weights(), path)
+    path.write_bytes(part(path.read_bytes()))
+    for header_only in (True, False):
+        with pytest.raises(UnreadableError, match=r"step_1\.safetensors"):
+            read(path, header_only=header_only)
+
+
+def test_safetensors_without_a_tensor(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "a.safetensors")
+    with pytest.raises(UnreadableError, match="holds no tensor"):
+        read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_missing_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnreadableError, match=r"cannot be read \(No such file"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UnreadableError, match=name):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_folder_weights(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    (tmp_path / "training_args.bin").touch()
+    assert folder_weights(tmp_path) == tmp_path / name
+
+
+def test_safetensors_come_before_bin(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "pytorch_model.bin").touch()
+    assert folder_weights(tmp_path) == tmp_path / "model.safetensors"
+
+
+def test_sharded_folder_weights(tmp_path: Path) -> None:
+    assert folder_weights(tmp_path) is None
+    (tmp_path / "model.safetensors.index.json").touch()
+    with pytest.raises(UnreadableError, match="sharded") as caught:
+        folder_weights(tmp_path)
+    assert "max_shard_size" in caught.value.advice
+
+
+@pytest.mark.parametrize("name", [b"\xff.pt", b"\xff.safetensors"])
+def test_a_path_that_is_no_text(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    try:
+        path.write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    with pytest.raises(UnreadableError, match="the path is not UTF-8"):
+        read(path)

@@ -1,0 +1,56 @@
+"""Runs the program: in this process where that is enough, else as a real one."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from typer.testing import CliRunner
+
+from localrank_cli.cli.main import app
+
+COMMAND = (sys.executable, "-m", "localrank_cli")
+QUICK = ("--data", "normal:4", "--device", "cpu", "--points", "5")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the program ended, and what it said."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The one line of the error, after all notes."""
+        *notes, last = self.stderr.splitlines()
+        assert last.startswith("localrank: error: "), self.stderr
+        assert all(line.startswith(("localrank: note: ", "user: ")) for line in notes), self.stderr
+        return last.removeprefix("localrank: error: ")
+
+
+def invoke(*words: str, **options: Any) -> Outcome:
+    """Runs the program in this process."""
+    result = CliRunner().invoke(app, list(words), prog_name="localrank", **options)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def start(*words: str, **options: Any) -> "subprocess.Popen[str]":
+    """Starts a real process with its streams in pipes, unless told otherwise."""
+    given = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    return subprocess.Popen([*COMMAND, *words], **(given | options))
+
+
+def run(*words: str, **options: Any) -> Outcome:
+    """Runs a real process to its end."""
+    with start(*words, **options) as process:
+        stdout, stderr = process.communicate(timeout=120)
+    return Outcome(process.returncode, stdout or "", stderr or "")

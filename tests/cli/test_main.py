@@ -1,0 +1,157 @@
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import localrank_cli
+from localrank_cli.cli.main import _Program
+from localrank_cli.cli.signals import Interrupted
+from localrank_cli.errors import LocalrankError, OutputError
+from tests.cli.program import invoke
+
+WORDS = ("analyze", "run", "--data", "normal:4")
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("command", [[], ["analyze"]])
+def test_help(flag: str, command: list[str]) -> None:
+    outcome = invoke(*command, flag)
+    assert outcome.code == 0
+    assert outcome.stdout.lstrip().startswith(" ".join(["Usage: localrank", *command]))
+    assert outcome.stderr == ""
+
+
+def test_help_names_the_dangerous_options_as_such() -> None:
+    text = invoke("analyze", "--help").stdout
+    words = " ".join(text.split())
+    for option in ("--trust-model", "--trust-pickle"):
+        assert "Dangerous" in words.split(f"{option} ")[1].split(" --")[0]
+
+
+def test_version() -> None:
+    outcome = invoke("--version")
+    assert (outcome.code, outcome.stdout) == (0, f"localrank {localrank_cli.__version__}\n")
+
+
+def test_no_command_shows_the_help_and_is_wrong_usage() -> None:
+    outcome = invoke()
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert "Usage: localrank" in outcome.stderr
+    assert "analyze" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bogus"], "No such command 'bogus'. See 'localrank --help'."),
+        (["--bogus"], "No such option: --bogus. See 'localrank --help'."),
+        (["analyze"], "Missing argument"),
+        (["analyze", "x", "--bogus"], "No such option"),
+        (["analyze", "x", "--points", "many"], "Invalid value for '--points'"),
+        (["analyze", "x", "--points"], "requires an argument"),
+        (["analyze", "x", "--atol", "much"], "Invalid value for '--atol'"),
+        (["analyze", "x", "--rtol", "much"], "--rtol much: neither a number nor eps."),
+        (["analyze", "x", "--atol", "0"], "--atol 0: a tolerance must be positive"),
+        (["analyze", "x", "--model-arg", "3"], "--model-arg 3: not of the form KEY=VALUE."),
+        (["analyze", "x", "--dtype", "int8"], "--dtype int8: not known."),
+        (["analyze", "x", "--device", "tpu"], "--device tpu: not known."),
+        (["analyze", "x", "-o", "a.xlsx"], "--output a.xlsx: the suffix '.xlsx' names no format."),
+        (["analyze", "x", "-o", ""], "names no format"),
+        (["analyze", "x", "--model", "Net"], "--model Net: not of the form"),
+        (["analyze", "x", "--data", "a.csv"], "--data a.csv: not a known form."),
+        (["analyze", "x", "--activation", "swish"], "--activation swish: not known."),
+    ],
+)
+def test_wrong_usage_is_2_and_one_line(words: list[str], message: str) -> None:
+    outcome = invoke(*words)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert message in outcome.error
+    assert outcome.stderr.count("\n") == 1
+
+
+def _replace_analysis(monkeypatch: pytest.MonkeyPatch, error: BaseException | int) -> None:
+    def run_analysis(*args: Any, **kwargs: Any) -> int:
+        if isinstance(error, BaseException):
+            raise error
+        return error
+
+    monkeypatch.setattr("localrank_cli.cli.analysis.run_analysis", run_analysis)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "stderr"),
+    [
+        (0, 0, ""),
+        (3, 3, ""),
+        (LocalrankError("It is red.", "Paint it."), 1, "error: It is red. Paint it."),
+        (OutputError("two\nlines\t here"), 1, "error: two lines here"),
+        (Interrupted(2), 130, "stopped by SIGINT"),
+        (Interrupted(15), 143, "stopped by SIGTERM"),
+        (Interrupted(10), 138, "stopped by SIGUSR1"),
+        (Interrupted(12), 140, "stopped by SIGUSR2"),
+        (SystemExit(0), 1, "error: the model's or the data's code ended the program (sys.exit(0))"),
+        (OSError(28, "No space left on device"), 1, "error: standard output: cannot be written"),
+    ],
+)
+def test_status(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException | int, code: int, stderr: str
+) -> None:
+    # There is no descriptor to give up here.
+    monkeypatch.setattr(sys.modules[_Program.__module__], "discard_stdout", lambda: None)
+    _replace_analysis(monkeypatch, error)
+    outcome = invoke(*WORDS)
+    assert (outcome.code, outcome.stdout) == (code, "")
+    assert outcome.stderr.startswith(f"localrank: {stderr}" if stderr else "")
+    assert outcome.stderr.count("\n") == (1 if stderr else 0)
+
+
+def test_a_bug_is_70_and_says_how_to_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    _replace_analysis(monkeypatch, KeyError("x"))
+    outcome = invoke(*WORDS)
+    assert outcome.code == 70
+    assert outcome.error == (
+        "KeyError: 'x'. This is a bug in localrank: please report it with the output of the same"
+        " command and --debug."
+    )
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyError("x"), 70), (LocalrankError("It."), 1)])
+def test_debug_shows_the_traceback_and_keeps_the_status(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    _replace_analysis(monkeypatch, error)
+    outcome = invoke(*WORDS, "--debug")
+    assert outcome.code == code
+    assert "Traceback (most recent call last)" in outcome.stderr
+    assert outcome.stderr.splitlines()[-1].startswith("localrank: error: ")
+
+
+LAZY = """
+import sys
+sys.argv = ["localrank", *sys.argv[1:]]
+from localrank_cli.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    heavy = {"torch", "pandas", "numpy", "safetensors"} & set(sys.modules)
+    print(end.code, sorted(heavy), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["analyze", "--help"], 0),
+        (["--version"], 0),
+        (["analyze", "x", "--atol", "0"], 2),
+        (["bogus"], 2),
+        ([], 2),
+    ],
+)
+def test_help_and_wrong_usage_do_not_import_torch(words: list[str], code: int) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", LAZY, *words], capture_output=True, text=True, check=True
+    )
+    assert result.stderr.splitlines()[-1] == f"{code} []"

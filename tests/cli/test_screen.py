@@ -1,0 +1,58 @@
+import sys
+import warnings
+
+import pytest
+
+from localrank_cli.cli.screen import Screen, stdout_for_data
+
+
+def test_notes_are_lines_on_stderr_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(quiet=False, verbose=False)
+    screen.note("run[seed=3]: [bold]x\ny")
+    screen.note("run[seed=3]: [bold]x\ny")
+    screen.detail("nobody asked")
+    screen.warn("warning: now")
+    assert capfd.readouterr() == (
+        "",
+        "localrank: note: run[seed=3]: [bold]x y\nlocalrank: warning: now\n",
+    )
+
+
+def test_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    screen = Screen(quiet=True, verbose=True)
+    screen.note("a")
+    screen.detail("b")
+    screen.warn("warning: c")
+    with screen.progress(3) as steps:
+        steps.done("x")
+    assert capfd.readouterr() == ("", "localrank: warning: c\n")
+
+
+def test_verbose(capfd: pytest.CaptureFixture[str]) -> None:
+    Screen(quiet=False, verbose=True).detail("a")
+    assert capfd.readouterr().err == "localrank: a\n"
+
+
+def test_long_lines_are_not_wrapped(capfd: pytest.CaptureFixture[str]) -> None:
+    Screen(quiet=False, verbose=False).note("word " * 100)
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_no_progress_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with Screen(quiet=False, verbose=False).progress(3) as steps:
+        steps.done("x")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_stdout_is_kept_for_data(capsys: pytest.CaptureFixture[str]) -> None:
+    stdout = sys.stdout
+    screen = Screen(quiet=False, verbose=False)
+    with stdout_for_data(screen) as data:
+        print("from the model")  # noqa: T201  # what is tested
+        warnings.simplefilter("default")
+        warnings.warn("careful", UserWarning, stacklevel=1)
+        data.write("a,b\n")
+    assert sys.stdout is stdout
+    out, err = capsys.readouterr()
+    assert out == "a,b\n"
+    assert err == "from the model\nlocalrank: note: UserWarning: careful\n"

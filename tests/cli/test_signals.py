@@ -1,0 +1,117 @@
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from localrank_cli.cli.signals import Interrupted, hearing
+
+SIGNALS = pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGUSR1, 138),
+        (signal.SIGUSR2, 140),
+    ],
+)
+
+
+def _listen(work: Callable[[], object]) -> None:
+    with hearing() as ears, ears.listening():
+        work()
+
+
+def _send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(10)
+
+
+@SIGNALS
+def test_a_signal_is_an_exception(number: signal.Signals, code: int) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as caught:
+        _listen(lambda: _send(number))
+    assert caught.value.exit_code == code
+    assert caught.value.name == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_outside_of_listening_it_waits() -> None:
+    done = []
+    with hearing() as ears:
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("files are opened")
+        with pytest.raises(Interrupted), ears.listening():
+            done.append("never")
+        done.append("files are removed")
+    assert done == ["files are opened", "files are removed"]
+
+
+def test_after_listening_the_work_is_finished() -> None:
+    with hearing() as ears:
+        with ears.listening():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        done = True
+    assert done
+
+
+def test_what_swallows_it_hears_it_again() -> None:
+    swallowed = 0
+
+    def model() -> None:
+        nonlocal swallowed
+        for _ in range(2):
+            try:
+                _send(signal.SIGTERM) if not swallowed else time.sleep(10)
+            except BaseException:  # what users write
+                swallowed += 1
+        time.sleep(10)
+
+    with pytest.raises(Interrupted):
+        _listen(model)
+    assert swallowed == 2
+
+
+def test_an_error_that_came_of_it_is_not_told_as_one() -> None:
+    def half_imported() -> None:
+        try:
+            _send(signal.SIGTERM)
+        except BaseException:  # as packages do when they are imported
+            raise ValueError("no such attribute") from None
+
+    with pytest.raises(Interrupted):
+        _listen(half_imported)
+
+
+def test_work_that_ends_all_the_same_is_interrupted() -> None:
+    def swallow() -> None:
+        with suppress(BaseException):
+            _send(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        _listen(swallow)
+
+
+def test_no_alarm_is_left_behind() -> None:
+    with pytest.raises(Interrupted):
+        _listen(lambda: _send(signal.SIGTERM))
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_what_was_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with hearing() as ears, ears.listening():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_errors_pass() -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        _listen(lambda: int("mine"))

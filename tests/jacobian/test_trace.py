@@ -1,0 +1,109 @@
+"""Which networks are chains of Linear layers and elementwise operations, and which are not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+
+from localrank_cli.jacobian.engine import Modes
+from tests.asking import numbers, spectra_of
+from tests.naive import naive_jacobians, naive_spectra
+
+
+class Forward(nn.Module):
+    """Two Linear layers and a forward pass of one's own."""
+
+    def __init__(self, run: Callable[["Forward", Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 4)
+        self.square, self.across = nn.Linear(6, 6), nn.Linear(6, 4)
+        self._run = run
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._run(self, inputs)
+
+
+CHAINS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
+    "functional": lambda m, x: m.b(functional.relu(m.a(x))),
+    "in place": lambda m, x: m.b(m.a(x).relu_()),
+    "arithmetic": lambda m, x: m.b(torch.tanh(2 * m.a(x) - 1) / 3),
+    "view and back": lambda m, x: m.b(m.a(x).view(-1, 5, 1).relu().flatten(1)),
+    "scaled input": lambda m, x: m.b(functional.gelu(m.a((x - 0.5) / 0.25))),
+    "where": lambda m, x: m.b(torch.where(m.a(x) > 0, m.a(x).detach() * 0, 0) + m.a(x).exp()),
+    "two heads": lambda m, x: m.across(m.square(x).relu()) + m.b(m.a(m.square(x).tanh())),
+    "gate that is constant": lambda m, x: m.b(m.a(x) * m.a(x).detach()),
+    "clamped": lambda m, x: m.b(m.a(x).clamp(-0.2, 0.4)),
+}
+OTHERS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
+    "skip": lambda m, x: m.across(x + m.square(x).relu()),
+    "skip from the input": lambda m, x: m.across(x + m.square(m.square(x).relu())),
+    "softmax": lambda m, x: m.b(m.a(x).softmax(1)),
+    "self product": lambda m, x: m.b(m.a(x) * m.a(x)),
+    "permutation": lambda m, x: m.b(m.a(x).flip(1)),
+    "part": lambda m, x: m.b(m.a(x) + m.a(x).sum(1, keepdim=True)),
+    "nonlinear before": lambda m, x: m.b(m.a(x.sin())),
+    "shared by two": lambda m, x: m.b(m.a(x).relu()) + m.across(m.square(x) * x),
+    "normalised": lambda m, x: m.b(functional.layer_norm(m.a(x), (5,))),
+}
+
+
+def compare(model: nn.Module, points: Tensor) -> str:
+    modes = Modes()
+    found = spectra_of(model, points, modes=modes)
+    expected = naive_spectra(naive_jacobians(model, points, (), ""))
+    assert list(found) == list(expected)
+    for label, sigma in expected.items():
+        # As in tests/spectrum/test_naive.py: another order of the same few products.
+        assert (abs(numbers(found[label]) - sigma) <= 1.1e-11 * sigma[:, :1]).all(), label
+    return modes.routes[0]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains(name: str) -> None:
+    model = Forward(CHAINS[name]).double()
+    assert compare(model, torch.randn(4, 6, dtype=torch.float64)).startswith("chain")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_chain_goes_the_general_way(name: str) -> None:
+    model = Forward(OTHERS[name]).double()
+    assert compare(model, torch.randn(4, 6, dtype=torch.float64)).startswith("no chain")
+
+
+def test_a_linear_over_tokens_is_no_chain() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    assert "more than one vector" in compare(model, torch.randn(3, 5, 3, dtype=torch.float64))
+
+
+def test_a_parametrized_layer_is_no_chain() -> None:
+    layer = nn.Linear(4, 3)
+    parametrizations.weight_norm(layer)
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(3, 2)).double()
+    assert compare(model, torch.randn(3, 4, dtype=torch.float64)).startswith("no chain")
+
+
+def test_a_layer_with_a_hook_of_its_own_is_no_chain() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    model[0].register_forward_hook(lambda module, args, output: output * 3)
+    assert compare(model, torch.randn(3, 4, dtype=torch.float64)).startswith("no chain")
+
+
+def test_a_cancellation_of_seven_digits() -> None:
+    # |W_2| |W_1| / sigma_1 = 1e7: squared factors (W (W_1 W_1^T) W^T) count wrongly at 1e-3.
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 20, bias=False), nn.Linear(20, 12, bias=False)).double()
+    first = torch.randn(20, 30, generator=generator, dtype=torch.float64)
+    left, _, _ = torch.linalg.svd(first)
+    second = torch.randn(12, 10, generator=generator, dtype=torch.float64) @ left[:, :10].mT
+    first = first.clone()
+    first = left[:, 10:] @ left[:, 10:].mT @ first * 1e7 + left[:, :10] @ left[:, :10].mT @ first
+    model.load_state_dict({"0.weight": first, "1.weight": second})
+    route = Modes()
+    (_, spectrum) = spectra_of(model, torch.randn(3, 30, dtype=torch.float64), modes=route).values()
+    sigma = torch.linalg.svdvals(second @ first)
+    assert route.routes[0].startswith("chain")
+    assert ((spectrum.values > 1e-3 * sigma[0]).sum(dim=1) == (sigma > 1e-3 * sigma[0]).sum()).all()

@@ -1,0 +1,153 @@
+"""Soft measures against numpy written from the papers, closed forms, and extreme scales."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from localrank_cli.measures import soft
+from tests.naive import Array
+
+
+def information(values: Tensor) -> Tensor:
+    return soft.gaussian_information(values, 1.0)
+
+
+def entropy_rank(sigma: Array) -> float:
+    q = sigma[sigma > 0] / sigma.sum()
+    return float(np.exp(-(q * np.log(q)).sum()))
+
+
+FORMULAS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Array], float]]] = {
+    "effective_rank": (soft.effective_rank, entropy_rank),
+    "stable_rank": (soft.stable_rank, lambda s: float((s**2).sum() / s.max() ** 2)),
+    "participation_ratio": (
+        soft.participation_ratio, lambda s: float((s**2).sum() ** 2 / (s**4).sum())
+    ),
+    "spectral_norm": (soft.spectral_norm, lambda s: float(s.max())),
+    "jacobian_norm": (soft.jacobian_norm, lambda s: float(np.sqrt((s**2).sum()))),
+    "gaussian_information": (information, lambda s: float(0.5 * np.log1p(s**2).sum())),
+}  # fmt: skip
+ALL = pytest.mark.parametrize("name", FORMULAS)
+SCALE_FREE = ("effective_rank", "stable_rank", "participation_ratio")
+
+# Sums of at most 20 terms in another order: 20 roundings of 2^-53, each twice through exp or log.
+CLOSE = 1e-13
+
+spectra = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=20).map(
+    lambda values: np.array(sorted(values, reverse=True))
+)
+
+
+def apply(name: str, sigma: Array) -> float:
+    return float(FORMULAS[name][0](torch.from_numpy(sigma[None]))[0])
+
+
+@ALL
+@given(sigma=spectra)
+def test_formula(name: str, sigma: Array) -> None:
+    assert apply(name, sigma) == pytest.approx(FORMULAS[name][1](sigma), rel=CLOSE, abs=1e-15)
+
+
+@ALL
+def test_formula_on_a_batch_with_zeros(name: str) -> None:
+    sigma = np.array([[3.0, 1.0, 0.0], [0.5, 0.0, 0.0], [1e-3, 1e-4, 1e-5]])
+    found = FORMULAS[name][0](torch.from_numpy(sigma))
+    assert found.shape == (3,)
+    assert found.dtype == torch.float64
+    expected = [FORMULAS[name][1](row) for row in sigma]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=CLOSE)
+
+
+@ALL
+@pytest.mark.parametrize("r", [1, 4])
+def test_zero_jacobian_is_zero(name: str, r: int) -> None:
+    assert FORMULAS[name][0](torch.zeros(3, r, dtype=torch.float64)).tolist() == [0, 0, 0]
+
+
+@ALL
+def test_no_points(name: str) -> None:
+    assert FORMULAS[name][0](torch.zeros(0, 4, dtype=torch.float64)).shape == (0,)
+
+
+@pytest.mark.parametrize("name", SCALE_FREE)
+@pytest.mark.parametrize("n", [1, 2, 7, 100])
+@pytest.mark.parametrize("scale", [1.0, 1e-300, 1e-200, 1e200, 1e300])
+def test_n_equal_values_are_rank_n(name: str, n: int, scale: float) -> None:
+    sigma = np.full(n, scale)
+    assert apply(name, sigma) == pytest.approx(n, rel=CLOSE)
+    assert apply(name, np.append(sigma, np.zeros(3))) == pytest.approx(n, rel=CLOSE)
+
+
+@pytest.mark.parametrize("name", SCALE_FREE)
+@given(sigma=spectra, scale=st.sampled_from([1e-250, 1e-200, 1e-9, 1e9, 1e200, 1e250]))
+def test_rank_is_free_of_scale(name: str, sigma: Array, scale: float) -> None:
+    assert apply(name, sigma * scale) == pytest.approx(apply(name, sigma), rel=CLOSE)
+
+
+@given(sigma=spectra, scale=st.sampled_from([1e-200, 1e200]))
+def test_norms_keep_extreme_scales(sigma: Array, scale: float) -> None:
+    for name in ("spectral_norm", "jacobian_norm"):
+        expected = apply(name, sigma) * scale
+        assert apply(name, sigma * scale) == pytest.approx(expected, rel=CLOSE, abs=0)
+
+
+@given(sigma=spectra)
+def test_ranks_are_ordered(sigma: Array) -> None:
+    # With p_i = sigma_i^2 / sum: stable rank = 1/max p <= participation ratio = 1/sum p^2 <= n, and
+    # the entropy of sigma is no less than that of sigma^2, whose exponential is at least 1/sum p^2.
+    stable, ratio = apply("stable_rank", sigma), apply("participation_ratio", sigma)
+    effective = apply("effective_rank", sigma)
+    room = 1 + CLOSE
+    assert stable * room >= 1
+    assert stable <= ratio * room
+    assert ratio <= effective * room
+    assert effective <= len(sigma) * room
+
+
+def test_two_values_by_hand() -> None:
+    sigma = np.array([3.0, 1.0])  # q = 3/4, 1/4
+    assert apply("effective_rank", sigma) == pytest.approx(4 / 27**0.25, rel=CLOSE)
+    assert apply("stable_rank", sigma) == pytest.approx(10 / 9, rel=CLOSE)
+    assert apply("participation_ratio", sigma) == pytest.approx(100 / 82, rel=CLOSE)
+    assert apply("jacobian_norm", sigma) == pytest.approx(math.sqrt(10), rel=CLOSE)
+    assert apply("gaussian_information", sigma) == pytest.approx(
+        0.5 * (math.log(10) + math.log(2)), rel=CLOSE
+    )
+
+
+@given(seed=st.integers(0, 1000), n_out=st.integers(1, 6), n_in=st.integers(1, 6))
+def test_information_is_that_of_a_gaussian_channel(seed: int, n_out: int, n_in: int) -> None:
+    # I(x; Jx + s e) = 1/2 log det(I + J J' / s^2): another way than the singular values.
+    generator = np.random.default_rng(seed)
+    jacobian, noise = generator.standard_normal((n_out, n_in)), generator.uniform(0.1, 3)
+    sigma = torch.linalg.svdvals(torch.from_numpy(jacobian))[None]
+    found = float(soft.gaussian_information(sigma, noise)[0])
+    _, logdet = np.linalg.slogdet(np.eye(n_out) + jacobian @ jacobian.T / noise**2)
+    # The determinant's condition is under 1 + (6 / 0.1)^2.
+    assert found == pytest.approx(logdet / 2, rel=1e-11, abs=1e-12)
+
+
+@given(sigma=spectra, noise=st.floats(1e-3, 1e3))
+def test_information_knows_only_the_ratio_to_the_noise(sigma: Array, noise: float) -> None:
+    one = soft.gaussian_information(torch.from_numpy(sigma[None]), noise)
+    two = soft.gaussian_information(torch.from_numpy(sigma[None] / noise), 1.0)
+    assert float(one[0]) == float(two[0])
+
+
+@pytest.mark.parametrize(("sigma", "expected"), [
+    (1e-200, 0.0),  # 1e-400 is under the smallest double
+    (1e-150, 0.5e-300),
+    (1e-9, 0.5e-18),  # log(1 + x) would give 0
+    (1e200, 200 * math.log(10)),  # its square would be infinite
+    (1e8, 8 * math.log(10) + 0.5e-16),
+])  # fmt: skip
+def test_information_at_extreme_scales(sigma: float, expected: float) -> None:
+    assert apply("gaussian_information", np.array([sigma])) == pytest.approx(
+        expected, rel=CLOSE, abs=0
+    )

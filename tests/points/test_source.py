@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from localrank_cli.errors import DataError, LocalrankError, SettingsError, UsageError
+from localrank_cli.points.source import DataSource, check_source, load_points
+from localrank_cli.userimport import CodeError
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.npz",
+        "dir.x/a.npy",
+        "a.SAFETENSORS",
+        "a.pt",
+        "a.pth",
+        "normal:784",
+        "uniform:3x32x32",
+        "file.py:points",
+        "pkg.mod:make",
+        "file.py:Data.points",
+    ],
+)
+def test_known_forms(text: str) -> None:
+    check_source(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "digits",
+        "a.txt",
+        "a.csv",
+        "a.py",
+        "a.py:",
+        ":name",
+        "a.py:x-y",
+        "normal",
+        "normal:",
+        "normal:-3",
+        "normal:3x",
+        "normal:3X3",
+        "Normal:3",
+        "gauss:3x3",
+        "normal:0",
+        "uniform:3x0x2",
+    ],
+)
+def test_unknown_forms(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_source(text)
+    assert f"--data {text}" in caught.value.what
+
+
+def test_a_file(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(140, dtype=np.uint8).reshape(70, 2), y=np.ones(70))
+    points, facts = load_points(DataSource(str(tmp_path / "a.npz"), scale=0.5, count=70))
+    assert torch.equal(points.tensor, torch.arange(140).reshape(70, 2) * 0.5)
+    assert facts["data"] == str(tmp_path / "a.npz")
+    assert facts["data_key"] == "x"
+    assert isinstance(facts["data_sha256"], str)
+    assert len(facts["data_sha256"]) == 64
+
+
+def test_a_distribution() -> None:
+    points, facts = load_points(DataSource("normal:3x2", scale=2.0, count=5, seed=3))
+    plain, _ = load_points(DataSource("normal:3x2", count=5, seed=3))
+    assert points.tensor.shape == (5, 3, 2)
+    assert torch.equal(points.tensor, plain.tensor * 2)
+    assert facts == {"data": "normal:3x2"}
+
+
+CODE = """
+import numpy as np, torch
+array = np.arange(20.0).reshape(10, 2)
+short = np.arange(20, dtype=np.uint16).reshape(10, 2)
+tensor = torch.arange(20.0, requires_grad=True).reshape(10, 2)
+def make(): return tensor
+def broken(): raise ValueError("no\\nnetwork")
+def leaves(): raise SystemExit(0)
+def wants(size): return tensor
+text = "hello"
+class Holder:
+    points = tensor
+"""
+
+
+@pytest.mark.parametrize("name", ["array", "short", "tensor", "make", "Holder.points"])
+def test_code(tmp_path: Path, name: str) -> None:
+    (tmp_path / "data.py").write_text(CODE)
+    points, facts = load_points(DataSource(f"{tmp_path}/data.py:{name}", count=10))
+    assert points.tensor.double().flatten().tolist() == list(range(20))
+    assert not points.tensor.requires_grad
+    assert "data_sha256" in facts
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken", "failed: ValueError: no network"),
+        ("leaves", "failed: SystemExit"),
+        ("wants", "failed: TypeError"),
+        ("text", "gave a str"),
+        ("nope", "has no 'nope'"),
+    ],
+)
+def test_code_that_gives_no_points(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "data.py").write_text(CODE)
+    with pytest.raises(LocalrankError, match=message) as caught:
+        load_points(DataSource(f"{tmp_path}/data.py:{name}"))
+    assert isinstance(caught.value, DataError | CodeError)
+    assert "--data" in caught.value.what
+
+
+def test_a_tensor_from_python() -> None:
+    data = torch.arange(20.0, requires_grad=True).reshape(10, 2)
+    points, facts = load_points(DataSource("", array=data, count=10))
+    assert torch.equal(points.tensor, data.double())
+    assert not points.tensor.requires_grad
+    assert facts == {"data": "from Python"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [DataSource("normal:3", key="x"), DataSource("", key="x", array=torch.ones(3, 2))],
+)
+def test_a_key_where_arrays_have_no_names(source: DataSource) -> None:
+    with pytest.raises(SettingsError, match="--data-key x"):
+        load_points(source)

@@ -1,0 +1,102 @@
+"""Every case by every route that may spare the SVD, against numpy's SVD of rows made one by one."""
+
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import pytest
+
+from localrank_cli.jacobian.engine import Modes
+from localrank_cli.measures.layer import measure
+from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.spectrum.solve import Demand
+from localrank_cli.spectrum.spectra import LayerSpectrum
+from tests.asking import PLENTY, numbers, spectra_of
+from tests.cases import CASES, Case, params
+from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
+from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32, TOLERANCES
+
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way to the same numbers."""
+
+    chain: bool = True
+    forward: bool = True
+    tight: bool = False  # a budget that holds no Jacobian whole
+    demand: Demand = field(default=Demand(TOLERANCES))
+
+
+ROUTES = {
+    "as_chosen": Route(),
+    "no_chain": Route(chain=False),
+    "reverse": Route(chain=False, forward=False),
+    "blocks": Route(chain=False, tight=True),
+    "blocks_in_reverse": Route(chain=False, forward=False, tight=True),
+    "blocks_svd": Route(chain=False, tight=True, demand=Demand(None)),
+}
+
+
+@cache
+def truth(case: Case) -> dict[str, Array]:
+    model, points = case.build()
+    return naive_spectra(naive_jacobians(model, points, case.layers, case.wrt))
+
+
+def by_route(case: Case, route: Route) -> tuple[dict[str, LayerSpectrum], Modes]:
+    model, points = case.build()
+    memory = PLENTY
+    if route.tight:
+        # The least that is not refused: 3.75 r^2 doubles, r the short side of the largest.
+        memory = max(30 * sigma.shape[1] ** 2 + 1 for sigma in truth(case).values())
+    modes = Modes(chain=route.chain, forward=route.forward)
+    found = spectra_of(
+        model, points, case.layers, case.wrt, memory=memory, modes=modes, demand=route.demand
+    )
+    return found, modes
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("case", params(CASES))
+def test_counts_and_measures(case: Case, route: str) -> None:
+    found, _ = by_route(case, ROUTES[route])
+    bound = BOUND_FLOAT32 if case.low_precision else BOUND
+    assert list(found) == list(truth(case))
+    for label, spectrum in found.items():
+        sigma = truth(case)[label]
+        total = sigma.sum(axis=1, keepdims=True)
+        # The certificate lets small values be off by 2.5e-7 of their sum, and no more.
+        off = np.abs(numbers(spectrum) - sigma)
+        assert (off <= bound * sigma[:, :1] + 2.5e-7 * total).all(), label
+        for tolerance in TOLERANCES:
+            rtol = tolerance.relative(spectrum.n_out, spectrum.n_in)
+            ranks = local_ranks(spectrum, tolerance)
+            assert ranks.counts.tolist() == naive_counts(sigma, tolerance.atol, rtol), label
+            assert not ranks.undecided.any()
+        # The contract: measures agree to 1e-6; float32 parts err by more themselves.
+        expected = float(np.mean([effective_rank(row) for row in sigma]))
+        mean = measure(spectrum, TOLERANCES, 1.0).soft["effective_rank"].mean
+        assert mean == pytest.approx(expected, rel=1e-4 if case.low_precision else 1e-6)
+
+
+def effective_rank(sigma: Array) -> float:
+    kept = sigma[sigma > sigma.size * 2.0**-40 * sigma[0]] if sigma[0] > 0 else sigma[:0]
+    if not kept.size:
+        return 0.0
+    shares = kept / kept.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def test_each_route_is_taken() -> None:
+    def routes(name: str, route: str) -> str:
+        case = next(case for case in CASES if case.name == name)
+        return " ".join(by_route(case, ROUTES[route])[1].routes)
+
+    assert routes("relu_mlp", "as_chosen").startswith("chain")
+    told = {route: routes("conv2d", route) for route in ROUTES}
+    assert "forward" in told["no_chain"]
+    assert "forward" not in told["reverse"]
+    assert "blocks of" in told["blocks"]
+    assert "reverse, blocks of" in told["blocks_in_reverse"]

@@ -1,0 +1,176 @@
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import localrank_cli
+from localrank_cli import analyze
+from localrank_cli.api import AnalyzeKeywords
+from localrank_cli.errors import LocalrankError, MismatchError, UsageError
+from localrank_cli.table.columns import COLUMNS, header
+from tests.cli.program import invoke
+from tests.helpers import NET_CODE, mlp, net_weights, save_series
+
+POINTS = {"data": "normal:4", "points": 7, "device": "cpu"}
+
+
+def frame(*args: Any, **options: Any) -> pd.DataFrame:
+    return analyze(*args, **(POINTS | options))  # type: ignore[arg-type]  # one by one
+
+
+def test_what_the_package_offers() -> None:
+    assert localrank_cli.__all__ == ["__version__", "analyze"]
+    assert localrank_cli.__version__.count(".") == 2
+
+
+def test_the_same_as_the_command_line(tmp_path: Path) -> None:
+    for name in "ba":
+        save_series(tmp_path / name)
+    (tmp_path / "b/localrank.toml").write_text("[columns]\nbeta = 2.5\n")
+    found = frame([tmp_path / "a", tmp_path / "b"], atol=[0.01, 0.5], rtol=["eps", 0.1])
+    words = "--data normal:4 --points 7 --device cpu --atol .01 --atol .5 --rtol eps --rtol .1"
+    outcome = invoke("analyze", str(tmp_path / "a"), str(tmp_path / "b"), *words.split())
+    assert outcome.code == 0
+    read = pd.read_csv(io.StringIO(outcome.stdout), keep_default_na=False)
+    assert list(found.columns) == list(read.columns) == list(header(("beta",)))
+    assert len(found) == len(read) == 2 * 3 * 2 * 4
+    for name, kind in COLUMNS.items():
+        if kind == "str":
+            assert found[name].tolist() == read[name].astype(str).tolist(), name
+        else:
+            ours, theirs = found[name].astype(float), pd.to_numeric(read[name])
+            assert np.allclose(ours, theirs, rtol=5.01e-9, atol=0), name
+    assert found.loc[found["run"] == "b", "beta"].eq(2.5).all()
+    assert found.loc[found["run"] == "a", "beta"].isna().all()
+
+
+def test_types_and_order(tmp_path: Path) -> None:
+    found = frame(str(save_series(tmp_path, (10, 9, 100))), atol=(1, 0.5))
+    assert str(found["step"].dtype) == "int64"
+    assert str(found["rank_min"].dtype) == "Int64"
+    assert str(found["local_rank"].dtype) == "float64"
+    assert found["step"].drop_duplicates().tolist() == [9, 10, 100]
+    assert found["tolerance"].head(2).tolist() == ["atol=1", "atol=0.5"]
+
+
+def test_path_forms(tmp_path: Path) -> None:
+    save_series(tmp_path)
+    by_folder = frame(tmp_path)
+    names = [f"step_{step}.safetensors" for step in (0, 5, 10)]
+    by_files = frame(str(tmp_path / name) for name in names)
+    pd.testing.assert_frame_equal(by_folder, by_files)
+
+
+@pytest.mark.parametrize("number", [0.5, np.float32(0.5), np.float64(0.5), [0.5], "0.5", (0.5,)])
+def test_numbers_in_any_form(tmp_path: Path, number: Any) -> None:
+    found = frame(save_series(tmp_path, (1,)), atol=number, rtol=number)
+    assert found["tolerance"].head(2).tolist() == ["atol=0.5", "rtol=0.5"]
+
+
+def test_rtol_eps(tmp_path: Path) -> None:
+    found = frame(save_series(tmp_path, (1,)), rtol="eps")
+    assert found["tolerance"].tolist() == ["rtol=eps"] * 2
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array", "path", "integers"])
+def test_data_in_any_form(tmp_path: Path, kind: str) -> None:
+    array = np.random.default_rng(0).integers(0, 9, (9, 4))
+    np.save(tmp_path / "x.npy", array.astype(float))
+    data: Any = {
+        "tensor": torch.from_numpy(array).double().requires_grad_(),
+        "array": array.astype(np.float32),
+        "path": tmp_path / "x.npy",
+        "integers": array,
+    }[kind]
+    save_series(tmp_path, (1,))
+    found = frame(tmp_path, data=data, **({"data_scale": 1} if kind == "integers" else {}))
+    expected = frame(tmp_path, data=str(tmp_path / "x.npy"))
+    pd.testing.assert_frame_equal(found, expected)
+
+
+@pytest.mark.parametrize("layers", ["2", ["2"], "!0", ["*", "!0"], "2,!0"])
+def test_layers_in_any_form(tmp_path: Path, layers: Any) -> None:
+    found = frame(save_series(tmp_path, (1,)), layers=layers)
+    assert found["layer"].tolist() == ["2"]
+    assert frame(tmp_path, exclude="2")["layer"].tolist() == ["0"]
+
+
+def test_a_model_from_python(tmp_path: Path) -> None:
+    torch.save(net_weights(), tmp_path / "step_1.pt")
+    (tmp_path / "net.py").write_text(NET_CODE)
+
+    class Net(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, width), nn.Linear(width, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.b(torch.relu(self.a(x)))
+            return out
+
+    ours = frame(tmp_path, model=Net, model_arg={"width": 3})
+    theirs = frame(tmp_path, model=f"{tmp_path}/net.py:Net")
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_everything_is_left_as_found(tmp_path: Path) -> None:
+    net = mlp(4, 3, 2)
+    net.train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    data = torch.rand(70, 4)
+    copy = data.clone()
+    state, default = torch.get_rng_state(), torch.get_default_dtype()
+    frame(save_series(tmp_path), model=lambda: net, data=data)
+    assert net.training
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    for key, value in net.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, before[key])
+    assert torch.equal(data, copy)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_default_dtype() == default
+
+
+def test_notes_go_to_the_logger_and_nothing_is_printed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.INFO, logger="localrank"):
+        frame(save_series(tmp_path))
+    assert "no --model: read as a plain MLP 4-3-2" in caplog.text
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"atol": 0}, UsageError),
+        ({"rtol": "x"}, UsageError),
+        ({"data": "x.csv"}, UsageError),
+        ({"data": None}, LocalrankError),
+        ({"model": lambda: mlp(4, 5, 2)}, MismatchError),
+        ({"device": "cuda:99"}, LocalrankError),
+        ({"outptut": "x.csv"}, TypeError),
+        ({"output": "x.csv"}, TypeError),
+        ({"model_args": ()}, TypeError),
+    ],
+)
+def test_errors(tmp_path: Path, options: dict[str, Any], kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        frame(save_series(tmp_path), **options)
+
+
+def test_no_checkpoints() -> None:
+    with pytest.raises(UsageError, match="no checkpoints"):
+        frame([])
+
+
+def test_the_keywords_are_the_options_of_the_command() -> None:
+    options = invoke("analyze", "--help").stdout
+    for name in AnalyzeKeywords.__annotations__:
+        assert f"--{name.replace('_', '-')} " in options, name
