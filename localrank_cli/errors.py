@@ -13,7 +13,8 @@ class LocalrankError(Exception):
     status = "failed"
 
     def __init__(self, what: str, advice: str = "") -> None:
-        super().__init__(f"{what} {advice}".strip())
+        end = "" if what.endswith((".", "?", "!")) else "."  # what others say may lack it
+        super().__init__(f"{what}{end} {advice}".strip())
         self.what = what
         self.advice = advice
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from localrank_cli.checkpoints.content import Content, State, epoch_in, step_in
 from localrank_cli.errors import UnreadableError
@@ -26,6 +26,8 @@ def unwrap(loaded: object, path: Path) -> Content:
     Raises:
         UnreadableError: If there is none.
     """
+    if isinstance(loaded, nn.Module):  # only a trusted pickle gives one
+        loaded = loaded.state_dict()
     if not isinstance(loaded, Mapping):
         raise UnreadableError(
             f"{path}: holds a {type(loaded).__name__}, not a state dict.",
@@ -50,6 +52,8 @@ def _candidates(mapping: Mapping[Any, Any], prefix: str, depth: int = 0) -> dict
     if depth < 3:
         for key in CONTAINER_KEYS:
             inner = mapping.get(key)
+            if isinstance(inner, nn.Module):
+                inner = inner.state_dict()
             if isinstance(inner, Mapping):
                 found |= _candidates(inner, f"{prefix}.{key}" if prefix else key, depth + 1)
     return found

@@ -35,7 +35,8 @@ def read(path: Path, *, trust_pickle: bool = False, header_only: bool = False) -
     try:
         if path.stat().st_size == 0:
             raise UnreadableError(f"{path}: the file is empty.", _DAMAGED)
-        str(path).encode()
+        with path.open("rb"):  # safetensors calls every reason a missing file
+            str(path).encode()
     except OSError as error:
         raise _os_error(path, error) from error
     except UnicodeError as error:  # torch and safetensors take no other names

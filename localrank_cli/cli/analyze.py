@@ -16,6 +16,8 @@ def analyze(
     checkpoints: Annotated[
         list[Path],
         typer.Argument(
+            metavar="CHECKPOINTS...",
+            readable=False,  # what cannot be read is found out when it is read
             help="Folders of checkpoints (each is a series), or single checkpoint files.",
             show_default=False,
         ),
@@ -140,6 +142,7 @@ def analyze(
             "--output",
             "-o",
             metavar="FILE",
+            readable=False,
             help="A .csv, .tsv or .jsonl file; - is CSV on stdout. Default: a table on a"
             " terminal, CSV in a pipe.",
         ),

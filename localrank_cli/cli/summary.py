@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from rich import box
 from rich.cells import cell_len
@@ -129,16 +130,20 @@ def trend(values: Sequence[float], characters: str = _BLOCKS, width: int = _TREN
     """Draws values as a line of blocks, the lowest for 0, the highest for the largest.
 
     Args:
-        values: At least one, not negative; evenly thinned out where there are too many.
+        values: At least one, not negative. Where there are too many, a character stands for the
+            largest of its share, so that the peak is always seen.
         characters: From low to high.
         width: At most so many characters.
 
     Returns:
         At most `width` characters; the first and the last value are always there.
     """
-    count = min(len(values), width)
-    last = len(values) - 1
-    picked = [values[round(index * last / max(1, count - 1))] for index in range(count)]
+    picked = list(values)
+    if len(values) > width:
+        inner, shares = values[1:-1], width - 2
+        edges = [round(index * len(inner) / shares) for index in range(shares + 1)]
+        peaks = [max(inner[low:high]) for low, high in pairwise(edges)]
+        picked = [values[0], *peaks, values[-1]]
     top = max(values)
     levels = len(characters) - 1
     return "".join(characters[round(value / top * levels) if top > 0 else 0] for value in picked)

@@ -36,11 +36,25 @@ class Budget:
             n_in: Columns.
 
         Returns:
+            Bytes: a sixth of what is left, for the block, the output of the directions before it is
+            copied in, and the QR's own copy take it three times, and the directions the other half.
+        """
+        return max(min(n_out, n_in) * _DOUBLE, self._left(n_out, n_in) // 6)
+
+    def block_directions(self, n_out: int, n_in: int) -> int:
+        """For the directions that make a block.
+
+        Args:
+            n_out: Rows.
+            n_in: Columns.
+
+        Returns:
             Bytes.
         """
-        left = self.total - self.directions - _reduction_bytes(n_out, n_in)
-        # The block, the output of the directions before it is copied in, and the QR's own copy.
-        return max(min(n_out, n_in) * _DOUBLE, left // 3)
+        return max(1, min(self._left(n_out, n_in) // 2, _PORTION_BYTES))
+
+    def _left(self, n_out: int, n_in: int) -> int:
+        return self.total - _reduction_bytes(n_out, n_in)
 
 
 def check_fits(records: Sequence[CallRecord], n_in: int, memory: int) -> None:
@@ -55,7 +69,8 @@ def check_fits(records: Sequence[CallRecord], n_in: int, memory: int) -> None:
         ModelError: If one does not; with the numbers and the ways out.
     """
     for record in records:
-        needed = _reduction_bytes(record.numel, n_in) * 5 // 4
+        row = min(record.numel, n_in) * _DOUBLE
+        needed = _reduction_bytes(record.numel, n_in) + row
         if needed > memory:
             raise ModelError(
                 f"layer {record.call.label!r} has a Jacobian of {record.numel} x {n_in}; its"
@@ -66,7 +81,7 @@ def check_fits(records: Sequence[CallRecord], n_in: int, memory: int) -> None:
 
 
 def _reduction_bytes(n_out: int, n_in: int) -> int:
-    """The Gram matrix and LAPACK's copy of it; or R, what it is stacked on, and the QR's copy."""
+    """The Gram matrix and LAPACK's copy of it; or R with a block under it, the QR's copy, and R."""
     short = min(n_out, n_in)
     return 3 * short * short * _DOUBLE
 

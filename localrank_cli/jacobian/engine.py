@@ -165,6 +165,8 @@ def _portions(
         if record not in held:
             size = budget.block(record.numel, batch.n_in)
             plan = plan_blocks(record.numel, batch.n_in, itemsize, size, modes.forward)
+            portion = budget.block_directions(record.numel, batch.n_in)
+            chunk = directions_at_once(1, task.survey.activations, itemsize, portion)
             routes.append(f"{record.call.label}: {plan.mode}, blocks of {plan.size} {plan.along}")
             yield BlockPortion(
                 record, start, _walk(batch, record, plan, chunk, modes), good[record.call]

@@ -1,5 +1,6 @@
 """The surroundings in which a user's model runs: eval mode, no TF32, all flags put back after."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -36,6 +37,7 @@ def analysis_setting(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(_kernels(model, dtype))
+        stack.enter_context(_quiet_torch())
         try:
             model.eval()
             for parameter, _ in grads:
@@ -58,6 +60,15 @@ def _restore(buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
         if not torch.equal(buffer, saved):
             with torch.no_grad():
                 buffer.copy_(saved)
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Torch's warnings about its own doings: where warnings are errors they would stop a route."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        warnings.filterwarnings("ignore", message=".*torch.jit.script")
+        yield
 
 
 @contextmanager

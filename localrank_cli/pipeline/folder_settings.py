@@ -137,7 +137,12 @@ def read_folder_settings(folder: Path) -> FolderSettings:
         if not path.is_file():
             return FolderSettings()
         loaded = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: of UTF-8 and of TOML
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: cannot be read ({error.strerror}).",
+            "Check the permissions of the folder and of the file.",
+        ) from error
+    except (ValueError, RecursionError) as error:  # ValueError: of UTF-8 and of TOML
         raise SettingsError(
             f"{path}: cannot be read ({' '.join(str(error).split())}).", "Mend or remove it."
         ) from error

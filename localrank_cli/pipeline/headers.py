@@ -25,6 +25,7 @@ class PlannedCheckpoint:
     step: int
     container: str  # key of the state dict in the file; "" for a bare one
     stripping: Stripping
+    aside: tuple[str, ...] = ()  # keys of other state dicts in the file, not taken
 
     @property
     def place(self) -> str:
@@ -133,7 +134,8 @@ class Headers:
         for container, shapes in containers.items():
             found = strip_to_fit(shapes, expected.fits)
             if found is not None:
-                return PlannedCheckpoint(file, step, container, found[0])
+                aside = tuple(key for key in containers if key != container)
+                return PlannedCheckpoint(file, step, container, found[0], aside)
         place = PlannedCheckpoint(file, step, "", Stripping()).place
         if type(model).load_state_dict is not nn.Module.load_state_dict or _has_hooks(model):
             # A user's load hooks may accept what keys and shapes alone do not show.

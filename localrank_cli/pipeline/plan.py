@@ -113,6 +113,8 @@ def _plan_series(
     note: Note,
 ) -> SeriesPlan:
     own = read_folder_settings(folder)
+    # A folder without checkpoints is the mistake to name first, not the data that it lacks.
+    find_checkpoints(folder, named, options.pattern, own_files(own, folder))
     settings = resolve(options, own, folder)
     for text in settings.notes:
         note(text)
@@ -132,6 +134,8 @@ def _plan_series(
     stripped = {c.stripping.description for c in checkpoints} - {""}
     for description in sorted(stripped):
         note(f"taken off the weights' names: {description}")
+    for container, aside in sorted({(c.container, c.aside) for c in checkpoints if c.aside}):
+        note(f"the weights are those under {container!r}; left aside: {', '.join(aside)}")
     examination = _examine_first(
         checkpoints[0], model, expected, settings, points, device, options.trust_pickle
     )

@@ -57,7 +57,9 @@ def load_array(path: Path, key: str) -> tuple[Tensor, str]:
             f"{path}: cannot be read ({type(e).__name__}).", "Is the file complete?"
         ) from e
     if key and not chosen:
-        raise SettingsError(f"--data-key {key}: {path} holds one array without a name.")
+        raise SettingsError(
+            f"--data-key {key}: {path} holds one array without a name.", "Leave it out."
+        )
     return found, chosen
 
 

@@ -48,7 +48,9 @@ def streamed_svd(blocks: Callable[[], Iterator[Tensor]]) -> Tensor:
         rows = block.to(torch.float64)
         if not bool(torch.isfinite(rows).all()):
             return torch.full((rows.shape[1],), torch.nan, dtype=torch.float64)
-        stacked = rows if triangle is None else torch.cat([triangle, rows])
-        triangle = torch.linalg.qr(stacked, mode="r").R
+        if triangle is not None:
+            rows = torch.cat([triangle, rows])
+        del block, triangle  # no more than one copy of each is held while the QR works
+        triangle = torch.linalg.qr(rows, mode="r").R
     assert triangle is not None
     return singular_values(triangle)

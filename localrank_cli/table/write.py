@@ -193,10 +193,10 @@ def cannot_write(target: Path, error: OSError) -> OutputError:
     Returns:
         The error to raise.
     """
-    return OutputError(
-        f"{target}: cannot be written ({error.strerror or error}).",
-        "Choose another place with -o, or free space there.",
-    )
+    advice = "Choose another place with -o, or free space there."
+    if isinstance(error, FileNotFoundError):
+        advice = f"Make the folder {target.parent} first, or choose another place with -o."
+    return OutputError(f"{target}: cannot be written ({error.strerror or error}).", advice)
 
 
 def _json_cell(cell: Cell) -> Cell:

@@ -133,9 +133,10 @@ class TestFolderSettings:
         self, series: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, key: str, form: str
     ) -> None:
         then = "import torch\nNet = lambda: torch.nn.Identity()\npoints = torch.rand(9, 4)\n"
-        (series / "evil_code.py").write_text(evil_code(marker, then))
+        module = f"evil_{key}_{form}"
+        (series / f"{module}.py").write_text(evil_code(marker, then))
         monkeypatch.chdir(series)  # where a package would be found
-        place = {"file": "evil_code.py", "package": "evil_code"}[form]
+        place = {"file": f"{module}.py", "package": module}[form]
         name = {"model": "Net", "data": "points"}[key]
         (series / "localrank.toml").write_text(f"{key} = '{place}:{name}'\n")
         words = QUICK if key == "model" else ()

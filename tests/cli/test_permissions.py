@@ -7,10 +7,12 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from localrank_cli.cli.main import app
-from tests.cli.program import QUICK, Outcome
+from tests.cli.program import QUICK, Outcome, invoke
 from tests.helpers import entries, save_series, weights
 
 NOBODY = 65534
@@ -23,6 +25,14 @@ def open_folder() -> Iterator[Path]:
         folder = Path(name)
         folder.chmod(0o755)
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A whole run, so that the child has nothing left to import."""
+    series = save_series(tmp_path_factory.mktemp("run"), (1,))
+    np.save(series / "x.npy", np.ones((70, 4)))
+    assert invoke("analyze", str(series), "--data", str(series / "x.npy")).code == 0
 
 
 def invoke_unprivileged(folder: Path, *words: str) -> Outcome:
@@ -75,21 +85,20 @@ def test_no_permission_to_write(open_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("closed", "said"),
     [
-        ("run", "run: cannot be read (Permission denied)"),
-        ("run/step_1.safetensors", "step_1.safetensors: "),
+        ("run", "run/localrank.toml: cannot be read (Permission denied)"),
+        ("run/step_1.safetensors", "step_1.safetensors: cannot be read (Permission denied)"),
         ("run/step_2.pt", "step_2.pt: cannot be read (Permission denied)"),
-        ("run/localrank.toml", "localrank.toml: cannot be read"),
-        ("run/x.npy", "x.npy: cannot be read"),
+        ("run/localrank.toml", "localrank.toml: cannot be read (Permission denied)"),
+        ("run/x.npy", "x.npy: cannot be read (Permission denied)"),
     ],
 )
 def test_no_permission_to_read(open_folder: Path, closed: str, said: str) -> None:
-    import numpy as np
-    import torch
-
     series = save_series(open_folder / "run", (1,))
     torch.save(weights(), series / "step_2.pt")
     np.save(series / "x.npy", np.ones((70, 4)))
     (series / "localrank.toml").write_text("data = 'x.npy'\n")
+    for path in series.iterdir():
+        path.chmod(0o644)
     (open_folder / closed).chmod(0)
     outcome = invoke_unprivileged(open_folder, str(series))
     (open_folder / closed).chmod(0o700)
