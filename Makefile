@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types samples clean
+.PHONY: demo test lint types bench samples clean
 
 demo: $(VENV)/.base
 	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp
@@ -19,6 +19,10 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+# Side by side with what a user would write today; benchmarks/README.md holds the last table.
+bench: $(VENV)/.base
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 # Trains the sample networks again: make samples MNIST=path/to/digits.npz
 samples: $(VENV)/.base

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from localrank_cli.checkpoints.content import Content, State, epoch_in, step_in
@@ -24,7 +25,7 @@ def unwrap(loaded: object, path: Path) -> Content:
         All candidates; which one fits is decided against the model.
 
     Raises:
-        UnreadableError: If there is none.
+        UnreadableError: If there is none, or a tensor has no plain values.
     """
     if isinstance(loaded, nn.Module):  # only a trusted pickle gives one
         loaded = loaded.state_dict()
@@ -41,6 +42,8 @@ def unwrap(loaded: object, path: Path) -> Content:
             f"Known places are the top level and {', '.join(CONTAINER_KEYS)}; if it is no"
             f" checkpoint, {_LEAVE_OUT}",
         )
+    for state in states.values():
+        _check_plain(state, path)
     step, source = step_in(loaded)
     return Content(states=states, step=step, step_source=source, epoch=epoch_in(loaded))
 
@@ -63,3 +66,11 @@ def _is_state(mapping: Mapping[Any, Any]) -> bool:
     return bool(mapping) and all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in mapping.items()
     )
+
+
+def _check_plain(state: State, path: Path) -> None:
+    for key, tensor in state.items():
+        plain = tensor.layout == torch.strided and not tensor.is_quantized
+        if not plain or tensor.is_meta:
+            kind = "has no values (meta)" if tensor.is_meta else "is sparse or quantized"
+            raise UnreadableError(f"{path}: {key} {kind}.", "Save it as a dense tensor of floats.")

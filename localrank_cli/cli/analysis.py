@@ -133,11 +133,17 @@ def _report(result: CheckpointResult, screen: Screen) -> bool:
         f"{result.run} step {result.step}: {result.facts['seconds']} s,"
         f" {'; '.join(routes) if isinstance(routes, list) else ''}"
     )
+    if any(row["n_undecided"] for row in result.rows):
+        screen.note(
+            f"{result.run}: rounding decides the rank at some points (column n_undecided): a"
+            " singular value is as close to the tolerance as the SVD is exact; --rtol eps is the"
+            " least tolerance that means something"
+        )
     if result.is_finite:
         return True
     layers = dict.fromkeys(str(row["layer"]) for row in result.rows if row["status"] != "ok")
     screen.warn(
-        f"warning: {result.checkpoint} (step {result.step}): non-finite values in"
+        f"warning: {result.run}: {result.checkpoint} (step {result.step}): non-finite values in"
         f" {', '.join(layers)}"
     )
     return False

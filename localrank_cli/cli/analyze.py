@@ -184,8 +184,8 @@ def analyze(
         data_scale=data_scale,
         points=points,
         seed=seed,
-        layers=_globs(layers),
-        exclude=_globs(exclude),
+        layers=_globs(layers, "--layers"),
+        exclude=_globs(exclude, "--exclude"),
         wrt=wrt,
         atol=tuple(atol or []),
         rtol=tuple(parse_rtol(text) for text in rtol or []),
@@ -206,8 +206,10 @@ def analyze(
     raise typer.Exit(run_analysis(options, quiet=quiet, verbose=verbose))
 
 
-def _globs(texts: list[str] | None) -> tuple[str, ...]:
+def _globs(texts: list[str] | None, option: str) -> tuple[str, ...]:
     parts = [part.strip() for text in texts or [] for part in text.split(",")]
+    if texts and not any(parts):
+        raise UsageError(f"{option}: is empty.", "Give a pattern, or leave the option out.")
     return tuple(part for part in parts if part)
 
 

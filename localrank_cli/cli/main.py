@@ -12,12 +12,15 @@ from typer.core import TyperGroup
 from localrank_cli.cli.analyze import analyze
 from localrank_cli.cli.signals import Interrupted, leaving_at_once
 from localrank_cli.cli.streams import discard_stdout, open_missing_streams
+from localrank_cli.cli.text import printable
 from localrank_cli.errors import LocalrankError, OutputError
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports it
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-_REPORT = "This is a bug in localrank: please report it with the output of the same command and"
+_REPORT = (
+    "This is a bug in localrank: please report it with the output of the same command and --debug."
+)
 
 
 class _ClosedPipeError(Exception):
@@ -99,7 +102,7 @@ def _failure(error: BaseException, debug: bool) -> int:
     # A usage error is click's, whether typer brings click or depends on it.
     if hasattr(error, "format_message"):
         return _usage_error(error)
-    _say(f"error: {type(error).__name__}: {error}. {_REPORT} --debug.")
+    _say(f"error: {LocalrankError(f'{type(error).__name__}: {error}', _REPORT)}")
     return _BUG
 
 
@@ -120,7 +123,7 @@ def _usage_error(error: Any) -> int:
 
 def _say(text: str) -> None:
     try:
-        sys.stderr.write("localrank: " + " ".join(text.split()) + "\n")
+        sys.stderr.write(printable(f"localrank: {text}") + "\n")
         sys.stderr.flush()
     except OSError:
         pass  # nobody is listening

@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from localrank_cli.cli.text import printable
+
 
 class Screen:
     """What a person sees on stderr while a command works.
@@ -58,7 +60,7 @@ class Screen:
         Args:
             text: Plain text.
         """
-        line = " ".join(f"localrank: {text}".split())
+        line = printable(f"localrank: {text}")
         with suppress(OSError):  # nobody is listening
             if self.console.is_terminal:
                 self.console.print(Text(line))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from localrank_cli.cli.text import printable
 from localrank_cli.table.columns import Cell, Row
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -43,9 +44,10 @@ class Summary:
             rows: In order.
         """
         for row in rows:
-            layers = self._courses.setdefault((str(row["run"]), str(row["tolerance"])), {})
+            run = printable(str(row["run"]))
+            layers = self._courses.setdefault((run, str(row["tolerance"])), {})
             course = layers.setdefault(
-                str(row["layer"]), _Course(f"{row['n_out']} x {row['n_in']}")
+                printable(str(row["layer"])), _Course(f"{row['n_out']} x {row['n_in']}")
             )
             rank, effective = _number(row["local_rank"]), _number(row["effective_rank"])
             if rank is None or effective is None:

@@ -146,8 +146,10 @@ def _portions(
     room = budget.jacobians // (batch.n_points * itemsize)
     held = [record for record in task.records if record.numel * batch.n_in <= room]
     split = split_by_depth(held, batch.n_in)
-    calls = [record.call for record in (split.forward or task.records)]
-    if (split.forward or len(held) < len(task.records)) and modes.forward:
+    calls = [
+        record.call for record in task.records if record in split.forward or record not in held
+    ]
+    if calls and modes.forward:
         _try_forward(task, batch, calls, good, modes)
     forward, reverse = split.forward, split.reverse
     if not modes.forward:

@@ -22,18 +22,17 @@ from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain, Link
 from localrank_cli.layers.capture import Call
 
-# Elementwise operations by the name of their backward node. An operation of two tensors is allowed
-# too: its node then has two parents, which the walk refuses, unless one of them is a constant.
+# Elementwise operations by the name of their backward node: a quick filter, and no proof. An
+# operation of two tensors has two parents, which the walk refuses unless one is a constant.
 _ELEMENTWISE = frozenset(
     """
     Abs Add Alias Asinh Atan Celu Clamp ClampMax ClampMin Clone Cos Cosh Div Elu Erf Erfc Exp Expm1
     Gelu Hardshrink Hardsigmoid Hardswish Hardtanh LeakyRelu Log1P LogSigmoid Maximum Minimum Mish
     Mul NativeBatchNorm Neg Pow PreluKernel Reciprocal Relu Rsub Sigmoid Sign Silu Sin Sinh Softplus
     Softshrink Sqrt Square Sub Tan Tanh Threshold Where
+    View UnsafeView ReshapeAlias Unsqueeze Squeeze
     """.split()  # noqa: SIM905  # one word a line would hide the list
 )
-# Views that keep the order of the entries.
-_VIEWS = frozenset({"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias", "Clone"})
 
 
 @dataclass(frozen=True)
@@ -178,12 +177,29 @@ class _Walk:
         # Of an elementwise map, the gradient of the sum is the diagonal of its Jacobian.
         (slope,) = torch.autograd.grad(layer.inputs.sum(), source, retain_graph=True)
         slope = slope.reshape(points, -1).detach()
+        if not self._is_diagonal(layer.inputs, source, slope):
+            return Refusal(f"{label}: what feeds it mixes entries")
         weight = layer.module.weight.detach()
         if parent is not None:
             return Link(layer.call, weight, parent, slope)
         if not torch.equal(slope, slope[:1].expand_as(slope)):
             return Refusal(f"{label}: an operation before it acts differently on each point")
         return Link(layer.call, weight * slope[0], None, None)
+
+    def _is_diagonal(self, output: Tensor, source: Tensor, slope: Tensor) -> bool:
+        """Pulls a random cotangent back: names of operations are a filter, this is the proof."""
+        # Batch and instance normalisation by the data's own statistics, say, bear the name of the
+        # elementwise one, and a user's function may bear any name.
+        generator = torch.Generator().manual_seed(0)
+        cotangent = torch.randn(slope.shape, generator=generator, dtype=torch.float64).to(slope)
+        (row,) = torch.autograd.grad(
+            output, source, cotangent.reshape(output.shape), retain_graph=True
+        )
+        pulled, expected = row.reshape(slope.shape), slope * cotangent
+        known = torch.isfinite(pulled) & torch.isfinite(expected)
+        scale = torch.where(known, pulled.abs() + expected.abs(), 0).amax(dim=1, keepdim=True)
+        off = torch.where(known, (pulled - expected).abs(), 0)
+        return bool((off <= self._tolerance * scale).all())
 
     def _walk(self, tensor: Tensor) -> int | Refusal | None:
         """Index of the layer that feeds a tensor; None for the input."""
@@ -195,7 +211,7 @@ class _Walk:
             if name == "AccumulateGrad":
                 return None if node.variable is self._inputs else Refusal("another leaf feeds it")
             parents = [parent for parent, _ in node.next_functions if parent is not None]
-            if name not in _ELEMENTWISE | _VIEWS or len(parents) != 1:
+            if name not in _ELEMENTWISE or len(parents) != 1:
                 return Refusal(f"{name} is not elementwise or joins several paths")
             (node,) = parents
         return Refusal("it does not depend on the input")

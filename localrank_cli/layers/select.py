@@ -1,5 +1,6 @@
 """Which of the calls that a survey saw are analysed."""
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -45,7 +46,13 @@ def named_call(model: nn.Module, label: str) -> Call | None:
         return None
     call = Call.parse(label)
     first = {name: names[0] for names in _aliases(model).values() for name in names}
-    return Call(first.get(call.name, call.name), call.number)
+    if call.name not in first:
+        near = difflib.get_close_matches(call.name, first, n=3)
+        raise LayerError(
+            f"--wrt {label}: there is no module {call.name!r}.",
+            f"Nearest: {', '.join(near)}." if near else f"Modules: {_some(list(first), 20)}.",
+        )
+    return Call(first[call.name], call.number)
 
 
 def choose(model: nn.Module, survey: Survey, selection: Selection) -> Chosen:

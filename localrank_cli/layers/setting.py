@@ -18,8 +18,8 @@ def analysis_setting(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     and recurrent layers use the kernels that forward-mode differentiation supports.
 
     Args:
-        model: The network; its training flags, requires_grad flags, buffers (some forward passes
-            write to them) and the RNG state are left as found.
+        model: The network; its training flags, requires_grad flags, buffers and plain
+            attributes (some forward passes write to them) and the RNG state are left as found.
         dtype: The dtype of the Jacobian.
 
     Yields:
@@ -32,6 +32,7 @@ def analysis_setting(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
+    attributes = [(module, _attributes(module)) for module in model.modules()]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     default = torch.get_default_dtype()
     with ExitStack() as stack:
@@ -50,7 +51,35 @@ def analysis_setting(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
                 parameter.requires_grad_(flag)
             for module, mode in training:
                 module.training = mode
+            for module, saved in attributes:
+                _put_back(module, saved)
             _restore(buffers)
+
+
+_OWN = frozenset(vars(nn.Module()))
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[object, object]]:
+    """Plain attributes, with a copy of what lists and dicts hold."""
+    return {
+        key: (value, type(value)(value) if type(value) in {list, dict} else None)
+        for key, value in vars(module).items()
+        if key not in _OWN
+    }
+
+
+def _put_back(module: nn.Module, saved: dict[str, tuple[object, object]]) -> None:
+    """Forgets what a forward pass cached: it would be the last checkpoint's at the next one."""
+    own = vars(module)
+    for key in [key for key in own if key not in _OWN and key not in saved]:
+        del own[key]
+    for key, (value, held) in saved.items():
+        own[key] = value
+        if isinstance(value, list) and isinstance(held, list):
+            value[:] = held
+        elif isinstance(value, dict) and isinstance(held, dict):
+            value.clear()
+            value.update(held)
 
 
 def _restore(buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:

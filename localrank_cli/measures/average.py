@@ -26,6 +26,8 @@ def average(values: Sequence[float]) -> Average:
     count = len(values)
     if count == 0:
         return Average(None, None)
+    if count > 1 and min(values) == max(values):
+        return Average(float(values[0]), 0.0)  # which a quotient of sums may miss by an ulp
     # Sums of values near the largest double would overflow; a power of two changes no digit.
     scale = 2.0**64 if max(map(abs, values)) > 1e300 else 1.0
     mean = math.fsum(value / scale for value in values) / count * scale

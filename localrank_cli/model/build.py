@@ -30,7 +30,7 @@ def build_model(
         name: For messages.
 
     Returns:
-        The module in eval mode, its parameters frozen; the RNG state is left as found.
+        The module, its parameters frozen; the RNG state is left as found.
 
     Raises:
         ModelError: If it cannot be called so, or returns no module.
@@ -48,6 +48,7 @@ def build_model(
     _check_arguments(factory, arguments, name)
     before = _modules_there_are()
     try:
+        # chdir: a user's own chdir is undone at the end.
         with torch.random.fork_rng(devices=[]), contextlib.chdir("."):
             model = factory(**arguments)
     except ANY_FAULT as error:
@@ -63,7 +64,6 @@ def build_model(
     _check_complete(model, name)
     if any(model is other for other in before):
         model = _own_copy(model, name)
-    model.eval()
     return model.requires_grad_(False)
 
 
@@ -74,13 +74,37 @@ def move_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> No
         model: Changed in place.
         device: Where to.
         dtype: For floating-point tensors.
+
+    Raises:
+        ModelError: If a plain attribute is a view of a parameter.
     """
+    _refuse_views(model)
     model.to(device=device, dtype=dtype)
     for module in model.modules():
         for key, value in list(vars(module).items()):
             if isinstance(value, Tensor):
                 floating = value.is_floating_point()
                 setattr(module, key, value.to(device=device, dtype=dtype if floating else None))
+
+
+def _refuse_views(model: nn.Module) -> None:
+    """A view made once of a parameter does not follow it to another type: it would go stale."""
+    owners = {
+        parameter.untyped_storage().data_ptr(): name
+        for name, parameter in model.named_parameters()
+        if parameter.numel()
+    }
+    for place, module in model.named_modules():
+        for key, value in vars(module).items():
+            if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+                continue
+            owner = owners.get(value.untyped_storage().data_ptr()) if value.numel() else None
+            if owner is not None:
+                raise ModelError(
+                    f"the attribute {f'{place}.{key}' if place else key!r} is a view of the"
+                    f" parameter {owner!r}, made before the weights are loaded.",
+                    "Make the view in the forward pass, or keep it as a property.",
+                )
 
 
 def _modules_there_are() -> list[nn.Module]:

@@ -71,7 +71,11 @@ class Expected:
 def fill_model(
     model: nn.Module, expected: Expected, state: Mapping[str, Tensor], place: str
 ) -> None:
-    """Loads a state dict strictly, without a copy where dtype and device allow it.
+    """Copies a state dict into a network, strictly.
+
+    Copied, not assigned: a network may hold a parameter in a second place (a list, a closure), and
+    that place must see the new weights. Through train mode and back to eval mode: a layer that
+    merges weights in eval mode (LoRA) takes them apart before and merges the new ones after.
 
     Args:
         model: Changed in place; its dtype and device are kept.
@@ -89,17 +93,15 @@ def fill_model(
     own = model.state_dict(keep_vars=True)
     for key, value in complete.items():
         like = own.get(key)
-        if isinstance(like, Tensor):
-            if like.is_floating_point() and not value.is_floating_point():
-                raise MismatchError(
-                    f"{place}: {key} holds {_type(value)}, expected floating-point numbers.",
-                    "Quantized and complex weights are not read: save them as floats.",
-                )
-            complete[key] = value.to(
-                device=like.device, dtype=like.dtype if value.is_floating_point() else None
+        is_float = isinstance(like, Tensor) and like.is_floating_point()
+        if is_float and not value.is_floating_point():
+            raise MismatchError(
+                f"{place}: {key} holds {_type(value)}, expected floating-point numbers.",
+                "Quantized and complex weights are not read: save them as floats.",
             )
     try:
-        model.load_state_dict(complete, strict=True, assign=True)
+        model.train()
+        model.load_state_dict(complete, strict=True)
     except Exception as error:  # torch raises RuntimeError; a user's load hooks raise anything
         shapes = {key: tuple(value.shape) for key, value in state.items()}
         raise mismatch(expected, shapes, place, error) from error

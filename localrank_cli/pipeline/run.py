@@ -68,7 +68,8 @@ def _run_series(plan: Plan, series: SeriesPlan, note: Note) -> Iterator[Checkpoi
         digest = _hash(state)
         if digest in seen:
             note(
-                f"{checkpoint.file.name} (step {checkpoint.step}) holds the same weights as"
+                f"{_run_prefix(plan, series)}{checkpoint.file.name} (step {checkpoint.step})"
+                " holds the same weights as"
                 f" {seen[digest].file.name} (step {seen[digest].step})"
             )
         seen.setdefault(digest, checkpoint)
@@ -107,6 +108,10 @@ def _stat(checkpoint: PlannedCheckpoint) -> os.stat_result:
             f"{checkpoint.place}: cannot be read any more ({error.strerror}).",
             "Run again when nothing writes to the folder.",
         ) from error
+
+
+def _run_prefix(plan: Plan, series: SeriesPlan) -> str:
+    return f"{series.run}: " if len(plan.series) > 1 else ""
 
 
 def _rows(

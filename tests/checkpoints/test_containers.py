@@ -79,3 +79,15 @@ def test_a_container_that_holds_itself_ends() -> None:
     loaded["model"] = loaded
     with pytest.raises(UnreadableError):
         unwrap(loaded, PATH)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.ones(3, 4).to_sparse(), "0.weight is sparse or quantized"),
+        (torch.ones(3, 4, device="meta"), r"0.weight has no values \(meta\)"),
+    ],
+)
+def test_tensors_that_are_not_plain(tensor: torch.Tensor, message: str) -> None:
+    with pytest.raises(UnreadableError, match=rf"step_1\.pt: {message}"):
+        unwrap({"model": weights() | {"0.weight": tensor}}, PATH)

@@ -13,7 +13,7 @@ from torch import nn
 
 from localrank_cli.checkpoints.formats import folder_weights, is_weights_file, read
 from localrank_cli.errors import UnreadableError
-from tests.helpers import Evil, weights
+from tests.helpers import Evil, mlp, weights
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
@@ -140,6 +140,14 @@ def test_trusted_pickles_load(tmp_path: Path) -> None:
     path = tmp_path / "step_1.pt"
     torch.save({"model": weights(), "args": Namespace(lr=1)}, path)
     assert_same(read(path, trust_pickle=True).states, "model")
+
+
+def test_a_trusted_module(tmp_path: Path) -> None:
+    path = tmp_path / "step_1.pt"
+    torch.save(mlp(4, 3, 2), path)
+    assert_same(read(path, trust_pickle=True).states)
+    with pytest.raises(UnreadableError, match=r"needs code to load: torch\.nn\.modules"):
+        read(path)
 
 
 def _cut(part: Callable[[bytes], bytes], zipped: bool) -> Callable[[Path], None]:

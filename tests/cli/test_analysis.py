@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_non_finite_values_are_3_with_whole_output(series: Path, tmp_path: Path)
     outcome = invoke("analyze", str(series), *QUICK, "-o", str(tmp_path / "ranks.csv"))
     assert outcome.code == 3
     assert (
-        "localrank: warning: step_7.safetensors (step 7): non-finite values in 0, 2"
+        "localrank: warning: run: step_7.safetensors (step 7): non-finite values in 0, 2"
         in outcome.stderr.splitlines()
     )
     rows = list(csv.DictReader(io.StringIO((tmp_path / "ranks.csv").read_text())))
@@ -145,6 +146,14 @@ def test_prints_of_a_model_go_to_stderr(tmp_path: Path) -> None:
     assert "user:" not in outcome.stdout
     assert "user: imported\n" in outcome.stderr
     assert "user: forward\n" in outcome.stderr
+
+
+def test_a_trusted_pickle(series: Path) -> None:
+    torch.save({"model": weights(), "args": Namespace(lr=1)}, series / "step_7.pt")
+    assert invoke("analyze", str(series), *QUICK).code == 1
+    outcome = invoke("analyze", str(series), *QUICK, "--trust-pickle")
+    assert outcome.code == 0
+    assert len(outcome.stdout.splitlines()) == 9
 
 
 def test_a_models_code_may_change_the_folder(

@@ -66,6 +66,13 @@ def test_no_number_is_ever_cut(width: int, layer: str, size: tuple[int, int]) ->
         assert max(map(len, text.splitlines()[1:])) <= width
 
 
+def test_names_do_not_steer_the_terminal() -> None:
+    text = shown([row(0, 1.0, layer="a\x1b[2Jb", run="r\x1b[2J")])
+    assert "\x1b" not in text
+    assert text.startswith("r\\x1b[2J: local rank")
+    assert "a\\x1b[2Jb " in text
+
+
 def test_ascii_where_there_are_no_blocks() -> None:
     text = shown([row(0, 10.0), row(1, 80.0)], encoding="ascii")
     assert text.isascii()

@@ -1,6 +1,7 @@
 """Which networks are chains of Linear layers and elementwise operations, and which are not."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,28 @@ class Forward(nn.Module):
         return self._run(self, inputs)
 
 
+class Square(torch.autograd.Function):
+    """Mixes entries, and bears the name of an elementwise operation."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor) -> Tensor:
+        return hidden.cumsum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].flip(1).cumsum(1).flip(1)
+
+
+def instance_norm(hidden: Tensor) -> Tensor:
+    """Autograd's node for it is that of a batch norm."""
+    return functional.instance_norm(hidden.unsqueeze(1)).squeeze(1)
+
+
+def square(hidden: Tensor) -> Tensor:
+    mixed: Tensor = Square.apply(hidden)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return mixed
+
+
 CHAINS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
     "functional": lambda m, x: m.b(functional.relu(m.a(x))),
     "in place": lambda m, x: m.b(m.a(x).relu_()),
@@ -47,6 +70,9 @@ OTHERS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
     "part": lambda m, x: m.b(m.a(x) + m.a(x).sum(1, keepdim=True)),
     "nonlinear before": lambda m, x: m.b(m.a(x.sin())),
     "shared by two": lambda m, x: m.b(m.a(x).relu()) + m.across(m.square(x) * x),
+    "instance norm": lambda m, x: m.b(instance_norm(m.a(x))),
+    "instance norm first": lambda m, x: m.b(m.a(instance_norm(x))),
+    "a function of that name": lambda m, x: m.b(square(m.a(x))),
     "normalised": lambda m, x: m.b(functional.layer_norm(m.a(x), (5,))),
 }
 

@@ -39,6 +39,18 @@ class Hostile(nn.Module):
         return out
 
 
+def test_a_view_that_would_go_stale_is_refused() -> None:
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.first_row = self.layer.weight.detach()[0]
+
+    model = build_model(Viewed, {}, NAME)
+    with pytest.raises(ModelError, match=r"'first_row' is a view of the parameter 'layer\.weight'"):
+        move_model(model, torch.device("cpu"), torch.float64)
+
+
 def test_arguments_arrive() -> None:
     model = build_model(Small, {"width": 5, "bias": False}, NAME)
     assert isinstance(model, Small)
@@ -46,9 +58,8 @@ def test_arguments_arrive() -> None:
     assert model.layer.bias is None
 
 
-def test_eval_mode_and_frozen() -> None:
+def test_frozen() -> None:
     model = build_model(lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout()), {}, NAME)
-    assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -165,6 +176,13 @@ class TestAModuleThatWasThereBefore:
         theirs[2].register_forward_hook(lambda module, args, out: out * scale.sum())
         with pytest.raises(ModelError, match="cannot be copied safely"):
             build_model(lambda: theirs, {}, NAME)
+
+    def test_one_with_a_parameter_in_a_plain_attribute_stays_whole(self) -> None:
+        theirs = mlp(4, 3, 2)
+        theirs.__dict__["first"] = theirs[0].weight
+        ours = build_model(lambda: theirs, {}, NAME)
+        assert ours.__dict__["first"] is ours.get_parameter("0.weight")
+        assert ours.__dict__["first"] is not theirs.get_parameter("0.weight")
 
     def test_one_that_cannot_be_copied_is_refused(self, tmp_path: Path) -> None:
         theirs = mlp(4, 3, 2)

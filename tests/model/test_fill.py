@@ -56,10 +56,35 @@ def test_the_stored_values_are_taken_exactly(stored: torch.dtype) -> None:
         assert torch.equal(value, state[key].double())
 
 
-def test_no_copy_where_none_is_needed() -> None:
+def test_every_place_that_holds_a_parameter_sees_the_new_weights() -> None:
+    model = mlp(4, 3, 2)
+    elsewhere = [model.get_parameter("0.weight")]
+    filled(model, weights(seed=7))
+    assert torch.equal(elsewhere[0], weights(seed=7)["0.weight"])
+
+
+def test_the_file_and_the_network_share_nothing() -> None:
     state = weights()
     model = filled(mlp(4, 3, 2), state)
-    assert model.state_dict()["0.weight"].data_ptr() == state["0.weight"].data_ptr()
+    model.get_parameter("0.weight").zero_()
+    assert state["0.weight"].abs().sum() > 0
+
+
+def test_layers_that_merge_in_eval_mode_merge_the_new_weights() -> None:
+    class Merging(nn.Linear):
+        """As LoRA does: half of the weight is added when it goes to eval mode."""
+
+        def train(self, mode: bool = True) -> "Merging":
+            if self.training != mode:
+                self.weight.data *= 2 / 3 if mode else 3 / 2
+            super().train(mode)
+            return self
+
+    model = nn.Sequential(Merging(2, 2))
+    for value in (2.0, 4.0):
+        state = {"0.weight": torch.full((2, 2), value), "0.bias": torch.ones(2)}
+        fill_model(model, Expected(model), state, PLACE)
+        assert model.get_parameter("0.weight")[0, 0].item() == 1.5 * value
 
 
 def test_the_given_tensors_are_not_changed() -> None:
