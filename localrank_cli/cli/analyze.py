@@ -1,6 +1,7 @@
 """`localrank analyze`: parses, and hands over."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -200,6 +201,9 @@ def analyze(
         trust_pickle=trust_pickle,
     )
     check_options(options)
+    # Threads that wait by spinning take the cores that others work on: on a busy machine the demo
+    # took 20 s so and takes 6 s with threads that sleep. OpenMP reads it when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torch is imported only now: help, version and usage errors answer without it.
     from localrank_cli.cli.analysis import run_analysis
 

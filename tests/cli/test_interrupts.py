@@ -1,0 +1,138 @@
+"""Real processes that are stopped in the middle of a run."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.program import QUICK, start
+from tests.helpers import NET_CODE, entries, net_weights
+
+SIGNALS = {
+    signal.SIGINT: 130,
+    signal.SIGTERM: 143,
+    signal.SIGUSR1: 138,
+    signal.SIGUSR2: 140,
+}
+
+# At the second checkpoint the model says where it is, and waits.
+WAITS = """
+        if self.a.bias[0] > 9:
+            import pathlib, time
+            pathlib.Path({marker!r}).touch()
+            for _ in range(1000):
+                {wait}
+        return self.b"""
+PLAIN = "time.sleep(0.1)"
+SWALLOWS = "try: time.sleep(0.3)\n                except: pass\n                time.sleep(0.3)"
+
+
+@dataclass
+class Stopped:
+    code: int
+    stdout: str
+    stderr: str
+    left: list[str]  # in the output's folder
+
+
+def _prepare(folder: Path, wait: str) -> tuple[str, ...]:
+    folder.mkdir()
+    (folder / "out").mkdir()
+    code = WAITS.format(marker=str(folder / "marker"), wait=wait)
+    (folder / "net.py").write_text(NET_CODE.replace("        return self.b", code.lstrip("\n")))
+    torch.save(net_weights(), folder / "step_1.pt")
+    torch.save(net_weights() | {"a.bias": torch.full((3,), 10.0)}, folder / "step_2.pt")
+    return ("analyze", str(folder), *QUICK, "--model", f"{folder}/net.py:Net")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[signal.Signals, Stopped]:
+    """A process for each signal, all at once: USR1 with a pipe, USR2 with a model that swallows."""
+    root = tmp_path_factory.mktemp("interrupts")
+    processes: dict[signal.Signals, subprocess.Popen[str]] = {}
+    for number in SIGNALS:
+        words = _prepare(root / number.name, SWALLOWS if number == signal.SIGUSR2 else PLAIN)
+        target = str(root / number.name / "out/ranks.csv")
+        output = () if number == signal.SIGUSR1 else ("-o", target)
+        processes[number] = start(*words, *output)
+    for number, process in processes.items():
+        _wait_for(root / number.name / "marker", process)
+        process.send_signal(number)
+    found = {}
+    for number, process in processes.items():
+        with process:
+            stop = threading.Timer(60, process.kill)  # it is -9 then, and no other test waits
+            stop.start()
+            stdout, stderr = process.communicate()
+            stop.cancel()
+        left = entries(root / number.name / "out")
+        found[number] = Stopped(process.returncode, stdout, stderr, left)
+    return found
+
+
+def _wait_for(marker: Path, process: "subprocess.Popen[str]") -> None:
+    for _ in range(1200):
+        if marker.exists() or process.poll() is not None:
+            return
+        time.sleep(0.05)
+    process.kill()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_status_and_one_line(
+    stopped: dict[signal.Signals, Stopped], number: signal.Signals
+) -> None:
+    end = stopped[number]
+    assert end.code == SIGNALS[number]
+    assert end.stderr.splitlines()[-1] == f"localrank: stopped by {number.name}"
+    assert "Traceback" not in end.stderr
+    assert "error" not in end.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_nothing_half_written_is_left(
+    stopped: dict[signal.Signals, Stopped], number: signal.Signals
+) -> None:
+    assert stopped[number].left == []
+    assert stopped[number].stdout == ""
+
+
+def test_finished_checkpoints_are_in_the_pipe(stopped: dict[signal.Signals, Stopped]) -> None:
+    lines = stopped[signal.SIGUSR1].stdout.splitlines()
+    assert [line.split(",")[2] for line in lines] == ["step", "1", "1"]
+
+
+@pytest.fixture
+def starting(series: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    with start("analyze", str(series), *QUICK, "-o", str(tmp_path / "ranks.csv")) as process:
+        yield process
+        process.kill()
+
+
+def test_while_it_starts(starting: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    """Importing torch takes seconds, in which no exception may be swallowed by an import."""
+    _wait_until_torch_is_mapped(starting.pid)
+    starting.send_signal(signal.SIGINT)
+    stdout, stderr = starting.communicate(timeout=60)
+    assert starting.returncode == 130
+    assert (stdout, stderr) == ("", "localrank: stopped by SIGINT\n")
+    assert entries(tmp_path) == ["run"]
+
+
+def _wait_until_torch_is_mapped(pid: int) -> None:
+    maps = Path(f"/proc/{pid}/maps")
+    if not maps.exists():
+        pytest.skip("needs Linux's /proc")
+    for _ in range(6000):
+        if "libtorch" in maps.read_text():
+            return
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("torch was never imported")
