@@ -6,6 +6,7 @@ drifts does so for both. The first run of each is not counted. Ratios are of med
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -47,8 +48,10 @@ class Runs:
             The worker, waiting.
         """
         command = [sys.executable, str(HERE / "worker.py"), case, method, str(threads)]
+        # For both sides: threads that wait by spinning make times on a shared machine worthless.
+        surroundings = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings
         )
         return cls(process)
 
@@ -131,7 +134,7 @@ def whole_command(threads: int, runs: int = 3) -> dict[str, Any]:
                     command,
                     check=True,
                     stdout=subprocess.DEVNULL,
-                    env={"OMP_NUM_THREADS": str(threads), "PATH": ""},
+                    env=os.environ | {"OMP_NUM_THREADS": str(threads)},
                 )
                 seconds.append(time.perf_counter() - started)
         ours_median, theirs_median = (statistics.median(seconds) for seconds in times)

@@ -16,7 +16,7 @@ class Case:
     make: Callable[[], tuple[nn.Module, Tensor]]  # the network in float32, and the points
     layers: tuple[str, ...]
     against: dict[str, float]  # baseline -> ratio that is aimed at
-    runs: int = 5
+    runs: int = 3
 
 
 def _trained(width: int, points: int, activation: type[nn.Module] = nn.ReLU) -> Case:

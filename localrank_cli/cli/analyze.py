@@ -17,7 +17,7 @@ def analyze(
     checkpoints: Annotated[
         list[Path],
         typer.Argument(
-            metavar="CHECKPOINTS...",
+            metavar="CHECKPOINTS",
             readable=False,  # what cannot be read is found out when it is read
             help="Folders of checkpoints (each is a series), or single checkpoint files.",
             show_default=False,

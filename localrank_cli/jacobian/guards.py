@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import ModelError
+from localrank_cli.errors import LocalrankError, ModelError
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.layout import Layout
 from localrank_cli.jacobian.routes import pullback, pushforward
@@ -72,7 +72,7 @@ def point_values(
     with torch.no_grad(), capture.installed():
         for index in range(points.shape[0]):
             point = points[index : index + 1]
-            found = dict(zip(calls, capture(point), strict=True))
+            found = dict(zip(calls, _captured(capture, point, index), strict=True))
             for call, tensor in found.items():
                 if shapes.setdefault(call, tuple(tensor.shape)) != tuple(tensor.shape):
                     raise ModelError(
@@ -93,6 +93,19 @@ def point_values(
         shapes,
         {call: torch.tensor(flags, device=points.device) for call, flags in sound.items()},
     )
+
+
+def _captured(capture: Capture, point: Tensor, index: int) -> tuple[Tensor, ...]:
+    try:
+        return capture(point)
+    except LocalrankError:
+        raise
+    except Exception as error:  # whatever a user's forward may raise, at this point and no other
+        raise ModelError(
+            f"the model's forward pass failed at point {index} of the drawn ones:"
+            f" {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            "It ran at the first point: look for what this point has of its own.",
+        ) from error
 
 
 def check_repeatable(model: nn.Module, points: Tensor, values: Values, tolerance: float) -> None:

@@ -106,6 +106,18 @@ def test_refused(refused: Refused) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_point_that_the_model_refuses_is_named() -> None:
+    def picky(net: Net, x: Tensor) -> Any:
+        if float(x.detach().sum()) > 100:
+            raise ValueError("too bright")
+        return net["b"](net["a"](x))
+
+    model, points = Case("picky", lambda: (ab(picky), torch.zeros(3, 6))).build()
+    points[2] = 50
+    with pytest.raises(ModelError, match=r"at point 2 .*ValueError: too bright"):
+        spectra_of(model, points)
+
+
 def test_a_layer_that_runs_at_some_points_can_be_left_out() -> None:
     model, points = Case("some", lambda: (ab(only_where_positive), some_negative())).build()
     assert list(spectra_of(model, points, exclude=("a",))) == ["b"]
