@@ -1,6 +1,7 @@
 """What all tests share: seeds, no clock, and CUDA tests that skip themselves."""
 
 import importlib
+import signal
 import warnings
 
 import pytest
@@ -30,3 +31,9 @@ def _seeded() -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
+
+
+def pytest_configure() -> None:
+    """Hears Ctrl-C: a shell's background job starts with INT ignored, and children inherit it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
