@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import jacfwd, jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ATOL = 0.01
 Method = Callable[[nn.Module, Tensor, tuple[str, ...]], list[float]]
@@ -77,7 +78,8 @@ def jacfwd_rank(model: nn.Module, points: Tensor, layers: tuple[str, ...]) -> li
     """(c) vmap(jacfwd) and matrix_rank, as the paper's first author does."""
     means = []
     for layer in layers:
-        jacobians = vmap(jacfwd(_up_to(model, layer)))(points)
+        with sdpa_kernel(SDPBackend.MATH):  # forward mode knows no other kernel
+            jacobians = vmap(jacfwd(_up_to(model, layer)))(points)
         ranks = torch.linalg.matrix_rank(jacobians.flatten(2), atol=ATOL)
         means.append(float(ranks.double().mean()))
     return means

@@ -202,7 +202,7 @@ def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
         cotangents = []
         for call in calls:
             cotangent = _random(batch.layouts[call], batch)
-            cotangent[torch.arange(batch.n_points) != point] = 0
+            cotangent[torch.arange(batch.n_points, device=varied.device) != point] = 0
             cotangents.append(cotangent)
         # One backward pass for all calls: random cotangents do not cancel.
         (rows,) = torch.autograd.grad(
@@ -210,7 +210,7 @@ def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
         )
         if rows is None:
             return True
-        others = rows[torch.arange(batch.n_points) != point]
+        others = rows[torch.arange(batch.n_points, device=rows.device) != point]
         # NaN is no evidence of mixing: 0 * NaN in the backward of a broken point.
         if bool(torch.nan_to_num(others).any()):
             return False
@@ -232,9 +232,7 @@ def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: fl
     Returns:
         True when they agree at all good points.
     """
-    generator = torch.Generator().manual_seed(20241007)
-    direction = torch.randn(batch.n_in, generator=generator, dtype=torch.float64)
-    direction = direction.to(batch.varied)
+    direction = _normal((batch.n_in,), 20241007).to(batch.varied)
     tangents = pushforward(batch, calls, direction.unsqueeze(0))
     for call, tangent in zip(calls, tangents, strict=True):
         cotangent = _random(batch.layouts[call], batch)
@@ -252,9 +250,13 @@ def _random(layout: Layout, batch: Batch) -> Tensor:
     numel = 1
     for length in layout.shape:
         numel *= length
-    generator = torch.Generator().manual_seed(2410)
-    values = torch.randn(batch.n_points, numel, generator=generator, dtype=torch.float64)
-    return values.to(batch.varied)
+    return _normal((batch.n_points, numel), 2410).to(batch.varied)
+
+
+def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
+    """The same numbers on every device, whatever the default device is."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:

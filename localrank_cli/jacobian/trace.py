@@ -190,8 +190,10 @@ class _Walk:
         """Pulls a random cotangent back: names of operations are a filter, this is the proof."""
         # Batch and instance normalisation by the data's own statistics, say, bear the name of the
         # elementwise one, and a user's function may bear any name.
-        generator = torch.Generator().manual_seed(0)
-        cotangent = torch.randn(slope.shape, generator=generator, dtype=torch.float64).to(slope)
+        generator = torch.Generator("cpu").manual_seed(0)
+        cotangent = torch.randn(
+            slope.shape, generator=generator, dtype=torch.float64, device="cpu"
+        ).to(slope)
         (row,) = torch.autograd.grad(
             output, source, cotangent.reshape(output.shape), retain_graph=True
         )

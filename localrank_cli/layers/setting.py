@@ -97,6 +97,8 @@ def _quiet_torch() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         warnings.filterwarnings("ignore", message=".*torch.jit.script")
+        # The first product in each of autograd's threads on a GPU.
+        warnings.filterwarnings("ignore", message="Attempting to run cuBLAS")
         yield
 
 

@@ -53,8 +53,8 @@ def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name:
             )
         notes.append(f"{name} holds {total} points, fewer than {count}: all are taken")
         count = total
-    generator = torch.Generator().manual_seed(seed)
-    indices = torch.randperm(total, generator=generator)[:count].sort().values
+    generator = torch.Generator("cpu").manual_seed(seed)
+    indices = torch.randperm(total, generator=generator, device="cpu")[:count].sort().values
     chosen = data[indices]
     if scale is not None:
         chosen = chosen.to(torch.float64) * scale
@@ -88,10 +88,10 @@ def sample(
         DataError: If they do not fit into memory.
     """
     count = DEFAULT_POINTS if wanted is None else wanted
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     make = torch.randn if kind == "normal" else torch.rand
     try:
-        tensor = make((count, *shape), generator=generator, dtype=torch.float64)
+        tensor = make((count, *shape), generator=generator, dtype=torch.float64, device="cpu")
     except (RuntimeError, TypeError, MemoryError) as error:  # TypeError: beyond 64 bits
         raise DataError(
             f"--data {kind}:{'x'.join(map(str, shape))}: {count} such points do not fit into"

@@ -75,8 +75,8 @@ def certified(
     shape = shapes[0]
     trace = eigenvalues.clamp(min=0).sum(dim=1)
     first = eigenvalues[:, 0].clamp(min=0)
-    long_sides = torch.tensor([s.long_side for s in shapes], dtype=torch.float64)
-    short_sides = torch.tensor([s.short_side for s in shapes], dtype=torch.float64)
+    long_sides = torch.tensor([s.long_side for s in shapes], dtype=torch.float64, device="cpu")
+    short_sides = torch.tensor([s.short_side for s in shapes], dtype=torch.float64, device="cpu")
     delta = 1.01 * _U * (long_sides * trace + 4 * short_sides * first)
     norm = first.sqrt()
     # The SVD's threshold rtol * sigma_1 has its own sigma_1: 2 s and delta / sigma_1 more.
@@ -92,7 +92,7 @@ def _counts_hold(eigenvalues: Tensor, delta: Tensor, error: Tensor, thresholds: 
     margin = delta.unsqueeze(1) + (2 * thresholds + error.unsqueeze(1)) * error.unsqueeze(1)
     # tau^2 itself is rounded.
     margin += 4 * _U * thresholds.square()
-    held = torch.ones(eigenvalues.shape[0], dtype=torch.bool)
+    held = torch.ones(eigenvalues.shape[0], dtype=torch.bool, device="cpu")
     for column in range(thresholds.shape[1]):
         distance = (eigenvalues - thresholds[:, column : column + 1].square()).abs()
         held &= (distance > margin[:, column : column + 1]).all(dim=1)
@@ -104,7 +104,7 @@ def _sums_hold(eigenvalues: Tensor, delta: Tensor, ranks: Tensor, noise: float) 
     # For q = sigma / S, |d H| <= sum |d sigma| / S (|log q| + H), which is the relative error of
     # exp(H); |d log(1 + lambda / s^2)| <= delta / (s^2 + lambda). Zeros behind a matrix's own
     # eigenvalues are zeros by its shape, and exact.
-    own = torch.arange(eigenvalues.shape[1]) < ranks.unsqueeze(1)
+    own = torch.arange(eigenvalues.shape[1], device="cpu") < ranks.unsqueeze(1)
     delta = delta.unsqueeze(1)
     powers = eigenvalues.clamp(min=0)
     values = torch.maximum(powers, delta).sqrt()

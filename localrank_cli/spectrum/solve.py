@@ -63,12 +63,12 @@ def solve_stack(matrices: Tensor, demand: Demand) -> Tensor:
     """
     count, n_out, n_in = matrices.shape
     if count == 0:
-        return torch.empty(0, min(n_out, n_in), dtype=torch.float64)
+        return torch.empty(0, min(n_out, n_in), dtype=torch.float64, device="cpu")
     if demand.tolerances is None:
         return singular_values(matrices)
     if min(n_out, n_in) <= TINY:
         eigenvalues = gram_eigenvalues(matrices)
-    elif min(n_out, n_in) <= _THREADED and matrices.device.type == "cpu":
+    elif min(n_out, n_in) <= _THREADED:
         eigenvalues = torch.stack(thread_map(lambda i: gram_eigenvalues(matrices[i]), range(count)))
     else:
         eigenvalues = torch.stack([gram_eigenvalues(matrix) for matrix in matrices])
@@ -125,7 +125,10 @@ def solve_chain(
         found[call] = values.expand(len(points), -1)
     rest = frozenset(shapes) - set(found)
     if not rest or not points:
-        empty = {call: torch.empty(0, min(shapes[call]), dtype=torch.float64) for call in rest}
+        empty = {
+            call: torch.empty(0, min(shapes[call]), dtype=torch.float64, device="cpu")
+            for call in rest
+        }
         return found | empty
 
     def eigenvalues(point: int) -> dict[Call, _Solved]:
@@ -172,11 +175,11 @@ def _checked(
     eigenvalues = torch.stack([_padded(one.eigenvalues, width) for one in solved])
     values = eigenvalues.clamp(min=0).sqrt()
     if demand.tolerances is None:
-        holds = torch.zeros(len(solved), dtype=torch.bool)
+        holds = torch.zeros(len(solved), dtype=torch.bool, device="cpu")
     else:
         holds = certified(
             eigenvalues,
-            torch.tensor([one.error for one in solved], dtype=torch.float64),
+            torch.tensor([one.error for one in solved], dtype=torch.float64, device="cpu"),
             [Shape(n_out, n_in, one.long_side, len(one.eigenvalues)) for one in solved],
             demand.thresholds(values[:, 0], n_out, n_in),
             demand.noise,

@@ -127,7 +127,7 @@ def layer_spectra(
 
 def _empty(record: CallRecord, task: Task) -> Tensor:
     width = min(record.numel, task.survey.n_in)
-    return torch.full((task.points.shape[0], width), torch.nan, dtype=torch.float64)
+    return torch.full((task.points.shape[0], width), torch.nan, dtype=torch.float64, device="cpu")
 
 
 def _place(rows: Tensor, start: int, finite: Tensor, values: Tensor) -> None:

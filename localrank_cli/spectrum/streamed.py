@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from localrank_cli.spectrum.gram import symmetric_eigenvalues
+from localrank_cli.spectrum.gram import add_gram, symmetric_eigenvalues
 from localrank_cli.spectrum.svd import singular_values
 
 
@@ -25,9 +25,8 @@ def streamed_gram(blocks: Iterator[Tensor]) -> Tensor:
     for block in blocks:
         rows = block.to(torch.float64)
         if total is None:
-            total = rows.mT @ rows
-        else:
-            total.addmm_(rows.mT, rows)
+            total = rows.new_zeros(rows.shape[1], rows.shape[1])
+        add_gram(total, rows)
     assert total is not None
     return symmetric_eigenvalues(total)
 
@@ -47,7 +46,7 @@ def streamed_svd(blocks: Callable[[], Iterator[Tensor]]) -> Tensor:
     for block in blocks():
         rows = block.to(torch.float64)
         if not bool(torch.isfinite(rows).all()):
-            return torch.full((rows.shape[1],), torch.nan, dtype=torch.float64)
+            return torch.full((rows.shape[1],), torch.nan, dtype=torch.float64, device="cpu")
         if triangle is not None:
             rows = torch.cat([triangle, rows])
         del block, triangle  # no more than one copy of each is held while the QR works
