@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types bench samples clean
+.PHONY: demo test test-long lint types bench samples clean
 
 demo: $(VENV)/.base
 	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# What takes too long for every change: many more kill -9, many more random inputs.
+test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

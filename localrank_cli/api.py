@@ -40,6 +40,10 @@ class AnalyzeKeywords(TypedDict, total=False):
     device: str
     memory: int | str
     pattern: str
+    steps: str
+    every: int
+    last: int
+    on_error: str
     trust_model: bool
     trust_pickle: bool
 
@@ -68,7 +72,7 @@ def analyze(
     from localrank_cli.table.frame import to_frame
 
     plan = make_plan(_options(checkpoints, options), _logger.info)
-    rows = [row for result in run_plan(plan, _logger.info) for row in result.rows]
+    rows = [row for record in run_plan(plan, _logger.info) for row in record.rows]
     return to_frame(rows, header(plan.extra_columns))
 
 
@@ -76,6 +80,7 @@ def _options(checkpoints: Any, given: AnalyzeKeywords) -> Any:
     from torch import Tensor, as_tensor
 
     from localrank_cli.pipeline.options import AnalyzeOptions, parse_rtol, parse_size
+    from localrank_cli.pipeline.part import Part, parse_steps
 
     values: dict[str, Any] = dict(given)
     unknown = set(values) - set(AnalyzeKeywords.__annotations__)
@@ -88,6 +93,12 @@ def _options(checkpoints: Any, given: AnalyzeKeywords) -> Any:
         values[name] = tuple(part.strip() for glob in globs for part in glob.split(","))
     values["atol"] = tuple(float(value) for value in _several(values.get("atol")))
     values["rtol"] = tuple(parse_rtol(str(value)) for value in _several(values.get("rtol")))
+    steps = values.pop("steps", None)
+    values["part"] = Part(
+        parse_steps(str(steps)) if steps is not None else None,
+        values.pop("every", 1),
+        values.pop("last", None),
+    )
     if isinstance(values.get("memory"), str):
         values["memory"] = parse_size(values["memory"])
     if isinstance(values.get("data"), PathLike):

@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"errors"},
     "model": {"errors", "userimport"},
     "points": {"errors", "userimport"},
-    "table": {"errors", "measures"},
+    "table": {"errors", "spectrum", "measures"},
     "pipeline": {
         "errors", "userimport", "checkpoints", "model", "points", "table", "layers", "jacobian",
         "spectrum", "measures",

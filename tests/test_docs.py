@@ -252,7 +252,9 @@ def test_the_page_of_the_table_names_all_columns_in_order() -> None:
 def test_the_page_of_the_table_names_all_keys_of_the_manifest() -> None:
     folder = ROOT / "sample_checkpoints/gaussian_teacher"
     chosen = AnalyzeOptions((folder / "step_0.safetensors",), points=2)
-    manifest = make_manifest(make_plan(chosen, lambda note: None), [], [], 0.0)
+    manifest = make_manifest(
+        make_plan(chosen, lambda note: None), [], [], [], seconds=0.0, complete=True
+    )
     rows = table_rows(ROOT / "docs/table.md", "The manifest")
     assert [row[0] for row in rows] == [f"`{key}`" for key in manifest]
 

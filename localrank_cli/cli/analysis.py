@@ -2,7 +2,7 @@
 
 import os
 import sys
-import time
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,19 +13,16 @@ from rich.console import Console
 from localrank_cli.cli.screen import Screen, stdout_for_data
 from localrank_cli.cli.signals import hearing
 from localrank_cli.cli.summary import Summary
-from localrank_cli.pipeline.manifest import make_manifest
+from localrank_cli.errors import LocalrankError, UsageError
+from localrank_cli.pipeline.going_on import GoingOn
 from localrank_cli.pipeline.options import AnalyzeOptions
+from localrank_cli.pipeline.output import Output
 from localrank_cli.pipeline.plan import Plan, make_plan
-from localrank_cli.pipeline.run import CheckpointResult, run_plan
+from localrank_cli.pipeline.run import Known, run_plan
+from localrank_cli.pipeline.spectra import SpectraFolder
 from localrank_cli.table.columns import header
-from localrank_cli.table.write import (
-    OutputFile,
-    RowWriter,
-    cannot_write,
-    check_suffix,
-    commit_with_manifest,
-    refuse_existing,
-)
+from localrank_cli.table.record import CheckpointRecord
+from localrank_cli.table.write import RowWriter, cannot_write, check_suffix
 
 _NOT_FINITE = 3
 
@@ -39,56 +36,117 @@ def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
         verbose: More notes.
 
     Returns:
-        The exit status: 0, or 3 when some values were not finite.
+        The exit status: 0, or 3 when some checkpoints failed or gave values that are not finite.
     """
     target = options.output if options.output not in (None, Path("-")) else None
-    if target is not None:
-        check_suffix(target)
-        refuse_existing(target)
-        target = target.absolute()  # a model's code may change the working directory
+    _check_target(options, target)
     screen = Screen(quiet=quiet, verbose=verbose)
     is_terminal = sys.stdout.isatty()
     to_stdout = options.output == Path("-") or (target is None and not is_terminal)
-    started = time.perf_counter()
     with hearing() as ears, ExitStack() as stack:
         data = stack.enter_context(stdout_for_data(screen))
-        # Before any work, so that a place that cannot be written is known at once.
-        file = stack.enter_context(OutputFile(target)) if target is not None else None
-        stream = file.stream if file is not None else data if to_stdout else None
-        with ears.listening():
-            run = _compute(options, screen, stream, target)
-        if file is not None:
-            seconds = time.perf_counter() - started
-            commit_with_manifest(file, make_manifest(run.plan, sys.argv, run.facts, seconds))
-            screen.note(f"wrote {options.output} and {file.target.name}.json")
+        output: Output | None = None
+        if target is not None:
+            # Absolute: a model's code may change the working directory. Opened before any work, so
+            # that a place that cannot be written is known at once.
+            output = stack.enter_context(
+                Output(target.absolute(), overwrite=options.overwrite, command=sys.argv)
+            )
+            ears.at_the_end(_LastWords(output))
+        work = _Work(options, screen, output, data if to_stdout else None)
+        try:
+            with ears.listening():
+                work.run()
+        except BaseException:
+            # Whatever stopped it: what is finished is written.
+            work.save_what_is_finished()
+            raise
+        work.save()
         if is_terminal and not to_stdout:
-            run.summary.show(_console(data))
+            work.summary.show(_console(data))
             data.flush()
-    return 0 if run.finite else _NOT_FINITE
+    return 0 if work.is_finite else _NOT_FINITE
+
+
+def _check_target(options: AnalyzeOptions, target: Path | None) -> None:
+    if target is not None:
+        check_suffix(target)
+    elif options.overwrite:
+        raise UsageError("--overwrite: there is no file to begin anew.", "Name one with -o FILE.")
+
+
+@dataclass(frozen=True)
+class _LastWords:
+    """Writes the table while the main thread is stuck; not for long."""
+
+    output: Output
+
+    def __call__(self) -> None:
+        self.output.commit(timeout=1.0)
 
 
 @dataclass
-class _Run:
-    plan: Plan
+class _Work:
+    options: AnalyzeOptions
+    screen: Screen
+    output: Output | None
+    stream: TextIO | None  # for CSV, when there is no file
     summary: Summary = field(default_factory=Summary)
-    facts: list[dict[str, object]] = field(default_factory=list)
-    finite: bool = True
+    is_finite: bool = True
+    left: int = 0
 
+    def run(self) -> None:
+        plan = make_plan(self.options, self.screen.note)
+        _describe(plan, self.screen)
+        spectra = SpectraFolder(self.options.spectra.absolute()) if self.options.spectra else None
+        going_on = GoingOn(plan, Known(), 0)
+        if self.output is not None:
+            going_on = self.output.begin(plan, self.screen.note, spectra)
+        if spectra is not None:
+            spectra.begin(plan)
+        writer = _writer(self.stream, plan)
+        self.left = going_on.plan.n_checkpoints
+        keep = spectra.keep if spectra is not None else None
+        with self.screen.progress(plan.n_checkpoints, done=going_on.n_done) as steps:
+            for record in run_plan(going_on.plan, self.screen.note, going_on.known, keep):
+                self._take(record, writer)
+                steps.done(f"{record.run} step {record.step}")
+        self._conclude()
 
-def _compute(
-    options: AnalyzeOptions, screen: Screen, stream: TextIO | None, target: Path | None
-) -> _Run:
-    run = _Run(make_plan(options, screen.note))
-    _describe(run.plan, screen)
-    writer = _writer(stream, run.plan, target)
-    with screen.progress(run.plan.n_checkpoints) as steps:
-        for result in run_plan(run.plan, screen.note):
-            _write(writer, result, target)
-            run.summary.add(result.rows)
-            run.facts.append(result.facts)
-            run.finite &= _report(result, screen)
-            steps.done(f"{result.run} step {result.step}")
-    return run
+    def _take(self, record: CheckpointRecord, writer: RowWriter | None) -> None:
+        if self.output is not None:
+            self.output.add(record)
+        else:
+            self.summary.add(record.rows)
+        if writer is not None:
+            _write(writer, record)
+        self.is_finite &= record.is_finite
+        self.left -= 1
+        _report(record, self.screen)
+
+    def _conclude(self) -> None:
+        if self.output is None:
+            return
+        # What earlier runs of the command gave belongs to it too.
+        self.is_finite = self.output.is_finite
+        for record in self.output.records():
+            self.summary.add(record.rows)
+
+    def save(self) -> None:
+        if self.output is not None and self.output.commit():
+            name = self.options.output
+            self.screen.note(f"wrote {name} and {name.name if name else ''}.json")
+
+    def save_what_is_finished(self) -> None:
+        try:
+            self.save()
+        except LocalrankError as error:  # what stopped the run is told, and this beside it
+            self.screen.warn(f"warning: {error.what}")
+        if self.output is not None and self.output.n_kept:
+            self.screen.note(
+                f"{self.output.n_kept} finished checkpoints are kept, {self.left} are left: the"
+                " same command goes on from there"
+            )
 
 
 def _console(terminal: TextIO) -> Console:
@@ -100,22 +158,17 @@ def _console(terminal: TextIO) -> Console:
     return Console(file=terminal, highlight=False, force_terminal=True, width=width)
 
 
-def _writer(stream: TextIO | None, plan: Plan, target: Path | None) -> RowWriter | None:
-    if stream is None:
-        return None
-    suffix = target.suffix.lower() if target is not None else ".csv"
-    return RowWriter(stream, header(plan.extra_columns), suffix)
+def _writer(stream: TextIO | None, plan: Plan) -> RowWriter | None:
+    return RowWriter(stream, header(plan.extra_columns)) if stream is not None else None
 
 
-def _write(writer: RowWriter | None, result: CheckpointResult, target: Path | None) -> None:
-    if writer is None:
-        return
+def _write(writer: RowWriter, record: CheckpointRecord) -> None:
     try:
-        writer.write(result.rows)
+        writer.write(record.rows)
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise cannot_write(target or Path("standard output"), error) from error
+        raise cannot_write(Path("standard output"), error) from error
 
 
 def _describe(plan: Plan, screen: Screen) -> None:
@@ -127,23 +180,26 @@ def _describe(plan: Plan, screen: Screen) -> None:
         )
 
 
-def _report(result: CheckpointResult, screen: Screen) -> bool:
-    routes = result.facts.get("routes")
+def _report(record: CheckpointRecord, screen: Screen) -> None:
+    if record.is_failed:
+        screen.warn(f"warning: {record.run}: left out: {record.message}")
+        return
     screen.detail(
-        f"{result.run} step {result.step}: {result.facts['seconds']} s,"
-        f" {'; '.join(routes) if isinstance(routes, list) else ''}"
+        f"{record.run} step {record.step}: {record.facts['seconds']} s,"
+        f" {'; '.join(record.facts['routes'])}"
     )
-    if any(row["n_undecided"] for row in result.rows):
+    if any(any(ranks.undecided) for layer in record.layers for ranks in layer.points.ranks):
         screen.note(
-            f"{result.run}: rounding decides the rank at some points (column n_undecided): a"
+            f"{record.run}: rounding decides the rank at some points (column n_undecided): a"
             " singular value is as close to the tolerance as the SVD is exact; --rtol eps is the"
             " least tolerance that means something"
         )
-    if result.is_finite:
-        return True
-    layers = dict.fromkeys(str(row["layer"]) for row in result.rows if row["status"] != "ok")
-    screen.warn(
-        f"warning: {result.run}: {result.checkpoint} (step {result.step}): non-finite values in"
-        f" {', '.join(layers)}"
-    )
-    return False
+    if not record.is_finite:
+        screen.warn(
+            f"warning: {record.run}: {record.checkpoint} (step {record.step}): non-finite values"
+            f" in {', '.join(_not_finite(record))}"
+        )
+
+
+def _not_finite(record: CheckpointRecord) -> Iterable[str]:
+    return [layer.facts.layer for layer in record.layers if not all(layer.points.finite)]

@@ -9,6 +9,7 @@ import typer
 
 from localrank_cli.errors import UsageError
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options, parse_rtol, parse_size
+from localrank_cli.pipeline.part import Part, parse_steps
 
 _DANGER = "Dangerous options"
 
@@ -137,6 +138,19 @@ def analyze(
     pattern: Annotated[
         str, typer.Option(metavar="GLOB", help="Only checkpoints whose name matches.")
     ] = "",
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:B[:C]",
+            help="Only steps from A to B, ends included; with C every C steps from A on.",
+        ),
+    ] = None,
+    every: Annotated[
+        int, typer.Option(metavar="K", help="Only every K-th checkpoint.", show_default=False)
+    ] = 1,
+    last: Annotated[
+        int | None, typer.Option(metavar="K", help="Only the last K checkpoints.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -144,10 +158,33 @@ def analyze(
             "-o",
             metavar="FILE",
             readable=False,
-            help="A .csv, .tsv or .jsonl file; - is CSV on stdout. Default: a table on a"
+            help="A .csv, .tsv, .jsonl or .parquet file; - is CSV on stdout. Default: a table on a"
             " terminal, CSV in a pipe.",
         ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Discard what FILE holds. Without it the same command goes on where it stopped.",
+        ),
+    ] = False,
+    spectra: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            readable=False,
+            help="Keep the singular values of every point too, a file for each checkpoint; they"
+            " then come from the SVD of every matrix, so that they serve any tolerance.",
+        ),
+    ] = None,
+    on_error: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="At a checkpoint that cannot be read or run: stop, or skip it (its row says why).",
+        ),
+    ] = "stop",
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No notes and no progress bar.")
     ] = False,
@@ -196,7 +233,11 @@ def analyze(
         device=device,
         memory=parse_size(memory) if memory is not None else None,
         pattern=pattern,
+        part=Part(parse_steps(steps) if steps is not None else None, every, last),
         output=output,
+        overwrite=overwrite,
+        spectra=spectra,
+        on_error=on_error,
         trust_model=trust_model,
         trust_pickle=trust_pickle,
     )

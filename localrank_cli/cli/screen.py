@@ -68,11 +68,12 @@ class Screen:
                 print(line, file=sys.stderr, flush=True)
 
     @contextmanager
-    def progress(self, total: int) -> Iterator["Steps"]:
+    def progress(self, total: int, done: int = 0) -> Iterator["Steps"]:
         """Shows a bar while checkpoints are computed, on a terminal only.
 
         Args:
             total: How many checkpoints.
+            done: How many of them were finished before.
 
         Yields:
             What to tell of each finished one.
@@ -90,7 +91,7 @@ class Screen:
         )
         # Not redirecting stdout: it is already out of the way, and may carry data.
         with Progress(*columns, console=self.console, transient=True, redirect_stdout=False) as bar:
-            bar.add_task("checkpoints", total=total)
+            bar.add_task("checkpoints", total=total, completed=done)
             yield Steps(bar)
 
 

@@ -1,15 +1,19 @@
 """What INT, TERM, USR1 and USR2 do: the promised status, and nothing half-written left behind."""
 
 import os
+import select
 import signal
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _AGAIN = 0.25  # seconds
+# Most batch systems kill 30 s or more after the first signal, and users wait less.
+GRACE = 5.0
 
 
 class Interrupted(BaseException):
@@ -40,11 +44,25 @@ def leaving_at_once() -> Iterator[None]:
 
 
 class Ears:
-    """Hears signals, and raises Interrupted while it is listening."""
+    """Hears signals, and raises Interrupted while it is listening.
+
+    Python's own handlers wait for the main thread, which may be in one call of LAPACK for minutes.
+    So a second thread hears too (`signal.set_wakeup_fd`): where the main thread has not stopped
+    within the grace, it says the last words and ends the process; a second signal ends it at once.
+    """
 
     def __init__(self) -> None:
         self._heard: int | None = None
         self._listening = False
+        self._last_words: list[Callable[[], object]] = []
+
+    def at_the_end(self, last_words: Callable[[], object]) -> None:
+        """Sets what the second thread does before it ends the process.
+
+        Args:
+            last_words: Must not wait for the main thread.
+        """
+        self._last_words.append(last_words)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -96,6 +114,33 @@ class Ears:
         if self._heard is not None:
             raise Interrupted(self._heard)
 
+    def watch(self, read: int) -> None:
+        """The second thread: waits for signals, then for the main thread to end.
+
+        Args:
+            read: Gives one byte for each signal; closed at the other end when all is done.
+        """
+        first: int | None = None
+        deadline: float | None = None
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([read], [], [], left)
+            if not ready:
+                assert first is not None
+                for last_words in self._last_words:
+                    with suppress(Exception):  # what is on the disk is on the disk
+                        last_words()
+                _leave(first, None)
+            numbers = os.read(read, 64)
+            if not numbers:
+                return
+            for number in numbers:
+                if number == signal.SIGALRM:
+                    continue
+                if first is not None:
+                    _leave(first, None)
+                first, deadline = number, time.monotonic() + GRACE
+
 
 @contextmanager
 def hearing() -> Iterator[Ears]:
@@ -105,8 +150,27 @@ def hearing() -> Iterator[Ears]:
         What hears them.
     """
     ears = Ears()
-    with _handling((*_SIGNALS, signal.SIGALRM), ears.on_signal):
+    with _watched(ears), _handling((*_SIGNALS, signal.SIGALRM), ears.on_signal):
         yield ears
+
+
+@contextmanager
+def _watched(ears: Ears) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=ears.watch, args=(read,), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write)
+        watcher.join()
+        os.close(read)
 
 
 @contextmanager

@@ -1,23 +1,12 @@
 """All measures of one layer at one checkpoint, averaged over the points."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from localrank_cli.measures import soft
 from localrank_cli.measures.average import Average, average
-from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.points import PointMeasures, PointRanks, point_measures
 from localrank_cli.spectrum.spectra import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
-
-SOFT_MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "effective_rank": soft.effective_rank,
-    "stable_rank": soft.stable_rank,
-    "participation_ratio": soft.participation_ratio,
-    "spectral_norm": soft.spectral_norm,
-    "jacobian_norm": soft.jacobian_norm,
-}
 
 
 @dataclass(frozen=True)
@@ -43,6 +32,24 @@ class LayerMeasures:
     soft: dict[str, Average]  # in the order of the table
 
 
+def reduce_points(points: PointMeasures) -> LayerMeasures:
+    """Averages over the points.
+
+    Args:
+        points: From one run, or put together from several.
+
+    Returns:
+        The measures over the points with a finite Jacobian.
+    """
+    n_points = sum(points.finite)
+    return LayerMeasures(
+        n_points=n_points,
+        n_failed=len(points.finite) - n_points,
+        ranks=tuple(_summary(ranks) for ranks in points.ranks),
+        soft={name: average(values) for name, values in points.soft.items()},
+    )
+
+
 def measure(
     spectrum: LayerSpectrum, tolerances: Sequence[Tolerance], noise: float
 ) -> LayerMeasures:
@@ -56,27 +63,16 @@ def measure(
     Returns:
         The measures over the points with a finite Jacobian.
     """
-    good = spectrum.values[spectrum.finite]
-    measures = {name: average(formula(good).tolist()) for name, formula in SOFT_MEASURES.items()}
-    information = soft.gaussian_information(good, noise)
-    measures["gaussian_information"] = average(information.tolist())
-    return LayerMeasures(
-        n_points=good.shape[0],
-        n_failed=spectrum.values.shape[0] - good.shape[0],
-        ranks=tuple(_summary(spectrum, tolerance) for tolerance in tolerances),
-        soft=measures,
-    )
+    return reduce_points(point_measures(spectrum, tolerances, noise))
 
 
-def _summary(spectrum: LayerSpectrum, tolerance: Tolerance) -> RankSummary:
-    ranks = local_ranks(spectrum, tolerance)
-    counts = ranks.counts.tolist()
+def _summary(ranks: PointRanks) -> RankSummary:
     return RankSummary(
-        tolerance=tolerance,
-        rtol=tolerance.relative(spectrum.n_out, spectrum.n_in),
-        local_rank=average(counts),
-        rank_min=min(counts, default=None),
-        rank_max=max(counts, default=None),
-        near_tol=average(ranks.near.double().tolist()).mean,
-        n_undecided=int(ranks.undecided.sum()),
+        tolerance=ranks.tolerance,
+        rtol=ranks.rtol,
+        local_rank=average(ranks.counts),
+        rank_min=min(ranks.counts, default=None),
+        rank_max=max(ranks.counts, default=None),
+        near_tol=average([float(near) for near in ranks.near]).mean,
+        n_undecided=sum(ranks.undecided),
     )

@@ -10,10 +10,11 @@ from localrank_cli.checkpoints.content import Content
 from localrank_cli.checkpoints.formats import read
 from localrank_cli.checkpoints.prefixes import Stripping, candidates, strip_to_fit
 from localrank_cli.checkpoints.series import CheckpointFile, Series
-from localrank_cli.errors import MismatchError, SettingsError
+from localrank_cli.errors import LocalrankError, MismatchError, SettingsError, UnreadableError
 from localrank_cli.model.fill import Expected, fill_model, mismatch
 
 Note = Callable[[str], None]
+Skip = Callable[[CheckpointFile, LocalrankError], None]
 _Shapes = dict[str, dict[str, tuple[int, ...]]]  # container -> key -> shape
 
 
@@ -48,11 +49,12 @@ class Headers:
         self._last_shapes: _Shapes = {}
         self.first: Content | None = None
 
-    def steps(self, note: Note) -> list[tuple[CheckpointFile, int]]:
+    def steps(self, note: Note, skip: Skip | None = None) -> list[tuple[CheckpointFile, int]]:
         """Tells each checkpoint's step: from its content, else from its name.
 
         Args:
             note: Takes each note for the user.
+            skip: Takes each file that cannot be read; None: the first is an error.
 
         Returns:
             Files and steps, by step.
@@ -65,7 +67,9 @@ class Headers:
         unknown: list[str] = []
         epochs: list[str] = []
         for file in self._series.files:
-            content = read(file.path, trust_pickle=self._trust_pickle, header_only=True)
+            content = self._header(file, skip)
+            if content is None:
+                continue
             self.first = self.first or content
             self._shapes[file] = self._shared(content)
             if content.step is not None and file.name_step not in (None, content.step):
@@ -89,6 +93,15 @@ class Headers:
         if epochs:
             note("there are epochs and no steps: the column step holds epochs")
         return [(found[step], step) for step in sorted(found)]
+
+    def _header(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
+        try:
+            return read(file.path, trust_pickle=self._trust_pickle, header_only=True)
+        except UnreadableError as error:
+            if skip is None:
+                raise
+            skip(file, error)
+            return None
 
     def _same_step(
         self,

@@ -1,8 +1,9 @@
 """What stands beside a table: all that decided its numbers, and what it cost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
@@ -10,18 +11,50 @@ from localrank_cli.pipeline.machine import peak_memory, versions
 from localrank_cli.pipeline.plan import Plan, SeriesPlan
 
 FORMAT = 1
+# Raised when the same command would give other numbers.
+DEFINITIONS = 1
+
+# What must be equal for two analyses to be one. Where files lie is none of it.
+DECISIVE = (
+    "definitions",
+    "model",
+    "model_arguments",
+    "model_sha256",
+    "data",
+    "data_key",
+    "data_sha256",
+    "data_scale",
+    "n_data",
+    "point_indices",
+    "seed",
+    "wrt",
+    "layers",
+    "tolerances",
+    "noise",
+    "input_metric",
+    "dtype",
+    "columns",
+)
 
 
 def make_manifest(
-    plan: Plan, command: Sequence[str], checkpoints: Sequence[dict[str, object]], seconds: float
+    plan: Plan,
+    command: Sequence[str],
+    series: Iterable[Mapping[str, Any]],
+    checkpoints: Iterable[Mapping[str, Any]],
+    *,
+    seconds: float,
+    complete: bool,
 ) -> dict[str, object]:
-    """Describes a finished run.
+    """Describes a run, finished or not.
 
     Args:
-        plan: What was run.
+        plan: What was run last.
         command: The command line, or what stands for it.
-        checkpoints: The facts of each result.
+        series: The settings of each series in the table.
+        checkpoints: The facts of each checkpoint in the table.
         seconds: From start to end.
+        complete: Whether everything that was asked for is there.
 
     Returns:
         Anything that JSON can hold.
@@ -29,7 +62,8 @@ def make_manifest(
     device = plan.device
     return {
         "localrank_manifest": FORMAT,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "complete": complete,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
         "versions": versions(),
         "device": str(device),
@@ -38,16 +72,25 @@ def make_manifest(
         "memory_budget_bytes": plan.memory,
         "peak_memory_bytes": peak_memory(),
         "seconds": round(seconds, 3),
-        "series": [_series(series) for series in plan.series],
+        "series": list(series),
         "checkpoints": list(checkpoints),
     }
 
 
-def _series(series: SeriesPlan) -> dict[str, object]:
+def series_settings(series: SeriesPlan) -> dict[str, Any]:
+    """Everything that decides the numbers of a series.
+
+    Args:
+        series: Planned.
+
+    Returns:
+        Anything that JSON can hold; as JSON gives it back.
+    """
     settings = series.settings
     return {
         "run": series.run,
         "folder": str(series.series.folder),
+        "definitions": DEFINITIONS,
         "model": settings.model.description,
         "model_arguments": {key: repr(value) for key, value in settings.model.arguments.items()},
         **series.model_facts,
@@ -60,8 +103,27 @@ def _series(series: SeriesPlan) -> dict[str, object]:
         "dtype": settings.dtype_name,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
         "noise": settings.noise,
+        "input_metric": "identity",
+        "columns": dict(settings.columns),
         "layers": [
             asdict(record.call) | {"module": record.module, "shape": list(record.shape)}
             for record in series.examination.records
         ],
     }
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a series' settings must be equal for two analyses to be one.
+
+    Args:
+        settings: From `series_settings`, or from a file that holds them.
+
+    Returns:
+        Setting -> value; files are known by their content, not by where they lie.
+    """
+    found = {key: settings.get(key) for key in DECISIVE}
+    if found["data_sha256"] is not None:
+        found["data"] = str(found["data"]).rpartition(":")[2] if ":" in str(found["data"]) else None
+    if found["model_sha256"] is not None:
+        found["model"] = str(found["model"]).rpartition(":")[2]
+    return found

@@ -3,16 +3,26 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localrank_cli.errors import UsageError
+from localrank_cli.pipeline.part import Part, check_part
 
 if TYPE_CHECKING:  # torch is not imported where options are only parsed
     from torch import Tensor, nn
 
 DTYPES = ("float64", "float32")
+ON_ERROR = ("stop", "skip")
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Watch a run in progress."""
+
+    until: int | None = None  # the step after which to stop; None: until a signal
+    poll: float = 2.0  # seconds between looks
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,12 @@ class AnalyzeOptions:
     device: str = "auto"
     memory: int | None = None  # bytes; None: a quarter of what is free
     pattern: str = ""
+    part: Part = field(default_factory=Part)
     output: Path | None = None
+    overwrite: bool = False
+    spectra: Path | None = None
+    on_error: str = "stop"
+    follow: Follow | None = None
     trust_model: bool = False
     trust_pickle: bool = False
 
@@ -59,6 +74,11 @@ def check_options(options: AnalyzeOptions) -> None:
     check_numbers(options.noise, options.points, options.seed, options.data_scale)
     check_words(options.dtype, options.input_metric)
     _check_device(options.device)
+    check_part(options.part)
+    if options.on_error not in ON_ERROR:
+        raise UsageError(
+            f"--on-error {options.on_error}: not known.", f"Known are {' and '.join(ON_ERROR)}."
+        )
 
 
 def check_tolerances(atol: Sequence[float], rtol: Sequence[float | None]) -> None:

@@ -1,5 +1,6 @@
 """Plans a run: everything that can be checked is checked on every checkpoint's header."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.model.build import build_model, move_model
 from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
+from localrank_cli.pipeline.failures import Failures, choose_part
 from localrank_cli.pipeline.folder_settings import read_folder_settings
 from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, load_state
 from localrank_cli.pipeline.machine import memory_budget, pick_device
@@ -35,6 +37,7 @@ from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
 from localrank_cli.points.source import load_points
 from localrank_cli.spectrum.spectra import Examination, examine
+from localrank_cli.table.record import CheckpointRecord
 from localrank_cli.userimport import import_object
 
 Note = Callable[[str], None]
@@ -48,12 +51,20 @@ class SeriesPlan:
     series: Series
     settings: Settings
     checkpoints: tuple[PlannedCheckpoint, ...]  # by step
+    failures: tuple[CheckpointRecord, ...]  # that cannot be analysed, with --on-error skip
+    found: frozenset[str]  # names of all checkpoints in the folder, chosen or not
     model: nn.Module
     expected: Expected
     points: Points
     model_facts: dict[str, object]
     data_facts: dict[str, object]
     examination: Examination  # of the first checkpoint
+
+    @property
+    def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
+        """Checkpoints and failures by step; what has none comes last."""
+        every: list[PlannedCheckpoint | CheckpointRecord] = [*self.checkpoints, *self.failures]
+        return sorted(every, key=lambda one: math.inf if one.step is None else one.step)
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,12 @@ class Plan:
     memory: int
     extra_columns: tuple[str, ...]
     trust_pickle: bool
+    skips_errors: bool
 
     @property
     def n_checkpoints(self) -> int:
         """How many checkpoints there are to analyse."""
-        return sum(len(series.checkpoints) for series in self.series)
+        return sum(len(series.in_order) for series in self.series)
 
 
 def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
@@ -101,7 +113,8 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
     memory = memory_budget(device) if options.memory is None else options.memory
     for plan in planned:
         check_fits(plan.examination.records, plan.examination.survey.n_in, memory)
-    return Plan(tuple(planned), device, memory, extra, options.trust_pickle)
+    skips = options.on_error == "skip"
+    return Plan(tuple(planned), device, memory, extra, options.trust_pickle, skips)
 
 
 def _plan_series(
@@ -123,21 +136,27 @@ def _plan_series(
         data_files.append(settings.source.path)
     series = find_checkpoints(folder, named, options.pattern, data_files)
     headers = Headers(series, options.trust_pickle)
-    steps = headers.steps(note)
+    failures = Failures(run, skips=options.on_error == "skip")
+    steps = headers.steps(note, failures.taker)
+    if not steps:
+        failures.refuse_all(folder)
     model = _make_model(settings.model, headers.first, note)
     expected = Expected(model)
     points, facts = load_points(settings.source)
     for text in points.notes:
         note(text)
     move_model(model, device, settings.dtype)
-    checkpoints = tuple(headers.plan(file, step, model, expected) for file, step in steps)
+    every = failures.fitting(
+        steps, lambda file, step: headers.plan(file, step, model, expected), folder
+    )
+    checkpoints, failed = choose_part(options.part, every, failures.records, folder)
     stripped = {c.stripping.description for c in checkpoints} - {""}
     for description in sorted(stripped):
         note(f"taken off the weights' names: {description}")
     for container, aside in sorted({(c.container, c.aside) for c in checkpoints if c.aside}):
         note(f"the weights are those under {container!r}; left aside: {', '.join(aside)}")
     examination = _examine_first(
-        checkpoints[0], model, expected, settings, points, device, options.trust_pickle
+        (checkpoints or every)[0], model, expected, settings, points, device, options.trust_pickle
     )
     for text in examination.notes:
         note(text)
@@ -147,6 +166,8 @@ def _plan_series(
         series=series,
         settings=settings,
         checkpoints=checkpoints,
+        failures=failed,
+        found=frozenset(file.name for file in series.files),
         model=model,
         expected=expected,
         points=points,

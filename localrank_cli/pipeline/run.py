@@ -4,100 +4,129 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from localrank_cli.errors import LocalrankError, UnreadableError
 from localrank_cli.jacobian.engine import Modes
-from localrank_cli.measures.layer import measure
+from localrank_cli.measures.points import point_measures
 from localrank_cli.model.fill import fill_model
+from localrank_cli.pipeline.failures import failed_record
 from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.plan import Plan, SeriesPlan, place_points
 from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
 from localrank_cli.table.columns import Cell
-from localrank_cli.table.rows import LayerFacts, layer_rows
+from localrank_cli.table.record import CheckpointRecord, LayerRecord
+from localrank_cli.table.rows import LayerFacts
 
 Note = Callable[[str], None]
+KeepSpectra = Callable[[CheckpointRecord, list[LayerSpectrum]], None]
 
 
-@dataclass(frozen=True)
-class CheckpointResult:
-    """The rows of one checkpoint, and what the manifest says of it."""
+@dataclass
+class Known:
+    """What earlier checkpoints told, in this run and in those that it goes on from."""
 
-    run: str
-    checkpoint: str
-    step: int
-    rows: tuple[dict[str, Cell], ...]
-    facts: dict[str, object]
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether every point of every layer was finite."""
-        return all(row["status"] == "ok" for row in self.rows)
+    # (run, hash of the tensors) -> name and step of the first that held them
+    weights: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
-def run_plan(plan: Plan, note: Note) -> Iterator[CheckpointResult]:
+def run_plan(
+    plan: Plan, note: Note, known: Known | None = None, keep: KeepSpectra | None = None
+) -> Iterator[CheckpointRecord]:
     """Computes one checkpoint after another.
 
     Args:
         plan: From `make_plan`.
         note: Takes each note for the user.
+        known: What earlier runs told; updated.
+        keep: Takes the singular values of each checkpoint, before its record is given.
 
     Yields:
         Results, by run and step.
     """
     for series in plan.series:
-        yield from _run_series(plan, series, note)
+        yield from _Runner(plan, series, note, known or Known(), keep).results()
 
 
-def _run_series(plan: Plan, series: SeriesPlan, note: Note) -> Iterator[CheckpointResult]:
-    settings = series.settings
-    points = place_points(series.points, plan.device, settings.dtype)
-    demand = Demand(settings.tolerances, settings.noise)
-    request = Request(settings.selection, settings.dtype, plan.memory, demand)
-    modes = Modes()
-    told = 0
-    seen: dict[str, PlannedCheckpoint] = {}
-    for checkpoint in series.checkpoints:
+class _Runner:
+    """One series: its points and what is known of its model, from checkpoint to checkpoint."""
+
+    def __init__(
+        self, plan: Plan, series: SeriesPlan, note: Note, known: Known, keep: KeepSpectra | None
+    ) -> None:
+        self._plan, self._series = plan, series
+        self._note, self._known, self._keep = note, known, keep
+        settings = series.settings
+        self._points = place_points(series.points, plan.device, settings.dtype)
+        # Kept singular values serve any tolerance: no certificate for those of today will do.
+        demand = Demand(None if keep else settings.tolerances, settings.noise)
+        self._request = Request(settings.selection, settings.dtype, plan.memory, demand)
+        self._modes = Modes()
+        self._told = 0
+
+    def results(self) -> Iterator[CheckpointRecord]:
+        for planned in self._series.in_order:
+            if not isinstance(planned, PlannedCheckpoint):
+                yield planned
+                continue
+            try:
+                yield self._compute(planned)
+            except LocalrankError as error:
+                if not self._plan.skips_errors:
+                    raise
+                yield failed_record(self._series.run, planned.file.name, planned.step, error)
+
+    def _compute(self, checkpoint: PlannedCheckpoint) -> CheckpointRecord:
         started = time.perf_counter()
-        state = load_state(checkpoint, plan.trust_pickle)
-        stat = _stat(checkpoint)
-        digest = _hash(state)
-        if digest in seen:
-            note(
-                f"{_run_prefix(plan, series)}{checkpoint.file.name} (step {checkpoint.step})"
-                " holds the same weights as"
-                f" {seen[digest].file.name} (step {seen[digest].step})"
-            )
-        seen.setdefault(digest, checkpoint)
-        fill_model(series.model, series.expected, state, checkpoint.place)
+        before = _stat(checkpoint)
+        state = load_state(checkpoint, self._plan.trust_pickle)
+        digest = hash_of(state)
+        self._compare(checkpoint, digest)
+        fill_model(self._series.model, self._series.expected, state, checkpoint.place)
         del state
         try:
-            spectra = layer_spectra(series.model, points, request, modes)
+            spectra = layer_spectra(self._series.model, self._points, self._request, self._modes)
         except LocalrankError as error:
             raise type(error)(f"{checkpoint.place}: {error.what}", error.advice) from error
-        for text in modes.notes[told:]:
-            note(text)
-        told = len(modes.notes)
-        yield CheckpointResult(
-            run=series.run,
+        for text in self._modes.notes[self._told :]:
+            self._note(text)
+        self._told = len(self._modes.notes)
+        columns = self._series.settings.columns
+        constants: dict[str, Cell] = {name: columns.get(name) for name in self._plan.extra_columns}
+        after = _stat(checkpoint)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise UnreadableError(
+                f"{checkpoint.place}: changed while it was read.",
+                "Run again when nothing writes to it, or watch the folder with --follow.",
+            )
+        record = CheckpointRecord(
+            run=self._series.run,
             checkpoint=checkpoint.file.name,
             step=checkpoint.step,
-            rows=tuple(_rows(plan, series, checkpoint, spectra)),
+            layers=tuple(_layers(self._series, checkpoint, spectra)),
             facts={
-                "run": series.run,
-                "checkpoint": checkpoint.file.name,
-                "step": checkpoint.step,
-                "bytes": stat.st_size,
-                "mtime": stat.st_mtime,
+                "bytes": before.st_size,
+                "mtime_ns": before.st_mtime_ns,
                 "sha256_of_tensors": digest,
                 "seconds": round(time.perf_counter() - started, 4),
-                "routes": list(modes.routes),
+                "routes": list(self._modes.routes),
             },
+            constants=constants,
         )
+        if self._keep is not None:
+            self._keep(record, spectra)
+        return record
+
+    def _compare(self, checkpoint: PlannedCheckpoint, digest: str) -> None:
+        this = f"{checkpoint.file.name} (step {checkpoint.step})"
+        other = self._known.weights.setdefault((self._series.run, digest), this)
+        if other != this:
+            prefix = f"{self._series.run}: " if len(self._plan.series) > 1 else ""
+            self._note(f"{prefix}{this} holds the same weights as {other}")
 
 
 def _stat(checkpoint: PlannedCheckpoint) -> os.stat_result:
@@ -110,15 +139,10 @@ def _stat(checkpoint: PlannedCheckpoint) -> os.stat_result:
         ) from error
 
 
-def _run_prefix(plan: Plan, series: SeriesPlan) -> str:
-    return f"{series.run}: " if len(plan.series) > 1 else ""
-
-
-def _rows(
-    plan: Plan, series: SeriesPlan, checkpoint: PlannedCheckpoint, spectra: list[LayerSpectrum]
-) -> Iterator[dict[str, Cell]]:
+def _layers(
+    series: SeriesPlan, checkpoint: PlannedCheckpoint, spectra: list[LayerSpectrum]
+) -> Iterator[LayerRecord]:
     settings = series.settings
-    constants: dict[str, Cell] = {name: settings.columns.get(name) for name in plan.extra_columns}
     for index, spectrum in enumerate(spectra):
         facts = LayerFacts(
             run=series.run,
@@ -134,13 +158,19 @@ def _rows(
             dtype=settings.dtype_name,
             method=spectrum.method,
         )
-        yield from layer_rows(
-            facts, measure(spectrum, settings.tolerances, settings.noise), constants
-        )
+        points = point_measures(spectrum, settings.tolerances, settings.noise)
+        yield LayerRecord(facts, points)
 
 
-def _hash(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in order of name."""
+def hash_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in order of name.
+
+    Args:
+        state: Name -> tensor.
+
+    Returns:
+        Hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().contiguous()

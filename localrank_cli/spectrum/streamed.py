@@ -51,5 +51,6 @@ def streamed_svd(blocks: Callable[[], Iterator[Tensor]]) -> Tensor:
             rows = torch.cat([triangle, rows])
         del block, triangle  # no more than one copy of each is held while the QR works
         triangle = torch.linalg.qr(rows, mode="r").R
+        del rows  # nor while the SVD does
     assert triangle is not None
     return singular_values(triangle)

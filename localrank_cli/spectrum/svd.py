@@ -16,7 +16,12 @@ def singular_values(jacobians: Tensor) -> Tensor:
     """
     matrices = jacobians.detach().to(device="cpu", dtype=torch.float64)
     # One NaN makes LAPACK refuse the whole stack, and inf gives NaN without a word.
-    finite = torch.isfinite(matrices).all(-1).all(-1)[..., None, None]
+    finite = torch.isfinite(matrices.sum((-2, -1)))[..., None, None]
+    if not bool(finite.all()):  # a sum may overflow where no entry is infinite
+        finite = torch.isfinite(matrices).all(-1).all(-1)[..., None, None]
+    if bool(finite.all()):  # no copy of a matrix that fills the memory
+        whole: Tensor = torch.linalg.svdvals(matrices)
+        return whole
     values: Tensor = torch.linalg.svdvals(torch.where(finite, matrices, 0))
     return torch.where(finite.squeeze(-1), values, torch.nan)
 

@@ -25,4 +25,7 @@ def to_frame(rows: Iterable[Row], columns: Sequence[str]) -> pd.DataFrame:
     dtypes = {
         name: _DTYPES[kind] for name, kind in COLUMNS.items() if name in data and kind in _DTYPES
     }
+    for name, kind in COLUMNS.items():
+        if kind == INT and name in data and None in data[name]:  # of failed checkpoints
+            dtypes[name] = _DTYPES[OPTIONAL_INT]
     return frame.astype(dtypes)

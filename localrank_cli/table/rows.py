@@ -1,5 +1,6 @@
 """The rows of one layer at one checkpoint."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from localrank_cli.measures.layer import LayerMeasures, RankSummary
@@ -12,7 +13,7 @@ class LayerFacts:
 
     run: str
     checkpoint: str
-    step: int
+    step: int | None
     layer: str
     layer_index: int
     module: str
@@ -25,7 +26,7 @@ class LayerFacts:
 
 
 def layer_rows(
-    facts: LayerFacts, measures: LayerMeasures, constants: dict[str, Cell]
+    facts: LayerFacts, measures: LayerMeasures, constants: Mapping[str, Cell]
 ) -> list[dict[str, Cell]]:
     """Makes one row for each tolerance.
 
@@ -37,7 +38,7 @@ def layer_rows(
     Returns:
         The rows, in the order of the tolerances.
     """
-    return [_row(facts, measures, ranks) | constants for ranks in measures.ranks]
+    return [_row(facts, measures, ranks) | dict(constants) for ranks in measures.ranks]
 
 
 def _row(facts: LayerFacts, measures: LayerMeasures, ranks: RankSummary) -> dict[str, Cell]:

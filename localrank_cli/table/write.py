@@ -1,18 +1,21 @@
-"""Writes rows as CSV, TSV or JSON lines; a file appears whole or not at all."""
+"""Writes rows as CSV, TSV, JSON lines or parquet; a file appears whole or not at all."""
 
 import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from glob import escape
+from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, TextIO
 
 from localrank_cli.errors import OutputError, UsageError
-from localrank_cli.table.columns import Cell, Row, as_text
+from localrank_cli.table.columns import Cell, Row, as_text, header
 
-FORMATS = (".csv", ".tsv", ".jsonl")
+PARQUET = ".parquet"
+FORMATS = (".csv", ".tsv", ".jsonl", PARQUET)
 
 
 def check_suffix(path: Path) -> None:
@@ -29,6 +32,11 @@ def check_suffix(path: Path) -> None:
             f"--output {path}: the suffix {path.suffix!r} names no format.",
             f"Known are {', '.join(FORMATS)}, and - for CSV on standard output.",
         )
+    if path.suffix.lower() == PARQUET and find_spec("pyarrow") is None:
+        raise UsageError(
+            f"--output {path}: parquet needs the package pyarrow, which is not installed.",
+            "Install it with: pip install 'localrank[parquet]'; or write .csv.",
+        )
 
 
 class RowWriter:
@@ -38,10 +46,14 @@ class RowWriter:
         stream: Where to; text, without newline translation.
         columns: The header.
         suffix: The format.
+        flush: Whether a reader at the other end shall see the rows at once.
     """
 
-    def __init__(self, stream: TextIO, columns: Sequence[str], suffix: str = ".csv") -> None:
+    def __init__(
+        self, stream: TextIO, columns: Sequence[str], suffix: str = ".csv", *, flush: bool = True
+    ) -> None:
         self._stream = stream
+        self._flush = flush
         self._columns = tuple(columns)
         self._json = suffix == ".jsonl"
         delimiter = "\t" if suffix == ".tsv" else ","
@@ -50,7 +62,7 @@ class RowWriter:
             self._csv.writerow(self._columns)
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Writes rows and flushes.
+        """Writes rows.
 
         Args:
             rows: In their final order.
@@ -61,75 +73,96 @@ class RowWriter:
                 self._stream.write(json.dumps(cells, ensure_ascii=False) + "\n")
             else:
                 self._csv.writerow([as_text(row.get(name)) for name in self._columns])
-        self._stream.flush()
+        if self._flush:
+            self._stream.flush()
 
 
-class OutputFile:
-    """A file that is written beside its target and takes its name only when whole.
+def write_table(target: Path, rows: Iterable[Row], extra: tuple[str, ...] = ()) -> None:
+    """Writes a table, whole or not at all, in place of what has its name.
 
     Args:
-        target: The output file; must not exist.
+        target: The file; its suffix names the format.
+        rows: In their final order.
+        extra: Optional columns.
+    """
+    suffix = target.suffix.lower()
+    if suffix == PARQUET:
+        with replacing(target, binary=True) as stream:
+            from localrank_cli.table.frame import to_frame  # noqa: PLC0415  # pandas is slow
+
+            to_frame(rows, header(extra)).to_parquet(stream, index=False)
+        return
+    with replacing(target) as stream:
+        writer = RowWriter(stream, header(extra), suffix, flush=False)
+        writer.write(rows)
+
+
+def write_whole(target: Path, value: object) -> None:
+    """Writes JSON, whole or not at all, in place of what has its name.
+
+    Args:
+        target: The file.
+        value: Anything that JSON can hold.
+    """
+    with replacing(target) as stream:
+        json.dump(value, stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+
+
+@contextmanager
+def replacing(target: Path, *, binary: bool = False) -> Iterator[Any]:
+    """A file that is written beside its target and takes its name when it is on the disk.
+
+    Args:
+        target: The file.
+        binary: For bytes, else text.
+
+    Yields:
+        The open file.
 
     Raises:
-        OutputError: If the target exists, or nothing can be written beside it.
+        OutputError: If it cannot be written; nothing is left behind, and the target is as it was.
     """
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        refuse_existing(target)
-        self._temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(target)
+    text: dict[str, str] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    try:
         try:
-            # Opened before any work, so that a folder without write permission is known at once.
-            self.stream: TextIO = self._temporary.open(
-                "w", encoding="utf-8", errors="backslashreplace", newline=""
-            )
-        except OSError as error:
-            raise cannot_write(target, error) from error
-
-    def finish(self) -> None:
-        """Brings everything to the disk.
-
-        Raises:
-            OutputError: If that fails; nothing is left behind.
-        """
-        try:
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-            self.stream.close()
-        except OSError as error:
-            raise cannot_write(self.target, error) from error
-
-    def commit(self) -> None:
-        """Gives the finished file its name.
-
-        Raises:
-            OutputError: If that fails; nothing is left behind.
-        """
-        try:
-            self._temporary.replace(self.target)
-        except OSError as error:
-            raise cannot_write(self.target, error) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.stream.close()
-        except OSError:
-            if error is None:
-                raise
+            with temporary.open("wb" if binary else "w", **({} if binary else text)) as stream:  # type: ignore[call-overload]  # the mode decides what else fits
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
         finally:
-            self._temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+
+
+def temporary_path(target: Path) -> Path:
+    """Where a file is written before it takes its name.
+
+    Args:
+        target: The file.
+
+    Returns:
+        A hidden file beside it, of this process.
+    """
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def remove_temporary(target: Path) -> None:
+    """Removes what a killed process left of a file, its manifest or its journal.
+
+    Args:
+        target: The table; locked.
+    """
+    for path in target.parent.glob(f".{escape(target.name)}*.tmp"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def refuse_existing(target: Path) -> None:
-    """Refuses to write over what is there.
+    """Refuses to write over what is no table of an earlier run, which has a journal beside it.
 
     Args:
         target: The output file.
@@ -140,7 +173,8 @@ def refuse_existing(target: Path) -> None:
     for path in (target, manifest_path(target)):
         if path.exists() or path.is_symlink():
             raise OutputError(
-                f"{path}: exists already.", "Give another name with -o, or remove it first."
+                f"{path}: exists already, and no journal beside it tells where to go on.",
+                "Give another name with -o, or start anew with --overwrite.",
             )
 
 
@@ -154,33 +188,6 @@ def manifest_path(target: Path) -> Path:
         `ranks.csv.json` for `ranks.csv`.
     """
     return target.with_name(target.name + ".json")
-
-
-def commit_with_manifest(table: OutputFile, manifest: dict[str, object]) -> None:
-    """Gives a table its name, with its manifest beside it; both or none.
-
-    Args:
-        table: With all its rows.
-        manifest: Anything that JSON can hold.
-
-    Raises:
-        OutputError: If one of them cannot be written.
-    """
-    target = manifest_path(table.target)
-    with OutputFile(target) as beside:
-        try:
-            json.dump(manifest, beside.stream, indent=2, ensure_ascii=False)
-            beside.stream.write("\n")
-        except OSError as error:
-            raise cannot_write(target, error) from error
-        beside.finish()
-        table.finish()
-        beside.commit()
-        try:
-            table.commit()
-        except OutputError:
-            target.unlink(missing_ok=True)
-            raise
 
 
 def cannot_write(target: Path, error: OSError) -> OutputError:

@@ -49,7 +49,7 @@ def test_files(series: Path, tmp_path: Path, name: str) -> None:
     target = tmp_path / name
     outcome = invoke("analyze", str(series), *QUICK, "-o", str(target))
     assert (outcome.code, outcome.stdout) == (0, "")
-    assert entries(tmp_path) == sorted([name, f"{name}.json", "run"])
+    assert entries(tmp_path) == sorted([name, f"{name}.json", f"{name}.journal", "run"])
     assert outcome.stderr.splitlines()[-1] == f"localrank: note: wrote {target} and {name}.json"
     expected = invoke("analyze", str(series), *QUICK).stdout
     text = target.read_bytes().decode()
@@ -80,7 +80,10 @@ def test_an_existing_output_is_refused(series: Path, tmp_path: Path, there: str)
     (tmp_path / there).write_text("precious")
     outcome = invoke("analyze", str(series), *QUICK, "-o", str(tmp_path / "ranks.csv"))
     assert (outcome.code, outcome.stdout) == (1, "")
-    assert f"{there}: exists already. Give another name with -o" in outcome.error
+    assert (
+        f"{there}: exists already, and no journal beside it tells where to go on. Give another"
+        in outcome.error
+    )
     assert (tmp_path / there).read_text() == "precious"
     assert entries(tmp_path) == sorted([there, "run"])
 
@@ -91,7 +94,7 @@ def test_a_place_that_is_not_there_is_known_before_any_work(series: Path, tmp_pa
     assert "no/ranks.csv: cannot be written (No such file or directory)" in outcome.error
 
 
-def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+def test_an_error_in_the_middle_keeps_what_is_finished(tmp_path: Path) -> None:
     """The third checkpoint's tied weights differ, which no header shows."""
     (tmp_path / "net.py").write_text(
         "import torch\n"
@@ -108,12 +111,14 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         state = {"a.weight": torch.eye(4), "b.weight": torch.eye(4) * (2 if step == 3 else 1)}
         torch.save(state | bias, tmp_path / f"step_{step}.pt")
-    before = entries(tmp_path)
     words = ("analyze", str(tmp_path), *QUICK, "--model", f"{tmp_path}/net.py:Tied")
     outcome = invoke(*words, "-o", str(tmp_path / "ranks.csv"))
     assert (outcome.code, outcome.stdout) == (1, "")
     assert "step_3.pt (step 3): a.weight and b.weight are one parameter" in outcome.error
-    assert set(entries(tmp_path)) - {"__pycache__"} == set(before)
+    assert "2 finished checkpoints are kept, 1 are left: the same command" in outcome.stderr
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "ranks.csv").read_text())))
+    assert [row["step"] for row in rows] == ["1", "1", "2", "2"]
+    assert json.loads((tmp_path / "ranks.csv.json").read_text())["complete"] is False
     assert len(invoke(*words).stdout.splitlines()) == 5  # in a pipe, what was finished is there
 
 

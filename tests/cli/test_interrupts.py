@@ -97,11 +97,13 @@ def test_status_and_one_line(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-def test_nothing_half_written_is_left(
+def test_what_is_finished_is_left_and_whole(
     stopped: dict[signal.Signals, Stopped], number: signal.Signals
 ) -> None:
-    assert stopped[number].left == []
+    left = stopped[number].left
+    assert left == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]
     assert stopped[number].stdout == ""
+    assert "1 finished checkpoints are kept, 1 are left" in stopped[number].stderr
 
 
 def test_finished_checkpoints_are_in_the_pipe(stopped: dict[signal.Signals, Stopped]) -> None:

@@ -108,17 +108,25 @@ def test_files_are_written_with_all_streams_closed(series: Path, tmp_path: Path)
     assert "stray" not in target.read_text()
 
 
-def test_a_file_that_outgrows_its_limit_leaves_nothing(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_keeps_what_is_finished(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     series = save_series(tmp_path / "run", range(12))
     (tmp_path / "out").mkdir()
     outcome = run(
         "analyze", str(series), *QUICK, "-o", str(tmp_path / "out/ranks.csv"),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)),
     )  # fmt: skip
     assert outcome.code == 1
-    assert "ranks.csv: cannot be written (File too large)" in outcome.error
-    assert entries(tmp_path / "out") == []
+    assert "ranks.csv.journal: cannot be written (File too large)" in outcome.error
+    assert "finished checkpoints are kept" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    # The table itself had room, or not: it is whole, and the run goes on from the journal.
+    again = run("analyze", str(series), *QUICK, "-o", str(tmp_path / "out/ranks.csv"))
+    assert again.code == 0
+    assert "checkpoints are finished already" in again.stderr
+    at_once = run("analyze", str(series), *QUICK)
+    assert (tmp_path / "out/ranks.csv").read_text() == at_once.stdout
+    assert entries(tmp_path / "out") == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]
 
 
 def test_rows_are_there_as_soon_as_they_are_computed(tmp_path: Path) -> None:

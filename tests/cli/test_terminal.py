@@ -97,7 +97,7 @@ def test_everything_at_the_terminal(tmp_path: Path) -> None:
     assert "localrank: note: no --model: read as a plain MLP 4-3-2" in text
     assert "run: local rank at atol=0.01" in text
     assert "ranks.csv.json" in text.replace("\n", "")
-    assert entries(tmp_path) == ["ranks.csv", "ranks.csv.json", "run"]
+    assert entries(tmp_path) == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json", "run"]
 
 
 def test_an_error_is_not_boxed_or_coloured(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def largest_jacobian(case: Case) -> int:
     return max(matrix.size * 8 for matrix in jacobians.values())
 
 
-@pytest.mark.parametrize("factor", [4, 8, 40])
+@pytest.mark.parametrize("factor", [6, 12, 60])
 @pytest.mark.parametrize("case", params(CASES_CHOSEN))
 def test_little_memory(case: Case, factor: int) -> None:
     model, points = case.build()

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from localrank_cli.pipeline.manifest import make_manifest
+from localrank_cli.pipeline.manifest import make_manifest, series_settings
 from localrank_cli.pipeline.options import AnalyzeOptions
 from localrank_cli.pipeline.plan import make_plan
 from localrank_cli.pipeline.run import run_plan
@@ -31,8 +31,17 @@ def test_all_that_decided_the_numbers(tmp_path: Path) -> None:
         device="cpu",
     )
     plan = make_plan(options, ignore)
-    facts = [result.facts for result in run_plan(plan, ignore)]
-    manifest = json.loads(json.dumps(make_manifest(plan, ["localrank", "analyze"], facts, 1.23456)))
+    facts = [{"step": record.step} | record.facts for record in run_plan(plan, ignore)]
+    made = make_manifest(
+        plan,
+        ["localrank", "analyze"],
+        [series_settings(series) for series in plan.series],
+        facts,
+        seconds=1.23456,
+        complete=True,
+    )
+    manifest = json.loads(json.dumps(made))
+    assert manifest["complete"] is True
     assert manifest["command"] == ["localrank", "analyze"]
     assert manifest["seconds"] == 1.235
     assert manifest["device"] == "cpu"
@@ -59,6 +68,6 @@ def test_all_that_decided_the_numbers(tmp_path: Path) -> None:
     assert [checkpoint["step"] for checkpoint in manifest["checkpoints"]] == [1, 2]
     for checkpoint in manifest["checkpoints"]:
         assert checkpoint["bytes"] > 0
-        assert checkpoint["mtime"] > 0
+        assert checkpoint["mtime_ns"] > 0
         assert len(checkpoint["sha256_of_tensors"]) == 64
         assert checkpoint["routes"]

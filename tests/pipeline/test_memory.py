@@ -47,7 +47,7 @@ def record(n_out: int) -> CallRecord:
 def test_refused_with_the_numbers() -> None:
     with pytest.raises(ModelError) as caught:
         check_fits([record(3000)], 4000, 64 * MIB)
-    for words in ("'big'", "3000 x 4000", "206 MiB", "64 MiB", "--memory", "--exclude", "--wrt"):
+    for words in ("'big'", "3000 x 4000", "343 MiB", "64 MiB", "--memory", "--exclude", "--wrt"):
         assert words in str(caught.value)
 
 
@@ -56,13 +56,13 @@ def test_a_long_side_is_no_reason_to_refuse() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3072, 16384), (16384, 3072), (100, 100_000), (2000, 2000)])
-@pytest.mark.parametrize("total", [256 * MIB, 1024 * MIB, 4096 * MIB])
+@pytest.mark.parametrize("total", [384 * MIB, 1024 * MIB, 4096 * MIB])
 def test_the_parts_stay_inside_the_whole(shape: tuple[int, int], total: int) -> None:
     budget, short = Budget(total), min(shape)
     # While blocks come: the Gram matrix and LAPACK's copy (or the QR's), the directions, the block,
     # the directions' output and the QR's copy of the block.
     beside = budget.block_directions(*shape) + 3 * budget.block(*shape)
-    assert 3 * 8 * short**2 + beside <= total
+    assert 5 * 8 * short**2 + beside <= total
     assert budget.jacobians * 3 <= total
 
 
@@ -84,5 +84,5 @@ def test_too_little_for_a_layer_is_known_before_any_work(tmp_path: Path) -> None
     )
     state = {f"a.{key}": value for key, value in nn.Linear(1000, 1100).state_dict().items()}
     torch.save(state, tmp_path / "step_1.pt")
-    with pytest.raises(ModelError, match=r"1100 x 1000.*22.9 MiB.*16 MiB"):
+    with pytest.raises(ModelError, match=r"1100 x 1000.*38.2 MiB.*16 MiB"):
         analyze(tmp_path, model=f"{tmp_path}/wide.py:Net", data="normal:1000", memory="16MiB")

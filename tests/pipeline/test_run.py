@@ -9,8 +9,9 @@ from torch import nn
 from localrank_cli.errors import LocalrankError, MismatchError, UnreadableError
 from localrank_cli.pipeline.options import AnalyzeOptions
 from localrank_cli.pipeline.plan import Plan, make_plan
-from localrank_cli.pipeline.run import CheckpointResult, run_plan
+from localrank_cli.pipeline.run import run_plan
 from localrank_cli.table.columns import header
+from localrank_cli.table.record import CheckpointRecord
 from tests.helpers import ignore, save_series, weights
 
 
@@ -21,7 +22,7 @@ def make(*folders: Path, **options: Any) -> Plan:
 
 def results(
     *folders: Path, notes: list[str] | None = None, **options: Any
-) -> list[CheckpointResult]:
+) -> list[CheckpointRecord]:
     return list(run_plan(make(*folders, **options), (notes if notes is not None else []).append))
 
 

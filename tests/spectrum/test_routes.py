@@ -49,8 +49,8 @@ def by_route(case: Case, route: Route) -> tuple[dict[str, LayerSpectrum], Modes]
     model, points = case.build()
     memory = PLENTY
     if route.tight:
-        # The least that is not refused is 3 r^2 + r doubles, r the short side of the largest.
-        memory = max(32 * sigma.shape[1] ** 2 for sigma in truth(case).values())
+        # The least that is not refused is 5 r^2 + r doubles, r the short side of the largest.
+        memory = max(48 * sigma.shape[1] ** 2 for sigma in truth(case).values())
     modes = Modes(chain=route.chain, forward=route.forward)
     found = spectra_of(
         model, points, case.layers, case.wrt, memory=memory, modes=modes, demand=route.demand

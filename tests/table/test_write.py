@@ -4,16 +4,19 @@ import json
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from localrank_cli.errors import OutputError, UsageError
 from localrank_cli.table.columns import header
+from localrank_cli.table.frame import to_frame
 from localrank_cli.table.write import (
-    OutputFile,
     RowWriter,
     check_suffix,
-    commit_with_manifest,
     refuse_existing,
+    replacing,
+    write_table,
+    write_whole,
 )
 from tests.helpers import entries
 from tests.table.rows import ROWS
@@ -77,91 +80,92 @@ def test_unknown_suffixes(name: str) -> None:
         check_suffix(Path(name))
 
 
-class TestOutputFile:
+class TestReplacing:
     def test_the_name_appears_only_at_the_end(self, tmp_path: Path) -> None:
         target = tmp_path / "a.csv"
-        with OutputFile(target) as file:
-            file.stream.write("hällo\n")
-            file.finish()
+        with replacing(target) as stream:
+            stream.write("hällo\n")
             assert not target.exists()
-            file.commit()
         assert target.read_bytes() == "hällo\n".encode()
         assert entries(tmp_path) == ["a.csv"]
 
     @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-    def test_nothing_stays_after_an_error(self, tmp_path: Path, error: type[BaseException]) -> None:
+    def test_after_an_error_all_is_as_it_was(
+        self, tmp_path: Path, error: type[BaseException]
+    ) -> None:
+        (tmp_path / "a.csv").write_text("old")
+
         def fail() -> None:
-            with OutputFile(tmp_path / "a.csv") as file:
-                file.stream.write("x" * 100_000)
+            with replacing(tmp_path / "a.csv") as stream:
+                stream.write("x" * 100_000)
                 raise error
 
         with pytest.raises(error):
             fail()
-        assert entries(tmp_path) == []
-
-    def test_nothing_stays_without_a_commit(self, tmp_path: Path) -> None:
-        with OutputFile(tmp_path / "a.csv"):
-            pass
-        assert entries(tmp_path) == []
-
-    @pytest.mark.parametrize("there", ["a.csv", "a.csv.json"])
-    @pytest.mark.parametrize("kind", ["file", "folder", "broken link"])
-    def test_what_exists_is_refused_and_kept(self, tmp_path: Path, there: str, kind: str) -> None:
-        path = tmp_path / there
-        if kind == "file":
-            path.write_text("old")
-        elif kind == "folder":
-            path.mkdir()
-        else:
-            path.symlink_to(tmp_path / "nowhere")
-        with pytest.raises(OutputError, match=rf"{there}: exists already") as caught:
-            OutputFile(tmp_path / "a.csv")
-        assert "-o" in caught.value.advice
-        assert entries(tmp_path) == [there]
-        assert kind != "file" or path.read_text() == "old"
+        assert entries(tmp_path) == ["a.csv"]
+        assert (tmp_path / "a.csv").read_text() == "old"
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(OutputError, match="No such file or directory"):
-            OutputFile(tmp_path / "nope/a.csv")
+        with (
+            pytest.raises(OutputError, match="No such file or directory"),
+            replacing(tmp_path / "nope/a.csv"),
+        ):
+            pass
 
     def test_names_that_are_no_unicode(self, tmp_path: Path) -> None:
-        with OutputFile(tmp_path / "a.csv") as file:
-            RowWriter(file.stream, ("run",)).write([{"run": os.fsdecode(b"r\xff")}])
-            file.finish()
-            file.commit()
-        assert (tmp_path / "a.csv").read_text() == "run\nr\\udcff\n"
+        write_table(tmp_path / "a.csv", [{"run": os.fsdecode(b"r\xff")}])
+        assert "r\\udcff," in (tmp_path / "a.csv").read_text()
 
-
-class TestManifest:
-    def test_both_files_or_none(self, tmp_path: Path) -> None:
-        with OutputFile(tmp_path / "a.csv") as table:
-            table.stream.write("x\n")
-            commit_with_manifest(table, {"seed": 3, "name": "ä"})
-        assert entries(tmp_path) == ["a.csv", "a.csv.json"]
-        text = (tmp_path / "a.csv.json").read_text(encoding="utf-8")
-        assert json.loads(text) == {"seed": 3, "name": "ä"}
-        assert text.endswith("}\n")
-
-    def test_a_manifest_that_fails_leaves_no_table(self, tmp_path: Path) -> None:
-        with pytest.raises(TypeError), OutputFile(tmp_path / "a.csv") as table:
-            commit_with_manifest(table, {"bad": object()})
-        assert entries(tmp_path) == []
-
-    def test_a_table_that_fails_leaves_no_manifest(
+    def test_a_name_that_cannot_be_taken(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(self: Path, target: Path) -> None:
-            if target.suffix == ".csv":
-                raise OSError(28, "No space left on device")
-            os.replace(self, target)  # noqa: PTH105  # Path.replace is what is replaced
+            raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(Path, "replace", fail)
-        with (
-            pytest.raises(OutputError, match=r"a\.csv: cannot be written \(No space left"),
-            OutputFile(tmp_path / "a.csv") as table,
-        ):
-            commit_with_manifest(table, {})
+        with pytest.raises(OutputError, match=r"a\.csv: cannot be written \(No space left"):
+            write_table(tmp_path / "a.csv", ROWS)
         assert entries(tmp_path) == []
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a.json", {"seed": 3, "name": "ä"})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"seed": 3, "name": "ä"}
+    assert text.endswith("}\n")
+    with pytest.raises(TypeError):
+        write_whole(tmp_path / "a.json", {"bad": object()})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == text
+    assert entries(tmp_path) == ["a.json"]
+
+
+def test_parquet_gives_back_types_and_values(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    write_table(tmp_path / "a.parquet", ROWS, ("beta",))
+    frame = pd.read_parquet(tmp_path / "a.parquet")
+    pd.testing.assert_frame_equal(frame, to_frame(ROWS, header(("beta",))))
+
+
+def test_parquet_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localrank_cli.table.write.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'localrank\[parquet\]'"):
+        check_suffix(Path("a.parquet"))
+
+
+@pytest.mark.parametrize("there", ["a.csv", "a.csv.json"])
+@pytest.mark.parametrize("kind", ["file", "folder", "broken link"])
+def test_what_exists_is_refused_and_kept(tmp_path: Path, there: str, kind: str) -> None:
+    path = tmp_path / there
+    if kind == "file":
+        path.write_text("old")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match=rf"{there}: exists already") as caught:
+        refuse_existing(tmp_path / "a.csv")
+    assert "--overwrite" in caught.value.advice
+    assert entries(tmp_path) == [there]
 
 
 def test_refuse_existing_lets_a_new_name_pass(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""Going on where an earlier run of the same command stopped, and refusing to mix two analyses."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from localrank_cli.errors import SettingsError
+from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
+from localrank_cli.pipeline.manifest import decisive, series_settings
+from localrank_cli.pipeline.plan import Plan, SeriesPlan
+from localrank_cli.pipeline.run import Known, hash_of
+from localrank_cli.table.journal import Entry, Journal
+from localrank_cli.table.record import KIND
+
+Note = Callable[[str], None]
+SETTINGS = "settings"
+_NAMES = {"point_indices": "points", "data_sha256": "content of the data", "n_data": "data"}
+
+
+@dataclass(frozen=True)
+class GoingOn:
+    """What is left to do."""
+
+    plan: Plan  # without the finished checkpoints
+    known: Known
+    n_done: int  # finished checkpoints of this plan
+
+
+def go_on(
+    plan: Plan, journal: Journal, note: Note, is_kept: Callable[[str, int], bool] | None = None
+) -> GoingOn:
+    """Compares a plan with what a journal holds.
+
+    Args:
+        plan: All that was asked for.
+        journal: Of the same output.
+        note: Takes each note for the user.
+        is_kept: Whether what else was asked for (spectra) is there for a run and step.
+
+    Returns:
+        The plan without finished checkpoints.
+
+    Raises:
+        SettingsError: If another analysis stands there, or a finished checkpoint has changed.
+    """
+    saved = {entry.head["run"]: entry for entry in journal.entries(SETTINGS)}
+    entries = {(e.head["run"], e.head["checkpoint"]): e for e in journal.entries(KIND)}
+    for series in plan.series:
+        if series.run in saved:
+            _compare(series, journal.body(saved[series.run]), journal)
+    known = Known()
+    for entry in sorted(entries.values(), key=lambda entry: entry.head["step"] or 0):
+        digest = entry.head["facts"].get("sha256_of_tensors")
+        if digest is not None:
+            this = f"{entry.head['checkpoint']} (step {entry.head['step']})"
+            known.weights.setdefault((entry.head["run"], digest), this)
+    left, n_done = [], 0
+    for series in plan.series:
+        checkpoints = []
+        for checkpoint in series.checkpoints:
+            found = entries.get((series.run, checkpoint.file.name))
+            kept = is_kept is None or is_kept(series.run, checkpoint.step)
+            if found is not None and _is_done(checkpoint, found, plan, journal) and kept:
+                n_done += 1
+            else:
+                checkpoints.append(checkpoint)
+        left.append(replace(series, checkpoints=tuple(checkpoints)))
+    _tell_vanished(plan, entries, note)
+    if n_done:
+        note(f"going on: {n_done} of {plan.n_checkpoints} checkpoints are finished already")
+    return GoingOn(replace(plan, series=tuple(left)), known, n_done)
+
+
+def record_settings(plan: Plan, journal: Journal) -> None:
+    """Writes down what decides the numbers of each series, where it is not there yet.
+
+    Args:
+        plan: What is run.
+        journal: Where to.
+    """
+    there = {entry.head["run"] for entry in journal.entries(SETTINGS)}
+    for series in plan.series:
+        if series.run not in there:
+            journal.append({"kind": SETTINGS, "run": series.run}, series_settings(series))
+
+
+def _compare(series: SeriesPlan, saved: Mapping[str, Any], journal: Journal) -> None:
+    now = decisive(json.loads(json.dumps(series_settings(series))))
+    for key, earlier in decisive(saved).items():
+        if earlier != now[key]:
+            name = _NAMES.get(key, key.replace("_", " "))
+            raise SettingsError(
+                f"{journal.path}: was begun with another setting for {series.run!r}: {name} was"
+                f" {_short(earlier)} and is now {_short(now[key])}.",
+                "Give another name with -o, or start anew with --overwrite.",
+            )
+
+
+def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: Journal) -> bool:
+    head = entry.head
+    if head["status"] != "ok":
+        return False
+    if head["step"] != checkpoint.step:
+        raise SettingsError(
+            f"{journal.path}: {checkpoint.file.name} was step {head['step']} and is now step"
+            f" {checkpoint.step}.",
+            "Give another name with -o, or start anew with --overwrite.",
+        )
+    stat = checkpoint.file.path.stat()
+    facts = head["facts"]
+    if (facts["bytes"], facts["mtime_ns"]) == (stat.st_size, stat.st_mtime_ns):
+        return True
+    if hash_of(load_state(checkpoint, plan.trust_pickle)) == facts["sha256_of_tensors"]:
+        # Only touched or copied: told once, so that it is not hashed at every start.
+        facts = facts | {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        journal.append(head | {"facts": facts}, journal.body(entry))
+        return True
+    raise SettingsError(
+        f"{checkpoint.place}: its weights changed since it was analysed for {journal.path}.",
+        "Give another name with -o, or start anew with --overwrite.",
+    )
+
+
+def _tell_vanished(plan: Plan, entries: Mapping[tuple[str, str], Entry], note: Note) -> None:
+    planned = {series.run: series.found for series in plan.series}
+    for (run, checkpoint), entry in entries.items():
+        if entry.head["status"] == "ok" and checkpoint not in planned.get(run, {checkpoint}):
+            note(f"{run}: {checkpoint} is not there any more; its rows are kept")
+
+
+def _short(value: object) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

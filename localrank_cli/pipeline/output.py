@@ -1,0 +1,197 @@
+"""One output file and what stands beside it: lock, journal, table, manifest."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from localrank_cli.pipeline.going_on import SETTINGS, GoingOn, Note, go_on, record_settings
+from localrank_cli.pipeline.manifest import make_manifest
+from localrank_cli.pipeline.plan import Plan
+from localrank_cli.pipeline.spectra import SpectraFolder
+from localrank_cli.table.journal import Entry, Journal, journal_path
+from localrank_cli.table.lock import OutputLock
+from localrank_cli.table.record import KIND, CheckpointRecord
+from localrank_cli.table.write import (
+    check_suffix,
+    manifest_path,
+    refuse_existing,
+    remove_temporary,
+    write_table,
+    write_whole,
+)
+
+# The table is written again while a run goes on, but never so often that it costs a twentieth.
+_LEAST_SECONDS = 30.0
+_SHARE = 20
+
+
+class Output:
+    """Takes finished checkpoints, and keeps them whatever happens.
+
+    Args:
+        target: The table; absolute.
+        overwrite: Whether to discard what is there.
+        command: The command line, for the manifest.
+
+    Raises:
+        OutputError: If another process writes it, it cannot be written, or a table stands there
+            that has no journal.
+    """
+
+    def __init__(self, target: Path, *, overwrite: bool, command: Sequence[str]) -> None:
+        check_suffix(target)
+        self.target = target
+        self._command = list(command)
+        self._overwrite = overwrite
+        self._started = time.monotonic()
+        self._plan: Plan | None = None
+        self._guard = threading.RLock()  # a watcher may write while the main thread is stuck
+        self._due = time.monotonic() + _LEAST_SECONDS
+        with ExitStack() as stack:
+            stack.enter_context(OutputLock(target))
+            remove_temporary(target)
+            path = journal_path(target)
+            if not path.exists() and not overwrite:
+                refuse_existing(target)
+            self._new_path = path.with_name(path.name + ".new") if overwrite else path
+            if overwrite:
+                self._new_path.unlink(missing_ok=True)
+            self._journal = stack.enter_context(Journal(self._new_path))
+            self._stack = stack.pop_all()
+
+    def begin(self, plan: Plan, note: Note, spectra: SpectraFolder | None = None) -> GoingOn:
+        """Compares the plan with what is there; with --overwrite, discards that now.
+
+        Args:
+            plan: All that was asked for.
+            note: Takes each note for the user.
+            spectra: Where singular values are kept too; a checkpoint without them is not finished.
+
+        Returns:
+            What is left to do.
+        """
+        going_on = go_on(plan, self._journal, note, spectra.has if spectra is not None else None)
+        if self._overwrite:
+            self._journal.move(journal_path(self.target))
+            for path in (self.target, manifest_path(self.target)):
+                path.unlink(missing_ok=True)
+        self._plan = plan
+        return going_on
+
+    def add(self, record: CheckpointRecord) -> None:
+        """Keeps a finished checkpoint: when this returns, it is on the disk.
+
+        Args:
+            record: The checkpoint.
+        """
+        assert self._plan is not None
+        with self._guard:
+            record_settings(self._plan, self._journal)
+            self._journal.append(*record.to_json())
+            if time.monotonic() > self._due:
+                self._write(complete=False)
+
+    def records(self) -> Iterator[CheckpointRecord]:
+        """All checkpoints that are kept, one after another.
+
+        Yields:
+            By run and step.
+        """
+        for entry in self._sorted():
+            yield CheckpointRecord.from_json(entry.head, self._journal.body(entry))
+
+    def _sorted(self) -> list[Entry]:
+        return sorted(self._journal.entries(KIND), key=_order)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every checkpoint of the plan has numbers."""
+        assert self._plan is not None
+        done = {
+            (entry.head["run"], entry.head["checkpoint"])
+            for entry in self._journal.entries(KIND)
+            if entry.head["status"] == "ok"
+        }
+        return all(
+            (series.run, checkpoint.file.name) in done
+            for series in self._plan.series
+            for checkpoint in series.checkpoints
+        ) and not any(series.failures for series in self._plan.series)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no checkpoint failed or gave a value that is not finite."""
+        return all(entry.head["finite"] for entry in self._journal.entries(KIND))
+
+    @property
+    def n_kept(self) -> int:
+        """How many checkpoints are kept."""
+        return len(self._journal.entries(KIND))
+
+    def commit(self, timeout: float = -1) -> bool:
+        """Writes table and manifest from the journal, where there is anything to write.
+
+        Args:
+            timeout: Seconds to wait for whoever is writing; forever if negative.
+
+        Returns:
+            Whether they are written.
+        """
+        if self._plan is None or not self._journal.entries(KIND):
+            return False
+        if not self._guard.acquire(timeout=timeout):
+            return False
+        try:
+            self._write(complete=self.is_complete)
+        finally:
+            self._guard.release()
+        return True
+
+    def _write(self, *, complete: bool) -> None:
+        assert self._plan is not None
+        started = time.monotonic()
+        settings = [self._journal.body(entry) for entry in self._journal.entries(SETTINGS)]
+        settings.sort(key=lambda series: str(series["run"]))
+        extra = tuple(dict.fromkeys(name for series in settings for name in series["columns"]))
+        write_table(self.target, (row for record in self.records() for row in record.rows), extra)
+        manifest = make_manifest(
+            self._plan,
+            self._command,
+            settings,
+            [_facts(entry) for entry in self._sorted()],
+            seconds=started - self._started,
+            complete=complete,
+        )
+        write_whole(manifest_path(self.target), manifest)
+        cost = time.monotonic() - started
+        self._due = time.monotonic() + max(_LEAST_SECONDS, _SHARE * cost)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if not self._journal.entries(KIND):
+                self._journal.discard()
+        finally:
+            self._stack.close()
+
+
+def _order(entry: Entry) -> tuple[str, float, str]:
+    step = entry.head["step"]
+    return entry.head["run"], float("inf") if step is None else step, entry.head["checkpoint"]
+
+
+def _facts(entry: Entry) -> dict[str, Any]:
+    head = entry.head
+    named: dict[str, Any] = {key: head[key] for key in ("run", "checkpoint", "step", "status")}
+    return named | dict(head["facts"])

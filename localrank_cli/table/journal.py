@@ -1,0 +1,220 @@
+"""The journal beside a table: while a run is not finished, this file is the truth.
+
+One line for each record, `{"crc32": ..., "head": {...}, "body": {...}}`, appended and fsynced. A
+line that a crash tore is cut at the next start; heads tell what there is without the bodies being
+read. A later record of the same kind, run and checkpoint takes the place of an earlier one.
+"""
+
+import json
+import os
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from localrank_cli.errors import OutputError
+from localrank_cli.table.write import cannot_write
+
+FORMAT = 1
+_KIND = "journal"
+_START = len(b'{"crc32":"00000000",')
+_DECODER = json.JSONDecoder()
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a record stands, and its head."""
+
+    head: dict[str, Any]
+    offset: int  # of the line, in bytes
+    length: int
+
+
+def journal_path(target: Path) -> Path:
+    """Where the journal of a table stands.
+
+    Args:
+        target: The table.
+
+    Returns:
+        `ranks.csv.journal` for `ranks.csv`.
+    """
+    return target.with_name(target.name + ".journal")
+
+
+class Journal:
+    """An open journal.
+
+    Args:
+        path: The file; made if it is not there.
+
+    Raises:
+        OutputError: If it cannot be opened, is none, or is damaged before its last line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries: dict[Key, Entry] = {}
+        self._end = 0
+        try:
+            self._file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        try:
+            self._scan()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _scan(self) -> None:
+        for number, line in enumerate(self._file, start=1):
+            head = _head_of(line)
+            if head is None:
+                # Only the last line can be torn; a bad one among others is damage of another kind.
+                if self._file.read(1):
+                    raise self._damaged(number)
+                break
+            if number == 1 and (head.get("kind"), head.get("format")) != (_KIND, FORMAT):
+                raise OutputError(
+                    f"{self.path}: is no journal of this version of localrank.",
+                    "Give another name with -o, or start anew with --overwrite.",
+                )
+            self._entries[_key(head)] = Entry(head, self._end, len(line))
+            self._end += len(line)
+
+    def _damaged(self, number: int) -> OutputError:
+        return OutputError(
+            f"{self.path}: line {number} is damaged.",
+            "Something else wrote into it; start anew with --overwrite, or remove that line to"
+            " compute its checkpoint again.",
+        )
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever written."""
+        return not self._entries
+
+    def entries(self, kind: str) -> list[Entry]:
+        """What there is of one kind.
+
+        Args:
+            kind: As in the heads.
+
+        Returns:
+            The latest of each run and checkpoint, in no particular order.
+        """
+        return [entry for entry in self._entries.values() if entry.head["kind"] == kind]
+
+    def body(self, entry: Entry) -> Any:
+        """Reads a record's body.
+
+        Args:
+            entry: From `entries`.
+
+        Returns:
+            What was appended.
+
+        Raises:
+            OutputError: If the file cannot be read, or changed.
+        """
+        try:
+            line = os.pread(self._file.fileno(), entry.length, entry.offset)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        if _head_of(line) is None:
+            raise OutputError(
+                f"{self.path}: changed while it was in use.", "Start anew with --overwrite."
+            )
+        return json.loads(line)["body"]
+
+    def append(self, head: dict[str, Any], body: Any) -> None:
+        """Appends a record and brings it to the disk.
+
+        Args:
+            head: With `kind`; small.
+            body: Anything that JSON can hold.
+
+        Raises:
+            OutputError: If it cannot be written; what was there before is untouched.
+        """
+        if self.is_new and head.get("kind") != _KIND:
+            self.append({"kind": _KIND, "format": FORMAT}, {})
+        line = _line(head, body)
+        try:
+            # The first append also cuts what a crash left behind the last whole line.
+            os.ftruncate(self._file.fileno(), self._end)
+            _write_all(self._file.fileno(), line, self._end)
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._cut()
+            raise cannot_write(self.path, error) from error
+        self._entries[_key(head)] = Entry(head, self._end, len(line))
+        self._end += len(line)
+
+    def _cut(self) -> None:
+        """Takes half a line away again."""
+        with suppress(OSError):
+            os.ftruncate(self._file.fileno(), self._end)
+
+    def move(self, path: Path) -> None:
+        """Gives the file another name, in place of what has that name.
+
+        Args:
+            path: The new name.
+
+        Raises:
+            OutputError: If that fails.
+        """
+        try:
+            self.path.replace(path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        self.path = path
+
+    def discard(self) -> None:
+        """Removes the file."""
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._file.close()
+        except OSError:  # of a full disk: append has told already
+            if error is None:
+                raise
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(descriptor, data[written:], offset + written)
+
+
+def _line(head: dict[str, Any], body: Any) -> bytes:
+    parts = [json.dumps(part, ensure_ascii=True, separators=(",", ":")) for part in (head, body)]
+    rest = f'"head":{parts[0]},"body":{parts[1]}}}\n'.encode()
+    return b'{"crc32":"%08x",' % zlib.crc32(rest) + rest
+
+
+def _head_of(line: bytes) -> dict[str, Any] | None:
+    """The head of a whole line; None of a torn or damaged one."""
+    rest = line[_START:]
+    if not line.endswith(b"\n") or line[:_START] != b'{"crc32":"%08x",' % zlib.crc32(rest):
+        return None
+    head, _ = _DECODER.raw_decode(rest.decode(), len('"head":'))
+    return head if isinstance(head, dict) else None
+
+
+def _key(head: dict[str, Any]) -> Key:
+    return (str(head.get("kind")), str(head.get("run", "")), str(head.get("checkpoint", "")))

@@ -1,0 +1,162 @@
+"""What is known of one finished checkpoint: per-point values, from which its rows are made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from localrank_cli.measures.layer import reduce_points
+from localrank_cli.measures.points import PointMeasures, PointRanks
+from localrank_cli.spectrum.tolerance import Tolerance
+from localrank_cli.table.columns import COLUMNS, Cell
+from localrank_cli.table.rows import LayerFacts, layer_rows
+
+KIND = "checkpoint"
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer at one checkpoint."""
+
+    facts: LayerFacts
+    points: PointMeasures
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """One checkpoint: its layers, or why there are none."""
+
+    run: str
+    checkpoint: str
+    step: int | None
+    layers: tuple[LayerRecord, ...] = ()
+    status: str = "ok"  # else a word for what failed
+    message: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)  # for the manifest
+    constants: Mapping[str, Cell] = field(default_factory=dict)  # optional columns
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether there is no number for it."""
+        return self.status != "ok"
+
+    @property
+    def rows(self) -> list[dict[str, Cell]]:
+        """The rows of the table; one with the message for a failed checkpoint."""
+        if self.is_failed:
+            return [self._failed_row()]
+        rows = []
+        for layer in self.layers:
+            rows += layer_rows(layer.facts, reduce_points(layer.points), self.constants)
+        return rows
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every point of every layer was finite."""
+        return not self.is_failed and all(all(layer.points.finite) for layer in self.layers)
+
+    def _failed_row(self) -> dict[str, Cell]:
+        row: dict[str, Cell] = dict.fromkeys(COLUMNS)
+        row |= {"run": self.run, "checkpoint": self.checkpoint, "step": self.step}
+        return row | {"status": self.status, "message": self.message} | dict(self.constants)
+
+    def to_json(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Makes it fit for a journal.
+
+        Returns:
+            Head and body.
+        """
+        head = {
+            "kind": KIND,
+            "run": self.run,
+            "checkpoint": self.checkpoint,
+            "step": self.step,
+            "status": self.status,
+            "finite": self.is_finite,
+            "facts": self.facts,
+        }
+        body = {
+            "message": self.message,
+            "constants": dict(self.constants),
+            "layers": [_layer_json(layer) for layer in self.layers],
+        }
+        return head, body
+
+    @classmethod
+    def from_json(cls, head: dict[str, Any], body: dict[str, Any]) -> "CheckpointRecord":
+        """Reads what `to_json` made.
+
+        Args:
+            head: Of the journal's line.
+            body: As well.
+
+        Returns:
+            The record.
+        """
+        place = {"run": head["run"], "checkpoint": head["checkpoint"], "step": head["step"]}
+        return cls(
+            **place,
+            layers=tuple(_layer(layer, place, index) for index, layer in enumerate(body["layers"])),
+            status=head["status"],
+            message=body["message"],
+            facts=head["facts"],
+            constants=body["constants"],
+        )
+
+
+_SHARED = ("layer", "module", "n_in", "n_out", "wrt", "input_metric", "dtype", "method")
+
+
+def _layer_json(layer: LayerRecord) -> dict[str, Any]:
+    points = layer.points
+    return {
+        **{name: getattr(layer.facts, name) for name in _SHARED},
+        "points": len(points.finite),
+        "failed": _where([not flag for flag in points.finite]),
+        "ranks": [
+            {
+                "atol": ranks.tolerance.atol,
+                "rtol": ranks.tolerance.rtol,  # null: eps
+                "rtol_used": ranks.rtol,
+                "counts": list(ranks.counts),
+                "near": _where(ranks.near),
+                "undecided": _where(ranks.undecided),
+            }
+            for ranks in points.ranks
+        ],
+        "soft": {name: list(values) for name, values in points.soft.items()},
+    }
+
+
+def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRecord:
+    facts = LayerFacts(**place, **{name: saved[name] for name in _SHARED}, layer_index=index)
+    failed = set(saved["failed"])
+    finite = tuple(point not in failed for point in range(saved["points"]))
+    n_points = sum(finite)
+    return LayerRecord(
+        facts,
+        PointMeasures(
+            n_in=saved["n_in"],
+            n_out=saved["n_out"],
+            finite=finite,
+            ranks=tuple(_ranks(ranks, n_points) for ranks in saved["ranks"]),
+            soft={name: tuple(values) for name, values in saved["soft"].items()},
+        ),
+    )
+
+
+def _ranks(saved: dict[str, Any], n_points: int) -> PointRanks:
+    return PointRanks(
+        tolerance=Tolerance(atol=saved["atol"], rtol=saved["rtol"]),
+        rtol=saved["rtol_used"],
+        counts=tuple(saved["counts"]),
+        near=_flags(saved["near"], n_points),
+        undecided=_flags(saved["undecided"], n_points),
+    )
+
+
+def _where(flags: tuple[bool, ...] | list[bool]) -> list[int]:
+    return [index for index, flag in enumerate(flags) if flag]
+
+
+def _flags(where: list[int], count: int) -> tuple[bool, ...]:
+    return tuple(index in set(where) for index in range(count))

@@ -1,0 +1,297 @@
+"""Going on where a run stopped, refusing to mix, and leaving bad checkpoints out."""
+
+import csv
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.cli.program import QUICK, Outcome, invoke, run, start
+from tests.helpers import NET_CODE, entries, net_weights, save_series, weights
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "ranks.csv"
+
+
+def analyze(series: Path, target: Path, *words: str) -> Outcome:
+    return invoke("analyze", str(series), *QUICK, "-o", str(target), *words)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def at_once(series: Path, *words: str) -> str:
+    return invoke("analyze", str(series), *QUICK, *words).stdout
+
+
+def computed(outcome: Outcome) -> int:
+    """How many checkpoints were computed, from what -v says."""
+    return sum(" s, chain" in line for line in outcome.stderr.splitlines())
+
+
+@pytest.mark.parametrize("name", ["ranks.csv", "ranks.tsv", "ranks.jsonl", "ranks.parquet"])
+def test_the_same_command_goes_on(series: Path, tmp_path: Path, name: str) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
+    target = tmp_path / name
+    first = analyze(series, target, "-v", "--last", "1")
+    assert (first.code, computed(first)) == (0, 1)
+    second = analyze(series, target, "-v")
+    assert (second.code, computed(second)) == (0, 2)
+    assert "going on: 1 of 3 checkpoints are finished already" in second.stderr
+    third = analyze(series, target, "-v")
+    assert (third.code, computed(third)) == (0, 0)
+    whole = tmp_path / f"whole{target.suffix}"
+    analyze(series, whole)
+    assert target.read_bytes() == whole.read_bytes()
+    assert json.loads(Path(f"{target}.json").read_text())["complete"] is True
+
+
+def test_new_checkpoints_are_added_and_vanished_ones_kept(series: Path, target: Path) -> None:
+    analyze(series, target)
+    save_file(weights(seed=7), series / "step_7.safetensors")
+    expected = at_once(series)
+    (series / "step_0.safetensors").unlink()
+    outcome = analyze(series, target, "-v")
+    assert (outcome.code, computed(outcome)) == (0, 1)
+    assert "step_0.safetensors is not there any more; its rows are kept" in outcome.stderr
+    assert target.read_text() == expected
+
+
+def test_another_series_is_added(series: Path, target: Path, tmp_path: Path) -> None:
+    other = save_series(tmp_path / "other", (1, 2))
+    analyze(series, target)
+    outcome = invoke("analyze", str(series), str(other), *QUICK, "-o", str(target), "-v")
+    assert (outcome.code, computed(outcome)) == (0, 2)
+    assert target.read_text() == invoke("analyze", str(series), str(other), *QUICK).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--atol", "0.5"), "tolerances was ['atol=0.01'] and is now ['atol=0.5']"),
+        (("--seed", "1"), "seed was 0 and is now 1"),
+        (("--points", "6"), "points was"),
+        (("--layers", "0"), "layers was"),
+        (("--noise", "2"), "noise was 1.0 and is now 2.0"),
+        (("--dtype", "float32"), "dtype was float64 and is now float32"),
+        (("--activation", "tanh"), "model was plain MLP inferred from the weights, relu"),
+        (("--data", "uniform:4"), "data was normal:4 and is now uniform:4"),
+    ],
+)
+def test_other_settings_are_not_mixed(
+    series: Path, target: Path, words: tuple[str, ...], named: str
+) -> None:
+    analyze(series, target)
+    before = {name: (target.parent / name).read_bytes() for name in ("ranks.csv", "ranks.csv.json")}
+    outcome = analyze(series, target, *words)
+    assert outcome.code == 1
+    assert named in outcome.error
+    assert "--overwrite" in outcome.error
+    assert before == {name: (target.parent / name).read_bytes() for name in before}
+    assert analyze(series, target, *words, "--overwrite").code == 0
+    assert target.read_text() == at_once(series, *words)
+    assert entries(target.parent) == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json", "run"]
+
+
+def test_what_is_no_setting(series: Path, target: Path) -> None:
+    analyze(series, target, "--last", "1")
+    outcome = analyze(series, target, "--memory", "1GiB", "-v", "--steps", "0:5")
+    assert (outcome.code, computed(outcome)) == (0, 2)
+    assert target.read_text() == at_once(series)
+
+
+def test_a_model_file_that_changed_is_another_setting(tmp_path: Path, target: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save(net_weights(), folder / "step_1.pt")
+    (tmp_path / "net.py").write_text(NET_CODE)
+    words = ("--model", f"{tmp_path}/net.py:Net")
+    assert analyze(folder, target, *words).code == 0
+    (tmp_path / "net.py").write_text(NET_CODE.replace("relu", "tanh"))
+    assert "model sha256 was" in analyze(folder, target, *words).error
+
+
+def test_data_may_lie_elsewhere_but_not_change(series: Path, target: Path, tmp_path: Path) -> None:
+    def with_data(path: Path) -> Outcome:
+        return invoke("analyze", str(series), "--data", str(path), "-o", str(target))
+
+    torch.save(torch.rand(9, 4), tmp_path / "a.pt")
+    assert with_data(tmp_path / "a.pt").code == 0
+    shutil.copy(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert with_data(tmp_path / "b.pt").code == 0
+    torch.save(torch.rand(9, 4), tmp_path / "a.pt")
+    assert "content of the data was" in with_data(tmp_path / "a.pt").error
+
+
+def test_a_finished_checkpoint_that_changed_is_refused(series: Path, target: Path) -> None:
+    analyze(series, target)
+    save_file(weights(seed=99), series / "step_5.safetensors")
+    outcome = analyze(series, target)
+    assert outcome.code == 1
+    assert "step_5.safetensors (step 5): its weights changed since" in outcome.error
+
+
+def test_a_checkpoint_that_was_only_touched_is_hashed_once(series: Path, target: Path) -> None:
+    analyze(series, target)
+    os.utime(series / "step_5.safetensors", (1, 1))
+    for _ in range(2):
+        outcome = analyze(series, target, "-v")
+        assert (outcome.code, computed(outcome)) == (0, 0)
+    lines = Path(f"{target}.journal").read_text().splitlines()
+    records = [json.loads(line)["head"] for line in lines]
+    assert [head.get("step") for head in records].count(5) == 2
+
+
+def test_overwrite_that_fails_leaves_the_old(series: Path, target: Path) -> None:
+    analyze(series, target)
+    before = {name: (target.parent / name).read_bytes() for name in ("ranks.csv", "ranks.csv.json")}
+    (series / "step_9.safetensors").write_bytes(b"torn")
+    assert analyze(series, target, "--overwrite", "--atol", "1").code == 1
+    assert before == {name: (target.parent / name).read_bytes() for name in before}
+    (series / "step_9.safetensors").unlink()
+    assert analyze(series, target).code == 0
+
+
+def test_overwrite_needs_a_file(series: Path) -> None:
+    assert invoke("analyze", str(series), *QUICK, "--overwrite").code == 2
+
+
+class TestSkip:
+    def broken(self, series: Path) -> None:
+        (series / "step_7.safetensors").write_bytes(b"torn")
+        save_file(weights(4, 5, 2), series / "step_8.safetensors")
+
+    def test_bad_checkpoints_have_a_row_that_says_why(self, series: Path, target: Path) -> None:
+        expected = at_once(series).splitlines()
+        self.broken(series)
+        assert analyze(series, target).code == 1
+        outcome = analyze(series, target, "--on-error", "skip")
+        assert outcome.code == 3
+        assert "left out: " in outcome.stderr
+        table = rows(target)
+        assert [row["step"] for row in table] == ["0", "0", "5", "5", "7", "8", "10", "10"]
+        bad = [row for row in table if row["status"] != "ok"]
+        assert [row["status"] for row in bad] == ["unreadable", "mismatch"]
+        for row, word in zip(bad, ("not a readable safetensors file", "0.weight"), strict=True):
+            assert word in row["message"]
+            given = {key for key, value in row.items() if value}
+            assert given == {"run", "checkpoint", "step", "status", "message"}
+        kept = [line for line in target.read_text().splitlines() if ",ok," in line]
+        assert kept == expected[1:]
+        assert json.loads(Path(f"{target}.json").read_text())["complete"] is False
+
+    def test_they_are_tried_again_and_replaced(self, series: Path, target: Path) -> None:
+        self.broken(series)
+        analyze(series, target, "--on-error", "skip")
+        for step in (7, 8):
+            save_file(weights(seed=step), series / f"step_{step}.safetensors")
+        outcome = analyze(series, target, "-v")
+        assert (outcome.code, computed(outcome)) == (0, 2)
+        assert target.read_text() == at_once(series)
+
+    def test_a_failure_stays_one_when_nothing_is_mended(self, series: Path, target: Path) -> None:
+        self.broken(series)
+        for _ in range(2):
+            assert analyze(series, target, "--on-error", "skip").code == 3
+        assert len(rows(target)) == 8
+
+    def test_in_a_pipe(self, series: Path) -> None:
+        self.broken(series)
+        outcome = invoke("analyze", str(series), *QUICK, "--on-error", "skip")
+        assert outcome.code == 3
+        assert len(outcome.stdout.splitlines()) == 9
+
+    def test_none_is_left(self, series: Path, target: Path) -> None:
+        for path in series.iterdir():
+            path.write_bytes(b"torn")
+        outcome = analyze(series, target, "--on-error", "skip")
+        assert outcome.code == 1
+        assert "none of its 3 checkpoints can be analysed; the first:" in outcome.error
+        assert entries(target.parent) == ["run"]
+
+    def test_a_fault_that_no_header_shows(self, tmp_path: Path, target: Path) -> None:
+        code = NET_CODE.replace(
+            "        return self.b",
+            "        assert self.a.bias[0] < 9, 'too large'\n        return self.b",
+        )
+        (tmp_path / "net.py").write_text(code)
+        folder = tmp_path / "run"
+        folder.mkdir()
+        for step in (1, 2, 3):
+            bias = {"a.bias": torch.full((3,), 10.0 if step == 2 else 0.0)}
+            torch.save(net_weights() | bias, folder / f"step_{step}.pt")
+        words = ("--model", f"{tmp_path}/net.py:Net", "--on-error", "skip")
+        assert analyze(folder, target, *words).code == 3
+        assert [row["status"] for row in rows(target)] == ["ok", "ok", "failed", "ok", "ok"]
+        assert "too large" in rows(target)[2]["message"]
+
+    def test_an_unknown_word(self, series: Path) -> None:
+        assert invoke("analyze", str(series), *QUICK, "--on-error", "ignore").code == 2
+
+
+def test_two_processes_on_one_output(series: Path, target: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        NET_CODE.replace("return self.b", "import time; time.sleep(100)\n        return self.b")
+    )
+    for step in (0, 5, 10):
+        torch.save(net_weights(step), series / f"step_{step}.pt")
+        (series / f"step_{step}.safetensors").unlink()
+    words = ("analyze", str(series), *QUICK, "--model", f"{tmp_path}/net.py:Net", "-o", str(target))
+    with start(*words) as first:
+        for _ in range(600):
+            if Path(f"{target}.lock").exists():
+                break
+            time.sleep(0.05)
+        second = run(*words)
+        first.kill()
+    assert second.code == 1
+    assert f"process {first.pid} on " in second.error
+
+
+def interrupted(series: Path, target: Path, delay: float) -> int:
+    """Kills a run at some instant after its first finished checkpoint; gives how many it kept."""
+    journal = Path(f"{target}.journal")
+    with start("analyze", str(series), *QUICK, "-q", "-o", str(target)) as process:
+        while process.poll() is None and not (journal.exists() and journal.stat().st_size > 4000):
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    return journal.read_bytes().count(b'"kind":"checkpoint"')
+
+
+def killed(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    series = save_series(tmp_path / "run", range(60))
+    target = tmp_path / "ranks.csv"
+    interrupted(series, target, chance.uniform(0, 0.6))
+    whole = [line for line in Path(f"{target}.journal").read_bytes().splitlines(True) if line]
+    finished = sum(b'"kind":"checkpoint"' in line and line.endswith(b"\n") for line in whole)
+    outcome = run("analyze", str(series), *QUICK, "-v", "-o", str(target))
+    assert outcome.code == 0, outcome.stderr
+    assert computed(outcome) == 60 - finished  # nothing lost, nothing twice
+    assert target.read_text() == at_once(series)
+    assert entries(tmp_path) == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json", "run"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_instant(tmp_path: Path, seed: int) -> None:
+    killed(tmp_path, seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3, 50))
+def test_killed_at_many_instants(tmp_path: Path, seed: int) -> None:
+    killed(tmp_path, seed)
