@@ -16,7 +16,6 @@ from localrank_cli.checkpoints.series import (
     find_folders,
     run_names,
 )
-from localrank_cli.errors import SettingsError
 from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.model.build import build_model, move_model
 from localrank_cli.model.fill import Expected, fill_model
@@ -33,6 +32,7 @@ from localrank_cli.pipeline.settings import (
     own_files,
     resolve,
 )
+from localrank_cli.pipeline.tolerances import check_rounding
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
 from localrank_cli.points.source import load_points
@@ -236,19 +236,9 @@ def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Te
 
 def _check_tolerances(settings: Settings, examination: Examination) -> None:
     low = examination.survey.has_low_precision or settings.dtype == torch.float32
-    eps = torch.finfo(torch.float32 if low else torch.float64).eps
-    n_in = examination.survey.n_in
     for record in examination.records:
-        least = max(record.numel, n_in) * eps
-        for tolerance in settings.tolerances:
-            rtol = tolerance.relative(record.numel, n_in)
-            if 0 < rtol < least:
-                raise SettingsError(
-                    f"--{tolerance.label.replace('=', ' ')} is under the rounding of the method"
-                    f" for layer {record.call.label!r} ({record.numel} x {n_in}): {least:.2g}.",
-                    "Below it every count is noise; --rtol eps is the least that is meaningful"
-                    " for weights stored in float32.",
-                )
+        shape = (record.numel, examination.survey.n_in)
+        check_rounding(settings.tolerances, record.call.label, shape, low=low)
 
 
 def _prefixed(note: Note, prefix: str) -> Note:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -112,8 +113,6 @@ def test_a_full_disk_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.Monk
     def half(descriptor: int, data: bytes, offset: int) -> int:
         real(descriptor, data[: len(data) // 2], offset)
         raise OSError(28, "No space left on device")
-
-    import os
 
     real = os.pwrite
     with Journal(path) as journal:

@@ -1,0 +1,95 @@
+"""`localrank rethreshold`: other tolerances over kept singular values."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localrank_cli.errors import OutputError
+from localrank_cli.pipeline.options import check_numbers, check_tolerances, parse_rtol
+
+if TYPE_CHECKING:  # torch is imported only when there is something to do
+    from localrank_cli.pipeline.rethreshold import Rethreshold
+
+
+def rethreshold(
+    spectra: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            readable=False,
+            help="What analyze --spectra FOLDER wrote.",
+            show_default=False,
+        ),
+    ],
+    atol: Annotated[
+        list[float] | None,
+        typer.Option(metavar="X", help="Absolute tolerance; repeat. Default: 0.01."),
+    ] = None,
+    rtol: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X", help="Relative tolerance, or eps; repeat."),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="Standard deviation for gaussian_information. Default: as it was.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            readable=False,
+            help="A .csv, .tsv, .jsonl or .parquet file. Default: a table on a terminal, CSV in a"
+            " pipe.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write over FILE where it is there.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Count again at other tolerances, from kept singular values; nothing is differentiated."""
+    del debug  # seen by the program itself
+    relative = tuple(parse_rtol(text) for text in rtol or [])
+    absolute = tuple(atol or (() if relative else (0.01,)))
+    check_tolerances(absolute, relative)
+    check_numbers(noise, None, None, None)
+    from localrank_cli.table.write import check_suffix, manifest_path
+
+    if output is not None and output != Path("-"):
+        check_suffix(output)
+        if not overwrite and (output.exists() or manifest_path(output).exists()):
+            raise OutputError(
+                f"{output}: exists already.", "Give another name with -o, or pass --overwrite."
+            )
+    from localrank_cli.pipeline.rethreshold import Rethreshold
+    from localrank_cli.spectrum.tolerance import Tolerance
+
+    tolerances = [Tolerance(atol=value) for value in absolute]
+    tolerances += [Tolerance(rtol=value) for value in relative]
+    _write(Rethreshold(spectra, tuple(tolerances), noise), output)
+
+
+def _write(work: "Rethreshold", output: Path | None) -> None:
+    from rich.console import Console
+
+    from localrank_cli.cli.summary import Summary
+    from localrank_cli.table.columns import header
+    from localrank_cli.table.write import RowWriter, manifest_path, write_table, write_whole
+
+    rows = [row for record in work.records() for row in record.rows]
+    if output is not None and output != Path("-"):
+        write_table(output, rows, work.extra_columns)
+        write_whole(manifest_path(output), work.manifest(sys.argv))
+    elif sys.stdout.isatty() and output is None:
+        summary = Summary()
+        summary.add(rows)
+        summary.show(Console(highlight=False))
+    else:
+        RowWriter(sys.stdout, header(work.extra_columns)).write(rows)

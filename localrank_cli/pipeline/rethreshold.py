@@ -1,0 +1,102 @@
+"""New tolerances over singular values that were kept: no Jacobian is computed again."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from localrank_cli.errors import UnreadableError
+from localrank_cli.measures.points import point_measures
+from localrank_cli.pipeline.machine import versions
+from localrank_cli.pipeline.manifest import FORMAT
+from localrank_cli.pipeline.tolerances import check_rounding
+from localrank_cli.spectrum.tolerance import Tolerance
+from localrank_cli.table.record import CheckpointRecord, LayerRecord
+from localrank_cli.table.spectra_files import find_spectra, read_spectra
+
+_STEP = re.compile(r"step_(\d+)$")
+
+
+@dataclass
+class Rethreshold:
+    """A folder of singular values at other tolerances."""
+
+    folder: Path
+    tolerances: tuple[Tolerance, ...]
+    noise: float | None  # None: as when they were kept
+    series: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings seen so far
+
+    def records(self) -> Iterator[CheckpointRecord]:
+        """Measures each checkpoint again.
+
+        Yields:
+            By run and step.
+
+        Raises:
+            UnreadableError: If the folder holds no singular values.
+        """
+        if not self.folder.is_dir():
+            raise UnreadableError(
+                f"{self.folder}: there is no such folder.",
+                "Name a folder that was written with analyze --spectra.",
+            )
+        paths = sorted(find_spectra(self.folder), key=_order)
+        if not paths:
+            raise UnreadableError(
+                f"{self.folder}: holds no singular values.",
+                "Name a folder that was written with analyze --spectra.",
+            )
+        for path in paths:
+            yield self._record(path)
+
+    def _record(self, path: Path) -> CheckpointRecord:
+        kept = read_spectra(path)
+        noise = kept.settings["noise"] if self.noise is None else self.noise
+        layers = []
+        for layer in kept.layers:
+            facts = layer.facts
+            low = facts.method != "exact"
+            check_rounding(self.tolerances, facts.layer, (facts.n_out, facts.n_in), low=low)
+            points = point_measures(layer.spectrum, self.tolerances, noise)
+            layers.append(LayerRecord(facts, points))
+        first = kept.layers[0].facts
+        labels = [tolerance.label for tolerance in self.tolerances]
+        self.series[first.run] = dict(kept.settings) | {"tolerances": labels, "noise": noise}
+        return CheckpointRecord(
+            first.run,
+            first.checkpoint,
+            first.step,
+            layers=tuple(layers),
+            constants=kept.constants,
+        )
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """Optional columns of the series seen so far."""
+        return tuple(dict.fromkeys(n for one in self.series.values() for n in one["columns"]))
+
+    def manifest(self, command: Sequence[str]) -> dict[str, Any]:
+        """Describes the table.
+
+        Args:
+            command: The command line.
+
+        Returns:
+            Anything that JSON can hold.
+        """
+        return {
+            "localrank_manifest": FORMAT,
+            "complete": True,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": list(command),
+            "versions": versions(),
+            "spectra": str(self.folder.absolute()),
+            "series": [self.series[run] for run in sorted(self.series)],
+        }
+
+
+def _order(path: Path) -> tuple[str, int]:
+    match = _STEP.search(path.stem)
+    return str(path.parent), int(match.group(1)) if match else -1

@@ -1,0 +1,124 @@
+"""Kept singular values: the same numbers at other tolerances as a new analysis gives."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from localrank_cli.table.spectra_files import read_spectra
+from tests.cli.program import QUICK, invoke
+from tests.helpers import save_series, weights
+
+OTHER = ("--atol", "0.3", "--rtol", "0.1", "--rtol", "eps")
+EXACT = ("n_points", "n_failed", "local_rank", "rank_min", "rank_max", "near_tol", "n_undecided")
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture
+def kept(series: Path, tmp_path: Path) -> Path:
+    (series / "localrank.toml").write_text("[columns]\nbeta = 2.5\n")
+    state = {key: torch.full_like(value, float("nan")) for key, value in weights().items()}
+    save_file(state, series / "step_7.safetensors")
+    outcome = invoke("analyze", str(series), *QUICK, "--spectra", str(tmp_path / "spectra"))
+    assert outcome.code == 3
+    return tmp_path / "spectra"
+
+
+def test_the_same_as_a_new_analysis(series: Path, kept: Path) -> None:
+    expected = rows(invoke("analyze", str(series), *QUICK, *OTHER).stdout)
+    outcome = invoke("rethreshold", str(kept), *OTHER)
+    assert outcome.code == 0
+    found = rows(outcome.stdout)
+    assert list(found[0]) == list(expected[0])
+    assert len(found) == len(expected) == 4 * 2 * 3
+    for one, other in zip(found, expected, strict=True):
+        for name, cell in one.items():
+            if cell != other[name]:
+                assert name not in EXACT
+                # The contract: other measures agree to 1e-6.
+                assert float(cell) == pytest.approx(float(other[name]), rel=1e-6), name
+
+
+def test_another_noise(series: Path, kept: Path) -> None:
+    expected = rows(invoke("analyze", str(series), *QUICK, "--noise", "0.1").stdout)
+    found = rows(invoke("rethreshold", str(kept), "--noise", "0.1").stdout)
+    for one, other in zip(found, expected, strict=True):
+        cells = one["gaussian_information"], other["gaussian_information"]
+        assert cells == ("", "") or float(cells[0]) == pytest.approx(float(cells[1]), rel=1e-6)
+
+
+def test_a_file_with_its_manifest(kept: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new.csv"
+    assert invoke("rethreshold", str(kept), "--atol", "0.3", "-o", str(target)).code == 0
+    assert target.read_text() == invoke("rethreshold", str(kept), "--atol", "0.3").stdout
+    manifest = json.loads(Path(f"{target}.json").read_text())
+    assert manifest["series"][0]["tolerances"] == ["atol=0.3"]
+    assert invoke("rethreshold", str(kept), "-o", str(target)).code == 1
+    assert invoke("rethreshold", str(kept), "-o", str(target), "--overwrite").code == 0
+
+
+def test_what_is_kept(kept: Path) -> None:
+    file = read_spectra(kept / "run/step_5.safetensors")
+    assert [layer.facts.layer for layer in file.layers] == ["0", "2"]
+    assert [tuple(layer.values.shape) for layer in file.layers] == [(5, 3), (5, 2)]
+    assert file.settings["point_indices"] == [0, 1, 2, 3, 4]
+    first = weights(seed=5)["0.weight"].double()
+    # Layer 1's Jacobian is its weight; the last digits are the SVD's.
+    assert torch.allclose(file.layers[0].values[0], torch.linalg.svdvals(first), rtol=1e-13)
+
+
+def test_going_on_computes_what_has_no_spectra(tmp_path: Path) -> None:
+    series, spectra = save_series(tmp_path / "run"), tmp_path / "spectra"
+    words = ("analyze", str(series), *QUICK, "-o", str(tmp_path / "a.csv"))
+    assert invoke(*words).code == 0
+    assert invoke(*words, "--spectra", str(spectra)).code == 0
+    assert len(list(spectra.rglob("*.safetensors"))) == 3
+    (spectra / "run/step_5.safetensors").unlink()
+    again = invoke(*words, "--spectra", str(spectra))
+    assert "going on: 2 of 3" in again.stderr
+    assert len(list(spectra.rglob("*.safetensors"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("nope",), 1, "there is no such folder"),
+        ((".",), 1, "holds no singular values"),
+        (("kept", "--atol", "0"), 2, "must be positive"),
+        (("kept", "--rtol", "1e-17"), 1, "under the rounding of the method"),
+        (("kept", "-o", "a.xlsx"), 2, "names no format"),
+        (("kept", "-o", "no/a.csv"), 1, "cannot be written"),
+    ],
+)
+def test_bad_input(
+    kept: Path, tmp_path: Path, words: tuple[str, ...], code: int, said: str
+) -> None:
+    places = {"kept": str(kept), ".": str(tmp_path / "run"), "no/a.csv": str(tmp_path / "no/a.csv")}
+    (tmp_path / "run/step_0.safetensors").rename(tmp_path / "elsewhere")
+    for path in (tmp_path / "run").glob("step_*"):
+        path.unlink()
+    outcome = invoke("rethreshold", *(places.get(word, word) for word in words))
+    assert outcome.code == code
+    assert said in outcome.error
+
+
+def test_damaged_spectra(kept: Path) -> None:
+    path = kept / "run/step_5.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    outcome = invoke("rethreshold", str(kept))
+    assert outcome.code == 1
+    assert "step_5.safetensors: holds no singular values of localrank" in outcome.error
+
+
+def test_a_place_for_spectra_that_is_a_file(series: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    outcome = invoke("analyze", str(series), *QUICK, "--spectra", str(tmp_path / "file"))
+    assert (outcome.code, outcome.stdout) == (1, "")
+    assert "--spectra names a folder" in outcome.error
