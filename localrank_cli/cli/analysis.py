@@ -14,15 +14,17 @@ from localrank_cli.cli.screen import Screen, stdout_for_data
 from localrank_cli.cli.signals import hearing
 from localrank_cli.cli.summary import Summary
 from localrank_cli.errors import LocalrankError, UsageError
+from localrank_cli.pipeline.division import Division, take_shard
 from localrank_cli.pipeline.going_on import GoingOn
 from localrank_cli.pipeline.options import AnalyzeOptions
 from localrank_cli.pipeline.output import Output
 from localrank_cli.pipeline.plan import Plan, make_plan
 from localrank_cli.pipeline.run import Known, run_plan
+from localrank_cli.pipeline.shard import array_size
 from localrank_cli.pipeline.spectra import SpectraFolder
 from localrank_cli.table.columns import header
 from localrank_cli.table.record import CheckpointRecord
-from localrank_cli.table.write import RowWriter, cannot_write, check_suffix
+from localrank_cli.table.write import RowWriter, cannot_write, check_suffix, make_folder
 
 _NOT_FINITE = 3
 
@@ -38,8 +40,7 @@ def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
     Returns:
         The exit status: 0, or 3 when some checkpoints failed or gave values that are not finite.
     """
-    target = options.output if options.output not in (None, Path("-")) else None
-    _check_target(options, target)
+    target = _target(options)
     screen = Screen(quiet=quiet, verbose=verbose)
     is_terminal = sys.stdout.isatty()
     to_stdout = options.output == Path("-") or (target is None and not is_terminal)
@@ -47,10 +48,9 @@ def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
         data = stack.enter_context(stdout_for_data(screen))
         output: Output | None = None
         if target is not None:
-            # Absolute: a model's code may change the working directory. Opened before any work, so
-            # that a place that cannot be written is known at once.
+            # Before any work, so that a place that cannot be written is known at once.
             output = stack.enter_context(
-                Output(target.absolute(), overwrite=options.overwrite, command=sys.argv)
+                Output(target, overwrite=options.overwrite, command=sys.argv)
             )
             ears.at_the_end(_LastWords(output))
         work = _Work(options, screen, output, data if to_stdout else None)
@@ -68,11 +68,20 @@ def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
     return 0 if work.is_finite else _NOT_FINITE
 
 
-def _check_target(options: AnalyzeOptions, target: Path | None) -> None:
+def _target(options: AnalyzeOptions) -> Path | None:
+    target = options.output if options.output not in (None, Path("-")) else None
     if target is not None:
+        if options.shard is not None and not target.suffix:
+            make_folder(target)
+            return target / f"{options.shard.file_name}.csv"
         check_suffix(target)
     elif options.overwrite:
         raise UsageError("--overwrite: there is no file to begin anew.", "Name one with -o FILE.")
+    elif options.shard is not None:
+        raise UsageError(
+            "--shard: a merge needs the journal beside a table.", "Name one with -o FILE or FOLDER."
+        )
+    return target
 
 
 @dataclass(frozen=True)
@@ -98,10 +107,22 @@ class _Work:
     def run(self) -> None:
         plan = make_plan(self.options, self.screen.note)
         _describe(plan, self.screen)
+        division: Division | None = None
+        if self.options.shard is not None:
+            plan, division = take_shard(plan, self.options.shard)
+            if not division.own:
+                self.screen.note(
+                    f"shard {division.shard}: nothing to do, there are {division.n_units} units"
+                )
+        elif (tasks := array_size(os.environ)) is not None and tasks > 1:
+            self.screen.note(
+                f"this is one of {tasks} tasks of a Slurm array, and computes everything: --shard"
+                " auto divides the work"
+            )
         spectra = SpectraFolder(self.options.spectra.absolute()) if self.options.spectra else None
         going_on = GoingOn(plan, Known(), 0)
         if self.output is not None:
-            going_on = self.output.begin(plan, self.screen.note, spectra)
+            going_on = self.output.begin(plan, self.screen.note, spectra, division)
         if spectra is not None:
             spectra.begin(plan)
         writer = _writer(self.stream, plan)
@@ -134,8 +155,7 @@ class _Work:
 
     def save(self) -> None:
         if self.output is not None and self.output.commit():
-            name = self.options.output
-            self.screen.note(f"wrote {name} and {name.name if name else ''}.json")
+            self.screen.note(f"wrote {self.output.name} and {self.output.target.name}.json")
 
     def save_what_is_finished(self) -> None:
         try:

@@ -10,6 +10,7 @@ import typer
 from localrank_cli.errors import UsageError
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options, parse_rtol, parse_size
 from localrank_cli.pipeline.part import Part, parse_steps
+from localrank_cli.pipeline.shard import parse_shard
 
 _DANGER = "Dangerous options"
 
@@ -158,8 +159,8 @@ def analyze(
             "-o",
             metavar="FILE",
             readable=False,
-            help="A .csv, .tsv, .jsonl or .parquet file; - is CSV on stdout. Default: a table on a"
-            " terminal, CSV in a pipe.",
+            help="A .csv, .tsv, .jsonl or .parquet file (with --shard also a folder); - is CSV on"
+            " stdout. Default: a table on a terminal, CSV in a pipe.",
         ),
     ] = None,
     overwrite: Annotated[
@@ -185,6 +186,14 @@ def analyze(
             help="At a checkpoint that cannot be read or run: stop, or skip it (its row says why).",
         ),
     ] = "stop",
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only the I-th of N parts of the work, I from 0 to N-1; auto asks Slurm or"
+            " RANK and WORLD_SIZE. Put the parts together with localrank merge.",
+        ),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No notes and no progress bar.")
     ] = False,
@@ -238,6 +247,7 @@ def analyze(
         overwrite=overwrite,
         spectra=spectra,
         on_error=on_error,
+        shard=parse_shard(shard, os.environ) if shard is not None else None,
         trust_model=trust_model,
         trust_pickle=trust_pickle,
     )

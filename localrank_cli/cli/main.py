@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from localrank_cli.cli.analyze import analyze
+from localrank_cli.cli.merge import merge
 from localrank_cli.cli.rethreshold import rethreshold
 from localrank_cli.cli.signals import Interrupted, leaving_at_once
 from localrank_cli.cli.streams import discard_stdout, open_missing_streams
@@ -168,6 +169,7 @@ def _program(
 
 app.command("analyze")(analyze)
 app.command("rethreshold")(rethreshold)
+app.command("merge")(merge)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from localrank_cli.errors import SettingsError
+from localrank_cli.pipeline.division import Division
 from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.manifest import decisive, series_settings
 from localrank_cli.pipeline.plan import Plan, SeriesPlan
@@ -15,6 +16,8 @@ from localrank_cli.table.record import KIND
 
 Note = Callable[[str], None]
 SETTINGS = "settings"
+SHARD = "shard"
+_Key = tuple[str, str, tuple[int, ...] | None]
 _NAMES = {"point_indices": "points", "data_sha256": "content of the data", "n_data": "data"}
 
 
@@ -45,7 +48,7 @@ def go_on(
         SettingsError: If another analysis stands there, or a finished checkpoint has changed.
     """
     saved = {entry.head["run"]: entry for entry in journal.entries(SETTINGS)}
-    entries = {(e.head["run"], e.head["checkpoint"]): e for e in journal.entries(KIND)}
+    entries = {_key(entry): entry for entry in journal.entries(KIND)}
     for series in plan.series:
         if series.run in saved:
             _compare(series, journal.body(saved[series.run]), journal)
@@ -59,7 +62,7 @@ def go_on(
     for series in plan.series:
         checkpoints = []
         for checkpoint in series.checkpoints:
-            found = entries.get((series.run, checkpoint.file.name))
+            found = entries.get((series.run, checkpoint.file.name, checkpoint.points))
             kept = is_kept is None or is_kept(series.run, checkpoint.step)
             if found is not None and _is_done(checkpoint, found, plan, journal) and kept:
                 n_done += 1
@@ -72,13 +75,41 @@ def go_on(
     return GoingOn(replace(plan, series=tuple(left)), known, n_done)
 
 
-def record_settings(plan: Plan, journal: Journal) -> None:
+def check_shard(division: Division | None, journal: Journal) -> None:
+    """Checks that a journal belongs to the same part of the same work.
+
+    Args:
+        division: What is run; None for all of it.
+        journal: Of the same output.
+
+    Raises:
+        SettingsError: If it does not.
+    """
+    entries = journal.entries(SHARD)
+    saved = journal.body(entries[0]) if entries else None
+    now = division.to_json() if division is not None else None
+    if journal.is_new or saved == now:
+        return
+    names = [f"shard {one['index']}/{one['count']}" if one else "no shard" for one in (saved, now)]
+    if saved and now and names[0] == names[1]:
+        names = [f"{names[0]} of {one['n_units']} units" for one in (saved, now)]
+    raise SettingsError(
+        f"{journal.path}: was begun as {names[0]} and is now {names[1]}; a series that grows is"
+        " divided anew.",
+        "Give another name with -o, or start anew with --overwrite.",
+    )
+
+
+def record_settings(plan: Plan, journal: Journal, division: Division | None) -> None:
     """Writes down what decides the numbers of each series, where it is not there yet.
 
     Args:
         plan: What is run.
         journal: Where to.
+        division: Of which this run is a part.
     """
+    if division is not None and not journal.entries(SHARD):
+        journal.append({"kind": SHARD}, division.to_json())
     there = {entry.head["run"] for entry in journal.entries(SETTINGS)}
     for series in plan.series:
         if series.run not in there:
@@ -122,11 +153,16 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
     )
 
 
-def _tell_vanished(plan: Plan, entries: Mapping[tuple[str, str], Entry], note: Note) -> None:
+def _tell_vanished(plan: Plan, entries: Mapping[_Key, Entry], note: Note) -> None:
     planned = {series.run: series.found for series in plan.series}
-    for (run, checkpoint), entry in entries.items():
+    for (run, checkpoint, _), entry in entries.items():
         if entry.head["status"] == "ok" and checkpoint not in planned.get(run, {checkpoint}):
             note(f"{run}: {checkpoint} is not there any more; its rows are kept")
+
+
+def _key(entry: Entry) -> _Key:
+    points = entry.head["points"]
+    return entry.head["run"], entry.head["checkpoint"], tuple(points) if points else None
 
 
 def _short(value: object) -> str:

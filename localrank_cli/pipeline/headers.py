@@ -27,6 +27,7 @@ class PlannedCheckpoint:
     container: str  # key of the state dict in the file; "" for a bare one
     stripping: Stripping
     aside: tuple[str, ...] = ()  # keys of other state dicts in the file, not taken
+    points: tuple[int, int] | None = None  # only these (first, one past the last), for a shard
 
     @property
     def place(self) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from localrank_cli.pipeline.machine import peak_memory, versions
 from localrank_cli.pipeline.plan import Plan, SeriesPlan
+from localrank_cli.table.journal import Entry
 
 FORMAT = 1
 # Raised when the same command would give other numbers.
@@ -110,6 +111,22 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
             for record in series.examination.records
         ],
     }
+
+
+def checkpoint_facts(entry: Entry) -> dict[str, Any]:
+    """What the manifest says of a checkpoint.
+
+    Args:
+        entry: Of the journal.
+
+    Returns:
+        Run, checkpoint, step, status, and what was noted of it.
+    """
+    head = entry.head
+    named: dict[str, Any] = {key: head[key] for key in ("run", "checkpoint", "step", "status")}
+    if head["points"]:
+        named["points"] = head["points"]
+    return named | dict(head["facts"])
 
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:

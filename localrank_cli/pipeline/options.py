@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from localrank_cli.errors import UsageError
 from localrank_cli.pipeline.part import Part, check_part
+from localrank_cli.pipeline.shard import Shard
 
 if TYPE_CHECKING:  # torch is not imported where options are only parsed
     from torch import Tensor, nn
@@ -54,6 +55,7 @@ class AnalyzeOptions:
     overwrite: bool = False
     spectra: Path | None = None
     on_error: str = "stop"
+    shard: Shard | None = None
     follow: Follow | None = None
     trust_model: bool = False
     trust_pickle: bool = False

@@ -6,10 +6,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from localrank_cli.pipeline.going_on import SETTINGS, GoingOn, Note, go_on, record_settings
-from localrank_cli.pipeline.manifest import make_manifest
+from localrank_cli.pipeline.division import Division
+from localrank_cli.pipeline.going_on import (
+    SETTINGS,
+    GoingOn,
+    Note,
+    check_shard,
+    go_on,
+    record_settings,
+)
+from localrank_cli.pipeline.manifest import checkpoint_facts, make_manifest
 from localrank_cli.pipeline.plan import Plan
 from localrank_cli.pipeline.spectra import SpectraFolder
 from localrank_cli.table.journal import Entry, Journal, journal_path
@@ -33,7 +41,7 @@ class Output:
     """Takes finished checkpoints, and keeps them whatever happens.
 
     Args:
-        target: The table; absolute.
+        target: The table.
         overwrite: Whether to discard what is there.
         command: The command line, for the manifest.
 
@@ -44,11 +52,14 @@ class Output:
 
     def __init__(self, target: Path, *, overwrite: bool, command: Sequence[str]) -> None:
         check_suffix(target)
+        self.name = str(target)  # as the user gave it
+        target = target.absolute()  # a model's code may change the working directory
         self.target = target
         self._command = list(command)
         self._overwrite = overwrite
         self._started = time.monotonic()
         self._plan: Plan | None = None
+        self._division: Division | None = None
         self._guard = threading.RLock()  # a watcher may write while the main thread is stuck
         self._due = time.monotonic() + _LEAST_SECONDS
         with ExitStack() as stack:
@@ -63,7 +74,13 @@ class Output:
             self._journal = stack.enter_context(Journal(self._new_path))
             self._stack = stack.pop_all()
 
-    def begin(self, plan: Plan, note: Note, spectra: SpectraFolder | None = None) -> GoingOn:
+    def begin(
+        self,
+        plan: Plan,
+        note: Note,
+        spectra: SpectraFolder | None = None,
+        division: Division | None = None,
+    ) -> GoingOn:
         """Compares the plan with what is there; with --overwrite, discards that now.
 
         Args:
@@ -71,9 +88,13 @@ class Output:
             note: Takes each note for the user.
             spectra: Where singular values are kept too; a checkpoint without them is not finished.
 
+            division: Of which the plan is a part.
+
         Returns:
             What is left to do.
         """
+        check_shard(division, self._journal)
+        self._division = division
         going_on = go_on(plan, self._journal, note, spectra.has if spectra is not None else None)
         if self._overwrite:
             self._journal.move(journal_path(self.target))
@@ -90,7 +111,7 @@ class Output:
         """
         assert self._plan is not None
         with self._guard:
-            record_settings(self._plan, self._journal)
+            record_settings(self._plan, self._journal, self._division)
             self._journal.append(*record.to_json())
             if time.monotonic() > self._due:
                 self._write(complete=False)
@@ -112,12 +133,12 @@ class Output:
         """Whether every checkpoint of the plan has numbers."""
         assert self._plan is not None
         done = {
-            (entry.head["run"], entry.head["checkpoint"])
+            (entry.head["run"], entry.head["checkpoint"], tuple(entry.head["points"] or ()))
             for entry in self._journal.entries(KIND)
             if entry.head["status"] == "ok"
         }
         return all(
-            (series.run, checkpoint.file.name) in done
+            (series.run, checkpoint.file.name, checkpoint.points or ()) in done
             for series in self._plan.series
             for checkpoint in series.checkpoints
         ) and not any(series.failures for series in self._plan.series)
@@ -162,10 +183,12 @@ class Output:
             self._plan,
             self._command,
             settings,
-            [_facts(entry) for entry in self._sorted()],
+            [checkpoint_facts(entry) for entry in self._sorted()],
             seconds=started - self._started,
             complete=complete,
         )
+        if self._division is not None:
+            manifest["shard"] = self._division.to_json()
         write_whole(manifest_path(self.target), manifest)
         cost = time.monotonic() - started
         self._due = time.monotonic() + max(_LEAST_SECONDS, _SHARE * cost)
@@ -186,12 +209,7 @@ class Output:
             self._stack.close()
 
 
-def _order(entry: Entry) -> tuple[str, float, str]:
-    step = entry.head["step"]
-    return entry.head["run"], float("inf") if step is None else step, entry.head["checkpoint"]
-
-
-def _facts(entry: Entry) -> dict[str, Any]:
-    head = entry.head
-    named: dict[str, Any] = {key: head[key] for key in ("run", "checkpoint", "step", "status")}
-    return named | dict(head["facts"])
+def _order(entry: Entry) -> tuple[str, float, str, list[int]]:
+    head, step = entry.head, entry.head["step"]
+    points = head["points"] or []
+    return head["run"], float("inf") if step is None else step, head["checkpoint"], points

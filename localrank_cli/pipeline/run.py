@@ -89,7 +89,12 @@ class _Runner:
         fill_model(self._series.model, self._series.expected, state, checkpoint.place)
         del state
         try:
-            spectra = layer_spectra(self._series.model, self._points, self._request, self._modes)
+            spectra = layer_spectra(
+                self._series.model,
+                self._points[slice(*(checkpoint.points or (None,)))],
+                self._request,
+                self._modes,
+            )
         except LocalrankError as error:
             raise type(error)(f"{checkpoint.place}: {error.what}", error.advice) from error
         for text in self._modes.notes[self._told :]:
@@ -116,6 +121,7 @@ class _Runner:
                 "routes": list(self._modes.routes),
             },
             constants=constants,
+            points=checkpoint.points,
         )
         if self._keep is not None:
             self._keep(record, spectra)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.errors import OutputError
+from localrank_cli.errors import OutputError, SettingsError
 from localrank_cli.pipeline.manifest import series_settings
 from localrank_cli.pipeline.plan import Plan
 from localrank_cli.spectrum.spectra import LayerSpectrum
 from localrank_cli.table.record import CheckpointRecord
 from localrank_cli.table.spectra_files import spectra_path, write_spectra
-from localrank_cli.table.write import cannot_write
+from localrank_cli.table.write import make_folder
 
 
 class SpectraFolder:
@@ -31,10 +31,7 @@ class SpectraFolder:
                 f"{folder}: is a file.",
                 "--spectra names a folder, with a file for each checkpoint.",
             )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+        make_folder(folder)
 
     def begin(self, plan: Plan) -> None:
         """Takes the settings of each series, and makes its folder.
@@ -43,15 +40,17 @@ class SpectraFolder:
             plan: What is run.
 
         Raises:
-            OutputError: If a folder cannot be made.
+            SettingsError: If a shard has only a part of the points of a checkpoint.
         """
         for series in plan.series:
             self._settings[series.run] = series_settings(series)
-            place = spectra_path(self._folder, series.run, 0).parent
-            try:
-                place.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise cannot_write(place, error) from error
+            make_folder(spectra_path(self._folder, series.run, 0).parent)
+            if any(checkpoint.points is not None for checkpoint in series.checkpoints):
+                raise SettingsError(
+                    "--spectra: there are more shards than checkpoints, so that each has a part of"
+                    " the points only.",
+                    "Give at most as many shards as there are checkpoints.",
+                )
 
     def has(self, run: str, step: int) -> bool:
         """Tells whether a checkpoint's singular values are there.

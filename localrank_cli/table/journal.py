@@ -2,7 +2,8 @@
 
 One line for each record, `{"crc32": ..., "head": {...}, "body": {...}}`, appended and fsynced. A
 line that a crash tore is cut at the next start; heads tell what there is without the bodies being
-read. A later record of the same kind, run and checkpoint takes the place of an earlier one.
+read. A later record of the same kind, run, checkpoint and points takes the place
+of an earlier one.
 """
 
 import json
@@ -51,17 +52,19 @@ class Journal:
 
     Args:
         path: The file; made if it is not there.
+        read_only: Whether nothing will be appended; the file must be there.
 
     Raises:
         OutputError: If it cannot be opened, is none, or is damaged before its last line.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._entries: dict[Key, Entry] = {}
         self._end = 0
         try:
-            self._file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
+            self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o666), "rb")
         except OSError as error:
             raise cannot_write(path, error) from error
         try:
@@ -131,12 +134,13 @@ class Journal:
             )
         return json.loads(line)["body"]
 
-    def append(self, head: dict[str, Any], body: Any) -> None:
+    def append(self, head: dict[str, Any], body: Any, *, sync: bool = True) -> None:
         """Appends a record and brings it to the disk.
 
         Args:
             head: With `kind`; small.
             body: Anything that JSON can hold.
+            sync: Whether it must be on the disk when this returns.
 
         Raises:
             OutputError: If it cannot be written; what was there before is untouched.
@@ -148,12 +152,24 @@ class Journal:
             # The first append also cuts what a crash left behind the last whole line.
             os.ftruncate(self._file.fileno(), self._end)
             _write_all(self._file.fileno(), line, self._end)
-            os.fsync(self._file.fileno())
+            if sync:
+                os.fsync(self._file.fileno())
         except OSError as error:
             self._cut()
             raise cannot_write(self.path, error) from error
         self._entries[_key(head)] = Entry(head, self._end, len(line))
         self._end += len(line)
+
+    def sync(self) -> None:
+        """Brings everything to the disk.
+
+        Raises:
+            OutputError: If that fails.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def _cut(self) -> None:
         """Takes half a line away again."""
@@ -217,4 +233,5 @@ def _head_of(line: bytes) -> dict[str, Any] | None:
 
 
 def _key(head: dict[str, Any]) -> Key:
-    return (str(head.get("kind")), str(head.get("run", "")), str(head.get("checkpoint", "")))
+    names = ("kind", "run", "checkpoint", "points")
+    return tuple(str(head.get(name, "")) for name in names)

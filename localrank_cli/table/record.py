@@ -33,6 +33,7 @@ class CheckpointRecord:
     message: str = ""
     facts: dict[str, Any] = field(default_factory=dict)  # for the manifest
     constants: Mapping[str, Cell] = field(default_factory=dict)  # optional columns
+    points: tuple[int, int] | None = None  # only these of the run's points, for a shard
 
     @property
     def is_failed(self) -> bool:
@@ -72,6 +73,7 @@ class CheckpointRecord:
             "step": self.step,
             "status": self.status,
             "finite": self.is_finite,
+            "points": None if self.points is None else list(self.points),
             "facts": self.facts,
         }
         body = {
@@ -100,6 +102,7 @@ class CheckpointRecord:
             message=body["message"],
             facts=head["facts"],
             constants=body["constants"],
+            points=None if head["points"] is None else (head["points"][0], head["points"][1]),
         )
 
 

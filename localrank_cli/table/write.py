@@ -138,6 +138,21 @@ def replacing(target: Path, *, binary: bool = False) -> Iterator[Any]:
         raise cannot_write(target, error) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder where there is none.
+
+    Args:
+        folder: With those above it.
+
+    Raises:
+        OutputError: If that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
 def temporary_path(target: Path) -> Path:
     """Where a file is written before it takes its name.
 

@@ -1,0 +1,98 @@
+"""`localrank merge`: the tables of shards put together."""
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localrank_cli.errors import SettingsError, UsageError
+
+if TYPE_CHECKING:  # torch is imported only when there is something to do
+    from localrank_cli.pipeline.merge import Merge
+
+_FAILED = 3
+_LISTED = 20
+
+
+def merge(
+    tables: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER|FILES",
+            readable=False,
+            help="A folder with the tables of all shards, or the tables.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            readable=False,
+            help="A .csv, .tsv, .jsonl or .parquet file.",
+        ),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Merge what is there, and list what is missing.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write over FILE where it is there.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Put the tables of shards together; the result is that of a single run."""
+    del debug  # seen by the program itself
+    if output is None:
+        raise UsageError("merge: no file to write.", "Name one with -o FILE.")
+    from localrank_cli.pipeline.merge import collect, find_journals
+    from localrank_cli.pipeline.merged import write_merged
+    from localrank_cli.table.journal import journal_path
+    from localrank_cli.table.write import check_suffix
+
+    check_suffix(output)
+    target = output.absolute()
+    # The result of an earlier merge may stand among the tables.
+    journals = [path for path in find_journals(tables) if path != journal_path(target)]
+    found = collect(journals)
+    if found.missing:
+        _tell_missing(found, journals, partial=partial)
+    failed = write_merged(found, target, sys.argv, overwrite=overwrite)
+    for record in failed:
+        _say(f"warning: {record.run}: left out: {record.message}")
+    _say(f"note: wrote {output} and {output.name}.json")
+    if failed:
+        raise typer.Exit(_FAILED)
+
+
+def _tell_missing(found: "Merge", journals: list[Path], *, partial: bool) -> None:
+    for line in found.missing[:_LISTED]:
+        _say(f"warning: missing: {line}")
+    if len(found.missing) > _LISTED:
+        _say(f"warning: missing: {len(found.missing) - _LISTED} more")
+    if not partial:
+        raise SettingsError(
+            f"merge: {len(found.missing)} units are missing.",
+            f"Compute them{_command(journals)}, or merge what is there with --partial.",
+        )
+
+
+def _command(journals: list[Path]) -> str:
+    """The command of one of the shards, which tells that of the others."""
+    for path in journals:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            words = [str(word) for word in manifest["command"]]
+            place = words.index("--shard")
+            if not words[place + 1].startswith("auto"):
+                words[place + 1] = "I/N"
+            return f" with: {' '.join(['localrank', *words[1:]])}"
+    return ""
+
+
+def _say(text: str) -> None:
+    typer.echo(f"localrank: {text}", err=True)

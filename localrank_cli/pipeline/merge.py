@@ -1,0 +1,238 @@
+"""Puts the tables of shards together: the table of a single run, or the reason why not."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from localrank_cli.errors import SettingsError, UnreadableError
+from localrank_cli.pipeline.going_on import SETTINGS, SHARD
+from localrank_cli.pipeline.manifest import decisive
+from localrank_cli.table.journal import Entry, Journal, journal_path
+from localrank_cli.table.record import KIND, CheckpointRecord
+
+_Unit = tuple[str, str, tuple[int, ...]]  # run, checkpoint, points
+# The contract: measures other than counts agree to 1e-6, relative.
+_SAME = 1e-6
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record stands."""
+
+    journal: Path
+    entry: Entry
+
+
+@dataclass
+class Merge:
+    """What the tables hold together."""
+
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # run -> settings
+    units: dict[_Unit, Place] = field(default_factory=dict)
+    # hash of the list of units -> (how many shards, which are here)
+    divisions: dict[str, tuple[int, set[int]]] = field(default_factory=dict)
+    n_units: int = 0  # of a division
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def runs_and_names(self) -> list[tuple[str, str]]:
+        """Checkpoints by run, step and name."""
+        steps = {unit[:2]: place.entry.head["step"] for unit, place in self.units.items()}
+        return sorted(
+            steps,
+            key=lambda name: (name[0], math.inf if steps[name] is None else steps[name], name[1]),
+        )
+
+
+def find_journals(paths: Sequence[Path]) -> list[Path]:
+    """Finds the journals of tables.
+
+    Args:
+        paths: Folders (all tables in them) and tables.
+
+    Returns:
+        The journals.
+
+    Raises:
+        UnreadableError: If a path holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob("*.journal"))
+            if not inside:
+                raise UnreadableError(
+                    f"{path}: holds no table of localrank with its journal.",
+                    "Name the folder that the shards write into.",
+                )
+            found += inside
+            continue
+        journal = path if path.suffix == ".journal" else journal_path(path)
+        if not journal.is_file():
+            raise UnreadableError(
+                f"{path}: there is no journal {journal.name} beside it.",
+                "A merge needs the per-point values, which stand there.",
+            )
+        found.append(journal)
+    return list(dict.fromkeys(path.absolute() for path in found))
+
+
+def collect(journals: Sequence[Path]) -> Merge:
+    """Reads what the tables hold, and checks that they belong together.
+
+    Args:
+        journals: Of the tables.
+
+    Returns:
+        What there is, and what is missing.
+
+    Raises:
+        SettingsError: If two tables have other settings, or other numbers for one checkpoint.
+    """
+    merge = Merge()
+    own: list[tuple[Path, dict[str, Any], set[_Unit]]] = []
+    first: dict[str, Path] = {}
+    for path in journals:
+        with Journal(path, read_only=True) as journal:
+            for entry in journal.entries(SETTINGS):
+                _take_settings(merge, journal.body(entry), path, first)
+            for entry in journal.entries(KIND):
+                _take_unit(merge, Place(path, entry))
+            for entry in journal.entries(SHARD):
+                division = journal.body(entry)
+                own.append((path, division, {_unit(*one) for one in division["own"]}))
+    _check_divisions(merge, own)
+    _check_points(merge)
+    return merge
+
+
+def _take_settings(
+    merge: Merge, settings: dict[str, Any], path: Path, first: dict[str, Path]
+) -> None:
+    run = settings["run"]
+    there = merge.settings.setdefault(run, settings)
+    origin = first.setdefault(run, path)
+    for key, value in decisive(there).items():
+        other = decisive(settings)[key]
+        if value != other:
+            raise SettingsError(
+                f"{path} and {origin} were made with other settings for {run!r}:"
+                f" {key.replace('_', ' ')} is {_short(other)} and {_short(value)}.",
+                "Merge only tables of one analysis.",
+            )
+
+
+def _take_unit(merge: Merge, place: Place) -> None:
+    head = place.entry.head
+    unit = _unit(head["run"], head["checkpoint"], head["points"])
+    there = merge.units.get(unit)
+    if there is None or there.entry.head["status"] != "ok":
+        merge.units[unit] = place
+    elif head["status"] == "ok" and not _same(load(there), load(place)):
+        raise SettingsError(
+            f"{place.journal} and {there.journal} hold other numbers for {head['checkpoint']}"
+            f" (step {head['step']}) of {head['run']!r}.",
+            "Its weights changed between the two; compute it again.",
+        )
+
+
+def _check_divisions(merge: Merge, own: Sequence[tuple[Path, dict[str, Any], set[_Unit]]]) -> None:
+    for path, division, units in own:
+        count, here = merge.divisions.setdefault(
+            division["units_sha256"], (division["count"], set())
+        )
+        here.add(division["index"])
+        merge.n_units = division["n_units"]
+        for unit in sorted(units - set(merge.units)):
+            merge.missing.append(
+                f"{_words(unit)}: begun by shard {division['index']}/{count}"
+                f" ({path.name}), not finished"
+            )
+    if len(merge.divisions) > 1:
+        counts = ", ".join(
+            f"{sorted(here)[:5]} of {count}" for count, here in merge.divisions.values()
+        )
+        raise SettingsError(
+            f"the shards divided different lists of checkpoints ({counts}): some saw a series that"
+            " had grown.",
+            "Run the shards again, or merge those of one list only.",
+        )
+    for count, here in merge.divisions.values():
+        merge.missing += [
+            f"shard {index}/{count}: --shard {index}/{count}"
+            for index in range(min(count, merge.n_units))  # the others have nothing to do
+            if index not in here
+        ]
+
+
+def _check_points(merge: Merge) -> None:
+    """Every checkpoint must be there with all points; parts must not overlap."""
+    parts: dict[tuple[str, str], list[tuple[int, ...]]] = {}
+    for run, checkpoint, points in merge.units:
+        parts.setdefault((run, checkpoint), []).append(points)
+    for (run, checkpoint), found in parts.items():
+        if () in found:
+            continue
+        n_points, reached = len(merge.settings[run]["point_indices"]), 0
+        for low, high in sorted(found):
+            if low < reached:
+                raise SettingsError(
+                    f"points {low} to {reached - 1} of {checkpoint} of {run!r} stand in two shards"
+                    " of different divisions.",
+                    "Merge the shards of one division only.",
+                )
+            if low > reached and not merge.divisions:
+                merge.missing.append(_words((run, checkpoint, (reached, low))))
+            reached = high
+        if reached < n_points and not merge.divisions:
+            merge.missing.append(_words((run, checkpoint, (reached, n_points))))
+
+
+def load(place: Place) -> CheckpointRecord:
+    """Reads a record.
+
+    Args:
+        place: Where it stands.
+
+    Returns:
+        The record.
+    """
+    with place.journal.open("rb") as file:
+        file.seek(place.entry.offset)
+        line = file.read(place.entry.length)
+    return CheckpointRecord.from_json(place.entry.head, json.loads(line)["body"])
+
+
+def _same(first: CheckpointRecord, second: CheckpointRecord) -> bool:
+    if first.facts["sha256_of_tensors"] != second.facts["sha256_of_tensors"]:
+        return False
+    if len(first.layers) != len(second.layers):
+        return False
+    for one, other in zip(first.layers, second.layers, strict=True):
+        if one.points.finite != other.points.finite:
+            return False
+        if [ranks.counts for ranks in one.points.ranks] != [r.counts for r in other.points.ranks]:
+            return False
+        for name, values in one.points.soft.items():
+            pairs = zip(values, other.points.soft[name], strict=True)
+            if not all(math.isclose(a, b, rel_tol=_SAME) for a, b in pairs):
+                return False
+    return True
+
+
+def _unit(run: str, checkpoint: str, points: Sequence[int] | None) -> _Unit:
+    return run, checkpoint, tuple(points or ())
+
+
+def _words(unit: _Unit) -> str:
+    run, checkpoint, points = unit
+    part = f", points {points[0]} to {points[1] - 1}" if points else ""
+    return f"{run}: {checkpoint}{part}"
+
+
+def _short(value: object) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

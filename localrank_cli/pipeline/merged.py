@@ -1,0 +1,129 @@
+"""Writes what shards hold together as one table."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from localrank_cli.measures.points import PointMeasures, PointRanks
+from localrank_cli.pipeline.going_on import SETTINGS
+from localrank_cli.pipeline.machine import versions
+from localrank_cli.pipeline.manifest import FORMAT, checkpoint_facts
+from localrank_cli.pipeline.merge import Merge, Place, load
+from localrank_cli.table.journal import Journal, journal_path
+from localrank_cli.table.lock import OutputLock
+from localrank_cli.table.record import KIND, CheckpointRecord, LayerRecord
+from localrank_cli.table.write import manifest_path, refuse_existing, write_table, write_whole
+
+
+def merged_records(merge: Merge) -> Iterator[CheckpointRecord]:
+    """Puts the parts of each checkpoint together; journals are opened as they are needed.
+
+    Args:
+        merge: From `collect`.
+
+    Yields:
+        By run and step.
+    """
+    by_name: dict[tuple[str, str], list[tuple[tuple[int, ...], Place]]] = {}
+    for (run, checkpoint, points), place in merge.units.items():
+        by_name.setdefault((run, checkpoint), []).append((points, place))
+    for name in merge.runs_and_names:
+        places = sorted(by_name[name], key=lambda pair: pair[0])
+        whole = [place for points, place in places if not points]
+        chosen = whole or [place for _, place in places]
+        yield _joined([load(place) for place in chosen])
+
+
+def write_merged(
+    merge: Merge, target: Path, command: Sequence[str], *, overwrite: bool
+) -> list[CheckpointRecord]:
+    """Writes the table with its journal and manifest, as a single run would.
+
+    Args:
+        merge: From `collect`.
+        target: The table.
+        command: The command line.
+        overwrite: Whether to discard what is there.
+
+    Returns:
+        The checkpoints that failed.
+    """
+    failed = []
+    with OutputLock(target):
+        if not overwrite:
+            refuse_existing(target)
+            refuse_existing(journal_path(target))
+        fresh = journal_path(target).with_name(f".{journal_path(target).name}.{os.getpid()}.tmp")
+        try:
+            with Journal(fresh) as journal:
+                for run in sorted(merge.settings):
+                    journal.append({"kind": SETTINGS, "run": run}, merge.settings[run], sync=False)
+                for record in merged_records(merge):
+                    journal.append(*record.to_json(), sync=False)
+                    if record.is_failed:
+                        failed.append(record)
+                journal.sync()
+                journal.move(journal_path(target))
+                _write_table(merge, journal, target, command)
+        finally:
+            fresh.unlink(missing_ok=True)
+    return failed
+
+
+def _write_table(merge: Merge, journal: Journal, target: Path, command: Sequence[str]) -> None:
+    entries = journal.entries(KIND)  # in the order in which they were appended
+    rows = (
+        row
+        for entry in entries
+        for row in CheckpointRecord.from_json(entry.head, journal.body(entry)).rows
+    )
+    settings = [merge.settings[run] for run in sorted(merge.settings)]
+    extra = tuple(dict.fromkeys(name for series in settings for name in series["columns"]))
+    write_table(target, rows, extra)
+    manifest = {
+        "localrank_manifest": FORMAT,
+        "complete": not merge.missing and all(e.head["status"] == "ok" for e in entries),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "versions": versions(),
+        "merged": sorted({str(place.journal) for place in merge.units.values()}),
+        "series": settings,
+        "checkpoints": [checkpoint_facts(entry) for entry in entries],
+    }
+    write_whole(manifest_path(target), manifest)
+
+
+def _joined(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
+    failed = next((record for record in records if record.is_failed), None)
+    first = failed or records[0]
+    if failed or len(records) == 1:
+        return replace(first, points=None)
+    layers = [
+        LayerRecord(parts[0].facts, _concatenated([part.points for part in parts]))
+        for parts in zip(*(record.layers for record in records), strict=True)
+    ]
+    seconds = sum(record.facts["seconds"] for record in records)
+    facts = first.facts | {"seconds": round(seconds, 4)}
+    return replace(first, layers=tuple(layers), facts=facts, points=None)
+
+
+def _concatenated(parts: Sequence[PointMeasures]) -> PointMeasures:
+    first = parts[0]
+    return PointMeasures(
+        n_in=first.n_in,
+        n_out=first.n_out,
+        finite=tuple(flag for part in parts for flag in part.finite),
+        ranks=tuple(
+            PointRanks(
+                ranks[0].tolerance,
+                ranks[0].rtol,
+                counts=tuple(count for one in ranks for count in one.counts),
+                near=tuple(flag for one in ranks for flag in one.near),
+                undecided=tuple(flag for one in ranks for flag in one.undecided),
+            )
+            for ranks in zip(*(part.ranks for part in parts), strict=True)
+        ),
+        soft={name: tuple(v for part in parts for v in part.soft[name]) for name in first.soft},
+    )
