@@ -40,6 +40,9 @@ class AnalyzeKeywords(TypedDict, total=False):
     device: str
     memory: int | str
     pattern: str
+    weights: str
+    step_regex: str
+    step_from: str
     trust_model: bool
     trust_pickle: bool
 

@@ -1,7 +1,7 @@
 """What a checkpoint file holds, whatever its format."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,7 @@ class Content:
     step: int | None = None
     step_source: str = ""  # the key that told the step
     epoch: int | None = None
-    notes: tuple[str, ...] = field(default=())
+    averaged: frozenset[str] = frozenset()  # keys of `states` that hold an average over training
 
 
 _STEP_KEYS = (

@@ -137,6 +137,30 @@ def analyze(
     pattern: Annotated[
         str, typer.Option(metavar="GLOB", help="Only checkpoints whose name matches.")
     ] = "",
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Which of several sets of weights in one file: raw (those that training goes on"
+            " with), ema (their average), or a key of the file.",
+        ),
+    ] = "raw",
+    step_regex: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="How a name tells the step: a regular expression whose one group, or group named"
+            " step, is the number.",
+        ),
+    ] = None,
+    step_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Where steps are taken from: contents, name or epoch. Default: what is in the"
+            " file, else beside it, else its name.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -196,6 +220,9 @@ def analyze(
         device=device,
         memory=parse_size(memory) if memory is not None else None,
         pattern=pattern,
+        weights=weights,
+        step_regex=step_regex,
+        step_from=step_from,
         output=output,
         trust_model=trust_model,
         trust_pickle=trust_pickle,

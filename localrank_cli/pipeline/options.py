@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.errors import UsageError
 
 if TYPE_CHECKING:  # torch is not imported where options are only parsed
@@ -39,6 +40,9 @@ class AnalyzeOptions:
     device: str = "auto"
     memory: int | None = None  # bytes; None: a quarter of what is free
     pattern: str = ""
+    weights: str = "raw"
+    step_regex: str | None = None
+    step_from: str | None = None
     output: Path | None = None
     trust_model: bool = False
     trust_pickle: bool = False
@@ -59,6 +63,7 @@ def check_options(options: AnalyzeOptions) -> None:
     check_numbers(options.noise, options.points, options.seed, options.data_scale)
     check_words(options.dtype, options.input_metric)
     _check_device(options.device)
+    StepRule.parse(options.step_regex, options.step_from)
 
 
 def check_tolerances(atol: Sequence[float], rtol: Sequence[float | None]) -> None:

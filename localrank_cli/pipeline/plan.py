@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.checkpoints.content import Content
+from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.prefixes import WRAPPERS, candidates
 from localrank_cli.checkpoints.series import (
     Series,
@@ -15,6 +15,7 @@ from localrank_cli.checkpoints.series import (
     find_folders,
     run_names,
 )
+from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.errors import SettingsError
 from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.model.build import build_model, move_model
@@ -54,6 +55,7 @@ class SeriesPlan:
     model_facts: dict[str, object]
     data_facts: dict[str, object]
     examination: Examination  # of the first checkpoint
+    in_epochs: bool = False  # whether epochs stand in for steps
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
     check_options(options)
     check_names(options)
     device = pick_device(options.device)
-    named = find_folders(options.checkpoints)
+    rule = StepRule.parse(options.step_regex, options.step_from)
+    named = find_folders(options.checkpoints, rule.names)
     runs = run_names(list(named))
     planned = []
     # Models draw their first weights, and a user's code may set seeds when it is imported.
@@ -98,6 +101,8 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
                 )
             )
     extra = tuple(dict.fromkeys(name for plan in planned for name in plan.settings.columns))
+    if any(plan.in_epochs for plan in planned):
+        extra = tuple(dict.fromkeys((*extra, "epoch")))
     memory = memory_budget(device) if options.memory is None else options.memory
     for plan in planned:
         check_fits(plan.examination.records, plan.examination.survey.n_in, memory)
@@ -114,15 +119,16 @@ def _plan_series(
 ) -> SeriesPlan:
     own = read_folder_settings(folder)
     # A folder without checkpoints is the mistake to name first, not the data that it lacks.
-    find_checkpoints(folder, named, options.pattern, own_files(own, folder))
+    rule = StepRule.parse(options.step_regex, options.step_from)
+    find_checkpoints(folder, named, options.pattern, own_files(own, folder), rule.names)
     settings = resolve(options, own, folder)
     for text in settings.notes:
         note(text)
     data_files = own_files(own, folder)
     if settings.source.path is not None:
         data_files.append(settings.source.path)
-    series = find_checkpoints(folder, named, options.pattern, data_files)
-    headers = Headers(series, options.trust_pickle)
+    series = find_checkpoints(folder, named, options.pattern, data_files, rule.names)
+    headers = Headers(series, options.trust_pickle, rule, options.weights)
     steps = headers.steps(note)
     model = _make_model(settings.model, headers.first, note)
     expected = Expected(model)
@@ -153,20 +159,20 @@ def _plan_series(
         model_facts=_model_facts(settings.model),
         data_facts=facts,
         examination=examination,
+        in_epochs=headers.in_epochs,
     )
 
 
-def _make_model(choice: ModelChoice, first: Content | None, note: Note) -> nn.Module:
+def _make_model(choice: ModelChoice, first: State | None, note: Note) -> nn.Module:
     if choice.factory is not None:
         return build_model(choice.factory, choice.arguments, choice.description)
     if choice.code is not None:
         factory = import_object(choice.code, "--model")
         return build_model(factory, choice.arguments, f"--model {choice.description}")  # type: ignore[arg-type]  # build_model itself checks that it can be called
     assert first is not None
-    state = next(iter(first.states.values()))
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in first.items()}
     *_, (_, bare) = candidates(shapes, WRAPPERS)
-    in_order = not all(tensor.is_meta for tensor in state.values())
+    in_order = not all(tensor.is_meta for tensor in first.values())
     layout = infer_mlp(bare, in_order)
     note(
         f"no --model: read as a plain MLP {layout.description} with {choice.activation}"

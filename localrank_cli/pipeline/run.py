@@ -119,6 +119,8 @@ def _rows(
 ) -> Iterator[dict[str, Cell]]:
     settings = series.settings
     constants: dict[str, Cell] = {name: settings.columns.get(name) for name in plan.extra_columns}
+    if "epoch" in constants and "epoch" not in settings.columns:
+        constants["epoch"] = checkpoint.epoch
     for index, spectrum in enumerate(spectra):
         facts = LayerFacts(
             run=series.run,

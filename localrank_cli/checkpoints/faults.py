@@ -1,0 +1,36 @@
+"""What is said of files that cannot be read."""
+
+from pathlib import Path
+
+from localrank_cli.errors import UnreadableError
+
+DAMAGED = "Is the file complete? Copy or save it again, or leave it out with --pattern."
+
+
+def cannot_read(path: Path, error: OSError) -> UnreadableError:
+    """Says why the system did not give a file.
+
+    Args:
+        path: The file.
+        error: What the system said.
+
+    Returns:
+        The error to raise.
+    """
+    reason = error.strerror or one_line(error)
+    return UnreadableError(
+        f"{path}: cannot be read ({reason}).", "Check that it exists and that you may read it."
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """An error of another library as a part of a sentence.
+
+    Args:
+        error: Any error.
+
+    Returns:
+        Its type and the beginning of its text, without line breaks.
+    """
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
