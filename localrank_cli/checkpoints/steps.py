@@ -125,6 +125,18 @@ def step_in_name(stem: str) -> int | None:
     return None
 
 
+def is_named_by_steps(stem: str) -> bool:
+    """Tells whether a name says that its number counts steps.
+
+    Args:
+        stem: The name without its suffix.
+
+    Returns:
+        True for step_3 and iter_3; False for checkpoint-3 and 3, which may be of epochs.
+    """
+    return any(_after(words, stem) is not None for words in _WORDS[:-1])
+
+
 def epoch_in_name(stem: str) -> int | None:
     """Reads an epoch from a name such as `epoch_3` or `epoch=3`.
 

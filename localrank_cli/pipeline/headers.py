@@ -38,6 +38,7 @@ class PlannedCheckpoint:
     stripping: Stripping
     aside: tuple[str, ...] = ()  # other state dicts in the file, not taken
     epoch: int | None = None
+    averaged: bool = False  # whether the weights are an average over training
 
     @property
     def place(self) -> str:
@@ -147,7 +148,8 @@ class Headers:
                 aside = tuple(
                     described(key, header.averaged) for key in header.shapes if key != container
                 )
-                return PlannedCheckpoint(file, step, container, found[0], aside, epoch)
+                averaged = container in header.averaged
+                return PlannedCheckpoint(file, step, container, found[0], aside, epoch, averaged)
         place = PlannedCheckpoint(file, step, "", Stripping()).place
         if type(model).load_state_dict is not nn.Module.load_state_dict or _has_hooks(model):
             # A user's load hooks may accept what keys and shapes alone do not show.

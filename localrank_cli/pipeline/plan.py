@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.checkpoints.choice import described
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.prefixes import WRAPPERS, candidates
 from localrank_cli.checkpoints.series import (
@@ -140,8 +141,8 @@ def _plan_series(
     stripped = {c.stripping.description for c in checkpoints} - {""}
     for description in sorted(stripped):
         note(f"taken off the weights' names: {description}")
-    for container, aside in sorted({(c.container, c.aside) for c in checkpoints if c.aside}):
-        note(f"the weights are those under {container!r}; left aside: {', '.join(aside)}")
+    for text in sorted({_which_weights(c) for c in checkpoints if c.aside or c.averaged}):
+        note(text)
     examination = _examine_first(
         checkpoints[0], model, expected, settings, points, device, options.trust_pickle
     )
@@ -161,6 +162,12 @@ def _plan_series(
         examination=examination,
         in_epochs=headers.in_epochs,
     )
+
+
+def _which_weights(checkpoint: PlannedCheckpoint) -> str:
+    taken = described(checkpoint.container, {checkpoint.container} if checkpoint.averaged else ())
+    aside = f"; left aside: {', '.join(checkpoint.aside)} (--weights)" if checkpoint.aside else ""
+    return f"the weights are those under {taken}{aside}"
 
 
 def _make_model(choice: ModelChoice, first: State | None, note: Note) -> nn.Module:

@@ -7,7 +7,7 @@ from localrank_cli.checkpoints.beside import Facts, facts_in, is_count_of_saves
 from localrank_cli.checkpoints.content import Content
 from localrank_cli.checkpoints.folders import is_alias
 from localrank_cli.checkpoints.series import CheckpointFile, Series
-from localrank_cli.checkpoints.steps import StepRule
+from localrank_cli.checkpoints.steps import StepRule, is_named_by_steps
 from localrank_cli.errors import SettingsError
 
 Note = Callable[[str], None]
@@ -25,6 +25,7 @@ class Told:
     epoch: int | None
     differs: str = ""  # what else says another step, for a note
     is_count: bool = False  # its name holds a number that is no step
+    may_be_epoch: bool = False  # its name has a number, no word for steps, and equals the epoch
 
 
 def tell(file: CheckpointFile, content: Content, rule: StepRule) -> Told:
@@ -55,7 +56,8 @@ def tell(file: CheckpointFile, content: Content, rule: StepRule) -> Told:
     epoch = next((e for e in (content.epoch, facts.epoch, file.name_epoch) if e is not None), None)
     step, place = told[0] if told else (None, "")
     other = next((f"{where} says step {value}" for value, where in told if value != step), "")
-    return Told(step, place, epoch, other, is_count)
+    bare = place == "name" and step == epoch and not is_named_by_steps(file.stem)
+    return Told(step, place, epoch, other, is_count, bare)
 
 
 class Telling:
@@ -71,7 +73,10 @@ class Telling:
         self._series = series
         self._told = told
         self._same = same
-        self.in_epochs = bool(told) and all(one.step is None for one in told.values())
+        # timm's checkpoint-3 with the entry epoch = 3 is of epochs if all others are too.
+        self.in_epochs = bool(told) and all(
+            one.step is None or one.may_be_epoch for one in told.values()
+        )
 
     def steps(self, note: Note) -> list[tuple[CheckpointFile, int]]:
         """Gives each checkpoint one step, and each step one checkpoint.

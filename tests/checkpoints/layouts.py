@@ -21,7 +21,6 @@ class Layout:
 
     write: Callable[[Path, int], None]  # a checkpoint of that step into the series' folder
     file: str  # the name by which the table knows it; {step} stands for the step
-    epochs: bool = False  # whether the number is an epoch, for want of steps
     has_ema: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)  # options of analyze
 
@@ -90,6 +89,113 @@ def _trainer(sharded: bool) -> Callable[[Path, int], None]:
     return write
 
 
+def _lightning(step: int) -> dict[str, Any]:
+    return {
+        "epoch": 1,
+        "global_step": step,
+        "pytorch-lightning_version": "2.6.0",
+        "state_dict": renamed(raw(step), "model."),
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": None}},
+        "optimizer_states": [{"state": {}, "param_groups": []}],
+        "lr_schedulers": [],
+        "hyper_parameters": {"step": 1, "global_step": 2},
+    }
+
+
+def _lightning_averaging(step: int) -> dict[str, Any]:
+    moved = {"state_dict": renamed(ema(step), "model.")}
+    moved |= {"current_model_state": renamed(raw(step), "model.")}
+    return _lightning(step) | moved | {"averaging_state": {"n_averaged": torch.tensor(3)}}
+
+
+def _lightning_swa(step: int) -> dict[str, Any]:
+    average = {"n_averaged": torch.tensor(3), **renamed(ema(step), "module.model.")}
+    swa = {"n_averaged": 3, "latest_update_epoch": 1, "average_model_state": average}
+    return _lightning(step) | {"callbacks": {"StochasticWeightAveraging": swa}}
+
+
+def _timm(step: int) -> dict[str, Any]:
+    return {
+        "epoch": step,
+        "arch": "resnet50",
+        "state_dict": raw(step),
+        "optimizer": {"state": {}, "param_groups": []},
+        "version": 2,
+        "state_dict_ema": ema(step),
+        "metric": 71.5,
+    }
+
+
+def _fairseq(step: int) -> dict[str, Any]:
+    return {
+        "args": None,
+        "cfg": {"model": {"encoder_layers": 6}},
+        "model": raw(step),
+        "criterion": {},
+        "optimizer_history": [
+            {"criterion_name": "C", "optimizer_name": "Adam", "num_updates": 1},
+            {"criterion_name": "C", "optimizer_name": "Adam", "num_updates": step},
+        ],
+        "task_state": {},
+        "extra_state": {
+            "train_iterator": {"epoch": 2, "iterations_in_epoch": 7, "shuffle": True},
+            "ema": ema(step),
+        },
+        "last_optimizer_state": {"state": {}},
+    }
+
+
+def _mmengine(step: int) -> dict[str, Any]:
+    # EMAHook swaps: the average lies under state_dict, and the training weights beside it.
+    return {
+        "meta": {"epoch": 2, "iter": step, "mmengine_version": "0.10.4", "cfg": "iters = 5"},
+        "state_dict": ema(step),
+        "ema_state_dict": {"steps": torch.tensor(9), **renamed(raw(step), "module.")},
+        "message_hub": {"log_scalars": {}, "runtime_info": {"iter": 1}},
+        "optimizer": {"state": {}, "param_groups": []},
+    }
+
+
+def _detectron2(step: int) -> dict[str, Any]:
+    model = renamed(raw(step), "module.")
+    return {"model": model, "optimizer": {}, "scheduler": {"last_epoch": 3}, "iteration": step}
+
+
+def _nanogpt(step: int) -> dict[str, Any]:
+    return {
+        "model": renamed(raw(step), "_orig_mod."),
+        "optimizer": {"state": {}, "param_groups": []},
+        "model_args": {"n_layer": 1, "n_head": 1},
+        "iter_num": step,
+        "best_val_loss": torch.tensor(3.1),
+        "config": {"max_iters": 600000},
+    }
+
+
+def _composer(step: int) -> dict[str, Any]:
+    timestamp = {"Timestamp": {"epoch": 1, "batch": step, "sample": 8 * step, "token": 0}}
+    model = renamed(raw(step), "module.")
+    return {"state": {"model": model, "timestamp": timestamp, "optimizers": {"Adam": {}}}}
+
+
+def _torchtune(folder: Path, step: int) -> None:
+    place = folder / f"epoch_{step}"
+    save_shards(place, "ft-model", raw(step))
+    (place / "config.json").write_text("{}")
+    (folder / "recipe_state").mkdir(exist_ok=True)
+    torch.save({"epochs_run": step}, folder / "recipe_state/recipe_state.pt")
+
+
+def _accelerate(folder: Path, step: int) -> None:
+    place = folder / f"checkpoint_{step}"
+    place.mkdir()
+    save_file(raw(step), place / "model.safetensors", metadata={"format": "pt"})
+    torch.save({}, place / "optimizer.bin")
+    torch.save({}, place / "scheduler.bin")
+    (place / "random_states_0.pkl").write_bytes(b"x")
+
+
 def _revision(folder: Path, step: int) -> None:
     (folder / f"step{step}").mkdir()
     torch.save(raw(step), folder / f"step{step}/pytorch_model.bin")
@@ -119,7 +225,7 @@ LAYOUTS: dict[str, Layout] = {
         _saved(
             "checkpoint_{step}.pth.tar",
             lambda step: {
-                "epoch": 3,
+                "epoch": step,
                 "arch": "mlp",
                 "state_dict": renamed(raw(step), "module."),
                 "best_acc1": torch.tensor(0.5),
@@ -134,4 +240,23 @@ LAYOUTS: dict[str, Layout] = {
     "Hugging Face Trainer, sharded": Layout(_trainer(sharded=True), "checkpoint-{step}"),
     "Hub revision as a folder": Layout(_revision, "step{step}"),
     "Hub cache": Layout(_hub_cache, "snapshots/{step:040x}"),
+    "Lightning": Layout(_saved("epoch=1-step={step}.ckpt", _lightning), "epoch=1-step={step}.ckpt"),
+    "Lightning, WeightAveraging": Layout(
+        _saved("step={step}.ckpt", _lightning_averaging), "step={step}.ckpt", has_ema=True
+    ),
+    "Lightning, StochasticWeightAveraging": Layout(
+        _saved("step={step}.ckpt", _lightning_swa), "step={step}.ckpt", has_ema=True
+    ),
+    "timm": Layout(
+        _saved("checkpoint-{step}.pth.tar", _timm), "checkpoint-{step}.pth.tar", has_ema=True
+    ),
+    "fairseq": Layout(
+        _saved("checkpoint_2_{step}.pt", _fairseq), "checkpoint_2_{step}.pt", has_ema=True
+    ),
+    "mmengine": Layout(_saved("iter_{step}.pth", _mmengine), "iter_{step}.pth", has_ema=True),
+    "detectron2": Layout(_saved("model_{step:07}.pth", _detectron2), "model_{step:07}.pth"),
+    "nanoGPT": Layout(_saved("ckpt_at_{step}.pt", _nanogpt), "ckpt_at_{step}.pt"),
+    "Composer": Layout(_saved("ep1-ba{step}-rank0.pt", _composer), "ep1-ba{step}-rank0.pt"),
+    "torchtune": Layout(_torchtune, "epoch_{step}"),
+    "accelerate": Layout(_accelerate, "checkpoint_{step}", settings={"step_from": "name"}),
 }

@@ -19,9 +19,12 @@ CHOICES = [(name, "raw") for name in LAYOUTS]
 CHOICES += [(name, "ema") for name, layout in LAYOUTS.items() if layout.has_ema]
 
 
-def loaded(folder: Path, chosen: str) -> list[tuple[str, int, dict[str, Tensor]]]:
+def loaded(
+    folder: Path, chosen: str, step_from: str | None
+) -> list[tuple[str, int, dict[str, Tensor]]]:
     """Name, step and tensors of every checkpoint, through all that stands before the numbers."""
-    headers = Headers(find_checkpoints(folder, [], "", []), False, StepRule(), chosen)
+    rule = StepRule.parse(None, step_from)
+    headers = Headers(find_checkpoints(folder, [], "", []), False, rule, chosen)
     model = mlp(4, 3, 2)
     expected = Expected(model)
     planned = [headers.plan(file, step, model, expected) for file, step in headers.steps(ignore)]
@@ -33,7 +36,7 @@ def test_a_series_of_that_layout(name: str, chosen: str, tmp_path: Path) -> None
     layout = LAYOUTS[name]
     for step in STEPS:
         layout.write(tmp_path, step)
-    found = loaded(tmp_path, chosen)
+    found = loaded(tmp_path, chosen, layout.settings.get("step_from"))
     assert [(file, step) for file, step, _ in found] == [
         (layout.file.format(step=step), step) for step in STEPS
     ]
@@ -56,5 +59,5 @@ def test_the_table_is_that_of_plain_files(name: str, tmp_path: Path) -> None:
     plain = analyze(tmp_path / "plain", data="normal:4", points=3)
     other = analyze(tmp_path / "other", data="normal:4", points=3, **layout.settings)
     assert not plain.empty
-    measured = ["step", "layer", "local_rank", "effective_rank", "spectral_norm"]
+    measured = ["step", "layer_index", "local_rank", "effective_rank", "spectral_norm"]
     assert plain[measured].equals(other[measured])

@@ -159,6 +159,24 @@ class TestEpochs:
         save(tmp_path / "a.pt", 1, step=4, epoch=2)
         assert "epoch" not in analyze(tmp_path, data="normal:4", points=2)
 
+    @pytest.mark.parametrize(
+        ("name", "shift", "expected"),
+        [
+            ("checkpoint-{}.pth.tar", 0, True),
+            ("{}.pt", 0, True),
+            ("checkpoint-{}.pt", 1, False),
+            ("step_{}.pt", 0, False),
+        ],
+    )
+    def test_a_number_that_is_the_epoch_in_the_file(
+        self, tmp_path: Path, name: str, shift: int, expected: bool
+    ) -> None:
+        notes: list[str] = []
+        for number in (3, 4):
+            save(tmp_path / name.format(number), number, epoch=number + shift)
+        assert list(steps(tmp_path, notes).values()) == [3, 4]
+        assert ("there are epochs" in "".join(notes)) is expected
+
     def test_a_constant_of_that_name_stays(self, tmp_path: Path) -> None:
         save(tmp_path / "epoch_3.pt", 1)
         (tmp_path / "localrank.toml").write_text("[columns]\nepoch = 77\n")
