@@ -20,7 +20,7 @@ class Content:
     averaged: frozenset[str] = frozenset()  # keys of `states` that hold an average over training
 
 
-_STEP_KEYS = (
+STEP_KEYS = (
     "global_step",
     "step",
     "global_steps",
@@ -63,7 +63,7 @@ def step_in(mapping: Mapping[str, Any]) -> tuple[int | None, str]:
     Returns:
         The step and the key that told it; (None, "") when none does.
     """
-    for key in _STEP_KEYS:
+    for key in STEP_KEYS:
         if key in mapping:
             found = integer(mapping[key])
             if found is not None and found >= 0:

@@ -34,3 +34,15 @@ def one_line(error: BaseException) -> str:
     """
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
+
+
+def shown(name: str) -> str:
+    """A name that a file holds, as it may stand in a sentence.
+
+    Args:
+        name: Any text: who made the file chose it.
+
+    Returns:
+        Its beginning, without line breaks and what a terminal would obey.
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:160])

@@ -9,7 +9,7 @@ PeriodicCheckpointer, nanoGPT's train.py, torchtitan's CheckpointManager.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from localrank_cli.checkpoints.content import State, epoch_in, integer, step_in
+from localrank_cli.checkpoints.content import STEP_KEYS, State, epoch_in, integer, step_in
 
 # Where an average over training may be; `params_ema` is BasicSR's.
 EMA_KEYS = (
@@ -26,7 +26,7 @@ EMA_KEYS = (
 )
 # Where a step or epoch may be, beside the top level. Nothing else is looked into: the settings of
 # a run (hyper_parameters, args) hold numbers of the same names.
-_PLACES: tuple[tuple[str | int, ...], ...] = (
+PLACES: tuple[tuple[str | int, ...], ...] = (
     ("meta",),  # mmengine
     ("state", "timestamp"),  # Composer
     ("state", "timestamp", "Timestamp"),  # Composer, later versions
@@ -34,7 +34,8 @@ _PLACES: tuple[tuple[str | int, ...], ...] = (
     ("extra_state", "train_iterator"),  # fairseq: the epoch
     ("train_state",),  # torchtitan
 )
-_COUNTERS = ("n_averaged", "steps")  # of torch's and mmengine's averaged models
+COUNTERS = frozenset((*STEP_KEYS, "epoch", "batch"))
+_AVERAGED = ("n_averaged", "steps")  # of torch's and mmengine's averaged models
 
 
 def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
@@ -48,7 +49,7 @@ def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
     """
     step, source = step_in(loaded)
     epoch = epoch_in(loaded)
-    for place in _PLACES:
+    for place in PLACES:
         inner = _at(loaded, place)
         if inner is None:
             continue
@@ -117,7 +118,7 @@ def without_counter(state: State) -> tuple[State, bool]:
         The weights, and whether there was such a counter: torch.optim.swa_utils.AveragedModel and
         mmengine's averaged models hold the network as `module` and count the averaged steps.
     """
-    counters = [key for key in _COUNTERS if key in state and state[key].numel() == 1]
+    counters = [key for key in _AVERAGED if key in state and state[key].numel() == 1]
     rest = {key: value for key, value in state.items() if key not in counters}
     if not counters or not rest or not all(key.startswith("module.") for key in rest):
         return state, False

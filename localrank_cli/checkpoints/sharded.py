@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from localrank_cli.checkpoints.content import Content, State, epoch_in, step_in
-from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
+from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line, shown
 from localrank_cli.checkpoints.formats import read, read_some
 from localrank_cli.errors import UnreadableError
 
@@ -80,7 +80,7 @@ def read_sharded(index: Path, *, trust_pickle: bool = False, header_only: bool =
         if not shard.exists():
             raise UnreadableError(
                 f"{shard}: there is no such file, and {index.name} says that it holds"
-                f" {keys[0]}{_more(keys)}.",
+                f" {shown(keys[0])}{_more(keys)}.",
                 "Copy the whole checkpoint again, or leave it out with --pattern.",
             )
         found |= _from_shard(shard, keys, index.name, trust_pickle, header_only)
@@ -116,7 +116,8 @@ def _from_shard(
     absent = [key for key in keys if key not in state]
     if absent:
         raise UnreadableError(
-            f"{shard}: does not hold {absent[0]}{_more(absent)}, which {index} places there.",
+            f"{shard}: does not hold {shown(absent[0])}{_more(absent)}, which {index} places"
+            " there.",
             "Index and files are not of the same checkpoint: copy it again, or save it again.",
         )
     return {key: state[key] for key in keys}

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.checkpoints.dcp_writer import save_dcp
 from tests.helpers import renamed, weights
 
 State = Mapping[str, Tensor]
@@ -214,6 +215,54 @@ def _hub_cache(folder: Path, step: int) -> None:
     (folder / "refs/main").write_text(commit)
 
 
+def _dcp(name: str, wrap: Callable[[int], dict[str, Any]], parts: int = 1) -> Any:
+    def write(folder: Path, step: int) -> None:
+        save_dcp(folder / name.format(step=step), wrap(step), parts)
+
+    return write
+
+
+def _training(step: int) -> dict[str, Any]:
+    """A model and what its optimizer keeps, under the names of the model."""
+    state = {
+        f"state.{key}.exp_avg": torch.full_like(value, 5.0) for key, value in raw(step).items()
+    }
+    return {"model": raw(step), "optimizer": {**state, "param_groups": [{"lr": 0.1}]}}
+
+
+def _torchtitan(step: int) -> dict[str, Any]:
+    # The model's own names stand at the top.
+    return {
+        **raw(step),
+        "optimizer": _training(step)["optimizer"],
+        "train_state": {"step": torch.tensor(step, dtype=torch.int32)},
+        "lr_scheduler": {"last_epoch": 3},
+    }
+
+
+def _olmo_core(step: int) -> dict[str, Any]:
+    training = _training(step)
+    return {"model": training["model"], "optim": training["optimizer"]}
+
+
+def _olmo_core_folder(folder: Path, step: int) -> None:
+    save_dcp(folder / f"step{step}/model_and_optim", _olmo_core(step))
+    (folder / f"step{step}/train").mkdir()
+    torch.save({"global_step": step}, folder / f"step{step}/train/rank0.pt")
+    (folder / f"step{step}/.metadata.json").write_text("{}")
+
+
+def _lightning_sharded(folder: Path, step: int) -> None:
+    place = folder / f"epoch=0-step={step}.ckpt"
+    save_dcp(place, {"state_dict": renamed(raw(step), "model."), "optimizer_0": {}}, 2)
+    torch.save({"global_step": step, "epoch": 0, "loops": {}}, place / "meta.pt")
+
+
+def _accelerate_fsdp(folder: Path, step: int) -> None:
+    save_dcp(folder / f"step_{step}/pytorch_model_fsdp_0", {"model": raw(step)}, 2)
+    save_dcp(folder / f"step_{step}/optimizer_0", {"optim": {"state": {}, "lr": 1.0}})
+
+
 def void(value: object) -> None:
     """Forgets what a writer returns."""
 
@@ -259,4 +308,12 @@ LAYOUTS: dict[str, Layout] = {
     "Composer": Layout(_saved("ep1-ba{step}-rank0.pt", _composer), "ep1-ba{step}-rank0.pt"),
     "torchtune": Layout(_torchtune, "epoch_{step}"),
     "accelerate": Layout(_accelerate, "checkpoint_{step}", settings={"step_from": "name"}),
+    "torch.distributed.checkpoint": Layout(_dcp("step_{step}", _training), "step_{step}"),
+    "torch.distributed.checkpoint, sharded": Layout(
+        _dcp("step_{step}", _training, parts=2), "step_{step}"
+    ),
+    "torchtitan": Layout(_dcp("step-{step}", _torchtitan), "step-{step}"),
+    "OLMo-core": Layout(_olmo_core_folder, "step{step}"),
+    "Lightning, sharded": Layout(_lightning_sharded, "epoch=0-step={step}.ckpt"),
+    "accelerate, FSDP sharded": Layout(_accelerate_fsdp, "step_{step}"),
 }

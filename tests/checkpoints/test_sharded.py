@@ -153,3 +153,11 @@ def test_names() -> None:
     assert not is_index(Path("index.json"))
     assert is_shard("model-00001-of-00003")
     assert not is_shard("model-of-3")
+
+
+def test_names_in_messages_move_no_cursor(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a\n\x1b[2Jb": "model-1.safetensors"}}))
+    with pytest.raises(UnreadableError, match=r"a\?\?\[2Jb") as caught:
+        read_checkpoint(index)
+    assert str(caught.value).isprintable()
