@@ -28,8 +28,8 @@ def analyze(
         typer.Option(
             metavar="SPEC",
             help="The network's code: path/to/file.py:name or package.module:name, an nn.Module"
-            " class or a function that returns a module. Without it: a plain MLP, inferred from"
-            " the weights.",
+            " class or a function that returns a module; or hf: built by transformers from the"
+            " config.json beside the weights. Without it: a plain MLP, inferred from the weights.",
         ),
     ] = None,
     model_arg: Annotated[

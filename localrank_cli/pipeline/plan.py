@@ -24,6 +24,7 @@ from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
 from localrank_cli.pipeline.folder_settings import read_folder_settings
 from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, load_state
+from localrank_cli.pipeline.hf import make_hf_model
 from localrank_cli.pipeline.machine import memory_budget, pick_device
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options
 from localrank_cli.pipeline.settings import (
@@ -131,7 +132,10 @@ def _plan_series(
     series = find_checkpoints(folder, named, options.pattern, data_files, rule.names)
     headers = Headers(series, options.trust_pickle, rule, options.weights)
     steps = headers.steps(note)
-    model = _make_model(settings.model, headers.first, note)
+    if settings.model.is_hf:
+        model = make_hf_model([file for file, _ in steps], folder, settings.model.arguments)
+    else:
+        model = _make_model(settings.model, headers.first, note)
     expected = Expected(model)
     points, facts = load_points(settings.source)
     for text in points.notes:
