@@ -44,6 +44,9 @@ class AnalyzeKeywords(TypedDict, total=False):
     every: int
     last: int
     on_error: str
+    weights: str
+    step_regex: str
+    step_from: str
     trust_model: bool
     trust_pickle: bool
 

@@ -141,8 +141,8 @@ def test_files_stay_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 300
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef) and node.name != "analyze":
-            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+        if isinstance(node, ast.FunctionDef):  # a command's options are not its work
+            assert (node.end_lineno or 0) - node.body[0].lineno < 60, node.name
 
 
 def test_tests_mirror_the_package() -> None:

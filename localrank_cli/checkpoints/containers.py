@@ -1,4 +1,4 @@
-"""Finds the state dict in what torch.load returns."""
+"""Finds the state dicts in what torch.load returns."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.checkpoints.content import Content, State, epoch_in, step_in
+from localrank_cli.checkpoints.content import Content, State
+from localrank_cli.checkpoints.frameworks import (
+    EMA_KEYS,
+    callback_averages,
+    progress,
+    swapped_average,
+    without_counter,
+)
 from localrank_cli.errors import UnreadableError
 
-CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params")
+CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "module")
+# Only ever a step on the way: Composer's `state.model`, torch's `app.model`.
+_PASSAGES = ("state", "app", "current_model_state")
 _LEAVE_OUT = "leave it out with --pattern GLOB."
 
 
@@ -34,18 +43,50 @@ def unwrap(loaded: object, path: Path) -> Content:
             f"{path}: holds a {type(loaded).__name__}, not a state dict.",
             f"Save model.state_dict() (a whole pickled module is not read), or {_LEAVE_OUT}",
         )
-    states = _candidates(loaded, "")
+    states, averaged = find_states(loaded)
     if not states:
         keys = ", ".join(repr(str(key)) for key in list(loaded)[:8])
         raise UnreadableError(
             f"{path}: no state dict found; its keys are {keys or 'none'}.",
-            f"Known places are the top level and {', '.join(CONTAINER_KEYS)}; if it is no"
-            f" checkpoint, {_LEAVE_OUT}",
+            f"Known places are the top level and {', '.join((*CONTAINER_KEYS, *EMA_KEYS))}; if it"
+            f" is no checkpoint, {_LEAVE_OUT}",
         )
     for state in states.values():
         _check_plain(state, path)
-    step, source = step_in(loaded)
-    return Content(states=states, step=step, step_source=source, epoch=epoch_in(loaded))
+    step, source, epoch = progress(loaded)
+    return Content(states, step, source, epoch, averaged)
+
+
+def find_states(loaded: Mapping[Any, Any]) -> tuple[dict[str, State], frozenset[str]]:
+    """Finds all state dicts at the places where they usually are.
+
+    Args:
+        loaded: A whole checkpoint.
+
+    Returns:
+        Where they are -> state dicts, the training weights first; and the places of averages.
+    """
+    raw: dict[str, State] = {}
+    averages: dict[str, State] = {}
+    for key, state in _candidates(loaded, "").items():
+        weights, counted = without_counter(state)
+        (averages if counted else raw)[key] = weights
+    for key in EMA_KEYS:
+        inner = _state_of(loaded.get(key))
+        if isinstance(inner, Mapping):
+            averages |= _candidates(inner, key, depth=1)
+    for key, inner in callback_averages(loaded).items():
+        averages |= _candidates(inner, key, depth=1)
+    averages = {key: without_counter(state)[0] for key, state in averages.items()}
+    swapped = swapped_average(loaded)
+    if swapped is not None:
+        average, training = swapped
+        moved = raw.pop(training, None) or averages.pop(training, None)
+        if average in raw:
+            averages = {average: raw.pop(average)} | averages
+        if moved is not None:
+            raw = {training: moved} | raw
+    return raw | averages, frozenset(averages)
 
 
 def _candidates(mapping: Mapping[Any, Any], prefix: str, depth: int = 0) -> dict[str, State]:
@@ -53,13 +94,15 @@ def _candidates(mapping: Mapping[Any, Any], prefix: str, depth: int = 0) -> dict
         return {prefix: dict(mapping)}
     found: dict[str, State] = {}
     if depth < 3:
-        for key in CONTAINER_KEYS:
-            inner = mapping.get(key)
-            if isinstance(inner, nn.Module):
-                inner = inner.state_dict()
+        for key in (*CONTAINER_KEYS, *_PASSAGES):
+            inner = _state_of(mapping.get(key))
             if isinstance(inner, Mapping):
                 found |= _candidates(inner, f"{prefix}.{key}" if prefix else key, depth + 1)
     return found
+
+
+def _state_of(value: Any) -> Any:
+    return value.state_dict() if isinstance(value, nn.Module) else value
 
 
 def _is_state(mapping: Mapping[Any, Any]) -> bool:

@@ -1,7 +1,7 @@
 """What a checkpoint file holds, whatever its format."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,10 +17,10 @@ class Content:
     step: int | None = None
     step_source: str = ""  # the key that told the step
     epoch: int | None = None
-    notes: tuple[str, ...] = field(default=())
+    averaged: frozenset[str] = frozenset()  # keys of `states` that hold an average over training
 
 
-_STEP_KEYS = (
+STEP_KEYS = (
     "global_step",
     "step",
     "global_steps",
@@ -63,7 +63,7 @@ def step_in(mapping: Mapping[str, Any]) -> tuple[int | None, str]:
     Returns:
         The step and the key that told it; (None, "") when none does.
     """
-    for key in _STEP_KEYS:
+    for key in STEP_KEYS:
         if key in mapping:
             found = integer(mapping[key])
             if found is not None and found >= 0:

@@ -3,6 +3,7 @@
 import pickle
 import re
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from localrank_cli.checkpoints.containers import unwrap
 from localrank_cli.checkpoints.content import Content, epoch_in, step_in
+from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
 from localrank_cli.errors import UnreadableError
 
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
 _GLOBAL_IN_MESSAGE = re.compile(r"\bGLOBAL ([A-Za-z_][\w.]*)")
-_DAMAGED = "Is the file complete? Copy or save it again, or leave it out with --pattern."
 
 
 def read(path: Path, *, trust_pickle: bool = False, header_only: bool = False) -> Content:
@@ -32,20 +34,42 @@ def read(path: Path, *, trust_pickle: bool = False, header_only: bool = False) -
     Raises:
         UnreadableError: If it cannot be read; the message names the file.
     """
+    _check_file(path)
+    if path.suffix.lower() == ".safetensors":
+        return _read_safetensors(path, header_only, None)
+    return unwrap(load_torch(path, trust_pickle=trust_pickle), path)
+
+
+def read_some(path: Path, keys: Collection[str], *, header_only: bool = False) -> Content:
+    """Reads some tensors of a safetensors file.
+
+    Args:
+        path: The file.
+        keys: The tensors to read; what the file does not hold is left out.
+        header_only: Whether shapes are enough; the tensors are then on `meta`.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UnreadableError: If it cannot be read.
+    """
+    _check_file(path)
+    return _read_safetensors(path, header_only, keys)
+
+
+def _check_file(path: Path) -> None:
     try:
         if path.stat().st_size == 0:
-            raise UnreadableError(f"{path}: the file is empty.", _DAMAGED)
+            raise UnreadableError(f"{path}: the file is empty.", DAMAGED)
         with path.open("rb"):  # safetensors calls every reason a missing file
             str(path).encode()
     except OSError as error:
-        raise _os_error(path, error) from error
+        raise cannot_read(path, error) from error
     except UnicodeError as error:  # torch and safetensors take no other names
         raise UnreadableError(
             f"{path}: the path is not UTF-8.", "Rename it, or use a UTF-8 locale."
         ) from error
-    if path.suffix.lower() == ".safetensors":
-        return _read_safetensors(path, header_only)
-    return unwrap(load_torch(path, trust_pickle=trust_pickle), path)
 
 
 def is_weights_file(path: Path) -> bool:
@@ -57,15 +81,32 @@ def is_weights_file(path: Path) -> bool:
     Returns:
         True for the suffixes that `read` knows.
     """
-    return path.suffix.lower() in _SUFFIXES
+    return weights_suffix(path.name) != ""
 
 
-def _read_safetensors(path: Path, header_only: bool) -> Content:
+def weights_suffix(name: str) -> str:
+    """The suffix by which a file is a checkpoint.
+
+    Args:
+        name: A file's name.
+
+    Returns:
+        The suffix as written, `.pth.tar` whole; empty for other files.
+    """
+    lower = name.lower()
+    fitting = [suffix for suffix in SUFFIXES if lower.endswith(suffix) and lower != suffix]
+    return name[-len(max(fitting, key=len)) :] if fitting else ""
+
+
+def _read_safetensors(path: Path, header_only: bool, keys: Collection[str] | None) -> Content:
     state: dict[str, Tensor] = {}
+    wanted = None if keys is None else set(keys)
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = dict(file.metadata() or {})
             for key in file.keys():  # noqa: SIM118  # not a mapping
+                if wanted is not None and key not in wanted:
+                    continue
                 if header_only:
                     shape = file.get_slice(key).get_shape()
                     state[key] = torch.empty(shape, device="meta")
@@ -73,12 +114,12 @@ def _read_safetensors(path: Path, header_only: bool) -> Content:
                     state[key] = file.get_tensor(key)
     except SafetensorError as error:
         raise UnreadableError(
-            f"{path}: not a readable safetensors file ({_one_line(error)}).", _DAMAGED
+            f"{path}: not a readable safetensors file ({one_line(error)}).", DAMAGED
         ) from error
     except OSError as error:
-        raise _os_error(path, error) from error
-    if not state:
-        raise UnreadableError(f"{path}: holds no tensor.", _DAMAGED)
+        raise cannot_read(path, error) from error
+    if not state and wanted is None:
+        raise UnreadableError(f"{path}: holds no tensor.", DAMAGED)
     step, source = step_in(metadata)
     return Content({"": state}, step=step, step_source=source, epoch=epoch_in(metadata))
 
@@ -107,7 +148,7 @@ def load_torch(path: Path, *, trust_pickle: bool = False) -> object:
                 path, map_location="cpu", weights_only=not trust_pickle, mmap=is_zip or None
             )
     except OSError as error:
-        raise _os_error(path, error) from error
+        raise cannot_read(path, error) from error
     except Exception as error:  # torch.load raises what the pickle machinery happens to raise
         blocked = _blocked_globals(path, error)
         if blocked and not trust_pickle:
@@ -118,7 +159,7 @@ def load_torch(path: Path, *, trust_pickle: bool = False) -> object:
                 " which may run any code in it.",
             ) from error
         raise UnreadableError(
-            f"{path}: not a readable torch file ({_reason(error)}).", _DAMAGED
+            f"{path}: not a readable torch file ({_reason(error)}).", DAMAGED
         ) from error
 
 
@@ -133,62 +174,8 @@ def _blocked_globals(path: Path, error: Exception) -> list[str]:
     return sorted(names)[:8] or _GLOBAL_IN_MESSAGE.findall(str(error))[:1]
 
 
-def _os_error(path: Path, error: OSError) -> UnreadableError:
-    reason = error.strerror or _one_line(error)
-    return UnreadableError(
-        f"{path}: cannot be read ({reason}).", "Check that it exists and that you may read it."
-    )
-
-
 def _reason(error: Exception) -> str:
     if not isinstance(error, (RuntimeError, EOFError)):
         # torch's own text advises to load with weights_only=False, which would not help here.
         return "its bytes are not those that torch.save writes"
-    return _one_line(error)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
-
-
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-_SHARD_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-
-
-def is_folder_weights(path: Path) -> bool:
-    """Tells whether a file is named as the weights in a `checkpoint-N/` folder are.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        True for model.safetensors and pytorch_model.bin.
-    """
-    return path.name in _FOLDER_WEIGHTS
-
-
-def folder_weights(folder: Path) -> Path | None:
-    """The one weights file of a Hugging Face `checkpoint-N/` folder.
-
-    Args:
-        folder: The checkpoint's folder.
-
-    Returns:
-        The file, or None when the folder is no such checkpoint.
-
-    Raises:
-        UnreadableError: If its weights are sharded.
-    """
-    for name in _FOLDER_WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    for name in _SHARD_INDEXES:
-        index = folder / name
-        if index.is_file():
-            raise UnreadableError(
-                f"{folder}: its weights are sharded over several files, which are not read yet.",
-                "Save it again in one file: model.save_pretrained(DIR, max_shard_size='1TB').",
-            )
-    return None
+    return one_line(error)

@@ -1,38 +1,42 @@
 """Finds the checkpoints among what the user named."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from localrank_cli.checkpoints.formats import folder_weights, is_folder_weights, is_weights_file
-from localrank_cli.checkpoints.steps import epoch_in_name, step_in_name
+from localrank_cli.checkpoints.folders import (
+    FACTS,
+    NOT_CHECKPOINTS,
+    folder_weights,
+    is_alias,
+    is_folder_weights,
+    listed,
+    stem_of,
+)
+from localrank_cli.checkpoints.formats import is_weights_file
+from localrank_cli.checkpoints.hub import hub_folder_of, is_hub_folder, snapshots
+from localrank_cli.checkpoints.sharded import is_index, is_shard, shard_files
+from localrank_cli.checkpoints.steps import NO_RULE, NameRule, epoch_in_name, step_in_name
 from localrank_cli.errors import SettingsError, UnreadableError
 
-_NOT_CHECKPOINTS = re.compile(
-    r"^(?:.*[_\-.])?(?:optim(?:izer)?|(?:lr_?)?scheduler|rng(?:_?states?)?|random_states?|scaler|"
-    r"training_args|trainer_state)"
-    # Possessive: names are matched in linear time.
-    r"(?:[_\-.=]*+(?:(?:global_?)?(?:states?|steps?|iter|epoch|checkpoint|ckpt)|\d++))*+"
-    r"(?:\.[A-Za-z]+)?$",
-    flags=re.IGNORECASE,
-)
-_SHARD = re.compile(r"\d+-of-\d+$")
+_KNOWN = "Known are .safetensors, .pt, .pth, .pth.tar, .ckpt and .bin"
 
 
 @dataclass(frozen=True)
 class CheckpointFile:
     """A checkpoint before it is read."""
 
-    path: Path  # the weights file
+    path: Path  # the weights file, the index of several, or `.metadata`
     name: str  # relative to the series; for checkpoint-N/ the folder's name
+    folder: Path | None = None  # of a checkpoint that is a folder; facts lie in it
+    label: str = ""  # what names it where its name is a hash: a revision of the Hub
 
     @property
     def stem(self) -> str:
         """The name from which a step is read."""
         last = self.name.rsplit("/", 1)[-1]
-        return last if self.path.name != last else Path(last).stem
+        return self.label or (last if self.path.name != last else stem_of(last))
 
     @property
     def name_step(self) -> int | None:
@@ -53,11 +57,12 @@ class Series:
     files: tuple[CheckpointFile, ...]
 
 
-def find_folders(paths: Sequence[Path]) -> dict[Path, list[Path]]:
+def find_folders(paths: Sequence[Path], rule: NameRule = NO_RULE) -> dict[Path, list[Path]]:
     """Groups what the user named into series: a folder, or single files of one folder.
 
     Args:
         paths: Folders, files, and `checkpoint-N/` folders.
+        rule: The user's own way to tell a step from a name.
 
     Returns:
         Resolved folder -> the single checkpoints named in it; an empty list means the whole folder.
@@ -68,14 +73,15 @@ def find_folders(paths: Sequence[Path]) -> dict[Path, list[Path]]:
     folders: dict[Path, list[Path]] = {}
     for path in paths:
         resolved = _resolve(path)
-        if resolved.is_dir() and not _is_checkpoint_folder(resolved):
+        if resolved.is_dir() and not _is_checkpoint_folder(resolved, rule):
             folders[resolved] = []
             continue
-        if is_folder_weights(resolved) and _is_checkpoint_folder(resolved.parent):
+        if is_folder_weights(resolved) and _is_checkpoint_folder(resolved.parent, rule):
             resolved = resolved.parent
-        single = folders.get(resolved.parent)
+        folder = hub_folder_of(resolved) or resolved.parent
+        single = folders.get(folder)
         if single is None:
-            folders[resolved.parent] = [resolved]
+            folders[folder] = [resolved]
         elif single and resolved not in single:
             single.append(resolved)
     return folders
@@ -102,7 +108,11 @@ def _resolve(path: Path) -> Path:
 
 
 def find_checkpoints(
-    folder: Path, named: Sequence[Path], pattern: str, exclude: Iterable[Path]
+    folder: Path,
+    named: Sequence[Path],
+    pattern: str,
+    exclude: Iterable[Path],
+    rule: NameRule = NO_RULE,
 ) -> Series:
     """Lists the checkpoints of a series.
 
@@ -111,6 +121,7 @@ def find_checkpoints(
         named: Single checkpoints of it; empty for all.
         pattern: A glob on names (`--pattern`); empty for all.
         exclude: Files that are no checkpoints, such as the data file.
+        rule: The user's own way to tell a step from a name.
 
     Returns:
         The series, in order of name.
@@ -120,21 +131,28 @@ def find_checkpoints(
         SettingsError: If a file was named that is no checkpoint.
     """
     excluded = {path.resolve() for path in exclude}
-    try:
-        entries = list(named) or sorted(folder.iterdir())
-    except OSError as error:
-        raise UnreadableError(
-            f"{folder}: cannot be read ({error.strerror}).", "Check its permissions."
-        ) from error
-    files = []
-    for entry in entries:
-        if not named and _NOT_CHECKPOINTS.match(entry.name):
-            continue
-        if entry.resolve() in excluded or (pattern and not fnmatch(entry.name, pattern)):
-            continue
-        file = _as_checkpoint(entry, folder, bool(named))
-        if file is not None:
-            files.append(file)
+    if is_hub_folder(folder):
+        files = list(_of_hub(folder, named, pattern))
+        entries = list(snapshots(folder))
+    else:
+        try:
+            entries = list(named) or sorted(folder.iterdir())
+        except OSError as error:
+            raise UnreadableError(
+                f"{folder}: cannot be read ({error.strerror}).", "Check its permissions."
+            ) from error
+        shards = _shards(entries)
+        files = []
+        for entry in entries:
+            if not named and (NOT_CHECKPOINTS.match(entry.name) or entry.name in FACTS):
+                continue
+            if pattern and not fnmatch(entry.name, pattern):
+                continue
+            if entry in shards or entry.resolve() in excluded:
+                continue
+            file = _as_checkpoint(entry, folder, bool(named), rule)
+            if file is not None:
+                files.append(file)
     if not files:
         raise _nothing_found(folder, entries, pattern)
     return Series(folder, tuple(files))
@@ -160,34 +178,77 @@ def run_names(folders: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _as_checkpoint(entry: Path, folder: Path, named: bool) -> CheckpointFile | None:
+def _of_hub(folder: Path, named: Sequence[Path], pattern: str) -> Iterator[CheckpointFile]:
+    for snapshot, refs in snapshots(folder).items():
+        if named and snapshot not in named:
+            continue
+        # Of several names of one snapshot the one with a step is its own (`main` is an alias).
+        label = next((ref for ref in refs if step_in_name(ref) is not None), "".join(refs[:1]))
+        name = snapshot.relative_to(folder).as_posix()
+        if pattern and not any(fnmatch(text, pattern) for text in (*refs, snapshot.name)):
+            continue
+        weights = folder_weights(snapshot)
+        if weights is not None:
+            yield CheckpointFile(weights, name, snapshot, label)
+
+
+def _shards(entries: Sequence[Path]) -> set[Path]:
+    """The files that indexes among the entries list: parts, and no checkpoints of their own."""
+    return {shard for entry in entries if is_index(entry) for shard in shard_files(entry)}
+
+
+def _as_checkpoint(entry: Path, folder: Path, named: bool, rule: NameRule) -> CheckpointFile | None:
     name = entry.relative_to(folder).as_posix()
     if entry.is_dir():
-        if not _is_checkpoint_folder(entry):
-            return None
-        weights = folder_weights(entry)
-        return CheckpointFile(weights, name) if weights is not None else None
-    if is_weights_file(entry):
-        if _SHARD.search(entry.stem):
+        weights = folder_weights(entry) if _may_be_checkpoint(entry, rule) else None
+        return CheckpointFile(weights, name, entry) if weights is not None else None
+    if is_index(entry) or is_weights_file(entry):
+        if is_shard(stem_of(entry.name)):
             raise UnreadableError(
-                f"{entry}: is one of several files of a sharded checkpoint, which are not read"
-                " yet.",
-                "Save it again in one file: model.save_pretrained(DIR, max_shard_size='1TB').",
+                f"{entry}: is one of several files of a sharded checkpoint, and there is no index"
+                " file (*.index.json) that lists it.",
+                "Copy the index of the checkpoint too, or save it again in one file:"
+                " model.save_pretrained(DIR, max_shard_size='1TB').",
             )
-        return CheckpointFile(entry, name)
+        return CheckpointFile(entry, name, folder if is_folder_weights(entry) else None)
     if named:
-        raise SettingsError(
-            f"{entry}: is not a checkpoint by its suffix {entry.suffix!r}.",
-            "Known are .safetensors, .pt, .pth, .ckpt and .bin.",
-        )
+        raise _not_a_checkpoint(entry)
     return None
 
 
-def _is_checkpoint_folder(folder: Path) -> bool:
-    if step_in_name(folder.name) is None:
+def _not_a_checkpoint(entry: Path) -> SettingsError:
+    if entry.suffix.lower() in (".pkl", ".pickle"):
+        return SettingsError(f"{entry}: is a plain pickle, which only code can read.", _OF_PICKLES)
+    return SettingsError(
+        f"{entry}: is not a checkpoint by its suffix {entry.suffix!r}.", f"{_KNOWN}."
+    )
+
+
+_OF_PICKLES = (
+    "Convert it where you trust it (detectron2's model zoo: DetectionCheckpointer reads it), and"
+    " save the state dict: torch.save(model.state_dict(), 'step_100.pt')."
+)
+
+
+def _may_be_checkpoint(folder: Path, rule: NameRule) -> bool:
+    if rule.step(folder.name) is not None or step_in_name(folder.name) is not None:
+        return True
+    if epoch_in_name(folder.name) is not None or is_alias(folder.name):
+        return True
+    if not any((folder / name).is_file() for name in FACTS):
         return False
-    names = {entry.name for entry in _listed(folder)}
-    return any(name.startswith(("model.safetensors", "pytorch_model.bin")) for name in names)
+    # A whole run has such facts too, beside the folders of its checkpoints.
+    return not any(step_in_name(path.name) is not None and path.is_dir() for path in listed(folder))
+
+
+def _is_checkpoint_folder(folder: Path, rule: NameRule) -> bool:
+    """Whether a folder that was named is one checkpoint and no series."""
+    if hub_folder_of(folder) is not None:
+        return True
+    told = rule.step(folder.name) is not None or step_in_name(folder.name) is not None
+    if not told and epoch_in_name(folder.name) is None:
+        return False
+    return folder_weights(folder) is not None
 
 
 def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> UnreadableError:
@@ -196,24 +257,17 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     inside = [
         entry.name
         for entry in entries
-        if entry.is_dir() and any(is_weights_file(path) for path in _listed(entry))
+        if entry.is_dir() and any(is_weights_file(path) for path in listed(entry))
     ]
     if inside:
         return UnreadableError(
             f"{folder}: holds no checkpoint, but its folders do: {', '.join(inside[:5])}.",
             "Name them: each is a series.",
         )
+    pickles = [entry for entry in entries if entry.suffix.lower() in (".pkl", ".pickle")]
     names = ", ".join(entry.name for entry in entries[:8])
     by = f" that matches --pattern {pattern!r}" if pattern else ""
     return UnreadableError(
         f"{folder}: holds no checkpoint{by}; it holds {names}.",
-        "Known are files with the suffixes .safetensors, .pt, .pth, .ckpt and .bin, and"
-        " checkpoint-N/ folders.",
+        _OF_PICKLES if pickles and not pattern else f"{_KNOWN}, and checkpoint-N/ folders.",
     )
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []

@@ -30,8 +30,8 @@ def analyze(
         typer.Option(
             metavar="SPEC",
             help="The network's code: path/to/file.py:name or package.module:name, an nn.Module"
-            " class or a function that returns a module. Without it: a plain MLP, inferred from"
-            " the weights.",
+            " class or a function that returns a module; or hf: built by transformers from the"
+            " config.json beside the weights. Without it: a plain MLP, inferred from the weights.",
         ),
     ] = None,
     model_arg: Annotated[
@@ -152,6 +152,30 @@ def analyze(
     last: Annotated[
         int | None, typer.Option(metavar="K", help="Only the last K checkpoints.")
     ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Which of several sets of weights in one file: raw (those that training goes on"
+            " with), ema (their average), or a key of the file.",
+        ),
+    ] = "raw",
+    step_regex: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="How a name tells the step: a regular expression whose one group, or group named"
+            " step, is the number.",
+        ),
+    ] = None,
+    step_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Where steps are taken from: contents, name or epoch. Default: what is in the"
+            " file, else beside it, else its name.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -243,6 +267,9 @@ def analyze(
         memory=parse_size(memory) if memory is not None else None,
         pattern=pattern,
         part=Part(parse_steps(steps) if steps is not None else None, every, last),
+        weights=weights,
+        step_regex=step_regex,
+        step_from=step_from,
         output=output,
         overwrite=overwrite,
         spectra=spectra,

@@ -69,11 +69,8 @@ def rethreshold(
                 f"{output}: exists already.", "Give another name with -o, or pass --overwrite."
             )
     from localrank_cli.pipeline.rethreshold import Rethreshold
-    from localrank_cli.spectrum.tolerance import Tolerance
 
-    tolerances = [Tolerance(atol=value) for value in absolute]
-    tolerances += [Tolerance(rtol=value) for value in relative]
-    _write(Rethreshold(spectra, tuple(tolerances), noise), output)
+    _write(Rethreshold.at(spectra, absolute, relative, noise), output)
 
 
 def _write(work: "Rethreshold", output: Path | None) -> None:

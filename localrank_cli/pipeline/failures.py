@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from localrank_cli.checkpoints.series import CheckpointFile
-from localrank_cli.errors import LocalrankError, MismatchError, SettingsError
+from localrank_cli.errors import LocalrankError, MismatchError, SettingsError, UnreadableError
 from localrank_cli.pipeline.headers import PlannedCheckpoint, Skip
 from localrank_cli.pipeline.part import Part
+from localrank_cli.spectrum.spectra import Examination
 from localrank_cli.table.record import CheckpointRecord
 
 
@@ -67,6 +68,32 @@ class Failures:
         if not planned:
             self.refuse_all(folder)
         return planned
+
+    def first_that_runs(
+        self,
+        planned: Sequence[PlannedCheckpoint],
+        examine: Callable[[PlannedCheckpoint], Examination],
+    ) -> Examination:
+        """Examines the model at the first checkpoint, or at a later one where errors are skipped.
+
+        Args:
+            planned: At least one.
+            examine: Reads a checkpoint and runs a point.
+
+        Returns:
+            What was seen.
+
+        Raises:
+            UnreadableError: If the checkpoint cannot be read.
+            MismatchError: If it does not fit.
+        """
+        for later, checkpoint in enumerate(planned, start=1):
+            try:
+                return examine(checkpoint)
+            except (UnreadableError, MismatchError):  # told when it is that checkpoint's turn
+                if not self._skips or later == len(planned):
+                    raise
+        raise AssertionError  # there is at least one
 
     def refuse_all(self, folder: Path) -> None:
         """Says that there is nothing left to analyse.

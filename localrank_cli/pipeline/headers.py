@@ -6,16 +6,27 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from localrank_cli.checkpoints.content import Content
-from localrank_cli.checkpoints.formats import read
+from localrank_cli.checkpoints.choice import RAW, choose, described
+from localrank_cli.checkpoints.content import Content, State
 from localrank_cli.checkpoints.prefixes import Stripping, candidates, strip_to_fit
+from localrank_cli.checkpoints.reading import files_of, read_checkpoint
 from localrank_cli.checkpoints.series import CheckpointFile, Series
+from localrank_cli.checkpoints.steps import StepRule
+from localrank_cli.checkpoints.twins import same_weights
 from localrank_cli.errors import LocalrankError, MismatchError, SettingsError, UnreadableError
 from localrank_cli.model.fill import Expected, fill_model, mismatch
+from localrank_cli.pipeline.steps import Telling, Told, tell
 
 Note = Callable[[str], None]
 Skip = Callable[[CheckpointFile, LocalrankError], None]
-_Shapes = dict[str, dict[str, tuple[int, ...]]]  # container -> key -> shape
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What must be known of a checkpoint before its tensors are read."""
+
+    shapes: dict[str, dict[str, tuple[int, ...]]]  # container -> key -> shape
+    averaged: frozenset[str]  # containers that hold an average over training
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,9 @@ class PlannedCheckpoint:
     step: int
     container: str  # key of the state dict in the file; "" for a bare one
     stripping: Stripping
-    aside: tuple[str, ...] = ()  # keys of other state dicts in the file, not taken
+    aside: tuple[str, ...] = ()  # other state dicts in the file, not taken
+    epoch: int | None = None
+    averaged: bool = False  # whether the weights are an average over training
     points: tuple[int, int] | None = None  # only these (first, one past the last), for a shard
 
     @property
@@ -41,17 +54,29 @@ class Headers:
     Args:
         series: The checkpoints.
         trust_pickle: Whether a pickle may run code.
+        rule: Where steps are looked for.
+        weights: Which of several sets of weights in one file are meant (`--weights`).
     """
 
-    def __init__(self, series: Series, trust_pickle: bool) -> None:
+    def __init__(
+        self,
+        series: Series,
+        trust_pickle: bool,
+        rule: StepRule = StepRule(),  # noqa: B008  # frozen
+        weights: str = RAW,
+    ) -> None:
         self._series = series
         self._trust_pickle = trust_pickle
-        self._shapes: dict[CheckpointFile, _Shapes] = {}
-        self._last_shapes: _Shapes = {}
-        self.first: Content | None = None
+        self._rule = rule
+        self._weights = weights
+        self._headers: dict[CheckpointFile, _Header] = {}
+        self._last = _Header({}, frozenset())
+        self._epochs: dict[CheckpointFile, int | None] = {}
+        self.in_epochs = False  # whether epochs stand in for steps
+        self.first: State | None = None  # the weights in the first file, by name
 
     def steps(self, note: Note, skip: Skip | None = None) -> list[tuple[CheckpointFile, int]]:
-        """Tells each checkpoint's step: from its content, else from its name.
+        """Tells each checkpoint's step, and leaves out second copies.
 
         Args:
             note: Takes each note for the user.
@@ -61,71 +86,55 @@ class Headers:
             Files and steps, by step.
 
         Raises:
-            SettingsError: If a step cannot be told, or two files have the same.
+            SettingsError: If a step cannot be told, or different checkpoints have the same.
         """
-        found: dict[int, CheckpointFile] = {}
-        sources: dict[CheckpointFile, str] = {}
-        unknown: list[str] = []
-        epochs: list[str] = []
+        told: dict[CheckpointFile, Told] = {}
         for file in self._series.files:
-            content = self._header(file, skip)
+            content = self._read(file, skip)
             if content is None:
                 continue
-            self.first = self.first or content
-            self._shapes[file] = self._shared(content)
-            if content.step is not None and file.name_step not in (None, content.step):
-                note(
-                    f"{file.name}: its name says step {file.name_step}, its entry"
-                    f" {content.step_source!r} says {content.step}, which is taken"
-                )
-            step, sources[file] = _step(file, content)
-            if step is None:
-                unknown.append(file.name)
-                continue
-            if content.step is None and file.name_step is None:
-                epochs.append(file.name)
-            if step in found:
-                raise self._same_step(step, found[step], file, sources)
-            found[step] = file
-        if epochs and len(epochs) < len(found):
-            unknown += epochs  # an epoch among steps is no step
-        if unknown:
-            raise _no_step(self._series, unknown)
-        if epochs:
-            note("there are epochs and no steps: the column step holds epochs")
-        return [(found[step], step) for step in sorted(found)]
+            if self.first is None:
+                chosen = self._choose(list(content.states), content.averaged, file)
+                self.first = content.states[chosen[0]]
+            self._headers[file] = self._shared(content)
+            told[file] = tell(file, content, self._rule)
+        telling = Telling(self._series, told, self._same)
+        steps = telling.steps(note)
+        self.in_epochs = telling.in_epochs
+        self._epochs = {file: told[file].epoch for file, _ in steps}
+        return steps
 
-    def _header(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
+    def _read(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
         try:
-            return read(file.path, trust_pickle=self._trust_pickle, header_only=True)
+            return read_checkpoint(file.path, trust_pickle=self._trust_pickle, header_only=True)
         except UnreadableError as error:
             if skip is None:
                 raise
             skip(file, error)
             return None
 
-    def _same_step(
-        self,
-        step: int,
-        first: CheckpointFile,
-        second: CheckpointFile,
-        sources: Mapping[CheckpointFile, str],
-    ) -> SettingsError:
-        return SettingsError(
-            f"{self._series.folder}: {first.name} ({sources[first]}) and {second.name}"
-            f" ({sources[second]}) are both step {step}.",
-            "Leave one out with --pattern GLOB.",
+    def _same(self, one: CheckpointFile, other: CheckpointFile) -> bool:
+        if self._headers[one] != self._headers[other]:
+            return False
+        return same_weights(
+            one.path, other.path, weights=self._weights, trust_pickle=self._trust_pickle
         )
 
-    def _shared(self, content: Content) -> _Shapes:
+    def _choose(
+        self, keys: Sequence[str], averaged: frozenset[str], file: CheckpointFile
+    ) -> tuple[str, ...]:
+        return choose(keys, averaged, self._weights, str(file.path))
+
+    def _shared(self, content: Content) -> _Header:
         shapes = {
             key: {name: tuple(tensor.shape) for name, tensor in state.items()}
             for key, state in content.states.items()
         }
+        header = _Header(shapes, content.averaged)
         # Checkpoints of one run have equal headers: one copy keeps memory flat for any number.
-        if shapes != self._last_shapes:
-            self._last_shapes = shapes
-        return self._last_shapes
+        if header != self._last:
+            self._last = header
+        return self._last
 
     def plan(
         self, file: CheckpointFile, step: int, model: nn.Module, expected: Expected
@@ -144,36 +153,30 @@ class Headers:
         Raises:
             MismatchError: If they do not fit.
         """
-        containers = self._shapes[file]
-        for container, shapes in containers.items():
-            found = strip_to_fit(shapes, expected.fits)
+        header = self._headers[file]
+        chosen = self._choose(list(header.shapes), header.averaged, file)
+        epoch = self._epochs.get(file)
+        for container in chosen:
+            found = strip_to_fit(header.shapes[container], expected.fits)
             if found is not None:
-                aside = tuple(key for key in containers if key != container)
-                return PlannedCheckpoint(file, step, container, found[0], aside)
+                aside = tuple(
+                    described(key, header.averaged) for key in header.shapes if key != container
+                )
+                averaged = container in header.averaged
+                return PlannedCheckpoint(file, step, container, found[0], aside, epoch, averaged)
         place = PlannedCheckpoint(file, step, "", Stripping()).place
         if type(model).load_state_dict is not nn.Module.load_state_dict or _has_hooks(model):
             # A user's load hooks may accept what keys and shapes alone do not show.
-            content = read(file.path, trust_pickle=self._trust_pickle)
-            for container, state in content.states.items():
+            content = read_checkpoint(file.path, trust_pickle=self._trust_pickle)
+            for container in chosen:
                 with suppress(MismatchError):
-                    fill_model(model, expected, state, place)
-                    return PlannedCheckpoint(file, step, container, Stripping())
+                    fill_model(model, expected, content.states[container], place)
+                    return PlannedCheckpoint(file, step, container, Stripping(), epoch=epoch)
         closest = min(
-            (renamed for shapes in containers.values() for _, renamed in candidates(shapes)),
+            (renamed for key in chosen for _, renamed in candidates(header.shapes[key])),
             key=lambda shapes: sum(map(len, expected.differences(shapes))),
         )
         raise mismatch(expected, closest, place)
-
-
-def _step(file: CheckpointFile, content: Content) -> tuple[int | None, str]:
-    """A checkpoint's step and where it was found: what is inside the file beats its name."""
-    if content.step is not None:
-        return content.step, f"by its entry {content.step_source!r}"
-    if file.name_step is not None:
-        return file.name_step, "by its name"
-    if content.epoch is not None:
-        return content.epoch, "by its entry 'epoch'"
-    return file.name_epoch, "by the epoch in its name"
 
 
 def _has_hooks(model: nn.Module) -> bool:
@@ -182,6 +185,36 @@ def _has_hooks(model: nn.Module) -> bool:
         or type(module)._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001  # as above
         for module in model.modules()
     )
+
+
+@dataclass(frozen=True)
+class Stat:
+    """By what a checkpoint is known without being read."""
+
+    n_bytes: int  # of all its files
+    mtime_ns: int  # of the latest of them
+
+
+def stat_of(checkpoint: PlannedCheckpoint) -> Stat:
+    """Looks at the files of a checkpoint.
+
+    Args:
+        checkpoint: From the plan.
+
+    Returns:
+        Their size and time of change.
+
+    Raises:
+        UnreadableError: If one cannot be looked at.
+    """
+    try:
+        stats = [path.stat() for path in files_of(checkpoint.file.path)]
+    except OSError as error:
+        raise UnreadableError(
+            f"{checkpoint.place}: cannot be read any more ({error.strerror}).",
+            "Run again when nothing writes to the folder.",
+        ) from error
+    return Stat(sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats))
 
 
 def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, Tensor]:
@@ -194,7 +227,7 @@ def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, T
     Returns:
         Name -> tensor.
     """
-    content = read(checkpoint.file.path, trust_pickle=trust_pickle)
+    content = read_checkpoint(checkpoint.file.path, trust_pickle=trust_pickle)
     state: Mapping[str, Tensor] | None = content.states.get(checkpoint.container)
     if state is not None:
         for stripping, renamed in candidates(state):
@@ -203,13 +236,4 @@ def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, T
     raise SettingsError(
         f"{checkpoint.place}: the file changed since the run began.",
         "Run again when nothing writes to it.",
-    )
-
-
-def _no_step(series: Series, unknown: Sequence[str]) -> SettingsError:
-    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    return SettingsError(
-        f"{series.folder}: no step can be told for {', '.join(unknown[:5])}{more}.",
-        "Names such as step_100, checkpoint-100, epoch=1-step=100 or model_100 tell one; choose"
-        " the checkpoints with --pattern GLOB, or rename the file.",
     )

@@ -35,6 +35,8 @@ DECISIVE = (
     "input_metric",
     "dtype",
     "columns",
+    "optional_columns",
+    "weights",
 )
 
 
@@ -106,11 +108,27 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "noise": settings.noise,
         "input_metric": "identity",
         "columns": dict(settings.columns),
+        "optional_columns": list(series.optional_columns),
+        "weights": series.weights,
         "layers": [
             asdict(record.call) | {"module": record.module, "shape": list(record.shape)}
             for record in series.examination.records
         ],
     }
+
+
+def extra_columns(series: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The optional columns of a table.
+
+    Args:
+        series: The settings of all series in it.
+
+    Returns:
+        Names in order: constants, then what was asked for.
+    """
+    every = list(series)
+    constants = [name for one in every for name in one["columns"]]
+    return tuple(dict.fromkeys(constants + [n for one in every for n in one["optional_columns"]]))
 
 
 def checkpoint_facts(entry: Entry) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from localrank_cli.measures.points import PointMeasures, PointRanks
 from localrank_cli.pipeline.going_on import SETTINGS
 from localrank_cli.pipeline.machine import versions
-from localrank_cli.pipeline.manifest import FORMAT, checkpoint_facts
+from localrank_cli.pipeline.manifest import FORMAT, checkpoint_facts, extra_columns
 from localrank_cli.pipeline.merge import Merge, Place, load
 from localrank_cli.table.journal import Journal, journal_path
 from localrank_cli.table.lock import OutputLock
@@ -80,8 +80,7 @@ def _write_table(merge: Merge, journal: Journal, target: Path, command: Sequence
         for row in CheckpointRecord.from_json(entry.head, journal.body(entry)).rows
     )
     settings = [merge.settings[run] for run in sorted(merge.settings)]
-    extra = tuple(dict.fromkeys(name for series in settings for name in series["columns"]))
-    write_table(target, rows, extra)
+    write_table(target, rows, extra_columns(settings))
     manifest = {
         "localrank_manifest": FORMAT,
         "complete": not merge.missing and all(e.head["status"] == "ok" for e in entries),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.errors import UsageError
 from localrank_cli.pipeline.part import Part, check_part
 from localrank_cli.pipeline.shard import Shard
@@ -51,6 +52,9 @@ class AnalyzeOptions:
     memory: int | None = None  # bytes; None: a quarter of what is free
     pattern: str = ""
     part: Part = field(default_factory=Part)
+    weights: str = "raw"
+    step_regex: str | None = None
+    step_from: str | None = None
     output: Path | None = None
     overwrite: bool = False
     spectra: Path | None = None
@@ -81,6 +85,7 @@ def check_options(options: AnalyzeOptions) -> None:
         raise UsageError(
             f"--on-error {options.on_error}: not known.", f"Known are {' and '.join(ON_ERROR)}."
         )
+    StepRule.parse(options.step_regex, options.step_from)
 
 
 def check_tolerances(atol: Sequence[float], rtol: Sequence[float | None]) -> None:

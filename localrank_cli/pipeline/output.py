@@ -17,7 +17,7 @@ from localrank_cli.pipeline.going_on import (
     go_on,
     record_settings,
 )
-from localrank_cli.pipeline.manifest import checkpoint_facts, make_manifest
+from localrank_cli.pipeline.manifest import checkpoint_facts, extra_columns, make_manifest
 from localrank_cli.pipeline.plan import Plan
 from localrank_cli.pipeline.spectra import SpectraFolder
 from localrank_cli.table.journal import Entry, Journal, journal_path
@@ -177,8 +177,8 @@ class Output:
         started = time.monotonic()
         settings = [self._journal.body(entry) for entry in self._journal.entries(SETTINGS)]
         settings.sort(key=lambda series: str(series["run"]))
-        extra = tuple(dict.fromkeys(name for series in settings for name in series["columns"]))
-        write_table(self.target, (row for record in self.records() for row in record.rows), extra)
+        rows = (row for record in self.records() for row in record.rows)
+        write_table(self.target, rows, extra_columns(settings))
         manifest = make_manifest(
             self._plan,
             self._command,

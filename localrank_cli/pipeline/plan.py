@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.checkpoints.content import Content
+from localrank_cli.checkpoints.choice import described
+from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.prefixes import WRAPPERS, candidates
 from localrank_cli.checkpoints.series import (
     Series,
@@ -16,6 +18,7 @@ from localrank_cli.checkpoints.series import (
     find_folders,
     run_names,
 )
+from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.model.build import build_model, move_model
 from localrank_cli.model.fill import Expected, fill_model
@@ -23,6 +26,7 @@ from localrank_cli.model.mlp import InferredMlp, infer_mlp
 from localrank_cli.pipeline.failures import Failures, choose_part
 from localrank_cli.pipeline.folder_settings import read_folder_settings
 from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, load_state
+from localrank_cli.pipeline.hf import make_hf_model
 from localrank_cli.pipeline.machine import memory_budget, pick_device
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options
 from localrank_cli.pipeline.settings import (
@@ -59,6 +63,8 @@ class SeriesPlan:
     model_facts: dict[str, object]
     data_facts: dict[str, object]
     examination: Examination  # of the first checkpoint
+    optional_columns: tuple[str, ...]  # of the table, after the constant ones
+    weights: str  # which of several sets in one file
 
     @property
     def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
@@ -97,7 +103,8 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
     check_options(options)
     check_names(options)
     device = pick_device(options.device)
-    named = find_folders(options.checkpoints)
+    rule = StepRule.parse(options.step_regex, options.step_from)
+    named = find_folders(options.checkpoints, rule.names)
     runs = run_names(list(named))
     planned = []
     # Models draw their first weights, and a user's code may set seeds when it is imported.
@@ -109,7 +116,9 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
                     options, folder, named[folder], runs[folder], device, _prefixed(note, prefix)
                 )
             )
-    extra = tuple(dict.fromkeys(name for plan in planned for name in plan.settings.columns))
+    constants = [name for plan in planned for name in plan.settings.columns]
+    optional = [name for plan in planned for name in plan.optional_columns]
+    extra = tuple(dict.fromkeys(constants + optional))
     memory = memory_budget(device) if options.memory is None else options.memory
     for plan in planned:
         check_fits(plan.examination.records, plan.examination.survey.n_in, memory)
@@ -127,20 +136,24 @@ def _plan_series(
 ) -> SeriesPlan:
     own = read_folder_settings(folder)
     # A folder without checkpoints is the mistake to name first, not the data that it lacks.
-    find_checkpoints(folder, named, options.pattern, own_files(own, folder))
+    rule = StepRule.parse(options.step_regex, options.step_from)
+    find_checkpoints(folder, named, options.pattern, own_files(own, folder), rule.names)
     settings = resolve(options, own, folder)
     for text in settings.notes:
         note(text)
     data_files = own_files(own, folder)
     if settings.source.path is not None:
         data_files.append(settings.source.path)
-    series = find_checkpoints(folder, named, options.pattern, data_files)
-    headers = Headers(series, options.trust_pickle)
+    series = find_checkpoints(folder, named, options.pattern, data_files, rule.names)
+    headers = Headers(series, options.trust_pickle, rule, options.weights)
     failures = Failures(run, skips=options.on_error == "skip")
     steps = headers.steps(note, failures.taker)
     if not steps:
         failures.refuse_all(folder)
-    model = _make_model(settings.model, headers.first, note)
+    if settings.model.is_hf:
+        model = make_hf_model([file for file, _ in steps], folder, settings.model.arguments)
+    else:
+        model = _make_model(settings.model, headers.first, note)
     expected = Expected(model)
     points, facts = load_points(settings.source)
     for text in points.notes:
@@ -150,13 +163,12 @@ def _plan_series(
         steps, lambda file, step: headers.plan(file, step, model, expected), folder
     )
     checkpoints, failed = choose_part(options.part, every, failures.records, folder)
-    stripped = {c.stripping.description for c in checkpoints} - {""}
-    for description in sorted(stripped):
-        note(f"taken off the weights' names: {description}")
-    for container, aside in sorted({(c.container, c.aside) for c in checkpoints if c.aside}):
-        note(f"the weights are those under {container!r}; left aside: {', '.join(aside)}")
-    examination = _examine_first(
-        (checkpoints or every)[0], model, expected, settings, points, device, options.trust_pickle
+    _tell_weights(checkpoints, note)
+    examine_one = partial(
+        _examine, model, expected, settings, place_points(points, device, settings.dtype)
+    )
+    examination = failures.first_that_runs(
+        checkpoints or every, partial(examine_one, options.trust_pickle)
     )
     for text in examination.notes:
         note(text)
@@ -174,20 +186,35 @@ def _plan_series(
         model_facts=_model_facts(settings.model),
         data_facts=facts,
         examination=examination,
+        optional_columns=("epoch",) if headers.in_epochs else (),
+        weights=options.weights,
     )
 
 
-def _make_model(choice: ModelChoice, first: Content | None, note: Note) -> nn.Module:
+def _tell_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
+    stripped = {c.stripping.description for c in checkpoints} - {""}
+    for description in sorted(stripped):
+        note(f"taken off the weights' names: {description}")
+    for text in sorted({_which_weights(c) for c in checkpoints if c.aside or c.averaged}):
+        note(text)
+
+
+def _which_weights(checkpoint: PlannedCheckpoint) -> str:
+    taken = described(checkpoint.container, {checkpoint.container} if checkpoint.averaged else ())
+    aside = f"; left aside: {', '.join(checkpoint.aside)} (--weights)" if checkpoint.aside else ""
+    return f"the weights are those under {taken}{aside}"
+
+
+def _make_model(choice: ModelChoice, first: State | None, note: Note) -> nn.Module:
     if choice.factory is not None:
         return build_model(choice.factory, choice.arguments, choice.description)
     if choice.code is not None:
         factory = import_object(choice.code, "--model")
         return build_model(factory, choice.arguments, f"--model {choice.description}")  # type: ignore[arg-type]  # build_model itself checks that it can be called
     assert first is not None
-    state = next(iter(first.states.values()))
-    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in first.items()}
     *_, (_, bare) = candidates(shapes, WRAPPERS)
-    in_order = not all(tensor.is_meta for tensor in state.values())
+    in_order = not all(tensor.is_meta for tensor in first.values())
     layout = infer_mlp(bare, in_order)
     note(
         f"no --model: read as a plain MLP {layout.description} with {choice.activation}"
@@ -204,19 +231,16 @@ def _model_facts(choice: ModelChoice) -> dict[str, object]:
     return {}
 
 
-def _examine_first(
-    checkpoint: PlannedCheckpoint,
+def _examine(
     model: nn.Module,
     expected: Expected,
     settings: Settings,
-    points: Points,
-    device: torch.device,
+    points: Tensor,
     trust_pickle: bool,
+    checkpoint: PlannedCheckpoint,
 ) -> Examination:
     fill_model(model, expected, load_state(checkpoint, trust_pickle), checkpoint.place)
-    return examine(
-        model, place_points(points, device, settings.dtype), settings.selection, settings.dtype
-    )
+    return examine(model, points, settings.selection, settings.dtype)
 
 
 def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from localrank_cli.errors import UnreadableError
 from localrank_cli.measures.points import point_measures
 from localrank_cli.pipeline.machine import versions
-from localrank_cli.pipeline.manifest import FORMAT
+from localrank_cli.pipeline.manifest import FORMAT, extra_columns
 from localrank_cli.pipeline.tolerances import check_rounding
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.table.record import CheckpointRecord, LayerRecord
@@ -27,6 +27,28 @@ class Rethreshold:
     tolerances: tuple[Tolerance, ...]
     noise: float | None  # None: as when they were kept
     series: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings seen so far
+
+    @classmethod
+    def at(
+        cls,
+        folder: Path,
+        atol: Sequence[float],
+        rtol: Sequence[float | None],
+        noise: float | None,
+    ) -> "Rethreshold":
+        """Takes tolerances as numbers.
+
+        Args:
+            folder: Of the singular values.
+            atol: Absolute.
+            rtol: Relative; None is eps.
+            noise: As for the class.
+
+        Returns:
+            What gives the records.
+        """
+        every = [Tolerance(atol=value) for value in atol] + [Tolerance(rtol=r) for r in rtol]
+        return cls(folder, tuple(every), noise)
 
     def records(self) -> Iterator[CheckpointRecord]:
         """Measures each checkpoint again.
@@ -75,7 +97,7 @@ class Rethreshold:
     @property
     def extra_columns(self) -> tuple[str, ...]:
         """Optional columns of the series seen so far."""
-        return tuple(dict.fromkeys(n for one in self.series.values() for n in one["columns"]))
+        return extra_columns(self.series.values())
 
     def manifest(self, command: Sequence[str]) -> dict[str, Any]:
         """Describes the table.

@@ -1,7 +1,6 @@
 """Runs a plan: a generator of results, one checkpoint at a time."""
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.points import point_measures
 from localrank_cli.model.fill import fill_model
 from localrank_cli.pipeline.failures import failed_record
-from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
+from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state, stat_of
 from localrank_cli.pipeline.plan import Plan, SeriesPlan, place_points
 from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
@@ -82,7 +81,7 @@ class _Runner:
 
     def _compute(self, checkpoint: PlannedCheckpoint) -> CheckpointRecord:
         started = time.perf_counter()
-        before = _stat(checkpoint)
+        before = stat_of(checkpoint)
         state = load_state(checkpoint, self._plan.trust_pickle)
         digest = hash_of(state)
         self._compare(checkpoint, digest)
@@ -102,8 +101,9 @@ class _Runner:
         self._told = len(self._modes.notes)
         columns = self._series.settings.columns
         constants: dict[str, Cell] = {name: columns.get(name) for name in self._plan.extra_columns}
-        after = _stat(checkpoint)
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        if "epoch" in constants and "epoch" not in columns:
+            constants["epoch"] = checkpoint.epoch
+        if stat_of(checkpoint) != before:
             raise UnreadableError(
                 f"{checkpoint.place}: changed while it was read.",
                 "Run again when nothing writes to it, or watch the folder with --follow.",
@@ -114,8 +114,8 @@ class _Runner:
             step=checkpoint.step,
             layers=tuple(_layers(self._series, checkpoint, spectra)),
             facts={
-                "bytes": before.st_size,
-                "mtime_ns": before.st_mtime_ns,
+                "bytes": before.n_bytes,
+                "mtime_ns": before.mtime_ns,
                 "sha256_of_tensors": digest,
                 "seconds": round(time.perf_counter() - started, 4),
                 "routes": list(self._modes.routes),
@@ -133,16 +133,6 @@ class _Runner:
         if other != this:
             prefix = f"{self._series.run}: " if len(self._plan.series) > 1 else ""
             self._note(f"{prefix}{this} holds the same weights as {other}")
-
-
-def _stat(checkpoint: PlannedCheckpoint) -> os.stat_result:
-    try:
-        return checkpoint.file.path.stat()
-    except OSError as error:
-        raise UnreadableError(
-            f"{checkpoint.place}: cannot be read any more ({error.strerror}).",
-            "Run again when nothing writes to the folder.",
-        ) from error
 
 
 def _layers(

@@ -18,6 +18,7 @@ from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.userimport import CodeSpec
 
 DEFAULT_ATOL = 0.01
+HF = "hf"  # the --model that transformers builds
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,12 @@ class ModelChoice:
     factory: Callable[..., nn.Module] | None  # given from Python
     arguments: dict[str, Any]
     activation: str
+    is_hf: bool = False  # built by transformers from the config.json beside the weights
 
     @property
     def is_inferred(self) -> bool:
         """Whether the network is a plain MLP inferred from its weights."""
-        return self.code is None and self.factory is None
+        return self.code is None and self.factory is None and not self.is_hf
 
     @property
     def description(self) -> str:
@@ -41,6 +43,8 @@ class ModelChoice:
             return f"{self.code.place}:{self.code.name}"
         if self.factory is not None:
             return getattr(self.factory, "__qualname__", repr(self.factory))
+        if self.is_hf:
+            return HF
         return f"plain MLP inferred from the weights, {self.activation}"
 
 
@@ -109,7 +113,10 @@ def _model(
     arguments = dict(options.model_args)
     code: CodeSpec | None = None
     factory: Callable[..., nn.Module] | None = None
-    if isinstance(options.model, str):
+    is_hf = options.model == HF or (options.model is None and own.model == HF)
+    if is_hf:
+        arguments = arguments if options.model == HF else own.model_args | arguments
+    elif isinstance(options.model, str):
         code = _code(options.model, "--model")
     elif options.model is not None:
         factory = options.model
@@ -120,9 +127,9 @@ def _model(
         raise SettingsError(
             "--model-arg was given without --model.", "A plain MLP takes no arguments."
         )
-    if options.activation and (code or factory):
+    if options.activation and (code or factory or is_hf):
         notes.append("--activation is ignored: the model's own code decides")
-    return ModelChoice(code, factory, arguments, activation)
+    return ModelChoice(code, factory, arguments, activation, is_hf)
 
 
 def check_names(options: AnalyzeOptions) -> None:
@@ -139,7 +146,7 @@ def check_names(options: AnalyzeOptions) -> None:
             f"--activation {options.activation}: not known.",
             f"Known are {', '.join(ACTIVATIONS)}.",
         )
-    if isinstance(options.model, str):
+    if isinstance(options.model, str) and options.model != HF:
         _code(options.model, "--model")
     if isinstance(options.data, str):
         check_source(options.data)
@@ -150,7 +157,8 @@ def _code(text: str, option: str) -> CodeSpec:
     if code is None:
         raise UsageError(
             f"{option} {text}: not of the form path/to/file.py:name or package.module:name.",
-            "Name the class, or a function that returns the module, after a colon.",
+            "Name the class, or a function that returns the module, after a colon; or give hf for"
+            " a model of transformers.",
         )
     return code
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from localrank_cli.checkpoints.formats import folder_weights, is_weights_file, read
+from localrank_cli.checkpoints.formats import is_weights_file, read, weights_suffix
 from localrank_cli.errors import UnreadableError
 from tests.helpers import Evil, mlp, weights
 
@@ -73,14 +73,21 @@ def test_types_are_kept(tmp_path: Path, dtype: torch.dtype, suffix: str) -> None
     assert read(path).states[""]["w"].dtype == dtype
 
 
-@pytest.mark.parametrize("suffix", [*TORCH_SUFFIXES, ".safetensors", ".PT"])
+@pytest.mark.parametrize("suffix", [*TORCH_SUFFIXES, ".safetensors", ".PT", ".pth.tar"])
 def test_suffixes(suffix: str) -> None:
     assert is_weights_file(Path(f"x{suffix}"))
 
 
-@pytest.mark.parametrize("name", ["x.npz", "x.pkl", "x.pt.tmp", "x.onnx", "x", ".pt", "x.json"])
+@pytest.mark.parametrize(
+    "name", ["x.npz", "x.pkl", "x.pt.tmp", "x.onnx", "x", "x.tar", ".pt", "x.json"]
+)
 def test_other_suffixes(name: str) -> None:
     assert not is_weights_file(Path(name))
+
+
+def test_a_suffix_of_two_parts_is_whole() -> None:
+    assert weights_suffix("model_best.Pth.tar") == ".Pth.tar"
+    assert weights_suffix("a.b.pt") == ".pt"
 
 
 def _evil_zip(path: Path, marker: Path) -> None:
@@ -219,27 +226,6 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(UnreadableError, match=name):
         read(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_folder_weights(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).touch()
-    (tmp_path / "training_args.bin").touch()
-    assert folder_weights(tmp_path) == tmp_path / name
-
-
-def test_safetensors_come_before_bin(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").touch()
-    (tmp_path / "pytorch_model.bin").touch()
-    assert folder_weights(tmp_path) == tmp_path / "model.safetensors"
-
-
-def test_sharded_folder_weights(tmp_path: Path) -> None:
-    assert folder_weights(tmp_path) is None
-    (tmp_path / "model.safetensors.index.json").touch()
-    with pytest.raises(UnreadableError, match="sharded") as caught:
-        folder_weights(tmp_path)
-    assert "max_shard_size" in caught.value.advice
 
 
 @pytest.mark.parametrize("name", [b"\xff.pt", b"\xff.safetensors"])

@@ -164,21 +164,16 @@ class TestFindCheckpoints:
     def test_a_pattern_leaves_out_what_is_sharded(self, tmp_path: Path) -> None:
         touch(tmp_path, "model-00001-of-00002.safetensors", "step_1.pt")
         assert names_in(tmp_path, "step_*") == ["step_1.pt"]
-        touch(tmp_path, "checkpoint-7/model.safetensors.index.json")
-        assert names_in(tmp_path, "step_*") == ["step_1.pt"]
 
     @pytest.mark.parametrize(
-        "name",
-        [
-            "model-00001-of-00002.safetensors",
-            "pytorch_model-00002-of-00002.bin",
-            "checkpoint-7/model.safetensors.index.json",
-        ],
+        "name", ["model-00001-of-00002.safetensors", "pytorch_model-00002-of-00002.bin"]
     )
-    def test_shards_are_no_steps(self, tmp_path: Path, name: str) -> None:
+    def test_shards_without_an_index(self, tmp_path: Path, name: str) -> None:
         touch(tmp_path, "step_1.pt", name)
-        with pytest.raises(UnreadableError, match="sharded"):
+        with pytest.raises(UnreadableError, match="no index file") as caught:
             names_in(tmp_path)
+        assert name in caught.value.what
+        assert "max_shard_size" in caught.value.advice
 
     def test_empty(self, tmp_path: Path) -> None:
         with pytest.raises(UnreadableError, match="the folder is empty"):
@@ -188,7 +183,7 @@ class TestFindCheckpoints:
         touch(tmp_path, "README.md", "a.npz")
         with pytest.raises(UnreadableError, match=r"holds README\.md, a\.npz|a\.npz") as caught:
             names_in(tmp_path)
-        assert ".safetensors, .pt, .pth, .ckpt and .bin" in caught.value.advice
+        assert ".safetensors, .pt, .pth, .pth.tar, .ckpt and .bin" in caught.value.advice
 
     def test_no_checkpoint_of_that_pattern(self, tmp_path: Path) -> None:
         touch(tmp_path, "step_1.pt")

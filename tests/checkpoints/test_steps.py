@@ -1,6 +1,7 @@
 import pytest
 
-from localrank_cli.checkpoints.steps import epoch_in_name, step_in_name
+from localrank_cli.checkpoints.steps import NameRule, StepRule, epoch_in_name, step_in_name
+from localrank_cli.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,11 @@ from localrank_cli.checkpoints.steps import epoch_in_name, step_in_name
         ("step_100_of_1000", 100),
         ("step_100-seed_3", 100),
         ("my.step_8", 8),
+        ("ep0-ba100-rank0", 100),
+        ("ep12-ba3", 3),
+        ("step1000-tokens4B", 1000),
+        ("stage1-step1000-tokens5B", 1000),
+        ("iter_0000100", 100),
         ("step_12345678901234567890", 12345678901234567890),
     ],
 )
@@ -76,6 +82,10 @@ def test_step(stem: str, step: int) -> None:
         "model_v2",
         "model_7b",
         "epoch_3",
+        "batch_32",
+        "ba100",
+        "hf_model_0001_3",
+        "meta_model_3",
         "1e5",
         "-5",
         "1.5",
@@ -97,6 +107,8 @@ def test_no_step(stem: str) -> None:
         ("model_epoch5_loss0.25", 5),
         ("checkpoint_epoch_5", 5),
         ("epoch=1-step=10", 1),
+        ("hf_model_0001_3", 3),
+        ("meta_model_7", 7),
         ("step_5", None),
         ("epoch", None),
         ("epoch_3k", None),
@@ -105,3 +117,33 @@ def test_no_step(stem: str) -> None:
 )
 def test_epoch(stem: str, epoch: int | None) -> None:
     assert epoch_in_name(stem) == epoch
+
+
+@pytest.mark.parametrize(
+    ("regex", "name", "step"),
+    [
+        (r"it(\d+)k", "it100k.pt", 100),
+        (r"(?P<kind>a|b)_(?P<step>\d+)", "b_7.pt", 7),
+        (r"(?:x|y)(\d+)", "y12", 12),
+        (r"s([\d_,]+)", "s1_000,000.pt", 1_000_000),
+        (r"it(\d+)", "step_5.pt", None),
+        (r"it(\w+)", "itmany.pt", None),
+        (r"it(\d+)?", "it.pt", None),
+        (r"(\d+)", "9" * 99, None),
+    ],
+)
+def test_a_users_own_expression(regex: str, name: str, step: int | None) -> None:
+    assert NameRule.parse(regex).step(name) == step
+
+
+@pytest.mark.parametrize("regex", ["(", "step", r"(a)(\d+)", r"(?P<n>a)(\d+)", "*"])
+def test_expressions_that_do_not_serve(regex: str) -> None:
+    with pytest.raises(UsageError, match="--step-regex"):
+        NameRule.parse(regex)
+
+
+def test_rules() -> None:
+    assert StepRule.parse(None, None) == StepRule()
+    assert StepRule.parse(None, "epoch").source == "epoch"
+    with pytest.raises(UsageError, match="Known are contents, name, epoch"):
+        StepRule.parse(None, "names")

@@ -44,8 +44,8 @@ class TestSteps:
         ]
 
     def test_names_without_a_step(self, tmp_path: Path) -> None:
-        for name in ("last.pt", "best.pt", "step_1.pt"):
-            save(tmp_path / name)
+        for seed, name in enumerate(("last.pt", "best.pt", "step_1.pt")):
+            save(tmp_path / name, weights(seed=seed))
         with pytest.raises(SettingsError, match=r"no step can be told for best\.pt, last\.pt") as e:
             steps(tmp_path)
         assert "--pattern" in e.value.advice
@@ -59,15 +59,17 @@ class TestSteps:
 
     def test_the_same_step_twice(self, tmp_path: Path) -> None:
         save(tmp_path / "step_5.pt")
-        save(tmp_path / "model_005.pt")
+        save(tmp_path / "model_005.pt", weights(seed=1))
         with pytest.raises(SettingsError, match="are both step 5") as caught:
             steps(tmp_path)
-        assert "model_005.pt (by its name) and step_5.pt (by its name)" in caught.value.what
+        assert (
+            "model_005.pt (by its name) and step_5.pt (by its name) are both" in caught.value.what
+        )
         assert "--pattern" in caught.value.advice
 
     def test_an_entry_that_is_no_counter_is_seen(self, tmp_path: Path) -> None:
         for step in (1, 2):
-            save(tmp_path / f"step_{step}.pt", {"model": weights(), "steps": 1000})
+            save(tmp_path / f"step_{step}.pt", {"model": weights(seed=step), "steps": 1000})
         with pytest.raises(SettingsError, match="by its entry 'steps'"):
             steps(tmp_path)
 
@@ -86,7 +88,7 @@ class TestSteps:
 
     def test_epochs_among_steps_are_no_steps(self, tmp_path: Path) -> None:
         save(tmp_path / "step_100.pt")
-        save(tmp_path / "epoch_3.pt")
+        save(tmp_path / "epoch_3.pt", weights(seed=1))
         with pytest.raises(SettingsError, match=r"no step can be told for epoch_3\.pt"):
             steps(tmp_path)
 

@@ -1,0 +1,80 @@
+"""What files beside the weights say of a checkpoint: trainer_state.json and its like."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localrank_cli.checkpoints.content import epoch_in, step_in
+from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
+from localrank_cli.checkpoints.folders import listed
+from localrank_cli.checkpoints.formats import load_torch
+from localrank_cli.errors import UnreadableError
+
+_COUNTED = re.compile(r"^checkpoint_\d+$")
+_MOST_BYTES = 256 * 2**20  # trainer_state.json holds the log of the whole training
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What stands beside the weights."""
+
+    step: int | None = None
+    place: str = ""  # the file and key that told the step
+    epoch: int | None = None
+
+
+def facts_in(folder: Path) -> Facts:
+    """Reads what a trainer wrote beside the weights.
+
+    Args:
+        folder: The checkpoint's folder.
+
+    Returns:
+        Step and epoch of Hugging Face's trainer_state.json, else of Lightning's meta.pt; nothing
+        where there is no such file.
+
+    Raises:
+        UnreadableError: If there is one and it cannot be read.
+    """
+    path = folder / "trainer_state.json"
+    if path.is_file():
+        return _facts(_json(path), path)
+    path = folder / "meta.pt"
+    if path.is_file():
+        loaded = load_torch(path)
+        return _facts(loaded if isinstance(loaded, Mapping) else {}, path)
+    return Facts()
+
+
+def is_count_of_saves(folder: Path) -> bool:
+    """Tells whether the number in a folder's name is accelerate's count of saves, not a step.
+
+    Args:
+        folder: A checkpoint's folder.
+
+    Returns:
+        True for a folder that accelerate numbered: `checkpoint_3` with a process' random states.
+    """
+    if not _COUNTED.match(folder.name):
+        return False
+    names = {entry.name for entry in listed(folder)}
+    return "random_states_0.pkl" in names and "trainer_state.json" not in names
+
+
+def _facts(mapping: Mapping[str, Any], path: Path) -> Facts:
+    step, key = step_in(mapping)
+    return Facts(step, f"{path.name} ({key!r})" if key else "", epoch_in(mapping))
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        with path.open("rb") as file:
+            loaded = json.loads(file.read(_MOST_BYTES))
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise UnreadableError(f"{path}: is no JSON ({one_line(error)}).", DAMAGED) from error
+    return loaded if isinstance(loaded, dict) else {}

@@ -1,0 +1,135 @@
+"""Checkpoints that are folders: which file in them tells where the weights are."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from localrank_cli.checkpoints.formats import is_weights_file, weights_suffix
+from localrank_cli.checkpoints.refused import refuse_sharded_training
+from localrank_cli.checkpoints.sharded import INDEX_SUFFIXES, is_index, is_shard
+from localrank_cli.checkpoints.steps import epoch_in_name, step_in_name
+
+DCP_METADATA = ".metadata"
+# Where torch.distributed.checkpoint lies: in the folder itself, in OLMo-core's, in accelerate's.
+_DCP_PLACES = ("", "model_and_optim", "pytorch_model_fsdp_0", "model")
+_FIRST = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# What trainers write beside the weights and is read as facts, never as weights.
+FACTS = ("trainer_state.json", "meta.pt")
+_ALIAS = re.compile(r"(?:^|[_\-.])(?:last|best|latest|final|newest|current)(?:$|[_\-.=])", re.I)
+NOT_CHECKPOINTS = re.compile(
+    r"^(?:.*[_\-.])?(?:optim(?:izer)?|(?:lr_?)?scheduler|rng(?:_?states?)?|random_states?|scaler|"
+    r"training_args|trainer_state|recipe_state|train_state|dataloader)"
+    # Possessive: names are matched in linear time.
+    r"(?:[_\-.=]*+(?:(?:global_?)?(?:states?|steps?|iter|epoch|checkpoint|ckpt)|\d++))*+"
+    r"(?:\.[A-Za-z]+)?$",
+    flags=re.IGNORECASE,
+)
+
+
+def folder_weights(folder: Path) -> Path | None:
+    """The file from which a checkpoint's folder is read.
+
+    Args:
+        folder: Any folder.
+
+    Returns:
+        A weights file, the index of several, or the `.metadata` of torch.distributed.checkpoint;
+        None when the folder is no checkpoint. That the folder has a step is not asked.
+
+    Raises:
+        UnreadableError: If its weights are in pieces that only the training code can join.
+    """
+    entries = listed(folder)
+    names = {entry.name for entry in entries}
+    for name in _FIRST:
+        if name in names:
+            return folder / name
+    for place in _DCP_PLACES:
+        metadata = folder / place / DCP_METADATA
+        if (not place or place in names) and metadata.is_file():
+            return metadata
+    refuse_sharded_training(folder, names)
+    return _only_one(entries)
+
+
+def is_folder_weights(path: Path) -> bool:
+    """Tells whether a file is named as the weights in a checkpoint's folder are.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        True for model.safetensors, pytorch_model.bin, their indexes, and `.metadata`.
+    """
+    return path.name in (*_FIRST, DCP_METADATA)
+
+
+def is_alias(name: str) -> bool:
+    """Tells whether a name says of a checkpoint only that it is the last or best.
+
+    Args:
+        name: Of a file or folder.
+
+    Returns:
+        True for last.ckpt, model_best.pth.tar and the like.
+    """
+    return _ALIAS.search(stem_of(name)) is not None
+
+
+def stem_of(name: str) -> str:
+    """A file's name without what says that it is a checkpoint.
+
+    Args:
+        name: The name.
+
+    Returns:
+        The name without its suffix, `.pth.tar` and `.safetensors.index.json` whole.
+    """
+    for suffix in INDEX_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    suffix = weights_suffix(name)
+    return name[: -len(suffix)] if suffix else Path(name).stem
+
+
+def listed(folder: Path) -> list[Path]:
+    """What is in a folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Its entries; none where it cannot be read.
+    """
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _only_one(entries: Sequence[Path]) -> Path | None:
+    """The one index or weights file; one whose name tells a step makes the folder a series."""
+    indexes = [entry for entry in entries if is_index(entry)]
+    if len(indexes) == 1 and not _tells_a_step(indexes[0]):
+        return indexes[0]
+    files = [
+        entry
+        for entry in entries
+        if is_weights_file(entry)
+        and not is_shard(stem_of(entry.name))
+        and not NOT_CHECKPOINTS.match(entry.name)
+        and entry.name not in FACTS
+        and entry.is_file()
+    ]
+    alone = len(files) == 1 and not indexes and not _tells_a_step(files[0])
+    return files[0] if alone else None
+
+
+def _tells_a_step(path: Path) -> bool:
+    stem = stem_of(path.name)
+    return step_in_name(stem) is not None or epoch_in_name(stem) is not None

@@ -1,0 +1,145 @@
+"""Where known training frameworks keep steps, epochs and averages in their files.
+
+Each entry follows the code that writes it: Lightning's trainer and its WeightAveraging and
+StochasticWeightAveraging callbacks, timm's CheckpointSaver, fairseq's Trainer.state_dict,
+mmengine's Runner.save_checkpoint and EMAHook, Composer's State.state_dict, detectron2's
+PeriodicCheckpointer, nanoGPT's train.py, torchtitan's CheckpointManager.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from localrank_cli.checkpoints.content import STEP_KEYS, State, epoch_in, integer, step_in
+
+# Where an average over training may be; `params_ema` is BasicSR's.
+EMA_KEYS = (
+    "state_dict_ema",
+    "ema_state_dict",
+    "model_ema",
+    "ema_model",
+    "ema",
+    "model_state_dict_ema",
+    "ema_model_state_dict",
+    "ema_state",
+    "params_ema",
+    "swa_state_dict",
+)
+# Where a step or epoch may be, beside the top level. Nothing else is looked into: the settings of
+# a run (hyper_parameters, args) hold numbers of the same names.
+PLACES: tuple[tuple[str | int, ...], ...] = (
+    ("meta",),  # mmengine
+    ("state", "timestamp"),  # Composer
+    ("state", "timestamp", "Timestamp"),  # Composer, later versions
+    ("optimizer_history", -1),  # fairseq
+    ("extra_state", "train_iterator"),  # fairseq: the epoch
+    ("train_state",),  # torchtitan
+)
+COUNTERS = frozenset((*STEP_KEYS, "epoch", "batch"))
+_AVERAGED = ("n_averaged", "steps")  # of torch's and mmengine's averaged models
+
+
+def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
+    """Finds how far the training was.
+
+    Args:
+        loaded: A whole checkpoint.
+
+    Returns:
+        The step, the entry that told it, and the epoch; None and "" where there is none.
+    """
+    step, source = step_in(loaded)
+    epoch = epoch_in(loaded)
+    for place in PLACES:
+        inner = _at(loaded, place)
+        if inner is None:
+            continue
+        if step is None:
+            step, key = _step_at(inner, place)
+            source = ".".join(map(str, (*place, key))) if step is not None else ""
+        epoch = epoch_in(inner) if epoch is None else epoch
+    return step, source, epoch
+
+
+def swapped_average(loaded: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Finds the one case in which the usual place holds the average.
+
+    Lightning's WeightAveraging moves the training weights to `current_model_state`, and mmengine's
+    EMAHook to `ema_state_dict`, so that whoever loads `state_dict` gets the average.
+
+    Args:
+        loaded: A whole checkpoint.
+
+    Returns:
+        The keys of the average and of the training weights; None where nothing was moved.
+    """
+    if "state_dict" not in loaded:
+        return None
+    if isinstance(loaded.get("current_model_state"), Mapping):
+        return "state_dict", "current_model_state"
+    meta = loaded.get("meta")
+    if (
+        isinstance(meta, Mapping)
+        and "mmengine_version" in meta
+        and isinstance(loaded.get("ema_state_dict"), Mapping)
+    ):
+        return "state_dict", "ema_state_dict"
+    return None
+
+
+def callback_averages(loaded: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Finds averages that a trainer's callback or extra state keeps.
+
+    Args:
+        loaded: A whole checkpoint.
+
+    Returns:
+        Where they are -> state dicts.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    callbacks = loaded.get("callbacks")
+    if isinstance(callbacks, Mapping):
+        for name, state in callbacks.items():
+            average = state.get("average_model_state") if isinstance(state, Mapping) else None
+            if isinstance(average, Mapping):
+                found[f"callbacks.{name}.average_model_state"] = average
+    extra = loaded.get("extra_state")
+    if isinstance(extra, Mapping) and isinstance(extra.get("ema"), Mapping):
+        found["extra_state.ema"] = extra["ema"]  # fairseq
+    return found
+
+
+def without_counter(state: State) -> tuple[State, bool]:
+    """Takes the counter of an averaged model off its state dict.
+
+    Args:
+        state: Any state dict.
+
+    Returns:
+        The weights, and whether there was such a counter: torch.optim.swa_utils.AveragedModel and
+        mmengine's averaged models hold the network as `module` and count the averaged steps.
+    """
+    counters = [key for key in _AVERAGED if key in state and state[key].numel() == 1]
+    rest = {key: value for key, value in state.items() if key not in counters}
+    if not counters or not rest or not all(key.startswith("module.") for key in rest):
+        return state, False
+    return rest, True
+
+
+def _step_at(inner: Mapping[str, Any], place: tuple[str | int, ...]) -> tuple[int | None, str]:
+    if "timestamp" in place:
+        found = integer(inner.get("batch"))
+        return (found, "batch") if found is not None and found >= 0 else (None, "")
+    if place[-1] == "train_iterator":
+        return None, ""
+    return step_in(inner)
+
+
+def _at(loaded: Any, place: Sequence[str | int]) -> Mapping[str, Any] | None:
+    for key in place:
+        if isinstance(key, str) and isinstance(loaded, Mapping):
+            loaded = loaded.get(key)
+        elif isinstance(key, int) and isinstance(loaded, (list, tuple)) and loaded:
+            loaded = loaded[key]
+        else:
+            return None
+    return loaded if isinstance(loaded, Mapping) else None

@@ -1,0 +1,51 @@
+"""Reads one checkpoint, whatever it consists of, without running code."""
+
+from pathlib import Path
+
+from localrank_cli.checkpoints.content import Content
+from localrank_cli.checkpoints.dcp import dcp_files, read_dcp
+from localrank_cli.checkpoints.folders import DCP_METADATA
+from localrank_cli.checkpoints.formats import read
+from localrank_cli.checkpoints.sharded import is_index, read_sharded, shard_files
+
+
+def read_checkpoint(
+    path: Path, *, trust_pickle: bool = False, header_only: bool = False
+) -> Content:
+    """Reads a checkpoint.
+
+    Args:
+        path: A weights file, the index of several, or `.metadata`.
+        trust_pickle: Whether a pickle may run code.
+        header_only: Whether keys and shapes are enough; the tensors may then be on `meta`.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UnreadableError: If it cannot be read; the message names the file.
+    """
+    if path.name == DCP_METADATA:
+        return read_dcp(path, header_only=header_only)
+    if is_index(path):
+        return read_sharded(path, trust_pickle=trust_pickle, header_only=header_only)
+    return read(path, trust_pickle=trust_pickle, header_only=header_only)
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files that a checkpoint consists of.
+
+    Args:
+        path: As for `read_checkpoint`.
+
+    Returns:
+        The file itself, and after an index or `.metadata` those it names.
+
+    Raises:
+        UnreadableError: If the index cannot be read.
+    """
+    if is_index(path):
+        return [path, *shard_files(path)]
+    if path.name == DCP_METADATA:
+        return [path, *dcp_files(path)]
+    return [path]

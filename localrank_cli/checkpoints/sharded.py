@@ -1,0 +1,167 @@
+"""Weights sharded over several files, as an index (`*.safetensors.index.json`) lists them."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from torch import Tensor
+
+from localrank_cli.checkpoints.content import Content, State, epoch_in, step_in
+from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line, shown
+from localrank_cli.checkpoints.formats import read, read_some
+from localrank_cli.errors import UnreadableError
+
+INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+_SHARD = re.compile(r"[-_.]?\d+-of-\d+$")
+
+
+def is_index(path: Path) -> bool:
+    """Tells whether a file is the index of sharded weights.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        True for names such as model.safetensors.index.json.
+    """
+    return index_suffix(path.name) != ""
+
+
+def index_suffix(name: str) -> str:
+    """The part of an index' name that says that it is one.
+
+    Args:
+        name: A file's name.
+
+    Returns:
+        The suffix as written; empty for other files.
+    """
+    lower = name.lower()
+    found = next((s for s in INDEX_SUFFIXES if lower.endswith(s)), "")
+    return name[-len(found) :] if found else ""
+
+
+def is_shard(stem: str) -> bool:
+    """Tells whether a file is one of several by its name.
+
+    Args:
+        stem: The name without its suffix.
+
+    Returns:
+        True for names such as model-00001-of-00002.
+    """
+    return _SHARD.search(stem) is not None
+
+
+def read_sharded(index: Path, *, trust_pickle: bool = False, header_only: bool = False) -> Content:
+    """Reads all tensors that an index names.
+
+    Args:
+        index: The index file.
+        trust_pickle: Whether a pickle may run code.
+        header_only: Whether keys and shapes are enough; the tensors may then be on `meta`.
+
+    Returns:
+        One state dict, in the order of the index.
+
+    Raises:
+        UnreadableError: If the index or a shard cannot be read, or a tensor is not where the index
+            says.
+    """
+    metadata, places = _parse(index)
+    shards: dict[str, list[str]] = {}
+    for key, name in places.items():
+        shards.setdefault(name, []).append(key)
+    found: dict[str, Tensor] = {}
+    for name, keys in shards.items():
+        shard = index.parent / name
+        if not shard.exists():
+            raise UnreadableError(
+                f"{shard}: there is no such file, and {index.name} says that it holds"
+                f" {shown(keys[0])}{_more(keys)}.",
+                "Copy the whole checkpoint again, or leave it out with --pattern.",
+            )
+        found |= _from_shard(shard, keys, index.name, trust_pickle, header_only)
+    step, source = step_in(metadata)
+    state = {key: found[key] for key in places}
+    return Content({"": state}, step=step, step_source=source, epoch=epoch_in(metadata))
+
+
+def shard_files(index: Path) -> list[Path]:
+    """The files that hold the tensors of a sharded checkpoint.
+
+    Args:
+        index: The index file.
+
+    Returns:
+        Their paths, each once.
+
+    Raises:
+        UnreadableError: If the index cannot be read.
+    """
+    _, places = _parse(index)
+    return [index.parent / name for name in dict.fromkeys(places.values())]
+
+
+def _from_shard(
+    shard: Path, keys: list[str], index: str, trust_pickle: bool, header_only: bool
+) -> State:
+    if shard.suffix.lower() == ".safetensors":
+        content = read_some(shard, keys, header_only=header_only)
+    else:
+        content = read(shard, trust_pickle=trust_pickle, header_only=header_only)
+    state = content.states.get("", {})
+    absent = [key for key in keys if key not in state]
+    if absent:
+        raise UnreadableError(
+            f"{shard}: does not hold {shown(absent[0])}{_more(absent)}, which {index} places"
+            " there.",
+            "Index and files are not of the same checkpoint: copy it again, or save it again.",
+        )
+    return {key: state[key] for key in keys}
+
+
+def _parse(index: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
+    try:
+        loaded = json.loads(index.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise cannot_read(index, error) from error
+    except (ValueError, RecursionError) as error:  # of UTF-8, of JSON, of its depth
+        raise UnreadableError(f"{index}: is no JSON ({one_line(error)}).", DAMAGED) from error
+    places = loaded.get("weight_map") if isinstance(loaded, dict) else None
+    fine = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
+    if not fine or not places:
+        raise UnreadableError(
+            f"{index}: has no table 'weight_map' of names and files, as an index has.", DAMAGED
+        )
+    for name in places.values():
+        check_inside(index, name)
+    metadata = loaded.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}, places
+
+
+def check_inside(index: Path, name: str) -> None:
+    """Refuses a file's name that leads out of the checkpoint's folder.
+
+    Only what is written counts: in the Hub's cache each file is a link that leads out.
+
+    Args:
+        index: The file that names it.
+        name: The name as written there.
+
+    Raises:
+        UnreadableError: If it is absolute or goes up.
+    """
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    leads_out = posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts
+    if not name or leads_out or not name.isprintable():
+        raise UnreadableError(
+            f"{index}: names the file {name!r}, which is not in its folder.",
+            "A checkpoint's files lie in its folder: do not use this one, or save it again.",
+        )
+
+
+def _more(keys: list[str]) -> str:
+    return f" and {len(keys) - 1} more" if len(keys) > 1 else ""

@@ -1,0 +1,50 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from localrank_cli.checkpoints.twins import same_weights
+from tests.helpers import weights
+
+
+def same(first: Path, second: Path) -> bool:
+    return same_weights(first, second, weights="raw", trust_pickle=False)
+
+
+def test_links_are_the_same_without_being_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(b"not a checkpoint")
+    (tmp_path / "b.pt").symlink_to(path)
+    os.link(path, tmp_path / "c.pt")
+    assert same(path, tmp_path / "b.pt")
+    assert same(path, tmp_path / "c.pt")
+
+
+def test_equal_tensors_in_other_wrapping(tmp_path: Path) -> None:
+    torch.save({"state_dict": weights(), "loss": 1.0}, tmp_path / "a.ckpt")
+    save_file(weights(), tmp_path / "b.safetensors")
+    assert same(tmp_path / "a.ckpt", tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"2.bias": torch.tensor([1.0, 2.0])},
+        {"2.bias": weights()["2.bias"].double()},
+        {"2.bias": weights()["2.bias"][:1]},
+        {"3.bias": torch.ones(1)},
+    ],
+)
+def test_one_difference_suffices(tmp_path: Path, change: dict[str, torch.Tensor]) -> None:
+    torch.save(weights(), tmp_path / "a.pt")
+    torch.save(weights() | change, tmp_path / "b.pt")
+    assert not same(tmp_path / "a.pt", tmp_path / "b.pt")
+
+
+def test_nan_is_equal_to_itself(tmp_path: Path) -> None:
+    state = weights() | {"2.bias": torch.tensor([float("nan"), 1.0])}
+    torch.save(state, tmp_path / "a.pt")
+    torch.save({**state, "2.bias": state["2.bias"].clone()}, tmp_path / "b.pt")
+    assert same(tmp_path / "a.pt", tmp_path / "b.pt")

@@ -1,0 +1,215 @@
+"""Networks of transformers, built from the config.json beside their weights."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from localrank_cli import analyze
+from localrank_cli.errors import LocalrankError, ModelError
+from localrank_cli.model.build import build_model
+from localrank_cli.model.hf import describes_the_same, hf_factory, read_config
+from tests.helpers import evil_code, save_series
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20}
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reason = "transformers is not installed: pip install transformers"
+        return pytest.importorskip("transformers", reason=reason)
+
+
+def gpt2(transformers: Any, folder: Path, **more: Any) -> Any:
+    config = transformers.GPT2Config(
+        vocab_size=20, n_positions=8, n_embd=8, n_layer=2, n_head=2, bos_token_id=0,
+        eos_token_id=0, **more,
+    )  # fmt: skip
+    torch.manual_seed(int(folder.name.split("-")[-1]))
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(folder)
+    return model.eval().double()
+
+
+class TestAnalyze:
+    def test_tokens(self, transformers: Any, tmp_path: Path) -> None:
+        models = {step: gpt2(transformers, tmp_path / f"checkpoint-{step}") for step in (10, 20)}
+        tokens = torch.randint(20, (3, 5))
+        frame = analyze(
+            tmp_path, model="hf", data=tokens, wrt="transformer.wte", rtol="eps", layers="*.c_fc"
+        )
+        assert frame["step"].tolist() == [10, 10, 20, 20]
+        assert frame["layer"].tolist() == 2 * [
+            "transformer.h.0.mlp.c_fc",
+            "transformer.h.1.mlp.c_fc",
+        ]
+        for step, model in models.items():
+            hidden: dict[str, torch.Tensor] = {}
+            layer = model.transformer.h[1].mlp.c_fc
+            layer.register_forward_hook(lambda *args, h=hidden: h.update(out=args[2]))
+
+            def function(embedded: Any, model: Any = model, hidden: Any = hidden) -> Any:
+                model(inputs_embeds=embedded)
+                return hidden["out"]
+
+            norms = []
+            for point in tokens:
+                embedded = model.transformer.wte(point[None]).detach()
+                jacobian = torch.autograd.functional.jacobian(function, embedded)  # type: ignore[no-untyped-call]
+                norms.append(torch.linalg.matrix_norm(jacobian.reshape(5 * 32, 5 * 8), 2).item())
+            rows = frame[(frame["step"] == step) & (frame["layer"] == "transformer.h.1.mlp.c_fc")]
+            assert rows["spectral_norm"].item() == pytest.approx(sum(norms) / 3, rel=1e-6)
+
+    def test_embeddings_as_data(self, transformers: Any, tmp_path: Path) -> None:
+        gpt2(transformers, tmp_path / "checkpoint-10")
+        frame = analyze(tmp_path, model="hf", data="normal:5x8", points=2)
+        assert set(frame["n_in"]) == {40}
+        assert len(frame) == 2 * 4 + 1
+        assert frame["status"].eq("ok").all()
+
+    def test_an_encoder(self, transformers: Any, tmp_path: Path) -> None:
+        config = transformers.BertConfig(**TINY, intermediate_size=16, max_position_embeddings=8)
+        transformers.BertModel(config).save_pretrained(tmp_path / "step_1")
+        tokens = torch.randint(20, (4, 6))
+        frame = analyze(
+            tmp_path, model="hf", data=tokens, wrt="embeddings.word_embeddings", points=2
+        )
+        assert frame["status"].eq("ok").all()
+        assert "encoder.layer.1.output.dense" in set(frame["layer"])
+
+    def test_a_config_beside_single_files(self, transformers: Any, tmp_path: Path) -> None:
+        gpt2(transformers, tmp_path / "checkpoint-10")
+        place = tmp_path / "series"
+        place.mkdir()
+        for name, to in (
+            ("config.json", "config.json"),
+            ("model.safetensors", "step_3.safetensors"),
+        ):
+            (tmp_path / "checkpoint-10" / name).rename(place / to)
+        (place / "localrank.toml").write_text('model = "hf"\n')  # names no code: needs no trust
+        frame = analyze(place, data="normal:5x8", points=2)
+        assert set(frame["step"]) == {3}
+
+    def test_configs_that_differ(self, transformers: Any, tmp_path: Path) -> None:
+        gpt2(transformers, tmp_path / "checkpoint-10")
+        gpt2(transformers, tmp_path / "checkpoint-20", layer_norm_epsilon=0.1)
+        with pytest.raises(ModelError, match=r"checkpoint-20/config\.json describes another"):
+            analyze(tmp_path, model="hf", data="normal:5x8")
+
+
+class TestBuilding:
+    def test_keywords_override_the_config(self, transformers: Any, tmp_path: Path) -> None:
+        gpt2(transformers, tmp_path / "checkpoint-10")
+        factory = hf_factory(tmp_path / "checkpoint-10")
+        model: Any = build_model(factory, {"n_layer": 1}, "--model hf")
+        assert len(model.transformer.h) == 1
+        assert type(model).__name__ == "GPT2LMHeadModel"
+        with pytest.raises(ModelError, match="has no entry 'n_layers'"):
+            build_model(factory, {"n_layers": 1}, "--model hf")
+
+    def test_without_architectures_the_bare_model(self, transformers: Any, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **TINY}))
+        assert type(build_model(hf_factory(tmp_path), {}, "x")).__name__ == "BertModel"
+
+    @pytest.mark.parametrize("name", ["os.system", "pipeline", "AutoModel", "GPT2Config", "7"])
+    def test_only_a_model_is_built(self, transformers: Any, tmp_path: Path, name: str) -> None:
+        config = {"model_type": "bert", "architectures": [name], **TINY}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert type(build_model(hf_factory(tmp_path), {}, "x")).__name__ == "BertModel"
+
+    def test_nothing_is_downloaded(
+        self, transformers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from huggingface_hub import constants  # noqa: PLC0415  # comes with transformers
+
+        seen = []
+        config_class = transformers.AutoConfig
+        original = config_class.from_pretrained
+
+        def watch(*args: Any, **keywords: Any) -> Any:
+            seen.append((constants.HF_HUB_OFFLINE, keywords))
+            return original(*args, **keywords)
+
+        monkeypatch.setattr(config_class, "from_pretrained", watch)
+        before = constants.HF_HUB_OFFLINE
+        gpt2(transformers, tmp_path / "checkpoint-10")
+        build_model(hf_factory(tmp_path / "checkpoint-10"), {}, "x")
+        assert seen == [(True, {"local_files_only": True, "trust_remote_code": False})]
+        assert constants.HF_HUB_OFFLINE is before
+
+
+class TestRefused:
+    @pytest.mark.parametrize("known", [True, False])
+    def test_code_of_the_folder_never_runs(
+        self, transformers: Any, tmp_path: Path, known: bool
+    ) -> None:
+        marker = tmp_path / "marker"
+        folder = tmp_path / "checkpoint-10"
+        gpt2(transformers, folder)
+        (folder / "modeling_mine.py").write_text(evil_code(marker, "class Mine: pass\n"))
+        config = json.loads((folder / "config.json").read_text())
+        config["auto_map"] = {
+            "AutoConfig": "modeling_mine.Mine", "AutoModel": "modeling_mine.Mine",
+            "AutoModelForCausalLM": "modeling_mine.Mine",
+        }  # fmt: skip
+        config["model_type"] = "gpt2" if known else "mine"
+        (folder / "config.json").write_text(json.dumps(config))
+        if known:  # the library has such a model itself
+            assert not analyze(folder, model="hf", data="normal:5x8", points=1).empty
+        else:
+            with pytest.raises(ModelError, match="code in the checkpoint's folder") as caught:
+                analyze(folder, model="hf", data="normal:5x8")
+            assert "--model path/to/modeling_file.py:name" in caught.value.advice
+        assert not marker.exists()
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (None, "cannot be read"),
+            ("{", "is no JSON"),
+            ("[1]", "is no JSON object"),
+            ("[" * 100_000, "is no JSON"),
+            ("{}", "has no 'model_type'"),
+        ],
+    )
+    def test_configs_that_do_not_serve(
+        self, transformers: Any, tmp_path: Path, text: str | None, message: str
+    ) -> None:
+        save_series(tmp_path, steps=[1])
+        if text is not None:
+            (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ModelError, match=message) as caught:
+            analyze(tmp_path, model="hf", data="normal:4")
+        assert "config.json" in caught.value.what
+
+    def test_an_unknown_type(self, transformers: Any, tmp_path: Path) -> None:
+        save_series(tmp_path, steps=[1])
+        (tmp_path / "config.json").write_text('{"model_type": "nothing_known"}')
+        with pytest.raises(LocalrankError, match="nothing_known") as caught:
+            analyze(tmp_path, model="hf", data="normal:4")
+        assert "\n" not in str(caught.value)
+
+
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_series(tmp_path, steps=[1])
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    with pytest.raises(ModelError, match="transformers, which is not installed") as caught:
+        analyze(tmp_path, model="hf", data="normal:4")
+    assert "pip install 'localrank[transformers]'" in caught.value.advice
+
+
+def test_what_a_config_says_of_the_file_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"n_layer": 2, "transformers_version": "4.40"}')
+    config = read_config(tmp_path)
+    assert describes_the_same(config, {"n_layer": 2, "torch_dtype": "bfloat16"})
+    assert not describes_the_same(config, {"n_layer": 3})
