@@ -24,8 +24,9 @@ ALLOWED: dict[str, set[str]] = {
         "errors", "userimport", "checkpoints", "model", "points", "table", "layers", "jacobian",
         "spectrum", "measures",
     },
+    "figures": {"errors", "table"},
     "api": {"errors", "pipeline", "table"},
-    "cli": {"errors", "pipeline", "table", "__init__"},
+    "cli": {"errors", "pipeline", "table", "figures", "__init__"},
     "__main__": {"cli"},
     "__init__": {"api"},
 }  # fmt: skip
@@ -113,7 +114,7 @@ def test_only_the_command_line_talks_to_a_person(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) == "table"], ids=name)
 def test_pandas_stays_in_its_file(path: Path) -> None:
-    assert path.name in {"frame.py", "read.py"} or "pandas" not in imported(path)
+    assert path.name in {"frame.py", "metrics.py", "read.py"} or "pandas" not in imported(path)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -141,7 +142,7 @@ def test_files_stay_small(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 300
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef) and node.name != "analyze":
+        if isinstance(node, ast.FunctionDef) and node.name not in {"analyze", "plot"}:
             assert (node.end_lineno or 0) - node.lineno < 60, node.name
 
 
