@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from localrank_cli.cli.screen import Screen
 from localrank_cli.cli.signals import hearing
 from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.table.choose import of_one
 from localrank_cli.table.manifest import model_of, read_manifest
 from localrank_cli.table.metrics import read_metrics, split_spec
 from localrank_cli.table.read import read_table, read_tables
@@ -126,7 +127,7 @@ def _from_spectra(options: PlotOptions, look: "Look") -> Drawn:
     spectra = figures.SpectraFile(options.spectra)
     frame = read_table(options.tables[0])
     if options.tolerance is not None:
-        frame = figures.of_one(frame, "tolerance", options.tolerance, "--tolerance")
+        frame = of_one(frame, "tolerance", options.tolerance, "--tolerance")
     marks = tuple(
         (name, float(value))
         for name in ("atol", "rtol")

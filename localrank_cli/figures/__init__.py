@@ -3,7 +3,7 @@
 Needs the extra `plot`. Figures belong to no window and leave matplotlib's own state as it is.
 """
 
-from localrank_cli.figures.choose import Choice, of_one
+from localrank_cli.figures.choose import Choice
 from localrank_cli.figures.depth import depth
 from localrank_cli.figures.heatmap import heatmap
 from localrank_cli.figures.lines import compare, ranks
@@ -14,6 +14,6 @@ from localrank_cli.figures.spectrum import spectrum
 from localrank_cli.figures.tolerance import tolerance
 
 __all__ = [
-    "Choice", "Look", "Metric", "SpectraFile", "compare", "depth", "heatmap", "of_one", "ranks",
+    "Choice", "Look", "Metric", "SpectraFile", "compare", "depth", "heatmap", "ranks",
     "saved", "spectrum", "styled", "tolerance",
 ]  # fmt: skip

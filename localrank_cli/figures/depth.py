@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 from localrank_cli.errors import UsageError
 from localrank_cli.figures.axis import scale_y
-from localrank_cli.figures.choose import Choice, Chosen, choose, listed
+from localrank_cli.figures.choose import Choice, Chosen, choose
 from localrank_cli.figures.labels import shortened
 from localrank_cli.figures.look import GREY, Look, head, new_figure
 from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
+from localrank_cli.table.choose import listed
 from localrank_cli.table.meanings import RANK
 
 _MOST_STEPS = 25

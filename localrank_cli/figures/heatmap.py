@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 from localrank_cli.errors import DataError, UsageError
 from localrank_cli.figures.axis import positions, scale_x
-from localrank_cli.figures.choose import Choice, Chosen, choose, listed
+from localrank_cli.figures.choose import Choice, Chosen, choose
 from localrank_cli.figures.courses import Array
 from localrank_cli.figures.labels import shortened
 from localrank_cli.figures.look import MISSING, Look, head, new_figure
+from localrank_cli.table.choose import listed
 from localrank_cli.table.meanings import RANK
 
 _MOST_RUNS = 6

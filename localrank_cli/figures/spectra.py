@@ -11,8 +11,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from localrank_cli.errors import DataError, UsageError
-from localrank_cli.figures.choose import listed, matching
 from localrank_cli.figures.courses import Array
+from localrank_cli.table.choose import listed, matching
 
 _KEY, _FORMAT = "localrank_spectra", 1
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from localrank_cli.errors import UsageError
 from localrank_cli.figures.axis import number, spans_decades
-from localrank_cli.figures.choose import listed
+from localrank_cli.table.choose import listed
 
 
 def chosen_steps(there: Sequence[int], wanted: Sequence[int], most: int) -> list[int]:

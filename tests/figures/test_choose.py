@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from localrank_cli.errors import DataError, LocalrankError, UsageError
-from localrank_cli.figures.choose import Choice, choose, matching
+from localrank_cli.figures.choose import Choice, choose
+from localrank_cli.table.choose import matching
 from tests.figures.tables import row, table
 
 
