@@ -11,7 +11,9 @@ from typer.core import TyperGroup
 
 from localrank_cli.cli.analyze import analyze
 from localrank_cli.cli.merge import merge
+from localrank_cli.cli.plot import plot
 from localrank_cli.cli.rethreshold import rethreshold
+from localrank_cli.cli.show import show
 from localrank_cli.cli.signals import Interrupted, leaving_at_once
 from localrank_cli.cli.streams import discard_stdout, open_missing_streams
 from localrank_cli.cli.text import printable
@@ -170,6 +172,8 @@ def _program(
 app.command("analyze")(analyze)
 app.command("rethreshold")(rethreshold)
 app.command("merge")(merge)
+app.command("plot")(plot)
+app.command("show")(show)
 
 
 def main() -> None:

@@ -1,0 +1,19 @@
+"""Pictures of tables: functions that take a DataFrame and return a matplotlib Figure.
+
+Needs the extra `plot`. Figures belong to no window and leave matplotlib's own state as it is.
+"""
+
+from localrank_cli.figures.choose import Choice
+from localrank_cli.figures.depth import depth
+from localrank_cli.figures.heatmap import heatmap
+from localrank_cli.figures.lines import compare, ranks
+from localrank_cli.figures.look import Look, saved, styled
+from localrank_cli.figures.metrics import Metric
+from localrank_cli.figures.spectra import SpectraFile
+from localrank_cli.figures.spectrum import spectrum
+from localrank_cli.figures.tolerance import tolerance
+
+__all__ = [
+    "Choice", "Look", "Metric", "SpectraFile", "compare", "depth", "heatmap", "ranks",
+    "saved", "spectrum", "styled", "tolerance",
+]  # fmt: skip

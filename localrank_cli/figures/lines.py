@@ -1,0 +1,194 @@
+"""A measure against the step, one line for each layer: `ranks`, and `compare` side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from localrank_cli.errors import UsageError
+from localrank_cli.figures.axis import positions, scale_x, scale_y
+from localrank_cli.figures.choose import Choice, Chosen, choose
+from localrank_cli.figures.courses import Course, Courses, courses, thinned
+from localrank_cli.figures.labels import MOST_NAMES, layer_bar, name_lines, shortened
+from localrank_cli.figures.look import Look, depth_colours, head, new_figure
+from localrank_cli.figures.metrics import Metric, draw_metrics
+from localrank_cli.table.choose import listed
+
+_MOST_PANELS = 12
+_MARKED = 40  # with more steps the marks would hide the line
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    lines: Courses
+    frame: pd.DataFrame
+    metrics: tuple[Metric, ...]
+
+
+def ranks(
+    frame: pd.DataFrame,
+    choice: Choice | None = None,
+    look: Look | None = None,
+    metrics: Sequence[Metric] = (),
+) -> tuple[Figure, tuple[str, ...]]:
+    """A measure against the step, one line for each layer, light to dark by depth.
+
+    The band is the standard error over points, or, where the table has several runs, the standard
+    deviation over runs around their mean.
+
+    Args:
+        frame: A table of `localrank analyze`.
+        choice: What is shown; the local rank of all layers.
+        look: Title and size.
+        metrics: Drawn in a panel below.
+
+    Returns:
+        The figure, and what was left out of it.
+
+    Raises:
+        UsageError: If the choice is not clear or not there.
+        DataError: If there is nothing to show.
+    """
+    chosen = choose(frame, choice or Choice())
+    lines = courses(chosen.frame, chosen.layers)
+    panel = _Panel("", lines, chosen.frame, tuple(metrics))
+    return _figure(chosen, [panel], look or Look(), _whose(lines.runs))
+
+
+def compare(
+    frame: pd.DataFrame,
+    choice: Choice | None = None,
+    look: Look | None = None,
+    metrics: Sequence[Metric] = (),
+    by: str | None = None,
+) -> tuple[Figure, tuple[str, ...]]:
+    """Groups of runs side by side on one scale.
+
+    Args:
+        frame: A table, or several as `read_tables` joins them.
+        choice: What is shown.
+        look: Title and size.
+        metrics: Drawn in panels below: all under each panel by their run, or one for each panel.
+        by: The column that tells the panels apart; by default the file, or the run in one file.
+
+    Returns:
+        The figure, and what was left out of it.
+
+    Raises:
+        UsageError: If there is one group only, or too many.
+        DataError: If there is nothing to show.
+    """
+    chosen = choose(frame, choice or Choice())
+    rows = chosen.frame
+    if by is None:
+        by = "table" if "table" in rows.columns and len(set(rows["table"])) > 1 else "run"
+    if by not in rows.columns:
+        raise UsageError(f"--by {by}: no such column.", f"There are {listed(rows.columns, 50)}.")
+    groups = [(key, part) for key, part in rows.groupby(by, sort=False)]
+    if not 2 <= len(groups) <= _MOST_PANELS:
+        raise UsageError(
+            f"--kind compare: needs 2 to {_MOST_PANELS} values of {by}, and there are"
+            f" {len(groups)}: {listed((key for key, _ in groups), 8)}.",
+            "Name several tables, or the column that tells their runs apart with --by.",
+        )
+    panels = []
+    for index, (key, part) in enumerate(groups):
+        text = f"{by} = {key:g}" if isinstance(key, float) else str(key)
+        lines = courses(part, chosen.layers)
+        panels.append(_Panel(text, lines, part, _metrics_of(metrics, index, len(groups))))
+    return _figure(chosen, panels, look or Look(), "")
+
+
+def _metrics_of(metrics: Sequence[Metric], index: int, panels: int) -> tuple[Metric, ...]:
+    if not metrics or all(metric.knows_runs for metric in metrics):
+        return tuple(metrics)
+    if len(metrics) != panels:
+        raise UsageError(
+            f"--with: {len(metrics)} given for {panels} panels.",
+            "Give one for each panel in their order, or files with a column run.",
+        )
+    return (metrics[index],)
+
+
+def _figure(
+    chosen: Chosen, panels: Sequence[_Panel], look: Look, whose: str
+) -> tuple[Figure, tuple[str, ...]]:
+    below = any(panel.metrics for panel in panels)
+    width = 6.4 if len(panels) == 1 else min(15.0, 3.9 * len(panels))
+    look_size = look.size or (width, 5.4 if below else 4.0)
+    figure = new_figure(replace(look, size=look_size), *look_size)
+    ratios = {"height_ratios": [3, 1.15]} if below else {}
+    grid = figure.subplots(
+        2 if below else 1, len(panels), squeeze=False, sharex=False, sharey="row",
+        gridspec_kw=ratios,
+    )  # fmt: skip
+    inches = look_size[0] / len(panels) - 1.2
+    points = (look_size[1] * (0.72 if below else 1) - 1.15) * 72
+    _draw_panels(chosen, panels, grid, inches)
+    _name(figure, panels, grid, chosen.layers, max(points, 40.0))
+    figure.align_ylabels()
+    head(figure, look, chosen.title(whose), (_bands(panels),))
+    notes = [note for panel in panels for note in panel.lines.notes]
+    return figure, tuple(dict.fromkeys((*chosen.notes, *notes)))
+
+
+def _draw_panels(chosen: Chosen, panels: Sequence[_Panel], grid: Any, inches: float) -> None:
+    every_x = np.concatenate([line.x for panel in panels for line in panel.lines.lines])
+    every_y = np.concatenate([_edges(line) for panel in panels for line in panel.lines.lines])
+    colours = dict(zip(chosen.layers, depth_colours(len(chosen.layers)), strict=True))
+    for column, panel in enumerate(panels):
+        axes = grid[0][column]
+        scale_x(axes, every_x, inches)
+        for line in panel.lines.lines:
+            _draw(axes, line, colours[line.layer])
+        scale_y(axes, chosen.measure, every_y)
+        axes.set_title(shortened(panel.title, max(20, int(inches * 12))))
+        axes.tick_params(labelleft=column == 0)
+        if len(grid) > 1:
+            axes.tick_params(labelbottom=False)
+            scale_x(grid[1][column], every_x, inches)
+            draw_metrics(grid[1][column], panel.metrics, panel.frame, first=column == 0)
+        grid[-1][column].set_xlabel(chosen.x_label)
+    grid[0][0].set_ylabel(chosen.y_label)
+
+
+def _draw(axes: Axes, line: Course, colour: Any) -> None:
+    drawn = thinned(line, positions(axes, line.x))
+    marker = "o" if len(drawn.x) <= _MARKED else ""
+    axes.plot(drawn.x, drawn.y, color=colour, marker=marker, label=line.layer)
+    if np.nanmax(drawn.spread, initial=0.0) > 0:
+        spread = np.nan_to_num(drawn.spread)
+        low, high = drawn.y - spread, drawn.y + spread
+        axes.fill_between(drawn.x, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _name(
+    figure: Figure, panels: Sequence[_Panel], grid: Any, layers: Sequence[str], points: float
+) -> None:
+    if len(layers) > min(MOST_NAMES, int(points / 10)):
+        layer_bar(figure, [axes for row in grid for axes in row], layers)
+        return
+    colours = dict(zip(layers, depth_colours(len(layers)), strict=True))
+    for panel, axes in zip(panels, grid[0], strict=True):
+        ends = {line.layer: (line.x[-1], line.y[-1]) for line in panel.lines.lines}
+        name_lines(axes, ends, colours, points)
+
+
+def _edges(line: Course) -> Any:
+    return np.concatenate(
+        [line.y - np.nan_to_num(line.spread), line.y + np.nan_to_num(line.spread)]
+    )
+
+
+def _whose(runs: Sequence[str]) -> str:
+    return runs[0] if len(runs) == 1 else f"{len(runs)} runs"
+
+
+def _bands(panels: Sequence[_Panel]) -> str:
+    said = list(dict.fromkeys(panel.lines.band for panel in panels if panel.lines.band))
+    return f"mean {', '.join(said)}" if said else ""

@@ -1,0 +1,81 @@
+"""The panel below: an accuracy or a loss, joined to the table by step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from localrank_cli.errors import DataError
+from localrank_cli.table.meanings import meaning
+
+_STYLES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of another table.
+
+    Args:
+        frame: With columns step and, where runs differ, run.
+        column: The one that is drawn.
+    """
+
+    frame: pd.DataFrame
+    column: str
+
+    @property
+    def knows_runs(self) -> bool:
+        """Whether the table says which run a row belongs to."""
+        return "run" in self.frame.columns
+
+
+def draw_metrics(axes: Axes, metrics: Sequence[Metric], rows: pd.DataFrame, *, first: bool) -> None:
+    """Draws metrics at the places where the panel above has steps.
+
+    Args:
+        axes: With its horizontal scale set.
+        metrics: At least one.
+        rows: Of the panel above, with columns run, step and x.
+        first: Whether this panel carries the label.
+    """
+    colours = ["#222222", "#b35900", "#00688b", "#8b1a62"]
+    for index, metric in enumerate(metrics):
+        places = joined(metric, rows)
+        axes.plot(
+            places["x"], places["value"], color=colours[index % len(colours)], marker="o",
+            linestyle=_STYLES[index % len(_STYLES)], label=meaning(metric.column).label,
+            markersize=2.4 if len(places) <= 60 else 0, linewidth=1.2,
+        )  # fmt: skip
+    axes.margins(y=0.1)
+    axes.tick_params(labelleft=first)
+    if first and len({metric.column for metric in metrics}) == 1:
+        axes.set_ylabel(meaning(metrics[0].column).label)
+    elif first:
+        axes.legend(fontsize=7.5, loc="best")
+
+
+def joined(metric: Metric, rows: pd.DataFrame) -> pd.DataFrame:
+    """Brings a metric to the places of the panel above.
+
+    Args:
+        metric: What to join.
+        rows: With columns run, step and x.
+
+    Returns:
+        Columns x and value, ascending; of several runs their mean.
+
+    Raises:
+        DataError: If they have no step in common.
+    """
+    keys = ["run", "step"] if metric.knows_runs else ["step"]
+    places = rows[["run", "step", "x"]].drop_duplicates()
+    values = metric.frame[[*keys, metric.column]].rename(columns={metric.column: "value"})
+    found = places.merge(values, on=keys).dropna(subset=["value"])
+    if found.empty:
+        raise DataError(
+            f"--with {metric.column}: has no {' and '.join(keys)} in common with the table.",
+            "Both must count steps in the same way.",
+        )
+    means: pd.DataFrame = found.groupby("x")["value"].mean().reset_index()
+    return means.sort_values("x", kind="stable")

@@ -1,0 +1,158 @@
+"""Reads the singular values that `localrank analyze --spectra FILE` keeps."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from localrank_cli.errors import DataError, UsageError
+from localrank_cli.figures.courses import Array
+from localrank_cli.table.choose import listed, matching
+
+_KEY, _FORMAT = "localrank_spectra", 1
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One layer at one checkpoint.
+
+    Args:
+        run: Name of the series.
+        step: Training step.
+        layer: Qualified name.
+        layer_index: Order of execution.
+        values: Singular values, descending; shape (points, min(n_out, n_in)), finite points only.
+    """
+
+    run: str
+    step: int
+    layer: str
+    layer_index: int
+    values: Array
+
+
+class SpectraFile:
+    """A file of singular values, of which only what is asked for is read.
+
+    Args:
+        path: What `--spectra` wrote.
+
+    Raises:
+        DataError: If it is something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._opened() as file:
+            text = (file.metadata() or {}).get(_KEY)
+            if text is None:
+                raise DataError(
+                    f"{path}: holds no singular values of localrank.",
+                    "Make them with localrank analyze --spectra FILE.",
+                )
+            described = json.loads(text)
+            if described["format"] != _FORMAT:
+                raise DataError(
+                    f"{path}: has format {described['format']}, and this version reads {_FORMAT}.",
+                    "Use the version of localrank that wrote it.",
+                )
+            self._entries: list[dict[str, Any]] = list(described["entries"])
+            for entry in self._entries:
+                entry |= {"step": int(entry["step"]), "layer_index": int(entry["layer_index"])}
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the runs, in order."""
+        return list(dict.fromkeys(str(entry["run"]) for entry in self._entries))
+
+    def one_run(self, wanted: str | None) -> str:
+        """The run to show.
+
+        Args:
+            wanted: Its name; None: the only one.
+
+        Returns:
+            Its name.
+
+        Raises:
+            UsageError: If there are several to choose from, or it is not there.
+        """
+        if wanted is None and len(self.runs) > 1:
+            raise UsageError(
+                f"the singular values are of several runs: {listed(self.runs)}.",
+                "Choose one with --run.",
+            )
+        if wanted is not None and wanted not in self.runs:
+            raise UsageError(
+                f"--run {wanted}: not among the singular values.", f"There are {listed(self.runs)}."
+            )
+        return self.runs[0] if wanted is None else wanted
+
+    def steps(self, run: str) -> list[int]:
+        """Steps of a run.
+
+        Args:
+            run: Its name.
+
+        Returns:
+            Ascending.
+        """
+        return sorted({entry["step"] for entry in self._entries if entry["run"] == run})
+
+    def read(self, run: str, layers: Sequence[str], steps: Sequence[int]) -> list[Spectrum]:
+        """Reads singular values.
+
+        Args:
+            run: Its name.
+            layers: Globs; empty: all.
+            steps: Only these.
+
+        Returns:
+            In the order of steps and depth; layers without a finite point are left out.
+
+        Raises:
+            DataError: If there are none.
+        """
+        of_run = [entry for entry in self._entries if entry["run"] == run]
+        depth = {str(entry["layer"]): entry["layer_index"] for entry in of_run}
+        names = set(matching(sorted(depth, key=depth.__getitem__), layers))
+        with self._opened() as file:
+            found = [
+                _spectrum(entry, file)
+                for entry in of_run
+                if entry["layer"] in names and entry["step"] in steps
+            ]
+        found = [spectrum for spectrum in found if len(spectrum.values)]
+        if not found:
+            raise DataError(f"{self.path}: holds no finite singular values for this choice.")
+        return sorted(found, key=lambda spectrum: (spectrum.step, spectrum.layer_index))
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                yield file
+        except OSError as error:
+            said = error.strerror or error
+            raise DataError(f"{self.path}: cannot be read ({said}).", "Check the name.") from error
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.path}: is no file of singular values ({' '.join(str(error).split())}).",
+                "Make one with localrank analyze --spectra FILE.",
+            ) from error
+
+
+def _spectrum(entry: dict[str, Any], file: Any) -> Spectrum:
+    name = f"{entry['run']}\t{entry['step']}\t{entry['layer']}"
+    values = np.asarray(file.get_tensor(name), dtype=np.float64)
+    if values.ndim != 2:
+        raise ValueError(f"{name!r} has shape {values.shape}")
+    finite = values[np.isfinite(values).all(axis=1)]
+    ordered = -np.sort(-finite, axis=1)
+    run, layer = str(entry["run"]), str(entry["layer"])
+    return Spectrum(run, entry["step"], layer, entry["layer_index"], ordered)

@@ -1,0 +1,100 @@
+"""Which steps a picture shows that has room for some of them only, and their colours."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize, SymLogNorm
+from matplotlib.figure import Figure
+
+from localrank_cli.errors import UsageError
+from localrank_cli.figures.axis import number, spans_decades
+from localrank_cli.table.choose import listed
+
+
+def chosen_steps(there: Sequence[int], wanted: Sequence[int], most: int) -> list[int]:
+    """Steps to show.
+
+    Args:
+        there: All there are, ascending.
+        wanted: Those asked for; none: chosen here.
+        most: How many have room.
+
+    Returns:
+        Those asked for, or the first, the last and others evenly between.
+
+    Raises:
+        UsageError: If one is not there.
+    """
+    if wanted:
+        for step in wanted:
+            if step not in there:
+                raise UsageError(f"--step {step}: not there.", f"There are {listed(there)}.")
+        return sorted(set(wanted))
+    if len(there) <= most:
+        return list(there)
+    # Even on the axis on which a reader thinks of them, which is the logarithmic one.
+    places = np.log1p(np.array(there, float)) if min(there) >= 0 else np.array(there, float)
+    goals = np.linspace(places[0], places[-1], most)
+    return [there[i] for i in sorted({int(np.abs(places - goal).argmin()) for goal in goals})]
+
+
+def step_colours(steps: Sequence[int]) -> tuple[ScalarMappable, dict[int, Any]]:
+    """Colours from light to dark in the order of time.
+
+    Args:
+        steps: Those shown.
+
+    Returns:
+        What a colour bar needs, and each step's colour.
+    """
+    values = np.array(steps, float)
+    scale: Normalize
+    low, high = float(values.min()), float(values.max())
+    positive = values[values > 0]
+    if not spans_decades(values):
+        scale = Normalize(low, high if high > low else low + 1)
+    elif low > 0:
+        scale = LogNorm(low, high)
+    else:
+        scale = SymLogNorm(float(positive.min()), linscale=0.55, vmin=0, vmax=high)
+    colours = mpl.colormaps["viridis_r"](np.linspace(0.14, 1.0, 256))
+    mappable = ScalarMappable(scale, mpl.colors.ListedColormap(colours))
+    return mappable, dict(zip(steps, mappable.to_rgba(values), strict=True))
+
+
+def step_bar(
+    figure: Figure, axes: Sequence[Axes], mappable: ScalarMappable, steps: Sequence[int]
+) -> None:
+    """A colour bar of steps.
+
+    Args:
+        figure: Of the axes.
+        axes: Beside which it stands.
+        mappable: Of `step_colours`.
+        steps: Those shown.
+    """
+    bar = figure.colorbar(mappable, ax=list(axes), pad=0.02, fraction=0.05, aspect=25)
+    ticks = _ticks(steps)
+    bar.set_ticks([float(tick) for tick in ticks])
+    bar.set_ticklabels([number(tick) for tick in ticks])
+    bar.ax.minorticks_off()
+    bar.set_label("training step")
+
+
+def _ticks(steps: Sequence[int]) -> list[int]:
+    values = np.array(steps, float)
+    if not spans_decades(values):
+        return sorted(
+            {int(steps[index]) for index in np.linspace(0, len(steps) - 1, 6).astype(int)}
+        )
+    positive = values[values > 0]
+    first = math.ceil(math.log10(positive.min()) - 1e-9)
+    last = math.floor(math.log10(positive.max()) + 1e-9)
+    every = max(1, math.ceil((last - first + 1) / 6))
+    powers = [10**exponent for exponent in range(last, first - 1, -every)][::-1]
+    return [0, *powers] if (values == 0).any() else powers

@@ -1,0 +1,108 @@
+"""Rank against tolerance, from kept singular values: how much a result hangs on its tolerance."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from localrank_cli.errors import UsageError
+from localrank_cli.figures.axis import scale_x
+from localrank_cli.figures.courses import Array
+from localrank_cli.figures.labels import MOST_NAMES, layer_bar
+from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
+from localrank_cli.figures.spectra import SpectraFile, Spectrum
+
+_DECADES = 6  # under the largest singular value; what lies lower is mostly rounding
+_PLACES = 400
+
+
+def tolerance(
+    spectra: SpectraFile,
+    run: str | None = None,
+    layers: Sequence[str] = (),
+    step: int | None = None,
+    look: Look | None = None,
+    marks: Sequence[tuple[str, float]] = (),
+) -> Figure:
+    """Mean rank over the points at every tolerance, absolute on the left, relative on the right.
+
+    Args:
+        spectra: The kept singular values.
+        run: Which run; None: the only one.
+        layers: Globs; empty: all.
+        step: Which step; None: the last.
+        look: Title and size.
+        marks: Tolerances to mark: `atol` or `rtol`, and the number.
+
+    Returns:
+        The figure.
+
+    Raises:
+        UsageError: If the step is not there.
+    """
+    look = look or Look()
+    run = spectra.one_run(run)
+    there = spectra.steps(run)
+    if step is not None and step not in there:
+        raise UsageError(f"--step {step}: not there.", f"There are {', '.join(map(str, there))}.")
+    found = spectra.read(run, layers, [there[-1] if step is None else step])
+    figure = new_figure(look, 8.4, 4.0)
+    width = float(figure.get_figwidth())
+    left, right = figure.subplots(1, 2, sharey=True)
+    colours = depth_colours(len(found))
+    _draw(left, found, colours, relative=False)
+    _draw(right, found, colours, relative=True)
+    for axes, kind, label in (
+        (left, "atol", "absolute tolerance"),
+        (right, "rtol", "tolerance relative to the largest singular value"),
+    ):
+        every = np.concatenate([line.get_xdata() for line in axes.get_lines()])
+        scale_x(axes, np.asarray(every, dtype=np.float64), width / 2 - 1)
+        axes.set_xlabel(label)
+        for name, value in marks:
+            if name == kind:
+                axes.axvline(value, color=GREY, linestyle=":", linewidth=1, label="_mark")
+    high = max(float(np.count_nonzero(one.values, axis=1).max()) for one in found)
+    left.set_ylim(0, 1.05 * max(high, 1.0))
+    left.set_ylabel("local rank")
+    if len(found) > MOST_NAMES:
+        layer_bar(figure, [left, right], [spectrum.layer for spectrum in found])
+    else:
+        # The curves fall from left to right: this is the one corner that is always free.
+        right.legend(
+            handles=right.get_lines()[: len(found)], loc="upper right", title="layer", fontsize=8
+        )
+    points = len(found[0].values)
+    facts = (f"mean over {points} points", "dotted: tolerances of the table" if marks else "")
+    head(figure, look, f"{run}: local rank at any tolerance, step {found[0].step}", facts)
+    return figure
+
+
+def counts(values: Array, tolerances: Array, *, relative: bool) -> Array:
+    """Mean local rank at many tolerances.
+
+    Args:
+        values: Singular values, shape (points, r).
+        tolerances: Any number.
+        relative: To the largest singular value of each point.
+
+    Returns:
+        One mean for each tolerance; strictly greater counts, as everywhere.
+    """
+    top = values.max(axis=1, initial=0.0)
+    total = np.zeros(len(tolerances))
+    for row, largest in zip(values, top, strict=True):
+        bounds = tolerances * largest if relative else tolerances
+        total += len(row) - np.searchsorted(np.sort(row), bounds, side="right")
+    return total / len(values)
+
+
+def _draw(axes: Axes, found: Sequence[Spectrum], colours: Sequence[Any], *, relative: bool) -> None:
+    top = 1.0 if relative else max(float(spectrum.values.max(initial=0)) for spectrum in found)
+    top = top or 1.0
+    places = np.geomspace(top * 10.0**-_DECADES, top, _PLACES)
+    for spectrum, colour in zip(found, colours, strict=True):
+        ranks = counts(spectrum.values, places, relative=relative)
+        axes.plot(places, ranks, color=colour, label=spectrum.layer)

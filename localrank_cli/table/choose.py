@@ -1,0 +1,115 @@
+"""Chooses rows of a table by layer, tolerance and column, with errors that list what there is."""
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import pandas as pd
+
+from localrank_cli.errors import UsageError
+
+_TEXTS = {"run", "layer", "tolerance", "table"}
+
+
+def layers_by_depth(frame: pd.DataFrame) -> list[str]:
+    """Names of the layers in order of execution.
+
+    Args:
+        frame: With columns layer and layer_index.
+
+    Returns:
+        The names; networks that differ between runs are merged by their mean position.
+    """
+    depth = frame.groupby("layer", sort=False)["layer_index"].mean()
+    return [str(name) for name in depth.sort_values(kind="stable").index]
+
+
+def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
+    """Names that globs choose.
+
+    Args:
+        names: All there are.
+        globs: `*` crosses dots, `!` leaves out; none: all names.
+
+    Returns:
+        The chosen ones, in their order.
+
+    Raises:
+        UsageError: If a glob matches nothing, or nothing is left.
+    """
+    wanted = [glob for glob in globs if not glob.startswith("!")]
+    unwanted = [glob[1:] for glob in globs if glob.startswith("!")]
+    for glob in (*wanted, *unwanted):
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise UsageError(f"--layers {glob}: matches no layer.", f"There are {listed(names)}.")
+    chosen = [
+        name
+        for name in names
+        if (not wanted or any(fnmatchcase(name, glob) for glob in wanted))
+        and not any(fnmatchcase(name, glob) for glob in unwanted)
+    ]
+    if not chosen:
+        raise UsageError("--layers: leaves nothing over.", f"There are {listed(names)}.")
+    return chosen
+
+
+def of_one(frame: pd.DataFrame, column: str, wanted: str | None, option: str) -> pd.DataFrame:
+    """Rows with one value of a column.
+
+    Args:
+        frame: A table.
+        column: Which; where it is missing, nothing is left out.
+        wanted: The value; None: the only one.
+        option: How the user sets it.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UsageError: If there are several to choose from, or it is not there.
+    """
+    if column not in frame.columns:
+        return frame
+    there = list(dict.fromkeys(frame[column]))
+    if wanted is None and len(there) > 1:
+        raise UsageError(
+            f"the table has several values of {column}: {listed(there)}.",
+            f"Choose one with {option}.",
+        )
+    if wanted is not None and wanted not in there:
+        raise UsageError(f"{option} {wanted}: not in the table.", f"There are {listed(there)}.")
+    return frame if wanted is None else frame[frame[column] == wanted]
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Names for an error message.
+
+    Args:
+        names: Any number.
+        most: How many are named.
+
+    Returns:
+        Names between commas.
+    """
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:most]) + (f", ... ({len(texts)} in all)" if len(texts) > most else "")
+
+
+def need_numbers(frame: pd.DataFrame, option: str, name: str) -> None:
+    """Checks that a column holds numbers.
+
+    Args:
+        frame: A table.
+        option: How the user names it.
+        name: The column.
+
+    Raises:
+        UsageError: If it is not there, or holds texts.
+    """
+    numbers = [
+        str(column)
+        for column in frame.columns
+        if pd.api.types.is_numeric_dtype(frame[column]) and column not in _TEXTS
+    ]
+    if name not in numbers:
+        trouble = "holds no numbers" if name in frame.columns else "no such column"
+        raise UsageError(f"{option} {name}: {trouble}.", f"There are {listed(numbers, 40)}.")

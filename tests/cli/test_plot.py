@@ -1,0 +1,193 @@
+"""`localrank plot` as a command: files, messages, exit statuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.cli.program import invoke, run
+from tests.figures.tables import save_spectra, table
+from tests.helpers import entries
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Path:
+    """A table with one tolerance."""
+    table().to_csv(tmp_path / "ranks.csv", index=False)
+    return tmp_path / "ranks.csv"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")]
+)
+def test_the_suffix_chooses(ranks: Path, suffix: str, start: bytes) -> None:
+    target = ranks.with_name("out" + suffix)
+    outcome = invoke("plot", str(ranks), "-o", str(target))
+    assert (outcome.code, outcome.stdout) == (0, "")
+    assert outcome.stderr == f"localrank: note: wrote {target}\n"
+    assert target.read_bytes().startswith(start)
+    assert entries(ranks.parent) == sorted(["ranks.csv", target.name])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("ranks", "ranks.png"),
+        ("heatmap", "ranks.heatmap.png"),
+        ("depth", "ranks.depth.png"),
+        ("tolerance", "ranks.tolerance.png"),
+        ("spectrum", "ranks.spectrum.png"),
+    ],
+)
+def test_every_kind_has_its_name_beside_the_table(ranks: Path, kind: str, name: str) -> None:
+    words = ["plot", str(ranks), "--kind", kind, "-q", "--dpi", "50"]
+    if kind in {"tolerance", "spectrum"}:
+        words += ["--spectra", str(save_spectra(ranks.parent / "s.safetensors"))]
+    outcome = invoke(*words)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert name in entries(ranks.parent)
+
+
+def test_a_picture_may_be_made_again(ranks: Path) -> None:
+    target = ranks.with_suffix(".png")
+    target.write_bytes(b"old")
+    assert invoke("plot", str(ranks)).code == 0
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_takes_several_tables(tmp_path: Path) -> None:
+    for name in ("decay", "none"):
+        (tmp_path / name).mkdir()
+        table().to_csv(tmp_path / name / "ranks.csv", index=False)
+    words = [str(tmp_path / name / "ranks.csv") for name in ("decay", "none")]
+    target = tmp_path / "both.svg"
+    outcome = invoke("plot", *words, "--kind", "compare", "-o", str(target))
+    assert outcome.code == 0
+    assert target.stat().st_size > 5000
+
+
+def test_with_metrics(ranks: Path) -> None:
+    metrics = ranks.with_name("metrics.csv")
+    metrics.write_text("step,accuracy,name\n0,0.1,a\n100,0.9,b\n")
+    small = invoke("plot", str(ranks), "--with", f"{metrics}:accuracy", "-o", f"{ranks}.png")
+    assert small.code == 0
+    for column, said in (("loss", "has no column loss"), ("name", "column name holds no numbers")):
+        outcome = invoke("plot", str(ranks), "--with", f"{metrics}:{column}")
+        assert outcome.code == 1
+        assert said in outcome.error
+    outcome = invoke("plot", str(ranks), "--with", "metrics.csv")
+    assert outcome.code == 2
+    assert "not of the form METRICS.csv:COLUMN" in outcome.error
+
+
+def test_failed_rows_are_said(tmp_path: Path) -> None:
+    frame = table()
+    frame.loc[2, "status"] = "nonfinite"
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    outcome = invoke("plot", str(tmp_path / "a.csv"))
+    assert outcome.code == 0
+    assert "note: 1 of 12 rows are left out, as they failed (1 nonfinite; step 0)" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kind", "pie"], "--kind pie: not known. Known are ranks, heatmap, depth, tolerance"),
+        (["-o", "a.jpg"], "the suffix '.jpg' names no format of pictures"),
+        (["--size", "big"], "--size big: not of the form WxH"),
+        (["--size", "0x4"], "--size 0x4: must be from 2x1.5 to 100x100 inches"),
+        (["--dpi", "3"], "--dpi"),
+        (["--layers", ""], "--layers: is empty"),
+        (["--by", "beta"], "--by: has no meaning for --kind ranks"),
+        (["--step", "3"], "--step: has no meaning for --kind ranks"),
+        (["--kind", "heatmap", "--with", "a:b"], "--with: has no meaning for --kind heatmap"),
+        (["--kind", "spectrum"], "--kind spectrum: needs the singular values"),
+        (["--spectra", "x"], "--spectra: has no meaning for --kind ranks"),
+        (["--y", "nothing"], "--y nothing: no such column"),
+        (["--tolerance", "rtol=1"], "--tolerance rtol=1: not in the table. There are atol=0.01."),
+        (["--kind", "compare"], "needs 2 to 12 values of run, and there are 1: run"),
+        (["--style", "nope"], "--style nope: neither a file nor a style"),
+    ],
+)
+def test_wrong_usage(ranks: Path, words: list[str], message: str) -> None:
+    outcome = invoke("plot", str(ranks), *words)
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert message in outcome.error
+    assert entries(ranks.parent) == ["ranks.csv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("a,b\n1,2\n", "has no column run, step, layer, layer_index, tolerance"),
+        ("run,step,layer,layer_index,tolerance\n", "holds a header and no rows"),
+    ],
+)
+def test_files_that_are_no_table(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    outcome = invoke("plot", str(tmp_path / "a.csv"))
+    assert outcome.code == 1
+    assert message in outcome.error
+    assert entries(tmp_path) == ["a.csv"]
+
+
+def test_mixed_tolerances_are_asked_for(tmp_path: Path) -> None:
+    table(tolerances=("atol=0.01", "rtol=eps")).to_csv(tmp_path / "a.csv", index=False)
+    outcome = invoke("plot", str(tmp_path / "a.csv"))
+    assert outcome.code == 2
+    assert outcome.error == (
+        "the table has several values of tolerance: atol=0.01, rtol=eps. Choose one with"
+        " --tolerance."
+    )
+    assert invoke("plot", str(tmp_path / "a.csv"), "--tolerance", "rtol=eps").code == 0
+
+
+def test_targets_that_cannot_be_written(ranks: Path) -> None:
+    outcome = invoke("plot", str(ranks), "-o", str(ranks.parent / "nope/a.png"))
+    assert outcome.code == 1
+    assert "cannot be written (No such file or directory). Make the folder" in outcome.error
+    (ranks.parent / "folder.png").mkdir()
+    outcome = invoke("plot", str(ranks), "-o", str(ranks.parent / "folder.png"))
+    assert outcome.code == 1
+    assert "is not a file" in outcome.error
+
+
+def in_python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+
+
+def test_without_matplotlib(ranks: Path) -> None:
+    done = in_python(
+        "import sys; sys.modules['matplotlib'] = None\n"
+        f"from localrank_cli.cli.main import app; app(['plot', {str(ranks)!r}])"
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("localrank: error: localrank plot needs matplotlib")
+    assert done.stderr.endswith("Run: pip install 'localrank[plot]'\n")
+    assert entries(ranks.parent) == ["ranks.csv"]
+
+
+def test_letters_that_the_font_lacks_are_one_note(tmp_path: Path) -> None:
+    table(layers=1).assign(layer="\U0001f9ea").to_csv(tmp_path / "a.csv", index=False)
+    outcome = run("plot", str(tmp_path / "a.csv"))
+    assert outcome.code == 0
+    assert outcome.stderr.count("missing from font") == 1
+    assert all(line.startswith("localrank: note: ") for line in outcome.stderr.splitlines())
+
+
+def test_torch_is_not_imported(ranks: Path) -> None:
+    done = in_python(
+        "import sys; from localrank_cli.cli.main import app\n"
+        f"try: app(['plot', {str(ranks)!r}, '-q'])\n"
+        "except SystemExit as e: assert e.code == 0, e.code\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_table_of_parquet_needs_its_reader(tmp_path: Path) -> None:
+    pd.DataFrame().to_csv(tmp_path / "a.parquet")
+    assert invoke("plot", str(tmp_path / "a.parquet")).code == 1

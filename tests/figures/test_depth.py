@@ -1,0 +1,73 @@
+import pytest
+
+from localrank_cli.errors import UsageError
+from localrank_cli.figures import depth
+from tests.figures.drawn import assert_readable, lines, texts, ticks
+from tests.figures.tables import many, table
+
+
+def test_a_line_for_each_step() -> None:
+    frame = table()
+    figure, notes = depth(frame)
+    axes, bar = figure.axes
+    drawn = lines(axes)
+    assert list(drawn) == ["0", "10", "100", "1000"]
+    for step, (x, y) in drawn.items():
+        assert x == [0, 1, 2]
+        assert y == frame[frame["step"] == int(step)]["local_rank"].tolist()
+    assert ticks(axes.xaxis) == ["layer0", "layer1", "layer2"]
+    assert bar.get_ylabel() == "training step"
+    assert ticks(bar.yaxis) == ["0", "10", "100", "1000"]
+    assert axes.get_ylabel() == "local rank (atol=0.01)"
+    assert notes == ()
+    assert_readable(figure)
+
+
+def test_the_largest_rank_is_shown_where_it_fits() -> None:
+    axes = depth(table())[0].axes[0]
+    (ceiling,) = [line for line in axes.get_lines() if line.get_label() == "_max_rank"]
+    assert list(ceiling.get_ydata()) == [40, 40, 40]  # type: ignore[arg-type]  # an array
+    assert axes.get_ylim()[1] >= 40
+    high = depth(table().assign(max_rank=4000))[0]
+    assert high.axes[0].get_ylim()[1] < 50
+    assert not any("dashed" in text for text in texts(high))
+
+
+def test_steps_are_chosen_or_asked_for() -> None:
+    figure, notes = depth(many(3, 3000))
+    shown = [int(step) for step in lines(figure.axes[0])]
+    assert len(shown) <= 25
+    assert (shown[0], shown[-1]) == (0, 2999)
+    assert notes == (f"{len(shown)} of 3000 steps are drawn; --step chooses others",)
+    figure, notes = depth(many(3, 3000), steps=(7, 5))
+    assert list(lines(figure.axes[0])) == ["5", "7"]
+    assert notes == ()
+    with pytest.raises(UsageError, match="--step 9000: not there"):
+        depth(many(3, 3000), steps=(9000,))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 16, 17, 200])
+def test_any_number_of_layers(layers: int) -> None:
+    figure, _ = depth(many(layers, 4))
+    assert len(lines(figure.axes[0])["0"][0]) == layers
+    assert_readable(figure)
+
+
+def test_long_names_are_turned() -> None:
+    frame = table(layers=8)
+    frame["layer"] = "encoder.layers." + frame["layer"] + ".out_proj"
+    assert_readable(depth(frame)[0])
+
+
+def test_runs_side_by_side() -> None:
+    figure, _ = depth(table(runs=("a", "b")))
+    left, right = figure.axes[:2]
+    assert left.get_ylim() == right.get_ylim()
+    assert lines(right)["0"][1][0] == 12
+    assert_readable(figure)
+
+
+def test_one_step() -> None:
+    figure, _ = depth(table(steps=(500,)))
+    assert ticks(figure.axes[1].yaxis) == ["500"]
+    assert_readable(figure)

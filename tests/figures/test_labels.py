@@ -1,0 +1,54 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localrank_cli.figures.labels import readable, shortened, spread_out
+from localrank_cli.figures.look import depth_colours
+
+PLACES = st.lists(st.floats(0, 1), min_size=1, max_size=10)
+
+
+@given(PLACES)
+def test_names_are_apart_in_order_and_on_the_paper(places: list[float]) -> None:
+    wanted = np.array(places)
+    placed = spread_out(wanted, 0.1, 0.0, 1.0)
+    assert (np.diff(np.sort(placed)) >= 0.1 - 1e-9).all()
+    assert placed.min() >= -1e-9
+    assert placed.max() <= 1 + 1e-9
+    order = np.argsort(wanted, kind="stable")
+    assert (np.diff(placed[order]) > 0).all()
+
+
+@given(PLACES)
+def test_what_is_apart_does_not_move(places: list[float]) -> None:
+    wanted = np.unique(np.round(np.array(places), 1))
+    assert spread_out(wanted, 0.05, 0.0, 1.0) == pytest.approx(wanted)
+
+
+def test_neighbours_move_evenly() -> None:
+    assert spread_out(np.array([0.5, 0.5]), 0.1, 0.0, 1.0) == pytest.approx([0.45, 0.55])
+    assert spread_out(np.array([0.0, 0.0]), 0.1, 0.0, 1.0) == pytest.approx([0.0, 0.1])
+
+
+def test_names_are_cut_in_the_middle() -> None:
+    name = "encoder.layers.11.self_attn.out_proj"
+    assert shortened("fc") == "fc"
+    assert len(shortened(name)) == 26
+    assert shortened(name).startswith("encoder")
+    assert shortened(name).endswith("attn.out_proj")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8, 14, 200])
+def test_colours_go_from_light_to_dark(count: int) -> None:
+    def light(colour: tuple[float, ...]) -> float:
+        red, green, blue, _ = colour
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    shades = [light(colour) for colour in depth_colours(count)]
+    assert len(shades) == count
+    assert all(one > other for one, other in pairwise(shades))
+    assert shades[0] < 0.75  # seen on white
+    assert all(light((*readable(colour), 1.0)) <= 0.43 for colour in depth_colours(count))

@@ -1,0 +1,130 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from localrank_cli.errors import DataError, UsageError
+from localrank_cli.figures import SpectraFile, spectrum, tolerance
+from localrank_cli.figures.spectrum import medians
+from localrank_cli.figures.tolerance import counts
+from tests.figures.drawn import assert_readable, lines, texts
+from tests.figures.tables import save_spectra
+
+
+def test_what_is_read(tmp_path: Path) -> None:
+    values = np.array([[1.0, 3, 2], [np.nan, np.nan, np.nan], [6, 5, 4]])
+    file = SpectraFile(save_spectra(tmp_path / "s.safetensors", ("a", "b"), (0, 5), 2, values))
+    assert file.runs == ["a", "b"]
+    assert file.steps("a") == [0, 5]
+    (first, second) = file.read("a", (), [5])
+    assert (first.run, first.step, first.layer, second.layer) == ("a", 5, "layer0", "layer1")
+    assert first.values.tolist() == [[3, 2, 1], [6, 5, 4]]
+    assert second.values.tolist() == [[1.5, 1, 0.5], [3, 2.5, 2]]
+    assert [one.layer for one in file.read("b", ("*1",), [0, 5])] == ["layer1", "layer1"]
+
+
+def test_the_run_is_asked_for(tmp_path: Path) -> None:
+    file = SpectraFile(save_spectra(tmp_path / "s.safetensors", ("a", "b")))
+    with pytest.raises(UsageError, match="several runs: a, b") as caught:
+        file.one_run(None)
+    assert "--run" in caught.value.advice
+    with pytest.raises(UsageError, match="--run c: not among"):
+        file.one_run("c")
+    assert file.one_run("b") == "b"
+
+
+def test_what_is_no_file_of_spectra(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        SpectraFile(tmp_path / "none.safetensors")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    with pytest.raises(DataError, match="is no file of singular values"):
+        SpectraFile(tmp_path / "junk.safetensors")
+    save_file({"weight": np.ones(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match="holds no singular values of localrank"):
+        SpectraFile(tmp_path / "model.safetensors")
+    future = json.dumps({"format": 2, "entries": []})
+    save_file({"x": np.ones(1)}, tmp_path / "new.safetensors", {"localrank_spectra": future})
+    with pytest.raises(DataError, match="has format 2, and this version reads 1"):
+        SpectraFile(tmp_path / "new.safetensors")
+    save_file({"x": np.ones(1)}, tmp_path / "bad.safetensors", {"localrank_spectra": "{"})
+    with pytest.raises(DataError, match="is no file of singular values"):
+        SpectraFile(tmp_path / "bad.safetensors")
+
+
+def test_nothing_finite(tmp_path: Path) -> None:
+    path = save_spectra(tmp_path / "s.safetensors", values=np.full((2, 3), np.nan))
+    with pytest.raises(DataError, match="no finite singular values"):
+        SpectraFile(path).read("run", (), [0])
+
+
+def test_counts_are_strictly_greater() -> None:
+    values = np.array([[4.0, 2.0, 1.0], [8.0, 0.0, 0.0]])
+    absolute = counts(values, np.array([0.5, 1, 2, 4, 8]), relative=False)
+    assert absolute.tolist() == [2.0, 1.5, 1.0, 0.5, 0.0]
+    relative = counts(values, np.array([0.1, 0.25, 0.5, 1]), relative=True)
+    assert relative.tolist() == [2.0, 1.5, 1.0, 0.0]
+
+
+def test_medians_leave_zero_to_no_axis() -> None:
+    middle = medians(np.array([[4.0, 1, 0], [2, 1, 0], [3, 0, 0]]))
+    assert middle.tolist()[:2] == [3, 1]
+    assert np.isnan(middle[2])
+
+
+def test_rank_against_tolerance(tmp_path: Path) -> None:
+    file = SpectraFile(save_spectra(tmp_path / "s.safetensors"))
+    figure = tolerance(file, marks=(("atol", 0.02), ("rtol", 0.5)))
+    left, right = figure.axes
+    for axes, at in ((left, 0.02), (right, 0.5)):
+        assert set(lines(axes)) == {"layer0", "layer1"}
+        (marked,) = [line for line in axes.get_lines() if line.get_label() == "_mark"]
+        assert np.asarray(marked.get_xdata()).tolist() == [at, at]
+        assert axes.get_xscale() == "log"
+    x, y = (np.array(part) for part in lines(left)["layer1"])  # values 0.5, 0.05, 0.005, ...
+    assert set(y[x < 4e-5]) == {5}
+    assert set(y[(x > 0.006) & (x < 0.04)]) == {2}
+    assert y[-1] == 0
+    assert left.get_xlabel() == "absolute tolerance"
+    assert "run: local rank at any tolerance, step 1000" in texts(figure)
+    assert_readable(figure)
+    with pytest.raises(UsageError, match="--step 7: not there"):
+        tolerance(file, step=7)
+
+
+def test_singular_values_over_steps(tmp_path: Path) -> None:
+    file = SpectraFile(save_spectra(tmp_path / "s.safetensors"))
+    figure = spectrum(file, marks=(("atol", 0.02),))
+    left, right, bar = figure.axes
+    assert list(lines(left)) == ["0", "10", "100", "1000"]
+    assert lines(left)["10"][0] == [1, 2, 3, 4, 5]
+    assert lines(left)["10"][1] == pytest.approx([1, 0.1, 0.01, 1e-3, 1e-4])
+    assert lines(right)["10"][1] == pytest.approx([0.5, 0.05, 0.005, 5e-4, 5e-5])
+    assert left.get_yscale() == "log"
+    assert left.get_ylim() == right.get_ylim()
+    assert bar.get_ylabel() == "training step"
+    assert {"layer layer0", "layer layer1"} <= set(texts(figure))
+    assert_readable(figure)
+
+
+@pytest.mark.parametrize("layers", [1, 3, 5, 12])
+def test_panels_of_singular_values(tmp_path: Path, layers: int) -> None:
+    file = SpectraFile(save_spectra(tmp_path / "s.safetensors", layers=layers))
+    figure = spectrum(file, steps=(0, 1000))
+    assert len(figure.axes) == layers + 1
+    assert_readable(figure)
+
+
+def test_too_many_panels(tmp_path: Path) -> None:
+    file = SpectraFile(save_spectra(tmp_path / "s.safetensors", steps=(0,), layers=13))
+    with pytest.raises(UsageError, match="13 layers, and at most 12") as caught:
+        spectrum(file)
+    assert "--layers" in caught.value.advice
+
+
+def test_many_layers_of_tolerances(tmp_path: Path) -> None:
+    file = SpectraFile(save_spectra(tmp_path / "s.safetensors", steps=(0,), layers=40))
+    figure = tolerance(file)
+    assert figure.axes[-1].get_ylabel() == "layer, in order of depth (40)"
+    assert_readable(figure)
