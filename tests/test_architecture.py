@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
         "spectrum", "measures",
     },
     "api": {"errors", "pipeline", "table"},
-    "cli": {"errors", "pipeline", "table", "__init__"},
+    "experiments": {"errors", "pipeline", "table"},
+    "cli": {"errors", "pipeline", "table", "experiments", "__init__"},
     "__main__": {"cli"},
     "__init__": {"api"},
 }  # fmt: skip

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from localrank_cli.cli.analyze import analyze
+from localrank_cli.cli.reproduce import reproduce
 from localrank_cli.cli.signals import Interrupted, leaving_at_once
 from localrank_cli.cli.streams import discard_stdout, open_missing_streams
 from localrank_cli.cli.text import printable
@@ -166,6 +167,7 @@ def _program(
 
 
 app.command("analyze")(analyze)
+app.command("reproduce")(reproduce)
 
 
 def main() -> None:
