@@ -25,12 +25,13 @@ ALLOWED: dict[str, set[str]] = {
         "spectrum", "measures",
     },
     "api": {"errors", "pipeline", "table"},
-    "experiments": {"errors", "pipeline", "table"},
+    "information": set(),
+    "experiments": {"errors", "pipeline", "table", "information"},
     "cli": {"errors", "pipeline", "table", "experiments", "__init__"},
     "__main__": {"cli"},
     "__init__": {"api"},
 }  # fmt: skip
-NUMBERS = ("layers", "jacobian", "spectrum", "measures")
+NUMBERS = ("layers", "jacobian", "spectrum", "measures", "information")
 # Reads of files, printing and tables have no place among the numbers.
 NOT_AMONG_NUMBERS = {
     "pathlib", "os", "io", "sys", "json", "csv", "logging", "pandas", "rich", "typer",
