@@ -37,6 +37,7 @@ class AnalyzeKeywords(TypedDict, total=False):
     noise: float
     dtype: str
     input_metric: str
+    allow_small_cov: bool
     device: str
     memory: int | str
     pattern: str

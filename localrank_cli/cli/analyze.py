@@ -113,8 +113,19 @@ def analyze(
     ] = None,
     input_metric: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Metric of the varied tensor: identity (the default)."),
+        typer.Option(
+            metavar="NAME",
+            help="Metric of the varied tensor: identity (the default), or data: its covariance over"
+            " the whole data.",
+        ),
     ] = None,
+    allow_small_cov: Annotated[
+        bool,
+        typer.Option(
+            "--allow-small-cov",
+            help="Let --input-metric data go on with no more points than directions.",
+        ),
+    ] = False,
     noise: Annotated[
         float | None,
         typer.Option(metavar="S", help="Standard deviation for gaussian_information. Default: 1."),
@@ -193,6 +204,7 @@ def analyze(
         noise=noise,
         dtype=dtype,
         input_metric=input_metric,
+        allow_small_cov=allow_small_cov,
         device=device,
         memory=parse_size(memory) if memory is not None else None,
         pattern=pattern,

@@ -21,7 +21,7 @@ N_TRAIN, N_TEST, N_KEPT = 9_000, 1_000, 1_000  # digits; how many of the trainin
 FALLS = {1: 0.08, 2: 0.40, 3: 0.40, 4: 0.10}  # with decay, of the rank at the landmark, at least
 CONTROL_FALL = 0.03  # without, at most
 _SCALE = 0.00392156862745098  # 1/255
-_QUICK_STEPS = 5_000
+_QUICK_STEPS = 7_000
 
 RECIPE = Recipe(
     widths=(784, 100, 100, 100, 10),
@@ -64,7 +64,7 @@ def plan(seeds: int, quick: bool, path: Path) -> Plan:
 
     Args:
         seeds: How many.
-        quick: About half of the steps.
+        quick: Two thirds of the steps.
         path: The user's file of digits.
 
     Returns:

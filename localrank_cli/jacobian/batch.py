@@ -1,11 +1,12 @@
 """A group of points as one function: varied tensor -> outputs of the chosen calls."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from localrank_cli.jacobian.layout import Layout
+from localrank_cli.jacobian.metric import Metric
 from localrank_cli.layers.capture import Call, Capture
 
 
@@ -19,10 +20,12 @@ class Batch:
 
     model: nn.Module
     inputs: Tensor  # (points, ...), given to the model
-    varied: Tensor  # (points, n_in), the varied tensor, flat
+    varied: Tensor  # (points, n_in), the varied tensor, flat; with a metric z = 0, (points, k)
     varied_layout: Layout
     layouts: dict[Call, Layout]  # of the outputs
     wrt: Call | None
+    metric: Metric | None = None
+    origin: Tensor | None = None  # with a metric, the varied tensor itself, (points, n_in)
 
     @property
     def n_points(self) -> int:
@@ -31,19 +34,35 @@ class Batch:
 
     @property
     def n_in(self) -> int:
-        """Entries of the varied tensor for one point."""
+        """Columns of the Jacobian: entries of the varied tensor, or of z."""
         return self.varied.shape[1]
+
+    def measured_in(self, metric: Metric | None) -> "Batch":
+        """Puts z -> f(x + L z) at z = 0 in the place of f at x.
+
+        Args:
+            metric: L; None leaves the batch as it is.
+
+        Returns:
+            The batch whose Jacobians are J L.
+        """
+        if metric is None:
+            return self
+        steps = self.varied.new_zeros(self.n_points, metric.width(self.varied.shape[1]))
+        return replace(self, varied=steps, metric=metric, origin=self.varied)
 
     def outputs(self, varied: Tensor, calls: Sequence[Call]) -> tuple[Tensor, ...]:
         """The function to differentiate.
 
         Args:
-            varied: Shape (points, n_in).
+            varied: Shape (points, n_in); with a metric z, (points, k).
             calls: The calls wanted.
 
         Returns:
             For each call, shape (points, n_out).
         """
+        if self.metric is not None and self.origin is not None:
+            varied = self.origin + self.metric.moved(varied)
         joined = self.varied_layout.join(varied)
         capture = Capture(self.model, calls, self.wrt)
         tensors = capture(joined) if self.wrt is None else capture(self.inputs, joined)

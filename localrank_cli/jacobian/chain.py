@@ -25,6 +25,7 @@ class Link:
     weight: Tensor  # (n_out, n of the parent)
     parent: int | None  # index of the link that feeds it; None: the input does
     slope: Tensor | None  # (points, n of the parent): the diagonal of D; None for the first
+    error: float = 0.0  # bound on the Frobenius norm of what rounding added to the weight
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Chain:
         self._columns = [link.weight.mT.contiguous() for link in links]
         self._norms = [float(torch.linalg.matrix_norm(link.weight)) for link in links]
         self._roots = {
-            index: _row_space(link.weight)
+            index: _row_space(link.weight, link.error)
             for index, link in enumerate(links)
             if link.parent is None
         }
@@ -159,10 +160,10 @@ class _Diagonals:
         self.largest: list[float] = slope.abs().amax(dim=1).tolist()
 
 
-def _row_space(weight: Tensor) -> _Product:
+def _row_space(weight: Tensor, error: float) -> _Product:
     n_out, n_in = weight.shape
     size = float(torch.linalg.matrix_norm(weight))
     if n_out >= n_in:
-        return _Product(weight, 0.0, size)
+        return _Product(weight, error, size)
     triangle = torch.linalg.qr(weight.mT, mode="r").R
-    return _Product(triangle.mT, 8 * n_out * n_in * _U * size, size)
+    return _Product(triangle.mT, error + 8 * n_out * n_in * _U * size, size)

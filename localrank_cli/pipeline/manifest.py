@@ -57,6 +57,8 @@ def _series(series: SeriesPlan) -> dict[str, object]:
         "point_indices": list(series.points.indices),
         "n_data": series.points.n_data,
         "wrt": settings.selection.wrt,
+        "input_metric": settings.input_metric,
+        "n_cov": series.metric.n_cov,
         "dtype": settings.dtype_name,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
         "noise": settings.noise,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # torch is not imported where options are only parsed
     from torch import Tensor, nn
 
 DTYPES = ("float64", "float32")
+METRICS = ("identity", "data")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class AnalyzeOptions:
     noise: float | None = None
     dtype: str | None = None
     input_metric: str | None = None
+    allow_small_cov: bool = False
     device: str = "auto"
     memory: int | None = None  # bytes; None: a quarter of what is free
     pattern: str = ""
@@ -130,8 +132,10 @@ def check_words(dtype: str | None, input_metric: str | None) -> None:
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: not known.", f"Known are {' and '.join(DTYPES)}.")
-    if input_metric is not None and input_metric != "identity":
-        raise UsageError(f"--input-metric {input_metric}: not known.", "Known is identity.")
+    if input_metric is not None and input_metric not in METRICS:
+        raise UsageError(
+            f"--input-metric {input_metric}: not known.", f"Known are {' and '.join(METRICS)}."
+        )
 
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)

@@ -1,7 +1,7 @@
 """Plans a run: everything that can be checked is checked on every checkpoint's header."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from localrank_cli.model.mlp import InferredMlp, infer_mlp
 from localrank_cli.pipeline.folder_settings import read_folder_settings
 from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, load_state
 from localrank_cli.pipeline.machine import memory_budget, pick_device
+from localrank_cli.pipeline.metric import MetricPlan, plan_metric
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options
 from localrank_cli.pipeline.settings import (
     ModelChoice,
@@ -35,6 +36,7 @@ from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
 from localrank_cli.points.source import load_points
 from localrank_cli.spectrum.spectra import Examination, examine
+from localrank_cli.table.columns import optional_first
 from localrank_cli.userimport import import_object
 
 Note = Callable[[str], None]
@@ -54,6 +56,13 @@ class SeriesPlan:
     model_facts: dict[str, object]
     data_facts: dict[str, object]
     examination: Examination  # of the first checkpoint
+    metric: MetricPlan
+
+    @property
+    def optional_columns(self) -> tuple[str, ...]:
+        """The columns after `message`, in order: the tool's own, then the series' constants."""
+        own = ("n_cov",) if self.settings.input_metric == "data" else ()
+        return (*own, *self.settings.columns)
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
     device = pick_device(options.device)
     named = find_folders(options.checkpoints)
     runs = run_names(list(named))
+    memory = memory_budget(device) if options.memory is None else options.memory
     planned = []
     # Models draw their first weights, and a user's code may set seeds when it is imported.
     with torch.random.fork_rng(devices=[]):
@@ -94,13 +104,19 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
             prefix = f"{runs[folder]}: " if len(named) > 1 else ""
             planned.append(
                 _plan_series(
-                    options, folder, named[folder], runs[folder], device, _prefixed(note, prefix)
+                    replace(options, memory=memory),
+                    folder,
+                    named[folder],
+                    runs[folder],
+                    device,
+                    _prefixed(note, prefix),
                 )
             )
-    extra = tuple(dict.fromkeys(name for plan in planned for name in plan.settings.columns))
-    memory = memory_budget(device) if options.memory is None else options.memory
+    extra = optional_first(name for plan in planned for name in plan.optional_columns)
     for plan in planned:
-        check_fits(plan.examination.records, plan.examination.survey.n_in, memory)
+        n_in = plan.examination.survey.n_in
+        width = n_in if plan.metric.n_cov is None else min(n_in, plan.metric.n_cov)
+        check_fits(plan.examination.records, width, memory)
     return Plan(tuple(planned), device, memory, extra, options.trust_pickle)
 
 
@@ -142,6 +158,7 @@ def _plan_series(
     for text in examination.notes:
         note(text)
     _check_tolerances(settings, examination)
+    metric = plan_metric(settings, points, examination.survey, options.memory or 0, note)
     return SeriesPlan(
         run=run,
         series=series,
@@ -153,6 +170,7 @@ def _plan_series(
         model_facts=_model_facts(settings.model),
         data_facts=facts,
         examination=examination,
+        metric=metric,
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,7 +76,8 @@ def _run_series(plan: Plan, series: SeriesPlan, note: Note) -> Iterator[Checkpoi
         fill_model(series.model, series.expected, state, checkpoint.place)
         del state
         try:
-            spectra = layer_spectra(series.model, points, request, modes)
+            metric = series.metric.at(series.model, plan.device, settings.dtype)
+            spectra = layer_spectra(series.model, points, replace(request, metric=metric), modes)
         except LocalrankError as error:
             raise type(error)(f"{checkpoint.place}: {error.what}", error.advice) from error
         for text in modes.notes[told:]:
@@ -118,7 +119,8 @@ def _rows(
     plan: Plan, series: SeriesPlan, checkpoint: PlannedCheckpoint, spectra: list[LayerSpectrum]
 ) -> Iterator[dict[str, Cell]]:
     settings = series.settings
-    constants: dict[str, Cell] = {name: settings.columns.get(name) for name in plan.extra_columns}
+    cells: dict[str, Cell] = {**settings.columns, "n_cov": series.metric.n_cov}
+    constants = {name: cells.get(name) for name in plan.extra_columns}
     for index, spectrum in enumerate(spectra):
         facts = LayerFacts(
             run=series.run,
@@ -127,10 +129,10 @@ def _rows(
             layer=spectrum.layer,
             layer_index=index,
             module=spectrum.module,
-            n_in=spectrum.n_in,
+            n_in=spectrum.n_varied or spectrum.n_in,
             n_out=spectrum.n_out,
             wrt=settings.selection.wrt,
-            input_metric="identity",
+            input_metric=settings.input_metric,
             dtype=settings.dtype_name,
             method=spectrum.method,
         )

@@ -1,7 +1,7 @@
 """Settings of one series: a flag beats its `localrank.toml`, which beats the default."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class Settings:
     dtype: torch.dtype
     columns: dict[str, str | int | float]
     notes: tuple[str, ...] = ()
+    input_metric: str = "identity"
+    allow_small_cov: bool = False
 
     @property
     def dtype_name(self) -> str:
@@ -85,15 +87,18 @@ def resolve(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> Setti
     include, exclude = _patterns(options, own)
     wrt = options.wrt if options.wrt is not None else own.wrt
     noise = _first(options.noise, own.noise, 1.0)
+    metric = _first(options.input_metric, own.input_metric, "identity")
     return Settings(
         model=model,
-        source=_source(options, own, folder),
+        source=replace(_source(options, own, folder), keep=metric == "data"),
         selection=Selection(include, exclude, wrt or ""),
         tolerances=_tolerances(options, own),
         noise=noise,
         dtype=getattr(torch, options.dtype or own.dtype or "float64"),
         columns=own.columns,
         notes=tuple(notes),
+        input_metric=metric,
+        allow_small_cov=options.allow_small_cov,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.jacobian.engine import Modes, Task, jacobians
+from localrank_cli.jacobian.metric import Metric
 from localrank_cli.jacobian.portions import BlockPortion, ChainPortion, Portion
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.select import Selection, choose, named_call
@@ -26,10 +27,11 @@ class LayerSpectrum:
     layer: str
     module: str  # class name
     n_out: int
-    n_in: int
+    n_in: int  # columns of the measured matrix: of J, or of J L in a metric
     computed: Tensor  # (points, min(n_out, n_in)), float64, CPU, descending; NaN: not finite
     rounding: Tensor  # (points,), float64: how far a singular value may be off
     method: str  # "exact", or "exact(float32)" where the path holds float32
+    n_varied: int | None = None  # entries of the varied tensor; None: n_in
 
     @property
     def values(self) -> Tensor:
@@ -84,6 +86,7 @@ class Request:
     dtype: torch.dtype = torch.float64
     memory: int = 2**31  # bytes for Jacobians and intermediate results
     demand: Demand = field(default=Demand(None))
+    metric: Metric | None = None  # of the varied tensor; None: the identity
 
 
 def layer_spectra(
@@ -110,6 +113,7 @@ def layer_spectra(
         wrt=named_call(model, request.selection.wrt),
         dtype=request.dtype,
         memory=request.memory,
+        metric=request.metric,
     )
     precision = torch.float32 if examination.survey.has_low_precision else request.dtype
     found = {record.call: _empty(record, task) for record in task.records}
@@ -126,7 +130,7 @@ def layer_spectra(
 
 
 def _empty(record: CallRecord, task: Task) -> Tensor:
-    width = min(record.numel, task.survey.n_in)
+    width = min(record.numel, task.n_in)
     return torch.full((task.points.shape[0], width), torch.nan, dtype=torch.float64, device="cpu")
 
 
@@ -146,14 +150,14 @@ def _solve_blocks(
 ) -> None:
     record = portion.record
     if bool(portion.finite.all()):
-        values = solve_blocks(portion.blocks, record.numel, task.survey.n_in, demand)
+        values = solve_blocks(portion.blocks, record.numel, task.n_in, demand)
         _place(found[record.call], portion.start, portion.finite, values)
 
 
 def _solve_chain(
     portion: ChainPortion, task: Task, found: dict[Call, Tensor], demand: Demand
 ) -> None:
-    shapes = {record.call: (record.numel, task.survey.n_in) for record in task.records}
+    shapes = {record.call: (record.numel, task.n_in) for record in task.records}
     anywhere = torch.stack(list(portion.finite.values())).any(dim=0).cpu()
     points = anywhere.nonzero().squeeze(1).tolist()
     for call, values in solve_chain(portion.chain, points, shapes, demand).items():
@@ -164,7 +168,7 @@ def _solve_chain(
 def _spectrum(
     record: CallRecord, values: Tensor, task: Task, precision: torch.dtype
 ) -> LayerSpectrum:
-    n_in = task.survey.n_in
+    n_in = task.n_in
     longest = max(record.numel, n_in)
     bound = rounding(values[:, 0], longest, precision)
     low = precision != torch.float64
@@ -176,4 +180,5 @@ def _spectrum(
         computed=values,
         rounding=bound,
         method="exact(float32)" if low else "exact",
+        n_varied=task.survey.n_in,
     )
