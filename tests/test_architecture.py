@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "api": {"errors", "pipeline", "table"},
     "information": set(),
-    "experiments": {"errors", "pipeline", "table", "information"},
+    "experiments": {"errors", "pipeline", "table", "information", "model", "spectrum"},
     "cli": {"errors", "pipeline", "table", "experiments", "__init__"},
     "__main__": {"cli"},
     "__init__": {"api"},

@@ -14,6 +14,7 @@ class Experiment(StrEnum):
 
     gaussian = "gaussian"
     mnist = "mnist"
+    vib = "vib"
 
 
 _Experiment = Annotated[
@@ -21,7 +22,7 @@ _Experiment = Annotated[
     typer.Argument(
         metavar="EXPERIMENT",
         help="gaussian: a linear teacher of rank 3; mnist: digits; both with and without weight"
-        " decay.",
+        " decay. vib: the variational information bottleneck on Gaussian variables, over beta.",
         show_default=False,
     ),
 ]
@@ -36,7 +37,8 @@ _Out = Annotated[
 ]
 _Quick = Annotated[bool, typer.Option("--quick", help="Shorter trainings, with the same claims.")]
 _Seeds = Annotated[
-    int | None, typer.Option(metavar="N", help="Trainings of each kind. Default: 3; mnist 1.")
+    int | None,
+    typer.Option(metavar="N", help="Trainings of each kind. Default: 3 for gaussian, else 1."),
 ]
 _Mnist = Annotated[
     Path | None,

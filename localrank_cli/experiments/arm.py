@@ -68,6 +68,7 @@ class Plan:
     name: str
     arms: tuple[Arm, ...]
     judge: Callable[[pd.DataFrame], Verdict]  # of the table with the columns of the arms
+    wants_sigma: bool = False  # whether the judge looks at single singular values
 
     @property
     def n_checkpoints(self) -> int:

@@ -9,12 +9,13 @@ from types import ModuleType
 import pandas as pd
 
 from localrank_cli.errors import OutputError, UsageError
-from localrank_cli.experiments import gaussian, mnist
+from localrank_cli.experiments import gaussian, mnist, vib
 from localrank_cli.experiments.arm import Plan
 from localrank_cli.experiments.claims import Verdict
 from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.pictures import PictureError, draw
 from localrank_cli.experiments.series import one_thread, writing
+from localrank_cli.experiments.sigma import last_sigma
 from localrank_cli.pipeline.manifest import make_manifest
 from localrank_cli.pipeline.options import AnalyzeOptions
 from localrank_cli.pipeline.plan import make_plan
@@ -25,10 +26,11 @@ from localrank_cli.table.write import OutputFile, RowWriter, commit_with_manifes
 
 Note = Callable[[str], None]
 
-RANKS, VERDICT, PICTURE = "ranks.csv", "verdict.txt", "picture.png"
+RANKS, VERDICT, PICTURE, SIGMA = "ranks.csv", "verdict.txt", "picture.png", "sigma.csv"
 _EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # and how many seeds by default
     gaussian.NAME: (gaussian, 3),
     mnist.NAME: (mnist, 1),
+    vib.NAME: (vib, 1),
 }
 
 
@@ -96,7 +98,8 @@ def analyse(plan: Plan, out: Path, command: list[str], note: Note) -> pd.DataFra
         note: Takes each note for the user.
 
     Returns:
-        The table, with the figures of each series' metrics.csv beside.
+        The table, with the figures of each series' metrics.csv beside, and at each series' last
+        step, where the experiment wants them, the means of the last layer's singular values.
     """
     folders = tuple(out / arm.folder for arm in plan.arms)
     ranks = make_plan(AnalyzeOptions(checkpoints=folders, device="cpu"), note)
@@ -112,7 +115,13 @@ def analyse(plan: Plan, out: Path, command: list[str], note: Note) -> pd.DataFra
             facts.append(result.facts)
             seconds += float(str(result.facts["seconds"]))
         commit_with_manifest(file, make_manifest(ranks, command, facts, seconds))
-    return _with_metrics(to_frame(rows, columns), folders)
+    frame = _with_metrics(to_frame(rows, columns), folders)
+    if plan.wants_sigma:
+        with writing(out):
+            sigma = last_sigma(ranks)
+            sigma.to_csv(out / SIGMA, index=False, float_format="%.9g", lineterminator="\n")
+        frame = frame.merge(sigma, on=["run", "step", "layer_index"], how="left")
+    return frame
 
 
 def _with_metrics(frame: pd.DataFrame, folders: tuple[Path, ...]) -> pd.DataFrame:

@@ -69,7 +69,7 @@ def test_a_table_that_is_there_is_kept(tmp_path: Path) -> None:
         (["mnist", "--mnist", "none.npz"], 1, "--mnist none.npz: there is no such file."),
         (["gaussian", "--mnist", "none.npz"], 2, "--mnist is for `localrank reproduce mnist`"),
         (["gaussian", "--seeds", "0"], 2, "--seeds 0: at least 1."),
-        (["moon"], 2, "'moon' is not one of 'gaussian', 'mnist'"),
+        (["moon"], 2, "'moon' is not one of 'gaussian', 'mnist', 'vib'"),
     ],
 )
 def test_refused(tmp_path: Path, words: list[str], code: int, message: str) -> None:

@@ -5,7 +5,12 @@ from collections.abc import Mapping
 import pandas as pd
 import pytest
 
-from localrank_cli.experiments import gaussian, mnist
+from localrank_cli.experiments import gaussian, mnist, vib
+from localrank_cli.information.bottleneck import (
+    active,
+    variational_information,
+    variational_singular_values,
+)
 
 Ends = Mapping[int, float]
 
@@ -92,3 +97,47 @@ def test_mnist_that_never_learns_shows_nothing() -> None:
     verdict = mnist.judge(table.assign(train_accuracy=0.5))
     assert not verdict.holds
     assert "never reached" in verdict.text
+
+
+def vib_table(rank: float = 0, sigma: float = 0, rate: float = 0) -> pd.DataFrame:
+    """What theory says at every beta, and off it by so much at the largest one."""
+    rows = []
+    for beta in (1.1, 3.0, 10.0):
+        off = beta == 10.0
+        count = active(vib.RHO, beta) + off * rank
+        values = [*variational_singular_values(vib.RHO, beta), 0.0, 0.0, 0.0]
+        values[1] += off * sigma
+        ends = {
+            "run": f"beta_{beta}", "beta": beta, "seed": 0, "layer_index": 2,
+            "local_rank": count, "rank_min": int(count), "rank_max": int(-(-count // 1)),
+            "rate": variational_information(vib.RHO, beta).xt + off * rate,
+        }  # fmt: skip
+        ends |= {f"sigma_{index + 1}": value for index, value in enumerate(values)}
+        # The other layers, and what was before the end, are not looked at.
+        rows += [
+            ends | {"step": 3000},
+            ends | {"step": 0, "rank_min": 8, "rank_max": 8, "rate": 9.0},
+            ends | {"step": 3000, "layer_index": 0, "rank_min": 10, "rank_max": 10},
+        ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("off", "failing"),
+    [
+        ({}, []),
+        ({"rank": 1}, ["the local rank"]),
+        ({"rank": 0.02}, ["the local rank"]),
+        ({"sigma": 0.099}, []),
+        ({"sigma": -0.101}, ["the singular values"]),
+        ({"rate": 0.09}, []),
+        ({"rate": -0.11}, ["the rate"]),
+    ],
+)
+def test_vib(off: dict[str, float], failing: list[str]) -> None:
+    verdict = vib.judge(vib_table(**off))
+    failed = [claim.text for claim in verdict.claims if not claim.holds]
+    assert len(failed) == len(failing)
+    assert all(text.startswith(start) for text, start in zip(failed, failing, strict=True))
+    assert verdict.holds is (not failing)
+    assert "Adam" in verdict.setting

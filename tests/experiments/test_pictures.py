@@ -31,6 +31,22 @@ def test_one_panel_for_each_weight_decay_and_one_line_for_each_layer() -> None:
         assert shades == sorted(shades, reverse=True)  # from light to dark
 
 
+def test_ranks_and_singular_values_over_beta_beside_theory() -> None:
+    pytest.importorskip("matplotlib")
+    rows = [
+        {"run": f"b{beta}", "step": 9, "beta": beta, "layer_index": 2, "local_rank": 2.0,
+         **{f"sigma_{index + 1}": 0.1 * index for index in range(8)}}
+        for beta in (1.6, 3.0, 6.0)
+    ]  # fmt: skip
+    ranks, sigmas, plane = draw("vib", pd.DataFrame(rows)).axes
+    theory, trained = ranks.get_lines()
+    assert sorted(set(theory.get_ydata())) == [0, 1, 2, 3]
+    assert trained.get_xydata().tolist() == [[1.6, 2.0], [3.0, 2.0], [6.0, 2.0]]
+    assert len(sigmas.get_lines()) == 5 + 5
+    optimal, variational = (line.get_xydata() for line in plane.get_lines())
+    assert optimal[-1, 0] > variational[-1, 0] > 0
+
+
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(PictureError, match="matplotlib is not installed"):
