@@ -38,6 +38,10 @@ class AnalyzeKeywords(TypedDict, total=False):
     dtype: str
     input_metric: str
     allow_small_cov: bool
+    information: bool
+    information_points: int
+    information_noise: float
+    labels_key: str
     device: str
     memory: int | str
     pattern: str

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "table": {"errors", "measures"},
     "pipeline": {
         "errors", "userimport", "checkpoints", "model", "points", "table", "layers", "jacobian",
-        "spectrum", "measures",
+        "spectrum", "measures", "information",
     },
     "api": {"errors", "pipeline", "table"},
     "information": set(),

@@ -130,6 +130,32 @@ def analyze(
         float | None,
         typer.Option(metavar="S", help="Standard deviation for gaussian_information. Default: 1."),
     ] = None,
+    information: Annotated[
+        bool,
+        typer.Option(
+            "--information",
+            help="Add bounds on I(X;T) for each layer, in nats, and with labels on I(T;Y).",
+        ),
+    ] = False,
+    information_points: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Points for --information. Default: 1000, or all."),
+    ] = None,
+    information_noise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Noise variance of T for --information, as a share of tr Cov(T). Default: the"
+            " square of --noise.",
+        ),
+    ] = None,
+    labels_key: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Array of labels in the data file: adds loss and accuracy at each checkpoint.",
+        ),
+    ] = "",
     device: Annotated[
         str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:K.")
     ] = "auto",
@@ -205,6 +231,10 @@ def analyze(
         dtype=dtype,
         input_metric=input_metric,
         allow_small_cov=allow_small_cov,
+        information=information,
+        information_points=information_points,
+        information_noise=information_noise,
+        labels_key=labels_key,
         device=device,
         memory=parse_size(memory) if memory is not None else None,
         pattern=pattern,

@@ -59,6 +59,10 @@ def _series(series: SeriesPlan) -> dict[str, object]:
         "wrt": settings.selection.wrt,
         "input_metric": settings.input_metric,
         "n_cov": series.metric.n_cov,
+        "labels_key": settings.labels_key,
+        "information_point_indices": (
+            list(series.samples.drawn.indices) if series.samples.drawn is not None else None
+        ),
         "dtype": settings.dtype_name,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
         "noise": settings.noise,

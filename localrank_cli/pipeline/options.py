@@ -38,6 +38,10 @@ class AnalyzeOptions:
     dtype: str | None = None
     input_metric: str | None = None
     allow_small_cov: bool = False
+    information: bool = False
+    information_points: int | None = None
+    information_noise: float | None = None  # of tr Cov(T); None: the square of noise
+    labels_key: str = ""
     device: str = "auto"
     memory: int | None = None  # bytes; None: a quarter of what is free
     pattern: str = ""
@@ -60,7 +64,19 @@ def check_options(options: AnalyzeOptions) -> None:
     check_tolerances(options.atol, options.rtol)
     check_numbers(options.noise, options.points, options.seed, options.data_scale)
     check_words(options.dtype, options.input_metric)
+    _check_information(options)
     _check_device(options.device)
+
+
+def _check_information(options: AnalyzeOptions) -> None:
+    points, noise = options.information_points, options.information_noise
+    if not options.information and (points is not None or noise is not None):
+        name = "noise" if points is None else "points"
+        raise UsageError(f"--information-{name} without --information.", "Give both or neither.")
+    if points is not None and points < 2:
+        raise UsageError(f"--information-points {points}: at least 2.")
+    if noise is not None and not _positive(noise):
+        raise UsageError(f"--information-noise {noise:g}: must be positive and finite.")
 
 
 def check_tolerances(atol: Sequence[float], rtol: Sequence[float | None]) -> None:

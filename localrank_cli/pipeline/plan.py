@@ -25,6 +25,7 @@ from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, load_stat
 from localrank_cli.pipeline.machine import memory_budget, pick_device
 from localrank_cli.pipeline.metric import MetricPlan, plan_metric
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options
+from localrank_cli.pipeline.samples import SamplePlan, plan_samples
 from localrank_cli.pipeline.settings import (
     ModelChoice,
     Settings,
@@ -57,12 +58,13 @@ class SeriesPlan:
     data_facts: dict[str, object]
     examination: Examination  # of the first checkpoint
     metric: MetricPlan
+    samples: SamplePlan
 
     @property
     def optional_columns(self) -> tuple[str, ...]:
         """The columns after `message`, in order: the tool's own, then the series' constants."""
         own = ("n_cov",) if self.settings.input_metric == "data" else ()
-        return (*own, *self.settings.columns)
+        return (*own, *self.samples.columns, *self.settings.columns)
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ def _plan_series(
         data_facts=facts,
         examination=examination,
         metric=metric,
+        samples=plan_samples(settings, points, examination, options.memory or 0),
     )
 
 

@@ -78,6 +78,7 @@ def _run_series(plan: Plan, series: SeriesPlan, note: Note) -> Iterator[Checkpoi
         try:
             metric = series.metric.at(series.model, plan.device, settings.dtype)
             spectra = layer_spectra(series.model, points, replace(request, metric=metric), modes)
+            samples = series.samples.at(series.model, plan.device)
         except LocalrankError as error:
             raise type(error)(f"{checkpoint.place}: {error.what}", error.advice) from error
         for text in modes.notes[told:]:
@@ -87,7 +88,7 @@ def _run_series(plan: Plan, series: SeriesPlan, note: Note) -> Iterator[Checkpoi
             run=series.run,
             checkpoint=checkpoint.file.name,
             step=checkpoint.step,
-            rows=tuple(_rows(plan, series, checkpoint, spectra)),
+            rows=tuple(_rows(plan, series, checkpoint, list(zip(spectra, samples, strict=True)))),
             facts={
                 "run": series.run,
                 "checkpoint": checkpoint.file.name,
@@ -116,12 +117,15 @@ def _run_prefix(plan: Plan, series: SeriesPlan) -> str:
 
 
 def _rows(
-    plan: Plan, series: SeriesPlan, checkpoint: PlannedCheckpoint, spectra: list[LayerSpectrum]
+    plan: Plan,
+    series: SeriesPlan,
+    checkpoint: PlannedCheckpoint,
+    layers: list[tuple[LayerSpectrum, dict[str, Cell]]],
 ) -> Iterator[dict[str, Cell]]:
     settings = series.settings
-    cells: dict[str, Cell] = {**settings.columns, "n_cov": series.metric.n_cov}
-    constants = {name: cells.get(name) for name in plan.extra_columns}
-    for index, spectrum in enumerate(spectra):
+    for index, (spectrum, sampled) in enumerate(layers):
+        cells: dict[str, Cell] = {**settings.columns, **sampled, "n_cov": series.metric.n_cov}
+        constants = {name: cells.get(name) for name in plan.extra_columns}
         facts = LayerFacts(
             run=series.run,
             checkpoint=checkpoint.file.name,

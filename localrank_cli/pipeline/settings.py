@@ -58,6 +58,10 @@ class Settings:
     notes: tuple[str, ...] = ()
     input_metric: str = "identity"
     allow_small_cov: bool = False
+    information: bool = False
+    information_points: int | None = None
+    information_noise: float | None = None
+    labels_key: str = ""
 
     @property
     def dtype_name(self) -> str:
@@ -90,7 +94,9 @@ def resolve(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> Setti
     metric = _first(options.input_metric, own.input_metric, "identity")
     return Settings(
         model=model,
-        source=replace(_source(options, own, folder), keep=metric == "data"),
+        source=replace(
+            _source(options, own, folder), keep=metric == "data" or bool(options.labels_key)
+        ),
         selection=Selection(include, exclude, wrt or ""),
         tolerances=_tolerances(options, own),
         noise=noise,
@@ -99,6 +105,10 @@ def resolve(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> Setti
         notes=tuple(notes),
         input_metric=metric,
         allow_small_cov=options.allow_small_cov,
+        information=options.information,
+        information_points=options.information_points,
+        information_noise=options.information_noise,
+        labels_key=options.labels_key,
     )
 
 

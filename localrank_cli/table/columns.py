@@ -49,6 +49,16 @@ COLUMNS: dict[str, str] = {
 # Columns after `message` that the tool itself may add, in order; constants of a series follow.
 OPTIONAL: dict[str, str] = {
     "n_cov": OPTIONAL_INT,
+    "loss": FLOAT,
+    "accuracy": FLOAT,
+    "information_points": OPTIONAL_INT,
+    "information_noise_variance": FLOAT,
+    "information_ceiling_nats": FLOAT,
+    "information_at_ceiling": STR,
+    "information_xt_lower_nats": FLOAT,
+    "information_xt_upper_nats": FLOAT,
+    "information_ty_lower_nats": FLOAT,
+    "information_ty_upper_nats": FLOAT,
 }
 
 
