@@ -38,6 +38,9 @@ class AnalyzeKeywords(TypedDict, total=False):
     dtype: str
     input_metric: str
     allow_small_cov: bool
+    preset: str
+    input_slice: str
+    output_slice: str
     information: bool
     information_points: int
     information_noise: float
@@ -80,7 +83,7 @@ def analyze(
 def _options(checkpoints: Any, given: AnalyzeKeywords) -> Any:
     from torch import Tensor, as_tensor
 
-    from localrank_cli.pipeline.options import AnalyzeOptions, parse_rtol, parse_size
+    from localrank_cli.pipeline.options import AnalyzeOptions, parse_preset, parse_rtol, parse_size
 
     values: dict[str, Any] = dict(given)
     unknown = set(values) - set(AnalyzeKeywords.__annotations__)
@@ -93,6 +96,8 @@ def _options(checkpoints: Any, given: AnalyzeKeywords) -> Any:
         values[name] = tuple(part.strip() for glob in globs for part in glob.split(","))
     values["atol"] = tuple(float(value) for value in _several(values.get("atol")))
     values["rtol"] = tuple(parse_rtol(str(value)) for value in _several(values.get("rtol")))
+    if values.get("preset") is not None:
+        values["preset"] = parse_preset(values["preset"])
     if isinstance(values.get("memory"), str):
         values["memory"] = parse_size(values["memory"])
     if isinstance(values.get("data"), PathLike):

@@ -7,8 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
+from localrank_cli.cli.options import (
+    AllowSmallCov,
+    Information,
+    InformationNoise,
+    InformationPoints,
+    InputSlice,
+    LabelsKey,
+    OutputSlice,
+    PresetName,
+)
 from localrank_cli.errors import UsageError
-from localrank_cli.pipeline.options import AnalyzeOptions, check_options, parse_rtol, parse_size
+from localrank_cli.pipeline.options import (
+    AnalyzeOptions,
+    check_options,
+    parse_rtol,
+    parse_size,
+)
 
 _DANGER = "Dangerous options"
 
@@ -119,43 +134,18 @@ def analyze(
             " the whole data.",
         ),
     ] = None,
-    allow_small_cov: Annotated[
-        bool,
-        typer.Option(
-            "--allow-small-cov",
-            help="Let --input-metric data go on with no more points than directions.",
-        ),
-    ] = False,
+    allow_small_cov: AllowSmallCov = False,
     noise: Annotated[
         float | None,
         typer.Option(metavar="S", help="Standard deviation for gaussian_information. Default: 1."),
     ] = None,
-    information: Annotated[
-        bool,
-        typer.Option(
-            "--information",
-            help="Add bounds on I(X;T) for each layer, in nats, and with labels on I(T;Y).",
-        ),
-    ] = False,
-    information_points: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Points for --information. Default: 1000, or all."),
-    ] = None,
-    information_noise: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Noise variance of T for --information, as a share of tr Cov(T). Default: the"
-            " square of --noise.",
-        ),
-    ] = None,
-    labels_key: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Array of labels in the data file: adds loss and accuracy at each checkpoint.",
-        ),
-    ] = "",
+    preset: PresetName = None,
+    input_slice: InputSlice = "",
+    output_slice: OutputSlice = "",
+    information: Information = False,
+    information_points: InformationPoints = None,
+    information_noise: InformationNoise = None,
+    labels_key: LabelsKey = "",
     device: Annotated[
         str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:K.")
     ] = "auto",
@@ -231,6 +221,9 @@ def analyze(
         dtype=dtype,
         input_metric=input_metric,
         allow_small_cov=allow_small_cov,
+        preset=preset,
+        input_slice=input_slice,
+        output_slice=output_slice,
         information=information,
         information_points=information_points,
         information_noise=information_noise,

@@ -6,7 +6,7 @@ Reduction to the row space of the first layer, W_1^T = Q R, is exact here becaus
 the sole consumer of the input: J_l = M_l Q^T with M_l = W_l D ... R^T has the same singular values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,10 +43,17 @@ class Chain:
     Args:
         links: Parents before children.
         wanted: The calls whose Jacobians are asked for.
+        picked: Rows of theirs that are wanted; all of those not named.
     """
 
-    def __init__(self, links: Sequence[Link], wanted: Sequence[Call]) -> None:
+    def __init__(
+        self,
+        links: Sequence[Link],
+        wanted: Sequence[Call],
+        picked: Mapping[Call, Tensor] | None = None,
+    ) -> None:
         self._links = tuple(links)
+        self._picked = picked or {}
         self._wanted = frozenset(wanted)
         self._diagonals = [None if link.slope is None else _Diagonals(link.slope) for link in links]
         self._columns = [link.weight.mT.contiguous() for link in links]
@@ -64,7 +71,7 @@ class Chain:
             Call -> weight, shape (n_out, n_in).
         """
         return {
-            link.call: link.weight
+            link.call: self._rows(link.call, link.weight)
             for link in self._links
             if link.parent is None and link.call in self._wanted
         }
@@ -96,7 +103,12 @@ class Chain:
                 continue
             done[index] = self._step(index, diagonals, point, done[link.parent])
             if link.call in wanted:
-                yield Factor(link.call, done[index].matrix, done[index].error)
+                matrix = self._rows(link.call, done[index].matrix)
+                yield Factor(link.call, matrix, done[index].error)
+
+    def _rows(self, call: Call, matrix: Tensor) -> Tensor:
+        rows = self._picked.get(call)
+        return matrix if rows is None else matrix.index_select(0, rows)
 
     def _step(
         self, index: int, diagonals: "_Diagonals", point: int, parent: "_Product"

@@ -1,6 +1,6 @@
 """All Jacobians of one checkpoint, portion by portion, each by the mode that serves it best."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -37,6 +37,7 @@ class Task:
     dtype: torch.dtype
     memory: int  # bytes
     metric: Metric | None = None  # of the varied tensor; None: the identity
+    picked: Mapping[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
 
     @property
     def n_in(self) -> int:
@@ -121,7 +122,7 @@ def _batches(
     batch = guards.make_batch(task.model, points, values, task.wrt, task.tolerance)
     calls = [record.call for record in task.records]
     if batch is not None and _guarded(partial(guards.points_are_separate, batch, calls)):
-        yield 0, batch.measured_in(task.metric)
+        yield 0, batch.measured_in(task.metric, task.picked)
         return
     _note_once(
         modes,
@@ -142,7 +143,7 @@ def _batches(
                 "the model is random in eval mode: a point run again gives another output.",
                 "Use the module's deterministic mode.",
             )
-        yield index, alone.measured_in(task.metric)
+        yield index, alone.measured_in(task.metric, task.picked)
 
 
 def _portions(

@@ -23,6 +23,19 @@ class Metric:
     # (): the same factor for every entry; (n_in, k): a matrix
     factor: Tensor
     n_cov: int | None = None  # points that the covariance was taken over; None: it is known exactly
+    # (m,) int64: the entries that are varied, m in place of n_in above; None: all
+    entries: Tensor | None = None
+
+    def n_varied(self, n_in: int) -> int:
+        """Entries that are varied.
+
+        Args:
+            n_in: Entries of the varied tensor.
+
+        Returns:
+            n_in, or the size of the slice.
+        """
+        return n_in if self.entries is None else self.entries.shape[0]
 
     def width(self, n_in: int) -> int:
         """Columns of J L.
@@ -33,19 +46,30 @@ class Metric:
         Returns:
             n_in, or fewer where the sample spans no more.
         """
-        return n_in if self.factor.dim() == 0 else self.factor.shape[1]
+        return self.n_varied(n_in) if self.factor.dim() == 0 else self.factor.shape[1]
 
-    def moved(self, steps: Tensor) -> Tensor:
+    def moved(self, steps: Tensor, n_in: int) -> Tensor:
         """Computes L z.
 
         Args:
             steps: z, shape (points, k).
+            n_in: Entries of the varied tensor.
 
         Returns:
             Shape (points, n_in).
         """
         factor = self.factor.to(steps)
-        return steps * factor if factor.dim() == 0 else steps @ factor.mT
+        moved = steps * factor if factor.dim() == 0 else steps @ factor.mT
+        if self.entries is None:
+            return moved
+        # Entries that stay look up a zero behind the others: a lookup, unlike a write in place, is
+        # known to every transform.
+        source = torch.full((n_in,), self.entries.shape[0], device=steps.device)
+        source[self.entries.to(steps.device)] = torch.arange(
+            self.entries.shape[0], device=steps.device
+        )
+        still = torch.zeros_like(moved[:, :1])
+        return torch.cat([moved, still], dim=1).index_select(1, source)
 
     def weighed(self, weight: Tensor) -> tuple[Tensor, float]:
         """Computes W L for a layer that sees the varied tensor itself.
@@ -58,6 +82,8 @@ class Metric:
             in each sum (Higham, Accuracy and Stability, eq. 3.13).
         """
         factor = self.factor.to(weight)
+        if self.entries is not None:
+            weight = weight.index_select(1, self.entries.to(weight.device))
         if factor.dim() == 0:
             return weight * factor, _U * float(factor.abs() * torch.linalg.matrix_norm(weight))
         sizes = torch.linalg.matrix_norm(weight) * torch.linalg.matrix_norm(factor)

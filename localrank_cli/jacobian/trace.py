@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain, Link
-from localrank_cli.jacobian.metric import Metric
 from localrank_cli.layers.capture import Call
 
 # Elementwise operations by the name of their backward node: a quick filter, and no proof. An
@@ -73,7 +72,7 @@ def _trace(
     if missing:
         return Refusal(f"{missing[0].label} is not a plain nn.Linear")
     last = max(index for index, layer in enumerate(seen) if layer.call in set(calls))
-    return _Walk(seen[: last + 1], inputs, tolerance, batch.metric).chain(calls)
+    return _Walk(seen[: last + 1], inputs, tolerance, batch).chain(calls)
 
 
 @dataclass(frozen=True)
@@ -122,12 +121,13 @@ class _Walk:
     """Follows the graph from each layer's input back to the layer that feeds it."""
 
     def __init__(
-        self, seen: Sequence[_Seen], inputs: Tensor, tolerance: float, metric: Metric | None
+        self, seen: Sequence[_Seen], inputs: Tensor, tolerance: float, batch: Batch
     ) -> None:
         self._seen = seen
         self._inputs = inputs
         self._tolerance = tolerance
-        self._metric = metric
+        self._metric = batch.metric
+        self._picked = batch.picked
         # The nodes are kept, so that their Python objects stay the same ones.
         self._ends = {layer.output.grad_fn: index for index, layer in enumerate(seen)}
 
@@ -157,7 +157,7 @@ class _Walk:
             )
             for index in order
         ]
-        return Chain(links, calls)
+        return Chain(links, calls, self._picked)
 
     def _link(self, index: int) -> Link | Refusal:
         layer = self._seen[index]

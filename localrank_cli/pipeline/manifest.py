@@ -59,6 +59,7 @@ def _series(series: SeriesPlan) -> dict[str, object]:
         "wrt": settings.selection.wrt,
         "input_metric": settings.input_metric,
         "n_cov": series.metric.n_cov,
+        "slices": settings.slices,
         "labels_key": settings.labels_key,
         "information_point_indices": (
             list(series.samples.drawn.indices) if series.samples.drawn is not None else None

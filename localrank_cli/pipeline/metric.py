@@ -12,9 +12,9 @@ from localrank_cli.jacobian.guards import agreement
 from localrank_cli.jacobian.metric import Metric, covariance_factor, mean_of
 from localrank_cli.layers.select import named_call
 from localrank_cli.layers.setting import analysis_setting
-from localrank_cli.layers.survey import Survey
 from localrank_cli.pipeline.settings import Settings
 from localrank_cli.points.draw import Points
+from localrank_cli.spectrum.spectra import Examination
 
 Note = Callable[[str], None]
 
@@ -33,6 +33,7 @@ class MetricPlan:
     wrt: str  # else from this module's output
     low_precision: bool
     n_cov: int | None = None  # points that the covariance is taken over
+    entries: Tensor | None = None  # of the varied tensor; None: all
 
     def at(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Metric | None:
         """Computes the metric at a checkpoint.
@@ -53,7 +54,7 @@ class MetricPlan:
             tolerance = agreement(dtype, self.low_precision)
             chunks = everything(self.points, device, dtype)
             for chunk in outputs_everywhere(model, chunks, call, tolerance):
-                yield chunk.to(torch.float64)
+                yield _part(chunk.to(torch.float64), self.entries)
 
         with analysis_setting(model, dtype):
             mean, count = mean_of(rows())
@@ -61,14 +62,14 @@ class MetricPlan:
 
 
 def plan_metric(
-    settings: Settings, points: Points, survey: Survey, memory: int, note: Note
+    settings: Settings, points: Points, examination: Examination, memory: int, note: Note
 ) -> MetricPlan:
     """Plans the metric, and computes it where it does not depend on the weights.
 
     Args:
         settings: Of the series.
         points: With everything there is to draw from, when the metric is `data`.
-        survey: Of the first checkpoint.
+        examination: Of the first checkpoint.
         memory: The budget in bytes.
         note: Takes each note for the user.
 
@@ -78,7 +79,7 @@ def plan_metric(
     Raises:
         SettingsError: If there is nothing to take a covariance over, or too little.
     """
-    wrt = settings.selection.wrt
+    wrt, survey = settings.selection.wrt, examination.survey
     if settings.input_metric == "identity":
         return MetricPlan(None, points, wrt, survey.has_low_precision)
     if points.spread is not None:
@@ -91,15 +92,16 @@ def plan_metric(
         known = Metric(torch.tensor(points.spread, dtype=torch.float64, device="cpu"))
         return MetricPlan(known, points, wrt, survey.has_low_precision)
     assert points.everything is not None
-    count, n_in = points.everything.shape[0], survey.n_in
+    count, n_in = points.everything.shape[0], examination.n_in
     _check_count(count, n_in, settings.allow_small_cov, note)
     _check_memory(count, n_in, memory)
     if wrt:
-        return MetricPlan(None, points, wrt, survey.has_low_precision, count)
+        return MetricPlan(None, points, wrt, survey.has_low_precision, count, examination.entries)
     cpu = torch.device("cpu")
 
     def rows() -> Iterator[Tensor]:
-        return (chunk.flatten(1) for chunk in everything(points, cpu, torch.float64))
+        chunks = everything(points, cpu, torch.float64)
+        return (_part(chunk.flatten(1), examination.entries) for chunk in chunks)
 
     mean, count = mean_of(rows())
     known = Metric(covariance_factor(rows(), mean, count), count)
@@ -124,6 +126,10 @@ def everything(points: Points, device: torch.device, dtype: torch.dtype) -> Iter
         if points.scale is not None:
             chunk = chunk * points.scale
         yield chunk.to(device=device, dtype=dtype if floating else None)
+
+
+def _part(rows: Tensor, entries: Tensor | None) -> Tensor:
+    return rows if entries is None else rows.index_select(1, entries.to(rows.device))
 
 
 def _check_count(count: int, n_in: int, allow_small: bool, note: Note) -> None:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:  # torch is not imported where options are only parsed
 
 DTYPES = ("float64", "float32")
 METRICS = ("identity", "data")
+
+
+class Preset(StrEnum):
+    """Rules of published work."""
+
+    patel2024 = "patel2024"
+    feng2022 = "feng2022"
+    numpy = "numpy"
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,10 @@ class AnalyzeOptions:
     dtype: str | None = None
     input_metric: str | None = None
     allow_small_cov: bool = False
+    preset: "Preset | None" = None
+    hidden: bool = False  # by a preset alone
+    input_slice: str = ""
+    output_slice: str = ""
     information: bool = False
     information_points: int | None = None
     information_noise: float | None = None  # of tr Cov(T); None: the square of noise
@@ -180,6 +193,26 @@ def parse_size(text: str) -> int:
     if size < _LEAST_MEMORY:
         raise UsageError(f"--memory {text}: too little to work in.", "Give at least 16MiB.")
     return size
+
+
+def parse_preset(text: str) -> Preset:
+    """Reads a preset's name.
+
+    Args:
+        text: The name.
+
+    Returns:
+        The preset.
+
+    Raises:
+        UsageError: If there is none of that name.
+    """
+    try:
+        return Preset(text)
+    except ValueError:
+        raise UsageError(
+            f"--preset {text}: not known.", f"Known are {', '.join(Preset)}."
+        ) from None
 
 
 def parse_rtol(text: str) -> float | None:

@@ -25,6 +25,7 @@ from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, load_stat
 from localrank_cli.pipeline.machine import memory_budget, pick_device
 from localrank_cli.pipeline.metric import MetricPlan, plan_metric
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options
+from localrank_cli.pipeline.presets import with_preset
 from localrank_cli.pipeline.samples import SamplePlan, plan_samples
 from localrank_cli.pipeline.settings import (
     ModelChoice,
@@ -64,6 +65,7 @@ class SeriesPlan:
     def optional_columns(self) -> tuple[str, ...]:
         """The columns after `message`, in order: the tool's own, then the series' constants."""
         own = ("n_cov",) if self.settings.input_metric == "data" else ()
+        own = (*own, *self.settings.slices)
         return (*own, *self.samples.columns, *self.settings.columns)
 
 
@@ -94,6 +96,7 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
         The plan; nothing has been computed but one forward pass for each series.
     """
     check_options(options)
+    options = with_preset(options)
     check_names(options)
     device = pick_device(options.device)
     named = find_folders(options.checkpoints)
@@ -116,7 +119,7 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
             )
     extra = optional_first(name for plan in planned for name in plan.optional_columns)
     for plan in planned:
-        n_in = plan.examination.survey.n_in
+        n_in = plan.examination.n_in
         width = n_in if plan.metric.n_cov is None else min(n_in, plan.metric.n_cov)
         check_fits(plan.examination.records, width, memory)
     return Plan(tuple(planned), device, memory, extra, options.trust_pickle)
@@ -160,7 +163,7 @@ def _plan_series(
     for text in examination.notes:
         note(text)
     _check_tolerances(settings, examination)
-    metric = plan_metric(settings, points, examination.survey, options.memory or 0, note)
+    metric = plan_metric(settings, points, examination, options.memory or 0, note)
     return SeriesPlan(
         run=run,
         series=series,
@@ -237,7 +240,7 @@ def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Te
 def _check_tolerances(settings: Settings, examination: Examination) -> None:
     low = examination.survey.has_low_precision or settings.dtype == torch.float32
     eps = torch.finfo(torch.float32 if low else torch.float64).eps
-    n_in = examination.survey.n_in
+    n_in = examination.n_in
     for record in examination.records:
         least = max(record.numel, n_in) * eps
         for tolerance in settings.tolerances:

@@ -124,7 +124,8 @@ def _rows(
 ) -> Iterator[dict[str, Cell]]:
     settings = series.settings
     for index, (spectrum, sampled) in enumerate(layers):
-        cells: dict[str, Cell] = {**settings.columns, **sampled, "n_cov": series.metric.n_cov}
+        cells: dict[str, Cell] = {**settings.columns, **sampled, **settings.slices}
+        cells["n_cov"] = series.metric.n_cov
         constants = {name: cells.get(name) for name in plan.extra_columns}
         facts = LayerFacts(
             run=series.run,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.layers.select import Selection
+from localrank_cli.layers.slices import parse_slice
 from localrank_cli.model.activations import ACTIVATIONS
 from localrank_cli.pipeline.folder_settings import FolderSettings, inside
 from localrank_cli.pipeline.options import AnalyzeOptions
@@ -64,6 +65,13 @@ class Settings:
     labels_key: str = ""
 
     @property
+    def slices(self) -> dict[str, str]:
+        """Optional columns for slices; a relative tolerance then refers to the slice's sigma_1."""
+        chosen = self.selection
+        found = {"input_slice": chosen.input_slice, "output_slice": chosen.output_slice}
+        return found | {"sigma_1_of": "slice"} if any(found.values()) else {}
+
+    @property
     def dtype_name(self) -> str:
         """`float64` or `float32`."""
         return str(self.dtype).removeprefix("torch.")
@@ -97,7 +105,9 @@ def resolve(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> Setti
         source=replace(
             _source(options, own, folder), keep=metric == "data" or bool(options.labels_key)
         ),
-        selection=Selection(include, exclude, wrt or ""),
+        selection=Selection(
+            include, exclude, wrt or "", options.hidden, options.input_slice, options.output_slice
+        ),
         tolerances=_tolerances(options, own),
         noise=noise,
         dtype=getattr(torch, options.dtype or own.dtype or "float64"),
@@ -158,6 +168,12 @@ def check_names(options: AnalyzeOptions) -> None:
         _code(options.model, "--model")
     if isinstance(options.data, str):
         check_source(options.data)
+    for text, option in (
+        (options.input_slice, "--input-slice"),
+        (options.output_slice, "--output-slice"),
+    ):
+        if text:
+            parse_slice(text, option)
 
 
 def _code(text: str, option: str) -> CodeSpec:

@@ -4,7 +4,7 @@ Model, points and layers go in; the singular values of every chosen layer's Jaco
 come out.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from localrank_cli.jacobian.portions import BlockPortion, ChainPortion, Portion
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.select import Selection, choose, named_call
 from localrank_cli.layers.setting import analysis_setting
+from localrank_cli.layers.slices import positions
 from localrank_cli.layers.survey import CallRecord, Survey, survey
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
 from localrank_cli.spectrum.svd import rounding
@@ -55,6 +56,13 @@ class Examination:
     survey: Survey
     records: tuple[CallRecord, ...]  # the chosen calls
     notes: tuple[str, ...]
+    entries: Tensor | None = None  # of the varied tensor that are varied; None: all
+    picked: dict[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
+
+    @property
+    def n_in(self) -> int:
+        """Entries that are varied."""
+        return self.survey.n_in if self.entries is None else self.entries.shape[0]
 
 
 def examine(
@@ -75,7 +83,19 @@ def examine(
     with analysis_setting(model, dtype):
         seen = survey(model, points[:1].clone(), wrt)
         chosen = choose(model, seen, selection)
-    return Examination(seen, chosen.records, chosen.notes)
+    entries = None
+    if selection.input_slice:
+        what = "the varied tensor"
+        entries = positions(selection.input_slice, seen.varied_shape, "--input-slice", what)
+    if not selection.output_slice:
+        return Examination(seen, chosen.records, chosen.notes, entries)
+    picked = {}
+    for record in chosen.records:
+        what = f"the output of layer {record.call.label!r}"
+        found = positions(selection.output_slice, record.shape, "--output-slice", what)
+        picked[record.call] = found
+    records = tuple(replace(one, shape=(picked[one.call].shape[0],)) for one in chosen.records)
+    return Examination(seen, records, chosen.notes, entries, picked)
 
 
 @dataclass(frozen=True)
@@ -113,7 +133,8 @@ def layer_spectra(
         wrt=named_call(model, request.selection.wrt),
         dtype=request.dtype,
         memory=request.memory,
-        metric=request.metric,
+        metric=_metric(request.metric, examination),
+        picked=examination.picked,
     )
     precision = torch.float32 if examination.survey.has_low_precision else request.dtype
     found = {record.call: _empty(record, task) for record in task.records}
@@ -127,6 +148,15 @@ def layer_spectra(
             else:
                 _solve_chain(portion, task, found, request.demand)
     return [_spectrum(record, found[record.call], task, precision) for record in task.records]
+
+
+def _metric(metric: Metric | None, examination: Examination) -> Metric | None:
+    entries = examination.entries
+    if entries is None:
+        return metric
+    if metric is None:
+        return Metric(torch.ones((), dtype=torch.float64, device="cpu"), entries=entries)
+    return replace(metric, entries=entries)
 
 
 def _empty(record: CallRecord, task: Task) -> Tensor:
@@ -180,5 +210,5 @@ def _spectrum(
         computed=values,
         rounding=bound,
         method="exact(float32)" if low else "exact",
-        n_varied=task.survey.n_in,
+        n_varied=n_in if task.metric is None else task.metric.n_varied(task.survey.n_in),
     )

@@ -49,6 +49,9 @@ COLUMNS: dict[str, str] = {
 # Columns after `message` that the tool itself may add, in order; constants of a series follow.
 OPTIONAL: dict[str, str] = {
     "n_cov": OPTIONAL_INT,
+    "input_slice": STR,
+    "output_slice": STR,
+    "sigma_1_of": STR,
     "loss": FLOAT,
     "accuracy": FLOAT,
     "information_points": OPTIONAL_INT,

@@ -76,4 +76,4 @@ def test_moved(factor: Tensor) -> None:
     width = metric.width(9)
     steps = torch.randn(5, width, dtype=torch.float64)
     full = factor.double() * torch.eye(9, dtype=torch.float64) if factor.dim() == 0 else factor
-    torch.testing.assert_close(metric.moved(steps), steps @ full.double().mT)
+    torch.testing.assert_close(metric.moved(steps, 9), steps @ full.double().mT)
