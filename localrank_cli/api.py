@@ -37,6 +37,14 @@ class AnalyzeKeywords(TypedDict, total=False):
     noise: float
     dtype: str
     input_metric: str
+    allow_small_cov: bool
+    preset: str
+    input_slice: str
+    output_slice: str
+    information: bool
+    information_points: int
+    information_noise: float
+    labels_key: str
     device: str
     memory: int | str
     pattern: str
@@ -82,7 +90,7 @@ def analyze(
 def _options(checkpoints: Any, given: AnalyzeKeywords) -> Any:
     from torch import Tensor, as_tensor
 
-    from localrank_cli.pipeline.options import AnalyzeOptions, parse_rtol, parse_size
+    from localrank_cli.pipeline.options import AnalyzeOptions, parse_preset, parse_rtol, parse_size
     from localrank_cli.pipeline.part import Part, parse_steps
 
     values: dict[str, Any] = dict(given)
@@ -102,6 +110,8 @@ def _options(checkpoints: Any, given: AnalyzeKeywords) -> Any:
         values.pop("every", 1),
         values.pop("last", None),
     )
+    if values.get("preset") is not None:
+        values["preset"] = parse_preset(values["preset"])
     if isinstance(values.get("memory"), str):
         values["memory"] = parse_size(values["memory"])
     if isinstance(values.get("data"), PathLike):

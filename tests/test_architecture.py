@@ -22,15 +22,17 @@ ALLOWED: dict[str, set[str]] = {
     "table": {"errors", "spectrum", "measures"},
     "pipeline": {
         "errors", "userimport", "checkpoints", "model", "points", "table", "layers", "jacobian",
-        "spectrum", "measures",
+        "spectrum", "measures", "information",
     },
     "figures": {"errors", "table"},
     "api": {"errors", "pipeline", "table"},
-    "cli": {"errors", "pipeline", "table", "figures", "__init__"},
+    "information": set(),
+    "experiments": {"errors", "pipeline", "table", "information", "model", "spectrum"},
+    "cli": {"errors", "pipeline", "table", "figures", "experiments", "__init__"},
     "__main__": {"cli"},
     "__init__": {"api"},
 }  # fmt: skip
-NUMBERS = ("layers", "jacobian", "spectrum", "measures")
+NUMBERS = ("layers", "jacobian", "spectrum", "measures", "information")
 # Reads of files, printing and tables have no place among the numbers.
 NOT_AMONG_NUMBERS = {
     "pathlib", "os", "io", "sys", "json", "csv", "logging", "pandas", "rich", "typer",

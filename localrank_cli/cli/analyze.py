@@ -2,246 +2,109 @@
 
 import json
 import os
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from localrank_cli.cli.arguments import (
+    Activation,
+    Atol,
+    Checkpoints,
+    DataKey,
+    DataScale,
+    DataSpec,
+    Debug,
+    DeviceName,
+    Dtype,
+    Every,
+    Exclude,
+    InputMetric,
+    Last,
+    Layers,
+    Memory,
+    ModelArg,
+    ModelSpec,
+    Noise,
+    OnError,
+    OutputFile,
+    Overwrite,
+    Pattern,
+    Points,
+    Quiet,
+    Rtol,
+    Seed,
+    Shard,
+    Spectra,
+    StepFrom,
+    StepRegex,
+    Steps,
+    TrustModel,
+    TrustPickle,
+    Verbose,
+    Weights,
+    Wrt,
+)
+from localrank_cli.cli.options import (
+    AllowSmallCov,
+    Information,
+    InformationNoise,
+    InformationPoints,
+    InputSlice,
+    LabelsKey,
+    OutputSlice,
+    PresetName,
+)
 from localrank_cli.errors import UsageError
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options, parse_rtol, parse_size
 from localrank_cli.pipeline.part import Part, parse_steps
 from localrank_cli.pipeline.shard import parse_shard
 
-_DANGER = "Dangerous options"
-
 
 def analyze(
-    checkpoints: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="CHECKPOINTS",
-            readable=False,  # what cannot be read is found out when it is read
-            help="Folders of checkpoints (each is a series), or single checkpoint files.",
-            show_default=False,
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPEC",
-            help="The network's code: path/to/file.py:name or package.module:name, an nn.Module"
-            " class or a function that returns a module; or hf: built by transformers from the"
-            " config.json beside the weights. Without it: a plain MLP, inferred from the weights.",
-        ),
-    ] = None,
-    model_arg: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="A keyword argument for --model, its value as JSON, else as text; repeat.",
-        ),
-    ] = None,
-    activation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Activation of an inferred MLP: relu, tanh, gelu, ... Default: relu.",
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SPEC",
-            help="Where the points come from: a .safetensors, .npz, .npy or .pt file;"
-            " file.py:name; normal:3x32x32 or uniform:784 (the shape of one point).",
-        ),
-    ] = None,
-    data_key: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Which array of the data file. Default: the only one, else x, inputs or images.",
-        ),
-    ] = None,
-    data_scale: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="A factor for the data, such as 1/255 for pixels."),
-    ] = None,
-    points: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="How many points, drawn without replacement, the same at every checkpoint."
-            " Default: 64.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="S", help="Seed of the draw. Default: 0.")
-    ] = None,
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB",
-            help="Modules by qualified name, comma separated, * crosses dots, !GLOB leaves out;"
-            " repeat. Default: every Linear, Bilinear, Conv and ConvTranspose that runs.",
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Modules to leave out, comma separated; repeat."),
-    ] = None,
-    wrt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Differentiate with respect to this module's output (an embedding, say)."
-            " Default: the network's input.",
-        ),
-    ] = None,
-    atol: Annotated[
-        list[float] | None,
-        typer.Option(
-            metavar="X",
-            help="Absolute tolerance: singular values above X count; repeat. Default: 0.01.",
-        ),
-    ] = None,
-    rtol: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="X",
-            help="Relative tolerance: singular values above X times the largest count, or eps:"
-            " max(n_out, n_in) times the float32 epsilon; repeat.",
-        ),
-    ] = None,
-    input_metric: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Metric of the varied tensor: identity (the default)."),
-    ] = None,
-    noise: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="Standard deviation for gaussian_information. Default: 1."),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:K.")
-    ] = "auto",
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Memory to work in beside the weights and points, such as 2GiB. Default: a"
-            " quarter of what is free.",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Of the Jacobian: float64 (the default) or float32."),
-    ] = None,
-    pattern: Annotated[
-        str, typer.Option(metavar="GLOB", help="Only checkpoints whose name matches.")
-    ] = "",
-    steps: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A:B[:C]",
-            help="Only steps from A to B, ends included; with C every C steps from A on.",
-        ),
-    ] = None,
-    every: Annotated[
-        int, typer.Option(metavar="K", help="Only every K-th checkpoint.", show_default=False)
-    ] = 1,
-    last: Annotated[
-        int | None, typer.Option(metavar="K", help="Only the last K checkpoints.")
-    ] = None,
-    weights: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Which of several sets of weights in one file: raw (those that training goes on"
-            " with), ema (their average), or a key of the file.",
-        ),
-    ] = "raw",
-    step_regex: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REGEX",
-            help="How a name tells the step: a regular expression whose one group, or group named"
-            " step, is the number.",
-        ),
-    ] = None,
-    step_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE",
-            help="Where steps are taken from: contents, name or epoch. Default: what is in the"
-            " file, else beside it, else its name.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            readable=False,
-            help="A .csv, .tsv, .jsonl or .parquet file (with --shard also a folder); - is CSV on"
-            " stdout. Default: a table on a terminal, CSV in a pipe.",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Discard what FILE holds. Without it the same command goes on where it stopped.",
-        ),
-    ] = False,
-    spectra: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            readable=False,
-            help="Keep the singular values of every point too, a file for each checkpoint; they"
-            " then come from the SVD of every matrix, so that they serve any tolerance.",
-        ),
-    ] = None,
-    on_error: Annotated[
-        str,
-        typer.Option(
-            metavar="WHAT",
-            help="At a checkpoint that cannot be read or run: stop, or skip it (its row says why).",
-        ),
-    ] = "stop",
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Only the I-th of N parts of the work, I from 0 to N-1; auto asks Slurm or"
-            " RANK and WORLD_SIZE. Put the parts together with localrank merge.",
-        ),
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No notes and no progress bar.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say how each layer is computed, and how long.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
-    trust_model: Annotated[
-        bool,
-        typer.Option(
-            "--trust-model",
-            help="Run the code that a series' own localrank.toml names. Dangerous in a folder"
-            " that is not yours.",
-            rich_help_panel=_DANGER,
-        ),
-    ] = False,
-    trust_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--trust-pickle",
-            help="Load pickles that run code. Dangerous: such a file can do anything you can.",
-            rich_help_panel=_DANGER,
-        ),
-    ] = False,
+    checkpoints: Checkpoints,
+    model: ModelSpec = None,
+    model_arg: ModelArg = None,
+    activation: Activation = None,
+    data: DataSpec = None,
+    data_key: DataKey = None,
+    data_scale: DataScale = None,
+    points: Points = None,
+    seed: Seed = None,
+    layers: Layers = None,
+    exclude: Exclude = None,
+    wrt: Wrt = None,
+    atol: Atol = None,
+    rtol: Rtol = None,
+    input_metric: InputMetric = None,
+    allow_small_cov: AllowSmallCov = False,
+    noise: Noise = None,
+    preset: PresetName = None,
+    input_slice: InputSlice = "",
+    output_slice: OutputSlice = "",
+    information: Information = False,
+    information_points: InformationPoints = None,
+    information_noise: InformationNoise = None,
+    labels_key: LabelsKey = "",
+    device: DeviceName = "auto",
+    memory: Memory = None,
+    dtype: Dtype = None,
+    pattern: Pattern = "",
+    steps: Steps = None,
+    every: Every = 1,
+    last: Last = None,
+    weights: Weights = "raw",
+    step_regex: StepRegex = None,
+    step_from: StepFrom = None,
+    output: OutputFile = None,
+    overwrite: Overwrite = False,
+    spectra: Spectra = None,
+    on_error: OnError = "stop",
+    shard: Shard = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+    trust_model: TrustModel = False,
+    trust_pickle: TrustPickle = False,
 ) -> None:
     """Compute the local rank of every layer at every checkpoint."""
     del debug  # seen by the program itself
@@ -263,6 +126,14 @@ def analyze(
         noise=noise,
         dtype=dtype,
         input_metric=input_metric,
+        allow_small_cov=allow_small_cov,
+        preset=preset,
+        input_slice=input_slice,
+        output_slice=output_slice,
+        information=information,
+        information_points=information_points,
+        information_noise=information_noise,
+        labels_key=labels_key,
         device=device,
         memory=parse_size(memory) if memory is not None else None,
         pattern=pattern,

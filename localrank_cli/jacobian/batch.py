@@ -1,11 +1,12 @@
 """A group of points as one function: varied tensor -> outputs of the chosen calls."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from localrank_cli.jacobian.layout import Layout
+from localrank_cli.jacobian.metric import Metric
 from localrank_cli.layers.capture import Call, Capture
 
 
@@ -19,10 +20,13 @@ class Batch:
 
     model: nn.Module
     inputs: Tensor  # (points, ...), given to the model
-    varied: Tensor  # (points, n_in), the varied tensor, flat
+    varied: Tensor  # (points, n_in), the varied tensor, flat; with a metric z = 0, (points, k)
     varied_layout: Layout
     layouts: dict[Call, Layout]  # of the outputs
     wrt: Call | None
+    metric: Metric | None = None
+    origin: Tensor | None = None  # with a metric, the varied tensor itself, (points, n_in)
+    picked: Mapping[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
 
     @property
     def n_points(self) -> int:
@@ -31,22 +35,43 @@ class Batch:
 
     @property
     def n_in(self) -> int:
-        """Entries of the varied tensor for one point."""
+        """Columns of the Jacobian: entries of the varied tensor, or of z."""
         return self.varied.shape[1]
+
+    def measured_in(self, metric: Metric | None, picked: Mapping[Call, Tensor]) -> "Batch":
+        """Puts z -> f(x + L z) at z = 0 in the place of f at x.
+
+        Args:
+            metric: L; None leaves the varied tensor as it is.
+            picked: Indices of the entries of outputs that are wanted; all of those not named.
+
+        Returns:
+            The batch whose Jacobians are J L.
+        """
+        batch = replace(self, picked={k: v.to(self.varied.device) for k, v in picked.items()})
+        if metric is None:
+            return batch
+        steps = self.varied.new_zeros(self.n_points, metric.width(self.varied.shape[1]))
+        return replace(batch, varied=steps, metric=metric, origin=self.varied)
 
     def outputs(self, varied: Tensor, calls: Sequence[Call]) -> tuple[Tensor, ...]:
         """The function to differentiate.
 
         Args:
-            varied: Shape (points, n_in).
+            varied: Shape (points, n_in); with a metric z, (points, k).
             calls: The calls wanted.
 
         Returns:
             For each call, shape (points, n_out).
         """
+        if self.metric is not None and self.origin is not None:
+            varied = self.origin + self.metric.moved(varied, self.origin.shape[1])
         joined = self.varied_layout.join(varied)
         capture = Capture(self.model, calls, self.wrt)
         tensors = capture(joined) if self.wrt is None else capture(self.inputs, joined)
-        return tuple(
-            self.layouts[call].split(tensor) for call, tensor in zip(calls, tensors, strict=True)
-        )
+        found = zip(calls, tensors, strict=True)
+        return tuple(self._part(call, self.layouts[call].split(tensor)) for call, tensor in found)
+
+    def _part(self, call: Call, output: Tensor) -> Tensor:
+        entries = self.picked.get(call)
+        return output if entries is None else output.index_select(1, entries)

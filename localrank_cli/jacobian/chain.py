@@ -6,7 +6,7 @@ Reduction to the row space of the first layer, W_1^T = Q R, is exact here becaus
 the sole consumer of the input: J_l = M_l Q^T with M_l = W_l D ... R^T has the same singular values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ class Link:
     weight: Tensor  # (n_out, n of the parent)
     parent: int | None  # index of the link that feeds it; None: the input does
     slope: Tensor | None  # (points, n of the parent): the diagonal of D; None for the first
+    error: float = 0.0  # bound on the Frobenius norm of what rounding added to the weight
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,23 @@ class Chain:
     Args:
         links: Parents before children.
         wanted: The calls whose Jacobians are asked for.
+        picked: Rows of theirs that are wanted; all of those not named.
     """
 
-    def __init__(self, links: Sequence[Link], wanted: Sequence[Call]) -> None:
+    def __init__(
+        self,
+        links: Sequence[Link],
+        wanted: Sequence[Call],
+        picked: Mapping[Call, Tensor] | None = None,
+    ) -> None:
         self._links = tuple(links)
+        self._picked = picked or {}
         self._wanted = frozenset(wanted)
         self._diagonals = [None if link.slope is None else _Diagonals(link.slope) for link in links]
         self._columns = [link.weight.mT.contiguous() for link in links]
         self._norms = [float(torch.linalg.matrix_norm(link.weight)) for link in links]
         self._roots = {
-            index: _row_space(link.weight)
+            index: _row_space(link.weight, link.error)
             for index, link in enumerate(links)
             if link.parent is None
         }
@@ -63,7 +71,7 @@ class Chain:
             Call -> weight, shape (n_out, n_in).
         """
         return {
-            link.call: link.weight
+            link.call: self._rows(link.call, link.weight)
             for link in self._links
             if link.parent is None and link.call in self._wanted
         }
@@ -95,7 +103,12 @@ class Chain:
                 continue
             done[index] = self._step(index, diagonals, point, done[link.parent])
             if link.call in wanted:
-                yield Factor(link.call, done[index].matrix, done[index].error)
+                matrix = self._rows(link.call, done[index].matrix)
+                yield Factor(link.call, matrix, done[index].error)
+
+    def _rows(self, call: Call, matrix: Tensor) -> Tensor:
+        rows = self._picked.get(call)
+        return matrix if rows is None else matrix.index_select(0, rows)
 
     def _step(
         self, index: int, diagonals: "_Diagonals", point: int, parent: "_Product"
@@ -159,10 +172,10 @@ class _Diagonals:
         self.largest: list[float] = slope.abs().amax(dim=1).tolist()
 
 
-def _row_space(weight: Tensor) -> _Product:
+def _row_space(weight: Tensor, error: float) -> _Product:
     n_out, n_in = weight.shape
     size = float(torch.linalg.matrix_norm(weight))
     if n_out >= n_in:
-        return _Product(weight, 0.0, size)
+        return _Product(weight, error, size)
     triangle = torch.linalg.qr(weight.mT, mode="r").R
-    return _Product(triangle.mT, 8 * n_out * n_in * _U * size, size)
+    return _Product(triangle.mT, error + 8 * n_out * n_in * _U * size, size)

@@ -1,6 +1,6 @@
 """All Jacobians of one checkpoint, portion by portion, each by the mode that serves it best."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -15,6 +15,7 @@ from localrank_cli.jacobian.blocks import BlockPlan, blocks, plan_blocks
 from localrank_cli.jacobian.budget import Budget, check_fits
 from localrank_cli.jacobian.chain import Chain
 from localrank_cli.jacobian.costs import directions_at_once, layer_groups, split_by_depth
+from localrank_cli.jacobian.metric import Metric
 from localrank_cli.jacobian.portions import AnyPortion, BlockPortion, ChainPortion, Portion
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.trace import Refusal, find_chain
@@ -35,6 +36,14 @@ class Task:
     wrt: Call | None
     dtype: torch.dtype
     memory: int  # bytes
+    metric: Metric | None = None  # of the varied tensor; None: the identity
+    picked: Mapping[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
+
+    @property
+    def n_in(self) -> int:
+        """Columns of the Jacobian in the metric."""
+        n_in = self.survey.n_in
+        return n_in if self.metric is None else self.metric.width(n_in)
 
     @property
     def tolerance(self) -> float:
@@ -77,7 +86,7 @@ def jacobians(task: Task, modes: Modes) -> Iterator[AnyPortion]:
     Raises:
         ModelError: If the model is random, or cannot be differentiated.
     """
-    check_fits(task.records, task.survey.n_in, task.memory)
+    check_fits(task.records, task.n_in, task.memory)
     size = _points_at_once(task)
     for start in range(0, task.points.shape[0], size):
         points = task.points[start : start + size]
@@ -113,7 +122,7 @@ def _batches(
     batch = guards.make_batch(task.model, points, values, task.wrt, task.tolerance)
     calls = [record.call for record in task.records]
     if batch is not None and _guarded(partial(guards.points_are_separate, batch, calls)):
-        yield 0, batch
+        yield 0, batch.measured_in(task.metric, task.picked)
         return
     _note_once(
         modes,
@@ -134,7 +143,7 @@ def _batches(
                 "the model is random in eval mode: a point run again gives another output.",
                 "Use the module's deterministic mode.",
             )
-        yield index, alone
+        yield index, alone.measured_in(task.metric, task.picked)
 
 
 def _portions(
@@ -259,9 +268,9 @@ def _points_at_once(task: Task) -> int:
     budget = Budget(task.memory)
     itemsize = task.dtype.itemsize
     held = [
-        record.numel * task.survey.n_in * itemsize
+        record.numel * task.n_in * itemsize
         for record in task.records
-        if record.numel * task.survey.n_in * itemsize <= budget.jacobians
+        if record.numel * task.n_in * itemsize <= budget.jacobians
     ]
     if len(held) < len(task.records):
         return 1  # a Jacobian that comes in blocks comes for one point

@@ -200,8 +200,8 @@ def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
     # The first point and the last: a mixing of one direction (a cumulative sum) spares one of them.
     for point in (0, batch.n_points - 1):
         cotangents = []
-        for call in calls:
-            cotangent = _random(batch.layouts[call], batch)
+        for output in outputs:
+            cotangent = _random(output.shape[1], batch)
             cotangent[torch.arange(batch.n_points, device=varied.device) != point] = 0
             cotangents.append(cotangent)
         # One backward pass for all calls: random cotangents do not cancel.
@@ -235,7 +235,7 @@ def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: fl
     direction = _normal((batch.n_in,), 20241007).to(batch.varied)
     tangents = pushforward(batch, calls, direction.unsqueeze(0))
     for call, tangent in zip(calls, tangents, strict=True):
-        cotangent = _random(batch.layouts[call], batch)
+        cotangent = _random(tangent.shape[2], batch)
         row = pullback(batch, call, cotangent)
         forward = (cotangent * tangent[0]).sum(1)
         reverse = (row * direction).sum(1)
@@ -246,10 +246,7 @@ def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: fl
     return True
 
 
-def _random(layout: Layout, batch: Batch) -> Tensor:
-    numel = 1
-    for length in layout.shape:
-        numel *= length
+def _random(numel: int, batch: Batch) -> Tensor:
     return _normal((batch.n_points, numel), 2410).to(batch.varied)
 
 

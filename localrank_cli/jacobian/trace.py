@@ -59,20 +59,20 @@ def find_chain(batch: Batch, calls: Sequence[Call], tolerance: float) -> Chain |
     try:
         with torch.enable_grad():
             # A clone: a model may work in place on what it is given.
-            return _trace(batch.model, inputs, calls, tolerance)
+            return _trace(batch, inputs, calls, tolerance)
     except Exception as error:  # whatever a user's model may raise: the general routes will say it
         return Refusal(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
 
 
 def _trace(
-    model: nn.Module, inputs: Tensor, calls: Sequence[Call], tolerance: float
+    batch: Batch, inputs: Tensor, calls: Sequence[Call], tolerance: float
 ) -> Chain | Refusal:
-    seen = _run(model, inputs.clone())
+    seen = _run(batch.model, inputs.clone())
     missing = [call for call in calls if call not in {layer.call for layer in seen}]
     if missing:
         return Refusal(f"{missing[0].label} is not a plain nn.Linear")
     last = max(index for index, layer in enumerate(seen) if layer.call in set(calls))
-    return _Walk(seen[: last + 1], inputs, tolerance).chain(calls)
+    return _Walk(seen[: last + 1], inputs, tolerance, batch).chain(calls)
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,14 @@ def _is_plain_linear(module: nn.Module) -> bool:
 class _Walk:
     """Follows the graph from each layer's input back to the layer that feeds it."""
 
-    def __init__(self, seen: Sequence[_Seen], inputs: Tensor, tolerance: float) -> None:
+    def __init__(
+        self, seen: Sequence[_Seen], inputs: Tensor, tolerance: float, batch: Batch
+    ) -> None:
         self._seen = seen
         self._inputs = inputs
         self._tolerance = tolerance
+        self._metric = batch.metric
+        self._picked = batch.picked
         # The nodes are kept, so that their Python objects stay the same ones.
         self._ends = {layer.output.grad_fn: index for index, layer in enumerate(seen)}
 
@@ -149,10 +153,11 @@ class _Walk:
                 found[index].weight,
                 None if (parent := found[index].parent) is None else position[parent],
                 found[index].slope,
+                found[index].error,
             )
             for index in order
         ]
-        return Chain(links, calls)
+        return Chain(links, calls, self._picked)
 
     def _link(self, index: int) -> Link | Refusal:
         layer = self._seen[index]
@@ -184,7 +189,10 @@ class _Walk:
             return Link(layer.call, weight, parent, slope)
         if not torch.equal(slope, slope[:1].expand_as(slope)):
             return Refusal(f"{label}: an operation before it acts differently on each point")
-        return Link(layer.call, weight * slope[0], None, None)
+        weight, error = weight * slope[0], 0.0
+        if self._metric is not None:
+            weight, error = self._metric.weighed(weight)
+        return Link(layer.call, weight, None, None, error)
 
     def _is_diagonal(self, output: Tensor, source: Tensor, slope: Tensor) -> bool:
         """Pulls a random cotangent back: names of operations are a filter, this is the proof."""

@@ -22,6 +22,9 @@ class Selection:
     include: tuple[str, ...] = ()  # none: every Linear, Conv and their kin
     exclude: tuple[str, ...] = ()
     wrt: str = ""  # empty: the network's input
+    hidden: bool = False  # without the last of the layers that would be chosen
+    input_slice: str = ""  # numpy notation, of the varied tensor; empty: all of it
+    output_slice: str = ""  # of each output
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,9 @@ def choose(model: nn.Module, survey: Survey, selection: Selection) -> Chosen:
         idle = _never_ran(model, survey)
         if idle:
             notes.append(f"left out, never run as modules: {_some(idle)}")
+    if selection.hidden and len(kept) > 1:
+        notes.append(f"left out, the last layer: {kept[-1].call.label}")
+        kept = kept[:-1]
     if not kept:
         raise _nothing_left(survey, selection, independent)
     return Chosen(tuple(kept), tuple(notes))

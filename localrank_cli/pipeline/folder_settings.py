@@ -13,7 +13,7 @@ from localrank_cli.pipeline.options import (
     check_words,
     parse_rtol,
 )
-from localrank_cli.table.columns import COLUMNS
+from localrank_cli.table.columns import COLUMNS, OPTIONAL
 
 # A cell must be a number that pandas and JSON readers hold exactly.
 _LARGEST_INTEGER = 2**63 - 1
@@ -91,7 +91,8 @@ def _table(value: Any) -> dict[str, Any]:
 def _constants(value: Any) -> dict[str, str | int | float]:
     table = _table(value)
     for name, cell in table.items():
-        if name in COLUMNS or not name.isprintable() or not name.strip():
+        taken = name in COLUMNS or (name in OPTIONAL and name != "epoch")  # which the file may know
+        if taken or not name.isprintable() or not name.strip():
             raise TypeError(f"names other than {name!r}, which is taken or no name")
         if isinstance(cell, bool) or not isinstance(cell, (str, int, float)):
             raise TypeError("a table of texts and numbers")

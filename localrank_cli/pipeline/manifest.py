@@ -9,6 +9,7 @@ import torch
 
 from localrank_cli.pipeline.machine import peak_memory, versions
 from localrank_cli.pipeline.plan import Plan, SeriesPlan
+from localrank_cli.table.columns import optional_first
 from localrank_cli.table.journal import Entry
 
 FORMAT = 1
@@ -34,6 +35,11 @@ DECISIVE = (
     "noise",
     "input_metric",
     "dtype",
+    "n_cov",
+    "slices",
+    "labels_key",
+    "information_point_indices",
+    "information_noise",
     "columns",
     "optional_columns",
     "weights",
@@ -103,10 +109,17 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "point_indices": list(series.points.indices),
         "n_data": series.points.n_data,
         "wrt": settings.selection.wrt,
+        "input_metric": settings.input_metric,
+        "n_cov": series.metric.n_cov,
+        "slices": settings.slices,
+        "labels_key": settings.labels_key,
+        "information_point_indices": (
+            list(series.samples.drawn.indices) if series.samples.drawn is not None else None
+        ),
+        "information_noise": settings.information_noise,
         "dtype": settings.dtype_name,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
         "noise": settings.noise,
-        "input_metric": "identity",
         "columns": dict(settings.columns),
         "optional_columns": list(series.optional_columns),
         "weights": series.weights,
@@ -124,11 +137,9 @@ def extra_columns(series: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
         series: The settings of all series in it.
 
     Returns:
-        Names in order: constants, then what was asked for.
+        Names in order: what was asked for, then constants.
     """
-    every = list(series)
-    constants = [name for one in every for name in one["columns"]]
-    return tuple(dict.fromkeys(constants + [n for one in every for n in one["optional_columns"]]))
+    return optional_first(name for one in series for name in one["optional_columns"])
 
 
 def checkpoint_facts(entry: Entry) -> dict[str, Any]:

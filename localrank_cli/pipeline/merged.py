@@ -100,7 +100,7 @@ def _joined(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
     if failed or len(records) == 1:
         return replace(first, points=None)
     layers = [
-        LayerRecord(parts[0].facts, _concatenated([part.points for part in parts]))
+        LayerRecord(parts[0].facts, _concatenated([part.points for part in parts]), parts[0].cells)
         for parts in zip(*(record.layers for record in records), strict=True)
     ]
     seconds = sum(record.facts["seconds"] for record in records)

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # torch is not imported where options are only parsed
 
 DTYPES = ("float64", "float32")
 ON_ERROR = ("stop", "skip")
+METRICS = ("identity", "data")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,14 @@ class Follow:
 
     until: int | None = None  # the step after which to stop; None: until a signal
     poll: float = 2.0  # seconds between looks
+
+
+class Preset(StrEnum):
+    """Rules of published work."""
+
+    patel2024 = "patel2024"
+    feng2022 = "feng2022"
+    numpy = "numpy"
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,15 @@ class AnalyzeOptions:
     noise: float | None = None
     dtype: str | None = None
     input_metric: str | None = None
+    allow_small_cov: bool = False
+    preset: "Preset | None" = None
+    hidden: bool = False  # by a preset alone
+    input_slice: str = ""
+    output_slice: str = ""
+    information: bool = False
+    information_points: int | None = None
+    information_noise: float | None = None  # of tr Cov(T); None: the square of noise
+    labels_key: str = ""
     device: str = "auto"
     memory: int | None = None  # bytes; None: a quarter of what is free
     pattern: str = ""
@@ -79,6 +98,7 @@ def check_options(options: AnalyzeOptions) -> None:
     check_tolerances(options.atol, options.rtol)
     check_numbers(options.noise, options.points, options.seed, options.data_scale)
     check_words(options.dtype, options.input_metric)
+    _check_information(options)
     _check_device(options.device)
     check_part(options.part)
     if options.on_error not in ON_ERROR:
@@ -86,6 +106,17 @@ def check_options(options: AnalyzeOptions) -> None:
             f"--on-error {options.on_error}: not known.", f"Known are {' and '.join(ON_ERROR)}."
         )
     StepRule.parse(options.step_regex, options.step_from)
+
+
+def _check_information(options: AnalyzeOptions) -> None:
+    points, noise = options.information_points, options.information_noise
+    if not options.information and (points is not None or noise is not None):
+        name = "noise" if points is None else "points"
+        raise UsageError(f"--information-{name} without --information.", "Give both or neither.")
+    if points is not None and points < 2:
+        raise UsageError(f"--information-points {points}: at least 2.")
+    if noise is not None and not _positive(noise):
+        raise UsageError(f"--information-noise {noise:g}: must be positive and finite.")
 
 
 def check_tolerances(atol: Sequence[float], rtol: Sequence[float | None]) -> None:
@@ -157,8 +188,10 @@ def check_words(dtype: str | None, input_metric: str | None) -> None:
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"--dtype {dtype}: not known.", f"Known are {' and '.join(DTYPES)}.")
-    if input_metric is not None and input_metric != "identity":
-        raise UsageError(f"--input-metric {input_metric}: not known.", "Known is identity.")
+    if input_metric is not None and input_metric not in METRICS:
+        raise UsageError(
+            f"--input-metric {input_metric}: not known.", f"Known are {' and '.join(METRICS)}."
+        )
 
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)
@@ -187,6 +220,26 @@ def parse_size(text: str) -> int:
     if size < _LEAST_MEMORY:
         raise UsageError(f"--memory {text}: too little to work in.", "Give at least 16MiB.")
     return size
+
+
+def parse_preset(text: str) -> Preset:
+    """Reads a preset's name.
+
+    Args:
+        text: The name.
+
+    Returns:
+        The preset.
+
+    Raises:
+        UsageError: If there is none of that name.
+    """
+    try:
+        return Preset(text)
+    except ValueError:
+        raise UsageError(
+            f"--preset {text}: not known.", f"Known are {', '.join(Preset)}."
+        ) from None
 
 
 def parse_rtol(text: str) -> float | None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,10 @@ from localrank_cli.pipeline.folder_settings import read_folder_settings
 from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, load_state
 from localrank_cli.pipeline.hf import make_hf_model
 from localrank_cli.pipeline.machine import memory_budget, pick_device
+from localrank_cli.pipeline.metric import MetricPlan, plan_metric
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options
+from localrank_cli.pipeline.presets import with_preset
+from localrank_cli.pipeline.samples import SamplePlan, plan_samples
 from localrank_cli.pipeline.settings import (
     ModelChoice,
     Settings,
@@ -41,6 +44,7 @@ from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
 from localrank_cli.points.source import load_points
 from localrank_cli.spectrum.spectra import Examination, examine
+from localrank_cli.table.columns import optional_first
 from localrank_cli.table.record import CheckpointRecord
 from localrank_cli.userimport import import_object
 
@@ -63,7 +67,9 @@ class SeriesPlan:
     model_facts: dict[str, object]
     data_facts: dict[str, object]
     examination: Examination  # of the first checkpoint
-    optional_columns: tuple[str, ...]  # of the table, after the constant ones
+    metric: MetricPlan
+    samples: SamplePlan
+    in_epochs: bool  # whether epochs stand in for steps
     weights: str  # which of several sets in one file
 
     @property
@@ -71,6 +77,14 @@ class SeriesPlan:
         """Checkpoints and failures by step; what has none comes last."""
         every: list[PlannedCheckpoint | CheckpointRecord] = [*self.checkpoints, *self.failures]
         return sorted(every, key=lambda one: math.inf if one.step is None else one.step)
+
+    @property
+    def optional_columns(self) -> tuple[str, ...]:
+        """The columns after `message`, in order: the tool's own, then the series' constants."""
+        own = ("epoch",) if self.in_epochs else ()
+        own = (*own, "n_cov") if self.settings.input_metric == "data" else own
+        own = (*own, *self.settings.slices)
+        return (*own, *self.samples.columns, *self.settings.columns)
 
 
 @dataclass(frozen=True)
@@ -101,11 +115,13 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
         The plan; nothing has been computed but one forward pass for each series.
     """
     check_options(options)
+    options = with_preset(options)
     check_names(options)
     device = pick_device(options.device)
     rule = StepRule.parse(options.step_regex, options.step_from)
     named = find_folders(options.checkpoints, rule.names)
     runs = run_names(list(named))
+    memory = memory_budget(device) if options.memory is None else options.memory
     planned = []
     # Models draw their first weights, and a user's code may set seeds when it is imported.
     with torch.random.fork_rng(devices=[]):
@@ -113,15 +129,19 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
             prefix = f"{runs[folder]}: " if len(named) > 1 else ""
             planned.append(
                 _plan_series(
-                    options, folder, named[folder], runs[folder], device, _prefixed(note, prefix)
+                    replace(options, memory=memory),
+                    folder,
+                    named[folder],
+                    runs[folder],
+                    device,
+                    _prefixed(note, prefix),
                 )
             )
-    constants = [name for plan in planned for name in plan.settings.columns]
-    optional = [name for plan in planned for name in plan.optional_columns]
-    extra = tuple(dict.fromkeys(constants + optional))
-    memory = memory_budget(device) if options.memory is None else options.memory
+    extra = optional_first(name for plan in planned for name in plan.optional_columns)
     for plan in planned:
-        check_fits(plan.examination.records, plan.examination.survey.n_in, memory)
+        n_in = plan.examination.n_in
+        width = n_in if plan.metric.n_cov is None else min(n_in, plan.metric.n_cov)
+        check_fits(plan.examination.records, width, memory)
     skips = options.on_error == "skip"
     return Plan(tuple(planned), device, memory, extra, options.trust_pickle, skips)
 
@@ -173,6 +193,7 @@ def _plan_series(
     for text in examination.notes:
         note(text)
     _check_tolerances(settings, examination)
+    metric = plan_metric(settings, points, examination, options.memory or 0, note)
     return SeriesPlan(
         run=run,
         series=series,
@@ -186,7 +207,9 @@ def _plan_series(
         model_facts=_model_facts(settings.model),
         data_facts=facts,
         examination=examination,
-        optional_columns=("epoch",) if headers.in_epochs else (),
+        metric=metric,
+        samples=plan_samples(settings, points, examination, options.memory or 0),
+        in_epochs=headers.in_epochs,
         weights=options.weights,
     )
 
@@ -261,7 +284,7 @@ def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Te
 def _check_tolerances(settings: Settings, examination: Examination) -> None:
     low = examination.survey.has_low_precision or settings.dtype == torch.float32
     for record in examination.records:
-        shape = (record.numel, examination.survey.n_in)
+        shape = (record.numel, examination.n_in)
         check_rounding(settings.tolerances, record.call.label, shape, low=low)
 
 

@@ -80,9 +80,9 @@ class Rethreshold:
         for layer in kept.layers:
             facts = layer.facts
             low = facts.method != "exact"
-            check_rounding(self.tolerances, facts.layer, (facts.n_out, facts.n_in), low=low)
+            check_rounding(self.tolerances, facts.layer, (facts.n_out, layer.n_columns), low=low)
             points = point_measures(layer.spectrum, self.tolerances, noise)
-            layers.append(LayerRecord(facts, points))
+            layers.append(LayerRecord(facts, points, layer.cells))
         first = kept.layers[0].facts
         labels = [tolerance.label for tolerance in self.tolerances]
         self.series[first.run] = dict(kept.settings) | {"tolerances": labels, "noise": noise}
@@ -91,7 +91,6 @@ class Rethreshold:
             first.checkpoint,
             first.step,
             layers=tuple(layers),
-            constants=kept.constants,
         )
 
     @property

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from localrank_cli.table.record import CheckpointRecord, LayerRecord
 from localrank_cli.table.rows import LayerFacts
 
 Note = Callable[[str], None]
+Cells = dict[str, Cell]
 KeepSpectra = Callable[[CheckpointRecord, list[LayerSpectrum]], None]
 
 
@@ -88,21 +89,12 @@ class _Runner:
         fill_model(self._series.model, self._series.expected, state, checkpoint.place)
         del state
         try:
-            spectra = layer_spectra(
-                self._series.model,
-                self._points[slice(*(checkpoint.points or (None,)))],
-                self._request,
-                self._modes,
-            )
+            found = self._measure(checkpoint)
         except LocalrankError as error:
             raise type(error)(f"{checkpoint.place}: {error.what}", error.advice) from error
         for text in self._modes.notes[self._told :]:
             self._note(text)
         self._told = len(self._modes.notes)
-        columns = self._series.settings.columns
-        constants: dict[str, Cell] = {name: columns.get(name) for name in self._plan.extra_columns}
-        if "epoch" in constants and "epoch" not in columns:
-            constants["epoch"] = checkpoint.epoch
         if stat_of(checkpoint) != before:
             raise UnreadableError(
                 f"{checkpoint.place}: changed while it was read.",
@@ -112,7 +104,7 @@ class _Runner:
             run=self._series.run,
             checkpoint=checkpoint.file.name,
             step=checkpoint.step,
-            layers=tuple(_layers(self._series, checkpoint, spectra)),
+            layers=tuple(self._layer(checkpoint, *one) for one in enumerate(found)),
             facts={
                 "bytes": before.n_bytes,
                 "mtime_ns": before.mtime_ns,
@@ -120,26 +112,28 @@ class _Runner:
                 "seconds": round(time.perf_counter() - started, 4),
                 "routes": list(self._modes.routes),
             },
-            constants=constants,
             points=checkpoint.points,
         )
         if self._keep is not None:
-            self._keep(record, spectra)
+            self._keep(record, [spectrum for spectrum, _ in found])
         return record
 
-    def _compare(self, checkpoint: PlannedCheckpoint, digest: str) -> None:
-        this = f"{checkpoint.file.name} (step {checkpoint.step})"
-        other = self._known.weights.setdefault((self._series.run, digest), this)
-        if other != this:
-            prefix = f"{self._series.run}: " if len(self._plan.series) > 1 else ""
-            self._note(f"{prefix}{this} holds the same weights as {other}")
+    def _measure(self, checkpoint: PlannedCheckpoint) -> list[tuple[LayerSpectrum, Cells]]:
+        """Singular values of each layer, and what was sampled of it; weights are filled in."""
+        plan, series = self._plan, self._series
+        metric = series.metric.at(series.model, plan.device, series.settings.dtype)
+        points = self._points[slice(*(checkpoint.points or (None,)))]
+        request = replace(self._request, metric=metric)
+        spectra = layer_spectra(series.model, points, request, self._modes)
+        return list(zip(spectra, series.samples.at(series.model, plan.device), strict=True))
 
-
-def _layers(
-    series: SeriesPlan, checkpoint: PlannedCheckpoint, spectra: list[LayerSpectrum]
-) -> Iterator[LayerRecord]:
-    settings = series.settings
-    for index, spectrum in enumerate(spectra):
+    def _layer(
+        self, checkpoint: PlannedCheckpoint, index: int, found: tuple[LayerSpectrum, Cells]
+    ) -> LayerRecord:
+        series, settings = self._series, self._series.settings
+        spectrum, sampled = found
+        cells: Cells = {**sampled, **settings.slices, **settings.columns}
+        cells = {"epoch": checkpoint.epoch, "n_cov": series.metric.n_cov, **cells}
         facts = LayerFacts(
             run=series.run,
             checkpoint=checkpoint.file.name,
@@ -147,15 +141,23 @@ def _layers(
             layer=spectrum.layer,
             layer_index=index,
             module=spectrum.module,
-            n_in=spectrum.n_in,
+            n_in=spectrum.n_varied or spectrum.n_in,
             n_out=spectrum.n_out,
             wrt=settings.selection.wrt,
-            input_metric="identity",
+            input_metric=settings.input_metric,
             dtype=settings.dtype_name,
             method=spectrum.method,
         )
         points = point_measures(spectrum, settings.tolerances, settings.noise)
-        yield LayerRecord(facts, points)
+        optional = {name: cells.get(name) for name in self._plan.extra_columns}
+        return LayerRecord(facts, points, optional)
+
+    def _compare(self, checkpoint: PlannedCheckpoint, digest: str) -> None:
+        this = f"{checkpoint.file.name} (step {checkpoint.step})"
+        other = self._known.weights.setdefault((self._series.run, digest), this)
+        if other != this:
+            prefix = f"{self._series.run}: " if len(self._plan.series) > 1 else ""
+            self._note(f"{prefix}{this} holds the same weights as {other}")
 
 
 def hash_of(state: Mapping[str, Tensor]) -> str:

@@ -1,7 +1,7 @@
 """Settings of one series: a flag beats its `localrank.toml`, which beats the default."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.layers.select import Selection
+from localrank_cli.layers.slices import parse_slice
 from localrank_cli.model.activations import ACTIVATIONS
 from localrank_cli.pipeline.folder_settings import FolderSettings, inside
 from localrank_cli.pipeline.options import AnalyzeOptions
@@ -60,6 +61,19 @@ class Settings:
     dtype: torch.dtype
     columns: dict[str, str | int | float]
     notes: tuple[str, ...] = ()
+    input_metric: str = "identity"
+    allow_small_cov: bool = False
+    information: bool = False
+    information_points: int | None = None
+    information_noise: float | None = None
+    labels_key: str = ""
+
+    @property
+    def slices(self) -> dict[str, str]:
+        """Optional columns for slices; a relative tolerance then refers to the slice's sigma_1."""
+        chosen = self.selection
+        found = {"input_slice": chosen.input_slice, "output_slice": chosen.output_slice}
+        return found | {"sigma_1_of": "slice"} if any(found.values()) else {}
 
     @property
     def dtype_name(self) -> str:
@@ -89,15 +103,26 @@ def resolve(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> Setti
     include, exclude = _patterns(options, own)
     wrt = options.wrt if options.wrt is not None else own.wrt
     noise = _first(options.noise, own.noise, 1.0)
+    metric = _first(options.input_metric, own.input_metric, "identity")
     return Settings(
         model=model,
-        source=_source(options, own, folder),
-        selection=Selection(include, exclude, wrt or ""),
+        source=replace(
+            _source(options, own, folder), keep=metric == "data" or bool(options.labels_key)
+        ),
+        selection=Selection(
+            include, exclude, wrt or "", options.hidden, options.input_slice, options.output_slice
+        ),
         tolerances=_tolerances(options, own),
         noise=noise,
         dtype=getattr(torch, options.dtype or own.dtype or "float64"),
         columns=own.columns,
         notes=tuple(notes),
+        input_metric=metric,
+        allow_small_cov=options.allow_small_cov,
+        information=options.information,
+        information_points=options.information_points,
+        information_noise=options.information_noise,
+        labels_key=options.labels_key,
     )
 
 
@@ -150,6 +175,12 @@ def check_names(options: AnalyzeOptions) -> None:
         _code(options.model, "--model")
     if isinstance(options.data, str):
         check_source(options.data)
+    for text, option in (
+        (options.input_slice, "--input-slice"),
+        (options.output_slice, "--output-slice"),
+    ):
+        if text:
+            parse_slice(text, option)
 
 
 def _code(text: str, option: str) -> CodeSpec:

@@ -19,6 +19,9 @@ class Points:
     indices: tuple[int, ...]  # into the data's first axis, sorted
     n_data: int | None  # entries of the data's first axis; None where points are drawn at will
     notes: tuple[str, ...] = ()
+    everything: Tensor | None = None  # all of the data as stored, where that was asked for
+    scale: float | None = None  # of these
+    spread: float | None = None  # standard deviation of each entry, independent, where it is known
 
 
 def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name: str) -> Points:
@@ -98,7 +101,14 @@ def sample(
             " memory.",
             "Ask for fewer --points or a smaller shape.",
         ) from error
-    return Points(tensor if scale is None else tensor * scale, tuple(range(count)), None)
+    factor = 1.0 if scale is None else scale
+    return Points(
+        tensor if scale is None else tensor * scale,
+        tuple(range(count)),
+        None,
+        # The variance of a uniform entry in [0, 1) is 1/12.
+        spread=abs(factor) * (1.0 if kind == "normal" else 12**-0.5),
+    )
 
 
 def _check_finite(data: Tensor, name: str) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ class DataSource:
     count: int | None = None  # None: the default number of points
     seed: int = 0
     array: Tensor | None = None  # given from Python instead of a name
+    keep: bool = False  # whether all of the data are wanted beside the points
 
     @property
     def path(self) -> Path | None:
@@ -104,7 +105,8 @@ def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
 
 
 def _drawn(array: Tensor, source: DataSource, name: str) -> Points:
-    return draw(array, source.count, source.seed, source.scale, name)
+    points = draw(array, source.count, source.seed, source.scale, name)
+    return replace(points, everything=array, scale=source.scale) if source.keep else points
 
 
 def _from_code(code: CodeSpec) -> Tensor:

@@ -4,16 +4,18 @@ Model, points and layers go in; the singular values of every chosen layer's Jaco
 come out.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from localrank_cli.jacobian.engine import Modes, Task, jacobians
+from localrank_cli.jacobian.metric import Metric
 from localrank_cli.jacobian.portions import BlockPortion, ChainPortion, Portion
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.select import Selection, choose, named_call
 from localrank_cli.layers.setting import analysis_setting
+from localrank_cli.layers.slices import positions
 from localrank_cli.layers.survey import CallRecord, Survey, survey
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
 from localrank_cli.spectrum.svd import rounding
@@ -26,10 +28,11 @@ class LayerSpectrum:
     layer: str
     module: str  # class name
     n_out: int
-    n_in: int
+    n_in: int  # columns of the measured matrix: of J, or of J L in a metric
     computed: Tensor  # (points, min(n_out, n_in)), float64, CPU, descending; NaN: not finite
     rounding: Tensor  # (points,), float64: how far a singular value may be off
     method: str  # "exact", or "exact(float32)" where the path holds float32
+    n_varied: int | None = None  # entries of the varied tensor; None: n_in
 
     @property
     def values(self) -> Tensor:
@@ -53,6 +56,13 @@ class Examination:
     survey: Survey
     records: tuple[CallRecord, ...]  # the chosen calls
     notes: tuple[str, ...]
+    entries: Tensor | None = None  # of the varied tensor that are varied; None: all
+    picked: dict[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
+
+    @property
+    def n_in(self) -> int:
+        """Entries that are varied."""
+        return self.survey.n_in if self.entries is None else self.entries.shape[0]
 
 
 def examine(
@@ -73,7 +83,19 @@ def examine(
     with analysis_setting(model, dtype):
         seen = survey(model, points[:1].clone(), wrt)
         chosen = choose(model, seen, selection)
-    return Examination(seen, chosen.records, chosen.notes)
+    entries = None
+    if selection.input_slice:
+        what = "the varied tensor"
+        entries = positions(selection.input_slice, seen.varied_shape, "--input-slice", what)
+    if not selection.output_slice:
+        return Examination(seen, chosen.records, chosen.notes, entries)
+    picked = {}
+    for record in chosen.records:
+        what = f"the output of layer {record.call.label!r}"
+        found = positions(selection.output_slice, record.shape, "--output-slice", what)
+        picked[record.call] = found
+    records = tuple(replace(one, shape=(picked[one.call].shape[0],)) for one in chosen.records)
+    return Examination(seen, records, chosen.notes, entries, picked)
 
 
 @dataclass(frozen=True)
@@ -84,6 +106,7 @@ class Request:
     dtype: torch.dtype = torch.float64
     memory: int = 2**31  # bytes for Jacobians and intermediate results
     demand: Demand = field(default=Demand(None))
+    metric: Metric | None = None  # of the varied tensor; None: the identity
 
 
 def layer_spectra(
@@ -110,6 +133,8 @@ def layer_spectra(
         wrt=named_call(model, request.selection.wrt),
         dtype=request.dtype,
         memory=request.memory,
+        metric=_metric(request.metric, examination),
+        picked=examination.picked,
     )
     precision = torch.float32 if examination.survey.has_low_precision else request.dtype
     found = {record.call: _empty(record, task) for record in task.records}
@@ -125,8 +150,17 @@ def layer_spectra(
     return [_spectrum(record, found[record.call], task, precision) for record in task.records]
 
 
+def _metric(metric: Metric | None, examination: Examination) -> Metric | None:
+    entries = examination.entries
+    if entries is None:
+        return metric
+    if metric is None:
+        return Metric(torch.ones((), dtype=torch.float64, device="cpu"), entries=entries)
+    return replace(metric, entries=entries)
+
+
 def _empty(record: CallRecord, task: Task) -> Tensor:
-    width = min(record.numel, task.survey.n_in)
+    width = min(record.numel, task.n_in)
     return torch.full((task.points.shape[0], width), torch.nan, dtype=torch.float64, device="cpu")
 
 
@@ -146,14 +180,14 @@ def _solve_blocks(
 ) -> None:
     record = portion.record
     if bool(portion.finite.all()):
-        values = solve_blocks(portion.blocks, record.numel, task.survey.n_in, demand)
+        values = solve_blocks(portion.blocks, record.numel, task.n_in, demand)
         _place(found[record.call], portion.start, portion.finite, values)
 
 
 def _solve_chain(
     portion: ChainPortion, task: Task, found: dict[Call, Tensor], demand: Demand
 ) -> None:
-    shapes = {record.call: (record.numel, task.survey.n_in) for record in task.records}
+    shapes = {record.call: (record.numel, task.n_in) for record in task.records}
     anywhere = torch.stack(list(portion.finite.values())).any(dim=0).cpu()
     points = anywhere.nonzero().squeeze(1).tolist()
     for call, values in solve_chain(portion.chain, points, shapes, demand).items():
@@ -164,7 +198,7 @@ def _solve_chain(
 def _spectrum(
     record: CallRecord, values: Tensor, task: Task, precision: torch.dtype
 ) -> LayerSpectrum:
-    n_in = task.survey.n_in
+    n_in = task.n_in
     longest = max(record.numel, n_in)
     bound = rounding(values[:, 0], longest, precision)
     low = precision != torch.float64
@@ -176,4 +210,5 @@ def _spectrum(
         computed=values,
         rounding=bound,
         method="exact(float32)" if low else "exact",
+        n_varied=n_in if task.metric is None else task.metric.n_varied(task.survey.n_in),
     )

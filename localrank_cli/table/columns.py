@@ -1,6 +1,6 @@
 """The columns of the table, in order, and one row's cells."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
@@ -45,6 +45,38 @@ COLUMNS: dict[str, str] = {
     "status": STR,
     "message": STR,
 }
+
+# Columns after `message` that the tool itself may add, in order; constants of a series follow.
+OPTIONAL: dict[str, str] = {
+    "epoch": OPTIONAL_INT,
+    "n_cov": OPTIONAL_INT,
+    "input_slice": STR,
+    "output_slice": STR,
+    "sigma_1_of": STR,
+    "loss": FLOAT,
+    "accuracy": FLOAT,
+    "information_points": OPTIONAL_INT,
+    "information_noise_variance": FLOAT,
+    "information_ceiling_nats": FLOAT,
+    "information_at_ceiling": STR,
+    "information_xt_lower_nats": FLOAT,
+    "information_xt_upper_nats": FLOAT,
+    "information_ty_lower_nats": FLOAT,
+    "information_ty_upper_nats": FLOAT,
+}
+
+
+def optional_first(names: Iterable[str]) -> tuple[str, ...]:
+    """Orders the columns after `message`.
+
+    Args:
+        names: The tool's own and the constants of series, in any order, repeated or not.
+
+    Returns:
+        Each once: the tool's own in their order, then the others as they came.
+    """
+    known = dict.fromkeys(names)
+    return (*(name for name in OPTIONAL if name in known), *(n for n in known if n not in OPTIONAL))
 
 
 def header(extra: tuple[str, ...] = ()) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from localrank_cli.table.columns import COLUMNS, FLOAT, INT, OPTIONAL_INT, Row
+from localrank_cli.table.columns import COLUMNS, FLOAT, INT, OPTIONAL, OPTIONAL_INT, Row
 
 _DTYPES = {INT: "int64", OPTIONAL_INT: "Int64", FLOAT: "float64"}
 
@@ -23,7 +23,9 @@ def to_frame(rows: Iterable[Row], columns: Sequence[str]) -> pd.DataFrame:
     data = {name: [row.get(name) for row in listed] for name in columns}
     frame = pd.DataFrame(data, columns=list(columns))
     dtypes = {
-        name: _DTYPES[kind] for name, kind in COLUMNS.items() if name in data and kind in _DTYPES
+        name: _DTYPES[kind]
+        for name, kind in (COLUMNS | OPTIONAL).items()
+        if name in data and kind in _DTYPES
     }
     for name, kind in COLUMNS.items():
         if kind == INT and name in data and None in data[name]:  # of failed checkpoints

@@ -19,6 +19,7 @@ class LayerRecord:
 
     facts: LayerFacts
     points: PointMeasures
+    cells: Mapping[str, Cell] = field(default_factory=dict)  # optional columns
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class CheckpointRecord:
     status: str = "ok"  # else a word for what failed
     message: str = ""
     facts: dict[str, Any] = field(default_factory=dict)  # for the manifest
-    constants: Mapping[str, Cell] = field(default_factory=dict)  # optional columns
     points: tuple[int, int] | None = None  # only these of the run's points, for a shard
 
     @property
@@ -47,7 +47,7 @@ class CheckpointRecord:
             return [self._failed_row()]
         rows = []
         for layer in self.layers:
-            rows += layer_rows(layer.facts, reduce_points(layer.points), self.constants)
+            rows += layer_rows(layer.facts, reduce_points(layer.points), layer.cells)
         return rows
 
     @property
@@ -58,7 +58,7 @@ class CheckpointRecord:
     def _failed_row(self) -> dict[str, Cell]:
         row: dict[str, Cell] = dict.fromkeys(COLUMNS)
         row |= {"run": self.run, "checkpoint": self.checkpoint, "step": self.step}
-        return row | {"status": self.status, "message": self.message} | dict(self.constants)
+        return row | {"status": self.status, "message": self.message}
 
     def to_json(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Makes it fit for a journal.
@@ -78,7 +78,6 @@ class CheckpointRecord:
         }
         body = {
             "message": self.message,
-            "constants": dict(self.constants),
             "layers": [_layer_json(layer) for layer in self.layers],
         }
         return head, body
@@ -101,7 +100,6 @@ class CheckpointRecord:
             status=head["status"],
             message=body["message"],
             facts=head["facts"],
-            constants=body["constants"],
             points=None if head["points"] is None else (head["points"][0], head["points"][1]),
         )
 
@@ -113,6 +111,7 @@ def _layer_json(layer: LayerRecord) -> dict[str, Any]:
     points = layer.points
     return {
         **{name: getattr(layer.facts, name) for name in _SHARED},
+        "cells": dict(layer.cells),
         "points": len(points.finite),
         "failed": _where([not flag for flag in points.finite]),
         "ranks": [
@@ -144,6 +143,7 @@ def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRec
             ranks=tuple(_ranks(ranks, n_points) for ranks in saved["ranks"]),
             soft={name: tuple(values) for name, values in saved["soft"].items()},
         ),
+        saved["cells"],
     )
 
 

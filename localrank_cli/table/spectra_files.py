@@ -27,22 +27,25 @@ class KeptLayer:
     """One layer at one checkpoint, as kept."""
 
     facts: LayerFacts
-    values: Tensor  # (points, min(n_out, n_in)), float64, descending; NaN: not finite
+    n_columns: int  # of the measured matrix: of J, or of J L in a metric
+    cells: Mapping[str, Any]  # optional columns
+    values: Tensor  # (points, min(n_out, n_columns)), float64, descending; NaN: not finite
 
     @property
     def spectrum(self) -> LayerSpectrum:
         """What the measures are made of."""
         low = self.facts.method != "exact"
         precision = torch.float32 if low else torch.float64
-        longest = max(self.facts.n_out, self.facts.n_in)
+        longest = max(self.facts.n_out, self.n_columns)
         return LayerSpectrum(
             layer=self.facts.layer,
             module=self.facts.module,
             n_out=self.facts.n_out,
-            n_in=self.facts.n_in,
+            n_in=self.n_columns,
             computed=self.values,
             rounding=rounding(self.values[:, 0], longest, precision),
             method=self.facts.method,
+            n_varied=self.facts.n_in,
         )
 
 
@@ -52,7 +55,6 @@ class KeptCheckpoint:
 
     path: Path
     settings: Mapping[str, Any]  # of its series
-    constants: Mapping[str, Any]  # optional columns
     layers: tuple[KeptLayer, ...]
 
 
@@ -90,8 +92,10 @@ def write_spectra(
     }
     about = {
         "format": FORMAT,
-        "entries": [asdict(layer.facts) for layer in record.layers],
-        "constants": dict(record.constants),
+        "entries": [
+            asdict(layer.facts) | {"n_columns": spectrum.n_in, "cells": dict(layer.cells)}
+            for layer, spectrum in zip(record.layers, spectra, strict=True)
+        ],
         "settings": dict(settings),
         "point_indices": {record.run: settings["point_indices"]},
     }
@@ -114,10 +118,9 @@ def read_spectra(path: Path) -> KeptCheckpoint:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[_ENTRY])
-            facts = [LayerFacts(**entry) for entry in about["entries"]]
-            layers = [KeptLayer(one, file.get_tensor(_name(one))) for one in facts]
+            layers = [_layer(entry, file) for entry in about["entries"]]
         if about["format"] == FORMAT:
-            return KeptCheckpoint(path, about["settings"], about["constants"], tuple(layers))
+            return KeptCheckpoint(path, about["settings"], tuple(layers))
         reason = f"format {about['format']}"
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
@@ -125,6 +128,12 @@ def read_spectra(path: Path) -> KeptCheckpoint:
         f"{path}: holds no singular values of localrank ({reason}).",
         "Name a folder that was written with --spectra.",
     )
+
+
+def _layer(entry: dict[str, Any], file: Any) -> KeptLayer:
+    n_columns, cells = entry.pop("n_columns"), entry.pop("cells")
+    facts = LayerFacts(**entry)
+    return KeptLayer(facts, n_columns, cells, file.get_tensor(_name(facts)))
 
 
 def find_spectra(folder: Path) -> Iterator[Path]:

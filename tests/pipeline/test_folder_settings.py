@@ -147,7 +147,7 @@ def test_wrong_types(tmp_path: Path, text: str, expected: str) -> None:
         ("data-scale = 0", "--data-scale 0"),
         ("data-scale = nan", "--data-scale nan"),
         ("dtype = 'float16'", "--dtype float16"),
-        ("input-metric = 'data'", "--input-metric data"),
+        ("input-metric = 'euclid'", "--input-metric euclid"),
     ],
 )
 def test_values_out_of_range(tmp_path: Path, text: str, message: str) -> None:

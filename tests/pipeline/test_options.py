@@ -52,7 +52,7 @@ def test_good(changes: dict[str, Any]) -> None:
         ({"data_scale": 0.0}, "--data-scale 0"),
         ({"data_scale": float("nan")}, "--data-scale nan"),
         ({"dtype": "float16"}, "--dtype float16: not known"),
-        ({"input_metric": "data"}, "--input-metric data: not known"),
+        ({"input_metric": "euclid"}, "--input-metric euclid: not known"),
         ({"device": "gpu"}, "--device gpu: not known"),
         ({"device": "cuda:"}, "--device cuda:: not known"),
         ({"device": "cuda:x"}, "--device cuda:x"),

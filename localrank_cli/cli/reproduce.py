@@ -1,0 +1,85 @@
+"""`localrank reproduce`: trains, analyses and judges."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from localrank_cli.errors import UsageError
+
+
+class Experiment(StrEnum):
+    """What can be reproduced."""
+
+    gaussian = "gaussian"
+    mnist = "mnist"
+    vib = "vib"
+
+
+_Experiment = Annotated[
+    Experiment,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="gaussian: a linear teacher of rank 3; mnist: digits; both with and without weight"
+        " decay. vib: the variational information bottleneck on Gaussian variables, over beta.",
+        show_default=False,
+    ),
+]
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        readable=False,
+        help="Folder for checkpoints, ranks.csv, verdict.txt and picture.png. Default:"
+        " reproduce_EXPERIMENT.",
+    ),
+]
+_Quick = Annotated[bool, typer.Option("--quick", help="Shorter trainings, with the same claims.")]
+_Seeds = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Trainings of each kind. Default: 3 for gaussian, else 1."),
+]
+_Mnist = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        readable=False,
+        help="The digits for mnist: an .npz archive (images and labels, or Keras's), or the"
+        " original train-images-idx3-ubyte, with its labels beside it, .gz or not.",
+    ),
+]
+
+
+def reproduce(
+    experiment: _Experiment,
+    out: _Out = None,
+    quick: _Quick = False,
+    seeds: _Seeds = None,
+    mnist: _Mnist = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No notes and no progress bar.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Train small networks whose answer is known or published, and say whether it is found.
+
+    Prints the verdict. Exit status 4 when a claim does not hold.
+    """
+    del debug  # seen by the program itself
+    if seeds is not None and seeds < 1:
+        raise UsageError(f"--seeds {seeds}: at least 1.")
+    if mnist is not None and experiment is not Experiment.mnist:
+        raise UsageError("--mnist is for `localrank reproduce mnist` alone.", "Leave it out.")
+    # torch is imported only now: help, version and usage errors answer without it.
+    from localrank_cli.cli.reproduction import run_reproduction
+    from localrank_cli.experiments.reproduce import ReproduceOptions
+
+    options = ReproduceOptions(
+        experiment=experiment.value,
+        out=out or Path(f"reproduce_{experiment.value}"),
+        quick=quick,
+        seeds=seeds,
+        mnist=mnist,
+    )
+    raise typer.Exit(run_reproduction(options, quiet=quiet))

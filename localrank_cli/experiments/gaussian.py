@@ -1,0 +1,130 @@
+"""A known answer: networks that learn a linear teacher of rank 3, with and without weight decay."""
+
+from dataclasses import replace
+
+import pandas as pd
+import torch
+from torch import nn
+
+from localrank_cli.experiments.arm import Plan, SgdArm
+from localrank_cli.experiments.claims import Claim, Verdict, span
+from localrank_cli.experiments.series import SeriesText, settings_text
+from localrank_cli.experiments.training import Recipe, Task
+
+NAME = "gaussian"
+TEACHER_RANK = 3
+WITHOUT_LEAST = 8.0  # of layer 2 without decay
+_QUICK_STEPS = 7_000
+
+RECIPE = Recipe(
+    widths=(32, 64, 64, 10),
+    learning_rate=0.005,
+    weight_decay=5e-3,
+    batch=64,
+    steps=12_000,
+    seed=0,
+    save_at=(0, 30, 100, 200, 300, 500, 800, 1400, 2000, 3000, 4500, 6000, 8500, 12_000),
+)
+
+
+def gaussian_task(seed: int) -> Task:
+    """Draws 2,000 noisy pairs of a teacher of rank 3 to train on, and as many to test.
+
+    Args:
+        seed: Of teacher and data.
+
+    Returns:
+        The task.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    teacher = torch.randn(10, TEACHER_RANK, generator=generator) @ torch.randn(
+        TEACHER_RANK, 32, generator=generator
+    )
+    x = torch.randn(4_000, 32, generator=generator)
+    y = x @ teacher.T / 96**0.5 + 0.1 * torch.randn(4_000, 10, generator=generator)
+    return Task(
+        train=(x[:2_000], y[:2_000]),
+        test=(x[2_000:], y[2_000:]),
+        loss=nn.functional.mse_loss,
+        score=lambda output, target: (output - target).square().sum() / target.square().sum(),
+        score_name="error",
+    )
+
+
+def plan(seeds: int, quick: bool) -> Plan:
+    """Plans one pair of trainings, with and without decay, for each seed.
+
+    Args:
+        seeds: How many.
+        quick: About half of the steps.
+
+    Returns:
+        The arms.
+    """
+    recipe = _quick(RECIPE) if quick else RECIPE
+    arms = [
+        _arm(replace(recipe, seed=seed, weight_decay=decay))
+        for seed in range(seeds)
+        for decay in (RECIPE.weight_decay, 0.0)
+    ]
+    return Plan(NAME, tuple(arms), judge)
+
+
+def _quick(recipe: Recipe) -> Recipe:
+    kept = tuple(step for step in recipe.save_at if step < _QUICK_STEPS)
+    return replace(recipe, steps=_QUICK_STEPS, save_at=(*kept, _QUICK_STEPS))
+
+
+def _arm(recipe: Recipe) -> SgdArm:
+    task = gaussian_task(recipe.seed)
+    columns = {"weight_decay": recipe.weight_decay, "seed": recipe.seed}
+    settings = {"data": "inputs.npz", "activation": "relu", "rtol": 0.1}
+    kind = "decay" if recipe.weight_decay else "no_decay"
+    text = SeriesText(settings_text(settings, columns), "inputs.npz", {"x": task.train[0].numpy()})
+    return SgdArm(f"{kind}_seed_{recipe.seed}", recipe, task, text)
+
+
+def judge(frame: pd.DataFrame) -> Verdict:
+    """Holds the ranks at the end against the teacher's.
+
+    Args:
+        frame: The table of all arms.
+
+    Returns:
+        The verdict.
+    """
+    last = frame[frame["step"] == frame["step"].max()]
+
+    def ends(layer: int, decays: bool) -> list[float]:
+        chosen = last[(last["layer_index"] == layer - 1) & ((last["weight_decay"] > 0) == decays)]
+        return [float(rank) for rank in chosen["local_rank"]]
+
+    second, control = ends(2, decays=True), ends(2, decays=False)
+    claims = (
+        Claim(
+            "with weight decay layer 2 ends at the rank of the teacher",
+            f"{TEACHER_RANK:.1f} at rtol 0.1, for every seed",
+            span(second),
+            all(abs(rank - TEACHER_RANK) < 0.05 for rank in second),
+        ),
+        Claim(
+            "without weight decay (the control) layer 2 stays above it",
+            f"{WITHOUT_LEAST:.0f} or more, for every seed",
+            span(control),
+            all(rank >= WITHOUT_LEAST for rank in control),
+        ),
+        Claim(
+            "layer 3 reaches the rank of the teacher with decay and without",
+            f"{TEACHER_RANK:.1f} in both",
+            f"{span(ends(3, decays=True))} with decay, {span(ends(3, decays=False))} without",
+            holds=True,
+            is_evidence=False,
+        ),
+    )
+    seeds = frame["seed"].nunique()
+    setting = (
+        f"ReLU MLP 32-64-64-10 on y = T x + noise, T of rank {TEACHER_RANK}; SGD, momentum 0.9,"
+        f" learning rate {RECIPE.learning_rate}, {frame['step'].max():,} steps, weight decay"
+        f" {RECIPE.weight_decay} against 0, {seeds} seed{'s' if seeds > 1 else ''}"
+    )
+    return Verdict(NAME, setting, claims)

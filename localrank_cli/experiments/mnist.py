@@ -1,0 +1,188 @@
+"""Digits: the rank falls late in training with weight decay, and not without."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from localrank_cli.experiments.arm import Plan, SgdArm
+from localrank_cli.experiments.claims import Claim, Verdict
+from localrank_cli.experiments.digits import read_digits
+from localrank_cli.experiments.series import SeriesText, settings_text
+from localrank_cli.experiments.training import Recipe, Task
+
+NAME = "mnist"
+N_TRAIN, N_TEST, N_KEPT = 9_000, 1_000, 1_000  # digits; how many of the training ones are kept
+FALLS = {1: 0.08, 2: 0.40, 3: 0.40, 4: 0.10}  # with decay, of the rank at the landmark, at least
+CONTROL_FALL = 0.03  # without, at most
+_SCALE = 0.00392156862745098  # 1/255
+_QUICK_STEPS = 7_000
+
+RECIPE = Recipe(
+    widths=(784, 100, 100, 100, 10),
+    learning_rate=0.05,
+    weight_decay=1e-3,
+    batch=128,
+    steps=10_500,  # 150 epochs of 70 full batches
+    seed=3,
+    save_at=(0, 20, 40, 60, 80, 120, 200, 400, 800, 1400, 2000, 3000, 4000, 5000, 7000, 10_500),
+)
+
+
+def digits_task(path: Path) -> tuple[Task, Mapping[str, Any]]:
+    """Makes the task of telling digits apart: the first 9,000 to train, the next 1,000 to test.
+
+    Args:
+        path: The user's file.
+
+    Returns:
+        The task, and the arrays that a series keeps: the first 1,000 of each kind.
+    """
+    total = N_TRAIN + N_TEST
+    images, labels = (array[:total] for array in read_digits(path, total))
+    images = images.reshape(total, 784)
+    x = torch.from_numpy(images.copy()).float() / 255
+    y = torch.from_numpy(labels.astype(np.int64))
+    kept = np.r_[:N_KEPT, N_TRAIN:total]
+    task = Task(
+        train=(x[:N_TRAIN], y[:N_TRAIN]),
+        test=(x[N_TRAIN:], y[N_TRAIN:]),
+        loss=nn.functional.cross_entropy,
+        score=lambda output, label: (output.argmax(1) == label).double().mean(),
+        score_name="accuracy",
+    )
+    return task, {"images": images[kept], "labels": labels[kept].astype(np.uint8)}
+
+
+def plan(seeds: int, quick: bool, path: Path) -> Plan:
+    """Plans one pair of trainings, with and without decay, for each seed.
+
+    Args:
+        seeds: How many.
+        quick: Two thirds of the steps.
+        path: The user's file of digits.
+
+    Returns:
+        The arms.
+    """
+    task, arrays = digits_task(path)
+    recipe = RECIPE
+    if quick:
+        kept = tuple(step for step in RECIPE.save_at if step <= _QUICK_STEPS)
+        recipe = replace(RECIPE, steps=_QUICK_STEPS, save_at=kept)
+    arms = []
+    for seed in range(RECIPE.seed, RECIPE.seed + seeds):
+        for decay in (RECIPE.weight_decay, 0.0):
+            settings = {
+                "data": "digits.npz", "data-key": "images", "data-scale": _SCALE,
+                "activation": "relu", "atol": [0.1, 0.01],
+            }  # fmt: skip
+            text = SeriesText(
+                settings_text(settings, {"weight_decay": decay, "seed": seed}), "digits.npz", arrays
+            )
+            name = f"{'decay' if decay else 'no_decay'}_seed_{seed}"
+            arms.append(SgdArm(name, replace(recipe, seed=seed, weight_decay=decay), task, text))
+    return Plan(NAME, tuple(arms), judge)
+
+
+def judge(frame: pd.DataFrame) -> Verdict:
+    """Holds the late part of each run, from 99 % training accuracy on, against the claims.
+
+    Args:
+        frame: The table of all arms, with the column train_accuracy.
+
+    Returns:
+        The verdict.
+    """
+    absolute = frame[frame["tolerance"] == "atol=0.1"]
+    with_decay = absolute[absolute["weight_decay"] > 0]
+    control = absolute[absolute["weight_decay"] == 0]
+    claims = [
+        _fall(with_decay, layer, "local_rank", f"of at least {least:.0%}", least)
+        for layer, least in FALLS.items()
+    ]
+    claims.append(_control(control))
+    claims += [_shown(with_decay, control, layer) for layer in FALLS]
+    claims.append(_accuracy(with_decay, control))
+    setting = (
+        f"ReLU MLP 784-100-100-100-10 on 9,000 digits; SGD, momentum 0.9, learning rate"
+        f" {RECIPE.learning_rate}, batch {RECIPE.batch}, {frame['step'].max():,} steps, weight"
+        f" decay {RECIPE.weight_decay} against 0; ranks at atol 0.1 from the first checkpoint with"
+        " 99 % training accuracy to the end"
+    )
+    return Verdict(NAME, setting, tuple(claims))
+
+
+def late_ends(frame: pd.DataFrame, layer: int, measure: str) -> list[tuple[float, float]]:
+    """Looks up a measure at the landmark and at the end of each run.
+
+    Args:
+        frame: Rows of one tolerance.
+        layer: Counted from 1.
+        measure: A column.
+
+    Returns:
+        A pair for each run; none for a run that never reached the landmark.
+    """
+    pairs = []
+    for _, run in frame[frame["layer_index"] == layer - 1].groupby("run"):
+        late = run[run["train_accuracy"] >= 0.99].sort_values("step")
+        if len(late) > 1:
+            pairs.append((float(late[measure].iloc[0]), float(late[measure].iloc[-1])))
+    return pairs
+
+
+def _falls(pairs: list[tuple[float, float]]) -> list[float]:
+    return [1 - last / first if first > 0 else 0.0 for first, last in pairs]
+
+
+def _described(pairs: list[tuple[float, float]]) -> str:
+    shown = [
+        f"{first:.1f} -> {last:.1f} ({-fall:+.0%})"
+        for (first, last), fall in zip(pairs, _falls(pairs), strict=True)
+    ]
+    return ", ".join(shown) or "99 % training accuracy was never reached"
+
+
+def _fall(frame: pd.DataFrame, layer: int, measure: str, expected: str, least: float) -> Claim:
+    pairs = late_ends(frame, layer, measure)
+    holds = bool(pairs) and all(fall >= least for fall in _falls(pairs))
+    text = f"with weight decay the rank of layer {layer} falls late"
+    return Claim(text, f"a fall {expected}", _described(pairs), holds)
+
+
+def _control(frame: pd.DataFrame) -> Claim:
+    pairs = {layer: late_ends(frame, layer, "local_rank") for layer in FALLS}
+    measured = "; ".join(f"layer {layer} {_described(found)}" for layer, found in pairs.items())
+    holds = all(
+        bool(found) and all(fall <= CONTROL_FALL for fall in _falls(found))
+        for found in pairs.values()
+    )
+    text = "without weight decay (the control) no layer's rank falls late"
+    return Claim(text, f"no fall of more than {CONTROL_FALL:.0%}", measured, holds)
+
+
+def _shown(with_decay: pd.DataFrame, control: pd.DataFrame, layer: int) -> Claim:
+    first, second = (
+        _described(late_ends(frame, layer, "effective_rank")) for frame in (with_decay, control)
+    )
+    text = f"effective rank of layer {layer}, which is free of scale (decay shrinks every sigma)"
+    measured = f"{first} with decay, {second} without"
+    return Claim(text, "nothing is claimed", measured, holds=True, is_evidence=False)
+
+
+def _accuracy(with_decay: pd.DataFrame, control: pd.DataFrame) -> Claim:
+    first, second = (
+        ", ".join(f"{low:.3f} -> {high:.3f}" for low, high in late_ends(frame, 1, "test_accuracy"))
+        for frame in (with_decay, control)
+    )
+    measured = f"{first} with decay, {second} without"
+    return Claim(
+        "test accuracy over the same part", "nothing is claimed", measured, holds=True,
+        is_evidence=False,
+    )  # fmt: skip

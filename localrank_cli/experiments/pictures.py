@@ -1,0 +1,101 @@
+"""The pictures of the experiments: a table goes in, a matplotlib figure comes out."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from localrank_cli.experiments import vib
+from localrank_cli.information.bottleneck import (
+    active,
+    optimal_information,
+    variational_information,
+    variational_singular_values,
+)
+
+_DARKEST, _LIGHTEST = 0.95, 0.4  # of the map of blues, so that the first layer is still seen
+
+
+class PictureError(Exception):
+    """There is no matplotlib to draw with."""
+
+
+def draw(name: str, frame: pd.DataFrame) -> Any:
+    """Draws the picture of an experiment.
+
+    Args:
+        name: Of the experiment.
+        frame: Its table.
+
+    Returns:
+        A `matplotlib.figure.Figure`, which belongs to no window and no backend.
+
+    Raises:
+        PictureError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib import colormaps  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415  # an extra, and slow to import
+        from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415  # as above
+    except ImportError:
+        raise PictureError(
+            "no picture: matplotlib is not installed (pip install matplotlib)"
+        ) from None
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    if name == vib.NAME:
+        _over_beta(figure, frame)
+        return figure
+    _over_steps(figure, frame[frame["tolerance"] == frame["tolerance"].iloc[0]], colormaps["Blues"])
+    figure.suptitle(f"{name}: local rank at {frame['tolerance'].iloc[0]}")
+    return figure
+
+
+def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:
+    """One panel for each weight decay, one line for each layer, the band from seed to seed."""
+    decays = sorted(frame["weight_decay"].unique(), reverse=True)
+    panels = figure.subplots(1, len(decays), sharey=True, squeeze=False)[0]
+    layers = sorted(frame["layer_index"].unique())
+    for panel, decay in zip(panels, decays, strict=True):
+        part = frame[frame["weight_decay"] == decay]
+        for layer, colour in zip(layers, _shades(blues, len(layers)), strict=True):
+            ranks = part[part["layer_index"] == layer].groupby("step")["local_rank"]
+            # Step 0 has no place on a logarithmic axis: it stands where step 1 would.
+            steps = [max(1, step) for step in ranks.mean().index]
+            panel.plot(steps, ranks.mean(), color=colour, marker=".", label=f"layer {layer + 1}")
+            panel.fill_between(steps, ranks.min(), ranks.max(), color=colour, alpha=0.2, lw=0)
+        panel.set(
+            xscale="log", xlabel="training step", title=f"weight decay {decay:g}", ylim=(0, None)
+        )
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("local rank")
+    panels[0].legend()
+
+
+def _over_beta(figure: Any, frame: pd.DataFrame) -> None:
+    """Ranks and singular values beside theory; the two bottlenecks in the information plane."""
+    last = frame[frame["layer_index"] == frame["layer_index"].max()]
+    ends = last.loc[last.groupby("run")["step"].idxmax()]
+    ranks, sigmas, plane = figure.subplots(1, 3)
+    betas = np.geomspace(1, 1.2 * ends["beta"].max(), 400)
+    ranks.plot(betas, [active(vib.RHO, beta) for beta in betas], color="0.6", label="theory")
+    ranks.plot(ends["beta"], ends["local_rank"], "o", color="tab:blue", label="trained")
+    ranks.set(xscale="log", xlabel="beta", ylabel="local rank of the mean", title="rank")
+    ranks.legend()
+    sigmas.plot(betas, [variational_singular_values(vib.RHO, b) for b in betas], color="0.6")
+    for index in range(len(vib.RHO)):
+        sigmas.plot(ends["beta"], ends[f"sigma_{index + 1}"], ".", color="tab:blue")
+    sigmas.set(xscale="log", xlabel="beta", title="singular values of J Sigma_x^(1/2)")
+    best = [optimal_information(vib.RHO, beta) for beta in betas]
+    found = [variational_information(vib.RHO, beta) for beta in betas]
+    plane.plot([i.xt for i in best], [i.ty for i in best], color="0.6", label="Gaussian, optimal")
+    plane.plot([i.xt for i in found], [i.ty for i in found], "--", label="variational, theory")
+    plane.set(xlabel="I(X;T), nats", ylabel="I(T;Y), nats", title="information")
+    plane.legend()
+
+
+def _shades(blues: Any, count: int) -> Iterable[Any]:
+    """From light, the first layer, to dark, the deepest."""
+    if count == 1:
+        return [blues(_DARKEST)]
+    width = (_DARKEST - _LIGHTEST) / (count - 1)
+    return [blues(_LIGHTEST + index * width) for index in range(count)]

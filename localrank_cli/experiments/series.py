@@ -1,0 +1,133 @@
+"""A training run as a series of checkpoints with its own settings."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from localrank_cli.errors import OutputError
+from localrank_cli.experiments.training import Recipe, Task, figures, training
+
+_SETTINGS = "localrank.toml"
+
+
+@dataclass(frozen=True)
+class SeriesText:
+    """What a series holds beside its checkpoints."""
+
+    toml: str
+    data_file: str
+    arrays: Mapping[str, Any]  # what it holds, by name
+
+    def write(self, folder: Path) -> None:
+        """Fills a folder; checkpoints of an earlier run are removed.
+
+        Args:
+            folder: Made where it is not there.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("step_*.safetensors"):
+            old.unlink()
+        (folder / _SETTINGS).write_text(self.toml, encoding="utf-8")
+        np.savez_compressed(folder / self.data_file, **self.arrays)
+
+
+def settings_text(settings: Mapping[str, Any], columns: Mapping[str, str | int | float]) -> str:
+    """Writes a `localrank.toml`.
+
+    Args:
+        settings: Its keys: texts, numbers or lists of numbers.
+        columns: Constant columns of the table.
+
+    Returns:
+        TOML.
+    """
+    # The strings, numbers and lists of JSON are those of TOML.
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    lines += ["", "[columns]", *(f"{key} = {json.dumps(value)}" for key, value in columns.items())]
+    return "\n".join(lines) + "\n"
+
+
+def save_step(net: nn.Module, folder: Path, step: int) -> None:
+    """Saves one checkpoint.
+
+    Args:
+        net: The network.
+        folder: The series.
+        step: Of the training.
+    """
+    save_file(net.state_dict(), folder / f"step_{step}.safetensors", {"step": str(step)})
+
+
+def train_series(
+    recipe: Recipe, task: Task, text: SeriesText, folder: Path
+) -> Iterator[tuple[list[str], nn.Sequential]]:
+    """Trains a network and fills its folder, `metrics.csv` included.
+
+    Args:
+        recipe: How.
+        task: On what.
+        text: What else the folder holds.
+        folder: The series.
+
+    Yields:
+        After each checkpoint: its line of `metrics.csv` (step, loss, training and test score),
+        and the live network.
+    """
+    with writing(folder):
+        text.write(folder)
+    table = [["step", "loss", f"train_{task.score_name}", f"test_{task.score_name}"]]
+    for step, net in training(recipe, task):
+        row = [str(step), *(f"{number:.6g}" for number in figures(net, task))]
+        table.append(row)
+        with writing(folder):
+            save_step(net, folder, step)
+            # Written anew each time: what is there is complete up to the last checkpoint.
+            with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(table)
+        yield row, net
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Says in the user's terms that a folder cannot be written.
+
+    Args:
+        folder: For the message.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutputError: If it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be written ({error.strerror}).", "Choose another place with --out."
+        ) from error
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small networks train fastest on one thread, and always to the same bits.
+
+    Yields:
+        Nothing.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,126 @@
+"""Trains small networks and keeps checkpoints of them.
+
+`torch.manual_seed` sets the initial weights and a seeded CPU generator the order of the batches:
+a second run with the same torch on the same processor gives the same weights. Elsewhere sums are
+rounded differently, training amplifies that, and figures agree about as well as those of two seeds.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM = 0.9
+LANDMARK = 0.99  # the first checkpoint with this training accuracy starts the late phase
+_WATCH_EVERY = 10  # steps between two looks at the training accuracy until then
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one ReLU network is trained and kept."""
+
+    widths: tuple[int, ...]  # inputs, hidden layers, outputs
+    learning_rate: float
+    weight_decay: float  # on weights and biases, as torch.optim.SGD applies it
+    batch: int
+    steps: int
+    seed: int
+    save_at: tuple[int, ...]  # steps; with labels the landmark comes on top
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is trained on."""
+
+    train: tuple[Tensor, Tensor]  # inputs (N, n_in) float32; labels (N,) or targets (N, n_out)
+    test: tuple[Tensor, Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]  # of outputs and labels or targets
+    score: Callable[[Tensor, Tensor], Tensor]
+    score_name: str  # accuracy or error
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the network tells classes apart."""
+        return not self.train[1].is_floating_point()
+
+
+def mlp(widths: tuple[int, ...], activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Makes a network with torch's default initial weights; its last layer is linear.
+
+    Args:
+        widths: Inputs, hidden layers, outputs.
+        activation: Makes what stands between two layers.
+
+    Returns:
+        The network, its layers named 0, 2, 4 and so on.
+    """
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Draws batches for ever, each epoch its full ones only.
+
+    Args:
+        n: Entries there are.
+        size: Of a batch.
+        generator: Of the order.
+
+    Yields:
+        Indices, shape (size,).
+    """
+    while True:
+        yield from torch.randperm(n, generator=generator)[: n // size * size].view(-1, size)
+
+
+def training(recipe: Recipe, task: Task) -> Iterator[tuple[int, nn.Sequential]]:
+    """Trains by SGD with momentum at a constant learning rate.
+
+    Args:
+        recipe: How.
+        task: On what.
+
+    Yields:
+        The step and the live network, at `recipe.save_at` and, with labels, at the landmark.
+    """
+    torch.manual_seed(recipe.seed)
+    net = mlp(recipe.widths)
+    optimiser = torch.optim.SGD(
+        net.parameters(), recipe.learning_rate, MOMENTUM, weight_decay=recipe.weight_decay
+    )
+    x, y = task.train
+    order = batches(len(x), recipe.batch, torch.Generator().manual_seed(recipe.seed))
+    watching = task.has_labels
+    for step in range(recipe.steps + 1):
+        reached = False
+        if watching and step % _WATCH_EVERY == 0:
+            with torch.no_grad():
+                reached = task.score(net(x), y).item() >= LANDMARK
+            watching = not reached
+        if reached or step in recipe.save_at:
+            yield step, net
+        batch = next(order)
+        optimiser.zero_grad()
+        torch.autograd.backward(task.loss(net(x[batch]), y[batch]))
+        optimiser.step()
+
+
+@torch.no_grad()
+def figures(net: nn.Module, task: Task) -> tuple[float, float, float]:
+    """Measures how well a network does.
+
+    Args:
+        net: The network.
+        task: What it is trained on.
+
+    Returns:
+        The loss and the score on the whole training set, and the score on the test set.
+    """
+    (x, y), (test_x, test_y) = task.train, task.test
+    out = net(x)
+    loss, score, test = task.loss(out, y), task.score(out, y), task.score(net(test_x), test_y)
+    return loss.item(), score.item(), test.item()

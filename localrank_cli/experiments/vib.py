@@ -1,0 +1,258 @@
+"""The variational information bottleneck on jointly Gaussian variables, where theory is exact.
+
+X and Y in R^10 with known canonical correlations; the encoder is a tanh network with a mean and a
+log-variance for each of 8 latent entries, the decoder is linear with variance 1, Y is whitened, and
+the loss is |y - yhat|^2 / 2 + KL(encoder || N(0, I)) / beta. `localrank_cli.information.bottleneck`
+has the theory: the mean's Jacobian in the metric of X gains a singular value at each critical beta.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.experiments.arm import Plan
+from localrank_cli.experiments.claims import Claim, Verdict
+from localrank_cli.experiments.series import SeriesText, save_step, settings_text, writing
+from localrank_cli.experiments.training import mlp
+from localrank_cli.information.bottleneck import (
+    active,
+    variational_information,
+    variational_singular_values,
+)
+
+NAME = "vib"
+CRITICAL = (1.25, 2.0, 4.0, 8.0, 16.0)
+RHO = np.array(CRITICAL) ** -0.5
+# Off the critical values by 5 % or more: at one of them the singular value grows like a root.
+BETAS = (1.15, 1.35, 1.6, 1.9, 2.1, 3.0, 3.8, 4.2, 6.0, 7.6, 8.4, 12.0, 15.2, 16.8, 24.0)
+QUICK_BETAS = (1.1, 1.6, 3.0, 6.0)  # 10 % and more off
+SIGMA_WITHIN = 0.15
+RATE_WITHIN = 0.1  # nats
+_N, _LATENT, _HIDDEN = 10, 8, 64
+_BATCH, _RATE, _STEPS, _MORE_STEPS = 256, 2e-3, 3_000, 12_000
+_KEPT = 5_000  # points for the covariance of X
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Draws (x, y): x = A u with u ~ N(0, I), y a rotation of variables correlated with u."""
+
+    mixing: Tensor  # A, (10, 10): rotations and scales from 1/2 to 2
+    rotation: Tensor  # (10, 10)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draws fresh pairs.
+
+        Args:
+            count: How many.
+            generator: Of the draw.
+
+        Returns:
+            x and y, each (count, 10), y white.
+        """
+        u, v = (torch.randn(count, _N, generator=generator) for _ in range(2))
+        rho = torch.zeros(_N)
+        rho[: len(RHO)] = torch.from_numpy(RHO).float()
+        y = rho * u + (1 - rho.square()).sqrt() * v
+        return u @ self.mixing.mT, y @ self.rotation.mT
+
+
+def pairs(generator: torch.Generator) -> Pairs:
+    """Makes a joint distribution.
+
+    Args:
+        generator: Of its directions.
+
+    Returns:
+        The distribution.
+    """
+
+    def rotation() -> Tensor:
+        found: Tensor = torch.linalg.qr(torch.randn(_N, _N, generator=generator)).Q
+        return found
+
+    return Pairs(rotation() * torch.linspace(0.5, 2, _N) @ rotation(), rotation())
+
+
+class Bottleneck(nn.Module):
+    """Encoder and decoder.
+
+    The path to the mean alone is what is saved: a plain MLP, whose local rank is measured.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = mlp((_N, _HIDDEN, _HIDDEN, _LATENT), nn.Tanh)
+        self.log_variance = nn.Linear(_HIDDEN, _LATENT)
+        self.decoder = nn.Linear(_LATENT, _N)
+
+    def forward(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Computes the two parts of the loss, in nats.
+
+        Args:
+            x: Shape (points, 10).
+            y: Shape (points, 10).
+            generator: Of the latent noise.
+
+        Returns:
+            Half the squared error, and the rate: the KL divergence from the prior. Scalars.
+        """
+        hidden = self.mean[:-1](x)
+        mean, log_variance = self.mean[-1](hidden), self.log_variance(hidden)
+        noise = torch.randn(mean.shape, generator=generator)
+        latent = mean + (0.5 * log_variance).exp() * noise
+        error = 0.5 * (y - self.decoder(latent)).square().sum(dim=1).mean()
+        rate = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean()
+        return error, rate
+
+
+@dataclass(frozen=True)
+class VibArm:
+    """One bottleneck, trained at one beta on ever fresh pairs."""
+
+    beta: float
+    seed: int
+    steps: int
+
+    @property
+    def folder(self) -> str:
+        """Its name below the experiment's."""
+        return f"beta_{self.beta:g}_seed_{self.seed}"
+
+    @property
+    def n_checkpoints(self) -> int:
+        """How many checkpoints there are."""
+        return len(self._save_at)
+
+    @property
+    def _save_at(self) -> tuple[int, ...]:
+        return (0, 100, 300, 1000, self.steps)
+
+    def train(self, out: Path) -> Iterator[int]:
+        """Trains the bottleneck and fills its folder.
+
+        Args:
+            out: Folder of the experiment.
+
+        Yields:
+            The step, after each checkpoint.
+        """
+        folder = out / self.folder
+        generator = torch.Generator().manual_seed(self.seed)
+        source = pairs(generator)
+        settings = {"data": "inputs.npz", "activation": "tanh", "input-metric": "data", "atol": 0.1}
+        text = settings_text(settings, {"beta": self.beta, "seed": self.seed})
+        x, y = source.draw(_KEPT, generator)
+        with writing(folder):
+            SeriesText(text, "inputs.npz", {"x": x.numpy()}).write(folder)
+        table = [["step", "error", "rate"]]
+        for step, net in self._training(source, generator):
+            with torch.no_grad():
+                error, rate = net(x, y, torch.Generator().manual_seed(self.seed))
+            table.append([str(step), f"{error.item():.6g}", f"{rate.item():.6g}"])
+            with writing(folder):
+                save_step(net.mean, folder, step)
+                with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
+                    csv.writer(file, lineterminator="\n").writerows(table)
+            yield step
+
+    def _training(
+        self, source: Pairs, generator: torch.Generator
+    ) -> Iterator[tuple[int, Bottleneck]]:
+        torch.manual_seed(self.seed)
+        net = Bottleneck()
+        optimiser = torch.optim.Adam(net.parameters(), _RATE)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
+        for step in range(self.steps + 1):
+            if step in self._save_at:
+                yield step, net
+            x, y = source.draw(_BATCH, generator)
+            error, rate = net(x, y, generator)
+            optimiser.zero_grad()
+            torch.autograd.backward(error + rate / self.beta)
+            optimiser.step()
+            schedule.step()
+
+
+def plan(seeds: int, quick: bool) -> Plan:
+    """Plans one training for each beta and seed.
+
+    Args:
+        seeds: How many.
+        quick: Four betas, those that need the fewest steps.
+
+    Returns:
+        The arms.
+    """
+    arms = tuple(
+        VibArm(beta, seed, _steps(beta))
+        for seed in range(seeds)
+        for beta in (QUICK_BETAS if quick else BETAS)
+    )
+    return Plan(NAME, arms, judge, wants_sigma=True)
+
+
+def _steps(beta: float) -> int:
+    """Near a critical value the loss hardly tells 0 from a small singular value."""
+    near = any(abs(beta / critical - 1) < 0.09 for critical in CRITICAL)
+    return _MORE_STEPS if near or beta > 10 else _STEPS
+
+
+def judge(frame: pd.DataFrame) -> Verdict:
+    """Holds the mean's ranks, singular values and rates at the end against theory.
+
+    Args:
+        frame: The table of all arms, with the columns rate and sigma_1 to sigma_8.
+
+    Returns:
+        The verdict.
+    """
+    last = frame[frame["layer_index"] == frame["layer_index"].max()]
+    ends = last.loc[last.groupby("run")["step"].idxmax()].sort_values(["beta", "seed"])
+    wrong, off_sigma, off_rate = [], [], []
+    for _, row in ends.iterrows():
+        expected, beta = active(RHO, row["beta"]), float(row["beta"])
+        if not row["rank_min"] == row["rank_max"] == expected:
+            wrong.append(f"{row['local_rank']:.2f} for {expected} at beta {beta:g}")
+        sigma = np.array([row[f"sigma_{index + 1}"] for index in range(_LATENT)])
+        theory = np.zeros(_LATENT)
+        theory[: len(RHO)] = variational_singular_values(RHO, beta)
+        off_sigma.append((float(np.abs(sigma - theory).max()), beta))
+        off_rate.append((abs(row["rate"] - variational_information(RHO, beta).xt), beta))
+    right = f"{len(ends) - len(wrong)} of {len(ends)}"
+    claims = (
+        Claim(
+            "the local rank of the encoder's mean is the number of critical values below beta",
+            f"#{{i: beta > beta_i}} at atol 0.1 at every point, beta_i = {CRITICAL}",
+            f"{right} trainings{': ' if wrong else ''}{'; '.join(wrong)}",
+            not wrong,
+        ),
+        Claim(
+            "the singular values of J Sigma_x^(1/2), averaged over points, are"
+            " sqrt(1 - beta_i / beta), 0 below",
+            f"within {SIGMA_WITHIN}",
+            f"the largest difference is {max(off_sigma)[0]:.3f}, at beta {max(off_sigma)[1]:g}",
+            max(off_sigma)[0] <= SIGMA_WITHIN,
+        ),
+        Claim(
+            "the rate KL is that of the closed form, 1/2 sum log(beta / beta_i)",
+            f"within {RATE_WITHIN} nats",
+            f"the largest difference is {max(off_rate)[0]:.3f} nats, at beta {max(off_rate)[1]:g}",
+            max(off_rate)[0] <= RATE_WITHIN,
+        ),
+    )
+    seeds = ends["seed"].nunique()
+    lengths = sorted({f"{step:,}" for step in ends["step"]}, key=len)
+    setting = (
+        f"variational bottleneck on jointly Gaussian X, Y in R^{_N}, encoder {_N}-{_HIDDEN}-"
+        f"{_HIDDEN}-{_LATENT} (tanh), linear decoder; Adam, learning rate {_RATE} with a cosine,"
+        f" batch {_BATCH}, {' or '.join(lengths)} steps;"
+        f" {ends['beta'].nunique()} values of beta, {seeds} seed{'s' if seeds > 1 else ''}"
+    )
+    return Verdict(NAME, setting, claims)

@@ -1,0 +1,1 @@
+"""Information between input, layer and target: closed forms and bounds from samples. No files."""

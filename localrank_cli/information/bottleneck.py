@@ -1,0 +1,142 @@
+"""The information bottleneck of jointly Gaussian variables, in closed form.
+
+With canonical correlations rho_i between X and Y, the bottleneck min I(X;T) - beta I(T;Y) is
+solved by noisy projections onto canonical directions (Chechik, Globerson, Tishby & Weiss, JMLR 6,
+2005); direction i enters at the critical value beta_i = 1 / rho_i^2. Theirs is written with the
+eigenvalues lambda_i = 1 - rho_i^2 of Sigma_x|y Sigma_x^-1.
+
+The variational bottleneck (Alemi et al. 2017) with Y whitened, a linear decoder of variance 1, the
+prior N(0, I) and diagonal noise in T has the same critical values and other information. Component
+by component, for t = a u + s e and the decoder w t of y = rho u + ..., the loss
+(1 - 2 w rho a + w^2 (a^2 + s^2)) / 2 + (a^2 + s^2 - 1 - log s^2) / (2 beta) is stationary at
+s^2 = beta_i / beta, a^2 = 1 - s^2, w = rho a. All information is in nats.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Information:
+    """A point of the information plane, in nats."""
+
+    xt: float  # I(X;T)
+    ty: float  # I(T;Y)
+
+
+def canonical_correlations(cov_x: Array, cov_xy: Array, cov_y: Array) -> Array:
+    """Computes the canonical correlations: singular values of L_x^-1 Sigma_xy L_y^-T.
+
+    Args:
+        cov_x: Sigma_x = L_x L_x^T, shape (n, n), positive definite.
+        cov_xy: Sigma_xy, shape (n, m).
+        cov_y: Sigma_y = L_y L_y^T, shape (m, m), positive definite.
+
+    Returns:
+        rho, shape (min(n, m),), descending, in [0, 1].
+    """
+    left = np.linalg.solve(np.linalg.cholesky(cov_x), cov_xy)
+    whitened = np.linalg.solve(np.linalg.cholesky(cov_y), left.T)
+    return np.clip(np.linalg.svd(whitened, compute_uv=False), 0, 1)
+
+
+def critical_betas(rho: Array) -> Array:
+    """Computes where each canonical direction enters.
+
+    Args:
+        rho: Canonical correlations, descending.
+
+    Returns:
+        beta_i = 1 / rho_i^2, ascending; infinite where rho_i is 0.
+    """
+    rho = np.asarray(rho, dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        return 1 / rho**2
+
+
+def active(rho: Array, beta: float) -> int:
+    """Counts the directions that are in use at beta: the rank of the optimal projection.
+
+    Args:
+        rho: Canonical correlations.
+        beta: Weight of I(T;Y).
+
+    Returns:
+        #{i: beta > beta_i}.
+    """
+    return int((beta > critical_betas(rho)).sum())
+
+
+def optimal_information(rho: Array, beta: float) -> Information:
+    """Computes the information of the Gaussian bottleneck at beta.
+
+    Args:
+        rho: Canonical correlations, descending, under 1.
+        beta: Weight of I(T;Y).
+
+    Returns:
+        I(X;T) = 1/2 sum log((beta - 1) rho_i^2 / (1 - rho_i^2)) over the active directions, and
+        I(T;Y) = I(X;T) - 1/2 sum log(beta rho_i^2).
+    """
+    squares = np.asarray(rho, dtype=np.float64)[: active(rho, beta)] ** 2
+    xt = 0.5 * float(np.log((beta - 1) * squares / (1 - squares)).sum())
+    return Information(xt, xt - 0.5 * float(np.log(beta * squares).sum()))
+
+
+def optimal_curve(rho: Array, xt: float) -> float:
+    """Computes the most that T can tell of Y when it keeps so much of X.
+
+    Args:
+        rho: Canonical correlations, descending, under 1.
+        xt: I(X;T) in nats.
+
+    Returns:
+        I(T;Y) in nats: the information curve at I(X;T).
+
+    Raises:
+        ValueError: If `xt` is negative or not finite.
+    """
+    if not 0 <= xt < np.inf:
+        raise ValueError(f"I(X;T) = {xt} is no information")
+    squares = np.asarray(rho, dtype=np.float64) ** 2
+    squares = squares[squares > 0]
+    for count in range(squares.size, 0, -1):
+        used = squares[:count]
+        # (beta - 1)^count prod(rho^2 / (1 - rho^2)) = exp(2 I(X;T)), solved for beta.
+        beta = 1 + np.exp((2 * xt - np.log(used / (1 - used)).sum()) / count)
+        if beta >= 1 / used[-1]:
+            return xt - 0.5 * float(np.log(beta * used).sum())
+    return 0.0
+
+
+def variational_singular_values(rho: Array, beta: float) -> Array:
+    """Computes the singular values of J Sigma_x^(1/2) of the variational encoder's mean.
+
+    Args:
+        rho: Canonical correlations, descending.
+        beta: Weight of the reconstruction against the KL divergence.
+
+    Returns:
+        sqrt(1 - beta_i / beta), 0 below the critical value.
+    """
+    return np.sqrt(np.clip(1 - critical_betas(rho) / beta, 0, None))
+
+
+def variational_information(rho: Array, beta: float) -> Information:
+    """Computes the information of the variational bottleneck at its optimum.
+
+    Args:
+        rho: Canonical correlations, descending, under 1.
+        beta: Weight of the reconstruction against the KL divergence.
+
+    Returns:
+        I(X;T) = 1/2 sum log(beta / beta_i) and I(T;Y) = -1/2 sum log(1 - rho_i^2 + 1 / beta) over
+        the active directions: T and Y have correlation rho_i a there.
+    """
+    squares = np.asarray(rho, dtype=np.float64)[: active(rho, beta)] ** 2
+    xt = 0.5 * float(np.log(beta * squares).sum())
+    return Information(xt, -0.5 * float(np.log(1 - squares + 1 / beta).sum()))

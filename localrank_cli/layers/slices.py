@@ -1,0 +1,96 @@
+"""Parts of a tensor in numpy's notation: `0, 8:24, 8:24`, `-1`, `..., :3`, `center:16`."""
+
+import re
+from types import EllipsisType
+
+import torch
+from torch import Tensor
+
+from localrank_cli.errors import LayerError, UsageError
+
+Index = int | slice | EllipsisType
+
+_PART = re.compile(r"^(-?\d+)?(:)?(-?\d+)?(:)?(-?\d+)?$")
+_CENTER = re.compile(r"^center:(\d+)$")
+_FORMS = "Known are integers, start:stop:step, ... and center:N, parted by commas."
+
+
+def parse_slice(text: str, option: str) -> tuple[Index, ...] | int:
+    """Reads the notation.
+
+    Args:
+        text: What the user typed.
+        option: For messages.
+
+    Returns:
+        What stands in the brackets; for `center:N` the N.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    center = _CENTER.match(text.strip())
+    if center is not None and int(center.group(1)) > 0:
+        return int(center.group(1))
+    parts = tuple(_part(part.strip(), text, option) for part in text.split(","))
+    if sum(part is ... for part in parts) > 1:
+        raise UsageError(f"{option} {text}: more than one ellipsis.", _FORMS)
+    return parts
+
+
+def _part(part: str, text: str, option: str) -> Index:
+    if part == "...":
+        return ...
+    match = _PART.match(part)
+    if not part or match is None:
+        raise UsageError(f"{option} {text}: {part!r} is no index.", _FORMS)
+    start, first, stop, second, step = match.groups()
+    if first is None:
+        return int(part)
+    if step is not None and (second is None or int(step) < 1):
+        raise UsageError(f"{option} {text}: steps must be positive.", _FORMS)
+    return slice(*(None if bound is None else int(bound) for bound in (start, stop, step)))
+
+
+def positions(text: str, batch: tuple[int, ...], option: str, where: str) -> Tensor:
+    """Finds where a part lies in the flat tensor.
+
+    Args:
+        text: The notation.
+        batch: Shape of the tensor for a batch of one point.
+        option: For messages.
+        where: What is sliced, for messages.
+
+    Returns:
+        Indices into the flat tensor, int64, CPU, ascending.
+
+    Raises:
+        LayerError: If the points do not lie along the first axis, or if the notation does not fit
+            the shape or leaves nothing.
+    """
+    index = parse_slice(text, option)
+    if not batch or batch[0] != 1:
+        raise LayerError(
+            f"{option} {text}: {where} has shape {batch} for one point; its first axis is not that"
+            " of the points.",
+            "Choose other layers with --layers.",
+        )
+    shape = batch[1:]
+    whole = torch.arange(int(torch.Size(shape).numel()), device="cpu").reshape(shape)
+    if isinstance(index, int):
+        if len(shape) < 2 or min(shape[-2:]) < index:
+            raise LayerError(
+                f"{option} {text}: {where} has shape {shape}, and no square of {index} x {index}.",
+                "Choose a smaller one, or give the indices.",
+            )
+        low, left = ((length - index) // 2 for length in shape[-2:])
+        index = (..., slice(low, low + index), slice(left, left + index))
+    try:
+        found = whole[index].flatten()
+    except IndexError as error:
+        raise LayerError(
+            f"{option} {text}: does not fit {where} of shape {shape} ({error}).",
+            "The axis of the points is not counted; choose layers with --layers.",
+        ) from error
+    if found.numel() == 0:
+        raise LayerError(f"{option} {text}: leaves nothing of {where} of shape {shape}.")
+    return found

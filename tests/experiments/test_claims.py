@@ -1,0 +1,47 @@
+"""A verdict is that of its claims, and says so."""
+
+import pytest
+
+from localrank_cli.experiments.claims import Claim, Verdict, span
+
+
+def claim(holds: bool, is_evidence: bool = True) -> Claim:
+    return Claim("rank falls", "to 3", "to 4", holds, is_evidence)
+
+
+@pytest.mark.parametrize(
+    ("claims", "holds"),
+    [
+        ((claim(True),), True),
+        ((claim(True), claim(False)), False),
+        ((claim(True), claim(False, is_evidence=False)), True),
+    ],
+)
+def test_every_evidence_must_hold(claims: tuple[Claim, ...], holds: bool) -> None:
+    verdict = Verdict("gaussian", "SGD", claims)
+    assert verdict.holds is holds
+    assert verdict.text.endswith(
+        "verdict: every claim holds\n" if holds else "verdict: NOT every claim holds\n"
+    )
+
+
+def test_the_text_shows_claim_expectation_and_measurement() -> None:
+    text = Verdict("gaussian", "SGD", (claim(False), claim(True, is_evidence=False))).text
+    assert text.splitlines() == [
+        "gaussian: SGD",
+        "",
+        "does not hold: rank falls",
+        "    expected: to 3",
+        "    measured: to 4",
+        "shown, no evidence: rank falls",
+        "    expected: to 3",
+        "    measured: to 4",
+        "",
+        "verdict: NOT every claim holds",
+    ]
+
+
+def test_span() -> None:
+    assert span([3.04, 2.96]) == "3.0"
+    assert span([9.4, 8.06, 8.5]) == "8.1 to 9.4"
+    assert span([0.123], 3) == "0.123"

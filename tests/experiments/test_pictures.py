@@ -1,0 +1,53 @@
+"""Pictures are drawn from tables where matplotlib is there; where it is not, the reason is said."""
+
+import sys
+
+import pandas as pd
+import pytest
+
+from localrank_cli.experiments.pictures import PictureError, draw
+
+
+def table() -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"step": step, "layer_index": layer, "local_rank": 9.0 - layer, "weight_decay": decay,
+             "tolerance": "rtol=0.1", "seed": seed}
+            for step in (0, 10, 100) for layer in range(3) for decay in (5e-3, 0.0)
+            for seed in (0, 1)
+        ]
+    )  # fmt: skip
+
+
+def test_one_panel_for_each_weight_decay_and_one_line_for_each_layer() -> None:
+    pytest.importorskip("matplotlib")
+    figure = draw("gaussian", table())
+    assert [axes.get_title() for axes in figure.axes] == ["weight decay 0.005", "weight decay 0"]
+    for axes in figure.axes:
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        assert list(lines) == ["layer 1", "layer 2", "layer 3"]
+        assert lines["layer 2"].get_ydata().tolist() == [8.0, 8.0, 8.0]
+        shades = [sum(line.get_color()[:3]) for line in lines.values()]
+        assert shades == sorted(shades, reverse=True)  # from light to dark
+
+
+def test_ranks_and_singular_values_over_beta_beside_theory() -> None:
+    pytest.importorskip("matplotlib")
+    rows = [
+        {"run": f"b{beta}", "step": 9, "beta": beta, "layer_index": 2, "local_rank": 2.0,
+         **{f"sigma_{index + 1}": 0.1 * index for index in range(8)}}
+        for beta in (1.6, 3.0, 6.0)
+    ]  # fmt: skip
+    ranks, sigmas, plane = draw("vib", pd.DataFrame(rows)).axes
+    theory, trained = ranks.get_lines()
+    assert sorted(set(theory.get_ydata())) == [0, 1, 2, 3]
+    assert trained.get_xydata().tolist() == [[1.6, 2.0], [3.0, 2.0], [6.0, 2.0]]
+    assert len(sigmas.get_lines()) == 5 + 5
+    optimal, variational = (line.get_xydata() for line in plane.get_lines())
+    assert optimal[-1, 0] > variational[-1, 0] > 0
+
+
+def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(PictureError, match="matplotlib is not installed"):
+        draw("gaussian", table())
