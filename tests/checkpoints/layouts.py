@@ -1,11 +1,15 @@
 """Every layout that docs/formats.md names, written to disk: one case for all tests of layouts."""
 
 import json
+import random
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -120,6 +124,7 @@ def _timm(step: int) -> dict[str, Any]:
     return {
         "epoch": step,
         "arch": "resnet50",
+        "args": Namespace(lr=0.1, data_dir=Path("/data")),
         "state_dict": raw(step),
         "optimizer": {"state": {}, "param_groups": []},
         "version": 2,
@@ -130,7 +135,7 @@ def _timm(step: int) -> dict[str, Any]:
 
 def _fairseq(step: int) -> dict[str, Any]:
     return {
-        "args": None,
+        "args": Namespace(arch="transformer", task=Namespace(data="/data")),
         "cfg": {"model": {"encoder_layers": 6}},
         "model": raw(step),
         "criterion": {},
@@ -142,6 +147,7 @@ def _fairseq(step: int) -> dict[str, Any]:
         "extra_state": {
             "train_iterator": {"epoch": 2, "iterations_in_epoch": 7, "shuffle": True},
             "ema": ema(step),
+            "previous_training_time": np.float64(3.5),
         },
         "last_optimizer_state": {"state": {}},
     }
@@ -153,7 +159,7 @@ def _mmengine(step: int) -> dict[str, Any]:
         "meta": {"epoch": 2, "iter": step, "mmengine_version": "0.10.4", "cfg": "iters = 5"},
         "state_dict": ema(step),
         "ema_state_dict": {"steps": torch.tensor(9), **renamed(raw(step), "module.")},
-        "message_hub": {"log_scalars": {}, "runtime_info": {"iter": 1}},
+        "message_hub": {"log_scalars": {"loss": np.arange(3.0)}, "runtime_info": {"iter": 1}},
         "optimizer": {"state": {}, "param_groups": []},
     }
 
@@ -175,9 +181,12 @@ def _nanogpt(step: int) -> dict[str, Any]:
 
 
 def _composer(step: int) -> dict[str, Any]:
-    timestamp = {"Timestamp": {"epoch": 1, "batch": step, "sample": 8 * step, "token": 0}}
+    timestamp: dict[str, Any] = {"epoch": 1, "batch": step, "sample": 8 * step, "token": 0}
+    timestamp = {"Timestamp": timestamp | {"total_wct": timedelta(seconds=9)}}
     model = renamed(raw(step), "module.")
-    return {"state": {"model": model, "timestamp": timestamp, "optimizers": {"Adam": {}}}}
+    state = {"model": model, "timestamp": timestamp, "optimizers": {"Adam": {}}}
+    rng = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.ones(5)}  # noqa: NPY002  # as Composer does
+    return {"state": state, "rng": [rng]}
 
 
 def _torchtune(folder: Path, step: int) -> None:
