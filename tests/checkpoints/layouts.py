@@ -326,3 +326,38 @@ LAYOUTS: dict[str, Layout] = {
     "Lightning, sharded": Layout(_lightning_sharded, "epoch=0-step={step}.ckpt"),
     "accelerate, FSDP sharded": Layout(_accelerate_fsdp, "step_{step}"),
 }
+
+
+def _touched(*names: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+
+    return write
+
+
+# What the page says is refused: how it looks on disk, and what the error must advise.
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "DeepSpeed ZeRO": (
+        _touched(
+            "latest",
+            "zero_to_fp32.py",
+            "global_step5/mp_rank_00_model_states.pt",
+            "global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        ),
+        "zero_to_fp32.py",
+    ),
+    "Megatron-LM": (
+        _touched(
+            "iter_0000005/mp_rank_00/model_optim_rng.pt",
+            "iter_0000005/mp_rank_01/model_optim_rng.pt",
+        ),
+        "tools/checkpoint/convert.py",
+    ),
+    "detectron2's model zoo": (_touched("model_final.pkl"), "DetectionCheckpointer"),
+    "shards without an index": (
+        _touched("model-00001-of-00002.safetensors"),
+        "Copy the index of the checkpoint too",
+    ),
+}
