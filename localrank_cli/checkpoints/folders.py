@@ -51,7 +51,7 @@ def folder_weights(folder: Path) -> Path | None:
             return folder / name
     for place in _DCP_PLACES:
         metadata = folder / place / DCP_METADATA
-        if (not place or place in names) and metadata.is_file():
+        if (not place or place in names) and is_file(metadata):
             return metadata
     refuse_sharded_training(folder, names)
     return _only_one(entries)
@@ -97,6 +97,21 @@ def stem_of(name: str) -> str:
     return name[: -len(suffix)] if suffix else Path(name).stem
 
 
+def is_file(path: Path) -> bool:
+    """Tells whether there is a file; not that it can be read.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        False also where the system does not let one look.
+    """
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def listed(folder: Path) -> list[Path]:
     """What is in a folder.
 
@@ -124,7 +139,7 @@ def _only_one(entries: Sequence[Path]) -> Path | None:
         and not is_shard(stem_of(entry.name))
         and not NOT_CHECKPOINTS.match(entry.name)
         and entry.name not in FACTS
-        and entry.is_file()
+        and is_file(entry)
     ]
     alone = len(files) == 1 and not indexes and not _tells_a_step(files[0])
     return files[0] if alone else None

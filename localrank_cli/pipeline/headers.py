@@ -12,7 +12,7 @@ from localrank_cli.checkpoints.prefixes import Stripping, candidates, strip_to_f
 from localrank_cli.checkpoints.reading import read_checkpoint
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.steps import StepRule
-from localrank_cli.checkpoints.twins import same_weights
+from localrank_cli.checkpoints.twins import Twins
 from localrank_cli.errors import MismatchError, SettingsError
 from localrank_cli.model.fill import Expected, fill_model, mismatch
 from localrank_cli.pipeline.steps import Telling, Told, tell
@@ -67,6 +67,7 @@ class Headers:
         self._trust_pickle = trust_pickle
         self._rule = rule
         self._weights = weights
+        self._twins = Twins(weights, trust_pickle)
         self._headers: dict[CheckpointFile, _Header] = {}
         self._last = _Header({}, frozenset())
         self._epochs: dict[CheckpointFile, int | None] = {}
@@ -102,9 +103,7 @@ class Headers:
     def _same(self, one: CheckpointFile, other: CheckpointFile) -> bool:
         if self._headers[one] != self._headers[other]:
             return False
-        return same_weights(
-            one.path, other.path, weights=self._weights, trust_pickle=self._trust_pickle
-        )
+        return self._twins.same(one.path, other.path)
 
     def _choose(
         self, keys: Sequence[str], averaged: frozenset[str], file: CheckpointFile

@@ -1,7 +1,6 @@
 """Runs a plan: a generator of results, one checkpoint at a time."""
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from localrank_cli.errors import LocalrankError, UnreadableError
+from localrank_cli.checkpoints.reading import footprint
+from localrank_cli.errors import LocalrankError
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.layer import measure
 from localrank_cli.model.fill import fill_model
@@ -64,7 +64,7 @@ def _run_series(plan: Plan, series: SeriesPlan, note: Note) -> Iterator[Checkpoi
     for checkpoint in series.checkpoints:
         started = time.perf_counter()
         state = load_state(checkpoint, plan.trust_pickle)
-        stat = _stat(checkpoint)
+        stat = footprint(checkpoint.file.path)
         digest = _hash(state)
         if digest in seen:
             note(
@@ -91,23 +91,13 @@ def _run_series(plan: Plan, series: SeriesPlan, note: Note) -> Iterator[Checkpoi
                 "run": series.run,
                 "checkpoint": checkpoint.file.name,
                 "step": checkpoint.step,
-                "bytes": stat.st_size,
-                "mtime": stat.st_mtime,
+                "bytes": stat.size,
+                "mtime": stat.mtime,
                 "sha256_of_tensors": digest,
                 "seconds": round(time.perf_counter() - started, 4),
                 "routes": list(modes.routes),
             },
         )
-
-
-def _stat(checkpoint: PlannedCheckpoint) -> os.stat_result:
-    try:
-        return checkpoint.file.path.stat()
-    except OSError as error:
-        raise UnreadableError(
-            f"{checkpoint.place}: cannot be read any more ({error.strerror}).",
-            "Run again when nothing writes to the folder.",
-        ) from error
 
 
 def _run_prefix(plan: Plan, series: SeriesPlan) -> str:
