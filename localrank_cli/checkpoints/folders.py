@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from localrank_cli.checkpoints.faults import cannot_read
 from localrank_cli.checkpoints.formats import is_weights_file, weights_suffix
 from localrank_cli.checkpoints.refused import refuse_sharded_training
 from localrank_cli.checkpoints.sharded import INDEX_SUFFIXES, is_index, is_shard
@@ -42,9 +43,15 @@ def folder_weights(folder: Path) -> Path | None:
         None when the folder is no checkpoint. That the folder has a step is not asked.
 
     Raises:
-        UnreadableError: If its weights are in pieces that only the training code can join.
+        UnreadableError: If it cannot be looked into, or its weights are in pieces that only the
+            training code can join.
     """
-    entries = listed(folder)
+    try:
+        entries = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:  # it may be a checkpoint: to leave it out unsaid would lose it
+        raise cannot_read(folder, error) from error
     names = {entry.name for entry in entries}
     for name in _FIRST:
         if name in names:
