@@ -9,7 +9,7 @@ from typing import Any
 
 from localrank_cli.checkpoints.content import epoch_in, step_in
 from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
-from localrank_cli.checkpoints.folders import listed
+from localrank_cli.checkpoints.folders import is_file, listed
 from localrank_cli.checkpoints.formats import load_torch
 from localrank_cli.errors import UnreadableError
 
@@ -40,10 +40,10 @@ def facts_in(folder: Path) -> Facts:
         UnreadableError: If there is one and it cannot be read.
     """
     path = folder / "trainer_state.json"
-    if path.is_file():
+    if is_file(path):
         return _facts(_json(path), path)
     path = folder / "meta.pt"
-    if path.is_file():
+    if is_file(path):
         loaded = load_torch(path)
         return _facts(loaded if isinstance(loaded, Mapping) else {}, path)
     return Facts()

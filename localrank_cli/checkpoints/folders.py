@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from localrank_cli.checkpoints.faults import cannot_read
 from localrank_cli.checkpoints.formats import is_weights_file, weights_suffix
 from localrank_cli.checkpoints.refused import refuse_sharded_training
 from localrank_cli.checkpoints.sharded import INDEX_SUFFIXES, is_index, is_shard
@@ -42,16 +43,22 @@ def folder_weights(folder: Path) -> Path | None:
         None when the folder is no checkpoint. That the folder has a step is not asked.
 
     Raises:
-        UnreadableError: If its weights are in pieces that only the training code can join.
+        UnreadableError: If it cannot be looked into, or its weights are in pieces that only the
+            training code can join.
     """
-    entries = listed(folder)
+    try:
+        entries = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:  # it may be a checkpoint: to leave it out unsaid would lose it
+        raise cannot_read(folder, error) from error
     names = {entry.name for entry in entries}
     for name in _FIRST:
         if name in names:
             return folder / name
     for place in _DCP_PLACES:
         metadata = folder / place / DCP_METADATA
-        if (not place or place in names) and metadata.is_file():
+        if (not place or place in names) and is_file(metadata):
             return metadata
     refuse_sharded_training(folder, names)
     return _only_one(entries)
@@ -97,6 +104,21 @@ def stem_of(name: str) -> str:
     return name[: -len(suffix)] if suffix else Path(name).stem
 
 
+def is_file(path: Path) -> bool:
+    """Tells whether there is a file; not that it can be read.
+
+    Args:
+        path: Any path.
+
+    Returns:
+        False also where the system does not let one look.
+    """
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def listed(folder: Path) -> list[Path]:
     """What is in a folder.
 
@@ -124,7 +146,7 @@ def _only_one(entries: Sequence[Path]) -> Path | None:
         and not is_shard(stem_of(entry.name))
         and not NOT_CHECKPOINTS.match(entry.name)
         and entry.name not in FACTS
-        and entry.is_file()
+        and is_file(entry)
     ]
     alone = len(files) == 1 and not indexes and not _tells_a_step(files[0])
     return files[0] if alone else None

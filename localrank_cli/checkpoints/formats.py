@@ -4,6 +4,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from localrank_cli.checkpoints.containers import unwrap
 from localrank_cli.checkpoints.content import Content, epoch_in, step_in
 from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
+from localrank_cli.checkpoints.inert import ignoring_what_is_beside
 from localrank_cli.errors import UnreadableError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
@@ -141,7 +143,8 @@ def load_torch(path: Path, *, trust_pickle: bool = False) -> object:
     try:
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
-        with warnings.catch_warnings():
+        beside = nullcontext() if trust_pickle else ignoring_what_is_beside()
+        with warnings.catch_warnings(), beside:
             warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
             # Legacy files refuse mmap.
             return torch.load(
@@ -167,7 +170,8 @@ def _blocked_globals(path: Path, error: Exception) -> list[str]:
     if not isinstance(error, pickle.UnpicklingError):
         return []
     try:
-        names = list(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        with ignoring_what_is_beside():
+            names = list(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:  # it reads zip files only, and damaged ones raise anything
         names = []
     # Of a legacy file torch names the first one only.

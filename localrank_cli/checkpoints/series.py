@@ -10,6 +10,7 @@ from localrank_cli.checkpoints.folders import (
     NOT_CHECKPOINTS,
     folder_weights,
     is_alias,
+    is_file,
     is_folder_weights,
     listed,
     stem_of,
@@ -235,7 +236,7 @@ def _may_be_checkpoint(folder: Path, rule: NameRule) -> bool:
         return True
     if epoch_in_name(folder.name) is not None or is_alias(folder.name):
         return True
-    if not any((folder / name).is_file() for name in FACTS):
+    if not any(is_file(folder / name) for name in FACTS):
         return False
     # A whole run has such facts too, beside the folders of its checkpoints.
     return not any(step_in_name(path.name) is not None and path.is_dir() for path in listed(folder))

@@ -77,12 +77,16 @@ def read_sharded(index: Path, *, trust_pickle: bool = False, header_only: bool =
     found: dict[str, Tensor] = {}
     for name, keys in shards.items():
         shard = index.parent / name
-        if not shard.exists():
+        try:
+            shard.stat()
+        except FileNotFoundError as error:
             raise UnreadableError(
                 f"{shard}: there is no such file, and {index.name} says that it holds"
                 f" {shown(keys[0])}{_more(keys)}.",
                 "Copy the whole checkpoint again, or leave it out with --pattern.",
-            )
+            ) from error
+        except OSError as error:
+            raise cannot_read(shard, error) from error
         found |= _from_shard(shard, keys, index.name, trust_pickle, header_only)
     step, source = step_in(metadata)
     state = {key: found[key] for key in places}

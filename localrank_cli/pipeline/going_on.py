@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.errors import SettingsError
 from localrank_cli.pipeline.division import Division
-from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state, stat_of
+from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.manifest import decisive, series_settings
 from localrank_cli.pipeline.plan import Plan, SeriesPlan
 from localrank_cli.pipeline.run import Known, hash_of
@@ -138,13 +139,13 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
             f" {checkpoint.step}.",
             "Give another name with -o, or start anew with --overwrite.",
         )
-    stat = stat_of(checkpoint)
+    stat = footprint(checkpoint.file.path)
     facts = head["facts"]
-    if (facts["bytes"], facts["mtime_ns"]) == (stat.n_bytes, stat.mtime_ns):
+    if (facts["bytes"], facts["mtime_ns"]) == (stat.size, stat.mtime_ns):
         return True
     if hash_of(load_state(checkpoint, plan.trust_pickle)) == facts["sha256_of_tensors"]:
         # Only touched or copied: told once, so that it is not hashed at every start.
-        facts = facts | {"bytes": stat.n_bytes, "mtime_ns": stat.mtime_ns}
+        facts = facts | {"bytes": stat.size, "mtime_ns": stat.mtime_ns}
         journal.append(head | {"facts": facts}, journal.body(entry))
         return True
     raise SettingsError(

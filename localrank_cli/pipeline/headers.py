@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from localrank_cli.checkpoints.choice import RAW, choose, described
 from localrank_cli.checkpoints.content import Content, State
 from localrank_cli.checkpoints.prefixes import Stripping, candidates, strip_to_fit
-from localrank_cli.checkpoints.reading import files_of, read_checkpoint
+from localrank_cli.checkpoints.reading import read_checkpoint
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.steps import StepRule
-from localrank_cli.checkpoints.twins import same_weights
+from localrank_cli.checkpoints.twins import Twins
 from localrank_cli.errors import LocalrankError, MismatchError, SettingsError, UnreadableError
 from localrank_cli.model.fill import Expected, fill_model, mismatch
 from localrank_cli.pipeline.steps import Telling, Told, tell
@@ -69,6 +69,7 @@ class Headers:
         self._trust_pickle = trust_pickle
         self._rule = rule
         self._weights = weights
+        self._twins = Twins(weights, trust_pickle)
         self._headers: dict[CheckpointFile, _Header] = {}
         self._last = _Header({}, frozenset())
         self._epochs: dict[CheckpointFile, int | None] = {}
@@ -116,9 +117,7 @@ class Headers:
     def _same(self, one: CheckpointFile, other: CheckpointFile) -> bool:
         if self._headers[one] != self._headers[other]:
             return False
-        return same_weights(
-            one.path, other.path, weights=self._weights, trust_pickle=self._trust_pickle
-        )
+        return self._twins.same(one.path, other.path)
 
     def _choose(
         self, keys: Sequence[str], averaged: frozenset[str], file: CheckpointFile
@@ -185,36 +184,6 @@ def _has_hooks(model: nn.Module) -> bool:
         or type(module)._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001  # as above
         for module in model.modules()
     )
-
-
-@dataclass(frozen=True)
-class Stat:
-    """By what a checkpoint is known without being read."""
-
-    n_bytes: int  # of all its files
-    mtime_ns: int  # of the latest of them
-
-
-def stat_of(checkpoint: PlannedCheckpoint) -> Stat:
-    """Looks at the files of a checkpoint.
-
-    Args:
-        checkpoint: From the plan.
-
-    Returns:
-        Their size and time of change.
-
-    Raises:
-        UnreadableError: If one cannot be looked at.
-    """
-    try:
-        stats = [path.stat() for path in files_of(checkpoint.file.path)]
-    except OSError as error:
-        raise UnreadableError(
-            f"{checkpoint.place}: cannot be read any more ({error.strerror}).",
-            "Run again when nothing writes to the folder.",
-        ) from error
-    return Stat(sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats))
 
 
 def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, Tensor]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.errors import LocalrankError, UnreadableError
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.points import point_measures
 from localrank_cli.model.fill import fill_model
 from localrank_cli.pipeline.failures import failed_record
-from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state, stat_of
+from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.plan import Plan, SeriesPlan, place_points
 from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
@@ -82,7 +83,7 @@ class _Runner:
 
     def _compute(self, checkpoint: PlannedCheckpoint) -> CheckpointRecord:
         started = time.perf_counter()
-        before = stat_of(checkpoint)
+        before = footprint(checkpoint.file.path)
         state = load_state(checkpoint, self._plan.trust_pickle)
         digest = hash_of(state)
         self._compare(checkpoint, digest)
@@ -95,7 +96,7 @@ class _Runner:
         for text in self._modes.notes[self._told :]:
             self._note(text)
         self._told = len(self._modes.notes)
-        if stat_of(checkpoint) != before:
+        if footprint(checkpoint.file.path) != before:
             raise UnreadableError(
                 f"{checkpoint.place}: changed while it was read.",
                 "Run again when nothing writes to it, or watch the folder with --follow.",
@@ -106,7 +107,7 @@ class _Runner:
             step=checkpoint.step,
             layers=tuple(self._layer(checkpoint, *one) for one in enumerate(found)),
             facts={
-                "bytes": before.n_bytes,
+                "bytes": before.size,
                 "mtime_ns": before.mtime_ns,
                 "sha256_of_tensors": digest,
                 "seconds": round(time.perf_counter() - started, 4),

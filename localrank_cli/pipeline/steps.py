@@ -55,9 +55,17 @@ def tell(file: CheckpointFile, content: Content, rule: StepRule) -> Told:
     ]
     epoch = next((e for e in (content.epoch, facts.epoch, file.name_epoch) if e is not None), None)
     step, place = told[0] if told else (None, "")
-    other = next((f"{where} says step {value}" for value, where in told if value != step), "")
-    bare = place == "name" and step == epoch and not is_named_by_steps(file.stem)
-    return Told(step, place, epoch, other, is_count, bare)
+    # fairseq's checkpoint_2_500 and checkpoint2 name the epoch: that is no other step.
+    of_epoch = file.name_step == epoch and not is_named_by_steps(file.stem)
+    other = next(
+        (
+            f"{where} says step {value}"
+            for value, where in told
+            if value != step and not (where == "name" and of_epoch)
+        ),
+        "",
+    )
+    return Told(step, place, epoch, other, is_count, may_be_epoch=place == "name" and of_epoch)
 
 
 class Telling:

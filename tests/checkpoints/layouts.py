@@ -1,11 +1,15 @@
 """Every layout that docs/formats.md names, written to disk: one case for all tests of layouts."""
 
 import json
+import random
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -120,6 +124,7 @@ def _timm(step: int) -> dict[str, Any]:
     return {
         "epoch": step,
         "arch": "resnet50",
+        "args": Namespace(lr=0.1, data_dir=Path("/data")),
         "state_dict": raw(step),
         "optimizer": {"state": {}, "param_groups": []},
         "version": 2,
@@ -130,7 +135,7 @@ def _timm(step: int) -> dict[str, Any]:
 
 def _fairseq(step: int) -> dict[str, Any]:
     return {
-        "args": None,
+        "args": Namespace(arch="transformer", task=Namespace(data="/data")),
         "cfg": {"model": {"encoder_layers": 6}},
         "model": raw(step),
         "criterion": {},
@@ -142,6 +147,7 @@ def _fairseq(step: int) -> dict[str, Any]:
         "extra_state": {
             "train_iterator": {"epoch": 2, "iterations_in_epoch": 7, "shuffle": True},
             "ema": ema(step),
+            "previous_training_time": np.float64(3.5),
         },
         "last_optimizer_state": {"state": {}},
     }
@@ -153,7 +159,7 @@ def _mmengine(step: int) -> dict[str, Any]:
         "meta": {"epoch": 2, "iter": step, "mmengine_version": "0.10.4", "cfg": "iters = 5"},
         "state_dict": ema(step),
         "ema_state_dict": {"steps": torch.tensor(9), **renamed(raw(step), "module.")},
-        "message_hub": {"log_scalars": {}, "runtime_info": {"iter": 1}},
+        "message_hub": {"log_scalars": {"loss": np.arange(3.0)}, "runtime_info": {"iter": 1}},
         "optimizer": {"state": {}, "param_groups": []},
     }
 
@@ -175,9 +181,12 @@ def _nanogpt(step: int) -> dict[str, Any]:
 
 
 def _composer(step: int) -> dict[str, Any]:
-    timestamp = {"Timestamp": {"epoch": 1, "batch": step, "sample": 8 * step, "token": 0}}
+    timestamp: dict[str, Any] = {"epoch": 1, "batch": step, "sample": 8 * step, "token": 0}
+    timestamp = {"Timestamp": timestamp | {"total_wct": timedelta(seconds=9)}}
     model = renamed(raw(step), "module.")
-    return {"state": {"model": model, "timestamp": timestamp, "optimizers": {"Adam": {}}}}
+    state = {"model": model, "timestamp": timestamp, "optimizers": {"Adam": {}}}
+    rng = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.ones(5)}  # noqa: NPY002  # as Composer does
+    return {"state": state, "rng": [rng]}
 
 
 def _torchtune(folder: Path, step: int) -> None:
@@ -316,4 +325,39 @@ LAYOUTS: dict[str, Layout] = {
     "OLMo-core": Layout(_olmo_core_folder, "step{step}"),
     "Lightning, sharded": Layout(_lightning_sharded, "epoch=0-step={step}.ckpt"),
     "accelerate, FSDP sharded": Layout(_accelerate_fsdp, "step_{step}"),
+}
+
+
+def _touched(*names: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+
+    return write
+
+
+# What the page says is refused: how it looks on disk, and what the error must advise.
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "DeepSpeed ZeRO": (
+        _touched(
+            "latest",
+            "zero_to_fp32.py",
+            "global_step5/mp_rank_00_model_states.pt",
+            "global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        ),
+        "zero_to_fp32.py",
+    ),
+    "Megatron-LM": (
+        _touched(
+            "iter_0000005/mp_rank_00/model_optim_rng.pt",
+            "iter_0000005/mp_rank_01/model_optim_rng.pt",
+        ),
+        "tools/checkpoint/convert.py",
+    ),
+    "detectron2's model zoo": (_touched("model_final.pkl"), "DetectionCheckpointer"),
+    "shards without an index": (
+        _touched("model-00001-of-00002.safetensors"),
+        "Copy the index of the checkpoint too",
+    ),
 }

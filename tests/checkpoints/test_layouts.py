@@ -9,9 +9,10 @@ from torch import Tensor
 from localrank_cli import analyze
 from localrank_cli.checkpoints.series import find_checkpoints
 from localrank_cli.checkpoints.steps import StepRule
+from localrank_cli.errors import LocalrankError
 from localrank_cli.model.fill import Expected
 from localrank_cli.pipeline.headers import Headers, load_state
-from tests.checkpoints.layouts import LAYOUTS, ema, raw
+from tests.checkpoints.layouts import LAYOUTS, REFUSED, ema, raw
 from tests.helpers import ignore, mlp
 
 STEPS = (10, 200, 3000)
@@ -61,3 +62,20 @@ def test_the_table_is_that_of_plain_files(name: str, tmp_path: Path) -> None:
     assert not plain.empty
     measured = ["step", "layer_index", "local_rank", "effective_rank", "spectral_norm"]
     assert plain[measured].equals(other[measured])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_comes_with_advice(name: str, tmp_path: Path) -> None:
+    write, advice = REFUSED[name]
+    write(tmp_path)
+    with pytest.raises(LocalrankError) as caught:
+        analyze(tmp_path, data="normal:4")
+    assert str(tmp_path) in caught.value.what
+    assert advice in caught.value.advice
+
+
+def test_a_named_pickle_is_refused_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "model_final.pkl").touch()
+    with pytest.raises(LocalrankError, match="is a plain pickle, which only code can read") as e:
+        analyze(tmp_path / "model_final.pkl", data="normal:4")
+    assert "DetectionCheckpointer" in e.value.advice

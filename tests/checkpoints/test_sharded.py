@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from localrank_cli.checkpoints.reading import files_of, read_checkpoint
 from localrank_cli.checkpoints.sharded import check_inside, is_index, is_shard
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import LocalrankError, UnreadableError
 from tests.checkpoints.layouts import save_shards
 from tests.helpers import Evil, weights
 
@@ -161,3 +163,35 @@ def test_names_in_messages_move_no_cursor(tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match=r"a\?\?\[2Jb") as caught:
         read_checkpoint(index)
     assert str(caught.value).isprintable()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+FILES = st.sampled_from(["model-00001-of-00002.safetensors", "..", ".", "a/b", "", "\0", "x.bin"])
+
+
+@given(
+    loaded=JSON
+    | st.fixed_dictionaries(
+        {"weight_map": st.dictionaries(st.text(max_size=8) | st.just("0.weight"), FILES | JSON)},
+        optional={"metadata": JSON},
+    )
+)
+def test_any_json_ends_in_one_line_or_is_read(sound: Path, loaded: object) -> None:
+    index = sound.with_name("other.safetensors.index.json")
+    index.write_text(json.dumps(loaded), encoding="utf-8", errors="surrogatepass")
+    said = ""
+    try:
+        read_checkpoint(index, header_only=True)
+    except LocalrankError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert not said or str(sound.parent) in said
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_shards(tmp_path_factory.mktemp("sharded"), "model", weights())

@@ -1,16 +1,20 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from localrank_cli.checkpoints.twins import same_weights
+from localrank_cli.checkpoints import twins
+from localrank_cli.checkpoints.reading import read_checkpoint
+from localrank_cli.checkpoints.twins import Twins
+from localrank_cli.errors import UnreadableError
 from tests.helpers import weights
 
 
 def same(first: Path, second: Path) -> bool:
-    return same_weights(first, second, weights="raw", trust_pickle=False)
+    return Twins("raw", trust_pickle=False).same(first, second)
 
 
 def test_links_are_the_same_without_being_read(tmp_path: Path) -> None:
@@ -48,3 +52,24 @@ def test_nan_is_equal_to_itself(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "a.pt")
     torch.save({**state, "2.bias": state["2.bias"].clone()}, tmp_path / "b.pt")
     assert same(tmp_path / "a.pt", tmp_path / "b.pt")
+
+
+def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "a.pt")
+    with pytest.raises(UnreadableError, match=r"b\.pt: cannot be read \(No such file"):
+        same(tmp_path / "a.pt", tmp_path / "b.pt")
+
+
+def test_the_second_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(4):
+        torch.save(weights(seed=seed), tmp_path / f"{seed}.pt")
+    read = []
+
+    def watch(path: Path, **keywords: Any) -> Any:
+        read.append(path.stem)
+        return read_checkpoint(path, **keywords)
+
+    monkeypatch.setattr(twins, "read_checkpoint", watch)
+    comparing = Twins("raw", trust_pickle=False)
+    assert not any(comparing.same(tmp_path / f"{n}.pt", tmp_path / "3.pt") for n in range(3))
+    assert sorted(read) == ["0", "1", "2", "3"]

@@ -1,7 +1,7 @@
 import csv
 import io
 import json
-from argparse import Namespace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -151,7 +151,7 @@ def test_prints_of_a_model_go_to_stderr(tmp_path: Path) -> None:
 
 
 def test_a_trusted_pickle(series: Path) -> None:
-    torch.save({"model": weights(), "args": Namespace(lr=1)}, series / "step_7.pt")
+    torch.save({"model": weights(), "half": Fraction(1, 2)}, series / "step_7.pt")
     assert invoke("analyze", str(series), *QUICK).code == 1
     outcome = invoke("analyze", str(series), *QUICK, "--trust-pickle")
     assert outcome.code == 0

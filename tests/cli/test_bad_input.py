@@ -82,7 +82,7 @@ class TestFolders:
         assert "--pattern" in error
 
     def test_a_name_without_a_step(self, series: Path) -> None:
-        save_file(weights(), series / "final.safetensors")
+        save_file(weights(seed=99), series / "final.safetensors")
         error = fails(series, *QUICK).error
         assert "no step can be told for final.safetensors" in error
         assert "--pattern" in error

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from localrank_cli.cli.main import app
+from tests.checkpoints.layouts import LAYOUTS
 from tests.cli.program import QUICK, Outcome, invoke
 from tests.helpers import entries, save_series, weights
 
@@ -118,6 +119,18 @@ def test_a_folder_inside_that_may_not_be_entered(open_folder: Path) -> None:
     assert "checkpoint-5" in outcome.error
 
 
+def test_a_checkpoints_folder_that_may_not_be_entered_is_not_left_out(open_folder: Path) -> None:
+    series = open_folder / "run"
+    series.mkdir()
+    for step in (5, 10):
+        LAYOUTS["Hugging Face Trainer"].write(series, step)
+    (series / "checkpoint-5").chmod(0)
+    outcome = invoke_unprivileged(open_folder, str(series), *QUICK)
+    (series / "checkpoint-5").chmod(0o700)
+    assert outcome.code == 1
+    assert "checkpoint-5: cannot be read (Permission denied)" in outcome.error
+
+
 def test_a_path_behind_a_closed_folder(open_folder: Path) -> None:
     series = save_series(open_folder / "closed/run", (1,))
     (open_folder / "closed").chmod(0)
@@ -125,3 +138,32 @@ def test_a_path_behind_a_closed_folder(open_folder: Path) -> None:
     (open_folder / "closed").chmod(0o700)
     assert outcome.code == 1
     assert "cannot be read (Permission denied)" in outcome.error
+
+
+UNREADABLE = {
+    "shard": ("sharded safetensors", "step_5-00002-of-00002.safetensors"),
+    "index": ("sharded safetensors", "step_5.safetensors.index.json"),
+    "facts": ("Hugging Face Trainer", "checkpoint-5/trainer_state.json"),
+    "folder": ("Hugging Face Trainer", "checkpoint-5"),
+    "metadata": ("torch.distributed.checkpoint", "step_5/.metadata"),
+    "pieces": ("torch.distributed.checkpoint", "step_5/__0_0.distcp"),
+    "ref": ("Hub cache", "refs/step5"),
+    "snapshots": ("Hub cache", "snapshots"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_parts_of_a_checkpoint(open_folder: Path, case: str) -> None:
+    layout, part = UNREADABLE[case]
+    series = open_folder / "run"
+    series.mkdir()
+    LAYOUTS[layout].write(series, 5)
+    for path in (series, *series.rglob("*")):
+        path.chmod(0o755)
+    (series / part).chmod(0)
+    outcome = invoke_unprivileged(series, str(series), *QUICK)
+    (series / part).chmod(0o755)
+    assert outcome.code == 1, outcome.stderr
+    assert str(series) in outcome.stderr
+    assert "localrank: error: " in outcome.stderr
+    assert "Traceback" not in outcome.stderr

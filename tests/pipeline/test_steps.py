@@ -54,6 +54,13 @@ class TestOrderOfTrust:
             " taken",
         ]
 
+    def test_a_name_that_tells_the_epoch_differs_from_no_step(self, tmp_path: Path) -> None:
+        notes: list[str] = []
+        save(tmp_path / "checkpoint_2_500.pt", 1, num_updates=500, epoch=2)
+        save(tmp_path / "checkpoint3.pt", 2, num_updates=750, epoch=3)
+        assert list(steps(tmp_path, notes).values()) == [500, 750]
+        assert notes == []
+
     def test_many_differences_are_counted(self, tmp_path: Path) -> None:
         notes: list[str] = []
         for number in range(10):
