@@ -24,7 +24,9 @@ def library(name: str) -> Any:
     """The library; it may warn of what it likes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip(name, reason=f"{name} is not installed: pip install {name}")
+        package = name.split(".", maxsplit=1)[0]
+        reason = f"{package} is not installed: pip install {package}"
+        return pytest.importorskip(name, reason=reason)
 
 
 def loaded(
