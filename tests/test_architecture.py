@@ -25,8 +25,9 @@ ALLOWED: dict[str, set[str]] = {
         "spectrum", "measures",
     },
     "figures": {"errors", "table"},
+    "report": {"errors", "table"},
     "api": {"errors", "pipeline", "table"},
-    "cli": {"errors", "pipeline", "table", "figures", "__init__"},
+    "cli": {"errors", "pipeline", "table", "figures", "report", "__init__"},
     "__main__": {"cli"},
     "__init__": {"api"},
 }  # fmt: skip

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from localrank_cli.cli.analyze import analyze
 from localrank_cli.cli.plot import plot
+from localrank_cli.cli.report import report
 from localrank_cli.cli.show import show
 from localrank_cli.cli.signals import Interrupted, leaving_at_once
 from localrank_cli.cli.streams import discard_stdout, open_missing_streams
@@ -170,6 +171,7 @@ def _program(
 app.command("analyze")(analyze)
 app.command("plot")(plot)
 app.command("show")(show)
+app.command("report")(report)
 
 
 def main() -> None:

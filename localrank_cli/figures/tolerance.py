@@ -9,10 +9,9 @@ from matplotlib.figure import Figure
 
 from localrank_cli.errors import UsageError
 from localrank_cli.figures.axis import scale_x
-from localrank_cli.figures.courses import Array
 from localrank_cli.figures.labels import MOST_NAMES, layer_bar
 from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
-from localrank_cli.figures.spectra import SpectraFile, Spectrum
+from localrank_cli.table.spectra import SpectraFile, Spectrum, counts
 
 _DECADES = 6  # under the largest singular value; what lies lower is mostly rounding
 _PLACES = 400
@@ -78,25 +77,6 @@ def tolerance(
     facts = (f"mean over {points} points", "dotted: tolerances of the table" if marks else "")
     head(figure, look, f"{run}: local rank at any tolerance, step {found[0].step}", facts)
     return figure
-
-
-def counts(values: Array, tolerances: Array, *, relative: bool) -> Array:
-    """Mean local rank at many tolerances.
-
-    Args:
-        values: Singular values, shape (points, r).
-        tolerances: Any number.
-        relative: To the largest singular value of each point.
-
-    Returns:
-        One mean for each tolerance; strictly greater counts, as everywhere.
-    """
-    top = values.max(axis=1, initial=0.0)
-    total = np.zeros(len(tolerances))
-    for row, largest in zip(values, top, strict=True):
-        bounds = tolerances * largest if relative else tolerances
-        total += len(row) - np.searchsorted(np.sort(row), bounds, side="right")
-    return total / len(values)
 
 
 def _draw(axes: Axes, found: Sequence[Spectrum], colours: Sequence[Any], *, relative: bool) -> None:
