@@ -54,7 +54,11 @@ def main() -> None:
             new = {path for path in Path(folder).iterdir() if path.name not in before}
             size = sum(path.stat().st_size for path in new) / 1e6
             before |= {path.name for path in new}
-            print(f"| {name} | {seconds:.1f} | {size:.2f} |" if new else f"| {name} | {seconds:.1f} | |")
+            print(
+                f"| {name} | {seconds:.1f} | {size:.2f} |"
+                if new
+                else f"| {name} | {seconds:.1f} | |"
+            )
 
 
 if __name__ == "__main__":
