@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from localrank_cli.errors import UsageError
 from localrank_cli.figures.axis import scale_x
-from localrank_cli.figures.labels import MOST_NAMES, layer_bar
+from localrank_cli.figures.labels import MOST_NAMES, distinct, layer_bar
 from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
 from localrank_cli.table.spectra import SpectraFile, Spectrum, counts
 
@@ -82,7 +82,8 @@ def tolerance(
 def _draw(axes: Axes, found: Sequence[Spectrum], colours: Sequence[Any], *, relative: bool) -> None:
     top = 1.0 if relative else max(float(spectrum.values.max(initial=0)) for spectrum in found)
     top = top or 1.0
+    names = distinct([spectrum.layer for spectrum in found])
     places = np.geomspace(top * 10.0**-_DECADES, top, _PLACES)
     for spectrum, colour in zip(found, colours, strict=True):
         ranks = counts(spectrum.values, places, relative=relative)
-        axes.plot(places, ranks, color=colour, label=spectrum.layer)
+        axes.plot(places, ranks, color=colour, label=names[spectrum.layer])
