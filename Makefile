@@ -5,10 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long lint types bench samples clean
+.PHONY: demo test test-long lint types bench bench-pictures samples clean
 
-demo: $(VENV)/.base
+demo: $(VENV)/.plot
 	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp
+	@mkdir -p demo
+	@$(BIN)/localrank analyze sample_checkpoints/mnist_mlp sample_checkpoints/mnist_mlp_no_decay -q --overwrite -o demo/ranks.csv > demo/summary.txt
+	$(BIN)/localrank plot demo/ranks.csv --kind compare -o demo/ranks.png
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
@@ -28,18 +31,26 @@ types: $(VENV)/.dev
 bench: $(VENV)/.base
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
+# How long pictures and pages of long runs take.
+bench-pictures: $(VENV)/.plot
+	$(BIN)/python benchmarks/pictures.py
+
 # Trains the sample networks again: make samples MNIST=path/to/digits.npz
 samples: $(VENV)/.base
 	$(BIN)/python sample_checkpoints/make_samples.py --mnist "$(MNIST)"
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) demo
 
 # The marks make a second run quick: pip runs again only when these two files have changed.
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("localrank needs Python >= 3.11: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.plot: $(VENV)/.base
+	$(INSTALL) -e '.[plot]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base

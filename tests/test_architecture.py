@@ -25,10 +25,11 @@ ALLOWED: dict[str, set[str]] = {
         "spectrum", "measures", "information",
     },
     "figures": {"errors", "table"},
+    "report": {"errors", "table"},
     "api": {"errors", "pipeline", "table"},
     "information": set(),
     "experiments": {"errors", "pipeline", "table", "information", "model", "spectrum"},
-    "cli": {"errors", "pipeline", "table", "figures", "experiments", "__init__"},
+    "cli": {"errors", "pipeline", "table", "figures", "report", "experiments", "__init__"},
     "__main__": {"cli"},
     "__init__": {"api"},
 }  # fmt: skip

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from localrank_cli.cli.analyze import analyze
 from localrank_cli.cli.merge import merge
 from localrank_cli.cli.plot import plot
+from localrank_cli.cli.report import report
 from localrank_cli.cli.reproduce import reproduce
 from localrank_cli.cli.rethreshold import rethreshold
 from localrank_cli.cli.show import show
@@ -176,6 +177,7 @@ app.command("merge")(merge)
 app.command("plot")(plot)
 app.command("show")(show)
 app.command("reproduce")(reproduce)
+app.command("report")(report)
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from localrank_cli.figures.heatmap import heatmap
 from localrank_cli.figures.lines import compare, ranks
 from localrank_cli.figures.look import Look, saved, styled
 from localrank_cli.figures.metrics import Metric
-from localrank_cli.figures.spectra import SpectraFile
 from localrank_cli.figures.spectrum import spectrum
 from localrank_cli.figures.tolerance import tolerance
+from localrank_cli.table.spectra import SpectraFile
 
 __all__ = [
     "Choice", "Look", "Metric", "SpectraFile", "compare", "depth", "heatmap", "ranks",

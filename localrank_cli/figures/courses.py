@@ -37,18 +37,20 @@ class Courses:
         lines: One for each layer.
         runs: Names of the runs behind them.
         notes: What was left out.
+        over_runs: Whether the band is over runs; else it is over points.
     """
 
     lines: tuple[Course, ...]
     runs: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    over_runs: bool = False
 
     @property
     def band(self) -> str:
         """What the band is; empty where there is none."""
         if not any(np.isfinite(line.spread).any() for line in self.lines):
             return ""
-        if len(self.runs) > 1:
+        if self.over_runs:
             return f"± standard deviation over {len(self.runs)} runs"
         return "± standard error over points"
 
@@ -87,7 +89,9 @@ def courses(frame: pd.DataFrame, layers: Sequence[str]) -> Courses:
     if not joined:
         names = ", ".join(runs[:6]) + (", ..." if len(runs) > 6 else "")
         notes = (f"the lines are means over {len(runs)} runs: {names}", *notes)
-    return Courses(tuple(line for line in lines if len(line.x)), runs, notes)
+    # Final states of which no two stand at one place have no spread but that of their points.
+    over_runs = not joined or bool(frame.groupby("x")["run"].nunique().max() > 1)
+    return Courses(tuple(line for line in lines if len(line.x)), runs, notes, over_runs)
 
 
 def _of_one(layer: str, rows: pd.DataFrame) -> Course:

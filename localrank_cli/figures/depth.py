@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from localrank_cli.errors import UsageError
 from localrank_cli.figures.axis import scale_y
 from localrank_cli.figures.choose import Choice, Chosen, choose
-from localrank_cli.figures.labels import shortened
+from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import GREY, Look, head, new_figure
 from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
 from localrank_cli.table.choose import listed
@@ -110,9 +110,9 @@ def _name_layers(axes: Axes, layers: Sequence[str], inches: float) -> None:
     shown = np.arange(count)
     if count > _MOST_NAMES:
         shown = np.unique(np.linspace(0, count - 1, 9).round().astype(int))
-    names = [shortened(layers[int(index)], 20) for index in shown]
+    names = list(distinct([layers[int(index)] for index in shown], 20).values())
     # Names that would run into one another are turned.
-    turned = max(map(len, names)) * len(names) * 0.075 > inches - 1.5
+    turned = max(map(len, names)) * len(names) * 0.085 > inches - 1.8
     axes.set_xticks(shown, names, rotation=35 if turned else 0, ha="right" if turned else "center")
     axes.set_xlim(-0.3, max(count - 0.7, 0.3))
     axes.set_xlabel("layer, from first to last")

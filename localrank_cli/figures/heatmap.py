@@ -13,7 +13,7 @@ from localrank_cli.errors import DataError, UsageError
 from localrank_cli.figures.axis import positions, scale_x
 from localrank_cli.figures.choose import Choice, Chosen, choose
 from localrank_cli.figures.courses import Array
-from localrank_cli.figures.labels import shortened
+from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import MISSING, Look, head, new_figure
 from localrank_cli.table.choose import listed
 from localrank_cli.table.meanings import RANK
@@ -129,5 +129,5 @@ def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
     shown = np.arange(count)
     if count > _MOST_TICKS:
         shown = np.unique(np.linspace(0, count - 1, 16).round().astype(int))
-    axes.set_yticks(shown, [shortened(layers[int(index)]) for index in shown])
+    axes.set_yticks(shown, list(distinct([layers[int(index)] for index in shown]).values()))
     axes.set_ylabel("layer, from first to last")

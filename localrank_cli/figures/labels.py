@@ -33,6 +33,42 @@ def shortened(name: str, most: int = _NAME) -> str:
     return f"{name[:front]}…{name[len(name) - (most - 1 - front) :]}"
 
 
+def distinct(names: Sequence[str], most: int = _NAME) -> dict[str, str]:
+    """Cuts names so that they can still be told apart.
+
+    Args:
+        names: All different.
+        most: Characters, where that is enough.
+
+    Returns:
+        What to write for each. What all of them begin or end with, up to a dot, gives way first.
+    """
+    if all(len(name) <= most for name in names):
+        return {name: name for name in names}
+    parts = [name.split(".") for name in names]
+    head, tail = _shared(parts), _shared([part[::-1] for part in parts])
+    room = min(map(len, parts)) - 1
+    head, tail = min(head, room), min(tail, max(0, room - min(head, room)))
+    cores = [
+        ("…" if head else "") + ".".join(part[head : len(part) - tail]) + ("…" if tail else "")
+        for part in parts
+    ]
+    for width in range(most, max(map(len, cores)) + 1):
+        cut = [shortened(core, width) for core in cores]
+        if len(set(cut)) == len(cut):
+            return dict(zip(names, cut, strict=True))
+    return dict(zip(names, cores, strict=True))
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    count = 0
+    for same in zip(*parts, strict=False):
+        if len(set(same)) > 1:
+            break
+        count += 1
+    return count
+
+
 def spread_out(wanted: Array, gap: float, low: float, high: float) -> Array:
     """Moves places apart as little as need be.
 
@@ -79,6 +115,7 @@ def name_lines(
     to_share = axes.transData + axes.transAxes.inverted()
     places = to_share.transform(np.array([ends[name] for name in names], dtype=float))
     heights = np.clip(places[:, 1], 0, 1)
+    written = distinct(names)
     spread = spread_out(heights, _GAP / points, 0.0, 1.0)
     axes.annotate(
         "layer", xy=(1.035, 1.0), xytext=(0, 6), xycoords="axes fraction", fontsize=7.5,
@@ -87,7 +124,7 @@ def name_lines(
     for name, (across, _), height, placed in zip(names, places, heights, spread, strict=True):
         moved = abs(placed - height) * points > 1.5 or across < 0.9
         axes.annotate(
-            shortened(name),
+            written[name],
             xy=ends[name],
             xytext=(1.035, placed),
             textcoords="axes fraction",
@@ -133,7 +170,8 @@ def layer_bar(figure: Figure, axes: Sequence[Axes], layers: Sequence[str]) -> No
     )  # fmt: skip
     ticks = np.unique(np.linspace(0, count - 1, 8).round().astype(int))
     bar.set_ticks([float(tick) for tick in ticks])
-    bar.set_ticklabels([f"{tick}: {shortened(layers[tick], 20)}" for tick in ticks])
+    written = distinct([layers[tick] for tick in ticks], 20)
+    bar.set_ticklabels([f"{tick}: {written[layers[tick]]}" for tick in ticks])
     bar.ax.tick_params(length=2, labelsize=7.5)
     bar.ax.minorticks_off()
     bar.ax.invert_yaxis()  # the first layer on top, as in a listing

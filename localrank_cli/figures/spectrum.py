@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from localrank_cli.errors import UsageError
 from localrank_cli.figures.axis import log_ticks
 from localrank_cli.figures.courses import Array
-from localrank_cli.figures.labels import shortened
+from localrank_cli.figures.labels import distinct
 from localrank_cli.figures.look import GREY, Look, head, new_figure
-from localrank_cli.figures.spectra import SpectraFile, Spectrum
 from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
+from localrank_cli.table.spectra import SpectraFile, Spectrum
 
 _MOST_LAYERS = 12
 _MOST_STEPS = 12
@@ -60,8 +60,10 @@ def spectrum(
     figure = new_figure(look, 1.4 + 2.5 * across + (2 if across == 1 else 0), 0.9 + 2.5 * down)
     grid = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
     mappable, colours = step_colours(shown)
+    written = distinct(names)
     for axes, name in zip(grid, names, strict=False):
         _draw(axes, [one for one in found if one.layer == name], colours, marks)
+        axes.set_title(f"layer {written[name]}")
     for axes in grid[len(names) :]:
         axes.remove()
     _scale(grid[0], np.concatenate([medians(one.values) for one in found]))
@@ -101,7 +103,6 @@ def _draw(
         middle = medians(one.values)
         index = np.arange(1, len(middle) + 1)
         axes.plot(index, middle, color=colours[one.step], linewidth=1.2, label=f"{one.step}")
-    axes.set_title(f"layer {shortened(found[0].layer, 26)}")
     for kind, value in marks:
         if kind == "atol":
             axes.axhline(value, color=GREY, linestyle=":", linewidth=1, label="_mark", zorder=0.5)

@@ -9,10 +9,9 @@ from matplotlib.figure import Figure
 
 from localrank_cli.errors import UsageError
 from localrank_cli.figures.axis import scale_x
-from localrank_cli.figures.courses import Array
-from localrank_cli.figures.labels import MOST_NAMES, layer_bar
+from localrank_cli.figures.labels import MOST_NAMES, distinct, layer_bar
 from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
-from localrank_cli.figures.spectra import SpectraFile, Spectrum
+from localrank_cli.table.spectra import SpectraFile, Spectrum, counts
 
 _DECADES = 6  # under the largest singular value; what lies lower is mostly rounding
 _PLACES = 400
@@ -80,29 +79,11 @@ def tolerance(
     return figure
 
 
-def counts(values: Array, tolerances: Array, *, relative: bool) -> Array:
-    """Mean local rank at many tolerances.
-
-    Args:
-        values: Singular values, shape (points, r).
-        tolerances: Any number.
-        relative: To the largest singular value of each point.
-
-    Returns:
-        One mean for each tolerance; strictly greater counts, as everywhere.
-    """
-    top = values.max(axis=1, initial=0.0)
-    total = np.zeros(len(tolerances))
-    for row, largest in zip(values, top, strict=True):
-        bounds = tolerances * largest if relative else tolerances
-        total += len(row) - np.searchsorted(np.sort(row), bounds, side="right")
-    return total / len(values)
-
-
 def _draw(axes: Axes, found: Sequence[Spectrum], colours: Sequence[Any], *, relative: bool) -> None:
     top = 1.0 if relative else max(float(spectrum.values.max(initial=0)) for spectrum in found)
     top = top or 1.0
+    names = distinct([spectrum.layer for spectrum in found])
     places = np.geomspace(top * 10.0**-_DECADES, top, _PLACES)
     for spectrum, colour in zip(found, colours, strict=True):
         ranks = counts(spectrum.values, places, relative=relative)
-        axes.plot(places, ranks, color=colour, label=spectrum.layer)
+        axes.plot(places, ranks, color=colour, label=names[spectrum.layer])

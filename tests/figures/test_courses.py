@@ -52,6 +52,9 @@ def test_final_states_are_joined_into_a_line() -> None:
     frame = table(runs=("a", "b", "c"))
     frame["beta"] = frame["run"].map({"a": 3.0, "b": 1.0, "c": 3.0})
     line = made(frame, x="beta").lines[0]
+    assert made(frame, x="beta").band == "± standard deviation over 3 runs"
+    frame["own"] = frame["run"].map({"a": 3.0, "b": 1.0, "c": 2.0})
+    assert made(frame, x="own").band == "± standard error over points"
     assert list(line.x) == [1, 3]
     base = 10 + np.log10(1001)
     assert line.y == pytest.approx([base + 2, base + 2])  # a and c: + 0 and + 4

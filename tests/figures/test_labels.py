@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localrank_cli.figures.labels import readable, shortened, spread_out
+from localrank_cli.figures.labels import distinct, readable, shortened, spread_out
 from localrank_cli.figures.look import depth_colours
 
 PLACES = st.lists(st.floats(0, 1), min_size=1, max_size=10)
@@ -52,3 +52,18 @@ def test_colours_go_from_light_to_dark(count: int) -> None:
     assert all(one > other for one, other in pairwise(shades))
     assert shades[0] < 0.75  # seen on white
     assert all(light((*readable(colour), 1.0)) <= 0.43 for colour in depth_colours(count))
+
+
+def test_what_names_share_gives_way_first() -> None:
+    names = [f"encoder.layers.{index}.self_attn.out_proj.base_layer" for index in range(3)]
+    assert list(distinct(names).values()) == ["…0…", "…1…", "…2…"]
+    assert distinct(["fc", "head"]) == {"fc": "fc", "head": "head"}
+    long = "a" * 40
+    assert distinct([long]) == {long: shortened(long)}
+
+
+@given(st.lists(st.text("ab.c", min_size=1, max_size=60), min_size=1, max_size=6, unique=True))
+def test_cut_names_can_be_told_apart(names: list[str]) -> None:
+    written = distinct(names)
+    assert list(written) == names
+    assert len(set(written.values())) == len(names)

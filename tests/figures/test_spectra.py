@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from localrank_cli.errors import DataError, UsageError
 from localrank_cli.figures import SpectraFile, spectrum, tolerance
 from localrank_cli.figures.spectrum import medians
-from localrank_cli.figures.tolerance import counts
+from localrank_cli.table.spectra import counts
 from tests.figures.drawn import assert_readable, lines, texts
 from tests.figures.tables import save_spectra
 

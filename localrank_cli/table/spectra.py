@@ -11,8 +11,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from localrank_cli.errors import DataError, UsageError
-from localrank_cli.figures.courses import Array
 from localrank_cli.table.choose import listed, matching
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _KEY, _FORMAT = "localrank_spectra", 1
 
@@ -156,3 +157,22 @@ def _spectrum(entry: dict[str, Any], file: Any) -> Spectrum:
     ordered = -np.sort(-finite, axis=1)
     run, layer = str(entry["run"]), str(entry["layer"])
     return Spectrum(run, entry["step"], layer, entry["layer_index"], ordered)
+
+
+def counts(values: Array, tolerances: Array, *, relative: bool) -> Array:
+    """Mean local rank at many tolerances.
+
+    Args:
+        values: Singular values, shape (points, r).
+        tolerances: Any number.
+        relative: To the largest singular value of each point.
+
+    Returns:
+        One mean for each tolerance; strictly greater counts, as everywhere.
+    """
+    top = values.max(axis=1, initial=0.0)
+    total = np.zeros(len(tolerances))
+    for row, largest in zip(values, top, strict=True):
+        bounds = tolerances * largest if relative else tolerances
+        total += len(row) - np.searchsorted(np.sort(row), bounds, side="right")
+    return total / len(values)

@@ -1,0 +1,55 @@
+"""`localrank report`: one page to explore and to send."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from localrank_cli.errors import UsageError
+
+
+def report(
+    tables: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RANKS",
+            readable=False,
+            help="Tables that analyze wrote (.csv, .tsv, .jsonl, .parquet).",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            readable=False,
+            help="An .html file; one that is there is replaced. Default: RANKS.html beside the"
+            " table.",
+        ),
+    ] = None,
+    spectra: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            readable=False,
+            help="Singular values that analyze --spectra kept: the page then has a slider for the"
+            " tolerance.",
+        ),
+    ] = None,
+    input_metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which one, where the table has several.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="The page's heading.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Make a page of a table: one HTML file that works offline."""
+    del debug  # seen by the program itself
+    target = tables[0].with_suffix(".html") if output is None else output
+    if target.suffix.lower() not in {".html", ".htm"}:
+        raise UsageError(f"--output {target}: the page is HTML.", "Give a name that ends in .html.")
+    from localrank_cli.cli.paging import run_report
+
+    run_report(tuple(tables), target, spectra, input_metric, title, quiet=quiet)

@@ -1,0 +1,120 @@
+"""Puts the page together: template, style, script and data in one file."""
+
+import html
+import json
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from localrank_cli.report.data import Json
+from localrank_cli.table.meanings import MEANINGS
+
+_SCRIPTS = ("scales.js", "chart.js", "page.js")
+_LONGEST = 400  # characters of one setting
+_SERIES = (
+    ("model", "model"),
+    ("model_arguments", "model arguments"),
+    ("data", "data"),
+    ("data_scale", "data scale"),
+    ("n_data", "points in the data"),
+    ("point_indices", "points used"),
+    ("seed", "seed"),
+    ("wrt", "with respect to"),
+    ("dtype", "dtype"),
+    ("tolerances", "tolerances"),
+    ("noise", "noise"),
+)
+_RUN = (
+    ("finished", "finished"),
+    ("command", "command"),
+    ("device_name", "device"),
+    ("threads", "threads"),
+    ("seconds", "seconds"),
+    ("versions", "versions"),
+)
+
+
+def render(data: Json, title: str, subtitle: str, manifest: Json | None, footer: str) -> str:
+    """Makes the page.
+
+    Args:
+        data: Of `page_data`.
+        title: Its heading.
+        subtitle: The line under it.
+        manifest: What stands beside the table; None where nothing does.
+        footer: Its last line.
+
+    Returns:
+        HTML that asks for nothing from anywhere.
+    """
+    assets = files("localrank_cli.report") / "assets"
+
+    def asset(name: str) -> str:
+        return (assets / name).read_text(encoding="utf-8")
+
+    # No text of the data can end the element that holds it.
+    embedded = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    embedded = embedded.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("&", "\\u0026")
+    return Template(asset("page.html")).substitute(
+        title=html.escape(title),
+        subtitle=html.escape(subtitle),
+        style=asset("page.css"),
+        meanings=_meanings([one["name"] for one in data["measures"]]),
+        settings=_settings(manifest),
+        footer=html.escape(footer),
+        data=embedded,
+        script="\n".join(asset(name) for name in _SCRIPTS),
+    )
+
+
+def settings_of(manifest: Json) -> list[tuple[str, str]]:
+    """The settings of a manifest, for a person.
+
+    Args:
+        manifest: What stands beside the table.
+
+    Returns:
+        Names and values, what says nothing left out.
+    """
+    found: list[tuple[str, str]] = []
+    series = [one for one in manifest.get("series") or [] if isinstance(one, dict)]
+    for key, label in _SERIES:
+        texts = {str(one.get("run")): _text(one.get(key)) for one in series}
+        if len(set(texts.values())) == 1:  # the same for all: said once
+            found.append((label, next(iter(texts.values()))))
+        else:
+            found += [(f"{run}: {label}", text) for run, text in texts.items()]
+    found += [(label, _text(manifest.get(key))) for key, label in _RUN]
+    return [(label, text) for label, text in found if text]
+
+
+def _text(value: Any) -> str:
+    if value is None or value in ("", [], {}):
+        return ""
+    if isinstance(value, dict):
+        text = ", ".join(f"{key} {_text(part)}" for key, part in value.items())
+    elif isinstance(value, list):
+        numbers = all(isinstance(part, (int, float)) for part in value)
+        text = (", " if numbers else " ").join(str(part) for part in value)
+        text = f"{len(value)}: {text}" if numbers and len(value) > 8 else text
+    else:
+        text = str(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 4] + " ..."
+
+
+def _meanings(names: list[str]) -> str:
+    return "\n".join(
+        f"<dt>{html.escape(MEANINGS[name].label)}</dt><dd>{html.escape(MEANINGS[name].sentence)}"
+        f" Column <code>{name}</code>.</dd>"
+        for name in names
+    )
+
+
+def _settings(manifest: Json | None) -> str:
+    if manifest is None:
+        return "<p>No manifest stands beside the table.</p>"
+    pairs = "\n".join(
+        f"<dt>{html.escape(label)}</dt><dd>{html.escape(text)}</dd>"
+        for label, text in settings_of(manifest)
+    )
+    return f"<dl>\n{pairs}\n</dl>"
