@@ -32,7 +32,7 @@ from localrank_cli.table.columns import COLUMNS, FLOAT, INT, OPTIONAL_INT, STR
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES_WITH_EXAMPLES = ["README.md", "docs/checkpoints.md", "docs/measures.md", "docs/models.md"]
-PAGES_WITH_EXAMPLES += ["docs/table.md"]
+PAGES_WITH_EXAMPLES += ["docs/table.md", "docs/local_rank.md", "docs/information.md"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)\n```$", flags=re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)")
 TREND = re.compile("[▁▂▃▄▅▆▇█]+")
