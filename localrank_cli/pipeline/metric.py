@@ -54,7 +54,7 @@ class MetricPlan:
             tolerance = agreement(dtype, self.low_precision)
             chunks = everything(self.points, device, dtype)
             for chunk in outputs_everywhere(model, chunks, call, tolerance):
-                yield _part(chunk.to(torch.float64), self.entries)
+                yield _part(chunk.to("cpu", torch.float64), self.entries)
 
         with analysis_setting(model, dtype):
             mean, count = mean_of(rows())
