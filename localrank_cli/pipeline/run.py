@@ -57,7 +57,8 @@ def _run_series(plan: Plan, series: SeriesPlan, note: Note) -> Iterator[Checkpoi
     settings = series.settings
     points = place_points(series.points, plan.device, settings.dtype)
     demand = Demand(settings.tolerances, settings.noise)
-    request = Request(settings.selection, settings.dtype, plan.memory, demand)
+    memory = plan.memory - series.metric.n_bytes
+    request = Request(settings.selection, settings.dtype, memory, demand)
     modes = Modes()
     told = 0
     seen: dict[str, PlannedCheckpoint] = {}
