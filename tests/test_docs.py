@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES_WITH_EXAMPLES = ["README.md", "docs/checkpoints.md", "docs/measures.md", "docs/models.md"]
 PAGES_WITH_EXAMPLES += ["docs/pictures.md", "docs/table.md"]
+PAGES_WITH_EXAMPLES += ["docs/local_rank.md", "docs/information.md"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)\n```$", flags=re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)")
 TREND = re.compile("[▁▂▃▄▅▆▇█]+")

@@ -143,7 +143,7 @@ def _falls(pairs: list[tuple[float, float]]) -> list[float]:
 
 def _described(pairs: list[tuple[float, float]]) -> str:
     shown = [
-        f"{first:.1f} -> {last:.1f} ({-fall:+.0%})"
+        f"{first:.1f} -> {last:.1f} ({0.0 - fall:+.0%})"  # 0.0 - 0.0 is no -0.0
         for (first, last), fall in zip(pairs, _falls(pairs), strict=True)
     ]
     return ", ".join(shown) or "99 % training accuracy was never reached"

@@ -39,7 +39,7 @@ def draw(name: str, frame: pd.DataFrame) -> Any:
         from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415  # as above
     except ImportError:
         raise PictureError(
-            "no picture: matplotlib is not installed (pip install matplotlib)"
+            "no picture: matplotlib is not installed (pip install 'localrank[plot]')"
         ) from None
     figure = Figure(figsize=(9, 4), layout="constrained")
     if name == vib.NAME:

@@ -26,7 +26,8 @@ def _row(plan: Plan, series: SeriesPlan) -> dict[str, object]:
     fill_model(series.model, series.expected, load_state(last, plan.trust_pickle), last.place)
     points = place_points(series.points, plan.device, settings.dtype)
     metric = series.metric.at(series.model, plan.device, settings.dtype)
-    request = Request(settings.selection, settings.dtype, plan.memory, metric=metric)
+    memory = plan.memory - series.metric.n_bytes
+    request = Request(settings.selection, settings.dtype, memory, metric=metric)
     *before, spectrum = layer_spectra(series.model, points, request)
     values = spectrum.values  # noqa: PD011  # a tensor
     means = values.mean(dim=0).tolist()

@@ -34,6 +34,7 @@ class MetricPlan:
     low_precision: bool
     n_cov: int | None = None  # points that the covariance is taken over
     entries: Tensor | None = None  # of the varied tensor; None: all
+    n_bytes: int = 0  # that the factor takes of the budget
 
     def at(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Metric | None:
         """Computes the metric at a checkpoint.
@@ -54,7 +55,7 @@ class MetricPlan:
             tolerance = agreement(dtype, self.low_precision)
             chunks = everything(self.points, device, dtype)
             for chunk in outputs_everywhere(model, chunks, call, tolerance):
-                yield _part(chunk.to(torch.float64), self.entries)
+                yield _part(chunk.to("cpu", torch.float64), self.entries)
 
         with analysis_setting(model, dtype):
             mean, count = mean_of(rows())
@@ -94,9 +95,11 @@ def plan_metric(
     assert points.everything is not None
     count, n_in = points.everything.shape[0], examination.n_in
     _check_count(count, n_in, settings.allow_small_cov, note)
-    _check_memory(count, n_in, memory)
+    n_bytes = 8 * n_in * min(n_in, count)
+    _check_memory(n_in, n_bytes, memory)
     if wrt:
-        return MetricPlan(None, points, wrt, survey.has_low_precision, count, examination.entries)
+        low, entries = survey.has_low_precision, examination.entries
+        return MetricPlan(None, points, wrt, low, count, entries, n_bytes)
     cpu = torch.device("cpu")
 
     def rows() -> Iterator[Tensor]:
@@ -105,7 +108,7 @@ def plan_metric(
 
     mean, count = mean_of(rows())
     known = Metric(covariance_factor(rows(), mean, count), count)
-    return MetricPlan(known, points, wrt, survey.has_low_precision, count)
+    return MetricPlan(known, points, wrt, survey.has_low_precision, count, n_bytes=n_bytes)
 
 
 def everything(points: Points, device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -152,9 +155,9 @@ def _check_count(count: int, n_in: int, allow_small: bool, note: Note) -> None:
         )
 
 
-def _check_memory(count: int, n_in: int, memory: int) -> None:
+def _check_memory(n_in: int, n_bytes: int, memory: int) -> None:
     # The factor, the rows under it, and the QR's copy of both.
-    needed = 3 * 8 * n_in * min(n_in, count)
+    needed = 3 * n_bytes
     if needed > memory:
         raise SettingsError(
             f"--input-metric data: the covariance of {n_in} entries needs {needed / 2**20:.0f} MiB,"

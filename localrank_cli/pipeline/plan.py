@@ -141,7 +141,7 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
     for plan in planned:
         n_in = plan.examination.n_in
         width = n_in if plan.metric.n_cov is None else min(n_in, plan.metric.n_cov)
-        check_fits(plan.examination.records, width, memory)
+        check_fits(plan.examination.records, width, memory - plan.metric.n_bytes)
     skips = options.on_error == "skip"
     return Plan(tuple(planned), device, memory, extra, options.trust_pickle, skips)
 

@@ -65,7 +65,8 @@ class _Runner:
         self._points = place_points(series.points, plan.device, settings.dtype)
         # Kept singular values serve any tolerance: no certificate for those of today will do.
         demand = Demand(None if keep else settings.tolerances, settings.noise)
-        self._request = Request(settings.selection, settings.dtype, plan.memory, demand)
+        memory = plan.memory - series.metric.n_bytes
+        self._request = Request(settings.selection, settings.dtype, memory, demand)
         self._modes = Modes()
         self._told = 0
 
