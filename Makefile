@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.plot
 	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp
 	@mkdir -p demo
-	@$(BIN)/localrank analyze sample_checkpoints/mnist_mlp sample_checkpoints/mnist_mlp_no_decay -q --overwrite -o demo/ranks.csv > demo/summary.txt
+	@$(BIN)/localrank analyze sample_checkpoints/mnist_mlp sample_checkpoints/mnist_mlp_no_decay -q --overwrite -o demo/ranks.csv > /dev/null
 	$(BIN)/localrank plot demo/ranks.csv --kind compare -o demo/ranks.png
 
 test: $(VENV)/.dev

@@ -83,7 +83,7 @@ def plot(
     spectra: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", readable=False, help="Singular values that analyze --spectra kept."
+            metavar="FOLDER", readable=False, help="Singular values that analyze --spectra kept."
         ),
     ] = None,
     run: Annotated[
@@ -199,7 +199,7 @@ def _check(kind: str, *, step: list[int] | None, given: dict[str, object]) -> No
     if from_spectra and not given["--spectra"]:
         raise UsageError(
             f"--kind {kind}: needs the singular values.",
-            "Keep them with localrank analyze --spectra FILE, and name that file with --spectra.",
+            "Keep them with localrank analyze --spectra FOLDER, and name it with --spectra.",
         )
     if kind == "tolerance" and len(step or ()) > 1:
         raise UsageError("--kind tolerance: shows one step.", "Give --step once.")

@@ -32,7 +32,7 @@ def report(
     spectra: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
+            metavar="FOLDER",
             readable=False,
             help="Singular values that analyze --spectra kept: the page then has a slider for the"
             " tolerance.",

@@ -1,9 +1,10 @@
-"""Reads the singular values that `localrank analyze --spectra FILE` keeps."""
+"""Reads the singular values that `localrank analyze --spectra FOLDER` keeps."""
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ class Spectrum:
 
 
 class SpectraFile:
-    """A file of singular values, of which only what is asked for is read.
+    """Kept singular values, of which only what is asked for is read.
 
     Args:
-        path: What `--spectra` wrote.
+        path: What `--spectra` wrote: a folder with a file for each checkpoint; or one of the files.
 
     Raises:
         DataError: If it is something else.
@@ -49,22 +50,14 @@ class SpectraFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._opened() as file:
-            text = (file.metadata() or {}).get(_KEY)
-            if text is None:
-                raise DataError(
-                    f"{path}: holds no singular values of localrank.",
-                    "Make them with localrank analyze --spectra FILE.",
-                )
-            described = json.loads(text)
-            if described["format"] != _FORMAT:
-                raise DataError(
-                    f"{path}: has format {described['format']}, and this version reads {_FORMAT}.",
-                    "Use the version of localrank that wrote it.",
-                )
-            self._entries: list[dict[str, Any]] = list(described["entries"])
-            for entry in self._entries:
-                entry |= {"step": int(entry["step"]), "layer_index": int(entry["layer_index"])}
+        files = sorted(path.rglob("step_*.safetensors")) if path.is_dir() else [path]
+        if not files:
+            raise DataError(
+                f"{path}: holds no singular values of localrank.",
+                "Make them with localrank analyze --spectra FOLDER.",
+            )
+        # Each entry knows its file.
+        self._entries = [entry | {"path": file} for file in files for entry in _entries(file)]
 
     @property
     def runs(self) -> list[str]:
@@ -122,30 +115,50 @@ class SpectraFile:
         of_run = [entry for entry in self._entries if entry["run"] == run]
         depth = {str(entry["layer"]): entry["layer_index"] for entry in of_run}
         names = set(matching(sorted(depth, key=depth.__getitem__), layers))
-        with self._opened() as file:
-            found = [
-                _spectrum(entry, file)
-                for entry in of_run
-                if entry["layer"] in names and entry["step"] in steps
-            ]
+        wanted = [e for e in of_run if e["layer"] in names and e["step"] in steps]
+        found: list[Spectrum] = []
+        for path, entries in groupby(wanted, key=lambda entry: entry["path"]):
+            with _opened(path) as file:
+                found += [_spectrum(entry, file) for entry in entries]
         found = [spectrum for spectrum in found if len(spectrum.values)]
         if not found:
             raise DataError(f"{self.path}: holds no finite singular values for this choice.")
         return sorted(found, key=lambda spectrum: (spectrum.step, spectrum.layer_index))
 
-    @contextmanager
-    def _opened(self) -> Iterator[Any]:
-        try:
-            with safe_open(self.path, framework="numpy") as file:
-                yield file
-        except OSError as error:
-            said = error.strerror or error
-            raise DataError(f"{self.path}: cannot be read ({said}).", "Check the name.") from error
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get(_KEY)
+        if text is None:
             raise DataError(
-                f"{self.path}: is no file of singular values ({' '.join(str(error).split())}).",
-                "Make one with localrank analyze --spectra FILE.",
-            ) from error
+                f"{path}: holds no singular values of localrank.",
+                "Make them with localrank analyze --spectra FOLDER.",
+            )
+        described = json.loads(text)
+        if described["format"] != _FORMAT:
+            raise DataError(
+                f"{path}: has format {described['format']}, and this version reads {_FORMAT}.",
+                "Use the version of localrank that wrote it.",
+            )
+        return [
+            entry | {"step": int(entry["step"]), "layer_index": int(entry["layer_index"])}
+            for entry in described["entries"]
+        ]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except OSError as error:
+        said = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({said}).", "Check the name.") from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: is no file of singular values ({' '.join(str(error).split())}).",
+            "Make one with localrank analyze --spectra FOLDER.",
+        ) from error
 
 
 def _spectrum(entry: dict[str, Any], file: Any) -> Spectrum:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from localrank_cli.errors import OutputError
-from localrank_cli.table.write import cannot_write
+from localrank_cli.table.write import cannot_write, replacing
 
 
 def check_replaceable(target: Path) -> None:
@@ -35,15 +35,5 @@ def write_whole(target: Path, content: bytes) -> None:
         OutputError: If it cannot be written; what was there stays.
     """
     # Through a link, so that the link stays one.
-    place = target.resolve()
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(place)
-    except OSError as error:
-        raise cannot_write(target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target.resolve(), binary=True) as stream:
+        stream.write(content)

@@ -3,12 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from localrank_cli.errors import DataError, UsageError
 from localrank_cli.figures import SpectraFile, spectrum, tolerance
 from localrank_cli.figures.spectrum import medians
 from localrank_cli.table.spectra import counts
+from tests.cli.program import invoke
 from tests.figures.drawn import assert_readable, lines, texts
 from tests.figures.tables import save_spectra
 
@@ -128,3 +129,19 @@ def test_many_layers_of_tolerances(tmp_path: Path) -> None:
     figure = tolerance(file)
     assert figure.axes[-1].get_ylabel() == "layer, in order of depth (40)"
     assert_readable(figure)
+
+
+def test_a_folder_as_analyze_writes_it(tmp_path: Path) -> None:
+    sample = Path(__file__).parents[2] / "sample_checkpoints/gaussian_teacher"
+    words = ("--points", "4", "--last", "2", "-q", "--spectra", str(tmp_path / "sigma"))
+    outcome = invoke("analyze", str(sample), *words)
+    assert outcome.code == 0, outcome.stderr
+    file = SpectraFile(tmp_path / "sigma")
+    assert file.runs == ["gaussian_teacher"]
+    last = file.steps("gaussian_teacher")[-1]
+    found = file.read("gaussian_teacher", (), [last])
+    weight = load_file(sample / f"step_{last}.safetensors")["0.weight"].astype(np.float64)
+    expected = np.linalg.svd(weight, compute_uv=False)
+    # The first layer's Jacobian is its weight at every point; both are float64 SVDs.
+    assert np.allclose(found[0].values, expected, rtol=1e-12)
+    assert len(found) == 3
