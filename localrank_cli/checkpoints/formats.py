@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from localrank_cli.checkpoints.containers import unwrap
@@ -22,24 +23,42 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar
 _GLOBAL_IN_MESSAGE = re.compile(r"\bGLOBAL ([A-Za-z_][\w.]*)")
 
 
-def read(path: Path, *, trust_pickle: bool = False, header_only: bool = False) -> Content:
+def read(
+    path: Path, *, trust_pickle: bool = False, header_only: bool = False, mapped: bool = True
+) -> Content:
     """Reads a checkpoint file.
 
     Args:
         path: The weights file.
         trust_pickle: Whether a pickle may run code.
         header_only: Whether keys and shapes are enough; the tensors may then be on `meta`.
+        mapped: Whether tensors may be mapped; a mapped file that shrinks kills the process.
 
     Returns:
-        Its content; tensors of torch files are mapped where the file allows it.
+        Its content.
 
     Raises:
         UnreadableError: If it cannot be read; the message names the file.
     """
     _check_file(path)
     if path.suffix.lower() == ".safetensors":
+        if not mapped and not header_only:
+            return _read_bytes(path)
         return _read_safetensors(path, header_only, None)
-    return unwrap(load_torch(path, trust_pickle=trust_pickle), path)
+    return unwrap(load_torch(path, trust_pickle=trust_pickle, mapped=mapped), path)
+
+
+def _read_bytes(path: Path) -> Content:
+    try:
+        return Content({"": load(path.read_bytes())})
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UnreadableError:
+    return UnreadableError(f"{path}: not a readable safetensors file ({one_line(error)}).", DAMAGED)
 
 
 def read_some(path: Path, keys: Collection[str], *, header_only: bool = False) -> Content:
@@ -115,9 +134,7 @@ def _read_safetensors(path: Path, header_only: bool, keys: Collection[str] | Non
                 else:
                     state[key] = file.get_tensor(key)
     except SafetensorError as error:
-        raise UnreadableError(
-            f"{path}: not a readable safetensors file ({one_line(error)}).", DAMAGED
-        ) from error
+        raise _damaged(path, error) from error
     except OSError as error:
         raise cannot_read(path, error) from error
     if not state and wanted is None:
@@ -126,12 +143,13 @@ def _read_safetensors(path: Path, header_only: bool, keys: Collection[str] | Non
     return Content({"": state}, step=step, step_source=source, epoch=epoch_in(metadata))
 
 
-def load_torch(path: Path, *, trust_pickle: bool = False) -> object:
+def load_torch(path: Path, *, trust_pickle: bool = False, mapped: bool = True) -> object:
     """torch.load without running code, mapped where the file allows it.
 
     Args:
         path: A file of torch.save.
         trust_pickle: Whether a pickle may run code.
+        mapped: Whether its tensors may be mapped.
 
     Returns:
         What was saved.
@@ -148,7 +166,10 @@ def load_torch(path: Path, *, trust_pickle: bool = False) -> object:
             warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
             # Legacy files refuse mmap.
             return torch.load(
-                path, map_location="cpu", weights_only=not trust_pickle, mmap=is_zip or None
+                path,
+                map_location="cpu",
+                weights_only=not trust_pickle,
+                mmap=(is_zip and mapped) or None,
             )
     except OSError as error:
         raise cannot_read(path, error) from error

@@ -12,7 +12,7 @@ from localrank_cli.checkpoints.sharded import is_index, read_sharded, shard_file
 
 
 def read_checkpoint(
-    path: Path, *, trust_pickle: bool = False, header_only: bool = False
+    path: Path, *, trust_pickle: bool = False, header_only: bool = False, mapped: bool = True
 ) -> Content:
     """Reads a checkpoint.
 
@@ -20,6 +20,8 @@ def read_checkpoint(
         path: A weights file, the index of several, or `.metadata`.
         trust_pickle: Whether a pickle may run code.
         header_only: Whether keys and shapes are enough; the tensors may then be on `meta`.
+        mapped: Whether tensors may be mapped. Not for a file that may still be written: a mapped
+            file that shrinks kills the process.
 
     Returns:
         Its content.
@@ -30,8 +32,8 @@ def read_checkpoint(
     if path.name == DCP_METADATA:
         return read_dcp(path, header_only=header_only)
     if is_index(path):
-        return read_sharded(path, trust_pickle=trust_pickle, header_only=header_only)
-    return read(path, trust_pickle=trust_pickle, header_only=header_only)
+        return read_sharded(path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
+    return read(path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,16 @@ def is_shard(stem: str) -> bool:
     return _SHARD.search(stem) is not None
 
 
-def read_sharded(index: Path, *, trust_pickle: bool = False, header_only: bool = False) -> Content:
+def read_sharded(
+    index: Path, *, trust_pickle: bool = False, header_only: bool = False, mapped: bool = True
+) -> Content:
     """Reads all tensors that an index names.
 
     Args:
         index: The index file.
         trust_pickle: Whether a pickle may run code.
         header_only: Whether keys and shapes are enough; the tensors may then be on `meta`.
+        mapped: Whether tensors may be mapped.
 
     Returns:
         One state dict, in the order of the index.
@@ -87,7 +90,10 @@ def read_sharded(index: Path, *, trust_pickle: bool = False, header_only: bool =
             ) from error
         except OSError as error:
             raise cannot_read(shard, error) from error
-        found |= _from_shard(shard, keys, index.name, trust_pickle, header_only)
+        state = _read_shard(
+            keys, shard, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped
+        )
+        found |= _complete(state, keys, shard, index.name)
     step, source = step_in(metadata)
     state = {key: found[key] for key in places}
     return Content({"": state}, step=step, step_source=source, epoch=epoch_in(metadata))
@@ -109,14 +115,17 @@ def shard_files(index: Path) -> list[Path]:
     return [index.parent / name for name in dict.fromkeys(places.values())]
 
 
-def _from_shard(
-    shard: Path, keys: list[str], index: str, trust_pickle: bool, header_only: bool
+def _read_shard(
+    keys: list[str], shard: Path, *, trust_pickle: bool, header_only: bool, mapped: bool
 ) -> State:
-    if shard.suffix.lower() == ".safetensors":
+    if shard.suffix.lower() == ".safetensors" and (mapped or header_only):
         content = read_some(shard, keys, header_only=header_only)
     else:
-        content = read(shard, trust_pickle=trust_pickle, header_only=header_only)
-    state = content.states.get("", {})
+        content = read(shard, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
+    return content.states.get("", {})
+
+
+def _complete(state: State, keys: list[str], shard: Path, index: str) -> State:
     absent = [key for key in keys if key not in state]
     if absent:
         raise UnreadableError(

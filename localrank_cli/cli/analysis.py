@@ -15,6 +15,7 @@ from localrank_cli.cli.signals import hearing
 from localrank_cli.cli.summary import Summary
 from localrank_cli.errors import LocalrankError, UsageError
 from localrank_cli.pipeline.division import Division, take_shard
+from localrank_cli.pipeline.follow import Watch
 from localrank_cli.pipeline.going_on import GoingOn
 from localrank_cli.pipeline.options import AnalyzeOptions
 from localrank_cli.pipeline.output import Output
@@ -105,7 +106,8 @@ class _Work:
     left: int = 0
 
     def run(self) -> None:
-        plan = make_plan(self.options, self.screen.note)
+        watch = Watch(self.options, self.screen.note) if self.options.follow else None
+        plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note)
         _describe(plan, self.screen)
         division: Division | None = None
         if self.options.shard is not None:
@@ -132,6 +134,10 @@ class _Work:
             for record in run_plan(going_on.plan, self.screen.note, going_on.known, keep):
                 self._take(record, writer)
                 steps.done(f"{record.run} step {record.step}")
+        for more in watch.plans(plan) if watch else ():
+            self.left += more.n_checkpoints
+            for record in run_plan(more, self.screen.note, going_on.known, keep):
+                self._take(record, writer)
         self._conclude()
 
     def _take(self, record: CheckpointRecord, writer: RowWriter | None) -> None:

@@ -1,9 +1,5 @@
 """`localrank analyze`: parses, and hands over."""
 
-import json
-import os
-from typing import Any
-
 import typer
 
 from localrank_cli.cli.arguments import (
@@ -18,6 +14,7 @@ from localrank_cli.cli.arguments import (
     Dtype,
     Every,
     Exclude,
+    FollowRun,
     InputMetric,
     Last,
     Layers,
@@ -40,10 +37,12 @@ from localrank_cli.cli.arguments import (
     Steps,
     TrustModel,
     TrustPickle,
+    Until,
     Verbose,
     Weights,
     Wrt,
 )
+from localrank_cli.cli.given import options_from
 from localrank_cli.cli.options import (
     AllowSmallCov,
     Information,
@@ -54,10 +53,6 @@ from localrank_cli.cli.options import (
     OutputSlice,
     PresetName,
 )
-from localrank_cli.errors import UsageError
-from localrank_cli.pipeline.options import AnalyzeOptions, check_options, parse_rtol, parse_size
-from localrank_cli.pipeline.part import Part, parse_steps
-from localrank_cli.pipeline.shard import parse_shard
 
 
 def analyze(
@@ -100,77 +95,17 @@ def analyze(
     spectra: Spectra = None,
     on_error: OnError = "stop",
     shard: Shard = None,
+    follow: FollowRun = False,
+    until: Until = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
-    debug: Debug = False,
+    debug: Debug = False,  # seen by the program itself
     trust_model: TrustModel = False,
     trust_pickle: TrustPickle = False,
 ) -> None:
     """Compute the local rank of every layer at every checkpoint."""
-    del debug  # seen by the program itself
-    options = AnalyzeOptions(
-        checkpoints=tuple(checkpoints),
-        model=model,
-        model_args=tuple(_keyword(text) for text in model_arg or []),
-        activation=activation,
-        data=data,
-        data_key=data_key,
-        data_scale=data_scale,
-        points=points,
-        seed=seed,
-        layers=_globs(layers, "--layers"),
-        exclude=_globs(exclude, "--exclude"),
-        wrt=wrt,
-        atol=tuple(atol or []),
-        rtol=tuple(parse_rtol(text) for text in rtol or []),
-        noise=noise,
-        dtype=dtype,
-        input_metric=input_metric,
-        allow_small_cov=allow_small_cov,
-        preset=preset,
-        input_slice=input_slice,
-        output_slice=output_slice,
-        information=information,
-        information_points=information_points,
-        information_noise=information_noise,
-        labels_key=labels_key,
-        device=device,
-        memory=parse_size(memory) if memory is not None else None,
-        pattern=pattern,
-        part=Part(parse_steps(steps) if steps is not None else None, every, last),
-        weights=weights,
-        step_regex=step_regex,
-        step_from=step_from,
-        output=output,
-        overwrite=overwrite,
-        spectra=spectra,
-        on_error=on_error,
-        shard=parse_shard(shard, os.environ) if shard is not None else None,
-        trust_model=trust_model,
-        trust_pickle=trust_pickle,
-    )
-    check_options(options)
-    # Threads that wait by spinning take the cores that others work on: on a busy machine the demo
-    # took 20 s so and takes 6 s with threads that sleep. OpenMP reads it when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    options = options_from(locals())
     # torch is imported only now: help, version and usage errors answer without it.
     from localrank_cli.cli.analysis import run_analysis
 
     raise typer.Exit(run_analysis(options, quiet=quiet, verbose=verbose))
-
-
-def _globs(texts: list[str] | None, option: str) -> tuple[str, ...]:
-    parts = [part.strip() for text in texts or [] for part in text.split(",")]
-    if texts and not any(parts):
-        raise UsageError(f"{option}: is empty.", "Give a pattern, or leave the option out.")
-    return tuple(part for part in parts if part)
-
-
-def _keyword(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise UsageError(f"--model-arg {text}: not of the form KEY=VALUE.")
-    try:
-        return key, json.loads(value)
-    except (ValueError, RecursionError):  # no JSON, or more than Python reads: a text
-        return key, value

@@ -262,3 +262,17 @@ TrustPickle = Annotated[
         rich_help_panel=_DANGER,
     ),
 ]
+
+FollowRun = Annotated[
+    bool,
+    typer.Option(
+        "--follow",
+        help="Watch a run in progress: analyse checkpoints as they appear and are whole, until"
+        " --until or Ctrl-C.",
+    ),
+]
+
+Until = Annotated[
+    int | None,
+    typer.Option(metavar="STEP", help="With --follow: stop when this step has been analysed."),
+]

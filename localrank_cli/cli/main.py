@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from localrank_cli.cli.analyze import analyze
+from localrank_cli.cli.inspect import inspect
 from localrank_cli.cli.merge import merge
 from localrank_cli.cli.plot import plot
 from localrank_cli.cli.report import report
@@ -172,6 +173,7 @@ def _program(
 
 
 app.command("analyze")(analyze)
+app.command("inspect")(inspect)
 app.command("rethreshold")(rethreshold)
 app.command("merge")(merge)
 app.command("plot")(plot)

@@ -41,6 +41,7 @@ class PlannedCheckpoint:
     epoch: int | None = None
     averaged: bool = False  # whether the weights are an average over training
     points: tuple[int, int] | None = None  # only these (first, one past the last), for a shard
+    mapped: bool = True  # whether its tensors may be mapped; not while a training may write it
 
     @property
     def place(self) -> str:
@@ -196,7 +197,9 @@ def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, T
     Returns:
         Name -> tensor.
     """
-    content = read_checkpoint(checkpoint.file.path, trust_pickle=trust_pickle)
+    content = read_checkpoint(
+        checkpoint.file.path, trust_pickle=trust_pickle, mapped=checkpoint.mapped
+    )
     state: Mapping[str, Tensor] | None = content.states.get(checkpoint.container)
     if state is not None:
         for stripping, renamed in candidates(state):

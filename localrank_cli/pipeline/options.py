@@ -101,11 +101,26 @@ def check_options(options: AnalyzeOptions) -> None:
     _check_information(options)
     _check_device(options.device)
     check_part(options.part)
+    _check_follow(options)
     if options.on_error not in ON_ERROR:
         raise UsageError(
             f"--on-error {options.on_error}: not known.", f"Known are {' and '.join(ON_ERROR)}."
         )
     StepRule.parse(options.step_regex, options.step_from)
+
+
+def _check_follow(options: AnalyzeOptions) -> None:
+    if options.follow is None:
+        return
+    if options.part.every != 1 or options.part.last is not None:
+        raise UsageError(
+            "--follow with --every or --last: nobody knows which checkpoints are still to come.",
+            "Choose steps with --steps A:B:C.",
+        )
+    if options.shard is not None:
+        raise UsageError(
+            "--follow with --shard: a series that grows cannot be divided.", "Give one of them."
+        )
 
 
 def _check_information(options: AnalyzeOptions) -> None:

@@ -1,0 +1,75 @@
+"""Turns what was typed into options, for every command that plans an analysis."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from localrank_cli.errors import UsageError
+from localrank_cli.pipeline.options import (
+    AnalyzeOptions,
+    Follow,
+    check_options,
+    parse_rtol,
+    parse_size,
+)
+from localrank_cli.pipeline.part import Part, parse_steps
+from localrank_cli.pipeline.shard import parse_shard
+
+
+def options_from(given: Mapping[str, Any]) -> AnalyzeOptions:
+    """Makes options of a command's arguments, and checks what can be seen without a file.
+
+    Args:
+        given: The command's parameters by name; others than options are passed over, and what a
+            command does not offer keeps its default.
+
+    Returns:
+        The options.
+    """
+    plain = {field.name for field in fields(AnalyzeOptions)}
+    values = {name: value for name, value in given.items() if name in plain}
+    memory, shard = given.get("memory"), given.get("shard")
+    steps, until = given.get("steps"), given.get("until")
+    if until is not None and not given.get("follow"):
+        raise UsageError("--until without --follow.", "Give both, or choose steps with --steps.")
+    values |= {
+        "checkpoints": tuple(given["checkpoints"]),
+        "model_args": tuple(_keyword(text) for text in given["model_arg"] or []),
+        "layers": _globs(given["layers"], "--layers"),
+        "exclude": _globs(given["exclude"], "--exclude"),
+        "atol": tuple(given["atol"] or []),
+        "rtol": tuple(parse_rtol(text) for text in given["rtol"] or []),
+        "memory": parse_size(memory) if memory is not None else None,
+        "part": Part(
+            parse_steps(steps) if steps is not None else None,
+            given.get("every", 1),
+            given.get("last"),
+        ),
+        "shard": parse_shard(shard, os.environ) if shard is not None else None,
+        "follow": Follow(until) if given.get("follow") else None,
+    }
+    options = AnalyzeOptions(**values)
+    check_options(options)
+    # Threads that wait by spinning take the cores that others work on: on a busy machine the demo
+    # took 20 s so and takes 6 s with threads that sleep. OpenMP reads it when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return options
+
+
+def _globs(texts: list[str] | None, option: str) -> tuple[str, ...]:
+    parts = [part.strip() for text in texts or [] for part in text.split(",")]
+    if texts and not any(parts):
+        raise UsageError(f"{option}: is empty.", "Give a pattern, or leave the option out.")
+    return tuple(part for part in parts if part)
+
+
+def _keyword(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise UsageError(f"--model-arg {text}: not of the form KEY=VALUE.")
+    try:
+        return key, json.loads(value)
+    except (ValueError, RecursionError):  # no JSON, or more than Python reads: a text
+        return key, value

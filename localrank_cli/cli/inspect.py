@@ -1,0 +1,151 @@
+"""`localrank inspect`: what analyze would do."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localrank_cli.cli.arguments import (
+    Activation,
+    Atol,
+    Checkpoints,
+    DataKey,
+    DataScale,
+    DataSpec,
+    Debug,
+    DeviceName,
+    Dtype,
+    Every,
+    Exclude,
+    InputMetric,
+    Last,
+    Layers,
+    Memory,
+    ModelArg,
+    ModelSpec,
+    Noise,
+    Pattern,
+    Points,
+    Quiet,
+    Rtol,
+    Seed,
+    StepFrom,
+    StepRegex,
+    Steps,
+    TrustModel,
+    TrustPickle,
+    Weights,
+    Wrt,
+)
+from localrank_cli.cli.given import options_from
+from localrank_cli.cli.options import AllowSmallCov, InputSlice, OutputSlice, PresetName
+from localrank_cli.cli.text import printable
+
+if TYPE_CHECKING:  # torch is imported only when there is something to do
+    from localrank_cli.pipeline.inspection import Inspection
+    from localrank_cli.pipeline.options import AnalyzeOptions
+
+_FAILED = 3
+_LISTED = 12
+
+
+def inspect(
+    checkpoints: Checkpoints,
+    model: ModelSpec = None,
+    model_arg: ModelArg = None,
+    activation: Activation = None,
+    data: DataSpec = None,
+    data_key: DataKey = None,
+    data_scale: DataScale = None,
+    points: Points = None,
+    seed: Seed = None,
+    layers: Layers = None,
+    exclude: Exclude = None,
+    wrt: Wrt = None,
+    atol: Atol = None,
+    rtol: Rtol = None,
+    input_metric: InputMetric = None,
+    allow_small_cov: AllowSmallCov = False,
+    noise: Noise = None,
+    preset: PresetName = None,
+    input_slice: InputSlice = "",
+    output_slice: OutputSlice = "",
+    device: DeviceName = "auto",
+    memory: Memory = None,
+    dtype: Dtype = None,
+    pattern: Pattern = "",
+    steps: Steps = None,
+    every: Every = 1,
+    last: Last = None,
+    weights: Weights = "raw",
+    step_regex: StepRegex = None,
+    step_from: StepFrom = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    timed: Annotated[
+        bool,
+        typer.Option(
+            "--time/--no-time", help="Compute a few points, for the route and the time it takes."
+        ),
+    ] = True,
+    quiet: Quiet = False,
+    debug: Debug = False,  # seen by the program itself
+    trust_model: TrustModel = False,
+    trust_pickle: TrustPickle = False,
+) -> None:
+    """Say what analyze would do: steps, layers, shapes, route, cost. No table is made."""
+    # A bad checkpoint is one line of the answer, not the end of it.
+    options = options_from(locals() | {"on_error": "skip"})
+    found = _inspect(options, quiet=quiet, timed=timed)
+    if as_json:
+        print(json.dumps({"series": [one.to_json() for one in found]}, indent=2))
+    else:
+        for one in found:
+            for label, text in _lines(one):
+                print(f"  {label:<12} {printable(text)}" if label else printable(text))
+    sys.stdout.flush()
+    if any(one.n_failed for one in found):
+        raise typer.Exit(_FAILED)
+
+
+def _inspect(options: "AnalyzeOptions", *, quiet: bool, timed: bool) -> "list[Inspection]":
+    from localrank_cli.cli.screen import Screen, stdout_for_data
+    from localrank_cli.cli.signals import hearing
+    from localrank_cli.pipeline.inspection import inspect_series
+    from localrank_cli.pipeline.plan import make_plan
+
+    screen = Screen(quiet=quiet, verbose=False)
+    with hearing() as ears, stdout_for_data(screen), ears.listening():
+        plan = make_plan(options, screen.note)
+        return [inspect_series(plan, series, timed=timed) for series in plan.series]
+
+
+def _lines(one: "Inspection") -> list[tuple[str, str]]:
+    good = [line for line in one.checkpoints if not line.problem]
+    steps = ", ".join(str(line.step) for line in good[:_LISTED])
+    if len(good) > _LISTED:
+        steps += f", ... {good[-1].step}"
+    lines = [("", f"{one.run} ({one.folder})"), ("model", one.model)]
+    lines.append(("checkpoints", f"{len(good)}: steps {steps}" if good else "none"))
+    lines += [("left out", line.problem) for line in one.checkpoints if line.problem]
+    keys = dict.fromkeys(line.weights for line in good if line.weights)
+    lines += [("weights", f"under {key!r}") for key in keys]
+    taken = dict.fromkeys(line.taken_off for line in good if line.taken_off)
+    lines += [("names", f"without {what}") for what in taken]
+    lines += [
+        ("layer", f"{r.layer}: {r.module}, {r.n_out} x {r.n_in}, rank at most {r.max_rank}")
+        for r in one.layers
+    ]
+    lines += [("route", route) for route in one.routes]
+    lines.append(("points", f"{one.n_points}; tolerances {', '.join(one.tolerances)}"))
+    lines.append(("memory", f"{one.memory / 2**20:.0f} MiB to work in, on {one.device}"))
+    if one.seconds is not None:
+        lines.append(("time", f"about {_duration(one.seconds)}, by a few timed points"))
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 0.1):.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,51 @@
+"""`analyze --follow` as a real process."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import QUICK, invoke, start
+from tests.helpers import save_series
+
+
+def wait_for(path: Path, text: str) -> None:
+    for _ in range(1200):
+        if path.exists() and text in path.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{text!r} never came")
+
+
+def test_until_a_step_and_by_a_signal(tmp_path: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "ranks.csv"
+    run.mkdir()
+    words = ("analyze", str(run), *QUICK, "--follow", "-o", str(target))
+    with start(*words, "--until", "10") as process:
+        save_series(run, (0, 5))
+        wait_for(Path(f"{target}.journal"), "step_5.safetensors")
+        save_series(run, (10,))
+        assert process.wait(60) == 0
+    assert target.read_text() == invoke("analyze", str(run), *QUICK).stdout
+    with start(*words) as process:
+        save_series(run, (15,))
+        wait_for(Path(f"{target}.journal"), "step_15.safetensors")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert target.read_text() == invoke("analyze", str(run), *QUICK).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--until", "5"), "--until without --follow"),
+        (("--follow", "--every", "2"), "still to come"),
+        (("--follow", "--last", "2"), "still to come"),
+        (("--follow", "--shard", "0/2", "-o", "a.csv"), "cannot be divided"),
+    ],
+)
+def test_what_does_not_go_together(series: Path, words: tuple[str, ...], said: str) -> None:
+    outcome = invoke("analyze", str(series), *QUICK, *words)
+    assert outcome.code == 2
+    assert said in outcome.error

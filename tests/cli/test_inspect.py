@@ -1,0 +1,103 @@
+"""`localrank inspect`: what analyze would do, and nothing written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from tests.cli.program import QUICK, Outcome, invoke
+from tests.helpers import entries, renamed, save_series, weights
+
+
+def inspect(*words: str) -> Outcome:
+    return invoke("inspect", *words, *QUICK)
+
+
+def parsed(*words: str) -> dict[str, Any]:
+    outcome = inspect(*words, "--json")
+    assert outcome.code in {0, 3}, outcome.stderr
+    (series,) = json.loads(outcome.stdout)["series"]
+    return dict(series)
+
+
+def test_for_a_person(series: Path) -> None:
+    outcome = inspect(str(series))
+    assert outcome.code == 0
+    lines = outcome.stdout.splitlines()
+    assert lines[0] == f"run ({series})"
+    assert "  checkpoints  3: steps 0, 5, 10" in lines
+    assert "  layer        0: Linear, 3 x 4, rank at most 3" in lines
+    assert "  layer        2: Linear, 2 x 4, rank at most 2" in lines
+    assert "  route        chain of Linear layers and elementwise operations" in lines
+    assert "  points       5; tolerances atol=0.01" in lines
+    assert any(line.startswith("  time         about ") for line in lines)
+    assert entries(series.parent) == ["run"]
+
+
+def test_for_a_program(series: Path) -> None:
+    found = parsed(str(series), "--memory", "1GiB", "--rtol", "0.1")
+    assert [one["step"] for one in found["checkpoints"]] == [0, 5, 10]
+    assert found["layers"][0] == {
+        "layer": "0", "module": "Linear", "n_out": 3, "n_in": 4, "max_rank": 3,
+    }  # fmt: skip
+    assert found["memory"] == 2**30
+    assert found["n_points"] == 5
+    assert found["tolerances"] == ["rtol=0.1"]
+    assert found["seconds"] > 0
+
+
+def test_without_the_time(series: Path) -> None:
+    found = parsed(str(series), "--no-time")
+    assert (found["seconds"], found["routes"]) == (None, [])
+
+
+def test_what_was_unwrapped_and_stripped(tmp_path: Path) -> None:
+    save_file(renamed(weights(), "module."), tmp_path / "step_1.safetensors")
+    assert parsed(str(tmp_path))["checkpoints"][0]["taken_off"] == "prefix 'module.'"
+
+
+def test_every_bad_checkpoint_is_told_at_once(series: Path) -> None:
+    (series / "step_7.safetensors").write_bytes(b"torn")
+    save_file(weights(4, 5, 2), series / "step_8.safetensors")
+    outcome = inspect(str(series))
+    assert outcome.code == 3
+    assert outcome.stdout.count("  left out") == 2
+    problems = [one["problem"] for one in parsed(str(series))["checkpoints"] if one["problem"]]
+    assert len(problems) == 2
+    assert "step_7.safetensors" in problems[0]
+    assert "step_8.safetensors (step 8)" in problems[1]
+
+
+def test_a_part_of_a_series(series: Path) -> None:
+    found = parsed(str(series), "--steps", "5:")
+    assert [one["step"] for one in found["checkpoints"]] == [5, 10]
+
+
+def test_two_series(series: Path, tmp_path: Path) -> None:
+    other = save_series(tmp_path / "other", (1,))
+    outcome = inspect(str(series), str(other), "--json")
+    assert [one["run"] for one in json.loads(outcome.stdout)["series"]] == ["other", "run"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("nope",), 1, "there is no such file or folder"),
+        (("RUN", "--atol", "0"), 2, "must be positive"),
+        (("RUN", "--layers", "nope"), 1, "nope"),
+        (("RUN", "--memory", "1B"), 2, "too little"),
+    ],
+)
+def test_bad_input(series: Path, words: tuple[str, ...], code: int, said: str) -> None:
+    outcome = inspect(*(str(series) if word == "RUN" else word for word in words))
+    assert outcome.code == code
+    assert said in outcome.error
+
+
+def test_the_estimate_is_of_the_right_order(tmp_path: Path) -> None:
+    """Ten times the checkpoints take ten times as long: no figure of the machine's speed."""
+    few = parsed(str(save_series(tmp_path / "few", range(2))))["seconds"]
+    many = parsed(str(save_series(tmp_path / "many", range(40))))["seconds"]
+    assert many > few
