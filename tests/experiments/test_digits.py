@@ -101,6 +101,7 @@ def test_other_files(tmp_path: Path, name: str, content: bytes, message: str) ->
         (idx(np.zeros((2, 28, 28), np.uint8))[:-1], "is not complete"),
         (gzip.compress(b"x" * 100)[:-9], "cannot be read"),
     ],
+    ids=["empty", "no idx", "cut off", "gzip cut off"],
 )
 def test_damaged_original_files(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
