@@ -201,7 +201,11 @@ def commands() -> dict[str, Any]:
 
 
 def options(command: Any) -> set[str]:
-    own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    own = {
+        name
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
     return {name for name in own if name.startswith("--")} | {"--help"}
 
 

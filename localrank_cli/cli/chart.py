@@ -73,8 +73,11 @@ def line_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
     Returns:
         The lines of text: drawing, axis, names.
     """
-    columns = max(20, paper.width - _MARGIN - 1)
     top = max((y for points in lines.values() for _, y in points), default=0.0) or 1.0
+    marks = {round(share * (paper.height - 1)): (1 - share) * top for share in (0, 0.25, 0.5, 0.75)}
+    marks[paper.height - 1] = 0.0
+    margin = max(_MARGIN - 1, *(len(_short(mark)) for mark in marks.values()))
+    columns = max(20, paper.width - margin - 2)
     scale = _Scale([x for points in lines.values() for x, _ in points], columns)
     cells = [[" "] * columns for _ in range(paper.height)]
     dot = "·" if paper.unicode else "."
@@ -95,13 +98,11 @@ def line_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
     names = [f"{letter} {name}" for letter, name in zip(_LETTERS, lines, strict=False)]
     if any(_SEVERAL in row for row in cells):
         names.append(f"{_SEVERAL} several")
-    marks = {round(share * (paper.height - 1)): (1 - share) * top for share in (0, 0.25, 0.5, 0.75)}
-    marks[paper.height - 1] = 0.0
     drawn = [
-        _row(f"{_short(marks[index])}" if index in marks else "", row, paper)
+        _row(f"{_short(marks[index])}" if index in marks else "", row, paper, margin)
         for index, row in enumerate(cells)
     ]
-    return [*drawn, *_axis(scale, columns, paper), *_wrapped(names, paper.width)]
+    return [*drawn, *_axis(scale, columns, paper, margin), *_wrapped(names, paper.width)]
 
 
 def shade_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
@@ -138,12 +139,12 @@ def shade_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
     return [*drawn, *_axis(scale, columns, paper, margin), *_wrapped(said, paper.width)]
 
 
-def _row(label: str, cells: Sequence[str], paper: Paper, margin: int = _MARGIN - 1) -> str:
+def _row(label: str, cells: Sequence[str], paper: Paper, margin: int) -> str:
     bar = "│" if paper.unicode else "|"
     return f"{label:>{margin}} {bar}{''.join(cells)}".rstrip()
 
 
-def _axis(scale: _Scale, columns: int, paper: Paper, margin: int = _MARGIN - 1) -> list[str]:
+def _axis(scale: _Scale, columns: int, paper: Paper, margin: int) -> list[str]:
     rule, corner, tick = ("─", "└", "┬") if paper.unicode else ("-", "+", "+")
     line, texts = [rule] * columns, [" "] * columns
     free = 0

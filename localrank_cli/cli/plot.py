@@ -26,6 +26,7 @@ def plot(
     kind: Annotated[
         str,
         typer.Option(
+            "--kind",  # which some versions of typer would take for --KIND
             metavar="KIND",
             help="ranks: a line per layer over the steps; heatmap: layer by step, share of the"
             " largest rank; depth: a line per step over the layers; compare: tables or runs side"

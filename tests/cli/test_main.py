@@ -3,9 +3,10 @@ import sys
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
 import localrank_cli
-from localrank_cli.cli.main import _Program
+from localrank_cli.cli.main import _Program, app
 from localrank_cli.cli.signals import Interrupted
 from localrank_cli.errors import LocalrankError, OutputError
 from tests.cli.program import invoke
@@ -158,3 +159,16 @@ def test_help_and_wrong_usage_do_not_import_torch(words: list[str], code: int) -
         [sys.executable, "-c", LAZY, *words], capture_output=True, text=True, check=True
     )
     assert result.stderr.splitlines()[-1] == f"{code} []"
+
+
+def test_no_option_has_its_name_in_capitals() -> None:
+    """Some versions of typer take a metavar that is the parameter's name for the option's."""
+    group: Any = get_command(app)
+    given_a_name = {"--kind"}
+    for command in group.commands.values():
+        for parameter in command.params:
+            for option in parameter.opts:
+                if parameter.metavar and option.startswith("--"):
+                    assert option == option.lower()
+                    name = option.removeprefix("--").replace("-", "_").upper()
+                    assert parameter.metavar != name or option in given_a_name, option

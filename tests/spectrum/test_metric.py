@@ -67,7 +67,7 @@ def found_by(case: Case, route: Route, kind: str, modes: Modes) -> dict[str, Lay
     n_in = next(iter(jacobians(case).values())).shape[2]
     memory = PLENTY
     if route.tight:
-        memory = max(32 * sigma.shape[1] ** 2 for sigma in truth(case, kind).values())
+        memory = max(48 * sigma.shape[1] ** 2 for sigma in truth(case, kind).values())
     request = Request(
         Selection(case.layers, (), case.wrt),
         torch.float64,

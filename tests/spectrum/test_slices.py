@@ -55,7 +55,7 @@ def found_by(
     model, points = case.build()
     memory = PLENTY
     if route.tight:
-        memory = max(32 * min(j.shape[1:]) ** 2 for j in jacobians(case).values())
+        memory = max(48 * min(j.shape[1:]) ** 2 for j in jacobians(case).values())
     request = Request(selection, torch.float64, memory, Demand(TOLERANCES), metric)
     modes = Modes(chain=route.chain, forward=route.forward)
     return {found.layer: found for found in layer_spectra(model, points, request, modes)}
