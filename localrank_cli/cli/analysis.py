@@ -11,7 +11,7 @@ from typing import TextIO
 from rich.console import Console
 
 from localrank_cli.cli.screen import Screen, stdout_for_data
-from localrank_cli.cli.signals import hearing
+from localrank_cli.cli.signals import Ears, hearing
 from localrank_cli.cli.summary import Summary
 from localrank_cli.errors import LocalrankError, UsageError
 from localrank_cli.pipeline.division import Division, take_shard
@@ -54,7 +54,7 @@ def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
                 Output(target, overwrite=options.overwrite, command=sys.argv)
             )
             ears.at_the_end(_LastWords(output))
-        work = _Work(options, screen, output, data if to_stdout else None)
+        work = _Work(options, screen, ears, output, data if to_stdout else None)
         try:
             with ears.listening():
                 work.run()
@@ -99,6 +99,7 @@ class _LastWords:
 class _Work:
     options: AnalyzeOptions
     screen: Screen
+    ears: Ears
     output: Output | None
     stream: TextIO | None  # for CSV, when there is no file
     summary: Summary = field(default_factory=Summary)
@@ -142,7 +143,8 @@ class _Work:
 
     def _take(self, record: CheckpointRecord, writer: RowWriter | None) -> None:
         if self.output is not None:
-            self.output.add(record)
+            with self.ears.waiting():
+                self.output.add(record)
         else:
             self.summary.add(record.rows)
         if writer is not None:

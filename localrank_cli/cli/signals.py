@@ -93,6 +93,21 @@ class Ears:
             self._listening = False
             signal.setitimer(signal.ITIMER_REAL, 0)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within `listening`: a signal waits until what is being kept is kept whole.
+
+        Yields:
+            Nothing.
+        """
+        before, self._listening = self._listening, False
+        try:
+            yield
+        finally:
+            self._listening = before
+        if before:
+            self._check()
+
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Takes a signal.
 

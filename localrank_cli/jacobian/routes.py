@@ -28,8 +28,12 @@ def forward_jacobians(batch: Batch, calls: Sequence[Call], chunk: int) -> list[T
         stop = min(start + chunk, batch.n_in)
         tangents = pushforward(batch, calls, unit_rows(start, stop, batch.varied))
         if not jacobians:
+            # Column by column in memory, as they come: written row by row they took a fifth of the
+            # time of a decoder's analysis. What reads them takes either order.
             jacobians = [
-                batch.varied.new_empty(batch.n_points, tangent.shape[2], batch.n_in)
+                batch.varied.new_empty(batch.n_in, batch.n_points, tangent.shape[2]).permute(
+                    1, 2, 0
+                )
                 for tangent in tangents
             ]
         for jacobian, tangent in zip(jacobians, tangents, strict=True):

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -115,3 +117,51 @@ def test_what_was_ignored_stays_so() -> None:
 def test_errors_pass() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         _listen(lambda: int("mine"))
+
+
+def test_while_something_is_kept_a_signal_waits() -> None:
+    done = []
+
+    def work() -> None:
+        with ears.waiting():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            done.append("kept")
+        done.append("never")
+
+    with hearing() as ears, pytest.raises(Interrupted), ears.listening():
+        work()
+    assert done == ["kept"]
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_main_thread_that_is_stuck_is_ended_by_the_other(twice: bool) -> None:
+    """One call that does not come back to Python for long: here a sleep with the GIL held off."""
+    code = (
+        "import ctypes, sys\n"
+        "from localrank_cli.cli import signals\n"
+        "signals.GRACE = 100.0 if sys.argv[1] == 'True' else 0.3\n"
+        "with signals.hearing() as ears, ears.listening():\n"
+        "    ears.at_the_end(lambda: print('last words', flush=True))\n"
+        "    print('ready', flush=True)\n"
+        "    libc = ctypes.CDLL(None)\n"
+        "    while True:\n"  # sleep is cut short by signals; this one goes on, as LAPACK does
+        "        libc.sleep(50)\n"
+        "        break\n"
+        "    libc.poll(0, 0, 50000)\n"
+    )
+    blocked = code.replace("libc.sleep(50)", "libc.pthread_sigmask(0, MASK, 0); libc.sleep(50)")
+    mask = "(ctypes.c_ulong * 16)(*[0xFFFFFFFFFFFFFFFF] * 16)"  # only the other thread hears
+    words = [sys.executable, "-c", blocked.replace("MASK", mask), str(twice)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    if twice:
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert stderr == "localrank: stopped by SIGTERM\n"
+    assert stdout == ("" if twice else "last words\n")

@@ -95,8 +95,8 @@ def test_each_route_is_taken() -> None:
         return " ".join(by_route(case, ROUTES[route])[1].routes)
 
     assert routes("relu_mlp", "as_chosen").startswith("chain")
-    told = {route: routes("conv2d", route) for route in ROUTES}
-    assert "forward" in told["no_chain"]
+    told = {route: routes("conv3d", route) for route in ROUTES}
+    assert "forward" in routes("conv2d", "no_chain")
     assert "forward" not in told["reverse"]
     assert "blocks of" in told["blocks"]
     assert "reverse, blocks of" in told["blocks_in_reverse"]
