@@ -42,7 +42,7 @@ def test_a_signal_is_an_exception(number: signal.Signals, code: int) -> None:
 
 
 def test_outside_of_listening_it_waits() -> None:
-    done = []
+    done: list[str] = []
     with hearing() as ears:
         os.kill(os.getpid(), signal.SIGTERM)
         done.append("files are opened")
@@ -120,7 +120,7 @@ def test_errors_pass() -> None:
 
 
 def test_while_something_is_kept_a_signal_waits() -> None:
-    done = []
+    done: list[str] = []
 
     def work() -> None:
         with ears.waiting():
