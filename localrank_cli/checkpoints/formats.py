@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from localrank_cli.archives import fault_of_archive, is_archive
 from localrank_cli.checkpoints.containers import unwrap
 from localrank_cli.checkpoints.content import Content, epoch_in, step_in
 from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
@@ -114,7 +115,8 @@ def _read_safetensors(path: Path, header_only: bool, keys: Collection[str] | Non
                     state[key] = torch.empty(shape, device="meta")
                 else:
                     state[key] = file.get_tensor(key)
-    except SafetensorError as error:
+    # The others: of sizes that safetensors lets pass and torch cannot hold.
+    except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:
         raise UnreadableError(
             f"{path}: not a readable safetensors file ({one_line(error)}).", DAMAGED
         ) from error
@@ -139,10 +141,8 @@ def load_torch(path: Path, *, trust_pickle: bool = False) -> object:
     Raises:
         UnreadableError: If it cannot be read, or needs code and `trust_pickle` is not set.
     """
-    is_zip = False
     try:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
+        is_zip = _is_sound_archive(path)
         beside = nullcontext() if trust_pickle else ignoring_what_is_beside()
         with warnings.catch_warnings(), beside:
             warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
@@ -150,6 +150,8 @@ def load_torch(path: Path, *, trust_pickle: bool = False) -> object:
             return torch.load(
                 path, map_location="cpu", weights_only=not trust_pickle, mmap=is_zip or None
             )
+    except UnreadableError:
+        raise
     except OSError as error:
         raise cannot_read(path, error) from error
     except Exception as error:  # torch.load raises what the pickle machinery happens to raise
@@ -164,6 +166,15 @@ def load_torch(path: Path, *, trust_pickle: bool = False) -> object:
         raise UnreadableError(
             f"{path}: not a readable torch file ({_reason(error)}).", DAMAGED
         ) from error
+
+
+def _is_sound_archive(path: Path) -> bool:
+    if not is_archive(path):
+        return False
+    fault = fault_of_archive(path)
+    if fault:
+        raise UnreadableError(f"{path}: not a readable torch file ({fault}).", DAMAGED)
+    return True
 
 
 def _blocked_globals(path: Path, error: Exception) -> list[str]:

@@ -8,6 +8,7 @@ of an earlier one.
 
 import json
 import os
+import stat
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,14 +65,22 @@ class Journal:
         self._end = 0
         try:
             flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
-            self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o666), "rb")
+            # Not to wait for the other end of what is a pipe.
+            self._file: BinaryIO = os.fdopen(os.open(path, flags | os.O_NONBLOCK, 0o666), "rb")
         except OSError as error:
             raise cannot_write(path, error) from error
         try:
+            self._check_kind()
             self._scan()
         except BaseException:
             self._file.close()
             raise
+
+    def _check_kind(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            raise OutputError(
+                f"{self.path}: is no ordinary file.", "Remove it, or give another name with -o."
+            )
 
     def _scan(self) -> None:
         for number, line in enumerate(self._file, start=1):
