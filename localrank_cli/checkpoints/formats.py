@@ -19,6 +19,12 @@ from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
 from localrank_cli.checkpoints.inert import ignoring_what_is_beside
 from localrank_cli.errors import UnreadableError
 
+# Of a header only the kind of numbers is needed.
+_NOT_FLOATS = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16,
+    "I16": torch.int16, "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64,
+    "I64": torch.int64, "C64": torch.complex64,
+}  # fmt: skip
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
 _GLOBAL_IN_MESSAGE = re.compile(r"\bGLOBAL ([A-Za-z_][\w.]*)")
 
@@ -111,8 +117,9 @@ def _read_safetensors(path: Path, header_only: bool, keys: Collection[str] | Non
                 if wanted is not None and key not in wanted:
                     continue
                 if header_only:
-                    shape = file.get_slice(key).get_shape()
-                    state[key] = torch.empty(shape, device="meta")
+                    found = file.get_slice(key)
+                    dtype = _NOT_FLOATS.get(found.get_dtype(), torch.float32)
+                    state[key] = torch.empty(found.get_shape(), dtype=dtype, device="meta")
                 else:
                     state[key] = file.get_tensor(key)
     # The others: of sizes that safetensors lets pass and torch cannot hold.
