@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long lint types bench bench-pictures samples clean
+.PHONY: demo test test-long fuzz lint types bench bench-pictures samples clean
 
 demo: $(VENV)/.plot
 	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp
@@ -19,6 +19,10 @@ test: $(VENV)/.dev
 # What takes too long for every change: many more kill -9, many more random inputs.
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -m long
+
+# Random and spoiled inputs, some minutes; prints how many were tried. FUZZ=N for each kind.
+fuzz: $(VENV)/.dev
+	LOCALRANK_FUZZ=$(or $(FUZZ),3000) $(BIN)/python -m pytest -m fuzz tests/faults
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -177,6 +177,29 @@ def save_series(folder: Path, count: int) -> Path:
     return folder
 
 
+def many(counts: tuple[int, ...] = (1000, 10_000)) -> list[dict[str, Any]]:
+    """Plans, computes and goes on with many small checkpoints in one folder.
+
+    Args:
+        counts: How many; the growth of memory is that from the first to the last.
+
+    Returns:
+        A line for each count: seconds and peak over torch, without a baseline.
+    """
+    lines: list[dict[str, Any]] = []
+    for count in counts:
+        command = [sys.executable, str(HERE / "many.py"), str(count)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        lines.append({"case": f"{count} checkpoints in one folder", **json.loads(done.stdout)})
+        print(
+            "{case}: planned in {planning_seconds:.1f} s, computed in {computing_seconds:.1f} s,"
+            " gone on in {going_on_seconds:.1f} s".format_map(lines[-1])
+        )
+    growth = (lines[-1]["peak"] - lines[0]["peak"]) / (counts[-1] - counts[0])
+    print(f"memory: {lines[-1]['peak'] / 2**20:.0f} MiB over torch, {growth:.0f} bytes more each")
+    return lines
+
+
 def start_up(runs: int = 5) -> dict[str, Any]:
     """Times `localrank --help` against importing torch.
 
@@ -235,20 +258,25 @@ def show(lines: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Runs what was asked for, prints the table and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", default=[*CASES, "command", "help"])
+    parser.add_argument("--only", nargs="*", default=[*CASES, "command", "help", "many"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=HERE / "results.json")
     options = parser.parse_args()
     lines: list[dict[str, Any]] = []
+    without_baseline: list[dict[str, Any]] = []
     for key in options.only:
         if key == "command":
             lines.append(whole_command(options.threads))
         elif key == "help":
             lines.append(start_up())
+        elif key == "many":
+            without_baseline = many()
+            continue
         else:
             lines += compare(key, CASES[key], options.threads)
         show(lines[-1:])
-    show(lines)
+    if lines:
+        show(lines)
     about = {
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
@@ -256,6 +284,7 @@ def main() -> None:
         "processor": platform.processor() or platform.machine(),
         "threads": options.threads,
         "lines": lines,
+        "many": without_baseline,
     }
     options.json.write_text(json.dumps(about, indent=2) + "\n")
 

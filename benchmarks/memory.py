@@ -19,7 +19,15 @@ from localrank_cli.spectrum.spectra import Request, layer_spectra
 from localrank_cli.spectrum.tolerance import Tolerance
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
+    """Reads a size of this process.
+
+    Args:
+        field: Of /proc/self/status, in kB there.
+
+    Returns:
+        Bytes; 0 where there is no such field.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
@@ -41,9 +49,9 @@ def main() -> None:
     # Torch's own code of forward mode, 100 MB at its first use, is no working memory.
     vmap(lambda v: jvp(torch.sin, (v,), (v,))[1])(torch.ones(2, 2))
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = status("VmRSS")
     layer_spectra(model, points, request)
-    peak = _status("VmHWM") - before
+    peak = status("VmHWM") - before
     print(
         f"{name}: budget {memory / 2**20:.0f} MiB, peak {peak / 2**20:.0f} MiB,"
         f" ratio {peak / memory:.2f}",

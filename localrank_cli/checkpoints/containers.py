@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.checkpoints.content import Content, State
+from localrank_cli.checkpoints.faults import shown
 from localrank_cli.checkpoints.frameworks import (
     EMA_KEYS,
     callback_averages,
@@ -20,6 +21,8 @@ from localrank_cli.errors import UnreadableError
 CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "module")
 # Only ever a step on the way: Composer's `state.model`, torch's `app.model`.
 _PASSAGES = ("state", "app", "current_model_state")
+# A tensor that repeats its values is small in its file; beyond this it is no weight.
+_MOST_REPEATED = 2**30  # bytes
 _LEAVE_OUT = "leave it out with --pattern GLOB."
 
 
@@ -117,3 +120,9 @@ def _check_plain(state: State, path: Path) -> None:
         if not plain or tensor.is_meta:
             kind = "has no values (meta)" if tensor.is_meta else "is sparse or quantized"
             raise UnreadableError(f"{path}: {key} {kind}.", "Save it as a dense tensor of floats.")
+        claimed, held = tensor.nbytes, tensor.untyped_storage().nbytes()
+        if claimed > max(held, _MOST_REPEATED):
+            raise UnreadableError(
+                f"{path}: {shown(key)} claims {claimed} bytes, and the file keeps {held} for it.",
+                f"Save it again, or {_LEAVE_OUT}",
+            )

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from localrank_cli.checkpoints.steps import number_of
+
 State = Mapping[str, Tensor]
 
 
@@ -45,13 +47,11 @@ def integer(value: Any) -> int | None:
         value = value.item()
     if isinstance(value, bool):
         return None
-    if isinstance(value, int):
-        return value
+    if isinstance(value, str):
+        value = number_of(value.strip())
     if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and value.strip().isdecimal():
-        return int(value)
-    return None
+        value = int(value)
+    return value if isinstance(value, int) else None
 
 
 def step_in(mapping: Mapping[str, Any]) -> tuple[int | None, str]:

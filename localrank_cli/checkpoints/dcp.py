@@ -52,6 +52,8 @@ def read_dcp(path: Path, *, header_only: bool = False) -> Content:
     facts = _facts(path, entries)
     needed = [leaves[id(tensor)][1] for state in states.values() for tensor in state.values()]
     check_files(path, needed)
+    for entry in needed:
+        _check_kept(path, entry)
     step, source, epoch = progress(facts)
     if not header_only:
         states = {
@@ -133,6 +135,17 @@ def _read_scalar(folder: Path, piece: Piece) -> object:
 
 
 def _read_tensor(path: Path, entry: Entry) -> Tensor:
+    whole = torch.empty(entry.size, dtype=entry.dtype)
+    for piece in entry.pieces:
+        part = _read_piece(path, entry, piece)
+        place = whole
+        for axis, (start, length) in enumerate(zip(piece.offsets, piece.sizes, strict=True)):
+            place = place.narrow(axis, start, length)
+        place.copy_(part)
+    return whole
+
+
+def _check_kept(path: Path, entry: Entry) -> None:
     assert entry.dtype is not None
     count, stored = 1, sum(piece.length for piece in entry.pieces)
     for size in entry.size:
@@ -143,14 +156,6 @@ def _read_tensor(path: Path, entry: Entry) -> Tensor:
             f" keep {stored} bytes for it.",
             DAMAGED,
         )
-    whole = torch.empty(entry.size, dtype=entry.dtype)
-    for piece in entry.pieces:
-        part = _read_piece(path, entry, piece)
-        place = whole
-        for axis, (start, length) in enumerate(zip(piece.offsets, piece.sizes, strict=True)):
-            place = place.narrow(axis, start, length)
-        place.copy_(part)
-    return whole
 
 
 def _read_piece(path: Path, entry: Entry, piece: Piece) -> Tensor:

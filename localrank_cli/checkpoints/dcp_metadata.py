@@ -1,6 +1,6 @@
 """What the `.metadata` of torch.distributed.checkpoint says: which tensors lie where."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,8 @@ def _check_cover(size: tuple[int, ...], pieces: list[Piece]) -> None:
         for box in boxes
     )
     count = sum(_count(piece.sizes) for piece in pieces)
+    if _count(filter(None, size)) >= _MOST_VALUES:  # torch cannot hold the shape, even if empty
+        raise ValueError(f"a tensor has the shape {list(size)}")
     if not inside or count != _count(size) or count >= _MOST_VALUES or _overlap(boxes):
         raise ValueError(f"the pieces of a tensor do not make up its shape {list(size)}")
 
@@ -183,7 +185,7 @@ def _overlap(boxes: list[tuple[tuple[int, int], ...]]) -> bool:
     return False
 
 
-def _count(sizes: tuple[int, ...]) -> int:
+def _count(sizes: Iterable[int]) -> int:
     count = 1
     for size in sizes:
         count *= size

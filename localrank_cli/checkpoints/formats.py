@@ -13,12 +13,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
+from localrank_cli.archives import fault_of_archive, is_archive
 from localrank_cli.checkpoints.containers import unwrap
 from localrank_cli.checkpoints.content import Content, epoch_in, step_in
 from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
 from localrank_cli.checkpoints.inert import ignoring_what_is_beside
 from localrank_cli.errors import UnreadableError
 
+# Of a header only the kind of numbers is needed.
+_NOT_FLOATS = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16,
+    "I16": torch.int16, "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64,
+    "I64": torch.int64, "C64": torch.complex64,
+}  # fmt: skip
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
 _GLOBAL_IN_MESSAGE = re.compile(r"\bGLOBAL ([A-Za-z_][\w.]*)")
 
@@ -51,7 +58,7 @@ def read(
 def _read_bytes(path: Path) -> Content:
     try:
         return Content({"": load(path.read_bytes())})
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:
         raise _damaged(path, error) from error
     except OSError as error:
         raise cannot_read(path, error) from error
@@ -129,11 +136,13 @@ def _read_safetensors(path: Path, header_only: bool, keys: Collection[str] | Non
                 if wanted is not None and key not in wanted:
                     continue
                 if header_only:
-                    shape = file.get_slice(key).get_shape()
-                    state[key] = torch.empty(shape, device="meta")
+                    found = file.get_slice(key)
+                    dtype = _NOT_FLOATS.get(found.get_dtype(), torch.float32)
+                    state[key] = torch.empty(found.get_shape(), dtype=dtype, device="meta")
                 else:
                     state[key] = file.get_tensor(key)
-    except SafetensorError as error:
+    # The others: of sizes that safetensors lets pass and torch cannot hold.
+    except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:
         raise _damaged(path, error) from error
     except OSError as error:
         raise cannot_read(path, error) from error
@@ -157,10 +166,8 @@ def load_torch(path: Path, *, trust_pickle: bool = False, mapped: bool = True) -
     Raises:
         UnreadableError: If it cannot be read, or needs code and `trust_pickle` is not set.
     """
-    is_zip = False
     try:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
+        is_zip = _is_sound_archive(path)
         beside = nullcontext() if trust_pickle else ignoring_what_is_beside()
         with warnings.catch_warnings(), beside:
             warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
@@ -171,6 +178,8 @@ def load_torch(path: Path, *, trust_pickle: bool = False, mapped: bool = True) -
                 weights_only=not trust_pickle,
                 mmap=(is_zip and mapped) or None,
             )
+    except UnreadableError:
+        raise
     except OSError as error:
         raise cannot_read(path, error) from error
     except Exception as error:  # torch.load raises what the pickle machinery happens to raise
@@ -185,6 +194,15 @@ def load_torch(path: Path, *, trust_pickle: bool = False, mapped: bool = True) -
         raise UnreadableError(
             f"{path}: not a readable torch file ({_reason(error)}).", DAMAGED
         ) from error
+
+
+def _is_sound_archive(path: Path) -> bool:
+    if not is_archive(path):
+        return False
+    fault = fault_of_archive(path)
+    if fault:
+        raise UnreadableError(f"{path}: not a readable torch file ({fault}).", DAMAGED)
+    return True
 
 
 def _blocked_globals(path: Path, error: Exception) -> list[str]:

@@ -131,7 +131,7 @@ def find_checkpoints(
         UnreadableError: If there is no checkpoint.
         SettingsError: If a file was named that is no checkpoint.
     """
-    excluded = {path.resolve() for path in exclude}
+    excluded = {_real(path) for path in exclude}
     if is_hub_folder(folder):
         files = list(_of_hub(folder, named, pattern))
         entries = list(snapshots(folder))
@@ -149,7 +149,7 @@ def find_checkpoints(
                 continue
             if pattern and not fnmatch(entry.name, pattern):
                 continue
-            if entry in shards or entry.resolve() in excluded:
+            if entry in shards or _real(entry) in excluded:
                 continue
             file = _as_checkpoint(entry, folder, bool(named), rule)
             if file is not None:
@@ -177,6 +177,13 @@ def run_names(folders: Sequence[Path]) -> dict[Path, str]:
                 break
         names[folder] = "/".join(part.strip("/") for part in ending) or "/"
     return names
+
+
+def _real(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # links in a circle: told where it is read
+        return path
 
 
 def _of_hub(folder: Path, named: Sequence[Path], pattern: str) -> Iterator[CheckpointFile]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from localrank_cli.errors import UsageError
 
+_MOST_DIGITS = 30
+
 _WORDS = (
     r"(?:global[_-]?)?steps?",
     r"iter(?:ation)?s?",
@@ -64,8 +66,20 @@ class NameRule:
             return None
         text = match["step"] if "step" in match.groupdict() else match[1]
         digits = (text or "").replace("_", "").replace(",", "")
-        # Longer numbers are no steps, and take Python quadratic time.
-        return int(digits) if digits.isdecimal() and len(digits) < 30 else None
+        return number_of(digits)
+
+
+def number_of(digits: str) -> int | None:
+    """Reads a step or an epoch.
+
+    Args:
+        digits: Any text.
+
+    Returns:
+        The number; None where it is none, or too long to be a step.
+    """
+    # Long texts take Python quadratic time, and beyond 4300 digits it refuses them.
+    return int(digits) if digits.isdecimal() and len(digits) < _MOST_DIGITS else None
 
 
 NO_RULE = NameRule()
@@ -115,7 +129,7 @@ def step_in_name(stem: str) -> int | None:
         The step as an integer, or None.
     """
     if stem.isdecimal():
-        return int(stem)
+        return number_of(stem)
     if _TORCHTUNE.match(stem):
         return None
     for words in _WORDS:
@@ -147,9 +161,9 @@ def epoch_in_name(stem: str) -> int | None:
         The epoch, or None.
     """
     torchtune = _TORCHTUNE.match(stem)
-    return int(torchtune[1]) if torchtune else _after(_EPOCH, stem)
+    return number_of(torchtune[1]) if torchtune else _after(_EPOCH, stem)
 
 
 def _after(words: str, stem: str) -> int | None:
     match = re.search(rf"(?<![A-Za-z])(?:{words}){_NUMBER}", stem, flags=re.IGNORECASE)
-    return int(match.group(1)) if match else None
+    return number_of(match.group(1)) if match else None

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import MismatchError
@@ -26,6 +27,7 @@ class Expected:
         self.shapes: dict[str, tuple[int, ...]] = {
             key: tuple(value.shape) for key, value in state.items()
         }
+        self._floats = {key for key, value in state.items() if value.is_floating_point()}
         owners: dict[int, list[str]] = {}
         for key, value in state.items():
             owners.setdefault(id(value), []).append(key)
@@ -67,6 +69,24 @@ class Expected:
         ]
         return missing, unexpected, wrong
 
+    def check_types(self, dtypes: Mapping[str, torch.dtype], place: str) -> None:
+        """Refuses numbers of another kind where the model has floating-point numbers.
+
+        Args:
+            dtypes: Of a checkpoint, or only those that are worth a look.
+            place: File and step, for messages.
+
+        Raises:
+            MismatchError: If there are any.
+        """
+        for key, dtype in dtypes.items():
+            if key in self._floats and not dtype.is_floating_point:
+                name = str(dtype).removeprefix("torch.")
+                raise MismatchError(
+                    f"{place}: {key} holds {name}, expected floating-point numbers.",
+                    "Quantized and complex weights are not read: save them as floats.",
+                )
+
 
 def fill_model(
     model: nn.Module, expected: Expected, state: Mapping[str, Tensor], place: str
@@ -90,15 +110,7 @@ def fill_model(
     complete = dict(state)
     for keys in expected.tied:
         _tie(complete, keys, place)
-    own = model.state_dict(keep_vars=True)
-    for key, value in complete.items():
-        like = own.get(key)
-        is_float = isinstance(like, Tensor) and like.is_floating_point()
-        if is_float and not value.is_floating_point():
-            raise MismatchError(
-                f"{place}: {key} holds {_type(value)}, expected floating-point numbers.",
-                "Quantized and complex weights are not read: save them as floats.",
-            )
+    expected.check_types({key: value.dtype for key, value in complete.items()}, place)
     try:
         model.train()
         model.load_state_dict(complete, strict=True)
@@ -166,10 +178,6 @@ def _same(first: Tensor, second: Tensor) -> bool:
         return True
     # A diverged run's NaN is equal to itself here: its rows will say that it is not finite.
     return bool(((first == second) | ((first != first) & (second != second))).all())  # noqa: PLR0124  # NaN in any dtype
-
-
-def _type(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
 
 
 def _with_nearest(key: str, names: list[str]) -> str:

@@ -136,6 +136,8 @@ def read_folder_settings(folder: Path) -> FolderSettings:
     path = folder / FILE_NAME
     try:
         if not path.is_file():
+            if path.exists() or path.is_symlink():  # to pass over it would change the numbers
+                raise SettingsError(f"{path}: is no file that can be read.", "Mend or remove it.")
             return FolderSettings()
         loaded = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

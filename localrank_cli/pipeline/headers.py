@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from localrank_cli.checkpoints.choice import RAW, choose, described
@@ -27,6 +28,7 @@ class _Header:
 
     shapes: dict[str, dict[str, tuple[int, ...]]]  # container -> key -> shape
     averaged: frozenset[str]  # containers that hold an average over training
+    no_floats: dict[str, dict[str, torch.dtype]]  # container -> key -> integers and the like
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Headers:
         self._weights = weights
         self._twins = Twins(weights, trust_pickle)
         self._headers: dict[CheckpointFile, _Header] = {}
-        self._last = _Header({}, frozenset())
+        self._last = _Header({}, frozenset(), {})
         self._epochs: dict[CheckpointFile, int | None] = {}
         self.in_epochs = False  # whether epochs stand in for steps
         self.first: State | None = None  # the weights in the first file, by name
@@ -130,7 +132,15 @@ class Headers:
             key: {name: tuple(tensor.shape) for name, tensor in state.items()}
             for key, state in content.states.items()
         }
-        header = _Header(shapes, content.averaged)
+        no_floats = {
+            key: {
+                name: tensor.dtype
+                for name, tensor in state.items()
+                if not tensor.is_floating_point()
+            }
+            for key, state in content.states.items()
+        }
+        header = _Header(shapes, content.averaged, no_floats)
         # Checkpoints of one run have equal headers: one copy keeps memory flat for any number.
         if header != self._last:
             self._last = header
@@ -159,6 +169,7 @@ class Headers:
         for container in chosen:
             found = strip_to_fit(header.shapes[container], expected.fits)
             if found is not None:
+                _check_types(header, container, found[0], expected, f"{file.path} (step {step})")
                 aside = tuple(
                     described(key, header.averaged) for key in header.shapes if key != container
                 )
@@ -177,6 +188,19 @@ class Headers:
             key=lambda shapes: sum(map(len, expected.differences(shapes))),
         )
         raise mismatch(expected, closest, place)
+
+
+def _check_types(
+    header: _Header, container: str, stripping: Stripping, expected: Expected, place: str
+) -> None:
+    dtypes = header.no_floats[container]
+    if not dtypes:
+        return
+    for other, renamed in candidates({key: key for key in header.shapes[container]}):
+        if other == stripping:
+            of_model = {new: dtypes[key] for new, key in renamed.items() if key in dtypes}
+            expected.check_types(of_model, place)
+            return
 
 
 def _has_hooks(model: nn.Module) -> bool:

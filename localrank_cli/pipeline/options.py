@@ -183,6 +183,8 @@ def check_numbers(
     """
     if noise is not None and not _positive(noise):
         raise UsageError(f"--noise {noise:g}: must be positive and finite.")
+    if noise is not None and not 1e-150 <= noise <= 1e150:
+        raise UsageError(f"--noise {noise:g}: its square must be a float: 1e-150 to 1e150.")
     if points is not None and points < 1:
         raise UsageError(f"--points {points}: at least 1.")
     if seed is not None and not 0 <= seed < 2**63:

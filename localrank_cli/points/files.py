@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from localrank_cli.archives import fault_of_archive, is_archive
 from localrank_cli.errors import DataError, LocalrankError, SettingsError
 
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
@@ -112,6 +113,9 @@ def _load(path: Path, stack: ExitStack) -> Tensor | Mapping[str, Any]:
             return _tensor(file, path, "")
         members: Mapping[str, Any] = stack.enter_context(file)
         return members
+    fault = fault_of_archive(path) if is_archive(path) else ""
+    if fault:
+        raise ValueError(fault)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
         loaded = torch.load(path, map_location="cpu", weights_only=True)

@@ -8,6 +8,7 @@ of an earlier one.
 
 import json
 import os
+import stat
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -60,18 +61,26 @@ class Journal:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self._entries: dict[Key, Entry] = {}
+        self._entries: dict[str, dict[Key, Entry]] = {}  # by kind: most are of one
         self._end = 0
         try:
             flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
-            self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o666), "rb")
+            # Not to wait for the other end of what is a pipe.
+            self._file: BinaryIO = os.fdopen(os.open(path, flags | os.O_NONBLOCK, 0o666), "rb")
         except OSError as error:
             raise cannot_write(path, error) from error
         try:
+            self._check_kind()
             self._scan()
         except BaseException:
             self._file.close()
             raise
+
+    def _check_kind(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            raise OutputError(
+                f"{self.path}: is no ordinary file.", "Remove it, or give another name with -o."
+            )
 
     def _scan(self) -> None:
         for number, line in enumerate(self._file, start=1):
@@ -86,8 +95,12 @@ class Journal:
                     f"{self.path}: is no journal of this version of localrank.",
                     "Give another name with -o, or start anew with --overwrite.",
                 )
-            self._entries[_key(head)] = Entry(head, self._end, len(line))
-            self._end += len(line)
+            self._keep(head, len(line))
+
+    def _keep(self, head: dict[str, Any], length: int) -> None:
+        of_kind = self._entries.setdefault(str(head.get("kind", "")), {})
+        of_kind[_key(head)] = Entry(head, self._end, length)
+        self._end += length
 
     def _damaged(self, number: int) -> OutputError:
         return OutputError(
@@ -110,7 +123,7 @@ class Journal:
         Returns:
             The latest of each run and checkpoint, in no particular order.
         """
-        return [entry for entry in self._entries.values() if entry.head["kind"] == kind]
+        return list(self._entries.get(kind, {}).values())
 
     def body(self, entry: Entry) -> Any:
         """Reads a record's body.
@@ -157,8 +170,7 @@ class Journal:
         except OSError as error:
             self._cut()
             raise cannot_write(self.path, error) from error
-        self._entries[_key(head)] = Entry(head, self._end, len(line))
-        self._end += len(line)
+        self._keep(head, len(line))
 
     def sync(self) -> None:
         """Brings everything to the disk.

@@ -21,6 +21,7 @@ from localrank_cli.checkpoints.content import epoch_in, integer, step_in
         (float("inf"), None),
         (True, None),
         (torch.tensor(True), None),
+        ("9" * 5000, None),  # more digits than Python reads
         ("7.5", None),
         ("seven", None),
         ("", None),

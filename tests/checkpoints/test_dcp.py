@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from localrank_cli.checkpoints.dcp import read_dcp
 from localrank_cli.checkpoints.reading import files_of, read_checkpoint
@@ -175,3 +177,30 @@ def test_damaged_metadata_end_in_an_error_or_are_read(
         said = str(error)
     assert not said or str(sound.parent) in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((2**20, 2**20), "has 1099511627776 values"),  # more than its files keep
+        ((2**59, 2**59, 0), "a tensor has the shape"),  # none, and torch cannot hold the shape
+    ],
+)
+def test_a_size_that_is_not_there_is_seen_in_the_header(
+    tmp_path: Path, size: tuple[int, ...], said: str
+) -> None:
+    save_dcp(tmp_path / "step_7", weights())
+    path = tmp_path / "step_7/.metadata"
+    metadata = pickle.loads(path.read_bytes())
+    tensor = metadata.state_dict_metadata["0.weight"]
+    tensor.size = torch.Size(size)
+    object.__setattr__(tensor.chunks[0], "sizes", torch.Size(size))
+    object.__setattr__(tensor.chunks[0], "offsets", torch.Size([0] * len(size)))
+    info = next(info for index, info in metadata.storage_data.items() if index.fqn == "0.weight")
+    metadata.storage_data = {
+        MetadataIndex("0.weight", tensor.chunks[0].offsets): info,
+        **{index: one for index, one in metadata.storage_data.items() if one is not info},
+    }
+    path.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UnreadableError, match=said):
+        read_dcp(path, header_only=True)

@@ -163,3 +163,21 @@ class TestPlan:
         save(tmp_path / "step_1.pt", {"net": weights()})
         with pytest.raises(SettingsError, match="the file changed since the run began"):
             load_state(planned, trust_pickle=False)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_numbers_of_another_kind_are_seen_in_the_header(
+    tmp_path: Path, prefix: str, suffix: str
+) -> None:
+    state = {f"{prefix}{key}": value for key, value in weights().items()}
+    state[f"{prefix}2.bias"] = state[f"{prefix}2.bias"].to(torch.int8)
+    if suffix == "pt":
+        save(tmp_path / "step_5.pt", {"model": state})
+    else:
+        save_file(state, tmp_path / "step_5.safetensors")
+    found = headers(tmp_path)
+    ((file, step),) = found.steps(ignore)
+    model = mlp(4, 3, 2)
+    with pytest.raises(MismatchError, match=r"step_5.* \(step 5\): 2.bias holds int8, expected"):
+        found.plan(file, step, model, Expected(model))

@@ -44,6 +44,8 @@ def test_good(changes: dict[str, Any]) -> None:
         ({"rtol": (None, 1.5)}, "--rtol 1.5"),
         ({"rtol": (float("nan"),)}, "--rtol nan"),
         ({"noise": 0.0}, "--noise 0"),
+        ({"noise": 1e308}, "--noise 1e+308: its square"),
+        ({"noise": 1e-200}, "--noise 1e-200: its square"),
         ({"noise": float("inf")}, "--noise inf"),
         ({"points": 0}, "--points 0: at least 1"),
         ({"points": -5}, "--points -5"),

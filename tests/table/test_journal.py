@@ -125,3 +125,19 @@ def test_a_full_disk_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_its_name(tmp_path: Path) -> None:
     assert journal_path(tmp_path / "ranks.csv") == tmp_path / "ranks.csv.journal"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, read_only: bool) -> None:
+    os.mkfifo(tmp_path / "j")
+    with pytest.raises(OutputError, match="is no ordinary file"):
+        Journal(tmp_path / "j", read_only=read_only)
+
+
+def test_records_are_found_by_their_kind(tmp_path: Path) -> None:
+    with Journal(filled(tmp_path / "j")) as journal:
+        journal.append({"kind": "settings", "run": "r"}, 1)
+        assert [entry.head["kind"] for entry in journal.entries("settings")] == ["settings"]
+        assert len(journal.entries("checkpoint")) == 3
+        assert journal.entries("shard") == []

@@ -1,0 +1,110 @@
+"""What happens to a run in docs/reliability.md, and the test that saw it."""
+
+from dataclasses import dataclass
+
+_HERE = "tests/faults"
+_CLI = "tests/cli"
+ALL = "every finished checkpoint"
+WHOLE_RUN = "the table of an uninterrupted run, after going on"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happens while the program runs."""
+
+    status: str
+    kept: str
+    test: str  # file::function
+
+
+EVENTS: dict[str, Event] = {
+    "a file of the series is cut off at any place": Event(
+        "1", "everything computed before", f"{_HERE}/test_truncated.py::test_checkpoints"
+    ),
+    "the data file is cut off at any place": Event(
+        "1", "everything computed before", f"{_HERE}/test_truncated.py::test_data"
+    ),
+    "the journal is cut off at any place": Event(
+        "0", WHOLE_RUN, f"{_HERE}/test_truncated.py::test_the_journal"
+    ),
+    "the manifest is cut off at any place": Event(
+        "0",
+        "table and journal; it is written anew",
+        f"{_HERE}/test_truncated.py::test_the_manifest_is_written_anew",
+    ),
+    "the next checkpoint vanishes, shrinks, or gets other tensors": Event(
+        "1", ALL, f"{_HERE}/test_in_the_run.py::test_the_next_checkpoint"
+    ),
+    "the same, with `--on-error skip`": Event(
+        "3", ALL, f"{_HERE}/test_in_the_run.py::test_the_next_checkpoint_is_skipped"
+    ),
+    "a checkpoint changes while it is analysed": Event(
+        "1", "all before it, not its own numbers",
+        f"{_HERE}/test_in_the_run.py::test_the_checkpoint_at_hand",
+    ),
+    "a finished checkpoint changes later": Event(
+        "1", ALL, f"{_CLI}/test_going_on.py::test_a_finished_checkpoint_that_changed_is_refused"
+    ),
+    "the series' folder is removed": Event(
+        "1", ALL, f"{_HERE}/test_in_the_run.py::test_the_whole_series"
+    ),
+    "the output's folder is removed": Event(
+        "1", "nothing: journal and table lay in it",
+        f"{_HERE}/test_in_the_run.py::test_the_outputs_folder",
+    ),
+    "the disk is full in the middle of the run": Event(
+        "1", WHOLE_RUN, f"{_HERE}/test_full_disk.py::test_what_is_finished_is_kept_and_goes_on"
+    ),
+    "the disk is full at the start": Event(
+        "1", "nothing is left behind", f"{_HERE}/test_full_disk.py::test_a_disk_without_any_room"
+    ),
+    "a limit on the size of files (`ulimit -f`)": Event(
+        "1", WHOLE_RUN, f"{_CLI}/test_streams.py::test_a_disk_that_is_full_keeps_what_is_finished"
+    ),
+    "the output lies on a read-only file system": Event(
+        "1", "seen before any work",
+        f"{_HERE}/test_full_disk.py::test_a_file_system_that_may_only_be_read",
+    ),
+    "the output's folder may not be written": Event(
+        "1", "seen before any work", f"{_CLI}/test_permissions.py::test_no_permission_to_write"
+    ),
+    "a file may not be read": Event(
+        "1", "everything computed before", f"{_CLI}/test_permissions.py::test_no_permission_to_read"
+    ),
+    "stdout is closed, and the table goes there": Event(
+        "1", "told on stderr",
+        f"{_CLI}/test_streams.py::test_a_closed_stdout_loses_no_result_without_a_word",
+    ),
+    "the reader of a pipe goes away": Event(
+        "141", "what it read", f"{_CLI}/test_streams.py::test_head_ends_it_silently"
+    ),
+    "stdout, stderr or both are closed, with `-o FILE`": Event(
+        "0", "the whole table",
+        f"{_HERE}/test_closed_streams.py::test_with_a_file_no_stream_is_needed",
+    ),
+    "stdout and stderr are closed, without a file": Event(
+        "1", "nothing, and the status says so",
+        f"{_HERE}/test_closed_streams.py::test_both_closed_and_data_on_stdout",
+    ),
+    "INT, TERM, USR1 or USR2": Event(
+        "130, 143, 138, 140", ALL, f"{_CLI}/test_interrupts.py::test_status_and_one_line"
+    ),
+    "the same in the middle of one long call of LAPACK": Event(
+        "130, 143, 138, 140",
+        f"{ALL}, within the grace of 5 s",
+        f"{_HERE}/test_long_call.py::test_the_status_and_the_table_of_what_is_finished",
+    ),
+    "a second Ctrl-C": Event(
+        "130",
+        "the journal; it ends at once",
+        f"{_HERE}/test_long_call.py::test_a_second_ctrl_c_ends_it_at_once",
+    ),
+    "`kill -9` at any instant": Event(
+        "137", WHOLE_RUN, f"{_CLI}/test_going_on.py::test_killed_at_any_instant"
+    ),
+    "a second process on the same output": Event(
+        "1",
+        "the first goes on; the second names host and process",
+        f"{_CLI}/test_going_on.py::test_two_processes_on_one_output",
+    ),
+}  # fmt: skip

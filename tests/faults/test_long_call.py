@@ -1,0 +1,110 @@
+"""Signals in the middle of one long call of LAPACK, in which no Python handler runs."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.program import QUICK, start
+from tests.helpers import NET_CODE, entries, net_weights
+
+SIGNALS = {
+    signal.SIGINT: 130,
+    signal.SIGTERM: 143,
+    signal.SIGUSR1: 138,
+    signal.SIGUSR2: 140,
+}
+# Far longer than the grace, on one core; in float32 an eighth of a GiB.
+CALL = """
+        if self.a.bias[0] > 9:
+            from pathlib import Path
+            large = torch.rand(6000, 6000)
+            Path({marker!r}).touch()
+            torch.linalg.eigvalsh(large) if {eigen} else torch.linalg.svdvals(large)
+        return self.b"""
+
+
+def begin(folder: Path, *, eigen: bool = False) -> "subprocess.Popen[str]":
+    """A run that has finished its first checkpoint and is in the call of the second."""
+    run = folder / "run"
+    run.mkdir(parents=True)
+    (folder / "out").mkdir()
+    code = CALL.format(marker=str(folder / "marker"), eigen=eigen).lstrip("\n")
+    (folder / "net.py").write_text(NET_CODE.replace("        return self.b", code))
+    torch.save(net_weights(), run / "step_1.pt")
+    torch.save(net_weights() | {"a.bias": torch.full((3,), 10.0)}, run / "step_2.pt")
+    words = ("--model", f"{folder}/net.py:Net", "-o", str(folder / "out/ranks.csv"))
+    return start("analyze", str(run), *QUICK, *words)
+
+
+def in_the_call(folder: Path, process: "subprocess.Popen[str]") -> None:
+    for _ in range(1200):
+        if (folder / "marker").exists():
+            time.sleep(0.5)
+            return
+        assert process.poll() is None
+        time.sleep(0.05)
+    pytest.fail("it never came to the call")
+
+
+@pytest.fixture(scope="module")
+def stopped(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[signal.Signals, tuple[int, str, Path]]:
+    """All four at once: each waits for the grace that the watcher gives."""
+    root = tmp_path_factory.mktemp("long")
+    processes = {
+        number: begin(root / number.name, eigen=number == signal.SIGUSR2) for number in SIGNALS
+    }
+    found = {}
+    try:
+        for number, process in processes.items():
+            in_the_call(root / number.name, process)
+            process.send_signal(number)
+        for number, process in processes.items():
+            _, stderr = process.communicate(timeout=30)
+            found[number] = (process.returncode, stderr, root / number.name / "out")
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_status_and_the_table_of_what_is_finished(
+    stopped: dict[signal.Signals, tuple[int, str, Path]], number: signal.Signals
+) -> None:
+    code, stderr, out = stopped[number]
+    assert code == SIGNALS[number], stderr
+    assert stderr.splitlines()[-1] == f"localrank: stopped by {number.name}"
+    assert "Traceback" not in stderr
+    assert {"ranks.csv", "ranks.csv.journal", "ranks.csv.json"} <= set(entries(out))
+    steps = {line.split(",")[2] for line in (out / "ranks.csv").read_text().splitlines()[1:]}
+    assert steps == {"1"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
+    process = begin(tmp_path)
+    try:
+        in_the_call(tmp_path, process)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+        waited = time.monotonic() - started
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "localrank: stopped by SIGINT"
+    assert waited < 4.0  # the grace that a first signal gives is 5 s
+    assert (tmp_path / "out/ranks.csv.journal").read_bytes().count(b'"kind":"checkpoint"') == 1
