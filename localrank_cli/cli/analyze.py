@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import typer
@@ -29,6 +30,7 @@ from localrank_cli.cli.arguments import (
     OutputFile,
     Overwrite,
     Pattern,
+    PlanFile,
     Points,
     Quiet,
     Rtol,
@@ -54,13 +56,25 @@ from localrank_cli.cli.options import (
     OutputSlice,
     PresetName,
 )
+from localrank_cli.cli.words import names_of, taking, words_of
+from localrank_cli.cluster.share import is_several
 from localrank_cli.errors import UsageError
+from localrank_cli.pipeline.frozen import read_frozen
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options, parse_rtol, parse_size
 from localrank_cli.pipeline.part import Part, parse_steps
 from localrank_cli.pipeline.shard import parse_shard
 
 
-def analyze(
+@dataclass(frozen=True)
+class Parsed:
+    """What a command that analyses was given."""
+
+    options: AnalyzeOptions
+    quiet: bool
+    verbose: bool
+
+
+def parse_options(
     checkpoints: Checkpoints,
     model: ModelSpec = None,
     model_arg: ModelArg = None,
@@ -100,13 +114,14 @@ def analyze(
     spectra: Spectra = None,
     on_error: OnError = "stop",
     shard: Shard = None,
+    plan: PlanFile = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,
     trust_model: TrustModel = False,
     trust_pickle: TrustPickle = False,
-) -> None:
-    """Compute the local rank of every layer at every checkpoint."""
+) -> Parsed:
+    """Read the arguments of a command that analyses."""
     del debug  # seen by the program itself
     options = AnalyzeOptions(
         checkpoints=tuple(checkpoints),
@@ -146,17 +161,65 @@ def analyze(
         spectra=spectra,
         on_error=on_error,
         shard=parse_shard(shard, os.environ) if shard is not None else None,
+        frozen=read_frozen(plan) if plan is not None else None,
         trust_model=trust_model,
         trust_pickle=trust_pickle,
     )
     check_options(options)
+    return Parsed(options, quiet, verbose)
+
+
+@taking(parse_options)
+def analyze(context: typer.Context, **given: Any) -> None:
+    """Compute the local rank of every layer at every checkpoint."""
+    parsed = parse_options(**given)
+    do_not_spin()
+    # torch is imported only now: help, version and usage errors answer without it.
+    if is_several(parsed.options.device):
+        check_divisible(parsed.options)
+        from localrank_cli.cli.several import Asked, run_several
+
+        words = tuple(words_of(context, shared_words()))
+        asked = Asked(parsed.options, words, None, parsed.quiet, parsed.verbose)
+        raise typer.Exit(run_several(asked))
+    from localrank_cli.cli.analysis import run_analysis
+
+    raise typer.Exit(run_analysis(parsed.options, quiet=parsed.quiet, verbose=parsed.verbose))
+
+
+def do_not_spin() -> None:
+    """Lets threads that wait sleep; for this process and those that it starts."""
     # Threads that wait by spinning take the cores that others work on: on a busy machine the demo
     # took 20 s so and takes 6 s with threads that sleep. OpenMP reads it when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # torch is imported only now: help, version and usage errors answer without it.
-    from localrank_cli.cli.analysis import run_analysis
 
-    raise typer.Exit(run_analysis(options, quiet=quiet, verbose=verbose))
+
+def check_divisible(options: AnalyzeOptions) -> None:
+    """Refuses what cannot be asked of several workers.
+
+    Args:
+        options: As given.
+
+    Raises:
+        UsageError: If the work is a part already.
+    """
+    if options.shard is not None or options.frozen is not None:
+        raise UsageError(
+            "--shard: the work is divided among several workers here.",
+            "Give --shard to localrank analyze on one device.",
+        )
+    if options.follow is not None:
+        raise UsageError("--follow: does not go with several workers.", "Give one --device.")
+
+
+def shared_words() -> set[str]:
+    """The parameters that all workers of one analysis have in common.
+
+    Returns:
+        Names; the plan file says which checkpoints, and each worker has its own place.
+    """
+    own = {"device", "memory", "output", "overwrite", "shard", "plan", "quiet", "verbose"}
+    return names_of(parse_options) - own - {"steps", "every", "last"}
 
 
 def _globs(texts: list[str] | None, option: str) -> tuple[str, ...]:
