@@ -64,6 +64,40 @@ class ShardFolder:
         """The plan file in it."""
         return self.path / PLAN
 
+    @property
+    def logs(self) -> Path:
+        """Where the tasks of a cluster write what they say."""
+        return self.path / "logs"
+
+    @property
+    def jobs(self) -> Path:
+        """The ids of the jobs that work here."""
+        return self.path / "jobs.json"
+
+    @property
+    def earlier(self) -> Path:
+        """What the output held when the work was divided."""
+        return journal_path(self.path / _EARLIER)
+
+    def freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> Frozen:
+        """Divides what is left to do, and writes nothing.
+
+        Args:
+            plan: All that was asked for.
+            shards: In how many parts.
+            words: The command line of analyze, but for what each part has of its own.
+            note: Takes each note for the user.
+
+        Returns:
+            The plan file's content.
+        """
+        journal = journal_path(self.target)
+        if not journal.exists():
+            return freeze(plan, plan, shards, words, self.target)
+        with OutputLock(self.target), Journal(journal) as opened:
+            left = go_on(plan, opened, note).plan
+        return freeze(plan, left, shards, words, self.target)
+
     def prepare(
         self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool
     ) -> Frozen:
@@ -83,7 +117,7 @@ class ShardFolder:
             self._discard()
         elif not journal_path(self.target).exists():
             refuse_existing(self.target)
-        frozen = self._freeze(plan, shards, words, note)
+        frozen = self.freeze(plan, shards, words, note)
         if self.plan.exists():
             earlier = read_frozen(self.plan)
             if earlier.is_same_work(frozen):
@@ -94,26 +128,15 @@ class ShardFolder:
             # The series has grown, or the work is divided otherwise: what is finished is taken
             # over, and the rest divided anew.
             self.fold(words)
-            frozen = self._freeze(plan, shards, words, note)
+            frozen = self.freeze(plan, shards, words, note)
         self.clear()
         make_folder(self.path)
         journal = journal_path(self.target)
         if journal.exists():
-            with (
-                journal.open("rb") as source,
-                replacing(journal_path(self.path / _EARLIER), binary=True) as copy,
-            ):
+            with journal.open("rb") as source, replacing(self.earlier, binary=True) as copy:
                 shutil.copyfileobj(source, copy)
         write_whole(self.plan, frozen.to_json())
         return frozen
-
-    def _freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> Frozen:
-        journal = journal_path(self.target)
-        if not journal.exists():
-            return freeze(plan, plan, shards, words, self.target)
-        with OutputLock(self.target), Journal(journal) as opened:
-            left = go_on(plan, opened, note).plan
-        return freeze(plan, left, shards, words, self.target)
 
     def fold(self, command: Sequence[str]) -> None:
         """Takes finished checkpoints of all parts over into the output.
@@ -164,11 +187,10 @@ class ShardFolder:
         self.clear()
 
     def clear(self) -> None:
-        """Removes what this tool put there, and the folder where nothing else is in it."""
+        """Removes all parts, and the folder where nothing else (logs) is in it."""
         for pattern in _OURS:
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "logs", ignore_errors=True)
         with suppress(OSError):
             os.rmdir(self.path)  # noqa: PTH106  # what is not empty stays
 
