@@ -54,7 +54,7 @@ def parse_time(text: str) -> int:
     """
     days, dash, rest = text.strip().rpartition("-")
     parts = rest.split(":")
-    if not all(part.isdecimal() for part in [*parts, days or "0"]) or len(parts) > 3:
+    if not all(part.isdecimal() for part in ([days] if dash else []) + parts) or len(parts) > 3:
         raise UsageError(f"--time {text}: not a time.", "Times are 90 (minutes), 1:30:00 or 2-12.")
     numbers = [int(part) for part in parts]
     if dash:

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from localrank_cli.pipeline.frozen import Frozen
 _STANDARD_ARRAY = 1001  # Slurm's own default for MaxArraySize
 _MOST_TIMEOUTS = 20
 _WAIT = 60.0  # seconds for an answer
-_PATIENCE = 30.0  # for a task to keep what is finished
+_POLL = 0.2
+_PATIENCE = 20.0  # for a task to keep what is finished
 
 
 def longest_array() -> int:
@@ -86,9 +88,11 @@ class Task:
         cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
         environment.setdefault("OMP_NUM_THREADS", cores)
         self._process = subprocess.Popen(  # noqa: S603  # this program
-            self.words, cwd=self.folder, env=environment, start_new_session=True
+            self.words, cwd=self.folder, env=environment
         )
-        status = self._process.wait()
+        # Not wait(): a signal's handler that waits too would wait for this one's lock.
+        while (status := self._process.poll()) is None:
+            time.sleep(_POLL)
         if status not in self.good:
             raise RuntimeError(f"localrank ended with status {status}; what it said stands above")
         return status
