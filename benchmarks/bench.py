@@ -24,6 +24,7 @@ import torch
 from cases import CASES, Case
 from rich.console import Console
 from rich.table import Table
+from scaling import merging, scaling
 
 HERE = Path(__file__).parent
 
@@ -245,6 +246,10 @@ def main() -> None:
             lines.append(whole_command(options.threads))
         elif key == "help":
             lines.append(start_up())
+        elif key == "scaling":
+            lines.append(scaling())
+        elif key == "merge5000":
+            lines += merging()
         else:
             lines += compare(key, CASES[key], options.threads)
         show(lines[-1:])
