@@ -40,8 +40,8 @@ class Division:
     wait: bool
 
 
-def _option(help: str, panel: str = _SLURM, **more: Any) -> Any:  # noqa: A002  # as typer has it
-    return typer.Option(help=help, rich_help_panel=panel, **more)
+def _option(text: str, panel: str = _SLURM, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
 def parse_division(
@@ -66,7 +66,9 @@ def parse_division(
         bool,
         _option(
             "Submit nothing: print a shell script with the plan, an sbatch array and a merge, to be"
-            " saved and run by hand."
+            " saved and run by hand.",
+            _SLURM,
+            "--dry-run",
         ),
     ] = False,
     partition: Annotated[str | None, _option("Of Slurm.", metavar="NAME")] = None,
@@ -98,7 +100,9 @@ def parse_division(
         list[str] | None,
         _option("A line of shell before each task, such as module load; repeat.", metavar="LINE"),
     ] = None,
-    wait: Annotated[bool, _option("Stay until the jobs have ended, with a progress bar.")] = False,
+    wait: Annotated[
+        bool, _option("Stay until the jobs have ended, with a progress bar.", _SLURM, "--wait")
+    ] = False,
 ) -> Division:
     """Read how the work is to be divided."""
     if cluster not in _CLUSTERS:
