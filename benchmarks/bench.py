@@ -24,6 +24,7 @@ import torch
 from cases import CASES, Case
 from rich.console import Console
 from rich.table import Table
+from scaling import merging, scaling
 
 HERE = Path(__file__).parent
 
@@ -272,6 +273,10 @@ def main() -> None:
         elif key == "many":
             without_baseline = many()
             continue
+        elif key == "scaling":
+            lines.append(scaling())
+        elif key == "merge5000":
+            lines += merging()
         else:
             lines += compare(key, CASES[key], options.threads)
         show(lines[-1:])

@@ -25,12 +25,15 @@ ALLOWED: dict[str, set[str]] = {
         "errors", "userimport", "checkpoints", "model", "points", "table", "layers", "jacobian",
         "spectrum", "measures", "information",
     },
+    "cluster": {"errors", "pipeline", "table"},
     "figures": {"errors", "table"},
     "report": {"errors", "table"},
     "api": {"errors", "pipeline", "table"},
     "information": set(),
     "experiments": {"errors", "pipeline", "table", "information", "model", "spectrum"},
-    "cli": {"errors", "pipeline", "table", "figures", "report", "experiments", "__init__"},
+    "cli": {
+        "errors", "pipeline", "cluster", "table", "figures", "report", "experiments", "__init__",
+    },
     "__main__": {"cli"},
     "__init__": {"api"},
 }  # fmt: skip

@@ -16,6 +16,7 @@ from localrank_cli.cli.summary import Summary
 from localrank_cli.errors import LocalrankError, UsageError
 from localrank_cli.pipeline.division import Division, take_shard
 from localrank_cli.pipeline.follow import Watch
+from localrank_cli.pipeline.freeze import hold_to
 from localrank_cli.pipeline.going_on import GoingOn
 from localrank_cli.pipeline.options import AnalyzeOptions
 from localrank_cli.pipeline.output import Output
@@ -64,7 +65,7 @@ def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
             raise
         work.save()
         if is_terminal and not to_stdout:
-            work.summary.show(_console(data))
+            work.summary.show(console_for(data))
             data.flush()
     return 0 if work.is_finite else _NOT_FINITE
 
@@ -72,7 +73,7 @@ def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
 def _target(options: AnalyzeOptions) -> Path | None:
     target = options.output if options.output not in (None, Path("-")) else None
     if target is not None:
-        if options.shard is not None and not target.suffix:
+        if options.shard is not None and (not target.suffix or target.is_dir()):
             make_folder(target)
             return target / f"{options.shard.file_name}.csv"
         check_suffix(target)
@@ -109,6 +110,8 @@ class _Work:
     def run(self) -> None:
         watch = Watch(self.options, self.screen.note) if self.options.follow else None
         plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note)
+        if self.options.frozen is not None:
+            plan = hold_to(plan, self.options.frozen)
         _describe(plan, self.screen)
         division: Division | None = None
         if self.options.shard is not None:
@@ -177,7 +180,15 @@ class _Work:
             )
 
 
-def _console(terminal: TextIO) -> Console:
+def console_for(terminal: TextIO) -> Console:
+    """Where the table for a person is drawn.
+
+    Args:
+        terminal: The stream.
+
+    Returns:
+        A console as wide as the terminal.
+    """
     width = None
     if "COLUMNS" not in os.environ:
         # rich looks at the standard streams, which may all be something else by now.

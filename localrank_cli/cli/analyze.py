@@ -1,5 +1,8 @@
 """`localrank analyze`: parses, and hands over."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import typer
 
 from localrank_cli.cli.arguments import (
@@ -26,6 +29,7 @@ from localrank_cli.cli.arguments import (
     OutputFile,
     Overwrite,
     Pattern,
+    PlanFile,
     Points,
     Quiet,
     Rtol,
@@ -42,7 +46,7 @@ from localrank_cli.cli.arguments import (
     Weights,
     Wrt,
 )
-from localrank_cli.cli.given import options_from
+from localrank_cli.cli.given import do_not_spin, options_from
 from localrank_cli.cli.options import (
     AllowSmallCov,
     Information,
@@ -53,9 +57,22 @@ from localrank_cli.cli.options import (
     OutputSlice,
     PresetName,
 )
+from localrank_cli.cli.words import names_of, taking, words_of
+from localrank_cli.cluster.share import is_several
+from localrank_cli.errors import UsageError
+from localrank_cli.pipeline.options import AnalyzeOptions
 
 
-def analyze(
+@dataclass(frozen=True)
+class Parsed:
+    """What a command that analyses was given."""
+
+    options: AnalyzeOptions
+    quiet: bool
+    verbose: bool
+
+
+def parse_options(
     checkpoints: Checkpoints,
     model: ModelSpec = None,
     model_arg: ModelArg = None,
@@ -97,15 +114,58 @@ def analyze(
     shard: Shard = None,
     follow: FollowRun = False,
     until: Until = None,
+    plan: PlanFile = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     debug: Debug = False,  # seen by the program itself
     trust_model: TrustModel = False,
     trust_pickle: TrustPickle = False,
-) -> None:
+) -> Parsed:
+    """Read the arguments of a command that analyses."""
+    return Parsed(options_from(locals()), quiet, verbose)
+
+
+@taking(parse_options)
+def analyze(context: typer.Context, **given: Any) -> None:
     """Compute the local rank of every layer at every checkpoint."""
-    options = options_from(locals())
+    parsed = parse_options(**given)
+    do_not_spin()
     # torch is imported only now: help, version and usage errors answer without it.
+    if is_several(parsed.options.device):
+        check_divisible(parsed.options)
+        from localrank_cli.cli.several import Asked, run_several
+
+        words = tuple(words_of(context, shared_words()))
+        asked = Asked(parsed.options, words, None, parsed.quiet, parsed.verbose)
+        raise typer.Exit(run_several(asked))
     from localrank_cli.cli.analysis import run_analysis
 
-    raise typer.Exit(run_analysis(options, quiet=quiet, verbose=verbose))
+    raise typer.Exit(run_analysis(parsed.options, quiet=parsed.quiet, verbose=parsed.verbose))
+
+
+def check_divisible(options: AnalyzeOptions) -> None:
+    """Refuses what cannot be asked of several workers.
+
+    Args:
+        options: As given.
+
+    Raises:
+        UsageError: If the work is a part already.
+    """
+    if options.shard is not None or options.frozen is not None:
+        raise UsageError(
+            "--shard: the work is divided among several workers here.",
+            "Give --shard to localrank analyze on one device.",
+        )
+    if options.follow is not None:
+        raise UsageError("--follow: does not go with several workers.", "Give one --device.")
+
+
+def shared_words() -> set[str]:
+    """The parameters that all workers of one analysis have in common.
+
+    Returns:
+        Names; the plan file says which checkpoints, and each worker has its own place.
+    """
+    own = {"device", "memory", "output", "overwrite", "shard", "plan", "quiet", "verbose"}
+    return names_of(parse_options) - own - {"steps", "every", "last", "follow", "until"}

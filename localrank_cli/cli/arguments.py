@@ -130,7 +130,14 @@ Noise = Annotated[
     typer.Option(metavar="S", help="Standard deviation for gaussian_information. Default: 1."),
 ]
 
-DeviceName = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:K.")]
+DeviceName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="auto, cpu, cuda or cuda:K; several with commas, or all GPUs, each with a process of"
+        " its own.",
+    ),
+]
 
 Memory = Annotated[
     str | None,
@@ -233,6 +240,15 @@ Shard = Annotated[
         metavar="I/N",
         help="Only the I-th of N parts of the work, I from 0 to N-1; auto asks Slurm or"
         " RANK and WORLD_SIZE. Put the parts together with localrank merge.",
+    ),
+]
+
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE",
+        help="Only the checkpoints that a plan file of localrank submit lists, as they were then.",
     ),
 ]
 

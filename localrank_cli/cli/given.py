@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from localrank_cli.errors import UsageError
+from localrank_cli.pipeline.frozen import read_frozen
 from localrank_cli.pipeline.options import (
     AnalyzeOptions,
     Follow,
@@ -48,14 +49,19 @@ def options_from(given: Mapping[str, Any]) -> AnalyzeOptions:
             given.get("last"),
         ),
         "shard": parse_shard(shard, os.environ) if shard is not None else None,
+        "frozen": read_frozen(given["plan"]) if given.get("plan") is not None else None,
         "follow": Follow(until) if given.get("follow") else None,
     }
     options = AnalyzeOptions(**values)
     check_options(options)
+    return options
+
+
+def do_not_spin() -> None:
+    """Lets threads that wait sleep; for this process and those that it starts."""
     # Threads that wait by spinning take the cores that others work on: on a busy machine the demo
     # took 20 s so and takes 6 s with threads that sleep. OpenMP reads it when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return options
 
 
 def _globs(texts: list[str] | None, option: str) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ from localrank_cli.cli.arguments import (
     Weights,
     Wrt,
 )
-from localrank_cli.cli.given import options_from
+from localrank_cli.cli.given import do_not_spin, options_from
 from localrank_cli.cli.options import AllowSmallCov, InputSlice, OutputSlice, PresetName
 from localrank_cli.cli.text import printable
 
@@ -96,6 +96,7 @@ def inspect(
     """Say what analyze would do: steps, layers, shapes, route, cost. No table is made."""
     # A bad checkpoint is one line of the answer, not the end of it.
     options = options_from(locals() | {"on_error": "skip"})
+    do_not_spin()
     found = _inspect(options, quiet=quiet, timed=timed)
     if as_json:
         print(json.dumps({"series": [one.to_json() for one in found]}, indent=2))

@@ -19,6 +19,7 @@ from localrank_cli.cli.rethreshold import rethreshold
 from localrank_cli.cli.show import show
 from localrank_cli.cli.signals import Interrupted, leaving_at_once
 from localrank_cli.cli.streams import discard_stdout, open_missing_streams
+from localrank_cli.cli.submit import submit
 from localrank_cli.cli.text import printable
 from localrank_cli.errors import LocalrankError, OutputError
 
@@ -176,6 +177,7 @@ app.command("analyze")(analyze)
 app.command("inspect")(inspect)
 app.command("rethreshold")(rethreshold)
 app.command("merge")(merge)
+app.command("submit")(submit)
 app.command("plot")(plot)
 app.command("show")(show)
 app.command("reproduce")(reproduce)

@@ -43,6 +43,16 @@ def merge(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write over FILE where it is there.")
     ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            readable=False,
+            help="All that this plan file of localrank submit lists must be there; the parts beside"
+            " it are removed then.",
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Put the tables of shards together; the result is that of a single run."""
@@ -59,9 +69,19 @@ def merge(
     # The result of an earlier merge may stand among the tables.
     journals = [path for path in find_journals(tables) if path != journal_path(target)]
     found = collect(journals)
+    if plan is not None:
+        from localrank_cli.cluster.folder import missing_checkpoints
+        from localrank_cli.pipeline.frozen import read_frozen
+
+        found.missing += missing_checkpoints(found, read_frozen(plan))
     if found.missing:
         _tell_missing(found, journals, partial=partial)
     failed = write_merged(found, target, sys.argv, overwrite=overwrite)
+    if plan is not None and not found.missing:
+        from localrank_cli.cluster.folder import ShardFolder
+
+        if (folder := ShardFolder(target)).plan == plan.absolute():
+            folder.clear()
     for record in failed:
         _say(f"warning: {record.run}: left out: {record.message}")
     _say(f"note: wrote {output} and {output.name}.json")

@@ -60,7 +60,15 @@ class Screen:
         Args:
             text: Plain text.
         """
-        line = printable(f"localrank: {text}")
+        self.plain(f"localrank: {text}")
+
+    def plain(self, text: str) -> None:
+        """Says what another process said, as it stands.
+
+        Args:
+            text: One line.
+        """
+        line = printable(text)
         with suppress(OSError):  # nobody is listening
             if self.console.is_terminal:
                 self.console.print(Text(line))

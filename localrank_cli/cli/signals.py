@@ -49,9 +49,13 @@ class Ears:
     Python's own handlers wait for the main thread, which may be in one call of LAPACK for minutes.
     So a second thread hears too (`signal.set_wakeup_fd`): where the main thread has not stopped
     within the grace, it says the last words and ends the process; a second signal ends it at once.
+
+    Args:
+        grace: In seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float = GRACE) -> None:
+        self._grace = grace
         self._heard: int | None = None
         self._listening = False
         self._last_words: list[Callable[[], object]] = []
@@ -154,17 +158,20 @@ class Ears:
                     continue
                 if first is not None:
                     _leave(first, None)
-                first, deadline = number, time.monotonic() + GRACE
+                first, deadline = number, time.monotonic() + self._grace
 
 
 @contextmanager
-def hearing() -> Iterator[Ears]:
+def hearing(grace: float = GRACE) -> Iterator[Ears]:
     """Within, signals are heard; outside of `listening` they wait, so that files are left whole.
+
+    Args:
+        grace: How many seconds the main thread has to stop.
 
     Yields:
         What hears them.
     """
-    ears = Ears()
+    ears = Ears(grace)
     with _watched(ears), _handling((*_SIGNALS, signal.SIGALRM), ears.on_signal):
         yield ears
 

@@ -59,13 +59,13 @@ def take_shard(plan: Plan, shard: Shard) -> tuple[Plan, Division]:
         for whole in series.in_order
         for planned in _units(series, whole, plan.n_checkpoints, shard.count)
     ]
-    listed = [(run, _name(planned), planned.step, _points(planned)) for run, planned in units]
+    listed = [(run, name_of(planned), planned.step, _points(planned)) for run, planned in units]
     own = units[shard.index :: shard.count]  # costs that change along a series are spread
     division = Division(
         shard,
         hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
         len(units),
-        tuple((run, _name(planned), _points(planned)) for run, planned in own),
+        tuple((run, name_of(planned), _points(planned)) for run, planned in own),
     )
     series = [
         replace(
@@ -97,7 +97,15 @@ def _units(series: SeriesPlan, whole: _Planned, n_checkpoints: int, shards: int)
     return [replace(whole, points=(low, high)) for low, high in pairwise(edges)]
 
 
-def _name(planned: _Planned) -> str:
+def name_of(planned: _Planned) -> str:
+    """The name of a checkpoint that is to be analysed, or cannot be.
+
+    Args:
+        planned: Of a plan.
+
+    Returns:
+        Relative to its series.
+    """
     return planned.file.name if isinstance(planned, PlannedCheckpoint) else planned.checkpoint
 
 

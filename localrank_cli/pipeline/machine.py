@@ -30,15 +30,30 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "all" or "," in name:
+        raise SettingsError(
+            f"--device {name}: this is one process, on one device.",
+            "Several devices are divided among processes by localrank analyze and submit, on the"
+            " command line.",
+        )
     kind, _, index = name.partition(":")
     if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = count_gpus()
         if int(index or 0) >= count:
             raise SettingsError(
                 f"--device {name}: there is no such GPU ({count} found).",
                 "Use --device cpu, or check the driver and CUDA_VISIBLE_DEVICES.",
             )
     return torch.device(name)
+
+
+def count_gpus() -> int:
+    """How many GPUs this process may use.
+
+    Returns:
+        0 where there is none, or no driver.
+    """
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def memory_budget(device: torch.device) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.errors import UsageError
+from localrank_cli.pipeline.frozen import Frozen
 from localrank_cli.pipeline.part import Part, check_part
 from localrank_cli.pipeline.shard import Shard
 
@@ -79,6 +80,7 @@ class AnalyzeOptions:
     spectra: Path | None = None
     on_error: str = "stop"
     shard: Shard | None = None
+    frozen: Frozen | None = None  # only the checkpoints of a plan file
     follow: Follow | None = None
     trust_model: bool = False
     trust_pickle: bool = False
@@ -284,7 +286,14 @@ def _positive(value: float) -> bool:
 
 
 def _check_device(device: str) -> None:
-    kind, _, index = device.partition(":")
-    known = device in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal())
-    if not known:
-        raise UsageError(f"--device {device}: not known.", "Known are auto, cpu, cuda and cuda:K.")
+    if device == "all":
+        return
+    names = device.split(",")
+    for name in names:
+        kind, _, index = name.strip().partition(":")
+        known = name.strip() in ("cpu", "cuda") or (kind == "cuda" and index.isdecimal())
+        if not known and (name != "auto" or len(names) > 1):
+            raise UsageError(
+                f"--device {device}: not known.",
+                "Known are auto, cpu, cuda, cuda:K, several with commas, and all (GPUs).",
+            )

@@ -29,6 +29,7 @@ from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, load_stat
 from localrank_cli.pipeline.hf import make_hf_model
 from localrank_cli.pipeline.machine import memory_budget, pick_device
 from localrank_cli.pipeline.metric import MetricPlan, plan_metric
+from localrank_cli.pipeline.narrow import narrow
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options
 from localrank_cli.pipeline.presets import with_preset
 from localrank_cli.pipeline.samples import SamplePlan, plan_samples
@@ -165,6 +166,8 @@ def _plan_series(
     if settings.source.path is not None:
         data_files.append(settings.source.path)
     series = find_checkpoints(folder, named, options.pattern, data_files, rule.names)
+    if options.frozen is not None:
+        series = narrow(series, options.frozen.of_run(run))
     headers = Headers(series, options.trust_pickle, rule, options.weights)
     failures = Failures(run, skips=options.on_error == "skip")
     steps = headers.steps(note, failures.taker)

@@ -48,6 +48,28 @@ def journal_path(target: Path) -> Path:
     return target.with_name(target.name + ".journal")
 
 
+def read_heads(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Reads the heads of whole lines, of a journal that may be growing.
+
+    Args:
+        path: The file.
+        offset: Where to begin, in bytes.
+
+    Returns:
+        The heads, and where to begin next time.
+    """
+    heads = []
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            head = _head_of(line)
+            if head is None:  # torn, or not yet whole
+                break
+            heads.append(head)
+            offset += len(line)
+    return heads, offset
+
+
 class Journal:
     """An open journal.
 

@@ -1,0 +1,144 @@
+"""Hands an analysis to Slurm, or prints the script that would."""
+
+import json
+import math
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from localrank_cli.cli.analyze import Parsed
+from localrank_cli.cli.screen import Screen, stdout_for_data
+from localrank_cli.cli.signals import hearing
+from localrank_cli.cli.submit import Division
+from localrank_cli.cluster.folder import ShardFolder
+from localrank_cli.cluster.progress import Progress, kept_heads
+from localrank_cli.cluster.script import Resources, parse_time, submission_script
+from localrank_cli.cluster.slurm import Jobs, jobs_alive, longest_array, submit_jobs
+from localrank_cli.errors import LocalrankError, SettingsError
+from localrank_cli.pipeline.frozen import Frozen
+from localrank_cli.pipeline.plan import Plan, make_plan
+from localrank_cli.pipeline.run import run_plan
+from localrank_cli.table.journal import Journal, journal_path
+from localrank_cli.table.lock import OutputLock
+from localrank_cli.table.record import KIND
+from localrank_cli.table.write import check_suffix, make_folder, write_whole
+
+_NOT_FINITE = 3
+_POLL = 2.0  # seconds; the scheduler is everybody's
+
+
+def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int:
+    """Submits, or prints a script.
+
+    Args:
+        parsed: What to analyse; with an output file.
+        words: The command line of analyze, but for what each task has of its own.
+        division: How to divide it.
+
+    Returns:
+        The exit status.
+    """
+    assert parsed.options.output is not None
+    check_suffix(parsed.options.output)
+    resources = Resources(
+        division.partition,
+        parse_time(division.time),
+        division.gpus_per_task,
+        division.cpus_per_task,
+        division.mem,
+        division.max_parallel,
+        division.setup,
+    )
+    folder = ShardFolder(parsed.options.output.absolute())
+    screen = Screen(quiet=parsed.quiet, verbose=parsed.verbose)
+    with hearing() as ears, stdout_for_data(screen) as data, ears.listening():
+        with OutputLock(folder.path):
+            _refuse_while_at_work(folder)
+            options = parsed.options
+            plan = make_plan(replace(options, device="cpu"), screen.note)
+            tasks = _tasks(plan, division, screen)
+            if division.dry_run:
+                frozen = folder.freeze(plan, tasks, words, screen.note)
+                data.write(submission_script(frozen, folder, resources))
+                data.flush()
+                return 0
+            frozen = folder.prepare(plan, tasks, words, screen.note, overwrite=options.overwrite)
+            if not frozen.n_units:
+                finished = folder.finish(frozen, sys.argv)
+                return 0 if finished.is_finite else _NOT_FINITE
+            make_folder(folder.logs)
+            jobs = submit_jobs(frozen, folder, resources)
+            write_whole(folder.jobs, {"array": jobs.array, "merge": jobs.merge})
+        screen.note(
+            f"array job {jobs.array} of {frozen.shards} tasks for {frozen.n_units} units, merge job"
+            f" {jobs.merge}; watch them with squeue -j {jobs.array},{jobs.merge}, logs are in"
+            f" {folder.logs}"
+        )
+        return _wait(jobs, frozen, folder, screen) if division.wait else 0
+
+
+def _refuse_while_at_work(folder: ShardFolder) -> None:
+    with suppress(OSError, ValueError, KeyError):
+        ids = json.loads(folder.jobs.read_text(encoding="utf-8"))
+        if alive := jobs_alive([ids["array"], ids["merge"]]):
+            raise SettingsError(
+                f"{folder.path}: Slurm's jobs {', '.join(alive)} are at work on it.",
+                f"Wait for them, or stop them with scancel {' '.join(alive)}.",
+            )
+
+
+def _tasks(plan: Plan, division: Division, screen: Screen) -> int:
+    most = min(division.max_tasks, longest_array())
+    if division.minutes_per_task is None:
+        return max(1, min(plan.n_checkpoints, most))
+    seconds = _seconds_per_checkpoint(plan)
+    per_task = max(1, math.floor(division.minutes_per_task * 60 / max(seconds, 1e-3)))
+    tasks = max(1, min(math.ceil(plan.n_checkpoints / per_task), most))
+    screen.note(
+        f"a checkpoint takes about {seconds:.3g} s here: {tasks} tasks of about"
+        f" {seconds * plan.n_checkpoints / tasks / 60:.3g} minutes"
+    )
+    return tasks
+
+
+def _seconds_per_checkpoint(plan: Plan) -> float:
+    """From one point and from two, after a first that warms up."""
+    series = next(one for one in plan.series if one.checkpoints)
+    n_points = len(series.points.indices)
+
+    def seconds(points: int) -> float:
+        first = replace(series.checkpoints[0], points=(0, points))
+        one = replace(plan, series=(replace(series, checkpoints=(first,), failures=()),))
+        started = time.perf_counter()
+        for _ in run_plan(one, lambda _: None):
+            pass
+        return time.perf_counter() - started
+
+    several = min(4, n_points)
+    seconds(1)
+    base, more = seconds(1), seconds(several)
+    return base + (n_points - 1) * max(0.0, more - base) / max(1, several - 1)
+
+
+def _wait(jobs: Jobs, frozen: Frozen, folder: ShardFolder, screen: Screen) -> int:
+    progress = Progress(folder.path)
+    progress.new()
+    with screen.progress(frozen.n_units, done=len(kept_heads(folder.path))) as steps:
+        while jobs_alive([jobs.array, jobs.merge]):
+            for head in progress.new():
+                steps.done(f"{head['run']} step {head['step']}")
+            time.sleep(_POLL)
+    return _status(frozen, folder)
+
+
+def _status(frozen: Frozen, folder: ShardFolder) -> int:
+    if folder.plan.exists():  # the merge removes it when all is there
+        raise LocalrankError(
+            f"{folder.path}: the jobs have ended, and not all is there.",
+            f"{folder.logs} says why; the same command goes on from there.",
+        )
+    with Journal(journal_path(Path(frozen.output)), read_only=True) as journal:
+        is_finite = all(entry.head["finite"] for entry in journal.entries(KIND))
+    return 0 if is_finite else _NOT_FINITE

@@ -1,0 +1,79 @@
+"""Commands that share their parameters, and a command line told again from what was given."""
+
+import inspect
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import typer
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def words_of(context: typer.Context, names: Collection[str]) -> list[str]:
+    """Tells arguments and options again, those that were given.
+
+    Args:
+        context: Of the command.
+        names: The parameters wanted.
+
+    Returns:
+        Words; paths of arguments are absolute.
+    """
+    words: list[str] = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name not in names or source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[parameter.name]
+        if parameter.param_type_name == "argument":
+            words = [str(Path(one).absolute()) for one in value] + words
+        elif value is True:
+            words.append(_longest(parameter.opts))
+        else:
+            several = value if isinstance(value, list | tuple) else [value]
+            words += [part for one in several for part in (_longest(parameter.opts), _text(one))]
+    return words
+
+
+def _longest(names: list[str]) -> str:
+    return max(names, key=len)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.17g}" if isinstance(value, float) else str(value)
+
+
+def taking(*functions: Callable[..., Any]) -> Callable[[_Command], _Command]:
+    """Gives a command the parameters of other functions, after its context.
+
+    Args:
+        *functions: Their parameters, in order, are the command's.
+
+    Returns:
+        A decorator, for a function of a context and of keywords.
+    """
+    context = inspect.Parameter(
+        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+    )
+    own = [one for each in functions for one in inspect.signature(each).parameters.values()]
+    signature = inspect.Signature([context, *own])
+
+    def decorate(command: _Command) -> _Command:
+        command.__signature__ = signature  # type: ignore[attr-defined]  # what typer looks at
+        command.__annotations__ = {one.name: one.annotation for one in [context, *own]}
+        return command
+
+    return decorate
+
+
+def names_of(function: Callable[..., Any]) -> set[str]:
+    """The parameters of a function.
+
+    Args:
+        function: Any.
+
+    Returns:
+        Their names.
+    """
+    return set(inspect.signature(function).parameters)

@@ -1,0 +1,229 @@
+"""The folder beside an output in which its parts are made: `ranks.csv.shards/`.
+
+It holds the plan file, the table of each shard, and `earlier.csv.journal`: what the output held
+when the work was divided. So the merge of the folder is the whole result, whoever merges it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from localrank_cli.cluster.progress import kept_heads
+from localrank_cli.errors import SettingsError
+from localrank_cli.pipeline.freeze import freeze
+from localrank_cli.pipeline.frozen import Frozen, read_frozen
+from localrank_cli.pipeline.going_on import go_on
+from localrank_cli.pipeline.merge import Merge, collect, find_journals
+from localrank_cli.pipeline.merged import write_merged
+from localrank_cli.pipeline.plan import Plan
+from localrank_cli.table.journal import Journal, journal_path
+from localrank_cli.table.lock import OutputLock
+from localrank_cli.table.record import CheckpointRecord
+from localrank_cli.table.write import (
+    make_folder,
+    manifest_path,
+    refuse_existing,
+    replacing,
+    write_whole,
+)
+
+Note = Callable[[str], None]
+PLAN = "plan.json"
+_EARLIER = "earlier.csv"
+_OURS = (PLAN, f"{_EARLIER}*", "shard-*-of-*.csv*", "jobs.json")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a merge of all parts gave."""
+
+    failed: tuple[CheckpointRecord, ...]
+    is_finite: bool
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """The parts of one output.
+
+    Args:
+        target: The output, absolute.
+    """
+
+    target: Path
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.target.with_name(self.target.name + ".shards")
+
+    @property
+    def plan(self) -> Path:
+        """The plan file in it."""
+        return self.path / PLAN
+
+    @property
+    def logs(self) -> Path:
+        """Where the tasks of a cluster write what they say."""
+        return self.path / "logs"
+
+    @property
+    def jobs(self) -> Path:
+        """The ids of the jobs that work here."""
+        return self.path / "jobs.json"
+
+    @property
+    def earlier(self) -> Path:
+        """What the output held when the work was divided."""
+        return journal_path(self.path / _EARLIER)
+
+    def freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> Frozen:
+        """Divides what is left to do, and writes nothing.
+
+        Args:
+            plan: All that was asked for.
+            shards: In how many parts.
+            words: The command line of analyze, but for what each part has of its own.
+            note: Takes each note for the user.
+
+        Returns:
+            The plan file's content.
+        """
+        journal = journal_path(self.target)
+        if not journal.exists():
+            return freeze(plan, plan, shards, words, self.target)
+        with OutputLock(self.target), Journal(journal) as opened:
+            left = go_on(plan, opened, note).plan
+        return freeze(plan, left, shards, words, self.target)
+
+    def prepare(
+        self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool
+    ) -> Frozen:
+        """Divides what is left to do, or goes on with an earlier division of the same.
+
+        Args:
+            plan: All that was asked for.
+            shards: In how many parts.
+            words: The command line of analyze, but for what each part has of its own.
+            note: Takes each note for the user.
+            overwrite: Whether to discard what is there.
+
+        Returns:
+            The plan file's content; nothing is left to do where it lists no checkpoint.
+        """
+        if overwrite:
+            self._discard()
+        elif not journal_path(self.target).exists():
+            refuse_existing(self.target)
+        frozen = self.freeze(plan, shards, words, note)
+        if self.plan.exists():
+            earlier = read_frozen(self.plan)
+            if earlier.is_same_work(frozen):
+                done = len(kept_heads(self.path))
+                if done:
+                    note(f"going on: {done} of {frozen.n_units} units are finished already")
+                return earlier
+            # The series has grown, or the work is divided otherwise: what is finished is taken
+            # over, and the rest divided anew.
+            self.fold(words)
+            frozen = self.freeze(plan, shards, words, note)
+        self.clear()
+        make_folder(self.path)
+        journal = journal_path(self.target)
+        if journal.exists():
+            with journal.open("rb") as source, replacing(self.earlier, binary=True) as copy:
+                shutil.copyfileobj(source, copy)
+        write_whole(self.plan, frozen.to_json())
+        return frozen
+
+    def fold(self, command: Sequence[str]) -> None:
+        """Takes finished checkpoints of all parts over into the output.
+
+        Args:
+            command: The command line, for the manifest.
+        """
+        with ExitStack() as stack:
+            for journal in self.path.glob("shard-*.journal"):
+                # Refuses where a part is still at work.
+                stack.enter_context(OutputLock(journal.with_suffix("")))
+            if not any(self.path.glob("*.journal")):
+                return
+            merge = collect(find_journals([self.path]))
+            _drop_unfinished(merge)
+            if merge.units:
+                write_merged(merge, self.target, command, overwrite=True)
+
+    def finish(self, frozen: Frozen, command: Sequence[str]) -> Finished:
+        """Merges all parts, and removes the folder.
+
+        Args:
+            frozen: The plan file's content.
+            command: The command line, for the manifest.
+
+        Returns:
+            What became of the checkpoints.
+
+        Raises:
+            SettingsError: If a part is missing.
+        """
+        merge = collect(find_journals([self.path]))
+        missing = [*merge.missing, *missing_checkpoints(merge, frozen)]
+        if missing:
+            raise SettingsError(
+                f"{self.path}: {len(missing)} units are missing, the first is {missing[0]}.",
+                "The same command goes on from there.",
+            )
+        failed = write_merged(merge, self.target, command, overwrite=True)
+        self.clear()
+        is_finite = all(place.entry.head["finite"] for place in merge.units.values())
+        return Finished(tuple(failed), is_finite)
+
+    def _discard(self) -> None:
+        with OutputLock(self.target):
+            for path in (self.target, journal_path(self.target), manifest_path(self.target)):
+                path.unlink(missing_ok=True)
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes all parts, and the folder where nothing else (logs) is in it."""
+        for pattern in _OURS:
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.rmdir(self.path)  # noqa: PTH106  # what is not empty stays
+
+
+def missing_checkpoints(merge: Merge, frozen: Frozen) -> list[str]:
+    """Finds what a plan lists and no table holds.
+
+    Args:
+        merge: From `collect`.
+        frozen: The plan.
+
+    Returns:
+        A line for each.
+    """
+    there = {unit[:2] for unit in merge.units}
+    return [
+        f"{series.run}: {one.name}"
+        for series in frozen.series
+        for one in series.checkpoints
+        if (series.run, one.name) not in there
+    ]
+
+
+def _drop_unfinished(merge: Merge) -> None:
+    """Of a checkpoint divided by points all parts must be there."""
+    parts: dict[tuple[str, str], list[tuple[int, ...]]] = {}
+    for run, name, points in merge.units:
+        if points:
+            parts.setdefault((run, name), []).append(points)
+    for (run, name), found in parts.items():
+        reached = 0
+        for low, high in sorted(found):
+            reached = high if low == reached else reached
+        if reached != len(merge.settings[run]["point_indices"]):
+            for points in found:
+                del merge.units[run, name, points]

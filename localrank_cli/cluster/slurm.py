@@ -1,0 +1,188 @@
+"""Asks Slurm, and hands it work through submitit."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from localrank_cli.cluster.folder import ShardFolder
+from localrank_cli.cluster.script import (
+    SECONDS_BEFORE_END,
+    Resources,
+    merge_words,
+    task_words,
+)
+from localrank_cli.errors import SettingsError
+from localrank_cli.pipeline.frozen import Frozen
+
+_STANDARD_ARRAY = 1001  # Slurm's own default for MaxArraySize
+_MOST_TIMEOUTS = 20
+_WAIT = 60.0  # seconds for an answer
+_POLL = 0.2
+_PATIENCE = 20.0  # for a task to keep what is finished
+
+
+def longest_array() -> int:
+    """How many tasks an array may have here.
+
+    Returns:
+        MaxArraySize, or Slurm's default where there is no Slurm.
+    """
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.M)
+    return max(1, int(found.group(1)) if found else _STANDARD_ARRAY)
+
+
+def jobs_alive(jobs: Sequence[str]) -> list[str]:
+    """Tells which jobs are waiting or running.
+
+    Args:
+        jobs: Ids.
+
+    Returns:
+        Those of them.
+    """
+    lines = _ask("squeue", "--noheader", "--format=%F", f"--jobs={','.join(jobs)}").split()
+    return sorted(set(lines) & set(jobs))
+
+
+def _ask(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return ""
+    with suppress(subprocess.TimeoutExpired, OSError):
+        done = subprocess.run(  # noqa: S603  # Slurm's own programs
+            command, capture_output=True, text=True, timeout=_WAIT, check=False
+        )
+        return done.stdout
+    return ""
+
+
+@dataclass
+class Task:
+    """What submitit runs on a node: one command, which goes on where it stopped when run again.
+
+    The command is a process of its own, with the handlers of signals of localrank; in this one are
+    those of submitit, which calls `checkpoint` and puts the job into the queue again.
+    """
+
+    words: list[str]
+    folder: str  # the working directory
+    environment: dict[str, str]
+    good: tuple[int, ...] = (0, 3)
+
+    def __call__(self) -> int:
+        """Runs the command.
+
+        Returns:
+            Its exit status.
+
+        Raises:
+            RuntimeError: If it failed; the log says why.
+        """
+        environment = {**os.environ, **self.environment}
+        cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
+        environment.setdefault("OMP_NUM_THREADS", cores)
+        self._process = subprocess.Popen(  # noqa: S603  # this program
+            self.words, cwd=self.folder, env=environment
+        )
+        # Not wait(): a signal's handler that waits too would wait for this one's lock.
+        while (status := self._process.poll()) is None:
+            time.sleep(_POLL)
+        if status not in self.good:
+            raise RuntimeError(f"localrank ended with status {status}; what it said stands above")
+        return status
+
+    def checkpoint(self) -> Any:
+        """Stops the command; what is finished is kept.
+
+        Returns:
+            The same again, for submitit to queue.
+        """
+        from submitit.helpers import DelayedSubmission  # noqa: PLC0415  # an optional package
+
+        process = self.__dict__.pop("_process", None)  # a process cannot be pickled
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE)
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """What was submitted."""
+
+    array: str
+    merge: str
+
+
+def submit_jobs(frozen: Frozen, folder: ShardFolder, resources: Resources) -> Jobs:
+    """Submits an array of all parts, and a merge for when it has ended.
+
+    Args:
+        frozen: The plan file's content, which stands in the folder.
+        folder: Where the tables of all shards stand.
+        resources: What each task asks for.
+
+    Returns:
+        The ids of both jobs.
+
+    Raises:
+        SettingsError: If submitit or Slurm is not there, or Slurm refuses.
+    """
+    try:
+        import submitit  # noqa: PLC0415  # an optional package
+    except ImportError as error:
+        raise SettingsError(
+            "--cluster slurm: submitit is not installed.",
+            "Install it with pip install 'localrank[slurm]', or save the script of --dry-run.",
+        ) from error
+    if shutil.which("sbatch") is None:
+        raise SettingsError(
+            "--cluster slurm: there is no sbatch on this machine.",
+            "Submit from a login node, or use --cluster local.",
+        )
+    words = task_words(frozen, folder, gpus=bool(resources.gpus_per_task))
+    tasks = [
+        Task([*words, "--shard", f"{index}/{frozen.shards}"], frozen.folder, {})
+        for index in range(frozen.shards)
+    ]
+    try:
+        array = _executor(submitit, folder, resources)
+        parallel = {"slurm_array_parallelism": resources.max_parallel or frozen.shards}
+        array.update_parameters(name="localrank", **parallel)
+        array_id = array.submit_array(tasks)[0].job_id.partition("_")[0]
+        merge = _executor(submitit, folder, Resources(resources.partition, setup=resources.setup))
+        after = {"dependency": f"afterany:{array_id}"}
+        merge.update_parameters(name="localrank-merge", slurm_additional_parameters=after)
+        merged = merge.submit(Task(merge_words(frozen, folder), frozen.folder, {}))
+    except (subprocess.SubprocessError, OSError, submitit.core.utils.FailedJobError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(
+            f"--cluster slurm: sbatch refused ({reason}).", "Check --partition, --time and --mem."
+        ) from error
+    return Jobs(array_id, merged.job_id)
+
+
+def _executor(submitit: Any, folder: ShardFolder, resources: Resources) -> Any:
+    executor = submitit.AutoExecutor(
+        str(folder.logs), cluster="slurm", slurm_max_num_timeout=_MOST_TIMEOUTS
+    )
+    given: Mapping[str, Any] = {
+        "slurm_partition": resources.partition,
+        "slurm_time": resources.minutes,
+        "slurm_gpus_per_task": resources.gpus_per_task,
+        "slurm_cpus_per_task": resources.cpus_per_task,
+        "slurm_mem": resources.mem,
+        "slurm_setup": list(resources.setup) or None,
+    }
+    executor.update_parameters(
+        slurm_signal_delay_s=SECONDS_BEFORE_END,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    return executor

@@ -1,0 +1,165 @@
+"""The plan file: the list of checkpoints that all parts of a divided run must see."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localrank_cli.errors import SettingsError, UnreadableError
+
+FORMAT = 1
+_KEY = "localrank_plan"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A checkpoint as it was when the plan was made."""
+
+    name: str  # relative to the series
+    step: int | None  # None: it could not be read
+    size: int | None  # bytes of all its files; None: they could not be looked at
+    mtime_ns: int | None
+    is_done: bool = False  # finished before the work was divided
+
+
+@dataclass(frozen=True)
+class FrozenSeries:
+    """One series as it was when the plan was made."""
+
+    run: str
+    folder: str  # absolute
+    settings: Mapping[str, Any]  # all that decides the numbers, as in the manifest
+    checkpoints: tuple[Listed, ...]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What every part of a divided run reads."""
+
+    series: tuple[FrozenSeries, ...]
+    shards: int
+    n_units: int
+    words: tuple[str, ...]  # the command line of analyze, but for what each part has of its own
+    output: str  # absolute
+    folder: str  # the working directory
+    interpreter: str
+
+    def is_same_work(self, other: "Frozen") -> bool:
+        """Tells whether parts of the other plan are parts of this one.
+
+        Args:
+            other: Another plan.
+
+        Returns:
+            True where both divide the same checkpoints in the same way under the same settings.
+        """
+        return (self.series, self.shards, self.words) == (other.series, other.shards, other.words)
+
+    @property
+    def n_checkpoints(self) -> int:
+        """How many checkpoints are listed."""
+        return sum(len(one.checkpoints) for one in self.series)
+
+    @property
+    def done(self) -> set[tuple[str, str]]:
+        """Run and name of each checkpoint that was finished before the work was divided."""
+        return {
+            (one.run, each.name) for one in self.series for each in one.checkpoints if each.is_done
+        }
+
+    def of_run(self, run: str) -> FrozenSeries:
+        """Finds a series.
+
+        Args:
+            run: Its name.
+
+        Returns:
+            The series.
+
+        Raises:
+            SettingsError: If the plan has none of that name.
+        """
+        for one in self.series:
+            if one.run == run:
+                return one
+        raise SettingsError(
+            f"the plan file lists no series {run!r}.", "Give the checkpoints that it was made for."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Makes it fit for a file.
+
+        Returns:
+            Anything that JSON can hold.
+        """
+        return {
+            _KEY: FORMAT,
+            "interpreter": self.interpreter,
+            "folder": self.folder,
+            "words": list(self.words),
+            "output": self.output,
+            "shards": self.shards,
+            "n_units": self.n_units,
+            "series": [
+                {
+                    "run": one.run,
+                    "folder": one.folder,
+                    "settings": one.settings,
+                    "checkpoints": [
+                        [each.name, each.step, each.size, each.mtime_ns, each.is_done]
+                        for each in one.checkpoints
+                    ],
+                }
+                for one in self.series
+            ],
+        }
+
+
+def read_frozen(path: Path) -> Frozen:
+    """Reads a plan file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UnreadableError: If it cannot be read, or is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        _check_format(found[_KEY])
+        series = tuple(
+            FrozenSeries(
+                one["run"],
+                one["folder"],
+                one["settings"],
+                tuple(Listed(*each) for each in one["checkpoints"]),
+            )
+            for one in found["series"]
+        )
+        return Frozen(
+            series,
+            found["shards"],
+            found["n_units"],
+            tuple(found["words"]),
+            found["output"],
+            found["folder"],
+            found["interpreter"],
+        )
+    except OSError as error:
+        raise UnreadableError(
+            f"{path}: cannot be read ({error.strerror}).", "Name the plan file of localrank submit."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnreadableError(
+            f"{path}: is no plan file of this version of localrank.",
+            "Submit again; what is finished is kept.",
+        ) from error
+
+
+def _check_format(number: object) -> None:
+    if number != FORMAT:
+        raise ValueError(f"format {number}")

@@ -1,0 +1,268 @@
+"""Several workers on this machine: real processes, and the table of a single run."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from localrank_cli.pipeline.freeze import freeze
+from localrank_cli.pipeline.options import AnalyzeOptions
+from localrank_cli.pipeline.plan import make_plan
+from localrank_cli.table.write import write_whole
+from tests.cli.program import QUICK, Outcome, invoke, run, start
+from tests.cli.test_merge import assert_equal, rows
+from tests.helpers import NET_CODE, entries, ignore, net_weights, weights
+
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+# Waits at checkpoints whose first bias says so, until a file is there.
+WAITS = """
+        if self.a.bias[0] > 9:
+            import pathlib, time
+            pathlib.Path({folder!r}, "waiting").touch()
+            while not pathlib.Path({folder!r}, "go").exists():
+                time.sleep(0.05)
+        return self.b"""
+
+
+def submit(series: Path, target: Path, *words: str, workers: int = 2) -> Outcome:
+    return run(
+        "submit", str(series), *QUICK, "-o", str(target), "--workers", str(workers), *words,
+        env=ONE_THREAD,
+    )  # fmt: skip
+
+
+def single(series: Path, *words: str) -> str:
+    return invoke("analyze", str(series), *QUICK, *words).stdout
+
+
+def wait_until(true: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_workers_give_the_table_of_one_process(series: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out/ranks.csv"
+    target.parent.mkdir()
+    outcome = submit(series, target)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stdout == ""
+    assert outcome.stderr.splitlines() == [
+        "localrank: note: no --model: read as a plain MLP 4-3-2 with relu between its layers",
+        f"localrank: note: wrote {target} and ranks.csv.json",
+    ]
+    assert_equal(target.read_text(), single(series))
+    assert entries(target.parent) == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]
+    manifest = json.loads((target.parent / "ranks.csv.json").read_text())
+    assert manifest["complete"] is True
+    # A single run goes on from it.
+    again = invoke("analyze", str(series), *QUICK, "-o", str(target))
+    assert "going on: 3 of 3" in again.stderr
+
+
+def test_fewer_checkpoints_than_workers(series: Path, tmp_path: Path) -> None:
+    outcome = submit(series, tmp_path / "a.csv", "--last", "1", workers=2)
+    assert outcome.code == 0, outcome.stderr
+    assert_equal((tmp_path / "a.csv").read_text(), single(series, "--last", "1"))
+
+
+def test_several_devices_of_analyze_to_a_pipe(series: Path, tmp_path: Path) -> None:
+    outcome = run(
+        "analyze", str(series), *QUICK, "--device", "cpu,cpu", "-q", env=ONE_THREAD, cwd=tmp_path
+    )
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert_equal(outcome.stdout, single(series))
+    assert entries(tmp_path) == ["run"]
+
+
+def test_a_series_that_grew_and_other_settings(series: Path, tmp_path: Path) -> None:
+    target = tmp_path / "a.csv"
+    assert submit(series, target).code == 0
+    save_file(weights(seed=7), series / "step_7.safetensors")
+    outcome = submit(series, target)
+    assert "going on: 3 of 4" in outcome.stderr
+    assert_equal(target.read_text(), single(series))
+    outcome = submit(series, target, "--atol", "0.5")
+    assert outcome.code == 1
+    assert "was begun with another setting for 'run': tolerances was" in outcome.error
+    outcome = submit(series, target, "--atol", "0.5", "--overwrite")
+    assert outcome.code == 0, outcome.stderr
+    assert_equal(target.read_text(), single(series, "--atol", "0.5"))
+
+
+def test_an_error_is_told_once(series: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        NET_CODE.replace(
+            "        return self.b",
+            "        assert self.a.bias[0] < 9\n" * 1 + "        return self.b",
+        )
+    )
+    for step in range(4):
+        bias = {"a.bias": torch.full((3,), 10.0)} if step else {}
+        torch.save(net_weights(step) | bias, tmp_path / f"step_{step}.pt")
+    words = ("submit", str(tmp_path), "--pattern", "*.pt", *QUICK, "--workers", "2")
+    model = ("--model", f"{tmp_path}/net.py:Net")
+    outcome = run(*words, *model, "-o", str(tmp_path / "a.csv"), env=ONE_THREAD)
+    assert outcome.code == 1
+    assert outcome.stderr.count("localrank: error: ") == 1
+    assert "AssertionError" in outcome.stderr
+    skipped = run(
+        *words, *model, "-o", str(tmp_path / "a.csv"), "--on-error", "skip", env=ONE_THREAD
+    )
+    assert skipped.code == 3, skipped.stderr
+    found = [row["status"] for row in rows((tmp_path / "a.csv").read_text())]
+    assert found.count("ok") == 2
+    assert len(found) == 5
+
+
+def test_values_that_are_not_finite(series: Path, tmp_path: Path) -> None:
+    broken = weights(seed=7)
+    broken["0.weight"][0, 0] = float("nan")
+    save_file(broken, series / "step_7.safetensors")
+    outcome = submit(series, tmp_path / "a.csv")
+    assert outcome.code == 3
+    assert outcome.stderr.count("non-finite values in") == 1
+    assert_equal((tmp_path / "a.csv").read_text(), single(series))
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
+    """A series at whose last checkpoint the model waits, and the command."""
+    folder = tmp_path / "series"
+    folder.mkdir()
+    code = WAITS.format(folder=str(tmp_path)).lstrip("\n")
+    (folder / "net.py").write_text(NET_CODE.replace("        return self.b", code))
+    for step in range(4):
+        bias = {"a.bias": torch.full((3,), 10.0)} if step == 3 else {}
+        torch.save(net_weights(step) | bias, folder / f"step_{step}.pt")
+    model = ("--model", f"{folder}/net.py:Net")
+    target = str(tmp_path / "ranks.csv")
+    return folder, ("submit", str(folder), *QUICK, *model, "-o", target, "--workers", "2")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGUSR1,
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        pytest.param(signal.SIGUSR2, marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_stops_the_workers_and_the_same_command_goes_on(
+    waiting: tuple[Path, tuple[str, ...]], number: signal.Signals, tmp_path: Path
+) -> None:
+    folder, words = waiting
+    shards = tmp_path / "ranks.csv.shards"
+    with start(*words, env=ONE_THREAD) as process:
+        first = shards / "shard-00000-of-00002.csv.json"  # this worker is done
+        wait_until(lambda: (tmp_path / "waiting").exists() and first.exists(), process)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert stderr.splitlines()[-2:] == [
+        "localrank: note: 3 finished units are kept in ranks.csv.shards/, 1 are left: the same"
+        " command goes on from there",
+        f"localrank: stopped by {number.name}",
+    ]
+    assert not (tmp_path / "ranks.csv").exists()
+    assert not list(shards.glob("*.lock"))  # nobody is at work any more
+    (tmp_path / "go").touch()
+    if number == signal.SIGTERM:  # with a longer list the rest is divided anew
+        torch.save(net_weights(9), folder / "step_9.pt")
+    again = run(*words, env=ONE_THREAD)
+    assert again.code == 0, again.stderr
+    assert "going on: 3 of" in again.stderr
+    assert not shards.exists()
+    expected = invoke("analyze", *words[1:-4]).stdout
+    assert_equal((tmp_path / "ranks.csv").read_text(), expected)
+
+
+def test_a_worker_that_is_killed(waiting: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
+    _, words = waiting
+    with start(*words, env=ONE_THREAD) as process:
+        wait_until((tmp_path / "waiting").exists, process)
+        lock = tmp_path / "ranks.csv.shards/shard-00001-of-00002.csv.lock"
+        os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "localrank: error: worker 1 of 2 ended by signal 9." in stderr
+    (tmp_path / "go").touch()
+    assert run(*words, env=ONE_THREAD).code == 0
+
+
+def test_one_submission_at_a_time(waiting: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
+    _, words = waiting
+    with start(*words, env=ONE_THREAD) as process:
+        wait_until((tmp_path / "waiting").exists, process)
+        second = run(*words, env=ONE_THREAD)
+        (tmp_path / "go").touch()
+        process.communicate(timeout=60)
+    assert second.code == 1
+    assert "is writing it" in second.error
+    assert process.returncode == 0
+
+
+def test_the_plan_is_kept_to(series: Path, tmp_path: Path) -> None:
+    """A part that starts late sees the same list, and refuses what changed."""
+    options = AnalyzeOptions((series,), data="normal:4", points=5, device="cpu")
+    whole = make_plan(options, ignore)
+    frozen = freeze(whole, whole, 2, (), tmp_path / "a.csv")
+    write_whole(tmp_path / "plan.json", frozen.to_json())
+    expected = single(series)
+    save_file(weights(seed=7), series / "step_7.safetensors")
+    plan = ("--plan", str(tmp_path / "plan.json"))
+    for index in range(2):
+        part = ("-o", str(tmp_path / "s"), "--shard", f"{index}/2")
+        assert invoke("analyze", str(series), *QUICK, *plan, *part).code == 0
+    assert invoke("merge", str(tmp_path / "s"), "-o", str(tmp_path / "a.csv")).code == 0
+    assert_equal((tmp_path / "a.csv").read_text(), expected)
+    refused = invoke("analyze", str(series), "--data", "normal:4", "--device", "cpu", *plan)
+    assert "point indices is not what it was when the plan was made" in refused.error
+    save_file(weights(seed=99), series / "step_5.safetensors")
+    assert "changed since the plan was made" in invoke("analyze", str(series), *QUICK, *plan).error
+    (series / "step_5.safetensors").unlink()
+    gone = invoke("analyze", str(series), *QUICK, *plan)
+    assert "step_5.safetensors is not there any more, and the plan lists it" in gone.error
+    (tmp_path / "plan.json").write_text("{}")
+    assert "is no plan file" in invoke("analyze", str(series), *QUICK, *plan).error
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "submit: no file to write"),
+        (("-o", "-"), 2, "submit: no file to write"),
+        (("-o", "a.xlsx"), 2, "names no format"),
+        (("-o", "a.csv", "--workers", "0"), 2, "at least 1"),
+        (("-o", "a.csv", "--cluster", "moon"), 2, "Known are local"),
+        (("-o", "a.csv", "--wait"), 2, "local workers are always waited for"),
+        (("-o", "a.csv", "--cluster", "slurm", "--time", "x"), 2, "--time x: not a time"),
+        (("-o", "a.csv", "--minutes-per-task", "0"), 2, "must be positive"),
+        (("-o", "a.csv", "--shard", "0/2"), 2, "divided among several workers"),
+        (("-o", "a.csv", "--device", "cpu,moon"), 2, "Known are auto"),
+        (("-o", "a.csv", "--memory", "20MiB", "--workers", "2"), 2, "10 MiB for each"),
+    ],
+)
+def test_bad_submissions(
+    series: Path,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = invoke("submit", str(series), *QUICK, *words)
+    assert outcome.code == code
+    assert said in outcome.error
+    assert entries(tmp_path) == ["run"]
