@@ -2,45 +2,14 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localrank_cli.cli.arguments import (
-    Activation,
-    Atol,
-    Checkpoints,
-    DataKey,
-    DataScale,
-    DataSpec,
-    Debug,
-    DeviceName,
-    Dtype,
-    Every,
-    Exclude,
-    InputMetric,
-    Last,
-    Layers,
-    Memory,
-    ModelArg,
-    ModelSpec,
-    Noise,
-    Pattern,
-    Points,
-    Quiet,
-    Rtol,
-    Seed,
-    StepFrom,
-    StepRegex,
-    Steps,
-    TrustModel,
-    TrustPickle,
-    Weights,
-    Wrt,
-)
+from localrank_cli.cli.analyze import parse_options
 from localrank_cli.cli.given import do_not_spin, options_from
-from localrank_cli.cli.options import AllowSmallCov, InputSlice, OutputSlice, PresetName
 from localrank_cli.cli.text import printable
+from localrank_cli.cli.words import taking
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.pipeline.inspection import Inspection
@@ -50,37 +19,14 @@ _FAILED = 3
 _LISTED = 12
 
 
-def inspect(
-    checkpoints: Checkpoints,
-    model: ModelSpec = None,
-    model_arg: ModelArg = None,
-    activation: Activation = None,
-    data: DataSpec = None,
-    data_key: DataKey = None,
-    data_scale: DataScale = None,
-    points: Points = None,
-    seed: Seed = None,
-    layers: Layers = None,
-    exclude: Exclude = None,
-    wrt: Wrt = None,
-    atol: Atol = None,
-    rtol: Rtol = None,
-    input_metric: InputMetric = None,
-    allow_small_cov: AllowSmallCov = False,
-    noise: Noise = None,
-    preset: PresetName = None,
-    input_slice: InputSlice = "",
-    output_slice: OutputSlice = "",
-    device: DeviceName = "auto",
-    memory: Memory = None,
-    dtype: Dtype = None,
-    pattern: Pattern = "",
-    steps: Steps = None,
-    every: Every = 1,
-    last: Last = None,
-    weights: Weights = "raw",
-    step_regex: StepRegex = None,
-    step_from: StepFrom = None,
+# What only matters once something is computed, or written.
+_NOT_OFFERED = {
+    "information", "information_points", "information_noise", "labels_key", "output", "overwrite",
+    "spectra", "on_error", "shard", "follow", "until", "plan", "verbose",
+}  # fmt: skip
+
+
+def parse_inspection(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
     timed: Annotated[
         bool,
@@ -88,16 +34,27 @@ def inspect(
             "--time/--no-time", help="Compute a few points, for the route and the time it takes."
         ),
     ] = True,
-    quiet: Quiet = False,
-    debug: Debug = False,  # seen by the program itself
-    trust_model: TrustModel = False,
-    trust_pickle: TrustPickle = False,
-) -> None:
+) -> tuple[bool, bool]:
+    """Read what inspect alone is given.
+
+    Args:
+        as_json: For a program.
+        timed: Whether points are computed.
+
+    Returns:
+        Both.
+    """
+    return as_json, timed
+
+
+@taking(parse_options, parse_inspection, without=_NOT_OFFERED)
+def inspect(context: typer.Context, **given: Any) -> None:  # noqa: ARG001  # typer gives it
     """Say what analyze would do: steps, layers, shapes, route, cost. No table is made."""
+    as_json, timed = parse_inspection(given.pop("as_json"), given.pop("timed"))
     # A bad checkpoint is one line of the answer, not the end of it.
-    options = options_from(locals() | {"on_error": "skip"})
+    options = options_from(given | {"on_error": "skip"})
     do_not_spin()
-    found = _inspect(options, quiet=quiet, timed=timed)
+    found = _inspect(options, quiet=given["quiet"], timed=timed)
     if as_json:
         print(json.dumps({"series": [one.to_json() for one in found]}, indent=2))
     else:

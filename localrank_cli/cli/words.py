@@ -44,11 +44,14 @@ def _text(value: Any) -> str:
     return f"{value:.17g}" if isinstance(value, float) else str(value)
 
 
-def taking(*functions: Callable[..., Any]) -> Callable[[_Command], _Command]:
+def taking(
+    *functions: Callable[..., Any], without: Collection[str] = ()
+) -> Callable[[_Command], _Command]:
     """Gives a command the parameters of other functions, after its context.
 
     Args:
         *functions: Their parameters, in order, are the command's.
+        without: Parameters that the command does not offer.
 
     Returns:
         A decorator, for a function of a context and of keywords.
@@ -56,7 +59,8 @@ def taking(*functions: Callable[..., Any]) -> Callable[[_Command], _Command]:
     context = inspect.Parameter(
         "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
     )
-    own = [one for each in functions for one in inspect.signature(each).parameters.values()]
+    every = [one for each in functions for one in inspect.signature(each).parameters.values()]
+    own = [one for one in every if one.name not in without]
     signature = inspect.Signature([context, *own])
 
     def decorate(command: _Command) -> _Command:
