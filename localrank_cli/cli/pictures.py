@@ -113,6 +113,8 @@ def _drawn(options: PlotOptions, specs: list[tuple[Path, str]]) -> Drawn:
         return figures.compare(frame, choice, look, metrics, options.by)
     if options.kind == "depth":
         return figures.depth(frame, choice, look, options.steps)
+    if options.kind == "information-plane":
+        return figures.information_plane(frame, choice, look)
     if options.kind == "heatmap":
         return figures.heatmap(frame, choice, look)
     return figures.ranks(frame, choice, look, metrics)

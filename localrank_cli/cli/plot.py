@@ -8,7 +8,7 @@ import typer
 
 from localrank_cli.errors import UsageError
 
-KINDS = ("ranks", "heatmap", "depth", "tolerance", "spectrum", "compare")
+KINDS = ("ranks", "heatmap", "depth", "tolerance", "spectrum", "compare", "information-plane")
 _FORMATS = (".png", ".svg", ".pdf")
 _LARGEST = 100.0  # inches
 
@@ -30,7 +30,8 @@ def plot(
             metavar="KIND",
             help="ranks: a line per layer over the steps; heatmap: layer by step, share of the"
             " largest rank; depth: a line per step over the layers; compare: tables or runs side"
-            " by side; tolerance, spectrum: from --spectra.",
+            " by side; tolerance, spectrum: from --spectra; information-plane: from --information"
+            " and --labels-key.",
         ),
     ] = "ranks",
     output: Annotated[

@@ -9,11 +9,13 @@ from localrank_cli.figures.heatmap import heatmap
 from localrank_cli.figures.lines import compare, ranks
 from localrank_cli.figures.look import Look, saved, styled
 from localrank_cli.figures.metrics import Metric
+from localrank_cli.figures.plane import information_plane
 from localrank_cli.figures.spectrum import spectrum
 from localrank_cli.figures.tolerance import tolerance
 from localrank_cli.table.spectra import SpectraFile
 
 __all__ = [
-    "Choice", "Look", "Metric", "SpectraFile", "compare", "depth", "heatmap", "ranks",
+    "Choice", "Look", "Metric", "SpectraFile", "compare", "depth", "heatmap",
+    "information_plane", "ranks",
     "saved", "spectrum", "styled", "tolerance",
 ]  # fmt: skip
