@@ -12,7 +12,7 @@ from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.manifest import decisive, series_settings
 from localrank_cli.pipeline.plan import Plan, SeriesPlan
 from localrank_cli.pipeline.run import Known, hash_of
-from localrank_cli.table.journal import Entry, Journal
+from localrank_cli.table.journal import GONE, Entry, Journal
 from localrank_cli.table.record import KIND
 
 Note = Callable[[str], None]
@@ -70,7 +70,7 @@ def go_on(
             else:
                 checkpoints.append(checkpoint)
         left.append(replace(series, checkpoints=tuple(checkpoints)))
-    _tell_vanished(plan, entries, note)
+    _tell_vanished(plan, journal, note)
     if n_done:
         note(f"going on: {n_done} of {plan.n_checkpoints} checkpoints are finished already")
     return GoingOn(replace(plan, series=tuple(left)), known, n_done)
@@ -154,11 +154,17 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
     )
 
 
-def _tell_vanished(plan: Plan, entries: Mapping[_Key, Entry], note: Note) -> None:
+def _tell_vanished(plan: Plan, journal: Journal, note: Note) -> None:
     planned = {series.run: series.found for series in plan.series}
-    for (run, checkpoint, _), entry in entries.items():
-        if entry.head["status"] == "ok" and checkpoint not in planned.get(run, {checkpoint}):
+    for entry in journal.entries(KIND):
+        run, checkpoint = entry.head["run"], entry.head["checkpoint"]
+        if checkpoint in planned.get(run, {checkpoint}):
+            continue
+        if entry.head["status"] == "ok":
             note(f"{run}: {checkpoint} is not there any more; its rows are kept")
+        else:
+            note(f"{run}: {checkpoint}, which failed, is not there any more; its row is dropped")
+            journal.append(entry.head | {"status": GONE}, {})
 
 
 def _key(entry: Entry) -> _Key:

@@ -20,6 +20,8 @@ from localrank_cli.errors import OutputError
 from localrank_cli.table.write import cannot_write
 
 FORMAT = 1
+# The status of a record that takes an earlier one away.
+GONE = "gone"
 _KIND = "journal"
 _START = len(b'{"crc32":"00000000",')
 _DECODER = json.JSONDecoder()
@@ -143,9 +145,10 @@ class Journal:
             kind: As in the heads.
 
         Returns:
-            The latest of each run and checkpoint, in no particular order.
+            The latest of each run and checkpoint, in no particular order; not what is gone.
         """
-        return list(self._entries.get(kind, {}).values())
+        every = self._entries.get(kind, {}).values()
+        return [entry for entry in every if entry.head.get("status") != GONE]
 
     def body(self, entry: Entry) -> Any:
         """Reads a record's body.

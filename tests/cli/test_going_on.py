@@ -201,6 +201,18 @@ class TestSkip:
         assert (outcome.code, computed(outcome)) == (0, 2)
         assert target.read_text() == at_once(series)
 
+    def test_one_that_is_removed_is_forgotten(self, series: Path, target: Path) -> None:
+        expected = at_once(series)
+        self.broken(series)
+        analyze(series, target, "--on-error", "skip")
+        for step in (7, 8):
+            (series / f"step_{step}.safetensors").unlink()
+        outcome = analyze(series, target)
+        assert outcome.code == 0
+        assert outcome.stderr.count("its row is dropped") == 2
+        assert target.read_text() == expected
+        assert "dropped" not in analyze(series, target).stderr
+
     def test_a_failure_stays_one_when_nothing_is_mended(self, series: Path, target: Path) -> None:
         self.broken(series)
         for _ in range(2):
