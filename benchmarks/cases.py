@@ -39,6 +39,13 @@ def _deficient() -> tuple[nn.Module, Tensor]:
     return model, points
 
 
+def _normed() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = networks.normed_mlp(200)
+    networks.train(model, networks.TRAINING_STEPS)
+    return model.eval().requires_grad_(False), networks.digits(16)[0]
+
+
 def _resnet() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     return networks.SmallResNet().eval().requires_grad_(False), torch.randn(2, 3, 32, 32)
@@ -65,6 +72,12 @@ CASES: dict[str, Case] = {
     ),
     "tanh": Case("the first with tanh", _trained(200, 64, nn.Tanh).make, _MLP, {"jacrev": 8}),
     "deficient": Case("the first, W_1 of rank 40", _deficient, _MLP, {"jacrev": 8}),
+    "normed": Case(
+        "MLP 784-200 with LayerNorm and skip connections, 16 points",
+        _normed,
+        ("0", "3.linear", "4.linear", "5"),
+        {"jacrev": 8},
+    ),
     "resnet": Case(
         "small ResNet 3x32x32, 6 convolutions, 2 points",
         _resnet,

@@ -113,6 +113,44 @@ class SmallResNet(nn.Module):
         return logits
 
 
+class NormedBlock(nn.Module):
+    """Linear, LayerNorm and ReLU around a skip connection."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Applies the block.
+
+        Args:
+            inputs: Shape (points, width).
+
+        Returns:
+            The same shape.
+        """
+        return inputs + torch.relu(self.norm(self.linear(inputs)))
+
+
+def normed_mlp(width: int) -> nn.Sequential:
+    """784 inputs, two blocks with LayerNorm and skip connections, 10 outputs: no chain.
+
+    Args:
+        width: Of the blocks.
+
+    Returns:
+        The network, untrained.
+    """
+    return nn.Sequential(
+        nn.Linear(784, width),
+        nn.LayerNorm(width),
+        nn.ReLU(),
+        NormedBlock(width),
+        NormedBlock(width),
+        nn.Linear(width, 10),
+    )
+
+
 class DecoderBlock(nn.Module):
     """Causal attention and an MLP, each after a LayerNorm and around a skip connection."""
 

@@ -27,6 +27,7 @@ class Batch:
     metric: Metric | None = None
     origin: Tensor | None = None  # with a metric, the varied tensor itself, (points, n_in)
     picked: Mapping[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
+    error: float = 0.0  # how far a singular value may be off because the input was reduced
 
     @property
     def n_points(self) -> int:

@@ -3,26 +3,25 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import LocalrankError, ModelError
+from localrank_cli.errors import ModelError
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.blocks import BlockPlan, blocks, plan_blocks
 from localrank_cli.jacobian.budget import Budget, check_fits
 from localrank_cli.jacobian.chain import Chain
 from localrank_cli.jacobian.costs import directions_at_once, layer_groups, split_by_depth
+from localrank_cli.jacobian.failing import guarded, memory_error, out_of_memory
 from localrank_cli.jacobian.metric import Metric
 from localrank_cli.jacobian.portions import AnyPortion, BlockPortion, ChainPortion, Portion
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
+from localrank_cli.jacobian.row_space import bottleneck, narrow
 from localrank_cli.jacobian.trace import Refusal, find_chain
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.survey import CallRecord, Survey
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,7 @@ class Modes:
     chain: bool = True
     forward: bool = True
     batched_reverse: bool = True
+    narrow: bool = True
     notes: list[str] = field(default_factory=list)
     routes: list[str] = field(default_factory=list)
 
@@ -100,7 +100,8 @@ def jacobians(task: Task, modes: Modes) -> Iterator[AnyPortion]:
             if chain is not None:
                 yield ChainPortion(chain, start + offset, good)
                 continue
-            yield from _portions(task, batch, start + offset, good, modes)
+            reduced = _narrow(task, batch, good, modes)
+            yield from _portions(task, reduced, start + offset, good, modes)
 
 
 def _calls(task: Task) -> tuple[list[Call], list[Call]]:
@@ -121,7 +122,7 @@ def _batches(
 ) -> Iterator[tuple[int, Batch]]:
     batch = guards.make_batch(task.model, points, values, task.wrt, task.tolerance)
     calls = [record.call for record in task.records]
-    if batch is not None and _guarded(partial(guards.points_are_separate, batch, calls)):
+    if batch is not None and guarded(partial(guards.points_are_separate, batch, calls)):
         yield 0, batch.measured_in(task.metric, task.picked)
         return
     _note_once(
@@ -165,11 +166,12 @@ def _portions(
         forward, reverse = (), tuple(held)
     for group in layer_groups(forward, batch.n_in, itemsize, room * itemsize):
         names = [record.call for record in group]
-        tensors = _guarded(partial(forward_jacobians, batch, names, min(chunk, batch.n_in)))
+        tensors = guarded(partial(forward_jacobians, batch, names, min(chunk, batch.n_in)))
         for record, tensor in zip(group, tensors, strict=True):
-            yield Portion(record, start, tensor, good[record.call])
+            yield Portion(record, start, tensor, good[record.call], batch.error)
     for record in reverse:
-        yield Portion(record, start, _reverse(batch, record, chunk, modes), good[record.call])
+        rows = _reverse(batch, record, chunk, modes)
+        yield Portion(record, start, rows, good[record.call], batch.error)
     routes = [f"{record.call.label}: forward" for record in forward]
     routes += [f"{record.call.label}: reverse" for record in reverse]
     for record in task.records:
@@ -179,9 +181,10 @@ def _portions(
             portion = budget.block_directions(record.numel, batch.n_in)
             chunk = directions_at_once(1, task.survey.activations, itemsize, portion)
             routes.append(f"{record.call.label}: {plan.mode}, blocks of {plan.size} {plan.along}")
-            yield BlockPortion(
-                record, start, _walk(batch, record, plan, chunk, modes), good[record.call]
-            )
+            walk = _walk(batch, record, plan, chunk, modes)
+            yield BlockPortion(record, start, walk, good[record.call], batch.error)
+    if batch.n_in < task.n_in:
+        routes.insert(0, f"{batch.n_in} directions for {task.n_in} inputs: the first layer's rows")
     modes.routes = [route for route in modes.routes if route.startswith("no chain")] + routes
 
 
@@ -194,7 +197,7 @@ def _walk(
         steps = blocks(batch, record, plan, rows)
         while True:
             try:
-                block = _guarded(partial(next, steps))
+                block = guarded(partial(next, steps))
             except StopIteration:
                 return
             yield block
@@ -213,6 +216,20 @@ def _chain(task: Task, batch: Batch, modes: Modes) -> Chain | None:
     return found
 
 
+def _narrow(task: Task, batch: Batch, good: dict[Call, Tensor], modes: Modes) -> Batch:
+    """The batch along fewer directions, where that is exact and saves forward passes."""
+    through = bottleneck(task.survey.records, batch.n_in)
+    fitting = task.metric is None and task.dtype == torch.float64
+    if through is None or not fitting or not modes.narrow or task.survey.has_low_precision:
+        return batch
+    if not modes.forward or not split_by_depth(task.records, batch.n_in).forward:
+        return batch
+    everywhere = torch.stack(list(good.values())).all(dim=0)
+    reduced = guarded(partial(narrow, batch, through, task.records, everywhere))
+    modes.narrow = reduced is not None
+    return batch if reduced is None else reduced
+
+
 def _try_forward(
     task: Task, batch: Batch, calls: list[Call], good: dict[Call, Tensor], modes: Modes
 ) -> None:
@@ -221,8 +238,8 @@ def _try_forward(
     try:
         agree = guards.modes_agree(batch, calls, everywhere, task.tolerance)
     except Exception as error:  # torch.func refuses with many types of error
-        if _out_of_memory(error):
-            raise _memory_error(error) from error
+        if out_of_memory(error):
+            raise memory_error(error) from error
         modes.refuse_forward(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
         return
     if not agree:
@@ -238,29 +255,14 @@ def _reverse(batch: Batch, record: CallRecord, chunk: int, modes: Modes) -> Tens
         try:
             return reverse_jacobian(batch, record.call, rows)
         except Exception as error:  # vmap over a backward refuses with many types of error
-            if _out_of_memory(error):
-                raise _memory_error(error) from error
+            if out_of_memory(error):
+                raise memory_error(error) from error
             modes.batched_reverse = False
             modes.notes.append(
                 "rows are computed one by one, which is slow"
                 f" ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
             )
-    return _guarded(partial(reverse_jacobian, batch, record.call, 1))
-
-
-def _guarded(compute: Callable[[], _Result]) -> _Result:
-    try:
-        return compute()
-    except (LocalrankError, StopIteration):
-        raise
-    except Exception as error:  # whatever a user's model may raise under autograd
-        if _out_of_memory(error):
-            raise _memory_error(error) from error
-        raise ModelError(
-            f"the model cannot be differentiated: {type(error).__name__}:"
-            f" {' '.join(str(error).split())[:400]}",
-            "Leave the layers behind the failing operation out (--exclude), or see --debug.",
-        ) from error
+    return guarded(partial(reverse_jacobian, batch, record.call, 1))
 
 
 def _points_at_once(task: Task) -> int:
@@ -283,16 +285,3 @@ def _points_at_once(task: Task) -> int:
 def _note_once(modes: Modes, note: str) -> None:
     if note not in modes.notes:
         modes.notes.append(note)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        "can't allocate memory" in str(error)
-    )
-
-
-def _memory_error(error: Exception) -> ModelError:
-    return ModelError(
-        f"out of memory: {' '.join(str(error).split())[:200]}",
-        "Ask for fewer --points or --layers, or use a machine with more memory.",
-    )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from localrank_cli.errors import LocalrankError, ModelError
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.layout import Layout
-from localrank_cli.jacobian.routes import pullback, pushforward
+from localrank_cli.jacobian.routes import contracted, pullback, pushforward
 from localrank_cli.layers.capture import Call, Capture
 
 
@@ -206,7 +206,7 @@ def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
             cotangents.append(cotangent)
         # One backward pass for all calls: random cotangents do not cancel.
         (rows,) = torch.autograd.grad(
-            outputs, varied, cotangents, allow_unused=True, retain_graph=point == 0
+            contracted(outputs, cotangents), varied, allow_unused=True, retain_graph=point == 0
         )
         if rows is None:
             return True
@@ -246,8 +246,22 @@ def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: fl
     return True
 
 
+def random_cotangent(numel: int, batch: Batch, seed: int) -> Tensor:
+    """Draws u at every point, the same on every device.
+
+    Args:
+        numel: Entries of the output.
+        batch: The points.
+        seed: Of the draw.
+
+    Returns:
+        Shape (points, numel), standard normal.
+    """
+    return _normal((batch.n_points, numel), seed).to(batch.varied)
+
+
 def _random(numel: int, batch: Batch) -> Tensor:
-    return _normal((batch.n_points, numel), 2410).to(batch.varied)
+    return random_cotangent(numel, batch, 2410)
 
 
 def _normal(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -16,8 +16,9 @@ class Portion:
 
     record: CallRecord
     start: int  # index of the first point
-    jacobians: Tensor  # (points, n_out, n_in), on the model's device
+    jacobians: Tensor  # (points, n_out, n_in or fewer, see `Batch.error`), on the model's device
     finite: Tensor  # (points,) bool: no non-finite pre-activation here or before
+    error: float = 0.0  # how far a singular value may be off because columns were reduced
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class BlockPortion:
     start: int  # index of the point
     blocks: Callable[[], Iterator[Tensor]]  # each (some of the longer side, shorter side)
     finite: Tensor  # (1,) bool: as above
+    error: float = 0.0  # as above
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,27 @@ def pullback(batch: Batch, call: Call, cotangent: Tensor) -> Tensor:
     varied = batch.varied.detach().requires_grad_(True)
     with torch.enable_grad():
         (output,) = batch.outputs(varied, [call])
-    (row,) = torch.autograd.grad(output, varied, cotangent, allow_unused=True)
+    (row,) = torch.autograd.grad(contracted([output], [cotangent]), varied, allow_unused=True)
     return torch.zeros_like(batch.varied) if row is None else row
+
+
+def contracted(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
+    """The number whose gradient is the vector-Jacobian product.
+
+    Torch imports sympy to check cotangents that are given to it: half a second of a short run.
+
+    Args:
+        outputs: In a graph.
+        cotangents: One for each output, in its shape.
+
+    Returns:
+        The sum of all products, shape ().
+    """
+    with torch.enable_grad():
+        total = torch.zeros((), dtype=outputs[0].dtype, device=outputs[0].device)
+        for output, cotangent in zip(outputs, cotangents, strict=True):
+            total = total + (output * cotangent).sum()
+    return total
 
 
 def unit_rows(start: int, stop: int, like: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain, Link
+from localrank_cli.jacobian.routes import contracted
 from localrank_cli.layers.capture import Call
 
 # Elementwise operations by the name of their backward node: a quick filter, and no proof. An
@@ -202,9 +203,8 @@ class _Walk:
         cotangent = torch.randn(
             slope.shape, generator=generator, dtype=torch.float64, device="cpu"
         ).to(slope)
-        (row,) = torch.autograd.grad(
-            output, source, cotangent.reshape(output.shape), retain_graph=True
-        )
+        total = contracted([output], [cotangent.reshape(output.shape)])
+        (row,) = torch.autograd.grad(total, source, retain_graph=True)
         pulled, expected = row.reshape(slope.shape), slope * cotangent
         known = torch.isfinite(pulled) & torch.isfinite(expected)
         scale = torch.where(known, pulled.abs() + expected.abs(), 0).amax(dim=1, keepdim=True)

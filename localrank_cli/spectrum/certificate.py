@@ -17,9 +17,14 @@ lies within delta + (tau + e + 2 s)^2 - tau^2 of tau^2, where s is how far the S
 values may be off: then the true sigma is further than 2 s from tau, the SVD finds the same count,
 and finds it decided. A naive n u lambda_1 is wrong: the error grows with the long side.
 
-Sums over singular values (effective rank, Gaussian information) feel what delta does to small
-ones, |d sigma| <= min(sqrt(2 delta), delta / sigma): where that could reach the sixth digit, the
-SVD takes over too.
+Sums over singular values (effective rank, Gaussian information) feel the errors d_i of all
+eigenvalues, |d sigma_i| <= min(sqrt(2 delta), |d_i| / sigma_i). No d_i exceeds delta, and together
+they do not exceed the Frobenius norm of the errors (Hoffman and Wielandt):
+
+    sqrt(sum d_i^2) <= delta_F = 1.01 u (l |M|_F^2 + 4 r sqrt(r) lambda_1),
+
+so that a sum of w_i |d_i| stays under |w| delta_F, up to sqrt(r) times less than delta sum w_i.
+Where a sum could move in the sixth digit, the SVD takes over too.
 """
 
 from dataclasses import dataclass
@@ -30,6 +35,7 @@ from torch import Tensor
 from localrank_cli.spectrum.svd import rounding
 
 _U = 2.0**-53
+Sided = Tensor | int
 
 # Of the effective rank, by the certificate; two routes then differ by less than 1e-6.
 _SOFT = 2.5e-7
@@ -57,8 +63,36 @@ class Shape:
         return min(self.n_out, self.n_in)
 
 
+@dataclass(frozen=True)
+class _Deltas:
+    """Bounds on the errors of eigenvalues, shape (points,)."""
+
+    each: Tensor  # on the largest
+    together: Tensor  # on the root of the sum of their squares
+
+
+def squared_error(trace: Tensor, first: Tensor, long_side: Sided, short_side: Sided) -> Tensor:
+    """Computes delta.
+
+    Args:
+        trace: |M|_F^2, any shape, float64.
+        first: lambda_1, the same shape.
+        long_side: Of M; one, or the same shape.
+        short_side: Of M; one, or the same shape.
+
+    Returns:
+        The same shape.
+    """
+    return 1.01 * _U * (long_side * trace + 4 * short_side * first)
+
+
 def certified(
-    eigenvalues: Tensor, errors: Tensor, shapes: list[Shape], thresholds: Tensor, noise: float
+    eigenvalues: Tensor,
+    errors: Tensor,
+    shapes: list[Shape],
+    thresholds: Tensor,
+    noise: float,
+    leading: int | None = None,
 ) -> Tensor:
     """Tells which matrices' eigenvalues serve as they are.
 
@@ -68,6 +102,7 @@ def certified(
         shapes: Of each matrix.
         thresholds: Values of tau at which counts are wanted, shape (points, tolerances).
         noise: s of the Gaussian information.
+        leading: How many are to serve, the rest being known by other means; None: all.
 
     Returns:
         Shape (points,), bool.
@@ -77,13 +112,15 @@ def certified(
     first = eigenvalues[:, 0].clamp(min=0)
     long_sides = torch.tensor([s.long_side for s in shapes], dtype=torch.float64, device="cpu")
     short_sides = torch.tensor([s.short_side for s in shapes], dtype=torch.float64, device="cpu")
-    delta = 1.01 * _U * (long_sides * trace + 4 * short_sides * first)
+    delta = squared_error(trace, first, long_sides, short_sides)
+    together = squared_error(trace, first, long_sides, short_sides**1.5)
     norm = first.sqrt()
     # The SVD's threshold rtol * sigma_1 has its own sigma_1: 2 s and delta / sigma_1 more.
     svd = 4 * rounding(norm, shape.longest, torch.float64) + delta / norm.clamp(min=1e-300)
+    eigenvalues = eigenvalues[:, :leading]
     return (
         _counts_hold(eigenvalues, delta, errors + svd, thresholds)
-        & _sums_hold(eigenvalues, delta, short_sides, noise)
+        & _sums_hold(eigenvalues, _Deltas(delta, together), short_sides, noise)
         & (trace > _LEAST)
     )
 
@@ -99,21 +136,25 @@ def _counts_hold(eigenvalues: Tensor, delta: Tensor, error: Tensor, thresholds: 
     return held
 
 
-def _sums_hold(eigenvalues: Tensor, delta: Tensor, ranks: Tensor, noise: float) -> Tensor:
-    """Bounds what delta does to the effective rank and to the Gaussian information."""
+def _sums_hold(eigenvalues: Tensor, deltas: _Deltas, ranks: Tensor, noise: float) -> Tensor:
+    """Bounds what errors of eigenvalues do to the effective rank and the Gaussian information."""
     # For q = sigma / S, |d H| <= sum |d sigma| / S (|log q| + H), which is the relative error of
-    # exp(H); |d log(1 + lambda / s^2)| <= delta / (s^2 + lambda). Zeros behind a matrix's own
-    # eigenvalues are zeros by its shape, and exact.
+    # exp(H). Zeros behind a matrix's own eigenvalues are zeros by its shape, and exact.
     own = torch.arange(eigenvalues.shape[1], device="cpu") < ranks.unsqueeze(1)
-    delta = delta.unsqueeze(1)
+    delta = deltas.each.unsqueeze(1)
     powers = eigenvalues.clamp(min=0)
     values = torch.maximum(powers, delta).sqrt()
     total = powers.sqrt().sum(dim=1, keepdim=True).clamp(min=1e-150)
     shares = values / total
     logs = shares.log().abs()
     entropy = torch.where(own, shares * logs, 0).sum(dim=1, keepdim=True)
-    step = torch.where(own, torch.minimum((2 * delta).sqrt(), delta / values) / total, 0)
-    effective = (step * (logs + entropy)).sum(dim=1)
+    weights = torch.where(own, (logs + entropy) / total, 0)
+    # Where delta says nothing about a value, sqrt(2 delta) bounds its error.
+    lost = own & (powers <= 2 * delta)
+    steps = torch.where(lost, weights * (2 * delta).sqrt(), 0).sum(dim=1)
+    slopes = torch.where(lost, 0, weights / values).square().sum(dim=1).sqrt()
     information = torch.log1p(powers / noise**2).sum(dim=1)
-    slip = torch.where(own, delta / (noise**2 + powers), 0).sum(dim=1)
-    return (effective <= _SOFT) & (slip <= _SOFT * information)
+    slips = torch.where(own, 1 / (noise**2 + powers), 0).square().sum(dim=1).sqrt()
+    return (steps + slopes * deltas.together <= _SOFT) & (
+        slips * deltas.together <= _SOFT * information
+    )

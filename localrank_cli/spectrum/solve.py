@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from localrank_cli.jacobian.chain import Chain, Factor
 from localrank_cli.layers.capture import Call
 from localrank_cli.spectrum.certificate import Shape, certified
+from localrank_cli.spectrum.deflation import DEFLATED, small_values, squares
 from localrank_cli.spectrum.gram import TINY, gram_eigenvalues
 from localrank_cli.spectrum.parallel import thread_map
-from localrank_cli.spectrum.streamed import streamed_gram, streamed_svd
+from localrank_cli.spectrum.streamed import streamed_gram, streamed_triangle
 from localrank_cli.spectrum.svd import singular_values
 from localrank_cli.spectrum.tolerance import Tolerance
 
@@ -51,58 +53,121 @@ class _Solved:
     long_side: int
 
 
-def solve_stack(matrices: Tensor, demand: Demand) -> Tensor:
+def solve_stack(
+    matrices: Tensor, demand: Demand, n_in: int | None = None, error: float = 0.0
+) -> Tensor:
     """Singular values of Jacobians that stand as they are.
 
     Args:
-        matrices: Shape (points, n_out, n_in), finite.
+        matrices: Shape (points, n_out, n_in or fewer), finite.
         demand: What they are wanted for.
+        n_in: Columns of the Jacobians, where `matrices` have fewer.
+        error: How far singular values of `matrices` may be from those of the Jacobians.
 
     Returns:
         Shape (points, min(n_out, n_in)), float64, CPU, descending.
     """
-    count, n_out, n_in = matrices.shape
+    count, n_out, columns = matrices.shape
+    shape = (n_out, columns if n_in is None else n_in)
     if count == 0:
-        return torch.empty(0, min(n_out, n_in), dtype=torch.float64, device="cpu")
+        return torch.empty(0, min(shape), dtype=torch.float64, device="cpu")
     if demand.tolerances is None:
-        return singular_values(matrices)
-    if min(n_out, n_in) <= TINY:
+        return _widened(singular_values(matrices), min(shape))
+    if min(n_out, columns) >= DEFLATED:
+        return _solve_each(matrices, shape, error, demand)
+    if min(n_out, columns) <= TINY:
         eigenvalues = gram_eigenvalues(matrices)
-    elif min(n_out, n_in) <= _THREADED:
-        eigenvalues = torch.stack(thread_map(lambda i: gram_eigenvalues(matrices[i]), range(count)))
     else:
-        eigenvalues = torch.stack([gram_eigenvalues(matrix) for matrix in matrices])
-    solved = [_Solved(row, 0.0, max(n_out, n_in)) for row in eigenvalues]
+        eigenvalues = torch.stack(thread_map(lambda i: gram_eigenvalues(matrices[i]), range(count)))
+    solved = [_Solved(row, error, max(n_out, columns)) for row in eigenvalues]
 
     def svd(indices: Sequence[int]) -> Tensor:
         # One at a time: a copy of all of them would double what is held.
-        return torch.stack([singular_values(matrices[index]) for index in indices])
+        values = torch.stack([singular_values(matrices[index]) for index in indices])
+        return _widened(values, min(shape))
 
-    return _checked(solved, (n_out, n_in), demand, svd)
+    return _checked(solved, shape, demand, svd)
+
+
+def _solve_each(matrices: Tensor, shape: tuple[int, int], error: float, demand: Demand) -> Tensor:
+    def solve(matrix: Tensor) -> Tensor:
+        return _one(matrix, shape, error, demand)
+
+    if min(matrices.shape[1:]) <= _THREADED:
+        values = torch.stack(thread_map(solve, matrices))
+    else:
+        values = torch.stack([solve(matrix) for matrix in matrices])
+    return _widened(values, min(shape))
+
+
+def _one(matrix: Tensor, shape: tuple[int, int], error: float, demand: Demand) -> Tensor:
+    """Singular values of one matrix, by the cheapest way that is certain.
+
+    Args:
+        matrix: M, any shape.
+        shape: n_out and n_in of the Jacobian that M stands for.
+        error: How far M's singular values may be from the Jacobian's.
+        demand: What they are wanted for.
+
+    Returns:
+        As many as the shorter side of M, float64, CPU, descending.
+    """
+    values = None
+    if demand.tolerances is not None and min(matrix.shape) >= DEFLATED:
+        values = _from_squares(matrix, shape, error, demand)
+    return singular_values(matrix) if values is None else values
+
+
+def _from_squares(
+    matrix: Tensor, shape: tuple[int, int], error: float, demand: Demand
+) -> Tensor | None:
+    """All singular values without an SVD of the whole; None where that is not certain."""
+    squared = squares(matrix)
+    sizes = Shape(*shape, *squared.matrix.shape)
+    values = squared.eigenvalues.clamp(min=0).sqrt()
+    if bool(torch.isnan(values).any()):
+        return None
+    thresholds = demand.thresholds(values[:1], *shape)
+
+    def serve(leading: int) -> bool:
+        found = squared.eigenvalues.unsqueeze(0)
+        errors = found.new_full((1,), error)
+        return bool(certified(found, errors, [sizes], thresholds, demand.noise, leading))
+
+    if serve(len(values)):
+        return values
+    small = small_values(squared)
+    if small is None or not serve(len(values) - len(small)):
+        return None
+    return torch.cat([values[: -len(small)], small])
 
 
 def solve_blocks(
-    blocks: Callable[[], Iterator[Tensor]], n_out: int, n_in: int, demand: Demand
+    blocks: Callable[[], Iterator[Tensor]],
+    shape: tuple[int, int],
+    demand: Demand,
+    error: float = 0.0,
 ) -> Tensor:
     """Singular values of a Jacobian that comes in blocks.
 
     Args:
         blocks: Starts a walk: each block is (some of the longer side, shorter side).
-        n_out: Rows.
-        n_in: Columns.
+        shape: n_out and n_in of the Jacobian, of which the blocks may have fewer columns.
         demand: What they are wanted for.
+        error: How far singular values of the blocks may be from those of the Jacobian.
 
     Returns:
         Shape (1, min(n_out, n_in)), float64, CPU, descending.
     """
 
-    def svd(indices: Sequence[int]) -> Tensor:
-        return torch.stack([streamed_svd(blocks) for _ in indices])
+    def svd(_: Sequence[int]) -> Tensor:
+        triangle = streamed_triangle(blocks)
+        return _widened(_one(triangle, shape, error, demand).unsqueeze(0), min(shape))
 
     if demand.tolerances is None:
         return svd([0])
-    solved = [_Solved(streamed_gram(blocks()), 0.0, max(n_out, n_in))]
-    return _checked(solved, (n_out, n_in), demand, svd)
+    solved = [_Solved(streamed_gram(blocks()), error, max(shape))]
+    return _checked(solved, shape, demand, svd)
 
 
 def solve_chain(
@@ -141,17 +206,17 @@ def solve_chain(
 
     by_point = thread_map(eigenvalues, points)
     for call in rest:
-        svd = _chain_svd(chain, points, call, min(shapes[call]))
+        svd = _chain_svd(chain, points, call, shapes[call], demand)
         found[call] = _checked([solved[call] for solved in by_point], shapes[call], demand, svd)
     return found
 
 
 def _chain_svd(
-    chain: Chain, points: Sequence[int], call: Call, width: int
+    chain: Chain, points: Sequence[int], call: Call, shape: tuple[int, int], demand: Demand
 ) -> Callable[[Sequence[int]], Tensor]:
     def values(index: int) -> Tensor:
         (factor,) = _factors(chain, points[index], call)
-        return _padded(singular_values(factor.matrix), width)
+        return _widened(_one(factor.matrix, shape, factor.error, demand), min(shape))
 
     def svd(indices: Sequence[int]) -> Tensor:
         return torch.stack(thread_map(values, indices))
@@ -172,7 +237,7 @@ def _checked(
     """Square roots where the certificate holds, the SVD of the unsquared matrix elsewhere."""
     n_out, n_in = shape
     width = min(shape)
-    eigenvalues = torch.stack([_padded(one.eigenvalues, width) for one in solved])
+    eigenvalues = torch.stack([_widened(one.eigenvalues, width) for one in solved])
     values = eigenvalues.clamp(min=0).sqrt()
     if demand.tolerances is None:
         holds = torch.zeros(len(solved), dtype=torch.bool, device="cpu")
@@ -191,7 +256,7 @@ def _checked(
     return values
 
 
-def _padded(values: Tensor, width: int) -> Tensor:
-    if values.shape[0] >= width:
-        return values[:width]
-    return torch.cat([values, values.new_zeros(width - values.shape[0])])
+def _widened(values: Tensor, width: int) -> Tensor:
+    """Puts zeros behind, or drops them: shape (..., any) becomes (..., width)."""
+    missing = width - values.shape[-1]
+    return functional.pad(values, (0, missing)) if missing > 0 else values[..., :width]

@@ -142,7 +142,8 @@ def layer_spectra(
         for portion in jacobians(task, modes if modes is not None else Modes()):
             if isinstance(portion, Portion):
                 rows = found[portion.record.call]
-                _place(rows, portion.start, portion.finite, _solve(portion, request.demand))
+                values = _solve(portion, task.n_in, request.demand)
+                _place(rows, portion.start, portion.finite, values)
             elif isinstance(portion, BlockPortion):
                 _solve_blocks(portion, task, found, request.demand)
             else:
@@ -169,10 +170,11 @@ def _place(rows: Tensor, start: int, finite: Tensor, values: Tensor) -> None:
     rows[start + finite.cpu().nonzero().squeeze(1)] = values
 
 
-def _solve(portion: Portion, demand: Demand) -> Tensor:
-    if bool(portion.finite.all()):
-        return solve_stack(portion.jacobians, demand)
-    return solve_stack(portion.jacobians[portion.finite.to(portion.jacobians.device)], demand)
+def _solve(portion: Portion, n_in: int, demand: Demand) -> Tensor:
+    jacobians = portion.jacobians
+    if not bool(portion.finite.all()):
+        jacobians = jacobians[portion.finite.to(jacobians.device)]
+    return solve_stack(jacobians, demand, n_in, portion.error)
 
 
 def _solve_blocks(
@@ -180,7 +182,8 @@ def _solve_blocks(
 ) -> None:
     record = portion.record
     if bool(portion.finite.all()):
-        values = solve_blocks(portion.blocks, record.numel, task.n_in, demand)
+        shape = (record.numel, task.n_in)
+        values = solve_blocks(portion.blocks, shape, demand, portion.error)
         _place(found[record.call], portion.start, portion.finite, values)
 
 

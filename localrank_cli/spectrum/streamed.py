@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from localrank_cli.spectrum.gram import add_gram, symmetric_eigenvalues
-from localrank_cli.spectrum.svd import singular_values
 
 
 def streamed_gram(blocks: Iterator[Tensor]) -> Tensor:
@@ -31,8 +30,8 @@ def streamed_gram(blocks: Iterator[Tensor]) -> Tensor:
     return symmetric_eigenvalues(total)
 
 
-def streamed_svd(blocks: Callable[[], Iterator[Tensor]]) -> Tensor:
-    """Singular values of R, where Q R are the blocks stacked, one QR after another.
+def streamed_triangle(blocks: Callable[[], Iterator[Tensor]]) -> Tensor:
+    """R, where Q R are the blocks stacked, one QR after another.
 
     Backward stable, and the squares of singular values never appear.
 
@@ -40,17 +39,17 @@ def streamed_svd(blocks: Callable[[], Iterator[Tensor]]) -> Tensor:
         blocks: Starts a new walk through the blocks.
 
     Returns:
-        Shape (shorter side,), float64, CPU, descending; NaN where an entry is not finite.
+        At most (shorter side, shorter side), float64; all NaN where an entry is not finite.
     """
     triangle: Tensor | None = None
     for block in blocks():
         rows = block.to(torch.float64)
         if not bool(torch.isfinite(rows).all()):
-            return torch.full((rows.shape[1],), torch.nan, dtype=torch.float64, device="cpu")
+            return rows.new_full((rows.shape[1], rows.shape[1]), torch.nan)
         if triangle is not None:
             rows = torch.cat([triangle, rows])
         del block, triangle  # no more than one copy of each is held while the QR works
         triangle = torch.linalg.qr(rows, mode="r").R
-        del rows  # nor while the SVD does
+        del rows  # nor while what comes after does
     assert triangle is not None
-    return singular_values(triangle)
+    return triangle

@@ -116,7 +116,7 @@ def test_zero_matrix() -> None:
 @pytest.mark.parametrize("demand", [Demand(None), Demand((Tolerance(rtol=1e-3),))])
 def test_blocks_give_what_the_whole_gives(size: int, demand: Demand) -> None:
     matrix = planted([3.0, 1.0, 1e-2, 1e-5, 1e-9], 100, 12, 3)
-    (found,) = solve_blocks(lambda: iter(torch.split(matrix, size)), 100, 12, demand)
+    (found,) = solve_blocks(lambda: iter(torch.split(matrix, size)), (100, 12), demand)
     sigma = torch.linalg.svdvals(matrix)
     # The blockwise QR is backward stable: 100 * 12 * u * sigma_1 is ample.
     assert ((found - sigma).abs() <= 1200 * 2.0**-53 * sigma[0]).all()
@@ -126,4 +126,4 @@ def test_blocks_with_a_nan() -> None:
     matrix = torch.ones(10, 4, dtype=torch.float64)
     matrix[7, 2] = torch.nan
     demand = Demand((Tolerance(0.01),))
-    assert solve_blocks(lambda: iter(torch.split(matrix, 3)), 10, 4, demand).isnan().all()
+    assert solve_blocks(lambda: iter(torch.split(matrix, 3)), (10, 4), demand).isnan().all()
