@@ -78,6 +78,12 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         self.low_precision = False
         self._low = tuple(low for low in _LOW_PRECISION if low.itemsize < dtype.itemsize)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Torch's own hook. Its default wraps what follows in torch._dynamo, whose import takes as
+        # long as that of torch; nothing is compiled here.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,3 +173,21 @@ def test_no_option_has_its_name_in_capitals() -> None:
                     assert option == option.lower()
                     name = option.removeprefix("--").replace("-", "_").upper()
                     assert parameter.metavar != name or option in given_a_name, option
+
+
+QUICK = LAZY.replace(
+    '"torch", "pandas", "numpy", "safetensors"', '"pandas", "sympy", "torch._dynamo"'
+)
+
+
+def test_a_chain_of_layers_imports_no_more_than_it_needs() -> None:
+    """Torch's compiler, which its dispatch modes import, takes as long to import as torch."""
+    samples = Path(__file__).parents[2] / "sample_checkpoints" / "gaussian_teacher"
+    result = subprocess.run(
+        [sys.executable, "-c", QUICK, "analyze", str(samples), "-q", "--last", "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stderr == "0 []\n"
+    assert result.stdout.startswith("run,checkpoint,")
