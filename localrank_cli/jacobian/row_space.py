@@ -2,8 +2,8 @@
 
 Where everything that is computed from the varied tensor x is computed from W x, with W of shape
 r x n_in and r < n_in, J = J' W at every layer behind. With V an orthonormal basis of the row space,
-W^T = V R, the singular values of J V are those of J, zeros apart, and forward mode needs r
-directions instead of n_in.
+W^T = V R, the singular values of J V are those of J, zeros apart: forward mode needs r directions
+instead of n_in, and whatever mode is used the matrices have r columns.
 
 Nothing is concluded from the form of the network: a skip connection around the layer, a layer that
 sees tokens one by one or an operation before it make the step wrong. What is checked, at every
@@ -25,6 +25,8 @@ from localrank_cli.jacobian.metric import Metric
 from localrank_cli.jacobian.routes import pullback, reverse_jacobian
 from localrank_cli.layers.survey import CallRecord
 
+# Jacobians of fewer rows cost little more than the checks.
+WORTH_ROWS = 32
 # Of n_in: a smaller gain does not pay for the checks.
 _WORTH = 0.75
 # A skip connection leaks by as much as the Jacobian itself: no random row misses it. Leaks as small
