@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from localrank_cli.experiments import vib
+from localrank_cli.experiments import patel2024, vib
 from localrank_cli.information.bottleneck import (
     active,
     optimal_information,
@@ -47,6 +47,8 @@ def draw(name: str, frame: pd.DataFrame) -> Any:
         return figure
     _over_steps(figure, frame[frame["tolerance"] == frame["tolerance"].iloc[0]], colormaps["Blues"])
     figure.suptitle(f"{name}: local rank at {frame['tolerance'].iloc[0]}")
+    if name == patel2024.NAME:
+        _published(figure.axes[0], colormaps["Blues"])
     return figure
 
 
@@ -69,6 +71,14 @@ def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("local rank")
     panels[0].legend()
+
+
+def _published(panel: Any, blues: Any) -> None:
+    """The end values of the published log, far to the right of a shorter training."""
+    shades = _shades(blues, len(patel2024.PUBLISHED))
+    for rank, colour in zip(patel2024.PUBLISHED, shades, strict=True):
+        panel.plot(patel2024.PUBLISHED_STEPS, rank, marker="x", color=colour, label="_published")
+    panel.set(title="crosses: the published end values")
 
 
 def _over_beta(figure: Any, frame: pd.DataFrame) -> None:

@@ -64,7 +64,8 @@ def mnist_table(
                     {
                         "run": run, "step": step, "layer_index": layer - 1, "local_rank": rank,
                         "effective_rank": rank / 2, "tolerance": "atol=0.1",
-                        "weight_decay": strength, "train_accuracy": reached, "test_accuracy": 0.9,
+                        "weight_decay": strength, "seed": 3, "train_accuracy": reached,
+                        "test_accuracy": 0.9,
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)
@@ -97,6 +98,20 @@ def test_mnist_that_never_learns_shows_nothing() -> None:
     verdict = mnist.judge(table.assign(train_accuracy=0.5))
     assert not verdict.holds
     assert "never reached" in verdict.text
+
+
+def test_mnist_shows_the_band_of_several_seeds() -> None:
+    again = {**FALL, 2: (72, 42)}
+    both = [mnist_table(FALL, STAY), mnist_table(again, STAY)]
+    table = pd.concat([one.assign(run=one["run"] + str(i), seed=i) for i, one in enumerate(both)])
+    verdict = mnist.judge(table)
+    assert verdict.holds
+    assert "2 seeds" in verdict.setting
+    assert "70.0 to 72.0 -> 40.0 to 42.0 (-43% to -42%)" in verdict.text
+    assert "100.0 -> 91.0 (-9%)" in verdict.text
+    # A seed that never gets to the landmark is not passed over.
+    table.loc[table["seed"] == 1, "train_accuracy"] = 0.5
+    assert not mnist.judge(table).holds
 
 
 def vib_table(rank: float = 0, sigma: float = 0, rate: float = 0) -> pd.DataFrame:

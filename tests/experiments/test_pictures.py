@@ -51,3 +51,18 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(PictureError, match="matplotlib is not installed"):
         draw("gaussian", table())
+
+
+def test_published_end_values_beside_ours() -> None:
+    pytest.importorskip("matplotlib")
+    rows = [
+        {"step": step, "layer_index": layer, "local_rank": 9.0, "weight_decay": 0.01,
+         "tolerance": "atol=0.01", "seed": 0}
+        for step in (0, 10, 100) for layer in range(5)
+    ]  # fmt: skip
+    (panel,) = draw("patel2024", pd.DataFrame(rows)).axes
+    ours, published = panel.get_lines()[:5], panel.get_lines()[5:]
+    assert all(line.get_xdata().max() == 100 for line in ours)
+    ends = [tuple(line.get_xydata()[0]) for line in published]
+    assert ends == [(1e6, 198.0), (1e6, 36.0), (1e6, 10.2), (1e6, 7.95), (1e6, 6.97)]
+    assert [line.get_color() for line in published] == [line.get_color() for line in ours]
