@@ -35,16 +35,22 @@ def test_ranks_and_singular_values_over_beta_beside_theory() -> None:
     pytest.importorskip("matplotlib")
     rows = [
         {"run": f"b{beta}", "step": 9, "beta": beta, "layer_index": 2, "local_rank": 2.0,
+         "xt_nats": beta / 4, "ty_nats": beta / 8,
          **{f"sigma_{index + 1}": 0.1 * index for index in range(8)}}
         for beta in (1.6, 3.0, 6.0)
     ]  # fmt: skip
-    ranks, sigmas, plane = draw("vib", pd.DataFrame(rows)).axes
+    ranks, sigmas, optimum, plane = draw("vib", pd.DataFrame(rows)).axes
     theory, trained = ranks.get_lines()
     assert sorted(set(theory.get_ydata())) == [0, 1, 2, 3]
     assert trained.get_xydata().tolist() == [[1.6, 2.0], [3.0, 2.0], [6.0, 2.0]]
     assert len(sigmas.get_lines()) == 5 + 5
-    optimal, variational = (line.get_xydata() for line in plane.get_lines())
-    assert optimal[-1, 0] > variational[-1, 0] > 0
+    # The optimum has a panel of its own, on the same axes; what was trained is not placed on it.
+    (optimal,) = optimum.get_lines()
+    variational, points = plane.get_lines()
+    assert optimal.get_xdata()[-1] > variational.get_xdata()[-1] > 0
+    assert points.get_xydata().tolist() == [[0.4, 0.2], [0.75, 0.375], [1.5, 0.75]]
+    assert plane.get_xlim() == optimum.get_xlim()
+    assert plane.get_ylim() == optimum.get_ylim()
 
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from localrank_cli.information.bottleneck import (
     active,
     canonical_correlations,
+    channel_information,
     critical_betas,
     optimal_curve,
     optimal_information,
@@ -141,6 +142,23 @@ def test_variational_information_is_that_of_its_channel(rho: Array, beta: float)
     assert found.ty == pytest.approx(ty, abs=1e-9)
     # Under the curve, and on it only while one direction is in use.
     assert found.ty <= optimal_curve(rho, found.xt) + 1e-9
+
+
+@given(correlations, st.integers(0, 2**32 - 1))
+def test_a_linear_encoder_by_determinants(rho: Array, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    n = rho.size
+    mixing = np.linalg.qr(generator.normal(size=(n, n)))[0] * generator.uniform(0.3, 3, n)
+    rotation = np.linalg.qr(generator.normal(size=(n, n)))[0]
+    root = generator.normal(size=(3, 3)) + 3 * np.eye(3)
+    slope = generator.normal(size=(3, n))
+    # x = A u, y = Q v, u and v with correlations rho.
+    cov_x, cov_xy = mixing @ mixing.T, mixing @ np.diag(rho) @ rotation.T
+    found = channel_information(cov_x, cov_xy, slope, root @ root.T)
+    whitened: Array = np.linalg.solve(root, slope @ mixing).astype(np.float64)
+    xt, ty = gaussian_information(whitened, rho)
+    assert found.xt == pytest.approx(xt, rel=1e-7, abs=1e-9)
+    assert found.ty == pytest.approx(ty, rel=1e-7, abs=1e-9)
 
 
 def test_figures_of_one_example() -> None:
