@@ -41,6 +41,7 @@ class AnalyzeKeywords(TypedDict, total=False):
     preset: str
     input_slice: str
     output_slice: str
+    sigma_1: str
     information: bool
     information_points: int
     information_noise: float

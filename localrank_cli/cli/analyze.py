@@ -56,6 +56,7 @@ from localrank_cli.cli.options import (
     LabelsKey,
     OutputSlice,
     PresetName,
+    Sigma1,
 )
 from localrank_cli.cli.words import names_of, taking, words_of
 from localrank_cli.cluster.share import is_several
@@ -93,6 +94,7 @@ def parse_options(
     preset: PresetName = None,
     input_slice: InputSlice = "",
     output_slice: OutputSlice = "",
+    sigma_1: Sigma1 = None,
     information: Information = False,
     information_points: InformationPoints = None,
     information_noise: InformationNoise = None,

@@ -37,6 +37,16 @@ OutputSlice = Annotated[
     typer.Option(metavar="INDEX", help="Only this part of each output: '-1,:' is the last token."),
 ]
 
+Sigma1 = Annotated[
+    str | None,
+    typer.Option(
+        "--sigma-1",
+        metavar="NAME",
+        help="Whose largest singular value --rtol refers to under a slice: slice, the slice's own"
+        " (the default), or full, that of the whole Jacobian, which is then computed too.",
+    ),
+]
+
 Information = Annotated[
     bool,
     typer.Option(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch is not imported where options are only parsed
 DTYPES = ("float64", "float32")
 ON_ERROR = ("stop", "skip")
 METRICS = ("identity", "data")
+SIGMA_1 = ("slice", "full")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class AnalyzeOptions:
     hidden: bool = False  # by a preset alone
     input_slice: str = ""
     output_slice: str = ""
+    sigma_1: str | None = None  # of what relative tolerances are taken under a slice
     information: bool = False
     information_points: int | None = None
     information_noise: float | None = None  # of tr Cov(T); None: the square of noise
@@ -99,7 +101,7 @@ def check_options(options: AnalyzeOptions) -> None:
         raise UsageError("no checkpoints were named.", "Name a folder of checkpoints.")
     check_tolerances(options.atol, options.rtol)
     check_numbers(options.noise, options.points, options.seed, options.data_scale)
-    check_words(options.dtype, options.input_metric)
+    check_words(options.dtype, options.input_metric, options.sigma_1)
     _check_information(options)
     _check_device(options.device)
     check_part(options.part)
@@ -195,22 +197,24 @@ def check_numbers(
         raise UsageError(f"--data-scale {scale}: a finite number other than 0.")
 
 
-def check_words(dtype: str | None, input_metric: str | None) -> None:
+def check_words(dtype: str | None, input_metric: str | None, sigma_1: str | None = None) -> None:
     """Checks settings that take one of a few words.
 
     Args:
         dtype: Of the Jacobian.
         input_metric: Of the varied tensor.
+        sigma_1: What a relative tolerance refers to.
 
     Raises:
         UsageError: If a word is not known.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: not known.", f"Known are {' and '.join(DTYPES)}.")
-    if input_metric is not None and input_metric not in METRICS:
-        raise UsageError(
-            f"--input-metric {input_metric}: not known.", f"Known are {' and '.join(METRICS)}."
-        )
+    for option, word, known in (
+        ("--dtype", dtype, DTYPES),
+        ("--input-metric", input_metric, METRICS),
+        ("--sigma-1", sigma_1, SIGMA_1),
+    ):
+        if word is not None and word not in known:
+            raise UsageError(f"{option} {word}: not known.", f"Known are {' and '.join(known)}.")
 
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)

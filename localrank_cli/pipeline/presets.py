@@ -32,5 +32,10 @@ def with_preset(options: AnalyzeOptions) -> AnalyzeOptions:
         hidden = options.hidden or not options.layers
         options = replace(options, points=options.points or 128, hidden=hidden)
     if kind is Preset.feng2022:
-        options = replace(options, input_slice=options.input_slice or "center:16")
+        # Their matrix_rank sees the patch alone.
+        options = replace(
+            options,
+            input_slice=options.input_slice or "center:16",
+            sigma_1=options.sigma_1 or "slice",
+        )
     return replace(options, preset=None)

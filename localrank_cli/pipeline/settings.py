@@ -14,6 +14,7 @@ from localrank_cli.layers.slices import parse_slice
 from localrank_cli.model.activations import ACTIVATIONS
 from localrank_cli.pipeline.folder_settings import FolderSettings, inside
 from localrank_cli.pipeline.options import AnalyzeOptions
+from localrank_cli.pipeline.slicing import check_whole
 from localrank_cli.points.source import DataSource, check_source
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.userimport import CodeSpec
@@ -67,13 +68,19 @@ class Settings:
     information_points: int | None = None
     information_noise: float | None = None
     labels_key: str = ""
+    sigma_1: str = "slice"  # or full: what relative tolerances refer to under a slice
 
     @property
     def slices(self) -> dict[str, str]:
-        """Optional columns for slices; a relative tolerance then refers to the slice's sigma_1."""
+        """Optional columns for slices, and whose sigma_1 a relative tolerance refers to."""
         chosen = self.selection
         found = {"input_slice": chosen.input_slice, "output_slice": chosen.output_slice}
-        return found | {"sigma_1_of": "slice"} if any(found.values()) else {}
+        return found | {"sigma_1_of": self.sigma_1} if any(found.values()) else {}
+
+    @property
+    def by_whole(self) -> bool:
+        """Whether the whole Jacobian is computed for its sigma_1."""
+        return self.sigma_1 == "full"
 
     @property
     def dtype_name(self) -> str:
@@ -104,7 +111,7 @@ def resolve(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> Setti
     wrt = options.wrt if options.wrt is not None else own.wrt
     noise = _first(options.noise, own.noise, 1.0)
     metric = _first(options.input_metric, own.input_metric, "identity")
-    return Settings(
+    settings = Settings(
         model=model,
         source=replace(
             _source(options, own, folder), keep=metric == "data" or bool(options.labels_key)
@@ -123,7 +130,11 @@ def resolve(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> Setti
         information_points=options.information_points,
         information_noise=options.information_noise,
         labels_key=options.labels_key,
+        sigma_1=options.sigma_1 or "slice",
     )
+    if settings.by_whole:
+        check_whole(settings.selection, metric)
+    return settings
 
 
 def _model(
