@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.errors import UsageError
 from localrank_cli.pipeline.frozen import Frozen
 from localrank_cli.pipeline.part import Part, check_part
+from localrank_cli.pipeline.preset_names import Preset
 from localrank_cli.pipeline.shard import Shard
 
 if TYPE_CHECKING:  # torch is not imported where options are only parsed
@@ -29,14 +29,6 @@ class Follow:
 
     until: int | None = None  # the step after which to stop; None: until a signal
     poll: float = 2.0  # seconds between looks
-
-
-class Preset(StrEnum):
-    """Rules of published work."""
-
-    patel2024 = "patel2024"
-    feng2022 = "feng2022"
-    numpy = "numpy"
 
 
 @dataclass(frozen=True)
@@ -61,15 +53,15 @@ class AnalyzeOptions:
     dtype: str | None = None
     input_metric: str | None = None
     allow_small_cov: bool = False
-    preset: "Preset | None" = None
+    preset: Preset | None = None
     hidden: bool = False  # by a preset alone
-    input_slice: str = ""
-    output_slice: str = ""
+    input_slice: str | None = None
+    output_slice: str | None = None
     sigma_1: str | None = None  # of what relative tolerances are taken under a slice
-    information: bool = False
+    information: bool | None = None
     information_points: int | None = None
     information_noise: float | None = None  # of tr Cov(T); None: the square of noise
-    labels_key: str = ""
+    labels_key: str | None = None
     device: str = "auto"
     memory: int | None = None  # bytes; None: a quarter of what is free
     pattern: str = ""
@@ -102,7 +94,7 @@ def check_options(options: AnalyzeOptions) -> None:
     check_tolerances(options.atol, options.rtol)
     check_numbers(options.noise, options.points, options.seed, options.data_scale)
     check_words(options.dtype, options.input_metric, options.sigma_1)
-    _check_information(options)
+    check_sampling(options.information_points, options.information_noise)
     _check_device(options.device)
     check_part(options.part)
     _check_follow(options)
@@ -127,11 +119,16 @@ def _check_follow(options: AnalyzeOptions) -> None:
         )
 
 
-def _check_information(options: AnalyzeOptions) -> None:
-    points, noise = options.information_points, options.information_noise
-    if not options.information and (points is not None or noise is not None):
-        name = "noise" if points is None else "points"
-        raise UsageError(f"--information-{name} without --information.", "Give both or neither.")
+def check_sampling(points: int | None, noise: float | None) -> None:
+    """Checks the numbers of `--information`, of flags or of a series' own settings.
+
+    Args:
+        points: How many.
+        noise: Share of tr Cov(T).
+
+    Raises:
+        UsageError: If one is out of range.
+    """
     if points is not None and points < 2:
         raise UsageError(f"--information-points {points}: at least 2.")
     if noise is not None and not _positive(noise):
@@ -243,26 +240,6 @@ def parse_size(text: str) -> int:
     if size < _LEAST_MEMORY:
         raise UsageError(f"--memory {text}: too little to work in.", "Give at least 16MiB.")
     return size
-
-
-def parse_preset(text: str) -> Preset:
-    """Reads a preset's name.
-
-    Args:
-        text: The name.
-
-    Returns:
-        The preset.
-
-    Raises:
-        UsageError: If there is none of that name.
-    """
-    try:
-        return Preset(text)
-    except ValueError:
-        raise UsageError(
-            f"--preset {text}: not known.", f"Known are {', '.join(Preset)}."
-        ) from None
 
 
 def parse_rtol(text: str) -> float | None:

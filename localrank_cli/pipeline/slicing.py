@@ -2,6 +2,26 @@
 
 from localrank_cli.errors import UsageError
 from localrank_cli.layers.select import Selection
+from localrank_cli.pipeline.folder_settings import FolderSettings
+from localrank_cli.pipeline.options import AnalyzeOptions
+
+
+def slices_of(options: AnalyzeOptions, own: FolderSettings) -> tuple[str, str]:
+    """Merges flags and the series' own settings; an empty flag takes a slice of the file away.
+
+    Args:
+        options: The flags.
+        own: The series' file.
+
+    Returns:
+        Of the varied tensor and of each output, in numpy's notation; empty: all.
+    """
+    pairs = (
+        (options.input_slice, own.input_slice),
+        (options.output_slice, own.output_slice),
+    )
+    given, taken = (flag if flag is not None else other or "" for flag, other in pairs)
+    return given, taken
 
 
 def check_whole(selection: Selection, input_metric: str) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from localrank_cli import analyze
 from localrank_cli.errors import LayerError, ModelError, UsageError
-from localrank_cli.pipeline.options import AnalyzeOptions, Preset
+from localrank_cli.pipeline.options import AnalyzeOptions
+from localrank_cli.pipeline.preset_names import Preset
 from localrank_cli.pipeline.presets import with_preset
 from localrank_cli.table.columns import COLUMNS
 from tests.cli.program import invoke
