@@ -61,6 +61,9 @@ def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:
     layers = sorted(frame["layer_index"].unique())
     for panel, decay in zip(panels, decays, strict=True):
         part = frame[frame["weight_decay"] == decay]
+        # Landmarks lie elsewhere for each seed: a mean of fewer would make a line wobble.
+        seeds = part.groupby("step")["seed"].transform("nunique")
+        part = part[seeds == part["seed"].nunique()]
         for layer, colour in zip(layers, _shades(blues, len(layers)), strict=True):
             ranks = part[part["layer_index"] == layer].groupby("step")["local_rank"]
             # Step 0 has no place on a logarithmic axis: it stands where step 1 would.

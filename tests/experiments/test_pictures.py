@@ -31,6 +31,14 @@ def test_one_panel_for_each_weight_decay_and_one_line_for_each_layer() -> None:
         assert shades == sorted(shades, reverse=True)  # from light to dark
 
 
+def test_a_step_that_one_seed_alone_has_is_left_out() -> None:
+    pytest.importorskip("matplotlib")
+    frame = table()
+    extra = frame[(frame["seed"] == 1) & (frame["step"] == 10)].assign(step=40, local_rank=1.0)
+    panels = draw("gaussian", pd.concat([frame, extra])).axes
+    assert panels[0].get_lines()[0].get_xdata().tolist() == [1, 10, 100]
+
+
 def test_ranks_and_singular_values_over_beta_beside_theory() -> None:
     pytest.importorskip("matplotlib")
     rows = [
