@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from localrank_cli import analyze
@@ -57,6 +58,27 @@ def test_feng2022(images: Path) -> None:
     save_series(images / "flat", steps=(0,))
     with pytest.raises(LayerError, match="no square of 16 x 16"):
         analyze(images / "flat", data="normal:4", preset="feng2022")
+
+
+def test_feng2022_is_the_count_on_the_patch(images: Path) -> None:
+    points = torch.rand(3, 3, 20, 24, generator=torch.Generator().manual_seed(0))
+    frame = analyze(
+        images / "run", model=f"{images / 'net.py'}:net", data=points, points=3, preset="feng2022"
+    )
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 18 * 22, 5))
+    net.load_state_dict(load_file(images / "run" / "step_0.safetensors"))
+    net = net.double().requires_grad_(False)
+    for layer, last in (("0", 1), ("3", 4)):
+        counts, theirs = [], []
+        for point in points.double():
+            whole = torch.func.jacrev(net[:last])(point[None])
+            patch = whole.flatten(0, -5).flatten(0, -4)[..., 2:18, 4:20].reshape(-1, 768).numpy()
+            sigma = np.linalg.svd(patch, compute_uv=False)
+            counts.append((sigma > (768 * 2.0**-23) ** 0.5 * sigma[0]).sum())
+            # Their own words: numpy's default rule on the float32 Gram matrix of the patch.
+            theirs.append(np.linalg.matrix_rank((patch.T @ patch).astype(np.float32)))
+        row = frame[frame["layer"] == layer].iloc[0]
+        assert row["local_rank"] == np.mean(counts) == np.mean(theirs)
 
 
 def test_numpy(tmp_path: Path) -> None:
