@@ -1,6 +1,6 @@
 """`--input-slice`, `--output-slice` and `--sigma-1`: parts of a Jacobian, and their scale."""
 
-from localrank_cli.errors import UsageError
+from localrank_cli.errors import SettingsError
 from localrank_cli.layers.select import Selection
 from localrank_cli.pipeline.folder_settings import FolderSettings
 from localrank_cli.pipeline.options import AnalyzeOptions
@@ -32,17 +32,17 @@ def check_whole(selection: Selection, input_metric: str) -> None:
         input_metric: `identity` or `data`.
 
     Raises:
-        UsageError: If not.
+        SettingsError: If not.
     """
     if not selection.input_slice and not selection.output_slice:
-        raise UsageError(
+        raise SettingsError(
             "--sigma-1 full without --input-slice or --output-slice: the whole Jacobian is measured"
             " anyway.",
-            "Leave it out.",
+            "Leave it out, or give --sigma-1 slice where the series' own settings ask for it.",
         )
     if selection.input_slice and input_metric == "data":
-        raise UsageError(
+        raise SettingsError(
             "--sigma-1 full with --input-slice and --input-metric data: the covariance of the slice"
             " and that of the whole are two metrics.",
-            "Leave one of them out.",
+            "Leave one of them out, or give --sigma-1 slice.",
         )

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from localrank_cli import analyze
-from localrank_cli.errors import LayerError, ModelError, UsageError
+from localrank_cli.errors import LayerError, ModelError, SettingsError, UsageError
 from localrank_cli.pipeline.options import AnalyzeOptions
 from localrank_cli.pipeline.preset_names import Preset
 from localrank_cli.pipeline.presets import with_preset
@@ -143,9 +143,9 @@ def test_sigma_1_of_the_whole(images: Path, tmp_path: Path) -> None:
 
 def test_sigma_1_that_cannot_be_had(tmp_path: Path) -> None:
     save_series(tmp_path, steps=(0,))
-    with pytest.raises(UsageError, match="without --input-slice or --output-slice"):
+    with pytest.raises(SettingsError, match="without --input-slice or --output-slice"):
         analyze(tmp_path, data="normal:4", sigma_1="full")
-    with pytest.raises(UsageError, match="are two metrics"):
+    with pytest.raises(SettingsError, match="are two metrics"):
         analyze(tmp_path, data="normal:4", sigma_1="full", input_slice=":2", input_metric="data")
 
 
