@@ -41,6 +41,7 @@ class AnalyzeKeywords(TypedDict, total=False):
     preset: str
     input_slice: str
     output_slice: str
+    sigma_1: str
     information: bool
     information_points: int
     information_noise: float
@@ -90,8 +91,9 @@ def analyze(
 def _options(checkpoints: Any, given: AnalyzeKeywords) -> Any:
     from torch import Tensor, as_tensor
 
-    from localrank_cli.pipeline.options import AnalyzeOptions, parse_preset, parse_rtol, parse_size
+    from localrank_cli.pipeline.options import AnalyzeOptions, parse_rtol, parse_size
     from localrank_cli.pipeline.part import Part, parse_steps
+    from localrank_cli.pipeline.preset_names import parse_preset
 
     values: dict[str, Any] = dict(given)
     unknown = set(values) - set(AnalyzeKeywords.__annotations__)

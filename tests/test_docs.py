@@ -214,7 +214,7 @@ def test_every_option_that_a_page_names_exists(page: Path) -> None:
     known = set().union(*(options(command) for command in commands().values()))
     known |= {"--check", "--constraint"}  # of docs/make_cli.py and pip
     known |= {"--array", "--requeue", "--signal", "--only"}  # of sbatch and benchmarks/bench.py
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*(?<!-)", page.read_text(encoding="utf-8")))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*(?<!-)", page.read_text(encoding="utf-8")))
     assert named <= known
 
 

@@ -56,6 +56,7 @@ from localrank_cli.cli.options import (
     LabelsKey,
     OutputSlice,
     PresetName,
+    Sigma1,
 )
 from localrank_cli.cli.words import names_of, taking, words_of
 from localrank_cli.cluster.share import is_several
@@ -91,12 +92,13 @@ def parse_options(
     allow_small_cov: AllowSmallCov = False,
     noise: Noise = None,
     preset: PresetName = None,
-    input_slice: InputSlice = "",
-    output_slice: OutputSlice = "",
-    information: Information = False,
+    input_slice: InputSlice = None,
+    output_slice: OutputSlice = None,
+    sigma_1: Sigma1 = None,
+    information: Information = None,
     information_points: InformationPoints = None,
     information_noise: InformationNoise = None,
-    labels_key: LabelsKey = "",
+    labels_key: LabelsKey = None,
     device: DeviceName = "auto",
     memory: Memory = None,
     dtype: Dtype = None,

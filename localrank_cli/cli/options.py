@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from localrank_cli.pipeline.options import Preset
+from localrank_cli.pipeline.preset_names import Preset
 
 AllowSmallCov = Annotated[
     bool,
@@ -25,7 +25,7 @@ PresetName = Annotated[
 ]
 
 InputSlice = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="INDEX",
         help="Vary only this part of a point, in numpy's notation (':,8:24,8:24'), or center:16.",
@@ -33,14 +33,24 @@ InputSlice = Annotated[
 ]
 
 OutputSlice = Annotated[
-    str,
+    str | None,
     typer.Option(metavar="INDEX", help="Only this part of each output: '-1,:' is the last token."),
 ]
 
-Information = Annotated[
-    bool,
+Sigma1 = Annotated[
+    str | None,
     typer.Option(
-        "--information",
+        "--sigma-1",
+        metavar="NAME",
+        help="Whose largest singular value --rtol refers to under a slice: slice, the slice's own"
+        " (the default), or full, that of the whole Jacobian, which is then computed too.",
+    ),
+]
+
+Information = Annotated[
+    bool | None,
+    typer.Option(
+        "--information/--no-information",
         help="Add bounds on I(X;T) for each layer, in nats, and with labels on I(T;Y).",
     ),
 ]
@@ -60,7 +70,7 @@ InformationNoise = Annotated[
 ]
 
 LabelsKey = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="NAME",
         help="Array of labels in the data file: adds loss and accuracy at each checkpoint.",

@@ -15,6 +15,7 @@ class Experiment(StrEnum):
     gaussian = "gaussian"
     mnist = "mnist"
     vib = "vib"
+    patel2024 = "patel2024"
 
 
 _Experiment = Annotated[
@@ -22,7 +23,8 @@ _Experiment = Annotated[
     typer.Argument(
         metavar="EXPERIMENT",
         help="gaussian: a linear teacher of rank 3; mnist: digits; both with and without weight"
-        " decay. vib: the variational information bottleneck on Gaussian variables, over beta.",
+        " decay. vib: the variational information bottleneck on Gaussian variables, over beta."
+        " patel2024: the published training on digits, beside its published end values.",
         show_default=False,
     ),
 ]
@@ -45,8 +47,15 @@ _Mnist = Annotated[
     typer.Option(
         metavar="FILE",
         readable=False,
-        help="The digits for mnist: an .npz archive (images and labels, or Keras's), or the"
-        " original train-images-idx3-ubyte, with its labels beside it, .gz or not.",
+        help="The digits for mnist and patel2024: an .npz archive (images and labels, or Keras's),"
+        " or the original train-images-idx3-ubyte, with its labels beside it, .gz or not.",
+    ),
+]
+_Steps = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="How many steps of patel2024 are trained. Default: the published 1,000,000.",
     ),
 ]
 
@@ -57,6 +66,7 @@ def reproduce(
     quick: _Quick = False,
     seeds: _Seeds = None,
     mnist: _Mnist = None,
+    steps: _Steps = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No notes and no progress bar.")
     ] = False,
@@ -69,8 +79,14 @@ def reproduce(
     del debug  # seen by the program itself
     if seeds is not None and seeds < 1:
         raise UsageError(f"--seeds {seeds}: at least 1.")
-    if mnist is not None and experiment is not Experiment.mnist:
+    if mnist is not None and experiment not in (Experiment.mnist, Experiment.patel2024):
         raise UsageError("--mnist is for `localrank reproduce mnist` alone.", "Leave it out.")
+    if steps is not None and (experiment is not Experiment.patel2024 or quick):
+        raise UsageError(
+            "--steps is for `localrank reproduce patel2024` without --quick.", "Leave it out."
+        )
+    if steps is not None and steps < 1:
+        raise UsageError(f"--steps {steps}: at least 1.")
     # torch is imported only now: help, version and usage errors answer without it.
     from localrank_cli.cli.reproduction import run_reproduction
     from localrank_cli.experiments.reproduce import ReproduceOptions
@@ -81,5 +97,6 @@ def reproduce(
         quick=quick,
         seeds=seeds,
         mnist=mnist,
+        steps=steps,
     )
     raise typer.Exit(run_reproduction(options, quiet=quiet))

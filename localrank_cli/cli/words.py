@@ -30,6 +30,8 @@ def words_of(context: typer.Context, names: Collection[str]) -> list[str]:
             words = [str(Path(one).absolute()) for one in value] + words
         elif value is True:
             words.append(_longest(parameter.opts))
+        elif value is False and parameter.secondary_opts:
+            words.append(_longest(parameter.secondary_opts))
         else:
             several = value if isinstance(value, list | tuple) else [value]
             words += [part for one in several for part in (_longest(parameter.opts), _text(one))]

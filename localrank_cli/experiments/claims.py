@@ -47,6 +47,8 @@ class Verdict:
                 f"    measured: {claim.measured}",
             ]
         end = "every claim holds" if self.holds else "NOT every claim holds"
+        if not any(claim.is_evidence for claim in self.claims):
+            end = "none: figures are put side by side, and nothing is judged"
         return "\n".join([*lines, "", f"verdict: {end}"]) + "\n"
 
 

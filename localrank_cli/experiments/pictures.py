@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from localrank_cli.experiments import vib
+from localrank_cli.experiments import patel2024, vib
+from localrank_cli.experiments.correlated import RHO
 from localrank_cli.information.bottleneck import (
+    Information,
     active,
     optimal_information,
     variational_information,
@@ -41,12 +43,14 @@ def draw(name: str, frame: pd.DataFrame) -> Any:
         raise PictureError(
             "no picture: matplotlib is not installed (pip install 'localrank[plot]')"
         ) from None
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, 7 if name == vib.NAME else 4), layout="constrained")
     if name == vib.NAME:
         _over_beta(figure, frame)
         return figure
     _over_steps(figure, frame[frame["tolerance"] == frame["tolerance"].iloc[0]], colormaps["Blues"])
     figure.suptitle(f"{name}: local rank at {frame['tolerance'].iloc[0]}")
+    if name == patel2024.NAME:
+        _published(figure.axes[0], colormaps["Blues"])
     return figure
 
 
@@ -57,6 +61,9 @@ def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:
     layers = sorted(frame["layer_index"].unique())
     for panel, decay in zip(panels, decays, strict=True):
         part = frame[frame["weight_decay"] == decay]
+        # Landmarks lie elsewhere for each seed: a mean of fewer would make a line wobble.
+        seeds = part.groupby("step")["seed"].transform("nunique")
+        part = part[seeds == part["seed"].nunique()]
         for layer, colour in zip(layers, _shades(blues, len(layers)), strict=True):
             ranks = part[part["layer_index"] == layer].groupby("step")["local_rank"]
             # Step 0 has no place on a logarithmic axis: it stands where step 1 would.
@@ -71,26 +78,42 @@ def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:
     panels[0].legend()
 
 
+def _published(panel: Any, blues: Any) -> None:
+    """The end values of the published log, far to the right of a shorter training."""
+    shades = _shades(blues, len(patel2024.PUBLISHED))
+    for rank, colour in zip(patel2024.PUBLISHED, shades, strict=True):
+        panel.plot(patel2024.PUBLISHED_STEPS, rank, marker="x", color=colour, label="_published")
+    panel.set(title="crosses: the published end values")
+
+
 def _over_beta(figure: Any, frame: pd.DataFrame) -> None:
-    """Ranks and singular values beside theory; the two bottlenecks in the information plane."""
+    """Ranks and singular values beside theory; each bottleneck in its own information plane."""
     last = frame[frame["layer_index"] == frame["layer_index"].max()]
     ends = last.loc[last.groupby("run")["step"].idxmax()]
-    ranks, sigmas, plane = figure.subplots(1, 3)
+    (ranks, sigmas), (optimum, plane) = figure.subplots(2, 2)
     betas = np.geomspace(1, 1.2 * ends["beta"].max(), 400)
-    ranks.plot(betas, [active(vib.RHO, beta) for beta in betas], color="0.6", label="theory")
+    ranks.plot(betas, [active(RHO, beta) for beta in betas], color="0.6", label="theory")
     ranks.plot(ends["beta"], ends["local_rank"], "o", color="tab:blue", label="trained")
     ranks.set(xscale="log", xlabel="beta", ylabel="local rank of the mean", title="rank")
     ranks.legend()
-    sigmas.plot(betas, [variational_singular_values(vib.RHO, b) for b in betas], color="0.6")
-    for index in range(len(vib.RHO)):
+    sigmas.plot(betas, [variational_singular_values(RHO, b) for b in betas], color="0.6")
+    for index in range(len(RHO)):
         sigmas.plot(ends["beta"], ends[f"sigma_{index + 1}"], ".", color="tab:blue")
     sigmas.set(xscale="log", xlabel="beta", title="singular values of J Sigma_x^(1/2)")
-    best = [optimal_information(vib.RHO, beta) for beta in betas]
-    found = [variational_information(vib.RHO, beta) for beta in betas]
-    plane.plot([i.xt for i in best], [i.ty for i in best], color="0.6", label="Gaussian, optimal")
-    plane.plot([i.xt for i in found], [i.ty for i in found], "--", label="variational, theory")
-    plane.set(xlabel="I(X;T), nats", ylabel="I(T;Y), nats", title="information")
+    # One critical beta, two bottlenecks, other information: a panel each, on the same axes.
+    _plane(optimum, [optimal_information(RHO, b) for b in betas], "Gaussian bottleneck: optimum")
+    _plane(plane, [variational_information(RHO, b) for b in betas], "variational bottleneck")
+    plane.plot(ends["xt_nats"], ends["ty_nats"], "o", color="tab:blue", label="trained")
     plane.legend()
+    plane.sharex(optimum)
+    plane.sharey(optimum)
+
+
+def _plane(panel: Any, curve: list[Information], title: str) -> None:
+    x, y = [point.xt for point in curve], [point.ty for point in curve]
+    panel.plot(x, y, color="0.6", label="theory")
+    panel.set(xlabel="I(X;T), nats", ylabel="I(T;Y), nats", title=title)
+    panel.grid(alpha=0.3)
 
 
 def _shades(blues: Any, count: int) -> Iterable[Any]:

@@ -9,7 +9,7 @@ from types import ModuleType
 import pandas as pd
 
 from localrank_cli.errors import OutputError, UsageError
-from localrank_cli.experiments import gaussian, mnist, vib
+from localrank_cli.experiments import gaussian, mnist, patel2024, vib
 from localrank_cli.experiments.arm import Plan
 from localrank_cli.experiments.claims import Verdict
 from localrank_cli.experiments.digits import WHERE
@@ -30,6 +30,7 @@ _EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # and how many seeds by def
     gaussian.NAME: (gaussian, 3),
     mnist.NAME: (mnist, 1),
     vib.NAME: (vib, 1),
+    patel2024.NAME: (patel2024, 1),
 }
 
 
@@ -42,6 +43,7 @@ class ReproduceOptions:
     quick: bool = False
     seeds: int | None = None  # None: the experiment's own number
     mnist: Path | None = None
+    steps: int | None = None  # of patel2024; None: all
 
 
 def prepare(options: ReproduceOptions) -> Plan:
@@ -54,7 +56,7 @@ def prepare(options: ReproduceOptions) -> Plan:
         The networks to train.
 
     Raises:
-        UsageError: If `mnist` is asked for without its digits.
+        UsageError: If digits are needed and not given.
         OutputError: If the table is there already.
     """
     module, default = _EXPERIMENTS[options.experiment]
@@ -63,12 +65,16 @@ def prepare(options: ReproduceOptions) -> Plan:
             f"{options.out / RANKS}: exists already.", "Choose another place with --out."
         )
     seeds = options.seeds or default
-    if module is not mnist:
+    if module not in (mnist, patel2024):
         plan: Plan = module.plan(seeds, options.quick)
         return plan
     if options.mnist is None:
-        raise UsageError("reproduce mnist needs the digits: --mnist FILE.", WHERE)
-    return mnist.plan(seeds, options.quick, options.mnist)
+        name = options.experiment
+        raise UsageError(f"reproduce {name} needs the digits: --mnist FILE.", WHERE)
+    if module is mnist:
+        return mnist.plan(seeds, options.quick, options.mnist)
+    whole = patel2024.QUICK_STEPS if options.quick else patel2024.PUBLISHED_STEPS
+    return patel2024.plan(seeds, options.steps or whole, options.mnist)
 
 
 def train(plan: Plan, out: Path) -> Iterator[str]:

@@ -70,11 +70,28 @@ def save_step(net: nn.Module, folder: Path, step: int) -> None:
 def train_series(
     recipe: Recipe, task: Task, text: SeriesText, folder: Path
 ) -> Iterator[tuple[list[str], nn.Sequential]]:
-    """Trains a network and fills its folder, `metrics.csv` included.
+    """Trains a network by SGD and fills its folder.
 
     Args:
         recipe: How.
         task: On what.
+        text: What else the folder holds.
+        folder: The series.
+
+    Returns:
+        As `keep_series`.
+    """
+    return keep_series(training(recipe, task), task, text, folder)
+
+
+def keep_series(
+    steps: Iterator[tuple[int, nn.Sequential]], task: Task, text: SeriesText, folder: Path
+) -> Iterator[tuple[list[str], nn.Sequential]]:
+    """Fills a folder while a network is trained, `metrics.csv` included.
+
+    Args:
+        steps: The training: step and live network, wherever a checkpoint is wanted.
+        task: What it is trained on.
         text: What else the folder holds.
         folder: The series.
 
@@ -85,7 +102,7 @@ def train_series(
     with writing(folder):
         text.write(folder)
     table = [["step", "loss", f"train_{task.score_name}", f"test_{task.score_name}"]]
-    for step, net in training(recipe, task):
+    for step, net in steps:
         row = [str(step), *(f"{number:.6g}" for number in figures(net, task))]
         table.append(row)
         with writing(folder):

@@ -113,6 +113,42 @@ def optimal_curve(rho: Array, xt: float) -> float:
     return 0.0
 
 
+def shared_information(rho: Array) -> float:
+    """Computes the mutual information of jointly Gaussian variables.
+
+    Where one of the two is Gaussian and the other is not, this value of their second moments is a
+    lower bound: given the other, the best linear prediction leaves at least as much open.
+
+    Args:
+        rho: Their canonical correlations, under 1.
+
+    Returns:
+        -1/2 sum log(1 - rho_i^2), in nats.
+    """
+    return -0.5 * float(np.log1p(-(np.asarray(rho, dtype=np.float64) ** 2)).sum())
+
+
+def channel_information(cov_x: Array, cov_xy: Array, slope: Array, noise: Array) -> Information:
+    """Computes the information of a linear encoder t = B x + e of jointly Gaussian x and white y.
+
+    Args:
+        cov_x: Sigma_x, shape (n, n), positive definite.
+        cov_xy: Sigma_xy, shape (n, m); Sigma_y is the identity.
+        slope: B, shape (k, n).
+        noise: Covariance of e, shape (k, k), positive definite.
+
+    Returns:
+        I(X;T) and I(T;Y).
+    """
+    cov_xt = cov_x @ slope.T
+    cov_t = slope @ cov_xt + noise
+    white = np.eye(cov_xy.shape[1])
+    return Information(
+        shared_information(canonical_correlations(cov_x, cov_xt, cov_t)),
+        shared_information(canonical_correlations(cov_t, slope @ cov_xy, white)),
+    )
+
+
 def variational_singular_values(rho: Array, beta: float) -> Array:
     """Computes the singular values of J Sigma_x^(1/2) of the variational encoder's mean.
 

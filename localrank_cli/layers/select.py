@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -25,6 +25,11 @@ class Selection:
     hidden: bool = False  # without the last of the layers that would be chosen
     input_slice: str = ""  # numpy notation, of the varied tensor; empty: all of it
     output_slice: str = ""  # of each output
+
+    @property
+    def whole(self) -> "Selection":
+        """The same layers, and all of what is varied and of each output."""
+        return replace(self, input_slice="", output_slice="")
 
 
 @dataclass(frozen=True)

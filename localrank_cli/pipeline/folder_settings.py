@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.layers.slices import parse_slice
 from localrank_cli.pipeline.options import (
     check_numbers,
+    check_sampling,
     check_tolerances,
     check_words,
     parse_rtol,
 )
+from localrank_cli.pipeline.preset_names import Preset, parse_preset
 from localrank_cli.table.columns import COLUMNS, OPTIONAL
 
 # A cell must be a number that pandas and JSON readers hold exactly.
@@ -42,6 +45,15 @@ class FolderSettings:
     noise: float | None = None
     dtype: str | None = None
     columns: dict[str, str | int | float] = field(default_factory=dict)
+    preset: Preset | None = None
+    hidden: bool = False  # by a preset alone
+    input_slice: str | None = None
+    output_slice: str | None = None
+    sigma_1: str | None = None
+    information: bool | None = None
+    information_points: int | None = None
+    information_noise: float | None = None
+    labels_key: str | None = None
 
 
 def _text(value: Any) -> str:
@@ -63,6 +75,24 @@ def _number(value: Any) -> float:
         return float(value)
     except OverflowError:
         raise TypeError("a number") from None
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("true or false")
+    return value
+
+
+def _preset(value: Any) -> Preset:
+    return parse_preset(_text(value))
+
+
+def _slice(option: str) -> Callable[[Any], str]:
+    def checked(value: Any) -> str:
+        parse_slice(_text(value), option)
+        return _text(value)
+
+    return checked
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -118,6 +148,14 @@ _KEYS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "noise": ("noise", _number),
     "dtype": ("dtype", _text),
     "columns": ("columns", _constants),
+    "preset": ("preset", _preset),
+    "input-slice": ("input_slice", _slice("--input-slice")),
+    "output-slice": ("output_slice", _slice("--output-slice")),
+    "sigma-1": ("sigma_1", _text),
+    "information": ("information", _truth),
+    "information-points": ("information_points", _integer),
+    "information-noise": ("information_noise", _number),
+    "labels-key": ("labels_key", _text),
 }
 
 
@@ -199,6 +237,7 @@ def _check_values(settings: FolderSettings, path: Path) -> None:
     try:
         check_tolerances(settings.atol, settings.rtol)
         check_numbers(settings.noise, settings.points, settings.seed, settings.data_scale)
-        check_words(settings.dtype, settings.input_metric)
+        check_words(settings.dtype, settings.input_metric, settings.sigma_1)
+        check_sampling(settings.information_points, settings.information_noise)
     except UsageError as error:
         raise SettingsError(f"{path}: {error.what}", error.advice) from error

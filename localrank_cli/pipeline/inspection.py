@@ -120,7 +120,9 @@ def _estimate(plan: Plan, series: SeriesPlan, modes: Modes) -> float:
     points = place_points(series.points, plan.device, settings.dtype)
     metric = series.metric.at(series.model, plan.device, settings.dtype)
     demand = Demand(settings.tolerances, settings.noise)
-    request = Request(settings.selection, settings.dtype, plan.memory, demand, metric=metric)
+    request = Request(
+        settings.selection, settings.dtype, plan.memory, demand, metric, settings.by_whole
+    )
     times = []
     for count in (1, 1, min(_TIMED, len(points))):
         started = time.perf_counter()

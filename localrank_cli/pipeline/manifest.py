@@ -112,11 +112,11 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "input_metric": settings.input_metric,
         "n_cov": series.metric.n_cov,
         "slices": settings.slices,
-        "labels_key": settings.labels_key,
+        "labels_key": settings.sampling.labels_key,
         "information_point_indices": (
             list(series.samples.drawn.indices) if series.samples.drawn is not None else None
         ),
-        "information_noise": settings.information_noise,
+        "information_noise": settings.sampling.noise,
         "dtype": settings.dtype_name,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
         "noise": settings.noise,

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.errors import UsageError
 from localrank_cli.pipeline.frozen import Frozen
 from localrank_cli.pipeline.part import Part, check_part
+from localrank_cli.pipeline.preset_names import Preset
 from localrank_cli.pipeline.shard import Shard
 
 if TYPE_CHECKING:  # torch is not imported where options are only parsed
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch is not imported where options are only parsed
 DTYPES = ("float64", "float32")
 ON_ERROR = ("stop", "skip")
 METRICS = ("identity", "data")
+SIGMA_1 = ("slice", "full")
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,6 @@ class Follow:
 
     until: int | None = None  # the step after which to stop; None: until a signal
     poll: float = 2.0  # seconds between looks
-
-
-class Preset(StrEnum):
-    """Rules of published work."""
-
-    patel2024 = "patel2024"
-    feng2022 = "feng2022"
-    numpy = "numpy"
 
 
 @dataclass(frozen=True)
@@ -60,14 +53,15 @@ class AnalyzeOptions:
     dtype: str | None = None
     input_metric: str | None = None
     allow_small_cov: bool = False
-    preset: "Preset | None" = None
+    preset: Preset | None = None
     hidden: bool = False  # by a preset alone
-    input_slice: str = ""
-    output_slice: str = ""
-    information: bool = False
+    input_slice: str | None = None
+    output_slice: str | None = None
+    sigma_1: str | None = None  # of what relative tolerances are taken under a slice
+    information: bool | None = None
     information_points: int | None = None
     information_noise: float | None = None  # of tr Cov(T); None: the square of noise
-    labels_key: str = ""
+    labels_key: str | None = None
     device: str = "auto"
     memory: int | None = None  # bytes; None: a quarter of what is free
     pattern: str = ""
@@ -99,8 +93,8 @@ def check_options(options: AnalyzeOptions) -> None:
         raise UsageError("no checkpoints were named.", "Name a folder of checkpoints.")
     check_tolerances(options.atol, options.rtol)
     check_numbers(options.noise, options.points, options.seed, options.data_scale)
-    check_words(options.dtype, options.input_metric)
-    _check_information(options)
+    check_words(options.dtype, options.input_metric, options.sigma_1)
+    check_sampling(options.information_points, options.information_noise)
     _check_device(options.device)
     check_part(options.part)
     _check_follow(options)
@@ -125,11 +119,16 @@ def _check_follow(options: AnalyzeOptions) -> None:
         )
 
 
-def _check_information(options: AnalyzeOptions) -> None:
-    points, noise = options.information_points, options.information_noise
-    if not options.information and (points is not None or noise is not None):
-        name = "noise" if points is None else "points"
-        raise UsageError(f"--information-{name} without --information.", "Give both or neither.")
+def check_sampling(points: int | None, noise: float | None) -> None:
+    """Checks the numbers of `--information`, of flags or of a series' own settings.
+
+    Args:
+        points: How many.
+        noise: Share of tr Cov(T).
+
+    Raises:
+        UsageError: If one is out of range.
+    """
     if points is not None and points < 2:
         raise UsageError(f"--information-points {points}: at least 2.")
     if noise is not None and not _positive(noise):
@@ -195,22 +194,24 @@ def check_numbers(
         raise UsageError(f"--data-scale {scale}: a finite number other than 0.")
 
 
-def check_words(dtype: str | None, input_metric: str | None) -> None:
+def check_words(dtype: str | None, input_metric: str | None, sigma_1: str | None = None) -> None:
     """Checks settings that take one of a few words.
 
     Args:
         dtype: Of the Jacobian.
         input_metric: Of the varied tensor.
+        sigma_1: What a relative tolerance refers to.
 
     Raises:
         UsageError: If a word is not known.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"--dtype {dtype}: not known.", f"Known are {' and '.join(DTYPES)}.")
-    if input_metric is not None and input_metric not in METRICS:
-        raise UsageError(
-            f"--input-metric {input_metric}: not known.", f"Known are {' and '.join(METRICS)}."
-        )
+    for option, word, known in (
+        ("--dtype", dtype, DTYPES),
+        ("--input-metric", input_metric, METRICS),
+        ("--sigma-1", sigma_1, SIGMA_1),
+    ):
+        if word is not None and word not in known:
+            raise UsageError(f"{option} {word}: not known.", f"Known are {' and '.join(known)}.")
 
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)
@@ -239,26 +240,6 @@ def parse_size(text: str) -> int:
     if size < _LEAST_MEMORY:
         raise UsageError(f"--memory {text}: too little to work in.", "Give at least 16MiB.")
     return size
-
-
-def parse_preset(text: str) -> Preset:
-    """Reads a preset's name.
-
-    Args:
-        text: The name.
-
-    Returns:
-        The preset.
-
-    Raises:
-        UsageError: If there is none of that name.
-    """
-    try:
-        return Preset(text)
-    except ValueError:
-        raise UsageError(
-            f"--preset {text}: not known.", f"Known are {', '.join(Preset)}."
-        ) from None
 
 
 def parse_rtol(text: str) -> float | None:

@@ -143,6 +143,9 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
         n_in = plan.examination.n_in
         width = n_in if plan.metric.n_cov is None else min(n_in, plan.metric.n_cov)
         check_fits(plan.examination.records, width, memory - plan.metric.n_bytes)
+        if plan.settings.by_whole:
+            whole = plan.examination.whole_records
+            check_fits(whole, plan.examination.survey.n_in, memory - plan.metric.n_bytes)
     skips = options.on_error == "skip"
     return Plan(tuple(planned), device, memory, extra, options.trust_pickle, skips)
 

@@ -1,12 +1,17 @@
 """`--preset`: the rules of published work under one name. docs/local_rank.md has the sources."""
 
 from dataclasses import replace
+from typing import TypeVar
 
-from localrank_cli.pipeline.options import AnalyzeOptions, Preset
+from localrank_cli.pipeline.folder_settings import FolderSettings
+from localrank_cli.pipeline.options import AnalyzeOptions
+from localrank_cli.pipeline.preset_names import Preset
 
 # max(n) eps(float32) is matrix_rank's own tolerance on the float32 Gram matrix of a 3 x 16 x 16
 # patch, whose eigenvalues are squares: (768 * 2^-23)^(1/2) on sigma, relative to sigma_1.
 _GRAM_RTOL = (3 * 16 * 16 * 2.0**-23) ** 0.5
+
+_Given = TypeVar("_Given", AnalyzeOptions, FolderSettings)
 
 
 def with_preset(options: AnalyzeOptions) -> AnalyzeOptions:
@@ -16,21 +21,37 @@ def with_preset(options: AnalyzeOptions) -> AnalyzeOptions:
         options: As given.
 
     Returns:
-        The options without a preset.
+        The options, which still name the preset.
     """
-    kind = options.preset
-    if kind is None:
-        return options
+    return options if options.preset is None else _filled(options, options.preset)
+
+
+def own_with_preset(own: FolderSettings) -> FolderSettings:
+    """Fills in what the preset of a series' own settings says, where they do not say otherwise.
+
+    Args:
+        own: The series' file.
+
+    Returns:
+        The settings.
+    """
+    return own if own.preset is None else _filled(own, own.preset)
+
+
+def _filled(given: _Given, kind: Preset) -> _Given:
     tolerances = {
         Preset.patel2024: {"atol": (0.01,)},
         Preset.feng2022: {"rtol": (_GRAM_RTOL,)},
         Preset.numpy: {"rtol": (None,)},
     }[kind]
-    if not options.atol and not options.rtol:
-        options = replace(options, **tolerances)  # type: ignore[arg-type]  # of several types
+    if not given.atol and not given.rtol:
+        given = replace(given, **tolerances)  # type: ignore[arg-type]  # of several types
     if kind is Preset.patel2024:
-        hidden = options.hidden or not options.layers
-        options = replace(options, points=options.points or 128, hidden=hidden)
+        hidden = given.hidden or not given.layers
+        points = 128 if given.points is None else given.points
+        given = replace(given, points=points, hidden=hidden)
     if kind is Preset.feng2022:
-        options = replace(options, input_slice=options.input_slice or "center:16")
-    return replace(options, preset=None)
+        patch = "center:16" if given.input_slice is None else given.input_slice
+        # Their matrix_rank sees the patch alone.
+        given = replace(given, input_slice=patch, sigma_1=given.sigma_1 or "slice")
+    return given

@@ -66,7 +66,9 @@ class _Runner:
         # Kept singular values serve any tolerance: no certificate for those of today will do.
         demand = Demand(None if keep else settings.tolerances, settings.noise)
         memory = plan.memory - series.metric.n_bytes
-        self._request = Request(settings.selection, settings.dtype, memory, demand)
+        self._request = Request(
+            settings.selection, settings.dtype, memory, demand, scaled_by_whole=settings.by_whole
+        )
         self._modes = Modes()
         self._told = 0
 

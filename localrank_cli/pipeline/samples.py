@@ -125,7 +125,7 @@ class SamplePlan:
         cells: dict[str, Cell] = {"information_points": count, "information_ceiling_nats": top}
         if not bool(torch.isfinite(outputs).all()):
             return cells
-        share = self.settings.information_noise
+        share = self.settings.sampling.noise
         variance = self.settings.noise**2
         if share is not None:
             variance = share * total_variance(outputs)
@@ -163,8 +163,8 @@ def plan_samples(
     Raises:
         SettingsError: If labels have no file, or an output's sample does not fit into the budget.
     """
-    labels = _labels(settings, points) if settings.labels_key else None
-    drawn = _drawn(settings, points) if settings.information else None
+    labels = _labels(settings, points) if settings.sampling.labels_key else None
+    drawn = _drawn(settings, points) if settings.sampling.information else None
     if drawn is not None:
         assert drawn.everything is not None
         for record in examination.records:
@@ -188,7 +188,7 @@ def plan_samples(
 
 
 def _drawn(settings: Settings, points: Points) -> Points:
-    wanted = settings.information_points
+    wanted = settings.sampling.points
     if wanted is None:
         wanted = min(_DEFAULT_POINTS, points.n_data or _DEFAULT_POINTS)
     # A draw of its own: the points of the Jacobians must not decide which these are.
@@ -199,7 +199,7 @@ def _drawn(settings: Settings, points: Points) -> Points:
 
 
 def _labels(settings: Settings, points: Points) -> Tensor:
-    path, key = settings.source.path, settings.labels_key
+    path, key = settings.source.path, settings.sampling.labels_key
     if path is None:
         raise SettingsError(
             f"--labels-key {key}: the data are no file with named arrays.",

@@ -1,7 +1,7 @@
 """Settings of one series: a flag beats its `localrank.toml`, which beats the default."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from localrank_cli.layers.slices import parse_slice
 from localrank_cli.model.activations import ACTIVATIONS
 from localrank_cli.pipeline.folder_settings import FolderSettings, inside
 from localrank_cli.pipeline.options import AnalyzeOptions
+from localrank_cli.pipeline.presets import own_with_preset
+from localrank_cli.pipeline.sampling import Sampling, resolve_sampling
+from localrank_cli.pipeline.slicing import check_whole, slices_of
 from localrank_cli.points.source import DataSource, check_source
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.userimport import CodeSpec
@@ -63,17 +66,20 @@ class Settings:
     notes: tuple[str, ...] = ()
     input_metric: str = "identity"
     allow_small_cov: bool = False
-    information: bool = False
-    information_points: int | None = None
-    information_noise: float | None = None
-    labels_key: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
+    sigma_1: str = "slice"  # or full: what relative tolerances refer to under a slice
 
     @property
     def slices(self) -> dict[str, str]:
-        """Optional columns for slices; a relative tolerance then refers to the slice's sigma_1."""
+        """Optional columns for slices, and whose sigma_1 a relative tolerance refers to."""
         chosen = self.selection
         found = {"input_slice": chosen.input_slice, "output_slice": chosen.output_slice}
-        return found | {"sigma_1_of": "slice"} if any(found.values()) else {}
+        return found | {"sigma_1_of": self.sigma_1} if any(found.values()) else {}
+
+    @property
+    def by_whole(self) -> bool:
+        """Whether the whole Jacobian is computed for its sigma_1."""
+        return self.sigma_1 == "full"
 
     @property
     def dtype_name(self) -> str:
@@ -99,19 +105,21 @@ def resolve(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> Setti
         SettingsError: If the file names code without --trust-model, or something is missing.
     """
     notes: list[str] = []
+    if options.preset is None:  # a preset that was asked for beats the file, its preset included
+        own = own_with_preset(own)
     model = _model(options, own, folder, notes)
     include, exclude = _patterns(options, own)
     wrt = options.wrt if options.wrt is not None else own.wrt
     noise = _first(options.noise, own.noise, 1.0)
     metric = _first(options.input_metric, own.input_metric, "identity")
-    return Settings(
+    sampling = resolve_sampling(options, own)
+    hidden = options.hidden or (own.hidden and not options.layers)
+    settings = Settings(
         model=model,
         source=replace(
-            _source(options, own, folder), keep=metric == "data" or bool(options.labels_key)
+            _source(options, own, folder), keep=metric == "data" or bool(sampling.labels_key)
         ),
-        selection=Selection(
-            include, exclude, wrt or "", options.hidden, options.input_slice, options.output_slice
-        ),
+        selection=Selection(include, exclude, wrt or "", hidden, *slices_of(options, own)),
         tolerances=_tolerances(options, own),
         noise=noise,
         dtype=getattr(torch, options.dtype or own.dtype or "float64"),
@@ -119,11 +127,12 @@ def resolve(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> Setti
         notes=tuple(notes),
         input_metric=metric,
         allow_small_cov=options.allow_small_cov,
-        information=options.information,
-        information_points=options.information_points,
-        information_noise=options.information_noise,
-        labels_key=options.labels_key,
+        sampling=sampling,
+        sigma_1=_first(options.sigma_1, own.sigma_1, "slice"),
     )
+    if settings.by_whole:
+        check_whole(settings.selection, metric)
+    return settings
 
 
 def _model(

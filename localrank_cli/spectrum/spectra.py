@@ -22,6 +22,14 @@ from localrank_cli.spectrum.svd import rounding
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What relative tolerances refer to, where it is not a spectrum's own sigma_1."""
+
+    values: Tensor  # sigma_1 of the whole Jacobian, (points,), float64
+    rounding: Tensor  # (points,): how far it may be off
+
+
+@dataclass(frozen=True)
 class LayerSpectrum:
     """Singular values of one layer's Jacobian at every point."""
 
@@ -33,6 +41,7 @@ class LayerSpectrum:
     rounding: Tensor  # (points,), float64: how far a singular value may be off
     method: str  # "exact", or "exact(float32)" where the path holds float32
     n_varied: int | None = None  # entries of the varied tensor; None: n_in
+    scale: Scale | None = None  # None: its own sigma_1
 
     @property
     def values(self) -> Tensor:
@@ -58,6 +67,12 @@ class Examination:
     notes: tuple[str, ...]
     entries: Tensor | None = None  # of the varied tensor that are varied; None: all
     picked: dict[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
+
+    @property
+    def whole_records(self) -> tuple[CallRecord, ...]:
+        """The chosen calls with their whole outputs."""
+        calls = {record.call for record in self.records}
+        return tuple(record for record in self.survey.records if record.call in calls)
 
     @property
     def n_in(self) -> int:
@@ -107,6 +122,7 @@ class Request:
     memory: int = 2**31  # bytes for Jacobians and intermediate results
     demand: Demand = field(default=Demand(None))
     metric: Metric | None = None  # of the varied tensor; None: the identity
+    scaled_by_whole: bool = False  # relative tolerances refer to sigma_1 without slices
 
 
 def layer_spectra(
@@ -122,8 +138,33 @@ def layer_spectra(
 
     Returns:
         One spectrum for each chosen call, in order of execution. Points with a non-finite
-        Jacobian, or with a non-finite pre-activation in this or an earlier layer, are NaN.
+        Jacobian, or with a non-finite pre-activation in this or an earlier layer, are NaN; with
+        `scaled_by_whole` points whose whole Jacobian is not finite are, too.
     """
+    modes = modes if modes is not None else Modes()
+    if not request.scaled_by_whole:
+        return _spectra(model, points, request, modes)
+    # A tolerance that a spectrum of its own does not tell: no certificate, the SVD of every matrix.
+    request = replace(request, demand=Demand(None, request.demand.noise))
+    without = replace(request, selection=request.selection.whole)
+    whole = _spectra(model, points, without, modes)
+    parts = _spectra(model, points, request, modes)
+    return [_scaled(part, one) for part, one in zip(parts, whole, strict=True)]
+
+
+def _scaled(part: LayerSpectrum, whole: LayerSpectrum) -> LayerSpectrum:
+    sound = whole.finite
+    return replace(
+        part,
+        computed=torch.where(sound.unsqueeze(1), part.computed, torch.nan),
+        rounding=torch.where(sound, part.rounding, torch.nan),
+        scale=Scale(whole.computed[:, 0], whole.rounding),
+    )
+
+
+def _spectra(
+    model: nn.Module, points: Tensor, request: Request, modes: Modes
+) -> list[LayerSpectrum]:
     examination = examine(model, points, request.selection, request.dtype)
     task = Task(
         model=model,
@@ -139,7 +180,7 @@ def layer_spectra(
     precision = torch.float32 if examination.survey.has_low_precision else request.dtype
     found = {record.call: _empty(record, task) for record in task.records}
     with analysis_setting(model, request.dtype):
-        for portion in jacobians(task, modes if modes is not None else Modes()):
+        for portion in jacobians(task, modes):
             if isinstance(portion, Portion):
                 rows = found[portion.record.call]
                 values = _solve(portion, task.n_in, request.demand)

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from localrank_cli.errors import UnreadableError
-from localrank_cli.spectrum.spectra import LayerSpectrum
+from localrank_cli.spectrum.spectra import LayerSpectrum, Scale
 from localrank_cli.spectrum.svd import rounding
 from localrank_cli.table.record import CheckpointRecord
 from localrank_cli.table.rows import LayerFacts
@@ -20,6 +20,7 @@ from localrank_cli.table.write import replacing
 
 FORMAT = 1
 _ENTRY = "localrank_spectra"
+_SCALE = "\tsigma_1"  # behind a layer's name: that of the whole Jacobian and its rounding
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class KeptLayer:
     n_columns: int  # of the measured matrix: of J, or of J L in a metric
     cells: Mapping[str, Any]  # optional columns
     values: Tensor  # (points, min(n_out, n_columns)), float64, descending; NaN: not finite
+    scale: Scale | None  # what relative tolerances refer to; None: the first of the values
 
     @property
     def spectrum(self) -> LayerSpectrum:
@@ -46,6 +48,7 @@ class KeptLayer:
             rounding=rounding(self.values[:, 0], longest, precision),
             method=self.facts.method,
             n_varied=self.facts.n_in,
+            scale=self.scale,
         )
 
 
@@ -90,6 +93,10 @@ def write_spectra(
         _name(layer.facts): spectrum.computed.contiguous()
         for layer, spectrum in zip(record.layers, spectra, strict=True)
     }
+    for layer, spectrum in zip(record.layers, spectra, strict=True):
+        if spectrum.scale is not None:
+            both = [spectrum.scale.values, spectrum.scale.rounding]
+            tensors[_name(layer.facts) + _SCALE] = torch.stack(both)
     about = {
         "format": FORMAT,
         "entries": [
@@ -133,7 +140,10 @@ def read_spectra(path: Path) -> KeptCheckpoint:
 def _layer(entry: dict[str, Any], file: Any) -> KeptLayer:
     n_columns, cells = entry.pop("n_columns"), entry.pop("cells")
     facts = LayerFacts(**entry)
-    return KeptLayer(facts, n_columns, cells, file.get_tensor(_name(facts)))
+    name, scale = _name(facts), None
+    if name + _SCALE in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
+        scale = Scale(*file.get_tensor(name + _SCALE))
+    return KeptLayer(facts, n_columns, cells, file.get_tensor(name), scale)
 
 
 def find_spectra(folder: Path) -> Iterator[Path]:

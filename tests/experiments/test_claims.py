@@ -41,6 +41,13 @@ def test_the_text_shows_claim_expectation_and_measurement() -> None:
     ]
 
 
+def test_where_nothing_is_evidence_nothing_is_judged() -> None:
+    verdict = Verdict("patel2024", "AdamW", (claim(True, is_evidence=False),))
+    assert verdict.text.endswith(
+        "verdict: none: figures are put side by side, and nothing is judged\n"
+    )
+
+
 def test_span() -> None:
     assert span([3.04, 2.96]) == "3.0"
     assert span([9.4, 8.06, 8.5]) == "8.1 to 9.4"

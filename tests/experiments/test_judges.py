@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from localrank_cli.experiments import gaussian, mnist, vib
+from localrank_cli.experiments.correlated import RHO
 from localrank_cli.information.bottleneck import (
     active,
     variational_information,
@@ -64,7 +65,8 @@ def mnist_table(
                     {
                         "run": run, "step": step, "layer_index": layer - 1, "local_rank": rank,
                         "effective_rank": rank / 2, "tolerance": "atol=0.1",
-                        "weight_decay": strength, "train_accuracy": reached, "test_accuracy": 0.9,
+                        "weight_decay": strength, "seed": 3, "train_accuracy": reached,
+                        "test_accuracy": 0.9,
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)
@@ -99,18 +101,33 @@ def test_mnist_that_never_learns_shows_nothing() -> None:
     assert "never reached" in verdict.text
 
 
-def vib_table(rank: float = 0, sigma: float = 0, rate: float = 0) -> pd.DataFrame:
+def test_mnist_shows_the_band_of_several_seeds() -> None:
+    again = {**FALL, 2: (72, 42)}
+    both = [mnist_table(FALL, STAY), mnist_table(again, STAY)]
+    table = pd.concat([one.assign(run=one["run"] + str(i), seed=i) for i, one in enumerate(both)])
+    verdict = mnist.judge(table)
+    assert verdict.holds
+    assert "2 seeds" in verdict.setting
+    assert "70.0 to 72.0 -> 40.0 to 42.0 (-43% to -42%)" in verdict.text
+    assert "100.0 -> 91.0 (-9%)" in verdict.text
+    # A seed that never gets to the landmark is not passed over.
+    table.loc[table["seed"] == 1, "train_accuracy"] = 0.5
+    assert not mnist.judge(table).holds
+
+
+def vib_table(rank: float = 0, sigma: float = 0, rate: float = 0, told: float = 0) -> pd.DataFrame:
     """What theory says at every beta, and off it by so much at the largest one."""
     rows = []
     for beta in (1.1, 3.0, 10.0):
         off = beta == 10.0
-        count = active(vib.RHO, beta) + off * rank
-        values = [*variational_singular_values(vib.RHO, beta), 0.0, 0.0, 0.0]
+        count = active(RHO, beta) + off * rank
+        values = [*variational_singular_values(RHO, beta), 0.0, 0.0, 0.0]
         values[1] += off * sigma
         ends = {
             "run": f"beta_{beta}", "beta": beta, "seed": 0, "layer_index": 2,
             "local_rank": count, "rank_min": int(count), "rank_max": int(-(-count // 1)),
-            "rate": variational_information(vib.RHO, beta).xt + off * rate,
+            "rate": variational_information(RHO, beta).xt + off * rate,
+            "ty_nats": variational_information(RHO, beta).ty + off * told,
         }  # fmt: skip
         ends |= {f"sigma_{index + 1}": value for index, value in enumerate(values)}
         # The other layers, and what was before the end, are not looked at.
@@ -132,6 +149,8 @@ def vib_table(rank: float = 0, sigma: float = 0, rate: float = 0) -> pd.DataFram
         ({"sigma": -0.151}, ["the singular values"]),
         ({"rate": 0.09}, []),
         ({"rate": -0.11}, ["the rate"]),
+        ({"told": -0.09}, []),
+        ({"told": 0.11}, ["I(T;Y)"]),
     ],
 )
 def test_vib(off: dict[str, float], failing: list[str]) -> None:

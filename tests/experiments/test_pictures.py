@@ -31,23 +31,52 @@ def test_one_panel_for_each_weight_decay_and_one_line_for_each_layer() -> None:
         assert shades == sorted(shades, reverse=True)  # from light to dark
 
 
+def test_a_step_that_one_seed_alone_has_is_left_out() -> None:
+    pytest.importorskip("matplotlib")
+    frame = table()
+    extra = frame[(frame["seed"] == 1) & (frame["step"] == 10)].assign(step=40, local_rank=1.0)
+    panels = draw("gaussian", pd.concat([frame, extra])).axes
+    assert panels[0].get_lines()[0].get_xdata().tolist() == [1, 10, 100]
+
+
 def test_ranks_and_singular_values_over_beta_beside_theory() -> None:
     pytest.importorskip("matplotlib")
     rows = [
         {"run": f"b{beta}", "step": 9, "beta": beta, "layer_index": 2, "local_rank": 2.0,
+         "xt_nats": beta / 4, "ty_nats": beta / 8,
          **{f"sigma_{index + 1}": 0.1 * index for index in range(8)}}
         for beta in (1.6, 3.0, 6.0)
     ]  # fmt: skip
-    ranks, sigmas, plane = draw("vib", pd.DataFrame(rows)).axes
+    ranks, sigmas, optimum, plane = draw("vib", pd.DataFrame(rows)).axes
     theory, trained = ranks.get_lines()
     assert sorted(set(theory.get_ydata())) == [0, 1, 2, 3]
     assert trained.get_xydata().tolist() == [[1.6, 2.0], [3.0, 2.0], [6.0, 2.0]]
     assert len(sigmas.get_lines()) == 5 + 5
-    optimal, variational = (line.get_xydata() for line in plane.get_lines())
-    assert optimal[-1, 0] > variational[-1, 0] > 0
+    # The optimum has a panel of its own, on the same axes; what was trained is not placed on it.
+    (optimal,) = optimum.get_lines()
+    variational, points = plane.get_lines()
+    assert optimal.get_xdata()[-1] > variational.get_xdata()[-1] > 0
+    assert points.get_xydata().tolist() == [[0.4, 0.2], [0.75, 0.375], [1.5, 0.75]]
+    assert plane.get_xlim() == optimum.get_xlim()
+    assert plane.get_ylim() == optimum.get_ylim()
 
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(PictureError, match="matplotlib is not installed"):
         draw("gaussian", table())
+
+
+def test_published_end_values_beside_ours() -> None:
+    pytest.importorskip("matplotlib")
+    rows = [
+        {"step": step, "layer_index": layer, "local_rank": 9.0, "weight_decay": 0.01,
+         "tolerance": "atol=0.01", "seed": 0}
+        for step in (0, 10, 100) for layer in range(5)
+    ]  # fmt: skip
+    (panel,) = draw("patel2024", pd.DataFrame(rows)).axes
+    ours, published = panel.get_lines()[:5], panel.get_lines()[5:]
+    assert all(line.get_xdata().max() == 100 for line in ours)
+    ends = [tuple(line.get_xydata()[0]) for line in published]
+    assert ends == [(1e6, 198.0), (1e6, 36.0), (1e6, 10.2), (1e6, 7.95), (1e6, 6.97)]
+    assert [line.get_color() for line in published] == [line.get_color() for line in ours]

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from localrank_cli import analyze
-from localrank_cli.experiments.vib import RHO, Bottleneck, VibArm, pairs
+from localrank_cli.experiments.correlated import RHO, pairs
+from localrank_cli.experiments.vib import Bottleneck, VibArm
 from localrank_cli.information.bottleneck import canonical_correlations
 
 
@@ -47,3 +48,48 @@ def test_a_training_is_a_series_with_its_beta(tmp_path: Path) -> None:
     assert (frame["n_cov"] == 5_000).all()
     # One critical value lies below 1.6.
     assert frame["local_rank"].iloc[-1] == 1
+
+
+def test_the_information_of_a_linear_encoder_is_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    source = pairs(generator)
+    net = Bottleneck()
+    slope = torch.randn(8, 10, generator=generator)
+    last = torch.nn.Linear(10, 8, bias=False)
+    net.mean = torch.nn.Sequential(torch.nn.Identity(), last)
+    net.log_variance = torch.nn.Linear(10, 8)
+    with torch.no_grad():
+        last.weight.copy_(slope)
+        net.log_variance.weight.zero_()
+        net.log_variance.bias.copy_(torch.linspace(-1, 1, 8))
+    found = net.information(source, generator)
+    cov_x, cov_xy = source.moments()
+    noise = np.diag(np.exp(np.linspace(-1, 1, 8)))
+    b = slope.double().numpy()
+    given_y = b @ (cov_x - cov_xy @ cov_xy.T) @ b.T + noise
+    logs = [np.linalg.slogdet(m)[1] for m in (b @ cov_x @ b.T + noise, noise, given_y)]
+    np.testing.assert_allclose(found.xt, 0.5 * (logs[0] - logs[1]), rtol=1e-5)
+    np.testing.assert_allclose(found.ty, 0.5 * (logs[0] - logs[2]), rtol=1e-5)
+
+
+def test_the_moments_are_those_of_the_pairs() -> None:
+    generator = torch.Generator().manual_seed(1)
+    source = pairs(generator)
+    x, y = (part.double().numpy() for part in source.draw(200_000, generator))
+    cov_x, cov_xy = source.moments()
+    np.testing.assert_allclose(x.T @ x / len(x), cov_x, atol=0.05)
+    np.testing.assert_allclose(x.T @ y / len(x), cov_xy, atol=0.05)
+
+
+def test_what_a_bent_encoder_tells_is_bounded_from_below() -> None:
+    # Large weights: tanh is far from linear. The rate is an upper bound on I(X;T).
+    generator = torch.Generator().manual_seed(2)
+    source, net = pairs(generator), Bottleneck()
+    with torch.no_grad():
+        for part in net.mean:
+            if isinstance(part, torch.nn.Linear):
+                part.weight.mul_(6)
+        x, y = source.draw(20_000, generator)
+        _, rate = net(x, y, generator)
+    found = net.information(source, generator)
+    assert 0 < found.ty < found.xt < rate.item()

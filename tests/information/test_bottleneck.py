@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from localrank_cli.information.bottleneck import (
     active,
     canonical_correlations,
+    channel_information,
     critical_betas,
     optimal_curve,
     optimal_information,
@@ -143,8 +144,54 @@ def test_variational_information_is_that_of_its_channel(rho: Array, beta: float)
     assert found.ty <= optimal_curve(rho, found.xt) + 1e-9
 
 
+@given(correlations, st.integers(0, 2**32 - 1))
+def test_a_linear_encoder_by_determinants(rho: Array, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    n = rho.size
+    mixing = np.linalg.qr(generator.normal(size=(n, n)))[0] * generator.uniform(0.3, 3, n)
+    rotation = np.linalg.qr(generator.normal(size=(n, n)))[0]
+    root = generator.normal(size=(3, 3)) + 3 * np.eye(3)
+    slope = generator.normal(size=(3, n))
+    # x = A u, y = Q v, u and v with correlations rho.
+    cov_x, cov_xy = mixing @ mixing.T, mixing @ np.diag(rho) @ rotation.T
+    found = channel_information(cov_x, cov_xy, slope, root @ root.T)
+    whitened: Array = np.linalg.solve(root, slope @ mixing).astype(np.float64)
+    xt, ty = gaussian_information(whitened, rho)
+    assert found.xt == pytest.approx(xt, rel=1e-7, abs=1e-9)
+    assert found.ty == pytest.approx(ty, rel=1e-7, abs=1e-9)
+
+
 def test_figures_of_one_example() -> None:
     found, best = variational_information(RHO, 6.0), optimal_information(RHO, 6.0)
     assert (round(found.xt, 2), round(best.xt, 2)) == (1.54, 2.56)
     below = optimal_curve(RHO, found.xt) - found.ty
     assert 0.001 < below < 0.046
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1.05, 1.5, 3.0, 20.0, 200.0]))
+def test_the_optimum_as_the_paper_writes_it(seed: int, beta: float) -> None:
+    # Chechik et al. 2005, Theorem 3.1: left eigenvectors v of Sigma_x|y Sigma_x^-1 with eigenvalues
+    # lambda, each scaled by alpha^2 = (beta (1 - lambda) - 1) / (lambda v^T Sigma_x v).
+    generator = np.random.default_rng(seed)
+    root = generator.normal(size=(3, 3)) + 2 * np.eye(3)
+    cov_x, slope = root @ root.T, generator.normal(size=(2, 3))
+    cov_xy, cov_y = cov_x @ slope.T, slope @ cov_x @ slope.T + np.diag([0.7, 1.3])
+    given_y = cov_x - cov_xy @ np.linalg.solve(cov_y, cov_xy.T)
+    eigenvalues, vectors = np.linalg.eig((given_y @ np.linalg.inv(cov_x)).T)
+    rows = []
+    for eigenvalue, vector in zip(eigenvalues.real, vectors.real.T, strict=True):
+        if eigenvalue < 1 - 1e-9 and beta > 1 / (1 - eigenvalue):
+            size = vector @ cov_x @ vector
+            square = (beta * (1 - eigenvalue) - 1) / (eigenvalue * size)
+            rows.append(np.sqrt(square) * vector)
+    projection = np.array(rows).reshape(-1, 3)
+    white = np.eye(len(rows))
+    kept, open_ = (
+        0.5 * np.linalg.slogdet(projection @ cov @ projection.T + white)[1]
+        for cov in (cov_x, given_y)
+    )
+    rho = canonical_correlations(cov_x, cov_xy, cov_y)
+    assert active(rho, beta) == len(rows)
+    found = optimal_information(rho, beta)
+    assert found.xt == pytest.approx(kept, rel=1e-6, abs=1e-7)
+    assert found.ty == pytest.approx(kept - open_, rel=1e-6, abs=1e-7)

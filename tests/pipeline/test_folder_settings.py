@@ -5,6 +5,7 @@ import pytest
 
 from localrank_cli.errors import SettingsError
 from localrank_cli.pipeline.folder_settings import FolderSettings, inside, read_folder_settings
+from localrank_cli.pipeline.preset_names import Preset
 
 
 def read(folder: Path, text: str) -> FolderSettings:
@@ -42,6 +43,14 @@ def test_every_key(tmp_path: Path) -> None:
         input-metric = "identity"
         noise = 2
         dtype = "float32"
+        preset = "feng2022"
+        input-slice = ":,8:24,8:24"
+        output-slice = "-1,:"
+        sigma-1 = "full"
+        information = true
+        information-points = 500
+        information-noise = 0.03
+        labels-key = "y"
         [model-arg]
         width = 3
         [columns]
@@ -68,6 +77,14 @@ def test_every_key(tmp_path: Path) -> None:
         noise=2.0,
         dtype="float32",
         columns={"beta": 2.0, "name": "ä", "n": 3},
+        preset=Preset.feng2022,
+        input_slice=":,8:24,8:24",
+        output_slice="-1,:",
+        sigma_1="full",
+        information=True,
+        information_points=500,
+        information_noise=0.03,
+        labels_key="y",
     )
 
 
@@ -88,6 +105,8 @@ def test_single_values(tmp_path: Path) -> None:
         "pattern = '*'",
         "data_key = 'x'",
         "Model = 'x'",
+        "labels = 'y'",
+        "allow-small-cov = true",  # the user's own consent
         "'' = 1",
         "[analyze]\nseed = 1",
     ],
@@ -117,6 +136,10 @@ def test_unknown_keys(tmp_path: Path, key: str) -> None:
         (f"noise = 1{'0' * 400}", "expected a number"),
         ("rtol = [true]", "expected a number"),
         ("model-arg = 'width=3'", "expected a table"),
+        ("information = 1", "expected true or false"),
+        ("information-points = 1.5", "expected an integer"),
+        ("labels-key = 3", "expected a text"),
+        ("input-slice = 3", "expected a text"),
         ("columns = 3", "expected a table"),
         ("[columns]\na = true", "expected a table of texts and numbers"),
         ("[columns]\na = [1]", "expected a table of texts and numbers"),
@@ -148,6 +171,12 @@ def test_wrong_types(tmp_path: Path, text: str, expected: str) -> None:
         ("data-scale = nan", "--data-scale nan"),
         ("dtype = 'float16'", "--dtype float16"),
         ("input-metric = 'euclid'", "--input-metric euclid"),
+        ("sigma-1 = 'half'", "--sigma-1 half"),
+        ("preset = 'moon'", "--preset moon: not known"),
+        ("input-slice = 'x'", "--input-slice x: 'x' is no index"),
+        ("output-slice = '..., ...'", "--output-slice"),
+        ("information-points = 1", "--information-points 1"),
+        ("information-noise = 0", "--information-noise 0"),
     ],
 )
 def test_values_out_of_range(tmp_path: Path, text: str, message: str) -> None:

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from localrank_cli import analyze
-from localrank_cli.errors import LayerError, UsageError
-from localrank_cli.pipeline.options import AnalyzeOptions, Preset
+from localrank_cli.errors import LayerError, ModelError, SettingsError, UsageError
+from localrank_cli.pipeline.options import AnalyzeOptions
+from localrank_cli.pipeline.preset_names import Preset
 from localrank_cli.pipeline.presets import with_preset
 from localrank_cli.table.columns import COLUMNS
 from tests.cli.program import invoke
@@ -57,6 +60,27 @@ def test_feng2022(images: Path) -> None:
         analyze(images / "flat", data="normal:4", preset="feng2022")
 
 
+def test_feng2022_is_the_count_on_the_patch(images: Path) -> None:
+    points = torch.rand(3, 3, 20, 24, generator=torch.Generator().manual_seed(0))
+    frame = analyze(
+        images / "run", model=f"{images / 'net.py'}:net", data=points, points=3, preset="feng2022"
+    )
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 18 * 22, 5))
+    net.load_state_dict(load_file(images / "run" / "step_0.safetensors"))
+    net = net.double().requires_grad_(False)
+    for layer, last in (("0", 1), ("3", 4)):
+        counts, theirs = [], []
+        for point in points.double():
+            whole = torch.func.jacrev(net[:last])(point[None])
+            patch = whole.flatten(0, -5).flatten(0, -4)[..., 2:18, 4:20].reshape(-1, 768).numpy()
+            sigma = np.linalg.svd(patch, compute_uv=False)
+            counts.append((sigma > (768 * 2.0**-23) ** 0.5 * sigma[0]).sum())
+            # Their own words: numpy's default rule on the float32 Gram matrix of the patch.
+            theirs.append(np.linalg.matrix_rank((patch.T @ patch).astype(np.float32)))
+        row = frame[frame["layer"] == layer].iloc[0]
+        assert row["local_rank"] == np.mean(counts) == np.mean(theirs)
+
+
 def test_numpy(tmp_path: Path) -> None:
     save_series(tmp_path, steps=(0,))
     frame = analyze(tmp_path, data="normal:4", preset="numpy")
@@ -92,6 +116,57 @@ def test_slices_stand_in_the_table(images: Path) -> None:
     assert frame["n_in"].tolist() == [96, 96]
     assert frame["n_out"].tolist() == [18 * 22, 1]
     assert (frame["input_slice"] == "1, :4").all()
+
+
+def test_sigma_1_of_the_whole(images: Path, tmp_path: Path) -> None:
+    given = {"model": f"{images / 'net.py'}:net", "data": "normal:3x20x24", "points": 2}
+    given |= {"input_slice": "0,:4,:4", "output_slice": ":1", "rtol": 0.3, "atol": 0.01}
+    run = images / "run"
+    own, full = (analyze(run, **given, sigma_1=word) for word in ("slice", "full"))  # type: ignore[arg-type]  # keywords of several types
+    assert (own["sigma_1_of"] == "slice").all()
+    assert (full["sigma_1_of"] == "full").all()
+    same = own.columns.difference(["sigma_1_of", "local_rank", "local_rank_se", "rank_min",
+                                   "rank_max", "near_tol"])  # fmt: skip
+    pd.testing.assert_frame_equal(own[same], full[same])
+    absolute = own["tolerance"] == "atol=0.01"
+    pd.testing.assert_series_equal(own["local_rank"][absolute], full["local_rank"][absolute])
+    # The last layer sees the whole image: a corner of it is small beside the whole.
+    assert own["local_rank"].iloc[-1] == 1
+    assert full["local_rank"].iloc[-1] == 0
+    with pytest.raises(UsageError, match="--sigma-1 half: not known"):
+        analyze(run, **given, sigma_1="half")  # type: ignore[arg-type]  # as above
+    feng = analyze(
+        run, model=str(given["model"]), data="normal:3x20x24", points=2, preset="feng2022"
+    )
+    assert (feng["sigma_1_of"] == "slice").all()
+
+
+def test_sigma_1_that_cannot_be_had(tmp_path: Path) -> None:
+    save_series(tmp_path, steps=(0,))
+    with pytest.raises(SettingsError, match="without --input-slice or --output-slice"):
+        analyze(tmp_path, data="normal:4", sigma_1="full")
+    with pytest.raises(SettingsError, match="are two metrics"):
+        analyze(tmp_path, data="normal:4", sigma_1="full", input_slice=":2", input_metric="data")
+
+
+def test_the_whole_must_fit(images: Path) -> None:
+    given = {"model": f"{images / 'net.py'}:net", "data": "normal:3x20x24", "points": 1}
+    given |= {"output_slice": ":1", "memory": 2**24, "rtol": 0.1}
+    assert len(analyze(images / "run", **given)) == 2  # type: ignore[arg-type]  # as above
+    with pytest.raises(ModelError, match="Jacobian of 792 x 1440; its reduction needs"):
+        analyze(images / "run", **given, sigma_1="full")  # type: ignore[arg-type]  # as above
+
+
+def test_kept_singular_values_know_their_scale(images: Path, tmp_path: Path) -> None:
+    words = [
+        "analyze", str(images / "run"), "--model", f"{images / 'net.py'}:net", "--data",
+        "normal:3x20x24", "--points", "3", "--input-slice", "0,:4,:4", "--sigma-1", "full", "-q",
+    ]  # fmt: skip
+    other = ["--rtol", "0.02", "--rtol", "0.3"]
+    expected = invoke(*words, *other).stdout
+    assert invoke(*words, "--spectra", str(tmp_path / "kept")).code == 0
+    found = invoke("rethreshold", str(tmp_path / "kept"), *other)
+    assert found.stdout == expected
 
 
 def test_refused(tmp_path: Path) -> None:
