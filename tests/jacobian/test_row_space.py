@@ -179,3 +179,18 @@ def test_other_precision_and_metric_are_left_alone() -> None:
     request = Request(Selection(("*",)), dtype=torch.float32, demand=DEMAND)
     layer_spectra(model, torch.randn(3, 96), request, modes)
     assert not any("directions for" in route for route in modes.routes)
+
+
+def test_a_slice_of_the_output() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Normed()).double().eval()
+    points = torch.randn(3, 96, dtype=torch.float64)
+    modes = Modes()
+    selection = Selection(("0.last",), output_slice="5:90")
+    (spectrum,) = layer_spectra(model, points, Request(selection, demand=DEMAND), modes)
+    assert modes.narrow
+    jacobians = [torch.func.jacrev(model)(point.unsqueeze(0))[0, 5:90, 0] for point in points]
+    truth = torch.stack([torch.linalg.svdvals(one.detach()) for one in jacobians])
+    assert spectrum.computed.shape == truth.shape
+    # As above: two float64 computations, or what the certificate allows.
+    assert float((spectrum.computed - truth).abs().max()) <= 1e-9 * float(truth.max())
