@@ -17,7 +17,7 @@ from localrank_cli.cli.report import report
 from localrank_cli.cli.reproduce import reproduce
 from localrank_cli.cli.rethreshold import rethreshold
 from localrank_cli.cli.show import show
-from localrank_cli.cli.signals import Interrupted, leaving_at_once
+from localrank_cli.cli.signals import Interrupted
 from localrank_cli.cli.streams import discard_stdout, open_missing_streams
 from localrank_cli.cli.submit import submit
 from localrank_cli.cli.text import printable
@@ -185,7 +185,6 @@ app.command("report")(report)
 
 
 def main() -> None:
-    """Runs the program; the console script's entry."""
+    """Runs the program, within `leaving_at_once` (`localrank_cli.__main__`)."""
     open_missing_streams()
-    with leaving_at_once():
-        app(prog_name="localrank")
+    app(prog_name="localrank")

@@ -134,7 +134,7 @@ def test_debug_shows_the_traceback_and_keeps_the_status(
 LAZY = """
 import sys
 sys.argv = ["localrank", *sys.argv[1:]]
-from localrank_cli.cli.main import main
+from localrank_cli.__main__ import main
 try:
     main()
 except SystemExit as end:
