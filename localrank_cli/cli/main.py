@@ -125,7 +125,10 @@ def _usage_error(error: Any) -> int:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "localrank"
     message = " ".join(str(error.format_message()).split())
-    _say(f"error: {message.rstrip('.')}. See '{path} --help'.")
+    # What some versions of click put before the message of a type of their own.
+    message = message.replace("Value error, ", "").rstrip(".")
+    end = "" if message.endswith(("?", "!")) else "."
+    _say(f"error: {message}{end} See '{path} --help'.")
     return 2
 
 

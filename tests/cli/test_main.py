@@ -172,3 +172,22 @@ def test_no_option_has_its_name_in_capitals() -> None:
                     assert option == option.lower()
                     name = option.removeprefix("--").replace("-", "_").upper()
                     assert parameter.metavar != name or option in given_a_name, option
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("analyse",),
+            "No such command 'analyse'. Did you mean 'analyze'? See 'localrank --help'.",
+        ),
+        (
+            ("analyze", "x", "--preset", "foo"),
+            "Invalid value for '--preset': 'foo' is not one of 'patel2024', 'feng2022', 'numpy'."
+            " See 'localrank analyze --help'.",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_clean_sentence(words: tuple[str, ...], message: str) -> None:
+    outcome = invoke(*words)
+    assert (outcome.code, outcome.error) == (2, message)

@@ -15,7 +15,9 @@ from localrank_cli.model.root import WholeLayer, with_named_root
 
 
 def normed() -> nn.Module:
-    return nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))
+    layer: nn.Module
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))
+    return layer
 
 
 class Own(nn.Module):
