@@ -290,5 +290,5 @@ FollowRun = Annotated[
 
 Until = Annotated[
     int | None,
-    typer.Option(metavar="STEP", help="With --follow: stop when this step has been analysed."),
+    typer.Option(metavar="STEP", help="With --follow: stop when this step is done in every series."),
 ]
