@@ -290,5 +290,7 @@ FollowRun = Annotated[
 
 Until = Annotated[
     int | None,
-    typer.Option(metavar="STEP", help="With --follow: stop when this step is done in every series."),
+    typer.Option(
+        metavar="STEP", help="With --follow: stop when this step is done in every series."
+    ),
 ]

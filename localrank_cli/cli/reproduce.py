@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from localrank_cli.cli.arguments import Debug, Quiet
 from localrank_cli.errors import UsageError
 
 
@@ -57,10 +58,8 @@ def reproduce(
     quick: _Quick = False,
     seeds: _Seeds = None,
     mnist: _Mnist = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No notes and no progress bar.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Train small networks whose answer is known or published, and say whether it is found.
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localrank_cli.cli.arguments import Debug
+from localrank_cli.cli.shared import NoNotes, OverwriteTable
 from localrank_cli.errors import OutputError
 from localrank_cli.pipeline.options import check_numbers, check_tolerances, parse_rtol
 
@@ -51,11 +53,9 @@ def rethreshold(
             " pipe.",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write over FILE where it is there.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    overwrite: OverwriteTable = False,
+    quiet: NoNotes = False,
+    debug: Debug = False,
 ) -> None:
     """Count again at other tolerances, from kept singular values; nothing is differentiated."""
     del debug  # seen by the program itself
