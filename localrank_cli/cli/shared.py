@@ -54,3 +54,24 @@ def globs(texts: list[str] | None, option: str = "--layers") -> tuple[str, ...]:
     if texts and not any(parts):
         raise UsageError(f"{option}: is empty.", "Give a pattern, or leave the option out.")
     return tuple(part for part in parts if part)
+
+
+def factor(text: str) -> float:
+    """Reads `--data-scale`: a number, or a fraction, as one says 1/255 of pixels.
+
+    Args:
+        text: What was typed.
+
+    Returns:
+        The number.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"--data-scale {text}: is no number.", "Give one, or a fraction such as 1/255."
+        ) from error
