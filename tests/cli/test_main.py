@@ -191,3 +191,18 @@ def test_no_option_has_its_name_in_capitals() -> None:
 def test_wrong_usage_is_one_clean_sentence(words: tuple[str, ...], message: str) -> None:
     outcome = invoke(*words)
     assert (outcome.code, outcome.error) == (2, message)
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "given"),
+    [
+        (("--points", "x"), "--points", "x"),
+        (("--points=1.5",), "--points", "1.5"),
+        (("--atol", "0.1", "--atol", "0,1"), "--atol", "0,1"),
+        (("--noise", ""), "--noise", ""),
+    ],
+)
+def test_what_is_no_number_is_shown(words: tuple[str, ...], option: str, given: str) -> None:
+    outcome = invoke("analyze", "x", *words)
+    assert outcome.code == 2
+    assert f"'{option}': '{given}' is " in outcome.error
