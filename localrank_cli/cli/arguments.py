@@ -64,9 +64,7 @@ DataKey = Annotated[
 
 DataScale = Annotated[
     float | None,
-    typer.Option(
-        metavar="X", parser=factor, help="A factor for the data, such as 1/255 for pixels."
-    ),
+    typer.Option(metavar="X", parser=factor, help="A factor for the data: 1/255 for pixels."),
 ]
 
 Points = Annotated[
