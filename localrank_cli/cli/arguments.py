@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from localrank_cli.cli.shared import factor
+
 _DANGER = "Dangerous options"
 
 Checkpoints = Annotated[
@@ -62,7 +64,7 @@ DataKey = Annotated[
 
 DataScale = Annotated[
     float | None,
-    typer.Option(metavar="X", help="A factor for the data, such as 1/255 for pixels."),
+    typer.Option(metavar="X", parser=factor, help="A factor for the data: 1/255 for pixels."),
 ]
 
 Points = Annotated[
@@ -290,5 +292,7 @@ FollowRun = Annotated[
 
 Until = Annotated[
     int | None,
-    typer.Option(metavar="STEP", help="With --follow: stop when this step has been analysed."),
+    typer.Option(
+        metavar="STEP", help="With --follow: stop when this step is done in every series."
+    ),
 ]

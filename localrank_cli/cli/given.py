@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from localrank_cli.cli.shared import globs
 from localrank_cli.errors import UsageError
 from localrank_cli.pipeline.frozen import read_frozen
 from localrank_cli.pipeline.options import (
@@ -38,8 +39,8 @@ def options_from(given: Mapping[str, Any]) -> AnalyzeOptions:
     values |= {
         "checkpoints": tuple(given["checkpoints"]),
         "model_args": tuple(_keyword(text) for text in given["model_arg"] or []),
-        "layers": _globs(given["layers"], "--layers"),
-        "exclude": _globs(given["exclude"], "--exclude"),
+        "layers": globs(given["layers"], "--layers"),
+        "exclude": globs(given["exclude"], "--exclude"),
         "atol": tuple(given["atol"] or []),
         "rtol": tuple(parse_rtol(text) for text in given["rtol"] or []),
         "memory": parse_size(memory) if memory is not None else None,
@@ -62,13 +63,6 @@ def do_not_spin() -> None:
     # Threads that wait by spinning take the cores that others work on: on a busy machine the demo
     # took 20 s so and takes 6 s with threads that sleep. OpenMP reads it when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def _globs(texts: list[str] | None, option: str) -> tuple[str, ...]:
-    parts = [part.strip() for text in texts or [] for part in text.split(",")]
-    if texts and not any(parts):
-        raise UsageError(f"{option}: is empty.", "Give a pattern, or leave the option out.")
-    return tuple(part for part in parts if part)
 
 
 def _keyword(text: str) -> tuple[str, Any]:

@@ -1,9 +1,12 @@
 """The program `localrank`: its commands, and what becomes of errors."""
 
 import errno
+import re
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +20,7 @@ from localrank_cli.cli.report import report
 from localrank_cli.cli.reproduce import reproduce
 from localrank_cli.cli.rethreshold import rethreshold
 from localrank_cli.cli.show import show
-from localrank_cli.cli.signals import Interrupted, leaving_at_once
+from localrank_cli.cli.signals import Interrupted
 from localrank_cli.cli.streams import discard_stdout, open_missing_streams
 from localrank_cli.cli.submit import submit
 from localrank_cli.cli.text import printable
@@ -26,6 +29,7 @@ from localrank_cli.errors import LocalrankError, OutputError
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports it
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+_NUMBERS = {"integer": int, "number": float}
 _REPORT = (
     "This is a bug in localrank: please report it with the output of the same command and --debug."
 )
@@ -80,10 +84,10 @@ class _Program(TyperGroup):
             sys.stdout.flush()
             return status if isinstance(status, int) else 0
         except BaseException as error:  # the last resort, and the one place that knows every status
-            return _failure(error, debug)
+            return _failure(error, debug, sys.argv[1:] if words is None else words)
 
 
-def _failure(error: BaseException, debug: bool) -> int:
+def _failure(error: BaseException, debug: bool, words: Sequence[str]) -> int:
     if isinstance(error, Interrupted):
         _say(f"stopped by {error.name}")
         return error.exit_code
@@ -109,7 +113,7 @@ def _failure(error: BaseException, debug: bool) -> int:
         return error.exit_code
     # A usage error is click's, whether typer brings click or depends on it.
     if hasattr(error, "format_message"):
-        return _usage_error(error)
+        return _usage_error(error, words)
     _say(f"error: {LocalrankError(f'{type(error).__name__}: {error}', _REPORT)}")
     return _BUG
 
@@ -121,12 +125,34 @@ def _is_closed_pipe(error: BaseException) -> bool:
     )
 
 
-def _usage_error(error: Any) -> int:
+def _usage_error(error: Any, words: Sequence[str]) -> int:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "localrank"
     message = " ".join(str(error.format_message()).split())
-    _say(f"error: {message.rstrip('.')}. See '{path} --help'.")
+    # What some versions of typer put before the message of a type of their own.
+    message = message.replace("Value error, ", "").rstrip(".")
+    message = _with_what_was_given(message, getattr(error, "param", None), words)
+    end = "" if message.endswith(("?", "!")) else "."
+    _say(f"error: {message}{end} See '{path} --help'.")
     return 2
+
+
+def _with_what_was_given(message: str, option: Any, words: Sequence[str]) -> str:
+    """Says what was no number, which some versions of typer leave out."""
+    kind = re.search(r"Input should be a valid (integer|number)", message)
+    if kind is None or option is None:
+        return message
+    for name, value in pairwise([*words, ""]):
+        given = value if name in option.opts else name.partition("=")[2]
+        if name.partition("=")[0] not in option.opts:
+            continue
+        try:
+            _NUMBERS[kind.group(1)](given)
+        except ValueError:
+            return (
+                f"Invalid value for '{max(option.opts, key=len)}': {given!r} is no {kind.group(1)}"
+            )
+    return message
 
 
 def _say(text: str) -> None:
@@ -185,7 +211,6 @@ app.command("report")(report)
 
 
 def main() -> None:
-    """Runs the program; the console script's entry."""
+    """Runs the program, within `leaving_at_once` (`localrank_cli.__main__`)."""
     open_missing_streams()
-    with leaving_at_once():
-        app(prog_name="localrank")
+    app(prog_name="localrank")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localrank_cli.cli.arguments import Debug
+from localrank_cli.cli.shared import OverwriteTable
 from localrank_cli.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
@@ -40,9 +42,7 @@ def merge(
     partial: Annotated[
         bool, typer.Option("--partial", help="Merge what is there, and list what is missing.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write over FILE where it is there.")
-    ] = False,
+    overwrite: OverwriteTable = False,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -53,7 +53,7 @@ def merge(
             " it are removed then.",
         ),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Put the tables of shards together; the result is that of a single run."""
     del debug  # seen by the program itself
@@ -85,7 +85,8 @@ def merge(
     for record in failed:
         _say(f"warning: {record.run}: left out: {record.message}")
     _say(f"note: wrote {output} and {output.name}.json")
-    if failed:
+    # As the run of one process would end: values that are not finite count too.
+    if not all(place.entry.head["finite"] for place in found.units.values()):
         raise typer.Exit(_FAILED)
 
 

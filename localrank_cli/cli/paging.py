@@ -60,7 +60,9 @@ def run_report(
     for text in (note, *notes):
         if text:
             screen.note(text)
-    screen.note(f"wrote {target} ({len(content) / 1e6:.1f} MB)")
+    kilobytes = len(content) / 1e3
+    size = f"{kilobytes:.0f} kB" if kilobytes < 1e3 else f"{kilobytes / 1e3:.1f} MB"
+    screen.note(f"wrote {target} ({size})")
 
 
 def _steps(data: Json) -> dict[str, list[int]]:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from localrank_cli.cli.arguments import Debug
+from localrank_cli.cli.shared import NoNotes, OneMetric, ShownLayers, Tables, globs
 from localrank_cli.errors import UsageError
 
 KINDS = ("ranks", "heatmap", "depth", "tolerance", "spectrum", "compare", "information-plane")
@@ -14,15 +16,7 @@ _LARGEST = 100.0  # inches
 
 
 def plot(
-    tables: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RANKS",
-            readable=False,
-            help="Tables that analyze wrote (.csv, .tsv, .jsonl, .parquet).",
-            show_default=False,
-        ),
-    ],
+    tables: Tables,
     kind: Annotated[
         str,
         typer.Option(
@@ -51,21 +45,12 @@ def plot(
     x: Annotated[
         str, typer.Option("--x", metavar="COLUMN", help="The horizontal axis: a column of numbers.")
     ] = "step",
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB",
-            help="Layers by name, comma separated, * crosses dots, !GLOB leaves out; repeat.",
-        ),
-    ] = None,
+    layers: ShownLayers = None,
     tolerance: Annotated[
         str | None,
         typer.Option(metavar="LABEL", help="Which one, where the table has several: atol=0.01."),
     ] = None,
-    input_metric: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Which one, where the table has several."),
-    ] = None,
+    input_metric: OneMetric = None,
     with_: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,8 +93,8 @@ def plot(
         str | None,
         typer.Option(metavar="FILE", help="A matplotlib style file, or a style that it knows."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    quiet: NoNotes = False,
+    debug: Debug = False,
 ) -> None:
     """Draw a picture of a table: PNG, SVG or PDF."""
     del debug  # seen by the program itself
@@ -139,24 +124,6 @@ def plot(
         style=style,
     )
     run_plot(options, quiet=quiet)
-
-
-def globs(texts: list[str] | None) -> tuple[str, ...]:
-    """Takes comma separated patterns apart.
-
-    Args:
-        texts: As often as the option was given.
-
-    Returns:
-        The patterns.
-
-    Raises:
-        UsageError: If they are empty.
-    """
-    parts = [part.strip() for text in texts or [] for part in text.split(",")]
-    if texts and not any(parts):
-        raise UsageError("--layers: is empty.", "Give a pattern, or leave the option out.")
-    return tuple(part for part in parts if part)
 
 
 def _target(output: Path | None, table: Path, kind: str) -> Path:

@@ -5,19 +5,13 @@ from typing import Annotated
 
 import typer
 
+from localrank_cli.cli.arguments import Debug
+from localrank_cli.cli.shared import NoNotes, OneMetric, Tables
 from localrank_cli.errors import UsageError
 
 
 def report(
-    tables: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RANKS",
-            readable=False,
-            help="Tables that analyze wrote (.csv, .tsv, .jsonl, .parquet).",
-            show_default=False,
-        ),
-    ],
+    tables: Tables,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -38,12 +32,10 @@ def report(
             " tolerance.",
         ),
     ] = None,
-    input_metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which one, where the table has several.")
-    ] = None,
+    input_metric: OneMetric = None,
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="The page's heading.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    quiet: NoNotes = False,
+    debug: Debug = False,
 ) -> None:
     """Make a page of a table: one HTML file that works offline."""
     del debug  # seen by the program itself

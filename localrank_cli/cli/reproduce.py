@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from localrank_cli.cli.arguments import Debug, Quiet
 from localrank_cli.errors import UsageError
 
 
@@ -67,10 +68,8 @@ def reproduce(
     seeds: _Seeds = None,
     mnist: _Mnist = None,
     steps: _Steps = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No notes and no progress bar.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Train small networks whose answer is known or published, and say whether it is found.
 

@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localrank_cli.cli.arguments import Debug
+from localrank_cli.cli.shared import NoNotes, OverwriteTable
 from localrank_cli.errors import OutputError
 from localrank_cli.pipeline.options import check_numbers, check_tolerances, parse_rtol
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.pipeline.rethreshold import Rethreshold
+
+_NOT_FINITE = 3
 
 
 def rethreshold(
@@ -49,10 +53,9 @@ def rethreshold(
             " pipe.",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write over FILE where it is there.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    overwrite: OverwriteTable = False,
+    quiet: NoNotes = False,
+    debug: Debug = False,
 ) -> None:
     """Count again at other tolerances, from kept singular values; nothing is differentiated."""
     del debug  # seen by the program itself
@@ -70,23 +73,32 @@ def rethreshold(
             )
     from localrank_cli.pipeline.rethreshold import Rethreshold
 
-    _write(Rethreshold.at(spectra, absolute, relative, noise), output)
+    if not _write(Rethreshold.at(spectra, absolute, relative, noise), output, quiet=quiet):
+        raise typer.Exit(_NOT_FINITE)
 
 
-def _write(work: "Rethreshold", output: Path | None) -> None:
+def _write(work: "Rethreshold", output: Path | None, *, quiet: bool) -> bool:
+    """Writes where the results belong, as analyze does; tells whether all values are finite."""
     from rich.console import Console
 
+    from localrank_cli.cli.screen import Screen
     from localrank_cli.cli.summary import Summary
     from localrank_cli.table.columns import header
     from localrank_cli.table.write import RowWriter, manifest_path, write_table, write_whole
 
-    rows = [row for record in work.records() for row in record.rows]
-    if output is not None and output != Path("-"):
+    rows, is_finite = [], True
+    for record in work.records():
+        rows += record.rows
+        is_finite &= record.is_finite
+    to_file = output is not None and output != Path("-")
+    if output is not None and to_file:
         write_table(output, rows, work.extra_columns)
         write_whole(manifest_path(output), work.manifest(sys.argv))
-    elif sys.stdout.isatty() and output is None:
+        Screen(quiet=quiet, verbose=False).note(f"wrote {output} and {output.name}.json")
+    if sys.stdout.isatty() and (to_file or output is None):
         summary = Summary()
         summary.add(rows)
         summary.show(Console(highlight=False))
-    else:
+    elif not to_file:
         RowWriter(sys.stdout, header(work.extra_columns)).write(rows)
+    return is_finite

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from localrank_cli.cli.plot import globs
+from localrank_cli.cli.arguments import Debug
+from localrank_cli.cli.shared import NoNotes, ShownLayers, globs
 
 
 def show(
@@ -22,19 +23,13 @@ def show(
         str,
         typer.Option("--y", metavar="COLUMN", help="The measure of the chart, not negative."),
     ] = "local_rank",
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB",
-            help="Layers by name, comma separated, * crosses dots, !GLOB leaves out; repeat.",
-        ),
-    ] = None,
+    layers: ShownLayers = None,
     tolerance: Annotated[
         str | None,
         typer.Option(metavar="LABEL", help="Only this one. Default: one after the other."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    quiet: NoNotes = False,
+    debug: Debug = False,
 ) -> None:
     """Show a table in the terminal: the summary of analyze, and a chart."""
     del debug  # seen by the program itself

@@ -108,7 +108,7 @@ def choose(frame: pd.DataFrame, choice: Choice) -> Chosen:
         Its rows.
 
     Raises:
-        UsageError: If there are several tolerances or metrics to choose from, or what was asked
+        SettingsError: If there are several tolerances or metrics to choose from, or what was asked
             for is not there.
         DataError: If no row is left, or several rows tell of one layer at one step.
     """

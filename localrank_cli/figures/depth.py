@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import UsageError
+from localrank_cli.errors import SettingsError
 from localrank_cli.figures.axis import scale_y
 from localrank_cli.figures.choose import Choice, Chosen, choose
 from localrank_cli.figures.labels import distinct, shortened
@@ -41,7 +41,7 @@ def depth(
         The figure, and what was left out of it.
 
     Raises:
-        UsageError: If a step is not there, or there are too many runs.
+        SettingsError: If a step is not there, or there are too many runs.
         DataError: If there is nothing to show.
     """
     look = look or Look()
@@ -49,7 +49,7 @@ def depth(
     rows, layers = chosen.frame, chosen.layers
     runs = list(dict.fromkeys(rows["run"]))
     if len(runs) > _MOST_RUNS:
-        raise UsageError(
+        raise SettingsError(
             f"--kind depth: {len(runs)} runs, and at most {_MOST_RUNS} fit side by side:"
             f" {listed(runs)}.",
             "Give a table with fewer of them.",

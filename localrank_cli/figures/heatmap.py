@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import DataError, UsageError
+from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.figures.axis import positions, scale_x
 from localrank_cli.figures.choose import Choice, Chosen, choose
 from localrank_cli.figures.courses import Array
@@ -37,13 +37,13 @@ def heatmap(
         The figure, and what was left out of it.
 
     Raises:
-        UsageError: If the measure is no rank, or there are too many runs.
+        SettingsError: If the measure is no rank, or there are too many runs.
         DataError: If the table has no column max_rank.
     """
     look = look or Look()
     chosen = choose(frame, choice or Choice())
     if chosen.measure.kind != RANK:
-        raise UsageError(
+        raise SettingsError(
             f"--y {chosen.choice.y}: a heat map shows a rank as a share of max_rank.",
             "Choose a rank with --y, or another --kind.",
         )
@@ -51,7 +51,7 @@ def heatmap(
         raise DataError("the table has no column max_rank, which a heat map needs.")
     runs = list(dict.fromkeys(chosen.frame["run"]))
     if len(runs) > _MOST_RUNS:
-        raise UsageError(
+        raise SettingsError(
             f"--kind heatmap: {len(runs)} runs, and at most {_MOST_RUNS} fit side by side:"
             f" {listed(runs)}.",
             "Give a table with fewer of them.",

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import UsageError
+from localrank_cli.errors import SettingsError
 from localrank_cli.figures.axis import positions, scale_x, scale_y
 from localrank_cli.figures.choose import Choice, Chosen, choose
 from localrank_cli.figures.courses import Course, Courses, courses, thinned
@@ -51,7 +51,7 @@ def ranks(
         The figure, and what was left out of it.
 
     Raises:
-        UsageError: If the choice is not clear or not there.
+        SettingsError: If the choice is not clear or not there.
         DataError: If there is nothing to show.
     """
     chosen = choose(frame, choice or Choice())
@@ -80,7 +80,7 @@ def compare(
         The figure, and what was left out of it.
 
     Raises:
-        UsageError: If there is one group only, or too many.
+        SettingsError: If there is one group only, or too many.
         DataError: If there is nothing to show.
     """
     chosen = choose(frame, choice or Choice())
@@ -88,10 +88,10 @@ def compare(
     if by is None:
         by = "table" if "table" in rows.columns and len(set(rows["table"])) > 1 else "run"
     if by not in rows.columns:
-        raise UsageError(f"--by {by}: no such column.", f"There are {listed(rows.columns, 50)}.")
+        raise SettingsError(f"--by {by}: no such column.", f"There are {listed(rows.columns, 50)}.")
     groups = [(key, part) for key, part in rows.groupby(by, sort=False)]
     if not 2 <= len(groups) <= _MOST_PANELS:
-        raise UsageError(
+        raise SettingsError(
             f"--kind compare: needs 2 to {_MOST_PANELS} values of {by}, and there are"
             f" {len(groups)}: {listed((key for key, _ in groups), 8)}.",
             "Name several tables, or the column that tells their runs apart with --by.",
@@ -108,7 +108,7 @@ def _metrics_of(metrics: Sequence[Metric], index: int, panels: int) -> tuple[Met
     if not metrics or all(metric.knows_runs for metric in metrics):
         return tuple(metrics)
     if len(metrics) != panels:
-        raise UsageError(
+        raise SettingsError(
             f"--with: {len(metrics)} given for {panels} panels.",
             "Give one for each panel in their order, or files with a column run.",
         )

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import DataError, UsageError
+from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.figures.choose import Choice, choose
 from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
@@ -36,7 +36,7 @@ def information_plane(
 
     Raises:
         DataError: If the table has no bounds.
-        UsageError: If there are too many layers or runs.
+        SettingsError: If there are too many layers or runs.
     """
     look = look or Look()
     columns = [f"{name}_{side}_nats" for name in (_X, _Y) for side in ("lower", "upper")]
@@ -81,13 +81,13 @@ def information_plane(
 
 def _check_number(runs: Sequence[str], layers: Sequence[str]) -> None:
     if len(runs) > _MOST_RUNS:
-        raise UsageError(
+        raise SettingsError(
             f"--kind information-plane: {len(runs)} runs, and at most {_MOST_RUNS} fit side by"
             f" side: {listed(runs)}.",
             "Give a table with fewer of them.",
         )
     if len(layers) > _MOST_LAYERS:
-        raise UsageError(
+        raise SettingsError(
             f"--kind information-plane: {len(layers)} layers, and at most {_MOST_LAYERS} can be"
             " told apart.",
             "Choose some with --layers.",

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import UsageError
+from localrank_cli.errors import SettingsError
 from localrank_cli.figures.axis import log_ticks
 from localrank_cli.figures.courses import Array
 from localrank_cli.figures.labels import distinct
@@ -43,7 +43,7 @@ def spectrum(
         The figure.
 
     Raises:
-        UsageError: If there are too many layers for one picture.
+        SettingsError: If there are too many layers for one picture.
     """
     look = look or Look()
     run = spectra.one_run(run)
@@ -51,7 +51,7 @@ def spectrum(
     found = spectra.read(run, layers, shown)
     names = list(dict.fromkeys(s.layer for s in sorted(found, key=lambda s: s.layer_index)))
     if len(names) > _MOST_LAYERS:
-        raise UsageError(
+        raise SettingsError(
             f"--kind spectrum: {len(names)} layers, and at most {_MOST_LAYERS} have room.",
             "Choose some with --layers.",
         )

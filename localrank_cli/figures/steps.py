@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import UsageError
+from localrank_cli.errors import SettingsError
 from localrank_cli.figures.axis import number, spans_decades
 from localrank_cli.table.choose import listed
 
@@ -28,12 +28,12 @@ def chosen_steps(there: Sequence[int], wanted: Sequence[int], most: int) -> list
         Those asked for, or the first, the last and others evenly between.
 
     Raises:
-        UsageError: If one is not there.
+        SettingsError: If one is not there.
     """
     if wanted:
         for step in wanted:
             if step not in there:
-                raise UsageError(f"--step {step}: not there.", f"There are {listed(there)}.")
+                raise SettingsError(f"--step {step}: not there.", f"There are {listed(there)}.")
         return sorted(set(wanted))
     if len(there) <= most:
         return list(there)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import UsageError
+from localrank_cli.errors import SettingsError
 from localrank_cli.figures.axis import scale_x
 from localrank_cli.figures.labels import MOST_NAMES, distinct, layer_bar
 from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
@@ -39,13 +39,15 @@ def tolerance(
         The figure.
 
     Raises:
-        UsageError: If the step is not there.
+        SettingsError: If the step is not there.
     """
     look = look or Look()
     run = spectra.one_run(run)
     there = spectra.steps(run)
     if step is not None and step not in there:
-        raise UsageError(f"--step {step}: not there.", f"There are {', '.join(map(str, there))}.")
+        raise SettingsError(
+            f"--step {step}: not there.", f"There are {', '.join(map(str, there))}."
+        )
     found = spectra.read(run, layers, [there[-1] if step is None else step])
     figure = new_figure(look, 8.4, 4.0)
     width = float(figure.get_figwidth())

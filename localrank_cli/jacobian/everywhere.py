@@ -10,8 +10,8 @@ from localrank_cli.jacobian.layout import Layout
 from localrank_cli.layers.capture import Call, Capture
 from localrank_cli.layers.outputs import first_tensor
 
-# Points on which a batch is held against its points alone.
-_TRIED = 4
+# At either end of a batch, points on which it is held against its points alone.
+_TRIED = 2
 
 
 def outputs_everywhere(
@@ -31,15 +31,13 @@ def outputs_everywhere(
         For each chunk, shape (points, numel).
     """
     forward = _forward(model, call)
-    together: bool | None = None
+    together = True
     for chunk in chunks:
         with torch.no_grad():
-            if together is None:
-                together = _is_separate(forward, chunk[:_TRIED], tolerance)
-            if together:
-                yield _split(forward, chunk, chunk.shape[0])
-                continue
-            yield torch.cat([_split(forward, chunk[i : i + 1], 1) for i in range(chunk.shape[0])])
+            rows = _together(forward, chunk, tolerance) if together else None
+            # One batch that differs is enough: whatever mixes its points may mix those of others.
+            together = rows is not None
+            yield _alone(forward, chunk) if rows is None else rows
 
 
 def _forward(model: nn.Module, call: Call | None) -> Callable[[Tensor], Tensor]:
@@ -64,26 +62,32 @@ def _forward(model: nn.Module, call: Call | None) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _split(forward: Callable[[Tensor], Tensor], points: Tensor, count: int) -> Tensor:
-    """Outputs of a batch that is known to be separate, point by point."""
-    tensor = forward(points)
-    if count == 1:
-        return tensor.reshape(1, -1)
-    one = tuple(forward(points[:1]).shape)
-    layout = Layout.find(one, tuple(tensor.shape), count)
-    if layout is None:
-        raise ModelError("the shape of the model's output depends on the point.")
-    return layout.split(tensor)
-
-
-def _is_separate(forward: Callable[[Tensor], Tensor], points: Tensor, tolerance: float) -> bool:
+def _together(
+    forward: Callable[[Tensor], Tensor], points: Tensor, tolerance: float
+) -> Tensor | None:
+    """Outputs of a batch, or None where they are not those of its points alone."""
+    # Every batch is looked at, and both of its ends: what depends on the batch (a largest value, a
+    # capacity that the first points use up) need not show in the first batch, nor at its start.
     count = points.shape[0]
-    if count == 1:
-        return True
-    alone = torch.cat([_split(forward, points[index : index + 1], 1) for index in range(count)])
+    tried = sorted({*range(min(_TRIED, count)), *range(max(0, count - _TRIED), count)})
+    alone = _alone(forward, points[tried])
+    if len(tried) == count == 1:
+        return alone
     try:
-        together = _split(forward, points, count)
-    except ModelError:
-        return False
-    scale = float(alone.nan_to_num(0, 0, 0).abs().max())
-    return torch.allclose(together, alone, rtol=0, atol=tolerance * scale, equal_nan=True)
+        tensor = forward(points)
+    except ModelError:  # a forward that takes only one point; one that fails alone will say so
+        return None
+    layout = Layout.find(tuple(forward(points[:1]).shape), tuple(tensor.shape), count)
+    if layout is None:
+        return None
+    rows = layout.split(tensor)
+    scale = float(alone.nan_to_num(0, 0, 0).abs().max()) if alone.numel() else 0.0
+    same = torch.allclose(rows[tried], alone, rtol=0, atol=tolerance * scale, equal_nan=True)
+    return rows if same else None
+
+
+def _alone(forward: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    rows = [forward(points[index : index + 1]).reshape(1, -1) for index in range(points.shape[0])]
+    if len({row.shape for row in rows}) > 1:
+        raise ModelError("the shape of the model's output depends on the point.")
+    return torch.cat(rows)

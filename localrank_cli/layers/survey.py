@@ -245,6 +245,6 @@ def _integer_input(model: nn.Module) -> LayerError:
         )
     return LayerError(
         "the data are integers, and the model's input must be floating point.",
-        "For pixels give a factor, for example --data-scale 0.00392156862745098 (1/255);"
+        "For pixels give a factor, for example --data-scale 1/255;"
         " for tokens differentiate with respect to a module: --wrt NAME.",
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from localrank_cli.errors import ModelError
+from localrank_cli.model.root import with_named_root
 from localrank_cli.userimport import ANY_FAULT
 
 
@@ -30,7 +31,8 @@ def build_model(
         name: For messages.
 
     Returns:
-        The module, its parameters frozen; the RNG state is left as found.
+        The module, its parameters frozen; one that is a layer itself under the name `model`. The
+        RNG state is left as found.
 
     Raises:
         ModelError: If it cannot be called so, or returns no module.
@@ -64,7 +66,7 @@ def build_model(
     _check_complete(model, name)
     if any(model is other for other in before):
         model = _own_copy(model, name)
-    return model.requires_grad_(False)
+    return with_named_root(model).requires_grad_(False)
 
 
 def move_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

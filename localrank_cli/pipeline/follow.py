@@ -89,15 +89,15 @@ class Watch:
             plan: The first one.
 
         Yields:
-            Plans of new checkpoints alone, until the step to stop at has come.
+            Plans of new checkpoints alone, until the step to stop at has come in every series.
         """
-        latest = max((c.step for s in plan.series for c in s.checkpoints), default=-1)
-        while self._follow.until is None or latest < self._follow.until:
+        latest = {series.run: _latest(series) for series in plan.series}
+        while self._follow.until is None or min(latest.values()) < self._follow.until:
             self.sleep(self._follow.poll)
             series = [self._more(one) for one in plan.series]
             new = replace(plan, series=tuple(series))
             if new.n_checkpoints:
-                latest = max([latest, *(c.step for s in series for c in s.checkpoints)])
+                latest = {one.run: max(latest[one.run], _latest(one)) for one in series}
                 yield new
 
     def _more(self, series: SeriesPlan) -> SeriesPlan:
@@ -154,6 +154,11 @@ class Watch:
             return False
         # What stays incomplete is planned all the same in the end, and is an error then.
         return is_whole(file.path) or time.monotonic() - since > _PATIENCE
+
+
+def _latest(series: SeriesPlan) -> int:
+    """The last step that has come; one that cannot be analysed has come too."""
+    return max((one.step for one in series.in_order if one.step is not None), default=-1)
 
 
 def is_whole(path: Path) -> bool:

@@ -71,6 +71,11 @@ def find_journals(paths: Sequence[Path]) -> list[Path]:
             found += inside
             continue
         journal = path if path.suffix == ".journal" else journal_path(path)
+        if not path.exists() and not journal.exists():
+            raise UnreadableError(
+                f"{path}: there is no such file or folder.",
+                "Name the folder that the shards write into, or their tables.",
+            )
         if not journal.is_file():
             raise UnreadableError(
                 f"{path}: there is no journal {journal.name} beside it.",

@@ -205,7 +205,7 @@ def _labels(settings: Settings, points: Points) -> Tensor:
             f"--labels-key {key}: the data are no file with named arrays.",
             "Give --data an .npz, .safetensors or .pt file that holds the labels too.",
         )
-    labels, _ = load_array(path, key)
+    labels, _ = load_array(path, key, "--labels-key")
     if labels.ndim == 0 or labels.shape[0] != points.n_data:
         raise DataError(
             f"{path}[{key}]: shape {tuple(labels.shape)} for {points.n_data} points.",

@@ -21,12 +21,13 @@ SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
 _DEFAULT_KEYS = ("x", "inputs", "images")
 
 
-def load_array(path: Path, key: str) -> tuple[Tensor, str]:
-    """Reads the points' array from a file.
+def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor, str]:
+    """Reads an array, that of the points or of their labels, from a file.
 
     Args:
         path: A .safetensors, .npz, .npy, .pt or .pth file.
-        key: Which array (`--data-key`); empty for the only one, else `x`, `inputs` or `images`.
+        key: Which array; empty for the only one, else `x`, `inputs` or `images`.
+        option: That named it, for messages.
 
     Returns:
         The array, first axis the points, in its own dtype; and the key it stood under.
@@ -44,7 +45,7 @@ def load_array(path: Path, key: str) -> tuple[Tensor, str]:
                 chosen, found = "", loaded
             else:
                 # Members of an .npz are read only now: labels stay unread.
-                chosen = _choose(sorted(map(str, loaded)), key, path)
+                chosen = _choose(sorted(map(str, loaded)), key, path, option)
                 found = _tensor(loaded[chosen], path, chosen)
     except LocalrankError:
         raise
@@ -58,9 +59,12 @@ def load_array(path: Path, key: str) -> tuple[Tensor, str]:
             f"{path}: cannot be read ({type(e).__name__}).", "Is the file complete?"
         ) from e
     if key and not chosen:
-        raise SettingsError(
-            f"--data-key {key}: {path} holds one array without a name.", "Leave it out."
+        advice = (
+            "Leave it out."
+            if option == "--data-key"
+            else "Save points and labels in one .npz, .safetensors or .pt file, each under a name."
         )
+        raise SettingsError(f"{option} {key}: {path} holds one array without a name.", advice)
     return found, chosen
 
 
@@ -136,11 +140,11 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _choose(keys: list[str], key: str, path: Path) -> str:
+def _choose(keys: list[str], key: str, path: Path, option: str) -> str:
     names = ", ".join(keys) or "none"
     if key:
         if key not in keys:
-            raise SettingsError(f"{path} has no array {key!r}.", f"Its arrays: {names}.")
+            raise SettingsError(f"{option}: {path} has no array {key!r}.", f"Its arrays: {names}.")
         return key
     if len(keys) == 1:
         return keys[0]

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from importlib.resources import files
 from string import Template
 from typing import Any
@@ -95,11 +96,16 @@ def _text(value: Any) -> str:
         text = ", ".join(f"{key} {_text(part)}" for key, part in value.items())
     elif isinstance(value, list):
         numbers = all(isinstance(part, (int, float)) for part in value)
-        text = (", " if numbers else " ").join(str(part) for part in value)
+        text = (", " if numbers else " ").join(_without_folders(str(part)) for part in value)
         text = f"{len(value)}: {text}" if numbers and len(value) > 8 else text
     else:
-        text = str(value)
+        text = _without_folders(str(value))
     return text if len(text) <= _LONGEST else text[: _LONGEST - 4] + " ..."
+
+
+def _without_folders(word: str) -> str:
+    """A page is sent to others: folders of this machine tell them nothing, and are not theirs."""
+    return re.sub(r"(^|=)/.*/(?=[^/])", r"\1", word)
 
 
 def _meanings(names: list[str]) -> str:

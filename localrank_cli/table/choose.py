@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 import pandas as pd
 
-from localrank_cli.errors import UsageError
+from localrank_cli.errors import SettingsError
 
 _TEXTS = {"run", "layer", "tolerance", "table"}
 
@@ -34,13 +34,15 @@ def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
         The chosen ones, in their order.
 
     Raises:
-        UsageError: If a glob matches nothing, or nothing is left.
+        SettingsError: If a glob matches nothing, or nothing is left.
     """
     wanted = [glob for glob in globs if not glob.startswith("!")]
     unwanted = [glob[1:] for glob in globs if glob.startswith("!")]
     for glob in (*wanted, *unwanted):
         if not any(fnmatchcase(name, glob) for name in names):
-            raise UsageError(f"--layers {glob}: matches no layer.", f"There are {listed(names)}.")
+            raise SettingsError(
+                f"--layers {glob}: matches no layer.", f"There are {listed(names)}."
+            )
     chosen = [
         name
         for name in names
@@ -48,7 +50,7 @@ def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
         and not any(fnmatchcase(name, glob) for glob in unwanted)
     ]
     if not chosen:
-        raise UsageError("--layers: leaves nothing over.", f"There are {listed(names)}.")
+        raise SettingsError("--layers: leaves nothing over.", f"There are {listed(names)}.")
     return chosen
 
 
@@ -65,18 +67,18 @@ def of_one(frame: pd.DataFrame, column: str, wanted: str | None, option: str) ->
         The rows.
 
     Raises:
-        UsageError: If there are several to choose from, or it is not there.
+        SettingsError: If there are several to choose from, or it is not there.
     """
     if column not in frame.columns:
         return frame
     there = list(dict.fromkeys(frame[column]))
     if wanted is None and len(there) > 1:
-        raise UsageError(
+        raise SettingsError(
             f"the table has several values of {column}: {listed(there)}.",
             f"Choose one with {option}.",
         )
     if wanted is not None and wanted not in there:
-        raise UsageError(f"{option} {wanted}: not in the table.", f"There are {listed(there)}.")
+        raise SettingsError(f"{option} {wanted}: not in the table.", f"There are {listed(there)}.")
     return frame if wanted is None else frame[frame[column] == wanted]
 
 
@@ -103,7 +105,7 @@ def need_numbers(frame: pd.DataFrame, option: str, name: str) -> None:
         name: The column.
 
     Raises:
-        UsageError: If it is not there, or holds texts.
+        SettingsError: If it is not there, or holds texts.
     """
     numbers = [
         str(column)
@@ -112,4 +114,4 @@ def need_numbers(frame: pd.DataFrame, option: str, name: str) -> None:
     ]
     if name not in numbers:
         trouble = "holds no numbers" if name in frame.columns else "no such column"
-        raise UsageError(f"{option} {name}: {trouble}.", f"There are {listed(numbers, 40)}.")
+        raise SettingsError(f"{option} {name}: {trouble}.", f"There are {listed(numbers, 40)}.")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from localrank_cli.errors import DataError, UsageError
+from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.table.choose import listed, matching
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -74,15 +74,15 @@ class SpectraFile:
             Its name.
 
         Raises:
-            UsageError: If there are several to choose from, or it is not there.
+            SettingsError: If there are several to choose from, or it is not there.
         """
         if wanted is None and len(self.runs) > 1:
-            raise UsageError(
+            raise SettingsError(
                 f"the singular values are of several runs: {listed(self.runs)}.",
                 "Choose one with --run.",
             )
         if wanted is not None and wanted not in self.runs:
-            raise UsageError(
+            raise SettingsError(
                 f"--run {wanted}: not among the singular values.", f"There are {listed(self.runs)}."
             )
         return self.runs[0] if wanted is None else wanted

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,25 @@ def test_while_it_starts(starting: "subprocess.Popen[str]", tmp_path: Path) -> N
     assert starting.returncode == 130
     assert (stdout, stderr) == ("", "localrank: stopped by SIGINT\n")
     assert entries(tmp_path) == ["run"]
+
+
+def test_in_its_first_import(tmp_path: Path) -> None:
+    """The command line's own packages take a fifth of a second to import."""
+    marker = tmp_path / "marker"
+    (tmp_path / "typer.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(marker)!r}).touch()\ntime.sleep(60)\n"
+    )
+    with start("--help", env=os.environ | {"PYTHONPATH": str(tmp_path)}) as process:
+        _wait_for(marker, process)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (stdout, stderr) == ("", "localrank: stopped by SIGINT\n")
+
+
+def test_the_console_script_starts_as_the_module_does() -> None:
+    (script,) = entry_points(group="console_scripts", name="localrank")
+    assert script.value == "localrank_cli.__main__:main"
 
 
 def _wait_until_torch_is_mapped(pid: int) -> None:

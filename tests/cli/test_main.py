@@ -135,7 +135,7 @@ def test_debug_shows_the_traceback_and_keeps_the_status(
 LAZY = """
 import sys
 sys.argv = ["localrank", *sys.argv[1:]]
-from localrank_cli.cli.main import main
+from localrank_cli.__main__ import main
 try:
     main()
 except SystemExit as end:
@@ -191,3 +191,37 @@ def test_a_chain_of_layers_imports_no_more_than_it_needs() -> None:
     )
     assert result.stderr == "0 []\n"
     assert result.stdout.startswith("run,checkpoint,")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("analyse",),
+            "No such command 'analyse'. Did you mean 'analyze'? See 'localrank --help'.",
+        ),
+        (
+            ("analyze", "x", "--preset", "foo"),
+            "Invalid value for '--preset': 'foo' is not one of 'patel2024', 'feng2022', 'numpy'."
+            " See 'localrank analyze --help'.",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_clean_sentence(words: tuple[str, ...], message: str) -> None:
+    outcome = invoke(*words)
+    assert (outcome.code, outcome.error) == (2, message)
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "given"),
+    [
+        (("--points", "x"), "--points", "x"),
+        (("--points=1.5",), "--points", "1.5"),
+        (("--atol", "0.1", "--atol", "0,1"), "--atol", "0,1"),
+        (("--noise", ""), "--noise", ""),
+    ],
+)
+def test_what_is_no_number_is_shown(words: tuple[str, ...], option: str, given: str) -> None:
+    outcome = invoke("analyze", "x", *words)
+    assert outcome.code == 2
+    assert f"'{option}': '{given}' is " in outcome.error

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -227,7 +228,8 @@ def test_spectra_want_whole_checkpoints(series: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("nope", "-o", "a.csv"), 1, "there is no journal nope.journal beside it"),
+        (("nope", "-o", "a.csv"), 1, "there is no such file or folder"),
+        (("run/step_0.safetensors", "-o", "a.csv"), 1, "no journal step_0.safetensors.journal"),
         (("run", "-o", "a.csv"), 1, "holds no table of localrank"),
         (("run",), 2, "Name one with -o FILE"),
         (("run", "-o", "a.xlsx"), 2, "names no format"),
@@ -260,3 +262,17 @@ def test_an_array_without_shards_is_told(series: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
     outcome = invoke("analyze", str(series), *QUICK)
     assert "--shard auto divides the work" in outcome.stderr
+
+
+def test_values_that_are_not_finite_end_as_in_a_single_run(series: Path, tmp_path: Path) -> None:
+    state = {key: torch.full_like(value, float("nan")) for key, value in weights().items()}
+    save_file(state, series / "step_7.safetensors")
+    assert {shard(series, tmp_path / "shards", index, 2).code for index in (0, 1)} == {0, 3}
+    outcome = invoke("merge", str(tmp_path / "shards"), "-o", str(tmp_path / "ranks.csv"))
+    assert outcome.code == 3
+
+
+def test_a_name_that_is_not_there(tmp_path: Path) -> None:
+    outcome = invoke("merge", str(tmp_path / "nope"), "-o", str(tmp_path / "ranks.csv"))
+    assert outcome.code == 1
+    assert outcome.error.startswith(f"{tmp_path}/nope: there is no such file or folder. Name the")

@@ -22,7 +22,8 @@ def test_a_page_beside_the_table(ranks: Path) -> None:
     for _ in range(2):  # it may be made again
         outcome = invoke("report", str(ranks))
         assert (outcome.code, outcome.stdout) == (0, "")
-        assert outcome.stderr.startswith(f"localrank: note: wrote {ranks.with_suffix('.html')} (")
+        size = f"{ranks.with_suffix('.html').stat().st_size / 1e3:.0f} kB"
+        assert outcome.stderr == f"localrank: note: wrote {ranks.with_suffix('.html')} ({size})\n"
     assert entries(ranks.parent) == ["ranks.csv", "ranks.html"]
     page = ranks.with_suffix(".html").read_text(encoding="utf-8")
     assert "<title>run: local rank of each layer</title>" in page

@@ -34,7 +34,7 @@ def kept(series: Path, tmp_path: Path) -> Path:
 def test_the_same_as_a_new_analysis(series: Path, kept: Path) -> None:
     expected = rows(invoke("analyze", str(series), *QUICK, *OTHER).stdout)
     outcome = invoke("rethreshold", str(kept), *OTHER)
-    assert outcome.code == 0
+    assert outcome.code == 3  # step 7 is not finite, as the analysis said
     found = rows(outcome.stdout)
     assert list(found[0]) == list(expected[0])
     assert len(found) == len(expected) == 4 * 2 * 3
@@ -56,12 +56,20 @@ def test_another_noise(series: Path, kept: Path) -> None:
 
 def test_a_file_with_its_manifest(kept: Path, tmp_path: Path) -> None:
     target = tmp_path / "new.csv"
-    assert invoke("rethreshold", str(kept), "--atol", "0.3", "-o", str(target)).code == 0
+    outcome = invoke("rethreshold", str(kept), "--atol", "0.3", "-o", str(target))
+    assert (outcome.code, outcome.stdout) == (3, "")
+    assert outcome.stderr == f"localrank: note: wrote {target} and new.csv.json\n"
     assert target.read_text() == invoke("rethreshold", str(kept), "--atol", "0.3").stdout
     manifest = json.loads(Path(f"{target}.json").read_text())
     assert manifest["series"][0]["tolerances"] == ["atol=0.3"]
     assert invoke("rethreshold", str(kept), "-o", str(target)).code == 1
-    assert invoke("rethreshold", str(kept), "-o", str(target), "--overwrite").code == 0
+    again = invoke("rethreshold", str(kept), "-o", str(target), "--overwrite", "-q")
+    assert (again.code, again.stderr) == (3, "")
+
+
+def test_without_what_is_not_finite_it_is_done(kept: Path) -> None:
+    (kept / "run/step_7.safetensors").unlink()
+    assert invoke("rethreshold", str(kept)).code == 0
 
 
 def test_what_is_kept(kept: Path) -> None:

@@ -86,10 +86,10 @@ def test_many_layers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--y", "nope"], 2, "--y nope: no such column"),
-        (["--y", "layer"], 2, "--y layer: holds no numbers"),
-        (["--tolerance", "atol=1"], 2, "--tolerance atol=1: not in the table"),
-        (["--layers", "conv"], 2, "--layers conv: matches no layer"),
+        (["--y", "nope"], 1, "--y nope: no such column"),
+        (["--y", "layer"], 1, "--y layer: holds no numbers"),
+        (["--tolerance", "atol=1"], 1, "--tolerance atol=1: not in the table"),
+        (["--layers", "conv"], 1, "--layers conv: matches no layer"),
         (["--layers", ","], 2, "--layers: is empty"),
     ],
 )

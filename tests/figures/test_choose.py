@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from localrank_cli.errors import DataError, LocalrankError, UsageError
+from localrank_cli.errors import DataError, LocalrankError, SettingsError
 from localrank_cli.figures.choose import Choice, choose
 from localrank_cli.table.choose import matching
 from tests.figures.tables import row, table
@@ -39,7 +39,7 @@ def test_layers_are_in_order_of_depth_not_of_the_alphabet() -> None:
     ],
 )
 def test_what_is_not_there(changes: dict[str, Any], message: str, advice: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(SettingsError) as caught:
         choose(table(), Choice(**changes))
     assert message in caught.value.what
     assert advice in caught.value.advice
@@ -47,7 +47,9 @@ def test_what_is_not_there(changes: dict[str, Any], message: str, advice: str) -
 
 def test_several_tolerances_are_asked_for() -> None:
     frame = table(tolerances=("atol=0.01", "rtol=eps"))
-    with pytest.raises(UsageError, match=r"several values of tolerance: atol=0\.01, rtol=eps") as e:
+    with pytest.raises(
+        SettingsError, match=r"several values of tolerance: atol=0\.01, rtol=eps"
+    ) as e:
         choose(frame, Choice())
     assert "--tolerance" in e.value.advice
     chosen = choose(frame, Choice(tolerance="rtol=eps"))
@@ -63,7 +65,7 @@ def test_a_measure_without_a_tolerance_needs_none() -> None:
 
 def test_several_metrics_are_asked_for() -> None:
     frame = pd.concat([table(), table().assign(input_metric="data", local_rank=1.0)])
-    with pytest.raises(UsageError, match="several values of input_metric: identity, data") as e:
+    with pytest.raises(SettingsError, match="several values of input_metric: identity, data") as e:
         choose(frame, Choice())
     assert "--input-metric" in e.value.advice
     assert (choose(frame, Choice(input_metric="data")).frame["y"] == 1).all()

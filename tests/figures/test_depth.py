@@ -1,6 +1,6 @@
 import pytest
 
-from localrank_cli.errors import UsageError
+from localrank_cli.errors import SettingsError
 from localrank_cli.figures import depth
 from tests.figures.drawn import assert_readable, lines, texts, ticks
 from tests.figures.tables import many, table
@@ -42,7 +42,7 @@ def test_steps_are_chosen_or_asked_for() -> None:
     figure, notes = depth(many(3, 3000), steps=(7, 5))
     assert list(lines(figure.axes[0])) == ["5", "7"]
     assert notes == ()
-    with pytest.raises(UsageError, match="--step 9000: not there"):
+    with pytest.raises(SettingsError, match="--step 9000: not there"):
         depth(many(3, 3000), steps=(9000,))
 
 

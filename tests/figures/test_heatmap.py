@@ -3,7 +3,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 
-from localrank_cli.errors import DataError, UsageError
+from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.figures import Choice, heatmap
 from tests.figures.drawn import assert_readable, texts, ticks
 from tests.figures.tables import many, table
@@ -57,7 +57,7 @@ def test_runs_share_the_scale() -> None:
     assert left.get_xlim() == right.get_xlim()
     assert {"a", "b"} <= set(texts(figure))
     assert_readable(figure)
-    with pytest.raises(UsageError, match="7 runs, and at most 6"):
+    with pytest.raises(SettingsError, match="7 runs, and at most 6"):
         heatmap(table(runs=list("abcdefg")))
 
 
@@ -77,7 +77,7 @@ def test_many_layers_and_steps() -> None:
 
 
 def test_what_is_no_rank() -> None:
-    with pytest.raises(UsageError, match="--y jacobian_norm: a heat map shows a rank"):
+    with pytest.raises(SettingsError, match="--y jacobian_norm: a heat map shows a rank"):
         heatmap(table(), Choice(y="jacobian_norm"))
     with pytest.raises(DataError, match="no column max_rank"):
         heatmap(table().drop(columns="max_rank"))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from localrank_cli.errors import DataError, UsageError
+from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.figures import Choice, Look, Metric, compare, ranks, styled
 from tests.figures.drawn import assert_readable, bands, lines, texts, ticks
 from tests.figures.tables import many, table
@@ -170,7 +170,7 @@ class TestMetrics:
         given = [Metric(self.METRICS, "accuracy"), Metric(ones, "accuracy")]
         figure, _ = compare(table(runs=("a", "b")), metrics=given)
         assert lines(figure.axes[3])["accuracy"][1] == [1, 1, 1]
-        with pytest.raises(UsageError, match="3 given for 2 panels"):
+        with pytest.raises(SettingsError, match="3 given for 2 panels"):
             compare(table(runs=("a", "b")), metrics=[*given, given[0]])
 
 
@@ -197,12 +197,12 @@ class TestCompare:
         frame["beta"] = frame["run"].map({"a": 0.5, "b": 2.0, "c": 2.0})
         figure, _ = compare(frame, by="beta")
         assert {"beta = 0.5", "beta = 2"} <= set(texts(figure))
-        with pytest.raises(UsageError, match="--by gamma: no such column"):
+        with pytest.raises(SettingsError, match="--by gamma: no such column"):
             compare(frame, by="gamma")
 
     @pytest.mark.parametrize("runs", [1, 13])
     def test_one_or_too_many(self, runs: int) -> None:
-        with pytest.raises(UsageError, match="needs 2 to 12 values of run"):
+        with pytest.raises(SettingsError, match="needs 2 to 12 values of run"):
             compare(table(runs=[f"r{index}" for index in range(runs)]))
 
 

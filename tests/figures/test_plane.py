@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from localrank_cli.errors import DataError, UsageError
+from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.figures import Choice, information_plane
 from tests.figures.drawn import assert_readable, lines, texts
 from tests.figures.tables import table
@@ -62,9 +62,9 @@ def test_what_cannot_be_drawn() -> None:
     with pytest.raises(DataError, match="no column information_xt_lower_nats") as caught:
         information_plane(table())
     assert "--labels-key" in caught.value.advice
-    with pytest.raises(UsageError, match="13 layers") as usage:
+    with pytest.raises(SettingsError, match="13 layers") as usage:
         information_plane(with_bounds(table(layers=13)))
     assert "--layers" in usage.value.advice
     assert information_plane(with_bounds(table(layers=13)), Choice(layers=("layer1*",)))
-    with pytest.raises(UsageError, match="7 runs"):
+    with pytest.raises(SettingsError, match="7 runs"):
         information_plane(with_bounds(table(runs=tuple("abcdefg"))))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from localrank_cli.errors import DataError, UsageError
+from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.figures import SpectraFile, spectrum, tolerance
 from localrank_cli.figures.spectrum import medians
 from localrank_cli.table.spectra import counts
@@ -28,10 +28,10 @@ def test_what_is_read(tmp_path: Path) -> None:
 
 def test_the_run_is_asked_for(tmp_path: Path) -> None:
     file = SpectraFile(save_spectra(tmp_path / "s.safetensors", ("a", "b")))
-    with pytest.raises(UsageError, match="several runs: a, b") as caught:
+    with pytest.raises(SettingsError, match="several runs: a, b") as caught:
         file.one_run(None)
     assert "--run" in caught.value.advice
-    with pytest.raises(UsageError, match="--run c: not among"):
+    with pytest.raises(SettingsError, match="--run c: not among"):
         file.one_run("c")
     assert file.one_run("b") == "b"
 
@@ -90,7 +90,7 @@ def test_rank_against_tolerance(tmp_path: Path) -> None:
     assert left.get_xlabel() == "absolute tolerance"
     assert "run: local rank at any tolerance, step 1000" in texts(figure)
     assert_readable(figure)
-    with pytest.raises(UsageError, match="--step 7: not there"):
+    with pytest.raises(SettingsError, match="--step 7: not there"):
         tolerance(file, step=7)
 
 
@@ -119,7 +119,7 @@ def test_panels_of_singular_values(tmp_path: Path, layers: int) -> None:
 
 def test_too_many_panels(tmp_path: Path) -> None:
     file = SpectraFile(save_spectra(tmp_path / "s.safetensors", steps=(0,), layers=13))
-    with pytest.raises(UsageError, match="13 layers, and at most 12") as caught:
+    with pytest.raises(SettingsError, match="13 layers, and at most 12") as caught:
         spectrum(file)
     assert "--layers" in caught.value.advice
 

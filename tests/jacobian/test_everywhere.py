@@ -53,3 +53,56 @@ def test_a_failing_point_is_told() -> None:
 
     with pytest.raises(ModelError, match="RuntimeError: too large"):
         everywhere(Picky(), torch.tensor([[1.0], [2.0], [3.0], [9.0]]), None)
+
+
+class ScaledByTheLargest(nn.Module):
+    """Where a value exceeds 5, the whole batch is scaled by the largest."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        largest = float(x.max())
+        return x / largest if largest > 5 else x.clone()
+
+
+class Capacity(nn.Module):
+    """Takes six points, as an expert of limited capacity does; the rest pass as zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.arange(x.shape[0]) < 6)[:, None]
+
+
+def test_a_batch_that_first_mixes_its_points_late() -> None:
+    # The first batch gives what its points give alone, and so do the first points of the second.
+    points = torch.tensor([[1.0], [2], [3], [4], [1], [9], [2], [3]])
+    expected = torch.tensor([[1.0], [2], [3], [4], [1], [1], [2], [3]])
+    with analysis_setting(ScaledByTheLargest(), torch.float64):
+        for size in (4, 8):
+            chunks = torch.split(points, size)
+            found = torch.cat(list(outputs_everywhere(ScaledByTheLargest(), chunks, None, 1e-9)))
+            assert torch.equal(found, expected)
+
+
+def test_the_last_points_of_a_batch_are_held_against_themselves_too() -> None:
+    points = torch.arange(1.0, 11)[:, None]
+    (found,) = outputs_everywhere(Capacity(), [points], None, 1e-9)
+    assert torch.equal(found, points)
+
+
+def test_a_forward_that_takes_only_one_point() -> None:
+    class OnlyOne(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[0] == 1
+            return 2 * x
+
+    points = torch.arange(1.0, 8)[:, None]
+    (found,) = outputs_everywhere(OnlyOne(), [points], None, 1e-9)
+    assert torch.equal(found, 2 * points)
+
+
+def test_an_output_whose_shape_depends_on_the_point_is_told() -> None:
+    class Ragged(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, : int(x[0, 0])]
+
+    points = torch.tensor([[1.0, 1, 1], [2, 2, 2], [3, 3, 3]])
+    with pytest.raises(ModelError, match="shape of the model's output depends on the point"):
+        list(outputs_everywhere(Ragged(), [points], None, 1e-9))

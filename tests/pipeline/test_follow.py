@@ -15,9 +15,12 @@ from tests.helpers import ignore, save_series, weights
 
 
 def followed(
-    folder: Path, happenings: list[Callable[[], object]], until: int | None, on_error: str = "stop"
+    folder: Path | tuple[Path, ...],
+    happenings: list[Callable[[], object]],
+    until: int | None,
+    on_error: str = "stop",
 ) -> list[int | None]:
-    """Follows a folder; at every wait the next thing happens. Gives the steps as they come."""
+    """Follows folders; at every wait the next thing happens. Gives the steps as they come."""
     left = iter(happenings)
 
     def sleep(seconds: float) -> None:
@@ -26,7 +29,7 @@ def followed(
         happening()
 
     options = AnalyzeOptions(
-        checkpoints=(folder,),
+        checkpoints=folder if isinstance(folder, tuple) else (folder,),
         data="normal:4",
         points=2,
         device="cpu",
@@ -92,6 +95,23 @@ def test_a_file_that_never_gets_whole_is_an_error_in_the_end(
     (run / "step_5.safetensors").unlink()
     happenings = [nothing, torn, nothing, save(run, 10), nothing]
     assert followed(run, happenings, until=10, on_error="skip") == [0, 5, 10]
+
+
+def test_a_last_step_that_cannot_be_analysed_has_come_too(tmp_path: Path) -> None:
+    """Else nothing would ever end the wait."""
+    run = save_series(tmp_path / "run", (0,))
+
+    def misfit() -> None:
+        save_file(weights(7, 7), run / "step_5.safetensors")
+
+    assert followed(run, [nothing, misfit, nothing], until=5, on_error="skip") == [0, 5]
+
+
+def test_every_series_is_waited_for(tmp_path: Path) -> None:
+    runs = (save_series(tmp_path / "a", (0,)), save_series(tmp_path / "b", (0,)))
+    happenings = [nothing, save(runs[0], 5), nothing, save(runs[1], 3), nothing]
+    happenings += [save(runs[1], 5), nothing]
+    assert followed(runs, happenings, until=5) == [0, 0, 5, 3, 5]
 
 
 def test_an_average_of_two_looks_is_not_enough(tmp_path: Path) -> None:

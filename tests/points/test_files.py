@@ -225,3 +225,13 @@ def test_no_gradient_is_kept(tmp_path: Path) -> None:
     torch.save(torch.ones(3, requires_grad=True), tmp_path / "a.pt")
     tensor: Tensor = load_array(tmp_path / "a.pt", "")[0]
     assert not tensor.requires_grad
+
+
+def test_labels_are_missed_by_their_own_option(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 2)))
+    with pytest.raises(SettingsError, match=r"--labels-key y: .* without a name") as caught:
+        load_array(tmp_path / "x.npy", "y", "--labels-key")
+    assert caught.value.advice.startswith("Save points and labels in one .npz")
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 2)))
+    with pytest.raises(SettingsError, match=r"^--labels-key: .* has no array 'y'"):
+        load_array(tmp_path / "x.npz", "y", "--labels-key")

@@ -53,6 +53,27 @@ def test_every_measure_has_its_sentence() -> None:
     assert "<dt>stable rank</dt>" not in page  # not in this table
 
 
+def test_a_page_names_no_folders_of_the_machine() -> None:
+    manifest = {
+        "localrank_manifest": 1,
+        "command": [
+            "/home/me/env/bin/localrank",
+            "analyze",
+            "/data/my runs/a/",
+            "runs/b",
+            "--model=/home/me/nets.py:Net",
+            "--data-scale",
+            "1/255",
+        ],
+        "series": [{"run": "a", "model": "/home/me/nets.py:Net", "data": "/data/x.npz"}],
+    }
+    found = dict(settings_of(manifest))
+    assert found["command"] == (
+        "localrank analyze a/ runs/b --model=nets.py:Net --data-scale 1/255"
+    )
+    assert (found["model"], found["data"]) == ("nets.py:Net", "x.npz")
+
+
 def test_settings_from_the_manifest() -> None:
     shared = {"seed": 0, "dtype": "float64", "tolerances": ["atol=0.01"], "wrt": None}
     manifest = {
