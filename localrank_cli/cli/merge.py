@@ -13,7 +13,7 @@ from localrank_cli.errors import SettingsError, UsageError
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.pipeline.merge import Merge
 
-_FAILED = 3
+_FLAWED = 3  # as of a run that is not divided
 _LISTED = 20
 
 
@@ -76,17 +76,17 @@ def merge(
         found.missing += missing_checkpoints(found, read_frozen(plan))
     if found.missing:
         _tell_missing(found, journals, partial=partial)
-    failed = write_merged(found, target, sys.argv, overwrite=overwrite)
+    flaws = write_merged(found, target, sys.argv, overwrite=overwrite)
     if plan is not None and not found.missing:
         from localrank_cli.cluster.folder import ShardFolder
 
         if (folder := ShardFolder(target)).plan == plan.absolute():
             folder.clear()
-    for record in failed:
-        _say(f"warning: {record.run}: left out: {record.message}")
+    for flaw in flaws:
+        _say(f"warning: {flaw}")
     _say(f"note: wrote {output} and {output.name}.json")
-    if failed:
-        raise typer.Exit(_FAILED)
+    if flaws:
+        raise typer.Exit(_FLAWED)
 
 
 def _tell_missing(found: "Merge", journals: list[Path], *, partial: bool) -> None:

@@ -66,8 +66,7 @@ def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int
                 return 0
             frozen = folder.prepare(plan, tasks, words, screen.note, overwrite=options.overwrite)
             if not frozen.n_units:
-                finished = folder.finish(frozen, sys.argv)
-                return 0 if finished.is_finite else _NOT_FINITE
+                return 0 if folder.finish(frozen, sys.argv) else _NOT_FINITE
             make_folder(folder.logs)
             jobs = submit_jobs(frozen, folder, resources)
             write_whole(folder.jobs, {"array": jobs.array, "merge": jobs.merge})

@@ -21,7 +21,6 @@ from localrank_cli.pipeline.merged import write_merged
 from localrank_cli.pipeline.plan import Plan
 from localrank_cli.table.journal import Journal, journal_path
 from localrank_cli.table.lock import OutputLock
-from localrank_cli.table.record import CheckpointRecord
 from localrank_cli.table.write import (
     make_folder,
     manifest_path,
@@ -34,14 +33,6 @@ Note = Callable[[str], None]
 PLAN = "plan.json"
 _EARLIER = "earlier.csv"
 _OURS = (PLAN, f"{_EARLIER}*", "shard-*-of-*.csv*", "jobs.json")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a merge of all parts gave."""
-
-    failed: tuple[CheckpointRecord, ...]
-    is_finite: bool
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,7 @@ class ShardFolder:
             if merge.units:
                 write_merged(merge, self.target, command, overwrite=True)
 
-    def finish(self, frozen: Frozen, command: Sequence[str]) -> Finished:
+    def finish(self, frozen: Frozen, command: Sequence[str]) -> bool:
         """Merges all parts, and removes the folder.
 
         Args:
@@ -163,7 +154,7 @@ class ShardFolder:
             command: The command line, for the manifest.
 
         Returns:
-            What became of the checkpoints.
+            Whether no checkpoint failed or gave values that are not finite.
 
         Raises:
             SettingsError: If a part is missing.
@@ -175,10 +166,9 @@ class ShardFolder:
                 f"{self.path}: {len(missing)} units are missing, the first is {missing[0]}.",
                 "The same command goes on from there.",
             )
-        failed = write_merged(merge, self.target, command, overwrite=True)
+        flaws = write_merged(merge, self.target, command, overwrite=True)
         self.clear()
-        is_finite = all(place.entry.head["finite"] for place in merge.units.values())
-        return Finished(tuple(failed), is_finite)
+        return not flaws
 
     def _discard(self) -> None:
         with OutputLock(self.target):
