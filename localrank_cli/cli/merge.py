@@ -69,11 +69,11 @@ def merge(
     # The result of an earlier merge may stand among the tables.
     journals = [path for path in find_journals(tables) if path != journal_path(target)]
     found = collect(journals)
-    if plan is not None:
+    if plan is not None and not found.missing:
         from localrank_cli.cluster.folder import missing_checkpoints
         from localrank_cli.pipeline.frozen import read_frozen
 
-        found.missing += missing_checkpoints(found, read_frozen(plan))
+        found.missing = missing_checkpoints(found, read_frozen(plan))
     if found.missing:
         _tell_missing(found, journals, partial=partial)
     flaws = write_merged(found, target, sys.argv, overwrite=overwrite)

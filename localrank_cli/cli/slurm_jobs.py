@@ -1,10 +1,8 @@
 """Hands an analysis to Slurm, or prints the script that would."""
 
-import json
 import math
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from localrank_cli.cli.submit import Division
 from localrank_cli.cluster.folder import ShardFolder
 from localrank_cli.cluster.progress import Progress, kept_heads
 from localrank_cli.cluster.script import Resources, parse_time, submission_script
-from localrank_cli.cluster.slurm import Jobs, jobs_alive, longest_array, submit_jobs
+from localrank_cli.cluster.slurm import Jobs, jobs_alive, longest_array, recorded_jobs, submit_jobs
 from localrank_cli.errors import LocalrankError, SettingsError
 from localrank_cli.pipeline.frozen import Frozen
 from localrank_cli.pipeline.plan import Plan, make_plan
@@ -23,7 +21,7 @@ from localrank_cli.pipeline.run import run_plan
 from localrank_cli.table.journal import Journal, journal_path
 from localrank_cli.table.lock import OutputLock
 from localrank_cli.table.record import KIND
-from localrank_cli.table.write import check_suffix, make_folder, write_whole
+from localrank_cli.table.write import check_suffix, make_folder
 
 _NOT_FINITE = 3
 _POLL = 2.0  # seconds; the scheduler is everybody's
@@ -69,7 +67,6 @@ def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int
                 return 0 if folder.finish(frozen, sys.argv) else _NOT_FINITE
             make_folder(folder.logs)
             jobs = submit_jobs(frozen, folder, resources)
-            write_whole(folder.jobs, {"array": jobs.array, "merge": jobs.merge})
         screen.note(
             f"array job {jobs.array} of {frozen.shards} tasks for {frozen.n_units} units, merge job"
             f" {jobs.merge}; watch them with squeue -j {jobs.array},{jobs.merge}, logs are in"
@@ -79,13 +76,11 @@ def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int
 
 
 def _refuse_while_at_work(folder: ShardFolder) -> None:
-    with suppress(OSError, ValueError, KeyError):
-        ids = json.loads(folder.jobs.read_text(encoding="utf-8"))
-        if alive := jobs_alive([ids["array"], ids["merge"]]):
-            raise SettingsError(
-                f"{folder.path}: Slurm's jobs {', '.join(alive)} are at work on it.",
-                f"Wait for them, or stop them with scancel {' '.join(alive)}.",
-            )
+    if (jobs := recorded_jobs(folder)) and (alive := jobs_alive(jobs)):
+        raise SettingsError(
+            f"{folder.path}: Slurm's jobs {', '.join(alive)} are at work on it.",
+            f"Wait for them, or stop them with scancel {' '.join(alive)}.",
+        )
 
 
 def _tasks(plan: Plan, division: Division, screen: Screen) -> int:

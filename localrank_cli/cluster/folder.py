@@ -160,7 +160,7 @@ class ShardFolder:
             SettingsError: If a part is missing.
         """
         merge = collect(find_journals([self.path]))
-        missing = [*merge.missing, *missing_checkpoints(merge, frozen)]
+        missing = merge.missing or missing_checkpoints(merge, frozen)
         if missing:
             raise SettingsError(
                 f"{self.path}: {len(missing)} units are missing, the first is {missing[0]}.",
