@@ -8,7 +8,7 @@ from pathlib import Path
 
 from localrank_cli.cli.analyze import Parsed
 from localrank_cli.cli.screen import Screen, stdout_for_data
-from localrank_cli.cli.signals import hearing
+from localrank_cli.cli.signals import Interrupted, hearing
 from localrank_cli.cli.submit import Division
 from localrank_cli.cluster.folder import ShardFolder
 from localrank_cli.cluster.progress import Progress, kept_heads
@@ -56,7 +56,8 @@ def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int
             _refuse_while_at_work(folder)
             options = parsed.options
             plan = make_plan(replace(options, device="cpu"), screen.note)
-            tasks = _tasks(plan, division, screen)
+            left = plan if options.overwrite else folder.left(plan, screen.note)
+            tasks = _tasks(left, division, screen) if left.n_checkpoints else 1
             if division.dry_run:
                 frozen = folder.freeze(plan, tasks, words, screen.note)
                 data.write(submission_script(frozen, folder, resources))
@@ -99,7 +100,9 @@ def _tasks(plan: Plan, division: Division, screen: Screen) -> int:
 
 def _seconds_per_checkpoint(plan: Plan) -> float:
     """From one point and from two, after a first that warms up."""
-    series = next(one for one in plan.series if one.checkpoints)
+    series = next((one for one in plan.series if one.checkpoints), None)
+    if series is None:  # none of those that are left can be read
+        return 0.0
     n_points = len(series.points.indices)
 
     def seconds(points: int) -> float:
@@ -119,11 +122,18 @@ def _seconds_per_checkpoint(plan: Plan) -> float:
 def _wait(jobs: Jobs, frozen: Frozen, folder: ShardFolder, screen: Screen) -> int:
     progress = Progress(folder.path)
     progress.new()
-    with screen.progress(frozen.n_units, done=len(kept_heads(folder.path))) as steps:
-        while jobs_alive([jobs.array, jobs.merge]):
-            for head in progress.new():
-                steps.done(f"{head['run']} step {head['step']}")
-            time.sleep(_POLL)
+    try:
+        with screen.progress(frozen.n_units, done=len(kept_heads(folder.path))) as steps:
+            while jobs_alive([jobs.array, jobs.merge]):
+                for head in progress.new():
+                    steps.done(f"{head['run']} step {head['step']}")
+                time.sleep(_POLL)
+    except Interrupted:
+        screen.note(
+            f"array job {jobs.array} and merge job {jobs.merge} go on; stop them with scancel"
+            f" {jobs.array} {jobs.merge}"
+        )
+        raise
     return _status(frozen, folder)
 
 

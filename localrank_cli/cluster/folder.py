@@ -70,6 +70,22 @@ class ShardFolder:
         """What the output held when the work was divided."""
         return journal_path(self.path / _EARLIER)
 
+    def left(self, plan: Plan, note: Note) -> Plan:
+        """What of a plan the output does not hold yet.
+
+        Args:
+            plan: All that was asked for.
+            note: Takes each note for the user.
+
+        Returns:
+            The plan without finished checkpoints.
+        """
+        journal = journal_path(self.target)
+        if not journal.exists():
+            return plan
+        with OutputLock(self.target), Journal(journal) as opened:
+            return go_on(plan, opened, note).plan
+
     def freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> Frozen:
         """Divides what is left to do, and writes nothing.
 
@@ -82,12 +98,7 @@ class ShardFolder:
         Returns:
             The plan file's content.
         """
-        journal = journal_path(self.target)
-        if not journal.exists():
-            return freeze(plan, plan, shards, words, self.target)
-        with OutputLock(self.target), Journal(journal) as opened:
-            left = go_on(plan, opened, note).plan
-        return freeze(plan, left, shards, words, self.target)
+        return freeze(plan, self.left(plan, note), shards, words, self.target)
 
     def prepare(
         self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool

@@ -177,7 +177,9 @@ def submit_jobs(frozen: Frozen, folder: ShardFolder, resources: Resources) -> Jo
     try:
         array = _executor(submitit, folder, resources)
         parallel = {"slurm_array_parallelism": resources.max_parallel or frozen.shards}
-        array.update_parameters(name="localrank", **parallel)
+        # Without it Slurm takes no --gpus-per-task.
+        one = {"slurm_additional_parameters": {"ntasks": 1}}
+        array.update_parameters(name="localrank", **parallel, **one)
         array_id = array.submit_array(tasks)[0].job_id.partition("_")[0]
     except refusals as error:
         raise SettingsError(

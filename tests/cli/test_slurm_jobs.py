@@ -65,3 +65,25 @@ def test_the_most_tasks_hold_for_minutes_too(words: tuple[str, ...]) -> None:
 def test_nothing_is_written(words: tuple[str, ...], tmp_path: Path) -> None:
     invoke(*words, "--minutes-per-task", "1")
     assert not list(tmp_path.glob("a.csv*"))
+
+
+@pytest.fixture
+def begun(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The last nine are finished."""
+    analyze = [word for word in words[1:] if word not in {"--cluster", "slurm", "--dry-run"}]
+    assert invoke("analyze", *analyze, "--last", "9").code == 0
+    return words
+
+
+def test_what_is_finished_takes_no_task(begun: tuple[str, ...]) -> None:
+    outcome = invoke(*begun)
+    assert f"9 of {N_CHECKPOINTS} checkpoints are finished already" in outcome.stderr
+    assert tasks(outcome) == 3
+    assert "3 units left to do, in 3 tasks" in outcome.stdout
+    assert tasks(invoke(*begun, "--overwrite")) == N_CHECKPOINTS
+
+
+def test_nothing_that_is_left_can_be_read(begun: tuple[str, ...], tmp_path: Path) -> None:
+    for step in range(3):
+        (tmp_path / f"run/step_{step}.pt").write_bytes(b"torn")
+    assert tasks(invoke(*begun, "--minutes-per-task", "5", "--on-error", "skip")) == 1
