@@ -156,18 +156,7 @@ def submit_jobs(frozen: Frozen, folder: ShardFolder, resources: Resources) -> Jo
     Raises:
         SettingsError: If submitit or Slurm is not there, or Slurm refuses.
     """
-    try:
-        import submitit  # noqa: PLC0415  # an optional package
-    except ImportError as error:
-        raise SettingsError(
-            "--cluster slurm: submitit is not installed.",
-            "Install it with pip install 'localrank[slurm]', or save the script of --dry-run.",
-        ) from error
-    if shutil.which("sbatch") is None:
-        raise SettingsError(
-            "--cluster slurm: there is no sbatch on this machine.",
-            "Submit from a login node, or use --cluster local.",
-        )
+    submitit = _submitit()
     words = task_words(frozen, folder, gpus=bool(resources.gpus_per_task))
     tasks = [
         Task([*words, "--shard", f"{index}/{frozen.shards}"], frozen.folder, {})
@@ -202,6 +191,22 @@ def submit_jobs(frozen: Frozen, folder: ShardFolder, resources: Resources) -> Jo
         ) from error
     write_whole(folder.jobs, asdict(jobs))
     return jobs
+
+
+def _submitit() -> Any:
+    try:
+        import submitit  # noqa: PLC0415  # an optional package
+    except ImportError as error:
+        raise SettingsError(
+            "--cluster slurm: submitit is not installed.",
+            "Install it with pip install 'localrank[slurm]', or save the script of --dry-run.",
+        ) from error
+    if shutil.which("sbatch") is None:
+        raise SettingsError(
+            "--cluster slurm: there is no sbatch on this machine.",
+            "Submit from a login node, or use --cluster local.",
+        )
+    return submitit
 
 
 def recorded_jobs(folder: ShardFolder) -> list[str]:
