@@ -51,7 +51,6 @@ def test_one_process_two_workers_eight_shards_and_an_array_give_one_table(
     # A failed checkpoint and values that are not finite: the same status everywhere.
     assert [outcome.code for outcome in (one, two, eight, array)] == [3] * 4, array.stderr
     single = targets["one"].read_text()
-    assert single.count("nonfinite") or "nan" in single or ",3," in single
     for name, target in targets.items():
         assert target.read_text() == single, name
 
