@@ -2,13 +2,17 @@
 
 import json
 import os
+import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import networks
 import torch
@@ -16,45 +20,74 @@ import torch
 SHARDS = 5000
 
 
-def scaling(workers: int = 2, checkpoints: int = 24, points: int = 64) -> dict[str, Any]:
-    """One worker of one thread against two of one thread.
+@dataclass(frozen=True)
+class Run:
+    """What one run of a command took."""
+
+    seconds: float
+    processor: float  # seconds of all its processes
+    load: float  # of the machine, before it
+
+
+def scaling(
+    workers: int = 2, checkpoints: int = 12, points: int = 64, runs: int = 3
+) -> dict[str, Any]:
+    """One worker of one thread against two of one thread, in turn.
 
     Args:
         workers: How many.
         checkpoints: How much work there is: at least a minute for one worker.
         points: At each checkpoint.
+        runs: How many of each.
 
     Returns:
-        A line of the table.
+        A line of the table; the ratio is the median of those of neighbours.
     """
     from safetensors.torch import save_file
 
     folder = Path(tempfile.mkdtemp(prefix="localrank-bench-"))
-    seconds: dict[int, float] = {}
+    found: dict[int, list[Run]] = {1: [], workers: []}
     try:
         series = folder / "series"
         series.mkdir()
         for step in range(checkpoints):
             torch.manual_seed(step)
             save_file(networks.mlp(1024).state_dict(), series / f"step_{step}.safetensors")
-        for count in (1, workers):
-            command = [sys.executable, "-m", "localrank_cli", "submit", str(series), "-q"]
-            command += ["--data", "normal:784", "--points", str(points), "--device", "cpu"]
-            command += ["--workers", str(count), "-o", str(folder / f"{count}.csv")]
-            threads = {"OMP_NUM_THREADS": str(count)}  # one for each worker
-            started = time.perf_counter()
-            subprocess.run(command, check=True, env=os.environ | threads)
-            seconds[count] = time.perf_counter() - started
+        for _ in range(runs):
+            for count, of_count in found.items():
+                target = folder / f"{count}.csv"
+                words = [str(series), "-q", "--data", "normal:784", "--points", str(points)]
+                words += ["--device", "cpu", "--workers", str(count), "-o", str(target)]
+                of_count.append(_timed(["submit", *words, "--overwrite"], threads=count))
+                print(count, "workers:", of_count[-1], flush=True)
+        tables = {(folder / f"{count}.csv").read_bytes() for count in found}
+        assert len(tables) == 1
     finally:
         shutil.rmtree(folder)
+    ratios = [one.seconds / more.seconds for one, more in zip(*found.values(), strict=True)]
+    seconds = {count: statistics.median(run.seconds for run in found[count]) for count in found}
     return {
         "case": f"{workers} workers of one thread, {checkpoints} checkpoints",
         "against": "one worker of one thread",
         "localrank_seconds": seconds[workers],
         "baseline_seconds": seconds[1],
-        "ratio": seconds[1] / seconds[workers],
+        "ratio": statistics.median(ratios),
         "target": 1.8,
+        "ratios": ratios,
+        "runs": {count: [asdict(run) for run in found[count]] for count in found},
     }
+
+
+def _timed(words: list[str], threads: int) -> Run:
+    load = os.getloadavg()[0]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    surroundings = os.environ | {"OMP_NUM_THREADS": str(threads)}  # one for each worker
+    subprocess.run([sys.executable, "-m", "localrank_cli", *words], check=True, env=surroundings)
+    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Run(seconds, processor, load)
 
 
 _MERGE = """
@@ -67,23 +100,23 @@ def memory(name):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 base = memory("VmRSS")
-started = time.perf_counter()
+started, processor = time.perf_counter(), time.process_time()
 write_merged(collect(find_journals([Path(sys.argv[1])])), Path(sys.argv[2]), [], overwrite=False)
-seconds = time.perf_counter() - started
-print(json.dumps({"seconds": seconds, "more": memory("VmHWM") - base}))
+answer = {"seconds": time.perf_counter() - started, "processor": time.process_time() - processor}
+print(json.dumps(answer | {"more": memory("VmHWM") - base}))
 """
 
 
 def merging(shards: int = SHARDS) -> list[dict[str, Any]]:
-    """Merges the tables of many shards, and of a tenth of them.
+    """Merges the tables of many shards, of a fifth and of a tenth of them.
 
     Args:
         shards: How many.
 
     Returns:
-        Two lines of the table; memory is what the merge took above the imports.
+        A line of the table for each; memory is what the merge took above the imports.
     """
-    answers = {count: _merge(count) for count in (shards // 10, shards)}
+    answers = {count: _merge(count) for count in (shards // 10, shards // 5, shards)}
     return [
         {
             "case": f"merge of {count} shards",
@@ -94,45 +127,64 @@ def merging(shards: int = SHARDS) -> list[dict[str, Any]]:
             "target": 1,
             "localrank_peak": answer["more"],
             "baseline_peak": answers[shards // 10]["more"],
+            "processor_seconds": answer["processor"],
+            "load": answer["load"],
         }
         for count, answer in answers.items()
     ]
 
 
 def _merge(count: int) -> dict[str, Any]:
-    """Makes tables as shards of one checkpoint each would, and merges them in a fresh process."""
-    from safetensors.torch import save_file
-
-    from localrank_cli.pipeline.division import take_shard
-    from localrank_cli.pipeline.options import AnalyzeOptions
-    from localrank_cli.pipeline.output import Output
-    from localrank_cli.pipeline.plan import make_plan
-    from localrank_cli.pipeline.run import run_plan
-    from localrank_cli.pipeline.shard import Shard
-
+    """Merges the tables of so many shards, of one checkpoint each, in a fresh process."""
     folder = Path(tempfile.mkdtemp(prefix="localrank-bench-"))
     try:
-        series, parts = folder / "series", folder / "parts"
-        series.mkdir()
-        parts.mkdir()
-        for step in range(count):
-            torch.manual_seed(step)
-            state = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 4)).state_dict()
-            save_file(state, series / f"step_{step}.safetensors")
-        options = AnalyzeOptions((series,), data="normal:8", points=64, device="cpu")
-        plan = make_plan(options, lambda _: None)
-        for index in range(count):
-            shard = Shard(index, count)
-            own, division = take_shard(plan, shard)
-            target = parts / f"{shard.file_name}.csv"
-            with Output(target, overwrite=False, command=[]) as output:
-                output.begin(own, lambda _: None, None, division)
-                for record in run_plan(own, lambda _: None):
-                    output.add(record)
-                output.commit()
-        command = [sys.executable, "-c", _MERGE, str(parts), str(folder / "ranks.csv")]
+        parts, target = folder / "parts", folder / "ranks.csv"
+        rows = _write_shards(folder / "series", parts, count)
+        command = [sys.executable, "-c", _MERGE, str(parts), str(target)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        answer: dict[str, Any] = json.loads(done.stdout)
+        with target.open(encoding="utf-8") as lines:
+            assert sum(1 for _ in lines) == 1 + rows
+        assert json.loads(Path(f"{target}.json").read_text(encoding="utf-8"))["complete"]
+        answer: dict[str, Any] = json.loads(done.stdout) | {"load": os.getloadavg()[0]}
+        print(count, "shards:", answer, flush=True)
         return answer
     finally:
         shutil.rmtree(folder)
+
+
+def _write_shards(series: Path, parts: Path, count: int) -> int:
+    """Computes one shard, and writes it under the names of all.
+
+    All of 5,000 would take an hour: each plans the whole series, and brings its files to the disk.
+
+    Returns:
+        How many rows they have together.
+    """
+    from safetensors.torch import save_file
+
+    from localrank_cli.pipeline.division import take_shard
+    from localrank_cli.pipeline.going_on import record_settings
+    from localrank_cli.pipeline.options import AnalyzeOptions
+    from localrank_cli.pipeline.plan import make_plan
+    from localrank_cli.pipeline.run import run_plan
+    from localrank_cli.pipeline.shard import Shard
+    from localrank_cli.table.journal import Journal
+
+    for made in (series, parts):
+        made.mkdir()
+    first = series / "step_0.safetensors"
+    save_file(networks.mlp(16).state_dict(), first)
+    for step in range(1, count):
+        (series / f"step_{step}.safetensors").hardlink_to(first)
+    options = AnalyzeOptions((series,), data="normal:784", points=64, device="cpu")
+    plan = make_plan(options, lambda _: None)
+    own, division = take_shard(plan, Shard(0, count))
+    (record,) = run_plan(own, lambda _: None)
+    with patch("os.fsync"):  # no crash has to be outlived here
+        for index, checkpoint in enumerate(plan.series[0].checkpoints):
+            shard, name = Shard(index, count), checkpoint.file.name
+            this = replace(division, shard=shard, own=((record.run, name, None),))
+            with Journal(parts / f"{shard.file_name}.csv.journal") as journal:
+                record_settings(own, journal, this)
+                journal.append(*replace(record, checkpoint=name, step=checkpoint.step).to_json())
+    return len(record.rows) * count

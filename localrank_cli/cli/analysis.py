@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,7 +220,7 @@ def _describe(plan: Plan, screen: Screen) -> None:
 
 def _report(record: CheckpointRecord, screen: Screen) -> None:
     if record.is_failed:
-        screen.warn(f"warning: {record.run}: left out: {record.message}")
+        screen.warn(f"warning: {record.flaw}")
         return
     screen.detail(
         f"{record.run} step {record.step}: {record.facts['seconds']} s,"
@@ -234,11 +233,4 @@ def _report(record: CheckpointRecord, screen: Screen) -> None:
             " least tolerance that means something"
         )
     if not record.is_finite:
-        screen.warn(
-            f"warning: {record.run}: {record.checkpoint} (step {record.step}): non-finite values"
-            f" in {', '.join(_not_finite(record))}"
-        )
-
-
-def _not_finite(record: CheckpointRecord) -> Iterable[str]:
-    return [layer.facts.layer for layer in record.layers if not all(layer.points.finite)]
+        screen.warn(f"warning: {record.flaw}")

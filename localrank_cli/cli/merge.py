@@ -15,7 +15,7 @@ from localrank_cli.errors import SettingsError, UsageError
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.pipeline.merge import Merge
 
-_FAILED = 3
+_FLAWED = 3  # as of a run that is not divided
 _LISTED = 20
 
 
@@ -69,25 +69,24 @@ def merge(
     # The result of an earlier merge may stand among the tables.
     journals = [path for path in find_journals(tables) if path != journal_path(target)]
     found = collect(journals)
-    if plan is not None:
+    if plan is not None and not found.missing:
         from localrank_cli.cluster.folder import missing_checkpoints
         from localrank_cli.pipeline.frozen import read_frozen
 
-        found.missing += missing_checkpoints(found, read_frozen(plan))
+        found.missing = missing_checkpoints(found, read_frozen(plan))
     if found.missing:
         _tell_missing(found, journals, partial=partial)
-    failed = write_merged(found, target, sys.argv, overwrite=overwrite)
+    flaws = write_merged(found, target, sys.argv, overwrite=overwrite)
     if plan is not None and not found.missing:
         from localrank_cli.cluster.folder import ShardFolder
 
         if (folder := ShardFolder(target)).plan == plan.absolute():
             folder.clear()
-    for record in failed:
-        _say(f"warning: {record.run}: left out: {record.message}")
+    for flaw in flaws:
+        _say(f"warning: {flaw}")
     _say(f"note: wrote {output} and {output.name}.json")
-    # As the run of one process would end: values that are not finite count too.
-    if not all(place.entry.head["finite"] for place in found.units.values()):
-        raise typer.Exit(_FAILED)
+    if flaws:
+        raise typer.Exit(_FLAWED)
 
 
 def _tell_missing(found: "Merge", journals: list[Path], *, partial: bool) -> None:

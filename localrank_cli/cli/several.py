@@ -106,12 +106,12 @@ class _Several:
                 except BaseException as error:
                     self._stop(workers, error, frozen)
                     raise
-            finished = self.folder.finish(frozen, sys.argv)
+            is_finite = self.folder.finish(frozen, sys.argv)
             if self.is_kept:
                 name = self.asked.options.output
                 self.screen.note(f"wrote {name} and {self.target.name}.json")
             self._show(data, is_terminal=is_terminal)
-        return 0 if finished.is_finite else _NOT_FINITE
+        return 0 if is_finite else _NOT_FINITE
 
     def _plan(self) -> tuple[Plan, list[Share]]:
         options = self.asked.options

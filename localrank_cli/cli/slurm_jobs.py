@@ -1,21 +1,19 @@
 """Hands an analysis to Slurm, or prints the script that would."""
 
-import json
 import math
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from localrank_cli.cli.analyze import Parsed
 from localrank_cli.cli.screen import Screen, stdout_for_data
-from localrank_cli.cli.signals import hearing
+from localrank_cli.cli.signals import Interrupted, hearing
 from localrank_cli.cli.submit import Division
 from localrank_cli.cluster.folder import ShardFolder
 from localrank_cli.cluster.progress import Progress, kept_heads
 from localrank_cli.cluster.script import Resources, parse_time, submission_script
-from localrank_cli.cluster.slurm import Jobs, jobs_alive, longest_array, submit_jobs
+from localrank_cli.cluster.slurm import Jobs, jobs_alive, longest_array, recorded_jobs, submit_jobs
 from localrank_cli.errors import LocalrankError, SettingsError
 from localrank_cli.pipeline.frozen import Frozen
 from localrank_cli.pipeline.plan import Plan, make_plan
@@ -23,7 +21,7 @@ from localrank_cli.pipeline.run import run_plan
 from localrank_cli.table.journal import Journal, journal_path
 from localrank_cli.table.lock import OutputLock
 from localrank_cli.table.record import KIND
-from localrank_cli.table.write import check_suffix, make_folder, write_whole
+from localrank_cli.table.write import check_suffix, make_folder
 
 _NOT_FINITE = 3
 _POLL = 2.0  # seconds; the scheduler is everybody's
@@ -58,7 +56,8 @@ def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int
             _refuse_while_at_work(folder)
             options = parsed.options
             plan = make_plan(replace(options, device="cpu"), screen.note)
-            tasks = _tasks(plan, division, screen)
+            left = plan if options.overwrite else folder.left(plan, screen.note)
+            tasks = _tasks(left, division, screen) if left.n_checkpoints else 1
             if division.dry_run:
                 frozen = folder.freeze(plan, tasks, words, screen.note)
                 data.write(submission_script(frozen, folder, resources))
@@ -66,11 +65,9 @@ def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int
                 return 0
             frozen = folder.prepare(plan, tasks, words, screen.note, overwrite=options.overwrite)
             if not frozen.n_units:
-                finished = folder.finish(frozen, sys.argv)
-                return 0 if finished.is_finite else _NOT_FINITE
+                return 0 if folder.finish(frozen, sys.argv) else _NOT_FINITE
             make_folder(folder.logs)
             jobs = submit_jobs(frozen, folder, resources)
-            write_whole(folder.jobs, {"array": jobs.array, "merge": jobs.merge})
         screen.note(
             f"array job {jobs.array} of {frozen.shards} tasks for {frozen.n_units} units, merge job"
             f" {jobs.merge}; watch them with squeue -j {jobs.array},{jobs.merge}, logs are in"
@@ -80,13 +77,11 @@ def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int
 
 
 def _refuse_while_at_work(folder: ShardFolder) -> None:
-    with suppress(OSError, ValueError, KeyError):
-        ids = json.loads(folder.jobs.read_text(encoding="utf-8"))
-        if alive := jobs_alive([ids["array"], ids["merge"]]):
-            raise SettingsError(
-                f"{folder.path}: Slurm's jobs {', '.join(alive)} are at work on it.",
-                f"Wait for them, or stop them with scancel {' '.join(alive)}.",
-            )
+    if (jobs := recorded_jobs(folder)) and (alive := jobs_alive(jobs)):
+        raise SettingsError(
+            f"{folder.path}: Slurm's jobs {', '.join(alive)} are at work on it.",
+            f"Wait for them, or stop them with scancel {' '.join(alive)}.",
+        )
 
 
 def _tasks(plan: Plan, division: Division, screen: Screen) -> int:
@@ -105,7 +100,9 @@ def _tasks(plan: Plan, division: Division, screen: Screen) -> int:
 
 def _seconds_per_checkpoint(plan: Plan) -> float:
     """From one point and from two, after a first that warms up."""
-    series = next(one for one in plan.series if one.checkpoints)
+    series = next((one for one in plan.series if one.checkpoints), None)
+    if series is None:  # none of those that are left can be read
+        return 0.0
     n_points = len(series.points.indices)
 
     def seconds(points: int) -> float:
@@ -125,11 +122,18 @@ def _seconds_per_checkpoint(plan: Plan) -> float:
 def _wait(jobs: Jobs, frozen: Frozen, folder: ShardFolder, screen: Screen) -> int:
     progress = Progress(folder.path)
     progress.new()
-    with screen.progress(frozen.n_units, done=len(kept_heads(folder.path))) as steps:
-        while jobs_alive([jobs.array, jobs.merge]):
-            for head in progress.new():
-                steps.done(f"{head['run']} step {head['step']}")
-            time.sleep(_POLL)
+    try:
+        with screen.progress(frozen.n_units, done=len(kept_heads(folder.path))) as steps:
+            while jobs_alive([jobs.array, jobs.merge]):
+                for head in progress.new():
+                    steps.done(f"{head['run']} step {head['step']}")
+                time.sleep(_POLL)
+    except Interrupted:
+        screen.note(
+            f"array job {jobs.array} and merge job {jobs.merge} go on; stop them with scancel"
+            f" {jobs.array} {jobs.merge}"
+        )
+        raise
     return _status(frozen, folder)
 
 

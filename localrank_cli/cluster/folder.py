@@ -21,7 +21,6 @@ from localrank_cli.pipeline.merged import write_merged
 from localrank_cli.pipeline.plan import Plan
 from localrank_cli.table.journal import Journal, journal_path
 from localrank_cli.table.lock import OutputLock
-from localrank_cli.table.record import CheckpointRecord
 from localrank_cli.table.write import (
     make_folder,
     manifest_path,
@@ -34,14 +33,6 @@ Note = Callable[[str], None]
 PLAN = "plan.json"
 _EARLIER = "earlier.csv"
 _OURS = (PLAN, f"{_EARLIER}*", "shard-*-of-*.csv*", "jobs.json")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a merge of all parts gave."""
-
-    failed: tuple[CheckpointRecord, ...]
-    is_finite: bool
 
 
 @dataclass(frozen=True)
@@ -79,6 +70,22 @@ class ShardFolder:
         """What the output held when the work was divided."""
         return journal_path(self.path / _EARLIER)
 
+    def left(self, plan: Plan, note: Note) -> Plan:
+        """What of a plan the output does not hold yet.
+
+        Args:
+            plan: All that was asked for.
+            note: Takes each note for the user.
+
+        Returns:
+            The plan without finished checkpoints.
+        """
+        journal = journal_path(self.target)
+        if not journal.exists():
+            return plan
+        with OutputLock(self.target), Journal(journal) as opened:
+            return go_on(plan, opened, note).plan
+
     def freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> Frozen:
         """Divides what is left to do, and writes nothing.
 
@@ -91,12 +98,7 @@ class ShardFolder:
         Returns:
             The plan file's content.
         """
-        journal = journal_path(self.target)
-        if not journal.exists():
-            return freeze(plan, plan, shards, words, self.target)
-        with OutputLock(self.target), Journal(journal) as opened:
-            left = go_on(plan, opened, note).plan
-        return freeze(plan, left, shards, words, self.target)
+        return freeze(plan, self.left(plan, note), shards, words, self.target)
 
     def prepare(
         self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool
@@ -155,7 +157,7 @@ class ShardFolder:
             if merge.units:
                 write_merged(merge, self.target, command, overwrite=True)
 
-    def finish(self, frozen: Frozen, command: Sequence[str]) -> Finished:
+    def finish(self, frozen: Frozen, command: Sequence[str]) -> bool:
         """Merges all parts, and removes the folder.
 
         Args:
@@ -163,22 +165,21 @@ class ShardFolder:
             command: The command line, for the manifest.
 
         Returns:
-            What became of the checkpoints.
+            Whether no checkpoint failed or gave values that are not finite.
 
         Raises:
             SettingsError: If a part is missing.
         """
         merge = collect(find_journals([self.path]))
-        missing = [*merge.missing, *missing_checkpoints(merge, frozen)]
+        missing = merge.missing or missing_checkpoints(merge, frozen)
         if missing:
             raise SettingsError(
                 f"{self.path}: {len(missing)} units are missing, the first is {missing[0]}.",
                 "The same command goes on from there.",
             )
-        failed = write_merged(merge, self.target, command, overwrite=True)
+        flaws = write_merged(merge, self.target, command, overwrite=True)
         self.clear()
-        is_finite = all(place.entry.head["finite"] for place in merge.units.values())
-        return Finished(tuple(failed), is_finite)
+        return not flaws
 
     def _discard(self) -> None:
         with OutputLock(self.target):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.table.journal import read_heads
+from localrank_cli.table.journal_lines import read_heads
 from localrank_cli.table.record import KIND
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,10 @@ from localrank_cli.errors import UsageError
 from localrank_cli.pipeline.frozen import Frozen
 from localrank_cli.table.journal import journal_path
 
-# How long before the end of its time a task is told: a checkpoint that is begun is lost.
-SECONDS_BEFORE_END = 120
-_USR1_STATUS = 138
+# How long before the end of its time a task is told: a checkpoint that is begun is lost. Slurm
+# looks every 30 s or so; a task of a few minutes is to work first, and not to be told at once.
+_SECONDS_BEFORE_END = 120
+_SHARE_BEFORE_END = 4
 _MOST_RESTARTS = 20
 
 
@@ -27,6 +29,11 @@ class Resources:
     mem: str | None = None
     max_parallel: int | None = None
     setup: tuple[str, ...] = ()  # lines of shell before each task
+
+    @property
+    def seconds_before_end(self) -> int:
+        """How long before the end of its time a task is told."""
+        return min(_SECONDS_BEFORE_END, self.minutes * 60 // _SHARE_BEFORE_END)
 
     def array(self, tasks: int) -> str:
         """The range of an array.
@@ -109,7 +116,10 @@ def submission_script(frozen: Frozen, folder: ShardFolder, resources: Resources)
         A script for sh, complete in itself: it writes the plan file, submits an array and a merge.
     """
     plan = json.dumps(frozen.to_json())
-    journal, earlier = (shlex.quote(str(p)) for p in (journal_path(folder.target), folder.earlier))
+    journal, earlier, jobs = (
+        shlex.quote(str(p)) for p in (journal_path(folder.target), folder.earlier, folder.jobs)
+    )
+    merge = shlex.join(merge_words(frozen, folder))
     return "\n".join(
         [
             "#!/bin/sh",
@@ -128,17 +138,26 @@ def submission_script(frozen: Frozen, folder: ShardFolder, resources: Resources)
                 ),
             ),
             ")",
+            # As each is accepted: localrank submit refuses to work beside them.
+            f'printf \'{{"array": "%s"}}\\n\' "${{array%%;*}}" > {jobs}',
             _here_document(
-                'merge=$(sbatch --parsable --dependency="afterany:${array%%;*}"',
+                'if ! merge=$(sbatch --parsable --dependency="afterany:${array%%;*}"',
                 "LOCALRANK_MERGE",
                 _job(
                     frozen,
                     folder,
-                    ["job-name=localrank-merge", *_partition(resources)],
-                    [*resources.setup, shlex.join(merge_words(frozen, folder))],
+                    ["job-name=localrank-merge", "requeue", *_partition(resources)],
+                    [*resources.setup, merge, *_again("$SLURM_JOB_ID")],
                 ),
             ),
-            ")",
+            "); then",
+            '  echo "sbatch refused the merge job; array job ${array%%;*} was accepted and is at'
+            ' work. Stop it with scancel ${array%%;*}, or merge by hand when it has ended:" >&2',
+            f"  printf '%s\\n' {shlex.quote(merge)} >&2",
+            "  exit 1",
+            "fi",
+            'printf \'{"array": "%s", "merge": "%s"}\\n\''
+            f' "${{array%%;*}}" "${{merge%%;*}}" > {jobs}',
             'echo "array job ${array%%;*}, merge job ${merge%%;*};'
             ' watch them with: squeue -j ${array%%;*},${merge%%;*}"',
             "",
@@ -151,11 +170,8 @@ def _here_document(command: str, mark: str, text: str) -> str:
 
 
 def _job(frozen: Frozen, folder: ShardFolder, head: Sequence[str], body: Sequence[str]) -> str:
-    logs = (
-        f"output={folder.logs}/%x-%A_%a.log"
-        if _is_array(head)
-        else f"output={folder.logs}/%x-%j.log"
-    )
+    name = "%x-%A_%a.log" if _is_array(head) else "%x-%j.log"
+    logs = "output=" + shlex.quote(str(folder.logs).replace("%", "%%") + "/" + name)
     options = [*head, "open-mode=append", logs]
     return "\n".join(
         [
@@ -176,7 +192,7 @@ def _array_head(frozen: Frozen, resources: Resources) -> list[str]:
         "job-name=localrank",
         f"array={resources.array(frozen.shards)}",
         "requeue",
-        f"signal=USR1@{SECONDS_BEFORE_END}",
+        f"signal=USR1@{resources.seconds_before_end}",
         "ntasks=1",
         *_partition(resources),
     ]
@@ -201,11 +217,34 @@ def _task(frozen: Frozen, folder: ShardFolder, resources: Resources) -> list[str
         # Not left to the environment: newer versions of srun do not take it from the job.
         'srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" '
         + shlex.join([*words, "--shard", "auto"]),
+        *_again("${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"),
+    ]
+
+
+def _again(job: str) -> list[str]:
+    """Puts a job into the queue again that was told to stop; what is finished is kept.
+
+    Slurm itself does so only with a preempted job that does not end within its grace, and not with
+    one whose time ends. A job that scancel ends is no longer running when it gets its SIGTERM.
+    An array's own number would mean all of its tasks.
+
+    Args:
+        job: Its number, as a shell knows it.
+
+    Returns:
+        Lines of shell, to follow the command.
+    """
+    return [
         "status=$?",
-        "# Told that its time ends, a task has kept what is finished, and goes on in a new turn.",
-        f'if [ "$status" = {_USR1_STATUS} ]'
-        f' && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {_MOST_RESTARTS} ]; then',
-        '  exec scontrol requeue "$SLURM_JOB_ID"',
+        "again=no",
+        'case "$status" in',
+        f"  {128 + signal.SIGUSR1}) again=yes ;;",
+        f'  {128 + signal.SIGTERM}) case "$(scontrol show job "{job}")" in',
+        "    *JobState=RUNNING*) again=yes ;;",
+        "  esac ;;",
+        "esac",
+        f'if [ "$again" = yes ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {_MOST_RESTARTS} ]; then',
+        f'  exec scontrol requeue "{job}"',
         "fi",
         'exit "$status"',
     ]

@@ -1,30 +1,33 @@
 """Asks Slurm, and hands it work through submitit."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from localrank_cli.cluster.folder import ShardFolder
 from localrank_cli.cluster.script import (
-    SECONDS_BEFORE_END,
     Resources,
     merge_words,
     task_words,
 )
 from localrank_cli.errors import SettingsError
 from localrank_cli.pipeline.frozen import Frozen
+from localrank_cli.table.write import write_whole
 
 _STANDARD_ARRAY = 1001  # Slurm's own default for MaxArraySize
 _MOST_TIMEOUTS = 20
 _WAIT = 60.0  # seconds for an answer
 _POLL = 0.2
+_TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 _PATIENCE = 20.0  # for a task to keep what is finished
 
 
@@ -49,6 +52,19 @@ def jobs_alive(jobs: Sequence[str]) -> list[str]:
     """
     lines = _ask("squeue", "--noheader", "--format=%F", f"--jobs={','.join(jobs)}").split()
     return sorted(set(lines) & set(jobs))
+
+
+def _is_running() -> bool:
+    """Whether this job is to go on, and not cancelled or out of time."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if "SLURM_ARRAY_TASK_ID" in os.environ:  # an array's own number would mean all of its tasks
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return "JobState=RUNNING" in _ask("scontrol", "show", "job", job)
+
+
+def _told_to_go_on_later() -> signal.Signals:
+    """The signal on which submitit calls `checkpoint` and puts the job into the queue again."""
+    return signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
 
 
 def _ask(*command: str) -> str:
@@ -93,6 +109,9 @@ class Task:
         # Not wait(): a signal's handler that waits too would wait for this one's lock.
         while (status := self._process.poll()) is None:
             time.sleep(_POLL)
+        if status in _TERMINATED and _is_running():
+            # Preempted, and not cancelled: Slurm would take what ends by itself for a failure.
+            signal.raise_signal(_told_to_go_on_later())
         if status not in self.good:
             raise RuntimeError(f"localrank ended with status {status}; what it said stands above")
         return status
@@ -124,6 +143,8 @@ class Jobs:
 def submit_jobs(frozen: Frozen, folder: ShardFolder, resources: Resources) -> Jobs:
     """Submits an array of all parts, and a merge for when it has ended.
 
+    Each job is written down as soon as it is accepted, so that no other submission works beside it.
+
     Args:
         frozen: The plan file's content, which stands in the folder.
         folder: Where the tables of all shards stand.
@@ -135,6 +156,44 @@ def submit_jobs(frozen: Frozen, folder: ShardFolder, resources: Resources) -> Jo
     Raises:
         SettingsError: If submitit or Slurm is not there, or Slurm refuses.
     """
+    submitit = _submitit()
+    words = task_words(frozen, folder, gpus=bool(resources.gpus_per_task))
+    tasks = [
+        Task([*words, "--shard", f"{index}/{frozen.shards}"], frozen.folder, {})
+        for index in range(frozen.shards)
+    ]
+    refusals = (subprocess.SubprocessError, OSError, submitit.core.utils.FailedJobError)
+    try:
+        array = _executor(submitit, folder, resources)
+        parallel = {"slurm_array_parallelism": resources.max_parallel or frozen.shards}
+        # Without it Slurm takes no --gpus-per-task.
+        one = {"slurm_additional_parameters": {"ntasks": 1}}
+        array.update_parameters(name="localrank", **parallel, **one)
+        array_id = array.submit_array(tasks)[0].job_id.partition("_")[0]
+    except refusals as error:
+        raise SettingsError(
+            f"--cluster slurm: sbatch refused ({_reason(error)}).",
+            "Check --partition, --time and --mem.",
+        ) from error
+    write_whole(folder.jobs, {"array": array_id})
+    words = merge_words(frozen, folder)
+    try:
+        merge = _executor(submitit, folder, Resources(resources.partition, setup=resources.setup))
+        after = {"dependency": f"afterany:{array_id}"}
+        merge.update_parameters(name="localrank-merge", slurm_additional_parameters=after)
+        jobs = Jobs(array_id, merge.submit(Task(words, frozen.folder, {})).job_id)
+    except refusals as error:
+        raise SettingsError(
+            f"--cluster slurm: array job {array_id} was accepted and is at work, but sbatch refused"
+            f" the merge job after it ({_reason(error)}).",
+            f"When the array has ended, merge by hand: {shlex.join(words)}; or stop it:"
+            f" scancel {array_id}",
+        ) from error
+    write_whole(folder.jobs, asdict(jobs))
+    return jobs
+
+
+def _submitit() -> Any:
     try:
         import submitit  # noqa: PLC0415  # an optional package
     except ImportError as error:
@@ -147,26 +206,26 @@ def submit_jobs(frozen: Frozen, folder: ShardFolder, resources: Resources) -> Jo
             "--cluster slurm: there is no sbatch on this machine.",
             "Submit from a login node, or use --cluster local.",
         )
-    words = task_words(frozen, folder, gpus=bool(resources.gpus_per_task))
-    tasks = [
-        Task([*words, "--shard", f"{index}/{frozen.shards}"], frozen.folder, {})
-        for index in range(frozen.shards)
-    ]
-    try:
-        array = _executor(submitit, folder, resources)
-        parallel = {"slurm_array_parallelism": resources.max_parallel or frozen.shards}
-        array.update_parameters(name="localrank", **parallel)
-        array_id = array.submit_array(tasks)[0].job_id.partition("_")[0]
-        merge = _executor(submitit, folder, Resources(resources.partition, setup=resources.setup))
-        after = {"dependency": f"afterany:{array_id}"}
-        merge.update_parameters(name="localrank-merge", slurm_additional_parameters=after)
-        merged = merge.submit(Task(merge_words(frozen, folder), frozen.folder, {}))
-    except (subprocess.SubprocessError, OSError, submitit.core.utils.FailedJobError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(
-            f"--cluster slurm: sbatch refused ({reason}).", "Check --partition, --time and --mem."
-        ) from error
-    return Jobs(array_id, merged.job_id)
+    return submitit
+
+
+def recorded_jobs(folder: ShardFolder) -> list[str]:
+    """The jobs that were accepted for an output.
+
+    Args:
+        folder: Where the tables of all shards stand.
+
+    Returns:
+        Ids; none where nothing was submitted.
+    """
+    with suppress(OSError, ValueError, AttributeError):
+        found = json.loads(folder.jobs.read_text(encoding="utf-8"))
+        return [str(number) for number in found.values()]
+    return []
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _executor(submitit: Any, folder: ShardFolder, resources: Resources) -> Any:
@@ -181,8 +240,11 @@ def _executor(submitit: Any, folder: ShardFolder, resources: Resources) -> Any:
         "slurm_mem": resources.mem,
         "slurm_setup": list(resources.setup) or None,
     }
+    if resources.cpus_per_task is not None:
+        # Newer versions of srun do not take it from the job.
+        executor.update_parameters(slurm_srun_args=[f"--cpus-per-task={resources.cpus_per_task}"])
     executor.update_parameters(
-        slurm_signal_delay_s=SECONDS_BEFORE_END,
+        slurm_signal_delay_s=resources.seconds_before_end,
         **{name: value for name, value in given.items() if value is not None},
     )
     return executor

@@ -12,7 +12,8 @@ from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.manifest import decisive, series_settings
 from localrank_cli.pipeline.plan import Plan, SeriesPlan
 from localrank_cli.pipeline.run import Known, hash_of
-from localrank_cli.table.journal import GONE, Entry, Journal
+from localrank_cli.table.journal import GONE, Journal
+from localrank_cli.table.journal_lines import Entry
 from localrank_cli.table.record import KIND
 
 Note = Callable[[str], None]

@@ -10,7 +10,7 @@ import torch
 from localrank_cli.pipeline.machine import peak_memory, versions
 from localrank_cli.pipeline.plan import Plan, SeriesPlan
 from localrank_cli.table.columns import optional_first
-from localrank_cli.table.journal import Entry
+from localrank_cli.table.journal_lines import Entry
 
 FORMAT = 1
 # Raised when the same command would give other numbers.

@@ -10,7 +10,8 @@ from typing import Any
 from localrank_cli.errors import SettingsError, UnreadableError
 from localrank_cli.pipeline.going_on import SETTINGS, SHARD
 from localrank_cli.pipeline.manifest import decisive
-from localrank_cli.table.journal import Entry, Journal, journal_path
+from localrank_cli.table.journal import Journal, journal_path
+from localrank_cli.table.journal_lines import Entry, read_line
 from localrank_cli.table.record import KIND, CheckpointRecord
 
 _Unit = tuple[str, str, tuple[int, ...]]  # run, checkpoint, points
@@ -98,7 +99,7 @@ def collect(journals: Sequence[Path]) -> Merge:
         SettingsError: If two tables have other settings, or other numbers for one checkpoint.
     """
     merge = Merge()
-    own: list[tuple[Path, dict[str, Any], set[_Unit]]] = []
+    begun: list[tuple[Path, str, set[_Unit]]] = []
     first: dict[str, Path] = {}
     for path in journals:
         with Journal(path, read_only=True) as journal:
@@ -107,9 +108,11 @@ def collect(journals: Sequence[Path]) -> Merge:
             for entry in journal.entries(KIND):
                 _take_unit(merge, Place(path, entry))
             for entry in journal.entries(SHARD):
-                division = journal.body(entry)
-                own.append((path, division, {_unit(*one) for one in division["own"]}))
-    _check_divisions(merge, own)
+                shard, own = _take_division(merge, journal.body(entry))
+                # Mostly nothing, and 5,000 shards of 10,000 units are no more than that.
+                if left := own - merge.units.keys():
+                    begun.append((path, shard, left))
+    _check_divisions(merge, begun)
     _check_points(merge)
     return merge
 
@@ -120,8 +123,9 @@ def _take_settings(
     run = settings["run"]
     there = merge.settings.setdefault(run, settings)
     origin = first.setdefault(run, path)
+    now = decisive(settings)
     for key, value in decisive(there).items():
-        other = decisive(settings)[key]
+        other = now[key]
         if value != other:
             raise SettingsError(
                 f"{path} and {origin} were made with other settings for {run!r}:"
@@ -144,18 +148,19 @@ def _take_unit(merge: Merge, place: Place) -> None:
         )
 
 
-def _check_divisions(merge: Merge, own: Sequence[tuple[Path, dict[str, Any], set[_Unit]]]) -> None:
-    for path, division, units in own:
-        count, here = merge.divisions.setdefault(
-            division["units_sha256"], (division["count"], set())
-        )
-        here.add(division["index"])
-        merge.n_units = division["n_units"]
-        for unit in sorted(units - set(merge.units)):
-            merge.missing.append(
-                f"{_words(unit)}: begun by shard {division['index']}/{count}"
-                f" ({path.name}), not finished"
-            )
+def _take_division(merge: Merge, division: dict[str, Any]) -> tuple[str, set[_Unit]]:
+    key, index, count = division["units_sha256"], division["index"], division["count"]
+    merge.divisions.setdefault(key, (count, set()))[1].add(index)
+    merge.n_units = division["n_units"]
+    return f"{index}/{count}", {_unit(*one) for one in division["own"]}
+
+
+def _check_divisions(merge: Merge, begun: Sequence[tuple[Path, str, set[_Unit]]]) -> None:
+    for path, shard, units in begun:
+        merge.missing += [
+            f"{_words(unit)}: begun by shard {shard} ({path.name}), not finished"
+            for unit in sorted(units - merge.units.keys())
+        ]
     if len(merge.divisions) > 1:
         counts = ", ".join(
             f"{sorted(here)[:5]} of {count}" for count, here in merge.divisions.values()
@@ -205,10 +210,9 @@ def load(place: Place) -> CheckpointRecord:
     Returns:
         The record.
     """
-    with place.journal.open("rb") as file:
-        file.seek(place.entry.offset)
-        line = file.read(place.entry.length)
-    return CheckpointRecord.from_json(place.entry.head, json.loads(line)["body"])
+    return CheckpointRecord.from_json(
+        place.entry.head, json.loads(read_line(place.journal, place.entry))["body"]
+    )
 
 
 def _same(first: CheckpointRecord, second: CheckpointRecord) -> bool:

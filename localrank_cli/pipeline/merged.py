@@ -12,33 +12,38 @@ from localrank_cli.pipeline.machine import versions
 from localrank_cli.pipeline.manifest import FORMAT, checkpoint_facts, extra_columns
 from localrank_cli.pipeline.merge import Merge, Place, load
 from localrank_cli.table.journal import Journal, journal_path
+from localrank_cli.table.journal_lines import read_line
 from localrank_cli.table.lock import OutputLock
 from localrank_cli.table.record import KIND, CheckpointRecord, LayerRecord
 from localrank_cli.table.write import manifest_path, refuse_existing, write_table, write_whole
 
 
-def merged_records(merge: Merge) -> Iterator[CheckpointRecord]:
-    """Puts the parts of each checkpoint together; journals are opened as they are needed.
-
-    Args:
-        merge: From `collect`.
-
-    Yields:
-        By run and step.
-    """
+def _parts(merge: Merge) -> Iterator[list[Place]]:
+    """Where the parts of each checkpoint stand, by run and step."""
     by_name: dict[tuple[str, str], list[tuple[tuple[int, ...], Place]]] = {}
     for (run, checkpoint, points), place in merge.units.items():
         by_name.setdefault((run, checkpoint), []).append((points, place))
     for name in merge.runs_and_names:
         places = sorted(by_name[name], key=lambda pair: pair[0])
         whole = [place for points, place in places if not points]
-        chosen = whole or [place for _, place in places]
-        yield _joined([load(place) for place in chosen])
+        yield whole or [place for _, place in places]
+
+
+def _add(parts: Sequence[Place], journal: Journal) -> str:
+    """Puts a checkpoint together; tells its flaw, if any."""
+    head = parts[0].entry.head
+    if len(parts) == 1 and head["points"] is None:
+        # Most are whole, and their line is what it would be if it were read and written again.
+        journal.copy(head, read_line(parts[0].journal, parts[0].entry))
+        return "" if head["finite"] else load(parts[0]).flaw
+    record = _joined([load(place) for place in parts])
+    journal.append(*record.to_json(), sync=False)
+    return record.flaw
 
 
 def write_merged(
     merge: Merge, target: Path, command: Sequence[str], *, overwrite: bool
-) -> list[CheckpointRecord]:
+) -> list[str]:
     """Writes the table with its journal and manifest, as a single run would.
 
     Args:
@@ -48,9 +53,8 @@ def write_merged(
         overwrite: Whether to discard what is there.
 
     Returns:
-        The checkpoints that failed.
+        What is wrong with checkpoints that failed or gave values that are not finite.
     """
-    failed = []
     with OutputLock(target):
         if not overwrite:
             refuse_existing(target)
@@ -60,16 +64,13 @@ def write_merged(
             with Journal(fresh) as journal:
                 for run in sorted(merge.settings):
                     journal.append({"kind": SETTINGS, "run": run}, merge.settings[run], sync=False)
-                for record in merged_records(merge):
-                    journal.append(*record.to_json(), sync=False)
-                    if record.is_failed:
-                        failed.append(record)
+                flaws = [flaw for parts in _parts(merge) if (flaw := _add(parts, journal))]
                 journal.sync()
                 journal.move(journal_path(target))
                 _write_table(merge, journal, target, command)
         finally:
             fresh.unlink(missing_ok=True)
-    return failed
+    return flaws
 
 
 def _write_table(merge: Merge, journal: Journal, target: Path, command: Sequence[str]) -> None:

@@ -20,7 +20,8 @@ from localrank_cli.pipeline.going_on import (
 from localrank_cli.pipeline.manifest import checkpoint_facts, extra_columns, make_manifest
 from localrank_cli.pipeline.plan import Plan
 from localrank_cli.pipeline.spectra import SpectraFolder
-from localrank_cli.table.journal import Entry, Journal, journal_path
+from localrank_cli.table.journal import Journal, journal_path
+from localrank_cli.table.journal_lines import Entry
 from localrank_cli.table.lock import OutputLock
 from localrank_cli.table.record import KIND, CheckpointRecord
 from localrank_cli.table.write import (

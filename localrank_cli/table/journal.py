@@ -9,33 +9,21 @@ of an earlier one.
 import json
 import os
 import stat
-import zlib
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from localrank_cli.errors import OutputError
+from localrank_cli.table.journal_lines import Entry, changed, head_of, line_of
 from localrank_cli.table.write import cannot_write
 
 FORMAT = 1
 # The status of a record that takes an earlier one away.
 GONE = "gone"
 _KIND = "journal"
-_START = len(b'{"crc32":"00000000",')
-_DECODER = json.JSONDecoder()
 
 Key = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a record stands, and its head."""
-
-    head: dict[str, Any]
-    offset: int  # of the line, in bytes
-    length: int
 
 
 def journal_path(target: Path) -> Path:
@@ -48,28 +36,6 @@ def journal_path(target: Path) -> Path:
         `ranks.csv.journal` for `ranks.csv`.
     """
     return target.with_name(target.name + ".journal")
-
-
-def read_heads(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """Reads the heads of whole lines, of a journal that may be growing.
-
-    Args:
-        path: The file.
-        offset: Where to begin, in bytes.
-
-    Returns:
-        The heads, and where to begin next time.
-    """
-    heads = []
-    with suppress(OSError), path.open("rb") as file:
-        file.seek(offset)
-        for line in file:
-            head = _head_of(line)
-            if head is None:  # torn, or not yet whole
-                break
-            heads.append(head)
-            offset += len(line)
-    return heads, offset
 
 
 class Journal:
@@ -108,7 +74,7 @@ class Journal:
 
     def _scan(self) -> None:
         for number, line in enumerate(self._file, start=1):
-            head = _head_of(line)
+            head = head_of(line)
             if head is None:
                 # Only the last line can be torn; a bad one among others is damage of another kind.
                 if self._file.read(1):
@@ -166,10 +132,8 @@ class Journal:
             line = os.pread(self._file.fileno(), entry.length, entry.offset)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        if _head_of(line) is None:
-            raise OutputError(
-                f"{self.path}: changed while it was in use.", "Start anew with --overwrite."
-            )
+        if head_of(line) is None:
+            raise changed(self.path)
         return json.loads(line)["body"]
 
     def append(self, head: dict[str, Any], body: Any, *, sync: bool = True) -> None:
@@ -183,9 +147,20 @@ class Journal:
         Raises:
             OutputError: If it cannot be written; what was there before is untouched.
         """
+        self._append(head, line_of(head, body), sync=sync)
+
+    def copy(self, head: dict[str, Any], line: bytes) -> None:
+        """Appends a line of another journal as it is, and leaves bringing it to the disk to `sync`.
+
+        Args:
+            head: Of the line.
+            line: From `read_line`.
+        """
+        self._append(head, line, sync=False)
+
+    def _append(self, head: dict[str, Any], line: bytes, *, sync: bool) -> None:
         if self.is_new and head.get("kind") != _KIND:
             self.append({"kind": _KIND, "format": FORMAT}, {})
-        line = _line(head, body)
         try:
             # The first append also cuts what a crash left behind the last whole line.
             os.ftruncate(self._file.fileno(), self._end)
@@ -252,21 +227,6 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
     written = 0
     while written < len(data):
         written += os.pwrite(descriptor, data[written:], offset + written)
-
-
-def _line(head: dict[str, Any], body: Any) -> bytes:
-    parts = [json.dumps(part, ensure_ascii=True, separators=(",", ":")) for part in (head, body)]
-    rest = f'"head":{parts[0]},"body":{parts[1]}}}\n'.encode()
-    return b'{"crc32":"%08x",' % zlib.crc32(rest) + rest
-
-
-def _head_of(line: bytes) -> dict[str, Any] | None:
-    """The head of a whole line; None of a torn or damaged one."""
-    rest = line[_START:]
-    if not line.endswith(b"\n") or line[:_START] != b'{"crc32":"%08x",' % zlib.crc32(rest):
-        return None
-    head, _ = _DECODER.raw_decode(rest.decode(), len('"head":'))
-    return head if isinstance(head, dict) else None
 
 
 def _key(head: dict[str, Any]) -> Key:

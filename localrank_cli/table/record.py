@@ -55,6 +55,17 @@ class CheckpointRecord:
         """Whether every point of every layer was finite."""
         return not self.is_failed and all(all(layer.points.finite) for layer in self.layers)
 
+    @property
+    def flaw(self) -> str:
+        """What is wrong with its numbers, for a person; empty where nothing is."""
+        if self.is_failed:
+            return f"{self.run}: left out: {self.message}"
+        if self.is_finite:
+            return ""
+        names = [layer.facts.layer for layer in self.layers if not all(layer.points.finite)]
+        where = f"{self.run}: {self.checkpoint} (step {self.step})"
+        return f"{where}: non-finite values in {', '.join(names)}"
+
     def _failed_row(self) -> dict[str, Cell]:
         row: dict[str, Cell] = dict.fromkeys(COLUMNS)
         row |= {"run": self.run, "checkpoint": self.checkpoint, "step": self.step}
@@ -162,4 +173,5 @@ def _where(flags: tuple[bool, ...] | list[bool]) -> list[int]:
 
 
 def _flags(where: list[int], count: int) -> tuple[bool, ...]:
-    return tuple(index in set(where) for index in range(count))
+    there = set(where)
+    return tuple(index in there for index in range(count))

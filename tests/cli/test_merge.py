@@ -191,6 +191,25 @@ def test_a_failed_checkpoint_is_reported_once(series: Path, tmp_path: Path) -> N
     assert_equal((tmp_path / "a.csv").read_text(), whole)
 
 
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_values_that_are_not_finite_have_the_status_of_a_single_run(
+    series: Path, tmp_path: Path, count: int
+) -> None:
+    broken = weights(seed=7)
+    broken["0.weight"][0, 0] = float("nan")
+    save_file(broken, series / "step_7.safetensors")
+    for index in range(count):
+        shard(series, tmp_path / "s", index, count)
+    merged = invoke("merge", str(tmp_path / "s"), "-o", str(tmp_path / "a.csv"))
+    single = invoke("analyze", str(series), *QUICK)
+    assert merged.code == single.code == 3
+    flaw = "localrank: warning: run: step_7.safetensors (step 7): non-finite values in 0, 2"
+    assert merged.stderr.splitlines()[0] == flaw
+    assert merged.stderr.count("step_7") == 1
+    assert flaw in single.stderr.splitlines()
+    assert_equal((tmp_path / "a.csv").read_text(), single.stdout)
+
+
 def test_a_shard_and_the_whole_are_not_mixed(series: Path, tmp_path: Path) -> None:
     target = tmp_path / "a.csv"
     shard(series, target, 0, 2)

@@ -41,8 +41,12 @@ ReturnToService=2
 KillWait=10
 MaxArraySize=100
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 Gres=gpu:1 State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 """
 
 
@@ -51,12 +55,13 @@ class Slurm:
     """A running one."""
 
     folder: Path
+    before_path: str = ""  # folders of other programs, each with a colon
 
     @property
     def environment(self) -> dict[str, str]:
         """Of its programs, and of those that call them."""
-        own = {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": PATH, "OMP_NUM_THREADS": "1"}
-        return {**os.environ, **own}
+        own = {"SLURM_CONF": str(self.folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+        return {**os.environ, **own, "PATH": self.before_path + PATH}
 
     def ask(self, *words: str) -> str:
         """Runs one of its programs."""
@@ -70,6 +75,10 @@ class Slurm:
         lines = self.ask("squeue", "--noheader", "--array", "--format=%i|%F|%T").splitlines()
         cells = [line.strip().split("|") for line in lines]
         return {task: state for task, job, state in cells if not ids or job in ids}
+
+    def is_running(self, job: str) -> bool:
+        """Whether a task of a job runs; one that begins or ends is counted too."""
+        return any(state != "PENDING" for state in self.jobs(job).values())
 
     def wait(self, true: Callable[[], object], seconds: float = 120) -> None:
         """Waits until something is true."""
@@ -112,6 +121,8 @@ def _configure(slurm: Slurm) -> None:
     host = socket.gethostname().partition(".")[0]
     text = CONFIGURATION.format(host=host, port=ports[0], node_port=ports[1], folder=slurm.folder)
     (slurm.folder / "slurm.conf").write_text(text)
+    # A GPU in name only: what is asked for can be seen, and nothing can be computed on it.
+    (slurm.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
 
 
 def _free_port(stack: ExitStack) -> int:

@@ -29,3 +29,8 @@ def test_what_is_no_time(text: str) -> None:
 def test_arrays() -> None:
     assert Resources().array(8) == "0-7"
     assert Resources(max_parallel=3).array(1) == "0-0%3"
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [(1, 15), (4, 60), (8, 120), (600, 120)])
+def test_a_task_is_told_in_time_and_not_at_once(minutes: int, seconds: int) -> None:
+    assert Resources(minutes=minutes).seconds_before_end == seconds

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from localrank_cli.errors import OutputError
 from localrank_cli.table.journal import Journal, journal_path
+from localrank_cli.table.journal_lines import read_line
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -141,3 +143,26 @@ def test_records_are_found_by_their_kind(tmp_path: Path) -> None:
         assert [entry.head["kind"] for entry in journal.entries("settings")] == ["settings"]
         assert len(journal.entries("checkpoint")) == 3
         assert journal.entries("shard") == []
+
+
+def test_lines_of_another_journal(tmp_path: Path) -> None:
+    source = filled(tmp_path / "j")
+    with Journal(source, read_only=True) as journal:
+        entries = journal.entries("checkpoint")
+    with Journal(tmp_path / "copy") as journal:
+        for entry in entries:
+            journal.copy(entry.head, read_line(source, entry))
+        journal.sync()
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+
+
+def test_a_journal_that_changed_since_it_was_looked_at(tmp_path: Path) -> None:
+    path = filled(tmp_path / "j")
+    with Journal(path, read_only=True) as journal:
+        first, second, _ = journal.entries("checkpoint")
+    for offset in (second.offset, second.offset + 1):  # another record, and none
+        with pytest.raises(OutputError, match="changed while it was in use"):
+            read_line(path, replace(first, offset=offset))
+    path.unlink()
+    with pytest.raises(OutputError, match="changed while it was in use"):
+        read_line(path, first)
