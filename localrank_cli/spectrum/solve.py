@@ -71,6 +71,9 @@ def solve_stack(
     shape = (n_out, columns if n_in is None else n_in)
     if count == 0:
         return torch.empty(0, min(shape), dtype=torch.float64, device="cpu")
+    if count > 1 and all(torch.equal(matrices[0], matrix) for matrix in matrices[1:]):
+        # A first layer: its Jacobian is its weight at every point.
+        return solve_stack(matrices[:1], demand, n_in, error).expand(count, -1)
     if demand.tolerances is None:
         return _widened(singular_values(matrices), min(shape))
     if min(n_out, columns) >= DEFLATED:

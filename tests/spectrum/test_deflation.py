@@ -88,6 +88,29 @@ def test_others_are_left_to_the_svd(values: list[float]) -> None:
     assert (solved > 1e-7).sum() == (torch.linalg.svdvals(matrix) > 1e-7).sum()
 
 
+def test_equal_jacobians_are_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 9, generator=generator, dtype=torch.float64)
+    solved: list[int] = []
+    plain = solve.gram_eigenvalues
+
+    def counted(matrices: Tensor) -> Tensor:
+        solved.append(matrices.shape[0])
+        return plain(matrices)
+
+    monkeypatch.setattr(solve, "gram_eigenvalues", counted)
+    demand = Demand((Tolerance(atol=0.01),))
+    found = solve_stack(weight.expand(5, 6, 9), demand)
+    assert solved == [1]
+    truth = torch.linalg.svdvals(weight)
+    # Eigenvalues of the Gram matrix, whose condition number is about 100: 1e-12 leaves room.
+    assert torch.allclose(found, truth.expand(5, -1), rtol=1e-12)
+    other = torch.stack([weight, weight, weight + 1e-9])
+    rows = solve_stack(other, demand)
+    assert solved == [1, 3]
+    assert not torch.equal(rows[0], rows[2])
+
+
 def test_zero_and_nonfinite_matrices() -> None:
     matrices = torch.zeros(3, 200, 250, dtype=torch.float64)
     matrices[1, 4, 4] = torch.nan
