@@ -173,9 +173,11 @@ class _Work:
         except LocalrankError as error:  # what stopped the run is told, and this beside it
             self.screen.warn(f"warning: {error.what}")
         if self.output is not None and self.output.n_kept:
+            kept = "checkpoint is" if self.output.n_kept == 1 else "checkpoints are"
             self.screen.note(
-                f"{self.output.n_kept} finished checkpoints are kept, {self.left} are left: the"
-                " same command goes on from there"
+                f"{self.output.n_kept} finished {kept} kept,"
+                f" {self.left} {'is' if self.left == 1 else 'are'} left: the same command goes on"
+                " from there"
             )
 
 

@@ -1,6 +1,7 @@
 """Runs one analysis by several workers on this machine, and merges what they give."""
 
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -32,7 +33,7 @@ _NOT_FINITE = 3
 _PATIENCE = 2.5 * GRACE
 # What a worker says of its own file, or what was said before it was started.
 _OWN_WORDS = ("note: wrote ", "note: going on: ", "note: shard ", "stopped by ")
-_KEPT = "finished checkpoints are kept"
+_KEPT = re.compile(r"\d finished checkpoints? (is|are) kept")
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class _Several:
             mark, ours, text = line.partition("localrank: ")
             if not ours or mark:  # the user's code prints, or a traceback that was asked for
                 self.screen.plain(line)
-            elif text.startswith(_OWN_WORDS) or _KEPT in text:
+            elif text.startswith(_OWN_WORDS) or _KEPT.search(text):
                 continue
             elif text.startswith("note: "):
                 self.screen.note(text.removeprefix("note: "))

@@ -92,5 +92,8 @@ def positions(text: str, batch: tuple[int, ...], option: str, where: str) -> Ten
             "The axis of the points is not counted; choose layers with --layers.",
         ) from error
     if found.numel() == 0:
-        raise LayerError(f"{option} {text}: leaves nothing of {where} of shape {shape}.")
+        raise LayerError(
+            f"{option} {text}: leaves nothing of {where} of shape {shape}.",
+            "Give an index within it, or leave the layer out with --exclude.",
+        )
     return found

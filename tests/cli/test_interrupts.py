@@ -104,7 +104,7 @@ def test_what_is_finished_is_left_and_whole(
     left = stopped[number].left
     assert left == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]
     assert stopped[number].stdout == ""
-    assert "1 finished checkpoints are kept, 1 are left" in stopped[number].stderr
+    assert "1 finished checkpoint is kept, 1 is left" in stopped[number].stderr
 
 
 def test_finished_checkpoints_are_in_the_pipe(stopped: dict[signal.Signals, Stopped]) -> None:
