@@ -59,7 +59,7 @@ def test_failed_rows_are_said(tmp_path: Path) -> None:
         (["-o", "a.pdf"], 2, "the page is HTML"),
         (["-o", "nope/a.html"], 1, "cannot be written (No such file or directory)"),
         (["--spectra", "none.safetensors"], 1, "cannot be read"),
-        (["--input-metric", "data"], 2, "--input-metric data: not in the table"),
+        (["--input-metric", "data"], 1, "--input-metric data: not in the table"),
     ],
 )
 def test_what_cannot_be_done(ranks: Path, words: list[str], code: int, message: str) -> None:
