@@ -18,7 +18,7 @@ from localrank_cli.jacobian.failing import guarded, memory_error, out_of_memory
 from localrank_cli.jacobian.metric import Metric
 from localrank_cli.jacobian.portions import AnyPortion, BlockPortion, ChainPortion, Portion
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
-from localrank_cli.jacobian.row_space import WORTH_ROWS, bottleneck, narrow
+from localrank_cli.jacobian.row_space import bottleneck, narrow
 from localrank_cli.jacobian.trace import Refusal, find_chain
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.survey import CallRecord, Survey
@@ -218,14 +218,20 @@ def _chain(task: Task, batch: Batch, modes: Modes) -> Chain | None:
 
 def _narrow(task: Task, batch: Batch, good: dict[Call, Tensor], modes: Modes) -> Batch:
     """The batch along fewer directions, where that is exact: fewer passes or smaller matrices."""
-    through = bottleneck(task.survey.records, batch.n_in)
     fitting = task.metric is None and task.dtype == torch.float64
-    if through is None or not fitting or not modes.narrow or task.survey.has_low_precision:
+    if not fitting or not modes.narrow or task.survey.has_low_precision:
         return batch
-    if max(record.numel for record in task.records) < WORTH_ROWS:
+    room = Budget(task.memory).directions
+    through = bottleneck(task.survey.records, task.records, batch.n_in, room)
+    if through is None:
         return batch
-    everywhere = torch.stack(list(good.values())).all(dim=0)
-    reduced = guarded(partial(narrow, batch, through, task.records, everywhere))
+    chunk = directions_at_once(1, task.survey.activations, task.dtype.itemsize, room)
+    try:
+        reduced = narrow(batch, through, task.records, good, chunk)
+    except Exception as error:  # what vmap over a backward refuses, other modes may allow
+        if out_of_memory(error):
+            raise memory_error(error) from error
+        reduced = None
     modes.narrow = reduced is not None
     return batch if reduced is None else reduced
 

@@ -12,7 +12,7 @@ backward pass, and the mean square of |u^T J (1 - V V^T)| is |J (1 - V V^T)|_F^2
 change of every singular value (Weyl).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,35 +23,51 @@ from localrank_cli.jacobian.guards import random_cotangent
 from localrank_cli.jacobian.layout import Layout
 from localrank_cli.jacobian.metric import Metric
 from localrank_cli.jacobian.routes import pullback, reverse_jacobian
+from localrank_cli.layers.capture import Call
 from localrank_cli.layers.survey import CallRecord
 
-# Jacobians of fewer rows cost little more than the checks.
-WORTH_ROWS = 32
 # Of n_in: a smaller gain does not pay for the checks.
 _WORTH = 0.75
+# Times the weight of the layer: the weight, its transpose, and what their QR needs.
+_COPIES = 4
 # A skip connection leaks by as much as the Jacobian itself: no random row misses it. Leaks as small
-# as rounding are estimated: the largest of three norms is under a third of the Frobenius norm twice
-# in a hundred times if they stand in one row, and practically never if they are spread.
-_PROBES = 3
+# as rounding are estimated: the largest of six norms is under a third of the Frobenius norm three
+# times in ten thousand if they stand in one row, and practically never if they are spread.
+_PROBES = 6
 _ALLOWANCE = 3.0
+# Outside of this range squares of entries leave that of a double.
+_LEAST, _MOST = 1e-100, 1e100
 
 
-def bottleneck(records: Sequence[CallRecord], n_in: int) -> CallRecord | None:
+def bottleneck(
+    records: Sequence[CallRecord], wanted: Sequence[CallRecord], n_in: int, budget: int
+) -> CallRecord | None:
     """Finds the layer that may reduce the input.
 
     Args:
         records: All calls, in order of execution.
+        wanted: Those whose Jacobians are asked for.
         n_in: Entries of the varied tensor.
+        budget: Bytes that the reduction itself may take.
 
     Returns:
-        The first affine layer that depends on the varied tensor, if it is narrow enough.
+        The first affine layer that depends on the varied tensor, if it is narrow enough, its weight
+        fits, and it has no more rows than are asked for.
     """
     first = next((record for record in records if record.affine and record.depends), None)
-    return first if first is not None and first.numel <= _WORTH * n_in else None
+    if first is None or first.numel > _WORTH * n_in:
+        return None
+    rows = sum(min(record.numel, n_in) for record in wanted)
+    fits = _COPIES * first.numel * n_in * torch.float64.itemsize <= budget
+    return first if fits and first.numel <= rows else None
 
 
 def narrow(
-    batch: Batch, through: CallRecord, records: Sequence[CallRecord], good: Tensor
+    batch: Batch,
+    through: CallRecord,
+    records: Sequence[CallRecord],
+    good: Mapping[Call, Tensor],
+    chunk: int,
 ) -> Batch | None:
     """Reduces a batch to the row space of a layer, if that is exact up to rounding.
 
@@ -59,29 +75,35 @@ def narrow(
         batch: The points, in float64, without a metric.
         through: From `bottleneck`.
         records: All calls that are wanted.
-        good: Which points have finite outputs, shape (points,), bool.
+        good: At which points each call's Jacobian is wanted, shape (points,), bool.
+        chunk: Rows of the layer's weight at a time.
 
     Returns:
         The batch, with the bound on what a singular value may change by; None where some layer sees
         more than the row space.
     """
-    if not bool(good.any()):
+    somewhere = torch.stack([good[record.call] for record in records]).any(dim=0)
+    if not bool(somewhere.any()):
         return None
-    alone = _only(batch, int(good.nonzero()[0]), through)
-    weight = reverse_jacobian(alone, through.call, through.numel)[0]
+    alone = _only(batch, int(somewhere.nonzero()[0]), through)
+    weight = reverse_jacobian(alone, through.call, max(2, min(chunk, through.numel)))[0]
     if not bool(torch.isfinite(weight).all()):
         return None
     basis = torch.linalg.qr(weight.mT).Q
-    errors = []
+    errors = [0.0]
     for record in records:
+        points = good[record.call]
+        if not bool(points.any()):
+            continue
         leak, size = _seen(batch, record, basis)
         # sigma_1 is at least |J|_F / sqrt(r), and the reduction must not cost more than an SVD.
         rounding = max(record.numel, batch.n_in) * torch.finfo(weight.dtype).eps
         allowed = rounding * size / min(record.numel, through.numel) ** 0.5
         error = _ALLOWANCE * leak
-        if not bool((error <= allowed)[good].all()):
+        # A comparison with NaN is false.
+        if not bool((error <= allowed)[points].all()):
             return None
-        errors.append(float(error[good].max()))
+        errors.append(float(error[points].max()))
     reduced = batch.measured_in(Metric(basis), batch.picked)
     return replace(reduced, error=max(errors))
 
@@ -98,11 +120,13 @@ def _only(batch: Batch, index: int, through: CallRecord) -> Batch:
 
 
 def _seen(batch: Batch, record: CallRecord, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """|J (1 - V V^T)|_F and |J|_F at each point, as random rows show them."""
-    leak = size = batch.varied.new_zeros(batch.n_points)
+    """|J (1 - V V^T)|_F, the most that a random row shows, and |J|_F, their mean, at each point."""
+    leaks, sizes = [], []
     for probe in range(_PROBES):
         row = pullback(batch, record.call, random_cotangent(record.numel, batch, probe))
+        largest = row.abs().amax(dim=1)
+        known = (largest == 0) | ((largest > _LEAST) & (largest < _MOST))
         outside = row - (row @ basis) @ basis.mT
-        leak = torch.maximum(leak, outside.norm(dim=1))
-        size = torch.maximum(size, row.norm(dim=1))
-    return leak, size
+        leaks.append(torch.where(known, outside.norm(dim=1), torch.nan))
+        sizes.append(row.norm(dim=1))
+    return torch.stack(leaks).amax(dim=0), torch.stack(sizes).square().mean(dim=0).sqrt()

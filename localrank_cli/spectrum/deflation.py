@@ -133,6 +133,7 @@ def _refined(squared: Squared, gram: Tensor, factor: Tensor, basis: Tensor) -> T
     coupling = apart((product @ matrix).cpu())
     step = apart(torch.cholesky_solve(coupling.mT, factor).mT)
     left = apart(coupling - _symmetric_product(step, gram))
+    before = float(product.norm())
     rest = product.addmm_(step.to(matrix.device), matrix.mT, alpha=-1).cpu().mT
     delta = squared.error
     frobenius = float(squared.eigenvalues.clamp(min=0).sum().sqrt())
@@ -140,10 +141,11 @@ def _refined(squared: Squared, gram: Tensor, factor: Tensor, basis: Tensor) -> T
     rounded = 2 * matrix.shape[0] * _U * frobenius * size
     coupled = float(coupling.norm()) + rounded
     behind = float(squared.eigenvalues[-basis.shape[1] - 1]) - delta - coupled
-    if not behind > 4 * size**2:
+    if not behind > 4 * max(size, before) ** 2:
         return None
     least = behind**0.5
-    leak = (float(left.norm()) + delta * float(step.norm()) + rounded) / least
+    # Once for the rounding of the Gram matrix, once for that of the product with it.
+    leak = (float(left.norm()) + 2 * delta * float(step.norm()) + rounded) / least
     turn = float(step.norm()) + leak / least
     lost = leak + size * turn**2 * (0.5 + size / (least - size))
     norm = squared.eigenvalues[:1].sqrt()

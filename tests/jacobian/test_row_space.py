@@ -1,6 +1,7 @@
 """The input reduced to the row space of the first layer: exactly where that is right."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -194,3 +195,108 @@ def test_a_slice_of_the_output() -> None:
     assert spectrum.computed.shape == truth.shape
     # As above: two float64 computations, or what the certificate allows.
     assert float((spectrum.computed - truth).abs().max()) <= 1e-9 * float(truth.max())
+
+
+class Opening(nn.Module):
+    """A bypass that opens at rare points, where a later layer is not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(96, 20), nn.LayerNorm(20)
+        self.mid, self.last = nn.Linear(96, 96), nn.Linear(96, 40)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm(self.first(inputs)))
+        gate = torch.relu(inputs[:, :1] - 3)
+        found = self.mid(nn.functional.pad(hidden, (0, 76)) + gate * inputs)
+        last: Tensor = self.last(torch.log(0.4 - gate) + found)
+        return last
+
+
+def test_a_point_is_checked_where_only_a_later_layer_is_not_finite() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Opening()).double().eval()
+    points = torch.randn(4, 96, dtype=torch.float64)
+    points[:, 0], points[1, 0] = 0, 3.5
+    selection = Selection(("0.mid", "0.last"))
+    middle, last = layer_spectra(model, points, Request(selection, demand=DEMAND))
+    assert last.finite.tolist() == [True, False, True, True]
+    truth = naive(model, points, "0.mid")
+    assert ((middle.computed > 0.01).sum(dim=1) == (truth > 0.01).sum(dim=1)).all()
+    assert int((middle.computed[1] > 0.01).sum()) > 90
+
+
+class Scaled(nn.Module):
+    """A skip connection around the first layer, and a factor behind both."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.first, self.norm, self.up = nn.Linear(96, 20), nn.LayerNorm(20), nn.Linear(20, 96)
+        self.last = nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.up(torch.relu(self.norm(self.first(inputs))))
+        found: Tensor = self.last((hidden + inputs) * self.factor)
+        return found
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e-165, 1e-120, 1.0, 1e120, 1e155, 1e200])
+def test_scales_at_which_squares_leave_the_range(factor: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Scaled(factor)).double().eval()
+    points = torch.randn(2, 96, dtype=torch.float64)
+    demand = Demand((Tolerance(rtol=1e-3),))
+    (spectrum,) = layer_spectra(model, points, Request(Selection(("0.last",)), demand=demand))
+    assert ((spectrum.computed > 1e-3 * factor).sum(dim=1) == 96).all()
+
+
+class Outside(torch.autograd.Function):
+    """Its backward leaves torch, which vmap refuses."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        del ctx
+        return inputs * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        return torch.from_numpy(gradients[0].numpy() * 1.0)
+
+
+class Strange(Normed):
+    """An operation that only plain reverse mode can pass."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = super().forward(Outside.apply(inputs))  # type: ignore[no-untyped-call]  # torch's
+        return found
+
+
+def test_what_vmap_refuses_goes_the_other_ways() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Strange()).double().eval()
+    points = torch.randn(2, 96, dtype=torch.float64)
+    modes = Modes()
+    spectra = layer_spectra(model, points, Request(Selection(("0.last",)), demand=DEMAND), modes)
+    assert not modes.narrow
+    assert any("one by one" in note for note in modes.notes)
+    torch.manual_seed(0)
+    plain = nn.Sequential(Normed()).double().eval()
+    truth = naive(plain, points, "0.last")
+    assert torch.allclose(spectra[0].computed, truth, atol=1e-9 * float(truth.max()))
+
+
+def test_nothing_is_reduced_for_a_few_rows_or_past_the_budget() -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(400, 200), nn.LayerNorm(200), nn.ReLU(), nn.Linear(200, 40))
+    points = torch.randn(2, 400, dtype=torch.float64)
+    for layers, memory, reduced in (
+        (("3",), 2**31, False),  # 40 rows by reverse mode cost less than the weight's 200
+        (("0", "3"), 2**31, True),
+        (("0", "3"), 2**22, False),  # the weight, four times, is more than a quarter of that
+    ):
+        modes = Modes()
+        request = Request(Selection(layers), demand=DEMAND, memory=memory)
+        layer_spectra(wide.double().eval(), points, request, modes)
+        assert any("directions for 400" in route for route in modes.routes) == reduced
