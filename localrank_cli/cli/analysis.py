@@ -107,6 +107,7 @@ class _Work:
     left: int = 0
 
     def run(self) -> None:
+        """Computes what is left, checkpoint by checkpoint, and keeps each as it comes."""
         watch = Watch(self.options, self.screen.note) if self.options.follow else None
         plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note)
         if self.options.frozen is not None:
@@ -164,10 +165,12 @@ class _Work:
             self.summary.add(record.rows)
 
     def save(self) -> None:
+        """Writes the table and its manifest from what is kept."""
         if self.output is not None and self.output.commit():
             self.screen.note(f"wrote {self.output.name} and {self.output.target.name}.json")
 
     def save_what_is_finished(self) -> None:
+        """Saves after something stopped the run, and tells how to go on."""
         try:
             self.save()
         except LocalrankError as error:  # what stopped the run is told, and this beside it

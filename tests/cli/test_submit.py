@@ -18,17 +18,9 @@ from localrank_cli.pipeline.plan import make_plan
 from localrank_cli.table.write import write_whole
 from tests.cli.program import QUICK, Outcome, invoke, run, start
 from tests.cli.test_merge import assert_equal, rows
-from tests.helpers import NET_CODE, entries, ignore, net_weights, weights
+from tests.helpers import NET_CODE, WAITS, entries, ignore, net_weights, weights
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-# Waits at checkpoints whose first bias says so, until a file is there.
-WAITS = """
-        if self.a.bias[0] > 9:
-            import pathlib, time
-            pathlib.Path({folder!r}, "waiting").touch()
-            while not pathlib.Path({folder!r}, "go").exists():
-                time.sleep(0.05)
-        return self.b"""
 
 
 def submit(series: Path, target: Path, *words: str, workers: int = 2) -> Outcome:

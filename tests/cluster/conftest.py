@@ -8,16 +8,7 @@ import torch
 
 from tests.cli.program import QUICK
 from tests.cluster.slurm import Slurm, running
-from tests.helpers import NET_CODE, net_weights
-
-# Waits at the last checkpoint until a file is there.
-WAITS = """
-        if self.a.bias[0] > 9:
-            import pathlib, time
-            pathlib.Path({folder!r}, "waiting").touch()
-            while not pathlib.Path({folder!r}, "go").exists():
-                time.sleep(0.05)
-        return self.b"""
+from tests.helpers import NET_CODE, WAITS, net_weights
 
 
 @pytest.fixture(scope="session")
