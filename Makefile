@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests run in as many processes as there are cores; JOBS=0 runs them in one.
+JOBS ?= auto
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-long fuzz lint types bench bench-pictures samples clean
@@ -14,7 +16,7 @@ demo: $(VENV)/.plot
 	$(BIN)/localrank plot demo/ranks.csv --kind compare -o demo/ranks.png
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 # What takes too long for every change: many more kill -9, many more random inputs.
 test-long: $(VENV)/.dev

@@ -16,7 +16,7 @@ from methods import ATOL
 from torch import nn
 
 from localrank_cli.layers.select import Selection
-from localrank_cli.spectrum.solve import Demand
+from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.spectra import Request, layer_spectra
 from localrank_cli.spectrum.tolerance import Tolerance
 
@@ -35,7 +35,7 @@ def _worker(checkpoints: int, points: int) -> None:
     model, _ = CASES["mlp200"].make()
     model = model.double()
     inputs = torch.rand(points, 784, dtype=torch.float64)
-    request = Request(Selection(), demand=Demand((Tolerance(atol=ATOL),)))
+    request = Request(Selection(), demand=demand_of((Tolerance(atol=ATOL),)))
     layer_spectra(model, inputs[:1], request)  # what is loaded once does not count
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")

@@ -14,7 +14,7 @@ from methods import ATOL
 from torch.func import jvp, vmap
 
 from localrank_cli.layers.select import Selection
-from localrank_cli.spectrum.solve import Demand
+from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.spectra import Request, layer_spectra
 from localrank_cli.spectrum.tolerance import Tolerance
 
@@ -44,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(2)
     points = points[:1].double() if name == "resnet" else points.double()
     model = model.double()
-    demand = Demand((Tolerance(atol=ATOL),))
+    demand = demand_of((Tolerance(atol=ATOL),))
     request = Request(Selection(case.layers), memory=memory, demand=demand)
     # Torch's own code of forward mode, 100 MB at its first use, is no working memory.
     vmap(lambda v: jvp(torch.sin, (v,), (v,))[1])(torch.ones(2, 2))

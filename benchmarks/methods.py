@@ -89,12 +89,12 @@ def localrank(model: nn.Module, points: Tensor, layers: tuple[str, ...]) -> list
     """All measures, the certificate and near_tol included, in float64."""
     from localrank_cli.layers.select import Selection
     from localrank_cli.measures.layer import measure
-    from localrank_cli.spectrum.solve import Demand
+    from localrank_cli.measures.table import demand_of
     from localrank_cli.spectrum.spectra import Request, layer_spectra
     from localrank_cli.spectrum.tolerance import Tolerance
 
     tolerances = (Tolerance(atol=ATOL),)
-    request = Request(Selection(layers), demand=Demand(tolerances))
+    request = Request(Selection(layers), demand=demand_of(tolerances))
     spectra = layer_spectra(model.double(), points.double(), request)
     summaries = [measure(spectrum, tolerances, 1.0) for spectrum in spectra]
     return [summary.ranks[0].local_rank.mean or 0.0 for summary in summaries]

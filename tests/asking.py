@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.layers.select import Selection
+from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
 from tests.cases import Case
@@ -23,7 +24,7 @@ def spectra_of(
     memory: int = PLENTY,
     dtype: torch.dtype = torch.float64,
     modes: Modes | None = None,
-    demand: Demand = Demand(None),  # noqa: B008  # frozen
+    demand: Demand = demand_of(None),  # noqa: B008  # frozen
 ) -> dict[str, LayerSpectrum]:
     """Asks for spectra.
 

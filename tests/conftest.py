@@ -1,12 +1,27 @@
-"""What all tests share: seeds, no clock, and CUDA tests that skip themselves."""
+"""What all tests share: seeds, no clock, one thread, and CUDA tests that skip themselves."""
 
 import importlib
+import os
 import signal
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+ROOT = Path(__file__).parent
+
+# Each of these occupies the whole machine (a Slurm with two cores, a browser, `make demo`, signals
+# that must arrive in time), so that `pytest -n` gives all of them to one worker.
+ONE_AT_A_TIME = (
+    "cluster",
+    "cli/test_slurm_jobs.py",
+    "cli/test_submit.py",
+    "faults/test_long_call.py",
+    "report/test_browser.py",
+    "test_docs.py",
+)
 
 # No test fails on a time; the same examples everywhere, so that a failure is never a coincidence.
 settings.register_profile("localrank", deadline=None, derandomize=True)
@@ -14,6 +29,9 @@ settings.load_profile("localrank")
 
 # The matrices are small: more threads only wait for one another.
 torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The other cores belong to the other workers; for the processes that tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # torch imports this at the first jvp and warns of its own deprecated jit.script. As warnings are
 # errors in the tests, forward mode would seem to be refused by every model.
@@ -26,6 +44,12 @@ with warnings.catch_warnings():
 def _seeded() -> None:
     """No test depends on those that ran before it."""
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(item.path.is_relative_to(ROOT / place) for place in ONE_AT_A_TIME):
+            item.add_marker(pytest.mark.xdist_group("machine"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

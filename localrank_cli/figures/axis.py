@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter
 
 from localrank_cli.figures.courses import Array
-from localrank_cli.table.meanings import LENGTH, RANK, SHARE, Meaning
+from localrank_cli.measures.table import LENGTH, RANK, SHARE, Meaning
 
 _DECADES = 2.0  # from here on the axis is logarithmic
 _BESIDE = 0.55  # how much of a decade lies between zero and the least positive place

@@ -15,8 +15,8 @@ from localrank_cli.figures.choose import Choice, Chosen, choose
 from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import GREY, Look, head, new_figure
 from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
+from localrank_cli.measures.table import RANK
 from localrank_cli.table.choose import listed
-from localrank_cli.table.meanings import RANK
 
 _MOST_STEPS = 25
 _MOST_RUNS = 6

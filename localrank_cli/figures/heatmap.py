@@ -15,8 +15,8 @@ from localrank_cli.figures.choose import Choice, Chosen, choose
 from localrank_cli.figures.courses import Array
 from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import MISSING, Look, head, new_figure
+from localrank_cli.measures.table import RANK
 from localrank_cli.table.choose import listed
-from localrank_cli.table.meanings import RANK
 
 _MOST_RUNS = 6
 _MOST_COLUMNS = 1200  # more than a picture has pixels for

@@ -1,22 +1,12 @@
 """All measures of one layer at every point, before they are averaged: what journals keep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from localrank_cli.measures import soft
 from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.table import MEASURES
 from localrank_cli.spectrum.spectra import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
-
-SOFT_MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
-    "effective_rank": soft.effective_rank,
-    "stable_rank": soft.stable_rank,
-    "participation_ratio": soft.participation_ratio,
-    "spectral_norm": soft.spectral_norm,
-    "jacobian_norm": soft.jacobian_norm,
-}
 
 
 @dataclass(frozen=True)
@@ -55,8 +45,11 @@ def point_measures(
         The measures at the points with a finite Jacobian, in order.
     """
     good = spectrum.values[spectrum.finite]
-    values = {name: tuple(formula(good).tolist()) for name, formula in SOFT_MEASURES.items()}
-    values["gaussian_information"] = tuple(soft.gaussian_information(good, noise).tolist())
+    values = {
+        name: tuple(one.compute(good, noise).tolist())
+        for name, one in MEASURES.items()
+        if one.compute is not None
+    }
     return PointMeasures(
         n_in=spectrum.n_in,
         n_out=spectrum.n_out,

@@ -121,6 +121,13 @@ def record_settings(plan: Plan, journal: Journal, division: Division | None) -> 
 def _compare(series: SeriesPlan, saved: Mapping[str, Any], journal: Journal) -> None:
     now = decisive(json.loads(json.dumps(series_settings(series))))
     for key, earlier in decisive(saved).items():
+        if earlier != now[key] and key == "measures":
+            differ = set(earlier) ^ set(now[key])
+            raise SettingsError(
+                f"{journal.path}: was begun by another version of localrank, which differs in the"
+                f" measures: {', '.join(sorted(differ))}.",
+                "Give another name with -o, or start anew with --overwrite.",
+            )
         if earlier != now[key]:
             name = _NAMES.get(key, key.replace("_", " "))
             raise SettingsError(

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from localrank_cli.jacobian.engine import Modes
+from localrank_cli.measures.table import demand_of
 from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.plan import Plan, SeriesPlan, place_points
-from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import Request, layer_spectra
 from localrank_cli.table.record import CheckpointRecord
 
@@ -119,7 +119,7 @@ def _estimate(plan: Plan, series: SeriesPlan, modes: Modes) -> float:
     reading = time.perf_counter() - started
     points = place_points(series.points, plan.device, settings.dtype)
     metric = series.metric.at(series.model, plan.device, settings.dtype)
-    demand = Demand(settings.tolerances, settings.noise)
+    demand = demand_of(settings.tolerances, settings.noise)
     request = Request(
         settings.selection, settings.dtype, plan.memory, demand, metric, settings.by_whole
     )

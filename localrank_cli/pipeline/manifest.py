@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from localrank_cli.measures.table import AVERAGED
 from localrank_cli.pipeline.machine import peak_memory, versions
 from localrank_cli.pipeline.plan import Plan, SeriesPlan
 from localrank_cli.table.columns import optional_first
@@ -17,6 +18,16 @@ FORMAT = 1
 DEFINITIONS = 1
 
 # What must be equal for two analyses to be one. Where files lie is none of it.
+# Journals of the first release do not name their measures: they hold these.
+FIRST_MEASURES = (
+    "effective_rank",
+    "stable_rank",
+    "participation_ratio",
+    "spectral_norm",
+    "jacobian_norm",
+    "gaussian_information",
+)
+
 DECISIVE = (
     "definitions",
     "model",
@@ -32,6 +43,7 @@ DECISIVE = (
     "wrt",
     "layers",
     "tolerances",
+    "measures",
     "noise",
     "input_metric",
     "dtype",
@@ -119,6 +131,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "information_noise": settings.sampling.noise,
         "dtype": settings.dtype_name,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
+        "measures": list(AVERAGED),
         "noise": settings.noise,
         "columns": dict(settings.columns),
         "optional_columns": list(series.optional_columns),
@@ -168,6 +181,7 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
         Setting -> value; files are known by their content, not by where they lie.
     """
     found = {key: settings.get(key) for key in DECISIVE}
+    found["measures"] = found["measures"] or list(FIRST_MEASURES)
     if found["data_sha256"] is not None:
         found["data"] = str(found["data"]).rpartition(":")[2] if ":" in str(found["data"]) else None
     if found["model_sha256"] is not None:

@@ -12,11 +12,11 @@ from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.errors import LocalrankError, UnreadableError
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.points import point_measures
+from localrank_cli.measures.table import demand_of
 from localrank_cli.model.fill import fill_model
 from localrank_cli.pipeline.failures import failed_record
 from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.plan import Plan, SeriesPlan, place_points
-from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
 from localrank_cli.table.columns import Cell
 from localrank_cli.table.record import CheckpointRecord, LayerRecord
@@ -64,7 +64,7 @@ class _Runner:
         settings = series.settings
         self._points = place_points(series.points, plan.device, settings.dtype)
         # Kept singular values serve any tolerance: no certificate for those of today will do.
-        demand = Demand(None if keep else settings.tolerances, settings.noise)
+        demand = demand_of(None if keep else settings.tolerances, settings.noise)
         memory = plan.memory - series.metric.n_bytes
         self._request = Request(
             settings.selection, settings.dtype, memory, demand, scaled_by_whole=settings.by_whole

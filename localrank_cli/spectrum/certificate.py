@@ -17,16 +17,18 @@ lies within delta + (tau + e + 2 s)^2 - tau^2 of tau^2, where s is how far the S
 values may be off: then the true sigma is further than 2 s from tau, the SVD finds the same count,
 and finds it decided. A naive n u lambda_1 is wrong: the error grows with the long side.
 
-Sums over singular values (effective rank, Gaussian information) feel the errors d_i of all
+Sums over singular values (effective rank, Gaussian information) depend on the errors d_i of all
 eigenvalues, |d sigma_i| <= min(sqrt(2 delta), |d_i| / sigma_i). No d_i exceeds delta, and together
 they do not exceed the Frobenius norm of the errors (Hoffman and Wielandt):
 
     sqrt(sum d_i^2) <= delta_F = 1.01 u (l |M|_F^2 + 4 r sqrt(r) lambda_1),
 
 so that a sum of w_i |d_i| stays under |w| delta_F, up to sqrt(r) times less than delta sum w_i.
-Where a sum could move in the sixth digit, the SVD takes over too.
+Each measure turns these two into a bound of its own (`localrank_cli.measures.table`); where one
+could move in the sixth digit, the SVD takes over too.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +39,7 @@ from localrank_cli.spectrum.svd import rounding
 _U = 2.0**-53
 Sided = Tensor | int
 
-# Of the effective rank, by the certificate; two routes then differ by less than 1e-6.
+# The largest relative error of a measure; two routes then differ by less than 1e-6.
 _SOFT = 2.5e-7
 # Below this sum of squares, squares of small entries have left the range of a double.
 _LEAST = 1e-140
@@ -64,11 +66,17 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class _Deltas:
-    """Bounds on the errors of eigenvalues, shape (points,)."""
+class Doubt:
+    """Eigenvalues of Gram matrices, and how far they may be off."""
 
-    each: Tensor  # on the largest
-    together: Tensor  # on the root of the sum of their squares
+    powers: Tensor  # (points, width), float64, >= 0: computed squares of singular values
+    own: Tensor  # (points, width), bool: false for the zeros behind, which are exact
+    each: Tensor  # (points,): no error exceeds this
+    together: Tensor  # (points,): nor does the root of the sum of all squared errors exceed this
+
+
+# The largest relative error of a measure at each point, shape (points,).
+Bound = Callable[[Doubt], Tensor]
 
 
 def squared_error(trace: Tensor, first: Tensor, long_side: Sided, short_side: Sided) -> Tensor:
@@ -91,17 +99,17 @@ def certified(
     errors: Tensor,
     shapes: list[Shape],
     thresholds: Tensor,
-    noise: float,
+    bounds: Sequence[Bound],
     leading: int | None = None,
 ) -> Tensor:
-    """Tells which matrices' eigenvalues serve as they are.
+    """Return which matrices' eigenvalues serve as they are.
 
     Args:
         eigenvalues: Of the Gram matrices, shape (points, width), float64, descending, zeros behind.
         errors: e of each matrix, shape (points,).
         shapes: Of each matrix.
         thresholds: Values of tau at which counts are wanted, shape (points, tolerances).
-        noise: s of the Gaussian information.
+        bounds: Of the measures that are wanted.
         leading: How many are to serve, the rest being known by other means; None: all.
 
     Returns:
@@ -118,11 +126,12 @@ def certified(
     # The SVD's threshold rtol * sigma_1 has its own sigma_1: 2 s and delta / sigma_1 more.
     svd = 4 * rounding(norm, shape.longest, torch.float64) + delta / norm.clamp(min=1e-300)
     eigenvalues = eigenvalues[:, :leading]
-    return (
-        _counts_hold(eigenvalues, delta, errors + svd, thresholds)
-        & _sums_hold(eigenvalues, _Deltas(delta, together), short_sides, noise)
-        & (trace > _LEAST)
-    )
+    own = torch.arange(eigenvalues.shape[1], device="cpu") < short_sides.unsqueeze(1)
+    doubt = Doubt(eigenvalues.clamp(min=0), own, delta, together)
+    held = _counts_hold(eigenvalues, delta, errors + svd, thresholds) & (trace > _LEAST)
+    for bound in bounds:
+        held &= bound(doubt) <= _SOFT
+    return held
 
 
 def _counts_hold(eigenvalues: Tensor, delta: Tensor, error: Tensor, thresholds: Tensor) -> Tensor:
@@ -134,27 +143,3 @@ def _counts_hold(eigenvalues: Tensor, delta: Tensor, error: Tensor, thresholds: 
         distance = (eigenvalues - thresholds[:, column : column + 1].square()).abs()
         held &= (distance > margin[:, column : column + 1]).all(dim=1)
     return held
-
-
-def _sums_hold(eigenvalues: Tensor, deltas: _Deltas, ranks: Tensor, noise: float) -> Tensor:
-    """Bounds what errors of eigenvalues do to the effective rank and the Gaussian information."""
-    # For q = sigma / S, |d H| <= sum |d sigma| / S (|log q| + H), which is the relative error of
-    # exp(H). Zeros behind a matrix's own eigenvalues are zeros by its shape, and exact.
-    own = torch.arange(eigenvalues.shape[1], device="cpu") < ranks.unsqueeze(1)
-    delta = deltas.each.unsqueeze(1)
-    powers = eigenvalues.clamp(min=0)
-    values = torch.maximum(powers, delta).sqrt()
-    total = powers.sqrt().sum(dim=1, keepdim=True).clamp(min=1e-150)
-    shares = values / total
-    logs = shares.log().abs()
-    entropy = torch.where(own, shares * logs, 0).sum(dim=1, keepdim=True)
-    weights = torch.where(own, (logs + entropy) / total, 0)
-    # Where delta says nothing about a value, sqrt(2 delta) bounds its error.
-    lost = own & (powers <= 2 * delta)
-    steps = torch.where(lost, weights * (2 * delta).sqrt(), 0).sum(dim=1)
-    slopes = torch.where(lost, 0, weights / values).square().sum(dim=1).sqrt()
-    information = torch.log1p(powers / noise**2).sum(dim=1)
-    slips = torch.where(own, 1 / (noise**2 + powers), 0).square().sum(dim=1).sqrt()
-    return (steps + slopes * deltas.together <= _SOFT) & (
-        slips * deltas.together <= _SOFT * information
-    )

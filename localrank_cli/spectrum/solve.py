@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from localrank_cli.jacobian.chain import Chain, Factor
 from localrank_cli.layers.capture import Call
-from localrank_cli.spectrum.certificate import Shape, certified
+from localrank_cli.spectrum.certificate import Bound, Shape, certified
 from localrank_cli.spectrum.deflation import DEFLATED, small_values, squares
 from localrank_cli.spectrum.gram import TINY, gram_eigenvalues
 from localrank_cli.spectrum.parallel import thread_map
@@ -26,7 +26,7 @@ class Demand:
     """What the singular values are wanted for."""
 
     tolerances: tuple[Tolerance, ...] | None  # None: unknown, so the SVD for every matrix
-    noise: float = 1.0
+    bounds: tuple[Bound, ...] = ()  # on the errors of the measures that are wanted
 
     def thresholds(self, spectral_norm: Tensor, n_out: int, n_in: int) -> Tensor:
         """All values at which counts are asked for: tol, 0.99 tol and 1.01 tol of each tolerance.
@@ -135,7 +135,7 @@ def _from_squares(
     def serve(leading: int) -> bool:
         found = squared.eigenvalues.unsqueeze(0)
         errors = found.new_full((1,), error)
-        return bool(certified(found, errors, [sizes], thresholds, demand.noise, leading))
+        return bool(certified(found, errors, [sizes], thresholds, demand.bounds, leading))
 
     if serve(len(values)):
         return values
@@ -250,7 +250,7 @@ def _checked(
             torch.tensor([one.error for one in solved], dtype=torch.float64, device="cpu"),
             [Shape(n_out, n_in, one.long_side, len(one.eigenvalues)) for one in solved],
             demand.thresholds(values[:, 0], n_out, n_in),
-            demand.noise,
+            demand.bounds,
         )
     # A comparison with NaN is false: what is not finite or out of range is never certified.
     doubtful = (~holds).nonzero().squeeze(1).tolist()

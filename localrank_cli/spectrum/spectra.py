@@ -145,7 +145,7 @@ def layer_spectra(
     if not request.scaled_by_whole:
         return _spectra(model, points, request, modes)
     # A tolerance that a spectrum of its own does not tell: no certificate, the SVD of every matrix.
-    request = replace(request, demand=Demand(None, request.demand.noise))
+    request = replace(request, demand=Demand(None))
     without = replace(request, selection=request.selection.whole)
     whole = _spectra(model, points, without, modes)
     parts = _spectra(model, points, request, modes)

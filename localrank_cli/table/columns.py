@@ -2,19 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 
+from localrank_cli.measures.table import AVERAGED
+
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
 
 STR, INT, OPTIONAL_INT, FLOAT = "str", "int", "optional int", "float"
-
-AVERAGED = (
-    "effective_rank",
-    "stable_rank",
-    "participation_ratio",
-    "spectral_norm",
-    "jacobian_norm",
-    "gaussian_information",
-)
 
 COLUMNS: dict[str, str] = {
     "run": STR,

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from localrank_cli.errors import SettingsError
 from localrank_cli.measures.layer import reduce_points
 from localrank_cli.measures.points import PointMeasures, PointRanks
+from localrank_cli.measures.table import AVERAGED
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.table.columns import COLUMNS, Cell
 from localrank_cli.table.rows import LayerFacts, layer_rows
@@ -141,6 +143,7 @@ def _layer_json(layer: LayerRecord) -> dict[str, Any]:
 
 
 def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRecord:
+    _check_measures(saved["soft"], place)
     facts = LayerFacts(**place, **{name: saved[name] for name in _SHARED}, layer_index=index)
     failed = set(saved["failed"])
     finite = tuple(point not in failed for point in range(saved["points"]))
@@ -156,6 +159,16 @@ def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRec
         ),
         saved["cells"],
     )
+
+
+def _check_measures(saved: Mapping[str, Any], place: Mapping[str, Any]) -> None:
+    if set(saved) != set(AVERAGED):
+        raise SettingsError(
+            f"{place['run']}: {place['checkpoint']} (step {place['step']}) was analysed by another"
+            f" version of localrank, with the measures {', '.join(saved)}; this one has"
+            f" {', '.join(AVERAGED)}.",
+            "Use the version that wrote it, or analyse the series anew with --overwrite.",
+        )
 
 
 def _ranks(saved: dict[str, Any], n_points: int) -> PointRanks:

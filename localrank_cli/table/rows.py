@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from localrank_cli.measures.layer import LayerMeasures, RankSummary
-from localrank_cli.table.columns import AVERAGED, Cell
+from localrank_cli.measures.table import AVERAGED
+from localrank_cli.table.columns import Cell
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,15 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from localrank_cli.table.journal_lines import line_of
 from tests.cli.program import QUICK, Outcome, invoke, run, start
 from tests.helpers import NET_CODE, entries, net_weights, save_series, weights
 
@@ -103,6 +106,51 @@ def test_other_settings_are_not_mixed(
     assert analyze(series, target, *words, "--overwrite").code == 0
     assert target.read_text() == at_once(series, *words)
     assert entries(target.parent) == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json", "run"]
+
+
+def rewrite_journal(target: Path, edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Changes every line's head and body, with sound checksums."""
+    journal = Path(f"{target}.journal")
+    lines = []
+    for line in journal.read_text().splitlines():
+        saved = json.loads(line)
+        edit(saved["head"], saved["body"])
+        lines.append(line_of(saved["head"], saved["body"]))
+    journal.write_bytes(b"".join(lines))
+
+
+def test_a_journal_of_the_first_release_goes_on(series: Path, target: Path) -> None:
+    def name_no_measures(head: dict[str, Any], body: dict[str, Any]) -> None:
+        if head["kind"] == "settings":
+            del body["measures"]
+
+    analyze(series, target, "--last", "1")
+    rewrite_journal(target, name_no_measures)
+    outcome = analyze(series, target, "-v")
+    assert (outcome.code, computed(outcome)) == (0, 2)
+    assert target.read_text() == at_once(series)
+
+
+def test_a_journal_with_other_measures_is_refused_by_name(series: Path, target: Path) -> None:
+    def lack_one(head: dict[str, Any], body: dict[str, Any]) -> None:
+        if head["kind"] == "settings":
+            body["measures"].remove("stable_rank")
+        for layer in body.get("layers", []):
+            if "soft" in layer:
+                del layer["soft"]["stable_rank"]
+
+    analyze(series, target)
+    before = target.read_bytes()
+    rewrite_journal(target, lack_one)
+    outcome = analyze(series, target)
+    assert outcome.code == 1
+    assert "differs in the measures: stable_rank." in outcome.error
+    assert target.read_bytes() == before
+    merged = invoke("merge", str(target), "-o", str(target.parent / "merged.csv"))
+    assert merged.code == 1
+    assert "by another version of localrank" in merged.error
+    assert analyze(series, target, "--overwrite").code == 0
+    assert target.read_bytes() == before
 
 
 def test_what_is_no_setting(series: Path, target: Path) -> None:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.layers.select import Selection
+from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import Request, layer_spectra
 from localrank_cli.spectrum.tolerance import Tolerance
 
-DEMAND = Demand((Tolerance(atol=0.01), Tolerance(rtol=1e-3)))
+DEMAND = demand_of((Tolerance(atol=0.01), Tolerance(rtol=1e-3)))
 
 
 class Normed(nn.Module):
@@ -124,7 +125,7 @@ def naive(model: nn.Module, points: Tensor, layer: str) -> Tensor:
 
 @pytest.mark.parametrize(("network", "narrows"), NETWORKS)
 @pytest.mark.parametrize("memory", [2**31, 2**20])
-@pytest.mark.parametrize("demand", [DEMAND, Demand(None)])
+@pytest.mark.parametrize("demand", [DEMAND, demand_of(None)])
 def test_singular_values_are_those_of_the_whole_jacobian(
     network: Callable[[], nn.Module], narrows: bool, memory: int, demand: Demand
 ) -> None:
@@ -246,7 +247,7 @@ def test_scales_at_which_squares_leave_the_range(factor: float) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Scaled(factor)).double().eval()
     points = torch.randn(2, 96, dtype=torch.float64)
-    demand = Demand((Tolerance(rtol=1e-3),))
+    demand = demand_of((Tolerance(rtol=1e-3),))
     (spectrum,) = layer_spectra(model, points, Request(Selection(("0.last",)), demand=demand))
     assert ((spectrum.computed > 1e-3 * factor).sum(dim=1) == 96).all()
 

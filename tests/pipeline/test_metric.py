@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from localrank_cli import analyze
 from localrank_cli.errors import SettingsError, UsageError
-from localrank_cli.measures.soft import gaussian_information
+from localrank_cli.measures.table import gaussian_information
 from tests.cli.program import invoke
 from tests.helpers import save_series
 

@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.certificate import Shape, certified
 from localrank_cli.spectrum.gram import gram_eigenvalues
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_stack
 from localrank_cli.spectrum.svd import rounding
 from localrank_cli.spectrum.tolerance import Tolerance
 
+# Those of every measure, at noise 1.
+BOUNDS = demand_of(()).bounds
 RTOLS = (1e-1, 1e-2, 1e-3, 1e-5, 1e-6, 1e-7, 1e-9)
 
 
@@ -49,7 +52,7 @@ def test_counts_are_those_of_the_svd(kind: str, rtol: float, shape: tuple[int, i
     tolerance = Tolerance(rtol=rtol)
     values = spectrum(kind, rtol)
     matrices = torch.stack([planted(values, *shape, seed) for seed in range(3)])
-    found = solve_stack(matrices, Demand((tolerance,)))
+    found = solve_stack(matrices, demand_of((tolerance,)))
     truth = torch.linalg.svdvals(matrices)
     for row, sigma in zip(found, truth, strict=True):
         tol = tolerance.threshold(sigma[:1], *shape)
@@ -65,14 +68,14 @@ def test_long_sides(shape: tuple[int, int]) -> None:
     # A constant matrix: n u lambda_1 misses by 87 u at 1 x 3072 and by 6251 u at 10 x 150528.
     matrix = torch.full(shape, 0.1, dtype=torch.float64)
     exact = 0.1 * np.sqrt(np.prod(shape))
-    (found,) = solve_stack(matrix.unsqueeze(0), Demand((Tolerance(atol=0.01),)))
+    (found,) = solve_stack(matrix.unsqueeze(0), demand_of((Tolerance(atol=0.01),)))
     assert found[0].item() == pytest.approx(exact, rel=max(shape) * 2.0**-52)
     assert (found > 0.01).sum() == 1
     # The tolerance on the only singular value itself: the certificate may not hold.
     eigenvalues = gram_eigenvalues(matrix.unsqueeze(0))
     at = torch.full((1, 1), exact, dtype=torch.float64)
     sides = Shape(*shape, long_side=max(shape), short_side=min(shape))
-    assert not certified(eigenvalues, torch.zeros(1), [sides], at, 1.0).any()
+    assert not certified(eigenvalues, torch.zeros(1), [sides], at, BOUNDS).any()
 
 
 def test_the_bound_on_eigenvalues_holds() -> None:
@@ -94,13 +97,13 @@ def test_most_matrices_need_no_svd_at_usual_tolerances() -> None:
     eigenvalues = gram_eigenvalues(matrices)
     tols = torch.full((20, 1), 1e-2, dtype=torch.float64)
     sides = [Shape(40, 90, 90, 40)] * 20
-    assert certified(eigenvalues, torch.zeros(20), sides, tols, 1.0).all()
+    assert certified(eigenvalues, torch.zeros(20), sides, tols, BOUNDS).all()
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-80, 1e80, 1e200])
 def test_scales_at_which_squares_leave_the_range(scale: float) -> None:
     matrix = planted([1.0, 0.5, 1e-3], 6, 9, 0) * scale
-    (found,) = solve_stack(matrix.unsqueeze(0), Demand((Tolerance(rtol=1e-2),)))
+    (found,) = solve_stack(matrix.unsqueeze(0), demand_of((Tolerance(rtol=1e-2),)))
     expected = torch.tensor([1.0, 0.5, 1e-3], dtype=torch.float64) * scale
     # An SVD's rounding: 9 u sigma_1 and some.
     assert ((found[:3] - expected).abs() <= 1e-14 * scale).all()
@@ -108,12 +111,12 @@ def test_scales_at_which_squares_leave_the_range(scale: float) -> None:
 
 
 def test_zero_matrix() -> None:
-    found = solve_stack(torch.zeros(2, 5, 30, dtype=torch.float64), Demand((Tolerance(0.01),)))
+    found = solve_stack(torch.zeros(2, 5, 30, dtype=torch.float64), demand_of((Tolerance(0.01),)))
     assert torch.equal(found, torch.zeros(2, 5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
-@pytest.mark.parametrize("demand", [Demand(None), Demand((Tolerance(rtol=1e-3),))])
+@pytest.mark.parametrize("demand", [demand_of(None), demand_of((Tolerance(rtol=1e-3),))])
 def test_blocks_give_what_the_whole_gives(size: int, demand: Demand) -> None:
     matrix = planted([3.0, 1.0, 1e-2, 1e-5, 1e-9], 100, 12, 3)
     (found,) = solve_blocks(lambda: iter(torch.split(matrix, size)), (100, 12), demand)
@@ -125,5 +128,5 @@ def test_blocks_give_what_the_whole_gives(size: int, demand: Demand) -> None:
 def test_blocks_with_a_nan() -> None:
     matrix = torch.ones(10, 4, dtype=torch.float64)
     matrix[7, 2] = torch.nan
-    demand = Demand((Tolerance(0.01),))
+    demand = demand_of((Tolerance(0.01),))
     assert solve_blocks(lambda: iter(torch.split(matrix, 3)), (10, 4), demand).isnan().all()

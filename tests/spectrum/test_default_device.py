@@ -6,8 +6,8 @@ from torch import nn
 
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.layer import LayerMeasures, measure
+from localrank_cli.measures.table import demand_of
 from localrank_cli.points.draw import draw, sample
-from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import PLENTY, spectra_of
 from tests.networks import mlp
@@ -18,7 +18,7 @@ TOLERANCES = (Tolerance(atol=0.01), Tolerance(rtol=0.1))
 def measures(model: nn.Module, modes: Modes, memory: int) -> list[LayerMeasures]:
     points = sample("normal", (8,), 5, 0).tensor
     points = draw(points, 3, 0, None, "points").tensor
-    found = spectra_of(model, points, memory=memory, modes=modes, demand=Demand(TOLERANCES))
+    found = spectra_of(model, points, memory=memory, modes=modes, demand=demand_of(TOLERANCES))
     return [measure(spectrum, TOLERANCES, 1.0) for spectrum in found.values()]
 
 

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum import solve
 from localrank_cli.spectrum.deflation import DEFLATED, small_values, squares
 from localrank_cli.spectrum.gram import gram_eigenvalues
-from localrank_cli.spectrum.solve import Demand, solve_stack
+from localrank_cli.spectrum.solve import solve_stack
 from localrank_cli.spectrum.svd import rounding
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.spectrum.test_certificate import planted
@@ -54,7 +55,7 @@ def test_deficient_matrices_need_no_svd(
     matrices = torch.stack([planted(values, *shape, seed) for seed in range(3)])
     truth = torch.linalg.svdvals(matrices)
     monkeypatch.setattr(solve, "singular_values", refuse)
-    found = solve_stack(matrices, Demand((Tolerance(atol=0.01), Tolerance(rtol=1e-12))))
+    found = solve_stack(matrices, demand_of((Tolerance(atol=0.01), Tolerance(rtol=1e-12))))
     for tol in (0.01, 1e-12, 3e-9):
         assert ((found > tol).sum(dim=1) == (truth > tol).sum(dim=1)).all()
     # 1e-6 is what every measure promises from route to route.
@@ -85,7 +86,7 @@ def test_others_are_left_to_the_svd(values: list[float]) -> None:
         assert float((found - truth).abs().max()) <= 2 * float(
             rounding(torch.ones(()), 300, torch.float64)
         )
-    solved = solve_stack(matrix.unsqueeze(0), Demand((Tolerance(rtol=1e-7),)))[0]
+    solved = solve_stack(matrix.unsqueeze(0), demand_of((Tolerance(rtol=1e-7),)))[0]
     assert (solved > 1e-7).sum() == (torch.linalg.svdvals(matrix) > 1e-7).sum()
 
 
@@ -99,7 +100,7 @@ def test_equal_jacobians_are_solved_once(monkeypatch: pytest.MonkeyPatch) -> Non
         return gram_eigenvalues(matrices)
 
     monkeypatch.setattr(solve, "gram_eigenvalues", counted)
-    demand = Demand((Tolerance(atol=0.01),))
+    demand = demand_of((Tolerance(atol=0.01),))
     found = solve_stack(weight.expand(5, 6, 9), demand)
     assert solved == [1]
     truth = torch.linalg.svdvals(weight)
@@ -115,7 +116,7 @@ def test_zero_and_nonfinite_matrices() -> None:
     matrices = torch.zeros(3, 200, 250, dtype=torch.float64)
     matrices[1, 4, 4] = torch.nan
     matrices[2] = 1e200 * torch.eye(200, 250, dtype=torch.float64)
-    found = solve_stack(matrices, Demand((Tolerance(atol=0.01),)))
+    found = solve_stack(matrices, demand_of((Tolerance(atol=0.01),)))
     assert (found[0] == 0).all()
     assert found[1].isnan().all()
     assert torch.allclose(found[2], torch.full((200,), 1e200, dtype=torch.float64), rtol=1e-12)
@@ -125,7 +126,7 @@ def test_zero_and_nonfinite_matrices() -> None:
 def test_the_same_on_a_gpu() -> None:
     values = spectrum(580, 1e-3, [1e-10] * 10 + [0.0] * 10)
     matrices = planted(values, 900, 600, seed=2).unsqueeze(0)
-    demand = Demand((Tolerance(atol=0.01), Tolerance(rtol=1e-12)))
+    demand = demand_of((Tolerance(atol=0.01), Tolerance(rtol=1e-12)))
     there, here = solve_stack(matrices.cuda(), demand), solve_stack(matrices, demand)
     assert float((there - here).abs().max()) <= 2 * float(
         rounding(torch.ones(()), 900, torch.float64)
@@ -144,7 +145,7 @@ def test_no_wrong_count(rows: int, count: int, least: float, depth: float, seed:
     small = (10.0 ** (least - depth)) * torch.logspace(0, -2, count, dtype=torch.float64)
     values = spectrum(DEFLATED - count, 10.0**least, small.tolist())
     matrix = planted(values, rows, DEFLATED, seed)
-    found = solve_stack(matrix.unsqueeze(0), Demand((Tolerance(rtol=1e-3),)))[0]
+    found = solve_stack(matrix.unsqueeze(0), demand_of((Tolerance(rtol=1e-3),)))[0]
     truth = torch.linalg.svdvals(matrix)
     unsure = 2 * float(rounding(truth[0], rows, torch.float64))
     for tol in (1e-3, float(small.mean())):

@@ -11,7 +11,7 @@ from localrank_cli.jacobian.engine import Modes
 from localrank_cli.jacobian.metric import Metric
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.ranks import local_ranks
-from localrank_cli.spectrum.solve import Demand
+from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
 from tests.cases import CASES, Case, params
@@ -72,7 +72,7 @@ def found_by(case: Case, route: Route, kind: str, modes: Modes) -> dict[str, Lay
         Selection(case.layers, (), case.wrt),
         torch.float64,
         memory,
-        Demand(TOLERANCES),
+        demand_of(TOLERANCES),
         metric_for(kind, n_in),
     )
     return {found.layer: found for found in layer_spectra(model, points, request, modes)}

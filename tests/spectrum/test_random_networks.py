@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.layer import LayerMeasures, measure
-from localrank_cli.spectrum.solve import Demand
+from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.spectra import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import PLENTY, spectra_of
@@ -122,7 +122,7 @@ def network(n_in: int, specs: list[tuple[int, str, str, bool, bool, bool]]) -> n
 def measures(
     model: nn.Module, points: Tensor, modes: Modes, *, memory: int = PLENTY, certify: bool = True
 ) -> dict[str, LayerMeasures]:
-    demand = Demand(TOLERANCES if certify else None)
+    demand = demand_of(TOLERANCES if certify else None)
     found = spectra_of(model, points, memory=memory, modes=modes, demand=demand)
     return {label: measure(spectrum, TOLERANCES, 1.0) for label, spectrum in found.items()}
 
@@ -180,7 +180,7 @@ def test_the_chain_against_rows_made_one_by_one(
     ]
     model = network(n_in, sound)
     points = torch.randn(3, n_in, dtype=torch.float64)
-    found: dict[str, LayerSpectrum] = spectra_of(model, points, demand=Demand(TOLERANCES))
+    found: dict[str, LayerSpectrum] = spectra_of(model, points, demand=demand_of(TOLERANCES))
     for label, sigma in naive_spectra(naive_jacobians(model, points)).items():
         off = np.abs(found[label].values.numpy() - sigma)
         total = sigma.sum(axis=1, keepdims=True)

@@ -9,6 +9,7 @@ import pytest
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.layer import measure
 from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import LayerSpectrum
 from tests.asking import PLENTY, numbers, spectra_of
@@ -26,7 +27,7 @@ class Route:
     chain: bool = True
     forward: bool = True
     tight: bool = False  # a budget that holds no Jacobian whole
-    demand: Demand = field(default=Demand(TOLERANCES))
+    demand: Demand = field(default=demand_of(TOLERANCES))
 
 
 ROUTES = {
@@ -35,7 +36,7 @@ ROUTES = {
     "reverse": Route(chain=False, forward=False),
     "blocks": Route(chain=False, tight=True),
     "blocks_in_reverse": Route(chain=False, forward=False, tight=True),
-    "blocks_svd": Route(chain=False, tight=True, demand=Demand(None)),
+    "blocks_svd": Route(chain=False, tight=True, demand=demand_of(None)),
 }
 
 

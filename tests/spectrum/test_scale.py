@@ -12,7 +12,7 @@ from localrank_cli.jacobian.metric import Metric
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.ranks import local_ranks
-from localrank_cli.spectrum.solve import Demand
+from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.spectra import (
     LayerSpectrum,
     Request,
@@ -45,7 +45,7 @@ def found_by(
     if route.tight:
         memory = max(48 * min(j.shape[1:]) ** 2 for j in jacobians(case).values())
     request = Request(
-        selection, torch.float64, memory, Demand(RELATIVE), metric, scaled_by_whole=True
+        selection, torch.float64, memory, demand_of(RELATIVE), metric, scaled_by_whole=True
     )
 
     modes = Modes(chain=route.chain, forward=route.forward)
@@ -106,7 +106,7 @@ def test_a_known_answer() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.diag(torch.tensor([8.0, 4.0, 2.0, 1.0])))
     points = torch.ones(3, 4, dtype=torch.float64)
-    request = Request(Selection(output_slice="2:"), demand=Demand((Tolerance(rtol=0.2),)))
+    request = Request(Selection(output_slice="2:"), demand=demand_of((Tolerance(rtol=0.2),)))
     (own,) = layer_spectra(net, points, request)
     (full,) = layer_spectra(net, points, replace(request, scaled_by_whole=True))
     assert own.scale is None

@@ -11,7 +11,7 @@ from localrank_cli.errors import LayerError
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.jacobian.metric import Metric
 from localrank_cli.layers.select import Selection
-from localrank_cli.spectrum.solve import Demand
+from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
 from tests.cases import CASES, Case, params
@@ -56,7 +56,7 @@ def found_by(
     memory = PLENTY
     if route.tight:
         memory = max(48 * min(j.shape[1:]) ** 2 for j in jacobians(case).values())
-    request = Request(selection, torch.float64, memory, Demand(TOLERANCES), metric)
+    request = Request(selection, torch.float64, memory, demand_of(TOLERANCES), metric)
     modes = Modes(chain=route.chain, forward=route.forward)
     return {found.layer: found for found in layer_spectra(model, points, request, modes)}
 

@@ -1,6 +1,7 @@
 import pytest
 
-from localrank_cli.table.columns import AVERAGED, COLUMNS, Cell, as_text, header
+from localrank_cli.measures.table import AVERAGED
+from localrank_cli.table.columns import COLUMNS, Cell, as_text, header
 
 # design: the columns and their order, letter by letter.
 CONTRACT = (

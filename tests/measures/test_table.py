@@ -1,7 +1,9 @@
-"""Soft measures against numpy written from the papers, closed forms, and extreme scales."""
+"""Each measure against numpy, closed forms and extreme scales, and the bound on its error."""
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from localrank_cli.measures import soft
+from localrank_cli.measures import table
+from localrank_cli.measures.table import AVERAGED, MEASURES, demand_of
+from localrank_cli.spectrum.certificate import Doubt
+from localrank_cli.spectrum.tolerance import Tolerance
 from tests.naive import Array
-
-
-def information(values: Tensor) -> Tensor:
-    return soft.gaussian_information(values, 1.0)
 
 
 def entropy_rank(sigma: Array) -> float:
@@ -23,16 +24,14 @@ def entropy_rank(sigma: Array) -> float:
     return float(np.exp(-(q * np.log(q)).sum()))
 
 
-FORMULAS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Array], float]]] = {
-    "effective_rank": (soft.effective_rank, entropy_rank),
-    "stable_rank": (soft.stable_rank, lambda s: float((s**2).sum() / s.max() ** 2)),
-    "participation_ratio": (
-        soft.participation_ratio, lambda s: float((s**2).sum() ** 2 / (s**4).sum())
-    ),
-    "spectral_norm": (soft.spectral_norm, lambda s: float(s.max())),
-    "jacobian_norm": (soft.jacobian_norm, lambda s: float(np.sqrt((s**2).sum()))),
-    "gaussian_information": (information, lambda s: float(0.5 * np.log1p(s**2).sum())),
-}  # fmt: skip
+FORMULAS: dict[str, Callable[[Array], float]] = {
+    "effective_rank": entropy_rank,
+    "stable_rank": lambda s: float((s**2).sum() / s.max() ** 2),
+    "participation_ratio": lambda s: float((s**2).sum() ** 2 / (s**4).sum()),
+    "spectral_norm": lambda s: float(s.max()),
+    "jacobian_norm": lambda s: float(np.sqrt((s**2).sum())),
+    "gaussian_information": lambda s: float(0.5 * np.log1p(s**2).sum()),
+}
 ALL = pytest.mark.parametrize("name", FORMULAS)
 SCALE_FREE = ("effective_rank", "stable_rank", "participation_ratio")
 
@@ -44,35 +43,41 @@ spectra = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=20).map(
 )
 
 
-def apply(name: str, sigma: Array) -> float:
-    return float(FORMULAS[name][0](torch.from_numpy(sigma[None]))[0])
+def computed(name: str, values: Tensor, noise: float = 1.0) -> Tensor:
+    compute = MEASURES[name].compute
+    assert compute is not None
+    return compute(values, noise)
+
+
+def apply(name: str, sigma: Array, noise: float = 1.0) -> float:
+    return float(computed(name, torch.from_numpy(sigma[None]), noise)[0])
 
 
 @ALL
 @given(sigma=spectra)
 def test_formula(name: str, sigma: Array) -> None:
-    assert apply(name, sigma) == pytest.approx(FORMULAS[name][1](sigma), rel=CLOSE, abs=1e-15)
+    assert apply(name, sigma) == pytest.approx(FORMULAS[name](sigma), rel=CLOSE, abs=1e-15)
 
 
 @ALL
 def test_formula_on_a_batch_with_zeros(name: str) -> None:
     sigma = np.array([[3.0, 1.0, 0.0], [0.5, 0.0, 0.0], [1e-3, 1e-4, 1e-5]])
-    found = FORMULAS[name][0](torch.from_numpy(sigma))
+    found = computed(name, torch.from_numpy(sigma))
     assert found.shape == (3,)
     assert found.dtype == torch.float64
-    expected = [FORMULAS[name][1](row) for row in sigma]
+    expected = [FORMULAS[name](row) for row in sigma]
     np.testing.assert_allclose(found.numpy(), expected, rtol=CLOSE)
 
 
 @ALL
 @pytest.mark.parametrize("r", [1, 4])
 def test_zero_jacobian_is_zero(name: str, r: int) -> None:
-    assert FORMULAS[name][0](torch.zeros(3, r, dtype=torch.float64)).tolist() == [0, 0, 0]
+    assert computed(name, torch.zeros(3, r, dtype=torch.float64)).tolist() == [0, 0, 0]
 
 
 @ALL
 def test_no_points(name: str) -> None:
-    assert FORMULAS[name][0](torch.zeros(0, 4, dtype=torch.float64)).shape == (0,)
+    assert computed(name, torch.zeros(0, 4, dtype=torch.float64)).shape == (0,)
 
 
 @pytest.mark.parametrize("name", SCALE_FREE)
@@ -127,7 +132,7 @@ def test_information_is_that_of_a_gaussian_channel(seed: int, n_out: int, n_in: 
     generator = np.random.default_rng(seed)
     jacobian, noise = generator.standard_normal((n_out, n_in)), generator.uniform(0.1, 3)
     sigma = torch.linalg.svdvals(torch.from_numpy(jacobian))[None]
-    found = float(soft.gaussian_information(sigma, noise)[0])
+    found = float(computed("gaussian_information", sigma, noise)[0])
     _, logdet = np.linalg.slogdet(np.eye(n_out) + jacobian @ jacobian.T / noise**2)
     # The determinant's condition is under 1 + (6 / 0.1)^2.
     assert found == pytest.approx(logdet / 2, rel=1e-11, abs=1e-12)
@@ -135,8 +140,8 @@ def test_information_is_that_of_a_gaussian_channel(seed: int, n_out: int, n_in: 
 
 @given(sigma=spectra, noise=st.floats(1e-3, 1e3))
 def test_information_knows_only_the_ratio_to_the_noise(sigma: Array, noise: float) -> None:
-    one = soft.gaussian_information(torch.from_numpy(sigma[None]), noise)
-    two = soft.gaussian_information(torch.from_numpy(sigma[None] / noise), 1.0)
+    one = computed("gaussian_information", torch.from_numpy(sigma[None]), noise)
+    two = computed("gaussian_information", torch.from_numpy(sigma[None] / noise), 1.0)
     assert float(one[0]) == float(two[0])
 
 
@@ -151,3 +156,67 @@ def test_information_at_extreme_scales(sigma: float, expected: float) -> None:
     assert apply("gaussian_information", np.array([sigma])) == pytest.approx(
         expected, rel=CLOSE, abs=0
     )
+
+
+def test_every_averaged_measure_has_a_truth_here() -> None:
+    assert set(FORMULAS) == set(AVERAGED)
+
+
+SPECTRA: dict[str, Array] = {
+    "flat": np.ones(12),
+    "geometric": 10.0 ** -np.arange(0, 12, dtype=float),
+    "one and dust": np.array([1.0] + [1e-7] * 11),
+    "deficient": np.array([3.0, 2.0, 1.0] + [0.0] * 9),
+    "one": np.array([5.0]),
+    "large": 1e70 * np.linspace(1, 0.1, 7),
+    "small": 1e-60 * np.linspace(1, 0.1, 7),
+}
+
+
+@ALL
+@pytest.mark.parametrize("kind", SPECTRA)
+@pytest.mark.parametrize("error", [1e-15, 1e-12, 1e-9])  # of lambda_1
+def test_the_bound_exceeds_what_any_allowed_error_does(name: str, kind: str, error: float) -> None:
+    powers = SPECTRA[kind] ** 2
+    each, together = error * powers[0], 2 * error * powers[0]
+    bound = MEASURES[name].bound
+    assert bound is not None
+    generator = np.random.default_rng(0)
+    worst = 0.0
+    for trial in range(200):
+        # On the largest few or on all values, of one sign or of random ones.
+        reach = int(generator.integers(1, len(powers) + 1))
+        slips = np.zeros(len(powers))
+        where = generator.permutation(len(powers))[:reach] if trial % 2 else np.arange(reach)
+        signs = generator.choice([-1, 1], reach) if trial % 3 else np.full(reach, 1 - trial % 2 * 2)
+        slips[where] = signs * min(each, together / math.sqrt(reach))
+        true = np.clip(powers + slips, 0, None)  # what the computed ones may stand for
+        if true.max() == 0:
+            continue
+        was, now = (FORMULAS[name](np.sqrt(np.sort(p)[::-1])) for p in (powers, true))
+        worst = max(worst, abs(now - was) / abs(was) if was else math.inf if now else 0.0)
+    doubt = Doubt(
+        torch.from_numpy(powers[None]),
+        torch.ones(1, len(powers), dtype=torch.bool),
+        torch.tensor([each], dtype=torch.float64),
+        torch.tensor([together], dtype=torch.float64),
+    )
+    # The bounds are of first order (the next is `error` times smaller, a value that is lost
+    # excepted, whose bound is whole), and both values are rounded themselves.
+    assert worst <= 1.01 * float(bound(doubt, 1.0)[0]) + 1e-14
+
+
+def test_a_measure_without_a_bound_takes_the_svd(monkeypatch: pytest.MonkeyPatch) -> None:
+    tolerances = (Tolerance(atol=0.01),)
+    assert demand_of(tolerances).tolerances == tolerances
+    unproved = replace(MEASURES["stable_rank"], bound=None)
+    monkeypatch.setattr(table, "MEASURES", {**MEASURES, "stable_rank": unproved})
+    assert demand_of(tolerances).tolerances is None
+
+
+def test_the_page_shows_formula_and_source_of_every_measure() -> None:
+    page = (Path(__file__).parents[2] / "docs/measures.md").read_text(encoding="utf-8")
+    lines = page.splitlines()
+    for name, measure in MEASURES.items():
+        row = f"| `{name}` | {measure.formula} | {measure.source}".rstrip() + " |"
+        assert row in lines
