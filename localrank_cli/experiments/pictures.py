@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from localrank_cli.experiments import patel2024, vib
-from localrank_cli.experiments.correlated import RHO
+from localrank_cli.experiments.vib import RHO
 from localrank_cli.information.bottleneck import (
     Information,
     active,

@@ -10,13 +10,25 @@ from torch import Tensor, nn
 from localrank_cli.errors import ModelError
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch
-from localrank_cli.jacobian.blocks import BlockPlan, blocks, plan_blocks
-from localrank_cli.jacobian.budget import Budget, check_fits
+from localrank_cli.jacobian.blocks import (
+    AnyPortion,
+    BlockPlan,
+    BlockPortion,
+    ChainPortion,
+    Portion,
+    blocks,
+    plan_blocks,
+)
+from localrank_cli.jacobian.budget import (
+    Budget,
+    check_fits,
+    directions_at_once,
+    layer_groups,
+    split_by_depth,
+)
 from localrank_cli.jacobian.chain import Chain
-from localrank_cli.jacobian.costs import directions_at_once, layer_groups, split_by_depth
 from localrank_cli.jacobian.failing import guarded, memory_error, out_of_memory
 from localrank_cli.jacobian.metric import Metric
-from localrank_cli.jacobian.portions import AnyPortion, BlockPortion, ChainPortion, Portion
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
 from localrank_cli.jacobian.trace import Refusal, find_chain

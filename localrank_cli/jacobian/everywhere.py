@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import LocalrankError, ModelError
-from localrank_cli.jacobian.layout import Layout
+from localrank_cli.jacobian.batch import Layout
 from localrank_cli.layers.capture import Call, Capture
 from localrank_cli.layers.outputs import first_tensor
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import LocalrankError, ModelError
-from localrank_cli.jacobian.batch import Batch
-from localrank_cli.jacobian.layout import Layout
+from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.routes import contracted, pullback, pushforward
 from localrank_cli.layers.capture import Call, Capture
 

@@ -18,9 +18,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from localrank_cli.jacobian.batch import Batch
+from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.guards import random_cotangent
-from localrank_cli.jacobian.layout import Layout
 from localrank_cli.jacobian.metric import Metric
 from localrank_cli.jacobian.routes import pullback, reverse_jacobian
 from localrank_cli.layers.capture import Call

@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 
 from localrank_cli.spectrum.certificate import squared_error
-from localrank_cli.spectrum.gram import add_gram, symmetric_eigenvalues
-from localrank_cli.spectrum.svd import rounding, singular_values
+from localrank_cli.spectrum.svd import add_gram, rounding, singular_values, symmetric_eigenvalues
 
 _U = 2.0**-53
 # From this short side on the detour is shorter than the SVD.

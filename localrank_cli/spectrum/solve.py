@@ -11,10 +11,14 @@ from localrank_cli.jacobian.chain import Chain, Factor
 from localrank_cli.layers.capture import Call
 from localrank_cli.spectrum.certificate import Bound, Shape, certified
 from localrank_cli.spectrum.deflation import DEFLATED, small_values, squares
-from localrank_cli.spectrum.gram import TINY, gram_eigenvalues
-from localrank_cli.spectrum.parallel import thread_map
-from localrank_cli.spectrum.streamed import streamed_gram, streamed_triangle
-from localrank_cli.spectrum.svd import singular_values
+from localrank_cli.spectrum.svd import (
+    TINY,
+    gram_eigenvalues,
+    singular_values,
+    streamed_gram,
+    streamed_triangle,
+    thread_map,
+)
 from localrank_cli.spectrum.tolerance import Tolerance
 
 # Up to this size a thread for each matrix beats all threads on one matrix.

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.jacobian.blocks import BlockPortion, ChainPortion, Portion
 from localrank_cli.jacobian.engine import Modes, Task, jacobians
 from localrank_cli.jacobian.metric import Metric
-from localrank_cli.jacobian.portions import BlockPortion, ChainPortion, Portion
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.select import Selection, choose, named_call
 from localrank_cli.layers.setting import analysis_setting

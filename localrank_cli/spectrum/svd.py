@@ -1,7 +1,41 @@
-"""Singular values by the float64 SVD, and how far they may be off."""
+"""Singular values of one matrix: by the float64 SVD, by its Gram matrix, in blocks."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def thread_map(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """Maps over items, as many at a time as torch has threads, each on one thread.
+
+    One thread a matrix beats all threads on one matrix where matrices are small; torch lets other
+    threads run while LAPACK works.
+
+    Args:
+        work: Must not depend on other items.
+        items: What to work on.
+
+    Returns:
+        The results in order; the first error, if there is one, is raised.
+    """
+    listed = list(items)
+    threads = torch.get_num_threads()
+    workers = min(threads, len(listed))
+    if workers < 2:
+        return [work(item) for item in listed]
+    try:
+        torch.set_num_threads(1)
+        # In the workers too: the number of threads is kept for each thread.
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, listed))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def singular_values(jacobians: Tensor) -> Tensor:
@@ -45,3 +79,121 @@ def rounding(spectral_norm: Tensor, longest: int, precision: torch.dtype) -> Ten
         The bound, in the shape of `spectral_norm`.
     """
     return spectral_norm * (longest * torch.finfo(precision).eps)
+
+
+# Above this sum of squares, sums of their products may leave the range of a double.
+_MOST = 1e140
+# Up to this size one call of LAPACK for a whole stack of matrices beats a call for each.
+TINY = 24
+# Rows of a large Gram matrix that are multiplied at once.
+_ROWS = 256
+# From this size on a GPU's eigenvalue solver is worth the call.
+_DEVICE_SIZE = 512
+
+
+def gram_eigenvalues(matrices: Tensor) -> Tensor:
+    """Eigenvalues of M M^T or M^T M, whichever is smaller.
+
+    Args:
+        matrices: Shape (..., m, k), any floating type, any device.
+
+    Returns:
+        Shape (..., min(m, k)), float64, CPU, descending. NaN where an entry is not finite, or so
+        large that its square is not.
+    """
+    matrices = matrices.detach().to(torch.float64)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    tall = matrices.mT if wide else matrices
+    if matrices.dim() > 2:
+        return symmetric_eigenvalues(tall.mT @ tall)
+    return symmetric_eigenvalues(add_gram(tall.new_zeros(tall.shape[1], tall.shape[1]), tall))
+
+
+def add_gram(total: Tensor, rows: Tensor) -> Tensor:
+    """Adds R^T R, of which only the lower triangle is looked at.
+
+    Where that triangle can be walked in portions large enough for the machine, this takes little
+    more than half of the operations of the whole product.
+
+    Args:
+        total: Shape (n, n), float64; changed in place.
+        rows: R, shape (k, n), float64.
+
+    Returns:
+        `total`.
+    """
+    n = rows.shape[1]
+    size = _ROWS if n >= 2 * _ROWS else n
+    for start in range(0, n, size):
+        stop = min(start + size, n)
+        total[start:stop, :stop].addmm_(rows[:, start:stop].mT, rows[:, :stop])
+    return total
+
+
+def symmetric_eigenvalues(gram: Tensor) -> Tensor:
+    """Eigenvalues of Gram matrices.
+
+    Args:
+        gram: Shape (..., n, n), float64, any device; the lower triangle counts.
+
+    Returns:
+        Shape (..., n), float64, CPU, descending; NaN as in `gram_eigenvalues`.
+    """
+    if gram.shape[-1] < _DEVICE_SIZE:
+        gram = gram.cpu()
+    # |M|_F^2; a NaN or inf anywhere in M stands on the diagonal of the Gram matrix too.
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    sound = trace < _MOST
+    if bool(sound.all()):
+        whole: Tensor = torch.linalg.eigvalsh(gram)
+        return whole.flip(-1).cpu()
+    # LAPACK must not see a NaN: it refuses the whole stack, or worse.
+    values = torch.linalg.eigvalsh(torch.where(sound[..., None, None], gram, 0)).flip(-1)
+    return torch.where(sound.unsqueeze(-1), values, torch.nan).cpu()
+
+
+def streamed_gram(blocks: Iterator[Tensor]) -> Tensor:
+    """Eigenvalues of the Gram matrix of the shorter side, summed over blocks of the longer one.
+
+    Each entry is a sum over the whole longer side, so that the error bound of a single product
+    holds for any division into blocks.
+
+    Args:
+        blocks: Each (some of the longer side, shorter side).
+
+    Returns:
+        Shape (shorter side,), float64, CPU, descending; NaN where an entry is not finite.
+    """
+    total: Tensor | None = None
+    for block in blocks:
+        rows = block.to(torch.float64)
+        if total is None:
+            total = rows.new_zeros(rows.shape[1], rows.shape[1])
+        add_gram(total, rows)
+    assert total is not None
+    return symmetric_eigenvalues(total)
+
+
+def streamed_triangle(blocks: Callable[[], Iterator[Tensor]]) -> Tensor:
+    """R, where Q R are the blocks stacked, one QR after another.
+
+    Backward stable, and the squares of singular values never appear.
+
+    Args:
+        blocks: Starts a new walk through the blocks.
+
+    Returns:
+        At most (shorter side, shorter side), float64; all NaN where an entry is not finite.
+    """
+    triangle: Tensor | None = None
+    for block in blocks():
+        rows = block.to(torch.float64)
+        if not bool(torch.isfinite(rows).all()):
+            return rows.new_full((rows.shape[1], rows.shape[1]), torch.nan)
+        if triangle is not None:
+            rows = torch.cat([triangle, rows])
+        del block, triangle  # no more than one copy of each is held while the QR works
+        triangle = torch.linalg.qr(rows, mode="r").R
+        del rows  # nor while what comes after does
+    assert triangle is not None
+    return triangle

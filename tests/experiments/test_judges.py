@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from localrank_cli.experiments import gaussian, mnist, vib
-from localrank_cli.experiments.correlated import RHO
+from localrank_cli.experiments.vib import RHO
 from localrank_cli.information.bottleneck import (
     active,
     variational_information,

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from localrank_cli import analyze
-from localrank_cli.experiments.correlated import RHO, pairs
-from localrank_cli.experiments.vib import Bottleneck, VibArm
+from localrank_cli.experiments.vib import RHO, Bottleneck, VibArm, pairs
 from localrank_cli.information.bottleneck import canonical_correlations
 
 

@@ -5,7 +5,7 @@ from itertools import combinations, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localrank_cli.jacobian.costs import directions_at_once, layer_groups, split_by_depth
+from localrank_cli.jacobian.budget import directions_at_once, layer_groups, split_by_depth
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.survey import CallRecord
 

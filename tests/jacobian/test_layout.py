@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localrank_cli.jacobian.layout import Layout
+from localrank_cli.jacobian.batch import Layout
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 

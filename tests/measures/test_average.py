@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localrank_cli.measures.average import Average, average
+from localrank_cli.measures.layer import Average, average
 
 numbers = st.floats(-1e6, 1e6)
 U = 2.0**-53

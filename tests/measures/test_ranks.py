@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.points import local_ranks
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import spectra_of
 from tests.measures.spectra import spectrum_of

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.certificate import Shape, certified
-from localrank_cli.spectrum.gram import gram_eigenvalues
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_stack
-from localrank_cli.spectrum.svd import rounding
+from localrank_cli.spectrum.svd import gram_eigenvalues, rounding
 from localrank_cli.spectrum.tolerance import Tolerance
 
 # Those of every measure, at noise 1.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.points import local_ranks
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of, values_of
 from tests.naive import Array, chain

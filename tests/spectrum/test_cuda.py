@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.points import local_ranks
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of
 from tests.cases import CASES, Case, params

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.points import local_ranks
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of_case
 from tests.cases import CASES, Case, params

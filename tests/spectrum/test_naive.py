@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from localrank_cli.jacobian.engine import Modes
-from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.points import local_ranks
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of_case
 from tests.cases import CASES, Case, params

@@ -8,7 +8,7 @@ import pytest
 
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.layer import measure
-from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.points import local_ranks
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import LayerSpectrum

@@ -10,8 +10,7 @@ from torch import nn
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.jacobian.metric import Metric
 from localrank_cli.layers.select import Selection
-from localrank_cli.measures.points import point_measures
-from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.points import local_ranks, point_measures
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.spectra import (
     LayerSpectrum,

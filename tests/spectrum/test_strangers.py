@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from localrank_cli.measures.ranks import local_ranks
+from localrank_cli.measures.points import local_ranks
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of
 from tests.naive import naive_counts, naive_jacobians, naive_spectra
