@@ -1,7 +1,23 @@
 """How many dimensions each layer of a network uses, and when that number falls."""
 
-from localrank_cli.api import analyze
+from localrank_cli.searchpath import current_folder_last, is_program
+
+if is_program():  # before any other import
+    current_folder_last()
+
+TYPE_CHECKING = False  # typing is not loaded for this alone
+if TYPE_CHECKING:
+    from localrank_cli.api import analyze
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "analyze"]
+
+
+def __getattr__(name: str) -> object:
+    # Looked up when it is used, so that a program's own start imports nothing else.
+    if name == "analyze":
+        from localrank_cli.api import analyze
+
+        return analyze
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,15 @@
 """`python -m localrank_cli`, and the program `localrank`."""
 
-from localrank_cli.cli.signals import leaving_at_once
+from localrank_cli.searchpath import current_folder_last
+
+# Before any other import, for the console script too: PYTHONPATH may hold an empty entry.
+current_folder_last()
+
+from localrank_cli.cli.signals import leaving_at_once  # noqa: E402  # as said above
 
 
 def main() -> None:
-    """Runs the program; the console script's entry."""
+    """Run the program; the console script's entry."""
     # Before the first heavy import: a Ctrl-C within it would be a traceback of Python's.
     with leaving_at_once():
         from localrank_cli.cli.main import main as program  # noqa: PLC0415  # as said above

@@ -6,10 +6,12 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
 from localrank_cli.errors import LocalrankError
+from localrank_cli.searchpath import current_folder_last
 
 # Whatever a user's code may raise; a script that parses its arguments when imported exits.
 ANY_FAULT = (Exception, SystemExit)
@@ -121,14 +123,36 @@ def _folder_on_path(folder: Path) -> Iterator[None]:
 
 
 def _from_package(spec: CodeSpec, option: str) -> ModuleType:
-    # `python -m` has the working directory on the path; the console script does not.
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
+    current_folder_last()
     try:
         with contextlib.chdir("."):
+            _import_from_here(spec.place.partition(".")[0])
             return importlib.import_module(spec.place)
     except ANY_FAULT as error:
         raise _does_not_import(spec, option, error) from error
+
+
+def _import_from_here(name: str) -> None:
+    """Import a top-level module of the current folder, if it is there, and nothing else from it.
+
+    What the module imports in turn is looked for in the current folder last: a `numpy.py` there
+    hides nothing.
+    """
+    if name in sys.modules:
+        return
+    found = PathFinder.find_spec(name, [str(Path.cwd())])
+    # A folder without __init__.py counts only where there is no real package of its name.
+    if found is None or found.loader is None or found.origin is None:
+        return
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
 
 
 def _does_not_import(spec: CodeSpec, option: str, error: BaseException) -> CodeError:

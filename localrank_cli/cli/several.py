@@ -23,6 +23,7 @@ from localrank_cli.pipeline.frozen import Frozen
 from localrank_cli.pipeline.machine import count_gpus, memory_budget, pick_device
 from localrank_cli.pipeline.options import AnalyzeOptions
 from localrank_cli.pipeline.plan import Plan, make_plan
+from localrank_cli.searchpath import program_words
 from localrank_cli.table.journal import Journal, journal_path
 from localrank_cli.table.lock import OutputLock
 from localrank_cli.table.record import KIND, CheckpointRecord
@@ -132,7 +133,7 @@ class _Several:
         if share.memory is not None:
             own += ["--memory", str(share.memory)]
         own += ["-q"] if self.asked.quiet else ["-v"] if self.asked.verbose else []
-        command = [sys.executable, "-m", "localrank_cli", "analyze", *frozen.words, *own]
+        command = [*program_words(sys.executable), "analyze", *frozen.words, *own]
         return Job(command, share.environment)
 
     def _follow(self, workers: Workers, frozen: Frozen) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from localrank_cli.cluster.folder import ShardFolder
 from localrank_cli.errors import UsageError
 from localrank_cli.pipeline.frozen import Frozen
+from localrank_cli.searchpath import program_words
 from localrank_cli.table.journal import journal_path
 
 # How long before the end of its time a task is told: a checkpoint that is begun is lost. Slurm
@@ -87,7 +88,7 @@ def task_words(frozen: Frozen, folder: ShardFolder, *, gpus: bool) -> list[str]:
     """
     device = "cuda" if gpus else "cpu"
     own = ["--plan", str(folder.plan), "-o", str(folder.path), "--device", device]
-    return [frozen.interpreter, "-m", "localrank_cli", "analyze", *frozen.words, *own]
+    return [*program_words(frozen.interpreter), "analyze", *frozen.words, *own]
 
 
 def merge_words(frozen: Frozen, folder: ShardFolder) -> list[str]:
@@ -101,7 +102,7 @@ def merge_words(frozen: Frozen, folder: ShardFolder) -> list[str]:
         Words.
     """
     own = ["--plan", str(folder.plan), "-o", frozen.output, "--overwrite"]
-    return [frozen.interpreter, "-m", "localrank_cli", "merge", str(folder.path), *own]
+    return [*program_words(frozen.interpreter), "merge", str(folder.path), *own]
 
 
 def submission_script(frozen: Frozen, folder: ShardFolder, resources: Resources) -> str:

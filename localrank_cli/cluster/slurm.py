@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -230,7 +231,11 @@ def _reason(error: Exception) -> str:
 
 def _executor(submitit: Any, folder: ShardFolder, resources: Resources) -> Any:
     executor = submitit.AutoExecutor(
-        str(folder.logs), cluster="slurm", slurm_max_num_timeout=_MOST_TIMEOUTS
+        str(folder.logs),
+        cluster="slurm",
+        slurm_max_num_timeout=_MOST_TIMEOUTS,
+        # Its own command is `-m` too, and would import from the current folder first.
+        slurm_python=f"{shlex.quote(sys.executable)} -P",
     )
     given: Mapping[str, Any] = {
         "slurm_partition": resources.partition,
