@@ -45,7 +45,9 @@ def run_report(
             frame, note = without_failed(frame)
             data, notes = page_data(frame)
             if spectra is not None:
-                data["spectra"], more = slider_data(SpectraFile(spectra), _steps(data))
+                data["spectra"], more = slider_data(
+                    SpectraFile(spectra), _steps(data), _marks(frame)
+                )
                 notes += more
             manifest = read_manifest(tables[0]) if len(tables) == 1 else None
             names = ", ".join(table.name for table in tables)
@@ -70,6 +72,12 @@ def _steps(data: Json) -> dict[str, list[int]]:
         run["name"]: sorted({step for layer in run["layers"] for step in layer["steps"]})
         for run in data["runs"]
     }
+
+
+def _marks(frame: pd.DataFrame) -> dict[str, set[float]]:
+    """Return the tolerances of the table; those of eps differ from layer to layer."""
+    told = frame[frame["tolerance"] != "rtol=eps"] if "rtol" in frame.columns else frame[:0]
+    return {name: set(told[name].dropna()) for name in ("atol", "rtol") if name in told.columns}
 
 
 def _runs(data: Json) -> str:

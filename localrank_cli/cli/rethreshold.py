@@ -8,7 +8,6 @@ import typer
 
 from localrank_cli.cli.arguments import Debug
 from localrank_cli.cli.shared import NoNotes, OverwriteTable
-from localrank_cli.errors import OutputError
 from localrank_cli.pipeline.options import check_numbers, check_tolerances, parse_rtol
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
@@ -63,28 +62,30 @@ def rethreshold(
     absolute = tuple(atol or (() if relative else (0.01,)))
     check_tolerances(absolute, relative)
     check_numbers(noise, None, None, None)
-    from localrank_cli.table.write import check_suffix, manifest_path
+    from localrank_cli.pipeline.rethreshold import refuse_existing
+    from localrank_cli.table.write import check_suffix
 
     if output is not None and output != Path("-"):
         check_suffix(output)
-        if not overwrite and (output.exists() or manifest_path(output).exists()):
-            raise OutputError(
-                f"{output}: exists already.", "Give another name with -o, or pass --overwrite."
-            )
+        if not overwrite:
+            refuse_existing(output)
     from localrank_cli.pipeline.rethreshold import Rethreshold
 
-    if not _write(Rethreshold.at(spectra, absolute, relative, noise), output, quiet=quiet):
+    if not _write(
+        Rethreshold.at(spectra, absolute, relative, noise), output, overwrite=overwrite, quiet=quiet
+    ):
         raise typer.Exit(_NOT_FINITE)
 
 
-def _write(work: "Rethreshold", output: Path | None, *, quiet: bool) -> bool:
+def _write(work: "Rethreshold", output: Path | None, *, overwrite: bool, quiet: bool) -> bool:
     """Writes where the results belong, as analyze does; tells whether all values are finite."""
     from rich.console import Console
 
     from localrank_cli.cli.screen import Screen
     from localrank_cli.cli.summary import Summary
+    from localrank_cli.pipeline.rethreshold import write_rethresholded
     from localrank_cli.table.columns import header
-    from localrank_cli.table.write import RowWriter, manifest_path, write_table, write_whole
+    from localrank_cli.table.write import RowWriter
 
     rows, is_finite = [], True
     for record in work.records():
@@ -92,8 +93,7 @@ def _write(work: "Rethreshold", output: Path | None, *, quiet: bool) -> bool:
         is_finite &= record.is_finite
     to_file = output is not None and output != Path("-")
     if output is not None and to_file:
-        write_table(output, rows, work.extra_columns)
-        write_whole(manifest_path(output), work.manifest(sys.argv))
+        write_rethresholded(work, rows, output.absolute(), sys.argv, overwrite=overwrite)
         Screen(quiet=quiet, verbose=False).note(f"wrote {output} and {output.name}.json")
     if sys.stdout.isatty() and (to_file or output is None):
         summary = Summary()

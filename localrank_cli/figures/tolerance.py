@@ -87,5 +87,5 @@ def _draw(axes: Axes, found: Sequence[Spectrum], colours: Sequence[Any], *, rela
     names = distinct([spectrum.layer for spectrum in found])
     places = np.geomspace(top * 10.0**-_DECADES, top, _PLACES)
     for spectrum, colour in zip(found, colours, strict=True):
-        ranks = counts(spectrum.values, places, relative=relative)
+        ranks = counts(spectrum, places, relative=relative)
         axes.plot(places, ranks, color=colour, label=names[spectrum.layer])

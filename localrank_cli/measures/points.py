@@ -6,6 +6,7 @@ Local rank counts singular values above a tolerance (Patel & Shwartz-Ziv, 2410.0
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from localrank_cli.measures.table import MEASURES
@@ -20,6 +21,20 @@ class Ranks:
     counts: Tensor  # (points,), int64: #{i: sigma_i > tol}
     near: Tensor  # (points,), bool: the counts at 0.99 tol and at 1.01 tol differ
     undecided: Tensor  # (points,), bool: a sigma is closer to tol than its rounding
+
+
+def count_above(values: Tensor, thresholds: Tensor) -> Tensor:
+    """Count the singular values above each threshold: the one place where ranks are counted.
+
+    Args:
+        values: Shape (points, r), float64, finite.
+        thresholds: Shape (points, thresholds), float64.
+
+    Returns:
+        Shape (points, thresholds), int64; strictly greater counts.
+    """
+    columns = [(values > one.unsqueeze(1)).sum(dim=1) for one in thresholds.unbind(dim=1)]
+    return torch.stack(columns, dim=1)
 
 
 def local_ranks(spectrum: LayerSpectrum, tolerance: Tolerance) -> Ranks:
@@ -44,10 +59,9 @@ def local_ranks(spectrum: LayerSpectrum, tolerance: Tolerance) -> Ranks:
         # The tolerance itself is off by as much of that rounding as it is of sigma_1.
         slack = rounding + tolerance.relative(spectrum.n_out, spectrum.n_in) * off
     tol = tolerance.threshold(first, spectrum.n_out, spectrum.n_in).unsqueeze(1)
-    below = (values > 0.99 * tol).sum(dim=1)
-    above = (values > 1.01 * tol).sum(dim=1)
+    counts, below, above = count_above(values, tol * tol.new_tensor([1, 0.99, 1.01])).unbind(1)
     return Ranks(
-        counts=(values > tol).sum(dim=1),
+        counts=counts,
         near=below != above,
         undecided=((values - tol).abs() <= slack).any(dim=1) & (rounding[:, 0] > 0),
     )

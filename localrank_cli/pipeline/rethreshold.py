@@ -7,14 +7,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import OutputError, UnreadableError
 from localrank_cli.measures.points import point_measures
 from localrank_cli.pipeline.machine import versions
 from localrank_cli.pipeline.manifest import FORMAT, extra_columns
 from localrank_cli.pipeline.tolerances import check_rounding
 from localrank_cli.spectrum.tolerance import Tolerance
+from localrank_cli.table.columns import Row
+from localrank_cli.table.journal import journal_path
+from localrank_cli.table.lock import OutputLock
 from localrank_cli.table.record import CheckpointRecord, LayerRecord
 from localrank_cli.table.spectra_files import find_spectra, read_spectra
+from localrank_cli.table.write import (
+    cannot_write,
+    manifest_path,
+    remove_temporary,
+    write_table,
+    write_whole,
+)
 
 _STEP = re.compile(r"step_(\d+)$")
 
@@ -116,6 +126,50 @@ class Rethreshold:
             "spectra": str(self.folder.absolute()),
             "series": [self.series[run] for run in sorted(self.series)],
         }
+
+
+def refuse_existing(target: Path) -> None:
+    """Check that a table of this name would replace nothing.
+
+    Raises:
+        OutputError: If there is a table, a manifest or a journal.
+    """
+    for path in (target, manifest_path(target), journal_path(target)):
+        if path.exists() or path.is_symlink():
+            raise OutputError(
+                f"{path}: exists already.", "Give another name with -o, or pass --overwrite."
+            )
+
+
+def write_rethresholded(
+    work: Rethreshold,
+    rows: Sequence[Row],
+    target: Path,
+    command: Sequence[str],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write table and manifest in place of whatever had their name, journal included.
+
+    The journal of an earlier analysis would give its old rows to whoever merges or resumes.
+
+    Args:
+        work: All of whose records were taken.
+        rows: Of these records.
+        target: The table.
+        command: The command line, for the manifest.
+        overwrite: Whether to discard what is there.
+    """
+    with OutputLock(target):
+        remove_temporary(target)
+        if not overwrite:
+            refuse_existing(target)
+        try:
+            journal_path(target).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(journal_path(target), error) from error
+        write_table(target, rows, work.extra_columns)
+        write_whole(manifest_path(target), work.manifest(command))
 
 
 def _order(path: Path) -> tuple[str, int]:

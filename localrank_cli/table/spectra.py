@@ -17,6 +17,7 @@ from localrank_cli.table.choose import listed, matching
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _KEY, _FORMAT = "localrank_spectra", 1
+SCALE = "\tsigma_1"  # behind a layer's name: that of the whole Jacobian and its rounding
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Spectrum:
         layer: Qualified name.
         layer_index: Order of execution.
         values: Singular values, descending; shape (points, min(n_out, n_in)), finite points only.
+        first: What relative tolerances refer to, shape (points,): sigma_1 of these values, or with
+            `--sigma-1 full` that of the whole Jacobian of which they are a part.
     """
 
     run: str
@@ -36,6 +39,7 @@ class Spectrum:
     layer: str
     layer_index: int
     values: Array
+    first: Array
 
 
 class SpectraFile:
@@ -166,26 +170,34 @@ def _spectrum(entry: dict[str, Any], file: Any) -> Spectrum:
     values = np.asarray(file.get_tensor(name), dtype=np.float64)
     if values.ndim != 2:
         raise ValueError(f"{name!r} has shape {values.shape}")
-    finite = values[np.isfinite(values).all(axis=1)]
-    ordered = -np.sort(-finite, axis=1)
+    ordered = -np.sort(-values, axis=1)
+    first = ordered[:, 0] if values.shape[1] else np.zeros(len(values))
+    if name + SCALE in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
+        first = np.asarray(file.get_tensor(name + SCALE), dtype=np.float64)[0]
+    finite = np.isfinite(values).all(axis=1)
     run, layer = str(entry["run"]), str(entry["layer"])
-    return Spectrum(run, entry["step"], layer, entry["layer_index"], ordered)
+    place = (run, entry["step"], layer, entry["layer_index"])
+    return Spectrum(*place, ordered[finite], first[finite])
 
 
-def counts(values: Array, tolerances: Array, *, relative: bool) -> Array:
-    """Mean local rank at many tolerances.
+def counts(spectrum: Spectrum, tolerances: Array, *, relative: bool) -> Array:
+    """Compute the mean local rank at many tolerances, counted as the table counts.
 
     Args:
-        values: Singular values, shape (points, r).
+        spectrum: Of one layer.
         tolerances: Any number.
-        relative: To the largest singular value of each point.
+        relative: Whether they are shares of `spectrum.first`.
 
     Returns:
-        One mean for each tolerance; strictly greater counts, as everywhere.
+        One mean for each tolerance.
     """
-    top = values.max(axis=1, initial=0.0)
-    total = np.zeros(len(tolerances))
-    for row, largest in zip(values, top, strict=True):
-        bounds = tolerances * largest if relative else tolerances
-        total += len(row) - np.searchsorted(np.sort(row), bounds, side="right")
-    return total / len(values)
+    # torch takes seconds to import, and most pictures need no singular values.
+    import torch  # noqa: PLC0415
+
+    from localrank_cli.measures.points import count_above  # noqa: PLC0415
+
+    scale = spectrum.first if relative else np.ones(len(spectrum.first))
+    thresholds = torch.from_numpy(scale[:, None] * tolerances)
+    found = count_above(torch.from_numpy(spectrum.values), thresholds)
+    means: Array = found.sum(dim=0).numpy() / len(spectrum.values)
+    return means

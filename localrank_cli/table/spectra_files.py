@@ -16,11 +16,11 @@ from localrank_cli.spectrum.spectra import LayerSpectrum, Scale
 from localrank_cli.spectrum.svd import rounding
 from localrank_cli.table.record import CheckpointRecord
 from localrank_cli.table.rows import LayerFacts
+from localrank_cli.table.spectra import SCALE
 from localrank_cli.table.write import replacing
 
 FORMAT = 1
 _ENTRY = "localrank_spectra"
-_SCALE = "\tsigma_1"  # behind a layer's name: that of the whole Jacobian and its rounding
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def write_spectra(
     for layer, spectrum in zip(record.layers, spectra, strict=True):
         if spectrum.scale is not None:
             both = [spectrum.scale.values, spectrum.scale.rounding]
-            tensors[_name(layer.facts) + _SCALE] = torch.stack(both)
+            tensors[_name(layer.facts) + SCALE] = torch.stack(both)
     about = {
         "format": FORMAT,
         "entries": [
@@ -141,8 +141,8 @@ def _layer(entry: dict[str, Any], file: Any) -> KeptLayer:
     n_columns, cells = entry.pop("n_columns"), entry.pop("cells")
     facts = LayerFacts(**entry)
     name, scale = _name(facts), None
-    if name + _SCALE in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
-        scale = Scale(*file.get_tensor(name + _SCALE))
+    if name + SCALE in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
+        scale = Scale(*file.get_tensor(name + SCALE))
     return KeptLayer(facts, n_columns, cells, file.get_tensor(name), scale)
 
 

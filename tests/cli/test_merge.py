@@ -295,3 +295,40 @@ def test_a_name_that_is_not_there(tmp_path: Path) -> None:
     outcome = invoke("merge", str(tmp_path / "nope"), "-o", str(tmp_path / "ranks.csv"))
     assert outcome.code == 1
     assert outcome.error.startswith(f"{tmp_path}/nope: there is no such file or folder. Name the")
+
+
+HOSTILE = "a\nlocalrank: error: forged\x1b[31m[bold]"
+
+
+def test_names_of_files_forge_no_message(tmp_path: Path) -> None:
+    series = save_series(tmp_path / "run")
+    assert shard(series, tmp_path / HOSTILE, 0, 2).code == 0
+    target = tmp_path / f"{HOSTILE}.csv"
+    words = ("merge", str(tmp_path / HOSTILE), "-o", str(target))
+    assert invoke(*words).code == 1
+    partial = invoke(*words, "--partial")
+    assert partial.code == 0
+    for line in partial.stderr.splitlines():
+        assert line.startswith(("localrank: note: ", "localrank: warning: "))
+        assert line.isprintable()
+    assert "[bold]" in partial.stderr
+
+
+@pytest.mark.parametrize("command", ["show", "report", "rethreshold", "inspect", "analyze"])
+def test_names_of_runs_forge_no_message_of_other_commands(tmp_path: Path, command: str) -> None:
+    series = save_series(tmp_path / HOSTILE)
+    table, spectra = tmp_path / f"{HOSTILE}.csv", tmp_path / f"{HOSTILE}.s"
+    made = invoke("analyze", str(series), *QUICK, "-o", str(table), "--spectra", str(spectra))
+    words = {
+        "show": (str(table),),
+        "report": (str(table), "--spectra", str(spectra)),
+        "rethreshold": (str(spectra), "-o", str(tmp_path / f"{HOSTILE}.tsv")),
+        "inspect": (str(series), *QUICK),
+    }
+    outcome = invoke(command, *words[command]) if command in words else made
+    assert outcome.code == 0, outcome.stderr
+    for line in outcome.stderr.splitlines():
+        assert line.startswith(("localrank: note: ", "localrank: warning: ")), line
+    for line in (*outcome.stdout.splitlines(), *outcome.stderr.splitlines()):
+        assert line.isprintable()
+        assert not line.startswith("localrank: error")

@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.cli.program import invoke
 from tests.figures.tables import save_spectra, table
 from tests.helpers import entries
 from tests.report.test_page import data_of
+
+TEACHER = Path(__file__).parents[2] / "sample_checkpoints/gaussian_teacher"
 
 
 @pytest.fixture
@@ -42,6 +45,33 @@ def test_title_manifest_and_spectra(ranks: Path) -> None:
     assert "<h1>My &lt;page&gt;</h1>" in page
     assert "<dt>model</dt><dd>a plain MLP</dd>" in page
     assert set(data_of(page)["spectra"]) == {"atol", "rtol"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--output-slice", "40:44", "--sigma-1", "full", "--layers", "0,2"),
+        ("--output-slice", "40:44", "--layers", "0,2"),
+        ("--input-metric", "data", "--allow-small-cov"),
+        ("--dtype", "float32"),
+    ],
+)
+def test_the_slider_agrees_with_the_table(tmp_path: Path, words: tuple[str, ...]) -> None:
+    target, spectra = tmp_path / "r.csv", tmp_path / "spectra"
+    tolerances = ("--rtol", "0.1", "--rtol", "0.3", "--atol", "0.05", "--atol", "0.7")
+    common = ("--last", "2", "--spectra", str(spectra), "-o", str(target), *tolerances)
+    assert invoke("analyze", str(TEACHER), *common, *words).code == 0
+    again = ("-o", str(tmp_path / "again.csv"), *tolerances)
+    assert invoke("rethreshold", str(spectra), *again).code == 0
+    assert (tmp_path / "again.csv").read_text() == target.read_text()
+    assert invoke("report", str(target), "--spectra", str(spectra)).code == 0
+    sliding = data_of(target.with_suffix(".html").read_text(encoding="utf-8"))["spectra"]
+    for row in pd.read_csv(target).itertuples():
+        kind, value = str(row.tolerance).split("=")
+        slider = sliding[kind]
+        ranks = slider["runs"][row.run][str(row.layer)][str(row.step)]
+        # The page holds five significant digits.
+        assert ranks[slider["grid"].index(float(value))] == float(f"{row.local_rank:.5g}")
 
 
 def test_failed_rows_are_said(tmp_path: Path) -> None:

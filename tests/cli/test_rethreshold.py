@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from localrank_cli.table.lock import OutputLock
 from localrank_cli.table.spectra_files import read_spectra
 from tests.cli.program import QUICK, invoke
 from tests.helpers import save_series, weights
@@ -65,6 +66,38 @@ def test_a_file_with_its_manifest(kept: Path, tmp_path: Path) -> None:
     assert invoke("rethreshold", str(kept), "-o", str(target)).code == 1
     again = invoke("rethreshold", str(kept), "-o", str(target), "--overwrite", "-q")
     assert (again.code, again.stderr) == (3, "")
+
+
+def test_overwriting_an_analysis_leaves_no_journal_of_it(tmp_path: Path) -> None:
+    series, spectra, target = (
+        save_series(tmp_path / "run"),
+        tmp_path / "spectra",
+        tmp_path / "r.csv",
+    )
+    analyze = ("analyze", str(series), *QUICK, "--rtol", "0.1", "-o", str(target))
+    assert invoke(*analyze, "--spectra", str(spectra)).code == 0
+    again = ("rethreshold", str(spectra), "--atol", "0.3", "-o", str(target))
+    assert "exists already" in invoke(*again).error
+    assert invoke(*again, "--overwrite").code == 0
+    table = target.read_bytes()
+    merged = invoke("merge", str(target), "-o", str(tmp_path / "m.csv"))
+    assert merged.code == 1
+    assert "there is no journal r.csv.journal beside it" in merged.error
+    resumed = invoke(*analyze)
+    assert resumed.code == 1
+    assert "start anew with --overwrite" in resumed.error
+    assert target.read_bytes() == table
+    assert invoke(*analyze, "--overwrite").code == 0
+    assert {row["tolerance"] for row in rows(target.read_text())} == {"rtol=0.1"}
+
+
+def test_a_table_that_is_being_written_is_left_alone(kept: Path, tmp_path: Path) -> None:
+    target = tmp_path / "r.csv"
+    with OutputLock(target):
+        outcome = invoke("rethreshold", str(kept), "-o", str(target), "--overwrite")
+    assert outcome.code == 1
+    assert "is writing it" in outcome.error
+    assert not target.exists()
 
 
 def test_without_what_is_not_finite_it_is_done(kept: Path) -> None:

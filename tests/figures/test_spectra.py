@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.figures import SpectraFile, spectrum, tolerance
 from localrank_cli.figures.spectrum import medians
-from localrank_cli.table.spectra import counts
+from localrank_cli.table.spectra import Spectrum, counts
 from tests.cli.program import invoke
 from tests.figures.drawn import assert_readable, lines, texts
 from tests.figures.tables import save_spectra
@@ -62,10 +63,13 @@ def test_nothing_finite(tmp_path: Path) -> None:
 
 def test_counts_are_strictly_greater() -> None:
     values = np.array([[4.0, 2.0, 1.0], [8.0, 0.0, 0.0]])
-    absolute = counts(values, np.array([0.5, 1, 2, 4, 8]), relative=False)
+    spectrum = Spectrum("run", 0, "0", 0, values, values[:, 0])
+    absolute = counts(spectrum, np.array([0.5, 1, 2, 4, 8]), relative=False)
     assert absolute.tolist() == [2.0, 1.5, 1.0, 0.5, 0.0]
-    relative = counts(values, np.array([0.1, 0.25, 0.5, 1]), relative=True)
+    relative = counts(spectrum, np.array([0.1, 0.25, 0.5, 1]), relative=True)
     assert relative.tolist() == [2.0, 1.5, 1.0, 0.0]
+    part = replace(spectrum, first=np.array([20.0, 20.0]))  # of a whole whose norm is 20
+    assert counts(part, np.array([0.1, 0.15, 0.25]), relative=True).tolist() == [1.0, 1.0, 0.5]
 
 
 def test_medians_leave_zero_to_no_axis() -> None:
