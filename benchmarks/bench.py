@@ -49,7 +49,7 @@ class Runs:
             The worker, waiting.
         """
         command = [sys.executable, str(HERE / "worker.py"), case, method, str(threads)]
-        # OpenMP's default wait policy, which users have: PASSIVE makes a baseline three times slower.
+        # OpenMP's default wait policy, as users have it: PASSIVE slows a baseline down threefold.
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
