@@ -30,10 +30,13 @@ from tests.networks import (
     layer,
     low_rank,
     mlp,
+    paired,
     partly_dead,
+    phasor,
     repeat,
     settled,
     tied,
+    turned,
     zero,
 )
 
@@ -257,4 +260,35 @@ AWKWARD: tuple[Case, ...] = (
         torch.randn(3, 6)), layers=("a", "a.inner")),
 )  # fmt: skip
 
-CASES = PLAIN + IN_PLACE + REUSE + OUTPUTS + LAYERS + SEQUENCES + AWKWARD
+COMPLEX: tuple[Case, ...] = (
+    Case("complex_mlp", lambda: (
+        Net(lambda m, x: m["c"](torch.view_as_real(m["b"](m["a"](paired(x)).tanh())).flatten(1)),
+            a=phasor(3, 5), b=phasor(5, 4), c=layer(8, 6)), torch.randn(4, 6))),
+    Case("complex_narrow", lambda: (  # fewer outputs than inputs, and all layers behind them
+        Net(lambda m, x: m["b"](m["n"](m["a"](x.to(torch.cdouble)).abs())),
+            a=phasor(16, 3), n=nn.LayerNorm(3), b=layer(3, 7)), torch.randn(4, 16))),
+    Case("complex_on_the_way", lambda: (  # a chain of Linear layers but for what lies between
+        ab(lambda m, x: m["b"]((m["a"](x) * (1 + 2j)).exp().abs())), torch.randn(4, 6))),
+    Case("complex_phases", lambda: (  # the derivative of the phase cancels in no modulus
+        ab(lambda m, x: m["b"](torch.exp(1j * m["a"](x)).real)), torch.randn(4, 6))),
+    Case("complex_wrt", lambda: (
+        Net(lambda m, x: m["b"](torch.tanh(m["a"](paired(x)).conj())),
+            a=phasor(3, 5), b=phasor(5, 4)), torch.randn(4, 6)), wrt="a"),
+    Case("complex_conjugated", lambda: (
+        Net(lambda m, x: m["b"](m["a"](x)), a=Wrapped(6, 4, lambda t: paired(t).conj()),
+            b=phasor(2, 3)), torch.randn(3, 6)), layers=("a", "a.inner", "b")),
+    Case("complex_rotary", lambda: (
+        Net(lambda m, x: m["b"](turned(m["a"](x)) @ turned(m["a"](x)).mT @ x),
+            a=layer(4, 4), b=layer(4, 3)), torch.randn(3, 3, 4))),
+    Case("complex_spectral", lambda: (
+        Net(lambda m, x: m["b"](torch.fft.irfft(m["a"](torch.fft.rfft(x)), n=6)),
+            a=phasor(4, 4), b=layer(6, 5)), torch.randn(4, 6))),
+    Case("complex_scalar", lambda: (
+        Net(lambda m, x: m["b"](m["a"](x[0])), a=Wrapped(6, 4, lambda t: paired(t).sum()),
+            b=nn.Identity()), torch.randn(3, 6)), layers=("a", "a.inner")),
+    Case("complex64_inside", lambda: (
+        Net(lambda m, x: m["b"](m["a"](x).to(torch.cfloat).sin().abs().double()),
+            a=layer(6, 5), b=layer(5, 4)), torch.randn(4, 6)), seed=1, low_precision=True),
+)  # fmt: skip
+
+CASES = PLAIN + IN_PLACE + REUSE + OUTPUTS + LAYERS + SEQUENCES + AWKWARD + COMPLEX

@@ -43,7 +43,8 @@ def naive_jacobians(
 
     Returns:
         Label -> shape (points, n_out, n_in), in the order in which the layers run; only those that
-        depend on the varied tensor. NaN where a pre-activation so far is not finite.
+        depend on the varied tensor. NaN where a pre-activation so far is not finite. Complex
+        entries count twice: real part, imaginary part.
     """
     rows: dict[str, list[Array]] = {}
     for point in points:
@@ -64,12 +65,12 @@ def naive_outputs(
         layers: Names of modules; none: all affine layers.
 
     Returns:
-        Label -> shape (n_out,).
+        Label -> shape (n_out,); of complex outputs real and imaginary parts in turn.
     """
     with _eval_copy(model) as twin, torch.no_grad():
         calls, _ = _run(twin, point.clone()[None], layers, "")
     return {
-        label: tensor.detach().double().flatten().numpy()
+        label: _parts(tensor.detach().flatten()).double().flatten().numpy()
         for label, tensor, wanted, _ in calls
         if wanted
     }
@@ -166,13 +167,21 @@ def _jacobians_at(
         broken = broken or not bool(torch.isfinite(tensor).all())
         if not wanted or not tensor.requires_grad:
             continue
-        jacobian = np.zeros((tensor.numel(), leaf.numel()))
-        for index, entry in enumerate(tensor.flatten()):
+        entries = _parts(tensor.flatten()).flatten()
+        jacobian = np.zeros((entries.numel(), leaf.numel() * (2 if leaf.is_complex() else 1)))
+        for index, entry in enumerate(entries):
             (row,) = torch.autograd.grad(entry, leaf, retain_graph=True, allow_unused=True)
             if row is not None:
-                jacobian[index] = row.double().flatten().numpy()
+                # Of a complex leaf, torch's gradient is that by the real part plus i times that by
+                # the imaginary part.
+                jacobian[index] = _parts(row.flatten()).double().flatten().numpy()
         jacobians[label] = np.full_like(jacobian, np.nan) if broken else jacobian
     return jacobians
+
+
+def _parts(tensor: Tensor) -> Tensor:
+    """Real and imaginary parts on a new last axis; a real tensor itself."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -200,3 +200,19 @@ def bias(model: nn.Module, name: str) -> Tensor:
         Its data, no copy.
     """
     return model.get_parameter(f"{name}.bias").data
+
+
+def phasor(n_in: int, n_out: int) -> nn.Linear:
+    """A complex Linear layer."""
+    return nn.Linear(n_in, n_out, dtype=torch.cdouble)
+
+
+def paired(x: Tensor) -> Tensor:
+    """Neighbours on the last axis as real and imaginary parts."""
+    return torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+
+
+def turned(x: Tensor) -> Tensor:
+    """Pairs on the last axis turned by an angle for each position."""
+    angles = torch.arange(x.shape[-2], dtype=torch.float64)[:, None] / torch.tensor([1.0, 3.0])
+    return torch.view_as_real(paired(x) * torch.polar(torch.ones_like(angles), angles)).flatten(-2)

@@ -55,6 +55,11 @@ def _forward(model: nn.Module, call: Call | None) -> Callable[[Tensor], Tensor]:
                 f" {' '.join(str(error).split())[:300]}",
                 "It ran at the drawn points: look for points that differ from them.",
             ) from error
+        if found is not None and found.is_complex():
+            raise ModelError(
+                "the model's output is complex, and loss and accuracy need real numbers.",
+                "Return real numbers from the model, or leave out --labels-key.",
+            )
         if found is None or not found.is_floating_point():
             raise ModelError("the model's output holds no floating-point tensor.")
         return found

@@ -164,6 +164,8 @@ class _Walk:
         layer = self._seen[index]
         label = layer.call.label
         points = self._inputs.shape[0]
+        if layer.output.is_complex():
+            return Refusal(f"{label} is complex")
         if layer.inputs.ndim != 2 or layer.inputs.shape[0] != points:
             return Refusal(f"{label} sees more than one vector per point")
         expected = functional.linear(layer.inputs, layer.module.weight, layer.module.bias)
@@ -178,6 +180,8 @@ class _Walk:
     def _with_slope(self, layer: _Seen, parent: int | None) -> Link | Refusal:
         label, points = layer.call.label, self._inputs.shape[0]
         source = self._inputs if parent is None else self._seen[parent].output
+        if source.is_complex():
+            return Refusal(f"{label}: what feeds it is complex")
         if source.numel() != layer.inputs.numel():
             return Refusal(f"{label}: its input has another size than what feeds it")
         # Of an elementwise map, the gradient of the sum is the diagonal of its Jacobian.

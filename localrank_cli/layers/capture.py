@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import LayerError
-from localrank_cli.layers.outputs import first_tensor, replace_first
+from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
 
 
 @dataclass(frozen=True, order=True)
@@ -110,10 +110,12 @@ class Capture:
 
         Args:
             inputs: The batch given to the model.
-            varied: With `wrt`, what takes the place of that call's first tensor; None leaves it.
+            varied: With `wrt`, what takes the place of that call's first tensor, as `real_parts`;
+                None leaves it.
 
         Returns:
-            One tensor for each of `calls`, in their order, shaped as the module gave it.
+            One real tensor for each of `calls`, in their order, shaped as the module gave it; a
+            complex one as its `real_parts`.
 
         Raises:
             LayerError: If a wanted call did not happen, or gave no tensor.
@@ -169,16 +171,19 @@ class _Run:
         if call == self._wrt and self._varied is not None:
             # Contiguous, as modules give their outputs: what follows may `.view` it.
             varied = self._varied.clone(memory_format=torch.contiguous_format)
+            like = first_tensor(output)
+            varied = varied if like is None else from_real_parts(varied, like)
             replaced = output = replace_first(output, varied)
         if call in self._watched:
             tensor = first_tensor(output)
             if tensor is not None:
-                self.seen[call] = tensor.clone()
+                self.seen[call] = real_parts(tensor).clone()
         if call in self._missing:
             tensor = first_tensor(output)
             if tensor is None:
                 raise LayerError(f"layer {call.label!r} gave no tensor in this forward pass.")
-            self.found[call] = tensor.clone(memory_format=torch.contiguous_format)
+            parts = real_parts(tensor)
+            self.found[call] = parts.clone(memory_format=torch.contiguous_format)
             self._missing.discard(call)
             if not self._missing:
                 raise _AllCaptured

@@ -5,7 +5,34 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+def real_parts(tensor: Tensor) -> Tensor:
+    """Return a tensor as real numbers: what is differentiated of a complex output.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        A real tensor itself; of a complex one its real and imaginary parts, along a new last axis.
+    """
+    # view_as_real refuses lazily conjugated tensors.
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def from_real_parts(parts: Tensor, like: Tensor) -> Tensor:
+    """Undo `real_parts`.
+
+    Args:
+        parts: From `real_parts`.
+        like: A tensor of the kind that is wanted.
+
+    Returns:
+        A complex tensor where `like` is complex, else `parts`.
+    """
+    return torch.complex(parts[..., 0], parts[..., 1]) if like.is_complex() else parts
 
 
 def first_tensor(output: object) -> Tensor | None:

@@ -51,7 +51,9 @@ def _part(part: str, text: str, option: str) -> Index:
     return slice(*(None if bound is None else int(bound) for bound in (start, stop, step)))
 
 
-def positions(text: str, batch: tuple[int, ...], option: str, where: str) -> Tensor:
+def positions(
+    text: str, batch: tuple[int, ...], option: str, where: str, *, is_complex: bool = False
+) -> Tensor:
     """Finds where a part lies in the flat tensor.
 
     Args:
@@ -59,6 +61,8 @@ def positions(text: str, batch: tuple[int, ...], option: str, where: str) -> Ten
         batch: Shape of the tensor for a batch of one point.
         option: For messages.
         where: What is sliced, for messages.
+        is_complex: Whether the last axis is that of real and imaginary parts: the notation is that
+            of the complex tensor, and both parts of an entry are taken.
 
     Returns:
         Indices into the flat tensor, int64, CPU, ascending.
@@ -74,7 +78,7 @@ def positions(text: str, batch: tuple[int, ...], option: str, where: str) -> Ten
             " of the points.",
             "Choose other layers with --layers.",
         )
-    shape = batch[1:]
+    shape = batch[1:-1] if is_complex else batch[1:]
     whole = torch.arange(int(torch.Size(shape).numel()), device="cpu").reshape(shape)
     if isinstance(index, int):
         if len(shape) < 2 or min(shape[-2:]) < index:
@@ -96,4 +100,4 @@ def positions(text: str, batch: tuple[int, ...], option: str, where: str) -> Ten
             f"{option} {text}: leaves nothing of {where} of shape {shape}.",
             "Give an index within it, or leave the layer out with --exclude.",
         )
-    return found
+    return torch.stack([2 * found, 2 * found + 1], dim=1).flatten() if is_complex else found

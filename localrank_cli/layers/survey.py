@@ -13,9 +13,12 @@ from torch.utils.flop_counter import flop_registry
 from localrank_cli.errors import LayerError, LocalrankError, ModelError
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.kinds import is_affine_layer
-from localrank_cli.layers.outputs import first_tensor, replace_first
+from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
 
-_LOW_PRECISION = (torch.float32, torch.float16, torch.bfloat16)
+# Type -> bytes of a real number in it.
+_LOW_PRECISION = {
+    torch.float32: 4, torch.float16: 2, torch.bfloat16: 2, torch.complex64: 4, torch.complex32: 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,10 @@ class CallRecord:
     call: Call
     module: str  # class name
     affine: bool  # Linear, Conv and their kin
-    shape: tuple[int, ...]  # of the first tensor output
+    shape: tuple[int, ...]  # of the first tensor output, as `real_parts`
     depends: bool  # on the varied tensor
     cost: float  # operations of the forward pass up to this output
+    is_complex: bool = False  # the last axis of the shape is that of the two parts
 
     @property
     def numel(self) -> int:
@@ -43,10 +47,11 @@ class Survey:
     """One forward pass of a model over one point."""
 
     records: tuple[CallRecord, ...]  # calls that gave a floating-point tensor, as they ended
-    varied_shape: tuple[int, ...]  # of the varied tensor for a batch of one point
+    varied_shape: tuple[int, ...]  # of the varied tensor for a batch of one point, as `real_parts`
     activations: int  # entries of all intermediate results for one point
     has_low_precision: bool  # whether some operation gave less than the analysis dtype
     silent: tuple[str, ...]  # modules that ran and gave no floating-point tensor
+    varied_is_complex: bool = False
 
     @property
     def n_in(self) -> int:
@@ -76,7 +81,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         self.cost = 0.0
         self.entries = 0
         self.low_precision = False
-        self._low = tuple(low for low in _LOW_PRECISION if low.itemsize < dtype.itemsize)
+        self._low = tuple(low for low, size in _LOW_PRECISION.items() if size < dtype.itemsize)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -93,7 +98,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, Tensor):
                 self.cost += tensor.numel()
-                self.entries += tensor.numel()
+                self.entries += tensor.numel() * (2 if tensor.is_complex() else 1)
                 self.low_precision |= tensor.dtype in self._low
         if func.overloadpacket is torch.ops.aten.convolution:
             self.entries += _unfolded(args[0], args[1], out)
@@ -113,6 +118,7 @@ class _Watch:
     operations: _Operations
     wrt: Call | None
     varied: Tensor | None = None
+    varied_is_complex: bool = False
     records: list[CallRecord] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
@@ -131,23 +137,25 @@ class _Watch:
             self.counts[name] = self.counts.get(name, 0) + 1
             call = Call(name, self.counts[name])
             tensor = first_tensor(output)
-            if tensor is None or not tensor.is_floating_point():
+            if tensor is None or not (tensor.is_floating_point() or tensor.is_complex()):
                 self.silent.append(call.label)
                 return None
             replaced = None
             if call == self.wrt:
                 # Cut off from what came before: only paths through this output are followed.
-                self.varied = tensor.detach().clone().requires_grad_(True)
-                tensor = self.varied.clone()
+                self.varied = real_parts(tensor).detach().clone().requires_grad_(True)
+                self.varied_is_complex = tensor.is_complex()
+                tensor = from_real_parts(self.varied.clone(), tensor)
                 replaced = replace_first(output, tensor)
             self.records.append(
                 CallRecord(
                     call=call,
                     module=type(module).__name__,
                     affine=is_affine_layer(module),
-                    shape=tuple(tensor.shape),
+                    shape=(*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape),
                     depends=tensor.requires_grad,
                     cost=self.operations.cost,
+                    is_complex=tensor.is_complex(),
                 )
             )
             return replaced
@@ -195,6 +203,7 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
         activations=watch.operations.entries,
         has_low_precision=watch.operations.low_precision,
         silent=tuple(watch.silent),
+        varied_is_complex=watch.varied_is_complex,
     )
 
 

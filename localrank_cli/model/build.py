@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.overrides import TorchFunctionMode
 
 from localrank_cli.errors import ModelError
 from localrank_cli.model.root import with_named_root
@@ -75,18 +76,41 @@ def move_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> No
     Args:
         model: Changed in place.
         device: Where to.
-        dtype: For floating-point tensors.
+        dtype: For floating-point tensors; complex ones get the complex type of that precision.
 
     Raises:
         ModelError: If a plain attribute is a view of a parameter.
     """
     _refuse_views(model)
-    model.to(device=device, dtype=dtype)
-    for module in model.modules():
-        for key, value in list(vars(module).items()):
-            if isinstance(value, Tensor):
-                floating = value.is_floating_point()
-                setattr(module, key, value.to(device=device, dtype=dtype if floating else None))
+    with _ComplexStaysComplex():
+        model.to(device=device, dtype=dtype)
+        for module in model.modules():
+            for key, value in list(vars(module).items()):
+                if isinstance(value, Tensor):
+                    inexact = value.is_floating_point() or value.is_complex()
+                    setattr(module, key, value.to(device=device, dtype=dtype if inexact else None))
+
+
+class _ComplexStaysComplex(TorchFunctionMode):
+    """Lets `to` take a complex tensor to the complex type of the precision that was asked for.
+
+    nn.Module.to would discard imaginary parts. A mode, so that a model's own `to` (which may move
+    tensors in lists, say) is covered too.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func is Tensor.to and args[0].is_complex():
+            args = tuple(_complex_type(value) for value in args)
+            kwargs = {key: _complex_type(value) for key, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _complex_type(value: object) -> object:
+    if isinstance(value, torch.dtype) and value.is_floating_point:
+        return value.to_complex()
+    return value
 
 
 def _refuse_views(model: nn.Module) -> None:

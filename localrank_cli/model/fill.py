@@ -28,10 +28,16 @@ class Expected:
             key: tuple(value.shape) for key, value in state.items()
         }
         self._floats = {key for key, value in state.items() if value.is_floating_point()}
+        self._complex = {key for key, value in state.items() if value.is_complex()}
         owners: dict[int, list[str]] = {}
         for key, value in state.items():
             owners.setdefault(id(value), []).append(key)
         self.tied = [keys for keys in owners.values() if len(keys) > 1]
+
+    @property
+    def has_complex(self) -> bool:
+        """Whether some of it is complex."""
+        return bool(self._complex)
 
     def fits(self, shapes: Shapes) -> bool:
         """Tells whether keys and shapes match exactly.
@@ -70,21 +76,35 @@ class Expected:
         return missing, unexpected, wrong
 
     def check_types(self, dtypes: Mapping[str, torch.dtype], place: str) -> None:
-        """Refuses numbers of another kind where the model has floating-point numbers.
+        """Refuses numbers of another kind than the model has: copying them would change them.
 
         Args:
-            dtypes: Of a checkpoint, or only those that are worth a look.
+            dtypes: Of a checkpoint.
             place: File and step, for messages.
 
         Raises:
             MismatchError: If there are any.
         """
         for key, dtype in dtypes.items():
-            if key in self._floats and not dtype.is_floating_point:
-                name = str(dtype).removeprefix("torch.")
+            holds = f"{place}: {key} holds {str(dtype).removeprefix('torch.')}, expected"
+            if dtype.is_complex and key in self.shapes and key not in self._complex:
+                numbers = "floating-point numbers" if key in self._floats else "integers"
                 raise MismatchError(
-                    f"{place}: {key} holds {name}, expected floating-point numbers.",
-                    "Quantized and complex weights are not read: save them as floats.",
+                    f"{holds} {numbers} without an imaginary part.",
+                    "Build this part of the network with complex weights (dtype=torch.cfloat) in"
+                    " the code that --model names; an inferred MLP is real.",
+                )
+            if key in self._complex and not dtype.is_complex:
+                # With an imaginary part of 0 it would be another network, if that part was lost.
+                raise MismatchError(
+                    f"{holds} complex numbers.",
+                    "Save the weights as they are in the model, without converting them to a real"
+                    " dtype; where they are real, build the network with real weights.",
+                )
+            if key in self._floats and not dtype.is_floating_point:
+                raise MismatchError(
+                    f"{holds} floating-point numbers.",
+                    "Quantized weights are not read: save them as floats.",
                 )
 
 

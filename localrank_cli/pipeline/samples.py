@@ -206,6 +206,11 @@ def _labels(settings: Settings, points: Points) -> Tensor:
             "Give --data an .npz, .safetensors or .pt file that holds the labels too.",
         )
     labels, _ = load_array(path, key, "--labels-key")
+    if labels.is_complex():
+        raise DataError(
+            f"{path}[{key}]: complex targets are not supported.",
+            "Save real numbers: class labels, or targets as the model returns them.",
+        )
     if labels.ndim == 0 or labels.shape[0] != points.n_data:
         raise DataError(
             f"{path}[{key}]: shape {tuple(labels.shape)} for {points.n_data} points.",

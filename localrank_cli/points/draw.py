@@ -8,6 +8,10 @@ from torch import Tensor
 from localrank_cli.errors import DataError
 
 DEFAULT_POINTS = 64
+COMPLEX_DATA = (
+    "Save their real and imaginary parts as real numbers (torch.view_as_real adds an axis for them)"
+    " and join them in the model's forward pass (torch.view_as_complex)."
+)
 _ROWS_AT_ONCE = 4096
 
 
@@ -43,7 +47,7 @@ def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name:
     if data.ndim == 0 or data.shape[0] == 0 or data.numel() == 0:
         raise DataError(f"{name}: holds no points (shape {tuple(data.shape)}).", "Check --data.")
     if data.is_complex():
-        raise DataError(f"{name}: complex data are not supported.", "Give real numbers.")
+        raise DataError(f"{name}: complex data are not supported.", COMPLEX_DATA)
     _check_finite(data, name)
     total = data.shape[0]
     notes: list[str] = []

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from localrank_cli.archives import fault_of_archive, is_archive
 from localrank_cli.errors import DataError, LocalrankError, SettingsError
+from localrank_cli.points.draw import COMPLEX_DATA
 
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
 _DEFAULT_KEYS = ("x", "inputs", "images")
@@ -82,7 +83,8 @@ def from_numpy(array: "np.ndarray[Any, Any]", where: str) -> Tensor:
         DataError: If it does not hold numbers.
     """
     if array.dtype.kind not in "fiub":
-        raise DataError(f"{where} has dtype {array.dtype}.", "Real numbers are needed.")
+        advice = COMPLEX_DATA if array.dtype.kind == "c" else "Real numbers are needed."
+        raise DataError(f"{where} has dtype {array.dtype}.", advice)
     kind, size = array.dtype.kind, array.dtype.itemsize
     if array.size and kind == "u" and size == 8 and array.max() > np.iinfo(np.int64).max:
         raise DataError(f"{where} has integers above 2^63 - 1.", "Save it as floating point.")

@@ -101,14 +101,25 @@ def examine(
     entries = None
     if selection.input_slice:
         what = "the varied tensor"
-        entries = positions(selection.input_slice, seen.varied_shape, "--input-slice", what)
+        entries = positions(
+            selection.input_slice,
+            seen.varied_shape,
+            "--input-slice",
+            what,
+            is_complex=seen.varied_is_complex,
+        )
     if not selection.output_slice:
         return Examination(seen, chosen.records, chosen.notes, entries)
     picked = {}
     for record in chosen.records:
         what = f"the output of layer {record.call.label!r}"
-        found = positions(selection.output_slice, record.shape, "--output-slice", what)
-        picked[record.call] = found
+        picked[record.call] = positions(
+            selection.output_slice,
+            record.shape,
+            "--output-slice",
+            what,
+            is_complex=record.is_complex,
+        )
     records = tuple(replace(one, shape=(picked[one.call].shape[0],)) for one in chosen.records)
     return Examination(seen, records, chosen.notes, entries, picked)
 

@@ -20,6 +20,7 @@ NOTES: dict[str, tuple[str, ...]] = {
     "points_in_windows": (ONE_BY_ONE,),
     "one_at_a_time": (ONE_BY_ONE,),
     "scalar_output": (ONE_BY_ONE,),
+    "complex_scalar": (ONE_BY_ONE,),
     "subtracts_batch_mean": (ONE_BY_ONE,),
     "mixes_without_a_trace": (ONE_BY_ONE,),
     "batch_statistics": (ONE_BY_ONE,),

@@ -88,6 +88,47 @@ def test_what_is_no_parameter_is_there_and_moves_too() -> None:
     assert torch.allclose(out, expected, rtol=1e-15, atol=0)
 
 
+class Waves(nn.Module):
+    """Complex tensors in every place that is moved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1 + 2j]))
+        self.register_buffer("saved", torch.tensor([3 + 4j]))
+        self.register_buffer("table", torch.tensor([5 + 6j]), persistent=False)
+        self.plain = torch.tensor([7 + 8j])
+        self.real = torch.tensor([1.5])
+
+
+class MovesItself(nn.Sequential):
+    """Its own `to` moves what torch's does not."""
+
+    def __init__(self) -> None:
+        super().__init__(Waves())
+        self.several = [torch.tensor([9 + 10j])]
+
+    def to(self, *args: Any, **kwargs: Any) -> "MovesItself":
+        self.several = [tensor.to(*args, **kwargs) for tensor in self.several]
+        super().to(*args, **kwargs)
+        return self
+
+
+@pytest.mark.parametrize(
+    ("dtype", "of_complex"),
+    [(torch.float64, torch.complex128), (torch.float32, torch.complex64)],
+)
+def test_complex_tensors_keep_their_imaginary_part(
+    dtype: torch.dtype, of_complex: torch.dtype
+) -> None:
+    built: Any = build_model(MovesItself, {}, NAME)
+    move_model(built, torch.device("cpu"), dtype)
+    model = built[0]
+    tensors = [model.weight, model.saved, model.table, model.plain, *built.several]
+    assert [tensor.item() for tensor in tensors] == [1 + 2j, 3 + 4j, 5 + 6j, 7 + 8j, 9 + 10j]
+    assert {tensor.dtype for tensor in tensors} == {of_complex}
+    assert model.real.dtype == dtype
+
+
 @pytest.mark.parametrize(
     ("factory", "arguments", "message"),
     [

@@ -209,6 +209,33 @@ def test_weights_that_are_no_floats(dtype: torch.dtype) -> None:
         fill_model(model, Expected(model), state, PLACE)
 
 
+class TestComplex:
+    def test_complex_weights_arrive_whole(self) -> None:
+        state = nn.Linear(3, 2, dtype=torch.cfloat).state_dict()
+        model = filled(nn.Linear(3, 2, dtype=torch.cdouble), state)
+        assert torch.equal(model.get_parameter("weight"), state["weight"].to(torch.cdouble))
+
+    def test_real_weights_are_none_of_a_complex_layer(self) -> None:
+        model = nn.Linear(3, 2, dtype=torch.cfloat)
+        with pytest.raises(MismatchError, match="weight holds float16, expected complex") as caught:
+            fill_model(model, Expected(model), nn.Linear(3, 2).half().state_dict(), PLACE)
+        assert "without converting" in caught.value.advice
+
+    def test_complex_weights_are_none_of_an_integer_buffer(self) -> None:
+        model = nn.Linear(3, 2)
+        model.register_buffer("order", torch.tensor([1, 0]))
+        state = dict(model.state_dict(), order=torch.tensor([1, 1j]))
+        with pytest.raises(MismatchError, match="order holds complex64, expected integers"):
+            fill_model(model, Expected(model), state, PLACE)
+
+    def test_a_complex_network_is_asked_for(self) -> None:
+        state = {"weight": torch.ones(2, 3) * 1j, "bias": torch.ones(2) * 1j}
+        model = nn.Linear(3, 2)
+        with pytest.raises(MismatchError, match="without an imaginary part") as caught:
+            fill_model(model, Expected(model), state, PLACE)
+        assert "dtype=torch.cfloat" in caught.value.advice
+
+
 def test_what_a_models_own_loading_raises_is_told() -> None:
     class Picky(nn.Linear):
         def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -86,8 +86,9 @@ def test_no_points(shape: tuple[int, ...]) -> None:
 
 
 def test_complex_data() -> None:
-    with pytest.raises(DataError, match="complex"):
+    with pytest.raises(DataError, match="complex") as caught:
         draw(torch.zeros(70, 2, dtype=torch.complex64), None, 0, None, "x")
+    assert "torch.view_as_complex" in caught.value.advice
 
 
 class TestSample:

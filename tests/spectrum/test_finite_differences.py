@@ -24,7 +24,8 @@ SMOOTH = (
     "encoder_norm_first", "encoder_sequence_first", "attention_batch_first", "lstm_batch_first",
     "lstm_over_points", "gru_batch_first", "windows_of_points", "old_function", "numpy_function",
     "default_dtype_constants", "batch_statistics", "written_into_zeros", "subtracts_batch_mean",
-    "in_place_input", "tuple_output", "dataclass_output",
+    "in_place_input", "tuple_output", "dataclass_output", "complex_phases",
+    "complex_spectral", "complex_rotary", "complex_conjugated",
 )  # fmt: skip
 
 # Linear between kinks: only u |f| / h is left, at most 20 roundings of numbers under 5.

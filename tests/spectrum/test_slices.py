@@ -35,7 +35,7 @@ ROUTES = {
     "blocks": Route(chain=False, tight=True),
 }
 # Points lie along another axis, or there is none.
-OTHERWISE = {"scalar_output", "sequence_first_wrt_viewed"}
+OTHERWISE = {"scalar_output", "complex_scalar", "sequence_first_wrt_viewed"}
 OUTPUTS_OTHERWISE = {
     "attention_inside_sequence_first", "lstm_inside_sequence_first", "windows_of_points",
     "points_in_windows", "one_at_a_time",
@@ -120,6 +120,16 @@ def test_both_and_a_metric(name: str) -> None:
             for label, jacobian in jacobians(case).items()
         }
         check(case, found, parts)
+
+
+@pytest.mark.parametrize("varied", [True, False])
+def test_a_slice_of_a_complex_tensor_takes_both_parts_of_an_entry(varied: bool) -> None:
+    case = next(case for case in CASES if case.name == "complex_wrt")
+    slices = ("1:3", "") if varied else ("", "1:3")
+    found = found_by(case, Selection(("b",), (), case.wrt, False, *slices), Route())
+    jacobian = jacobians(case)["b"]
+    part = jacobian[:, :, 2:6] if varied else jacobian[:, 2:6]
+    check(case, found, {"b": part})
 
 
 def test_a_slice_that_does_not_fit_names_the_layer() -> None:
