@@ -277,7 +277,7 @@ def test_names_tell_the_steps_that_the_page_says() -> None:
 
 def test_the_readme_names_the_keys_of_the_settings(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    sentence = readme.split("Its keys are ", 1)[1].split(". Any other", 1)[0]
+    sentence = readme.split("The keys are ", 1)[1].split(". Any other", 1)[0]
     named = [name.strip("[]") for name in re.findall(r"`(.*?)`", sentence)]
     (tmp_path / "localrank.toml").write_text("nonsense = 1\n", encoding="utf-8")
     with pytest.raises(Exception, match="unknown key") as caught:
