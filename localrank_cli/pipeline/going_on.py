@@ -20,7 +20,14 @@ Note = Callable[[str], None]
 SETTINGS = "settings"
 SHARD = "shard"
 _Key = tuple[str, str, tuple[int, ...] | None]
-_NAMES = {"point_indices": "points", "data_sha256": "content of the data", "n_data": "data"}
+_NAMES = {
+    "point_indices": "points",
+    "data_sha256": "content of the data",
+    "n_data": "data",
+    "counting": "what the steps count",
+    "step_from": "--step-from",
+    "step_regex": "--step-regex",
+}
 
 
 @dataclass(frozen=True)

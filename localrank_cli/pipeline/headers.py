@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.checkpoints.twins import Twins
 from localrank_cli.errors import LocalrankError, MismatchError, SettingsError, UnreadableError
 from localrank_cli.model.fill import Expected, fill_model, mismatch
-from localrank_cli.pipeline.steps import Telling, Told, tell
+from localrank_cli.pipeline.counting import Counting
+from localrank_cli.pipeline.steps import Settled, Telling
+from localrank_cli.pipeline.told import Names, Told, tell
 
 Note = Callable[[str], None]
 Skip = Callable[[CheckpointFile, LocalrankError], None]
@@ -51,6 +53,15 @@ class PlannedCheckpoint:
         return f"{self.file.path} (step {self.step})"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a series beside the files to be read."""
+
+    files: tuple[CheckpointFile, ...] = ()  # all of the series: their names are read together
+    counting: Counting | None = None  # what a plan file says that the steps count
+    earlier: Settled | None = None  # of checkpoints that were there before these
+
+
 class Headers:
     """Reads each checkpoint's header once.
 
@@ -59,6 +70,7 @@ class Headers:
         trust_pickle: Whether a pickle may run code.
         rule: Where steps are looked for.
         weights: Which of several sets of weights in one file are meant (`--weights`).
+        setting: What is known beside the files.
     """
 
     def __init__(
@@ -67,6 +79,7 @@ class Headers:
         trust_pickle: bool,
         rule: StepRule = StepRule(),  # noqa: B008  # frozen
         weights: str = RAW,
+        setting: Setting = Setting(),  # frozen
     ) -> None:
         self._series = series
         self._trust_pickle = trust_pickle
@@ -76,7 +89,8 @@ class Headers:
         self._headers: dict[CheckpointFile, _Header] = {}
         self._last = _Header({}, frozenset(), {})
         self._epochs: dict[CheckpointFile, int | None] = {}
-        self.in_epochs = False  # whether epochs stand in for steps
+        self._setting = setting
+        self.settled = Settled(rule, Counting(), {})  # how the steps were found
         self.first: State | None = None  # the weights in the first file, by name
 
     def steps(self, note: Note, skip: Skip | None = None) -> list[tuple[CheckpointFile, int]]:
@@ -93,6 +107,9 @@ class Headers:
             SettingsError: If a step cannot be told, or different checkpoints have the same.
         """
         told: dict[CheckpointFile, Told] = {}
+        earlier = self._setting.earlier
+        before = earlier.told if earlier is not None else ()
+        names = Names([*before, *self._setting.files, *self._series.files])
         for file in self._series.files:
             content = self._read(file, skip)
             if content is None:
@@ -101,26 +118,49 @@ class Headers:
                 chosen = self._choose(list(content.states), content.averaged, file)
                 self.first = content.states[chosen[0]]
             self._headers[file] = self._shared(content)
-            told[file] = tell(file, content, self._rule)
-        telling = Telling(self._series, told, self._same)
+            try:
+                told[file] = tell(file, content, self._rule, names)
+            except UnreadableError as error:
+                _skip(skip, file, error)
+        telling = self._telling(told, names)
         steps = telling.steps(note)
-        self.in_epochs = telling.in_epochs
         self._epochs = {file: told[file].epoch for file, _ in steps}
         return steps
+
+    def _telling(self, told: dict[CheckpointFile, Told], names: Names) -> Telling:
+        earlier = self._setting.earlier
+        if earlier is None:
+            counting = self._setting.counting
+            telling = Telling(self._series, told, self._same, self._rule, counting)
+            self.settled = telling.settled
+            return telling
+        # The names of earlier checkpoints may have to be read in another way now.
+        again = {
+            file: replace(one, step=names.step(file).step) if one.place == "name" else one
+            for file, one in earlier.told.items()
+        }
+        together = Telling(self._series, again | told, self._same, self._rule)
+        for file in told:
+            earlier.check(together, file)
+        self.settled = together.settled
+        return Telling(self._series, told, self._same, self._rule, earlier.counting)
 
     def _read(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
         try:
             return read_checkpoint(file.path, trust_pickle=self._trust_pickle, header_only=True)
         except UnreadableError as error:
-            if skip is None:
-                raise
-            skip(file, error)
+            _skip(skip, file, error)
             return None
 
     def _same(self, one: CheckpointFile, other: CheckpointFile) -> bool:
-        if self._headers[one] != self._headers[other]:
+        if one in self._headers and other in self._headers:
+            return self._headers[one] == self._headers[other] and self._twins.same(
+                one.path, other.path
+            )
+        try:
+            return self._twins.same(one.path, other.path)
+        except UnreadableError:  # an earlier one is not there any more
             return False
-        return self._twins.same(one.path, other.path)
 
     def _choose(
         self, keys: Sequence[str], averaged: frozenset[str], file: CheckpointFile
@@ -188,6 +228,12 @@ class Headers:
             key=lambda shapes: sum(map(len, expected.differences(shapes))),
         )
         raise mismatch(expected, closest, place)
+
+
+def _skip(skip: Skip | None, file: CheckpointFile, error: UnreadableError) -> None:
+    if skip is None:
+        raise error
+    skip(file, error)
 
 
 def _check_types(
