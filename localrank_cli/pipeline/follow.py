@@ -126,7 +126,11 @@ class Watch:
     def _plan_one(self, file: CheckpointFile, series: SeriesPlan) -> list[PlannedCheckpoint]:
         alone = replace(series.series, files=(file,))
         rule = StepRule.parse(self.options.step_regex, self.options.step_from)
-        setting = Setting(earlier=self._settled.get(series.run, series.settled))
+        setting = Setting(
+            earlier=self._settled.get(series.run, series.settled),
+            is_inferred=series.settings.model.is_inferred,
+            is_hf=series.settings.model.is_hf,
+        )
         headers = Headers(alone, self.options.trust_pickle, rule, self.options.weights, setting)
         found = headers.steps(self.note)
         self._settled[series.run] = headers.settled

@@ -3,10 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.checkpoints.adapters import (
+    adapter_key,
+    is_adapter_alone,
+    is_of_peft,
+    refusal,
+)
 from localrank_cli.checkpoints.choice import RAW, choose, described
 from localrank_cli.checkpoints.content import Content, State
 from localrank_cli.checkpoints.prefixes import Stripping, candidates, strip_to_fit
@@ -60,6 +67,8 @@ class Setting:
     files: tuple[CheckpointFile, ...] = ()  # all of the series: their names are read together
     counting: Counting | None = None  # what a plan file says that the steps count
     earlier: Settled | None = None  # of checkpoints that were there before these
+    is_inferred: bool = False  # whether the network is read off the weights
+    is_hf: bool = False  # whether transformers builds it
 
 
 class Headers:
@@ -114,14 +123,16 @@ class Headers:
             content = self._read(file, skip)
             if content is None:
                 continue
-            if self.first is None:
-                chosen = self._choose(list(content.states), content.averaged, file)
-                self.first = content.states[chosen[0]]
-            self._headers[file] = self._shared(content)
+            chosen = self._choose(list(content.states), content.averaged, file)
             try:
+                bare = self._check_adapter({key: content.states[key] for key in chosen}, file)
                 told[file] = tell(file, content, self._rule, names)
             except UnreadableError as error:
                 _skip(skip, file, error)
+                continue
+            if self.first is None:
+                self.first = content.states[bare]
+            self._headers[file] = self._shared(content)
         telling = self._telling(told, names)
         steps = telling.steps(note)
         self._epochs = {file: told[file].epoch for file, _ in steps}
@@ -151,6 +162,19 @@ class Headers:
         except UnreadableError as error:
             _skip(skip, file, error)
             return None
+
+    def _check_adapter(self, states: Mapping[str, State], file: CheckpointFile) -> str:
+        """Refuse an adapter alone, and give the set of weights from which a network is inferred."""
+        # Where code gives the network, it decides: a network may consist of such layers.
+        if self._setting.is_inferred:
+            bare = [key for key, state in states.items() if not adapter_key(state)]
+        else:
+            alone = is_adapter_alone if self._setting.is_hf else partial(is_of_peft, file.path)
+            bare = [key for key, state in states.items() if not alone(state)]
+        bare = [key for key in bare if not is_of_peft(file.path, states[key])]
+        if not bare:
+            raise UnreadableError(*refusal(file.path, next(iter(states.values()))))
+        return bare[0]
 
     def _same(self, one: CheckpointFile, other: CheckpointFile) -> bool:
         if one in self._headers and other in self._headers:
@@ -223,6 +247,8 @@ class Headers:
                 with suppress(MismatchError):
                     fill_model(model, expected, content.states[container], place)
                     return PlannedCheckpoint(file, step, container, Stripping(), epoch=epoch)
+        if all(is_adapter_alone(header.shapes[key]) for key in chosen):
+            raise MismatchError(*refusal(file.path, header.shapes[chosen[0]]))
         closest = min(
             (renamed for key in chosen for _, renamed in candidates(header.shapes[key])),
             key=lambda shapes: sum(map(len, expected.differences(shapes))),

@@ -171,7 +171,8 @@ def _plan_series(
     if settings.source.path is not None:
         data_files.append(settings.source.path)
     series = find_checkpoints(folder, named, options.pattern, data_files, rule.names)
-    setting = Setting(series.files)
+    choice = settings.model
+    setting = Setting(series.files, is_inferred=choice.is_inferred, is_hf=choice.is_hf)
     if options.frozen is not None:
         listed = options.frozen.of_run(run)
         setting = replace(setting, counting=Counting.of_text(listed.settings.get("counting")))
