@@ -12,7 +12,7 @@ from pathlib import Path
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import CheckpointFile, find_checkpoints, find_folders
 from localrank_cli.checkpoints.steps import StepRule
-from localrank_cli.errors import LocalrankError, UnreadableError
+from localrank_cli.errors import LocalrankError, SettingsError, UnreadableError
 from localrank_cli.pipeline.failures import failed_record
 from localrank_cli.pipeline.folder_settings import read_folder_settings
 from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, Setting
@@ -116,12 +116,18 @@ class Watch:
             try:
                 planned += self._plan_one(file, series)
             except LocalrankError as error:
-                if self.options.on_error != "skip":
+                # Steps that cannot be told concern the series, not the one checkpoint.
+                if self.options.on_error != "skip" or isinstance(error, SettingsError):
                     raise
                 step = self._settled.get(series.run, series.settled).step_of_unread(file)
                 failures.append(failed_record(series.run, file.name, step, error))
         planned.sort(key=lambda one: one.step)
-        return replace(series, checkpoints=tuple(planned), failures=tuple(failures))
+        return replace(
+            series,
+            checkpoints=tuple(planned),
+            failures=tuple(failures),
+            settled=self._settled.get(series.run, series.settled),
+        )
 
     def _plan_one(self, file: CheckpointFile, series: SeriesPlan) -> list[PlannedCheckpoint]:
         alone = replace(series.series, files=(file,))

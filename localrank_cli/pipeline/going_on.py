@@ -61,6 +61,12 @@ def go_on(
     for series in plan.series:
         if series.run in saved:
             _compare(series, journal.body(saved[series.run]), journal)
+            finished = {
+                entry.head["checkpoint"]: (entry.head["step"], entry.head["facts"]["epoch"])
+                for entry in entries.values()
+                if entry.head["run"] == series.run and "epoch" in entry.head["facts"]
+            }
+            series.settled.check_finished(finished, journal.path)
     known = Known()
     for entry in sorted(entries.values(), key=lambda entry: entry.head["step"] or 0):
         digest = entry.head["facts"].get("sha256_of_tensors")

@@ -41,9 +41,9 @@ DECISIVE = (
     "information_point_indices",
     "information_noise",
     "columns",
+    "counting",
     "optional_columns",
     "weights",
-    "counting",
     "step_from",
     "step_regex",
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from localrank_cli.checkpoints.digits import joined, number_of, why_no_step
 from localrank_cli.checkpoints.folders import is_alias
@@ -62,6 +63,47 @@ class Settled:
             "Give the same command with --overwrite: it then starts anew with all of them.",
         )
 
+    def epoch_facts(self, file: CheckpointFile) -> dict[str, int]:
+        """Return what shows, in a later run, that steps begin anew in each epoch.
+
+        Args:
+            file: A checkpoint.
+
+        Returns:
+            Its epoch, for the journal; nothing where the step cannot begin anew.
+        """
+        told = self.told.get(file)
+        if told is None or told.epoch is None or told.is_global or self.counting.kind != STEPS:
+            return {}
+        return {"epoch": told.epoch}
+
+    def check_finished(self, finished: Mapping[str, tuple[int, int]], place: object) -> None:
+        """Refuse to add to checkpoints that show that steps begin anew in each epoch.
+
+        Args:
+            finished: Name -> step and epoch of checkpoints that need not be there any more.
+            place: The journal, for messages.
+
+        Raises:
+            SettingsError: If a step is not above those of earlier epochs.
+        """
+        if self.counting.kind != STEPS or self.rule.source:
+            return
+        there = {file.name for file in self.told}
+        earlier = {
+            CheckpointFile(Path(name), name): Told(step, "", epoch)
+            for name, (step, epoch) in finished.items()
+            if name not in there
+        }
+        restart = find_restart({**earlier, **self.told}, lambda *_: True) if earlier else None
+        if restart is not None:
+            shown = shown_restart(restart, {**earlier, **self.told})
+            raise SettingsError(
+                f"{place}: the step counts inside each epoch ({shown}), so these steps cannot stand"
+                " in one table.",
+                "Give another name with -o, or start anew with --overwrite.",
+            )
+
     def step_of_unread(self, file: CheckpointFile) -> int | None:
         """Return the step of a checkpoint that cannot be read.
 
@@ -79,6 +121,22 @@ class Settled:
         elif self.counting.kind != STEPS:
             step = None
         return None if step is None or why_no_step(step) else step
+
+
+def shown_restart(restart: Restart, told: Mapping[CheckpointFile, Told]) -> str:
+    """Show two checkpoints by which the step begins anew.
+
+    Args:
+        restart: The two.
+        told: What is known of them.
+
+    Returns:
+        For messages.
+    """
+    return " after ".join(
+        f"{file.name}: epoch {told[file].epoch}, step {told[file].step}"
+        for file in (restart.later, restart.earlier)
+    )
 
 
 def described(counting: Counting) -> str:
@@ -198,17 +256,11 @@ class Telling:
             if kind == EPOCHS:
                 note("there are epochs and no steps: the column step holds epochs")
             return
-        reason = f"the step counts inside each epoch ({self._shown(self._restart)})"
+        reason = f"the step counts inside each epoch ({shown_restart(self._restart, self._told)})"
         if kind == STEPS:
             note(f"{reason}, and is taken as it is (--step-from {self._rule.source})")
         else:
             note(f"{reason}: the column step holds {described(self.counting)}")
-
-    def _shown(self, restart: Restart) -> str:
-        return " after ".join(
-            f"{file.name}: epoch {self._told[file].epoch}, step {self._told[file].step}"
-            for file in (restart.later, restart.earlier)
-        )
 
     def _no_order(self, restart: Restart) -> SettingsError:
         epochs: dict[int | None, list[str]] = {}
@@ -222,8 +274,9 @@ class Telling:
             reason = f"{without[0]} has no epoch" if without else "an epoch is too large"
         named = {file: told.by_name for file, told in self._told.items()}
         return SettingsError(
-            f"{self._series.folder}: the step counts inside each epoch ({self._shown(restart)}),"
-            f" and {reason}, so neither step nor epoch orders the run.",
+            f"{self._series.folder}: the step counts inside each epoch"
+            f" ({shown_restart(restart, self._told)}), and {reason}, so neither step nor epoch"
+            " orders the run.",
             "The names do: give --step-from name."
             if is_sound(named, self._told, self._same)
             else "Name the files by their steps from the start of the training (step_1000) and give"
