@@ -94,3 +94,12 @@ def entries(folder: Path) -> list[str]:
 
 def ignore(note: str) -> None:
     """Takes a note where notes do not matter."""
+
+
+def save_epochs(folder: Path, places: Iterable[tuple[int, int]], **beside: Any) -> Path:
+    """Writes c_00.pt, c_01.pt and so on, each with an epoch and a step, and other weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (epoch, step) in enumerate(places):
+        loaded = {"model": weights(seed=number), "epoch": epoch, "step": step, **beside}
+        torch.save(loaded, folder / f"c_{number:02}.pt")
+    return folder

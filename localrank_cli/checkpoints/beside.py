@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.checkpoints.content import epoch_in, step_in
+from localrank_cli.checkpoints.content import GLOBAL_KEYS, epoch_in, per_epoch_in, step_in
 from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
 from localrank_cli.checkpoints.folders import is_file, listed
 from localrank_cli.checkpoints.formats import load_torch
@@ -24,6 +24,8 @@ class Facts:
     step: int | None = None
     place: str = ""  # the file and key that told the step
     epoch: int | None = None
+    is_global: bool = False  # whether that step counts from the start of training by its name
+    per_epoch: int | None = None
 
 
 def facts_in(folder: Path) -> Facts:
@@ -66,7 +68,13 @@ def is_count_of_saves(folder: Path) -> bool:
 
 def _facts(mapping: Mapping[str, Any], path: Path) -> Facts:
     step, key = step_in(mapping)
-    return Facts(step, f"{path.name} ({key!r})" if key else "", epoch_in(mapping))
+    return Facts(
+        step,
+        f"{path.name} ({key!r})" if key else "",
+        epoch_in(mapping),
+        key in GLOBAL_KEYS,
+        per_epoch_in(mapping, key),
+    )
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.checkpoints.content import Content, State
+from localrank_cli.checkpoints.content import Content, State, per_epoch_in
 from localrank_cli.checkpoints.faults import shown
 from localrank_cli.checkpoints.frameworks import (
     EMA_KEYS,
@@ -57,7 +57,7 @@ def unwrap(loaded: object, path: Path) -> Content:
     for state in states.values():
         _check_plain(state, path)
     step, source, epoch = progress(loaded)
-    return Content(states, step, source, epoch, averaged)
+    return Content(states, step, source, epoch, averaged, per_epoch_in(loaded, source))
 
 
 def find_states(loaded: Mapping[Any, Any]) -> tuple[dict[str, State], frozenset[str]]:

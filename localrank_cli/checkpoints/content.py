@@ -1,12 +1,13 @@
 """What a checkpoint file holds, whatever its format."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from localrank_cli.checkpoints.steps import number_of
+from localrank_cli.checkpoints.digits import NO_NUMBER, TOO_LARGE, number_in_text
 
 State = Mapping[str, Tensor]
 
@@ -16,12 +17,15 @@ class Content:
     """A checkpoint as read: one or more candidate state dicts, and what else it says."""
 
     states: dict[str, State]  # container key ("" for a bare state dict) -> tensors
-    step: int | None = None
+    step: int | None = None  # as found, which may be no step: below 0 or too large for a table
     step_source: str = ""  # the key that told the step
     epoch: int | None = None
     averaged: frozenset[str] = frozenset()  # keys of `states` that hold an average over training
+    per_epoch: int | None = None  # steps in an epoch, where the file says so
 
 
+# What counts from the start of training by its name; other counters may begin anew in each epoch.
+GLOBAL_KEYS = ("global_step", "global_steps", "num_updates")
 STEP_KEYS = (
     "global_step",
     "step",
@@ -34,45 +38,72 @@ STEP_KEYS = (
 )
 
 
+# How many steps an epoch has, by the key of the step.
+_PER_EPOCH = {
+    "step": ("steps_per_epoch", "num_steps_per_epoch"),
+    "steps": ("steps_per_epoch", "num_steps_per_epoch"),
+    "iteration": ("iterations_per_epoch", "iters_per_epoch", "epoch_length"),
+    "iter": ("iters_per_epoch", "iterations_per_epoch"),
+    "iter_num": ("iters_per_epoch", "iterations_per_epoch"),
+}
+
+
 def integer(value: Any) -> int | None:
-    """Reads a step counter.
+    """Read a counter.
 
     Args:
         value: An int, an integral float, a tensor of one such, or a text of digits.
 
     Returns:
-        The int, or None for anything else.
+        The int; TOO_LARGE for infinity and NO_NUMBER for NaN and for a tensor whose value cannot
+        be read; None for anything else.
     """
     if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
+        value = _value_of(value)
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
-        value = number_of(value.strip())
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+        value = number_in_text(value)
+    if isinstance(value, float):
+        value = _of_float(value)
     return value if isinstance(value, int) else None
 
 
-def step_in(mapping: Mapping[str, Any]) -> tuple[int | None, str]:
-    """Finds the training step among a checkpoint's own entries.
+def _value_of(tensor: Tensor) -> Any:
+    try:
+        return tensor.item()
+    except Exception:  # on meta, or of a type or layout that has no values of its own
+        return NO_NUMBER
+
+
+def _of_float(value: float) -> int | None:
+    if math.isnan(value):
+        return NO_NUMBER
+    if math.isinf(value):
+        return TOO_LARGE if value > 0 else -1
+    return int(value) if value.is_integer() else None
+
+
+def step_in(mapping: Mapping[str, Any], keys: Sequence[str] = STEP_KEYS) -> tuple[int | None, str]:
+    """Find the training step among a checkpoint's own entries.
 
     Args:
         mapping: The top level of a checkpoint, or safetensors metadata.
+        keys: Where to look, the clearest key first.
 
     Returns:
-        The step and the key that told it; (None, "") when none does.
+        The step and its key; (None, "") where there is none. A number that is no step is returned
+        as it is, a negative one only where no other key has a step.
     """
-    for key in STEP_KEYS:
-        if key in mapping:
-            found = integer(mapping[key])
-            if found is not None and found >= 0:
-                return found, key
-    return None, ""
+    found = [(number, key) for key in keys if (number := integer(mapping.get(key))) is not None]
+    # A counter of -1 often says that nothing was counted.
+    counted = [pair for pair in found if pair[0] >= 0 or pair[0] == NO_NUMBER]
+    first = (counted or found)[:1]
+    return first[0] if first else (None, "")
 
 
 def epoch_in(mapping: Mapping[str, Any]) -> int | None:
-    """Finds the epoch among a checkpoint's own entries.
+    """Find the epoch among a checkpoint's own entries.
 
     Args:
         mapping: The top level of a checkpoint, or safetensors metadata.
@@ -82,3 +113,20 @@ def epoch_in(mapping: Mapping[str, Any]) -> int | None:
     """
     found = integer(mapping.get("epoch"))
     return found if found is not None and found >= 0 else None
+
+
+def per_epoch_in(mapping: Mapping[str, Any], key: str) -> int | None:
+    """Find how many steps an epoch has among a checkpoint's own entries.
+
+    Args:
+        mapping: The top level of a checkpoint, or safetensors metadata.
+        key: That of the step.
+
+    Returns:
+        The number, in the unit of that key, or None.
+    """
+    for name in _PER_EPOCH.get(key, ()):
+        found = integer(mapping.get(name))
+        if found is not None and found > 0:
+            return found
+    return None

@@ -11,6 +11,8 @@ from localrank_cli.checkpoints.sharded import INDEX_SUFFIXES, is_index, is_shard
 from localrank_cli.checkpoints.steps import epoch_in_name, step_in_name
 
 DCP_METADATA = ".metadata"
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # Where torch.distributed.checkpoint lies: in the folder itself, in OLMo-core's, in accelerate's.
 _DCP_PLACES = ("", "model_and_optim", "pytorch_model_fsdp_0", "model")
 _FIRST = (
@@ -61,6 +63,9 @@ def folder_weights(folder: Path) -> Path | None:
         if (not place or place in names) and is_file(metadata):
             return metadata
     refuse_sharded_training(folder, names)
+    adapters = [folder / name for name in _ADAPTERS if name in names]
+    if ADAPTER_CONFIG in names and len(adapters) > 1:
+        return adapters[0]  # the same adapter twice: refused when it is read
     return _only_one(entries)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from localrank_cli.archives import fault_of_archive, is_archive
 from localrank_cli.checkpoints.containers import unwrap
-from localrank_cli.checkpoints.content import Content, epoch_in, step_in
+from localrank_cli.checkpoints.content import Content, epoch_in, per_epoch_in, step_in
 from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
 from localrank_cli.checkpoints.inert import ignoring_what_is_beside
 from localrank_cli.errors import UnreadableError
@@ -149,7 +149,13 @@ def _read_safetensors(path: Path, header_only: bool, keys: Collection[str] | Non
     if not state and wanted is None:
         raise UnreadableError(f"{path}: holds no tensor.", DAMAGED)
     step, source = step_in(metadata)
-    return Content({"": state}, step=step, step_source=source, epoch=epoch_in(metadata))
+    return Content(
+        {"": state},
+        step=step,
+        step_source=source,
+        epoch=epoch_in(metadata),
+        per_epoch=per_epoch_in(metadata, source),
+    )
 
 
 def load_torch(path: Path, *, trust_pickle: bool = False, mapped: bool = True) -> object:

@@ -9,7 +9,15 @@ PeriodicCheckpointer, nanoGPT's train.py, torchtitan's CheckpointManager.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from localrank_cli.checkpoints.content import STEP_KEYS, State, epoch_in, integer, step_in
+from localrank_cli.checkpoints.content import (
+    GLOBAL_KEYS,
+    STEP_KEYS,
+    State,
+    epoch_in,
+    integer,
+    step_in,
+)
+from localrank_cli.checkpoints.digits import NO_NUMBER
 
 # Where an average over training may be; `params_ema` is BasicSR's.
 EMA_KEYS = (
@@ -45,19 +53,32 @@ def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
         loaded: A whole checkpoint.
 
     Returns:
-        The step, the entry that told it, and the epoch; None and "" where there is none.
+        The step, the entry that told it, and the epoch; None and "" where there is none. A number
+        that is no step is returned as it is.
     """
-    step, source = step_in(loaded)
-    epoch = epoch_in(loaded)
-    for place in PLACES:
-        inner = _at(loaded, place)
-        if inner is None:
-            continue
-        if step is None:
-            step, key = _step_at(inner, place)
-            source = ".".join(map(str, (*place, key))) if step is not None else ""
-        epoch = epoch_in(inner) if epoch is None else epoch
-    return step, source, epoch
+    inner = {place: found for place in PLACES if (found := _at(loaded, place)) is not None}
+    steps = [step_in(loaded, GLOBAL_KEYS), step_in(loaded)]
+    # What counts from the start of training, wherever it is, before what may count in an epoch.
+    steps[1:1] = [_under(place, step_in(found, GLOBAL_KEYS)) for place, found in inner.items()]
+    steps += [_under(place, _step_at(found, place)) for place, found in inner.items()]
+    told = [pair for pair in steps if pair[0] is not None]
+    counted = [pair for pair in told if not _is_unset(pair[0])]
+    step, source = (counted or told or [(None, "")])[0]
+    epochs = [epoch_in(loaded), *map(epoch_in, inner.values())]
+    return step, source, next((epoch for epoch in epochs if epoch is not None), None)
+
+
+def is_global(source: str) -> bool:
+    """Return whether an entry counts from the start of training by its name.
+
+    Args:
+        source: From `progress`.
+
+    Returns:
+        False for entries such as `step`, which may begin anew in each epoch.
+    """
+    *place, key = source.split(".")
+    return key in GLOBAL_KEYS or "timestamp" in map(str.lower, place)  # Composer's batch
 
 
 def swapped_average(loaded: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -125,10 +146,18 @@ def without_counter(state: State) -> tuple[State, bool]:
     return rest, True
 
 
+def _under(place: tuple[str | int, ...], found: tuple[int | None, str]) -> tuple[int | None, str]:
+    return found[0], ".".join(map(str, (*place, found[1]))) if found[1] else ""
+
+
+def _is_unset(step: int | None) -> bool:
+    return step is not None and NO_NUMBER < step < 0
+
+
 def _step_at(inner: Mapping[str, Any], place: tuple[str | int, ...]) -> tuple[int | None, str]:
     if "timestamp" in place:
         found = integer(inner.get("batch"))
-        return (found, "batch") if found is not None and found >= 0 else (None, "")
+        return (found, "batch") if found is not None else (None, "")
     if place[-1] == "train_iterator":
         return None, ""
     return step_in(inner)

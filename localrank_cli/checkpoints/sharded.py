@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from localrank_cli.checkpoints.content import Content, State, epoch_in, step_in
+from localrank_cli.checkpoints.content import Content, State, epoch_in, per_epoch_in, step_in
 from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line, shown
 from localrank_cli.checkpoints.formats import read, read_some
 from localrank_cli.errors import UnreadableError
@@ -96,7 +96,13 @@ def read_sharded(
         found |= _complete(state, keys, shard, index.name)
     step, source = step_in(metadata)
     state = {key: found[key] for key in places}
-    return Content({"": state}, step=step, step_source=source, epoch=epoch_in(metadata))
+    return Content(
+        {"": state},
+        step=step,
+        step_source=source,
+        epoch=epoch_in(metadata),
+        per_epoch=per_epoch_in(metadata, source),
+    )
 
 
 def shard_files(index: Path) -> list[Path]:

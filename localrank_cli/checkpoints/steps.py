@@ -1,20 +1,34 @@
-"""The training step that a name tells."""
+"""The training step in a name."""
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from localrank_cli.checkpoints.digits import (
+    FIRST,
+    JOINED,
+    NUMBER,
+    UNSURE,
+    Groups,
+    groups_of,
+    how_to_read,
+    joined,
+    number_in_text,
+    number_of,
+)
 from localrank_cli.errors import UsageError
 
-_MOST_DIGITS = 30
-
-_WORDS = (
+# The words before a step, the clearest first.
+_STEPS = (
     r"(?:global[_-]?)?steps?",
     r"iter(?:ation)?s?",
     r"ep\d+-ba",  # Composer: ep0-ba100-rank0
-    r"checkpoint|ckpt|model|weights|net|snapshot",
 )
+_CHECKPOINT = r"checkpoint|ckpt|model|weights|net|snapshot"  # a step, or something else
 _EPOCH = r"epochs?"
-_NUMBER = r"[=_\-.]?(\d+)(?![0-9A-Za-z]|\.\d)"
+_GLOBAL = re.compile(r"(?<![A-Za-z])global[_-]?steps?[=_\-.]?\d", re.IGNORECASE)
+_ALONE = re.compile(rf"^{NUMBER}$")
+_HASHES = (40, 64)  # lengths of SHA-1 and SHA-256, which may consist of digits by chance
 # torchtune puts the number of the part, of four digits, and then the epoch.
 _TORCHTUNE = re.compile(r"^(?:hf|meta|torchtune)_model(?:_\d{4})?_(\d+)$")
 
@@ -65,21 +79,7 @@ class NameRule:
         if match is None:
             return None
         text = match["step"] if "step" in match.groupdict() else match[1]
-        digits = (text or "").replace("_", "").replace(",", "")
-        return number_of(digits)
-
-
-def number_of(digits: str) -> int | None:
-    """Reads a step or an epoch.
-
-    Args:
-        digits: Any text.
-
-    Returns:
-        The number; None where it is none, or too long to be a step.
-    """
-    # Long texts take Python quadratic time, and beyond 4300 digits it refuses them.
-    return int(digits) if digits.isdecimal() and len(digits) < _MOST_DIGITS else None
+        return number_in_text((text or "").strip("_,"))
 
 
 NO_RULE = NameRule()
@@ -115,32 +115,55 @@ class StepRule:
         return cls(names, source or "")
 
 
-def step_in_name(stem: str) -> int | None:
-    """Reads a step from a file's or folder's name.
+@dataclass(frozen=True)
+class Named:
+    """What a name says of the step, read together with the other names of its series."""
+
+    step: int | None = None
+    unsure: Groups = ()  # digit groups that may be one number or several, such as 2 and 500
+
+
+def read_names(stems: Iterable[str]) -> Mapping[str, Named]:
+    """Read the steps in the names of a series.
 
     Known are `step_100`, `epoch=1-step=10`, `iter_7`, `checkpoint-500`, `model_100`, `ckpt_9` and
     names that are a number; the first of these words that is there decides, so that the step wins
-    over a version or a seed in the same name.
+    over a version or a seed in the same name. How digit groups are meant (`step_1_000`) is decided
+    for all names of the series at once.
+
+    Args:
+        stems: Names without their suffix.
+
+    Returns:
+        Name -> what it says.
+    """
+    found = {stem: _find(stem) for stem in stems}
+    ways = {
+        word: how_to_read(
+            (groups for other, groups in found.values() if other == word and groups),
+            is_step=word in _STEPS,
+        )
+        for word in {word for word, _ in found.values()}
+    }
+    return {stem: _named(groups, ways[word]) for stem, (word, groups) in found.items()}
+
+
+def step_in_name(stem: str) -> int | None:
+    """Read a step from the name of a file or folder by itself.
 
     Args:
         stem: The name without its suffix.
 
     Returns:
-        The step as an integer, or None.
+        The step, which may be too large for the table, or None; where digit groups can be read in
+        two ways, the first group.
     """
-    if stem.isdecimal():
-        return number_of(stem)
-    if _TORCHTUNE.match(stem):
-        return None
-    for words in _WORDS:
-        found = _after(words, stem)
-        if found is not None:
-            return found
-    return None
+    named = read_names([stem])[stem]
+    return number_of(named.unsure[0]) if named.unsure else named.step
 
 
 def is_named_by_steps(stem: str) -> bool:
-    """Tells whether a name says that its number counts steps.
+    """Return whether a name says that its number counts steps.
 
     Args:
         stem: The name without its suffix.
@@ -148,11 +171,45 @@ def is_named_by_steps(stem: str) -> bool:
     Returns:
         True for step_3 and iter_3; False for checkpoint-3 and 3, which may be of epochs.
     """
-    return any(_after(words, stem) is not None for words in _WORDS[:-1])
+    return _find(stem)[0] in _STEPS
+
+
+def is_named_global(stem: str) -> bool:
+    """Return whether a name says that its step counts from the start of training.
+
+    Args:
+        stem: The name without its suffix.
+
+    Returns:
+        True for global_step_3.
+    """
+    return _GLOBAL.search(stem) is not None
+
+
+def read_epochs(stems: Iterable[str]) -> Mapping[str, int | None]:
+    """Read the epochs in the names of a series, such as `epoch_3` or `epoch=3`.
+
+    Args:
+        stems: Names without their suffix.
+
+    Returns:
+        Name -> epoch, or None.
+    """
+    found = {stem: _after(_EPOCH, stem) for stem in stems}
+    way = how_to_read((groups for groups in found.values() if groups), is_step=False)
+    epochs: dict[str, int | None] = {}
+    for stem, groups in found.items():
+        torchtune = _TORCHTUNE.match(stem)
+        if torchtune:
+            epochs[stem] = number_of(torchtune[1])
+        else:
+            # epoch_3_500 is more likely epoch 3 and a step than epoch 3500.
+            epochs[stem] = _named(groups, JOINED if way == JOINED else FIRST).step
+    return epochs
 
 
 def epoch_in_name(stem: str) -> int | None:
-    """Reads an epoch from a name such as `epoch_3` or `epoch=3`.
+    """Read an epoch from a name by itself.
 
     Args:
         stem: The name without its suffix.
@@ -160,10 +217,44 @@ def epoch_in_name(stem: str) -> int | None:
     Returns:
         The epoch, or None.
     """
-    torchtune = _TORCHTUNE.match(stem)
-    return number_of(torchtune[1]) if torchtune else _after(_EPOCH, stem)
+    return read_epochs([stem])[stem]
 
 
-def _after(words: str, stem: str) -> int | None:
-    match = re.search(rf"(?<![A-Za-z])(?:{words}){_NUMBER}", stem, flags=re.IGNORECASE)
-    return number_of(match.group(1)) if match else None
+def _find(stem: str) -> tuple[str, Groups | None]:
+    """The word that decides, and the number after it; no word for a name that is a number."""
+    alone = _ALONE.match(stem)
+    if alone:
+        is_hash = stem.isdecimal() and len(stem) in _HASHES
+        return "", None if is_hash else groups_of(alone)
+    if _TORCHTUNE.match(stem):
+        return "", None
+    for words in _STEPS:
+        found = _after(words, stem)
+        # A step that cannot be read (step_1k) must not give way to another number of the name.
+        if found or _search(words, r"\d", stem):
+            return words, found
+    return _CHECKPOINT, _after(_CHECKPOINT, stem)
+
+
+def _after(words: str, stem: str) -> Groups | None:
+    match = _search(words, NUMBER, stem)
+    return groups_of(match) if match else None
+
+
+def _search(words: str, number: str, stem: str) -> re.Match[str] | None:
+    pattern = rf"(?<![A-Za-z])(?:{words})[=_\-.]?{number}"
+    return re.search(pattern, stem, flags=re.IGNORECASE)
+
+
+def _named(groups: Groups | None, way: str) -> Named:
+    if groups is None:
+        return Named()
+    whole = joined(groups) if len(groups) > 1 else None
+    if way == JOINED and whole is not None:
+        return Named(whole)
+    if way == UNSURE and whole is not None:
+        return Named(unsure=groups)
+    # step_1_000_5 may be step 1000 and something of its own.
+    if len(groups) > 2 and joined(groups[:2]) is not None:
+        return Named(unsure=groups)
+    return Named(number_of(groups[0]))

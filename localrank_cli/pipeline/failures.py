@@ -1,6 +1,7 @@
 """Checkpoints that cannot be read or do not fit: the run stops, or goes on without them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from localrank_cli.checkpoints.series import CheckpointFile
@@ -24,6 +25,7 @@ class Failures:
         self._skips = skips
         self._errors: list[LocalrankError] = []
         self.records: list[CheckpointRecord] = []
+        self._unread: dict[int, CheckpointFile] = {}  # index of the record -> file
 
     @property
     def taker(self) -> Skip | None:
@@ -31,7 +33,17 @@ class Failures:
         return self._take_unread if self._skips else None
 
     def _take_unread(self, file: CheckpointFile, error: LocalrankError) -> None:
-        self._take(file.name, file.name_step, error)
+        self._unread[len(self.records)] = file
+        self._take(file.name, None, error)
+
+    def place_unread(self, step_of: Callable[[CheckpointFile], int | None]) -> None:
+        """Give what could not be read its step, now that those of the others are known.
+
+        Args:
+            step_of: Returns the step by the name of a checkpoint.
+        """
+        for index, file in self._unread.items():
+            self.records[index] = replace(self.records[index], step=step_of(file))
 
     def _take(self, name: str, step: int | None, error: LocalrankError) -> None:
         self._errors.append(error)

@@ -12,13 +12,14 @@ from pathlib import Path
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import CheckpointFile, find_checkpoints, find_folders
 from localrank_cli.checkpoints.steps import StepRule
-from localrank_cli.errors import LocalrankError, UnreadableError
+from localrank_cli.errors import LocalrankError, SettingsError, UnreadableError
 from localrank_cli.pipeline.failures import failed_record
 from localrank_cli.pipeline.folder_settings import read_folder_settings
-from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint
+from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, Setting
 from localrank_cli.pipeline.options import AnalyzeOptions, Follow
 from localrank_cli.pipeline.plan import Plan, SeriesPlan, make_plan
 from localrank_cli.pipeline.settings import own_files
+from localrank_cli.pipeline.steps import Settled
 from localrank_cli.table.record import CheckpointRecord
 
 Note = Callable[[str], None]
@@ -42,6 +43,7 @@ class Watch:
     sleep: Callable[[float], None] = time.sleep
     _seen: dict[Path, tuple[object, float]] = field(default_factory=dict)  # footprint, since when
     _taken: set[tuple[str, str]] = field(default_factory=set)  # run, checkpoint
+    _settled: dict[str, Settled] = field(default_factory=dict)  # run -> how steps are found
 
     @property
     def _follow(self) -> Follow:
@@ -114,20 +116,34 @@ class Watch:
             try:
                 planned += self._plan_one(file, series)
             except LocalrankError as error:
-                if self.options.on_error != "skip":
+                # Steps that cannot be told concern the series, not the one checkpoint.
+                if self.options.on_error != "skip" or isinstance(error, SettingsError):
                     raise
-                failures.append(failed_record(series.run, file.name, file.name_step, error))
+                step = self._settled.get(series.run, series.settled).step_of_unread(file)
+                failures.append(failed_record(series.run, file.name, step, error))
         planned.sort(key=lambda one: one.step)
-        return replace(series, checkpoints=tuple(planned), failures=tuple(failures))
+        return replace(
+            series,
+            checkpoints=tuple(planned),
+            failures=tuple(failures),
+            settled=self._settled.get(series.run, series.settled),
+        )
 
     def _plan_one(self, file: CheckpointFile, series: SeriesPlan) -> list[PlannedCheckpoint]:
         alone = replace(series.series, files=(file,))
         rule = StepRule.parse(self.options.step_regex, self.options.step_from)
-        headers = Headers(alone, self.options.trust_pickle, rule, self.options.weights)
+        setting = Setting(
+            earlier=self._settled.get(series.run, series.settled),
+            is_inferred=series.settings.model.is_inferred,
+            is_hf=series.settings.model.is_hf,
+        )
+        headers = Headers(alone, self.options.trust_pickle, rule, self.options.weights, setting)
+        found = headers.steps(self.note)
+        self._settled[series.run] = headers.settled
         steps = self.options.part.steps
         return [
             replace(headers.plan(one, step, series.model, series.expected), mapped=False)
-            for one, step in headers.steps(self.note)
+            for one, step in found
             if steps is None or step in steps
         ]
 

@@ -20,7 +20,14 @@ Note = Callable[[str], None]
 SETTINGS = "settings"
 SHARD = "shard"
 _Key = tuple[str, str, tuple[int, ...] | None]
-_NAMES = {"point_indices": "points", "data_sha256": "content of the data", "n_data": "data"}
+_NAMES = {
+    "point_indices": "points",
+    "data_sha256": "content of the data",
+    "n_data": "data",
+    "counting": "what the steps count",
+    "step_from": "--step-from",
+    "step_regex": "--step-regex",
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,12 @@ def go_on(
     for series in plan.series:
         if series.run in saved:
             _compare(series, journal.body(saved[series.run]), journal)
+            finished = {
+                entry.head["checkpoint"]: (entry.head["step"], entry.head["facts"]["epoch"])
+                for entry in entries.values()
+                if entry.head["run"] == series.run and "epoch" in entry.head["facts"]
+            }
+            series.settled.check_finished(finished, journal.path)
     known = Known()
     for entry in sorted(entries.values(), key=lambda entry: entry.head["step"] or 0):
         digest = entry.head["facts"].get("sha256_of_tensors")

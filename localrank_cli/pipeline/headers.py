@@ -2,11 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.checkpoints.adapters import (
+    adapter_key,
+    is_adapter_alone,
+    is_of_peft,
+    refusal,
+)
 from localrank_cli.checkpoints.choice import RAW, choose, described
 from localrank_cli.checkpoints.content import Content, State
 from localrank_cli.checkpoints.prefixes import Stripping, candidates, strip_to_fit
@@ -16,7 +23,9 @@ from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.checkpoints.twins import Twins
 from localrank_cli.errors import LocalrankError, MismatchError, SettingsError, UnreadableError
 from localrank_cli.model.fill import Expected, fill_model, mismatch
-from localrank_cli.pipeline.steps import Telling, Told, tell
+from localrank_cli.pipeline.counting import Counting
+from localrank_cli.pipeline.steps import Settled, Telling
+from localrank_cli.pipeline.told import Names, Told, tell
 
 Note = Callable[[str], None]
 Skip = Callable[[CheckpointFile, LocalrankError], None]
@@ -51,6 +60,17 @@ class PlannedCheckpoint:
         return f"{self.file.path} (step {self.step})"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a series beside the files to be read."""
+
+    files: tuple[CheckpointFile, ...] = ()  # all of the series: their names are read together
+    counting: Counting | None = None  # what a plan file says that the steps count
+    earlier: Settled | None = None  # of checkpoints that were there before these
+    is_inferred: bool = False  # whether the network is read off the weights
+    is_hf: bool = False  # whether transformers builds it
+
+
 class Headers:
     """Reads each checkpoint's header once.
 
@@ -59,6 +79,7 @@ class Headers:
         trust_pickle: Whether a pickle may run code.
         rule: Where steps are looked for.
         weights: Which of several sets of weights in one file are meant (`--weights`).
+        setting: What is known beside the files.
     """
 
     def __init__(
@@ -67,6 +88,7 @@ class Headers:
         trust_pickle: bool,
         rule: StepRule = StepRule(),  # noqa: B008  # frozen
         weights: str = RAW,
+        setting: Setting = Setting(),  # frozen
     ) -> None:
         self._series = series
         self._trust_pickle = trust_pickle
@@ -76,7 +98,8 @@ class Headers:
         self._headers: dict[CheckpointFile, _Header] = {}
         self._last = _Header({}, frozenset(), {})
         self._epochs: dict[CheckpointFile, int | None] = {}
-        self.in_epochs = False  # whether epochs stand in for steps
+        self._setting = setting
+        self.settled = Settled(rule, Counting(), {})  # how the steps were found
         self.first: State | None = None  # the weights in the first file, by name
 
     def steps(self, note: Note, skip: Skip | None = None) -> list[tuple[CheckpointFile, int]]:
@@ -93,34 +116,75 @@ class Headers:
             SettingsError: If a step cannot be told, or different checkpoints have the same.
         """
         told: dict[CheckpointFile, Told] = {}
+        earlier = self._setting.earlier
+        before = earlier.told if earlier is not None else ()
+        names = Names([*before, *self._setting.files, *self._series.files])
         for file in self._series.files:
             content = self._read(file, skip)
             if content is None:
                 continue
+            chosen = self._choose(list(content.states), content.averaged, file)
+            try:
+                bare = self._check_adapter({key: content.states[key] for key in chosen}, file)
+                told[file] = tell(file, content, self._rule, names)
+            except UnreadableError as error:
+                _skip(skip, file, error)
+                continue
             if self.first is None:
-                chosen = self._choose(list(content.states), content.averaged, file)
-                self.first = content.states[chosen[0]]
+                self.first = content.states[bare]
             self._headers[file] = self._shared(content)
-            told[file] = tell(file, content, self._rule)
-        telling = Telling(self._series, told, self._same)
+        telling = self._telling(told, names)
         steps = telling.steps(note)
-        self.in_epochs = telling.in_epochs
         self._epochs = {file: told[file].epoch for file, _ in steps}
         return steps
+
+    def _telling(self, told: dict[CheckpointFile, Told], names: Names) -> Telling:
+        earlier = self._setting.earlier
+        if earlier is None:
+            counting = self._setting.counting
+            telling = Telling(self._series, told, self._same, self._rule, counting)
+            self.settled = telling.settled
+            return telling
+        # The names of earlier checkpoints may have to be read in another way now.
+        again = {
+            file: replace(one, step=names.step(file).step) if one.place == "name" else one
+            for file, one in earlier.told.items()
+        }
+        together = Telling(self._series, again | told, self._same, self._rule)
+        for file in told:
+            earlier.check(together, file)
+        self.settled = together.settled
+        return Telling(self._series, told, self._same, self._rule, earlier.counting)
 
     def _read(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
         try:
             return read_checkpoint(file.path, trust_pickle=self._trust_pickle, header_only=True)
         except UnreadableError as error:
-            if skip is None:
-                raise
-            skip(file, error)
+            _skip(skip, file, error)
             return None
 
+    def _check_adapter(self, states: Mapping[str, State], file: CheckpointFile) -> str:
+        """Refuse an adapter alone, and give the set of weights from which a network is inferred."""
+        # Where code gives the network, it decides: a network may consist of such layers.
+        if self._setting.is_inferred:
+            bare = [key for key, state in states.items() if not adapter_key(state)]
+        else:
+            alone = is_adapter_alone if self._setting.is_hf else partial(is_of_peft, file.path)
+            bare = [key for key, state in states.items() if not alone(state)]
+        bare = [key for key in bare if not is_of_peft(file.path, states[key])]
+        if not bare:
+            raise UnreadableError(*refusal(file.path, next(iter(states.values()))))
+        return bare[0]
+
     def _same(self, one: CheckpointFile, other: CheckpointFile) -> bool:
-        if self._headers[one] != self._headers[other]:
+        if one in self._headers and other in self._headers:
+            return self._headers[one] == self._headers[other] and self._twins.same(
+                one.path, other.path
+            )
+        try:
+            return self._twins.same(one.path, other.path)
+        except UnreadableError:  # an earlier one is not there any more
             return False
-        return self._twins.same(one.path, other.path)
 
     def _choose(
         self, keys: Sequence[str], averaged: frozenset[str], file: CheckpointFile
@@ -179,11 +243,19 @@ class Headers:
                 with suppress(MismatchError):
                     fill_model(model, expected, content.states[container], place)
                     return PlannedCheckpoint(file, step, container, Stripping(), epoch=epoch)
+        if all(is_adapter_alone(header.shapes[key]) for key in chosen):
+            raise MismatchError(*refusal(file.path, header.shapes[chosen[0]]))
         closest = min(
             (renamed for key in chosen for _, renamed in candidates(header.shapes[key])),
             key=lambda shapes: sum(map(len, expected.differences(shapes))),
         )
         raise mismatch(expected, closest, place)
+
+
+def _skip(skip: Skip | None, file: CheckpointFile, error: UnreadableError) -> None:
+    if skip is None:
+        raise error
+    skip(file, error)
 
 
 def _check_types(

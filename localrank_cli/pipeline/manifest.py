@@ -53,8 +53,11 @@ DECISIVE = (
     "information_point_indices",
     "information_noise",
     "columns",
+    "counting",
     "optional_columns",
     "weights",
+    "step_from",
+    "step_regex",
 )
 
 
@@ -108,6 +111,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         Anything that JSON can hold; as JSON gives it back.
     """
     settings = series.settings
+    regex = series.settled.rule.names.regex
     return {
         "run": series.run,
         "folder": str(series.series.folder),
@@ -136,6 +140,9 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "columns": dict(settings.columns),
         "optional_columns": list(series.optional_columns),
         "weights": series.weights,
+        "counting": series.settled.counting.text,
+        "step_from": series.settled.rule.source or None,
+        "step_regex": regex.pattern if regex is not None else None,
         "layers": [
             asdict(record.call) | {"module": record.module, "shape": list(record.shape)}
             for record in series.examination.records

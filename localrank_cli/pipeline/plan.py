@@ -23,9 +23,10 @@ from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.model.build import build_model, move_model
 from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
+from localrank_cli.pipeline.counting import EPOCHS, Counting
 from localrank_cli.pipeline.failures import Failures, choose_part
 from localrank_cli.pipeline.folder_settings import read_folder_settings
-from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, load_state
+from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, Setting, load_state
 from localrank_cli.pipeline.hf import make_hf_model
 from localrank_cli.pipeline.machine import memory_budget, pick_device
 from localrank_cli.pipeline.metric import MetricPlan, plan_metric
@@ -40,6 +41,7 @@ from localrank_cli.pipeline.settings import (
     own_files,
     resolve,
 )
+from localrank_cli.pipeline.steps import Settled
 from localrank_cli.pipeline.tolerances import check_rounding
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
@@ -70,7 +72,7 @@ class SeriesPlan:
     examination: Examination  # of the first checkpoint
     metric: MetricPlan
     samples: SamplePlan
-    in_epochs: bool  # whether epochs stand in for steps
+    settled: Settled  # how the steps were found
     weights: str  # which of several sets in one file
 
     @property
@@ -82,7 +84,7 @@ class SeriesPlan:
     @property
     def optional_columns(self) -> tuple[str, ...]:
         """The columns after `message`, in order: the tool's own, then the series' constants."""
-        own = ("epoch",) if self.in_epochs else ()
+        own = ("epoch",) if self.settled.counting.kind == EPOCHS else ()
         own = (*own, "n_cov") if self.settings.input_metric == "data" else own
         own = (*own, *self.settings.slices)
         return (*own, *self.samples.columns, *self.settings.columns)
@@ -169,13 +171,18 @@ def _plan_series(
     if settings.source.path is not None:
         data_files.append(settings.source.path)
     series = find_checkpoints(folder, named, options.pattern, data_files, rule.names)
+    choice = settings.model
+    setting = Setting(series.files, is_inferred=choice.is_inferred, is_hf=choice.is_hf)
     if options.frozen is not None:
-        series = narrow(series, options.frozen.of_run(run))
-    headers = Headers(series, options.trust_pickle, rule, options.weights)
+        listed = options.frozen.of_run(run)
+        setting = replace(setting, counting=Counting.of_text(listed.settings.get("counting")))
+        series = narrow(series, listed)
+    headers = Headers(series, options.trust_pickle, rule, options.weights, setting)
     failures = Failures(run, skips=options.on_error == "skip")
     steps = headers.steps(note, failures.taker)
     if not steps:
         failures.refuse_all(folder)
+    failures.place_unread(headers.settled.step_of_unread)
     if settings.model.is_hf:
         model = make_hf_model([file for file, _ in steps], folder, settings.model.arguments)
     else:
@@ -215,7 +222,7 @@ def _plan_series(
         examination=examination,
         metric=metric,
         samples=plan_samples(settings, points, examination, options.memory or 0),
-        in_epochs=headers.in_epochs,
+        settled=headers.settled,
         weights=options.weights,
     )
 

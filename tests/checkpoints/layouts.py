@@ -337,6 +337,15 @@ def _touched(*names: str) -> Callable[[Path], None]:
     return write
 
 
+def _adapter(folder: Path) -> None:
+    place = folder / "checkpoint-5"
+    place.mkdir()
+    save_file(
+        {"base_model.model.0.lora_A.weight": torch.ones(2, 4)}, place / "adapter_model.safetensors"
+    )
+    (place / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+
+
 # What the page says is refused: how it looks on disk, and what the error must advise.
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "DeepSpeed ZeRO": (
@@ -356,6 +365,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         "tools/checkpoint/convert.py",
     ),
     "detectron2's model zoo": (_touched("model_final.pkl"), "DetectionCheckpointer"),
+    "an adapter alone": (_adapter, "merge_and_unload"),
     "shards without an index": (
         _touched("model-00001-of-00002.safetensors"),
         "Copy the index of the checkpoint too",

@@ -13,7 +13,7 @@ from tests.helpers import Evil
 def test_trainer_state(tmp_path: Path) -> None:
     assert facts_in(tmp_path) == Facts()
     trainer_state(tmp_path, 30)
-    assert facts_in(tmp_path) == Facts(30, "trainer_state.json ('global_step')", 3)
+    assert facts_in(tmp_path) == Facts(30, "trainer_state.json ('global_step')", 3, is_global=True)
 
 
 def test_a_part_of_an_epoch_is_none(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_part_of_an_epoch_is_none(tmp_path: Path) -> None:
 
 def test_lightnings_meta_of_a_sharded_checkpoint(tmp_path: Path) -> None:
     torch.save({"global_step": 12, "epoch": 2, "loops": {}}, tmp_path / "meta.pt")
-    assert facts_in(tmp_path) == Facts(12, "meta.pt ('global_step')", 2)
+    assert facts_in(tmp_path) == Facts(12, "meta.pt ('global_step')", 2, is_global=True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000])

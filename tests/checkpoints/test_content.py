@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from localrank_cli.checkpoints.content import epoch_in, integer, step_in
+from localrank_cli.checkpoints.digits import NO_NUMBER, TOO_LARGE
 
 
 @pytest.mark.parametrize(
@@ -17,11 +18,25 @@ from localrank_cli.checkpoints.content import epoch_in, integer, step_in
         (torch.tensor([7]), 7),
         (torch.tensor(7.0), 7),
         (7.5, None),
-        (float("nan"), None),
-        (float("inf"), None),
+        # Numbers that are no step are kept, so that the file is refused for them.
+        (float("nan"), NO_NUMBER),
+        (float("inf"), TOO_LARGE),
+        (1e300, int(1e300)),
+        (-1.0, -1),
+        (torch.tensor(float("nan")), NO_NUMBER),
+        (torch.empty((), device="meta"), NO_NUMBER),
+        (torch.tensor(2**63, dtype=torch.uint64), 2**63),
+        (torch.tensor(-3, dtype=torch.int8), -3),
+        ("9" * 5000, TOO_LARGE),  # more digits than Python reads
+        ("-5", -5),
+        ("1_000", 1000),
+        ("1,000", 1000),
+        ("1_00", None),
+        (torch.tensor(5.0, dtype=torch.bfloat16), 5),
+        (torch.tensor(5.0).to(torch.float8_e4m3fn), 5),
+        (torch.tensor(5 + 0j), None),
         (True, None),
         (torch.tensor(True), None),
-        ("9" * 5000, None),  # more digits than Python reads
         ("7.5", None),
         ("seven", None),
         ("", None),
@@ -44,6 +59,12 @@ def test_what_is_no_step_is_passed_over() -> None:
     assert step_in({"global_step": None, "step": -1, "iteration": 5}) == (5, "iteration")
     assert step_in({"steps_per_epoch": 100}) == (None, "")
     assert step_in({}) == (None, "")
+
+
+def test_a_number_that_is_no_step_gives_way_to_no_other() -> None:
+    assert step_in({"global_step": 2**63, "step": 5}) == (2**63, "global_step")
+    assert step_in({"global_step": float("nan"), "step": 5}) == (NO_NUMBER, "global_step")
+    assert step_in({"global_step": -1}) == (-1, "global_step")
 
 
 def test_epoch() -> None:

@@ -27,7 +27,13 @@ from tests.helpers import renamed, weights
         ({"optimizer_history": []}, (None, "", None)),
         ({"optimizer_history": 3, "meta": [1], "state": None}, (None, "", None)),
         ({"hyper_parameters": {"step": 9}, "args": {"iter": 9}}, (None, "", None)),
-        ({"state": {"timestamp": {"batch": -1}}}, (None, "", None)),
+        ({"state": {"timestamp": {"batch": -1}}}, (-1, "state.timestamp.batch", None)),
+        ({"step": -1, "meta": {"iter": 4}}, (4, "meta.iter", None)),
+        # What counts from the start of training beats a counter that may begin anew.
+        (
+            {"step": 4, "epoch": 2, "train_state": {"global_step": 204}},
+            (204, "train_state.global_step", 2),
+        ),
         ({}, (None, "", None)),
     ],
 )

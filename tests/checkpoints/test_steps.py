@@ -1,6 +1,13 @@
 import pytest
 
-from localrank_cli.checkpoints.steps import NameRule, StepRule, epoch_in_name, step_in_name
+from localrank_cli.checkpoints.digits import TOO_LARGE
+from localrank_cli.checkpoints.steps import (
+    NameRule,
+    StepRule,
+    epoch_in_name,
+    read_names,
+    step_in_name,
+)
 from localrank_cli.errors import UsageError
 
 
@@ -49,6 +56,25 @@ from localrank_cli.errors import UsageError
         ("stage1-step1000-tokens5B", 1000),
         ("iter_0000100", 100),
         ("step_12345678901234567890", 12345678901234567890),
+        ("step_" + "9" * 31 + "_model_5", TOO_LARGE),  # refused later; never 5
+        ("step_" + "0" * 40 + "7", 7),
+        ("step_1_000", 1000),
+        ("step_1,000", 1000),
+        ("10_000", 10_000),
+        ("iter-1,234,567", 1_234_567),
+        ("ckpt_1_000", 1000),
+        ("ckpt_1,500", 1500),
+        ("model_1_234_567", 1_234_567),
+        ("epoch_1_step_1_000", 1000),
+        ("epoch=1-step=10_000", 10_000),
+        ("step_10_000_seed_3", 10_000),
+        ("v2_step_1_500", 1500),
+        ("step_1_000_v2", 1000),
+        ("step_1_2", 1),
+        ("step_1_0000", 1),
+        ("run_3_step_100_5", 100),
+        ("checkpoint_2_1500", 2),
+        ("epoch=1,step=500,loss=0.1", 500),
     ],
 )
 def test_step(stem: str, step: int) -> None:
@@ -90,12 +116,43 @@ def test_step(stem: str, step: int) -> None:
         "-5",
         "1.5",
         "",
-        "10_000",
+        "step=1,2",
+        "model_5_step_1k",  # the step, which cannot be read, is not 5
+        "0" * 39 + "1",  # a hash of a revision
         "step_½",
     ],
 )
 def test_no_step(stem: str) -> None:
     assert step_in_name(stem) is None
+
+
+@pytest.mark.parametrize(
+    ("stems", "found"),
+    [
+        (["step_500", "step_1_000", "step_1_500"], [500, 1000, 1500]),
+        (["step_0_000", "step_0_500", "step_1_000"], [0, 500, 1000]),  # padded with zeros
+        (["ckpt_500", "ckpt_1_000", "ckpt_1_500"], [500, 1000, 1500]),
+        (["ckpt_750", "ckpt_1_500"], [750, 1500]),
+        (["500", "1_000", "10_500"], [500, 1000, 10_500]),
+        # As fairseq writes them, of epochs and updates.
+        (["checkpoint_1_500", "checkpoint_2_1000"], [1, 2]),
+        (["checkpoint_1_250", "checkpoint_2_500"], [None, None]),
+        (["checkpoint1", "checkpoint_2_500"], [1, None]),
+        (["model_1_005", "model_1_010"], [None, None]),
+        # a seed or a width at the end
+        (["step_100_001", "step_200_001"], [None, None]),
+        (["step_100_5", "step_1_000_5"], [100, None]),
+        # here later groups are something else in one of the names at least
+        (["step_1_000", "step_1_2"], [None, 1]),
+        (["ckpt_1_000", "ckpt_1_2"], [None, 1]),
+    ],
+)
+def test_digit_groups_are_read_in_one_way_in_a_series(
+    stems: list[str], found: list[int | None]
+) -> None:
+    names = read_names(stems)
+    assert [names[stem].step for stem in stems] == found
+    assert [bool(names[stem].unsure) for stem in stems] == [step is None for step in found]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +166,10 @@ def test_no_step(stem: str) -> None:
         ("epoch=1-step=10", 1),
         ("hf_model_0001_3", 3),
         ("meta_model_7", 7),
+        ("epoch_1,000", 1000),
+        ("epoch_1_000", 1000),
+        ("epoch_3_500", 3),
+        ("epoch_3_step_500", 3),
         ("step_5", None),
         ("epoch", None),
         ("epoch_3k", None),
@@ -129,7 +190,9 @@ def test_epoch(stem: str, epoch: int | None) -> None:
         (r"it(\d+)", "step_5.pt", None),
         (r"it(\w+)", "itmany.pt", None),
         (r"it(\d+)?", "it.pt", None),
-        (r"(\d+)", "9" * 99, None),
+        (r"(\d+)", "9" * 99, TOO_LARGE),  # refused, so that no other number is taken
+        (r"it(-?\d+)", "it-5.pt", -5),
+        (r"s([\d_]+)", "s5_2.pt", None),
     ],
 )
 def test_a_users_own_expression(regex: str, name: str, step: int | None) -> None:

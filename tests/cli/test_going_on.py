@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from localrank_cli.table.journal_lines import line_of
 from tests.cli.program import QUICK, Outcome, invoke, run, start
-from tests.helpers import NET_CODE, entries, net_weights, save_series, weights
+from tests.helpers import NET_CODE, entries, net_weights, save_epochs, save_series, weights
 
 
 @pytest.fixture
@@ -355,3 +355,44 @@ def test_killed_at_any_instant(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3, 50))
 def test_killed_at_many_instants(tmp_path: Path, seed: int) -> None:
     killed(tmp_path, seed)
+
+
+class TestStepsThatTurnOutToBeginAnew:
+    """Earlier rows hold the step within the epoch as if it were that of the training."""
+
+    def begun(self, tmp_path: Path, target: Path) -> Path:
+        run = save_epochs(tmp_path / "run", [(0, 40)])
+        assert analyze(run, target).code == 0
+        return save_epochs(run, [(0, 40), (1, 20), (2, 60)])
+
+    def test_the_two_are_not_mixed(self, tmp_path: Path, target: Path) -> None:
+        run = self.begun(tmp_path, target)
+        before = target.read_bytes()
+        refused = analyze(run, target)
+        assert refused.code == 1
+        assert "what the steps count was not set and is now epochs" in refused.error
+        assert target.read_bytes() == before
+        assert analyze(run, target, "--overwrite").code == 0
+        assert [row["step"] for row in rows(target)] == ["0", "0", "1", "1", "2", "2"]
+
+    def test_also_where_the_earlier_ones_are_gone(self, tmp_path: Path, target: Path) -> None:
+        run = self.begun(tmp_path, target)
+        for name in ("c_00.pt", "c_02.pt"):
+            (run / name).unlink()
+        refused = analyze(run, target)
+        assert "c_01.pt: epoch 1, step 20 after c_00.pt: epoch 0, step 40" in refused.error
+        assert analyze(run, target, "--overwrite").code == 0
+
+    def test_another_source_of_steps_is_refused(self, tmp_path: Path, target: Path) -> None:
+        run = save_epochs(tmp_path / "run", [(0, 40), (1, 60)])
+        assert analyze(run, target).code == 0
+        refused = analyze(run, target, "--step-from", "epoch")
+        assert "what the steps count was not set and is now epochs" in refused.error
+        (run / "c_00.pt").unlink()
+        refused = analyze(run, target, "--step-regex", r"c_(\d+)")
+        assert r"--step-regex was not set and is now c_(\d+)" in refused.error
+
+    def test_a_part_of_the_series_counts_as_the_whole(self, tmp_path: Path, target: Path) -> None:
+        run = save_epochs(tmp_path / "run", [(0, 40), (1, 20), (2, 60)])
+        assert analyze(run, target, "--steps", "1:2").code == 0
+        assert [row["step"] for row in rows(target)] == ["1", "1", "2", "2"]

@@ -18,7 +18,15 @@ from localrank_cli.pipeline.plan import make_plan
 from localrank_cli.table.write import write_whole
 from tests.cli.program import QUICK, Outcome, invoke, run, start
 from tests.cli.test_merge import assert_equal, rows
-from tests.helpers import NET_CODE, WAITS, entries, ignore, net_weights, weights
+from tests.helpers import (
+    NET_CODE,
+    WAITS,
+    entries,
+    ignore,
+    net_weights,
+    save_epochs,
+    weights,
+)
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -258,3 +266,12 @@ def test_bad_submissions(
     assert outcome.code == code
     assert said in outcome.error
     assert entries(tmp_path) == ["run"]
+
+
+def test_workers_count_steps_as_the_whole_series_does(tmp_path: Path) -> None:
+    """Those that they see increase: without the others they would be taken as they are."""
+    run = save_epochs(tmp_path / "run", [(0, 40), (1, 20), (2, 60)])
+    target = tmp_path / "ranks.csv"
+    outcome = submit(run, target, "--steps", "1:2")
+    assert outcome.code == 0, outcome.stderr
+    assert target.read_text() == single(run, "--steps", "1:2")

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import SettingsError, UnreadableError
 from localrank_cli.pipeline.follow import Watch, is_whole
 from localrank_cli.pipeline.options import AnalyzeOptions, Follow
 from localrank_cli.pipeline.run import run_plan
-from tests.helpers import ignore, save_series, weights
+from tests.helpers import ignore, save_epochs, save_series, weights
 
 
 def followed(
@@ -143,3 +143,50 @@ def test_what_is_whole(tmp_path: Path) -> None:
             # What does not begin as a zip is no zip of torch: the reader will say what it is.
             assert is_whole(path) == (name.endswith("pt") and length < 4), length
     assert not is_whole(tmp_path / "none")
+
+
+class TestStepsThatCountInsideEachEpoch:
+    PLACES = ((0, 40), (1, 20), (2, 60))
+
+    def save(self, folder: Path, n: int) -> Callable[[], object]:
+        def happen() -> None:
+            for file in save_epochs(folder.parent / "saved", self.PLACES[:n]).iterdir():
+                if not (folder / file.name).exists():
+                    file.rename(folder / file.name)
+
+        return happen
+
+    def test_later_ones_are_counted_as_the_first(self, tmp_path: Path) -> None:
+        run = save_epochs(tmp_path / "run", self.PLACES[:2])
+        assert followed(run, [nothing, self.save(run, 3), nothing], until=2) == [0, 1, 2]
+
+    @pytest.mark.parametrize("on_error", ["stop", "skip"])
+    def test_what_would_change_earlier_steps_is_refused(
+        self, tmp_path: Path, on_error: str
+    ) -> None:
+        run = save_epochs(tmp_path / "run", self.PLACES[:1])
+        with pytest.raises(SettingsError, match=r"c_01\.pt.*must hold epochs") as caught:
+            followed(run, [nothing, self.save(run, 2), nothing], until=60, on_error=on_error)
+        assert "--overwrite" in caught.value.advice
+
+    def test_epochs_go_on_as_epochs(self, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        torch.save(weights(seed=0), run / "epoch_0.pt")
+
+        def later() -> None:
+            torch.save(weights(seed=1), run / "step_500.pt")
+
+        with pytest.raises(SettingsError, match=r"step_500\.pt.*and so far it holds epochs"):
+            followed(run, [nothing, later, nothing], until=500)
+
+    def test_names_that_are_read_in_another_way_now(self, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        torch.save(weights(seed=0), run / "step_1_000.pt")
+
+        def later() -> None:
+            torch.save(weights(seed=1), run / "step_1_2.pt")
+
+        with pytest.raises(SettingsError, match=r"the digit groups in step_1_000\.pt"):
+            followed(run, [nothing, later, nothing], until=2000)

@@ -1,0 +1,130 @@
+"""Adapters (LoRA and the like): a few weights that change a network and are none themselves."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from localrank_cli.checkpoints.faults import shown
+from localrank_cli.checkpoints.folders import ADAPTER_CONFIG, is_file
+
+# One part of a key, between its dots.
+_PART = re.compile(
+    # LoRA and its kin: lora_A, lora_embedding_B, lora_magnitude_vector, to_q_lora, lora_unet_...,
+    # poly_lora_A, vblora_..., randlora_...
+    r"^(?:.*[_-])?(?:ada|dy|poly|rand|vb|x)?-?loras?(?:[_-].*)?$|"
+    r"^(?:ia3_l|dora_scale|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|prompt_embeddings|"
+    r"prefix_encoder|adaption_(?:prompt|gate)|vera_(?:lambda_[bd]|[AB])|b?oft_(?:r|s|blocks|diag)|"
+    r"fourierft_spectrum|hra_u|c3a_kernel|bone_block|miss_block|shira_weights?|road_(?:theta|alpha)|"
+    r"trainable_tokens_(?:delta|indices)|adapter_(?:down|up|query|prompt))$",
+    flags=re.IGNORECASE,
+)
+_PROMPTS = re.compile(r"^(?:prompt_embeddings|prefix_encoder|adaption_\w+)$", re.IGNORECASE)
+_PEFT_FILE = re.compile(r"^adapters?(?:_(?:model|\d+))?\b")
+_PEFT_PREFIX = "base_model.model."
+_SAVE = "torch.save(merged.state_dict(), 'step_100.pt')"
+
+
+def adapter_key(keys: Iterable[str]) -> str:
+    """Find a key that belongs to an adapter.
+
+    Args:
+        keys: Of a state dict.
+
+    Returns:
+        The first such; empty where there is none.
+    """
+    return next((key for key in keys if _place(key) is not None), "")
+
+
+def is_adapter_alone(keys: Iterable[str]) -> bool:
+    """Return whether a state dict holds an adapter without the weights that it changes.
+
+    Args:
+        keys: Of the state dict.
+
+    Returns:
+        False also where there is no adapter. What PEFT saves whole beside an adapter (a head,
+        `modules_to_save`) makes it no network.
+    """
+    owners: list[str] = []
+    bases: set[str] = set()
+    n_weights = 0
+    for key in keys:
+        owner = _place(key)
+        if owner is not None:
+            owners.append(owner)
+            continue
+        parent, _, name = key.rpartition(".")
+        n_weights += name == "weight"
+        bases |= {parent, parent.removesuffix(".base_layer")} if name == "weight" else set()
+    # A whole network has more weights than adapters, whatever their names are.
+    return bool(owners) and bases.isdisjoint(owners) and n_weights <= len(owners)
+
+
+def is_of_peft(path: Path, keys: Iterable[str]) -> bool:
+    """Return whether a file is an adapter by PEFT's own layout.
+
+    Args:
+        path: A weights file.
+        keys: Of its state dict.
+
+    Returns:
+        True for adapter_model.safetensors beside adapter_config.json, unless it holds the weights
+        of a network under other names.
+    """
+    every = list(keys)
+    if not _PEFT_FILE.match(path.name) or not is_file(path.parent / ADAPTER_CONFIG):
+        return False
+    return is_adapter_alone(every) or all(key.startswith(_PEFT_PREFIX) for key in every)
+
+
+def refusal(path: Path, keys: Iterable[str]) -> tuple[str, str]:
+    """Describe why an adapter is not analysed, and what to do.
+
+    Args:
+        path: The weights file.
+        keys: Of its state dict.
+
+    Returns:
+        What is wrong, and the advice.
+    """
+    every = list(keys)
+    key = adapter_key(every)
+    named = f" ({shown(key)})" if key else ""
+    if key and not is_adapter_alone(every):
+        what = f"{path}: holds an adapter{named} beside the weights of a network."
+        return what, (
+            "Give the network's code with --model, or merge the adapter first: merged ="
+            f" model.merge_and_unload(); {_SAVE}."
+        )
+    what = f"{path}: holds an adapter alone{named}, not the weights of a network."
+    if any(_PROMPTS.match(part) for key in every for part in key.split(".")):
+        return what, (
+            "A prompt or prefix changes no weights, and merge_and_unload cannot merge it: analyse"
+            " the base network, or save the state dict of a module that holds both and give its"
+            " code with --model."
+        )
+    return what, _lines(path)
+
+
+def _lines(path: Path) -> str:
+    folder = path.parent
+    if not is_file(folder / ADAPTER_CONFIG):
+        return (
+            "Merge it into its base network and save that: with peft, merged ="
+            f" model.merge_and_unload(); {_SAVE}. Other libraries have a function of their own for"
+            " it (diffusers: pipe.fuse_lora()). If it is a network of your own, give its code with"
+            " --model."
+        )
+    return (
+        "Merge it into its base network, and save that: from peft import PeftModel; merged ="
+        f" PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload();"
+        f" {_SAVE}."
+    )
+
+
+def _place(key: str) -> str | None:
+    """The module that an adapter's key changes; None for other keys."""
+    parts = key.split(".")
+    index = next((at for at, part in enumerate(parts) if _PART.match(part)), None)
+    return None if index is None else ".".join(parts[:index])
