@@ -20,7 +20,12 @@ Note = Callable[[str], None]
 SETTINGS = "settings"
 SHARD = "shard"
 _Key = tuple[str, str, tuple[int, ...] | None]
-_NAMES = {"point_indices": "points", "data_sha256": "content of the data", "n_data": "data"}
+_NAMES = {
+    "point_indices": "points",
+    "data_sha256": "content of the data",
+    "n_data": "data",
+    "unsaved": "what no checkpoint holds (--allow-unsaved)",
+}
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ DECISIVE = (
     "columns",
     "optional_columns",
     "weights",
+    "unsaved",
 )
 
 
@@ -123,6 +124,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "columns": dict(settings.columns),
         "optional_columns": list(series.optional_columns),
         "weights": series.weights,
+        "unsaved": list(series.unsaved),
         "layers": [
             asdict(record.call) | {"module": record.module, "shape": list(record.shape)}
             for record in series.examination.records
@@ -168,6 +170,7 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
         Setting -> value; files are known by their content, not by where they lie.
     """
     found = {key: settings.get(key) for key in DECISIVE}
+    found["unsaved"] = found["unsaved"] or []  # earlier versions did not write it
     if found["data_sha256"] is not None:
         found["data"] = str(found["data"]).rpartition(":")[2] if ":" in str(found["data"]) else None
     if found["model_sha256"] is not None:

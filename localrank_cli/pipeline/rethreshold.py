@@ -12,6 +12,7 @@ from localrank_cli.measures.points import point_measures
 from localrank_cli.pipeline.machine import versions
 from localrank_cli.pipeline.manifest import FORMAT, extra_columns
 from localrank_cli.pipeline.tolerances import check_rounding
+from localrank_cli.pipeline.unsaved import unsaved_message
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.table.record import CheckpointRecord, LayerRecord
 from localrank_cli.table.spectra_files import find_spectra, read_spectra
@@ -91,6 +92,7 @@ class Rethreshold:
             first.checkpoint,
             first.step,
             layers=tuple(layers),
+            message=unsaved_message(kept.settings.get("unsaved", ())),
         )
 
     @property

@@ -16,6 +16,7 @@ from localrank_cli.model.fill import fill_model
 from localrank_cli.pipeline.failures import failed_record
 from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.plan import Plan, SeriesPlan, place_points
+from localrank_cli.pipeline.unsaved import unsaved_message
 from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
 from localrank_cli.table.columns import Cell
@@ -117,6 +118,7 @@ class _Runner:
                 "routes": list(self._modes.routes),
             },
             points=checkpoint.points,
+            message=unsaved_message(self._series.unsaved),
         )
         if self._keep is not None:
             self._keep(record, [spectrum for spectrum, _ in found])
