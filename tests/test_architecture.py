@@ -14,7 +14,7 @@ ALLOWED: dict[str, set[str]] = {
     "archives": set(),
     "userimport": {"errors"},
     "seeds": set(),
-    "layers": {"errors"},
+    "layers": {"errors", "seeds"},
     "jacobian": {"errors", "layers"},
     "spectrum": {"errors", "layers", "jacobian"},
     "measures": {"errors", "layers", "jacobian", "spectrum"},

@@ -163,9 +163,7 @@ def _plan_series(
     settings = resolve(options, own, folder)
     for text in settings.notes:
         note(text)
-    data_files = own_files(own, folder)
-    if settings.source.path is not None:
-        data_files.append(settings.source.path)
+    data_files = [*own_files(own, folder), *filter(None, [settings.source.path])]
     series = find_checkpoints(folder, named, options.pattern, data_files, rule.names)
     if options.frozen is not None:
         series = narrow(series, options.frozen.of_run(run))
