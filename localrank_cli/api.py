@@ -38,6 +38,7 @@ class AnalyzeKeywords(TypedDict, total=False):
     dtype: str
     input_metric: str
     allow_small_cov: bool
+    allow_unsaved: bool
     preset: str
     input_slice: str
     output_slice: str

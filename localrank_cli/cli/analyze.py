@@ -49,6 +49,7 @@ from localrank_cli.cli.arguments import (
 from localrank_cli.cli.given import do_not_spin, options_from
 from localrank_cli.cli.options import (
     AllowSmallCov,
+    AllowUnsaved,
     Information,
     InformationNoise,
     InformationPoints,
@@ -90,6 +91,7 @@ def parse_options(
     rtol: Rtol = None,
     input_metric: InputMetric = None,
     allow_small_cov: AllowSmallCov = False,
+    allow_unsaved: AllowUnsaved = False,
     noise: Noise = None,
     preset: PresetName = None,
     input_slice: InputSlice = None,

@@ -14,6 +14,16 @@ AllowSmallCov = Annotated[
     ),
 ]
 
+AllowUnsaved = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unsaved",
+        help="Analyse a network although parts of it (random features, masks) are drawn when it is"
+        " built and are in no checkpoint: they come from a fixed seed, and column message names"
+        " them.",
+    ),
+]
+
 PresetName = Annotated[
     Preset | None,
     typer.Option(

@@ -33,6 +33,7 @@ from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
 from localrank_cli.jacobian.trace import Refusal, find_chain
 from localrank_cli.layers.capture import Call
+from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord, Survey
 
 
@@ -102,9 +103,14 @@ def jacobians(task: Task, modes: Modes) -> Iterator[AnyPortion]:
     size = _points_at_once(task)
     for start in range(0, task.points.shape[0], size):
         points = task.points[start : start + size]
-        values = guards.point_values(task.model, points, *_calls(task))
+        alone = None
         if start == 0:
+            with analysis_setting(task.model, task.dtype, seed=1):
+                alone = guards.point_values(task.model, points[:1], *_calls(task))
+        values = guards.point_values(task.model, points, *_calls(task))
+        if alone is not None:
             guards.check_repeatable(task.model, points, values, task.tolerance)
+            guards.check_seedless(values, alone, task.tolerance)
         for offset, batch in _batches(task, points, values, modes):
             stop = offset + batch.n_points
             good = {record.call: values.finite[record.call][offset:stop] for record in task.records}

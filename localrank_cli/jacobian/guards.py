@@ -133,6 +133,24 @@ def check_repeatable(model: nn.Module, points: Tensor, values: Values, tolerance
             )
 
 
+def check_seedless(values: Values, other: Values, tolerance: float) -> None:
+    """Check that nothing is drawn in the first forward pass and then kept.
+
+    Args:
+        values: From `point_values`.
+        other: Of the first point, under another seed, forgotten by the model since.
+        tolerance: Relative, from `agreement`.
+    """
+    for call, found in other.outputs.items():
+        if not _close(values.outputs[call][:1], found, tolerance):
+            raise ModelError(
+                f"the forward pass draws random numbers and keeps them: layer {call.label!r} gives"
+                " another output under another seed.",
+                "Draw them in __init__ with a fixed seed, or keep them in the checkpoints:"
+                " self.register_buffer(NAME, TENSOR).",
+            )
+
+
 def make_batch(
     model: nn.Module, points: Tensor, values: Values, wrt: Call | None, tolerance: float
 ) -> Batch | None:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from localrank_cli.seeds import seeded
+
 
 @contextmanager
-def analysis_setting(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def analysis_setting(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
     """Puts a model in eval mode with frozen parameters, and everything back afterwards.
 
     Within, constants that a forward pass makes have the analysis dtype, TF32 is off, and attention
@@ -21,6 +23,7 @@ def analysis_setting(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         model: The network; its training flags, requires_grad flags, buffers and plain
             attributes (some forward passes write to them) and the RNG state are left as found.
         dtype: The dtype of the Jacobian.
+        seed: Of the random number generators: no number depends on the caller's.
 
     Yields:
         Nothing.
@@ -33,10 +36,9 @@ def analysis_setting(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         for name, buffer in module.named_buffers(recurse=False)
     ]
     attributes = [(module, _attributes(module)) for module in model.modules()]
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     default = torch.get_default_dtype()
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(seeded(seed))
         stack.enter_context(_kernels(model, dtype))
         stack.enter_context(_quiet_torch())
         try:

@@ -4,7 +4,8 @@ import contextlib
 import copy
 import gc
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -15,12 +16,46 @@ from torch.overrides import TorchFunctionMode
 
 from localrank_cli.errors import ModelError
 from localrank_cli.model.root import with_named_root
+from localrank_cli.seeds import seeded
 from localrank_cli.userimport import ANY_FAULT
+
+# Under which a user's code is imported and its networks are built: what they draw is the same at
+# every start, whatever the caller's generators hold.
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a user's function returned."""
+
+    model: nn.Module
+    is_theirs: bool = False  # it lived before localrank did anything, and this is a copy
+    is_shared: bool = False  # an import or an earlier call made it, and this is a copy
 
 
 def build_model(
     factory: Callable[..., object], arguments: Mapping[str, Any], name: str
 ) -> nn.Module:
+    """Calls the user's class or function once.
+
+    Args:
+        factory: As for `make`.
+        arguments: As for `make`.
+        name: As for `make`.
+
+    Returns:
+        The module.
+    """
+    return make(factory, arguments, name, (), SEED).model
+
+
+def make(
+    factory: Callable[..., object],
+    arguments: Mapping[str, Any],
+    name: str,
+    there: Sequence[nn.Module],
+    seed: int,
+) -> Made:
     """Calls the user's class or function.
 
     On the CPU, never on `meta`: non-persistent buffers and plain tensor attributes would stay
@@ -30,10 +65,12 @@ def build_model(
         factory: An nn.Module class, or a function that returns a module.
         arguments: `--model-arg`.
         name: For messages.
+        there: Modules that were there before the user's code was imported.
+        seed: Of the random number generators of torch, numpy and Python, for the call.
 
     Returns:
         The module, its parameters frozen; one that is a layer itself under the name `model`. The
-        RNG state is left as found.
+        states of the generators are left as found.
 
     Raises:
         ModelError: If it cannot be called so, or returns no module.
@@ -49,10 +86,10 @@ def build_model(
             "Name the class, or a function that returns the module.",
         )
     _check_arguments(factory, arguments, name)
-    before = _modules_there_are()
+    before = modules_there_are()
     try:
         # chdir: a user's own chdir is undone at the end.
-        with torch.random.fork_rng(devices=[]), contextlib.chdir("."):
+        with seeded(seed), contextlib.chdir("."):
             model = factory(**arguments)
     except ANY_FAULT as error:
         raise ModelError(
@@ -65,9 +102,11 @@ def build_model(
             "The function must return the module itself.",
         )
     _check_complete(model, name)
-    if any(model is other for other in before):
+    is_theirs = any(model is other for other in there)
+    is_old = any(model is other for other in before)
+    if is_old:
         model = _own_copy(model, name)
-    return with_named_root(model).requires_grad_(False)
+    return Made(with_named_root(model).requires_grad_(False), is_theirs, is_old and not is_theirs)
 
 
 def move_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -133,7 +172,12 @@ def _refuse_views(model: nn.Module) -> None:
                 )
 
 
-def _modules_there_are() -> list[nn.Module]:
+def modules_there_are() -> list[nn.Module]:
+    """Find all modules in this process.
+
+    Returns:
+        The modules.
+    """
     # By type(): isinstance asks __class__, which lazily imported objects answer with an import.
     return [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
 

@@ -108,6 +108,59 @@ class Expected:
                 )
 
 
+def has_own_loading(model: nn.Module) -> bool:
+    """Return whether a model's loading may do other than match keys.
+
+    Args:
+        model: The network.
+
+    Returns:
+        True where a module has load hooks or overrides how torch loads.
+    """
+    return type(model).load_state_dict is not nn.Module.load_state_dict or any(
+        module._load_state_dict_pre_hooks  # noqa: SLF001  # torch has no public way to ask
+        or type(module)._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001  # as above
+        for module in model.modules()
+    )
+
+
+def fill_watching(
+    model: nn.Module, expected: Expected, state: Mapping[str, Tensor], place: str
+) -> set[str]:
+    """Fill a network whose own loading may accept other keys, and see what that leaves as it was.
+
+    Args:
+        model: As for `fill_model`.
+        expected: As for `fill_model`.
+        state: As for `fill_model`.
+        place: As for `fill_model`.
+
+    Returns:
+        Names of the entries that it did not fill.
+    """
+    missing, _, _ = expected.differences({key: tuple(v.shape) for key, v in state.items()})
+    entries = {key: model.state_dict()[key] for key in missing}
+    before = {key: value.clone() for key, value in entries.items()}
+    for value in entries.values():
+        value.copy_(_mark(value))
+    try:
+        fill_model(model, expected, state, place)
+    finally:
+        now = model.state_dict()
+        same = {key for key in missing if torch.equal(now[key], _mark(now[key]))}
+        for key in same:
+            now[key].copy_(before[key])
+    return same
+
+
+def _mark(like: Tensor) -> Tensor:
+    """Values that no checkpoint holds."""
+    if like.dtype == torch.bool:
+        return torch.ones_like(like)
+    limits = torch.finfo if like.is_floating_point() or like.is_complex() else torch.iinfo
+    return torch.full_like(like, limits(like.dtype).max)
+
+
 def fill_model(
     model: nn.Module, expected: Expected, state: Mapping[str, Tensor], place: str
 ) -> None:

@@ -27,6 +27,7 @@ _NAMES = {
     "counting": "what the steps count",
     "step_from": "--step-from",
     "step_regex": "--step-regex",
+    "unsaved": "what no checkpoint holds (--allow-unsaved)",
 }
 
 

@@ -22,7 +22,7 @@ from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.checkpoints.twins import Twins
 from localrank_cli.errors import LocalrankError, MismatchError, SettingsError, UnreadableError
-from localrank_cli.model.fill import Expected, fill_model, mismatch
+from localrank_cli.model.fill import Expected, fill_watching, has_own_loading, mismatch
 from localrank_cli.pipeline.counting import Counting
 from localrank_cli.pipeline.steps import Settled, Telling
 from localrank_cli.pipeline.told import Names, Told, tell
@@ -100,6 +100,7 @@ class Headers:
         self._epochs: dict[CheckpointFile, int | None] = {}
         self._setting = setting
         self.settled = Settled(rule, Counting(), {})  # how the steps were found
+        self.unfilled: set[str] = set()  # parts of the model that a checkpoint left as they were
         self.first: State | None = None  # the weights in the first file, by name
 
     def steps(self, note: Note, skip: Skip | None = None) -> list[tuple[CheckpointFile, int]]:
@@ -236,12 +237,13 @@ class Headers:
                 averaged = container in header.averaged
                 return PlannedCheckpoint(file, step, container, found[0], aside, epoch, averaged)
         place = PlannedCheckpoint(file, step, "", Stripping()).place
-        if type(model).load_state_dict is not nn.Module.load_state_dict or _has_hooks(model):
+        if has_own_loading(model):
             # A user's load hooks may accept what keys and shapes alone do not show.
             content = read_checkpoint(file.path, trust_pickle=self._trust_pickle)
             for container in chosen:
                 with suppress(MismatchError):
-                    fill_model(model, expected, content.states[container], place)
+                    state = content.states[container]
+                    self.unfilled |= fill_watching(model, expected, state, place)
                     return PlannedCheckpoint(file, step, container, Stripping(), epoch=epoch)
         if all(is_adapter_alone(header.shapes[key]) for key in chosen):
             raise MismatchError(*refusal(file.path, header.shapes[chosen[0]]))
@@ -268,14 +270,6 @@ def _check_types(
         if other == stripping:
             expected.check_types(renamed, place)
             return
-
-
-def _has_hooks(model: nn.Module) -> bool:
-    return any(
-        module._load_state_dict_pre_hooks  # noqa: SLF001  # torch has no public way to ask
-        or type(module)._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001  # as above
-        for module in model.modules()
-    )
 
 
 def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, Tensor]:

@@ -4,23 +4,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.errors import ModelError
-from localrank_cli.model.build import build_model
+from localrank_cli.model.build import modules_there_are
 from localrank_cli.model.hf import CONFIG, describes_the_same, hf_factory, read_config
+from localrank_cli.model.twice import Built, build_twice
 
 
 def make_hf_model(
-    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any]
-) -> nn.Module:
+    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any], *, allowed: bool
+) -> Built:
     """Builds the network that all checkpoints of a series are of.
 
     Args:
         files: The checkpoints, by step.
         folder: The series.
         arguments: `--model-arg`, which override entries of the config.
+        allowed: As for `build_twice`.
 
     Returns:
         The network, with weights that are still to be filled in.
@@ -36,7 +36,8 @@ def make_hf_model(
                 f"{place / CONFIG} describes another network than {places[0] / CONFIG}.",
                 "Choose the checkpoints of one network with --pattern GLOB.",
             )
-    return build_model(hf_factory(places[0]), arguments, "--model hf")
+    there = modules_there_are()
+    return build_twice(hf_factory(places[0]), arguments, "--model hf", there, allowed=allowed)
 
 
 def _config_folder(file: CheckpointFile, folder: Path) -> Path:

@@ -58,6 +58,7 @@ DECISIVE = (
     "weights",
     "step_from",
     "step_regex",
+    "unsaved",
 )
 
 
@@ -143,6 +144,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "counting": series.settled.counting.text,
         "step_from": series.settled.rule.source or None,
         "step_regex": regex.pattern if regex is not None else None,
+        "unsaved": list(series.unsaved),
         "layers": [
             asdict(record.call) | {"module": record.module, "shape": list(record.shape)}
             for record in series.examination.records
@@ -189,6 +191,7 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {key: settings.get(key) for key in DECISIVE}
     found["measures"] = found["measures"] or list(FIRST_MEASURES)
+    found["unsaved"] = found["unsaved"] or []  # earlier versions did not write it
     if found["data_sha256"] is not None:
         found["data"] = str(found["data"]).rpartition(":")[2] if ":" in str(found["data"]) else None
     if found["model_sha256"] is not None:

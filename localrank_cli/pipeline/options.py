@@ -53,6 +53,7 @@ class AnalyzeOptions:
     dtype: str | None = None
     input_metric: str | None = None
     allow_small_cov: bool = False
+    allow_unsaved: bool = False
     preset: Preset | None = None
     hidden: bool = False  # by a preset alone
     input_slice: str | None = None

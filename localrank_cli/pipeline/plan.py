@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.checkpoints.choice import described
-from localrank_cli.checkpoints.content import State
-from localrank_cli.checkpoints.prefixes import WRAPPERS, candidates
 from localrank_cli.checkpoints.series import (
     Series,
     find_checkpoints,
@@ -20,15 +18,14 @@ from localrank_cli.checkpoints.series import (
 )
 from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.jacobian.budget import check_fits
-from localrank_cli.model.build import build_model, move_model
+from localrank_cli.model.build import move_model
 from localrank_cli.model.fill import Expected, fill_model
-from localrank_cli.model.mlp import InferredMlp, infer_mlp
 from localrank_cli.pipeline.counting import EPOCHS, Counting
 from localrank_cli.pipeline.failures import Failures, choose_part
 from localrank_cli.pipeline.folder_settings import read_folder_settings
 from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, Setting, load_state
-from localrank_cli.pipeline.hf import make_hf_model
 from localrank_cli.pipeline.machine import memory_budget, pick_device
+from localrank_cli.pipeline.making import make_model
 from localrank_cli.pipeline.metric import MetricPlan, plan_metric
 from localrank_cli.pipeline.narrow import narrow
 from localrank_cli.pipeline.options import AnalyzeOptions, check_options
@@ -43,13 +40,13 @@ from localrank_cli.pipeline.settings import (
 )
 from localrank_cli.pipeline.steps import Settled
 from localrank_cli.pipeline.tolerances import check_rounding
+from localrank_cli.pipeline.unsaved import check_unsaved
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
 from localrank_cli.points.source import load_points
 from localrank_cli.spectrum.spectra import Examination, examine
 from localrank_cli.table.columns import optional_first
 from localrank_cli.table.record import CheckpointRecord
-from localrank_cli.userimport import import_object
 
 Note = Callable[[str], None]
 
@@ -74,6 +71,7 @@ class SeriesPlan:
     samples: SamplePlan
     settled: Settled  # how the steps were found
     weights: str  # which of several sets in one file
+    unsaved: tuple[str, ...] = ()  # parts of the network that no checkpoint holds, let through
 
     @property
     def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
@@ -167,9 +165,7 @@ def _plan_series(
     settings = resolve(options, own, folder)
     for text in settings.notes:
         note(text)
-    data_files = own_files(own, folder)
-    if settings.source.path is not None:
-        data_files.append(settings.source.path)
+    data_files = [*own_files(own, folder), *filter(None, [settings.source.path])]
     series = find_checkpoints(folder, named, options.pattern, data_files, rule.names)
     choice = settings.model
     setting = Setting(series.files, is_inferred=choice.is_inferred, is_hf=choice.is_hf)
@@ -183,10 +179,9 @@ def _plan_series(
     if not steps:
         failures.refuse_all(folder)
     failures.place_unread(headers.settled.step_of_unread)
-    if settings.model.is_hf:
-        model = make_hf_model([file for file, _ in steps], folder, settings.model.arguments)
-    else:
-        model = _make_model(settings.model, headers.first, note)
+    files, allowed = [file for file, _ in steps], options.allow_unsaved
+    built = make_model(settings.model, (files, folder), headers.first, note, allowed=allowed)
+    model = built.model
     expected = Expected(model)
     points, facts = load_points(settings.source)
     for text in points.notes:
@@ -195,6 +190,8 @@ def _plan_series(
     every = failures.fitting(
         steps, lambda file, step: headers.plan(file, step, model, expected), folder
     )
+    name = settings.model.description
+    unsaved = check_unsaved(built, f"--model {name}", headers.unfilled, note, allowed=allowed)
     checkpoints, failed = choose_part(options.part, every, failures.records, folder)
     _tell_weights(checkpoints, note)
     examine_one = partial(
@@ -224,6 +221,7 @@ def _plan_series(
         samples=plan_samples(settings, points, examination, options.memory or 0),
         settled=headers.settled,
         weights=options.weights,
+        unsaved=unsaved,
     )
 
 
@@ -239,26 +237,6 @@ def _which_weights(checkpoint: PlannedCheckpoint) -> str:
     taken = described(checkpoint.container, {checkpoint.container} if checkpoint.averaged else ())
     aside = f"; left aside: {', '.join(checkpoint.aside)} (--weights)" if checkpoint.aside else ""
     return f"the weights are those under {taken}{aside}"
-
-
-def _make_model(choice: ModelChoice, first: State | None, note: Note) -> nn.Module:
-    if choice.factory is not None:
-        return build_model(choice.factory, choice.arguments, choice.description)
-    if choice.code is not None:
-        factory = import_object(choice.code, "--model")
-        return build_model(factory, choice.arguments, f"--model {choice.description}")  # type: ignore[arg-type]  # build_model itself checks that it can be called
-    assert first is not None
-    shapes = {key: tuple(tensor.shape) for key, tensor in first.items()}
-    *_, (_, bare) = candidates(shapes, WRAPPERS)
-    in_order = not all(tensor.is_meta for tensor in first.values())
-    layout = infer_mlp(bare, in_order)
-    note(
-        f"no --model: read as a plain MLP {layout.description} with {choice.activation}"
-        " between its layers"
-    )
-    model = InferredMlp(layout, choice.activation)
-    model.eval()
-    return model.requires_grad_(False)
 
 
 def _model_facts(choice: ModelChoice) -> dict[str, object]:

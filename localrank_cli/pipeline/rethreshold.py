@@ -12,6 +12,7 @@ from localrank_cli.measures.points import point_measures
 from localrank_cli.pipeline.machine import versions
 from localrank_cli.pipeline.manifest import FORMAT, extra_columns
 from localrank_cli.pipeline.tolerances import check_rounding
+from localrank_cli.pipeline.unsaved import unsaved_message
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.table.columns import Row
 from localrank_cli.table.journal import journal_path
@@ -101,6 +102,7 @@ class Rethreshold:
             first.checkpoint,
             first.step,
             layers=tuple(layers),
+            message=unsaved_message(kept.settings.get("unsaved", ())),
         )
 
     @property

@@ -17,6 +17,7 @@ from localrank_cli.model.fill import fill_model
 from localrank_cli.pipeline.failures import failed_record
 from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.plan import Plan, SeriesPlan, place_points
+from localrank_cli.pipeline.unsaved import unsaved_message
 from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
 from localrank_cli.table.columns import Cell
 from localrank_cli.table.record import CheckpointRecord, LayerRecord
@@ -118,6 +119,7 @@ class _Runner:
                 **self._series.settled.epoch_facts(checkpoint.file),
             },
             points=checkpoint.points,
+            message=unsaved_message(self._series.unsaved),
         )
         if self._keep is not None:
             self._keep(record, [spectrum for spectrum, _ in found])

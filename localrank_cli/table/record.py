@@ -33,7 +33,7 @@ class CheckpointRecord:
     step: int | None
     layers: tuple[LayerRecord, ...] = ()
     status: str = "ok"  # else a word for what failed
-    message: str = ""
+    message: str = ""  # of a failure, or what each row says beside its numbers
     facts: dict[str, Any] = field(default_factory=dict)  # for the manifest
     points: tuple[int, int] | None = None  # only these of the run's points, for a shard
 
@@ -49,7 +49,7 @@ class CheckpointRecord:
             return [self._failed_row()]
         rows = []
         for layer in self.layers:
-            rows += layer_rows(layer.facts, reduce_points(layer.points), layer.cells)
+            rows += layer_rows(layer.facts, reduce_points(layer.points), layer.cells, self.message)
         return rows
 
     @property

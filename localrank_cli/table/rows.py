@@ -27,7 +27,7 @@ class LayerFacts:
 
 
 def layer_rows(
-    facts: LayerFacts, measures: LayerMeasures, constants: Mapping[str, Cell]
+    facts: LayerFacts, measures: LayerMeasures, constants: Mapping[str, Cell], remark: str = ""
 ) -> list[dict[str, Cell]]:
     """Makes one row for each tolerance.
 
@@ -35,20 +35,24 @@ def layer_rows(
         facts: What the rows share.
         measures: The averages.
         constants: Optional columns, after `message`.
+        remark: For `message`, beside what there may be of failed points.
 
     Returns:
         The rows, in the order of the tolerances.
     """
-    return [_row(facts, measures, ranks) | dict(constants) for ranks in measures.ranks]
+    return [_row(facts, measures, ranks, remark) | dict(constants) for ranks in measures.ranks]
 
 
-def _row(facts: LayerFacts, measures: LayerMeasures, ranks: RankSummary) -> dict[str, Cell]:
+def _row(
+    facts: LayerFacts, measures: LayerMeasures, ranks: RankSummary, remark: str
+) -> dict[str, Cell]:
     averages: dict[str, Cell] = {}
     for name in AVERAGED:
         averages[name] = measures.soft[name].mean
         averages[f"{name}_se"] = measures.soft[name].error
     total = measures.n_points + measures.n_failed
     failed = measures.n_failed > 0
+    failure = f"{measures.n_failed} of {total} points have a non-finite Jacobian or pre-activation"
     return {
         "run": facts.run,
         "checkpoint": facts.checkpoint,
@@ -76,9 +80,5 @@ def _row(facts: LayerFacts, measures: LayerMeasures, ranks: RankSummary) -> dict
         **averages,
         "method": facts.method,
         "status": "nonfinite" if failed else "ok",
-        "message": (
-            f"{measures.n_failed} of {total} points have a non-finite Jacobian or pre-activation"
-            if failed
-            else ""
-        ),
+        "message": "; ".join(text for text in (failure if failed else "", remark) if text),
     }

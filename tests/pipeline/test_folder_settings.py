@@ -107,6 +107,7 @@ def test_single_values(tmp_path: Path) -> None:
         "Model = 'x'",
         "labels = 'y'",
         "allow-small-cov = true",  # the user's own consent
+        "allow-unsaved = true",  # as above
         "'' = 1",
         "[analyze]\nseed = 1",
     ],

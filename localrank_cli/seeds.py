@@ -1,0 +1,38 @@
+"""Random number generators under a fixed seed, and as they were afterwards."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, numpy and `random`, and put their states back at the end.
+
+    Args:
+        seed: Of all of them.
+
+    Yields:
+        Nothing.
+    """
+    # Where CUDA is not in use yet, torch.manual_seed would seed it for good at its first use.
+    devices = list(range(torch.cuda.device_count())) if _uses_cuda() else []
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what a user's code draws from
+    with torch.random.fork_rng(devices=devices):
+        try:
+            if devices:
+                torch.cuda.manual_seed_all(seed)
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  # as above
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002  # as above
+
+
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -1,0 +1,216 @@
+"""Parts that are drawn when a network is built: which ones a second build shows."""
+
+# ruff: noqa: NPY002  # the global generator is what a user's code draws from
+
+import functools
+import itertools
+import random
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import utils
+
+from localrank_cli.model.build import modules_there_are
+from localrank_cli.model.twice import Built, build_twice
+
+
+def built(factory: Callable[[], object], *, allowed: bool = False) -> Built:
+    return build_twice(factory, {}, "net.py:build", modules_there_are(), allowed=allowed)
+
+
+def holding(**attributes: Callable[[], Any]) -> Callable[[], nn.Module]:
+    """A network with attributes of its own, made anew for each."""
+
+    def factory() -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+        for name, make in attributes.items():
+            setattr(model, name, make())
+        return model
+
+    return factory
+
+
+@dataclass
+class Record:
+    table: Tensor
+    rate: float = 0.5
+
+
+class Helper:
+    def __init__(self) -> None:
+        self.table, self.rate = torch.randn(2), random.random()
+
+
+def with_buffer(persistent: bool) -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 2))
+    model.register_buffer("mask", torch.rand(3), persistent=persistent)
+    return model
+
+
+DRAWN: dict[str, tuple[Callable[[], object], set[str]]] = {
+    "tensor": (holding(B=lambda: torch.randn(3)), {"B"}),
+    "complex tensor": (holding(B=lambda: torch.randn(3, dtype=torch.cfloat).conj()), {"B"}),
+    "sparse tensor": (holding(B=lambda: torch.rand(3).to_sparse()), {"B"}),
+    "permutation": (holding(order=lambda: torch.randperm(50)), {"order"}),
+    "boolean mask": (holding(mask=lambda: torch.rand(50) > 0.5), {"mask"}),
+    "buffer": (lambda: with_buffer(persistent=False), {"mask"}),
+    "list": (holding(several=lambda: [torch.zeros(2), torch.randn(2)]), {"several[1]"}),
+    "dict": (holding(by=lambda: {"a": (torch.randn(2),), 7: 1}), {"by['a'][0]"}),
+    "dataclass": (holding(record=lambda: Record(torch.randn(2))), {"record.table"}),
+    "helper": (holding(helper=Helper), {"helper.table"}),
+    "array": (holding(B=lambda: np.random.rand(3)), {"B"}),
+    "array of objects": (
+        holding(B=lambda: np.array([None, torch.randn(1)], dtype=object)), {"B[1]"}),
+    "number": (holding(rate=random.random), {"rate"}),
+    "numbers": (holding(order=lambda: random.sample(range(99), 2)), {"order[0]", "order[1]"}),
+    "word": (holding(kind=lambda: random.choice([f"{i}" for i in range(999)])), {"kind"}),
+    "set": (holding(kept=lambda: set(random.sample(range(999), 9))), {"kept"}),
+    "slope of torch's own": (
+        lambda: nn.Sequential(nn.Linear(2, 2), nn.LeakyReLU(random.random())),
+        {"1.negative_slope"}),
+    "class": (
+        # With the two seeds on either side of a half.
+        lambda: nn.Sequential(nn.Linear(2, 2), [nn.Sigmoid, nn.Tanh][random.random() < 0.5]()),
+        {"1"}),
+    "function": (holding(act=lambda: [torch.relu, torch.tanh][random.random() < 0.5]), {"act"}),
+    "partial": (
+        holding(act=lambda: functools.partial(torch.add, other=torch.randn(2))),
+        {"act.keywords['other']"}),
+    "module in a list": (
+        holding(heads=lambda: [nn.Linear(1, 1, bias=False)]), {"heads[0].weight"}),
+    "parameter in a list": (
+        holding(own=lambda: [nn.Parameter(torch.randn(1))]), {"own[0]"}),
+    "copy of a weight": (
+        lambda: _with(nn.Sequential(nn.Linear(1, 1)), "old", lambda m: m[0].weight.clone()),
+        {"old"}),
+    "layer alone": (lambda: _with(nn.Linear(1, 1), "B", lambda m: torch.randn(1)), {"B"}),
+    "distribution": (
+        holding(noise=lambda: torch.distributions.Normal(torch.randn(2), 1.0)), {"noise.loc"}),
+}  # fmt: skip
+
+
+def _with(model: Any, name: str, make: Callable[[Any], object]) -> nn.Module:
+    setattr(model, name, make(model))
+    found: nn.Module = model
+    return found
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_what_is_drawn_is_named(name: str) -> None:
+    factory, names = DRAWN[name]
+    found = built(factory)
+    assert found.drawn - set(found.model.state_dict()) == names
+
+
+def seeded_inside() -> nn.Module:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    return holding(B=lambda: torch.randn(3), C=lambda: np.random.rand(2))()
+
+
+def with_empty_memory() -> nn.Module:
+    # Freed memory with other values each time is what torch.empty then gives.
+    for size in range(1, 40):
+        torch.full((size,), random.random())
+    return holding(cache=lambda: [torch.empty(size) for size in range(1, 40)])()
+
+
+counter = itertools.count()
+NOT_DRAWN: dict[str, Callable[[], object]] = {
+    "weights alone": lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),
+    "saved buffer": lambda: with_buffer(persistent=True),
+    "table": holding(table=lambda: torch.linspace(0, 1, 5), nan=lambda: float("nan")),
+    "seeded inside": seeded_inside,
+    "empty memory": with_empty_memory,
+    "counter": holding(uid=lambda: next(counter), names={}.copy),
+    "name": holding(name=lambda: uuid.uuid4().hex),
+    "helper's number": holding(helper=lambda: _with(Helper(), "table", lambda h: 1)),
+    "recurrent": lambda: nn.Sequential(nn.LSTM(2, 3)),
+    "weight norm": lambda: nn.Sequential(nn.Linear(2, 2), utils.weight_norm(nn.Linear(2, 2))),
+    "hook": lambda: _with(nn.Sequential(nn.Linear(1, 1)), "handle", _hooked),
+    "weights in a list": lambda: _with(
+        nn.Sequential(nn.Linear(1, 1)), "all", lambda m: [*m.parameters(), m, [m[0]]]
+    ),
+}
+
+
+def _hooked(model: nn.Module) -> object:
+    return model.register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("name", NOT_DRAWN)
+def test_what_a_checkpoint_fills_or_every_build_gives_is_not(name: str) -> None:
+    found = built(NOT_DRAWN[name])
+    assert found.drawn - set(found.model.state_dict()) == set()
+
+
+def test_numbers_of_no_seed_are_told_where_drawn_ones_are_let_through() -> None:
+    factory = holding(B=lambda: np.random.default_rng().random(3), C=lambda: torch.randn(2))
+    assert built(factory, allowed=True).restless == {"B"}
+
+
+def test_the_network_does_not_depend_on_the_callers_seeds() -> None:
+    factory = holding(B=lambda: torch.randn(3), C=lambda: np.random.rand(3), D=random.random)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        model: Any = built(factory, allowed=True).model
+        found.append((model.B.tolist(), model.C.tolist(), model.D))
+        # And they are left as they were.
+        state = torch.random.get_rng_state(), random.getstate()
+        torch.manual_seed(seed)
+        random.seed(seed)
+        assert torch.equal(torch.random.get_rng_state(), state[0])
+        assert random.getstate() == state[1]
+        drawn = np.random.rand()
+        np.random.seed(seed)
+        assert np.random.rand() == drawn
+    assert found[0] == found[1]
+
+
+def test_two_calls_suffice_where_nothing_is_drawn() -> None:
+    calls: list[int] = []
+    alive: list[int] = []
+
+    class Watched(nn.Sequential):
+        def __init__(self) -> None:
+            calls.append(1)
+            alive.append(sum(type(one) is Watched for one in modules_there_are()))
+            super().__init__(nn.Linear(2, 2), nn.BatchNorm1d(2))
+
+    built(Watched)
+    assert len(calls) == 2
+    assert alive == [1, 1]  # itself: the first is gone before the second comes
+
+
+class TestModulesFromElsewhere:
+    def test_ones_own_live_module_is_taken_as_it_is(self) -> None:
+        live: Any = holding(B=lambda: torch.randn(3))()
+        found: Any = built(lambda: live)
+        assert found.drawn - set(live.state_dict()) == set()
+        assert torch.equal(found.model.B, live.B)
+
+    def test_one_that_is_kept_from_the_first_call_cannot_be_compared(self) -> None:
+        found = built(functools.cache(holding(B=lambda: torch.randn(3))))
+        assert found.is_shared
+        assert found.drawn == {"B"}
+
+    def test_nor_one_that_came_with_an_import(self) -> None:
+        there = modules_there_are()
+        imported = holding(B=lambda: torch.randn(3))()
+        found = build_twice(lambda: imported, {}, "net.py:build", there, allowed=False)
+        assert found.is_shared
+        assert found.drawn == {"B"}
+
+    def test_weights_alone_need_no_comparison(self) -> None:
+        found = built(functools.cache(lambda: nn.Sequential(nn.Linear(2, 2))))
+        assert not found.drawn
