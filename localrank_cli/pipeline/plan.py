@@ -167,13 +167,7 @@ def _plan_series(
         note(text)
     data_files = [*own_files(own, folder), *filter(None, [settings.source.path])]
     series = find_checkpoints(folder, named, options.pattern, data_files, rule.names)
-    choice = settings.model
-    setting = Setting(series.files, is_inferred=choice.is_inferred, is_hf=choice.is_hf)
-    if options.frozen is not None:
-        listed = options.frozen.of_run(run)
-        setting = replace(setting, counting=Counting.of_text(listed.settings.get("counting")))
-        series = narrow(series, listed)
-    headers = Headers(series, options.trust_pickle, rule, options.weights, setting)
+    series, headers = _headers(options, settings, series, run, rule)
     failures = Failures(run, skips=options.on_error == "skip")
     steps = headers.steps(note, failures.taker)
     if not steps:
@@ -223,6 +217,19 @@ def _plan_series(
         weights=options.weights,
         unsaved=unsaved,
     )
+
+
+def _headers(
+    options: AnalyzeOptions, settings: Settings, series: Series, run: str, rule: StepRule
+) -> tuple[Series, Headers]:
+    """Return the checkpoints to look at, of a plan file if there is one, and their headers."""
+    choice = settings.model
+    setting = Setting(series.files, is_inferred=choice.is_inferred, is_hf=choice.is_hf)
+    if options.frozen is not None:
+        listed = options.frozen.of_run(run)
+        setting = replace(setting, counting=Counting.of_text(listed.settings.get("counting")))
+        series = narrow(series, listed)
+    return series, Headers(series, options.trust_pickle, rule, options.weights, setting)
 
 
 def _tell_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:

@@ -101,20 +101,16 @@ def tell(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -
     is_count = file.folder is not None and is_count_of_saves(file.folder)
     named = names.step(file)
     by_regex = rule.names.step(file.label or file.name.rsplit("/", 1)[-1])
+    source, per_epoch = content.step_source, content.per_epoch
     inside = [
-        _Source(
-            content.step,
-            f"entry {content.step_source!r}",
-            is_global(content.step_source),
-            content.per_epoch,
-        ),
+        _Source(content.step, f"entry {source!r}", is_global(source), per_epoch),
         _Source(facts.step, facts.place, facts.is_global, facts.per_epoch),
     ]
     by_name = [_Source(by_regex, "name (--step-regex)", is_global=False)]
     if not is_count or rule.source == "name":
         by_name.append(_Source(named.step, "name", is_named_global(file.stem)))
     chosen = {"contents": inside, "name": by_name, "epoch": []}.get(rule.source, inside + by_name)
-    told = [source for source in chosen if source.step is not None]
+    told = [one for one in chosen if one.step is not None]
     epochs = (content.epoch, facts.epoch, names.epoch(file))
     epoch = next((one for one in epochs if one is not None), None)
     first = told[0] if told else _Source(None, "", is_global=False)
@@ -123,16 +119,16 @@ def tell(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -
     of_epoch = named.step == epoch and not is_named_by_steps(file.stem)
     other = next(
         (
-            f"{source.place} says step {source.step}"
-            for source in told
-            if source.step != first.step and not (source.place == "name" and of_epoch)
+            f"{one.place} says step {one.step}"
+            for one in told
+            if one.step != first.step and not (one.place == "name" and of_epoch)
         ),
         "",
     )
     others = {
-        source.place: source.step
-        for source in told[1:]
-        if source.step is not None and (source.is_global or source is by_name[0])
+        one.place: one.step
+        for one in told[1:]
+        if one.step is not None and (one.is_global or one is by_name[0])
     }
     return Told(
         first.step,
