@@ -9,6 +9,10 @@ Row = Mapping[str, Cell]
 
 STR, INT, OPTIONAL_INT, FLOAT = "str", "int", "optional int", "float"
 
+# In files of kept singular values, behind a layer's name: sigma_1 of the whole Jacobian, and its
+# rounding.
+SCALE = "\tsigma_1"
+
 COLUMNS: dict[str, str] = {
     "run": STR,
     "checkpoint": STR,

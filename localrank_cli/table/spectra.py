@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 
 from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.table.choose import listed, matching
+from localrank_cli.table.columns import SCALE
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _KEY, _FORMAT = "localrank_spectra", 1
-SCALE = "\tsigma_1"  # behind a layer's name: that of the whole Jacobian and its rounding
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch import Tensor
 from localrank_cli.errors import UnreadableError
 from localrank_cli.spectrum.spectra import LayerSpectrum, Scale
 from localrank_cli.spectrum.svd import rounding
+from localrank_cli.table.columns import SCALE
 from localrank_cli.table.record import CheckpointRecord
 from localrank_cli.table.rows import LayerFacts
-from localrank_cli.table.spectra import SCALE
 from localrank_cli.table.write import replacing
 
 FORMAT = 1
