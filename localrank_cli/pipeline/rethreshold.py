@@ -1,18 +1,19 @@
 """New tolerances over singular values that were kept: no Jacobian is computed again."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import SettingsError, UnreadableError
 from localrank_cli.measures.points import point_measures
-from localrank_cli.pipeline.machine import versions
-from localrank_cli.pipeline.manifest import FORMAT, extra_columns
+from localrank_cli.pipeline.finished import write_finished
+from localrank_cli.pipeline.going_on import SETTINGS
+from localrank_cli.pipeline.manifest import decisive, extra_columns
 from localrank_cli.pipeline.tolerances import check_rounding
 from localrank_cli.spectrum.tolerance import Tolerance
+from localrank_cli.table.journal import Journal
 from localrank_cli.table.record import CheckpointRecord, LayerRecord
 from localrank_cli.table.spectra_files import find_spectra, read_spectra
 
@@ -85,37 +86,58 @@ class Rethreshold:
             layers.append(LayerRecord(facts, points, layer.cells))
         first = kept.layers[0].facts
         labels = [tolerance.label for tolerance in self.tolerances]
-        self.series[first.run] = dict(kept.settings) | {"tolerances": labels, "noise": noise}
+        settings = dict(kept.settings) | {"tolerances": labels, "noise": noise}
+        self._check_settings(settings, self.series.setdefault(first.run, settings), path)
         return CheckpointRecord(
             first.run,
             first.checkpoint,
             first.step,
             layers=tuple(layers),
+            facts=dict(kept.facts),
         )
+
+    def _check_settings(self, now: dict[str, Any], earlier: dict[str, Any], path: Path) -> None:
+        """Refuse a folder into which two analyses of one run kept their singular values."""
+        before = decisive(earlier)
+        for key, value in decisive(now).items():
+            if value != before[key]:
+                raise SettingsError(
+                    f"{path}: was kept with another {key.replace('_', ' ')} than files of earlier"
+                    f" steps of {now['run']!r}: two analyses wrote into {self.folder}.",
+                    "Remove the files of one, or keep the singular values again in a new folder.",
+                )
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
         """Optional columns of the series seen so far."""
         return extra_columns(self.series.values())
 
-    def manifest(self, command: Sequence[str]) -> dict[str, Any]:
-        """Describes the table.
+    def write(
+        self,
+        target: Path,
+        command: Sequence[str],
+        take: Callable[[CheckpointRecord], None],
+        *,
+        overwrite: bool,
+    ) -> None:
+        """Write the table with its journal and manifest, as an analysis at these tolerances does.
 
         Args:
-            command: The command line.
-
-        Returns:
-            Anything that JSON can hold.
+            target: The table.
+            command: The command line, for the manifest.
+            take: Is given each record too.
+            overwrite: Whether to discard what is there.
         """
-        return {
-            "localrank_manifest": FORMAT,
-            "complete": True,
-            "written": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": list(command),
-            "versions": versions(),
-            "spectra": str(self.folder.absolute()),
-            "series": [self.series[run] for run in sorted(self.series)],
-        }
+
+        def fill(journal: Journal) -> None:
+            for record in self.records():
+                journal.append(*record.to_json(), sync=False)
+                take(record)
+            for run in sorted(self.series):
+                journal.append({"kind": SETTINGS, "run": run}, self.series[run], sync=False)
+
+        about = {"spectra": str(self.folder.absolute())}
+        write_finished(target, fill, command, about, overwrite=overwrite)
 
 
 def _order(path: Path) -> tuple[str, int]:
