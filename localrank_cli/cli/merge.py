@@ -1,6 +1,7 @@
 """`localrank merge`: the tables of shards put together."""
 
 import json
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from localrank_cli.cli.shared import OverwriteTable
 from localrank_cli.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
+    from localrank_cli.cli.screen import Screen
     from localrank_cli.pipeline.merge import Merge
 
 _FLAWED = 3  # as of a run that is not divided
@@ -59,12 +61,14 @@ def merge(
     del debug  # seen by the program itself
     if output is None:
         raise UsageError("merge: no file to write.", "Name one with -o FILE.")
+    from localrank_cli.cli.screen import Screen
     from localrank_cli.pipeline.merge import collect, find_journals
     from localrank_cli.pipeline.merged import write_merged
     from localrank_cli.table.journal import journal_path
     from localrank_cli.table.write import check_suffix
 
     check_suffix(output)
+    screen = Screen(quiet=False, verbose=False)
     target = output.absolute()
     # The result of an earlier merge may stand among the tables.
     journals = [path for path in find_journals(tables) if path != journal_path(target)]
@@ -75,7 +79,7 @@ def merge(
 
         found.missing = missing_checkpoints(found, read_frozen(plan))
     if found.missing:
-        _tell_missing(found, journals, partial=partial)
+        _tell_missing(found, journals, screen, partial=partial)
     flaws = write_merged(found, target, sys.argv, overwrite=overwrite)
     if plan is not None and not found.missing:
         from localrank_cli.cluster.folder import ShardFolder
@@ -83,17 +87,17 @@ def merge(
         if (folder := ShardFolder(target)).plan == plan.absolute():
             folder.clear()
     for flaw in flaws:
-        _say(f"warning: {flaw}")
-    _say(f"note: wrote {output} and {output.name}.json")
+        screen.warn(f"warning: {flaw}")
+    screen.note(f"wrote {output} and {output.name}.json")
     if flaws:
         raise typer.Exit(_FLAWED)
 
 
-def _tell_missing(found: "Merge", journals: list[Path], *, partial: bool) -> None:
+def _tell_missing(found: "Merge", journals: list[Path], screen: "Screen", *, partial: bool) -> None:
     for line in found.missing[:_LISTED]:
-        _say(f"warning: missing: {line}")
+        screen.warn(f"warning: missing: {line}")
     if len(found.missing) > _LISTED:
-        _say(f"warning: missing: {len(found.missing) - _LISTED} more")
+        screen.warn(f"warning: missing: {len(found.missing) - _LISTED} more")
     if not partial:
         raise SettingsError(
             f"merge: {len(found.missing)} units are missing.",
@@ -110,9 +114,5 @@ def _command(journals: list[Path]) -> str:
             place = words.index("--shard")
             if not words[place + 1].startswith("auto"):
                 words[place + 1] = "I/N"
-            return f" with: {' '.join(['localrank', *words[1:]])}"
+            return f" with: {shlex.join(['localrank', *words[1:]])}"
     return ""
-
-
-def _say(text: str) -> None:
-    typer.echo(f"localrank: {text}", err=True)
