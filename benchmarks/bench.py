@@ -49,7 +49,8 @@ class Runs:
             The worker, waiting.
         """
         command = [sys.executable, str(HERE / "worker.py"), case, method, str(threads)]
-        # OpenMP's default wait policy, as users have it: PASSIVE slows a baseline down threefold.
+        # Neither side is given an OMP_WAIT_POLICY: under PASSIVE two threads of a baseline take up
+        # to three times as long as a user's.
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -96,7 +96,7 @@ def _failure(error: BaseException, debug: bool, words: Sequence[str]) -> int:
         return _CLOSED_PIPE
     if debug:
         with suppress(OSError):  # nobody is listening
-            traceback.print_exception(error)
+            sys.stderr.write(_traceback(error))
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         discard_stdout()
         error = OutputError(
@@ -116,6 +116,18 @@ def _failure(error: BaseException, debug: bool, words: Sequence[str]) -> int:
         return _usage_error(error, words)
     _say(f"error: {LocalrankError(f'{type(error).__name__}: {error}', _REPORT)}")
     return _BUG
+
+
+def _traceback(error: BaseException) -> str:
+    """Format a traceback whose messages are a line each, as they hold names from files."""
+    lines: list[str] = []
+    for part in traceback.format_exception(error):
+        if part.startswith("  "):  # a frame: where it is, and its source
+            indents = [line[: len(line) - len(line.lstrip())] for line in part.splitlines()]
+            lines += map(str.__add__, indents, map(printable, part.splitlines()))
+        else:
+            lines.append(printable(part))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _is_closed_pipe(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """`localrank merge`: the tables of shards put together."""
 
 import json
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -68,6 +69,7 @@ def merge(
 
     screen = Screen(quiet=False, verbose=False)
     check_suffix(output)
+    screen = Screen(quiet=False, verbose=False)
     target = output.absolute()
     # The result of an earlier merge may stand among the tables.
     journals = [path for path in find_journals(tables) if path != journal_path(target)]
@@ -113,5 +115,5 @@ def _command(journals: list[Path]) -> str:
             place = words.index("--shard")
             if not words[place + 1].startswith("auto"):
                 words[place + 1] = "I/N"
-            return f" with: {' '.join(['localrank', *words[1:]])}"
+            return f" with: {shlex.join(['localrank', *words[1:]])}"
     return ""

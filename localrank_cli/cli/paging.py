@@ -44,22 +44,20 @@ def run_report(
             frame = of_one(read_tables(tables), "input_metric", input_metric, "--input-metric")
             frame, note = without_failed(frame)
             data, notes = page_data(frame)
+            doubts: tuple[str, ...] = ()
             if spectra is not None:
-                data["spectra"], more = slider_data(
-                    SpectraFile(spectra), _steps(data), _marks(frame)
-                )
-                notes += more
+                data["spectra"], doubts = slider_data(SpectraFile(spectra), _steps(data), frame)
             manifest = read_manifest(tables[0]) if len(tables) == 1 else None
             names = ", ".join(table.name for table in tables)
             content = render(
                 data,
                 title or f"{_runs(data)}: local rank of each layer",
-                " · ".join(part for part in (model_of(manifest), _points(frame), note) if part),
+                " · ".join(filter(None, (model_of(manifest), _points(frame), note, *doubts))),
                 manifest,
                 f"Made from {names} by localrank {__version__}.",
             ).encode("utf-8", errors="backslashreplace")
         write_whole(target, content)
-    for text in (note, *notes):
+    for text in (note, *notes, *doubts):
         if text:
             screen.note(text)
     kilobytes = len(content) / 1e3
@@ -72,12 +70,6 @@ def _steps(data: Json) -> dict[str, list[int]]:
         run["name"]: sorted({step for layer in run["layers"] for step in layer["steps"]})
         for run in data["runs"]
     }
-
-
-def _marks(frame: pd.DataFrame) -> dict[str, set[float]]:
-    """Return the tolerances of the table; those of eps differ from layer to layer."""
-    told = frame[frame["tolerance"] != "rtol=eps"] if "rtol" in frame.columns else frame[:0]
-    return {name: set(told[name].dropna()) for name in ("atol", "rtol") if name in told.columns}
 
 
 def _runs(data: Json) -> str:

@@ -12,6 +12,7 @@ from localrank_cli.pipeline.options import check_numbers, check_tolerances, pars
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.pipeline.rethreshold import Rethreshold
+    from localrank_cli.table.record import CheckpointRecord
 
 _NOT_FINITE = 3
 
@@ -62,43 +63,62 @@ def rethreshold(
     absolute = tuple(atol or (() if relative else (0.01,)))
     check_tolerances(absolute, relative)
     check_numbers(noise, None, None, None)
-    from localrank_cli.pipeline.rethreshold import refuse_existing
     from localrank_cli.table.write import check_suffix
 
-    if output is not None and output != Path("-"):
-        check_suffix(output)
-        if not overwrite:
-            refuse_existing(output)
+    target = output if output != Path("-") else None
+    if target is not None:
+        check_suffix(target)
     from localrank_cli.pipeline.rethreshold import Rethreshold
 
-    if not _write(
-        Rethreshold.at(spectra, absolute, relative, noise), output, overwrite=overwrite, quiet=quiet
-    ):
+    work = Rethreshold.at(spectra, absolute, relative, noise)
+    if target is None:
+        is_finite = _print(work, as_table=output is None and sys.stdout.isatty())
+    else:
+        is_finite = _write(work, target, overwrite=overwrite, quiet=quiet)
+    if not is_finite:
         raise typer.Exit(_NOT_FINITE)
 
 
-def _write(work: "Rethreshold", output: Path | None, *, overwrite: bool, quiet: bool) -> bool:
-    """Writes where the results belong, as analyze does; tells whether all values are finite."""
-    from rich.console import Console
-
-    from localrank_cli.cli.screen import Screen
-    from localrank_cli.cli.summary import Summary
-    from localrank_cli.pipeline.rethreshold import write_rethresholded
+def _print(work: "Rethreshold", *, as_table: bool) -> bool:
+    """Print a table for a person, or CSV; return whether all values are finite."""
     from localrank_cli.table.columns import header
     from localrank_cli.table.write import RowWriter
 
-    rows, is_finite = [], True
-    for record in work.records():
-        rows += record.rows
+    records = list(work.records())
+    if as_table:
+        _show(records)
+    else:
+        writer = RowWriter(sys.stdout, header(work.extra_columns))
+        for record in records:
+            writer.write(record.rows)
+    return all(record.is_finite for record in records)
+
+
+def _write(work: "Rethreshold", target: Path, *, overwrite: bool, quiet: bool) -> bool:
+    """Write a file as analyze does; return whether all values are finite."""
+    from localrank_cli.cli.screen import Screen
+
+    is_finite, shown = True, []
+
+    def take(record: "CheckpointRecord") -> None:
+        nonlocal is_finite
         is_finite &= record.is_finite
-    to_file = output is not None and output != Path("-")
-    if output is not None and to_file:
-        write_rethresholded(work, rows, output.absolute(), sys.argv, overwrite=overwrite)
-        Screen(quiet=quiet, verbose=False).note(f"wrote {output} and {output.name}.json")
-    if sys.stdout.isatty() and (to_file or output is None):
-        summary = Summary()
-        summary.add(rows)
-        summary.show(Console(highlight=False))
-    elif not to_file:
-        RowWriter(sys.stdout, header(work.extra_columns)).write(rows)
+        if sys.stdout.isatty():
+            shown.append(record)
+
+    work.write(target, sys.argv, take, overwrite=overwrite)
+    Screen(quiet=quiet, verbose=False).note(f"wrote {target} and {target.name}.json")
+    if shown:
+        _show(shown)
     return is_finite
+
+
+def _show(records: "list[CheckpointRecord]") -> None:
+    from rich.console import Console
+
+    from localrank_cli.cli.summary import Summary
+
+    summary = Summary()
+    for record in records:
+        summary.add(record.rows)
+    summary.show(Console(highlight=False))

@@ -121,7 +121,7 @@ class Steps:
         """
         if self._bar is not None:
             task = self._bar.task_ids[0]
-            self._bar.update(task, advance=1, description=text)
+            self._bar.update(task, advance=1, description=printable(text))
 
 
 @contextmanager

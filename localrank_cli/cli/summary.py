@@ -45,7 +45,7 @@ class Summary:
         """
         for row in rows:
             run = printable(str(row["run"]))
-            layers = self._courses.setdefault((run, str(row["tolerance"])), {})
+            layers = self._courses.setdefault((run, printable(str(row["tolerance"]))), {})
             course = layers.setdefault(
                 printable(str(row["layer"])), _Course(f"{row['n_out']} x {row['n_in']}")
             )

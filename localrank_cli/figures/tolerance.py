@@ -11,7 +11,7 @@ from localrank_cli.errors import SettingsError
 from localrank_cli.figures.axis import scale_x
 from localrank_cli.figures.labels import MOST_NAMES, distinct, layer_bar
 from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
-from localrank_cli.table.spectra import SpectraFile, Spectrum, counts
+from localrank_cli.table.spectra import SpectraFile, Spectrum
 
 _DECADES = 6  # under the largest singular value; what lies lower is mostly rounding
 _PLACES = 400
@@ -87,5 +87,5 @@ def _draw(axes: Axes, found: Sequence[Spectrum], colours: Sequence[Any], *, rela
     names = distinct([spectrum.layer for spectrum in found])
     places = np.geomspace(top * 10.0**-_DECADES, top, _PLACES)
     for spectrum, colour in zip(found, colours, strict=True):
-        ranks = counts(spectrum, places, relative=relative)
+        ranks = spectrum.ranks(places, relative=relative)
         axes.plot(places, ranks, color=colour, label=names[spectrum.layer])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from localrank_cli.measures.table import MEASURES
 from localrank_cli.spectrum.spectra import LayerSpectrum
-from localrank_cli.spectrum.tolerance import Tolerance
+from localrank_cli.spectrum.tolerance import Tolerance, thresholds
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Ranks:
     undecided: Tensor  # (points,), bool: a sigma is closer to tol than its rounding
 
 
-def count_above(values: Tensor, thresholds: Tensor) -> Tensor:
-    """Count the singular values above each threshold: the one place where ranks are counted.
+def count_above(values: Tensor, bounds: Tensor) -> Tensor:
+    """Count the singular values above each bound: the one place where ranks are counted.
 
     Args:
         values: Shape (points, r), float64, finite.
-        thresholds: Shape (points, thresholds), float64.
+        bounds: Shape (points, any number), float64.
 
     Returns:
-        Shape (points, thresholds), int64; strictly greater counts.
+        Of the shape of `bounds`, int64; strictly greater counts.
     """
-    columns = [(values > one.unsqueeze(1)).sum(dim=1) for one in thresholds.unbind(dim=1)]
+    columns = [(values > one.unsqueeze(1)).sum(dim=1) for one in bounds.unbind(dim=1)]
     return torch.stack(columns, dim=1)
 
 
@@ -52,19 +52,38 @@ def local_ranks(spectrum: LayerSpectrum, tolerance: Tolerance) -> Ranks:
     """
     values = spectrum.computed[spectrum.finite]
     rounding = spectrum.rounding[spectrum.finite].unsqueeze(1)
-    slack, first = rounding, values[:, 0]
+    slack = rounding
     if spectrum.scale is not None:
-        first = spectrum.scale.values[spectrum.finite]
         off = spectrum.scale.rounding[spectrum.finite].unsqueeze(1)
         # The tolerance itself is off by as much of that rounding as it is of sigma_1.
         slack = rounding + tolerance.relative(spectrum.n_out, spectrum.n_in) * off
-    tol = tolerance.threshold(first, spectrum.n_out, spectrum.n_in).unsqueeze(1)
+    tol = _thresholds(spectrum, [tolerance])
     counts, below, above = count_above(values, tol * tol.new_tensor([1, 0.99, 1.01])).unbind(1)
     return Ranks(
         counts=counts,
         near=below != above,
         undecided=((values - tol).abs() <= slack).any(dim=1) & (rounding[:, 0] > 0),
     )
+
+
+def mean_ranks(spectrum: LayerSpectrum, tolerances: Sequence[Tolerance]) -> Tensor:
+    """Average the counts of `local_ranks` over the finite points, at many tolerances at once.
+
+    Args:
+        spectrum: Of one layer, with at least one finite point.
+        tolerances: Any number.
+
+    Returns:
+        Shape (tolerances,), float64: as `average` gives them, since sums of counts are exact.
+    """
+    counts = count_above(spectrum.computed[spectrum.finite], _thresholds(spectrum, tolerances))
+    return counts.sum(dim=0).double() / counts.shape[0]
+
+
+def _thresholds(spectrum: LayerSpectrum, tolerances: Sequence[Tolerance]) -> Tensor:
+    """Return tol at each finite point for each tolerance; shape (points, tolerances)."""
+    first = spectrum.computed[:, 0] if spectrum.scale is None else spectrum.scale.values
+    return thresholds(tolerances, first[spectrum.finite], (spectrum.n_out, spectrum.n_in))
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,12 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
         )
     stat = footprint(checkpoint.file.path)
     facts = head["facts"]
+    if "sha256_of_tensors" not in facts:
+        raise SettingsError(
+            f"{journal.path}: does not say which weights {checkpoint.file.name} had: it was counted"
+            " from singular values that an older version kept.",
+            "Give another name with -o, or start anew with --overwrite.",
+        )
     if (facts["bytes"], facts["mtime_ns"]) == (stat.size, stat.mtime_ns):
         return True
     if hash_of(load_state(checkpoint, plan.trust_pickle)) == facts["sha256_of_tensors"]:

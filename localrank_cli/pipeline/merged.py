@@ -1,21 +1,16 @@
 """Writes what shards hold together as one table."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from localrank_cli.measures.points import PointMeasures, PointRanks
+from localrank_cli.pipeline.finished import write_finished
 from localrank_cli.pipeline.going_on import SETTINGS
-from localrank_cli.pipeline.machine import versions
-from localrank_cli.pipeline.manifest import FORMAT, checkpoint_facts, extra_columns
 from localrank_cli.pipeline.merge import Merge, Place, load
-from localrank_cli.table.journal import Journal, journal_path
+from localrank_cli.table.journal import Journal
 from localrank_cli.table.journal_lines import read_line
-from localrank_cli.table.lock import OutputLock
-from localrank_cli.table.record import KIND, CheckpointRecord, LayerRecord
-from localrank_cli.table.write import manifest_path, refuse_existing, write_table, write_whole
+from localrank_cli.table.record import CheckpointRecord, LayerRecord
 
 
 def _parts(merge: Merge) -> Iterator[list[Place]]:
@@ -55,44 +50,19 @@ def write_merged(
     Returns:
         What is wrong with checkpoints that failed or gave values that are not finite.
     """
-    with OutputLock(target):
-        if not overwrite:
-            refuse_existing(target)
-            refuse_existing(journal_path(target))
-        fresh = journal_path(target).with_name(f".{journal_path(target).name}.{os.getpid()}.tmp")
-        try:
-            with Journal(fresh) as journal:
-                for run in sorted(merge.settings):
-                    journal.append({"kind": SETTINGS, "run": run}, merge.settings[run], sync=False)
-                flaws = [flaw for parts in _parts(merge) if (flaw := _add(parts, journal))]
-                journal.sync()
-                journal.move(journal_path(target))
-                _write_table(merge, journal, target, command)
-        finally:
-            fresh.unlink(missing_ok=True)
-    return flaws
+    flaws: list[str] = []
 
+    def fill(journal: Journal) -> None:
+        for run in sorted(merge.settings):
+            journal.append({"kind": SETTINGS, "run": run}, merge.settings[run], sync=False)
+        flaws.extend(flaw for parts in _parts(merge) if (flaw := _add(parts, journal)))
 
-def _write_table(merge: Merge, journal: Journal, target: Path, command: Sequence[str]) -> None:
-    entries = journal.entries(KIND)  # in the order in which they were appended
-    rows = (
-        row
-        for entry in entries
-        for row in CheckpointRecord.from_json(entry.head, journal.body(entry)).rows
-    )
-    settings = [merge.settings[run] for run in sorted(merge.settings)]
-    write_table(target, rows, extra_columns(settings))
-    manifest = {
-        "localrank_manifest": FORMAT,
-        "complete": not merge.missing and all(e.head["status"] == "ok" for e in entries),
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(command),
-        "versions": versions(),
+    about = {
+        "complete": not merge.missing,
         "merged": sorted({str(place.journal) for place in merge.units.values()}),
-        "series": settings,
-        "checkpoints": [checkpoint_facts(entry) for entry in entries],
     }
-    write_whole(manifest_path(target), manifest)
+    write_finished(target, fill, command, about, overwrite=overwrite)
+    return flaws
 
 
 def _joined(records: Sequence[CheckpointRecord]) -> CheckpointRecord:

@@ -1,31 +1,23 @@
 """New tolerances over singular values that were kept: no Jacobian is computed again."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.errors import OutputError, UnreadableError
+from localrank_cli.errors import SettingsError, UnreadableError
 from localrank_cli.measures.points import point_measures
-from localrank_cli.pipeline.machine import versions
-from localrank_cli.pipeline.manifest import FORMAT, extra_columns
+from localrank_cli.measures.table import AVERAGED
+from localrank_cli.pipeline.finished import write_finished
+from localrank_cli.pipeline.going_on import SETTINGS
+from localrank_cli.pipeline.manifest import decisive, extra_columns
 from localrank_cli.pipeline.tolerances import check_rounding
 from localrank_cli.pipeline.unsaved import unsaved_message
 from localrank_cli.spectrum.tolerance import Tolerance
-from localrank_cli.table.columns import Row
-from localrank_cli.table.journal import journal_path
-from localrank_cli.table.lock import OutputLock
+from localrank_cli.table.journal import Journal
 from localrank_cli.table.record import CheckpointRecord, LayerRecord
 from localrank_cli.table.spectra_files import find_spectra, read_spectra
-from localrank_cli.table.write import (
-    cannot_write,
-    manifest_path,
-    remove_temporary,
-    write_table,
-    write_whole,
-)
 
 _STEP = re.compile(r"step_(\d+)$")
 
@@ -96,82 +88,61 @@ class Rethreshold:
             layers.append(LayerRecord(facts, points, layer.cells))
         first = kept.layers[0].facts
         labels = [tolerance.label for tolerance in self.tolerances]
-        self.series[first.run] = dict(kept.settings) | {"tolerances": labels, "noise": noise}
+        # Measured anew: by all measures of this version, whichever wrote the file.
+        measured = {"tolerances": labels, "measures": list(AVERAGED), "noise": noise}
+        settings = dict(kept.settings) | measured
+        self._check_settings(settings, self.series.setdefault(first.run, settings), path)
         return CheckpointRecord(
             first.run,
             first.checkpoint,
             first.step,
             layers=tuple(layers),
             message=unsaved_message(kept.settings.get("unsaved", ())),
+            facts=dict(kept.facts),
         )
+
+    def _check_settings(self, now: dict[str, Any], earlier: dict[str, Any], path: Path) -> None:
+        """Refuse a folder into which two analyses of one run kept their singular values."""
+        before = decisive(earlier)
+        for key, value in decisive(now).items():
+            if value != before[key]:
+                raise SettingsError(
+                    f"{path}: was kept with another {key.replace('_', ' ')} than files of earlier"
+                    f" steps of {now['run']!r}: two analyses wrote into {self.folder}.",
+                    "Remove the files of one, or keep the singular values again in a new folder.",
+                )
 
     @property
     def extra_columns(self) -> tuple[str, ...]:
         """Optional columns of the series seen so far."""
         return extra_columns(self.series.values())
 
-    def manifest(self, command: Sequence[str]) -> dict[str, Any]:
-        """Describes the table.
+    def write(
+        self,
+        target: Path,
+        command: Sequence[str],
+        take: Callable[[CheckpointRecord], None],
+        *,
+        overwrite: bool,
+    ) -> None:
+        """Write the table with its journal and manifest, as an analysis at these tolerances does.
 
         Args:
-            command: The command line.
-
-        Returns:
-            Anything that JSON can hold.
+            target: The table.
+            command: The command line, for the manifest.
+            take: Is given each record too.
+            overwrite: Whether to discard what is there.
         """
-        return {
-            "localrank_manifest": FORMAT,
-            "complete": True,
-            "written": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": list(command),
-            "versions": versions(),
-            "spectra": str(self.folder.absolute()),
-            "series": [self.series[run] for run in sorted(self.series)],
-        }
 
+        def fill(journal: Journal) -> None:
+            for record in self.records():
+                journal.append(*record.to_json(), sync=False)
+                take(record)
+            for run in sorted(self.series):
+                journal.append({"kind": SETTINGS, "run": run}, self.series[run], sync=False)
 
-def refuse_existing(target: Path) -> None:
-    """Check that a table of this name would replace nothing.
-
-    Raises:
-        OutputError: If there is a table, a manifest or a journal.
-    """
-    for path in (target, manifest_path(target), journal_path(target)):
-        if path.exists() or path.is_symlink():
-            raise OutputError(
-                f"{path}: exists already.", "Give another name with -o, or pass --overwrite."
-            )
-
-
-def write_rethresholded(
-    work: Rethreshold,
-    rows: Sequence[Row],
-    target: Path,
-    command: Sequence[str],
-    *,
-    overwrite: bool,
-) -> None:
-    """Write table and manifest in place of whatever had their name, journal included.
-
-    The journal of an earlier analysis would give its old rows to whoever merges or resumes.
-
-    Args:
-        work: All of whose records were taken.
-        rows: Of these records.
-        target: The table.
-        command: The command line, for the manifest.
-        overwrite: Whether to discard what is there.
-    """
-    with OutputLock(target):
-        remove_temporary(target)
-        if not overwrite:
-            refuse_existing(target)
-        try:
-            journal_path(target).unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write(journal_path(target), error) from error
-        write_table(target, rows, work.extra_columns)
-        write_whole(manifest_path(target), work.manifest(command))
+        about = {"spectra": str(self.folder.absolute())}
+        write_finished(target, fill, command, about, overwrite=overwrite)
 
 
 def _order(path: Path) -> tuple[str, int]:

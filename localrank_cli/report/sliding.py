@@ -1,29 +1,32 @@
 """Local rank at every tolerance of a slider, from kept singular values."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from localrank_cli.report.data import Json, rounded
-from localrank_cli.table.spectra import Array, SpectraFile, counts
+from localrank_cli.table.spectra import Array, SpectraFile, Spectrum
 
 _PER_DECADE = 10
 _DECADES = 6  # under the largest singular value; what lies lower is mostly rounding
 _MOST_VALUES = 300_000
+_CSV = 1e-8  # relative; a table holds 9 significant digits
+_KINDS = ("atol", "rtol")
 
 
 def slider_data(
-    spectra: SpectraFile,
-    steps: Mapping[str, Sequence[int]],
-    marks: Mapping[str, Collection[float]] | None = None,
+    spectra: SpectraFile, steps: Mapping[str, Sequence[int]], frame: pd.DataFrame | None = None
 ) -> tuple[Json | None, tuple[str, ...]]:
     """Mean ranks over the points on two grids of tolerances, absolute and relative.
 
     Args:
         spectra: The kept singular values.
         steps: Of each run of the page.
-        marks: Tolerances of the table, `atol` and `rtol`, at which the slider can stop exactly.
+        frame: The table of the page: its tolerances are among those of the grids, and where its
+            ranks are not those of the singular values, that is said.
 
     Returns:
         For `atol` and `rtol` the grid, and ranks by run, layer and step; None where the file is of
@@ -35,24 +38,69 @@ def slider_data(
     found = {run: spectra.read(run, (), sorted(set(steps[run]))) for run in shared}
     every = [one for spectra_of_run in found.values() for one in spectra_of_run]
     per_decade = max(2, min(_PER_DECADE, _MOST_VALUES // (2 * _DECADES * len(every))))
-    top = max(float(one.values.max(initial=0.0)) for one in every) or 1.0
-    grids = {"atol": _grid(np.log10(top), per_decade), "rtol": _grid(0.0, per_decade)}
-    for kind, values in (marks or {}).items():
-        grids[kind] = np.union1d(grids[kind], np.array([v for v in values if v > 0]))
+    top = max(one.largest for one in every) or 1.0
+    labels = [] if frame is None else _labels(frame, every[0])
     kept: Json = {}
-    for kind, grid in grids.items():
+    for kind, highest in zip(_KINDS, (np.log10(top), 0.0), strict=True):
+        grid = np.union1d(_grid(highest, per_decade), _of_table(every, labels, kind))
         runs: dict[str, dict[str, dict[str, Any]]] = {}
         for run, spectra_of_run in found.items():
             layers = runs.setdefault(run, {})
             for one in spectra_of_run:
-                ranks = counts(one, grid, relative=kind == "rtol")
+                ranks = one.ranks(grid, relative=kind == "rtol")
                 layers.setdefault(one.layer, {})[str(one.step)] = rounded(ranks)
-        kept[kind] = {"grid": [float(f"{value:.9g}") for value in grid], "runs": runs}
-    return kept, ()
+        kept[kind] = {"grid": grid.tolist(), "runs": runs}
+    return kept, () if frame is None else _contradiction(every, frame, labels)
+
+
+def _labels(frame: pd.DataFrame, one: Spectrum) -> list[str]:
+    """Return the table's tolerances; a table made by hand may have others than localrank's."""
+    found = []
+    for label in dict.fromkeys(frame["tolerance"]):
+        with suppress(ValueError):
+            if 0 < one.number_of(label) < np.inf:
+                found.append(label)
+    return found
+
+
+def _of_table(every: Sequence[Spectrum], labels: Sequence[str], kind: str) -> list[float]:
+    """Return the numbers of the table's tolerances of one kind."""
+    found = [label for label in labels if label.startswith(f"{kind}=")]
+    plain = {every[0].number_of(label) for label in found if label != "rtol=eps"}
+    # A number for each shape of layer; of hundreds of shapes only the table knows the ranks.
+    by_shape = {one.number_of(label) for label in found if label == "rtol=eps" for one in every}
+    if len(by_shape) * len(every) > _MOST_VALUES:
+        by_shape = set()
+    return sorted(plain | by_shape)
+
+
+def _contradiction(
+    every: Sequence[Spectrum], frame: pd.DataFrame, labels: Sequence[str]
+) -> tuple[str, ...]:
+    """Say where the table does not hold the ranks of the singular values, if it does not."""
+    if "local_rank" not in frame.columns:
+        return ()
+    frame = frame[frame["tolerance"].isin(labels)]
+    kept = {(one.run, one.step, one.layer): one for one in every}
+    if "n_undecided" in frame.columns:  # another machine may count these otherwise
+        frame = frame[~(frame["n_undecided"] > 0)]
+    names = ["run", "step", "layer", "tolerance", "local_rank"]
+    for run, step, layer, label, rank in frame[names].itertuples(index=False):
+        one = kept.get((run, step, layer))
+        if one is None or np.isnan(rank):
+            continue
+        counted = one.rank_at(label)
+        if abs(counted - rank) > _CSV * max(1.0, abs(rank)):
+            return (
+                f"the slider is not of this table: at {label} the rank of layer {layer} of {run} at"
+                f" step {step} is {rank:.5g} in the table and {counted:.5g} by the singular values;"
+                " give --spectra the folder that was kept with the table",
+            )
+    return ()
 
 
 def _grid(top: float, per_decade: int) -> Array:
-    """Tolerances with few digits."""
+    """Tolerances with few digits, so that those of the table are among them."""
     last = int(np.ceil(top))
     exponents = np.arange((last - _DECADES) * per_decade, last * per_decade + 1) / per_decade
     return np.array([float(f"{10.0**exponent:.3g}") for exponent in exponents])

@@ -1,5 +1,6 @@
 """From what value on a singular value counts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,26 @@ class Tolerance:
         if self.rtol:
             return f"rtol={self.rtol:.9g}"
         return f"atol={self.atol:.9g}"
+
+    @classmethod
+    def of_label(cls, label: str) -> "Tolerance":
+        """Read what `label` gave.
+
+        Args:
+            label: From the table.
+
+        Returns:
+            The tolerance.
+
+        Raises:
+            ValueError: If it is no such label.
+        """
+        kind, _, number = label.partition("=")
+        if kind == "rtol":
+            return cls(rtol=None if number == "eps" else float(number))
+        if kind == "atol":
+            return cls(atol=float(number))
+        raise ValueError(label)
 
     def relative(self, n_out: int, n_in: int) -> float:
         """The factor of sigma_1 for a Jacobian of this shape.
@@ -49,4 +70,22 @@ class Tolerance:
         Returns:
             Shape (points,), float64.
         """
-        return torch.clamp(self.relative(n_out, n_in) * spectral_norm, min=self.atol)
+        return thresholds([self], spectral_norm, (n_out, n_in)).squeeze(1)
+
+
+def thresholds(
+    tolerances: Sequence[Tolerance], spectral_norm: Tensor, shape: tuple[int, int]
+) -> Tensor:
+    """Return tol = max(atol, rtol * sigma_1) at each point, for many tolerances at once.
+
+    Args:
+        tolerances: Any number.
+        spectral_norm: sigma_1, shape (points,), float64.
+        shape: n_out and n_in of the Jacobian.
+
+    Returns:
+        Shape (points, tolerances), float64.
+    """
+    given = [[one.relative(*shape), one.atol] for one in tolerances]
+    relative, absolute = torch.tensor(given, dtype=torch.float64, device=spectral_norm.device).T
+    return torch.maximum(relative * spectral_norm.unsqueeze(1), absolute)

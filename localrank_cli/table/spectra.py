@@ -1,23 +1,22 @@
-"""Reads the singular values that `localrank analyze --spectra FOLDER` keeps."""
+"""Kept singular values for pictures and pages: read by choice, counted by the rule of the table."""
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.table.choose import listed, matching
-from localrank_cli.table.columns import SCALE
+
+if TYPE_CHECKING:  # torch is imported only where there are spectra
+    from localrank_cli.spectrum.spectra import LayerSpectrum
+    from localrank_cli.spectrum.tolerance import Tolerance
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-
-_KEY, _FORMAT = "localrank_spectra", 1
 
 
 @dataclass(frozen=True)
@@ -29,17 +28,62 @@ class Spectrum:
         step: Training step.
         layer: Qualified name.
         layer_index: Order of execution.
-        values: Singular values, descending; shape (points, min(n_out, n_in)), finite points only.
-        first: What relative tolerances refer to, shape (points,): sigma_1 of these values, or with
-            `--sigma-1 full` that of the whole Jacobian of which they are a part.
+        whole: As kept: with every point, and with what relative tolerances refer to.
     """
 
     run: str
     step: int
     layer: str
     layer_index: int
-    values: Array
-    first: Array
+    whole: "LayerSpectrum"
+
+    @cached_property
+    def values(self) -> Array:
+        """Singular values, descending; shape (points, min(n_out, n_in)), finite points only."""
+        finite: Array = self.whole.computed[self.whole.finite].numpy()
+        return finite
+
+    @property
+    def largest(self) -> float:
+        """The largest singular value at any point."""
+        return float(self.values.max(initial=0.0))
+
+    def ranks(self, numbers: Iterable[float], *, relative: bool) -> Array:
+        """Count at many tolerances, as the table counts at its own.
+
+        Args:
+            numbers: The tolerances, positive.
+            relative: Whether they are relative ones, `--rtol`; else `--atol`.
+
+        Returns:
+            The mean local rank over the finite points, one for each tolerance.
+        """
+        from localrank_cli.spectrum.tolerance import Tolerance  # noqa: PLC0415  # torch is slow
+
+        kind = "rtol" if relative else "atol"
+        return self._mean([Tolerance(**{kind: float(number)}) for number in numbers])
+
+    def rank_at(self, label: str) -> float:
+        """Count at a tolerance of the table.
+
+        Args:
+            label: As in column `tolerance`.
+
+        Returns:
+            The mean local rank over the finite points.
+        """
+        return float(self._mean([_tolerance(label)])[0])
+
+    def number_of(self, label: str) -> float:
+        """Return the number that a tolerance of the table is for this layer (`eps` is by shape)."""
+        tolerance = _tolerance(label)
+        return tolerance.atol or tolerance.relative(self.whole.n_out, self.whole.n_in)
+
+    def _mean(self, tolerances: "Sequence[Tolerance]") -> Array:
+        from localrank_cli.measures.points import mean_ranks  # noqa: PLC0415  # torch is slow
+
+        counted: Array = mean_ranks(self.whole, tolerances).numpy()
+        return counted
 
 
 class SpectraFile:
@@ -53,8 +97,10 @@ class SpectraFile:
     """
 
     def __init__(self, path: Path) -> None:
+        from localrank_cli.table.spectra_files import find_spectra  # noqa: PLC0415  # torch is slow
+
         self.path = path
-        files = sorted(path.rglob("step_*.safetensors")) if path.is_dir() else [path]
+        files = list(find_spectra(path)) if path.is_dir() else [path]
         if not files:
             raise DataError(
                 f"{path}: holds no singular values of localrank.",
@@ -116,88 +162,42 @@ class SpectraFile:
         Raises:
             DataError: If there are none.
         """
+        from localrank_cli.table.spectra_files import opened  # noqa: PLC0415  # torch is slow
+
         of_run = [entry for entry in self._entries if entry["run"] == run]
         depth = {str(entry["layer"]): entry["layer_index"] for entry in of_run}
         names = set(matching(sorted(depth, key=depth.__getitem__), layers))
         wanted = [e for e in of_run if e["layer"] in names and e["step"] in steps]
         found: list[Spectrum] = []
         for path, entries in groupby(wanted, key=lambda entry: entry["path"]):
-            with _opened(path) as file:
+            with opened(path) as (file, _):
                 found += [_spectrum(entry, file) for entry in entries]
-        found = [spectrum for spectrum in found if len(spectrum.values)]
+        found = [spectrum for spectrum in found if bool(spectrum.whole.finite.any())]
         if not found:
             raise DataError(f"{self.path}: holds no finite singular values for this choice.")
         return sorted(found, key=lambda spectrum: (spectrum.step, spectrum.layer_index))
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    with _opened(path) as file:
-        text = (file.metadata() or {}).get(_KEY)
-        if text is None:
-            raise DataError(
-                f"{path}: holds no singular values of localrank.",
-                "Make them with localrank analyze --spectra FOLDER.",
-            )
-        described = json.loads(text)
-        if described["format"] != _FORMAT:
-            raise DataError(
-                f"{path}: has format {described['format']}, and this version reads {_FORMAT}.",
-                "Use the version of localrank that wrote it.",
-            )
+    from localrank_cli.table.spectra_files import opened  # noqa: PLC0415  # torch is slow
+
+    with opened(path) as (_, about):
         return [
             entry | {"step": int(entry["step"]), "layer_index": int(entry["layer_index"])}
-            for entry in described["entries"]
+            for entry in about["entries"]
         ]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except OSError as error:
-        said = error.strerror or error
-        raise DataError(f"{path}: cannot be read ({said}).", "Check the name.") from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: is no file of singular values ({' '.join(str(error).split())}).",
-            "Make one with localrank analyze --spectra FOLDER.",
-        ) from error
-
-
 def _spectrum(entry: dict[str, Any], file: Any) -> Spectrum:
-    name = f"{entry['run']}\t{entry['step']}\t{entry['layer']}"
-    values = np.asarray(file.get_tensor(name), dtype=np.float64)
-    if values.ndim != 2:
-        raise ValueError(f"{name!r} has shape {values.shape}")
-    ordered = -np.sort(-values, axis=1)
-    first = ordered[:, 0] if values.shape[1] else np.zeros(len(values))
-    if name + SCALE in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
-        first = np.asarray(file.get_tensor(name + SCALE), dtype=np.float64)[0]
-    finite = np.isfinite(values).all(axis=1)
-    run, layer = str(entry["run"]), str(entry["layer"])
-    place = (run, entry["step"], layer, entry["layer_index"])
-    return Spectrum(*place, ordered[finite], first[finite])
+    from localrank_cli.table.spectra_files import read_layer  # noqa: PLC0415  # torch is slow
+
+    kept = read_layer(entry, file)
+    facts, whole = kept.facts, kept.spectrum
+    assert facts.step is not None
+    return Spectrum(facts.run, facts.step, facts.layer, facts.layer_index, whole)
 
 
-def counts(spectrum: Spectrum, tolerances: Array, *, relative: bool) -> Array:
-    """Compute the mean local rank at many tolerances, counted as the table counts.
+def _tolerance(label: str) -> "Tolerance":
+    from localrank_cli.spectrum.tolerance import Tolerance  # noqa: PLC0415  # torch is slow
 
-    Args:
-        spectrum: Of one layer.
-        tolerances: Any number.
-        relative: Whether they are shares of `spectrum.first`.
-
-    Returns:
-        One mean for each tolerance.
-    """
-    # torch takes seconds to import, and most pictures need no singular values.
-    import torch  # noqa: PLC0415
-
-    from localrank_cli.measures.points import count_above  # noqa: PLC0415
-
-    scale = spectrum.first if relative else np.ones(len(spectrum.first))
-    thresholds = torch.from_numpy(scale[:, None] * tolerances)
-    found = count_above(torch.from_numpy(spectrum.values), thresholds)
-    means: Array = found.sum(dim=0).numpy() / len(spectrum.values)
-    return means
+    return Tolerance.of_label(label)

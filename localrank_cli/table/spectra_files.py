@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import DataError
 from localrank_cli.spectrum.spectra import LayerSpectrum, Scale
 from localrank_cli.spectrum.svd import rounding
-from localrank_cli.table.columns import SCALE
 from localrank_cli.table.record import CheckpointRecord
 from localrank_cli.table.rows import LayerFacts
 from localrank_cli.table.write import replacing
 
 FORMAT = 1
 _ENTRY = "localrank_spectra"
+_FACTS = tuple(one.name for one in fields(LayerFacts))
+# What counting does not need, and a file may not say.
+_UNSAID: dict[str, Any] = {
+    "module": "", "wrt": "", "input_metric": "", "dtype": "float64", "method": "exact",
+}  # fmt: skip
+_SCALE = "\tsigma_1"  # behind a layer's name: that of the whole Jacobian and its rounding
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class KeptCheckpoint:
     path: Path
     settings: Mapping[str, Any]  # of its series
     layers: tuple[KeptLayer, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)  # for the manifest; the file's and hash
 
 
 def spectra_path(folder: Path, run: str, step: int) -> Path:
@@ -96,7 +103,7 @@ def write_spectra(
     for layer, spectrum in zip(record.layers, spectra, strict=True):
         if spectrum.scale is not None:
             both = [spectrum.scale.values, spectrum.scale.rounding]
-            tensors[_name(layer.facts) + SCALE] = torch.stack(both)
+            tensors[_name(layer.facts) + _SCALE] = torch.stack(both)
     about = {
         "format": FORMAT,
         "entries": [
@@ -104,6 +111,7 @@ def write_spectra(
             for layer, spectrum in zip(record.layers, spectra, strict=True)
         ],
         "settings": dict(settings),
+        "facts": record.facts,
         "point_indices": {record.run: settings["point_indices"]},
     }
     with replacing(path, binary=True) as stream:
@@ -111,7 +119,7 @@ def write_spectra(
 
 
 def read_spectra(path: Path) -> KeptCheckpoint:
-    """Reads what `write_spectra` wrote.
+    """Read what `write_spectra` wrote.
 
     Args:
         path: The file.
@@ -120,30 +128,71 @@ def read_spectra(path: Path) -> KeptCheckpoint:
         The checkpoint.
 
     Raises:
-        UnreadableError: If it is no such file, or damaged.
+        DataError: If it is no such file, or damaged.
     """
+    with opened(path) as (file, about):
+        layers = tuple(read_layer(entry, file) for entry in about["entries"])
+        return KeptCheckpoint(path, about["settings"], layers, about.get("facts", {}))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a file of singular values; whatever is wrong with it within is one error.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The file, for `read_layer`, and what it says of itself: `entries` has one item per layer.
+
+    Raises:
+        DataError: If it is no such file, or damaged.
+    """
+    advice = "Name a folder that was written with localrank analyze --spectra FOLDER."
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[_ENTRY])
-            layers = [_layer(entry, file) for entry in about["entries"]]
-        if about["format"] == FORMAT:
-            return KeptCheckpoint(path, about["settings"], tuple(layers))
-        reason = f"format {about['format']}"
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            text = (file.metadata() or {}).get(_ENTRY)
+            if text is None:
+                raise DataError(f"{path}: holds no singular values of localrank.", advice)
+            about = json.loads(text)
+            if about["format"] != FORMAT:
+                raise DataError(
+                    f"{path}: has format {about['format']}, and this version reads {FORMAT}.",
+                    "Use the version of localrank that wrote it.",
+                )
+            yield file, about
+    except OSError as error:
+        said = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({said}).", "Check the name.") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    raise UnreadableError(
-        f"{path}: holds no singular values of localrank ({reason}).",
-        "Name a folder that was written with --spectra.",
-    )
+        raise DataError(
+            f"{path}: holds no singular values of localrank ({reason}).", advice
+        ) from error
 
 
-def _layer(entry: dict[str, Any], file: Any) -> KeptLayer:
-    n_columns, cells = entry.pop("n_columns"), entry.pop("cells")
-    facts = LayerFacts(**entry)
+def read_layer(entry: Mapping[str, Any], file: Any) -> KeptLayer:
+    """Read the singular values of one layer.
+
+    Args:
+        entry: One of the `entries` of the file.
+        file: From `opened`.
+
+    Returns:
+        The layer.
+    """
+    named = {name: entry[name] for name in _FACTS if name in entry}
+    facts = LayerFacts(**(_UNSAID | named))
     name, scale = _name(facts), None
-    if name + SCALE in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
-        scale = Scale(*file.get_tensor(name + SCALE))
-    return KeptLayer(facts, n_columns, cells, file.get_tensor(name), scale)
+    if name + _SCALE in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
+        scale = Scale(*file.get_tensor(name + _SCALE))
+    values = file.get_tensor(name).double()
+    if values.ndim != 2:
+        raise ValueError(f"{name!r} has shape {tuple(values.shape)}")
+    # In the file's order they are descending; the measures take the first as the largest.
+    values = values.sort(dim=1, descending=True).values
+    n_columns = entry.get("n_columns", facts.n_in)
+    return KeptLayer(facts, n_columns, entry.get("cells", {}), values, scale)
 
 
 def find_spectra(folder: Path) -> Iterator[Path]:

@@ -1,17 +1,21 @@
 """`localrank report` as a command."""
 
+import csv
 import json
+import math
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
-from tests.cli.program import invoke
+from tests.cli.program import QUICK, invoke
 from tests.figures.tables import save_spectra, table
-from tests.helpers import entries
+from tests.helpers import entries, save_series, weights
 from tests.report.test_page import data_of
-
-TEACHER = Path(__file__).parents[2] / "sample_checkpoints/gaussian_teacher"
 
 
 @pytest.fixture
@@ -47,33 +51,6 @@ def test_title_manifest_and_spectra(ranks: Path) -> None:
     assert set(data_of(page)["spectra"]) == {"atol", "rtol"}
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("--output-slice", "40:44", "--sigma-1", "full", "--layers", "0,2"),
-        ("--output-slice", "40:44", "--layers", "0,2"),
-        ("--input-metric", "data", "--allow-small-cov"),
-        ("--dtype", "float32"),
-    ],
-)
-def test_the_slider_agrees_with_the_table(tmp_path: Path, words: tuple[str, ...]) -> None:
-    target, spectra = tmp_path / "r.csv", tmp_path / "spectra"
-    tolerances = ("--rtol", "0.1", "--rtol", "0.3", "--atol", "0.05", "--atol", "0.7")
-    common = ("--last", "2", "--spectra", str(spectra), "-o", str(target), *tolerances)
-    assert invoke("analyze", str(TEACHER), *common, *words).code == 0
-    again = ("-o", str(tmp_path / "again.csv"), *tolerances)
-    assert invoke("rethreshold", str(spectra), *again).code == 0
-    assert (tmp_path / "again.csv").read_text() == target.read_text()
-    assert invoke("report", str(target), "--spectra", str(spectra)).code == 0
-    sliding = data_of(target.with_suffix(".html").read_text(encoding="utf-8"))["spectra"]
-    for row in pd.read_csv(target).itertuples():
-        kind, value = str(row.tolerance).split("=")
-        slider = sliding[kind]
-        ranks = slider["runs"][row.run][str(row.layer)][str(row.step)]
-        # The page holds five significant digits.
-        assert ranks[slider["grid"].index(float(value))] == float(f"{row.local_rank:.5g}")
-
-
 def test_failed_rows_are_said(tmp_path: Path) -> None:
     frame = table()
     frame.loc[0, "status"] = "nonfinite"
@@ -104,3 +81,101 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
     outcome = invoke("report", str(tmp_path / "a.csv"))
     assert outcome.code == 1
     assert "is empty" in outcome.error
+
+
+TEACHER = Path(__file__).parents[2] / "sample_checkpoints/gaussian_teacher"
+TOLERANCES = (
+    "--atol", "0.01", "--atol", "0.3333333333", "--rtol", "0.1", "--rtol", "0.00957",
+    "--rtol", "0.1000001", "--rtol", "eps",
+)  # fmt: skip
+
+
+def analysed(folder: Path, checkpoints: Path, *words: str) -> Path:
+    """A table with its singular values beside it, in `sigma`."""
+    given = ("-o", str(folder / "ranks.csv"), "--spectra", str(folder / "sigma"), "-q")
+    outcome = invoke("analyze", str(checkpoints), *words, *given)
+    assert outcome.code in {0, 3}, outcome.stderr
+    return folder / "ranks.csv"
+
+
+def paged(ranks: Path, *words: str) -> Any:
+    """The data of the page of a table and its singular values."""
+    outcome = invoke("report", str(ranks), "--spectra", str(ranks.with_name("sigma")), *words)
+    assert outcome.code == 0, outcome.stderr
+    assert "the slider is not of this table" not in outcome.stderr
+    return data_of(ranks.with_suffix(".html").read_text(encoding="utf-8"))
+
+
+def slid(data: Any, kind: str, number: float, run: str, layer: str, step: str) -> float:
+    """What the slider shows at a tolerance that is on it."""
+    grid = data["spectra"][kind]["grid"]
+    # The table holds 9 digits of eps.
+    (at,) = [i for i, one in enumerate(grid) if math.isclose(one, number, rel_tol=5e-9)]
+    return float(data["spectra"][kind]["runs"][run][layer][step][at])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--output-slice", "0:4", "--sigma-1", "full"),
+        ("--output-slice", "0:4"),
+        ("--input-slice", "0:3", "--sigma-1", "full"),
+        ("--input-metric", "data", "--allow-small-cov"),
+        ("--dtype", "float32"),
+    ],
+    ids=" ".join,
+)
+def test_slider_and_table_count_the_same(tmp_path: Path, words: tuple[str, ...]) -> None:
+    ranks = analysed(tmp_path, TEACHER, "--last", "2", "--points", "9", *TOLERANCES, *words)
+    data, compared = paged(ranks), 0
+    with ranks.open() as stream:
+        for row in csv.DictReader(stream):
+            kind = row["tolerance"].partition("=")[0]
+            place = row["run"], row["layer"], row["step"]
+            shown = slid(data, kind, float(row[kind]), *place)
+            assert shown == float(f"{float(row['local_rank']):.5g}"), (row["tolerance"], place)
+            compared += 1
+    assert compared == 2 * 3 * 6
+
+
+def test_slider_beside_points_that_are_not_finite(tmp_path: Path) -> None:
+    series = save_series(tmp_path / "run")
+    state = {key: torch.full_like(value, float("nan")) for key, value in weights().items()}
+    save_file(state, series / "step_7.safetensors")
+    ranks = analysed(tmp_path, series, *QUICK, *TOLERANCES)
+    data = paged(ranks)
+    assert data["runs"][0]["layers"][0]["steps"] == [0, 5, 10]
+    assert set(data["spectra"]["atol"]["runs"]["run"]["0"]) == {"0", "5", "10"}
+
+
+def test_slider_under_a_slice_refers_to_the_whole_jacobian(tmp_path: Path) -> None:
+    words = ("--last", "1", "--layers", "0", "--points", "2", "--output-slice", "40:44")
+    ranks = analysed(tmp_path, TEACHER, *words, "--sigma-1", "full", "--rtol", "0.1")
+    data = paged(ranks)
+    # The first layer's Jacobian is its weight.
+    weight = load_file(TEACHER / "step_12000.safetensors")["0.weight"].astype(np.float64)
+    part, whole = (np.linalg.svd(one, compute_uv=False) for one in (weight[40:44], weight))
+    for number in (0.1, 0.0501, 0.2):
+        expected = int((part > number * whole[0]).sum())
+        assert slid(data, "rtol", number, "gaussian_teacher", "0", "12000") == expected
+    assert int((part > 0.1 * whole[0]).sum()) != int((part > 0.1 * part[0]).sum())
+
+
+def test_singular_values_of_another_analysis_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    ranks = analysed(tmp_path / "a", TEACHER, "--last", "1", "--points", "4", "--rtol", "0.1")
+    words = ("--output-slice", "0:4", "--rtol", "0.1")
+    other = analysed(tmp_path, TEACHER, "--last", "1", "--points", "4", *words)
+    outcome = invoke("report", str(other), "--spectra", str(ranks.with_name("sigma")))
+    assert "note: the slider is not of this table: at rtol=0.1 the rank of layer" in outcome.stderr
+    assert "the slider is not of this table" in other.with_suffix(".html").read_text()
+
+
+def test_a_table_made_by_hand_may_have_other_tolerances(ranks: Path) -> None:
+    frame = table(tolerances=("loose", "atol=0", "atol=0.02"))
+    frame.to_csv(ranks, index=False)
+    spectra = save_spectra(ranks.with_name("s.safetensors"), layers=3)
+    assert invoke("report", str(ranks), "--spectra", str(spectra)).code == 0
+    page = data_of(ranks.with_suffix(".html").read_text(encoding="utf-8"))
+    assert 0.02 in page["spectra"]["atol"]["grid"]

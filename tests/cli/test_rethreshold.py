@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from localrank_cli.table.lock import OutputLock
 from localrank_cli.table.spectra_files import read_spectra
-from tests.cli.program import QUICK, invoke
-from tests.helpers import save_series, weights
+from tests.cli.program import QUICK, Outcome, invoke
+from tests.helpers import entries, save_series, weights
 
 OTHER = ("--atol", "0.3", "--rtol", "0.1", "--rtol", "eps")
 EXACT = ("n_points", "n_failed", "local_rank", "rank_min", "rank_max", "near_tol", "n_undecided")
@@ -66,29 +67,6 @@ def test_a_file_with_its_manifest(kept: Path, tmp_path: Path) -> None:
     assert invoke("rethreshold", str(kept), "-o", str(target)).code == 1
     again = invoke("rethreshold", str(kept), "-o", str(target), "--overwrite", "-q")
     assert (again.code, again.stderr) == (3, "")
-
-
-def test_overwriting_an_analysis_leaves_no_journal_of_it(tmp_path: Path) -> None:
-    series, spectra, target = (
-        save_series(tmp_path / "run"),
-        tmp_path / "spectra",
-        tmp_path / "r.csv",
-    )
-    analyze = ("analyze", str(series), *QUICK, "--rtol", "0.1", "-o", str(target))
-    assert invoke(*analyze, "--spectra", str(spectra)).code == 0
-    again = ("rethreshold", str(spectra), "--atol", "0.3", "-o", str(target))
-    assert "exists already" in invoke(*again).error
-    assert invoke(*again, "--overwrite").code == 0
-    table = target.read_bytes()
-    merged = invoke("merge", str(target), "-o", str(tmp_path / "m.csv"))
-    assert merged.code == 1
-    assert "there is no journal r.csv.journal beside it" in merged.error
-    resumed = invoke(*analyze)
-    assert resumed.code == 1
-    assert "start anew with --overwrite" in resumed.error
-    assert target.read_bytes() == table
-    assert invoke(*analyze, "--overwrite").code == 0
-    assert {row["tolerance"] for row in rows(target.read_text())} == {"rtol=0.1"}
 
 
 def test_a_table_that_is_being_written_is_left_alone(kept: Path, tmp_path: Path) -> None:
@@ -163,3 +141,109 @@ def test_a_place_for_spectra_that_is_a_file(series: Path, tmp_path: Path) -> Non
     outcome = invoke("analyze", str(series), *QUICK, "--spectra", str(tmp_path / "file"))
     assert (outcome.code, outcome.stdout) == (1, "")
     assert "--spectra names a folder" in outcome.error
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Path:
+    """A table of analyze that rethreshold wrote over, with a series that can still grow."""
+    series, target = save_series(tmp_path / "run"), tmp_path / "r.csv"
+    words = ("--spectra", str(tmp_path / "spectra"), "-o", str(target), "-q")
+    assert invoke("analyze", str(series), *QUICK, *words).code == 0
+    other = ("--atol", "0.3", "--rtol", "eps", "-o", str(target), "--overwrite", "-q")
+    assert invoke("rethreshold", str(tmp_path / "spectra"), *other).code == 0
+    return target
+
+
+def analysed_at(tolerance: str, folder: Path, *words: str) -> Outcome:
+    return invoke("analyze", str(folder / "run"), *QUICK, "--atol", tolerance, *words)
+
+
+def test_merge_of_what_was_counted_again(counted: Path, tmp_path: Path) -> None:
+    merged = tmp_path / "m.csv"
+    assert invoke("merge", str(counted), "-o", str(merged)).code == 0
+    assert merged.read_bytes() == counted.read_bytes()
+    assert rows(counted.read_text()) == rows(analysed_at("0.3", tmp_path, "--rtol", "eps").stdout)
+
+
+def test_the_manifest_describes_what_was_counted_again(counted: Path, tmp_path: Path) -> None:
+    manifest = json.loads(Path(f"{counted}.json").read_text())
+    assert manifest["complete"]
+    assert manifest["spectra"] == str(tmp_path / "spectra")
+    assert [one["tolerances"] for one in manifest["series"]] == [["atol=0.3", "rtol=eps"]]
+    assert [one["step"] for one in manifest["checkpoints"]] == [0, 5, 10]
+    assert all(len(one["sha256_of_tensors"]) == 64 for one in manifest["checkpoints"])
+
+
+def test_analyze_does_not_go_on_from_what_was_discarded(counted: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in tmp_path.glob("r.csv*")}
+    outcome = analysed_at("0.01", tmp_path, "-o", str(counted))
+    assert outcome.code == 1
+    assert "r.csv.journal: was begun with another setting for 'run': tolerances" in outcome.error
+    assert {path: path.read_bytes() for path in tmp_path.glob("r.csv*")} == before
+    assert analysed_at("0.01", tmp_path, "-o", str(counted), "--overwrite").code == 0
+
+
+def test_analyze_at_the_same_tolerances_goes_on(counted: Path, tmp_path: Path) -> None:
+    save_series(tmp_path / "run", steps=(0, 5, 10, 15))
+    outcome = analysed_at("0.3", tmp_path, "--rtol", "eps", "-o", str(counted))
+    assert outcome.code == 0
+    assert "going on: 3 of 4 checkpoints are finished already" in outcome.stderr
+    assert rows(counted.read_text()) == rows(analysed_at("0.3", tmp_path, "--rtol", "eps").stdout)
+    save_file(weights(seed=99), tmp_path / "run/step_5.safetensors")
+    outcome = analysed_at("0.3", tmp_path, "--rtol", "eps", "-o", str(counted))
+    assert "weights changed" in outcome.error
+
+
+def test_spectra_of_an_older_version_do_not_say_their_weights(kept: Path, tmp_path: Path) -> None:
+    for path in kept.rglob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = json.loads(file.metadata()["localrank_spectra"])
+        del about["facts"]
+        save_file(tensors, path, {"localrank_spectra": json.dumps(about)})
+    target = tmp_path / "old.csv"
+    assert invoke("rethreshold", str(kept), "-o", str(target), "-q").code == 3
+    assert invoke("merge", str(target), str(target), "-o", str(tmp_path / "m.csv")).code == 3
+    outcome = invoke("analyze", str(tmp_path / "run"), *QUICK, "-o", str(target))
+    assert "does not say which weights step_0.safetensors had" in outcome.error
+
+
+@pytest.mark.parametrize("left", ["r.csv", "r.csv.json", "r.csv.journal"])
+def test_without_overwrite_nothing_is_touched(kept: Path, tmp_path: Path, left: str) -> None:
+    (tmp_path / left).write_text("mine")
+    outcome = invoke("rethreshold", str(kept), "-o", str(tmp_path / "r.csv"))
+    assert outcome.code == 1
+    assert outcome.error.startswith(f"{tmp_path / left}: exists already. Give another name")
+    assert [name for name in entries(tmp_path) if name.startswith("r.csv")] == [left]
+    words = ("-o", str(tmp_path / "r.csv"), "--overwrite", "-q")
+    assert invoke("rethreshold", str(kept), *words).code == 3
+    assert invoke("merge", str(tmp_path / "r.csv"), "-o", str(tmp_path / "m.csv")).code == 3
+
+
+def test_what_another_process_writes_is_left_to_it(counted: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in tmp_path.glob("r.csv*")}
+    with OutputLock(counted):
+        words = ("-o", str(counted), "--overwrite")
+        outcome = invoke("rethreshold", str(tmp_path / "spectra"), *words)
+    assert outcome.code == 1
+    assert "r.csv: process" in outcome.error
+    assert "is writing it" in outcome.error
+    assert {path: path.read_bytes() for path in tmp_path.glob("r.csv*")} == before
+
+
+def test_damaged_spectra_discard_nothing(counted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "spectra/run/step_10.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    before = {path: path.read_bytes() for path in tmp_path.glob("*r.csv*")}
+    words = ("-o", str(counted), "--overwrite")
+    assert invoke("rethreshold", str(tmp_path / "spectra"), *words).code == 1
+    assert {path: path.read_bytes() for path in tmp_path.glob("*r.csv*")} == before
+
+
+def test_singular_values_of_two_analyses_are_not_mixed(tmp_path: Path) -> None:
+    series, spectra = save_series(tmp_path / "run"), ("--spectra", str(tmp_path / "spectra"))
+    assert invoke("analyze", str(series), *QUICK, *spectra).code == 0
+    assert invoke("analyze", str(series), *QUICK, *spectra, "--last", "1", "--seed", "1").code == 0
+    outcome = invoke("rethreshold", str(tmp_path / "spectra"))
+    assert outcome.code == 1
+    assert "step_10.safetensors: was kept with another seed than files of earlier" in outcome.error

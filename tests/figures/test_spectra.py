@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,6 @@ from safetensors.numpy import load_file, save_file
 from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.figures import SpectraFile, spectrum, tolerance
 from localrank_cli.figures.spectrum import medians
-from localrank_cli.table.spectra import Spectrum, counts
 from tests.cli.program import invoke
 from tests.figures.drawn import assert_readable, lines, texts
 from tests.figures.tables import save_spectra
@@ -41,7 +39,7 @@ def test_what_is_no_file_of_spectra(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         SpectraFile(tmp_path / "none.safetensors")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
-    with pytest.raises(DataError, match="is no file of singular values"):
+    with pytest.raises(DataError, match="holds no singular values of localrank"):
         SpectraFile(tmp_path / "junk.safetensors")
     save_file({"weight": np.ones(3)}, tmp_path / "model.safetensors")
     with pytest.raises(DataError, match="holds no singular values of localrank"):
@@ -51,7 +49,7 @@ def test_what_is_no_file_of_spectra(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has format 2, and this version reads 1"):
         SpectraFile(tmp_path / "new.safetensors")
     save_file({"x": np.ones(1)}, tmp_path / "bad.safetensors", {"localrank_spectra": "{"})
-    with pytest.raises(DataError, match="is no file of singular values"):
+    with pytest.raises(DataError, match="holds no singular values of localrank"):
         SpectraFile(tmp_path / "bad.safetensors")
 
 
@@ -61,15 +59,25 @@ def test_nothing_finite(tmp_path: Path) -> None:
         SpectraFile(path).read("run", (), [0])
 
 
-def test_counts_are_strictly_greater() -> None:
+def test_counts_are_strictly_greater(tmp_path: Path) -> None:
     values = np.array([[4.0, 2.0, 1.0], [8.0, 0.0, 0.0]])
-    spectrum = Spectrum("run", 0, "0", 0, values, values[:, 0])
-    absolute = counts(spectrum, np.array([0.5, 1, 2, 4, 8]), relative=False)
-    assert absolute.tolist() == [2.0, 1.5, 1.0, 0.5, 0.0]
-    relative = counts(spectrum, np.array([0.1, 0.25, 0.5, 1]), relative=True)
-    assert relative.tolist() == [2.0, 1.5, 1.0, 0.0]
-    part = replace(spectrum, first=np.array([20.0, 20.0]))  # of a whole whose norm is 20
-    assert counts(part, np.array([0.1, 0.15, 0.25]), relative=True).tolist() == [1.0, 1.0, 0.5]
+    path = save_spectra(tmp_path / "s.safetensors", steps=(0,), layers=1, values=values)
+    (found,) = SpectraFile(path).read("run", (), [0])
+    assert found.ranks([0.5, 1, 2, 4, 8], relative=False).tolist() == [2.0, 1.5, 1.0, 0.5, 0.0]
+    assert found.ranks([0.1, 0.25, 0.5, 1], relative=True).tolist() == [2.0, 1.5, 1.0, 0.0]
+
+
+def test_rank_against_a_tolerance_relative_to_the_whole_jacobian(tmp_path: Path) -> None:
+    sample = Path(__file__).parents[2] / "sample_checkpoints/gaussian_teacher"
+    words = ("--last", "1", "--layers", "0", "--points", "2", "--output-slice", "40:44", "-q")
+    more = ("--sigma-1", "full", "--rtol", "0.1", "--spectra", str(tmp_path / "sigma"))
+    assert invoke("analyze", str(sample), *words, *more).code == 0
+    _, right = tolerance(SpectraFile(tmp_path / "sigma")).axes
+    x, y = (np.array(part) for part in lines(right)["0"])
+    # The first layer's Jacobian is its weight.
+    weight = load_file(sample / "step_12000.safetensors")["0.weight"].astype(np.float64)
+    part, whole = (np.linalg.svd(one, compute_uv=False) for one in (weight[40:44], weight))
+    assert y.tolist() == [int((part > place * whole[0]).sum()) for place in x]
 
 
 def test_medians_leave_zero_to_no_axis() -> None:

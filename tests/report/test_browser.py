@@ -135,6 +135,28 @@ def test_the_slider_counts_singular_values(page: Page) -> None:
     assert [row[3] for row in summary(page)[:3]] == ["5.0", "5.0", "5.0"]
 
 
+def test_the_slider_shows_what_the_table_holds(one: Page, tmp_path: Path) -> None:
+    sample = Path(__file__).parents[2] / "sample_checkpoints/gaussian_teacher"
+    words = ("--output-slice", "0:4", "--sigma-1", "full", "--rtol", "0.1", "--rtol", "0.1000001")
+    given = ("-o", str(tmp_path / "a.csv"), "--spectra", str(tmp_path / "sigma"), "--last", "2")
+    assert invoke("analyze", str(sample), *words, *given).code == 0
+    made = invoke("report", str(tmp_path / "a.csv"), "--spectra", str(tmp_path / "sigma"))
+    assert made.code == 0
+    one.open(tmp_path / "a.html", 1280)
+    for label in ("rtol=0.1", "rtol=0.1000001"):
+        choose(one, "tolerance", label)
+        expected = summary(one)
+        choose(one, "tolerance", "slider:rtol")
+        one.ask(
+            "(() => { const s = document.getElementById('slider');"
+            " const d = document.getElementById('data');"
+            f" s.value = JSON.parse(d.textContent).spectra.rtol.grid.indexOf({label[5:]});"
+            " s.dispatchEvent(new Event('input')); })()"
+        )
+        assert one.ask("document.getElementById('slider-value').textContent") == label
+        assert summary(one) == expected
+
+
 def test_measures_and_runs(page: Page) -> None:
     choose(page, "measure", "jacobian_norm")
     assert page.ask("document.getElementById('heat-section').hidden")

@@ -10,7 +10,7 @@ function tableTolerance() { return state.tolerance in SLIDERS ? data.tolerances[
 
 function toleranceText() {
   const kind = sliding();
-  return kind ? `${kind}=${short(data.spectra[kind].grid[state.slide])}` : tableTolerance();
+  return kind ? `${kind}=${exact(data.spectra[kind].grid[state.slide])}` : tableTolerance();
 }
 
 function linesOf(run, name, kind) {

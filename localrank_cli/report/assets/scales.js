@@ -25,6 +25,12 @@ function short(value) {
   return String(Number(value.toPrecision(size >= 1000 ? 5 : 4)));
 }
 
+// A tolerance: two that differ must not look the same. Nine digits, as the table's labels have.
+function exact(value) {
+  const text = short(value), digits = Number(value.toPrecision(9));
+  return Number(text) === digits ? text : String(digits);
+}
+
 function power(value) {
   const exponent = Math.round(Math.log10(value));
   if (value < 1e5) return String(value);
