@@ -1,4 +1,17 @@
-"""The errors a user can mend. Every other exception that escapes is a bug of localrank."""
+"""Errors that the user can fix, and the wording that messages share.
+
+Every exception that is not a `LocalrankError` is a bug of localrank.
+"""
+
+from collections.abc import Callable, Iterable
+
+Note = Callable[[str], None]  # receives one note for the user
+
+# Exit status of a run that finished although some checkpoints failed or gave non-finite values.
+INCOMPLETE = 3
+
+# Long enough for a sentence of another library, short enough for one line of a log.
+_LONGEST_CAUSE = 300
 
 
 class LocalrankError(Exception):
@@ -55,3 +68,27 @@ class LayerError(LocalrankError):
 
 class OutputError(LocalrankError):
     """The output cannot be written."""
+
+
+def one_line(error: BaseException | str) -> str:
+    """Return the message of another library's error, without its type, on one line."""
+    return " ".join(str(error).split())[:_LONGEST_CAUSE]
+
+
+def cause(error: BaseException) -> str:
+    """Return the type and the message of another library's error on one line."""
+    text = one_line(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def listed(names: Iterable[object], most: int = 8) -> str:
+    """Join names with commas; those after the first `most` are only counted."""
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def shortened(value: object) -> str:
+    """Return a setting's value for a message, in at most 60 characters."""
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -10,7 +10,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
-from localrank_cli.errors import LocalrankError
+from localrank_cli.errors import LocalrankError, one_line
 from localrank_cli.searchpath import current_folder_last
 
 # Whatever a user's code may raise; a script that parses its arguments when imported exits.
@@ -163,7 +163,6 @@ def _does_not_import(spec: CodeSpec, option: str, error: BaseException) -> CodeE
             line = f" (line {trace.tb_lineno})"
         trace = trace.tb_next
     return CodeError(
-        f"{option}: {spec.place} does not import{line}: {type(error).__name__}:"
-        f" {' '.join(str(error).split())[:300]}",
+        f"{option}: {spec.place} does not import{line}: {type(error).__name__}: {one_line(error)}",
         "Run it with python to see the whole traceback, or pass --debug.",
     )

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.checkpoints.content import GLOBAL_KEYS, epoch_in, per_epoch_in, step_in
-from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
+from localrank_cli.checkpoints.faults import DAMAGED, cannot_read
 from localrank_cli.checkpoints.folders import is_file, listed
 from localrank_cli.checkpoints.formats import load_torch
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import UnreadableError, cause
 
 _COUNTED = re.compile(r"^checkpoint_\d+$")
 _MOST_BYTES = 256 * 2**20  # trainer_state.json holds the log of the whole training
@@ -84,5 +84,5 @@ def _json(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise cannot_read(path, error) from error
     except (ValueError, RecursionError) as error:
-        raise UnreadableError(f"{path}: is no JSON ({one_line(error)}).", DAMAGED) from error
+        raise UnreadableError(f"{path}: is no JSON ({cause(error)}).", DAMAGED) from error
     return loaded if isinstance(loaded, dict) else {}

@@ -12,9 +12,9 @@ from torch import Tensor
 from localrank_cli.checkpoints.containers import find_states
 from localrank_cli.checkpoints.content import Content, State
 from localrank_cli.checkpoints.dcp_metadata import Entry, Piece, check_files, read_metadata
-from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
+from localrank_cli.checkpoints.faults import DAMAGED, cannot_read
 from localrank_cli.checkpoints.frameworks import COUNTERS, PLACES, progress
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import UnreadableError, cause
 
 # What stands beside the weights in one dict.
 _NOT_WEIGHTS = frozenset((
@@ -166,7 +166,7 @@ def _read_piece(path: Path, entry: Entry, piece: Piece) -> Tensor:
         raise cannot_read(file, error) from error
     except Exception as error:  # torch.load raises what the pickle machinery happens to raise
         raise UnreadableError(
-            f"{file}: {entry.name} is not readable at byte {piece.start} ({one_line(error)[:80]}).",
+            f"{file}: {entry.name} is not readable at byte {piece.start} ({cause(error)[:80]}).",
             DAMAGED,
         ) from error
     if (

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from localrank_cli.checkpoints.dcp_pickle import DcpMetadata, DcpTensor, unpickle
-from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line, shown
+from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, shown
 from localrank_cli.checkpoints.sharded import check_inside
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import UnreadableError, cause
 
 _MOST_VALUES = 2**60
 
@@ -57,7 +57,7 @@ def read_metadata(path: Path) -> list[Entry]:
         entries = _entries(unpickle(path))
     except (AttributeError, TypeError, ValueError, KeyError, RecursionError) as error:
         raise UnreadableError(
-            f"{path}: not the metadata of torch.distributed.checkpoint ({one_line(error)}).",
+            f"{path}: not the metadata of torch.distributed.checkpoint ({cause(error)}).",
             DAMAGED,
         ) from error
     for name in {piece.file for entry in entries for piece in entry.pieces}:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line, shown
-from localrank_cli.errors import UnreadableError
+from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, shown
+from localrank_cli.errors import UnreadableError, cause
 
 
 def unpickle(path: Path) -> object:
@@ -40,7 +40,7 @@ def unpickle(path: Path) -> object:
         ) from error
     except Exception as error:  # whatever damaged bytes lead the pickle machinery to
         raise UnreadableError(
-            f"{path}: not the metadata of torch.distributed.checkpoint ({one_line(error)}).",
+            f"{path}: not the metadata of torch.distributed.checkpoint ({cause(error)}).",
             DAMAGED,
         ) from error
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import UnreadableError, one_line
 
 DAMAGED = "Is the file complete? Copy or save it again, or leave it out with --pattern."
 
@@ -21,19 +21,6 @@ def cannot_read(path: Path, error: OSError) -> UnreadableError:
     return UnreadableError(
         f"{path}: cannot be read ({reason}).", "Check that it exists and that you may read it."
     )
-
-
-def one_line(error: BaseException) -> str:
-    """An error of another library as a part of a sentence.
-
-    Args:
-        error: Any error.
-
-    Returns:
-        Its type and the beginning of its text, without line breaks.
-    """
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:160]}" if text else type(error).__name__
 
 
 def shown(name: str) -> str:

@@ -16,9 +16,9 @@ from torch import Tensor
 from localrank_cli.archives import fault_of_archive, is_archive
 from localrank_cli.checkpoints.containers import unwrap
 from localrank_cli.checkpoints.content import Content, epoch_in, per_epoch_in, step_in
-from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line
+from localrank_cli.checkpoints.faults import DAMAGED, cannot_read
 from localrank_cli.checkpoints.inert import ignoring_what_is_beside
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import UnreadableError, cause
 
 # Of a header only the kind of numbers is needed.
 _NOT_FLOATS = {
@@ -65,7 +65,7 @@ def _read_bytes(path: Path) -> Content:
 
 
 def _damaged(path: Path, error: Exception) -> UnreadableError:
-    return UnreadableError(f"{path}: not a readable safetensors file ({one_line(error)}).", DAMAGED)
+    return UnreadableError(f"{path}: not a readable safetensors file ({cause(error)}).", DAMAGED)
 
 
 def read_some(path: Path, keys: Collection[str], *, header_only: bool = False) -> Content:
@@ -227,4 +227,4 @@ def _reason(error: Exception) -> str:
     if not isinstance(error, (RuntimeError, EOFError)):
         # torch's own text advises to load with weights_only=False, which would not help here.
         return "its bytes are not those that torch.save writes"
-    return one_line(error)
+    return cause(error)

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from localrank_cli.checkpoints.content import Content, State, epoch_in, per_epoch_in, step_in
-from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, one_line, shown
+from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, shown
 from localrank_cli.checkpoints.formats import read, read_some
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import UnreadableError, cause
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 _SHARD = re.compile(r"[-_.]?\d+-of-\d+$")
@@ -148,7 +148,7 @@ def _parse(index: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     except OSError as error:
         raise cannot_read(index, error) from error
     except (ValueError, RecursionError) as error:  # of UTF-8, of JSON, of its depth
-        raise UnreadableError(f"{index}: is no JSON ({one_line(error)}).", DAMAGED) from error
+        raise UnreadableError(f"{index}: is no JSON ({cause(error)}).", DAMAGED) from error
     places = loaded.get("weight_map") if isinstance(loaded, dict) else None
     fine = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
     if not fine or not places:

@@ -12,7 +12,7 @@ from rich.console import Console
 from localrank_cli.cli.screen import Screen, stdout_for_data
 from localrank_cli.cli.signals import Ears, hearing
 from localrank_cli.cli.summary import Summary
-from localrank_cli.errors import LocalrankError, UsageError
+from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
 from localrank_cli.pipeline.division import Division, take_shard
 from localrank_cli.pipeline.follow import Watch
 from localrank_cli.pipeline.freeze import hold_to
@@ -26,8 +26,6 @@ from localrank_cli.pipeline.spectra import SpectraFolder
 from localrank_cli.table.columns import header
 from localrank_cli.table.record import CheckpointRecord
 from localrank_cli.table.write import RowWriter, cannot_write, check_suffix, make_folder
-
-_NOT_FINITE = 3
 
 
 def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
@@ -66,7 +64,7 @@ def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
         if is_terminal and not to_stdout:
             work.summary.show(console_for(data))
             data.flush()
-    return 0 if work.is_finite else _NOT_FINITE
+    return 0 if work.is_finite else INCOMPLETE
 
 
 def _target(options: AnalyzeOptions) -> Path | None:

@@ -10,12 +10,12 @@ from localrank_cli.cli.analyze import parse_options
 from localrank_cli.cli.given import do_not_spin, options_from
 from localrank_cli.cli.text import printable
 from localrank_cli.cli.words import taking
+from localrank_cli.errors import INCOMPLETE
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.pipeline.inspection import Inspection
     from localrank_cli.pipeline.options import AnalyzeOptions
 
-_FAILED = 3
 _LISTED = 12
 
 
@@ -63,7 +63,7 @@ def inspect(context: typer.Context, **given: Any) -> None:  # noqa: ARG001  # ty
                 print(f"  {label:<12} {printable(text)}" if label else printable(text))
     sys.stdout.flush()
     if any(one.n_failed for one in found):
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(INCOMPLETE)
 
 
 def _inspect(options: "AnalyzeOptions", *, quiet: bool, timed: bool) -> "list[Inspection]":

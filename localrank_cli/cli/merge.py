@@ -11,13 +11,12 @@ import typer
 
 from localrank_cli.cli.arguments import Debug
 from localrank_cli.cli.shared import OverwriteTable
-from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.errors import INCOMPLETE, SettingsError, UsageError
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.cli.screen import Screen
     from localrank_cli.pipeline.merge import Merge
 
-_FLAWED = 3  # as of a run that is not divided
 _LISTED = 20
 
 
@@ -91,7 +90,7 @@ def merge(
         screen.warn(f"warning: {flaw}")
     screen.note(f"wrote {output} and {output.name}.json")
     if flaws:
-        raise typer.Exit(_FLAWED)
+        raise typer.Exit(INCOMPLETE)
 
 
 def _tell_missing(found: "Merge", journals: list[Path], screen: "Screen", *, partial: bool) -> None:

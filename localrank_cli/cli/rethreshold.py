@@ -8,13 +8,12 @@ import typer
 
 from localrank_cli.cli.arguments import Debug
 from localrank_cli.cli.shared import NoNotes, OverwriteTable
+from localrank_cli.errors import INCOMPLETE
 from localrank_cli.pipeline.options import check_numbers, check_tolerances, parse_rtol
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.pipeline.rethreshold import Rethreshold
     from localrank_cli.table.record import CheckpointRecord
-
-_NOT_FINITE = 3
 
 
 def rethreshold(
@@ -76,7 +75,7 @@ def rethreshold(
     else:
         is_finite = _write(work, target, overwrite=overwrite, quiet=quiet)
     if not is_finite:
-        raise typer.Exit(_NOT_FINITE)
+        raise typer.Exit(INCOMPLETE)
 
 
 def _print(work: "Rethreshold", *, as_table: bool) -> bool:

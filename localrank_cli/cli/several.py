@@ -18,7 +18,7 @@ from localrank_cli.cluster.folder import ShardFolder
 from localrank_cli.cluster.progress import Progress, kept_heads
 from localrank_cli.cluster.share import Machine, Share, available_cores, divide
 from localrank_cli.cluster.workers import Job, Worker, Workers
-from localrank_cli.errors import LocalrankError, UsageError
+from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
 from localrank_cli.pipeline.frozen import Frozen
 from localrank_cli.pipeline.machine import count_gpus, memory_budget, pick_device
 from localrank_cli.pipeline.options import AnalyzeOptions
@@ -29,7 +29,6 @@ from localrank_cli.table.lock import OutputLock
 from localrank_cli.table.record import KIND, CheckpointRecord
 from localrank_cli.table.write import check_suffix
 
-_NOT_FINITE = 3
 # A worker that is stuck in one call ends itself after its own grace, and must have time to write.
 _PATIENCE = 2.5 * GRACE
 # What a worker says of its own file, or what was said before it was started.
@@ -113,7 +112,7 @@ class _Several:
                 name = self.asked.options.output
                 self.screen.note(f"wrote {name} and {self.target.name}.json")
             self._show(data, is_terminal=is_terminal)
-        return 0 if is_finite else _NOT_FINITE
+        return 0 if is_finite else INCOMPLETE
 
     def _plan(self) -> tuple[Plan, list[Share]]:
         options = self.asked.options

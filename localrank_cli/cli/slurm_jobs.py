@@ -14,7 +14,7 @@ from localrank_cli.cluster.folder import ShardFolder
 from localrank_cli.cluster.progress import Progress, kept_heads
 from localrank_cli.cluster.script import Resources, parse_time, submission_script
 from localrank_cli.cluster.slurm import Jobs, jobs_alive, longest_array, recorded_jobs, submit_jobs
-from localrank_cli.errors import LocalrankError, SettingsError
+from localrank_cli.errors import INCOMPLETE, LocalrankError, SettingsError
 from localrank_cli.pipeline.frozen import Frozen
 from localrank_cli.pipeline.plan import Plan, make_plan
 from localrank_cli.pipeline.run import run_plan
@@ -23,7 +23,6 @@ from localrank_cli.table.lock import OutputLock
 from localrank_cli.table.record import KIND
 from localrank_cli.table.write import check_suffix, make_folder
 
-_NOT_FINITE = 3
 _POLL = 2.0  # seconds; the scheduler is everybody's
 
 
@@ -65,7 +64,7 @@ def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int
                 return 0
             frozen = folder.prepare(plan, tasks, words, screen.note, overwrite=options.overwrite)
             if not frozen.n_units:
-                return 0 if folder.finish(frozen, sys.argv) else _NOT_FINITE
+                return 0 if folder.finish(frozen, sys.argv) else INCOMPLETE
             make_folder(folder.logs)
             jobs = submit_jobs(frozen, folder, resources)
         screen.note(
@@ -145,4 +144,4 @@ def _status(frozen: Frozen, folder: ShardFolder) -> int:
         )
     with Journal(journal_path(Path(frozen.output)), read_only=True) as journal:
         is_finite = all(entry.head["finite"] for entry in journal.entries(KIND))
-    return 0 if is_finite else _NOT_FINITE
+    return 0 if is_finite else INCOMPLETE

@@ -6,13 +6,13 @@ when the work was divided. So the merge of the folder is the whole result, whoev
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from localrank_cli.cluster.progress import kept_heads
-from localrank_cli.errors import SettingsError
+from localrank_cli.errors import Note, SettingsError
 from localrank_cli.pipeline.freeze import freeze
 from localrank_cli.pipeline.frozen import Frozen, read_frozen
 from localrank_cli.pipeline.going_on import go_on
@@ -29,7 +29,6 @@ from localrank_cli.table.write import (
     write_whole,
 )
 
-Note = Callable[[str], None]
 PLAN = "plan.json"
 _EARLIER = "earlier.csv"
 _OURS = (PLAN, f"{_EARLIER}*", "shard-*-of-*.csv*", "jobs.json")

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.pipeline.options import LEAST_MEMORY
 
 ALL = "all"
-_LEAST_MEMORY = 16 * 2**20
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _THREADS = "OMP_NUM_THREADS"
 
@@ -91,7 +91,7 @@ def divide(
         threads = max(1, machine.cores // workers + (index < machine.cores % workers))
         whole = memory if memory is not None or place != "cpu" else machine.memory
         part = whole // beside if whole is not None else None
-        if part is not None and part < _LEAST_MEMORY:
+        if part is not None and part < LEAST_MEMORY:
             raise UsageError(
                 f"--workers {workers}: {part // 2**20} MiB for each is too little to work in.",
                 "Give fewer workers or more --memory.",

@@ -20,7 +20,7 @@ from localrank_cli.cluster.script import (
     merge_words,
     task_words,
 )
-from localrank_cli.errors import SettingsError
+from localrank_cli.errors import SettingsError, one_line
 from localrank_cli.pipeline.frozen import Frozen
 from localrank_cli.table.write import write_whole
 
@@ -226,7 +226,7 @@ def recorded_jobs(folder: ShardFolder) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def _executor(submitit: Any, folder: ShardFolder, resources: Resources) -> Any:

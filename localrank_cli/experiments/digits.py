@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from localrank_cli.errors import DataError, SettingsError
+from localrank_cli.errors import DataError, SettingsError, one_line
 
 Array = npt.NDArray[Any]
 
@@ -42,7 +42,7 @@ def read_digits(path: Path, least: int) -> tuple[Array, Array]:
     try:
         images, labels = _archive(path) if zipfile.is_zipfile(path) else _original(path)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, struct.error) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise DataError(f"--mnist {path}: cannot be read ({reason}).", WHERE) from error
     good = images.ndim == 3 and images.shape[1:] == (28, 28) and images.dtype == np.uint8
     if not good or labels.shape != images.shape[:1] or len(labels) < least:

@@ -1,6 +1,6 @@
 """Runs an experiment: trains, analyses with the tool's own pipeline, judges, writes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pandas as pd
 
-from localrank_cli.errors import OutputError, UsageError
+from localrank_cli.errors import Note, OutputError, UsageError
 from localrank_cli.experiments import gaussian, mnist, patel2024, vib
 from localrank_cli.experiments.arm import Plan
 from localrank_cli.experiments.claims import Verdict
@@ -22,8 +22,6 @@ from localrank_cli.pipeline.plan import make_plan
 from localrank_cli.pipeline.run import run_plan
 from localrank_cli.table.columns import Row, header
 from localrank_cli.table.frame import to_frame
-
-Note = Callable[[str], None]
 
 RANKS, VERDICT, PICTURE, SIGMA = "ranks.csv", "verdict.txt", "picture.png", "sigma.csv"
 _EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # and how many seeds by default

@@ -9,14 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import SettingsError
+from localrank_cli.errors import SettingsError, listed
 from localrank_cli.figures.axis import scale_y
 from localrank_cli.figures.choose import Choice, Chosen, choose
 from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import GREY, Look, head, new_figure
 from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
 from localrank_cli.measures.table import RANK
-from localrank_cli.table.choose import listed
 
 _MOST_STEPS = 25
 _MOST_RUNS = 6
@@ -51,7 +50,7 @@ def depth(
     if len(runs) > _MOST_RUNS:
         raise SettingsError(
             f"--kind depth: {len(runs)} runs, and at most {_MOST_RUNS} fit side by side:"
-            f" {listed(runs)}.",
+            f" {listed(runs, 20)}.",
             "Give a table with fewer of them.",
         )
     there = sorted({int(step) for step in rows["step"]})

@@ -9,14 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import DataError, SettingsError
+from localrank_cli.errors import DataError, SettingsError, listed
 from localrank_cli.figures.axis import positions, scale_x
 from localrank_cli.figures.choose import Choice, Chosen, choose
 from localrank_cli.figures.courses import Array
 from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import MISSING, Look, head, new_figure
 from localrank_cli.measures.table import RANK
-from localrank_cli.table.choose import listed
 
 _MOST_RUNS = 6
 _MOST_COLUMNS = 1200  # more than a picture has pixels for
@@ -53,7 +52,7 @@ def heatmap(
     if len(runs) > _MOST_RUNS:
         raise SettingsError(
             f"--kind heatmap: {len(runs)} runs, and at most {_MOST_RUNS} fit side by side:"
-            f" {listed(runs)}.",
+            f" {listed(runs, 20)}.",
             "Give a table with fewer of them.",
         )
     layers = chosen.layers

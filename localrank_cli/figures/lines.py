@@ -9,14 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import SettingsError
+from localrank_cli.errors import SettingsError, listed
 from localrank_cli.figures.axis import positions, scale_x, scale_y
 from localrank_cli.figures.choose import Choice, Chosen, choose
 from localrank_cli.figures.courses import Course, Courses, courses, thinned
 from localrank_cli.figures.labels import MOST_NAMES, layer_bar, name_lines, shortened
 from localrank_cli.figures.look import Look, depth_colours, head, new_figure
 from localrank_cli.figures.metrics import Metric, draw_metrics
-from localrank_cli.table.choose import listed
 
 _MOST_PANELS = 12
 _MARKED = 40  # with more steps the marks would hide the line

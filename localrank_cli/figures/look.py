@@ -14,7 +14,7 @@ from matplotlib import style as mpl_style
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.errors import SettingsError, UsageError, one_line
 
 FORMATS = (".png", ".svg", ".pdf")
 _BASE: dict[str, Any] = {
@@ -86,7 +86,7 @@ def _style(style: str | None) -> dict[str, Any]:
         found: Any = mpl.rc_params_from_file(path, fail_on_error=True, use_default_template=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(
-            f"--style {style}: matplotlib cannot read it ({' '.join(str(error).split())})."
+            f"--style {style}: matplotlib cannot read it ({one_line(error)})."
         ) from error
     # A backend has no say in a file that is only written.
     return {key: value for key, value in found.items() if not key.startswith("backend")}

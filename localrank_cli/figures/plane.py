@@ -9,11 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import DataError, SettingsError
+from localrank_cli.errors import DataError, SettingsError, listed
 from localrank_cli.figures.choose import Choice, choose
 from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
-from localrank_cli.table.choose import listed
 
 _X, _Y = "information_xt", "information_ty"
 _CEILING = "information_ceiling_nats"
@@ -83,7 +82,7 @@ def _check_number(runs: Sequence[str], layers: Sequence[str]) -> None:
     if len(runs) > _MOST_RUNS:
         raise SettingsError(
             f"--kind information-plane: {len(runs)} runs, and at most {_MOST_RUNS} fit side by"
-            f" side: {listed(runs)}.",
+            f" side: {listed(runs, 20)}.",
             "Give a table with fewer of them.",
         )
     if len(layers) > _MOST_LAYERS:

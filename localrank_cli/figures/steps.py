@@ -11,9 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import SettingsError
+from localrank_cli.errors import SettingsError, listed
 from localrank_cli.figures.axis import number, spans_decades
-from localrank_cli.table.choose import listed
 
 
 def chosen_steps(there: Sequence[int], wanted: Sequence[int], most: int) -> list[int]:
@@ -33,7 +32,7 @@ def chosen_steps(there: Sequence[int], wanted: Sequence[int], most: int) -> list
     if wanted:
         for step in wanted:
             if step not in there:
-                raise SettingsError(f"--step {step}: not there.", f"There are {listed(there)}.")
+                raise SettingsError(f"--step {step}: not there.", f"There are {listed(there, 20)}.")
         return sorted(set(wanted))
     if len(there) <= most:
         return list(there)

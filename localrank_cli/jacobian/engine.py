@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import ModelError
+from localrank_cli.errors import ModelError, cause
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.blocks import (
@@ -264,7 +264,7 @@ def _try_forward(
     except Exception as error:  # torch.func refuses with many types of error
         if out_of_memory(error):
             raise memory_error(error) from error
-        modes.refuse_forward(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+        modes.refuse_forward(f"{cause(error)}")
         return
     if not agree:
         modes.refuse_forward(
@@ -282,10 +282,7 @@ def _reverse(batch: Batch, record: CallRecord, chunk: int, modes: Modes) -> Tens
             if out_of_memory(error):
                 raise memory_error(error) from error
             modes.batched_reverse = False
-            modes.notes.append(
-                "rows are computed one by one, which is slow"
-                f" ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
-            )
+            modes.notes.append(f"rows are computed one by one, which is slow ({cause(error)})")
     return guarded(partial(reverse_jacobian, batch, record.call, 1))
 
 

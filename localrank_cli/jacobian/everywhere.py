@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import LocalrankError, ModelError
+from localrank_cli.errors import LocalrankError, ModelError, one_line
 from localrank_cli.jacobian.batch import Layout
 from localrank_cli.layers.capture import Call, Capture
 from localrank_cli.layers.outputs import first_tensor
@@ -52,7 +52,7 @@ def _forward(model: nn.Module, call: Call | None) -> Callable[[Tensor], Tensor]:
         except Exception as error:  # whatever a user's forward may raise
             raise ModelError(
                 f"the model's forward pass failed on the data: {type(error).__name__}:"
-                f" {' '.join(str(error).split())[:300]}",
+                f" {one_line(error)}",
                 "It ran at the drawn points: look for points that differ from them.",
             ) from error
         if found is not None and found.is_complex():

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import torch
 
-from localrank_cli.errors import LocalrankError, ModelError
+from localrank_cli.errors import LocalrankError, ModelError, one_line
 
 _Result = TypeVar("_Result")
 
@@ -30,8 +30,7 @@ def guarded(compute: Callable[[], _Result]) -> _Result:
         if out_of_memory(error):
             raise memory_error(error) from error
         raise ModelError(
-            f"the model cannot be differentiated: {type(error).__name__}:"
-            f" {' '.join(str(error).split())[:400]}",
+            f"the model cannot be differentiated: {type(error).__name__}: {one_line(error)}",
             "Leave the layers behind the failing operation out (--exclude), or see --debug.",
         ) from error
 
@@ -60,6 +59,6 @@ def memory_error(error: Exception) -> ModelError:
         The error to raise in its place.
     """
     return ModelError(
-        f"out of memory: {' '.join(str(error).split())[:200]}",
+        f"out of memory: {one_line(error)}",
         "Ask for fewer --points or --layers, or use a machine with more memory.",
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import LocalrankError, ModelError
+from localrank_cli.errors import LocalrankError, ModelError, cause
 from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.routes import contracted, pullback, pushforward
 from localrank_cli.layers.capture import Call, Capture
@@ -101,8 +101,7 @@ def _captured(capture: Capture, point: Tensor, index: int) -> tuple[Tensor, ...]
         raise
     except Exception as error:  # whatever a user's forward may raise, at this point and no other
         raise ModelError(
-            f"the model's forward pass failed at point {index} of the drawn ones:"
-            f" {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            f"the model's forward pass failed at point {index} of the drawn ones: {cause(error)}",
             "It ran at the first point: look for what this point has of its own.",
         ) from error
 

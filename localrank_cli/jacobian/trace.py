@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localrank_cli.errors import cause
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain, Link
 from localrank_cli.jacobian.routes import contracted
@@ -62,7 +63,7 @@ def find_chain(batch: Batch, calls: Sequence[Call], tolerance: float) -> Chain |
             # A clone: a model may work in place on what it is given.
             return _trace(batch, inputs, calls, tolerance)
     except Exception as error:  # whatever a user's model may raise: the general routes will say it
-        return Refusal(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
+        return Refusal(f"{cause(error)}")
 
 
 def _trace(

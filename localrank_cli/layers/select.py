@@ -1,13 +1,13 @@
 """Which of the calls that a survey saw are analysed."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from localrank_cli.errors import LayerError
+from localrank_cli.errors import LayerError, listed
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.survey import CallRecord, Survey
@@ -58,7 +58,7 @@ def named_call(model: nn.Module, label: str) -> Call | None:
         near = difflib.get_close_matches(call.name, first, n=3)
         raise LayerError(
             f"--wrt {label}: there is no module {call.name!r}.",
-            f"Nearest: {', '.join(near)}." if near else f"Modules: {_some(list(first), 20)}.",
+            f"Nearest: {', '.join(near)}." if near else f"Modules: {listed(list(first), 20)}.",
         )
     return Call(first[call.name], call.number)
 
@@ -85,11 +85,11 @@ def choose(model: nn.Module, survey: Survey, selection: Selection) -> Chosen:
     kept = [record for record in ran if record.depends and record.numel > 0]
     independent = [record.call.label for record in ran if not record.depends]
     if independent:
-        notes.append(f"left out, do not depend on {_varied(selection)}: {_some(independent)}")
+        notes.append(f"left out, do not depend on {_varied(selection)}: {listed(independent)}")
     if not selection.include:
         idle = _never_ran(model, survey)
         if idle:
-            notes.append(f"left out, never run as modules: {_some(idle)}")
+            notes.append(f"left out, never run as modules: {listed(idle)}")
     if selection.hidden and len(kept) > 1:
         notes.append(f"left out, the last layer: {kept[-1].call.label}")
         kept = kept[:-1]
@@ -165,7 +165,7 @@ def _check_patterns(
                     " another --wrt.",
                 )
         elif idle:
-            notes.append(f"left out, never run or give no floating-point tensor: {_some(idle)}")
+            notes.append(f"left out, never run or give no floating-point tensor: {listed(idle)}")
     return notes
 
 
@@ -181,7 +181,7 @@ def _never_ran(model: nn.Module, survey: Survey) -> list[str]:
 def _nothing_left(survey: Survey, selection: Selection, independent: list[str]) -> LayerError:
     if independent:
         return LayerError(
-            f"no chosen layer depends on {_varied(selection)}: {_some(independent)}.",
+            f"no chosen layer depends on {_varied(selection)}: {listed(independent)}.",
             "Is the forward pass detached, or run under torch.no_grad()?",
         )
     if not selection.include and not selection.exclude:
@@ -194,13 +194,8 @@ def _nothing_left(survey: Survey, selection: Selection, independent: list[str]) 
 
 def _names_there_are(survey: Survey) -> str:
     labels = [f"{record.call.label} ({record.module})" for record in survey.records]
-    return f"Layers that run: {_some(labels, 20)}."
+    return f"Layers that run: {listed(labels, 20)}."
 
 
 def _varied(selection: Selection) -> str:
     return f"the output of {selection.wrt!r}" if selection.wrt else "the input"
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

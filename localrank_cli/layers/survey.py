@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from localrank_cli.errors import LayerError, LocalrankError, ModelError
+from localrank_cli.errors import LayerError, LocalrankError, ModelError, one_line
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
@@ -224,7 +224,7 @@ def _forward(model: nn.Module, inputs: Tensor, watch: _Watch) -> None:
 
 
 def _first_lines(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
+    return one_line(error)
 
 
 @contextmanager

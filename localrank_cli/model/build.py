@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
-from localrank_cli.errors import ModelError
+from localrank_cli.errors import ModelError, cause
 from localrank_cli.model.root import with_named_root
 from localrank_cli.seeds import seeded
 from localrank_cli.userimport import ANY_FAULT
@@ -93,7 +93,7 @@ def make(
             model = factory(**arguments)
     except ANY_FAULT as error:
         raise ModelError(
-            f"{name} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            f"{name} failed: {cause(error)}",
             "Check the --model-arg values; --debug shows the traceback.",
         ) from error
     if not isinstance(model, nn.Module):
@@ -199,7 +199,7 @@ def _own_copy(model: nn.Module, name: str) -> nn.Module:
     except Exception as error:  # whatever a user's module may raise
         raise ModelError(
             f"{name} returned a module that was there before, and that cannot be copied"
-            f" ({type(error).__name__}: {' '.join(str(error).split())[:200]}).",
+            f" ({cause(error)}).",
             "Build the module inside the function.",
         ) from error
 

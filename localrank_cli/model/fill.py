@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import MismatchError
+from localrank_cli.errors import MismatchError, listed, one_line
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -211,17 +211,17 @@ def mismatch(
     missing, unexpected, wrong = expected.differences(shapes)
     parts = []
     if missing:
-        parts.append(f"missing: {_some([_with_nearest(key, unexpected) for key in missing])}")
+        parts.append(f"missing: {listed((_with_nearest(key, unexpected) for key in missing), 4)}")
     if unexpected:
-        parts.append(f"unexpected: {_some(unexpected)}")
+        parts.append(f"unexpected: {listed(unexpected, 4)}")
     if wrong:
         shown = [
             f"{key} has shape {list(shapes[key])}, expected {list(expected.shapes[key])}"
             for key in wrong
         ]
-        parts.append(f"wrong shape: {_some(shown)}")
+        parts.append(f"wrong shape: {listed(shown, 4)}")
     if not parts:
-        parts.append(" ".join(str(error).split())[:300])
+        parts.append(one_line(error or ""))
     return MismatchError(
         f"{place}: the weights do not fit the model; {'; '.join(parts)}.",
         "Check --model and --model-arg, or leave the file out with --pattern.",
@@ -256,8 +256,3 @@ def _same(first: Tensor, second: Tensor) -> bool:
 def _with_nearest(key: str, names: list[str]) -> str:
     near = difflib.get_close_matches(key, names, n=1)
     return f"{key} (nearest in the file: {near[0]})" if near else key
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import ModelError
+from localrank_cli.errors import ModelError, one_line
 
 CONFIG = "config.json"
 # What a config says of the file or of the library, and not of the network.
@@ -80,7 +80,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(
-            f"{path}: is no JSON ({' '.join(str(error).split())[:160]}).", "Mend or copy it again."
+            f"{path}: is no JSON ({one_line(error)}).", "Mend or copy it again."
         ) from error
     if not isinstance(loaded, dict):
         raise ModelError(f"{path}: is no JSON object.", "Mend or copy it again.")

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from localrank_cli.errors import ModelError
+from localrank_cli.errors import ModelError, listed
 from localrank_cli.model.activations import ACTIVATIONS
 from localrank_cli.model.order import two_orders
 
@@ -112,7 +112,9 @@ def infer_mlp(shapes: Mapping[str, tuple[int, ...]], in_order: bool) -> MlpLayou
         names = defined
     else:
         sizes = [f"{name}: {n_in} -> {n_out}" for name, (n_out, n_in) in weights.items()]
-        raise ModelError(f"the Linear weights do not form one chain ({_some(sizes)}).", _USE_MODEL)
+        raise ModelError(
+            f"the Linear weights do not form one chain ({listed(sizes, 4)}).", _USE_MODEL
+        )
     widths = (weights[names[0]][1], *(weights[name][0] for name in names))
     return MlpLayout(names, widths, tuple(name in biases for name in names))
 
@@ -140,17 +142,12 @@ def _linear_layers(
     if odd or not weights:
         raise ModelError(
             "without --model the weights must be those of a plain MLP"
-            f" (0.weight, 0.bias, 2.weight, ...), but there is {_some(odd)}."
+            f" (0.weight, 0.bias, 2.weight, ...), but there is {listed(odd, 4)}."
             if odd
             else "without --model the weights must be those of a plain MLP, and there is none.",
             _USE_MODEL,
         )
     return weights, set(biases)
-
-
-def _some(texts: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(texts) - most} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + more
 
 
 def _is_inside(name: str, others: Mapping[str, object]) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.errors import SettingsError, UsageError, one_line
 from localrank_cli.layers.slices import parse_slice
 from localrank_cli.pipeline.options import (
     check_numbers,
@@ -185,7 +185,7 @@ def read_folder_settings(folder: Path) -> FolderSettings:
         ) from error
     except (ValueError, RecursionError) as error:  # ValueError: of UTF-8 and of TOML
         raise SettingsError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}).", "Mend or remove it."
+            f"{path}: cannot be read ({one_line(error)}).", "Mend or remove it."
         ) from error
     values: dict[str, Any] = {}
     for key, value in loaded.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import CheckpointFile, find_checkpoints, find_folders
 from localrank_cli.checkpoints.steps import StepRule
-from localrank_cli.errors import LocalrankError, SettingsError, UnreadableError
+from localrank_cli.errors import LocalrankError, Note, SettingsError, UnreadableError
 from localrank_cli.pipeline.failures import failed_record
 from localrank_cli.pipeline.folder_settings import read_folder_settings
 from localrank_cli.pipeline.headers import Headers, PlannedCheckpoint, Setting
@@ -21,8 +21,6 @@ from localrank_cli.pipeline.plan import Plan, SeriesPlan, make_plan
 from localrank_cli.pipeline.settings import own_files
 from localrank_cli.pipeline.steps import Settled
 from localrank_cli.table.record import CheckpointRecord
-
-Note = Callable[[str], None]
 
 # A file that nothing has written to for so long, and that still is not whole, will not be.
 _PATIENCE = 60.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from localrank_cli.checkpoints.reading import footprint
-from localrank_cli.errors import SettingsError
+from localrank_cli.errors import Note, SettingsError, shortened
 from localrank_cli.pipeline.division import Division
 from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.manifest import decisive, series_settings
@@ -16,7 +16,6 @@ from localrank_cli.table.journal import GONE, Journal
 from localrank_cli.table.journal_lines import Entry
 from localrank_cli.table.record import KIND
 
-Note = Callable[[str], None]
 SETTINGS = "settings"
 SHARD = "shard"
 _Key = tuple[str, str, tuple[int, ...] | None]
@@ -146,7 +145,7 @@ def _compare(series: SeriesPlan, saved: Mapping[str, Any], journal: Journal) -> 
             name = _NAMES.get(key, key.replace("_", " "))
             raise SettingsError(
                 f"{journal.path}: was begun with another setting for {series.run!r}: {name} was"
-                f" {_short(earlier)} and is now {_short(now[key])}.",
+                f" {shortened(earlier)} and is now {shortened(now[key])}.",
                 "Give another name with -o, or start anew with --overwrite.",
             )
 
@@ -198,8 +197,3 @@ def _tell_vanished(plan: Plan, journal: Journal, note: Note) -> None:
 def _key(entry: Entry) -> _Key:
     points = entry.head["points"]
     return entry.head["run"], entry.head["checkpoint"], tuple(points) if points else None
-
-
-def _short(value: object) -> str:
-    text = "not set" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

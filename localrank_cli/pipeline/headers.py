@@ -21,13 +21,12 @@ from localrank_cli.checkpoints.reading import read_checkpoint
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.checkpoints.twins import Twins
-from localrank_cli.errors import LocalrankError, MismatchError, SettingsError, UnreadableError
+from localrank_cli.errors import LocalrankError, MismatchError, Note, SettingsError, UnreadableError
 from localrank_cli.model.fill import Expected, fill_watching, has_own_loading, mismatch
 from localrank_cli.pipeline.counting import Counting
 from localrank_cli.pipeline.steps import Settled, Telling
 from localrank_cli.pipeline.told import Names, Told, tell
 
-Note = Callable[[str], None]
 Skip = Callable[[CheckpointFile, LocalrankError], None]
 
 

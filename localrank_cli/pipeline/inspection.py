@@ -1,7 +1,6 @@
 """What analyze would do: from headers, one forward pass, and one or two timed points."""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,8 +10,6 @@ from localrank_cli.pipeline.headers import PlannedCheckpoint, load_state
 from localrank_cli.pipeline.plan import Plan, SeriesPlan, place_points
 from localrank_cli.spectrum.spectra import Request, layer_spectra
 from localrank_cli.table.record import CheckpointRecord
-
-Note = Callable[[str], None]
 
 # Points at which the second run is timed: what a batch saves for each point then shows.
 _TIMED = 4

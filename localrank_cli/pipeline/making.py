@@ -1,12 +1,13 @@
 """Makes the network of a series: from the user's code, or from the weights alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.prefixes import WRAPPERS, candidates
 from localrank_cli.checkpoints.series import CheckpointFile
+from localrank_cli.errors import Note
 from localrank_cli.model.build import SEED, modules_there_are
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
 from localrank_cli.model.twice import Built, build_twice
@@ -14,8 +15,6 @@ from localrank_cli.pipeline.hf import make_hf_model
 from localrank_cli.pipeline.settings import ModelChoice
 from localrank_cli.seeds import seeded
 from localrank_cli.userimport import import_object
-
-Note = Callable[[str], None]
 
 
 def make_model(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.errors import SettingsError, UnreadableError
+from localrank_cli.errors import SettingsError, UnreadableError, shortened
 from localrank_cli.pipeline.going_on import SETTINGS, SHARD
 from localrank_cli.pipeline.manifest import decisive
 from localrank_cli.table.journal import Journal, journal_path
@@ -129,7 +129,7 @@ def _take_settings(
         if value != other:
             raise SettingsError(
                 f"{path} and {origin} were made with other settings for {run!r}:"
-                f" {key.replace('_', ' ')} is {_short(other)} and {_short(value)}.",
+                f" {key.replace('_', ' ')} is {shortened(other)} and {shortened(value)}.",
                 "Merge only tables of one analysis.",
             )
 
@@ -241,8 +241,3 @@ def _words(unit: _Unit) -> str:
     run, checkpoint, points = unit
     part = f", points {points[0]} to {points[1] - 1}" if points else ""
     return f"{run}: {checkpoint}{part}"
-
-
-def _short(value: object) -> str:
-    text = "not set" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

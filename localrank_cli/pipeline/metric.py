@@ -1,12 +1,12 @@
 """`--input-metric data`: the covariance of the varied tensor over the whole data."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import SettingsError
+from localrank_cli.errors import Note, SettingsError
 from localrank_cli.jacobian.everywhere import outputs_everywhere
 from localrank_cli.jacobian.guards import agreement
 from localrank_cli.jacobian.metric import Metric, covariance_factor, mean_of
@@ -15,8 +15,6 @@ from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.pipeline.settings import Settings
 from localrank_cli.points.draw import Points
 from localrank_cli.spectrum.spectra import Examination
-
-Note = Callable[[str], None]
 
 # Points for each entry of the varied tensor under which a covariance is far from the true one: its
 # eigenvalues then spread by about 2 sqrt(1 / 10) = 60 % (Marchenko & Pastur 1967).

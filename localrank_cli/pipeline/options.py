@@ -216,7 +216,8 @@ def check_words(dtype: str | None, input_metric: str | None, sigma_1: str | None
 
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)
-_LEAST_MEMORY = 16 * 2**20
+# Bytes: below this a Jacobian of a few hundred rows is cut into single products.
+LEAST_MEMORY = 16 * 2**20
 
 
 def parse_size(text: str) -> int:
@@ -238,7 +239,7 @@ def parse_size(text: str) -> int:
     # MB is 1000^2, as disks and SI have it; MiB and a bare M are 1024^2, as Slurm has it.
     base = 1000 if text.strip().lower().endswith("b") and not binary else 1024
     size = int(float(number) * base ** " kmgt".index(prefix.lower() or " "))
-    if size < _LEAST_MEMORY:
+    if size < LEAST_MEMORY:
         raise UsageError(f"--memory {text}: too little to work in.", "Give at least 16MiB.")
     return size
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from localrank_cli.errors import Note
 from localrank_cli.pipeline.division import Division
 from localrank_cli.pipeline.going_on import (
     SETTINGS,
     GoingOn,
-    Note,
     check_shard,
     go_on,
     record_settings,

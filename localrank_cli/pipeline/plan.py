@@ -1,7 +1,7 @@
 """Plans a run: everything that can be checked is checked on every checkpoint's header."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from localrank_cli.checkpoints.series import (
     run_names,
 )
 from localrank_cli.checkpoints.steps import StepRule
+from localrank_cli.errors import Note
 from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.model.build import move_model
 from localrank_cli.model.fill import Expected, fill_model
@@ -47,8 +48,6 @@ from localrank_cli.points.source import load_points
 from localrank_cli.spectrum.spectra import Examination, examine
 from localrank_cli.table.columns import optional_first
 from localrank_cli.table.record import CheckpointRecord
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from localrank_cli.checkpoints.reading import footprint
-from localrank_cli.errors import LocalrankError, UnreadableError
+from localrank_cli.errors import LocalrankError, Note, UnreadableError
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import demand_of
@@ -23,7 +23,6 @@ from localrank_cli.table.columns import Cell
 from localrank_cli.table.record import CheckpointRecord, LayerRecord
 from localrank_cli.table.rows import LayerFacts
 
-Note = Callable[[str], None]
 Cells = dict[str, Cell]
 KeepSpectra = Callable[[CheckpointRecord, list[LayerSpectrum]], None]
 

@@ -1,6 +1,6 @@
 """Gives every checkpoint its step, and finds which are a second copy of another."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from localrank_cli.checkpoints.digits import joined, number_of, why_no_step
 from localrank_cli.checkpoints.folders import is_alias
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.steps import StepRule
-from localrank_cli.errors import SettingsError
+from localrank_cli.errors import Note, SettingsError
 from localrank_cli.pipeline.counting import (
     DERIVED,
     EPOCHS,
@@ -21,8 +21,6 @@ from localrank_cli.pipeline.counting import (
     is_sound,
 )
 from localrank_cli.pipeline.told import Names, Told
-
-Note = Callable[[str], None]
 
 _MOST_NOTES = 3
 

@@ -1,14 +1,12 @@
 """Parts of a network that are drawn when it is built, and that no checkpoint holds."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from localrank_cli.errors import ModelError
+from localrank_cli.errors import ModelError, Note, listed
 from localrank_cli.model.twice import Built
 from localrank_cli.model.unsaved import is_loaded
-
-Note = Callable[[str], None]
 
 
 def check_unsaved(
@@ -39,7 +37,7 @@ def check_unsaved(
     if restless:
         verb = "differs" if len(restless) == 1 else "differ"
         raise ModelError(
-            f"{name}: {_some(restless)} {verb} at every start even with torch, numpy and random"
+            f"{name}: {listed(restless)} {verb} at every start even with torch, numpy and random"
             " seeded: --allow-unsaved needs the same network each time.",
             "Seed the generator that draws it (torch.Generator().manual_seed(0),"
             " numpy.random.default_rng(0), random.Random(0)).",
@@ -52,13 +50,13 @@ def _refusal(name: str, names: Sequence[str], *, is_shared: bool) -> ModelError:
     one = len(names) == 1
     if is_shared:
         return ModelError(
-            f"{name}: no checkpoint holds {_some(names)}, and the module was built outside the"
+            f"{name}: no checkpoint holds {listed(names)}, and the module was built outside the"
             " function, so that two builds cannot be compared.",
             "Build the module inside the function, or pass --allow-unsaved if nothing in it is"
             " drawn at random.",
         )
     return ModelError(
-        f"{name}: {_some(names)} {'differs' if one else 'differ'} each time the network is built,"
+        f"{name}: {listed(names)} {'differs' if one else 'differ'} each time the network is built,"
         f" and no checkpoint holds {'it' if one else 'them'}: the numbers would not be those of the"
         " network that was trained.",
         "Draw with the seed of the training in the code that builds it (torch.manual_seed(0) before"
@@ -81,8 +79,3 @@ def unsaved_message(names: Sequence[str]) -> str:
 
 def _state_names(model: nn.Module) -> set[str]:
     return set(model.state_dict())
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from localrank_cli.archives import fault_of_archive, is_archive
-from localrank_cli.errors import DataError, LocalrankError, SettingsError
+from localrank_cli.errors import DataError, LocalrankError, SettingsError, cause
 from localrank_cli.points.draw import COMPLEX_DATA
 
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
@@ -139,7 +139,7 @@ def _reason(error: Exception) -> str:
         return "it holds more than tensors, or is no torch file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{cause(error)}"
 
 
 def _choose(keys: list[str], key: str, path: Path, option: str) -> str:

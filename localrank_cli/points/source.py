@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from localrank_cli.errors import DataError, SettingsError, UsageError
+from localrank_cli.errors import DataError, SettingsError, UsageError, cause
 from localrank_cli.points.draw import Points, draw, sample
 from localrank_cli.points.files import SUFFIXES, file_hash, from_numpy, load_array
 from localrank_cli.userimport import ANY_FAULT, CodeSpec, import_object
@@ -118,7 +118,7 @@ def _from_code(code: CodeSpec) -> Tensor:
                 found = found()
         except ANY_FAULT as error:
             raise DataError(
-                f"{name} failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                f"{name} failed: {cause(error)}",
                 "It is called without arguments and must return a tensor or an array.",
             ) from error
     if isinstance(found, np.ndarray):

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 import pandas as pd
 
-from localrank_cli.errors import SettingsError
+from localrank_cli.errors import SettingsError, listed
 
 _TEXTS = {"run", "layer", "tolerance", "table"}
 
@@ -41,7 +41,7 @@ def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
     for glob in (*wanted, *unwanted):
         if not any(fnmatchcase(name, glob) for name in names):
             raise SettingsError(
-                f"--layers {glob}: matches no layer.", f"There are {listed(names)}."
+                f"--layers {glob}: matches no layer.", f"There are {listed(names, 20)}."
             )
     chosen = [
         name
@@ -50,7 +50,7 @@ def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
         and not any(fnmatchcase(name, glob) for glob in unwanted)
     ]
     if not chosen:
-        raise SettingsError("--layers: leaves nothing over.", f"There are {listed(names)}.")
+        raise SettingsError("--layers: leaves nothing over.", f"There are {listed(names, 20)}.")
     return chosen
 
 
@@ -74,26 +74,14 @@ def of_one(frame: pd.DataFrame, column: str, wanted: str | None, option: str) ->
     there = list(dict.fromkeys(frame[column]))
     if wanted is None and len(there) > 1:
         raise SettingsError(
-            f"the table has several values of {column}: {listed(there)}.",
+            f"the table has several values of {column}: {listed(there, 20)}.",
             f"Choose one with {option}.",
         )
     if wanted is not None and wanted not in there:
-        raise SettingsError(f"{option} {wanted}: not in the table.", f"There are {listed(there)}.")
+        raise SettingsError(
+            f"{option} {wanted}: not in the table.", f"There are {listed(there, 20)}."
+        )
     return frame if wanted is None else frame[frame[column] == wanted]
-
-
-def listed(names: Iterable[object], most: int = 20) -> str:
-    """Names for an error message.
-
-    Args:
-        names: Any number.
-        most: How many are named.
-
-    Returns:
-        Names between commas.
-    """
-    texts = [str(name) for name in names]
-    return ", ".join(texts[:most]) + (f", ... ({len(texts)} in all)" if len(texts) > most else "")
 
 
 def need_numbers(frame: pd.DataFrame, option: str, name: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from localrank_cli.errors import DataError, SettingsError, UsageError
+from localrank_cli.errors import DataError, SettingsError, UsageError, one_line
 from localrank_cli.table.columns import COLUMNS, INT, OPTIONAL_INT, STR
 
 READABLE = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -128,7 +128,7 @@ def _texts(path: Path) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text.", "Name a table of localrank.") from error
     except (ValueError, csv.Error) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise DataError(f"{path}: is not a table ({said}).", "Was it cut off?") from error
 
 

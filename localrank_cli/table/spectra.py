@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from localrank_cli.errors import DataError, SettingsError
-from localrank_cli.table.choose import listed, matching
+from localrank_cli.errors import DataError, SettingsError, listed
+from localrank_cli.table.choose import matching
 
 if TYPE_CHECKING:  # torch is imported only where there are spectra
     from localrank_cli.spectrum.spectra import LayerSpectrum
@@ -128,12 +128,13 @@ class SpectraFile:
         """
         if wanted is None and len(self.runs) > 1:
             raise SettingsError(
-                f"the singular values are of several runs: {listed(self.runs)}.",
+                f"the singular values are of several runs: {listed(self.runs, 20)}.",
                 "Choose one with --run.",
             )
         if wanted is not None and wanted not in self.runs:
             raise SettingsError(
-                f"--run {wanted}: not among the singular values.", f"There are {listed(self.runs)}."
+                f"--run {wanted}: not among the singular values.",
+                f"There are {listed(self.runs, 20)}.",
             )
         return self.runs[0] if wanted is None else wanted
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from localrank_cli.errors import DataError
+from localrank_cli.errors import DataError, cause
 from localrank_cli.spectrum.spectra import LayerSpectrum, Scale
 from localrank_cli.spectrum.svd import rounding
 from localrank_cli.table.record import CheckpointRecord
@@ -165,7 +165,7 @@ def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         said = error.strerror or error
         raise DataError(f"{path}: cannot be read ({said}).", "Check the name.") from error
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        reason = f"{cause(error)}"
         raise DataError(
             f"{path}: holds no singular values of localrank ({reason}).", advice
         ) from error
