@@ -17,7 +17,7 @@ from torch import nn
 
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.table import demand_of
-from localrank_cli.spectrum.spectra import Request, layer_spectra
+from localrank_cli.spectrum.layer import Request, layer_spectra
 from localrank_cli.spectrum.tolerance import Tolerance
 
 COUNTS = (1, 10, 100)

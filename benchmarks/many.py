@@ -16,10 +16,10 @@ import torch
 from memory import status
 from safetensors.torch import save_file
 
-from localrank_cli.pipeline.options import AnalyzeOptions
-from localrank_cli.pipeline.output import Output
-from localrank_cli.pipeline.plan import make_plan
-from localrank_cli.pipeline.run import run_plan
+from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.run.compute import run_plan
+from localrank_cli.run.output import Output
+from localrank_cli.run.plan import make_plan
 
 
 def _save(folder: Path, count: int) -> None:

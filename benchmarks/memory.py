@@ -15,7 +15,7 @@ from torch.func import jvp, vmap
 
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.table import demand_of
-from localrank_cli.spectrum.spectra import Request, layer_spectra
+from localrank_cli.spectrum.layer import Request, layer_spectra
 from localrank_cli.spectrum.tolerance import Tolerance
 
 

@@ -90,7 +90,7 @@ def localrank(model: nn.Module, points: Tensor, layers: tuple[str, ...]) -> list
     from localrank_cli.layers.select import Selection
     from localrank_cli.measures.layer import measure
     from localrank_cli.measures.table import demand_of
-    from localrank_cli.spectrum.spectra import Request, layer_spectra
+    from localrank_cli.spectrum.layer import Request, layer_spectra
     from localrank_cli.spectrum.tolerance import Tolerance
 
     tolerances = (Tolerance(atol=ATOL),)

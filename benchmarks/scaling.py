@@ -93,8 +93,8 @@ def _timed(words: list[str], threads: int) -> Run:
 _MERGE = """
 import json, sys, time
 from pathlib import Path
-from localrank_cli.pipeline.merge import collect, find_journals
-from localrank_cli.pipeline.merged import write_merged
+from localrank_cli.divide.merge import collect, find_journals
+from localrank_cli.divide.merge import write_merged
 def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
@@ -162,13 +162,13 @@ def _write_shards(series: Path, parts: Path, count: int) -> int:
     """
     from safetensors.torch import save_file
 
-    from localrank_cli.pipeline.division import take_shard
-    from localrank_cli.pipeline.going_on import record_settings
-    from localrank_cli.pipeline.options import AnalyzeOptions
-    from localrank_cli.pipeline.plan import make_plan
-    from localrank_cli.pipeline.run import run_plan
-    from localrank_cli.pipeline.shard import Shard
-    from localrank_cli.table.journal import Journal
+    from localrank_cli.options.parse import Shard
+    from localrank_cli.options.table import AnalyzeOptions
+    from localrank_cli.results.journal import Journal
+    from localrank_cli.run.compute import run_plan
+    from localrank_cli.run.plan import make_plan
+    from localrank_cli.run.resume import record_settings
+    from localrank_cli.run.units import take_shard
 
     for made in (series, parts):
         made.mkdir()

@@ -79,10 +79,10 @@ def analyze(
     Raises:
         LocalrankError: If the files or settings are at fault.
     """
-    from localrank_cli.pipeline.plan import make_plan
-    from localrank_cli.pipeline.run import run_plan
-    from localrank_cli.table.columns import header
-    from localrank_cli.table.frame import to_frame
+    from localrank_cli.results.columns import header
+    from localrank_cli.results.frame import to_frame
+    from localrank_cli.run.compute import run_plan
+    from localrank_cli.run.plan import make_plan
 
     plan = make_plan(_options(checkpoints, options), _logger.info)
     rows = [row for record in run_plan(plan, _logger.info) for row in record.rows]
@@ -92,9 +92,8 @@ def analyze(
 def _options(checkpoints: Any, given: AnalyzeKeywords) -> Any:
     from torch import Tensor, as_tensor
 
-    from localrank_cli.pipeline.options import AnalyzeOptions, parse_rtol, parse_size
-    from localrank_cli.pipeline.part import Part, parse_steps
-    from localrank_cli.pipeline.preset_names import parse_preset
+    from localrank_cli.options.parse import Part, parse_preset, parse_steps
+    from localrank_cli.options.table import AnalyzeOptions, parse_rtol, parse_size
 
     values: dict[str, Any] = dict(given)
     unknown = set(values) - set(AnalyzeKeywords.__annotations__)

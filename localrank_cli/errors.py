@@ -92,3 +92,18 @@ def shortened(value: object) -> str:
     """Return a setting's value for a message, in at most 60 characters."""
     text = "not set" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def printable(text: str) -> str:
+    """Makes one line of a text that holds names from files, which may hold anything.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The same without line breaks; what could steer a terminal is shown as an escape.
+    """
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

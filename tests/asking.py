@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.table import demand_of
+from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from localrank_cli.spectrum.solve import Demand
-from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
 from tests.cases import Case
 from tests.naive import Array
 

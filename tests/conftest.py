@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent
 # Each of these occupies the whole machine (a Slurm with two cores, a browser, `make demo`, signals
 # that must arrive in time), so that `pytest -n` gives all of them to one worker.
 ONE_AT_A_TIME = (
-    "cluster",
-    "cli/test_slurm_jobs.py",
+    "divide",
+    "cli/test_run_slurm.py",
     "cli/test_submit.py",
     "faults/test_long_call.py",
     "report/test_browser.py",

@@ -13,7 +13,7 @@ import localrank_cli
 from localrank_cli import analyze
 from localrank_cli.api import AnalyzeKeywords
 from localrank_cli.errors import LocalrankError, MismatchError, UsageError
-from localrank_cli.table.columns import COLUMNS, header
+from localrank_cli.results.columns import COLUMNS, header
 from tests.cli.program import invoke
 from tests.helpers import NET_CODE, mlp, net_weights, save_series
 

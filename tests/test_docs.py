@@ -21,13 +21,13 @@ import pytest
 import torch
 import typer
 
-from localrank_cli.checkpoints.steps import step_in_name
+from localrank_cli.checkpoints.names import step_in_name
 from localrank_cli.cli.main import app
-from localrank_cli.pipeline.folder_settings import read_folder_settings
-from localrank_cli.pipeline.manifest import make_manifest
-from localrank_cli.pipeline.options import AnalyzeOptions
-from localrank_cli.pipeline.plan import make_plan
-from localrank_cli.table.columns import COLUMNS, FLOAT, INT, OPTIONAL_INT, STR
+from localrank_cli.options.folder import read_folder_settings
+from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.results.columns import COLUMNS, FLOAT, INT, OPTIONAL_INT, STR
+from localrank_cli.run.output import make_manifest
+from localrank_cli.run.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

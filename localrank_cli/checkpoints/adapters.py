@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from localrank_cli.checkpoints.faults import shown
+from localrank_cli.checkpoints.content import shown
 from localrank_cli.checkpoints.folders import ADAPTER_CONFIG, is_file
 
 # One part of a key, between its dots.

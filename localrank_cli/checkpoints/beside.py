@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.checkpoints.content import GLOBAL_KEYS, epoch_in, per_epoch_in, step_in
-from localrank_cli.checkpoints.faults import DAMAGED, cannot_read
+from localrank_cli.checkpoints.content import (
+    DAMAGED,
+    GLOBAL_KEYS,
+    cannot_read,
+    epoch_in,
+    per_epoch_in,
+    step_in,
+)
 from localrank_cli.checkpoints.folders import is_file, listed
 from localrank_cli.checkpoints.formats import load_torch
 from localrank_cli.errors import UnreadableError, cause

@@ -1,20 +1,351 @@
 """Reads folders of torch.distributed.checkpoint, without a process group and without its code."""
 
 import io
+import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from localrank_cli.checkpoints.containers import find_states
-from localrank_cli.checkpoints.content import Content, State
-from localrank_cli.checkpoints.dcp_metadata import Entry, Piece, check_files, read_metadata
-from localrank_cli.checkpoints.faults import DAMAGED, cannot_read
-from localrank_cli.checkpoints.frameworks import COUNTERS, PLACES, progress
+from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_read, shown
+from localrank_cli.checkpoints.frameworks import COUNTERS, PLACES, find_states, progress
+from localrank_cli.checkpoints.sharded import check_inside
 from localrank_cli.errors import UnreadableError, cause
+
+
+def unpickle(path: Path) -> object:
+    """Loads a `.metadata`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it holds: of a sound file a `DcpMetadata`.
+
+    Raises:
+        UnreadableError: If it cannot be read, or needs code.
+    """
+    try:
+        with path.open("rb") as file:
+            return _Unpickler(file).load()
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    except _UnknownNameError as error:
+        raise UnreadableError(
+            f"{path}: needs code to load: {shown(str(error))}.",
+            "torch.distributed.checkpoint writes no such name: save it again with plain tensors,"
+            " or leave it out with --pattern.",
+        ) from error
+    except Exception as error:  # whatever damaged bytes lead the pickle machinery to
+        raise UnreadableError(
+            f"{path}: not the metadata of torch.distributed.checkpoint ({cause(error)}).",
+            DAMAGED,
+        ) from error
+
+
+class _UnknownNameError(Exception):
+    pass
+
+
+class _Closed(type):
+    """A pickle can set attributes of whatever it can name: of these classes it cannot."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise AttributeError(f"{cls.__name__}.{name} is not to be set")
+
+
+class _Inert(metaclass=_Closed):
+    """Stands for what is of no use here: paths, enumerations, the identity of the save."""
+
+    def __new__(cls, *_: object) -> "_Inert":
+        return object.__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class DcpMetadata(metaclass=_Closed):
+    """The whole."""
+
+    planner_data: Any = None
+
+
+class DcpTensor(metaclass=_Closed):
+    """A tensor: its properties, size and chunks."""
+
+
+class DcpBytes(metaclass=_Closed):
+    """A value that is no tensor."""
+
+
+class DcpChunk(metaclass=_Closed):
+    """A part of a tensor."""
+
+
+class DcpStorage(metaclass=_Closed):
+    """Where a part lies."""
+
+    transform_descriptors: Any = None
+
+
+class DcpProperties(metaclass=_Closed):
+    """Of a tensor; only its type is kept."""
+
+    dtype: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = state[0] if isinstance(state, tuple) else state["dtype"]
+
+
+class DcpIndex(metaclass=_Closed):
+    """The name of a part: of the tensor, and where the part begins in it."""
+
+    fqn: Any = None
+    offset: Any = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DcpIndex) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...] | None]:
+        """What names a part; of plain types, since nested ones take long to hash."""
+        offset = self.offset
+        plain = offset is None or (
+            isinstance(offset, tuple) and all(isinstance(value, int) for value in offset)
+        )
+        if not isinstance(self.fqn, str) or not plain:
+            raise TypeError("an index is no name")
+        return self.fqn, offset
+
+
+def _size(values: Any = ()) -> tuple[int, ...]:
+    return tuple(values)
+
+
+_CHECKPOINT = "torch.distributed.checkpoint"
+_SHARDED = "torch.distributed._shard.sharded_tensor.metadata"  # where older versions had them
+_NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
+    (f"{_CHECKPOINT}.metadata", "Metadata"): DcpMetadata,
+    (f"{_CHECKPOINT}.metadata", "TensorStorageMetadata"): DcpTensor,
+    (f"{_CHECKPOINT}.metadata", "BytesStorageMetadata"): DcpBytes,
+    (f"{_CHECKPOINT}.metadata", "ChunkStorageMetadata"): DcpChunk,
+    (f"{_CHECKPOINT}.metadata", "TensorProperties"): DcpProperties,
+    (f"{_CHECKPOINT}.metadata", "MetadataIndex"): DcpIndex,
+    (f"{_CHECKPOINT}.metadata", "StorageMeta"): _Inert,
+    (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"): _Inert,
+    (f"{_CHECKPOINT}.filesystem", "_StorageInfo"): DcpStorage,
+    (_SHARDED, "TensorProperties"): DcpProperties,
+    (_SHARDED, "MEM_FORMAT_ENCODING"): _Inert,
+    ("torch", "Size"): _size,
+    ("torch.serialization", "_get_layout"): _Inert,
+    ("collections", "OrderedDict"): dict,
+    ("pathlib", "PosixPath"): _Inert,
+    ("pathlib", "PurePosixPath"): _Inert,
+    ("pathlib", "WindowsPath"): _Inert,
+    ("pathlib", "PureWindowsPath"): _Inert,
+    ("pathlib._local", "PosixPath"): _Inert,
+    ("pathlib._local", "WindowsPath"): _Inert,
+}
+
+
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+
+
+class _Unpickler(pickle.Unpickler):  # noqa: S301  # it finds no name but those above
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _NAMES:
+            return _NAMES[module, name]
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        raise _UnknownNameError(f"{module}.{name}")
+
+
+_MOST_VALUES = 2**60
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a part of a tensor, or a whole value, lies."""
+
+    file: str  # inside the checkpoint's folder
+    start: int
+    length: int
+    offsets: tuple[int, ...] = ()  # of the part in the tensor
+    sizes: tuple[int, ...] = ()  # of the part
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor or value of a checkpoint."""
+
+    path: tuple[str, ...]  # in the dict that was saved, such as ("model", "0.weight")
+    pieces: tuple[Piece, ...]
+    dtype: torch.dtype | None = None  # None: no tensor
+    size: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return shown(".".join(self.path))
+
+
+def read_metadata(path: Path) -> list[Entry]:
+    """Lists what a folder of torch.distributed.checkpoint holds.
+
+    Args:
+        path: Its `.metadata`.
+
+    Returns:
+        All entries, in the order of the file.
+
+    Raises:
+        UnreadableError: If it is damaged, would run code, or names files outside its folder.
+    """
+    try:
+        entries = _entries(unpickle(path))
+    except (AttributeError, TypeError, ValueError, KeyError, RecursionError) as error:
+        raise UnreadableError(
+            f"{path}: not the metadata of torch.distributed.checkpoint ({cause(error)}).",
+            DAMAGED,
+        ) from error
+    for name in {piece.file for entry in entries for piece in entry.pieces}:
+        check_inside(path, name)
+    return entries
+
+
+def check_files(path: Path, entries: list[Entry]) -> None:
+    """Checks that every piece lies in a file of the folder that is long enough.
+
+    Args:
+        path: The `.metadata`.
+        entries: What is needed of it.
+
+    Raises:
+        UnreadableError: If a file is missing, too short, or outside the folder.
+    """
+    ends: dict[str, int] = {}
+    for entry in entries:
+        for piece in entry.pieces:
+            ends[piece.file] = max(ends.get(piece.file, 0), piece.start + piece.length)
+    for name, end in ends.items():
+        file = path.parent / name
+        try:
+            size = file.stat().st_size
+        except FileNotFoundError as error:
+            raise UnreadableError(
+                f"{file}: there is no such file, and {path} says that it holds weights.",
+                "Copy the whole checkpoint again, or leave it out with --pattern.",
+            ) from error
+        except OSError as error:
+            raise cannot_read(file, error) from error
+        if size < end:
+            raise UnreadableError(
+                f"{file}: has {size} bytes, and {path} places weights up to byte {end}.", DAMAGED
+            )
+
+
+def _entries(metadata: Any) -> list[Entry]:
+    if not isinstance(metadata, DcpMetadata):
+        raise TypeError(f"it holds a {type(metadata).__name__}")
+    storage = {index.key: info for index, info in _mapping(metadata, "storage_data").items()}
+    paths = metadata.planner_data if isinstance(metadata.planner_data, Mapping) else {}
+    found: list[Entry] = []
+    for name, value in _mapping(metadata, "state_dict_metadata").items():
+        path = _path(paths.get(name, (name,)))
+        if isinstance(value, DcpTensor):
+            found.append(_tensor(name, path, value, storage))
+        elif (name, None) in storage:
+            found.append(Entry(path, (_piece(storage[name, None]),)))
+    return found
+
+
+def _path(parts: Any) -> tuple[str, ...]:
+    if not isinstance(parts, (tuple, list)) or not parts:
+        raise TypeError("a path is no path")
+    if not all(isinstance(part, (str, int)) for part in parts):
+        raise TypeError("a path is not of names")
+    return tuple(map(str, parts))
+
+
+def _mapping(metadata: Any, name: str) -> Mapping[Any, Any]:
+    value = vars(metadata).get(name)
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is no dict")
+    return value
+
+
+def _tensor(
+    name: str, path: tuple[str, ...], value: Any, storage: Mapping[tuple[Any, Any], Any]
+) -> Entry:
+    size, dtype = _ints(value.size), value.properties.dtype
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError("a tensor has no type")
+    pieces = []
+    for chunk in value.chunks:
+        offsets, sizes = _ints(chunk.offsets), _ints(chunk.sizes)
+        info = storage.get((name, offsets)) or storage.get((name, None))
+        if info is None:
+            raise ValueError("a piece of a tensor is in no file")
+        pieces.append(_piece(info, offsets, sizes))
+    _check_cover(size, pieces)
+    return Entry(path, tuple(pieces), dtype, size)
+
+
+def _piece(info: Any, offsets: tuple[int, ...] = (), sizes: tuple[int, ...] = ()) -> Piece:
+    if info.transform_descriptors:
+        raise ValueError("its files are compressed")
+    if not isinstance(info.relative_path, str):
+        raise TypeError("a file has no name")
+    start, length = _ints((info.offset, info.length))
+    return Piece(info.relative_path, start, length, offsets, sizes)
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    found = tuple(values)
+    if not all(type(value) is int and 0 <= value < _MOST_VALUES for value in found):
+        raise ValueError("sizes are no sizes")
+    return found
+
+
+def _check_cover(size: tuple[int, ...], pieces: list[Piece]) -> None:
+    """Pieces inside the tensor, apart from each other, and as many values as the tensor has."""
+    boxes = [tuple(zip(p.offsets, p.sizes, strict=True)) for p in pieces]
+    inside = all(
+        len(box) == len(size)
+        and all(start + length <= whole for (start, length), whole in zip(box, size, strict=True))
+        for box in boxes
+    )
+    count = sum(_count(piece.sizes) for piece in pieces)
+    if _count(filter(None, size)) >= _MOST_VALUES:  # torch cannot hold the shape, even if empty
+        raise ValueError(f"a tensor has the shape {list(size)}")
+    if not inside or count != _count(size) or count >= _MOST_VALUES or _overlap(boxes):
+        raise ValueError(f"the pieces of a tensor do not make up its shape {list(size)}")
+
+
+def _overlap(boxes: list[tuple[tuple[int, int], ...]]) -> bool:
+    ordered = sorted(box for box in boxes if all(length for _, length in box))
+    for number, one in enumerate(ordered):
+        for other in ordered[number + 1 :]:
+            if one and other[0][0] >= sum(one[0]):
+                break  # sorted by where they begin on the first axis: the rest begins later
+            if all(a < c + d and c < a + b for (a, b), (c, d) in zip(one, other, strict=True)):
+                return True
+    return False
+
+
+def _count(sizes: Iterable[int]) -> int:
+    count = 1
+    for size in sizes:
+        count *= size
+    return count
+
 
 # What stands beside the weights in one dict.
 _NOT_WEIGHTS = frozenset((

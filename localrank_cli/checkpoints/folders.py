@@ -1,14 +1,69 @@
 """Checkpoints that are folders: which file in them tells where the weights are."""
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from localrank_cli.checkpoints.faults import cannot_read
+from localrank_cli.checkpoints.content import cannot_read
 from localrank_cli.checkpoints.formats import is_weights_file, weights_suffix
-from localrank_cli.checkpoints.refused import refuse_sharded_training
+from localrank_cli.checkpoints.names import epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import INDEX_SUFFIXES, is_index, is_shard
-from localrank_cli.checkpoints.steps import epoch_in_name, step_in_name
+from localrank_cli.errors import UnreadableError
+
+_ZERO = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_.*states\.pt$")
+_RANK = re.compile(r"^mp_rank_\d+(?:_\d+)*$")
+_DEEPSPEED = re.compile(r"^mp_rank_\d+_model_states\.pt$|^layer_\d+-model_\d+-model_states\.pt$")
+_TAG = re.compile(r"^global_step\d+$")
+
+
+def refuse_sharded_training(folder: Path, names: Collection[str]) -> None:
+    """Refuses a folder of DeepSpeed ZeRO or of Megatron's model-parallel ranks.
+
+    Args:
+        folder: A checkpoint's folder.
+        names: What is in it.
+
+    Raises:
+        UnreadableError: If it is such a one; the advice is the command that converts it.
+    """
+    if any(_ZERO.match(name) or _DEEPSPEED.match(name) for name in names):
+        raise _deepspeed(folder.parent, folder.name, folder)
+    tags = sorted(name for name in names if _TAG.match(name))
+    if tags and ("zero_to_fp32.py" in names or "latest" in names):
+        raise _deepspeed(folder, tags[-1], folder)
+    ranks = sorted(name for name in names if _RANK.match(name))
+    if ranks:
+        raise _megatron(folder, ranks)
+
+
+def _deepspeed(root: Path, tag: str, output: Path) -> UnreadableError:
+    script = root / "zero_to_fp32.py"
+    run = f"python {shlex.quote(str(script))}"
+    if not script.is_file():
+        run = "python -m deepspeed.utils.zero_to_fp32"
+    arguments = " ".join(shlex.quote(str(part)) for part in (root, output))
+    return UnreadableError(
+        f"{root / tag}: its weights are in DeepSpeed's pieces, one for each process.",
+        f"Join them, and run this again: {run} {arguments} --tag {shlex.quote(tag)}"
+        " --safe_serialization",
+    )
+
+
+def _megatron(folder: Path, ranks: list[str]) -> UnreadableError:
+    root = shlex.quote(str(folder.parent))
+    joined = shlex.quote(f"{folder.parent}_joined")
+    pieces = "one piece" if len(ranks) == 1 else f"{len(ranks)} pieces"
+    return UnreadableError(
+        f"{folder}: its weights are Megatron's, in {pieces} by model-parallel rank"
+        f" ({', '.join(ranks[:3])}{', ...' if len(ranks) > 3 else ''}).",
+        "Join them in the folder of Megatron-LM, and name the result: python"
+        " tools/checkpoint/convert.py --model-type GPT --loader mcore --saver mcore"
+        f" --target-tensor-parallel-size 1 --target-pipeline-parallel-size 1 --load-dir {root}"
+        f" --save-dir {joined} (it takes the iteration that latest_checkpointed_iteration.txt"
+        " names); then save its 'model' entry with torch.save.",
+    )
+
 
 DCP_METADATA = ".metadata"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -160,3 +215,68 @@ def _only_one(entries: Sequence[Path]) -> Path | None:
 def _tells_a_step(path: Path) -> bool:
     stem = stem_of(path.name)
     return step_in_name(stem) is not None or epoch_in_name(stem) is not None
+
+
+_MOST_BYTES = 200  # a ref is a hash of 40 digits
+
+
+def is_hub_folder(folder: Path) -> bool:
+    """Tells whether a folder is a repository in the Hub's cache.
+
+    Args:
+        folder: Any folder.
+
+    Returns:
+        True for `models--org--name` and whatever else has `refs` and `snapshots`.
+    """
+    try:
+        return (folder / "snapshots").is_dir() and (folder / "refs").is_dir()
+    except OSError:  # what cannot be looked into is said where it is read
+        return False
+
+
+def hub_folder_of(snapshot: Path) -> Path | None:
+    """The repository that a snapshot belongs to.
+
+    Args:
+        snapshot: A folder.
+
+    Returns:
+        The repository's folder, or None where the folder is no snapshot.
+    """
+    folder = snapshot.parent.parent
+    return folder if snapshot.parent.name == "snapshots" and is_hub_folder(folder) else None
+
+
+def snapshots(folder: Path) -> dict[Path, list[str]]:
+    """The snapshots of a repository and their revisions.
+
+    Args:
+        folder: For which `is_hub_folder` holds.
+
+    Returns:
+        Snapshot -> the branches and tags that lead to it, in order of name; none for a snapshot
+        that was fetched by its hash.
+
+    Raises:
+        UnreadableError: If the folder cannot be read.
+    """
+    try:
+        found: dict[Path, list[str]] = {
+            path: [] for path in sorted((folder / "snapshots").iterdir()) if path.is_dir()
+        }
+        refs = folder / "refs"
+        commits = {ref: _commit(ref) for ref in sorted(refs.rglob("*")) if ref.is_file()}
+    except OSError as error:
+        raise cannot_read(Path(error.filename or folder), error) from error
+    for ref, commit in commits.items():
+        # What a ref says is a name in `snapshots`, and never a path.
+        names = found.get(folder / "snapshots" / Path(commit).name)
+        if names is not None:
+            names.append(ref.relative_to(refs).as_posix())
+    return found
+
+
+def _commit(ref: Path) -> str:
+    with ref.open("rb") as file:
+        return file.read(_MOST_BYTES).decode("ascii", "replace").strip()

@@ -3,8 +3,8 @@
 import pickle
 import re
 import warnings
-from collections.abc import Collection
-from contextlib import nullcontext
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,91 @@ from safetensors.torch import load
 from torch import Tensor
 
 from localrank_cli.archives import fault_of_archive, is_archive
-from localrank_cli.checkpoints.containers import unwrap
-from localrank_cli.checkpoints.content import Content, epoch_in, per_epoch_in, step_in
-from localrank_cli.checkpoints.faults import DAMAGED, cannot_read
-from localrank_cli.checkpoints.inert import ignoring_what_is_beside
+from localrank_cli.checkpoints.content import (
+    DAMAGED,
+    Content,
+    cannot_read,
+    epoch_in,
+    per_epoch_in,
+    step_in,
+)
+from localrank_cli.checkpoints.frameworks import unwrap
 from localrank_cli.errors import UnreadableError, cause
+
+
+class Inert:
+    """Stands for an object that is not read. Whatever is done to it has no effect."""
+
+    def __new__(cls, *_: object) -> "Inert":
+        """Takes any arguments.
+
+        Returns:
+            An empty object.
+        """
+        return object.__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        """Takes any state."""
+
+
+def _empty_dict(*_: object) -> dict[object, object]:
+    return {}  # torch.load fills plain dicts only
+
+
+_NAMES = (
+    "argparse.Namespace",
+    "datetime.timedelta",
+    "datetime.datetime",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "typing.Any",
+    # numpy: arrays, scalars and their types, under the names of versions 1 and 2.
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.numeric._frombuffer",
+    "_codecs.encode",
+    "builtins.bytes",
+    # mmengine's log; getattr is how it pickles the log's methods, and is not called here.
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.config.config.ConfigDict",
+    "builtins.getattr",
+    # OmegaConf's trees.
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.nodes.AnyNode",
+    "omegaconf.nodes.StringNode",
+    "omegaconf.nodes.IntegerNode",
+    "omegaconf.nodes.FloatNode",
+    "omegaconf.nodes.BooleanNode",
+    "omegaconf.nodes.ValueNode",
+    "builtins.list",
+    "builtins.str",
+    "builtins.int",
+    "builtins.float",
+    "builtins.bool",
+)
+_DICTS = ("collections.defaultdict", "builtins.dict")
+
+
+def ignoring_what_is_beside() -> AbstractContextManager[None]:
+    """Lets torch.load pass over what trainers keep beside the weights.
+
+    Returns:
+        A context; outside of it torch.load is as before.
+    """
+    names: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
+    names += [(Inert, name) for name in _NAMES]
+    names += [(_empty_dict, name) for name in _DICTS]
+    return torch.serialization.safe_globals(names)
+
 
 # Of a header only the kind of numbers is needed.
 _NOT_FLOATS = {

@@ -9,16 +9,18 @@ from localrank_cli.checkpoints.folders import (
     FACTS,
     NOT_CHECKPOINTS,
     folder_weights,
+    hub_folder_of,
     is_alias,
     is_file,
     is_folder_weights,
+    is_hub_folder,
     listed,
+    snapshots,
     stem_of,
 )
 from localrank_cli.checkpoints.formats import is_weights_file
-from localrank_cli.checkpoints.hub import hub_folder_of, is_hub_folder, snapshots
+from localrank_cli.checkpoints.names import NO_RULE, NameRule, epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import is_index, is_shard, shard_files
-from localrank_cli.checkpoints.steps import NO_RULE, NameRule, epoch_in_name, step_in_name
 from localrank_cli.errors import SettingsError, UnreadableError
 
 _KNOWN = "Known are .safetensors, .pt, .pth, .pth.tar, .ckpt and .bin"

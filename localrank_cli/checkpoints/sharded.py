@@ -8,8 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from localrank_cli.checkpoints.content import Content, State, epoch_in, per_epoch_in, step_in
-from localrank_cli.checkpoints.faults import DAMAGED, cannot_read, shown
+from localrank_cli.checkpoints.content import (
+    DAMAGED,
+    Content,
+    State,
+    cannot_read,
+    epoch_in,
+    per_epoch_in,
+    shown,
+    step_in,
+)
 from localrank_cli.checkpoints.formats import read, read_some
 from localrank_cli.errors import UnreadableError, cause
 

@@ -46,6 +46,7 @@ from localrank_cli.cli.arguments import (
     Weights,
     Wrt,
 )
+from localrank_cli.cli.command import names_of, taking, words_of
 from localrank_cli.cli.given import do_not_spin, options_from
 from localrank_cli.cli.options import (
     AllowSmallCov,
@@ -59,10 +60,9 @@ from localrank_cli.cli.options import (
     PresetName,
     Sigma1,
 )
-from localrank_cli.cli.words import names_of, taking, words_of
-from localrank_cli.cluster.share import is_several
+from localrank_cli.divide.share import is_several
 from localrank_cli.errors import UsageError
-from localrank_cli.pipeline.options import AnalyzeOptions
+from localrank_cli.options.table import AnalyzeOptions
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,12 @@ def analyze(context: typer.Context, **given: Any) -> None:
     # torch is imported only now: help, version and usage errors answer without it.
     if is_several(parsed.options.device):
         check_divisible(parsed.options)
-        from localrank_cli.cli.several import Asked, run_several
+        from localrank_cli.cli.run_local import Asked, run_several
 
         words = tuple(words_of(context, shared_words()))
         asked = Asked(parsed.options, words, None, parsed.quiet, parsed.verbose)
         raise typer.Exit(run_several(asked))
-    from localrank_cli.cli.analysis import run_analysis
+    from localrank_cli.cli.run_analyze import run_analysis
 
     raise typer.Exit(run_analysis(parsed.options, quiet=parsed.quiet, verbose=parsed.verbose))
 

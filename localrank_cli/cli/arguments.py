@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from localrank_cli.cli.shared import factor
+from localrank_cli.cli.command import factor
 
 _DANGER = "Dangerous options"
 

@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from localrank_cli.cli.shared import globs
+from localrank_cli.cli.command import globs
 from localrank_cli.errors import UsageError
-from localrank_cli.pipeline.frozen import read_frozen
-from localrank_cli.pipeline.options import (
+from localrank_cli.options.parse import Part, parse_shard, parse_steps
+from localrank_cli.options.table import (
     AnalyzeOptions,
     Follow,
     check_options,
     parse_rtol,
     parse_size,
 )
-from localrank_cli.pipeline.part import Part, parse_steps
-from localrank_cli.pipeline.shard import parse_shard
+from localrank_cli.results.plan_file import read_frozen
 
 
 def options_from(given: Mapping[str, Any]) -> AnalyzeOptions:

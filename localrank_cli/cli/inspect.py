@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localrank_cli.cli.analyze import parse_options
+from localrank_cli.cli.command import taking
 from localrank_cli.cli.given import do_not_spin, options_from
-from localrank_cli.cli.text import printable
-from localrank_cli.cli.words import taking
-from localrank_cli.errors import INCOMPLETE
+from localrank_cli.errors import INCOMPLETE, printable
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
-    from localrank_cli.pipeline.inspection import Inspection
-    from localrank_cli.pipeline.options import AnalyzeOptions
+    from localrank_cli.options.table import AnalyzeOptions
+    from localrank_cli.run.inspect import Inspection
 
 _LISTED = 12
 
@@ -69,8 +68,8 @@ def inspect(context: typer.Context, **given: Any) -> None:  # noqa: ARG001  # ty
 def _inspect(options: "AnalyzeOptions", *, quiet: bool, timed: bool) -> "list[Inspection]":
     from localrank_cli.cli.screen import Screen, stdout_for_data
     from localrank_cli.cli.signals import hearing
-    from localrank_cli.pipeline.inspection import inspect_series
-    from localrank_cli.pipeline.plan import make_plan
+    from localrank_cli.run.inspect import inspect_series
+    from localrank_cli.run.plan import make_plan
 
     screen = Screen(quiet=quiet, verbose=False)
     with hearing() as ears, stdout_for_data(screen), ears.listening():

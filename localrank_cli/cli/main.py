@@ -20,11 +20,9 @@ from localrank_cli.cli.report import report
 from localrank_cli.cli.reproduce import reproduce
 from localrank_cli.cli.rethreshold import rethreshold
 from localrank_cli.cli.show import show
-from localrank_cli.cli.signals import Interrupted
-from localrank_cli.cli.streams import discard_stdout, open_missing_streams
+from localrank_cli.cli.signals import Interrupted, discard_stdout, open_missing_streams
 from localrank_cli.cli.submit import submit
-from localrank_cli.cli.text import printable
-from localrank_cli.errors import LocalrankError, OutputError
+from localrank_cli.errors import LocalrankError, OutputError, printable
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports it

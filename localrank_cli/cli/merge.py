@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localrank_cli.cli.arguments import Debug
-from localrank_cli.cli.shared import OverwriteTable
+from localrank_cli.cli.command import OverwriteTable
 from localrank_cli.errors import INCOMPLETE, SettingsError, UsageError
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.cli.screen import Screen
-    from localrank_cli.pipeline.merge import Merge
+    from localrank_cli.divide.merge import Merge
 
 _LISTED = 20
 
@@ -61,10 +61,9 @@ def merge(
     if output is None:
         raise UsageError("merge: no file to write.", "Name one with -o FILE.")
     from localrank_cli.cli.screen import Screen
-    from localrank_cli.pipeline.merge import collect, find_journals
-    from localrank_cli.pipeline.merged import write_merged
-    from localrank_cli.table.journal import journal_path
-    from localrank_cli.table.write import check_suffix
+    from localrank_cli.divide.merge import collect, find_journals, write_merged
+    from localrank_cli.results.journal import journal_path
+    from localrank_cli.results.write import check_suffix
 
     screen = Screen(quiet=False, verbose=False)
     check_suffix(output)
@@ -74,15 +73,15 @@ def merge(
     journals = [path for path in find_journals(tables) if path != journal_path(target)]
     found = collect(journals)
     if plan is not None and not found.missing:
-        from localrank_cli.cluster.folder import missing_checkpoints
-        from localrank_cli.pipeline.frozen import read_frozen
+        from localrank_cli.divide.folder import missing_checkpoints
+        from localrank_cli.results.plan_file import read_frozen
 
         found.missing = missing_checkpoints(found, read_frozen(plan))
     if found.missing:
         _tell_missing(found, journals, screen, partial=partial)
     flaws = write_merged(found, target, sys.argv, overwrite=overwrite)
     if plan is not None and not found.missing:
-        from localrank_cli.cluster.folder import ShardFolder
+        from localrank_cli.divide.folder import ShardFolder
 
         if (folder := ShardFolder(target)).plan == plan.absolute():
             folder.clear()

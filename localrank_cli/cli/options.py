@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from localrank_cli.pipeline.preset_names import Preset
+from localrank_cli.options.parse import Preset
 
 AllowSmallCov = Annotated[
     bool,

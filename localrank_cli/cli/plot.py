@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from localrank_cli.cli.arguments import Debug
-from localrank_cli.cli.shared import NoNotes, OneMetric, ShownLayers, Tables, globs
+from localrank_cli.cli.command import NoNotes, OneMetric, ShownLayers, Tables, globs
 from localrank_cli.errors import UsageError
 
 KINDS = ("ranks", "heatmap", "depth", "tolerance", "spectrum", "compare", "information-plane")
@@ -102,7 +102,7 @@ def plot(
     inches = _inches(size)
     _check(kind, step=step, given={"--with": with_, "--by": by, "--spectra": spectra, "--run": run})
     # matplotlib and pandas are imported only now.
-    from localrank_cli.cli.pictures import PlotOptions, run_plot
+    from localrank_cli.cli.run_plot import PlotOptions, run_plot
 
     options = PlotOptions(
         tables=tuple(tables),

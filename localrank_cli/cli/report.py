@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from localrank_cli.cli.arguments import Debug
-from localrank_cli.cli.shared import NoNotes, OneMetric, Tables
+from localrank_cli.cli.command import NoNotes, OneMetric, Tables
 from localrank_cli.errors import UsageError
 
 
@@ -42,6 +42,6 @@ def report(
     target = tables[0].with_suffix(".html") if output is None else output
     if target.suffix.lower() not in {".html", ".htm"}:
         raise UsageError(f"--output {target}: the page is HTML.", "Give a name that ends in .html.")
-    from localrank_cli.cli.paging import run_report
+    from localrank_cli.cli.run_report import run_report
 
     run_report(tuple(tables), target, spectra, input_metric, title, quiet=quiet)

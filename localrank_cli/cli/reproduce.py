@@ -87,7 +87,7 @@ def reproduce(
     if steps is not None and steps < 1:
         raise UsageError(f"--steps {steps}: at least 1.")
     # torch is imported only now: help, version and usage errors answer without it.
-    from localrank_cli.cli.reproduction import run_reproduction
+    from localrank_cli.cli.run_reproduce import run_reproduction
     from localrank_cli.experiments.reproduce import ReproduceOptions
 
     options = ReproduceOptions(

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localrank_cli.cli.arguments import Debug
-from localrank_cli.cli.shared import NoNotes, OverwriteTable
+from localrank_cli.cli.command import NoNotes, OverwriteTable
 from localrank_cli.errors import INCOMPLETE
-from localrank_cli.pipeline.options import check_numbers, check_tolerances, parse_rtol
+from localrank_cli.options.table import check_numbers, check_tolerances, parse_rtol
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
-    from localrank_cli.pipeline.rethreshold import Rethreshold
-    from localrank_cli.table.record import CheckpointRecord
+    from localrank_cli.results.record import CheckpointRecord
+    from localrank_cli.results.rethreshold import Rethreshold
 
 
 def rethreshold(
@@ -62,12 +62,12 @@ def rethreshold(
     absolute = tuple(atol or (() if relative else (0.01,)))
     check_tolerances(absolute, relative)
     check_numbers(noise, None, None, None)
-    from localrank_cli.table.write import check_suffix
+    from localrank_cli.results.write import check_suffix
 
     target = output if output != Path("-") else None
     if target is not None:
         check_suffix(target)
-    from localrank_cli.pipeline.rethreshold import Rethreshold
+    from localrank_cli.results.rethreshold import Rethreshold
 
     work = Rethreshold.at(spectra, absolute, relative, noise)
     if target is None:
@@ -80,8 +80,8 @@ def rethreshold(
 
 def _print(work: "Rethreshold", *, as_table: bool) -> bool:
     """Print a table for a person, or CSV; return whether all values are finite."""
-    from localrank_cli.table.columns import header
-    from localrank_cli.table.write import RowWriter
+    from localrank_cli.results.columns import header
+    from localrank_cli.results.write import RowWriter
 
     records = list(work.records())
     if as_table:
@@ -115,7 +115,7 @@ def _write(work: "Rethreshold", target: Path, *, overwrite: bool, quiet: bool) -
 def _show(records: "list[CheckpointRecord]") -> None:
     from rich.console import Console
 
-    from localrank_cli.cli.summary import Summary
+    from localrank_cli.cli.chart import Summary
 
     summary = Summary()
     for record in records:

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from localrank_cli.cli.text import printable
+from localrank_cli.errors import printable
 
 
 class Screen:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from localrank_cli.cli.arguments import Debug
-from localrank_cli.cli.shared import NoNotes, ShownLayers, globs
+from localrank_cli.cli.command import NoNotes, ShownLayers, globs
 
 
 def show(
@@ -33,6 +33,6 @@ def show(
 ) -> None:
     """Show a table in the terminal: the summary of analyze, and a chart."""
     del debug  # seen by the program itself
-    from localrank_cli.cli.showing import run_show
+    from localrank_cli.cli.run_show import run_show
 
     run_show(table, y, globs(layers), tolerance, quiet=quiet)

@@ -12,8 +12,8 @@ from localrank_cli.cli.analyze import (
     parse_options,
     shared_words,
 )
+from localrank_cli.cli.command import names_of, taking, words_of
 from localrank_cli.cli.given import do_not_spin
-from localrank_cli.cli.words import names_of, taking, words_of
 from localrank_cli.errors import UsageError
 
 _LOCAL = "Workers"
@@ -148,10 +148,10 @@ def submit(context: typer.Context, **given: Any) -> None:
     do_not_spin()
     words = tuple(words_of(context, shared_words()))
     if division.cluster == "slurm":
-        from localrank_cli.cli.slurm_jobs import run_slurm
+        from localrank_cli.cli.run_slurm import run_slurm
 
         raise typer.Exit(run_slurm(parsed, words, division))
-    from localrank_cli.cli.several import Asked, run_several
+    from localrank_cli.cli.run_local import Asked, run_several
 
     asked = Asked(parsed.options, words, division.workers, parsed.quiet, parsed.verbose)
     raise typer.Exit(run_several(asked))

@@ -16,12 +16,12 @@ from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.pictures import PictureError, draw
 from localrank_cli.experiments.series import one_thread, writing
 from localrank_cli.experiments.sigma import last_sigma
-from localrank_cli.pipeline.options import AnalyzeOptions
-from localrank_cli.pipeline.output import Output
-from localrank_cli.pipeline.plan import make_plan
-from localrank_cli.pipeline.run import run_plan
-from localrank_cli.table.columns import Row, header
-from localrank_cli.table.frame import to_frame
+from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.results.columns import Row, header
+from localrank_cli.results.frame import to_frame
+from localrank_cli.run.compute import run_plan
+from localrank_cli.run.output import Output
+from localrank_cli.run.plan import make_plan
 
 RANKS, VERDICT, PICTURE, SIGMA = "ranks.csv", "verdict.txt", "picture.png", "sigma.csv"
 _EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # and how many seeds by default

@@ -3,9 +3,9 @@
 import pandas as pd
 
 from localrank_cli.model.fill import fill_model
-from localrank_cli.pipeline.headers import load_state
-from localrank_cli.pipeline.plan import Plan, SeriesPlan, place_points
-from localrank_cli.spectrum.spectra import Request, layer_spectra
+from localrank_cli.run.headers import load_state
+from localrank_cli.run.plan import Plan, SeriesPlan, place_points
+from localrank_cli.spectrum.layer import Request, layer_spectra
 
 
 def last_sigma(plan: Plan) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from localrank_cli.figures.metrics import Metric
 from localrank_cli.figures.plane import information_plane
 from localrank_cli.figures.spectrum import spectrum
 from localrank_cli.figures.tolerance import tolerance
-from localrank_cli.table.spectra import SpectraFile
+from localrank_cli.results.kept import SpectraFile
 
 __all__ = [
     "Choice", "Look", "Metric", "SpectraFile", "compare", "depth", "heatmap",

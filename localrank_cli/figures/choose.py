@@ -7,9 +7,9 @@ import pandas as pd
 
 from localrank_cli.errors import DataError
 from localrank_cli.measures.table import LENGTH, Meaning
-from localrank_cli.table.choose import layers_by_depth, matching, need_numbers, of_one
-from localrank_cli.table.meanings import meaning
-from localrank_cli.table.read import NEEDED, without_failed
+from localrank_cli.results.choose import layers_by_depth, matching, need_numbers, of_one
+from localrank_cli.results.meanings import meaning
+from localrank_cli.results.read import NEEDED, without_failed
 
 _PLACE = ["run", "step", "layer"]
 _MAY_DIFFER = ("tolerance", "input_metric", "wrt", "dtype", "method", "checkpoint")

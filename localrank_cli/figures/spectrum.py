@@ -14,7 +14,7 @@ from localrank_cli.figures.courses import Array
 from localrank_cli.figures.labels import distinct
 from localrank_cli.figures.look import GREY, Look, head, new_figure
 from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
-from localrank_cli.table.spectra import SpectraFile, Spectrum
+from localrank_cli.results.kept import SpectraFile, Spectrum
 
 _MOST_LAYERS = 12
 _MOST_STEPS = 12

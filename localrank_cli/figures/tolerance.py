@@ -11,7 +11,7 @@ from localrank_cli.errors import SettingsError
 from localrank_cli.figures.axis import scale_x
 from localrank_cli.figures.labels import MOST_NAMES, distinct, layer_bar
 from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
-from localrank_cli.table.spectra import SpectraFile, Spectrum
+from localrank_cli.results.kept import SpectraFile, Spectrum
 
 _DECADES = 6  # under the largest singular value; what lies lower is mostly rounding
 _PLACES = 400

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localrank_cli.measures.points import PointMeasures, PointRanks, point_measures
-from localrank_cli.spectrum.spectra import LayerSpectrum
+from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from localrank_cli.measures.table import MEASURES
-from localrank_cli.spectrum.spectra import LayerSpectrum
+from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance, thresholds
 
 

@@ -1,14 +1,29 @@
 """A plain multilayer perceptron, inferred from nothing but its weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from localrank_cli.errors import ModelError, listed
-from localrank_cli.model.activations import ACTIVATIONS
 from localrank_cli.model.order import two_orders
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "leaky_relu": nn.LeakyReLU,
+    "softplus": nn.Softplus,
+    "mish": nn.Mish,
+    "relu6": nn.ReLU6,
+    "identity": nn.Identity,
+}
+
 
 _USE_MODEL = "Give the network's code: --model path/to/file.py:name."
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.model.root import WholeLayer
+from localrank_cli.model.build import WholeLayer
 
 # Attributes that torch gives every module: hooks and the like.
 _OWN = frozenset(vars(nn.Module()))

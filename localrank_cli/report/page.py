@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from localrank_cli.report.data import Json
-from localrank_cli.table.meanings import MEANINGS
+from localrank_cli.results.meanings import MEANINGS
 
 _SCRIPTS = ("scales.js", "chart.js", "page.js")
 _LONGEST = 400  # characters of one setting

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from localrank_cli.report.data import Json, rounded
-from localrank_cli.table.spectra import Array, SpectraFile, Spectrum
+from localrank_cli.results.kept import Array, SpectraFile, Spectrum
 
 _PER_DECADE = 10
 _DECADES = 6  # under the largest singular value; what lies lower is mostly rounding

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from localrank_cli.checkpoints.content import epoch_in, integer, step_in
-from localrank_cli.checkpoints.digits import NO_NUMBER, TOO_LARGE
+from localrank_cli.checkpoints.names import NO_NUMBER, TOO_LARGE
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from localrank_cli.checkpoints.dcp_metadata import Entry, Piece, check_files, read_metadata
+from localrank_cli.checkpoints.dcp import Entry, Piece, check_files, read_metadata
 from localrank_cli.errors import UnreadableError
 
 Chunks = dict[tuple[int, ...], tuple[int, ...]]  # offsets -> sizes

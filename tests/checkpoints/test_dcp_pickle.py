@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from localrank_cli import analyze
-from localrank_cli.checkpoints.dcp_metadata import read_metadata
-from localrank_cli.checkpoints.dcp_pickle import DcpMetadata, DcpTensor, unpickle
+from localrank_cli.checkpoints.dcp import DcpMetadata, DcpTensor, read_metadata, unpickle
 from localrank_cli.errors import UnreadableError
 from tests.checkpoints.layouts import LAYOUTS
 from tests.helpers import Evil
@@ -54,7 +53,7 @@ def test_a_call_is_refused_by_name(tmp_path: Path, protocol: int) -> None:
         ("torch.distributed.checkpoint.metadata", "Metadata.__init__"),
         ("torch.distributed.checkpoint.metadata", "os"),
         ("torch.distributed.checkpoint.filesystem", "os.system"),
-        ("localrank_cli.checkpoints.dcp_pickle", "pickle"),
+        ("localrank_cli.checkpoints.dcp", "pickle"),
     ],
 )
 def test_every_other_name_is_refused(tmp_path: Path, module: str, name: str) -> None:

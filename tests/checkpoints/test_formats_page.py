@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from localrank_cli.checkpoints.containers import CONTAINER_KEYS
-from localrank_cli.checkpoints.frameworks import EMA_KEYS
+from localrank_cli.checkpoints.frameworks import CONTAINER_KEYS, EMA_KEYS
 from tests.checkpoints.layouts import LAYOUTS, REFUSED
 from tests.test_docs import ROOT, table_rows
 

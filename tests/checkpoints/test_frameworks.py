@@ -3,8 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from localrank_cli.checkpoints.containers import find_states
-from localrank_cli.checkpoints.frameworks import EMA_KEYS, progress, without_counter
+from localrank_cli.checkpoints.frameworks import EMA_KEYS, find_states, progress, without_counter
 from tests.helpers import renamed, weights
 
 

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from localrank_cli.checkpoints.hub import hub_folder_of, is_hub_folder, snapshots
+from localrank_cli.checkpoints.folders import hub_folder_of, is_hub_folder, snapshots
 from localrank_cli.checkpoints.series import find_checkpoints, find_folders
 from tests.checkpoints.layouts import LAYOUTS
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from localrank_cli.checkpoints.formats import load_torch
-from localrank_cli.checkpoints.inert import Inert, ignoring_what_is_beside
+from localrank_cli.checkpoints.formats import Inert, ignoring_what_is_beside, load_torch
 from localrank_cli.errors import UnreadableError
 from tests.helpers import Evil
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from localrank_cli import analyze
+from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.checkpoints.series import find_checkpoints
-from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.errors import LocalrankError
 from localrank_cli.model.fill import Expected
-from localrank_cli.pipeline.headers import Headers, load_state
+from localrank_cli.run.headers import Headers, load_state
 from tests.checkpoints.layouts import LAYOUTS, REFUSED, ema, raw
 from tests.helpers import ignore, mlp
 

@@ -2,7 +2,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from localrank_cli.checkpoints.prefixes import WRAPPERS, Stripping, candidates, strip_to_fit
+from localrank_cli.checkpoints.weights import WRAPPERS, Stripping, candidates, strip_to_fit
 
 PLAIN = {"0.weight": 1, "0.bias": 2, "2.weight": 3}
 

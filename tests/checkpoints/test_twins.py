@@ -6,9 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from localrank_cli.checkpoints import twins
-from localrank_cli.checkpoints.reading import read_checkpoint
-from localrank_cli.checkpoints.twins import Twins
+from localrank_cli.checkpoints import reading
+from localrank_cli.checkpoints.reading import Twins, read_checkpoint
 from localrank_cli.errors import UnreadableError
 from tests.helpers import weights
 
@@ -69,7 +68,7 @@ def test_the_second_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read.append(path.stem)
         return read_checkpoint(path, **keywords)
 
-    monkeypatch.setattr(twins, "read_checkpoint", watch)
+    monkeypatch.setattr(reading, "read_checkpoint", watch)
     comparing = Twins("raw", trust_pickle=False)
     assert not any(comparing.same(tmp_path / f"{n}.pt", tmp_path / "3.pt") for n in range(3))
     assert sorted(read) == ["0", "1", "2", "3"]

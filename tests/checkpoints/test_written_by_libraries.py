@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from localrank_cli import analyze
+from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.checkpoints.series import find_checkpoints
-from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.errors import SettingsError
 from localrank_cli.model.fill import Expected
-from localrank_cli.pipeline.headers import Headers, load_state
+from localrank_cli.run.headers import Headers, load_state
 from tests.helpers import ignore, mlp
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from localrank_cli.pipeline.options import AnalyzeOptions
+from localrank_cli.options.table import AnalyzeOptions
 from tests.cli.program import invoke
 
 
@@ -15,7 +15,7 @@ def handed_down(monkeypatch: pytest.MonkeyPatch) -> list[tuple[AnalyzeOptions, d
         seen.append((options, how))
         return 0
 
-    monkeypatch.setattr("localrank_cli.cli.analysis.run_analysis", run_analysis)
+    monkeypatch.setattr("localrank_cli.cli.run_analyze.run_analysis", run_analysis)
     return seen
 
 

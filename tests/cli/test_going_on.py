@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from localrank_cli.table.journal_lines import line_of
+from localrank_cli.results.journal import line_of
 from tests.cli.program import QUICK, Outcome, invoke, run, start
 from tests.helpers import NET_CODE, entries, net_weights, save_epochs, save_series, weights
 

@@ -80,7 +80,7 @@ def _replace_analysis(monkeypatch: pytest.MonkeyPatch, error: BaseException | in
             raise error
         return error
 
-    monkeypatch.setattr("localrank_cli.cli.analysis.run_analysis", run_analysis)
+    monkeypatch.setattr("localrank_cli.cli.run_analyze.run_analysis", run_analysis)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from localrank_cli.table.lock import OutputLock
-from localrank_cli.table.spectra_files import read_spectra
+from localrank_cli.results.lock import OutputLock
+from localrank_cli.results.spectra import read_spectra
 from tests.cli.program import QUICK, Outcome, invoke
 from tests.helpers import entries, save_series, weights
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localrank_cli.cli.shared import factor, globs
+from localrank_cli.cli.command import factor, globs
 from localrank_cli.errors import UsageError
 from tests.cli.program import invoke
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from localrank_cli.table.columns import header
+from localrank_cli.results.columns import header
 from tests.cli.program import COMMAND, QUICK, run, start
 from tests.helpers import NET_CODE, entries, net_weights, save_series
 

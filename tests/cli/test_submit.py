@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from localrank_cli.pipeline.freeze import freeze
-from localrank_cli.pipeline.options import AnalyzeOptions
-from localrank_cli.pipeline.plan import make_plan
-from localrank_cli.table.write import write_whole
+from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.results.write import write_json
+from localrank_cli.run.plan import make_plan
+from localrank_cli.run.units import freeze
 from tests.cli.program import QUICK, Outcome, invoke, run, start
 from tests.cli.test_merge import assert_equal, rows
 from tests.helpers import (
@@ -217,7 +217,7 @@ def test_the_plan_is_kept_to(series: Path, tmp_path: Path) -> None:
     options = AnalyzeOptions((series,), data="normal:4", points=5, device="cpu")
     whole = make_plan(options, ignore)
     frozen = freeze(whole, whole, 2, (), tmp_path / "a.csv")
-    write_whole(tmp_path / "plan.json", frozen.to_json())
+    write_json(tmp_path / "plan.json", frozen.to_json())
     expected = single(series)
     save_file(weights(seed=7), series / "step_7.safetensors")
     plan = ("--plan", str(tmp_path / "plan.json"))

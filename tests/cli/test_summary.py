@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from localrank_cli.cli.summary import Summary, trend
+from localrank_cli.cli.chart import Summary, trend
 
 
 def row(step: int, rank: float | None, layer: str = "fc", **changes: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from localrank_cli import analyze
 from localrank_cli.errors import ModelError
-from localrank_cli.pipeline.manifest import series_settings
+from localrank_cli.run.plan import series_settings
 from tests.cli.program import invoke, run
 
 CODE = """
@@ -136,7 +136,7 @@ def test_what_was_begun_by_a_version_without_the_check_goes_on(
     for more in (["--model-arg", "seed=0"], ["--allow-unsaved"]):
         with monkeypatch.context() as patched:
             patched.setattr(
-                "localrank_cli.pipeline.going_on.series_settings",
+                "localrank_cli.run.resume.series_settings",
                 lambda series: {k: v for k, v in series_settings(series).items() if k != "unsaved"},
             )
             assert invoke("analyze", *words(folder, *more, *out, "--overwrite")).code == 0

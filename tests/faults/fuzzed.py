@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from safetensors.torch import save
 
+from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.checkpoints.reading import read_checkpoint
 from localrank_cli.checkpoints.series import find_checkpoints
-from localrank_cli.checkpoints.steps import StepRule
 from localrank_cli.errors import LocalrankError
-from localrank_cli.pipeline.folder_settings import read_folder_settings
+from localrank_cli.options.folder import read_folder_settings
 from localrank_cli.points.files import load_array
-from localrank_cli.table.journal import Journal
+from localrank_cli.results.journal import Journal
 from tests.checkpoints.dcp_writer import save_dcp
 from tests.cli.program import invoke
 from tests.faults.spoiled import safetensors, sharded

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from localrank_cli.table.columns import header
+from localrank_cli.results.columns import header
 from tests.cli.program import QUICK, invoke, run
 from tests.helpers import entries, save_series
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from localrank_cli.table import journal as journal_file
+from localrank_cli.results import journal as journal_file
 from tests.cli.program import QUICK, Outcome, invoke
 from tests.helpers import save_series
 

@@ -6,7 +6,7 @@ import pytest
 
 from localrank_cli.errors import DataError, LocalrankError, SettingsError
 from localrank_cli.figures.choose import Choice, choose
-from localrank_cli.table.choose import matching
+from localrank_cli.results.choose import matching
 from tests.figures.tables import row, table
 
 

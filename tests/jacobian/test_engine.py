@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from localrank_cli.measures.points import local_ranks
-from localrank_cli.spectrum.spectra import LayerSpectrum
+from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of
 from tests.cases import CASES, Case, params

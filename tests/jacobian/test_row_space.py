@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.table import demand_of
+from localrank_cli.spectrum.layer import Request, layer_spectra
 from localrank_cli.spectrum.solve import Demand
-from localrank_cli.spectrum.spectra import Request, layer_spectra
 from localrank_cli.spectrum.tolerance import Tolerance
 
 DEMAND = demand_of((Tolerance(atol=0.01), Tolerance(rtol=1e-3)))

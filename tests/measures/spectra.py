@@ -2,7 +2,7 @@
 
 import torch
 
-from localrank_cli.spectrum.spectra import LayerSpectrum
+from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.svd import rounding
 from tests.naive import Array
 

@@ -3,8 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import ModelError
-from localrank_cli.model.activations import ACTIVATIONS
-from localrank_cli.model.mlp import InferredMlp, MlpLayout, infer_mlp
+from localrank_cli.model.mlp import ACTIVATIONS, InferredMlp, MlpLayout, infer_mlp
 from tests.helpers import mlp
 
 Shapes = dict[str, tuple[int, ...]]

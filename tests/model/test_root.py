@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from localrank_cli import analyze
 from localrank_cli.errors import LayerError, MismatchError
-from localrank_cli.model.build import build_model
-from localrank_cli.model.root import WholeLayer, with_named_root
+from localrank_cli.model.build import WholeLayer, build_model, with_named_root
 
 
 def normed() -> nn.Module:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from localrank_cli.report.sliding import slider_data
-from localrank_cli.table.spectra import SpectraFile
+from localrank_cli.results.kept import SpectraFile
 from tests.figures.tables import save_spectra
 
 

@@ -12,7 +12,7 @@ from localrank_cli.jacobian.metric import Metric
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.points import local_ranks
 from localrank_cli.measures.table import demand_of
-from localrank_cli.spectrum.spectra import LayerSpectrum, Request, layer_spectra
+from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
 from tests.cases import CASES, Case, params
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra

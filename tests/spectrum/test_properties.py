@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from localrank_cli.measures.points import local_ranks
-from localrank_cli.spectrum.spectra import LayerSpectrum
+from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of
 from tests.naive import naive_outputs

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.layer import LayerMeasures, measure
 from localrank_cli.measures.table import demand_of
-from localrank_cli.spectrum.spectra import LayerSpectrum
+from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import PLENTY, spectra_of
 from tests.naive import naive_jacobians, naive_spectra

@@ -10,8 +10,8 @@ from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.layer import measure
 from localrank_cli.measures.points import local_ranks
 from localrank_cli.measures.table import demand_of
+from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.solve import Demand
-from localrank_cli.spectrum.spectra import LayerSpectrum
 from tests.asking import PLENTY, numbers, spectra_of
 from tests.cases import CASES, Case, params
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra

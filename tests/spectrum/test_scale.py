@@ -12,7 +12,7 @@ from localrank_cli.jacobian.metric import Metric
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.points import local_ranks, point_measures
 from localrank_cli.measures.table import demand_of
-from localrank_cli.spectrum.spectra import (
+from localrank_cli.spectrum.layer import (
     LayerSpectrum,
     Request,
     Scale,

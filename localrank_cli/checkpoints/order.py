@@ -1,0 +1,359 @@
+"""Gives every checkpoint its step, and finds which are a second copy of another."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from localrank_cli.checkpoints.counting import (
+    DERIVED,
+    EPOCHS,
+    STEPS,
+    Counting,
+    Restart,
+    Same,
+    decide,
+    find_restart,
+    is_sound,
+)
+from localrank_cli.checkpoints.folders import is_alias
+from localrank_cli.checkpoints.names import StepRule, joined, number_of, why_no_step
+from localrank_cli.checkpoints.places import Names, Told
+from localrank_cli.checkpoints.series import CheckpointFile, Series
+from localrank_cli.errors import Note, SettingsError
+
+_MOST_NOTES = 3
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How the steps of a series were found, for the checkpoints that are still to come."""
+
+    rule: StepRule
+    counting: Counting
+    told: Mapping[CheckpointFile, Told]
+    restarts: bool = False  # whether the steps that were found begin anew in each epoch
+
+    def check(self, new: "Telling", file: CheckpointFile) -> None:
+        """Refuse a checkpoint with which earlier ones would have other steps.
+
+        Args:
+            new: Of the earlier checkpoints and this one.
+            file: This one.
+
+        Raises:
+            SettingsError: If an earlier step would change.
+        """
+        counting = new.settled.counting
+        if counting != self.counting:
+            now, before = (described(one) for one in (counting, self.counting))
+            reason = f"the column step must hold {now}, and so far it holds {before}"
+        else:
+            changed = next(
+                (old for old, told in self.told.items() if told.step != new.settled.told[old].step),
+                None,
+            )
+            if changed is None:
+                return
+            reason = f"the digit groups in {changed.name} are read in another way"
+        raise SettingsError(
+            f"{file.path}: now that it is there, {reason}.",
+            "Give the same command with --overwrite: it then starts anew with all of them.",
+        )
+
+    def epoch_facts(self, file: CheckpointFile) -> dict[str, int]:
+        """Return what shows, in a later run, that steps begin anew in each epoch.
+
+        Args:
+            file: A checkpoint.
+
+        Returns:
+            Its epoch, for the journal; nothing where the step cannot begin anew.
+        """
+        told = self.told.get(file)
+        if told is None or told.epoch is None or told.is_global or self.counting.kind != STEPS:
+            return {}
+        return {"epoch": told.epoch}
+
+    def check_finished(self, finished: Mapping[str, tuple[int, int]], place: object) -> None:
+        """Refuse to add to checkpoints that show that steps begin anew in each epoch.
+
+        Args:
+            finished: Name -> step and epoch of checkpoints that need not be there any more.
+            place: The journal, for messages.
+
+        Raises:
+            SettingsError: If a step is not above those of earlier epochs.
+        """
+        if self.counting.kind != STEPS or self.rule.source:
+            return
+        there = {file.name for file in self.told}
+        earlier = {
+            CheckpointFile(Path(name), name): Told(step, "", epoch)
+            for name, (step, epoch) in finished.items()
+            if name not in there
+        }
+        restart = find_restart({**earlier, **self.told}, lambda *_: True) if earlier else None
+        if restart is not None:
+            shown = shown_restart(restart, {**earlier, **self.told})
+            raise SettingsError(
+                f"{place}: the step counts inside each epoch ({shown}), so these steps cannot stand"
+                " in one table.",
+                "Give another name with -o, or start anew with --overwrite.",
+            )
+
+    def step_of_unread(self, file: CheckpointFile) -> int | None:
+        """Return the step of a checkpoint that cannot be read.
+
+        Args:
+            file: The checkpoint.
+
+        Returns:
+            What its name says in the way of the others; None where that is not certain.
+        """
+        names = Names([*self.told, file])
+        step = names.step(file).step
+        if self.counting.kind == EPOCHS:
+            epoch = names.epoch(file)
+            step = epoch if epoch is not None or self.restarts else step
+        elif self.counting.kind != STEPS:
+            step = None
+        return None if step is None or why_no_step(step) else step
+
+
+def shown_restart(restart: Restart, told: Mapping[CheckpointFile, Told]) -> str:
+    """Show two checkpoints by which the step begins anew.
+
+    Args:
+        restart: The two.
+        told: What is known of them.
+
+    Returns:
+        For messages.
+    """
+    return " after ".join(
+        f"{file.name}: epoch {told[file].epoch}, step {told[file].step}"
+        for file in (restart.later, restart.earlier)
+    )
+
+
+def described(counting: Counting) -> str:
+    """Say what the column step holds.
+
+    Args:
+        counting: Of a series.
+
+    Returns:
+        For messages, without an article.
+    """
+    if counting.kind == DERIVED:
+        return f"steps counted from the start, with {counting.text}"
+    return {STEPS: "steps as they were found", EPOCHS: "epochs"}.get(
+        counting.kind, f"what the {counting.kind} says"
+    )
+
+
+class Telling:
+    """The steps of a series.
+
+    Args:
+        series: The checkpoints.
+        told: What is known of each.
+        same: Whether two checkpoints hold the same weights.
+        rule: What the user said.
+        counting: What the steps count, where that is settled already; else it is decided here.
+    """
+
+    def __init__(
+        self,
+        series: Series,
+        told: Mapping[CheckpointFile, Told],
+        same: Same,
+        rule: StepRule,
+        counting: Counting | None = None,
+    ) -> None:
+        self._series = series
+        self._told = told
+        self._same = same
+        self._rule = rule
+        self._restart: Restart | None = None
+        self._is_settled = counting is not None
+        self.counting = counting or self._decide()
+
+    @property
+    def settled(self) -> Settled:
+        """For the checkpoints that are still to come."""
+        return Settled(self._rule, self.counting, self._told, self._restart is not None)
+
+    def steps(self, note: Note) -> list[tuple[CheckpointFile, int]]:
+        """Give each checkpoint one step, and each step one checkpoint.
+
+        Args:
+            note: Takes each note for the user.
+
+        Returns:
+            Files and steps, by step. Aliases (`last.ckpt`, links, copies) are left out.
+
+        Raises:
+            SettingsError: If a step cannot be told, or different checkpoints have the same.
+        """
+        if self.counting.kind == STEPS:
+            self._note_differences(note)
+        groups: dict[int, list[CheckpointFile]] = {}
+        unknown = []
+        for file in self._told:
+            step = self._step(file)
+            if step is None:
+                unknown.append(file)
+            else:
+                groups.setdefault(step, []).append(file)
+        found = {step: self._one(step, files, note) for step, files in groups.items()}
+        kept = [found[step] for step in sorted(found, reverse=True)]
+        unknown = [file for file in unknown if not self._is_alias(file, kept, note)]
+        if unknown:
+            raise self._no_step(unknown)
+        self._note_counting(note)
+        return [(found[step], step) for step in sorted(found)]
+
+    def _decide(self) -> Counting:
+        told = self._told
+        # timm's checkpoint-3 with the entry epoch = 3 is of epochs if all others are too.
+        if told and all(one.step is None or one.may_be_epoch for one in told.values()):
+            return Counting(EPOCHS)
+        self._restart = find_restart(told, self._same)
+        if self._restart is None or self._rule.source:  # who names a source means its numbers
+            return Counting()
+        counting = decide(told, self._same)
+        if counting is None:
+            raise self._no_order(self._restart)
+        return counting
+
+    def _step(self, file: CheckpointFile) -> int | None:
+        # An epoch among steps is no step.
+        step = self.counting.step(self._told[file])
+        why = why_no_step(step) if step is not None else ""
+        if why:
+            raise SettingsError(
+                f"{file.path}: its {self._place(file)} is {why}, which is no step.",
+                "Leave it out with --pattern, or rename it by its step (step_100) and give"
+                " --step-from name.",
+            )
+        return step
+
+    def _place(self, file: CheckpointFile) -> str:
+        kind = self.counting.kind
+        if kind == STEPS:
+            return self._told[file].place
+        return {EPOCHS: "epoch", DERIVED: "step, counted over all epochs,"}.get(kind, kind)
+
+    def _note_counting(self, note: Note) -> None:
+        kind = self.counting.kind
+        if self._is_settled:
+            return
+        if self._restart is None:
+            if kind == EPOCHS:
+                note("there are epochs and no steps: the column step holds epochs")
+            return
+        reason = f"the step counts inside each epoch ({shown_restart(self._restart, self._told)})"
+        if kind == STEPS:
+            note(f"{reason}, and is taken as it is (--step-from {self._rule.source})")
+        else:
+            note(f"{reason}: the column step holds {described(self.counting)}")
+
+    def _no_order(self, restart: Restart) -> SettingsError:
+        epochs: dict[int | None, list[str]] = {}
+        for file, told in self._told.items():
+            epochs.setdefault(told.epoch, []).append(file.name)
+        without = epochs.pop(None, [])
+        epoch, names = max(epochs.items(), key=lambda one: len(one[1]))
+        if len(names) > 1:
+            reason = f"epoch {epoch} has several checkpoints ({', '.join(names[:3])})"
+        else:
+            reason = f"{without[0]} has no epoch" if without else "an epoch is too large"
+        named = {file: told.by_name for file, told in self._told.items()}
+        return SettingsError(
+            f"{self._series.folder}: the step counts inside each epoch"
+            f" ({shown_restart(restart, self._told)}), and {reason}, so neither step nor epoch"
+            " orders the run.",
+            "The names do: give --step-from name."
+            if is_sound(named, self._told, self._same)
+            else "Name the files by their steps from the start of the training (step_1000) and give"
+            " --step-from name, or choose one of each epoch with --pattern GLOB.",
+        )
+
+    def _note_differences(self, note: Note) -> None:
+        differing = [file for file, told in self._told.items() if told.differs]
+        for file in differing[:_MOST_NOTES]:
+            told = self._told[file]
+            note(
+                f"{file.name}: its {told.differs}, its {told.place} says {told.step}, which is"
+                " taken"
+            )
+        if len(differing) > _MOST_NOTES:
+            note(f"so do {len(differing) - _MOST_NOTES} more checkpoints")
+
+    def _one(self, step: int, files: Sequence[CheckpointFile], note: Note) -> CheckpointFile:
+        kept, *others = sorted(files, key=lambda file: _rank(file, step))
+        for other in others:
+            if not self._same(kept, other):
+                raise self._same_step(step, kept, other)
+            note(f"{other.name}: left out, the same as {kept.name} (step {step})")
+        return kept
+
+    def _is_alias(self, file: CheckpointFile, kept: Sequence[CheckpointFile], note: Note) -> bool:
+        twin = next((other for other in kept if self._same(other, file)), None)
+        if twin is None:
+            return False
+        note(f"{file.name}: left out, the same as {twin.name} (step {self._step(twin)})")
+        return True
+
+    def _unsure(self, file: CheckpointFile) -> SettingsError:
+        groups = self._told[file].unsure
+        first, whole = groups[0], joined(groups[:2])
+        fields = r"'(\d+)_\d+' for step " + str(number_of(first))
+        if len(groups) == 2:
+            fields += r", or '\d+_(\d+)' for step " + str(number_of(groups[1]))
+        return SettingsError(
+            f"{self._series.folder}: the digits {'_'.join(groups)} in {file.name} may be one number"
+            " or several, and the other names do not show which.",
+            rf"Give --step-regex '(\d+_\d+)' for step {whole}, {fields}; or rename the file.",
+        )
+
+    def _same_step(self, step: int, first: CheckpointFile, second: CheckpointFile) -> SettingsError:
+        first, second = sorted((first, second), key=lambda file: file.name)
+        in_epochs = self.counting.kind == EPOCHS
+        places = {
+            file: "the epoch" if in_epochs else f"its {self._place(file)}"
+            for file in (first, second)
+        }
+        return SettingsError(
+            f"{self._series.folder}: {first.name} (by {places[first]}) and {second.name}"
+            f" (by {places[second]}) are both step {step}, and their weights differ.",
+            "Leave one out with --pattern GLOB.",
+        )
+
+    def _no_step(self, unknown: Sequence[CheckpointFile]) -> SettingsError:
+        names = ", ".join(file.name for file in unknown[:5])
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        if all(self._told[file].is_count for file in unknown):
+            return SettingsError(
+                f"{self._series.folder}: the number in {names}{more} is accelerate's count of"
+                " saves, not a step.",
+                "Give --step-from name to count in saves, or rename the folders by their steps"
+                " (step_1000).",
+            )
+        unsure = next((file for file in unknown if self._told[file].unsure), None)
+        if unsure is not None:
+            return self._unsure(unsure)
+        return SettingsError(
+            f"{self._series.folder}: no step can be told for {names}{more}.",
+            "Names such as step_100, checkpoint-100, epoch=1-step=100 or model_100 tell one; give"
+            " --step-regex for other names, choose the checkpoints with --pattern GLOB, or rename"
+            " the file.",
+        )
+
+
+def _rank(file: CheckpointFile, step: int) -> tuple[bool, bool, bool, str]:
+    """What sorts a checkpoint before its aliases."""
+    name = file.label or file.name
+    linked = (file.folder or file.path).is_symlink()
+    return file.name_step != step, is_alias(name), linked, name

@@ -1,0 +1,131 @@
+"""Which of several sets of weights in one file are meant: `--weights`."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from localrank_cli.errors import SettingsError
+
+RAW, EMA = "raw", "ema"
+
+
+def choose(
+    keys: Sequence[str], averaged: Collection[str], weights: str, place: str
+) -> tuple[str, ...]:
+    """Names the sets of weights that may be taken, the first that fits the model first.
+
+    Args:
+        keys: Where state dicts are in a file.
+        averaged: Those of them that hold an average over training.
+        weights: `raw` for the weights that training goes on with, `ema` for an average, or a key.
+        place: The file, for messages.
+
+    Returns:
+        Some of the keys. Where a file holds nothing but an average, `raw` is that.
+
+    Raises:
+        SettingsError: If there are none such.
+    """
+    if weights == RAW:
+        return tuple(key for key in keys if key not in averaged) or tuple(keys)
+    if weights == EMA:
+        chosen = tuple(key for key in keys if key in averaged)
+        missing = "no average of weights is found in it"
+    else:
+        chosen = tuple(key for key in keys if key == weights)
+        missing = "it has no such weights"
+    if not chosen:
+        there = ", ".join(described(key, averaged) for key in keys)
+        raise SettingsError(
+            f"{place}: --weights {weights}: {missing}; it holds {there}.",
+            "Give --weights raw, ema, or one of these keys.",
+        )
+    return chosen
+
+
+def described(key: str, averaged: Collection[str]) -> str:
+    """A set of weights, for messages.
+
+    Args:
+        key: Where it is in the file.
+        averaged: The keys of averages.
+
+    Returns:
+        The key as text, and whether it is an average.
+    """
+    return (repr(key) if key else "one bare state dict") + (" (ema)" if key in averaged else "")
+
+
+_Value = TypeVar("_Value")
+
+WRAPPERS = ("module.", "_orig_mod.")
+PREFIXES = (*WRAPPERS, "model.", "net.")
+
+
+@dataclass(frozen=True)
+class Stripping:
+    """What was taken off the keys."""
+
+    prefix: str = ""  # from the front of every key
+    inner: bool = False  # `_orig_mod.` and `module.` inside the keys too
+
+    @property
+    def description(self) -> str:
+        """For notes; empty when nothing was done."""
+        parts = [f"prefix {self.prefix!r}"] if self.prefix else []
+        if self.inner:
+            parts.append("inner '_orig_mod.' and 'module.'")
+        return " and ".join(parts)
+
+
+def candidates(
+    state: Mapping[str, _Value], prefixes: tuple[str, ...] = PREFIXES
+) -> list[tuple[Stripping, dict[str, _Value]]]:
+    """All ways to take wrappers' prefixes off, the least first.
+
+    Args:
+        state: Keys and anything.
+        prefixes: Which prefixes may go, in any order and number.
+
+    Returns:
+        The stripping and the renamed mapping for each.
+    """
+    found: list[tuple[Stripping, dict[str, _Value]]] = []
+    current, taken = dict(state), ""
+    while True:
+        found.append((Stripping(taken), current))
+        inner = _without_inner(current)
+        if inner is not None:
+            found.append((Stripping(taken, inner=True), inner))
+        prefix = next(
+            (p for p in prefixes if current and all(k.startswith(p) for k in current)), ""
+        )
+        if not prefix:
+            return found
+        current = {key[len(prefix) :]: value for key, value in current.items()}
+        taken += prefix
+
+
+def strip_to_fit(
+    state: Mapping[str, _Value], fits: Callable[[Mapping[str, _Value]], bool]
+) -> tuple[Stripping, dict[str, _Value]] | None:
+    """Takes off as little as makes the state fit.
+
+    Args:
+        state: Keys and anything.
+        fits: Whether a renamed state matches exactly.
+
+    Returns:
+        The stripping and the renamed state, or None when none fits.
+    """
+    return next((pair for pair in candidates(state) if fits(pair[1])), None)
+
+
+def _without_inner(state: Mapping[str, _Value]) -> dict[str, _Value] | None:
+    marks = {prefix.rstrip(".") for prefix in WRAPPERS}
+    renamed = {}
+    for key, value in state.items():
+        first, *rest = key.split(".")  # what stands in front goes from every key, or stays
+        renamed[".".join([first, *(part for part in rest if part not in marks)])] = value
+    changed = set(renamed) != set(state)
+    return renamed if changed and len(renamed) == len(state) else None

@@ -1,0 +1,237 @@
+"""Runs `analyze` for a terminal, a pipe or a file."""
+
+import os
+import sys
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from localrank_cli.cli.chart import Summary
+from localrank_cli.cli.screen import Screen, stdout_for_data
+from localrank_cli.cli.signals import Ears, hearing
+from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
+from localrank_cli.options.parse import array_size
+from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.results.columns import header
+from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.results.write import RowWriter, cannot_write, check_suffix, make_folder
+from localrank_cli.run.compute import Known, run_plan
+from localrank_cli.run.follow import Watch
+from localrank_cli.run.output import Output, SpectraFolder
+from localrank_cli.run.plan import Plan, make_plan
+from localrank_cli.run.resume import GoingOn
+from localrank_cli.run.units import Division, hold_to, take_shard
+
+
+def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
+    """Analyses and writes the results where they belong.
+
+    Args:
+        options: Checked already as far as possible without opening a file.
+        quiet: No notes, no progress.
+        verbose: More notes.
+
+    Returns:
+        The exit status: 0, or 3 when some checkpoints failed or gave values that are not finite.
+    """
+    target = _target(options)
+    screen = Screen(quiet=quiet, verbose=verbose)
+    is_terminal = sys.stdout.isatty()
+    to_stdout = options.output == Path("-") or (target is None and not is_terminal)
+    with hearing() as ears, ExitStack() as stack:
+        data = stack.enter_context(stdout_for_data(screen))
+        output: Output | None = None
+        if target is not None:
+            # Before any work, so that a place that cannot be written is known at once.
+            output = stack.enter_context(
+                Output(target, overwrite=options.overwrite, command=sys.argv)
+            )
+            ears.at_the_end(_LastWords(output))
+        work = _Work(options, screen, ears, output, data if to_stdout else None)
+        try:
+            with ears.listening():
+                work.run()
+        except BaseException:
+            # Whatever stopped it: what is finished is written.
+            work.save_what_is_finished()
+            raise
+        work.save()
+        if is_terminal and not to_stdout:
+            work.summary.show(console_for(data))
+            data.flush()
+    return 0 if work.is_finite else INCOMPLETE
+
+
+def _target(options: AnalyzeOptions) -> Path | None:
+    target = options.output if options.output not in (None, Path("-")) else None
+    if target is not None:
+        if options.shard is not None and (not target.suffix or target.is_dir()):
+            make_folder(target)
+            return target / f"{options.shard.file_name}.csv"
+        check_suffix(target)
+    elif options.overwrite:
+        raise UsageError("--overwrite: there is no file to begin anew.", "Name one with -o FILE.")
+    elif options.shard is not None:
+        raise UsageError(
+            "--shard: a merge needs the journal beside a table.", "Name one with -o FILE or FOLDER."
+        )
+    return target
+
+
+@dataclass(frozen=True)
+class _LastWords:
+    """Writes the table while the main thread is stuck; not for long."""
+
+    output: Output
+
+    def __call__(self) -> None:
+        self.output.commit(timeout=1.0)
+
+
+@dataclass
+class _Work:
+    options: AnalyzeOptions
+    screen: Screen
+    ears: Ears
+    output: Output | None
+    stream: TextIO | None  # for CSV, when there is no file
+    summary: Summary = field(default_factory=Summary)
+    is_finite: bool = True
+    left: int = 0
+
+    def run(self) -> None:
+        """Computes what is left, checkpoint by checkpoint, and keeps each as it comes."""
+        watch = Watch(self.options, self.screen.note) if self.options.follow else None
+        plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note)
+        if self.options.frozen is not None:
+            plan = hold_to(plan, self.options.frozen)
+        _describe(plan, self.screen)
+        division: Division | None = None
+        if self.options.shard is not None:
+            plan, division = take_shard(plan, self.options.shard)
+            if not division.own:
+                self.screen.note(
+                    f"shard {division.shard}: nothing to do, there are {division.n_units} units"
+                )
+        elif (tasks := array_size(os.environ)) is not None and tasks > 1:
+            self.screen.note(
+                f"this is one of {tasks} tasks of a Slurm array, and computes everything: --shard"
+                " auto divides the work"
+            )
+        spectra = SpectraFolder(self.options.spectra.absolute()) if self.options.spectra else None
+        going_on = GoingOn(plan, Known(), 0)
+        if self.output is not None:
+            going_on = self.output.begin(plan, self.screen.note, spectra, division)
+        if spectra is not None:
+            spectra.begin(plan)
+        writer = _writer(self.stream, plan)
+        self.left = going_on.plan.n_checkpoints
+        keep = spectra.keep if spectra is not None else None
+        with self.screen.progress(plan.n_checkpoints, done=going_on.n_done) as steps:
+            for record in run_plan(going_on.plan, self.screen.note, going_on.known, keep):
+                self._take(record, writer)
+                steps.done(f"{record.run} step {record.step}")
+        for more in watch.plans(plan) if watch else ():
+            self.left += more.n_checkpoints
+            for record in run_plan(more, self.screen.note, going_on.known, keep):
+                self._take(record, writer)
+        self._conclude()
+
+    def _take(self, record: CheckpointRecord, writer: RowWriter | None) -> None:
+        if self.output is not None:
+            with self.ears.waiting():
+                self.output.add(record)
+        else:
+            self.summary.add(record.rows)
+        if writer is not None:
+            _write(writer, record)
+        self.is_finite &= record.is_finite
+        self.left -= 1
+        _report(record, self.screen)
+
+    def _conclude(self) -> None:
+        if self.output is None:
+            return
+        # What earlier runs of the command gave belongs to it too.
+        self.is_finite = self.output.is_finite
+        for record in self.output.records():
+            self.summary.add(record.rows)
+
+    def save(self) -> None:
+        """Writes the table and its manifest from what is kept."""
+        if self.output is not None and self.output.commit():
+            self.screen.note(f"wrote {self.output.name} and {self.output.target.name}.json")
+
+    def save_what_is_finished(self) -> None:
+        """Saves after something stopped the run, and tells how to go on."""
+        try:
+            self.save()
+        except LocalrankError as error:  # what stopped the run is told, and this beside it
+            self.screen.warn(f"warning: {error.what}")
+        if self.output is not None and self.output.n_kept:
+            kept = "checkpoint is" if self.output.n_kept == 1 else "checkpoints are"
+            self.screen.note(
+                f"{self.output.n_kept} finished {kept} kept,"
+                f" {self.left} {'is' if self.left == 1 else 'are'} left: the same command goes on"
+                " from there"
+            )
+
+
+def console_for(terminal: TextIO) -> Console:
+    """Where the table for a person is drawn.
+
+    Args:
+        terminal: The stream.
+
+    Returns:
+        A console as wide as the terminal.
+    """
+    width = None
+    if "COLUMNS" not in os.environ:
+        # rich looks at the standard streams, which may all be something else by now.
+        with suppress(OSError):
+            width = os.get_terminal_size(terminal.fileno()).columns or None
+    return Console(file=terminal, highlight=False, force_terminal=True, width=width)
+
+
+def _writer(stream: TextIO | None, plan: Plan) -> RowWriter | None:
+    return RowWriter(stream, header(plan.extra_columns)) if stream is not None else None
+
+
+def _write(writer: RowWriter, record: CheckpointRecord) -> None:
+    try:
+        writer.write(record.rows)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise cannot_write(Path("standard output"), error) from error
+
+
+def _describe(plan: Plan, screen: Screen) -> None:
+    for series in plan.series:
+        layers = ", ".join(record.call.label for record in series.examination.records)
+        screen.detail(
+            f"{series.run}: {len(series.checkpoints)} checkpoints,"
+            f" {series.points.tensor.shape[0]} points, {plan.device}, layers {layers}"
+        )
+
+
+def _report(record: CheckpointRecord, screen: Screen) -> None:
+    if record.is_failed:
+        screen.warn(f"warning: {record.flaw}")
+        return
+    screen.detail(
+        f"{record.run} step {record.step}: {record.facts['seconds']} s,"
+        f" {'; '.join(record.facts['routes'])}"
+    )
+    if any(any(ranks.undecided) for layer in record.layers for ranks in layer.points.ranks):
+        screen.note(
+            f"{record.run}: rounding decides the rank at some points (column n_undecided): a"
+            " singular value is as close to the tolerance as the SVD is exact; --rtol eps is the"
+            " least tolerance that means something"
+        )
+    if not record.is_finite:
+        screen.warn(f"warning: {record.flaw}")

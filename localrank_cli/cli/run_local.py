@@ -1,0 +1,208 @@
+"""Runs one analysis by several workers on this machine, and merges what they give."""
+
+import os
+import re
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TextIO
+
+from localrank_cli.cli.chart import Summary
+from localrank_cli.cli.run_analyze import console_for
+from localrank_cli.cli.screen import Screen, Steps, stdout_for_data
+from localrank_cli.cli.signals import GRACE, Interrupted, hearing
+from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
+from localrank_cli.divide.share import Machine, Share, available_cores, divide
+from localrank_cli.divide.workers import Job, Worker, Workers
+from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
+from localrank_cli.machine import count_gpus, memory_budget, pick_device
+from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.results.journal import Journal, journal_path
+from localrank_cli.results.lock import OutputLock
+from localrank_cli.results.plan_file import Frozen
+from localrank_cli.results.record import KIND, CheckpointRecord
+from localrank_cli.results.write import check_suffix
+from localrank_cli.run.plan import Plan, make_plan
+from localrank_cli.searchpath import program_words
+
+# A worker that is stuck in one call ends itself after its own grace, and must have time to write.
+_PATIENCE = 2.5 * GRACE
+# What a worker says of its own file, or what was said before it was started.
+_OWN_WORDS = ("note: wrote ", "note: going on: ", "note: shard ", "stopped by ")
+_KEPT = re.compile(r"\d finished checkpoints? (is|are) kept")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, and how it was said."""
+
+    options: AnalyzeOptions
+    words: tuple[str, ...]  # the command line of analyze, but for what each worker has of its own
+    workers: int | None  # None: one for each GPU, or for each core
+    quiet: bool
+    verbose: bool
+
+
+def run_several(asked: Asked) -> int:
+    """Analyses by several processes and writes the results where they belong.
+
+    Args:
+        asked: What to do; without an output file the result goes to stdout.
+
+    Returns:
+        The exit status: 0, or 3 when some checkpoints failed or gave values that are not finite.
+    """
+    output = asked.options.output
+    with ExitStack() as stack:
+        if output is None or output == Path("-"):
+            if asked.options.overwrite:
+                raise UsageError(
+                    "--overwrite: there is no file to begin anew.", "Name one with -o FILE."
+                )
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="localrank-"))
+            target = Path(folder) / "ranks.csv"
+        else:
+            check_suffix(output)
+            target = output.absolute()
+        return _Several(asked, target, is_kept=output is not None and output != Path("-")).run()
+
+
+@dataclass
+class _Several:
+    asked: Asked
+    target: Path
+    is_kept: bool  # whether the target is the user's, and not for the way to stdout
+    screen: Screen = field(init=False)
+    said: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.screen = Screen(quiet=self.asked.quiet, verbose=self.asked.verbose)
+        self.folder = ShardFolder(self.target)
+
+    def run(self) -> int:
+        is_terminal = sys.stdout.isatty()
+        with hearing(_PATIENCE) as ears, ExitStack() as stack:
+            data = stack.enter_context(stdout_for_data(self.screen))
+            stack.enter_context(OutputLock(self.folder.path))
+            with ears.listening():
+                plan, shares = self._plan()
+                frozen = self.folder.prepare(
+                    plan,
+                    len(shares),
+                    self.asked.words,
+                    self.screen.note,
+                    overwrite=self.asked.options.overwrite,
+                )
+            workers = Workers([self._job(*one, frozen) for one in enumerate(shares)])
+            ears.at_the_end(workers.kill)
+            if frozen.n_units:
+                try:
+                    with ears.listening():
+                        workers.start()
+                        self._follow(workers, frozen)
+                except BaseException as error:
+                    self._stop(workers, error, frozen)
+                    raise
+            is_finite = self.folder.finish(frozen, sys.argv)
+            if self.is_kept:
+                name = self.asked.options.output
+                self.screen.note(f"wrote {name} and {self.target.name}.json")
+            self._show(data, is_terminal=is_terminal)
+        return 0 if is_finite else INCOMPLETE
+
+    def _plan(self) -> tuple[Plan, list[Share]]:
+        options = self.asked.options
+        machine = Machine(
+            available_cores(os.environ), memory_budget(pick_device("cpu")), count_gpus()
+        )
+        shares = divide(self.asked.workers, options.device, options.memory, machine, os.environ)
+        # The GPUs are the workers': planning needs one forward pass only.
+        plan = make_plan(replace(options, device="cpu"), self.screen.note)
+        if options.spectra is not None:  # a part of a checkpoint's points has no file of its own
+            shares = shares[: max(1, plan.n_checkpoints)]
+        return plan, shares
+
+    def _job(self, index: int, share: Share, frozen: Frozen) -> Job:
+        own = ["--plan", str(self.folder.plan), "--shard", f"{index}/{frozen.shards}"]
+        own += ["-o", str(self.folder.path), "--device", share.device]
+        if share.memory is not None:
+            own += ["--memory", str(share.memory)]
+        own += ["-q"] if self.asked.quiet else ["-v"] if self.asked.verbose else []
+        command = [*program_words(sys.executable), "analyze", *frozen.words, *own]
+        return Job(command, share.environment)
+
+    def _follow(self, workers: Workers, frozen: Frozen) -> None:
+        progress = Progress(self.folder.path)
+        progress.new()
+        done = len(kept_heads(self.folder.path))
+        with self.screen.progress(frozen.n_units, done=done) as steps:
+            while workers.are_running:
+                self._relay(workers)
+                _advance(steps, progress)
+                if workers.first_bad is not None:
+                    break
+            if workers.first_bad is None:
+                workers.wait()
+            self._relay(workers)
+        if (worker := workers.first_bad) is not None:
+            raise _failure(worker, workers)
+
+    def _relay(self, workers: Workers) -> None:
+        for line in workers.lines():
+            mark, ours, text = line.partition("localrank: ")
+            if not ours or mark:  # the user's code prints, or a traceback that was asked for
+                self.screen.plain(line)
+            elif text.startswith(_OWN_WORDS) or _KEPT.search(text):
+                continue
+            elif text.startswith("note: "):
+                self.screen.note(text.removeprefix("note: "))
+            elif text not in self.said:
+                self.said.add(text)
+                self.screen.warn(text)
+
+    def _stop(self, workers: Workers, error: BaseException, frozen: Frozen) -> None:
+        name = error.name if isinstance(error, Interrupted) else "SIGTERM"
+        workers.signal(signal.Signals[name])
+        workers.wait()
+        self._relay(workers)
+        kept = len(kept_heads(self.folder.path))
+        if kept and self.is_kept:
+            self.screen.note(
+                f"{kept} finished units are kept in {self.folder.path.name}/,"
+                f" {frozen.n_units - kept} are left: the same command goes on from there"
+            )
+
+    def _show(self, data: TextIO, *, is_terminal: bool) -> None:
+        if not self.is_kept and (self.asked.options.output is not None or not is_terminal):
+            data.write(self.target.read_text(encoding="utf-8"))
+        elif is_terminal:
+            summary = Summary()
+            with Journal(journal_path(self.target), read_only=True) as journal:
+                for entry in journal.entries(KIND):
+                    summary.add(CheckpointRecord.from_json(entry.head, journal.body(entry)).rows)
+            summary.show(console_for(data))
+        data.flush()
+
+
+def _advance(steps: Steps, progress: Progress) -> None:
+    for head in progress.new():
+        steps.done(f"{head['run']} step {head['step']}")
+
+
+def _failure(worker: Worker, workers: Workers) -> LocalrankError:
+    number = workers.workers.index(worker)
+    status = worker.process.returncode
+    if worker.error:
+        error = LocalrankError(worker.error)
+    else:
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        error = LocalrankError(
+            f"worker {number} of {len(workers.workers)} ended {how}.",
+            "The same command goes on from there; if memory ran out, give fewer --workers or less"
+            " --memory.",
+        )
+    error.exit_code = status if status in (2, 70) else 1
+    return error

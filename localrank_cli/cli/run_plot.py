@@ -1,0 +1,145 @@
+"""Runs `plot`: from tables to a file with a picture."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localrank_cli.cli.screen import Screen
+from localrank_cli.cli.signals import hearing
+from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.results.choose import of_one
+from localrank_cli.results.manifest import model_of, read_manifest
+from localrank_cli.results.metrics import read_metrics, split_spec
+from localrank_cli.results.read import read_table, read_tables
+from localrank_cli.results.write import check_replaceable, write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from localrank_cli.figures import Look
+
+Drawn = tuple["Figure", tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """What `plot` was asked for."""
+
+    tables: tuple[Path, ...]
+    kind: str
+    target: Path
+    y: str
+    x: str
+    layers: tuple[str, ...]
+    tolerance: str | None
+    input_metric: str | None
+    metrics: tuple[str, ...]
+    by: str | None
+    spectra: Path | None
+    run: str | None
+    steps: tuple[int, ...]
+    title: str | None
+    size: tuple[float, float] | None
+    dpi: float
+    style: str | None
+
+
+def run_plot(options: PlotOptions, *, quiet: bool) -> None:
+    """Draws the picture and writes it.
+
+    Args:
+        options: Checked as far as possible without opening a file.
+        quiet: No notes.
+
+    Raises:
+        SettingsError: If matplotlib is not installed.
+    """
+    specs = [split_spec(text) for text in options.metrics]
+    screen = Screen(quiet=quiet, verbose=False)
+    check_replaceable(options.target)
+    with hearing() as ears:
+        with ears.listening(), said(screen):
+            try:
+                from localrank_cli import figures
+            except ImportError as error:
+                raise SettingsError(
+                    f"localrank plot needs matplotlib, which cannot be imported ({error}).",
+                    "Run: pip install 'localrank[plot]'",
+                ) from error
+            with figures.styled(options.style):
+                figure, notes = _drawn(options, specs)
+                content = figures.saved(figure, options.target.suffix.lower(), options.dpi)
+        write_bytes(options.target, content)
+    for note in notes:
+        screen.note(note)
+    screen.note(f"wrote {options.target}")
+
+
+@contextmanager
+def said(screen: Screen) -> Iterator[None]:
+    """Within, what libraries warn of becomes notes.
+
+    Args:
+        screen: Where to.
+
+    Yields:
+        Nothing.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        yield
+    for warning in caught:
+        if not issubclass(warning.category, (DeprecationWarning, FutureWarning)):
+            screen.note(str(warning.message))
+
+
+def _drawn(options: PlotOptions, specs: list[tuple[Path, str]]) -> Drawn:
+    from localrank_cli import figures
+
+    manifests = [read_manifest(table) for table in options.tables]
+    models = {model_of(manifest) for manifest in manifests}
+    look = figures.Look(options.title, options.size, models.pop() if len(models) == 1 else "")
+    choice = figures.Choice(
+        options.y, options.x, options.layers, options.tolerance, options.input_metric
+    )
+    if options.spectra is not None:
+        return _from_spectra(options, look)
+    frame = read_tables(options.tables)
+    metrics = [figures.Metric(read_metrics(path, column), column) for path, column in specs]
+    if options.kind == "compare":
+        return figures.compare(frame, choice, look, metrics, options.by)
+    if options.kind == "depth":
+        return figures.depth(frame, choice, look, options.steps)
+    if options.kind == "information-plane":
+        return figures.information_plane(frame, choice, look)
+    if options.kind == "heatmap":
+        return figures.heatmap(frame, choice, look)
+    return figures.ranks(frame, choice, look, metrics)
+
+
+def _from_spectra(options: PlotOptions, look: "Look") -> Drawn:
+    from localrank_cli import figures
+
+    assert options.spectra is not None
+    if len(options.tables) > 1:
+        raise UsageError(f"--kind {options.kind}: is made from one table.", "Name one.")
+    spectra = figures.SpectraFile(options.spectra)
+    frame = read_table(options.tables[0])
+    if options.tolerance is not None:
+        frame = of_one(frame, "tolerance", options.tolerance, "--tolerance")
+    marks = tuple(
+        (name, float(value))
+        for name in ("atol", "rtol")
+        if name in frame.columns
+        for value in sorted(set(frame[name].dropna()))
+        if value > 0
+    )
+    if options.kind == "spectrum":
+        return figures.spectrum(
+            spectra, options.run, options.layers, options.steps, look, marks
+        ), ()
+    step = options.steps[0] if options.steps else None
+    return figures.tolerance(spectra, options.run, options.layers, step, look, marks), ()

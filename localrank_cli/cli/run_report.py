@@ -1,0 +1,84 @@
+"""Runs `report`: from tables to a file with a page."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from localrank_cli.cli.screen import Screen
+from localrank_cli.cli.signals import hearing
+from localrank_cli.report.data import Json, page_data
+from localrank_cli.report.page import render
+from localrank_cli.report.sliding import slider_data
+from localrank_cli.results.choose import of_one
+from localrank_cli.results.kept import SpectraFile
+from localrank_cli.results.manifest import model_of, read_manifest
+from localrank_cli.results.read import read_tables, without_failed
+from localrank_cli.results.write import check_replaceable, write_bytes
+
+
+def run_report(
+    tables: tuple[Path, ...],
+    target: Path,
+    spectra: Path | None,
+    input_metric: str | None,
+    title: str | None,
+    *,
+    quiet: bool,
+) -> None:
+    """Makes the page and writes it.
+
+    Args:
+        tables: At least one.
+        target: Where to.
+        spectra: Kept singular values.
+        input_metric: Which one.
+        title: The heading; None: made from the table.
+        quiet: No notes.
+    """
+    from localrank_cli import __version__
+
+    screen = Screen(quiet=quiet, verbose=False)
+    check_replaceable(target)
+    with hearing() as ears:
+        with ears.listening():
+            frame = of_one(read_tables(tables), "input_metric", input_metric, "--input-metric")
+            frame, note = without_failed(frame)
+            data, notes = page_data(frame)
+            doubts: tuple[str, ...] = ()
+            if spectra is not None:
+                data["spectra"], doubts = slider_data(SpectraFile(spectra), _steps(data), frame)
+            manifest = read_manifest(tables[0]) if len(tables) == 1 else None
+            names = ", ".join(table.name for table in tables)
+            content = render(
+                data,
+                title or f"{_runs(data)}: local rank of each layer",
+                " · ".join(filter(None, (model_of(manifest), _points(frame), note, *doubts))),
+                manifest,
+                f"Made from {names} by localrank {__version__}.",
+            ).encode("utf-8", errors="backslashreplace")
+        write_bytes(target, content)
+    for text in (note, *notes, *doubts):
+        if text:
+            screen.note(text)
+    kilobytes = len(content) / 1e3
+    size = f"{kilobytes:.0f} kB" if kilobytes < 1e3 else f"{kilobytes / 1e3:.1f} MB"
+    screen.note(f"wrote {target} ({size})")
+
+
+def _steps(data: Json) -> dict[str, list[int]]:
+    return {
+        run["name"]: sorted({step for layer in run["layers"] for step in layer["steps"]})
+        for run in data["runs"]
+    }
+
+
+def _runs(data: Json) -> str:
+    names = [run["name"] for run in data["runs"]]
+    return ", ".join(names) if len(names) <= 3 else f"{len(names)} runs"
+
+
+def _points(frame: pd.DataFrame) -> str:
+    if "n_points" not in frame.columns:
+        return ""
+    low, high = int(frame["n_points"].min()), int(frame["n_points"].max())
+    return f"mean over {low if low == high else f'{low} to {high}'} points"

@@ -1,0 +1,154 @@
+"""Hands an analysis to Slurm, or prints the script that would."""
+
+import math
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from localrank_cli.cli.analyze import Parsed
+from localrank_cli.cli.screen import Screen, stdout_for_data
+from localrank_cli.cli.signals import Interrupted, hearing
+from localrank_cli.cli.submit import Division
+from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
+from localrank_cli.divide.slurm import (
+    Jobs,
+    Resources,
+    jobs_alive,
+    longest_array,
+    parse_time,
+    recorded_jobs,
+    submission_script,
+    submit_jobs,
+)
+from localrank_cli.errors import INCOMPLETE, LocalrankError, SettingsError
+from localrank_cli.results.journal import Journal, journal_path
+from localrank_cli.results.lock import OutputLock
+from localrank_cli.results.plan_file import Frozen
+from localrank_cli.results.record import KIND
+from localrank_cli.results.write import check_suffix, make_folder
+from localrank_cli.run.compute import run_plan
+from localrank_cli.run.plan import Plan, make_plan
+
+_POLL = 2.0  # seconds; the scheduler is everybody's
+
+
+def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int:
+    """Submits, or prints a script.
+
+    Args:
+        parsed: What to analyse; with an output file.
+        words: The command line of analyze, but for what each task has of its own.
+        division: How to divide it.
+
+    Returns:
+        The exit status.
+    """
+    assert parsed.options.output is not None
+    check_suffix(parsed.options.output)
+    resources = Resources(
+        division.partition,
+        parse_time(division.time),
+        division.gpus_per_task,
+        division.cpus_per_task,
+        division.mem,
+        division.max_parallel,
+        division.setup,
+    )
+    folder = ShardFolder(parsed.options.output.absolute())
+    screen = Screen(quiet=parsed.quiet, verbose=parsed.verbose)
+    with hearing() as ears, stdout_for_data(screen) as data, ears.listening():
+        with OutputLock(folder.path):
+            _refuse_while_at_work(folder)
+            options = parsed.options
+            plan = make_plan(replace(options, device="cpu"), screen.note)
+            left = plan if options.overwrite else folder.left(plan, screen.note)
+            tasks = _tasks(left, division, screen) if left.n_checkpoints else 1
+            if division.dry_run:
+                frozen = folder.freeze(plan, tasks, words, screen.note)
+                data.write(submission_script(frozen, folder, resources))
+                data.flush()
+                return 0
+            frozen = folder.prepare(plan, tasks, words, screen.note, overwrite=options.overwrite)
+            if not frozen.n_units:
+                return 0 if folder.finish(frozen, sys.argv) else INCOMPLETE
+            make_folder(folder.logs)
+            jobs = submit_jobs(frozen, folder, resources)
+        screen.note(
+            f"array job {jobs.array} of {frozen.shards} tasks for {frozen.n_units} units, merge job"
+            f" {jobs.merge}; watch them with squeue -j {jobs.array},{jobs.merge}, logs are in"
+            f" {folder.logs}"
+        )
+        return _wait(jobs, frozen, folder, screen) if division.wait else 0
+
+
+def _refuse_while_at_work(folder: ShardFolder) -> None:
+    if (jobs := recorded_jobs(folder)) and (alive := jobs_alive(jobs)):
+        raise SettingsError(
+            f"{folder.path}: Slurm's jobs {', '.join(alive)} are at work on it.",
+            f"Wait for them, or stop them with scancel {' '.join(alive)}.",
+        )
+
+
+def _tasks(plan: Plan, division: Division, screen: Screen) -> int:
+    most = min(division.max_tasks, longest_array())
+    if division.minutes_per_task is None:
+        return max(1, min(plan.n_checkpoints, most))
+    seconds = _seconds_per_checkpoint(plan)
+    per_task = max(1, math.floor(division.minutes_per_task * 60 / max(seconds, 1e-3)))
+    tasks = max(1, min(math.ceil(plan.n_checkpoints / per_task), most))
+    screen.note(
+        f"a checkpoint takes about {seconds:.3g} s here: {tasks} tasks of about"
+        f" {seconds * plan.n_checkpoints / tasks / 60:.3g} minutes"
+    )
+    return tasks
+
+
+def _seconds_per_checkpoint(plan: Plan) -> float:
+    """From one point and from two, after a first that warms up."""
+    series = next((one for one in plan.series if one.checkpoints), None)
+    if series is None:  # none of those that are left can be read
+        return 0.0
+    n_points = len(series.points.indices)
+
+    def seconds(points: int) -> float:
+        first = replace(series.checkpoints[0], points=(0, points))
+        one = replace(plan, series=(replace(series, checkpoints=(first,), failures=()),))
+        started = time.perf_counter()
+        for _ in run_plan(one, lambda _: None):
+            pass
+        return time.perf_counter() - started
+
+    several = min(4, n_points)
+    seconds(1)
+    base, more = seconds(1), seconds(several)
+    return base + (n_points - 1) * max(0.0, more - base) / max(1, several - 1)
+
+
+def _wait(jobs: Jobs, frozen: Frozen, folder: ShardFolder, screen: Screen) -> int:
+    progress = Progress(folder.path)
+    progress.new()
+    try:
+        with screen.progress(frozen.n_units, done=len(kept_heads(folder.path))) as steps:
+            while jobs_alive([jobs.array, jobs.merge]):
+                for head in progress.new():
+                    steps.done(f"{head['run']} step {head['step']}")
+                time.sleep(_POLL)
+    except Interrupted:
+        screen.note(
+            f"array job {jobs.array} and merge job {jobs.merge} go on; stop them with scancel"
+            f" {jobs.array} {jobs.merge}"
+        )
+        raise
+    return _status(frozen, folder)
+
+
+def _status(frozen: Frozen, folder: ShardFolder) -> int:
+    if folder.plan.exists():  # the merge removes it when all is there
+        raise LocalrankError(
+            f"{folder.path}: the jobs have ended, and not all is there.",
+            f"{folder.logs} says why; the same command goes on from there.",
+        )
+    with Journal(journal_path(Path(frozen.output)), read_only=True) as journal:
+        is_finite = all(entry.head["finite"] for entry in journal.entries(KIND))
+    return 0 if is_finite else INCOMPLETE

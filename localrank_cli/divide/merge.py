@@ -1,0 +1,329 @@
+"""Puts the tables of shards together: the table of a single run, or the reason why not."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from localrank_cli.errors import SettingsError, UnreadableError, shortened
+from localrank_cli.measures.points import PointMeasures, PointRanks
+from localrank_cli.results.finished import write_finished
+from localrank_cli.results.journal import Entry, Journal, journal_path, read_line
+from localrank_cli.results.manifest import decisive
+from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord, LayerRecord
+
+_Unit = tuple[str, str, tuple[int, ...]]  # run, checkpoint, points
+# The contract: measures other than counts agree to 1e-6, relative.
+_SAME = 1e-6
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record stands."""
+
+    journal: Path
+    entry: Entry
+
+
+@dataclass
+class Merge:
+    """What the tables hold together."""
+
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # run -> settings
+    units: dict[_Unit, Place] = field(default_factory=dict)
+    # hash of the list of units -> (how many shards, which are here)
+    divisions: dict[str, tuple[int, set[int]]] = field(default_factory=dict)
+    n_units: int = 0  # of a division
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def runs_and_names(self) -> list[tuple[str, str]]:
+        """Checkpoints by run, step and name."""
+        steps = {unit[:2]: place.entry.head["step"] for unit, place in self.units.items()}
+        return sorted(
+            steps,
+            key=lambda name: (name[0], math.inf if steps[name] is None else steps[name], name[1]),
+        )
+
+
+def find_journals(paths: Sequence[Path]) -> list[Path]:
+    """Finds the journals of tables.
+
+    Args:
+        paths: Folders (all tables in them) and tables.
+
+    Returns:
+        The journals.
+
+    Raises:
+        UnreadableError: If a path holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob("*.journal"))
+            if not inside:
+                raise UnreadableError(
+                    f"{path}: holds no table of localrank with its journal.",
+                    "Name the folder that the shards write into.",
+                )
+            found += inside
+            continue
+        journal = path if path.suffix == ".journal" else journal_path(path)
+        if not path.exists() and not journal.exists():
+            raise UnreadableError(
+                f"{path}: there is no such file or folder.",
+                "Name the folder that the shards write into, or their tables.",
+            )
+        if not journal.is_file():
+            raise UnreadableError(
+                f"{path}: there is no journal {journal.name} beside it.",
+                "A merge needs the per-point values, which stand there.",
+            )
+        found.append(journal)
+    return list(dict.fromkeys(path.absolute() for path in found))
+
+
+def collect(journals: Sequence[Path]) -> Merge:
+    """Reads what the tables hold, and checks that they belong together.
+
+    Args:
+        journals: Of the tables.
+
+    Returns:
+        What there is, and what is missing.
+
+    Raises:
+        SettingsError: If two tables have other settings, or other numbers for one checkpoint.
+    """
+    merge = Merge()
+    begun: list[tuple[Path, str, set[_Unit]]] = []
+    first: dict[str, Path] = {}
+    for path in journals:
+        with Journal(path, read_only=True) as journal:
+            for entry in journal.entries(SETTINGS):
+                _take_settings(merge, journal.body(entry), path, first)
+            for entry in journal.entries(KIND):
+                _take_unit(merge, Place(path, entry))
+            for entry in journal.entries(SHARD):
+                shard, own = _take_division(merge, journal.body(entry))
+                # Mostly nothing, and 5,000 shards of 10,000 units are no more than that.
+                if left := own - merge.units.keys():
+                    begun.append((path, shard, left))
+    _check_divisions(merge, begun)
+    _check_points(merge)
+    return merge
+
+
+def _take_settings(
+    merge: Merge, settings: dict[str, Any], path: Path, first: dict[str, Path]
+) -> None:
+    run = settings["run"]
+    there = merge.settings.setdefault(run, settings)
+    origin = first.setdefault(run, path)
+    now = decisive(settings)
+    for key, value in decisive(there).items():
+        other = now[key]
+        if value != other:
+            raise SettingsError(
+                f"{path} and {origin} were made with other settings for {run!r}:"
+                f" {key.replace('_', ' ')} is {shortened(other)} and {shortened(value)}.",
+                "Merge only tables of one analysis.",
+            )
+
+
+def _take_unit(merge: Merge, place: Place) -> None:
+    head = place.entry.head
+    unit = _unit(head["run"], head["checkpoint"], head["points"])
+    there = merge.units.get(unit)
+    if there is None or there.entry.head["status"] != "ok":
+        merge.units[unit] = place
+    elif head["status"] == "ok" and not _same(load(there), load(place)):
+        raise SettingsError(
+            f"{place.journal} and {there.journal} hold other numbers for {head['checkpoint']}"
+            f" (step {head['step']}) of {head['run']!r}.",
+            "Its weights changed between the two; compute it again.",
+        )
+
+
+def _take_division(merge: Merge, division: dict[str, Any]) -> tuple[str, set[_Unit]]:
+    key, index, count = division["units_sha256"], division["index"], division["count"]
+    merge.divisions.setdefault(key, (count, set()))[1].add(index)
+    merge.n_units = division["n_units"]
+    return f"{index}/{count}", {_unit(*one) for one in division["own"]}
+
+
+def _check_divisions(merge: Merge, begun: Sequence[tuple[Path, str, set[_Unit]]]) -> None:
+    for path, shard, units in begun:
+        merge.missing += [
+            f"{_words(unit)}: begun by shard {shard} ({path.name}), not finished"
+            for unit in sorted(units - merge.units.keys())
+        ]
+    if len(merge.divisions) > 1:
+        counts = ", ".join(
+            f"{sorted(here)[:5]} of {count}" for count, here in merge.divisions.values()
+        )
+        raise SettingsError(
+            f"the shards divided different lists of checkpoints ({counts}): some saw a series that"
+            " had grown.",
+            "Run the shards again, or merge those of one list only.",
+        )
+    for count, here in merge.divisions.values():
+        merge.missing += [
+            f"shard {index}/{count}: --shard {index}/{count}"
+            for index in range(min(count, merge.n_units))  # the others have nothing to do
+            if index not in here
+        ]
+
+
+def _check_points(merge: Merge) -> None:
+    """Every checkpoint must be there with all points; parts must not overlap."""
+    parts: dict[tuple[str, str], list[tuple[int, ...]]] = {}
+    for run, checkpoint, points in merge.units:
+        parts.setdefault((run, checkpoint), []).append(points)
+    for (run, checkpoint), found in parts.items():
+        if () in found:
+            continue
+        n_points, reached = len(merge.settings[run]["point_indices"]), 0
+        for low, high in sorted(found):
+            if low < reached:
+                raise SettingsError(
+                    f"points {low} to {reached - 1} of {checkpoint} of {run!r} stand in two shards"
+                    " of different divisions.",
+                    "Merge the shards of one division only.",
+                )
+            if low > reached and not merge.divisions:
+                merge.missing.append(_words((run, checkpoint, (reached, low))))
+            reached = high
+        if reached < n_points and not merge.divisions:
+            merge.missing.append(_words((run, checkpoint, (reached, n_points))))
+
+
+def load(place: Place) -> CheckpointRecord:
+    """Reads a record.
+
+    Args:
+        place: Where it stands.
+
+    Returns:
+        The record.
+    """
+    return CheckpointRecord.from_json(
+        place.entry.head, json.loads(read_line(place.journal, place.entry))["body"]
+    )
+
+
+def _same(first: CheckpointRecord, second: CheckpointRecord) -> bool:
+    digests = [one.facts.get("sha256_of_tensors") for one in (first, second)]
+    if None not in digests and digests[0] != digests[1]:
+        return False
+    if len(first.layers) != len(second.layers):
+        return False
+    for one, other in zip(first.layers, second.layers, strict=True):
+        if one.points.finite != other.points.finite:
+            return False
+        if [ranks.counts for ranks in one.points.ranks] != [r.counts for r in other.points.ranks]:
+            return False
+        for name, values in one.points.soft.items():
+            pairs = zip(values, other.points.soft[name], strict=True)
+            if not all(math.isclose(a, b, rel_tol=_SAME) for a, b in pairs):
+                return False
+    return True
+
+
+def _unit(run: str, checkpoint: str, points: Sequence[int] | None) -> _Unit:
+    return run, checkpoint, tuple(points or ())
+
+
+def _words(unit: _Unit) -> str:
+    run, checkpoint, points = unit
+    part = f", points {points[0]} to {points[1] - 1}" if points else ""
+    return f"{run}: {checkpoint}{part}"
+
+
+def _parts(merge: Merge) -> Iterator[list[Place]]:
+    """Where the parts of each checkpoint stand, by run and step."""
+    by_name: dict[tuple[str, str], list[tuple[tuple[int, ...], Place]]] = {}
+    for (run, checkpoint, points), place in merge.units.items():
+        by_name.setdefault((run, checkpoint), []).append((points, place))
+    for name in merge.runs_and_names:
+        places = sorted(by_name[name], key=lambda pair: pair[0])
+        whole = [place for points, place in places if not points]
+        yield whole or [place for _, place in places]
+
+
+def _add(parts: Sequence[Place], journal: Journal) -> str:
+    """Puts a checkpoint together; tells its flaw, if any."""
+    head = parts[0].entry.head
+    if len(parts) == 1 and head["points"] is None:
+        # Most are whole, and their line is what it would be if it were read and written again.
+        journal.copy(head, read_line(parts[0].journal, parts[0].entry))
+        return "" if head["finite"] else load(parts[0]).flaw
+    record = _joined([load(place) for place in parts])
+    journal.append(*record.to_json(), sync=False)
+    return record.flaw
+
+
+def write_merged(
+    merge: Merge, target: Path, command: Sequence[str], *, overwrite: bool
+) -> list[str]:
+    """Writes the table with its journal and manifest, as a single run would.
+
+    Args:
+        merge: From `collect`.
+        target: The table.
+        command: The command line.
+        overwrite: Whether to discard what is there.
+
+    Returns:
+        What is wrong with checkpoints that failed or gave values that are not finite.
+    """
+    flaws: list[str] = []
+
+    def fill(journal: Journal) -> None:
+        for run in sorted(merge.settings):
+            journal.append({"kind": SETTINGS, "run": run}, merge.settings[run], sync=False)
+        flaws.extend(flaw for parts in _parts(merge) if (flaw := _add(parts, journal)))
+
+    about = {
+        "complete": not merge.missing,
+        "merged": sorted({str(place.journal) for place in merge.units.values()}),
+    }
+    write_finished(target, fill, command, about, overwrite=overwrite)
+    return flaws
+
+
+def _joined(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
+    failed = next((record for record in records if record.is_failed), None)
+    first = failed or records[0]
+    if failed or len(records) == 1:
+        return replace(first, points=None)
+    layers = [
+        LayerRecord(parts[0].facts, _concatenated([part.points for part in parts]), parts[0].cells)
+        for parts in zip(*(record.layers for record in records), strict=True)
+    ]
+    seconds = sum(record.facts["seconds"] for record in records)
+    facts = first.facts | {"seconds": round(seconds, 4)}
+    return replace(first, layers=tuple(layers), facts=facts, points=None)
+
+
+def _concatenated(parts: Sequence[PointMeasures]) -> PointMeasures:
+    first = parts[0]
+    return PointMeasures(
+        n_in=first.n_in,
+        n_out=first.n_out,
+        finite=tuple(flag for part in parts for flag in part.finite),
+        ranks=tuple(
+            PointRanks(
+                ranks[0].tolerance,
+                ranks[0].rtol,
+                counts=tuple(count for one in ranks for count in one.counts),
+                near=tuple(flag for one in ranks for flag in one.near),
+                undecided=tuple(flag for one in ranks for flag in one.undecided),
+            )
+            for ranks in zip(*(part.ranks for part in parts), strict=True)
+        ),
+        soft={name: tuple(v for part in parts for v in part.soft[name]) for name in first.soft},
+    )

@@ -1,0 +1,204 @@
+"""Kept singular values for pictures and pages: read by choice, counted by the rule of the table."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from localrank_cli.errors import DataError, SettingsError, listed
+from localrank_cli.results.choose import matching
+
+if TYPE_CHECKING:  # torch is imported only where there are spectra
+    from localrank_cli.spectrum.layer import LayerSpectrum
+    from localrank_cli.spectrum.tolerance import Tolerance
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One layer at one checkpoint.
+
+    Args:
+        run: Name of the series.
+        step: Training step.
+        layer: Qualified name.
+        layer_index: Order of execution.
+        whole: As kept: with every point, and with what relative tolerances refer to.
+    """
+
+    run: str
+    step: int
+    layer: str
+    layer_index: int
+    whole: "LayerSpectrum"
+
+    @cached_property
+    def values(self) -> Array:
+        """Singular values, descending; shape (points, min(n_out, n_in)), finite points only."""
+        finite: Array = self.whole.computed[self.whole.finite].numpy()
+        return finite
+
+    @property
+    def largest(self) -> float:
+        """The largest singular value at any point."""
+        return float(self.values.max(initial=0.0))
+
+    def ranks(self, numbers: Iterable[float], *, relative: bool) -> Array:
+        """Count at many tolerances, as the table counts at its own.
+
+        Args:
+            numbers: The tolerances, positive.
+            relative: Whether they are relative ones, `--rtol`; else `--atol`.
+
+        Returns:
+            The mean local rank over the finite points, one for each tolerance.
+        """
+        from localrank_cli.spectrum.tolerance import Tolerance  # noqa: PLC0415  # torch is slow
+
+        kind = "rtol" if relative else "atol"
+        return self._mean([Tolerance(**{kind: float(number)}) for number in numbers])
+
+    def rank_at(self, label: str) -> float:
+        """Count at a tolerance of the table.
+
+        Args:
+            label: As in column `tolerance`.
+
+        Returns:
+            The mean local rank over the finite points.
+        """
+        return float(self._mean([_tolerance(label)])[0])
+
+    def number_of(self, label: str) -> float:
+        """Return the number that a tolerance of the table is for this layer (`eps` is by shape)."""
+        tolerance = _tolerance(label)
+        return tolerance.atol or tolerance.relative(self.whole.n_out, self.whole.n_in)
+
+    def _mean(self, tolerances: "Sequence[Tolerance]") -> Array:
+        from localrank_cli.measures.points import mean_ranks  # noqa: PLC0415  # torch is slow
+
+        counted: Array = mean_ranks(self.whole, tolerances).numpy()
+        return counted
+
+
+class SpectraFile:
+    """Kept singular values, of which only what is asked for is read.
+
+    Args:
+        path: What `--spectra` wrote: a folder with a file for each checkpoint; or one of the files.
+
+    Raises:
+        DataError: If it is something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from localrank_cli.results.spectra import find_spectra  # noqa: PLC0415  # torch is slow
+
+        self.path = path
+        files = list(find_spectra(path)) if path.is_dir() else [path]
+        if not files:
+            raise DataError(
+                f"{path}: holds no singular values of localrank.",
+                "Make them with localrank analyze --spectra FOLDER.",
+            )
+        # Each entry knows its file.
+        self._entries = [entry | {"path": file} for file in files for entry in _entries(file)]
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the runs, in order."""
+        return list(dict.fromkeys(str(entry["run"]) for entry in self._entries))
+
+    def one_run(self, wanted: str | None) -> str:
+        """The run to show.
+
+        Args:
+            wanted: Its name; None: the only one.
+
+        Returns:
+            Its name.
+
+        Raises:
+            SettingsError: If there are several to choose from, or it is not there.
+        """
+        if wanted is None and len(self.runs) > 1:
+            raise SettingsError(
+                f"the singular values are of several runs: {listed(self.runs, 20)}.",
+                "Choose one with --run.",
+            )
+        if wanted is not None and wanted not in self.runs:
+            raise SettingsError(
+                f"--run {wanted}: not among the singular values.",
+                f"There are {listed(self.runs, 20)}.",
+            )
+        return self.runs[0] if wanted is None else wanted
+
+    def steps(self, run: str) -> list[int]:
+        """Steps of a run.
+
+        Args:
+            run: Its name.
+
+        Returns:
+            Ascending.
+        """
+        return sorted({entry["step"] for entry in self._entries if entry["run"] == run})
+
+    def read(self, run: str, layers: Sequence[str], steps: Sequence[int]) -> list[Spectrum]:
+        """Reads singular values.
+
+        Args:
+            run: Its name.
+            layers: Globs; empty: all.
+            steps: Only these.
+
+        Returns:
+            In the order of steps and depth; layers without a finite point are left out.
+
+        Raises:
+            DataError: If there are none.
+        """
+        from localrank_cli.results.spectra import opened  # noqa: PLC0415  # torch is slow
+
+        of_run = [entry for entry in self._entries if entry["run"] == run]
+        depth = {str(entry["layer"]): entry["layer_index"] for entry in of_run}
+        names = set(matching(sorted(depth, key=depth.__getitem__), layers))
+        wanted = [e for e in of_run if e["layer"] in names and e["step"] in steps]
+        found: list[Spectrum] = []
+        for path, entries in groupby(wanted, key=lambda entry: entry["path"]):
+            with opened(path) as (file, _):
+                found += [_spectrum(entry, file) for entry in entries]
+        found = [spectrum for spectrum in found if bool(spectrum.whole.finite.any())]
+        if not found:
+            raise DataError(f"{self.path}: holds no finite singular values for this choice.")
+        return sorted(found, key=lambda spectrum: (spectrum.step, spectrum.layer_index))
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    from localrank_cli.results.spectra import opened  # noqa: PLC0415  # torch is slow
+
+    with opened(path) as (_, about):
+        return [
+            entry | {"step": int(entry["step"]), "layer_index": int(entry["layer_index"])}
+            for entry in about["entries"]
+        ]
+
+
+def _spectrum(entry: dict[str, Any], file: Any) -> Spectrum:
+    from localrank_cli.results.spectra import read_layer  # noqa: PLC0415  # torch is slow
+
+    kept = read_layer(entry, file)
+    facts, whole = kept.facts, kept.spectrum
+    assert facts.step is not None
+    return Spectrum(facts.run, facts.step, facts.layer, facts.layer_index, whole)
+
+
+def _tolerance(label: str) -> "Tolerance":
+    from localrank_cli.spectrum.tolerance import Tolerance  # noqa: PLC0415  # torch is slow
+
+    return Tolerance.of_label(label)

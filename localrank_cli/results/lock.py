@@ -1,0 +1,130 @@
+"""One process at a time for one output file."""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from localrank_cli.errors import OutputError
+from localrank_cli.results.write import cannot_write
+
+_BEAT = 10.0  # seconds between heartbeats, where there is no flock
+_STALE = 6 * _BEAT
+
+
+def lock_path(target: Path) -> Path:
+    """Where the lock of a table stands.
+
+    Args:
+        target: The table.
+
+    Returns:
+        `ranks.csv.lock` for `ranks.csv`.
+    """
+    return target.with_name(target.name + ".lock")
+
+
+class OutputLock:
+    """Holds `FILE.lock` with flock, which dies with its process.
+
+    Where the file system has no flock, the file itself is the lock: it is made only where it is not
+    there, and its time of change is renewed; one that was not for a minute is a dead process's.
+
+    Args:
+        target: The table.
+
+    Raises:
+        OutputError: If another process holds it, or it cannot be made.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._path = lock_path(target)
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+        try:
+            self._descriptor = self._take()
+        except OSError as error:
+            raise cannot_write(target, error) from error
+        with suppress(OSError):  # a full disk: who holds it is a courtesy
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, _owner().encode(), 0)
+
+    def _take(self) -> int:
+        while True:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _read(descriptor)
+                os.close(descriptor)
+                raise self._refusal(holder) from None
+            except OSError:  # no flock here (some network file systems)
+                os.close(descriptor)
+                return self._take_by_creation()
+            # Its last holder may have removed it between open and flock.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), self._path.stat()):
+                    return descriptor
+            os.close(descriptor)
+
+    def _take_by_creation(self) -> int:
+        # A name of its own: the file that was opened for flock is there already.
+        self._path.unlink(missing_ok=True)
+        self._path = self._path.with_name(self._path.name + "ed")
+        with suppress(FileNotFoundError):
+            if time.time() - self._path.stat().st_mtime > _STALE:
+                self._path.unlink()
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            raise self._refusal(self._path.read_text(errors="replace")) from None
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._beating.start()
+        return descriptor
+
+    def _beat(self) -> None:
+        while not self._stop.wait(_BEAT):
+            with suppress(OSError):
+                os.utime(self._path)
+
+    def _refusal(self, holder: str) -> OutputError:
+        try:
+            owner = json.loads(holder)
+            who = f"process {int(owner['pid'])} on {owner['host']}"
+        except (ValueError, KeyError, TypeError):
+            who = "another process"
+        return OutputError(
+            f"{self._target}: {who} is writing it.",
+            "Wait for it, stop it, or give another name with -o.",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        # Removed while it is held, so that nobody's new lock is.
+        self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def _owner() -> str:
+    return json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
+
+
+def _read(descriptor: int) -> str:
+    with suppress(OSError):
+        return os.pread(descriptor, 4096, 0).decode(errors="replace")
+    return ""

@@ -1,0 +1,135 @@
+"""Reads the manifest beside a table."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from localrank_cli.results.columns import optional_first
+from localrank_cli.results.journal import Entry
+from localrank_cli.results.write import manifest_path
+
+FORMAT = 1
+# Raised when the same command would give other numbers.
+DEFINITIONS = 1
+# What must be equal for two analyses to be one. Where files lie is none of it.
+# Journals of the first release do not name their measures: they hold these.
+FIRST_MEASURES = (
+    "effective_rank",
+    "stable_rank",
+    "participation_ratio",
+    "spectral_norm",
+    "jacobian_norm",
+    "gaussian_information",
+)
+DECISIVE = (
+    "definitions",
+    "model",
+    "model_arguments",
+    "model_sha256",
+    "data",
+    "data_key",
+    "data_sha256",
+    "data_scale",
+    "n_data",
+    "point_indices",
+    "seed",
+    "wrt",
+    "layers",
+    "tolerances",
+    "measures",
+    "noise",
+    "input_metric",
+    "dtype",
+    "n_cov",
+    "slices",
+    "labels_key",
+    "information_point_indices",
+    "information_noise",
+    "columns",
+    "counting",
+    "optional_columns",
+    "weights",
+    "step_from",
+    "step_regex",
+    "unsaved",
+)
+
+
+def read_manifest(table: Path) -> dict[str, Any] | None:
+    """What stands beside a table.
+
+    Args:
+        table: The table.
+
+    Returns:
+        The manifest; None where there is none, or where another program wrote a file of its name.
+    """
+    try:
+        found = json.loads(manifest_path(table).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and "localrank_manifest" in found else None
+
+
+def model_of(manifest: dict[str, Any] | None) -> str:
+    """What the network is, in a few words.
+
+    Args:
+        manifest: Of `read_manifest`.
+
+    Returns:
+        The description that all series share; empty where they differ or nothing is known.
+    """
+    series = (manifest or {}).get("series")
+    if not isinstance(series, list):
+        return ""
+    found = {str(one.get("model") or "") for one in series if isinstance(one, dict)}
+    return found.pop() if len(found) == 1 else ""
+
+
+def extra_columns(series: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The optional columns of a table.
+
+    Args:
+        series: The settings of all series in it.
+
+    Returns:
+        Names in order: what was asked for, then constants.
+    """
+    return optional_first(name for one in series for name in one["optional_columns"])
+
+
+def checkpoint_facts(entry: Entry) -> dict[str, Any]:
+    """What the manifest says of a checkpoint.
+
+    Args:
+        entry: Of the journal.
+
+    Returns:
+        Run, checkpoint, step, status, and what was noted of it.
+    """
+    head = entry.head
+    named: dict[str, Any] = {key: head[key] for key in ("run", "checkpoint", "step", "status")}
+    if head["points"]:
+        named["points"] = head["points"]
+    return named | dict(head["facts"])
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a series' settings must be equal for two analyses to be one.
+
+    Args:
+        settings: From `series_settings`, or from a file that holds them.
+
+    Returns:
+        Setting -> value; files are known by their content, not by where they lie.
+    """
+    found = {key: settings.get(key) for key in DECISIVE}
+    found["measures"] = found["measures"] or list(FIRST_MEASURES)
+    found["unsaved"] = found["unsaved"] or []  # earlier versions did not write it
+    if found["data_sha256"] is not None:
+        found["data"] = str(found["data"]).rpartition(":")[2] if ":" in str(found["data"]) else None
+    if found["model_sha256"] is not None:
+        found["model"] = str(found["model"]).rpartition(":")[2]
+    return found

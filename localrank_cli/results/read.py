@@ -1,0 +1,206 @@
+"""Reads a table back, from CSV, TSV, JSON lines or Parquet, and checks it."""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from localrank_cli.errors import DataError, SettingsError, UsageError, one_line
+from localrank_cli.results.columns import COLUMNS, INT, OPTIONAL_INT, STR
+
+READABLE = (".csv", ".tsv", ".jsonl", ".parquet")
+# What every picture needs. `status` is not among them, so that a table made by hand will do.
+NEEDED = ("run", "step", "layer", "layer_index", "tolerance")
+_OK = "ok"
+
+
+def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
+    """Reads tables into one.
+
+    Args:
+        paths: At least one.
+
+    Returns:
+        All rows with their columns' types. With several files, `run` tells them apart, and the
+        column `table` names the file.
+
+    Raises:
+        UsageError: If two of the files are the same, or a suffix is not known.
+        DataError: If one cannot be read.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError("the same table is given twice.", "Name each file once.")
+    frames = [read_table(path) for path in paths]
+    if len(frames) == 1:
+        return frames[0]
+    names = _distinct_names(paths)
+    owners: dict[str, set[str]] = {}
+    for name, frame in zip(names, frames, strict=True):
+        for run in frame["run"].unique():
+            owners.setdefault(str(run), set()).add(name)
+    for name, frame in zip(names, frames, strict=True):
+        frame["run"] = [f"{name}: {run}" if len(owners[run]) > 1 else run for run in frame["run"]]
+        frame["table"] = name
+    return pd.concat(frames, ignore_index=True)
+
+
+def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
+    """Reads one table.
+
+    Args:
+        path: As `localrank analyze` writes it; further columns are welcome.
+        needed: Columns that must be there.
+
+    Returns:
+        One row for each of the file's. Texts are str, missing ones empty; numbers are int64 where
+        none is missing and all must be whole, else float64 with NaN.
+
+    Raises:
+        UsageError: If the suffix names no format.
+        DataError: If it cannot be read, holds no rows, lacks a column, or holds a word where a
+            number should be.
+    """
+    frame = _texts(path)
+    missing = [name for name in needed if name not in frame.columns]
+    if missing:
+        there = ", ".join(map(str, frame.columns[:8])) + (", ..." if frame.shape[1] > 8 else "")
+        raise DataError(
+            f"{path}: has no column {', '.join(missing)} (it has {there}).",
+            "Name a table that localrank analyze wrote.",
+        )
+    if frame.empty:
+        raise DataError(f"{path}: holds a header and no rows.", "Run localrank analyze again.")
+    columns = {str(name): _typed(path, str(name), frame[name]) for name in frame.columns}
+    return pd.DataFrame(columns)
+
+
+def without_failed(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Leaves out the rows whose status is not ok.
+
+    Args:
+        frame: From `read_table`.
+
+    Returns:
+        The rest, and a sentence about what was left out; empty where nothing was.
+
+    Raises:
+        DataError: If no row is left.
+    """
+    if "status" not in frame.columns:
+        return frame, ""
+    failed = frame[frame["status"] != _OK]
+    if failed.empty:
+        return frame, ""
+    words = ", ".join(f"{count} {word}" for word, count in failed["status"].value_counts().items())
+    steps = sorted({int(step) for step in failed["step"].dropna()})
+    at = ", ".join(map(str, steps[:5])) + (", ..." if len(steps) > 5 else "")
+    said = f"{len(failed)} of {len(frame)} rows are left out, as they failed ({words}; step {at})"
+    if len(failed) == len(frame):
+        raise DataError(
+            f"the table has no row whose status is ok ({words}).",
+            "The column message says what failed.",
+        )
+    return frame[frame["status"] == _OK].reset_index(drop=True), said
+
+
+def _texts(path: Path) -> pd.DataFrame:
+    """All cells as they stand in the file."""
+    suffix = path.suffix.lower()
+    if suffix not in READABLE:
+        raise UsageError(
+            f"{path}: the suffix {path.suffix!r} names no format of tables.",
+            f"Known are {', '.join(READABLE)}.",
+        )
+    try:
+        if suffix == ".parquet":
+            return _parquet(path)
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: is empty.", "Run localrank analyze again.")
+        if suffix == ".jsonl":
+            return _json_lines(path)
+        return _separated(path, "\t" if suffix == ".tsv" else ",")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}).", "Check the name."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text.", "Name a table of localrank.") from error
+    except (ValueError, csv.Error) as error:
+        said = one_line(error)
+        raise DataError(f"{path}: is not a table ({said}).", "Was it cut off?") from error
+
+
+def _separated(path: Path, delimiter: str) -> pd.DataFrame:
+    # Not by pandas, which fills up a line that was cut off.
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        header = next(reader, [])
+        if not header or len(set(header)) < len(header):
+            raise csv.Error("its first line names no columns, or one twice")
+        rows = []
+        for row in reader:
+            if len(row) != len(header):
+                raise csv.Error(
+                    f"line {reader.line_num} has {len(row)} cells, the header {len(header)}"
+                )
+            rows.append(row)
+    return pd.DataFrame(rows, columns=header, dtype=object)
+
+
+def _json_lines(path: Path) -> pd.DataFrame:
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise csv.Error(f"line {number} is no JSON object")
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except ImportError as error:
+        raise SettingsError(
+            f"{path}: reading Parquet needs pyarrow, which is not installed.",
+            "Run: pip install pyarrow",
+        ) from error
+
+
+def _typed(path: Path, name: str, cells: "pd.Series[str]") -> pd.Series:
+    kind = COLUMNS.get(name)
+    if kind == STR:
+        return cells.fillna("").astype(str).astype(object)
+    empty = cells.isna() | (cells == "")
+    # A NaN that analyze would never write as text counts as missing as well.
+    numbers = pd.to_numeric(cells.where(~empty), errors="coerce").astype("float64")
+    bad = numbers.isna() & ~empty & ~cells.astype(str).str.lower().isin(["nan"])
+    if kind is None:
+        return cells.fillna("").astype(str).astype(object) if bad.any() else numbers
+    if kind in {INT, OPTIONAL_INT}:
+        bad |= numbers.notna() & (numbers % 1 != 0)
+    if bad.any():
+        row = int(bad.to_numpy().argmax())
+        expected = "a number" if kind not in {INT, OPTIONAL_INT} else "a whole number"
+        raise DataError(
+            f"{path}: column {name}, row {row + 1}: expected {expected}, got {cells.iloc[row]!r}.",
+            "Name a table that localrank analyze wrote.",
+        )
+    if kind == INT and not numbers.isna().any():
+        return numbers.astype("int64")
+    return numbers
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """For each path the shortest end that tells it from the others, without the suffix."""
+    parts = [path.resolve().with_suffix("").parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [path.name for path in paths]  # they differ in the suffix only

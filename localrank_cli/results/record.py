@@ -1,0 +1,283 @@
+"""What is known of one finished checkpoint: per-point values, from which its rows are made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from localrank_cli.errors import SettingsError
+from localrank_cli.measures.layer import LayerMeasures, RankSummary, reduce_points
+from localrank_cli.measures.points import PointMeasures, PointRanks
+from localrank_cli.measures.table import AVERAGED
+from localrank_cli.results.columns import COLUMNS, Cell
+from localrank_cli.spectrum.tolerance import Tolerance
+
+SHARD = "shard"
+
+
+SETTINGS = "settings"
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What all rows of one layer at one checkpoint share."""
+
+    run: str
+    checkpoint: str
+    step: int | None
+    layer: str
+    layer_index: int
+    module: str
+    n_in: int
+    n_out: int
+    wrt: str
+    input_metric: str
+    dtype: str
+    method: str
+
+
+def layer_rows(
+    facts: LayerFacts, measures: LayerMeasures, constants: Mapping[str, Cell], remark: str = ""
+) -> list[dict[str, Cell]]:
+    """Makes one row for each tolerance.
+
+    Args:
+        facts: What the rows share.
+        measures: The averages.
+        constants: Optional columns, after `message`.
+        remark: For `message`, beside what there may be of failed points.
+
+    Returns:
+        The rows, in the order of the tolerances.
+    """
+    return [_row(facts, measures, ranks, remark) | dict(constants) for ranks in measures.ranks]
+
+
+def _row(
+    facts: LayerFacts, measures: LayerMeasures, ranks: RankSummary, remark: str
+) -> dict[str, Cell]:
+    averages: dict[str, Cell] = {}
+    for name in AVERAGED:
+        averages[name] = measures.soft[name].mean
+        averages[f"{name}_se"] = measures.soft[name].error
+    total = measures.n_points + measures.n_failed
+    failed = measures.n_failed > 0
+    failure = f"{measures.n_failed} of {total} points have a non-finite Jacobian or pre-activation"
+    return {
+        "run": facts.run,
+        "checkpoint": facts.checkpoint,
+        "step": facts.step,
+        "layer": facts.layer,
+        "layer_index": facts.layer_index,
+        "module": facts.module,
+        "n_in": facts.n_in,
+        "n_out": facts.n_out,
+        "max_rank": min(facts.n_in, facts.n_out),
+        "n_points": measures.n_points,
+        "n_failed": measures.n_failed,
+        "wrt": facts.wrt,
+        "input_metric": facts.input_metric,
+        "dtype": facts.dtype,
+        "tolerance": ranks.tolerance.label,
+        "atol": ranks.tolerance.atol,
+        "rtol": ranks.rtol,
+        "local_rank": ranks.local_rank.mean,
+        "local_rank_se": ranks.local_rank.error,
+        "rank_min": ranks.rank_min,
+        "rank_max": ranks.rank_max,
+        "near_tol": ranks.near_tol,
+        "n_undecided": ranks.n_undecided,
+        **averages,
+        "method": facts.method,
+        "status": "nonfinite" if failed else "ok",
+        "message": "; ".join(text for text in (failure if failed else "", remark) if text),
+    }
+
+
+KIND = "checkpoint"
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer at one checkpoint."""
+
+    facts: LayerFacts
+    points: PointMeasures
+    cells: Mapping[str, Cell] = field(default_factory=dict)  # optional columns
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """One checkpoint: its layers, or why there are none."""
+
+    run: str
+    checkpoint: str
+    step: int | None
+    layers: tuple[LayerRecord, ...] = ()
+    status: str = "ok"  # else a word for what failed
+    message: str = ""  # of a failure, or what each row says beside its numbers
+    facts: dict[str, Any] = field(default_factory=dict)  # for the manifest
+    points: tuple[int, int] | None = None  # only these of the run's points, for a shard
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether there is no number for it."""
+        return self.status != "ok"
+
+    @property
+    def rows(self) -> list[dict[str, Cell]]:
+        """The rows of the table; one with the message for a failed checkpoint."""
+        if self.is_failed:
+            return [self._failed_row()]
+        rows = []
+        for layer in self.layers:
+            rows += layer_rows(layer.facts, reduce_points(layer.points), layer.cells, self.message)
+        return rows
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every point of every layer was finite."""
+        return not self.is_failed and all(all(layer.points.finite) for layer in self.layers)
+
+    @property
+    def flaw(self) -> str:
+        """What is wrong with its numbers, for a person; empty where nothing is."""
+        if self.is_failed:
+            return f"{self.run}: left out: {self.message}"
+        if self.is_finite:
+            return ""
+        names = [layer.facts.layer for layer in self.layers if not all(layer.points.finite)]
+        where = f"{self.run}: {self.checkpoint} (step {self.step})"
+        return f"{where}: non-finite values in {', '.join(names)}"
+
+    def _failed_row(self) -> dict[str, Cell]:
+        row: dict[str, Cell] = dict.fromkeys(COLUMNS)
+        row |= {"run": self.run, "checkpoint": self.checkpoint, "step": self.step}
+        return row | {"status": self.status, "message": self.message}
+
+    def to_json(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Makes it fit for a journal.
+
+        Returns:
+            Head and body.
+        """
+        head = {
+            "kind": KIND,
+            "run": self.run,
+            "checkpoint": self.checkpoint,
+            "step": self.step,
+            "status": self.status,
+            "finite": self.is_finite,
+            "points": None if self.points is None else list(self.points),
+            "facts": self.facts,
+        }
+        body = {
+            "message": self.message,
+            "layers": [_layer_json(layer) for layer in self.layers],
+        }
+        return head, body
+
+    @classmethod
+    def from_json(cls, head: dict[str, Any], body: dict[str, Any]) -> "CheckpointRecord":
+        """Reads what `to_json` made.
+
+        Args:
+            head: Of the journal's line.
+            body: As well.
+
+        Returns:
+            The record.
+        """
+        place = {"run": head["run"], "checkpoint": head["checkpoint"], "step": head["step"]}
+        return cls(
+            **place,
+            layers=tuple(_layer(layer, place, index) for index, layer in enumerate(body["layers"])),
+            status=head["status"],
+            message=body["message"],
+            facts=head["facts"],
+            points=None if head["points"] is None else (head["points"][0], head["points"][1]),
+        )
+
+
+_SHARED = ("layer", "module", "n_in", "n_out", "wrt", "input_metric", "dtype", "method")
+
+
+def _layer_json(layer: LayerRecord) -> dict[str, Any]:
+    points = layer.points
+    return {
+        **{name: getattr(layer.facts, name) for name in _SHARED},
+        "cells": dict(layer.cells),
+        "points": len(points.finite),
+        "failed": _where([not flag for flag in points.finite]),
+        "ranks": [
+            {
+                "atol": ranks.tolerance.atol,
+                "rtol": ranks.tolerance.rtol,  # null: eps
+                "rtol_used": ranks.rtol,
+                "counts": list(ranks.counts),
+                "near": _where(ranks.near),
+                "undecided": _where(ranks.undecided),
+            }
+            for ranks in points.ranks
+        ],
+        "soft": {name: list(values) for name, values in points.soft.items()},
+    }
+
+
+def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRecord:
+    _check_measures(saved["soft"], place)
+    facts = LayerFacts(**place, **{name: saved[name] for name in _SHARED}, layer_index=index)
+    failed = set(saved["failed"])
+    finite = tuple(point not in failed for point in range(saved["points"]))
+    n_points = sum(finite)
+    return LayerRecord(
+        facts,
+        PointMeasures(
+            n_in=saved["n_in"],
+            n_out=saved["n_out"],
+            finite=finite,
+            ranks=tuple(_ranks(ranks, n_points) for ranks in saved["ranks"]),
+            soft={name: tuple(values) for name, values in saved["soft"].items()},
+        ),
+        saved["cells"],
+    )
+
+
+def _check_measures(saved: Mapping[str, Any], place: Mapping[str, Any]) -> None:
+    if set(saved) != set(AVERAGED):
+        raise SettingsError(
+            f"{place['run']}: {place['checkpoint']} (step {place['step']}) was analysed by another"
+            f" version of localrank, with the measures {', '.join(saved)}; this one has"
+            f" {', '.join(AVERAGED)}.",
+            "Use the version that wrote it, or analyse the series anew with --overwrite.",
+        )
+
+
+def _ranks(saved: dict[str, Any], n_points: int) -> PointRanks:
+    return PointRanks(
+        tolerance=Tolerance(atol=saved["atol"], rtol=saved["rtol"]),
+        rtol=saved["rtol_used"],
+        counts=tuple(saved["counts"]),
+        near=_flags(saved["near"], n_points),
+        undecided=_flags(saved["undecided"], n_points),
+    )
+
+
+def _where(flags: tuple[bool, ...] | list[bool]) -> list[int]:
+    return [index for index, flag in enumerate(flags) if flag]
+
+
+def _flags(where: list[int], count: int) -> tuple[bool, ...]:
+    there = set(where)
+    return tuple(index in there for index in range(count))
+
+
+def unsaved_message(names: Sequence[str]) -> str:
+    """Word what the table says of a network that was let through.
+
+    Args:
+        names: From `check_unsaved`.
+
+    Returns:
+        One line; empty where there are none.
+    """
+    return f"--allow-unsaved: no checkpoint holds {', '.join(names)}" if names else ""

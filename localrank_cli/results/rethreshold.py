@@ -1,0 +1,147 @@
+"""New tolerances over singular values that were kept: no Jacobian is computed again."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from localrank_cli.errors import SettingsError, UnreadableError
+from localrank_cli.measures.points import point_measures
+from localrank_cli.measures.table import AVERAGED
+from localrank_cli.results.finished import write_finished
+from localrank_cli.results.journal import Journal
+from localrank_cli.results.manifest import decisive, extra_columns
+from localrank_cli.results.record import SETTINGS, CheckpointRecord, LayerRecord, unsaved_message
+from localrank_cli.results.spectra import find_spectra, read_spectra
+from localrank_cli.spectrum.tolerance import Tolerance, check_rounding
+
+_STEP = re.compile(r"step_(\d+)$")
+
+
+@dataclass
+class Rethreshold:
+    """A folder of singular values at other tolerances."""
+
+    folder: Path
+    tolerances: tuple[Tolerance, ...]
+    noise: float | None  # None: as when they were kept
+    series: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings seen so far
+
+    @classmethod
+    def at(
+        cls,
+        folder: Path,
+        atol: Sequence[float],
+        rtol: Sequence[float | None],
+        noise: float | None,
+    ) -> "Rethreshold":
+        """Takes tolerances as numbers.
+
+        Args:
+            folder: Of the singular values.
+            atol: Absolute.
+            rtol: Relative; None is eps.
+            noise: As for the class.
+
+        Returns:
+            What gives the records.
+        """
+        every = [Tolerance(atol=value) for value in atol] + [Tolerance(rtol=r) for r in rtol]
+        return cls(folder, tuple(every), noise)
+
+    def records(self) -> Iterator[CheckpointRecord]:
+        """Measures each checkpoint again.
+
+        Yields:
+            By run and step.
+
+        Raises:
+            UnreadableError: If the folder holds no singular values.
+        """
+        if not self.folder.is_dir():
+            raise UnreadableError(
+                f"{self.folder}: there is no such folder.",
+                "Name a folder that was written with analyze --spectra.",
+            )
+        paths = sorted(find_spectra(self.folder), key=_order)
+        if not paths:
+            raise UnreadableError(
+                f"{self.folder}: holds no singular values.",
+                "Name a folder that was written with analyze --spectra.",
+            )
+        for path in paths:
+            yield self._record(path)
+
+    def _record(self, path: Path) -> CheckpointRecord:
+        kept = read_spectra(path)
+        noise = kept.settings["noise"] if self.noise is None else self.noise
+        layers = []
+        for layer in kept.layers:
+            facts = layer.facts
+            low = facts.method != "exact"
+            check_rounding(self.tolerances, facts.layer, (facts.n_out, layer.n_columns), low=low)
+            points = point_measures(layer.spectrum, self.tolerances, noise)
+            layers.append(LayerRecord(facts, points, layer.cells))
+        first = kept.layers[0].facts
+        labels = [tolerance.label for tolerance in self.tolerances]
+        # Measured anew: by all measures of this version, whichever wrote the file.
+        measured = {"tolerances": labels, "measures": list(AVERAGED), "noise": noise}
+        settings = dict(kept.settings) | measured
+        self._check_settings(settings, self.series.setdefault(first.run, settings), path)
+        return CheckpointRecord(
+            first.run,
+            first.checkpoint,
+            first.step,
+            layers=tuple(layers),
+            message=unsaved_message(kept.settings.get("unsaved", ())),
+            facts=dict(kept.facts),
+        )
+
+    def _check_settings(self, now: dict[str, Any], earlier: dict[str, Any], path: Path) -> None:
+        """Refuse a folder into which two analyses of one run kept their singular values."""
+        before = decisive(earlier)
+        for key, value in decisive(now).items():
+            if value != before[key]:
+                raise SettingsError(
+                    f"{path}: was kept with another {key.replace('_', ' ')} than files of earlier"
+                    f" steps of {now['run']!r}: two analyses wrote into {self.folder}.",
+                    "Remove the files of one, or keep the singular values again in a new folder.",
+                )
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """Optional columns of the series seen so far."""
+        return extra_columns(self.series.values())
+
+    def write(
+        self,
+        target: Path,
+        command: Sequence[str],
+        take: Callable[[CheckpointRecord], None],
+        *,
+        overwrite: bool,
+    ) -> None:
+        """Write the table with its journal and manifest, as an analysis at these tolerances does.
+
+        Args:
+            target: The table.
+            command: The command line, for the manifest.
+            take: Is given each record too.
+            overwrite: Whether to discard what is there.
+        """
+
+        def fill(journal: Journal) -> None:
+            for record in self.records():
+                journal.append(*record.to_json(), sync=False)
+                take(record)
+            for run in sorted(self.series):
+                journal.append({"kind": SETTINGS, "run": run}, self.series[run], sync=False)
+
+        about = {"spectra": str(self.folder.absolute())}
+        write_finished(target, fill, command, about, overwrite=overwrite)
+
+
+def _order(path: Path) -> tuple[str, int]:
+    match = _STEP.search(path.stem)
+    return str(path.parent), int(match.group(1)) if match else -1

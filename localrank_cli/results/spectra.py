@@ -1,0 +1,210 @@
+"""Singular values on the disk: a safetensors file for each checkpoint."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from localrank_cli.errors import DataError, cause
+from localrank_cli.results.record import CheckpointRecord, LayerFacts
+from localrank_cli.results.write import replacing
+from localrank_cli.spectrum.layer import LayerSpectrum, Scale
+from localrank_cli.spectrum.svd import rounding
+
+FORMAT = 1
+_ENTRY = "localrank_spectra"
+_FACTS = tuple(one.name for one in fields(LayerFacts))
+# What counting does not need, and a file may not say.
+_UNSAID: dict[str, Any] = {
+    "module": "", "wrt": "", "input_metric": "", "dtype": "float64", "method": "exact",
+}  # fmt: skip
+_SCALE = "\tsigma_1"  # behind a layer's name: that of the whole Jacobian and its rounding
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """One layer at one checkpoint, as kept."""
+
+    facts: LayerFacts
+    n_columns: int  # of the measured matrix: of J, or of J L in a metric
+    cells: Mapping[str, Any]  # optional columns
+    values: Tensor  # (points, min(n_out, n_columns)), float64, descending; NaN: not finite
+    scale: Scale | None  # what relative tolerances refer to; None: the first of the values
+
+    @property
+    def spectrum(self) -> LayerSpectrum:
+        """What the measures are made of."""
+        low = self.facts.method != "exact"
+        precision = torch.float32 if low else torch.float64
+        longest = max(self.facts.n_out, self.n_columns)
+        return LayerSpectrum(
+            layer=self.facts.layer,
+            module=self.facts.module,
+            n_out=self.facts.n_out,
+            n_in=self.n_columns,
+            computed=self.values,
+            rounding=rounding(self.values[:, 0], longest, precision),
+            method=self.facts.method,
+            n_varied=self.facts.n_in,
+            scale=self.scale,
+        )
+
+
+@dataclass(frozen=True)
+class KeptCheckpoint:
+    """One checkpoint, as kept."""
+
+    path: Path
+    settings: Mapping[str, Any]  # of its series
+    layers: tuple[KeptLayer, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)  # for the manifest; the file's and hash
+
+
+def spectra_path(folder: Path, run: str, step: int) -> Path:
+    """Where the singular values of a checkpoint stand.
+
+    Args:
+        folder: Of all of them.
+        run: Name of the series.
+        step: Of the checkpoint.
+
+    Returns:
+        `folder/run/step_N.safetensors`.
+    """
+    return folder / run.strip("/") / f"step_{step}.safetensors"
+
+
+def write_spectra(
+    path: Path,
+    record: CheckpointRecord,
+    spectra: Sequence[LayerSpectrum],
+    settings: Mapping[str, Any],
+) -> None:
+    """Writes the singular values of a checkpoint, whole or not at all.
+
+    Args:
+        path: The file.
+        record: Of the same checkpoint.
+        spectra: Of its layers, in order.
+        settings: Of its series.
+    """
+    tensors = {
+        _name(layer.facts): spectrum.computed.contiguous()
+        for layer, spectrum in zip(record.layers, spectra, strict=True)
+    }
+    for layer, spectrum in zip(record.layers, spectra, strict=True):
+        if spectrum.scale is not None:
+            both = [spectrum.scale.values, spectrum.scale.rounding]
+            tensors[_name(layer.facts) + _SCALE] = torch.stack(both)
+    about = {
+        "format": FORMAT,
+        "entries": [
+            asdict(layer.facts) | {"n_columns": spectrum.n_in, "cells": dict(layer.cells)}
+            for layer, spectrum in zip(record.layers, spectra, strict=True)
+        ],
+        "settings": dict(settings),
+        "facts": record.facts,
+        "point_indices": {record.run: settings["point_indices"]},
+    }
+    with replacing(path, binary=True) as stream:
+        stream.write(save(tensors, metadata={_ENTRY: json.dumps(about)}))
+
+
+def read_spectra(path: Path) -> KeptCheckpoint:
+    """Read what `write_spectra` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        DataError: If it is no such file, or damaged.
+    """
+    with opened(path) as (file, about):
+        layers = tuple(read_layer(entry, file) for entry in about["entries"])
+        return KeptCheckpoint(path, about["settings"], layers, about.get("facts", {}))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a file of singular values; whatever is wrong with it within is one error.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The file, for `read_layer`, and what it says of itself: `entries` has one item per layer.
+
+    Raises:
+        DataError: If it is no such file, or damaged.
+    """
+    advice = "Name a folder that was written with localrank analyze --spectra FOLDER."
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_ENTRY)
+            if text is None:
+                raise DataError(f"{path}: holds no singular values of localrank.", advice)
+            about = json.loads(text)
+            if about["format"] != FORMAT:
+                raise DataError(
+                    f"{path}: has format {about['format']}, and this version reads {FORMAT}.",
+                    "Use the version of localrank that wrote it.",
+                )
+            yield file, about
+    except OSError as error:
+        said = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({said}).", "Check the name.") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+        reason = f"{cause(error)}"
+        raise DataError(
+            f"{path}: holds no singular values of localrank ({reason}).", advice
+        ) from error
+
+
+def read_layer(entry: Mapping[str, Any], file: Any) -> KeptLayer:
+    """Read the singular values of one layer.
+
+    Args:
+        entry: One of the `entries` of the file.
+        file: From `opened`.
+
+    Returns:
+        The layer.
+    """
+    named = {name: entry[name] for name in _FACTS if name in entry}
+    facts = LayerFacts(**(_UNSAID | named))
+    name, scale = _name(facts), None
+    if name + _SCALE in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
+        scale = Scale(*file.get_tensor(name + _SCALE))
+    values = file.get_tensor(name).double()
+    if values.ndim != 2:
+        raise ValueError(f"{name!r} has shape {tuple(values.shape)}")
+    # In the file's order they are descending; the measures take the first as the largest.
+    values = values.sort(dim=1, descending=True).values
+    n_columns = entry.get("n_columns", facts.n_in)
+    return KeptLayer(facts, n_columns, entry.get("cells", {}), values, scale)
+
+
+def find_spectra(folder: Path) -> Iterator[Path]:
+    """Finds all files of a folder of singular values.
+
+    Args:
+        folder: As given to `--spectra`.
+
+    Yields:
+        Files, in order of run, not of step.
+    """
+    yield from sorted(folder.rglob("step_*.safetensors"))
+
+
+def _name(facts: LayerFacts) -> str:
+    return f"{facts.run}\t{facts.step}\t{facts.layer}"

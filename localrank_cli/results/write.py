@@ -1,0 +1,259 @@
+"""Writes rows as CSV, TSV, JSON lines or parquet; a file appears whole or not at all."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from glob import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TextIO
+
+from localrank_cli.errors import OutputError, UsageError
+from localrank_cli.results.columns import Cell, Row, as_text, header
+
+PARQUET = ".parquet"
+FORMATS = (".csv", ".tsv", ".jsonl", PARQUET)
+
+
+def check_suffix(path: Path) -> None:
+    """Checks that the suffix names a format.
+
+    Args:
+        path: The output file.
+
+    Raises:
+        UsageError: If it does not.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(
+            f"--output {path}: the suffix {path.suffix!r} names no format.",
+            f"Known are {', '.join(FORMATS)}, and - for CSV on standard output.",
+        )
+    if path.suffix.lower() == PARQUET and find_spec("pyarrow") is None:
+        raise UsageError(
+            f"--output {path}: parquet needs the package pyarrow, which is not installed.",
+            "Install it with: pip install 'localrank[parquet]'; or write .csv.",
+        )
+
+
+class RowWriter:
+    """Writes rows to a stream.
+
+    Args:
+        stream: Where to; text, without newline translation.
+        columns: The header.
+        suffix: The format.
+        flush: Whether a reader at the other end shall see the rows at once.
+    """
+
+    def __init__(
+        self, stream: TextIO, columns: Sequence[str], suffix: str = ".csv", *, flush: bool = True
+    ) -> None:
+        self._stream = stream
+        self._flush = flush
+        self._columns = tuple(columns)
+        self._json = suffix == ".jsonl"
+        delimiter = "\t" if suffix == ".tsv" else ","
+        self._csv = csv.writer(stream, delimiter=delimiter, lineterminator="\n")
+        if not self._json:
+            self._csv.writerow(self._columns)
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Writes rows.
+
+        Args:
+            rows: In their final order.
+        """
+        for row in rows:
+            if self._json:
+                cells = {name: _json_cell(row.get(name)) for name in self._columns}
+                self._stream.write(json.dumps(cells, ensure_ascii=False) + "\n")
+            else:
+                self._csv.writerow([as_text(row.get(name)) for name in self._columns])
+        if self._flush:
+            self._stream.flush()
+
+
+def write_table(target: Path, rows: Iterable[Row], extra: tuple[str, ...] = ()) -> None:
+    """Writes a table, whole or not at all, in place of what has its name.
+
+    Args:
+        target: The file; its suffix names the format.
+        rows: In their final order.
+        extra: Optional columns.
+    """
+    suffix = target.suffix.lower()
+    if suffix == PARQUET:
+        with replacing(target, binary=True) as stream:
+            from localrank_cli.results.frame import to_frame  # noqa: PLC0415  # pandas is slow
+
+            to_frame(rows, header(extra)).to_parquet(stream, index=False)
+        return
+    with replacing(target) as stream:
+        writer = RowWriter(stream, header(extra), suffix, flush=False)
+        writer.write(rows)
+
+
+def write_json(target: Path, value: object) -> None:
+    """Writes JSON, whole or not at all, in place of what has its name.
+
+    Args:
+        target: The file.
+        value: Anything that JSON can hold.
+    """
+    with replacing(target) as stream:
+        json.dump(value, stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+
+
+@contextmanager
+def replacing(target: Path, *, binary: bool = False) -> Iterator[Any]:
+    """A file that is written beside its target and takes its name when it is on the disk.
+
+    Args:
+        target: The file.
+        binary: For bytes, else text.
+
+    Yields:
+        The open file.
+
+    Raises:
+        OutputError: If it cannot be written; nothing is left behind, and the target is as it was.
+    """
+    temporary = temporary_path(target)
+    text: dict[str, str] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    try:
+        try:
+            with temporary.open("wb" if binary else "w", **({} if binary else text)) as stream:  # type: ignore[call-overload]  # the mode decides what else fits
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder where there is none.
+
+    Args:
+        folder: With those above it.
+
+    Raises:
+        OutputError: If that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def temporary_path(target: Path) -> Path:
+    """Where a file is written before it takes its name.
+
+    Args:
+        target: The file.
+
+    Returns:
+        A hidden file beside it, of this process.
+    """
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
+def remove_temporary(target: Path) -> None:
+    """Removes what a killed process left of a file, its manifest or its journal.
+
+    Args:
+        target: The table; locked.
+    """
+    for path in target.parent.glob(f".{escape(target.name)}*.tmp"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def refuse_existing(target: Path) -> None:
+    """Refuses to write over what is no table of an earlier run, which has a journal beside it.
+
+    Args:
+        target: The output file.
+
+    Raises:
+        OutputError: If it exists.
+    """
+    for path in (target, manifest_path(target)):
+        if path.exists() or path.is_symlink():
+            raise OutputError(
+                f"{path}: exists already, and no journal beside it tells where to go on.",
+                "Give another name with -o, or start anew with --overwrite.",
+            )
+
+
+def manifest_path(target: Path) -> Path:
+    """Where the manifest of a table stands.
+
+    Args:
+        target: The table.
+
+    Returns:
+        `ranks.csv.json` for `ranks.csv`.
+    """
+    return target.with_name(target.name + ".json")
+
+
+def cannot_write(target: Path, error: OSError) -> OutputError:
+    """Says why a file cannot be written.
+
+    Args:
+        target: The file.
+        error: What the system said.
+
+    Returns:
+        The error to raise.
+    """
+    advice = "Choose another place with -o, or free space there."
+    if isinstance(error, FileNotFoundError):
+        advice = f"Make the folder {target.parent} first, or choose another place with -o."
+    return OutputError(f"{target}: cannot be written ({error.strerror or error}).", advice)
+
+
+def _json_cell(cell: Cell) -> Cell:
+    if isinstance(cell, float):
+        return float(as_text(cell)) if math.isfinite(cell) else None
+    return cell
+
+
+def check_replaceable(target: Path) -> None:
+    """Checks, before any work, that a file can be written or written again.
+
+    Args:
+        target: The output file.
+
+    Raises:
+        OutputError: If its folder is missing or closed, or something else has its name.
+    """
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{target}: is not a file.", "Choose another name with -o.")
+    if not target.parent.is_dir():
+        raise cannot_write(target, FileNotFoundError(2, "No such file or directory"))
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise cannot_write(target, PermissionError(13, "Permission denied"))
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """Writes a file beside its target and gives it the target's name when it is whole.
+
+    Args:
+        target: The output file; what it held before is replaced.
+        content: All of it.
+
+    Raises:
+        OutputError: If it cannot be written; what was there stays.
+    """
+    # Through a link, so that the link stays one.
+    with replacing(target.resolve(), binary=True) as stream:
+        stream.write(content)

@@ -1,0 +1,181 @@
+"""Runs a plan: a generator of results, one checkpoint at a time."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from localrank_cli.checkpoints.reading import footprint
+from localrank_cli.errors import LocalrankError, Note, UnreadableError
+from localrank_cli.jacobian.engine import Modes
+from localrank_cli.measures.points import point_measures
+from localrank_cli.measures.table import demand_of
+from localrank_cli.model.fill import fill_model
+from localrank_cli.results.columns import Cell
+from localrank_cli.results.record import CheckpointRecord, LayerFacts, LayerRecord, unsaved_message
+from localrank_cli.run.headers import PlannedCheckpoint, failed_record, load_state
+from localrank_cli.run.plan import Plan, SeriesPlan, place_points
+from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
+
+Cells = dict[str, Cell]
+KeepSpectra = Callable[[CheckpointRecord, list[LayerSpectrum]], None]
+
+
+@dataclass
+class Known:
+    """What earlier checkpoints told, in this run and in those that it goes on from."""
+
+    # (run, hash of the tensors) -> name and step of the first that held them
+    weights: dict[tuple[str, str], str] = field(default_factory=dict)
+
+
+def run_plan(
+    plan: Plan, note: Note, known: Known | None = None, keep: KeepSpectra | None = None
+) -> Iterator[CheckpointRecord]:
+    """Computes one checkpoint after another.
+
+    Args:
+        plan: From `make_plan`.
+        note: Takes each note for the user.
+        known: What earlier runs told; updated.
+        keep: Takes the singular values of each checkpoint, before its record is given.
+
+    Yields:
+        Results, by run and step.
+    """
+    for series in plan.series:
+        yield from _Runner(plan, series, note, known or Known(), keep).results()
+
+
+class _Runner:
+    """One series: its points and what is known of its model, from checkpoint to checkpoint."""
+
+    def __init__(
+        self, plan: Plan, series: SeriesPlan, note: Note, known: Known, keep: KeepSpectra | None
+    ) -> None:
+        self._plan, self._series = plan, series
+        self._note, self._known, self._keep = note, known, keep
+        settings = series.settings
+        self._points = place_points(series.points, plan.device, settings.dtype)
+        # Kept singular values serve any tolerance: no certificate for those of today will do.
+        demand = demand_of(None if keep else settings.tolerances, settings.noise)
+        memory = plan.memory - series.metric.n_bytes
+        self._request = Request(
+            settings.selection, settings.dtype, memory, demand, scaled_by_whole=settings.by_whole
+        )
+        self._modes = Modes()
+        self._told = 0
+
+    def results(self) -> Iterator[CheckpointRecord]:
+        for planned in self._series.in_order:
+            if not isinstance(planned, PlannedCheckpoint):
+                yield planned
+                continue
+            try:
+                yield self._compute(planned)
+            except LocalrankError as error:
+                if not self._plan.skips_errors:
+                    raise
+                yield failed_record(self._series.run, planned.file.name, planned.step, error)
+
+    def _compute(self, checkpoint: PlannedCheckpoint) -> CheckpointRecord:
+        started = time.perf_counter()
+        before = footprint(checkpoint.file.path)
+        state = load_state(checkpoint, self._plan.trust_pickle)
+        digest = hash_of(state)
+        self._compare(checkpoint, digest)
+        fill_model(self._series.model, self._series.expected, state, checkpoint.place)
+        del state
+        try:
+            found = self._measure(checkpoint)
+        except LocalrankError as error:
+            raise type(error)(f"{checkpoint.place}: {error.what}", error.advice) from error
+        for text in self._modes.notes[self._told :]:
+            self._note(text)
+        self._told = len(self._modes.notes)
+        if footprint(checkpoint.file.path) != before:
+            raise UnreadableError(
+                f"{checkpoint.place}: changed while it was read.",
+                "Run again when nothing writes to it, or watch the folder with --follow.",
+            )
+        record = CheckpointRecord(
+            run=self._series.run,
+            checkpoint=checkpoint.file.name,
+            step=checkpoint.step,
+            layers=tuple(self._layer(checkpoint, *one) for one in enumerate(found)),
+            facts={
+                "bytes": before.size,
+                "mtime_ns": before.mtime_ns,
+                "sha256_of_tensors": digest,
+                "seconds": round(time.perf_counter() - started, 4),
+                "routes": list(self._modes.routes),
+                **self._series.settled.epoch_facts(checkpoint.file),
+            },
+            points=checkpoint.points,
+            message=unsaved_message(self._series.unsaved),
+        )
+        if self._keep is not None:
+            self._keep(record, [spectrum for spectrum, _ in found])
+        return record
+
+    def _measure(self, checkpoint: PlannedCheckpoint) -> list[tuple[LayerSpectrum, Cells]]:
+        """Singular values of each layer, and what was sampled of it; weights are filled in."""
+        plan, series = self._plan, self._series
+        metric = series.metric.at(series.model, plan.device, series.settings.dtype)
+        points = self._points[slice(*(checkpoint.points or (None,)))]
+        request = replace(self._request, metric=metric)
+        spectra = layer_spectra(series.model, points, request, self._modes)
+        return list(zip(spectra, series.samples.at(series.model, plan.device), strict=True))
+
+    def _layer(
+        self, checkpoint: PlannedCheckpoint, index: int, found: tuple[LayerSpectrum, Cells]
+    ) -> LayerRecord:
+        series, settings = self._series, self._series.settings
+        spectrum, sampled = found
+        cells: Cells = {**sampled, **settings.slices, **settings.columns}
+        cells = {"epoch": checkpoint.epoch, "n_cov": series.metric.n_cov, **cells}
+        facts = LayerFacts(
+            run=series.run,
+            checkpoint=checkpoint.file.name,
+            step=checkpoint.step,
+            layer=spectrum.layer,
+            layer_index=index,
+            module=spectrum.module,
+            n_in=spectrum.n_varied or spectrum.n_in,
+            n_out=spectrum.n_out,
+            wrt=settings.selection.wrt,
+            input_metric=settings.input_metric,
+            dtype=settings.dtype_name,
+            method=spectrum.method,
+        )
+        points = point_measures(spectrum, settings.tolerances, settings.noise)
+        optional = {name: cells.get(name) for name in self._plan.extra_columns}
+        return LayerRecord(facts, points, optional)
+
+    def _compare(self, checkpoint: PlannedCheckpoint, digest: str) -> None:
+        this = f"{checkpoint.file.name} (step {checkpoint.step})"
+        other = self._known.weights.setdefault((self._series.run, digest), this)
+        if other != this:
+            prefix = f"{self._series.run}: " if len(self._plan.series) > 1 else ""
+            self._note(f"{prefix}{this} holds the same weights as {other}")
+
+
+def hash_of(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in order of name.
+
+    Args:
+        state: Name -> tensor.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().resolve_conj().resolve_neg().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

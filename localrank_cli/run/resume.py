@@ -1,0 +1,196 @@
+"""Going on where an earlier run of the same command stopped, and refusing to mix two analyses."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from localrank_cli.checkpoints.reading import footprint
+from localrank_cli.errors import Note, SettingsError, shortened
+from localrank_cli.results.journal import GONE, Entry, Journal
+from localrank_cli.results.manifest import decisive
+from localrank_cli.results.record import KIND, SETTINGS, SHARD
+from localrank_cli.run.compute import Known, hash_of
+from localrank_cli.run.headers import PlannedCheckpoint, load_state
+from localrank_cli.run.plan import Plan, SeriesPlan, series_settings
+from localrank_cli.run.units import Division
+
+_Key = tuple[str, str, tuple[int, ...] | None]
+_NAMES = {
+    "point_indices": "points",
+    "data_sha256": "content of the data",
+    "n_data": "data",
+    "counting": "what the steps count",
+    "step_from": "--step-from",
+    "step_regex": "--step-regex",
+    "unsaved": "what no checkpoint holds (--allow-unsaved)",
+}
+
+
+@dataclass(frozen=True)
+class GoingOn:
+    """What is left to do."""
+
+    plan: Plan  # without the finished checkpoints
+    known: Known
+    n_done: int  # finished checkpoints of this plan
+
+
+def go_on(
+    plan: Plan, journal: Journal, note: Note, is_kept: Callable[[str, int], bool] | None = None
+) -> GoingOn:
+    """Compares a plan with what a journal holds.
+
+    Args:
+        plan: All that was asked for.
+        journal: Of the same output.
+        note: Takes each note for the user.
+        is_kept: Whether what else was asked for (spectra) is there for a run and step.
+
+    Returns:
+        The plan without finished checkpoints.
+
+    Raises:
+        SettingsError: If another analysis stands there, or a finished checkpoint has changed.
+    """
+    saved = {entry.head["run"]: entry for entry in journal.entries(SETTINGS)}
+    entries = {_key(entry): entry for entry in journal.entries(KIND)}
+    for series in plan.series:
+        if series.run in saved:
+            _compare(series, journal.body(saved[series.run]), journal)
+            finished = {
+                entry.head["checkpoint"]: (entry.head["step"], entry.head["facts"]["epoch"])
+                for entry in entries.values()
+                if entry.head["run"] == series.run and "epoch" in entry.head["facts"]
+            }
+            series.settled.check_finished(finished, journal.path)
+    known = Known()
+    for entry in sorted(entries.values(), key=lambda entry: entry.head["step"] or 0):
+        digest = entry.head["facts"].get("sha256_of_tensors")
+        if digest is not None:
+            this = f"{entry.head['checkpoint']} (step {entry.head['step']})"
+            known.weights.setdefault((entry.head["run"], digest), this)
+    left, n_done = [], 0
+    for series in plan.series:
+        checkpoints = []
+        for checkpoint in series.checkpoints:
+            found = entries.get((series.run, checkpoint.file.name, checkpoint.points))
+            kept = is_kept is None or is_kept(series.run, checkpoint.step)
+            if found is not None and _is_done(checkpoint, found, plan, journal) and kept:
+                n_done += 1
+            else:
+                checkpoints.append(checkpoint)
+        left.append(replace(series, checkpoints=tuple(checkpoints)))
+    _tell_vanished(plan, journal, note)
+    if n_done:
+        note(f"going on: {n_done} of {plan.n_checkpoints} checkpoints are finished already")
+    return GoingOn(replace(plan, series=tuple(left)), known, n_done)
+
+
+def check_shard(division: Division | None, journal: Journal) -> None:
+    """Checks that a journal belongs to the same part of the same work.
+
+    Args:
+        division: What is run; None for all of it.
+        journal: Of the same output.
+
+    Raises:
+        SettingsError: If it does not.
+    """
+    entries = journal.entries(SHARD)
+    saved = journal.body(entries[0]) if entries else None
+    now = division.to_json() if division is not None else None
+    if journal.is_new or saved == now:
+        return
+    names = [f"shard {one['index']}/{one['count']}" if one else "no shard" for one in (saved, now)]
+    if saved and now and names[0] == names[1]:
+        names = [f"{names[0]} of {one['n_units']} units" for one in (saved, now)]
+    raise SettingsError(
+        f"{journal.path}: was begun as {names[0]} and is now {names[1]}; a series that grows is"
+        " divided anew.",
+        "Give another name with -o, or start anew with --overwrite.",
+    )
+
+
+def record_settings(plan: Plan, journal: Journal, division: Division | None) -> None:
+    """Writes down what decides the numbers of each series, where it is not there yet.
+
+    Args:
+        plan: What is run.
+        journal: Where to.
+        division: Of which this run is a part.
+    """
+    if division is not None and not journal.entries(SHARD):
+        journal.append({"kind": SHARD}, division.to_json())
+    there = {entry.head["run"] for entry in journal.entries(SETTINGS)}
+    for series in plan.series:
+        if series.run not in there:
+            journal.append({"kind": SETTINGS, "run": series.run}, series_settings(series))
+
+
+def _compare(series: SeriesPlan, saved: Mapping[str, Any], journal: Journal) -> None:
+    now = decisive(json.loads(json.dumps(series_settings(series))))
+    for key, earlier in decisive(saved).items():
+        if earlier != now[key] and key == "measures":
+            differ = set(earlier) ^ set(now[key])
+            raise SettingsError(
+                f"{journal.path}: was begun by another version of localrank, which differs in the"
+                f" measures: {', '.join(sorted(differ))}.",
+                "Give another name with -o, or start anew with --overwrite.",
+            )
+        if earlier != now[key]:
+            name = _NAMES.get(key, key.replace("_", " "))
+            raise SettingsError(
+                f"{journal.path}: was begun with another setting for {series.run!r}: {name} was"
+                f" {shortened(earlier)} and is now {shortened(now[key])}.",
+                "Give another name with -o, or start anew with --overwrite.",
+            )
+
+
+def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: Journal) -> bool:
+    head = entry.head
+    if head["status"] != "ok":
+        return False
+    if head["step"] != checkpoint.step:
+        raise SettingsError(
+            f"{journal.path}: {checkpoint.file.name} was step {head['step']} and is now step"
+            f" {checkpoint.step}.",
+            "Give another name with -o, or start anew with --overwrite.",
+        )
+    stat = footprint(checkpoint.file.path)
+    facts = head["facts"]
+    if "sha256_of_tensors" not in facts:
+        raise SettingsError(
+            f"{journal.path}: does not say which weights {checkpoint.file.name} had: it was counted"
+            " from singular values that an older version kept.",
+            "Give another name with -o, or start anew with --overwrite.",
+        )
+    if (facts["bytes"], facts["mtime_ns"]) == (stat.size, stat.mtime_ns):
+        return True
+    if hash_of(load_state(checkpoint, plan.trust_pickle)) == facts["sha256_of_tensors"]:
+        # Only touched or copied: told once, so that it is not hashed at every start.
+        facts = facts | {"bytes": stat.size, "mtime_ns": stat.mtime_ns}
+        journal.append(head | {"facts": facts}, journal.body(entry))
+        return True
+    raise SettingsError(
+        f"{checkpoint.place}: its weights changed since it was analysed for {journal.path}.",
+        "Give another name with -o, or start anew with --overwrite.",
+    )
+
+
+def _tell_vanished(plan: Plan, journal: Journal, note: Note) -> None:
+    planned = {series.run: series.found for series in plan.series}
+    for entry in journal.entries(KIND):
+        run, checkpoint = entry.head["run"], entry.head["checkpoint"]
+        if checkpoint in planned.get(run, {checkpoint}):
+            continue
+        if entry.head["status"] == "ok":
+            note(f"{run}: {checkpoint} is not there any more; its rows are kept")
+        else:
+            note(f"{run}: {checkpoint}, which failed, is not there any more; its row is dropped")
+            journal.append(entry.head | {"status": GONE}, {})
+
+
+def _key(entry: Entry) -> _Key:
+    points = entry.head["points"]
+    return entry.head["run"], entry.head["checkpoint"], tuple(points) if points else None

@@ -1,0 +1,36 @@
+import pytest
+
+from localrank_cli.checkpoints.weights import choose
+from localrank_cli.errors import SettingsError
+
+KEYS = ("state_dict", "state_dict_ema", "net")
+AVERAGED = {"state_dict_ema"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "chosen"),
+    [
+        ("raw", ("state_dict", "net")),
+        ("ema", ("state_dict_ema",)),
+        ("net", ("net",)),
+        ("state_dict_ema", ("state_dict_ema",)),
+    ],
+)
+def test_choice(weights: str, chosen: tuple[str, ...]) -> None:
+    assert choose(KEYS, AVERAGED, weights, "a.pt") == chosen
+
+
+def test_where_there_is_only_an_average_raw_is_that() -> None:
+    assert choose(["ema"], {"ema"}, "raw", "a.pt") == ("ema",)
+
+
+@pytest.mark.parametrize("weights", ["EMA", "model", ""])
+def test_a_wrong_key_lists_what_there_is(weights: str) -> None:
+    with pytest.raises(SettingsError, match="it has no such weights") as caught:
+        choose(KEYS, AVERAGED, weights, "a.pt")
+    assert "it holds 'state_dict', 'state_dict_ema' (ema), 'net'" in caught.value.what
+
+
+def test_no_average() -> None:
+    with pytest.raises(SettingsError, match="no average of weights is found in it; it holds one"):
+        choose([""], set(), "ema", "a.pt")

@@ -1,0 +1,24 @@
+"""A command line is told again as it was given, for the workers of one analysis."""
+
+import pytest
+import typer
+
+from localrank_cli.cli.analyze import shared_words
+from localrank_cli.cli.command import words_of
+from localrank_cli.cli.main import app
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--information"],
+        ["--no-information"],
+        ["--rtol", "0.1", "--rtol", "eps", "--input-slice", ":,8:24", "--sigma-1", "full"],
+        ["--input-slice", "", "--labels-key", "y"],
+        [],
+    ],
+)
+def test_words_are_told_again(given: list[str]) -> None:
+    command = typer.main.get_command(app).commands["analyze"]  # type: ignore[attr-defined]  # of a group
+    with command.make_context("analyze", ["/run", *given]) as context:
+        assert words_of(context, shared_words()) == ["/run", *given]

@@ -1,0 +1,191 @@
+"""What Slurm is asked for, and what becomes of a submission that it takes by half."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.program import QUICK, run, start
+from tests.cli.test_merge import assert_equal
+from tests.divide.jobs import TASK, Submission, by_script, by_submitit, expected, logs, submit
+from tests.divide.slurm import Slurm
+from tests.helpers import save_series
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("by", [by_script, by_submitit])
+def test_what_was_asked_for_is_what_slurm_is_told(
+    slurm: Slurm, tmp_path: Path, by: Submission
+) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    series = save_series(tmp_path / "it's a run", range(5))
+    # submitit makes a pattern of file names of what follows a percent sign.
+    out = tmp_path / ("it's 100% out" if by is by_script else "it's out")
+    out.mkdir()
+    target = out / "ranks.csv"
+    more = ("--max-parallel", "1", "--max-tasks", "2", "--gpus-per-task", "1", "--mem", "100MB")
+    setup = ("--setup", f"echo set up >> '{tmp_path}/setup'", "--partition", "main")
+    jobs = by(slurm, tmp_path, str(series), *QUICK, "-o", str(target), *TASK, *more, *setup)
+    told = slurm.ask("scontrol", "show", "job", jobs.array)
+    for words in (
+        "ArrayTaskThrottle=1", "TresPerTask=gres:gpu:1", "MinMemoryNode=100M", "Partition=main",
+        "TimeLimit=00:30:00", "CPUs/Task=1", "Requeue=1",
+    ):  # fmt: skip
+        assert words in told, told
+    after = slurm.ask("scontrol", "show", "job", jobs.merge)
+    assert f"Dependency=afterany:{jobs.array}_*" in after
+    assert "TresPerTask" not in after
+    jobs.end()
+    assert (tmp_path / "setup").read_text() == "set up\n" * 3  # each task and the merge
+    if not torch.cuda.is_available():  # the GPU is one in name only
+        said = logs(out, "*.log") + logs(out, "*.err")
+        assert "localrank: error: --device cuda: " in said, said
+        assert not target.exists()
+
+
+def test_an_array_is_no_longer_than_slurm_allows(slurm: Slurm, tmp_path: Path) -> None:
+    series = save_series(tmp_path / "run", range(110))
+    words = ("submit", str(series), *QUICK, "-o", str(tmp_path / "a.csv"), *TASK, "--dry-run")
+    printed = run(*words, "--max-tasks", "500", env=slurm.environment)
+    assert "#SBATCH --array=0-99\n" in printed.stdout  # MaxArraySize=100
+    assert "# 110 checkpoints, 110 units left to do, in 100 tasks." in printed.stdout
+
+
+def test_slurm_refuses(slurm: Slurm, tmp_path: Path) -> None:
+    series = save_series(tmp_path / "run")
+    words = (str(series), *QUICK, "-o", str(tmp_path / "a.csv"), "--partition", "moon")
+    outcome = submit(slurm, *words, *TASK)
+    assert outcome.code == 1
+    last = outcome.stderr.splitlines()[-1]  # after what sbatch itself says
+    assert last.startswith("localrank: error: --cluster slurm: sbatch refused (")
+    assert not (tmp_path / "a.csv.shards/jobs.json").exists()
+
+
+@pytest.fixture
+def half(slurm: Slurm, tmp_path: Path) -> Slurm:
+    """A Slurm whose sbatch refuses merge jobs, as one does when too many jobs are in the queue."""
+    real = shutil.which("sbatch", path=slurm.environment["PATH"])
+    assert real is not None
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "sbatch").write_text(
+        "#!/bin/sh\n"
+        'if [ $# = 1 ] && [ -f "$1" ]; then exec < "$1"; shift; fi\n'
+        f"cat > {folder}/job.$$\n"
+        f"if grep -q job-name=localrank-merge {folder}/job.$$; then\n"
+        "  echo 'sbatch: error: Job violates accounting policy' >&2; exit 1\nfi\n"
+        f'exec {real} "$@" {folder}/job.$$\n'
+    )
+    (folder / "sbatch").chmod(0o755)
+    return replace(slurm, before_path=f"{folder}:")
+
+
+def check_array(slurm: Slurm, tmp_path: Path, words: tuple[str, ...], array: str) -> None:
+    """The array is written down, so that no other submission works beside it."""
+    assert json.loads((tmp_path / "ranks.csv.shards/jobs.json").read_text()) == {"array": array}
+    slurm.wait((tmp_path / "waiting").exists)
+    second = submit(slurm, *words)
+    assert second.code == 1
+    assert f"Slurm's jobs {array} are at work on it" in second.error
+    (tmp_path / "go").touch()
+    slurm.wait(lambda: not slurm.jobs(array), 240)
+
+
+def test_the_merge_alone_is_refused(half: Slurm, tmp_path: Path, waiting: tuple[str, ...]) -> None:
+    target = tmp_path / "ranks.csv"
+    words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "2")
+    outcome = submit(half, *words)
+    assert outcome.code == 1
+    said = re.search(
+        r"array job (\d+) was accepted and is at work, but sbatch refused the merge job after it"
+        r" \(.*accounting policy.*\)\. When the array has ended, merge by hand: (.*); or stop it:"
+        r" scancel \1\n",
+        outcome.stderr,
+    )
+    assert said, outcome.stderr
+    check_array(half, tmp_path, words, said[1])
+    subprocess.run(shlex.split(said[2]), env=half.environment, check=True, capture_output=True)
+    assert_equal(target.read_text(), expected(*waiting))
+    assert not (tmp_path / "ranks.csv.shards/jobs.json").exists()
+
+
+def test_the_merge_of_the_script_alone_is_refused(
+    half: Slurm, tmp_path: Path, waiting: tuple[str, ...]
+) -> None:
+    target = tmp_path / "ranks.csv"
+    words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "2")
+    printed = run("submit", *words, "--dry-run", env=half.environment).stdout
+    script = subprocess.run(
+        ["sh"], input=printed, env=half.environment, capture_output=True, text=True, check=False
+    )
+    assert script.returncode == 1
+    *_, told, by_hand = script.stderr.splitlines()
+    found = re.match(r"sbatch refused the merge job; array job (\d+) was accepted and is", told)
+    assert found, script.stderr
+    check_array(half, tmp_path, words, found[1])
+    subprocess.run(shlex.split(by_hand), env=half.environment, check=True, capture_output=True)
+    assert_equal(target.read_text(), expected(*waiting))
+
+
+def test_every_task_has_the_cores_that_it_asked_for(
+    slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
+) -> None:
+    """A step of srun gets one core unless it is told otherwise, whatever the job has."""
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    words = (*waiting, "-o", str(tmp_path / "ranks.csv"), *TASK[:2], "--cpus-per-task", "2")
+    jobs = by_submitit(slurm, tmp_path, *words, "--max-tasks", "1")
+    try:
+        slurm.wait((tmp_path / "waiting").exists)
+        steps = slurm.ask("scontrol", "show", "steps")
+    finally:
+        slurm.ask("scancel", jobs.array, jobs.merge)
+        jobs.end()
+    (own,) = [text for text in steps.split("StepId=") if text.startswith(f"{jobs.array}.0 ")]
+    assert "CPUs=2 " in own, own
+
+
+def test_who_stops_waiting_does_not_stop_the_jobs(
+    slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
+) -> None:
+    """At a terminal, where there is a progress bar."""
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    target = tmp_path / "ranks.csv"
+    words = ("submit", *waiting, "-o", str(target), *TASK, "--max-tasks", "2", "--wait")
+    main, terminal = pty.openpty()
+    seen: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # Linux ends a terminal that nobody writes to so
+            while part := os.read(main, 65536):
+                seen.append(part)
+
+    reader = threading.Thread(target=read)
+    environment = slurm.environment | {"TERM": "xterm"}
+    with start(*words, env=environment, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        reader.start()
+        # Three of four are done, and the bar says so.
+        slurm.wait(lambda: b"3/4" in b"".join(seen), 240)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    reader.join()
+    os.close(main)
+    said = b"".join(seen).decode()
+    found = re.search(r"note: array job (\d+) and merge job (\d+) go on; stop them with scan", said)
+    assert found, said
+    assert said.rstrip().endswith("localrank: stopped by SIGINT")
+    (tmp_path / "go").touch()
+    slurm.wait(lambda: not slurm.jobs(*found.groups()), 240)
+    assert_equal(target.read_text(), expected(*waiting))
