@@ -1,129 +1,82 @@
 """The Python interface: the same as the command line, as a pandas DataFrame."""
 
+import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
+from collections.abc import Iterable
 from os import PathLike
-from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING
+
+from localrank_cli.options.read import PYTHON, nearest, read_options
+from localrank_cli.options.setting import options_of
+from localrank_cli.options.table import AnalyzeOptions
 
 if TYPE_CHECKING:  # nothing heavy is imported before it is needed
-    import numpy as np
     import pandas as pd
-    from torch import Tensor, nn
 
 _logger = logging.getLogger("localrank")
 
-OneOrMore = Iterable[Any] | str | float | None
-
-
-class AnalyzeKeywords(TypedDict, total=False):
-    """The options of `localrank analyze`, under the same names."""
-
-    model: "str | Callable[..., nn.Module]"
-    model_arg: Mapping[str, Any]
-    activation: str
-    data: "str | PathLike[str] | Tensor | np.ndarray[Any, Any]"
-    data_key: str
-    data_scale: float
-    points: int
-    seed: int
-    layers: str | Iterable[str]
-    exclude: str | Iterable[str]
-    wrt: str
-    atol: float | Iterable[float]
-    rtol: float | str | Iterable[float | str]
-    noise: float
-    dtype: str
-    input_metric: str
-    allow_small_cov: bool
-    allow_unsaved: bool
-    preset: str
-    input_slice: str
-    output_slice: str
-    sigma_1: str
-    information: bool
-    information_points: int
-    information_noise: float
-    labels_key: str
-    device: str
-    memory: int | str
-    pattern: str
-    steps: str
-    every: int
-    last: int
-    on_error: str
-    weights: str
-    step_regex: str
-    step_from: str
-    trust_model: bool
-    trust_pickle: bool
+_CHECKPOINTS = "checkpoints"
+_OFFERED = {one.name: one for one in options_of(AnalyzeOptions) if one.setting.in_python}
 
 
 def analyze(
-    checkpoints: str | PathLike[str] | Iterable[str | PathLike[str]],
-    **options: Unpack[AnalyzeKeywords],
+    checkpoints: str | PathLike[str] | Iterable[str | PathLike[str]], **options: object
 ) -> "pd.DataFrame":
-    """Computes the local rank of every layer at every checkpoint.
+    """Compute the local rank of every layer at every checkpoint.
+
+    The options are those of `localrank analyze`, with underscores. The same texts mean the same
+    (`data_scale="1/255"`, `memory="2GiB"`, `rtol="eps"`); where an option may be repeated, one
+    value or several may be given. `model` may also be a class or a function that returns a module,
+    and `data` a tensor or an array. Notes go to the logger `localrank`.
 
     Args:
         checkpoints: One or more series: folders, or single files.
-        **options: As on the command line (`localrank analyze --help`), with underscores; `model`
-            may also be a class or function, `data` a tensor or array, and tolerances, layers and
-            exclude one value or several. Notes go to the logger `localrank`.
+        **options: See below.
 
     Returns:
         One row for each checkpoint, layer and tolerance, with the columns of the CSV.
 
     Raises:
         LocalrankError: If the files or settings are at fault.
+        TypeError: If there is no option of that name.
     """
     from localrank_cli.results.columns import header
     from localrank_cli.results.frame import to_frame
     from localrank_cli.run.compute import run_plan
     from localrank_cli.run.plan import make_plan
 
-    plan = make_plan(_options(checkpoints, options), _logger.info)
+    for name in options:
+        if name not in _OFFERED or name == _CHECKPOINTS:
+            raise TypeError(_unknown(name))
+    chosen = read_options(AnalyzeOptions, {_CHECKPOINTS: checkpoints, **options}, PYTHON)
+    plan = make_plan(chosen, _logger.info)
     rows = [row for record in run_plan(plan, _logger.info) for row in record.rows]
     return to_frame(rows, header(plan.extra_columns))
 
 
-def _options(checkpoints: Any, given: AnalyzeKeywords) -> Any:
-    from torch import Tensor, as_tensor
-
-    from localrank_cli.options.parse import Part, parse_preset, parse_steps
-    from localrank_cli.options.table import AnalyzeOptions, parse_rtol, parse_size
-
-    values: dict[str, Any] = dict(given)
-    unknown = set(values) - set(AnalyzeKeywords.__annotations__)
-    if unknown:
-        raise TypeError(f"analyze() got an unexpected keyword argument {min(unknown)!r}")
-    paths = [checkpoints] if isinstance(checkpoints, (str, PathLike)) else list(checkpoints)
-    values["model_args"] = tuple(dict(values.pop("model_arg", None) or {}).items())
-    for name in ("layers", "exclude"):
-        globs = _several(values.get(name))
-        values[name] = tuple(part.strip() for glob in globs for part in glob.split(","))
-    values["atol"] = tuple(float(value) for value in _several(values.get("atol")))
-    values["rtol"] = tuple(parse_rtol(str(value)) for value in _several(values.get("rtol")))
-    steps = values.pop("steps", None)
-    values["part"] = Part(
-        parse_steps(str(steps)) if steps is not None else None,
-        values.pop("every", 1),
-        values.pop("last", None),
-    )
-    if values.get("preset") is not None:
-        values["preset"] = parse_preset(values["preset"])
-    if isinstance(values.get("memory"), str):
-        values["memory"] = parse_size(values["memory"])
-    if isinstance(values.get("data"), PathLike):
-        values["data"] = str(values["data"])
-    elif "data" in values and not isinstance(values["data"], (str, Tensor, NoneType)):
-        values["data"] = as_tensor(values["data"])
-    return AnalyzeOptions(checkpoints=tuple(Path(path) for path in paths), **values)
+def _unknown(name: str) -> str:
+    message = f"analyze() got an unexpected keyword argument {name!r}"
+    if name in {one.name for one in options_of(AnalyzeOptions)}:
+        return f"{message}: the command line alone has it"
+    near = sorted(nearest(name, _OFFERED))
+    return f"{message}; did you mean {' or '.join(map(repr, near))}?" if near else message
 
 
-def _several(value: OneOrMore) -> list[Any]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, (str, int, float, Real)) else list(value)
+def _signature() -> inspect.Signature:
+    own = inspect.signature(analyze)
+    keywords = [
+        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.shown_default)
+        for one in _OFFERED.values()
+        if one.name != _CHECKPOINTS
+    ]
+    return own.replace(parameters=[own.parameters[_CHECKPOINTS], *keywords])
+
+
+def _lines() -> str:
+    texts = (f"{one.name}: {one.help}" for one in _OFFERED.values() if one.name != _CHECKPOINTS)
+    return "\n".join(f"        {text}" for text in texts)
+
+
+# What `inspect.signature(analyze)` and `help(analyze)` show comes from the table of options.
+analyze.__signature__ = _signature()  # type: ignore[attr-defined]
+analyze.__doc__ = (analyze.__doc__ or "").replace("        **options: See below.", _lines())

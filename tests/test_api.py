@@ -11,17 +11,16 @@ from torch import nn
 
 import localrank_cli
 from localrank_cli import analyze
-from localrank_cli.api import AnalyzeKeywords
 from localrank_cli.errors import LocalrankError, MismatchError, UsageError
 from localrank_cli.results.columns import COLUMNS, header
 from tests.cli.program import invoke
 from tests.helpers import NET_CODE, mlp, net_weights, save_series
 
-POINTS = {"data": "normal:4", "points": 7, "device": "cpu"}
+POINTS: dict[str, Any] = {"data": "normal:4", "points": 7, "device": "cpu"}
 
 
 def frame(*args: Any, **options: Any) -> pd.DataFrame:
-    return analyze(*args, **(POINTS | options))  # type: ignore[arg-type]  # one by one
+    return analyze(*args, **(POINTS | options))
 
 
 def test_what_the_package_offers() -> None:
@@ -168,9 +167,3 @@ def test_errors(tmp_path: Path, options: dict[str, Any], kind: type[Exception]) 
 def test_no_checkpoints() -> None:
     with pytest.raises(UsageError, match="no checkpoints"):
         frame([])
-
-
-def test_the_keywords_are_the_options_of_the_command() -> None:
-    options = invoke("analyze", "--help").stdout
-    for name in AnalyzeKeywords.__annotations__:
-        assert f"--{name.replace('_', '-')} " in options, name

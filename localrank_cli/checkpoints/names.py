@@ -193,6 +193,16 @@ class NameRule:
             )
         return cls(regex)
 
+    @classmethod
+    def of_pattern(cls, text: str) -> "NameRule":
+        """Return the rule of literal text with one `{step}`; it cannot take long on any name."""
+        before, _, after = text.partition("{step}")
+        # The number is whole, unless the text itself cuts digits off.
+        left = "" if before[-1:].isdecimal() else "(?<![0-9])"
+        right = "" if after[:1].isdecimal() else "(?![0-9])"
+        number = f"{left}([0-9]+){right}"
+        return cls(re.compile(re.escape(before) + number + re.escape(after)))
+
     def step(self, name: str) -> int | None:
         """Finds the step in a name.
 
@@ -210,7 +220,6 @@ class NameRule:
 
 
 NO_RULE = NameRule()
-SOURCES = ("contents", "name", "epoch")
 
 
 @dataclass(frozen=True)
@@ -218,27 +227,20 @@ class StepRule:
     """Where the user wants steps to be looked for."""
 
     names: NameRule = NO_RULE  # --step-regex
-    source: str = ""  # --step-from: one of SOURCES, or empty for all in order of trust
+    source: str = ""  # --step-from; empty: all in order of trust
 
     @classmethod
-    def parse(cls, regex: str | None, source: str | None) -> "StepRule":
-        """Reads `--step-regex` and `--step-from`.
-
-        Args:
-            regex: As for `NameRule.parse`, or None.
-            source: One of SOURCES, or None.
-
-        Returns:
-            The rule.
+    def parse(cls, regex: str | None, source: str | None, pattern: str | None = None) -> "StepRule":
+        """Read `--step-regex`, `--step-from` and `--step-pattern`.
 
         Raises:
-            UsageError: If one of them is not known.
+            UsageError: If the expression is none, or it is not clear which group is the step.
         """
-        if source is not None and source not in SOURCES:
-            raise UsageError(
-                f"--step-from {source}: not known.", f"Known are {', '.join(SOURCES)}."
-            )
-        names = NO_RULE if regex is None else NameRule.parse(regex)
+        names = NO_RULE
+        if regex is not None:
+            names = NameRule.parse(regex)
+        elif pattern is not None:
+            names = NameRule.of_pattern(pattern)
         return cls(names, source or "")
 
 

@@ -1,6 +1,6 @@
 """Finds the checkpoints among what the user named."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -60,12 +60,14 @@ class Series:
     files: tuple[CheckpointFile, ...]
 
 
-def find_folders(paths: Sequence[Path], rule: NameRule = NO_RULE) -> dict[Path, list[Path]]:
-    """Groups what the user named into series: a folder, or single files of one folder.
+def find_folders(
+    paths: Sequence[Path], rule_of: Callable[[Path], NameRule] = lambda _: NO_RULE
+) -> dict[Path, list[Path]]:
+    """Group what the user named into series: a folder, or single files of one folder.
 
     Args:
         paths: Folders, files, and `checkpoint-N/` folders.
-        rule: The user's own way to tell a step from a name.
+        rule_of: The rule by which names in a series' folder are read.
 
     Returns:
         Resolved folder -> the single checkpoints named in it; an empty list means the whole folder.
@@ -76,10 +78,10 @@ def find_folders(paths: Sequence[Path], rule: NameRule = NO_RULE) -> dict[Path, 
     folders: dict[Path, list[Path]] = {}
     for path in paths:
         resolved = _resolve(path)
-        if resolved.is_dir() and not _is_checkpoint_folder(resolved, rule):
+        if resolved.is_dir() and not _is_checkpoint_folder(resolved, rule_of):
             folders[resolved] = []
             continue
-        if is_folder_weights(resolved) and _is_checkpoint_folder(resolved.parent, rule):
+        if is_folder_weights(resolved) and _is_checkpoint_folder(resolved.parent, rule_of):
             resolved = resolved.parent
         folder = hub_folder_of(resolved) or resolved.parent
         single = folders.get(folder)
@@ -251,14 +253,14 @@ def _may_be_checkpoint(folder: Path, rule: NameRule) -> bool:
     return not any(step_in_name(path.name) is not None and path.is_dir() for path in listed(folder))
 
 
-def _is_checkpoint_folder(folder: Path, rule: NameRule) -> bool:
-    """Whether a folder that was named is one checkpoint and no series."""
+def _is_checkpoint_folder(folder: Path, rule_of: Callable[[Path], NameRule]) -> bool:
+    """Return whether a folder that was named is one checkpoint and not a series."""
     if hub_folder_of(folder) is not None:
         return True
-    told = rule.step(folder.name) is not None or step_in_name(folder.name) is not None
-    if not told and epoch_in_name(folder.name) is None:
+    if folder_weights(folder) is None:
         return False
-    return folder_weights(folder) is not None
+    named = step_in_name(folder.name) is not None or epoch_in_name(folder.name) is not None
+    return named or rule_of(folder.parent).step(folder.name) is not None
 
 
 def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> UnreadableError:

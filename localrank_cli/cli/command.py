@@ -1,19 +1,89 @@
-"""Commands that share their parameters, and a command line told again from what was given."""
+"""Commands built from tables of options, and parameters that other commands have in common."""
 
 import inspect
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from localrank_cli.errors import UsageError
+from localrank_cli.options import parse
+from localrank_cli.options.read import FLAGS, read_options
+from localrank_cli.options.setting import Option, options_of
+from localrank_cli.options.table import AnalyzeOptions
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+def offering(
+    *tables: type, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of tables.
+
+    The command is called with typer's context and one instance of each table.
+
+    Args:
+        *tables: Dataclasses of options, such as `AnalyzeOptions`.
+        without: Names of options that the command does not offer.
+
+    Returns:
+        A decorator.
+    """
+    every = [[one for one in options_of(table) if one.name not in without] for table in tables]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(context: typer.Context, **given: Any) -> None:
+            found: list[Any] = [
+                read_options(table, {one.name: _given(given[one.name], one) for one in own}, FLAGS)
+                for table, own in zip(tables, every, strict=True)
+            ]
+            command(context, *found)
+
+        kind = inspect.Parameter.KEYWORD_ONLY
+        context = inspect.Parameter(
+            "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+        )
+        parameters = [_parameter(one, kind) for own in every for one in own]
+        # What typer looks at.
+        run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in [context, *parameters]}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+def _parameter(option: Option, kind: Any) -> inspect.Parameter:
+    """Return the parameter of an option: typer reads texts, and the table what they mean."""
+    setting = option.setting
+    if setting.is_argument:
+        argument = typer.Argument(metavar=setting.metavar, help=option.help, show_default=False)
+        return inspect.Parameter(option.name, kind, annotation=Annotated[list[str], argument])
+    typed: Any = str | None
+    if option.is_switch:
+        typed = bool | None
+    elif option.is_several:
+        typed = list[str] | None
+    flags = setting.flags or ((option.flag,) if option.is_switch else ())
+    info = typer.Option(
+        *flags,
+        metavar=setting.metavar or None,
+        help=option.help,
+        rich_help_panel=setting.panel,
+        show_default=False,
+    )
+    return inspect.Parameter(option.name, kind, default=None, annotation=Annotated[typed, info])
+
+
+def _given(value: Any, option: Option) -> Any:
+    """Return what typer gives of an option; a flag that was not typed is no answer."""
+    if option.is_several and not value and not option.setting.is_argument:
+        return None
+    return None if value is False and option.kind is bool else value
 
 
 def words_of(context: typer.Context, names: Collection[str]) -> list[str]:
-    """Tells arguments and options again, those that were given.
+    """Return the arguments and options that were typed, again as words of a command line.
 
     Args:
         context: Of the command.
@@ -30,62 +100,43 @@ def words_of(context: typer.Context, names: Collection[str]) -> list[str]:
         value = context.params[parameter.name]
         if parameter.param_type_name == "argument":
             words = [str(Path(one).absolute()) for one in value] + words
-        elif value is True:
-            words.append(_longest(parameter.opts))
-        elif value is False and parameter.secondary_opts:
-            words.append(_longest(parameter.secondary_opts))
+        elif isinstance(value, bool):
+            words.append(max(parameter.opts if value else parameter.secondary_opts, key=len))
         else:
             several = value if isinstance(value, list | tuple) else [value]
-            words += [part for one in several for part in (_longest(parameter.opts), _text(one))]
+            flag = max(parameter.opts, key=len)
+            words += [word for one in several for word in (flag, str(one))]
     return words
 
 
-def _longest(names: list[str]) -> str:
-    return max(names, key=len)
+def shared_names() -> set[str]:
+    """Return the names of the options that all workers of one analysis have in common."""
+    return {one.name for one in options_of(AnalyzeOptions) if one.setting.is_shared}
 
 
-def _text(value: Any) -> str:
-    return f"{value:.17g}" if isinstance(value, float) else str(value)
+def do_not_spin() -> None:
+    """Let threads that wait sleep, in this process and in those that it starts."""
+    # Threads that wait by spinning take the cores that others work on: on a busy machine the demo
+    # took 20 s so and takes 6 s with threads that sleep. OpenMP reads it when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def taking(
-    *functions: Callable[..., Any], without: Collection[str] = ()
-) -> Callable[[_Command], _Command]:
-    """Gives a command the parameters of other functions, after its context.
+def globs(texts: list[str] | None, option: str = "--layers") -> tuple[str, ...]:
+    """Return the patterns in what was given for an option of layers.
 
-    Args:
-        *functions: Their parameters, in order, are the command's.
-        without: Parameters that the command does not offer.
-
-    Returns:
-        A decorator, for a function of a context and of keywords.
+    Raises:
+        UsageError: If they are empty.
     """
-    context = inspect.Parameter(
-        "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
-    )
-    every = [one for each in functions for one in inspect.signature(each).parameters.values()]
-    own = [one for one in every if one.name not in without]
-    signature = inspect.Signature([context, *own])
-
-    def decorate(command: _Command) -> _Command:
-        command.__signature__ = signature  # type: ignore[attr-defined]  # what typer looks at
-        command.__annotations__ = {one.name: one.annotation for one in [context, *own]}
-        return command
-
-    return decorate
+    try:
+        found: Any = parse.globs(texts or ())
+    except parse.UnfitError as error:
+        raise UsageError(f"{option}: {error.expected}.", error.advice) from error
+    return tuple(found)
 
 
-def names_of(function: Callable[..., Any]) -> set[str]:
-    """The parameters of a function.
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
-    Args:
-        function: Any.
-
-    Returns:
-        Their names.
-    """
-    return set(inspect.signature(function).parameters)
-
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress bar.")]
 
 Tables = Annotated[
     list[Path],
@@ -115,43 +166,3 @@ OverwriteTable = Annotated[
 ]
 
 NoNotes = Annotated[bool, typer.Option("--quiet", "-q", help="No notes.")]
-
-
-def globs(texts: list[str] | None, option: str = "--layers") -> tuple[str, ...]:
-    """Takes comma separated patterns apart.
-
-    Args:
-        texts: As often as the option was given.
-        option: For messages.
-
-    Returns:
-        The patterns.
-
-    Raises:
-        UsageError: If they are empty.
-    """
-    parts = [part.strip() for text in texts or [] for part in text.split(",")]
-    if texts and not any(parts):
-        raise UsageError(f"{option}: is empty.", "Give a pattern, or leave the option out.")
-    return tuple(part for part in parts if part)
-
-
-def factor(text: str) -> float:
-    """Reads `--data-scale`: a number, or a fraction, as one says 1/255 of pixels.
-
-    Args:
-        text: What was typed.
-
-    Returns:
-        The number.
-
-    Raises:
-        UsageError: If it is none.
-    """
-    above, _, below = text.partition("/")
-    try:
-        return float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError) as error:
-        raise UsageError(
-            f"--data-scale {text}: is no number.", "Give one, or a fraction such as 1/255."
-        ) from error

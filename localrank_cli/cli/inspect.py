@@ -2,59 +2,32 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import typer
 
-from localrank_cli.cli.analyze import parse_options
-from localrank_cli.cli.command import taking
-from localrank_cli.cli.given import do_not_spin, options_from
+from localrank_cli.cli.command import do_not_spin, offering
 from localrank_cli.errors import INCOMPLETE, printable
+from localrank_cli.options.setting import options_of
+from localrank_cli.options.table import AnalyzeOptions, InspectOptions, check_options
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
-    from localrank_cli.options.table import AnalyzeOptions
     from localrank_cli.run.inspect import Inspection
 
 _LISTED = 12
 
 
-# What only matters once something is computed, or written.
-_NOT_OFFERED = {
-    "information", "information_points", "information_noise", "labels_key", "output", "overwrite",
-    "spectra", "on_error", "shard", "follow", "until", "plan", "verbose",
-}  # fmt: skip
+_NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions) if not one.setting.in_inspect}
 
 
-def parse_inspection(
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
-    timed: Annotated[
-        bool,
-        typer.Option(
-            "--time/--no-time", help="Compute a few points, for the route and the time it takes."
-        ),
-    ] = True,
-) -> tuple[bool, bool]:
-    """Read what inspect alone is given.
-
-    Args:
-        as_json: For a program.
-        timed: Whether points are computed.
-
-    Returns:
-        Both.
-    """
-    return as_json, timed
-
-
-@taking(parse_options, parse_inspection, without=_NOT_OFFERED)
-def inspect(context: typer.Context, **given: Any) -> None:  # noqa: ARG001  # typer gives it
+@offering(AnalyzeOptions, InspectOptions, without=_NOT_OFFERED)
+def inspect(_context: typer.Context, options: AnalyzeOptions, how: InspectOptions) -> None:
     """Say what analyze would do: steps, layers, shapes, route, cost. No table is made."""
-    as_json, timed = parse_inspection(given.pop("as_json"), given.pop("timed"))
-    # A bad checkpoint is one line of the answer, not the end of it.
-    options = options_from(given | {"on_error": "skip"})
+    check_options(options)
     do_not_spin()
-    found = _inspect(options, quiet=given["quiet"], timed=timed)
-    if as_json:
+    found = _inspect(options, timed=how.timed is not False)
+    if how.as_json:
         print(json.dumps({"series": [one.to_json() for one in found]}, indent=2))
     else:
         for one in found:
@@ -65,15 +38,16 @@ def inspect(context: typer.Context, **given: Any) -> None:  # noqa: ARG001  # ty
         raise typer.Exit(INCOMPLETE)
 
 
-def _inspect(options: "AnalyzeOptions", *, quiet: bool, timed: bool) -> "list[Inspection]":
+def _inspect(options: AnalyzeOptions, *, timed: bool) -> "list[Inspection]":
     from localrank_cli.cli.screen import Screen, stdout_for_data
     from localrank_cli.cli.signals import hearing
     from localrank_cli.run.inspect import inspect_series
     from localrank_cli.run.plan import make_plan
 
-    screen = Screen(quiet=quiet, verbose=False)
+    screen = Screen(quiet=options.quiet, verbose=False)
     with hearing() as ears, stdout_for_data(screen), ears.listening():
-        plan = make_plan(options, screen.note)
+        # A bad checkpoint is one line of the answer, not the end of it.
+        plan = make_plan(replace(options, on_error="skip"), screen.note)
         return [inspect_series(plan, series, timed=timed) for series in plan.series]
 
 

@@ -5,13 +5,13 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from localrank_cli.cli.arguments import Debug
-from localrank_cli.cli.command import OverwriteTable
+from localrank_cli.cli.command import offering
 from localrank_cli.errors import INCOMPLETE, SettingsError, UsageError
+from localrank_cli.options.table import MergeOptions
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.cli.screen import Screen
@@ -20,44 +20,10 @@ if TYPE_CHECKING:  # torch is imported only when there is something to do
 _LISTED = 20
 
 
-def merge(
-    tables: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FOLDER|FILES",
-            readable=False,
-            help="A folder with the tables of all shards, or the tables.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            readable=False,
-            help="A .csv, .tsv, .jsonl or .parquet file.",
-        ),
-    ] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Merge what is there, and list what is missing.")
-    ] = False,
-    overwrite: OverwriteTable = False,
-    plan: Annotated[
-        Path | None,
-        typer.Option(
-            "--plan",
-            metavar="FILE",
-            readable=False,
-            help="All that this plan file of localrank submit lists must be there; the parts beside"
-            " it are removed then.",
-        ),
-    ] = None,
-    debug: Debug = False,
-) -> None:
+@offering(MergeOptions)
+def merge(_context: typer.Context, options: MergeOptions) -> None:
     """Put the tables of shards together; the result is that of a single run."""
-    del debug  # seen by the program itself
+    output, plan = options.output, options.plan
     if output is None:
         raise UsageError("merge: no file to write.", "Name one with -o FILE.")
     from localrank_cli.cli.screen import Screen
@@ -65,12 +31,11 @@ def merge(
     from localrank_cli.results.journal import journal_path
     from localrank_cli.results.write import check_suffix
 
-    screen = Screen(quiet=False, verbose=False)
     check_suffix(output)
     screen = Screen(quiet=False, verbose=False)
     target = output.absolute()
     # The result of an earlier merge may stand among the tables.
-    journals = [path for path in find_journals(tables) if path != journal_path(target)]
+    journals = [path for path in find_journals(options.tables) if path != journal_path(target)]
     found = collect(journals)
     if plan is not None and not found.missing:
         from localrank_cli.divide.folder import missing_checkpoints
@@ -78,8 +43,8 @@ def merge(
 
         found.missing = missing_checkpoints(found, read_frozen(plan))
     if found.missing:
-        _tell_missing(found, journals, screen, partial=partial)
-    flaws = write_merged(found, target, sys.argv, overwrite=overwrite)
+        _tell_missing(found, journals, screen, partial=options.partial)
+    flaws = write_merged(found, target, sys.argv, overwrite=options.overwrite)
     if plan is not None and not found.missing:
         from localrank_cli.divide.folder import ShardFolder
 

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from localrank_cli.cli.arguments import Debug
-from localrank_cli.cli.command import NoNotes, OneMetric, ShownLayers, Tables, globs
+from localrank_cli.cli.command import Debug, NoNotes, OneMetric, ShownLayers, Tables, globs
 from localrank_cli.errors import UsageError
 
 KINDS = ("ranks", "heatmap", "depth", "tolerance", "spectrum", "compare", "information-plane")

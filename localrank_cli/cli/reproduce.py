@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from localrank_cli.cli.arguments import Debug, Quiet
+from localrank_cli.cli.command import Debug, Quiet
 from localrank_cli.errors import UsageError
 
 

@@ -2,66 +2,25 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from localrank_cli.cli.arguments import Debug
-from localrank_cli.cli.command import NoNotes, OverwriteTable
-from localrank_cli.errors import INCOMPLETE
-from localrank_cli.options.table import check_numbers, check_tolerances, parse_rtol
+from localrank_cli.cli.command import offering
+from localrank_cli.errors import INCOMPLETE, UsageError
+from localrank_cli.options.table import DEFAULT_ATOL, RethresholdOptions
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.results.record import CheckpointRecord
     from localrank_cli.results.rethreshold import Rethreshold
 
 
-def rethreshold(
-    spectra: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FOLDER",
-            readable=False,
-            help="What analyze --spectra FOLDER wrote.",
-            show_default=False,
-        ),
-    ],
-    atol: Annotated[
-        list[float] | None,
-        typer.Option(metavar="X", help="Absolute tolerance; repeat. Default: 0.01."),
-    ] = None,
-    rtol: Annotated[
-        list[str] | None,
-        typer.Option(metavar="X", help="Relative tolerance, or eps; repeat."),
-    ] = None,
-    noise: Annotated[
-        float | None,
-        typer.Option(
-            metavar="S",
-            help="Standard deviation for gaussian_information. Default: as it was.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            readable=False,
-            help="A .csv, .tsv, .jsonl or .parquet file. Default: a table on a terminal, CSV in a"
-            " pipe.",
-        ),
-    ] = None,
-    overwrite: OverwriteTable = False,
-    quiet: NoNotes = False,
-    debug: Debug = False,
-) -> None:
+@offering(RethresholdOptions)
+def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
     """Count again at other tolerances, from kept singular values; nothing is differentiated."""
-    del debug  # seen by the program itself
-    relative = tuple(parse_rtol(text) for text in rtol or [])
-    absolute = tuple(atol or (() if relative else (0.01,)))
-    check_tolerances(absolute, relative)
-    check_numbers(noise, None, None, None)
+    if len(options.spectra) != 1:
+        raise UsageError("rethreshold: expected one folder.", "Name what --spectra wrote.")
+    output, absolute = options.output, options.atol or (() if options.rtol else (DEFAULT_ATOL,))
     from localrank_cli.results.write import check_suffix
 
     target = output if output != Path("-") else None
@@ -69,11 +28,11 @@ def rethreshold(
         check_suffix(target)
     from localrank_cli.results.rethreshold import Rethreshold
 
-    work = Rethreshold.at(spectra, absolute, relative, noise)
+    work = Rethreshold.at(options.spectra[0], absolute, options.rtol, options.noise)
     if target is None:
         is_finite = _print(work, as_table=output is None and sys.stdout.isatty())
     else:
-        is_finite = _write(work, target, overwrite=overwrite, quiet=quiet)
+        is_finite = _write(work, target, overwrite=options.overwrite, quiet=options.quiet)
     if not is_finite:
         raise typer.Exit(INCOMPLETE)
 

@@ -16,6 +16,7 @@ from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
 from localrank_cli.options.parse import array_size
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import header
+from localrank_cli.results.plan_file import read_frozen
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.results.write import RowWriter, cannot_write, check_suffix, make_folder
 from localrank_cli.run.compute import Known, run_plan
@@ -26,19 +27,17 @@ from localrank_cli.run.resume import GoingOn
 from localrank_cli.run.units import Division, hold_to, take_shard
 
 
-def run_analysis(options: AnalyzeOptions, *, quiet: bool, verbose: bool) -> int:
+def run_analysis(options: AnalyzeOptions) -> int:
     """Analyses and writes the results where they belong.
 
     Args:
         options: Checked already as far as possible without opening a file.
-        quiet: No notes, no progress.
-        verbose: More notes.
 
     Returns:
         The exit status: 0, or 3 when some checkpoints failed or gave values that are not finite.
     """
     target = _target(options)
-    screen = Screen(quiet=quiet, verbose=verbose)
+    screen = Screen(quiet=options.quiet, verbose=options.verbose)
     is_terminal = sys.stdout.isatty()
     to_stdout = options.output == Path("-") or (target is None and not is_terminal)
     with hearing() as ears, ExitStack() as stack:
@@ -105,9 +104,10 @@ class _Work:
     def run(self) -> None:
         """Computes what is left, checkpoint by checkpoint, and keeps each as it comes."""
         watch = Watch(self.options, self.screen.note) if self.options.follow else None
-        plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note)
-        if self.options.frozen is not None:
-            plan = hold_to(plan, self.options.frozen)
+        listed = read_frozen(self.options.plan) if self.options.plan is not None else None
+        plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note, listed)
+        if listed is not None:
+            plan = hold_to(plan, listed)
         _describe(plan, self.screen)
         division: Division | None = None
         if self.options.shard is not None:

@@ -42,8 +42,6 @@ class Asked:
     options: AnalyzeOptions
     words: tuple[str, ...]  # the command line of analyze, but for what each worker has of its own
     workers: int | None  # None: one for each GPU, or for each core
-    quiet: bool
-    verbose: bool
 
 
 def run_several(asked: Asked) -> int:
@@ -79,7 +77,7 @@ class _Several:
     said: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.screen = Screen(quiet=self.asked.quiet, verbose=self.asked.verbose)
+        self.screen = Screen(quiet=self.asked.options.quiet, verbose=self.asked.options.verbose)
         self.folder = ShardFolder(self.target)
 
     def run(self) -> int:
@@ -118,7 +116,8 @@ class _Several:
         machine = Machine(
             available_cores(os.environ), memory_budget(pick_device("cpu")), count_gpus()
         )
-        shares = divide(self.asked.workers, options.device, options.memory, machine, os.environ)
+        device = options.device or "auto"
+        shares = divide(self.asked.workers, device, options.memory, machine, os.environ)
         # The GPUs are the workers': planning needs one forward pass only.
         plan = make_plan(replace(options, device="cpu"), self.screen.note)
         if options.spectra is not None:  # a part of a checkpoint's points has no file of its own
@@ -130,7 +129,7 @@ class _Several:
         own += ["-o", str(self.folder.path), "--device", share.device]
         if share.memory is not None:
             own += ["--memory", str(share.memory)]
-        own += ["-q"] if self.asked.quiet else ["-v"] if self.asked.verbose else []
+        own += ["-q"] if self.asked.options.quiet else ["-v"] if self.asked.options.verbose else []
         command = [*program_words(sys.executable), "analyze", *frozen.words, *own]
         return Job(command, share.environment)
 

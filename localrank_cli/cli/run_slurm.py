@@ -6,10 +6,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from localrank_cli.cli.analyze import Parsed
 from localrank_cli.cli.screen import Screen, stdout_for_data
 from localrank_cli.cli.signals import Interrupted, hearing
-from localrank_cli.cli.submit import Division
 from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
 from localrank_cli.divide.slurm import (
     Jobs,
@@ -22,6 +20,7 @@ from localrank_cli.divide.slurm import (
     submit_jobs,
 )
 from localrank_cli.errors import INCOMPLETE, LocalrankError, SettingsError
+from localrank_cli.options.table import AnalyzeOptions, SubmitOptions
 from localrank_cli.results.journal import Journal, journal_path
 from localrank_cli.results.lock import OutputLock
 from localrank_cli.results.plan_file import Frozen
@@ -33,34 +32,33 @@ from localrank_cli.run.plan import Plan, make_plan
 _POLL = 2.0  # seconds; the scheduler is everybody's
 
 
-def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int:
+def run_slurm(options: AnalyzeOptions, words: tuple[str, ...], division: SubmitOptions) -> int:
     """Submits, or prints a script.
 
     Args:
-        parsed: What to analyse; with an output file.
+        options: What to analyse; with an output file.
         words: The command line of analyze, but for what each task has of its own.
         division: How to divide it.
 
     Returns:
         The exit status.
     """
-    assert parsed.options.output is not None
-    check_suffix(parsed.options.output)
+    assert options.output is not None
+    check_suffix(options.output)
     resources = Resources(
         division.partition,
-        parse_time(division.time),
+        parse_time(division.time or "60"),
         division.gpus_per_task,
         division.cpus_per_task,
         division.mem,
         division.max_parallel,
         division.setup,
     )
-    folder = ShardFolder(parsed.options.output.absolute())
-    screen = Screen(quiet=parsed.quiet, verbose=parsed.verbose)
+    folder = ShardFolder(options.output.absolute())
+    screen = Screen(quiet=options.quiet, verbose=options.verbose)
     with hearing() as ears, stdout_for_data(screen) as data, ears.listening():
         with OutputLock(folder.path):
             _refuse_while_at_work(folder)
-            options = parsed.options
             plan = make_plan(replace(options, device="cpu"), screen.note)
             left = plan if options.overwrite else folder.left(plan, screen.note)
             tasks = _tasks(left, division, screen) if left.n_checkpoints else 1
@@ -90,8 +88,8 @@ def _refuse_while_at_work(folder: ShardFolder) -> None:
         )
 
 
-def _tasks(plan: Plan, division: Division, screen: Screen) -> int:
-    most = min(division.max_tasks, longest_array())
+def _tasks(plan: Plan, division: SubmitOptions, screen: Screen) -> int:
+    most = min(division.max_tasks or 64, longest_array())
     if division.minutes_per_task is None:
         return max(1, min(plan.n_checkpoints, most))
     seconds = _seconds_per_checkpoint(plan)

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from localrank_cli.cli.arguments import Debug
-from localrank_cli.cli.command import NoNotes, ShownLayers, globs
+from localrank_cli.cli.command import Debug, NoNotes, ShownLayers, globs
 
 
 def show(

@@ -1,172 +1,44 @@
-"""`localrank.toml`, the settings that lie in a series' folder. Reading it never runs code."""
+"""`localrank.toml`, the settings in a series' own folder. Reading it never runs code."""
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.errors import SettingsError, UsageError, one_line
-from localrank_cli.layers.slices import parse_slice
-from localrank_cli.options.parse import Preset, parse_preset
-from localrank_cli.options.table import (
-    check_numbers,
-    check_sampling,
-    check_tolerances,
-    check_words,
-    parse_rtol,
-)
+from localrank_cli.errors import SettingsError, one_line, printable
+from localrank_cli.options.read import in_file, nearest, read_values
+from localrank_cli.options.setting import options_of
+from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import COLUMNS, OPTIONAL
 
 # A cell must be a number that pandas and JSON readers hold exactly.
 _LARGEST_INTEGER = 2**63 - 1
+_COLUMNS = "columns"
 
 FILE_NAME = "localrank.toml"
+KEYS = {option.key: option for option in options_of(AnalyzeOptions) if option.setting.in_folder}
+
+Constant = str | int | float
 
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """A series' own defaults; None or empty where it says nothing."""
+    """A series' own settings.
+
+    Args:
+        path: The file; None where there is none.
+        values: What it says, by the name of the option.
+        columns: Constant columns of the table.
+    """
 
     path: Path | None = None
-    model: str | None = None
-    model_args: dict[str, Any] = field(default_factory=dict)
-    activation: str | None = None
-    data: str | None = None
-    data_key: str | None = None
-    data_scale: float | None = None
-    points: int | None = None
-    seed: int | None = None
-    layers: tuple[str, ...] = ()
-    wrt: str | None = None
-    atol: tuple[float, ...] = ()
-    rtol: tuple[float | None, ...] = ()
-    input_metric: str | None = None
-    noise: float | None = None
-    dtype: str | None = None
-    columns: dict[str, str | int | float] = field(default_factory=dict)
-    preset: Preset | None = None
-    hidden: bool = False  # by a preset alone
-    input_slice: str | None = None
-    output_slice: str | None = None
-    sigma_1: str | None = None
-    information: bool | None = None
-    information_points: int | None = None
-    information_noise: float | None = None
-    labels_key: str | None = None
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("a text")
-    return value
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError("an integer")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError("a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise TypeError("a number") from None
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError("true or false")
-    return value
-
-
-def _preset(value: Any) -> Preset:
-    return parse_preset(_text(value))
-
-
-def _slice(option: str) -> Callable[[Any], str]:
-    def checked(value: Any) -> str:
-        parse_slice(_text(value), option)
-        return _text(value)
-
-    return checked
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    items = value if isinstance(value, list) else [value]
-    if not all(isinstance(item, str) for item in items):
-        raise TypeError("a text or a list of texts")
-    return tuple(part.strip() for item in items for part in item.split(",") if part.strip())
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    items = value if isinstance(value, list) else [value]
-    return tuple(_number(item) for item in items)
-
-
-def _relative(value: Any) -> tuple[float | None, ...]:
-    items = value if isinstance(value, list) else [value]
-    return tuple(parse_rtol(item) if isinstance(item, str) else _number(item) for item in items)
-
-
-def _table(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("a table")
-    return value
-
-
-def _constants(value: Any) -> dict[str, str | int | float]:
-    table = _table(value)
-    for name, cell in table.items():
-        taken = name in COLUMNS or (name in OPTIONAL and name != "epoch")  # which the file may know
-        if taken or not name.isprintable() or not name.strip():
-            raise TypeError(f"names other than {name!r}, which is taken or no name")
-        if isinstance(cell, bool) or not isinstance(cell, (str, int, float)):
-            raise TypeError("a table of texts and numbers")
-        if isinstance(cell, int) and abs(cell) > _LARGEST_INTEGER:
-            raise TypeError("integers of 64 bits")
-    return table
-
-
-_KEYS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "model": ("model", _text),
-    "model-arg": ("model_args", _table),
-    "activation": ("activation", _text),
-    "data": ("data", _text),
-    "data-key": ("data_key", _text),
-    "data-scale": ("data_scale", _number),
-    "points": ("points", _integer),
-    "seed": ("seed", _integer),
-    "layers": ("layers", _texts),
-    "wrt": ("wrt", _text),
-    "atol": ("atol", _numbers),
-    "rtol": ("rtol", _relative),
-    "input-metric": ("input_metric", _text),
-    "noise": ("noise", _number),
-    "dtype": ("dtype", _text),
-    "columns": ("columns", _constants),
-    "preset": ("preset", _preset),
-    "input-slice": ("input_slice", _slice("--input-slice")),
-    "output-slice": ("output_slice", _slice("--output-slice")),
-    "sigma-1": ("sigma_1", _text),
-    "information": ("information", _truth),
-    "information-points": ("information_points", _integer),
-    "information-noise": ("information_noise", _number),
-    "labels-key": ("labels_key", _text),
-}
+    values: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Constant] = field(default_factory=dict)
 
 
 def read_folder_settings(folder: Path) -> FolderSettings:
-    """Reads a series' own settings.
-
-    Args:
-        folder: The series.
-
-    Returns:
-        The settings; empty when there is no file.
+    """Read a series' own settings; they are empty where there is no file.
 
     Raises:
         SettingsError: If it cannot be read, or holds a key or value that is not allowed.
@@ -174,8 +46,8 @@ def read_folder_settings(folder: Path) -> FolderSettings:
     path = folder / FILE_NAME
     try:
         if not path.is_file():
-            if path.exists() or path.is_symlink():  # to pass over it would change the numbers
-                raise SettingsError(f"{path}: is no file that can be read.", "Mend or remove it.")
+            if path.exists() or path.is_symlink():  # to ignore it would change the numbers
+                raise SettingsError(f"{path}: is not a regular file.", "Replace or remove it.")
             return FolderSettings()
         loaded = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -185,59 +57,54 @@ def read_folder_settings(folder: Path) -> FolderSettings:
         ) from error
     except (ValueError, RecursionError) as error:  # ValueError: of UTF-8 and of TOML
         raise SettingsError(
-            f"{path}: cannot be read ({one_line(error)}).", "Mend or remove it."
+            f"{path}: cannot be read ({one_line(error)}).", "Correct or remove it."
         ) from error
-    values: dict[str, Any] = {}
-    for key, value in loaded.items():
-        if key not in _KEYS:
-            raise SettingsError(f"{path}: unknown key {key!r}.", f"Known are {', '.join(_KEYS)}.")
-        name, convert = _KEYS[key]
-        try:
-            values[name] = convert(value)
-        except TypeError as error:
+    columns = _columns(loaded.pop(_COLUMNS, {}), path)
+    for key in loaded:
+        if key not in KEYS:
+            near = nearest(key, KEYS)
             raise SettingsError(
-                f"{path}: {key} = {value!r}, expected {error}.", "Mend the file."
-            ) from error
-        except UsageError as error:
-            raise SettingsError(f"{path}: {error.what}", error.advice) from error
-    settings = FolderSettings(path=path, **values)
-    _check_values(settings, path)
-    return settings
+                f"{path}: unknown key {key!r}{f', did you mean {near[0]}?' if near else '.'}",
+                f"Known are {', '.join([*KEYS, _COLUMNS])}.",
+            )
+    given = {KEYS[key].name: value for key, value in loaded.items()}
+    return FolderSettings(path, read_values(AnalyzeOptions, given, in_file(path)), columns)
 
 
 def inside(folder: Path, text: str, key: str) -> Path:
-    """Resolves a path of a settings file, which may not leave its folder.
-
-    Args:
-        folder: The series.
-        text: The path as written.
-        key: For messages.
-
-    Returns:
-        The resolved path.
+    """Resolve a path of a settings file, which may not leave its folder.
 
     Raises:
-        SettingsError: If it leaves the folder, by `..`, an absolute path or a link, or is none.
+        SettingsError: If it leaves the folder, by `..`, an absolute path or a link, or is no path.
     """
     try:
         path = (folder / text).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL
         raise SettingsError(
-            f"{folder / FILE_NAME}: {key} = {text!r} is no path ({error}).", "Mend the file."
+            f"{folder / FILE_NAME}: {key} = {text!r} is not a path ({error}).", "Correct the file."
         ) from error
     if not path.is_relative_to(folder.resolve()):
         raise SettingsError(
             f"{folder / FILE_NAME}: {key} = {text!r} leads out of the folder.",
-            f"Put the file into the folder, or name it with --{key}.",
+            f"Move the file into the folder, or name it with --{key}.",
         )
     return path
 
 
-def _check_values(settings: FolderSettings, path: Path) -> None:
-    try:
-        check_tolerances(settings.atol, settings.rtol)
-        check_numbers(settings.noise, settings.points, settings.seed, settings.data_scale)
-        check_words(settings.dtype, settings.input_metric, settings.sigma_1)
-        check_sampling(settings.information_points, settings.information_noise)
-    except UsageError as error:
-        raise SettingsError(f"{path}: {error.what}", error.advice) from error
+def _columns(value: object, path: Path) -> dict[str, Constant]:
+    if not isinstance(value, dict):
+        raise _refusal(path, "columns", value, "expected a table")
+    for name, cell in value.items():
+        key = f"columns.{name}"
+        taken = name in COLUMNS or (name in OPTIONAL and name != "epoch")  # which the file may know
+        if taken or not name.isprintable() or not name.strip():
+            raise _refusal(path, key, cell, "the name is taken, or not a name")
+        if isinstance(cell, bool) or not isinstance(cell, str | int | float):
+            raise _refusal(path, key, cell, "expected a text or a number")
+        if isinstance(cell, int) and abs(cell) > _LARGEST_INTEGER:
+            raise _refusal(path, key, cell, "expected an integer of 64 bits")
+    return value
+
+
+def _refusal(path: Path, key: str, value: object, expected: str) -> SettingsError:
+    return SettingsError(f"{path}: {printable(key)} = {value!r}: {expected}.", "Correct the file.")

@@ -1,14 +1,41 @@
-"""Which part of a series is analysed: --steps, --every, --last."""
+"""From what the user wrote to a value: the same text means the same wherever it is written.
 
+A reader receives a text (from the command line, from localrank.toml or from Python) or a value of
+TOML or Python. It returns what is no text of its kind unchanged, for the type to be checked.
+"""
+
+import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from numbers import Integral, Number, Real
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.errors import SettingsError
 
+_WHOLE = re.compile(r"^[+-]?[0-9]{1,40}$")
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)
 _RANGE = re.compile(r"^\s*(\d*)\s*(?:(:)\s*(\d*)\s*(?::\s*(\d+)\s*)?)?$")
+
+
+class UnfitError(ValueError):
+    """What the user wrote cannot be read.
+
+    Args:
+        value: The offending part.
+        expected: Such as "expected a number".
+        advice: A sentence: what to do next. May be empty.
+    """
+
+    def __init__(self, value: object, expected: str, advice: str = "") -> None:
+        super().__init__(expected)
+        self.value = value
+        self.expected = expected
+        self.advice = advice
 
 
 class HasStep(Protocol):
@@ -36,29 +63,23 @@ class StepRange:
         return (step - self.first) % self.stride == 0
 
 
-def parse_steps(text: str) -> StepRange:
-    """Reads a range of steps.
-
-    Args:
-        text: `A:B`, `A:B:C`, `A:`, `:B` or a single step `A`.
-
-    Returns:
-        The range.
-
-    Raises:
-        UsageError: If it is none, or holds nothing.
-    """
+def steps(value: object) -> object:
+    """Read a range of steps: `A:B` with both ends included, `A:B:C`, `A:`, `:B` or one step `A`."""
+    if isinstance(value, StepRange):
+        return value
+    text = str(whole(value))
     match = _RANGE.match(text)
     if match is None or not text.strip():
-        raise UsageError(
-            f"--steps {text}: not a range of steps.",
+        raise UnfitError(
+            value,
+            "expected a range of steps",
             "Ranges are A:B (ends included), A:B:C (every C steps from A on), A: and :B.",
         )
     first, colon, last, stride = match.groups()
     begin = int(first or 0)
     end = int(last) if last else None if colon else begin
     if (end is not None and end < begin) or (stride is not None and int(stride) == 0):
-        raise UsageError(f"--steps {text}: holds no step.", "Give A:B with A at most B.")
+        raise UnfitError(value, "holds no step", "Give A:B with A at most B.")
     return StepRange(begin, end, int(stride or 1))
 
 
@@ -93,21 +114,6 @@ class Part:
         return picked if self.last is None else picked[-self.last :]
 
 
-def check_part(part: Part) -> None:
-    """Checks the numbers.
-
-    Args:
-        part: As given.
-
-    Raises:
-        UsageError: If one is under 1.
-    """
-    if part.every < 1:
-        raise UsageError(f"--every {part.every}: at least 1.")
-    if part.last is not None and part.last < 1:
-        raise UsageError(f"--last {part.last}: at least 1.")
-
-
 AUTO = "auto"
 _FORM = re.compile(r"^(\d+)/(\d+)$")
 
@@ -128,29 +134,20 @@ class Shard:
         return f"shard-{self.index:05d}-of-{self.count:05d}"
 
 
-def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
-    """Reads `--shard`.
-
-    Args:
-        text: `I/N` with I from 0 to N-1, or `auto`.
-        environment: Where `auto` looks.
-
-    Returns:
-        The shard.
-
-    Raises:
-        UsageError: If it is none.
-        SettingsError: If `auto` finds nothing to go by.
-    """
-    if text.strip().lower() == AUTO:
+def shard(value: object, environment: Mapping[str, str] = os.environ) -> object:
+    """Read `I/N` with I from 0 to N-1, or `auto`: what Slurm or torchrun say in the environment."""
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() == AUTO:
         return _from_environment(environment)
-    match = _FORM.match(text.strip())
+    match = _FORM.match(value.strip())
     if match is None:
-        raise UsageError(f"--shard {text}: not of the form I/N.", "Give 0/8 to 7/8, or auto.")
+        raise UnfitError(value, "not of the form I/N", "Give 0/8 to 7/8, or auto.")
     index, count = int(match.group(1)), int(match.group(2))
     if index >= count:
-        raise UsageError(
-            f"--shard {text}: counting starts at 0.",
+        raise UnfitError(
+            value,
+            "counting starts at 0",
             f"Of {count} shards the first is 0/{count} and the last {count - 1}/{count}."
             if count
             else "Give at least one shard: 0/1.",
@@ -212,21 +209,178 @@ class Preset(StrEnum):
     numpy = "numpy"
 
 
-def parse_preset(text: str) -> Preset:
-    """Reads a preset's name.
+def preset(value: object) -> object:
+    """Read the name of a preset."""
+    if isinstance(value, str) and value not in list(Preset):
+        raise UnfitError(value, "not known", f"Known are {', '.join(Preset)}.")
+    return Preset(value) if isinstance(value, str) else value
 
-    Args:
-        text: The name.
 
-    Returns:
-        The preset.
-
-    Raises:
-        UsageError: If there is none of that name.
-    """
+def number(value: object) -> object:
+    """Read a number; what is neither a number nor the text of one is returned as it is."""
     try:
-        return Preset(text)
+        if isinstance(value, str):
+            return float(value)
+        if isinstance(value, Real) and not isinstance(value, bool):
+            return float(value)
     except ValueError:
-        raise UsageError(
-            f"--preset {text}: not known.", f"Known are {', '.join(Preset)}."
-        ) from None
+        raise UnfitError(value, "expected a number") from None
+    except OverflowError:
+        raise UnfitError(value, "expected a number that float64 holds") from None
+    return value
+
+
+def whole(value: object) -> object:
+    """Read a whole number; what is neither one nor the text of one is returned as it is."""
+    if isinstance(value, str) and _WHOLE.match(value.strip()):
+        return int(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    return value
+
+
+def factor(value: object) -> object:
+    """Read a factor: a number other than 0, or a fraction such as the 1/255 of pixels."""
+    if isinstance(value, str):
+        above, _, below = value.partition("/")
+        try:
+            found: object = float(above) / float(below or 1)
+        except (ValueError, ZeroDivisionError):
+            raise UnfitError(value, "expected a number, or a fraction such as 1/255") from None
+    else:
+        found = number(value)
+    if found == 0:
+        raise UnfitError(value, "expected a number other than 0")
+    return found
+
+
+def relative(value: object) -> object:
+    """Read a relative tolerance: a number, or `eps`, which is None."""
+    if isinstance(value, str) and value.strip().lower() == "eps":
+        return None
+    try:
+        return number(value)
+    except UnfitError:
+        raise UnfitError(value, "expected a number, or eps") from None
+
+
+def size(value: object) -> object:
+    """Read a number of bytes: `2GiB`, `512MB`, `1.5G` or plain bytes."""
+    if not isinstance(value, str):
+        return whole(value)
+    match = _SIZE.match(value.strip())
+    if match is None:
+        raise UnfitError(value, "expected a size", "Sizes are 2GiB, 512MB or 1.5G.")
+    digits, prefix, binary = match.groups()
+    # MB is 1000^2 bytes, as disks and the SI have it; MiB and a bare M are 1024^2, as in Slurm.
+    base = 1000 if value.strip().lower().endswith("b") and not binary else 1024
+    return int(float(digits) * base ** " kmgt".index(prefix.lower() or " "))
+
+
+def globs(value: object) -> object:
+    """Read patterns: texts with commas between patterns; empty ones are left out."""
+    texts = _texts(value, "expected a text or a list of texts")
+    parts = tuple(part.strip() for text in texts for part in text.split(","))
+    if texts and not any(parts):
+        raise UnfitError(texts[-1], "is empty", "Give a pattern, or leave the option out.")
+    return tuple(part for part in parts if part)
+
+
+def several(value: object) -> tuple[object, ...]:
+    """Return one value or several as a tuple; a mapping is not several values."""
+    if isinstance(value, str | bytes | Mapping | Number) or not isinstance(value, Iterable):
+        return (value,)
+    if getattr(value, "ndim", 1) == 0:  # an array without axes is a number
+        return (value.item(),)  # type: ignore[attr-defined]
+    return tuple(value)
+
+
+def paths(value: object) -> object:
+    """Read one path or several."""
+    return tuple(path(one) for one in ((value,) if isinstance(value, PathLike) else several(value)))
+
+
+def path(value: object) -> Path:
+    """Read a path."""
+    if not isinstance(value, str | PathLike):
+        raise UnfitError(value, "expected a path")
+    return Path(value)
+
+
+def model(value: object) -> object:
+    """Check that a model is named, or is something that builds one."""
+    if not isinstance(value, str) and not callable(value):
+        raise UnfitError(value, "expected a text, a class or a function")
+    return value
+
+
+def data(value: object) -> object:
+    """Read where points come from: a text, a path, a tensor, or what torch makes a tensor of."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, PathLike):
+        return str(value)
+    from torch import as_tensor  # torch is slow, and only Python passes arrays
+
+    try:
+        return as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise UnfitError(value, "expected a text, a path, a tensor or an array") from None
+
+
+def each(read: Callable[[Any], object]) -> Callable[[object], object]:
+    """Return a reader of one value or several."""
+    return lambda value: tuple(read(one) for one in several(value))
+
+
+def unchanged(value: object) -> object:
+    """Return a value as it is, for its type to be checked."""
+    return value
+
+
+def keywords(value: object) -> object:
+    """Read `KEY=VALUE` texts, the values as JSON, else as text; or a mapping, as it is."""
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    return tuple(_keyword(text) for text in _texts(value, "expected a table"))
+
+
+def _texts(value: object, expected: str) -> list[str]:
+    texts = [text for text in several(value) if isinstance(text, str)]
+    if len(texts) < len(several(value)):
+        raise UnfitError(value, expected)
+    return texts
+
+
+def _keyword(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise UnfitError(text, "not of the form KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except (ValueError, RecursionError):  # not JSON, or more than Python reads: a text
+        return key, value
+
+
+def device(value: object) -> object:
+    """Check the form of a name of a device, or of several with commas."""
+    if not isinstance(value, str) or value == "all":
+        return value
+    names = [name.strip() for name in value.split(",")]
+    for name in names:
+        kind, _, index = name.partition(":")
+        known = name in ("cpu", "cuda") or (kind == "cuda" and index.isdecimal())
+        if not known and (name != "auto" or len(names) > 1):
+            raise UnfitError(
+                value,
+                "not known",
+                "Known are auto, cpu, cuda, cuda:K, several with commas, and all (GPUs).",
+            )
+    return value
+
+
+def pattern_with_step(value: object) -> object:
+    """Check that a text holds `{step}` once."""
+    if isinstance(value, str) and value.count("{step}") != 1:
+        raise UnfitError(value, "expected one {step}", "Write run_{step}_v2 for run_500_v2.pt.")
+    return value

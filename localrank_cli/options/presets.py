@@ -1,57 +1,32 @@
 """`--preset`: the rules of published work under one name. docs/local_rank.md has the sources."""
 
-from dataclasses import replace
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-from localrank_cli.options.folder import FolderSettings
 from localrank_cli.options.parse import Preset
-from localrank_cli.options.table import AnalyzeOptions
 
 # max(n) eps(float32) is matrix_rank's own tolerance on the float32 Gram matrix of a 3 x 16 x 16
 # patch, whose eigenvalues are squares: (768 * 2^-23)^(1/2) on sigma, relative to sigma_1.
 _GRAM_RTOL = (3 * 16 * 16 * 2.0**-23) ** 0.5
 
-_Given = TypeVar("_Given", AnalyzeOptions, FolderSettings)
+# `hidden` leaves out the last layer; it is not an option of its own.
+_PRESETS: Mapping[Preset, Mapping[str, Any]] = {
+    Preset.patel2024: {"atol": (0.01,), "points": 128, "hidden": True},
+    # Their matrix_rank sees the patch alone.
+    Preset.feng2022: {"rtol": (_GRAM_RTOL,), "input_slice": "center:16", "sigma_1": "slice"},
+    Preset.numpy: {"rtol": (None,)},
+}
 
 
-def with_preset(options: AnalyzeOptions) -> AnalyzeOptions:
-    """Fills in what a preset says, where no flag says otherwise.
-
-    Args:
-        options: As given.
-
-    Returns:
-        The options, which still name the preset.
-    """
-    return options if options.preset is None else _filled(options, options.preset)
-
-
-def own_with_preset(own: FolderSettings) -> FolderSettings:
-    """Fills in what the preset of a series' own settings says, where they do not say otherwise.
+def preset_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the preset among some options says, by name; empty where there is none.
 
     Args:
-        own: The series' file.
-
-    Returns:
-        The settings.
+        given: The options with which the preset was named; layers that are named beside it are
+            meant as they are, the last one included.
     """
-    return own if own.preset is None else _filled(own, own.preset)
-
-
-def _filled(given: _Given, kind: Preset) -> _Given:
-    tolerances = {
-        Preset.patel2024: {"atol": (0.01,)},
-        Preset.feng2022: {"rtol": (_GRAM_RTOL,)},
-        Preset.numpy: {"rtol": (None,)},
-    }[kind]
-    if not given.atol and not given.rtol:
-        given = replace(given, **tolerances)  # type: ignore[arg-type]  # of several types
-    if kind is Preset.patel2024:
-        hidden = given.hidden or not given.layers
-        points = 128 if given.points is None else given.points
-        given = replace(given, points=points, hidden=hidden)
-    if kind is Preset.feng2022:
-        patch = "center:16" if given.input_slice is None else given.input_slice
-        # Their matrix_rank sees the patch alone.
-        given = replace(given, input_slice=patch, sigma_1=given.sigma_1 or "slice")
-    return given
+    preset = given.get("preset")
+    found = dict(_PRESETS[preset]) if preset is not None else {}
+    if given.get("layers"):
+        found.pop("hidden", None)
+    return found

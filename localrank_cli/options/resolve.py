@@ -3,39 +3,23 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.layers.select import Selection
 from localrank_cli.layers.slices import parse_slice
 from localrank_cli.model.mlp import ACTIVATIONS
-from localrank_cli.options.folder import FolderSettings, inside
-from localrank_cli.options.presets import own_with_preset
-from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.options.folder import FolderSettings, inside, read_folder_settings
+from localrank_cli.options.presets import preset_values
+from localrank_cli.options.setting import options_of
+from localrank_cli.options.table import DEFAULT_ATOL, AnalyzeOptions
 from localrank_cli.points.source import DataSource, check_source
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.userimport import CodeSpec
-
-
-def slices_of(options: AnalyzeOptions, own: FolderSettings) -> tuple[str, str]:
-    """Merges flags and the series' own settings; an empty flag takes a slice of the file away.
-
-    Args:
-        options: The flags.
-        own: The series' file.
-
-    Returns:
-        Of the varied tensor and of each output, in numpy's notation; empty: all.
-    """
-    pairs = (
-        (options.input_slice, own.input_slice),
-        (options.output_slice, own.output_slice),
-    )
-    given, taken = (flag if flag is not None else other or "" for flag, other in pairs)
-    return given, taken
 
 
 def check_whole(selection: Selection, input_metric: str) -> None:
@@ -62,6 +46,9 @@ def check_whole(selection: Selection, input_metric: str) -> None:
         )
 
 
+_Value = TypeVar("_Value")
+
+
 @dataclass(frozen=True)
 class Sampling:
     """What is estimated from samples, beside the Jacobians."""
@@ -72,38 +59,6 @@ class Sampling:
     labels_key: str = ""
 
 
-def resolve_sampling(options: AnalyzeOptions, own: FolderSettings) -> Sampling:
-    """Merges flags and the series' own settings.
-
-    A `--data` flag puts aside the labels that the file names in its own data.
-
-    Args:
-        options: The flags.
-        own: The series' file.
-
-    Returns:
-        What is asked for.
-
-    Raises:
-        UsageError: If numbers are given for information that nobody asks for.
-    """
-    asked = own.information if options.information is None else options.information
-    points, noise = options.information_points, options.information_noise
-    if not asked and (points is not None or noise is not None):
-        name = "noise" if points is None else "points"
-        raise UsageError(f"--information-{name} without --information.", "Give both or neither.")
-    labels = options.labels_key
-    if labels is None and options.data is None:
-        labels = own.labels_key
-    return Sampling(
-        information=bool(asked),
-        points=own.information_points if points is None else points,
-        noise=own.information_noise if noise is None else noise,
-        labels_key=labels or "",
-    )
-
-
-DEFAULT_ATOL = 0.01
 HF = "hf"  # the --model that transformers builds
 
 
@@ -169,109 +124,190 @@ class Settings:
         return str(self.dtype).removeprefix("torch.")
 
 
-def resolve(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> Settings:
-    """Merges flags, the series' own settings and the defaults.
+@dataclass(frozen=True)
+class SeriesOptions:
+    """The options that hold for one series, and which of them its folder decides."""
 
-    A `--model` or `--data` flag also puts aside what the file says to describe its own model or
-    data (model-arg; data-key, data-scale).
+    options: AnalyzeOptions
+    own: FolderSettings
+    folder: Path
+    given: frozenset[str] = frozenset()  # names of options that the user gave
+    from_folder: frozenset[str] = frozenset()  # names of options that localrank.toml gives
 
-    Args:
-        options: The flags.
-        own: The series' file.
-        folder: The series.
+    @property
+    def step_rule(self) -> StepRule:
+        """How the steps are found."""
+        options = self.options
+        return StepRule.parse(options.step_regex, options.step_from, options.step_pattern)
 
-    Returns:
-        The settings.
+    @property
+    def own_files(self) -> list[Path]:
+        """Files that the folder's settings name as data: they are no checkpoints, used or not."""
+        data = self.own.values.get("data")
+        return [self.folder / data] if data is not None else []
+
+
+def for_series(options: AnalyzeOptions, folder: Path) -> SeriesOptions:
+    """Return the options that hold for a series, with what its localrank.toml says.
+
+    Raises:
+        SettingsError: If the file cannot be read, or is wrong.
+    """
+    return with_own(options, read_folder_settings(folder), folder)
+
+
+def with_own(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> SeriesOptions:
+    """Fill in what was not given: from a preset, from the series' own settings, from their preset.
+
+    What still is not given then has its default. A preset that was given ranks above the file,
+    whose own preset it replaces. A `--model` or `--data` that was given replaces what the file says
+    of its own model or data (model-arg; data-key, data-scale, labels-key).
+    """
+    flags = {
+        option.name: value
+        for option in options_of(AnalyzeOptions)
+        if (value := getattr(options, option.name)) is not option.unset and value != ()
+    }
+    ours = dict(own.values)
+    for flag, about in _REPLACED.items():
+        if flag in flags:
+            ours = {name: value for name, value in ours.items() if name not in about}
+    if "model_arg" in ours:  # single arguments are replaced
+        arguments = dict(ours["model_arg"]) | dict(flags.get("model_arg", ()))
+        flags |= {"model_arg": tuple(arguments.items())} if "model_arg" in flags else {}
+    found: dict[str, Any] = {"hidden": True} if options.hidden else {}
+    preset = preset_values(ours)
+    if flags.get("layers") or ours.get("layers"):
+        preset.pop("hidden", None)
+    sources = [flags, preset_values(flags), ours, *([preset] if "preset" not in flags else [])]
+    for source in sources:
+        has_tolerances = "atol" in found or "rtol" in found
+        for name, value in source.items():
+            if not (has_tolerances and name in {"atol", "rtol"}):
+                found.setdefault(name, value)
+    filled: dict[str, Any] = _DEFAULTS | found
+    given = frozenset(flags)
+    return SeriesOptions(replace(options, **filled), own, folder, given, frozenset(ours) - given)
+
+
+# What localrank.toml says of its own model or data serves no other.
+_REPLACED = {
+    "model": {"model", "model_arg"},
+    "data": {"data", "data_key", "data_scale", "labels_key"},
+}
+# A number of points that was asked for is demanded of the data; the default is not. A default
+# tolerance holds only where neither kind was given.
+_DEFAULTS: dict[str, Any] = {
+    option.name: option.setting.default
+    for option in options_of(AnalyzeOptions)
+    if option.setting.default is not None and option.name not in {"points", "atol"}
+}
+
+
+def resolve(series: SeriesOptions) -> Settings:
+    """Return everything that decides the numbers of a series.
 
     Raises:
         SettingsError: If the file names code without --trust-model, or something is missing.
     """
-    notes: list[str] = []
-    if options.preset is None:  # a preset that was asked for beats the file, its preset included
-        own = own_with_preset(own)
-    model = _model(options, own, folder, notes)
-    include, exclude = _patterns(options, own)
-    wrt = options.wrt if options.wrt is not None else own.wrt
-    noise = _first(options.noise, own.noise, 1.0)
-    metric = _first(options.input_metric, own.input_metric, "identity")
-    sampling = resolve_sampling(options, own)
-    hidden = options.hidden or (own.hidden and not options.layers)
+    options, notes = series.options, list[str]()
+    model = _model(series, notes)
+    include = tuple(pattern for pattern in options.layers if not pattern.startswith("!"))
+    exclude = tuple(pattern[1:] for pattern in options.layers if pattern.startswith("!"))
+    slices = options.input_slice or "", options.output_slice or ""
+    metric = _value(options.input_metric)
+    sampling = _sampling(series)
     settings = Settings(
         model=model,
-        source=replace(
-            _source(options, own, folder), keep=metric == "data" or bool(sampling.labels_key)
+        source=replace(_source(series), keep=metric == "data" or bool(sampling.labels_key)),
+        selection=Selection(
+            include, exclude + options.exclude, options.wrt or "", options.hidden, *slices
         ),
-        selection=Selection(include, exclude, wrt or "", hidden, *slices_of(options, own)),
-        tolerances=_tolerances(options, own),
-        noise=noise,
-        dtype=getattr(torch, options.dtype or own.dtype or "float64"),
-        columns=own.columns,
+        tolerances=_tolerances(options),
+        noise=_value(options.noise),
+        dtype=getattr(torch, _value(options.dtype)),
+        columns=dict(series.own.columns),
         notes=tuple(notes),
         input_metric=metric,
         allow_small_cov=options.allow_small_cov,
         sampling=sampling,
-        sigma_1=_first(options.sigma_1, own.sigma_1, "slice"),
+        sigma_1=_value(options.sigma_1),
     )
     if settings.by_whole:
         check_whole(settings.selection, metric)
     return settings
 
 
-def _model(
-    options: AnalyzeOptions, own: FolderSettings, folder: Path, notes: list[str]
-) -> ModelChoice:
-    activation = _first(options.activation, own.activation, "relu")
-    if activation not in ACTIVATIONS:
-        raise SettingsError(
-            f"{own.path}: activation = {activation!r} is not known.",
-            f"Known are {', '.join(ACTIVATIONS)}.",
-        )
-    arguments = dict(options.model_args)
+def _value(value: _Value | None) -> _Value:
+    assert value is not None  # options with a default have one in a series
+    return value
+
+
+def _sampling(series: SeriesOptions) -> Sampling:
+    options = series.options
+    points, noise = options.information_points, options.information_noise
+    needless = series.given & {"information_points", "information_noise"}
+    if needless and not options.information:
+        flag = max(needless).replace("_", "-")
+        raise UsageError(f"--{flag} without --information.", "Give both or neither.")
+    return Sampling(bool(options.information), points, noise, options.labels_key or "")
+
+
+def _model(series: SeriesOptions, notes: list[str]) -> ModelChoice:
+    options, activation = series.options, _value(series.options.activation)
     code: CodeSpec | None = None
     factory: Callable[..., nn.Module] | None = None
-    is_hf = options.model == HF or (options.model is None and own.model == HF)
-    if is_hf:
-        arguments = arguments if options.model == HF else own.model_args | arguments
-    elif isinstance(options.model, str):
+    is_hf = options.model == HF
+    if isinstance(options.model, str) and not is_hf:
         code = _code(options.model, "--model")
-    elif options.model is not None:
+        if "model" in series.from_folder:
+            code = _trusted(code, "model", series)
+    elif options.model is not None and not isinstance(options.model, str):
         factory = options.model
-    elif own.model is not None:
-        code = _trusted(_own_code(own.model, own), "model", options, own, folder)
-        arguments = own.model_args | arguments
-    elif arguments or own.model_args:
+    elif options.model_arg and not is_hf:
         raise SettingsError(
             "--model-arg was given without --model.", "A plain MLP takes no arguments."
         )
-    if options.activation and (code or factory or is_hf):
+    if options.model is not None and "activation" in series.given:
         notes.append("--activation is ignored: the model's own code decides")
-    return ModelChoice(code, factory, arguments, activation, is_hf)
+    return ModelChoice(code, factory, dict(options.model_arg), activation, is_hf)
 
 
-def check_names(options: AnalyzeOptions) -> None:
-    """Checks the form of what flags name, without opening a file.
-
-    Args:
-        options: The flags.
+def check_names(series: SeriesOptions) -> None:
+    """Check the form of what options name, without opening a file.
 
     Raises:
-        UsageError: If something has no known form.
+        UsageError: If something that was given has no known form.
+        SettingsError: If something that the series' localrank.toml says has none.
     """
-    if options.activation is not None and options.activation not in ACTIVATIONS:
-        raise UsageError(
-            f"--activation {options.activation}: not known.",
-            f"Known are {', '.join(ACTIVATIONS)}.",
-        )
-    if isinstance(options.model, str) and options.model != HF:
-        _code(options.model, "--model")
-    if isinstance(options.data, str):
-        check_source(options.data)
-    for text, option in (
-        (options.input_slice, "--input-slice"),
-        (options.output_slice, "--output-slice"),
-    ):
-        if text:
-            parse_slice(text, option)
+    options = series.options
+    checks: tuple[tuple[str, Callable[[str, str], object]], ...] = (
+        ("activation", _check_activation),
+        ("model", _code),
+        ("data", lambda text, _: check_source(text)),
+        ("input_slice", parse_slice),
+        ("output_slice", parse_slice),
+    )
+    for name, check in checks:
+        text = getattr(options, name)
+        if not isinstance(text, str) or text in _NEEDS_NO_CHECK.get(name, ()):
+            continue
+        key = name.replace("_", "-")
+        try:
+            check(text, f"{key} =" if name in series.from_folder else f"--{key}")
+        except UsageError as error:
+            if name not in series.from_folder:
+                raise
+            raise SettingsError(f"{series.own.path}: {error.what}", error.advice) from error
+
+
+# An empty slice takes away the one that the folder's settings name.
+_NEEDS_NO_CHECK = {"model": (HF,), "input_slice": ("",), "output_slice": ("",)}
+
+
+def _check_activation(text: str, option: str) -> None:
+    if text not in ACTIVATIONS:
+        raise UsageError(f"{option} {text}: not known.", f"Known are {', '.join(ACTIVATIONS)}.")
 
 
 def _code(text: str, option: str) -> CodeSpec:
@@ -285,91 +321,48 @@ def _code(text: str, option: str) -> CodeSpec:
     return code
 
 
-def _own_code(text: str, own: FolderSettings) -> CodeSpec:
-    try:
-        return _code(text, "model =")
-    except UsageError as error:
-        raise SettingsError(f"{own.path}: {error.what}", error.advice) from error
-
-
-def _trusted(
-    code: CodeSpec, key: str, options: AnalyzeOptions, own: FolderSettings, folder: Path
-) -> CodeSpec:
-    if not options.trust_model:
+def _trusted(code: CodeSpec, key: str, series: SeriesOptions) -> CodeSpec:
+    if not series.options.trust_model:
         raise SettingsError(
-            f"{own.path}: names code to run, {code.place}:{code.name}.",
+            f"{series.own.path}: names code to run, {code.place}:{code.name}.",
             "Code that came with a folder runs only when you ask for it: read it, then pass"
             " --trust-model (or name it yourself with --model or --data).",
         )
     if code.is_file:
-        return CodeSpec(str(inside(folder, code.place, key)), code.name)
+        return CodeSpec(str(inside(series.folder, code.place, key)), code.name)
     return code
 
 
-def _source(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> DataSource:
-    count = _first(options.points, own.points, None)
-    seed = _first(options.seed, own.seed, 0)
-    if options.data is not None:
-        text = options.data if isinstance(options.data, str) else ""
-        array = options.data if isinstance(options.data, Tensor) else None
-        key, scale = options.data_key or "", options.data_scale
-        return DataSource(text, key, scale, count, seed, array)
-    if own.data is None:
+def _source(series: SeriesOptions) -> DataSource:
+    options = series.options
+    if options.data is None:
         raise SettingsError(
-            f"{folder}: no data to take points from.",
+            f"{series.folder}: no data to take points from.",
             "Give --data FILE (.safetensors, .npz, .npy, .pt), --data file.py:name, or"
             " --data normal:784 for random points of that shape.",
         )
-    key = _first(options.data_key, own.data_key, "")
-    scale = _first(options.data_scale, own.data_scale, None)
-    return DataSource(_own_data(own.data, options, own, folder), key, scale, count, seed)
+    array = options.data if isinstance(options.data, Tensor) else None
+    text = options.data if isinstance(options.data, str) else ""
+    if "data" in series.from_folder:
+        text = _own_data(text, series)
+    key, scale, seed = options.data_key or "", options.data_scale, _value(options.seed)
+    return DataSource(text, key, scale, options.points, seed, array)
 
 
-def _own_data(text: str, options: AnalyzeOptions, own: FolderSettings, folder: Path) -> str:
-    try:
-        check_source(text)
-    except UsageError as error:
-        raise SettingsError(f"{own.path}: {error.what}", error.advice) from error
+def _own_data(text: str, series: SeriesOptions) -> str:
     source = DataSource(text)
     if source.path is not None:
-        return str(inside(folder, text, "data"))
+        return str(inside(series.folder, text, "data"))
     if source.code is not None:
-        code = _trusted(source.code, "data", options, own, folder)
+        code = _trusted(source.code, "data", series)
         return f"{code.place}:{code.name}"
     return text
 
 
-def own_files(own: FolderSettings, folder: Path) -> list[Path]:
-    """Files that a series' settings name as data: they are no checkpoints, used or not.
-
-    Args:
-        own: The series' file.
-        folder: The series.
-
-    Returns:
-        Paths.
-    """
-    return [folder / own.data] if own.data is not None else []
-
-
-def _patterns(
-    options: AnalyzeOptions, own: FolderSettings
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    patterns = options.layers or own.layers
-    include = tuple(pattern for pattern in patterns if not pattern.startswith("!"))
-    exclude = tuple(pattern[1:] for pattern in patterns if pattern.startswith("!"))
-    return include, exclude + options.exclude
-
-
-def _tolerances(options: AnalyzeOptions, own: FolderSettings) -> tuple[Tolerance, ...]:
-    atol, rtol = options.atol, options.rtol
-    if not atol and not rtol:
-        atol, rtol = own.atol, own.rtol
-    if not atol and not rtol:
-        atol = (DEFAULT_ATOL,)
-    every = [Tolerance(atol=value) for value in atol] + [Tolerance(rtol=value) for value in rtol]
+def _tolerances(options: AnalyzeOptions) -> tuple[Tolerance, ...]:
+    atol = options.atol or (() if options.rtol else (DEFAULT_ATOL,))
+    every = [
+        *(Tolerance(atol=value) for value in atol),
+        *(Tolerance(rtol=value) for value in options.rtol),
+    ]
     return tuple({tolerance.label: tolerance for tolerance in every}.values())
-
-
-def _first(flag: Any, own: Any, default: Any) -> Any:
-    return flag if flag is not None else own if own is not None else default

@@ -1,280 +1,731 @@
-"""What the user asked for, as given; None or empty where nothing was said."""
+"""The options of every command that analyses, each in one entry.
 
-import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+A new option is one field here, and the place where it acts. None, an empty tuple and False mean
+that nothing was given; `resolve.py` fills in what localrank.toml, a preset and the defaults say.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from localrank_cli.checkpoints.names import StepRule
+from annotated_types import Ge, Gt, Interval, Le, Lt
+
 from localrank_cli.errors import UsageError
-from localrank_cli.options.parse import Part, Preset, Shard, check_part
-from localrank_cli.results.plan_file import Frozen
+from localrank_cli.options import parse
+from localrank_cli.options.parse import Part, Preset, Shard, StepRange
+from localrank_cli.options.setting import DANGER, Setting
 
 if TYPE_CHECKING:  # torch is not imported where options are only parsed
     from torch import Tensor, nn
 
-DTYPES = ("float64", "float32")
-ON_ERROR = ("stop", "skip")
-METRICS = ("identity", "data")
-SIGMA_1 = ("slice", "full")
+_LOCAL = "Workers"
+_SLURM = "Slurm"
 
+DEFAULT_ATOL = 0.01  # the rule in the published code of the first author of the paper
 
-@dataclass(frozen=True)
-class Follow:
-    """Watch a run in progress."""
+# Bytes: below this a Jacobian of a few hundred rows is cut into single products.
+LEAST_MEMORY = 16 * 2**20
+# The draw is seeded with a number of 64 bits.
+_MOST_SEED = 2**63 - 1
 
-    until: int | None = None  # the step after which to stop; None: until a signal
-    poll: float = 2.0  # seconds between looks
+_ROUNDING = (
+    "Below the rounding of the SVD every count is noise: with --atol 0 every layer would have full"
+    " rank. Use --rtol eps for the smallest tolerance that means something."
+)
+
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+# Its square must be a float64 that is neither 0 nor infinite.
+Noise = Annotated[float, Interval(ge=1e-150, le=1e150)]
+
+Atol = Annotated[
+    tuple[Positive, ...],
+    Setting(
+        help="Absolute tolerance: singular values above X count; repeat.",
+        metavar="X",
+        default=DEFAULT_ATOL,
+        advice=_ROUNDING,
+        in_folder=True,
+        decides=("tolerances",),
+    ),
+]
+Rtol = Annotated[
+    tuple[Annotated[float, Gt(0), Lt(1)] | None, ...],  # None: eps
+    Setting(
+        help="Relative tolerance: singular values above X times the largest count, or eps:"
+        " max(n_out, n_in) times the float32 epsilon; repeat.",
+        metavar="X",
+        read=parse.each(parse.relative),
+        advice="A relative tolerance lies between 0 and 1. Below the rounding of the SVD every"
+        " count is noise: use --rtol eps for the smallest that means something.",
+        in_folder=True,
+        decides=("tolerances",),
+    ),
+]
+Debug = Annotated[
+    bool, Setting(help="Show tracebacks of errors.", in_python=False, is_shared=False)
+]
 
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
-    """The arguments of `localrank analyze`, unresolved."""
+    """The options of `localrank analyze`, as given."""
 
-    checkpoints: tuple[Path, ...]
-    model: "str | Callable[..., nn.Module] | None" = None
-    model_args: tuple[tuple[str, Any], ...] = ()
-    activation: str | None = None
-    data: "str | Tensor | None" = None
-    data_key: str | None = None
-    data_scale: float | None = None
-    points: int | None = None
-    seed: int | None = None
-    layers: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    wrt: str | None = None
-    atol: tuple[float, ...] = ()
-    rtol: tuple[float | None, ...] = ()  # None: eps
-    noise: float | None = None
-    dtype: str | None = None
-    input_metric: str | None = None
-    allow_small_cov: bool = False
-    allow_unsaved: bool = False
-    preset: Preset | None = None
-    hidden: bool = False  # by a preset alone
-    input_slice: str | None = None
-    output_slice: str | None = None
-    sigma_1: str | None = None  # of what relative tolerances are taken under a slice
-    information: bool | None = None
-    information_points: int | None = None
-    information_noise: float | None = None  # of tr Cov(T); None: the square of noise
-    labels_key: str | None = None
-    device: str = "auto"
-    memory: int | None = None  # bytes; None: a quarter of what is free
-    pattern: str = ""
-    part: Part = field(default_factory=Part)
-    weights: str = "raw"
-    step_regex: str | None = None
-    step_from: str | None = None
-    output: Path | None = None
-    overwrite: bool = False
-    spectra: Path | None = None
-    on_error: str = "stop"
-    shard: Shard | None = None
-    frozen: Frozen | None = None  # only the checkpoints of a plan file
-    follow: Follow | None = None
-    trust_model: bool = False
-    trust_pickle: bool = False
+    checkpoints: Annotated[
+        tuple[Path, ...],
+        Setting(
+            help="Folders of checkpoints (each is a series), or single checkpoint files.",
+            metavar="CHECKPOINTS",
+            is_argument=True,
+            read=parse.paths,
+        ),
+    ]
+    model: Annotated[
+        "str | Callable[..., nn.Module] | None",
+        Setting(
+            help="The network's code: path/to/file.py:name or package.module:name, an nn.Module"
+            " class or a function that returns a module; or hf: built by transformers from the"
+            " config.json beside the weights. Without it: a plain MLP, inferred from the weights.",
+            metavar="SPEC",
+            read=parse.model,
+            in_folder=True,
+            decides=("model", "model_sha256"),
+        ),
+    ] = None
+    model_arg: Annotated[
+        tuple[tuple[str, Any], ...],
+        Setting(
+            help="A keyword argument for --model, its value as JSON, else as text; repeat.",
+            metavar="KEY=VALUE",
+            read=parse.keywords,
+            in_folder=True,
+            decides=("model_arguments",),
+        ),
+    ] = ()
+    activation: Annotated[
+        str | None,
+        Setting(
+            help="Activation of an inferred MLP: relu, tanh, gelu, ...",
+            metavar="NAME",
+            default="relu",
+            in_folder=True,
+            decides=("model",),
+        ),
+    ] = None
+    data: Annotated[
+        "str | Tensor | None",
+        Setting(
+            help="Where the points come from: a .safetensors, .npz, .npy or .pt file;"
+            " file.py:name; normal:3x32x32 or uniform:784 (the shape of one point).",
+            metavar="SPEC",
+            read=parse.data,
+            in_folder=True,
+            decides=("data", "data_sha256", "n_data"),
+        ),
+    ] = None
+    data_key: Annotated[
+        str | None,
+        Setting(
+            help="Which array of the data file. Default: the only one, else x, inputs or images.",
+            metavar="NAME",
+            in_folder=True,
+            decides=("data_key",),
+        ),
+    ] = None
+    data_scale: Annotated[
+        float | None,
+        Setting(
+            help="A factor for the data: 1/255 for pixels.",
+            metavar="X",
+            read=parse.factor,
+            in_folder=True,
+            decides=("data_scale",),
+        ),
+    ] = None
+    points: Annotated[
+        Count | None,
+        Setting(
+            help="How many points, drawn without replacement, the same at every checkpoint.",
+            metavar="N",
+            default=64,
+            in_folder=True,
+            decides=("point_indices",),
+        ),
+    ] = None
+    seed: Annotated[
+        Annotated[int, Interval(ge=0, le=_MOST_SEED)] | None,
+        Setting(
+            help="Seed of the draw.", metavar="S", default=0, in_folder=True, decides=("seed",)
+        ),
+    ] = None
+    layers: Annotated[
+        tuple[str, ...],
+        Setting(
+            help="Modules by qualified name, comma separated, * crosses dots, !GLOB leaves out;"
+            " repeat. Default: every Linear, Bilinear, Conv and ConvTranspose that runs.",
+            metavar="GLOB",
+            read=parse.globs,
+            in_folder=True,
+            decides=("layers",),
+        ),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...],
+        Setting(
+            help="Modules to leave out, comma separated; repeat.",
+            metavar="GLOB",
+            read=parse.globs,
+            in_folder=True,
+            decides=("layers",),
+        ),
+    ] = ()
+    wrt: Annotated[
+        str | None,
+        Setting(
+            help="Differentiate with respect to this module's output (an embedding, say)."
+            " Default: the network's input.",
+            metavar="NAME",
+            in_folder=True,
+            decides=("wrt",),
+        ),
+    ] = None
+    atol: Atol = ()
+    rtol: Rtol = ()
+    input_metric: Annotated[
+        Literal["identity", "data"] | None,
+        Setting(
+            help="Metric of the varied tensor: identity, or data: its covariance over the whole"
+            " data.",
+            metavar="NAME",
+            default="identity",
+            in_folder=True,
+            decides=("input_metric", "n_cov"),
+        ),
+    ] = None
+    allow_small_cov: Annotated[
+        bool,
+        Setting(help="Let --input-metric data run with no more points than directions."),
+    ] = False
+    allow_unsaved: Annotated[
+        bool,
+        Setting(
+            help="Analyse a network although parts of it (random features, masks) are drawn when"
+            " it is built and are in no checkpoint: they come from a fixed seed, and column"
+            " message names them.",
+            decides=("unsaved",),
+        ),
+    ] = False
+    noise: Annotated[
+        Noise | None,
+        Setting(
+            help="Standard deviation for gaussian_information.",
+            metavar="S",
+            default=1.0,
+            in_folder=True,
+            decides=("noise",),
+        ),
+    ] = None
+    preset: Annotated[
+        Preset | None,
+        Setting(
+            help="Rules of published work, where no flag says otherwise: patel2024 (atol 0.01,"
+            " hidden layers, 128 points), feng2022 (a 16 x 16 patch in the middle of the image,"
+            " rtol 0.0096), numpy (rtol eps).",
+            metavar="NAME",
+            read=parse.preset,
+            in_folder=True,
+        ),
+    ] = None
+    input_slice: Annotated[
+        str | None,
+        Setting(
+            help="Vary only this part of a point, in numpy's notation (':,8:24,8:24'), or"
+            " center:16.",
+            metavar="INDEX",
+            in_folder=True,
+            decides=("slices",),
+        ),
+    ] = None
+    output_slice: Annotated[
+        str | None,
+        Setting(
+            help="Only this part of each output: '-1,:' is the last token.",
+            metavar="INDEX",
+            in_folder=True,
+            decides=("slices",),
+        ),
+    ] = None
+    sigma_1: Annotated[
+        Literal["slice", "full"] | None,
+        Setting(
+            help="Whose largest singular value --rtol refers to under a slice: slice, the slice's"
+            " own, or full, that of the whole Jacobian, which is then computed too.",
+            metavar="NAME",
+            default="slice",
+            in_folder=True,
+            decides=("slices",),
+        ),
+    ] = None
+    information: Annotated[
+        bool | None,
+        Setting(
+            help="Add bounds on I(X;T) for each layer, in nats, and with labels on I(T;Y).",
+            flags=("--information/--no-information",),
+            in_folder=True,
+            in_inspect=False,
+            decides=("information_point_indices",),
+        ),
+    ] = None
+    information_points: Annotated[
+        Annotated[int, Ge(2)] | None,
+        Setting(
+            help="Points for --information. Default: 1000, or all.",
+            metavar="N",
+            in_folder=True,
+            in_inspect=False,
+            decides=("information_point_indices",),
+        ),
+    ] = None
+    information_noise: Annotated[
+        Positive | None,
+        Setting(
+            help="Noise variance of T for --information, as a share of tr Cov(T). Default: the"
+            " square of --noise.",
+            metavar="X",
+            in_folder=True,
+            in_inspect=False,
+            decides=("information_noise",),
+        ),
+    ] = None
+    labels_key: Annotated[
+        str | None,
+        Setting(
+            help="Array of labels in the data file: adds loss and accuracy at each checkpoint.",
+            metavar="NAME",
+            in_folder=True,
+            in_inspect=False,
+            decides=("labels_key",),
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        Setting(
+            help="auto, cpu, cuda or cuda:K; several with commas, or all GPUs, each with a process"
+            " of its own.",
+            metavar="NAME",
+            default="auto",
+            read=parse.device,
+            is_shared=False,
+        ),
+    ] = None
+    memory: Annotated[
+        Annotated[int, Ge(LEAST_MEMORY)] | None,  # bytes
+        Setting(
+            help="Memory to work in beside the weights and points, such as 2GiB. Default: a"
+            " quarter of what is free.",
+            metavar="SIZE",
+            read=parse.size,
+            advice="Give at least 16MiB: less is too little to work in.",
+            is_shared=False,
+        ),
+    ] = None
+    dtype: Annotated[
+        Literal["float64", "float32"] | None,
+        Setting(
+            help="Of the Jacobian: float64 or float32.",
+            metavar="NAME",
+            default="float64",
+            in_folder=True,
+            decides=("dtype",),
+        ),
+    ] = None
+    pattern: Annotated[
+        str | None,
+        Setting(help="Only checkpoints whose name matches.", metavar="GLOB", in_folder=True),
+    ] = None
+    steps: Annotated[
+        StepRange | None,
+        Setting(
+            help="Only steps from A to B, ends included; with C every C steps from A on.",
+            metavar="A:B[:C]",
+            read=parse.steps,
+            is_shared=False,
+        ),
+    ] = None
+    every: Annotated[
+        Count | None,
+        Setting(help="Only every K-th checkpoint.", metavar="K", is_shared=False),
+    ] = None
+    last: Annotated[
+        Count | None,
+        Setting(help="Only the last K checkpoints.", metavar="K", is_shared=False),
+    ] = None
+    weights: Annotated[
+        str | None,
+        Setting(
+            help="Which of several sets of weights in one file: raw (those that training goes on"
+            " with), ema (their average), or a key of the file.",
+            metavar="NAME",
+            default="raw",
+            in_folder=True,
+            decides=("weights",),
+        ),
+    ] = None
+    step_regex: Annotated[
+        str | None,
+        Setting(
+            help="How to find the step in a name: a regular expression whose one group, or group"
+            " named step, is the number.",
+            metavar="REGEX",
+            decides=("step_regex",),
+        ),
+    ] = None
+    step_pattern: Annotated[
+        str | None,
+        Setting(
+            help="How to find the step in a name: literal text with {step} for the number, such as"
+            " run_{step}_v2.",
+            metavar="TEXT",
+            read=parse.pattern_with_step,
+            in_folder=True,
+            decides=("step_regex",),
+        ),
+    ] = None
+    step_from: Annotated[
+        Literal["contents", "name", "epoch"] | None,
+        Setting(
+            help="Where steps are taken from: contents, name or epoch. Default: what is in the"
+            " file, else beside it, else its name.",
+            metavar="SOURCE",
+            in_folder=True,
+            decides=("step_from", "counting"),
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        Setting(
+            help="A .csv, .tsv, .jsonl or .parquet file (with --shard also a folder); - is CSV on"
+            " stdout. Default: a table on a terminal, CSV in a pipe.",
+            metavar="FILE",
+            read=parse.path,
+            flags=("--output", "-o"),
+            in_python=False,
+            in_inspect=False,
+            is_shared=False,
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        Setting(
+            help="Discard what FILE holds. Without it, rerun the same command to resume.",
+            in_python=False,
+            in_inspect=False,
+            is_shared=False,
+        ),
+    ] = False
+    spectra: Annotated[
+        Path | None,
+        Setting(
+            help="Keep the singular values of every point too, a file for each checkpoint; they"
+            " then come from the SVD of every matrix, so that they serve any tolerance.",
+            metavar="FOLDER",
+            read=parse.path,
+            in_python=False,
+            in_inspect=False,
+        ),
+    ] = None
+    on_error: Annotated[
+        Literal["stop", "skip"] | None,
+        Setting(
+            help="At a checkpoint that cannot be read or run: stop, or skip it (its row says why).",
+            metavar="WHAT",
+            default="stop",
+            in_inspect=False,
+        ),
+    ] = None
+    shard: Annotated[
+        Shard | None,
+        Setting(
+            help="Only the I-th of N parts of the work, I from 0 to N-1; auto asks Slurm or"
+            " RANK and WORLD_SIZE. Put the parts together with localrank merge.",
+            metavar="I/N",
+            read=parse.shard,
+            in_python=False,
+            in_inspect=False,
+            is_shared=False,
+        ),
+    ] = None
+    follow: Annotated[
+        bool,
+        Setting(
+            help="Watch a run in progress: analyse checkpoints as they appear and are whole, until"
+            " --until or Ctrl-C.",
+            in_python=False,
+            in_inspect=False,
+            is_shared=False,
+        ),
+    ] = False
+    until: Annotated[
+        int | None,
+        Setting(
+            help="With --follow: stop when this step is done in every series.",
+            metavar="STEP",
+            in_python=False,
+            in_inspect=False,
+            is_shared=False,
+        ),
+    ] = None
+    plan: Annotated[
+        Path | None,
+        Setting(
+            help="Only the checkpoints that a plan file of localrank submit lists, as they were"
+            " then.",
+            metavar="FILE",
+            read=parse.path,
+            in_python=False,
+            in_inspect=False,
+            is_shared=False,
+        ),
+    ] = None
+    quiet: Annotated[
+        bool,
+        Setting(
+            help="No notes and no progress bar.",
+            flags=("--quiet", "-q"),
+            in_python=False,
+            is_shared=False,
+        ),
+    ] = False
+    verbose: Annotated[
+        bool,
+        Setting(
+            help="Say how each layer is computed, and how long.",
+            flags=("--verbose", "-v"),
+            in_python=False,
+            in_inspect=False,
+            is_shared=False,
+        ),
+    ] = False
+    debug: Debug = False
+    trust_model: Annotated[
+        bool,
+        Setting(
+            help="Run the code that a series' own localrank.toml names. Dangerous in a folder"
+            " that is not yours.",
+            panel=DANGER,
+        ),
+    ] = False
+    trust_pickle: Annotated[
+        bool,
+        Setting(
+            help="Load pickles that run code. Dangerous: such a file can do anything you can.",
+            panel=DANGER,
+        ),
+    ] = False
+
+    # Leaves out the last layer; only a preset says so.
+    hidden: bool = False
+
+    @property
+    def part(self) -> Part:
+        """The part of each series that is analysed."""
+        return Part(self.steps, self.every or 1, self.last)
+
+    @property
+    def skips_errors(self) -> bool:
+        """Whether a checkpoint that cannot be read or run is passed over."""
+        return self.on_error == "skip"
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What `localrank inspect` offers besides the options of analyze."""
+
+    as_json: Annotated[bool, Setting(help="JSON on stdout.", flags=("--json",))] = False
+    timed: Annotated[
+        bool | None,
+        Setting(
+            help="Compute a few points, for the route and the time it takes.",
+            flags=("--time/--no-time",),
+            default=True,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """What `localrank submit` offers besides the options of analyze."""
+
+    cluster: Annotated[
+        Literal["local", "slurm"] | None,
+        Setting(
+            help="Where the workers run: local, processes on this machine; or slurm.",
+            metavar="NAME",
+            default="local",
+            panel=_LOCAL,
+        ),
+    ] = None
+    workers: Annotated[
+        Count | None,
+        Setting(
+            help="How many local workers; cores, memory and GPUs are divided among them. Default:"
+            " one for each GPU, else one for each core.",
+            metavar="N",
+            panel=_LOCAL,
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        Setting(
+            help="Submit nothing: print the shell script that would be run, with the plan, an"
+            " sbatch array and a merge.",
+            panel=_SLURM,
+        ),
+    ] = False
+    partition: Annotated[
+        str | None, Setting(help="Partition of Slurm.", metavar="NAME", panel=_SLURM)
+    ] = None
+    time: Annotated[
+        str | None,
+        Setting(
+            help="Time limit of a task, as sbatch takes it; unfinished work is requeued.",
+            metavar="LIMIT",
+            default="60",
+            panel=_SLURM,
+        ),
+    ] = None
+    gpus_per_task: Annotated[
+        Annotated[int, Ge(0), Le(1)] | None,
+        Setting(help="GPUs of a task.", metavar="N", panel=_SLURM),
+    ] = None
+    cpus_per_task: Annotated[
+        Count | None, Setting(help="Cores of a task.", metavar="N", panel=_SLURM)
+    ] = None
+    mem: Annotated[
+        str | None, Setting(help="Memory of a task, such as 8GB.", metavar="SIZE", panel=_SLURM)
+    ] = None
+    max_parallel: Annotated[
+        Count | None,
+        Setting(help="At most this many tasks at once.", metavar="N", panel=_SLURM),
+    ] = None
+    max_tasks: Annotated[
+        Count | None,
+        Setting(help="At most this many tasks in all.", metavar="N", default=64, panel=_SLURM),
+    ] = None
+    minutes_per_task: Annotated[
+        Positive | None,
+        Setting(
+            help="Group checkpoints so that a task takes about this long, by the time that a point"
+            " takes on this machine.",
+            metavar="X",
+            panel=_SLURM,
+        ),
+    ] = None
+    setup: Annotated[
+        tuple[str, ...],
+        Setting(
+            help="A line of shell before each task, such as module load; repeat.",
+            metavar="LINE",
+            panel=_SLURM,
+        ),
+    ] = ()
+    wait: Annotated[
+        bool,
+        Setting(help="Stay until the jobs have ended, with a progress bar.", panel=_SLURM),
+    ] = False
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """The options of `localrank merge`."""
+
+    tables: Annotated[
+        tuple[Path, ...],
+        Setting(
+            help="A folder with the tables of all shards, or the tables.",
+            metavar="FOLDER|FILES",
+            is_argument=True,
+            read=parse.paths,
+        ),
+    ]
+    output: Annotated[
+        Path | None,
+        Setting(
+            help="A .csv, .tsv, .jsonl or .parquet file.",
+            metavar="FILE",
+            read=parse.path,
+            flags=("--output", "-o"),
+        ),
+    ] = None
+    partial: Annotated[bool, Setting(help="Merge what is there, and list what is missing.")] = False
+    overwrite: Annotated[bool, Setting(help="Write over FILE if it exists.")] = False
+    plan: Annotated[
+        Path | None,
+        Setting(
+            help="All that this plan file of localrank submit lists must be there; the parts beside"
+            " it are removed then.",
+            metavar="FILE",
+            read=parse.path,
+        ),
+    ] = None
+    debug: Debug = False
+
+
+@dataclass(frozen=True)
+class RethresholdOptions:
+    """The options of `localrank rethreshold`."""
+
+    spectra: Annotated[
+        tuple[Path, ...],
+        Setting(
+            help="What analyze --spectra FOLDER wrote.",
+            metavar="FOLDER",
+            is_argument=True,
+            read=parse.paths,
+        ),
+    ]
+    atol: Atol = ()
+    rtol: Rtol = ()
+    noise: Annotated[
+        Noise | None,
+        Setting(
+            help="Standard deviation for gaussian_information. Default: as it was.", metavar="S"
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        Setting(
+            help="A .csv, .tsv, .jsonl or .parquet file. Default: a table on a terminal, CSV in a"
+            " pipe.",
+            metavar="FILE",
+            read=parse.path,
+            flags=("--output", "-o"),
+        ),
+    ] = None
+    overwrite: Annotated[bool, Setting(help="Write over FILE if it exists.")] = False
+    quiet: Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"))] = False
+    debug: Debug = False
 
 
 def check_options(options: AnalyzeOptions) -> None:
-    """Checks everything that can be seen without opening a file or importing torch.
-
-    Args:
-        options: As given.
+    """Check what can be seen of several options together, without opening a file.
 
     Raises:
-        UsageError: If something is wrong.
+        UsageError: If some of them exclude one another.
     """
     if not options.checkpoints:
         raise UsageError("no checkpoints were named.", "Name a folder of checkpoints.")
-    check_tolerances(options.atol, options.rtol)
-    check_numbers(options.noise, options.points, options.seed, options.data_scale)
-    check_words(options.dtype, options.input_metric, options.sigma_1)
-    check_sampling(options.information_points, options.information_noise)
-    _check_device(options.device)
-    check_part(options.part)
-    _check_follow(options)
-    if options.on_error not in ON_ERROR:
-        raise UsageError(
-            f"--on-error {options.on_error}: not known.", f"Known are {' and '.join(ON_ERROR)}."
-        )
-    StepRule.parse(options.step_regex, options.step_from)
-
-
-def _check_follow(options: AnalyzeOptions) -> None:
-    if options.follow is None:
-        return
-    if options.part.every != 1 or options.part.last is not None:
+    if options.until is not None and not options.follow:
+        raise UsageError("--until without --follow.", "Give both, or choose steps with --steps.")
+    if options.step_regex is not None and options.step_pattern is not None:
+        raise UsageError("--step-regex and --step-pattern: both say the same.", "Give one of them.")
+    if options.follow and (options.every is not None or options.last is not None):
         raise UsageError(
             "--follow with --every or --last: nobody knows which checkpoints are still to come.",
             "Choose steps with --steps A:B:C.",
         )
-    if options.shard is not None:
+    if options.follow and options.shard is not None:
         raise UsageError(
             "--follow with --shard: a series that grows cannot be divided.", "Give one of them."
         )
-
-
-def check_sampling(points: int | None, noise: float | None) -> None:
-    """Checks the numbers of `--information`, of flags or of a series' own settings.
-
-    Args:
-        points: How many.
-        noise: Share of tr Cov(T).
-
-    Raises:
-        UsageError: If one is out of range.
-    """
-    if points is not None and points < 2:
-        raise UsageError(f"--information-points {points}: at least 2.")
-    if noise is not None and not _positive(noise):
-        raise UsageError(f"--information-noise {noise:g}: must be positive and finite.")
-
-
-def check_tolerances(atol: Sequence[float], rtol: Sequence[float | None]) -> None:
-    """Checks tolerances, of flags or of a series' own settings.
-
-    Args:
-        atol: Absolute tolerances.
-        rtol: Relative tolerances; None is eps.
-
-    Raises:
-        UsageError: If one is out of range.
-    """
-    for value in atol:
-        if not _positive(value):
-            raise UsageError(
-                f"--atol {value:g}: a tolerance must be positive and finite.",
-                "Below the rounding of the SVD every count is noise: with --atol 0 every layer"
-                " would have full rank. Use --rtol eps for the least tolerance that means"
-                " something.",
-            )
-    for relative in rtol:
-        if relative is None:
-            continue
-        if not _positive(relative):
-            raise UsageError(
-                f"--rtol {relative:g}: a tolerance must be positive.",
-                "Below the rounding of the SVD every count is noise. Use --rtol eps for the least"
-                " tolerance that means something.",
-            )
-        if relative >= 1:
-            raise UsageError(
-                f"--rtol {relative:g}: must be under 1.", "No singular value exceeds sigma_1."
-            )
-
-
-def check_numbers(
-    noise: float | None, points: int | None, seed: int | None, scale: float | None
-) -> None:
-    """Checks the numbers that flags and a series' own settings share.
-
-    Args:
-        noise: Standard deviation.
-        points: How many points.
-        seed: Of the draw.
-        scale: Of the data.
-
-    Raises:
-        UsageError: If one is out of range.
-    """
-    if noise is not None and not _positive(noise):
-        raise UsageError(f"--noise {noise:g}: must be positive and finite.")
-    if noise is not None and not 1e-150 <= noise <= 1e150:
-        raise UsageError(f"--noise {noise:g}: its square must be a float: 1e-150 to 1e150.")
-    if points is not None and points < 1:
-        raise UsageError(f"--points {points}: at least 1.")
-    if seed is not None and not 0 <= seed < 2**63:
-        raise UsageError(f"--seed {seed}: a number from 0 to 2^63 - 1.")
-    if scale is not None and not _positive(abs(scale)):
-        raise UsageError(f"--data-scale {scale}: a finite number other than 0.")
-
-
-def check_words(dtype: str | None, input_metric: str | None, sigma_1: str | None = None) -> None:
-    """Checks settings that take one of a few words.
-
-    Args:
-        dtype: Of the Jacobian.
-        input_metric: Of the varied tensor.
-        sigma_1: What a relative tolerance refers to.
-
-    Raises:
-        UsageError: If a word is not known.
-    """
-    for option, word, known in (
-        ("--dtype", dtype, DTYPES),
-        ("--input-metric", input_metric, METRICS),
-        ("--sigma-1", sigma_1, SIGMA_1),
-    ):
-        if word is not None and word not in known:
-            raise UsageError(f"{option} {word}: not known.", f"Known are {' and '.join(known)}.")
-
-
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)
-# Bytes: below this a Jacobian of a few hundred rows is cut into single products.
-LEAST_MEMORY = 16 * 2**20
-
-
-def parse_size(text: str) -> int:
-    """Reads a size in bytes.
-
-    Args:
-        text: `2GiB`, `512MB`, `1.5G` (1024^3) or a number of bytes.
-
-    Returns:
-        Bytes.
-
-    Raises:
-        UsageError: If it is no size, or too little to work in.
-    """
-    match = _SIZE.match(text.strip())
-    if match is None:
-        raise UsageError(f"--memory {text}: not a size.", "Sizes are 2GiB, 512MB or 1.5G.")
-    number, prefix, binary = match.groups()
-    # MB is 1000^2, as disks and SI have it; MiB and a bare M are 1024^2, as Slurm has it.
-    base = 1000 if text.strip().lower().endswith("b") and not binary else 1024
-    size = int(float(number) * base ** " kmgt".index(prefix.lower() or " "))
-    if size < LEAST_MEMORY:
-        raise UsageError(f"--memory {text}: too little to work in.", "Give at least 16MiB.")
-    return size
-
-
-def parse_rtol(text: str) -> float | None:
-    """Reads a relative tolerance.
-
-    Args:
-        text: A number, or `eps`.
-
-    Returns:
-        The number; None for eps.
-
-    Raises:
-        UsageError: If it is neither.
-    """
-    if text.strip().lower() == "eps":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"--rtol {text}: neither a number nor eps.") from None
-
-
-def _positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
-
-
-def _check_device(device: str) -> None:
-    if device == "all":
-        return
-    names = device.split(",")
-    for name in names:
-        kind, _, index = name.strip().partition(":")
-        known = name.strip() in ("cpu", "cuda") or (kind == "cuda" and index.isdecimal())
-        if not known and (name != "auto" or len(names) > 1):
-            raise UsageError(
-                f"--device {device}: not known.",
-                "Known are auto, cpu, cuda, cuda:K, several with commas, and all (GPUs).",
-            )

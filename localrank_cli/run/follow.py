@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from localrank_cli.checkpoints.names import StepRule
+from localrank_cli.checkpoints.names import NameRule
 from localrank_cli.checkpoints.order import Settled
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import CheckpointFile, find_checkpoints, find_folders
+from localrank_cli.checkpoints.weights import RAW
 from localrank_cli.errors import LocalrankError, Note, SettingsError, UnreadableError
-from localrank_cli.options.folder import read_folder_settings
-from localrank_cli.options.resolve import own_files
-from localrank_cli.options.table import AnalyzeOptions, Follow
+from localrank_cli.options.resolve import for_series
+from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import Headers, PlannedCheckpoint, Setting, failed_record
 from localrank_cli.run.plan import Plan, SeriesPlan, make_plan
@@ -33,19 +33,16 @@ class Watch:
         options: With `follow`.
         note: Takes each note for the user.
         sleep: Waits; replaced in tests.
+        poll: Seconds between looks.
     """
 
     options: AnalyzeOptions
     note: Note
     sleep: Callable[[float], None] = time.sleep
+    poll: float = 2.0  # seconds between looks
     _seen: dict[Path, tuple[object, float]] = field(default_factory=dict)  # footprint, since when
     _taken: set[tuple[str, str]] = field(default_factory=set)  # run, checkpoint
     _settled: dict[str, Settled] = field(default_factory=dict)  # run -> how steps are found
-
-    @property
-    def _follow(self) -> Follow:
-        assert self.options.follow is not None
-        return self.options.follow
 
     def first_plan(self) -> Plan:
         """Waits until every series has a checkpoint that is whole, and plans.
@@ -61,7 +58,7 @@ class Watch:
             if not told:
                 self.note("waiting for the first checkpoint")
                 told = True
-            self.sleep(self._follow.poll)
+            self.sleep(self.poll)
         plan = make_plan(replace(self.options, checkpoints=tuple(ready)), self.note)
         for series in plan.series:
             self._taken |= {(series.run, name) for name in series.found}
@@ -72,7 +69,7 @@ class Watch:
         ready: list[Path] = []
         for path in self.options.checkpoints:
             with suppress(UnreadableError):
-                (folder, named), *_ = find_folders([path]).items()
+                (folder, named), *_ = find_folders([path], self._names_rule).items()
                 files = self._files(folder, named)
                 whole = [file for file in files if self._is_settled(file)]
                 if whole:
@@ -91,8 +88,8 @@ class Watch:
             Plans of new checkpoints alone, until the step to stop at has come in every series.
         """
         latest = {series.run: _latest(series) for series in plan.series}
-        while self._follow.until is None or min(latest.values()) < self._follow.until:
-            self.sleep(self._follow.poll)
+        while self.options.until is None or min(latest.values()) < self.options.until:
+            self.sleep(self.poll)
             series = [self._more(one) for one in plan.series]
             new = replace(plan, series=tuple(series))
             if new.n_checkpoints:
@@ -114,7 +111,7 @@ class Watch:
                 planned += self._plan_one(file, series)
             except LocalrankError as error:
                 # Steps that cannot be told concern the series, not the one checkpoint.
-                if self.options.on_error != "skip" or isinstance(error, SettingsError):
+                if not self.options.skips_errors or isinstance(error, SettingsError):
                     raise
                 step = self._settled.get(series.run, series.settled).step_of_unread(file)
                 failures.append(failed_record(series.run, file.name, step, error))
@@ -128,13 +125,14 @@ class Watch:
 
     def _plan_one(self, file: CheckpointFile, series: SeriesPlan) -> list[PlannedCheckpoint]:
         alone = replace(series.series, files=(file,))
-        rule = StepRule.parse(self.options.step_regex, self.options.step_from)
+        own = for_series(self.options, series.series.folder)
         setting = Setting(
             earlier=self._settled.get(series.run, series.settled),
             is_inferred=series.settings.model.is_inferred,
             is_hf=series.settings.model.is_hf,
         )
-        headers = Headers(alone, self.options.trust_pickle, rule, self.options.weights, setting)
+        weights = own.options.weights or RAW
+        headers = Headers(alone, self.options.trust_pickle, own.step_rule, weights, setting)
         found = headers.steps(self.note)
         self._settled[series.run] = headers.settled
         steps = self.options.part.steps
@@ -145,15 +143,18 @@ class Watch:
         ]
 
     def _files(self, folder: Path, named: Sequence[Path]) -> tuple[CheckpointFile, ...]:
-        rule = StepRule.parse(self.options.step_regex, self.options.step_from)
-        excluded = own_files(read_folder_settings(folder), folder)
+        own = for_series(self.options, folder)
+        excluded, pattern = own.own_files, own.options.pattern or ""
         if isinstance(self.options.data, str):
             excluded.append(Path(self.options.data).absolute())
         try:
-            found = find_checkpoints(folder, named, self.options.pattern, excluded, rule.names)
+            found = find_checkpoints(folder, named, pattern, excluded, own.step_rule.names)
         except UnreadableError:  # none yet
             return ()
         return found.files
+
+    def _names_rule(self, folder: Path) -> NameRule:
+        return for_series(self.options, folder).step_rule.names
 
     def _is_settled(self, file: CheckpointFile) -> bool:
         """Whether nothing wrote to it since the last look, and it is whole by its own account."""

@@ -20,20 +20,20 @@ from localrank_cli.checkpoints.series import (
     find_folders,
     run_names,
 )
-from localrank_cli.checkpoints.weights import described
+from localrank_cli.checkpoints.weights import RAW, described
 from localrank_cli.errors import Note, SettingsError, UnreadableError
 from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.machine import memory_budget, pick_device
 from localrank_cli.measures.table import AVERAGED
 from localrank_cli.model.build import move_model
 from localrank_cli.model.fill import Expected, fill_model
-from localrank_cli.options.folder import read_folder_settings
-from localrank_cli.options.presets import with_preset
+from localrank_cli.options.folder import FolderSettings
 from localrank_cli.options.resolve import (
     ModelChoice,
+    SeriesOptions,
     Settings,
     check_names,
-    own_files,
+    for_series,
     resolve,
 )
 from localrank_cli.options.table import AnalyzeOptions, check_options
@@ -42,7 +42,7 @@ from localrank_cli.points.files import file_hash
 from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.manifest import DEFINITIONS
-from localrank_cli.results.plan_file import FrozenSeries
+from localrank_cli.results.plan_file import Frozen, FrozenSeries
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.covariance import MetricPlan, plan_metric
 from localrank_cli.run.headers import (
@@ -115,22 +115,23 @@ class Plan:
         return sum(len(series.in_order) for series in self.series)
 
 
-def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
-    """Plans a run.
+def make_plan(options: AnalyzeOptions, note: Note, listed: Frozen | None = None) -> Plan:
+    """Plan a run.
 
     Args:
         options: What the user asked for.
-        note: Takes each note for the user.
+        note: Receives each note for the user.
+        listed: A plan file, whose checkpoints alone are planned.
 
     Returns:
         The plan; nothing has been computed but one forward pass for each series.
     """
     check_options(options)
-    options = with_preset(options)
-    check_names(options)
-    device = pick_device(options.device)
-    rule = StepRule.parse(options.step_regex, options.step_from)
-    named = find_folders(options.checkpoints, rule.names)
+    check_names(SeriesOptions(options, FolderSettings(), Path()))
+    device = pick_device(options.device or "auto")
+    named = find_folders(
+        options.checkpoints, lambda folder: for_series(options, folder).step_rule.names
+    )
     runs = run_names(list(named))
     memory = memory_budget(device) if options.memory is None else options.memory
     planned = []
@@ -140,9 +141,9 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
             prefix = f"{runs[folder]}: " if len(named) > 1 else ""
             planned.append(
                 _plan_series(
-                    replace(options, memory=memory),
-                    folder,
+                    for_series(replace(options, memory=memory), folder),
                     named[folder],
+                    listed.of_run(runs[folder]) if listed is not None else None,
                     runs[folder],
                     device,
                     _prefixed(note, prefix),
@@ -156,29 +157,29 @@ def make_plan(options: AnalyzeOptions, note: Note) -> Plan:
         if plan.settings.by_whole:
             whole = plan.examination.whole_records
             check_fits(whole, plan.examination.survey.n_in, memory - plan.metric.n_bytes)
-    skips = options.on_error == "skip"
-    return Plan(tuple(planned), device, memory, extra, options.trust_pickle, skips)
+    return Plan(tuple(planned), device, memory, extra, options.trust_pickle, options.skips_errors)
 
 
 def _plan_series(
-    options: AnalyzeOptions,
-    folder: Path,
+    own: SeriesOptions,
     named: Sequence[Path],
+    listed: FrozenSeries | None,
     run: str,
     device: torch.device,
     note: Note,
 ) -> SeriesPlan:
-    own = read_folder_settings(folder)
+    check_names(own)
+    options, folder, rule = own.options, own.folder, own.step_rule
     # A folder without checkpoints is the mistake to name first, not the data that it lacks.
-    rule = StepRule.parse(options.step_regex, options.step_from)
-    find_checkpoints(folder, named, options.pattern, own_files(own, folder), rule.names)
-    settings = resolve(options, own, folder)
+    pattern = options.pattern or ""
+    find_checkpoints(folder, named, pattern, own.own_files, rule.names)
+    settings = resolve(own)
     for text in settings.notes:
         note(text)
-    data_files = [*own_files(own, folder), *filter(None, [settings.source.path])]
-    series = find_checkpoints(folder, named, options.pattern, data_files, rule.names)
-    series, headers = _headers(options, settings, series, run, rule)
-    failures = Failures(run, skips=options.on_error == "skip")
+    data_files = [*own.own_files, *filter(None, [settings.source.path])]
+    series = find_checkpoints(folder, named, pattern, data_files, rule.names)
+    series, headers = _headers(options, settings, series, listed, rule)
+    failures = Failures(run, skips=options.skips_errors)
     steps = headers.steps(note, failures.taker)
     if not steps:
         failures.refuse_all(folder)
@@ -224,22 +225,25 @@ def _plan_series(
         metric=metric,
         samples=plan_samples(settings, points, examination, options.memory or 0),
         settled=headers.settled,
-        weights=options.weights,
+        weights=options.weights or RAW,
         unsaved=unsaved,
     )
 
 
 def _headers(
-    options: AnalyzeOptions, settings: Settings, series: Series, run: str, rule: StepRule
+    options: AnalyzeOptions,
+    settings: Settings,
+    series: Series,
+    listed: FrozenSeries | None,
+    rule: StepRule,
 ) -> tuple[Series, Headers]:
     """Return the checkpoints to look at, of a plan file if there is one, and their headers."""
     choice = settings.model
     setting = Setting(series.files, is_inferred=choice.is_inferred, is_hf=choice.is_hf)
-    if options.frozen is not None:
-        listed = options.frozen.of_run(run)
+    if listed is not None:
         setting = replace(setting, counting=Counting.of_text(listed.settings.get("counting")))
         series = narrow(series, listed)
-    return series, Headers(series, options.trust_pickle, rule, options.weights, setting)
+    return series, Headers(series, options.trust_pickle, rule, options.weights or RAW, setting)
 
 
 def _tell_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:

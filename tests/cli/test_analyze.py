@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -8,25 +7,23 @@ from tests.cli.program import invoke
 
 
 @pytest.fixture
-def handed_down(monkeypatch: pytest.MonkeyPatch) -> list[tuple[AnalyzeOptions, dict[str, Any]]]:
-    seen: list[tuple[AnalyzeOptions, dict[str, Any]]] = []
+def handed_down(monkeypatch: pytest.MonkeyPatch) -> list[AnalyzeOptions]:
+    seen: list[AnalyzeOptions] = []
 
-    def run_analysis(options: AnalyzeOptions, **how: Any) -> int:
-        seen.append((options, how))
+    def run_analysis(options: AnalyzeOptions) -> int:
+        seen.append(options)
         return 0
 
     monkeypatch.setattr("localrank_cli.cli.run_analyze.run_analysis", run_analysis)
     return seen
 
 
-def test_nothing_said(handed_down: list[Any]) -> None:
+def test_nothing_said(handed_down: list[AnalyzeOptions]) -> None:
     assert invoke("analyze", "a").code == 0
-    assert handed_down == [
-        (AnalyzeOptions(checkpoints=(Path("a"),)), {"quiet": False, "verbose": False})
-    ]
+    assert handed_down == [AnalyzeOptions(checkpoints=(Path("a"),))]
 
 
-def test_every_option(handed_down: list[Any]) -> None:
+def test_every_option(handed_down: list[AnalyzeOptions]) -> None:
     words = (
         "a b --model m.py:Net --model-arg width=3 --model-arg name=x --activation tanh"
         " --data d.npz --data-key k --data-scale 0.5 --points 7 --seed 8 --layers fc*,!fc3"
@@ -37,32 +34,31 @@ def test_every_option(handed_down: list[Any]) -> None:
     outcome = invoke("analyze", *words.split())
     assert (outcome.code, outcome.stderr) == (0, "")
     assert handed_down == [
-        (
-            AnalyzeOptions(
-                checkpoints=(Path("a"), Path("b")),
-                model="m.py:Net",
-                model_args=(("width", 3), ("name", "x")),
-                activation="tanh",
-                data="d.npz",
-                data_key="k",
-                data_scale=0.5,
-                points=7,
-                seed=8,
-                layers=("fc*", "!fc3", "head"),
-                exclude=("x", "y", "z"),
-                wrt="embed",
-                atol=(0.1, 1.0),
-                rtol=(0.2, None),
-                noise=2.0,
-                dtype="float32",
-                input_metric="identity",
-                device="cpu",
-                pattern="step_*",
-                output=Path("o.csv"),
-                trust_model=True,
-                trust_pickle=True,
-            ),
-            {"quiet": True, "verbose": True},
+        AnalyzeOptions(
+            checkpoints=(Path("a"), Path("b")),
+            model="m.py:Net",
+            model_arg=(("width", 3), ("name", "x")),
+            activation="tanh",
+            data="d.npz",
+            data_key="k",
+            data_scale=0.5,
+            points=7,
+            seed=8,
+            layers=("fc*", "!fc3", "head"),
+            exclude=("x", "y", "z"),
+            wrt="embed",
+            atol=(0.1, 1.0),
+            rtol=(0.2, None),
+            noise=2.0,
+            dtype="float32",
+            input_metric="identity",
+            device="cpu",
+            pattern="step_*",
+            output=Path("o.csv"),
+            quiet=True,
+            verbose=True,
+            trust_model=True,
+            trust_pickle=True,
         )
     ]
 
@@ -86,9 +82,11 @@ def test_every_option(handed_down: list[Any]) -> None:
         ("a=" + "9" * 5000, "9" * 5000),
     ],
 )
-def test_model_arguments_are_json_or_text(handed_down: list[Any], text: str, value: object) -> None:
+def test_model_arguments_are_json_or_text(
+    handed_down: list[AnalyzeOptions], text: str, value: object
+) -> None:
     assert invoke("analyze", "x", "--model", "m.py:N", "--model-arg", text).code == 0
-    assert handed_down[0][0].model_args == (("a", value),)
+    assert handed_down[0].model_arg == (("a", value),)
 
 
 @pytest.mark.parametrize("text", ["a", "=3", "a-b=3", "1a=3", ""])

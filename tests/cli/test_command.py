@@ -3,8 +3,7 @@
 import pytest
 import typer
 
-from localrank_cli.cli.analyze import shared_words
-from localrank_cli.cli.command import words_of
+from localrank_cli.cli.command import shared_names, words_of
 from localrank_cli.cli.main import app
 
 
@@ -21,4 +20,4 @@ from localrank_cli.cli.main import app
 def test_words_are_told_again(given: list[str]) -> None:
     command = typer.main.get_command(app).commands["analyze"]  # type: ignore[attr-defined]  # of a group
     with command.make_context("analyze", ["/run", *given]) as context:
-        assert words_of(context, shared_words()) == ["/run", *given]
+        assert words_of(context, shared_names()) == ["/run", *given]

@@ -85,7 +85,7 @@ def test_two_series(series: Path, tmp_path: Path) -> None:
     ("words", "code", "said"),
     [
         (("nope",), 1, "there is no such file or folder"),
-        (("RUN", "--atol", "0"), 2, "must be positive"),
+        (("RUN", "--atol", "0"), 2, "expected more than 0"),
         (("RUN", "--layers", "nope"), 1, "nope"),
         (("RUN", "--memory", "1B"), 2, "too little"),
     ],

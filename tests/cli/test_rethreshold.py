@@ -110,7 +110,7 @@ def test_going_on_computes_what_has_no_spectra(tmp_path: Path) -> None:
     [
         (("nope",), 1, "there is no such folder"),
         ((".",), 1, "holds no singular values"),
-        (("kept", "--atol", "0"), 2, "must be positive"),
+        (("kept", "--atol", "0"), 2, "expected more than 0"),
         (("kept", "--rtol", "1e-17"), 1, "under the rounding of the method"),
         (("kept", "-o", "a.xlsx"), 2, "names no format"),
         (("kept", "-o", "no/a.csv"), 1, "cannot be written"),

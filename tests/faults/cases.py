@@ -189,15 +189,13 @@ FAULTS: dict[str, Fault] = {
         _linked_data, "there is no such data file", data=""
     ),
     "a `localrank.toml` that is a link to itself": Fault(
-        _link("localrank.toml", "localrank.toml"), "is no file that can be read"
+        _link("localrank.toml", "localrank.toml"), "is not a regular file"
     ),
     "a `localrank.toml` that is no TOML": Fault(
         _file("localrank.toml", b"data = 'x.np"), "cannot be read"
     ),
     "a pipe in place of a checkpoint": Fault(_pipe("step_7.safetensors"), "the file is empty"),
-    "a pipe in place of `localrank.toml`": Fault(
-        _pipe("localrank.toml"), "is no file that can be read"
-    ),
+    "a pipe in place of `localrank.toml`": Fault(_pipe("localrank.toml"), "is not a regular file"),
     "a name that is not UTF-8": Fault(_named(b"step_\xff7.safetensors"), "the path is not UTF-8"),
 }
 

@@ -11,9 +11,6 @@ from torch import nn
 
 from localrank_cli import analyze
 from localrank_cli.errors import LayerError, ModelError, SettingsError, UsageError
-from localrank_cli.options.parse import Preset
-from localrank_cli.options.presets import with_preset
-from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import COLUMNS
 from tests.cli.program import invoke
 from tests.helpers import save_series
@@ -88,18 +85,6 @@ def test_numpy(tmp_path: Path) -> None:
     assert frame["rtol"].iloc[0] == 4 * torch.finfo(torch.float32).eps
 
 
-def test_a_flag_beats_a_preset() -> None:
-    given = AnalyzeOptions(
-        (), preset=Preset.patel2024, atol=(0.5,), points=7, layers=("fc*",), hidden=False
-    )
-    found = with_preset(given)
-    assert (found.atol, found.points, found.layers) == ((0.5,), 7, ("fc*",))
-    assert not found.hidden
-    sliced = with_preset(AnalyzeOptions((), preset=Preset.feng2022, input_slice="0", atol=(1.0,)))
-    assert (sliced.input_slice, sliced.rtol) == ("0", ())
-    assert with_preset(AnalyzeOptions(())) == AnalyzeOptions(())
-
-
 def test_a_preset_beats_the_folders_own_settings(tmp_path: Path) -> None:
     save_series(tmp_path, steps=(0,), widths=(4, 6, 5, 3))
     (tmp_path / "localrank.toml").write_text('data = "normal:4"\natol = 0.5\npoints = 3\n')
@@ -122,7 +107,7 @@ def test_sigma_1_of_the_whole(images: Path, tmp_path: Path) -> None:
     given = {"model": f"{images / 'net.py'}:net", "data": "normal:3x20x24", "points": 2}
     given |= {"input_slice": "0,:4,:4", "output_slice": ":1", "rtol": 0.3, "atol": 0.01}
     run = images / "run"
-    own, full = (analyze(run, **given, sigma_1=word) for word in ("slice", "full"))  # type: ignore[arg-type]  # keywords of several types
+    own, full = (analyze(run, **given, sigma_1=word) for word in ("slice", "full"))
     assert (own["sigma_1_of"] == "slice").all()
     assert (full["sigma_1_of"] == "full").all()
     same = own.columns.difference(["sigma_1_of", "local_rank", "local_rank_se", "rank_min",
@@ -133,8 +118,8 @@ def test_sigma_1_of_the_whole(images: Path, tmp_path: Path) -> None:
     # The last layer sees the whole image: a corner of it is small beside the whole.
     assert own["local_rank"].iloc[-1] == 1
     assert full["local_rank"].iloc[-1] == 0
-    with pytest.raises(UsageError, match="--sigma-1 half: not known"):
-        analyze(run, **given, sigma_1="half")  # type: ignore[arg-type]  # as above
+    with pytest.raises(UsageError, match="sigma_1='half': not known"):
+        analyze(run, **given, sigma_1="half")
     feng = analyze(
         run, model=str(given["model"]), data="normal:3x20x24", points=2, preset="feng2022"
     )
@@ -152,9 +137,9 @@ def test_sigma_1_that_cannot_be_had(tmp_path: Path) -> None:
 def test_the_whole_must_fit(images: Path) -> None:
     given = {"model": f"{images / 'net.py'}:net", "data": "normal:3x20x24", "points": 1}
     given |= {"output_slice": ":1", "memory": 2**24, "rtol": 0.1}
-    assert len(analyze(images / "run", **given)) == 2  # type: ignore[arg-type]  # as above
+    assert len(analyze(images / "run", **given)) == 2
     with pytest.raises(ModelError, match="Jacobian of 792 x 1440; its reduction needs"):
-        analyze(images / "run", **given, sigma_1="full")  # type: ignore[arg-type]  # as above
+        analyze(images / "run", **given, sigma_1="full")
 
 
 def test_kept_singular_values_know_their_scale(images: Path, tmp_path: Path) -> None:
@@ -171,7 +156,7 @@ def test_kept_singular_values_know_their_scale(images: Path, tmp_path: Path) -> 
 
 def test_refused(tmp_path: Path) -> None:
     save_series(tmp_path, steps=(0,))
-    with pytest.raises(UsageError, match="--preset moon: not known"):
+    with pytest.raises(UsageError, match="preset='moon': not known"):
         analyze(tmp_path, data="normal:4", preset="moon")
     for option in ("--input-slice", "--output-slice"):
         outcome = invoke("analyze", str(tmp_path), "--data", "normal:4", option, "x")

@@ -8,24 +8,30 @@ from torch import nn
 
 from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.options.folder import FolderSettings
-from localrank_cli.options.resolve import Settings, check_names, own_files, resolve
+from localrank_cli.options.parse import Preset
+from localrank_cli.options.resolve import Settings, check_names, resolve, with_own
 from localrank_cli.options.table import AnalyzeOptions
 
 FOLDER = Path("/series")
 FLAGS = AnalyzeOptions(checkpoints=(FOLDER,), data="normal:4")
-OWN = FolderSettings(path=FOLDER / "localrank.toml", data="own.npz")
+FILE = FOLDER / "localrank.toml"
 NONE = FolderSettings()
 
 
 def settings(flags: dict[str, Any], own: dict[str, Any]) -> Settings:
-    """Of a series whose file names data unless `own` says otherwise."""
-    return resolve(
-        replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags), replace(OWN, **own), FOLDER
-    )
+    """Return what holds for a series whose file names data, unless `own` says otherwise."""
+    given = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
+    columns = own.pop("columns", {}) if "columns" in own else {}
+    values = {
+        name: value for name, value in ({"data": "own.npz"} | own).items() if value is not None
+    }
+    series = with_own(given, FolderSettings(FILE, values, columns), FOLDER)
+    check_names(series)
+    return resolve(series)
 
 
 def test_defaults() -> None:
-    found = resolve(FLAGS, NONE, FOLDER)
+    found = resolve(with_own(FLAGS, NONE, FOLDER))
     assert found.model.is_inferred
     assert found.model.activation == "relu"
     assert [tolerance.label for tolerance in found.tolerances] == ["atol=0.01"]
@@ -77,9 +83,9 @@ def test_other_data_put_aside_what_the_file_says_of_its_own() -> None:
 
 
 def test_another_model_puts_aside_the_files_arguments() -> None:
-    own = {"model": "m.py:Net", "model_args": {"width": 3}}
+    own = {"model": "m.py:Net", "model_arg": (("width", 3),)}
     assert settings({"model": "my.py:Net"}, own).model.arguments == {}
-    found = settings({"trust_model": True, "model_args": (("depth", 2),)}, own).model
+    found = settings({"trust_model": True, "model_arg": (("depth", 2),)}, own).model
     assert found.arguments == {"width": 3, "depth": 2}
     assert found.code is not None
     assert found.code.place == "/series/m.py"
@@ -140,16 +146,16 @@ class TestCodeRunsOnlyWhenAskedFor:
         ({"data": None}, "no data to take points from"),
         ({"data": "x.csv"}, "x.csv: not a known form"),
         ({"data": "../x.npz"}, "data = '../x.npz' leads out of the folder"),
-        ({"activation": "swish"}, "activation = 'swish' is not known"),
+        ({"activation": "swish"}, "activation = swish: not known"),
         ({"model": "Net"}, "model = Net: not of the form"),
-        ({"model_args": {"a": 1}}, "--model-arg was given without --model"),
+        ({"model_arg": (("a", 1),)}, "--model-arg was given without --model"),
     ],
 )
 def test_settings_that_are_wrong(own: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         settings({"trust_model": True}, own)
     assert message in caught.value.what
-    assert "/series" in caught.value.what or "model_args" in own
+    assert "/series" in caught.value.what or "model_arg" in own
 
 
 @pytest.mark.parametrize(
@@ -168,11 +174,12 @@ def test_settings_that_are_wrong(own: dict[str, Any], message: str) -> None:
 )
 def test_flags_without_a_known_form_are_wrong_usage(flags: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        check_names(replace(FLAGS, **flags))
+        check_names(with_own(replace(FLAGS, **flags), NONE, FOLDER))
 
 
 def test_flags_of_a_known_form() -> None:
-    check_names(replace(FLAGS, model="a/b.py:Net", activation="gelu", data="x.npz"))
+    given = replace(FLAGS, model="a/b.py:Net", activation="gelu", data="x.npz")
+    check_names(with_own(given, NONE, FOLDER))
 
 
 def test_an_activation_beside_a_model_is_noted() -> None:
@@ -189,5 +196,50 @@ def test_a_class_from_python() -> None:
 
 
 def test_own_files() -> None:
-    assert own_files(OWN, FOLDER) == [FOLDER / "own.npz"]
-    assert own_files(NONE, FOLDER) == []
+    own = FolderSettings(FILE, {"data": "own.npz"})
+    assert with_own(FLAGS, own, FOLDER).own_files == [FOLDER / "own.npz"]
+    assert with_own(FLAGS, NONE, FOLDER).own_files == []
+
+
+PATELS = {"preset": Preset.patel2024}
+
+
+@pytest.mark.parametrize(
+    ("flags", "own", "expected"),
+    [
+        (PATELS, {}, ((0.01,), 128, True)),
+        (PATELS, {"atol": (0.5,), "points": 3, "layers": ("a",)}, ((0.01,), 128, True)),
+        (PATELS | {"atol": (0.5,), "points": 7, "layers": ("fc*",)}, {}, ((0.5,), 7, False)),
+        (PATELS | {"rtol": (0.5,)}, {"atol": (0.1,)}, ((), 128, True)),
+        ({}, PATELS | {"points": 3}, ((0.01,), 3, True)),
+        ({}, PATELS | {"atol": (0.5,), "layers": ("a",)}, ((0.5,), 128, False)),
+        ({"layers": ("a",), "points": 9}, PATELS, ((0.01,), 9, False)),
+        ({"preset": Preset.numpy}, PATELS, ((), None, False)),
+        ({}, {}, ((), None, False)),
+    ],
+)
+def test_a_flag_beats_a_preset_which_beats_the_file_which_beats_its_preset(
+    flags: dict[str, Any], own: dict[str, Any], expected: tuple[object, ...]
+) -> None:
+    given = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
+    found = with_own(given, FolderSettings(FILE, own), FOLDER).options
+    assert (found.atol, found.points, found.hidden) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "own", "names"),
+    [
+        ({}, {"step_pattern": "run_{step}_v2"}, {"run_5_v2.pt": 5, "run_12_v2": 12}),
+        ({"step_pattern": "{step}-x"}, {"step_pattern": "run_{step}"}, {"run_7-x": 7}),
+        ({"step_regex": r"r(\d+)"}, {"step_pattern": "run_{step}"}, {"r3_run_7": 3}),
+        ({}, {"step_pattern": "v2{step}"}, {"v2150": 150}),
+        ({}, {"step_pattern": "(.*){step}"}, {"(.*)4": 4, "a4": None}),
+        ({}, {"step_pattern": "a{step}"}, {"b5a": None, "a\u0661": None}),
+    ],
+)
+def test_steps_by_a_pattern(
+    flags: dict[str, Any], own: dict[str, Any], names: dict[str, int | None]
+) -> None:
+    given = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
+    rule = with_own(given, FolderSettings(FILE, own), FOLDER).step_rule
+    assert {name: rule.names.step(name) for name in names} == names

@@ -1,7 +1,8 @@
 import pytest
 
-from localrank_cli.errors import LocalrankError, SettingsError
-from localrank_cli.options.parse import Shard, array_size, parse_shard
+from localrank_cli.errors import SettingsError
+from localrank_cli.options import parse
+from localrank_cli.options.parse import Shard, UnfitError, array_size
 
 ARRAY = {
     "SLURM_ARRAY_TASK_ID": "5",
@@ -12,16 +13,16 @@ ARRAY = {
 
 
 def test_the_form() -> None:
-    assert parse_shard("0/8", {}) == Shard(0, 8)
-    assert parse_shard(" 7/8 ", {}) == Shard(7, 8)
+    assert parse.shard("0/8", {}) == Shard(0, 8)
+    assert parse.shard(" 7/8 ", {}) == Shard(7, 8)
     assert str(Shard(3, 8)) == "3/8"
     assert Shard(3, 8).file_name == "shard-00003-of-00008"
 
 
 @pytest.mark.parametrize("text", ["8/8", "9/8", "-1/8", "1/0", "0/0", "1", "a/b", "", "1/8/2"])
 def test_what_is_none(text: str) -> None:
-    with pytest.raises(LocalrankError, match="--shard"):
-        parse_shard(text, ARRAY)
+    with pytest.raises(UnfitError):
+        parse.shard(text, ARRAY)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_what_is_none(text: str) -> None:
     ],
 )
 def test_auto(environment: dict[str, str], expected: Shard) -> None:
-    assert parse_shard("auto", environment) == expected
+    assert parse.shard("auto", environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_auto(environment: dict[str, str], expected: Shard) -> None:
 )
 def test_auto_finds_nothing_to_go_by(environment: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="--shard auto"):
-        parse_shard("auto", environment)
+        parse.shard("auto", environment)
 
 
 def test_the_size_of_an_array() -> None:

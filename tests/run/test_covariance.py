@@ -144,7 +144,7 @@ def test_from_a_series_own_settings(run: Path) -> None:
     frame = analyze(run)
     assert frame.columns[-2:].tolist() == ["n_cov", "b"]
     (run / "localrank.toml").write_text('data = "x.npy"\n[columns]\nn_cov = 2\n')
-    with pytest.raises(SettingsError, match="names other than 'n_cov'"):
+    with pytest.raises(SettingsError, match="n_cov = 2: the name is taken"):
         analyze(run)
 
 

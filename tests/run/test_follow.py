@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from localrank_cli.errors import SettingsError, UnreadableError
-from localrank_cli.options.table import AnalyzeOptions, Follow
+from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.run.compute import run_plan
 from localrank_cli.run.follow import Watch, is_whole
 from tests.helpers import ignore, save_epochs, save_series, weights
@@ -18,7 +19,7 @@ def followed(
     folder: Path | tuple[Path, ...],
     happenings: list[Callable[[], object]],
     until: int | None,
-    on_error: str = "stop",
+    on_error: Literal["stop", "skip"] = "stop",
 ) -> list[int | None]:
     """Follows folders; at every wait the next thing happens. Gives the steps as they come."""
     left = iter(happenings)
@@ -33,7 +34,8 @@ def followed(
         data="normal:4",
         points=2,
         device="cpu",
-        follow=Follow(until),
+        follow=True,
+        until=until,
         on_error=on_error,
     )
     watch = Watch(options, ignore, sleep)
@@ -162,7 +164,7 @@ class TestStepsThatCountInsideEachEpoch:
 
     @pytest.mark.parametrize("on_error", ["stop", "skip"])
     def test_what_would_change_earlier_steps_is_refused(
-        self, tmp_path: Path, on_error: str
+        self, tmp_path: Path, on_error: Literal["stop", "skip"]
     ) -> None:
         run = save_epochs(tmp_path / "run", self.PLACES[:1])
         with pytest.raises(SettingsError, match=r"c_01\.pt.*must hold epochs") as caught:

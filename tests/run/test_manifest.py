@@ -20,7 +20,7 @@ def test_all_that_decided_the_numbers(tmp_path: Path) -> None:
     options = AnalyzeOptions(
         checkpoints=(tmp_path,),
         model=f"{tmp_path}/net.py:Net",
-        model_args=(("width", 3), ("name", "y")),
+        model_arg=(("width", 3), ("name", "y")),
         data=str(tmp_path / "x.npz"),
         data_scale=0.5,
         points=4,

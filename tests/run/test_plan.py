@@ -125,7 +125,7 @@ class TestModel:
 
     def test_arguments(self, folder: Path) -> None:
         with pytest.raises(MismatchError, match=r"a\.bias has shape \[3\], expected \[5\]"):
-            plan(folder, model=f"{folder}/net.py:Net", model_args=(("width", 5),))
+            plan(folder, model=f"{folder}/net.py:Net", model_arg=(("width", 5),))
 
     def test_other_layers(self, folder: Path) -> None:
         (series,) = plan(folder, model=f"{folder}/net.py:Net", layers=("b",)).series
@@ -209,7 +209,8 @@ def test_rtol_eps_is_never_refused(tmp_path: Path, options: dict[str, Any]) -> N
 
 
 def test_wrong_usage_is_seen_before_a_file_is_opened(tmp_path: Path) -> None:
-    for options in ({"activation": "x"}, {"model": "x"}, {"data": "x"}, {"noise": -1.0}):
+    wrong: tuple[dict[str, Any], ...] = ({"activation": "x"}, {"model": "x"}, {"data": "x"})
+    for options in wrong:
         with pytest.raises(UsageError):
             plan(tmp_path / "nope", **{"data": "normal:4"} | options)
 

@@ -183,8 +183,8 @@ def test_refused(run: Path) -> None:
     for options, message in (
         ({"information_points": 5}, "--information-points without --information"),
         ({"information_noise": 0.1}, "--information-noise without --information"),
-        ({"information": True, "information_points": 1}, "at least 2"),
-        ({"information": True, "information_noise": -1.0}, "must be positive"),
+        ({"information": True, "information_points": 1}, "expected at least 2"),
+        ({"information": True, "information_noise": -1.0}, "expected more than 0"),
     ):
         with pytest.raises(UsageError, match=message):
             asked(run, **options)

@@ -1,0 +1,148 @@
+"""Options as a table of values, wherever they were written: the command line, a file or Python."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from localrank_cli.errors import LocalrankError, SettingsError, UsageError, shortened
+from localrank_cli.options import parse
+from localrank_cli.options.parse import UnfitError
+from localrank_cli.options.setting import Option, options_of
+
+_Table = TypeVar("_Table")
+
+# By pydantic's name for an error of type: what was expected instead.
+_EXPECTED = {
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "finite_number": "expected a finite number",
+    "bool_type": "expected true or false",
+    "string_type": "expected a text",
+    "tuple_type": "expected a value, or a list of values",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "expected more than {}"),
+    "greater_than_equal": ("ge", "expected at least {}"),
+    "less_than": ("lt", "expected less than {}"),
+    "less_than_equal": ("le", "expected at most {}"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where options were written, which decides how messages name them."""
+
+    named: Callable[[Option, object], str]
+    error: type[LocalrankError] = UsageError
+
+    def refusal(self, option: Option, value: object, expected: str, advice: str) -> LocalrankError:
+        """Return the error to raise for a value."""
+        return self.error(f"{self.named(option, value)}: {expected}.", advice)
+
+
+FLAGS = Place(lambda option, value: f"{option.flag} {_written(value)}")
+PYTHON = Place(lambda option, value: f"{option.name}={value!r}")
+
+
+def in_file(path: Path) -> Place:
+    """Return the place of settings in a localrank.toml."""
+    return Place(
+        lambda option, value: f"{path}: {option.key} = {shortened(repr(value))}", SettingsError
+    )
+
+
+def read_options(table: type[_Table], given: Mapping[str, object], place: Place) -> _Table:
+    """Build a table of options from texts and values.
+
+    Args:
+        table: A dataclass of `Annotated` fields, such as `AnalyzeOptions`.
+        given: By field name; None stands for nothing given.
+        place: Where they were written.
+
+    Returns:
+        An instance of the table.
+
+    Raises:
+        LocalrankError: If a value cannot be read, has another type or is out of range; of the
+            place's kind.
+    """
+    return table(**read_values(table, given, place))
+
+
+def read_values(table: type, given: Mapping[str, object], place: Place) -> dict[str, Any]:
+    """Read and check the values that were given, as `read_options` does, by field name."""
+    from pydantic import ValidationError
+
+    values = {name: value for name, value in given.items() if value is not None}
+    try:
+        found = _model(table).model_validate(values)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False)[0], table, place) from error
+    return {name: getattr(found, name) for name in found.model_fields_set}
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known names that come closest to a wrong one."""
+    return difflib.get_close_matches(name, list(known), n=2)
+
+
+@cache
+def _model(table: type) -> Any:
+    """Return the pydantic model of a table; pydantic is slow to import, and help needs none."""
+    from pydantic import BeforeValidator, ConfigDict, create_model
+
+    strict = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
+    kinds: dict[str, Any] = {
+        option.name: (Annotated[option.kind, BeforeValidator(_reader(option))], None)
+        for option in options_of(table)
+    }
+    return create_model(table.__name__, __config__=strict, **kinds)
+
+
+def _reader(option: Option) -> Callable[[Any], object]:
+    return option.setting.read or _reader_of(option.kind)
+
+
+def _reader_of(kind: Any) -> Callable[[Any], object]:
+    """Return the reader of a type: of numbers, alone or in a list; others are left as they are."""
+    if get_origin(kind) is tuple:
+        return parse.each(_reader_of(get_args(kind)[0]))
+    kinds = {kind, *get_args(kind)}
+    kinds |= {argument for one in kinds for argument in get_args(one)}
+    if float in kinds:
+        return parse.number
+    return parse.whole if int in kinds else parse.unchanged
+
+
+def _refusal(error: Any, table: type, place: Place) -> LocalrankError:
+    """Return the error to raise for the first thing that pydantic found."""
+    option = {one.name: one for one in options_of(table)}[error["loc"][0]]
+    setting, kind = option.setting, error["type"]
+    original = error.get("ctx", {}).get("error")
+    if isinstance(original, UnfitError):
+        return place.refusal(option, original.value, original.expected, original.advice)
+    if kind == "literal_error":
+        words = " and ".join(get_args(get_args(option.kind)[0]))
+        return place.refusal(option, error["input"], "not known", f"Known are {words}.")
+    if kind in _BOUNDS:
+        key, sentence = _BOUNDS[kind]
+        expected = sentence.format(_number(error["ctx"][key]))
+    else:
+        expected = _EXPECTED.get(kind, error["msg"])
+    return place.refusal(option, error["input"], expected, setting.advice)
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _written(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return shortened(value) if value != "" else "''"

@@ -1,0 +1,119 @@
+"""What one option is: how it is read, what it means, and where it may be given.
+
+A table of options is a dataclass whose fields are `Annotated[type, Setting(...)]`. From it come
+the command line (`cli/command.py`), the keys of localrank.toml (`folder.py`), the keywords of
+`localrank_cli.analyze`, the settings that resuming compares, and the tables in the documentation.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ForwardRef, get_args
+
+DANGER = "Dangerous options"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One option.
+
+    Args:
+        help: One or two sentences for `--help`, `help(analyze)` and the documentation.
+        metavar: What stands for the value in the help.
+        default: What holds where nothing is given, if it can be written down.
+        read: Reads a text or value from outside (`parse.py`), before its type is checked.
+            Numbers and lists of them are read by their type alone.
+        advice: What to do about a value out of range.
+        panel: Group of the help.
+        flags: Names on the command line, where they are not the field's own.
+        is_argument: Whether it has no flag on the command line.
+        in_folder: Whether localrank.toml may hold it: it describes the folder or what is measured.
+        in_python: Whether `localrank_cli.analyze` accepts it.
+        in_inspect: Whether `localrank inspect` offers it.
+        is_shared: Whether all workers of a divided analysis are given it as it is.
+        decides: The settings of the manifest that it decides; resuming compares them.
+    """
+
+    help: str
+    metavar: str = ""
+    default: object = None
+    read: Callable[[Any], object] | None = None
+    advice: str = ""
+    panel: str | None = None
+    flags: tuple[str, ...] = ()
+    is_argument: bool = False
+    in_folder: bool = False
+    in_python: bool = True
+    in_inspect: bool = True
+    is_shared: bool = True
+    decides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of a table, with its setting.
+
+    Args:
+        name: The keyword in Python.
+        kind: The type; Any where only type checkers know it.
+        unset: The value of the field where nothing was given.
+        setting: The rest.
+    """
+
+    name: str
+    kind: Any
+    unset: Any
+    setting: Setting = field(repr=False)
+
+    @property
+    def flag(self) -> str:
+        """The name on the command line: `--data-scale`."""
+        return max(self.setting.flags, key=len, default=f"--{self.key}").partition("/")[0]
+
+    @property
+    def key(self) -> str:
+        """The name in localrank.toml: `data-scale`."""
+        return self.name.replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is either on or off."""
+        return self.kind is bool or bool in get_args(self.kind)
+
+    @property
+    def is_several(self) -> bool:
+        """Whether it may be given several times."""
+        return isinstance(self.unset, tuple)
+
+    @property
+    def is_required(self) -> bool:
+        """Whether there is no analysis without it."""
+        return self.unset is MISSING
+
+    @property
+    def shown_default(self) -> object:
+        """What holds where nothing is given; None where that depends on something."""
+        if self.setting.default is not None:
+            return self.setting.default
+        return self.unset if self.is_switch else None
+
+    @property
+    def help(self) -> str:
+        """The sentences for people, with the default."""
+        default = self.setting.default
+        if default is None or self.is_switch:
+            return self.setting.help
+        return f"{self.setting.help} Default: {default}."
+
+
+def options_of(table: type) -> Iterator[Option]:
+    """Yield the options of a table, in order.
+
+    Args:
+        table: A dataclass; its fields without a `Setting` are no options.
+    """
+    for one in fields(table):
+        for setting in getattr(one.type, "__metadata__", ()):
+            if isinstance(setting, Setting):
+                kind = get_args(one.type)[0]
+                kind = Any if isinstance(kind, ForwardRef) else kind
+                yield Option(one.name, kind, one.default, setting)
