@@ -8,6 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 from localrank_cli.cli.main import app
+from localrank_cli.options.setting import options_of
+from localrank_cli.options.table import AnalyzeOptions
 
 PAGE = Path(__file__).with_name("cli.md")
 WIDTH = 100
@@ -22,6 +24,16 @@ What the options do in detail stands in [models.md](models.md) (model, data, lay
 `--trust-pickle`) and [table.md](table.md) (`--output`).
 """
 
+PLACES = """\
+## Where an option may be given
+
+The same text means the same on the command line, in a series' `localrank.toml` and in
+`localrank_cli.analyze`. The last column names the settings of the manifest that an option decides:
+an analysis is resumed only where they are equal.
+
+| command line | `localrank.toml` | Python | default | settings compared when resuming |
+| --- | --- | --- | --- | --- |"""
+
 
 def page() -> str:
     """Renders the page.
@@ -32,7 +44,20 @@ def page() -> str:
     program = typer.main.get_command(app)
     commands = sorted(getattr(program, "commands", {}))
     sections = [_section([]), *(_section([name]) for name in commands)]
-    return "\n".join([HEAD, *sections])
+    return "\n".join([HEAD, *sections, _places()])
+
+
+def _places() -> str:
+    """Render the table of where the options of analyze may be written."""
+    rows = [
+        f"| `{one.flag}` | {'`' + one.key + '`' if one.setting.in_folder else ''} |"
+        f" {'`' + one.name + '`' if one.setting.in_python else ''} |"
+        f" {'' if one.setting.default is None else one.setting.default} |"
+        f" {', '.join(f'`{key}`' for key in one.setting.decides)} |"
+        for one in options_of(AnalyzeOptions)
+        if not one.setting.is_argument
+    ]
+    return "\n".join([PLACES, *rows, ""])
 
 
 def _section(words: list[str]) -> str:
