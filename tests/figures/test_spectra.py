@@ -102,7 +102,7 @@ def test_rank_against_tolerance(tmp_path: Path) -> None:
     assert left.get_xlabel() == "absolute tolerance"
     assert "run: local rank at any tolerance, step 1000" in texts(figure)
     assert_readable(figure)
-    with pytest.raises(SettingsError, match="--step 7: not there"):
+    with pytest.raises(SettingsError, match="--step 7: no such step"):
         tolerance(file, step=7)
 
 
