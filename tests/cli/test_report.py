@@ -102,7 +102,7 @@ def paged(ranks: Path, *words: str) -> Any:
     """The data of the page of a table and its singular values."""
     outcome = invoke("report", str(ranks), "--spectra", str(ranks.with_name("sigma")), *words)
     assert outcome.code == 0, outcome.stderr
-    assert "the slider is not of this table" not in outcome.stderr
+    assert "the slider does not match the table" not in outcome.stderr
     return data_of(ranks.with_suffix(".html").read_text(encoding="utf-8"))
 
 
@@ -168,8 +168,8 @@ def test_singular_values_of_another_analysis_are_told(tmp_path: Path) -> None:
     words = ("--output-slice", "0:4", "--rtol", "0.1")
     other = analysed(tmp_path, TEACHER, "--last", "1", "--points", "4", *words)
     outcome = invoke("report", str(other), "--spectra", str(ranks.with_name("sigma")))
-    assert "note: the slider is not of this table: at rtol=0.1 the rank of layer" in outcome.stderr
-    assert "the slider is not of this table" in other.with_suffix(".html").read_text()
+    assert "note: the slider does not match the table: at rtol=0.1, layer" in outcome.stderr
+    assert "the slider does not match the table" in other.with_suffix(".html").read_text()
 
 
 def test_a_table_made_by_hand_may_have_other_tolerances(ranks: Path) -> None:
