@@ -108,5 +108,5 @@ def test_nothing_is_judged() -> None:
     assert not any(claim.is_evidence for claim in verdict.claims)
     assert "99.0 at the start, 149.0 at step 10, 39.0 at the end" in verdict.text
     assert "36 at 1,000,000 steps in the published log" in verdict.text
-    assert verdict.text.endswith("and nothing is judged\n")
+    assert verdict.text.endswith("for comparison only\n")
     assert "20 of the published 1,000,000 steps" in verdict.setting

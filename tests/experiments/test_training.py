@@ -123,5 +123,5 @@ def test_a_second_run_replaces_the_first(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="Choose another place with --out"):
+    with pytest.raises(OutputError, match="Choose another folder with --out"):
         series(tmp_path / "file" / "run")

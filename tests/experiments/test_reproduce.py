@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from localrank_cli.experiments.sigma import last_sigma
+from localrank_cli.experiments.reproduce import last_sigma
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.run.plan import make_plan
 from tests.helpers import save_series
