@@ -109,7 +109,7 @@ def test_separate_classes_are_told_apart() -> None:
 def test_parts_of_the_distances_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = random(3, 40, 3, 1.0)
     whole = information_bounds(outputs, 0.7)
-    monkeypatch.setattr(kernel, "_ENTRIES", 40 * 7)
+    monkeypatch.setattr(kernel, "_MOST_ENTRIES", 40 * 7)
     parts = information_bounds(outputs, 0.7)
     assert parts.lower == pytest.approx(whole.lower, rel=1e-12)
     assert parts.upper == pytest.approx(whole.upper, rel=1e-12)
