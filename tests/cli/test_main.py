@@ -221,7 +221,7 @@ def test_wrong_usage_is_one_clean_sentence(words: tuple[str, ...], message: str)
         (("--noise", ""), "--noise", ""),
     ],
 )
-def test_what_is_no_number_is_shown(words: tuple[str, ...], option: str, given: str) -> None:
+def test_an_invalid_number_is_shown(words: tuple[str, ...], option: str, given: str) -> None:
     outcome = invoke("analyze", "x", *words)
     assert outcome.code == 2
     assert f"'{option}': '{given}' is " in outcome.error

@@ -54,7 +54,7 @@ def test_a_verdict_that_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert frame["test_error"].notna().all()
 
 
-def test_a_table_that_is_there_is_kept(tmp_path: Path) -> None:
+def test_an_existing_table_is_kept(tmp_path: Path) -> None:
     (tmp_path / "ranks.csv").write_text("mine")
     outcome = invoke("reproduce", "gaussian", "--out", str(tmp_path))
     assert outcome.code == 1

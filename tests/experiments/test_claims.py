@@ -1,4 +1,4 @@
-"""A verdict is that of its claims, and says so."""
+"""A verdict follows from its claims, and its text shows them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Digits from archives and from the original files, and what is said of others."""
+"""Digits from archives and original files, and the errors for other files."""
 
 import gzip
 import struct

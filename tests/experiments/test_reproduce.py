@@ -1,4 +1,4 @@
-"""Single singular values of the last layer at the last step."""
+"""The singular values that `reproduce` adds to its table."""
 
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from tests.helpers import save_series
 
 
 @pytest.mark.parametrize("metric", ["identity", "data"])
-def test_a_linear_networks_are_those_of_its_weight(tmp_path: Path, metric: str) -> None:
+def test_singular_values_of_a_linear_network_are_those_of_its_weight(
+    tmp_path: Path, metric: str
+) -> None:
     for run in ("a", "b"):
         save_series(tmp_path / run, steps=(0, 7) if run == "a" else (3,), widths=(4, 3))
     folders = (tmp_path / "a", tmp_path / "b")

@@ -33,7 +33,7 @@ def test_the_largest_rank_is_shown_where_it_fits() -> None:
     assert not any("dashed" in text for text in texts(high))
 
 
-def test_steps_are_chosen_or_asked_for() -> None:
+def test_steps_are_selected_evenly_or_by_the_user() -> None:
     figure, notes = depth(many(3, 3000))
     shown = [int(step) for step in lines(figure.axes[0])]
     assert len(shown) <= 25

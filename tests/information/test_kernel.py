@@ -96,7 +96,7 @@ def test_limits() -> None:
     assert information_bounds(outputs[:1], 1.0).upper == 0
 
 
-def test_separate_classes_are_told_apart() -> None:
+def test_separate_classes_are_distinguished() -> None:
     labels = torch.arange(60) % 3
     outputs = random(2, 60, 2, 0.01) + 100.0 * labels[:, None]
     found = label_bounds(outputs, labels, 1.0)

@@ -64,6 +64,6 @@ def test_rounding() -> None:
         (pd.concat([table(), table()]), "several rows describe layer layer0 of run at step 0"),
     ],
 )
-def test_what_makes_no_page(frame: pd.DataFrame, message: str) -> None:
+def test_tables_that_make_no_page(frame: pd.DataFrame, message: str) -> None:
     with pytest.raises(DataError, match=message):
         page_data(frame)
