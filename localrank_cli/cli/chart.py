@@ -1,4 +1,4 @@
-"""Charts of letters for terminals and log files: no colour, plain ASCII where nothing else goes."""
+"""The summary table of an analysis and charts of letters, for terminals and log files."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,27 +20,34 @@ MOST_LINES = 8  # more letters cannot be told apart
 _LETTERS = "abcdefgh"
 _SEVERAL = "*"
 _RAMP = " .:-=+*#%@"
-_MOST_ROWS = 24
-_MARGIN = 7
+_MOST_ROWS = 24  # of shades, so that the chart fits a terminal of the usual height
+_MARGIN = 7  # columns for the numbers of the vertical axis, unless they need more
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_ASCII_BLOCKS = "_.-=+*%#"
+_NUMBERS = ("size", "first", "peak", "at step", "last", "eff. rank")
+_TREND_WIDTH = 14  # columns for the trend in a terminal of 80 columns
+_SHORTEST_TREND = 5  # columns that still show a rise and a fall
+_NAME_WIDTH = 20  # columns for a layer's name before the trend gets the rest
+_SHORTEST_NAME = 8  # columns that still tell most layers apart
 
 
 @dataclass(frozen=True)
 class Paper:
-    """What a chart may use.
+    """The space and the characters of a chart.
 
     Args:
         width: Columns in all.
         height: Rows of the drawing.
-        unicode: Whether more than ASCII is shown.
+        unicode: Whether characters beyond ASCII can be shown.
     """
 
     width: int = 80
-    height: int = 17  # four equal parts between rows
+    height: int = 17  # rows 0, 4, 8, 12 and 16 carry a number
     unicode: bool = True
 
 
 class _Scale:
-    """From steps to columns; decades are log, and zero stands to the left of them."""
+    """From steps to columns: logarithmic over decades, with zero to the left."""
 
     def __init__(self, values: Sequence[float], columns: int) -> None:
         positive = [value for value in values if value > 0]
@@ -73,11 +80,11 @@ class _Scale:
 
 
 def line_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
-    """One letter for each layer at its checkpoints, dots between them.
+    """Draw a letter for each layer at its checkpoints, with dots between them.
 
     Args:
-        lines: Step and value, by layer; at most `MOST_LINES`, values not negative.
-        paper: What the chart may use.
+        lines: Step and value, by layer; at most `MOST_LINES`, no negative values.
+        paper: Space and characters.
 
     Returns:
         The lines of text: drawing, axis, names.
@@ -115,14 +122,14 @@ def line_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
 
 
 def shade_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
-    """A row for each layer, darker letters for larger values: for many layers.
+    """Draw a row for each layer, darker letters for larger values: for many layers.
 
     Args:
-        lines: Step and value, by layer; values not negative.
-        paper: What the chart may use.
+        lines: Step and value, by layer; no negative values.
+        paper: Space and characters.
 
     Returns:
-        The lines of text: drawing, axis, what the letters mean.
+        The lines of text: drawing, axis, legend.
     """
     names = list(lines)
     if len(names) > _MOST_ROWS:
@@ -142,10 +149,10 @@ def shade_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
             row[column : max(end, column + 1)] = letter * max(end - column, 1)
         label = name if len(name) <= margin else name[: margin - 9] + "~" + name[-8:]
         drawn.append(_row(label, row, paper, margin))
-    said = [f"'{_RAMP[0]}' 0 to '{_RAMP[-1]}' {_short(top)}"]
+    legend = [f"'{_RAMP[0]}' 0 to '{_RAMP[-1]}' {_short(top)}"]
     if len(names) < len(lines):
-        said.append(f"{len(names)} of {len(lines)} layers")
-    return [*drawn, *_axis(scale, columns, paper, margin), *_wrapped(said, paper.width)]
+        legend.append(f"{len(names)} of {len(lines)} layers")
+    return [*drawn, *_axis(scale, columns, paper, margin), *_wrapped(legend, paper.width)]
 
 
 def _row(label: str, cells: Sequence[str], paper: Paper, margin: int) -> str:
@@ -184,16 +191,9 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
-_ASCII = "_.-=+*%#"
-_NUMBERS = ("size", "first", "peak", "at step", "last", "eff. rank")
-_TREND_WIDTH, _TREND_LEAST = 14, 5
-_NAME_ENOUGH, _NAME_LEAST = 20, 8
-
-
 @dataclass
-class _Course:
-    """One layer over the steps."""
+class _Trajectory:
+    """The numbers of one layer over the steps."""
 
     size: str
     steps: list[int] = field(default_factory=list)
@@ -203,40 +203,32 @@ class _Course:
 
 
 class Summary:
-    """Collects rows and draws the table; holds a few numbers of each row only."""
+    """Collects rows and prints a table; holds only a few numbers of each row."""
 
     def __init__(self) -> None:
-        self._courses: dict[tuple[str, str], dict[str, _Course]] = {}
+        self._layers: dict[tuple[str, str], dict[str, _Trajectory]] = {}
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Takes the rows of one checkpoint.
-
-        Args:
-            rows: In order.
-        """
+        """Add the rows of one checkpoint, in order."""
         for row in rows:
             run = printable(str(row["run"]))
-            layers = self._courses.setdefault((run, printable(str(row["tolerance"]))), {})
-            course = layers.setdefault(
-                printable(str(row["layer"])), _Course(f"{row['n_out']} x {row['n_in']}")
+            layers = self._layers.setdefault((run, printable(str(row["tolerance"]))), {})
+            trajectory = layers.setdefault(
+                printable(str(row["layer"])), _Trajectory(f"{row['n_out']} x {row['n_in']}")
             )
             rank, effective = _number(row["local_rank"]), _number(row["effective_rank"])
             if rank is None or effective is None:
                 continue
-            course.steps.append(int(_number(row["step"]) or 0))
-            course.ranks.append(rank)
-            course.effective.append(effective)
-            course.n_points = int(_number(row["n_points"]) or 0)
+            trajectory.steps.append(int(_number(row["step"]) or 0))
+            trajectory.ranks.append(rank)
+            trajectory.effective.append(effective)
+            trajectory.n_points = int(_number(row["n_points"]) or 0)
 
     def show(self, console: Console) -> None:
-        """Draws one table for each run and tolerance.
-
-        Args:
-            console: Where to.
-        """
-        for (run, tolerance), layers in self._courses.items():
-            steps = sorted({step for course in layers.values() for step in course.steps})
-            points = max((course.n_points for course in layers.values()), default=0)
+        """Print one table for each run and tolerance."""
+        for (run, tolerance), layers in self._layers.items():
+            steps = sorted({step for trajectory in layers.values() for step in trajectory.steps})
+            points = max((trajectory.n_points for trajectory in layers.values()), default=0)
             span = f"step {steps[0]}" if steps else "no finite step"
             if len(steps) > 1:
                 span = f"steps {steps[0]} to {steps[-1]}"
@@ -245,19 +237,19 @@ class Summary:
             _show(layers, console)
 
 
-def _show(layers: dict[str, _Course], console: Console) -> None:
-    rows = [_cells(course) for course in layers.values()]
+def _show(layers: dict[str, _Trajectory], console: Console) -> None:
+    rows = [_cells(trajectory) for trajectory in layers.values()]
     numbers = [
         max(len(name), *(len(row[index]) for row in rows)) for index, name in enumerate(_NUMBERS)
     ]
     between = len(numbers) + 1
     longest = max(len("layer"), *(cell_len(layer) for layer in layers))
-    # Numbers are never cut: the trend gives way first, then the names.
-    free = max(console.width - sum(numbers) - between, _TREND_LEAST + _NAME_LEAST)
-    steps = min(_TREND_WIDTH, max(len(course.ranks) for course in layers.values()))
-    trend_width = max(_TREND_LEAST, min(steps, free - min(longest, _NAME_ENOUGH)))
+    # Numbers are never cut: on a narrow terminal the trend shrinks first, then the names.
+    free = max(console.width - sum(numbers) - between, _SHORTEST_TREND + _SHORTEST_NAME)
+    steps = min(_TREND_WIDTH, max(len(trajectory.ranks) for trajectory in layers.values()))
+    trend_width = max(_SHORTEST_TREND, min(steps, free - min(longest, _NAME_WIDTH)))
     name_width = min(longest, free - trend_width)
-    characters = _trend_characters(console)
+    characters = _BLOCKS if is_unicode(console) else _ASCII_BLOCKS
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
     table.add_column("layer", no_wrap=True, width=name_width)
@@ -265,51 +257,51 @@ def _show(layers: dict[str, _Course], console: Console) -> None:
         table.add_column(name, justify="right", no_wrap=True, width=width)
     table.add_column("trend", no_wrap=True, width=trend_width)
     table.add_column(_NUMBERS[-1], justify="right", no_wrap=True, width=numbers[-1])
-    for (layer, course), row in zip(layers.items(), rows, strict=True):
-        line = trend(course.ranks, characters, trend_width) if course.ranks else ""
+    for (layer, trajectory), row in zip(layers.items(), rows, strict=True):
+        line = trend(trajectory.ranks, characters, trend_width) if trajectory.ranks else ""
         cells = [_shortened(layer, name_width, console), *row[:-1], line, row[-1]]
         table.add_row(*(Text(cell) for cell in cells))
-    # On a narrower terminal the lines run over, and every number is there.
+    # Below that, lines wrap and keep every number.
     terminal = console.width
     console.width = max(terminal, name_width + trend_width + sum(numbers) + between)
     console.print(table)
     console.width = terminal
 
 
-def _cells(course: _Course) -> list[str]:
-    if not course.ranks:
-        return [course.size, "-", "-", "-", "-", "not finite"]
-    peak = max(range(len(course.ranks)), key=course.ranks.__getitem__)
+def _cells(trajectory: _Trajectory) -> list[str]:
+    if not trajectory.ranks:
+        return [trajectory.size, "-", "-", "-", "-", "not finite"]
+    peak = max(range(len(trajectory.ranks)), key=trajectory.ranks.__getitem__)
     return [
-        course.size,
-        _rank_text(course.ranks[0]),
-        _rank_text(course.ranks[peak]),
-        str(course.steps[peak]),
-        _rank_text(course.ranks[-1]),
-        f"{_rank_text(course.effective[0])} -> {_rank_text(course.effective[-1])}",
+        trajectory.size,
+        _rank_text(trajectory.ranks[0]),
+        _rank_text(trajectory.ranks[peak]),
+        str(trajectory.steps[peak]),
+        _rank_text(trajectory.ranks[-1]),
+        f"{_rank_text(trajectory.effective[0])} -> {_rank_text(trajectory.effective[-1])}",
     ]
 
 
 def _shortened(name: str, width: int, console: Console) -> str:
-    """Cuts a name in the middle: its end tells layers apart, its beginning where they are."""
+    """Cut a name in the middle: its end identifies the layer, its beginning the place."""
     if cell_len(name) <= width:
         return name
-    mark = "…" if console.encoding.lower().startswith("utf") else "~"
+    mark = "…" if is_unicode(console) else "~"
     head = (width - 1) // 3
     return name[:head] + mark + name[len(name) - (width - 1 - head) :]
 
 
 def trend(values: Sequence[float], characters: str = _BLOCKS, width: int = _TREND_WIDTH) -> str:
-    """Draws values as a line of blocks, the lowest for 0, the highest for the largest.
+    """Draw values as a line of blocks, the lowest for 0, the highest for the largest.
 
     Args:
-        values: At least one, not negative. Where there are too many, a character stands for the
-            largest of its share, so that the peak is always seen.
+        values: At least one, not negative.
         characters: From low to high.
-        width: At most so many characters.
+        width: The largest number of characters.
 
     Returns:
-        At most `width` characters; the first and the last value are always there.
+        At most `width` characters. The first and last value are always shown; if there are too many
+        others, a character shows the largest of its share, so that the peak is always visible.
     """
     picked = list(values)
     if len(values) > width:
@@ -322,8 +314,9 @@ def trend(values: Sequence[float], characters: str = _BLOCKS, width: int = _TREN
     return "".join(characters[round(value / top * levels) if top > 0 else 0] for value in picked)
 
 
-def _trend_characters(console: Console) -> str:
-    return _BLOCKS if console.encoding.lower().startswith("utf") else _ASCII
+def is_unicode(console: Console) -> bool:
+    """Return whether the console can show characters beyond ASCII."""
+    return console.encoding.lower().startswith("utf")
 
 
 def _rank_text(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The program `localrank`: its commands, and what becomes of errors."""
+"""The program `localrank`: its commands, and the exit status of every exception."""
 
 import errno
 import re
@@ -41,15 +41,7 @@ class _Program(TyperGroup):
     """Turns every exception into one line and an exit status."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs a command line and exits.
-
-        Args:
-            *args: As typer's.
-            **kwargs: As typer's.
-
-        Returns:
-            What the command returned, when typer is not in standalone mode.
-        """
+        """Run a command line and exit, or return the command's result if not in standalone mode."""
         standalone = kwargs.get("standalone_mode", True)
         kwargs["standalone_mode"] = False
         if not standalone:
@@ -57,10 +49,10 @@ class _Program(TyperGroup):
         sys.exit(self._status(args, kwargs))
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command.
+        """Run the command.
 
         Args:
-            ctx: typer's context.
+            ctx: The context of typer.
 
         Returns:
             What the command returned.
@@ -74,14 +66,16 @@ class _Program(TyperGroup):
             raise _ClosedPipeError from error
 
     def _status(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        # The flag is needed even where the command line itself does not parse.
+        # Read --debug from the words, since the command line may not parse.
         words = args[0] if args else kwargs.get("args")
         debug = "--debug" in (sys.argv[1:] if words is None else words)
         try:
             status = super().main(*args, **kwargs)
             sys.stdout.flush()
             return status if isinstance(status, int) else 0
-        except BaseException as error:  # the last resort, and the one place that knows every status
+        except (
+            BaseException
+        ) as error:  # the last resort, and the one place that maps errors to statuses
             return _failure(error, debug, sys.argv[1:] if words is None else words)
 
 
@@ -99,7 +93,7 @@ def _failure(error: BaseException, debug: bool, words: Sequence[str]) -> int:
         discard_stdout()
         error = OutputError(
             f"standard output: cannot be written ({error.strerror}).",
-            "Free space there, or send it elsewhere.",
+            "Free some space, or redirect it elsewhere.",
         )
     if isinstance(error, SystemExit):
         error = LocalrankError(
@@ -109,7 +103,7 @@ def _failure(error: BaseException, debug: bool, words: Sequence[str]) -> int:
     if isinstance(error, LocalrankError):
         _say(f"error: {error}")
         return error.exit_code
-    # A usage error is click's, whether typer brings click or depends on it.
+    # A usage error of click, which some versions of typer bundle.
     if hasattr(error, "format_message"):
         return _usage_error(error, words)
     _say(f"error: {LocalrankError(f'{type(error).__name__}: {error}', _REPORT)}")
@@ -117,7 +111,7 @@ def _failure(error: BaseException, debug: bool, words: Sequence[str]) -> int:
 
 
 def _traceback(error: BaseException) -> str:
-    """Format a traceback whose messages are a line each, as they hold names from files."""
+    """Format a traceback with one line per message, since messages hold names from files."""
     lines: list[str] = []
     for part in traceback.format_exception(error):
         if part.startswith("  "):  # a frame: where it is, and its source
@@ -129,7 +123,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def _is_closed_pipe(error: BaseException) -> bool:
-    # While it prints the help, typer itself makes a SystemExit of it.
+    # typer turns a BrokenPipeError into a SystemExit while it prints help.
     return isinstance(error, (BrokenPipeError, _ClosedPipeError)) or (
         isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
     )
@@ -139,28 +133,29 @@ def _usage_error(error: Any, words: Sequence[str]) -> int:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "localrank"
     message = " ".join(str(error.format_message()).split())
-    # What some versions of typer put before the message of a type of their own.
+    # A prefix of some versions of typer.
     message = message.replace("Value error, ", "").rstrip(".")
-    message = _with_what_was_given(message, getattr(error, "param", None), words)
+    message = _with_value(message, getattr(error, "param", None), words)
     end = "" if message.endswith(("?", "!")) else "."
     _say(f"error: {message}{end} See '{path} --help'.")
     return 2
 
 
-def _with_what_was_given(message: str, option: Any, words: Sequence[str]) -> str:
-    """Says what was no number, which some versions of typer leave out."""
+def _with_value(message: str, option: Any, words: Sequence[str]) -> str:
+    """Add the value that is not a number, which some versions of typer omit."""
     kind = re.search(r"Input should be a valid (integer|number)", message)
     if kind is None or option is None:
         return message
     for name, value in pairwise([*words, ""]):
-        given = value if name in option.opts else name.partition("=")[2]
+        text = value if name in option.opts else name.partition("=")[2]
         if name.partition("=")[0] not in option.opts:
             continue
         try:
-            _NUMBERS[kind.group(1)](given)
+            _NUMBERS[kind.group(1)](text)
         except ValueError:
             return (
-                f"Invalid value for '{max(option.opts, key=len)}': {given!r} is no {kind.group(1)}"
+                f"Invalid value for '{max(option.opts, key=len)}': {text!r} is not a valid"
+                f" {kind.group(1)}"
             )
     return message
 
@@ -221,6 +216,6 @@ app.command("report")(report)
 
 
 def main() -> None:
-    """Runs the program, within `leaving_at_once` (`localrank_cli.__main__`)."""
+    """Run the program, within `leaving_at_once` (`localrank_cli.__main__`)."""
     open_missing_streams()
     app(prog_name="localrank")

@@ -1,4 +1,4 @@
-"""`localrank plot`: parses, and hands over."""
+"""`localrank plot`: parses its options and hands over."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from localrank_cli.errors import UsageError
 
 KINDS = ("ranks", "heatmap", "depth", "tolerance", "spectrum", "compare", "information-plane")
 _FORMATS = (".png", ".svg", ".pdf")
-_LARGEST = 100.0  # inches
+_LARGEST = 100.0  # inches; a figure of 100 x 100 has 400 million pixels at 200 dpi
 
 
 def plot(
@@ -19,7 +19,7 @@ def plot(
     kind: Annotated[
         str,
         typer.Option(
-            "--kind",  # which some versions of typer would take for --KIND
+            "--kind",  # explicit, since some versions of typer derive --KIND from the metavar
             metavar="KIND",
             help="ranks: a line per layer over the steps; heatmap: layer by step, share of the"
             " largest rank; depth: a line per step over the layers; compare: tables or runs side"
@@ -34,20 +34,20 @@ def plot(
             "-o",
             metavar="FILE",
             readable=False,
-            help="A .png, .svg or .pdf file; one that is there is replaced. Default: RANKS.png,"
-            " or RANKS.KIND.png, beside the table.",
+            help="A .png, .svg or .pdf file; an existing one is replaced. Default: RANKS.png, or"
+            " RANKS.KIND.png, next to the table.",
         ),
     ] = None,
     y: Annotated[
-        str, typer.Option("--y", metavar="COLUMN", help="The measure, or any column of numbers.")
+        str, typer.Option("--y", metavar="COLUMN", help="The measure, or any numeric column.")
     ] = "local_rank",
     x: Annotated[
-        str, typer.Option("--x", metavar="COLUMN", help="The horizontal axis: a column of numbers.")
+        str, typer.Option("--x", metavar="COLUMN", help="The horizontal axis: any numeric column.")
     ] = "step",
     layers: ShownLayers = None,
     tolerance: Annotated[
         str | None,
-        typer.Option(metavar="LABEL", help="Which one, where the table has several: atol=0.01."),
+        typer.Option(metavar="LABEL", help="Which one, if the table has several: atol=0.01."),
     ] = None,
     input_metric: OneMetric = None,
     with_: Annotated[
@@ -55,21 +55,21 @@ def plot(
         typer.Option(
             "--with",
             metavar="FILE:COLUMN",
-            help="A panel below with a column of another table, joined by step (and run, where it"
-            " has that column); repeat. For ranks and compare.",
+            help="Add a panel below with a column of another table, joined by step (and run, if it"
+            " has that column); repeatable. For ranks and compare.",
         ),
     ] = None,
     by: Annotated[
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="For compare: a panel for each value. Default: for each table, or each run.",
+            help="For compare: one panel per value. Default: per table, or per run.",
         ),
     ] = None,
     spectra: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", readable=False, help="Singular values that analyze --spectra kept."
+            metavar="FOLDER", readable=False, help="Singular values kept by analyze --spectra."
         ),
     ] = None,
     run: Annotated[
@@ -77,10 +77,12 @@ def plot(
     ] = None,
     step: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", help="For depth, spectrum (repeat) and tolerance: which steps."),
+        typer.Option(
+            metavar="N", help="For depth, spectrum (repeatable) and tolerance: which steps."
+        ),
     ] = None,
     title: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Instead of the one made from the table.")
+        str | None, typer.Option(metavar="TEXT", help="Replaces the title made from the table.")
     ] = None,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Width and height in inches, such as 6.5x4.")
@@ -90,17 +92,19 @@ def plot(
     ] = 200,
     style: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A matplotlib style file, or a style that it knows."),
+        typer.Option(metavar="FILE", help="A matplotlib style file, or the name of a style."),
     ] = None,
     quiet: NoNotes = False,
     debug: Debug = False,
 ) -> None:
-    """Draw a picture of a table: PNG, SVG or PDF."""
-    del debug  # seen by the program itself
+    """Draw a figure of a table: PNG, SVG or PDF."""
+    del debug  # read by the program itself
     target = _target(output, tables[0], kind)
     inches = _inches(size)
-    _check(kind, step=step, given={"--with": with_, "--by": by, "--spectra": spectra, "--run": run})
-    # matplotlib and pandas are imported only now.
+    _check(
+        kind, step=step, values={"--with": with_, "--by": by, "--spectra": spectra, "--run": run}
+    )
+    # Imported late, since matplotlib and pandas are slow to import.
     from localrank_cli.cli.run_plot import PlotOptions, run_plot
 
     options = PlotOptions(
@@ -127,13 +131,13 @@ def plot(
 
 def _target(output: Path | None, table: Path, kind: str) -> Path:
     if kind not in KINDS:
-        raise UsageError(f"--kind {kind}: not known.", f"Known are {', '.join(KINDS)}.")
+        raise UsageError(f"--kind {kind}: unknown.", f"Choose one of {', '.join(KINDS)}.")
     if output is None:
         return table.with_suffix(".png" if kind == "ranks" else f".{kind}.png")
     if output.suffix.lower() not in _FORMATS:
         raise UsageError(
-            f"--output {output}: the suffix {output.suffix!r} names no format of pictures.",
-            f"Known are {', '.join(_FORMATS)}.",
+            f"--output {output}: the suffix {output.suffix!r} is not a figure format.",
+            f"Choose one of {', '.join(_FORMATS)}.",
         )
     return output
 
@@ -146,28 +150,26 @@ def _inches(text: str | None) -> tuple[float, float] | None:
         raise UsageError(f"--size {text}: not of the form WxH, such as 6.5x4.")
     width, height = (float(part) for part in found.groups())
     if not (2 <= width <= _LARGEST and 1.5 <= height <= _LARGEST):
-        raise UsageError(
-            f"--size {text}: must be from 2x1.5 to {_LARGEST:g}x{_LARGEST:g} inches.",
-        )
+        raise UsageError(f"--size {text}: must be from 2x1.5 to {_LARGEST:g}x{_LARGEST:g} inches.")
     return width, height
 
 
-def _check(kind: str, *, step: list[int] | None, given: dict[str, object]) -> None:
+def _check(kind: str, *, step: list[int] | None, values: dict[str, object]) -> None:
     from_spectra = kind in {"tolerance", "spectrum"}
-    serves = {
+    applies = {
         "--with": kind in {"ranks", "compare"},
         "--by": kind == "compare",
         "--spectra": from_spectra,
         "--run": from_spectra,
         "--step": from_spectra or kind == "depth",
     }
-    for option, value in (given | {"--step": step}).items():
-        if value and not serves[option]:
-            raise UsageError(f"{option}: has no meaning for --kind {kind}.", "Leave it out.")
-    if from_spectra and not given["--spectra"]:
+    for option, value in (values | {"--step": step}).items():
+        if value and not applies[option]:
+            raise UsageError(f"{option}: has no effect on --kind {kind}.", "Leave it out.")
+    if from_spectra and not values["--spectra"]:
         raise UsageError(
-            f"--kind {kind}: needs the singular values.",
-            "Keep them with localrank analyze --spectra FOLDER, and name it with --spectra.",
+            f"--kind {kind}: needs singular values.",
+            "Keep them with localrank analyze --spectra FOLDER, and pass that folder to --spectra.",
         )
     if kind == "tolerance" and len(step or ()) > 1:
         raise UsageError("--kind tolerance: shows one step.", "Give --step once.")

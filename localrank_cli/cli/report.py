@@ -1,4 +1,4 @@
-"""`localrank report`: one page to explore and to send."""
+"""`localrank report`: parses its options and hands over."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ def report(
             "-o",
             metavar="FILE",
             readable=False,
-            help="An .html file; one that is there is replaced. Default: RANKS.html beside the"
+            help="An .html file; an existing one is replaced. Default: RANKS.html, next to the"
             " table.",
         ),
     ] = None,
@@ -27,8 +27,7 @@ def report(
         typer.Option(
             metavar="FOLDER",
             readable=False,
-            help="Singular values that analyze --spectra kept: the page then has a slider for the"
-            " tolerance.",
+            help="Singular values kept by analyze --spectra: adds a slider for the tolerance.",
         ),
     ] = None,
     input_metric: OneMetric = None,
@@ -36,8 +35,8 @@ def report(
     quiet: NoNotes = False,
     debug: Debug = False,
 ) -> None:
-    """Make a page of a table: one HTML file that works offline."""
-    del debug  # seen by the program itself
+    """Write an HTML page of a table: one file that works offline."""
+    del debug  # read by the program itself
     target = tables[0].with_suffix(".html") if output is None else output
     if target.suffix.lower() not in {".html", ".htm"}:
         raise UsageError(f"--output {target}: the page is HTML.", "Give a name that ends in .html.")

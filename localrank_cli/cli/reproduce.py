@@ -1,4 +1,4 @@
-"""`localrank reproduce`: trains, analyses and judges."""
+"""`localrank reproduce`: parses its options and hands over."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +10,7 @@ from localrank_cli.cli.command import Debug, Quiet
 from localrank_cli.errors import UsageError
 
 
-class Experiment(StrEnum):
+class ExperimentName(StrEnum):
     """What can be reproduced."""
 
     gaussian = "gaussian"
@@ -20,12 +20,12 @@ class Experiment(StrEnum):
 
 
 _Experiment = Annotated[
-    Experiment,
+    ExperimentName,
     typer.Argument(
         metavar="EXPERIMENT",
         help="gaussian: a linear teacher of rank 3; mnist: digits; both with and without weight"
         " decay. vib: the variational information bottleneck on Gaussian variables, over beta."
-        " patel2024: the published training on digits, beside its published end values.",
+        " patel2024: the published training on digits, compared with its published end values.",
         show_default=False,
     ),
 ]
@@ -38,10 +38,14 @@ _Out = Annotated[
         " reproduce_EXPERIMENT.",
     ),
 ]
-_Quick = Annotated[bool, typer.Option("--quick", help="Shorter trainings, with the same claims.")]
+_Quick = Annotated[
+    bool, typer.Option("--quick", help="Train for fewer steps, with the same claims.")
+]
 _Seeds = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Trainings of each kind. Default: 3 for gaussian, else 1."),
+    typer.Option(
+        metavar="N", help="Networks of each kind to train. Default: 3 for gaussian, else 1."
+    ),
 ]
 _Mnist = Annotated[
     Path | None,
@@ -49,14 +53,15 @@ _Mnist = Annotated[
         metavar="FILE",
         readable=False,
         help="The digits for mnist and patel2024: an .npz archive (images and labels, or Keras's),"
-        " or the original train-images-idx3-ubyte, with its labels beside it, .gz or not.",
+        " or the original train-images-idx3-ubyte, gzipped or not, with the file of"
+        " labels in the same folder.",
     ),
 ]
 _Steps = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="How many steps of patel2024 are trained. Default: the published 1,000,000.",
+        help="Steps of patel2024 to train. Default: the published 1,000,000.",
     ),
 ]
 
@@ -71,22 +76,24 @@ def reproduce(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train small networks whose answer is known or published, and say whether it is found.
+    """Train small networks with a known or published answer, and check that it is found.
 
     Prints the verdict. Exit status 4 when a claim does not hold.
     """
-    del debug  # seen by the program itself
+    del debug  # read by the program itself
     if seeds is not None and seeds < 1:
-        raise UsageError(f"--seeds {seeds}: at least 1.")
-    if mnist is not None and experiment not in (Experiment.mnist, Experiment.patel2024):
-        raise UsageError("--mnist is for `localrank reproduce mnist` alone.", "Leave it out.")
-    if steps is not None and (experiment is not Experiment.patel2024 or quick):
+        raise UsageError(f"--seeds {seeds}: must be at least 1.")
+    if mnist is not None and experiment not in (ExperimentName.mnist, ExperimentName.patel2024):
+        raise UsageError(
+            "--mnist is for `localrank reproduce mnist` and `patel2024`.", "Leave it out."
+        )
+    if steps is not None and (experiment is not ExperimentName.patel2024 or quick):
         raise UsageError(
             "--steps is for `localrank reproduce patel2024` without --quick.", "Leave it out."
         )
     if steps is not None and steps < 1:
-        raise UsageError(f"--steps {steps}: at least 1.")
-    # torch is imported only now: help, version and usage errors answer without it.
+        raise UsageError(f"--steps {steps}: must be at least 1.")
+    # Imported late: help, version and usage errors do not need torch.
     from localrank_cli.cli.run_reproduce import run_reproduction
     from localrank_cli.experiments.reproduce import ReproduceOptions
 

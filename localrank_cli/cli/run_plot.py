@@ -1,4 +1,4 @@
-"""Runs `plot`: from tables to a file with a picture."""
+"""The work of `plot`: from tables to a file with a figure."""
 
 import warnings
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ Drawn = tuple["Figure", tuple[str, ...]]
 
 @dataclass(frozen=True)
 class PlotOptions:
-    """What `plot` was asked for."""
+    """The arguments of `plot`."""
 
     tables: tuple[Path, ...]
     kind: str
@@ -48,11 +48,11 @@ class PlotOptions:
 
 
 def run_plot(options: PlotOptions, *, quiet: bool) -> None:
-    """Draws the picture and writes it.
+    """Draw the figure and write it.
 
     Args:
         options: Checked as far as possible without opening a file.
-        quiet: No notes.
+        quiet: Print no notes.
 
     Raises:
         SettingsError: If matplotlib is not installed.
@@ -61,7 +61,7 @@ def run_plot(options: PlotOptions, *, quiet: bool) -> None:
     screen = Screen(quiet=quiet, verbose=False)
     check_replaceable(options.target)
     with hearing() as ears:
-        with ears.listening(), said(screen):
+        with ears.listening(), warnings_as_notes(screen):
             try:
                 from localrank_cli import figures
             except ImportError as error:
@@ -70,7 +70,7 @@ def run_plot(options: PlotOptions, *, quiet: bool) -> None:
                     "Run: pip install 'localrank[plot]'",
                 ) from error
             with figures.styled(options.style):
-                figure, notes = _drawn(options, specs)
+                figure, notes = _draw(options, specs)
                 content = figures.saved(figure, options.target.suffix.lower(), options.dpi)
         write_bytes(options.target, content)
     for note in notes:
@@ -79,15 +79,8 @@ def run_plot(options: PlotOptions, *, quiet: bool) -> None:
 
 
 @contextmanager
-def said(screen: Screen) -> Iterator[None]:
-    """Within, what libraries warn of becomes notes.
-
-    Args:
-        screen: Where to.
-
-    Yields:
-        Nothing.
-    """
+def warnings_as_notes(screen: Screen) -> Iterator[None]:
+    """Print warnings of libraries as notes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         yield
@@ -96,7 +89,7 @@ def said(screen: Screen) -> Iterator[None]:
             screen.note(str(warning.message))
 
 
-def _drawn(options: PlotOptions, specs: list[tuple[Path, str]]) -> Drawn:
+def _draw(options: PlotOptions, specs: list[tuple[Path, str]]) -> Drawn:
     from localrank_cli import figures
 
     manifests = [read_manifest(table) for table in options.tables]
@@ -125,7 +118,7 @@ def _from_spectra(options: PlotOptions, look: "Look") -> Drawn:
 
     assert options.spectra is not None
     if len(options.tables) > 1:
-        raise UsageError(f"--kind {options.kind}: is made from one table.", "Name one.")
+        raise UsageError(f"--kind {options.kind}: takes a single table.", "Give one.")
     spectra = figures.SpectraFile(options.spectra)
     frame = read_table(options.tables[0])
     if options.tolerance is not None:

@@ -1,4 +1,4 @@
-"""Runs `report`: from tables to a file with a page."""
+"""The work of `report`: from tables to a file with a page."""
 
 from pathlib import Path
 
@@ -25,15 +25,15 @@ def run_report(
     *,
     quiet: bool,
 ) -> None:
-    """Makes the page and writes it.
+    """Render the page and write it.
 
     Args:
         tables: At least one.
-        target: Where to.
+        target: The file to write.
         spectra: Kept singular values.
-        input_metric: Which one.
+        input_metric: Required if the tables have several.
         title: The heading; None: made from the table.
-        quiet: No notes.
+        quiet: Print no notes.
     """
     from localrank_cli import __version__
 

@@ -1,4 +1,4 @@
-"""Runs `reproduce`: progress on stderr, the verdict on stdout."""
+"""The work of `reproduce`: progress on stderr, the verdict on stdout."""
 
 import sys
 
@@ -18,24 +18,16 @@ _DOES_NOT_HOLD = 4
 
 
 def run_reproduction(options: ReproduceOptions, *, quiet: bool) -> int:
-    """Trains, analyses, judges, and prints the verdict.
-
-    Args:
-        options: What was asked for.
-        quiet: No notes, no progress.
-
-    Returns:
-        The exit status: 0 when every claim holds, else 4.
-    """
+    """Train, analyse, judge and print the verdict; return 0 if every claim holds, else 4."""
     screen = Screen(quiet=quiet, verbose=False)
-    plan = prepare(options)
+    experiment = prepare(options)
     with hearing() as ears:
-        with ears.listening(), screen.progress(plan.n_checkpoints) as steps:
-            for text in train(plan, options.out):
+        with ears.listening(), screen.progress(experiment.n_checkpoints) as steps:
+            for text in train(experiment, options.out):
                 steps.done(text)
         with ears.listening():
-            frame = analyse(plan, options.out, sys.argv, screen.detail)
-            verdict = conclude(plan, options.out, frame, screen.note)
+            frame = analyse(experiment, options.out, sys.argv, screen.detail)
+            verdict = conclude(experiment, options.out, frame, screen.note)
     written = [options.out / RANKS, options.out / PICTURE]
     screen.note(f"wrote {', '.join(str(path) for path in written if path.exists())}")
     sys.stdout.write(verdict.text)

@@ -1,4 +1,4 @@
-"""Runs `show`: from a table to text on stdout."""
+"""The work of `show`: from a table to text on stdout."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from localrank_cli.cli.chart import MOST_LINES, Paper, Summary, line_chart, shade_chart
+from localrank_cli.cli.chart import MOST_LINES, Paper, Summary, is_unicode, line_chart, shade_chart
 from localrank_cli.cli.screen import Screen
 from localrank_cli.errors import DataError, printable
 from localrank_cli.results.choose import layers_by_depth, matching, need_numbers, of_one
@@ -19,14 +19,14 @@ _SUMMARY = ("local_rank", "effective_rank", "n_in", "n_out", "n_points")
 def run_show(
     path: Path, y: str, layers: tuple[str, ...], tolerance: str | None, *, quiet: bool
 ) -> None:
-    """Prints the summary and a chart for each run and tolerance.
+    """Print the summary and a chart for each run and tolerance.
 
     Args:
         path: The table.
         y: The measure of the chart.
         layers: Globs.
-        tolerance: Only this one; None: all.
-        quiet: No notes.
+        tolerance: The only tolerance to show; None: all.
+        quiet: Print no notes.
     """
     screen = Screen(quiet=quiet, verbose=False)
     frame = read_table(path, (*NEEDED, *_SUMMARY))
@@ -62,7 +62,7 @@ def _chart(part: pd.DataFrame, y: str, console: Console) -> None:
     if part.empty:
         return
     if (part[y] < 0).any():
-        raise DataError(f"--y {y}: has negative values, which this chart does not show.")
+        raise DataError(f"--y {y}: has negative values, which the chart cannot show.")
     lines = {
         printable(layer): [
             (float(step), float(value)) for step, value in zip(rows["step"], rows[y], strict=True)
@@ -72,10 +72,7 @@ def _chart(part: pd.DataFrame, y: str, console: Console) -> None:
     }
     measure = meaning(y)
     at = f" at {part['tolerance'].iloc[0]}" if measure.feels_tolerance else ""
-    paper = Paper(
-        width=max(40, min(console.width, 120)),
-        unicode=console.encoding.lower().startswith("utf"),
-    )
+    paper = Paper(width=max(40, min(console.width, 120)), unicode=is_unicode(console))
     draw = line_chart if len(lines) <= MOST_LINES else shade_chart
     text = ["", printable(f"{measure.label}{at}"), *draw(lines, paper), ""]
     for line in text:

@@ -1,4 +1,4 @@
-"""Notes and progress on stderr; stdout kept clean for data."""
+"""Notes, progress and warnings on stderr, and a stdout that carries only data."""
 
 import os
 import sys
@@ -25,49 +25,33 @@ class Screen:
     """What a person sees on stderr while a command works.
 
     Args:
-        quiet: Neither notes nor progress.
-        verbose: Details too.
+        quiet: Print neither notes nor progress.
+        verbose: Print details too.
     """
 
     def __init__(self, *, quiet: bool, verbose: bool) -> None:
         self._quiet = quiet
         self._verbose = verbose
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Says something once.
-
-        Args:
-            text: Plain text; never read as markup.
-        """
-        if not self._quiet and text not in self._said:
-            self._said.add(text)
+        """Print a note, unless it was printed before."""
+        if not self._quiet and text not in self._printed:
+            self._printed.add(text)
             self.warn(f"note: {text}")
 
     def detail(self, text: str) -> None:
-        """Says something to those who asked for details.
-
-        Args:
-            text: Plain text.
-        """
+        """Print a line if the user asked for details."""
         if self._verbose and not self._quiet:
             self.warn(text)
 
     def warn(self, text: str) -> None:
-        """Says something in any case.
-
-        Args:
-            text: Plain text.
-        """
+        """Print a line even if quiet."""
         self.plain(f"localrank: {text}")
 
     def plain(self, text: str) -> None:
-        """Says what another process said, as it stands.
-
-        Args:
-            text: One line.
-        """
+        """Print one line of another process, without a prefix."""
         line = printable(text)
         with suppress(OSError):  # nobody is listening
             if self.console.is_terminal:
@@ -77,14 +61,14 @@ class Screen:
 
     @contextmanager
     def progress(self, total: int, done: int = 0) -> Iterator["Steps"]:
-        """Shows a bar while checkpoints are computed, on a terminal only.
+        """Show a progress bar over checkpoints, on a terminal only.
 
         Args:
             total: How many checkpoints.
             done: How many of them were finished before.
 
         Yields:
-            What to tell of each finished one.
+            The steps, to advance after each checkpoint.
         """
         if self._quiet or not self.console.is_terminal:
             yield Steps(None)
@@ -97,28 +81,24 @@ class Screen:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        # Not redirecting stdout: it is already out of the way, and may carry data.
+        # Do not redirect stdout: it may carry data.
         with Progress(*columns, console=self.console, transient=True, redirect_stdout=False) as bar:
             bar.add_task("checkpoints", total=total, completed=done)
             yield Steps(bar)
 
 
 class Steps:
-    """Advances the bar, where there is one.
+    """Advances the progress bar, if there is one.
 
     Args:
-        bar: With one task; None where there is no bar.
+        bar: With one task; None if nothing is shown.
     """
 
     def __init__(self, bar: Progress | None) -> None:
         self._bar = bar
 
     def done(self, text: str) -> None:
-        """Counts one checkpoint.
-
-        Args:
-            text: What is shown beside the bar.
-        """
+        """Count one checkpoint and show `text` beside the bar."""
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(task, advance=1, description=printable(text))
@@ -126,13 +106,13 @@ class Steps:
 
 @contextmanager
 def stdout_for_data(screen: Screen) -> Iterator[TextIO]:
-    """Keeps stdout for the table: whatever a user's model prints goes to stderr.
+    """Keep stdout for the table: whatever a user's model prints goes to stderr.
 
     Args:
-        screen: Takes Python's warnings.
+        screen: Receives Python's warnings.
 
     Yields:
-        The stream for the table, UTF-8 and without newline translation where it can be set.
+        The stream for the table, UTF-8 and without newline translation if that can be set.
     """
     data = sys.stdout
     saved: int | None = None
@@ -141,7 +121,7 @@ def stdout_for_data(screen: Screen) -> Iterator[TextIO]:
         if descriptor == 1:
             data.flush()
             saved = os.dup(1)
-            # Also for what prints past Python: libraries in C, child processes.
+            # Also redirects what does not print through Python: C libraries, child processes.
             os.dup2(2, 1)
             data = os.fdopen(
                 os.dup(saved), "w", encoding="utf-8", errors="backslashreplace", newline=""
@@ -152,7 +132,7 @@ def stdout_for_data(screen: Screen) -> Iterator[TextIO]:
             yield data
         finally:
             if saved is not None:
-                # Every row was flushed when it was written; what could not be written was told.
+                # Every row was flushed, and every failure reported, when it was written.
                 with suppress(OSError):
                     data.close()
                 os.dup2(saved, 1)

@@ -1,4 +1,4 @@
-"""What INT, TERM, USR1 and USR2 do: the promised status, and nothing half-written left behind."""
+"""Signals (INT, TERM, USR1, USR2) and the standard streams of the process."""
 
 import os
 import select
@@ -12,9 +12,8 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_AGAIN = 0.25  # seconds
-# Most batch systems kill 30 s or more after the first signal, and users wait less.
-GRACE = 5.0
+GRACE = 5.0  # seconds; batch systems kill 30 s or more after the first signal, users wait less
+_REPEAT = 0.25  # seconds between two exceptions, if the first is swallowed
 
 
 class Interrupted(BaseException):
@@ -32,24 +31,22 @@ class Interrupted(BaseException):
 
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Within, a signal ends the process on the spot: for start-up, when there is nothing to undo.
+    """Exit at once on a signal: for start-up, when there is nothing to undo.
 
-    An exception would not do: some packages swallow it while they are imported, and go on half
+    An exception would not do: some packages swallow it while they are imported, and continue half
     imported.
-
-    Yields:
-        Nothing.
     """
     with _handling(_SIGNALS, _leave):
         yield
 
 
 class Ears:
-    """Hears signals, and raises Interrupted while it is listening.
+    """Receives signals, and raises Interrupted while it is listening.
 
     Python's own handlers wait for the main thread, which may be in one call of LAPACK for minutes.
-    So a second thread hears too (`signal.set_wakeup_fd`): where the main thread has not stopped
-    within the grace, it says the last words and ends the process; a second signal ends it at once.
+    So a second thread receives signals too (`signal.set_wakeup_fd`): if the main thread has not
+    stopped within the grace period, it calls the last words and ends the process; a second signal
+    ends it at once.
 
     Args:
         grace: In seconds.
@@ -57,29 +54,20 @@ class Ears:
 
     def __init__(self, grace: float = GRACE) -> None:
         self._grace = grace
-        self._heard: int | None = None
+        self._received: int | None = None
         self._listening = False
         self._last_words: list[Callable[[], object]] = []
 
     def at_the_end(self, last_words: Callable[[], object]) -> None:
-        """Sets what the second thread does before it ends the process.
-
-        Args:
-            last_words: Must not wait for the main thread.
-        """
+        """Add a call for the second thread, which must not wait for the main thread."""
         self._last_words.append(last_words)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within, a signal raises Interrupted.
-
-        Where a user's code or a destructor swallows the exception it comes again and again.
-
-        Yields:
-            Nothing.
+        """Raise Interrupted on a signal, again and again if user code or a destructor swallows it.
 
         Raises:
-            Interrupted: If a signal was heard, whatever else happened since.
+            Interrupted: If a signal was received, whatever else happened since.
         """
         self._listening = True
         try:
@@ -89,8 +77,8 @@ class Ears:
             raise
         except BaseException as error:
             self._listening = False
-            if self._heard is not None:
-                raise Interrupted(self._heard) from error
+            if self._received is not None:
+                raise Interrupted(self._received) from error
             raise
         else:
             self._check()
@@ -100,11 +88,7 @@ class Ears:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within `listening`: a signal waits until what is being kept is kept whole.
-
-        Yields:
-            Nothing.
-        """
+        """Within `listening`, hold signals back until what is being written is complete."""
         before, self._listening = self._listening, False
         try:
             yield
@@ -114,31 +98,31 @@ class Ears:
             self._check()
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Takes a signal.
+        """Handle a signal.
 
         Args:
-            number: The signal; ALRM is the repetition of an earlier one.
-            frame: Not needed.
+            number: The signal; ALRM repeats an earlier one.
+            frame: Unused.
 
         Raises:
             Interrupted: While listening.
         """
         del frame
-        if self._heard is None:
-            self._heard = number
+        if self._received is None:
+            self._received = number
         if self._listening:
-            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-            raise Interrupted(self._heard)
+            signal.setitimer(signal.ITIMER_REAL, _REPEAT)
+            raise Interrupted(self._received)
 
     def _check(self) -> None:
-        if self._heard is not None:
-            raise Interrupted(self._heard)
+        if self._received is not None:
+            raise Interrupted(self._received)
 
     def watch(self, read: int) -> None:
-        """The second thread: waits for signals, then for the main thread to end.
+        """Run the second thread: wait for signals, then for the main thread to end.
 
         Args:
-            read: Gives one byte for each signal; closed at the other end when all is done.
+            read: Descriptor of a pipe with one byte for each signal, closed when all is done.
         """
         first: int | None = None
         deadline: float | None = None
@@ -148,7 +132,7 @@ class Ears:
             if not ready:
                 assert first is not None
                 for last_words in self._last_words:
-                    with suppress(Exception):  # what is on the disk is on the disk
+                    with suppress(Exception):  # the process ends in any case
                         last_words()
                 _leave(first, None)
             numbers = os.read(read, 64)
@@ -164,13 +148,13 @@ class Ears:
 
 @contextmanager
 def hearing(grace: float = GRACE) -> Iterator[Ears]:
-    """Within, signals are heard; outside of `listening` they wait, so that files are left whole.
+    """Receive signals; outside of `listening` they wait, so that files are left complete.
 
     Args:
         grace: How many seconds the main thread has to stop.
 
     Yields:
-        What hears them.
+        What receives them.
     """
     ears = Ears(grace)
     with _watched(ears), _handling((*_SIGNALS, signal.SIGALRM), ears.on_signal):
@@ -201,9 +185,9 @@ def _handling(numbers: Iterable[signal.Signals], handler: Any) -> Iterator[None]
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # What a shell script put out of reach (`command &` ignores INT) stays so.
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heard}
+    # A signal that the caller ignores (`command &` in a shell script ignores INT) stays ignored.
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in handled}
     try:
         yield
     finally:
@@ -220,11 +204,11 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def open_missing_streams() -> None:
-    """Puts something in the place of a closed stdin, stdout or stderr (`>&-`).
+    """Replace a closed stdin, stdout or stderr (`>&-`).
 
-    Otherwise the first file that is opened takes the free number, and what a library prints ends
-    in it. The stand-in for stdout refuses to be written to, as a closed one does: results must not
-    vanish without a word.
+    Otherwise the first file to be opened gets the free descriptor, and receives what a library
+    prints. The replacement of stdout refuses writes like a closed one: results must not vanish
+    silently.
     """
     for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         if getattr(sys, name) is not None or _is_open(descriptor):
@@ -237,7 +221,7 @@ def open_missing_streams() -> None:
 
 
 def discard_stdout() -> None:
-    """Lets what is left for stdout go nowhere: the interpreter flushes it once more at its end."""
+    """Discard what is left in stdout's buffer, which the interpreter flushes once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

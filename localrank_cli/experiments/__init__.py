@@ -1,1 +1,1 @@
-"""Small trainings with a known or published answer, held against what the tool measures."""
+"""Small training runs with a known or published answer, compared with what localrank measures."""

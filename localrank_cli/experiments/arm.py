@@ -1,4 +1,4 @@
-"""What an experiment trains, before anything is trained."""
+"""An experiment before training: its networks, and the judge of its claims."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,21 +17,14 @@ class Arm(Protocol):
 
     @property
     def folder(self) -> str:
-        """Its name below the experiment's."""
+        """The name of the folder inside the experiment's."""
 
     @property
     def n_checkpoints(self) -> int:
-        """How many checkpoints are known beforehand; more may come."""
+        """How many checkpoints are planned; more may follow."""
 
     def train(self, out: Path) -> Iterator[int]:
-        """Trains the network and fills its folder.
-
-        Args:
-            out: Folder of the experiment.
-
-        Yields:
-            The step, after each checkpoint.
-        """
+        """Train the network, fill its folder in `out`, and yield the step of each checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -45,32 +38,25 @@ class SgdArm:
 
     @property
     def n_checkpoints(self) -> int:
-        """How many checkpoints are known beforehand; a landmark comes on top."""
+        """How many checkpoints are planned, without a landmark."""
         return len(self.recipe.save_at)
 
     def train(self, out: Path) -> Iterator[int]:
-        """Trains the network and fills its folder.
-
-        Args:
-            out: Folder of the experiment.
-
-        Yields:
-            The step, after each checkpoint.
-        """
+        """Train the network, fill its folder in `out`, and yield the step of each checkpoint."""
         for row, _ in train_series(self.recipe, self.task, self.text, out / self.folder):
             yield int(row[0])
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All networks of an experiment, and what is claimed of them."""
+class Experiment:
+    """All networks of an experiment, and the judge of its claims."""
 
     name: str
     arms: tuple[Arm, ...]
-    judge: Callable[[pd.DataFrame], Verdict]  # of the table with the columns of the arms
-    wants_sigma: bool = False  # whether the judge looks at single singular values
+    judge: Callable[[pd.DataFrame], Verdict]  # the table with the columns of all arms
+    needs_sigma: bool = False  # whether the judge needs single singular values
 
     @property
     def n_checkpoints(self) -> int:
-        """How many checkpoints are known beforehand."""
+        """How many checkpoints are planned."""
         return sum(arm.n_checkpoints for arm in self.arms)

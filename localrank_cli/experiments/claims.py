@@ -1,25 +1,27 @@
-"""What is claimed, what was measured, and whether the one bears out the other."""
+"""Claims, what was measured, and whether the measurement supports them."""
 
 from dataclasses import dataclass
+
+import pandas as pd
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement that a run can bear out or refute."""
+    """One statement that a run can support or refute."""
 
     text: str
     expected: str
     measured: str
     holds: bool
-    # False: shown beside the others because it is the same with and without what is claimed to
-    # matter, or because nothing predicts it.
+    # False for what is only shown: it does not depend on what is claimed to matter, or nothing
+    # predicts it.
     is_evidence: bool = True
 
     @property
     def word(self) -> str:
-        """How it came out, in a word or two."""
+        """The outcome in a word or two."""
         if not self.is_evidence:
-            return "shown, no evidence"
+            return "shown, not evidence"
         return "holds" if self.holds else "does not hold"
 
 
@@ -33,12 +35,12 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Whether every claim that is evidence holds."""
+        """Whether every claim that counts as evidence holds."""
         return all(claim.holds for claim in self.claims if claim.is_evidence)
 
     @property
     def text(self) -> str:
-        """The verdict for a person, the same on a terminal and in a file."""
+        """The verdict as printed and as written to a file."""
         lines = [f"{self.experiment}: {self.setting}", ""]
         for claim in self.claims:
             lines += [
@@ -48,19 +50,22 @@ class Verdict:
             ]
         end = "every claim holds" if self.holds else "NOT every claim holds"
         if not any(claim.is_evidence for claim in self.claims):
-            end = "none: figures are put side by side, and nothing is judged"
+            end = "none; published figures are shown for comparison only"
         return "\n".join([*lines, "", f"verdict: {end}"]) + "\n"
 
 
+def shown(text: str, expected: str, measured: str) -> Claim:
+    """Return a claim that is only shown, not evidence."""
+    return Claim(text, expected, measured, holds=True, is_evidence=False)
+
+
+def seed_count(frame: pd.DataFrame) -> str:
+    """Return how many seeds a table holds, in words for a setting."""
+    count = frame["seed"].nunique()
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
 def span(values: list[float], digits: int = 1) -> str:
-    """Shows one number, or the least and the largest of several.
-
-    Args:
-        values: One for each seed; at least one.
-        digits: Behind the point.
-
-    Returns:
-        `3.0`, or `8.1 to 9.4`.
-    """
+    """Format one number, or the smallest and largest of several: `3.0`, or `8.1 to 9.4`."""
     low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
     return low if low == high else f"{low} to {high}"

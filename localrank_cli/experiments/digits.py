@@ -1,4 +1,4 @@
-"""The digits of MNIST from a file of the user's: an .npz archive, or the original idx files."""
+"""The digits of MNIST from a user's file: an .npz archive, or the original idx files."""
 
 import gzip
 import struct
@@ -18,24 +18,24 @@ _GZIP = b"\x1f\x8b"
 _IDX_BYTES = 0x08  # the type code of unsigned bytes
 WHERE = (
     "Give an .npz archive with images (N, 28, 28) and labels (N,), such as Keras's mnist.npz, or"
-    " the original file train-images-idx3-ubyte, packed with gzip or not, with its labels beside"
-    " it; both are on the pages of the MNIST database and of most libraries' data sets."
+    " the original train-images-idx3-ubyte, gzipped or not, with the file of labels in the same"
+    " folder; both can be downloaded from the MNIST database and with most libraries."
 )
 
 
 def read_digits(path: Path, least: int) -> tuple[Array, Array]:
-    """Reads digits and labels.
+    """Read digits and labels.
 
     Args:
-        path: The archive, or the file of the images.
-        least: How many are needed.
+        path: The archive, or the file of images.
+        least: How many digits are needed.
 
     Returns:
         Images, uint8 (N, 28, 28), and labels, uint8 (N,).
 
     Raises:
-        SettingsError: If there is no such file.
-        DataError: If it does not hold enough digits.
+        SettingsError: If the file does not exist.
+        DataError: If it cannot be read, or does not hold enough digits.
     """
     if not path.is_file():
         raise SettingsError(f"--mnist {path}: there is no such file.", WHERE)
@@ -52,7 +52,7 @@ def read_digits(path: Path, least: int) -> tuple[Array, Array]:
             WHERE,
         )
     if not np.isin(labels, np.arange(10)).all():
-        raise DataError(f"--mnist {path}: labels other than 0 to 9.", WHERE)
+        raise DataError(f"--mnist {path}: has labels other than 0 to 9.", WHERE)
     return images, labels.astype(np.uint8)
 
 
@@ -62,7 +62,7 @@ def _archive(path: Path) -> tuple[Array, Array]:
             if {images, labels} <= set(file.files):
                 return file[images], file[labels]
         held = ", ".join(file.files) or "none"
-    raise ValueError(f"no arrays images and labels, or x_train and y_train, among its own: {held}")
+    raise ValueError(f"no arrays images and labels, or x_train and y_train; it has: {held}")
 
 
 def _original(path: Path) -> tuple[Array, Array]:
@@ -72,21 +72,21 @@ def _original(path: Path) -> tuple[Array, Array]:
     if not beside.is_file():
         other = beside.with_suffix("") if beside.suffix == ".gz" else Path(f"{beside}.gz")
         if not other.is_file():
-            raise ValueError(f"its labels, {beside.name}, are not beside it")
+            raise ValueError(f"its labels, {beside.name}, are not in the same folder")
         beside = other
     return _idx(path), _idx(beside)
 
 
 def _idx(path: Path) -> Array:
-    """Reads the format of the original files: type, number of axes, lengths, bytes."""
+    """Read an original file: type, number of axes, lengths, bytes."""
     content = path.read_bytes()
     if content.startswith(_GZIP):
         content = gzip.decompress(content)
     zeros, kind, axes = struct.unpack_from(">HBB", content)
     if zeros != 0 or kind != _IDX_BYTES:
-        raise ValueError(f"{path.name} is no idx file of bytes")
+        raise ValueError(f"{path.name} is not an idx file of bytes")
     shape = struct.unpack_from(f">{axes}I", content, 4)
     data = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
     if data.size != np.prod(shape):
-        raise ValueError(f"{path.name} is not complete")
+        raise ValueError(f"{path.name} is incomplete")
     return data.reshape(shape)

@@ -10,16 +10,22 @@ import pandas as pd
 import torch
 from torch import nn
 
-from localrank_cli.experiments.arm import Plan, SgdArm
-from localrank_cli.experiments.claims import Claim, Verdict, span
+from localrank_cli.experiments.arm import Experiment, SgdArm
+from localrank_cli.experiments.claims import Claim, Verdict, seed_count, shown, span
 from localrank_cli.experiments.digits import read_digits
 from localrank_cli.experiments.series import SeriesText, settings_text
 from localrank_cli.experiments.training import Recipe, Task
 
 NAME = "mnist"
-N_TRAIN, N_TEST, N_KEPT = 9_000, 1_000, 1_000  # digits; how many of the training ones are kept
-FALLS = {1: 0.08, 2: 0.40, 3: 0.40, 4: 0.10}  # with decay, of the rank at the landmark, at least
-CONTROL_FALL = 0.03  # without, at most
+N_TRAIN, N_TEST = 9_000, 1_000  # digits
+N_KEPT = 1_000  # digits to train on that are kept with a series, besides those to test on
+FALLS = {
+    1: 0.08,
+    2: 0.40,
+    3: 0.40,
+    4: 0.10,
+}  # with decay, at least this share of the rank at the landmark
+CONTROL_FALL = 0.03  # without decay, at most
 NEVER = "99 % training accuracy was never reached"
 _SCALE = 0.00392156862745098  # 1/255
 _QUICK_STEPS = 7_000
@@ -36,13 +42,13 @@ RECIPE = Recipe(
 
 
 def digits_task(path: Path) -> tuple[Task, Mapping[str, Any]]:
-    """Makes the task of telling digits apart: the first 9,000 to train, the next 1,000 to test.
+    """Create the task of classifying digits: the first 9,000 to train, the next 1,000 to test.
 
     Args:
         path: The user's file.
 
     Returns:
-        The task, and the arrays that a series keeps: the first 1,000 of each kind.
+        The task, and the arrays kept with a series: the first 1,000 of each kind.
     """
     total = N_TRAIN + N_TEST
     images, labels = (array[:total] for array in read_digits(path, total))
@@ -60,8 +66,8 @@ def digits_task(path: Path) -> tuple[Task, Mapping[str, Any]]:
     return task, {"images": images[kept], "labels": labels[kept].astype(np.uint8)}
 
 
-def plan(seeds: int, quick: bool, path: Path) -> Plan:
-    """Plans one pair of trainings, with and without decay, for each seed.
+def plan(seeds: int, quick: bool, path: Path) -> Experiment:
+    """Plan a network with and one without weight decay for each seed.
 
     Args:
         seeds: How many.
@@ -69,7 +75,7 @@ def plan(seeds: int, quick: bool, path: Path) -> Plan:
         path: The user's file of digits.
 
     Returns:
-        The arms.
+        The experiment.
     """
     task, arrays = digits_task(path)
     recipe = RECIPE
@@ -88,14 +94,14 @@ def plan(seeds: int, quick: bool, path: Path) -> Plan:
             )
             name = f"{'decay' if decay else 'no_decay'}_seed_{seed}"
             arms.append(SgdArm(name, replace(recipe, seed=seed, weight_decay=decay), task, text))
-    return Plan(NAME, tuple(arms), judge)
+    return Experiment(NAME, tuple(arms), judge)
 
 
 def judge(frame: pd.DataFrame) -> Verdict:
-    """Holds the late part of each run, from 99 % training accuracy on, against the claims.
+    """Compare the late part of each run, from 99 % training accuracy on, with the claims.
 
     Args:
-        frame: The table of all arms, with the column train_accuracy.
+        frame: The table of all arms, with column train_accuracy.
 
     Returns:
         The verdict.
@@ -108,20 +114,19 @@ def judge(frame: pd.DataFrame) -> Verdict:
         for layer, least in FALLS.items()
     ]
     claims.append(_control(control))
-    claims += [_shown(with_decay, control, layer) for layer in FALLS]
+    claims += [_effective_rank(with_decay, control, layer) for layer in FALLS]
     claims.append(_accuracy(with_decay, control))
-    seeds = frame["seed"].nunique()
     setting = (
         f"ReLU MLP 784-100-100-100-10 on 9,000 digits; SGD, momentum 0.9, learning rate"
         f" {RECIPE.learning_rate}, batch {RECIPE.batch}, {frame['step'].max():,} steps, weight"
-        f" decay {RECIPE.weight_decay} against 0, {seeds} seed{'s' if seeds > 1 else ''}; ranks at"
+        f" decay {RECIPE.weight_decay} against 0, {seed_count(frame)}; ranks at"
         " atol 0.1 from the first checkpoint with 99 % training accuracy to the end"
     )
     return Verdict(NAME, setting, tuple(claims))
 
 
 def late_ends(frame: pd.DataFrame, layer: int, measure: str) -> list[tuple[float, float]]:
-    """Looks up a measure at the landmark and at the end of each run.
+    """Return a measure at the landmark and at the end of each run.
 
     Args:
         frame: Rows of one tolerance.
@@ -129,7 +134,7 @@ def late_ends(frame: pd.DataFrame, layer: int, measure: str) -> list[tuple[float
         measure: A column.
 
     Returns:
-        A pair for each run; none for a run that never reached the landmark.
+        A pair for each run that reached the landmark.
     """
     pairs = []
     for _, run in frame[frame["layer_index"] == layer - 1].groupby("run"):
@@ -144,20 +149,19 @@ def _falls(pairs: list[tuple[float, float]]) -> list[float]:
 
 
 def _described(pairs: list[tuple[float, float]]) -> str:
-    """One run, or the band of several."""
+    """Describe the change in one run, or the range over several."""
     if not pairs:
         return NEVER
     first, last = (span([pair[index] for pair in pairs]) for index in (0, 1))
-    changes = [
-        f"{0.0 - fall:+.0%}" for fall in sorted(_falls(pairs), reverse=True)
-    ]  # 0.0 - 0.0 is no -0.0
+    # Subtracted from 0.0, since negating a fall of 0.0 would print -0%.
+    changes = [f"{0.0 - fall:+.0%}" for fall in sorted(_falls(pairs), reverse=True)]
     band = changes[0] if changes[0] == changes[-1] else f"{changes[0]} to {changes[-1]}"
     return f"{first} -> {last} ({band})"
 
 
 def _fall(frame: pd.DataFrame, layer: int, measure: str, expected: str, least: float) -> Claim:
     pairs = late_ends(frame, layer, measure)
-    # A run that never got to the landmark bears nothing out.
+    # A run that never reached the landmark supports nothing.
     holds = len(pairs) == frame["run"].nunique() and all(fall >= least for fall in _falls(pairs))
     text = f"with weight decay the rank of layer {layer} falls late"
     return Claim(text, f"a fall {expected}", _described(pairs), holds)
@@ -174,22 +178,18 @@ def _control(frame: pd.DataFrame) -> Claim:
     return Claim(text, f"no fall of more than {CONTROL_FALL:.0%}", measured, holds)
 
 
-def _shown(with_decay: pd.DataFrame, control: pd.DataFrame, layer: int) -> Claim:
+def _effective_rank(with_decay: pd.DataFrame, control: pd.DataFrame, layer: int) -> Claim:
     first, second = (
         _described(late_ends(frame, layer, "effective_rank")) for frame in (with_decay, control)
     )
-    text = f"effective rank of layer {layer}, which is free of scale (decay shrinks every sigma)"
-    measured = f"{first} with decay, {second} without"
-    return Claim(text, "nothing is claimed", measured, holds=True, is_evidence=False)
+    text = f"effective rank of layer {layer}, invariant to scale (decay shrinks every sigma)"
+    return shown(text, "no claim", f"{first} with decay, {second} without")
 
 
 def _accuracy(with_decay: pd.DataFrame, control: pd.DataFrame) -> Claim:
     first, second = (_accuracies(late_ends(f, 1, "test_accuracy")) for f in (with_decay, control))
     measured = f"{first} with decay, {second} without"
-    return Claim(
-        "test accuracy over the same part", "nothing is claimed", measured, holds=True,
-        is_evidence=False,
-    )  # fmt: skip
+    return shown("test accuracy over the same part", "no claim", measured)
 
 
 def _accuracies(pairs: list[tuple[float, float]]) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of the experiments: a table goes in, a matplotlib figure comes out."""
+"""Figures of the experiments: from a table to a matplotlib figure."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,22 +16,22 @@ from localrank_cli.information.bottleneck import (
     variational_singular_values,
 )
 
-_DARKEST, _LIGHTEST = 0.95, 0.4  # of the map of blues, so that the first layer is still seen
+_DARKEST, _LIGHTEST = 0.95, 0.4  # places in the map of blues; lighter ones are too faint
 
 
 class PictureError(Exception):
-    """There is no matplotlib to draw with."""
+    """Matplotlib is not installed."""
 
 
 def draw(name: str, frame: pd.DataFrame) -> Any:
-    """Draws the picture of an experiment.
+    """Draw the figure of an experiment.
 
     Args:
-        name: Of the experiment.
+        name: The experiment.
         frame: Its table.
 
     Returns:
-        A `matplotlib.figure.Figure`, which belongs to no window and no backend.
+        A `matplotlib.figure.Figure` that belongs to no window and no backend.
 
     Raises:
         PictureError: If matplotlib is not installed.
@@ -55,18 +55,18 @@ def draw(name: str, frame: pd.DataFrame) -> Any:
 
 
 def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:
-    """One panel for each weight decay, one line for each layer, the band from seed to seed."""
+    """Draw a panel for each weight decay, a line for each layer, a band over seeds."""
     decays = sorted(frame["weight_decay"].unique(), reverse=True)
     panels = figure.subplots(1, len(decays), sharey=True, squeeze=False)[0]
     layers = sorted(frame["layer_index"].unique())
     for panel, decay in zip(panels, decays, strict=True):
         part = frame[frame["weight_decay"] == decay]
-        # Landmarks lie elsewhere for each seed: a mean of fewer would make a line wobble.
+        # Landmarks differ between seeds: a mean over some of them would make a line wobble.
         seeds = part.groupby("step")["seed"].transform("nunique")
         part = part[seeds == part["seed"].nunique()]
         for layer, colour in zip(layers, _shades(blues, len(layers)), strict=True):
             ranks = part[part["layer_index"] == layer].groupby("step")["local_rank"]
-            # Step 0 has no place on a logarithmic axis: it stands where step 1 would.
+            # A log axis cannot show step 0: draw it at step 1.
             steps = [max(1, step) for step in ranks.mean().index]
             panel.plot(steps, ranks.mean(), color=colour, marker=".", label=f"layer {layer + 1}")
             panel.fill_between(steps, ranks.min(), ranks.max(), color=colour, alpha=0.2, lw=0)
@@ -79,7 +79,7 @@ def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:
 
 
 def _published(panel: Any, blues: Any) -> None:
-    """The end values of the published log, far to the right of a shorter training."""
+    """Mark the end values of the published log, far to the right of a shorter training."""
     shades = _shades(blues, len(patel2024.PUBLISHED))
     for rank, colour in zip(patel2024.PUBLISHED, shades, strict=True):
         panel.plot(patel2024.PUBLISHED_STEPS, rank, marker="x", color=colour, label="_published")
@@ -87,7 +87,7 @@ def _published(panel: Any, blues: Any) -> None:
 
 
 def _over_beta(figure: Any, frame: pd.DataFrame) -> None:
-    """Ranks and singular values beside theory; each bottleneck in its own information plane."""
+    """Draw ranks and singular values beside theory, and each bottleneck's information plane."""
     last = frame[frame["layer_index"] == frame["layer_index"].max()]
     ends = last.loc[last.groupby("run")["step"].idxmax()]
     (ranks, sigmas), (optimum, plane) = figure.subplots(2, 2)
@@ -100,7 +100,7 @@ def _over_beta(figure: Any, frame: pd.DataFrame) -> None:
     for index in range(len(RHO)):
         sigmas.plot(ends["beta"], ends[f"sigma_{index + 1}"], ".", color="tab:blue")
     sigmas.set(xscale="log", xlabel="beta", title="singular values of J Sigma_x^(1/2)")
-    # One critical beta, two bottlenecks, other information: a panel each, on the same axes.
+    # Both bottlenecks share critical betas but not information: one panel each, same axes.
     _plane(optimum, [optimal_information(RHO, b) for b in betas], "Gaussian bottleneck: optimum")
     _plane(plane, [variational_information(RHO, b) for b in betas], "variational bottleneck")
     plane.plot(ends["xt_nats"], ends["ty_nats"], "o", color="tab:blue", label="trained")
@@ -117,7 +117,7 @@ def _plane(panel: Any, curve: list[Information], title: str) -> None:
 
 
 def _shades(blues: Any, count: int) -> Iterable[Any]:
-    """From light, the first layer, to dark, the deepest."""
+    """Return colours from light, the first layer, to dark, the deepest."""
     if count == 1:
         return [blues(_DARKEST)]
     width = (_DARKEST - _LIGHTEST) / (count - 1)

@@ -1,4 +1,4 @@
-"""Runs an experiment: trains, analyses with the tool's own pipeline, judges, writes."""
+"""The steps of `localrank reproduce`: prepare, train, analyse, conclude."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,21 +10,23 @@ import pandas as pd
 
 from localrank_cli.errors import Note, OutputError, UsageError
 from localrank_cli.experiments import gaussian, mnist, patel2024, vib
-from localrank_cli.experiments.arm import Plan
+from localrank_cli.experiments.arm import Experiment
 from localrank_cli.experiments.claims import Verdict
 from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.pictures import PictureError, draw
 from localrank_cli.experiments.series import one_thread, writing
-from localrank_cli.experiments.sigma import last_sigma
+from localrank_cli.model.fill import fill_model
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import Row, header
 from localrank_cli.results.frame import to_frame
 from localrank_cli.run.compute import run_plan
+from localrank_cli.run.headers import load_state
 from localrank_cli.run.output import Output
-from localrank_cli.run.plan import make_plan
+from localrank_cli.run.plan import Plan, SeriesPlan, make_plan, place_points
+from localrank_cli.spectrum.layer import Request, layer_spectra
 
 RANKS, VERDICT, PICTURE, SIGMA = "ranks.csv", "verdict.txt", "picture.png", "sigma.csv"
-_EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # and how many seeds by default
+_EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # with the default number of seeds
     gaussian.NAME: (gaussian, 3),
     mnist.NAME: (mnist, 1),
     vib.NAME: (vib, 1),
@@ -44,28 +46,28 @@ class ReproduceOptions:
     steps: int | None = None  # of patel2024; None: all
 
 
-def prepare(options: ReproduceOptions) -> Plan:
-    """Plans an experiment; nothing is trained or written yet.
+def prepare(options: ReproduceOptions) -> Experiment:
+    """Plan an experiment without training or writing anything.
 
     Args:
-        options: What was asked for.
+        options: The arguments.
 
     Returns:
-        The networks to train.
+        The experiment.
 
     Raises:
         UsageError: If digits are needed and not given.
-        OutputError: If the table is there already.
+        OutputError: If the table exists.
     """
     module, default = _EXPERIMENTS[options.experiment]
     if (options.out / RANKS).exists():
         raise OutputError(
-            f"{options.out / RANKS}: exists already.", "Choose another place with --out."
+            f"{options.out / RANKS}: exists already.", "Choose another folder with --out."
         )
     seeds = options.seeds or default
     if module not in (mnist, patel2024):
-        plan: Plan = module.plan(seeds, options.quick)
-        return plan
+        experiment: Experiment = module.plan(seeds, options.quick)
+        return experiment
     if options.mnist is None:
         name = options.experiment
         raise UsageError(f"reproduce {name} needs the digits: --mnist FILE.", WHERE)
@@ -75,48 +77,40 @@ def prepare(options: ReproduceOptions) -> Plan:
     return patel2024.plan(seeds, options.steps or whole, options.mnist)
 
 
-def train(plan: Plan, out: Path) -> Iterator[str]:
-    """Trains all networks and saves their checkpoints.
-
-    Args:
-        plan: From `prepare`.
-        out: Folder of the experiment.
-
-    Yields:
-        After each checkpoint, what was saved.
-    """
+def train(experiment: Experiment, out: Path) -> Iterator[str]:
+    """Train all networks and save their checkpoints; yield a line for each one."""
     with one_thread():
-        for arm in plan.arms:
+        for arm in experiment.arms:
             for step in arm.train(out):
                 yield f"{arm.folder} step {step}"
 
 
-def analyse(plan: Plan, out: Path, command: list[str], note: Note) -> pd.DataFrame:
-    """Analyses the checkpoints as `localrank analyze` does, and writes the table.
+def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -> pd.DataFrame:
+    """Analyse the checkpoints like `localrank analyze`, and write the table.
 
     Args:
-        plan: From `prepare`.
+        experiment: From `prepare`.
         out: Folder of the experiment.
         command: For the manifest.
-        note: Takes each note for the user.
+        note: Receives each note for the user.
 
     Returns:
-        The table, with the figures of each series' metrics.csv beside, and at each series' last
-        step, where the experiment wants them, the means of the last layer's singular values.
+        The table, with the columns of each series' metrics.csv and, if the experiment needs them,
+        the means of the last layer's singular values at each series' last step.
     """
-    folders = tuple(out / arm.folder for arm in plan.arms)
-    ranks = make_plan(AnalyzeOptions(checkpoints=folders, device="cpu"), note)
+    folders = tuple(out / arm.folder for arm in experiment.arms)
+    plan = make_plan(AnalyzeOptions(checkpoints=folders, device="cpu"), note)
     rows: list[Row] = []
     with writing(out), Output(out / RANKS, overwrite=False, command=command) as output:
-        left = output.begin(ranks, note)
+        left = output.begin(plan, note)
         for record in run_plan(left.plan, note, left.known):
             output.add(record)
             rows += record.rows
         output.commit()
-    frame = _with_metrics(to_frame(rows, header(ranks.extra_columns)), folders)
-    if plan.wants_sigma:
+    frame = _with_metrics(to_frame(rows, header(plan.extra_columns)), folders)
+    if experiment.needs_sigma:
         with writing(out):
-            sigma = last_sigma(ranks)
+            sigma = last_sigma(plan)
             sigma.to_csv(out / SIGMA, index=False, float_format="%.9g", lineterminator="\n")
         frame = frame.merge(sigma, on=["run", "step", "layer_index"], how="left")
     return frame
@@ -132,23 +126,50 @@ def _with_metrics(frame: pd.DataFrame, folders: tuple[Path, ...]) -> pd.DataFram
     return frame.merge(pd.concat(tables), on=["run", "step"], how="left")
 
 
-def conclude(plan: Plan, out: Path, frame: pd.DataFrame, note: Note) -> Verdict:
-    """Judges, and writes the verdict and, where matplotlib is there, the picture.
+def last_sigma(plan: Plan) -> pd.DataFrame:
+    """Compute the singular values of the last layer at the last checkpoint of each series.
 
     Args:
-        plan: From `prepare`.
+        plan: The plan of an analysis.
+
+    Returns:
+        A row for each series: run, step, layer_index, and the means over points sigma_1, sigma_2
+        and so on, which the table of an analysis does not hold.
+    """
+    return pd.DataFrame([_sigma_row(plan, series) for series in plan.series])
+
+
+def _sigma_row(plan: Plan, series: SeriesPlan) -> dict[str, object]:
+    settings, last = series.settings, series.checkpoints[-1]
+    fill_model(series.model, series.expected, load_state(last, plan.trust_pickle), last.place)
+    points = place_points(series.points, plan.device, settings.dtype)
+    metric = series.metric.at(series.model, plan.device, settings.dtype)
+    memory = plan.memory - series.metric.n_bytes
+    request = Request(settings.selection, settings.dtype, memory, metric=metric)
+    *before, spectrum = layer_spectra(series.model, points, request)
+    values = spectrum.values  # noqa: PD011  # a tensor
+    means = values.mean(dim=0).tolist()
+    sigma = {f"sigma_{index + 1}": value for index, value in enumerate(means)}
+    return {"run": series.run, "step": last.step, "layer_index": len(before), **sigma}
+
+
+def conclude(experiment: Experiment, out: Path, frame: pd.DataFrame, note: Note) -> Verdict:
+    """Judge, and write the verdict and, if matplotlib is installed, the figure.
+
+    Args:
+        experiment: From `prepare`.
         out: Folder of the experiment.
         frame: From `analyse`.
-        note: Takes each note for the user.
+        note: Receives each note for the user.
 
     Returns:
         The verdict.
     """
-    verdict = plan.judge(frame)
+    verdict = experiment.judge(frame)
     with writing(out):
         (out / VERDICT).write_text(verdict.text, encoding="utf-8")
         try:
-            figure = draw(plan.name, frame)
+            figure = draw(experiment.name, frame)
         except PictureError as error:
             note(str(error))
         else:

@@ -21,18 +21,14 @@ _SETTINGS = "localrank.toml"
 
 @dataclass(frozen=True)
 class SeriesText:
-    """What a series holds beside its checkpoints."""
+    """What a series holds besides its checkpoints."""
 
     toml: str
     data_file: str
-    arrays: Mapping[str, Any]  # what it holds, by name
+    arrays: Mapping[str, Any]  # content of the data file, by name
 
     def write(self, folder: Path) -> None:
-        """Fills a folder; checkpoints of an earlier run are removed.
-
-        Args:
-            folder: Made where it is not there.
-        """
+        """Create and fill the folder; remove checkpoints of an earlier run."""
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("step_*.safetensors"):
             old.unlink()
@@ -41,57 +37,39 @@ class SeriesText:
 
 
 def settings_text(settings: Mapping[str, Any], columns: Mapping[str, str | int | float]) -> str:
-    """Writes a `localrank.toml`.
-
-    Args:
-        settings: Its keys: texts, numbers or lists of numbers.
-        columns: Constant columns of the table.
-
-    Returns:
-        TOML.
-    """
-    # The strings, numbers and lists of JSON are those of TOML.
+    """Return a `localrank.toml` with the given keys and constant columns."""
+    # Strings, numbers and lists look the same in JSON and TOML.
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     lines += ["", "[columns]", *(f"{key} = {json.dumps(value)}" for key, value in columns.items())]
     return "\n".join(lines) + "\n"
 
 
 def save_step(net: nn.Module, folder: Path, step: int) -> None:
-    """Saves one checkpoint.
-
-    Args:
-        net: The network.
-        folder: The series.
-        step: Of the training.
-    """
+    """Save the weights as the checkpoint of one step."""
     save_file(net.state_dict(), folder / f"step_{step}.safetensors", {"step": str(step)})
+
+
+def write_metrics(folder: Path, table: list[list[str]]) -> None:
+    """Write `metrics.csv` again after each checkpoint, so that it is complete up to the last."""
+    with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
 
 
 def train_series(
     recipe: Recipe, task: Task, text: SeriesText, folder: Path
 ) -> Iterator[tuple[list[str], nn.Sequential]]:
-    """Trains a network by SGD and fills its folder.
-
-    Args:
-        recipe: How.
-        task: On what.
-        text: What else the folder holds.
-        folder: The series.
-
-    Returns:
-        As `keep_series`.
-    """
+    """Train a network by SGD and fill its folder; yield what `keep_series` yields."""
     return keep_series(training(recipe, task), task, text, folder)
 
 
 def keep_series(
     steps: Iterator[tuple[int, nn.Sequential]], task: Task, text: SeriesText, folder: Path
 ) -> Iterator[tuple[list[str], nn.Sequential]]:
-    """Fills a folder while a network is trained, `metrics.csv` included.
+    """Fill a folder while a network is trained, including `metrics.csv`.
 
     Args:
         steps: The training: step and live network, wherever a checkpoint is wanted.
-        task: What it is trained on.
+        task: What the network is trained on.
         text: What else the folder holds.
         folder: The series.
 
@@ -107,40 +85,24 @@ def keep_series(
         table.append(row)
         with writing(folder):
             save_step(net, folder, step)
-            # Written anew each time: what is there is complete up to the last checkpoint.
-            with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows(table)
+            write_metrics(folder, table)
         yield row, net
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Says in the user's terms that a folder cannot be written.
-
-    Args:
-        folder: For the message.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        OutputError: If it cannot.
-    """
+    """Turn an error while writing to a folder into an OutputError that names it."""
     try:
         yield
     except OSError as error:
         raise OutputError(
-            f"{folder}: cannot be written ({error.strerror}).", "Choose another place with --out."
+            f"{folder}: cannot be written ({error.strerror}).", "Choose another folder with --out."
         ) from error
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Small networks train fastest on one thread, and always to the same bits.
-
-    Yields:
-        Nothing.
-    """
+    """Use one thread, on which small networks train fastest and always to the same bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

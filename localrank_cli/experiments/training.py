@@ -1,8 +1,8 @@
-"""Trains small networks and keeps checkpoints of them.
+"""Training of small networks, with checkpoints.
 
-`torch.manual_seed` sets the initial weights and a seeded CPU generator the order of the batches:
-a second run with the same torch on the same processor gives the same weights. Elsewhere sums are
-rounded differently, training amplifies that, and figures agree about as well as those of two seeds.
+`torch.manual_seed` sets the initial weights, and a seeded CPU generator the order of the batches:
+the same torch on the same processor gives the same weights again. Elsewhere sums are rounded
+differently, training amplifies that, and figures agree about as well as those of two seeds.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.9
-LANDMARK = 0.99  # the first checkpoint with this training accuracy starts the late phase
-_WATCH_EVERY = 10  # steps between two looks at the training accuracy until then
+LANDMARK = 0.99  # training accuracy; the late phase starts at the first checkpoint to reach it
+_WATCH_EVERY = 10  # steps between two checks of the training accuracy until then
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one ReLU network is trained and kept."""
+    """How one ReLU network is trained, and when it is saved."""
 
     widths: tuple[int, ...]  # inputs, hidden layers, outputs
     learning_rate: float
@@ -27,7 +27,7 @@ class Recipe:
     batch: int
     steps: int
     seed: int
-    save_at: tuple[int, ...]  # steps; with labels the landmark comes on top
+    save_at: tuple[int, ...]  # steps; with labels, the landmark is saved too
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,12 @@ class Task:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the network tells classes apart."""
+        """Whether the task is classification."""
         return not self.train[1].is_floating_point()
 
 
 def mlp(widths: tuple[int, ...], activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Makes a network with torch's default initial weights; its last layer is linear.
-
-    Args:
-        widths: Inputs, hidden layers, outputs.
-        activation: Makes what stands between two layers.
-
-    Returns:
-        The network, its layers named 0, 2, 4 and so on.
-    """
+    """Create an MLP with torch's default initial weights, its Linear layers named 0, 2, 4, ..."""
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(widths):
         layers += [nn.Linear(n_in, n_out), activation()]
@@ -63,26 +55,17 @@ def mlp(widths: tuple[int, ...], activation: Callable[[], nn.Module] = nn.ReLU) 
 
 
 def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Draws batches for ever, each epoch its full ones only.
-
-    Args:
-        n: Entries there are.
-        size: Of a batch.
-        generator: Of the order.
-
-    Yields:
-        Indices, shape (size,).
-    """
+    """Yield shuffled indices of shape (size,) for ever, only full batches of each epoch of n."""
     while True:
         yield from torch.randperm(n, generator=generator)[: n // size * size].view(-1, size)
 
 
 def training(recipe: Recipe, task: Task) -> Iterator[tuple[int, nn.Sequential]]:
-    """Trains by SGD with momentum at a constant learning rate.
+    """Train by SGD with momentum at a constant learning rate.
 
     Args:
-        recipe: How.
-        task: On what.
+        recipe: How to train.
+        task: What to train on.
 
     Yields:
         The step and the live network, at `recipe.save_at` and, with labels, at the landmark.
@@ -111,15 +94,7 @@ def training(recipe: Recipe, task: Task) -> Iterator[tuple[int, nn.Sequential]]:
 
 @torch.no_grad()
 def figures(net: nn.Module, task: Task) -> tuple[float, float, float]:
-    """Measures how well a network does.
-
-    Args:
-        net: The network.
-        task: What it is trained on.
-
-    Returns:
-        The loss and the score on the whole training set, and the score on the test set.
-    """
+    """Return the training loss, the training score and the test score, over all data."""
     (x, y), (test_x, test_y) = task.train, task.test
     out = net(x)
     loss, score, test = task.loss(out, y), task.score(out, y), task.score(net(test_x), test_y)

@@ -1,12 +1,11 @@
 """The variational information bottleneck on jointly Gaussian variables, where theory is exact.
 
-X and Y in R^10 with known canonical correlations; the encoder is a tanh network with a mean and a
+X and Y in R^10 have known canonical correlations; the encoder is a tanh network with a mean and a
 log-variance for each of 8 latent entries, the decoder is linear with variance 1, Y is whitened, and
 the loss is |y - yhat|^2 / 2 + KL(encoder || N(0, I)) / beta. `localrank_cli.information.bottleneck`
 has the theory: the mean's Jacobian in the metric of X gains a singular value at each critical beta.
 """
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.experiments.arm import Plan
-from localrank_cli.experiments.claims import Claim, Verdict
-from localrank_cli.experiments.series import SeriesText, save_step, settings_text, writing
+from localrank_cli.experiments.arm import Experiment
+from localrank_cli.experiments.claims import Claim, Verdict, seed_count
+from localrank_cli.experiments.series import (
+    SeriesText,
+    save_step,
+    settings_text,
+    write_metrics,
+    writing,
+)
 from localrank_cli.experiments.training import mlp
 from localrank_cli.information.bottleneck import (
     Information,
@@ -31,39 +36,38 @@ from localrank_cli.information.bottleneck import (
 
 Array = npt.NDArray[np.float64]
 
-N = 10
-CRITICAL = (1.25, 2.0, 4.0, 8.0, 16.0)  # beta_i of the bottleneck between them
+NAME = "vib"
+N = 10  # dimensions of X, and of Y
+CRITICAL = (1.25, 2.0, 4.0, 8.0, 16.0)  # the critical values beta_i of X and Y
 RHO = np.array(CRITICAL) ** -0.5
+# Off the critical values by 5 % or more: at one of them the singular value grows like a root.
+BETAS = (1.15, 1.35, 1.6, 1.9, 2.1, 3.0, 3.8, 4.2, 6.0, 7.6, 8.4, 12.0, 15.2, 16.8, 24.0)
+QUICK_BETAS = (1.1, 1.6, 3.0, 6.0)  # off by 10 % or more
+SIGMA_ERROR = 0.15  # allowed for a singular value
+RATE_ERROR = 0.1  # nats, allowed for the rate
+TY_ERROR = 0.1  # nats, allowed for I(T;Y)
+_LATENT, _HIDDEN = 8, 64
+_BATCH, _LEARNING_RATE, _STEPS, _MORE_STEPS = 256, 2e-3, 3_000, 12_000
+_N_COVARIANCE = 5_000  # points for the covariance of X
+_N_MOMENTS = 20_000  # points for the moments of the encoder
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Draws (x, y): x = A u with u ~ N(0, I), y a rotation of variables correlated with u."""
+    """A joint distribution: x = A u with u ~ N(0, I), y a rotation of correlates of u."""
 
     mixing: Tensor  # A, (10, 10): rotations and scales from 1/2 to 2
     rotation: Tensor  # (10, 10)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws fresh pairs.
-
-        Args:
-            count: How many.
-            generator: Of the draw.
-
-        Returns:
-            x and y, each (count, 10), y white.
-        """
+        """Draw x and y, each (count, 10), y white."""
         u, v = (torch.randn(count, N, generator=generator) for _ in range(2))
         rho = _all_rho().float()
         y = rho * u + (1 - rho.square()).sqrt() * v
         return u @ self.mixing.mT, y @ self.rotation.mT
 
     def moments(self) -> tuple[Array, Array]:
-        """Computes Sigma_x and Sigma_xy.
-
-        Returns:
-            Each (10, 10), float64; Sigma_y is the identity.
-        """
+        """Return Sigma_x and Sigma_xy, each (10, 10), float64; Sigma_y is the identity."""
         mixing = self.mixing.double()
         cov_xy = mixing * _all_rho() @ self.rotation.double().mT
         return (mixing @ mixing.mT).numpy(), cov_xy.numpy()
@@ -74,14 +78,7 @@ def _all_rho() -> Tensor:
 
 
 def pairs(generator: torch.Generator) -> Pairs:
-    """Makes a joint distribution.
-
-    Args:
-        generator: Of its directions.
-
-    Returns:
-        The distribution.
-    """
+    """Draw the directions of a joint distribution."""
 
     def rotation() -> Tensor:
         found: Tensor = torch.linalg.qr(torch.randn(N, N, generator=generator)).Q
@@ -90,23 +87,10 @@ def pairs(generator: torch.Generator) -> Pairs:
     return Pairs(rotation() * torch.linspace(0.5, 2, N) @ rotation(), rotation())
 
 
-NAME = "vib"
-# Off the critical values by 5 % or more: at one of them the singular value grows like a root.
-BETAS = (1.15, 1.35, 1.6, 1.9, 2.1, 3.0, 3.8, 4.2, 6.0, 7.6, 8.4, 12.0, 15.2, 16.8, 24.0)
-QUICK_BETAS = (1.1, 1.6, 3.0, 6.0)  # 10 % and more off
-SIGMA_WITHIN = 0.15
-RATE_WITHIN = 0.1  # nats
-TOLD_WITHIN = 0.1  # nats, of I(T;Y)
-_LATENT, _HIDDEN = 8, 64
-_BATCH, _RATE, _STEPS, _MORE_STEPS = 256, 2e-3, 3_000, 12_000
-_KEPT = 5_000  # points for the covariance of X
-_MOMENTS = 20_000  # points for the moments of the encoder
-
-
 class Bottleneck(nn.Module):
     """Encoder and decoder.
 
-    The path to the mean alone is what is saved: a plain MLP, whose local rank is measured.
+    Only the path to the mean is saved: a plain MLP, whose local rank is measured.
     """
 
     def __init__(self) -> None:
@@ -116,12 +100,12 @@ class Bottleneck(nn.Module):
         self.decoder = nn.Linear(_LATENT, N)
 
     def forward(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Computes the two parts of the loss, in nats.
+        """Compute the two parts of the loss, in nats.
 
         Args:
             x: Shape (points, 10).
             y: Shape (points, 10).
-            generator: Of the latent noise.
+            generator: Draws the latent noise.
 
         Returns:
             Half the squared error, and the rate: the KL divergence from the prior. Scalars.
@@ -136,33 +120,33 @@ class Bottleneck(nn.Module):
 
     @torch.no_grad()
     def information(self, source: Pairs, generator: torch.Generator) -> Information:
-        """Computes what the second moments of encoder, X and Y say of I(X;T) and I(T;Y).
+        """Compute lower bounds on I(X;T) and I(T;Y) from second moments of encoder, X and Y.
 
-        In closed form but for the moments of the encoder, which are averages over points: t = B x +
-        r + e, B x the best linear prediction of the mean, r what it leaves, e the noise. r and e
-        are correlated with neither X nor Y. X and Y are Gaussian, so that both values are lower
-        bounds; they are exact for an encoder that is linear with constant noise.
+        Closed forms, except for the moments of the encoder, which are averages over points: t = B x
+        + r + e, B x the best linear prediction of the mean, r what it leaves, e the noise. r and e
+        are correlated with neither X nor Y. X and Y are Gaussian, so both values are lower bounds;
+        they are exact for an encoder that is linear with constant noise.
 
         Args:
-            source: Of X and Y.
-            generator: Of the points.
+            source: The distribution of X and Y.
+            generator: Draws the points.
 
         Returns:
             Both, in nats.
         """
-        x, _ = source.draw(_MOMENTS, generator)
+        x, _ = source.draw(_N_MOMENTS, generator)
         hidden = self.mean[:-1](x)
         mean, variance = self.mean[-1](hidden).double(), self.log_variance(hidden).double().exp()
         x, mean = x.double() - x.mean(dim=0), mean - mean.mean(dim=0)
         slope = torch.linalg.lstsq(x, mean).solution
         rest = mean - x @ slope
-        noise = rest.mT @ rest / _MOMENTS + variance.mean(dim=0).diag()
+        noise = rest.mT @ rest / _N_MOMENTS + variance.mean(dim=0).diag()
         return channel_information(*source.moments(), slope.mT.numpy(), noise.numpy())
 
 
 @dataclass(frozen=True)
 class VibArm:
-    """One bottleneck, trained at one beta on ever fresh pairs."""
+    """One bottleneck, trained at one beta on fresh pairs in every step."""
 
     beta: float
     seed: int
@@ -170,7 +154,7 @@ class VibArm:
 
     @property
     def folder(self) -> str:
-        """Its name below the experiment's."""
+        """The name of the folder inside the experiment's."""
         return f"beta_{self.beta:g}_seed_{self.seed}"
 
     @property
@@ -183,20 +167,13 @@ class VibArm:
         return (0, 100, 300, 1000, self.steps)
 
     def train(self, out: Path) -> Iterator[int]:
-        """Trains the bottleneck and fills its folder.
-
-        Args:
-            out: Folder of the experiment.
-
-        Yields:
-            The step, after each checkpoint.
-        """
+        """Train the bottleneck, fill its folder in `out`, and yield the step of each checkpoint."""
         folder = out / self.folder
         generator = torch.Generator().manual_seed(self.seed)
         source = pairs(generator)
         settings = {"data": "inputs.npz", "activation": "tanh", "input-metric": "data", "atol": 0.1}
         text = settings_text(settings, {"beta": self.beta, "seed": self.seed})
-        x, y = source.draw(_KEPT, generator)
+        x, y = source.draw(_N_COVARIANCE, generator)
         with writing(folder):
             SeriesText(text, "inputs.npz", {"x": x.numpy()}).write(folder)
         table = [["step", "error", "rate", "xt_nats", "ty_nats"]]
@@ -208,8 +185,7 @@ class VibArm:
             table.append([str(step), *(f"{figure:.6g}" for figure in figures)])
             with writing(folder):
                 save_step(net.mean, folder, step)
-                with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
-                    csv.writer(file, lineterminator="\n").writerows(table)
+                write_metrics(folder, table)
             yield step
 
     def _training(
@@ -217,7 +193,7 @@ class VibArm:
     ) -> Iterator[tuple[int, Bottleneck]]:
         torch.manual_seed(self.seed)
         net = Bottleneck()
-        optimiser = torch.optim.Adam(net.parameters(), _RATE)
+        optimiser = torch.optim.Adam(net.parameters(), _LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
         for step in range(self.steps + 1):
             if step in self._save_at:
@@ -230,42 +206,34 @@ class VibArm:
             schedule.step()
 
 
-def plan(seeds: int, quick: bool) -> Plan:
-    """Plans one training for each beta and seed.
-
-    Args:
-        seeds: How many.
-        quick: Four betas, those that need the fewest steps.
-
-    Returns:
-        The arms.
-    """
+def plan(seeds: int, quick: bool) -> Experiment:
+    """Plan one bottleneck for each beta and seed; `quick`: the four betas with the fewest steps."""
     arms = tuple(
         VibArm(beta, seed, _steps(beta))
         for seed in range(seeds)
         for beta in (QUICK_BETAS if quick else BETAS)
     )
-    return Plan(NAME, arms, judge, wants_sigma=True)
+    return Experiment(NAME, arms, judge, needs_sigma=True)
 
 
 def _steps(beta: float) -> int:
-    """Near a critical value the loss hardly tells 0 from a small singular value."""
+    """Return the steps: near a critical value the loss hardly prefers 0 to a small sigma."""
     near = any(abs(beta / critical - 1) < 0.09 for critical in CRITICAL)
     return _MORE_STEPS if near or beta > 10 else _STEPS
 
 
 def judge(frame: pd.DataFrame) -> Verdict:
-    """Holds the mean's ranks, singular values and information at the end against theory.
+    """Compare the mean's ranks, singular values and information at the end with theory.
 
     Args:
-        frame: The table of all arms, with the columns rate, ty_nats and sigma_1 to sigma_8.
+        frame: The table of all arms, with columns rate, ty_nats and sigma_1 to sigma_8.
 
     Returns:
         The verdict.
     """
     last = frame[frame["layer_index"] == frame["layer_index"].max()]
     ends = last.loc[last.groupby("run")["step"].idxmax()].sort_values(["beta", "seed"])
-    wrong, off_sigma, off_rate, off_told = [], [], [], []
+    wrong, off_sigma, off_rate, off_ty = [], [], [], []
     for _, row in ends.iterrows():
         expected, beta = active(RHO, row["beta"]), float(row["beta"])
         if not row["rank_min"] == row["rank_max"] == expected:
@@ -276,42 +244,41 @@ def judge(frame: pd.DataFrame) -> Verdict:
         off_sigma.append((float(np.abs(sigma - theory).max()), beta))
         known = variational_information(RHO, beta)
         off_rate.append((abs(row["rate"] - known.xt), beta))
-        off_told.append((abs(row["ty_nats"] - known.ty), beta))
+        off_ty.append((abs(row["ty_nats"] - known.ty), beta))
     right = f"{len(ends) - len(wrong)} of {len(ends)}"
     claims = (
         Claim(
             "the local rank of the encoder's mean is the number of critical values below beta",
             f"#{{i: beta > beta_i}} at atol 0.1 at every point, beta_i = {CRITICAL}",
-            f"{right} trainings{': ' if wrong else ''}{'; '.join(wrong)}",
+            f"{right} runs{': ' if wrong else ''}{'; '.join(wrong)}",
             not wrong,
         ),
         Claim(
             "the singular values of J Sigma_x^(1/2), averaged over points, are"
             " sqrt(1 - beta_i / beta), 0 below",
-            f"within {SIGMA_WITHIN}",
+            f"within {SIGMA_ERROR}",
             f"the largest difference is {max(off_sigma)[0]:.3f}, at beta {max(off_sigma)[1]:g}",
-            max(off_sigma)[0] <= SIGMA_WITHIN,
+            max(off_sigma)[0] <= SIGMA_ERROR,
         ),
         Claim(
             "the rate KL is that of the closed form, 1/2 sum log(beta / beta_i)",
-            f"within {RATE_WITHIN} nats",
+            f"within {RATE_ERROR} nats",
             f"the largest difference is {max(off_rate)[0]:.3f} nats, at beta {max(off_rate)[1]:g}",
-            max(off_rate)[0] <= RATE_WITHIN,
+            max(off_rate)[0] <= RATE_ERROR,
         ),
         Claim(
             "I(T;Y), to second order a lower bound, is that of the closed form for this bottleneck,"
             " -1/2 sum log(1 - rho_i^2 + 1 / beta)",
-            f"within {TOLD_WITHIN} nats",
-            f"the largest difference is {max(off_told)[0]:.3f} nats, at beta {max(off_told)[1]:g}",
-            max(off_told)[0] <= TOLD_WITHIN,
+            f"within {TY_ERROR} nats",
+            f"the largest difference is {max(off_ty)[0]:.3f} nats, at beta {max(off_ty)[1]:g}",
+            max(off_ty)[0] <= TY_ERROR,
         ),
     )
-    seeds = ends["seed"].nunique()
     lengths = sorted({f"{step:,}" for step in ends["step"]}, key=len)
     setting = (
         f"variational bottleneck on jointly Gaussian X, Y in R^{N}, encoder {N}-{_HIDDEN}-"
-        f"{_HIDDEN}-{_LATENT} (tanh), linear decoder; Adam, learning rate {_RATE} with a cosine,"
-        f" batch {_BATCH}, {' or '.join(lengths)} steps;"
-        f" {ends['beta'].nunique()} values of beta, {seeds} seed{'s' if seeds > 1 else ''}"
+        f"{_HIDDEN}-{_LATENT} (tanh), linear decoder; Adam, learning rate {_LEARNING_RATE} with"
+        f" cosine decay, batch {_BATCH}, {' or '.join(lengths)} steps;"
+        f" {ends['beta'].nunique()} values of beta, {seed_count(ends)}"
     )
     return Verdict(NAME, setting, claims)

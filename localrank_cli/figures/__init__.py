@@ -1,6 +1,6 @@
-"""Pictures of tables: functions that take a DataFrame and return a matplotlib Figure.
+"""Figures of tables: functions that take a DataFrame and return a matplotlib Figure.
 
-Needs the extra `plot`. Figures belong to no window and leave matplotlib's own state as it is.
+Requires the extra `plot`. Figures belong to no window and leave matplotlib's global state alone.
 """
 
 from localrank_cli.figures.choose import Choice
@@ -8,7 +8,7 @@ from localrank_cli.figures.depth import depth
 from localrank_cli.figures.heatmap import heatmap
 from localrank_cli.figures.lines import compare, ranks
 from localrank_cli.figures.look import Look, saved, styled
-from localrank_cli.figures.metrics import Metric
+from localrank_cli.figures.metric_panel import Metric
 from localrank_cli.figures.plane import information_plane
 from localrank_cli.figures.spectrum import spectrum
 from localrank_cli.figures.tolerance import tolerance

@@ -1,4 +1,4 @@
-"""Axes that tell the truth: decades on a log scale, with zero shown beside it."""
+"""Scales, limits and ticks of axes: log scales over decades, with zero shown beside them."""
 
 import math
 from collections.abc import Iterable
@@ -8,39 +8,26 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter
 
-from localrank_cli.figures.courses import Array
+from localrank_cli.figures.curves import Array
 from localrank_cli.measures.table import LENGTH, RANK, SHARE, Meaning
 
-_DECADES = 2.0  # from here on the axis is logarithmic
-_BESIDE = 0.55  # how much of a decade lies between zero and the least positive place
+_LOG_SPAN = 2.0  # decades; on a linear axis all but the last one would be squeezed together
+_ZERO_GAP = 0.55  # decades on paper between zero and the smallest positive value
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def spans_decades(values: Array) -> bool:
-    """Whether values ask for a log axis.
-
-    Args:
-        values: Any.
-
-    Returns:
-        True where none is negative and the positive ones span two decades or more.
-    """
+    """Return whether non-negative values span so many decades that they need a log axis."""
     positive = values[values > 0]
     return bool(
         positive.size
         and not (values < 0).any()
-        and math.log10(positive.max() / positive.min()) >= _DECADES
+        and math.log10(positive.max() / positive.min()) >= _LOG_SPAN
     )
 
 
 def scale_x(axes: Axes, values: Array, inches: float) -> None:
-    """Sets scale, limits and ticks of a horizontal axis.
-
-    Args:
-        axes: Where to.
-        values: All that are shown.
-        inches: About how wide the axes are.
-    """
+    """Set the scale, limits and ticks of a horizontal axis, `inches` wide, to show `values`."""
     if not spans_decades(values):
         _linear_x(axes, values, inches)
         return
@@ -48,7 +35,7 @@ def scale_x(axes: Axes, values: Array, inches: float) -> None:
     low, high = float(positive.min()), float(positive.max())
     margin = 0.03 * math.log10(high / low)
     if (values == 0).any():
-        axes.set_xscale("symlog", linthresh=low, linscale=_BESIDE)
+        axes.set_xscale("symlog", linthresh=low, linscale=_ZERO_GAP)
         transform = axes.xaxis.get_transform()
         ends = transform.transform(np.array([0.0, high]))
         pad = 0.03 * (ends[1] - ends[0])
@@ -62,12 +49,12 @@ def scale_x(axes: Axes, values: Array, inches: float) -> None:
 
 
 def scale_y(axes: Axes, measure: Meaning, values: Array) -> None:
-    """Sets scale and limits of a vertical axis.
+    """Set the scale and limits of a vertical axis.
 
     Args:
-        axes: Where to.
-        measure: What is on it: ranks start at 0, lengths may need a log scale.
-        values: All that are shown, bands too.
+        axes: The axes.
+        measure: The measure shown: ranks start at 0, lengths may need a log scale.
+        values: All values shown, including bands.
     """
     values = values[np.isfinite(values)]
     high = float(values.max(initial=0.0))
@@ -84,27 +71,13 @@ def scale_y(axes: Axes, measure: Meaning, values: Array) -> None:
 
 
 def positions(axes: Axes, x: Array) -> Array:
-    """Where values stand on the paper.
-
-    Args:
-        axes: With its scale set.
-        x: Values.
-
-    Returns:
-        Positions on the axis, in its own units.
-    """
+    """Return the positions of values on the drawn axis, whose scale must be set."""
     placed: Array = np.asarray(axes.xaxis.get_transform().transform(x), dtype=np.float64)
     return placed
 
 
 def log_ticks(axis: Any, values: Array, most: int) -> None:
-    """Sets the ticks of a log axis: powers of ten, and zero where it is shown.
-
-    Args:
-        axis: An axis of matplotlib.
-        values: All that are shown.
-        most: At most so many powers carry a number.
-    """
+    """Label at most `most` powers of ten on a log axis, and zero if it is among the values."""
     positive = values[values > 0]
     low, high = float(positive.min()), float(positive.max())
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
@@ -123,14 +96,7 @@ def log_ticks(axis: Any, values: Array, most: int) -> None:
 
 
 def number(value: float) -> str:
-    """A number as a tick shows it.
-
-    Args:
-        value: Any.
-
-    Returns:
-        Digits, or a power of ten where there would be many.
-    """
+    """Format a tick label: digits, or a power of ten instead of many digits."""
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
         exponent = math.floor(math.log10(abs(value)) + 1e-12)
         factor = value / 10.0**exponent
@@ -155,7 +121,7 @@ def _linear_x(axes: Axes, values: Array, inches: float) -> None:
 
 
 def _break_mark(axes: Axes, low: float) -> None:
-    """Two strokes on the axis between zero, which a log scale does not have, and its begin."""
+    """Draw two strokes on the axis between zero, which a log scale lacks, and the rest."""
     for share in (0.42, 0.54):
         axes.plot(
             [share * low], [0], marker=(2, 0, -25), markersize=7, color="black", clip_on=False,
@@ -177,14 +143,7 @@ def _fixed(axis: Any, ticks: Iterable[float]) -> None:
 
 
 def number_as_power(value: float) -> str:
-    """A number in the form that goes with other powers of ten on one axis.
-
-    Args:
-        value: Any but 0.
-
-    Returns:
-        `10²` for 100; other numbers as `number` has them.
-    """
+    """Format a nonzero tick beside powers of ten: `10²` for 100, else like `number`."""
     exponent = math.log10(abs(value))
     if value > 0 and math.isclose(exponent, round(exponent), abs_tol=1e-9) and round(exponent):
         return "10" + str(round(exponent)).translate(_SUPERSCRIPTS)

@@ -1,30 +1,32 @@
-"""Which rows of a table a picture shows: measure, tolerance, layers, horizontal axis."""
+"""The rows of a table that a figure shows: measure, tolerance, layers, horizontal axis."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from localrank_cli.errors import DataError
-from localrank_cli.measures.table import LENGTH, Meaning
+from localrank_cli.errors import DataError, SettingsError, listed
+from localrank_cli.measures.table import Meaning
 from localrank_cli.results.choose import layers_by_depth, matching, need_numbers, of_one
 from localrank_cli.results.meanings import meaning
 from localrank_cli.results.read import NEEDED, without_failed
 
-_PLACE = ["run", "step", "layer"]
+_MOST_RUNS = 6  # panels in 15 inches that still have room for their tick labels
+_KEY = ["run", "step", "layer"]
 _MAY_DIFFER = ("tolerance", "input_metric", "wrt", "dtype", "method", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a picture is of.
+    """What a figure shows.
 
     Args:
-        y: The measure, or any column of numbers.
-        x: The horizontal axis, any column of numbers.
-        layers: Globs for layers, `!` leaves out; empty: all.
-        tolerance: Its label; needed where the table has several and the measure feels them.
-        input_metric: Needed where the table has several.
+        y: The measure, or any numeric column.
+        x: The horizontal axis, any numeric column.
+        layers: Globs for layers, `!` excludes; empty: all layers.
+        tolerance: Its label; required if the table has several and the measure depends on them.
+        input_metric: Required if the table has several.
     """
 
     y: str = "local_rank"
@@ -35,14 +37,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The rows of a picture.
+class FigureRows:
+    """The rows of a figure.
 
     Args:
-        frame: One row for each run, step and layer, sorted so; columns run, step, layer,
-            layer_index, x, y, error (NaN where there is none), and those of the table.
-        choice: What was asked for.
-        tolerance: The label for titles; empty where the measure does not feel it.
+        frame: One row for each run, step and layer, in this order, with the columns of the table
+            and x, y and error (NaN if the measure has no standard error).
+        choice: The choice that selected them.
+        tolerance: The label for titles; empty if the measure does not depend on it.
         notes: What was left out.
     """
 
@@ -53,7 +55,7 @@ class Chosen:
 
     @property
     def measure(self) -> Meaning:
-        """What is on the vertical axis."""
+        """The measure on the vertical axis."""
         return meaning(self.choice.y)
 
     @property
@@ -63,14 +65,7 @@ class Chosen:
         return f"{label} ({self.tolerance})" if self.tolerance else label
 
     def title(self, whose: str) -> str:
-        """What the picture shows.
-
-        Args:
-            whose: A run, or several in words; may be empty.
-
-        Returns:
-            Run, measure, tolerance and number of points.
-        """
+        """Return the title: run or runs (may be empty), measure, tolerance, number of points."""
         text = f"{whose}: {self.measure.label}" if whose else self.measure.label
         text = text if whose else text[:1].upper() + text[1:]
         return text + (f" at {self.tolerance}" if self.tolerance else "") + self._points()
@@ -84,7 +79,7 @@ class Chosen:
 
     @property
     def x_label(self) -> str:
-        """What is on the horizontal axis."""
+        """The label of the horizontal axis."""
         return "training step" if self.choice.x == "step" else meaning(self.choice.x).label
 
     @property
@@ -92,36 +87,31 @@ class Chosen:
         """Names in order of depth."""
         return layers_by_depth(self.frame)
 
-    @property
-    def is_length(self) -> bool:
-        """Whether the measure may span decades."""
-        return self.measure.kind == LENGTH
 
-
-def choose(frame: pd.DataFrame, choice: Choice) -> Chosen:
-    """Takes the rows of a picture out of a table.
+def choose(frame: pd.DataFrame, choice: Choice) -> FigureRows:
+    """Select the rows of a figure from a table.
 
     Args:
         frame: From `read_table` or `localrank_cli.analyze`.
-        choice: What the picture is of.
+        choice: What the figure shows.
 
     Returns:
-        Its rows.
+        The rows.
 
     Raises:
-        SettingsError: If there are several tolerances or metrics to choose from, or what was asked
-            for is not there.
-        DataError: If no row is left, or several rows tell of one layer at one step.
+        SettingsError: If the table has several tolerances or metrics and none is chosen, or lacks a
+            choice.
+        DataError: If no row is left, or several rows describe one layer at one step.
     """
     notes: list[str] = []
     missing = [name for name in NEEDED if name not in frame.columns]
     if missing:
         raise DataError(f"the table has no column {', '.join(missing)}.")
-    frame, said = without_failed(frame)
-    notes += [said] if said else []
+    frame, note = without_failed(frame)
+    notes += [note] if note else []
     for option, name in (("--y", choice.y), ("--x", choice.x)):
         need_numbers(frame, option, name)
-    frame = frame[frame["layer"].isin(_matching(frame, choice.layers))]
+    frame = frame[frame["layer"].isin(matching(layers_by_depth(frame), choice.layers))]
     frame = of_one(frame, "input_metric", choice.input_metric, "--input-metric")
     feels = meaning(choice.y).feels_tolerance
     if feels or choice.tolerance is not None:
@@ -140,12 +130,31 @@ def choose(frame: pd.DataFrame, choice: Choice) -> Chosen:
         if (frame["step"] < last).any():
             notes.append(f"{choice.x} is constant in each run, so each is taken at its last step")
             frame = frame[frame["step"] == last]
-    frame = frame.sort_values([*_PLACE[:2], "layer_index"], kind="stable").reset_index(drop=True)
-    return Chosen(frame, choice, tolerance, tuple(notes))
+    frame = frame.sort_values([*_KEY[:2], "layer_index"], kind="stable").reset_index(drop=True)
+    return FigureRows(frame, choice, tolerance, tuple(notes))
 
 
-def _matching(frame: pd.DataFrame, globs: tuple[str, ...]) -> list[str]:
-    return matching(layers_by_depth(frame), globs)
+def runs_side_by_side(rows: pd.DataFrame, kind: str) -> list[Any]:
+    """Return the names of the runs, each of which gets a panel.
+
+    Args:
+        rows: With column run.
+        kind: The kind of figure, for the message.
+
+    Returns:
+        The names in the order of the rows.
+
+    Raises:
+        SettingsError: If there are too many.
+    """
+    runs = list(dict.fromkeys(rows["run"]))
+    if len(runs) > _MOST_RUNS:
+        raise SettingsError(
+            f"--kind {kind}: {len(runs)} runs, and at most {_MOST_RUNS} fit side by side:"
+            f" {listed(runs, 20)}.",
+            "Give a table with fewer runs.",
+        )
+    return runs
 
 
 def _with_axes(frame: pd.DataFrame, choice: Choice) -> pd.DataFrame:
@@ -158,14 +167,14 @@ def _with_axes(frame: pd.DataFrame, choice: Choice) -> pd.DataFrame:
 
 
 def _one_row_each(frame: pd.DataFrame) -> pd.DataFrame:
-    frame = frame.drop_duplicates([*_PLACE, "x", "y"])
-    twice = frame.duplicated(_PLACE, keep=False)
+    frame = frame.drop_duplicates([*_KEY, "x", "y"])
+    twice = frame.duplicated(_KEY, keep=False)
     if twice.any():
         first = frame[twice].iloc[0]
-        same = frame[(frame[_PLACE] == first[_PLACE]).all(axis=1)]
+        same = frame[(frame[_KEY] == first[_KEY]).all(axis=1)]
         differ = [name for name in _MAY_DIFFER if name in same and len(set(same[name])) > 1]
         raise DataError(
-            f"{len(same)} rows tell of layer {first['layer']} of {first['run']} at step"
+            f"{len(same)} rows describe layer {first['layer']} of {first['run']} at step"
             f" {int(first['step'])}"
             + (f"; they differ in {', '.join(differ)}." if differ else "."),
             "Keep one row for each run, step, layer and tolerance.",

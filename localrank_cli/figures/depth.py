@@ -1,7 +1,6 @@
 """A measure against depth, one line for each step."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,17 +8,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import SettingsError, listed
 from localrank_cli.figures.axis import scale_y
-from localrank_cli.figures.choose import Choice, Chosen, choose
+from localrank_cli.figures.choose import Choice, FigureRows, choose, runs_side_by_side
 from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import GREY, Look, head, new_figure
 from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
 from localrank_cli.measures.table import RANK
 
-_MOST_STEPS = 25
-_MOST_RUNS = 6
-_MOST_NAMES = 16
+_MOST_STEPS = 25  # lines whose colours can still be told apart
+_MOST_NAMES = 16  # tick labels that fit below one panel
 
 
 def depth(
@@ -28,39 +25,33 @@ def depth(
     look: Look | None = None,
     steps: Sequence[int] = (),
 ) -> tuple[Figure, tuple[str, ...]]:
-    """Layers from left to right, the measure upwards, a line for each step, light to dark.
+    """Draw a measure against depth, one line for each step, light to dark.
 
     Args:
         frame: A table of `localrank analyze`.
-        choice: What is shown.
+        choice: What to show.
         look: Title and size.
-        steps: Those shown; by default all, or some of them evenly.
+        steps: The steps to show; by default all, or an even selection.
 
     Returns:
-        The figure, and what was left out of it.
+        The figure, and notes on what was left out.
 
     Raises:
-        SettingsError: If a step is not there, or there are too many runs.
+        SettingsError: If a step does not exist, or there are too many runs.
         DataError: If there is nothing to show.
     """
     look = look or Look()
     chosen = choose(frame, choice or Choice())
     rows, layers = chosen.frame, chosen.layers
-    runs = list(dict.fromkeys(rows["run"]))
-    if len(runs) > _MOST_RUNS:
-        raise SettingsError(
-            f"--kind depth: {len(runs)} runs, and at most {_MOST_RUNS} fit side by side:"
-            f" {listed(runs, 20)}.",
-            "Give a table with fewer of them.",
-        )
+    runs = runs_side_by_side(rows, "depth")
     there = sorted({int(step) for step in rows["step"]})
     shown = chosen_steps(there, steps, _MOST_STEPS)
     notes = list(chosen.notes)
     if len(shown) < len(there) and not steps:
-        notes.append(f"{len(shown)} of {len(there)} steps are drawn; --step chooses others")
+        notes.append(f"drew {len(shown)} of {len(there)} steps; choose others with --step")
     rows = rows[rows["step"].isin(shown)]
     size = look.size or (6.4 if len(runs) == 1 else min(15.0, 1.2 + 3.8 * len(runs)), 4.0)
-    figure = new_figure(replace(look, size=size), *size)
+    figure = new_figure(look, *size)
     grid = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
     mappable, colours = step_colours(shown)
     for axes, run in zip(grid, runs, strict=True):
@@ -76,7 +67,7 @@ def depth(
     return figure, tuple(notes)
 
 
-def _draw(axes: Axes, chosen: Chosen, rows: pd.DataFrame, colours: dict[int, Any]) -> None:
+def _draw(axes: Axes, chosen: FigureRows, rows: pd.DataFrame, colours: dict[int, Any]) -> None:
     place = {layer: index for index, layer in enumerate(chosen.layers)}
     for step in sorted(set(rows["step"])):
         part = rows[rows["step"] == step]
@@ -88,8 +79,10 @@ def _draw(axes: Axes, chosen: Chosen, rows: pd.DataFrame, colours: dict[int, Any
         )  # fmt: skip
 
 
-def _ceiling(grid: Sequence[Axes], chosen: Chosen, rows: pd.DataFrame, runs: Sequence[str]) -> Any:
-    """Draws the largest possible rank, unless it is so high that it would press all else down."""
+def _ceiling(
+    grid: Sequence[Axes], chosen: FigureRows, rows: pd.DataFrame, runs: Sequence[str]
+) -> Any:
+    """Draw the largest possible rank, unless it is so high that it would flatten all else."""
     if chosen.measure.kind != RANK or "max_rank" not in rows.columns:
         return np.array([])
     if rows["max_rank"].max() > 2.5 * rows["y"].max():
@@ -110,7 +103,7 @@ def _name_layers(axes: Axes, layers: Sequence[str], inches: float) -> None:
     if count > _MOST_NAMES:
         shown = np.unique(np.linspace(0, count - 1, 9).round().astype(int))
     names = list(distinct([layers[int(index)] for index in shown], 20).values())
-    # Names that would run into one another are turned.
+    # Turn names that would overlap.
     turned = max(map(len, names)) * len(names) * 0.085 > inches - 1.8
     axes.set_xticks(shown, names, rotation=35 if turned else 0, ha="right" if turned else "center")
     axes.set_xlim(-0.3, max(count - 0.7, 0.3))

@@ -1,7 +1,6 @@
-"""Layer by step, the rank as a share of the largest it can be."""
+"""Layer by step, the rank as a share of the largest possible one."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,34 +8,33 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import DataError, SettingsError, listed
+from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.figures.axis import positions, scale_x
-from localrank_cli.figures.choose import Choice, Chosen, choose
-from localrank_cli.figures.courses import Array
+from localrank_cli.figures.choose import Choice, FigureRows, choose, runs_side_by_side
+from localrank_cli.figures.curves import Array
 from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import MISSING, Look, head, new_figure
 from localrank_cli.measures.table import RANK
 
-_MOST_RUNS = 6
-_MOST_COLUMNS = 1200  # more than a picture has pixels for
-_MOST_TICKS = 30
+_MOST_COLUMNS = 1200  # about as many as a figure of the default size has pixels
+_MOST_TICKS = 30  # layer names that fit one below the other at the default height
 
 
 def heatmap(
     frame: pd.DataFrame, choice: Choice | None = None, look: Look | None = None
 ) -> tuple[Figure, tuple[str, ...]]:
-    """Layers from top to bottom, steps from left to right, rank over `max_rank` as colour.
+    """Draw rank over `max_rank` as colour, layers from top to bottom, steps from left to right.
 
     Args:
         frame: A table of `localrank analyze`.
-        choice: What is shown; a rank.
+        choice: What to show; the measure must be a rank.
         look: Title and size.
 
     Returns:
-        The figure, and what was left out of it.
+        The figure, and notes on what was left out.
 
     Raises:
-        SettingsError: If the measure is no rank, or there are too many runs.
+        SettingsError: If the measure is not a rank, or there are too many runs.
         DataError: If the table has no column max_rank.
     """
     look = look or Look()
@@ -48,19 +46,13 @@ def heatmap(
         )
     if "max_rank" not in chosen.frame.columns:
         raise DataError("the table has no column max_rank, which a heat map needs.")
-    runs = list(dict.fromkeys(chosen.frame["run"]))
-    if len(runs) > _MOST_RUNS:
-        raise SettingsError(
-            f"--kind heatmap: {len(runs)} runs, and at most {_MOST_RUNS} fit side by side:"
-            f" {listed(runs, 20)}.",
-            "Give a table with fewer of them.",
-        )
+    runs = runs_side_by_side(chosen.frame, "heatmap")
     layers = chosen.layers
     size = look.size or (
         6.4 if len(runs) == 1 else min(15.0, 1.6 + 3.6 * len(runs)),
         min(9.0, 1.7 + 0.34 * len(layers)) if len(layers) <= _MOST_TICKS else 5.5,
     )
-    figure = new_figure(replace(look, size=size), *size)
+    figure = new_figure(look, *size)
     grid = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
     every_x = chosen.frame["x"].to_numpy("float64")
     inches = size[0] / len(runs) - 1.4
@@ -76,7 +68,7 @@ def heatmap(
     return figure, chosen.notes
 
 
-def _draw(axes: Axes, chosen: Chosen, rows: pd.DataFrame) -> Any:
+def _draw(axes: Axes, chosen: FigureRows, rows: pd.DataFrame) -> Any:
     share = rows.assign(share=rows["y"] / rows["max_rank"])
     table = share.pivot_table(index="layer", columns="x", values="share", aggfunc="mean")
     table = table.reindex(chosen.layers)
@@ -85,7 +77,7 @@ def _draw(axes: Axes, chosen: Chosen, rows: pd.DataFrame) -> Any:
     at, values = _few(axes, at, values)
     axes.set_facecolor(MISSING)
     edges = _edges(axes, at)
-    # The outermost cells reach to the ends of the axis, which is the same for all runs.
+    # Extend the outermost cells to the ends of the axis, which all runs share.
     low, high = axes.get_xlim()
     edges[0] = low if at[0] == chosen.frame["x"].min() else edges[0]
     edges[-1] = high if at[-1] == chosen.frame["x"].max() else edges[-1]
@@ -101,7 +93,7 @@ def _draw(axes: Axes, chosen: Chosen, rows: pd.DataFrame) -> Any:
 
 
 def _few(axes: Axes, at: Array, values: Array) -> tuple[Array, Array]:
-    """Of steps closer together than pixels, the last of each stretch."""
+    """Keep the last of all steps that are closer together than pixels."""
     if len(at) <= _MOST_COLUMNS:
         return at, values
     place = positions(axes, at)
@@ -111,7 +103,7 @@ def _few(axes: Axes, at: Array, values: Array) -> tuple[Array, Array]:
 
 
 def _edges(axes: Axes, at: Array) -> Array:
-    """Borders of cells, half way between steps as they stand on the paper."""
+    """Return the borders of the cells, half way between steps on the drawn axis."""
     place = positions(axes, at)
     if len(place) == 1:
         return np.array([at[0] - 0.5, at[0] + 0.5])

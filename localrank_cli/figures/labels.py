@@ -1,4 +1,4 @@
-"""Names beside the ends of the lines, or a colour bar where there are too many."""
+"""Names beside the ends of lines, or a colour bar if there are too many."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,39 +9,31 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 
-from localrank_cli.figures.courses import Array
+from localrank_cli.figures.curves import Array
 from localrank_cli.figures.look import GREY, depth_map
 
-_NAME = 26
-_GAP = 10.0  # points between two names
-MOST_NAMES = 14
+MOST_NAMES = 14  # lines of text beside axes of the default height
+_NAME_LENGTH = 26  # characters; about a fifth of the default width
+_GAP = 10.0  # points between two names, a little more than their font size
 
 
-def shortened(name: str, most: int = _NAME) -> str:
-    """Cuts a name in the middle: its end tells layers apart, its beginning where they are.
-
-    Args:
-        name: Any.
-        most: Characters.
-
-    Returns:
-        At most so many.
-    """
+def shortened(name: str, most: int = _NAME_LENGTH) -> str:
+    """Cut a name in the middle: its end identifies the layer, its beginning the place."""
     if len(name) <= most:
         return name
     front = (most - 1) // 3
     return f"{name[:front]}…{name[len(name) - (most - 1 - front) :]}"
 
 
-def distinct(names: Sequence[str], most: int = _NAME) -> dict[str, str]:
-    """Cuts names so that they can still be told apart.
+def distinct(names: Sequence[str], most: int = _NAME_LENGTH) -> dict[str, str]:
+    """Shorten names so that they remain distinct.
 
     Args:
         names: All different.
-        most: Characters, where that is enough.
+        most: Characters, unless more are needed.
 
     Returns:
-        What to write for each. What all of them begin or end with, up to a dot, gives way first.
+        The text for each name; parts between dots that all names share at either end go first.
     """
     if all(len(name) <= most for name in names):
         return {name: name for name in names}
@@ -70,20 +62,20 @@ def _shared(parts: Sequence[Sequence[str]]) -> int:
 
 
 def spread_out(wanted: Array, gap: float, low: float, high: float) -> Array:
-    """Moves places apart as little as need be.
+    """Move positions apart as little as necessary (pool adjacent violators).
 
     Args:
-        wanted: Where they should be, in any order.
-        gap: The least distance between two.
-        low: No place is under this, where there is room.
-        high: None is over this.
+        wanted: The desired positions, in any order.
+        gap: The smallest distance between two.
+        low: The lower bound, unless there is no room.
+        high: The upper bound.
 
     Returns:
-        Places in the same order, each pair `gap` apart. Those that must move together have the
-        least sum of squared moves (pool adjacent violators).
+        Positions in the same order, each pair at least `gap` apart, with the least sum of squared
+        moves.
     """
     order = np.argsort(wanted, kind="stable")
-    # Taking i gaps off the i-th place turns "at least a gap apart" into "not descending".
+    # Subtracting i gaps from the i-th position turns "a gap apart" into "not descending".
     shift = gap * np.arange(len(wanted))
     blocks: list[tuple[float, int]] = []
     for value in wanted[order] - shift:
@@ -103,12 +95,12 @@ def spread_out(wanted: Array, gap: float, low: float, high: float) -> Array:
 def name_lines(
     axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, Any], points: float
 ) -> None:
-    """Writes each line's name to the right of the axes, at the height of its end.
+    """Write the name of each line to the right of the axes, at the height of its end.
 
     Args:
-        axes: With limits set.
+        axes: With its limits set.
         ends: The last x and y of each line.
-        colours: Of each line.
+        colours: The colour of each line.
         points: About how high the axes are, in points.
     """
     names = list(ends)
@@ -140,14 +132,7 @@ def name_lines(
 
 
 def readable(colour: Any) -> Any:
-    """A colour dark enough for small letters on white.
-
-    Args:
-        colour: RGB or RGBA.
-
-    Returns:
-        The same, darkened where it is light.
-    """
+    """Darken a light colour enough for small letters on white."""
     red, green, blue = (float(part) for part in colour[:3])
     light = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     factor = min(1.0, 0.42 / light) if light > 0 else 1.0
@@ -155,13 +140,7 @@ def readable(colour: Any) -> Any:
 
 
 def layer_bar(figure: Figure, axes: Sequence[Axes], layers: Sequence[str]) -> None:
-    """A colour bar of depth, for more layers than names have room.
-
-    Args:
-        figure: Of the axes.
-        axes: Beside which it stands.
-        layers: In order of depth.
-    """
+    """Draw a colour bar of depth beside the axes, for more layers than can be named."""
     count = len(layers)
     norm = BoundaryNorm(np.arange(count + 1) - 0.5, count)
     bar = figure.colorbar(

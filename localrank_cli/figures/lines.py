@@ -1,7 +1,7 @@
 """A measure against the step, one line for each layer: `ranks`, and `compare` side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,20 @@ from matplotlib.figure import Figure
 
 from localrank_cli.errors import SettingsError, listed
 from localrank_cli.figures.axis import positions, scale_x, scale_y
-from localrank_cli.figures.choose import Choice, Chosen, choose
-from localrank_cli.figures.courses import Course, Courses, courses, thinned
+from localrank_cli.figures.choose import Choice, FigureRows, choose
+from localrank_cli.figures.curves import Curve, Curves, curves, thinned
 from localrank_cli.figures.labels import MOST_NAMES, layer_bar, name_lines, shortened
 from localrank_cli.figures.look import Look, depth_colours, head, new_figure
-from localrank_cli.figures.metrics import Metric, draw_metrics
+from localrank_cli.figures.metric_panel import Metric, draw_metrics
 
-_MOST_PANELS = 12
-_MARKED = 40  # with more steps the marks would hide the line
+_MOST_PANELS = 12  # more are too narrow to read in 15 inches
+_MOST_MARKERS = 40  # more would hide the line
 
 
 @dataclass(frozen=True)
 class _Panel:
     title: str
-    lines: Courses
+    lines: Curves
     frame: pd.DataFrame
     metrics: tuple[Metric, ...]
 
@@ -35,26 +35,26 @@ def ranks(
     look: Look | None = None,
     metrics: Sequence[Metric] = (),
 ) -> tuple[Figure, tuple[str, ...]]:
-    """A measure against the step, one line for each layer, light to dark by depth.
+    """Draw a measure against the step, one line for each layer, light to dark by depth.
 
-    The band is the standard error over points, or, where the table has several runs, the standard
-    deviation over runs around their mean.
+    The band is the standard error over points or, for several runs, the standard deviation over
+    runs around their mean.
 
     Args:
         frame: A table of `localrank analyze`.
-        choice: What is shown; the local rank of all layers.
+        choice: What to show; by default the local rank of all layers.
         look: Title and size.
         metrics: Drawn in a panel below.
 
     Returns:
-        The figure, and what was left out of it.
+        The figure, and notes on what was left out.
 
     Raises:
-        SettingsError: If the choice is not clear or not there.
+        SettingsError: If the choice is ambiguous or not in the table.
         DataError: If there is nothing to show.
     """
     chosen = choose(frame, choice or Choice())
-    lines = courses(chosen.frame, chosen.layers)
+    lines = curves(chosen.frame, chosen.layers)
     panel = _Panel("", lines, chosen.frame, tuple(metrics))
     return _figure(chosen, [panel], look or Look(), _whose(lines.runs))
 
@@ -66,20 +66,20 @@ def compare(
     metrics: Sequence[Metric] = (),
     by: str | None = None,
 ) -> tuple[Figure, tuple[str, ...]]:
-    """Groups of runs side by side on one scale.
+    """Draw groups of runs side by side on one scale.
 
     Args:
-        frame: A table, or several as `read_tables` joins them.
-        choice: What is shown.
+        frame: A table, or several as joined by `read_tables`.
+        choice: What to show.
         look: Title and size.
-        metrics: Drawn in panels below: all under each panel by their run, or one for each panel.
-        by: The column that tells the panels apart; by default the file, or the run in one file.
+        metrics: Drawn in panels below: each joined by run, or one for each panel.
+        by: The column whose values get a panel each; by default the table, or the run of one table.
 
     Returns:
-        The figure, and what was left out of it.
+        The figure, and notes on what was left out.
 
     Raises:
-        SettingsError: If there is one group only, or too many.
+        SettingsError: If there is only one group, or too many.
         DataError: If there is nothing to show.
     """
     chosen = choose(frame, choice or Choice())
@@ -93,41 +93,41 @@ def compare(
         raise SettingsError(
             f"--kind compare: needs 2 to {_MOST_PANELS} values of {by}, and there are"
             f" {len(groups)}: {listed((key for key, _ in groups), 8)}.",
-            "Name several tables, or the column that tells their runs apart with --by.",
+            "Give several tables, or a column whose values differ between runs with --by.",
         )
     panels = []
     for index, (key, part) in enumerate(groups):
         text = f"{by} = {key:g}" if isinstance(key, float) else str(key)
-        lines = courses(part, chosen.layers)
+        lines = curves(part, chosen.layers)
         panels.append(_Panel(text, lines, part, _metrics_of(metrics, index, len(groups))))
     return _figure(chosen, panels, look or Look(), "")
 
 
 def _metrics_of(metrics: Sequence[Metric], index: int, panels: int) -> tuple[Metric, ...]:
-    if not metrics or all(metric.knows_runs for metric in metrics):
+    if not metrics or all(metric.has_runs for metric in metrics):
         return tuple(metrics)
     if len(metrics) != panels:
         raise SettingsError(
             f"--with: {len(metrics)} given for {panels} panels.",
-            "Give one for each panel in their order, or files with a column run.",
+            "Give one for each panel, in order, or files with a column run.",
         )
     return (metrics[index],)
 
 
 def _figure(
-    chosen: Chosen, panels: Sequence[_Panel], look: Look, whose: str
+    chosen: FigureRows, panels: Sequence[_Panel], look: Look, whose: str
 ) -> tuple[Figure, tuple[str, ...]]:
     below = any(panel.metrics for panel in panels)
     width = 6.4 if len(panels) == 1 else min(15.0, 3.9 * len(panels))
-    look_size = look.size or (width, 5.4 if below else 4.0)
-    figure = new_figure(replace(look, size=look_size), *look_size)
+    size = look.size or (width, 5.4 if below else 4.0)
+    figure = new_figure(look, *size)
     ratios = {"height_ratios": [3, 1.15]} if below else {}
     grid = figure.subplots(
         2 if below else 1, len(panels), squeeze=False, sharex=False, sharey="row",
         gridspec_kw=ratios,
     )  # fmt: skip
-    inches = look_size[0] / len(panels) - 1.2
-    points = (look_size[1] * (0.72 if below else 1) - 1.15) * 72
+    inches = size[0] / len(panels) - 1.2
+    points = (size[1] * (0.72 if below else 1) - 1.15) * 72
     _draw_panels(chosen, panels, grid, inches)
     _name(figure, panels, grid, chosen.layers, max(points, 40.0))
     figure.align_ylabels()
@@ -136,7 +136,7 @@ def _figure(
     return figure, tuple(dict.fromkeys((*chosen.notes, *notes)))
 
 
-def _draw_panels(chosen: Chosen, panels: Sequence[_Panel], grid: Any, inches: float) -> None:
+def _draw_panels(chosen: FigureRows, panels: Sequence[_Panel], grid: Any, inches: float) -> None:
     every_x = np.concatenate([line.x for panel in panels for line in panel.lines.lines])
     every_y = np.concatenate([_edges(line) for panel in panels for line in panel.lines.lines])
     colours = dict(zip(chosen.layers, depth_colours(len(chosen.layers)), strict=True))
@@ -156,9 +156,9 @@ def _draw_panels(chosen: Chosen, panels: Sequence[_Panel], grid: Any, inches: fl
     grid[0][0].set_ylabel(chosen.y_label)
 
 
-def _draw(axes: Axes, line: Course, colour: Any) -> None:
+def _draw(axes: Axes, line: Curve, colour: Any) -> None:
     drawn = thinned(line, positions(axes, line.x))
-    marker = "o" if len(drawn.x) <= _MARKED else ""
+    marker = "o" if len(drawn.x) <= _MOST_MARKERS else ""
     axes.plot(drawn.x, drawn.y, color=colour, marker=marker, label=line.layer)
     if np.nanmax(drawn.spread, initial=0.0) > 0:
         spread = np.nan_to_num(drawn.spread)
@@ -178,7 +178,7 @@ def _name(
         name_lines(axes, ends, colours, points)
 
 
-def _edges(line: Course) -> Any:
+def _edges(line: Curve) -> Any:
     return np.concatenate(
         [line.y - np.nan_to_num(line.spread), line.y + np.nan_to_num(line.spread)]
     )
@@ -189,5 +189,5 @@ def _whose(runs: Sequence[str]) -> str:
 
 
 def _bands(panels: Sequence[_Panel]) -> str:
-    said = list(dict.fromkeys(panel.lines.band for panel in panels if panel.lines.band))
-    return f"mean {', '.join(said)}" if said else ""
+    bands = list(dict.fromkeys(panel.lines.band for panel in panels if panel.lines.band))
+    return f"mean {', '.join(bands)}" if bands else ""

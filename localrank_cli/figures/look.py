@@ -1,4 +1,4 @@
-"""How pictures look: fonts and lines, colours by depth, files that come out the same twice."""
+"""The look of figures: fonts and lines, colours by depth, reproducible files."""
 
 import io
 import textwrap
@@ -31,7 +31,7 @@ _BASE: dict[str, Any] = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "legend.frameon": False,
-    # Names come from users' files, and a $ in them is a $.
+    # Names come from users' files, and a $ in them is a literal $.
     "text.parse_math": False,
     "pdf.fonttype": 42,
     "svg.hashsalt": "localrank",
@@ -42,12 +42,12 @@ MISSING = "#dddddd"
 
 @dataclass(frozen=True)
 class Look:
-    """What the user may set of any picture.
+    """The user's settings for any figure.
 
     Args:
-        title: Instead of the one that tells run, measure, tolerance and points.
+        title: Replaces the one made of run, measure, tolerance and points.
         size: Width and height in inches.
-        model: What the network is, for the line under the title.
+        model: A description of the network, for the line at the foot.
     """
 
     title: str | None = None
@@ -57,14 +57,7 @@ class Look:
 
 @contextmanager
 def styled(style: str | None = None) -> Iterator[None]:
-    """Within, figures are made and saved in the style of this project, or of the user's file.
-
-    Args:
-        style: A matplotlib style file, or the name of a style that matplotlib knows.
-
-    Yields:
-        Nothing.
-    """
+    """Make and save figures in localrank's style, updated by a style file or a known style."""
     settings: Any = {**_BASE, **_style(style)}
     with mpl.rc_context(settings):
         yield
@@ -88,37 +81,19 @@ def _style(style: str | None) -> dict[str, Any]:
         raise SettingsError(
             f"--style {style}: matplotlib cannot read it ({one_line(error)})."
         ) from error
-    # A backend has no say in a file that is only written.
+    # A file that is only saved needs no backend.
     return {key: value for key, value in found.items() if not key.startswith("backend")}
 
 
 def new_figure(look: Look, width: float, height: float) -> Figure:
-    """An empty figure that belongs to no window.
-
-    Args:
-        look: May set another size.
-        width: In inches.
-        height: In inches.
-
-    Returns:
-        The figure, laid out so that nothing overlaps.
-    """
+    """Create a figure without a window, of `look.size` or the given size in inches."""
     figure = Figure(figsize=look.size or (width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]  # constrained: just set
     return figure
 
 
 def saved(figure: Figure, suffix: str, dpi: float = 200) -> bytes:
-    """A figure as a file's content, the same bytes each time.
-
-    Args:
-        figure: Any.
-        suffix: One of `FORMATS`.
-        dpi: Of pixels; vector formats use it for their rasterised parts.
-
-    Returns:
-        PNG, SVG or PDF.
-    """
+    """Return the content of a .png, .svg or .pdf file, identical for identical figures."""
     stream = io.BytesIO()
     when = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {"Software": None}}
     metadata: Any = when[suffix]
@@ -127,13 +102,13 @@ def saved(figure: Figure, suffix: str, dpi: float = 200) -> bytes:
 
 
 def depth_colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Colours from light to dark, told apart in grey and by the colour-blind.
+    """Return colours from light to dark that can be distinguished in grey and by the colour-blind.
 
     Args:
-        count: How many.
+        count: The number of colours.
 
     Returns:
-        RGBA of each; of viridis without its lightest end, which is too faint on white.
+        RGBA values from viridis without its lightest end, which is too faint on white.
     """
     scale = mpl.colormaps["viridis"]
     places = np.linspace(0.82, 0.0, count) if count > 1 else np.array([0.25])
@@ -141,26 +116,12 @@ def depth_colours(count: int) -> list[tuple[float, float, float, float]]:
 
 
 def depth_map(count: int) -> Colormap:
-    """The same colours as a colour map.
-
-    Args:
-        count: How many.
-
-    Returns:
-        A map of so many colours.
-    """
+    """Return the same colours as a colour map."""
     return ListedColormap(depth_colours(count))
 
 
 def head(figure: Figure, look: Look, title: str, facts: Sequence[str]) -> None:
-    """Writes the title, and at the foot in grey what else a reader must know.
-
-    Args:
-        figure: Any.
-        look: May set another title and name the model.
-        title: What is shown.
-        facts: Facts, empty ones left out.
-    """
+    """Write the title, and in grey at the foot the model and the facts that are not empty."""
     width = float(figure.get_figwidth())
     text = title if look.title is None else look.title
     if text:
@@ -173,5 +134,5 @@ def head(figure: Figure, look: Look, title: str, facts: Sequence[str]) -> None:
 
 
 def _wrapped(text: str, width: float, size: float) -> str:
-    # A letter of the usual fonts is a little over half as wide as the font is high.
+    # A letter is a little over half as wide as the font size in common fonts.
     return "\n".join(textwrap.wrap(text, max(20, int(width * 72 / (0.58 * size)))))

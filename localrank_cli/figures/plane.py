@@ -1,7 +1,5 @@
-"""The information plane: I(T;Y) against I(X;T), a path for each layer over the steps."""
+"""The information plane: I(T;Y) against I(X;T), a path over the steps for each layer."""
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,21 +7,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import DataError, SettingsError, listed
-from localrank_cli.figures.choose import Choice, choose
+from localrank_cli.errors import DataError, SettingsError
+from localrank_cli.figures.choose import Choice, choose, runs_side_by_side
 from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
 
 _X, _Y = "information_xt", "information_ty"
 _CEILING = "information_ceiling_nats"
-_MOST_RUNS = 6
-_MOST_LAYERS = 12
+_MOST_LAYERS = 12  # paths whose colours can be told apart
 
 
 def information_plane(
     frame: pd.DataFrame, choice: Choice | None = None, look: Look | None = None
 ) -> tuple[Figure, tuple[str, ...]]:
-    """Draws lower bounds as paths, and at the last step the way to the upper bounds.
+    """Draw the lower bounds as paths, and lines to the upper bounds at the last step.
 
     Args:
         frame: A table of `localrank analyze --information --labels-key`.
@@ -31,7 +28,7 @@ def information_plane(
         look: Title and size.
 
     Returns:
-        The figure, and what was left out of it.
+        The figure, and notes on what was left out.
 
     Raises:
         DataError: If the table has no bounds.
@@ -45,14 +42,19 @@ def information_plane(
             f"the table has no column {', '.join(missing)}.",
             "Make it with localrank analyze --information --labels-key NAME.",
         )
-    # The bounds do not feel the tolerance: one row of each layer and step will do.
+    # The bounds do not depend on the tolerance: keep one row for each layer and step.
     frame = frame.drop_duplicates(["run", "step", "layer"])
     layers = (choice or Choice()).layers
     chosen = choose(frame, Choice(y=columns[2], x=columns[0], layers=layers))
-    runs = list(dict.fromkeys(chosen.frame["run"]))
-    _check_number(runs, chosen.layers)
+    runs = runs_side_by_side(chosen.frame, "information-plane")
+    if len(chosen.layers) > _MOST_LAYERS:
+        raise SettingsError(
+            f"--kind information-plane: {len(chosen.layers)} layers, and at most {_MOST_LAYERS} can"
+            " be told apart.",
+            "Choose some with --layers.",
+        )
     size = look.size or (6.4 if len(runs) == 1 else min(15.0, 1.6 + 3.8 * len(runs)), 4.2)
-    figure = new_figure(replace(look, size=size), *size)
+    figure = new_figure(look, *size)
     grid = figure.subplots(1, len(runs), squeeze=False, sharex=True, sharey=True)[0]
     colours = dict(zip(chosen.layers, depth_colours(len(chosen.layers)), strict=True))
     names = distinct(chosen.layers, 24)
@@ -78,21 +80,6 @@ def information_plane(
     return figure, chosen.notes
 
 
-def _check_number(runs: Sequence[str], layers: Sequence[str]) -> None:
-    if len(runs) > _MOST_RUNS:
-        raise SettingsError(
-            f"--kind information-plane: {len(runs)} runs, and at most {_MOST_RUNS} fit side by"
-            f" side: {listed(runs, 20)}.",
-            "Give a table with fewer of them.",
-        )
-    if len(layers) > _MOST_LAYERS:
-        raise SettingsError(
-            f"--kind information-plane: {len(layers)} layers, and at most {_MOST_LAYERS} can be"
-            " told apart.",
-            "Choose some with --layers.",
-        )
-
-
 def _path(axes: Axes, rows: pd.DataFrame, colour: Any, layer: str) -> None:
     x, y = rows["x"].to_numpy("float64"), rows["y"].to_numpy("float64")
     if not len(x):
@@ -114,7 +101,7 @@ def _path(axes: Axes, rows: pd.DataFrame, colour: Any, layer: str) -> None:
 
 
 def _ceiling(rows: pd.DataFrame) -> float | None:
-    """Log N, where it is near enough to what is drawn to matter."""
+    """Return log N if it is near enough to the bounds to matter."""
     if _CEILING not in rows.columns or rows[_CEILING].isna().all():
         return None
     ceiling = float(rows[_CEILING].max())

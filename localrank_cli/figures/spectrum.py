@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 
 from localrank_cli.errors import SettingsError
 from localrank_cli.figures.axis import log_ticks
-from localrank_cli.figures.courses import Array
+from localrank_cli.figures.curves import Array
 from localrank_cli.figures.labels import distinct
 from localrank_cli.figures.look import GREY, Look, head, new_figure
 from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
 from localrank_cli.results.kept import SpectraFile, Spectrum
 
-_MOST_LAYERS = 12
-_MOST_STEPS = 12
-_DECADES = 8
+_MOST_LAYERS = 12  # panels, four in a row
+_MOST_STEPS = 12  # lines whose colours can be told apart
+_DECADES = 8  # below the largest singular value; lower ones are rounding
 
 
 def spectrum(
@@ -29,13 +29,13 @@ def spectrum(
     look: Look | None = None,
     marks: Sequence[tuple[str, float]] = (),
 ) -> Figure:
-    """The median over the points of each singular value, from the largest to the smallest.
+    """Draw the median over points of each singular value, from the largest to the smallest.
 
     Args:
         spectra: The kept singular values.
         run: Which run; None: the only one.
         layers: Globs; empty: all.
-        steps: Those shown; by default some of them evenly.
+        steps: The steps to show; by default an even selection.
         look: Title and size.
         marks: Tolerances to mark; absolute ones are drawn as a line.
 
@@ -43,7 +43,7 @@ def spectrum(
         The figure.
 
     Raises:
-        SettingsError: If there are too many layers for one picture.
+        SettingsError: If there are too many layers for one figure.
     """
     look = look or Look()
     run = spectra.one_run(run)
@@ -81,13 +81,13 @@ def spectrum(
 
 
 def medians(values: Array) -> Array:
-    """The middle of the points for each singular value.
+    """Return the median over points of each singular value.
 
     Args:
         values: Descending in each row; shape (points, r).
 
     Returns:
-        Shape (r,); NaN in place of 0, which a log axis does not have.
+        Shape (r,); NaN instead of 0, which a log axis cannot show.
     """
     middle: Array = np.median(values, axis=0)
     return np.where(middle > 0, middle, np.nan)
@@ -113,7 +113,7 @@ def _scale(axes: Axes, values: Array) -> None:
     axes.set_yscale("log")
     if positive.size:
         high = float(positive.max())
-        # Lower values are rounding, and would press all else to the top.
+        # Lower values would squeeze all others together at the top.
         low = max(float(positive.min()), high * 10.0**-_DECADES)
         axes.set_ylim(low / 1.5, high * 1.5)
         log_ticks(axes.yaxis, np.array([low, high]), most=6)

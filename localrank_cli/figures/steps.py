@@ -1,4 +1,4 @@
-"""Which steps a picture shows that has room for some of them only, and their colours."""
+"""The steps shown by a figure that has room for only some of them, and their colours."""
 
 import math
 from collections.abc import Sequence
@@ -16,41 +16,36 @@ from localrank_cli.figures.axis import number, spans_decades
 
 
 def chosen_steps(there: Sequence[int], wanted: Sequence[int], most: int) -> list[int]:
-    """Steps to show.
+    """Choose the steps to show.
 
     Args:
-        there: All there are, ascending.
-        wanted: Those asked for; none: chosen here.
+        there: All steps, ascending.
+        wanted: The steps asked for; empty: choose here.
         most: How many have room.
 
     Returns:
-        Those asked for, or the first, the last and others evenly between.
+        The steps asked for; otherwise the first, the last and an even selection of the others.
 
     Raises:
-        SettingsError: If one is not there.
+        SettingsError: If a step does not exist.
     """
     if wanted:
         for step in wanted:
             if step not in there:
-                raise SettingsError(f"--step {step}: not there.", f"There are {listed(there, 20)}.")
+                raise SettingsError(
+                    f"--step {step}: no such step.", f"There are {listed(there, 20)}."
+                )
         return sorted(set(wanted))
     if len(there) <= most:
         return list(there)
-    # Even on the axis on which a reader thinks of them, which is the logarithmic one.
+    # Evenly spaced on a log axis, on which training steps are usually drawn.
     places = np.log1p(np.array(there, float)) if min(there) >= 0 else np.array(there, float)
     goals = np.linspace(places[0], places[-1], most)
     return [there[i] for i in sorted({int(np.abs(places - goal).argmin()) for goal in goals})]
 
 
 def step_colours(steps: Sequence[int]) -> tuple[ScalarMappable, dict[int, Any]]:
-    """Colours from light to dark in the order of time.
-
-    Args:
-        steps: Those shown.
-
-    Returns:
-        What a colour bar needs, and each step's colour.
-    """
+    """Return what a colour bar needs, and each step's colour, light to dark in time."""
     values = np.array(steps, float)
     scale: Normalize
     low, high = float(values.min()), float(values.max())
@@ -69,14 +64,7 @@ def step_colours(steps: Sequence[int]) -> tuple[ScalarMappable, dict[int, Any]]:
 def step_bar(
     figure: Figure, axes: Sequence[Axes], mappable: ScalarMappable, steps: Sequence[int]
 ) -> None:
-    """A colour bar of steps.
-
-    Args:
-        figure: Of the axes.
-        axes: Beside which it stands.
-        mappable: Of `step_colours`.
-        steps: Those shown.
-    """
+    """Draw a colour bar of steps beside the axes, with the mappable of `step_colours`."""
     bar = figure.colorbar(mappable, ax=list(axes), pad=0.02, fraction=0.05, aspect=25)
     ticks = _ticks(steps)
     bar.set_ticks([float(tick) for tick in ticks])

@@ -1,4 +1,4 @@
-"""Rank against tolerance, from kept singular values: how much a result hangs on its tolerance."""
+"""Rank against tolerance, from kept singular values: how much a result depends on its tolerance."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import SettingsError
 from localrank_cli.figures.axis import scale_x
 from localrank_cli.figures.labels import MOST_NAMES, distinct, layer_bar
 from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
+from localrank_cli.figures.steps import chosen_steps
 from localrank_cli.results.kept import SpectraFile, Spectrum
 
-_DECADES = 6  # under the largest singular value; what lies lower is mostly rounding
-_PLACES = 400
+_DECADES = 6  # below the largest singular value; lower ones are mostly rounding
+_GRID = 400  # tolerances of a curve; finer steps are not visible
 
 
 def tolerance(
@@ -25,7 +25,7 @@ def tolerance(
     look: Look | None = None,
     marks: Sequence[tuple[str, float]] = (),
 ) -> Figure:
-    """Mean rank over the points at every tolerance, absolute on the left, relative on the right.
+    """Draw the mean rank over points at every absolute (left) and relative (right) tolerance.
 
     Args:
         spectra: The kept singular values.
@@ -39,16 +39,13 @@ def tolerance(
         The figure.
 
     Raises:
-        SettingsError: If the step is not there.
+        SettingsError: If the step does not exist.
     """
     look = look or Look()
     run = spectra.one_run(run)
     there = spectra.steps(run)
-    if step is not None and step not in there:
-        raise SettingsError(
-            f"--step {step}: not there.", f"There are {', '.join(map(str, there))}."
-        )
-    found = spectra.read(run, layers, [there[-1] if step is None else step])
+    shown = chosen_steps(there, [there[-1] if step is None else step], most=1)
+    found = spectra.read(run, layers, shown)
     figure = new_figure(look, 8.4, 4.0)
     width = float(figure.get_figwidth())
     left, right = figure.subplots(1, 2, sharey=True)
@@ -71,7 +68,7 @@ def tolerance(
     if len(found) > MOST_NAMES:
         layer_bar(figure, [left, right], [spectrum.layer for spectrum in found])
     else:
-        # The curves fall from left to right: this is the one corner that is always free.
+        # Curves fall from left to right: this corner is always free.
         right.legend(
             handles=right.get_lines()[: len(found)], loc="upper right", title="layer", fontsize=8
         )
@@ -85,7 +82,7 @@ def _draw(axes: Axes, found: Sequence[Spectrum], colours: Sequence[Any], *, rela
     top = 1.0 if relative else max(float(spectrum.values.max(initial=0)) for spectrum in found)
     top = top or 1.0
     names = distinct([spectrum.layer for spectrum in found])
-    places = np.geomspace(top * 10.0**-_DECADES, top, _PLACES)
+    places = np.geomspace(top * 10.0**-_DECADES, top, _GRID)
     for spectrum, colour in zip(found, colours, strict=True):
         ranks = spectrum.ranks(places, relative=relative)
         axes.plot(places, ranks, color=colour, label=names[spectrum.layer])

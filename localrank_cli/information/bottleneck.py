@@ -2,12 +2,12 @@
 
 With canonical correlations rho_i between X and Y, the bottleneck min I(X;T) - beta I(T;Y) is
 solved by noisy projections onto canonical directions (Chechik, Globerson, Tishby & Weiss, JMLR 6,
-2005); direction i enters at the critical value beta_i = 1 / rho_i^2. Theirs is written with the
+2005); direction i enters at the critical value beta_i = 1 / rho_i^2. Their formulas use the
 eigenvalues lambda_i = 1 - rho_i^2 of Sigma_x|y Sigma_x^-1.
 
 The variational bottleneck (Alemi et al. 2017) with Y whitened, a linear decoder of variance 1, the
-prior N(0, I) and diagonal noise in T has the same critical values and other information. Component
-by component, for t = a u + s e and the decoder w t of y = rho u + ..., the loss
+prior N(0, I) and diagonal noise in T has the same critical values but different information.
+Component by component, for t = a u + s e and the decoder w t of y = rho u + ..., the loss
 (1 - 2 w rho a + w^2 (a^2 + s^2)) / 2 + (a^2 + s^2 - 1 - log s^2) / (2 beta) is stationary at
 s^2 = beta_i / beta, a^2 = 1 - s^2, w = rho a. All information is in nats.
 """
@@ -29,7 +29,7 @@ class Information:
 
 
 def canonical_correlations(cov_x: Array, cov_xy: Array, cov_y: Array) -> Array:
-    """Computes the canonical correlations: singular values of L_x^-1 Sigma_xy L_y^-T.
+    """Compute the canonical correlations: singular values of L_x^-1 Sigma_xy L_y^-T.
 
     Args:
         cov_x: Sigma_x = L_x L_x^T, shape (n, n), positive definite.
@@ -45,37 +45,22 @@ def canonical_correlations(cov_x: Array, cov_xy: Array, cov_y: Array) -> Array:
 
 
 def critical_betas(rho: Array) -> Array:
-    """Computes where each canonical direction enters.
-
-    Args:
-        rho: Canonical correlations, descending.
-
-    Returns:
-        beta_i = 1 / rho_i^2, ascending; infinite where rho_i is 0.
-    """
+    """Return beta_i = 1 / rho_i^2, at which direction i enters; infinite if rho_i is 0."""
     rho = np.asarray(rho, dtype=np.float64)
     with np.errstate(divide="ignore"):
         return 1 / rho**2
 
 
 def active(rho: Array, beta: float) -> int:
-    """Counts the directions that are in use at beta: the rank of the optimal projection.
-
-    Args:
-        rho: Canonical correlations.
-        beta: Weight of I(T;Y).
-
-    Returns:
-        #{i: beta > beta_i}.
-    """
+    """Return #{i: beta > beta_i}: the rank of the optimal projection at beta."""
     return int((beta > critical_betas(rho)).sum())
 
 
 def optimal_information(rho: Array, beta: float) -> Information:
-    """Computes the information of the Gaussian bottleneck at beta.
+    """Compute the information of the Gaussian bottleneck at beta.
 
     Args:
-        rho: Canonical correlations, descending, under 1.
+        rho: Canonical correlations, descending, below 1.
         beta: Weight of I(T;Y).
 
     Returns:
@@ -88,10 +73,10 @@ def optimal_information(rho: Array, beta: float) -> Information:
 
 
 def optimal_curve(rho: Array, xt: float) -> float:
-    """Computes the most that T can tell of Y when it keeps so much of X.
+    """Compute the largest possible I(T;Y) for a given I(X;T).
 
     Args:
-        rho: Canonical correlations, descending, under 1.
+        rho: Canonical correlations, descending, below 1.
         xt: I(X;T) in nats.
 
     Returns:
@@ -101,7 +86,7 @@ def optimal_curve(rho: Array, xt: float) -> float:
         ValueError: If `xt` is negative or not finite.
     """
     if not 0 <= xt < np.inf:
-        raise ValueError(f"I(X;T) = {xt} is no information")
+        raise ValueError(f"I(X;T) = {xt} is not finite and non-negative")
     squares = np.asarray(rho, dtype=np.float64) ** 2
     squares = squares[squares > 0]
     for count in range(squares.size, 0, -1):
@@ -114,13 +99,13 @@ def optimal_curve(rho: Array, xt: float) -> float:
 
 
 def shared_information(rho: Array) -> float:
-    """Computes the mutual information of jointly Gaussian variables.
+    """Compute the mutual information of jointly Gaussian variables.
 
-    Where one of the two is Gaussian and the other is not, this value of their second moments is a
-    lower bound: given the other, the best linear prediction leaves at least as much open.
+    If only one of the two is Gaussian, this value of their second moments is a lower bound: given
+    the other, the best linear prediction leaves at least as much uncertain.
 
     Args:
-        rho: Their canonical correlations, under 1.
+        rho: Their canonical correlations, below 1.
 
     Returns:
         -1/2 sum log(1 - rho_i^2), in nats.
@@ -129,7 +114,7 @@ def shared_information(rho: Array) -> float:
 
 
 def channel_information(cov_x: Array, cov_xy: Array, slope: Array, noise: Array) -> Information:
-    """Computes the information of a linear encoder t = B x + e of jointly Gaussian x and white y.
+    """Compute the information of a linear encoder t = B x + e of jointly Gaussian x and white y.
 
     Args:
         cov_x: Sigma_x, shape (n, n), positive definite.
@@ -150,11 +135,11 @@ def channel_information(cov_x: Array, cov_xy: Array, slope: Array, noise: Array)
 
 
 def variational_singular_values(rho: Array, beta: float) -> Array:
-    """Computes the singular values of J Sigma_x^(1/2) of the variational encoder's mean.
+    """Compute the singular values of J Sigma_x^(1/2) of the variational encoder's mean.
 
     Args:
         rho: Canonical correlations, descending.
-        beta: Weight of the reconstruction against the KL divergence.
+        beta: Weight of the reconstruction relative to the KL divergence.
 
     Returns:
         sqrt(1 - beta_i / beta), 0 below the critical value.
@@ -163,15 +148,15 @@ def variational_singular_values(rho: Array, beta: float) -> Array:
 
 
 def variational_information(rho: Array, beta: float) -> Information:
-    """Computes the information of the variational bottleneck at its optimum.
+    """Compute the information of the variational bottleneck at its optimum.
 
     Args:
-        rho: Canonical correlations, descending, under 1.
-        beta: Weight of the reconstruction against the KL divergence.
+        rho: Canonical correlations, descending, below 1.
+        beta: Weight of the reconstruction relative to the KL divergence.
 
     Returns:
         I(X;T) = 1/2 sum log(beta / beta_i) and I(T;Y) = -1/2 sum log(1 - rho_i^2 + 1 / beta) over
-        the active directions: T and Y have correlation rho_i a there.
+        the active directions, in which T and Y have correlation rho_i a.
     """
     squares = np.asarray(rho, dtype=np.float64)[: active(rho, beta)] ** 2
     xt = 0.5 * float(np.log(beta * squares).sum())

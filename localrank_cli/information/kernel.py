@@ -4,8 +4,8 @@ T = h + e with h one of N outputs, each with probability 1/N, and e ~ N(0, v I).
 lies between
     lower: -1/N sum_i log 1/N sum_j exp(-|h_i - h_j|^2 / (8 v))    (Bhattacharyya distance)
     upper: -1/N sum_i log 1/N sum_j exp(-|h_i - h_j|^2 / (2 v))    (Kullback-Leibler divergence)
-and H(T) - H(e) = I(X;T) for X uniform over the N inputs. Neither exceeds log N: near that the
-sample, not the network, sets the number. All values are in nats.
+and H(T) - H(e) = I(X;T) for X uniform over the N inputs. Neither exceeds log N; near log N
+the sample, not the network, determines the value. All values are in nats.
 """
 
 import math
@@ -14,32 +14,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Entries of the distance matrix that are held at once.
-_ENTRIES = 2**22
+_MOST_ENTRIES = 2**22  # of the distance matrix held at once: 32 MiB in float64
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Around an amount of information, in nats."""
+    """Bounds on an amount of information, in nats."""
 
     lower: float
     upper: float
 
 
 def total_variance(outputs: Tensor) -> float:
-    """Computes tr Cov(T), with N - 1.
-
-    Args:
-        outputs: h, shape (N, n), N at least 2, float64.
-
-    Returns:
-        The sum of the variances of all entries.
-    """
+    """Compute tr Cov(T) of h, shape (N, n), N at least 2, float64, with divisor N - 1."""
     return float(outputs.var(dim=0, correction=1).sum())
 
 
 def information_bounds(outputs: Tensor, variance: float) -> Bounds:
-    """Bounds I(X;T) for T = h(X) + e.
+    """Compute bounds on I(X;T) for T = h(X) + e.
 
     Args:
         outputs: h at each of N equally likely inputs, shape (N, n), float64, finite.
@@ -49,16 +41,16 @@ def information_bounds(outputs: Tensor, variance: float) -> Bounds:
         The bounds; both at most log N.
     """
     count = outputs.shape[0]
-    # Distances from differences of squares lose digits where outputs have a large common part.
+    # Centred, since distances from differences of squares lose digits to a large common part.
     centred = outputs - outputs.mean(dim=0)
     squares = centred.square().sum(dim=1)
     sums = {8.0: 0.0, 2.0: 0.0}
-    rows = max(1, _ENTRIES // count)
+    rows = max(1, _MOST_ENTRIES // count)
     for start in range(0, count, rows):
         part = centred[start : start + rows]
         distances = squares[start : start + rows, None] + squares - 2 * part @ centred.mT
         distances.clamp_(min=0)
-        # A point's distance from itself is 0, which rounding would make positive.
+        # The distance of a point from itself is exactly 0, but rounding may make it positive.
         distances.diagonal(start).zero_()
         for width in sums:
             logs = torch.logsumexp(-distances / (width * variance), dim=1)
@@ -67,11 +59,11 @@ def information_bounds(outputs: Tensor, variance: float) -> Bounds:
 
 
 def label_bounds(outputs: Tensor, labels: Tensor, variance: float) -> Bounds:
-    """Bounds I(T;Y) = H(T) - H(T|Y) for T = h(X) + e and a label Y of each input.
+    """Compute bounds on I(T;Y) = H(T) - H(T|Y) for T = h(X) + e and a label Y of each input.
 
     H(T|Y) is bounded class by class in the same way, so that the bounds are H_lower(T) -
-    H_upper(T|Y) and H_upper(T) - H_lower(T|Y); the noise's own entropy cancels. The lower one may
-    be negative, where it says nothing.
+    H_upper(T|Y) and H_upper(T) - H_lower(T|Y); the noise's own entropy cancels. A negative lower
+    bound says nothing.
 
     Args:
         outputs: Shape (N, n), float64, finite.
@@ -92,12 +84,5 @@ def label_bounds(outputs: Tensor, labels: Tensor, variance: float) -> Bounds:
 
 
 def ceiling(count: int) -> float:
-    """The most that a bound from so many points can say.
-
-    Args:
-        count: N.
-
-    Returns:
-        log N.
-    """
+    """Return log N, the largest value that a bound from N points can take."""
     return math.log(count)

@@ -1,1 +1,1 @@
-"""One HTML page of a table: works offline, asks nothing of any server, needs no further package."""
+"""A self-contained HTML page of a table: works offline, loads nothing, needs no further package."""

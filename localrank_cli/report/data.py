@@ -1,4 +1,4 @@
-"""What the page knows: the numbers of a table, short enough to be sent to a colleague."""
+"""The numbers of the page: a table as JSON, small enough to share."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,21 +11,21 @@ from localrank_cli.results.choose import layers_by_depth
 from localrank_cli.results.meanings import MEANINGS
 
 Json = dict[str, Any]
-_DIGITS = 5
-_MOST_VALUES = 400_000  # about 4 MB
+_DIGITS = 5  # more than a tooltip shows
+_MOST_VALUES = 400_000  # about 4 MB of JSON, which browsers and mail still handle well
 
 
 def page_data(frame: pd.DataFrame) -> tuple[Json, tuple[str, ...]]:
-    """Takes the numbers of a page out of a table.
+    """Collect the numbers of the page from a table.
 
     Args:
-        frame: From `read_tables`, without rows that failed.
+        frame: From `read_tables`, without failed rows.
 
     Returns:
-        What goes into the page as JSON, and what was left out.
+        The data to embed as JSON, and notes on what was left out.
 
     Raises:
-        DataError: If the table holds no measure, or two rows of one place.
+        DataError: If the table has no measure, or several rows for one place.
     """
     measures = [
         name
@@ -34,11 +34,11 @@ def page_data(frame: pd.DataFrame) -> tuple[Json, tuple[str, ...]]:
     ]
     if not measures:
         raise DataError("the table has no column of a measure, such as local_rank.")
-    place = ["run", "step", "layer", "tolerance"]
-    if frame.duplicated(place).any():
-        row = frame[frame.duplicated(place)].iloc[0]
+    repeated = frame[frame.duplicated(["run", "step", "layer", "tolerance"])]
+    if len(repeated):
+        row = repeated.iloc[0]
         raise DataError(
-            f"several rows tell of layer {row['layer']} of {row['run']} at step {int(row['step'])}"
+            f"several rows describe layer {row['layer']} of {row['run']} at step {int(row['step'])}"
             f" and {row['tolerance']}.",
             "Keep one row for each run, step, layer and tolerance.",
         )
@@ -52,12 +52,13 @@ def page_data(frame: pd.DataFrame) -> tuple[Json, tuple[str, ...]]:
         "measures": [
             {
                 "name": name,
-                "label": MEANINGS[name].label,
-                "sentence": MEANINGS[name].sentence,
-                "kind": MEANINGS[name].kind,
-                "feels": MEANINGS[name].feels_tolerance,
+                "label": meaning.label,
+                "sentence": meaning.sentence,
+                "kind": meaning.kind,
+                "feels": meaning.feels_tolerance,
             }
-            for name in measures
+            for name, meaning in MEANINGS.items()
+            if name in measures
         ],
         "tolerances": tolerances,
         "layers": layers_by_depth(frame),
@@ -67,14 +68,7 @@ def page_data(frame: pd.DataFrame) -> tuple[Json, tuple[str, ...]]:
 
 
 def rounded(values: Iterable[float]) -> list[float | int | None]:
-    """Numbers as short as the eye needs.
-
-    Args:
-        values: Any.
-
-    Returns:
-        Five significant digits, whole ones without a point; None for what is not finite.
-    """
+    """Round to five significant digits; integers lose the point, non-finite values become None."""
     found: list[float | int | None] = []
     for value in values:
         if not np.isfinite(value):
@@ -90,21 +84,21 @@ def _columns(measures: list[str], tolerances: int) -> int:
 
 
 def _fewer_steps(frame: pd.DataFrame, columns: int) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Leaves steps out, evenly in their order, until the page is small enough."""
+    """Drop steps evenly until the page is small enough."""
     places = frame.drop_duplicates(["run", "step", "layer"])
     count = len(places) * columns
     if count <= _MOST_VALUES:
         return frame, ()
     steps = np.array(sorted(set(frame["step"])))
     most = max(2, int(len(steps) * _MOST_VALUES / count))
-    # Even on the log axis on which they are drawn, so that the first ones are not lost.
+    # Evenly spaced on a log axis too, so that the first steps are not lost.
     at = np.log1p(np.maximum(steps, 0))
     goals = np.linspace(at[0], at[-1], most // 2)
     near = np.clip(np.searchsorted(at, goals), 0, len(steps) - 1)
     even = np.linspace(0, len(steps) - 1, most - most // 2).round().astype(int)
     kept = steps[np.unique(np.concatenate([near, even, [0, len(steps) - 1]]))]
-    said = f"the page holds {len(kept)} of {len(steps)} steps, to stay small"
-    return frame[frame["step"].isin(kept)], (said,)
+    note = f"the page holds {len(kept)} of {len(steps)} steps to stay small"
+    return frame[frame["step"].isin(kept)], (note,)
 
 
 def _layers(part: pd.DataFrame, measures: list[str], tolerances: list[str]) -> list[Json]:

@@ -1,4 +1,4 @@
-"""Puts the page together: template, style, script and data in one file."""
+"""The page as one file: template, style, script and data."""
 
 import html
 import json
@@ -11,7 +11,7 @@ from localrank_cli.report.data import Json
 from localrank_cli.results.meanings import MEANINGS
 
 _SCRIPTS = ("scales.js", "chart.js", "page.js")
-_LONGEST = 400  # characters of one setting
+_LONGEST_SETTING = 400  # characters, about five lines of the page
 _SERIES = (
     ("model", "model"),
     ("model_arguments", "model arguments"),
@@ -36,24 +36,24 @@ _RUN = (
 
 
 def render(data: Json, title: str, subtitle: str, manifest: Json | None, footer: str) -> str:
-    """Makes the page.
+    """Render the page.
 
     Args:
-        data: Of `page_data`.
-        title: Its heading.
-        subtitle: The line under it.
-        manifest: What stands beside the table; None where nothing does.
-        footer: Its last line.
+        data: From `page_data`.
+        title: The heading.
+        subtitle: The line below it.
+        manifest: The manifest of the table; None if there is none.
+        footer: The last line.
 
     Returns:
-        HTML that asks for nothing from anywhere.
+        HTML that loads nothing.
     """
     assets = files("localrank_cli.report") / "assets"
 
     def asset(name: str) -> str:
         return (assets / name).read_text(encoding="utf-8")
 
-    # No text of the data can end the element that holds it.
+    # Escaped, so that no text of the data can end the element that contains it.
     embedded = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     embedded = embedded.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("&", "\\u0026")
     return Template(asset("page.html")).substitute(
@@ -69,19 +69,12 @@ def render(data: Json, title: str, subtitle: str, manifest: Json | None, footer:
 
 
 def settings_of(manifest: Json) -> list[tuple[str, str]]:
-    """The settings of a manifest, for a person.
-
-    Args:
-        manifest: What stands beside the table.
-
-    Returns:
-        Names and values, what says nothing left out.
-    """
+    """Return the settings of a manifest as labels and readable values, without empty ones."""
     found: list[tuple[str, str]] = []
     series = [one for one in manifest.get("series") or [] if isinstance(one, dict)]
     for key, label in _SERIES:
         texts = {str(one.get("run")): _text(one.get(key)) for one in series}
-        if len(set(texts.values())) == 1:  # the same for all: said once
+        if len(set(texts.values())) == 1:  # the same for all runs: listed once
             found.append((label, next(iter(texts.values()))))
         else:
             found += [(f"{run}: {label}", text) for run, text in texts.items()]
@@ -100,11 +93,11 @@ def _text(value: Any) -> str:
         text = f"{len(value)}: {text}" if numbers and len(value) > 8 else text
     else:
         text = _without_folders(str(value))
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 4] + " ..."
+    return text if len(text) <= _LONGEST_SETTING else text[: _LONGEST_SETTING - 4] + " ..."
 
 
 def _without_folders(word: str) -> str:
-    """A page is sent to others: folders of this machine tell them nothing, and are not theirs."""
+    """Strip folders: they are private to this machine and mean nothing to a recipient."""
     return re.sub(r"(^|=)/.*/(?=[^/])", r"\1", word)
 
 
@@ -118,7 +111,7 @@ def _meanings(names: list[str]) -> str:
 
 def _settings(manifest: Json | None) -> str:
     if manifest is None:
-        return "<p>No manifest stands beside the table.</p>"
+        return "<p>The table has no manifest.</p>"
     pairs = "\n".join(
         f"<dt>{html.escape(label)}</dt><dd>{html.escape(text)}</dd>"
         for label, text in settings_of(manifest)

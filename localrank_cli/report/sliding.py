@@ -10,31 +10,33 @@ import pandas as pd
 from localrank_cli.report.data import Json, rounded
 from localrank_cli.results.kept import Array, SpectraFile, Spectrum
 
-_PER_DECADE = 10
-_DECADES = 6  # under the largest singular value; what lies lower is mostly rounding
-_MOST_VALUES = 300_000
-_CSV = 1e-8  # relative; a table holds 9 significant digits
+_PER_DECADE = 10  # positions of the slider
+_DECADES = 6  # below the largest singular value; lower ones are mostly rounding
+_MOST_VALUES = 300_000  # about 3 MB of JSON, beside the 4 MB of the table
+_ROUNDING = 1e-8  # relative; a table holds 9 significant digits
 _KINDS = ("atol", "rtol")
 
 
 def slider_data(
     spectra: SpectraFile, steps: Mapping[str, Sequence[int]], frame: pd.DataFrame | None = None
 ) -> tuple[Json | None, tuple[str, ...]]:
-    """Mean ranks over the points on two grids of tolerances, absolute and relative.
+    """Compute mean ranks over points on two grids of tolerances, absolute and relative.
 
     Args:
         spectra: The kept singular values.
-        steps: Of each run of the page.
-        frame: The table of the page: its tolerances are among those of the grids, and where its
-            ranks are not those of the singular values, that is said.
+        steps: The steps of each run of the page.
+        frame: The table of the page: its tolerances are added to the grids, and its ranks are
+            compared with those of the singular values.
 
     Returns:
-        For `atol` and `rtol` the grid, and ranks by run, layer and step; None where the file is of
-        other runs. And what to say.
+        For `atol` and `rtol` the grid, and ranks by run, layer and step; None if the singular
+        values belong to other runs. And notes.
     """
     shared = [run for run in spectra.runs if run in steps]
     if not shared:
-        return None, ("the singular values are of other runs than the table; no slider is made",)
+        return None, (
+            "the singular values belong to other runs than the table; the page has no slider",
+        )
     found = {run: spectra.read(run, (), sorted(set(steps[run]))) for run in shared}
     every = [one for spectra_of_run in found.values() for one in spectra_of_run]
     per_decade = max(2, min(_PER_DECADE, _MOST_VALUES // (2 * _DECADES * len(every))))
@@ -67,7 +69,7 @@ def _of_table(every: Sequence[Spectrum], labels: Sequence[str], kind: str) -> li
     """Return the numbers of the table's tolerances of one kind."""
     found = [label for label in labels if label.startswith(f"{kind}=")]
     plain = {every[0].number_of(label) for label in found if label != "rtol=eps"}
-    # A number for each shape of layer; of hundreds of shapes only the table knows the ranks.
+    # One number for each shape of layer; hundreds of shapes would make the page too large.
     by_shape = {one.number_of(label) for label in found if label == "rtol=eps" for one in every}
     if len(by_shape) * len(every) > _MOST_VALUES:
         by_shape = set()
@@ -77,7 +79,7 @@ def _of_table(every: Sequence[Spectrum], labels: Sequence[str], kind: str) -> li
 def _contradiction(
     every: Sequence[Spectrum], frame: pd.DataFrame, labels: Sequence[str]
 ) -> tuple[str, ...]:
-    """Say where the table does not hold the ranks of the singular values, if it does not."""
+    """Return a note on the first rank that the singular values do not give, if any."""
     if "local_rank" not in frame.columns:
         return ()
     frame = frame[frame["tolerance"].isin(labels)]
@@ -90,17 +92,18 @@ def _contradiction(
         if one is None or np.isnan(rank):
             continue
         counted = one.rank_at(label)
-        if abs(counted - rank) > _CSV * max(1.0, abs(rank)):
+        if abs(counted - rank) > _ROUNDING * max(1.0, abs(rank)):
             return (
-                f"the slider is not of this table: at {label} the rank of layer {layer} of {run} at"
-                f" step {step} is {rank:.5g} in the table and {counted:.5g} by the singular values;"
-                " give --spectra the folder that was kept with the table",
+                f"the slider does not match the table: at {label}, layer {layer} of {run} at step"
+                f" {step} has rank {rank:.5g} in the table and {counted:.5g} by the singular"
+                " values;"
+                " pass the folder kept with this table to --spectra",
             )
     return ()
 
 
 def _grid(top: float, per_decade: int) -> Array:
-    """Tolerances with few digits, so that those of the table are among them."""
+    """Return tolerances of few digits, so that typical tolerances of a table are among them."""
     last = int(np.ceil(top))
     exponents = np.arange((last - _DECADES) * per_decade, last * per_decade + 1) / per_decade
     return np.array([float(f"{10.0**exponent:.3g}") for exponent in exponents])

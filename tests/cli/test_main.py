@@ -220,13 +220,13 @@ def test_wrong_usage_is_one_clean_sentence(words: tuple[str, ...], message: str)
         (("--noise", ""), "--noise '': "),
     ],
 )
-def test_what_is_no_number_is_shown(words: tuple[str, ...], given: str) -> None:
+def test_an_invalid_number_is_shown(words: tuple[str, ...], given: str) -> None:
     outcome = invoke("analyze", "x", *words)
     assert outcome.code == 2
     assert outcome.error.startswith(given)
 
 
-def test_what_is_no_number_is_shown_by_other_commands_too() -> None:
+def test_other_commands_show_an_invalid_number_too() -> None:
     outcome = invoke("reproduce", "x", "--seeds", "1.5")
     assert outcome.code == 2
     assert "'--seeds': '1.5' is " in outcome.error

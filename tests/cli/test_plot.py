@@ -50,7 +50,7 @@ def test_every_kind_has_its_name_beside_the_table(ranks: Path, kind: str, name: 
     assert name in entries(ranks.parent)
 
 
-def test_a_picture_may_be_made_again(ranks: Path) -> None:
+def test_an_existing_figure_is_replaced(ranks: Path) -> None:
     target = ranks.with_suffix(".png")
     target.write_bytes(b"old")
     assert invoke("plot", str(ranks)).code == 0
@@ -82,7 +82,7 @@ def test_with_metrics(ranks: Path) -> None:
     assert "not of the form METRICS.csv:COLUMN" in outcome.error
 
 
-def test_failed_rows_are_said(tmp_path: Path) -> None:
+def test_failed_rows_get_a_note(tmp_path: Path) -> None:
     frame = table()
     frame.loc[2, "status"] = "nonfinite"
     frame.to_csv(tmp_path / "a.csv", index=False)
@@ -94,17 +94,17 @@ def test_failed_rows_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kind", "pie"], "--kind pie: not known. Known are ranks, heatmap, depth, tolerance"),
-        (["-o", "a.jpg"], "the suffix '.jpg' names no format of pictures"),
+        (["--kind", "pie"], "--kind pie: unknown. Choose one of ranks, heatmap, depth, tolerance"),
+        (["-o", "a.jpg"], "the suffix '.jpg' is not a figure format"),
         (["--size", "big"], "--size big: not of the form WxH"),
         (["--size", "0x4"], "--size 0x4: must be from 2x1.5 to 100x100 inches"),
         (["--dpi", "3"], "--dpi"),
         (["--layers", ""], "--layers: is empty"),
-        (["--by", "beta"], "--by: has no meaning for --kind ranks"),
-        (["--step", "3"], "--step: has no meaning for --kind ranks"),
-        (["--kind", "heatmap", "--with", "a:b"], "--with: has no meaning for --kind heatmap"),
-        (["--kind", "spectrum"], "--kind spectrum: needs the singular values"),
-        (["--spectra", "x"], "--spectra: has no meaning for --kind ranks"),
+        (["--by", "beta"], "--by: has no effect on --kind ranks"),
+        (["--step", "3"], "--step: has no effect on --kind ranks"),
+        (["--kind", "heatmap", "--with", "a:b"], "--with: has no effect on --kind heatmap"),
+        (["--kind", "spectrum"], "--kind spectrum: needs singular values"),
+        (["--spectra", "x"], "--spectra: has no effect on --kind ranks"),
         (["--style", "nope"], "--style nope: neither a file nor a style"),
     ],
 )
@@ -123,10 +123,10 @@ def test_wrong_usage(ranks: Path, words: list[str], message: str) -> None:
         (["--kind", "compare"], "needs 2 to 12 values of run, and there are 1: run"),
     ],
 )
-def test_what_only_the_table_shows_is_no_wrong_usage(
+def test_what_only_the_table_shows_is_not_a_usage_error(
     ranks: Path, words: list[str], message: str
 ) -> None:
-    """Status 2 is for what is seen without opening a file: a script may trust that."""
+    """Status 2 means that no file was opened: a script may rely on that."""
     outcome = invoke("plot", str(ranks), *words)
     assert (outcome.code, outcome.stdout) == (1, "")
     assert message in outcome.error
@@ -141,7 +141,7 @@ def test_what_only_the_table_shows_is_no_wrong_usage(
         ("run,step,layer,layer_index,tolerance\n", "holds a header and no rows"),
     ],
 )
-def test_files_that_are_no_table(tmp_path: Path, text: str, message: str) -> None:
+def test_files_that_are_not_tables(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(text)
     outcome = invoke("plot", str(tmp_path / "a.csv"))
     assert outcome.code == 1
@@ -149,7 +149,7 @@ def test_files_that_are_no_table(tmp_path: Path, text: str, message: str) -> Non
     assert entries(tmp_path) == ["a.csv"]
 
 
-def test_mixed_tolerances_are_asked_for(tmp_path: Path) -> None:
+def test_mixed_tolerances_need_a_choice(tmp_path: Path) -> None:
     table(tolerances=("atol=0.01", "rtol=eps")).to_csv(tmp_path / "a.csv", index=False)
     outcome = invoke("plot", str(tmp_path / "a.csv"))
     assert outcome.code == 1

@@ -51,7 +51,7 @@ def test_title_manifest_and_spectra(ranks: Path) -> None:
     assert set(data_of(page)["spectra"]) == {"atol", "rtol"}
 
 
-def test_failed_rows_are_said(tmp_path: Path) -> None:
+def test_failed_rows_get_a_note(tmp_path: Path) -> None:
     frame = table()
     frame.loc[0, "status"] = "nonfinite"
     frame.to_csv(tmp_path / "a.csv", index=False)
@@ -76,7 +76,7 @@ def test_what_cannot_be_done(ranks: Path, words: list[str], code: int, message: 
     assert entries(ranks.parent) == ["ranks.csv"]
 
 
-def test_tables_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_tables(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("")
     outcome = invoke("report", str(tmp_path / "a.csv"))
     assert outcome.code == 1
@@ -91,7 +91,7 @@ TOLERANCES = (
 
 
 def analysed(folder: Path, checkpoints: Path, *words: str) -> Path:
-    """A table with its singular values beside it, in `sigma`."""
+    """Analyze into a table, with its singular values in the folder `sigma` next to it."""
     given = ("-o", str(folder / "ranks.csv"), "--spectra", str(folder / "sigma"), "-q")
     outcome = invoke("analyze", str(checkpoints), *words, *given)
     assert outcome.code in {0, 3}, outcome.stderr
@@ -99,15 +99,15 @@ def analysed(folder: Path, checkpoints: Path, *words: str) -> Path:
 
 
 def paged(ranks: Path, *words: str) -> Any:
-    """The data of the page of a table and its singular values."""
+    """Return the data of the page of a table and its singular values."""
     outcome = invoke("report", str(ranks), "--spectra", str(ranks.with_name("sigma")), *words)
     assert outcome.code == 0, outcome.stderr
-    assert "the slider is not of this table" not in outcome.stderr
+    assert "the slider does not match the table" not in outcome.stderr
     return data_of(ranks.with_suffix(".html").read_text(encoding="utf-8"))
 
 
 def slid(data: Any, kind: str, number: float, run: str, layer: str, step: str) -> float:
-    """What the slider shows at a tolerance that is on it."""
+    """Return the rank that the slider shows at one of its tolerances."""
     grid = data["spectra"][kind]["grid"]
     # The table holds 9 digits of eps.
     (at,) = [i for i, one in enumerate(grid) if math.isclose(one, number, rel_tol=5e-9)]
@@ -162,14 +162,14 @@ def test_slider_under_a_slice_refers_to_the_whole_jacobian(tmp_path: Path) -> No
     assert int((part > 0.1 * whole[0]).sum()) != int((part > 0.1 * part[0]).sum())
 
 
-def test_singular_values_of_another_analysis_are_told(tmp_path: Path) -> None:
+def test_singular_values_of_another_analysis_get_a_note(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     ranks = analysed(tmp_path / "a", TEACHER, "--last", "1", "--points", "4", "--rtol", "0.1")
     words = ("--output-slice", "0:4", "--rtol", "0.1")
     other = analysed(tmp_path, TEACHER, "--last", "1", "--points", "4", *words)
     outcome = invoke("report", str(other), "--spectra", str(ranks.with_name("sigma")))
-    assert "note: the slider is not of this table: at rtol=0.1 the rank of layer" in outcome.stderr
-    assert "the slider is not of this table" in other.with_suffix(".html").read_text()
+    assert "note: the slider does not match the table: at rtol=0.1, layer" in outcome.stderr
+    assert "the slider does not match the table" in other.with_suffix(".html").read_text()
 
 
 def test_a_table_made_by_hand_may_have_other_tolerances(ranks: Path) -> None:

@@ -54,11 +54,11 @@ def test_a_verdict_that_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert frame["test_error"].notna().all()
 
 
-def test_a_table_that_is_there_is_kept(tmp_path: Path) -> None:
+def test_an_existing_table_is_kept(tmp_path: Path) -> None:
     (tmp_path / "ranks.csv").write_text("mine")
     outcome = invoke("reproduce", "gaussian", "--out", str(tmp_path))
     assert outcome.code == 1
-    assert outcome.error.endswith("exists already. Choose another place with --out.")
+    assert outcome.error.endswith("exists already. Choose another folder with --out.")
     assert [path.name for path in tmp_path.iterdir()] == ["ranks.csv"]
 
 
@@ -67,13 +67,17 @@ def test_a_table_that_is_there_is_kept(tmp_path: Path) -> None:
     [
         (["mnist"], 2, "needs the digits: --mnist FILE. Give an .npz archive"),
         (["mnist", "--mnist", "none.npz"], 1, "--mnist none.npz: there is no such file."),
-        (["gaussian", "--mnist", "none.npz"], 2, "--mnist is for `localrank reproduce mnist`"),
+        (
+            ["gaussian", "--mnist", "none.npz"],
+            2,
+            "--mnist is for `localrank reproduce mnist` and `patel2024`",
+        ),
         (["patel2024"], 2, "reproduce patel2024 needs the digits: --mnist FILE."),
         (["patel2024", "--mnist", "none.npz"], 1, "--mnist none.npz: there is no such file."),
-        (["patel2024", "--steps", "0"], 2, "--steps 0: at least 1."),
+        (["patel2024", "--steps", "0"], 2, "--steps 0: must be at least 1."),
         (["patel2024", "--steps", "5", "--quick"], 2, "--steps is for `localrank reproduce patel"),
         (["mnist", "--steps", "5"], 2, "--steps is for `localrank reproduce patel2024`"),
-        (["gaussian", "--seeds", "0"], 2, "--seeds 0: at least 1."),
+        (["gaussian", "--seeds", "0"], 2, "--seeds 0: must be at least 1."),
         (["moon"], 2, "'moon' is not one of 'gaussian', 'mnist', 'vib', 'patel2024'"),
     ],
 )

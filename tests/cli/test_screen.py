@@ -6,7 +6,7 @@ import pytest
 from localrank_cli.cli.screen import Screen, stdout_for_data
 
 
-def test_notes_are_lines_on_stderr_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_each_note_is_printed_once_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     screen = Screen(quiet=False, verbose=False)
     screen.note("run[seed=3]: [bold]x\ny")
     screen.note("run[seed=3]: [bold]x\ny")

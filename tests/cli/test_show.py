@@ -63,7 +63,7 @@ def test_at_a_terminal(ranks: Path) -> None:
     assert max(map(len, ESCAPE.sub("", screen).splitlines())) <= 62
 
 
-def test_failed_rows_are_said_and_not_drawn(tmp_path: Path) -> None:
+def test_failed_rows_get_a_note_and_are_not_drawn(tmp_path: Path) -> None:
     frame = table(layers=1)
     frame.loc[1, ["local_rank", "effective_rank"]] = np.nan
     frame.loc[1, "status"] = "nonfinite"
@@ -93,13 +93,15 @@ def test_many_layers(tmp_path: Path) -> None:
         (["--layers", ","], 2, "--layers: is empty"),
     ],
 )
-def test_what_is_not_there(ranks: Path, words: list[str], code: int, message: str) -> None:
+def test_unknown_choices_are_refused(
+    ranks: Path, words: list[str], code: int, message: str
+) -> None:
     outcome = invoke("show", str(ranks), *words)
     assert (outcome.code, outcome.stdout) == (code, "")
     assert message in outcome.error
 
 
-def test_tables_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_tables(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("step,x\n1,2\n")
     outcome = invoke("show", str(tmp_path / "a.csv"))
     assert outcome.code == 1

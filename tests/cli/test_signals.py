@@ -61,7 +61,7 @@ def test_after_listening_the_work_is_finished() -> None:
     assert done
 
 
-def test_what_swallows_it_hears_it_again() -> None:
+def test_a_swallowed_signal_is_raised_again() -> None:
     swallowed = 0
 
     def model() -> None:
@@ -78,7 +78,7 @@ def test_what_swallows_it_hears_it_again() -> None:
     assert swallowed == 2
 
 
-def test_an_error_that_came_of_it_is_not_told_as_one() -> None:
+def test_an_error_caused_by_a_signal_is_reported_as_the_signal() -> None:
     def half_imported() -> None:
         try:
             _send(signal.SIGTERM)
@@ -89,7 +89,7 @@ def test_an_error_that_came_of_it_is_not_told_as_one() -> None:
         _listen(half_imported)
 
 
-def test_work_that_ends_all_the_same_is_interrupted() -> None:
+def test_work_that_finishes_anyway_is_interrupted() -> None:
     def swallow() -> None:
         with suppress(BaseException):
             _send(signal.SIGTERM)
@@ -104,7 +104,7 @@ def test_no_alarm_is_left_behind() -> None:
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_what_was_ignored_stays_so() -> None:
+def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         with hearing() as ears, ears.listening():
@@ -119,7 +119,7 @@ def test_errors_pass() -> None:
         _listen(lambda: int("mine"))
 
 
-def test_while_something_is_kept_a_signal_waits() -> None:
+def test_a_signal_waits_while_something_is_written() -> None:
     done: list[str] = []
 
     def work() -> None:

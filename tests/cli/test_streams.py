@@ -49,7 +49,7 @@ def test_the_command_is_installed_and_the_same(series: Path) -> None:
 
 
 def _piped(command: str, *words: str) -> tuple[str, str, int]:
-    """Runs `localrank WORDS | command` in a shell; the status is the program's."""
+    """Run `localrank WORDS | command` in a shell, and return the status of localrank."""
     shell = f'{{ "$@"; echo "status $?" >&2; }} | {command}'
     result = subprocess.run(
         ["sh", "-c", shell, "sh", *COMMAND, *words], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""A verdict is that of its claims, and says so."""
+"""A verdict follows from its claims, and its text shows them."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_the_text_shows_claim_expectation_and_measurement() -> None:
         "does not hold: rank falls",
         "    expected: to 3",
         "    measured: to 4",
-        "shown, no evidence: rank falls",
+        "shown, not evidence: rank falls",
         "    expected: to 3",
         "    measured: to 4",
         "",
@@ -43,9 +43,7 @@ def test_the_text_shows_claim_expectation_and_measurement() -> None:
 
 def test_where_nothing_is_evidence_nothing_is_judged() -> None:
     verdict = Verdict("patel2024", "AdamW", (claim(True, is_evidence=False),))
-    assert verdict.text.endswith(
-        "verdict: none: figures are put side by side, and nothing is judged\n"
-    )
+    assert verdict.text.endswith("verdict: none; published figures are shown for comparison only\n")
 
 
 def test_span() -> None:

@@ -1,4 +1,4 @@
-"""Digits from archives and from the original files, and what is said of others."""
+"""Digits from archives and original files, and the errors for other files."""
 
 import gzip
 import struct
@@ -97,8 +97,8 @@ def test_other_files(tmp_path: Path, name: str, content: bytes, message: str) ->
     ("content", "message"),
     [
         (b"", "cannot be read"),
-        (b"\1\0\0\0", "no idx file of bytes"),
-        (idx(np.zeros((2, 28, 28), np.uint8))[:-1], "is not complete"),
+        (b"\1\0\0\0", "not an idx file of bytes"),
+        (idx(np.zeros((2, 28, 28), np.uint8))[:-1], "is incomplete"),
         (gzip.compress(b"x" * 100)[:-9], "cannot be read"),
     ],
     ids=["empty", "no idx", "cut off", "gzip cut off"],

@@ -116,7 +116,7 @@ def test_mnist_shows_the_band_of_several_seeds() -> None:
 
 
 def vib_table(rank: float = 0, sigma: float = 0, rate: float = 0, told: float = 0) -> pd.DataFrame:
-    """What theory says at every beta, and off it by so much at the largest one."""
+    """Return the values of theory at every beta, changed by `off` at the largest one."""
     rows = []
     for beta in (1.1, 3.0, 10.0):
         off = beta == 10.0

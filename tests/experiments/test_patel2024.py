@@ -1,4 +1,4 @@
-"""The published training: what their code does, step by step, and that nothing is judged of it."""
+"""The published training: each step of the published code, and that nothing is judged."""
 
 import math
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_published_steps() -> None:
     assert log_steps(91)[-2:] == (68, 91)
 
 
-def test_the_softmax_is_taken_twice() -> None:
+def test_the_softmax_is_applied_twice() -> None:
     logits = torch.randn(7, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(7)
     shares = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
@@ -108,5 +108,5 @@ def test_nothing_is_judged() -> None:
     assert not any(claim.is_evidence for claim in verdict.claims)
     assert "99.0 at the start, 149.0 at step 10, 39.0 at the end" in verdict.text
     assert "36 at 1,000,000 steps in the published log" in verdict.text
-    assert verdict.text.endswith("and nothing is judged\n")
+    assert verdict.text.endswith("for comparison only\n")
     assert "20 of the published 1,000,000 steps" in verdict.setting

@@ -1,4 +1,4 @@
-"""Pictures are drawn from tables where matplotlib is there; where it is not, the reason is said."""
+"""Figures are drawn from tables if matplotlib is installed; otherwise a note gives the reason."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Training gives the same weights again, and keeps the checkpoints it was asked for."""
+"""Training is reproducible, and saves the checkpoints of its recipe."""
 
 import csv
 from dataclasses import replace
@@ -19,7 +19,7 @@ RECIPE = Recipe((32, 16, 10), 0.01, 1e-3, 64, 20, seed=1, save_at=(0, 5, 20))
 
 
 def classes() -> Task:
-    """Two classes that a line divides: learned at once."""
+    """Return two classes that a line separates, learned at once."""
     x = torch.cat([torch.randn(100, 4) + 5, torch.randn(100, 4) - 5])
     y = torch.arange(200) // 100
     return Task(
@@ -123,5 +123,5 @@ def test_a_second_run_replaces_the_first(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="Choose another place with --out"):
+    with pytest.raises(OutputError, match="Choose another folder with --out"):
         series(tmp_path / "file" / "run")

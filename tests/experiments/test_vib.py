@@ -1,4 +1,4 @@
-"""The bottleneck's data have the correlations that the theory is told, and it learns."""
+"""The bottleneck's data have the correlations of the theory, and it learns."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_the_moments_are_those_of_the_pairs() -> None:
     np.testing.assert_allclose(x.T @ y / len(x), cov_xy, atol=0.05)
 
 
-def test_what_a_bent_encoder_tells_is_bounded_from_below() -> None:
+def test_the_information_of_a_nonlinear_encoder_is_bounded_from_below() -> None:
     # Large weights: tanh is far from linear. The rate is an upper bound on I(X;T).
     generator = torch.Generator().manual_seed(2)
     source, net = pairs(generator), Bottleneck()

@@ -1,4 +1,4 @@
-"""What a figure shows, told by the figure itself."""
+"""What a figure shows, read from the figure itself."""
 
 from itertools import combinations
 from typing import Any
@@ -13,7 +13,7 @@ from matplotlib.transforms import Bbox
 
 
 def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
-    """Label, x and y of each line that stands for data."""
+    """Return label, x and y of each data line."""
     return {
         str(line.get_label()): (_numbers(line.get_xdata()), _numbers(line.get_ydata()))
         for line in axes.get_lines()
@@ -26,7 +26,7 @@ def _numbers(values: Any) -> list[float]:
 
 
 def bands(axes: Axes) -> list[tuple[float, float]]:
-    """Lowest and highest y of each band."""
+    """Return the lowest and highest y of each band."""
     found = [one for one in axes.collections if isinstance(one, FillBetweenPolyCollection)]
     return [
         (float(one.get_datalim(axes.transData).y0), float(one.get_datalim(axes.transData).y1))
@@ -35,12 +35,12 @@ def bands(axes: Axes) -> list[tuple[float, float]]:
 
 
 def ticks(axis: Any) -> list[str]:
-    """What stands at the ticks."""
+    """Return the tick labels."""
     return [tick.get_text() for tick in axis.get_ticklabels() if tick.get_text()]
 
 
 def texts(figure: Figure) -> dict[str, Any]:
-    """All that is really drawn, and where: pixels of the paper."""
+    """Return all drawn texts, and where they are in pixels."""
     canvas: Any = FigureCanvasAgg(figure)
     found: dict[str, Any] = {}
     count = 0
@@ -66,7 +66,7 @@ def texts(figure: Figure) -> dict[str, Any]:
 
 
 def assert_readable(figure: Figure) -> None:
-    """No two texts overlap, and none is cut off by the edge of the paper."""
+    """Check that no texts overlap, and none is cut off at the edge."""
     shown = texts(figure)
     paper = figure.bbox
     assert shown

@@ -1,4 +1,4 @@
-"""Tables with known numbers for the tests of pictures."""
+"""Tables with known numbers for the tests of figures."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ STEPS = (0, 10, 100, 1000)
 
 
 def row(run: str, step: int, index: int, **changes: Any) -> dict[str, Any]:
-    """One row; the rank is 10 (layer + 1) + log10(step + 1)."""
+    """Return one row; the rank is 10 (layer + 1) + log10(step + 1)."""
     rank = 10.0 * (index + 1) + float(np.log10(step + 1))
     return {
         "run": run,
@@ -51,7 +51,7 @@ def table(
     runs: Sequence[str] = ("run",),
     tolerances: Sequence[str] = ("atol=0.01",),
 ) -> pd.DataFrame:
-    """A table; a later run lies 2 higher, a later tolerance 1 lower."""
+    """Return a table; each further run is 2 higher, each further tolerance 1 lower."""
     rows = []
     for shift, run in enumerate(runs):
         for step in steps:
@@ -63,7 +63,7 @@ def table(
 
 
 def many(layers: int, steps: int) -> pd.DataFrame:
-    """A large table, made quickly."""
+    """Return a large table, built quickly."""
     frame = pd.DataFrame(
         {
             "step": np.repeat(np.arange(steps), layers),
@@ -90,7 +90,7 @@ def save_spectra(
     layers: int = 2,
     values: Any = None,
 ) -> Path:
-    """Singular values 1, 0.1, 0.01, ... at every point, halved from layer to layer."""
+    """Write singular values 1, 0.1, 0.01, ... at every point, halved from layer to layer."""
     entries, tensors = [], {}
     for run in runs:
         for step in steps:

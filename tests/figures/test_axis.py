@@ -28,7 +28,7 @@ def test_when_an_axis_is_logarithmic(values: list[float], expected: bool) -> Non
     assert spans_decades(np.array(values, float)) is expected
 
 
-def test_step_0_stands_beside_a_log_axis() -> None:
+def test_step_0_is_left_of_a_log_axis() -> None:
     one = axes()
     scale_x(one, np.array([0.0, 20, 100, 10500]), 5)
     assert one.get_xscale() == "symlog"

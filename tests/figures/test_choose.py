@@ -38,14 +38,14 @@ def test_layers_are_in_order_of_depth_not_of_the_alphabet() -> None:
         ({"input_metric": "data"}, "--input-metric data: not in the table", "identity"),
     ],
 )
-def test_what_is_not_there(changes: dict[str, Any], message: str, advice: str) -> None:
+def test_unknown_choices_are_refused(changes: dict[str, Any], message: str, advice: str) -> None:
     with pytest.raises(SettingsError) as caught:
         choose(table(), Choice(**changes))
     assert message in caught.value.what
     assert advice in caught.value.advice
 
 
-def test_several_tolerances_are_asked_for() -> None:
+def test_several_tolerances_need_a_choice() -> None:
     frame = table(tolerances=("atol=0.01", "rtol=eps"))
     with pytest.raises(
         SettingsError, match=r"several values of tolerance: atol=0\.01, rtol=eps"
@@ -63,7 +63,7 @@ def test_a_measure_without_a_tolerance_needs_none() -> None:
     assert chosen.title("run") == "run: effective rank (64 points)"
 
 
-def test_several_metrics_are_asked_for() -> None:
+def test_several_metrics_need_a_choice() -> None:
     frame = pd.concat([table(), table().assign(input_metric="data", local_rank=1.0)])
     with pytest.raises(SettingsError, match="several values of input_metric: identity, data") as e:
         choose(frame, Choice())
@@ -77,7 +77,7 @@ def test_two_rows_for_one_place_are_an_error_that_says_how_they_differ() -> None
         choose(frame, Choice())
 
 
-def test_failed_and_missing_values_are_left_out_and_said() -> None:
+def test_failed_and_missing_values_are_left_out_with_a_note() -> None:
     frame = table()
     frame.loc[0, "status"] = "nonfinite"
     frame.loc[4, "local_rank"] = np.nan

@@ -33,16 +33,16 @@ def test_the_largest_rank_is_shown_where_it_fits() -> None:
     assert not any("dashed" in text for text in texts(high))
 
 
-def test_steps_are_chosen_or_asked_for() -> None:
+def test_steps_are_selected_evenly_or_by_the_user() -> None:
     figure, notes = depth(many(3, 3000))
     shown = [int(step) for step in lines(figure.axes[0])]
     assert len(shown) <= 25
     assert (shown[0], shown[-1]) == (0, 2999)
-    assert notes == (f"{len(shown)} of 3000 steps are drawn; --step chooses others",)
+    assert notes == (f"drew {len(shown)} of 3000 steps; choose others with --step",)
     figure, notes = depth(many(3, 3000), steps=(7, 5))
     assert list(lines(figure.axes[0])) == ["5", "7"]
     assert notes == ()
-    with pytest.raises(SettingsError, match="--step 9000: not there"):
+    with pytest.raises(SettingsError, match="--step 9000: no such step"):
         depth(many(3, 3000), steps=(9000,))
 
 

@@ -36,7 +36,7 @@ def test_cells_are_shares_of_the_largest_rank() -> None:
     assert_readable(figure)
 
 
-def test_what_is_missing_is_no_zero() -> None:
+def test_missing_cells_are_not_zero() -> None:
     frame = table()
     frame = frame[~((frame["layer"] == "layer1") & (frame["step"] == 10))]
     shown = values(heatmap(frame)[0].axes[0])
@@ -76,7 +76,7 @@ def test_many_layers_and_steps() -> None:
     assert_readable(figure)
 
 
-def test_what_is_no_rank() -> None:
+def test_measures_other_than_ranks_are_refused() -> None:
     with pytest.raises(SettingsError, match="--y jacobian_norm: a heat map shows a rank"):
         heatmap(table(), Choice(y="jacobian_norm"))
     with pytest.raises(DataError, match="no column max_rank"):

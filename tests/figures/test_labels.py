@@ -54,7 +54,7 @@ def test_colours_go_from_light_to_dark(count: int) -> None:
     assert all(light((*readable(colour), 1.0)) <= 0.43 for colour in depth_colours(count))
 
 
-def test_what_names_share_gives_way_first() -> None:
+def test_shared_parts_of_names_go_first() -> None:
     names = [f"encoder.layers.{index}.self_attn.out_proj.base_layer" for index in range(3)]
     assert list(distinct(names).values()) == ["…0…", "…1…", "…2…"]
     assert distinct(["fc", "head"]) == {"fc": "fc", "head": "head"}
@@ -63,7 +63,7 @@ def test_what_names_share_gives_way_first() -> None:
 
 
 @given(st.lists(st.text("ab.c", min_size=1, max_size=60), min_size=1, max_size=6, unique=True))
-def test_cut_names_can_be_told_apart(names: list[str]) -> None:
+def test_shortened_names_are_distinct(names: list[str]) -> None:
     written = distinct(names)
     assert list(written) == names
     assert len(set(written.values())) == len(names)

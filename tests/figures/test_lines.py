@@ -175,7 +175,7 @@ class TestMetrics:
 
 
 class TestCompare:
-    def test_runs_stand_side_by_side_on_one_scale(self) -> None:
+    def test_runs_are_side_by_side_on_one_scale(self) -> None:
         figure, notes = compare(table(runs=("decay", "none")))
         left, right = figure.axes
         assert {"decay", "none"} <= set(texts(figure))
@@ -185,7 +185,7 @@ class TestCompare:
         assert notes == ()
         assert_readable(figure)
 
-    def test_tables_stand_side_by_side_and_their_runs_are_averaged(self) -> None:
+    def test_tables_are_side_by_side_and_their_runs_are_averaged(self) -> None:
         frame = table(runs=("a", "b", "c", "d"))
         frame["table"] = frame["run"].map({"a": "one", "b": "one", "c": "two", "d": "two"})
         figure, _ = compare(frame)

@@ -39,13 +39,13 @@ def test_a_style_file_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["font.size: large-ish\n", "\xff", "axes.prop_cycle: nonsense(\n"])
-def test_a_style_file_that_is_none(tmp_path: Path, text: str) -> None:
+def test_an_invalid_style_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.mplstyle"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(SettingsError, match="matplotlib cannot read it"), styled(str(path)):
         pass
 
 
-def test_a_style_that_is_not_there() -> None:
+def test_an_unknown_style() -> None:
     with pytest.raises(UsageError, match="neither a file nor a style"), styled("nope"):
         pass

@@ -25,7 +25,7 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert [one.layer for one in file.read("b", ("*1",), [0, 5])] == ["layer1", "layer1"]
 
 
-def test_the_run_is_asked_for(tmp_path: Path) -> None:
+def test_several_runs_need_a_choice(tmp_path: Path) -> None:
     file = SpectraFile(save_spectra(tmp_path / "s.safetensors", ("a", "b")))
     with pytest.raises(SettingsError, match="several runs: a, b") as caught:
         file.one_run(None)
@@ -35,7 +35,7 @@ def test_the_run_is_asked_for(tmp_path: Path) -> None:
     assert file.one_run("b") == "b"
 
 
-def test_what_is_no_file_of_spectra(tmp_path: Path) -> None:
+def test_invalid_files_of_spectra(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         SpectraFile(tmp_path / "none.safetensors")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
@@ -80,7 +80,7 @@ def test_rank_against_a_tolerance_relative_to_the_whole_jacobian(tmp_path: Path)
     assert y.tolist() == [int((part > place * whole[0]).sum()) for place in x]
 
 
-def test_medians_leave_zero_to_no_axis() -> None:
+def test_medians_replace_zero_with_nan() -> None:
     middle = medians(np.array([[4.0, 1, 0], [2, 1, 0], [3, 0, 0]]))
     assert middle.tolist()[:2] == [3, 1]
     assert np.isnan(middle[2])
@@ -102,7 +102,7 @@ def test_rank_against_tolerance(tmp_path: Path) -> None:
     assert left.get_xlabel() == "absolute tolerance"
     assert "run: local rank at any tolerance, step 1000" in texts(figure)
     assert_readable(figure)
-    with pytest.raises(SettingsError, match="--step 7: not there"):
+    with pytest.raises(SettingsError, match="--step 7: no such step"):
         tolerance(file, step=7)
 
 

@@ -84,7 +84,7 @@ def test_the_curve_starts_at_zero_and_ends_at_all_there_is() -> None:
     everything = -0.5 * np.log(1 - RHO**2).sum()
     assert optimal_curve(RHO, 60.0) == pytest.approx(everything, rel=1e-9)
     for nothing in (-0.1, np.inf, np.nan):
-        with pytest.raises(ValueError, match="no information"):
+        with pytest.raises(ValueError, match="is not finite and non-negative"):
             optimal_curve(RHO, nothing)
 
 

@@ -96,7 +96,7 @@ def test_limits() -> None:
     assert information_bounds(outputs[:1], 1.0).upper == 0
 
 
-def test_separate_classes_are_told_apart() -> None:
+def test_separate_classes_are_distinguished() -> None:
     labels = torch.arange(60) % 3
     outputs = random(2, 60, 2, 0.01) + 100.0 * labels[:, None]
     found = label_bounds(outputs, labels, 1.0)
@@ -109,7 +109,7 @@ def test_separate_classes_are_told_apart() -> None:
 def test_parts_of_the_distances_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = random(3, 40, 3, 1.0)
     whole = information_bounds(outputs, 0.7)
-    monkeypatch.setattr(kernel, "_ENTRIES", 40 * 7)
+    monkeypatch.setattr(kernel, "_MOST_ENTRIES", 40 * 7)
     parts = information_bounds(outputs, 0.7)
     assert parts.lower == pytest.approx(whole.lower, rel=1e-12)
     assert parts.upper == pytest.approx(whole.upper, rel=1e-12)

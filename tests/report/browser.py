@@ -1,4 +1,4 @@
-"""Drives a headless Chromium through its own pipe: no driver, no port, no package."""
+"""A headless Chromium, driven through its own pipe: no driver, no port, no package."""
 
 import base64
 import contextlib
@@ -21,7 +21,7 @@ _FLAGS = (
 
 
 def browser_path() -> str:
-    """Where the browser is; skips the test where there is none."""
+    """Return the path of the browser, or skip the test if there is none."""
     found = next((path for path in map(shutil.which, NAMES) if path), None)
     if found is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
@@ -29,7 +29,7 @@ def browser_path() -> str:
 
 
 class Page:
-    """One page, and all that it said and asked for."""
+    """One page, with all its messages and requests."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", to: int, back: int) -> None:
         self._process, self._to, self._back = process, to, back
@@ -43,11 +43,11 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Asks the browser for something."""
+        """Send a command to the browser and return its result."""
         return self._call(method, parameters, self._session)
 
     def open(self, file: Path, width: int, height: int = 900, *, dark: bool = False) -> None:
-        """Opens a file in a window of some size."""
+        """Open a file in a window of the given size."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -62,13 +62,13 @@ class Page:
         raise AssertionError("the page never became complete")
 
     def ask(self, expression: str) -> Any:
-        """The value of an expression in the page."""
+        """Return the value of an expression in the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def pointer(self, kind: str, x: float, y: float) -> None:
-        """Moves or presses the mouse."""
+        """Move or press the mouse."""
         pressed = kind in {"mousePressed", "mouseReleased"}
         self.call(
             "Input.dispatchMouseEvent",
@@ -76,17 +76,17 @@ class Page:
         )  # fmt: skip
 
     def click(self, x: float, y: float) -> None:
-        """Clicks somewhere in the window."""
+        """Click somewhere in the window."""
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.pointer(kind, x, y)
 
     def key(self, key: str) -> None:
-        """Presses a key."""
+        """Press a key."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def picture(self, target: Path, *, whole: bool = True) -> None:
-        """Takes a picture of the page."""
+        """Take a screenshot of the page."""
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
         target.write_bytes(base64.b64decode(shot["data"]))
 
@@ -124,7 +124,7 @@ class Page:
 
 @contextlib.contextmanager
 def browser() -> Iterator[Page]:
-    """A page of a browser of its own, which is gone afterwards."""
+    """Open a page in a new browser, which is closed afterwards."""
     path = browser_path()
     in_read, in_write = os.pipe()
     out_read, out_write = os.pipe()

@@ -1,4 +1,4 @@
-"""The page in a real browser: hover, click, menus, slider, keys, phones, the dark."""
+"""The page in a real browser: hover, click, menus, slider, keys, phones, dark mode."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +32,7 @@ def one() -> Iterator[Page]:
 
 @pytest.fixture
 def page(one: Page, file: Path) -> Iterator[Page]:
-    """The page, opened anew; whatever a test does, nothing is asked for and nothing fails."""
+    """Open the page again, and check after the test that it requested nothing and had no errors."""
     one.requests.clear()
     one.complaints.clear()
     one.open(file, 1280)
@@ -43,7 +43,7 @@ def page(one: Page, file: Path) -> Iterator[Page]:
 
 
 def box(page: Page, selector: str) -> dict[str, float]:
-    """Where something is in the window, scrolled into view."""
+    """Return where an element is in the window, scrolled into view."""
     found = page.ask(
         f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block:"
         " 'center'}); const b = e.getBoundingClientRect();"

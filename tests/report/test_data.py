@@ -49,7 +49,7 @@ def test_a_large_table_is_thinned_and_keeps_its_ends() -> None:
     steps = data["runs"][0]["layers"][0]["steps"]
     assert (steps[0], steps[-1]) == (0, 3999)
     assert 1 in steps  # the first steps are what a log axis shows most of
-    assert note == f"the page holds {len(steps)} of 4000 steps, to stay small"
+    assert note == f"the page holds {len(steps)} of 4000 steps to stay small"
     assert len(json.dumps(data)) < 5_000_000
 
 
@@ -61,9 +61,9 @@ def test_rounding() -> None:
     ("frame", "message"),
     [
         (table().drop(columns=["local_rank", "effective_rank", "jacobian_norm"]), "no column of a"),
-        (pd.concat([table(), table()]), "several rows tell of layer layer0 of run at step 0"),
+        (pd.concat([table(), table()]), "several rows describe layer layer0 of run at step 0"),
     ],
 )
-def test_what_makes_no_page(frame: pd.DataFrame, message: str) -> None:
+def test_tables_that_make_no_page(frame: pd.DataFrame, message: str) -> None:
     with pytest.raises(DataError, match=message):
         page_data(frame)

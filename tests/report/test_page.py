@@ -95,7 +95,7 @@ def test_settings_from_the_manifest() -> None:
     assert "with respect to" not in pairs
     page = made(table(), manifest=manifest)
     assert "<dd>MLP &lt;1&gt;</dd>" in page
-    assert "No manifest" in made(table())
+    assert "The table has no manifest" in made(table())
 
 
 @pytest.mark.parametrize("manifest", [{}, {"series": None}, {"series": ["x"]}, {"series": [{}]}])

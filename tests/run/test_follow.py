@@ -171,24 +171,20 @@ class TestStepsThatCountInsideEachEpoch:
             followed(run, [nothing, self.save(run, 2), nothing], until=60, on_error=on_error)
         assert "--overwrite" in caught.value.advice
 
-    def test_epochs_go_on_as_epochs(self, tmp_path: Path) -> None:
-        run = tmp_path / "run"
-        run.mkdir()
-        torch.save(weights(seed=0), run / "epoch_0.pt")
+    @pytest.mark.parametrize(
+        ("first", "later", "message"),
+        [
+            ("epoch_0.pt", "step_500.pt", r"step_500\.pt.*and so far it holds epochs"),
+            ("step_1_000.pt", "step_1_2.pt", r"the digit groups in step_1_000\.pt"),
+        ],
+    )
+    def test_a_name_that_changes_how_earlier_ones_are_read_is_refused(
+        self, tmp_path: Path, first: str, later: str, message: str
+    ) -> None:
+        torch.save(weights(seed=0), tmp_path / first)
 
-        def later() -> None:
-            torch.save(weights(seed=1), run / "step_500.pt")
+        def appear() -> None:
+            torch.save(weights(seed=1), tmp_path / later)
 
-        with pytest.raises(SettingsError, match=r"step_500\.pt.*and so far it holds epochs"):
-            followed(run, [nothing, later, nothing], until=500)
-
-    def test_names_that_are_read_in_another_way_now(self, tmp_path: Path) -> None:
-        run = tmp_path / "run"
-        run.mkdir()
-        torch.save(weights(seed=0), run / "step_1_000.pt")
-
-        def later() -> None:
-            torch.save(weights(seed=1), run / "step_1_2.pt")
-
-        with pytest.raises(SettingsError, match=r"the digit groups in step_1_000\.pt"):
-            followed(run, [nothing, later, nothing], until=2000)
+        with pytest.raises(SettingsError, match=message):
+            followed(tmp_path, [nothing, appear, nothing], until=2000)

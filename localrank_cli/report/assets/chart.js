@@ -97,7 +97,7 @@ function explore(drawn, lines, width, view) {
       swatch.style.background = view.colour(line.layer);
       return element("span", {}, swatch, line.layer, element("em", {}, i < 0 ? "–" : short(line.values[i]) + (error ? ` ± ${short(error)}` : "")));
     });
-    if (shown.length > 14) rows.push(element("span", {}, `and ${shown.length - 14} more; single one out`));
+    if (shown.length > 14) rows.push(element("span", {}, `and ${shown.length - 14} more; click one to highlight it`));
     tip.replaceChildren(element("b", {}, `step ${steps[at]}`), ...rows);
     tip.hidden = false;
     const box = tip.getBoundingClientRect();

@@ -1,4 +1,4 @@
-"""The panel below: an accuracy or a loss, joined to the table by step."""
+"""The panel below a figure: an accuracy or a loss, joined to the table by step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,31 +17,31 @@ class Metric:
     """A column of another table.
 
     Args:
-        frame: With columns step and, where runs differ, run.
-        column: The one that is drawn.
+        frame: With column step and, if runs differ, run.
+        column: The column to draw.
     """
 
     frame: pd.DataFrame
     column: str
 
     @property
-    def knows_runs(self) -> bool:
-        """Whether the table says which run a row belongs to."""
+    def has_runs(self) -> bool:
+        """Whether the table has a column run."""
         return "run" in self.frame.columns
 
 
 def draw_metrics(axes: Axes, metrics: Sequence[Metric], rows: pd.DataFrame, *, first: bool) -> None:
-    """Draws metrics at the places where the panel above has steps.
+    """Draw metrics at the steps of the panel above.
 
     Args:
         axes: With its horizontal scale set.
         metrics: At least one.
-        rows: Of the panel above, with columns run, step and x.
+        rows: The rows of the panel above, with columns run, step and x.
         first: Whether this panel carries the label.
     """
     colours = ["#222222", "#b35900", "#00688b", "#8b1a62"]
     for index, metric in enumerate(metrics):
-        places = joined(metric, rows)
+        places = join_metric(metric, rows)
         axes.plot(
             places["x"], places["value"], color=colours[index % len(colours)], marker="o",
             linestyle=_STYLES[index % len(_STYLES)], label=meaning(metric.column).label,
@@ -55,20 +55,20 @@ def draw_metrics(axes: Axes, metrics: Sequence[Metric], rows: pd.DataFrame, *, f
         axes.legend(fontsize=7.5, loc="best")
 
 
-def joined(metric: Metric, rows: pd.DataFrame) -> pd.DataFrame:
-    """Brings a metric to the places of the panel above.
+def join_metric(metric: Metric, rows: pd.DataFrame) -> pd.DataFrame:
+    """Join a metric to the rows of the panel above.
 
     Args:
-        metric: What to join.
+        metric: The metric.
         rows: With columns run, step and x.
 
     Returns:
-        Columns x and value, ascending; of several runs their mean.
+        Columns x and value, ascending; the mean over several runs.
 
     Raises:
         DataError: If they have no step in common.
     """
-    keys = ["run", "step"] if metric.knows_runs else ["step"]
+    keys = ["run", "step"] if metric.has_runs else ["step"]
     places = rows[["run", "step", "x"]].drop_duplicates()
     values = metric.frame[[*keys, metric.column]].rename(columns={metric.column: "value"})
     found = places.merge(values, on=keys).dropna(subset=["value"])

@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 
 from localrank_cli.errors import DataError
 from localrank_cli.figures.choose import Choice, choose
-from localrank_cli.figures.courses import Course, Courses, courses, thinned
+from localrank_cli.figures.curves import Curve, Curves, curves, thinned
 from tests.figures.tables import table
 
 
-def made(frame, **choice) -> Courses:  # type: ignore[no-untyped-def]  # a test's own
+def made(frame, **choice) -> Curves:  # type: ignore[no-untyped-def]  # a test's own
     chosen = choose(frame, Choice(**choice))
-    return courses(chosen.frame, chosen.layers)
+    return curves(chosen.frame, chosen.layers)
 
 
 def test_one_run_has_the_error_over_points() -> None:
@@ -37,7 +37,7 @@ def test_a_mean_is_taken_only_where_all_runs_are() -> None:
     frame = frame[~((frame["run"] == "b") & (frame["step"] == 10))]
     lines = made(frame)
     assert list(lines.lines[0].x) == [0, 100, 1000]
-    assert "3 places are left out that not all runs have" in lines.notes
+    assert "left out 3 places that are missing in some runs" in lines.notes
 
 
 def test_runs_without_a_common_step() -> None:
@@ -65,7 +65,7 @@ def test_final_states_are_joined_into_a_line() -> None:
 def test_a_thinned_line_keeps_ends_and_extremes(values: list[float], most: int) -> None:
     x = np.arange(len(values), dtype=float)
     y = np.array(values)
-    line = Course("a", x, y, np.zeros_like(y))
+    line = Curve("a", x, y, np.zeros_like(y))
     few = thinned(line, x, most)
     assert few.x[0] == 0
     assert few.x[-1] == x[-1]

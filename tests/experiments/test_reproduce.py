@@ -1,4 +1,4 @@
-"""Single singular values of the last layer at the last step."""
+"""The singular values that `reproduce` adds to its table."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from localrank_cli.experiments.sigma import last_sigma
+from localrank_cli.experiments.reproduce import last_sigma
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.run.plan import make_plan
 from tests.helpers import save_series
 
 
 @pytest.mark.parametrize("metric", ["identity", "data"])
-def test_a_linear_networks_are_those_of_its_weight(
+def test_singular_values_of_a_linear_network_are_those_of_its_weight(
     tmp_path: Path, metric: Literal["identity", "data"]
 ) -> None:
     for run in ("a", "b"):

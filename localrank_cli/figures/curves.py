@@ -1,4 +1,4 @@
-"""One line for each layer: its course over the steps, of one run or the mean of several."""
+"""One curve for each layer over the steps, of one run or the mean of several."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
-class Course:
-    """One layer's line.
+class Curve:
+    """The curve of one layer.
 
     Args:
         layer: Its name.
-        x: Where, ascending.
+        x: Ascending.
         y: The measure.
         spread: Half the width of the band; NaN where there is none.
     """
@@ -30,24 +30,24 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Courses:
-    """All lines of one panel, in order of depth.
+class Curves:
+    """All curves of one panel, in order of depth.
 
     Args:
         lines: One for each layer.
         runs: Names of the runs behind them.
         notes: What was left out.
-        over_runs: Whether the band is over runs; else it is over points.
+        over_runs: Whether the band is over runs instead of points.
     """
 
-    lines: tuple[Course, ...]
+    lines: tuple[Curve, ...]
     runs: tuple[str, ...]
     notes: tuple[str, ...] = ()
     over_runs: bool = False
 
     @property
     def band(self) -> str:
-        """What the band is; empty where there is none."""
+        """A description of the band; empty if there is none."""
         if not any(np.isfinite(line.spread).any() for line in self.lines):
             return ""
         if self.over_runs:
@@ -55,25 +55,25 @@ class Courses:
         return "± standard error over points"
 
 
-def courses(frame: pd.DataFrame, layers: Sequence[str]) -> Courses:
-    """Makes the lines of one panel.
+def curves(frame: pd.DataFrame, layers: Sequence[str]) -> Curves:
+    """Compute the curves of one panel.
 
     Args:
-        frame: Of `choose`, or a part of it.
-        layers: Their order.
+        frame: From `choose`, or a part of it.
+        layers: The order of the curves.
 
     Returns:
-        The lines. Of several runs, the mean and standard deviation at the places that all runs of
-        a layer have; runs that have one place each (a table of final states) are joined into lines.
+        The curves. For several runs, the mean and standard deviation wherever all runs of a layer
+        have a value; runs of one value each (a table of final states) are joined into one curve.
 
     Raises:
-        DataError: If the runs have no place in common.
+        DataError: If the runs have no x in common.
     """
     runs = tuple(dict.fromkeys(str(run) for run in frame["run"]))
     by_layer = dict(tuple(frame.groupby("layer", sort=False)))
     present = [layer for layer in layers if layer in by_layer]
     if len(runs) == 1:
-        return Courses(tuple(_of_one(layer, by_layer[layer]) for layer in present), runs)
+        return Curves(tuple(_of_one(layer, by_layer[layer]) for layer in present), runs)
     joined = frame.groupby("run")["x"].nunique().max() == 1
     lines, dropped = [], 0
     for layer in present:
@@ -83,31 +83,31 @@ def courses(frame: pd.DataFrame, layers: Sequence[str]) -> Courses:
     if not any(len(line.x) for line in lines):
         raise DataError(
             f"the runs {', '.join(runs[:6])} have no step in common, so they have no mean.",
-            "Show them side by side with --kind compare.",
+            "Draw them side by side with --kind compare.",
         )
-    notes = (f"{dropped} places are left out that not all runs have",) if dropped else ()
+    notes = (f"left out {dropped} places that are missing in some runs",) if dropped else ()
     if not joined:
         names = ", ".join(runs[:6]) + (", ..." if len(runs) > 6 else "")
         notes = (f"the lines are means over {len(runs)} runs: {names}", *notes)
-    # Final states of which no two stand at one place have no spread but that of their points.
+    # If no two final states share an x, their only spread is that over points.
     over_runs = not joined or bool(frame.groupby("x")["run"].nunique().max() > 1)
-    return Courses(tuple(line for line in lines if len(line.x)), runs, notes, over_runs)
+    return Curves(tuple(line for line in lines if len(line.x)), runs, notes, over_runs)
 
 
-def _of_one(layer: str, rows: pd.DataFrame) -> Course:
+def _of_one(layer: str, rows: pd.DataFrame) -> Curve:
     rows = rows.sort_values(["x", "step"], kind="stable")
-    return Course(layer, *(rows[name].to_numpy("float64") for name in ("x", "y", "error")))
+    return Curve(layer, *(rows[name].to_numpy("float64") for name in ("x", "y", "error")))
 
 
-def _of_several(layer: str, rows: pd.DataFrame, *, joined: bool) -> tuple[Course, int]:
-    # A run may stand twice at a place that is not a step; it counts once.
+def _of_several(layer: str, rows: pd.DataFrame, *, joined: bool) -> tuple[Curve, int]:
+    # A run may have several rows at an x that is not a step; it counts once.
     each = rows.groupby(["x", "run"], as_index=False)[["y", "error"]].mean()
     places = each.groupby("x")
     table = places["y"].agg(["mean", "std", "count"])
     spread = table["std"].where(table["count"] > 1, places["error"].mean() if joined else np.nan)
     whole = table["count"] == rows["run"].nunique()
     kept = table.index[whole | joined]
-    return Course(
+    return Curve(
         layer,
         kept.to_numpy("float64"),
         table["mean"].loc[kept].to_numpy("float64"),
@@ -115,16 +115,16 @@ def _of_several(layer: str, rows: pd.DataFrame, *, joined: bool) -> tuple[Course
     ), int(len(table) - len(kept))
 
 
-def thinned(line: Course, position: Array, most: int = 1500) -> Course:
-    """A line with fewer points that looks the same: of each stretch the least and the largest.
+def thinned(line: Curve, position: Array, most: int = 1500) -> Curve:
+    """Thin out a curve without changing how it looks: keep the extremes of each stretch.
 
     Args:
-        line: Any number of points.
-        position: Where they stand on the paper, ascending.
-        most: About how many points are kept.
+        line: The curve.
+        position: Positions of its points on the drawn axis, ascending.
+        most: About how many points to keep.
 
     Returns:
-        The line itself where it is short enough.
+        The curve; unchanged if it is short enough.
     """
     if len(line.x) <= most:
         return line
@@ -134,4 +134,4 @@ def thinned(line: Course, position: Array, most: int = 1500) -> Course:
     stretches = frame.groupby("share")["y"]
     ends = np.array([0, len(line.x) - 1])
     kept = np.unique(np.concatenate([ends, stretches.idxmin(), stretches.idxmax()]))
-    return Course(line.layer, line.x[kept], line.y[kept], line.spread[kept])
+    return Curve(line.layer, line.x[kept], line.y[kept], line.spread[kept])
