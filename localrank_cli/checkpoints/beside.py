@@ -1,4 +1,4 @@
-"""What files beside the weights say of a checkpoint: trainer_state.json and its like."""
+"""Steps and epochs in files beside the weights: trainer_state.json and the like."""
 
 import json
 import re
@@ -25,7 +25,7 @@ _MOST_BYTES = 256 * 2**20  # trainer_state.json holds the log of the whole train
 
 @dataclass(frozen=True)
 class Facts:
-    """What stands beside the weights."""
+    """Step and epoch from a file beside the weights."""
 
     step: int | None = None
     place: str = ""  # the file and key that told the step
@@ -35,17 +35,10 @@ class Facts:
 
 
 def facts_in(folder: Path) -> Facts:
-    """Reads what a trainer wrote beside the weights.
-
-    Args:
-        folder: The checkpoint's folder.
-
-    Returns:
-        Step and epoch of Hugging Face's trainer_state.json, else of Lightning's meta.pt; nothing
-        where there is no such file.
+    """Return step and epoch from Hugging Face's trainer_state.json, else from Lightning's meta.pt.
 
     Raises:
-        UnreadableError: If there is one and it cannot be read.
+        UnreadableError: If there is such a file and it cannot be read.
     """
     path = folder / "trainer_state.json"
     if is_file(path):
@@ -58,13 +51,9 @@ def facts_in(folder: Path) -> Facts:
 
 
 def is_count_of_saves(folder: Path) -> bool:
-    """Tells whether the number in a folder's name is accelerate's count of saves, not a step.
+    """Return whether a folder's number is accelerate's count of saves, not a step.
 
-    Args:
-        folder: A checkpoint's folder.
-
-    Returns:
-        True for a folder that accelerate numbered: `checkpoint_3` with a process' random states.
+    True for `checkpoint_3` with the random states of a process in it.
     """
     if not _COUNTED.match(folder.name):
         return False

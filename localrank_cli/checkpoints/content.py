@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, whatever its format."""
+"""The content of a checkpoint in any format: state dicts, step and epoch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Content:
-    """A checkpoint as read: one or more candidate state dicts, and what else it says."""
+    """A checkpoint as read: one or more candidate state dicts, with the step and epoch it holds."""
 
     states: dict[str, State]  # container key ("" for a bare state dict) -> tensors
     step: int | None = None  # as found, which may be no step: below 0 or too large for a table
@@ -51,14 +51,10 @@ _PER_EPOCH = {
 
 
 def integer(value: Any) -> int | None:
-    """Read a counter.
+    """Return a counter as an int: from an int, an integral float, a tensor of one, or digits.
 
-    Args:
-        value: An int, an integral float, a tensor of one such, or a text of digits.
-
-    Returns:
-        The int; TOO_LARGE for infinity and NO_NUMBER for NaN and for a tensor whose value cannot
-        be read; None for anything else.
+    TOO_LARGE for infinity, NO_NUMBER for NaN and for a tensor whose value cannot be read; None for
+    anything else.
     """
     if isinstance(value, Tensor) and value.numel() == 1:
         value = _value_of(value)
@@ -87,15 +83,14 @@ def _of_float(value: float) -> int | None:
 
 
 def step_in(mapping: Mapping[str, Any], keys: Sequence[str] = STEP_KEYS) -> tuple[int | None, str]:
-    """Find the training step among a checkpoint's own entries.
+    """Return the training step among a checkpoint's own entries, and its key; (None, "") if absent.
+
+    A number that cannot be a step is returned as it is, a negative one only where no other key has
+    a step.
 
     Args:
         mapping: The top level of a checkpoint, or safetensors metadata.
         keys: Where to look, the clearest key first.
-
-    Returns:
-        The step and its key; (None, "") where there is none. A number that is no step is returned
-        as it is, a negative one only where no other key has a step.
     """
     found = [(number, key) for key in keys if (number := integer(mapping.get(key))) is not None]
     # A counter of -1 often says that nothing was counted.
@@ -105,28 +100,13 @@ def step_in(mapping: Mapping[str, Any], keys: Sequence[str] = STEP_KEYS) -> tupl
 
 
 def epoch_in(mapping: Mapping[str, Any]) -> int | None:
-    """Find the epoch among a checkpoint's own entries.
-
-    Args:
-        mapping: The top level of a checkpoint, or safetensors metadata.
-
-    Returns:
-        The epoch, or None.
-    """
+    """Return the epoch among a checkpoint's own entries, or None."""
     found = integer(mapping.get("epoch"))
     return found if found is not None and found >= 0 else None
 
 
 def per_epoch_in(mapping: Mapping[str, Any], key: str) -> int | None:
-    """Find how many steps an epoch has among a checkpoint's own entries.
-
-    Args:
-        mapping: The top level of a checkpoint, or safetensors metadata.
-        key: That of the step.
-
-    Returns:
-        The number, in the unit of that key, or None.
-    """
+    """Return how many steps an epoch has, in the unit of the step's key; None if not recorded."""
     for name in _PER_EPOCH.get(key, ()):
         found = integer(mapping.get(name))
         if found is not None and found > 0:
@@ -138,15 +118,7 @@ DAMAGED = "Is the file complete? Copy or save it again, or leave it out with --p
 
 
 def cannot_read(path: Path, error: OSError) -> UnreadableError:
-    """Says why the system did not give a file.
-
-    Args:
-        path: The file.
-        error: What the system said.
-
-    Returns:
-        The error to raise.
-    """
+    """Return the error for a file that the system refused to give."""
     reason = error.strerror or one_line(error)
     return UnreadableError(
         f"{path}: cannot be read ({reason}).", "Check that it exists and that you may read it."
@@ -154,12 +126,5 @@ def cannot_read(path: Path, error: OSError) -> UnreadableError:
 
 
 def shown(name: str) -> str:
-    """A name that a file holds, as it may stand in a sentence.
-
-    Args:
-        name: Any text: who made the file chose it.
-
-    Returns:
-        Its beginning, without line breaks and what a terminal would obey.
-    """
+    """Return the beginning of a name that a file holds, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:160])

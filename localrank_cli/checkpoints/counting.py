@@ -17,7 +17,7 @@ _TEXT = re.compile(r"^(\d+) steps in each epoch from epoch (\d+) on$")
 
 @dataclass(frozen=True)
 class Counting:
-    """How the column `step` follows from what is known of each checkpoint."""
+    """How the column `step` follows from the place of each checkpoint."""
 
     # STEPS: as found. EPOCHS: the epoch. DERIVED: from the epoch and the step in it. Else: the
     # place of a second number, which counts from the start of training (`Told.others`).
@@ -34,28 +34,14 @@ class Counting:
 
     @classmethod
     def of_text(cls, text: str | None) -> "Counting":
-        """Read what `text` gave.
-
-        Args:
-            text: From a file.
-
-        Returns:
-            The same counting.
-        """
+        """Return the counting whose `text` is given."""
         match = _TEXT.match(text or "")
         if match:
             return cls(DERIVED, int(match[1]), int(match[2]))
         return cls(text or STEPS)
 
     def step(self, told: Told) -> int | None:
-        """Return the step of a checkpoint.
-
-        Args:
-            told: What is known of it.
-
-        Returns:
-            The step, or None where it has none.
-        """
+        """Return the step of a checkpoint, or None where it has none."""
         if self.kind == STEPS:
             return told.step
         if self.kind == EPOCHS:
@@ -76,15 +62,10 @@ class Restart:
 
 
 def find_restart(told: Mapping[CheckpointFile, Told], same: Same) -> Restart | None:
-    """Look for a step that does not increase from one epoch to a later one.
+    """Return the first step that does not increase from one epoch to a later one, or None.
 
-    Args:
-        told: What is known of each checkpoint.
-        same: Whether two checkpoints hold the same weights.
-
-    Returns:
-        The first such pair, or None. Checkpoints without a step or an epoch are passed over, and
-        so is everything where all steps count from the start of training by their name.
+    Checkpoints without a step or an epoch are passed over, and so is everything where the names say
+    that all steps count from the start of training.
     """
     placed = sorted(
         (one.epoch, one.step, file.name, file)
@@ -108,14 +89,9 @@ def find_restart(told: Mapping[CheckpointFile, Told], same: Same) -> Restart | N
 
 
 def decide(told: Mapping[CheckpointFile, Told], same: Same) -> Counting | None:
-    """Decide what steps that begin anew in each epoch are replaced with.
+    """Return the counting that replaces steps that begin anew in each epoch.
 
-    Args:
-        told: What is known of each checkpoint.
-        same: Whether two checkpoints hold the same weights.
-
-    Returns:
-        The counting; None where neither steps of the whole training nor the epochs can serve.
+    None where neither steps of the whole training nor the epochs can serve.
     """
     # What has neither may be a copy of another checkpoint.
     told = {
@@ -137,14 +113,8 @@ def is_sound(
 ) -> bool:
     """Return whether numbers can be the steps of a series.
 
-    Args:
-        steps: File -> number.
-        told: What else is known of each checkpoint.
-        same: Whether two checkpoints hold the same weights.
-
-    Returns:
-        True where all have one, different checkpoints different ones, and they increase with the
-        epoch.
+    All checkpoints must have one, different checkpoints different ones, and they must increase with
+    the epoch.
     """
     if not are_distinct(steps, same):
         return False
@@ -153,15 +123,7 @@ def is_sound(
 
 
 def are_distinct(steps: Mapping[CheckpointFile, int | None], same: Same) -> bool:
-    """Return whether every checkpoint has a number, and different ones have different numbers.
-
-    Args:
-        steps: File -> number.
-        same: Whether two checkpoints hold the same weights.
-
-    Returns:
-        False also where a number is no step.
-    """
+    """Return whether every checkpoint has a step, and different ones have different steps."""
     seen: dict[int, CheckpointFile] = {}
     for file, step in steps.items():
         if step is None or not 0 <= step <= MAX_STEP:

@@ -1,4 +1,8 @@
-"""Reads folders of torch.distributed.checkpoint, without a process group and without its code."""
+"""Folders of torch.distributed.checkpoint, read without a process group and without its code.
+
+The `.metadata` is a pickle: `_Unpickler` knows only the names that torch writes, and gives classes
+of this file for them.
+"""
 
 import io
 import pickle
@@ -18,13 +22,7 @@ from localrank_cli.errors import UnreadableError, cause
 
 
 def unpickle(path: Path) -> object:
-    """Loads a `.metadata`.
-
-    Args:
-        path: The file.
-
-    Returns:
-        What it holds: of a sound file a `DcpMetadata`.
+    """Return what a `.metadata` holds: of a sound file a `DcpMetadata`.
 
     Raises:
         UnreadableError: If it cannot be read, or needs code.
@@ -52,14 +50,14 @@ class _UnknownNameError(Exception):
 
 
 class _Closed(type):
-    """A pickle can set attributes of whatever it can name: of these classes it cannot."""
+    """Metaclass that forbids setting attributes of a class, which a pickle could otherwise do."""
 
     def __setattr__(cls, name: str, value: object) -> None:
         raise AttributeError(f"{cls.__name__}.{name} is not to be set")
 
 
 class _Inert(metaclass=_Closed):
-    """Stands for what is of no use here: paths, enumerations, the identity of the save."""
+    """Placeholder for what is not needed: paths, enumerations, the identity of the save."""
 
     def __new__(cls, *_: object) -> "_Inert":
         return object.__new__(cls)
@@ -69,7 +67,7 @@ class _Inert(metaclass=_Closed):
 
 
 class DcpMetadata(metaclass=_Closed):
-    """The whole."""
+    """The whole of a `.metadata`."""
 
     planner_data: Any = None
 
@@ -79,7 +77,7 @@ class DcpTensor(metaclass=_Closed):
 
 
 class DcpBytes(metaclass=_Closed):
-    """A value that is no tensor."""
+    """A value that is not a tensor."""
 
 
 class DcpChunk(metaclass=_Closed):
@@ -87,13 +85,13 @@ class DcpChunk(metaclass=_Closed):
 
 
 class DcpStorage(metaclass=_Closed):
-    """Where a part lies."""
+    """The place of a part: file, offset and length."""
 
     transform_descriptors: Any = None
 
 
 class DcpProperties(metaclass=_Closed):
-    """Of a tensor; only its type is kept."""
+    """The properties of a tensor, of which only the dtype is kept."""
 
     dtype: Any = None
 
@@ -102,7 +100,7 @@ class DcpProperties(metaclass=_Closed):
 
 
 class DcpIndex(metaclass=_Closed):
-    """The name of a part: of the tensor, and where the part begins in it."""
+    """The name of a part: its tensor, and where it begins in the tensor."""
 
     fqn: Any = None
     offset: Any = None
@@ -115,7 +113,7 @@ class DcpIndex(metaclass=_Closed):
 
     @property
     def key(self) -> tuple[str, tuple[int, ...] | None]:
-        """What names a part; of plain types, since nested ones take long to hash."""
+        """The name of a part in plain types, since nested ones take long to hash."""
         offset = self.offset
         plain = offset is None or (
             isinstance(offset, tuple) and all(isinstance(value, int) for value in offset)
@@ -172,7 +170,7 @@ _MOST_VALUES = 2**60
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a part of a tensor, or a whole value, lies."""
+    """The place of a part of a tensor, or of a whole value."""
 
     file: str  # inside the checkpoint's folder
     start: int
@@ -197,13 +195,7 @@ class Entry:
 
 
 def read_metadata(path: Path) -> list[Entry]:
-    """Lists what a folder of torch.distributed.checkpoint holds.
-
-    Args:
-        path: Its `.metadata`.
-
-    Returns:
-        All entries, in the order of the file.
+    """Return all entries of a `.metadata`, in the order of the file.
 
     Raises:
         UnreadableError: If it is damaged, would run code, or names files outside its folder.
@@ -221,11 +213,7 @@ def read_metadata(path: Path) -> list[Entry]:
 
 
 def check_files(path: Path, entries: list[Entry]) -> None:
-    """Checks that every piece lies in a file of the folder that is long enough.
-
-    Args:
-        path: The `.metadata`.
-        entries: What is needed of it.
+    """Check that every piece of some entries lies in a file that is long enough.
 
     Raises:
         UnreadableError: If a file is missing, too short, or outside the folder.
@@ -315,7 +303,7 @@ def _ints(values: Any) -> tuple[int, ...]:
 
 
 def _check_cover(size: tuple[int, ...], pieces: list[Piece]) -> None:
-    """Pieces inside the tensor, apart from each other, and as many values as the tensor has."""
+    """Check that the pieces lie inside the tensor, do not overlap, and fill it."""
     boxes = [tuple(zip(p.offsets, p.sizes, strict=True)) for p in pieces]
     inside = all(
         len(box) == len(size)
@@ -357,14 +345,10 @@ _MOST_SCALAR = 2**20  # bytes in which a step or an epoch is saved; 1261 in torc
 
 
 def read_dcp(path: Path, *, header_only: bool = False) -> Content:
-    """Reads the weights that a folder of torch.distributed.checkpoint holds.
+    """Return the weights in a folder of torch.distributed.checkpoint.
 
-    Args:
-        path: Its `.metadata`.
-        header_only: Whether keys and shapes are enough; the tensors are then on `meta`.
-
-    Returns:
-        Its state dicts, by their place in the dict that was saved; "" for what lay at its top.
+    State dicts are named by their place in the dict that was saved, "" for its top level. With
+    `header_only` the tensors are on `meta`.
 
     Raises:
         UnreadableError: If it is damaged or incomplete, or holds no weights.
@@ -397,13 +381,7 @@ def read_dcp(path: Path, *, header_only: bool = False) -> Content:
 
 
 def dcp_files(path: Path) -> list[Path]:
-    """The files that hold a checkpoint's tensors.
-
-    Args:
-        path: Its `.metadata`.
-
-    Returns:
-        Their paths, each once.
+    """Return the files that hold a checkpoint's tensors, each once.
 
     Raises:
         UnreadableError: If the metadata are damaged.
@@ -442,7 +420,7 @@ def _states(leaves: Mapping[int, tuple[Tensor, Entry]]) -> tuple[dict[str, State
 
 
 def _facts(path: Path, entries: Sequence[Entry]) -> dict[str, Any]:
-    """The few numbers that tell how far the training was; each is read from its place."""
+    """Return the few numbers that give the progress of the training, each read from its place."""
     facts: dict[str, Any] = {}
     places = [(), *PLACES]
     for entry in entries:

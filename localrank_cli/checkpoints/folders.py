@@ -1,4 +1,8 @@
-"""Checkpoints that are folders: which file in them tells where the weights are."""
+"""Checkpoints that are folders: which file in them holds or lists the weights.
+
+Folders that only training code can join (DeepSpeed, Megatron) are refused with the command that
+converts them; repositories of the Hub's cache are listed by snapshot.
+"""
 
 import re
 import shlex
@@ -18,14 +22,11 @@ _TAG = re.compile(r"^global_step\d+$")
 
 
 def refuse_sharded_training(folder: Path, names: Collection[str]) -> None:
-    """Refuses a folder of DeepSpeed ZeRO or of Megatron's model-parallel ranks.
-
-    Args:
-        folder: A checkpoint's folder.
-        names: What is in it.
+    """Refuse a folder of DeepSpeed ZeRO or of Megatron's model-parallel ranks.
 
     Raises:
-        UnreadableError: If it is such a one; the advice is the command that converts it.
+        UnreadableError: If the names in the folder are theirs; the advice is the command that
+            converts it.
     """
     if any(_ZERO.match(name) or _DEEPSPEED.match(name) for name in names):
         raise _deepspeed(folder.parent, folder.name, folder)
@@ -90,17 +91,13 @@ NOT_CHECKPOINTS = re.compile(
 
 
 def folder_weights(folder: Path) -> Path | None:
-    """The file from which a checkpoint's folder is read.
+    """Return the file from which a checkpoint's folder is read.
 
-    Args:
-        folder: Any folder.
-
-    Returns:
-        A weights file, the index of several, or the `.metadata` of torch.distributed.checkpoint;
-        None when the folder is no checkpoint. That the folder has a step is not asked.
+    It is a weights file, the index of several, or the `.metadata` of torch.distributed.checkpoint;
+    None when the folder is not a checkpoint. Whether the folder has a step does not matter.
 
     Raises:
-        UnreadableError: If it cannot be looked into, or its weights are in pieces that only the
+        UnreadableError: If the folder cannot be listed, or its weights are in pieces that only the
             training code can join.
     """
     try:
@@ -125,38 +122,17 @@ def folder_weights(folder: Path) -> Path | None:
 
 
 def is_folder_weights(path: Path) -> bool:
-    """Tells whether a file is named as the weights in a checkpoint's folder are.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        True for model.safetensors, pytorch_model.bin, their indexes, and `.metadata`.
-    """
+    """Return whether a file is named as the weights in a checkpoint's folder are."""
     return path.name in (*_FIRST, DCP_METADATA)
 
 
 def is_alias(name: str) -> bool:
-    """Tells whether a name says of a checkpoint only that it is the last or best.
-
-    Args:
-        name: Of a file or folder.
-
-    Returns:
-        True for last.ckpt, model_best.pth.tar and the like.
-    """
+    """Return whether a name says only "last" or "best" (last.ckpt, model_best.pth.tar)."""
     return _ALIAS.search(stem_of(name)) is not None
 
 
 def stem_of(name: str) -> str:
-    """A file's name without what says that it is a checkpoint.
-
-    Args:
-        name: The name.
-
-    Returns:
-        The name without its suffix, `.pth.tar` and `.safetensors.index.json` whole.
-    """
+    """Return a file's name without its suffix, `.pth.tar` and `.safetensors.index.json` whole."""
     for suffix in INDEX_SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
@@ -165,14 +141,7 @@ def stem_of(name: str) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Tells whether there is a file; not that it can be read.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        False also where the system does not let one look.
-    """
+    """Return whether there is a file; False also where the system does not let one look."""
     try:
         return path.is_file()
     except OSError:
@@ -180,14 +149,7 @@ def is_file(path: Path) -> bool:
 
 
 def listed(folder: Path) -> list[Path]:
-    """What is in a folder.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Its entries; none where it cannot be read.
-    """
+    """Return the entries of a folder; none where it cannot be read."""
     try:
         return list(folder.iterdir())
     except OSError:
@@ -195,7 +157,7 @@ def listed(folder: Path) -> list[Path]:
 
 
 def _only_one(entries: Sequence[Path]) -> Path | None:
-    """The one index or weights file; one whose name tells a step makes the folder a series."""
+    """Return the one index or weights file; one whose name has a step makes the folder a series."""
     indexes = [entry for entry in entries if is_index(entry)]
     if len(indexes) == 1 and not _tells_a_step(indexes[0]):
         return indexes[0]
@@ -221,14 +183,7 @@ _MOST_BYTES = 200  # a ref is a hash of 40 digits
 
 
 def is_hub_folder(folder: Path) -> bool:
-    """Tells whether a folder is a repository in the Hub's cache.
-
-    Args:
-        folder: Any folder.
-
-    Returns:
-        True for `models--org--name` and whatever else has `refs` and `snapshots`.
-    """
+    """Return whether a folder is a repository in the Hub's cache: it has `refs` and `snapshots`."""
     try:
         return (folder / "snapshots").is_dir() and (folder / "refs").is_dir()
     except OSError:  # what cannot be looked into is said where it is read
@@ -236,27 +191,15 @@ def is_hub_folder(folder: Path) -> bool:
 
 
 def hub_folder_of(snapshot: Path) -> Path | None:
-    """The repository that a snapshot belongs to.
-
-    Args:
-        snapshot: A folder.
-
-    Returns:
-        The repository's folder, or None where the folder is no snapshot.
-    """
+    """Return the repository that a snapshot belongs to; None for other folders."""
     folder = snapshot.parent.parent
     return folder if snapshot.parent.name == "snapshots" and is_hub_folder(folder) else None
 
 
 def snapshots(folder: Path) -> dict[Path, list[str]]:
-    """The snapshots of a repository and their revisions.
+    """Return the snapshots of a repository, each with its branches and tags in order of name.
 
-    Args:
-        folder: For which `is_hub_folder` holds.
-
-    Returns:
-        Snapshot -> the branches and tags that lead to it, in order of name; none for a snapshot
-        that was fetched by its hash.
+    A snapshot that was fetched by its hash has none.
 
     Raises:
         UnreadableError: If the folder cannot be read.

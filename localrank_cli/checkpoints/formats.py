@@ -1,4 +1,7 @@
-"""Reads one checkpoint file, whatever its format, without running code."""
+"""Reading one weights file, .safetensors or torch's own, without running code.
+
+Trainers keep other objects beside the weights: `Inert` takes their place while torch.load reads.
+"""
 
 import pickle
 import re
@@ -27,10 +30,10 @@ from localrank_cli.errors import UnreadableError, cause
 
 
 class Inert:
-    """Stands for an object that is not read. Whatever is done to it has no effect."""
+    """Placeholder for an object that is not read; whatever is done to it has no effect."""
 
     def __new__(cls, *_: object) -> "Inert":
-        """Takes any arguments.
+        """Ignore all arguments.
 
         Returns:
             An empty object.
@@ -38,7 +41,7 @@ class Inert:
         return object.__new__(cls)
 
     def __setstate__(self, state: object) -> None:
-        """Takes any state."""
+        """Ignore the state."""
 
 
 def _empty_dict(*_: object) -> dict[object, object]:
@@ -89,11 +92,7 @@ _DICTS = ("collections.defaultdict", "builtins.dict")
 
 
 def ignoring_what_is_beside() -> AbstractContextManager[None]:
-    """Lets torch.load pass over what trainers keep beside the weights.
-
-    Returns:
-        A context; outside of it torch.load is as before.
-    """
+    """Return a context in which torch.load reads other objects of trainers as `Inert`."""
     names: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
     names += [(Inert, name) for name in _NAMES]
     names += [(_empty_dict, name) for name in _DICTS]
@@ -113,16 +112,13 @@ _GLOBAL_IN_MESSAGE = re.compile(r"\bGLOBAL ([A-Za-z_][\w.]*)")
 def read(
     path: Path, *, trust_pickle: bool = False, header_only: bool = False, mapped: bool = True
 ) -> Content:
-    """Reads a checkpoint file.
+    """Return the content of a weights file.
 
     Args:
         path: The weights file.
         trust_pickle: Whether a pickle may run code.
         header_only: Whether keys and shapes are enough; the tensors may then be on `meta`.
         mapped: Whether tensors may be mapped; a mapped file that shrinks kills the process.
-
-    Returns:
-        Its content.
 
     Raises:
         UnreadableError: If it cannot be read; the message names the file.
@@ -149,15 +145,9 @@ def _damaged(path: Path, error: Exception) -> UnreadableError:
 
 
 def read_some(path: Path, keys: Collection[str], *, header_only: bool = False) -> Content:
-    """Reads some tensors of a safetensors file.
+    """Return some tensors of a safetensors file; keys that it does not hold are left out.
 
-    Args:
-        path: The file.
-        keys: The tensors to read; what the file does not hold is left out.
-        header_only: Whether shapes are enough; the tensors are then on `meta`.
-
-    Returns:
-        Its content.
+    With `header_only` the tensors are on `meta`.
 
     Raises:
         UnreadableError: If it cannot be read.
@@ -181,26 +171,12 @@ def _check_file(path: Path) -> None:
 
 
 def is_weights_file(path: Path) -> bool:
-    """Tells whether a file has the suffix of a checkpoint.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        True for the suffixes that `read` knows.
-    """
+    """Return whether a file has the suffix of a checkpoint."""
     return weights_suffix(path.name) != ""
 
 
 def weights_suffix(name: str) -> str:
-    """The suffix by which a file is a checkpoint.
-
-    Args:
-        name: A file's name.
-
-    Returns:
-        The suffix as written, `.pth.tar` whole; empty for other files.
-    """
+    """Return the suffix that makes a file a checkpoint, as written; empty for other files."""
     lower = name.lower()
     fitting = [suffix for suffix in SUFFIXES if lower.endswith(suffix) and lower != suffix]
     return name[-len(max(fitting, key=len)) :] if fitting else ""
@@ -239,15 +215,7 @@ def _read_safetensors(path: Path, header_only: bool, keys: Collection[str] | Non
 
 
 def load_torch(path: Path, *, trust_pickle: bool = False, mapped: bool = True) -> object:
-    """torch.load without running code, mapped where the file allows it.
-
-    Args:
-        path: A file of torch.save.
-        trust_pickle: Whether a pickle may run code.
-        mapped: Whether its tensors may be mapped.
-
-    Returns:
-        What was saved.
+    """Return what torch.save wrote, without running code; mapped where the file allows it.
 
     Raises:
         UnreadableError: If it cannot be read, or needs code and `trust_pickle` is not set.

@@ -1,4 +1,4 @@
-"""Where known training frameworks keep steps, epochs and averages in their files.
+"""Where training frameworks keep weights, averages, steps and epochs in their files.
 
 Each entry follows the code that writes it: Lightning's trainer and its WeightAveraging and
 StochasticWeightAveraging callbacks, timm's CheckpointSaver, fairseq's Trainer.state_dict,
@@ -55,14 +55,9 @@ _AVERAGED = ("n_averaged", "steps")  # of torch's and mmengine's averaged models
 
 
 def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
-    """Finds how far the training was.
+    """Return how far the training was: the step, the entry that holds it, and the epoch.
 
-    Args:
-        loaded: A whole checkpoint.
-
-    Returns:
-        The step, the entry that told it, and the epoch; None and "" where there is none. A number
-        that is no step is returned as it is.
+    None and "" where there is none. A number that cannot be a step is returned as it is.
     """
     inner = {place: found for place in PLACES if (found := _at(loaded, place)) is not None}
     steps = [step_in(loaded, GLOBAL_KEYS), step_in(loaded)]
@@ -77,29 +72,20 @@ def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
 
 
 def is_global(source: str) -> bool:
-    """Return whether an entry counts from the start of training by its name.
+    """Return whether the name of an entry from `progress` says that it counts from the start.
 
-    Args:
-        source: From `progress`.
-
-    Returns:
-        False for entries such as `step`, which may begin anew in each epoch.
+    Entries such as `step` may begin anew in each epoch.
     """
     *place, key = source.split(".")
     return key in GLOBAL_KEYS or "timestamp" in map(str.lower, place)  # Composer's batch
 
 
 def swapped_average(loaded: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Finds the one case in which the usual place holds the average.
+    """Return the keys of the average and of the training weights where a framework swapped them.
 
     Lightning's WeightAveraging moves the training weights to `current_model_state`, and mmengine's
-    EMAHook to `ema_state_dict`, so that whoever loads `state_dict` gets the average.
-
-    Args:
-        loaded: A whole checkpoint.
-
-    Returns:
-        The keys of the average and of the training weights; None where nothing was moved.
+    EMAHook to `ema_state_dict`, so that whoever loads `state_dict` gets the average. None where
+    nothing was moved.
     """
     if "state_dict" not in loaded:
         return None
@@ -116,14 +102,7 @@ def swapped_average(loaded: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def callback_averages(loaded: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Finds averages that a trainer's callback or extra state keeps.
-
-    Args:
-        loaded: A whole checkpoint.
-
-    Returns:
-        Where they are -> state dicts.
-    """
+    """Return averages that a trainer's callback or extra state keeps: place -> state dict."""
     found: dict[str, Mapping[str, Any]] = {}
     callbacks = loaded.get("callbacks")
     if isinstance(callbacks, Mapping):
@@ -138,14 +117,10 @@ def callback_averages(loaded: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]
 
 
 def without_counter(state: State) -> tuple[State, bool]:
-    """Takes the counter of an averaged model off its state dict.
+    """Return a state dict without the counter of an averaged model, and whether it had one.
 
-    Args:
-        state: Any state dict.
-
-    Returns:
-        The weights, and whether there was such a counter: torch.optim.swa_utils.AveragedModel and
-        mmengine's averaged models hold the network as `module` and count the averaged steps.
+    torch.optim.swa_utils.AveragedModel and mmengine's averaged models hold the network as `module`
+    and count the averaged steps.
     """
     counters = [key for key in _AVERAGED if key in state and state[key].numel() == 1]
     rest = {key: value for key, value in state.items() if key not in counters}
@@ -191,14 +166,9 @@ _LEAVE_OUT = "leave it out with --pattern GLOB."
 
 
 def unwrap(loaded: object, path: Path) -> Content:
-    """Finds the state dicts in a loaded object.
+    """Return the state dicts in a loaded object: a bare one, or those under the usual keys.
 
-    Args:
-        loaded: A bare state dict, or a dict that holds one under a usual key.
-        path: For messages.
-
-    Returns:
-        All candidates; which one fits is decided against the model.
+    Which candidate fits is decided against the model.
 
     Raises:
         UnreadableError: If there is none, or a tensor has no plain values.
@@ -225,13 +195,9 @@ def unwrap(loaded: object, path: Path) -> Content:
 
 
 def find_states(loaded: Mapping[Any, Any]) -> tuple[dict[str, State], frozenset[str]]:
-    """Finds all state dicts at the places where they usually are.
+    """Return all state dicts in a whole checkpoint, and the places of averages.
 
-    Args:
-        loaded: A whole checkpoint.
-
-    Returns:
-        Where they are -> state dicts, the training weights first; and the places of averages.
+    The dicts are named by their place, the training weights first.
     """
     raw: dict[str, State] = {}
     averages: dict[str, State] = {}

@@ -1,4 +1,7 @@
-"""The training step in a name."""
+"""Steps and epochs in names: `step_1_000`, `epoch=1-step=10`, `--step-regex`.
+
+How digit groups are meant (`step_1_000`) is decided for all names of a series at once.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -25,14 +28,7 @@ _INTEGER = re.compile(r"[+-]?\d+")
 
 
 def number_of(digits: str) -> int | None:
-    """Read a whole number without a sign.
-
-    Args:
-        digits: Any text.
-
-    Returns:
-        The number; TOO_LARGE for more than 30 digits; None where it is none.
-    """
+    """Return a whole number without a sign; TOO_LARGE for over 30 digits, None for other text."""
     if not digits.isdecimal():
         return None
     # Long texts take Python quadratic time, and beyond 4300 digits it refuses them.
@@ -41,14 +37,7 @@ def number_of(digits: str) -> int | None:
 
 
 def number_in_text(text: str) -> int | None:
-    """Read a whole number with an optional sign, plain or in groups of three digits.
-
-    Args:
-        text: Such as `1000`, `1_000`, `1,000` or `-5`.
-
-    Returns:
-        The number; None for anything else.
-    """
+    """Return a whole number such as `1000`, `1_000`, `1,000` or `-5`; None for anything else."""
     text = text.strip()
     if _GROUPED.fullmatch(text):
         text = text.replace("_", "").replace(",", "")
@@ -59,14 +48,7 @@ def number_in_text(text: str) -> int | None:
 
 
 def why_no_step(number: int) -> str:
-    """Return why a number cannot be a step.
-
-    Args:
-        number: Any.
-
-    Returns:
-        What it is, for messages; empty for 0 to 2^63 - 1.
-    """
+    """Return why a number cannot be a step, for messages; empty for 0 to 2^63 - 1."""
     if 0 <= number <= MAX_STEP:
         return ""
     if number == NO_NUMBER:
@@ -75,13 +57,9 @@ def why_no_step(number: int) -> str:
 
 
 def groups_of(match: re.Match[str]) -> Groups | None:
-    """Split what NUMBER matched into its groups.
+    """Return the digit groups that NUMBER matched as the last two groups of `match`.
 
-    Args:
-        match: Whose last two groups are those of NUMBER.
-
-    Returns:
-        Texts of digits; None where commas do not separate groups of three digits.
+    None where commas do not separate groups of three digits.
     """
     head, tail = match.groups()[-2:]
     if "," not in head:
@@ -92,11 +70,7 @@ def groups_of(match: re.Match[str]) -> Groups | None:
 def joined(groups: Groups) -> int | None:
     """Return the number that digit groups make together.
 
-    Args:
-        groups: Texts of digits.
-
-    Returns:
-        The number; None where they are not groups of three digits after a first of one to three.
+    None where they are not groups of three digits after a first group of one to three.
     """
     if len(groups[0]) > 3 or any(len(group) != 3 for group in groups[1:]):
         return None
@@ -108,12 +82,12 @@ def how_to_read(found: Iterable[Groups], *, is_step: bool) -> str:
 
     Args:
         found: The groups after the same kind of word in all names.
-        is_step: Whether that word says that a step follows; else the first group may be an epoch
-            or a version, and the second a number of its own (fairseq's checkpoint_2_500).
+        is_step: Whether that word announces a step. If not, the first group may be an epoch or a
+            version, and the second a number of its own (fairseq's checkpoint_2_500).
 
     Returns:
-        JOINED for one number in groups of three digits, FIRST where later groups are other
-        fields, UNSURE where it may be either.
+        JOINED for one number in groups of three digits, FIRST where later groups are other fields,
+        UNSURE where it may be either.
     """
     every = set(found)
     several = [groups for groups in every if len(groups) > 1]
@@ -162,22 +136,17 @@ _TORCHTUNE = re.compile(r"^(?:hf|meta|torchtune)_model(?:_\d{4})?_(\d+)$")
 
 @dataclass(frozen=True)
 class NameRule:
-    """The user's own way to tell a step from a name: `--step-regex`."""
+    """How the user wants a step to be read from a name: `--step-regex`."""
 
     regex: re.Pattern[str] | None = None
 
     @classmethod
     def parse(cls, text: str) -> "NameRule":
-        """Reads `--step-regex`.
-
-        Args:
-            text: A regular expression with one group, or with a group named `step`.
-
-        Returns:
-            The rule.
+        """Return the rule for a regular expression with one group, or with a group named `step`.
 
         Raises:
-            UsageError: If it is no regular expression, or it is not clear which group is the step.
+            UsageError: If it is not a regular expression, or it is not clear which group is the
+                step.
         """
         try:
             regex = re.compile(text)
@@ -194,14 +163,7 @@ class NameRule:
         return cls(regex)
 
     def step(self, name: str) -> int | None:
-        """Finds the step in a name.
-
-        Args:
-            name: Of a file, with its suffix, or of a folder.
-
-        Returns:
-            The step; None where the expression finds none, or something that is no number.
-        """
+        """Return the step in the name of a file (with its suffix) or folder, or None."""
         match = self.regex.search(name) if self.regex is not None else None
         if match is None:
             return None
@@ -215,24 +177,17 @@ SOURCES = ("contents", "name", "epoch")
 
 @dataclass(frozen=True)
 class StepRule:
-    """Where the user wants steps to be looked for."""
+    """Where the user wants steps to be read from."""
 
     names: NameRule = NO_RULE  # --step-regex
     source: str = ""  # --step-from: one of SOURCES, or empty for all in order of trust
 
     @classmethod
     def parse(cls, regex: str | None, source: str | None) -> "StepRule":
-        """Reads `--step-regex` and `--step-from`.
-
-        Args:
-            regex: As for `NameRule.parse`, or None.
-            source: One of SOURCES, or None.
-
-        Returns:
-            The rule.
+        """Return the rule for `--step-regex` and `--step-from`.
 
         Raises:
-            UsageError: If one of them is not known.
+            UsageError: If the expression cannot be used, or the source is not one of SOURCES.
         """
         if source is not None and source not in SOURCES:
             raise UsageError(
@@ -244,25 +199,18 @@ class StepRule:
 
 @dataclass(frozen=True)
 class Named:
-    """What a name says of the step, read together with the other names of its series."""
+    """The step in a name, read together with the other names of its series."""
 
     step: int | None = None
     unsure: Groups = ()  # digit groups that may be one number or several, such as 2 and 500
 
 
 def read_names(stems: Iterable[str]) -> Mapping[str, Named]:
-    """Read the steps in the names of a series.
+    """Return the steps in the names of a series, by name without suffix.
 
     Known are `step_100`, `epoch=1-step=10`, `iter_7`, `checkpoint-500`, `model_100`, `ckpt_9` and
-    names that are a number; the first of these words that is there decides, so that the step wins
-    over a version or a seed in the same name. How digit groups are meant (`step_1_000`) is decided
-    for all names of the series at once.
-
-    Args:
-        stems: Names without their suffix.
-
-    Returns:
-        Name -> what it says.
+    names that are a number. The first of these words that is present decides, so that the step wins
+    over a version or a seed in the same name.
     """
     found = {stem: _find(stem) for stem in stems}
     ways = {
@@ -276,52 +224,26 @@ def read_names(stems: Iterable[str]) -> Mapping[str, Named]:
 
 
 def step_in_name(stem: str) -> int | None:
-    """Read a step from the name of a file or folder by itself.
+    """Return the step in a single name without suffix, or None; it may be too large for the table.
 
-    Args:
-        stem: The name without its suffix.
-
-    Returns:
-        The step, which may be too large for the table, or None; where digit groups can be read in
-        two ways, the first group.
+    Where digit groups can be read in two ways, the first group counts.
     """
     named = read_names([stem])[stem]
     return number_of(named.unsure[0]) if named.unsure else named.step
 
 
 def is_named_by_steps(stem: str) -> bool:
-    """Return whether a name says that its number counts steps.
-
-    Args:
-        stem: The name without its suffix.
-
-    Returns:
-        True for step_3 and iter_3; False for checkpoint-3 and 3, which may be of epochs.
-    """
+    """Return whether a name says that its number counts steps: step_3, not checkpoint-3 or 3."""
     return _find(stem)[0] in _STEPS
 
 
 def is_named_global(stem: str) -> bool:
-    """Return whether a name says that its step counts from the start of training.
-
-    Args:
-        stem: The name without its suffix.
-
-    Returns:
-        True for global_step_3.
-    """
+    """Return whether a name says that its step counts from the start of training: global_step_3."""
     return _GLOBAL.search(stem) is not None
 
 
 def read_epochs(stems: Iterable[str]) -> Mapping[str, int | None]:
-    """Read the epochs in the names of a series, such as `epoch_3` or `epoch=3`.
-
-    Args:
-        stems: Names without their suffix.
-
-    Returns:
-        Name -> epoch, or None.
-    """
+    """Return the epochs in the names of a series (`epoch_3`, `epoch=3`), by name without suffix."""
     found = {stem: _after(_EPOCH, stem) for stem in stems}
     way = how_to_read((groups for groups in found.values() if groups), is_step=False)
     epochs: dict[str, int | None] = {}
@@ -336,19 +258,12 @@ def read_epochs(stems: Iterable[str]) -> Mapping[str, int | None]:
 
 
 def epoch_in_name(stem: str) -> int | None:
-    """Read an epoch from a name by itself.
-
-    Args:
-        stem: The name without its suffix.
-
-    Returns:
-        The epoch, or None.
-    """
+    """Return the epoch in a single name without suffix, or None."""
     return read_epochs([stem])[stem]
 
 
 def _find(stem: str) -> tuple[str, Groups | None]:
-    """The word that decides, and the number after it; no word for a name that is a number."""
+    """Return the word that decides, and the number after it; no word for a bare number."""
     alone = _ALONE.match(stem)
     if alone:
         is_hash = stem.isdecimal() and len(stem) in _HASHES

@@ -1,4 +1,4 @@
-"""Gives every checkpoint its step, and finds which are a second copy of another."""
+"""One step for every checkpoint of a series, and the copies among them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Settled:
         """Refuse a checkpoint with which earlier ones would have other steps.
 
         Args:
-            new: Of the earlier checkpoints and this one.
+            new: The steps of the earlier checkpoints and this one.
             file: This one.
 
         Raises:
@@ -78,7 +78,7 @@ class Settled:
         """Refuse to add to checkpoints that show that steps begin anew in each epoch.
 
         Args:
-            finished: Name -> step and epoch of checkpoints that need not be there any more.
+            finished: Name -> step and epoch of checkpoints that may be gone by now.
             place: The journal, for messages.
 
         Raises:
@@ -102,14 +102,7 @@ class Settled:
             )
 
     def step_of_unread(self, file: CheckpointFile) -> int | None:
-        """Return the step of a checkpoint that cannot be read.
-
-        Args:
-            file: The checkpoint.
-
-        Returns:
-            What its name says in the way of the others; None where that is not certain.
-        """
+        """Return the step of a checkpoint that cannot be read, by its name; None if uncertain."""
         names = Names([*self.told, file])
         step = names.step(file).step
         if self.counting.kind == EPOCHS:
@@ -121,15 +114,7 @@ class Settled:
 
 
 def shown_restart(restart: Restart, told: Mapping[CheckpointFile, Told]) -> str:
-    """Show two checkpoints by which the step begins anew.
-
-    Args:
-        restart: The two.
-        told: What is known of them.
-
-    Returns:
-        For messages.
-    """
+    """Return the two checkpoints by which the step begins anew, for messages."""
     return " after ".join(
         f"{file.name}: epoch {told[file].epoch}, step {told[file].step}"
         for file in (restart.later, restart.earlier)
@@ -137,14 +122,7 @@ def shown_restart(restart: Restart, told: Mapping[CheckpointFile, Told]) -> str:
 
 
 def described(counting: Counting) -> str:
-    """Say what the column step holds.
-
-    Args:
-        counting: Of a series.
-
-    Returns:
-        For messages, without an article.
-    """
+    """Return what the column `step` holds, for messages, without an article."""
     if counting.kind == DERIVED:
         return f"steps counted from the start, with {counting.text}"
     return {STEPS: "steps as they were found", EPOCHS: "epochs"}.get(
@@ -157,9 +135,9 @@ class Telling:
 
     Args:
         series: The checkpoints.
-        told: What is known of each.
+        told: The place of each.
         same: Whether two checkpoints hold the same weights.
-        rule: What the user said.
+        rule: `--step-regex` and `--step-from`.
         counting: What the steps count, where that is settled already; else it is decided here.
     """
 
@@ -181,20 +159,16 @@ class Telling:
 
     @property
     def settled(self) -> Settled:
-        """For the checkpoints that are still to come."""
+        """How the steps were found, for the checkpoints that are still to come."""
         return Settled(self._rule, self.counting, self._told, self._restart is not None)
 
     def steps(self, note: Note) -> list[tuple[CheckpointFile, int]]:
-        """Give each checkpoint one step, and each step one checkpoint.
+        """Return the checkpoints and their steps, by step; each step has one checkpoint.
 
-        Args:
-            note: Takes each note for the user.
-
-        Returns:
-            Files and steps, by step. Aliases (`last.ckpt`, links, copies) are left out.
+        Aliases (`last.ckpt`, links, copies) are left out, with a note for each.
 
         Raises:
-            SettingsError: If a step cannot be told, or different checkpoints have the same.
+            SettingsError: If a checkpoint has no step, or different ones have the same.
         """
         if self.counting.kind == STEPS:
             self._note_differences(note)
@@ -353,7 +327,7 @@ class Telling:
 
 
 def _rank(file: CheckpointFile, step: int) -> tuple[bool, bool, bool, str]:
-    """What sorts a checkpoint before its aliases."""
+    """Return a key that sorts a checkpoint before its aliases."""
     name = file.label or file.name
     linked = (file.folder or file.path).is_symlink()
     return file.name_step != step, is_alias(name), linked, name

@@ -1,4 +1,4 @@
-"""What is known of each checkpoint's place in the training."""
+"""Each checkpoint's place in the training: its step and epoch, and what they were read from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from localrank_cli.errors import UnreadableError
 
 @dataclass(frozen=True)
 class Told:
-    """What is known of one checkpoint's place in the training."""
+    """A checkpoint's place in the training."""
 
     step: int | None
     place: str  # what told the step, after "its"
@@ -43,7 +43,7 @@ class Names:
     """Steps and epochs in the names of a series, read together.
 
     Args:
-        files: All checkpoints of the series, those among them that are left out too.
+        files: All checkpoints of the series, including those that are left out.
     """
 
     def __init__(self, files: Sequence[CheckpointFile]) -> None:
@@ -52,25 +52,11 @@ class Names:
         self._epochs = read_epochs(stems)
 
     def step(self, file: CheckpointFile) -> Named:
-        """Return what a checkpoint's name says of the step.
-
-        Args:
-            file: One of the files.
-
-        Returns:
-            The step, which may be too large for the table.
-        """
+        """Return the step in a checkpoint's name, which may be too large for the table."""
         return self._steps[file.stem]
 
     def epoch(self, file: CheckpointFile) -> int | None:
-        """Return the epoch in a checkpoint's name.
-
-        Args:
-            file: One of the files.
-
-        Returns:
-            The epoch, or None.
-        """
+        """Return the epoch in a checkpoint's name, or None."""
         return self._epochs[file.stem]
 
 
@@ -89,12 +75,12 @@ def tell(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -
 
     Args:
         file: The checkpoint.
-        content: What is in it.
-        rule: What the user said.
-        names: Those of the series.
+        content: The checkpoint as read.
+        rule: `--step-regex` and `--step-from`.
+        names: The names of the whole series.
 
     Returns:
-        The step, if there is one, and the epoch.
+        The place, whose step and epoch may be None.
 
     Raises:
         UnreadableError: If the step is not a whole number from 0 to 2^63 - 1.

@@ -1,4 +1,4 @@
-"""Finds the checkpoints among what the user named."""
+"""Finding the checkpoints of each series in the paths that the user named."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,11 +61,11 @@ class Series:
 
 
 def find_folders(paths: Sequence[Path], rule: NameRule = NO_RULE) -> dict[Path, list[Path]]:
-    """Groups what the user named into series: a folder, or single files of one folder.
+    """Return the series in some paths: a folder, or single checkpoints of one folder.
 
     Args:
         paths: Folders, files, and `checkpoint-N/` folders.
-        rule: The user's own way to tell a step from a name.
+        rule: `--step-regex`.
 
     Returns:
         Resolved folder -> the single checkpoints named in it; an empty list means the whole folder.
@@ -117,21 +117,18 @@ def find_checkpoints(
     exclude: Iterable[Path],
     rule: NameRule = NO_RULE,
 ) -> Series:
-    """Lists the checkpoints of a series.
+    """Return the checkpoints of a series, in order of name.
 
     Args:
         folder: The series' folder.
         named: Single checkpoints of it; empty for all.
         pattern: A glob on names (`--pattern`); empty for all.
-        exclude: Files that are no checkpoints, such as the data file.
-        rule: The user's own way to tell a step from a name.
-
-    Returns:
-        The series, in order of name.
+        exclude: Files that are not checkpoints, such as the data file.
+        rule: `--step-regex`.
 
     Raises:
         UnreadableError: If there is no checkpoint.
-        SettingsError: If a file was named that is no checkpoint.
+        SettingsError: If a named file is not a checkpoint.
     """
     excluded = {_real(path) for path in exclude}
     if is_hub_folder(folder):
@@ -162,14 +159,7 @@ def find_checkpoints(
 
 
 def run_names(folders: Sequence[Path]) -> dict[Path, str]:
-    """Names series by their folder, or by the shortest path ending that tells all apart.
-
-    Args:
-        folders: Resolved folders.
-
-    Returns:
-        Folder -> run.
-    """
+    """Return a name for each series: the shortest ending of its path that is unique."""
     names: dict[Path, str] = {}
     for folder in folders:
         for length in range(1, len(folder.parts) + 1):
@@ -203,7 +193,7 @@ def _of_hub(folder: Path, named: Sequence[Path], pattern: str) -> Iterator[Check
 
 
 def _shards(entries: Sequence[Path]) -> set[Path]:
-    """The files that indexes among the entries list: parts, and no checkpoints of their own."""
+    """Return the files that indexes among the entries list: they are not checkpoints themselves."""
     return {shard for entry in entries if is_index(entry) for shard in shard_files(entry)}
 
 
@@ -252,7 +242,7 @@ def _may_be_checkpoint(folder: Path, rule: NameRule) -> bool:
 
 
 def _is_checkpoint_folder(folder: Path, rule: NameRule) -> bool:
-    """Whether a folder that was named is one checkpoint and no series."""
+    """Return whether a folder that the user named is one checkpoint rather than a series."""
     if hub_folder_of(folder) is not None:
         return True
     told = rule.step(folder.name) is not None or step_in_name(folder.name) is not None

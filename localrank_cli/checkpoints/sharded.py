@@ -1,4 +1,4 @@
-"""Weights sharded over several files, as an index (`*.safetensors.index.json`) lists them."""
+"""Weights sharded over several files, listed in an index (`*.safetensors.index.json`)."""
 
 import json
 import re
@@ -26,60 +26,32 @@ _SHARD = re.compile(r"[-_.]?\d+-of-\d+$")
 
 
 def is_index(path: Path) -> bool:
-    """Tells whether a file is the index of sharded weights.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        True for names such as model.safetensors.index.json.
-    """
+    """Return whether a file is the index of sharded weights."""
     return index_suffix(path.name) != ""
 
 
 def index_suffix(name: str) -> str:
-    """The part of an index' name that says that it is one.
-
-    Args:
-        name: A file's name.
-
-    Returns:
-        The suffix as written; empty for other files.
-    """
+    """Return the suffix that makes a file an index; empty for other files."""
     lower = name.lower()
     found = next((s for s in INDEX_SUFFIXES if lower.endswith(s)), "")
     return name[-len(found) :] if found else ""
 
 
 def is_shard(stem: str) -> bool:
-    """Tells whether a file is one of several by its name.
-
-    Args:
-        stem: The name without its suffix.
-
-    Returns:
-        True for names such as model-00001-of-00002.
-    """
+    """Return whether a name without suffix is that of a shard, such as model-00001-of-00002."""
     return _SHARD.search(stem) is not None
 
 
 def read_sharded(
     index: Path, *, trust_pickle: bool = False, header_only: bool = False, mapped: bool = True
 ) -> Content:
-    """Reads all tensors that an index names.
+    """Return all tensors that an index names, as one state dict in the order of the index.
 
-    Args:
-        index: The index file.
-        trust_pickle: Whether a pickle may run code.
-        header_only: Whether keys and shapes are enough; the tensors may then be on `meta`.
-        mapped: Whether tensors may be mapped.
-
-    Returns:
-        One state dict, in the order of the index.
+    The options are those of `localrank_cli.checkpoints.formats.read`.
 
     Raises:
-        UnreadableError: If the index or a shard cannot be read, or a tensor is not where the index
-            says.
+        UnreadableError: If the index or a shard cannot be read, or a shard lacks a tensor that the
+            index places in it.
     """
     metadata, places = _parse(index)
     shards: dict[str, list[str]] = {}
@@ -114,13 +86,7 @@ def read_sharded(
 
 
 def shard_files(index: Path) -> list[Path]:
-    """The files that hold the tensors of a sharded checkpoint.
-
-    Args:
-        index: The index file.
-
-    Returns:
-        Their paths, each once.
+    """Return the paths of the files that an index names, each once.
 
     Raises:
         UnreadableError: If the index cannot be read.
@@ -170,16 +136,12 @@ def _parse(index: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
 
 
 def check_inside(index: Path, name: str) -> None:
-    """Refuses a file's name that leads out of the checkpoint's folder.
+    """Refuse a file's name that leads out of the checkpoint's folder.
 
-    Only what is written counts: in the Hub's cache each file is a link that leads out.
-
-    Args:
-        index: The file that names it.
-        name: The name as written there.
+    Only the name as written counts: in the Hub's cache each file is a link that leads out.
 
     Raises:
-        UnreadableError: If it is absolute or goes up.
+        UnreadableError: If the name is absolute or goes up.
     """
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     leads_out = posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts
