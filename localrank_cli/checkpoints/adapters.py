@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from localrank_cli.checkpoints.content import shown
+from localrank_cli.checkpoints.content import printable_name
 from localrank_cli.checkpoints.folders import ADAPTER_CONFIG, is_file
 
 # One part of a key, between its dots.
@@ -65,7 +65,7 @@ def refusal(path: Path, keys: Iterable[str]) -> tuple[str, str]:
     """Return why an adapter is not analysed, and the advice."""
     every = list(keys)
     key = adapter_key(every)
-    named = f" ({shown(key)})" if key else ""
+    named = f" ({printable_name(key)})" if key else ""
     if key and not is_adapter_alone(every):
         what = f"{path}: holds an adapter{named} beside the weights of a network."
         return what, (

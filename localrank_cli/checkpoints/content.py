@@ -13,20 +13,9 @@ from localrank_cli.errors import UnreadableError, one_line
 
 State = Mapping[str, Tensor]
 
+DAMAGED = "Is the file complete? Copy or save it again, or leave it out with --pattern."
 
-@dataclass(frozen=True)
-class Content:
-    """A checkpoint as read: one or more candidate state dicts, with the step and epoch it holds."""
-
-    states: dict[str, State]  # container key ("" for a bare state dict) -> tensors
-    step: int | None = None  # as found, which may be no step: below 0 or too large for a table
-    step_source: str = ""  # the key that told the step
-    epoch: int | None = None
-    averaged: frozenset[str] = frozenset()  # keys of `states` that hold an average over training
-    per_epoch: int | None = None  # steps in an epoch, where the file says so
-
-
-# What counts from the start of training by its name; other counters may begin anew in each epoch.
+# Counters that start with the training, by their name; others may begin anew in each epoch.
 GLOBAL_KEYS = ("global_step", "global_steps", "num_updates")
 STEP_KEYS = (
     "global_step",
@@ -38,9 +27,7 @@ STEP_KEYS = (
     "iter",
     "num_updates",
 )
-
-
-# How many steps an epoch has, by the key of the step.
+# Keys of the number of steps in an epoch, by the key of the step.
 _PER_EPOCH = {
     "step": ("steps_per_epoch", "num_steps_per_epoch"),
     "steps": ("steps_per_epoch", "num_steps_per_epoch"),
@@ -48,6 +35,30 @@ _PER_EPOCH = {
     "iter": ("iters_per_epoch", "iterations_per_epoch"),
     "iter_num": ("iters_per_epoch", "iterations_per_epoch"),
 }
+
+
+@dataclass(frozen=True)
+class Content:
+    """A checkpoint as read: one or more candidate state dicts, with the step and epoch it holds."""
+
+    states: dict[str, State]  # container key ("" for a bare state dict) -> tensors
+    step: int | None = None  # as found: may be below 0 or too large for a table
+    step_source: str = ""  # the key that holds the step
+    epoch: int | None = None
+    averaged: frozenset[str] = frozenset()  # keys of `states` that hold an average over training
+    per_epoch: int | None = None  # steps in an epoch, where the file records it
+
+    @classmethod
+    def of_state(cls, state: State, metadata: Mapping[str, Any]) -> "Content":
+        """Return a bare state dict with the step and epoch that its metadata hold."""
+        step, source = step_in(metadata)
+        return cls(
+            {"": state},
+            step=step,
+            step_source=source,
+            epoch=epoch_in(metadata),
+            per_epoch=per_epoch_in(metadata, source),
+        )
 
 
 def integer(value: Any) -> int | None:
@@ -114,9 +125,6 @@ def per_epoch_in(mapping: Mapping[str, Any], key: str) -> int | None:
     return None
 
 
-DAMAGED = "Is the file complete? Copy or save it again, or leave it out with --pattern."
-
-
 def cannot_read(path: Path, error: OSError) -> UnreadableError:
     """Return the error for a file that the system refused to give."""
     reason = error.strerror or one_line(error)
@@ -125,6 +133,6 @@ def cannot_read(path: Path, error: OSError) -> UnreadableError:
     )
 
 
-def shown(name: str) -> str:
+def printable_name(name: str) -> str:
     """Return the beginning of a name that a file holds, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:160])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_read, shown
+from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_read, printable_name
 from localrank_cli.checkpoints.frameworks import COUNTERS, PLACES, find_states, progress
 from localrank_cli.checkpoints.sharded import check_inside
 from localrank_cli.errors import UnreadableError, cause
@@ -34,7 +34,7 @@ def unpickle(path: Path) -> object:
         raise cannot_read(path, error) from error
     except _UnknownNameError as error:
         raise UnreadableError(
-            f"{path}: needs code to load: {shown(str(error))}.",
+            f"{path}: needs code to load: {printable_name(str(error))}.",
             "torch.distributed.checkpoint writes no such name: save it again with plain tensors,"
             " or leave it out with --pattern.",
         ) from error
@@ -119,7 +119,7 @@ class DcpIndex(metaclass=_Closed):
             isinstance(offset, tuple) and all(isinstance(value, int) for value in offset)
         )
         if not isinstance(self.fqn, str) or not plain:
-            raise TypeError("an index is no name")
+            raise TypeError("the name of a part is malformed")
         return self.fqn, offset
 
 
@@ -128,7 +128,7 @@ def _size(values: Any = ()) -> tuple[int, ...]:
 
 
 _CHECKPOINT = "torch.distributed.checkpoint"
-_SHARDED = "torch.distributed._shard.sharded_tensor.metadata"  # where older versions had them
+_OLD_METADATA = "torch.distributed._shard.sharded_tensor.metadata"  # where older versions had them
 _NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
     (f"{_CHECKPOINT}.metadata", "Metadata"): DcpMetadata,
     (f"{_CHECKPOINT}.metadata", "TensorStorageMetadata"): DcpTensor,
@@ -139,8 +139,8 @@ _NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
     (f"{_CHECKPOINT}.metadata", "StorageMeta"): _Inert,
     (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"): _Inert,
     (f"{_CHECKPOINT}.filesystem", "_StorageInfo"): DcpStorage,
-    (_SHARDED, "TensorProperties"): DcpProperties,
-    (_SHARDED, "MEM_FORMAT_ENCODING"): _Inert,
+    (_OLD_METADATA, "TensorProperties"): DcpProperties,
+    (_OLD_METADATA, "MEM_FORMAT_ENCODING"): _Inert,
     ("torch", "Size"): _size,
     ("torch.serialization", "_get_layout"): _Inert,
     ("collections", "OrderedDict"): dict,
@@ -165,7 +165,8 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301  # it finds no name but those 
         raise _UnknownNameError(f"{module}.{name}")
 
 
-_MOST_VALUES = 2**60
+# Sizes beyond this are malformed: no file holds as many bytes, and torch counts in int64.
+_MAX_SIZE = 2**60
 
 
 @dataclass(frozen=True)
@@ -185,13 +186,13 @@ class Entry:
 
     path: tuple[str, ...]  # in the dict that was saved, such as ("model", "0.weight")
     pieces: tuple[Piece, ...]
-    dtype: torch.dtype | None = None  # None: no tensor
+    dtype: torch.dtype | None = None  # None: not a tensor
     size: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         """For messages."""
-        return shown(".".join(self.path))
+        return printable_name(".".join(self.path))
 
 
 def read_metadata(path: Path) -> list[Entry]:
@@ -228,7 +229,7 @@ def check_files(path: Path, entries: list[Entry]) -> None:
             size = file.stat().st_size
         except FileNotFoundError as error:
             raise UnreadableError(
-                f"{file}: there is no such file, and {path} says that it holds weights.",
+                f"{file}: there is no such file, but {path} says that it holds weights.",
                 "Copy the whole checkpoint again, or leave it out with --pattern.",
             ) from error
         except OSError as error:
@@ -256,16 +257,16 @@ def _entries(metadata: Any) -> list[Entry]:
 
 def _path(parts: Any) -> tuple[str, ...]:
     if not isinstance(parts, (tuple, list)) or not parts:
-        raise TypeError("a path is no path")
+        raise TypeError("the path of an entry is malformed")
     if not all(isinstance(part, (str, int)) for part in parts):
-        raise TypeError("a path is not of names")
+        raise TypeError("the path of an entry holds other things than names")
     return tuple(map(str, parts))
 
 
 def _mapping(metadata: Any, name: str) -> Mapping[Any, Any]:
     value = vars(metadata).get(name)
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} is no dict")
+        raise TypeError(f"{name} is not a dict")
     return value
 
 
@@ -297,8 +298,8 @@ def _piece(info: Any, offsets: tuple[int, ...] = (), sizes: tuple[int, ...] = ()
 
 def _ints(values: Any) -> tuple[int, ...]:
     found = tuple(values)
-    if not all(type(value) is int and 0 <= value < _MOST_VALUES for value in found):
-        raise ValueError("sizes are no sizes")
+    if not all(type(value) is int and 0 <= value < _MAX_SIZE for value in found):
+        raise ValueError("a size is malformed")
     return found
 
 
@@ -311,9 +312,9 @@ def _check_cover(size: tuple[int, ...], pieces: list[Piece]) -> None:
         for box in boxes
     )
     count = sum(_count(piece.sizes) for piece in pieces)
-    if _count(filter(None, size)) >= _MOST_VALUES:  # torch cannot hold the shape, even if empty
+    if _count(filter(None, size)) >= _MAX_SIZE:  # torch cannot hold the shape, even if empty
         raise ValueError(f"a tensor has the shape {list(size)}")
-    if not inside or count != _count(size) or count >= _MOST_VALUES or _overlap(boxes):
+    if not inside or count != _count(size) or count >= _MAX_SIZE or _overlap(boxes):
         raise ValueError(f"the pieces of a tensor do not make up its shape {list(size)}")
 
 
@@ -335,13 +336,13 @@ def _count(sizes: Iterable[int]) -> int:
     return count
 
 
-# What stands beside the weights in one dict.
+# Keys of a saved dict that hold other things than weights.
 _NOT_WEIGHTS = frozenset((
     "optim", "optimizer", "optimizers", "optim_state", "optimizer_states", "lr_scheduler",
     "lr_schedulers", "scheduler", "dataloader", "train_state", "rng", "rng_state", "rng_states",
     "trainer", "scaler", "loops", "callbacks",
 ))  # fmt: skip
-_MOST_SCALAR = 2**20  # bytes in which a step or an epoch is saved; 1261 in torch 2.13
+_MAX_SCALAR_BYTES = 2**20  # a saved step or epoch takes 1261 bytes in torch 2.13
 
 
 def read_dcp(path: Path, *, header_only: bool = False) -> Content:
@@ -405,7 +406,7 @@ def _states(leaves: Mapping[int, tuple[Tensor, Entry]]) -> tuple[dict[str, State
             place = tree
             for part in entry.path[:-1]:
                 inner = place.setdefault(part, {})
-                # A value and a dict under one name: what is deeper is no part of a state dict.
+                # Under a name that holds a value too, deeper entries belong to no state dict.
                 place = inner if isinstance(inner, dict) else {}
             place[entry.path[-1]] = tensor
     states, averaged = find_states(tree)
@@ -438,8 +439,8 @@ def _facts(path: Path, entries: Sequence[Entry]) -> dict[str, Any]:
 
 def _read_scalar(folder: Path, piece: Piece) -> object:
     try:
-        return _load(_bytes(folder, piece)) if piece.length <= _MOST_SCALAR else None
-    except Exception:  # no number, or what only code could read: then it tells no step
+        return _load(_bytes(folder, piece)) if piece.length <= _MAX_SCALAR_BYTES else None
+    except Exception:  # not a number, or one that only code could read: no step
         return None
 
 
@@ -501,5 +502,5 @@ def _bytes(folder: Path, piece: Piece) -> io.BytesIO:
 
 def _load(stream: io.BytesIO) -> object:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
+        warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
         return torch.load(stream, map_location="cpu", weights_only=True)

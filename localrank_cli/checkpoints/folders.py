@@ -69,7 +69,7 @@ def _megatron(folder: Path, ranks: list[str]) -> UnreadableError:
 DCP_METADATA = ".metadata"
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-# Where torch.distributed.checkpoint lies: in the folder itself, in OLMo-core's, in accelerate's.
+# Subfolders with the files of torch.distributed.checkpoint: its own, OLMo-core's, accelerate's.
 _DCP_PLACES = ("", "model_and_optim", "pytorch_model_fsdp_0", "model")
 _FIRST = (
     "model.safetensors",
@@ -77,7 +77,7 @@ _FIRST = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# What trainers write beside the weights and is read as facts, never as weights.
+# Files of trainers beside the weights, read for the step and epoch, never as weights.
 FACTS = ("trainer_state.json", "meta.pt")
 _ALIAS = re.compile(r"(?:^|[_\-.])(?:last|best|latest|final|newest|current)(?:$|[_\-.=])", re.I)
 NOT_CHECKPOINTS = re.compile(
@@ -104,7 +104,7 @@ def folder_weights(folder: Path) -> Path | None:
         entries = list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:  # it may be a checkpoint: to leave it out unsaid would lose it
+    except OSError as error:  # it may be a checkpoint: leaving it out silently would lose it
         raise cannot_read(folder, error) from error
     names = {entry.name for entry in entries}
     for name in _FIRST:
@@ -148,7 +148,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def listed(folder: Path) -> list[Path]:
+def entries_in(folder: Path) -> list[Path]:
     """Return the entries of a folder; none where it cannot be read."""
     try:
         return list(folder.iterdir())
@@ -159,7 +159,7 @@ def listed(folder: Path) -> list[Path]:
 def _only_one(entries: Sequence[Path]) -> Path | None:
     """Return the one index or weights file; one whose name has a step makes the folder a series."""
     indexes = [entry for entry in entries if is_index(entry)]
-    if len(indexes) == 1 and not _tells_a_step(indexes[0]):
+    if len(indexes) == 1 and not _has_step(indexes[0]):
         return indexes[0]
     files = [
         entry
@@ -170,23 +170,23 @@ def _only_one(entries: Sequence[Path]) -> Path | None:
         and entry.name not in FACTS
         and is_file(entry)
     ]
-    alone = len(files) == 1 and not indexes and not _tells_a_step(files[0])
+    alone = len(files) == 1 and not indexes and not _has_step(files[0])
     return files[0] if alone else None
 
 
-def _tells_a_step(path: Path) -> bool:
+def _has_step(path: Path) -> bool:
     stem = stem_of(path.name)
     return step_in_name(stem) is not None or epoch_in_name(stem) is not None
 
 
-_MOST_BYTES = 200  # a ref is a hash of 40 digits
+_MAX_REF_BYTES = 200  # a ref is a hash of 40 digits
 
 
 def is_hub_folder(folder: Path) -> bool:
     """Return whether a folder is a repository in the Hub's cache: it has `refs` and `snapshots`."""
     try:
         return (folder / "snapshots").is_dir() and (folder / "refs").is_dir()
-    except OSError:  # what cannot be looked into is said where it is read
+    except OSError:  # a folder that cannot be listed is reported when it is read
         return False
 
 
@@ -213,7 +213,7 @@ def snapshots(folder: Path) -> dict[Path, list[str]]:
     except OSError as error:
         raise cannot_read(Path(error.filename or folder), error) from error
     for ref, commit in commits.items():
-        # What a ref says is a name in `snapshots`, and never a path.
+        # A ref holds a name in `snapshots`, never a path.
         names = found.get(folder / "snapshots" / Path(commit).name)
         if names is not None:
             names.append(ref.relative_to(refs).as_posix())
@@ -222,4 +222,4 @@ def snapshots(folder: Path) -> dict[Path, list[str]]:
 
 def _commit(ref: Path) -> str:
     with ref.open("rb") as file:
-        return file.read(_MOST_BYTES).decode("ascii", "replace").strip()
+        return file.read(_MAX_REF_BYTES).decode("ascii", "replace").strip()

@@ -21,9 +21,6 @@ from localrank_cli.checkpoints.content import (
     DAMAGED,
     Content,
     cannot_read,
-    epoch_in,
-    per_epoch_in,
-    step_in,
 )
 from localrank_cli.checkpoints.frameworks import unwrap
 from localrank_cli.errors import UnreadableError, cause
@@ -91,7 +88,7 @@ _NAMES = (
 _DICTS = ("collections.defaultdict", "builtins.dict")
 
 
-def ignoring_what_is_beside() -> AbstractContextManager[None]:
+def inert_globals() -> AbstractContextManager[None]:
     """Return a context in which torch.load reads other objects of trainers as `Inert`."""
     names: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
     names += [(Inert, name) for name in _NAMES]
@@ -99,7 +96,7 @@ def ignoring_what_is_beside() -> AbstractContextManager[None]:
     return torch.serialization.safe_globals(names)
 
 
-# Of a header only the kind of numbers is needed.
+# A header need only show whether numbers are floats, integers or complex.
 _NOT_FLOATS = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16,
     "I16": torch.int16, "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64,
@@ -144,7 +141,7 @@ def _damaged(path: Path, error: Exception) -> UnreadableError:
     return UnreadableError(f"{path}: not a readable safetensors file ({cause(error)}).", DAMAGED)
 
 
-def read_some(path: Path, keys: Collection[str], *, header_only: bool = False) -> Content:
+def read_tensors(path: Path, keys: Collection[str], *, header_only: bool = False) -> Content:
     """Return some tensors of a safetensors file; keys that it does not hold are left out.
 
     With `header_only` the tensors are on `meta`.
@@ -197,21 +194,14 @@ def _read_safetensors(path: Path, header_only: bool, keys: Collection[str] | Non
                     state[key] = torch.empty(found.get_shape(), dtype=dtype, device="meta")
                 else:
                     state[key] = file.get_tensor(key)
-    # The others: of sizes that safetensors lets pass and torch cannot hold.
+    # The other errors come from sizes that safetensors accepts and torch cannot hold.
     except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:
         raise _damaged(path, error) from error
     except OSError as error:
         raise cannot_read(path, error) from error
     if not state and wanted is None:
         raise UnreadableError(f"{path}: holds no tensor.", DAMAGED)
-    step, source = step_in(metadata)
-    return Content(
-        {"": state},
-        step=step,
-        step_source=source,
-        epoch=epoch_in(metadata),
-        per_epoch=per_epoch_in(metadata, source),
-    )
+    return Content.of_state(state, metadata)
 
 
 def load_torch(path: Path, *, trust_pickle: bool = False, mapped: bool = True) -> object:
@@ -222,9 +212,9 @@ def load_torch(path: Path, *, trust_pickle: bool = False, mapped: bool = True) -
     """
     try:
         is_zip = _is_sound_archive(path)
-        beside = nullcontext() if trust_pickle else ignoring_what_is_beside()
+        beside = nullcontext() if trust_pickle else inert_globals()
         with warnings.catch_warnings(), beside:
-            warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
+            warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
             # Legacy files refuse mmap.
             return torch.load(
                 path,
@@ -263,11 +253,11 @@ def _blocked_globals(path: Path, error: Exception) -> list[str]:
     if not isinstance(error, pickle.UnpicklingError):
         return []
     try:
-        with ignoring_what_is_beside():
+        with inert_globals():
             names = list(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:  # it reads zip files only, and damaged ones raise anything
         names = []
-    # Of a legacy file torch names the first one only.
+    # In a legacy file torch names the first one only.
     return sorted(names)[:8] or _GLOBAL_IN_MESSAGE.findall(str(error))[:1]
 
 

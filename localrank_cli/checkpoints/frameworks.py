@@ -21,7 +21,7 @@ from localrank_cli.checkpoints.content import (
     epoch_in,
     integer,
     per_epoch_in,
-    shown,
+    printable_name,
     step_in,
 )
 from localrank_cli.checkpoints.names import NO_NUMBER
@@ -59,14 +59,14 @@ def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
 
     None and "" where there is none. A number that cannot be a step is returned as it is.
     """
-    inner = {place: found for place in PLACES if (found := _at(loaded, place)) is not None}
+    inner = {place: entry for place in PLACES if (entry := _at(loaded, place)) is not None}
     steps = [step_in(loaded, GLOBAL_KEYS), step_in(loaded)]
-    # What counts from the start of training, wherever it is, before what may count in an epoch.
-    steps[1:1] = [_under(place, step_in(found, GLOBAL_KEYS)) for place, found in inner.items()]
-    steps += [_under(place, _step_at(found, place)) for place, found in inner.items()]
-    told = [pair for pair in steps if pair[0] is not None]
-    counted = [pair for pair in told if not _is_unset(pair[0])]
-    step, source = (counted or told or [(None, "")])[0]
+    # Counters from the start of training, wherever they are, come before those within an epoch.
+    steps[1:1] = [_under(place, step_in(entry, GLOBAL_KEYS)) for place, entry in inner.items()]
+    steps += [_under(place, _step_at(entry, place)) for place, entry in inner.items()]
+    found = [pair for pair in steps if pair[0] is not None]
+    counted = [pair for pair in found if not _is_unset(pair[0])]
+    step, source = (counted or found or [(None, "")])[0]
     epochs = [epoch_in(loaded), *map(epoch_in, inner.values())]
     return step, source, next((epoch for epoch in epochs if epoch is not None), None)
 
@@ -158,10 +158,10 @@ def _at(loaded: Any, place: Sequence[str | int]) -> Mapping[str, Any] | None:
 
 
 CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "module")
-# Only ever a step on the way: Composer's `state.model`, torch's `app.model`.
+# Keys that only lead to a state dict: Composer's `state.model`, torch's `app.model`.
 _PASSAGES = ("state", "app", "current_model_state")
-# A tensor that repeats its values is small in its file; beyond this it is no weight.
-_MOST_REPEATED = 2**30  # bytes
+# A tensor that repeats its values (expand) is small in its file; a larger one is not a weight.
+_MAX_REPEATED_BYTES = 2**30
 _LEAVE_OUT = "leave it out with --pattern GLOB."
 
 
@@ -186,7 +186,7 @@ def unwrap(loaded: object, path: Path) -> Content:
         raise UnreadableError(
             f"{path}: no state dict found; its keys are {keys or 'none'}.",
             f"Known places are the top level and {', '.join((*CONTAINER_KEYS, *EMA_KEYS))}; if it"
-            f" is no checkpoint, {_LEAVE_OUT}",
+            f" is not a checkpoint, {_LEAVE_OUT}",
         )
     for state in states.values():
         _check_plain(state, path)
@@ -251,8 +251,9 @@ def _check_plain(state: State, path: Path) -> None:
             kind = "has no values (meta)" if tensor.is_meta else "is sparse or quantized"
             raise UnreadableError(f"{path}: {key} {kind}.", "Save it as a dense tensor of floats.")
         claimed, held = tensor.nbytes, tensor.untyped_storage().nbytes()
-        if claimed > max(held, _MOST_REPEATED):
+        if claimed > max(held, _MAX_REPEATED_BYTES):
             raise UnreadableError(
-                f"{path}: {shown(key)} claims {claimed} bytes, and the file keeps {held} for it.",
+                f"{path}: {printable_name(key)} claims {claimed} bytes, and the file"
+                f" keeps {held} for it.",
                 f"Save it again, or {_LEAVE_OUT}",
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from localrank_cli.errors import UsageError
 
 MAX_STEP = 2**63 - 1  # tables hold steps as int64
-# Stand for what has no int of its own; both lie outside the steps, so that they are refused.
+# Placeholders for values without an int; both lie outside the steps, so that they are refused.
 TOO_LARGE = 10**30  # infinity, and more digits than are worth reading
 NO_NUMBER = -TOO_LARGE  # NaN, and tensors without a value
 
@@ -18,8 +18,8 @@ Groups = tuple[str, ...]
 
 JOINED, FIRST, UNSURE = "joined", "first", "unsure"
 
-# `1,000` is one number; after it `_` may begin another group or another field. What runs into
-# letters (`1k`, `7b`) or has decimals is no whole number.
+# `1,000` is one number; after it `_` may begin another group or another field. Digits that run into
+# letters (`1k`, `7b`) or have decimals are not a whole number.
 _END = r"(?![0-9A-Za-z]|[.,]\d)"
 NUMBER = rf"(\d++(?:,\d++)*+)((?:_\d++{_END})*+){_END}"
 _COMMAS = re.compile(r"\d{1,3}(?:,\d{3})+")
@@ -47,7 +47,7 @@ def number_in_text(text: str) -> int | None:
     return -found if found is not None and text.startswith("-") else found
 
 
-def why_no_step(number: int) -> str:
+def step_fault(number: int) -> str:
     """Return why a number cannot be a step, for messages; empty for 0 to 2^63 - 1."""
     if 0 <= number <= MAX_STEP:
         return ""
@@ -67,7 +67,7 @@ def groups_of(match: re.Match[str]) -> Groups | None:
     return (head.replace(",", ""),) if _COMMAS.fullmatch(head) else None
 
 
-def joined(groups: Groups) -> int | None:
+def joint_number(groups: Groups) -> int | None:
     """Return the number that digit groups make together.
 
     None where they are not groups of three digits after a first group of one to three.
@@ -77,7 +77,7 @@ def joined(groups: Groups) -> int | None:
     return number_of("".join(groups))
 
 
-def how_to_read(found: Iterable[Groups], *, is_step: bool) -> str:
+def choose_reading(found: Iterable[Groups], *, is_step: bool) -> str:
     """Decide how `1_000` is meant in the names of one series.
 
     Args:
@@ -94,7 +94,7 @@ def how_to_read(found: Iterable[Groups], *, is_step: bool) -> str:
     if not several:
         return FIRST
     single = [groups[0] for groups in every if len(groups) == 1]
-    if any(joined(groups) is None for groups in several):
+    if any(joint_number(groups) is None for groups in several):
         # Here later groups are fields of their own, at least in some names.
         doubtful = is_step or any(groups[-1] == "000" for groups in several)
         return UNSURE if doubtful else FIRST
@@ -113,7 +113,7 @@ def _speaks_for_groups(several: list[Groups], single: list[str]) -> bool:
         return True
     if any(groups[0].startswith("0") for groups in several):
         return False
-    # A counter of its own is not written 000, and step 500 before 1_000 is no epoch.
+    # A counter of its own is not written 000, and step 500 before 1_000 is not an epoch.
     below = max((int(text) for text in single), default=0)
     highest = max(int(groups[0]) for groups in several)
     return any(groups[-1] == "000" for groups in several) or below >= max(100, highest + 1)
@@ -152,7 +152,7 @@ class NameRule:
             regex = re.compile(text)
         except re.error as error:
             raise UsageError(
-                f"--step-regex {text}: is no regular expression ({error}).",
+                f"--step-regex {text}: is not a regular expression ({error}).",
                 "One group must match the step: --step-regex 'it_(\\d+)'.",
             ) from error
         if "step" not in regex.groupindex and regex.groups != 1:
@@ -198,14 +198,14 @@ class StepRule:
 
 
 @dataclass(frozen=True)
-class Named:
+class NameStep:
     """The step in a name, read together with the other names of its series."""
 
     step: int | None = None
     unsure: Groups = ()  # digit groups that may be one number or several, such as 2 and 500
 
 
-def read_names(stems: Iterable[str]) -> Mapping[str, Named]:
+def read_names(stems: Iterable[str]) -> Mapping[str, NameStep]:
     """Return the steps in the names of a series, by name without suffix.
 
     Known are `step_100`, `epoch=1-step=10`, `iter_7`, `checkpoint-500`, `model_100`, `ckpt_9` and
@@ -214,13 +214,13 @@ def read_names(stems: Iterable[str]) -> Mapping[str, Named]:
     """
     found = {stem: _find(stem) for stem in stems}
     ways = {
-        word: how_to_read(
+        word: choose_reading(
             (groups for other, groups in found.values() if other == word and groups),
             is_step=word in _STEPS,
         )
         for word in {word for word, _ in found.values()}
     }
-    return {stem: _named(groups, ways[word]) for stem, (word, groups) in found.items()}
+    return {stem: _name_step(groups, ways[word]) for stem, (word, groups) in found.items()}
 
 
 def step_in_name(stem: str) -> int | None:
@@ -232,12 +232,12 @@ def step_in_name(stem: str) -> int | None:
     return number_of(named.unsure[0]) if named.unsure else named.step
 
 
-def is_named_by_steps(stem: str) -> bool:
+def names_step(stem: str) -> bool:
     """Return whether a name says that its number counts steps: step_3, not checkpoint-3 or 3."""
     return _find(stem)[0] in _STEPS
 
 
-def is_named_global(stem: str) -> bool:
+def names_global_step(stem: str) -> bool:
     """Return whether a name says that its step counts from the start of training: global_step_3."""
     return _GLOBAL.search(stem) is not None
 
@@ -245,7 +245,7 @@ def is_named_global(stem: str) -> bool:
 def read_epochs(stems: Iterable[str]) -> Mapping[str, int | None]:
     """Return the epochs in the names of a series (`epoch_3`, `epoch=3`), by name without suffix."""
     found = {stem: _after(_EPOCH, stem) for stem in stems}
-    way = how_to_read((groups for groups in found.values() if groups), is_step=False)
+    way = choose_reading((groups for groups in found.values() if groups), is_step=False)
     epochs: dict[str, int | None] = {}
     for stem, groups in found.items():
         torchtune = _TORCHTUNE.match(stem)
@@ -253,7 +253,7 @@ def read_epochs(stems: Iterable[str]) -> Mapping[str, int | None]:
             epochs[stem] = number_of(torchtune[1])
         else:
             # epoch_3_500 is more likely epoch 3 and a step than epoch 3500.
-            epochs[stem] = _named(groups, JOINED if way == JOINED else FIRST).step
+            epochs[stem] = _name_step(groups, JOINED if way == JOINED else FIRST).step
     return epochs
 
 
@@ -288,15 +288,15 @@ def _search(words: str, number: str, stem: str) -> re.Match[str] | None:
     return re.search(pattern, stem, flags=re.IGNORECASE)
 
 
-def _named(groups: Groups | None, way: str) -> Named:
+def _name_step(groups: Groups | None, way: str) -> NameStep:
     if groups is None:
-        return Named()
-    whole = joined(groups) if len(groups) > 1 else None
+        return NameStep()
+    whole = joint_number(groups) if len(groups) > 1 else None
     if way == JOINED and whole is not None:
-        return Named(whole)
+        return NameStep(whole)
     if way == UNSURE and whole is not None:
-        return Named(unsure=groups)
+        return NameStep(unsure=groups)
     # step_1_000_5 may be step 1000 and something of its own.
-    if len(groups) > 2 and joined(groups[:2]) is not None:
-        return Named(unsure=groups)
-    return Named(number_of(groups[0]))
+    if len(groups) > 2 and joint_number(groups[:2]) is not None:
+        return NameStep(unsure=groups)
+    return NameStep(number_of(groups[0]))

@@ -9,34 +9,34 @@ from localrank_cli.checkpoints.frameworks import is_global
 from localrank_cli.checkpoints.names import (
     MAX_STEP,
     Groups,
-    Named,
+    NameStep,
     StepRule,
-    is_named_by_steps,
-    is_named_global,
+    names_global_step,
+    names_step,
     read_epochs,
     read_names,
-    why_no_step,
+    step_fault,
 )
 from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.errors import UnreadableError
 
 
 @dataclass(frozen=True)
-class Told:
+class Place:
     """A checkpoint's place in the training."""
 
     step: int | None
-    place: str  # what told the step, after "its"
+    source: str  # where the step was found, to be read after "its"
     epoch: int | None
-    differs: str = ""  # what else says another step, for a note
-    is_count: bool = False  # its name holds a number that is no step
-    may_be_epoch: bool = False  # its name has a number, no word for steps, and equals the epoch
+    conflict: str = ""  # another source with another step, for a note
+    is_count: bool = False  # its name counts saves, not steps
+    may_be_epoch: bool = False  # the number in its name equals the epoch and is not called a step
     unsure: Groups = ()  # digit groups of its name that may be one number or several
     is_global: bool = False  # the step counts from the start of training by its name
-    # Further steps that count from the start of training: what told them -> number.
+    # Further steps that count from the start of training, by their source.
     others: Mapping[str, int] = field(default_factory=dict, hash=False)
-    per_epoch: int | None = None  # steps in an epoch, where the checkpoint says so
-    by_name: int | None = None  # what --step-from name would take
+    per_epoch: int | None = None  # steps in an epoch, where the checkpoint records it
+    by_name: int | None = None  # the step by --step-from name
 
 
 class Names:
@@ -51,7 +51,7 @@ class Names:
         self._steps = read_names(stems)
         self._epochs = read_epochs(stems)
 
-    def step(self, file: CheckpointFile) -> Named:
+    def step(self, file: CheckpointFile) -> NameStep:
         """Return the step in a checkpoint's name, which may be too large for the table."""
         return self._steps[file.stem]
 
@@ -61,16 +61,16 @@ class Names:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Candidate:
     """One number that may be the step."""
 
     step: int | None
-    place: str
+    source: str
     is_global: bool
     per_epoch: int | None = None
 
 
-def tell(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -> Told:
+def find_place(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -> Place:
     """Find a checkpoint's step: in its contents, else beside it, else in its name.
 
     Args:
@@ -91,40 +91,40 @@ def tell(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -
     by_regex = rule.names.step(file.label or file.name.rsplit("/", 1)[-1])
     source, per_epoch = content.step_source, content.per_epoch
     inside = [
-        _Source(content.step, f"entry {source!r}", is_global(source), per_epoch),
-        _Source(facts.step, facts.place, facts.is_global, facts.per_epoch),
+        _Candidate(content.step, f"entry {source!r}", is_global(source), per_epoch),
+        _Candidate(facts.step, facts.source, facts.is_global, facts.per_epoch),
     ]
-    by_name = [_Source(by_regex, "name (--step-regex)", is_global=False)]
+    by_name = [_Candidate(by_regex, "name (--step-regex)", is_global=False)]
     if not is_count or rule.source == "name":
-        by_name.append(_Source(named.step, "name", is_named_global(file.stem)))
+        by_name.append(_Candidate(named.step, "name", names_global_step(file.stem)))
     chosen = {"contents": inside, "name": by_name, "epoch": []}.get(rule.source, inside + by_name)
-    told = [one for one in chosen if one.step is not None]
+    found = [one for one in chosen if one.step is not None]
     epochs = (content.epoch, facts.epoch, names.epoch(file))
     epoch = next((one for one in epochs if one is not None), None)
-    first = told[0] if told else _Source(None, "", is_global=False)
+    first = found[0] if found else _Candidate(None, "", is_global=False)
     _check(file, first)
-    # fairseq's checkpoint_2_500 and checkpoint2 name the epoch: that is no other step.
-    of_epoch = named.step == epoch and not is_named_by_steps(file.stem)
-    other = next(
+    # fairseq's checkpoint_2_500 and checkpoint2 name the epoch, which is not another step.
+    of_epoch = named.step == epoch and not names_step(file.stem)
+    conflict = next(
         (
-            f"{one.place} says step {one.step}"
-            for one in told
-            if one.step != first.step and not (one.place == "name" and of_epoch)
+            f"{one.source} says step {one.step}"
+            for one in found
+            if one.step != first.step and not (one.source == "name" and of_epoch)
         ),
         "",
     )
     others = {
-        one.place: one.step
-        for one in told[1:]
+        one.source: one.step
+        for one in found[1:]
         if one.step is not None and (one.is_global or one is by_name[0])
     }
-    return Told(
-        first.step,
-        first.place,
-        epoch,
-        other,
-        is_count,
-        may_be_epoch=first.place == "name" and of_epoch,
+    return Place(
+        step=first.step,
+        source=first.source,
+        epoch=epoch,
+        conflict=conflict,
+        is_count=is_count,
+        may_be_epoch=first.source == "name" and of_epoch,
         unsure=named.unsure if first.step is None else (),
         is_global=first.is_global,
         others=others,
@@ -133,11 +133,11 @@ def tell(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -
     )
 
 
-def _check(file: CheckpointFile, source: _Source) -> None:
-    why = why_no_step(source.step) if source.step is not None else ""
+def _check(file: CheckpointFile, candidate: _Candidate) -> None:
+    why = step_fault(candidate.step) if candidate.step is not None else ""
     if not why:
         return
-    if source.place.startswith("name"):
+    if candidate.source.startswith("name"):
         advice = "Rename it by its step (step_100), or leave it out with --pattern."
     else:
         advice = (
@@ -145,5 +145,6 @@ def _check(file: CheckpointFile, source: _Source) -> None:
             " --pattern."
         )
     raise UnreadableError(
-        f"{file.path}: its {source.place} is {why}, expected a step from 0 to {MAX_STEP}.", advice
+        f"{file.path}: its {candidate.source} is {why}, expected a step from 0 to {MAX_STEP}.",
+        advice,
     )

@@ -8,13 +8,13 @@ from pathlib import Path
 from localrank_cli.checkpoints.folders import (
     FACTS,
     NOT_CHECKPOINTS,
+    entries_in,
     folder_weights,
     hub_folder_of,
     is_alias,
     is_file,
     is_folder_weights,
     is_hub_folder,
-    listed,
     snapshots,
     stem_of,
 )
@@ -95,7 +95,7 @@ def _resolve(path: Path) -> Path:
         found = path.resolve()
         if found.is_dir():
             return found
-        # A link keeps its own name: where it leads, the name may tell no step and no format.
+        # A link keeps its own name: the name of its target may have no step and no known suffix.
         found = path.parent.resolve() / path.name
         found.stat()
         return found
@@ -174,7 +174,7 @@ def run_names(folders: Sequence[Path]) -> dict[Path, str]:
 def _real(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # links in a circle: told where it is read
+    except (OSError, RuntimeError):  # links in a circle: reported when it is read
         return path
 
 
@@ -238,15 +238,17 @@ def _may_be_checkpoint(folder: Path, rule: NameRule) -> bool:
     if not any(is_file(folder / name) for name in FACTS):
         return False
     # A whole run has such facts too, beside the folders of its checkpoints.
-    return not any(step_in_name(path.name) is not None and path.is_dir() for path in listed(folder))
+    return not any(
+        step_in_name(path.name) is not None and path.is_dir() for path in entries_in(folder)
+    )
 
 
 def _is_checkpoint_folder(folder: Path, rule: NameRule) -> bool:
     """Return whether a folder that the user named is one checkpoint rather than a series."""
     if hub_folder_of(folder) is not None:
         return True
-    told = rule.step(folder.name) is not None or step_in_name(folder.name) is not None
-    if not told and epoch_in_name(folder.name) is None:
+    has_step = rule.step(folder.name) is not None or step_in_name(folder.name) is not None
+    if not has_step and epoch_in_name(folder.name) is None:
         return False
     return folder_weights(folder) is not None
 
@@ -257,7 +259,7 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     inside = [
         entry.name
         for entry in entries
-        if entry.is_dir() and any(is_weights_file(path) for path in listed(entry))
+        if entry.is_dir() and any(is_weights_file(path) for path in entries_in(entry))
     ]
     if inside:
         return UnreadableError(

@@ -13,12 +13,9 @@ from localrank_cli.checkpoints.content import (
     Content,
     State,
     cannot_read,
-    epoch_in,
-    per_epoch_in,
-    shown,
-    step_in,
+    printable_name,
 )
-from localrank_cli.checkpoints.formats import read, read_some
+from localrank_cli.checkpoints.formats import read, read_tensors
 from localrank_cli.errors import UnreadableError, cause
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
@@ -64,8 +61,8 @@ def read_sharded(
             shard.stat()
         except FileNotFoundError as error:
             raise UnreadableError(
-                f"{shard}: there is no such file, and {index.name} says that it holds"
-                f" {shown(keys[0])}{_more(keys)}.",
+                f"{shard}: there is no such file, but {index.name} says that it holds"
+                f" {printable_name(keys[0])}{_more(keys)}.",
                 "Copy the whole checkpoint again, or leave it out with --pattern.",
             ) from error
         except OSError as error:
@@ -74,15 +71,8 @@ def read_sharded(
             keys, shard, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped
         )
         found |= _complete(state, keys, shard, index.name)
-    step, source = step_in(metadata)
     state = {key: found[key] for key in places}
-    return Content(
-        {"": state},
-        step=step,
-        step_source=source,
-        epoch=epoch_in(metadata),
-        per_epoch=per_epoch_in(metadata, source),
-    )
+    return Content.of_state(state, metadata)
 
 
 def shard_files(index: Path) -> list[Path]:
@@ -99,7 +89,7 @@ def _read_shard(
     keys: list[str], shard: Path, *, trust_pickle: bool, header_only: bool, mapped: bool
 ) -> State:
     if shard.suffix.lower() == ".safetensors" and (mapped or header_only):
-        content = read_some(shard, keys, header_only=header_only)
+        content = read_tensors(shard, keys, header_only=header_only)
     else:
         content = read(shard, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
     return content.states.get("", {})
@@ -109,8 +99,8 @@ def _complete(state: State, keys: list[str], shard: Path, index: str) -> State:
     absent = [key for key in keys if key not in state]
     if absent:
         raise UnreadableError(
-            f"{shard}: does not hold {shown(absent[0])}{_more(absent)}, which {index} places"
-            " there.",
+            f"{shard}: does not hold {printable_name(absent[0])}{_more(absent)}, which {index}"
+            " places there.",
             "Index and files are not of the same checkpoint: copy it again, or save it again.",
         )
     return {key: state[key] for key in keys}
@@ -121,14 +111,12 @@ def _parse(index: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
         loaded = json.loads(index.read_text(encoding="utf-8"))
     except OSError as error:
         raise cannot_read(index, error) from error
-    except (ValueError, RecursionError) as error:  # of UTF-8, of JSON, of its depth
-        raise UnreadableError(f"{index}: is no JSON ({cause(error)}).", DAMAGED) from error
+    except (ValueError, RecursionError) as error:  # invalid UTF-8, invalid JSON, nested too deeply
+        raise UnreadableError(f"{index}: is not JSON ({cause(error)}).", DAMAGED) from error
     places = loaded.get("weight_map") if isinstance(loaded, dict) else None
     fine = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
     if not fine or not places:
-        raise UnreadableError(
-            f"{index}: has no table 'weight_map' of names and files, as an index has.", DAMAGED
-        )
+        raise UnreadableError(f"{index}: has no table 'weight_map' of names and files.", DAMAGED)
     for name in places.values():
         check_inside(index, name)
     metadata = loaded.get("metadata")

@@ -28,12 +28,12 @@ def choose(
         return tuple(key for key in keys if key not in averaged) or tuple(keys)
     if weights == EMA:
         chosen = tuple(key for key in keys if key in averaged)
-        missing = "no average of weights is found in it"
+        missing = "no average of weights was found in it"
     else:
         chosen = tuple(key for key in keys if key == weights)
         missing = "it has no such weights"
     if not chosen:
-        there = ", ".join(described(key, averaged) for key in keys)
+        there = ", ".join(describe_weights(key, averaged) for key in keys)
         raise SettingsError(
             f"{place}: --weights {weights}: {missing}; it holds {there}.",
             "Give --weights raw, ema, or one of these keys.",
@@ -41,7 +41,7 @@ def choose(
     return chosen
 
 
-def described(key: str, averaged: Collection[str]) -> str:
+def describe_weights(key: str, averaged: Collection[str]) -> str:
     """Return a set of weights for messages: its key, and whether it is an average."""
     return (repr(key) if key else "one bare state dict") + (" (ema)" if key in averaged else "")
 

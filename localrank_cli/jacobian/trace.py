@@ -115,7 +115,7 @@ def _is_plain_linear(module: nn.Module) -> bool:
     return (
         type(module) is nn.Linear
         and not module._forward_hooks  # noqa: SLF001  # torch has no public way to ask
-        and not module._forward_pre_hooks  # noqa: SLF001  # as above
+        and not module._forward_pre_hooks  # noqa: SLF001  # torch has no public way to ask
     )
 
 

@@ -13,7 +13,7 @@ from localrank_cli.jacobian.blocks import BlockPortion, ChainPortion, Portion
 from localrank_cli.jacobian.engine import Modes, Task, jacobians
 from localrank_cli.jacobian.metric import Metric
 from localrank_cli.layers.capture import Call
-from localrank_cli.layers.select import Selection, choose, named_call
+from localrank_cli.layers.select import Selection, choose_layers, named_call
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.slices import positions
 from localrank_cli.layers.survey import CallRecord, Survey, survey
@@ -97,7 +97,7 @@ def examine(
     wrt = named_call(model, selection.wrt)
     with analysis_setting(model, dtype):
         seen = survey(model, points[:1].clone(), wrt)
-        chosen = choose(model, seen, selection)
+        chosen = choose_layers(model, seen, selection)
     entries = None
     if selection.input_slice:
         what = "the varied tensor"

@@ -47,11 +47,11 @@ class TestOrderOfTrust:
         }
         assert notes == [
             "checkpoint-1: its trainer_state.json ('global_step') says step 1000, its entry"
-            " 'global_step' says 100, which is taken",
+            " 'global_step' says 100, which is used",
             "checkpoint-2: its name says step 2, its trainer_state.json ('global_step') says 200,"
-            " which is taken",
+            " which is used",
             "it300_step_4.pt: its name says step 4, its name (--step-regex) says 300, which is"
-            " taken",
+            " used",
         ]
 
     def test_a_name_that_tells_the_epoch_differs_from_no_step(self, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ class TestOrderOfTrust:
             save(tmp_path / f"step_{number}.pt", number, step=10 * number + 1)
         assert steps(tmp_path, notes)["step_9.pt"] == 91
         assert len(notes) == 4
-        assert notes[-1] == "so do 7 more checkpoints"
+        assert notes[-1] == "the same holds for 7 more checkpoints"
 
     @pytest.mark.parametrize(("source", "step"), [("contents", 50), ("name", 7), ("epoch", 3)])
     def test_the_user_may_say_which(self, tmp_path: Path, source: str, step: int) -> None:
@@ -78,7 +78,7 @@ class TestOrderOfTrust:
 
     def test_what_the_user_wants_is_not_there(self, tmp_path: Path) -> None:
         save(tmp_path / "step_7.pt", 0)
-        with pytest.raises(SettingsError, match=r"no step can be told for step_7\.pt"):
+        with pytest.raises(SettingsError, match=r"no step was found for step_7\.pt"):
             steps(tmp_path, [], source="contents")
 
     def test_a_regex_finds_folders(self, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ class TestAliases:
     def test_an_alias_of_nothing_is_an_error(self, tmp_path: Path) -> None:
         save(tmp_path / "step_10.pt", 1)
         save(tmp_path / "best.pt", 2)
-        with pytest.raises(SettingsError, match=r"no step can be told for best\.pt"):
+        with pytest.raises(SettingsError, match=r"no step was found for best\.pt"):
             steps(tmp_path, [])
 
     def test_the_same_step_and_other_weights(self, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ class TestStepsWithinAnEpoch:
         save_epochs(tmp_path, [(0, 40), (1, 20), (2, 60)])
         found = steps(tmp_path, notes, source="contents")
         assert list(found.values()) == [20, 40, 60]
-        assert notes[-1].endswith("and is taken as it is (--step-from contents)")
+        assert notes[-1].endswith("and is used as it is (--step-from contents)")
         assert list(steps(tmp_path, [], source="epoch").values()) == [0, 1, 2]
 
 

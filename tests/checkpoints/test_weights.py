@@ -32,5 +32,5 @@ def test_a_wrong_key_lists_what_there_is(weights: str) -> None:
 
 
 def test_no_average() -> None:
-    with pytest.raises(SettingsError, match="no average of weights is found in it; it holds one"):
+    with pytest.raises(SettingsError, match="no average of weights was found in it; it holds one"):
         choose([""], set(), "ema", "a.pt")

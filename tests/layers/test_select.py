@@ -92,7 +92,7 @@ def test_what_a_glob_leaves_out_is_said() -> None:
     assert "head" in labels(examination)
     notes = "; ".join(examination.notes)
     assert "do not depend on the input: aside" in notes
-    assert "never run or give no floating-point tensor: idle" in notes
+    assert "never run or return no floating-point tensor: idle" in notes
 
 
 def test_the_projection_inside_attention_never_runs_as_a_module() -> None:
@@ -190,7 +190,7 @@ def test_a_module_without_a_tensor_cannot_be_named() -> None:
         lambda m, x: (m["index"](x), m["b"](x)), b=nn.Linear(4, 3),
         index=Wrapped(4, 3, lambda t: t.argmax(1)),
     ).double()  # fmt: skip
-    with pytest.raises(LayerError, match="'index' gives no floating-point tensor"):
+    with pytest.raises(LayerError, match="'index' returns no floating-point tensor"):
         ask(model, "index")
 
 

@@ -174,7 +174,7 @@ def test_wrong_types(tmp_path: Path, text: str, expected: str) -> None:
         ("input-metric = 'euclid'", "--input-metric euclid"),
         ("sigma-1 = 'half'", "--sigma-1 half"),
         ("preset = 'moon'", "--preset moon: not known"),
-        ("input-slice = 'x'", "--input-slice x: 'x' is no index"),
+        ("input-slice = 'x'", "--input-slice x: 'x' is not an index"),
         ("output-slice = '..., ...'", "--output-slice"),
         ("information-points = 1", "--information-points 1"),
         ("information-noise = 0", "--information-noise 0"),

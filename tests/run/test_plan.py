@@ -178,7 +178,7 @@ class TestModel:
         ({"rtol": (1e-17,)}, SettingsError, "--rtol 1e-17 is under the rounding"),
         ({"rtol": (1e-8,), "dtype": "float32"}, SettingsError, "--rtol 1e-08 is under"),
         ({"data": torch.ones(70, 4, dtype=torch.int64)}, LayerError, "the data are integers"),
-        ({"data": torch.full((70, 4), float("nan"))}, DataError, "the value nan at point 0"),
+        ({"data": torch.full((70, 4), float("nan"))}, DataError, "point 0 has the value nan"),
         ({"data": torch.ones(10, 4), "points": 11}, DataError, "11 points were asked for"),
         ({"model": "nope.py:Net"}, LocalrankError, "there is no file nope.py"),
         ({"model": "nope_of_plan.x:Net"}, LocalrankError, "nope_of_plan.x does not import"),
