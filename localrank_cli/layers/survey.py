@@ -46,9 +46,7 @@ class CallRecord:
 class Survey:
     """One forward pass of a model over one point."""
 
-    records: tuple[
-        CallRecord, ...
-    ]  # calls that returned a floating-point tensor, as they ended
+    records: tuple[CallRecord, ...]  # calls that returned a floating-point tensor, as they ended
     varied_shape: tuple[int, ...]  # of the varied tensor for a batch of one point, as `real_parts`
     activations: int  # entries of all intermediate results for one point
     has_low_precision: bool  # some operation had less precision than the analysis dtype

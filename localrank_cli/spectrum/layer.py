@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from localrank_cli.jacobian.blocks import BlockPortion, ChainPortion, Portion
 from localrank_cli.jacobian.engine import Modes, Task, jacobians
-from localrank_cli.jacobian.metric import Metric
+from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.select import Selection, choose_layers, named_call
 from localrank_cli.layers.setting import analysis_setting
@@ -132,7 +132,7 @@ class Request:
     dtype: torch.dtype = torch.float64
     memory: int = 2**31  # bytes for Jacobians and intermediate results
     demand: Demand = field(default=Demand(None))
-    metric: Metric | None = None  # of the varied tensor; None: the identity
+    metric: MetricFactor | None = None  # of the varied tensor; None: the identity
     scaled_by_whole: bool = False  # relative tolerances refer to sigma_1 without slices
 
 
@@ -203,12 +203,12 @@ def _spectra(
     return [_spectrum(record, found[record.call], task, precision) for record in task.records]
 
 
-def _metric(metric: Metric | None, examination: Examination) -> Metric | None:
+def _metric(metric: MetricFactor | None, examination: Examination) -> MetricFactor | None:
     entries = examination.entries
     if entries is None:
         return metric
     if metric is None:
-        return Metric(torch.ones((), dtype=torch.float64, device="cpu"), entries=entries)
+        return MetricFactor(torch.ones((), dtype=torch.float64, device="cpu"), entries=entries)
     return replace(metric, entries=entries)
 
 

@@ -265,7 +265,7 @@ class TestData:
             (np.full((70, 4), np.nan), [], ["point 0 has the value nan"]),
             (np.full((70, 4), np.inf), [], ["point 0 has the value inf"]),
             (np.ones((70, 4)), ["--data-key", "x"], ["--data-key x", "without a name"]),
-            (np.full((70, 4), 1e300), ["--data-scale", "1e300"], ["times 1e+300"]),
+            (np.full((70, 4), 1e300), ["--data-scale", "1e300"], ["multiplied by 1e+300"]),
         ],
     )
     def test_arrays(
