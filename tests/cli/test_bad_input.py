@@ -207,9 +207,9 @@ class TestModel:
     @pytest.mark.parametrize(
         ("code", "name", "parts"),
         [
-            ("import nope_bad_input", "Net", ["does not import (line 1): ModuleNotFoundError"]),
-            ("def f(:", "Net", ["does not import: SyntaxError"]),
-            ("import sys\nsys.exit(0)", "Net", ["does not import (line 2): SystemExit: 0"]),
+            ("import nope_bad_input", "Net", ["cannot be imported (line 1): ModuleNotFoundError"]),
+            ("def f(:", "Net", ["cannot be imported: SyntaxError"]),
+            ("import sys\nsys.exit(0)", "Net", ["cannot be imported (line 2): SystemExit: 0"]),
             (NET_CODE, "Network", ["has no 'Network'", "It has: torch, nn, Net"]),
             (
                 NET_CODE.replace("width=3", "width"),
@@ -234,7 +234,7 @@ class TestModel:
 
     def test_no_such_package(self, folder: Path) -> None:
         error = fails(folder, *QUICK, "--model", "nope_bad_input.net:Net").error
-        assert "nope_bad_input.net does not import: ModuleNotFoundError" in error
+        assert "nope_bad_input.net cannot be imported: ModuleNotFoundError" in error
 
     def test_an_argument_that_is_not_taken(self, folder: Path) -> None:
         (folder.parent / "net.py").write_text(NET_CODE)

@@ -181,7 +181,7 @@ class TestModel:
         ({"data": torch.full((70, 4), float("nan"))}, DataError, "point 0 has the value nan"),
         ({"data": torch.ones(10, 4), "points": 11}, DataError, "11 points were asked for"),
         ({"model": "nope.py:Net"}, LocalrankError, "there is no file nope.py"),
-        ({"model": "nope_of_plan.x:Net"}, LocalrankError, "nope_of_plan.x does not import"),
+        ({"model": "nope_of_plan.x:Net"}, LocalrankError, "nope_of_plan.x cannot be imported"),
         ({"model": "Net"}, UsageError, "--model Net: not of the form"),
         ({"pattern": "x*"}, LocalrankError, "no checkpoint that matches --pattern 'x*'"),
     ],

@@ -16,7 +16,7 @@ from localrank_cli.spectrum.layer import (
     LayerSpectrum,
     Request,
     Scale,
-    _scaled,
+    _with_scale,
     layer_spectra,
 )
 from localrank_cli.spectrum.tolerance import Tolerance
@@ -135,7 +135,7 @@ def test_an_output_slice_in_a_metric_is_scaled_in_that_metric() -> None:
 
 def test_a_point_whose_whole_jacobian_is_not_finite_fails() -> None:
     part = spectrum_of([[1.0, 0.5], [1.0, 0.5]])
-    full = _scaled(part, spectrum_of([[4.0, 1.0, 0.5], [float("nan")] * 3]))
+    full = _with_scale(part, spectrum_of([[4.0, 1.0, 0.5], [float("nan")] * 3]))
     assert part.finite.tolist() == [True, True]
     assert full.finite.tolist() == [True, False]
     assert local_ranks(full, Tolerance(rtol=0.2)).counts.tolist() == [1]
