@@ -10,11 +10,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and `random`, and restore their states at the end.
-
-    Yields:
-        Nothing.
-    """
+    """Seed torch, numpy and `random`, and restore their states at the end."""
     # Where CUDA is not in use yet, torch.manual_seed would seed it for good at its first use.
     devices = list(range(torch.cuda.device_count())) if _uses_cuda() else []
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what a user's code draws from

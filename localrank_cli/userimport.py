@@ -48,10 +48,7 @@ class CodeSpec:
 
 
 def import_object(spec: CodeSpec, option: str) -> object:
-    """Import the module and return the object in it; `option` named it, for messages.
-
-    Returns:
-        The object.
+    """Return the object in a module, which is imported; `option` is for messages.
 
     Raises:
         CodeError: If the module cannot be imported or has no such name.

@@ -26,7 +26,7 @@ def test_parse(text: str, place: str, name: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "net.py", "net.py:", ":Net", "Net", "a-b:Net", "a..b:Net", "net.py:a b", "x:3"]
 )
-def test_what_names_no_code(text: str) -> None:
+def test_text_that_is_not_a_place(text: str) -> None:
     assert CodeSpec.parse(text) is None
 
 

@@ -9,7 +9,7 @@ from localrank_cli.checkpoints.folders import ADAPTER_CONFIG, is_file
 
 # One part of a key, between its dots.
 _PART = re.compile(
-    # LoRA and its kin: lora_A, lora_embedding_B, lora_magnitude_vector, to_q_lora, lora_unet_...,
+    # LoRA and variants: lora_A, lora_embedding_B, lora_magnitude_vector, to_q_lora, lora_unet_...,
     # poly_lora_A, vblora_..., randlora_...
     r"^(?:.*[_-])?(?:ada|dy|poly|rand|vb|x)?-?loras?(?:[_-].*)?$|"
     r"^(?:ia3_l|dora_scale|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|prompt_embeddings|"

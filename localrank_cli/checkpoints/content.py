@@ -15,7 +15,7 @@ State = Mapping[str, Tensor]
 
 DAMAGED = "Is the file complete? Copy or save it again, or leave it out with --pattern."
 
-# Counters that start with the training, by their name; others may begin anew in each epoch.
+# Counters whose name says that they start with the training; others may restart in each epoch.
 GLOBAL_KEYS = ("global_step", "global_steps", "num_updates")
 STEP_KEYS = (
     "global_step",
@@ -96,12 +96,8 @@ def _of_float(value: float) -> int | None:
 def step_in(mapping: Mapping[str, Any], keys: Sequence[str] = STEP_KEYS) -> tuple[int | None, str]:
     """Return the training step among a checkpoint's own entries, and its key; (None, "") if absent.
 
-    A number that cannot be a step is returned as it is, a negative one only where no other key has
-    a step.
-
-    Args:
-        mapping: The top level of a checkpoint, or safetensors metadata.
-        keys: Where to look, the clearest key first.
+    The clearest of `keys` comes first. A number that cannot be a step is returned as it is, a
+    negative one only where no other key has a step.
     """
     found = [(number, key) for key in keys if (number := integer(mapping.get(key))) is not None]
     # A counter of -1 often says that nothing was counted.
@@ -131,6 +127,23 @@ def cannot_read(path: Path, error: OSError) -> UnreadableError:
     return UnreadableError(
         f"{path}: cannot be read ({reason}).", "Check that it exists and that you may read it."
     )
+
+
+def size_of_part(file: Path, index: object, contents: str) -> int:
+    """Return the size in bytes of a file that an index names.
+
+    Raises:
+        UnreadableError: If it is missing or cannot be read.
+    """
+    try:
+        return file.stat().st_size
+    except FileNotFoundError as error:
+        raise UnreadableError(
+            f"{file}: there is no such file, but {index} says that it holds {contents}.",
+            "Copy the whole checkpoint again, or leave it out with --pattern.",
+        ) from error
+    except OSError as error:
+        raise cannot_read(file, error) from error
 
 
 def printable_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the steps of a series count: the whole training, or each epoch anew."""
+"""What the steps of a series count: those of the whole training, or those within an epoch."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +55,7 @@ class Counting:
 
 @dataclass(frozen=True)
 class Restart:
-    """Two checkpoints that show that the step begins anew in each epoch."""
+    """Two checkpoints that show that the step restarts in each epoch."""
 
     earlier: CheckpointFile
     later: CheckpointFile  # of a later epoch, and not at a later step
@@ -64,8 +64,8 @@ class Restart:
 def find_restart(places: Mapping[CheckpointFile, Place], same: Same) -> Restart | None:
     """Return the first step that does not increase from one epoch to a later one, or None.
 
-    Checkpoints without a step or an epoch are passed over, and so is everything where the names say
-    that all steps count from the start of training.
+    Checkpoints without a step or an epoch are passed over, and so is everything where all steps
+    count from the start of training by their name.
     """
     placed = sorted(
         (one.epoch, one.step, file.name, file)
@@ -89,7 +89,7 @@ def find_restart(places: Mapping[CheckpointFile, Place], same: Same) -> Restart 
 
 
 def decide(places: Mapping[CheckpointFile, Place], same: Same) -> Counting | None:
-    """Return the counting that replaces steps that begin anew in each epoch.
+    """Return the counting that replaces steps that restart in each epoch.
 
     None where neither steps of the whole training nor the epochs can serve.
     """

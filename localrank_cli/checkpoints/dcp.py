@@ -5,9 +5,10 @@ of this file for them.
 """
 
 import io
+import math
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_read, printable_name
+from localrank_cli.checkpoints.content import (
+    DAMAGED,
+    Content,
+    State,
+    cannot_read,
+    printable_name,
+    size_of_part,
+)
 from localrank_cli.checkpoints.frameworks import COUNTERS, PLACES, find_states, progress
 from localrank_cli.checkpoints.sharded import check_inside
 from localrank_cli.errors import UnreadableError, cause
+
+_CHECKPOINT = "torch.distributed.checkpoint"
+_OLD_METADATA = "torch.distributed._shard.sharded_tensor.metadata"  # where older versions had them
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+# Sizes beyond this are malformed: no file holds as many bytes, and torch counts in int64.
+_MAX_SIZE = 2**60
+# Keys of a saved dict that hold other things than weights.
+_NOT_WEIGHTS = frozenset((
+    "optim", "optimizer", "optimizers", "optim_state", "optimizer_states", "lr_scheduler",
+    "lr_schedulers", "scheduler", "dataloader", "train_state", "rng", "rng_state", "rng_states",
+    "trainer", "scaler", "loops", "callbacks",
+))  # fmt: skip
+_MAX_SCALAR_BYTES = 2**20  # a saved step or epoch takes 1261 bytes in torch 2.13
 
 
 def unpickle(path: Path) -> object:
@@ -127,8 +148,6 @@ def _size(values: Any = ()) -> tuple[int, ...]:
     return tuple(values)
 
 
-_CHECKPOINT = "torch.distributed.checkpoint"
-_OLD_METADATA = "torch.distributed._shard.sharded_tensor.metadata"  # where older versions had them
 _NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
     (f"{_CHECKPOINT}.metadata", "Metadata"): DcpMetadata,
     (f"{_CHECKPOINT}.metadata", "TensorStorageMetadata"): DcpTensor,
@@ -153,9 +172,6 @@ _NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-
-
 class _Unpickler(pickle.Unpickler):  # noqa: S301  # it finds no name but those above
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _NAMES:
@@ -163,10 +179,6 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301  # it finds no name but those 
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
         raise _UnknownNameError(f"{module}.{name}")
-
-
-# Sizes beyond this are malformed: no file holds as many bytes, and torch counts in int64.
-_MAX_SIZE = 2**60
 
 
 @dataclass(frozen=True)
@@ -225,15 +237,7 @@ def check_files(path: Path, entries: list[Entry]) -> None:
             ends[piece.file] = max(ends.get(piece.file, 0), piece.start + piece.length)
     for name, end in ends.items():
         file = path.parent / name
-        try:
-            size = file.stat().st_size
-        except FileNotFoundError as error:
-            raise UnreadableError(
-                f"{file}: there is no such file, but {path} says that it holds weights.",
-                "Copy the whole checkpoint again, or leave it out with --pattern.",
-            ) from error
-        except OSError as error:
-            raise cannot_read(file, error) from error
+        size = size_of_part(file, path, "weights")
         if size < end:
             raise UnreadableError(
                 f"{file}: has {size} bytes, and {path} places weights up to byte {end}.", DAMAGED
@@ -311,10 +315,10 @@ def _check_cover(size: tuple[int, ...], pieces: list[Piece]) -> None:
         and all(start + length <= whole for (start, length), whole in zip(box, size, strict=True))
         for box in boxes
     )
-    count = sum(_count(piece.sizes) for piece in pieces)
-    if _count(filter(None, size)) >= _MAX_SIZE:  # torch cannot hold the shape, even if empty
+    count = sum(math.prod(piece.sizes) for piece in pieces)
+    if math.prod(filter(None, size)) >= _MAX_SIZE:  # torch cannot hold the shape, even if empty
         raise ValueError(f"a tensor has the shape {list(size)}")
-    if not inside or count != _count(size) or count >= _MAX_SIZE or _overlap(boxes):
+    if not inside or count != math.prod(size) or count >= _MAX_SIZE or _overlap(boxes):
         raise ValueError(f"the pieces of a tensor do not make up its shape {list(size)}")
 
 
@@ -327,22 +331,6 @@ def _overlap(boxes: list[tuple[tuple[int, int], ...]]) -> bool:
             if all(a < c + d and c < a + b for (a, b), (c, d) in zip(one, other, strict=True)):
                 return True
     return False
-
-
-def _count(sizes: Iterable[int]) -> int:
-    count = 1
-    for size in sizes:
-        count *= size
-    return count
-
-
-# Keys of a saved dict that hold other things than weights.
-_NOT_WEIGHTS = frozenset((
-    "optim", "optimizer", "optimizers", "optim_state", "optimizer_states", "lr_scheduler",
-    "lr_schedulers", "scheduler", "dataloader", "train_state", "rng", "rng_state", "rng_states",
-    "trainer", "scaler", "loops", "callbacks",
-))  # fmt: skip
-_MAX_SCALAR_BYTES = 2**20  # a saved step or epoch takes 1261 bytes in torch 2.13
 
 
 def read_dcp(path: Path, *, header_only: bool = False) -> Content:
@@ -457,9 +445,7 @@ def _read_tensor(path: Path, entry: Entry) -> Tensor:
 
 def _check_kept(path: Path, entry: Entry) -> None:
     assert entry.dtype is not None
-    count, stored = 1, sum(piece.length for piece in entry.pieces)
-    for size in entry.size:
-        count *= size
+    count, stored = math.prod(entry.size), sum(piece.length for piece in entry.pieces)
     if count * entry.dtype.itemsize > stored:
         raise UnreadableError(
             f"{path}: {entry.name} has {count} values of {entry.dtype}, and its files"

@@ -15,10 +15,37 @@ from localrank_cli.checkpoints.names import epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import INDEX_SUFFIXES, is_index, is_shard
 from localrank_cli.errors import UnreadableError
 
+# Files and folders of DeepSpeed and Megatron.
 _ZERO = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_.*states\.pt$")
 _RANK = re.compile(r"^mp_rank_\d+(?:_\d+)*$")
 _DEEPSPEED = re.compile(r"^mp_rank_\d+_model_states\.pt$|^layer_\d+-model_\d+-model_states\.pt$")
 _TAG = re.compile(r"^global_step\d+$")
+
+DCP_METADATA = ".metadata"
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+# Subfolders with the files of torch.distributed.checkpoint: its own, OLMo-core's, accelerate's.
+_DCP_PLACES = ("", "model_and_optim", "pytorch_model_fsdp_0", "model")
+# These weights are read before all others in a folder.
+_FIRST = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Files of trainers beside the weights, read for the step and epoch, never as weights.
+FACTS = ("trainer_state.json", "meta.pt")
+# Names that only say that a checkpoint is the last or the best.
+_ALIAS = re.compile(r"(?:^|[_\-.])(?:last|best|latest|final|newest|current)(?:$|[_\-.=])", re.I)
+NOT_CHECKPOINTS = re.compile(
+    r"^(?:.*[_\-.])?(?:optim(?:izer)?|(?:lr_?)?scheduler|rng(?:_?states?)?|random_states?|scaler|"
+    r"training_args|trainer_state|recipe_state|train_state|dataloader)"
+    # Possessive: names are matched in linear time.
+    r"(?:[_\-.=]*+(?:(?:global_?)?(?:states?|steps?|iter|epoch|checkpoint|ckpt)|\d++))*+"
+    r"(?:\.[A-Za-z]+)?$",
+    flags=re.IGNORECASE,
+)
+_MAX_REF_BYTES = 200  # a ref is a hash of 40 digits
 
 
 def refuse_sharded_training(folder: Path, names: Collection[str]) -> None:
@@ -64,30 +91,6 @@ def _megatron(folder: Path, ranks: list[str]) -> UnreadableError:
         f" --save-dir {joined} (it takes the iteration that latest_checkpointed_iteration.txt"
         " names); then save its 'model' entry with torch.save.",
     )
-
-
-DCP_METADATA = ".metadata"
-ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-# Subfolders with the files of torch.distributed.checkpoint: its own, OLMo-core's, accelerate's.
-_DCP_PLACES = ("", "model_and_optim", "pytorch_model_fsdp_0", "model")
-_FIRST = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-# Files of trainers beside the weights, read for the step and epoch, never as weights.
-FACTS = ("trainer_state.json", "meta.pt")
-_ALIAS = re.compile(r"(?:^|[_\-.])(?:last|best|latest|final|newest|current)(?:$|[_\-.=])", re.I)
-NOT_CHECKPOINTS = re.compile(
-    r"^(?:.*[_\-.])?(?:optim(?:izer)?|(?:lr_?)?scheduler|rng(?:_?states?)?|random_states?|scaler|"
-    r"training_args|trainer_state|recipe_state|train_state|dataloader)"
-    # Possessive: names are matched in linear time.
-    r"(?:[_\-.=]*+(?:(?:global_?)?(?:states?|steps?|iter|epoch|checkpoint|ckpt)|\d++))*+"
-    r"(?:\.[A-Za-z]+)?$",
-    flags=re.IGNORECASE,
-)
 
 
 def folder_weights(folder: Path) -> Path | None:
@@ -177,9 +180,6 @@ def _only_one(entries: Sequence[Path]) -> Path | None:
 def _has_step(path: Path) -> bool:
     stem = stem_of(path.name)
     return step_in_name(stem) is not None or epoch_in_name(stem) is not None
-
-
-_MAX_REF_BYTES = 200  # a ref is a hash of 40 digits
 
 
 def is_hub_folder(folder: Path) -> bool:

@@ -25,26 +25,7 @@ from localrank_cli.checkpoints.content import (
 from localrank_cli.checkpoints.frameworks import unwrap
 from localrank_cli.errors import UnreadableError, cause
 
-
-class Inert:
-    """Placeholder for an object that is not read; whatever is done to it has no effect."""
-
-    def __new__(cls, *_: object) -> "Inert":
-        """Ignore all arguments.
-
-        Returns:
-            An empty object.
-        """
-        return object.__new__(cls)
-
-    def __setstate__(self, state: object) -> None:
-        """Ignore the state."""
-
-
-def _empty_dict(*_: object) -> dict[object, object]:
-    return {}  # torch.load fills plain dicts only
-
-
+# Names that torch.load may read as `Inert`, and as empty dicts.
 _NAMES = (
     "argparse.Namespace",
     "datetime.timedelta",
@@ -86,16 +67,6 @@ _NAMES = (
     "builtins.bool",
 )
 _DICTS = ("collections.defaultdict", "builtins.dict")
-
-
-def inert_globals() -> AbstractContextManager[None]:
-    """Return a context in which torch.load reads other objects of trainers as `Inert`."""
-    names: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
-    names += [(Inert, name) for name in _NAMES]
-    names += [(_empty_dict, name) for name in _DICTS]
-    return torch.serialization.safe_globals(names)
-
-
 # A header need only show whether numbers are floats, integers or complex.
 _NOT_FLOATS = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16,
@@ -106,16 +77,33 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar
 _GLOBAL_IN_MESSAGE = re.compile(r"\bGLOBAL ([A-Za-z_][\w.]*)")
 
 
+class Inert:
+    """Placeholder for an object that is not read; whatever is done to it has no effect."""
+
+    def __new__(cls, *_: object) -> "Inert":
+        """Ignore all arguments."""
+        return object.__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore the state."""
+
+
+def _empty_dict(*_: object) -> dict[object, object]:
+    return {}  # torch.load fills plain dicts only
+
+
+def inert_globals() -> AbstractContextManager[None]:
+    """Return a context in which torch.load reads other objects of trainers as `Inert`."""
+    names: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
+    names += [(Inert, name) for name in _NAMES]
+    names += [(_empty_dict, name) for name in _DICTS]
+    return torch.serialization.safe_globals(names)
+
+
 def read(
     path: Path, *, trust_pickle: bool = False, header_only: bool = False, mapped: bool = True
 ) -> Content:
-    """Return the content of a weights file.
-
-    Args:
-        path: The weights file.
-        trust_pickle: Whether a pickle may run code.
-        header_only: Whether keys and shapes are enough; the tensors may then be on `meta`.
-        mapped: Whether tensors may be mapped; a mapped file that shrinks kills the process.
+    """Return the content of a weights file; the options are those of `read_checkpoint`.
 
     Raises:
         UnreadableError: If it cannot be read; the message names the file.

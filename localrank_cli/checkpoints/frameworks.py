@@ -52,6 +52,12 @@ PLACES: tuple[tuple[str | int, ...], ...] = (
 )
 COUNTERS = frozenset((*STEP_KEYS, "epoch", "batch"))
 _AVERAGED = ("n_averaged", "steps")  # of torch's and mmengine's averaged models
+CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "module")
+# Keys that only lead to a state dict: Composer's `state.model`, torch's `app.model`.
+_PASSAGES = ("state", "app", "current_model_state")
+# A tensor that repeats its values (expand) is small in its file; a larger one is not a weight.
+_MAX_REPEATED_BYTES = 2**30
+_LEAVE_OUT = "leave it out with --pattern GLOB."
 
 
 def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
@@ -74,7 +80,7 @@ def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
 def is_global(source: str) -> bool:
     """Return whether the name of an entry from `progress` says that it counts from the start.
 
-    Entries such as `step` may begin anew in each epoch.
+    Entries such as `step` may restart in each epoch.
     """
     *place, key = source.split(".")
     return key in GLOBAL_KEYS or "timestamp" in map(str.lower, place)  # Composer's batch
@@ -155,14 +161,6 @@ def _at(loaded: Any, place: Sequence[str | int]) -> Mapping[str, Any] | None:
         else:
             return None
     return loaded if isinstance(loaded, Mapping) else None
-
-
-CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "module")
-# Keys that only lead to a state dict: Composer's `state.model`, torch's `app.model`.
-_PASSAGES = ("state", "app", "current_model_state")
-# A tensor that repeats its values (expand) is small in its file; a larger one is not a weight.
-_MAX_REPEATED_BYTES = 2**30
-_LEAVE_OUT = "leave it out with --pattern GLOB."
 
 
 def unwrap(loaded: object, path: Path) -> Content:

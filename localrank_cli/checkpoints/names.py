@@ -25,6 +25,20 @@ NUMBER = rf"(\d++(?:,\d++)*+)((?:_\d++{_END})*+){_END}"
 _COMMAS = re.compile(r"\d{1,3}(?:,\d{3})+")
 _GROUPED = re.compile(r"\d{1,3}(?:[_,]\d{3})+")
 _INTEGER = re.compile(r"[+-]?\d+")
+# The words before a step, the clearest first.
+_STEPS = (
+    r"(?:global[_-]?)?steps?",
+    r"iter(?:ation)?s?",
+    r"ep\d+-ba",  # Composer: ep0-ba100-rank0
+)
+_CHECKPOINT = r"checkpoint|ckpt|model|weights|net|snapshot"  # a step, or something else
+_EPOCH = r"epochs?"
+_GLOBAL = re.compile(r"(?<![A-Za-z])global[_-]?steps?[=_\-.]?\d", re.IGNORECASE)
+_ALONE = re.compile(rf"^{NUMBER}$")
+_HASHES = (40, 64)  # lengths of SHA-1 and SHA-256, which may consist of digits by chance
+# torchtune puts the number of the part, of four digits, and then the epoch.
+_TORCHTUNE = re.compile(r"^(?:hf|meta|torchtune)_model(?:_\d{4})?_(\d+)$")
+SOURCES = ("contents", "name", "epoch")
 
 
 def number_of(digits: str) -> int | None:
@@ -119,21 +133,6 @@ def _speaks_for_groups(several: list[Groups], single: list[str]) -> bool:
     return any(groups[-1] == "000" for groups in several) or below >= max(100, highest + 1)
 
 
-# The words before a step, the clearest first.
-_STEPS = (
-    r"(?:global[_-]?)?steps?",
-    r"iter(?:ation)?s?",
-    r"ep\d+-ba",  # Composer: ep0-ba100-rank0
-)
-_CHECKPOINT = r"checkpoint|ckpt|model|weights|net|snapshot"  # a step, or something else
-_EPOCH = r"epochs?"
-_GLOBAL = re.compile(r"(?<![A-Za-z])global[_-]?steps?[=_\-.]?\d", re.IGNORECASE)
-_ALONE = re.compile(rf"^{NUMBER}$")
-_HASHES = (40, 64)  # lengths of SHA-1 and SHA-256, which may consist of digits by chance
-# torchtune puts the number of the part, of four digits, and then the epoch.
-_TORCHTUNE = re.compile(r"^(?:hf|meta|torchtune)_model(?:_\d{4})?_(\d+)$")
-
-
 @dataclass(frozen=True)
 class NameRule:
     """How the user wants a step to be read from a name: `--step-regex`."""
@@ -172,7 +171,6 @@ class NameRule:
 
 
 NO_RULE = NameRule()
-SOURCES = ("contents", "name", "epoch")
 
 
 @dataclass(frozen=True)

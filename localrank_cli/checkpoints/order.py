@@ -31,14 +31,12 @@ class StepScheme:
     rule: StepRule
     counting: Counting
     places: Mapping[CheckpointFile, Place]
-    restarts: bool = False  # whether the steps that were found begin anew in each epoch
+    restarts: bool = False  # whether the steps that were found restart in each epoch
 
     def check(self, new: "SeriesSteps", file: CheckpointFile) -> None:
         """Refuse a checkpoint with which earlier ones would have other steps.
 
-        Args:
-            new: The steps of the earlier checkpoints and this one.
-            file: This one.
+        `new` are the steps of the earlier checkpoints and this one.
 
         Raises:
             SettingsError: If an earlier step would change.
@@ -58,17 +56,13 @@ class StepScheme:
             reason = f"the digit groups in {changed.name} are read in another way"
         raise SettingsError(
             f"{file.path}: now that it is there, {reason}.",
-            "Rerun the command with --overwrite, which starts again with all of them.",
+            "Rerun the command with --overwrite, which starts anew with all of them.",
         )
 
     def epoch_facts(self, file: CheckpointFile) -> dict[str, int]:
-        """Return what shows, in a later run, that steps begin anew in each epoch.
+        """Return the epoch, for the journal: a later run sees by it that steps restart per epoch.
 
-        Args:
-            file: A checkpoint.
-
-        Returns:
-            Its epoch, for the journal; nothing where the step cannot begin anew.
+        Empty where the step cannot restart.
         """
         place = self.places.get(file)
         if place is None or place.epoch is None or place.is_global or self.counting.kind != STEPS:
@@ -76,11 +70,9 @@ class StepScheme:
         return {"epoch": place.epoch}
 
     def check_finished(self, finished: Mapping[str, tuple[int, int]], journal: object) -> None:
-        """Refuse to add to checkpoints that show that steps begin anew in each epoch.
+        """Refuse to add to checkpoints that show that steps restart in each epoch.
 
-        Args:
-            finished: Name -> step and epoch of checkpoints that may be gone by now.
-            journal: Its path, for messages.
+        They may be gone by now: `finished` maps their names to step and epoch, as in the journal.
 
         Raises:
             SettingsError: If a step is not above those of earlier epochs.
@@ -99,7 +91,7 @@ class StepScheme:
             raise SettingsError(
                 f"{journal}: the step counts inside each epoch ({shown}), so these steps cannot be"
                 " in one table.",
-                "Give another name with -o, or start again with --overwrite.",
+                "Give another name with -o, or start anew with --overwrite.",
             )
 
     def step_of_unread(self, file: CheckpointFile) -> int | None:
@@ -115,7 +107,7 @@ class StepScheme:
 
 
 def describe_restart(restart: Restart, places: Mapping[CheckpointFile, Place]) -> str:
-    """Return the two checkpoints by which the step begins anew, for messages."""
+    """Return the two checkpoints by which the step restarts, for messages."""
     return " after ".join(
         f"{file.name}: epoch {places[file].epoch}, step {places[file].step}"
         for file in (restart.later, restart.earlier)

@@ -71,16 +71,9 @@ class _Candidate:
 
 
 def find_place(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -> Place:
-    """Find a checkpoint's step: in its contents, else beside it, else in its name.
+    """Return a checkpoint's place: its step from its contents, else beside it, else its name.
 
-    Args:
-        file: The checkpoint.
-        content: The checkpoint as read.
-        rule: `--step-regex` and `--step-from`.
-        names: The names of the whole series.
-
-    Returns:
-        The place, whose step and epoch may be None.
+    `names` are those of the whole series.
 
     Raises:
         UnreadableError: If the step is not a whole number from 0 to 2^63 - 1.

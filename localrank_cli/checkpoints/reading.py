@@ -73,11 +73,9 @@ def files_of(path: Path) -> list[Path]:
 
 
 class Twins:
-    """Comparison of checkpoints by their tensors; the last second one is kept, not read again.
+    """Comparison of checkpoints by their tensors, of the weights that `--weights` names.
 
-    Args:
-        weights: Which of several sets in a file to compare (`--weights`).
-        trust_pickle: Whether a pickle may run code.
+    The last second one is kept, not read again.
     """
 
     def __init__(self, weights: str, trust_pickle: bool) -> None:

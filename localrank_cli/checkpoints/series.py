@@ -24,6 +24,10 @@ from localrank_cli.checkpoints.sharded import is_index, is_shard, shard_files
 from localrank_cli.errors import SettingsError, UnreadableError
 
 _KNOWN = "Known are .safetensors, .pt, .pth, .pth.tar, .ckpt and .bin"
+_CONVERT_PICKLE = (
+    "Convert it where you trust it (detectron2's model zoo: DetectionCheckpointer reads it), and"
+    " save the state dict: torch.save(model.state_dict(), 'step_100.pt')."
+)
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,9 @@ class Series:
 
 
 def find_folders(paths: Sequence[Path], rule: NameRule = NO_RULE) -> dict[Path, list[Path]]:
-    """Return the series in some paths: a folder, or single checkpoints of one folder.
+    """Return the series in some paths, each with the single checkpoints named in it.
 
-    Args:
-        paths: Folders, files, and `checkpoint-N/` folders.
-        rule: `--step-regex`.
-
-    Returns:
-        Resolved folder -> the single checkpoints named in it; an empty list means the whole folder.
+    The keys are resolved folders. An empty list means the whole folder.
 
     Raises:
         UnreadableError: If a path does not exist.
@@ -218,16 +217,12 @@ def _as_checkpoint(entry: Path, folder: Path, named: bool, rule: NameRule) -> Ch
 
 def _not_a_checkpoint(entry: Path) -> SettingsError:
     if entry.suffix.lower() in (".pkl", ".pickle"):
-        return SettingsError(f"{entry}: is a plain pickle, which only code can read.", _OF_PICKLES)
+        return SettingsError(
+            f"{entry}: is a plain pickle, which only code can read.", _CONVERT_PICKLE
+        )
     return SettingsError(
         f"{entry}: is not a checkpoint by its suffix {entry.suffix!r}.", f"{_KNOWN}."
     )
-
-
-_OF_PICKLES = (
-    "Convert it where you trust it (detectron2's model zoo: DetectionCheckpointer reads it), and"
-    " save the state dict: torch.save(model.state_dict(), 'step_100.pt')."
-)
 
 
 def _may_be_checkpoint(folder: Path, rule: NameRule) -> bool:
@@ -271,5 +266,5 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     by = f" that matches --pattern {pattern!r}" if pattern else ""
     return UnreadableError(
         f"{folder}: holds no checkpoint{by}; it holds {names}.",
-        _OF_PICKLES if pickles and not pattern else f"{_KNOWN}, and checkpoint-N/ folders.",
+        _CONVERT_PICKLE if pickles and not pattern else f"{_KNOWN}, and checkpoint-N/ folders.",
     )

@@ -14,6 +14,7 @@ from localrank_cli.checkpoints.content import (
     State,
     cannot_read,
     printable_name,
+    size_of_part,
 )
 from localrank_cli.checkpoints.formats import read, read_tensors
 from localrank_cli.errors import UnreadableError, cause
@@ -44,7 +45,7 @@ def read_sharded(
 ) -> Content:
     """Return all tensors that an index names, as one state dict in the order of the index.
 
-    The options are those of `localrank_cli.checkpoints.formats.read`.
+    The options are those of `read_checkpoint`.
 
     Raises:
         UnreadableError: If the index or a shard cannot be read, or a shard lacks a tensor that the
@@ -57,16 +58,7 @@ def read_sharded(
     found: dict[str, Tensor] = {}
     for name, keys in shards.items():
         shard = index.parent / name
-        try:
-            shard.stat()
-        except FileNotFoundError as error:
-            raise UnreadableError(
-                f"{shard}: there is no such file, but {index.name} says that it holds"
-                f" {printable_name(keys[0])}{_more(keys)}.",
-                "Copy the whole checkpoint again, or leave it out with --pattern.",
-            ) from error
-        except OSError as error:
-            raise cannot_read(shard, error) from error
+        size_of_part(shard, index.name, f"{printable_name(keys[0])}{_more(keys)}")
         state = _read_shard(
             keys, shard, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped
         )

@@ -7,6 +7,9 @@ from typing import TypeVar
 from localrank_cli.errors import SettingsError
 
 RAW, EMA = "raw", "ema"
+_Value = TypeVar("_Value")
+WRAPPERS = ("module.", "_orig_mod.")
+PREFIXES = (*WRAPPERS, "model.", "net.")
 
 
 def choose(
@@ -46,12 +49,6 @@ def describe_weights(key: str, averaged: Collection[str]) -> str:
     return (repr(key) if key else "one bare state dict") + (" (ema)" if key in averaged else "")
 
 
-_Value = TypeVar("_Value")
-
-WRAPPERS = ("module.", "_orig_mod.")
-PREFIXES = (*WRAPPERS, "model.", "net.")
-
-
 @dataclass(frozen=True)
 class Stripping:
     """The prefixes that were removed from keys."""
@@ -73,19 +70,19 @@ def candidates(
 ) -> list[tuple[Stripping, dict[str, _Value]]]:
     """Return all ways to remove wrappers' prefixes from the keys of a state, the least first."""
     found: list[tuple[Stripping, dict[str, _Value]]] = []
-    current, taken = dict(state), ""
+    current, removed = dict(state), ""
     while True:
-        found.append((Stripping(taken), current))
+        found.append((Stripping(removed), current))
         inner = _without_inner(current)
         if inner is not None:
-            found.append((Stripping(taken, inner=True), inner))
+            found.append((Stripping(removed, inner=True), inner))
         prefix = next(
             (p for p in prefixes if current and all(k.startswith(p) for k in current)), ""
         )
         if not prefix:
             return found
         current = {key[len(prefix) :]: value for key, value in current.items()}
-        taken += prefix
+        removed += prefix
 
 
 def strip_to_fit(
@@ -99,7 +96,7 @@ def _without_inner(state: Mapping[str, _Value]) -> dict[str, _Value] | None:
     marks = {prefix.rstrip(".") for prefix in WRAPPERS}
     renamed = {}
     for key, value in state.items():
-        first, *rest = key.split(".")  # what stands in front goes from every key, or stays
+        first, *rest = key.split(".")  # a first part is removed from every key or from none
         renamed[".".join([first, *(part for part in rest if part not in marks)])] = value
     changed = set(renamed) != set(state)
     return renamed if changed and len(renamed) == len(state) else None

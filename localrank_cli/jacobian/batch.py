@@ -89,9 +89,8 @@ class Batch:
     def in_metric(self, metric: MetricFactor | None, picked: Mapping[Call, Tensor]) -> "Batch":
         """Return the batch whose Jacobians are J L: z -> f(x + L z) at z = 0 in place of f at x.
 
-        Args:
-            metric: L; None leaves the varied tensor as it is.
-            picked: Indices of the wanted entries of outputs; all of those not named.
+        Without a metric the varied tensor stays. `picked` holds the indices of the wanted entries
+        of outputs; all entries of outputs that it does not name are wanted.
         """
         batch = replace(self, picked={k: v.to(self.varied.device) for k, v in picked.items()})
         if metric is None:

@@ -68,15 +68,7 @@ class BlockPlan:
 
 
 def plan_blocks(n_out: int, n_in: int, itemsize: int, budget: int, forward: bool) -> BlockPlan:
-    """Return the blocks and the mode with the fewest passes.
-
-    Args:
-        n_out: Rows of the Jacobian.
-        n_in: Columns of the Jacobian.
-        itemsize: Bytes of an entry.
-        budget: Bytes for one block.
-        forward: Whether forward mode may be used.
-    """
+    """Return the blocks and the mode with the fewest passes; `budget` is the bytes of one block."""
     long_side, short_side = max(n_out, n_in), min(n_out, n_in)
     size = max(1, min(long_side, budget // (short_side * itemsize)))
     passes = -(-long_side // size)

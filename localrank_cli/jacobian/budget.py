@@ -103,14 +103,10 @@ def split_by_depth(records: Sequence[CallRecord], n_in: int) -> Split:
 
 
 def directions_at_once(n_points: int, activations: int, itemsize: int, budget: int) -> int:
-    """Return how many directions fit in a budget, at least 1.
+    """Return how many directions fit in a budget of bytes, at least 1.
 
-    Args:
-        n_points: Points in the batch.
-        activations: Entries of all intermediate results for one point. Not all live at once, which
-            pays for values held beside tangents.
-        itemsize: Bytes of an entry.
-        budget: Bytes.
+    `activations` are the entries of all intermediate results for one point. Not all live at once,
+    which pays for values held beside tangents.
     """
     return max(1, budget // max(1, n_points * activations * itemsize))
 

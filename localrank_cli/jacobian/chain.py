@@ -38,12 +38,9 @@ class Factor:
 
 
 class Chain:
-    """The links of a network at a batch of points.
+    """The links of a network at a batch of points, parents before children.
 
-    Args:
-        links: Parents before children.
-        wanted: The calls whose Jacobians are wanted.
-        picked: The wanted rows of them; all of those not named.
+    Of each wanted call, `picked` gives the rows that are wanted; all of those not named.
     """
 
     def __init__(

@@ -17,16 +17,10 @@ _END_POINTS = 2
 def outputs_everywhere(
     model: nn.Module, chunks: Iterable[Tensor], call: Call | None, tolerance: float
 ) -> Iterator[Tensor]:
-    """Yield the outputs of a call over data, each (points, numel).
+    """Yield the outputs of a call (None: of the network) over chunks of data, each (points, numel).
 
     To be called within `analysis_setting`. Many points are run at a time where that gives the same
-    values as alone.
-
-    Args:
-        model: The network.
-        chunks: Each (some points, ...), on the model's device.
-        call: The call whose output is wanted; None for the output of the network.
-        tolerance: Relative difference below which two computations of one value agree.
+    values as alone, up to a relative difference of `tolerance`.
 
     Yields:
         One tensor for each chunk.

@@ -44,12 +44,8 @@ def point_values(
 ) -> Values:
     """Return the outputs of `calls`, from running every point alone.
 
-    Args:
-        model: The network.
-        points: Shape (points, ...).
-        calls: The calls.
-        watched: These and more, in order of execution: a later call must not hide a non-finite
-            value of an earlier one.
+    `watched` are these and more, in order of execution: a later call must not hide a non-finite
+    value of an earlier one.
 
     Raises:
         ModelError: If a call's shape depends on the point.
@@ -119,13 +115,10 @@ def check_repeatable(model: nn.Module, points: Tensor, values: Values, tolerance
 def check_seedless(values: Values, other: Values, tolerance: float) -> None:
     """Check that nothing is drawn in the first forward pass and then kept.
 
-    Args:
-        values: From `point_values`.
-        other: Of the first point, under another seed; the model has been restored since.
-        tolerance: Relative, from `agreement`.
+    `other` holds the first point's values under another seed; the model has been restored since.
 
     Raises:
-        ModelError: If the two differ.
+        ModelError: If the two differ by more than the relative `tolerance`.
     """
     for call, found in other.outputs.items():
         if not _close(values.outputs[call][:1], found, tolerance):
@@ -142,12 +135,7 @@ def make_batch(
 ) -> Batch | None:
     """Return a batch of points, or None where batching would mix points or fails.
 
-    Args:
-        model: The network.
-        points: Shape (points, ...).
-        values: From `point_values`; must hold `wrt` too.
-        wrt: The call whose output is varied, or None.
-        tolerance: Relative, from `agreement`.
+    `values` must hold `wrt` too, the call whose output is varied.
     """
     calls = list(values.outputs)
     n_points = points.shape[0]
@@ -214,13 +202,8 @@ def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: fl
     """Return whether u^T (J v) = (u^T J) v for a random u and v at every good point.
 
     They differ where a forward pass cuts the graph (no_grad) or a custom Function's backward is not
-    its derivative: autograd's reverse mode is then taken as what the user means.
-
-    Args:
-        batch: The points.
-        calls: The calls.
-        good: Which points have finite outputs, shape (points,), bool.
-        tolerance: Relative to |u| |J v| + |u^T J| |v|, from `agreement`.
+    its derivative: autograd's reverse mode is then taken as what the user means. `good`, (points,)
+    bool, are points with finite outputs; the tolerance is relative to |u| |J v| + |u^T J| |v|.
     """
     direction = _normal((batch.n_in,), 20241007).to(batch.varied)
     tangents = pushforward(batch, calls, direction.unsqueeze(0))

@@ -78,17 +78,12 @@ def mean_of(chunks: Iterable[Tensor]) -> tuple[Tensor, int]:
 
 
 def covariance_factor(chunks: Iterable[Tensor], mean: Tensor, count: int) -> Tensor:
-    """Return L with L L^T = sum (x - mean) (x - mean)^T / (N - 1).
+    """Return L with L L^T = sum (x - mean) (x - mean)^T / (N - 1); mean and N are from `mean_of`.
 
     X_c^T itself where there are no more points than entries: a matrix of n_in^2 entries never
     appears that is larger than the data. Else R^T of X_c = Q R, one part of the rows after the
     other: backward stable, and the covariance, whose condition number is the square, is not formed.
     L has shape (n_in, min(N, n_in)), float64; NaN throughout where a value is not finite.
-
-    Args:
-        chunks: The same rows as for the mean.
-        mean: From `mean_of`.
-        count: From `mean_of`, at least 2.
     """
     n_in = mean.shape[0]
     scale = (count - 1) ** 0.5

@@ -41,16 +41,10 @@ _SMALLEST, _LARGEST = 1e-100, 1e100
 def bottleneck(
     records: Sequence[CallRecord], wanted: Sequence[CallRecord], n_in: int, budget: int
 ) -> CallRecord | None:
-    """Return the layer that may reduce the input.
+    """Return the layer that may reduce the input, for the calls that are wanted.
 
     It is the first affine layer that depends on the varied tensor, if it is narrow enough, its
-    weight fits, and it has no more rows than are wanted.
-
-    Args:
-        records: All calls, in order of execution.
-        wanted: Those whose Jacobians are wanted.
-        n_in: Entries of the varied tensor.
-        budget: Bytes that the reduction itself may take.
+    reduction fits in the budget of bytes, and it has no more rows than are wanted.
     """
     first = next((record for record in records if record.affine and record.depends), None)
     if first is None or first.numel > _MAX_WIDTH_RATIO * n_in:
@@ -69,14 +63,8 @@ def narrow(
 ) -> Batch | None:
     """Return a batch reduced to the row space of a layer, with the bound on what that changes.
 
-    None where some layer sees more than the row space.
-
-    Args:
-        batch: The points, in float64, without a metric.
-        through: From `bottleneck`.
-        records: All calls that are wanted.
-        good: At which points each call's Jacobian is wanted, shape (points,), bool.
-        chunk: Rows of the layer's weight at a time.
+    None where some layer sees more than the row space. The batch is in float64, without a metric;
+    `good` says at which points each call's Jacobian is wanted, (points,) bool.
     """
     somewhere = torch.stack([good[record.call] for record in records]).any(dim=0)
     if not bool(somewhere.any()):

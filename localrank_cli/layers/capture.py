@@ -72,11 +72,7 @@ class Capture:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Keep the hooks for several calls; a single call does not need this.
-
-        Yields:
-            Nothing.
-        """
+        """Keep the hooks for several calls; a single call does not need this."""
 
         def hook(name: str) -> Any:
             def on_output(module: nn.Module, args: object, output: object) -> object:
@@ -97,16 +93,10 @@ class Capture:
                 handle.remove()
 
     def __call__(self, inputs: Tensor, varied: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Run the model up to the last wanted call.
+        """Return the outputs of `calls`, in order, from a run of the model up to the last of them.
 
-        Args:
-            inputs: The batch for the model.
-            varied: With `wrt`, the replacement of that call's first tensor, as `real_parts`; None
-                leaves it.
-
-        Returns:
-            One real tensor for each of `calls`, in their order, shaped as the module's output; a
-            complex one as its `real_parts`.
+        Each is one real tensor shaped as the module's output, a complex one as its `real_parts`.
+        With `wrt`, `varied` replaces that call's first tensor, as `real_parts`; None leaves it.
 
         Raises:
             LayerError: If a wanted call did not happen, or gave no tensor.

@@ -19,14 +19,10 @@ _OWN = frozenset(vars(nn.Module()))
 def analysis_setting(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
     """Put a model in eval mode with frozen parameters, and restore everything afterwards.
 
-    Within, constants that a forward pass makes have the analysis dtype, TF32 is off, and attention
-    and recurrent layers use the kernels that forward-mode differentiation supports.
-
-    Args:
-        model: The network; its training flags, requires_grad flags, buffers and plain attributes
-            (some forward passes write to them) and the RNG state are left as found.
-        dtype: The dtype of the Jacobian.
-        seed: Of the random number generators: no number depends on the caller's.
+    Within, constants that a forward pass makes have the analysis dtype, TF32 is off, attention and
+    recurrent layers use the kernels that forward-mode differentiation supports, and no number
+    depends on the caller's random number generators. Afterwards training and requires_grad flags,
+    buffers, plain attributes (some forward passes write to them) and the RNG state are as before.
 
     Yields:
         Nothing.

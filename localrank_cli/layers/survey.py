@@ -1,5 +1,6 @@
 """One forward pass over one point: which modules run, in what order, their outputs and costs."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,10 +37,7 @@ class CallRecord:
     @property
     def numel(self) -> int:
         """Entries of the output: n_out of the flattened Jacobian."""
-        size = 1
-        for length in self.shape:
-            size *= length
-        return size
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,7 @@ class Survey:
     @property
     def n_in(self) -> int:
         """Entries of the varied tensor: n_in of the flattened Jacobian."""
-        size = 1
-        for length in self.varied_shape:
-            size *= length
-        return size
+        return math.prod(self.varied_shape)
 
     def find(self, call: Call) -> CallRecord | None:
         """Return the record of a call, or None when it did not happen."""
@@ -157,17 +152,10 @@ class _Watch:
 
 
 def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
-    """Run one point through the model and record every module call.
+    """Return the records of all module calls in one pass of a batch of one point.
 
-    To be called within `analysis_setting`.
-
-    Args:
-        model: The network.
-        point: A batch of one point.
-        wrt: The call whose output is the varied tensor; None for the network's input.
-
-    Returns:
-        The records of all calls.
+    To be called within `analysis_setting`. `wrt` is the call whose output is the varied tensor;
+    None for the network's input.
 
     Raises:
         ModelError: If the forward pass fails.
@@ -179,9 +167,9 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
     inputs = point.clone().requires_grad_(True) if wrt is None else point
     watch = _Watch(_Operations(point.dtype if floating else torch.get_default_dtype()), wrt)
     with torch.enable_grad(), _watching(model, watch):
-        given = inputs.clone()  # a model may change its input in place
+        copied = inputs.clone()  # a model may change its input in place
         with watch.operations:
-            _forward(model, given, watch)
+            _forward(model, copied, watch)
     varied = inputs if wrt is None else watch.varied
     if varied is None:
         names = ", ".join(record.call.label for record in watch.records)

@@ -71,7 +71,7 @@ def _effective_rank_bound(doubt: "Doubt", noise: float) -> "Tensor":
     logs = shares.log().abs()
     entropy = torch.where(doubt.own, shares * logs, 0).sum(dim=1, keepdim=True)
     weights = torch.where(doubt.own, (logs + entropy) / total, 0)
-    # Where delta says nothing about a value, sqrt(2 delta) bounds its error.
+    # Where a value may be as small as delta, sqrt(2 delta) bounds its error.
     lost = doubt.own & (doubt.powers <= 2 * delta)
     steps = torch.where(lost, weights * (2 * delta).sqrt(), 0).sum(dim=1)
     slopes = torch.where(lost, 0, weights / values).square().sum(dim=1).sqrt()
@@ -247,9 +247,7 @@ AVERAGED = tuple(name for name, measure in MEASURES.items() if measure.compute i
 def demand_of(tolerances: "Sequence[Tolerance] | None", noise: float = 1.0) -> "Demand":
     """Return the purpose of singular values: counts at tolerances, and every measure here.
 
-    Args:
-        tolerances: None where they are not known yet, so that every matrix takes the SVD.
-        noise: s of the Gaussian information.
+    Tolerances are None where they are not known yet, so that every matrix takes the SVD.
     """
     from localrank_cli.spectrum.solve import Demand
 

@@ -38,11 +38,7 @@ class WholeLayer(nn.Module):
         self.model = model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the network.
-
-        Returns:
-            Its output.
-        """
+        """Return the network's output."""
         return self.model(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -50,11 +46,7 @@ class WholeLayer(nn.Module):
         return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Fill the network, as torch does.
-
-        Returns:
-            As torch's.
-        """
+        """Fill the network, as torch does."""
         return self.model.load_state_dict(*args, **kwargs)
 
 

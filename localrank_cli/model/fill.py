@@ -67,10 +67,6 @@ class Expected:
     def check_types(self, dtypes: Mapping[str, torch.dtype], place: str) -> None:
         """Refuse numbers of another kind than the model's: copying them would change them.
 
-        Args:
-            dtypes: Of a checkpoint, by key.
-            place: File and step, for messages.
-
         Raises:
             MismatchError: If there are any.
         """
@@ -109,10 +105,9 @@ def has_custom_loading(model: nn.Module) -> bool:
 def fill_custom(
     model: nn.Module, expected: Expected, state: Mapping[str, Tensor], place: str
 ) -> set[str]:
-    """Fill a network whose own loading may accept other keys; the arguments are `fill_model`'s.
+    """Return the entries that custom loading left as they were, after filling a network by it.
 
-    Returns:
-        Names of the entries that it did not fill, which keep their values.
+    Such loading may accept other keys than the network's. The arguments are those of `fill_model`.
     """
     missing, _, _ = expected.differences({key: tuple(v.shape) for key, v in state.items()})
     entries = {key: model.state_dict()[key] for key in missing}
@@ -140,17 +135,11 @@ def _mark(like: Tensor) -> Tensor:
 def fill_model(
     model: nn.Module, expected: Expected, state: Mapping[str, Tensor], place: str
 ) -> None:
-    """Copy a state dict into a network, strictly; its dtype and device are kept.
+    """Copy a state dict, under the model's names, into a network; its dtype and device are kept.
 
     Copied, not assigned: a network may hold a parameter in a second place (a list, a closure), and
     that place must see the new weights. Through train mode and back to eval mode: a layer that
     merges weights in eval mode (LoRA) takes them apart before and merges the new ones after.
-
-    Args:
-        model: Changed in place.
-        expected: Of the same model.
-        state: The checkpoint's tensors, under the model's names.
-        place: File and step, for messages.
 
     Raises:
         MismatchError: If anything is missing, unexpected, of another shape, or differs between tied
@@ -175,11 +164,7 @@ def mismatch(
 ) -> MismatchError:
     """Return the error that lists how a checkpoint differs from a model.
 
-    Args:
-        expected: Of the model.
-        shapes: Of the checkpoint.
-        place: File and step.
-        error: From torch, for what keys and shapes alone do not show.
+    `error` is torch's, for differences that keys and shapes alone do not show.
     """
     missing, unexpected, wrong = expected.differences(shapes)
     parts = []

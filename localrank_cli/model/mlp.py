@@ -42,12 +42,7 @@ class MlpLayout:
 
 
 class InferredMlp(nn.Module):
-    """Linear layers with an activation between them, under the names of the weights.
-
-    Args:
-        layout: The layers.
-        activation: A name in ACTIVATIONS.
-    """
+    """Linear layers with an activation between them, under the names of the weights."""
 
     def __init__(self, layout: MlpLayout, activation: str) -> None:
         super().__init__()
@@ -92,11 +87,7 @@ def infer_mlp(shapes: Mapping[str, tuple[int, ...]], in_order: bool) -> MlpLayou
 
     The order is certain in three ways only: the shapes fit in one order alone; or several fit and
     the names differ in their numbers (`0`, `2`, `10`; `fc1`, `fc2`); or the file keeps the order in
-    which the layers were defined.
-
-    Args:
-        shapes: State-dict key -> shape.
-        in_order: Whether the mapping keeps the order in which the layers were defined.
+    which the layers were defined (`in_order`).
 
     Raises:
         ModelError: If the weights are not those of a plain MLP, or the order is ambiguous.

@@ -37,17 +37,10 @@ def build_twice(
     *,
     allowed: bool,
 ) -> Network:
-    """Build a network under another seed, and again under the one that counts.
+    """Return the network that a factory builds under SEED, compared with one under another seed.
 
-    Args:
-        factory: An nn.Module class, or a function that returns a module.
-        arguments: `--model-arg`.
-        name: For messages.
-        existing: Modules that existed before the user's code was imported.
-        allowed: Whether differences are accepted: they must then be the same at every start.
-
-    Returns:
-        The second network; of the first only fingerprints are kept.
+    Of the first only fingerprints are kept. The first four arguments are those of `build_model`.
+    With `allowed`, differences are accepted, and must then be the same at every start.
     """
     build = partial(build_model, factory, arguments, name, existing)
     first = build(_OTHER_SEED)

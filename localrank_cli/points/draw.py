@@ -29,17 +29,10 @@ class Points:
 
 
 def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name: str) -> Points:
-    """Draw points without replacement, indices sorted.
+    """Return `wanted` points (None: 64, or all if there are fewer) drawn without replacement.
 
-    Args:
-        data: First axis the points, any real dtype.
-        wanted: How many (`--points`); None for the default of 64, or all where there are fewer.
-        seed: Of the draw.
-        scale: A factor (`--data-scale`); None leaves integers integers.
-        name: Of the data, for messages.
-
-    Returns:
-        The points; float64, or int64 for integer data without a scale.
+    The data may have any real dtype and have the points on the first axis; indices are sorted. The
+    points are float64, or int64 for integer data without a scale (`--data-scale`).
 
     Raises:
         DataError: If there are too few, or a value is not finite.
@@ -80,17 +73,10 @@ def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name:
 def sample(
     kind: str, shape: tuple[int, ...], wanted: int | None, seed: int, scale: float | None = None
 ) -> Points:
-    """Draw points from a known distribution, float64.
+    """Return points of a given shape from a known distribution, float64.
 
-    Args:
-        kind: `normal`, N(0, 1) entries, or `uniform`, entries in [0, 1).
-        shape: Of one point.
-        wanted: How many; None for the default of 64.
-        seed: Of the draw.
-        scale: A factor, or None.
-
-    Returns:
-        The points, numbered from 0.
+    `kind` is `normal`, N(0, 1) entries, or `uniform`, entries in [0, 1); `wanted` is None for the
+    default of 64.
 
     Raises:
         DataError: If they do not fit into memory.

@@ -25,12 +25,8 @@ _DEFAULT_KEYS = ("x", "inputs", "images")
 def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor, str]:
     """Return an array from a file, that of the points or of their labels, and its key.
 
-    The first axis is that of the points; the dtype is the array's own.
-
-    Args:
-        path: A .safetensors, .npz, .npy, .pt or .pth file.
-        key: Which array; empty for the only one, else `x`, `inputs` or `images`.
-        option: The option that named the key, for messages.
+    The first axis is that of the points; the dtype is the array's own. Without a key it is the only
+    array, else `x`, `inputs` or `images`. `option` named the key, for messages.
 
     Raises:
         DataError: If it cannot be read.

@@ -135,13 +135,8 @@ def layer_spectra(
 
     There is one spectrum for each chosen call, in order of execution. Points with a non-finite
     Jacobian, or with a non-finite pre-activation in this or an earlier layer, are NaN; with
-    `scaled_by_whole` points whose whole Jacobian is not finite are, too.
-
-    Args:
-        model: The network, on the points' device and in the request's dtype.
-        points: Shape (points, ...): each is given to the model as a batch of one.
-        request: Which layers, and how.
-        modes: The modes that earlier checkpoints left; updated.
+    `scaled_by_whole` points whose whole Jacobian is not finite are, too. The network is on the
+    points' device and in the request's dtype; `modes` from earlier checkpoints are updated.
     """
     modes = modes if modes is not None else Modes()
     if not request.scaled_by_whole:

@@ -59,7 +59,7 @@ def singular_values(jacobians: Tensor) -> Tensor:
 
 
 def rounding(spectral_norm: Tensor, longest: int, precision: torch.dtype) -> Tensor:
-    """Return how far a computed singular value may be from the true one.
+    """Return how far a computed singular value may be from the true one, from sigma_1 (float64).
 
     A backward-stable SVD of A gives the singular values of A + E with |E| <= p(m, n) u |A|, and so
     (Weyl) each is off by at most p u sigma_1. LAPACK documents p as a modest function of the sizes;
@@ -67,11 +67,6 @@ def rounding(spectral_norm: Tensor, longest: int, precision: torch.dtype) -> Ten
     side times machine epsilon (2 u) allows 301056 u sigma_1. It is also the tolerance below which
     numpy and torch call a matrix rank deficient by default. Where the entries of the Jacobian
     themselves were computed in a lower precision, that precision's epsilon counts.
-
-    Args:
-        spectral_norm: sigma_1 at each point, any shape, float64.
-        longest: max(n_out, n_in).
-        precision: The lowest floating-point type on the way.
     """
     return spectral_norm * (longest * torch.finfo(precision).eps)
 
@@ -111,7 +106,7 @@ def symmetric_eigenvalues(gram: Tensor) -> Tensor:
     """
     if gram.shape[-1] < _MIN_DEVICE_SIZE:
         gram = gram.cpu()
-    # |M|_F^2; a NaN or inf anywhere in M stands on the diagonal of the Gram matrix too.
+    # |M|_F^2; a NaN or inf anywhere in M is on the diagonal of the Gram matrix too.
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     sound = trace < _MAX_TRACE
     if bool(sound.all()):

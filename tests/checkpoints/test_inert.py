@@ -32,7 +32,7 @@ THINGS: dict[str, Any] = {
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("thing", THINGS)
-def test_what_lies_beside_is_passed_over(tmp_path: Path, thing: str, zipped: bool) -> None:
+def test_other_objects_are_ignored(tmp_path: Path, thing: str, zipped: bool) -> None:
     path = tmp_path / "a.pt"
     saved = {"x": THINGS[thing], "model": {"w": torch.arange(3.0)}}
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)

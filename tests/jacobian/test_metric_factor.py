@@ -45,7 +45,7 @@ def test_entries_that_never_vary_have_no_weight() -> None:
 
 
 @pytest.mark.parametrize("count", [3, 30])
-def test_what_is_not_finite_is_nan_everywhere(count: int) -> None:
+def test_a_value_that_is_not_finite_makes_the_factor_nan(count: int) -> None:
     data = torch.randn(count, 5, dtype=torch.float64)
     data[1, 2] = torch.inf
     factor = factor_of(data)

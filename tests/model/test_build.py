@@ -74,7 +74,7 @@ def test_random_states_are_left_as_found() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_is_no_parameter_is_there_and_moves_too() -> None:
+def test_buffers_and_attributes_move_too() -> None:
     model = build_module(Hostile, {}, NAME)
     move_model(model, torch.device("cpu"), torch.float64)
     assert isinstance(model, Hostile)

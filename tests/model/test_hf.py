@@ -208,7 +208,7 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "pip install 'localrank[transformers]'" in caught.value.advice
 
 
-def test_what_a_config_says_of_the_file_does_not_count(tmp_path: Path) -> None:
+def test_entries_about_the_file_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"n_layer": 2, "transformers_version": "4.40"}')
     config = read_config(tmp_path)
     assert same_network(config, {"n_layer": 2, "torch_dtype": "bfloat16"})

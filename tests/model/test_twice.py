@@ -151,7 +151,7 @@ def test_what_a_checkpoint_fills_or_every_build_gives_is_not(name: str) -> None:
     assert found.drawn - set(found.model.state_dict()) == set()
 
 
-def test_numbers_of_no_seed_are_told_where_drawn_ones_are_let_through() -> None:
+def test_numbers_without_a_seed_are_noted_where_drawn_ones_are_allowed() -> None:
     factory = holding(B=lambda: np.random.default_rng().random(3), C=lambda: torch.randn(2))
     assert built(factory, allowed=True).restless == {"B"}
 
@@ -193,7 +193,7 @@ def test_two_calls_suffice_where_nothing_is_drawn() -> None:
 
 
 class TestModulesFromElsewhere:
-    def test_ones_own_live_module_is_taken_as_it_is(self) -> None:
+    def test_the_callers_own_module_is_used_as_it_is(self) -> None:
         live: Any = holding(B=lambda: torch.randn(3))()
         found: Any = built(lambda: live)
         assert found.drawn - set(live.state_dict()) == set()

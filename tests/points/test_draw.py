@@ -60,7 +60,7 @@ def test_integers_stay_integers_until_they_are_scaled(dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_floats_are_taken_exactly(dtype: torch.dtype) -> None:
+def test_floats_are_kept_exactly(dtype: torch.dtype) -> None:
     data = (torch.arange(140).reshape(70, 2) / 64).to(dtype)
     assert torch.equal(draw(data, 70, 0, None, "x").tensor, data.double())
 

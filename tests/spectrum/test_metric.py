@@ -106,7 +106,7 @@ def test_spectra_and_counts(case: Case, route: str, kind: str) -> None:
             assert counts == naive_counts(sigma, tolerance.atol, rtol), label
 
 
-def test_the_chain_is_taken_in_a_metric_too() -> None:
+def test_the_chain_is_used_in_a_metric_too() -> None:
     case = next(case for case in CASES if case.name == "relu_mlp")
     for kind in KINDS:
         modes = Modes()
