@@ -1,4 +1,4 @@
-"""Zip files as torch.save writes them, and those that only look like one."""
+"""Zip files as torch.save writes them, and files that only look like one."""
 
 import zipfile
 from pathlib import Path
@@ -7,29 +7,16 @@ _MAGIC = b"PK\x03\x04"
 
 
 def is_archive(path: Path) -> bool:
-    """Tells whether a file begins as a zip file does.
-
-    Args:
-        path: The file.
-
-    Returns:
-        True for what torch.load reads as a zip file.
-    """
+    """Return whether a file is a zip archive by its first bytes, as torch.load decides."""
     with path.open("rb") as file:
         return file.read(4) == _MAGIC
 
 
 def fault_of_archive(path: Path) -> str:
-    """Tells why a zip file must not be given to torch.load.
+    """Return why a zip file must not be given to torch.load, as part of a sentence; else "".
 
     torch never compresses. Of a compressed entry a mapped file would give the packed bytes as if
     they were the weights, and a small file could unpack to any size.
-
-    Args:
-        path: For which `is_archive` holds.
-
-    Returns:
-        The reason, as a part of a sentence; empty where there is none.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""What the machine has: devices, memory, versions."""
+"""Devices, memory and library versions of the machine."""
 
 import contextlib
 import os
@@ -12,21 +12,15 @@ import torch
 
 from localrank_cli.errors import SettingsError
 
-_FALLBACK_BYTES = 2 * 2**30
-_NO_LIMIT = 2**60
+_FALLBACK_BYTES = 2 * 2**30  # where the system does not show its free memory
+_NO_LIMIT = 2**60  # control groups without a limit show a number of this order
 
 
 def pick_device(name: str) -> torch.device:
-    """Turns `--device` into a device.
-
-    Args:
-        name: auto, cpu, cuda or cuda:K.
-
-    Returns:
-        The device; `auto` is CUDA where there is a GPU.
+    """Return the device for `--device` (auto, cpu, cuda or cuda:K); `auto` prefers a GPU.
 
     Raises:
-        SettingsError: If that device is not there.
+        SettingsError: If that device does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,23 +42,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def count_gpus() -> int:
-    """How many GPUs this process may use.
-
-    Returns:
-        0 where there is none, or no driver.
-    """
+    """Return how many GPUs this process may use; 0 without a driver."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def memory_budget(device: torch.device) -> int:
-    """A quarter of what is free, in bytes.
-
-    Args:
-        device: Where the Jacobians are computed.
-
-    Returns:
-        The budget.
-    """
+    """Return a quarter of the memory that is free on a device, in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free // 4)
@@ -72,21 +55,13 @@ def memory_budget(device: torch.device) -> int:
 
 
 def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes.
-
-    Returns:
-        The size.
-    """
+    """Return the largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on.
-
-    Returns:
-        Name -> version.
-    """
+    """Return the versions of what the numbers depend on, by name."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in ("localrank", "torch", "numpy", "safetensors"):
         with contextlib.suppress(PackageNotFoundError):
@@ -105,7 +80,7 @@ def _free_memory() -> int:
 
 
 def _control_group_memory() -> list[int]:
-    """What is left under the limits of this process's control group and of those above it."""
+    """Return the memory left under the limits of this process's control group and its parents."""
     base = Path("/sys/fs/cgroup")
     folders = [base, base / "memory"]
     with contextlib.suppress(OSError):
@@ -120,14 +95,14 @@ def _control_group_memory() -> list[int]:
             ("memory.max", "memory.current"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),
         ):
-            # "max" is no number: no limit.
+            # "max" is not a number and means no limit.
             with contextlib.suppress(OSError, ValueError):
                 left.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
     return left
 
 
 def _slurm_memory() -> list[int]:
-    """What Slurm allotted to the job, in its unit of MiB, less what this process holds."""
+    """Return what Slurm allotted to the job (in MiB) less what this process holds, in bytes."""
     sizes = []
     with contextlib.suppress(KeyError, ValueError):
         sizes.append(int(os.environ["SLURM_MEM_PER_NODE"]))

@@ -1,4 +1,4 @@
-"""Keep modules that lie in the current folder, which may be anyone's, from hiding real ones.
+"""Keeping modules in the current folder, which may be anyone's, from hiding real ones.
 
 `python -m` puts the current folder first on `sys.path`: a `numpy.py` beside the checkpoints would
 then run in place of numpy. Only modules that Python itself loads at its start are imported here.
@@ -11,7 +11,7 @@ _NAME = "localrank_cli"
 
 
 def current_folder_last() -> None:
-    """Move entries of `sys.path` that mean the current folder to its end; none is removed."""
+    """Move entries of `sys.path` that mean the current folder to its end."""
     mine = [entry for entry in sys.path if _is_current_folder(entry)]
     sys.path[:] = [entry for entry in sys.path if entry not in mine] + mine
 
@@ -26,9 +26,9 @@ def is_program() -> bool:
 
 
 def program_words(interpreter: str) -> list[str]:
-    """Return the words that start this program, of this very package, as another process.
+    """Return the command that starts this very package in another process.
 
-    `-P` keeps the current folder off the path. `-I`, `-E` and `-s` would do so too, and would lose
+    `-P` keeps the current folder off the path. `-I`, `-E` and `-s` would do so too, but would lose
     PYTHONPATH and packages that are installed for one user.
     """
     from importlib.machinery import PathFinder  # not loaded yet when the path is mended

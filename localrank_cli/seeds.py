@@ -1,4 +1,4 @@
-"""Random number generators under a fixed seed, and as they were afterwards."""
+"""Random number generators under a fixed seed, restored afterwards."""
 
 import random
 from collections.abc import Iterator
@@ -10,14 +10,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and `random`, and put their states back at the end.
-
-    Args:
-        seed: Of all of them.
-
-    Yields:
-        Nothing.
-    """
+    """Seed torch, numpy and `random`, and restore their states at the end."""
     # Where CUDA is not in use yet, torch.manual_seed would seed it for good at its first use.
     devices = list(range(torch.cuda.device_count())) if _uses_cuda() else []
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what a user's code draws from
@@ -27,11 +20,11 @@ def seeded(seed: int) -> Iterator[None]:
                 torch.cuda.manual_seed_all(seed)
             torch.default_generator.manual_seed(seed)
             random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002  # as above
+            np.random.seed(seed)  # noqa: NPY002  # the global one
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002  # as above
+            np.random.set_state(legacy)  # noqa: NPY002  # the global one
 
 
 def _uses_cuda() -> bool:

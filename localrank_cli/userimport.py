@@ -1,4 +1,4 @@
-"""Imports an object that the user named: `path/to/file.py:name` or `package.module:name`."""
+"""Import of an object that the user named: `path/to/file.py:name` or `package.module:name`."""
 
 import contextlib
 import importlib
@@ -13,7 +13,7 @@ from types import ModuleType
 from localrank_cli.errors import LocalrankError, one_line
 from localrank_cli.searchpath import current_folder_last
 
-# Whatever a user's code may raise; a script that parses its arguments when imported exits.
+# What a user's code may raise; a script that parses its arguments when it is imported exits.
 ANY_FAULT = (Exception, SystemExit)
 
 # Modules beside an imported file -> their folder. Two series may bring files of the same name.
@@ -26,7 +26,7 @@ class CodeError(LocalrankError):
 
 @dataclass(frozen=True)
 class CodeSpec:
-    """Where an object lives."""
+    """The place of an object."""
 
     place: str  # a .py file, or a module's dotted name
     name: str
@@ -38,14 +38,7 @@ class CodeSpec:
 
     @classmethod
     def parse(cls, text: str) -> "CodeSpec | None":
-        """Reads `place:name`.
-
-        Args:
-            text: What the user typed.
-
-        Returns:
-            The spec, or None when the text has no such form.
-        """
+        """Return the place in a text `place:name`, or None when the text has no such form."""
         place, colon, name = text.rpartition(":")
         if not colon or not place or not name.replace(".", "_").isidentifier():
             return None
@@ -55,17 +48,10 @@ class CodeSpec:
 
 
 def import_object(spec: CodeSpec, option: str) -> object:
-    """Imports the module and takes the object out of it.
-
-    Args:
-        spec: Where it lives.
-        option: The option that named it, for messages.
-
-    Returns:
-        The object.
+    """Return the object in a module, which is imported; `option` is for messages.
 
     Raises:
-        CodeError: If the module does not import or has no such name.
+        CodeError: If the module cannot be imported or has no such name.
     """
     module = _from_file(spec, option) if spec.is_file else _from_package(spec, option)
     found: object = module
@@ -102,7 +88,7 @@ def _from_file(spec: CodeSpec, option: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _folder_on_path(folder: Path) -> Iterator[None]:
-    """Lets a file import its neighbours as in `python file.py`, and not those of another file."""
+    """Let a file import its neighbours as in `python file.py`, and not those of another file."""
     for name, place in list(_beside.items()):
         if place != folder:
             sys.modules.pop(name, None)
@@ -163,6 +149,7 @@ def _does_not_import(spec: CodeSpec, option: str, error: BaseException) -> CodeE
             line = f" (line {trace.tb_lineno})"
         trace = trace.tb_next
     return CodeError(
-        f"{option}: {spec.place} does not import{line}: {type(error).__name__}: {one_line(error)}",
+        f"{option}: {spec.place} cannot be imported{line}: {type(error).__name__}:"
+        f" {one_line(error)}",
         "Run it with python to see the whole traceback, or pass --debug.",
     )

@@ -8,6 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.model.build import build_model
+
+
+def build_module(factory: Callable[..., object], arguments: dict[str, Any], name: str) -> nn.Module:
+    return build_model(factory, arguments, name).model
+
 
 class Net(nn.Module):
     """Named layers, and a forward pass given as a function of the network and the input.

@@ -16,12 +16,12 @@ def test_only_compressed_entries_are_a_fault(tmp_path: Path, compressed: bool) -
     assert ("compressed" in fault_of_archive(path)) is compressed
 
 
-def test_what_torch_writes_has_none(tmp_path: Path) -> None:
+def test_files_of_torch_have_no_fault(tmp_path: Path) -> None:
     torch.save(weights(), tmp_path / "x.pt")
     assert fault_of_archive(tmp_path / "x.pt") == ""
 
 
-def test_what_is_no_zip_file(tmp_path: Path) -> None:
+def test_files_that_are_not_zip_archives(tmp_path: Path) -> None:
     torch.save(weights(), tmp_path / "x.pt", _use_new_zipfile_serialization=False)
     assert not is_archive(tmp_path / "x.pt")
 

@@ -9,12 +9,12 @@ def test_cpu() -> None:
     assert pick_device("cpu") == torch.device("cpu")
 
 
-def test_auto_is_what_there_is() -> None:
+def test_auto_is_the_gpu_if_there_is_one() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "cuda:99999999999999999999"])
-def test_a_gpu_that_is_not_there(name: str) -> None:
+def test_a_missing_gpu(name: str) -> None:
     with pytest.raises(SettingsError, match=f"--device {name}: there is no such GPU") as caught:
         pick_device(name)
     assert "--device cpu" in caught.value.advice

@@ -113,7 +113,7 @@ def test_importing_the_library_leaves_the_path_alone(folder: Path) -> None:
     assert run(folder, sys.executable, "-c", code) == "True\n"
 
 
-def test_a_removed_current_folder_is_no_error(
+def test_a_removed_current_folder_is_not_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -26,7 +26,7 @@ def test_parse(text: str, place: str, name: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "net.py", "net.py:", ":Net", "Net", "a-b:Net", "a..b:Net", "net.py:a b", "x:3"]
 )
-def test_what_names_no_code(text: str) -> None:
+def test_text_that_is_not_a_place(text: str) -> None:
     assert CodeSpec.parse(text) is None
 
 
@@ -85,12 +85,15 @@ def test_the_working_folder_is_left_as_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import nope_userimport", r"does not import \(line 1\): ModuleNotFoundError: No module"),
+        (
+            "import nope_userimport",
+            r"cannot be imported \(line 1\): ModuleNotFoundError: No module",
+        ),
         ("x = 1\nraise ValueError('no\\nluck')", r"\(line 2\): ValueError: no luck"),
-        ("def f(:", r"does not import: SyntaxError"),
+        ("def f(:", r"cannot be imported: SyntaxError"),
         ("import sys\nsys.exit(0)", r"\(line 2\): SystemExit: 0"),
         ("import argparse\nexit('usage')", "SystemExit: usage"),
-        ("\0", "does not import"),
+        ("\0", "cannot be imported"),
         ("other = 1\n_hidden = 2", r"has no 'found'"),
     ],
 )
@@ -123,7 +126,7 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert import_object(CodeSpec("pkg_userimport.mod", "found"), "--model") == 5
-    with pytest.raises(CodeError, match=r"pkg_userimport\.nope does not import: ModuleNotFound"):
+    with pytest.raises(CodeError, match=r"pkg_userimport\.nope cannot be imported: ModuleNotFound"):
         import_object(CodeSpec("pkg_userimport.nope", "found"), "--model")
     assert Path.cwd() == tmp_path
     assert os.fspath(tmp_path) in sys.path

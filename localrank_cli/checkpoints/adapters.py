@@ -1,15 +1,15 @@
-"""Adapters (LoRA and the like): a few weights that change a network and are none themselves."""
+"""Adapters (LoRA and the like): a few weights that change a network but are not one."""
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from localrank_cli.checkpoints.content import shown
+from localrank_cli.checkpoints.content import printable_name
 from localrank_cli.checkpoints.folders import ADAPTER_CONFIG, is_file
 
 # One part of a key, between its dots.
 _PART = re.compile(
-    # LoRA and its kin: lora_A, lora_embedding_B, lora_magnitude_vector, to_q_lora, lora_unet_...,
+    # LoRA and variants: lora_A, lora_embedding_B, lora_magnitude_vector, to_q_lora, lora_unet_...,
     # poly_lora_A, vblora_..., randlora_...
     r"^(?:.*[_-])?(?:ada|dy|poly|rand|vb|x)?-?loras?(?:[_-].*)?$|"
     r"^(?:ia3_l|dora_scale|hada_[wt][12](?:_[ab])?|lokr_[wt][12](?:_[ab])?|prompt_embeddings|"
@@ -25,26 +25,14 @@ _SAVE = "torch.save(merged.state_dict(), 'step_100.pt')"
 
 
 def adapter_key(keys: Iterable[str]) -> str:
-    """Find a key that belongs to an adapter.
-
-    Args:
-        keys: Of a state dict.
-
-    Returns:
-        The first such; empty where there is none.
-    """
+    """Return the first key that belongs to an adapter; empty where there is none."""
     return next((key for key in keys if _place(key) is not None), "")
 
 
 def is_adapter_alone(keys: Iterable[str]) -> bool:
     """Return whether a state dict holds an adapter without the weights that it changes.
 
-    Args:
-        keys: Of the state dict.
-
-    Returns:
-        False also where there is no adapter. What PEFT saves whole beside an adapter (a head,
-        `modules_to_save`) makes it no network.
+    What PEFT saves whole beside an adapter (a head, `modules_to_save`) does not make it a network.
     """
     owners: list[str] = []
     bases: set[str] = set()
@@ -64,13 +52,8 @@ def is_adapter_alone(keys: Iterable[str]) -> bool:
 def is_of_peft(path: Path, keys: Iterable[str]) -> bool:
     """Return whether a file is an adapter by PEFT's own layout.
 
-    Args:
-        path: A weights file.
-        keys: Of its state dict.
-
-    Returns:
-        True for adapter_model.safetensors beside adapter_config.json, unless it holds the weights
-        of a network under other names.
+    That is adapter_model.safetensors beside adapter_config.json, unless it holds the weights of a
+    network under other names.
     """
     every = list(keys)
     if not _PEFT_FILE.match(path.name) or not is_file(path.parent / ADAPTER_CONFIG):
@@ -79,18 +62,10 @@ def is_of_peft(path: Path, keys: Iterable[str]) -> bool:
 
 
 def refusal(path: Path, keys: Iterable[str]) -> tuple[str, str]:
-    """Describe why an adapter is not analysed, and what to do.
-
-    Args:
-        path: The weights file.
-        keys: Of its state dict.
-
-    Returns:
-        What is wrong, and the advice.
-    """
+    """Return why an adapter is not analysed, and the advice."""
     every = list(keys)
     key = adapter_key(every)
-    named = f" ({shown(key)})" if key else ""
+    named = f" ({printable_name(key)})" if key else ""
     if key and not is_adapter_alone(every):
         what = f"{path}: holds an adapter{named} beside the weights of a network."
         return what, (
@@ -124,7 +99,7 @@ def _lines(path: Path) -> str:
 
 
 def _place(key: str) -> str | None:
-    """The module that an adapter's key changes; None for other keys."""
+    """Return the module that an adapter's key changes; None for other keys."""
     parts = key.split(".")
     index = next((at for at, part in enumerate(parts) if _PART.match(part)), None)
     return None if index is None else ".".join(parts[:index])

@@ -1,4 +1,4 @@
-"""What files beside the weights say of a checkpoint: trainer_state.json and its like."""
+"""Steps and epochs in files beside the weights: trainer_state.json and the like."""
 
 import json
 import re
@@ -15,37 +15,31 @@ from localrank_cli.checkpoints.content import (
     per_epoch_in,
     step_in,
 )
-from localrank_cli.checkpoints.folders import is_file, listed
+from localrank_cli.checkpoints.folders import entries_in, is_file
 from localrank_cli.checkpoints.formats import load_torch
 from localrank_cli.errors import UnreadableError, cause
 
 _COUNTED = re.compile(r"^checkpoint_\d+$")
-_MOST_BYTES = 256 * 2**20  # trainer_state.json holds the log of the whole training
+# trainer_state.json holds the log of the whole training; a longer file is cut off and refused.
+_MAX_STATE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What stands beside the weights."""
+    """Step and epoch from a file beside the weights."""
 
     step: int | None = None
-    place: str = ""  # the file and key that told the step
+    source: str = ""  # the file and key of the step
     epoch: int | None = None
-    is_global: bool = False  # whether that step counts from the start of training by its name
+    is_global: bool = False  # the name of that key says that it counts from the start of training
     per_epoch: int | None = None
 
 
 def facts_in(folder: Path) -> Facts:
-    """Reads what a trainer wrote beside the weights.
-
-    Args:
-        folder: The checkpoint's folder.
-
-    Returns:
-        Step and epoch of Hugging Face's trainer_state.json, else of Lightning's meta.pt; nothing
-        where there is no such file.
+    """Return step and epoch from Hugging Face's trainer_state.json, else from Lightning's meta.pt.
 
     Raises:
-        UnreadableError: If there is one and it cannot be read.
+        UnreadableError: If there is such a file and it cannot be read.
     """
     path = folder / "trainer_state.json"
     if is_file(path):
@@ -58,17 +52,13 @@ def facts_in(folder: Path) -> Facts:
 
 
 def is_count_of_saves(folder: Path) -> bool:
-    """Tells whether the number in a folder's name is accelerate's count of saves, not a step.
+    """Return whether a folder's number is accelerate's count of saves, not a step.
 
-    Args:
-        folder: A checkpoint's folder.
-
-    Returns:
-        True for a folder that accelerate numbered: `checkpoint_3` with a process' random states.
+    True for `checkpoint_3` with the random states of a process in it.
     """
     if not _COUNTED.match(folder.name):
         return False
-    names = {entry.name for entry in listed(folder)}
+    names = {entry.name for entry in entries_in(folder)}
     return "random_states_0.pkl" in names and "trainer_state.json" not in names
 
 
@@ -86,9 +76,9 @@ def _facts(mapping: Mapping[str, Any], path: Path) -> Facts:
 def _json(path: Path) -> Mapping[str, Any]:
     try:
         with path.open("rb") as file:
-            loaded = json.loads(file.read(_MOST_BYTES))
+            loaded = json.loads(file.read(_MAX_STATE_BYTES))
     except OSError as error:
         raise cannot_read(path, error) from error
     except (ValueError, RecursionError) as error:
-        raise UnreadableError(f"{path}: is no JSON ({cause(error)}).", DAMAGED) from error
+        raise UnreadableError(f"{path}: is not JSON ({cause(error)}).", DAMAGED) from error
     return loaded if isinstance(loaded, dict) else {}

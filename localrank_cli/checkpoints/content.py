@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, whatever its format."""
+"""The content of a checkpoint in any format: state dicts, step and epoch."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,9 @@ from localrank_cli.errors import UnreadableError, one_line
 
 State = Mapping[str, Tensor]
 
+DAMAGED = "Is the file complete? Copy or save it again, or leave it out with --pattern."
 
-@dataclass(frozen=True)
-class Content:
-    """A checkpoint as read: one or more candidate state dicts, and what else it says."""
-
-    states: dict[str, State]  # container key ("" for a bare state dict) -> tensors
-    step: int | None = None  # as found, which may be no step: below 0 or too large for a table
-    step_source: str = ""  # the key that told the step
-    epoch: int | None = None
-    averaged: frozenset[str] = frozenset()  # keys of `states` that hold an average over training
-    per_epoch: int | None = None  # steps in an epoch, where the file says so
-
-
-# What counts from the start of training by its name; other counters may begin anew in each epoch.
+# Counters whose name says that they start with the training; others may restart in each epoch.
 GLOBAL_KEYS = ("global_step", "global_steps", "num_updates")
 STEP_KEYS = (
     "global_step",
@@ -38,9 +27,7 @@ STEP_KEYS = (
     "iter",
     "num_updates",
 )
-
-
-# How many steps an epoch has, by the key of the step.
+# Keys of the number of steps in an epoch, by the key of the step.
 _PER_EPOCH = {
     "step": ("steps_per_epoch", "num_steps_per_epoch"),
     "steps": ("steps_per_epoch", "num_steps_per_epoch"),
@@ -50,15 +37,35 @@ _PER_EPOCH = {
 }
 
 
+@dataclass(frozen=True)
+class Content:
+    """A checkpoint as read: one or more candidate state dicts, with the step and epoch it holds."""
+
+    states: dict[str, State]  # container key ("" for a bare state dict) -> tensors
+    step: int | None = None  # as found: may be below 0 or too large for a table
+    step_source: str = ""  # the key that holds the step
+    epoch: int | None = None
+    averaged: frozenset[str] = frozenset()  # keys of `states` that hold an average over training
+    per_epoch: int | None = None  # steps in an epoch, where the file records it
+
+    @classmethod
+    def of_state(cls, state: State, metadata: Mapping[str, Any]) -> "Content":
+        """Return a bare state dict with the step and epoch that its metadata hold."""
+        step, source = step_in(metadata)
+        return cls(
+            {"": state},
+            step=step,
+            step_source=source,
+            epoch=epoch_in(metadata),
+            per_epoch=per_epoch_in(metadata, source),
+        )
+
+
 def integer(value: Any) -> int | None:
-    """Read a counter.
+    """Return a counter as an int: from an int, an integral float, a tensor of one, or digits.
 
-    Args:
-        value: An int, an integral float, a tensor of one such, or a text of digits.
-
-    Returns:
-        The int; TOO_LARGE for infinity and NO_NUMBER for NaN and for a tensor whose value cannot
-        be read; None for anything else.
+    TOO_LARGE for infinity, NO_NUMBER for NaN and for a tensor whose value cannot be read; None for
+    anything else.
     """
     if isinstance(value, Tensor) and value.numel() == 1:
         value = _value_of(value)
@@ -87,15 +94,10 @@ def _of_float(value: float) -> int | None:
 
 
 def step_in(mapping: Mapping[str, Any], keys: Sequence[str] = STEP_KEYS) -> tuple[int | None, str]:
-    """Find the training step among a checkpoint's own entries.
+    """Return the training step among a checkpoint's own entries, and its key; (None, "") if absent.
 
-    Args:
-        mapping: The top level of a checkpoint, or safetensors metadata.
-        keys: Where to look, the clearest key first.
-
-    Returns:
-        The step and its key; (None, "") where there is none. A number that is no step is returned
-        as it is, a negative one only where no other key has a step.
+    The clearest of `keys` comes first. A number that cannot be a step is returned as it is, a
+    negative one only where no other key has a step.
     """
     found = [(number, key) for key in keys if (number := integer(mapping.get(key))) is not None]
     # A counter of -1 often says that nothing was counted.
@@ -105,28 +107,13 @@ def step_in(mapping: Mapping[str, Any], keys: Sequence[str] = STEP_KEYS) -> tupl
 
 
 def epoch_in(mapping: Mapping[str, Any]) -> int | None:
-    """Find the epoch among a checkpoint's own entries.
-
-    Args:
-        mapping: The top level of a checkpoint, or safetensors metadata.
-
-    Returns:
-        The epoch, or None.
-    """
+    """Return the epoch among a checkpoint's own entries, or None."""
     found = integer(mapping.get("epoch"))
     return found if found is not None and found >= 0 else None
 
 
 def per_epoch_in(mapping: Mapping[str, Any], key: str) -> int | None:
-    """Find how many steps an epoch has among a checkpoint's own entries.
-
-    Args:
-        mapping: The top level of a checkpoint, or safetensors metadata.
-        key: That of the step.
-
-    Returns:
-        The number, in the unit of that key, or None.
-    """
+    """Return how many steps an epoch has, in the unit of the step's key; None if not recorded."""
     for name in _PER_EPOCH.get(key, ()):
         found = integer(mapping.get(name))
         if found is not None and found > 0:
@@ -134,32 +121,31 @@ def per_epoch_in(mapping: Mapping[str, Any], key: str) -> int | None:
     return None
 
 
-DAMAGED = "Is the file complete? Copy or save it again, or leave it out with --pattern."
-
-
 def cannot_read(path: Path, error: OSError) -> UnreadableError:
-    """Says why the system did not give a file.
-
-    Args:
-        path: The file.
-        error: What the system said.
-
-    Returns:
-        The error to raise.
-    """
+    """Return the error for a file that the system refused to give."""
     reason = error.strerror or one_line(error)
     return UnreadableError(
         f"{path}: cannot be read ({reason}).", "Check that it exists and that you may read it."
     )
 
 
-def shown(name: str) -> str:
-    """A name that a file holds, as it may stand in a sentence.
+def size_of_part(file: Path, index: object, contents: str) -> int:
+    """Return the size in bytes of a file that an index names.
 
-    Args:
-        name: Any text: who made the file chose it.
-
-    Returns:
-        Its beginning, without line breaks and what a terminal would obey.
+    Raises:
+        UnreadableError: If it is missing or cannot be read.
     """
+    try:
+        return file.stat().st_size
+    except FileNotFoundError as error:
+        raise UnreadableError(
+            f"{file}: there is no such file, but {index} says that it holds {contents}.",
+            "Copy the whole checkpoint again, or leave it out with --pattern.",
+        ) from error
+    except OSError as error:
+        raise cannot_read(file, error) from error
+
+
+def printable_name(name: str) -> str:
+    """Return the beginning of a name that a file holds, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:160])

@@ -1,4 +1,4 @@
-"""What the steps of a series count: the whole training, or each epoch anew."""
+"""What the steps of a series count: those of the whole training, or those within an epoch."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from localrank_cli.checkpoints.names import MAX_STEP
-from localrank_cli.checkpoints.places import Told
+from localrank_cli.checkpoints.places import Place
 from localrank_cli.checkpoints.series import CheckpointFile
 
 Same = Callable[[CheckpointFile, CheckpointFile], bool]
@@ -17,10 +17,10 @@ _TEXT = re.compile(r"^(\d+) steps in each epoch from epoch (\d+) on$")
 
 @dataclass(frozen=True)
 class Counting:
-    """How the column `step` follows from what is known of each checkpoint."""
+    """How the column `step` follows from the place of each checkpoint."""
 
     # STEPS: as found. EPOCHS: the epoch. DERIVED: from the epoch and the step in it. Else: the
-    # place of a second number, which counts from the start of training (`Told.others`).
+    # source of a second number, which counts from the start of training (`Place.others`).
     kind: str = STEPS
     per_epoch: int = 0  # DERIVED: the steps in every epoch
     first_epoch: int = 0  # DERIVED: 0 or 1
@@ -34,64 +34,45 @@ class Counting:
 
     @classmethod
     def of_text(cls, text: str | None) -> "Counting":
-        """Read what `text` gave.
-
-        Args:
-            text: From a file.
-
-        Returns:
-            The same counting.
-        """
+        """Return the counting whose `text` is given."""
         match = _TEXT.match(text or "")
         if match:
             return cls(DERIVED, int(match[1]), int(match[2]))
         return cls(text or STEPS)
 
-    def step(self, told: Told) -> int | None:
-        """Return the step of a checkpoint.
-
-        Args:
-            told: What is known of it.
-
-        Returns:
-            The step, or None where it has none.
-        """
+    def step(self, place: Place) -> int | None:
+        """Return the step of a checkpoint, or None where it has none."""
         if self.kind == STEPS:
-            return told.step
+            return place.step
         if self.kind == EPOCHS:
-            return told.epoch
+            return place.epoch
         if self.kind == DERIVED:
-            if told.step is None or told.epoch is None:
+            if place.step is None or place.epoch is None:
                 return None
-            return (told.epoch - self.first_epoch) * self.per_epoch + told.step
-        return told.others.get(self.kind)
+            return (place.epoch - self.first_epoch) * self.per_epoch + place.step
+        return place.others.get(self.kind)
 
 
 @dataclass(frozen=True)
 class Restart:
-    """Two checkpoints that show that the step begins anew in each epoch."""
+    """Two checkpoints that show that the step restarts in each epoch."""
 
     earlier: CheckpointFile
     later: CheckpointFile  # of a later epoch, and not at a later step
 
 
-def find_restart(told: Mapping[CheckpointFile, Told], same: Same) -> Restart | None:
-    """Look for a step that does not increase from one epoch to a later one.
+def find_restart(places: Mapping[CheckpointFile, Place], same: Same) -> Restart | None:
+    """Return the first step that does not increase from one epoch to a later one, or None.
 
-    Args:
-        told: What is known of each checkpoint.
-        same: Whether two checkpoints hold the same weights.
-
-    Returns:
-        The first such pair, or None. Checkpoints without a step or an epoch are passed over, and
-        so is everything where all steps count from the start of training by their name.
+    Checkpoints without a step or an epoch are passed over, and so is everything where all steps
+    count from the start of training by their name.
     """
     placed = sorted(
         (one.epoch, one.step, file.name, file)
-        for file, one in told.items()
+        for file, one in places.items()
         if one.step is not None and one.epoch is not None
     )
-    if all(told[file].is_global for *_, file in placed):
+    if all(places[file].is_global for *_, file in placed):
         return None
     highest: tuple[int, CheckpointFile] | None = None  # of all earlier epochs
     for index, (epoch, step, _, file) in enumerate(placed):
@@ -107,61 +88,45 @@ def find_restart(told: Mapping[CheckpointFile, Told], same: Same) -> Restart | N
     return None
 
 
-def decide(told: Mapping[CheckpointFile, Told], same: Same) -> Counting | None:
-    """Decide what steps that begin anew in each epoch are replaced with.
+def decide(places: Mapping[CheckpointFile, Place], same: Same) -> Counting | None:
+    """Return the counting that replaces steps that restart in each epoch.
 
-    Args:
-        told: What is known of each checkpoint.
-        same: Whether two checkpoints hold the same weights.
-
-    Returns:
-        The counting; None where neither steps of the whole training nor the epochs can serve.
+    None where neither steps of the whole training nor the epochs can serve.
     """
-    # What has neither may be a copy of another checkpoint.
-    told = {
-        file: one for file, one in told.items() if one.step is not None or one.epoch is not None
+    # A checkpoint that has neither may be a copy of another one.
+    places = {
+        file: one for file, one in places.items() if one.step is not None or one.epoch is not None
     }
-    places = dict.fromkeys(place for one in told.values() for place in one.others)
-    for place in places:
-        if is_sound({file: one.others.get(place) for file, one in told.items()}, told, same):
-            return Counting(place)
-    derived = _derived(told)
+    sources = dict.fromkeys(source for one in places.values() for source in one.others)
+    for source in sources:
+        steps = {file: one.others.get(source) for file, one in places.items()}
+        if is_sound(steps, places, same):
+            return Counting(source)
+    derived = _derived(places)
     if derived is not None:
         return derived
-    epochs = {file: one.epoch for file, one in told.items()}
+    epochs = {file: one.epoch for file, one in places.items()}
     return Counting(EPOCHS) if are_distinct(epochs, same) else None
 
 
 def is_sound(
-    steps: Mapping[CheckpointFile, int | None], told: Mapping[CheckpointFile, Told], same: Same
+    steps: Mapping[CheckpointFile, int | None], places: Mapping[CheckpointFile, Place], same: Same
 ) -> bool:
     """Return whether numbers can be the steps of a series.
 
-    Args:
-        steps: File -> number.
-        told: What else is known of each checkpoint.
-        same: Whether two checkpoints hold the same weights.
-
-    Returns:
-        True where all have one, different checkpoints different ones, and they increase with the
-        epoch.
+    All checkpoints must have one, different checkpoints different ones, and they must increase with
+    the epoch.
     """
     if not are_distinct(steps, same):
         return False
-    moved = {file: Told(steps[file], "", one.epoch) for file, one in told.items() if file in steps}
+    moved = {
+        file: Place(steps[file], "", one.epoch) for file, one in places.items() if file in steps
+    }
     return find_restart(moved, same) is None
 
 
 def are_distinct(steps: Mapping[CheckpointFile, int | None], same: Same) -> bool:
-    """Return whether every checkpoint has a number, and different ones have different numbers.
-
-    Args:
-        steps: File -> number.
-        same: Whether two checkpoints hold the same weights.
-
-    Returns:
-        False also where a number is no step.
-    """
+    """Return whether every checkpoint has a step, and different ones have different steps."""
     seen: dict[int, CheckpointFile] = {}
     for file, step in steps.items():
         if step is None or not 0 <= step <= MAX_STEP:
@@ -172,15 +137,15 @@ def are_distinct(steps: Mapping[CheckpointFile, int | None], same: Same) -> bool
     return bool(steps)
 
 
-def _derived(told: Mapping[CheckpointFile, Told]) -> Counting | None:
+def _derived(places: Mapping[CheckpointFile, Place]) -> Counting | None:
     placed = []
-    for one in told.values():
+    for one in places.values():
         if one.step is None or one.epoch is None or one.is_global:
             return None
         placed.append((one.epoch, one.step))
     placed = sorted(set(placed))
-    said = {one.per_epoch for one in told.values()}
-    length = said.pop() if len(said) == 1 else None
+    lengths = {one.per_epoch for one in places.values()}
+    length = lengths.pop() if len(lengths) == 1 else None
     if length is not None:
         # Whether epochs count from 0 shows only where there is an epoch 0.
         fits = placed[0][0] == 0 and all(step <= length for _, step in placed)

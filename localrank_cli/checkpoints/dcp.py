@@ -1,9 +1,14 @@
-"""Reads folders of torch.distributed.checkpoint, without a process group and without its code."""
+"""Folders of torch.distributed.checkpoint, read without a process group and without its code.
+
+The `.metadata` is a pickle: `_Unpickler` knows only the names that torch writes, and gives classes
+of this file for them.
+"""
 
 import io
+import math
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +16,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_read, shown
+from localrank_cli.checkpoints.content import (
+    DAMAGED,
+    Content,
+    State,
+    cannot_read,
+    printable_name,
+    size_of_part,
+)
 from localrank_cli.checkpoints.frameworks import COUNTERS, PLACES, find_states, progress
 from localrank_cli.checkpoints.sharded import check_inside
 from localrank_cli.errors import UnreadableError, cause
 
+_CHECKPOINT = "torch.distributed.checkpoint"
+_OLD_METADATA = "torch.distributed._shard.sharded_tensor.metadata"  # where older versions had them
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+# Sizes beyond this are malformed: no file holds as many bytes, and torch counts in int64.
+_MAX_SIZE = 2**60
+# Keys of a saved dict that hold other things than weights.
+_NOT_WEIGHTS = frozenset((
+    "optim", "optimizer", "optimizers", "optim_state", "optimizer_states", "lr_scheduler",
+    "lr_schedulers", "scheduler", "dataloader", "train_state", "rng", "rng_state", "rng_states",
+    "trainer", "scaler", "loops", "callbacks",
+))  # fmt: skip
+_MAX_SCALAR_BYTES = 2**20  # a saved step or epoch takes 1261 bytes in torch 2.13
+
 
 def unpickle(path: Path) -> object:
-    """Loads a `.metadata`.
-
-    Args:
-        path: The file.
-
-    Returns:
-        What it holds: of a sound file a `DcpMetadata`.
+    """Return what a `.metadata` holds: of a sound file a `DcpMetadata`.
 
     Raises:
         UnreadableError: If it cannot be read, or needs code.
@@ -36,7 +55,7 @@ def unpickle(path: Path) -> object:
         raise cannot_read(path, error) from error
     except _UnknownNameError as error:
         raise UnreadableError(
-            f"{path}: needs code to load: {shown(str(error))}.",
+            f"{path}: needs code to load: {printable_name(str(error))}.",
             "torch.distributed.checkpoint writes no such name: save it again with plain tensors,"
             " or leave it out with --pattern.",
         ) from error
@@ -52,14 +71,14 @@ class _UnknownNameError(Exception):
 
 
 class _Closed(type):
-    """A pickle can set attributes of whatever it can name: of these classes it cannot."""
+    """Metaclass that forbids setting attributes of a class, which a pickle could otherwise do."""
 
     def __setattr__(cls, name: str, value: object) -> None:
         raise AttributeError(f"{cls.__name__}.{name} is not to be set")
 
 
 class _Inert(metaclass=_Closed):
-    """Stands for what is of no use here: paths, enumerations, the identity of the save."""
+    """Placeholder for what is not needed: paths, enumerations, the identity of the save."""
 
     def __new__(cls, *_: object) -> "_Inert":
         return object.__new__(cls)
@@ -69,7 +88,7 @@ class _Inert(metaclass=_Closed):
 
 
 class DcpMetadata(metaclass=_Closed):
-    """The whole."""
+    """The whole of a `.metadata`."""
 
     planner_data: Any = None
 
@@ -79,7 +98,7 @@ class DcpTensor(metaclass=_Closed):
 
 
 class DcpBytes(metaclass=_Closed):
-    """A value that is no tensor."""
+    """A value that is not a tensor."""
 
 
 class DcpChunk(metaclass=_Closed):
@@ -87,13 +106,13 @@ class DcpChunk(metaclass=_Closed):
 
 
 class DcpStorage(metaclass=_Closed):
-    """Where a part lies."""
+    """The place of a part: file, offset and length."""
 
     transform_descriptors: Any = None
 
 
 class DcpProperties(metaclass=_Closed):
-    """Of a tensor; only its type is kept."""
+    """The properties of a tensor, of which only the dtype is kept."""
 
     dtype: Any = None
 
@@ -102,7 +121,7 @@ class DcpProperties(metaclass=_Closed):
 
 
 class DcpIndex(metaclass=_Closed):
-    """The name of a part: of the tensor, and where the part begins in it."""
+    """The name of a part: its tensor, and where it begins in the tensor."""
 
     fqn: Any = None
     offset: Any = None
@@ -115,13 +134,13 @@ class DcpIndex(metaclass=_Closed):
 
     @property
     def key(self) -> tuple[str, tuple[int, ...] | None]:
-        """What names a part; of plain types, since nested ones take long to hash."""
+        """The name of a part in plain types, since nested ones take long to hash."""
         offset = self.offset
         plain = offset is None or (
             isinstance(offset, tuple) and all(isinstance(value, int) for value in offset)
         )
         if not isinstance(self.fqn, str) or not plain:
-            raise TypeError("an index is no name")
+            raise TypeError("the name of a part is malformed")
         return self.fqn, offset
 
 
@@ -129,8 +148,6 @@ def _size(values: Any = ()) -> tuple[int, ...]:
     return tuple(values)
 
 
-_CHECKPOINT = "torch.distributed.checkpoint"
-_SHARDED = "torch.distributed._shard.sharded_tensor.metadata"  # where older versions had them
 _NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
     (f"{_CHECKPOINT}.metadata", "Metadata"): DcpMetadata,
     (f"{_CHECKPOINT}.metadata", "TensorStorageMetadata"): DcpTensor,
@@ -141,8 +158,8 @@ _NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
     (f"{_CHECKPOINT}.metadata", "StorageMeta"): _Inert,
     (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"): _Inert,
     (f"{_CHECKPOINT}.filesystem", "_StorageInfo"): DcpStorage,
-    (_SHARDED, "TensorProperties"): DcpProperties,
-    (_SHARDED, "MEM_FORMAT_ENCODING"): _Inert,
+    (_OLD_METADATA, "TensorProperties"): DcpProperties,
+    (_OLD_METADATA, "MEM_FORMAT_ENCODING"): _Inert,
     ("torch", "Size"): _size,
     ("torch.serialization", "_get_layout"): _Inert,
     ("collections", "OrderedDict"): dict,
@@ -155,9 +172,6 @@ _NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-
-
 class _Unpickler(pickle.Unpickler):  # noqa: S301  # it finds no name but those above
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _NAMES:
@@ -167,12 +181,9 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301  # it finds no name but those 
         raise _UnknownNameError(f"{module}.{name}")
 
 
-_MOST_VALUES = 2**60
-
-
 @dataclass(frozen=True)
 class Piece:
-    """Where a part of a tensor, or a whole value, lies."""
+    """The place of a part of a tensor, or of a whole value."""
 
     file: str  # inside the checkpoint's folder
     start: int
@@ -187,23 +198,17 @@ class Entry:
 
     path: tuple[str, ...]  # in the dict that was saved, such as ("model", "0.weight")
     pieces: tuple[Piece, ...]
-    dtype: torch.dtype | None = None  # None: no tensor
+    dtype: torch.dtype | None = None  # None: not a tensor
     size: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         """For messages."""
-        return shown(".".join(self.path))
+        return printable_name(".".join(self.path))
 
 
 def read_metadata(path: Path) -> list[Entry]:
-    """Lists what a folder of torch.distributed.checkpoint holds.
-
-    Args:
-        path: Its `.metadata`.
-
-    Returns:
-        All entries, in the order of the file.
+    """Return all entries of a `.metadata`, in the order of the file.
 
     Raises:
         UnreadableError: If it is damaged, would run code, or names files outside its folder.
@@ -221,11 +226,7 @@ def read_metadata(path: Path) -> list[Entry]:
 
 
 def check_files(path: Path, entries: list[Entry]) -> None:
-    """Checks that every piece lies in a file of the folder that is long enough.
-
-    Args:
-        path: The `.metadata`.
-        entries: What is needed of it.
+    """Check that every piece of some entries lies in a file that is long enough.
 
     Raises:
         UnreadableError: If a file is missing, too short, or outside the folder.
@@ -236,15 +237,7 @@ def check_files(path: Path, entries: list[Entry]) -> None:
             ends[piece.file] = max(ends.get(piece.file, 0), piece.start + piece.length)
     for name, end in ends.items():
         file = path.parent / name
-        try:
-            size = file.stat().st_size
-        except FileNotFoundError as error:
-            raise UnreadableError(
-                f"{file}: there is no such file, and {path} says that it holds weights.",
-                "Copy the whole checkpoint again, or leave it out with --pattern.",
-            ) from error
-        except OSError as error:
-            raise cannot_read(file, error) from error
+        size = size_of_part(file, path, "weights")
         if size < end:
             raise UnreadableError(
                 f"{file}: has {size} bytes, and {path} places weights up to byte {end}.", DAMAGED
@@ -268,16 +261,16 @@ def _entries(metadata: Any) -> list[Entry]:
 
 def _path(parts: Any) -> tuple[str, ...]:
     if not isinstance(parts, (tuple, list)) or not parts:
-        raise TypeError("a path is no path")
+        raise TypeError("the path of an entry is malformed")
     if not all(isinstance(part, (str, int)) for part in parts):
-        raise TypeError("a path is not of names")
+        raise TypeError("the path of an entry holds other things than names")
     return tuple(map(str, parts))
 
 
 def _mapping(metadata: Any, name: str) -> Mapping[Any, Any]:
     value = vars(metadata).get(name)
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} is no dict")
+        raise TypeError(f"{name} is not a dict")
     return value
 
 
@@ -309,23 +302,23 @@ def _piece(info: Any, offsets: tuple[int, ...] = (), sizes: tuple[int, ...] = ()
 
 def _ints(values: Any) -> tuple[int, ...]:
     found = tuple(values)
-    if not all(type(value) is int and 0 <= value < _MOST_VALUES for value in found):
-        raise ValueError("sizes are no sizes")
+    if not all(type(value) is int and 0 <= value < _MAX_SIZE for value in found):
+        raise ValueError("a size is malformed")
     return found
 
 
 def _check_cover(size: tuple[int, ...], pieces: list[Piece]) -> None:
-    """Pieces inside the tensor, apart from each other, and as many values as the tensor has."""
+    """Check that the pieces lie inside the tensor, do not overlap, and fill it."""
     boxes = [tuple(zip(p.offsets, p.sizes, strict=True)) for p in pieces]
     inside = all(
         len(box) == len(size)
         and all(start + length <= whole for (start, length), whole in zip(box, size, strict=True))
         for box in boxes
     )
-    count = sum(_count(piece.sizes) for piece in pieces)
-    if _count(filter(None, size)) >= _MOST_VALUES:  # torch cannot hold the shape, even if empty
+    count = sum(math.prod(piece.sizes) for piece in pieces)
+    if math.prod(filter(None, size)) >= _MAX_SIZE:  # torch cannot hold the shape, even if empty
         raise ValueError(f"a tensor has the shape {list(size)}")
-    if not inside or count != _count(size) or count >= _MOST_VALUES or _overlap(boxes):
+    if not inside or count != math.prod(size) or count >= _MAX_SIZE or _overlap(boxes):
         raise ValueError(f"the pieces of a tensor do not make up its shape {list(size)}")
 
 
@@ -340,31 +333,11 @@ def _overlap(boxes: list[tuple[tuple[int, int], ...]]) -> bool:
     return False
 
 
-def _count(sizes: Iterable[int]) -> int:
-    count = 1
-    for size in sizes:
-        count *= size
-    return count
-
-
-# What stands beside the weights in one dict.
-_NOT_WEIGHTS = frozenset((
-    "optim", "optimizer", "optimizers", "optim_state", "optimizer_states", "lr_scheduler",
-    "lr_schedulers", "scheduler", "dataloader", "train_state", "rng", "rng_state", "rng_states",
-    "trainer", "scaler", "loops", "callbacks",
-))  # fmt: skip
-_MOST_SCALAR = 2**20  # bytes in which a step or an epoch is saved; 1261 in torch 2.13
-
-
 def read_dcp(path: Path, *, header_only: bool = False) -> Content:
-    """Reads the weights that a folder of torch.distributed.checkpoint holds.
+    """Return the weights in a folder of torch.distributed.checkpoint.
 
-    Args:
-        path: Its `.metadata`.
-        header_only: Whether keys and shapes are enough; the tensors are then on `meta`.
-
-    Returns:
-        Its state dicts, by their place in the dict that was saved; "" for what lay at its top.
+    State dicts are named by their place in the dict that was saved, "" for its top level. With
+    `header_only` the tensors are on `meta`.
 
     Raises:
         UnreadableError: If it is damaged or incomplete, or holds no weights.
@@ -397,13 +370,7 @@ def read_dcp(path: Path, *, header_only: bool = False) -> Content:
 
 
 def dcp_files(path: Path) -> list[Path]:
-    """The files that hold a checkpoint's tensors.
-
-    Args:
-        path: Its `.metadata`.
-
-    Returns:
-        Their paths, each once.
+    """Return the files that hold a checkpoint's tensors, each once.
 
     Raises:
         UnreadableError: If the metadata are damaged.
@@ -427,7 +394,7 @@ def _states(leaves: Mapping[int, tuple[Tensor, Entry]]) -> tuple[dict[str, State
             place = tree
             for part in entry.path[:-1]:
                 inner = place.setdefault(part, {})
-                # A value and a dict under one name: what is deeper is no part of a state dict.
+                # Under a name that holds a value too, deeper entries belong to no state dict.
                 place = inner if isinstance(inner, dict) else {}
             place[entry.path[-1]] = tensor
     states, averaged = find_states(tree)
@@ -442,7 +409,7 @@ def _states(leaves: Mapping[int, tuple[Tensor, Entry]]) -> tuple[dict[str, State
 
 
 def _facts(path: Path, entries: Sequence[Entry]) -> dict[str, Any]:
-    """The few numbers that tell how far the training was; each is read from its place."""
+    """Return the few numbers that give the progress of the training, each read from its place."""
     facts: dict[str, Any] = {}
     places = [(), *PLACES]
     for entry in entries:
@@ -460,8 +427,8 @@ def _facts(path: Path, entries: Sequence[Entry]) -> dict[str, Any]:
 
 def _read_scalar(folder: Path, piece: Piece) -> object:
     try:
-        return _load(_bytes(folder, piece)) if piece.length <= _MOST_SCALAR else None
-    except Exception:  # no number, or what only code could read: then it tells no step
+        return _load(_bytes(folder, piece)) if piece.length <= _MAX_SCALAR_BYTES else None
+    except Exception:  # not a number, or one that only code could read: no step
         return None
 
 
@@ -478,9 +445,7 @@ def _read_tensor(path: Path, entry: Entry) -> Tensor:
 
 def _check_kept(path: Path, entry: Entry) -> None:
     assert entry.dtype is not None
-    count, stored = 1, sum(piece.length for piece in entry.pieces)
-    for size in entry.size:
-        count *= size
+    count, stored = math.prod(entry.size), sum(piece.length for piece in entry.pieces)
     if count * entry.dtype.itemsize > stored:
         raise UnreadableError(
             f"{path}: {entry.name} has {count} values of {entry.dtype}, and its files"
@@ -523,5 +488,5 @@ def _bytes(folder: Path, piece: Piece) -> io.BytesIO:
 
 def _load(stream: io.BytesIO) -> object:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
+        warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
         return torch.load(stream, map_location="cpu", weights_only=True)

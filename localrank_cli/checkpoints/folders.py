@@ -1,4 +1,8 @@
-"""Checkpoints that are folders: which file in them tells where the weights are."""
+"""Checkpoints that are folders: which file in them holds or lists the weights.
+
+Folders that only training code can join (DeepSpeed, Megatron) are refused with the command that
+converts them; repositories of the Hub's cache are listed by snapshot.
+"""
 
 import re
 import shlex
@@ -11,21 +15,45 @@ from localrank_cli.checkpoints.names import epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import INDEX_SUFFIXES, is_index, is_shard
 from localrank_cli.errors import UnreadableError
 
+# Files and folders of DeepSpeed and Megatron.
 _ZERO = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_.*states\.pt$")
 _RANK = re.compile(r"^mp_rank_\d+(?:_\d+)*$")
 _DEEPSPEED = re.compile(r"^mp_rank_\d+_model_states\.pt$|^layer_\d+-model_\d+-model_states\.pt$")
 _TAG = re.compile(r"^global_step\d+$")
 
+DCP_METADATA = ".metadata"
+ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+# Subfolders with the files of torch.distributed.checkpoint: its own, OLMo-core's, accelerate's.
+_DCP_PLACES = ("", "model_and_optim", "pytorch_model_fsdp_0", "model")
+# These weights are read before all others in a folder.
+_FIRST = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Files of trainers beside the weights, read for the step and epoch, never as weights.
+FACTS = ("trainer_state.json", "meta.pt")
+# Names that only say that a checkpoint is the last or the best.
+_ALIAS = re.compile(r"(?:^|[_\-.])(?:last|best|latest|final|newest|current)(?:$|[_\-.=])", re.I)
+NOT_CHECKPOINTS = re.compile(
+    r"^(?:.*[_\-.])?(?:optim(?:izer)?|(?:lr_?)?scheduler|rng(?:_?states?)?|random_states?|scaler|"
+    r"training_args|trainer_state|recipe_state|train_state|dataloader)"
+    # Possessive: names are matched in linear time.
+    r"(?:[_\-.=]*+(?:(?:global_?)?(?:states?|steps?|iter|epoch|checkpoint|ckpt)|\d++))*+"
+    r"(?:\.[A-Za-z]+)?$",
+    flags=re.IGNORECASE,
+)
+_MAX_REF_BYTES = 200  # a ref is a hash of 40 digits
+
 
 def refuse_sharded_training(folder: Path, names: Collection[str]) -> None:
-    """Refuses a folder of DeepSpeed ZeRO or of Megatron's model-parallel ranks.
-
-    Args:
-        folder: A checkpoint's folder.
-        names: What is in it.
+    """Refuse a folder of DeepSpeed ZeRO or of Megatron's model-parallel ranks.
 
     Raises:
-        UnreadableError: If it is such a one; the advice is the command that converts it.
+        UnreadableError: If the names in the folder are theirs; the advice is the command that
+            converts it.
     """
     if any(_ZERO.match(name) or _DEEPSPEED.match(name) for name in names):
         raise _deepspeed(folder.parent, folder.name, folder)
@@ -65,49 +93,21 @@ def _megatron(folder: Path, ranks: list[str]) -> UnreadableError:
     )
 
 
-DCP_METADATA = ".metadata"
-ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
-# Where torch.distributed.checkpoint lies: in the folder itself, in OLMo-core's, in accelerate's.
-_DCP_PLACES = ("", "model_and_optim", "pytorch_model_fsdp_0", "model")
-_FIRST = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-# What trainers write beside the weights and is read as facts, never as weights.
-FACTS = ("trainer_state.json", "meta.pt")
-_ALIAS = re.compile(r"(?:^|[_\-.])(?:last|best|latest|final|newest|current)(?:$|[_\-.=])", re.I)
-NOT_CHECKPOINTS = re.compile(
-    r"^(?:.*[_\-.])?(?:optim(?:izer)?|(?:lr_?)?scheduler|rng(?:_?states?)?|random_states?|scaler|"
-    r"training_args|trainer_state|recipe_state|train_state|dataloader)"
-    # Possessive: names are matched in linear time.
-    r"(?:[_\-.=]*+(?:(?:global_?)?(?:states?|steps?|iter|epoch|checkpoint|ckpt)|\d++))*+"
-    r"(?:\.[A-Za-z]+)?$",
-    flags=re.IGNORECASE,
-)
-
-
 def folder_weights(folder: Path) -> Path | None:
-    """The file from which a checkpoint's folder is read.
+    """Return the file from which a checkpoint's folder is read.
 
-    Args:
-        folder: Any folder.
-
-    Returns:
-        A weights file, the index of several, or the `.metadata` of torch.distributed.checkpoint;
-        None when the folder is no checkpoint. That the folder has a step is not asked.
+    It is a weights file, the index of several, or the `.metadata` of torch.distributed.checkpoint;
+    None when the folder is not a checkpoint. Whether the folder has a step does not matter.
 
     Raises:
-        UnreadableError: If it cannot be looked into, or its weights are in pieces that only the
+        UnreadableError: If the folder cannot be listed, or its weights are in pieces that only the
             training code can join.
     """
     try:
         entries = list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:  # it may be a checkpoint: to leave it out unsaid would lose it
+    except OSError as error:  # it may be a checkpoint: leaving it out silently would lose it
         raise cannot_read(folder, error) from error
     names = {entry.name for entry in entries}
     for name in _FIRST:
@@ -125,38 +125,17 @@ def folder_weights(folder: Path) -> Path | None:
 
 
 def is_folder_weights(path: Path) -> bool:
-    """Tells whether a file is named as the weights in a checkpoint's folder are.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        True for model.safetensors, pytorch_model.bin, their indexes, and `.metadata`.
-    """
+    """Return whether a file is named as the weights in a checkpoint's folder are."""
     return path.name in (*_FIRST, DCP_METADATA)
 
 
 def is_alias(name: str) -> bool:
-    """Tells whether a name says of a checkpoint only that it is the last or best.
-
-    Args:
-        name: Of a file or folder.
-
-    Returns:
-        True for last.ckpt, model_best.pth.tar and the like.
-    """
+    """Return whether a name says only "last" or "best" (last.ckpt, model_best.pth.tar)."""
     return _ALIAS.search(stem_of(name)) is not None
 
 
 def stem_of(name: str) -> str:
-    """A file's name without what says that it is a checkpoint.
-
-    Args:
-        name: The name.
-
-    Returns:
-        The name without its suffix, `.pth.tar` and `.safetensors.index.json` whole.
-    """
+    """Return a file's name without its suffix, `.pth.tar` and `.safetensors.index.json` whole."""
     for suffix in INDEX_SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
@@ -165,29 +144,15 @@ def stem_of(name: str) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Tells whether there is a file; not that it can be read.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        False also where the system does not let one look.
-    """
+    """Return whether there is a file; False also where the system does not let one look."""
     try:
         return path.is_file()
     except OSError:
         return False
 
 
-def listed(folder: Path) -> list[Path]:
-    """What is in a folder.
-
-    Args:
-        folder: The folder.
-
-    Returns:
-        Its entries; none where it cannot be read.
-    """
+def entries_in(folder: Path) -> list[Path]:
+    """Return the entries of a folder; none where it cannot be read."""
     try:
         return list(folder.iterdir())
     except OSError:
@@ -195,9 +160,9 @@ def listed(folder: Path) -> list[Path]:
 
 
 def _only_one(entries: Sequence[Path]) -> Path | None:
-    """The one index or weights file; one whose name tells a step makes the folder a series."""
+    """Return the one index or weights file; one whose name has a step makes the folder a series."""
     indexes = [entry for entry in entries if is_index(entry)]
-    if len(indexes) == 1 and not _tells_a_step(indexes[0]):
+    if len(indexes) == 1 and not _has_step(indexes[0]):
         return indexes[0]
     files = [
         entry
@@ -208,55 +173,33 @@ def _only_one(entries: Sequence[Path]) -> Path | None:
         and entry.name not in FACTS
         and is_file(entry)
     ]
-    alone = len(files) == 1 and not indexes and not _tells_a_step(files[0])
+    alone = len(files) == 1 and not indexes and not _has_step(files[0])
     return files[0] if alone else None
 
 
-def _tells_a_step(path: Path) -> bool:
+def _has_step(path: Path) -> bool:
     stem = stem_of(path.name)
     return step_in_name(stem) is not None or epoch_in_name(stem) is not None
 
 
-_MOST_BYTES = 200  # a ref is a hash of 40 digits
-
-
 def is_hub_folder(folder: Path) -> bool:
-    """Tells whether a folder is a repository in the Hub's cache.
-
-    Args:
-        folder: Any folder.
-
-    Returns:
-        True for `models--org--name` and whatever else has `refs` and `snapshots`.
-    """
+    """Return whether a folder is a repository in the Hub's cache: it has `refs` and `snapshots`."""
     try:
         return (folder / "snapshots").is_dir() and (folder / "refs").is_dir()
-    except OSError:  # what cannot be looked into is said where it is read
+    except OSError:  # a folder that cannot be listed is reported when it is read
         return False
 
 
 def hub_folder_of(snapshot: Path) -> Path | None:
-    """The repository that a snapshot belongs to.
-
-    Args:
-        snapshot: A folder.
-
-    Returns:
-        The repository's folder, or None where the folder is no snapshot.
-    """
+    """Return the repository that a snapshot belongs to; None for other folders."""
     folder = snapshot.parent.parent
     return folder if snapshot.parent.name == "snapshots" and is_hub_folder(folder) else None
 
 
 def snapshots(folder: Path) -> dict[Path, list[str]]:
-    """The snapshots of a repository and their revisions.
+    """Return the snapshots of a repository, each with its branches and tags in order of name.
 
-    Args:
-        folder: For which `is_hub_folder` holds.
-
-    Returns:
-        Snapshot -> the branches and tags that lead to it, in order of name; none for a snapshot
-        that was fetched by its hash.
+    A snapshot that was fetched by its hash has none.
 
     Raises:
         UnreadableError: If the folder cannot be read.
@@ -270,7 +213,7 @@ def snapshots(folder: Path) -> dict[Path, list[str]]:
     except OSError as error:
         raise cannot_read(Path(error.filename or folder), error) from error
     for ref, commit in commits.items():
-        # What a ref says is a name in `snapshots`, and never a path.
+        # A ref holds a name in `snapshots`, never a path.
         names = found.get(folder / "snapshots" / Path(commit).name)
         if names is not None:
             names.append(ref.relative_to(refs).as_posix())
@@ -279,4 +222,4 @@ def snapshots(folder: Path) -> dict[Path, list[str]]:
 
 def _commit(ref: Path) -> str:
     with ref.open("rb") as file:
-        return file.read(_MOST_BYTES).decode("ascii", "replace").strip()
+        return file.read(_MAX_REF_BYTES).decode("ascii", "replace").strip()

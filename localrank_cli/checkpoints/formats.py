@@ -1,4 +1,7 @@
-"""Reads one checkpoint file, whatever its format, without running code."""
+"""Reading one weights file, .safetensors or torch's own, without running code.
+
+Trainers keep other objects beside the weights: `Inert` takes their place while torch.load reads.
+"""
 
 import pickle
 import re
@@ -18,33 +21,11 @@ from localrank_cli.checkpoints.content import (
     DAMAGED,
     Content,
     cannot_read,
-    epoch_in,
-    per_epoch_in,
-    step_in,
 )
 from localrank_cli.checkpoints.frameworks import unwrap
 from localrank_cli.errors import UnreadableError, cause
 
-
-class Inert:
-    """Stands for an object that is not read. Whatever is done to it has no effect."""
-
-    def __new__(cls, *_: object) -> "Inert":
-        """Takes any arguments.
-
-        Returns:
-            An empty object.
-        """
-        return object.__new__(cls)
-
-    def __setstate__(self, state: object) -> None:
-        """Takes any state."""
-
-
-def _empty_dict(*_: object) -> dict[object, object]:
-    return {}  # torch.load fills plain dicts only
-
-
+# Names that torch.load may read as `Inert`, and as empty dicts.
 _NAMES = (
     "argparse.Namespace",
     "datetime.timedelta",
@@ -86,21 +67,7 @@ _NAMES = (
     "builtins.bool",
 )
 _DICTS = ("collections.defaultdict", "builtins.dict")
-
-
-def ignoring_what_is_beside() -> AbstractContextManager[None]:
-    """Lets torch.load pass over what trainers keep beside the weights.
-
-    Returns:
-        A context; outside of it torch.load is as before.
-    """
-    names: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
-    names += [(Inert, name) for name in _NAMES]
-    names += [(_empty_dict, name) for name in _DICTS]
-    return torch.serialization.safe_globals(names)
-
-
-# Of a header only the kind of numbers is needed.
+# A header need only show whether numbers are floats, integers or complex.
 _NOT_FLOATS = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16,
     "I16": torch.int16, "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64,
@@ -110,19 +77,33 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar
 _GLOBAL_IN_MESSAGE = re.compile(r"\bGLOBAL ([A-Za-z_][\w.]*)")
 
 
+class Inert:
+    """Placeholder for an object that is not read; whatever is done to it has no effect."""
+
+    def __new__(cls, *_: object) -> "Inert":
+        """Ignore all arguments."""
+        return object.__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore the state."""
+
+
+def _empty_dict(*_: object) -> dict[object, object]:
+    return {}  # torch.load fills plain dicts only
+
+
+def inert_globals() -> AbstractContextManager[None]:
+    """Return a context in which torch.load reads other objects of trainers as `Inert`."""
+    names: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
+    names += [(Inert, name) for name in _NAMES]
+    names += [(_empty_dict, name) for name in _DICTS]
+    return torch.serialization.safe_globals(names)
+
+
 def read(
     path: Path, *, trust_pickle: bool = False, header_only: bool = False, mapped: bool = True
 ) -> Content:
-    """Reads a checkpoint file.
-
-    Args:
-        path: The weights file.
-        trust_pickle: Whether a pickle may run code.
-        header_only: Whether keys and shapes are enough; the tensors may then be on `meta`.
-        mapped: Whether tensors may be mapped; a mapped file that shrinks kills the process.
-
-    Returns:
-        Its content.
+    """Return the content of a weights file; the options are those of `read_checkpoint`.
 
     Raises:
         UnreadableError: If it cannot be read; the message names the file.
@@ -148,16 +129,10 @@ def _damaged(path: Path, error: Exception) -> UnreadableError:
     return UnreadableError(f"{path}: not a readable safetensors file ({cause(error)}).", DAMAGED)
 
 
-def read_some(path: Path, keys: Collection[str], *, header_only: bool = False) -> Content:
-    """Reads some tensors of a safetensors file.
+def read_tensors(path: Path, keys: Collection[str], *, header_only: bool = False) -> Content:
+    """Return some tensors of a safetensors file; keys that it does not hold are left out.
 
-    Args:
-        path: The file.
-        keys: The tensors to read; what the file does not hold is left out.
-        header_only: Whether shapes are enough; the tensors are then on `meta`.
-
-    Returns:
-        Its content.
+    With `header_only` the tensors are on `meta`.
 
     Raises:
         UnreadableError: If it cannot be read.
@@ -181,26 +156,12 @@ def _check_file(path: Path) -> None:
 
 
 def is_weights_file(path: Path) -> bool:
-    """Tells whether a file has the suffix of a checkpoint.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        True for the suffixes that `read` knows.
-    """
+    """Return whether a file has the suffix of a checkpoint."""
     return weights_suffix(path.name) != ""
 
 
 def weights_suffix(name: str) -> str:
-    """The suffix by which a file is a checkpoint.
-
-    Args:
-        name: A file's name.
-
-    Returns:
-        The suffix as written, `.pth.tar` whole; empty for other files.
-    """
+    """Return the suffix that makes a file a checkpoint, as written; empty for other files."""
     lower = name.lower()
     fitting = [suffix for suffix in SUFFIXES if lower.endswith(suffix) and lower != suffix]
     return name[-len(max(fitting, key=len)) :] if fitting else ""
@@ -221,42 +182,27 @@ def _read_safetensors(path: Path, header_only: bool, keys: Collection[str] | Non
                     state[key] = torch.empty(found.get_shape(), dtype=dtype, device="meta")
                 else:
                     state[key] = file.get_tensor(key)
-    # The others: of sizes that safetensors lets pass and torch cannot hold.
+    # The other errors come from sizes that safetensors accepts and torch cannot hold.
     except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:
         raise _damaged(path, error) from error
     except OSError as error:
         raise cannot_read(path, error) from error
     if not state and wanted is None:
         raise UnreadableError(f"{path}: holds no tensor.", DAMAGED)
-    step, source = step_in(metadata)
-    return Content(
-        {"": state},
-        step=step,
-        step_source=source,
-        epoch=epoch_in(metadata),
-        per_epoch=per_epoch_in(metadata, source),
-    )
+    return Content.of_state(state, metadata)
 
 
 def load_torch(path: Path, *, trust_pickle: bool = False, mapped: bool = True) -> object:
-    """torch.load without running code, mapped where the file allows it.
-
-    Args:
-        path: A file of torch.save.
-        trust_pickle: Whether a pickle may run code.
-        mapped: Whether its tensors may be mapped.
-
-    Returns:
-        What was saved.
+    """Return what torch.save wrote, without running code; mapped where the file allows it.
 
     Raises:
         UnreadableError: If it cannot be read, or needs code and `trust_pickle` is not set.
     """
     try:
         is_zip = _is_sound_archive(path)
-        beside = nullcontext() if trust_pickle else ignoring_what_is_beside()
+        beside = nullcontext() if trust_pickle else inert_globals()
         with warnings.catch_warnings(), beside:
-            warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
+            warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
             # Legacy files refuse mmap.
             return torch.load(
                 path,
@@ -295,11 +241,11 @@ def _blocked_globals(path: Path, error: Exception) -> list[str]:
     if not isinstance(error, pickle.UnpicklingError):
         return []
     try:
-        with ignoring_what_is_beside():
+        with inert_globals():
             names = list(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:  # it reads zip files only, and damaged ones raise anything
         names = []
-    # Of a legacy file torch names the first one only.
+    # In a legacy file torch names the first one only.
     return sorted(names)[:8] or _GLOBAL_IN_MESSAGE.findall(str(error))[:1]
 
 

@@ -1,4 +1,4 @@
-"""Where known training frameworks keep steps, epochs and averages in their files.
+"""Where training frameworks keep weights, averages, steps and epochs in their files.
 
 Each entry follows the code that writes it: Lightning's trainer and its WeightAveraging and
 StochasticWeightAveraging callbacks, timm's CheckpointSaver, fairseq's Trainer.state_dict,
@@ -21,7 +21,7 @@ from localrank_cli.checkpoints.content import (
     epoch_in,
     integer,
     per_epoch_in,
-    shown,
+    printable_name,
     step_in,
 )
 from localrank_cli.checkpoints.names import NO_NUMBER
@@ -52,54 +52,46 @@ PLACES: tuple[tuple[str | int, ...], ...] = (
 )
 COUNTERS = frozenset((*STEP_KEYS, "epoch", "batch"))
 _AVERAGED = ("n_averaged", "steps")  # of torch's and mmengine's averaged models
+CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "module")
+# Keys that only lead to a state dict: Composer's `state.model`, torch's `app.model`.
+_PASSAGES = ("state", "app", "current_model_state")
+# A tensor that repeats its values (expand) is small in its file; a larger one is not a weight.
+_MAX_REPEATED_BYTES = 2**30
+_LEAVE_OUT = "leave it out with --pattern GLOB."
 
 
 def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
-    """Finds how far the training was.
+    """Return how far the training was: the step, the entry that holds it, and the epoch.
 
-    Args:
-        loaded: A whole checkpoint.
-
-    Returns:
-        The step, the entry that told it, and the epoch; None and "" where there is none. A number
-        that is no step is returned as it is.
+    None and "" where there is none. A number that cannot be a step is returned as it is.
     """
-    inner = {place: found for place in PLACES if (found := _at(loaded, place)) is not None}
+    inner = {place: entry for place in PLACES if (entry := _at(loaded, place)) is not None}
     steps = [step_in(loaded, GLOBAL_KEYS), step_in(loaded)]
-    # What counts from the start of training, wherever it is, before what may count in an epoch.
-    steps[1:1] = [_under(place, step_in(found, GLOBAL_KEYS)) for place, found in inner.items()]
-    steps += [_under(place, _step_at(found, place)) for place, found in inner.items()]
-    told = [pair for pair in steps if pair[0] is not None]
-    counted = [pair for pair in told if not _is_unset(pair[0])]
-    step, source = (counted or told or [(None, "")])[0]
+    # Counters from the start of training, wherever they are, come before those within an epoch.
+    steps[1:1] = [_under(place, step_in(entry, GLOBAL_KEYS)) for place, entry in inner.items()]
+    steps += [_under(place, _step_at(entry, place)) for place, entry in inner.items()]
+    found = [pair for pair in steps if pair[0] is not None]
+    counted = [pair for pair in found if not _is_unset(pair[0])]
+    step, source = (counted or found or [(None, "")])[0]
     epochs = [epoch_in(loaded), *map(epoch_in, inner.values())]
     return step, source, next((epoch for epoch in epochs if epoch is not None), None)
 
 
 def is_global(source: str) -> bool:
-    """Return whether an entry counts from the start of training by its name.
+    """Return whether the name of an entry from `progress` says that it counts from the start.
 
-    Args:
-        source: From `progress`.
-
-    Returns:
-        False for entries such as `step`, which may begin anew in each epoch.
+    Entries such as `step` may restart in each epoch.
     """
     *place, key = source.split(".")
     return key in GLOBAL_KEYS or "timestamp" in map(str.lower, place)  # Composer's batch
 
 
 def swapped_average(loaded: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Finds the one case in which the usual place holds the average.
+    """Return the keys of the average and of the training weights where a framework swapped them.
 
     Lightning's WeightAveraging moves the training weights to `current_model_state`, and mmengine's
-    EMAHook to `ema_state_dict`, so that whoever loads `state_dict` gets the average.
-
-    Args:
-        loaded: A whole checkpoint.
-
-    Returns:
-        The keys of the average and of the training weights; None where nothing was moved.
+    EMAHook to `ema_state_dict`, so that whoever loads `state_dict` gets the average. None where
+    nothing was moved.
     """
     if "state_dict" not in loaded:
         return None
@@ -116,14 +108,7 @@ def swapped_average(loaded: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def callback_averages(loaded: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Finds averages that a trainer's callback or extra state keeps.
-
-    Args:
-        loaded: A whole checkpoint.
-
-    Returns:
-        Where they are -> state dicts.
-    """
+    """Return averages that a trainer's callback or extra state keeps: place -> state dict."""
     found: dict[str, Mapping[str, Any]] = {}
     callbacks = loaded.get("callbacks")
     if isinstance(callbacks, Mapping):
@@ -138,14 +123,10 @@ def callback_averages(loaded: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]
 
 
 def without_counter(state: State) -> tuple[State, bool]:
-    """Takes the counter of an averaged model off its state dict.
+    """Return a state dict without the counter of an averaged model, and whether it had one.
 
-    Args:
-        state: Any state dict.
-
-    Returns:
-        The weights, and whether there was such a counter: torch.optim.swa_utils.AveragedModel and
-        mmengine's averaged models hold the network as `module` and count the averaged steps.
+    torch.optim.swa_utils.AveragedModel and mmengine's averaged models hold the network as `module`
+    and count the averaged steps.
     """
     counters = [key for key in _AVERAGED if key in state and state[key].numel() == 1]
     rest = {key: value for key, value in state.items() if key not in counters}
@@ -182,23 +163,10 @@ def _at(loaded: Any, place: Sequence[str | int]) -> Mapping[str, Any] | None:
     return loaded if isinstance(loaded, Mapping) else None
 
 
-CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "module")
-# Only ever a step on the way: Composer's `state.model`, torch's `app.model`.
-_PASSAGES = ("state", "app", "current_model_state")
-# A tensor that repeats its values is small in its file; beyond this it is no weight.
-_MOST_REPEATED = 2**30  # bytes
-_LEAVE_OUT = "leave it out with --pattern GLOB."
-
-
 def unwrap(loaded: object, path: Path) -> Content:
-    """Finds the state dicts in a loaded object.
+    """Return the state dicts in a loaded object: a bare one, or those under the usual keys.
 
-    Args:
-        loaded: A bare state dict, or a dict that holds one under a usual key.
-        path: For messages.
-
-    Returns:
-        All candidates; which one fits is decided against the model.
+    Which candidate fits is decided against the model.
 
     Raises:
         UnreadableError: If there is none, or a tensor has no plain values.
@@ -216,7 +184,7 @@ def unwrap(loaded: object, path: Path) -> Content:
         raise UnreadableError(
             f"{path}: no state dict found; its keys are {keys or 'none'}.",
             f"Known places are the top level and {', '.join((*CONTAINER_KEYS, *EMA_KEYS))}; if it"
-            f" is no checkpoint, {_LEAVE_OUT}",
+            f" is not a checkpoint, {_LEAVE_OUT}",
         )
     for state in states.values():
         _check_plain(state, path)
@@ -225,13 +193,9 @@ def unwrap(loaded: object, path: Path) -> Content:
 
 
 def find_states(loaded: Mapping[Any, Any]) -> tuple[dict[str, State], frozenset[str]]:
-    """Finds all state dicts at the places where they usually are.
+    """Return all state dicts in a whole checkpoint, and the places of averages.
 
-    Args:
-        loaded: A whole checkpoint.
-
-    Returns:
-        Where they are -> state dicts, the training weights first; and the places of averages.
+    The dicts are named by their place, the training weights first.
     """
     raw: dict[str, State] = {}
     averages: dict[str, State] = {}
@@ -285,8 +249,9 @@ def _check_plain(state: State, path: Path) -> None:
             kind = "has no values (meta)" if tensor.is_meta else "is sparse or quantized"
             raise UnreadableError(f"{path}: {key} {kind}.", "Save it as a dense tensor of floats.")
         claimed, held = tensor.nbytes, tensor.untyped_storage().nbytes()
-        if claimed > max(held, _MOST_REPEATED):
+        if claimed > max(held, _MAX_REPEATED_BYTES):
             raise UnreadableError(
-                f"{path}: {shown(key)} claims {claimed} bytes, and the file keeps {held} for it.",
+                f"{path}: {printable_name(key)} claims {claimed} bytes, and the file"
+                f" keeps {held} for it.",
                 f"Save it again, or {_LEAVE_OUT}",
             )

@@ -1,4 +1,7 @@
-"""The training step in a name."""
+"""Steps and epochs in names: `step_1_000`, `epoch=1-step=10`, `--step-regex`.
+
+How digit groups are meant (`step_1_000`) is decided for all names of a series at once.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 from localrank_cli.errors import UsageError
 
 MAX_STEP = 2**63 - 1  # tables hold steps as int64
-# Stand for what has no int of its own; both lie outside the steps, so that they are refused.
+# Placeholders for values without an int; both lie outside the steps, so that they are refused.
 TOO_LARGE = 10**30  # infinity, and more digits than are worth reading
 NO_NUMBER = -TOO_LARGE  # NaN, and tensors without a value
 
@@ -15,24 +18,30 @@ Groups = tuple[str, ...]
 
 JOINED, FIRST, UNSURE = "joined", "first", "unsure"
 
-# `1,000` is one number; after it `_` may begin another group or another field. What runs into
-# letters (`1k`, `7b`) or has decimals is no whole number.
+# `1,000` is one number; after it `_` may begin another group or another field. Digits that run into
+# letters (`1k`, `7b`) or have decimals are not a whole number.
 _END = r"(?![0-9A-Za-z]|[.,]\d)"
 NUMBER = rf"(\d++(?:,\d++)*+)((?:_\d++{_END})*+){_END}"
 _COMMAS = re.compile(r"\d{1,3}(?:,\d{3})+")
 _GROUPED = re.compile(r"\d{1,3}(?:[_,]\d{3})+")
 _INTEGER = re.compile(r"[+-]?\d+")
+# The words before a step, the clearest first.
+_STEPS = (
+    r"(?:global[_-]?)?steps?",
+    r"iter(?:ation)?s?",
+    r"ep\d+-ba",  # Composer: ep0-ba100-rank0
+)
+_CHECKPOINT = r"checkpoint|ckpt|model|weights|net|snapshot"  # a step, or something else
+_EPOCH = r"epochs?"
+_GLOBAL = re.compile(r"(?<![A-Za-z])global[_-]?steps?[=_\-.]?\d", re.IGNORECASE)
+_ALONE = re.compile(rf"^{NUMBER}$")
+_HASHES = (40, 64)  # lengths of SHA-1 and SHA-256, which may consist of digits by chance
+# torchtune puts the number of the part, of four digits, and then the epoch.
+_TORCHTUNE = re.compile(r"^(?:hf|meta|torchtune)_model(?:_\d{4})?_(\d+)$")
 
 
 def number_of(digits: str) -> int | None:
-    """Read a whole number without a sign.
-
-    Args:
-        digits: Any text.
-
-    Returns:
-        The number; TOO_LARGE for more than 30 digits; None where it is none.
-    """
+    """Return a whole number without a sign; TOO_LARGE for over 30 digits, None for other text."""
     if not digits.isdecimal():
         return None
     # Long texts take Python quadratic time, and beyond 4300 digits it refuses them.
@@ -41,14 +50,7 @@ def number_of(digits: str) -> int | None:
 
 
 def number_in_text(text: str) -> int | None:
-    """Read a whole number with an optional sign, plain or in groups of three digits.
-
-    Args:
-        text: Such as `1000`, `1_000`, `1,000` or `-5`.
-
-    Returns:
-        The number; None for anything else.
-    """
+    """Return a whole number such as `1000`, `1_000`, `1,000` or `-5`; None for anything else."""
     text = text.strip()
     if _GROUPED.fullmatch(text):
         text = text.replace("_", "").replace(",", "")
@@ -58,15 +60,8 @@ def number_in_text(text: str) -> int | None:
     return -found if found is not None and text.startswith("-") else found
 
 
-def why_no_step(number: int) -> str:
-    """Return why a number cannot be a step.
-
-    Args:
-        number: Any.
-
-    Returns:
-        What it is, for messages; empty for 0 to 2^63 - 1.
-    """
+def step_fault(number: int) -> str:
+    """Return why a number cannot be a step, for messages; empty for 0 to 2^63 - 1."""
     if 0 <= number <= MAX_STEP:
         return ""
     if number == NO_NUMBER:
@@ -75,13 +70,9 @@ def why_no_step(number: int) -> str:
 
 
 def groups_of(match: re.Match[str]) -> Groups | None:
-    """Split what NUMBER matched into its groups.
+    """Return the digit groups that NUMBER matched as the last two groups of `match`.
 
-    Args:
-        match: Whose last two groups are those of NUMBER.
-
-    Returns:
-        Texts of digits; None where commas do not separate groups of three digits.
+    None where commas do not separate groups of three digits.
     """
     head, tail = match.groups()[-2:]
     if "," not in head:
@@ -89,38 +80,34 @@ def groups_of(match: re.Match[str]) -> Groups | None:
     return (head.replace(",", ""),) if _COMMAS.fullmatch(head) else None
 
 
-def joined(groups: Groups) -> int | None:
+def joint_number(groups: Groups) -> int | None:
     """Return the number that digit groups make together.
 
-    Args:
-        groups: Texts of digits.
-
-    Returns:
-        The number; None where they are not groups of three digits after a first of one to three.
+    None where they are not groups of three digits after a first group of one to three.
     """
     if len(groups[0]) > 3 or any(len(group) != 3 for group in groups[1:]):
         return None
     return number_of("".join(groups))
 
 
-def how_to_read(found: Iterable[Groups], *, is_step: bool) -> str:
+def choose_reading(found: Iterable[Groups], *, is_step: bool) -> str:
     """Decide how `1_000` is meant in the names of one series.
 
     Args:
         found: The groups after the same kind of word in all names.
-        is_step: Whether that word says that a step follows; else the first group may be an epoch
-            or a version, and the second a number of its own (fairseq's checkpoint_2_500).
+        is_step: Whether that word announces a step. If not, the first group may be an epoch or a
+            version, and the second a number of its own (fairseq's checkpoint_2_500).
 
     Returns:
-        JOINED for one number in groups of three digits, FIRST where later groups are other
-        fields, UNSURE where it may be either.
+        JOINED for one number in groups of three digits, FIRST where later groups are other fields,
+        UNSURE where it may be either.
     """
     every = set(found)
     several = [groups for groups in every if len(groups) > 1]
     if not several:
         return FIRST
     single = [groups[0] for groups in every if len(groups) == 1]
-    if any(joined(groups) is None for groups in several):
+    if any(joint_number(groups) is None for groups in several):
         # Here later groups are fields of their own, at least in some names.
         doubtful = is_step or any(groups[-1] == "000" for groups in several)
         return UNSURE if doubtful else FIRST
@@ -139,51 +126,31 @@ def _speaks_for_groups(several: list[Groups], single: list[str]) -> bool:
         return True
     if any(groups[0].startswith("0") for groups in several):
         return False
-    # A counter of its own is not written 000, and step 500 before 1_000 is no epoch.
+    # A counter of its own is not written 000, and step 500 before 1_000 is not an epoch.
     below = max((int(text) for text in single), default=0)
     highest = max(int(groups[0]) for groups in several)
     return any(groups[-1] == "000" for groups in several) or below >= max(100, highest + 1)
 
 
-# The words before a step, the clearest first.
-_STEPS = (
-    r"(?:global[_-]?)?steps?",
-    r"iter(?:ation)?s?",
-    r"ep\d+-ba",  # Composer: ep0-ba100-rank0
-)
-_CHECKPOINT = r"checkpoint|ckpt|model|weights|net|snapshot"  # a step, or something else
-_EPOCH = r"epochs?"
-_GLOBAL = re.compile(r"(?<![A-Za-z])global[_-]?steps?[=_\-.]?\d", re.IGNORECASE)
-_ALONE = re.compile(rf"^{NUMBER}$")
-_HASHES = (40, 64)  # lengths of SHA-1 and SHA-256, which may consist of digits by chance
-# torchtune puts the number of the part, of four digits, and then the epoch.
-_TORCHTUNE = re.compile(r"^(?:hf|meta|torchtune)_model(?:_\d{4})?_(\d+)$")
-
-
 @dataclass(frozen=True)
 class NameRule:
-    """The user's own way to tell a step from a name: `--step-regex`."""
+    """How the user wants a step to be read from a name: `--step-regex`."""
 
     regex: re.Pattern[str] | None = None
 
     @classmethod
     def parse(cls, text: str) -> "NameRule":
-        """Reads `--step-regex`.
-
-        Args:
-            text: A regular expression with one group, or with a group named `step`.
-
-        Returns:
-            The rule.
+        """Return the rule for a regular expression with one group, or with a group named `step`.
 
         Raises:
-            UsageError: If it is no regular expression, or it is not clear which group is the step.
+            UsageError: If it is not a regular expression, or it is not clear which group is the
+                step.
         """
         try:
             regex = re.compile(text)
         except re.error as error:
             raise UsageError(
-                f"--step-regex {text}: is no regular expression ({error}).",
+                f"--step-regex {text}: is not a regular expression ({error}).",
                 "One group must match the step: --step-regex 'it_(\\d+)'.",
             ) from error
         if "step" not in regex.groupindex and regex.groups != 1:
@@ -204,14 +171,7 @@ class NameRule:
         return cls(re.compile(re.escape(before) + number + re.escape(after)))
 
     def step(self, name: str) -> int | None:
-        """Finds the step in a name.
-
-        Args:
-            name: Of a file, with its suffix, or of a folder.
-
-        Returns:
-            The step; None where the expression finds none, or something that is no number.
-        """
+        """Return the step in the name of a file (with its suffix) or folder, or None."""
         match = self.regex.search(name) if self.regex is not None else None
         if match is None:
             return None
@@ -224,7 +184,7 @@ NO_RULE = NameRule()
 
 @dataclass(frozen=True)
 class StepRule:
-    """Where the user wants steps to be looked for."""
+    """Where the user wants steps to be read from."""
 
     names: NameRule = NO_RULE  # --step-regex
     source: str = ""  # --step-from; empty: all in order of trust
@@ -245,87 +205,54 @@ class StepRule:
 
 
 @dataclass(frozen=True)
-class Named:
-    """What a name says of the step, read together with the other names of its series."""
+class NameStep:
+    """The step in a name, read together with the other names of its series."""
 
     step: int | None = None
     unsure: Groups = ()  # digit groups that may be one number or several, such as 2 and 500
 
 
-def read_names(stems: Iterable[str]) -> Mapping[str, Named]:
-    """Read the steps in the names of a series.
+def read_names(stems: Iterable[str]) -> Mapping[str, NameStep]:
+    """Return the steps in the names of a series, by name without suffix.
 
     Known are `step_100`, `epoch=1-step=10`, `iter_7`, `checkpoint-500`, `model_100`, `ckpt_9` and
-    names that are a number; the first of these words that is there decides, so that the step wins
-    over a version or a seed in the same name. How digit groups are meant (`step_1_000`) is decided
-    for all names of the series at once.
-
-    Args:
-        stems: Names without their suffix.
-
-    Returns:
-        Name -> what it says.
+    names that are a number. The first of these words that is present decides, so that the step wins
+    over a version or a seed in the same name.
     """
     found = {stem: _find(stem) for stem in stems}
     ways = {
-        word: how_to_read(
+        word: choose_reading(
             (groups for other, groups in found.values() if other == word and groups),
             is_step=word in _STEPS,
         )
         for word in {word for word, _ in found.values()}
     }
-    return {stem: _named(groups, ways[word]) for stem, (word, groups) in found.items()}
+    return {stem: _name_step(groups, ways[word]) for stem, (word, groups) in found.items()}
 
 
 def step_in_name(stem: str) -> int | None:
-    """Read a step from the name of a file or folder by itself.
+    """Return the step in a single name without suffix, or None; it may be too large for the table.
 
-    Args:
-        stem: The name without its suffix.
-
-    Returns:
-        The step, which may be too large for the table, or None; where digit groups can be read in
-        two ways, the first group.
+    Where digit groups can be read in two ways, the first group counts.
     """
     named = read_names([stem])[stem]
     return number_of(named.unsure[0]) if named.unsure else named.step
 
 
-def is_named_by_steps(stem: str) -> bool:
-    """Return whether a name says that its number counts steps.
-
-    Args:
-        stem: The name without its suffix.
-
-    Returns:
-        True for step_3 and iter_3; False for checkpoint-3 and 3, which may be of epochs.
-    """
+def names_step(stem: str) -> bool:
+    """Return whether a name says that its number counts steps: step_3, not checkpoint-3 or 3."""
     return _find(stem)[0] in _STEPS
 
 
-def is_named_global(stem: str) -> bool:
-    """Return whether a name says that its step counts from the start of training.
-
-    Args:
-        stem: The name without its suffix.
-
-    Returns:
-        True for global_step_3.
-    """
+def names_global_step(stem: str) -> bool:
+    """Return whether a name says that its step counts from the start of training: global_step_3."""
     return _GLOBAL.search(stem) is not None
 
 
 def read_epochs(stems: Iterable[str]) -> Mapping[str, int | None]:
-    """Read the epochs in the names of a series, such as `epoch_3` or `epoch=3`.
-
-    Args:
-        stems: Names without their suffix.
-
-    Returns:
-        Name -> epoch, or None.
-    """
+    """Return the epochs in the names of a series (`epoch_3`, `epoch=3`), by name without suffix."""
     found = {stem: _after(_EPOCH, stem) for stem in stems}
-    way = how_to_read((groups for groups in found.values() if groups), is_step=False)
+    way = choose_reading((groups for groups in found.values() if groups), is_step=False)
     epochs: dict[str, int | None] = {}
     for stem, groups in found.items():
         torchtune = _TORCHTUNE.match(stem)
@@ -333,24 +260,17 @@ def read_epochs(stems: Iterable[str]) -> Mapping[str, int | None]:
             epochs[stem] = number_of(torchtune[1])
         else:
             # epoch_3_500 is more likely epoch 3 and a step than epoch 3500.
-            epochs[stem] = _named(groups, JOINED if way == JOINED else FIRST).step
+            epochs[stem] = _name_step(groups, JOINED if way == JOINED else FIRST).step
     return epochs
 
 
 def epoch_in_name(stem: str) -> int | None:
-    """Read an epoch from a name by itself.
-
-    Args:
-        stem: The name without its suffix.
-
-    Returns:
-        The epoch, or None.
-    """
+    """Return the epoch in a single name without suffix, or None."""
     return read_epochs([stem])[stem]
 
 
 def _find(stem: str) -> tuple[str, Groups | None]:
-    """The word that decides, and the number after it; no word for a name that is a number."""
+    """Return the word that decides, and the number after it; no word for a bare number."""
     alone = _ALONE.match(stem)
     if alone:
         is_hash = stem.isdecimal() and len(stem) in _HASHES
@@ -375,15 +295,15 @@ def _search(words: str, number: str, stem: str) -> re.Match[str] | None:
     return re.search(pattern, stem, flags=re.IGNORECASE)
 
 
-def _named(groups: Groups | None, way: str) -> Named:
+def _name_step(groups: Groups | None, way: str) -> NameStep:
     if groups is None:
-        return Named()
-    whole = joined(groups) if len(groups) > 1 else None
+        return NameStep()
+    whole = joint_number(groups) if len(groups) > 1 else None
     if way == JOINED and whole is not None:
-        return Named(whole)
+        return NameStep(whole)
     if way == UNSURE and whole is not None:
-        return Named(unsure=groups)
+        return NameStep(unsure=groups)
     # step_1_000_5 may be step 1000 and something of its own.
-    if len(groups) > 2 and joined(groups[:2]) is not None:
-        return Named(unsure=groups)
-    return Named(number_of(groups[0]))
+    if len(groups) > 2 and joint_number(groups[:2]) is not None:
+        return NameStep(unsure=groups)
+    return NameStep(number_of(groups[0]))

@@ -1,4 +1,4 @@
-"""Gives every checkpoint its step, and finds which are a second copy of another."""
+"""One step for every checkpoint of a series, and the copies among them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,40 +16,39 @@ from localrank_cli.checkpoints.counting import (
     is_sound,
 )
 from localrank_cli.checkpoints.folders import is_alias
-from localrank_cli.checkpoints.names import StepRule, joined, number_of, why_no_step
-from localrank_cli.checkpoints.places import Names, Told
+from localrank_cli.checkpoints.names import StepRule, joint_number, number_of, step_fault
+from localrank_cli.checkpoints.places import Names, Place
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.errors import Note, SettingsError
 
-_MOST_NOTES = 3
+_MAX_NOTES = 3  # on conflicts; further checkpoints are only counted
 
 
 @dataclass(frozen=True)
-class Settled:
+class StepScheme:
     """How the steps of a series were found, for the checkpoints that are still to come."""
 
     rule: StepRule
     counting: Counting
-    told: Mapping[CheckpointFile, Told]
-    restarts: bool = False  # whether the steps that were found begin anew in each epoch
+    places: Mapping[CheckpointFile, Place]
+    restarts: bool = False  # whether the steps that were found restart in each epoch
 
-    def check(self, new: "Telling", file: CheckpointFile) -> None:
+    def check(self, new: "SeriesSteps", file: CheckpointFile) -> None:
         """Refuse a checkpoint with which earlier ones would have other steps.
 
-        Args:
-            new: Of the earlier checkpoints and this one.
-            file: This one.
+        `new` are the steps of the earlier checkpoints and this one.
 
         Raises:
             SettingsError: If an earlier step would change.
         """
-        counting = new.settled.counting
+        counting = new.scheme.counting
         if counting != self.counting:
-            now, before = (described(one) for one in (counting, self.counting))
+            now, before = (describe_counting(one) for one in (counting, self.counting))
             reason = f"the column step must hold {now}, and so far it holds {before}"
         else:
+            steps = new.scheme.places
             changed = next(
-                (old for old, told in self.told.items() if told.step != new.settled.told[old].step),
+                (old for old, place in self.places.items() if place.step != steps[old].step),
                 None,
             )
             if changed is None:
@@ -57,94 +56,66 @@ class Settled:
             reason = f"the digit groups in {changed.name} are read in another way"
         raise SettingsError(
             f"{file.path}: now that it is there, {reason}.",
-            "Give the same command with --overwrite: it then starts anew with all of them.",
+            "Rerun the command with --overwrite, which starts anew with all of them.",
         )
 
     def epoch_facts(self, file: CheckpointFile) -> dict[str, int]:
-        """Return what shows, in a later run, that steps begin anew in each epoch.
+        """Return the epoch, for the journal: a later run sees by it that steps restart per epoch.
 
-        Args:
-            file: A checkpoint.
-
-        Returns:
-            Its epoch, for the journal; nothing where the step cannot begin anew.
+        Empty where the step cannot restart.
         """
-        told = self.told.get(file)
-        if told is None or told.epoch is None or told.is_global or self.counting.kind != STEPS:
+        place = self.places.get(file)
+        if place is None or place.epoch is None or place.is_global or self.counting.kind != STEPS:
             return {}
-        return {"epoch": told.epoch}
+        return {"epoch": place.epoch}
 
-    def check_finished(self, finished: Mapping[str, tuple[int, int]], place: object) -> None:
-        """Refuse to add to checkpoints that show that steps begin anew in each epoch.
+    def check_finished(self, finished: Mapping[str, tuple[int, int]], journal: object) -> None:
+        """Refuse to add to checkpoints that show that steps restart in each epoch.
 
-        Args:
-            finished: Name -> step and epoch of checkpoints that need not be there any more.
-            place: The journal, for messages.
+        They may be gone by now: `finished` maps their names to step and epoch, as in the journal.
 
         Raises:
             SettingsError: If a step is not above those of earlier epochs.
         """
         if self.counting.kind != STEPS or self.rule.source:
             return
-        there = {file.name for file in self.told}
+        present = {file.name for file in self.places}
         earlier = {
-            CheckpointFile(Path(name), name): Told(step, "", epoch)
+            CheckpointFile(Path(name), name): Place(step, "", epoch)
             for name, (step, epoch) in finished.items()
-            if name not in there
+            if name not in present
         }
-        restart = find_restart({**earlier, **self.told}, lambda *_: True) if earlier else None
+        restart = find_restart({**earlier, **self.places}, lambda *_: True) if earlier else None
         if restart is not None:
-            shown = shown_restart(restart, {**earlier, **self.told})
+            shown = describe_restart(restart, {**earlier, **self.places})
             raise SettingsError(
-                f"{place}: the step counts inside each epoch ({shown}), so these steps cannot stand"
+                f"{journal}: the step counts inside each epoch ({shown}), so these steps cannot be"
                 " in one table.",
                 "Give another name with -o, or start anew with --overwrite.",
             )
 
     def step_of_unread(self, file: CheckpointFile) -> int | None:
-        """Return the step of a checkpoint that cannot be read.
-
-        Args:
-            file: The checkpoint.
-
-        Returns:
-            What its name says in the way of the others; None where that is not certain.
-        """
-        names = Names([*self.told, file])
+        """Return the step of a checkpoint that cannot be read, by its name; None if uncertain."""
+        names = Names([*self.places, file])
         step = names.step(file).step
         if self.counting.kind == EPOCHS:
             epoch = names.epoch(file)
             step = epoch if epoch is not None or self.restarts else step
         elif self.counting.kind != STEPS:
             step = None
-        return None if step is None or why_no_step(step) else step
+        return None if step is None or step_fault(step) else step
 
 
-def shown_restart(restart: Restart, told: Mapping[CheckpointFile, Told]) -> str:
-    """Show two checkpoints by which the step begins anew.
-
-    Args:
-        restart: The two.
-        told: What is known of them.
-
-    Returns:
-        For messages.
-    """
+def describe_restart(restart: Restart, places: Mapping[CheckpointFile, Place]) -> str:
+    """Return the two checkpoints by which the step restarts, for messages."""
     return " after ".join(
-        f"{file.name}: epoch {told[file].epoch}, step {told[file].step}"
+        f"{file.name}: epoch {places[file].epoch}, step {places[file].step}"
         for file in (restart.later, restart.earlier)
     )
 
 
-def described(counting: Counting) -> str:
-    """Say what the column step holds.
-
-    Args:
-        counting: Of a series.
-
-    Returns:
-        For messages, without an article.
-    """
+def describe_counting(counting: Counting) -> str:
+    """Return what the column `step` holds, for messages, without an article."""
     if counting.kind == DERIVED:
         return f"steps counted from the start, with {counting.text}"
     return {STEPS: "steps as they were found", EPOCHS: "epochs"}.get(
@@ -152,55 +123,51 @@ def described(counting: Counting) -> str:
     )
 
 
-class Telling:
+class SeriesSteps:
     """The steps of a series.
 
     Args:
         series: The checkpoints.
-        told: What is known of each.
+        places: The place of each.
         same: Whether two checkpoints hold the same weights.
-        rule: What the user said.
+        rule: `--step-regex` and `--step-from`.
         counting: What the steps count, where that is settled already; else it is decided here.
     """
 
     def __init__(
         self,
         series: Series,
-        told: Mapping[CheckpointFile, Told],
+        places: Mapping[CheckpointFile, Place],
         same: Same,
         rule: StepRule,
         counting: Counting | None = None,
     ) -> None:
         self._series = series
-        self._told = told
+        self._places = places
         self._same = same
         self._rule = rule
         self._restart: Restart | None = None
-        self._is_settled = counting is not None
+        self._is_given = counting is not None
         self.counting = counting or self._decide()
 
     @property
-    def settled(self) -> Settled:
-        """For the checkpoints that are still to come."""
-        return Settled(self._rule, self.counting, self._told, self._restart is not None)
+    def scheme(self) -> StepScheme:
+        """How the steps were found, for the checkpoints that are still to come."""
+        return StepScheme(self._rule, self.counting, self._places, self._restart is not None)
 
     def steps(self, note: Note) -> list[tuple[CheckpointFile, int]]:
-        """Give each checkpoint one step, and each step one checkpoint.
+        """Return the checkpoints and their steps, by step; each step has one checkpoint.
 
-        Args:
-            note: Takes each note for the user.
-
-        Returns:
-            Files and steps, by step. Aliases (`last.ckpt`, links, copies) are left out.
+        Aliases (`last.ckpt`, links, copies) are left out, with a note for each.
 
         Raises:
-            SettingsError: If a step cannot be told, or different checkpoints have the same.
+            SettingsError: If a checkpoint has no step, or different ones have the same.
         """
         if self.counting.kind == STEPS:
             self._note_differences(note)
         groups: dict[int, list[CheckpointFile]] = {}
         unknown = []
-        for file in self._told:
+        for file in self._places:
             step = self._step(file)
             if step is None:
                 unknown.append(file)
@@ -215,81 +182,81 @@ class Telling:
         return [(found[step], step) for step in sorted(found)]
 
     def _decide(self) -> Counting:
-        told = self._told
+        places = self._places
         # timm's checkpoint-3 with the entry epoch = 3 is of epochs if all others are too.
-        if told and all(one.step is None or one.may_be_epoch for one in told.values()):
+        if places and all(one.step is None or one.may_be_epoch for one in places.values()):
             return Counting(EPOCHS)
-        self._restart = find_restart(told, self._same)
+        self._restart = find_restart(places, self._same)
         if self._restart is None or self._rule.source:  # who names a source means its numbers
             return Counting()
-        counting = decide(told, self._same)
+        counting = decide(places, self._same)
         if counting is None:
             raise self._no_order(self._restart)
         return counting
 
     def _step(self, file: CheckpointFile) -> int | None:
-        # An epoch among steps is no step.
-        step = self.counting.step(self._told[file])
-        why = why_no_step(step) if step is not None else ""
+        step = self.counting.step(self._places[file])
+        why = step_fault(step) if step is not None else ""
         if why:
             raise SettingsError(
-                f"{file.path}: its {self._place(file)} is {why}, which is no step.",
+                f"{file.path}: its {self._source(file)} is {why}, which is not a step.",
                 "Leave it out with --pattern, or rename it by its step (step_100) and give"
                 " --step-from name.",
             )
         return step
 
-    def _place(self, file: CheckpointFile) -> str:
+    def _source(self, file: CheckpointFile) -> str:
         kind = self.counting.kind
         if kind == STEPS:
-            return self._told[file].place
+            return self._places[file].source
         return {EPOCHS: "epoch", DERIVED: "step, counted over all epochs,"}.get(kind, kind)
 
     def _note_counting(self, note: Note) -> None:
         kind = self.counting.kind
-        if self._is_settled:
+        if self._is_given:
             return
         if self._restart is None:
             if kind == EPOCHS:
                 note("there are epochs and no steps: the column step holds epochs")
             return
-        reason = f"the step counts inside each epoch ({shown_restart(self._restart, self._told)})"
+        shown = describe_restart(self._restart, self._places)
+        reason = f"the step counts inside each epoch ({shown})"
         if kind == STEPS:
-            note(f"{reason}, and is taken as it is (--step-from {self._rule.source})")
+            note(f"{reason}, and is used as it is (--step-from {self._rule.source})")
         else:
-            note(f"{reason}: the column step holds {described(self.counting)}")
+            note(f"{reason}: the column step holds {describe_counting(self.counting)}")
 
     def _no_order(self, restart: Restart) -> SettingsError:
         epochs: dict[int | None, list[str]] = {}
-        for file, told in self._told.items():
-            epochs.setdefault(told.epoch, []).append(file.name)
+        for file, place in self._places.items():
+            epochs.setdefault(place.epoch, []).append(file.name)
         without = epochs.pop(None, [])
         epoch, names = max(epochs.items(), key=lambda one: len(one[1]))
         if len(names) > 1:
             reason = f"epoch {epoch} has several checkpoints ({', '.join(names[:3])})"
         else:
             reason = f"{without[0]} has no epoch" if without else "an epoch is too large"
-        named = {file: told.by_name for file, told in self._told.items()}
+        named = {file: place.by_name for file, place in self._places.items()}
         return SettingsError(
             f"{self._series.folder}: the step counts inside each epoch"
-            f" ({shown_restart(restart, self._told)}), and {reason}, so neither step nor epoch"
+            f" ({describe_restart(restart, self._places)}), and {reason}, so neither step nor epoch"
             " orders the run.",
             "The names do: give --step-from name."
-            if is_sound(named, self._told, self._same)
+            if is_sound(named, self._places, self._same)
             else "Name the files by their steps from the start of the training (step_1000) and give"
             " --step-from name, or choose one of each epoch with --pattern GLOB.",
         )
 
     def _note_differences(self, note: Note) -> None:
-        differing = [file for file, told in self._told.items() if told.differs]
-        for file in differing[:_MOST_NOTES]:
-            told = self._told[file]
+        differing = [file for file, place in self._places.items() if place.conflict]
+        for file in differing[:_MAX_NOTES]:
+            place = self._places[file]
             note(
-                f"{file.name}: its {told.differs}, its {told.place} says {told.step}, which is"
-                " taken"
+                f"{file.name}: its {place.conflict}, its {place.source} says {place.step}, which is"
+                " used"
             )
-        if len(differing) > _MOST_NOTES:
-            note(f"so do {len(differing) - _MOST_NOTES} more checkpoints")
+        if len(differing) > _MAX_NOTES:
+            note(f"the same holds for {len(differing) - _MAX_NOTES} more checkpoints")
 
     def _one(self, step: int, files: Sequence[CheckpointFile], note: Note) -> CheckpointFile:
         kept, *others = sorted(files, key=lambda file: _rank(file, step))
@@ -307,8 +274,8 @@ class Telling:
         return True
 
     def _unsure(self, file: CheckpointFile) -> SettingsError:
-        groups = self._told[file].unsure
-        first, whole = groups[0], joined(groups[:2])
+        groups = self._places[file].unsure
+        first, whole = groups[0], joint_number(groups[:2])
         fields = r"'(\d+)_\d+' for step " + str(number_of(first))
         if len(groups) == 2:
             fields += r", or '\d+_(\d+)' for step " + str(number_of(groups[1]))
@@ -322,7 +289,7 @@ class Telling:
         first, second = sorted((first, second), key=lambda file: file.name)
         in_epochs = self.counting.kind == EPOCHS
         places = {
-            file: "the epoch" if in_epochs else f"its {self._place(file)}"
+            file: "the epoch" if in_epochs else f"its {self._source(file)}"
             for file in (first, second)
         }
         return SettingsError(
@@ -334,26 +301,26 @@ class Telling:
     def _no_step(self, unknown: Sequence[CheckpointFile]) -> SettingsError:
         names = ", ".join(file.name for file in unknown[:5])
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        if all(self._told[file].is_count for file in unknown):
+        if all(self._places[file].is_count for file in unknown):
             return SettingsError(
                 f"{self._series.folder}: the number in {names}{more} is accelerate's count of"
                 " saves, not a step.",
                 "Give --step-from name to count in saves, or rename the folders by their steps"
                 " (step_1000).",
             )
-        unsure = next((file for file in unknown if self._told[file].unsure), None)
+        unsure = next((file for file in unknown if self._places[file].unsure), None)
         if unsure is not None:
             return self._unsure(unsure)
         return SettingsError(
-            f"{self._series.folder}: no step can be told for {names}{more}.",
-            "Names such as step_100, checkpoint-100, epoch=1-step=100 or model_100 tell one; give"
+            f"{self._series.folder}: no step was found for {names}{more}.",
+            "Names such as step_100, checkpoint-100, epoch=1-step=100 or model_100 hold one; give"
             " --step-regex for other names, choose the checkpoints with --pattern GLOB, or rename"
             " the file.",
         )
 
 
 def _rank(file: CheckpointFile, step: int) -> tuple[bool, bool, bool, str]:
-    """What sorts a checkpoint before its aliases."""
+    """Return a key that sorts a checkpoint before its aliases."""
     name = file.label or file.name
     linked = (file.folder or file.path).is_symlink()
     return file.name_step != step, is_alias(name), linked, name

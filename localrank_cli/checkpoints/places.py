@@ -1,4 +1,4 @@
-"""What is known of each checkpoint's place in the training."""
+"""Each checkpoint's place in the training: its step and epoch, and what they were read from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,41 +9,41 @@ from localrank_cli.checkpoints.frameworks import is_global
 from localrank_cli.checkpoints.names import (
     MAX_STEP,
     Groups,
-    Named,
+    NameStep,
     StepRule,
-    is_named_by_steps,
-    is_named_global,
+    names_global_step,
+    names_step,
     read_epochs,
     read_names,
-    why_no_step,
+    step_fault,
 )
 from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.errors import UnreadableError
 
 
 @dataclass(frozen=True)
-class Told:
-    """What is known of one checkpoint's place in the training."""
+class Place:
+    """A checkpoint's place in the training."""
 
     step: int | None
-    place: str  # what told the step, after "its"
+    source: str  # where the step was found, to be read after "its"
     epoch: int | None
-    differs: str = ""  # what else says another step, for a note
-    is_count: bool = False  # its name holds a number that is no step
-    may_be_epoch: bool = False  # its name has a number, no word for steps, and equals the epoch
+    conflict: str = ""  # another source with another step, for a note
+    is_count: bool = False  # its name counts saves, not steps
+    may_be_epoch: bool = False  # the number in its name equals the epoch and is not called a step
     unsure: Groups = ()  # digit groups of its name that may be one number or several
     is_global: bool = False  # the step counts from the start of training by its name
-    # Further steps that count from the start of training: what told them -> number.
+    # Further steps that count from the start of training, by their source.
     others: Mapping[str, int] = field(default_factory=dict, hash=False)
-    per_epoch: int | None = None  # steps in an epoch, where the checkpoint says so
-    by_name: int | None = None  # what --step-from name would take
+    per_epoch: int | None = None  # steps in an epoch, where the checkpoint records it
+    by_name: int | None = None  # the step by --step-from name
 
 
 class Names:
     """Steps and epochs in the names of a series, read together.
 
     Args:
-        files: All checkpoints of the series, those among them that are left out too.
+        files: All checkpoints of the series, including those that are left out.
     """
 
     def __init__(self, files: Sequence[CheckpointFile]) -> None:
@@ -51,50 +51,29 @@ class Names:
         self._steps = read_names(stems)
         self._epochs = read_epochs(stems)
 
-    def step(self, file: CheckpointFile) -> Named:
-        """Return what a checkpoint's name says of the step.
-
-        Args:
-            file: One of the files.
-
-        Returns:
-            The step, which may be too large for the table.
-        """
+    def step(self, file: CheckpointFile) -> NameStep:
+        """Return the step in a checkpoint's name, which may be too large for the table."""
         return self._steps[file.stem]
 
     def epoch(self, file: CheckpointFile) -> int | None:
-        """Return the epoch in a checkpoint's name.
-
-        Args:
-            file: One of the files.
-
-        Returns:
-            The epoch, or None.
-        """
+        """Return the epoch in a checkpoint's name, or None."""
         return self._epochs[file.stem]
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Candidate:
     """One number that may be the step."""
 
     step: int | None
-    place: str
+    source: str
     is_global: bool
     per_epoch: int | None = None
 
 
-def tell(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -> Told:
-    """Find a checkpoint's step: in its contents, else beside it, else in its name.
+def find_place(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -> Place:
+    """Return a checkpoint's place: its step from its contents, else beside it, else its name.
 
-    Args:
-        file: The checkpoint.
-        content: What is in it.
-        rule: What the user said.
-        names: Those of the series.
-
-    Returns:
-        The step, if there is one, and the epoch.
+    `names` are those of the whole series.
 
     Raises:
         UnreadableError: If the step is not a whole number from 0 to 2^63 - 1.
@@ -105,40 +84,40 @@ def tell(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -
     by_regex = rule.names.step(file.label or file.name.rsplit("/", 1)[-1])
     source, per_epoch = content.step_source, content.per_epoch
     inside = [
-        _Source(content.step, f"entry {source!r}", is_global(source), per_epoch),
-        _Source(facts.step, facts.place, facts.is_global, facts.per_epoch),
+        _Candidate(content.step, f"entry {source!r}", is_global(source), per_epoch),
+        _Candidate(facts.step, facts.source, facts.is_global, facts.per_epoch),
     ]
-    by_name = [_Source(by_regex, "name (--step-regex)", is_global=False)]
+    by_name = [_Candidate(by_regex, "name (--step-regex)", is_global=False)]
     if not is_count or rule.source == "name":
-        by_name.append(_Source(named.step, "name", is_named_global(file.stem)))
+        by_name.append(_Candidate(named.step, "name", names_global_step(file.stem)))
     chosen = {"contents": inside, "name": by_name, "epoch": []}.get(rule.source, inside + by_name)
-    told = [one for one in chosen if one.step is not None]
+    found = [one for one in chosen if one.step is not None]
     epochs = (content.epoch, facts.epoch, names.epoch(file))
     epoch = next((one for one in epochs if one is not None), None)
-    first = told[0] if told else _Source(None, "", is_global=False)
+    first = found[0] if found else _Candidate(None, "", is_global=False)
     _check(file, first)
-    # fairseq's checkpoint_2_500 and checkpoint2 name the epoch: that is no other step.
-    of_epoch = named.step == epoch and not is_named_by_steps(file.stem)
-    other = next(
+    # fairseq's checkpoint_2_500 and checkpoint2 name the epoch, which is not another step.
+    of_epoch = named.step == epoch and not names_step(file.stem)
+    conflict = next(
         (
-            f"{one.place} says step {one.step}"
-            for one in told
-            if one.step != first.step and not (one.place == "name" and of_epoch)
+            f"{one.source} says step {one.step}"
+            for one in found
+            if one.step != first.step and not (one.source == "name" and of_epoch)
         ),
         "",
     )
     others = {
-        one.place: one.step
-        for one in told[1:]
+        one.source: one.step
+        for one in found[1:]
         if one.step is not None and (one.is_global or one is by_name[0])
     }
-    return Told(
-        first.step,
-        first.place,
-        epoch,
-        other,
-        is_count,
-        may_be_epoch=first.place == "name" and of_epoch,
+    return Place(
+        step=first.step,
+        source=first.source,
+        epoch=epoch,
+        conflict=conflict,
+        is_count=is_count,
+        may_be_epoch=first.source == "name" and of_epoch,
         unsure=named.unsure if first.step is None else (),
         is_global=first.is_global,
         others=others,
@@ -147,11 +126,11 @@ def tell(file: CheckpointFile, content: Content, rule: StepRule, names: Names) -
     )
 
 
-def _check(file: CheckpointFile, source: _Source) -> None:
-    why = why_no_step(source.step) if source.step is not None else ""
+def _check(file: CheckpointFile, candidate: _Candidate) -> None:
+    why = step_fault(candidate.step) if candidate.step is not None else ""
     if not why:
         return
-    if source.place.startswith("name"):
+    if candidate.source.startswith("name"):
         advice = "Rename it by its step (step_100), or leave it out with --pattern."
     else:
         advice = (
@@ -159,5 +138,6 @@ def _check(file: CheckpointFile, source: _Source) -> None:
             " --pattern."
         )
     raise UnreadableError(
-        f"{file.path}: its {source.place} is {why}, expected a step from 0 to {MAX_STEP}.", advice
+        f"{file.path}: its {candidate.source} is {why}, expected a step from 0 to {MAX_STEP}.",
+        advice,
     )

@@ -1,4 +1,4 @@
-"""Reads one checkpoint, whatever it consists of, without running code."""
+"""Reading one checkpoint, whatever it consists of, and comparing two."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from localrank_cli.checkpoints.weights import choose
 def read_checkpoint(
     path: Path, *, trust_pickle: bool = False, header_only: bool = False, mapped: bool = True
 ) -> Content:
-    """Reads a checkpoint.
+    """Return the content of a checkpoint, read without running code.
 
     Args:
         path: A weights file, the index of several, or `.metadata`.
@@ -24,9 +24,6 @@ def read_checkpoint(
         header_only: Whether keys and shapes are enough; the tensors may then be on `meta`.
         mapped: Whether tensors may be mapped. Not for a file that may still be written: a mapped
             file that shrinks kills the process.
-
-    Returns:
-        Its content.
 
     Raises:
         UnreadableError: If it cannot be read; the message names the file.
@@ -40,23 +37,17 @@ def read_checkpoint(
 
 @dataclass(frozen=True)
 class Footprint:
-    """By what a checkpoint that has not changed is known."""
+    """What shows whether a checkpoint has changed."""
 
     size: int  # bytes of all its files
     mtime_ns: int  # of the file that changed last
 
 
 def footprint(path: Path) -> Footprint:
-    """Looks at all files of a checkpoint, and into none but an index.
-
-    Args:
-        path: As for `read_checkpoint`.
-
-    Returns:
-        Their size and time.
+    """Return size and time of all files of a checkpoint, opening none but an index.
 
     Raises:
-        UnreadableError: If one of them is not there any more.
+        UnreadableError: If one of them is gone.
     """
     size, mtime = 0, 0
     for file in files_of(path):
@@ -69,13 +60,7 @@ def footprint(path: Path) -> Footprint:
 
 
 def files_of(path: Path) -> list[Path]:
-    """All files that a checkpoint consists of.
-
-    Args:
-        path: As for `read_checkpoint`.
-
-    Returns:
-        The file itself, and after an index or `.metadata` those it names.
+    """Return the file itself and, for an index or `.metadata`, the files that it names.
 
     Raises:
         UnreadableError: If the index cannot be read.
@@ -88,11 +73,9 @@ def files_of(path: Path) -> list[Path]:
 
 
 class Twins:
-    """Compares checkpoints by their tensors; the last second one is kept, not read again.
+    """Comparison of checkpoints by their tensors, of the weights that `--weights` names.
 
-    Args:
-        weights: Which of several sets in a file is meant (`--weights`).
-        trust_pickle: Whether a pickle may run code.
+    The last second one is kept, not read again.
     """
 
     def __init__(self, weights: str, trust_pickle: bool) -> None:
@@ -101,14 +84,7 @@ class Twins:
         self._last: tuple[Path, State] | None = None
 
     def same(self, first: Path, second: Path) -> bool:
-        """Compares two checkpoints.
-
-        Args:
-            first: A weights file, an index, or `.metadata`.
-            second: Another one; kept for the next call.
-
-        Returns:
-            True where both are one file (a link), or hold equal tensors under equal names.
+        """Return whether two checkpoints are one file (a link), or hold equal tensors and names.
 
         Raises:
             UnreadableError: If one cannot be read.

@@ -1,4 +1,4 @@
-"""Finds the checkpoints among what the user named."""
+"""Finding the checkpoints of each series in the paths that the user named."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from pathlib import Path
 from localrank_cli.checkpoints.folders import (
     FACTS,
     NOT_CHECKPOINTS,
+    entries_in,
     folder_weights,
     hub_folder_of,
     is_alias,
     is_file,
     is_folder_weights,
     is_hub_folder,
-    listed,
     snapshots,
     stem_of,
 )
@@ -24,6 +24,10 @@ from localrank_cli.checkpoints.sharded import is_index, is_shard, shard_files
 from localrank_cli.errors import SettingsError, UnreadableError
 
 _KNOWN = "Known are .safetensors, .pt, .pth, .pth.tar, .ckpt and .bin"
+_CONVERT_PICKLE = (
+    "Convert it where you trust it (detectron2's model zoo: DetectionCheckpointer reads it), and"
+    " save the state dict: torch.save(model.state_dict(), 'step_100.pt')."
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def _resolve(path: Path) -> Path:
         found = path.resolve()
         if found.is_dir():
             return found
-        # A link keeps its own name: where it leads, the name may tell no step and no format.
+        # A link keeps its own name: the name of its target may have no step and no known suffix.
         found = path.parent.resolve() / path.name
         found.stat()
         return found
@@ -119,21 +123,18 @@ def find_checkpoints(
     exclude: Iterable[Path],
     rule: NameRule = NO_RULE,
 ) -> Series:
-    """Lists the checkpoints of a series.
+    """Return the checkpoints of a series, in order of name.
 
     Args:
         folder: The series' folder.
         named: Single checkpoints of it; empty for all.
         pattern: A glob on names (`--pattern`); empty for all.
-        exclude: Files that are no checkpoints, such as the data file.
-        rule: The user's own way to tell a step from a name.
-
-    Returns:
-        The series, in order of name.
+        exclude: Files that are not checkpoints, such as the data file.
+        rule: `--step-regex`.
 
     Raises:
         UnreadableError: If there is no checkpoint.
-        SettingsError: If a file was named that is no checkpoint.
+        SettingsError: If a named file is not a checkpoint.
     """
     excluded = {_real(path) for path in exclude}
     if is_hub_folder(folder):
@@ -164,14 +165,7 @@ def find_checkpoints(
 
 
 def run_names(folders: Sequence[Path]) -> dict[Path, str]:
-    """Names series by their folder, or by the shortest path ending that tells all apart.
-
-    Args:
-        folders: Resolved folders.
-
-    Returns:
-        Folder -> run.
-    """
+    """Return a name for each series: the shortest ending of its path that is unique."""
     names: dict[Path, str] = {}
     for folder in folders:
         for length in range(1, len(folder.parts) + 1):
@@ -186,7 +180,7 @@ def run_names(folders: Sequence[Path]) -> dict[Path, str]:
 def _real(path: Path) -> Path:
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # links in a circle: told where it is read
+    except (OSError, RuntimeError):  # links in a circle: reported when it is read
         return path
 
 
@@ -205,7 +199,7 @@ def _of_hub(folder: Path, named: Sequence[Path], pattern: str) -> Iterator[Check
 
 
 def _shards(entries: Sequence[Path]) -> set[Path]:
-    """The files that indexes among the entries list: parts, and no checkpoints of their own."""
+    """Return the files that indexes among the entries list: they are not checkpoints themselves."""
     return {shard for entry in entries if is_index(entry) for shard in shard_files(entry)}
 
 
@@ -230,16 +224,12 @@ def _as_checkpoint(entry: Path, folder: Path, named: bool, rule: NameRule) -> Ch
 
 def _not_a_checkpoint(entry: Path) -> SettingsError:
     if entry.suffix.lower() in (".pkl", ".pickle"):
-        return SettingsError(f"{entry}: is a plain pickle, which only code can read.", _OF_PICKLES)
+        return SettingsError(
+            f"{entry}: is a plain pickle, which only code can read.", _CONVERT_PICKLE
+        )
     return SettingsError(
         f"{entry}: is not a checkpoint by its suffix {entry.suffix!r}.", f"{_KNOWN}."
     )
-
-
-_OF_PICKLES = (
-    "Convert it where you trust it (detectron2's model zoo: DetectionCheckpointer reads it), and"
-    " save the state dict: torch.save(model.state_dict(), 'step_100.pt')."
-)
 
 
 def _may_be_checkpoint(folder: Path, rule: NameRule) -> bool:
@@ -250,7 +240,9 @@ def _may_be_checkpoint(folder: Path, rule: NameRule) -> bool:
     if not any(is_file(folder / name) for name in FACTS):
         return False
     # A whole run has such facts too, beside the folders of its checkpoints.
-    return not any(step_in_name(path.name) is not None and path.is_dir() for path in listed(folder))
+    return not any(
+        step_in_name(path.name) is not None and path.is_dir() for path in entries_in(folder)
+    )
 
 
 def _is_checkpoint_folder(folder: Path, rule_of: Callable[[Path], NameRule]) -> bool:
@@ -269,7 +261,7 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     inside = [
         entry.name
         for entry in entries
-        if entry.is_dir() and any(is_weights_file(path) for path in listed(entry))
+        if entry.is_dir() and any(is_weights_file(path) for path in entries_in(entry))
     ]
     if inside:
         return UnreadableError(
@@ -281,5 +273,5 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     by = f" that matches --pattern {pattern!r}" if pattern else ""
     return UnreadableError(
         f"{folder}: holds no checkpoint{by}; it holds {names}.",
-        _OF_PICKLES if pickles and not pattern else f"{_KNOWN}, and checkpoint-N/ folders.",
+        _CONVERT_PICKLE if pickles and not pattern else f"{_KNOWN}, and checkpoint-N/ folders.",
     )

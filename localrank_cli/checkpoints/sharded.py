@@ -1,4 +1,4 @@
-"""Weights sharded over several files, as an index (`*.safetensors.index.json`) lists them."""
+"""Weights sharded over several files, listed in an index (`*.safetensors.index.json`)."""
 
 import json
 import re
@@ -13,12 +13,10 @@ from localrank_cli.checkpoints.content import (
     Content,
     State,
     cannot_read,
-    epoch_in,
-    per_epoch_in,
-    shown,
-    step_in,
+    printable_name,
+    size_of_part,
 )
-from localrank_cli.checkpoints.formats import read, read_some
+from localrank_cli.checkpoints.formats import read, read_tensors
 from localrank_cli.errors import UnreadableError, cause
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
@@ -26,60 +24,32 @@ _SHARD = re.compile(r"[-_.]?\d+-of-\d+$")
 
 
 def is_index(path: Path) -> bool:
-    """Tells whether a file is the index of sharded weights.
-
-    Args:
-        path: Any path.
-
-    Returns:
-        True for names such as model.safetensors.index.json.
-    """
+    """Return whether a file is the index of sharded weights."""
     return index_suffix(path.name) != ""
 
 
 def index_suffix(name: str) -> str:
-    """The part of an index' name that says that it is one.
-
-    Args:
-        name: A file's name.
-
-    Returns:
-        The suffix as written; empty for other files.
-    """
+    """Return the suffix that makes a file an index; empty for other files."""
     lower = name.lower()
     found = next((s for s in INDEX_SUFFIXES if lower.endswith(s)), "")
     return name[-len(found) :] if found else ""
 
 
 def is_shard(stem: str) -> bool:
-    """Tells whether a file is one of several by its name.
-
-    Args:
-        stem: The name without its suffix.
-
-    Returns:
-        True for names such as model-00001-of-00002.
-    """
+    """Return whether a name without suffix is that of a shard, such as model-00001-of-00002."""
     return _SHARD.search(stem) is not None
 
 
 def read_sharded(
     index: Path, *, trust_pickle: bool = False, header_only: bool = False, mapped: bool = True
 ) -> Content:
-    """Reads all tensors that an index names.
+    """Return all tensors that an index names, as one state dict in the order of the index.
 
-    Args:
-        index: The index file.
-        trust_pickle: Whether a pickle may run code.
-        header_only: Whether keys and shapes are enough; the tensors may then be on `meta`.
-        mapped: Whether tensors may be mapped.
-
-    Returns:
-        One state dict, in the order of the index.
+    The options are those of `read_checkpoint`.
 
     Raises:
-        UnreadableError: If the index or a shard cannot be read, or a tensor is not where the index
-            says.
+        UnreadableError: If the index or a shard cannot be read, or a shard lacks a tensor that the
+            index places in it.
     """
     metadata, places = _parse(index)
     shards: dict[str, list[str]] = {}
@@ -88,39 +58,17 @@ def read_sharded(
     found: dict[str, Tensor] = {}
     for name, keys in shards.items():
         shard = index.parent / name
-        try:
-            shard.stat()
-        except FileNotFoundError as error:
-            raise UnreadableError(
-                f"{shard}: there is no such file, and {index.name} says that it holds"
-                f" {shown(keys[0])}{_more(keys)}.",
-                "Copy the whole checkpoint again, or leave it out with --pattern.",
-            ) from error
-        except OSError as error:
-            raise cannot_read(shard, error) from error
+        size_of_part(shard, index.name, f"{printable_name(keys[0])}{_more(keys)}")
         state = _read_shard(
             keys, shard, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped
         )
         found |= _complete(state, keys, shard, index.name)
-    step, source = step_in(metadata)
     state = {key: found[key] for key in places}
-    return Content(
-        {"": state},
-        step=step,
-        step_source=source,
-        epoch=epoch_in(metadata),
-        per_epoch=per_epoch_in(metadata, source),
-    )
+    return Content.of_state(state, metadata)
 
 
 def shard_files(index: Path) -> list[Path]:
-    """The files that hold the tensors of a sharded checkpoint.
-
-    Args:
-        index: The index file.
-
-    Returns:
-        Their paths, each once.
+    """Return the paths of the files that an index names, each once.
 
     Raises:
         UnreadableError: If the index cannot be read.
@@ -133,7 +81,7 @@ def _read_shard(
     keys: list[str], shard: Path, *, trust_pickle: bool, header_only: bool, mapped: bool
 ) -> State:
     if shard.suffix.lower() == ".safetensors" and (mapped or header_only):
-        content = read_some(shard, keys, header_only=header_only)
+        content = read_tensors(shard, keys, header_only=header_only)
     else:
         content = read(shard, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
     return content.states.get("", {})
@@ -143,8 +91,8 @@ def _complete(state: State, keys: list[str], shard: Path, index: str) -> State:
     absent = [key for key in keys if key not in state]
     if absent:
         raise UnreadableError(
-            f"{shard}: does not hold {shown(absent[0])}{_more(absent)}, which {index} places"
-            " there.",
+            f"{shard}: does not hold {printable_name(absent[0])}{_more(absent)}, which {index}"
+            " places there.",
             "Index and files are not of the same checkpoint: copy it again, or save it again.",
         )
     return {key: state[key] for key in keys}
@@ -155,14 +103,12 @@ def _parse(index: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
         loaded = json.loads(index.read_text(encoding="utf-8"))
     except OSError as error:
         raise cannot_read(index, error) from error
-    except (ValueError, RecursionError) as error:  # of UTF-8, of JSON, of its depth
-        raise UnreadableError(f"{index}: is no JSON ({cause(error)}).", DAMAGED) from error
+    except (ValueError, RecursionError) as error:  # invalid UTF-8, invalid JSON, nested too deeply
+        raise UnreadableError(f"{index}: is not JSON ({cause(error)}).", DAMAGED) from error
     places = loaded.get("weight_map") if isinstance(loaded, dict) else None
     fine = isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
     if not fine or not places:
-        raise UnreadableError(
-            f"{index}: has no table 'weight_map' of names and files, as an index has.", DAMAGED
-        )
+        raise UnreadableError(f"{index}: has no table 'weight_map' of names and files.", DAMAGED)
     for name in places.values():
         check_inside(index, name)
     metadata = loaded.get("metadata")
@@ -170,16 +116,12 @@ def _parse(index: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
 
 
 def check_inside(index: Path, name: str) -> None:
-    """Refuses a file's name that leads out of the checkpoint's folder.
+    """Refuse a file's name that leads out of the checkpoint's folder.
 
-    Only what is written counts: in the Hub's cache each file is a link that leads out.
-
-    Args:
-        index: The file that names it.
-        name: The name as written there.
+    Only the name as written counts: in the Hub's cache each file is a link that leads out.
 
     Raises:
-        UnreadableError: If it is absolute or goes up.
+        UnreadableError: If the name is absolute or goes up.
     """
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     leads_out = posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts

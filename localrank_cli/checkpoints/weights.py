@@ -1,4 +1,4 @@
-"""Which of several sets of weights in one file are meant: `--weights`."""
+"""`--weights`: which of several state dicts in a file is read, and which prefixes its keys lose."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,35 +7,36 @@ from typing import TypeVar
 from localrank_cli.errors import SettingsError
 
 RAW, EMA = "raw", "ema"
+_Value = TypeVar("_Value")
+WRAPPERS = ("module.", "_orig_mod.")
+PREFIXES = (*WRAPPERS, "model.", "net.")
 
 
 def choose(
     keys: Sequence[str], averaged: Collection[str], weights: str, place: str
 ) -> tuple[str, ...]:
-    """Names the sets of weights that may be taken, the first that fits the model first.
+    """Return the keys of the state dicts that `--weights` allows, in the order to try them.
 
     Args:
         keys: Where state dicts are in a file.
-        averaged: Those of them that hold an average over training.
-        weights: `raw` for the weights that training goes on with, `ema` for an average, or a key.
+        averaged: The keys that hold an average over training.
+        weights: `raw` for the weights that training continues with, `ema` for an average, or a key.
+            Where a file holds nothing but an average, `raw` is that.
         place: The file, for messages.
 
-    Returns:
-        Some of the keys. Where a file holds nothing but an average, `raw` is that.
-
     Raises:
-        SettingsError: If there are none such.
+        SettingsError: If there are no such weights.
     """
     if weights == RAW:
         return tuple(key for key in keys if key not in averaged) or tuple(keys)
     if weights == EMA:
         chosen = tuple(key for key in keys if key in averaged)
-        missing = "no average of weights is found in it"
+        missing = "no average of weights was found in it"
     else:
         chosen = tuple(key for key in keys if key == weights)
         missing = "it has no such weights"
     if not chosen:
-        there = ", ".join(described(key, averaged) for key in keys)
+        there = ", ".join(describe_weights(key, averaged) for key in keys)
         raise SettingsError(
             f"{place}: --weights {weights}: {missing}; it holds {there}.",
             "Give --weights raw, ema, or one of these keys.",
@@ -43,35 +44,21 @@ def choose(
     return chosen
 
 
-def described(key: str, averaged: Collection[str]) -> str:
-    """A set of weights, for messages.
-
-    Args:
-        key: Where it is in the file.
-        averaged: The keys of averages.
-
-    Returns:
-        The key as text, and whether it is an average.
-    """
+def describe_weights(key: str, averaged: Collection[str]) -> str:
+    """Return a set of weights for messages: its key, and whether it is an average."""
     return (repr(key) if key else "one bare state dict") + (" (ema)" if key in averaged else "")
-
-
-_Value = TypeVar("_Value")
-
-WRAPPERS = ("module.", "_orig_mod.")
-PREFIXES = (*WRAPPERS, "model.", "net.")
 
 
 @dataclass(frozen=True)
 class Stripping:
-    """What was taken off the keys."""
+    """The prefixes that were removed from keys."""
 
     prefix: str = ""  # from the front of every key
     inner: bool = False  # `_orig_mod.` and `module.` inside the keys too
 
     @property
     def description(self) -> str:
-        """For notes; empty when nothing was done."""
+        """For notes; empty when nothing was removed."""
         parts = [f"prefix {self.prefix!r}"] if self.prefix else []
         if self.inner:
             parts.append("inner '_orig_mod.' and 'module.'")
@@ -81,43 +68,27 @@ class Stripping:
 def candidates(
     state: Mapping[str, _Value], prefixes: tuple[str, ...] = PREFIXES
 ) -> list[tuple[Stripping, dict[str, _Value]]]:
-    """All ways to take wrappers' prefixes off, the least first.
-
-    Args:
-        state: Keys and anything.
-        prefixes: Which prefixes may go, in any order and number.
-
-    Returns:
-        The stripping and the renamed mapping for each.
-    """
+    """Return all ways to remove wrappers' prefixes from the keys of a state, the least first."""
     found: list[tuple[Stripping, dict[str, _Value]]] = []
-    current, taken = dict(state), ""
+    current, removed = dict(state), ""
     while True:
-        found.append((Stripping(taken), current))
+        found.append((Stripping(removed), current))
         inner = _without_inner(current)
         if inner is not None:
-            found.append((Stripping(taken, inner=True), inner))
+            found.append((Stripping(removed, inner=True), inner))
         prefix = next(
             (p for p in prefixes if current and all(k.startswith(p) for k in current)), ""
         )
         if not prefix:
             return found
         current = {key[len(prefix) :]: value for key, value in current.items()}
-        taken += prefix
+        removed += prefix
 
 
 def strip_to_fit(
     state: Mapping[str, _Value], fits: Callable[[Mapping[str, _Value]], bool]
 ) -> tuple[Stripping, dict[str, _Value]] | None:
-    """Takes off as little as makes the state fit.
-
-    Args:
-        state: Keys and anything.
-        fits: Whether a renamed state matches exactly.
-
-    Returns:
-        The stripping and the renamed state, or None when none fits.
-    """
+    """Return the state with as few prefixes removed as make it fit, or None when nothing fits."""
     return next((pair for pair in candidates(state) if fits(pair[1])), None)
 
 
@@ -125,7 +96,7 @@ def _without_inner(state: Mapping[str, _Value]) -> dict[str, _Value] | None:
     marks = {prefix.rstrip(".") for prefix in WRAPPERS}
     renamed = {}
     for key, value in state.items():
-        first, *rest = key.split(".")  # what stands in front goes from every key, or stays
+        first, *rest = key.split(".")  # a first part is removed from every key or from none
         renamed[".".join([first, *(part for part in rest if part not in marks)])] = value
     changed = set(renamed) != set(state)
     return renamed if changed and len(renamed) == len(state) else None

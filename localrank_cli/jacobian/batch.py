@@ -1,4 +1,7 @@
-"""A group of points as one function: varied tensor -> outputs of the chosen calls."""
+"""A batch of points as one function: varied tensor -> outputs of the chosen calls.
+
+`Layout` describes where the points of a batch lie in a tensor inside the network.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.jacobian.metric import Metric
+from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.layers.capture import Call, Capture
 
 
@@ -14,8 +17,8 @@ from localrank_cli.layers.capture import Call, Capture
 class Layout:
     """How a batch of points lies in a tensor: along one axis, point after point.
 
-    A tensor inside a network need not have the batch first (an inner sequence-first block), and
-    its batch axis may be merged with another one (windows of an image).
+    A tensor inside a network need not have the batch first (an inner sequence-first block), and its
+    batch axis may be merged with another one (windows of an image).
     """
 
     axis: int
@@ -23,15 +26,9 @@ class Layout:
 
     @classmethod
     def find(cls, one: tuple[int, ...], batch: tuple[int, ...], n_points: int) -> "Layout | None":
-        """Compares the shapes for one point and for a batch.
+        """Return the layout of a batch, from its shape and that for one point; `n_points` >= 1.
 
-        Args:
-            one: Shape for a batch of one point.
-            batch: Shape for a batch of `n_points`.
-            n_points: At least 1.
-
-        Returns:
-            The layout, or None where no single axis has grown by the factor `n_points`.
+        None where no single axis has grown by the factor `n_points`.
         """
         if not one or len(one) != len(batch):
             return None
@@ -43,14 +40,7 @@ class Layout:
         return cls(grown[0], one)
 
     def split(self, tensor: Tensor) -> Tensor:
-        """Makes the points the first axis, everything else one flat axis.
-
-        Args:
-            tensor: In this layout.
-
-        Returns:
-            Shape (points, numel for one point).
-        """
+        """Return a tensor in this layout as (points, numel for one point)."""
         if not self.shape:  # one number, which only a point alone can give
             return tensor.reshape(1, 1)
         length = self.shape[self.axis]
@@ -60,14 +50,7 @@ class Layout:
         return torch.movedim(parts, self.axis, 0).reshape(n_points, -1)
 
     def join(self, flat: Tensor) -> Tensor:
-        """Undoes `split`.
-
-        Args:
-            flat: Shape (points, numel for one point).
-
-        Returns:
-            The tensor in this layout.
-        """
+        """Undo `split`."""
         if not self.shape:
             return flat.reshape(())
         parts = flat.reshape(flat.shape[0], *self.shape)
@@ -76,26 +59,26 @@ class Layout:
 
 @dataclass(frozen=True)
 class Batch:
-    """Points that may be computed together, and where they stand in every tensor.
+    """Points that may be computed together, and where they lie in every tensor.
 
-    A batch is made only by `jacobian.guards`, which shows that together they give what they give
-    alone.
+    A batch is built only by `jacobian.guards`, which shows that together the points give the same
+    values as alone.
     """
 
     model: nn.Module
-    inputs: Tensor  # (points, ...), given to the model
+    inputs: Tensor  # (points, ...), the model's input
     varied: Tensor  # (points, n_in), the varied tensor, flat; with a metric z = 0, (points, k)
     varied_layout: Layout
     layouts: dict[Call, Layout]  # of the outputs
     wrt: Call | None
-    metric: Metric | None = None
+    metric: MetricFactor | None = None
     origin: Tensor | None = None  # with a metric, the varied tensor itself, (points, n_in)
     picked: Mapping[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
-    error: float = 0.0  # how far a singular value may be off because the input was reduced
+    error: float = 0.0  # bound on the change of a singular value by a reduction of the input
 
     @property
     def n_points(self) -> int:
-        """How many points."""
+        """The number of points."""
         return self.varied.shape[0]
 
     @property
@@ -103,15 +86,11 @@ class Batch:
         """Columns of the Jacobian: entries of the varied tensor, or of z."""
         return self.varied.shape[1]
 
-    def measured_in(self, metric: Metric | None, picked: Mapping[Call, Tensor]) -> "Batch":
-        """Puts z -> f(x + L z) at z = 0 in the place of f at x.
+    def in_metric(self, metric: MetricFactor | None, picked: Mapping[Call, Tensor]) -> "Batch":
+        """Return the batch whose Jacobians are J L: z -> f(x + L z) at z = 0 in place of f at x.
 
-        Args:
-            metric: L; None leaves the varied tensor as it is.
-            picked: Indices of the entries of outputs that are wanted; all of those not named.
-
-        Returns:
-            The batch whose Jacobians are J L.
+        Without a metric the varied tensor stays. `picked` holds the indices of the wanted entries
+        of outputs; all entries of outputs that it does not name are wanted.
         """
         batch = replace(self, picked={k: v.to(self.varied.device) for k, v in picked.items()})
         if metric is None:
@@ -120,17 +99,12 @@ class Batch:
         return replace(batch, varied=steps, metric=metric, origin=self.varied)
 
     def outputs(self, varied: Tensor, calls: Sequence[Call]) -> tuple[Tensor, ...]:
-        """The function to differentiate.
+        """Return the outputs of some calls, each (points, n_out): the function to differentiate.
 
-        Args:
-            varied: Shape (points, n_in); with a metric z, (points, k).
-            calls: The calls wanted.
-
-        Returns:
-            For each call, shape (points, n_out).
+        `varied` has shape (points, n_in); with a metric it is z, (points, k).
         """
         if self.metric is not None and self.origin is not None:
-            varied = self.origin + self.metric.moved(varied, self.origin.shape[1])
+            varied = self.origin + self.metric.step(varied, self.origin.shape[1])
         joined = self.varied_layout.join(varied)
         capture = Capture(self.model, calls, self.wrt)
         tensors = capture(joined) if self.wrt is None else capture(self.inputs, joined)

@@ -1,4 +1,4 @@
-"""A Jacobian too large to hold, in blocks of rows or of columns."""
+"""Jacobians as they leave the engine: whole, in blocks if too large to hold, or as a chain."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from localrank_cli.layers.survey import CallRecord
 
 @dataclass(frozen=True)
 class Portion:
-    """Jacobians of one call at some consecutive points, as they stand."""
+    """Jacobians of one call at some consecutive points, held whole."""
 
     record: CallRecord
     start: int  # index of the first point
     jacobians: Tensor  # (points, n_out, n_in or fewer, see `Batch.error`), on the model's device
     finite: Tensor  # (points,) bool: no non-finite pre-activation here or before
-    error: float = 0.0  # how far a singular value may be off because columns were reduced
+    error: float = 0.0  # as in `Batch`
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class BlockPortion:
     record: CallRecord
     start: int  # index of the point
     blocks: Callable[[], Iterator[Tensor]]  # each (some of the longer side, shorter side)
-    finite: Tensor  # (1,) bool: as above
-    error: float = 0.0  # as above
+    finite: Tensor  # (1,) bool: as in `Portion`
+    error: float = 0.0  # as in `Portion`
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ChainPortion:
 
     chain: Chain
     start: int  # index of the first point
-    finite: dict[Call, Tensor]  # (points,) bool: as above
+    finite: dict[Call, Tensor]  # (points,) bool: as in `Portion`
 
 
 AnyPortion = Portion | BlockPortion | ChainPortion
@@ -68,18 +68,7 @@ class BlockPlan:
 
 
 def plan_blocks(n_out: int, n_in: int, itemsize: int, budget: int, forward: bool) -> BlockPlan:
-    """Chooses the blocks and the mode with the least passes.
-
-    Args:
-        n_out: Rows of the Jacobian.
-        n_in: Columns of the Jacobian.
-        itemsize: Bytes of an entry.
-        budget: Bytes for one block.
-        forward: Whether forward mode may be used.
-
-    Returns:
-        The plan.
-    """
+    """Return the blocks and the mode with the fewest passes; `budget` is the bytes of one block."""
     long_side, short_side = max(n_out, n_in), min(n_out, n_in)
     size = max(1, min(long_side, budget // (short_side * itemsize)))
     passes = -(-long_side // size)
@@ -94,17 +83,11 @@ def plan_blocks(n_out: int, n_in: int, itemsize: int, budget: int, forward: bool
 
 
 def blocks(batch: Batch, record: CallRecord, plan: BlockPlan, chunk: int) -> Iterator[Tensor]:
-    """Walks through the Jacobian of one call at the only point of a batch.
-
-    Args:
-        batch: One point.
-        record: The call.
-        plan: From `plan_blocks`.
-        chunk: Directions at a time.
+    """Yield the Jacobian of one call at the only point of a batch, block by block.
 
     Yields:
-        Blocks with the divided side first: (rows, n_in), or the transposed columns
-        (columns, n_out).
+        Blocks with the divided side first: (rows, n_in), or the transposed columns (columns,
+        n_out). `chunk` directions are computed at a time.
     """
     long_side = max(record.numel, batch.n_in)
     for start in range(0, long_side, plan.size):

@@ -1,4 +1,4 @@
-"""What routes cost, how a memory budget is divided among them, and what does not fit in it."""
+"""The cost of each mode, and the division of a memory budget among Jacobians and directions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,64 +6,46 @@ from dataclasses import dataclass
 from localrank_cli.errors import ModelError
 from localrank_cli.layers.survey import CallRecord
 
-# Larger portions of directions stop paying once a matrix product fills the machine, and smaller
-# ones keep the working set near the caches.
-_PORTION_BYTES = 256 * 2**20
-_DOUBLE = 8
+# More directions at once stop paying when a matrix product fills the machine, and fewer keep the
+# working set near the caches.
+_MAX_DIRECTION_BYTES = 256 * 2**20
+_DOUBLE = 8  # bytes
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes for one purpose each; together they stay inside the total."""
+    """A memory budget in bytes, divided by purpose."""
 
     total: int
 
     @property
     def jacobians(self) -> int:
-        """For the Jacobians that are held: a third, since an SVD copies what it works on twice."""
+        """Bytes for the Jacobians that are held: a third, since an SVD copies its matrix twice."""
         return self.total // 3
 
     @property
     def directions(self) -> int:
-        """For the intermediate results of the directions that are pushed through at once."""
-        return max(1, min(self.total // 4, _PORTION_BYTES))
+        """Bytes for the intermediate results of the directions that are pushed through at once."""
+        return max(1, min(self.total // 4, _MAX_DIRECTION_BYTES))
 
     def block(self, n_out: int, n_in: int) -> int:
-        """For one block of a Jacobian that is not held, beside what its reduction needs.
+        """Return the bytes for one block of a Jacobian that is not held.
 
-        Args:
-            n_out: Rows.
-            n_in: Columns.
-
-        Returns:
-            Bytes: a sixth of what is left, for the block, the output of the directions before it is
-            copied in, and the QR's own copy take it three times, and the directions the other half.
+        A sixth of what its reduction leaves: the block, the output of the directions before it is
+        copied in, and the QR's own copy take it three times, and the directions the other half.
         """
         return max(min(n_out, n_in) * _DOUBLE, self._left(n_out, n_in) // 6)
 
     def block_directions(self, n_out: int, n_in: int) -> int:
-        """For the directions that make a block.
-
-        Args:
-            n_out: Rows.
-            n_in: Columns.
-
-        Returns:
-            Bytes.
-        """
-        return max(1, min(self._left(n_out, n_in) // 2, _PORTION_BYTES))
+        """Return the bytes for the directions that compute a block."""
+        return max(1, min(self._left(n_out, n_in) // 2, _MAX_DIRECTION_BYTES))
 
     def _left(self, n_out: int, n_in: int) -> int:
         return self.total - _reduction_bytes(n_out, n_in)
 
 
 def check_fits(records: Sequence[CallRecord], n_in: int, memory: int) -> None:
-    """Checks that at least the shorter side of every Jacobian fits, squared.
-
-    Args:
-        records: The chosen calls.
-        n_in: Entries of the varied tensor.
-        memory: The budget in bytes.
+    """Check that at least the square of every Jacobian's shorter side fits in `memory` bytes.
 
     Raises:
         ModelError: If one does not; with the numbers and the ways out.
@@ -81,7 +63,7 @@ def check_fits(records: Sequence[CallRecord], n_in: int, memory: int) -> None:
 
 
 def _reduction_bytes(n_out: int, n_in: int) -> int:
-    # R with a block under it, the QR's copy, its R, and what the allocator does not give back,
+    # R with a block under it, the QR's copy, its R, and memory that the allocator does not return,
     # which took 1.5 to 2 squares of 3072 x 3072 (372 MiB where 256 were given for three squares).
     short = min(n_out, n_in)
     return 5 * short * short * _DOUBLE
@@ -100,18 +82,11 @@ class Split:
 
 
 def split_by_depth(records: Sequence[CallRecord], n_in: int) -> Split:
-    """Chooses the depth down to which forward mode serves all calls at the least cost.
+    """Return the division of calls between forward and reverse mode with the least total cost.
 
-    One direction of either mode costs about one forward pass to the call's depth d_l. Forward
-    mode down to depth D costs n_in * d_D and gives every call on the way; each deeper call costs
-    n_out * d_l by reverse mode.
-
-    Args:
-        records: The calls, in order of execution.
-        n_in: Entries of the varied tensor.
-
-    Returns:
-        The split with the least total cost; on equal cost the one with more reverse mode.
+    One direction of either mode costs about one forward pass to the call's depth d_l. Forward mode
+    down to depth D costs n_in * d_D and gives every call on the way; each deeper call costs n_out *
+    d_l by reverse mode. On equal cost more calls take reverse mode.
     """
     ordered = sorted(records, key=lambda record: record.cost)
     reverse_costs = [record.numel * record.cost for record in ordered]
@@ -128,17 +103,10 @@ def split_by_depth(records: Sequence[CallRecord], n_in: int) -> Split:
 
 
 def directions_at_once(n_points: int, activations: int, itemsize: int, budget: int) -> int:
-    """How many directions fit in a budget.
+    """Return how many directions fit in a budget of bytes, at least 1.
 
-    Args:
-        n_points: Points in the batch.
-        activations: Entries of all intermediate results for one point. Not all live at once,
-            which pays for values held beside tangents.
-        itemsize: Bytes of an entry.
-        budget: Bytes.
-
-    Returns:
-        At least 1.
+    `activations` are the entries of all intermediate results for one point. Not all live at once,
+    which pays for values held beside tangents.
     """
     return max(1, budget // max(1, n_points * activations * itemsize))
 
@@ -146,16 +114,9 @@ def directions_at_once(n_points: int, activations: int, itemsize: int, budget: i
 def layer_groups(
     records: Sequence[CallRecord], n_in: int, itemsize: int, budget: int
 ) -> list[tuple[CallRecord, ...]]:
-    """Divides calls so that the Jacobians of one group at one point fit in a budget.
+    """Return groups of calls whose Jacobians at one point fit in a budget of bytes, in order.
 
-    Args:
-        records: The calls.
-        n_in: Entries of the varied tensor.
-        itemsize: Bytes of an entry.
-        budget: Bytes.
-
-    Returns:
-        Groups in the order given; a call too large for the budget stands alone.
+    A call too large for the budget is alone in its group.
     """
     groups: list[tuple[CallRecord, ...]] = []
     current: list[CallRecord] = []

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from localrank_cli.layers.capture import Call
 
-_U = 2.0**-53
+_U = 2.0**-53  # unit roundoff of float64
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Link:
     """One Linear layer of the chain, or of a tree of them."""
 
     call: Call
-    weight: Tensor  # (n_out, n of the parent)
+    weight: Tensor  # (n_out, units of the parent)
     parent: int | None  # index of the link that feeds it; None: the input does
-    slope: Tensor | None  # (points, n of the parent): the diagonal of D; None for the first
+    slope: Tensor | None  # (points, units of the parent): the diagonal of D; None for the first
     error: float = 0.0  # bound on the Frobenius norm of what rounding added to the weight
 
 
@@ -38,12 +38,9 @@ class Factor:
 
 
 class Chain:
-    """The links of a network at a batch of points.
+    """The links of a network at a batch of points, parents before children.
 
-    Args:
-        links: Parents before children.
-        wanted: The calls whose Jacobians are asked for.
-        picked: Rows of theirs that are wanted; all of those not named.
+    Of each wanted call, `picked` gives the rows that are wanted; all of those not named.
     """
 
     def __init__(
@@ -65,11 +62,7 @@ class Chain:
         }
 
     def first_layers(self) -> dict[Call, Tensor]:
-        """The calls whose Jacobian is the weight itself, the same at every point.
-
-        Returns:
-            Call -> weight, shape (n_out, n_in).
-        """
+        """Return the Jacobians that are a weight itself, (n_out, n_in), the same at every point."""
         return {
             link.call: self._rows(link.call, link.weight)
             for link in self._links
@@ -77,12 +70,12 @@ class Chain:
         }
 
     def factors(self, point: int, calls: frozenset[Call] | None = None) -> Iterator[Factor]:
-        """Multiplies the chain out at one point, first layers apart.
+        """Yield a matrix with the Jacobian's singular values for each wanted call, at one point.
 
-        With u = 2^-53 and fl(A B) = A B + E, |E| <= a u |A|_F |B|_F (a terms in each sum, Higham,
-        Accuracy and Stability, eq. 3.13), and a Householder QR of a x w whose R^T is that of a
-        matrix within 8 a w u |P|_F (Higham, Thm. 19.4, with its constant; measured errors are far
-        below), the error e of M obeys
+        First layers are left out. With u = 2^-53 and fl(A B) = A B + E, |E| <= a u |A|_F |B|_F (a
+        terms in each sum, Higham, Accuracy and Stability, eq. 3.13), and a Householder QR of a x w
+        whose R^T is that of a matrix within 8 a w u |P|_F (Higham, Thm. 19.4, with its constant;
+        measured errors are far below), the error e of M obeys
 
             e_l = |W_l|_F (|d|_max e_parent + (8 a w + a + 1) u |P|_F),   |P|_F <= |d|_max |M|_F.
 
@@ -93,7 +86,7 @@ class Chain:
             calls: Which Jacobians; None for all that are wanted.
 
         Yields:
-            For each wanted call, a matrix with the Jacobian's singular values.
+            The factors, parents before children.
         """
         wanted = self._wanted if calls is None else calls
         done = dict(self._roots)

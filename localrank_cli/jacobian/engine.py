@@ -1,4 +1,4 @@
-"""All Jacobians of one checkpoint, portion by portion, each by the mode that serves it best."""
+"""All Jacobians of one checkpoint, portion by portion, each by the mode that costs least."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ from localrank_cli.jacobian.budget import (
     split_by_depth,
 )
 from localrank_cli.jacobian.chain import Chain
-from localrank_cli.jacobian.failing import guarded, memory_error, out_of_memory
-from localrank_cli.jacobian.metric import Metric
+from localrank_cli.jacobian.failures import attempt, memory_error, out_of_memory
+from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
 from localrank_cli.jacobian.trace import Refusal, find_chain
@@ -39,7 +39,7 @@ from localrank_cli.layers.survey import CallRecord, Survey
 
 @dataclass(frozen=True)
 class Task:
-    """What to differentiate: one checkpoint, its points, its layers."""
+    """The Jacobians to compute: one checkpoint, its points, its layers."""
 
     model: nn.Module
     points: Tensor  # (points, ...), in the analysis dtype (or integers, with wrt)
@@ -48,7 +48,7 @@ class Task:
     wrt: Call | None
     dtype: torch.dtype
     memory: int  # bytes
-    metric: Metric | None = None  # of the varied tensor; None: the identity
+    metric: MetricFactor | None = None  # of the varied tensor; None: the identity
     picked: Mapping[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
 
     @property
@@ -65,7 +65,7 @@ class Task:
 
 @dataclass
 class Modes:
-    """Which modes a model has refused, and the notes to give; kept between checkpoints."""
+    """The modes that a model has not refused, and notes for the user; kept between checkpoints."""
 
     chain: bool = True
     forward: bool = True
@@ -75,23 +75,15 @@ class Modes:
     routes: list[str] = field(default_factory=list)
 
     def refuse_forward(self, reason: str) -> None:
-        """Turns forward mode off.
-
-        Args:
-            reason: Why, for the note.
-        """
+        """Turn forward mode off, with a note that gives the reason."""
         self.forward = False
         self.notes.append(f"forward mode is not used ({reason}); reverse mode takes its place")
 
 
 def jacobians(task: Task, modes: Modes) -> Iterator[AnyPortion]:
-    """Computes the Jacobians of all chosen calls at all points.
+    """Yield the Jacobians of all chosen calls at all points.
 
-    To be called within `analysis_setting`.
-
-    Args:
-        task: What to differentiate.
-        modes: Which modes to try; updated when the model refuses one.
+    To be called within `analysis_setting`. `modes` is updated when the model refuses one.
 
     Yields:
         For each group of points, a chain for all calls or a portion for each call.
@@ -123,7 +115,7 @@ def jacobians(task: Task, modes: Modes) -> Iterator[AnyPortion]:
 
 
 def _calls(task: Task) -> tuple[list[Call], list[Call]]:
-    """The chosen calls and wrt; and these with every affine layer before the last of them."""
+    """Return the chosen calls and wrt; and these with every affine layer up to the last of them."""
     needed = {record.call for record in task.records} | ({task.wrt} if task.wrt else set())
     order = [record.call for record in task.survey.records]
     last = max(index for index, call in enumerate(order) if call in needed)
@@ -140,8 +132,8 @@ def _batches(
 ) -> Iterator[tuple[int, Batch]]:
     batch = guards.make_batch(task.model, points, values, task.wrt, task.tolerance)
     calls = [record.call for record in task.records]
-    if batch is not None and guarded(partial(guards.points_are_separate, batch, calls)):
-        yield 0, batch.measured_in(task.metric, task.picked)
+    if batch is not None and attempt(partial(guards.points_are_separate, batch, calls)):
+        yield 0, batch.in_metric(task.metric, task.picked)
         return
     _note_once(
         modes,
@@ -162,7 +154,7 @@ def _batches(
                 "the model is random in eval mode: a point run again gives another output.",
                 "Use the module's deterministic mode.",
             )
-        yield index, alone.measured_in(task.metric, task.picked)
+        yield index, alone.in_metric(task.metric, task.picked)
 
 
 def _portions(
@@ -184,7 +176,7 @@ def _portions(
         forward, reverse = (), tuple(held)
     for group in layer_groups(forward, batch.n_in, itemsize, room * itemsize):
         names = [record.call for record in group]
-        tensors = guarded(partial(forward_jacobians, batch, names, min(chunk, batch.n_in)))
+        tensors = attempt(partial(forward_jacobians, batch, names, min(chunk, batch.n_in)))
         for record, tensor in zip(group, tensors, strict=True):
             yield Portion(record, start, tensor, good[record.call], batch.error)
     for record in reverse:
@@ -215,7 +207,7 @@ def _walk(
         steps = blocks(batch, record, plan, rows)
         while True:
             try:
-                block = guarded(partial(next, steps))
+                block = attempt(partial(next, steps))
             except StopIteration:
                 return
             yield block
@@ -235,7 +227,7 @@ def _chain(task: Task, batch: Batch, modes: Modes) -> Chain | None:
 
 
 def _narrow(task: Task, batch: Batch, good: dict[Call, Tensor], modes: Modes) -> Batch:
-    """The batch along fewer directions, where that is exact: fewer passes or smaller matrices."""
+    """Return the batch along fewer directions, where that is exact and saves passes or memory."""
     fitting = task.metric is None and task.dtype == torch.float64
     if not fitting or not modes.narrow or task.survey.has_low_precision:
         return batch
@@ -246,7 +238,7 @@ def _narrow(task: Task, batch: Batch, good: dict[Call, Tensor], modes: Modes) ->
     chunk = directions_at_once(1, task.survey.activations, task.dtype.itemsize, room)
     try:
         reduced = narrow(batch, through, task.records, good, chunk)
-    except Exception as error:  # what vmap over a backward refuses, other modes may allow
+    except Exception as error:  # vmap over a backward may refuse what other modes allow
         if out_of_memory(error):
             raise memory_error(error) from error
         reduced = None
@@ -257,7 +249,7 @@ def _narrow(task: Task, batch: Batch, good: dict[Call, Tensor], modes: Modes) ->
 def _try_forward(
     task: Task, batch: Batch, calls: list[Call], good: dict[Call, Tensor], modes: Modes
 ) -> None:
-    """Turns forward mode off where torch.func refuses it or it disagrees with reverse mode."""
+    """Turn forward mode off where torch.func refuses it or it disagrees with reverse mode."""
     everywhere = torch.stack([good[call] for call in calls]).all(dim=0)
     try:
         agree = guards.modes_agree(batch, calls, everywhere, task.tolerance)
@@ -283,11 +275,11 @@ def _reverse(batch: Batch, record: CallRecord, chunk: int, modes: Modes) -> Tens
                 raise memory_error(error) from error
             modes.batched_reverse = False
             modes.notes.append(f"rows are computed one by one, which is slow ({cause(error)})")
-    return guarded(partial(reverse_jacobian, batch, record.call, 1))
+    return attempt(partial(reverse_jacobian, batch, record.call, 1))
 
 
 def _points_at_once(task: Task) -> int:
-    """As many points as the held Jacobians and the graph of one pass have room for."""
+    """Return how many points the held Jacobians and the graph of one pass have room for."""
     budget = Budget(task.memory)
     itemsize = task.dtype.itemsize
     held = [
@@ -296,7 +288,7 @@ def _points_at_once(task: Task) -> int:
         if record.numel * task.n_in * itemsize <= budget.jacobians
     ]
     if len(held) < len(task.records):
-        return 1  # a Jacobian that comes in blocks comes for one point
+        return 1  # blocks are of a single point
     per_point = max(held)
     graph = 2 * task.survey.activations * itemsize
     room = min(budget.jacobians // per_point, budget.total // 4 // max(1, graph))

@@ -1,4 +1,4 @@
-"""One output over all of the data: for covariances, samples and scores, not for Jacobians."""
+"""One output over all of the data, for covariances, samples and scores rather than Jacobians."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -10,25 +10,20 @@ from localrank_cli.jacobian.batch import Layout
 from localrank_cli.layers.capture import Call, Capture
 from localrank_cli.layers.outputs import first_tensor
 
-# At either end of a batch, points on which it is held against its points alone.
-_TRIED = 2
+# Points at either end of a batch whose outputs are compared with those of the points alone.
+_END_POINTS = 2
 
 
 def outputs_everywhere(
     model: nn.Module, chunks: Iterable[Tensor], call: Call | None, tolerance: float
 ) -> Iterator[Tensor]:
-    """Runs a model over data, many points at a time where that gives what they give alone.
+    """Yield the outputs of a call (None: of the network) over chunks of data, each (points, numel).
 
-    To be called within `analysis_setting`.
-
-    Args:
-        model: The network.
-        chunks: Each (some points, ...), on the model's device.
-        call: Whose output is wanted; None for that of the network.
-        tolerance: Relative difference below which two computations of one value agree.
+    To be called within `analysis_setting`. Many points are run at a time where that gives the same
+    values as alone, up to a relative difference of `tolerance`.
 
     Yields:
-        For each chunk, shape (points, numel).
+        One tensor for each chunk.
     """
     forward = _forward(model, call)
     together = True
@@ -70,11 +65,11 @@ def _forward(model: nn.Module, call: Call | None) -> Callable[[Tensor], Tensor]:
 def _together(
     forward: Callable[[Tensor], Tensor], points: Tensor, tolerance: float
 ) -> Tensor | None:
-    """Outputs of a batch, or None where they are not those of its points alone."""
-    # Every batch is looked at, and both of its ends: what depends on the batch (a largest value, a
-    # capacity that the first points use up) need not show in the first batch, nor at its start.
+    """Return the outputs of a batch, or None where they are not those of its points alone."""
+    # Every batch is checked, at both ends: a dependence on the batch (a largest value, a capacity
+    # that the first points use up) need not show in the first batch, nor at its start.
     count = points.shape[0]
-    tried = sorted({*range(min(_TRIED, count)), *range(max(0, count - _TRIED), count)})
+    tried = sorted({*range(min(_END_POINTS, count)), *range(max(0, count - _END_POINTS), count)})
     alone = _alone(forward, points[tried])
     if len(tried) == count == 1:
         return alone

@@ -1,7 +1,7 @@
-"""What must hold before a number is believed.
+"""Checks before a number is believed.
 
 - Two forward passes agree.
-- A batch gives, point by point, what the points give alone, in values and in derivatives.
+- A batch gives, point by point, the same values and derivatives as the points alone.
 - Forward and reverse mode are transposes of each other.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import LocalrankError, ModelError, cause
 from localrank_cli.jacobian.batch import Batch, Layout
-from localrank_cli.jacobian.routes import contracted, pullback, pushforward
+from localrank_cli.jacobian.routes import contraction, pullback, pushforward
 from localrank_cli.layers.capture import Call, Capture
 
 
@@ -27,19 +27,12 @@ class Values:
 
 
 def agreement(dtype: torch.dtype, low_precision: bool) -> float:
-    """The relative difference below which two computations of one value agree.
+    """Return the relative difference below which two computations of one value agree.
 
     Rounding in another order of summation gives k u per layer (u = 1.1e-16, k up to 1e5 terms),
     which depth multiplies by at most about 100: 1e-9. Mixing of points, randomness or a cut path
-    show at 1e-3 and more. Where parts are computed in float32, u is 6e-8; measured differences
-    are up to 3.5e-8 of the largest entry, so 1e-5 leaves room for 300 times that.
-
-    Args:
-        dtype: Of the analysis.
-        low_precision: Whether some operation has less precision.
-
-    Returns:
-        The relative tolerance.
+    show at 1e-3 and more. Where parts are computed in float32, u is 6e-8; measured differences are
+    up to 3.5e-8 of the largest entry, so 1e-5 leaves room for 300 times that.
     """
     if dtype == torch.float32:
         return 1e-4
@@ -49,17 +42,10 @@ def agreement(dtype: torch.dtype, low_precision: bool) -> float:
 def point_values(
     model: nn.Module, points: Tensor, calls: Sequence[Call], watched: Sequence[Call]
 ) -> Values:
-    """Runs every point alone.
+    """Return the outputs of `calls`, from running every point alone.
 
-    Args:
-        model: The network.
-        points: Shape (points, ...).
-        calls: The calls.
-        watched: These and more, in order of execution: a later call must not hide a non-finite
-            value of an earlier one.
-
-    Returns:
-        The outputs of `calls`.
+    `watched` are these and more, in order of execution: a later call must not hide a non-finite
+    value of an earlier one.
 
     Raises:
         ModelError: If a call's shape depends on the point.
@@ -102,26 +88,20 @@ def _captured(capture: Capture, point: Tensor, index: int) -> tuple[Tensor, ...]
     except Exception as error:  # whatever a user's forward may raise, at this point and no other
         raise ModelError(
             f"the model's forward pass failed at point {index} of the drawn ones: {cause(error)}",
-            "It ran at the first point: look for what this point has of its own.",
+            "It ran at the first point: check how this point differs from it.",
         ) from error
 
 
 def check_repeatable(model: nn.Module, points: Tensor, values: Values, tolerance: float) -> None:
-    """Checks that a second forward pass of the first point agrees with the first.
-
-    Args:
-        model: The network.
-        points: Shape (points, ...).
-        values: From `point_values`.
-        tolerance: Relative, from `agreement`.
+    """Check that a second forward pass of the first point agrees with `values`.
 
     Raises:
         ModelError: If it does not.
     """
     calls = list(values.outputs)
-    again = point_values(model, points[:1], calls, calls)
+    second_pass = point_values(model, points[:1], calls, calls)
     for call in calls:
-        first, second = values.outputs[call][:1], again.outputs[call]
+        first, second = values.outputs[call][:1], second_pass.outputs[call]
         if not _close(first, second, tolerance):
             raise ModelError(
                 f"the model is random in eval mode: layer {call.label!r} gives another output"
@@ -135,10 +115,10 @@ def check_repeatable(model: nn.Module, points: Tensor, values: Values, tolerance
 def check_seedless(values: Values, other: Values, tolerance: float) -> None:
     """Check that nothing is drawn in the first forward pass and then kept.
 
-    Args:
-        values: From `point_values`.
-        other: Of the first point, under another seed, forgotten by the model since.
-        tolerance: Relative, from `agreement`.
+    `other` holds the first point's values under another seed; the model has been restored since.
+
+    Raises:
+        ModelError: If the two differ by more than the relative `tolerance`.
     """
     for call, found in other.outputs.items():
         if not _close(values.outputs[call][:1], found, tolerance):
@@ -153,17 +133,9 @@ def check_seedless(values: Values, other: Values, tolerance: float) -> None:
 def make_batch(
     model: nn.Module, points: Tensor, values: Values, wrt: Call | None, tolerance: float
 ) -> Batch | None:
-    """Makes a batch of points if, together, they give what they give alone.
+    """Return a batch of points, or None where batching would mix points or fails.
 
-    Args:
-        model: The network.
-        points: Shape (points, ...).
-        values: From `point_values`; must hold `wrt` too.
-        wrt: The call whose output is varied, or None.
-        tolerance: Relative, from `agreement`.
-
-    Returns:
-        The batch, or None where batching would mix points or fails.
+    `values` must hold `wrt` too, the call whose output is varied.
     """
     calls = list(values.outputs)
     n_points = points.shape[0]
@@ -196,17 +168,10 @@ def make_batch(
 
 
 def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
-    """Tells whether outputs of one point depend on no other point's varied tensor.
+    """Return whether outputs of one point depend on no other point's varied tensor.
 
     A random cotangent at one point alone is pulled back; a network that treats points one by one
-    gives exact zeros at all others.
-
-    Args:
-        batch: The points.
-        calls: The calls that depend on the varied tensor.
-
-    Returns:
-        True when separate.
+    gives exact zeros at all others. The calls must depend on the varied tensor.
     """
     if batch.n_points == 1:
         return True
@@ -222,7 +187,7 @@ def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
             cotangents.append(cotangent)
         # One backward pass for all calls: random cotangents do not cancel.
         (rows,) = torch.autograd.grad(
-            contracted(outputs, cotangents), varied, allow_unused=True, retain_graph=point == 0
+            contraction(outputs, cotangents), varied, allow_unused=True, retain_graph=point == 0
         )
         if rows is None:
             return True
@@ -234,19 +199,11 @@ def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
 
 
 def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: float) -> bool:
-    """Tells whether u^T (J v) = (u^T J) v for a random u and v at every point.
+    """Return whether u^T (J v) = (u^T J) v for a random u and v at every good point.
 
-    They differ where a forward pass cuts the graph (no_grad) or a custom Function's backward is
-    not its derivative: autograd's reverse mode is then taken as what the user means.
-
-    Args:
-        batch: The points.
-        calls: The calls.
-        good: Which points have finite outputs, shape (points,), bool.
-        tolerance: Relative to |u| |J v| + |u^T J| |v|, from `agreement`.
-
-    Returns:
-        True when they agree at all good points.
+    They differ where a forward pass cuts the graph (no_grad) or a custom Function's backward is not
+    its derivative: autograd's reverse mode is then taken as what the user means. `good`, (points,)
+    bool, are points with finite outputs; the tolerance is relative to |u| |J v| + |u^T J| |v|.
     """
     direction = _normal((batch.n_in,), 20241007).to(batch.varied)
     tangents = pushforward(batch, calls, direction.unsqueeze(0))
@@ -263,16 +220,7 @@ def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: fl
 
 
 def random_cotangent(numel: int, batch: Batch, seed: int) -> Tensor:
-    """Draws u at every point, the same on every device.
-
-    Args:
-        numel: Entries of the output.
-        batch: The points.
-        seed: Of the draw.
-
-    Returns:
-        Shape (points, numel), standard normal.
-    """
+    """Return a standard normal u at every point, (points, numel), the same on every device."""
     return _normal((batch.n_points, numel), seed).to(batch.varied)
 
 
@@ -281,7 +229,7 @@ def _random(numel: int, batch: Batch) -> Tensor:
 
 
 def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
-    """The same numbers on every device, whatever the default device is."""
+    """Return the same numbers on every device, whatever the default device is."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 

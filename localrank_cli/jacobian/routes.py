@@ -11,17 +11,10 @@ from localrank_cli.layers.capture import Call
 
 
 def forward_jacobians(batch: Batch, calls: Sequence[Call], chunk: int) -> list[Tensor]:
-    """Jacobians of several calls from one pass of forward mode.
+    """Return the Jacobians of several calls by forward mode, `chunk` directions at a time.
 
-    One direction costs about one forward pass and serves all calls at once.
-
-    Args:
-        batch: The points.
-        calls: The calls.
-        chunk: Directions at a time.
-
-    Returns:
-        For each call, shape (points, n_out, n_in), in the dtype of the varied tensor.
+    One direction costs about one forward pass and serves all calls at once. Each Jacobian has shape
+    (points, n_out, n_in), in the dtype of the varied tensor.
     """
     jacobians: list[Tensor] = []
     for start in range(0, batch.n_in, chunk):
@@ -42,15 +35,9 @@ def forward_jacobians(batch: Batch, calls: Sequence[Call], chunk: int) -> list[T
 
 
 def pushforward(batch: Batch, calls: Sequence[Call], directions: Tensor) -> tuple[Tensor, ...]:
-    """Jacobian-vector products J v, the same directions at every point.
+    """Return J v for each call, (directions, points, n_out); the same directions at every point.
 
-    Args:
-        batch: The points.
-        calls: The calls.
-        directions: Shape (directions, n_in).
-
-    Returns:
-        For each call, shape (directions, points, n_out).
+    The directions have shape (directions, n_in).
     """
 
     def along(direction: Tensor) -> tuple[Tensor, ...]:
@@ -63,17 +50,10 @@ def pushforward(batch: Batch, calls: Sequence[Call], directions: Tensor) -> tupl
 
 
 def reverse_jacobian(batch: Batch, call: Call, chunk: int) -> Tensor:
-    """The Jacobian of one call by reverse mode.
+    """Return the Jacobian of one call by reverse mode, (points, n_out, n_in).
 
-    One row costs about one backward pass to that depth: cheap for narrow outputs.
-
-    Args:
-        batch: The points.
-        call: The call.
-        chunk: Rows at a time; 1 walks row by row, which every differentiable model allows.
-
-    Returns:
-        Shape (points, n_out, n_in), in the dtype of the varied tensor.
+    One row costs about one backward pass to that depth: cheap for narrow outputs. `chunk` rows are
+    computed at a time; 1 walks row by row, which every differentiable model allows.
     """
     varied = batch.varied.detach().requires_grad_(True)
     with torch.enable_grad():
@@ -97,34 +77,21 @@ def reverse_jacobian(batch: Batch, call: Call, chunk: int) -> Tensor:
 
 
 def pullback(batch: Batch, call: Call, cotangent: Tensor) -> Tensor:
-    """The vector-Jacobian product u^T J at every point.
+    """Return u^T J at every point, (points, n_in), of u with shape (points, n_out).
 
-    Args:
-        batch: The points.
-        call: The call.
-        cotangent: Shape (points, n_out).
-
-    Returns:
-        Shape (points, n_in); exact zeros where the output does not depend on the varied tensor.
+    Exact zeros where the output does not depend on the varied tensor.
     """
     varied = batch.varied.detach().requires_grad_(True)
     with torch.enable_grad():
         (output,) = batch.outputs(varied, [call])
-    (row,) = torch.autograd.grad(contracted([output], [cotangent]), varied, allow_unused=True)
+    (row,) = torch.autograd.grad(contraction([output], [cotangent]), varied, allow_unused=True)
     return torch.zeros_like(batch.varied) if row is None else row
 
 
-def contracted(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
-    """The number whose gradient is the vector-Jacobian product.
+def contraction(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the products of outputs and cotangents, whose gradient is u^T J.
 
     Torch imports sympy to check cotangents that are given to it: half a second of a short run.
-
-    Args:
-        outputs: In a graph.
-        cotangents: One for each output, in its shape.
-
-    Returns:
-        The sum of all products, shape ().
     """
     with torch.enable_grad():
         total = torch.zeros((), dtype=outputs[0].dtype, device=outputs[0].device)
@@ -134,16 +101,7 @@ def contracted(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tenso
 
 
 def unit_rows(start: int, stop: int, like: Tensor) -> Tensor:
-    """Rows of the identity.
-
-    Args:
-        start: The first.
-        stop: One past the last.
-        like: As wide as the identity; gives dtype and device.
-
-    Returns:
-        Shape (stop - start, like.shape[1]).
-    """
+    """Return rows `start` to `stop` of the identity, as wide as `like`, in its dtype."""
     rows = like.new_zeros(stop - start, like.shape[1])
     rows.diagonal(start).fill_(1)
     return rows

@@ -20,44 +20,37 @@ from torch import Tensor
 
 from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.guards import random_cotangent
-from localrank_cli.jacobian.metric import Metric
+from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.jacobian.routes import pullback, reverse_jacobian
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.survey import CallRecord
 
-# Of n_in: a smaller gain does not pay for the checks.
-_WORTH = 0.75
-# Times the weight of the layer: the weight, its transpose, and what their QR needs.
-_COPIES = 4
+# A layer with more outputs, relative to n_in, saves too little to pay for the checks.
+_MAX_WIDTH_RATIO = 0.75
+# The reduction holds the weight of the layer, its transpose, and what their QR needs.
+_WEIGHT_COPIES = 4
 # A skip connection leaks by as much as the Jacobian itself: no random row misses it. Leaks as small
 # as rounding are estimated: the largest of six norms is under a third of the Frobenius norm three
-# times in ten thousand if they stand in one row, and practically never if they are spread.
+# times in ten thousand if they are in one row, and practically never if they are spread.
 _PROBES = 6
-_ALLOWANCE = 3.0
-# Outside of this range squares of entries leave that of a double.
-_LEAST, _MOST = 1e-100, 1e100
+_LEAK_FACTOR = 3.0  # from the largest norm to the bound on the leak
+# Entries outside of this range have squares that a double cannot hold.
+_SMALLEST, _LARGEST = 1e-100, 1e100
 
 
 def bottleneck(
     records: Sequence[CallRecord], wanted: Sequence[CallRecord], n_in: int, budget: int
 ) -> CallRecord | None:
-    """Finds the layer that may reduce the input.
+    """Return the layer that may reduce the input, for the calls that are wanted.
 
-    Args:
-        records: All calls, in order of execution.
-        wanted: Those whose Jacobians are asked for.
-        n_in: Entries of the varied tensor.
-        budget: Bytes that the reduction itself may take.
-
-    Returns:
-        The first affine layer that depends on the varied tensor, if it is narrow enough, its weight
-        fits, and it has no more rows than are asked for.
+    It is the first affine layer that depends on the varied tensor, if it is narrow enough, its
+    reduction fits in the budget of bytes, and it has no more rows than are wanted.
     """
     first = next((record for record in records if record.affine and record.depends), None)
-    if first is None or first.numel > _WORTH * n_in:
+    if first is None or first.numel > _MAX_WIDTH_RATIO * n_in:
         return None
     rows = sum(min(record.numel, n_in) for record in wanted)
-    fits = _COPIES * first.numel * n_in * torch.float64.itemsize <= budget
+    fits = _WEIGHT_COPIES * first.numel * n_in * torch.float64.itemsize <= budget
     return first if fits and first.numel <= rows else None
 
 
@@ -68,23 +61,15 @@ def narrow(
     good: Mapping[Call, Tensor],
     chunk: int,
 ) -> Batch | None:
-    """Reduces a batch to the row space of a layer, if that is exact up to rounding.
+    """Return a batch reduced to the row space of a layer, with the bound on what that changes.
 
-    Args:
-        batch: The points, in float64, without a metric.
-        through: From `bottleneck`.
-        records: All calls that are wanted.
-        good: At which points each call's Jacobian is wanted, shape (points,), bool.
-        chunk: Rows of the layer's weight at a time.
-
-    Returns:
-        The batch, with the bound on what a singular value may change by; None where some layer sees
-        more than the row space.
+    None where some layer sees more than the row space. The batch is in float64, without a metric;
+    `good` says at which points each call's Jacobian is wanted, (points,) bool.
     """
     somewhere = torch.stack([good[record.call] for record in records]).any(dim=0)
     if not bool(somewhere.any()):
         return None
-    alone = _only(batch, int(somewhere.nonzero()[0]), through)
+    alone = _single_point(batch, int(somewhere.nonzero()[0]), through)
     weight = reverse_jacobian(alone, through.call, max(2, min(chunk, through.numel)))[0]
     if not bool(torch.isfinite(weight).all()):
         return None
@@ -94,21 +79,21 @@ def narrow(
         points = good[record.call]
         if not bool(points.any()):
             continue
-        leak, size = _seen(batch, record, basis)
+        leak, size = _leak_and_size(batch, record, basis)
         # sigma_1 is at least |J|_F / sqrt(r), and the reduction must not cost more than an SVD.
         rounding = max(record.numel, batch.n_in) * torch.finfo(weight.dtype).eps
         allowed = rounding * size / min(record.numel, through.numel) ** 0.5
-        error = _ALLOWANCE * leak
+        error = _LEAK_FACTOR * leak
         # A comparison with NaN is false.
         if not bool((error <= allowed)[points].all()):
             return None
         errors.append(float(error[points].max()))
-    reduced = batch.measured_in(Metric(basis), batch.picked)
+    reduced = batch.in_metric(MetricFactor(basis), batch.picked)
     return replace(reduced, error=max(errors))
 
 
-def _only(batch: Batch, index: int, through: CallRecord) -> Batch:
-    """One point of a batch, of which another layer is wanted."""
+def _single_point(batch: Batch, index: int, through: CallRecord) -> Batch:
+    """Return a batch of one point, for another layer."""
     return replace(
         batch,
         inputs=batch.inputs[index : index + 1].clone(),
@@ -118,13 +103,17 @@ def _only(batch: Batch, index: int, through: CallRecord) -> Batch:
     )
 
 
-def _seen(batch: Batch, record: CallRecord, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """|J (1 - V V^T)|_F, the most that a random row shows, and |J|_F, their mean, at each point."""
+def _leak_and_size(batch: Batch, record: CallRecord, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Estimate |J (1 - V V^T)|_F by the largest of random rows, and |J|_F by their mean square.
+
+    Returns:
+        Both at each point.
+    """
     leaks, sizes = [], []
     for probe in range(_PROBES):
         row = pullback(batch, record.call, random_cotangent(record.numel, batch, probe))
         largest = row.abs().amax(dim=1)
-        known = (largest == 0) | ((largest > _LEAST) & (largest < _MOST))
+        known = (largest == 0) | ((largest > _SMALLEST) & (largest < _LARGEST))
         outside = row - (row @ basis) @ basis.mT
         leaks.append(torch.where(known, outside.norm(dim=1), torch.nan))
         sizes.append(row.norm(dim=1))

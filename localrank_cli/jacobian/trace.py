@@ -1,13 +1,13 @@
-"""Finds the chain of a network in the graph that autograd recorded of it.
+"""Finding the chain of a network in the graph that autograd recorded of it.
 
 Where every tapped layer is an exact nn.Linear that sees one vector per point, and autograd's graph
 between two of them is a single path of elementwise operations, the Jacobian is a product of the
 weights and of diagonal matrices D of the activations' derivatives. D comes from autograd of the
 activation itself, whatever it is.
 
-The graph that autograd recorded in the very pass that is analysed is the structure of the
-Jacobian: a skip connection shows as a node with two parents, mixing of entries as an operation that
-is not elementwise. A symbolic trace of the code would say less: it stumbles over control flow.
+The graph that autograd recorded in the very pass that is analysed is the structure of the Jacobian:
+a skip connection shows as a node with two parents, mixing of entries as an operation that is not
+elementwise. A symbolic trace of the code would say less: it stumbles over control flow.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from torch.nn import functional
 from localrank_cli.errors import cause
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain, Link
-from localrank_cli.jacobian.routes import contracted
+from localrank_cli.jacobian.routes import contraction
 from localrank_cli.layers.capture import Call
 
 # Elementwise operations by the name of their backward node: a quick filter, and no proof. An
@@ -39,30 +39,24 @@ _ELEMENTWISE = frozenset(
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a network is no chain."""
+    """The reason why a network is not a chain."""
 
     reason: str
 
 
 def find_chain(batch: Batch, calls: Sequence[Call], tolerance: float) -> Chain | Refusal:
-    """Reads the chain off autograd's graph of one pass over the batch.
+    """Return the chain in autograd's graph of one pass over the batch, or why there is none.
 
-    Args:
-        batch: The points.
-        calls: The calls whose Jacobians are asked for.
-        tolerance: Relative difference below which two computations of a value agree.
-
-    Returns:
-        The chain, or why there is none.
+    `tolerance` is the relative difference below which two computations of a value agree.
     """
     if batch.wrt is not None:
         return Refusal("the varied tensor is not the input")
     inputs = batch.inputs.detach().clone().requires_grad_(True)
     try:
         with torch.enable_grad():
-            # A clone: a model may work in place on what it is given.
+            # A clone: a model may change its input in place.
             return _trace(batch, inputs, calls, tolerance)
-    except Exception as error:  # whatever a user's model may raise: the general routes will say it
+    except Exception as error:  # whatever a user's model may raise: the general routes report it
         return Refusal(f"{cause(error)}")
 
 
@@ -78,22 +72,22 @@ def _trace(
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _LayerCall:
     call: Call
     module: nn.Linear
     inputs: Tensor
     output: Tensor
 
 
-def _run(model: nn.Module, inputs: Tensor) -> list[_Seen]:
-    seen: list[_Seen] = []
+def _run(model: nn.Module, inputs: Tensor) -> list[_LayerCall]:
+    seen: list[_LayerCall] = []
     counts: dict[str, int] = {}
 
     def hook(name: str) -> Any:
         def on_output(module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> Tensor:
             counts[name] = counts.get(name, 0) + 1
-            seen.append(_Seen(Call(name, counts[name]), module, args[0], output))
-            return output.clone()  # what follows may work in place
+            seen.append(_LayerCall(Call(name, counts[name]), module, args[0], output))
+            return output.clone()  # later operations may work in place
 
         return on_output
 
@@ -111,19 +105,19 @@ def _run(model: nn.Module, inputs: Tensor) -> list[_Seen]:
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
-    """Only exact nn.Linear without hooks or parametrizations is safe to treat as W x + b."""
+    """Return whether a module is exactly W x + b: nn.Linear itself, without hooks."""
     return (
         type(module) is nn.Linear
         and not module._forward_hooks  # noqa: SLF001  # torch has no public way to ask
-        and not module._forward_pre_hooks  # noqa: SLF001  # as above
+        and not module._forward_pre_hooks  # noqa: SLF001  # torch has no public way to ask
     )
 
 
 class _Walk:
-    """Follows the graph from each layer's input back to the layer that feeds it."""
+    """The walk through the graph from each layer's input back to the layer that feeds it."""
 
     def __init__(
-        self, seen: Sequence[_Seen], inputs: Tensor, tolerance: float, batch: Batch
+        self, seen: Sequence[_LayerCall], inputs: Tensor, tolerance: float, batch: Batch
     ) -> None:
         self._seen = seen
         self._inputs = inputs
@@ -178,7 +172,7 @@ class _Walk:
             return Refusal(f"{label}: {parent.reason}")
         return self._with_slope(layer, parent)
 
-    def _with_slope(self, layer: _Seen, parent: int | None) -> Link | Refusal:
+    def _with_slope(self, layer: _LayerCall, parent: int | None) -> Link | Refusal:
         label, points = layer.call.label, self._inputs.shape[0]
         source = self._inputs if parent is None else self._seen[parent].output
         if source.is_complex():
@@ -197,18 +191,18 @@ class _Walk:
             return Refusal(f"{label}: an operation before it acts differently on each point")
         weight, error = weight * slope[0], 0.0
         if self._metric is not None:
-            weight, error = self._metric.weighed(weight)
+            weight, error = self._metric.weigh(weight)
         return Link(layer.call, weight, None, None, error)
 
     def _is_diagonal(self, output: Tensor, source: Tensor, slope: Tensor) -> bool:
-        """Pulls a random cotangent back: names of operations are a filter, this is the proof."""
+        """Check by a random cotangent; names of operations are only a filter."""
         # Batch and instance normalisation by the data's own statistics, say, bear the name of the
         # elementwise one, and a user's function may bear any name.
         generator = torch.Generator("cpu").manual_seed(0)
         cotangent = torch.randn(
             slope.shape, generator=generator, dtype=torch.float64, device="cpu"
         ).to(slope)
-        total = contracted([output], [cotangent.reshape(output.shape)])
+        total = contraction([output], [cotangent.reshape(output.shape)])
         (row,) = torch.autograd.grad(total, source, retain_graph=True)
         pulled, expected = row.reshape(slope.shape), slope * cotangent
         known = torch.isfinite(pulled) & torch.isfinite(expected)
@@ -217,7 +211,7 @@ class _Walk:
         return bool((off <= self._tolerance * scale).all())
 
     def _walk(self, tensor: Tensor) -> int | Refusal | None:
-        """Index of the layer that feeds a tensor; None for the input."""
+        """Return the index of the layer that feeds a tensor; None for the input."""
         node: Any = tensor.grad_fn
         while node is not None:
             if node in self._ends:

@@ -1,1 +1,1 @@
-"""Which modules are layers, when they run, and what they give."""
+"""Which modules are layers, when they run, and what they output."""

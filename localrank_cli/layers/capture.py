@@ -1,7 +1,7 @@
 """The outputs of chosen module calls as a function of the varied tensor.
 
 Captures are clones (an in-place ReLU after a layer would otherwise overwrite its pre-activation)
-and are returned, never stored outside, so that the function may stand under torch.func transforms.
+and are returned, never stored outside, so that the function works under torch.func transforms.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,33 +33,24 @@ class Call:
 
     @classmethod
     def parse(cls, label: str) -> "Call":
-        """Reads `name` or `name#2` back.
-
-        Args:
-            label: As made by `label`.
-
-        Returns:
-            The call.
-        """
+        """Return the call of a label such as `name` or `name#2`."""
         name, mark, number = label.rpartition("#")
         if mark and number.isdigit() and int(number) >= 1:
             return cls(name, int(number))
         return cls(label)
 
 
-class _AllCaptured(
-    BaseException
-):  # not an Exception: a model's own `except Exception` must not eat it
-    pass
+class _AllCaptured(BaseException):
+    """Not an Exception: a model's own `except Exception` must not catch it."""
 
 
 class Capture:
-    """Runs a model and returns the first tensor output of chosen calls.
+    """A model as a function that returns the first tensor output of chosen calls.
 
     Args:
         model: The network, called with one tensor.
         calls: The calls whose outputs are wanted, in any order.
-        watched: Calls whose outputs are taken too if they happen before the last of `calls`.
+        watched: Calls whose outputs are kept too if they happen before the last of `calls`.
         wrt: The call whose output is the varied tensor; None when the input is.
     """
 
@@ -81,11 +72,7 @@ class Capture:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Keeps the hooks for several calls; a single call needs no such thing.
-
-        Yields:
-            Nothing.
-        """
+        """Keep the hooks for several calls; a single call does not need this."""
 
         def hook(name: str) -> Any:
             def on_output(module: nn.Module, args: object, output: object) -> object:
@@ -106,16 +93,10 @@ class Capture:
                 handle.remove()
 
     def __call__(self, inputs: Tensor, varied: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Runs the model up to the last wanted call.
+        """Return the outputs of `calls`, in order, from a run of the model up to the last of them.
 
-        Args:
-            inputs: The batch given to the model.
-            varied: With `wrt`, what takes the place of that call's first tensor, as `real_parts`;
-                None leaves it.
-
-        Returns:
-            One real tensor for each of `calls`, in their order, shaped as the module gave it; a
-            complex one as its `real_parts`.
+        Each is one real tensor shaped as the module's output, a complex one as its `real_parts`.
+        With `wrt`, `varied` replaces that call's first tensor, as `real_parts`; None leaves it.
 
         Raises:
             LayerError: If a wanted call did not happen, or gave no tensor.
@@ -123,7 +104,7 @@ class Capture:
         self._run = state = _Run(self._calls, self._watched, self._wrt, varied)
         try:
             with nullcontext() if self._installed else self.installed():
-                # Its own copy: a model may change its input in place, which must neither reach the
+                # A clone: a model may change its input in place, which must neither reach the
                 # next call nor be refused because the input is a leaf.
                 self._model(inputs.clone())
         except _AllCaptured:
@@ -164,12 +145,12 @@ class _Run:
         self._counts: dict[str, int] = {}
 
     def see(self, name: str, output: object) -> object:
-        """Takes a module's output; returns what takes its place, or None to leave it."""
+        """Record a module's output; return its replacement, or None to leave it."""
         self._counts[name] = self._counts.get(name, 0) + 1
         call = Call(name, self._counts[name])
         replaced = None
         if call == self._wrt and self._varied is not None:
-            # Contiguous, as modules give their outputs: what follows may `.view` it.
+            # Contiguous, as outputs of modules are: later operations may `.view` it.
             varied = self._varied.clone(memory_format=torch.contiguous_format)
             like = first_tensor(output)
             varied = varied if like is None else from_real_parts(varied, like)
@@ -181,7 +162,7 @@ class _Run:
         if call in self._missing:
             tensor = first_tensor(output)
             if tensor is None:
-                raise LayerError(f"layer {call.label!r} gave no tensor in this forward pass.")
+                raise LayerError(f"layer {call.label!r} returned no tensor in this forward pass.")
             parts = real_parts(tensor)
             self.found[call] = parts.clone(memory_format=torch.contiguous_format)
             self._missing.discard(call)

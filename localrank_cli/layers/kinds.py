@@ -17,14 +17,10 @@ _AFFINE: tuple[type[nn.Module], ...] = (
 
 
 def is_affine_layer(module: nn.Module) -> bool:
-    """Tells whether a module is analysed by default.
+    """Return whether a module is analysed by default.
 
-    Args:
-        module: Any module.
-
-    Returns:
-        True for Linear, Bilinear, Conv*, ConvTranspose* and their subclasses, and for the Conv1D
-        of transformers (a Linear with a transposed weight).
+    That is Linear, Bilinear, Conv*, ConvTranspose* and their subclasses, and the Conv1D of
+    transformers (a Linear with a transposed weight).
     """
     if isinstance(module, _AFFINE):
         return True

@@ -1,4 +1,4 @@
-"""The first tensor in what a module returns, whatever it returns it in."""
+"""The first tensor in a module's output, whatever structure holds it."""
 
 import copy
 import dataclasses
@@ -10,40 +10,25 @@ from torch import Tensor
 
 
 def real_parts(tensor: Tensor) -> Tensor:
-    """Return a tensor as real numbers: what is differentiated of a complex output.
+    """Return a tensor as real numbers, along which a complex output is differentiated.
 
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        A real tensor itself; of a complex one its real and imaginary parts, along a new last axis.
+    A real tensor is returned itself, a complex one as its real and imaginary parts along a new last
+    axis.
     """
     # view_as_real refuses lazily conjugated tensors.
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def from_real_parts(parts: Tensor, like: Tensor) -> Tensor:
-    """Undo `real_parts`.
-
-    Args:
-        parts: From `real_parts`.
-        like: A tensor of the kind that is wanted.
-
-    Returns:
-        A complex tensor where `like` is complex, else `parts`.
-    """
+    """Undo `real_parts`; `like` is real or complex as the result is to be."""
     return torch.complex(parts[..., 0], parts[..., 1]) if like.is_complex() else parts
 
 
 def first_tensor(output: object) -> Tensor | None:
-    """Finds the first tensor of a module's output, depth first.
+    """Return the first tensor of a module's output, depth first; not a copy. None without one.
 
-    Args:
-        output: A tensor, or tensors nested in tuples, lists, mappings and dataclasses (an LSTM's
-            output, a Hugging Face ModelOutput).
-
-    Returns:
-        The tensor itself, not a copy, or None when there is none.
+    It may be nested in tuples, lists, mappings and dataclasses (an LSTM's output, a Hugging Face
+    ModelOutput).
     """
     if isinstance(output, Tensor):
         return output
@@ -55,15 +40,7 @@ def first_tensor(output: object) -> Tensor | None:
 
 
 def replace_first(output: object, tensor: Tensor) -> Any:
-    """Returns the output with its first tensor replaced; the original is left as it is.
-
-    Args:
-        output: What a module returned; it holds at least one tensor.
-        tensor: What takes the first tensor's place.
-
-    Returns:
-        An object of the same structure.
-    """
+    """Return an output with its first tensor replaced; the original is left as it is."""
     if isinstance(output, Tensor):
         return tensor
     for key, value in _entries(output):
@@ -73,7 +50,7 @@ def replace_first(output: object, tensor: Tensor) -> Any:
 
 
 def _entries(output: object) -> list[tuple[Any, Any]]:
-    """The parts of an output, each with what finds it: a key, an index or a field's name."""
+    """Return the parts of an output, each with its key, index or field name."""
     if isinstance(output, Mapping):
         return list(output.items())
     if isinstance(output, (tuple, list)):
@@ -93,5 +70,5 @@ def _with_entry(output: Any, key: Any, value: object) -> Any:
     if isinstance(output, Mapping):
         changed[key] = value
     else:
-        object.__setattr__(changed, key, value)  # frozen ones too
+        object.__setattr__(changed, key, value)  # works for frozen dataclasses too
     return changed

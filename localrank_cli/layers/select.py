@@ -1,4 +1,4 @@
-"""Which of the calls that a survey saw are analysed."""
+"""The selection of layers among the calls that a survey saw."""
 
 import difflib
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _GLOB_CHARACTERS = frozenset("*?[")
 class Selection:
     """Globs over qualified module names; `*` crosses dots."""
 
-    include: tuple[str, ...] = ()  # none: every Linear, Conv and their kin
+    include: tuple[str, ...] = ()  # none: every layer with `is_affine_layer`
     exclude: tuple[str, ...] = ()
     wrt: str = ""  # empty: the network's input
     hidden: bool = False  # without the last of the layers that would be chosen
@@ -28,12 +28,12 @@ class Selection:
 
     @property
     def whole(self) -> "Selection":
-        """The same layers, and all of what is varied and of each output."""
+        """The same layers, without slices."""
         return replace(self, input_slice="", output_slice="")
 
 
 @dataclass(frozen=True)
-class Chosen:
+class LayerChoice:
     """The calls to analyse, in order of execution, and what was left out and why."""
 
     records: tuple[CallRecord, ...]
@@ -41,14 +41,10 @@ class Chosen:
 
 
 def named_call(model: nn.Module, label: str) -> Call | None:
-    """Turns `--wrt` into a call.
+    """Return the call that `--wrt` names, under the module's first name; None for an empty label.
 
-    Args:
-        model: The network.
-        label: A module's name, any of them where it has several, or `name#2`; empty for none.
-
-    Returns:
-        The call under the module's first name; None for an empty label.
+    Raises:
+        LayerError: If there is no such module.
     """
     if not label:
         return None
@@ -63,16 +59,8 @@ def named_call(model: nn.Module, label: str) -> Call | None:
     return Call(first[call.name], call.number)
 
 
-def choose(model: nn.Module, survey: Survey, selection: Selection) -> Chosen:
-    """Picks the calls to analyse.
-
-    Args:
-        model: The network.
-        survey: What ran.
-        selection: What was asked for.
-
-    Returns:
-        The chosen calls.
+def choose_layers(model: nn.Module, survey: Survey, selection: Selection) -> LayerChoice:
+    """Return the calls to analyse.
 
     Raises:
         LayerError: If a pattern matches nothing, if a layer named exactly never runs or does not
@@ -95,7 +83,7 @@ def choose(model: nn.Module, survey: Survey, selection: Selection) -> Chosen:
         kept = kept[:-1]
     if not kept:
         raise _nothing_left(survey, selection, independent)
-    return Chosen(tuple(kept), tuple(notes))
+    return LayerChoice(tuple(kept), tuple(notes))
 
 
 def _wanted_names(
@@ -118,7 +106,7 @@ def _wanted_names(
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:
-    """First name -> all names: Sequential(a, relu, a) knows one module as 0 and as 2."""
+    """Return first name -> all names: Sequential(a, relu, a) knows one module as 0 and as 2."""
     first: dict[nn.Module, str] = {}
     names: dict[str, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -142,14 +130,14 @@ def _check_patterns(
         is_exact = not _GLOB_CHARACTERS & set(pattern) or pattern in everything
         if not hits:
             kind = "there is no layer" if is_exact else "no layer matches"
-            raise LayerError(f"{kind} {pattern!r}.", _names_there_are(survey))
+            raise LayerError(f"{kind} {pattern!r}.", _layers_that_run(survey))
         if pattern in selection.exclude:
             continue
         found = [canonical.get(Call.parse(hit).name, Call.parse(hit).name) for hit in hits]
         idle = sorted({name for name in found if name not in ran_names})
         if is_exact and idle:
-            reason = "gives no floating-point tensor" if idle[0] in silent else "never runs"
-            raise LayerError(f"layer {pattern!r} {reason}.", _names_there_are(survey))
+            reason = "returns no floating-point tensor" if idle[0] in silent else "never runs"
+            raise LayerError(f"layer {pattern!r} {reason}.", _layers_that_run(survey))
         if is_exact:
             call = Call.parse(hits[0])
             records = [
@@ -165,7 +153,7 @@ def _check_patterns(
                     " another --wrt.",
                 )
         elif idle:
-            notes.append(f"left out, never run or give no floating-point tensor: {listed(idle)}")
+            notes.append(f"left out, never run or return no floating-point tensor: {listed(idle)}")
     return notes
 
 
@@ -187,12 +175,12 @@ def _nothing_left(survey: Survey, selection: Selection, independent: list[str]) 
     if not selection.include and not selection.exclude:
         return LayerError(
             "the model runs no Linear or Conv layer.",
-            f"Name modules with --layers. {_names_there_are(survey)}",
+            f"Name modules with --layers. {_layers_that_run(survey)}",
         )
-    return LayerError("no layer is left to analyse.", _names_there_are(survey))
+    return LayerError("no layer is left to analyse.", _layers_that_run(survey))
 
 
-def _names_there_are(survey: Survey) -> str:
+def _layers_that_run(survey: Survey) -> str:
     labels = [f"{record.call.label} ({record.module})" for record in survey.records]
     return f"Layers that run: {listed(labels, 20)}."
 

@@ -1,4 +1,4 @@
-"""The surroundings in which a user's model runs: eval mode, no TF32, all flags put back after."""
+"""The state in which a user's model runs: eval mode, no TF32, all flags restored afterwards."""
 
 import warnings
 from collections.abc import Iterator
@@ -11,19 +11,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from localrank_cli.seeds import seeded
 
+# Attributes that torch gives every module: hooks and the like.
+_OWN = frozenset(vars(nn.Module()))
+
 
 @contextmanager
 def analysis_setting(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
-    """Puts a model in eval mode with frozen parameters, and everything back afterwards.
+    """Put a model in eval mode with frozen parameters, and restore everything afterwards.
 
-    Within, constants that a forward pass makes have the analysis dtype, TF32 is off, and attention
-    and recurrent layers use the kernels that forward-mode differentiation supports.
-
-    Args:
-        model: The network; its training flags, requires_grad flags, buffers and plain
-            attributes (some forward passes write to them) and the RNG state are left as found.
-        dtype: The dtype of the Jacobian.
-        seed: Of the random number generators: no number depends on the caller's.
+    Within, constants that a forward pass makes have the analysis dtype, TF32 is off, attention and
+    recurrent layers use the kernels that forward-mode differentiation supports, and no number
+    depends on the caller's random number generators. Afterwards training and requires_grad flags,
+    buffers, plain attributes (some forward passes write to them) and the RNG state are as before.
 
     Yields:
         Nothing.
@@ -54,15 +53,12 @@ def analysis_setting(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Ite
             for module, mode in training:
                 module.training = mode
             for module, saved in attributes:
-                _put_back(module, saved)
-            _restore(buffers)
-
-
-_OWN = frozenset(vars(nn.Module()))
+                _restore_attributes(module, saved)
+            _restore_buffers(buffers)
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[object, object]]:
-    """Plain attributes, with a copy of what lists and dicts hold."""
+    """Return plain attributes, with a copy of what lists and dicts hold."""
     return {
         key: (value, type(value)(value) if type(value) in {list, dict} else None)
         for key, value in vars(module).items()
@@ -70,8 +66,8 @@ def _attributes(module: nn.Module) -> dict[str, tuple[object, object]]:
     }
 
 
-def _put_back(module: nn.Module, saved: dict[str, tuple[object, object]]) -> None:
-    """Forgets what a forward pass cached: it would be the last checkpoint's at the next one."""
+def _restore_attributes(module: nn.Module, saved: dict[str, tuple[object, object]]) -> None:
+    """Remove what a forward pass cached: at the next checkpoint it would be the last one's."""
     own = vars(module)
     for key in [key for key in own if key not in _OWN and key not in saved]:
         del own[key]
@@ -84,7 +80,7 @@ def _put_back(module: nn.Module, saved: dict[str, tuple[object, object]]) -> Non
             value.update(held)
 
 
-def _restore(buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
+def _restore_buffers(buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
     for module, name, buffer, saved in buffers:
         if getattr(module, name) is not buffer:
             setattr(module, name, buffer)
@@ -95,11 +91,11 @@ def _restore(buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
 
 @contextmanager
 def _quiet_torch() -> Iterator[None]:
-    """Torch's warnings about its own doings: where warnings are errors they would stop a route."""
+    """Silence torch's warnings about itself, which would stop a route where they are errors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         warnings.filterwarnings("ignore", message=".*torch.jit.script")
-        # The first product in each of autograd's threads on a GPU.
+        # Raised by the first product in each of autograd's threads on a GPU.
         warnings.filterwarnings("ignore", message="Attempting to run cuBLAS")
         yield
 
@@ -114,9 +110,9 @@ def _kernels(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         if has_recurrence:
             # Neither oneDNN's nor cuDNN's fused recurrence has a forward-mode derivative, and
             # cuDNN's backward refuses eval mode.
-            stack.enter_context(_set(torch.backends.cudnn, "enabled", False))
+            stack.enter_context(_attribute(torch.backends.cudnn, "enabled", False))
             if dtype == torch.float32:
-                stack.enter_context(_set(torch.backends.mkldnn, "enabled", False))
+                stack.enter_context(_attribute(torch.backends.mkldnn, "enabled", False))
         stack.enter_context(_no_tf32())
         torch.backends.mha.set_fastpath_enabled(False)
         try:
@@ -132,15 +128,15 @@ def _no_tf32() -> Iterator[None]:
         if hasattr(matmul, "fp32_precision"):
             # torch >= 2.9 raises when the old and the new switches are mixed.
             for place in (matmul, getattr(cudnn, "conv"), getattr(cudnn, "rnn")):  # noqa: B009  # unknown to the type checker
-                stack.enter_context(_set(place, "fp32_precision", "ieee"))
+                stack.enter_context(_attribute(place, "fp32_precision", "ieee"))
         else:
             for place in (matmul, cudnn):
-                stack.enter_context(_set(place, "allow_tf32", False))
+                stack.enter_context(_attribute(place, "allow_tf32", False))
         yield
 
 
 @contextmanager
-def _set(place: Any, name: str, value: object) -> Iterator[None]:
+def _attribute(place: Any, name: str, value: object) -> Iterator[None]:
     before = getattr(place, name)
     setattr(place, name, value)
     try:

@@ -12,21 +12,14 @@ Index = int | slice | EllipsisType
 
 _PART = re.compile(r"^(-?\d+)?(:)?(-?\d+)?(:)?(-?\d+)?$")
 _CENTER = re.compile(r"^center:(\d+)$")
-_FORMS = "Known are integers, start:stop:step, ... and center:N, parted by commas."
+_FORMS = "Known are integers, start:stop:step, ... and center:N, separated by commas."
 
 
 def parse_slice(text: str, option: str) -> tuple[Index, ...] | int:
-    """Reads the notation.
-
-    Args:
-        text: What the user typed.
-        option: For messages.
-
-    Returns:
-        What stands in the brackets; for `center:N` the N.
+    """Return the index that a text denotes; for `center:N` the N.
 
     Raises:
-        UsageError: If it is none.
+        UsageError: If it is not an index.
     """
     center = _CENTER.match(text.strip())
     if center is not None and int(center.group(1)) > 0:
@@ -42,7 +35,7 @@ def _part(part: str, text: str, option: str) -> Index:
         return ...
     match = _PART.match(part)
     if not part or match is None:
-        raise UsageError(f"{option} {text}: {part!r} is no index.", _FORMS)
+        raise UsageError(f"{option} {text}: {part!r} is not an index.", _FORMS)
     start, first, stop, second, step = match.groups()
     if first is None:
         return int(part)
@@ -54,7 +47,7 @@ def _part(part: str, text: str, option: str) -> Index:
 def positions(
     text: str, batch: tuple[int, ...], option: str, where: str, *, is_complex: bool = False
 ) -> Tensor:
-    """Finds where a part lies in the flat tensor.
+    """Return the positions of a slice in the flat tensor: int64, CPU, ascending.
 
     Args:
         text: The notation.
@@ -62,10 +55,7 @@ def positions(
         option: For messages.
         where: What is sliced, for messages.
         is_complex: Whether the last axis is that of real and imaginary parts: the notation is that
-            of the complex tensor, and both parts of an entry are taken.
-
-    Returns:
-        Indices into the flat tensor, int64, CPU, ascending.
+            of the complex tensor, and both parts of an entry are included.
 
     Raises:
         LayerError: If the points do not lie along the first axis, or if the notation does not fit

@@ -1,5 +1,6 @@
-"""One forward pass over one point: which modules run, in what order, what they give and cost."""
+"""One forward pass over one point: which modules run, in what order, their outputs and costs."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from localrank_cli.layers.capture import Call
 from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
 
-# Type -> bytes of a real number in it.
+# Dtypes below float64 -> bytes of a real number in them.
 _LOW_PRECISION = {
     torch.float32: 4, torch.float16: 2, torch.bfloat16: 2, torch.complex64: 4, torch.complex32: 2,
 }  # fmt: skip
@@ -23,11 +24,11 @@ _LOW_PRECISION = {
 
 @dataclass(frozen=True)
 class CallRecord:
-    """What one call of one module gave for a batch of one point."""
+    """The output and cost of one call of one module for a batch of one point."""
 
     call: Call
     module: str  # class name
-    affine: bool  # Linear, Conv and their kin
+    affine: bool  # see `is_affine_layer`
     shape: tuple[int, ...]  # of the first tensor output, as `real_parts`
     depends: bool  # on the varied tensor
     cost: float  # operations of the forward pass up to this output
@@ -36,48 +37,35 @@ class CallRecord:
     @property
     def numel(self) -> int:
         """Entries of the output: n_out of the flattened Jacobian."""
-        size = 1
-        for length in self.shape:
-            size *= length
-        return size
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Survey:
     """One forward pass of a model over one point."""
 
-    records: tuple[CallRecord, ...]  # calls that gave a floating-point tensor, as they ended
+    records: tuple[CallRecord, ...]  # calls that returned a floating-point tensor, as they ended
     varied_shape: tuple[int, ...]  # of the varied tensor for a batch of one point, as `real_parts`
     activations: int  # entries of all intermediate results for one point
-    has_low_precision: bool  # whether some operation gave less than the analysis dtype
-    silent: tuple[str, ...]  # modules that ran and gave no floating-point tensor
+    has_low_precision: bool  # some operation had less precision than the analysis dtype
+    silent: tuple[str, ...]  # calls that returned no floating-point tensor
     varied_is_complex: bool = False
 
     @property
     def n_in(self) -> int:
         """Entries of the varied tensor: n_in of the flattened Jacobian."""
-        size = 1
-        for length in self.varied_shape:
-            size *= length
-        return size
+        return math.prod(self.varied_shape)
 
     def find(self, call: Call) -> CallRecord | None:
-        """Looks a call up.
-
-        Args:
-            call: The call.
-
-        Returns:
-            Its record, or None when it did not happen.
-        """
+        """Return the record of a call, or None when it did not happen."""
         return next((record for record in self.records if record.call == call), None)
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Counts operations and intermediate entries, and sees results of low precision."""
+    """Counter of operations and intermediate entries, which also sees results of low precision."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.cost = 0.0
         self.entries = 0
         self.low_precision = False
@@ -109,7 +97,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
 
 
 def _unfolded(inputs: Tensor, weight: Tensor, out: Tensor) -> int:
-    """Entries of the unfolded input, the workspace of a convolution in float64 on the CPU."""
+    """Return the size of the unfolded input, a float64 convolution's workspace on the CPU."""
     return inputs.shape[0] * weight[0].numel() * (out[0, 0].numel() if out.numel() else 0)
 
 
@@ -164,17 +152,10 @@ class _Watch:
 
 
 def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
-    """Runs one point through the model and records every module call.
+    """Return the records of all module calls in one pass of a batch of one point.
 
-    To be called within `analysis_setting`.
-
-    Args:
-        model: The network.
-        point: A batch of one point.
-        wrt: The call whose output is the varied tensor; None for the network's input.
-
-    Returns:
-        What ran.
+    To be called within `analysis_setting`. `wrt` is the call whose output is the varied tensor;
+    None for the network's input.
 
     Raises:
         ModelError: If the forward pass fails.
@@ -186,15 +167,15 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
     inputs = point.clone().requires_grad_(True) if wrt is None else point
     watch = _Watch(_Operations(point.dtype if floating else torch.get_default_dtype()), wrt)
     with torch.enable_grad(), _watching(model, watch):
-        given = inputs.clone()  # a model may change its input in place
+        copied = inputs.clone()  # a model may change its input in place
         with watch.operations:
-            _forward(model, given, watch)
+            _forward(model, copied, watch)
     varied = inputs if wrt is None else watch.varied
     if varied is None:
         names = ", ".join(record.call.label for record in watch.records)
         raise LayerError(
-            f"--wrt {wrt.label if wrt else ''}: that module did not run or gave no floating-point"
-            " tensor.",
+            f"--wrt {wrt.label if wrt else ''}: that module did not run or returned no"
+            " floating-point tensor.",
             f"Modules that run: {names}.",
         )
     return Survey(
@@ -217,14 +198,10 @@ def _forward(model: nn.Module, inputs: Tensor, watch: _Watch) -> None:
         raise ModelError(
             f"the model's forward pass failed{place} on one point of shape"
             f" {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}:"
-            f" {type(error).__name__}: {_first_lines(error)}",
+            f" {type(error).__name__}: {one_line(error)}",
             "Check the shape and type of the data against what the model expects"
             " (a point is given as a batch of one).",
         ) from error
-
-
-def _first_lines(error: Exception) -> str:
-    return one_line(error)
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""What a spectrum says: ranks at tolerances, soft ranks, norms, information."""
+"""Measures of a spectrum: ranks at tolerances, soft ranks, norms, information."""

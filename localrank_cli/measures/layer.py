@@ -1,4 +1,4 @@
-"""All measures of one layer at one checkpoint: means over points.
+"""All measures of one layer at one checkpoint, as means over points.
 
 `average` is the one place where values are reduced, for single runs and merges alike.
 """
@@ -21,20 +21,16 @@ class Average:
 
 
 def average(values: Sequence[float]) -> Average:
-    """Averages per-point values.
+    """Return the mean and standard error of per-point values, in the order of the point indices.
 
-    Args:
-        values: In the order of the point indices.
-
-    Returns:
-        Mean and standard error, summed exactly (`math.fsum`), so that the result does not depend
-        on how the points were divided.
+    They are summed exactly (`math.fsum`), so that the result does not depend on how the points were
+    divided.
     """
     count = len(values)
     if count == 0:
         return Average(None, None)
     if count > 1 and min(values) == max(values):
-        return Average(float(values[0]), 0.0)  # which a quotient of sums may miss by an ulp
+        return Average(float(values[0]), 0.0)  # a quotient of sums may miss this value by an ulp
     # Sums of values near the largest double would overflow; a power of two changes no digit.
     scale = 2.0**64 if max(map(abs, values)) > 1e300 else 1.0
     mean = math.fsum(value / scale for value in values) / count * scale
@@ -72,14 +68,7 @@ class LayerMeasures:
 
 
 def reduce_points(points: PointMeasures) -> LayerMeasures:
-    """Averages over the points.
-
-    Args:
-        points: From one run, or put together from several.
-
-    Returns:
-        The measures over the points with a finite Jacobian.
-    """
+    """Return the measures over the points with a finite Jacobian, from one run or several."""
     n_points = sum(points.finite)
     return LayerMeasures(
         n_points=n_points,
@@ -92,16 +81,7 @@ def reduce_points(points: PointMeasures) -> LayerMeasures:
 def measure(
     spectrum: LayerSpectrum, tolerances: Sequence[Tolerance], noise: float
 ) -> LayerMeasures:
-    """Reduces a spectrum to measures.
-
-    Args:
-        spectrum: Of one layer.
-        tolerances: For the local rank.
-        noise: s of the Gaussian information.
-
-    Returns:
-        The measures over the points with a finite Jacobian.
-    """
+    """Return the measures of a spectrum; `noise` is s of the Gaussian information."""
     return reduce_points(point_measures(spectrum, tolerances, noise))
 
 

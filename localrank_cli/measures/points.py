@@ -1,4 +1,4 @@
-"""All measures of one layer at every point, before they are averaged: what journals keep.
+"""All measures of one layer at every point, which journals keep, before they are averaged.
 
 Local rank counts singular values above a tolerance (Patel & Shwartz-Ziv, 2410.07687).
 """
@@ -24,31 +24,20 @@ class Ranks:
 
 
 def count_above(values: Tensor, bounds: Tensor) -> Tensor:
-    """Count the singular values above each bound: the one place where ranks are counted.
+    """Return how many singular values are strictly above each bound: all ranks are counted here.
 
-    Args:
-        values: Shape (points, r), float64, finite.
-        bounds: Shape (points, any number), float64.
-
-    Returns:
-        Of the shape of `bounds`, int64; strictly greater counts.
+    The values have shape (points, r), float64, finite; the bounds (points, any number), float64,
+    and the result the same shape, int64.
     """
     columns = [(values > one.unsqueeze(1)).sum(dim=1) for one in bounds.unbind(dim=1)]
     return torch.stack(columns, dim=1)
 
 
 def local_ranks(spectrum: LayerSpectrum, tolerance: Tolerance) -> Ranks:
-    """Counts singular values strictly above tol = max(atol, rtol * sigma_1).
+    """Return the counts at the finite points of singular values > tol = max(atol, rtol * sigma_1).
 
     sigma_1 is the spectrum's own, or its scale. The rule is that of torch.linalg.matrix_rank and of
     the paper's own code.
-
-    Args:
-        spectrum: Of one layer; only its finite points are counted.
-        tolerance: The rule for tol.
-
-    Returns:
-        The counts at the finite points, in order.
     """
     values = spectrum.computed[spectrum.finite]
     rounding = spectrum.rounding[spectrum.finite].unsqueeze(1)
@@ -67,14 +56,9 @@ def local_ranks(spectrum: LayerSpectrum, tolerance: Tolerance) -> Ranks:
 
 
 def mean_ranks(spectrum: LayerSpectrum, tolerances: Sequence[Tolerance]) -> Tensor:
-    """Average the counts of `local_ranks` over the finite points, at many tolerances at once.
+    """Return the counts of `local_ranks`, averaged over the finite points: (tolerances,), float64.
 
-    Args:
-        spectrum: Of one layer, with at least one finite point.
-        tolerances: Any number.
-
-    Returns:
-        Shape (tolerances,), float64: as `average` gives them, since sums of counts are exact.
+    There must be a finite point. The means are those of `average`, since sums of counts are exact.
     """
     counts = count_above(spectrum.computed[spectrum.finite], _thresholds(spectrum, tolerances))
     return counts.sum(dim=0).double() / counts.shape[0]
@@ -88,7 +72,7 @@ def _thresholds(spectrum: LayerSpectrum, tolerances: Sequence[Tolerance]) -> Ten
 
 @dataclass(frozen=True)
 class PointRanks:
-    """Local rank at one tolerance; one entry for each point that counts."""
+    """Local rank at one tolerance, with one entry for each point that counts."""
 
     tolerance: Tolerance
     rtol: float  # the number used
@@ -111,15 +95,9 @@ class PointMeasures:
 def point_measures(
     spectrum: LayerSpectrum, tolerances: Sequence[Tolerance], noise: float
 ) -> PointMeasures:
-    """Reduces each point's singular values to numbers.
+    """Return the measures at the points with a finite Jacobian, in order.
 
-    Args:
-        spectrum: Of one layer.
-        tolerances: For the local rank.
-        noise: s of the Gaussian information.
-
-    Returns:
-        The measures at the points with a finite Jacobian, in order.
+    `noise` is s of the Gaussian information.
     """
     good = spectrum.values[spectrum.finite]
     values = {

@@ -21,7 +21,7 @@ RANK, LENGTH, SHARE, OTHER = "rank", "length", "share", "other"
 
 @dataclass(frozen=True)
 class Meaning:
-    """A column, in words for a person."""
+    """The explanation of a column."""
 
     label: str
     sentence: str
@@ -52,7 +52,7 @@ def effective_rank(values: "Tensor", noise: float) -> "Tensor":
     import torch
 
     del noise
-    scaled = _scaled(values)
+    scaled = _over_first(values)
     shares = scaled / scaled.sum(dim=1, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(shares).sum(dim=1)
     return torch.where(values[:, 0] > 0, entropy.exp(), 0)
@@ -71,7 +71,7 @@ def _effective_rank_bound(doubt: "Doubt", noise: float) -> "Tensor":
     logs = shares.log().abs()
     entropy = torch.where(doubt.own, shares * logs, 0).sum(dim=1, keepdim=True)
     weights = torch.where(doubt.own, (logs + entropy) / total, 0)
-    # Where delta says nothing about a value, sqrt(2 delta) bounds its error.
+    # Where a value may be as small as delta, sqrt(2 delta) bounds its error.
     lost = doubt.own & (doubt.powers <= 2 * delta)
     steps = torch.where(lost, weights * (2 * delta).sqrt(), 0).sum(dim=1)
     slopes = torch.where(lost, 0, weights / values).square().sum(dim=1).sqrt()
@@ -81,7 +81,7 @@ def _effective_rank_bound(doubt: "Doubt", noise: float) -> "Tensor":
 def stable_rank(values: "Tensor", noise: float) -> "Tensor":
     """Compute sum sigma_i^2 / sigma_1^2 (Rudelson & Vershynin 2007); 0 for J = 0."""
     del noise
-    return _scaled(values).square().sum(dim=1)
+    return _over_first(values).square().sum(dim=1)
 
 
 def _stable_rank_bound(doubt: "Doubt", noise: float) -> "Tensor":
@@ -92,7 +92,7 @@ def _stable_rank_bound(doubt: "Doubt", noise: float) -> "Tensor":
 def participation_ratio(values: "Tensor", noise: float) -> "Tensor":
     """Compute (sum sigma_i^2)^2 / sum sigma_i^4 (Gao et al. 2017); 0 for J = 0."""
     del noise
-    squares = _scaled(values).square()
+    squares = _over_first(values).square()
     return squares.sum(dim=1).square() / squares.square().sum(dim=1).clamp(min=1)
 
 
@@ -118,7 +118,7 @@ def _spectral_norm_bound(doubt: "Doubt", noise: float) -> "Tensor":
 def jacobian_norm(values: "Tensor", noise: float) -> "Tensor":
     """Compute the Frobenius norm (sum sigma_i^2)^(1/2)."""
     del noise
-    return values[:, 0] * _scaled(values).square().sum(dim=1).sqrt()
+    return values[:, 0] * _over_first(values).square().sum(dim=1).sqrt()
 
 
 def _jacobian_norm_bound(doubt: "Doubt", noise: float) -> "Tensor":
@@ -150,7 +150,7 @@ def _gaussian_information_bound(doubt: "Doubt", noise: float) -> "Tensor":
     return slips * doubt.together / information
 
 
-def _scaled(values: "Tensor") -> "Tensor":
+def _over_first(values: "Tensor") -> "Tensor":
     """Compute sigma_i / sigma_1, so that squares neither overflow nor vanish; 0 for J = 0."""
     import torch
 
@@ -245,14 +245,9 @@ AVERAGED = tuple(name for name, measure in MEASURES.items() if measure.compute i
 
 
 def demand_of(tolerances: "Sequence[Tolerance] | None", noise: float = 1.0) -> "Demand":
-    """Say what singular values are wanted for: counts at tolerances, and every measure here.
+    """Return the purpose of singular values: counts at tolerances, and every measure here.
 
-    Args:
-        tolerances: None where they are not known yet, so that every matrix takes the SVD.
-        noise: s of the Gaussian information.
-
-    Returns:
-        What `localrank_cli.spectrum` needs to choose and prove a method.
+    Tolerances are None where they are not known yet, so that every matrix takes the SVD.
     """
     from localrank_cli.spectrum.solve import Demand
 
@@ -261,9 +256,9 @@ def demand_of(tolerances: "Sequence[Tolerance] | None", noise: float = 1.0) -> "
         bound = MEASURES[name].bound
         if bound is None or tolerances is None:
             return Demand(None)
-        bounds.append(_at(bound, noise))
+        bounds.append(_bound_at(bound, noise))
     return Demand(tuple(tolerances or ()), tuple(bounds))
 
 
-def _at(bound: "Callable[[Doubt, float], Tensor]", noise: float) -> "Bound":
+def _bound_at(bound: "Callable[[Doubt, float], Tensor]", noise: float) -> "Bound":
     return lambda doubt: bound(doubt, noise)

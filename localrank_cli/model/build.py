@@ -1,4 +1,4 @@
-"""Builds the user's network once, on the CPU."""
+"""Building the user's network on the CPU, and moving it to the analysis dtype and device."""
 
 import contextlib
 import copy
@@ -18,18 +18,19 @@ from localrank_cli.errors import ModelError, cause
 from localrank_cli.seeds import seeded
 from localrank_cli.userimport import ANY_FAULT
 
+# The seed under which a user's code is imported and its networks are built: what they draw is the
+# same at every start, whatever state the caller's generators have.
+SEED = 0
+
 # A parametrized layer (weight_norm, spectral_norm) keeps its parametrizations as a child.
 _NO_LAYERS = {"parametrizations"}
 
 
 class WholeLayer(nn.Module):
-    """Holds a network without modules of its own as the layer `model`.
+    """Wrapper that makes a network without modules of its own the layer `model`.
 
     Weights keep the names that they have in the network: a checkpoint of an nn.Linear holds
     `weight` and `bias`.
-
-    Args:
-        model: The network.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,93 +38,40 @@ class WholeLayer(nn.Module):
         self.model = model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the network.
-
-        Args:
-            *args: As the network's.
-            **kwargs: As the network's.
-
-        Returns:
-            What the network returned.
-        """
+        """Return the network's output."""
         return self.model(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's own.
-
-        Args:
-            *args: As torch's.
-            **kwargs: As torch's.
-
-        Returns:
-            Names without `model.`.
-        """
+        """Return the network's own state dict: names without `model.`."""
         return self.model.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Fills the network.
-
-        Args:
-            *args: As torch's.
-            **kwargs: As torch's.
-
-        Returns:
-            As torch's.
-        """
+        """Fill the network, as torch does."""
         return self.model.load_state_dict(*args, **kwargs)
 
 
-def with_named_root(model: nn.Module) -> nn.Module:
-    """Gives the root a name where it is the only module there is.
-
-    Args:
-        model: The network.
-
-    Returns:
-        The network itself, or a `WholeLayer` of it.
-    """
+def name_root(model: nn.Module) -> nn.Module:
+    """Return a `WholeLayer` of a network that is the only module there is, else the network."""
     is_one_layer = {name for name, _ in model.named_children()} <= _NO_LAYERS
     return WholeLayer(model) if is_one_layer else model
 
 
-# Under which a user's code is imported and its networks are built: what they draw is the same at
-# every start, whatever the caller's generators hold.
-SEED = 0
-
-
 @dataclass(frozen=True)
-class Made:
-    """What a user's function returned."""
+class Build:
+    """The module that a user's function returned."""
 
     model: nn.Module
-    is_theirs: bool = False  # it lived before localrank did anything, and this is a copy
-    is_shared: bool = False  # an import or an earlier call made it, and this is a copy
+    is_shared: bool = False  # a copy: an import or an earlier call made the module
 
 
 def build_model(
-    factory: Callable[..., object], arguments: Mapping[str, Any], name: str
-) -> nn.Module:
-    """Calls the user's class or function once.
-
-    Args:
-        factory: As for `make`.
-        arguments: As for `make`.
-        name: As for `make`.
-
-    Returns:
-        The module.
-    """
-    return make(factory, arguments, name, (), SEED).model
-
-
-def make(
     factory: Callable[..., object],
     arguments: Mapping[str, Any],
     name: str,
-    there: Sequence[nn.Module],
-    seed: int,
-) -> Made:
-    """Calls the user's class or function.
+    existing: Sequence[nn.Module] = (),
+    seed: int = SEED,
+) -> Build:
+    """Call the user's class or function.
 
     On the CPU, never on `meta`: non-persistent buffers and plain tensor attributes would stay
     there, and `.item()` in `__init__` would raise.
@@ -132,12 +80,12 @@ def make(
         factory: An nn.Module class, or a function that returns a module.
         arguments: `--model-arg`.
         name: For messages.
-        there: Modules that were there before the user's code was imported.
-        seed: Of the random number generators of torch, numpy and Python, for the call.
+        existing: Modules from before the user's code was imported.
+        seed: Of the random number generators of torch, numpy and Python, for the call; their states
+            are restored after it.
 
     Returns:
-        The module, its parameters frozen; one that is a layer itself under the name `model`. The
-        states of the generators are left as found.
+        The module, its parameters frozen; one that is a layer itself under the name `model`.
 
     Raises:
         ModelError: If it cannot be called so, or returns no module.
@@ -153,7 +101,7 @@ def make(
             "Name the class, or a function that returns the module.",
         )
     _check_arguments(factory, arguments, name)
-    before = modules_there_are()
+    before = existing_modules()
     try:
         # chdir: a user's own chdir is undone at the end.
         with seeded(seed), contextlib.chdir("."):
@@ -169,20 +117,17 @@ def make(
             "The function must return the module itself.",
         )
     _check_complete(model, name)
-    is_theirs = any(model is other for other in there)
+    is_callers = any(model is other for other in existing)
     is_old = any(model is other for other in before)
     if is_old:
         model = _own_copy(model, name)
-    return Made(with_named_root(model).requires_grad_(False), is_theirs, is_old and not is_theirs)
+    return Build(name_root(model).requires_grad_(False), is_old and not is_callers)
 
 
 def move_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Moves everything a module holds, plain tensor attributes too.
+    """Move everything a module holds, plain tensor attributes too, in place.
 
-    Args:
-        model: Changed in place.
-        device: Where to.
-        dtype: For floating-point tensors; complex ones get the complex type of that precision.
+    The dtype is for floating-point tensors; complex ones get the complex type of that precision.
 
     Raises:
         ModelError: If a plain attribute is a view of a parameter.
@@ -198,7 +143,7 @@ def move_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> No
 
 
 class _ComplexStaysComplex(TorchFunctionMode):
-    """Lets `to` take a complex tensor to the complex type of the precision that was asked for.
+    """Mode in which `to` takes a complex tensor to the complex type of the given precision.
 
     nn.Module.to would discard imaginary parts. A mode, so that a model's own `to` (which may move
     tensors in lists, say) is covered too.
@@ -220,7 +165,7 @@ def _complex_type(value: object) -> object:
 
 
 def _refuse_views(model: nn.Module) -> None:
-    """A view made once of a parameter does not follow it to another type: it would go stale."""
+    """Refuse attributes that view a parameter: moved to another type, they would go stale."""
     owners = {
         parameter.untyped_storage().data_ptr(): name
         for name, parameter in model.named_parameters()
@@ -239,25 +184,21 @@ def _refuse_views(model: nn.Module) -> None:
                 )
 
 
-def modules_there_are() -> list[nn.Module]:
-    """Find all modules in this process.
-
-    Returns:
-        The modules.
-    """
+def existing_modules() -> list[nn.Module]:
+    """Return all modules in this process."""
     # By type(): isinstance asks __class__, which lazily imported objects answer with an import.
     return [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
 
 
 def _own_copy(model: nn.Module, name: str) -> nn.Module:
-    """Copies a module that existed before the user's function returned it: it stays as it is."""
+    """Return a copy of a module that existed before the user's function returned it."""
     for module in model.modules():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # noqa: SLF001  # torch has no public way to ask
         for thing in (*hooks, *vars(module).values()):
             # A copy of a function still looks at the original's tensors.
             if isinstance(thing, FunctionType) and thing.__closure__:
                 raise ModelError(
-                    f"{name} returned a module that was there before, and that cannot be copied"
+                    f"{name} returned a module that existed before the call and cannot be copied"
                     f" safely (it holds the function {thing.__qualname__}).",
                     "Build the module inside the function.",
                 )
@@ -265,7 +206,7 @@ def _own_copy(model: nn.Module, name: str) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:  # whatever a user's module may raise
         raise ModelError(
-            f"{name} returned a module that was there before, and that cannot be copied"
+            f"{name} returned a module that existed before the call and cannot be copied"
             f" ({cause(error)}).",
             "Build the module inside the function.",
         ) from error
@@ -275,7 +216,7 @@ def _check_complete(model: nn.Module, name: str) -> None:
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
             raise ModelError(
-                f"{name}: {key} is of a lazy module and has no shape yet.",
+                f"{name}: {key} belongs to a lazy module and has no shape yet.",
                 "Run the model once on a point before the function returns it.",
             )
         if tensor.is_meta:

@@ -1,4 +1,4 @@
-"""Fills a network with a checkpoint's weights, strictly."""
+"""Filling a network with a checkpoint's weights, strictly."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Expected:
-    """What a network's state dict must hold; known before any checkpoint fills it.
+    """The keys, shapes and types that a network's state dict must have.
 
     Args:
         model: The network, freshly built (filling breaks the identity of tied parameters).
@@ -36,30 +36,19 @@ class Expected:
 
     @property
     def has_complex(self) -> bool:
-        """Whether some of it is complex."""
+        """Whether some entries are complex."""
         return bool(self._complex)
 
     def fits(self, shapes: Shapes) -> bool:
-        """Tells whether keys and shapes match exactly.
+        """Return whether keys and shapes match, so that loading will be exact.
 
-        Args:
-            shapes: Of a checkpoint.
-
-        Returns:
-            True when loading will be exact; of tied parameters one name suffices, and BatchNorm's
-            counter of batches may be missing (files older than torch 0.4.1 have none).
+        Of tied parameters one name suffices, and BatchNorm's counter of batches may be missing
+        (files older than torch 0.4.1 have none).
         """
         return not any(self.differences(shapes))
 
     def differences(self, shapes: Shapes) -> tuple[list[str], list[str], list[str]]:
-        """Compares a checkpoint's keys and shapes.
-
-        Args:
-            shapes: Of a checkpoint.
-
-        Returns:
-            Missing keys, unexpected keys, and keys of another shape.
-        """
+        """Return a checkpoint's missing keys, unexpected keys, and keys of another shape."""
         present = set(shapes)
         for keys in self.tied:
             if present & set(keys):
@@ -76,11 +65,7 @@ class Expected:
         return missing, unexpected, wrong
 
     def check_types(self, dtypes: Mapping[str, torch.dtype], place: str) -> None:
-        """Refuses numbers of another kind than the model has: copying them would change them.
-
-        Args:
-            dtypes: Of a checkpoint.
-            place: File and step, for messages.
+        """Refuse numbers of another kind than the model's: copying them would change them.
 
         Raises:
             MismatchError: If there are any.
@@ -95,7 +80,7 @@ class Expected:
                     " the code that --model names; an inferred MLP is real.",
                 )
             if key in self._complex and not dtype.is_complex:
-                # With an imaginary part of 0 it would be another network, if that part was lost.
+                # If the imaginary part was lost, 0 in its place would make another network.
                 raise MismatchError(
                     f"{holds} complex numbers.",
                     "Save the weights as they are in the model, without converting them to a real"
@@ -108,35 +93,21 @@ class Expected:
                 )
 
 
-def has_own_loading(model: nn.Module) -> bool:
-    """Return whether a model's loading may do other than match keys.
-
-    Args:
-        model: The network.
-
-    Returns:
-        True where a module has load hooks or overrides how torch loads.
-    """
+def has_custom_loading(model: nn.Module) -> bool:
+    """Return whether a module of the model has load hooks or overrides how torch loads."""
     return type(model).load_state_dict is not nn.Module.load_state_dict or any(
         module._load_state_dict_pre_hooks  # noqa: SLF001  # torch has no public way to ask
-        or type(module)._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001  # as above
+        or type(module)._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001  # torch has no public way to ask
         for module in model.modules()
     )
 
 
-def fill_watching(
+def fill_custom(
     model: nn.Module, expected: Expected, state: Mapping[str, Tensor], place: str
 ) -> set[str]:
-    """Fill a network whose own loading may accept other keys, and see what that leaves as it was.
+    """Return the entries that custom loading left as they were, after filling a network by it.
 
-    Args:
-        model: As for `fill_model`.
-        expected: As for `fill_model`.
-        state: As for `fill_model`.
-        place: As for `fill_model`.
-
-    Returns:
-        Names of the entries that it did not fill.
+    Such loading may accept other keys than the network's. The arguments are those of `fill_model`.
     """
     missing, _, _ = expected.differences({key: tuple(v.shape) for key, v in state.items()})
     entries = {key: model.state_dict()[key] for key in missing}
@@ -154,7 +125,7 @@ def fill_watching(
 
 
 def _mark(like: Tensor) -> Tensor:
-    """Values that no checkpoint holds."""
+    """Return values that no checkpoint holds."""
     if like.dtype == torch.bool:
         return torch.ones_like(like)
     limits = torch.finfo if like.is_floating_point() or like.is_complex() else torch.iinfo
@@ -164,21 +135,15 @@ def _mark(like: Tensor) -> Tensor:
 def fill_model(
     model: nn.Module, expected: Expected, state: Mapping[str, Tensor], place: str
 ) -> None:
-    """Copies a state dict into a network, strictly.
+    """Copy a state dict, under the model's names, into a network; its dtype and device are kept.
 
     Copied, not assigned: a network may hold a parameter in a second place (a list, a closure), and
     that place must see the new weights. Through train mode and back to eval mode: a layer that
     merges weights in eval mode (LoRA) takes them apart before and merges the new ones after.
 
-    Args:
-        model: Changed in place; its dtype and device are kept.
-        expected: From the same model.
-        state: The checkpoint's tensors, under the model's names.
-        place: File and step, for messages.
-
     Raises:
-        MismatchError: If anything is missing, unexpected, of another shape, or differs between
-            tied names.
+        MismatchError: If anything is missing, unexpected, of another shape, or differs between tied
+            names.
     """
     complete = dict(state)
     for keys in expected.tied:
@@ -197,16 +162,9 @@ def fill_model(
 def mismatch(
     expected: Expected, shapes: Shapes, place: str, error: Exception | None = None
 ) -> MismatchError:
-    """Says what does not fit.
+    """Return the error that lists how a checkpoint differs from a model.
 
-    Args:
-        expected: Of the model.
-        shapes: Of the checkpoint.
-        place: File and step.
-        error: What torch said, for the case that keys and shapes alone do not tell.
-
-    Returns:
-        The error to raise.
+    `error` is torch's, for differences that keys and shapes alone do not show.
     """
     missing, unexpected, wrong = expected.differences(shapes)
     parts = []
@@ -249,7 +207,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
         return False
     if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():
         return True
-    # A diverged run's NaN is equal to itself here: its rows will say that it is not finite.
+    # A diverged run's NaN is equal to itself here: its rows will be marked as not finite.
     return bool(((first == second) | ((first != first) & (second != second))).all())  # noqa: PLR0124  # NaN in any dtype
 
 

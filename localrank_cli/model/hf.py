@@ -1,4 +1,4 @@
-"""Builds a network of the transformers library from the `config.json` beside its weights.
+"""Networks of the transformers library, built from the `config.json` beside their weights.
 
 Local files only: nothing is downloaded, and no code of a folder runs. The class must be one that
 the installed library has; a config that asks for the folder's own code (`auto_map`) is refused.
@@ -17,21 +17,17 @@ from torch import Tensor, nn
 from localrank_cli.errors import ModelError, one_line
 
 CONFIG = "config.json"
-# What a config says of the file or of the library, and not of the network.
+# Entries about the file or the library, not about the network.
 _NOT_OF_THE_NETWORK = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 
 
 def hf_factory(folder: Path) -> Callable[..., nn.Module]:
-    """Finds out which network a folder's config describes.
+    """Return a function that builds the network of a checkpoint's folder.
 
-    Args:
-        folder: The folder of a checkpoint.
-
-    Returns:
-        A function that builds the network; its keywords override entries of the config.
+    Its keywords override entries of the config.
 
     Raises:
-        ModelError: If transformers is not installed, or the config does not serve.
+        ModelError: If transformers is not installed, or the config cannot be used.
     """
     config = read_config(folder)
     if importlib.util.find_spec("transformers") is None:
@@ -41,7 +37,8 @@ def hf_factory(folder: Path) -> Callable[..., nn.Module]:
         )
     if "model_type" not in config:
         raise ModelError(
-            f"{folder / CONFIG}: has no 'model_type', so it is not of a transformers model.",
+            f"{folder / CONFIG}: has no 'model_type', so it does not describe a transformers"
+            " model.",
             "Give the network's code: --model path/to/file.py:name.",
         )
     if _needs_own_code(config):
@@ -58,16 +55,10 @@ def hf_factory(folder: Path) -> Callable[..., nn.Module]:
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """Reads a folder's config.
-
-    Args:
-        folder: The folder of a checkpoint.
-
-    Returns:
-        Its entries.
+    """Return the config in a checkpoint's folder.
 
     Raises:
-        ModelError: If there is none, or it is no JSON object.
+        ModelError: If there is none, or it is not a JSON object.
     """
     path = folder / CONFIG
     try:
@@ -80,23 +71,15 @@ def read_config(folder: Path) -> Mapping[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(
-            f"{path}: is no JSON ({one_line(error)}).", "Mend or copy it again."
+            f"{path}: is not JSON ({one_line(error)}).", "Fix it or copy it again."
         ) from error
     if not isinstance(loaded, dict):
-        raise ModelError(f"{path}: is no JSON object.", "Mend or copy it again.")
+        raise ModelError(f"{path}: is not a JSON object.", "Fix it or copy it again.")
     return loaded
 
 
-def describes_the_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Tells whether two configs are of the same network.
-
-    Args:
-        first: A config.
-        second: Another one.
-
-    Returns:
-        True where all entries that shape the network are equal.
-    """
+def same_network(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Return whether all entries of two configs that shape the network are equal."""
     return _of_the_network(first) == _of_the_network(second)
 
 
@@ -141,7 +124,7 @@ def _class(transformers: Any, config: Any) -> Any:
 
 
 def _with_one_input(model: Any) -> nn.Module:
-    """Lets the model take one tensor: tokens, embeddings, or what else it is made for."""
+    """Make the model take one tensor: tokens, embeddings, or what else it is made for."""
     base = type(model)
     name = base.main_input_name
 
@@ -150,7 +133,7 @@ def _with_one_input(model: Any) -> nn.Module:
         keyword = name if of_tokens or name != "input_ids" else "inputs_embeds"
         return base.forward(self, **{keyword: inputs})
 
-    # Of the same name: it is what the table and messages call the network.
+    # The class keeps its name, by which the table and messages call the network.
     model.__class__ = type(base.__name__, (base,), {"forward": forward, "__doc__": base.__doc__})
     assert isinstance(model, nn.Module)
     return model

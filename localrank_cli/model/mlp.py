@@ -1,4 +1,4 @@
-"""A plain multilayer perceptron, inferred from nothing but its weights."""
+"""A plain multilayer perceptron, inferred from nothing but its weights and an activation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity,
 }
 
-
 _USE_MODEL = "Give the network's code: --model path/to/file.py:name."
 
 
@@ -43,18 +42,13 @@ class MlpLayout:
 
 
 class InferredMlp(nn.Module):
-    """Linear layers with an activation between them, under the names of the weights.
-
-    Args:
-        layout: The layers.
-        activation: A name in ACTIVATIONS.
-    """
+    """Linear layers with an activation between them, under the names of the weights."""
 
     def __init__(self, layout: MlpLayout, activation: str) -> None:
         super().__init__()
         self._order = layout.names
         self._n_in = layout.widths[0]
-        # In a tuple, so that it is no submodule: it has no state and is no layer of the user's.
+        # In a tuple, so that it is not a submodule: it has no state and is not one of the layers.
         self._act = (ACTIVATIONS[activation](),)
         sizes = zip(layout.widths[:-1], layout.widths[1:], layout.biases, strict=True)
         for name, (n_in, n_out, bias) in zip(layout.names, sizes, strict=True):
@@ -70,16 +64,10 @@ class InferredMlp(nn.Module):
                 raise ModelError(f"no module can be named {name!r}.", _USE_MODEL) from error
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Applies the layers; a point of any shape is flattened first.
-
-        Args:
-            inputs: Shape (points, ...), with as many entries per point as the first layer takes.
-
-        Returns:
-            Shape (points, n_out).
+        """Return the output, shape (points, n_out); a point of any shape is flattened first.
 
         Raises:
-            ModelError: If a point has another number of entries.
+            ModelError: If a point does not have as many entries as the first layer takes.
         """
         hidden = inputs.reshape(inputs.shape[0], -1)
         if hidden.shape[1] != self._n_in:
@@ -95,18 +83,11 @@ class InferredMlp(nn.Module):
 
 
 def infer_mlp(shapes: Mapping[str, tuple[int, ...]], in_order: bool) -> MlpLayout:
-    """Reads the layers of a plain MLP off the shapes of its weights.
+    """Return the layers of a plain MLP, from the shapes of its weights.
 
     The order is certain in three ways only: the shapes fit in one order alone; or several fit and
-    the names differ in their numbers (`0`, `2`, `10`; `fc1`, `fc2`); or the file keeps the order
-    in which the layers were defined.
-
-    Args:
-        shapes: State-dict key -> shape.
-        in_order: Whether the mapping keeps the order in which the layers were defined.
-
-    Returns:
-        The layout.
+    the names differ in their numbers (`0`, `2`, `10`; `fc1`, `fc2`); or the file keeps the order in
+    which the layers were defined (`in_order`).
 
     Raises:
         ModelError: If the weights are not those of a plain MLP, or the order is ambiguous.
@@ -159,7 +140,7 @@ def _linear_layers(
             "without --model the weights must be those of a plain MLP"
             f" (0.weight, 0.bias, 2.weight, ...), but there is {listed(odd, 4)}."
             if odd
-            else "without --model the weights must be those of a plain MLP, and there is none.",
+            else "without --model the weights must be those of a plain MLP, but there are none.",
             _USE_MODEL,
         )
     return weights, set(biases)

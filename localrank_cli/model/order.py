@@ -1,4 +1,4 @@
-"""In which orders the Linear layers of a state dict can stand one behind the other."""
+"""The orders in which the Linear layers of a state dict can form a chain."""
 
 import re
 from collections import Counter
@@ -8,18 +8,14 @@ from itertools import pairwise
 Sizes = Mapping[str, tuple[int, int]]  # layer -> (n_out, n_in)
 
 # A search that takes longer has so many orders to choose from that none is certain.
-_MOST_TRIES = 10_000
+_MAX_TRIES = 10_000
 
 
 def two_orders(weights: Sizes) -> tuple[list[tuple[str, ...]], bool]:
-    """Finds orders in which the shapes fit, names of one pattern in the order of their numbers.
+    """Return two orders in which the shapes fit, or all where there are fewer.
 
-    Args:
-        weights: The layers.
-
-    Returns:
-        Two orders, or all where there are fewer; and whether it is certain that there are no
-        more than these.
+    Names of one pattern stay in the order of their numbers. The second value is whether it is
+    certain that there are no more orders.
     """
     found: list[tuple[str, ...]] = []
     if not _may_form_chain(weights):
@@ -46,7 +42,7 @@ def _may_form_chain(weights: Sizes) -> bool:
 
 def _orders(weights: Sizes) -> Iterator[tuple[str, ...] | None]:
     # Depth-first, without recursion: a network may have more layers than Python has frames.
-    # None where it stops before it has seen everything.
+    # Yields None where it stops before it has tried every order.
     earlier = _earlier(weights)
     chain: list[str] = []
     used: set[str] = set()
@@ -65,7 +61,7 @@ def _orders(weights: Sizes) -> Iterator[tuple[str, ...] | None]:
         if name in used or width[-1] not in (None, n_in) or not earlier[name] <= used:
             continue
         tries += 1
-        if tries > _MOST_TRIES:
+        if tries > _MAX_TRIES:
             yield None
             return
         if len(chain) + 1 == len(weights):
@@ -78,7 +74,7 @@ def _orders(weights: Sizes) -> Iterator[tuple[str, ...] | None]:
 
 
 def _earlier(weights: Sizes) -> dict[str, set[str]]:
-    """For each name, the name of the same pattern with the next lower numbers."""
+    """Return for each name the one of the same pattern with the next lower numbers."""
     groups: dict[str, list[tuple[list[int], str]]] = {}
     for name in weights:
         numbers = [int(digits) for digits in re.findall(r"\d+", name)]

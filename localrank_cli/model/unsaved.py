@@ -1,4 +1,4 @@
-"""What a network holds beside its state dict: no checkpoint fills it."""
+"""What a network holds beside its state dict, where no checkpoint fills it."""
 
 import dataclasses
 import functools
@@ -23,23 +23,19 @@ _CODE = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
 
 
 @dataclasses.dataclass(frozen=True)
-class Print:
-    """A value by its fingerprint."""
+class Fingerprint:
+    """The fingerprint of a value."""
 
     digest: str
     is_array: bool = False
     is_label: bool = False  # a whole number or a text, as counters, ids and dates are
 
 
-def fingerprints(model: nn.Module, *, state_too: bool = False) -> dict[str, Print]:
-    """Fingerprint what a network holds beside its state dict.
+def fingerprints(model: nn.Module, *, state_too: bool = False) -> dict[str, Fingerprint]:
+    """Return fingerprints of what a network holds beside its state dict, by name.
 
-    Args:
-        model: The network.
-        state_too: Whether to add the entries of its state dict.
-
-    Returns:
-        Name -> fingerprint, of tensors, arrays, numbers and names of functions and classes.
+    They are of tensors, arrays, numbers and names of functions and classes; with `state_too` also
+    of the entries of the state dict.
     """
     found = {name: _print(value) for name, value in _leaves(model)}
     if state_too:
@@ -49,14 +45,11 @@ def fingerprints(model: nn.Module, *, state_too: bool = False) -> dict[str, Prin
     return found
 
 
-def is_loaded(model: nn.Module) -> set[str]:
-    """Find what is reached in a second place too, and is part of the state dict in the first.
+def state_aliases(model: nn.Module) -> set[str]:
+    """Return the names, as in `fingerprints`, of what the state dict holds in another place too.
 
-    Args:
-        model: On its device and in its dtype: a buffer's second place may be left behind then.
-
-    Returns:
-        Names as in `fingerprints`.
+    The model must be on its device and in its dtype: a buffer's second place may be left behind
+    then.
     """
     state = {id(value) for value in model.state_dict(keep_vars=True).values()}
     return {name for name, value in _leaves(model) if id(value) in state}
@@ -65,9 +58,9 @@ def is_loaded(model: nn.Module) -> set[str]:
 def _leaves(model: nn.Module) -> Iterator[tuple[str, object]]:
     root = model.model if isinstance(model, WholeLayer) else model
     modules = dict(root.named_modules())
-    # By id, and kept: an id may be used again. Parameters are filled wherever else they are held.
+    # Objects by id, kept alive: an id may be reused. Parameters are filled wherever they are held.
     seen: dict[int, object] = {id(one): one for one in (*modules.values(), *root.parameters())}
-    # Name, value, and whether numbers count: those of a helper object may be anything.
+    # Name, value, and whether numbers count: in a helper object they may be anything.
     todo: list[tuple[str, object, bool]] = []
     for place, module in modules.items():
         yield place or "the network", _code_name(type(module))
@@ -90,9 +83,9 @@ def _leaves(model: nn.Module) -> Iterator[tuple[str, object]]:
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, object]]:
-    """What a module of the network holds beside its state dict, and beside other modules."""
+    """Yield what a module holds beside its state dict, and beside other modules."""
     for key in module._non_persistent_buffers_set:  # noqa: SLF001  # torch has no public way to ask
-        yield key, module._buffers.get(key)  # noqa: SLF001  # as above
+        yield key, module._buffers.get(key)  # noqa: SLF001  # torch has no public way to ask
     renewed = _renewed(module)
     for key, value in vars(module).items():
         if key not in _OWN and key not in renewed:
@@ -100,14 +93,14 @@ def _own(module: nn.Module) -> Iterator[tuple[str, object]]:
 
 
 def _parts(value: Any) -> Iterable[tuple[str, object]]:
-    """What an object holds, and how it is reached."""
+    """Return what an object holds, and how it is reached."""
     if isinstance(value, dict):
         pairs = enumerate(value.items())
         return [(f"[{k!r}]" if isinstance(k, str) else f"[{i}]", part) for i, (k, part) in pairs]
     if isinstance(value, (list, tuple, deque)):
         return [(f"[{index}]", part) for index, part in enumerate(value)]
     if isinstance(value, (set, frozenset)):
-        # The order of a set of texts is another in every process.
+        # The order of a set of strings differs from process to process.
         return [("", str(sorted(repr(part) for part in value if isinstance(part, _SCALARS))))]
     return _parts_of_object(value)
 
@@ -115,8 +108,8 @@ def _parts(value: Any) -> Iterable[tuple[str, object]]:
 def _parts_of_object(value: Any) -> Iterable[tuple[str, object]]:
     if isinstance(value, functools.partial):
         return [(".func", value.func), (".args", value.args), (".keywords", value.keywords)]
-    if isinstance(value, nn.Module):  # in a list, say: it is no part of the state dict
-        held = (value._parameters, value._buffers, value._modules)  # noqa: SLF001  # as above
+    if isinstance(value, nn.Module):  # in a list, say, where the state dict does not reach it
+        held = (value._parameters, value._buffers, value._modules)  # noqa: SLF001  # torch has no public way to ask
         own = {key: part for key, part in vars(value).items() if key not in _OWN}
         named = [(f".{key}", part) for parts in (*held, own) for key, part in parts.items()]
         return [("", _code_name(type(value))), *named]
@@ -134,8 +127,8 @@ def _is_helper(value: object) -> bool:
 
 
 def _renewed(module: nn.Module) -> set[str]:
-    """Attributes that torch's own hooks compute anew before each forward pass (weight_norm)."""
-    hooks = module._forward_pre_hooks.values()  # noqa: SLF001  # as above
+    """Return attributes that torch's own hooks compute before each forward pass (weight_norm)."""
+    hooks = module._forward_pre_hooks.values()  # noqa: SLF001  # torch has no public way to ask
     return {
         str(getattr(hook, "name", getattr(hook, "_tensor_name", "")))
         for hook in hooks
@@ -147,16 +140,16 @@ def _code_name(value: Any) -> str:
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
 
 
-def _print(value: object) -> Print:
+def _print(value: object) -> Fingerprint:
     if isinstance(value, Tensor):
         head, data = f"{value.dtype}|{tuple(value.shape)}|", _bytes_of(value)
     elif isinstance(value, np.ndarray):
         head, data = f"{value.dtype}|{value.shape}|", np.ascontiguousarray(value).tobytes()
     else:
-        return Print(repr(value), is_label=isinstance(value, (int, str, bytes)))
+        return Fingerprint(repr(value), is_label=isinstance(value, (int, str, bytes)))
     digest = hashlib.sha256(head.encode())
     digest.update(data)
-    return Print(digest.hexdigest(), is_array=True)
+    return Fingerprint(digest.hexdigest(), is_array=True)
 
 
 def _bytes_of(tensor: Tensor) -> Any:

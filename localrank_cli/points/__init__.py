@@ -1,1 +1,1 @@
-"""The points at which Jacobians are taken."""
+"""The points at which Jacobians are computed."""

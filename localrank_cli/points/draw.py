@@ -1,4 +1,4 @@
-"""Draws the points from the data: the same ones at every checkpoint."""
+"""Drawing the points from the data, the same ones at every checkpoint."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ COMPLEX_DATA = (
     "Save their real and imaginary parts as real numbers (torch.view_as_real adds an axis for them)"
     " and join them in the model's forward pass (torch.view_as_complex)."
 )
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 4096  # so that a check of large data needs little memory
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,15 @@ class Points:
     n_data: int | None  # entries of the data's first axis; None where points are drawn at will
     notes: tuple[str, ...] = ()
     everything: Tensor | None = None  # all of the data as stored, where that was asked for
-    scale: float | None = None  # of these
-    spread: float | None = None  # standard deviation of each entry, independent, where it is known
+    scale: float | None = None  # of `everything`
+    spread: float | None = None  # standard deviation of independent entries, where it is known
 
 
 def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name: str) -> Points:
-    """Draws points without replacement, indices sorted.
+    """Return `wanted` points (None: 64, or all if there are fewer) drawn without replacement.
 
-    Args:
-        data: First axis the points, any real dtype.
-        wanted: How many (`--points`); None for the default of 64, or all where there are fewer.
-        seed: Of the draw.
-        scale: A factor (`--data-scale`); None leaves integers integers.
-        name: Of the data, for messages.
-
-    Returns:
-        The points; float64, or int64 for integer data without a scale.
+    The data may have any real dtype and have the points on the first axis; indices are sorted. The
+    points are float64, or int64 for integer data without a scale (`--data-scale`).
 
     Raises:
         DataError: If there are too few, or a value is not finite.
@@ -55,10 +48,10 @@ def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name:
     if total < count:
         if wanted is not None:
             raise DataError(
-                f"{name}: {wanted} points were asked for and there are {total}.",
+                f"{name}: {wanted} points were asked for, but there are {total}.",
                 f"Ask for at most --points {total}.",
             )
-        notes.append(f"{name} holds {total} points, fewer than {count}: all are taken")
+        notes.append(f"{name} holds {total} points, fewer than {count}: all are used")
         count = total
     generator = torch.Generator("cpu").manual_seed(seed)
     indices = torch.randperm(total, generator=generator, device="cpu")[:count].sort().values
@@ -67,7 +60,8 @@ def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name:
         chosen = chosen.to(torch.float64) * scale
         if not torch.isfinite(chosen).all():
             raise DataError(
-                f"{name}: times {scale:g} some values are not finite.", "Check --data-scale."
+                f"{name}: multiplied by {scale:g}, some values are not finite.",
+                "Check --data-scale.",
             )
     elif chosen.is_floating_point():
         chosen = chosen.to(torch.float64)
@@ -79,17 +73,10 @@ def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name:
 def sample(
     kind: str, shape: tuple[int, ...], wanted: int | None, seed: int, scale: float | None = None
 ) -> Points:
-    """Draws points from a known distribution.
+    """Return points of a given shape from a known distribution, float64.
 
-    Args:
-        kind: `normal`, N(0, 1) entries, or `uniform`, entries in [0, 1).
-        shape: Of one point.
-        wanted: How many; None for the default of 64.
-        seed: Of the draw.
-        scale: A factor, or None.
-
-    Returns:
-        The points, float64.
+    `kind` is `normal`, N(0, 1) entries, or `uniform`, entries in [0, 1); `wanted` is None for the
+    default of 64.
 
     Raises:
         DataError: If they do not fit into memory.
@@ -129,6 +116,6 @@ def _check_finite(data: Tensor, name: str) -> None:
             index = start + int(bad[0])
             value = next(v for v in data[index].flatten().tolist() if v - v != 0)
             raise DataError(
-                f"{name}: the value {value} at point {index}.",
-                "Remove or mend the points with NaN or infinite values.",
+                f"{name}: point {index} has the value {value}.",
+                "Remove or fix the points with NaN or infinite values.",
             )

@@ -23,15 +23,10 @@ _DEFAULT_KEYS = ("x", "inputs", "images")
 
 
 def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor, str]:
-    """Reads an array, that of the points or of their labels, from a file.
+    """Return an array from a file, that of the points or of their labels, and its key.
 
-    Args:
-        path: A .safetensors, .npz, .npy, .pt or .pth file.
-        key: Which array; empty for the only one, else `x`, `inputs` or `images`.
-        option: That named it, for messages.
-
-    Returns:
-        The array, first axis the points, in its own dtype; and the key it stood under.
+    The first axis is that of the points; the dtype is the array's own. Without a key it is the only
+    array, else `x`, `inputs` or `images`. `option` named the key, for messages.
 
     Raises:
         DataError: If it cannot be read.
@@ -70,17 +65,10 @@ def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor
 
 
 def from_numpy(array: "np.ndarray[Any, Any]", where: str) -> Tensor:
-    """Turns an array into a tensor.
-
-    Args:
-        array: Of any real dtype.
-        where: For messages.
-
-    Returns:
-        The same numbers; unsigned integers as int64, extended precision as float64.
+    """Return an array as a tensor; unsigned integers as int64, extended precision as float64.
 
     Raises:
-        DataError: If it does not hold numbers.
+        DataError: If it does not hold real numbers.
     """
     if array.dtype.kind not in "fiub":
         advice = COMPLEX_DATA if array.dtype.kind == "c" else "Real numbers are needed."
@@ -96,14 +84,7 @@ def from_numpy(array: "np.ndarray[Any, Any]", where: str) -> Tensor:
 
 
 def file_hash(path: Path) -> str:
-    """The SHA-256 of a file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Hex digits.
-    """
+    """Return the SHA-256 of a file, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -123,7 +104,7 @@ def _load(path: Path, stack: ExitStack) -> Tensor | Mapping[str, Any]:
     if fault:
         raise ValueError(fault)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of legacy storages: nothing the user can do
+        warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(loaded, Tensor):
         return _tensor(loaded, path, "")
@@ -136,7 +117,7 @@ def _load(path: Path, stack: ExitStack) -> Tensor | Mapping[str, Any]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, pickle.PickleError):
-        return "it holds more than tensors, or is no torch file"
+        return "it holds more than tensors, or is not a torch file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{cause(error)}"
@@ -155,7 +136,9 @@ def _choose(keys: list[str], key: str, path: Path, option: str) -> str:
             return default
     if not keys:
         raise DataError(f"{path} holds no array.", "Check --data.")
-    raise SettingsError(f"{path} holds several arrays: {names}.", "Say which with --data-key NAME.")
+    raise SettingsError(
+        f"{path} holds several arrays: {names}.", "Choose one with --data-key NAME."
+    )
 
 
 def _tensor(value: object, path: Path, key: str) -> Tensor:
@@ -164,6 +147,6 @@ def _tensor(value: object, path: Path, key: str) -> Tensor:
         return from_numpy(value, where)
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_quantized or value.is_nested:
-            raise DataError(f"{where} is no plain tensor.", "Save it dense: x.to_dense().")
+            raise DataError(f"{where} is not a plain tensor.", "Save it dense: x.to_dense().")
         return value.detach()
     raise DataError(f"{where} is a {type(value).__name__}, not an array.", "Check --data-key.")

@@ -1,4 +1,4 @@
-"""What `--data` names: a file, the user's code, or a distribution."""
+"""The source of the data in `--data`: a file, the user's code, or a distribution."""
 
 import contextlib
 import re
@@ -18,15 +18,15 @@ _DISTRIBUTION = re.compile(r"^(normal|uniform):(\d+(?:x\d+)*)$")
 
 @dataclass(frozen=True)
 class DataSource:
-    """Parsed `--data` with what belongs to it."""
+    """`--data` and the options that go with it."""
 
-    text: str  # as given
+    text: str  # of --data
     key: str = ""
     scale: float | None = None
     count: int | None = None  # None: the default number of points
     seed: int = 0
-    array: Tensor | None = None  # given from Python instead of a name
-    keep: bool = False  # whether all of the data are wanted beside the points
+    array: Tensor | None = None  # from Python, instead of a name
+    keep: bool = False  # whether all of the data are kept beside the points
 
     @property
     def path(self) -> Path | None:
@@ -40,10 +40,7 @@ class DataSource:
 
 
 def check_source(text: str) -> None:
-    """Checks the form of `--data` without opening a file.
-
-    Args:
-        text: What the user typed.
+    """Check the form of `--data` without opening a file.
 
     Raises:
         UsageError: If it has no known form.
@@ -62,16 +59,10 @@ def check_source(text: str) -> None:
 
 
 def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
-    """Loads the data and draws the points.
-
-    Args:
-        source: What was asked for.
-
-    Returns:
-        The points, and a description for the manifest.
+    """Return the points drawn from the data, and a description for the manifest.
 
     Raises:
-        DataError: If the data do not serve.
+        DataError: If the data cannot be used.
         SettingsError: If an array is named where arrays have no names.
     """
     if source.key and source.path is None:
@@ -126,7 +117,7 @@ def _from_code(code: CodeSpec) -> Tensor:
     if isinstance(found, Tensor):
         return found.detach().cpu()
     raise DataError(
-        f"{name} gave a {type(found).__name__}.",
+        f"{name} returned a {type(found).__name__}.",
         "A tensor or an array is needed, with the points on its first axis.",
     )
 

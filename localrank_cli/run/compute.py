@@ -112,7 +112,7 @@ class _Runner:
                 "sha256_of_tensors": digest,
                 "seconds": round(time.perf_counter() - started, 4),
                 "routes": list(self._modes.routes),
-                **self._series.settled.epoch_facts(checkpoint.file),
+                **self._series.scheme.epoch_facts(checkpoint.file),
             },
             points=checkpoint.points,
             message=unsaved_message(self._series.unsaved),

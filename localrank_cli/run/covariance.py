@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from localrank_cli.errors import Note, SettingsError
 from localrank_cli.jacobian.everywhere import outputs_everywhere
 from localrank_cli.jacobian.guards import agreement
-from localrank_cli.jacobian.metric import Metric, covariance_factor, mean_of
+from localrank_cli.jacobian.metric_factor import MetricFactor, covariance_factor, mean_of
 from localrank_cli.layers.select import named_call
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.options.resolve import Settings
@@ -26,7 +26,7 @@ _AT_ONCE = 1024
 class MetricPlan:
     """How the metric comes about."""
 
-    known: Metric | None  # the same at every checkpoint
+    known: MetricFactor | None  # the same at every checkpoint
     points: Points
     wrt: str  # else from this module's output
     low_precision: bool
@@ -34,7 +34,7 @@ class MetricPlan:
     entries: Tensor | None = None  # of the varied tensor; None: all
     n_bytes: int = 0  # that the factor takes of the budget
 
-    def at(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Metric | None:
+    def at(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> MetricFactor | None:
         """Computes the metric at a checkpoint.
 
         Args:
@@ -57,7 +57,7 @@ class MetricPlan:
 
         with analysis_setting(model, dtype):
             mean, count = mean_of(rows())
-            return Metric(covariance_factor(rows(), mean, count), count)
+            return MetricFactor(covariance_factor(rows(), mean, count), count)
 
 
 def plan_metric(
@@ -88,7 +88,7 @@ def plan_metric(
                 " data to run over, and the points come from a distribution.",
                 "Give a data file with --data.",
             )
-        known = Metric(torch.tensor(points.spread, dtype=torch.float64, device="cpu"))
+        known = MetricFactor(torch.tensor(points.spread, dtype=torch.float64, device="cpu"))
         return MetricPlan(known, points, wrt, survey.has_low_precision)
     assert points.everything is not None
     count, n_in = points.everything.shape[0], examination.n_in
@@ -105,7 +105,7 @@ def plan_metric(
         return (_part(chunk.flatten(1), examination.entries) for chunk in chunks)
 
     mean, count = mean_of(rows())
-    known = Metric(covariance_factor(rows(), mean, count), count)
+    known = MetricFactor(covariance_factor(rows(), mean, count), count)
     return MetricPlan(known, points, wrt, survey.has_low_precision, count, n_bytes=n_bytes)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from localrank_cli.checkpoints.names import NameRule
-from localrank_cli.checkpoints.order import Settled
+from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import CheckpointFile, find_checkpoints, find_folders
 from localrank_cli.checkpoints.weights import RAW
@@ -42,7 +42,7 @@ class Watch:
     poll: float = 2.0  # seconds between looks
     _seen: dict[Path, tuple[object, float]] = field(default_factory=dict)  # footprint, since when
     _taken: set[tuple[str, str]] = field(default_factory=set)  # run, checkpoint
-    _settled: dict[str, Settled] = field(default_factory=dict)  # run -> how steps are found
+    _schemes: dict[str, StepScheme] = field(default_factory=dict)  # run -> how steps are found
 
     def first_plan(self) -> Plan:
         """Waits until every series has a checkpoint that is whole, and plans.
@@ -113,28 +113,28 @@ class Watch:
                 # Steps that cannot be told concern the series, not the one checkpoint.
                 if not self.options.skips_errors or isinstance(error, SettingsError):
                     raise
-                step = self._settled.get(series.run, series.settled).step_of_unread(file)
+                step = self._schemes.get(series.run, series.scheme).step_of_unread(file)
                 failures.append(failed_record(series.run, file.name, step, error))
         planned.sort(key=lambda one: one.step)
         return replace(
             series,
             checkpoints=tuple(planned),
             failures=tuple(failures),
-            settled=self._settled.get(series.run, series.settled),
+            scheme=self._schemes.get(series.run, series.scheme),
         )
 
     def _plan_one(self, file: CheckpointFile, series: SeriesPlan) -> list[PlannedCheckpoint]:
         alone = replace(series.series, files=(file,))
         own = for_series(self.options, series.series.folder)
         setting = Setting(
-            earlier=self._settled.get(series.run, series.settled),
+            earlier=self._schemes.get(series.run, series.scheme),
             is_inferred=series.settings.model.is_inferred,
             is_hf=series.settings.model.is_hf,
         )
         weights = own.options.weights or RAW
         headers = Headers(alone, self.options.trust_pickle, own.step_rule, weights, setting)
         found = headers.steps(self.note)
-        self._settled[series.run] = headers.settled
+        self._schemes[series.run] = headers.scheme
         steps = self.options.part.steps
         return [
             replace(headers.plan(one, step, series.model, series.expected), mapped=False)

@@ -18,8 +18,8 @@ from localrank_cli.checkpoints.adapters import (
 from localrank_cli.checkpoints.content import Content, State
 from localrank_cli.checkpoints.counting import Counting
 from localrank_cli.checkpoints.names import StepRule
-from localrank_cli.checkpoints.order import Settled, Telling
-from localrank_cli.checkpoints.places import Names, Told, tell
+from localrank_cli.checkpoints.order import SeriesSteps, StepScheme
+from localrank_cli.checkpoints.places import Names, Place, find_place
 from localrank_cli.checkpoints.reading import Twins, read_checkpoint
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.weights import (
@@ -27,11 +27,11 @@ from localrank_cli.checkpoints.weights import (
     Stripping,
     candidates,
     choose,
-    described,
+    describe_weights,
     strip_to_fit,
 )
 from localrank_cli.errors import LocalrankError, MismatchError, Note, SettingsError, UnreadableError
-from localrank_cli.model.fill import Expected, fill_watching, has_own_loading, mismatch
+from localrank_cli.model.fill import Expected, fill_custom, has_custom_loading, mismatch
 from localrank_cli.options.parse import Part
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.spectrum.layer import Examination
@@ -74,7 +74,7 @@ class Setting:
 
     files: tuple[CheckpointFile, ...] = ()  # all of the series: their names are read together
     counting: Counting | None = None  # what a plan file says that the steps count
-    earlier: Settled | None = None  # of checkpoints that were there before these
+    earlier: StepScheme | None = None  # of checkpoints that were there before these
     is_inferred: bool = False  # whether the network is read off the weights
     is_hf: bool = False  # whether transformers builds it
 
@@ -107,7 +107,7 @@ class Headers:
         self._last = _Header({}, frozenset(), {})
         self._epochs: dict[CheckpointFile, int | None] = {}
         self._setting = setting
-        self.settled = Settled(rule, Counting(), {})  # how the steps were found
+        self.scheme = StepScheme(rule, Counting(), {})  # how the steps were found
         self.unfilled: set[str] = set()  # parts of the model that a checkpoint left as they were
         self.first: State | None = None  # the weights in the first file, by name
 
@@ -124,9 +124,9 @@ class Headers:
         Raises:
             SettingsError: If a step cannot be told, or different checkpoints have the same.
         """
-        told: dict[CheckpointFile, Told] = {}
+        places: dict[CheckpointFile, Place] = {}
         earlier = self._setting.earlier
-        before = earlier.told if earlier is not None else ()
+        before = earlier.places if earlier is not None else ()
         names = Names([*before, *self._setting.files, *self._series.files])
         for file in self._series.files:
             content = self._read(file, skip)
@@ -135,35 +135,35 @@ class Headers:
             chosen = self._choose(list(content.states), content.averaged, file)
             try:
                 bare = self._check_adapter({key: content.states[key] for key in chosen}, file)
-                told[file] = tell(file, content, self._rule, names)
+                places[file] = find_place(file, content, self._rule, names)
             except UnreadableError as error:
                 _skip(skip, file, error)
                 continue
             if self.first is None:
                 self.first = content.states[bare]
             self._headers[file] = self._shared(content)
-        telling = self._telling(told, names)
-        steps = telling.steps(note)
-        self._epochs = {file: told[file].epoch for file, _ in steps}
+        ordered = self._in_order(places, names)
+        steps = ordered.steps(note)
+        self._epochs = {file: places[file].epoch for file, _ in steps}
         return steps
 
-    def _telling(self, told: dict[CheckpointFile, Told], names: Names) -> Telling:
+    def _in_order(self, places: dict[CheckpointFile, Place], names: Names) -> SeriesSteps:
         earlier = self._setting.earlier
         if earlier is None:
             counting = self._setting.counting
-            telling = Telling(self._series, told, self._same, self._rule, counting)
-            self.settled = telling.settled
-            return telling
+            ordered = SeriesSteps(self._series, places, self._same, self._rule, counting)
+            self.scheme = ordered.scheme
+            return ordered
         # The names of earlier checkpoints may have to be read in another way now.
         again = {
-            file: replace(one, step=names.step(file).step) if one.place == "name" else one
-            for file, one in earlier.told.items()
+            file: replace(one, step=names.step(file).step) if one.source == "name" else one
+            for file, one in earlier.places.items()
         }
-        together = Telling(self._series, again | told, self._same, self._rule)
-        for file in told:
+        together = SeriesSteps(self._series, again | places, self._same, self._rule)
+        for file in places:
             earlier.check(together, file)
-        self.settled = together.settled
-        return Telling(self._series, told, self._same, self._rule, earlier.counting)
+        self.scheme = together.scheme
+        return SeriesSteps(self._series, places, self._same, self._rule, earlier.counting)
 
     def _read(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
         try:
@@ -240,18 +240,20 @@ class Headers:
             if found is not None:
                 _check_types(header, container, found[0], expected, f"{file.path} (step {step})")
                 aside = tuple(
-                    described(key, header.averaged) for key in header.shapes if key != container
+                    describe_weights(key, header.averaged)
+                    for key in header.shapes
+                    if key != container
                 )
                 averaged = container in header.averaged
                 return PlannedCheckpoint(file, step, container, found[0], aside, epoch, averaged)
         place = PlannedCheckpoint(file, step, "", Stripping()).place
-        if has_own_loading(model):
+        if has_custom_loading(model):
             # A user's load hooks may accept what keys and shapes alone do not show.
             content = read_checkpoint(file.path, trust_pickle=self._trust_pickle)
             for container in chosen:
                 with suppress(MismatchError):
                     state = content.states[container]
-                    self.unfilled |= fill_watching(model, expected, state, place)
+                    self.unfilled |= fill_custom(model, expected, state, place)
                     return PlannedCheckpoint(file, step, container, Stripping(), epoch=epoch)
         if all(is_adapter_alone(header.shapes[key]) for key in chosen):
             raise MismatchError(*refusal(file.path, header.shapes[chosen[0]]))

@@ -10,11 +10,11 @@ from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.checkpoints.weights import WRAPPERS, candidates
 from localrank_cli.errors import ModelError, Note, listed
-from localrank_cli.model.build import SEED, modules_there_are
-from localrank_cli.model.hf import CONFIG, describes_the_same, hf_factory, read_config
+from localrank_cli.model.build import SEED, existing_modules
+from localrank_cli.model.hf import CONFIG, hf_factory, read_config, same_network
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
-from localrank_cli.model.twice import Built, build_twice
-from localrank_cli.model.unsaved import is_loaded
+from localrank_cli.model.twice import Network, build_twice
+from localrank_cli.model.unsaved import state_aliases
 from localrank_cli.options.resolve import ModelChoice
 from localrank_cli.results.record import unsaved_message
 from localrank_cli.seeds import seeded
@@ -23,7 +23,7 @@ from localrank_cli.userimport import import_object
 
 def make_hf_model(
     files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any], *, allowed: bool
-) -> Built:
+) -> Network:
     """Builds the network that all checkpoints of a series are of.
 
     Args:
@@ -41,13 +41,13 @@ def make_hf_model(
     places = list(dict.fromkeys(_config_folder(file, folder) for file in files))
     first = read_config(places[0])
     for place in places[1:]:
-        if not describes_the_same(first, read_config(place)):
+        if not same_network(first, read_config(place)):
             raise ModelError(
                 f"{place / CONFIG} describes another network than {places[0] / CONFIG}.",
                 "Choose the checkpoints of one network with --pattern GLOB.",
             )
-    there = modules_there_are()
-    return build_twice(hf_factory(places[0]), arguments, "--model hf", there, allowed=allowed)
+    existing = existing_modules()
+    return build_twice(hf_factory(places[0]), arguments, "--model hf", existing, allowed=allowed)
 
 
 def _config_folder(file: CheckpointFile, folder: Path) -> Path:
@@ -62,7 +62,7 @@ def make_model(
     note: Note,
     *,
     allowed: bool,
-) -> Built:
+) -> Network:
     """Make a network of code, or of the names and shapes of its weights.
 
     Args:
@@ -77,14 +77,14 @@ def make_model(
     """
     if choice.is_hf:
         return make_hf_model(*place, choice.arguments, allowed=allowed)
-    there = modules_there_are()
+    existing = existing_modules()
     arguments, name = choice.arguments, choice.description
     if choice.factory is not None:
-        return build_twice(choice.factory, arguments, name, there, allowed=allowed)
+        return build_twice(choice.factory, arguments, name, existing, allowed=allowed)
     if choice.code is not None:
         with seeded(SEED):
             factory: Any = import_object(choice.code, "--model")
-        return build_twice(factory, arguments, f"--model {name}", there, allowed=allowed)
+        return build_twice(factory, arguments, f"--model {name}", existing, allowed=allowed)
     assert first is not None
     shapes = {key: tuple(tensor.shape) for key, tensor in first.items()}
     *_, (_, bare) = candidates(shapes, WRAPPERS)
@@ -96,11 +96,11 @@ def make_model(
     )
     model = InferredMlp(layout, choice.activation)
     model.eval()
-    return Built(model.requires_grad_(False))
+    return Network(model.requires_grad_(False))
 
 
 def check_unsaved(
-    built: Built, name: str, unfilled: Iterable[str], note: Note, *, allowed: bool
+    built: Network, name: str, unfilled: Iterable[str], note: Note, *, allowed: bool
 ) -> tuple[str, ...]:
     """Refuse a network that is another one at every start, unless that was allowed.
 
@@ -117,7 +117,7 @@ def check_unsaved(
     Raises:
         ModelError: If there are any and it is not, or if even a fixed seed gives others.
     """
-    filled = (is_loaded(built.model) | _state_names(built.model)) - set(unfilled)
+    filled = (state_aliases(built.model) | _state_names(built.model)) - set(unfilled)
     names = tuple(sorted(built.drawn - filled))
     if not names:
         return ()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from localrank_cli.checkpoints.counting import EPOCHS, Counting
 from localrank_cli.checkpoints.names import StepRule
-from localrank_cli.checkpoints.order import Settled
+from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import (
     Series,
@@ -20,7 +20,7 @@ from localrank_cli.checkpoints.series import (
     find_folders,
     run_names,
 )
-from localrank_cli.checkpoints.weights import RAW, described
+from localrank_cli.checkpoints.weights import RAW, describe_weights
 from localrank_cli.errors import Note, SettingsError, UnreadableError
 from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.machine import memory_budget, pick_device
@@ -79,7 +79,7 @@ class SeriesPlan:
     examination: Examination  # of the first checkpoint
     metric: MetricPlan
     samples: SamplePlan
-    settled: Settled  # how the steps were found
+    scheme: StepScheme  # how the steps were found
     weights: str  # which of several sets in one file
     unsaved: tuple[str, ...] = ()  # parts of the network that no checkpoint holds, let through
 
@@ -92,7 +92,7 @@ class SeriesPlan:
     @property
     def optional_columns(self) -> tuple[str, ...]:
         """The columns after `message`, in order: the tool's own, then the series' constants."""
-        own = ("epoch",) if self.settled.counting.kind == EPOCHS else ()
+        own = ("epoch",) if self.scheme.counting.kind == EPOCHS else ()
         own = (*own, "n_cov") if self.settings.input_metric == "data" else own
         own = (*own, *self.settings.slices)
         return (*own, *self.samples.columns, *self.settings.columns)
@@ -183,7 +183,7 @@ def _plan_series(
     steps = headers.steps(note, failures.taker)
     if not steps:
         failures.refuse_all(folder)
-    failures.place_unread(headers.settled.step_of_unread)
+    failures.place_unread(headers.scheme.step_of_unread)
     files, allowed = [file for file, _ in steps], options.allow_unsaved
     built = make_model(settings.model, (files, folder), headers.first, note, allowed=allowed)
     model = built.model
@@ -224,7 +224,7 @@ def _plan_series(
         examination=examination,
         metric=metric,
         samples=plan_samples(settings, points, examination, options.memory or 0),
-        settled=headers.settled,
+        scheme=headers.scheme,
         weights=options.weights or RAW,
         unsaved=unsaved,
     )
@@ -255,7 +255,9 @@ def _tell_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
 
 
 def _which_weights(checkpoint: PlannedCheckpoint) -> str:
-    taken = described(checkpoint.container, {checkpoint.container} if checkpoint.averaged else ())
+    taken = describe_weights(
+        checkpoint.container, {checkpoint.container} if checkpoint.averaged else ()
+    )
     aside = f"; left aside: {', '.join(checkpoint.aside)} (--weights)" if checkpoint.aside else ""
     return f"the weights are those under {taken}{aside}"
 
@@ -358,7 +360,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         Anything that JSON can hold; as JSON gives it back.
     """
     settings = series.settings
-    regex = series.settled.rule.names.regex
+    regex = series.scheme.rule.names.regex
     return {
         "run": series.run,
         "folder": str(series.series.folder),
@@ -387,8 +389,8 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "columns": dict(settings.columns),
         "optional_columns": list(series.optional_columns),
         "weights": series.weights,
-        "counting": series.settled.counting.text,
-        "step_from": series.settled.rule.source or None,
+        "counting": series.scheme.counting.text,
+        "step_from": series.scheme.rule.source or None,
         "step_regex": regex.pattern if regex is not None else None,
         "unsaved": list(series.unsaved),
         "layers": [

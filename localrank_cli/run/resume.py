@@ -63,7 +63,7 @@ def go_on(
                 for entry in entries.values()
                 if entry.head["run"] == series.run and "epoch" in entry.head["facts"]
             }
-            series.settled.check_finished(finished, journal.path)
+            series.scheme.check_finished(finished, journal.path)
     known = Known()
     for entry in sorted(entries.values(), key=lambda entry: entry.head["step"] or 0):
         digest = entry.head["facts"].get("sha256_of_tensors")

@@ -36,18 +36,18 @@ from torch import Tensor
 
 from localrank_cli.spectrum.svd import rounding
 
-_U = 2.0**-53
+_U = 2.0**-53  # unit roundoff of float64
 Sided = Tensor | int
 
 # The largest relative error of a measure; two routes then differ by less than 1e-6.
-_SOFT = 2.5e-7
+_MAX_MEASURE_ERROR = 2.5e-7
 # Below this sum of squares, squares of small entries have left the range of a double.
-_LEAST = 1e-140
+_MIN_TRACE = 1e-140
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a Jacobian and of the matrix that stands for it."""
+    """The shape of a Jacobian, and of the matrix M that takes its place."""
 
     n_out: int
     n_in: int
@@ -67,12 +67,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Doubt:
-    """Eigenvalues of Gram matrices, and how far they may be off."""
+    """Eigenvalues of Gram matrices, and bounds on their errors."""
 
     powers: Tensor  # (points, width), float64, >= 0: computed squares of singular values
     own: Tensor  # (points, width), bool: false for the zeros behind, which are exact
-    each: Tensor  # (points,): no error exceeds this
-    together: Tensor  # (points,): nor does the root of the sum of all squared errors exceed this
+    each: Tensor  # (points,): bound on each error
+    together: Tensor  # (points,): bound on the root of the sum of all squared errors
 
 
 # The largest relative error of a measure at each point, shape (points,).
@@ -80,21 +80,11 @@ Bound = Callable[[Doubt], Tensor]
 
 
 def squared_error(trace: Tensor, first: Tensor, long_side: Sided, short_side: Sided) -> Tensor:
-    """Computes delta.
-
-    Args:
-        trace: |M|_F^2, any shape, float64.
-        first: lambda_1, the same shape.
-        long_side: Of M; one, or the same shape.
-        short_side: Of M; one, or the same shape.
-
-    Returns:
-        The same shape.
-    """
+    """Return delta, in the shape of `trace` (|M|_F^2) and `first` (lambda_1)."""
     return 1.01 * _U * (long_side * trace + 4 * short_side * first)
 
 
-def certified(
+def certify(
     eigenvalues: Tensor,
     errors: Tensor,
     shapes: list[Shape],
@@ -102,7 +92,7 @@ def certified(
     bounds: Sequence[Bound],
     leading: int | None = None,
 ) -> Tensor:
-    """Return which matrices' eigenvalues serve as they are.
+    """Return which matrices' eigenvalues can be used as they are, shape (points,), bool.
 
     Args:
         eigenvalues: Of the Gram matrices, shape (points, width), float64, descending, zeros behind.
@@ -110,10 +100,7 @@ def certified(
         shapes: Of each matrix.
         thresholds: Values of tau at which counts are wanted, shape (points, tolerances).
         bounds: Of the measures that are wanted.
-        leading: How many are to serve, the rest being known by other means; None: all.
-
-    Returns:
-        Shape (points,), bool.
+        leading: How many must be certain, the rest being known by other means; None: all.
     """
     shape = shapes[0]
     trace = eigenvalues.clamp(min=0).sum(dim=1)
@@ -128,9 +115,9 @@ def certified(
     eigenvalues = eigenvalues[:, :leading]
     own = torch.arange(eigenvalues.shape[1], device="cpu") < short_sides.unsqueeze(1)
     doubt = Doubt(eigenvalues.clamp(min=0), own, delta, together)
-    held = _counts_hold(eigenvalues, delta, errors + svd, thresholds) & (trace > _LEAST)
+    held = _counts_hold(eigenvalues, delta, errors + svd, thresholds) & (trace > _MIN_TRACE)
     for bound in bounds:
-        held &= bound(doubt) <= _SOFT
+        held &= bound(doubt) <= _MAX_MEASURE_ERROR
     return held
 
 

@@ -29,21 +29,21 @@ from torch import Tensor
 from localrank_cli.spectrum.certificate import squared_error
 from localrank_cli.spectrum.svd import add_gram, rounding, singular_values, symmetric_eigenvalues
 
-_U = 2.0**-53
-# From this short side on the detour is shorter than the SVD.
-DEFLATED = 192
+_U = 2.0**-53  # unit roundoff of float64
+# From this short side on this is faster than the SVD.
+MIN_DEFLATED_SIZE = 192
 # lambda_(n-k) over lambda_(n-k+1): each iteration brings the subspace closer by about this factor.
 _GAP = 1e3
 _ITERATIONS = 4
-# Of n: with more small ones than that, the SVD costs less.
-_MOST = 1 / 5
-# Of the SVD's own rounding: what may be lost besides.
-_SHARE = 0.25
+# If a larger share of the values is small, the SVD costs less.
+_MAX_SMALL_SHARE = 1 / 5
+# The bound may be this share of the SVD's own rounding, so that the values are as good as its.
+_MAX_LOSS_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Squared:
-    """A tall matrix M, with its Gram matrix and what is known from that."""
+class GramPair:
+    """A tall matrix M, its Gram matrix and the eigenvalues of that."""
 
     matrix: Tensor  # (m, n), m >= n, float64
     gram: Tensor  # (n, n), float64, the lower triangle of M^T M
@@ -56,52 +56,44 @@ class Squared:
         return float(squared_error(trace, self.eigenvalues[0], *self.matrix.shape))
 
 
-def squares(matrix: Tensor) -> Squared:
-    """Computes the Gram matrix of the shorter side, and its eigenvalues.
+def gram_pair(matrix: Tensor) -> GramPair:
+    """Return a matrix or its transpose, whichever is tall, with its Gram matrix and eigenvalues.
 
-    Args:
-        matrix: Any shape (m, k), any floating type, any device.
-
-    Returns:
-        M or its transpose, whichever is tall.
+    It may have any floating type and device.
     """
     matrix = matrix.detach().to(torch.float64)
     tall = matrix.mT if matrix.shape[0] < matrix.shape[1] else matrix
     gram = add_gram(tall.new_zeros(tall.shape[1], tall.shape[1]), tall)
-    return Squared(tall, gram, symmetric_eigenvalues(gram))
+    return GramPair(tall, gram, symmetric_eigenvalues(gram))
 
 
-def small_values(squared: Squared) -> Tensor | None:
-    """Computes the singular values that the Gram matrix cannot tell from zero.
+def small_values(pair: GramPair) -> Tensor | None:
+    """Return the singular values that the Gram matrix cannot tell from zero.
 
-    Args:
-        squared: The matrix and its Gram matrix.
-
-    Returns:
-        The last k singular values, shape (k,), float64, CPU, descending, as good as the SVD's; None
-        where no gap sets them apart, they are too many, or the bound above is not small.
+    These are the last k, shape (k,), float64, CPU, descending, as good as the SVD's; None where no
+    gap sets them apart, they are too many, or the bound above is not small.
     """
-    count = _small_ones(squared.eigenvalues, squared.error)
+    count = _small_ones(pair.eigenvalues, pair.error)
     if count == 0:
         return None
-    gram = squared.gram.cpu()
+    gram = pair.gram.cpu()
     shifted = gram.clone()
-    shifted.diagonal().add_(2 * squared.error)
+    shifted.diagonal().add_(2 * pair.error)
     factor, failed = torch.linalg.cholesky_ex(shifted)
     del shifted
     if int(failed):
         return None
     basis = _subspace(factor, count)
-    rest = _refined(squared, gram, factor, basis)
+    rest = _refined(pair, gram, factor, basis)
     return None if rest is None else singular_values(torch.linalg.qr(rest, mode="r").R)
 
 
 def _small_ones(eigenvalues: Tensor, error: float) -> int:
-    """How many stand behind the widest gap; 0 where it is not wide enough."""
+    """Return how many eigenvalues are behind the widest gap; 0 where it is not wide enough."""
     n = eigenvalues.shape[0]
     behind = eigenvalues.clamp(min=error)
     gaps = behind[:-1] / behind[1:]
-    first = n - int(n * _MOST)
+    first = n - int(n * _MAX_SMALL_SHARE)
     gaps[: first - 1] = 0
     if not bool((gaps >= _GAP).any()):
         return 0
@@ -109,7 +101,7 @@ def _small_ones(eigenvalues: Tensor, error: float) -> int:
 
 
 def _subspace(factor: Tensor, count: int) -> Tensor:
-    """Inverse iteration from random vectors: an orthonormal basis, shape (n, count)."""
+    """Return an orthonormal basis, (n, count), by inverse iteration from random vectors."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     basis = torch.randn(
         factor.shape[0], count, dtype=torch.float64, device="cpu", generator=generator
@@ -119,11 +111,11 @@ def _subspace(factor: Tensor, count: int) -> Tensor:
     return basis
 
 
-def _refined(squared: Squared, gram: Tensor, factor: Tensor, basis: Tensor) -> Tensor | None:
-    """B_, shape (m, k), or None where its singular values are not proved close to M's."""
+def _refined(pair: GramPair, gram: Tensor, factor: Tensor, basis: Tensor) -> Tensor | None:
+    """Return B_, (m, k), or None where its singular values are not proved close to M's."""
     # Vectors lie in rows: a product of a large matrix with a narrow one takes ten times as long
     # where the narrow one lies in columns.
-    matrix, rows = squared.matrix, basis.mT.contiguous()
+    matrix, rows = pair.matrix, basis.mT.contiguous()
 
     def apart(vectors: Tensor) -> Tensor:
         return vectors - (vectors @ basis) @ rows
@@ -134,12 +126,12 @@ def _refined(squared: Squared, gram: Tensor, factor: Tensor, basis: Tensor) -> T
     left = apart(coupling - _symmetric_product(step, gram))
     before = float(product.norm())
     rest = product.addmm_(step.to(matrix.device), matrix.mT, alpha=-1).cpu().mT
-    delta = squared.error
-    frobenius = float(squared.eigenvalues.clamp(min=0).sum().sqrt())
+    delta = pair.error
+    frobenius = float(pair.eigenvalues.clamp(min=0).sum().sqrt())
     size = float(rest.norm())
     rounded = 2 * matrix.shape[0] * _U * frobenius * size
     coupled = float(coupling.norm()) + rounded
-    behind = float(squared.eigenvalues[-basis.shape[1] - 1]) - delta - coupled
+    behind = float(pair.eigenvalues[-basis.shape[1] - 1]) - delta - coupled
     if not behind > 4 * max(size, before) ** 2:
         return None
     least = behind**0.5
@@ -147,12 +139,12 @@ def _refined(squared: Squared, gram: Tensor, factor: Tensor, basis: Tensor) -> T
     leak = (float(left.norm()) + 2 * delta * float(step.norm()) + rounded) / least
     turn = float(step.norm()) + leak / least
     lost = leak + size * turn**2 * (0.5 + size / (least - size))
-    norm = squared.eigenvalues[:1].sqrt()
-    allowed = _SHARE * float(rounding(norm, matrix.shape[0], torch.float64))
+    norm = pair.eigenvalues[:1].sqrt()
+    allowed = _MAX_LOSS_SHARE * float(rounding(norm, matrix.shape[0], torch.float64))
     return rest if lost <= allowed else None
 
 
 def _symmetric_product(rows: Tensor, lower: Tensor) -> Tensor:
-    """The product with a symmetric matrix of which the lower triangle is given."""
+    """Return the product with a symmetric matrix whose lower triangle is given."""
     full = lower.tril()
     return rows @ full + rows @ full.tril(-1).mT

@@ -1,7 +1,6 @@
-"""The one interface behind which the routes can change.
+"""The singular values of every chosen layer's Jacobian at every point.
 
-Model, points and layers go in; the singular values of every chosen layer's Jacobian at every point
-come out.
+This interface hides the routes: model, points and layers go in, `LayerSpectrum`s come out.
 """
 
 from dataclasses import dataclass, field, replace
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 
 from localrank_cli.jacobian.blocks import BlockPortion, ChainPortion, Portion
 from localrank_cli.jacobian.engine import Modes, Task, jacobians
-from localrank_cli.jacobian.metric import Metric
+from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.layers.capture import Call
-from localrank_cli.layers.select import Selection, choose, named_call
+from localrank_cli.layers.select import Selection, choose_layers, named_call
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.slices import positions
 from localrank_cli.layers.survey import CallRecord, Survey, survey
@@ -23,7 +22,7 @@ from localrank_cli.spectrum.svd import rounding
 
 @dataclass(frozen=True)
 class Scale:
-    """What relative tolerances refer to, where it is not a spectrum's own sigma_1."""
+    """The reference of relative tolerances, where it is not a spectrum's own sigma_1."""
 
     values: Tensor  # sigma_1 of the whole Jacobian, (points,), float64
     rounding: Tensor  # (points,): how far it may be off
@@ -45,7 +44,7 @@ class LayerSpectrum:
 
     @property
     def values(self) -> Tensor:
-        """Singular values, those under their rounding 0: below it they are noise.
+        """Singular values, zero where they are below their rounding and thus noise.
 
         The same on every route: where the Gram matrix cannot tell small ones, the SVD did.
         """
@@ -60,7 +59,7 @@ class LayerSpectrum:
 
 @dataclass(frozen=True)
 class Examination:
-    """What one forward pass tells before any Jacobian is computed."""
+    """The results of one forward pass, before any Jacobian is computed."""
 
     survey: Survey
     records: tuple[CallRecord, ...]  # the chosen calls
@@ -76,28 +75,21 @@ class Examination:
 
     @property
     def n_in(self) -> int:
-        """Entries that are varied."""
+        """The number of entries that are varied."""
         return self.survey.n_in if self.entries is None else self.entries.shape[0]
 
 
 def examine(
     model: nn.Module, points: Tensor, selection: Selection, dtype: torch.dtype
 ) -> Examination:
-    """Runs one point and picks the layers.
+    """Return the layers that a selection chooses, from a run of the first point.
 
-    Args:
-        model: The network, on the points' device and in `dtype`.
-        points: Shape (points, ...), at least one.
-        selection: Which layers, and with respect to what.
-        dtype: Of the Jacobian.
-
-    Returns:
-        The layers and notes.
+    The network must be on the points' device and in `dtype`, that of the Jacobian.
     """
     wrt = named_call(model, selection.wrt)
     with analysis_setting(model, dtype):
         seen = survey(model, points[:1].clone(), wrt)
-        chosen = choose(model, seen, selection)
+        chosen = choose_layers(model, seen, selection)
     entries = None
     if selection.input_slice:
         what = "the varied tensor"
@@ -132,38 +124,32 @@ class Request:
     dtype: torch.dtype = torch.float64
     memory: int = 2**31  # bytes for Jacobians and intermediate results
     demand: Demand = field(default=Demand(None))
-    metric: Metric | None = None  # of the varied tensor; None: the identity
+    metric: MetricFactor | None = None  # of the varied tensor; None: the identity
     scaled_by_whole: bool = False  # relative tolerances refer to sigma_1 without slices
 
 
 def layer_spectra(
     model: nn.Module, points: Tensor, request: Request, modes: Modes | None = None
 ) -> list[LayerSpectrum]:
-    """Computes the singular values of every chosen layer's Jacobian at every point.
+    """Return the singular values of every chosen layer's Jacobian at every point.
 
-    Args:
-        model: The network, on the points' device and in the request's dtype.
-        points: Shape (points, ...): each is given to the model as a batch of one.
-        request: Which layers, and how.
-        modes: What is known of the model from earlier checkpoints; updated.
-
-    Returns:
-        One spectrum for each chosen call, in order of execution. Points with a non-finite
-        Jacobian, or with a non-finite pre-activation in this or an earlier layer, are NaN; with
-        `scaled_by_whole` points whose whole Jacobian is not finite are, too.
+    There is one spectrum for each chosen call, in order of execution. Points with a non-finite
+    Jacobian, or with a non-finite pre-activation in this or an earlier layer, are NaN; with
+    `scaled_by_whole` points whose whole Jacobian is not finite are, too. The network is on the
+    points' device and in the request's dtype; `modes` from earlier checkpoints are updated.
     """
     modes = modes if modes is not None else Modes()
     if not request.scaled_by_whole:
         return _spectra(model, points, request, modes)
-    # A tolerance that a spectrum of its own does not tell: no certificate, the SVD of every matrix.
+    # No certificate covers a tolerance from another spectrum, so every matrix takes the SVD.
     request = replace(request, demand=Demand(None))
     without = replace(request, selection=request.selection.whole)
     whole = _spectra(model, points, without, modes)
     parts = _spectra(model, points, request, modes)
-    return [_scaled(part, one) for part, one in zip(parts, whole, strict=True)]
+    return [_with_scale(part, one) for part, one in zip(parts, whole, strict=True)]
 
 
-def _scaled(part: LayerSpectrum, whole: LayerSpectrum) -> LayerSpectrum:
+def _with_scale(part: LayerSpectrum, whole: LayerSpectrum) -> LayerSpectrum:
     sound = whole.finite
     return replace(
         part,
@@ -185,7 +171,7 @@ def _spectra(
         wrt=named_call(model, request.selection.wrt),
         dtype=request.dtype,
         memory=request.memory,
-        metric=_metric(request.metric, examination),
+        metric=_sliced_metric(request.metric, examination),
         picked=examination.picked,
     )
     precision = torch.float32 if examination.survey.has_low_precision else request.dtype
@@ -195,7 +181,7 @@ def _spectra(
             if isinstance(portion, Portion):
                 rows = found[portion.record.call]
                 values = _solve(portion, task.n_in, request.demand)
-                _place(rows, portion.start, portion.finite, values)
+                _write_rows(rows, portion.start, portion.finite, values)
             elif isinstance(portion, BlockPortion):
                 _solve_blocks(portion, task, found, request.demand)
             else:
@@ -203,12 +189,12 @@ def _spectra(
     return [_spectrum(record, found[record.call], task, precision) for record in task.records]
 
 
-def _metric(metric: Metric | None, examination: Examination) -> Metric | None:
+def _sliced_metric(metric: MetricFactor | None, examination: Examination) -> MetricFactor | None:
     entries = examination.entries
     if entries is None:
         return metric
     if metric is None:
-        return Metric(torch.ones((), dtype=torch.float64, device="cpu"), entries=entries)
+        return MetricFactor(torch.ones((), dtype=torch.float64, device="cpu"), entries=entries)
     return replace(metric, entries=entries)
 
 
@@ -217,8 +203,8 @@ def _empty(record: CallRecord, task: Task) -> Tensor:
     return torch.full((task.points.shape[0], width), torch.nan, dtype=torch.float64, device="cpu")
 
 
-def _place(rows: Tensor, start: int, finite: Tensor, values: Tensor) -> None:
-    """Writes the values of the finite points where they belong."""
+def _write_rows(rows: Tensor, start: int, finite: Tensor, values: Tensor) -> None:
+    """Write the values of the finite points into their rows."""
     rows[start + finite.cpu().nonzero().squeeze(1)] = values
 
 
@@ -236,7 +222,7 @@ def _solve_blocks(
     if bool(portion.finite.all()):
         shape = (record.numel, task.n_in)
         values = solve_blocks(portion.blocks, shape, demand, portion.error)
-        _place(found[record.call], portion.start, portion.finite, values)
+        _write_rows(found[record.call], portion.start, portion.finite, values)
 
 
 def _solve_chain(
@@ -247,7 +233,7 @@ def _solve_chain(
     points = anywhere.nonzero().squeeze(1).tolist()
     for call, values in solve_chain(portion.chain, points, shapes, demand).items():
         finite = portion.finite[call].cpu()
-        _place(found[call], portion.start, finite, values[finite[anywhere]])
+        _write_rows(found[call], portion.start, finite, values[finite[anywhere]])
 
 
 def _spectrum(

@@ -10,19 +10,21 @@ from torch import Tensor
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+# Above this sum of squares, sums of their products may leave the range of a double.
+_MAX_TRACE = 1e140
+# Up to this size one call of LAPACK for a whole stack of matrices beats a call for each.
+MAX_STACKED_SIZE = 24
+# Rows of a large Gram matrix that are computed at once.
+_GRAM_ROWS = 256
+# From this size on a GPU's eigenvalue solver is worth the call.
+_MIN_DEVICE_SIZE = 512
+
 
 def thread_map(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """Maps over items, as many at a time as torch has threads, each on one thread.
+    """Return the results for all items, in order, from as many one-thread workers as torch has.
 
     One thread a matrix beats all threads on one matrix where matrices are small; torch lets other
-    threads run while LAPACK works.
-
-    Args:
-        work: Must not depend on other items.
-        items: What to work on.
-
-    Returns:
-        The results in order; the first error, if there is one, is raised.
+    threads run while LAPACK works. The first error, if there is one, is raised.
     """
     listed = list(items)
     threads = torch.get_num_threads()
@@ -39,14 +41,10 @@ def thread_map(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list
 
 
 def singular_values(jacobians: Tensor) -> Tensor:
-    """Singular values in float64, by LAPACK on the CPU.
+    """Return singular values in float64, by LAPACK on the CPU, descending.
 
-    Args:
-        jacobians: Shape (..., n_out, n_in), finite or not.
-
-    Returns:
-        Shape (..., min(n_out, n_in)), float64, CPU, descending; NaN for a matrix that is not
-        finite.
+    Jacobians of shape (..., n_out, n_in) give (..., min(n_out, n_in)); NaN for a matrix that is not
+    finite.
     """
     matrices = jacobians.detach().to(device="cpu", dtype=torch.float64)
     # One NaN makes LAPACK refuse the whole stack, and inf gives NaN without a word.
@@ -61,45 +59,23 @@ def singular_values(jacobians: Tensor) -> Tensor:
 
 
 def rounding(spectral_norm: Tensor, longest: int, precision: torch.dtype) -> Tensor:
-    """How far a computed singular value may be from the true one.
+    """Return how far a computed singular value may be from the true one, from sigma_1 (float64).
 
     A backward-stable SVD of A gives the singular values of A + E with |E| <= p(m, n) u |A|, and so
-    (Weyl) each is off by at most p u sigma_1. LAPACK documents p as a modest function of the
-    sizes; the largest error that was measured is 9022 u sigma_1 on a 10 x 150528 matrix, where the
-    longest side times machine epsilon (2 u) allows 301056 u sigma_1. It is also the tolerance below
-    which numpy and torch call a matrix rank deficient by default. Where the entries of the
-    Jacobian themselves were computed in a lower precision, that precision's epsilon counts.
-
-    Args:
-        spectral_norm: sigma_1 at each point, any shape, float64.
-        longest: max(n_out, n_in).
-        precision: The lowest floating-point type on the way.
-
-    Returns:
-        The bound, in the shape of `spectral_norm`.
+    (Weyl) each is off by at most p u sigma_1. LAPACK documents p as a modest function of the sizes;
+    the largest error that was measured is 9022 u sigma_1 on a 10 x 150528 matrix, where the longest
+    side times machine epsilon (2 u) allows 301056 u sigma_1. It is also the tolerance below which
+    numpy and torch call a matrix rank deficient by default. Where the entries of the Jacobian
+    themselves were computed in a lower precision, that precision's epsilon counts.
     """
     return spectral_norm * (longest * torch.finfo(precision).eps)
 
 
-# Above this sum of squares, sums of their products may leave the range of a double.
-_MOST = 1e140
-# Up to this size one call of LAPACK for a whole stack of matrices beats a call for each.
-TINY = 24
-# Rows of a large Gram matrix that are multiplied at once.
-_ROWS = 256
-# From this size on a GPU's eigenvalue solver is worth the call.
-_DEVICE_SIZE = 512
-
-
 def gram_eigenvalues(matrices: Tensor) -> Tensor:
-    """Eigenvalues of M M^T or M^T M, whichever is smaller.
+    """Return the eigenvalues of M M^T or M^T M, whichever is smaller.
 
-    Args:
-        matrices: Shape (..., m, k), any floating type, any device.
-
-    Returns:
-        Shape (..., min(m, k)), float64, CPU, descending. NaN where an entry is not finite, or so
-        large that its square is not.
+    M has shape (..., m, k), any floating type and device, and gives (..., min(m, k)), float64, CPU,
+    descending. NaN where an entry is not finite, or so large that its square is not.
     """
     matrices = matrices.detach().to(torch.float64)
     wide = matrices.shape[-2] <= matrices.shape[-1]
@@ -110,20 +86,13 @@ def gram_eigenvalues(matrices: Tensor) -> Tensor:
 
 
 def add_gram(total: Tensor, rows: Tensor) -> Tensor:
-    """Adds R^T R, of which only the lower triangle is looked at.
+    """Return `total` plus R^T R, added in place; only the lower triangle of (n, n) counts.
 
     Where that triangle can be walked in portions large enough for the machine, this takes little
-    more than half of the operations of the whole product.
-
-    Args:
-        total: Shape (n, n), float64; changed in place.
-        rows: R, shape (k, n), float64.
-
-    Returns:
-        `total`.
+    more than half of the operations of the whole product. R and `total` are float64.
     """
     n = rows.shape[1]
-    size = _ROWS if n >= 2 * _ROWS else n
+    size = _GRAM_ROWS if n >= 2 * _GRAM_ROWS else n
     for start in range(0, n, size):
         stop = min(start + size, n)
         total[start:stop, :stop].addmm_(rows[:, start:stop].mT, rows[:, :stop])
@@ -131,19 +100,15 @@ def add_gram(total: Tensor, rows: Tensor) -> Tensor:
 
 
 def symmetric_eigenvalues(gram: Tensor) -> Tensor:
-    """Eigenvalues of Gram matrices.
+    """Return the eigenvalues of Gram matrices, (..., n), float64, CPU, descending.
 
-    Args:
-        gram: Shape (..., n, n), float64, any device; the lower triangle counts.
-
-    Returns:
-        Shape (..., n), float64, CPU, descending; NaN as in `gram_eigenvalues`.
+    Only the lower triangle counts; NaN as in `gram_eigenvalues`.
     """
-    if gram.shape[-1] < _DEVICE_SIZE:
+    if gram.shape[-1] < _MIN_DEVICE_SIZE:
         gram = gram.cpu()
-    # |M|_F^2; a NaN or inf anywhere in M stands on the diagonal of the Gram matrix too.
+    # |M|_F^2; a NaN or inf anywhere in M is on the diagonal of the Gram matrix too.
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    sound = trace < _MOST
+    sound = trace < _MAX_TRACE
     if bool(sound.all()):
         whole: Tensor = torch.linalg.eigvalsh(gram)
         return whole.flip(-1).cpu()
@@ -153,16 +118,11 @@ def symmetric_eigenvalues(gram: Tensor) -> Tensor:
 
 
 def streamed_gram(blocks: Iterator[Tensor]) -> Tensor:
-    """Eigenvalues of the Gram matrix of the shorter side, summed over blocks of the longer one.
+    """Return the eigenvalues of the shorter side's Gram matrix, summed over blocks of the longer.
 
     Each entry is a sum over the whole longer side, so that the error bound of a single product
-    holds for any division into blocks.
-
-    Args:
-        blocks: Each (some of the longer side, shorter side).
-
-    Returns:
-        Shape (shorter side,), float64, CPU, descending; NaN where an entry is not finite.
+    holds for any division into blocks. Each block is (some of the longer side, shorter side). The
+    result is float64, CPU, descending; NaN where an entry is not finite.
     """
     total: Tensor | None = None
     for block in blocks:
@@ -175,15 +135,10 @@ def streamed_gram(blocks: Iterator[Tensor]) -> Tensor:
 
 
 def streamed_triangle(blocks: Callable[[], Iterator[Tensor]]) -> Tensor:
-    """R, where Q R are the blocks stacked, one QR after another.
+    """Return R, where Q R are the blocks stacked, by one QR after another.
 
-    Backward stable, and the squares of singular values never appear.
-
-    Args:
-        blocks: Starts a new walk through the blocks.
-
-    Returns:
-        At most (shorter side, shorter side), float64; all NaN where an entry is not finite.
+    Backward stable, and the squares of singular values never appear. `blocks` starts a new walk. R
+    is at most (shorter side, shorter side), float64; all NaN where an entry is not finite.
     """
     triangle: Tensor | None = None
     for block in blocks():

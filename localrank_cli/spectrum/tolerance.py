@@ -1,4 +1,4 @@
-"""From what value on a singular value counts."""
+"""Tolerances: the value above which a singular value counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Tolerance:
 
     @property
     def label(self) -> str:
-        """What the table groups by: `atol=0.01`, `rtol=0.001`, `rtol=eps`."""
+        """The label in the table: `atol=0.01`, `rtol=0.001`, `rtol=eps`."""
         if self.rtol is None:
             return "rtol=eps"
         if self.rtol:
@@ -29,16 +29,10 @@ class Tolerance:
 
     @classmethod
     def of_label(cls, label: str) -> "Tolerance":
-        """Read what `label` gave.
-
-        Args:
-            label: From the table.
-
-        Returns:
-            The tolerance.
+        """Return the tolerance of a label.
 
         Raises:
-            ValueError: If it is no such label.
+            ValueError: If it is not such a label.
         """
         kind, _, number = label.partition("=")
         if kind == "rtol":
@@ -48,61 +42,35 @@ class Tolerance:
         raise ValueError(label)
 
     def relative(self, n_out: int, n_in: int) -> float:
-        """The factor of sigma_1 for a Jacobian of this shape.
+        """Return rtol, the factor of sigma_1, as a number.
 
         `eps` is the rule of numpy and torch as applied to a float32 matrix.
-
-        Args:
-            n_out: Rows.
-            n_in: Columns.
-
-        Returns:
-            rtol as a number.
         """
         return max(n_out, n_in) * EPS_FLOAT32 if self.rtol is None else self.rtol
 
     def threshold(self, spectral_norm: Tensor, n_out: int, n_in: int) -> Tensor:
-        """The value of tol at each point.
-
-        Args:
-            spectral_norm: sigma_1, shape (points,), float64.
-            n_out: Rows of the Jacobian.
-            n_in: Columns of the Jacobian.
-
-        Returns:
-            Shape (points,), float64.
-        """
+        """Return tol at each point, of sigma_1 with shape (points,), float64."""
         return thresholds([self], spectral_norm, (n_out, n_in)).squeeze(1)
 
 
 def thresholds(
     tolerances: Sequence[Tolerance], spectral_norm: Tensor, shape: tuple[int, int]
 ) -> Tensor:
-    """Return tol = max(atol, rtol * sigma_1) at each point, for many tolerances at once.
+    """Return tol = max(atol, rtol * sigma_1), (points, tolerances), float64.
 
-    Args:
-        tolerances: Any number.
-        spectral_norm: sigma_1, shape (points,), float64.
-        shape: n_out and n_in of the Jacobian.
-
-    Returns:
-        Shape (points, tolerances), float64.
+    sigma_1 has shape (points,), float64; `shape` is n_out and n_in of the Jacobian.
     """
-    given = [[one.relative(*shape), one.atol] for one in tolerances]
-    relative, absolute = torch.tensor(given, dtype=torch.float64, device=spectral_norm.device).T
+    pairs = [[one.relative(*shape), one.atol] for one in tolerances]
+    relative, absolute = torch.tensor(pairs, dtype=torch.float64, device=spectral_norm.device).T
     return torch.maximum(relative * spectral_norm.unsqueeze(1), absolute)
 
 
 def check_rounding(
     tolerances: Sequence[Tolerance], layer: str, shape: tuple[int, int], *, low: bool
 ) -> None:
-    """Refuses a relative tolerance under the rounding of the method.
+    """Refuse a relative tolerance under the rounding of the method.
 
-    Args:
-        tolerances: What was asked for.
-        layer: For the message.
-        shape: n_out and n_in.
-        low: Whether the Jacobian holds float32 values.
+    `shape` is n_out and n_in of the Jacobian; `low` says that it holds float32 values.
 
     Raises:
         SettingsError: If one is too small.
@@ -113,6 +81,6 @@ def check_rounding(
             raise SettingsError(
                 f"--{tolerance.label.replace('=', ' ')} is under the rounding of the method"
                 f" for layer {layer!r} ({shape[0]} x {shape[1]}): {least:.2g}.",
-                "Below it every count is noise; --rtol eps is the least that is meaningful"
+                "Below it every count is noise; --rtol eps is the smallest that is meaningful"
                 " for weights stored in float32.",
             )

@@ -29,7 +29,7 @@ def test_lightnings_meta_of_a_sharded_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000])
 def test_damaged_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "trainer_state.json").write_text(text)
-    with pytest.raises(UnreadableError, match=r"trainer_state\.json: is no JSON"):
+    with pytest.raises(UnreadableError, match=r"trainer_state\.json: is not JSON"):
         facts_in(tmp_path)
 
 

@@ -49,19 +49,19 @@ def test_integer(value: Any, expected: int | None) -> None:
     assert integer(value) == expected
 
 
-def test_the_clearest_key_tells_the_step() -> None:
+def test_the_clearest_key_decides_the_step() -> None:
     assert step_in({"iteration": 3, "step": 2, "global_step": 1}) == (1, "global_step")
     assert step_in({"iteration": 3, "step": 2}) == (2, "step")
     assert step_in({"iter": "3"}) == (3, "iter")
 
 
-def test_what_is_no_step_is_passed_over() -> None:
+def test_values_that_are_not_steps_are_ignored() -> None:
     assert step_in({"global_step": None, "step": -1, "iteration": 5}) == (5, "iteration")
     assert step_in({"steps_per_epoch": 100}) == (None, "")
     assert step_in({}) == (None, "")
 
 
-def test_a_number_that_is_no_step_gives_way_to_no_other() -> None:
+def test_an_invalid_step_is_not_replaced_by_another() -> None:
     assert step_in({"global_step": 2**63, "step": 5}) == (2**63, "global_step")
     assert step_in({"global_step": float("nan"), "step": 5}) == (NO_NUMBER, "global_step")
     assert step_in({"global_step": -1}) == (-1, "global_step")

@@ -186,7 +186,7 @@ def test_damaged_metadata_end_in_an_error_or_are_read(
         ((2**59, 2**59, 0), "a tensor has the shape"),  # none, and torch cannot hold the shape
     ],
 )
-def test_a_size_that_is_not_there_is_seen_in_the_header(
+def test_a_truncated_tensor_is_seen_in_the_header(
     tmp_path: Path, size: tuple[int, ...], said: str
 ) -> None:
     save_dcp(tmp_path / "step_7", weights())

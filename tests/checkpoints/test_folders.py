@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from localrank_cli.checkpoints.folders import (
+    entries_in,
     folder_weights,
     is_alias,
     is_folder_weights,
-    listed,
     stem_of,
 )
 
@@ -57,9 +57,9 @@ def test_folders_that_are_no_checkpoint(tmp_path: Path, names: list[str]) -> Non
     assert folder_weights(touch(tmp_path, *names)) is None
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     assert folder_weights(tmp_path / "nope") is None
-    assert listed(tmp_path / "nope") == []
+    assert entries_in(tmp_path / "nope") == []
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [b"\xff.pt", b"\xff.safetensors"])
-def test_a_path_that_is_no_text(tmp_path: Path, name: bytes) -> None:
+def test_a_path_that_is_not_utf8(tmp_path: Path, name: bytes) -> None:
     path = tmp_path / os.fsdecode(name)
     try:
         path.write_bytes(b"x")

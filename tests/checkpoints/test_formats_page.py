@@ -18,7 +18,7 @@ def test_every_layout_of_the_table_is_a_case_and_every_case_a_row() -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_the_table_says_where_there_is_an_average(name: str) -> None:
+def test_the_table_shows_where_averages_are(name: str) -> None:
     (row,) = [row for row in table_rows(PAGE, "Layouts") if row[0] == name]
     assert bool(row[4]) is LAYOUTS[name].has_ema
 

@@ -71,7 +71,7 @@ def test_what_only_looks_like_a_counter_stays(state: dict[str, torch.Tensor]) ->
     assert without_counter(state) == (state, False)
 
 
-def test_where_the_average_lies_in_the_usual_place() -> None:
+def test_averages_under_the_key_of_the_weights() -> None:
     moved = {"state_dict": weights(seed=1), "current_model_state": weights()}
     states, averaged = find_states(moved)
     assert list(states) == ["current_model_state", "state_dict"]

@@ -48,7 +48,7 @@ def test_containers_in_containers() -> None:
     assert list(content.states) == ["model.state_dict", "net"]
 
 
-def test_all_candidates_are_given() -> None:
+def test_all_candidates_are_returned() -> None:
     content = unwrap({"model": weights(), "state_dict": weights(2, 2)}, PATH)
     assert set(content.states) == {"model", "state_dict"}
 

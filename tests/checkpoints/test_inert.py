@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from localrank_cli.checkpoints.formats import Inert, ignoring_what_is_beside, load_torch
+from localrank_cli.checkpoints.formats import Inert, inert_globals, load_torch
 from localrank_cli.errors import UnreadableError
 from tests.helpers import Evil
 
@@ -32,7 +32,7 @@ THINGS: dict[str, Any] = {
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("thing", THINGS)
-def test_what_lies_beside_is_passed_over(tmp_path: Path, thing: str, zipped: bool) -> None:
+def test_other_objects_are_ignored(tmp_path: Path, thing: str, zipped: bool) -> None:
     path = tmp_path / "a.pt"
     saved = {"x": THINGS[thing], "model": {"w": torch.arange(3.0)}}
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
@@ -89,7 +89,7 @@ def test_no_code_runs_by_way_of_those_names(tmp_path: Path, zipped: bool) -> Non
     torch.save({"x": Reaches(marker)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UnreadableError, match=r"needs code to load: posix\.system\."):
         load_torch(path)
-    with ignoring_what_is_beside(), pytest.raises(pickle.UnpicklingError, match="system"):
+    with inert_globals(), pytest.raises(pickle.UnpicklingError, match="system"):
         torch.load(path, weights_only=True)
     assert not marker.exists()
 

@@ -47,14 +47,14 @@ class TestOrderOfTrust:
         }
         assert notes == [
             "checkpoint-1: its trainer_state.json ('global_step') says step 1000, its entry"
-            " 'global_step' says 100, which is taken",
+            " 'global_step' says 100, which is used",
             "checkpoint-2: its name says step 2, its trainer_state.json ('global_step') says 200,"
-            " which is taken",
+            " which is used",
             "it300_step_4.pt: its name says step 4, its name (--step-regex) says 300, which is"
-            " taken",
+            " used",
         ]
 
-    def test_a_name_that_tells_the_epoch_differs_from_no_step(self, tmp_path: Path) -> None:
+    def test_an_epoch_in_a_name_conflicts_with_no_step(self, tmp_path: Path) -> None:
         notes: list[str] = []
         save(tmp_path / "checkpoint_2_500.pt", 1, num_updates=500, epoch=2)
         save(tmp_path / "checkpoint3.pt", 2, num_updates=750, epoch=3)
@@ -67,7 +67,7 @@ class TestOrderOfTrust:
             save(tmp_path / f"step_{number}.pt", number, step=10 * number + 1)
         assert steps(tmp_path, notes)["step_9.pt"] == 91
         assert len(notes) == 4
-        assert notes[-1] == "so do 7 more checkpoints"
+        assert notes[-1] == "the same holds for 7 more checkpoints"
 
     @pytest.mark.parametrize(("source", "step"), [("contents", 50), ("name", 7), ("epoch", 3)])
     def test_the_user_may_say_which(self, tmp_path: Path, source: str, step: int) -> None:
@@ -78,7 +78,7 @@ class TestOrderOfTrust:
 
     def test_what_the_user_wants_is_not_there(self, tmp_path: Path) -> None:
         save(tmp_path / "step_7.pt", 0)
-        with pytest.raises(SettingsError, match=r"no step can be told for step_7\.pt"):
+        with pytest.raises(SettingsError, match=r"no step was found for step_7\.pt"):
             steps(tmp_path, [], source="contents")
 
     def test_a_regex_finds_folders(self, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ class TestAliases:
     def test_an_alias_of_nothing_is_an_error(self, tmp_path: Path) -> None:
         save(tmp_path / "step_10.pt", 1)
         save(tmp_path / "best.pt", 2)
-        with pytest.raises(SettingsError, match=r"no step can be told for best\.pt"):
+        with pytest.raises(SettingsError, match=r"no step was found for best\.pt"):
             steps(tmp_path, [])
 
     def test_the_same_step_and_other_weights(self, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ class TestAccelerate:
             save(place / "pytorch_model.bin", number)
             (place / "random_states_0.pkl").write_bytes(b"")
 
-    def test_a_count_of_saves_is_no_step(self, tmp_path: Path) -> None:
+    def test_a_count_of_saves_is_not_a_step(self, tmp_path: Path) -> None:
         self.write(tmp_path)
         with pytest.raises(SettingsError, match="count of saves, not a step") as caught:
             steps(tmp_path / "checkpoints", [])
@@ -221,7 +221,7 @@ class TestDigitGroups:
             save(tmp_path / f"step_{step:_}.pt", step)
         assert list(steps(tmp_path, []).values()) == [500, 1000, 10_000]
 
-    def test_the_contents_say_what_a_name_does_not(self, tmp_path: Path) -> None:
+    def test_contents_resolve_an_ambiguous_name(self, tmp_path: Path) -> None:
         notes: list[str] = []
         for epoch, updates in ((1, 250), (2, 500)):
             name = f"checkpoint_{epoch}_{updates}.pt"
@@ -271,14 +271,14 @@ class TestStepsWithinAnEpoch:
         save(tmp_path / "best.pt", 1, score=0.5)
         assert steps(tmp_path, []) == {"c_00.pt": 0, "c_01.pt": 1, "c_02.pt": 2}
 
-    def test_steps_that_increase_are_taken(self, tmp_path: Path) -> None:
+    def test_steps_that_increase_are_kept(self, tmp_path: Path) -> None:
         notes: list[str] = []
         save_epochs(tmp_path, [(0, 10), (0, 20), (1, 30), (3, 31)])
         save(tmp_path / "last.pt", 3, epoch=4, step=31)  # saved again after the epoch was counted
         assert list(steps(tmp_path, notes).values()) == [10, 20, 30, 31]
         assert notes == ["last.pt: left out, the same as c_03.pt (step 31)"]
 
-    def test_a_global_step_may_go_on_where_epochs_begin_anew(self, tmp_path: Path) -> None:
+    def test_a_global_step_may_continue_into_the_next_epoch(self, tmp_path: Path) -> None:
         for number, (epoch, step) in enumerate([(0, 10), (1, 20), (0, 30), (1, 40)]):
             save(tmp_path / f"c_{number}.pt", number, epoch=epoch, global_step=step)
         assert list(steps(tmp_path, []).values()) == [10, 20, 30, 40]
@@ -294,7 +294,7 @@ class TestStepsWithinAnEpoch:
             "the column step holds what the trainer_state.json ('global_step') says"
         )
 
-    def test_epochs_of_a_length_that_the_file_says(self, tmp_path: Path) -> None:
+    def test_an_epoch_length_from_the_file(self, tmp_path: Path) -> None:
         places = [(0, 50), (0, 100), (1, 50), (1, 100)]
         save_epochs(tmp_path, places, steps_per_epoch=100)
         assert list(steps(tmp_path, []).values()) == [50, 100, 150, 200]
@@ -342,7 +342,7 @@ class TestStepsWithinAnEpoch:
         save_epochs(tmp_path, [(0, 40), (1, 20), (2, 60)])
         found = steps(tmp_path, notes, source="contents")
         assert list(found.values()) == [20, 40, 60]
-        assert notes[-1].endswith("and is taken as it is (--step-from contents)")
+        assert notes[-1].endswith("and is used as it is (--step-from contents)")
         assert list(steps(tmp_path, [], source="epoch").values()) == [0, 1, 2]
 
 

@@ -124,7 +124,7 @@ class TestFindCheckpoints:
             "Optimizer.PT",
         ],
     )
-    def test_what_lies_beside_checkpoints(self, tmp_path: Path, name: str) -> None:
+    def test_files_beside_checkpoints(self, tmp_path: Path, name: str) -> None:
         touch(tmp_path, "step_1.pt", name)
         assert names_in(tmp_path) == ["step_1.pt"]
 
@@ -146,11 +146,11 @@ class TestFindCheckpoints:
         name = "optimizer_" + "1" * 100 + "_step" * 20 + "!.pt"
         assert names_in(touch(tmp_path, name)) == [name]
 
-    def test_a_named_file_is_taken_at_its_word(self, tmp_path: Path) -> None:
+    def test_a_named_file_is_always_a_checkpoint(self, tmp_path: Path) -> None:
         path = touch(tmp_path, "optimizer_5.pt") / "optimizer_5.pt"
         assert [file.path for file in find_checkpoints(tmp_path, [path], "", []).files] == [path]
 
-    def test_the_data_file_is_none(self, tmp_path: Path) -> None:
+    def test_the_data_file_is_not_a_checkpoint(self, tmp_path: Path) -> None:
         touch(tmp_path, "step_1.pt", "inputs.pt", "step_9.pt")
         exclude = (tmp_path / "inputs.pt", tmp_path / "sub" / ".." / "step_9.pt")
         assert names_in(tmp_path, exclude=exclude) == ["step_1.pt"]
@@ -196,7 +196,7 @@ class TestFindCheckpoints:
             names_in(tmp_path)
         assert "Name them" in caught.value.advice
 
-    def test_a_named_file_that_is_no_checkpoint(self, tmp_path: Path) -> None:
+    def test_a_named_file_that_is_not_a_checkpoint(self, tmp_path: Path) -> None:
         path = touch(tmp_path, "notes.txt") / "notes.txt"
         with pytest.raises(SettingsError, match=r"notes\.txt: is not a checkpoint"):
             find_checkpoints(tmp_path, [path], "", [])
@@ -210,7 +210,7 @@ class TestRunNames:
     def test_the_folders_own_name(self) -> None:
         assert run_names([Path("/data/run[seed=3]")]) == {Path("/data/run[seed=3]"): "run[seed=3]"}
 
-    def test_the_shortest_ending_that_tells_apart(self) -> None:
+    def test_the_shortest_unique_ending(self) -> None:
         folders = [Path("/x/a/ckpt"), Path("/x/b/ckpt"), Path("/x/c/other")]
         assert list(run_names(folders).values()) == ["a/ckpt", "b/ckpt", "other"]
 

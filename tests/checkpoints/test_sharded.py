@@ -41,7 +41,7 @@ def test_a_header_needs_no_tensor(tmp_path: Path) -> None:
     assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in weights().items()}
 
 
-def test_the_index_tells_a_step(tmp_path: Path) -> None:
+def test_the_step_in_an_index(tmp_path: Path) -> None:
     index = save_shards(tmp_path, "model", weights())
     loaded = json.loads(index.read_text())
     loaded["metadata"] = {"global_step": 7, "epoch": 2}
@@ -62,9 +62,7 @@ def test_a_missing_shard(tmp_path: Path, suffix: str, header_only: bool) -> None
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("header_only", [True, False])
-def test_a_tensor_that_is_not_where_the_index_says(
-    tmp_path: Path, suffix: str, header_only: bool
-) -> None:
+def test_a_tensor_missing_from_its_shard(tmp_path: Path, suffix: str, header_only: bool) -> None:
     index = save_shards(tmp_path, "model", weights(), suffix)
     path = tmp_path / f"model-00001-of-00002{suffix}"
     other = {"other": torch.ones(1)}
@@ -132,7 +130,7 @@ def test_names_inside_the_folder(name: str) -> None:
         "\xff",
     ],
 )
-def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
+def test_a_malformed_index(tmp_path: Path, text: str) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(text, encoding="latin-1")
     with pytest.raises(UnreadableError, match=r"model\.safetensors\.index\.json: "):

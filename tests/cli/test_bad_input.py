@@ -84,7 +84,7 @@ class TestFolders:
     def test_a_name_without_a_step(self, series: Path) -> None:
         save_file(weights(seed=99), series / "final.safetensors")
         error = fails(series, *QUICK).error
-        assert "no step can be told for final.safetensors" in error
+        assert "no step was found for final.safetensors" in error
         assert "--pattern" in error
         words = ("analyze", str(series), *QUICK, "--pattern", "step_*")
         assert invoke(*words).code == 0
@@ -207,9 +207,9 @@ class TestModel:
     @pytest.mark.parametrize(
         ("code", "name", "parts"),
         [
-            ("import nope_bad_input", "Net", ["does not import (line 1): ModuleNotFoundError"]),
-            ("def f(:", "Net", ["does not import: SyntaxError"]),
-            ("import sys\nsys.exit(0)", "Net", ["does not import (line 2): SystemExit: 0"]),
+            ("import nope_bad_input", "Net", ["cannot be imported (line 1): ModuleNotFoundError"]),
+            ("def f(:", "Net", ["cannot be imported: SyntaxError"]),
+            ("import sys\nsys.exit(0)", "Net", ["cannot be imported (line 2): SystemExit: 0"]),
             (NET_CODE, "Network", ["has no 'Network'", "It has: torch, nn, Net"]),
             (
                 NET_CODE.replace("width=3", "width"),
@@ -234,7 +234,7 @@ class TestModel:
 
     def test_no_such_package(self, folder: Path) -> None:
         error = fails(folder, *QUICK, "--model", "nope_bad_input.net:Net").error
-        assert "nope_bad_input.net does not import: ModuleNotFoundError" in error
+        assert "nope_bad_input.net cannot be imported: ModuleNotFoundError" in error
 
     def test_an_argument_that_is_not_taken(self, folder: Path) -> None:
         (folder.parent / "net.py").write_text(NET_CODE)
@@ -260,12 +260,12 @@ class TestData:
             (np.ones((70, 4), dtype=np.uint8), [], ["integers", "--data-scale"]),
             (np.full((70, 4), "x"), [], ["has dtype <U1"]),
             (np.ones((70, 4), dtype=complex), [], ["has dtype complex128"]),
-            (np.ones((10, 4)), ["--points", "11"], ["11 points were asked for and there are 10"]),
+            (np.ones((10, 4)), ["--points", "11"], ["11 points were asked for, but there are 10"]),
             (np.ones((0, 4)), [], ["holds no points"]),
-            (np.full((70, 4), np.nan), [], ["the value nan at point 0"]),
-            (np.full((70, 4), np.inf), [], ["the value inf at point 0"]),
+            (np.full((70, 4), np.nan), [], ["point 0 has the value nan"]),
+            (np.full((70, 4), np.inf), [], ["point 0 has the value inf"]),
             (np.ones((70, 4)), ["--data-key", "x"], ["--data-key x", "without a name"]),
-            (np.full((70, 4), 1e300), ["--data-scale", "1e300"], ["times 1e+300"]),
+            (np.full((70, 4), 1e300), ["--data-scale", "1e300"], ["multiplied by 1e+300"]),
         ],
     )
     def test_arrays(

@@ -142,7 +142,7 @@ FAULTS: dict[str, Fault] = {
     ".pt cut off": Fault(_cut("step_7.pt", 0.8), "not a readable torch file"),
     ".pt of torch < 1.6 cut off": Fault(_cut("step_7.bin", 0.8), "not a readable torch file"),
     "a shard cut off": Fault(_cut_shard, NOT_READABLE),
-    "an index cut off": Fault(_cut_index, "is no JSON"),
+    "an index cut off": Fault(_cut_index, "is not JSON"),
     "a shard missing": Fault(_no_shard, "there is no such file"),
     "the `.metadata` of a DCP folder cut off": Fault(
         _cut_dcp(".metadata"), "not the metadata of torch.distributed.checkpoint"

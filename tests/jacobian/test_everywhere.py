@@ -35,7 +35,7 @@ def test_the_networks_own_output() -> None:
     torch.testing.assert_close(everywhere(model, points, None), model(points).detach())
 
 
-def test_what_has_no_output_is_named() -> None:
+def test_a_model_without_an_output() -> None:
     class Silent(nn.Module):
         def forward(self, x: Tensor) -> str:
             return "nothing"
@@ -44,7 +44,7 @@ def test_what_has_no_output_is_named() -> None:
         everywhere(Silent(), torch.randn(2, 3), None)
 
 
-def test_a_failing_point_is_told() -> None:
+def test_a_failing_point_is_reported() -> None:
     class Picky(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             if bool((x > 5).any()):
@@ -98,7 +98,7 @@ def test_a_forward_that_takes_only_one_point() -> None:
     assert torch.equal(found, 2 * points)
 
 
-def test_an_output_whose_shape_depends_on_the_point_is_told() -> None:
+def test_an_output_whose_shape_depends_on_the_point() -> None:
     class Ragged(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x[:, : int(x[0, 0])]

@@ -46,7 +46,7 @@ def test_notes(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", params(case for case in CASES if case.name in NOTES))
-def test_notes_are_given_once_for_a_series(case: Case) -> None:
+def test_each_note_appears_once_in_a_series(case: Case) -> None:
     modes = Modes()
     first = spectra_of_case(case, modes)
     told = list(modes.notes)

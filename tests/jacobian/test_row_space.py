@@ -274,7 +274,7 @@ class Strange(Normed):
         return found
 
 
-def test_what_vmap_refuses_goes_the_other_ways() -> None:
+def test_a_model_that_vmap_refuses() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Strange()).double().eval()
     points = torch.randn(2, 96, dtype=torch.float64)

@@ -95,24 +95,24 @@ def test_chains(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_no_chain_goes_the_general_way(name: str) -> None:
+def test_networks_that_are_not_chains(name: str) -> None:
     model = Forward(OTHERS[name]).double()
     assert compare(model, torch.randn(4, 6, dtype=torch.float64)).startswith("no chain")
 
 
-def test_a_linear_over_tokens_is_no_chain() -> None:
+def test_a_linear_over_tokens_is_not_a_chain() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).double()
     assert "more than one vector" in compare(model, torch.randn(3, 5, 3, dtype=torch.float64))
 
 
-def test_a_parametrized_layer_is_no_chain() -> None:
+def test_a_parametrized_layer_is_not_a_chain() -> None:
     layer = nn.Linear(4, 3)
     parametrizations.weight_norm(layer)
     model = nn.Sequential(layer, nn.ReLU(), nn.Linear(3, 2)).double()
     assert compare(model, torch.randn(3, 4, dtype=torch.float64)).startswith("no chain")
 
 
-def test_a_layer_with_a_hook_of_its_own_is_no_chain() -> None:
+def test_a_layer_with_its_own_hook_is_not_a_chain() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
     model[0].register_forward_hook(lambda module, args, output: output * 3)
     assert compare(model, torch.randn(3, 4, dtype=torch.float64)).startswith("no chain")

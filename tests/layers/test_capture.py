@@ -21,7 +21,7 @@ def test_labels_are_read_back(label: str, call: Call) -> None:
 
 
 @pytest.mark.parametrize("label", ["fc#", "#", "fc#x", "fc#0"])
-def test_what_is_no_number_belongs_to_the_name(label: str) -> None:
+def test_a_mark_without_a_number_belongs_to_the_name(label: str) -> None:
     assert Call.parse(label) == Call(label)
 
 

@@ -80,19 +80,19 @@ def test_patterns(asked: Asked) -> None:
     assert labels(ask(tower(), *asked.include, exclude=asked.exclude)) == asked.expected
 
 
-def test_what_is_left_out_is_said() -> None:
+def test_left_out_layers_are_noted() -> None:
     assert list(ask(tower()).notes) == [
         "left out, do not depend on the input: aside",
         "left out, never run as modules: idle",
     ]
 
 
-def test_what_a_glob_leaves_out_is_said() -> None:
+def test_layers_that_a_glob_leaves_out_are_noted() -> None:
     examination = ask(tower(), "*[de]*")
     assert "head" in labels(examination)
     notes = "; ".join(examination.notes)
     assert "do not depend on the input: aside" in notes
-    assert "never run or give no floating-point tensor: idle" in notes
+    assert "never run or return no floating-point tensor: idle" in notes
 
 
 def test_the_projection_inside_attention_never_runs_as_a_module() -> None:
@@ -106,7 +106,7 @@ def test_the_projection_inside_attention_never_runs_as_a_module() -> None:
     assert list(examination.notes) == ["left out, never run as modules: attn.out_proj"]
 
 
-def test_nothing_left_out_says_nothing() -> None:
+def test_no_note_where_nothing_is_left_out() -> None:
     assert ask(mlp(4, 5, 3).double()).notes == ()
 
 
@@ -190,7 +190,7 @@ def test_a_module_without_a_tensor_cannot_be_named() -> None:
         lambda m, x: (m["index"](x), m["b"](x)), b=nn.Linear(4, 3),
         index=Wrapped(4, 3, lambda t: t.argmax(1)),
     ).double()  # fmt: skip
-    with pytest.raises(LayerError, match="'index' gives no floating-point tensor"):
+    with pytest.raises(LayerError, match="'index' returns no floating-point tensor"):
         ask(model, "index")
 
 
@@ -220,7 +220,7 @@ def test_tokens_with_respect_to_their_embedding() -> None:
     assert examination.survey.n_in == 18
 
 
-def test_an_empty_output_is_no_layer() -> None:
+def test_an_empty_output_is_not_a_layer() -> None:
     def run(net: Net, x: Tensor) -> Tensor:
         net["empty"](x)
         out: Tensor = net["b"](x)

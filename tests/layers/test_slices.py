@@ -37,15 +37,15 @@ def test_against_numpy(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "'' is no index"),
-        ("a", "'a' is no index"),
-        ("1,", "'' is no index"),
-        ("1:2:3:4", "is no index"),
+        ("", "'' is not an index"),
+        ("a", "'a' is not an index"),
+        ("1,", "'' is not an index"),
+        ("1:2:3:4", "is not an index"),
         ("::-1", "steps must be positive"),
         ("::0", "steps must be positive"),
         ("...,...", "more than one ellipsis"),
-        ("center:0", "is no index"),
-        ("None", "is no index"),
+        ("center:0", "is not an index"),
+        ("None", "is not an index"),
     ],
 )
 def test_no_slices(text: str, message: str) -> None:

@@ -77,7 +77,7 @@ def test_low_precision_is_seen(dtype: torch.dtype, part: object, low: bool) -> N
         assert survey(model, torch.randn(1, 6, dtype=dtype)).has_low_precision is low
 
 
-def test_modules_that_give_no_tensor_are_told_apart() -> None:
+def test_modules_that_return_no_tensor() -> None:
     model = Net(
         lambda m, x: (m["silent"](x), m["index"](x), m["a"](x)),
         silent=Wrapped(3, 2, lambda t: None),

@@ -59,7 +59,7 @@ def test_equal_values_have_no_spread(value: float, n: int) -> None:
     assert 0 <= found.error <= 4 * U * value
 
 
-def test_what_cancels_in_a_plain_sum() -> None:
+def test_cancellation_in_a_plain_sum() -> None:
     assert average([1e16, 1.0, -1e16]).mean == pytest.approx(1 / 3, rel=2 * U)
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import ModelError
-from localrank_cli.model.build import build_model, move_model
+from localrank_cli.model.build import move_model
 from tests.helpers import mlp
+from tests.networks import build_module
 
 NAME = "--model net.py:Net"
 
@@ -46,20 +47,20 @@ def test_a_view_that_would_go_stale_is_refused() -> None:
             self.layer = nn.Linear(2, 2)
             self.first_row = self.layer.weight.detach()[0]
 
-    model = build_model(Viewed, {}, NAME)
+    model = build_module(Viewed, {}, NAME)
     with pytest.raises(ModelError, match=r"'first_row' is a view of the parameter 'layer\.weight'"):
         move_model(model, torch.device("cpu"), torch.float64)
 
 
 def test_arguments_arrive() -> None:
-    model = build_model(Small, {"width": 5, "bias": False}, NAME)
+    model = build_module(Small, {"width": 5, "bias": False}, NAME)
     assert isinstance(model, Small)
     assert model.layer.weight.shape == (5, 2)
     assert model.layer.bias is None
 
 
 def test_frozen() -> None:
-    model = build_model(lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout()), {}, NAME)
+    model = build_module(lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout()), {}, NAME)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -69,12 +70,12 @@ def test_random_states_are_left_as_found() -> None:
         return nn.Linear(50, 50)
 
     before = torch.get_rng_state()
-    build_model(factory, {}, NAME)
+    build_module(factory, {}, NAME)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_is_no_parameter_is_there_and_moves_too() -> None:
-    model = build_model(Hostile, {}, NAME)
+def test_buffers_and_attributes_move_too() -> None:
+    model = build_module(Hostile, {}, NAME)
     move_model(model, torch.device("cpu"), torch.float64)
     assert isinstance(model, Hostile)
     assert isinstance(model.layer, nn.Linear)
@@ -120,7 +121,7 @@ class MovesItself(nn.Sequential):
 def test_complex_tensors_keep_their_imaginary_part(
     dtype: torch.dtype, of_complex: torch.dtype
 ) -> None:
-    built: Any = build_model(MovesItself, {}, NAME)
+    built: Any = build_module(MovesItself, {}, NAME)
     move_model(built, torch.device("cpu"), dtype)
     model = built[0]
     tensors = [model.weight, model.saved, model.table, model.plain, *built.several]
@@ -141,7 +142,7 @@ def test_complex_tensors_keep_their_imaginary_part(
         (lambda: "net", {}, "returned a str, not an nn.Module"),
         (lambda: None, {}, "returned a NoneType"),
         (lambda: (nn.Linear(1, 1), 3), {}, "returned a tuple"),
-        (lambda: nn.LazyLinear(3), {}, "weight is of a lazy module"),
+        (lambda: nn.LazyLinear(3), {}, "weight belongs to a lazy module"),
         (lambda: nn.Linear(2, 2, device="meta"), {}, "weight is on the meta device"),
         (lambda: 1 / 0, {}, "failed: ZeroDivisionError: division by zero"),
         (lambda: exit(3), {}, "failed: SystemExit: 3"),
@@ -150,14 +151,14 @@ def test_complex_tensors_keep_their_imaginary_part(
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
 def test_what_cannot_be_built(factory: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message) as caught:
-        build_model(factory, arguments, NAME)
+        build_module(factory, arguments, NAME)
     assert caught.value.what.startswith(NAME)
     assert caught.value.advice
 
 
 def test_wanted_arguments_are_shown() -> None:
     with pytest.raises(ModelError) as caught:
-        build_model(Small, {}, NAME)
+        build_module(Small, {}, NAME)
     assert "width: int, bias: bool = True" in caught.value.advice
     assert "--model-arg NAME=VALUE" in caught.value.advice
 
@@ -167,7 +168,7 @@ def test_a_long_message_stays_one_line() -> None:
         raise ValueError("first line\nsecond line" + "x" * 1000)
 
     with pytest.raises(ModelError, match="first line second line") as caught:
-        build_model(factory, {}, NAME)
+        build_module(factory, {}, NAME)
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
 
@@ -179,7 +180,7 @@ class TestAModuleThatWasThereBefore:
         theirs = mlp(4, 3, 2)
         theirs.train()
         before = {key: value.clone() for key, value in theirs.state_dict().items()}
-        ours = build_model(lambda: theirs, {}, NAME)
+        ours = build_module(lambda: theirs, {}, NAME)
         move_model(ours, torch.device("cpu"), torch.float64)
         ours.load_state_dict(mlp(4, 3, 2, seed=1).double().state_dict())
         assert ours is not theirs
@@ -192,13 +193,13 @@ class TestAModuleThatWasThereBefore:
     def test_two_builds_share_nothing(self) -> None:
         factory = functools.cache(lambda: mlp(4, 3, 2))
         factory()
-        first, second = (build_model(factory, {}, NAME) for _ in range(2))
+        first, second = (build_module(factory, {}, NAME) for _ in range(2))
         assert first is not second
 
     def test_ties_are_kept_in_the_copy(self) -> None:
         theirs = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
         theirs[1].weight = theirs[0].weight
-        ours = build_model(lambda: theirs, {}, NAME)
+        ours = build_module(lambda: theirs, {}, NAME)
         assert isinstance(ours, nn.Sequential)
         assert ours[0].weight is ours[1].weight
 
@@ -209,19 +210,19 @@ class TestAModuleThatWasThereBefore:
             made.append(mlp(4, 3, 2))
             return made[-1]
 
-        assert build_model(factory, {}, NAME) is made[0]
+        assert build_module(factory, {}, NAME) is made[0]
 
     def test_one_whose_copy_would_look_back_is_refused(self) -> None:
         theirs = mlp(4, 3, 2)
         scale = theirs.get_parameter("0.weight")
         theirs[2].register_forward_hook(lambda module, args, out: out * scale.sum())
         with pytest.raises(ModelError, match="cannot be copied safely"):
-            build_model(lambda: theirs, {}, NAME)
+            build_module(lambda: theirs, {}, NAME)
 
     def test_one_with_a_parameter_in_a_plain_attribute_stays_whole(self) -> None:
         theirs = mlp(4, 3, 2)
         theirs.__dict__["first"] = theirs[0].weight
-        ours = build_model(lambda: theirs, {}, NAME)
+        ours = build_module(lambda: theirs, {}, NAME)
         assert ours.__dict__["first"] is ours.get_parameter("0.weight")
         assert ours.__dict__["first"] is not theirs.get_parameter("0.weight")
 
@@ -230,7 +231,7 @@ class TestAModuleThatWasThereBefore:
         with (tmp_path / "log").open("w") as file:
             theirs.log = file  # type: ignore[assignment]  # what users do
             with pytest.raises(ModelError, match=r"cannot be copied \(TypeError"):
-                build_model(lambda: theirs, {}, NAME)
+                build_module(lambda: theirs, {}, NAME)
 
 
 def test_the_working_folder_is_left_as_found(tmp_path: Path) -> None:
@@ -239,11 +240,11 @@ def test_the_working_folder_is_left_as_found(tmp_path: Path) -> None:
         return nn.Linear(1, 1)
 
     before = Path.cwd()
-    build_model(factory, {}, NAME)
+    build_module(factory, {}, NAME)
     assert Path.cwd() == before
 
 
 def test_other_generators_are_not_touched() -> None:
     states = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002  # the global one is what is asked about
-    build_model(Small, {"width": 3}, NAME)
+    build_module(Small, {"width": 3}, NAME)
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states  # type: ignore[index]  # noqa: NPY002  # as above

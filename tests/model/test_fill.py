@@ -48,7 +48,7 @@ def test_weights_arrive() -> None:
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_the_stored_values_are_taken_exactly(stored: torch.dtype) -> None:
+def test_the_stored_values_are_copied_exactly(stored: torch.dtype) -> None:
     state = {key: value.to(stored) for key, value in weights().items()}
     model = filled(mlp(4, 3, 2).double(), state)
     for key, value in model.state_dict().items():
@@ -87,7 +87,7 @@ def test_layers_that_merge_in_eval_mode_merge_the_new_weights() -> None:
         assert model.get_parameter("0.weight")[0, 0].item() == 1.5 * value
 
 
-def test_the_given_tensors_are_not_changed() -> None:
+def test_the_state_dict_is_not_changed() -> None:
     state = weights()
     before = {key: value.clone() for key, value in state.items()}
     filled(mlp(4, 3, 2).double(), state)
@@ -102,7 +102,7 @@ def test_missing_and_unexpected_keys_are_named_with_the_nearest() -> None:
     assert "unexpected: 0.wieght" in message
 
 
-def test_nothing_near_is_not_invented() -> None:
+def test_no_nearest_name_where_none_is_near() -> None:
     state = weights()
     del state["2.bias"]
     assert "missing: 2.bias." in error_for(mlp(4, 3, 2), state).what
@@ -158,7 +158,7 @@ class TestTied:
         ):
             fill_model(model, Expected(model), state, PLACE)
 
-    def test_the_same_nan_twice_is_no_difference(self) -> None:
+    def test_equal_nans_are_not_a_difference(self) -> None:
         value = torch.full((6, 4), float("nan"))
         state = filled(Tied(), {"embed.weight": value, "head.weight": value.clone()}).state_dict()
         assert state["head.weight"].isnan().all()
@@ -236,7 +236,7 @@ class TestComplex:
         assert "dtype=torch.cfloat" in caught.value.advice
 
 
-def test_what_a_models_own_loading_raises_is_told() -> None:
+def test_errors_of_custom_loading_are_reported() -> None:
     class Picky(nn.Linear):
         def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
             raise ValueError("wrong version\nof this file")

@@ -11,9 +11,9 @@ import torch
 
 from localrank_cli import analyze
 from localrank_cli.errors import LocalrankError, ModelError
-from localrank_cli.model.build import build_model
-from localrank_cli.model.hf import describes_the_same, hf_factory, read_config
+from localrank_cli.model.hf import hf_factory, read_config, same_network
 from tests.helpers import evil_code, save_series
+from tests.networks import build_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -109,21 +109,21 @@ class TestBuilding:
     def test_keywords_override_the_config(self, transformers: Any, tmp_path: Path) -> None:
         gpt2(transformers, tmp_path / "checkpoint-10")
         factory = hf_factory(tmp_path / "checkpoint-10")
-        model: Any = build_model(factory, {"n_layer": 1}, "--model hf")
+        model: Any = build_module(factory, {"n_layer": 1}, "--model hf")
         assert len(model.transformer.h) == 1
         assert type(model).__name__ == "GPT2LMHeadModel"
         with pytest.raises(ModelError, match="has no entry 'n_layers'"):
-            build_model(factory, {"n_layers": 1}, "--model hf")
+            build_module(factory, {"n_layers": 1}, "--model hf")
 
     def test_without_architectures_the_bare_model(self, transformers: Any, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **TINY}))
-        assert type(build_model(hf_factory(tmp_path), {}, "x")).__name__ == "BertModel"
+        assert type(build_module(hf_factory(tmp_path), {}, "x")).__name__ == "BertModel"
 
     @pytest.mark.parametrize("name", ["os.system", "pipeline", "AutoModel", "GPT2Config", "7"])
     def test_only_a_model_is_built(self, transformers: Any, tmp_path: Path, name: str) -> None:
         config = {"model_type": "bert", "architectures": [name], **TINY}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert type(build_model(hf_factory(tmp_path), {}, "x")).__name__ == "BertModel"
+        assert type(build_module(hf_factory(tmp_path), {}, "x")).__name__ == "BertModel"
 
     def test_nothing_is_downloaded(
         self, transformers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -141,7 +141,7 @@ class TestBuilding:
         monkeypatch.setattr(config_class, "from_pretrained", watch)
         before = constants.HF_HUB_OFFLINE
         gpt2(transformers, tmp_path / "checkpoint-10")
-        build_model(hf_factory(tmp_path / "checkpoint-10"), {}, "x")
+        build_module(hf_factory(tmp_path / "checkpoint-10"), {}, "x")
         assert seen == [(True, {"local_files_only": True, "trust_remote_code": False})]
         assert constants.HF_HUB_OFFLINE is before
 
@@ -174,9 +174,9 @@ class TestRefused:
         ("text", "message"),
         [
             (None, "cannot be read"),
-            ("{", "is no JSON"),
-            ("[1]", "is no JSON object"),
-            ("[" * 100_000, "is no JSON"),
+            ("{", "is not JSON"),
+            ("[1]", "is not a JSON object"),
+            ("[" * 100_000, "is not JSON"),
             ("{}", "has no 'model_type'"),
         ],
     )
@@ -208,8 +208,8 @@ def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "pip install 'localrank[transformers]'" in caught.value.advice
 
 
-def test_what_a_config_says_of_the_file_does_not_count(tmp_path: Path) -> None:
+def test_entries_about_the_file_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"n_layer": 2, "transformers_version": "4.40"}')
     config = read_config(tmp_path)
-    assert describes_the_same(config, {"n_layer": 2, "torch_dtype": "bfloat16"})
-    assert not describes_the_same(config, {"n_layer": 3})
+    assert same_network(config, {"n_layer": 2, "torch_dtype": "bfloat16"})
+    assert not same_network(config, {"n_layer": 3})

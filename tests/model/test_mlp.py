@@ -71,7 +71,7 @@ def test_a_file_in_order_of_definition_decides() -> None:
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ({}, "there is none"),
+        ({}, "there are none"),
         (layers(_0=(5, 4), _2=(3, 2)), r"do not form one chain \(0: 5 -> 4, 2: 3 -> 2\)"),
         (layers(fc1=(4, 3), fc2=(5, 4)), "do not form one chain"),
         ({"0.weight": (4, 3, 3, 3)}, r"there is 0\.weight \[4, 3, 3, 3\]"),
@@ -85,7 +85,7 @@ def test_a_file_in_order_of_definition_decides() -> None:
         ({f"n{i}.gain": (i,) for i in range(9)}, r"n3\.gain \[3\] and 5 more"),
     ],
 )
-def test_what_is_no_plain_mlp(shapes: Shapes, message: str) -> None:
+def test_weights_that_are_not_a_plain_mlp(shapes: Shapes, message: str) -> None:
     with pytest.raises(ModelError, match=message) as caught:
         infer_mlp(shapes, in_order=True)
     assert "--model path/to/file.py:name" in caught.value.advice

@@ -57,7 +57,7 @@ def test_layers_that_form_no_chain_are_seen_at_once() -> None:
     assert two_orders(weights | {"head": (2, 8), "other": (3, 8)}) == ([], True)
 
 
-def test_a_search_without_end_is_given_up() -> None:
+def test_an_endless_search_is_stopped() -> None:
     # Two loops that touch nowhere: no order fits, and degrees do not show it.
     weights = {f"{name}{letter}": (8, 8) for name in "ab" for letter in "cdefghijklm"}
     weights |= {f"x{name}": (9, 9) for name in weights}

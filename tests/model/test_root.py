@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from localrank_cli import analyze
 from localrank_cli.errors import LayerError, MismatchError
-from localrank_cli.model.build import WholeLayer, build_model, with_named_root
+from localrank_cli.model.build import WholeLayer, name_root
+from tests.networks import build_module
 
 
 def normed() -> nn.Module:
@@ -62,5 +63,5 @@ def test_what_does_not_fit_is_named_as_in_the_file(tmp_path: Path) -> None:
 
 def test_only_what_holds_no_modules_is_wrapped() -> None:
     network = nn.Sequential(nn.Linear(2, 2))
-    assert with_named_root(network) is network
-    assert isinstance(build_model(lambda: nn.Linear(2, 2), {}, "net.py:linear"), WholeLayer)
+    assert name_root(network) is network
+    assert isinstance(build_module(lambda: nn.Linear(2, 2), {}, "net.py:linear"), WholeLayer)

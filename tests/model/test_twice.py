@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import utils
 
-from localrank_cli.model.build import modules_there_are
-from localrank_cli.model.twice import Built, build_twice
+from localrank_cli.model.build import existing_modules
+from localrank_cli.model.twice import Network, build_twice
 
 
-def built(factory: Callable[[], object], *, allowed: bool = False) -> Built:
-    return build_twice(factory, {}, "net.py:build", modules_there_are(), allowed=allowed)
+def built(factory: Callable[[], object], *, allowed: bool = False) -> Network:
+    return build_twice(factory, {}, "net.py:build", existing_modules(), allowed=allowed)
 
 
 def holding(**attributes: Callable[[], Any]) -> Callable[[], nn.Module]:
@@ -151,7 +151,7 @@ def test_what_a_checkpoint_fills_or_every_build_gives_is_not(name: str) -> None:
     assert found.drawn - set(found.model.state_dict()) == set()
 
 
-def test_numbers_of_no_seed_are_told_where_drawn_ones_are_let_through() -> None:
+def test_numbers_without_a_seed_are_noted_where_drawn_ones_are_allowed() -> None:
     factory = holding(B=lambda: np.random.default_rng().random(3), C=lambda: torch.randn(2))
     assert built(factory, allowed=True).restless == {"B"}
 
@@ -184,7 +184,7 @@ def test_two_calls_suffice_where_nothing_is_drawn() -> None:
     class Watched(nn.Sequential):
         def __init__(self) -> None:
             calls.append(1)
-            alive.append(sum(type(one) is Watched for one in modules_there_are()))
+            alive.append(sum(type(one) is Watched for one in existing_modules()))
             super().__init__(nn.Linear(2, 2), nn.BatchNorm1d(2))
 
     built(Watched)
@@ -193,7 +193,7 @@ def test_two_calls_suffice_where_nothing_is_drawn() -> None:
 
 
 class TestModulesFromElsewhere:
-    def test_ones_own_live_module_is_taken_as_it_is(self) -> None:
+    def test_the_callers_own_module_is_used_as_it_is(self) -> None:
         live: Any = holding(B=lambda: torch.randn(3))()
         found: Any = built(lambda: live)
         assert found.drawn - set(live.state_dict()) == set()
@@ -205,9 +205,9 @@ class TestModulesFromElsewhere:
         assert found.drawn == {"B"}
 
     def test_nor_one_that_came_with_an_import(self) -> None:
-        there = modules_there_are()
+        existing = existing_modules()
         imported = holding(B=lambda: torch.randn(3))()
-        found = build_twice(lambda: imported, {}, "net.py:build", there, allowed=False)
+        found = build_twice(lambda: imported, {}, "net.py:build", existing, allowed=False)
         assert found.is_shared
         assert found.drawn == {"B"}
 

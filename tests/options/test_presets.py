@@ -161,4 +161,4 @@ def test_refused(tmp_path: Path) -> None:
     for option in ("--input-slice", "--output-slice"):
         outcome = invoke("analyze", str(tmp_path), "--data", "normal:4", option, "x")
         assert outcome.code == 2
-        assert "'x' is no index" in outcome.error
+        assert "'x' is not an index" in outcome.error

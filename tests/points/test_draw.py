@@ -33,7 +33,7 @@ def test_the_default_number() -> None:
     assert draw(DATA, None, 0, None, "x.npy").tensor.shape == (DEFAULT_POINTS, 2)
     few = draw(DATA[:10], None, 0, None, "x.npy")
     assert few.indices == tuple(range(10))
-    assert few.notes == ("x.npy holds 10 points, fewer than 64: all are taken",)
+    assert few.notes == ("x.npy holds 10 points, fewer than 64: all are used",)
 
 
 def test_all_of_them_may_be_asked_for() -> None:
@@ -43,7 +43,7 @@ def test_all_of_them_may_be_asked_for() -> None:
 
 
 def test_too_few() -> None:
-    with pytest.raises(DataError, match="101 points were asked for and there are 100") as caught:
+    with pytest.raises(DataError, match="101 points were asked for, but there are 100") as caught:
         draw(DATA, 101, 0, None, "x.npy")
     assert "--points 100" in caught.value.advice
 
@@ -60,7 +60,7 @@ def test_integers_stay_integers_until_they_are_scaled(dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_floats_are_taken_exactly(dtype: torch.dtype) -> None:
+def test_floats_are_kept_exactly(dtype: torch.dtype) -> None:
     data = (torch.arange(140).reshape(70, 2) / 64).to(dtype)
     assert torch.equal(draw(data, 70, 0, None, "x").tensor, data.double())
 
@@ -70,12 +70,12 @@ def test_floats_are_taken_exactly(dtype: torch.dtype) -> None:
 def test_values_that_are_not_finite(value: float, shape: tuple[int, ...]) -> None:
     data = torch.zeros(shape)
     data[8999] = value
-    with pytest.raises(DataError, match=rf"the value {value} at point 8999"):
+    with pytest.raises(DataError, match=rf"point 8999 has the value {value}"):
         draw(data, 1, 0, None, "x")  # wherever it is: it need not be drawn
 
 
 def test_a_scale_that_overflows() -> None:
-    with pytest.raises(DataError, match=r"times 1e\+308 some values are not finite"):
+    with pytest.raises(DataError, match=r"multiplied by 1e\+308, some values are not finite"):
         draw(DATA, 50, 0, 1e308, "x")
 
 

@@ -201,7 +201,7 @@ def test_damage_inside_an_npz(tmp_path: Path) -> None:
         ("text", "holds a str"),
         ({"x": 3}, r"a\.pt\[x\] is a int, not an array"),
         ({}, "holds no array"),
-        (torch.ones(3, 3).to_sparse(), "no plain tensor"),
+        (torch.ones(3, 3).to_sparse(), "is not a plain tensor"),
     ],
 )
 def test_torch_files_without_arrays(tmp_path: Path, thing: object, message: str) -> None:

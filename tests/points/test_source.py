@@ -104,7 +104,7 @@ def test_code(tmp_path: Path, name: str) -> None:
         ("broken", "failed: ValueError: no network"),
         ("leaves", "failed: SystemExit"),
         ("wants", "failed: TypeError"),
-        ("text", "gave a str"),
+        ("text", "returned a str"),
         ("nope", "has no 'nope'"),
     ],
 )

@@ -40,13 +40,13 @@ class TestSteps:
         save(tmp_path / "step_9.pt", {"model": weights(), "step": 9})
         assert steps(tmp_path, notes) == {"step_9.pt": 9, "step_5.pt": 50, "b_7.safetensors": 70}
         assert notes == [
-            "step_5.pt: its name says step 5, its entry 'global_step' says 50, which is taken"
+            "step_5.pt: its name says step 5, its entry 'global_step' says 50, which is used"
         ]
 
     def test_names_without_a_step(self, tmp_path: Path) -> None:
         for seed, name in enumerate(("last.pt", "best.pt", "step_1.pt")):
             save(tmp_path / name, weights(seed=seed))
-        with pytest.raises(SettingsError, match=r"no step can be told for best\.pt, last\.pt") as e:
+        with pytest.raises(SettingsError, match=r"no step was found for best\.pt, last\.pt") as e:
             steps(tmp_path)
         assert "--pattern" in e.value.advice
         assert "step_100" in e.value.advice
@@ -89,7 +89,7 @@ class TestSteps:
     def test_epochs_among_steps_are_no_steps(self, tmp_path: Path) -> None:
         save(tmp_path / "step_100.pt")
         save(tmp_path / "epoch_3.pt", weights(seed=1))
-        with pytest.raises(SettingsError, match=r"no step can be told for epoch_3\.pt"):
+        with pytest.raises(SettingsError, match=r"no step was found for epoch_3\.pt"):
             steps(tmp_path)
 
     def test_a_damaged_file_is_named(self, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_labels_that_do_not_serve(
 def test_refused(run: Path) -> None:
     with pytest.raises(SettingsError, match="no file with named arrays"):
         analyze(run, data="normal:4", labels_key="y")
-    with pytest.raises(DataError, match="41 points were asked for and there are 40"):
+    with pytest.raises(DataError, match="41 points were asked for, but there are 40"):
         asked(run, information=True, information_points=41)
     for options, message in (
         ({"information_points": 5}, "--information-points without --information"),

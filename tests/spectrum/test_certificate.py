@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from localrank_cli.measures.table import demand_of
-from localrank_cli.spectrum.certificate import Shape, certified
+from localrank_cli.spectrum.certificate import Shape, certify
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_stack
 from localrank_cli.spectrum.svd import gram_eigenvalues, rounding
 from localrank_cli.spectrum.tolerance import Tolerance
@@ -74,7 +74,7 @@ def test_long_sides(shape: tuple[int, int]) -> None:
     eigenvalues = gram_eigenvalues(matrix.unsqueeze(0))
     at = torch.full((1, 1), exact, dtype=torch.float64)
     sides = Shape(*shape, long_side=max(shape), short_side=min(shape))
-    assert not certified(eigenvalues, torch.zeros(1), [sides], at, BOUNDS).any()
+    assert not certify(eigenvalues, torch.zeros(1), [sides], at, BOUNDS).any()
 
 
 def test_the_bound_on_eigenvalues_holds() -> None:
@@ -96,7 +96,7 @@ def test_most_matrices_need_no_svd_at_usual_tolerances() -> None:
     eigenvalues = gram_eigenvalues(matrices)
     tols = torch.full((20, 1), 1e-2, dtype=torch.float64)
     sides = [Shape(40, 90, 90, 40)] * 20
-    assert certified(eigenvalues, torch.zeros(20), sides, tols, BOUNDS).all()
+    assert certify(eigenvalues, torch.zeros(20), sides, tols, BOUNDS).all()
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-80, 1e80, 1e200])

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum import solve
-from localrank_cli.spectrum.deflation import DEFLATED, small_values, squares
+from localrank_cli.spectrum.deflation import MIN_DEFLATED_SIZE, gram_pair, small_values
 from localrank_cli.spectrum.solve import solve_stack
 from localrank_cli.spectrum.svd import gram_eigenvalues, rounding
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.spectrum.test_certificate import planted
 
-SHAPES = [(DEFLATED, DEFLATED), (600, 200), (200, 600), (1500, 256)]
+SHAPES = [(MIN_DEFLATED_SIZE, MIN_DEFLATED_SIZE), (600, 200), (200, 600), (1500, 256)]
 
 
 def spectrum(large: int, least: float, small: list[float]) -> list[float]:
@@ -36,7 +36,7 @@ def test_small_values_are_as_good_as_those_of_the_svd(
 ) -> None:
     width = min(shape)
     matrix = planted(spectrum(width - len(small), least, small), *shape, seed=0)
-    found = small_values(squares(matrix))
+    found = small_values(gram_pair(matrix))
     assert found is not None
     assert len(found) == len(small)
     # The planted values are those of the matrix up to the rounding of two products, which is a few
@@ -79,7 +79,7 @@ def entropy(values: Tensor) -> Tensor:
 )
 def test_others_are_left_to_the_svd(values: list[float]) -> None:
     matrix = planted(values, 300, 200, seed=1)
-    found = small_values(squares(matrix))
+    found = small_values(gram_pair(matrix))
     if found is not None:  # small, but set apart all the same: then right
         truth = torch.linalg.svdvals(matrix)[-len(found) :]
         assert float((found - truth).abs().max()) <= 2 * float(
@@ -134,7 +134,7 @@ def test_the_same_on_a_gpu() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    rows=st.integers(DEFLATED, 500),
+    rows=st.integers(MIN_DEFLATED_SIZE, 500),
     count=st.integers(1, 30),
     least=st.floats(-4.5, 0),
     depth=st.floats(2, 12),
@@ -142,8 +142,8 @@ def test_the_same_on_a_gpu() -> None:
 )
 def test_no_wrong_count(rows: int, count: int, least: float, depth: float, seed: int) -> None:
     small = (10.0 ** (least - depth)) * torch.logspace(0, -2, count, dtype=torch.float64)
-    values = spectrum(DEFLATED - count, 10.0**least, small.tolist())
-    matrix = planted(values, rows, DEFLATED, seed)
+    values = spectrum(MIN_DEFLATED_SIZE - count, 10.0**least, small.tolist())
+    matrix = planted(values, rows, MIN_DEFLATED_SIZE, seed)
     found = solve_stack(matrix.unsqueeze(0), demand_of((Tolerance(rtol=1e-3),)))[0]
     truth = torch.linalg.svdvals(matrix)
     unsure = 2 * float(rounding(truth[0], rows, torch.float64))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from localrank_cli.jacobian.engine import Modes
-from localrank_cli.jacobian.metric import Metric
+from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.points import local_ranks
 from localrank_cli.measures.table import demand_of
@@ -38,14 +38,14 @@ ROUTES = {
 KINDS = ("scalar", "full", "narrow")
 
 
-def metric_for(kind: str, n_in: int) -> Metric:
+def metric_for(kind: str, n_in: int) -> MetricFactor:
     """A known factor, one of a covariance, and one of fewer points than entries."""
     if kind == "scalar":
-        return Metric(torch.tensor(12**-0.5, dtype=torch.float64))
+        return MetricFactor(torch.tensor(12**-0.5, dtype=torch.float64))
     generator = torch.Generator().manual_seed(3)
     width = n_in if kind == "full" else max(1, n_in // 2)
     factor = torch.randn(n_in, width, generator=generator, dtype=torch.float64)
-    return Metric(factor / n_in**0.5, 10 * n_in)
+    return MetricFactor(factor / n_in**0.5, 10 * n_in)
 
 
 @cache
@@ -106,7 +106,7 @@ def test_spectra_and_counts(case: Case, route: str, kind: str) -> None:
             assert counts == naive_counts(sigma, tolerance.atol, rtol), label
 
 
-def test_the_chain_is_taken_in_a_metric_too() -> None:
+def test_the_chain_is_used_in_a_metric_too() -> None:
     case = next(case for case in CASES if case.name == "relu_mlp")
     for kind in KINDS:
         modes = Modes()
@@ -117,7 +117,7 @@ def test_the_chain_is_taken_in_a_metric_too() -> None:
 def test_a_factor_that_is_not_finite_fails_every_point() -> None:
     case = next(case for case in CASES if case.name == "hidden_wrt")
     model, points = case.build()
-    metric = Metric(torch.full((7, 7), torch.nan, dtype=torch.float64), 99)
+    metric = MetricFactor(torch.full((7, 7), torch.nan, dtype=torch.float64), 99)
     request = Request(Selection((), (), case.wrt), metric=metric)
     for spectrum in layer_spectra(model, points, request):
         assert not spectrum.finite.any()

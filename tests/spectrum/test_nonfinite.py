@@ -61,7 +61,7 @@ def test_one_bad_point_fails_alone(bad: float, index: int, modes: Any) -> None:
 
 @pytest.mark.parametrize("case", params(case for case in CASES if case.name in POISONED))
 @BAD
-def test_bad_points_fail_where_the_naive_way_says(case: Case, bad: float) -> None:
+def test_bad_points_fail_where_the_naive_computation_does(case: Case, bad: float) -> None:
     model, points = case.build()
     points[1].view(-1)[0] = bad
     expected = naive_spectra(naive_jacobians(model, points, case.layers))

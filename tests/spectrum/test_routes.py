@@ -90,7 +90,7 @@ def effective_rank(sigma: Array) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def test_each_route_is_taken() -> None:
+def test_each_route_is_used() -> None:
     def routes(name: str, route: str) -> str:
         case = next(case for case in CASES if case.name == name)
         return " ".join(by_route(case, ROUTES[route])[1].routes)

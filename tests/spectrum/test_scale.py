@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from localrank_cli.jacobian.engine import Modes
-from localrank_cli.jacobian.metric import Metric
+from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.points import local_ranks, point_measures
 from localrank_cli.measures.table import demand_of
@@ -16,7 +16,7 @@ from localrank_cli.spectrum.layer import (
     LayerSpectrum,
     Request,
     Scale,
-    _scaled,
+    _with_scale,
     layer_spectra,
 )
 from localrank_cli.spectrum.tolerance import Tolerance
@@ -37,7 +37,7 @@ BOTH_WAYS = [case for case in SLICED if case.name not in OUTPUTS_OTHERWISE]
 
 
 def found_by(
-    case: Case, selection: Selection, route: Route, metric: Metric | None = None
+    case: Case, selection: Selection, route: Route, metric: MetricFactor | None = None
 ) -> dict[str, LayerSpectrum]:
     model, points = case.build()
     memory = 2**31
@@ -127,7 +127,7 @@ def test_an_output_slice_in_a_metric_is_scaled_in_that_metric() -> None:
         n_in, n_in, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )
     selection = Selection(case.layers, (), case.wrt, output_slice="-1")
-    for label, spectrum in found_by(case, selection, Route(), Metric(factor, 99)).items():
+    for label, spectrum in found_by(case, selection, Route(), MetricFactor(factor, 99)).items():
         tops = np.linalg.svd(jacobians(case)[label] @ factor.numpy(), compute_uv=False)[:, 0]
         assert spectrum.scale is not None
         np.testing.assert_allclose(spectrum.scale.values.numpy(), tops, rtol=1e-10)
@@ -135,7 +135,7 @@ def test_an_output_slice_in_a_metric_is_scaled_in_that_metric() -> None:
 
 def test_a_point_whose_whole_jacobian_is_not_finite_fails() -> None:
     part = spectrum_of([[1.0, 0.5], [1.0, 0.5]])
-    full = _scaled(part, spectrum_of([[4.0, 1.0, 0.5], [float("nan")] * 3]))
+    full = _with_scale(part, spectrum_of([[4.0, 1.0, 0.5], [float("nan")] * 3]))
     assert part.finite.tolist() == [True, True]
     assert full.finite.tolist() == [True, False]
     assert local_ranks(full, Tolerance(rtol=0.2)).counts.tolist() == [1]

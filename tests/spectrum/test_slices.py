@@ -9,7 +9,7 @@ import torch
 
 from localrank_cli.errors import LayerError
 from localrank_cli.jacobian.engine import Modes
-from localrank_cli.jacobian.metric import Metric
+from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
@@ -50,7 +50,7 @@ def jacobians(case: Case) -> dict[str, Array]:
 
 
 def found_by(
-    case: Case, selection: Selection, route: Route, metric: Metric | None = None
+    case: Case, selection: Selection, route: Route, metric: MetricFactor | None = None
 ) -> dict[str, LayerSpectrum]:
     model, points = case.build()
     memory = PLENTY
@@ -113,7 +113,7 @@ def test_both_and_a_metric(name: str) -> None:
     assert n_varied is not None
     factor = torch.randn(n_varied, n_varied, dtype=torch.float64)
     for route in ROUTES.values():
-        metric = Metric(factor, 99)
+        metric = MetricFactor(factor, 99)
         found = found_by(case, selection, Route(route.chain, route.forward), metric)
         parts = {
             label: jacobian[:, -found[label].n_out :, :n_varied] @ factor.numpy()

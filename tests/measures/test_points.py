@@ -80,7 +80,7 @@ def test_undecided_is_nearer_than_the_rounding(roundings: float, undecided: bool
     assert ranks.undecided.tolist() == [undecided]
 
 
-def test_values_under_the_rounding_stand_for_anything_up_to_it() -> None:
+def test_values_under_the_rounding_may_be_anything_up_to_it() -> None:
     # sigma_1 = 1e15 and n = 100: the rounding is 22, and a floored 0 may be above 0.01.
     ranks = local_ranks(spectrum_of([[1e15, 0.0]], n_in=100), ATOL)
     assert ranks.undecided.tolist() == [True]

@@ -1,8 +1,8 @@
-"""What a small change of the varied tensor is measured in: J L in place of J, L L^T the metric.
+"""The factor L of a metric or covariance L L^T of the varied tensor: J L in place of J.
 
-With L L^T the covariance of the varied tensor, the singular values of J L are those of
-J Sigma^(1/2): how far the layer moves when the data move by one standard deviation. Every route
-gives J L without J: it differentiates z -> f(x + L z) at z = 0.
+With L L^T the covariance of the varied tensor, the singular values of J L are those of J
+Sigma^(1/2): how far the layer moves when the data move by one standard deviation. Every route gives
+J L without J: it differentiates z -> f(x + L z) at z = 0.
 """
 
 from collections.abc import Iterable
@@ -11,53 +11,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_U = 2.0**-53
-# Rows that join the triangle at once.
-_ROWS = 4096
+_U = 2.0**-53  # unit roundoff of float64
+_ROWS_AT_ONCE = 4096  # of the data, in one step of the QR
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricFactor:
     """The factor L."""
 
-    # (): the same factor for every entry; (n_in, k): a matrix
-    factor: Tensor
-    n_cov: int | None = None  # points that the covariance was taken over; None: it is known exactly
+    factor: Tensor  # (): the same factor for every entry; (n_in, k): a matrix
+    n_cov: int | None = None  # points that the covariance comes from; None: it is known exactly
     # (m,) int64: the entries that are varied, m in place of n_in above; None: all
     entries: Tensor | None = None
 
     def n_varied(self, n_in: int) -> int:
-        """Entries that are varied.
-
-        Args:
-            n_in: Entries of the varied tensor.
-
-        Returns:
-            n_in, or the size of the slice.
-        """
+        """Return how many entries are varied: n_in, or the size of the slice."""
         return n_in if self.entries is None else self.entries.shape[0]
 
     def width(self, n_in: int) -> int:
-        """Columns of J L.
-
-        Args:
-            n_in: Entries of the varied tensor.
-
-        Returns:
-            n_in, or fewer where the sample spans no more.
-        """
+        """Return the columns of J L: n_in, or fewer where the sample spans no more."""
         return self.n_varied(n_in) if self.factor.dim() == 0 else self.factor.shape[1]
 
-    def moved(self, steps: Tensor, n_in: int) -> Tensor:
-        """Computes L z.
-
-        Args:
-            steps: z, shape (points, k).
-            n_in: Entries of the varied tensor.
-
-        Returns:
-            Shape (points, n_in).
-        """
+    def step(self, steps: Tensor, n_in: int) -> Tensor:
+        """Return L z, shape (points, n_in), of z with shape (points, k)."""
         factor = self.factor.to(steps)
         moved = steps * factor if factor.dim() == 0 else steps @ factor.mT
         if self.entries is None:
@@ -71,15 +47,11 @@ class Metric:
         still = torch.zeros_like(moved[:, :1])
         return torch.cat([moved, still], dim=1).index_select(1, source)
 
-    def weighed(self, weight: Tensor) -> tuple[Tensor, float]:
-        """Computes W L for a layer that sees the varied tensor itself.
+    def weigh(self, weight: Tensor) -> tuple[Tensor, float]:
+        """Return W L, (n_out, k), for a layer that sees the varied tensor itself, and its error.
 
-        Args:
-            weight: W, shape (n_out, n_in).
-
-        Returns:
-            Shape (n_out, k), and a bound on the Frobenius norm of what rounding added: n_in terms
-            in each sum (Higham, Accuracy and Stability, eq. 3.13).
+        W has shape (n_out, n_in). The error bounds the Frobenius norm of what rounding added: n_in
+        terms in each sum (Higham, Accuracy and Stability, eq. 3.13).
         """
         factor = self.factor.to(weight)
         if self.entries is not None:
@@ -91,13 +63,9 @@ class Metric:
 
 
 def mean_of(chunks: Iterable[Tensor]) -> tuple[Tensor, int]:
-    """Averages rows.
+    """Return the mean of rows, shape (n_in,), and their number.
 
-    Args:
-        chunks: Each (some rows, n_in), float64; at least one row in all.
-
-    Returns:
-        The mean, shape (n_in,), and how many rows there were.
+    Each chunk is (some rows, n_in), float64; there is at least one row in all.
     """
     total: Tensor | None = None
     count = 0
@@ -110,19 +78,12 @@ def mean_of(chunks: Iterable[Tensor]) -> tuple[Tensor, int]:
 
 
 def covariance_factor(chunks: Iterable[Tensor], mean: Tensor, count: int) -> Tensor:
-    """Computes L with L L^T = sum (x - mean) (x - mean)^T / (N - 1).
+    """Return L with L L^T = sum (x - mean) (x - mean)^T / (N - 1); mean and N are from `mean_of`.
 
     X_c^T itself where there are no more points than entries: a matrix of n_in^2 entries never
     appears that is larger than the data. Else R^T of X_c = Q R, one part of the rows after the
     other: backward stable, and the covariance, whose condition number is the square, is not formed.
-
-    Args:
-        chunks: The same rows as for the mean.
-        mean: From `mean_of`.
-        count: From `mean_of`, at least 2.
-
-    Returns:
-        Shape (n_in, min(N, n_in)), float64; NaN throughout where a value is not finite.
+    L has shape (n_in, min(N, n_in)), float64; NaN throughout where a value is not finite.
     """
     n_in = mean.shape[0]
     scale = (count - 1) ** 0.5
@@ -134,7 +95,7 @@ def covariance_factor(chunks: Iterable[Tensor], mean: Tensor, count: int) -> Ten
         return wide
     triangle = mean.new_zeros(0, n_in)
     for chunk in chunks:
-        for rows in torch.split(chunk - mean, _ROWS):
+        for rows in torch.split(chunk - mean, _ROWS_AT_ONCE):
             triangle = torch.linalg.qr(torch.cat([triangle, rows]), mode="r").R
     factor: Tensor = triangle.mT.contiguous() / scale
     return factor

@@ -1,4 +1,4 @@
-"""What a user's model may raise under autograd, as errors that say what to do."""
+"""Failures of a user's model under autograd, as errors with advice."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,14 +10,8 @@ from localrank_cli.errors import LocalrankError, ModelError, one_line
 _Result = TypeVar("_Result")
 
 
-def guarded(compute: Callable[[], _Result]) -> _Result:
-    """Computes.
-
-    Args:
-        compute: May run the user's model.
-
-    Returns:
-        Its result.
+def attempt(compute: Callable[[], _Result]) -> _Result:
+    """Return the result of a computation that may run the user's model.
 
     Raises:
         ModelError: If it fails, out of memory or otherwise.
@@ -31,33 +25,19 @@ def guarded(compute: Callable[[], _Result]) -> _Result:
             raise memory_error(error) from error
         raise ModelError(
             f"the model cannot be differentiated: {type(error).__name__}: {one_line(error)}",
-            "Leave the layers behind the failing operation out (--exclude), or see --debug.",
+            "Leave out the layers behind the failing operation (--exclude), or see --debug.",
         ) from error
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Tells whether memory was short.
-
-    Args:
-        error: From torch, or Python's own.
-
-    Returns:
-        True when it was.
-    """
+    """Return whether an error of torch or Python means that memory was short."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         "can't allocate memory" in str(error)
     )
 
 
 def memory_error(error: Exception) -> ModelError:
-    """Words an error of memory.
-
-    Args:
-        error: As raised.
-
-    Returns:
-        The error to raise in its place.
-    """
+    """Return the error to raise in place of one that means that memory was short."""
     return ModelError(
         f"out of memory: {one_line(error)}",
         "Ask for fewer --points or --layers, or use a machine with more memory.",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from localrank_cli.jacobian.metric import Metric, covariance_factor, mean_of
+from localrank_cli.jacobian.metric_factor import MetricFactor, covariance_factor, mean_of
 
 
 def factor_of(data: Tensor, parts: int = 3) -> Tensor:
@@ -45,7 +45,7 @@ def test_entries_that_never_vary_have_no_weight() -> None:
 
 
 @pytest.mark.parametrize("count", [3, 30])
-def test_what_is_not_finite_is_nan_everywhere(count: int) -> None:
+def test_a_value_that_is_not_finite_makes_the_factor_nan(count: int) -> None:
     data = torch.randn(count, 5, dtype=torch.float64)
     data[1, 2] = torch.inf
     factor = factor_of(data)
@@ -62,7 +62,7 @@ def exact(matrix: Tensor) -> "np.ndarray[tuple[int, int], np.dtype[np.object_]]"
 @pytest.mark.parametrize("factor", [torch.tensor(0.3), torch.randn(9, 9), torch.randn(9, 4)])
 def test_the_bound_of_a_weighed_layer(factor: Tensor) -> None:
     weight, factor = torch.randn(6, 9, dtype=torch.float64), factor.double()
-    product, bound = Metric(factor).weighed(weight)
+    product, bound = MetricFactor(factor).weigh(weight)
     full = factor * torch.eye(9, dtype=torch.float64) if factor.dim() == 0 else factor
     error = exact(product) - exact(weight) @ exact(full)
     size = float(sum(entry * entry for entry in error.flatten())) ** 0.5
@@ -72,8 +72,8 @@ def test_the_bound_of_a_weighed_layer(factor: Tensor) -> None:
 
 @pytest.mark.parametrize("factor", [torch.tensor(0.3), torch.randn(9, 9), torch.randn(9, 4)])
 def test_moved(factor: Tensor) -> None:
-    metric = Metric(factor.double())
+    metric = MetricFactor(factor.double())
     width = metric.width(9)
     steps = torch.randn(5, width, dtype=torch.float64)
     full = factor.double() * torch.eye(9, dtype=torch.float64) if factor.dim() == 0 else factor
-    torch.testing.assert_close(metric.moved(steps, 9), steps @ full.double().mT)
+    torch.testing.assert_close(metric.step(steps, 9), steps @ full.double().mT)
