@@ -261,7 +261,7 @@ def _show(layers: dict[str, _Trajectory], console: Console) -> None:
         line = trend(trajectory.ranks, characters, trend_width) if trajectory.ranks else ""
         cells = [_shortened(layer, name_width, console), *row[:-1], line, row[-1]]
         table.add_row(*(Text(cell) for cell in cells))
-    # Below that, lines wrap and keep every number.
+    # On an even narrower terminal, lines wrap so that every number is shown.
     terminal = console.width
     console.width = max(terminal, name_width + trend_width + sum(numbers) + between)
     console.print(table)
