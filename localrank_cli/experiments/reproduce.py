@@ -20,7 +20,7 @@ from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import Row, header
 from localrank_cli.results.frame import to_frame
 from localrank_cli.run.compute import run_plan
-from localrank_cli.run.output import Output
+from localrank_cli.run.output import RunOutput
 from localrank_cli.run.plan import make_plan
 
 RANKS, VERDICT, PICTURE, SIGMA = "ranks.csv", "verdict.txt", "picture.png", "sigma.csv"
@@ -107,7 +107,7 @@ def analyse(plan: Plan, out: Path, command: list[str], note: Note) -> pd.DataFra
     folders = tuple(out / arm.folder for arm in plan.arms)
     ranks = make_plan(AnalyzeOptions(checkpoints=folders, device="cpu"), note)
     rows: list[Row] = []
-    with writing(out), Output(out / RANKS, overwrite=False, command=command) as output:
+    with writing(out), RunOutput(out / RANKS, overwrite=False, command=command) as output:
         left = output.begin(ranks, note)
         for record in run_plan(left.plan, note, left.known):
             output.add(record)
