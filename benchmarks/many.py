@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.run.compute import run_plan
-from localrank_cli.run.output import Output
+from localrank_cli.run.output import RunOutput
 from localrank_cli.run.plan import make_plan
 
 
@@ -43,7 +43,7 @@ def _ignore(note: str) -> None:
 
 def _whole(options: AnalyzeOptions, target: Path) -> int:
     """What `analyze -o` does, with what it opens and writes; gives how many were computed."""
-    with Output(target, overwrite=False, command=[]) as output:
+    with RunOutput(target, overwrite=False, command=[]) as output:
         going_on = output.begin(make_plan(options, _ignore), _ignore)
         computed = 0
         for record in run_plan(going_on.plan, _ignore, going_on.known):

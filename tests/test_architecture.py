@@ -13,6 +13,7 @@ ALLOWED: dict[str, set[str]] = {
     "archives": set(),
     "searchpath": set(),
     "seeds": set(),
+    "validation": {"errors"},
     "machine": {"errors"},
     "userimport": {"errors", "searchpath"},
     "layers": {"errors", "seeds"},
@@ -23,9 +24,10 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"errors", "archives"},
     "model": {"errors", "userimport", "seeds"},
     "points": {"errors", "archives", "userimport"},
-    "results": {"errors", "machine", "spectrum", "measures"},
+    "results": {"errors", "validation", "machine", "spectrum", "measures"},
     "options": {
-        "errors", "userimport", "checkpoints", "model", "points", "layers", "spectrum", "results",
+        "errors", "validation", "userimport", "checkpoints", "model", "points", "layers",
+        "spectrum", "results",
     },
     "run": {
         "errors", "machine", "userimport", "seeds", "options", "checkpoints", "model", "points",

@@ -26,7 +26,8 @@ from localrank_cli.cli.main import app
 from localrank_cli.options.folder import read_folder_settings
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import COLUMNS, FLOAT, INT, OPTIONAL_INT, STR
-from localrank_cli.run.output import make_manifest
+from localrank_cli.results.manifest import make_manifest
+from localrank_cli.run.output import about_run
 from localrank_cli.run.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -260,9 +261,8 @@ def test_the_page_of_the_table_names_all_columns_in_order() -> None:
 def test_the_page_of_the_table_names_all_keys_of_the_manifest() -> None:
     folder = ROOT / "sample_checkpoints/gaussian_teacher"
     chosen = AnalyzeOptions((folder / "step_0.safetensors",), points=2)
-    manifest = make_manifest(
-        make_plan(chosen, lambda note: None), [], [], [], seconds=0.0, complete=True
-    )
+    about = about_run(make_plan(chosen, lambda note: None), seconds=0.0)
+    manifest = make_manifest([], [], [], about, is_complete=True)
     rows = table_rows(ROOT / "docs/table.md", "The manifest")
     assert [row[0] for row in rows] == [f"`{key}`" for key in manifest]
 

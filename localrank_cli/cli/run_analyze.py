@@ -21,9 +21,9 @@ from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.results.write import RowWriter, cannot_write, check_suffix, make_folder
 from localrank_cli.run.compute import Known, run_plan
 from localrank_cli.run.follow import Watch
-from localrank_cli.run.output import Output, SpectraFolder
+from localrank_cli.run.output import RunOutput, SpectraFolder
 from localrank_cli.run.plan import Plan, make_plan
-from localrank_cli.run.resume import GoingOn
+from localrank_cli.run.resume import Resume
 from localrank_cli.run.units import Division, hold_to, take_shard
 
 
@@ -42,11 +42,11 @@ def run_analysis(options: AnalyzeOptions) -> int:
     to_stdout = options.output == Path("-") or (target is None and not is_terminal)
     with hearing() as ears, ExitStack() as stack:
         data = stack.enter_context(stdout_for_data(screen))
-        output: Output | None = None
+        output: RunOutput | None = None
         if target is not None:
             # Before any work, so that a place that cannot be written is known at once.
             output = stack.enter_context(
-                Output(target, overwrite=options.overwrite, command=sys.argv)
+                RunOutput(target, overwrite=options.overwrite, command=sys.argv)
             )
             ears.at_the_end(_LastWords(output))
         work = _Work(options, screen, ears, output, data if to_stdout else None)
@@ -84,7 +84,7 @@ def _target(options: AnalyzeOptions) -> Path | None:
 class _LastWords:
     """Writes the table while the main thread is stuck; not for long."""
 
-    output: Output
+    output: RunOutput
 
     def __call__(self) -> None:
         self.output.commit(timeout=1.0)
@@ -95,7 +95,7 @@ class _Work:
     options: AnalyzeOptions
     screen: Screen
     ears: Ears
-    output: Output | None
+    output: RunOutput | None
     stream: TextIO | None  # for CSV, when there is no file
     summary: Summary = field(default_factory=Summary)
     is_finite: bool = True
@@ -122,21 +122,21 @@ class _Work:
                 " auto divides the work"
             )
         spectra = SpectraFolder(self.options.spectra.absolute()) if self.options.spectra else None
-        going_on = GoingOn(plan, Known(), 0)
+        resume = Resume(plan, Known(), 0)
         if self.output is not None:
-            going_on = self.output.begin(plan, self.screen.note, spectra, division)
+            resume = self.output.begin(plan, self.screen.note, spectra, division)
         if spectra is not None:
             spectra.begin(plan)
         writer = _writer(self.stream, plan)
-        self.left = going_on.plan.n_checkpoints
+        self.left = resume.plan.n_checkpoints
         keep = spectra.keep if spectra is not None else None
-        with self.screen.progress(plan.n_checkpoints, done=going_on.n_done) as steps:
-            for record in run_plan(going_on.plan, self.screen.note, going_on.known, keep):
+        with self.screen.progress(plan.n_checkpoints, done=resume.n_done) as steps:
+            for record in run_plan(resume.plan, self.screen.note, resume.known, keep):
                 self._take(record, writer)
                 steps.done(f"{record.run} step {record.step}")
         for more in watch.plans(plan) if watch else ():
             self.left += more.n_checkpoints
-            for record in run_plan(more, self.screen.note, going_on.known, keep):
+            for record in run_plan(more, self.screen.note, resume.known, keep):
                 self._take(record, writer)
         self._conclude()
 

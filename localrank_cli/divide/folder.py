@@ -26,7 +26,7 @@ from localrank_cli.results.write import (
     write_json,
 )
 from localrank_cli.run.plan import Plan
-from localrank_cli.run.resume import go_on
+from localrank_cli.run.resume import find_resume
 from localrank_cli.run.units import freeze
 
 
@@ -124,7 +124,7 @@ class ShardFolder:
         if not journal.exists():
             return plan
         with OutputLock(self.target), Journal(journal) as opened:
-            return go_on(plan, opened, note).plan
+            return find_resume(plan, opened, note).plan
 
     def freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> Frozen:
         """Divides what is left to do, and writes nothing.

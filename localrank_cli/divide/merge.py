@@ -9,9 +9,9 @@ from typing import Any
 
 from localrank_cli.errors import SettingsError, UnreadableError, shortened
 from localrank_cli.measures.points import PointMeasures, PointRanks
-from localrank_cli.results.finished import write_finished
 from localrank_cli.results.journal import Entry, Journal, journal_path, read_line
 from localrank_cli.results.manifest import decisive
+from localrank_cli.results.output import Output
 from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord, LayerRecord
 
 _Unit = tuple[str, str, tuple[int, ...]]  # run, checkpoint, points
@@ -254,15 +254,15 @@ def _parts(merge: Merge) -> Iterator[list[Place]]:
         yield whole or [place for _, place in places]
 
 
-def _add(parts: Sequence[Place], journal: Journal) -> str:
-    """Puts a checkpoint together; tells its flaw, if any."""
+def _add(parts: Sequence[Place], output: Output) -> str:
+    """Add a checkpoint in one piece, and return its flaw, if any."""
     head = parts[0].entry.head
     if len(parts) == 1 and head["points"] is None:
         # Most are whole, and their line is what it would be if it were read and written again.
-        journal.copy(head, read_line(parts[0].journal, parts[0].entry))
+        output.journal.copy(head, read_line(parts[0].journal, parts[0].entry))
         return "" if head["finite"] else load(parts[0]).flaw
     record = _joined([load(place) for place in parts])
-    journal.append(*record.to_json(), sync=False)
+    output.add(record, sync=False)
     return record.flaw
 
 
@@ -280,18 +280,12 @@ def write_merged(
     Returns:
         What is wrong with checkpoints that failed or gave values that are not finite.
     """
-    flaws: list[str] = []
-
-    def fill(journal: Journal) -> None:
+    about = {"merged": sorted({str(place.journal) for place in merge.units.values()})}
+    with Output(target, command, overwrite=overwrite) as output:
         for run in sorted(merge.settings):
-            journal.append({"kind": SETTINGS, "run": run}, merge.settings[run], sync=False)
-        flaws.extend(flaw for parts in _parts(merge) if (flaw := _add(parts, journal)))
-
-    about = {
-        "complete": not merge.missing,
-        "merged": sorted({str(place.journal) for place in merge.units.values()}),
-    }
-    write_finished(target, fill, command, about, overwrite=overwrite)
+            output.add_settings(merge.settings[run])
+        flaws = [flaw for parts in _parts(merge) if (flaw := _add(parts, output))]
+        output.finish(about, is_complete=not merge.missing)
     return flaws
 
 

@@ -21,7 +21,7 @@ from localrank_cli.results.columns import Row, header
 from localrank_cli.results.frame import to_frame
 from localrank_cli.run.compute import run_plan
 from localrank_cli.run.headers import load_state
-from localrank_cli.run.output import Output
+from localrank_cli.run.output import RunOutput
 from localrank_cli.run.plan import Plan, SeriesPlan, make_plan, place_points
 from localrank_cli.spectrum.layer import Request, layer_spectra
 
@@ -101,7 +101,7 @@ def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -
     folders = tuple(out / arm.folder for arm in experiment.arms)
     plan = make_plan(AnalyzeOptions(checkpoints=folders, device="cpu"), note)
     rows: list[Row] = []
-    with writing(out), Output(out / RANKS, overwrite=False, command=command) as output:
+    with writing(out), RunOutput(out / RANKS, overwrite=False, command=command) as output:
         left = output.begin(plan, note)
         for record in run_plan(left.plan, note, left.known):
             output.add(record)

@@ -1,10 +1,12 @@
-"""Reads the manifest beside a table."""
+"""The manifest beside a table: what decided the numbers, and what they cost."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from localrank_cli.machine import versions
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.journal import Entry
 from localrank_cli.results.write import manifest_path
@@ -54,6 +56,38 @@ DECISIVE = (
     "step_regex",
     "unsaved",
 )
+
+
+def make_manifest(
+    command: Sequence[str],
+    series: Sequence[Mapping[str, Any]],
+    checkpoints: Sequence[Mapping[str, Any]],
+    about: Mapping[str, Any],
+    *,
+    is_complete: bool,
+) -> dict[str, Any]:
+    """Describe a table.
+
+    Args:
+        command: The command line, or what stands for it.
+        series: The settings of each series in the table.
+        checkpoints: The facts of each checkpoint in the table.
+        about: What else there is to say.
+        is_complete: Whether everything that was asked for is there.
+
+    Returns:
+        Anything that JSON can hold.
+    """
+    return {
+        "localrank_manifest": FORMAT,
+        "complete": is_complete,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "versions": versions(),
+        **about,
+        "series": list(series),
+        "checkpoints": list(checkpoints),
+    }
 
 
 def read_manifest(table: Path) -> dict[str, Any] | None:

@@ -9,10 +9,9 @@ from typing import Any
 from localrank_cli.errors import SettingsError, UnreadableError
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import AVERAGED
-from localrank_cli.results.finished import write_finished
-from localrank_cli.results.journal import Journal
 from localrank_cli.results.manifest import decisive, extra_columns
-from localrank_cli.results.record import SETTINGS, CheckpointRecord, LayerRecord, unsaved_message
+from localrank_cli.results.output import Output
+from localrank_cli.results.record import CheckpointRecord, LayerRecord, unsaved_message
 from localrank_cli.results.spectra import find_spectra, read_spectra
 from localrank_cli.spectrum.tolerance import Tolerance, check_rounding
 
@@ -130,16 +129,13 @@ class Rethreshold:
             take: Is given each record too.
             overwrite: Whether to discard what is there.
         """
-
-        def fill(journal: Journal) -> None:
+        with Output(target, command, overwrite=overwrite) as output:
             for record in self.records():
-                journal.append(*record.to_json(), sync=False)
+                output.add(record, sync=False)
                 take(record)
             for run in sorted(self.series):
-                journal.append({"kind": SETTINGS, "run": run}, self.series[run], sync=False)
-
-        about = {"spectra": str(self.folder.absolute())}
-        write_finished(target, fill, command, about, overwrite=overwrite)
+                output.add_settings(self.series[run])
+            output.finish({"spectra": str(self.folder.absolute())})
 
 
 def _order(path: Path) -> tuple[str, int]:

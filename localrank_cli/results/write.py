@@ -4,9 +4,9 @@ import csv
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from glob import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,6 +15,7 @@ from localrank_cli.errors import OutputError, UsageError
 from localrank_cli.results.columns import Cell, Row, as_text, header
 
 PARQUET = ".parquet"
+_TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)  # as temporary_path names it
 FORMATS = (".csv", ".tsv", ".jsonl", PARQUET)
 
 
@@ -165,15 +166,16 @@ def temporary_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
 
-def remove_temporary(target: Path) -> None:
-    """Removes what a killed process left of a file, its manifest or its journal.
-
-    Args:
-        target: The table; locked.
-    """
-    for path in target.parent.glob(f".{escape(target.name)}*.tmp"):
-        with suppress(OSError):
-            path.unlink()
+def remove_temporary(*targets: Path) -> None:
+    """Remove what a killed process left of files; no other process may be writing them now."""
+    names: dict[Path, set[str]] = {}
+    for target in targets:
+        names.setdefault(target.parent, set()).add(target.name)
+    for folder, of_folder in names.items():
+        for path in folder.glob(".*.tmp"):
+            if (match := _TEMPORARY.fullmatch(path.name)) and match[1] in of_folder:
+                with suppress(OSError):
+                    path.unlink()
 
 
 def refuse_existing(target: Path) -> None:

@@ -1,7 +1,7 @@
-"""Going on where an earlier run of the same command stopped, and refusing to mix two analyses."""
+"""What an earlier run of the same command finished, and the refusal to mix two analyses."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class GoingOn:
+class Resume:
     """What is left to do."""
 
     plan: Plan  # without the finished checkpoints
@@ -36,15 +36,15 @@ class GoingOn:
     n_done: int  # finished checkpoints of this plan
 
 
-def go_on(
+def find_resume(
     plan: Plan, journal: Journal, note: Note, is_kept: Callable[[str, int], bool] | None = None
-) -> GoingOn:
-    """Compares a plan with what a journal holds.
+) -> Resume:
+    """Compare a plan with what a journal holds.
 
     Args:
         plan: All that was asked for.
         journal: Of the same output.
-        note: Takes each note for the user.
+        note: Receives each note for the user.
         is_kept: Whether what else was asked for (spectra) is there for a run and step.
 
     Returns:
@@ -53,23 +53,8 @@ def go_on(
     Raises:
         SettingsError: If another analysis stands there, or a finished checkpoint has changed.
     """
-    saved = {entry.head["run"]: entry for entry in journal.entries(SETTINGS)}
     entries = {_key(entry): entry for entry in journal.entries(KIND)}
-    for series in plan.series:
-        if series.run in saved:
-            _compare(series, journal.body(saved[series.run]), journal)
-            finished = {
-                entry.head["checkpoint"]: (entry.head["step"], entry.head["facts"]["epoch"])
-                for entry in entries.values()
-                if entry.head["run"] == series.run and "epoch" in entry.head["facts"]
-            }
-            series.scheme.check_finished(finished, journal.path)
-    known = Known()
-    for entry in sorted(entries.values(), key=lambda entry: entry.head["step"] or 0):
-        digest = entry.head["facts"].get("sha256_of_tensors")
-        if digest is not None:
-            this = f"{entry.head['checkpoint']} (step {entry.head['step']})"
-            known.weights.setdefault((entry.head["run"], digest), this)
+    _check_settings(plan, entries.values(), journal)
     left, n_done = [], 0
     for series in plan.series:
         checkpoints = []
@@ -81,14 +66,37 @@ def go_on(
             else:
                 checkpoints.append(checkpoint)
         left.append(replace(series, checkpoints=tuple(checkpoints)))
-    _tell_vanished(plan, journal, note)
+    _note_vanished(plan, journal, note)
     if n_done:
         note(f"going on: {n_done} of {plan.n_checkpoints} checkpoints are finished already")
-    return GoingOn(replace(plan, series=tuple(left)), known, n_done)
+    return Resume(replace(plan, series=tuple(left)), _known(entries.values()), n_done)
+
+
+def _check_settings(plan: Plan, entries: Iterable[Entry], journal: Journal) -> None:
+    saved = {entry.head["run"]: entry for entry in journal.entries(SETTINGS)}
+    for series in plan.series:
+        if series.run in saved:
+            _compare(series, journal.body(saved[series.run]), journal)
+            finished = {
+                entry.head["checkpoint"]: (entry.head["step"], entry.head["facts"]["epoch"])
+                for entry in entries
+                if entry.head["run"] == series.run and "epoch" in entry.head["facts"]
+            }
+            series.scheme.check_finished(finished, journal.path)
+
+
+def _known(entries: Iterable[Entry]) -> Known:
+    known = Known()
+    for entry in sorted(entries, key=lambda entry: entry.head["step"] or 0):
+        digest = entry.head["facts"].get("sha256_of_tensors")
+        if digest is not None:
+            this = f"{entry.head['checkpoint']} (step {entry.head['step']})"
+            known.weights.setdefault((entry.head["run"], digest), this)
+    return known
 
 
 def check_shard(division: Division | None, journal: Journal) -> None:
-    """Checks that a journal belongs to the same part of the same work.
+    """Check that a journal belongs to the same part of the same work.
 
     Args:
         division: What is run; None for all of it.
@@ -113,13 +121,7 @@ def check_shard(division: Division | None, journal: Journal) -> None:
 
 
 def record_settings(plan: Plan, journal: Journal, division: Division | None) -> None:
-    """Writes down what decides the numbers of each series, where it is not there yet.
-
-    Args:
-        plan: What is run.
-        journal: Where to.
-        division: Of which this run is a part.
-    """
+    """Append what decides the numbers of each series, where the journal does not hold it yet."""
     if division is not None and not journal.entries(SHARD):
         journal.append({"kind": SHARD}, division.to_json())
     there = {entry.head["run"] for entry in journal.entries(SETTINGS)}
@@ -168,7 +170,7 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
     if (facts["bytes"], facts["mtime_ns"]) == (stat.size, stat.mtime_ns):
         return True
     if hash_of(load_state(checkpoint, plan.trust_pickle)) == facts["sha256_of_tensors"]:
-        # Only touched or copied: told once, so that it is not hashed at every start.
+        # The file was only touched or copied: noted, so that it is not hashed at every start.
         facts = facts | {"bytes": stat.size, "mtime_ns": stat.mtime_ns}
         journal.append(head | {"facts": facts}, journal.body(entry))
         return True
@@ -178,7 +180,7 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
     )
 
 
-def _tell_vanished(plan: Plan, journal: Journal, note: Note) -> None:
+def _note_vanished(plan: Plan, journal: Journal, note: Note) -> None:
     planned = {series.run: series.found for series in plan.series}
     for entry in journal.entries(KIND):
         run, checkpoint = entry.head["run"], entry.head["checkpoint"]

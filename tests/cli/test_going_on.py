@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from localrank_cli.results.journal import line_of
+from localrank_cli.results.spectra import spectra_path
+from localrank_cli.results.write import temporary_path
 from tests.cli.program import QUICK, Outcome, invoke, run, start
 from tests.helpers import NET_CODE, entries, net_weights, save_epochs, save_series, weights
 
@@ -396,3 +398,60 @@ class TestStepsThatTurnOutToBeginAnew:
         run = save_epochs(tmp_path / "run", [(0, 40), (1, 20), (2, 60)])
         assert analyze(run, target, "--steps", "1:2").code == 0
         assert [row["step"] for row in rows(target)] == ["1", "1", "2", "2"]
+
+
+def left_by_a_kill(target: Path) -> Path:
+    path = temporary_path(target)
+    path.write_bytes(b"half a file")
+    return path
+
+
+@pytest.mark.parametrize("words", [(), ("--overwrite",)])
+def test_the_next_start_removes_what_a_kill_left(
+    series: Path, target: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    spectra = tmp_path / "S"
+    assert analyze(series, target, "--spectra", str(spectra), "--last", "1").code == 0
+    gone = [
+        left_by_a_kill(path)
+        for path in (
+            *(target.with_name(target.name + end) for end in ("", ".json", ".journal")),
+            spectra_path(spectra, "run", 0),
+            spectra_path(spectra, "run", 10),
+        )
+    ]
+    others = [
+        left_by_a_kill(path)
+        for path in (
+            target.with_name("ranks.csv.other.csv"),  # another table, which may be written now
+            spectra_path(spectra, "run", 77),  # of another process's checkpoint
+            spectra / "run/notes.txt",
+            spectra / "run/step_0.safetensors.txt",
+        )
+    ]
+    others.append(spectra / "run/.step_0.safetensors.draft.tmp")
+    others[-1].touch()
+    assert analyze(series, target, "--spectra", str(spectra), *words).code == 0
+    assert [path.name for path in gone if path.exists()] == []
+    assert [path.name for path in others if not path.exists()] == []
+
+
+@pytest.mark.parametrize("command", ["merge", "rethreshold"])
+def test_so_do_merge_and_rethreshold(
+    series: Path, target: Path, tmp_path: Path, command: str
+) -> None:
+    analyze(series, tmp_path / "first.csv", "--spectra", str(tmp_path / "S"))
+    source = tmp_path / ("first.csv" if command == "merge" else "S")
+    gone = [
+        left_by_a_kill(target.with_name(target.name + end)) for end in ("", ".json", ".journal")
+    ]
+    assert invoke(command, str(source), "-o", str(target)).code == 0
+    assert [path.name for path in gone if path.exists()] == []
+
+
+def test_a_refused_overwrite_leaves_everything_as_it_was(series: Path, target: Path) -> None:
+    analyze(series, target)
+    before = {path.name: path.read_bytes() for path in target.parent.glob("*.csv*")}
+    assert analyze(series, target, "--overwrite", "--layers", "nothing").code == 1
+    assert {path.name: path.read_bytes() for path in target.parent.glob("*.csv*")} == before
+    assert not list(target.parent.glob(".*"))

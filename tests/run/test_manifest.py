@@ -6,8 +6,9 @@ import torch
 
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.points.files import file_hash
+from localrank_cli.results.manifest import make_manifest
 from localrank_cli.run.compute import run_plan
-from localrank_cli.run.output import make_manifest
+from localrank_cli.run.output import about_run
 from localrank_cli.run.plan import make_plan, series_settings
 from tests.helpers import NET_CODE, ignore, net_weights
 
@@ -33,12 +34,11 @@ def test_all_that_decided_the_numbers(tmp_path: Path) -> None:
     plan = make_plan(options, ignore)
     facts = [{"step": record.step} | record.facts for record in run_plan(plan, ignore)]
     made = make_manifest(
-        plan,
         ["localrank", "analyze"],
         [series_settings(series) for series in plan.series],
         facts,
-        seconds=1.23456,
-        complete=True,
+        about_run(plan, 1.23456),
+        is_complete=True,
     )
     manifest = json.loads(json.dumps(made))
     assert manifest["complete"] is True

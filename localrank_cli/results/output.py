@@ -1,0 +1,182 @@
+"""The one writer of tables: lock, journal, table and manifest, which always belong together."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from localrank_cli.errors import OutputError
+from localrank_cli.results.journal import Entry, Journal, journal_path
+from localrank_cli.results.lock import OutputLock
+from localrank_cli.results.manifest import checkpoint_facts, extra_columns, make_manifest
+from localrank_cli.results.record import KIND, SETTINGS, CheckpointRecord
+from localrank_cli.results.write import (
+    check_suffix,
+    manifest_path,
+    refuse_existing,
+    remove_temporary,
+    temporary_path,
+    write_json,
+    write_table,
+)
+
+# The table is written again while a run goes on, but never so often that it costs a twentieth.
+_LEAST_SECONDS = 30.0
+_SHARE = 20
+
+
+class Output:
+    """A table under its lock. What is added is on the disk, whatever happens afterwards.
+
+    A new journal is written beside the earlier one, which `replace_earlier` discards together with
+    its table: until then nothing that is there is touched.
+
+    Args:
+        target: The table.
+        command: The command line, for the manifest.
+        overwrite: Whether what is there may be discarded.
+        resume: Whether the journal that is there is added to, unless `overwrite`.
+
+    Raises:
+        OutputError: If another process is writing it, it cannot be written, or something is there
+            that can neither be added to nor discarded.
+    """
+
+    def __init__(
+        self, target: Path, command: Sequence[str], *, overwrite: bool, resume: bool = False
+    ) -> None:
+        check_suffix(target)
+        self.name = str(target)  # as the user gave it
+        target = target.absolute()  # a model's code may change the working directory
+        self.target = target
+        self._command = list(command)
+        self._started = time.monotonic()
+        self._guard = threading.RLock()  # a watcher may write while the main thread is stuck
+        self._due = time.monotonic() + _LEAST_SECONDS
+        path = journal_path(target)
+        self._is_fresh = overwrite or not resume
+        self._is_written = False
+        with ExitStack() as stack:
+            stack.enter_context(OutputLock(target))
+            remove_temporary(target, manifest_path(target), path)
+            if not overwrite:
+                _check_free(target, resume=resume)
+            path = temporary_path(path) if self._is_fresh else path
+            self.journal = stack.enter_context(Journal(path))
+            self._stack = stack.pop_all()
+
+    def replace_earlier(self) -> None:
+        """Discard what was there before, if this is no resumed output."""
+        if self._is_fresh:
+            self.journal.sync()
+            self.journal.move(journal_path(self.target))
+            for path in (self.target, manifest_path(self.target)):
+                path.unlink(missing_ok=True)
+            self._is_fresh = False
+
+    def add(self, record: CheckpointRecord, *, sync: bool = True) -> None:
+        """Append a checkpoint.
+
+        Args:
+            record: The checkpoint.
+            sync: Whether it must be on the disk when this returns; the table is then written from
+                time to time, too.
+        """
+        with self._guard:
+            self.journal.append(*record.to_json(), sync=sync)
+            if sync and time.monotonic() > self._due:
+                self._write(self._about(), is_complete=False)
+
+    def add_settings(self, settings: Mapping[str, Any]) -> None:
+        """Append what decides the numbers of a series; `finish` brings it to the disk."""
+        self.journal.append({"kind": SETTINGS, "run": settings["run"]}, dict(settings), sync=False)
+
+    def records(self) -> Iterator[CheckpointRecord]:
+        """Yield all checkpoints, one after another, by run and step."""
+        for entry in self._sorted():
+            yield CheckpointRecord.from_json(entry.head, self.journal.body(entry))
+
+    def _sorted(self) -> list[Entry]:
+        return sorted(self.journal.entries(KIND), key=_order)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no checkpoint failed or gave a value that is not finite."""
+        return all(entry.head["finite"] for entry in self.journal.entries(KIND))
+
+    @property
+    def n_kept(self) -> int:
+        """How many checkpoints are in the journal."""
+        return len(self.journal.entries(KIND))
+
+    def finish(self, about: Mapping[str, Any], *, is_complete: bool = True) -> None:
+        """Write the table and the manifest in place of what was there.
+
+        Args:
+            about: What the manifest says besides.
+            is_complete: Whether nothing is missing; a failed checkpoint is missing in any case.
+        """
+        self.replace_earlier()
+        failed = any(entry.head["status"] != "ok" for entry in self.journal.entries(KIND))
+        self._write(about, is_complete=is_complete and not failed)
+
+    def _about(self) -> Mapping[str, Any]:
+        """Return what the manifest says besides, where the table is written during a run."""
+        return {}
+
+    def _write(self, about: Mapping[str, Any], *, is_complete: bool) -> None:
+        started = time.monotonic()
+        settings = [self.journal.body(entry) for entry in self.journal.entries(SETTINGS)]
+        settings.sort(key=lambda series: str(series["run"]))
+        rows = (row for record in self.records() for row in record.rows)
+        write_table(self.target, rows, extra_columns(settings))
+        checkpoints = [checkpoint_facts(entry) for entry in self._sorted()]
+        manifest = make_manifest(
+            self._command, settings, checkpoints, about, is_complete=is_complete
+        )
+        write_json(manifest_path(self.target), manifest)
+        self._is_written = True
+        cost = time.monotonic() - started
+        self._due = time.monotonic() + max(_LEAST_SECONDS, _SHARE * cost)
+
+    @property
+    def seconds(self) -> float:
+        """Time since the output was opened."""
+        return time.monotonic() - self._started
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if self._is_fresh or not (self.n_kept or self._is_written):
+                self.journal.discard()
+        finally:
+            self._stack.close()
+
+
+def _check_free(target: Path, *, resume: bool) -> None:
+    journal = journal_path(target)
+    if resume:
+        if not journal.exists():
+            refuse_existing(target)
+        return
+    for path in (target, manifest_path(target), journal):
+        if path.exists() or path.is_symlink():
+            raise OutputError(
+                f"{path}: exists already.", "Give another name with -o, or pass --overwrite."
+            )
+
+
+def _order(entry: Entry) -> tuple[str, float, str, list[int]]:
+    head, step = entry.head, entry.head["step"]
+    points = head["points"] or []
+    return head["run"], float("inf") if step is None else step, head["checkpoint"], points
