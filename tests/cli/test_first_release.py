@@ -1,0 +1,62 @@
+"""What the first release left unfinished is resumed, and gives the table that it would have given.
+
+`first_release/` holds its files as it wrote them, but for the names of folders: a table of one of
+three checkpoints, the shards of an analysis that Ctrl-C stopped, and the whole table.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.cli.program import invoke
+
+FILES = Path(__file__).parent / "first_release"
+WORDS = ("--data", "normal:4", "--points", "3")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    folder = tmp_path / "place"
+    shutil.copytree(FILES, folder)
+    plan = folder / "div.csv.shards/plan.json"
+    plan.write_text(plan.read_text().replace("@FOLDER@", str(folder)))
+    (folder / "run").mkdir()
+    for step in (0, 5, 10):
+        generator = torch.Generator().manual_seed(step)
+        first = torch.randn(3, 4, generator=generator)
+        second = torch.randn(2, 3, generator=generator)
+        state = {"0.weight": first, "0.bias": torch.zeros(3)}
+        state |= {"2.weight": second, "2.bias": torch.zeros(2)}
+        path = folder / f"run/step_{step}.safetensors"
+        save_file(state, path)
+        os.utime(path, ns=(10**18, 10**18))  # as it was then: the plan file lists it
+    return folder
+
+
+def test_a_journal_is_resumed(place: Path) -> None:
+    outcome = invoke(
+        "analyze", str(place / "run"), *WORDS, "--device", "cpu", "-o", str(place / "ranks.csv")
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert "1 of 3 checkpoints are finished already" in outcome.stderr
+    assert (place / "ranks.csv").read_bytes() == (place / "whole.csv").read_bytes()
+
+
+def test_half_finished_shards_are_resumed(place: Path) -> None:
+    outcome = invoke(
+        "submit", str(place / "run"), *WORDS, "--workers", "2", "-o", str(place / "div.csv")
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert "1 of 3 checkpoints are finished already" in outcome.stderr
+    assert (place / "div.csv").read_bytes() == (place / "whole.csv").read_bytes()
+
+
+def test_a_table_is_merged_and_shown(place: Path) -> None:
+    shards = str(place / "div.csv.shards/shard-00000-of-00002.csv")
+    outcome = invoke("merge", shards, "--partial", "-o", str(place / "merged.csv"))
+    assert outcome.code == 0, outcome.stderr
+    assert invoke("show", str(place / "ranks.csv")).code == 0
