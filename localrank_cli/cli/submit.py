@@ -1,6 +1,5 @@
 """`localrank submit`: the same analysis by several processes, here or on a cluster."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,30 +13,12 @@ from localrank_cli.cli.analyze import (
 )
 from localrank_cli.cli.command import names_of, taking, words_of
 from localrank_cli.cli.given import do_not_spin
+from localrank_cli.divide.slurm import Division, parse_time
 from localrank_cli.errors import UsageError
 
 _LOCAL = "Workers"
 _SLURM = "Slurm"
 _CLUSTERS = ("local", "slurm")
-
-
-@dataclass(frozen=True)
-class Division:
-    """How the work is to be divided."""
-
-    cluster: str
-    workers: int | None
-    dry_run: bool
-    partition: str | None
-    time: str
-    gpus_per_task: int | None
-    cpus_per_task: int | None
-    mem: str | None
-    max_parallel: int | None
-    max_tasks: int
-    minutes_per_task: float | None
-    setup: tuple[str, ...]
-    wait: bool
 
 
 def _option(text: str, panel: str = _SLURM, *names: str, **more: Any) -> Any:
@@ -120,19 +101,19 @@ def parse_division(
             "Give --cluster slurm too, or leave it out.",
         )
     return Division(
-        cluster,
-        workers,
-        dry_run,
-        partition,
-        time,
-        gpus_per_task,
-        cpus_per_task,
-        mem,
-        max_parallel,
-        max_tasks,
-        minutes_per_task,
-        tuple(setup or ()),
-        wait,
+        cluster=cluster,
+        workers=workers,
+        dry_run=dry_run,
+        partition=partition,
+        minutes=parse_time(time),
+        gpus_per_task=gpus_per_task,
+        cpus_per_task=cpus_per_task,
+        mem=mem,
+        max_parallel=max_parallel,
+        max_tasks=max_tasks,
+        minutes_per_task=minutes_per_task,
+        setup=tuple(setup or ()),
+        wait=wait,
     )
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from localrank_cli.divide.slurm import Resources, parse_time
+from localrank_cli.divide.slurm import Division, parse_time
 from localrank_cli.errors import UsageError
 
 
@@ -27,10 +27,10 @@ def test_what_is_no_time(text: str) -> None:
 
 
 def test_arrays() -> None:
-    assert Resources().array(8) == "0-7"
-    assert Resources(max_parallel=3).array(1) == "0-0%3"
+    assert Division().array(8) == "0-7"
+    assert Division(max_parallel=3).array(1) == "0-0%3"
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(1, 15), (4, 60), (8, 120), (600, 120)])
-def test_a_task_is_told_in_time_and_not_at_once(minutes: int, seconds: int) -> None:
-    assert Resources(minutes=minutes).seconds_before_end == seconds
+def test_a_task_is_stopped_in_time_and_not_at_once(minutes: int, seconds: int) -> None:
+    assert Division(minutes=minutes).seconds_before_end == seconds
