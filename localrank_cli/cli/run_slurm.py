@@ -13,6 +13,7 @@ from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
 from localrank_cli.divide.slurm import (
     Division,
     Jobs,
+    check_log_folder,
     check_sbatch,
     jobs_alive,
     longest_array,
@@ -46,9 +47,10 @@ def run_slurm(parsed: Parsed, words: tuple[str, ...], division: Division) -> int
     options = parsed.options
     assert options.output is not None
     check_suffix(options.output)
+    folder = ShardFolder(options.output.absolute())
+    check_log_folder(folder)
     if not division.dry_run:
         check_sbatch()
-    folder = ShardFolder(options.output.absolute())
     screen = Screen(quiet=parsed.quiet, verbose=parsed.verbose)
     with hearing() as ears, stdout_for_data(screen) as data, ears.listening():
         with OutputLock(folder.path):

@@ -113,7 +113,6 @@ def submission_script(
     plan, jobs, journal, earlier = (
         shlex.quote(str(one)) for one in (folder.plan, folder.jobs, folder.journal, folder.earlier)
     )
-    array = _array_job(frozen, folder, division)
     merge = shlex.join(merge_words(frozen, folder))
     return "\n".join(
         [
@@ -130,15 +129,20 @@ def submission_script(
             *(_discard(folder) if overwrite else []),
             f"if [ -e {journal} ]; then cp {journal} {earlier}; fi",
             _here_document(f"cat > {plan}", "LOCALRANK_PLAN", json.dumps(frozen.to_json())),
-            _here_document("array=$(sbatch --parsable", "LOCALRANK_ARRAY", array),
+            _here_document(
+                f"array=$(sbatch --parsable {_log(folder, '%x-%A_%a.log')}",
+                "LOCALRANK_ARRAY",
+                _array_job(frozen, folder, division),
+            ),
             ")",
             "array=${array%%;*}  # without the name of the cluster",
             'echo "array job $array" || :',
             'record \'{"array": "%s"}\\n\' "$array"',
             _here_document(
-                'if ! merge=$(sbatch --parsable --dependency="afterany:$array"',
+                f"if ! merge=$(sbatch --parsable {_log(folder, '%x-%j.log')}"
+                ' --dependency="afterany:$array"',
                 "LOCALRANK_MERGE",
-                _merge_job(frozen, folder, division, merge),
+                _merge_job(frozen, division, merge),
             ),
             "); then",
             f"  printf 'localrank: error: {_ALONE} When the array has ended, merge by hand: %s;"
@@ -210,10 +214,10 @@ def _array_job(frozen: Frozen, folder: "ShardFolder", division: Division) -> str
         ' with more --time." >&2',
         "fi",
     ]
-    return _job(frozen, folder, "%x-%A_%a.log", head, [*body, *out_of_time, *_after_preemption()])
+    return _job(frozen, head, [*body, *out_of_time, *_after_preemption()])
 
 
-def _merge_job(frozen: Frozen, folder: "ShardFolder", division: Division, merge: str) -> str:
+def _merge_job(frozen: Frozen, division: Division, merge: str) -> str:
     body = [
         *division.setup,
         'job="$SLURM_JOB_ID"',
@@ -223,14 +227,16 @@ def _merge_job(frozen: Frozen, folder: "ShardFolder", division: Division, merge:
         f"{merge} || status=$?",
     ]
     head = ["job-name=localrank-merge", *_options(division)]
-    return _job(frozen, folder, "%x-%j.log", head, [*body, *_after_preemption()])
+    return _job(frozen, head, [*body, *_after_preemption()])
 
 
-def _job(
-    frozen: Frozen, folder: "ShardFolder", log: str, head: Sequence[str], body: Sequence[str]
-) -> str:
-    output = shlex.quote(str(folder.logs).replace("%", "%%") + "/" + log)
-    options = [*head, "requeue", "open-mode=append", f"output={output}"]
+def _log(folder: "ShardFolder", name: str) -> str:
+    """Return an option of sbatch; the shell reads more names of folders than #SBATCH lines do."""
+    return "--output=" + shlex.quote(str(folder.logs).replace("%", "%%") + "/" + name)
+
+
+def _job(frozen: Frozen, head: Sequence[str], body: Sequence[str]) -> str:
+    options = [*head, "requeue", "open-mode=append"]
     return "\n".join(
         [
             "#!/bin/bash",
@@ -264,6 +270,20 @@ def _after_preemption() -> list[str]:
         "fi",
         'exit "$status"',
     ]
+
+
+def check_log_folder(folder: "ShardFolder") -> None:
+    """Check that Slurm can write logs beside the output.
+
+    Raises:
+        UsageError: If a folder's name holds a backslash, which Slurm takes for an escape.
+    """
+    if "\\" in str(folder.path):
+        raise UsageError(
+            f"--output {folder.target}: Slurm cannot write the logs into {folder.path.name}/ beside"
+            " it, because the path holds a backslash.",
+            "Choose an output without one.",
+        )
 
 
 def check_sbatch() -> None:

@@ -89,6 +89,7 @@ def test_the_script_is_one_that_a_shell_reads(tmp_path: Path) -> None:
         "module load 'x y'",
     ):
         assert f"\n{line}\n" in printed
-    assert "array=$(sbatch --parsable <<" in printed
+    folder = tmp_path / "a.csv.shards/logs"
+    assert f"array=$(sbatch --parsable --output={folder}/%x-%A_%a.log <<" in printed
     assert '--dependency="afterany:$array"' in printed
     assert not (tmp_path / "a.csv.shards").exists()  # nothing was written

@@ -279,6 +279,13 @@ def test_a_dry_run_refuses_a_table_that_a_submission_refuses(place: Place) -> No
     assert outcomes[0].error == outcomes[1].error
 
 
+def test_a_folder_in_which_slurm_writes_no_logs(place: Place) -> None:
+    place.target = place.folder / "a\\b" / "ranks.csv"
+    outcome = place.submit("--dry-run")
+    assert outcome.code == 2
+    assert "the path holds a backslash. Choose an output without one." in outcome.error
+
+
 def test_without_slurm(place: Place) -> None:
     empty = place.folder / "empty"
     empty.mkdir()

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 def test_what_was_asked_for_is_what_slurm_is_told(slurm: Slurm, tmp_path: Path) -> None:
     series = save_series(tmp_path / "it's a run", range(5))
-    out = tmp_path / "it's 100% out"
+    out = tmp_path / "it's 100% `out`\n$HOME %j"
     out.mkdir()
     target = out / "ranks.csv"
     more = ("--max-parallel", "1", "--max-tasks", "2", "--gpus-per-task", "1", "--mem", "100MB")
