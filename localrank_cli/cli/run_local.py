@@ -1,4 +1,4 @@
-"""Runs one analysis by several workers on this machine, and merges what they give."""
+"""Run one analysis by several workers on this machine, and merge their results."""
 
 import os
 import re
@@ -30,14 +30,14 @@ from localrank_cli.searchpath import program_words
 
 # A worker that is stuck in one call ends itself after its own grace, and must have time to write.
 _PATIENCE = 2.5 * GRACE
-# What a worker says of its own file, or what was said before it was started.
+# Notes of a worker about its own file, or that were printed before it was started.
 _OWN_WORDS = ("note: wrote ", "note: going on: ", "note: shard ", "stopped by ")
 _KEPT = re.compile(r"\d finished checkpoints? (is|are) kept")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for, and how it was said."""
+    """The options of an analysis, and its command line."""
 
     options: AnalyzeOptions
     words: tuple[str, ...]  # the command line of analyze, but for what each worker has of its own
@@ -45,10 +45,10 @@ class Asked:
 
 
 def run_several(asked: Asked) -> int:
-    """Analyses by several processes and writes the results where they belong.
+    """Analyse by several processes, and write the merged results.
 
     Args:
-        asked: What to do; without an output file the result goes to stdout.
+        asked: The analysis; without an output file the result goes to stdout.
 
     Returns:
         The exit status: 0, or 3 when some checkpoints failed or gave values that are not finite.
@@ -72,7 +72,7 @@ def run_several(asked: Asked) -> int:
 class _Several:
     asked: Asked
     target: Path
-    is_kept: bool  # whether the target is the user's, and not for the way to stdout
+    is_kept: bool  # whether the target is the user's, not a temporary file for stdout
     screen: Screen = field(init=False)
     said: set[str] = field(default_factory=set)
 
@@ -152,7 +152,7 @@ class _Several:
     def _relay(self, workers: Workers) -> None:
         for line in workers.lines():
             mark, ours, text = line.partition("localrank: ")
-            if not ours or mark:  # the user's code prints, or a traceback that was asked for
+            if not ours or mark:  # printed by the user's code, or a traceback of --debug
                 self.screen.plain(line)
             elif text.startswith(_OWN_WORDS) or _KEPT.search(text):
                 continue
@@ -200,7 +200,7 @@ def _failure(worker: Worker, workers: Workers) -> LocalrankError:
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         error = LocalrankError(
             f"worker {number} of {len(workers.workers)} ended {how}.",
-            "The same command goes on from there; if memory ran out, give fewer --workers or less"
+            "Rerun the same command to resume; if memory ran out, give fewer --workers or less"
             " --memory.",
         )
     error.exit_code = status if status in (2, 70) else 1

@@ -1,4 +1,4 @@
-"""Hands an analysis to Slurm, or prints the script that would."""
+"""Submit an analysis to Slurm, or print the script that would."""
 
 import math
 import sys
@@ -11,10 +11,10 @@ from localrank_cli.cli.signals import Interrupted, hearing
 from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
 from localrank_cli.divide.slurm import (
     Jobs,
-    Resources,
+    check_log_folder,
+    check_sbatch,
     jobs_alive,
     longest_array,
-    parse_time,
     recorded_jobs,
     submission_script,
     submit_jobs,
@@ -25,15 +25,15 @@ from localrank_cli.results.journal import Journal, journal_path
 from localrank_cli.results.lock import OutputLock
 from localrank_cli.results.plan_file import Frozen
 from localrank_cli.results.record import KIND
-from localrank_cli.results.write import check_suffix, make_folder
+from localrank_cli.results.write import check_suffix
 from localrank_cli.run.compute import run_plan
 from localrank_cli.run.plan import Plan, make_plan
 
-_POLL = 2.0  # seconds; the scheduler is everybody's
+_POLL = 2.0  # seconds; other users need the scheduler too
 
 
 def run_slurm(options: AnalyzeOptions, words: tuple[str, ...], division: SubmitOptions) -> int:
-    """Submits, or prints a script.
+    """Submit the script, or print it.
 
     Args:
         options: What to analyse; with an output file.
@@ -45,16 +45,10 @@ def run_slurm(options: AnalyzeOptions, words: tuple[str, ...], division: SubmitO
     """
     assert options.output is not None
     check_suffix(options.output)
-    resources = Resources(
-        division.partition,
-        parse_time(division.time or "60"),
-        division.gpus_per_task,
-        division.cpus_per_task,
-        division.mem,
-        division.max_parallel,
-        division.setup,
-    )
     folder = ShardFolder(options.output.absolute())
+    check_log_folder(folder)
+    if not division.dry_run:
+        check_sbatch()
     screen = Screen(quiet=options.quiet, verbose=options.verbose)
     with hearing() as ears, stdout_for_data(screen) as data, ears.listening():
         with OutputLock(folder.path):
@@ -62,34 +56,36 @@ def run_slurm(options: AnalyzeOptions, words: tuple[str, ...], division: SubmitO
             plan = make_plan(replace(options, device="cpu"), screen.note)
             left = plan if options.overwrite else folder.left(plan, screen.note)
             tasks = _tasks(left, division, screen) if left.n_checkpoints else 1
+            divide = folder.preview if division.dry_run else folder.prepare
+            frozen = divide(plan, tasks, words, screen.note, overwrite=options.overwrite)
+            script = submission_script(frozen, folder, division, overwrite=options.overwrite)
             if division.dry_run:
-                frozen = folder.freeze(plan, tasks, words, screen.note)
-                data.write(submission_script(frozen, folder, resources))
+                data.write(script)
                 data.flush()
                 return 0
-            frozen = folder.prepare(plan, tasks, words, screen.note, overwrite=options.overwrite)
             if not frozen.n_units:
                 return 0 if folder.finish(frozen, sys.argv) else INCOMPLETE
-            make_folder(folder.logs)
-            jobs = submit_jobs(frozen, folder, resources)
-        screen.note(
-            f"array job {jobs.array} of {frozen.shards} tasks for {frozen.n_units} units, merge job"
-            f" {jobs.merge}; watch them with squeue -j {jobs.array},{jobs.merge}, logs are in"
-            f" {folder.logs}"
-        )
+            # A signal waits until the ids of all jobs that were accepted are known.
+            with ears.waiting():
+                jobs = submit_jobs(script, frozen, folder, screen.note)
+                screen.note(
+                    f"array job {jobs.array} of {frozen.shards} tasks for {frozen.n_units} units,"
+                    f" merge job {jobs.merge}; watch them with squeue -j {jobs.array},{jobs.merge},"
+                    f" logs are in {folder.logs}"
+                )
         return _wait(jobs, frozen, folder, screen) if division.wait else 0
 
 
 def _refuse_while_at_work(folder: ShardFolder) -> None:
     if (jobs := recorded_jobs(folder)) and (alive := jobs_alive(jobs)):
         raise SettingsError(
-            f"{folder.path}: Slurm's jobs {', '.join(alive)} are at work on it.",
+            f"{folder.path}: Slurm jobs {', '.join(alive)} are at work on it.",
             f"Wait for them, or stop them with scancel {' '.join(alive)}.",
         )
 
 
 def _tasks(plan: Plan, division: SubmitOptions, screen: Screen) -> int:
-    most = min(division.max_tasks or 64, longest_array())
+    most = min(division.max_tasks, longest_array())
     if division.minutes_per_task is None:
         return max(1, min(plan.n_checkpoints, most))
     seconds = _seconds_per_checkpoint(plan)
@@ -103,7 +99,7 @@ def _tasks(plan: Plan, division: SubmitOptions, screen: Screen) -> int:
 
 
 def _seconds_per_checkpoint(plan: Plan) -> float:
-    """From one point and from two, after a first that warms up."""
+    """Measure with one point and with several, after a first call that warms up."""
     series = next((one for one in plan.series if one.checkpoints), None)
     if series is None:  # none of those that are left can be read
         return 0.0
@@ -128,7 +124,7 @@ def _wait(jobs: Jobs, frozen: Frozen, folder: ShardFolder, screen: Screen) -> in
     progress.new()
     try:
         with screen.progress(frozen.n_units, done=len(kept_heads(folder.path))) as steps:
-            while jobs_alive([jobs.array, jobs.merge]):
+            while _are_alive(jobs):
                 for head in progress.new():
                     steps.done(f"{head['run']} step {head['step']}")
                 time.sleep(_POLL)
@@ -141,11 +137,18 @@ def _wait(jobs: Jobs, frozen: Frozen, folder: ShardFolder, screen: Screen) -> in
     return _status(frozen, folder)
 
 
+def _are_alive(jobs: Jobs) -> bool:
+    try:
+        return bool(jobs_alive([jobs.array, jobs.merge]))
+    except SettingsError:  # Slurm is too busy to answer; the jobs do not depend on it
+        return True
+
+
 def _status(frozen: Frozen, folder: ShardFolder) -> int:
     if folder.plan.exists():  # the merge removes it when all is there
         raise LocalrankError(
-            f"{folder.path}: the jobs have ended, and not all is there.",
-            f"{folder.logs} says why; the same command goes on from there.",
+            f"{folder.path}: the jobs have ended, and some units are missing.",
+            f"See {folder.logs} for the reason; rerun the same command to resume.",
         )
     with Journal(journal_path(Path(frozen.output)), read_only=True) as journal:
         is_finite = all(entry.head["finite"] for entry in journal.entries(KIND))

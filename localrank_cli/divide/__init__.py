@@ -1,1 +1,1 @@
-"""Divides an analysis among processes, here or on a cluster, and puts the parts together."""
+"""Divide an analysis among processes, here or on a cluster, and merge the parts."""

@@ -1,7 +1,7 @@
-"""The folder beside an output in which its parts are made: `ranks.csv.shards/`.
+"""The folder beside an output in which its parts are computed: `ranks.csv.shards/`.
 
 It holds the plan file, the table of each shard, and `earlier.csv.journal`: what the output held
-when the work was divided. So the merge of the folder is the whole result, whoever merges it.
+when the work was divided. So the merge of the folder is the whole result, whoever runs it.
 """
 
 import os
@@ -29,24 +29,20 @@ from localrank_cli.run.plan import Plan
 from localrank_cli.run.resume import find_resume
 from localrank_cli.run.units import freeze
 
+PLAN = "plan.json"
+_EARLIER = "earlier.csv"
+_OURS = (PLAN, f"{_EARLIER}*", "shard-*-of-*.csv*", "jobs.json*", "submit.sh")
+
 
 class Progress:
-    """Reads what was appended since the last look.
-
-    Args:
-        folder: With the tables of all shards.
-    """
+    """Reads what was appended to the journals of a folder since the last call."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._reached: dict[Path, int] = {}
 
     def new(self) -> list[dict[str, Any]]:
-        """Looks.
-
-        Returns:
-            The head of each checkpoint, or part of one, that was finished since.
-        """
+        """Return the head of each checkpoint, or part of one, that was finished since."""
         found = []
         for path in sorted(self._folder.glob("shard-*.journal")):
             heads, self._reached[path] = read_heads(path, self._reached.get(path, 0))
@@ -55,14 +51,7 @@ class Progress:
 
 
 def kept_heads(folder: Path) -> set[tuple[str, str, str]]:
-    """Tells what is finished.
-
-    Args:
-        folder: With the tables of all shards.
-
-    Returns:
-        Run, checkpoint and points of each unit that has numbers.
-    """
+    """Return run, checkpoint and points of each finished unit that has numbers."""
     return {
         (head["run"], head["checkpoint"], str(head["points"]))
         for head in Progress(folder).new()
@@ -70,17 +59,12 @@ def kept_heads(folder: Path) -> set[tuple[str, str, str]]:
     }
 
 
-PLAN = "plan.json"
-_EARLIER = "earlier.csv"
-_OURS = (PLAN, f"{_EARLIER}*", "shard-*-of-*.csv*", "jobs.json")
-
-
 @dataclass(frozen=True)
 class ShardFolder:
     """The parts of one output.
 
     Args:
-        target: The output, absolute.
+        target: The output; an absolute path.
     """
 
     target: Path
@@ -97,7 +81,7 @@ class ShardFolder:
 
     @property
     def logs(self) -> Path:
-        """Where the tasks of a cluster write what they say."""
+        """The folder for the logs of a cluster's tasks."""
         return self.path / "logs"
 
     @property
@@ -106,89 +90,110 @@ class ShardFolder:
         return self.path / "jobs.json"
 
     @property
+    def script(self) -> Path:
+        """The script that submitted those jobs."""
+        return self.path / "submit.sh"
+
+    @property
+    def journal(self) -> Path:
+        """The journal of the output."""
+        return journal_path(self.target)
+
+    @property
     def earlier(self) -> Path:
         """What the output held when the work was divided."""
         return journal_path(self.path / _EARLIER)
 
     def left(self, plan: Plan, note: Note) -> Plan:
-        """What of a plan the output does not hold yet.
-
-        Args:
-            plan: All that was asked for.
-            note: Takes each note for the user.
-
-        Returns:
-            The plan without finished checkpoints.
-        """
-        journal = journal_path(self.target)
-        if not journal.exists():
+        """Return the part of a plan that the output does not hold yet."""
+        if not self.journal.exists():
             return plan
-        with OutputLock(self.target), Journal(journal) as opened:
+        with OutputLock(self.target), Journal(self.journal) as opened:
             return find_resume(plan, opened, note).plan
 
     def freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> Frozen:
-        """Divides what is left to do, and writes nothing.
+        """Divide what is left to do, or return an earlier division of the same; write nothing.
 
         Args:
             plan: All that was asked for.
-            shards: In how many parts.
+            shards: The number of parts.
             words: The command line of analyze, but for what each part has of its own.
-            note: Takes each note for the user.
+            note: Receives each note for the user.
 
         Returns:
-            The plan file's content.
+            The content of the plan file.
         """
-        return freeze(plan, self.left(plan, note), shards, words, self.target)
+        if not self.journal.exists():
+            refuse_existing(self.target)
+        frozen = freeze(plan, self.left(plan, note), shards, words, self.target)
+        if self.plan.exists() and (earlier := read_frozen(self.plan)).is_same_work(frozen):
+            return earlier
+        return frozen
+
+    def preview(
+        self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool
+    ) -> Frozen:
+        """Return what `prepare` would return, and write nothing.
+
+        Raises:
+            SettingsError: If `prepare` would have to write first.
+        """
+        if overwrite:
+            return freeze(plan, plan, shards, words, self.target)
+        frozen = self.freeze(plan, shards, words, note)
+        begun = any(self.path.glob("*.journal"))
+        if begun and not (self.plan.exists() and read_frozen(self.plan) == frozen):
+            raise SettingsError(
+                f"{self.path}: the parts in it are of another division, and their results must be"
+                f" taken over into {self.target.name} first; a dry run writes nothing.",
+                "Submit without --dry-run, or discard them with --overwrite.",
+            )
+        return frozen
 
     def prepare(
         self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool
     ) -> Frozen:
-        """Divides what is left to do, or goes on with an earlier division of the same.
+        """Write the plan file, or continue an earlier division of the same work.
 
         Args:
             plan: All that was asked for.
-            shards: In how many parts.
+            shards: The number of parts.
             words: The command line of analyze, but for what each part has of its own.
-            note: Takes each note for the user.
+            note: Receives each note for the user.
             overwrite: Whether to discard what is there.
 
         Returns:
-            The plan file's content; nothing is left to do where it lists no checkpoint.
+            The content of the plan file; if it lists no units, nothing is left to do.
         """
         if overwrite:
             self._discard()
-        elif not journal_path(self.target).exists():
-            refuse_existing(self.target)
         frozen = self.freeze(plan, shards, words, note)
         if self.plan.exists():
-            earlier = read_frozen(self.plan)
-            if earlier.is_same_work(frozen):
-                done = len(kept_heads(self.path))
-                if done:
+            if read_frozen(self.plan) == frozen:
+                if done := len(kept_heads(self.path)):
                     note(f"going on: {done} of {frozen.n_units} units are finished already")
-                return earlier
-            # The series has grown, or the work is divided otherwise: what is finished is taken
-            # over, and the rest divided anew.
+                return frozen
+            # The series has grown, or the division is another one: finished units are moved into
+            # the output, and the rest is divided anew.
             self.fold(words)
             frozen = self.freeze(plan, shards, words, note)
         self.clear()
         make_folder(self.path)
-        journal = journal_path(self.target)
-        if journal.exists():
-            with journal.open("rb") as source, replacing(self.earlier, binary=True) as copy:
+        if self.journal.exists():
+            with self.journal.open("rb") as source, replacing(self.earlier, binary=True) as copy:
                 shutil.copyfileobj(source, copy)
         write_json(self.plan, frozen.to_json())
         return frozen
 
     def fold(self, command: Sequence[str]) -> None:
-        """Takes finished checkpoints of all parts over into the output.
+        """Merge finished checkpoints of all parts into the output.
 
         Args:
             command: The command line, for the manifest.
         """
         with ExitStack() as stack:
             for journal in self.path.glob("shard-*.journal"):
-                # Refuses where a part is still at work.
+                # Raises if a worker still writes this part.
                 stack.enter_context(OutputLock(journal.with_suffix("")))
             if not any(self.path.glob("*.journal")):
                 return
@@ -198,14 +203,14 @@ class ShardFolder:
                 write_merged(merge, self.target, command, overwrite=True)
 
     def finish(self, frozen: Frozen, command: Sequence[str]) -> bool:
-        """Merges all parts, and removes the folder.
+        """Merge all parts, and remove the folder.
 
         Args:
-            frozen: The plan file's content.
+            frozen: The content of the plan file.
             command: The command line, for the manifest.
 
         Returns:
-            Whether no checkpoint failed or gave values that are not finite.
+            Whether every checkpoint was analysed and gave finite values.
 
         Raises:
             SettingsError: If a part is missing.
@@ -215,7 +220,7 @@ class ShardFolder:
         if missing:
             raise SettingsError(
                 f"{self.path}: {len(missing)} units are missing, the first is {missing[0]}.",
-                "The same command goes on from there.",
+                "Rerun the same command to resume.",
             )
         flaws = write_merged(merge, self.target, command, overwrite=True)
         self.clear()
@@ -223,12 +228,12 @@ class ShardFolder:
 
     def _discard(self) -> None:
         with OutputLock(self.target):
-            for path in (self.target, journal_path(self.target), manifest_path(self.target)):
+            for path in (self.target, self.journal, manifest_path(self.target)):
                 path.unlink(missing_ok=True)
         self.clear()
 
     def clear(self) -> None:
-        """Removes all parts, and the folder where nothing else (logs) is in it."""
+        """Remove all parts, and the folder itself unless something else (logs) is in it."""
         for pattern in _OURS:
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -237,15 +242,7 @@ class ShardFolder:
 
 
 def missing_checkpoints(merge: Merge, frozen: Frozen) -> list[str]:
-    """Finds what a plan lists and no table holds.
-
-    Args:
-        merge: From `collect`.
-        frozen: The plan.
-
-    Returns:
-        A line for each.
-    """
+    """Return a line for each checkpoint that a plan lists and no table holds."""
     there = {unit[:2] for unit in merge.units}
     return [
         f"{series.run}: {one.name}"
@@ -256,7 +253,7 @@ def missing_checkpoints(merge: Merge, frozen: Frozen) -> list[str]:
 
 
 def _drop_unfinished(merge: Merge) -> None:
-    """Of a checkpoint divided by points all parts must be there."""
+    """Drop the parts of each checkpoint of which some parts are missing."""
     parts: dict[tuple[str, str], list[tuple[int, ...]]] = {}
     for run, name, points in merge.units:
         if points:

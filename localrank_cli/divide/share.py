@@ -1,4 +1,4 @@
-"""What each of several workers on one machine gets: cores, memory, a GPU."""
+"""The share of one machine that each of several workers gets: cores, memory, a GPU."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ _THREADS = "OMP_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to divide."""
+    """The resources to divide."""
 
     cores: int
-    memory: int  # bytes that all workers on the processor may take together
+    memory: int  # bytes that all workers on the CPU may use together
     gpus: int
 
 
@@ -32,26 +32,12 @@ class Share:
 
 
 def is_several(device: str) -> bool:
-    """Tells whether `--device` names more than one.
-
-    Args:
-        device: As given.
-
-    Returns:
-        True for a list, and for `all`.
-    """
+    """Return whether `--device` is a list or `all`."""
     return device == ALL or "," in device
 
 
 def available_cores(environment: Mapping[str, str]) -> int:
-    """How many threads may work at once.
-
-    Args:
-        environment: Of this process; OMP_NUM_THREADS limits them.
-
-    Returns:
-        At least 1.
-    """
+    """Return how many threads may run at once: the cores, limited by OMP_NUM_THREADS."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     first = environment.get(_THREADS, "").partition(",")[0]
     return max(1, min(int(first), cores or 1) if first.isdecimal() else cores or 1)
@@ -64,22 +50,22 @@ def divide(
     machine: Machine,
     environment: Mapping[str, str],
 ) -> list[Share]:
-    """Divides a machine.
+    """Divide a machine among workers.
 
     Args:
-        workers: How many; None: one for each device, or for each core.
+        workers: The number of workers; None: one for each device, or for each core.
         device: `--device`: one, several with commas, all, or auto.
         memory: `--memory`: bytes for all workers on one device together; None: a part of a quarter
             of what is free.
-        machine: What there is.
-        environment: Of this process.
+        machine: The resources to divide.
+        environment: The environment of this process.
 
     Returns:
         A share for each worker.
 
     Raises:
-        UsageError: If there is too little for so many.
-        SettingsError: If a GPU is not there.
+        UsageError: If there is too little memory for so many workers.
+        SettingsError: If a GPU is missing.
     """
     devices = _devices(device, machine)
     if workers is None:
@@ -93,7 +79,7 @@ def divide(
         part = whole // beside if whole is not None else None
         if part is not None and part < LEAST_MEMORY:
             raise UsageError(
-                f"--workers {workers}: {part // 2**20} MiB for each is too little to work in.",
+                f"--workers {workers}: {part // 2**20} MiB for each is too little.",
                 "Give fewer workers or more --memory.",
             )
         differing = {_THREADS: str(threads), "MKL_NUM_THREADS": str(threads)}
@@ -126,6 +112,6 @@ def _devices(device: str, machine: Machine) -> list[str]:
 
 
 def _visible(index: int, environment: Mapping[str, str]) -> str:
-    """The name of a GPU for a child: what this process sees may be a choice already."""
+    """Return a child's name of a GPU; the GPUs that this process sees may be a selection."""
     names = [name.strip() for name in environment.get(_VISIBLE, "").split(",") if name.strip()]
     return names[index] if index < len(names) else str(index)

@@ -11,13 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO
 
+from localrank_cli.errors import INCOMPLETE
+
 _POLL = 0.2  # seconds
-_GOOD = (0, 3)  # done, and done with failures
+_GOOD = (0, INCOMPLETE)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A process to be started."""
+    """A process to start."""
 
     command: Sequence[str]
     environment: Mapping[str, str]  # what differs from this process's
@@ -25,14 +27,14 @@ class Job:
 
 @dataclass
 class Worker:
-    """A started process, and what it said."""
+    """A process, and its last error."""
 
     process: "subprocess.Popen[bytes]"
-    error: str = ""  # the last words after `localrank: error: `
+    error: str = ""  # the last message after `localrank: error: `
 
     @property
     def is_bad(self) -> bool:
-        """Whether it ended otherwise than it should."""
+        """Whether it has ended with an unexpected status."""
         return self.process.returncode is not None and self.process.returncode not in _GOOD
 
 
@@ -40,11 +42,8 @@ class Worker:
 class Workers:
     """Several processes, each in a session of its own, so that a signal reaches each once.
 
-    What is typed at a terminal goes to all processes of one session; a second signal would end a
-    worker at once.
-
-    Args:
-        jobs: What to start.
+    Ctrl-C at a terminal signals every process of its session, and a second signal ends a worker at
+    once.
     """
 
     jobs: Sequence[Job]
@@ -53,7 +52,7 @@ class Workers:
     _readers: list[threading.Thread] = field(default_factory=list)
 
     def start(self) -> None:
-        """Starts all."""
+        """Start all processes."""
         for index, job in enumerate(self.jobs):
             process = subprocess.Popen(  # noqa: S603  # this interpreter and this program
                 list(job.command),
@@ -75,11 +74,7 @@ class Workers:
                 self._lines.put((index, line.decode(errors="replace").rstrip("\n")))
 
     def lines(self) -> Iterator[str]:
-        """What was said since the last call; waits a moment for it. Errors are kept aside.
-
-        Yields:
-            A line.
-        """
+        """Yield each line of output since the last call, after a short wait; store errors."""
         wait = time.monotonic() + _POLL
         while True:
             try:
@@ -94,33 +89,29 @@ class Workers:
 
     @property
     def are_running(self) -> bool:
-        """Whether one is at work."""
+        """Whether a process is running."""
         return any(worker.process.poll() is None for worker in self.workers)
 
     @property
     def first_bad(self) -> Worker | None:
-        """The first that ended badly."""
+        """The first process that has ended with an unexpected status."""
         for worker in self.workers:
             worker.process.poll()
         return next((worker for worker in self.workers if worker.is_bad), None)
 
     def signal(self, number: int) -> None:
-        """Sends a signal to those that are at work.
-
-        Args:
-            number: The signal.
-        """
+        """Send a signal to every process that is running."""
         for worker in self.workers:
             with suppress(ProcessLookupError):
                 worker.process.send_signal(number)
 
     def wait(self) -> None:
-        """Waits for all to end, and for what they said."""
+        """Wait until all processes have ended and their output is read."""
         for worker in self.workers:
             worker.process.wait()
         for reader in self._readers:
             reader.join(1.0)  # a grandchild may hold the pipe
 
     def kill(self) -> None:
-        """Ends all on the spot; what is finished is on the disk."""
+        """End all processes at once; what is finished is on the disk."""
         self.signal(signal.SIGKILL)

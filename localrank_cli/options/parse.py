@@ -277,6 +277,26 @@ def size(value: object) -> object:
     return int(float(digits) * base ** " kmgt".index(prefix.lower() or " "))
 
 
+def minutes(value: object) -> object:
+    """Read a time limit as sbatch does, in minutes, rounded up.
+
+    Known are `90` (minutes), `90:00`, `1:30:00`, `2-12`, `2-12:30` and `2-12:30:00`.
+    """
+    if not isinstance(value, str):
+        return whole(value)
+    days, dash, rest = value.strip().rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdecimal() for part in ([days] if dash else []) + parts) or len(parts) > 3:
+        raise UnfitError(value, "expected a time", "Times are 90 (minutes), 1:30:00 or 2-12.")
+    numbers = [int(part) for part in parts]
+    if dash:
+        hours, whole_minutes, seconds = [*numbers, 0, 0][:3]
+    else:
+        padded = {1: [0, *numbers, 0], 2: [0, *numbers], 3: numbers}[len(numbers)]
+        hours, whole_minutes, seconds = padded
+    return (int(days or 0) * 24 + hours) * 60 + whole_minutes + -(-seconds // 60)
+
+
 def globs(value: object) -> object:
     """Read patterns: texts with commas between patterns; empty ones are left out."""
     texts = _texts(value, "expected a text or a list of texts")

@@ -7,7 +7,7 @@ the command line (`cli/command.py`), the keys of localrank.toml (`folder.py`), t
 
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ForwardRef, get_args
+from typing import Annotated, Any, ForwardRef, get_args
 
 DANGER = "Dangerous options"
 
@@ -114,6 +114,9 @@ def options_of(table: type) -> Iterator[Option]:
     for one in fields(table):
         for setting in getattr(one.type, "__metadata__", ()):
             if isinstance(setting, Setting):
-                kind = get_args(one.type)[0]
+                # The setting leaves the type, and bounds beside it stay.
+                kind, *bounds = (part for part in get_args(one.type) if part is not setting)
                 kind = Any if isinstance(kind, ForwardRef) else kind
+                for bound in bounds:
+                    kind = Annotated[kind, bound]
                 yield Option(one.name, kind, one.default, setting)

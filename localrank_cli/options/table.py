@@ -587,14 +587,15 @@ class SubmitOptions:
         str | None, Setting(help="Partition of Slurm.", metavar="NAME", panel=_SLURM)
     ] = None
     time: Annotated[
-        str | None,
+        Count,  # minutes
         Setting(
-            help="Time limit of a task, as sbatch takes it; unfinished work is requeued.",
+            help="Time limit of a task, in minutes or as 1:30:00; unfinished work is requeued.",
             metavar="LIMIT",
-            default="60",
+            default=60,
+            read=parse.minutes,
             panel=_SLURM,
         ),
-    ] = None
+    ] = 60
     gpus_per_task: Annotated[
         Annotated[int, Ge(0), Le(1)] | None,
         Setting(help="GPUs of a task.", metavar="N", panel=_SLURM),
@@ -610,9 +611,9 @@ class SubmitOptions:
         Setting(help="At most this many tasks at once.", metavar="N", panel=_SLURM),
     ] = None
     max_tasks: Annotated[
-        Count | None,
+        Count,
         Setting(help="At most this many tasks in all.", metavar="N", default=64, panel=_SLURM),
-    ] = None
+    ] = 64
     minutes_per_task: Annotated[
         Positive | None,
         Setting(

@@ -1,11 +1,8 @@
-"""Hands work to the tests' Slurm as a user does: by submitit, or by the script of --dry-run."""
+"""Submit to the tests' Slurm as a user does, and wait for the jobs."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 from tests.cli.program import Outcome, invoke, run
 from tests.divide.slurm import Slurm
@@ -15,55 +12,50 @@ TASK = ("--cluster", "slurm", "--cpus-per-task", "1", "--time", "30")
 
 @dataclass(frozen=True)
 class Jobs:
-    """What was submitted."""
+    """The jobs of one submission."""
 
     slurm: Slurm
     array: str
     merge: str
 
     def end(self) -> None:
-        """Waits until both have ended."""
+        """Wait until both have ended."""
         self.slurm.wait(lambda: not self.slurm.jobs(self.array, self.merge), 240)
 
 
-Submission = Callable[..., Jobs]
-
-
-def by_script(slurm: Slurm, folder: Path, *words: str) -> Jobs:
-    """Runs what --dry-run prints."""
-    printed = run("submit", *words, "--dry-run", env=slurm.environment)
-    assert printed.code == 0, printed.stderr
-    (folder / "submit.sh").write_text(printed.stdout)
-    said = slurm.ask("sh", str(folder / "submit.sh"))
-    return _jobs(slurm, said, r"array job (\d+), merge job (\d+); watch them with: squeue -j \1,\2")
-
-
-def by_submitit(slurm: Slurm, folder: Path, *words: str) -> Jobs:
-    """Submits."""
+def begin(slurm: Slurm, *words: str) -> Jobs:
+    """Submit, and return at once."""
     outcome = submit(slurm, *words)
     assert outcome.code == 0, outcome.stderr
     pattern = r"array job (\d+) of \d+ tasks for \d+ units, merge job (\d+); watch them with squeue"
-    return _jobs(slurm, outcome.stderr, pattern)
+    found = re.search(pattern, outcome.stderr)
+    assert found, outcome.stderr
+    return Jobs(slurm, *found.groups())
 
 
-def _jobs(slurm: Slurm, said: str, pattern: str) -> Jobs:
-    found = re.search(pattern, said)
+def begin_by_hand(slurm: Slurm, folder: Path, *words: str) -> Jobs:
+    """Save what --dry-run prints, and run it."""
+    printed = submit(slurm, *words, "--dry-run")
+    assert printed.code == 0, printed.stderr
+    (folder / "saved.sh").write_text(printed.stdout)
+    said = slurm.ask("sh", str(folder / "saved.sh"))
+    pattern = r"array job (\d+)\nmerge job (\d+)\nwatch them with: squeue -j \1,\2\n"
+    found = re.fullmatch(pattern, said)
     assert found, said
     return Jobs(slurm, *found.groups())
 
 
 def submit(slurm: Slurm, *words: str) -> Outcome:
-    """Runs `localrank submit`."""
-    pytest.importorskip("submitit", reason="submitit is not installed")
+    """Run `localrank submit`."""
     return run("submit", *words, env=slurm.environment)
 
 
 def logs(folder: Path, name: str) -> str:
-    """What tasks said."""
+    """Return what tasks wrote."""
     found = sorted((folder / "ranks.csv.shards/logs").glob(name))
     return "".join(path.read_text() for path in found)
 
 
 def expected(*words: str) -> str:
-    """The table of a single run."""
+    """Return the table of a single run."""
     return invoke("analyze", *words).stdout

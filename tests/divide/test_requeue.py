@@ -1,4 +1,4 @@
-"""What is stopped goes on in another turn: told so by Slurm, preempted, killed or cancelled."""
+"""Interrupted work resumes in another turn: near the time limit, preempted, killed or cancelled."""
 
 import json
 import os
@@ -7,89 +7,79 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import QUICK
+from tests.cli.program import invoke
 from tests.cli.test_merge import assert_equal
-from tests.divide.conftest import waiting_series
-from tests.divide.jobs import (
-    TASK,
-    Jobs,
-    Submission,
-    by_script,
-    by_submitit,
-    expected,
-    logs,
-    submit,
-)
+from tests.divide.jobs import TASK, Jobs, begin, expected, logs, submit
 from tests.divide.slurm import Slurm
 
 pytestmark = pytest.mark.slow
 
-WAYS = {"script": by_script, "submitit": by_submitit}
 # Takes all that the node has, of a partition that may take it from others.
 URGENT = "#!/bin/sh\n#SBATCH --partition=urgent --cpus-per-task=2 --output=/dev/null\ntrue\n"
 
 
-@pytest.fixture
-def both(slurm: Slurm, tmp_path: Path) -> dict[str, Path]:
-    """A folder for each way, in which tasks wait; side by side, to wait for Slurm once."""
-    pytest.importorskip("submitit", reason="submitit is not installed")
-    return {name: tmp_path / name for name in WAYS}
+def begin_one_task(slurm: Slurm, folder: Path, waiting: tuple[str, ...], *more: str) -> Jobs:
+    """Submit, and wait until the task has finished three checkpoints and waits at the fourth."""
+    words = (*waiting, "-o", str(folder / "ranks.csv"), *TASK, "--max-tasks", "1", *more)
+    jobs = begin(slurm, *words)
+    slurm.wait((folder / "waiting").exists)
+    return jobs
 
 
-def begin(slurm: Slurm, both: dict[str, Path], *more: str) -> dict[str, Jobs]:
-    """Submits both and waits until their last task does."""
-    found = {}
-    for name, folder in both.items():
-        words = (*waiting_series(folder), "-o", str(folder / "ranks.csv"), *TASK)
-        found[name] = WAYS[name](slurm, folder, *words, "--max-tasks", "1", *more)
-    for folder in both.values():
-        slurm.wait((folder / "waiting").exists)
-    return found
+def check_second_turn(jobs: Jobs, folder: Path, waiting: tuple[str, ...]) -> None:
+    """Once the task was stopped it resumes, and computes nothing again that was finished."""
+    jobs.slurm.wait(lambda: not jobs.slurm.is_running(jobs.array))
+    (folder / "go").touch()
+    jobs.end()
+    said = logs(folder, "localrank-*_0.log")
+    assert "going on: 3 of 4 checkpoints" in said, said
+    assert_equal((folder / "ranks.csv").read_text(), expected(*waiting))
 
 
-def go_on(slurm: Slurm, both: dict[str, Path], jobs: dict[str, Jobs]) -> None:
-    """Lets tasks go on once all were stopped."""
-    slurm.wait(lambda: all(not slurm.is_running(one.array) for one in jobs.values()))
-    for folder in both.values():
-        (folder / "go").touch()
-    for one in jobs.values():
-        one.end()
-
-
-def check(both: dict[str, Path]) -> None:
-    """All is there, and what was finished was not computed again."""
-    for name, folder in both.items():
-        said = logs(folder, "localrank-*_0.log") + logs(folder, "*.err")
-        assert "going on: 3 of 4 checkpoints" in said, (name, said)
-        model = ("--model", f"{folder}/series/net.py:Net")
-        single = expected(str(folder / "series"), *QUICK, *model)
-        assert_equal((folder / "ranks.csv").read_text(), single)
-
-
-def test_preempted_tasks(slurm: Slurm, both: dict[str, Path], tmp_path: Path) -> None:
-    """They get SIGTERM and some grace; Slurm takes those that end within it for failures."""
-    jobs = begin(slurm, both)
+def test_a_preempted_task(slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]) -> None:
+    """It gets SIGTERM and some grace; Slurm takes one that ends within it for a failure."""
+    jobs = begin_one_task(slurm, tmp_path, waiting)
     (tmp_path / "urgent.sh").write_text(URGENT)
     slurm.ask("sbatch", str(tmp_path / "urgent.sh"))
-    go_on(slurm, both, jobs)
-    check(both)
+    check_second_turn(jobs, tmp_path, waiting)
+    assert "stopped by SIGTERM" in logs(tmp_path, "localrank-*_0.log")
 
 
-def test_tasks_whose_time_ends(slurm: Slurm, both: dict[str, Path]) -> None:
-    """Slurm itself tells them: of one minute after a quarter of one, or when it looks next."""
-    jobs = begin(slurm, both, "--time", "1")
-    go_on(slurm, both, jobs)
-    check(both)
-    assert "this job is timed-out" in logs(both["submitit"], "*.out")
+def test_a_task_near_its_time_limit(slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]) -> None:
+    """Slurm signals it 15 s before the end of its minute, or up to 30 s earlier."""
+    jobs = begin_one_task(slurm, tmp_path, waiting, "--time", "1")
+    check_second_turn(jobs, tmp_path, waiting)
+    assert "stopped by SIGUSR1" in logs(tmp_path, "localrank-*_0.log")
 
 
-def test_tasks_that_slurm_kills_and_starts_again(slurm: Slurm, both: dict[str, Path]) -> None:
+def test_a_task_that_slurm_kills_and_starts_again(
+    slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
+) -> None:
     """As after the crash of a node."""
-    jobs = begin(slurm, both)
-    for one in jobs.values():
-        slurm.ask("scontrol", "requeue", one.array)
-    go_on(slurm, both, jobs)
-    check(both)
+    jobs = begin_one_task(slurm, tmp_path, waiting)
+    slurm.ask("scontrol", "requeue", jobs.array)
+    check_second_turn(jobs, tmp_path, waiting)
+
+
+def test_a_turn_without_progress_is_the_last(
+    slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
+) -> None:
+    """A checkpoint that takes longer than the time limit would be begun again for ever."""
+    target = tmp_path / "ranks.csv"
+    first = invoke("analyze", *waiting, "-o", str(target), "--steps", "0:2")
+    assert first.code == 0, first.stderr
+    jobs = begin_one_task(slurm, tmp_path, waiting)
+    slurm.ask("scancel", "--signal=USR1", f"{jobs.array}_0")
+    jobs.end()
+    said = logs(tmp_path, "localrank-*_0.log")
+    assert said.count("stopped by SIGUSR1") == 1
+    assert "no checkpoint was finished within the time limit. Submit again with more --time" in said
+    assert "1 units are missing" in logs(tmp_path, "localrank-merge-*.log")
+    (tmp_path / "go").touch()
+    words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "1")
+    again = submit(slurm, *words, "--time", "60", "--wait")
+    assert again.code == 0, again.stderr
+    assert_equal(target.read_text(), expected(*waiting))
 
 
 def test_a_requeue_touches_its_own_task_only(
@@ -97,9 +87,14 @@ def test_a_requeue_touches_its_own_task_only(
 ) -> None:
     """The last task of an array has the number of the array, which means all tasks."""
     target = tmp_path / "ranks.csv"
-    jobs = by_script(slurm, tmp_path, *waiting, "-o", str(target), *TASK, "--max-tasks", "2")
+    words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "2")
+    jobs = begin(slurm, *words)
     slurm.wait((tmp_path / "waiting").exists)
     slurm.wait(lambda: "wrote" in logs(tmp_path, "localrank-*_0.log"))
+    second = submit(slurm, *words)
+    assert second.code == 1
+    assert f"Slurm jobs {jobs.array}, {jobs.merge} are at work on it" in second.error
+    assert f"scancel {jobs.array} {jobs.merge}" in second.error
     slurm.ask("scancel", "--signal=USR1", f"{jobs.array}_1")
     slurm.wait(lambda: "stopped by SIGUSR1" in logs(tmp_path, "localrank-*_1.log"))
     (tmp_path / "go").touch()
@@ -109,32 +104,12 @@ def test_a_requeue_touches_its_own_task_only(
     assert_equal(target.read_text(), expected(*waiting))
 
 
-def test_submitit_puts_a_task_that_is_told_into_the_queue_again(
+def test_after_scancel_the_same_command_resumes(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
     target = tmp_path / "ranks.csv"
     words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "2")
-    jobs = by_submitit(slurm, tmp_path, *words)
-    slurm.wait((tmp_path / "waiting").exists)
-    second = submit(slurm, *words)
-    assert second.code == 1
-    assert "are at work on it" in second.error
-    slurm.ask("scancel", "--signal=USR2", f"{jobs.array}_1")
-    slurm.wait(lambda: "Requeued job" in logs(tmp_path, "*.out") + logs(tmp_path, "*.err"))
-    (tmp_path / "go").touch()
-    jobs.end()
-    assert "going on: 1 of 2 checkpoints" in logs(tmp_path, "*.err")
-    assert_equal(target.read_text(), expected(*waiting))
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_after_scancel_the_same_command_goes_on(
-    slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...], way: str
-) -> None:
-    target = tmp_path / "ranks.csv"
-    words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "2")
-    begin_way: Submission = WAYS[way]
-    jobs = begin_way(slurm, tmp_path, *words)
+    jobs = begin(slurm, *words)
     first = tmp_path / "ranks.csv.shards/shard-00000-of-00002.csv.json"
     slurm.wait(lambda: (tmp_path / "waiting").exists() and first.exists())
     slurm.ask("scancel", jobs.array)
@@ -151,13 +126,13 @@ def test_a_task_that_is_killed(slurm: Slurm, tmp_path: Path, waiting: tuple[str,
     """As when memory runs out: it failed, the merge says what is missing, nothing is lost."""
     target = tmp_path / "ranks.csv"
     words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "2")
-    jobs = by_submitit(slurm, tmp_path, *words)
+    jobs = begin(slurm, *words)
     slurm.wait((tmp_path / "waiting").exists)
     lock = tmp_path / "ranks.csv.shards/shard-00001-of-00002.csv.lock"
     os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
     jobs.end()
-    said = logs(tmp_path, "*.err")
-    assert "localrank ended with status -9" in said
+    assert "Killed" in logs(tmp_path, "localrank-*_1.log")
+    said = logs(tmp_path, "localrank-merge-*.log")
     assert "missing: series: step_3.pt: begun by shard 1/2" in said
     assert "1 units are missing" in said
     (tmp_path / "go").touch()

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from tests.cli.program import QUICK, invoke, run
 from tests.cli.test_merge import assert_equal, shard
-from tests.divide.jobs import TASK, by_script, by_submitit, expected, logs, submit
+from tests.divide.jobs import TASK, begin, begin_by_hand, expected, logs, submit
 from tests.divide.slurm import Slurm
 from tests.helpers import net_weights, save_series, weights
 
@@ -22,7 +22,7 @@ def test_an_array_of_eight_shards_is_a_single_run(slurm: Slurm, tmp_path: Path) 
     (series / "step_8.safetensors").write_bytes(b"torn")
     words = (str(series), *QUICK, "--on-error", "skip")
     target = tmp_path / "ranks.csv"
-    jobs = by_script(slurm, tmp_path, *words, "-o", str(target), *TASK, "--max-tasks", "8")
+    jobs = begin_by_hand(slurm, tmp_path, *words, "-o", str(target), *TASK, "--max-tasks", "8")
     assert len(slurm.jobs(jobs.array)) == 8
     assert slurm.jobs(jobs.merge) == {jobs.merge: "PENDING"}  # it runs after the array
     jobs.end()
@@ -60,7 +60,7 @@ def test_a_series_that_grows_while_tasks_wait(
 ) -> None:
     target = tmp_path / "ranks.csv"
     words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "2")
-    jobs = by_submitit(slurm, tmp_path, *words, "--max-parallel", "1")
+    jobs = begin(slurm, *words, "--max-parallel", "1")
     torch.save(net_weights(9), tmp_path / "series/step_9.pt")  # before the second task begins
     (tmp_path / "go").touch()
     jobs.end()
@@ -72,17 +72,6 @@ def test_a_series_that_grows_while_tasks_wait(
     done = submit(slurm, *words, "--wait")
     assert done.code == 0
     assert "array job" not in done.stderr
-
-
-def test_without_slurm(tmp_path: Path) -> None:
-    pytest.importorskip("submitit", reason="submitit is not installed")
-    series = save_series(tmp_path / "run")
-    outcome = run(
-        "submit", str(series), *QUICK, "-o", str(tmp_path / "a.csv"), *TASK,
-        env={"PATH": str(tmp_path)},
-    )  # fmt: skip
-    assert outcome.code == 1
-    assert "there is no sbatch on this machine" in outcome.error
 
 
 def test_the_script_is_one_that_a_shell_reads(tmp_path: Path) -> None:
@@ -100,6 +89,7 @@ def test_the_script_is_one_that_a_shell_reads(tmp_path: Path) -> None:
         "module load 'x y'",
     ):
         assert f"\n{line}\n" in printed
-    assert "array=$(sbatch --parsable <<" in printed
-    assert '--dependency="afterany:${array%%;*}"' in printed
+    folder = tmp_path / "a.csv.shards/logs"
+    assert f"array=$(sbatch --parsable --output={folder}/%x-%A_%a.log <<" in printed
+    assert '--dependency="afterany:$array"' in printed
     assert not (tmp_path / "a.csv.shards").exists()  # nothing was written

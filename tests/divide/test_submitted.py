@@ -18,26 +18,21 @@ import torch
 
 from tests.cli.program import QUICK, run, start
 from tests.cli.test_merge import assert_equal
-from tests.divide.jobs import TASK, Submission, by_script, by_submitit, expected, logs, submit
+from tests.divide.jobs import TASK, begin, expected, logs, submit
 from tests.divide.slurm import Slurm
 from tests.helpers import save_series
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("by", [by_script, by_submitit])
-def test_what_was_asked_for_is_what_slurm_is_told(
-    slurm: Slurm, tmp_path: Path, by: Submission
-) -> None:
-    pytest.importorskip("submitit", reason="submitit is not installed")
+def test_what_was_asked_for_is_what_slurm_is_told(slurm: Slurm, tmp_path: Path) -> None:
     series = save_series(tmp_path / "it's a run", range(5))
-    # submitit makes a pattern of file names of what follows a percent sign.
-    out = tmp_path / ("it's 100% out" if by is by_script else "it's out")
+    out = tmp_path / "it's 100% `out`\n$HOME %j"
     out.mkdir()
     target = out / "ranks.csv"
     more = ("--max-parallel", "1", "--max-tasks", "2", "--gpus-per-task", "1", "--mem", "100MB")
     setup = ("--setup", f"echo set up >> '{tmp_path}/setup'", "--partition", "main")
-    jobs = by(slurm, tmp_path, str(series), *QUICK, "-o", str(target), *TASK, *more, *setup)
+    jobs = begin(slurm, str(series), *QUICK, "-o", str(target), *TASK, *more, *setup)
     told = slurm.ask("scontrol", "show", "job", jobs.array)
     for words in (
         "ArrayTaskThrottle=1", "TresPerTask=gres:gpu:1", "MinMemoryNode=100M", "Partition=main",
@@ -47,10 +42,11 @@ def test_what_was_asked_for_is_what_slurm_is_told(
     after = slurm.ask("scontrol", "show", "job", jobs.merge)
     assert f"Dependency=afterany:{jobs.array}_*" in after
     assert "TresPerTask" not in after
+    assert "TimeLimit=00:30:00" in after  # some clusters accept no job without one
     jobs.end()
     assert (tmp_path / "setup").read_text() == "set up\n" * 3  # each task and the merge
     if not torch.cuda.is_available():  # the GPU is one in name only
-        said = logs(out, "*.log") + logs(out, "*.err")
+        said = logs(out, "*.log")
         assert "localrank: error: --device cuda: " in said, said
         assert not target.exists()
 
@@ -68,8 +64,11 @@ def test_slurm_refuses(slurm: Slurm, tmp_path: Path) -> None:
     words = (str(series), *QUICK, "-o", str(tmp_path / "a.csv"), "--partition", "moon")
     outcome = submit(slurm, *words, *TASK)
     assert outcome.code == 1
-    last = outcome.stderr.splitlines()[-1]  # after what sbatch itself says
-    assert last.startswith("localrank: error: --cluster slurm: sbatch refused (")
+    said = (
+        "--cluster slurm: nothing was submitted (sbatch: error: invalid partition specified: moon"
+    )
+    assert said in outcome.error
+    assert "Check --partition" in outcome.error
     assert not (tmp_path / "a.csv.shards/jobs.json").exists()
 
 
@@ -82,7 +81,6 @@ def half(slurm: Slurm, tmp_path: Path) -> Slurm:
     folder.mkdir()
     (folder / "sbatch").write_text(
         "#!/bin/sh\n"
-        'if [ $# = 1 ] && [ -f "$1" ]; then exec < "$1"; shift; fi\n'
         f"cat > {folder}/job.$$\n"
         f"if grep -q job-name=localrank-merge {folder}/job.$$; then\n"
         "  echo 'sbatch: error: Job violates accounting policy' >&2; exit 1\nfi\n"
@@ -98,9 +96,15 @@ def check_array(slurm: Slurm, tmp_path: Path, words: tuple[str, ...], array: str
     slurm.wait((tmp_path / "waiting").exists)
     second = submit(slurm, *words)
     assert second.code == 1
-    assert f"Slurm's jobs {array} are at work on it" in second.error
+    assert f"Slurm jobs {array} are at work on it" in second.error
     (tmp_path / "go").touch()
     slurm.wait(lambda: not slurm.jobs(array), 240)
+
+
+ALONE = (
+    r"localrank: error: array job (\d+) was accepted and is at work, but the merge job was not"
+    r" submitted%s\. When the array has ended, merge by hand: (.*); or stop it: scancel \1\n"
+)
 
 
 def test_the_merge_alone_is_refused(half: Slurm, tmp_path: Path, waiting: tuple[str, ...]) -> None:
@@ -108,12 +112,8 @@ def test_the_merge_alone_is_refused(half: Slurm, tmp_path: Path, waiting: tuple[
     words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "2")
     outcome = submit(half, *words)
     assert outcome.code == 1
-    said = re.search(
-        r"array job (\d+) was accepted and is at work, but sbatch refused the merge job after it"
-        r" \(.*accounting policy.*\)\. When the array has ended, merge by hand: (.*); or stop it:"
-        r" scancel \1\n",
-        outcome.stderr,
-    )
+    reason = r" \(sbatch: error: Job violates accounting policy\)"
+    said = re.search(ALONE % reason, outcome.stderr)
     assert said, outcome.stderr
     check_array(half, tmp_path, words, said[1])
     subprocess.run(shlex.split(said[2]), env=half.environment, check=True, capture_output=True)
@@ -121,21 +121,28 @@ def test_the_merge_alone_is_refused(half: Slurm, tmp_path: Path, waiting: tuple[
     assert not (tmp_path / "ranks.csv.shards/jobs.json").exists()
 
 
-def test_the_merge_of_the_script_alone_is_refused(
+def test_the_merge_of_a_saved_script_is_refused(
     half: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
     target = tmp_path / "ranks.csv"
     words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "2")
-    printed = run("submit", *words, "--dry-run", env=half.environment).stdout
-    script = subprocess.run(
-        ["sh"], input=printed, env=half.environment, capture_output=True, text=True, check=False
-    )
-    assert script.returncode == 1
-    *_, told, by_hand = script.stderr.splitlines()
-    found = re.match(r"sbatch refused the merge job; array job (\d+) was accepted and is", told)
-    assert found, script.stderr
-    check_array(half, tmp_path, words, found[1])
-    subprocess.run(shlex.split(by_hand), env=half.environment, check=True, capture_output=True)
+    script = submit(half, *words, "--dry-run").stdout
+
+    def by_hand() -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            ["sh"], input=script, env=half.environment, capture_output=True, text=True, check=False
+        )
+
+    done = by_hand()
+    assert done.returncode == 1
+    said = re.fullmatch(r"sbatch: error: .*\n" + ALONE % "", done.stderr)
+    assert said, done.stderr
+    again = by_hand()  # the script itself refuses too
+    assert again.returncode == 1
+    assert f"Slurm jobs {said[1]} are at work on it" in again.stderr
+    assert f"stop them with scancel {said[1]}." in again.stderr
+    check_array(half, tmp_path, words, said[1])
+    subprocess.run(shlex.split(said[2]), env=half.environment, check=True, capture_output=True)
     assert_equal(target.read_text(), expected(*waiting))
 
 
@@ -143,16 +150,15 @@ def test_every_task_has_the_cores_that_it_asked_for(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
     """A step of srun gets one core unless it is told otherwise, whatever the job has."""
-    pytest.importorskip("submitit", reason="submitit is not installed")
     words = (*waiting, "-o", str(tmp_path / "ranks.csv"), *TASK[:2], "--cpus-per-task", "2")
-    jobs = by_submitit(slurm, tmp_path, *words, "--max-tasks", "1")
+    jobs = begin(slurm, *words, "--max-tasks", "1")
     try:
         slurm.wait((tmp_path / "waiting").exists)
-        steps = slurm.ask("scontrol", "show", "steps")
+        steps = slurm.ask("scontrol", "show", "step", jobs.array)
     finally:
         slurm.ask("scancel", jobs.array, jobs.merge)
         jobs.end()
-    (own,) = [text for text in steps.split("StepId=") if text.startswith(f"{jobs.array}.0 ")]
+    (own,) = [text for text in steps.split("StepId=") if text.startswith(f"{jobs.array}_0.0 ")]
     assert "CPUs=2 " in own, own
 
 
@@ -160,7 +166,6 @@ def test_who_stops_waiting_does_not_stop_the_jobs(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
     """At a terminal, where there is a progress bar."""
-    pytest.importorskip("submitit", reason="submitit is not installed")
     target = tmp_path / "ranks.csv"
     words = ("submit", *waiting, "-o", str(target), *TASK, "--max-tasks", "2", "--wait")
     main, terminal = pty.openpty()

@@ -1,7 +1,9 @@
 import pytest
 
-from localrank_cli.divide.slurm import Resources, parse_time
+from localrank_cli.divide.slurm import array_of, seconds_before_end
 from localrank_cli.errors import UsageError
+from localrank_cli.options.read import FLAGS, read_options
+from localrank_cli.options.table import SubmitOptions
 
 
 @pytest.mark.parametrize(
@@ -17,20 +19,20 @@ from localrank_cli.errors import UsageError
     ],
 )
 def test_times_are_those_of_sbatch(text: str, minutes: int) -> None:
-    assert parse_time(text) == minutes
+    assert read_options(SubmitOptions, {"time": text}, FLAGS).time == minutes
 
 
 @pytest.mark.parametrize("text", ["", "x", "1:2:3:4", "-5", "0", "1-", "1h"])
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(UsageError, match="--time"):
-        parse_time(text)
+        read_options(SubmitOptions, {"time": text}, FLAGS)
 
 
 def test_arrays() -> None:
-    assert Resources().array(8) == "0-7"
-    assert Resources(max_parallel=3).array(1) == "0-0%3"
+    assert array_of(SubmitOptions(), 8) == "0-7"
+    assert array_of(SubmitOptions(max_parallel=3), 1) == "0-0%3"
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(1, 15), (4, 60), (8, 120), (600, 120)])
-def test_a_task_is_told_in_time_and_not_at_once(minutes: int, seconds: int) -> None:
-    assert Resources(minutes=minutes).seconds_before_end == seconds
+def test_a_task_is_stopped_in_time_and_not_at_once(minutes: int, seconds: int) -> None:
+    assert seconds_before_end(SubmitOptions(time=minutes)) == seconds
