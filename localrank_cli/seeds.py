@@ -7,6 +7,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+# Under this seed a user's code is imported and called: no number depends on the caller's own.
+SEED = 0
+
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "information": set(),
     "checkpoints": {"errors", "archives"},
     "model": {"errors", "userimport", "seeds"},
-    "points": {"errors", "archives", "userimport"},
+    "points": {"errors", "archives", "userimport", "seeds"},
     "results": {"errors", "validation", "machine", "spectrum", "measures"},
     "options": {
         "errors", "validation", "userimport", "checkpoints", "model", "points", "layers",

@@ -249,10 +249,10 @@ def _is_checkpoint_folder(folder: Path, rule_of: Callable[[Path], NameRule]) -> 
     """Return whether a folder that was named is one checkpoint and not a series."""
     if hub_folder_of(folder) is not None:
         return True
-    if folder_weights(folder) is None:
-        return False
     named = step_in_name(folder.name) is not None or epoch_in_name(folder.name) is not None
-    return named or rule_of(folder.parent).step(folder.name) is not None
+    if not named and rule_of(folder.parent).step(folder.name) is None:
+        return False
+    return folder_weights(folder) is not None
 
 
 def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> UnreadableError:

@@ -12,7 +12,7 @@ from localrank_cli.options.table import DEFAULT_ATOL, RethresholdOptions
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.results.record import CheckpointRecord
-    from localrank_cli.results.rethreshold import Rethreshold
+    from localrank_cli.run.rethreshold import Rethreshold
 
 
 @offering(RethresholdOptions)
@@ -26,7 +26,7 @@ def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
     target = output if output != Path("-") else None
     if target is not None:
         check_suffix(target)
-    from localrank_cli.results.rethreshold import Rethreshold
+    from localrank_cli.run.rethreshold import Rethreshold
 
     work = Rethreshold.at(options.spectra[0], absolute, options.rtol, options.noise)
     if target is None:

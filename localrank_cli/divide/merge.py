@@ -9,8 +9,8 @@ from typing import Any
 
 from localrank_cli.errors import SettingsError, UnreadableError, shortened
 from localrank_cli.measures.points import PointMeasures, PointRanks
+from localrank_cli.options.decisive import find_difference
 from localrank_cli.results.journal import Entry, Journal, journal_path, read_line
-from localrank_cli.results.manifest import decisive
 from localrank_cli.results.output import Output
 from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord, LayerRecord
 
@@ -123,15 +123,13 @@ def _take_settings(
     run = settings["run"]
     there = merge.settings.setdefault(run, settings)
     origin = first.setdefault(run, path)
-    now = decisive(settings)
-    for key, value in decisive(there).items():
-        other = now[key]
-        if value != other:
-            raise SettingsError(
-                f"{path} and {origin} were made with other settings for {run!r}:"
-                f" {key.replace('_', ' ')} is {shortened(other)} and {shortened(value)}.",
-                "Merge only tables of one analysis.",
-            )
+    found = find_difference(there, settings)
+    if found is not None:
+        raise SettingsError(
+            f"{path} and {origin} were made with other settings for {run!r}: {found.name} is"
+            f" {shortened(found.now)} and {shortened(found.earlier)}.",
+            f"{found.advice}Merge only tables of one analysis.",
+        )
 
 
 def _take_unit(merge: Merge, place: Place) -> None:

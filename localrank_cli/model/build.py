@@ -15,12 +15,11 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from localrank_cli.errors import ModelError, cause
-from localrank_cli.seeds import seeded
+from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT
 
 # The seed under which a user's code is imported and its networks are built: what they draw is the
 # same at every start, whatever state the caller's generators have.
-SEED = 0
 
 # A parametrized layer (weight_norm, spectral_norm) keeps its parametrizations as a child.
 _NO_LAYERS = {"parametrizations"}

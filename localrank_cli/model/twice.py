@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from localrank_cli.model.build import SEED, Build, build_model
+from localrank_cli.model.build import Build, build_model
 from localrank_cli.model.fill import has_custom_loading
 from localrank_cli.model.unsaved import Fingerprint, fingerprints
+from localrank_cli.seeds import SEED
 
 _OTHER_SEED = 1  # any but SEED
 

@@ -121,7 +121,7 @@ class AnalyzeOptions:
             metavar="SPEC",
             read=parse.data,
             in_folder=True,
-            decides=("data", "data_sha256", "n_data"),
+            decides=("data", "data_sha256", "data_values_sha256", "n_data"),
         ),
     ] = None
     data_key: Annotated[

@@ -1,16 +1,20 @@
 """The source of the data in `--data`: a file, the user's code, or a distribution."""
 
 import contextlib
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from localrank_cli.errors import DataError, SettingsError, UsageError, cause
 from localrank_cli.points.draw import Points, draw, sample
 from localrank_cli.points.files import SUFFIXES, file_hash, from_numpy, load_array
+from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT, CodeSpec, import_object
 
 _DISTRIBUTION = re.compile(r"^(normal|uniform):(\d+(?:x\d+)*)$")
@@ -92,7 +96,16 @@ def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
     described = {"data": source.text}
     if code.is_file:
         described["data_sha256"] = file_hash(Path(code.place))
-    return _drawn(_from_code(code), source, source.text), described
+    array = _from_code(code)
+    described["data_values_sha256"] = _values_hash(array)
+    return _drawn(array, source, source.text), described
+
+
+def _values_hash(array: Tensor) -> str:
+    """Return a hash of what code returned: it may return something else when it runs again."""
+    digest = hashlib.sha256(f"{array.dtype} {tuple(array.shape)}".encode())
+    digest.update(array.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _drawn(array: Tensor, source: DataSource, name: str) -> Points:
@@ -101,11 +114,13 @@ def _drawn(array: Tensor, source: DataSource, name: str) -> Points:
 
 
 def _from_code(code: CodeSpec) -> Tensor:
-    found = import_object(code, "--data")
     name = f"--data {code.place}:{code.name}"
+    # What the code draws, when it is imported and when it is called, is the same at every start.
+    with seeded(SEED):
+        found: Any = import_object(code, "--data")
     if not isinstance(found, (Tensor, np.ndarray)) and callable(found):
         try:
-            with contextlib.chdir("."):
+            with contextlib.chdir("."), seeded(SEED):
                 found = found()
         except ANY_FAULT as error:
             raise DataError(

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.machine import versions
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.journal import Entry
 from localrank_cli.results.write import manifest_path
@@ -32,6 +31,7 @@ DECISIVE = (
     "data",
     "data_key",
     "data_sha256",
+    "data_values_sha256",
     "data_scale",
     "n_data",
     "point_indices",
@@ -78,6 +78,8 @@ def make_manifest(
     Returns:
         Anything that JSON can hold.
     """
+    from localrank_cli.machine import versions  # noqa: PLC0415  # torch is slow
+
     return {
         "localrank_manifest": FORMAT,
         "complete": is_complete,
@@ -160,6 +162,8 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
         Setting -> value; files are known by their content, not by where they lie.
     """
     found = {key: settings.get(key) for key in DECISIVE}
+    if found["data_values_sha256"] is None:  # of code alone, and earlier versions did not write it
+        del found["data_values_sha256"]
     found["measures"] = found["measures"] or list(FIRST_MEASURES)
     found["unsaved"] = found["unsaved"] or []  # earlier versions did not write it
     if found["data_sha256"] is not None:

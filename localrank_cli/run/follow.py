@@ -7,9 +7,9 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from localrank_cli.checkpoints.names import NameRule
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import CheckpointFile, find_checkpoints, find_folders
@@ -19,7 +19,7 @@ from localrank_cli.options.resolve import for_series
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import Headers, PlannedCheckpoint, Setting, failed_record
-from localrank_cli.run.plan import Plan, SeriesPlan, make_plan
+from localrank_cli.run.plan import Plan, SeriesPlan, make_plan, names_rule
 
 # A file that nothing has written to for so long, and that still is not whole, will not be.
 _PATIENCE = 60.0
@@ -69,7 +69,9 @@ class Watch:
         ready: list[Path] = []
         for path in self.options.checkpoints:
             with suppress(UnreadableError):
-                (folder, named), *_ = find_folders([path], self._names_rule).items()
+                (folder, named), *_ = find_folders(
+                    [path], partial(names_rule, self.options)
+                ).items()
                 files = self._files(folder, named)
                 whole = [file for file in files if self._is_settled(file)]
                 if whole:
@@ -152,9 +154,6 @@ class Watch:
         except UnreadableError:  # none yet
             return ()
         return found.files
-
-    def _names_rule(self, folder: Path) -> NameRule:
-        return for_series(self.options, folder).step_rule.names
 
     def _is_settled(self, file: CheckpointFile) -> bool:
         """Whether nothing wrote to it since the last look, and it is whole by its own account."""

@@ -10,14 +10,14 @@ from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.checkpoints.weights import WRAPPERS, candidates
 from localrank_cli.errors import ModelError, Note, listed
-from localrank_cli.model.build import SEED, existing_modules
+from localrank_cli.model.build import existing_modules
 from localrank_cli.model.hf import CONFIG, hf_factory, read_config, same_network
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
 from localrank_cli.model.twice import Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
 from localrank_cli.options.resolve import ModelChoice
 from localrank_cli.results.record import unsaved_message
-from localrank_cli.seeds import seeded
+from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import import_object
 
 

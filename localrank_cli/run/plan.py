@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.checkpoints.counting import EPOCHS, Counting
-from localrank_cli.checkpoints.names import StepRule
+from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import (
@@ -129,9 +129,7 @@ def make_plan(options: AnalyzeOptions, note: Note, listed: Frozen | None = None)
     check_options(options)
     check_names(SeriesOptions(options, FolderSettings(), Path()))
     device = pick_device(options.device or "auto")
-    named = find_folders(
-        options.checkpoints, lambda folder: for_series(options, folder).step_rule.names
-    )
+    named = find_folders(options.checkpoints, partial(names_rule, options))
     runs = run_names(list(named))
     memory = memory_budget(device) if options.memory is None else options.memory
     planned = []
@@ -158,6 +156,14 @@ def make_plan(options: AnalyzeOptions, note: Note, listed: Frozen | None = None)
             whole = plan.examination.whole_records
             check_fits(whole, plan.examination.survey.n_in, memory - plan.metric.n_bytes)
     return Plan(tuple(planned), device, memory, extra, options.trust_pickle, options.skips_errors)
+
+
+def names_rule(options: AnalyzeOptions, folder: Path) -> NameRule:
+    """Return the rule by which the names in a folder are read, if it is a series."""
+    try:
+        return for_series(options, folder).step_rule.names
+    except SettingsError:  # it need not be one: the parent of a series may hold anything
+        return SeriesOptions(options, FolderSettings(), folder).step_rule.names
 
 
 def _plan_series(

@@ -1,14 +1,13 @@
 """What an earlier run of the same command finished, and the refusal to mix two analyses."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from localrank_cli.checkpoints.reading import footprint
-from localrank_cli.errors import Note, SettingsError, shortened
+from localrank_cli.errors import Note, SettingsError
+from localrank_cli.options.decisive import find_difference
 from localrank_cli.results.journal import GONE, Entry, Journal
-from localrank_cli.results.manifest import decisive
 from localrank_cli.results.record import KIND, SETTINGS, SHARD
 from localrank_cli.run.compute import Known, hash_of
 from localrank_cli.run.headers import PlannedCheckpoint, load_state
@@ -16,15 +15,6 @@ from localrank_cli.run.plan import Plan, SeriesPlan, series_settings
 from localrank_cli.run.units import Division
 
 _Key = tuple[str, str, tuple[int, ...] | None]
-_NAMES = {
-    "point_indices": "points",
-    "data_sha256": "content of the data",
-    "n_data": "data",
-    "counting": "what the steps count",
-    "step_from": "--step-from",
-    "step_regex": "--step-regex",
-    "unsaved": "what no checkpoint holds (--allow-unsaved)",
-}
 
 
 @dataclass(frozen=True)
@@ -131,22 +121,12 @@ def record_settings(plan: Plan, journal: Journal, division: Division | None) -> 
 
 
 def _compare(series: SeriesPlan, saved: Mapping[str, Any], journal: Journal) -> None:
-    now = decisive(json.loads(json.dumps(series_settings(series))))
-    for key, earlier in decisive(saved).items():
-        if earlier != now[key] and key == "measures":
-            differ = set(earlier) ^ set(now[key])
-            raise SettingsError(
-                f"{journal.path}: was begun by another version of localrank, which differs in the"
-                f" measures: {', '.join(sorted(differ))}.",
-                "Give another name with -o, or start anew with --overwrite.",
-            )
-        if earlier != now[key]:
-            name = _NAMES.get(key, key.replace("_", " "))
-            raise SettingsError(
-                f"{journal.path}: was begun with another setting for {series.run!r}: {name} was"
-                f" {shortened(earlier)} and is now {shortened(now[key])}.",
-                "Give another name with -o, or start anew with --overwrite.",
-            )
+    found = find_difference(saved, series_settings(series))
+    if found is not None:
+        raise SettingsError(
+            f"{journal.path}: was begun with another setting for {series.run!r}: {found.sentence}.",
+            f"{found.advice}Give another name with -o, or start anew with --overwrite.",
+        )
 
 
 def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: Journal) -> bool:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.errors import SettingsError
+from localrank_cli.options.decisive import find_difference
 from localrank_cli.options.parse import Shard
-from localrank_cli.results.manifest import decisive
 from localrank_cli.results.plan_file import Frozen, FrozenSeries, Listed
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import PlannedCheckpoint
@@ -169,14 +169,12 @@ def hold_to(plan: Plan, frozen: Frozen) -> Plan:
     """
     for series in plan.series:
         listed = frozen.of_run(series.run)
-        now = decisive(json.loads(json.dumps(series_settings(series))))
-        for key, value in decisive(listed.settings).items():
-            if now[key] != value:
-                raise SettingsError(
-                    f"{series.run}: {key.replace('_', ' ')} is not what it was when the plan was"
-                    " made.",
-                    "Submit again; what is finished is kept.",
-                )
+        found = find_difference(listed.settings, series_settings(series))
+        if found is not None:
+            raise SettingsError(
+                f"{series.run}: {found.name} is not what it was when the plan was made.",
+                f"{found.advice}Submit again; what is finished is kept.",
+            )
         steps = {one.name: one.step for one in listed.checkpoints}
         for checkpoint in series.checkpoints:
             if steps[checkpoint.file.name] != checkpoint.step:

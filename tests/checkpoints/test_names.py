@@ -208,5 +208,3 @@ def test_expressions_that_do_not_serve(regex: str) -> None:
 def test_rules() -> None:
     assert StepRule.parse(None, None) == StepRule()
     assert StepRule.parse(None, "epoch").source == "epoch"
-    with pytest.raises(UsageError, match="Known are contents, name, epoch"):
-        StepRule.parse(None, "names")

@@ -9,12 +9,12 @@ import pytest
 
 from localrank_cli import analyze
 from localrank_cli.errors import LocalrankError, SettingsError, UsageError
+from localrank_cli.options.decisive import DECISIVE
 from localrank_cli.options.folder import KEYS, read_folder_settings
 from localrank_cli.options.parse import Preset, Shard, StepRange
 from localrank_cli.options.read import FLAGS, PYTHON, read_options, read_values
 from localrank_cli.options.setting import Option, options_of
 from localrank_cli.options.table import AnalyzeOptions, SubmitOptions, check_options
-from localrank_cli.results.manifest import DECISIVE
 from tests.cli.program import invoke
 
 OPTIONS = list(options_of(AnalyzeOptions))

@@ -131,3 +131,48 @@ def test_a_tensor_from_python() -> None:
 def test_a_key_where_arrays_have_no_names(source: DataSource) -> None:
     with pytest.raises(SettingsError, match="--data-key x"):
         load_points(source)
+
+
+DRAWS = """
+import random
+import numpy as np
+import torch
+
+here = torch.randn(8, 4)
+
+def torchs():
+    return torch.randn(8, 4)
+
+def numpys():
+    return np.random.randn(8, 4)
+
+def pythons():
+    return np.array([[random.random() for _ in range(4)] for _ in range(8)])
+
+def restless():
+    return np.random.default_rng().normal(size=(8, 4))
+"""
+
+
+@pytest.mark.parametrize("name", ["here", "torchs", "numpys", "pythons"])
+def test_code_that_draws_gives_the_same_whatever_the_callers_seed(
+    tmp_path: Path, name: str
+) -> None:
+    found = []
+    for seed in (1, 2):
+        (tmp_path / f"draws_{seed}.py").write_text(DRAWS)
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        state = torch.get_rng_state()
+        found.append(load_points(DataSource(f"{tmp_path}/draws_{seed}.py:{name}", count=5)))
+        assert torch.equal(torch.get_rng_state(), state)
+    (first, facts), (second, others) = found
+    assert torch.equal(first.tensor, second.tensor)
+    assert facts["data_values_sha256"] == others["data_values_sha256"]
+
+
+def test_the_values_that_code_returns_are_known_by_their_content(tmp_path: Path) -> None:
+    (tmp_path / "draws.py").write_text(DRAWS)
+    source = DataSource(f"{tmp_path}/draws.py:restless", count=5)
+    hashes = {str(load_points(source)[1]["data_values_sha256"]) for _ in range(2)}
+    assert len(hashes) == 2

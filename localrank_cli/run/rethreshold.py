@@ -9,7 +9,8 @@ from typing import Any
 from localrank_cli.errors import SettingsError, UnreadableError
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import AVERAGED
-from localrank_cli.results.manifest import decisive, extra_columns
+from localrank_cli.options.decisive import find_difference
+from localrank_cli.results.manifest import extra_columns
 from localrank_cli.results.output import Output
 from localrank_cli.results.record import CheckpointRecord, LayerRecord, unsaved_message
 from localrank_cli.results.spectra import find_spectra, read_spectra
@@ -99,14 +100,13 @@ class Rethreshold:
 
     def _check_settings(self, now: dict[str, Any], earlier: dict[str, Any], path: Path) -> None:
         """Refuse a folder into which two analyses of one run kept their singular values."""
-        before = decisive(earlier)
-        for key, value in decisive(now).items():
-            if value != before[key]:
-                raise SettingsError(
-                    f"{path}: was kept with another {key.replace('_', ' ')} than files of earlier"
-                    f" steps of {now['run']!r}: two analyses wrote into {self.folder}.",
-                    "Remove the files of one, or keep the singular values again in a new folder.",
-                )
+        found = find_difference(earlier, now)
+        if found is not None:
+            raise SettingsError(
+                f"{path}: was kept with another {found.name} than files of earlier steps of"
+                f" {now['run']!r}: two analyses wrote into {self.folder}.",
+                "Remove the files of one, or keep the singular values again in a new folder.",
+            )
 
     @property
     def extra_columns(self) -> tuple[str, ...]:

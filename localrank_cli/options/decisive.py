@@ -1,0 +1,111 @@
+"""What must be equal for two analyses to be one: the settings that decide the numbers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from localrank_cli.errors import shortened
+from localrank_cli.options.setting import options_of
+from localrank_cli.options.table import AnalyzeOptions
+
+# Journals of the first release do not name their measures: they hold these.
+_FIRST_MEASURES = (
+    "effective_rank",
+    "stable_rank",
+    "participation_ratio",
+    "spectral_norm",
+    "jacobian_norm",
+    "gaussian_information",
+)
+
+# Settings of the manifest that no option decides alone, and those that options decide. Where files
+# lie is none of it.
+DECISIVE = tuple(
+    dict.fromkeys(
+        (
+            "definitions",
+            *(key for option in options_of(AnalyzeOptions) for key in option.setting.decides),
+            "measures",
+            "columns",
+            "optional_columns",
+        )
+    )
+)
+
+# What code returned is compared where both analyses recorded it: the first release did not.
+_VALUES = "data_values_sha256"
+
+# For people, where the setting's own name would not do.
+_NAMES = {
+    "point_indices": "points",
+    "data_sha256": "content of the data",
+    _VALUES: "what the code of --data returns",
+    "n_data": "data",
+    "counting": "what the steps count",
+    "step_from": "--step-from",
+    "step_regex": "--step-regex",
+    "unsaved": "what no checkpoint holds (--allow-unsaved)",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first setting in which two analyses differ."""
+
+    key: str
+    earlier: Any
+    now: Any
+
+    @property
+    def name(self) -> str:
+        """What the setting is called in a sentence."""
+        if self.key == "measures":
+            differ = sorted(set(self.earlier) ^ set(self.now))
+            return f"the measures {', '.join(differ)}"
+        return _NAMES.get(self.key, self.key.replace("_", " "))
+
+    @property
+    def sentence(self) -> str:
+        """What differs, such as `noise was 1.0 and is now 2.0`."""
+        if self.key == "measures":
+            return f"another version of localrank wrote it, which differs in {self.name}"
+        return f"{self.name} was {shortened(self.earlier)} and is now {shortened(self.now)}"
+
+    @property
+    def advice(self) -> str:
+        """What mends the difference itself, if anything does; ends with a blank."""
+        if self.key != _VALUES:
+            return ""
+        return (
+            "The code draws other values at every start. Seed its generator inside the function"
+            " (numpy.random.default_rng(0), torch.Generator().manual_seed(0)). "
+        )
+
+
+def find_difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Difference | None:
+    """Return the first setting that decides numbers and differs, or None.
+
+    Args:
+        earlier: Settings of a series, of a file.
+        now: Settings of the same series.
+    """
+    before, after = decisive(earlier), decisive(json.loads(json.dumps(now)))
+    for key, value in before.items():
+        if key == _VALUES and None in {value, after[key]}:
+            continue
+        if value != after[key]:
+            return Difference(key, value, after[key])
+    return None
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that must be equal; files are known by content, not by where they lie."""
+    found = {key: settings.get(key) for key in DECISIVE}
+    found["measures"] = found["measures"] or list(_FIRST_MEASURES)
+    found["unsaved"] = found["unsaved"] or []  # earlier versions did not write it
+    if found["data_sha256"] is not None:
+        found["data"] = str(found["data"]).rpartition(":")[2] if ":" in str(found["data"]) else None
+    if found["model_sha256"] is not None:
+        found["model"] = str(found["model"]).rpartition(":")[2]
+    return found
