@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.divide.merge import Merge, collect, find_journals, write_merged
-from localrank_cli.errors import Note, SettingsError
+from localrank_cli.errors import Note, SettingsError, UnreadableError
 from localrank_cli.results.journal import Journal, journal_path, read_heads
 from localrank_cli.results.lock import OutputLock
 from localrank_cli.results.plan_file import Frozen, read_frozen
@@ -161,8 +161,8 @@ class ShardFolder:
             refuse_existing(self.target)
         frozen = self.freeze(plan, shards, words, note)
         if self.plan.exists():
-            earlier = read_frozen(self.plan)
-            if earlier.is_same_work(frozen):
+            earlier = _earlier(self.plan, note)
+            if earlier is not None and earlier.is_same_work(frozen):
                 done = len(kept_heads(self.path))
                 if done:
                     note(f"going on: {done} of {frozen.n_units} units are finished already")
@@ -234,6 +234,15 @@ class ShardFolder:
                 path.unlink(missing_ok=True)
         with suppress(OSError):
             os.rmdir(self.path)  # noqa: PTH106  # what is not empty stays
+
+
+def _earlier(path: Path, note: Note) -> Frozen | None:
+    """Read an earlier plan; one that cannot be read is made anew."""
+    try:
+        return read_frozen(path)
+    except UnreadableError as error:
+        note(f"{error.what} The work is divided anew, and what is finished is kept")
+        return None
 
 
 def missing_checkpoints(merge: Merge, frozen: Frozen) -> list[str]:

@@ -1,17 +1,19 @@
 """The manifest beside a table: what decided the numbers, and what they cost."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from localrank_cli.errors import DataError, one_line
 from localrank_cli.machine import versions
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.journal import Entry
 from localrank_cli.results.write import manifest_path
+from localrank_cli.validation import loads
 
 FORMAT = 1
+_KEY = "localrank_manifest"
 # Raised when the same command would give other numbers.
 DEFINITIONS = 1
 # What must be equal for two analyses to be one. Where files lie is none of it.
@@ -79,7 +81,7 @@ def make_manifest(
         Anything that JSON can hold.
     """
     return {
-        "localrank_manifest": FORMAT,
+        _KEY: FORMAT,
         "complete": is_complete,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
@@ -91,19 +93,38 @@ def make_manifest(
 
 
 def read_manifest(table: Path) -> dict[str, Any] | None:
-    """What stands beside a table.
+    """Read the manifest beside a table.
 
     Args:
         table: The table.
 
     Returns:
         The manifest; None where there is none, or where another program wrote a file of its name.
+
+    Raises:
+        DataError: If it is a manifest, and holds what no manifest holds.
     """
+    path = manifest_path(table)
     try:
-        found = json.loads(manifest_path(table).read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and "localrank_manifest" in found else None
+    if f'"{_KEY}"' not in text:
+        return None
+    from localrank_cli.results.schema import Manifest, check  # noqa: PLC0415  # pydantic is slow
+
+    try:
+        found = loads(text, non_finite=True)
+        if isinstance(found, dict) and _KEY not in found:
+            return None
+        check(Manifest, found)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: is no sound manifest: {one_line(error)}.",
+            "Remove it, or analyse again with --overwrite; the table can be shown without it.",
+        ) from error
+    assert isinstance(found, dict)
+    return found
 
 
 def model_of(manifest: dict[str, Any] | None) -> str:
