@@ -5,7 +5,7 @@ pydantic itself is imported by the modules that define models, so that `--help` 
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from localrank_cli.errors import printable, shortened
@@ -32,51 +32,55 @@ def loads(text: str, *, non_finite: bool = False) -> object:
         ValueError: If it is no JSON, repeats a key of an object, is nested more than `DEEPEST`
             levels deep, or holds a number that is not finite and is not allowed.
     """
-    return _parsed(text, decoder(non_finite=non_finite).decode)
+    try:
+        value = (_LENIENT if non_finite else _STRICT).decode(text)
+    except RecursionError:
+        raise _too_deep() from None
+    _check_depth(text, value)
+    return value
 
 
-def decoder(*, non_finite: bool = False) -> json.JSONDecoder:
-    """Return the decoder of `loads`; it checks everything but the depth."""
-    if non_finite:
-        return json.JSONDecoder(object_pairs_hook=_distinct)
-    return json.JSONDecoder(
-        object_pairs_hook=_distinct, parse_constant=_refuse, parse_float=_finite
-    )
-
-
-def check_depth(text: str, value: object) -> None:
-    """Check that a parsed value is not nested too deeply.
+def load_first(text: str, start: int) -> object:
+    """Parse the JSON value that begins at a place of a text; what follows is not looked at.
 
     Args:
-        text: What it was parsed from; most are seen to be shallow without a walk.
-        value: The parsed value.
+        text: Any text.
+        start: Where the value begins.
+
+    Returns:
+        As for `loads`.
 
     Raises:
-        ValueError: If it has more than `DEEPEST` levels.
+        ValueError: As for `loads`; no number may be non-finite.
     """
-    if text.count("[") + text.count("{") <= DEEPEST:
+    try:
+        value, end = _STRICT.raw_decode(text, start)
+    except RecursionError:
+        raise _too_deep() from None
+    _check_depth(text[start:end], value)
+    return value
+
+
+def _check_depth(text: str, value: object) -> None:
+    if text.count("[") + text.count("{") <= DEEPEST:  # most are seen to be shallow without a walk
         return
-    level = [value]
+    if not isinstance(value, dict | list):  # a text with brackets
+        return
+    level: list[Any] = [value]
     for _ in range(DEEPEST):
         level = [
             child
             for one in level
-            for child in (one.values() if isinstance(one, dict) else one)  # type: ignore[attr-defined]  # a list
+            for child in (one.values() if isinstance(one, dict) else one)
             if isinstance(child, dict | list)
         ]
         if not level:
             return
-    raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    raise _too_deep()
 
 
-def _parsed(text: str, decode: Callable[[str], object]) -> object:
-    try:
-        value = decode(text)
-    except RecursionError:
-        raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
-    if isinstance(value, dict | list):
-        check_depth(text, value)
-    return value
+def _too_deep() -> ValueError:
+    return ValueError(f"it is nested more than {DEEPEST} levels deep")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,6 +101,10 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"expected finite numbers, got {shortened(text)}")
     return number
+
+
+_LENIENT = json.JSONDecoder(object_pairs_hook=_distinct)
+_STRICT = json.JSONDecoder(object_pairs_hook=_distinct, parse_constant=_refuse, parse_float=_finite)
 
 
 def complaint(error: "ValidationError") -> str:

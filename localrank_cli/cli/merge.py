@@ -1,6 +1,5 @@
 """`localrank merge`: the tables of shards put together."""
 
-import json
 import shlex
 import sys
 from contextlib import suppress
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from localrank_cli.cli.command import offering
-from localrank_cli.errors import INCOMPLETE, SettingsError, UsageError
+from localrank_cli.errors import INCOMPLETE, LocalrankError, SettingsError, UsageError
 from localrank_cli.options.table import MergeOptions
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
@@ -70,11 +69,13 @@ def _tell_missing(found: "Merge", journals: list[Path], screen: "Screen", *, par
 
 
 def _command(journals: list[Path]) -> str:
-    """The command of one of the shards, which tells that of the others."""
+    """Return the command of one of the shards, which shows that of the others."""
+    from localrank_cli.results.manifest import read_manifest
+
     for path in journals:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            words = [str(word) for word in manifest["command"]]
+        with suppress(LocalrankError, ValueError, IndexError):
+            manifest = read_manifest(path.with_suffix("")) or {}
+            words = list(manifest.get("command") or ())
             place = words.index("--shard")
             if not words[place + 1].startswith("auto"):
                 words[place + 1] = "I/N"

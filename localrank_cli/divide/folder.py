@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.divide.merge import Merge, collect, find_journals, write_merged
-from localrank_cli.errors import Note, SettingsError
+from localrank_cli.errors import Note, SettingsError, UnreadableError
 from localrank_cli.results.journal import Journal, journal_path, read_heads
 from localrank_cli.results.lock import OutputLock
 from localrank_cli.results.plan_file import Frozen, read_frozen
@@ -126,9 +126,8 @@ class ShardFolder:
         if not self.journal.exists():
             refuse_existing(self.target)
         frozen = freeze(plan, self.left(plan, note), shards, words, self.target)
-        if self.plan.exists() and (earlier := read_frozen(self.plan)).is_same_work(frozen):
-            return earlier
-        return frozen
+        earlier = _earlier(self.plan)
+        return earlier if earlier is not None and earlier.is_same_work(frozen) else frozen
 
     def preview(
         self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool
@@ -142,7 +141,7 @@ class ShardFolder:
             return freeze(plan, plan, shards, words, self.target)
         frozen = self.freeze(plan, shards, words, note)
         begun = any(self.path.glob("*.journal"))
-        if begun and not (self.plan.exists() and read_frozen(self.plan) == frozen):
+        if begun and _earlier(self.plan) != frozen:
             raise SettingsError(
                 f"{self.path}: the parts in it are of another division, and their results must be"
                 f" taken over into {self.target.name} first; a dry run writes nothing.",
@@ -169,7 +168,7 @@ class ShardFolder:
             self._discard()
         frozen = self.freeze(plan, shards, words, note)
         if self.plan.exists():
-            if read_frozen(self.plan) == frozen:
+            if _earlier(self.plan, note) == frozen:
                 if done := len(kept_heads(self.path)):
                     note(f"going on: {done} of {frozen.n_units} units are finished already")
                 return frozen
@@ -239,6 +238,15 @@ class ShardFolder:
                 path.unlink(missing_ok=True)
         with suppress(OSError):
             os.rmdir(self.path)  # noqa: PTH106  # what is not empty stays
+
+
+def _earlier(path: Path, note: Note = lambda _: None) -> Frozen | None:
+    """Read an earlier plan file; one that cannot be read is written anew."""
+    try:
+        return read_frozen(path) if path.exists() else None
+    except UnreadableError as error:
+        note(f"{error.what} The work is divided anew, and what is finished is kept")
+        return None
 
 
 def missing_checkpoints(merge: Merge, frozen: Frozen) -> list[str]:

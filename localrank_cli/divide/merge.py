@@ -1,6 +1,5 @@
 """Puts the tables of shards together: the table of a single run, or the reason why not."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,13 +9,15 @@ from typing import Any
 from localrank_cli.errors import SettingsError, UnreadableError, shortened
 from localrank_cli.measures.points import PointMeasures, PointRanks
 from localrank_cli.options.decisive import find_difference
-from localrank_cli.results.journal import Entry, Journal, journal_path, read_line
+from localrank_cli.results.journal import Entry, Journal, journal_path, read_body, read_line
 from localrank_cli.results.output import Output
 from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord, LayerRecord
 
 _Unit = tuple[str, str, tuple[int, ...]]  # run, checkpoint, points
 # The contract: measures other than counts agree to 1e-6, relative.
 _SAME = 1e-6
+# Missing shards are listed one by one; no cluster runs more tasks of one array.
+_MOST_MISSING = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def collect(journals: Sequence[Path]) -> Merge:
     first: dict[str, Path] = {}
     for path in journals:
         with Journal(path, read_only=True) as journal:
+            journal.check_settings()
             for entry in journal.entries(SETTINGS):
                 _take_settings(merge, journal.body(entry), path, first)
             for entry in journal.entries(KIND):
@@ -169,6 +171,11 @@ def _check_divisions(merge: Merge, begun: Sequence[tuple[Path, str, set[_Unit]]]
             "Run the shards again, or merge those of one list only.",
         )
     for count, here in merge.divisions.values():
+        if min(count, merge.n_units) - len(here) > _MOST_MISSING:
+            raise SettingsError(
+                f"merge: {len(here)} of {count} shards are here.",
+                "Name the folder that the shards write into.",
+            )
         merge.missing += [
             f"shard {index}/{count}: --shard {index}/{count}"
             for index in range(min(count, merge.n_units))  # the others have nothing to do
@@ -185,6 +192,12 @@ def _check_points(merge: Merge) -> None:
         if () in found:
             continue
         n_points, reached = len(merge.settings[run]["point_indices"]), 0
+        if max(high for _, high in found) > n_points:
+            raise SettingsError(
+                f"{checkpoint} of {run!r}: there are values of a point {max(found)[1]}, and the"
+                f" series has {n_points} points.",
+                "Compute it again with --overwrite.",
+            )
         for low, high in sorted(found):
             if low < reached:
                 raise SettingsError(
@@ -200,17 +213,9 @@ def _check_points(merge: Merge) -> None:
 
 
 def load(place: Place) -> CheckpointRecord:
-    """Reads a record.
-
-    Args:
-        place: Where it stands.
-
-    Returns:
-        The record.
-    """
-    return CheckpointRecord.from_json(
-        place.entry.head, json.loads(read_line(place.journal, place.entry))["body"]
-    )
+    """Read a record."""
+    body = read_body(place.journal, place.entry)
+    return CheckpointRecord.from_json(place.entry.head, body)
 
 
 def _same(first: CheckpointRecord, second: CheckpointRecord) -> bool:
@@ -292,13 +297,27 @@ def _joined(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
     first = failed or records[0]
     if failed or len(records) == 1:
         return replace(first, points=None)
+    if len({_shape(record) for record in records}) > 1:
+        raise SettingsError(
+            f"the parts of {first.checkpoint} (step {first.step}) of {first.run!r} differ in their"
+            " layers or tolerances.",
+            "Compute them again with --overwrite.",
+        )
     layers = [
         LayerRecord(parts[0].facts, _concatenated([part.points for part in parts]), parts[0].cells)
         for parts in zip(*(record.layers for record in records), strict=True)
     ]
-    seconds = sum(record.facts["seconds"] for record in records)
+    seconds = sum(record.facts.get("seconds") or 0 for record in records)
     facts = first.facts | {"seconds": round(seconds, 4)}
     return replace(first, layers=tuple(layers), facts=facts, points=None)
+
+
+def _shape(record: CheckpointRecord) -> tuple[object, ...]:
+    """Return what the parts of a checkpoint must have in common to be put together."""
+    return tuple(
+        (one.facts.layer, one.facts.n_in, one.facts.n_out, *(r.tolerance for r in one.points.ranks))
+        for one in record.layers
+    )
 
 
 def _concatenated(parts: Sequence[PointMeasures]) -> PointMeasures:

@@ -6,22 +6,23 @@ read. A later record of the same kind, run, checkpoint and points takes the plac
 of an earlier one.
 """
 
-import json
 import os
 import stat
 import sys
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from localrank_cli.errors import OutputError
+from localrank_cli.errors import OutputError, one_line
+from localrank_cli.results.schema import check_body, check_head
 from localrank_cli.results.write import cannot_write
+from localrank_cli.validation import load_first, loads, shown
 
 _START = len(b'{"crc32":"00000000",')
-_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Entry:
 
 
 def read_heads(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """Reads the heads of whole lines, of a journal that may be growing.
+    """Read the heads of whole lines, of a journal that may be growing.
 
     Args:
         path: The file.
@@ -42,28 +43,28 @@ def read_heads(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
 
     Returns:
         The heads, and where to begin next time.
+
+    Raises:
+        OutputError: If a line is whole and holds what no journal holds.
     """
     heads = []
     with suppress(OSError), path.open("rb") as file:
         file.seek(offset)
         for line in file:
-            head = head_of(line)
-            if head is None:  # torn, or not yet whole
-                break
+            try:
+                head = head_of(line)
+                if head is None:  # torn, or not yet whole
+                    break
+                check_head(head)
+            except ValueError as error:
+                raise _strange(path, offset, error) from error
             heads.append(head)
             offset += len(line)
     return heads, offset
 
 
 def read_line(path: Path, entry: Entry) -> bytes:
-    """Reads a record as it stands in a journal that is not open.
-
-    Args:
-        path: The journal.
-        entry: From its `entries`.
-
-    Returns:
-        The line.
+    """Return the line of a record of a journal that is not open.
 
     Raises:
         OutputError: If it is not what it was, or gone.
@@ -74,9 +75,43 @@ def read_line(path: Path, entry: Entry) -> bytes:
             line = file.read(entry.length)
     except OSError as error:
         raise changed(path) from error
-    if head_of(line) != entry.head:
+    try:
+        is_same = head_of(line) == entry.head
+    except ValueError:
+        is_same = False
+    if not is_same:
         raise changed(path)
     return line
+
+
+def read_body(path: Path, entry: Entry) -> Any:
+    """Return the body of a record of a journal that is not open.
+
+    Raises:
+        OutputError: If it is not what it was, or not what a journal holds.
+    """
+    return _body_of(path, entry, read_line(path, entry))
+
+
+def _body_of(path: Path, entry: Entry, line: bytes) -> Any:
+    try:
+        # Measures may overflow, and losses of a network that diverged are not finite.
+        record = loads(line.decode(), non_finite=True)
+        return check_body(entry.head, record)
+    except ValueError as error:
+        raise _strange(path, entry.offset, error) from error
+
+
+def _strange(path: Path, offset: int, error: ValueError) -> OutputError:
+    """Word that a line is whole and makes no sense."""
+    number = 1
+    with suppress(OSError), path.open("rb") as file:
+        number += file.read(offset).count(b"\n")
+    return OutputError(
+        f"{path}: line {number}: {one_line(error)}.",
+        "Something else wrote into it; start anew with --overwrite, or remove that line to compute"
+        " its checkpoint again.",
+    )
 
 
 def line_of(head: dict[str, Any], body: Any) -> bytes:
@@ -89,25 +124,32 @@ def line_of(head: dict[str, Any], body: Any) -> bytes:
     Returns:
         The line, with its end.
     """
-    parts = [json.dumps(part, ensure_ascii=True, separators=(",", ":")) for part in (head, body)]
+    parts = [dumps(part, ensure_ascii=True, separators=(",", ":")) for part in (head, body)]
     rest = f'"head":{parts[0]},"body":{parts[1]}}}\n'.encode()
     return b'{"crc32":"%08x",' % zlib.crc32(rest) + rest
 
 
 def head_of(line: bytes) -> dict[str, Any] | None:
-    """Reads the head of a line, without the body.
+    """Read the head of a line, without the body.
 
     Args:
         line: With its end.
 
     Returns:
         The head; None of a line that is torn or damaged.
+
+    Raises:
+        ValueError: If the line is whole and has no head.
     """
     rest = line[_START:]
     if not line.endswith(b"\n") or line[:_START] != b'{"crc32":"%08x",' % zlib.crc32(rest):
         return None
-    head, _ = _DECODER.raw_decode(rest.decode(), len('"head":'))
-    return _shared(head) if isinstance(head, dict) else None
+    if not rest.startswith(b'"head":'):
+        raise ValueError("head: is missing")
+    head = load_first(rest.decode(), len('"head":'))
+    if not isinstance(head, dict):
+        raise ValueError(f"head: expected keys with values, got {shown(head)}")  # noqa: TRY004
+    return _shared(head)
 
 
 def _shared(value: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +202,7 @@ class Journal:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self.is_sound = True  # until a body turns out to be none
         self._entries: dict[str, dict[Key, Entry]] = {}  # by kind: most are of one
         self._end = 0
         try:
@@ -183,18 +226,28 @@ class Journal:
 
     def _scan(self) -> None:
         for number, line in enumerate(self._file, start=1):
-            head = head_of(line)
+            try:
+                head = self._head_of(line, number)
+            except ValueError as error:
+                raise _strange(self.path, self._end, error) from error
             if head is None:
                 # Only the last line can be torn; a bad one among others is damage of another kind.
                 if self._file.read(1):
                     raise self._damaged(number)
                 break
-            if number == 1 and (head.get("kind"), head.get("format")) != (_KIND, FORMAT):
-                raise OutputError(
-                    f"{self.path}: is no journal of this version of localrank.",
-                    "Give another name with -o, or start anew with --overwrite.",
-                )
             self._keep(head, len(line))
+
+    def _head_of(self, line: bytes, number: int) -> dict[str, Any] | None:
+        head = head_of(line)
+        if head is None:
+            return None
+        if number == 1 and (head.get("kind"), head.get("format")) != (_KIND, FORMAT):
+            raise OutputError(
+                f"{self.path}: is no journal of this version of localrank.",
+                "Give another name with -o, or start anew with --overwrite.",
+            )
+        check_head(head)
+        return head
 
     def _keep(self, head: dict[str, Any], length: int) -> None:
         of_kind = self._entries.setdefault(str(head.get("kind", "")), {})
@@ -226,24 +279,40 @@ class Journal:
         return [entry for entry in every if entry.head.get("status") != GONE]
 
     def body(self, entry: Entry) -> Any:
-        """Reads a record's body.
-
-        Args:
-            entry: From `entries`.
-
-        Returns:
-            What was appended.
+        """Return the body of a record.
 
         Raises:
-            OutputError: If the file cannot be read, or changed.
+            OutputError: If the file cannot be read, changed, or holds what no journal holds.
         """
         try:
             line = os.pread(self._file.fileno(), entry.length, entry.offset)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        if head_of(line) is None:
+        try:
+            is_whole = head_of(line) is not None
+        except ValueError:
+            is_whole = False
+        if not is_whole:
             raise changed(self.path)
-        return json.loads(line)["body"]
+        try:
+            return _body_of(self.path, entry, line)
+        except OutputError:
+            self.is_sound = False
+            raise
+
+    def check_settings(self) -> None:
+        """Check that what decided the numbers is there for every checkpoint.
+
+        Raises:
+            OutputError: If it is not.
+        """
+        there = {entry.head["run"] for entry in self.entries("settings")}
+        for entry in self.entries("checkpoint"):
+            if entry.head["run"] not in there:
+                raise OutputError(
+                    f"{self.path}: does not say what decided the numbers of {entry.head['run']!r}.",
+                    "Something else wrote into it; start anew with --overwrite.",
+                )
 
     def append(self, head: dict[str, Any], body: Any, *, sync: bool = True) -> None:
         """Appends a record and brings it to the disk.

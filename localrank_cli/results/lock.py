@@ -9,10 +9,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from localrank_cli.errors import OutputError
 from localrank_cli.results.write import cannot_write
+from localrank_cli.validation import loads
 
 _BEAT = 10.0  # seconds between heartbeats, where there is no flock
 _STALE = 6 * _BEAT
@@ -96,7 +97,7 @@ class OutputLock:
 
     def _refusal(self, holder: str) -> OutputError:
         try:
-            owner = json.loads(holder)
+            owner: Any = loads(holder)
             who = f"process {int(owner['pid'])} on {owner['host']}"
         except (ValueError, KeyError, TypeError):
             who = "another process"

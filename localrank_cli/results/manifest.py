@@ -1,61 +1,20 @@
 """The manifest beside a table: what decided the numbers, and what they cost."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from localrank_cli.errors import DataError, one_line
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.journal import Entry
 from localrank_cli.results.write import manifest_path
+from localrank_cli.validation import loads
 
 FORMAT = 1
+_KEY = "localrank_manifest"
 # Raised when the same command would give other numbers.
 DEFINITIONS = 1
-# What must be equal for two analyses to be one. Where files lie is none of it.
-# Journals of the first release do not name their measures: they hold these.
-FIRST_MEASURES = (
-    "effective_rank",
-    "stable_rank",
-    "participation_ratio",
-    "spectral_norm",
-    "jacobian_norm",
-    "gaussian_information",
-)
-DECISIVE = (
-    "definitions",
-    "model",
-    "model_arguments",
-    "model_sha256",
-    "data",
-    "data_key",
-    "data_sha256",
-    "data_values_sha256",
-    "data_scale",
-    "n_data",
-    "point_indices",
-    "seed",
-    "wrt",
-    "layers",
-    "tolerances",
-    "measures",
-    "noise",
-    "input_metric",
-    "dtype",
-    "n_cov",
-    "slices",
-    "labels_key",
-    "information_point_indices",
-    "information_noise",
-    "columns",
-    "counting",
-    "optional_columns",
-    "weights",
-    "step_from",
-    "step_regex",
-    "unsaved",
-)
 
 
 def make_manifest(
@@ -81,7 +40,7 @@ def make_manifest(
     from localrank_cli.machine import versions  # noqa: PLC0415  # torch is slow
 
     return {
-        "localrank_manifest": FORMAT,
+        _KEY: FORMAT,
         "complete": is_complete,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
@@ -93,19 +52,38 @@ def make_manifest(
 
 
 def read_manifest(table: Path) -> dict[str, Any] | None:
-    """What stands beside a table.
+    """Read the manifest beside a table.
 
     Args:
         table: The table.
 
     Returns:
         The manifest; None where there is none, or where another program wrote a file of its name.
+
+    Raises:
+        DataError: If it is a manifest, and holds what no manifest holds.
     """
+    path = manifest_path(table)
     try:
-        found = json.loads(manifest_path(table).read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and "localrank_manifest" in found else None
+    if f'"{_KEY}"' not in text:
+        return None
+    from localrank_cli.results.schema import Manifest, check  # noqa: PLC0415  # pydantic is slow
+
+    try:
+        found = loads(text, non_finite=True)
+        if isinstance(found, dict) and _KEY not in found:
+            return None
+        check(Manifest, found)
+    except ValueError as error:
+        raise DataError(
+            f"{path}: is no sound manifest: {one_line(error)}.",
+            "Remove it, or analyse again with --overwrite; the table can be shown without it.",
+        ) from error
+    assert isinstance(found, dict)
+    return found
 
 
 def model_of(manifest: dict[str, Any] | None) -> str:
@@ -150,24 +128,3 @@ def checkpoint_facts(entry: Entry) -> dict[str, Any]:
     if head["points"]:
         named["points"] = head["points"]
     return named | dict(head["facts"])
-
-
-def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a series' settings must be equal for two analyses to be one.
-
-    Args:
-        settings: From `series_settings`, or from a file that holds them.
-
-    Returns:
-        Setting -> value; files are known by their content, not by where they lie.
-    """
-    found = {key: settings.get(key) for key in DECISIVE}
-    if found["data_values_sha256"] is None:  # of code alone, and earlier versions did not write it
-        del found["data_values_sha256"]
-    found["measures"] = found["measures"] or list(FIRST_MEASURES)
-    found["unsaved"] = found["unsaved"] or []  # earlier versions did not write it
-    if found["data_sha256"] is not None:
-        found["data"] = str(found["data"]).rpartition(":")[2] if ":" in str(found["data"]) else None
-    if found["model_sha256"] is not None:
-        found["model"] = str(found["model"]).rpartition(":")[2]
-    return found

@@ -59,6 +59,7 @@ class Output:
         path = journal_path(target)
         self._is_fresh = overwrite or not resume
         self._is_written = False
+        self._is_partial = False  # a checkpoint may lack points
         with ExitStack() as stack:
             stack.enter_context(OutputLock(target))
             remove_temporary(target, manifest_path(target), path)
@@ -96,8 +97,26 @@ class Output:
 
     def records(self) -> Iterator[CheckpointRecord]:
         """Yield all checkpoints, one after another, by run and step."""
+        settings = [self.journal.body(entry) for entry in self.journal.entries(SETTINGS)]
+        points = {one["run"]: len(one["point_indices"]) for one in settings}
         for entry in self._sorted():
-            yield CheckpointRecord.from_json(entry.head, self.journal.body(entry))
+            record = CheckpointRecord.from_json(entry.head, self.journal.body(entry))
+            self._check_points(record, points[record.run])
+            yield record
+
+    def _check_points(self, record: CheckpointRecord, n_points: int) -> None:
+        """Check that a checkpoint has values at all points of its series, or of its part."""
+        given = {len(layer.points.finite) for layer in record.layers}
+        low, high = record.points or (0, n_points)
+        if not (record.is_failed or self._is_partial) and (
+            given != {high - low} or high > n_points
+        ):
+            self.journal.is_sound = False
+            raise OutputError(
+                f"{self.target}: {record.checkpoint} of {record.run!r} has values at"
+                f" {max(given)} points, and the series has {n_points}.",
+                "Merge all parts of it, or analyse the series anew with --overwrite.",
+            )
 
     def _sorted(self) -> list[Entry]:
         return sorted(self.journal.entries(KIND), key=_order)
@@ -120,6 +139,7 @@ class Output:
             is_complete: Whether nothing is missing; a failed checkpoint is missing in any case.
         """
         self.replace_earlier()
+        self._is_partial = not is_complete
         failed = any(entry.head["status"] != "ok" for entry in self.journal.entries(KIND))
         self._write(about, is_complete=is_complete and not failed)
 

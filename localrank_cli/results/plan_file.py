@@ -1,12 +1,12 @@
 """The plan file: the list of checkpoints that all parts of a divided run must see."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.errors import SettingsError, UnreadableError
+from localrank_cli.errors import SettingsError, UnreadableError, one_line
+from localrank_cli.validation import loads
 
 FORMAT = 1
 _KEY = "localrank_plan"
@@ -117,49 +117,53 @@ class Frozen:
 
 
 def read_frozen(path: Path) -> Frozen:
-    """Reads a plan file.
+    """Read a plan file.
 
     Args:
         path: The file.
 
     Returns:
-        The plan.
+        Its content.
 
     Raises:
-        UnreadableError: If it cannot be read, or is none.
+        UnreadableError: If it cannot be read, is none, or holds what no plan file holds.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        _check_format(found[_KEY])
-        series = tuple(
-            FrozenSeries(
-                one["run"],
-                one["folder"],
-                one["settings"],
-                tuple(Listed(*each) for each in one["checkpoints"]),
-            )
-            for one in found["series"]
-        )
-        return Frozen(
-            series,
-            found["shards"],
-            found["n_units"],
-            tuple(found["words"]),
-            found["output"],
-            found["folder"],
-            found["interpreter"],
-        )
+        text = path.read_text(encoding="utf-8")
+        found: Any = loads(text, non_finite=True)
     except OSError as error:
         raise UnreadableError(
             f"{path}: cannot be read ({error.strerror}).", "Name the plan file of localrank submit."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnreadableError(
-            f"{path}: is no plan file of this version of localrank.",
-            "Submit again; what is finished is kept.",
-        ) from error
+    except ValueError as error:
+        raise _unsound(path, f"is no plan file that can be read ({one_line(error)})") from error
+    if not isinstance(found, dict) or found.get(_KEY) != FORMAT:
+        raise _unsound(path, "is no plan file of this version of localrank")
+    from localrank_cli.results.schema import PlanContent, check  # noqa: PLC0415  # not for --help
+
+    try:
+        check(PlanContent, found)
+    except ValueError as error:
+        raise _unsound(path, one_line(error)) from error
+    series = tuple(
+        FrozenSeries(
+            one["run"],
+            one["folder"],
+            one["settings"],
+            tuple(Listed(*each) for each in one["checkpoints"]),
+        )
+        for one in found["series"]
+    )
+    return Frozen(
+        series=series,
+        shards=found["shards"],
+        n_units=found["n_units"],
+        words=tuple(found["words"]),
+        output=found["output"],
+        folder=found["folder"],
+        interpreter=found["interpreter"],
+    )
 
 
-def _check_format(number: object) -> None:
-    if number != FORMAT:
-        raise ValueError(f"format {number}")
+def _unsound(path: Path, what: str) -> UnreadableError:
+    return UnreadableError(f"{path}: {what}.", "Submit again; what is finished is kept.")

@@ -1,9 +1,9 @@
 """Singular values on the disk: a safetensors file for each checkpoint."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from localrank_cli.errors import DataError, cause
+from localrank_cli.errors import DataError, cause, one_line
 from localrank_cli.results.record import CheckpointRecord, LayerFacts
+from localrank_cli.results.schema import SpectraFile, check
 from localrank_cli.results.write import replacing
 from localrank_cli.spectrum.layer import LayerSpectrum, Scale
 from localrank_cli.spectrum.svd import rounding
+from localrank_cli.validation import loads, shown
 
 FORMAT = 1
 _ENTRY = "localrank_spectra"
@@ -114,7 +116,7 @@ def write_spectra(
         "point_indices": {record.run: settings["point_indices"]},
     }
     with replacing(path, binary=True) as stream:
-        stream.write(save(tensors, metadata={_ENTRY: json.dumps(about)}))
+        stream.write(save(tensors, metadata={_ENTRY: dumps(about)}))
 
 
 def read_spectra(path: Path) -> KeptCheckpoint:
@@ -131,7 +133,26 @@ def read_spectra(path: Path) -> KeptCheckpoint:
     """
     with opened(path) as (file, about):
         layers = tuple(read_layer(entry, file) for entry in about["entries"])
+        _check_one_checkpoint(about, layers)
         return KeptCheckpoint(path, about["settings"], layers, about.get("facts", {}))
+
+
+def _check_one_checkpoint(about: Mapping[str, Any], layers: Sequence[KeptLayer]) -> None:
+    """Check that all layers are of one checkpoint, and of the series whose settings are there."""
+    settings = about.get("settings") or {}
+    for key in ("run", "noise", "point_indices"):
+        if settings.get(key) is None:
+            raise ValueError(f"settings.{key}: is missing")
+    found = {(one.facts.run, one.facts.checkpoint, one.facts.step) for one in layers}
+    if len(found) != 1 or {run for run, _, _ in found} != {settings["run"]}:
+        raise ValueError(f"entries: expected layers of one checkpoint of {settings['run']!r}")
+    for layer in layers:
+        wanted = (len(settings["point_indices"]), min(layer.facts.n_out, layer.n_columns))
+        if tuple(layer.values.shape) != wanted:
+            raise ValueError(
+                f"{layer.facts.layer}: expected singular values of shape {wanted}, got"
+                f" {tuple(layer.values.shape)}"
+            )
 
 
 @contextmanager
@@ -153,18 +174,20 @@ def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             text = (file.metadata() or {}).get(_ENTRY)
             if text is None:
                 raise DataError(f"{path}: holds no singular values of localrank.", advice)
-            about = json.loads(text)
+            about: Any = loads(text, non_finite=True)
             if about["format"] != FORMAT:
                 raise DataError(
-                    f"{path}: has format {about['format']}, and this version reads {FORMAT}.",
+                    f"{path}: has format {shown(about['format'])}, and this version reads"
+                    f" {FORMAT}.",
                     "Use the version of localrank that wrote it.",
                 )
+            check(SpectraFile, about)
             yield file, about
     except OSError as error:
         said = error.strerror or error
         raise DataError(f"{path}: cannot be read ({said}).", "Check the name.") from error
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-        reason = f"{cause(error)}"
+        reason = one_line(error) if type(error) is ValueError else cause(error)
         raise DataError(
             f"{path}: holds no singular values of localrank ({reason}).", advice
         ) from error

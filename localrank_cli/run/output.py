@@ -106,7 +106,7 @@ class RunOutput(Output):
         Returns:
             Whether they are written.
         """
-        if self._plan is None or not self.n_kept:
+        if self._plan is None or not self.n_kept or not self.journal.is_sound:
             return False
         if not self._guard.acquire(timeout=timeout):
             return False

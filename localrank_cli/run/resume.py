@@ -43,6 +43,7 @@ def find_resume(
     Raises:
         SettingsError: If another analysis stands there, or a finished checkpoint has changed.
     """
+    journal.check_settings()
     entries = {_key(entry): entry for entry in journal.entries(KIND)}
     _check_settings(plan, entries.values(), journal)
     left, n_done = [], 0

@@ -27,6 +27,16 @@ EVENTS: dict[str, Event] = {
     "the journal is cut off at any place": Event(
         "0", WHOLE_RUN, f"{_HERE}/test_truncated.py::test_the_journal"
     ),
+    "a line of the journal has a sound checksum and strange content": Event(
+        "1",
+        "every finished checkpoint but that one; line and key are named",
+        "tests/results/test_strange_content.py::test_what_the_message_suggests_works",
+    ),
+    "a manifest or a plan file has strange content": Event(
+        "1",
+        "everything; file and key are named",
+        "tests/results/test_strange_content.py::test_a_plan_file",
+    ),
     "the manifest is cut off at any place": Event(
         "0",
         "table and journal; it is written anew",

@@ -163,13 +163,13 @@ def _journal(wounds: Any, place: Path) -> None:
     path = place / "j"
     with Journal(path) as journal:
         for name in "abc":
-            journal.append({"kind": "checkpoint", "run": "r", "checkpoint": name}, [name] * 9)
+            journal.append({"kind": "note", "run": "r", "checkpoint": name}, [name] * 9)
     path.write_bytes(wounded(path.read_bytes(), wounds))
     with contextlib.suppress(LocalrankError), Journal(path) as journal:
-        for entry in journal.entries("checkpoint"):
+        for entry in journal.entries("note"):
             # Whatever is left of it is what was written, never half of it.
             assert journal.body(entry) == [entry.head["checkpoint"]] * 9
-        journal.append({"kind": "checkpoint", "run": "r", "checkpoint": "d"}, ["d"] * 9)
+        journal.append({"kind": "note", "run": "r", "checkpoint": "d"}, ["d"] * 9)
 
 
 def _options(words: list[str], place: Path) -> None:
