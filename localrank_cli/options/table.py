@@ -399,7 +399,7 @@ class AnalyzeOptions:
             " file, else beside it, else its name.",
             metavar="SOURCE",
             in_folder=True,
-            decides=("step_from", "counting"),
+            decides=("counting", "step_from"),
         ),
     ] = None
     output: Annotated[

@@ -146,7 +146,7 @@ def test_a_journal_with_other_measures_is_refused_by_name(series: Path, target: 
     rewrite_journal(target, lack_one)
     outcome = analyze(series, target)
     assert outcome.code == 1
-    assert "differs in the measures: stable_rank." in outcome.error
+    assert "differs in the measures stable_rank." in outcome.error
     assert target.read_bytes() == before
     merged = invoke("merge", str(target), "-o", str(target.parent / "merged.csv"))
     assert merged.code == 1
