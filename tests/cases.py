@@ -64,6 +64,23 @@ class Case:
         return model.double(), points.double() if floating else points
 
 
+def crossed(cases: Iterable[Case], *ways: Any) -> list[Any]:
+    """Return every case in every way, for `parametrize`.
+
+    Each case is run in the first way and in one of the others, in turn, so that every way meets
+    many cases of each kind; the rest of the product is left to `make test-long`.
+    """
+    found = []
+    for index, param in enumerate(params(cases)):
+        chosen = (ways[0], ways[1 + index % (len(ways) - 1)])
+        for way in ways:
+            marks = [*param.marks, *([] if way in chosen else [pytest.mark.long])]
+            values = way if isinstance(way, tuple) else (way,)
+            name = "-".join(map(str, values))
+            found.append(pytest.param(*param.values, *values, marks=marks, id=f"{param.id}-{name}"))
+    return found
+
+
 def params(cases: Iterable[Case], marks: dict[str, Any] | None = None) -> list[Any]:
     """Cases as pytest parameters.
 

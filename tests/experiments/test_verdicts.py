@@ -8,7 +8,7 @@ import pytest
 from tests.cli.program import invoke
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("experiment", ["gaussian", "vib"])
 def test_the_verdict_holds_for_three_seeds(experiment: str, tmp_path: Path) -> None:
     outcome = invoke(

@@ -14,7 +14,7 @@ from localrank_cli.measures.points import local_ranks
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
-from tests.cases import CASES, Case, params
+from tests.cases import CASES, Case, crossed
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
 from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32, TOLERANCES
 
@@ -78,11 +78,10 @@ def found_by(case: Case, route: Route, kind: str, modes: Modes) -> dict[str, Lay
     return {found.layer: found for found in layer_spectra(model, points, request, modes)}
 
 
-@pytest.mark.parametrize(
-    ("route", "kind"),
-    [("as_chosen", "scalar"), *((route, kind) for route in ROUTES for kind in KINDS[1:])],
-)
-@pytest.mark.parametrize("case", params(CASES))
+WAYS = [*((route, kind) for route in ROUTES for kind in KINDS[1:]), ("as_chosen", "scalar")]
+
+
+@pytest.mark.parametrize(("case", "route", "kind"), crossed(CASES, *WAYS))
 def test_spectra_and_counts(case: Case, route: str, kind: str) -> None:
     expected = truth(case, kind)
     taken = ROUTES[route]

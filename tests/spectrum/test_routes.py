@@ -13,7 +13,7 @@ from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.solve import Demand
 from tests.asking import PLENTY, numbers, spectra_of
-from tests.cases import CASES, Case, params
+from tests.cases import CASES, Case, crossed
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
 from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32, TOLERANCES
 
@@ -59,8 +59,7 @@ def by_route(case: Case, route: Route) -> tuple[dict[str, LayerSpectrum], Modes]
     return found, modes
 
 
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("case", params(CASES))
+@pytest.mark.parametrize(("case", "route"), crossed(CASES, *ROUTES))
 def test_counts_and_measures(case: Case, route: str) -> None:
     found, _ = by_route(case, ROUTES[route])
     bound = BOUND_FLOAT32 if case.low_precision else BOUND

@@ -14,7 +14,7 @@ from localrank_cli.layers.select import Selection
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
-from tests.cases import CASES, Case, params
+from tests.cases import CASES, Case, crossed
 from tests.naive import Array, naive_jacobians, naive_spectra
 from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32, TOLERANCES
 
@@ -76,8 +76,7 @@ def check(case: Case, found: dict[str, LayerSpectrum], parts: dict[str, Array]) 
         assert (off <= bound * whole + 2.5e-7 * total).all(), label
 
 
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("case", params(SLICED))
+@pytest.mark.parametrize(("case", "route"), crossed(SLICED, *ROUTES))
 def test_the_last_of_the_first_axis_varied(case: Case, route: str) -> None:
     selection = Selection(case.layers, (), case.wrt, input_slice="-1")
     found = found_by(case, selection, ROUTES[route])
@@ -86,9 +85,9 @@ def test_the_last_of_the_first_axis_varied(case: Case, route: str) -> None:
     check(case, found, {k: j[:, :, -n_varied:] for k, j in jacobians(case).items()})
 
 
-@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize(
-    "case", params(case for case in SLICED if case.name not in OUTPUTS_OTHERWISE)
+    ("case", "route"),
+    crossed((case for case in SLICED if case.name not in OUTPUTS_OTHERWISE), *ROUTES),
 )
 def test_the_first_two_of_the_first_axis_of_every_output(case: Case, route: str) -> None:
     selection = Selection(case.layers, (), case.wrt, output_slice=":2")
