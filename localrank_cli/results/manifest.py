@@ -128,7 +128,7 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
 
 
 def model_of(manifest: dict[str, Any] | None) -> str:
-    """What the network is, in a few words.
+    """Return what the network is, in a few words.
 
     Args:
         manifest: Of `read_manifest`.
@@ -144,7 +144,7 @@ def model_of(manifest: dict[str, Any] | None) -> str:
 
 
 def extra_columns(series: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The optional columns of a table.
+    """Return the optional columns of a table.
 
     Args:
         series: The settings of all series in it.
@@ -156,7 +156,7 @@ def extra_columns(series: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def checkpoint_facts(entry: Entry) -> dict[str, Any]:
-    """What the manifest says of a checkpoint.
+    """Return what the manifest says of a checkpoint.
 
     Args:
         entry: Of the journal.
@@ -172,7 +172,7 @@ def checkpoint_facts(entry: Entry) -> dict[str, Any]:
 
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a series' settings must be equal for two analyses to be one.
+    """Return what of a series' settings must be equal for two analyses to be one.
 
     Args:
         settings: From `series_settings`, or from a file that holds them.

@@ -46,7 +46,7 @@ class Frozen:
     interpreter: str
 
     def is_same_work(self, other: "Frozen") -> bool:
-        """Tells whether parts of the other plan are parts of this one.
+        """Return whether parts of the other plan are parts of this one.
 
         Args:
             other: Another plan.
@@ -69,7 +69,7 @@ class Frozen:
         }
 
     def of_run(self, run: str) -> FrozenSeries:
-        """Finds a series.
+        """Find a series.
 
         Args:
             run: Its name.
@@ -88,7 +88,7 @@ class Frozen:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Makes it fit for a file.
+        """Return the content of the file.
 
         Returns:
             Anything that JSON can hold.
