@@ -16,7 +16,7 @@ from localrank_cli.options.table import (
     parse_rtol,
     parse_size,
 )
-from localrank_cli.results.plan_file import read_frozen
+from localrank_cli.results.plan_file import read_plan_file
 
 
 def options_from(given: Mapping[str, Any]) -> AnalyzeOptions:
@@ -49,7 +49,7 @@ def options_from(given: Mapping[str, Any]) -> AnalyzeOptions:
             given.get("last"),
         ),
         "shard": parse_shard(shard, os.environ) if shard is not None else None,
-        "frozen": read_frozen(given["plan"]) if given.get("plan") is not None else None,
+        "frozen": read_plan_file(given["plan"]) if given.get("plan") is not None else None,
         "follow": Follow(until) if given.get("follow") else None,
     }
     options = AnalyzeOptions(**values)

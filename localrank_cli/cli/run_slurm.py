@@ -24,7 +24,7 @@ from localrank_cli.divide.slurm import (
 from localrank_cli.errors import INCOMPLETE, LocalrankError, SettingsError
 from localrank_cli.results.journal import Journal, journal_path
 from localrank_cli.results.lock import OutputLock
-from localrank_cli.results.plan_file import Frozen
+from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.record import KIND
 from localrank_cli.results.write import check_suffix, make_folder
 from localrank_cli.run.compute import run_plan
@@ -125,7 +125,7 @@ def _seconds_per_checkpoint(plan: Plan) -> float:
     return base + (n_points - 1) * max(0.0, more - base) / max(1, several - 1)
 
 
-def _wait(jobs: Jobs, frozen: Frozen, folder: ShardFolder, screen: Screen) -> int:
+def _wait(jobs: Jobs, frozen: PlanFile, folder: ShardFolder, screen: Screen) -> int:
     progress = Progress(folder.path)
     progress.new()
     try:
@@ -143,7 +143,7 @@ def _wait(jobs: Jobs, frozen: Frozen, folder: ShardFolder, screen: Screen) -> in
     return _status(frozen, folder)
 
 
-def _status(frozen: Frozen, folder: ShardFolder) -> int:
+def _status(frozen: PlanFile, folder: ShardFolder) -> int:
     if folder.plan.exists():  # the merge removes it when all is there
         raise LocalrankError(
             f"{folder.path}: the jobs have ended, and not all is there.",

@@ -16,7 +16,7 @@ from localrank_cli.divide.merge import Merge, collect, find_journals, write_merg
 from localrank_cli.errors import Note, SettingsError, UnreadableError
 from localrank_cli.results.journal import Journal, journal_path, read_heads
 from localrank_cli.results.lock import OutputLock
-from localrank_cli.results.plan_file import Frozen, read_frozen
+from localrank_cli.results.plan_file import PlanFile, read_plan_file
 from localrank_cli.results.record import KIND
 from localrank_cli.results.write import (
     make_folder,
@@ -126,7 +126,7 @@ class ShardFolder:
         with OutputLock(self.target), Journal(journal) as opened:
             return find_resume(plan, opened, note).plan
 
-    def freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> Frozen:
+    def freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> PlanFile:
         """Divides what is left to do, and writes nothing.
 
         Args:
@@ -142,7 +142,7 @@ class ShardFolder:
 
     def prepare(
         self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool
-    ) -> Frozen:
+    ) -> PlanFile:
         """Divides what is left to do, or goes on with an earlier division of the same.
 
         Args:
@@ -197,7 +197,7 @@ class ShardFolder:
             if merge.units:
                 write_merged(merge, self.target, command, overwrite=True)
 
-    def finish(self, frozen: Frozen, command: Sequence[str]) -> bool:
+    def finish(self, frozen: PlanFile, command: Sequence[str]) -> bool:
         """Merges all parts, and removes the folder.
 
         Args:
@@ -236,16 +236,16 @@ class ShardFolder:
             os.rmdir(self.path)  # noqa: PTH106  # what is not empty stays
 
 
-def _earlier(path: Path, note: Note) -> Frozen | None:
+def _earlier(path: Path, note: Note) -> PlanFile | None:
     """Read an earlier plan; one that cannot be read is made anew."""
     try:
-        return read_frozen(path)
+        return read_plan_file(path)
     except UnreadableError as error:
         note(f"{error.what} The work is divided anew, and what is finished is kept")
         return None
 
 
-def missing_checkpoints(merge: Merge, frozen: Frozen) -> list[str]:
+def missing_checkpoints(merge: Merge, frozen: PlanFile) -> list[str]:
     """Finds what a plan lists and no table holds.
 
     Args:

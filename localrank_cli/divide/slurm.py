@@ -17,7 +17,7 @@ from typing import Any
 from localrank_cli.divide.folder import ShardFolder
 from localrank_cli.errors import SettingsError, UsageError, one_line
 from localrank_cli.results.journal import journal_path
-from localrank_cli.results.plan_file import Frozen
+from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.write import write_json
 from localrank_cli.searchpath import program_words
 
@@ -84,7 +84,7 @@ def parse_time(text: str) -> int:
     return total
 
 
-def task_words(frozen: Frozen, folder: ShardFolder, *, gpus: bool) -> list[str]:
+def task_words(frozen: PlanFile, folder: ShardFolder, *, gpus: bool) -> list[str]:
     """The command of one task, but for its `--shard`.
 
     Args:
@@ -100,7 +100,7 @@ def task_words(frozen: Frozen, folder: ShardFolder, *, gpus: bool) -> list[str]:
     return [*program_words(frozen.interpreter), "analyze", *frozen.words, *own]
 
 
-def merge_words(frozen: Frozen, folder: ShardFolder) -> list[str]:
+def merge_words(frozen: PlanFile, folder: ShardFolder) -> list[str]:
     """The command that merges what all tasks gave.
 
     Args:
@@ -114,7 +114,7 @@ def merge_words(frozen: Frozen, folder: ShardFolder) -> list[str]:
     return [*program_words(frozen.interpreter), "merge", str(folder.path), *own]
 
 
-def submission_script(frozen: Frozen, folder: ShardFolder, resources: Resources) -> str:
+def submission_script(frozen: PlanFile, folder: ShardFolder, resources: Resources) -> str:
     """Writes the script.
 
     Args:
@@ -179,7 +179,7 @@ def _here_document(command: str, mark: str, text: str) -> str:
     return f"{command} <<'{mark}'\n{text}\n{mark}"
 
 
-def _job(frozen: Frozen, folder: ShardFolder, head: Sequence[str], body: Sequence[str]) -> str:
+def _job(frozen: PlanFile, folder: ShardFolder, head: Sequence[str], body: Sequence[str]) -> str:
     name = "%x-%A_%a.log" if _is_array(head) else "%x-%j.log"
     logs = "output=" + shlex.quote(str(folder.logs).replace("%", "%%") + "/" + name)
     options = [*head, "open-mode=append", logs]
@@ -197,7 +197,7 @@ def _is_array(head: Sequence[str]) -> bool:
     return any(option.startswith("array=") for option in head)
 
 
-def _array_head(frozen: Frozen, resources: Resources) -> list[str]:
+def _array_head(frozen: PlanFile, resources: Resources) -> list[str]:
     head = [
         "job-name=localrank",
         f"array={resources.array(frozen.shards)}",
@@ -219,7 +219,7 @@ def _partition(resources: Resources) -> list[str]:
     return [f"partition={resources.partition}"] if resources.partition is not None else []
 
 
-def _task(frozen: Frozen, folder: ShardFolder, resources: Resources) -> list[str]:
+def _task(frozen: PlanFile, folder: ShardFolder, resources: Resources) -> list[str]:
     words = task_words(frozen, folder, gpus=bool(resources.gpus_per_task))
     return [
         *resources.setup,
@@ -377,7 +377,7 @@ class Jobs:
     merge: str
 
 
-def submit_jobs(frozen: Frozen, folder: ShardFolder, resources: Resources) -> Jobs:
+def submit_jobs(frozen: PlanFile, folder: ShardFolder, resources: Resources) -> Jobs:
     """Submits an array of all parts, and a merge for when it has ended.
 
     Each job is written down as soon as it is accepted, so that no other submission works beside it.

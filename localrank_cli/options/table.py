@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.errors import UsageError
 from localrank_cli.options.parse import Part, Preset, Shard, check_part
-from localrank_cli.results.plan_file import Frozen
+from localrank_cli.results.plan_file import PlanFile
 
 if TYPE_CHECKING:  # torch is not imported where options are only parsed
     from torch import Tensor, nn
@@ -73,7 +73,7 @@ class AnalyzeOptions:
     spectra: Path | None = None
     on_error: str = "stop"
     shard: Shard | None = None
-    frozen: Frozen | None = None  # only the checkpoints of a plan file
+    frozen: PlanFile | None = None  # only the checkpoints of a plan file
     follow: Follow | None = None
     trust_model: bool = False
     trust_pickle: bool = False

@@ -42,7 +42,7 @@ from localrank_cli.points.files import file_hash
 from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.manifest import DEFINITIONS
-from localrank_cli.results.plan_file import FrozenSeries
+from localrank_cli.results.plan_file import ListedSeries
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.covariance import MetricPlan, plan_metric
 from localrank_cli.run.headers import (
@@ -316,7 +316,7 @@ def marks(path: Path) -> tuple[int | None, int | None]:
     return found.size, found.mtime_ns
 
 
-def narrow(series: Series, frozen: FrozenSeries) -> Series:
+def narrow(series: Series, frozen: ListedSeries) -> Series:
     """Leaves of a series what the plan lists, however much it has grown since.
 
     Args:
