@@ -38,9 +38,9 @@ def merge(_context: typer.Context, options: MergeOptions) -> None:
     found = collect(journals)
     if plan is not None and not found.missing:
         from localrank_cli.divide.folder import missing_checkpoints
-        from localrank_cli.results.plan_file import read_frozen
+        from localrank_cli.results.plan_file import read_plan_file
 
-        found.missing = missing_checkpoints(found, read_frozen(plan))
+        found.missing = missing_checkpoints(found, read_plan_file(plan))
     if found.missing:
         _tell_missing(found, journals, screen, partial=options.partial)
     flaws = write_merged(found, target, sys.argv, overwrite=options.overwrite)

@@ -16,7 +16,7 @@ from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
 from localrank_cli.options.parse import array_size
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import header
-from localrank_cli.results.plan_file import read_frozen
+from localrank_cli.results.plan_file import read_plan_file
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.results.write import RowWriter, cannot_write, check_suffix, make_folder
 from localrank_cli.run.compute import Known, run_plan
@@ -104,7 +104,7 @@ class _Work:
     def run(self) -> None:
         """Computes what is left, checkpoint by checkpoint, and keeps each as it comes."""
         watch = Watch(self.options, self.screen.note) if self.options.follow else None
-        listed = read_frozen(self.options.plan) if self.options.plan is not None else None
+        listed = read_plan_file(self.options.plan) if self.options.plan is not None else None
         plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note, listed)
         if listed is not None:
             plan = hold_to(plan, listed)

@@ -22,7 +22,7 @@ from localrank_cli.machine import count_gpus, memory_budget, pick_device
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.journal import Journal, journal_path
 from localrank_cli.results.lock import OutputLock
-from localrank_cli.results.plan_file import Frozen
+from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.record import KIND, CheckpointRecord
 from localrank_cli.results.write import check_suffix
 from localrank_cli.run.plan import Plan, make_plan
@@ -124,7 +124,7 @@ class _Several:
             shares = shares[: max(1, plan.n_checkpoints)]
         return plan, shares
 
-    def _job(self, index: int, share: Share, frozen: Frozen) -> Job:
+    def _job(self, index: int, share: Share, frozen: PlanFile) -> Job:
         own = ["--plan", str(self.folder.plan), "--shard", f"{index}/{frozen.shards}"]
         own += ["-o", str(self.folder.path), "--device", share.device]
         if share.memory is not None:
@@ -133,7 +133,7 @@ class _Several:
         command = [*program_words(sys.executable), "analyze", *frozen.words, *own]
         return Job(command, share.environment)
 
-    def _follow(self, workers: Workers, frozen: Frozen) -> None:
+    def _follow(self, workers: Workers, frozen: PlanFile) -> None:
         progress = Progress(self.folder.path)
         progress.new()
         done = len(kept_heads(self.folder.path))
@@ -162,7 +162,7 @@ class _Several:
                 self.said.add(text)
                 self.screen.warn(text)
 
-    def _stop(self, workers: Workers, error: BaseException, frozen: Frozen) -> None:
+    def _stop(self, workers: Workers, error: BaseException, frozen: PlanFile) -> None:
         name = error.name if isinstance(error, Interrupted) else "SIGTERM"
         workers.signal(signal.Signals[name])
         workers.wait()

@@ -23,7 +23,7 @@ from localrank_cli.errors import INCOMPLETE, LocalrankError, SettingsError
 from localrank_cli.options.table import AnalyzeOptions, SubmitOptions
 from localrank_cli.results.journal import Journal, journal_path
 from localrank_cli.results.lock import OutputLock
-from localrank_cli.results.plan_file import Frozen
+from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.record import KIND
 from localrank_cli.results.write import check_suffix
 from localrank_cli.run.compute import run_plan
@@ -119,7 +119,7 @@ def _seconds_per_checkpoint(plan: Plan) -> float:
     return base + (n_points - 1) * max(0.0, more - base) / max(1, several - 1)
 
 
-def _wait(jobs: Jobs, frozen: Frozen, folder: ShardFolder, screen: Screen) -> int:
+def _wait(jobs: Jobs, frozen: PlanFile, folder: ShardFolder, screen: Screen) -> int:
     progress = Progress(folder.path)
     progress.new()
     try:
@@ -144,7 +144,7 @@ def _are_alive(jobs: Jobs) -> bool:
         return True
 
 
-def _status(frozen: Frozen, folder: ShardFolder) -> int:
+def _status(frozen: PlanFile, folder: ShardFolder) -> int:
     if folder.plan.exists():  # the merge removes it when all is there
         raise LocalrankError(
             f"{folder.path}: the jobs have ended, and some units are missing.",

@@ -16,7 +16,7 @@ from localrank_cli.divide.merge import Merge, collect, find_journals, write_merg
 from localrank_cli.errors import Note, SettingsError, UnreadableError
 from localrank_cli.results.journal import Journal, journal_path, read_heads
 from localrank_cli.results.lock import OutputLock
-from localrank_cli.results.plan_file import Frozen, read_frozen
+from localrank_cli.results.plan_file import PlanFile, read_plan_file
 from localrank_cli.results.record import KIND
 from localrank_cli.results.write import (
     make_folder,
@@ -111,7 +111,7 @@ class ShardFolder:
         with OutputLock(self.target), Journal(self.journal) as opened:
             return find_resume(plan, opened, note).plan
 
-    def freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> Frozen:
+    def freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> PlanFile:
         """Divide what is left to do, or return an earlier division of the same; write nothing.
 
         Args:
@@ -131,7 +131,7 @@ class ShardFolder:
 
     def preview(
         self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool
-    ) -> Frozen:
+    ) -> PlanFile:
         """Return what `prepare` would return, and write nothing.
 
         Raises:
@@ -151,7 +151,7 @@ class ShardFolder:
 
     def prepare(
         self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool
-    ) -> Frozen:
+    ) -> PlanFile:
         """Write the plan file, or continue an earlier division of the same work.
 
         Args:
@@ -201,7 +201,7 @@ class ShardFolder:
             if merge.units:
                 write_merged(merge, self.target, command, overwrite=True)
 
-    def finish(self, frozen: Frozen, command: Sequence[str]) -> bool:
+    def finish(self, frozen: PlanFile, command: Sequence[str]) -> bool:
         """Merge all parts, and remove the folder.
 
         Args:
@@ -240,16 +240,16 @@ class ShardFolder:
             os.rmdir(self.path)  # noqa: PTH106  # what is not empty stays
 
 
-def _earlier(path: Path, note: Note = lambda _: None) -> Frozen | None:
+def _earlier(path: Path, note: Note = lambda _: None) -> PlanFile | None:
     """Read an earlier plan file; one that cannot be read is written anew."""
     try:
-        return read_frozen(path) if path.exists() else None
+        return read_plan_file(path) if path.exists() else None
     except UnreadableError as error:
         note(f"{error.what} The work is divided anew, and what is finished is kept")
         return None
 
 
-def missing_checkpoints(merge: Merge, frozen: Frozen) -> list[str]:
+def missing_checkpoints(merge: Merge, frozen: PlanFile) -> list[str]:
     """Return a line for each checkpoint that a plan lists and no table holds."""
     there = {unit[:2] for unit in merge.units}
     return [

@@ -1,4 +1,4 @@
-"""Puts the tables of shards together: the table of a single run, or the reason why not."""
+"""Put the tables of shards together: the table of a single run, or the reason why not."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ class Merge:
 
 
 def find_journals(paths: Sequence[Path]) -> list[Path]:
-    """Finds the journals of tables.
+    """Find the journals of tables.
 
     Args:
         paths: Folders (all tables in them) and tables.
@@ -88,7 +88,7 @@ def find_journals(paths: Sequence[Path]) -> list[Path]:
 
 
 def collect(journals: Sequence[Path]) -> Merge:
-    """Reads what the tables hold, and checks that they belong together.
+    """Read what the tables hold, and checks that they belong together.
 
     Args:
         journals: Of the tables.
@@ -247,7 +247,7 @@ def _words(unit: _Unit) -> str:
 
 
 def _parts(merge: Merge) -> Iterator[list[Place]]:
-    """Where the parts of each checkpoint stand, by run and step."""
+    """Yield where the parts of each checkpoint stand, by run and step."""
     by_name: dict[tuple[str, str], list[tuple[tuple[int, ...], Place]]] = {}
     for (run, checkpoint, points), place in merge.units.items():
         by_name.setdefault((run, checkpoint), []).append((points, place))
@@ -272,7 +272,7 @@ def _add(parts: Sequence[Place], output: Output) -> str:
 def write_merged(
     merge: Merge, target: Path, command: Sequence[str], *, overwrite: bool
 ) -> list[str]:
-    """Writes the table with its journal and manifest, as a single run would.
+    """Write the table with its journal and manifest, as a single run would.
 
     Args:
         merge: From `collect`.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from localrank_cli.errors import Note, SettingsError, UsageError, one_line
 from localrank_cli.options.table import SubmitOptions
-from localrank_cli.results.plan_file import Frozen
+from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.write import manifest_path, replacing
 from localrank_cli.searchpath import program_words
 
@@ -46,14 +46,14 @@ def array_of(division: SubmitOptions, tasks: int) -> str:
     return f"0-{tasks - 1}" + (f"%{division.max_parallel}" if division.max_parallel else "")
 
 
-def merge_words(frozen: Frozen, folder: "ShardFolder") -> list[str]:
+def merge_words(frozen: PlanFile, folder: "ShardFolder") -> list[str]:
     """Return the command that merges the tables of all tasks."""
     own = ["--plan", str(folder.plan), "-o", frozen.output, "--overwrite"]
     return [*program_words(frozen.interpreter), "merge", str(folder.path), *own]
 
 
 def submission_script(
-    frozen: Frozen, folder: "ShardFolder", division: SubmitOptions, *, overwrite: bool
+    frozen: PlanFile, folder: "ShardFolder", division: SubmitOptions, *, overwrite: bool
 ) -> str:
     """Return a script for sh that writes the plan file and submits an array and a merge.
 
@@ -138,7 +138,7 @@ def _here_document(command: str, mark: str, text: str) -> str:
     return f"{command} <<'{mark}'\n{text}\n{mark}"
 
 
-def _array_job(frozen: Frozen, folder: "ShardFolder", division: SubmitOptions) -> str:
+def _array_job(frozen: PlanFile, folder: "ShardFolder", division: SubmitOptions) -> str:
     head = [
         "job-name=localrank",
         f"array={array_of(division, frozen.shards)}",
@@ -173,7 +173,7 @@ def _array_job(frozen: Frozen, folder: "ShardFolder", division: SubmitOptions) -
     return _job(frozen, head, [*body, *out_of_time, *_after_preemption()])
 
 
-def _merge_job(frozen: Frozen, division: SubmitOptions, merge: str) -> str:
+def _merge_job(frozen: PlanFile, division: SubmitOptions, merge: str) -> str:
     body = [
         *division.setup,
         'job="$SLURM_JOB_ID"',
@@ -191,7 +191,7 @@ def _log(folder: "ShardFolder", name: str) -> str:
     return "--output=" + shlex.quote(str(folder.logs).replace("%", "%%") + "/" + name)
 
 
-def _job(frozen: Frozen, head: Sequence[str], body: Sequence[str]) -> str:
+def _job(frozen: PlanFile, head: Sequence[str], body: Sequence[str]) -> str:
     options = [*head, "requeue", "open-mode=append"]
     return "\n".join(
         [
@@ -298,7 +298,7 @@ class Jobs:
     merge: str
 
 
-def submit_jobs(script: str, frozen: Frozen, folder: "ShardFolder", note: Note) -> Jobs:
+def submit_jobs(script: str, frozen: PlanFile, folder: "ShardFolder", note: Note) -> Jobs:
     """Run the submission script.
 
     Args:

@@ -1,4 +1,4 @@
-"""Chooses rows of a table by layer, tolerance and column, with errors that list what there is."""
+"""Choose rows of a table by layer, tolerance and column, with errors that list what there is."""
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -11,7 +11,7 @@ _TEXTS = {"run", "layer", "tolerance", "table"}
 
 
 def layers_by_depth(frame: pd.DataFrame) -> list[str]:
-    """Names of the layers in order of execution.
+    """Return the names of the layers in order of execution.
 
     Args:
         frame: With columns layer and layer_index.
@@ -24,7 +24,7 @@ def layers_by_depth(frame: pd.DataFrame) -> list[str]:
 
 
 def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
-    """Names that globs choose.
+    """Return the names that globs choose.
 
     Args:
         names: All there are.
@@ -55,7 +55,7 @@ def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
 
 
 def of_one(frame: pd.DataFrame, column: str, wanted: str | None, option: str) -> pd.DataFrame:
-    """Rows with one value of a column.
+    """Return the rows with one value of a column.
 
     Args:
         frame: A table.
@@ -85,7 +85,7 @@ def of_one(frame: pd.DataFrame, column: str, wanted: str | None, option: str) ->
 
 
 def need_numbers(frame: pd.DataFrame, option: str, name: str) -> None:
-    """Checks that a column holds numbers.
+    """Check that a column holds numbers.
 
     Args:
         frame: A table.

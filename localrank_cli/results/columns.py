@@ -64,7 +64,7 @@ OPTIONAL: dict[str, str] = {
 
 
 def optional_first(names: Iterable[str]) -> tuple[str, ...]:
-    """Orders the columns after `message`.
+    """Order the columns after `message`.
 
     Args:
         names: The tool's own and the constants of series, in any order, repeated or not.
@@ -77,7 +77,7 @@ def optional_first(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def header(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """All column names.
+    """Return all column names.
 
     Args:
         extra: Optional columns, which come after `message`.

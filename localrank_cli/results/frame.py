@@ -10,7 +10,7 @@ _DTYPES = {INT: "int64", OPTIONAL_INT: "Int64", FLOAT: "float64"}
 
 
 def to_frame(rows: Iterable[Row], columns: Sequence[str]) -> pd.DataFrame:
-    """Makes a DataFrame of rows.
+    """Build a DataFrame of rows.
 
     Args:
         rows: The table's rows.

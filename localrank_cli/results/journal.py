@@ -115,7 +115,7 @@ def _strange(path: Path, offset: int, error: ValueError) -> OutputError:
 
 
 def line_of(head: dict[str, Any], body: Any) -> bytes:
-    """Writes a line.
+    """Write a line.
 
     Args:
         head: What tells which record it is.
@@ -158,7 +158,7 @@ def _shared(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed(path: Path) -> OutputError:
-    """Says that a line is not what it was.
+    """Word that a line is not what it was.
 
     Args:
         path: The journal.
@@ -178,7 +178,7 @@ Key = tuple[str, ...]
 
 
 def journal_path(target: Path) -> Path:
-    """Where the journal of a table stands.
+    """Return the path of a table's journal.
 
     Args:
         target: The table.
@@ -267,7 +267,7 @@ class Journal:
         return not self._entries
 
     def entries(self, kind: str) -> list[Entry]:
-        """What there is of one kind.
+        """Return what there is of one kind.
 
         Args:
             kind: As in the heads.
@@ -315,7 +315,7 @@ class Journal:
                 )
 
     def append(self, head: dict[str, Any], body: Any, *, sync: bool = True) -> None:
-        """Appends a record and brings it to the disk.
+        """Append a record and brings it to the disk.
 
         Args:
             head: With `kind`; small.
@@ -328,7 +328,7 @@ class Journal:
         self._append(head, line_of(head, body), sync=sync)
 
     def copy(self, head: dict[str, Any], line: bytes) -> None:
-        """Appends a line of another journal as it is, and leaves bringing it to the disk to `sync`.
+        """Append a line of another journal as it is; `sync` brings it to the disk.
 
         Args:
             head: Of the line.
@@ -351,7 +351,7 @@ class Journal:
         self._keep(head, len(line))
 
     def sync(self) -> None:
-        """Brings everything to the disk.
+        """Bring everything to the disk.
 
         Raises:
             OutputError: If that fails.
@@ -362,12 +362,12 @@ class Journal:
             raise cannot_write(self.path, error) from error
 
     def _cut(self) -> None:
-        """Takes half a line away again."""
+        """Remove half a line again."""
         with suppress(OSError):
             os.ftruncate(self._file.fileno(), self._end)
 
     def move(self, path: Path) -> None:
-        """Gives the file another name, in place of what has that name.
+        """Rename the file, in place of what has that name.
 
         Args:
             path: The new name.
@@ -382,7 +382,7 @@ class Journal:
         self.path = path
 
     def discard(self) -> None:
-        """Removes the file."""
+        """Remove the file."""
         self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
@@ -396,7 +396,7 @@ class Journal:
     ) -> None:
         try:
             self._file.close()
-        except OSError:  # of a full disk: append has told already
+        except OSError:  # of a full disk: append has raised already
             if error is None:
                 raise
 

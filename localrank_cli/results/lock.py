@@ -20,7 +20,7 @@ _STALE = 6 * _BEAT
 
 
 def lock_path(target: Path) -> Path:
-    """Where the lock of a table stands.
+    """Return the path of a table's lock.
 
     Args:
         target: The table.
@@ -32,7 +32,7 @@ def lock_path(target: Path) -> Path:
 
 
 class OutputLock:
-    """Holds `FILE.lock` with flock, which dies with its process.
+    """Lock of a table: holds `FILE.lock` with flock, which dies with its process.
 
     Where the file system has no flock, the file itself is the lock: it is made only where it is not
     there, and its time of change is renewed; one that was not for a minute is a dead process's.

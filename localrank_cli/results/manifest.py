@@ -87,7 +87,7 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
 
 
 def model_of(manifest: dict[str, Any] | None) -> str:
-    """What the network is, in a few words.
+    """Return what the network is, in a few words.
 
     Args:
         manifest: Of `read_manifest`.
@@ -103,7 +103,7 @@ def model_of(manifest: dict[str, Any] | None) -> str:
 
 
 def extra_columns(series: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The optional columns of a table.
+    """Return the optional columns of a table.
 
     Args:
         series: The settings of all series in it.
@@ -115,7 +115,7 @@ def extra_columns(series: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def checkpoint_facts(entry: Entry) -> dict[str, Any]:
-    """What the manifest says of a checkpoint.
+    """Return what the manifest says of a checkpoint.
 
     Args:
         entry: Of the journal.

@@ -1,4 +1,4 @@
-"""Reads a table of other numbers by step, such as accuracies, to stand under a picture."""
+"""Read a table of other numbers by step, such as accuracies, to stand under a picture."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from localrank_cli.results.read import read_table
 
 
 def split_spec(text: str) -> tuple[Path, str]:
-    """Takes FILE:COLUMN apart.
+    """Split FILE:COLUMN.
 
     Args:
         text: From the command line.
@@ -27,7 +27,7 @@ def split_spec(text: str) -> tuple[Path, str]:
 
 
 def read_metrics(path: Path, column: str) -> pd.DataFrame:
-    """Reads one column of numbers and the steps it belongs to.
+    """Read one column of numbers and the steps it belongs to.
 
     Args:
         path: A table with columns step, the one asked for and, where runs differ, run.

@@ -13,7 +13,7 @@ _KEY = "localrank_plan"
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedCheckpoint:
     """A checkpoint as it was when the plan was made."""
 
     name: str  # relative to the series
@@ -24,20 +24,20 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class FrozenSeries:
+class ListedSeries:
     """One series as it was when the plan was made."""
 
     run: str
     folder: str  # absolute
     settings: Mapping[str, Any]  # all that decides the numbers, as in the manifest
-    checkpoints: tuple[Listed, ...]
+    checkpoints: tuple[ListedCheckpoint, ...]
 
 
 @dataclass(frozen=True)
-class Frozen:
+class PlanFile:
     """What every part of a divided run reads."""
 
-    series: tuple[FrozenSeries, ...]
+    series: tuple[ListedSeries, ...]
     shards: int
     n_units: int
     words: tuple[str, ...]  # the command line of analyze, but for what each part has of its own
@@ -45,8 +45,8 @@ class Frozen:
     folder: str  # the working directory
     interpreter: str
 
-    def is_same_work(self, other: "Frozen") -> bool:
-        """Tells whether parts of the other plan are parts of this one.
+    def is_same_work(self, other: "PlanFile") -> bool:
+        """Return whether parts of the other plan are parts of this one.
 
         Args:
             other: Another plan.
@@ -68,8 +68,8 @@ class Frozen:
             (one.run, each.name) for one in self.series for each in one.checkpoints if each.is_done
         }
 
-    def of_run(self, run: str) -> FrozenSeries:
-        """Finds a series.
+    def of_run(self, run: str) -> ListedSeries:
+        """Find a series.
 
         Args:
             run: Its name.
@@ -88,7 +88,7 @@ class Frozen:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Makes it fit for a file.
+        """Return the content of the file.
 
         Returns:
             Anything that JSON can hold.
@@ -116,7 +116,7 @@ class Frozen:
         }
 
 
-def read_frozen(path: Path) -> Frozen:
+def read_plan_file(path: Path) -> PlanFile:
     """Read a plan file.
 
     Args:
@@ -146,15 +146,15 @@ def read_frozen(path: Path) -> Frozen:
     except ValueError as error:
         raise _unsound(path, one_line(error)) from error
     series = tuple(
-        FrozenSeries(
+        ListedSeries(
             one["run"],
             one["folder"],
             one["settings"],
-            tuple(Listed(*each) for each in one["checkpoints"]),
+            tuple(ListedCheckpoint(*each) for each in one["checkpoints"]),
         )
         for one in found["series"]
     )
-    return Frozen(
+    return PlanFile(
         series=series,
         shards=found["shards"],
         n_units=found["n_units"],

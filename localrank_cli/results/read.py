@@ -1,4 +1,4 @@
-"""Reads a table back, from CSV, TSV, JSON lines or Parquet, and checks it."""
+"""Read a table back, from CSV, TSV, JSON lines or Parquet, and checks it."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ _OK = "ok"
 
 
 def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
-    """Reads tables into one.
+    """Read tables into one.
 
     Args:
         paths: At least one.
@@ -47,7 +47,7 @@ def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
-    """Reads one table.
+    """Read one table.
 
     Args:
         path: As `localrank analyze` writes it; further columns are welcome.
@@ -77,7 +77,7 @@ def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
 
 
 def without_failed(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Leaves out the rows whose status is not ok.
+    """Leave out the rows whose status is not ok.
 
     Args:
         frame: From `read_table`.
@@ -106,7 +106,7 @@ def without_failed(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _texts(path: Path) -> pd.DataFrame:
-    """All cells as they stand in the file."""
+    """Return all cells as they stand in the file."""
     suffix = path.suffix.lower()
     if suffix not in READABLE:
         raise UsageError(

@@ -38,7 +38,7 @@ class LayerFacts:
 def layer_rows(
     facts: LayerFacts, measures: LayerMeasures, constants: Mapping[str, Cell], remark: str = ""
 ) -> list[dict[str, Cell]]:
-    """Makes one row for each tolerance.
+    """Build one row for each tolerance.
 
     Args:
         facts: What the rows share.
@@ -155,7 +155,7 @@ class CheckpointRecord:
         return row | {"status": self.status, "message": self.message}
 
     def to_json(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Makes it fit for a journal.
+        """Return the head and the body of its line in a journal.
 
         Returns:
             Head and body.
@@ -178,7 +178,7 @@ class CheckpointRecord:
 
     @classmethod
     def from_json(cls, head: dict[str, Any], body: dict[str, Any]) -> "CheckpointRecord":
-        """Reads what `to_json` made.
+        """Read what `to_json` made.
 
         Args:
             head: Of the journal's line.

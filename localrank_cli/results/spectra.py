@@ -70,7 +70,7 @@ class KeptCheckpoint:
 
 
 def spectra_path(folder: Path, run: str, step: int) -> Path:
-    """Where the singular values of a checkpoint stand.
+    """Return the path of a checkpoint's singular values.
 
     Args:
         folder: Of all of them.
@@ -89,7 +89,7 @@ def write_spectra(
     spectra: Sequence[LayerSpectrum],
     settings: Mapping[str, Any],
 ) -> None:
-    """Writes the singular values of a checkpoint, whole or not at all.
+    """Write the singular values of a checkpoint, whole or not at all.
 
     Args:
         path: The file.
@@ -218,7 +218,7 @@ def read_layer(entry: Mapping[str, Any], file: Any) -> KeptLayer:
 
 
 def find_spectra(folder: Path) -> Iterator[Path]:
-    """Finds all files of a folder of singular values.
+    """Find all files of a folder of singular values.
 
     Args:
         folder: As given to `--spectra`.

@@ -1,4 +1,4 @@
-"""Writes rows as CSV, TSV, JSON lines or parquet; a file appears whole or not at all."""
+"""Write rows as CSV, TSV, JSON lines or parquet; a file appears whole or not at all."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ FORMATS = (".csv", ".tsv", ".jsonl", PARQUET)
 
 
 def check_suffix(path: Path) -> None:
-    """Checks that the suffix names a format.
+    """Check that the suffix names a format.
 
     Args:
         path: The output file.
@@ -41,7 +41,7 @@ def check_suffix(path: Path) -> None:
 
 
 class RowWriter:
-    """Writes rows to a stream.
+    """Writer of rows to a stream.
 
     Args:
         stream: Where to; text, without newline translation.
@@ -63,7 +63,7 @@ class RowWriter:
             self._csv.writerow(self._columns)
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Writes rows.
+        """Write rows.
 
         Args:
             rows: In their final order.
@@ -79,7 +79,7 @@ class RowWriter:
 
 
 def write_table(target: Path, rows: Iterable[Row], extra: tuple[str, ...] = ()) -> None:
-    """Writes a table, whole or not at all, in place of what has its name.
+    """Write a table, whole or not at all, in place of what has its name.
 
     Args:
         target: The file; its suffix names the format.
@@ -99,7 +99,7 @@ def write_table(target: Path, rows: Iterable[Row], extra: tuple[str, ...] = ()) 
 
 
 def write_json(target: Path, value: object) -> None:
-    """Writes JSON, whole or not at all, in place of what has its name.
+    """Write JSON, whole or not at all, in place of what has its name.
 
     Args:
         target: The file.
@@ -140,7 +140,7 @@ def replacing(target: Path, *, binary: bool = False) -> Iterator[Any]:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder where there is none.
+    """Make a folder where there is none.
 
     Args:
         folder: With those above it.
@@ -155,7 +155,7 @@ def make_folder(folder: Path) -> None:
 
 
 def temporary_path(target: Path) -> Path:
-    """Where a file is written before it takes its name.
+    """Return the path at which a file is written before it takes its name.
 
     Args:
         target: The file.
@@ -179,7 +179,7 @@ def remove_temporary(*targets: Path) -> None:
 
 
 def refuse_existing(target: Path) -> None:
-    """Refuses to write over what is no table of an earlier run, which has a journal beside it.
+    """Refuse to write over what is no table of an earlier run, which has a journal beside it.
 
     Args:
         target: The output file.
@@ -196,7 +196,7 @@ def refuse_existing(target: Path) -> None:
 
 
 def manifest_path(target: Path) -> Path:
-    """Where the manifest of a table stands.
+    """Return the path of a table's manifest.
 
     Args:
         target: The table.
@@ -208,7 +208,7 @@ def manifest_path(target: Path) -> Path:
 
 
 def cannot_write(target: Path, error: OSError) -> OutputError:
-    """Says why a file cannot be written.
+    """Word why a file cannot be written.
 
     Args:
         target: The file.
@@ -247,7 +247,7 @@ def check_replaceable(target: Path) -> None:
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Writes a file beside its target and gives it the target's name when it is whole.
+    """Write a file beside its target, and rename it when it is whole.
 
     Args:
         target: The output file; what it held before is replaced.

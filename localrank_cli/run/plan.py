@@ -42,7 +42,7 @@ from localrank_cli.points.files import file_hash
 from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.manifest import DEFINITIONS
-from localrank_cli.results.plan_file import Frozen, FrozenSeries
+from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.covariance import MetricPlan, plan_metric
 from localrank_cli.run.headers import (
@@ -115,7 +115,7 @@ class Plan:
         return sum(len(series.in_order) for series in self.series)
 
 
-def make_plan(options: AnalyzeOptions, note: Note, listed: Frozen | None = None) -> Plan:
+def make_plan(options: AnalyzeOptions, note: Note, listed: PlanFile | None = None) -> Plan:
     """Plan a run.
 
     Args:
@@ -169,7 +169,7 @@ def names_rule(options: AnalyzeOptions, folder: Path) -> NameRule:
 def _plan_series(
     own: SeriesOptions,
     named: Sequence[Path],
-    listed: FrozenSeries | None,
+    listed: ListedSeries | None,
     run: str,
     device: torch.device,
     note: Note,
@@ -240,7 +240,7 @@ def _headers(
     options: AnalyzeOptions,
     settings: Settings,
     series: Series,
-    listed: FrozenSeries | None,
+    listed: ListedSeries | None,
     rule: StepRule,
 ) -> tuple[Series, Headers]:
     """Return the checkpoints to look at, of a plan file if there is one, and their headers."""
@@ -328,7 +328,7 @@ def marks(path: Path) -> tuple[int | None, int | None]:
     return found.size, found.mtime_ns
 
 
-def narrow(series: Series, frozen: FrozenSeries) -> Series:
+def narrow(series: Series, frozen: ListedSeries) -> Series:
     """Leaves of a series what the plan lists, however much it has grown since.
 
     Args:

@@ -36,7 +36,7 @@ class Rethreshold:
         rtol: Sequence[float | None],
         noise: float | None,
     ) -> "Rethreshold":
-        """Takes tolerances as numbers.
+        """Build it from tolerances as numbers.
 
         Args:
             folder: Of the singular values.
@@ -51,7 +51,7 @@ class Rethreshold:
         return cls(folder, tuple(every), noise)
 
     def records(self) -> Iterator[CheckpointRecord]:
-        """Measures each checkpoint again.
+        """Measure each checkpoint again.
 
         Yields:
             By run and step.

@@ -17,7 +17,7 @@ from typing import Any
 from localrank_cli.errors import SettingsError
 from localrank_cli.options.decisive import find_difference
 from localrank_cli.options.parse import Shard
-from localrank_cli.results.plan_file import Frozen, FrozenSeries, Listed
+from localrank_cli.results.plan_file import ListedCheckpoint, ListedSeries, PlanFile
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import Plan, SeriesPlan, marks, series_settings
@@ -119,7 +119,7 @@ def _points(planned: _Planned) -> tuple[int, int] | None:
     return planned.points if isinstance(planned, PlannedCheckpoint) else None
 
 
-def freeze(plan: Plan, left: Plan, shards: int, words: Sequence[str], output: Path) -> Frozen:
+def freeze(plan: Plan, left: Plan, shards: int, words: Sequence[str], output: Path) -> PlanFile:
     """Writes down what all parts of a run must see.
 
     Args:
@@ -133,7 +133,7 @@ def freeze(plan: Plan, left: Plan, shards: int, words: Sequence[str], output: Pa
         The plan for a file.
     """
     series = tuple(
-        FrozenSeries(
+        ListedSeries(
             one.run,
             str(one.series.folder),
             json.loads(json.dumps(series_settings(one))),
@@ -142,19 +142,19 @@ def freeze(plan: Plan, left: Plan, shards: int, words: Sequence[str], output: Pa
         for one, rest in zip(plan.series, left.series, strict=True)
     )
     n_units = take_shard(left, Shard(0, shards))[1].n_units if left.n_checkpoints else 0
-    return Frozen(
+    return PlanFile(
         series, shards, n_units, tuple(words), str(output), str(Path.cwd()), sys.executable
     )
 
 
-def _listed(series: SeriesPlan, left: set[str]) -> Iterator[Listed]:
+def _listed(series: SeriesPlan, left: set[str]) -> Iterator[ListedCheckpoint]:
     paths = {file.name: file.path for file in series.series.files}
     for one in series.in_order:
         name = name_of(one)
-        yield Listed(name, one.step, *marks(paths[name]), is_done=name not in left)
+        yield ListedCheckpoint(name, one.step, *marks(paths[name]), is_done=name not in left)
 
 
-def hold_to(plan: Plan, frozen: Frozen) -> Plan:
+def hold_to(plan: Plan, frozen: PlanFile) -> Plan:
     """Checks that a part of a run plans what all others do.
 
     Args:

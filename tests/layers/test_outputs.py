@@ -15,7 +15,7 @@ Pair = namedtuple("Pair", ["left", "right"])  # as torch's own outputs are made
 
 
 @dataclass(frozen=True)
-class Frozen:
+class PlanFile:
     hidden: Tensor
     size: int
 
@@ -31,7 +31,7 @@ OUTPUTS: dict[str, Any] = {
     "ordered_dict": OrderedDict(hidden=FIRST, other=OTHER),
     "named_tuple": Pair(FIRST, OTHER),
     "dataclass": Output("name", FIRST, OTHER),
-    "frozen_dataclass": Frozen(FIRST, 3),
+    "frozen_dataclass": PlanFile(FIRST, 3),
     "nested": (None, 4, {"a": [], "b": [FIRST]}, OTHER),
     "return_type_of_torch": torch.sort(FIRST),
 }
