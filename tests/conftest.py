@@ -16,11 +16,8 @@ ROOT = Path(__file__).parent
 # that must arrive in time), so that `pytest -n` gives all of them to one worker.
 ONE_AT_A_TIME = (
     "divide",
-    "cli/test_run_slurm.py",
-    "cli/test_submit.py",
     "faults/test_long_call.py",
     "report/test_browser.py",
-    "test_docs.py",
 )
 
 # No test fails on a time; the same examples everywhere, so that a failure is never a coincidence.

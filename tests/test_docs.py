@@ -29,6 +29,7 @@ from localrank_cli.results.columns import COLUMNS, FLOAT, INT, OPTIONAL_INT, STR
 from localrank_cli.results.manifest import make_manifest
 from localrank_cli.run.output import about_run
 from localrank_cli.run.plan import make_plan
+from tests.warm import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,22 +80,39 @@ def at_a_terminal(command: str, folder: Path) -> tuple[int, list[str]]:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES", "NO_COLOR"}}
+    kept |= {"PATH": path, "TERM": "dumb", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    if re.fullmatch(r"localrank [^|<>&;$`]*", command) and "--help" not in command:
+        # The shell expands the words, and the program runs in a process that has torch already.
+        asked = ["bash", "-c", f"printf '%s\\0' {command}"]
+        expanded = subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=True)
+        words = expanded.stdout.split("\0")[:-1]
+        name = Path(os.ttyname(terminal))
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            written = pool.submit(read_all, main)
+            status = run_warm(tuple(words[1:]), folder, kept, name, name)
+            os.close(terminal)
+            return status, written.result()
     process = subprocess.Popen(
         ["bash", "-c", command],
         stdin=subprocess.DEVNULL,
         stdout=terminal,
         stderr=terminal,
         cwd=folder,
-        env=kept
-        | {"PATH": path, "TERM": "dumb", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        env=kept,
     )
     os.close(terminal)
+    lines = read_all(main)
+    return process.wait(), lines
+
+
+def read_all(main: int) -> list[str]:
+    """Read what is written to a terminal until nobody has it open any more."""
     written = b""
     # Linux ends a terminal that nobody writes to with an error.
-    with contextlib.suppress(OSError), open(main, "rb", buffering=0) as stream:  # noqa: PTH123
+    with contextlib.suppress(OSError), open(main, "rb", buffering=0) as stream:
         while part := stream.read(65536):
             written += part
-    return process.wait(), written.decode().splitlines()
+    return written.decode().splitlines()
 
 
 def in_python(code: str, namespace: dict[str, Any]) -> list[str]:

@@ -64,6 +64,7 @@ def test_the_module_and_its_workers(folder: Path) -> None:
     assert (folder / "../ranks.csv").read_text().count("\n") > 2
 
 
+@pytest.mark.long
 def test_a_checkout_that_is_not_installed(folder: Path) -> None:
     (folder / "localrank_cli.py").unlink()
     (folder / "localrank_cli").symlink_to(Path(localrank_cli.__file__).parent)

@@ -1,13 +1,18 @@
 """Runs the program: in this process where that is enough, else as a real one."""
 
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
 
 from localrank_cli.cli.main import app
+from tests.warm import run_warm
 
 COMMAND = (sys.executable, "-m", "localrank_cli")
 QUICK = ("--data", "normal:4", "--device", "cpu", "--points", "5")
@@ -49,8 +54,18 @@ def start(*words: str, **options: Any) -> "subprocess.Popen[str]":
     return subprocess.Popen([*COMMAND, *words], **(given | options))
 
 
-def run(*words: str, **options: Any) -> Outcome:
-    """Runs a real process to its end."""
+def run(*words: str, env: Mapping[str, str] | None = None) -> Outcome:
+    """Run a process of its own, which has torch already, to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        out.touch()
+        err.touch()
+        code = run_warm(words, Path.cwd(), os.environ if env is None else env, out, err)
+        return Outcome(code, out.read_text("utf-8"), err.read_text("utf-8"))
+
+
+def run_cold(*words: str, **options: Any) -> Outcome:
+    """Run a process from its start to its end."""
     with start(*words, **options) as process:
         stdout, stderr = process.communicate(timeout=120)
     return Outcome(process.returncode, stdout or "", stderr or "")

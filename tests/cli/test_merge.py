@@ -64,9 +64,17 @@ def test_any_number_of_shards(series: Path, expected: str, tmp_path: Path, count
     assert "going on: 3 of 3" in again.stderr
 
 
-@settings(max_examples=15)
-@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 6), st.randoms())
-def test_random_divisions(
+@pytest.mark.parametrize("examples", [5, pytest.param(30, marks=pytest.mark.long)])
+def test_random_divisions(tmp_path_factory: pytest.TempPathFactory, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 6), st.randoms())
+    def check(n_checkpoints: int, count: int, n_points: int, chance: random.Random) -> None:
+        check_division(tmp_path_factory, n_checkpoints, count, n_points, chance)
+
+    check()
+
+
+def check_division(
     tmp_path_factory: pytest.TempPathFactory,
     n_checkpoints: int,
     count: int,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from localrank_cli.results.columns import header
-from tests.cli.program import COMMAND, QUICK, run, start
+from tests.cli.program import COMMAND, QUICK, run_cold, start
 from tests.helpers import NET_CODE, entries, net_weights, save_series
 
 
@@ -28,7 +28,7 @@ def test_stdout_is_the_csv_and_nothing_else(tmp_path: Path) -> None:
     (folder / "net.py").write_text(loud + NET_CODE)
     torch.save(net_weights(), folder / "step_1.pt")
     words = ("analyze", str(folder), *QUICK, "--model", f"{folder}/net.py:Net")
-    outcome = run(*words, env=os.environ | {"LC_ALL": "C"}, encoding="utf-8")
+    outcome = run_cold(*words, env=os.environ | {"LC_ALL": "C"}, encoding="utf-8")
     assert outcome.code == 0, outcome.stderr
     lines = list(csv.reader(io.StringIO(outcome.stdout)))
     assert lines[0] == list(header())
@@ -45,7 +45,7 @@ def test_the_command_is_installed_and_the_same(series: Path) -> None:
     script = shutil.which("localrank", path=str(Path(sys.executable).parent))
     assert script is not None, "the package is not installed beside this Python"
     shown = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
-    assert shown.stdout == run("--help").stdout
+    assert shown.stdout == run_cold("--help").stdout
 
 
 def _piped(command: str, *words: str) -> tuple[str, str, int]:
@@ -74,7 +74,7 @@ def test_a_full_disk(series: Path, words: list[str]) -> None:
     if words == ["analyze"]:
         words += [str(series), *QUICK]
     with Path("/dev/full").open("w") as full:
-        outcome = run(*words, stdout=full)
+        outcome = run_cold(*words, stdout=full)
     assert outcome.code == 1
     assert "standard output: cannot be written (No space left on device)." in outcome.error
     assert "Traceback" not in outcome.stderr
@@ -89,7 +89,7 @@ def _close(*descriptors: int) -> Callable[[], None]:
 
 
 def test_a_closed_stdout_loses_no_result_without_a_word(series: Path) -> None:
-    outcome = run("analyze", str(series), *QUICK, preexec_fn=_close(1))
+    outcome = run_cold("analyze", str(series), *QUICK, preexec_fn=_close(1))
     assert outcome.code == 1
     assert "standard output: cannot be written (Bad file descriptor)" in outcome.error
 
@@ -100,7 +100,7 @@ def test_files_are_written_with_all_streams_closed(series: Path, tmp_path: Path)
     (tmp_path / "data.py").write_text(f"{code}import torch\nx = torch.rand(9, 4)\n")
     target = tmp_path / "ranks.csv"
     words = ("--data", f"{tmp_path}/data.py:x", "-o", str(target))
-    outcome = run("analyze", str(series), *words, preexec_fn=_close(0, 1, 2))
+    outcome = run_cold("analyze", str(series), *words, preexec_fn=_close(0, 1, 2))
     assert outcome.code == 0
     lines = target.read_text().splitlines()
     assert len(lines) == 7
@@ -112,7 +112,7 @@ def test_a_disk_that_is_full_keeps_what_is_finished(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     series = save_series(tmp_path / "run", range(12))
     (tmp_path / "out").mkdir()
-    outcome = run(
+    outcome = run_cold(
         "analyze", str(series), *QUICK, "-o", str(tmp_path / "out/ranks.csv"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)),
     )  # fmt: skip
@@ -121,10 +121,10 @@ def test_a_disk_that_is_full_keeps_what_is_finished(tmp_path: Path) -> None:
     assert "finished checkpoints are kept" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     # The table itself had room, or not: it is whole, and the run goes on from the journal.
-    again = run("analyze", str(series), *QUICK, "-o", str(tmp_path / "out/ranks.csv"))
+    again = run_cold("analyze", str(series), *QUICK, "-o", str(tmp_path / "out/ranks.csv"))
     assert again.code == 0
     assert "checkpoints are finished already" in again.stderr
-    at_once = run("analyze", str(series), *QUICK)
+    at_once = run_cold("analyze", str(series), *QUICK)
     assert (tmp_path / "out/ranks.csv").read_text() == at_once.stdout
     assert entries(tmp_path / "out") == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]
 

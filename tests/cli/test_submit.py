@@ -16,7 +16,7 @@ from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.write import write_json
 from localrank_cli.run.plan import make_plan
 from localrank_cli.run.units import freeze
-from tests.cli.program import QUICK, Outcome, invoke, run, start
+from tests.cli.program import QUICK, Outcome, invoke, run, run_cold, start
 from tests.cli.test_merge import assert_equal, rows
 from tests.helpers import (
     NET_CODE,
@@ -76,7 +76,7 @@ def test_fewer_checkpoints_than_workers(series: Path, tmp_path: Path) -> None:
 
 
 def test_several_devices_of_analyze_to_a_pipe(series: Path, tmp_path: Path) -> None:
-    outcome = run(
+    outcome = run_cold(
         "analyze", str(series), *QUICK, "--device", "cpu,cpu", "-q", env=ONE_THREAD, cwd=tmp_path
     )
     assert (outcome.code, outcome.stderr) == (0, "")
@@ -153,7 +153,7 @@ def waiting(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
     "number",
     [
         signal.SIGTERM,
-        signal.SIGUSR1,
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.long),
         pytest.param(signal.SIGINT, marks=pytest.mark.long),
         pytest.param(signal.SIGUSR2, marks=pytest.mark.long),
     ],
@@ -227,7 +227,7 @@ def test_the_plan_is_kept_to(series: Path, tmp_path: Path) -> None:
     assert invoke("merge", str(tmp_path / "s"), "-o", str(tmp_path / "a.csv")).code == 0
     assert_equal((tmp_path / "a.csv").read_text(), expected)
     refused = invoke("analyze", str(series), "--data", "normal:4", "--device", "cpu", *plan)
-    assert "point indices is not what it was when the plan was made" in refused.error
+    assert "points is not what it was when the plan was made" in refused.error
     save_file(weights(seed=99), series / "step_5.safetensors")
     assert "changed since the plan was made" in invoke("analyze", str(series), *QUICK, *plan).error
     (series / "step_5.safetensors").unlink()

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cli.program import Outcome, invoke, run
+from tests.cli.program import Outcome, invoke, run_cold
 from tests.divide.slurm import Slurm
 
 TASK = ("--cluster", "slurm", "--cpus-per-task", "1", "--time", "30")
@@ -47,7 +47,7 @@ def begin_by_hand(slurm: Slurm, folder: Path, *words: str) -> Jobs:
 
 def submit(slurm: Slurm, *words: str) -> Outcome:
     """Run `localrank submit`."""
-    return run("submit", *words, env=slurm.environment)
+    return run_cold("submit", *words, env=slurm.environment)
 
 
 def logs(folder: Path, name: str) -> str:

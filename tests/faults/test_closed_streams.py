@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from localrank_cli.results.columns import header
-from tests.cli.program import QUICK, invoke, run
+from tests.cli.program import QUICK, invoke, run_cold
 from tests.helpers import entries, save_series
 
 
@@ -21,7 +21,7 @@ def closing(*descriptors: int) -> Callable[[], None]:
 
 def test_stderr_closed_and_data_on_stdout(tmp_path: Path) -> None:
     series = save_series(tmp_path / "run")
-    outcome = run("analyze", str(series), *QUICK, preexec_fn=closing(2))
+    outcome = run_cold("analyze", str(series), *QUICK, preexec_fn=closing(2))
     assert outcome.code == 0
     assert outcome.stdout == invoke("analyze", str(series), *QUICK).stdout
 
@@ -30,7 +30,7 @@ def test_stderr_closed_and_an_error(tmp_path: Path) -> None:
     """Nobody hears why; the status tells that."""
     series = save_series(tmp_path / "run")
     (series / "step_7.pt").write_bytes(b"torn")
-    outcome = run("analyze", str(series), *QUICK, preexec_fn=closing(2))
+    outcome = run_cold("analyze", str(series), *QUICK, preexec_fn=closing(2))
     assert (outcome.code, outcome.stdout) == (1, "")
 
 
@@ -40,7 +40,7 @@ def test_with_a_file_no_stream_is_needed(tmp_path: Path, descriptors: tuple[int,
     (tmp_path / "out").mkdir()
     target = tmp_path / "out/ranks.csv"
     words = ("analyze", str(series), *QUICK, "-o", str(target))
-    assert run(*words, preexec_fn=closing(*descriptors)).code == 0
+    assert run_cold(*words, preexec_fn=closing(*descriptors)).code == 0
     assert target.read_text().splitlines()[0] == ",".join(header())
     assert entries(target.parent) == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]
 
@@ -48,7 +48,7 @@ def test_with_a_file_no_stream_is_needed(tmp_path: Path, descriptors: tuple[int,
 def test_both_closed_and_data_on_stdout(tmp_path: Path) -> None:
     """Results do not vanish with the status of success."""
     series = save_series(tmp_path / "run")
-    assert run("analyze", str(series), *QUICK, preexec_fn=closing(1, 2)).code == 1
+    assert run_cold("analyze", str(series), *QUICK, preexec_fn=closing(1, 2)).code == 1
 
 
 def test_stderr_full(tmp_path: Path) -> None:
@@ -56,6 +56,6 @@ def test_stderr_full(tmp_path: Path) -> None:
         pytest.skip("needs /dev/full")
     series = save_series(tmp_path / "run")
     with Path("/dev/full").open("w") as full:
-        outcome = run("analyze", str(series), *QUICK, "-v", stderr=full)
+        outcome = run_cold("analyze", str(series), *QUICK, "-v", stderr=full)
     assert outcome.code == 0
     assert len(outcome.stdout.splitlines()) == 7

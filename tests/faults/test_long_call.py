@@ -50,37 +50,29 @@ def in_the_call(folder: Path, process: "subprocess.Popen[str]") -> None:
     pytest.fail("it never came to the call")
 
 
-@pytest.fixture(scope="module")
-def stopped(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[signal.Signals, tuple[int, str, Path]]:
-    """All four at once: each waits for the grace that the watcher gives."""
-    root = tmp_path_factory.mktemp("long")
-    processes = {
-        number: begin(root / number.name, eigen=number == signal.SIGUSR2) for number in SIGNALS
-    }
-    found = {}
-    try:
-        for number, process in processes.items():
-            in_the_call(root / number.name, process)
-            process.send_signal(number)
-        for number, process in processes.items():
-            _, stderr = process.communicate(timeout=30)
-            found[number] = (process.returncode, stderr, root / number.name / "out")
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.communicate()
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        signal.SIGUSR2,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.long),
+    ],
+)
 def test_the_status_and_the_table_of_what_is_finished(
-    stopped: dict[signal.Signals, tuple[int, str, Path]], number: signal.Signals
+    tmp_path: Path, number: signal.Signals
 ) -> None:
-    code, stderr, out = stopped[number]
+    process = begin(tmp_path, eigen=number == signal.SIGUSR2)
+    try:
+        in_the_call(tmp_path, process)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
+    code, out = process.returncode, tmp_path / "out"
     assert code == SIGNALS[number], stderr
     assert stderr.splitlines()[-1] == f"localrank: stopped by {number.name}"
     assert "Traceback" not in stderr
