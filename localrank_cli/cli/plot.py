@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from localrank_cli.cli.command import Debug, NoNotes, OneMetric, ShownLayers, Tables, globs
+from localrank_cli.cli.plot_kinds import KINDS
 from localrank_cli.errors import UsageError
 
-KINDS = ("ranks", "heatmap", "depth", "tolerance", "spectrum", "compare", "information-plane")
 _FORMATS = (".png", ".svg", ".pdf")
 _LARGEST = 100.0  # inches; a figure of 100 x 100 has 400 million pixels at 200 dpi
 
@@ -21,10 +21,7 @@ def plot(
         typer.Option(
             "--kind",  # explicit, since some versions of typer derive --KIND from the metavar
             metavar="KIND",
-            help="ranks: a line per layer over the steps; heatmap: layer by step, share of the"
-            " largest rank; depth: a line per step over the layers; compare: tables or runs side"
-            " by side; tolerance, spectrum: from --spectra; information-plane: from --information"
-            " and --labels-key.",
+            help=f"{'; '.join(f'{name}: {kind.help}' for name, kind in KINDS.items())}.",
         ),
     ] = "ranks",
     output: Annotated[
@@ -155,21 +152,14 @@ def _inches(text: str | None) -> tuple[float, float] | None:
 
 
 def _check(kind: str, *, step: list[int] | None, values: dict[str, object]) -> None:
-    from_spectra = kind in {"tolerance", "spectrum"}
-    applies = {
-        "--with": kind in {"ranks", "compare"},
-        "--by": kind == "compare",
-        "--spectra": from_spectra,
-        "--run": from_spectra,
-        "--step": from_spectra or kind == "depth",
-    }
+    chosen = KINDS[kind]
     for option, value in (values | {"--step": step}).items():
-        if value and not applies[option]:
+        if value and option not in chosen.options:
             raise UsageError(f"{option}: has no effect on --kind {kind}.", "Leave it out.")
-    if from_spectra and not values["--spectra"]:
+    if chosen.is_from_spectra and not values["--spectra"]:
         raise UsageError(
             f"--kind {kind}: needs singular values.",
             "Keep them with localrank analyze --spectra FOLDER, and pass that folder to --spectra.",
         )
-    if kind == "tolerance" and len(step or ()) > 1:
-        raise UsageError("--kind tolerance: shows one step.", "Give --step once.")
+    if "step" in chosen.takes and len(step or ()) > 1:
+        raise UsageError(f"--kind {kind}: shows one step.", "Give --step once.")

@@ -4,9 +4,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from localrank_cli.cli.plot_kinds import KINDS, FigureKind
 from localrank_cli.cli.screen import Screen
 from localrank_cli.cli.signals import hearing
 from localrank_cli.errors import SettingsError, UsageError
@@ -102,15 +104,23 @@ def _draw(options: PlotOptions, specs: list[tuple[Path, str]]) -> Drawn:
         return _from_spectra(options, look)
     frame = read_tables(options.tables)
     metrics = [figures.Metric(read_metrics(path, column), column) for path, column in specs]
-    if options.kind == "compare":
-        return figures.compare(frame, choice, look, metrics, options.by)
-    if options.kind == "depth":
-        return figures.depth(frame, choice, look, options.steps)
-    if options.kind == "information-plane":
-        return figures.information_plane(frame, choice, look)
-    if options.kind == "heatmap":
-        return figures.heatmap(frame, choice, look)
-    return figures.ranks(frame, choice, look, metrics)
+    kind = KINDS[options.kind]
+    given = _given(options) | {"metrics": metrics}
+    drawn: Drawn = _function(kind)(
+        frame, choice, look, **{name: given[name] for name in kind.takes}
+    )
+    return drawn
+
+
+def _given(options: PlotOptions) -> dict[str, Any]:
+    """Return the keywords of drawing functions that options give."""
+    first = options.steps[0] if options.steps else None
+    return {"by": options.by, "steps": options.steps, "step": first}
+
+
+def _function(kind: FigureKind) -> Any:
+    module, _, name = kind.draw.partition(":")
+    return getattr(import_module(module), name)
 
 
 def _from_spectra(options: PlotOptions, look: "Look") -> Drawn:
@@ -130,9 +140,13 @@ def _from_spectra(options: PlotOptions, look: "Look") -> Drawn:
         for value in sorted(set(frame[name].dropna()))
         if value > 0
     )
-    if options.kind == "spectrum":
-        return figures.spectrum(
-            spectra, options.run, options.layers, options.steps, look, marks
-        ), ()
-    step = options.steps[0] if options.steps else None
-    return figures.tolerance(spectra, options.run, options.layers, step, look, marks), ()
+    kind, given = KINDS[options.kind], _given(options)
+    figure = _function(kind)(
+        spectra,
+        options.run,
+        options.layers,
+        look=look,
+        marks=marks,
+        **{name: given[name] for name in kind.takes},
+    )
+    return figure, ()
