@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,8 +118,9 @@ def _given(options: PlotOptions) -> dict[str, Any]:
 
 
 def _function(kind: FigureKind) -> Any:
-    module, _, name = kind.draw.partition(":")
-    return getattr(import_module(module), name)
+    from localrank_cli import figures
+
+    return getattr(figures, kind.draw)
 
 
 def _from_spectra(options: PlotOptions, look: "Look") -> Drawn:

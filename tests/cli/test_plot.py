@@ -94,7 +94,7 @@ def test_failed_rows_get_a_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kind", "pie"], "--kind pie: unknown. Choose one of ranks, heatmap, depth, tolerance"),
+        (["--kind", "pie"], "--kind pie: unknown. Choose one of ranks, heatmap, depth, compare"),
         (["-o", "a.jpg"], "the suffix '.jpg' is not a figure format"),
         (["--size", "big"], "--size big: not of the form WxH"),
         (["--size", "0x4"], "--size 0x4: must be from 2x1.5 to 100x100 inches"),
