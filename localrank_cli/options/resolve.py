@@ -141,7 +141,7 @@ class SeriesOptions:
         return StepRule.parse(options.step_regex, options.step_from, options.step_pattern)
 
     @property
-    def own_files(self) -> list[Path]:
+    def data_files(self) -> list[Path]:
         """Files that the folder's settings name as data: they are no checkpoints, used or not."""
         data = self.own.values.get("data")
         return [self.folder / data] if data is not None else []

@@ -197,8 +197,8 @@ def test_a_class_from_python() -> None:
 
 def test_own_files() -> None:
     own = FolderSettings(FILE, {"data": "own.npz"})
-    assert with_own(FLAGS, own, FOLDER).own_files == [FOLDER / "own.npz"]
-    assert with_own(FLAGS, NONE, FOLDER).own_files == []
+    assert with_own(FLAGS, own, FOLDER).data_files == [FOLDER / "own.npz"]
+    assert with_own(FLAGS, NONE, FOLDER).data_files == []
 
 
 PATELS = {"preset": Preset.patel2024}
