@@ -1,7 +1,7 @@
-"""The options of every command that analyses, each in one entry.
+"""The options of the commands that compute tables, each in one entry.
 
-A new option is one field here, and the place where it acts. None, an empty tuple and False mean
-that nothing was given; `resolve.py` fills in what localrank.toml, a preset and the defaults say.
+A new option takes one field here, and the code that uses it. None, an empty tuple and False mean
+that it is not set; `resolve.py` then uses localrank.toml, a preset and the defaults.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,10 @@ if TYPE_CHECKING:  # torch is not imported where options are only parsed
 _LOCAL = "Workers"
 _SLURM = "Slurm"
 
-DEFAULT_ATOL = 0.01  # the rule in the published code of the first author of the paper
-
-# Bytes: below this a Jacobian of a few hundred rows is cut into single products.
+DEFAULT_ATOL = 0.01  # the rule in the published code of the paper's first author
+# Bytes. With less, a Jacobian of a few hundred rows is cut into single products.
 LEAST_MEMORY = 16 * 2**20
-# The draw is seeded with a number of 64 bits.
-_MOST_SEED = 2**63 - 1
+_LARGEST_SEED = 2**63 - 1  # seeds are signed integers of 64 bits
 
 _ROUNDING = (
     "Below the rounding of the SVD every count is noise: with --atol 0 every layer would have full"
@@ -70,7 +68,7 @@ Debug = Annotated[
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
-    """The options of `localrank analyze`, as given."""
+    """The options of `localrank analyze`, as the user set them."""
 
     checkpoints: Annotated[
         tuple[Path, ...],
@@ -154,7 +152,7 @@ class AnalyzeOptions:
         ),
     ] = None
     seed: Annotated[
-        Annotated[int, Interval(ge=0, le=_MOST_SEED)] | None,
+        Annotated[int, Interval(ge=0, le=_LARGEST_SEED)] | None,
         Setting(
             help="Seed of the draw.", metavar="S", default=0, in_folder=True, decides=("seed",)
         ),
@@ -524,23 +522,22 @@ class AnalyzeOptions:
         ),
     ] = False
 
-    # Leaves out the last layer; only a preset says so.
-    hidden: bool = False
+    hidden: bool = False  # leaves out the last layer; only presets set it
 
     @property
     def part(self) -> Part:
-        """The part of each series that is analysed."""
+        """The part of each series to analyse."""
         return Part(self.steps, self.every or 1, self.last)
 
     @property
     def skips_errors(self) -> bool:
-        """Whether a checkpoint that cannot be read or run is passed over."""
+        """Whether to skip a checkpoint that cannot be read or run."""
         return self.on_error == "skip"
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What `localrank inspect` offers besides the options of analyze."""
+    """The options of `localrank inspect` besides those of analyze."""
 
     as_json: Annotated[bool, Setting(help="JSON on stdout.", flags=("--json",))] = False
     timed: Annotated[
@@ -555,7 +552,7 @@ class InspectOptions:
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """What `localrank submit` offers besides the options of analyze."""
+    """The options of `localrank submit` besides those of analyze."""
 
     cluster: Annotated[
         Literal["local", "slurm"] | None,
@@ -709,7 +706,7 @@ class RethresholdOptions:
 
 
 def check_options(options: AnalyzeOptions) -> None:
-    """Check what can be seen of several options together, without opening a file.
+    """Check options against each other, without opening a file.
 
     Raises:
         UsageError: If some of them exclude one another.

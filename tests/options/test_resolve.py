@@ -9,7 +9,7 @@ from torch import nn
 from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.options.folder import FolderSettings
 from localrank_cli.options.parse import Preset
-from localrank_cli.options.resolve import Settings, check_names, resolve, with_own
+from localrank_cli.options.resolve import Settings, check_names, resolve, with_folder
 from localrank_cli.options.table import AnalyzeOptions
 
 FOLDER = Path("/series")
@@ -25,13 +25,13 @@ def settings(flags: dict[str, Any], own: dict[str, Any]) -> Settings:
     values = {
         name: value for name, value in ({"data": "own.npz"} | own).items() if value is not None
     }
-    series = with_own(given, FolderSettings(FILE, values, columns), FOLDER)
+    series = with_folder(given, FolderSettings(FILE, values, columns), FOLDER)
     check_names(series)
     return resolve(series)
 
 
 def test_defaults() -> None:
-    found = resolve(with_own(FLAGS, NONE, FOLDER))
+    found = resolve(with_folder(FLAGS, NONE, FOLDER))
     assert found.model.is_inferred
     assert found.model.activation == "relu"
     assert [tolerance.label for tolerance in found.tolerances] == ["atol=0.01"]
@@ -174,12 +174,12 @@ def test_settings_that_are_wrong(own: dict[str, Any], message: str) -> None:
 )
 def test_flags_without_a_known_form_are_wrong_usage(flags: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        check_names(with_own(replace(FLAGS, **flags), NONE, FOLDER))
+        check_names(with_folder(replace(FLAGS, **flags), NONE, FOLDER))
 
 
 def test_flags_of_a_known_form() -> None:
     given = replace(FLAGS, model="a/b.py:Net", activation="gelu", data="x.npz")
-    check_names(with_own(given, NONE, FOLDER))
+    check_names(with_folder(given, NONE, FOLDER))
 
 
 def test_an_activation_beside_a_model_is_noted() -> None:
@@ -197,8 +197,8 @@ def test_a_class_from_python() -> None:
 
 def test_own_files() -> None:
     own = FolderSettings(FILE, {"data": "own.npz"})
-    assert with_own(FLAGS, own, FOLDER).data_files == [FOLDER / "own.npz"]
-    assert with_own(FLAGS, NONE, FOLDER).data_files == []
+    assert with_folder(FLAGS, own, FOLDER).data_files == [FOLDER / "own.npz"]
+    assert with_folder(FLAGS, NONE, FOLDER).data_files == []
 
 
 PATELS = {"preset": Preset.patel2024}
@@ -222,7 +222,7 @@ def test_a_flag_beats_a_preset_which_beats_the_file_which_beats_its_preset(
     flags: dict[str, Any], own: dict[str, Any], expected: tuple[object, ...]
 ) -> None:
     given = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
-    found = with_own(given, FolderSettings(FILE, own), FOLDER).options
+    found = with_folder(given, FolderSettings(FILE, own), FOLDER).options
     assert (found.atol, found.points, found.hidden) == expected
 
 
@@ -241,5 +241,5 @@ def test_steps_by_a_pattern(
     flags: dict[str, Any], own: dict[str, Any], names: dict[str, int | None]
 ) -> None:
     given = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
-    rule = with_own(given, FolderSettings(FILE, own), FOLDER).step_rule
+    rule = with_folder(given, FolderSettings(FILE, own), FOLDER).step_rule
     assert {name: rule.names.step(name) for name in names} == names
