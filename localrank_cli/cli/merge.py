@@ -1,4 +1,4 @@
-"""`localrank merge`: the tables of shards put together."""
+"""`localrank merge`: merge the tables of shards."""
 
 import json
 import shlex
@@ -15,9 +15,8 @@ from localrank_cli.options.table import MergeOptions
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.cli.screen import Screen
-    from localrank_cli.divide.merge import Merge
 
-_LISTED = 20
+_MAX_MISSING = 20  # units that are named; further ones are only counted
 
 
 @offering(MergeOptions)
@@ -34,18 +33,18 @@ def merge(_context: typer.Context, options: MergeOptions) -> None:
     check_suffix(output)
     screen = Screen(quiet=False, verbose=False)
     target = output.absolute()
-    # The result of an earlier merge may stand among the tables.
+    # The result of an earlier merge may be among the tables.
     journals = [path for path in find_journals(options.tables) if path != journal_path(target)]
-    found = collect(journals)
-    if plan is not None and not found.missing:
+    shards = collect(journals)
+    if plan is not None and not shards.missing:
         from localrank_cli.divide.folder import missing_checkpoints
         from localrank_cli.results.plan_file import read_frozen
 
-        found.missing = missing_checkpoints(found, read_frozen(plan))
-    if found.missing:
-        _tell_missing(found, journals, screen, partial=options.partial)
-    flaws = write_merged(found, target, sys.argv, overwrite=options.overwrite)
-    if plan is not None and not found.missing:
+        shards.missing = missing_checkpoints(shards, read_frozen(plan))
+    if shards.missing:
+        _report_missing(shards.missing, journals, screen, partial=options.partial)
+    flaws = write_merged(shards, target, sys.argv, overwrite=options.overwrite)
+    if plan is not None and not shards.missing:
         from localrank_cli.divide.folder import ShardFolder
 
         if (folder := ShardFolder(target)).plan == plan.absolute():
@@ -57,26 +56,28 @@ def merge(_context: typer.Context, options: MergeOptions) -> None:
         raise typer.Exit(INCOMPLETE)
 
 
-def _tell_missing(found: "Merge", journals: list[Path], screen: "Screen", *, partial: bool) -> None:
-    for line in found.missing[:_LISTED]:
-        screen.warn(f"warning: missing: {line}")
-    if len(found.missing) > _LISTED:
-        screen.warn(f"warning: missing: {len(found.missing) - _LISTED} more")
+def _report_missing(
+    units: list[str], journals: list[Path], screen: "Screen", *, partial: bool
+) -> None:
+    for unit in units[:_MAX_MISSING]:
+        screen.warn(f"warning: missing: {unit}")
+    if len(units) > _MAX_MISSING:
+        screen.warn(f"warning: missing: {len(units) - _MAX_MISSING} more")
     if not partial:
         raise SettingsError(
-            f"merge: {len(found.missing)} units are missing.",
+            f"merge: {len(units)} units are missing.",
             f"Compute them{_command(journals)}, or merge what is there with --partial.",
         )
 
 
 def _command(journals: list[Path]) -> str:
-    """The command of one of the shards, which tells that of the others."""
+    """Return advice with the command of a shard, I/N in place of its own part; "" if unknown."""
     for path in journals:
         with suppress(OSError, ValueError, KeyError, TypeError):
             manifest = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
             words = [str(word) for word in manifest["command"]]
-            place = words.index("--shard")
-            if not words[place + 1].startswith("auto"):
-                words[place + 1] = "I/N"
+            value = words.index("--shard") + 1
+            if not words[value].startswith("auto"):
+                words[value] = "I/N"
             return f" with: {shlex.join(['localrank', *words[1:]])}"
     return ""

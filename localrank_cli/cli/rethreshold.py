@@ -1,4 +1,4 @@
-"""`localrank rethreshold`: other tolerances over kept singular values."""
+"""`localrank rethreshold`: count kept singular values at other tolerances."""
 
 import sys
 from pathlib import Path
@@ -38,7 +38,7 @@ def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
 
 
 def _print(work: "Rethreshold", *, as_table: bool) -> bool:
-    """Print a table for a person, or CSV; return whether all values are finite."""
+    """Print a table for the user, or CSV; return whether all values are finite."""
     from localrank_cli.results.columns import header
     from localrank_cli.results.write import RowWriter
 

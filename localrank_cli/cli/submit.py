@@ -1,4 +1,4 @@
-"""`localrank submit`: the same analysis by several processes, here or on a cluster."""
+"""`localrank submit`: divide an analysis among processes, here or on a cluster."""
 
 from pathlib import Path
 
