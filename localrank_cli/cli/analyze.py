@@ -37,4 +37,4 @@ def check_divisible(options: AnalyzeOptions) -> None:
             "Give --shard to localrank analyze on one device.",
         )
     if options.follow:
-        raise UsageError("--follow: does not go with several workers.", "Give one --device.")
+        raise UsageError("--follow: runs on one worker only.", "Give one --device.")

@@ -151,8 +151,6 @@ OneMetric = Annotated[
     typer.Option(metavar="NAME", help="Which one, where the table has several."),
 ]
 
-OverwriteTable = Annotated[
-    bool, typer.Option("--overwrite", help="Write over FILE where it is there.")
-]
+OverwriteTable = Annotated[bool, typer.Option("--overwrite", help="Overwrite FILE if it exists.")]
 
 NoNotes = Annotated[bool, typer.Option("--quiet", "-q", help="No notes.")]

@@ -21,7 +21,7 @@ _NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions) if not one.settin
 
 @offering(AnalyzeOptions, InspectOptions, without=_NOT_OFFERED)
 def inspect(_context: typer.Context, options: AnalyzeOptions, how: InspectOptions) -> None:
-    """Say what analyze would do: steps, layers, shapes, route, cost. No table is made."""
+    """Report what analyze would do: steps, layers, shapes, route, cost. No table is made."""
     check_options(options)
     do_not_spin()
     inspections = _inspect(options, timed=how.timed is not False)

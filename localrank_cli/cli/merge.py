@@ -21,7 +21,7 @@ _MAX_MISSING = 20  # units that are named; further ones are only counted
 
 @offering(MergeOptions)
 def merge(_context: typer.Context, options: MergeOptions) -> None:
-    """Put the tables of shards together; the result is that of a single run."""
+    """Merge the tables of shards into that of a single run."""
     output, plan = options.output, options.plan
     if output is None:
         raise UsageError("merge: no file to write.", "Name one with -o FILE.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch is imported only when there is something to do
 
 @offering(RethresholdOptions)
 def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
-    """Count again at other tolerances, from kept singular values; nothing is differentiated."""
+    """Count kept singular values at other tolerances, without differentiating again."""
     if len(options.spectra) != 1:
         raise UsageError("rethreshold: expected one folder.", "Name what --spectra wrote.")
     output, absolute = options.output, options.atol or (() if options.rtol else (DEFAULT_ATOL,))

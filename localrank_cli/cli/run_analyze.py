@@ -109,7 +109,7 @@ class _Work:
         division: Division | None = None
         if self.options.shard is not None:
             plan, division = take_shard(plan, self.options.shard)
-            if not division.own:
+            if not division.units:
                 self.screen.note(
                     f"shard {division.shard}: nothing to do, there are {division.n_units} units"
                 )

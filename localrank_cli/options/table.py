@@ -203,7 +203,7 @@ class AnalyzeOptions:
     ] = None
     allow_small_cov: Annotated[
         bool,
-        Setting(help="Let --input-metric data run with no more points than directions."),
+        Setting(help="Allow --input-metric data with no more points than directions."),
     ] = False
     allow_unsaved: Annotated[
         bool,
@@ -309,8 +309,8 @@ class AnalyzeOptions:
     device: Annotated[
         str | None,
         Setting(
-            help="auto, cpu, cuda or cuda:K; several with commas, or all GPUs, each with a process"
-            " of its own.",
+            help="auto, cpu, cuda or cuda:K; several with commas, or all GPUs, each in its own"
+            " process.",
             metavar="NAME",
             default="auto",
             read=parse.device,
@@ -331,7 +331,7 @@ class AnalyzeOptions:
     dtype: Annotated[
         Literal["float64", "float32"] | None,
         Setting(
-            help="Of the Jacobian: float64 or float32.",
+            help="Precision of the Jacobian: float64 or float32.",
             metavar="NAME",
             default="float64",
             in_folder=True,
@@ -362,8 +362,8 @@ class AnalyzeOptions:
     weights: Annotated[
         str | None,
         Setting(
-            help="Which of several sets of weights in one file: raw (those that training goes on"
-            " with), ema (their average), or a key of the file.",
+            help="Which of several sets of weights in one file: raw (those that training"
+            " continues with), ema (their average), or a key of the file.",
             metavar="NAME",
             default="raw",
             in_folder=True,
@@ -425,8 +425,8 @@ class AnalyzeOptions:
     spectra: Annotated[
         Path | None,
         Setting(
-            help="Keep the singular values of every point too, a file for each checkpoint; they"
-            " then come from the SVD of every matrix, so that they serve any tolerance.",
+            help="Also keep the singular values of every point, a file for each checkpoint; every"
+            " matrix then takes an SVD, so that they serve any tolerance.",
             metavar="FOLDER",
             read=parse.path,
             in_python=False,
@@ -477,8 +477,8 @@ class AnalyzeOptions:
     plan: Annotated[
         Path | None,
         Setting(
-            help="Only the checkpoints that a plan file of localrank submit lists, as they were"
-            " then.",
+            help="Only the checkpoints in a plan file of localrank submit, which must not have"
+            " changed since.",
             metavar="FILE",
             read=parse.path,
             in_python=False,
@@ -498,7 +498,7 @@ class AnalyzeOptions:
     verbose: Annotated[
         bool,
         Setting(
-            help="Say how each layer is computed, and how long.",
+            help="Show how each layer is computed, and how long it takes.",
             flags=("--verbose", "-v"),
             in_python=False,
             in_inspect=False,
@@ -543,7 +543,7 @@ class InspectOptions:
     timed: Annotated[
         bool | None,
         Setting(
-            help="Compute a few points, for the route and the time it takes.",
+            help="Compute a few points, to show the route and estimate the time.",
             flags=("--time/--no-time",),
             default=True,
         ),
@@ -629,7 +629,7 @@ class SubmitOptions:
     ] = ()
     wait: Annotated[
         bool,
-        Setting(help="Stay until the jobs have ended, with a progress bar.", panel=_SLURM),
+        Setting(help="Wait for the jobs to end, with a progress bar.", panel=_SLURM),
     ] = False
 
 
@@ -656,12 +656,12 @@ class MergeOptions:
         ),
     ] = None
     partial: Annotated[bool, Setting(help="Merge what is there, and list what is missing.")] = False
-    overwrite: Annotated[bool, Setting(help="Write over FILE if it exists.")] = False
+    overwrite: Annotated[bool, Setting(help="Overwrite FILE if it exists.")] = False
     plan: Annotated[
         Path | None,
         Setting(
-            help="All that this plan file of localrank submit lists must be there; the parts beside"
-            " it are removed then.",
+            help="A plan file of localrank submit: require all that it lists, then remove the parts"
+            " beside it.",
             metavar="FILE",
             read=parse.path,
         ),
@@ -687,7 +687,8 @@ class RethresholdOptions:
     noise: Annotated[
         Noise | None,
         Setting(
-            help="Standard deviation for gaussian_information. Default: as it was.", metavar="S"
+            help="Standard deviation for gaussian_information. Default: that of the analysis.",
+            metavar="S",
         ),
     ] = None
     output: Annotated[
@@ -700,7 +701,7 @@ class RethresholdOptions:
             flags=("--output", "-o"),
         ),
     ] = None
-    overwrite: Annotated[bool, Setting(help="Write over FILE if it exists.")] = False
+    overwrite: Annotated[bool, Setting(help="Overwrite FILE if it exists.")] = False
     quiet: Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"))] = False
     debug: Debug = False
 
@@ -716,10 +717,12 @@ def check_options(options: AnalyzeOptions) -> None:
     if options.until is not None and not options.follow:
         raise UsageError("--until without --follow.", "Give both, or choose steps with --steps.")
     if options.step_regex is not None and options.step_pattern is not None:
-        raise UsageError("--step-regex and --step-pattern: both say the same.", "Give one of them.")
+        raise UsageError(
+            "--step-regex and --step-pattern: both define how steps are found.", "Give one of them."
+        )
     if options.follow and (options.every is not None or options.last is not None):
         raise UsageError(
-            "--follow with --every or --last: nobody knows which checkpoints are still to come.",
+            "--follow with --every or --last: it is unknown which checkpoints are still to come.",
             "Choose steps with --steps A:B:C.",
         )
     if options.follow and options.shard is not None:

@@ -47,7 +47,7 @@ class Watch:
             ready = self._complete()
         plan = make_plan(replace(self.options, checkpoints=tuple(ready)), self.note)
         for series in plan.series:
-            self._planned |= {(series.run, name) for name in series.found}
+            self._planned |= {(series.run, name) for name in series.names}
         return _unmapped(plan)
 
     def _complete(self) -> list[Path] | None:
@@ -123,11 +123,11 @@ class Watch:
         )
         steps = headers.steps(self.note)
         self._schemes[series.run] = headers.scheme
-        chosen = self.options.part.steps
+        step_range = self.options.part.steps
         return [
             replace(headers.plan(one, step, series.model, series.expected), mapped=False)
             for one, step in steps
-            if chosen is None or step in chosen
+            if step_range is None or step in step_range
         ]
 
     def _files(self, folder: Path, named: Sequence[Path]) -> tuple[CheckpointFile, ...]:

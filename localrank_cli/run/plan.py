@@ -70,7 +70,7 @@ class SeriesPlan:
     settings: Settings
     checkpoints: tuple[PlannedCheckpoint, ...]  # by step
     failures: tuple[CheckpointRecord, ...]  # with --on-error skip
-    found: frozenset[str]  # names of all checkpoints in the folder, chosen or not
+    names: frozenset[str]  # of all checkpoints in the folder, chosen or not
     model: nn.Module
     expected: Expected
     points: Points
@@ -219,7 +219,7 @@ def _plan_series(
         settings=settings,
         checkpoints=checkpoints,
         failures=failed,
-        found=frozenset(file.name for file in series.files),
+        names=frozenset(file.name for file in series.files),
         model=model,
         expected=expected,
         points=points,
@@ -252,17 +252,16 @@ def _headers(
 
 def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
     for description in sorted({c.stripping.description for c in checkpoints} - {""}):
-        note(f"taken off the weights' names: {description}")
+        note(f"stripped from the weights' names: {description}")
     for text in sorted({_which_weights(c) for c in checkpoints if c.aside or c.averaged}):
         note(text)
 
 
 def _which_weights(checkpoint: PlannedCheckpoint) -> str:
-    taken = describe_weights(
-        checkpoint.container, {checkpoint.container} if checkpoint.averaged else ()
-    )
-    aside = f"; left aside: {', '.join(checkpoint.aside)} (--weights)" if checkpoint.aside else ""
-    return f"the weights are those under {taken}{aside}"
+    container = checkpoint.container
+    key = describe_weights(container, {container} if checkpoint.averaged else ())
+    ignored = f", not {', '.join(checkpoint.aside)} (--weights)" if checkpoint.aside else ""
+    return f"using the weights under {key}{ignored}"
 
 
 def _model_facts(choice: ModelChoice) -> dict[str, object]:

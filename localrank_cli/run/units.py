@@ -32,7 +32,7 @@ class Division:
     shard: Shard
     units_sha256: str  # of the list of all units
     n_units: int
-    own: tuple[tuple[str, str, tuple[int, int] | None], ...]  # run, checkpoint, points
+    units: tuple[tuple[str, str, tuple[int, int] | None], ...]  # run, checkpoint, points
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them, for a journal."""
@@ -41,7 +41,7 @@ class Division:
             "count": self.shard.count,
             "units_sha256": self.units_sha256,
             "n_units": self.n_units,
-            "own": [[run, name, points and list(points)] for run, name, points in self.own],
+            "own": [[run, name, points and list(points)] for run, name, points in self.units],
         }
 
 
@@ -54,24 +54,24 @@ def take_shard(plan: Plan, shard: Shard) -> tuple[Plan, Division]:
         for planned in _units(series, whole, plan.n_checkpoints, shard.count)
     ]
     listed = [(run, name_of(planned), planned.step, _points(planned)) for run, planned in units]
-    own = units[shard.index :: shard.count]  # spreads costs that change along a series
+    share = units[shard.index :: shard.count]  # spreads costs that change along a series
     division = Division(
         shard=shard,
         units_sha256=hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
         n_units=len(units),
-        own=tuple((run, name_of(planned), _points(planned)) for run, planned in own),
+        units=tuple((run, name_of(planned), _points(planned)) for run, planned in share),
     )
     series = [
         replace(
             one,
             checkpoints=tuple(
                 planned
-                for run, planned in own
+                for run, planned in share
                 if run == one.run and isinstance(planned, PlannedCheckpoint)
             ),
             failures=tuple(
                 planned
-                for run, planned in own
+                for run, planned in share
                 if run == one.run and isinstance(planned, CheckpointRecord)
             ),
         )
@@ -135,16 +135,16 @@ def hold_to(plan: Plan, frozen: Frozen) -> Plan:
         SettingsError: If a setting or a step differs from that in the file.
     """
     for series in plan.series:
-        listed = frozen.of_run(series.run)
+        entry = frozen.of_run(series.run)
         now = decisive(json.loads(json.dumps(series_settings(series))))
-        for key, value in decisive(listed.settings).items():
+        for key, value in decisive(entry.settings).items():
             if now[key] != value:
                 raise SettingsError(
                     f"{series.run}: {key.replace('_', ' ')} is not what it was when the plan was"
                     " made.",
                     "Submit again; what is finished is kept.",
                 )
-        steps = {one.name: one.step for one in listed.checkpoints}
+        steps = {one.name: one.step for one in entry.checkpoints}
         for checkpoint in series.checkpoints:
             if steps[checkpoint.file.name] != checkpoint.step:
                 raise SettingsError(

@@ -19,13 +19,13 @@ NONE = FolderSettings()
 
 
 def settings(flags: dict[str, Any], own: dict[str, Any]) -> Settings:
-    """Return what holds for a series whose file names data, unless `own` says otherwise."""
-    given = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
-    columns = own.pop("columns", {}) if "columns" in own else {}
+    """Return the settings of a series whose file holds `own`, and names data unless `own` does."""
+    options = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
+    columns = own.pop("columns", {})
     values = {
         name: value for name, value in ({"data": "own.npz"} | own).items() if value is not None
     }
-    series = with_folder(given, FolderSettings(FILE, values, columns), FOLDER)
+    series = with_folder(options, FolderSettings(FILE, values, columns), FOLDER)
     check_names(series)
     return resolve(series)
 
@@ -76,13 +76,13 @@ def test_a_flag_beats_the_file_and_the_file_beats_the_default(
     assert read(settings(flags, own)) == expected
 
 
-def test_other_data_put_aside_what_the_file_says_of_its_own() -> None:
+def test_other_data_replace_the_files_settings_of_its_own() -> None:
     found = settings({"data": "normal:4"}, {"data_key": "k", "data_scale": 2.0, "points": 3})
     assert (found.source.text, found.source.key, found.source.scale) == ("normal:4", "", None)
     assert found.source.count == 3
 
 
-def test_another_model_puts_aside_the_files_arguments() -> None:
+def test_another_model_replaces_the_files_arguments() -> None:
     own = {"model": "m.py:Net", "model_arg": (("width", 3),)}
     assert settings({"model": "my.py:Net"}, own).model.arguments == {}
     found = settings({"trust_model": True, "model_arg": (("depth", 2),)}, own).model
@@ -195,7 +195,7 @@ def test_a_class_from_python() -> None:
     assert not found.is_inferred
 
 
-def test_own_files() -> None:
+def test_data_named_by_the_folder_are_no_checkpoints() -> None:
     own = FolderSettings(FILE, {"data": "own.npz"})
     assert with_folder(FLAGS, own, FOLDER).data_files == [FOLDER / "own.npz"]
     assert with_folder(FLAGS, NONE, FOLDER).data_files == []
