@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the help of the program; --check only says whether it is up to date."""
+"""Write docs/cli.md from the help of the program, or --check whether it is up to date."""
 
 import difflib
 import sys
@@ -19,9 +19,9 @@ HEAD = """\
 What `--help` says, for every command. This page is written by `python docs/make_cli.py`; a test
 fails when it differs from the program.
 
-What the options do in detail stands in [models.md](models.md) (model, data, layers),
-[measures.md](measures.md) (tolerances), [checkpoints.md](checkpoints.md) (checkpoints, `--pattern`,
-`--trust-pickle`) and [table.md](table.md) (`--output`).
+See [models.md](models.md) for details on the model, data and layers, [measures.md](measures.md) on
+tolerances, [checkpoints.md](checkpoints.md) on checkpoints, `--pattern` and `--trust-pickle`, and
+[table.md](table.md) on `--output`.
 """
 
 PLACES = """\
@@ -36,11 +36,7 @@ an analysis is resumed only where they are equal.
 
 
 def page() -> str:
-    """Renders the page.
-
-    Returns:
-        Markdown: one section for the program and one for each of its commands.
-    """
+    """Return the page in Markdown, with a section for the program and each of its commands."""
     program = typer.main.get_command(app)
     commands = sorted(getattr(program, "commands", {}))
     sections = [_section([]), *(_section([name]) for name in commands)]
@@ -48,7 +44,7 @@ def page() -> str:
 
 
 def _places() -> str:
-    """Render the table of where the options of analyze may be written."""
+    """Return the table of where the options of analyze may be written."""
     rows = [
         f"| `{one.flag}` | {'`' + one.key + '`' if one.setting.in_folder else ''} |"
         f" {'`' + one.name + '`' if one.setting.in_python else ''} |"
@@ -61,7 +57,7 @@ def _places() -> str:
 
 
 def _section(words: list[str]) -> str:
-    # Plain text whether this script stands at a terminal or not: no colour, no boxes.
+    # Without markup the help is plain text, on a terminal too.
     markup, app.rich_markup_mode = app.rich_markup_mode, None
     try:
         result = CliRunner().invoke(
@@ -76,29 +72,21 @@ def _section(words: list[str]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the page, or checks it.
-
-    Args:
-        arguments: Empty, or `--check`.
-
-    Returns:
-        The exit status: 0; 1 when the page differs; 2 for other arguments.
-    """
+    """Write or check the page; return 1 if it differs, 2 for wrong arguments, else 0."""
     if arguments not in ([], ["--check"]):
         sys.stderr.write("usage: python docs/make_cli.py [--check]\n")
         return 2
-    wanted = page()
+    expected = page()
     if not arguments:
-        PAGE.write_text(wanted, encoding="utf-8")
+        PAGE.write_text(expected, encoding="utf-8")
         return 0
-    found = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    if found == wanted:
+    current = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    if current == expected:
         return 0
     lines = difflib.unified_diff(
-        found.splitlines(), wanted.splitlines(), "docs/cli.md", "--help", lineterm=""
+        current.splitlines(), expected.splitlines(), "docs/cli.md", "--help", lineterm=""
     )
-    sys.stderr.write("\n".join([*lines, "", "docs/cli.md differs: run python docs/make_cli.py"]))
-    sys.stderr.write("\n")
+    sys.stderr.write("\n".join([*lines, "", "docs/cli.md differs: run python docs/make_cli.py\n"]))
     return 1
 
 

@@ -1,4 +1,4 @@
-"""`localrank analyze`: parses, and hands over."""
+"""`localrank analyze`: compute a table of local ranks."""
 
 import typer
 
@@ -13,7 +13,7 @@ def analyze(context: typer.Context, options: AnalyzeOptions) -> None:
     """Compute the local rank of every layer at every checkpoint."""
     check_options(options)
     do_not_spin()
-    # torch is imported only now: help, version and usage errors answer without it.
+    # torch is imported only now, so that help, version and usage errors need not wait for it.
     if options.device is not None and is_several(options.device):
         check_divisible(options)
         from localrank_cli.cli.run_local import Asked, run_several
@@ -26,10 +26,10 @@ def analyze(context: typer.Context, options: AnalyzeOptions) -> None:
 
 
 def check_divisible(options: AnalyzeOptions) -> None:
-    """Refuse what cannot be asked of several workers.
+    """Refuse options that cannot be divided among several workers.
 
     Raises:
-        UsageError: If the work is a part already, or grows.
+        UsageError: If the analysis is itself a part, or follows a series that grows.
     """
     if options.shard is not None or options.plan is not None:
         raise UsageError(
@@ -37,4 +37,4 @@ def check_divisible(options: AnalyzeOptions) -> None:
             "Give --shard to localrank analyze on one device.",
         )
     if options.follow:
-        raise UsageError("--follow: does not go with several workers.", "Give one --device.")
+        raise UsageError("--follow: runs on one worker only.", "Give one --device.")

@@ -1,4 +1,4 @@
-"""Commands built from tables of options, and parameters that other commands have in common."""
+"""Build commands from tables of options; define parameters that other commands share."""
 
 import inspect
 import os
@@ -18,33 +18,28 @@ from localrank_cli.options.table import AnalyzeOptions
 def offering(
     *tables: type, without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of tables.
+    """Return a decorator that gives a command the options of tables but those named in `without`.
 
     The command is called with typer's context and one instance of each table.
-
-    Args:
-        *tables: Dataclasses of options, such as `AnalyzeOptions`.
-        without: Names of options that the command does not offer.
-
-    Returns:
-        A decorator.
     """
     every = [[one for one in options_of(table) if one.name not in without] for table in tables]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        def run(context: typer.Context, **given: Any) -> None:
-            found: list[Any] = [
-                read_options(table, {one.name: _given(given[one.name], one) for one in own}, FLAGS)
-                for table, own in zip(tables, every, strict=True)
+        def run(context: typer.Context, **values: Any) -> None:
+            instances: list[Any] = [
+                read_options(
+                    table, {one.name: _set(values[one.name], one) for one in offered}, FLAGS
+                )
+                for table, offered in zip(tables, every, strict=True)
             ]
-            command(context, *found)
+            command(context, *instances)
 
         kind = inspect.Parameter.KEYWORD_ONLY
         context = inspect.Parameter(
             "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
         )
-        parameters = [_parameter(one, kind) for own in every for one in own]
-        # What typer looks at.
+        parameters = [_parameter(one, kind) for offered in every for one in offered]
+        # typer reads the parameters from these attributes.
         run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in [context, *parameters]}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -54,7 +49,7 @@ def offering(
 
 
 def _parameter(option: Option, kind: Any) -> inspect.Parameter:
-    """Return the parameter of an option: typer reads texts, and the table what they mean."""
+    """Return the parameter of an option, of which typer reads only the text."""
     setting = option.setting
     if setting.is_argument:
         argument = typer.Argument(metavar=setting.metavar, help=option.help, show_default=False)
@@ -75,22 +70,17 @@ def _parameter(option: Option, kind: Any) -> inspect.Parameter:
     return inspect.Parameter(option.name, kind, default=None, annotation=Annotated[typed, info])
 
 
-def _given(value: Any, option: Option) -> Any:
-    """Return what typer gives of an option; a flag that was not typed is no answer."""
+def _set(value: Any, option: Option) -> Any:
+    """Return typer's value of an option, and None if the user did not set it."""
     if option.is_several and not value and not option.setting.is_argument:
         return None
     return None if value is False and option.kind is bool else value
 
 
 def words_of(context: typer.Context, names: Collection[str]) -> list[str]:
-    """Return the arguments and options that were typed, again as words of a command line.
+    """Return the named parameters that the user set, as words of a command line.
 
-    Args:
-        context: Of the command.
-        names: The parameters wanted.
-
-    Returns:
-        Words; paths of arguments are absolute.
+    Paths of arguments are made absolute.
     """
     words: list[str] = []
     for parameter in context.command.params:
@@ -110,28 +100,28 @@ def words_of(context: typer.Context, names: Collection[str]) -> list[str]:
 
 
 def shared_names() -> set[str]:
-    """Return the names of the options that all workers of one analysis have in common."""
+    """Return the names of the options that all workers of one analysis share."""
     return {one.name for one in options_of(AnalyzeOptions) if one.setting.is_shared}
 
 
 def do_not_spin() -> None:
-    """Let threads that wait sleep, in this process and in those that it starts."""
-    # Threads that wait by spinning take the cores that others work on: on a busy machine the demo
-    # took 20 s so and takes 6 s with threads that sleep. OpenMP reads it when torch is imported.
+    """Let waiting threads sleep, in this process and in those that it starts."""
+    # Threads that spin while they wait occupy cores that other processes need: the demo takes 20 s
+    # instead of 6 s on a busy machine. OpenMP reads the variable when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def globs(texts: list[str] | None, option: str = "--layers") -> tuple[str, ...]:
-    """Return the patterns in what was given for an option of layers.
+    """Return the patterns in the texts of an option.
 
     Raises:
         UsageError: If they are empty.
     """
     try:
-        found: Any = parse.globs(texts or ())
+        patterns: Any = parse.globs(texts or ())
     except parse.UnfitError as error:
         raise UsageError(f"{option}: {error.expected}.", error.advice) from error
-    return tuple(found)
+    return tuple(patterns)
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
@@ -161,8 +151,6 @@ OneMetric = Annotated[
     typer.Option(metavar="NAME", help="Which one, where the table has several."),
 ]
 
-OverwriteTable = Annotated[
-    bool, typer.Option("--overwrite", help="Write over FILE where it is there.")
-]
+OverwriteTable = Annotated[bool, typer.Option("--overwrite", help="Overwrite FILE if it exists.")]
 
 NoNotes = Annotated[bool, typer.Option("--quiet", "-q", help="No notes.")]

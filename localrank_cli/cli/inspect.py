@@ -1,4 +1,4 @@
-"""`localrank inspect`: what analyze would do."""
+"""`localrank inspect`: report what analyze would do."""
 
 import json
 import sys
@@ -15,26 +15,24 @@ from localrank_cli.options.table import AnalyzeOptions, InspectOptions, check_op
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.run.inspect import Inspection
 
-_LISTED = 12
-
-
+_MAX_STEPS = 12  # named for a person; further ones are left out but for the last
 _NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions) if not one.setting.in_inspect}
 
 
 @offering(AnalyzeOptions, InspectOptions, without=_NOT_OFFERED)
 def inspect(_context: typer.Context, options: AnalyzeOptions, how: InspectOptions) -> None:
-    """Say what analyze would do: steps, layers, shapes, route, cost. No table is made."""
+    """Report what analyze would do: steps, layers, shapes, route, cost. No table is made."""
     check_options(options)
     do_not_spin()
-    found = _inspect(options, timed=how.timed is not False)
+    inspections = _inspect(options, timed=how.timed is not False)
     if how.as_json:
-        print(json.dumps({"series": [one.to_json() for one in found]}, indent=2))
+        print(json.dumps({"series": [one.to_json() for one in inspections]}, indent=2))
     else:
-        for one in found:
-            for label, text in _lines(one):
+        for inspection in inspections:
+            for label, text in _lines(inspection):
                 print(f"  {label:<12} {printable(text)}" if label else printable(text))
     sys.stdout.flush()
-    if any(one.n_failed for one in found):
+    if any(one.n_failed for one in inspections):
         raise typer.Exit(INCOMPLETE)
 
 
@@ -46,23 +44,23 @@ def _inspect(options: AnalyzeOptions, *, timed: bool) -> "list[Inspection]":
 
     screen = Screen(quiet=options.quiet, verbose=False)
     with hearing() as ears, stdout_for_data(screen), ears.listening():
-        # A bad checkpoint is one line of the answer, not the end of it.
+        # A bad checkpoint takes one line of the report and does not end it.
         plan = make_plan(replace(options, on_error="skip"), screen.note)
         return [inspect_series(plan, series, timed=timed) for series in plan.series]
 
 
 def _lines(one: "Inspection") -> list[tuple[str, str]]:
     good = [line for line in one.checkpoints if not line.problem]
-    steps = ", ".join(str(line.step) for line in good[:_LISTED])
-    if len(good) > _LISTED:
+    steps = ", ".join(str(line.step) for line in good[:_MAX_STEPS])
+    if len(good) > _MAX_STEPS:
         steps += f", ... {good[-1].step}"
     lines = [("", f"{one.run} ({one.folder})"), ("model", one.model)]
     lines.append(("checkpoints", f"{len(good)}: steps {steps}" if good else "none"))
     lines += [("left out", line.problem) for line in one.checkpoints if line.problem]
     keys = dict.fromkeys(line.weights for line in good if line.weights)
     lines += [("weights", f"under {key!r}") for key in keys]
-    taken = dict.fromkeys(line.taken_off for line in good if line.taken_off)
-    lines += [("names", f"without {what}") for what in taken]
+    strippings = dict.fromkeys(line.taken_off for line in good if line.taken_off)
+    lines += [("names", f"without {stripping}") for stripping in strippings]
     lines += [
         ("layer", f"{r.layer}: {r.module}, {r.n_out} x {r.n_in}, rank at most {r.max_rank}")
         for r in one.layers

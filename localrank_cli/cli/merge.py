@@ -1,4 +1,4 @@
-"""`localrank merge`: the tables of shards put together."""
+"""`localrank merge`: merge the tables of shards."""
 
 import shlex
 import sys
@@ -14,14 +14,13 @@ from localrank_cli.options.table import MergeOptions
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.cli.screen import Screen
-    from localrank_cli.divide.merge import Merge
 
-_LISTED = 20
+_MAX_MISSING = 20  # units that are named; further ones are only counted
 
 
 @offering(MergeOptions)
 def merge(_context: typer.Context, options: MergeOptions) -> None:
-    """Put the tables of shards together; the result is that of a single run."""
+    """Merge the tables of shards into that of a single run."""
     output, plan = options.output, options.plan
     if output is None:
         raise UsageError("merge: no file to write.", "Name one with -o FILE.")
@@ -33,18 +32,18 @@ def merge(_context: typer.Context, options: MergeOptions) -> None:
     check_suffix(output)
     screen = Screen(quiet=False, verbose=False)
     target = output.absolute()
-    # The result of an earlier merge may stand among the tables.
+    # The result of an earlier merge may be among the tables.
     journals = [path for path in find_journals(options.tables) if path != journal_path(target)]
-    found = collect(journals)
-    if plan is not None and not found.missing:
+    shards = collect(journals)
+    if plan is not None and not shards.missing:
         from localrank_cli.divide.folder import missing_checkpoints
         from localrank_cli.results.plan_file import read_plan_file
 
-        found.missing = missing_checkpoints(found, read_plan_file(plan))
-    if found.missing:
-        _tell_missing(found, journals, screen, partial=options.partial)
-    flaws = write_merged(found, target, sys.argv, overwrite=options.overwrite)
-    if plan is not None and not found.missing:
+        shards.missing = missing_checkpoints(shards, read_plan_file(plan))
+    if shards.missing:
+        _report_missing(shards.missing, journals, screen, partial=options.partial)
+    flaws = write_merged(shards, target, sys.argv, overwrite=options.overwrite)
+    if plan is not None and not shards.missing:
         from localrank_cli.divide.folder import ShardFolder
 
         if (folder := ShardFolder(target)).plan == plan.absolute():
@@ -56,14 +55,16 @@ def merge(_context: typer.Context, options: MergeOptions) -> None:
         raise typer.Exit(INCOMPLETE)
 
 
-def _tell_missing(found: "Merge", journals: list[Path], screen: "Screen", *, partial: bool) -> None:
-    for line in found.missing[:_LISTED]:
-        screen.warn(f"warning: missing: {line}")
-    if len(found.missing) > _LISTED:
-        screen.warn(f"warning: missing: {len(found.missing) - _LISTED} more")
+def _report_missing(
+    units: list[str], journals: list[Path], screen: "Screen", *, partial: bool
+) -> None:
+    for unit in units[:_MAX_MISSING]:
+        screen.warn(f"warning: missing: {unit}")
+    if len(units) > _MAX_MISSING:
+        screen.warn(f"warning: missing: {len(units) - _MAX_MISSING} more")
     if not partial:
         raise SettingsError(
-            f"merge: {len(found.missing)} units are missing.",
+            f"merge: {len(units)} units are missing.",
             f"Compute them{_command(journals)}, or merge what is there with --partial.",
         )
 

@@ -1,4 +1,4 @@
-"""`localrank rethreshold`: other tolerances over kept singular values."""
+"""`localrank rethreshold`: count kept singular values at other tolerances."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch is imported only when there is something to do
 
 @offering(RethresholdOptions)
 def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
-    """Count again at other tolerances, from kept singular values; nothing is differentiated."""
+    """Count kept singular values at other tolerances, without differentiating again."""
     if len(options.spectra) != 1:
         raise UsageError("rethreshold: expected one folder.", "Name what --spectra wrote.")
     output, absolute = options.output, options.atol or (() if options.rtol else (DEFAULT_ATOL,))
@@ -38,7 +38,7 @@ def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
 
 
 def _print(work: "Rethreshold", *, as_table: bool) -> bool:
-    """Print a table for a person, or CSV; return whether all values are finite."""
+    """Print a table for the user, or CSV; return whether all values are finite."""
     from localrank_cli.results.columns import header
     from localrank_cli.results.write import RowWriter
 

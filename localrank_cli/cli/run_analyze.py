@@ -1,4 +1,4 @@
-"""Runs `analyze` for a terminal, a pipe or a file."""
+"""Run `analyze` for a terminal, a pipe or a file."""
 
 import os
 import sys
@@ -28,13 +28,9 @@ from localrank_cli.run.units import Division, hold_to, take_shard
 
 
 def run_analysis(options: AnalyzeOptions) -> int:
-    """Analyses and writes the results where they belong.
+    """Analyse, write the results, and return the exit status.
 
-    Args:
-        options: Checked already as far as possible without opening a file.
-
-    Returns:
-        The exit status: 0, or 3 when some checkpoints failed or gave values that are not finite.
+    It is 0, or 3 if some checkpoints failed or gave values that are not finite.
     """
     target = _target(options)
     screen = Screen(quiet=options.quiet, verbose=options.verbose)
@@ -44,18 +40,17 @@ def run_analysis(options: AnalyzeOptions) -> int:
         data = stack.enter_context(stdout_for_data(screen))
         output: RunOutput | None = None
         if target is not None:
-            # Before any work, so that a place that cannot be written is known at once.
+            # Opened before any work, so that a path that cannot be written is reported at once.
             output = stack.enter_context(
                 RunOutput(target, overwrite=options.overwrite, command=sys.argv)
             )
-            ears.at_the_end(_LastWords(output))
+            ears.at_the_end(_FinalCommit(output))
         work = _Work(options, screen, ears, output, data if to_stdout else None)
         try:
             with ears.listening():
                 work.run()
         except BaseException:
-            # Whatever stopped it: what is finished is written.
-            work.save_what_is_finished()
+            work.save_finished()
             raise
         work.save()
         if is_terminal and not to_stdout:
@@ -72,7 +67,7 @@ def _target(options: AnalyzeOptions) -> Path | None:
             return target / f"{options.shard.file_name}.csv"
         check_suffix(target)
     elif options.overwrite:
-        raise UsageError("--overwrite: there is no file to begin anew.", "Name one with -o FILE.")
+        raise UsageError("--overwrite: there is no file to discard.", "Name one with -o FILE.")
     elif options.shard is not None:
         raise UsageError(
             "--shard: a merge needs the journal beside a table.", "Name one with -o FILE or FOLDER."
@@ -81,8 +76,8 @@ def _target(options: AnalyzeOptions) -> Path | None:
 
 
 @dataclass(frozen=True)
-class _LastWords:
-    """Writes the table while the main thread is stuck; not for long."""
+class _FinalCommit:
+    """Write the table while the main thread is stuck, and give up soon."""
 
     output: RunOutput
 
@@ -92,27 +87,29 @@ class _LastWords:
 
 @dataclass
 class _Work:
+    """An analysis, and where its results go."""
+
     options: AnalyzeOptions
     screen: Screen
     ears: Ears
     output: RunOutput | None
-    stream: TextIO | None  # for CSV, when there is no file
+    stream: TextIO | None  # for CSV, if there is no file
     summary: Summary = field(default_factory=Summary)
     is_finite: bool = True
-    left: int = 0
+    left: int = 0  # checkpoints still to compute
 
     def run(self) -> None:
-        """Computes what is left, checkpoint by checkpoint, and keeps each as it comes."""
+        """Compute the checkpoints that are left, and keep each result at once."""
         watch = Watch(self.options, self.screen.note) if self.options.follow else None
-        listed = read_plan_file(self.options.plan) if self.options.plan is not None else None
-        plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note, listed)
-        if listed is not None:
-            plan = hold_to(plan, listed)
+        file = read_plan_file(self.options.plan) if self.options.plan is not None else None
+        plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note, file)
+        if file is not None:
+            plan = hold_to(plan, file)
         _describe(plan, self.screen)
         division: Division | None = None
         if self.options.shard is not None:
             plan, division = take_shard(plan, self.options.shard)
-            if not division.own:
+            if not division.units:
                 self.screen.note(
                     f"shard {division.shard}: nothing to do, there are {division.n_units} units"
                 )
@@ -132,15 +129,15 @@ class _Work:
         keep = spectra.keep if spectra is not None else None
         with self.screen.progress(plan.n_checkpoints, done=resume.n_done) as steps:
             for record in run_plan(resume.plan, self.screen.note, resume.known, keep):
-                self._take(record, writer)
+                self._keep(record, writer)
                 steps.done(f"{record.run} step {record.step}")
         for more in watch.plans(plan) if watch else ():
             self.left += more.n_checkpoints
             for record in run_plan(more, self.screen.note, resume.known, keep):
-                self._take(record, writer)
+                self._keep(record, writer)
         self._conclude()
 
-    def _take(self, record: CheckpointRecord, writer: RowWriter | None) -> None:
+    def _keep(self, record: CheckpointRecord, writer: RowWriter | None) -> None:
         if self.output is not None:
             with self.ears.waiting():
                 self.output.add(record)
@@ -155,21 +152,21 @@ class _Work:
     def _conclude(self) -> None:
         if self.output is None:
             return
-        # What earlier runs of the command gave belongs to it too.
+        # Results of earlier runs of the command count too.
         self.is_finite = self.output.is_finite
         for record in self.output.records():
             self.summary.add(record.rows)
 
     def save(self) -> None:
-        """Writes the table and its manifest from what is kept."""
+        """Write the table and its manifest from the finished checkpoints."""
         if self.output is not None and self.output.commit():
             self.screen.note(f"wrote {self.output.name} and {self.output.target.name}.json")
 
-    def save_what_is_finished(self) -> None:
-        """Saves after something stopped the run, and tells how to go on."""
+    def save_finished(self) -> None:
+        """Save after something stopped the run, and note how to resume it."""
         try:
             self.save()
-        except LocalrankError as error:  # what stopped the run is told, and this beside it
+        except LocalrankError as error:  # reported besides the error that stopped the run
             self.screen.warn(f"warning: {error.what}")
         if self.output is not None and self.output.n_kept:
             kept = "checkpoint is" if self.output.n_kept == 1 else "checkpoints are"
@@ -181,17 +178,10 @@ class _Work:
 
 
 def console_for(terminal: TextIO) -> Console:
-    """Where the table for a person is drawn.
-
-    Args:
-        terminal: The stream.
-
-    Returns:
-        A console as wide as the terminal.
-    """
+    """Return a console as wide as the terminal behind a stream."""
     width = None
     if "COLUMNS" not in os.environ:
-        # rich looks at the standard streams, which may all be something else by now.
+        # rich asks the standard streams, which may all be redirected by now.
         with suppress(OSError):
             width = os.get_terminal_size(terminal.fileno()).columns or None
     return Console(file=terminal, highlight=False, force_terminal=True, width=width)

@@ -58,7 +58,7 @@ def run_several(asked: Asked) -> int:
         if output is None or output == Path("-"):
             if asked.options.overwrite:
                 raise UsageError(
-                    "--overwrite: there is no file to begin anew.", "Name one with -o FILE."
+                    "--overwrite: there is no file to discard.", "Name one with -o FILE."
                 )
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="localrank-"))
             target = Path(folder) / "ranks.csv"

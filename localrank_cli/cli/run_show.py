@@ -71,7 +71,7 @@ def _chart(part: pd.DataFrame, y: str, console: Console) -> None:
         for rows in [part[part["layer"] == layer]]
     }
     measure = meaning(y)
-    at = f" at {part['tolerance'].iloc[0]}" if measure.feels_tolerance else ""
+    at = f" at {part['tolerance'].iloc[0]}" if measure.uses_tolerance else ""
     paper = Paper(width=max(40, min(console.width, 120)), unicode=is_unicode(console))
     draw = line_chart if len(lines) <= MOST_LINES else shade_chart
     text = ["", printable(f"{measure.label}{at}"), *draw(lines, paper), ""]

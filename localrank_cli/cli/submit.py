@@ -1,4 +1,4 @@
-"""`localrank submit`: the same analysis by several processes, here or on a cluster."""
+"""`localrank submit`: divide an analysis among processes, here or on a cluster."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from localrank_cli.options.table import AnalyzeOptions, SubmitOptions, check_opt
 
 @offering(AnalyzeOptions, SubmitOptions)
 def submit(context: typer.Context, options: AnalyzeOptions, division: SubmitOptions) -> None:
-    """Divide an analysis among several workers, and merge what they give."""
+    """Divide an analysis among several workers, and merge their results."""
     check_options(options)
     check_divisible(options)
     is_slurm = division.cluster == "slurm"

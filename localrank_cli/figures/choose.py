@@ -113,10 +113,10 @@ def choose(frame: pd.DataFrame, choice: Choice) -> FigureRows:
         need_numbers(frame, option, name)
     frame = frame[frame["layer"].isin(matching(layers_by_depth(frame), choice.layers))]
     frame = of_one(frame, "input_metric", choice.input_metric, "--input-metric")
-    feels = meaning(choice.y).feels_tolerance
-    if feels or choice.tolerance is not None:
+    uses_tolerance = meaning(choice.y).uses_tolerance
+    if uses_tolerance or choice.tolerance is not None:
         frame = of_one(frame, "tolerance", choice.tolerance, "--tolerance")
-    tolerance = str(frame["tolerance"].iloc[0]) if feels else ""
+    tolerance = str(frame["tolerance"].iloc[0]) if uses_tolerance else ""
     frame = _with_axes(frame, choice)
     finite = np.isfinite(frame["x"]) & np.isfinite(frame["y"])
     if not finite.all():

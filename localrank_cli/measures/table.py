@@ -26,7 +26,7 @@ class Meaning:
     label: str
     sentence: str
     kind: str = RANK  # ranks lie between 0 and max_rank; lengths may span decades
-    feels_tolerance: bool = False
+    uses_tolerance: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ MEASURES: Mapping[str, Measure] = {
             "local rank",
             "The number of singular values of the layer's Jacobian above the tolerance, averaged"
             " over the points: how many directions of the input the layer passes on.",
-            feels_tolerance=True,
+            uses_tolerance=True,
         ),
         "the number of σᵢ > tol, tol = max(atol, rtol · σ₁)",
         "Patel & Shwartz-Ziv 2024, [arXiv 2410.07687](https://arxiv.org/abs/2410.07687)",

@@ -1,4 +1,4 @@
-"""`localrank.toml`, the settings in a series' own folder. Reading it never runs code."""
+"""Read `localrank.toml`, the settings in a series' own folder, without running code."""
 
 import tomllib
 from collections.abc import Mapping
@@ -12,41 +12,34 @@ from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import COLUMNS, OPTIONAL
 
-# A cell must be a number that pandas and JSON readers hold exactly.
-_LARGEST_INTEGER = 2**63 - 1
-_COLUMNS = "columns"
-
 FILE_NAME = "localrank.toml"
 KEYS = {option.key: option for option in options_of(AnalyzeOptions) if option.setting.in_folder}
+
+_COLUMNS = "columns"
+_LARGEST_INTEGER = 2**63 - 1  # pandas and JSON readers hold integers of 64 bits
 
 Constant = str | int | float
 
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """A series' own settings.
+    """The content of a localrank.toml."""
 
-    Args:
-        path: The file; None where there is none.
-        values: What it says, by the name of the option.
-        columns: Constant columns of the table.
-    """
-
-    path: Path | None = None
-    values: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, Constant] = field(default_factory=dict)
+    path: Path | None = None  # None: there is no such file
+    values: Mapping[str, Any] = field(default_factory=dict)  # by the name of the option
+    columns: Mapping[str, Constant] = field(default_factory=dict)  # constants of the table
 
 
 def read_folder_settings(folder: Path) -> FolderSettings:
-    """Read a series' own settings; they are empty where there is no file.
+    """Read the settings of a series, which are empty without a file.
 
     Raises:
-        SettingsError: If it cannot be read, or holds a key or value that is not allowed.
+        SettingsError: If the file cannot be read, or holds a key or value that is not allowed.
     """
     path = folder / FILE_NAME
     try:
         if not path.is_file():
-            if path.exists() or path.is_symlink():  # to ignore it would change the numbers
+            if path.exists() or path.is_symlink():  # ignoring it could change numbers
                 raise SettingsError(f"{path}: is not a regular file.", "Replace or remove it.")
             return FolderSettings()
         loaded = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -67,12 +60,12 @@ def read_folder_settings(folder: Path) -> FolderSettings:
                 f"{path}: unknown key {key!r}{f', did you mean {near[0]}?' if near else '.'}",
                 f"Known are {', '.join([*KEYS, _COLUMNS])}.",
             )
-    given = {KEYS[key].name: value for key, value in loaded.items()}
-    return FolderSettings(path, read_values(AnalyzeOptions, given, in_file(path)), columns)
+    texts = {KEYS[key].name: value for key, value in loaded.items()}
+    return FolderSettings(path, read_values(AnalyzeOptions, texts, in_file(path)), columns)
 
 
 def inside(folder: Path, text: str, key: str) -> Path:
-    """Resolve a path of a settings file, which may not leave its folder.
+    """Resolve a path in a localrank.toml.
 
     Raises:
         SettingsError: If it leaves the folder, by `..`, an absolute path or a link, or is no path.
@@ -96,8 +89,9 @@ def _columns(value: object, path: Path) -> dict[str, Constant]:
         raise _refusal(path, "columns", value, "expected a table")
     for name, cell in value.items():
         key = f"columns.{name}"
-        taken = name in COLUMNS or (name in OPTIONAL and name != "epoch")  # which the file may know
-        if taken or not name.isprintable() or not name.strip():
+        # Of the optional columns only epoch may be set: checkpoints need not hold it.
+        is_taken = name in COLUMNS or (name in OPTIONAL and name != "epoch")
+        if is_taken or not name.isprintable() or not name.strip():
             raise _refusal(path, key, cell, "the name is taken, or not a name")
         if isinstance(cell, bool) or not isinstance(cell, str | int | float):
             raise _refusal(path, key, cell, "expected a text or a number")

@@ -1,7 +1,8 @@
-"""From what the user wrote to a value: the same text means the same wherever it is written.
+"""Readers of option values, and the types StepRange, Part, Shard and Preset that they return.
 
-A reader receives a text (from the command line, from localrank.toml or from Python) or a value of
-TOML or Python. It returns what is no text of its kind unchanged, for the type to be checked.
+A reader receives a text (from the command line, localrank.toml or Python, where the same text means
+the same) or a value of TOML or Python. It returns values that it does not know unchanged, for their
+type to be checked.
 """
 
 import json
@@ -17,18 +18,21 @@ from typing import Any, Protocol, TypeVar
 
 from localrank_cli.errors import SettingsError
 
+AUTO = "auto"
+
+_SHARD = re.compile(r"^(\d+)/(\d+)$")
 _WHOLE = re.compile(r"^[+-]?[0-9]{1,40}$")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)
 _RANGE = re.compile(r"^\s*(\d*)\s*(?:(:)\s*(\d*)\s*(?::\s*(\d+)\s*)?)?$")
 
 
 class UnfitError(ValueError):
-    """What the user wrote cannot be read.
+    """A value of an option cannot be read.
 
     Args:
         value: The offending part.
         expected: Such as "expected a number".
-        advice: A sentence: what to do next. May be empty.
+        advice: A sentence that says what to do, or "".
     """
 
     def __init__(self, value: object, expected: str, advice: str = "") -> None:
@@ -38,8 +42,22 @@ class UnfitError(ValueError):
         self.advice = advice
 
 
+@dataclass(frozen=True)
+class StepRange:
+    """Steps from first to last, both included, in strides from the first."""
+
+    first: int = 0
+    last: int | None = None  # None: to the end
+    stride: int = 1
+
+    def __contains__(self, step: int) -> bool:
+        if step < self.first or (self.last is not None and step > self.last):
+            return False
+        return (step - self.first) % self.stride == 0
+
+
 class HasStep(Protocol):
-    """Anything of a known step, or of none."""
+    """An item of a series, whose step may be unknown."""
 
     @property
     def step(self) -> int | None:
@@ -50,17 +68,30 @@ _Item = TypeVar("_Item", bound=HasStep)
 
 
 @dataclass(frozen=True)
-class StepRange:
-    """Steps from first to last, ends included, and of these every `stride` from the first on."""
+class Part:
+    """A part of a series; by default all of it."""
 
-    first: int = 0
-    last: int | None = None  # None: to the end
-    stride: int = 1
+    steps: StepRange | None = None
+    every: int = 1
+    last: int | None = None
 
-    def __contains__(self, step: int) -> bool:
-        if step < self.first or (self.last is not None and step > self.last):
-            return False
-        return (step - self.first) % self.stride == 0
+    @property
+    def is_all(self) -> bool:
+        """Whether it is the whole series."""
+        return self == Part()
+
+    def of(self, items: Sequence[_Item]) -> list[_Item]:
+        """Return the items in the part: in the range of steps, of these every K-th, then the last.
+
+        `items` are by step. Those without a step come last and belong to no range.
+        """
+        steps = self.steps
+        picked = [
+            item
+            for item in items
+            if steps is None or (item.step is not None and item.step in steps)
+        ][:: self.every]
+        return picked if self.last is None else picked[-self.last :]
 
 
 def steps(value: object) -> object:
@@ -84,43 +115,8 @@ def steps(value: object) -> object:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The part that was asked for; by default all."""
-
-    steps: StepRange | None = None
-    every: int = 1
-    last: int | None = None
-
-    @property
-    def is_all(self) -> bool:
-        """Whether nothing is left out."""
-        return self == Part()
-
-    def of(self, items: Sequence[_Item]) -> list[_Item]:
-        """Picks: first by step, then every K-th, then the last ones.
-
-        Args:
-            items: By step; what has none comes last and belongs to no range.
-
-        Returns:
-            The part.
-        """
-        steps = self.steps
-        picked = [
-            item
-            for item in items
-            if steps is None or (item.step is not None and item.step in steps)
-        ][:: self.every]
-        return picked if self.last is None else picked[-self.last :]
-
-
-AUTO = "auto"
-_FORM = re.compile(r"^(\d+)/(\d+)$")
-
-
-@dataclass(frozen=True)
 class Shard:
-    """One part of the work."""
+    """One of several equal parts of the work."""
 
     index: int  # from 0
     count: int
@@ -135,12 +131,12 @@ class Shard:
 
 
 def shard(value: object, environment: Mapping[str, str] = os.environ) -> object:
-    """Read `I/N` with I from 0 to N-1, or `auto`: what Slurm or torchrun say in the environment."""
+    """Read `I/N` with I from 0 to N-1, or `auto`: the rank that Slurm or torchrun set."""
     if not isinstance(value, str):
         return value
     if value.strip().lower() == AUTO:
         return _from_environment(environment)
-    match = _FORM.match(value.strip())
+    match = _SHARD.match(value.strip())
     if match is None:
         raise UnfitError(value, "not of the form I/N", "Give 0/8 to 7/8, or auto.")
     index, count = int(match.group(1)), int(match.group(2))
@@ -156,14 +152,7 @@ def shard(value: object, environment: Mapping[str, str] = os.environ) -> object:
 
 
 def array_size(environment: Mapping[str, str]) -> int | None:
-    """How many tasks the Slurm array has that this process belongs to.
-
-    Args:
-        environment: Of the process.
-
-    Returns:
-        The number; None outside of an array.
-    """
+    """Return the number of tasks in this process's Slurm array; None outside of an array."""
     count = _number(environment, "SLURM_ARRAY_TASK_COUNT")
     return count if "SLURM_ARRAY_TASK_ID" in environment else None
 
@@ -181,7 +170,7 @@ def _from_environment(environment: Mapping[str, str]) -> Shard:
                 "Submit it with --array=0-7 (no step, no list), or give --shard I/N.",
             )
         return Shard(task - low, count)
-    # SLURM_PROCID stands in a batch script too, where there is one process and many tasks.
+    # Batch scripts have a SLURM_PROCID too, although one process runs there for many tasks.
     if environment.get("SLURM_STEP_ID", "").isdecimal():
         rank, size = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_NTASKS")
         if rank is not None and size is not None:
@@ -202,7 +191,7 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
 
 
 class Preset(StrEnum):
-    """Rules of published work."""
+    """Names of the rules of published work."""
 
     patel2024 = "patel2024"
     feng2022 = "feng2022"
@@ -217,7 +206,7 @@ def preset(value: object) -> object:
 
 
 def number(value: object) -> object:
-    """Read a number; what is neither a number nor the text of one is returned as it is."""
+    """Read a number, or the text of one."""
     try:
         if isinstance(value, str):
             return float(value)
@@ -231,7 +220,7 @@ def number(value: object) -> object:
 
 
 def whole(value: object) -> object:
-    """Read a whole number; what is neither one nor the text of one is returned as it is."""
+    """Read a whole number, or the text of one."""
     if isinstance(value, str) and _WHOLE.match(value.strip()):
         return int(value)
     if isinstance(value, Integral) and not isinstance(value, bool):
@@ -244,14 +233,14 @@ def factor(value: object) -> object:
     if isinstance(value, str):
         above, _, below = value.partition("/")
         try:
-            found: object = float(above) / float(below or 1)
+            result: object = float(above) / float(below or 1)
         except (ValueError, ZeroDivisionError):
             raise UnfitError(value, "expected a number, or a fraction such as 1/255") from None
     else:
-        found = number(value)
-    if found == 0:
+        result = number(value)
+    if result == 0:
         raise UnfitError(value, "expected a number other than 0")
-    return found
+    return result
 
 
 def relative(value: object) -> object:
@@ -298,7 +287,7 @@ def minutes(value: object) -> object:
 
 
 def globs(value: object) -> object:
-    """Read patterns: texts with commas between patterns; empty ones are left out."""
+    """Read patterns: texts with commas between patterns; drop empty patterns."""
     texts = _texts(value, "expected a text or a list of texts")
     parts = tuple(part.strip() for text in texts for part in text.split(","))
     if texts and not any(parts):
@@ -328,14 +317,14 @@ def path(value: object) -> Path:
 
 
 def model(value: object) -> object:
-    """Check that a model is named, or is something that builds one."""
+    """Check that a model is a name, or a function or class that builds one."""
     if not isinstance(value, str) and not callable(value):
         raise UnfitError(value, "expected a text, a class or a function")
     return value
 
 
 def data(value: object) -> object:
-    """Read where points come from: a text, a path, a tensor, or what torch makes a tensor of."""
+    """Read a source of points: a text, a path, a tensor, or an array that torch can convert."""
     if isinstance(value, str):
         return value
     if isinstance(value, PathLike):
@@ -354,12 +343,12 @@ def each(read: Callable[[Any], object]) -> Callable[[object], object]:
 
 
 def unchanged(value: object) -> object:
-    """Return a value as it is, for its type to be checked."""
+    """Return a value unchanged."""
     return value
 
 
 def keywords(value: object) -> object:
-    """Read `KEY=VALUE` texts, the values as JSON, else as text; or a mapping, as it is."""
+    """Read `KEY=VALUE` texts, each value as JSON or else text, or a mapping."""
     if isinstance(value, Mapping):
         return tuple(value.items())
     return tuple(_keyword(text) for text in _texts(value, "expected a table"))
@@ -378,12 +367,12 @@ def _keyword(text: str) -> tuple[str, Any]:
         raise UnfitError(text, "not of the form KEY=VALUE")
     try:
         return key, json.loads(value)
-    except (ValueError, RecursionError):  # not JSON, or more than Python reads: a text
+    except (ValueError, RecursionError):  # not JSON, or nested too deeply for Python: a text
         return key, value
 
 
 def device(value: object) -> object:
-    """Check the form of a name of a device, or of several with commas."""
+    """Check the form of the name of a device, or of several with commas."""
     if not isinstance(value, str) or value == "all":
         return value
     names = [name.strip() for name in value.split(",")]

@@ -1,4 +1,4 @@
-"""Options as a table of values, wherever they were written: the command line, a file or Python."""
+"""Read and check options from the command line, localrank.toml and Python alike."""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ from localrank_cli.options.setting import Option, options_of
 
 _Table = TypeVar("_Table")
 
-# By pydantic's name for an error of type: what was expected instead.
+# Messages for pydantic's errors, by their type.
 _EXPECTED = {
     "int_type": "expected a whole number",
     "int_from_float": "expected a whole number",
@@ -34,13 +34,13 @@ _BOUNDS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where options were written, which decides how messages name them."""
+    """A place where options are written, which decides how messages name them."""
 
     named: Callable[[Option, object], str]
     error: type[LocalrankError] = UsageError
 
     def refusal(self, option: Option, value: object, expected: str, advice: str) -> LocalrankError:
-        """Return the error to raise for a value."""
+        """Return the error for a value."""
         return self.error(f"{self.named(option, value)}: {expected}.", advice)
 
 
@@ -55,44 +55,39 @@ def in_file(path: Path) -> Place:
     )
 
 
-def read_options(table: type[_Table], given: Mapping[str, object], place: Place) -> _Table:
-    """Build a table of options from texts and values.
+def read_options(table: type[_Table], values: Mapping[str, object], place: Place) -> _Table:
+    """Return an instance of a table of options, from texts and values by field name.
 
-    Args:
-        table: A dataclass of `Annotated` fields, such as `AnalyzeOptions`.
-        given: By field name; None stands for nothing given.
-        place: Where they were written.
-
-    Returns:
-        An instance of the table.
+    A value of None leaves an option unset.
 
     Raises:
         LocalrankError: If a value cannot be read, has another type or is out of range; of the
             place's kind.
     """
-    return table(**read_values(table, given, place))
+    return table(**read_values(table, values, place))
 
 
-def read_values(table: type, given: Mapping[str, object], place: Place) -> dict[str, Any]:
-    """Read and check the values that were given, as `read_options` does, by field name."""
+def read_values(table: type, values: Mapping[str, object], place: Place) -> dict[str, Any]:
+    """Read and check the values that are not None, as `read_options` does, by field name."""
     from pydantic import ValidationError
 
-    values = {name: value for name, value in given.items() if value is not None}
     try:
-        found = _model(table).model_validate(values)
+        model = _model(table).model_validate(
+            {name: value for name, value in values.items() if value is not None}
+        )
     except ValidationError as error:
         raise _refusal(error.errors(include_url=False)[0], table, place) from error
-    return {name: getattr(found, name) for name in found.model_fields_set}
+    return {name: getattr(model, name) for name in model.model_fields_set}
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Return the known names that come closest to a wrong one."""
+    """Return the known names, at most two, that are most like an unknown one."""
     return difflib.get_close_matches(name, list(known), n=2)
 
 
 @cache
 def _model(table: type) -> Any:
-    """Return the pydantic model of a table; pydantic is slow to import, and help needs none."""
+    """Return the pydantic model of a table."""
     from pydantic import BeforeValidator, ConfigDict, create_model
 
     strict = ConfigDict(
@@ -110,7 +105,7 @@ def _reader(option: Option) -> Callable[[Any], object]:
 
 
 def _reader_of(kind: Any) -> Callable[[Any], object]:
-    """Return the reader of a type: of numbers, alone or in a list; others are left as they are."""
+    """Return the reader of numbers of a type, alone or in a tuple; other types need none."""
     if get_origin(kind) is tuple:
         return parse.each(_reader_of(get_args(kind)[0]))
     kinds = {kind, *get_args(kind)}
@@ -121,7 +116,7 @@ def _reader_of(kind: Any) -> Callable[[Any], object]:
 
 
 def _refusal(error: Any, table: type, place: Place) -> LocalrankError:
-    """Return the error to raise for the first thing that pydantic found."""
+    """Return the error for one of pydantic's."""
     option = {one.name: one for one in options_of(table)}[error["loc"][0]]
     setting, kind = option.setting, error["type"]
     original = error.get("ctx", {}).get("error")

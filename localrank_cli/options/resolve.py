@@ -1,4 +1,4 @@
-"""Settings of one series: a flag beats its `localrank.toml`, which beats the default."""
+"""Resolve the settings of a series: a flag beats its localrank.toml, which beats the default."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,45 +21,34 @@ from localrank_cli.points.source import DataSource, check_source
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.userimport import CodeSpec
 
+HF = "hf"  # the --model that transformers builds
 
-def check_whole(selection: Selection, input_metric: str) -> None:
-    """Checks that there is a whole Jacobian beside the part, and that the two can be compared.
-
-    Args:
-        selection: With the slices.
-        input_metric: `identity` or `data`.
-
-    Raises:
-        SettingsError: If not.
-    """
-    if not selection.input_slice and not selection.output_slice:
-        raise SettingsError(
-            "--sigma-1 full without --input-slice or --output-slice: the whole Jacobian is measured"
-            " anyway.",
-            "Leave it out, or give --sigma-1 slice where the series' own settings ask for it.",
-        )
-    if selection.input_slice and input_metric == "data":
-        raise SettingsError(
-            "--sigma-1 full with --input-slice and --input-metric data: the covariance of the slice"
-            " and that of the whole are two metrics.",
-            "Leave one of them out, or give --sigma-1 slice.",
-        )
-
+# The settings in localrank.toml that hold only for its own model or data.
+_REPLACED = {
+    "model": {"model", "model_arg"},
+    "data": {"data", "data_key", "data_scale", "labels_key"},
+}
+# Without points and atol: the data must hold as many points as the user asks for but need not hold
+# the default number, and the default tolerance holds only without an rtol.
+_DEFAULTS: dict[str, Any] = {
+    option.name: option.setting.default
+    for option in options_of(AnalyzeOptions)
+    if option.setting.default is not None and option.name not in {"points", "atol"}
+}
+# An empty slice removes that of localrank.toml.
+_NEEDS_NO_CHECK = {"model": (HF,), "input_slice": ("",), "output_slice": ("",)}
 
 _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is estimated from samples, beside the Jacobians."""
+    """What to estimate from samples, besides the Jacobians."""
 
     information: bool = False
     points: int | None = None  # None: the default number
-    noise: float | None = None  # of tr Cov(T); None: the square of --noise
+    noise: float | None = None  # as a share of tr Cov(T); None: the square of --noise
     labels_key: str = ""
-
-
-HF = "hf"  # the --model that transformers builds
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ class ModelChoice:
     """Where the network comes from: code, or the weights alone."""
 
     code: CodeSpec | None
-    factory: Callable[..., nn.Module] | None  # given from Python
+    factory: Callable[..., nn.Module] | None  # from Python
     arguments: dict[str, Any]
     activation: str
     is_hf: bool = False  # built by transformers from the config.json beside the weights
@@ -79,7 +68,7 @@ class ModelChoice:
 
     @property
     def description(self) -> str:
-        """For notes and the manifest."""
+        """The text for notes and the manifest."""
         if self.code is not None:
             return f"{self.code.place}:{self.code.name}"
         if self.factory is not None:
@@ -104,14 +93,15 @@ class Settings:
     input_metric: str = "identity"
     allow_small_cov: bool = False
     sampling: Sampling = field(default_factory=Sampling)
-    sigma_1: str = "slice"  # or full: what relative tolerances refer to under a slice
+    sigma_1: str = "slice"  # or "full": what relative tolerances refer to under a slice
 
     @property
     def slices(self) -> dict[str, str]:
         """Optional columns for slices, and whose sigma_1 a relative tolerance refers to."""
-        chosen = self.selection
-        found = {"input_slice": chosen.input_slice, "output_slice": chosen.output_slice}
-        return found | {"sigma_1_of": self.sigma_1} if any(found.values()) else {}
+        inner, outer = self.selection.input_slice, self.selection.output_slice
+        if not inner and not outer:
+            return {}
+        return {"input_slice": inner, "output_slice": outer, "sigma_1_of": self.sigma_1}
 
     @property
     def by_whole(self) -> bool:
@@ -129,79 +119,102 @@ class SeriesOptions:
     """The options that hold for one series, and which of them its folder decides."""
 
     options: AnalyzeOptions
-    own: FolderSettings
+    folder_settings: FolderSettings
     folder: Path
-    given: frozenset[str] = frozenset()  # names of options that the user gave
-    from_folder: frozenset[str] = frozenset()  # names of options that localrank.toml gives
+    from_user: frozenset[str] = frozenset()  # names of options
+    from_folder: frozenset[str] = frozenset()  # names of options that localrank.toml decides
 
     @property
     def step_rule(self) -> StepRule:
-        """How the steps are found."""
+        """Where steps come from, and how they are found in names."""
         options = self.options
         return StepRule.parse(options.step_regex, options.step_from, options.step_pattern)
 
     @property
-    def own_files(self) -> list[Path]:
-        """Files that the folder's settings name as data: they are no checkpoints, used or not."""
-        data = self.own.values.get("data")
+    def data_files(self) -> list[Path]:
+        """Files that localrank.toml names as data: even if unused, they are no checkpoints."""
+        data = self.folder_settings.values.get("data")
         return [self.folder / data] if data is not None else []
 
 
 def for_series(options: AnalyzeOptions, folder: Path) -> SeriesOptions:
-    """Return the options that hold for a series, with what its localrank.toml says.
+    """Return the options that hold for a series, with those of its localrank.toml.
 
     Raises:
         SettingsError: If the file cannot be read, or is wrong.
     """
-    return with_own(options, read_folder_settings(folder), folder)
+    return with_folder(options, read_folder_settings(folder), folder)
 
 
-def with_own(options: AnalyzeOptions, own: FolderSettings, folder: Path) -> SeriesOptions:
-    """Fill in what was not given: from a preset, from the series' own settings, from their preset.
+def with_folder(options: AnalyzeOptions, settings: FolderSettings, folder: Path) -> SeriesOptions:
+    """Fill in missing options: from the preset, localrank.toml, its preset, and the defaults.
 
-    What still is not given then has its default. A preset that was given ranks above the file,
-    whose own preset it replaces. A `--model` or `--data` that was given replaces what the file says
-    of its own model or data (model-arg; data-key, data-scale, labels-key).
+    The user's preset replaces that of the file. The user's `--model` or `--data` replaces what the
+    file says about its own model or data (model-arg; data-key, data-scale, labels-key).
     """
     flags = {
         option.name: value
         for option in options_of(AnalyzeOptions)
         if (value := getattr(options, option.name)) is not option.unset and value != ()
     }
-    ours = dict(own.values)
-    for flag, about in _REPLACED.items():
+    values = dict(settings.values)
+    for flag, dependents in _REPLACED.items():
         if flag in flags:
-            ours = {name: value for name, value in ours.items() if name not in about}
-    if "model_arg" in ours:  # single arguments are replaced
-        arguments = dict(ours["model_arg"]) | dict(flags.get("model_arg", ()))
-        flags |= {"model_arg": tuple(arguments.items())} if "model_arg" in flags else {}
-    found: dict[str, Any] = {"hidden": True} if options.hidden else {}
-    preset = preset_values(ours)
-    if flags.get("layers") or ours.get("layers"):
+            values = {name: value for name, value in values.items() if name not in dependents}
+    if "model_arg" in values and "model_arg" in flags:  # single arguments are replaced
+        arguments = dict(values["model_arg"]) | dict(flags["model_arg"])
+        flags["model_arg"] = tuple(arguments.items())
+    preset = preset_values(values)
+    if flags.get("layers"):
         preset.pop("hidden", None)
-    sources = [flags, preset_values(flags), ours, *([preset] if "preset" not in flags else [])]
-    for source in sources:
-        has_tolerances = "atol" in found or "rtol" in found
+    merged: dict[str, Any] = {"hidden": True} if options.hidden else {}
+    for source in [flags, preset_values(flags), values, {} if "preset" in flags else preset]:
+        has_tolerances = "atol" in merged or "rtol" in merged
         for name, value in source.items():
             if not (has_tolerances and name in {"atol", "rtol"}):
-                found.setdefault(name, value)
-    filled: dict[str, Any] = _DEFAULTS | found
-    given = frozenset(flags)
-    return SeriesOptions(replace(options, **filled), own, folder, given, frozenset(ours) - given)
+                merged.setdefault(name, value)
+    names = frozenset(flags)
+    return SeriesOptions(
+        options=replace(options, **(_DEFAULTS | merged)),
+        folder_settings=settings,
+        folder=folder,
+        from_user=names,
+        from_folder=frozenset(values) - names,
+    )
 
 
-# What localrank.toml says of its own model or data serves no other.
-_REPLACED = {
-    "model": {"model", "model_arg"},
-    "data": {"data", "data_key", "data_scale", "labels_key"},
-}
-# A number of points that was asked for is demanded of the data; the default is not. A default
-# tolerance holds only where neither kind was given.
-_DEFAULTS: dict[str, Any] = {
-    option.name: option.setting.default
-    for option in options_of(AnalyzeOptions)
-    if option.setting.default is not None and option.name not in {"points", "atol"}
-}
+def check_names(series: SeriesOptions) -> None:
+    """Check the form of names in options, without opening a file.
+
+    Raises:
+        UsageError: If an option of the user has no known form.
+        SettingsError: If an option in localrank.toml has none.
+    """
+    options = series.options
+    checks: tuple[tuple[str, Callable[[str, str], object]], ...] = (
+        ("activation", _check_activation),
+        ("model", _code),
+        ("data", lambda text, _: check_source(text)),
+        ("input_slice", parse_slice),
+        ("output_slice", parse_slice),
+    )
+    for name, check in checks:
+        text = getattr(options, name)
+        if not isinstance(text, str) or text in _NEEDS_NO_CHECK.get(name, ()):
+            continue
+        key = name.replace("_", "-")
+        try:
+            check(text, f"{key} =" if name in series.from_folder else f"--{key}")
+        except UsageError as error:
+            if name not in series.from_folder:
+                raise
+            path = series.folder_settings.path
+            raise SettingsError(f"{path}: {error.what}", error.advice) from error
+
+
+def _check_activation(text: str, option: str) -> None:
+    if text not in ACTIVATIONS:
+        raise UsageError(f"{option} {text}: not known.", f"Known are {', '.join(ACTIVATIONS)}.")
 
 
 def resolve(series: SeriesOptions) -> Settings:
@@ -226,7 +239,7 @@ def resolve(series: SeriesOptions) -> Settings:
         tolerances=_tolerances(options),
         noise=_value(options.noise),
         dtype=getattr(torch, _value(options.dtype)),
-        columns=dict(series.own.columns),
+        columns=dict(series.folder_settings.columns),
         notes=tuple(notes),
         input_metric=metric,
         allow_small_cov=options.allow_small_cov,
@@ -243,14 +256,38 @@ def _value(value: _Value | None) -> _Value:
     return value
 
 
+def check_whole(selection: Selection, input_metric: str) -> None:
+    """Check that `--sigma-1 full` has a slice, and that slice and whole can be compared.
+
+    Raises:
+        SettingsError: If not.
+    """
+    if not selection.input_slice and not selection.output_slice:
+        raise SettingsError(
+            "--sigma-1 full without --input-slice or --output-slice: the whole Jacobian is measured"
+            " anyway.",
+            "Leave it out, or give --sigma-1 slice where the series' own settings ask for it.",
+        )
+    if selection.input_slice and input_metric == "data":
+        raise SettingsError(
+            "--sigma-1 full with --input-slice and --input-metric data: the covariance of the slice"
+            " and that of the whole are two metrics.",
+            "Leave one of them out, or give --sigma-1 slice.",
+        )
+
+
 def _sampling(series: SeriesOptions) -> Sampling:
     options = series.options
-    points, noise = options.information_points, options.information_noise
-    needless = series.given & {"information_points", "information_noise"}
+    needless = series.from_user & {"information_points", "information_noise"}
     if needless and not options.information:
         flag = max(needless).replace("_", "-")
         raise UsageError(f"--{flag} without --information.", "Give both or neither.")
-    return Sampling(bool(options.information), points, noise, options.labels_key or "")
+    return Sampling(
+        information=bool(options.information),
+        points=options.information_points,
+        noise=options.information_noise,
+        labels_key=options.labels_key or "",
+    )
 
 
 def _model(series: SeriesOptions, notes: list[str]) -> ModelChoice:
@@ -268,46 +305,15 @@ def _model(series: SeriesOptions, notes: list[str]) -> ModelChoice:
         raise SettingsError(
             "--model-arg was given without --model.", "A plain MLP takes no arguments."
         )
-    if options.model is not None and "activation" in series.given:
+    if options.model is not None and "activation" in series.from_user:
         notes.append("--activation is ignored: the model's own code decides")
-    return ModelChoice(code, factory, dict(options.model_arg), activation, is_hf)
-
-
-def check_names(series: SeriesOptions) -> None:
-    """Check the form of what options name, without opening a file.
-
-    Raises:
-        UsageError: If something that was given has no known form.
-        SettingsError: If something that the series' localrank.toml says has none.
-    """
-    options = series.options
-    checks: tuple[tuple[str, Callable[[str, str], object]], ...] = (
-        ("activation", _check_activation),
-        ("model", _code),
-        ("data", lambda text, _: check_source(text)),
-        ("input_slice", parse_slice),
-        ("output_slice", parse_slice),
+    return ModelChoice(
+        code=code,
+        factory=factory,
+        arguments=dict(options.model_arg),
+        activation=activation,
+        is_hf=is_hf,
     )
-    for name, check in checks:
-        text = getattr(options, name)
-        if not isinstance(text, str) or text in _NEEDS_NO_CHECK.get(name, ()):
-            continue
-        key = name.replace("_", "-")
-        try:
-            check(text, f"{key} =" if name in series.from_folder else f"--{key}")
-        except UsageError as error:
-            if name not in series.from_folder:
-                raise
-            raise SettingsError(f"{series.own.path}: {error.what}", error.advice) from error
-
-
-# An empty slice takes away the one that the folder's settings name.
-_NEEDS_NO_CHECK = {"model": (HF,), "input_slice": ("",), "output_slice": ("",)}
-
-
-def _check_activation(text: str, option: str) -> None:
-    if text not in ACTIVATIONS:
-        raise UsageError(f"{option} {text}: not known.", f"Known are {', '.join(ACTIVATIONS)}.")
 
 
 def _code(text: str, option: str) -> CodeSpec:
@@ -324,7 +330,7 @@ def _code(text: str, option: str) -> CodeSpec:
 def _trusted(code: CodeSpec, key: str, series: SeriesOptions) -> CodeSpec:
     if not series.options.trust_model:
         raise SettingsError(
-            f"{series.own.path}: names code to run, {code.place}:{code.name}.",
+            f"{series.folder_settings.path}: names code to run, {code.place}:{code.name}.",
             "Code that came with a folder runs only when you ask for it: read it, then pass"
             " --trust-model (or name it yourself with --model or --data).",
         )
@@ -344,12 +350,18 @@ def _source(series: SeriesOptions) -> DataSource:
     array = options.data if isinstance(options.data, Tensor) else None
     text = options.data if isinstance(options.data, str) else ""
     if "data" in series.from_folder:
-        text = _own_data(text, series)
-    key, scale, seed = options.data_key or "", options.data_scale, _value(options.seed)
-    return DataSource(text, key, scale, options.points, seed, array)
+        text = _folder_data(text, series)
+    return DataSource(
+        text,
+        key=options.data_key or "",
+        scale=options.data_scale,
+        count=options.points,
+        seed=_value(options.seed),
+        array=array,
+    )
 
 
-def _own_data(text: str, series: SeriesOptions) -> str:
+def _folder_data(text: str, series: SeriesOptions) -> str:
     source = DataSource(text)
     if source.path is not None:
         return str(inside(series.folder, text, "data"))

@@ -1,6 +1,6 @@
-"""What one option is: how it is read, what it means, and where it may be given.
+"""The description of an option: how it is read, what it means, and where it may be written.
 
-A table of options is a dataclass whose fields are `Annotated[type, Setting(...)]`. From it come
+A table of options is a dataclass whose fields are `Annotated[type, Setting(...)]`. It generates
 the command line (`cli/command.py`), the keys of localrank.toml (`folder.py`), the keywords of
 `localrank_cli.analyze`, the settings that resuming compares, and the tables in the documentation.
 """
@@ -14,22 +14,22 @@ DANGER = "Dangerous options"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One option.
+    """The metadata of an option's field.
 
     Args:
         help: One or two sentences for `--help`, `help(analyze)` and the documentation.
-        metavar: What stands for the value in the help.
-        default: What holds where nothing is given, if it can be written down.
-        read: Reads a text or value from outside (`parse.py`), before its type is checked.
-            Numbers and lists of them are read by their type alone.
+        metavar: The placeholder of the value in the help.
+        default: The value of an option that is not set, if it is a constant.
+        read: A reader of `parse.py`, called before the type is checked. Numbers and lists of them
+            need none.
         advice: What to do about a value out of range.
         panel: Group of the help.
-        flags: Names on the command line, where they are not the field's own.
+        flags: Names on the command line, if they differ from the field's.
         is_argument: Whether it has no flag on the command line.
         in_folder: Whether localrank.toml may hold it: it describes the folder or what is measured.
         in_python: Whether `localrank_cli.analyze` accepts it.
         in_inspect: Whether `localrank inspect` offers it.
-        is_shared: Whether all workers of a divided analysis are given it as it is.
+        is_shared: Whether all workers of a divided analysis receive it unchanged.
         decides: The settings of the manifest that it decides; resuming compares them.
     """
 
@@ -50,18 +50,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Option:
-    """A field of a table, with its setting.
+    """A field of a table of options."""
 
-    Args:
-        name: The keyword in Python.
-        kind: The type; Any where only type checkers know it.
-        unset: The value of the field where nothing was given.
-        setting: The rest.
-    """
-
-    name: str
-    kind: Any
-    unset: Any
+    name: str  # the keyword in Python
+    kind: Any  # the type; Any if only type checkers know it
+    unset: Any  # the value of the field of an option that is not set
     setting: Setting = field(repr=False)
 
     @property
@@ -76,7 +69,7 @@ class Option:
 
     @property
     def is_switch(self) -> bool:
-        """Whether it is either on or off."""
+        """Whether it is a flag without a value."""
         return self.kind is bool or bool in get_args(self.kind)
 
     @property
@@ -86,19 +79,19 @@ class Option:
 
     @property
     def is_required(self) -> bool:
-        """Whether there is no analysis without it."""
+        """Whether it has to be set."""
         return self.unset is MISSING
 
     @property
     def shown_default(self) -> object:
-        """What holds where nothing is given; None where that depends on something."""
+        """The value of an option that is not set; None if it depends on something."""
         if self.setting.default is not None:
             return self.setting.default
         return self.unset if self.is_switch else None
 
     @property
     def help(self) -> str:
-        """The sentences for people, with the default."""
+        """The text for the user, with the default."""
         default = self.setting.default
         if default is None or self.is_switch:
             return self.setting.help
@@ -106,11 +99,7 @@ class Option:
 
 
 def options_of(table: type) -> Iterator[Option]:
-    """Yield the options of a table, in order.
-
-    Args:
-        table: A dataclass; its fields without a `Setting` are no options.
-    """
+    """Yield the options of a table in order: its fields with a `Setting`."""
     for one in fields(table):
         for setting in getattr(one.type, "__metadata__", ()):
             if isinstance(setting, Setting):

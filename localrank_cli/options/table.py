@@ -1,7 +1,7 @@
-"""The options of every command that analyses, each in one entry.
+"""The options of the commands that compute tables, each in one entry.
 
-A new option is one field here, and the place where it acts. None, an empty tuple and False mean
-that nothing was given; `resolve.py` fills in what localrank.toml, a preset and the defaults say.
+A new option takes one field here, and the code that uses it. None, an empty tuple and False mean
+that it is not set; `resolve.py` then uses localrank.toml, a preset and the defaults.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,10 @@ if TYPE_CHECKING:  # torch is not imported where options are only parsed
 _LOCAL = "Workers"
 _SLURM = "Slurm"
 
-DEFAULT_ATOL = 0.01  # the rule in the published code of the first author of the paper
-
-# Bytes: below this a Jacobian of a few hundred rows is cut into single products.
+DEFAULT_ATOL = 0.01  # the rule in the published code of the paper's first author
+# Bytes. With less, a Jacobian of a few hundred rows is cut into single products.
 LEAST_MEMORY = 16 * 2**20
-# The draw is seeded with a number of 64 bits.
-_MOST_SEED = 2**63 - 1
+_LARGEST_SEED = 2**63 - 1  # seeds are signed integers of 64 bits
 
 _ROUNDING = (
     "Below the rounding of the SVD every count is noise: with --atol 0 every layer would have full"
@@ -70,7 +68,7 @@ Debug = Annotated[
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
-    """The options of `localrank analyze`, as given."""
+    """The options of `localrank analyze`, as the user set them."""
 
     checkpoints: Annotated[
         tuple[Path, ...],
@@ -154,7 +152,7 @@ class AnalyzeOptions:
         ),
     ] = None
     seed: Annotated[
-        Annotated[int, Interval(ge=0, le=_MOST_SEED)] | None,
+        Annotated[int, Interval(ge=0, le=_LARGEST_SEED)] | None,
         Setting(
             help="Seed of the draw.", metavar="S", default=0, in_folder=True, decides=("seed",)
         ),
@@ -205,7 +203,7 @@ class AnalyzeOptions:
     ] = None
     allow_small_cov: Annotated[
         bool,
-        Setting(help="Let --input-metric data run with no more points than directions."),
+        Setting(help="Allow --input-metric data with no more points than directions."),
     ] = False
     allow_unsaved: Annotated[
         bool,
@@ -311,8 +309,8 @@ class AnalyzeOptions:
     device: Annotated[
         str | None,
         Setting(
-            help="auto, cpu, cuda or cuda:K; several with commas, or all GPUs, each with a process"
-            " of its own.",
+            help="auto, cpu, cuda or cuda:K; several with commas, or all GPUs, each in its own"
+            " process.",
             metavar="NAME",
             default="auto",
             read=parse.device,
@@ -333,7 +331,7 @@ class AnalyzeOptions:
     dtype: Annotated[
         Literal["float64", "float32"] | None,
         Setting(
-            help="Of the Jacobian: float64 or float32.",
+            help="Precision of the Jacobian: float64 or float32.",
             metavar="NAME",
             default="float64",
             in_folder=True,
@@ -364,8 +362,8 @@ class AnalyzeOptions:
     weights: Annotated[
         str | None,
         Setting(
-            help="Which of several sets of weights in one file: raw (those that training goes on"
-            " with), ema (their average), or a key of the file.",
+            help="Which of several sets of weights in one file: raw (those that training"
+            " continues with), ema (their average), or a key of the file.",
             metavar="NAME",
             default="raw",
             in_folder=True,
@@ -427,8 +425,8 @@ class AnalyzeOptions:
     spectra: Annotated[
         Path | None,
         Setting(
-            help="Keep the singular values of every point too, a file for each checkpoint; they"
-            " then come from the SVD of every matrix, so that they serve any tolerance.",
+            help="Also keep the singular values of every point, a file for each checkpoint; every"
+            " matrix then takes an SVD, so that they serve any tolerance.",
             metavar="FOLDER",
             read=parse.path,
             in_python=False,
@@ -479,8 +477,8 @@ class AnalyzeOptions:
     plan: Annotated[
         Path | None,
         Setting(
-            help="Only the checkpoints that a plan file of localrank submit lists, as they were"
-            " then.",
+            help="Only the checkpoints in a plan file of localrank submit, which must not have"
+            " changed since.",
             metavar="FILE",
             read=parse.path,
             in_python=False,
@@ -500,7 +498,7 @@ class AnalyzeOptions:
     verbose: Annotated[
         bool,
         Setting(
-            help="Say how each layer is computed, and how long.",
+            help="Show how each layer is computed, and how long it takes.",
             flags=("--verbose", "-v"),
             in_python=False,
             in_inspect=False,
@@ -524,29 +522,28 @@ class AnalyzeOptions:
         ),
     ] = False
 
-    # Leaves out the last layer; only a preset says so.
-    hidden: bool = False
+    hidden: bool = False  # leaves out the last layer; only presets set it
 
     @property
     def part(self) -> Part:
-        """The part of each series that is analysed."""
+        """The part of each series to analyse."""
         return Part(self.steps, self.every or 1, self.last)
 
     @property
     def skips_errors(self) -> bool:
-        """Whether a checkpoint that cannot be read or run is passed over."""
+        """Whether to skip a checkpoint that cannot be read or run."""
         return self.on_error == "skip"
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What `localrank inspect` offers besides the options of analyze."""
+    """The options of `localrank inspect` besides those of analyze."""
 
     as_json: Annotated[bool, Setting(help="JSON on stdout.", flags=("--json",))] = False
     timed: Annotated[
         bool | None,
         Setting(
-            help="Compute a few points, for the route and the time it takes.",
+            help="Compute a few points, to show the route and estimate the time.",
             flags=("--time/--no-time",),
             default=True,
         ),
@@ -555,7 +552,7 @@ class InspectOptions:
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """What `localrank submit` offers besides the options of analyze."""
+    """The options of `localrank submit` besides those of analyze."""
 
     cluster: Annotated[
         Literal["local", "slurm"] | None,
@@ -633,7 +630,7 @@ class SubmitOptions:
     ] = ()
     wait: Annotated[
         bool,
-        Setting(help="Stay until the jobs have ended, with a progress bar.", panel=_SLURM),
+        Setting(help="Wait for the jobs to end, with a progress bar.", panel=_SLURM),
     ] = False
 
 
@@ -660,12 +657,12 @@ class MergeOptions:
         ),
     ] = None
     partial: Annotated[bool, Setting(help="Merge what is there, and list what is missing.")] = False
-    overwrite: Annotated[bool, Setting(help="Write over FILE if it exists.")] = False
+    overwrite: Annotated[bool, Setting(help="Overwrite FILE if it exists.")] = False
     plan: Annotated[
         Path | None,
         Setting(
-            help="All that this plan file of localrank submit lists must be there; the parts beside"
-            " it are removed then.",
+            help="A plan file of localrank submit: require all that it lists, then remove the parts"
+            " beside it.",
             metavar="FILE",
             read=parse.path,
         ),
@@ -691,7 +688,8 @@ class RethresholdOptions:
     noise: Annotated[
         Noise | None,
         Setting(
-            help="Standard deviation for gaussian_information. Default: as it was.", metavar="S"
+            help="Standard deviation for gaussian_information. Default: that of the analysis.",
+            metavar="S",
         ),
     ] = None
     output: Annotated[
@@ -704,13 +702,13 @@ class RethresholdOptions:
             flags=("--output", "-o"),
         ),
     ] = None
-    overwrite: Annotated[bool, Setting(help="Write over FILE if it exists.")] = False
+    overwrite: Annotated[bool, Setting(help="Overwrite FILE if it exists.")] = False
     quiet: Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"))] = False
     debug: Debug = False
 
 
 def check_options(options: AnalyzeOptions) -> None:
-    """Check what can be seen of several options together, without opening a file.
+    """Check options against each other, without opening a file.
 
     Raises:
         UsageError: If some of them exclude one another.
@@ -720,10 +718,12 @@ def check_options(options: AnalyzeOptions) -> None:
     if options.until is not None and not options.follow:
         raise UsageError("--until without --follow.", "Give both, or choose steps with --steps.")
     if options.step_regex is not None and options.step_pattern is not None:
-        raise UsageError("--step-regex and --step-pattern: both say the same.", "Give one of them.")
+        raise UsageError(
+            "--step-regex and --step-pattern: both define how steps are found.", "Give one of them."
+        )
     if options.follow and (options.every is not None or options.last is not None):
         raise UsageError(
-            "--follow with --every or --last: nobody knows which checkpoints are still to come.",
+            "--follow with --every or --last: it is unknown which checkpoints are still to come.",
             "Choose steps with --steps A:B:C.",
         )
     if options.follow and options.shard is not None:

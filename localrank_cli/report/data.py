@@ -55,7 +55,7 @@ def page_data(frame: pd.DataFrame) -> tuple[Json, tuple[str, ...]]:
                 "label": meaning.label,
                 "sentence": meaning.sentence,
                 "kind": meaning.kind,
-                "feels": meaning.feels_tolerance,
+                "uses_tolerance": meaning.uses_tolerance,
             }
             for name, meaning in MEANINGS.items()
             if name in measures
@@ -80,7 +80,7 @@ def rounded(values: Iterable[float]) -> list[float | int | None]:
 
 
 def _columns(measures: list[str], tolerances: int) -> int:
-    return sum(2 * (tolerances if MEANINGS[name].feels_tolerance else 1) for name in measures)
+    return sum(2 * (tolerances if MEANINGS[name].uses_tolerance else 1) for name in measures)
 
 
 def _fewer_steps(frame: pd.DataFrame, columns: int) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -114,7 +114,7 @@ def _layers(part: pd.DataFrame, measures: list[str], tolerances: list[str]) -> l
         first = rows.drop_duplicates("step").set_index("step").reindex(steps)
         values: Json = {}
         for name in measures:
-            chosen = by_tolerance if MEANINGS[name].feels_tolerance else {"": first}
+            chosen = by_tolerance if MEANINGS[name].uses_tolerance else {"": first}
             values[name] = {label: _column(table, name) for label, table in chosen.items()}
         largest = (
             [rows["max_rank"].max()] if "max_rank" in rows.columns else [rows[measures[0]].max()]

@@ -4,10 +4,10 @@ from localrank_cli.measures.table import MEASURES, OTHER, SHARE, Meaning
 
 _COUNTS = {
     "rank_min": Meaning(
-        "least local rank", "The least local rank of any point.", feels_tolerance=True
+        "least local rank", "The least local rank of any point.", uses_tolerance=True
     ),
     "rank_max": Meaning(
-        "largest local rank", "The largest local rank of any point.", feels_tolerance=True
+        "largest local rank", "The largest local rank of any point.", uses_tolerance=True
     ),
 }
 _CERTAINTY = {
@@ -15,13 +15,13 @@ _CERTAINTY = {
         "share of points near the tolerance",
         "The share of points whose count changes when the tolerance moves by 1 %.",
         SHARE,
-        feels_tolerance=True,
+        uses_tolerance=True,
     ),
     "n_undecided": Meaning(
         "undecided points",
         "The number of points whose count is decided by rounding.",
         OTHER,
-        feels_tolerance=True,
+        uses_tolerance=True,
     ),
 }
 _OF_MEASURES = {name: measure.meaning for name, measure in MEASURES.items()}

@@ -1,4 +1,4 @@
-"""Runs a plan: a generator of results, one checkpoint at a time."""
+"""Run a plan: yield results, one checkpoint at a time."""
 
 import hashlib
 import time
@@ -26,7 +26,7 @@ KeepSpectra = Callable[[CheckpointRecord, list[LayerSpectrum]], None]
 
 @dataclass
 class Known:
-    """What earlier checkpoints told, in this run and in those that it goes on from."""
+    """The weights of checkpoints computed so far, in this run and in those that it resumes."""
 
     # (run, hash of the tensors) -> name and step of the first that held them
     weights: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -35,13 +35,10 @@ class Known:
 def run_plan(
     plan: Plan, note: Note, known: Known | None = None, keep: KeepSpectra | None = None
 ) -> Iterator[CheckpointRecord]:
-    """Computes one checkpoint after another.
+    """Compute one checkpoint after another.
 
-    Args:
-        plan: From `make_plan`.
-        note: Takes each note for the user.
-        known: What earlier runs told; updated.
-        keep: Takes the singular values of each checkpoint, before its record is given.
+    `known` is updated. `keep` receives the singular values of each checkpoint before its record is
+    yielded.
 
     Yields:
         Results, by run and step.
@@ -51,7 +48,7 @@ def run_plan(
 
 
 class _Runner:
-    """One series: its points and what is known of its model, from checkpoint to checkpoint."""
+    """The points of one series and the routes for its model, shared by its checkpoints."""
 
     def __init__(
         self, plan: Plan, series: SeriesPlan, note: Note, known: Known, keep: KeepSpectra | None
@@ -60,14 +57,14 @@ class _Runner:
         self._note, self._known, self._keep = note, known, keep
         settings = series.settings
         self._points = place_points(series.points, plan.device, settings.dtype)
-        # Kept singular values serve any tolerance: no certificate for those of today will do.
+        # Kept singular values must serve any tolerance, so certificates for some do not suffice.
         demand = demand_of(None if keep else settings.tolerances, settings.noise)
         memory = plan.memory - series.metric.n_bytes
         self._request = Request(
             settings.selection, settings.dtype, memory, demand, scaled_by_whole=settings.by_whole
         )
         self._modes = Modes()
-        self._told = 0
+        self._n_noted = 0
 
     def results(self) -> Iterator[CheckpointRecord]:
         for planned in self._series.in_order:
@@ -90,12 +87,12 @@ class _Runner:
         fill_model(self._series.model, self._series.expected, state, checkpoint.place)
         del state
         try:
-            found = self._measure(checkpoint)
+            measured = self._measure(checkpoint)
         except LocalrankError as error:
             raise type(error)(f"{checkpoint.place}: {error.what}", error.advice) from error
-        for text in self._modes.notes[self._told :]:
+        for text in self._modes.notes[self._n_noted :]:
             self._note(text)
-        self._told = len(self._modes.notes)
+        self._n_noted = len(self._modes.notes)
         if footprint(checkpoint.file.path) != before:
             raise UnreadableError(
                 f"{checkpoint.place}: changed while it was read.",
@@ -105,7 +102,10 @@ class _Runner:
             run=self._series.run,
             checkpoint=checkpoint.file.name,
             step=checkpoint.step,
-            layers=tuple(self._layer(checkpoint, *one) for one in enumerate(found)),
+            layers=tuple(
+                self._layer(checkpoint, index, spectrum, cells)
+                for index, (spectrum, cells) in enumerate(measured)
+            ),
             facts={
                 "bytes": before.size,
                 "mtime_ns": before.mtime_ns,
@@ -118,11 +118,11 @@ class _Runner:
             message=unsaved_message(self._series.unsaved),
         )
         if self._keep is not None:
-            self._keep(record, [spectrum for spectrum, _ in found])
+            self._keep(record, [spectrum for spectrum, _ in measured])
         return record
 
     def _measure(self, checkpoint: PlannedCheckpoint) -> list[tuple[LayerSpectrum, Cells]]:
-        """Singular values of each layer, and what was sampled of it; weights are filled in."""
+        """Return each layer's singular values and cells from samples; the model has its weights."""
         plan, series = self._plan, self._series
         metric = series.metric.at(series.model, plan.device, series.settings.dtype)
         points = self._points[slice(*(checkpoint.points or (None,)))]
@@ -131,12 +131,16 @@ class _Runner:
         return list(zip(spectra, series.samples.at(series.model, plan.device), strict=True))
 
     def _layer(
-        self, checkpoint: PlannedCheckpoint, index: int, found: tuple[LayerSpectrum, Cells]
+        self, checkpoint: PlannedCheckpoint, index: int, spectrum: LayerSpectrum, samples: Cells
     ) -> LayerRecord:
         series, settings = self._series, self._series.settings
-        spectrum, sampled = found
-        cells: Cells = {**sampled, **settings.slices, **settings.columns}
-        cells = {"epoch": checkpoint.epoch, "n_cov": series.metric.n_cov, **cells}
+        cells: Cells = {
+            "epoch": checkpoint.epoch,
+            "n_cov": series.metric.n_cov,
+            **samples,
+            **settings.slices,
+            **settings.columns,
+        }
         facts = LayerFacts(
             run=series.run,
             checkpoint=checkpoint.file.name,
@@ -164,14 +168,7 @@ class _Runner:
 
 
 def hash_of(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes, in order of name.
-
-    Args:
-        state: Name -> tensor.
-
-    Returns:
-        Hexadecimal digits.
-    """
+    """Return the SHA-256 of tensors: their names, dtypes, shapes and bytes, in order of name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().resolve_conj().resolve_neg().contiguous()

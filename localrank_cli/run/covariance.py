@@ -1,7 +1,7 @@
-"""`--input-metric data`: the covariance of the varied tensor over the whole data."""
+"""Compute the covariance of the varied tensor over the whole data, for `--input-metric data`."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,42 +16,36 @@ from localrank_cli.options.resolve import Settings
 from localrank_cli.points.draw import Points
 from localrank_cli.spectrum.layer import Examination
 
-# Points for each entry of the varied tensor under which a covariance is far from the true one: its
-# eigenvalues then spread by about 2 sqrt(1 / 10) = 60 % (Marchenko & Pastur 1967).
-_ENOUGH = 10
-_AT_ONCE = 1024
+# With fewer points than this for each entry of the varied tensor, the eigenvalues of the covariance
+# spread by more than about 2 sqrt(1 / 10) = 60 % around the true ones (Marchenko & Pastur 1967).
+_POINTS_PER_ENTRY = 10
+_CHUNK = 1024  # points that pass through the model at once
 
 
 @dataclass(frozen=True)
 class MetricPlan:
-    """How the metric comes about."""
+    """The metric of a series, or how to compute it at each checkpoint.
 
-    known: MetricFactor | None  # the same at every checkpoint
+    Without `factor` and `n_cov` it is the identity.
+    """
+
     points: Points
-    wrt: str  # else from this module's output
+    wrt: str  # module whose output is varied; "" is the input
     low_precision: bool
+    factor: MetricFactor | None = None  # where it is the same at every checkpoint
     n_cov: int | None = None  # points that the covariance is taken over
-    entries: Tensor | None = None  # of the varied tensor; None: all
-    n_bytes: int = 0  # that the factor takes of the budget
+    entries: Tensor | None = None  # entries of the varied tensor in it; None: all
+    n_bytes: int = 0  # bytes of the budget that the factor takes
 
     def at(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> MetricFactor | None:
-        """Computes the metric at a checkpoint.
-
-        Args:
-            model: With the checkpoint's weights.
-            device: Of the model.
-            dtype: Of the analysis.
-
-        Returns:
-            The metric; None for the identity.
-        """
-        if self.n_cov is None or self.known is not None:
-            return self.known
+        """Return the metric at the weights of a model; None is the identity."""
+        if self.n_cov is None or self.factor is not None:
+            return self.factor
         call = named_call(model, self.wrt)
 
         def rows() -> Iterator[Tensor]:
             tolerance = agreement(dtype, self.low_precision)
-            chunks = everything(self.points, device, dtype)
+            chunks = data_chunks(self.points, device, dtype)
             for chunk in outputs_everywhere(model, chunks, call, tolerance):
                 yield _part(chunk.to("cpu", torch.float64), self.entries)
 
@@ -63,24 +57,17 @@ class MetricPlan:
 def plan_metric(
     settings: Settings, points: Points, examination: Examination, memory: int, note: Note
 ) -> MetricPlan:
-    """Plans the metric, and computes it where it does not depend on the weights.
+    """Plan the metric of a series, and compute it if it does not depend on the weights.
 
-    Args:
-        settings: Of the series.
-        points: With everything there is to draw from, when the metric is `data`.
-        examination: Of the first checkpoint.
-        memory: The budget in bytes.
-        note: Takes each note for the user.
-
-    Returns:
-        The plan.
+    `points` hold the whole data if the metric is `data`; `memory` is the budget in bytes.
 
     Raises:
-        SettingsError: If there is nothing to take a covariance over, or too little.
+        SettingsError: If there are no data, too few, or too little memory for their covariance.
     """
-    wrt, survey = settings.selection.wrt, examination.survey
+    wrt = settings.selection.wrt
+    identity = MetricPlan(points, wrt, examination.survey.has_low_precision)
     if settings.input_metric == "identity":
-        return MetricPlan(None, points, wrt, survey.has_low_precision)
+        return identity
     if points.spread is not None:
         if wrt:
             raise SettingsError(
@@ -88,40 +75,30 @@ def plan_metric(
                 " data to run over, and the points come from a distribution.",
                 "Give a data file with --data.",
             )
-        known = MetricFactor(torch.tensor(points.spread, dtype=torch.float64, device="cpu"))
-        return MetricPlan(known, points, wrt, survey.has_low_precision)
+        spread = torch.tensor(points.spread, dtype=torch.float64, device="cpu")
+        return replace(identity, factor=MetricFactor(spread))
     assert points.everything is not None
     count, n_in = points.everything.shape[0], examination.n_in
     _check_count(count, n_in, settings.allow_small_cov, note)
     n_bytes = 8 * n_in * min(n_in, count)
     _check_memory(n_in, n_bytes, memory)
     if wrt:
-        low, entries = survey.has_low_precision, examination.entries
-        return MetricPlan(None, points, wrt, low, count, entries, n_bytes)
+        return replace(identity, n_cov=count, entries=examination.entries, n_bytes=n_bytes)
     cpu = torch.device("cpu")
 
     def rows() -> Iterator[Tensor]:
-        chunks = everything(points, cpu, torch.float64)
+        chunks = data_chunks(points, cpu, torch.float64)
         return (_part(chunk.flatten(1), examination.entries) for chunk in chunks)
 
     mean, count = mean_of(rows())
-    known = MetricFactor(covariance_factor(rows(), mean, count), count)
-    return MetricPlan(known, points, wrt, survey.has_low_precision, count, n_bytes=n_bytes)
+    factor = MetricFactor(covariance_factor(rows(), mean, count), count)
+    return replace(identity, factor=factor, n_cov=count, n_bytes=n_bytes)
 
 
-def everything(points: Points, device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Walks through all of the data as the model takes them.
-
-    Args:
-        points: With everything there is to draw from.
-        device: Of the model.
-        dtype: Of the analysis; integers stay integers.
-
-    Yields:
-        Chunks, shape (some points, ...).
-    """
+def data_chunks(points: Points, device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yield the whole data, scaled, in chunks of shape (points, ...); integers stay integers."""
     assert points.everything is not None
-    for rows in torch.split(points.everything, _AT_ONCE):
+    for rows in torch.split(points.everything, _CHUNK):
         floating = points.scale is not None or rows.is_floating_point()
         chunk = rows.to(torch.float64 if floating else torch.int64)
         if points.scale is not None:
@@ -146,16 +123,15 @@ def _check_count(count: int, n_in: int, allow_small: bool, note: Note) -> None:
             " directions of the varied tensor: the sample, not the network, would cap the rank.",
             "Give a data file with more points, or pass --allow-small-cov.",
         )
-    if count < _ENOUGH * n_in:
+    if count < _POINTS_PER_ENTRY * n_in:
         note(
             f"--input-metric data: the covariance of {n_in} entries over {count} points is a rough"
-            f" one; {_ENOUGH * n_in} or more would do"
+            f" one; {_POINTS_PER_ENTRY * n_in} or more would do"
         )
 
 
 def _check_memory(n_in: int, n_bytes: int, memory: int) -> None:
-    # The factor, the rows under it, and the QR's copy of both.
-    needed = 3 * n_bytes
+    needed = 3 * n_bytes  # the factor, the rows under it, and the QR's copy of both
     if needed > memory:
         raise SettingsError(
             f"--input-metric data: the covariance of {n_in} entries needs {needed / 2**20:.0f} MiB,"

@@ -1,4 +1,7 @@
-"""Steps and shapes of every checkpoint, from the headers alone, before any work."""
+"""Checkpoints from their headers alone: their steps, whether they fit the model, and which failed.
+
+Everything here happens before any work, but for `load_state`, which reads the tensors.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -41,7 +44,7 @@ Skip = Callable[[CheckpointFile, LocalrankError], None]
 
 @dataclass(frozen=True)
 class _Header:
-    """What must be known of a checkpoint before its tensors are read."""
+    """The shapes and dtypes in a checkpoint, without its tensors."""
 
     shapes: dict[str, dict[str, tuple[int, ...]]]  # container -> key -> shape
     averaged: frozenset[str]  # containers that hold an average over training
@@ -50,7 +53,7 @@ class _Header:
 
 @dataclass(frozen=True)
 class PlannedCheckpoint:
-    """One checkpoint, its step known, its header checked."""
+    """A checkpoint whose step is known and whose header fits the model."""
 
     file: CheckpointFile
     step: int
@@ -69,25 +72,20 @@ class PlannedCheckpoint:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is known of a series beside the files to be read."""
+class HeaderContext:
+    """What is known of a series besides the files to read."""
 
     files: tuple[CheckpointFile, ...] = ()  # all of the series: their names are read together
-    counting: Counting | None = None  # what a plan file says that the steps count
+    counting: Counting | None = None  # what the steps count according to a plan file
     earlier: StepScheme | None = None  # of checkpoints that were there before these
-    is_inferred: bool = False  # whether the network is read off the weights
+    is_inferred: bool = False  # whether the network is inferred from the weights
     is_hf: bool = False  # whether transformers builds it
 
 
 class Headers:
-    """Reads each checkpoint's header once.
+    """The headers of a series, each read once.
 
-    Args:
-        series: The checkpoints.
-        trust_pickle: Whether a pickle may run code.
-        rule: Where steps are looked for.
-        weights: Which of several sets of weights in one file are meant (`--weights`).
-        setting: What is known beside the files.
+    `rule` says where to look for steps, and `weights` which of several sets in one file to use.
     """
 
     def __init__(
@@ -96,7 +94,7 @@ class Headers:
         trust_pickle: bool,
         rule: StepRule = StepRule(),  # noqa: B008  # frozen
         weights: str = RAW,
-        setting: Setting = Setting(),  # frozen
+        context: HeaderContext = HeaderContext(),  # frozen
     ) -> None:
         self._series = series
         self._trust_pickle = trust_pickle
@@ -106,35 +104,31 @@ class Headers:
         self._headers: dict[CheckpointFile, _Header] = {}
         self._last = _Header({}, frozenset(), {})
         self._epochs: dict[CheckpointFile, int | None] = {}
-        self._setting = setting
-        self.scheme = StepScheme(rule, Counting(), {})  # how the steps were found
-        self.unfilled: set[str] = set()  # parts of the model that a checkpoint left as they were
+        self._context = context
+        self.scheme = StepScheme(rule, Counting(), {})
+        self.unfilled: set[str] = set()  # parts of the model that a checkpoint does not fill
         self.first: State | None = None  # the weights in the first file, by name
 
     def steps(self, note: Note, skip: Skip | None = None) -> list[tuple[CheckpointFile, int]]:
-        """Tells each checkpoint's step, and leaves out second copies.
+        """Return each checkpoint and its step, by step, without duplicates.
 
-        Args:
-            note: Takes each note for the user.
-            skip: Takes each file that cannot be read; None: the first is an error.
-
-        Returns:
-            Files and steps, by step.
+        `skip` receives each file that cannot be read; without it the first is an error.
 
         Raises:
-            SettingsError: If a step cannot be told, or different checkpoints have the same.
+            UnreadableError: If a file cannot be read and `skip` is None.
+            SettingsError: If a step is not found, or different checkpoints have the same.
         """
         places: dict[CheckpointFile, Place] = {}
-        earlier = self._setting.earlier
+        earlier = self._context.earlier
         before = earlier.places if earlier is not None else ()
-        names = Names([*before, *self._setting.files, *self._series.files])
+        names = Names([*before, *self._context.files, *self._series.files])
         for file in self._series.files:
             content = self._read(file, skip)
             if content is None:
                 continue
-            chosen = self._choose(list(content.states), content.averaged, file)
+            keys = self._choose(list(content.states), content.averaged, file)
             try:
-                bare = self._check_adapter({key: content.states[key] for key in chosen}, file)
+                bare = self._check_adapter({key: content.states[key] for key in keys}, file)
                 places[file] = find_place(file, content, self._rule, names)
             except UnreadableError as error:
                 _skip(skip, file, error)
@@ -148,18 +142,18 @@ class Headers:
         return steps
 
     def _in_order(self, places: dict[CheckpointFile, Place], names: Names) -> SeriesSteps:
-        earlier = self._setting.earlier
+        earlier = self._context.earlier
         if earlier is None:
-            counting = self._setting.counting
+            counting = self._context.counting
             ordered = SeriesSteps(self._series, places, self._same, self._rule, counting)
             self.scheme = ordered.scheme
             return ordered
-        # The names of earlier checkpoints may have to be read in another way now.
-        again = {
+        # A new name may change how those of earlier checkpoints are to be read.
+        reread = {
             file: replace(one, step=names.step(file).step) if one.source == "name" else one
             for file, one in earlier.places.items()
         }
-        together = SeriesSteps(self._series, again | places, self._same, self._rule)
+        together = SeriesSteps(self._series, reread | places, self._same, self._rule)
         for file in places:
             earlier.check(together, file)
         self.scheme = together.scheme
@@ -173,12 +167,16 @@ class Headers:
             return None
 
     def _check_adapter(self, states: Mapping[str, State], file: CheckpointFile) -> str:
-        """Refuse an adapter alone, and give the set of weights from which a network is inferred."""
-        # Where code gives the network, it decides: a network may consist of such layers.
-        if self._setting.is_inferred:
+        """Refuse adapters without a base model; return the first set of weights that is none.
+
+        Raises:
+            UnreadableError: If all of the sets are adapters.
+        """
+        # Where code builds the network, it decides: a network may consist of such layers.
+        if self._context.is_inferred:
             bare = [key for key, state in states.items() if not adapter_key(state)]
         else:
-            alone = is_adapter_alone if self._setting.is_hf else partial(is_of_peft, file.path)
+            alone = is_adapter_alone if self._context.is_hf else partial(is_of_peft, file.path)
             bare = [key for key, state in states.items() if not alone(state)]
         bare = [key for key in bare if not is_of_peft(file.path, states[key])]
         if not bare:
@@ -192,7 +190,7 @@ class Headers:
             )
         try:
             return self._twins.same(one.path, other.path)
-        except UnreadableError:  # an earlier one is not there any more
+        except UnreadableError:  # an earlier checkpoint has been removed
             return False
 
     def _choose(
@@ -218,47 +216,45 @@ class Headers:
     def plan(
         self, file: CheckpointFile, step: int, model: nn.Module, expected: Expected
     ) -> PlannedCheckpoint:
-        """Checks a checkpoint's keys and shapes against the model.
+        """Return how to load the weights of a checkpoint, checked by their keys and shapes.
 
-        Args:
-            file: From `steps`.
-            step: From `steps`.
-            model: The network.
-            expected: What it must hold.
-
-        Returns:
-            How its weights are to be loaded.
+        `file` and `step` come from `steps`.
 
         Raises:
-            MismatchError: If they do not fit.
+            MismatchError: If they do not fit the model.
         """
         header = self._headers[file]
-        chosen = self._choose(list(header.shapes), header.averaged, file)
-        epoch = self._epochs.get(file)
-        for container in chosen:
-            found = strip_to_fit(header.shapes[container], expected.fits)
-            if found is not None:
-                _check_types(header, container, found[0], expected, f"{file.path} (step {step})")
-                aside = tuple(
-                    describe_weights(key, header.averaged)
-                    for key in header.shapes
-                    if key != container
+        keys = self._choose(list(header.shapes), header.averaged, file)
+        bare = PlannedCheckpoint(file, step, "", Stripping(), epoch=self._epochs.get(file))
+        place = bare.place
+        for container in keys:
+            fit = strip_to_fit(header.shapes[container], expected.fits)
+            if fit is not None:
+                stripping, _ = fit
+                _check_types(header, container, stripping, expected, place)
+                return replace(
+                    bare,
+                    container=container,
+                    stripping=stripping,
+                    aside=tuple(
+                        describe_weights(key, header.averaged)
+                        for key in header.shapes
+                        if key != container
+                    ),
+                    averaged=container in header.averaged,
                 )
-                averaged = container in header.averaged
-                return PlannedCheckpoint(file, step, container, found[0], aside, epoch, averaged)
-        place = PlannedCheckpoint(file, step, "", Stripping()).place
         if has_custom_loading(model):
             # A user's load hooks may accept what keys and shapes alone do not show.
             content = read_checkpoint(file.path, trust_pickle=self._trust_pickle)
-            for container in chosen:
+            for container in keys:
                 with suppress(MismatchError):
                     state = content.states[container]
                     self.unfilled |= fill_custom(model, expected, state, place)
-                    return PlannedCheckpoint(file, step, container, Stripping(), epoch=epoch)
-        if all(is_adapter_alone(header.shapes[key]) for key in chosen):
-            raise MismatchError(*refusal(file.path, header.shapes[chosen[0]]))
+                    return replace(bare, container=container)
+        if all(is_adapter_alone(header.shapes[key]) for key in keys):
+            raise MismatchError(*refusal(file.path, header.shapes[keys[0]]))
         closest = min(
-            (renamed for key in chosen for _, renamed in candidates(header.shapes[key])),
+            (renamed for key in keys for _, renamed in candidates(header.shapes[key])),
             key=lambda shapes: sum(map(len, expected.differences(shapes))),
         )
         raise mismatch(expected, closest, place)
@@ -275,7 +271,7 @@ def _check_types(
 ) -> None:
     dtypes = header.dtypes[container]
     if not expected.has_complex and all(dtype.is_floating_point for dtype in dtypes.values()):
-        return  # nothing to find, and a series may have thousands of checkpoints
+        return  # early, as a series may have thousands of checkpoints
     for other, renamed in candidates(dtypes):
         if other == stripping:
             expected.check_types(renamed, place)
@@ -283,14 +279,10 @@ def _check_types(
 
 
 def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, Tensor]:
-    """Reads a planned checkpoint's tensors under the model's names.
+    """Read a checkpoint's tensors, by the model's names.
 
-    Args:
-        checkpoint: From the plan.
-        trust_pickle: Whether a pickle may run code.
-
-    Returns:
-        Name -> tensor.
+    Raises:
+        SettingsError: If the file does not hold what its header held when the run was planned.
     """
     content = read_checkpoint(
         checkpoint.file.path, trust_pickle=trust_pickle, mapped=checkpoint.mapped
@@ -307,12 +299,7 @@ def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, T
 
 
 class Failures:
-    """Collects what failed, where that is no reason to stop.
-
-    Args:
-        run: Name of the series.
-        skips: Whether to go on; else the first error is raised.
-    """
+    """The checkpoints of a series that fail; without `skips`, the first is raised instead."""
 
     def __init__(self, run: str, *, skips: bool) -> None:
         self._run = run
@@ -322,24 +309,20 @@ class Failures:
         self._unread: dict[int, CheckpointFile] = {}  # index of the record -> file
 
     @property
-    def taker(self) -> Skip | None:
-        """Takes each checkpoint that cannot be read; None: the first is an error."""
-        return self._take_unread if self._skips else None
+    def skip(self) -> Skip | None:
+        """What to call with each checkpoint that cannot be read; None: the first is an error."""
+        return self._add_unread if self._skips else None
 
-    def _take_unread(self, file: CheckpointFile, error: LocalrankError) -> None:
+    def _add_unread(self, file: CheckpointFile, error: LocalrankError) -> None:
         self._unread[len(self.records)] = file
-        self._take(file.name, None, error)
+        self._add(file.name, None, error)
 
     def place_unread(self, step_of: Callable[[CheckpointFile], int | None]) -> None:
-        """Give what could not be read its step, now that those of the others are known.
-
-        Args:
-            step_of: Returns the step by the name of a checkpoint.
-        """
+        """Set the steps of unreadable checkpoints from their names, once the others are known."""
         for index, file in self._unread.items():
             self.records[index] = replace(self.records[index], step=step_of(file))
 
-    def _take(self, name: str, step: int | None, error: LocalrankError) -> None:
+    def _add(self, name: str, step: int | None, error: LocalrankError) -> None:
         self._errors.append(error)
         self.records.append(failed_record(self._run, name, step, error))
 
@@ -349,19 +332,11 @@ class Failures:
         plan: Callable[[CheckpointFile, int], PlannedCheckpoint],
         folder: Path,
     ) -> list[PlannedCheckpoint]:
-        """Plans each checkpoint whose keys and shapes fit.
-
-        Args:
-            steps: Files and steps.
-            plan: Checks one of them against the model.
-            folder: The series.
-
-        Returns:
-            At least one.
+        """Plan each checkpoint whose keys and shapes fit; at least one does.
 
         Raises:
             MismatchError: If one does not fit and errors are not skipped.
-            LocalrankError: If none is left.
+            LocalrankError: If none fits.
         """
         planned = []
         for file, step in steps:
@@ -370,7 +345,7 @@ class Failures:
             except MismatchError as error:
                 if not self._skips:
                     raise
-                self._take(file.name, step, error)
+                self._add(file.name, step, error)
         if not planned:
             self.refuse_all(folder)
         return planned
@@ -380,35 +355,25 @@ class Failures:
         planned: Sequence[PlannedCheckpoint],
         examine: Callable[[PlannedCheckpoint], Examination],
     ) -> Examination:
-        """Examines the model at the first checkpoint, or at a later one where errors are skipped.
-
-        Args:
-            planned: At least one.
-            examine: Reads a checkpoint and runs a point.
-
-        Returns:
-            What was seen.
+        """Examine the model at the first checkpoint; if errors are skipped, the first that runs.
 
         Raises:
             UnreadableError: If the checkpoint cannot be read.
             MismatchError: If it does not fit.
         """
-        for later, checkpoint in enumerate(planned, start=1):
+        for count, checkpoint in enumerate(planned, start=1):
             try:
                 return examine(checkpoint)
-            except (UnreadableError, MismatchError):  # told when it is that checkpoint's turn
-                if not self._skips or later == len(planned):
+            except (UnreadableError, MismatchError):  # reported when the checkpoint is computed
+                if not self._skips or count == len(planned):
                     raise
         raise AssertionError  # there is at least one
 
     def refuse_all(self, folder: Path) -> None:
-        """Says that there is nothing left to analyse.
-
-        Args:
-            folder: The series.
+        """Report that no checkpoint can be analysed.
 
         Raises:
-            LocalrankError: Always.
+            LocalrankError: Always, of the kind of the first failure.
         """
         first = self._errors[0]
         raise type(first)(
@@ -421,17 +386,7 @@ class Failures:
 def failed_record(
     run: str, checkpoint: str, step: int | None, error: LocalrankError
 ) -> CheckpointRecord:
-    """What stands for a checkpoint that could not be read or run.
-
-    Args:
-        run: Name of the series.
-        checkpoint: Name of the checkpoint.
-        step: None where it could not be told.
-        error: What was wrong.
-
-    Returns:
-        A record without numbers.
-    """
+    """Return a record without numbers, for a checkpoint that cannot be read or run."""
     return CheckpointRecord(run, checkpoint, step, status=error.status, message=str(error))
 
 
@@ -441,19 +396,12 @@ def choose_part(
     failed: Sequence[CheckpointRecord],
     folder: Path,
 ) -> tuple[tuple[PlannedCheckpoint, ...], tuple[CheckpointRecord, ...]]:
-    """Picks the part of a series that was asked for.
+    """Return the checkpoints and failures in a part of a series; `planned` is by step.
 
-    Args:
-        part: Which.
-        planned: By step.
-        failed: What failed; it counts as a checkpoint of its step.
-        folder: The series.
-
-    Returns:
-        Checkpoints and failures of that part.
+    A failure counts as a checkpoint of its step.
 
     Raises:
-        SettingsError: If nothing is left.
+        SettingsError: If the part is empty.
     """
     if part.is_all:
         return tuple(planned), tuple(failed)

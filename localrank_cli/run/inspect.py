@@ -1,4 +1,4 @@
-"""What analyze would do: from headers, one forward pass, and one or two timed points."""
+"""Report what analyze would do, from headers, one forward pass, and a few timed points."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -11,24 +11,24 @@ from localrank_cli.run.headers import PlannedCheckpoint, load_state
 from localrank_cli.run.plan import Plan, SeriesPlan, place_points
 from localrank_cli.spectrum.layer import Request, layer_spectra
 
-# Points at which the second run is timed: what a batch saves for each point then shows.
-_TIMED = 4
+# Points of the second timed run, enough to show what a batch saves for each point.
+_BATCH = 4
 
 
 @dataclass(frozen=True)
 class CheckpointLine:
-    """One checkpoint."""
+    """What `inspect` reports of a checkpoint."""
 
     checkpoint: str
     step: int | None
     weights: str  # key of the state dict in the file; "" for a bare one
-    taken_off: str  # from the names of the weights
+    taken_off: str  # description of what is stripped from the names of the weights
     problem: str = ""  # why it cannot be analysed
 
 
 @dataclass(frozen=True)
 class LayerLine:
-    """One layer."""
+    """What `inspect` reports of a layer."""
 
     layer: str
     module: str
@@ -39,7 +39,7 @@ class LayerLine:
 
 @dataclass(frozen=True)
 class Inspection:
-    """One series."""
+    """What `inspect` reports of a series."""
 
     run: str
     folder: str
@@ -51,32 +51,22 @@ class Inspection:
     tolerances: tuple[str, ...]
     memory: int  # bytes
     device: str
-    seconds: float | None  # an estimate for the whole series; None where it was not timed
+    seconds: float | None  # estimated for the whole series; None without timing
 
     @property
     def n_failed(self) -> int:
-        """Checkpoints that cannot be analysed."""
+        """The number of checkpoints that cannot be analysed."""
         return sum(bool(line.problem) for line in self.checkpoints)
 
     def to_json(self) -> dict[str, Any]:
-        """Makes it fit for JSON.
-
-        Returns:
-            The fields.
-        """
+        """Return the fields as JSON can hold them."""
         return asdict(self)
 
 
 def inspect_series(plan: Plan, series: SeriesPlan, *, timed: bool) -> Inspection:
-    """Looks at one series.
+    """Return what analyze would do with a series of a plan.
 
-    Args:
-        plan: All that was asked for.
-        series: Of the plan.
-        timed: Whether to compute a point or two for the route and the time.
-
-    Returns:
-        What analyze would do.
+    `timed` computes a few points for the route and the time.
     """
     modes, seconds = Modes(), None
     if timed and series.checkpoints:
@@ -109,7 +99,7 @@ def _line(planned: PlannedCheckpoint | CheckpointRecord) -> CheckpointLine:
 
 
 def _estimate(plan: Plan, series: SeriesPlan, modes: Modes) -> float:
-    # The model is filled already. The first point warms up what is loaded or compiled once.
+    # Planning filled in the weights. The first run warms up what is loaded or compiled once.
     settings = series.settings
     started = time.perf_counter()
     load_state(series.checkpoints[0], plan.trust_pickle)
@@ -121,11 +111,11 @@ def _estimate(plan: Plan, series: SeriesPlan, modes: Modes) -> float:
         settings.selection, settings.dtype, plan.memory, demand, metric, settings.by_whole
     )
     times = []
-    for count in (1, 1, min(_TIMED, len(points))):
+    batch = min(_BATCH, len(points))
+    for count in (1, 1, batch):
         started = time.perf_counter()
         layer_spectra(series.model, points[:count], request, modes)
         times.append(time.perf_counter() - started)
     _, one, several = times
-    more = min(_TIMED, len(points)) - 1
-    for_each = max(0.0, several - one) / more if more else 0.0
-    return len(series.checkpoints) * (reading + one + (len(points) - 1) * for_each)
+    per_point = max(0.0, several - one) / (batch - 1) if batch > 1 else 0.0
+    return len(series.checkpoints) * (reading + one + (len(points) - 1) * per_point)

@@ -1,10 +1,8 @@
-"""Makes the network of a series: from the user's code, or from the weights alone."""
+"""Build the network of a series: from code, a config of transformers, or the weights alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.series import CheckpointFile
@@ -21,40 +19,6 @@ from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import import_object
 
 
-def make_hf_model(
-    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any], *, allowed: bool
-) -> Network:
-    """Builds the network that all checkpoints of a series are of.
-
-    Args:
-        files: The checkpoints, by step.
-        folder: The series.
-        arguments: `--model-arg`, which override entries of the config.
-        allowed: As for `build_twice`.
-
-    Returns:
-        The network, with weights that are still to be filled in.
-
-    Raises:
-        ModelError: If there is no config, it does not serve, or the checkpoints' configs differ.
-    """
-    places = list(dict.fromkeys(_config_folder(file, folder) for file in files))
-    first = read_config(places[0])
-    for place in places[1:]:
-        if not same_network(first, read_config(place)):
-            raise ModelError(
-                f"{place / CONFIG} describes another network than {places[0] / CONFIG}.",
-                "Choose the checkpoints of one network with --pattern GLOB.",
-            )
-    existing = existing_modules()
-    return build_twice(hf_factory(places[0]), arguments, "--model hf", existing, allowed=allowed)
-
-
-def _config_folder(file: CheckpointFile, folder: Path) -> Path:
-    own = file.folder or file.path.parent
-    return own if (own / CONFIG).is_file() else folder
-
-
 def make_model(
     choice: ModelChoice,
     place: tuple[Sequence[CheckpointFile], Path],
@@ -63,17 +27,10 @@ def make_model(
     *,
     allowed: bool,
 ) -> Network:
-    """Make a network of code, or of the names and shapes of its weights.
+    """Build the network of a series; its weights are still to be filled in.
 
-    Args:
-        choice: Where the network comes from.
-        place: The checkpoints, by step, and the folder of the series.
-        first: The weights in the first checkpoint.
-        note: Takes each note for the user.
-        allowed: As for `build_twice`.
-
-    Returns:
-        The network, with weights that are still to be filled in.
+    `place` holds the checkpoints, by step, and their folder; `first` the weights in the first of
+    them, from whose names and shapes a plain MLP is inferred. `allowed` is that of `build_twice`.
     """
     if choice.is_hf:
         return make_hf_model(*place, choice.arguments, allowed=allowed)
@@ -99,31 +56,52 @@ def make_model(
     return Network(model.requires_grad_(False))
 
 
-def check_unsaved(
-    built: Network, name: str, unfilled: Iterable[str], note: Note, *, allowed: bool
-) -> tuple[str, ...]:
-    """Refuse a network that is another one at every start, unless that was allowed.
+def make_hf_model(
+    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any], *, allowed: bool
+) -> Network:
+    """Build a network of transformers from the configs beside checkpoints, which are by step.
 
-    Args:
-        built: The network, moved to its device and dtype.
-        name: Of the network, for messages.
-        unfilled: Entries of the state dict that some checkpoint leaves as they are.
-        note: Takes each note for the user.
-        allowed: Whether `--allow-unsaved` was given.
-
-    Returns:
-        Names of what no checkpoint holds, where that is allowed.
+    `arguments` override entries of the config. The weights are still to be filled in.
 
     Raises:
-        ModelError: If there are any and it is not, or if even a fixed seed gives others.
+        ModelError: If there is no usable config, or the checkpoints' configs differ.
     """
-    filled = (state_aliases(built.model) | _state_names(built.model)) - set(unfilled)
-    names = tuple(sorted(built.drawn - filled))
+    first, *others = dict.fromkeys(_config_folder(file, folder) for file in files)
+    config = read_config(first)
+    for other in others:
+        if not same_network(config, read_config(other)):
+            raise ModelError(
+                f"{other / CONFIG} describes another network than {first / CONFIG}.",
+                "Choose the checkpoints of one network with --pattern GLOB.",
+            )
+    existing = existing_modules()
+    return build_twice(hf_factory(first), arguments, "--model hf", existing, allowed=allowed)
+
+
+def _config_folder(file: CheckpointFile, folder: Path) -> Path:
+    beside = file.folder or file.path.parent
+    return beside if (beside / CONFIG).is_file() else folder
+
+
+def check_unsaved(
+    network: Network, name: str, unfilled: Iterable[str], note: Note, *, allowed: bool
+) -> tuple[str, ...]:
+    """Return the names of parts that differ between builds and are in no checkpoint.
+
+    `unfilled` are entries of the state dict that some checkpoint does not fill, and `allowed` is
+    whether `--allow-unsaved` was given.
+
+    Raises:
+        ModelError: If there are such parts and they are not allowed, or differ under one seed too.
+    """
+    model = network.model
+    filled = (state_aliases(model) | set(model.state_dict())) - set(unfilled)
+    names = tuple(sorted(network.drawn - filled))
     if not names:
         return ()
     if not allowed:
-        raise _refusal(name, names, is_shared=built.is_shared)
-    restless = tuple(sorted(built.restless - filled))
+        raise _refusal(name, names, is_shared=network.is_shared)
+    restless = tuple(sorted(network.restless - filled))
     if restless:
         verb = "differs" if len(restless) == 1 else "differ"
         raise ModelError(
@@ -153,7 +131,3 @@ def _refusal(name: str, names: Sequence[str], *, is_shared: bool) -> ModelError:
         " the draw), or keep tensors in the checkpoints: self.register_buffer(NAME, TENSOR)."
         " --allow-unsaved takes what a fixed seed gives, and says so in column message.",
     )
-
-
-def _state_names(model: nn.Module) -> set[str]:
-    return set(model.state_dict())

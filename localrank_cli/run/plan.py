@@ -1,4 +1,4 @@
-"""Plans a run: everything that can be checked is checked on every checkpoint's header."""
+"""Plan a run: check every checkpoint's header, and examine the model with one forward pass."""
 
 import math
 from collections.abc import Sequence
@@ -47,9 +47,9 @@ from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.covariance import MetricPlan, plan_metric
 from localrank_cli.run.headers import (
     Failures,
+    HeaderContext,
     Headers,
     PlannedCheckpoint,
-    Setting,
     choose_part,
     load_state,
 )
@@ -58,7 +58,7 @@ from localrank_cli.run.samples import SamplePlan, plan_samples
 from localrank_cli.spectrum.layer import Examination, examine
 from localrank_cli.spectrum.tolerance import check_rounding
 
-_AGAIN = "Submit again when nothing writes to it; what is finished is kept."
+_RESUBMIT = "Submit again when nothing writes to it; what is finished is kept."
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class SeriesPlan:
     series: Series
     settings: Settings
     checkpoints: tuple[PlannedCheckpoint, ...]  # by step
-    failures: tuple[CheckpointRecord, ...]  # that cannot be analysed, with --on-error skip
-    found: frozenset[str]  # names of all checkpoints in the folder, chosen or not
+    failures: tuple[CheckpointRecord, ...]  # with --on-error skip
+    names: frozenset[str]  # of all checkpoints in the folder, chosen or not
     model: nn.Module
     expected: Expected
     points: Points
@@ -79,23 +79,26 @@ class SeriesPlan:
     examination: Examination  # of the first checkpoint
     metric: MetricPlan
     samples: SamplePlan
-    scheme: StepScheme  # how the steps were found
+    scheme: StepScheme
     weights: str  # which of several sets in one file
-    unsaved: tuple[str, ...] = ()  # parts of the network that no checkpoint holds, let through
+    unsaved: tuple[str, ...] = ()  # parts that no checkpoint holds, with --allow-unsaved
 
     @property
     def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
-        """Checkpoints and failures by step; what has none comes last."""
+        """Checkpoints and failures by step; those without a step come last."""
         every: list[PlannedCheckpoint | CheckpointRecord] = [*self.checkpoints, *self.failures]
         return sorted(every, key=lambda one: math.inf if one.step is None else one.step)
 
     @property
     def optional_columns(self) -> tuple[str, ...]:
-        """The columns after `message`, in order: the tool's own, then the series' constants."""
-        own = ("epoch",) if self.scheme.counting.kind == EPOCHS else ()
-        own = (*own, "n_cov") if self.settings.input_metric == "data" else own
-        own = (*own, *self.settings.slices)
-        return (*own, *self.samples.columns, *self.settings.columns)
+        """The columns after `message`, in order: those of localrank, then the series' constants."""
+        return (
+            *(["epoch"] if self.scheme.counting.kind == EPOCHS else []),
+            *(["n_cov"] if self.settings.input_metric == "data" else []),
+            *self.settings.slices,
+            *self.samples.columns,
+            *self.settings.columns,
+        )
 
 
 @dataclass(frozen=True)
@@ -111,20 +114,14 @@ class Plan:
 
     @property
     def n_checkpoints(self) -> int:
-        """How many checkpoints there are to analyse."""
+        """The number of checkpoints, failures included."""
         return sum(len(series.in_order) for series in self.series)
 
 
-def make_plan(options: AnalyzeOptions, note: Note, listed: PlanFile | None = None) -> Plan:
-    """Plan a run.
+def make_plan(options: AnalyzeOptions, note: Note, plan_file: PlanFile | None = None) -> Plan:
+    """Plan a run of all checkpoints, or of those that a plan file lists.
 
-    Args:
-        options: What the user asked for.
-        note: Receives each note for the user.
-        listed: A plan file, whose checkpoints alone are planned.
-
-    Returns:
-        The plan; nothing has been computed but one forward pass for each series.
+    Nothing is computed but one forward pass for each series.
     """
     check_options(options)
     check_names(SeriesOptions(options, FolderSettings(), Path()))
@@ -133,7 +130,7 @@ def make_plan(options: AnalyzeOptions, note: Note, listed: PlanFile | None = Non
     runs = run_names(list(named))
     memory = memory_budget(device) if options.memory is None else options.memory
     planned = []
-    # Models draw their first weights, and a user's code may set seeds when it is imported.
+    # Building models draws weights, and importing a user's code may set seeds.
     with torch.random.fork_rng(devices=[]):
         for folder in sorted(named, key=lambda folder: runs[folder]):
             prefix = f"{runs[folder]}: " if len(named) > 1 else ""
@@ -141,7 +138,7 @@ def make_plan(options: AnalyzeOptions, note: Note, listed: PlanFile | None = Non
                 _plan_series(
                     for_series(replace(options, memory=memory), folder),
                     named[folder],
-                    listed.of_run(runs[folder]) if listed is not None else None,
+                    plan_file.of_run(runs[folder]) if plan_file is not None else None,
                     runs[folder],
                     device,
                     _prefixed(note, prefix),
@@ -155,7 +152,14 @@ def make_plan(options: AnalyzeOptions, note: Note, listed: PlanFile | None = Non
         if plan.settings.by_whole:
             whole = plan.examination.whole_records
             check_fits(whole, plan.examination.survey.n_in, memory - plan.metric.n_bytes)
-    return Plan(tuple(planned), device, memory, extra, options.trust_pickle, options.skips_errors)
+    return Plan(
+        series=tuple(planned),
+        device=device,
+        memory=memory,
+        extra_columns=extra,
+        trust_pickle=options.trust_pickle,
+        skips_errors=options.skips_errors,
+    )
 
 
 def names_rule(options: AnalyzeOptions, folder: Path) -> NameRule:
@@ -167,32 +171,32 @@ def names_rule(options: AnalyzeOptions, folder: Path) -> NameRule:
 
 
 def _plan_series(
-    own: SeriesOptions,
+    series_options: SeriesOptions,
     named: Sequence[Path],
-    listed: ListedSeries | None,
+    entry: ListedSeries | None,  # of the plan file
     run: str,
     device: torch.device,
     note: Note,
 ) -> SeriesPlan:
-    check_names(own)
-    options, folder, rule = own.options, own.folder, own.step_rule
-    # A folder without checkpoints is the mistake to name first, not the data that it lacks.
+    check_names(series_options)
+    options, folder, rule = series_options.options, series_options.folder, series_options.step_rule
+    # A folder without checkpoints is reported before missing data.
     pattern = options.pattern or ""
-    find_checkpoints(folder, named, pattern, own.own_files, rule.names)
-    settings = resolve(own)
+    find_checkpoints(folder, named, pattern, series_options.data_files, rule.names)
+    settings = resolve(series_options)
     for text in settings.notes:
         note(text)
-    data_files = [*own.own_files, *filter(None, [settings.source.path])]
+    data_files = [*series_options.data_files, *filter(None, [settings.source.path])]
     series = find_checkpoints(folder, named, pattern, data_files, rule.names)
-    series, headers = _headers(options, settings, series, listed, rule)
+    series, headers = _headers(options, settings, series, entry, rule)
     failures = Failures(run, skips=options.skips_errors)
-    steps = headers.steps(note, failures.taker)
+    steps = headers.steps(note, failures.skip)
     if not steps:
         failures.refuse_all(folder)
     failures.place_unread(headers.scheme.step_of_unread)
     files, allowed = [file for file, _ in steps], options.allow_unsaved
-    built = make_model(settings.model, (files, folder), headers.first, note, allowed=allowed)
-    model = built.model
+    network = make_model(settings.model, (files, folder), headers.first, note, allowed=allowed)
+    model = network.model
     expected = Expected(model)
     points, facts = load_points(settings.source)
     for text in points.notes:
@@ -202,9 +206,9 @@ def _plan_series(
         steps, lambda file, step: headers.plan(file, step, model, expected), folder
     )
     name = settings.model.description
-    unsaved = check_unsaved(built, f"--model {name}", headers.unfilled, note, allowed=allowed)
+    unsaved = check_unsaved(network, f"--model {name}", headers.unfilled, note, allowed=allowed)
     checkpoints, failed = choose_part(options.part, every, failures.records, folder)
-    _tell_weights(checkpoints, note)
+    _note_weights(checkpoints, note)
     examine_one = partial(
         _examine, model, expected, settings, place_points(points, device, settings.dtype)
     )
@@ -221,7 +225,7 @@ def _plan_series(
         settings=settings,
         checkpoints=checkpoints,
         failures=failed,
-        found=frozenset(file.name for file in series.files),
+        names=frozenset(file.name for file in series.files),
         model=model,
         expected=expected,
         points=points,
@@ -240,32 +244,30 @@ def _headers(
     options: AnalyzeOptions,
     settings: Settings,
     series: Series,
-    listed: ListedSeries | None,
+    entry: ListedSeries | None,
     rule: StepRule,
 ) -> tuple[Series, Headers]:
-    """Return the checkpoints to look at, of a plan file if there is one, and their headers."""
+    """Return the series, cut to a plan file's entry if there is one, and its headers."""
     choice = settings.model
-    setting = Setting(series.files, is_inferred=choice.is_inferred, is_hf=choice.is_hf)
-    if listed is not None:
-        setting = replace(setting, counting=Counting.of_text(listed.settings.get("counting")))
-        series = narrow(series, listed)
-    return series, Headers(series, options.trust_pickle, rule, options.weights or RAW, setting)
+    context = HeaderContext(series.files, is_inferred=choice.is_inferred, is_hf=choice.is_hf)
+    if entry is not None:
+        context = replace(context, counting=Counting.of_text(entry.settings.get("counting")))
+        series = narrow(series, entry)
+    return series, Headers(series, options.trust_pickle, rule, options.weights or RAW, context)
 
 
-def _tell_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
-    stripped = {c.stripping.description for c in checkpoints} - {""}
-    for description in sorted(stripped):
-        note(f"taken off the weights' names: {description}")
+def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
+    for description in sorted({c.stripping.description for c in checkpoints} - {""}):
+        note(f"stripped from the weights' names: {description}")
     for text in sorted({_which_weights(c) for c in checkpoints if c.aside or c.averaged}):
         note(text)
 
 
 def _which_weights(checkpoint: PlannedCheckpoint) -> str:
-    taken = describe_weights(
-        checkpoint.container, {checkpoint.container} if checkpoint.averaged else ()
-    )
-    aside = f"; left aside: {', '.join(checkpoint.aside)} (--weights)" if checkpoint.aside else ""
-    return f"the weights are those under {taken}{aside}"
+    container = checkpoint.container
+    key = describe_weights(container, {container} if checkpoint.averaged else ())
+    ignored = f", not {', '.join(checkpoint.aside)} (--weights)" if checkpoint.aside else ""
+    return f"using the weights under {key}{ignored}"
 
 
 def _model_facts(choice: ModelChoice) -> dict[str, object]:
@@ -287,16 +289,7 @@ def _examine(
 
 
 def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Puts the points where the model is.
-
-    Args:
-        points: As drawn.
-        device: Of the model.
-        dtype: Of the analysis; integers stay integers.
-
-    Returns:
-        Shape (points, ...).
-    """
+    """Return the points, shape (points, ...), on a device, floating point ones in a dtype."""
     floating = points.tensor.is_floating_point()
     return points.tensor.to(device=device, dtype=dtype if floating else None)
 
@@ -313,33 +306,19 @@ def _prefixed(note: Note, prefix: str) -> Note:
 
 
 def marks(path: Path) -> tuple[int | None, int | None]:
-    """By what a checkpoint that has not changed is known.
-
-    Args:
-        path: Its file.
-
-    Returns:
-        Bytes and time of change; None where it cannot be looked at.
-    """
+    """Return a checkpoint's bytes and time of change, or None if it cannot be read."""
     try:
-        found = footprint(path)
+        current = footprint(path)
     except UnreadableError:
         return None, None
-    return found.size, found.mtime_ns
+    return current.size, current.mtime_ns
 
 
 def narrow(series: Series, frozen: ListedSeries) -> Series:
-    """Leaves of a series what the plan lists, however much it has grown since.
-
-    Args:
-        series: As it is now.
-        frozen: As it was.
-
-    Returns:
-        The listed files.
+    """Return the part of a series that a plan file lists, which may have grown since.
 
     Raises:
-        SettingsError: If one of them is not there any more, or has changed.
+        SettingsError: If a listed checkpoint was removed or has changed.
     """
     files = {file.name: file for file in series.files}
     kept = []
@@ -348,23 +327,16 @@ def narrow(series: Series, frozen: ListedSeries) -> Series:
         if file is None:
             raise SettingsError(
                 f"{series.folder}: {one.name} is not there any more, and the plan lists it.",
-                _AGAIN,
+                _RESUBMIT,
             )
         if marks(file.path) != (one.size, one.mtime_ns):
-            raise SettingsError(f"{file.path}: changed since the plan was made.", _AGAIN)
+            raise SettingsError(f"{file.path}: changed since the plan was made.", _RESUBMIT)
         kept.append(file)
     return replace(series, files=tuple(kept))
 
 
 def series_settings(series: SeriesPlan) -> dict[str, Any]:
-    """Everything that decides the numbers of a series.
-
-    Args:
-        series: Planned.
-
-    Returns:
-        Anything that JSON can hold; as JSON gives it back.
-    """
+    """Return everything that decides the numbers of a series, as JSON can hold it."""
     settings = series.settings
     regex = series.scheme.rule.names.regex
     return {
@@ -385,7 +357,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "slices": settings.slices,
         "labels_key": settings.sampling.labels_key,
         "information_point_indices": (
-            list(series.samples.drawn.indices) if series.samples.drawn is not None else None
+            list(series.samples.sample.indices) if series.samples.sample is not None else None
         ),
         "information_noise": settings.sampling.noise,
         "dtype": settings.dtype_name,

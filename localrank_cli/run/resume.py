@@ -162,7 +162,7 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
 
 
 def _note_vanished(plan: Plan, journal: Journal, note: Note) -> None:
-    planned = {series.run: series.found for series in plan.series}
+    planned = {series.run: series.names for series in plan.series}
     for entry in journal.entries(KIND):
         run, checkpoint = entry.head["run"], entry.head["checkpoint"]
         if checkpoint in planned.get(run, {checkpoint}):

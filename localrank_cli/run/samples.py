@@ -1,4 +1,4 @@
-"""`--information` and `--labels-key`: what is estimated from samples, beside the Jacobians."""
+"""Estimate loss, accuracy and information from samples, for `--labels-key` and `--information`."""
 
 from dataclasses import dataclass, replace
 
@@ -21,12 +21,12 @@ from localrank_cli.points.draw import Points
 from localrank_cli.points.files import load_array
 from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import Cell
-from localrank_cli.run.covariance import everything
+from localrank_cli.run.covariance import data_chunks
 from localrank_cli.spectrum.layer import Examination
 
 _DEFAULT_POINTS = 1_000
-# From this share of log N on the sample, not the network, sets a bound.
-_REACHED = 0.99
+# A bound above this share of log N is limited by the sample rather than by the network.
+_CEILING_SHARE = 0.99
 
 SCORES = ("loss", "accuracy")
 XT = (
@@ -42,36 +42,31 @@ TY = ("information_ty_lower_nats", "information_ty_upper_nats")
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """What is estimated, on which points."""
+    """What to estimate at each checkpoint, and on which points."""
 
     settings: Settings
     records: tuple[CallRecord, ...]
     low_precision: bool
     everything: Points | None  # all of the data with a label each, for loss and accuracy
     labels: Tensor | None  # of these: (N,) int64, or targets (N, ...) float64
-    drawn: Points | None  # for the information
+    sample: Points | None  # for the information
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The optional columns that this fills."""
+        """The optional columns that `at` fills."""
         names: tuple[str, ...] = ()
         if self.labels is not None:
             names += SCORES if _are_classes(self.labels) else SCORES[:1]
-        if self.drawn is not None:
+        if self.sample is not None:
             names += XT
             if self.labels is not None and _are_classes(self.labels):
                 names += TY
         return names
 
     def at(self, model: nn.Module, device: torch.device) -> list[dict[str, Cell]]:
-        """Estimates everything at a checkpoint.
+        """Return cells for each chosen call, in order, at the weights of a model.
 
-        Args:
-            model: With the checkpoint's weights.
-            device: Of the model.
-
-        Returns:
-            Cells for each chosen call, in order; empty cells where a value is not finite.
+        Cells without a finite value are empty.
         """
         if not self.columns:
             return [{} for _ in self.records]
@@ -83,11 +78,11 @@ class SamplePlan:
         self, model: nn.Module, points: Points, record: CallRecord | None, device: torch.device
     ) -> Tensor:
         dtype = self.settings.dtype
-        chunks = everything(points, device, dtype)
+        chunks = data_chunks(points, device, dtype)
         call = None if record is None else record.call
         tolerance = agreement(dtype, self.low_precision)
-        found = outputs_everywhere(model, chunks, call, tolerance)
-        return torch.cat([chunk.to("cpu", torch.float64) for chunk in found])
+        outputs = outputs_everywhere(model, chunks, call, tolerance)
+        return torch.cat([chunk.to("cpu", torch.float64) for chunk in outputs])
 
     def _scores(self, model: nn.Module, device: torch.device) -> dict[str, Cell]:
         if self.labels is None or self.everything is None:
@@ -108,19 +103,19 @@ class SamplePlan:
                 f" up to {int(self.labels.max())}.",
                 "Check --labels-key: labels are class indices from 0.",
             )
-        right = (outputs.argmax(dim=1) == self.labels).double().mean()
-        sound = bool(torch.isfinite(outputs).all())
+        accuracy = (outputs.argmax(dim=1) == self.labels).double().mean()
+        is_finite = bool(torch.isfinite(outputs).all())
         return {
             "loss": _finite(nn.functional.cross_entropy(outputs, self.labels)),
-            "accuracy": right.item() if sound else None,
+            "accuracy": accuracy.item() if is_finite else None,
         }
 
     def _information(
         self, model: nn.Module, record: CallRecord, device: torch.device
     ) -> dict[str, Cell]:
-        if self.drawn is None:
+        if self.sample is None:
             return {}
-        outputs = self._outputs(model, self.drawn, record, device)
+        outputs = self._outputs(model, self.sample, record, device)
         count, top = outputs.shape[0], ceiling(outputs.shape[0])
         cells: dict[str, Cell] = {"information_points": count, "information_ceiling_nats": top}
         if not bool(torch.isfinite(outputs).all()):
@@ -130,48 +125,44 @@ class SamplePlan:
         if share is not None:
             variance = share * total_variance(outputs)
         cells["information_noise_variance"] = variance
-        if variance <= 0:  # relative to an output that never changes
+        if variance <= 0:  # a share of the variance of a constant output
             return cells
         bounds = information_bounds(outputs, variance)
-        reached = [name for name in ("lower", "upper") if getattr(bounds, name) > _REACHED * top]
+        at_ceiling = [
+            name for name in ("lower", "upper") if getattr(bounds, name) > _CEILING_SHARE * top
+        ]
         cells |= {
-            "information_at_ceiling": "+".join(reached),
+            "information_at_ceiling": "+".join(at_ceiling),
             "information_xt_lower_nats": bounds.lower,
             "information_xt_upper_nats": bounds.upper,
         }
         if self.labels is not None and _are_classes(self.labels):
-            classes = self.labels[list(self.drawn.indices)]
-            known = label_bounds(outputs, classes, variance)
-            cells |= dict(zip(TY, (known.lower, known.upper), strict=True))
+            classes = self.labels[list(self.sample.indices)]
+            bounds = label_bounds(outputs, classes, variance)
+            cells |= dict(zip(TY, (bounds.lower, bounds.upper), strict=True))
         return cells
 
 
 def plan_samples(
     settings: Settings, points: Points, examination: Examination, memory: int
 ) -> SamplePlan:
-    """Draws the points of the information and reads the labels.
+    """Draw the points for the information, and read the labels.
 
-    Args:
-        settings: Of the series.
-        points: With everything there is to draw from, when labels are asked for.
-        examination: Of the first checkpoint.
-        memory: The budget in bytes.
-
-    Returns:
-        The plan; empty where nothing was asked for.
+    `points` hold the whole data if there are labels; `memory` is the budget in bytes.
 
     Raises:
-        SettingsError: If labels have no file, or an output's sample does not fit into the budget.
+        SettingsError: If the data have no file for labels, or a layer's outputs exceed the budget.
+        DataError: If the labels do not fit the data.
     """
-    labels = _labels(settings, points) if settings.sampling.labels_key else None
-    drawn = _drawn(settings, points) if settings.sampling.information else None
-    if drawn is not None:
-        assert drawn.everything is not None
+    labels = _read_labels(settings, points) if settings.sampling.labels_key else None
+    sample = _draw(settings, points) if settings.sampling.information else None
+    if sample is not None:
+        assert sample.everything is not None
         for record in examination.records:
-            needed = 3 * 8 * drawn.everything.shape[0] * record.numel
+            needed = 3 * 8 * sample.everything.shape[0] * record.numel
             if needed > memory:
                 raise SettingsError(
-                    f"--information: {drawn.everything.shape[0]} outputs of layer"
+                    f"--information: {sample.everything.shape[0]} outputs of layer"
                     f" {record.call.label!r} need {needed / 2**20:.0f} MiB, and the budget is"
                     f" {memory / 2**20:.0f} MiB.",
                     "Ask for fewer --information-points, give more --memory, or leave the layer"
@@ -183,22 +174,21 @@ def plan_samples(
         low_precision=examination.survey.has_low_precision,
         everything=points if labels is not None else None,
         labels=labels,
-        drawn=drawn,
+        sample=sample,
     )
 
 
-def _drawn(settings: Settings, points: Points) -> Points:
-    wanted = settings.sampling.points
-    if wanted is None:
-        wanted = min(_DEFAULT_POINTS, points.n_data or _DEFAULT_POINTS)
-    # A draw of its own: the points of the Jacobians must not decide which these are.
+def _draw(settings: Settings, points: Points) -> Points:
+    count = settings.sampling.points
+    if count is None:
+        count = min(_DEFAULT_POINTS, points.n_data or _DEFAULT_POINTS)
+    # Another seed makes the draw independent of the points of the Jacobians.
     seed = (settings.source.seed + 1) % 2**63
-    found, _ = load_points(replace(settings.source, count=wanted, seed=seed, keep=False))
-    # They are scaled already.
-    return replace(found, everything=found.tensor, scale=None)
+    sample, _ = load_points(replace(settings.source, count=count, seed=seed, keep=False))
+    return replace(sample, everything=sample.tensor, scale=None)  # the tensor is scaled already
 
 
-def _labels(settings: Settings, points: Points) -> Tensor:
+def _read_labels(settings: Settings, points: Points) -> Tensor:
     path, key = settings.source.path, settings.sampling.labels_key
     if path is None:
         raise SettingsError(

@@ -1,8 +1,8 @@
-"""Divides a plan between processes: no unit twice, none left out, no process knows of another.
+"""Divide a plan between processes that know nothing of each other, and keep all parts to one plan.
 
-A unit is a checkpoint, loaded once for all layers and points. Where there are fewer checkpoints
-than shards, a unit is a range of a checkpoint's points; the values at its points are those of a run
-that is not divided.
+A unit of work is a checkpoint, loaded once for all layers and points, or a range of its points if
+there are fewer checkpoints than shards. Each unit belongs to exactly one shard, and its values are
+those of a run that is not divided.
 """
 
 import hashlib
@@ -27,38 +27,26 @@ _Planned = PlannedCheckpoint | CheckpointRecord
 
 @dataclass(frozen=True)
 class Division:
-    """What all shards of one division have in common, and what is this one's."""
+    """A shard of a plan, and what it has in common with the other shards."""
 
     shard: Shard
     units_sha256: str  # of the list of all units
     n_units: int
-    own: tuple[tuple[str, str, tuple[int, int] | None], ...]  # run, checkpoint, points
+    units: tuple[tuple[str, str, tuple[int, int] | None], ...]  # run, checkpoint, points
 
     def to_json(self) -> dict[str, Any]:
-        """Makes it fit for a journal.
-
-        Returns:
-            Anything that JSON can hold.
-        """
+        """Return the fields as JSON can hold them, for a journal."""
         return {
             "index": self.shard.index,
             "count": self.shard.count,
             "units_sha256": self.units_sha256,
             "n_units": self.n_units,
-            "own": [[run, name, points and list(points)] for run, name, points in self.own],
+            "own": [[run, name, points and list(points)] for run, name, points in self.units],
         }
 
 
 def take_shard(plan: Plan, shard: Shard) -> tuple[Plan, Division]:
-    """Picks a shard's units of a plan.
-
-    Args:
-        plan: All that was asked for.
-        shard: Which part.
-
-    Returns:
-        The plan of that part, and what it is a part of.
-    """
+    """Return the part of a plan that a shard computes, and the division that it belongs to."""
     units = [
         (series.run, planned)
         for series in plan.series
@@ -66,24 +54,24 @@ def take_shard(plan: Plan, shard: Shard) -> tuple[Plan, Division]:
         for planned in _units(series, whole, plan.n_checkpoints, shard.count)
     ]
     listed = [(run, name_of(planned), planned.step, _points(planned)) for run, planned in units]
-    own = units[shard.index :: shard.count]  # costs that change along a series are spread
+    share = units[shard.index :: shard.count]  # spreads costs that change along a series
     division = Division(
-        shard,
-        hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
-        len(units),
-        tuple((run, name_of(planned), _points(planned)) for run, planned in own),
+        shard=shard,
+        units_sha256=hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
+        n_units=len(units),
+        units=tuple((run, name_of(planned), _points(planned)) for run, planned in share),
     )
     series = [
         replace(
             one,
             checkpoints=tuple(
                 planned
-                for run, planned in own
+                for run, planned in share
                 if run == one.run and isinstance(planned, PlannedCheckpoint)
             ),
             failures=tuple(
                 planned
-                for run, planned in own
+                for run, planned in share
                 if run == one.run and isinstance(planned, CheckpointRecord)
             ),
         )
@@ -104,14 +92,7 @@ def _units(series: SeriesPlan, whole: _Planned, n_checkpoints: int, shards: int)
 
 
 def name_of(planned: _Planned) -> str:
-    """The name of a checkpoint that is to be analysed, or cannot be.
-
-    Args:
-        planned: Of a plan.
-
-    Returns:
-        Relative to its series.
-    """
+    """Return the name of a checkpoint of a plan, relative to its series."""
     return planned.file.name if isinstance(planned, PlannedCheckpoint) else planned.checkpoint
 
 
@@ -120,17 +101,10 @@ def _points(planned: _Planned) -> tuple[int, int] | None:
 
 
 def freeze(plan: Plan, left: Plan, shards: int, words: Sequence[str], output: Path) -> PlanFile:
-    """Writes down what all parts of a run must see.
+    """Return the content of a plan file, which all parts of a run read.
 
-    Args:
-        plan: All that was asked for.
-        left: What of it is to be computed.
-        shards: In how many parts.
-        words: The command line of analyze, but for what each part has of its own.
-        output: Where the result goes.
-
-    Returns:
-        The plan for a file.
+    `left` is the part of the plan that is not finished, and `words` the command line of analyze
+    without the options that differ between parts.
     """
     series = tuple(
         ListedSeries(
@@ -155,17 +129,10 @@ def _listed(series: SeriesPlan, left: set[str]) -> Iterator[ListedCheckpoint]:
 
 
 def hold_to(plan: Plan, frozen: PlanFile) -> Plan:
-    """Checks that a part of a run plans what all others do.
-
-    Args:
-        plan: Made of the checkpoints that the plan file lists.
-        frozen: The plan file.
-
-    Returns:
-        What of it was left to do when the work was divided.
+    """Return the part of a plan that was not finished when its plan file was made.
 
     Raises:
-        SettingsError: If a setting or a step differs.
+        SettingsError: If a setting or a step differs from that in the file.
     """
     for series in plan.series:
         listed = frozen.of_run(series.run)

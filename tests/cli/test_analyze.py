@@ -18,7 +18,7 @@ def handed_down(monkeypatch: pytest.MonkeyPatch) -> list[AnalyzeOptions]:
     return seen
 
 
-def test_nothing_said(handed_down: list[AnalyzeOptions]) -> None:
+def test_options_that_are_not_set_stay_unset(handed_down: list[AnalyzeOptions]) -> None:
     assert invoke("analyze", "a").code == 0
     assert handed_down == [AnalyzeOptions(checkpoints=(Path("a"),))]
 

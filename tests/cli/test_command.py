@@ -1,4 +1,4 @@
-"""A command line is told again as it was given, for the workers of one analysis."""
+"""The words of a command line, for the workers of one analysis."""
 
 import pytest
 import typer
@@ -17,7 +17,7 @@ from localrank_cli.cli.main import app
         [],
     ],
 )
-def test_words_are_told_again(given: list[str]) -> None:
+def test_words_are_returned_as_typed(given: list[str]) -> None:
     command = typer.main.get_command(app).commands["analyze"]  # type: ignore[attr-defined]  # of a group
     with command.make_context("analyze", ["/run", *given]) as context:
         assert words_of(context, shared_names()) == ["/run", *given]

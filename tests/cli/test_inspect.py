@@ -1,4 +1,4 @@
-"""`localrank inspect`: what analyze would do, and nothing written."""
+"""`localrank inspect`: a report of what analyze would do, without writing anything."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_what_was_unwrapped_and_stripped(tmp_path: Path) -> None:
     assert parsed(str(tmp_path))["checkpoints"][0]["taken_off"] == "prefix 'module.'"
 
 
-def test_every_bad_checkpoint_is_told_at_once(series: Path) -> None:
+def test_all_bad_checkpoints_are_reported_at_once(series: Path) -> None:
     (series / "step_7.safetensors").write_bytes(b"torn")
     save_file(weights(4, 5, 2), series / "step_8.safetensors")
     outcome = inspect(str(series))
@@ -82,7 +82,7 @@ def test_two_series(series: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("nope",), 1, "there is no such file or folder"),
         (("RUN", "--atol", "0"), 2, "expected more than 0"),
@@ -90,14 +90,14 @@ def test_two_series(series: Path, tmp_path: Path) -> None:
         (("RUN", "--memory", "1B"), 2, "too little"),
     ],
 )
-def test_bad_input(series: Path, words: tuple[str, ...], code: int, said: str) -> None:
+def test_bad_input(series: Path, words: tuple[str, ...], code: int, message: str) -> None:
     outcome = inspect(*(str(series) if word == "RUN" else word for word in words))
     assert outcome.code == code
-    assert said in outcome.error
+    assert message in outcome.error
 
 
 def test_the_estimate_is_of_the_right_order(tmp_path: Path) -> None:
-    """Ten times the checkpoints take ten times as long: no figure of the machine's speed."""
+    """Compare two series, whatever the speed of the machine."""
     few = parsed(str(save_series(tmp_path / "few", range(2))))["seconds"]
     many = parsed(str(save_series(tmp_path / "many", range(40))))["seconds"]
     assert many > few

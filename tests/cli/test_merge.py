@@ -1,4 +1,4 @@
-"""Shards and their merge: whatever the division, the table of a single run."""
+"""Shards and their merge, which gives the table of a single run for any division."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def rows(text: str) -> list[dict[str, str]]:
 
 
 def assert_equal(found: str, expected: str) -> None:
-    """Counts exactly, other measures to 1e-6: the contract."""
+    """Compare counts exactly and other measures to 1e-6, as the documentation promises."""
     one, other = rows(found), rows(expected)
     assert [list(row) for row in one] == [list(row) for row in other]
     for row, truth in zip(one, other, strict=True):
@@ -227,7 +227,7 @@ def test_a_shard_and_the_whole_are_not_mixed(series: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("--shard", "3/3"), 2, "counting starts at 0. Of 3 shards the first is 0/3"),
         (("--shard", "0/0"), 2, "counting starts at 0"),
@@ -237,13 +237,13 @@ def test_a_shard_and_the_whole_are_not_mixed(series: Path, tmp_path: Path) -> No
     ],
 )
 def test_bad_shards(
-    series: Path, words: tuple[str, ...], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+    series: Path, words: tuple[str, ...], code: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     outcome = invoke("analyze", str(series), *QUICK, *words)
     assert outcome.code == code
-    assert said in outcome.error
+    assert message in outcome.error
 
 
 def test_spectra_want_whole_checkpoints(series: Path, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_spectra_want_whole_checkpoints(series: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("nope", "-o", "a.csv"), 1, "there is no such file or folder"),
         (("run/step_0.safetensors", "-o", "a.csv"), 1, "no journal step_0.safetensors.journal"),
@@ -267,13 +267,13 @@ def test_bad_merges(
     tmp_path: Path,
     words: tuple[str, ...],
     code: int,
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = invoke("merge", *words)
     assert outcome.code == code
-    assert said in outcome.error
+    assert message in outcome.error
 
 
 def test_an_existing_output_is_kept(series: Path, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_an_existing_output_is_kept(series: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_array_without_shards_is_told(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_without_shards_is_noted(series: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
     outcome = invoke("analyze", str(series), *QUICK)

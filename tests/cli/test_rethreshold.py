@@ -1,4 +1,4 @@
-"""Kept singular values: the same numbers at other tolerances as a new analysis gives."""
+"""Kept singular values give the numbers of a new analysis at other tolerances."""
 
 import csv
 import io
@@ -93,7 +93,7 @@ def test_what_is_kept(kept: Path) -> None:
     assert torch.allclose(file.layers[0].values[0], torch.linalg.svdvals(first), rtol=1e-13)
 
 
-def test_going_on_computes_what_has_no_spectra(tmp_path: Path) -> None:
+def test_resuming_computes_checkpoints_without_spectra(tmp_path: Path) -> None:
     series, spectra = save_series(tmp_path / "run"), tmp_path / "spectra"
     words = ("analyze", str(series), *QUICK, "-o", str(tmp_path / "a.csv"))
     assert invoke(*words).code == 0
@@ -106,7 +106,7 @@ def test_going_on_computes_what_has_no_spectra(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("nope",), 1, "there is no such folder"),
         ((".",), 1, "holds no singular values"),
@@ -117,7 +117,7 @@ def test_going_on_computes_what_has_no_spectra(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input(
-    kept: Path, tmp_path: Path, words: tuple[str, ...], code: int, said: str
+    kept: Path, tmp_path: Path, words: tuple[str, ...], code: int, message: str
 ) -> None:
     places = {"kept": str(kept), ".": str(tmp_path / "run"), "no/a.csv": str(tmp_path / "no/a.csv")}
     (tmp_path / "run/step_0.safetensors").rename(tmp_path / "elsewhere")
@@ -125,7 +125,7 @@ def test_bad_input(
         path.unlink()
     outcome = invoke("rethreshold", *(places.get(word, word) for word in words))
     assert outcome.code == code
-    assert said in outcome.error
+    assert message in outcome.error
 
 
 def test_damaged_spectra(kept: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_manifest_describes_what_was_counted_again(counted: Path, tmp_path: 
     assert all(len(one["sha256_of_tensors"]) == 64 for one in manifest["checkpoints"])
 
 
-def test_analyze_does_not_go_on_from_what_was_discarded(counted: Path, tmp_path: Path) -> None:
+def test_analyze_does_not_resume_from_a_discarded_journal(counted: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in tmp_path.glob("r.csv*")}
     outcome = analysed_at("0.01", tmp_path, "-o", str(counted))
     assert outcome.code == 1
@@ -183,7 +183,7 @@ def test_analyze_does_not_go_on_from_what_was_discarded(counted: Path, tmp_path:
     assert analysed_at("0.01", tmp_path, "-o", str(counted), "--overwrite").code == 0
 
 
-def test_analyze_at_the_same_tolerances_goes_on(counted: Path, tmp_path: Path) -> None:
+def test_analyze_at_the_same_tolerances_resumes(counted: Path, tmp_path: Path) -> None:
     save_series(tmp_path / "run", steps=(0, 5, 10, 15))
     outcome = analysed_at("0.3", tmp_path, "--rtol", "eps", "-o", str(counted))
     assert outcome.code == 0
@@ -194,7 +194,7 @@ def test_analyze_at_the_same_tolerances_goes_on(counted: Path, tmp_path: Path) -
     assert "weights changed" in outcome.error
 
 
-def test_spectra_of_an_older_version_do_not_say_their_weights(kept: Path, tmp_path: Path) -> None:
+def test_spectra_of_an_older_version_do_not_name_their_weights(kept: Path, tmp_path: Path) -> None:
     for path in kept.rglob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -34,11 +34,11 @@ def test_a_dash_is_stdout_too(series: Path) -> None:
     )
 
 
-def test_quiet_says_nothing(series: Path) -> None:
+def test_quiet_prints_no_notes(series: Path) -> None:
     assert invoke("analyze", str(series), *QUICK, "-q").stderr == ""
 
 
-def test_verbose_says_more(series: Path) -> None:
+def test_verbose_prints_layers_and_routes(series: Path) -> None:
     stderr = invoke("analyze", str(series), *QUICK, "-v").stderr
     assert "localrank: run: 3 checkpoints, 5 points, cpu, layers 0, 2\n" in stderr
     assert "localrank: run step 10: " in stderr

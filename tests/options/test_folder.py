@@ -183,6 +183,6 @@ class TestInside:
         with pytest.raises(SettingsError, match="leads out"):
             inside(tmp_path / "run", f"..{os.sep}run2{os.sep}x.npz", "data")
 
-    def test_what_is_no_path(self, tmp_path: Path) -> None:
+    def test_values_that_are_no_path_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match="is not a path"):
             inside(tmp_path, "a\0b.npz", "data")

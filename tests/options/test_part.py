@@ -43,7 +43,7 @@ def test_ranges(text: str, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "a", "5:1", "1:2:0", "1:2:3:4", "-1:5", "1.5", "1,2"])
-def test_what_is_no_range(text: str) -> None:
+def test_texts_that_are_no_range_are_refused(text: str) -> None:
     with pytest.raises(UnfitError):
         parse.steps(text)
 

@@ -93,7 +93,7 @@ def test_a_preset_beats_the_folders_own_settings(tmp_path: Path) -> None:
     assert (frame["n_points"] == 128).all()
 
 
-def test_slices_stand_in_the_table(images: Path) -> None:
+def test_slices_are_columns_of_the_table(images: Path) -> None:
     frame = analyze(
         images / "run", model=f"{images / 'net.py'}:net", data="normal:3x20x24", points=2,
         input_slice="1, :4", output_slice=":1",
@@ -126,7 +126,7 @@ def test_sigma_1_of_the_whole(images: Path, tmp_path: Path) -> None:
     assert (feng["sigma_1_of"] == "slice").all()
 
 
-def test_sigma_1_that_cannot_be_had(tmp_path: Path) -> None:
+def test_sigma_1_full_needs_a_comparable_slice(tmp_path: Path) -> None:
     save_series(tmp_path, steps=(0,))
     with pytest.raises(SettingsError, match="without --input-slice or --output-slice"):
         analyze(tmp_path, data="normal:4", sigma_1="full")
@@ -142,7 +142,7 @@ def test_the_whole_must_fit(images: Path) -> None:
         analyze(images / "run", **given, sigma_1="full")
 
 
-def test_kept_singular_values_know_their_scale(images: Path, tmp_path: Path) -> None:
+def test_kept_singular_values_keep_their_scale(images: Path, tmp_path: Path) -> None:
     words = [
         "analyze", str(images / "run"), "--model", f"{images / 'net.py'}:net", "--data",
         "normal:3x20x24", "--points", "3", "--input-slice", "0,:4,:4", "--sigma-1", "full", "-q",

@@ -148,7 +148,7 @@ def option(name: str) -> Option:
 
 
 def toml(value: object) -> str:
-    """Write a value in TOML; only what `can_be_toml` lets through."""
+    """Return a value as TOML, if `can_be_toml`."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {toml(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
@@ -234,7 +234,7 @@ def test_options_that_exclude_one_another(changes: dict[str, Any], message: str)
 # The table is the one place where an option is declared.
 
 
-def test_every_option_says_what_it_is() -> None:
+def test_every_option_has_help() -> None:
     for one in OPTIONS:
         assert one.setting.help.endswith((".", "!")), one.name
         assert one.is_switch or one.setting.metavar, one.name
@@ -271,7 +271,7 @@ def test_options_that_are_dangerous_or_about_the_machine_are_not_in_localrank_to
 
 
 def test_every_option_of_what_is_measured_is_compared_when_resuming() -> None:
-    """What localrank.toml may hold decides numbers, but for what only chooses files or defaults."""
+    """Options of localrank.toml decide numbers, unless they only choose files or defaults."""
     undecided = {one.name for one in KEYS.values() if not one.setting.decides}
     assert undecided == {"preset", "pattern"}  # a preset by what it sets; a pattern adds rows
     assert {key for one in OPTIONS for key in one.setting.decides} <= set(DECISIVE)

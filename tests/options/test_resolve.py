@@ -9,7 +9,7 @@ from torch import nn
 from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.options.folder import FolderSettings
 from localrank_cli.options.parse import Preset
-from localrank_cli.options.resolve import Settings, check_names, resolve, with_own
+from localrank_cli.options.resolve import Settings, check_names, resolve, with_folder
 from localrank_cli.options.table import AnalyzeOptions
 
 FOLDER = Path("/series")
@@ -19,19 +19,19 @@ NONE = FolderSettings()
 
 
 def settings(flags: dict[str, Any], own: dict[str, Any]) -> Settings:
-    """Return what holds for a series whose file names data, unless `own` says otherwise."""
-    given = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
-    columns = own.pop("columns", {}) if "columns" in own else {}
+    """Return the settings of a series whose file holds `own`, and names data unless `own` does."""
+    options = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
+    columns = own.pop("columns", {})
     values = {
         name: value for name, value in ({"data": "own.npz"} | own).items() if value is not None
     }
-    series = with_own(given, FolderSettings(FILE, values, columns), FOLDER)
+    series = with_folder(options, FolderSettings(FILE, values, columns), FOLDER)
     check_names(series)
     return resolve(series)
 
 
 def test_defaults() -> None:
-    found = resolve(with_own(FLAGS, NONE, FOLDER))
+    found = resolve(with_folder(FLAGS, NONE, FOLDER))
     assert found.model.is_inferred
     assert found.model.activation == "relu"
     assert [tolerance.label for tolerance in found.tolerances] == ["atol=0.01"]
@@ -76,13 +76,13 @@ def test_a_flag_beats_the_file_and_the_file_beats_the_default(
     assert read(settings(flags, own)) == expected
 
 
-def test_other_data_put_aside_what_the_file_says_of_its_own() -> None:
+def test_other_data_replace_the_files_settings_of_its_own() -> None:
     found = settings({"data": "normal:4"}, {"data_key": "k", "data_scale": 2.0, "points": 3})
     assert (found.source.text, found.source.key, found.source.scale) == ("normal:4", "", None)
     assert found.source.count == 3
 
 
-def test_another_model_puts_aside_the_files_arguments() -> None:
+def test_another_model_replaces_the_files_arguments() -> None:
     own = {"model": "m.py:Net", "model_arg": (("width", 3),)}
     assert settings({"model": "my.py:Net"}, own).model.arguments == {}
     found = settings({"trust_model": True, "model_arg": (("depth", 2),)}, own).model
@@ -174,12 +174,12 @@ def test_settings_that_are_wrong(own: dict[str, Any], message: str) -> None:
 )
 def test_flags_without_a_known_form_are_wrong_usage(flags: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        check_names(with_own(replace(FLAGS, **flags), NONE, FOLDER))
+        check_names(with_folder(replace(FLAGS, **flags), NONE, FOLDER))
 
 
 def test_flags_of_a_known_form() -> None:
     given = replace(FLAGS, model="a/b.py:Net", activation="gelu", data="x.npz")
-    check_names(with_own(given, NONE, FOLDER))
+    check_names(with_folder(given, NONE, FOLDER))
 
 
 def test_an_activation_beside_a_model_is_noted() -> None:
@@ -195,10 +195,10 @@ def test_a_class_from_python() -> None:
     assert not found.is_inferred
 
 
-def test_own_files() -> None:
+def test_data_named_by_the_folder_are_no_checkpoints() -> None:
     own = FolderSettings(FILE, {"data": "own.npz"})
-    assert with_own(FLAGS, own, FOLDER).own_files == [FOLDER / "own.npz"]
-    assert with_own(FLAGS, NONE, FOLDER).own_files == []
+    assert with_folder(FLAGS, own, FOLDER).data_files == [FOLDER / "own.npz"]
+    assert with_folder(FLAGS, NONE, FOLDER).data_files == []
 
 
 PATELS = {"preset": Preset.patel2024}
@@ -222,7 +222,7 @@ def test_a_flag_beats_a_preset_which_beats_the_file_which_beats_its_preset(
     flags: dict[str, Any], own: dict[str, Any], expected: tuple[object, ...]
 ) -> None:
     given = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
-    found = with_own(given, FolderSettings(FILE, own), FOLDER).options
+    found = with_folder(given, FolderSettings(FILE, own), FOLDER).options
     assert (found.atol, found.points, found.hidden) == expected
 
 
@@ -241,5 +241,5 @@ def test_steps_by_a_pattern(
     flags: dict[str, Any], own: dict[str, Any], names: dict[str, int | None]
 ) -> None:
     given = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
-    rule = with_own(given, FolderSettings(FILE, own), FOLDER).step_rule
+    rule = with_folder(given, FolderSettings(FILE, own), FOLDER).step_rule
     assert {name: rule.names.step(name) for name in names} == names

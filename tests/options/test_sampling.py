@@ -1,4 +1,4 @@
-"""Slices, presets and what is sampled, from a series' own settings: read, beaten, and compared."""
+"""Slices, presets and samples from localrank.toml: read, overridden by flags, and compared."""
 
 import json
 from pathlib import Path
@@ -31,15 +31,15 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def says(run: Path, text: str) -> None:
+def write_settings(run: Path, text: str) -> None:
     (run / "localrank.toml").write_text(SAMPLED + text, encoding="utf-8")
 
 
 def same(run: Path, text: str, flags: dict[str, Any]) -> pd.DataFrame:
-    """The file says what the flags say: one table."""
-    says(run, "")
+    """Check that settings in the file and as flags give one table, and return it."""
+    write_settings(run, "")
     by_flags = analyze(run, **flags)
-    says(run, text)
+    write_settings(run, text)
     frame = analyze(run)
     pd.testing.assert_frame_equal(frame, by_flags)
     return frame
@@ -65,30 +65,32 @@ def test_slices_and_their_scale(run: Path) -> None:
 
 
 def test_a_preset(run: Path) -> None:
-    says(run, 'preset = "patel2024"\n')
+    write_settings(run, 'preset = "patel2024"\n')
     frame = analyze(run)
     assert frame["layer"].unique().tolist() == ["0", "2"]
     assert (frame["n_points"] == 8).all()  # the file's own word beats its preset
     assert (frame["atol"] == 0.01).all()
     assert analyze(run, layers="4")["layer"].tolist() == ["4", "4"]
-    says(run, 'preset = "numpy"\natol = 0.5\n')
+    write_settings(run, 'preset = "numpy"\natol = 0.5\n')
     assert (analyze(run)["tolerance"] == "atol=0.5").all()
     # A preset that is asked for beats the file and its preset.
-    says(run, 'preset = "patel2024"\n')
+    write_settings(run, 'preset = "patel2024"\n')
     frame = analyze(run, preset="numpy")
     assert (frame["tolerance"] == "rtol=eps").all()
     assert frame["layer"].unique().tolist() == ["0", "2", "4"]
 
 
 def test_flags_beat_the_file(run: Path) -> None:
-    says(run, 'information = true\nlabels-key = "y"\ninput-slice = ":3"\nsigma-1 = "full"\n')
+    write_settings(
+        run, 'information = true\nlabels-key = "y"\ninput-slice = ":3"\nsigma-1 = "full"\n'
+    )
     frame = analyze(
         run, information=False, labels_key="z", input_slice="", output_slice=":1", sigma_1="slice"
     )
     assert not any(name.startswith("information") for name in frame.columns)
     assert (frame["n_in"] == 4).all()
     assert (frame["sigma_1_of"] == "slice").all()
-    says(run, 'labels-key = "z"\n')
+    write_settings(run, 'labels-key = "z"\n')
     pd.testing.assert_series_equal(analyze(run)["accuracy"], frame["accuracy"])
     assert "accuracy" not in analyze(run, labels_key="").columns
     # Labels belong to the data of the file: other data put them aside.
@@ -96,7 +98,7 @@ def test_flags_beat_the_file(run: Path) -> None:
 
 
 def test_points_of_information_that_the_file_asks_for(run: Path) -> None:
-    says(run, "information = true\n")
+    write_settings(run, "information = true\n")
     assert (analyze(run, information_points=10)["information_points"] == 10).all()
     with pytest.raises(UsageError, match="--information-points without --information"):
         analyze(run, information=False, information_points=10)
@@ -106,7 +108,7 @@ def test_they_are_recorded_and_compared(run: Path, tmp_path: Path) -> None:
     table = tmp_path / "ranks.csv"
     text = 'information = true\ninput-slice = ":3"\nlabels-key = "y"\n'
     words = ["analyze", str(run), "-q", "-o", str(table)]
-    says(run, text)
+    write_settings(run, text)
     assert invoke(*words).code == 0
     (series,) = json.loads((tmp_path / "ranks.csv.json").read_text())["series"]
     assert series["slices"] == {"input_slice": ":3", "output_slice": "", "sigma_1_of": "slice"}
@@ -121,7 +123,7 @@ def test_they_are_recorded_and_compared(run: Path, tmp_path: Path) -> None:
         ('":3"', '":2"', "slices"),
         ('":3"', '":3"\nsigma-1 = "full"', "slices"),
     ):
-        says(run, text.replace(line, other))
+        write_settings(run, text.replace(line, other))
         outcome = invoke(*words)
         assert outcome.code == 1, other
         assert "was begun with another setting" in outcome.error
@@ -129,6 +131,6 @@ def test_they_are_recorded_and_compared(run: Path, tmp_path: Path) -> None:
 
 
 def test_no_information_on_the_command_line(run: Path) -> None:
-    says(run, "information = true\n")
+    write_settings(run, "information = true\n")
     assert "information_points" in invoke("analyze", str(run), "-q").stdout
     assert "information_points" not in invoke("analyze", str(run), "-q", "--no-information").stdout

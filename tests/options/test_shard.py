@@ -20,7 +20,7 @@ def test_the_form() -> None:
 
 
 @pytest.mark.parametrize("text", ["8/8", "9/8", "-1/8", "1/0", "0/0", "1", "a/b", "", "1/8/2"])
-def test_what_is_none(text: str) -> None:
+def test_texts_that_are_no_shard_are_refused(text: str) -> None:
     with pytest.raises(UnfitError):
         parse.shard(text, ARRAY)
 
@@ -51,7 +51,7 @@ def test_auto(environment: dict[str, str], expected: Shard) -> None:
         {"RANK": "0"},
     ],
 )
-def test_auto_finds_nothing_to_go_by(environment: dict[str, str]) -> None:
+def test_auto_without_ranks_in_the_environment_is_refused(environment: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="--shard auto"):
         parse.shard("auto", environment)
 

@@ -67,7 +67,7 @@ def test_scaled_integers(run: Path) -> None:
     ("spec", "scale", "deviation"),
     [("normal:4", None, 1.0), ("normal:4", -2.0, 2.0), ("uniform:4", None, 12**-0.5)],
 )
-def test_known_distributions_are_taken_exactly(
+def test_the_covariance_of_a_distribution_is_exact(
     run: Path, spec: str, scale: float | None, deviation: float
 ) -> None:
     given: dict[str, Any] = {} if scale is None else {"data_scale": scale}
@@ -100,7 +100,7 @@ def test_a_modules_output_at_each_checkpoint(run: Path) -> None:
     assert (frame["n_cov"] == 200).all()
 
 
-def test_fewer_points_than_entries_need_leave(run: Path) -> None:
+def test_fewer_points_than_entries_need_allow_small_cov(run: Path) -> None:
     x = data(4)
     with pytest.raises(SettingsError, match=r"4 points span at most 3 of the 4.*allow-small-cov"):
         analyze(run, data=x, input_metric="data")
@@ -114,7 +114,7 @@ def test_fewer_points_than_entries_need_leave(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "warned"), [(39, True), (40, False)])
-def test_a_rough_covariance_is_told(run: Path, count: int, warned: bool) -> None:
+def test_a_rough_covariance_is_noted(run: Path, count: int, warned: bool) -> None:
     np.save(run / "x.npy", data(count))
     outcome = invoke(
         "analyze", str(run), "--data", str(run / "x.npy"), "--input-metric", "data",
@@ -131,7 +131,7 @@ def test_refused(run: Path) -> None:
         analyze(run, data="normal:4", input_metric="euclid")
 
 
-def test_a_budget_that_holds_no_factor(tmp_path: Path) -> None:
+def test_a_budget_too_small_for_the_factor_is_refused(tmp_path: Path) -> None:
     save_series(tmp_path, steps=(0,), widths=(1200, 2))
     x = torch.randn(1300, 1200)
     with pytest.raises(SettingsError, match="covariance of 1200 entries needs 33 MiB"):
@@ -148,7 +148,7 @@ def test_from_a_series_own_settings(run: Path) -> None:
         analyze(run)
 
 
-def test_a_diverged_checkpoint_fails_and_the_others_go_on(run: Path) -> None:
+def test_a_diverged_checkpoint_fails_alone(run: Path) -> None:
     state = load_file(run / "step_5.safetensors")
     state["0.bias"][0] = torch.nan
     save_file(state, run / "step_5.safetensors")

@@ -1,4 +1,4 @@
-"""Watching a run in progress, with a clock of the test's own."""
+"""Watching a run in progress, under a simulated clock."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ def followed(
     until: int | None,
     on_error: Literal["stop", "skip"] = "stop",
 ) -> list[int | None]:
-    """Follows folders; at every wait the next thing happens. Gives the steps as they come."""
+    """Follow folders, with one happening at each wait; return the steps in order of arrival."""
     left = iter(happenings)
 
     def sleep(seconds: float) -> None:
@@ -83,7 +83,7 @@ def test_a_file_that_is_being_written_is_waited_for(tmp_path: Path, suffix: str)
     assert followed(run, happenings, until=5) == [0, 5]
 
 
-def test_a_file_that_never_gets_whole_is_an_error_in_the_end(
+def test_a_file_that_stays_incomplete_fails_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("localrank_cli.run.follow._PATIENCE", 0.0)
@@ -99,8 +99,8 @@ def test_a_file_that_never_gets_whole_is_an_error_in_the_end(
     assert followed(run, happenings, until=10, on_error="skip") == [0, 5, 10]
 
 
-def test_a_last_step_that_cannot_be_analysed_has_come_too(tmp_path: Path) -> None:
-    """Else nothing would ever end the wait."""
+def test_a_last_step_that_cannot_be_analysed_ends_the_wait(tmp_path: Path) -> None:
+    """Otherwise nothing would ever end the wait."""
     run = save_series(tmp_path / "run", (0,))
 
     def misfit() -> None:
@@ -117,7 +117,7 @@ def test_every_series_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_an_average_of_two_looks_is_not_enough(tmp_path: Path) -> None:
-    """A file that grows from look to look is never taken, whole or not."""
+    """A file that grows from look to look is not read, complete or not."""
     run = save_series(tmp_path / "run", (0,))
     target = run / "step_5.pt"
 
@@ -131,7 +131,7 @@ def test_an_average_of_two_looks_is_not_enough(tmp_path: Path) -> None:
     assert followed(run, happenings, until=5) == [0, 5]
 
 
-def test_what_is_whole(tmp_path: Path) -> None:
+def test_a_file_is_whole_at_its_full_length_only(tmp_path: Path) -> None:
     for name in ("a.safetensors", "a.pt"):
         path = tmp_path / name
         if name.endswith("pt"):

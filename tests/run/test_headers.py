@@ -67,7 +67,7 @@ class TestSteps:
         )
         assert "--pattern" in caught.value.advice
 
-    def test_an_entry_that_is_no_counter_is_seen(self, tmp_path: Path) -> None:
+    def test_a_constant_entry_is_refused_as_a_counter(self, tmp_path: Path) -> None:
         for step in (1, 2):
             save(tmp_path / f"step_{step}.pt", {"model": weights(seed=step), "steps": 1000})
         with pytest.raises(SettingsError, match="by its entry 'steps'"):
@@ -101,7 +101,9 @@ class TestSteps:
 
 class TestPlan:
     @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model.net."])
-    def test_what_was_taken_off_is_taken_off_again(self, tmp_path: Path, prefix: str) -> None:
+    def test_names_are_stripped_alike_when_planned_and_loaded(
+        self, tmp_path: Path, prefix: str
+    ) -> None:
         state = renamed(weights(), prefix)
         save(tmp_path / "step_1.pt", {"net": state, "state_dict": {"other": torch.ones(1)}})
         all_headers = headers(tmp_path)
@@ -124,7 +126,7 @@ class TestPlan:
         assert caught.value.what.startswith(f"{folder / 'step_1.pt'} (step 1): ")
         return caught.value.what
 
-    def test_a_mismatch_is_told_under_the_nearest_names(self, tmp_path: Path) -> None:
+    def test_a_mismatch_is_reported_under_the_nearest_names(self, tmp_path: Path) -> None:
         state = renamed(weights(), "module.")
         del state["module.2.bias"]
         message = self.mismatch(tmp_path, state, mlp(4, 3, 2))
@@ -167,7 +169,7 @@ class TestPlan:
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_numbers_of_another_kind_are_seen_in_the_header(
+def test_tensors_of_a_wrong_kind_are_refused_by_the_header(
     tmp_path: Path, prefix: str, suffix: str
 ) -> None:
     state = {f"{prefix}{key}": value for key, value in weights().items()}

@@ -13,7 +13,7 @@ from localrank_cli.run.plan import make_plan, series_settings
 from tests.helpers import NET_CODE, ignore, net_weights
 
 
-def test_all_that_decided_the_numbers(tmp_path: Path) -> None:
+def test_the_manifest_holds_all_that_decides_the_numbers(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET_CODE)
     for step in (1, 2):
         torch.save(net_weights(step), tmp_path / f"step_{step}.pt")

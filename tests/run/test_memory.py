@@ -1,4 +1,4 @@
-"""`--memory`: what is refused before any work."""
+"""`--memory`: too small a budget is refused before any work."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def record(n_out: int) -> CallRecord:
     return CallRecord(Call("big"), "Linear", True, (1, n_out), True, 1.0)
 
 
-def test_refused_with_the_numbers() -> None:
+def test_a_refusal_names_needed_and_available_memory() -> None:
     with pytest.raises(ModelError) as caught:
         check_fits([record(3000)], 4000, 64 * MIB)
     for words in ("'big'", "3000 x 4000", "343 MiB", "64 MiB", "--memory", "--exclude", "--wrt"):

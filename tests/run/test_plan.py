@@ -43,14 +43,14 @@ def test_a_plain_mlp(tmp_path: Path) -> None:
     assert notes == ["no --model: read as a plain MLP 4-3-2 with relu between its layers"]
 
 
-def test_what_is_taken_off_the_names_is_said(tmp_path: Path) -> None:
+def test_stripped_prefixes_are_noted(tmp_path: Path) -> None:
     notes: list[str] = []
     for step in (1, 2):
         state = renamed(weights(seed=step), "_orig_mod.module.")
         torch.save(state, tmp_path / f"step_{step}.pt")
     (series,) = plan(tmp_path, notes=notes).series
     assert [record.call.label for record in series.examination.records] == ["0", "2"]
-    assert "taken off the weights' names: prefix '_orig_mod.module.'" in notes
+    assert "stripped from the weights' names: prefix '_orig_mod.module.'" in notes
 
 
 def test_a_mixed_series(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ class TestModel:
         assert net.state_dict()["0.weight"].dtype == torch.float32
 
     def test_layers_with_the_same_neighbours(self, tmp_path: Path) -> None:
-        """Two series that bring their own net.py, with a module of one name beside it."""
+        """Two series with a net.py each, and beside it a module of the same name."""
         folders = []
         for name, width in (("a", 3), ("b", 5)):
             folder = tmp_path / name
@@ -186,7 +186,7 @@ class TestModel:
         ({"pattern": "x*"}, LocalrankError, "no checkpoint that matches --pattern 'x*'"),
     ],
 )
-def test_what_is_wrong_before_the_work(
+def test_faults_are_reported_before_any_work(
     tmp_path: Path, options: dict[str, Any], kind: type[LocalrankError], message: str
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -196,7 +196,7 @@ def test_what_is_wrong_before_the_work(
     assert caught.value.advice
 
 
-def test_integers_are_told_of_the_scale(tmp_path: Path) -> None:
+def test_integer_data_need_a_scale(tmp_path: Path) -> None:
     with pytest.raises(LayerError, match="integers") as caught:
         plan(save_series(tmp_path), data=torch.ones(70, 4, dtype=torch.uint8))
     assert "--data-scale" in caught.value.advice
@@ -228,7 +228,7 @@ def test_data_in_the_series_is_no_checkpoint(tmp_path: Path) -> None:
     assert "--pattern" in caught.value.advice
 
 
-def test_an_unfit_module_of_the_user_says_where_it_failed(tmp_path: Path) -> None:
+def test_an_error_in_the_users_module_names_the_place(tmp_path: Path) -> None:
     class Fails(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -168,7 +168,7 @@ def test_a_diverged_network_has_empty_cells(run: Path) -> None:
         ("x", ModelError, "has 3 entries for a point, and the targets have 4"),
     ],
 )
-def test_labels_that_do_not_serve(
+def test_unusable_labels_are_refused(
     run: Path, key: str, error: type[LocalrankError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -190,7 +190,7 @@ def test_refused(run: Path) -> None:
             asked(run, **options)
 
 
-def test_a_budget_that_holds_no_sample(tmp_path: Path) -> None:
+def test_a_budget_too_small_for_the_sample_is_refused(tmp_path: Path) -> None:
     save_series(tmp_path, steps=(0,), widths=(4, 1000, 2))
     with pytest.raises(SettingsError, match=r"1000 outputs of layer '0' need 23 MiB"):
         analyze(tmp_path, data="normal:4", information=True, memory="16MiB")

@@ -21,14 +21,14 @@ function linesOf(run, name, kind) {
       const values = layer.steps.map((step) => step in kept ? kept[step][state.slide] : null);
       return { ...base, values, errors: null };
     }
-    const key = data.measures.find((one) => one.name === name).feels ? tableTolerance() : "";
+    const key = data.measures.find((one) => one.name === name).uses_tolerance ? tableTolerance() : "";
     const found = (layer.values[name] || {})[key] || { y: layer.steps.map(() => null) };
     return { ...base, values: found.y, errors: found.e || null };
   });
 }
 
 function view() {
-  const shown = measure(), text = shown.feels ? `${shown.label} (${toleranceText()})` : shown.label;
+  const shown = measure(), text = shown.uses_tolerance ? `${shown.label} (${toleranceText()})` : shown.label;
   return {
     measure: shown, label: text, single: state.single,
     colour: (layer) => depthColour(data.layers.indexOf(layer), data.layers.length),
@@ -49,7 +49,7 @@ function render() {
   find("tip").hidden = true;
   find("slider-box").hidden = kind === null;
   find("slider-value").textContent = kind ? toleranceText() : "";
-  find("tolerance").disabled = !seen.measure.feels;
+  find("tolerance").disabled = !seen.measure.uses_tolerance;
   find("sentence").textContent = seen.measure.sentence;
   const label = seen.label.charAt(0).toUpperCase() + seen.label.slice(1);
   find("course-title").textContent = `${label} over training`;
