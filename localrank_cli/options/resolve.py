@@ -132,9 +132,13 @@ class SeriesOptions:
 
     @property
     def data_files(self) -> list[Path]:
-        """Files that localrank.toml names as data: even if unused, they are no checkpoints."""
-        data = self.folder_settings.values.get("data")
-        return [self.folder / data] if data is not None else []
+        """Files that are named as data: they are no checkpoints, used or not."""
+        own = self.folder_settings.values.get("data")
+        files = [self.folder / own] if own is not None else []
+        if "data" in self.from_user and isinstance(self.options.data, str):
+            path = DataSource(self.options.data).path
+            files += [path.absolute()] if path is not None else []
+        return files
 
 
 def for_series(options: AnalyzeOptions, folder: Path) -> SeriesOptions:

@@ -17,6 +17,8 @@ from localrank_cli.points.files import SUFFIXES, file_hash, from_numpy, load_arr
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT, CodeSpec, import_object
 
+# The fact that tells one draw of a user's code from another.
+VALUES = "data_values_sha256"
 _DISTRIBUTION = re.compile(r"^(normal|uniform):(\d+(?:x\d+)*)$")
 
 
@@ -97,7 +99,7 @@ def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
     if code.is_file:
         described["data_sha256"] = file_hash(Path(code.place))
     array = _from_code(code)
-    described["data_values_sha256"] = _values_hash(array)
+    described[VALUES] = _values_hash(array)
     return _drawn(array, source, source.text), described
 
 

@@ -134,11 +134,9 @@ class Watch:
 
     def _files(self, folder: Path, named: Sequence[Path]) -> tuple[CheckpointFile, ...]:
         series = for_series(self.options, folder)
-        excluded, pattern = series.data_files, series.options.pattern or ""
-        if isinstance(self.options.data, str):
-            excluded.append(Path(self.options.data).absolute())
+        pattern, rule = series.options.pattern or "", series.step_rule.names
         try:
-            return find_checkpoints(folder, named, pattern, excluded, series.step_rule.names).files
+            return find_checkpoints(folder, named, pattern, series.data_files, rule).files
         except UnreadableError:  # none yet
             return ()
 

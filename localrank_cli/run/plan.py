@@ -181,13 +181,12 @@ def _plan_series(
     check_names(series_options)
     options, folder, rule = series_options.options, series_options.folder, series_options.step_rule
     # A folder without checkpoints is reported before missing data.
-    pattern = options.pattern or ""
-    find_checkpoints(folder, named, pattern, series_options.data_files, rule.names)
+    series = find_checkpoints(
+        folder, named, options.pattern or "", series_options.data_files, rule.names
+    )
     settings = resolve(series_options)
     for text in settings.notes:
         note(text)
-    data_files = [*series_options.data_files, *filter(None, [settings.source.path])]
-    series = find_checkpoints(folder, named, pattern, data_files, rule.names)
     series, headers = _headers(options, settings, series, entry, rule)
     failures = Failures(run, skips=options.skips_errors)
     steps = headers.steps(note, failures.skip)
@@ -233,7 +232,7 @@ def _plan_series(
         data_facts=facts,
         examination=examination,
         metric=metric,
-        samples=plan_samples(settings, points, examination, options.memory or 0),
+        samples=plan_samples(settings, points, facts, examination, options.memory or 0),
         scheme=headers.scheme,
         weights=options.weights or RAW,
         unsaved=unsaved,

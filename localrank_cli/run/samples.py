@@ -1,5 +1,6 @@
 """Estimate loss, accuracy and information from samples, for `--labels-key` and `--information`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +20,7 @@ from localrank_cli.layers.survey import CallRecord
 from localrank_cli.options.resolve import Settings
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import load_array
-from localrank_cli.points.source import load_points
+from localrank_cli.points.source import VALUES, load_points
 from localrank_cli.results.columns import Cell
 from localrank_cli.run.covariance import data_chunks
 from localrank_cli.spectrum.layer import Examination
@@ -144,18 +145,23 @@ class SamplePlan:
 
 
 def plan_samples(
-    settings: Settings, points: Points, examination: Examination, memory: int
+    settings: Settings,
+    points: Points,
+    facts: Mapping[str, object],
+    examination: Examination,
+    memory: int,
 ) -> SamplePlan:
     """Draw the points for the information, and read the labels.
 
-    `points` hold the whole data if there are labels; `memory` is the budget in bytes.
+    `points` hold the whole data if there are labels, `facts` describe the data that they come
+    from; `memory` is the budget in bytes.
 
     Raises:
         SettingsError: If the data have no file for labels, or a layer's outputs exceed the budget.
         DataError: If the labels do not fit the data.
     """
     labels = _read_labels(settings, points) if settings.sampling.labels_key else None
-    sample = _draw(settings, points) if settings.sampling.information else None
+    sample = _draw(settings, points, facts) if settings.sampling.information else None
     if sample is not None:
         assert sample.everything is not None
         for record in examination.records:
@@ -178,13 +184,19 @@ def plan_samples(
     )
 
 
-def _draw(settings: Settings, points: Points) -> Points:
+def _draw(settings: Settings, points: Points, facts: Mapping[str, object]) -> Points:
     count = settings.sampling.points
     if count is None:
         count = min(_DEFAULT_POINTS, points.n_data or _DEFAULT_POINTS)
     # Another seed makes the draw independent of the points of the Jacobians.
     seed = (settings.source.seed + 1) % 2**63
-    sample, _ = load_points(replace(settings.source, count=count, seed=seed, keep=False))
+    sample, again = load_points(replace(settings.source, count=count, seed=seed, keep=False))
+    if again.get(VALUES) != facts.get(VALUES):
+        raise DataError(
+            f"--data {settings.source.text}: returns other values each time it is called.",
+            "Seed its generator inside the function (numpy.random.default_rng(0),"
+            " torch.Generator().manual_seed(0)).",
+        )
     return replace(sample, everything=sample.tensor, scale=None)  # the tensor is scaled already
 
 
