@@ -1,6 +1,7 @@
 """Makes the network of a series: from the user's code, or from the weights alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from localrank_cli.errors import ModelError, Note, listed
 from localrank_cli.model.build import existing_modules
 from localrank_cli.model.hf import CONFIG, hf_factory, read_config, same_network
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
-from localrank_cli.model.twice import Network, build_twice
+from localrank_cli.model.twice import Builder, Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
 from localrank_cli.options.resolve import ModelChoice
 from localrank_cli.results.record import unsaved_message
@@ -22,7 +23,7 @@ from localrank_cli.userimport import import_object
 
 
 def make_hf_model(
-    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any], *, allowed: bool
+    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any]
 ) -> Network:
     """Builds the network that all checkpoints of a series are of.
 
@@ -30,7 +31,6 @@ def make_hf_model(
         files: The checkpoints, by step.
         folder: The series.
         arguments: `--model-arg`, which override entries of the config.
-        allowed: As for `build_twice`.
 
     Returns:
         The network, with weights that are still to be filled in.
@@ -47,7 +47,8 @@ def make_hf_model(
                 "Choose the checkpoints of one network with --pattern GLOB.",
             )
     existing = existing_modules()
-    return build_twice(hf_factory(places[0]), arguments, "--model hf", existing, allowed=allowed)
+    built = build_twice(Builder(hf_factory(places[0]), arguments, "--model hf", existing))
+    return replace(built, again=None)  # code of transformers: nothing is drawn outside its modules
 
 
 def _config_folder(file: CheckpointFile, folder: Path) -> Path:
@@ -60,8 +61,6 @@ def make_model(
     place: tuple[Sequence[CheckpointFile], Path],
     first: State | None,
     note: Note,
-    *,
-    allowed: bool,
 ) -> Network:
     """Make a network of code, or of the names and shapes of its weights.
 
@@ -70,21 +69,20 @@ def make_model(
         place: The checkpoints, by step, and the folder of the series.
         first: The weights in the first checkpoint.
         note: Takes each note for the user.
-        allowed: As for `build_twice`.
 
     Returns:
         The network, with weights that are still to be filled in.
     """
     if choice.is_hf:
-        return make_hf_model(*place, choice.arguments, allowed=allowed)
+        return make_hf_model(*place, choice.arguments)
     existing = existing_modules()
     arguments, name = choice.arguments, choice.description
     if choice.factory is not None:
-        return build_twice(choice.factory, arguments, name, existing, allowed=allowed)
+        return build_twice(Builder(choice.factory, arguments, name, existing))
     if choice.code is not None:
         with seeded(SEED):
             factory: Any = import_object(choice.code, "--model")
-        return build_twice(factory, arguments, f"--model {name}", existing, allowed=allowed)
+        return build_twice(Builder(factory, arguments, f"--model {name}", existing, choice.code))
     assert first is not None
     shapes = {key: tuple(tensor.shape) for key, tensor in first.items()}
     *_, (_, bare) = candidates(shapes, WRAPPERS)

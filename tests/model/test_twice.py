@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import utils
 
 from localrank_cli.model.build import existing_modules
-from localrank_cli.model.twice import Network, build_twice
+from localrank_cli.model.twice import Builder, Network, build_twice
 
 
-def built(factory: Callable[[], object], *, allowed: bool = False) -> Network:
-    return build_twice(factory, {}, "net.py:build", existing_modules(), allowed=allowed)
+def built(factory: Callable[[], object]) -> Network:
+    return build_twice(Builder(factory, {}, "net.py:build", existing_modules()))
 
 
 def holding(**attributes: Callable[[], Any]) -> Callable[[], nn.Module]:
@@ -63,7 +63,7 @@ DRAWN: dict[str, tuple[Callable[[], object], set[str]]] = {
     "list": (holding(several=lambda: [torch.zeros(2), torch.randn(2)]), {"several[1]"}),
     "dict": (holding(by=lambda: {"a": (torch.randn(2),), 7: 1}), {"by['a'][0]"}),
     "dataclass": (holding(record=lambda: Record(torch.randn(2))), {"record.table"}),
-    "helper": (holding(helper=Helper), {"helper.table"}),
+    "helper": (holding(helper=Helper), {"helper.table", "helper.rate"}),
     "array": (holding(B=lambda: np.random.rand(3)), {"B"}),
     "array of objects": (
         holding(B=lambda: np.array([None, torch.randn(1)], dtype=object)), {"B[1]"}),
@@ -130,7 +130,6 @@ NOT_DRAWN: dict[str, Callable[[], object]] = {
     "empty memory": with_empty_memory,
     "counter": holding(uid=lambda: next(counter), names={}.copy),
     "name": holding(name=lambda: uuid.uuid4().hex),
-    "helper's number": holding(helper=lambda: _with(Helper(), "table", lambda h: 1)),
     "recurrent": lambda: nn.Sequential(nn.LSTM(2, 3)),
     "weight norm": lambda: nn.Sequential(nn.Linear(2, 2), utils.weight_norm(nn.Linear(2, 2))),
     "hook": lambda: _with(nn.Sequential(nn.Linear(1, 1)), "handle", _hooked),
@@ -153,7 +152,7 @@ def test_what_a_checkpoint_fills_or_every_build_gives_is_not(name: str) -> None:
 
 def test_numbers_without_a_seed_are_noted_where_drawn_ones_are_allowed() -> None:
     factory = holding(B=lambda: np.random.default_rng().random(3), C=lambda: torch.randn(2))
-    assert built(factory, allowed=True).restless == {"B"}
+    assert built(factory).restless == {"B"}
 
 
 def test_the_network_does_not_depend_on_the_callers_seeds() -> None:
@@ -163,7 +162,7 @@ def test_the_network_does_not_depend_on_the_callers_seeds() -> None:
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
-        model: Any = built(factory, allowed=True).model
+        model: Any = built(factory).model
         found.append((model.B.tolist(), model.C.tolist(), model.D))
         # And they are left as they were.
         state = torch.random.get_rng_state(), random.getstate()
@@ -207,7 +206,7 @@ class TestModulesFromElsewhere:
     def test_nor_one_that_came_with_an_import(self) -> None:
         existing = existing_modules()
         imported = holding(B=lambda: torch.randn(3))()
-        found = build_twice(lambda: imported, {}, "net.py:build", existing, allowed=False)
+        found = build_twice(Builder(lambda: imported, {}, "net.py:build", existing))
         assert found.is_shared
         assert found.drawn == {"B"}
 
