@@ -4,7 +4,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,23 @@ _OTHER_SEED = 1  # any but SEED
 
 
 @dataclass(frozen=True)
+class Rebuilt:
+    """Another build of a network, and the second import that it comes from, if there is one."""
+
+    build: Build
+    second: SecondImport | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.build.model
+
+    def active(self) -> AbstractContextManager[None]:
+        """Let imports in the network's code find the modules of the second import."""
+        return nullcontext() if self.second is None else self.second.active()
+
+
+@dataclass(frozen=True)
 class Network:
     """A network, and its parts that differ from build to build."""
 
@@ -30,7 +47,8 @@ class Network:
     restless: frozenset[str] = frozenset()  # those that differ even under one seed
     is_shared: bool = False  # existed before, so that two builds cannot be compared
     # Builds it anew, under the seed of `model` or under another one; None where no build differs.
-    again: Callable[[bool], nn.Module] | None = None
+    again: Callable[[bool], Rebuilt] | None = None
+    note: str = ""  # on what could not be compared
 
 
 @dataclass(frozen=True)
@@ -47,19 +65,15 @@ class Builder:
         """Return the network that the factory builds."""
         return build_model(self.factory, self.arguments, self.name, self.existing, seed)
 
-    def build_anew(self, seed: int) -> Build:
+    def build_anew(self, seed: int) -> Rebuilt:
         """Return the network of a second import, or of the factory where there is none."""
-        second = SecondImport(self.code) if self.code is not None else None
-        if second is None:
-            return self.build(seed)
-        try:
-            with seeded(seed):
-                factory: Any = second.load("--model")
-            with second.active():
-                return replace(self, factory=factory).build(seed)
-        except LocalrankError:
-            # Some code cannot run twice in one process: it registers a name, say.
-            return self.build(seed)
+        if self.code is None:
+            return Rebuilt(self.build(seed))
+        second = SecondImport(self.code)
+        with seeded(seed):
+            factory: Any = second.load("--model")
+        with second.active():
+            return Rebuilt(replace(self, factory=factory).build(seed), second)
 
 
 def build_twice(builder: Builder) -> Network:
@@ -67,8 +81,17 @@ def build_twice(builder: Builder) -> Network:
 
     Of the first only fingerprints are kept.
     """
-    first = builder.build_anew(_OTHER_SEED)
-    other, _ = _prints(first)
+    note = ""
+    try:
+        first = builder.build_anew(_OTHER_SEED)
+    except LocalrankError as error:  # code that registers a name, say, and cannot run twice
+        builder = replace(builder, code=None)
+        first = builder.build_anew(_OTHER_SEED)
+        note = (
+            "the code of --model cannot run a second time in one process, so that global variables"
+            f" and class attributes that it draws are not found ({error.what})"
+        )
+    other, _ = _prints(first.build)
     # The first network is gone before the second comes.
     gone = weakref.ref(first.model)
     del first
@@ -81,8 +104,8 @@ def build_twice(builder: Builder) -> Network:
         names = {key for key, one in prints.items() if one.is_array}
         return Network(made.model, frozenset(names - set(made.model.state_dict())), is_shared=True)
 
-    def again(other: bool) -> nn.Module:
-        return builder.build_anew(_OTHER_SEED if other else SEED).model
+    def again(other: bool) -> Rebuilt:
+        return builder.build_anew(_OTHER_SEED if other else SEED)
 
     # First weights always differ; whether a checkpoint fills them is known later.
     weights = _differing(other, prints) & set(made.model.state_dict())
@@ -90,7 +113,7 @@ def build_twice(builder: Builder) -> Network:
     if not _differing(other, prints) <= weights:
         found, restless = _confirmed(builder, state_too)
         drawn = weights | found
-    return Network(made.model, frozenset(drawn), frozenset(restless), again=again)
+    return Network(made.model, frozenset(drawn), frozenset(restless), False, again, note)
 
 
 def _prints(made: Build) -> tuple[dict[str, Fingerprint], bool]:

@@ -182,6 +182,8 @@ def _joined(prints: list[Fingerprint]) -> Fingerprint:
 
 
 def _print(value: object) -> Fingerprint:
+    if isinstance(value, Tensor) and value.is_nested:
+        return _joined([_print(part) for part in value.unbind()])
     if isinstance(value, Tensor):
         head, data = f"{value.dtype}|{tuple(value.shape)}|", _bytes_of(value)
     elif isinstance(value, np.ndarray):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from localrank_cli.errors import ModelError, Note, cause
 from localrank_cli.layers.outputs import first_tensor
 from localrank_cli.layers.setting import analysis_setting
-from localrank_cli.model.twice import Network
+from localrank_cli.model.build import Build
+from localrank_cli.model.twice import Network, Rebuilt
 
 UNNAMED = "something outside the network"
 _N_POINTS = 4  # a drawn mask may leave the entries of one point that are not zero as they are
@@ -49,15 +50,15 @@ def check_outputs(
     """
     model, again, few = built.model, built.again, points[:_N_POINTS]
 
-    def place(other: nn.Module, seed: int) -> str | None:
+    def place(other: Rebuilt, seed: int) -> str | None:
         return _first_difference(model, other, few, seed, tolerance)
 
     # What each pass draws is found, and named better, at the first checkpoint.
-    if again is None or place(model, 1) is not None:
+    if again is None or place(Rebuilt(Build(model)), 1) is not None:
         return ()
     try:
         other = again(True)
-        prepare(other)
+        prepare(other.model)
         found = place(other, 1)
     except Exception as error:  # whatever code raises that runs a second time
         note(f"a second build of the network could not be compared: {cause(error)}")
@@ -77,7 +78,7 @@ def check_outputs(
         )
     del other
     same = again(False)
-    prepare(same)
+    prepare(same.model)
     if place(same, 0) is not None:
         raise ModelError(
             f"{name}: the outputs differ at every start even with torch, numpy and random seeded"
@@ -89,12 +90,14 @@ def check_outputs(
 
 
 def _first_difference(
-    model: nn.Module, other: nn.Module, points: Tensor, seed: int, tolerance: float
+    model: nn.Module, other: Rebuilt, points: Tensor, seed: int, tolerance: float
 ) -> str | None:
     """Return the first place where two networks differ, of which the second runs under `seed`."""
     for index in range(points.shape[0]):
         point = points[index : index + 1]
-        first, second = _values(model, point, 0), _values(other, point, seed)
+        first = _values(model, point, 0)
+        with other.active():
+            second = _values(other.model, point, seed)
         for (place, value), (other_place, other_value) in zip(first, second, strict=False):
             if place != other_place or not _agree(value, other_value, tolerance):
                 return place

@@ -115,6 +115,8 @@ def check_unsaved(
     Raises:
         ModelError: If there are any and it is not, or if even a fixed seed gives others.
     """
+    if built.note:
+        note(built.note)
     filled = (state_aliases(built.model) | _state_names(built.model)) - set(unfilled)
     names = tuple(sorted(built.drawn - filled))
     if not names:
