@@ -4,8 +4,9 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sysconfig
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,13 @@ from localrank_cli.searchpath import current_folder_last
 
 # What a user's code may raise; a script that parses its arguments when it is imported exits.
 ANY_FAULT = (Exception, SystemExit)
+
+_INSTALLED = {"site-packages", "dist-packages"}
+_LIBRARIES = (
+    "<frozen",
+    *(sysconfig.get_path(name) + "/" for name in ("stdlib", "platstdlib")),
+    f"{Path(__file__).parent}/",
+)
 
 # Modules beside an imported file -> their folder. Two series may bring files of the same name.
 _beside: dict[str, Path] = {}
@@ -66,11 +74,94 @@ def import_object(spec: CodeSpec, option: str) -> object:
     return found
 
 
+@dataclass
+class SecondImport:
+    """A second import of an object's module, and of the user's own modules that it imports.
+
+    What a module computes once (global variables, class attributes, default arguments, caches of
+    functions) is computed anew. The modules of the first import stay in sys.modules.
+    """
+
+    spec: CodeSpec
+    _modules: dict[str, ModuleType] = field(default_factory=dict)
+
+    def load(self, option: str) -> object:
+        """Return the object, imported anew.
+
+        Raises:
+            CodeError: If the module cannot be imported a second time.
+        """
+        self._modules = {}
+        with self.active():
+            return import_object(self.spec, option)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Let imports within find the second modules."""
+        own = {name: sys.modules.pop(name) for name in self._own()}
+        path, beside = list(sys.path), dict(_beside)
+        places = [
+            (sys.modules.get(name.rpartition(".")[0]), name, one) for name, one in own.items()
+        ]
+        before = set(sys.modules)
+        sys.modules.update(self._modules)
+        try:
+            yield
+        finally:
+            self._modules = {name: sys.modules.pop(name) for name in self._own(before)}
+            sys.modules.update(own)
+            sys.path[:] = path
+            _beside.clear()
+            _beside.update(beside)
+            for parent, name, one in places:  # an import makes a module an attribute of its package
+                if parent is not None:
+                    setattr(parent, name.rpartition(".")[2], one)
+
+    def _own(self, but: Container[str] = ()) -> list[str]:
+        """Return the names of the user's modules: those below the folder of the module."""
+        place = self.spec.place
+        if self.spec.is_file:
+            folder, named = Path(place).resolve().parent, {_module_name(Path(place))}
+        else:
+            top = getattr(sys.modules.get(place.partition(".")[0]), "__file__", None)
+            origin = Path(top or Path.cwd() / place.partition(".")[0] / "__init__.py").resolve()
+            folder = origin.parent.parent if origin.name == "__init__.py" else origin.parent
+            named = {place}
+        below = {
+            name
+            for name, module in sys.modules.items()
+            if (file := _file_of(module)) and not is_library(file) and _is_below(file, folder)
+        }
+        return [
+            name
+            for name in {*named, *below} - {"__main__"}
+            if name in sys.modules and name not in but
+        ]
+
+
+def is_library(file: str) -> bool:
+    """Return whether code is Python's own, an installed package's or localrank's."""
+    return file.startswith(_LIBRARIES) or bool(_INSTALLED & set(Path(file).parts))
+
+
+def _file_of(module: ModuleType) -> str | None:
+    found = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+    return found if isinstance(found, str) else None
+
+
+def _is_below(file: str, folder: Path) -> bool:
+    return Path(file).is_relative_to(folder) or Path(file).resolve().is_relative_to(folder)
+
+
+def _module_name(path: Path) -> str:
+    return f"localrank_user_{path.stem}"
+
+
 def _from_file(spec: CodeSpec, option: str) -> ModuleType:
     path = Path(spec.place).resolve()
     if not path.is_file():
         raise CodeError(f"{option}: there is no file {spec.place}.", "Check the path.")
-    module_name = f"localrank_user_{path.stem}"
+    module_name = _module_name(path)
     module_spec = importlib.util.spec_from_file_location(module_name, path)
     if module_spec is None or module_spec.loader is None:
         raise CodeError(f"{option}: {spec.place} cannot be imported.", "Is it a Python file?")

@@ -1,10 +1,12 @@
+import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from localrank_cli.userimport import CodeError, CodeSpec, import_object
+from localrank_cli.userimport import CodeError, CodeSpec, SecondImport, import_object
 
 
 @pytest.mark.parametrize(
@@ -130,3 +132,28 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import_object(CodeSpec("pkg_userimport.nope", "found"), "--model")
     assert Path.cwd() == tmp_path
     assert os.fspath(tmp_path) in sys.path
+
+
+def test_a_second_import_runs_the_users_modules_anew_and_leaves_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "second_userimport").mkdir()
+    (tmp_path / "second_userimport/__init__.py").write_text("")
+    (tmp_path / "second_userimport/mod.py").write_text(
+        "import math\nimport near_userimport\nfound = [math, near_userimport.value]\n"
+    )
+    (tmp_path / "near_userimport.py").write_text("value = []\n")
+    spec = CodeSpec("second_userimport.mod", "found")
+    first: Any = import_object(spec, "--model")
+    before, path = dict(sys.modules), list(sys.path)
+    second = SecondImport(spec)
+    found: Any = second.load("--model")
+    assert found[0] is first[0]
+    assert found[1] is not first[1]
+    assert sys.modules == before
+    assert sys.path == path
+    assert before["second_userimport"].mod is before["second_userimport.mod"]
+    with second.active():
+        assert importlib.import_module("near_userimport").value is found[1]
+    assert sys.modules == before

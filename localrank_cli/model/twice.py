@@ -4,20 +4,38 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from localrank_cli.errors import LocalrankError
 from localrank_cli.model.build import Build, build_model
 from localrank_cli.model.fill import has_custom_loading
 from localrank_cli.model.unsaved import Fingerprint, fingerprints
-from localrank_cli.seeds import SEED
+from localrank_cli.seeds import SEED, seeded
+from localrank_cli.userimport import CodeSpec, SecondImport
 
 _OTHER_SEED = 1  # any but SEED
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """Another build of a network, and the second import that it comes from, if there is one."""
+
+    build: Build
+    second: SecondImport | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.build.model
+
+    def active(self) -> AbstractContextManager[None]:
+        """Let imports in the network's code find the modules of the second import."""
+        return nullcontext() if self.second is None else self.second.active()
 
 
 @dataclass(frozen=True)
@@ -28,41 +46,74 @@ class Network:
     drawn: frozenset[str] = frozenset()  # names of the parts that differ between two builds
     restless: frozenset[str] = frozenset()  # those that differ even under one seed
     is_shared: bool = False  # existed before, so that two builds cannot be compared
+    # Builds it anew, under the seed of `model` or under another one; None where no build differs.
+    again: Callable[[bool], Rebuilt] | None = None
+    note: str = ""  # on what could not be compared
 
 
-def build_twice(
-    factory: Callable[..., object],
-    arguments: Mapping[str, Any],
-    name: str,
-    existing: Sequence[nn.Module],
-    *,
-    allowed: bool,
-) -> Network:
+@dataclass(frozen=True)
+class Builder:
+    """A user's class or function, and how to call it; see `build_model`."""
+
+    factory: Callable[..., object]
+    arguments: Mapping[str, Any]
+    name: str
+    existing: Sequence[nn.Module]
+    code: CodeSpec | None = None  # where a second import of the factory finds it
+
+    def build(self, seed: int) -> Build:
+        """Return the network that the factory builds."""
+        return build_model(self.factory, self.arguments, self.name, self.existing, seed)
+
+    def build_anew(self, seed: int) -> Rebuilt:
+        """Return the network of a second import, or of the factory where there is none."""
+        if self.code is None:
+            return Rebuilt(self.build(seed))
+        second = SecondImport(self.code)
+        with seeded(seed):
+            factory: Any = second.load("--model")
+        with second.active():
+            return Rebuilt(replace(self, factory=factory).build(seed), second)
+
+
+def build_twice(builder: Builder) -> Network:
     """Return the network that a factory builds under SEED, compared with one under another seed.
 
-    Of the first only fingerprints are kept. The first four arguments are those of `build_model`.
-    With `allowed`, differences are accepted, and must then be the same at every start.
+    Of the first only fingerprints are kept.
     """
-    build = partial(build_model, factory, arguments, name, existing)
-    first = build(_OTHER_SEED)
-    other, _ = _prints(first)
+    note = ""
+    try:
+        first = builder.build_anew(_OTHER_SEED)
+    except LocalrankError as error:  # code that registers a name, say, and cannot run twice
+        builder = replace(builder, code=None)
+        first = builder.build_anew(_OTHER_SEED)
+        note = (
+            "the code of --model cannot run a second time in one process, so that global variables"
+            f" and class attributes that it draws are not found ({error.what})"
+        )
+    other, _ = _prints(first.build)
     # The first network is gone before the second comes.
     gone = weakref.ref(first.model)
     del first
     if gone() is not None:
         gc.collect()
-    made = build(SEED)
+    made = builder.build(SEED)
     prints, state_too = _prints(made)
     if made.is_shared:
         # There is no second build to compare with: every array may have been drawn.
         names = {key for key, one in prints.items() if one.is_array}
         return Network(made.model, frozenset(names - set(made.model.state_dict())), is_shared=True)
+
+    def again(other: bool) -> Rebuilt:
+        return builder.build_anew(_OTHER_SEED if other else SEED)
+
     # First weights always differ; whether a checkpoint fills them is known later.
     weights = _differing(other, prints) & set(made.model.state_dict())
-    if _differing(other, prints) <= weights:
-        return Network(made.model, frozenset(weights))
-    drawn, restless = _confirmed(build, state_too, allowed=allowed)
-    return Network(made.model, frozenset(drawn | weights), frozenset(restless))
+    drawn, restless = weights, set[str]()
+    if not _differing(other, prints) <= weights:
+        found, restless = _confirmed(builder, state_too)
+        drawn = weights | found
+    return Network(made.model, frozenset(drawn), frozenset(restless), False, again, note)
 
 
 def _prints(made: Build) -> tuple[dict[str, Fingerprint], bool]:
@@ -75,25 +126,24 @@ def _differing(first: Mapping[str, Fingerprint], second: Mapping[str, Fingerprin
     return {key for key in {*first, *second} if first.get(key) != second.get(key)}
 
 
-def _confirmed(
-    build: Callable[[int], Build], state_too: bool, *, allowed: bool
-) -> tuple[set[str], set[str]]:
-    """Compare again without memory that nothing was written to, and without counters and dates."""
+def _confirmed(builder: Builder, state_too: bool) -> tuple[set[str], set[str]]:
+    """Compare again without memory that nothing was written to.
+
+    Numbers and texts that differ even under one seed are readings of a clock, counters or ids. They
+    do not count here: where they decide an output, forward passes of two builds differ.
+    """
 
     def prints(seed: int) -> dict[str, Fingerprint]:
         with _memory_filled():
-            return fingerprints(build(seed).model, state_too=state_too)
+            return fingerprints(builder.build_anew(seed).model, state_too=state_too)
 
     other, same = prints(_OTHER_SEED), prints(SEED)
     drawn = _differing(other, same)
-    labels = {key for key in drawn if key in same and same[key].is_label}
-    restless: set[str] = set()
-    if allowed or labels:
-        restless = _differing(same, prints(SEED)) & drawn
-        drawn -= restless & labels
-        # A number may be a date as well, which is accepted.
-        restless = {key for key in restless if key not in same or same[key].is_array}
-    return drawn, restless
+    restless = _differing(same, prints(SEED)) & drawn if drawn else set[str]()
+    arrays = {
+        key for key in restless if any(key in one and one[key].is_array for one in (other, same))
+    }
+    return drawn - (restless - arrays), arrays
 
 
 @contextmanager

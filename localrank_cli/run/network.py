@@ -1,6 +1,7 @@
 """Build the network of a series: from code, a config of transformers, or the weights alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from localrank_cli.errors import ModelError, Note, listed
 from localrank_cli.model.build import existing_modules
 from localrank_cli.model.hf import CONFIG, hf_factory, read_config, same_network
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
-from localrank_cli.model.twice import Network, build_twice
+from localrank_cli.model.twice import Builder, Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
 from localrank_cli.options.resolve import ModelChoice
 from localrank_cli.results.record import unsaved_message
@@ -24,24 +25,22 @@ def make_model(
     place: tuple[Sequence[CheckpointFile], Path],
     first: State | None,
     note: Note,
-    *,
-    allowed: bool,
 ) -> Network:
     """Build the network of a series; its weights are still to be filled in.
 
     `place` holds the checkpoints, by step, and their folder; `first` the weights in the first of
-    them, from whose names and shapes a plain MLP is inferred. `allowed` is that of `build_twice`.
+    them, from whose names and shapes a plain MLP is inferred.
     """
     if choice.is_hf:
-        return make_hf_model(*place, choice.arguments, allowed=allowed)
+        return make_hf_model(*place, choice.arguments)
     existing = existing_modules()
     arguments, name = choice.arguments, choice.description
     if choice.factory is not None:
-        return build_twice(choice.factory, arguments, name, existing, allowed=allowed)
+        return build_twice(Builder(choice.factory, arguments, name, existing))
     if choice.code is not None:
         with seeded(SEED):
             factory: Any = import_object(choice.code, "--model")
-        return build_twice(factory, arguments, f"--model {name}", existing, allowed=allowed)
+        return build_twice(Builder(factory, arguments, f"--model {name}", existing, choice.code))
     assert first is not None
     shapes = {key: tuple(tensor.shape) for key, tensor in first.items()}
     *_, (_, bare) = candidates(shapes, WRAPPERS)
@@ -57,7 +56,7 @@ def make_model(
 
 
 def make_hf_model(
-    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any], *, allowed: bool
+    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any]
 ) -> Network:
     """Build a network of transformers from the configs beside checkpoints, which are by step.
 
@@ -75,7 +74,9 @@ def make_hf_model(
                 "Choose the checkpoints of one network with --pattern GLOB.",
             )
     existing = existing_modules()
-    return build_twice(hf_factory(first), arguments, "--model hf", existing, allowed=allowed)
+    network = build_twice(Builder(hf_factory(first), arguments, "--model hf", existing))
+    # The code is that of transformers: nothing is drawn outside its modules.
+    return replace(network, again=None)
 
 
 def _config_folder(file: CheckpointFile, folder: Path) -> Path:
@@ -94,6 +95,8 @@ def check_unsaved(
     Raises:
         ModelError: If there are such parts and they are not allowed, or differ under one seed too.
     """
+    if network.note:
+        note(network.note)
     model = network.model
     filled = (state_aliases(model) | set(model.state_dict())) - set(unfilled)
     names = tuple(sorted(network.drawn - filled))

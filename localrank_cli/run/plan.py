@@ -23,10 +23,12 @@ from localrank_cli.checkpoints.series import (
 from localrank_cli.checkpoints.weights import RAW, describe_weights
 from localrank_cli.errors import Note, SettingsError, UnreadableError
 from localrank_cli.jacobian.budget import check_fits
+from localrank_cli.jacobian.guards import agreement
 from localrank_cli.machine import memory_budget, pick_device
 from localrank_cli.measures.table import AVERAGED
 from localrank_cli.model.build import move_model
 from localrank_cli.model.fill import Expected, fill_model
+from localrank_cli.model.twice import Network
 from localrank_cli.options.folder import FolderSettings
 from localrank_cli.options.resolve import (
     ModelChoice,
@@ -44,6 +46,7 @@ from localrank_cli.results.columns import optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.covariance import MetricPlan, plan_metric
 from localrank_cli.run.headers import (
     Failures,
@@ -194,7 +197,7 @@ def _plan_series(
         failures.refuse_all(folder)
     failures.place_unread(headers.scheme.step_of_unread)
     files, allowed = [file for file, _ in steps], options.allow_unsaved
-    network = make_model(settings.model, (files, folder), headers.first, note, allowed=allowed)
+    network = make_model(settings.model, (files, folder), headers.first, note)
     model = network.model
     expected = Expected(model)
     points, facts = load_points(settings.source)
@@ -208,14 +211,14 @@ def _plan_series(
     unsaved = check_unsaved(network, f"--model {name}", headers.unfilled, note, allowed=allowed)
     checkpoints, failed = choose_part(options.part, every, failures.records, folder)
     _note_weights(checkpoints, note)
-    examine_one = partial(
-        _examine, model, expected, settings, place_points(points, device, settings.dtype)
-    )
-    examination = failures.first_that_runs(
-        checkpoints or every, partial(examine_one, options.trust_pickle)
-    )
+    look = _FirstLook(
+        model, expected, settings, place_points(points, device, settings.dtype),
+        options.trust_pickle,
+    )  # fmt: skip
+    examination = failures.first_that_runs(checkpoints or every, look.examine)
     for text in examination.notes:
         note(text)
+    unsaved = unsaved or look.compare(network, examination, note, allowed=allowed)
     _check_tolerances(settings, examination)
     metric = plan_metric(settings, points, examination, options.memory or 0, note)
     return SeriesPlan(
@@ -275,16 +278,41 @@ def _model_facts(choice: ModelChoice) -> dict[str, object]:
     return {}
 
 
-def _examine(
-    model: nn.Module,
-    expected: Expected,
-    settings: Settings,
-    points: Tensor,
-    trust_pickle: bool,
-    checkpoint: PlannedCheckpoint,
-) -> Examination:
-    fill_model(model, expected, load_state(checkpoint, trust_pickle), checkpoint.place)
-    return examine(model, points, settings.selection, settings.dtype)
+@dataclass
+class _FirstLook:
+    """The examination of a network at the first checkpoint that can be read."""
+
+    model: nn.Module
+    expected: Expected
+    settings: Settings
+    points: Tensor
+    trust_pickle: bool
+    checkpoint: PlannedCheckpoint | None = None
+
+    def examine(self, checkpoint: PlannedCheckpoint) -> Examination:
+        """Fill the network and run a point."""
+        self.checkpoint = checkpoint
+        self._fill(self.model)
+        return examine(self.model, self.points, self.settings.selection, self.settings.dtype)
+
+    def compare(
+        self, network: Network, examination: Examination, note: Note, *, allowed: bool
+    ) -> tuple[str, ...]:
+        """Compare the network with another build; see `check_outputs`."""
+        tolerance = agreement(self.settings.dtype, examination.survey.has_low_precision)
+        name = f"--model {self.settings.model.description}"
+        return check_outputs(
+            network, self._prepare, self.points, name, note, allowed=allowed, tolerance=tolerance
+        )
+
+    def _prepare(self, other: nn.Module) -> None:
+        move_model(other, self.points.device, self.settings.dtype)
+        self._fill(other)
+
+    def _fill(self, model: nn.Module) -> None:
+        assert self.checkpoint is not None
+        state = load_state(self.checkpoint, self.trust_pickle)
+        fill_model(model, self.expected, state, self.checkpoint.place)
 
 
 def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Tensor:

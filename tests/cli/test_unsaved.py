@@ -1,5 +1,6 @@
 """A network of which parts are in no checkpoint: refused, or let through by name."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,68 @@ def test_a_module_made_at_import_cannot_be_compared(folder: Path) -> None:
     assert "no checkpoint holds features" in found.error
     assert "Build the module inside the function" in found.error
     assert invoke("analyze", *given, "--allow-unsaved").code == 0
+
+
+# What is drawn where no attribute leads to it: a line of code, and what the forward pass reads.
+OUTSIDE = {
+    "global variable": ("TABLE = torch.randn(3, 8)", "TABLE", "forward.TABLE differs"),
+    "cached function": (
+        "@functools.cache\ndef table(): return torch.randn(3, 8)", "table()", "the input of 'a'"),
+    "lazy global": (
+        "TABLE = {}", "TABLE.setdefault(0, torch.randn(3, 8))", "the input of 'a'"),
+    "imported file": ("import beside_unsaved", "beside_unsaved.TABLE", "beside_unsaved.TABLE"),
+    "file imported late": (
+        "", "__import__('late_unsaved').table()", "the input of 'a'"),
+    "number without a seed": (
+        "class Rate: value = random.SystemRandom().random()",
+        "(Rate.value * torch.ones(3, 8).cumsum(1))", "the input of 'a'"),
+}  # fmt: skip
+BESIDE = """
+import functools, torch
+TABLE = torch.randn(3, 8)
+@functools.cache
+def table(): return torch.randn(3, 8)
+"""
+
+
+def write_outside(folder: Path, line: str, value: str, seed: str = "") -> None:
+    line, value = (text.replace("torch.randn", f"{seed}torch.randn") for text in (line, value))
+    code = CODE.replace("torch.randn(3, 8)", "0").replace("self.features)", f"{value}.to(x))")
+    (folder / "net.py").write_text(f"import functools, random\n{code}\n{line}\n")
+    beside = "late_unsaved.py" if "late" in value else "beside_unsaved.py"
+    (folder / beside).write_text(BESIDE.replace("torch.randn", f"{seed}torch.randn"))
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_what_is_drawn_outside_the_module_is_refused(folder: Path, name: str) -> None:
+    line, value, place = OUTSIDE[name]
+    write_outside(folder, line, value)
+    found = invoke("analyze", *words(folder))
+    assert found.code == 1
+    assert place in found.error
+    assert "--allow-unsaved" in found.error
+    # The suggestions work.
+    if name == "number without a seed":
+        found = invoke("analyze", *words(folder, "--allow-unsaved"))
+        assert "differ at every start" in found.error
+    else:
+        first, second = (invoke("analyze", *words(folder, "--allow-unsaved")) for _ in range(2))
+        assert first.code == 0
+        assert first.stdout == second.stdout
+        assert "--allow-unsaved: no checkpoint holds" in first.stdout
+        write_outside(folder, line, value, "torch.manual_seed(0) and ")
+        assert invoke("analyze", *words(folder)).code == 0
+
+
+def test_code_that_cannot_run_twice_is_analyzed_with_a_note(folder: Path) -> None:
+    once = "import math\nassert not hasattr(math, 'unsaved_once')\nmath.unsaved_once = 1\n"
+    (folder / "net.py").write_text(CODE + once)
+    try:
+        found = invoke("analyze", *words(folder, "--model-arg", "seed=0"))
+    finally:
+        del math.unsaved_once  # type: ignore[attr-defined]  # the file's
+    assert found.code == 0
+    assert "cannot run a second time" in found.stderr
 
 
 class Fills(nn.Module):

@@ -1,0 +1,154 @@
+"""Forward passes of two builds of one network, which show what no name leads to."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.errors import ModelError, Note, cause
+from localrank_cli.layers.outputs import first_tensor
+from localrank_cli.layers.setting import analysis_setting
+from localrank_cli.model.build import Build
+from localrank_cli.model.twice import Network, Rebuilt
+
+UNNAMED = "something outside the network"
+_N_POINTS = 4  # a drawn mask may leave the entries of one point that are not zero as they are
+
+Found = list[tuple[str, Tensor]]
+
+
+def check_outputs(
+    built: Network,
+    prepare: Callable[[nn.Module], None],
+    points: Tensor,
+    name: str,
+    note: Note,
+    *,
+    allowed: bool,
+    tolerance: float,
+) -> tuple[str, ...]:
+    """Check that another build of the network, with the same weights, gives the same outputs.
+
+    What the modules receive and return is compared, beyond the relative `tolerance`: global
+    variables and caches of functions count as far as they decide a value.
+
+    Args:
+        built: The network, filled.
+        prepare: Moves another build to the device and dtype, and fills it with the same weights.
+        points: To run; shape (points, ...).
+        name: Of the network, for messages.
+        note: Receives each note for the user.
+        allowed: Whether `--allow-unsaved` was given.
+        tolerance: Relative to the largest entry of each tensor.
+
+    Returns:
+        What to name as held by no checkpoint; empty where the outputs agree.
+
+    Raises:
+        ModelError: If they differ and that is not allowed, or if they differ under one seed.
+    """
+    model, again, few = built.model, built.again, points[:_N_POINTS]
+
+    def place(other: Rebuilt, seed: int) -> str | None:
+        return _first_difference(model, other, few, seed, tolerance)
+
+    # What each pass draws is found, and named better, at the first checkpoint.
+    if again is None or place(Rebuilt(Build(model)), 1) is not None:
+        return ()
+    try:
+        other = again(True)
+        prepare(other.model)
+        found = place(other, 1)
+    except Exception as error:  # whatever code raises that runs a second time
+        note(f"a second build of the network could not be compared: {cause(error)}")
+        return ()
+    if found is None:
+        return ()
+    if not allowed:
+        raise ModelError(
+            f"{name}: two builds of the network give different outputs with the same weights"
+            f" (first at {found}), and no checkpoint holds what differs: the numbers would not be"
+            " those of the network that was trained.",
+            "Look for what is drawn outside the module, in a global variable, in a cached function"
+            " or by a generator without a seed. Draw it with the seed of the training in the code"
+            " (torch.manual_seed(0) before the draw), or keep tensors in the checkpoints:"
+            " self.register_buffer(NAME, TENSOR). --allow-unsaved takes what a fixed seed gives,"
+            " and says so in column message.",
+        )
+    del other
+    same = again(False)
+    prepare(same.model)
+    if place(same, 0) is not None:
+        raise ModelError(
+            f"{name}: the outputs differ at every start even with torch, numpy and random seeded"
+            f" (first at {found}): --allow-unsaved needs the same network each time.",
+            "Seed the generator that draws (torch.Generator().manual_seed(0),"
+            " numpy.random.default_rng(0), random.Random(0)).",
+        )
+    return (UNNAMED,)
+
+
+def _first_difference(
+    model: nn.Module, other: Rebuilt, points: Tensor, seed: int, tolerance: float
+) -> str | None:
+    """Return the first place where two networks differ, of which the second runs under `seed`."""
+    for index in range(points.shape[0]):
+        point = points[index : index + 1]
+        first = _values(model, point, 0)
+        with other.active():
+            second = _values(other.model, point, seed)
+        for (place, value), (other_place, other_value) in zip(first, second, strict=False):
+            if place != other_place or not _agree(value, other_value, tolerance):
+                return place
+        if len(first) != len(second):
+            return "the number of calls"
+    return None
+
+
+def _values(model: nn.Module, point: Tensor, seed: int) -> Found:
+    """Return what each module receives and returns, in order of execution."""
+    found: Found = []
+
+    def keep(place: str, value: object) -> None:
+        tensor = first_tensor(value)
+        if tensor is not None:
+            found.append((place, tensor.detach().clone()))
+
+    def before(place: str) -> Any:
+        return lambda _, args, kwargs: keep(f"the input of {place}", (args, kwargs))
+
+    def after(place: str) -> Any:
+        return lambda *found: keep(f"the output of {place}", found[-1])
+
+    dtype = point.dtype if point.is_floating_point() else _dtype_of(model)
+    handles: list[Any] = []
+    try:
+        for key, module in model.named_modules():
+            place = repr(key) if key else "the network"
+            handles.append(module.register_forward_pre_hook(before(place), with_kwargs=True))
+            handles.append(module.register_forward_hook(after(place)))
+        with analysis_setting(model, dtype, seed), torch.no_grad():
+            keep("the output of the network", model(point.clone()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    floats = (one.dtype for one in model.parameters() if one.is_floating_point())
+    return next(floats, torch.get_default_dtype())
+
+
+def _agree(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if not (first.is_floating_point() or first.is_complex()):
+        return torch.equal(first, second)
+    finite = torch.isfinite(first)
+    if not torch.equal(finite, torch.isfinite(second)):
+        return False
+    first, second = torch.where(finite, first, 0), torch.where(finite, second, 0)
+    scale = first.abs().max().item() if first.numel() else 0.0
+    return bool(((first - second).abs() <= tolerance * scale).all())
