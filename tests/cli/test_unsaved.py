@@ -1,6 +1,7 @@
 """A network of which parts are in no checkpoint: refused, or let through by name."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,7 @@ def write_outside(folder: Path, line: str, value: str, seed: str = "") -> None:
     code = CODE.replace("torch.randn(3, 8)", "0").replace("self.features)", f"{value}.to(x))")
     (folder / "net.py").write_text(f"import functools, random\n{code}\n{line}\n")
     beside = "late_unsaved.py" if "late" in value else "beside_unsaved.py"
+    sys.modules.pop("late_unsaved", None)  # as at the start of a process
     (folder / beside).write_text(BESIDE.replace("torch.randn", f"{seed}torch.randn"))
 
 

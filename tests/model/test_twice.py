@@ -240,7 +240,7 @@ NOT_DRAWN: dict[str, Callable[[], object]] = {
     "clock": holding(
         start=time.time,
         ticks=lambda: [time.perf_counter()],
-        took=lambda: time.perf_counter() - time.perf_counter(),
+        took=_elapsed,
     ),
     "generator without a seed": holding(rng=np.random.default_rng, lock=threading.Lock),
     "refusing attributes": holding(odd=Odd),
