@@ -379,7 +379,7 @@ class Failures:
         self,
         planned: Sequence[PlannedCheckpoint],
         examine: Callable[[PlannedCheckpoint], Examination],
-    ) -> Examination:
+    ) -> tuple[Examination, tuple[str, ...]]:
         """Examines the model at the first checkpoint, or at a later one where errors are skipped.
 
         Args:
@@ -387,7 +387,7 @@ class Failures:
             examine: Reads a checkpoint and runs a point.
 
         Returns:
-            What was seen.
+            What was seen, and the names of the checkpoints that were tried.
 
         Raises:
             UnreadableError: If the checkpoint cannot be read.
@@ -395,7 +395,7 @@ class Failures:
         """
         for later, checkpoint in enumerate(planned, start=1):
             try:
-                return examine(checkpoint)
+                return examine(checkpoint), tuple(one.file.name for one in planned[:later])
             except (UnreadableError, MismatchError):  # told when it is that checkpoint's turn
                 if not self._skips or later == len(planned):
                     raise

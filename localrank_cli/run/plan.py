@@ -82,6 +82,7 @@ class SeriesPlan:
     scheme: StepScheme  # how the steps were found
     weights: str  # which of several sets in one file
     unsaved: tuple[str, ...] = ()  # parts of the network that no checkpoint holds, let through
+    examined: tuple[str, ...] = ()  # names of the checkpoints that the network has run with
 
     @property
     def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
@@ -205,11 +206,10 @@ def _plan_series(
     unsaved = check_unsaved(built, f"--model {name}", headers.unfilled, note, allowed=allowed)
     checkpoints, failed = choose_part(options.part, every, failures.records, folder)
     _tell_weights(checkpoints, note)
-    examine_one = partial(
-        _examine, model, expected, settings, place_points(points, device, settings.dtype)
-    )
-    examination = failures.first_that_runs(
-        checkpoints or every, partial(examine_one, options.trust_pickle)
+    placed = place_points(points, device, settings.dtype)
+    examination, examined = failures.first_that_runs(
+        checkpoints or every,
+        partial(_examine, model, expected, settings, placed, options.trust_pickle),
     )
     for text in examination.notes:
         note(text)
@@ -233,6 +233,7 @@ def _plan_series(
         scheme=headers.scheme,
         weights=options.weights or RAW,
         unsaved=unsaved,
+        examined=examined,
     )
 
 
