@@ -299,6 +299,35 @@ class TestStepsWithinAnEpoch:
         save_epochs(tmp_path, places, steps_per_epoch=100)
         assert list(steps(tmp_path, []).values()) == [50, 100, 150, 200]
 
+    @pytest.mark.parametrize(
+        "places",
+        [
+            [(0, 0), (1, 100), (2, 100), (3, 100)],  # the initial weights, and each epoch's end
+            [(0, 0), (1, 40), (2, 40)],
+            [(0, 50), (1, 100), (2, 100)],  # epoch 1 may be the first one, counted as completed
+        ],
+    )
+    def test_epochs_that_may_count_from_1_are_used_themselves(
+        self, tmp_path: Path, places: list[tuple[int, int]]
+    ) -> None:
+        notes: list[str] = []
+        save_epochs(tmp_path, places, steps_per_epoch=100)
+        assert list(steps(tmp_path, notes).values()) == [epoch for epoch, _ in places]
+        assert "epoch" in notes[-1]
+
+    @pytest.mark.parametrize(
+        ("places", "expected"),
+        [
+            ([(0, 0), (0, 100), (1, 100), (2, 100)], [0, 100, 200, 300]),
+            ([(0, 0), (0, 50), (1, 0), (1, 50)], [0, 50, 100, 150]),
+        ],
+    )
+    def test_initial_weights_of_epochs_from_0(
+        self, tmp_path: Path, places: list[tuple[int, int]], expected: list[int]
+    ) -> None:
+        save_epochs(tmp_path, places, steps_per_epoch=100)
+        assert list(steps(tmp_path, []).values()) == expected
+
     @pytest.mark.parametrize("first", [0, 1])
     def test_epochs_of_a_length_that_even_saves_prove(self, tmp_path: Path, first: int) -> None:
         save_epochs(tmp_path, [(epoch + first, step) for epoch, step in EVERY_30])
@@ -312,6 +341,7 @@ class TestStepsWithinAnEpoch:
             ([*EVERY_30[:4], *EVERY_30[5:]], {}),  # one was deleted
             # From 1 or from 0?
             ([(1, 50), (1, 100), (2, 50), (2, 100)], {"steps_per_epoch": 100}),
+            ([(0, 0), (1, 50), (1, 100), (2, 50)], {"steps_per_epoch": 100}),
             ([(0, 50), (0, 100), (1, 50), (1, 100)], {"steps_per_epoch": 70}),
         ],
     )
@@ -321,7 +351,7 @@ class TestStepsWithinAnEpoch:
         save_epochs(tmp_path, places, **entries)
         with pytest.raises(SettingsError, match="counts inside each epoch") as caught:
             steps(tmp_path, [])
-        assert "has several checkpoints (c_00.pt" in caught.value.what
+        assert "has several checkpoints (c_0" in caught.value.what
         assert "--step-from name" in caught.value.advice
         for number, (epoch, step) in enumerate(places):
             (tmp_path / f"c_{number:02}.pt").rename(tmp_path / f"step_{1000 * epoch + step}.pt")
