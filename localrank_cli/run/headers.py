@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -178,10 +177,9 @@ class Headers:
         if self._setting.is_inferred:
             bare = [key for key, state in states.items() if not adapter_key(state)]
         else:
-            alone = is_adapter_alone if self._setting.is_hf else partial(is_of_peft, file.path)
-            bare = [key for key, state in states.items() if not alone(state)]
-        bare = [key for key in bare if not is_of_peft(file.path, states[key])]
-        if not bare:
+            is_hf = self._setting.is_hf
+            bare = [key for key, state in states.items() if not (is_hf and is_adapter_alone(state))]
+        if not bare or is_of_peft(file.path):
             raise UnreadableError(*refusal(file.path, next(iter(states.values()))))
         return bare[0]
 
