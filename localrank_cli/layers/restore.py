@@ -140,7 +140,7 @@ class Snapshot:
         cls = type(value)
         if _is_closed(cls.__module__) or isinstance(value, types.MethodType):
             return
-        own = getattr(value, "__dict__", None)
+        own = _own_of(value)
         if type(own) is dict:
             self._undo.append(functools.partial(_restore_namespace, own, dict(own)))
             self._search(own.values())
@@ -239,6 +239,14 @@ def _is_filled(cell: types.CellType) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _own_of(value: object) -> object:
+    """Return an object's attributes, without asking a `__getattr__` that may raise anything."""
+    try:
+        return object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
 
 
 def _slots(cls: type) -> list[Any]:

@@ -5,6 +5,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ class Aliases:
         parameters = {id(parameter) for parameter in model.parameters()}
         buffers = _buffers(model)
         owners = _owners(model)
-        for held in _search(model):
+        for held in held_values(model):
             if id(held.value) in parameters:
                 continue
             if held.put is not None and id(held.value) in buffers:
@@ -107,7 +108,7 @@ def _span(value: Any) -> tuple[int, int] | None:
     return (start, start + size) if size else None
 
 
-def _search(model: nn.Module) -> Iterator[_Held]:
+def held_values(model: nn.Module) -> Iterator[_Held]:
     """Yield the tensors and arrays that modules hold beside what checkpoints fill."""
     seen: dict[int, object] = {id(module): module for module in model.modules()}
     todo: list[_Held] = []
@@ -154,7 +155,7 @@ def _of_function(name: str, value: Any) -> Iterator[_Held]:
     elif isinstance(value, types.FunctionType):
         for key, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             if _is_filled(cell):
-                put = _attribute(cell, "cell_contents")
+                put = functools.partial(setattr, cell, "cell_contents")
                 yield _Held(f"{name} ({key})", cell.cell_contents, put)
     yield from (_Held(name, part, None) for part in parts)
 
@@ -165,31 +166,32 @@ def _of_object(name: str, value: Any) -> Iterator[_Held]:
             yield from (_Held(f"{name}.{k}", part, _item(inner, k)) for k, part in inner.items())
     elif type(value).__module__.partition(".")[0] in _CLOSED:
         return
-    own = getattr(value, "__dict__", None)
+    own = _own_of(value)
     if type(own) is dict:
         named = [(k, part) for k, part in own.items() if k not in _OWN]
         yield from (_Held(f"{name}.{k}", part, _item(own, k)) for k, part in named)
-    for key in _slots(type(value)):
-        if hasattr(value, key):
-            yield _Held(f"{name}.{key}", getattr(value, key), _attribute(value, key))
+    for slot in _slots(type(value)):
+        with suppress(AttributeError):  # an empty one
+            part = slot.__get__(value)
+            yield _Held(f"{name}.{slot.__name__}", part, functools.partial(slot.__set__, value))
+
+
+def _own_of(value: object) -> object:
+    """Return an object's attributes, without asking a `__getattr__` that may raise anything."""
+    try:
+        return object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
 
 
 def _item(container: Any, key: Any) -> Put:
     return functools.partial(container.__setitem__, key)
 
 
-def _attribute(thing: object, key: str) -> Put:
-    return functools.partial(object.__setattr__, thing, key)
-
-
-def _slots(cls: type) -> list[str]:
+def _slots(cls: type) -> list[types.MemberDescriptorType]:
     bases = [base for base in cls.__mro__ if "__slots__" in vars(base)]
-    return [
-        key
-        for base in bases
-        for key, part in vars(base).items()
-        if isinstance(part, types.MemberDescriptorType)
-    ]
+    every = [part for base in bases for part in vars(base).values()]
+    return [part for part in every if isinstance(part, types.MemberDescriptorType)]
 
 
 def _is_filled(cell: types.CellType) -> bool:

@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -381,7 +382,8 @@ class TestNumbersThatAreNoSteps:
         ("value", "shown"),
         [
             (2**63, str(2**63)),
-            (-1, "-1"),
+            (-2, "-2"),
+            (float("-inf"), "no number"),
             (float("nan"), "no number"),
             (float("inf"), "infinite"),
             (torch.tensor(2**63, dtype=torch.uint64), str(2**63)),
@@ -398,7 +400,27 @@ class TestNumbersThatAreNoSteps:
         assert "--step-from name" in caught.value.advice
         assert steps(tmp_path, [], source="name") == {"step_5.pt": 5}
 
-    @pytest.mark.parametrize("text", [str(2**63), "NaN", "-1", "Infinity"])
+    @pytest.mark.parametrize("value", [-1, -1.0, torch.tensor(-1)])
+    def test_a_counter_that_counted_nothing(self, tmp_path: Path, value: Any) -> None:
+        save(tmp_path / "step_5.pt", 1, global_step=value)
+        save(tmp_path / "checkpoint-7/pytorch_model.bin", 2)
+        trainer_state(tmp_path / "checkpoint-7", -1)
+        assert list(steps(tmp_path, []).values()) == [5, 7]
+        save(tmp_path / "model.pt", 3, step=value)
+        with pytest.raises(SettingsError, match=r"no step was found for model\.pt"):
+            steps(tmp_path, [])
+
+    @pytest.mark.parametrize("mark", ["-", " "])
+    def test_the_expressions_that_unsure_names_are_given(self, tmp_path: Path, mark: str) -> None:
+        save(tmp_path / f"step-2{mark}500.pt", 1)
+        with pytest.raises(SettingsError, match="may be one number") as caught:
+            steps(tmp_path, [])
+        found = re.findall(r"'([^']+)' for step (\d+)", caught.value.advice)
+        assert [int(step) for _, step in found] == [2500, 2, 500]
+        for regex, step in found:
+            assert list(steps(tmp_path, [], regex=regex).values()) == [int(step)]
+
+    @pytest.mark.parametrize("text", [str(2**63), "NaN", "-2", "Infinity"])
     def test_beside_the_weights(self, tmp_path: Path, text: str) -> None:
         save(tmp_path / "checkpoint-5/pytorch_model.bin", 1)
         (tmp_path / "checkpoint-5/trainer_state.json").write_text(f'{{"global_step": {text}}}')

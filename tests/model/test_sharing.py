@@ -24,6 +24,15 @@ class Holder:
         self.w = w
 
 
+class Strange:
+    """Its slot is empty, and asking for any attribute fails."""
+
+    __slots__ = ("w",)
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
 class Plain:
     def __init__(self, w: Any) -> None:
         self.w = w
@@ -125,6 +134,7 @@ def test_the_advice_works() -> None:
         lambda m: torch.arange(3.0).chunk(3),
         lambda m: torch.eye(2).to_sparse(),
         lambda m: [m],
+        lambda m: Strange(),
     ],
 )
 def test_what_shares_nothing_is_left_alone(second: Callable[[Shared], Any]) -> None:
