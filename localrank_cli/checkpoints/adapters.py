@@ -19,8 +19,14 @@ _PART = re.compile(
     flags=re.IGNORECASE,
 )
 _PROMPTS = re.compile(r"^(?:prompt_embeddings|prefix_encoder|adaption_\w+)$", re.IGNORECASE)
-_PEFT_FILE = re.compile(r"^adapters?(?:_(?:model|\d+))?\b")
-_PEFT_PREFIX = "base_model.model."
+# Bottleneck adapters (Houlsby, Pfeiffer, AdaptFormer): adapter.down_proj, adapters.task.up_linear.
+_BOTTLENECK = re.compile(r"^(?:.*_)?adapt(?:ers?|mlp|former)(?:_?[a-z0-9]+)*$", re.IGNORECASE)
+_PROJECTION = re.compile(
+    r"^(?:[a-z0-9]+_)?(?:down|up)(?:_?(?:proj(?:ect(?:ion)?)?|sampler?|linear|fc|layer))?(?:_?\d+)?$",
+    flags=re.IGNORECASE,
+)
+# The file of PEFT, AdapterHub or torchtune, whatever its keys are.
+_PEFT_FILE = re.compile(r"^(?:adapters?(?:_(?:model|\d+))?(?![A-Za-z])|pytorch_adapters?)")
 _SAVE = "torch.save(merged.state_dict(), 'step_100.pt')"
 
 
@@ -49,16 +55,13 @@ def is_adapter_alone(keys: Iterable[str]) -> bool:
     return bool(owners) and bases.isdisjoint(owners) and n_weights <= len(owners)
 
 
-def is_of_peft(path: Path, keys: Iterable[str]) -> bool:
+def is_of_peft(path: Path) -> bool:
     """Return whether a file is an adapter by PEFT's own layout.
 
-    That is adapter_model.safetensors beside adapter_config.json, unless it holds the weights of a
-    network under other names.
+    That is adapter_model.safetensors or pytorch_adapter.bin beside adapter_config.json, whatever
+    its keys are: a merged network has another name.
     """
-    every = list(keys)
-    if not _PEFT_FILE.match(path.name) or not is_file(path.parent / ADAPTER_CONFIG):
-        return False
-    return is_adapter_alone(every) or all(key.startswith(_PEFT_PREFIX) for key in every)
+    return bool(_PEFT_FILE.match(path.name)) and is_file(path.parent / ADAPTER_CONFIG)
 
 
 def refusal(path: Path, keys: Iterable[str]) -> tuple[str, str]:
@@ -66,7 +69,7 @@ def refusal(path: Path, keys: Iterable[str]) -> tuple[str, str]:
     every = list(keys)
     key = adapter_key(every)
     named = f" ({printable_name(key)})" if key else ""
-    if key and not is_adapter_alone(every):
+    if key and not is_adapter_alone(every) and not is_of_peft(path):
         what = f"{path}: holds an adapter{named} beside the weights of a network."
         return what, (
             "Give the network's code with --model, or merge the adapter first: merged ="
@@ -78,6 +81,13 @@ def refusal(path: Path, keys: Iterable[str]) -> tuple[str, str]:
             "A prompt or prefix changes no weights, and merge_and_unload cannot merge it: analyse"
             " the base network, or save the state dict of a module that holds both and give its"
             " code with --model."
+        )
+    parts = {part for name in every for part in name.split(".")}
+    if path.name.startswith("pytorch_adapter") or any(map(_BOTTLENECK.match, parts)):
+        return what, (
+            "A bottleneck adapter adds layers, and merge_and_unload cannot merge it: load it into"
+            " its base network, save the state dict of the whole with torch.save, and give the code"
+            " of both with --model."
         )
     return what, _lines(path)
 
@@ -102,4 +112,8 @@ def _place(key: str) -> str | None:
     """Return the module that an adapter's key changes; None for other keys."""
     parts = key.split(".")
     index = next((at for at, part in enumerate(parts) if _PART.match(part)), None)
+    if index is None:
+        index = next((at for at, part in enumerate(parts) if _BOTTLENECK.match(part)), None)
+        if index is not None and not any(map(_PROJECTION.match, parts[index + 1 :])):
+            index = None
     return None if index is None else ".".join(parts[:index])

@@ -64,8 +64,8 @@ class Content:
 def integer(value: Any) -> int | None:
     """Return a counter as an int: from an int, an integral float, a tensor of one, or digits.
 
-    TOO_LARGE for infinity, NO_NUMBER for NaN and for a tensor whose value cannot be read; None for
-    anything else.
+    TOO_LARGE for infinity, NO_NUMBER for NaN, minus infinity and a tensor whose value cannot be
+    read; None for anything else.
     """
     if isinstance(value, Tensor) and value.numel() == 1:
         value = _value_of(value)
@@ -89,7 +89,7 @@ def _of_float(value: float) -> int | None:
     if math.isnan(value):
         return NO_NUMBER
     if math.isinf(value):
-        return TOO_LARGE if value > 0 else -1
+        return TOO_LARGE if value > 0 else NO_NUMBER
     return int(value) if value.is_integer() else None
 
 

@@ -147,10 +147,20 @@ def _derived(places: Mapping[CheckpointFile, Place]) -> Counting | None:
     lengths = {one.per_epoch for one in places.values()}
     length = lengths.pop() if len(lengths) == 1 else None
     if length is not None:
-        # Whether epochs count from 0 shows only where there is an epoch 0.
-        fits = placed[0][0] == 0 and all(step <= length for _, step in placed)
-        return Counting(DERIVED, length, 0) if fits else None
+        return Counting(DERIVED, length, 0) if _begins_at_0(placed, length) else None
     return _from_even_saves(placed)
+
+
+def _begins_at_0(placed: Sequence[tuple[int, int]], length: int) -> bool:
+    """Return whether (epoch, step) pairs show that the first epoch is 0 until its end.
+
+    Epoch 0 at step 0 may be the initial weights of a training whose epochs count from 1. Where
+    epochs are saved at their end, epoch 0 must be too: (1, length) may else be the end of the
+    first epoch, counted as completed.
+    """
+    first = {step for epoch, step in placed if epoch == 0 and step > 0}
+    highest = max(step for _, step in placed)
+    return bool(first) and (highest < length or (highest == length and length in first))
 
 
 def _from_even_saves(placed: Sequence[tuple[int, int]]) -> Counting | None:

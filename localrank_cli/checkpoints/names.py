@@ -18,12 +18,14 @@ Groups = tuple[str, ...]
 
 JOINED, FIRST, UNSURE = "joined", "first", "unsure"
 
-# `1,000` is one number; after it `_` may begin another group or another field. Digits that run into
-# letters (`1k`, `7b`) or have decimals are not a whole number.
+# `1,000` and `1'000` are one number; after it `_`, `-` or a space may begin another group, or a
+# field of its own. Digits that run into letters (`1k`, `7b`) or have decimals are no whole number.
 _END = r"(?![0-9A-Za-z]|[.,]\d)"
-NUMBER = rf"(\d++(?:,\d++)*+)((?:_\d++{_END})*+){_END}"
-_COMMAS = re.compile(r"\d{1,3}(?:,\d{3})+")
-_GROUPED = re.compile(r"\d{1,3}(?:[_,]\d{3})+")
+_COMMA, _DASH = "[,'\u2019]", "[- \u00a0\u2009\u202f]"
+_HEAD = rf"(\d++(?:{_COMMA}\d++)*+)"
+NUMBER = rf"{_HEAD}((?:(?:_|{_DASH})\d++{_END})*+){_END}"
+_COMMAS = re.compile(rf"\d{{1,3}}(?:{_COMMA}\d{{3}})+")
+_GROUPED = re.compile(rf"\d{{1,3}}(?:(?:_|{_COMMA}|{_DASH})\d{{3}})+")
 _INTEGER = re.compile(r"[+-]?\d+")
 # The words before a step, the clearest first.
 _STEPS = (
@@ -34,7 +36,7 @@ _STEPS = (
 _CHECKPOINT = r"checkpoint|ckpt|model|weights|net|snapshot"  # a step, or something else
 _EPOCH = r"epochs?"
 _GLOBAL = re.compile(r"(?<![A-Za-z])global[_-]?steps?[=_\-.]?\d", re.IGNORECASE)
-_ALONE = re.compile(rf"^{NUMBER}$")
+_ALONE = re.compile(rf"^{_HEAD}((?:_\d++)*+)$")  # 2024-01-02 is a date
 _HASHES = (40, 64)  # lengths of SHA-1 and SHA-256, which may consist of digits by chance
 # torchtune puts the number of the part, of four digits, and then the epoch.
 _TORCHTUNE = re.compile(r"^(?:hf|meta|torchtune)_model(?:_\d{4})?_(\d+)$")
@@ -53,7 +55,7 @@ def number_in_text(text: str) -> int | None:
     """Return a whole number such as `1000`, `1_000`, `1,000` or `-5`; None for anything else."""
     text = text.strip()
     if _GROUPED.fullmatch(text):
-        text = text.replace("_", "").replace(",", "")
+        text = re.sub(r"\D", "", text)
     if not _INTEGER.fullmatch(text):
         return None
     found = number_of(text.lstrip("+-"))
@@ -75,9 +77,9 @@ def groups_of(match: re.Match[str]) -> Groups | None:
     None where commas do not separate groups of three digits.
     """
     head, tail = match.groups()[-2:]
-    if "," not in head:
-        return (head, *tail.split("_")[1:])
-    return (head.replace(",", ""),) if _COMMAS.fullmatch(head) else None
+    if head.isdecimal():
+        return (head, *re.split(r"\D", tail)[1:])
+    return (re.sub(r"\D", "", head),) if _COMMAS.fullmatch(head) else None
 
 
 def joint_number(groups: Groups) -> int | None:
@@ -221,13 +223,22 @@ def read_names(stems: Iterable[str]) -> Mapping[str, NameStep]:
     """
     found = {stem: _find(stem) for stem in stems}
     ways = {
-        word: choose_reading(
-            (groups for other, groups in found.values() if other == word and groups),
-            is_step=word in _STEPS,
-        )
+        word: _way({stem: groups for stem, (other, groups) in found.items() if other == word}, word)
         for word in {word for word, _ in found.values()}
     }
     return {stem: _name_step(groups, ways[word]) for stem, (word, groups) in found.items()}
+
+
+def _way(found: Mapping[str, Groups | None], word: str) -> str:
+    several = {stem: groups for stem, groups in found.items() if groups and len(groups) > 1}
+    is_dashed = any("_".join(groups) not in stem for stem, groups in several.items())
+    every = [groups for groups in found.values() if groups]
+    way = choose_reading(every, is_step=word in _STEPS and not is_dashed)
+    # More often than `_`, a dash begins a field of its own (step-100-512): only 000 shows that it
+    # does not.
+    if is_dashed and way == JOINED and not any("000" in part[1:] for part in several.values()):
+        return UNSURE
+    return way
 
 
 def step_in_name(stem: str) -> int | None:

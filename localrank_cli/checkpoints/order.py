@@ -276,13 +276,14 @@ class SeriesSteps:
     def _unsure(self, file: CheckpointFile) -> SettingsError:
         groups = self._places[file].unsure
         first, whole = groups[0], joint_number(groups[:2])
-        fields = r"'(\d+)_\d+' for step " + str(number_of(first))
+        mark = "_" if "_".join(groups) in file.name else r"\D"
+        fields = rf"'(\d+){mark}\d+' for step {number_of(first)}"
         if len(groups) == 2:
-            fields += r", or '\d+_(\d+)' for step " + str(number_of(groups[1]))
+            fields += rf", or '\d+{mark}(\d+)' for step {number_of(groups[1])}"
         return SettingsError(
             f"{self._series.folder}: the digits {'_'.join(groups)} in {file.name} may be one number"
             " or several, and the other names do not show which.",
-            rf"Give --step-regex '(\d+_\d+)' for step {whole}, {fields}; or rename the file.",
+            rf"Give --step-regex '(\d+{mark}\d+)' for step {whole}, {fields}; or rename the file.",
         )
 
     def _same_step(self, step: int, first: CheckpointFile, second: CheckpointFile) -> SettingsError:

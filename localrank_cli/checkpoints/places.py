@@ -20,6 +20,8 @@ from localrank_cli.checkpoints.names import (
 from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.errors import UnreadableError
 
+_UNCOUNTED = -1  # what a counter holds that counted nothing
+
 
 @dataclass(frozen=True)
 class Place:
@@ -87,6 +89,7 @@ def find_place(file: CheckpointFile, content: Content, rule: StepRule, names: Na
         _Candidate(content.step, f"entry {source!r}", is_global(source), per_epoch),
         _Candidate(facts.step, facts.source, facts.is_global, facts.per_epoch),
     ]
+    inside = [one for one in inside if one.step != _UNCOUNTED]
     by_name = [_Candidate(by_regex, "name (--step-regex)", is_global=False)]
     if not is_count or rule.source == "name":
         by_name.append(_Candidate(named.step, "name", names_global_step(file.stem)))

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from localrank_cli.layers.restore import Snapshot, restore_tensor
 from localrank_cli.seeds import seeded
-
-# Attributes that torch gives every module: hooks and the like.
-_OWN = frozenset(vars(nn.Module()))
 
 
 @contextmanager
@@ -22,7 +20,8 @@ def analysis_setting(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Ite
     Within, constants that a forward pass makes have the analysis dtype, TF32 is off, attention and
     recurrent layers use the kernels that forward-mode differentiation supports, and no number
     depends on the caller's random number generators. Afterwards training and requires_grad flags,
-    buffers, plain attributes (some forward passes write to them) and the RNG state are as before.
+    buffers, everything that a `Snapshot` finds (some forward passes write to it) and the RNG state
+    are as before.
 
     Yields:
         Nothing.
@@ -34,7 +33,7 @@ def analysis_setting(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Ite
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    attributes = [(module, _attributes(module)) for module in model.modules()]
+    snapshot = Snapshot(model)
     default = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(seeded(seed))
@@ -52,41 +51,16 @@ def analysis_setting(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Ite
                 parameter.requires_grad_(flag)
             for module, mode in training:
                 module.training = mode
-            for module, saved in attributes:
-                _restore_attributes(module, saved)
+            # What a pass cached would be the last checkpoint's at the next one.
+            snapshot.restore()
             _restore_buffers(buffers)
-
-
-def _attributes(module: nn.Module) -> dict[str, tuple[object, object]]:
-    """Return plain attributes, with a copy of what lists and dicts hold."""
-    return {
-        key: (value, type(value)(value) if type(value) in {list, dict} else None)
-        for key, value in vars(module).items()
-        if key not in _OWN
-    }
-
-
-def _restore_attributes(module: nn.Module, saved: dict[str, tuple[object, object]]) -> None:
-    """Remove what a forward pass cached: at the next checkpoint it would be the last one's."""
-    own = vars(module)
-    for key in [key for key in own if key not in _OWN and key not in saved]:
-        del own[key]
-    for key, (value, held) in saved.items():
-        own[key] = value
-        if isinstance(value, list) and isinstance(held, list):
-            value[:] = held
-        elif isinstance(value, dict) and isinstance(held, dict):
-            value.clear()
-            value.update(held)
 
 
 def _restore_buffers(buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
     for module, name, buffer, saved in buffers:
         if getattr(module, name) is not buffer:
             setattr(module, name, buffer)
-        if not torch.equal(buffer, saved):
-            with torch.no_grad():
-                buffer.copy_(saved)
+        restore_tensor(buffer, saved)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from localrank_cli.errors import ModelError, cause
+from localrank_cli.model.sharing import Aliases, held_values
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT
 
@@ -129,9 +130,9 @@ def move_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> No
     The dtype is for floating-point tensors; complex ones get the complex type of that precision.
 
     Raises:
-        ModelError: If a plain attribute is a view of a parameter.
+        ModelError: If an attribute is a view of a parameter or of a buffer that checkpoints fill.
     """
-    _refuse_views(model)
+    aliases = Aliases(model)
     with _ComplexStaysComplex():
         model.to(device=device, dtype=dtype)
         for module in model.modules():
@@ -139,6 +140,7 @@ def move_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> No
                 if isinstance(value, Tensor):
                     inexact = value.is_floating_point() or value.is_complex()
                     setattr(module, key, value.to(device=device, dtype=dtype if inexact else None))
+    aliases.restore()
 
 
 class _ComplexStaysComplex(TorchFunctionMode):
@@ -161,26 +163,6 @@ def _complex_type(value: object) -> object:
     if isinstance(value, torch.dtype) and value.is_floating_point:
         return value.to_complex()
     return value
-
-
-def _refuse_views(model: nn.Module) -> None:
-    """Refuse attributes that view a parameter: moved to another type, they would go stale."""
-    owners = {
-        parameter.untyped_storage().data_ptr(): name
-        for name, parameter in model.named_parameters()
-        if parameter.numel()
-    }
-    for place, module in model.named_modules():
-        for key, value in vars(module).items():
-            if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
-                continue
-            owner = owners.get(value.untyped_storage().data_ptr()) if value.numel() else None
-            if owner is not None:
-                raise ModelError(
-                    f"the attribute {f'{place}.{key}' if place else key!r} is a view of the"
-                    f" parameter {owner!r}, made before the weights are loaded.",
-                    "Make the view in the forward pass, or keep it as a property.",
-                )
 
 
 def existing_modules() -> list[nn.Module]:
@@ -212,6 +194,13 @@ def _own_copy(model: nn.Module, name: str) -> nn.Module:
 
 
 def _check_complete(model: nn.Module, name: str) -> None:
+    for held in held_values(model):
+        if isinstance(held.value, Tensor) and held.value.is_nested:
+            raise ModelError(
+                f"{name}: {held.name} is a nested tensor, which localrank cannot compare.",
+                "Keep its parts in a list, or padded in one tensor, and nest them in the forward"
+                " pass.",
+            )
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
             raise ModelError(

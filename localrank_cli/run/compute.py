@@ -17,6 +17,7 @@ from localrank_cli.model.fill import fill_model
 from localrank_cli.results.columns import Cell
 from localrank_cli.results.record import CheckpointRecord, LayerFacts, LayerRecord, unsaved_message
 from localrank_cli.run.headers import PlannedCheckpoint, failed_record, load_state
+from localrank_cli.run.keeping import KeptValuesError, Loads
 from localrank_cli.run.plan import Plan, SeriesPlan, place_points
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 
@@ -30,6 +31,7 @@ class Known:
 
     # (run, hash of the tensors) -> name and step of the first that held them
     weights: dict[tuple[str, str], str] = field(default_factory=dict)
+    loads: Loads = field(default_factory=Loads)
 
 
 def run_plan(
@@ -74,7 +76,8 @@ class _Runner:
             try:
                 yield self._compute(planned)
             except LocalrankError as error:
-                if not self._plan.skips_errors:
+                # Kept values spoil all later checkpoints, not the one where they show.
+                if not self._plan.skips_errors or isinstance(error, KeptValuesError):
                     raise
                 yield failed_record(self._series.run, planned.file.name, planned.step, error)
 
@@ -85,7 +88,11 @@ class _Runner:
         digest = hash_of(state)
         self._compare(checkpoint, digest)
         fill_model(self._series.model, self._series.expected, state, checkpoint.place)
-        del state
+        loaded = (digest, state)
+        self._known.loads.check(
+            self._series, checkpoint, loaded, self._points[:1].clone(), self._note
+        )
+        del state, loaded
         try:
             measured = self._measure(checkpoint)
         except LocalrankError as error:

@@ -6,7 +6,6 @@ Everything here happens before any work, but for `load_state`, which reads the t
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -176,10 +175,9 @@ class Headers:
         if self._context.is_inferred:
             bare = [key for key, state in states.items() if not adapter_key(state)]
         else:
-            alone = is_adapter_alone if self._context.is_hf else partial(is_of_peft, file.path)
-            bare = [key for key, state in states.items() if not alone(state)]
-        bare = [key for key in bare if not is_of_peft(file.path, states[key])]
-        if not bare:
+            is_hf = self._context.is_hf
+            bare = [key for key, state in states.items() if not (is_hf and is_adapter_alone(state))]
+        if not bare or is_of_peft(file.path):
             raise UnreadableError(*refusal(file.path, next(iter(states.values()))))
         return bare[0]
 
@@ -354,8 +352,10 @@ class Failures:
         self,
         planned: Sequence[PlannedCheckpoint],
         examine: Callable[[PlannedCheckpoint], Examination],
-    ) -> Examination:
+    ) -> tuple[Examination, tuple[str, ...]]:
         """Examine the model at the first checkpoint; if errors are skipped, the first that runs.
+
+        The names of the checkpoints that were tried are returned too.
 
         Raises:
             UnreadableError: If the checkpoint cannot be read.
@@ -363,7 +363,7 @@ class Failures:
         """
         for count, checkpoint in enumerate(planned, start=1):
             try:
-                return examine(checkpoint)
+                return examine(checkpoint), tuple(one.file.name for one in planned[:count])
             except (UnreadableError, MismatchError):  # reported when the checkpoint is computed
                 if not self._skips or count == len(planned):
                     raise

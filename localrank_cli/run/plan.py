@@ -85,6 +85,7 @@ class SeriesPlan:
     scheme: StepScheme
     weights: str  # which of several sets in one file
     unsaved: tuple[str, ...] = ()  # parts that no checkpoint holds, with --allow-unsaved
+    examined: tuple[str, ...] = ()  # names of the checkpoints that the network has run with
 
     @property
     def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
@@ -215,7 +216,7 @@ def _plan_series(
         model, expected, settings, place_points(points, device, settings.dtype),
         options.trust_pickle,
     )  # fmt: skip
-    examination = failures.first_that_runs(checkpoints or every, look.examine)
+    examination, examined = failures.first_that_runs(checkpoints or every, look.examine)
     for text in examination.notes:
         note(text)
     unsaved = unsaved or look.compare(network, examination, note, allowed=allowed)
@@ -239,6 +240,7 @@ def _plan_series(
         scheme=headers.scheme,
         weights=options.weights or RAW,
         unsaved=unsaved,
+        examined=examined,
     )
 
 

@@ -21,6 +21,10 @@ ALONE = {
     "prompts": ["prompt_embeddings"],
     "kohya": ["lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight", "lora_unet_a.alpha"],
     "diffusers": ["a.processor.to_q_lora.down.weight", "a.processor.to_q_lora.up.weight"],
+    "Houlsby": ["a.adapter.down_proj.weight", "a.adapter.up_proj.weight"],
+    "AdapterHub": ["a.adapters.task.down.0.weight", "a.adapters.task.up.weight"],
+    "AdaptFormer": ["blocks.0.adaptmlp.down_proj.weight", "blocks.0.adaptmlp.up_proj.weight"],
+    "bottleneck": ["a.attn_adapter.proj_down.weight", "a.adapter_1.up.weight"],
     "VeRA": ["a.vera_lambda_b", "a.vera_lambda_d"],
 }
 BESIDE = {
@@ -33,6 +37,8 @@ BESIDE = {
     "other names": ["x.linear.weight", "y.weight", "z.weight", "x.lora.down", "x.lora.up"],
 }
 NONE = ["flora.weight", "explorer.weight", "prompt_encoder.a.weight", "a.alpha", "adapter.weight"]
+NONE += ["down_proj.weight", "mlp.up_proj.weight", "adapter.0.weight", "adapter.update.weight"]
+NONE += ["adaptive.down.weight", "down.adapter.weight"]
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -75,6 +75,16 @@ from localrank_cli.errors import UsageError
         ("run_3_step_100_5", 100),
         ("checkpoint_2_1500", 2),
         ("epoch=1,step=500,loss=0.1", 500),
+        ("step_1'000", 1000),
+        ("step_1\u2019234\u2019567", 1_234_567),
+        ("1'000", 1000),
+        ("step-1-000", 1000),
+        ("step_1 000", 1000),
+        ("ckpt-2-000-000", 2_000_000),
+        ("step-100-v2", 100),
+        ("step-100-2", 100),
+        ("step-100-2024-05-06", 100),
+        ("weights.05-0.123", 5),
     ],
 )
 def test_step(stem: str, step: int) -> None:
@@ -120,6 +130,8 @@ def test_step(stem: str, step: int) -> None:
         "model_5_step_1k",  # the step, which cannot be read, is not 5
         "0" * 39 + "1",  # a hash of a revision
         "step_½",
+        "step_1'00",
+        "2024-01-02",
     ],
 )
 def test_no_step(stem: str) -> None:
@@ -133,6 +145,10 @@ def test_no_step(stem: str) -> None:
         (["step_0_000", "step_0_500", "step_1_000"], [0, 500, 1000]),  # padded with zeros
         (["ckpt_500", "ckpt_1_000", "ckpt_1_500"], [500, 1000, 1500]),
         (["ckpt_750", "ckpt_1_500"], [750, 1500]),
+        (["step-500", "step-1-000", "step-1-500"], [500, 1000, 1500]),
+        (["step-1-500", "step-2-500"], [None, None]),
+        (["step-100-256-512"], [None]),  # widths?
+        (["step-500", "step-100-5"], [500, 100]),
         (["500", "1_000", "10_500"], [500, 1000, 10_500]),
         # As fairseq writes them, of epochs and updates.
         (["checkpoint_1_500", "checkpoint_2_1000"], [1, 2]),

@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,35 @@ class TestStepsWithinAnEpoch:
         save_epochs(tmp_path, places, steps_per_epoch=100)
         assert list(steps(tmp_path, []).values()) == [50, 100, 150, 200]
 
+    @pytest.mark.parametrize(
+        "places",
+        [
+            [(0, 0), (1, 100), (2, 100), (3, 100)],  # the initial weights, and each epoch's end
+            [(0, 0), (1, 40), (2, 40)],
+            [(0, 50), (1, 100), (2, 100)],  # epoch 1 may be the first one, counted as completed
+        ],
+    )
+    def test_epochs_that_may_count_from_1_are_used_themselves(
+        self, tmp_path: Path, places: list[tuple[int, int]]
+    ) -> None:
+        notes: list[str] = []
+        save_epochs(tmp_path, places, steps_per_epoch=100)
+        assert list(steps(tmp_path, notes).values()) == [epoch for epoch, _ in places]
+        assert "epoch" in notes[-1]
+
+    @pytest.mark.parametrize(
+        ("places", "expected"),
+        [
+            ([(0, 0), (0, 100), (1, 100), (2, 100)], [0, 100, 200, 300]),
+            ([(0, 0), (0, 50), (1, 0), (1, 50)], [0, 50, 100, 150]),
+        ],
+    )
+    def test_initial_weights_of_epochs_from_0(
+        self, tmp_path: Path, places: list[tuple[int, int]], expected: list[int]
+    ) -> None:
+        save_epochs(tmp_path, places, steps_per_epoch=100)
+        assert list(steps(tmp_path, []).values()) == expected
+
     @pytest.mark.parametrize("first", [0, 1])
     def test_epochs_of_a_length_that_even_saves_prove(self, tmp_path: Path, first: int) -> None:
         save_epochs(tmp_path, [(epoch + first, step) for epoch, step in EVERY_30])
@@ -312,6 +342,7 @@ class TestStepsWithinAnEpoch:
             ([*EVERY_30[:4], *EVERY_30[5:]], {}),  # one was deleted
             # From 1 or from 0?
             ([(1, 50), (1, 100), (2, 50), (2, 100)], {"steps_per_epoch": 100}),
+            ([(0, 0), (1, 50), (1, 100), (2, 50)], {"steps_per_epoch": 100}),
             ([(0, 50), (0, 100), (1, 50), (1, 100)], {"steps_per_epoch": 70}),
         ],
     )
@@ -321,7 +352,7 @@ class TestStepsWithinAnEpoch:
         save_epochs(tmp_path, places, **entries)
         with pytest.raises(SettingsError, match="counts inside each epoch") as caught:
             steps(tmp_path, [])
-        assert "has several checkpoints (c_00.pt" in caught.value.what
+        assert "has several checkpoints (c_0" in caught.value.what
         assert "--step-from name" in caught.value.advice
         for number, (epoch, step) in enumerate(places):
             (tmp_path / f"c_{number:02}.pt").rename(tmp_path / f"step_{1000 * epoch + step}.pt")
@@ -351,7 +382,8 @@ class TestNumbersThatAreNoSteps:
         ("value", "shown"),
         [
             (2**63, str(2**63)),
-            (-1, "-1"),
+            (-2, "-2"),
+            (float("-inf"), "no number"),
             (float("nan"), "no number"),
             (float("inf"), "infinite"),
             (torch.tensor(2**63, dtype=torch.uint64), str(2**63)),
@@ -368,7 +400,27 @@ class TestNumbersThatAreNoSteps:
         assert "--step-from name" in caught.value.advice
         assert steps(tmp_path, [], source="name") == {"step_5.pt": 5}
 
-    @pytest.mark.parametrize("text", [str(2**63), "NaN", "-1", "Infinity"])
+    @pytest.mark.parametrize("value", [-1, -1.0, torch.tensor(-1)])
+    def test_a_counter_that_counted_nothing(self, tmp_path: Path, value: Any) -> None:
+        save(tmp_path / "step_5.pt", 1, global_step=value)
+        save(tmp_path / "checkpoint-7/pytorch_model.bin", 2)
+        trainer_state(tmp_path / "checkpoint-7", -1)
+        assert list(steps(tmp_path, []).values()) == [5, 7]
+        save(tmp_path / "model.pt", 3, step=value)
+        with pytest.raises(SettingsError, match=r"no step was found for model\.pt"):
+            steps(tmp_path, [])
+
+    @pytest.mark.parametrize("mark", ["-", " "])
+    def test_the_expressions_that_unsure_names_are_given(self, tmp_path: Path, mark: str) -> None:
+        save(tmp_path / f"step-2{mark}500.pt", 1)
+        with pytest.raises(SettingsError, match="may be one number") as caught:
+            steps(tmp_path, [])
+        found = re.findall(r"'([^']+)' for step (\d+)", caught.value.advice)
+        assert [int(step) for _, step in found] == [2500, 2, 500]
+        for regex, step in found:
+            assert list(steps(tmp_path, [], regex=regex).values()) == [int(step)]
+
+    @pytest.mark.parametrize("text", [str(2**63), "NaN", "-2", "Infinity"])
     def test_beside_the_weights(self, tmp_path: Path, text: str) -> None:
         save(tmp_path / "checkpoint-5/pytorch_model.bin", 1)
         (tmp_path / "checkpoint-5/trainer_state.json").write_text(f'{{"global_step": {text}}}')

@@ -103,6 +103,19 @@ def test_an_adapter_that_only_its_config_shows(tmp_path: Path) -> None:
     refused(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "name", ["adapter_model.bin", "pytorch_adapter.bin", "adapter_model.safetensors"]
+)
+@pytest.mark.parametrize("keys", [("0.foo_in", "0.foo_out"), ("0.down", "0.up")])
+def test_an_adapter_with_unknown_keys(tmp_path: Path, name: str, keys: tuple[str, str]) -> None:
+    shapes = dict(zip(keys, [(2, 4), (4, 2)], strict=True))
+    for step in (1, 2):
+        path = tmp_path / f"run/checkpoint-{step}/{name}"
+        save(path, {f"{key}.weight": torch.ones(shape) for key, shape in shapes.items()})
+        (path.parent / "adapter_config.json").write_text('{"peft_type": "NEW"}')
+    refused(tmp_path / "run")
+
+
 def test_prompts_cannot_be_merged(tmp_path: Path) -> None:
     save(tmp_path / "run/step_5.pt", {"prompt_embeddings": torch.ones(2, 4)})
     assert "cannot merge it" in refused(tmp_path / "run").error
