@@ -86,7 +86,7 @@ def test_no_permission_to_write(open_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("closed", "said"),
     [
-        ("run", "run: cannot be read (Permission denied)"),
+        ("run", "run/localrank.toml: cannot be read (Permission denied)"),
         ("run/step_1.safetensors", "step_1.safetensors: cannot be read (Permission denied)"),
         ("run/step_2.pt", "step_2.pt: cannot be read (Permission denied)"),
         ("run/localrank.toml", "localrank.toml: cannot be read (Permission denied)"),

@@ -244,7 +244,6 @@ NOT_DRAWN: dict[str, Callable[[], object]] = {
     ),
     "generator without a seed": holding(rng=np.random.default_rng, lock=threading.Lock),
     "refusing attributes": holding(odd=Odd),
-    "nested": holding(n=lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])),
     "cycle": holding(c=_cycle),
     "what only training uses": lambda: Trained(nn.Linear(2, 2)),
     "recurrent": lambda: nn.Sequential(nn.LSTM(2, 3)),
