@@ -1,5 +1,6 @@
 """What all tests share: seeds, no clock, one thread, and CUDA tests that skip themselves."""
 
+import gc
 import importlib
 import os
 import signal
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(ROOT / place) for place in ONE_AT_A_TIME):
             item.add_marker(pytest.mark.xdist_group("machine"))
+
+
+def pytest_collection_finish() -> None:
+    """Put aside the objects of the libraries, which each build of a network would walk through."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

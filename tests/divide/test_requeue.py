@@ -52,6 +52,7 @@ def test_a_task_near_its_time_limit(slurm: Slurm, tmp_path: Path, waiting: tuple
     assert "stopped by SIGUSR1" in logs(tmp_path, "localrank-*_0.log")
 
 
+@pytest.mark.long
 def test_a_task_that_slurm_kills_and_starts_again(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_requeue_touches_its_own_task_only(
     assert_equal(target.read_text(), expected(*waiting))
 
 
+@pytest.mark.long
 def test_after_scancel_the_same_command_resumes(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
@@ -122,6 +124,7 @@ def test_after_scancel_the_same_command_resumes(
     assert_equal(target.read_text(), expected(*waiting))
 
 
+@pytest.mark.long
 def test_a_task_that_is_killed(slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]) -> None:
     """As when memory runs out: it failed, the merge says what is missing, nothing is lost."""
     target = tmp_path / "ranks.csv"

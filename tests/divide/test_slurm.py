@@ -17,6 +17,7 @@ from tests.helpers import net_weights, save_series, weights
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_an_array_of_eight_shards_is_a_single_run(slurm: Slurm, tmp_path: Path) -> None:
     series = save_series(tmp_path / "run", range(8))
     (series / "step_8.safetensors").write_bytes(b"torn")
@@ -57,6 +58,7 @@ def test_one_process_two_workers_eight_shards_and_an_array_give_one_table(
         assert target.read_text() == single, name
 
 
+@pytest.mark.long
 def test_a_series_that_grows_while_tasks_wait(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:

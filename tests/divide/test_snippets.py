@@ -59,6 +59,7 @@ def sh(text: str, folder: Path, path: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_gnu_parallel(place: tuple[Path, str]) -> None:
     folder, single = place
@@ -66,6 +67,7 @@ def test_gnu_parallel(place: tuple[Path, str]) -> None:
     assert_equal((folder / "ranks.csv").read_text(), single)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_snakemake(place: tuple[Path, str]) -> None:
     """Without Snakemake: its rules are read, and their commands run as it would fill them in."""
@@ -94,6 +96,7 @@ def test_snakemake(place: tuple[Path, str]) -> None:
     assert_equal((folder / "ranks.csv").read_text(), single)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_plain_array(slurm: Slurm, place: tuple[Path, str]) -> None:
     folder, single = place
