@@ -47,15 +47,18 @@ class Aliases:
         parameters = {id(parameter) for parameter in model.parameters()}
         buffers = _buffers(model)
         owners = _owners(model)
+        saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
         for held in held_values(model):
             if id(held.value) in parameters:
                 continue
-            if held.put is not None and id(held.value) in buffers:
+            owner = next((name for name, spans in owners if spans(held.value)), None)
+            # A buffer that is not saved may itself be a view of one that is.
+            is_whole = id(held.value) in saved or owner is None
+            if held.put is not None and id(held.value) in buffers and is_whole:
                 self._again.append((held.put, buffers[id(held.value)]))
                 continue
-            owner = next((name for name, spans in owners if spans(held.value)), None)
             if owner is not None:
-                what = "is" if id(held.value) in buffers else "is a view of"
+                what = "is" if id(held.value) in saved else "is a view of"
                 raise ModelError(
                     f"the attribute {held.name!r} {what} the {owner}, made before the weights are"
                     " loaded.",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from localrank_cli.errors import ModelError
 from localrank_cli.model.build import move_model
 from localrank_cli.model.fill import Expected, fill_model
+from localrank_cli.model.sharing import Aliases
 from tests.networks import build_module
 
 CPU = torch.device("cpu")
@@ -149,3 +150,15 @@ def test_a_part_of_the_memory_that_no_weight_uses() -> None:
             self.p = nn.Parameter(first)
 
     move_model(build_module(Halves, {}, "--model net.py:Net"), CPU, torch.float64)
+
+
+def test_an_unsaved_buffer_that_is_a_view_of_a_saved_one_is_refused() -> None:
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            whole = torch.ones(2, 8)
+            self.register_buffer("w", whole)
+            self.register_buffer("g", whole[0], persistent=False)
+
+    with pytest.raises(ModelError, match="'g' is a view of the buffer 'w'"):
+        Aliases(Viewed())
