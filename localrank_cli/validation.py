@@ -178,14 +178,21 @@ def _sentence(one: "ErrorDetails") -> str:
     return f"expected {_expected(one)}, got {shown(one['input'])}"
 
 
+def expected_bound(one: "ErrorDetails") -> str:
+    """Return the bound that a number breaks, such as `at least 1`; empty for other errors."""
+    if one["type"] not in _BOUNDS:
+        return ""
+    key, words = _BOUNDS[one["type"]]
+    bound = one["ctx"][key]
+    return f"{words} {f'{bound:g}' if isinstance(bound, float) else bound}"
+
+
 def _expected(one: "ErrorDetails") -> str:
-    kind, context = one["type"], one.get("ctx", {})
-    if kind in _BOUNDS:
-        key, words = _BOUNDS[kind]
-        bound = context[key]
-        return f"{words} {f'{bound:g}' if isinstance(bound, float) else bound}"
+    kind = one["type"]
+    if bound := expected_bound(one):
+        return bound
     if kind in {"literal_error", "enum"}:
-        return str(context["expected"])
+        return str(one["ctx"]["expected"])
     return _EXPECTED.get(kind) or one["msg"][:1].lower() + one["msg"][1:]
 
 

@@ -11,6 +11,7 @@ from localrank_cli.errors import LocalrankError, SettingsError, UsageError, shor
 from localrank_cli.options import parse
 from localrank_cli.options.parse import UnfitError
 from localrank_cli.options.setting import Option, options_of
+from localrank_cli.validation import expected_bound
 
 _Table = TypeVar("_Table")
 
@@ -23,12 +24,6 @@ _EXPECTED = {
     "bool_type": "expected true or false",
     "string_type": "expected a text",
     "tuple_type": "expected a value, or a list of values",
-}
-_BOUNDS = {
-    "greater_than": ("gt", "expected more than {}"),
-    "greater_than_equal": ("ge", "expected at least {}"),
-    "less_than": ("lt", "expected less than {}"),
-    "less_than_equal": ("le", "expected at most {}"),
 }
 
 
@@ -125,16 +120,9 @@ def _refusal(error: Any, table: type, place: Place) -> LocalrankError:
     if kind == "literal_error":
         words = " and ".join(get_args(get_args(option.kind)[0]))
         return place.refusal(option, error["input"], "not known", f"Known are {words}.")
-    if kind in _BOUNDS:
-        key, sentence = _BOUNDS[kind]
-        expected = sentence.format(_number(error["ctx"][key]))
-    else:
-        expected = _EXPECTED.get(kind, error["msg"])
+    bound = expected_bound(error)
+    expected = f"expected {bound}" if bound else _EXPECTED.get(kind, error["msg"])
     return place.refusal(option, error["input"], expected, setting.advice)
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _written(value: object) -> str:
