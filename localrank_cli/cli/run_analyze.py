@@ -172,8 +172,8 @@ class _Work:
             kept = "checkpoint is" if self.output.n_kept == 1 else "checkpoints are"
             self.screen.note(
                 f"{self.output.n_kept} finished {kept} kept,"
-                f" {self.left} {'is' if self.left == 1 else 'are'} left: the same command goes on"
-                " from there"
+                f" {self.left} {'is' if self.left == 1 else 'are'} left: rerun the same command"
+                " to resume"
             )
 
 

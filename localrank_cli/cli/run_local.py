@@ -171,7 +171,7 @@ class _Several:
         if kept and self.is_kept:
             self.screen.note(
                 f"{kept} finished units are kept in {self.folder.path.name}/,"
-                f" {frozen.n_units - kept} are left: the same command goes on from there"
+                f" {frozen.n_units - kept} are left: rerun the same command to resume"
             )
 
     def _show(self, data: TextIO, *, is_terminal: bool) -> None:

@@ -112,7 +112,8 @@ def test_an_error_in_the_middle_keeps_what_is_finished(tmp_path: Path) -> None:
     outcome = invoke(*words, "-o", str(tmp_path / "ranks.csv"))
     assert (outcome.code, outcome.stdout) == (1, "")
     assert "step_3.pt (step 3): a.weight and b.weight are one parameter" in outcome.error
-    assert "2 finished checkpoints are kept, 1 is left: the same command" in outcome.stderr
+    kept = "2 finished checkpoints are kept, 1 is left: rerun the same command to resume"
+    assert kept in outcome.stderr
     rows = list(csv.DictReader(io.StringIO((tmp_path / "ranks.csv").read_text())))
     assert [row["step"] for row in rows] == ["1", "1", "2", "2"]
     assert json.loads((tmp_path / "ranks.csv.json").read_text())["complete"] is False

@@ -170,8 +170,8 @@ def test_a_signal_stops_the_workers_and_the_same_command_goes_on(
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert stderr.splitlines()[-2:] == [
-        "localrank: note: 3 finished units are kept in ranks.csv.shards/, 1 are left: the same"
-        " command goes on from there",
+        "localrank: note: 3 finished units are kept in ranks.csv.shards/, 1 are left: rerun"
+        " the same command to resume",
         f"localrank: stopped by {number.name}",
     ]
     assert not (tmp_path / "ranks.csv").exists()
