@@ -56,7 +56,7 @@ class StepScheme:
             reason = f"the digit groups in {changed.name} are read in another way"
         raise SettingsError(
             f"{file.path}: now that it is there, {reason}.",
-            "Rerun the command with --overwrite, which starts anew with all of them.",
+            "Rerun the command with --overwrite, which starts over with all of them.",
         )
 
     def epoch_facts(self, file: CheckpointFile) -> dict[str, int]:
@@ -91,7 +91,7 @@ class StepScheme:
             raise SettingsError(
                 f"{journal}: the step counts inside each epoch ({shown}), so these steps cannot be"
                 " in one table.",
-                "Give another name with -o, or start anew with --overwrite.",
+                "Give another name with -o, or start over with --overwrite.",
             )
 
     def step_of_unread(self, file: CheckpointFile) -> int | None:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from localrank_cli.errors import OutputError, one_line
-from localrank_cli.results.schema import check_body, check_head
+from localrank_cli.results.schema import check_head, check_line
 from localrank_cli.results.write import cannot_write
 from localrank_cli.validation import load_first, loads, shown
 
@@ -96,10 +96,11 @@ def read_body(path: Path, entry: Entry) -> Any:
 def _body_of(path: Path, entry: Entry, line: bytes) -> Any:
     try:
         # Measures may overflow, and losses of a network that diverged are not finite.
-        record = loads(line.decode(), non_finite=True)
-        return check_body(entry.head, record)
+        whole: Any = loads(line.decode(), non_finite=True)
+        check_line(entry.head["kind"], whole)
     except ValueError as error:
         raise _strange(path, entry.offset, error) from error
+    return whole["body"]
 
 
 def _strange(path: Path, offset: int, error: ValueError) -> OutputError:
@@ -109,7 +110,7 @@ def _strange(path: Path, offset: int, error: ValueError) -> OutputError:
         number += file.read(offset).count(b"\n")
     return OutputError(
         f"{path}: line {number}: {one_line(error)}.",
-        "Something else wrote into it; start anew with --overwrite, or remove that line to compute"
+        "Something else wrote into it; start over with --overwrite, or remove that line to compute"
         " its checkpoint again.",
     )
 
@@ -244,7 +245,7 @@ class Journal:
         if number == 1 and (head.get("kind"), head.get("format")) != (_KIND, FORMAT):
             raise OutputError(
                 f"{self.path}: is no journal of this version of localrank.",
-                "Give another name with -o, or start anew with --overwrite.",
+                "Give another name with -o, or start over with --overwrite.",
             )
         check_head(head)
         return head
@@ -257,7 +258,7 @@ class Journal:
     def _damaged(self, number: int) -> OutputError:
         return OutputError(
             f"{self.path}: line {number} is damaged.",
-            "Something else wrote into it; start anew with --overwrite, or remove that line to"
+            "Something else wrote into it; start over with --overwrite, or remove that line to"
             " compute its checkpoint again.",
         )
 
@@ -311,7 +312,7 @@ class Journal:
             if entry.head["run"] not in there:
                 raise OutputError(
                     f"{self.path}: does not say what decided the numbers of {entry.head['run']!r}.",
-                    "Something else wrote into it; start anew with --overwrite.",
+                    "Something else wrote into it; start over with --overwrite.",
                 )
 
     def append(self, head: dict[str, Any], body: Any, *, sync: bool = True) -> None:

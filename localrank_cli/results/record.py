@@ -248,7 +248,7 @@ def _check_measures(saved: Mapping[str, Any], place: Mapping[str, Any]) -> None:
             f"{place['run']}: {place['checkpoint']} (step {place['step']}) was analysed by another"
             f" version of localrank, with the measures {', '.join(saved)}; this one has"
             f" {', '.join(AVERAGED)}.",
-            "Use the version that wrote it, or analyse the series anew with --overwrite.",
+            "Use the version that wrote it, or analyse the series again with --overwrite.",
         )
 
 

@@ -191,7 +191,7 @@ def refuse_existing(target: Path) -> None:
         if path.exists() or path.is_symlink():
             raise OutputError(
                 f"{path}: exists already, and no journal beside it tells where to go on.",
-                "Give another name with -o, or start anew with --overwrite.",
+                "Give another name with -o, or start over with --overwrite.",
             )
 
 

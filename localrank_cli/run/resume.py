@@ -106,8 +106,8 @@ def check_shard(division: Division | None, journal: Journal) -> None:
         names = [f"{names[0]} of {one['n_units']} units" for one in (saved, now)]
     raise SettingsError(
         f"{journal.path}: was begun as {names[0]} and is now {names[1]}; a series that grows is"
-        " divided anew.",
-        "Give another name with -o, or start anew with --overwrite.",
+        " divided again.",
+        "Give another name with -o, or start over with --overwrite.",
     )
 
 
@@ -126,7 +126,7 @@ def _compare(series: SeriesPlan, saved: Mapping[str, Any], journal: Journal) -> 
     if found is not None:
         raise SettingsError(
             f"{journal.path}: was begun with another setting for {series.run!r}: {found.sentence}.",
-            f"{found.advice}Give another name with -o, or start anew with --overwrite.",
+            f"{found.advice}Give another name with -o, or start over with --overwrite.",
         )
 
 
@@ -138,7 +138,7 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
         raise SettingsError(
             f"{journal.path}: {checkpoint.file.name} was step {head['step']} and is now step"
             f" {checkpoint.step}.",
-            "Give another name with -o, or start anew with --overwrite.",
+            "Give another name with -o, or start over with --overwrite.",
         )
     stat = footprint(checkpoint.file.path)
     facts = head["facts"]
@@ -146,7 +146,7 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
         raise SettingsError(
             f"{journal.path}: does not say which weights {checkpoint.file.name} had: it was counted"
             " from singular values that an older version kept.",
-            "Give another name with -o, or start anew with --overwrite.",
+            "Give another name with -o, or start over with --overwrite.",
         )
     if (facts["bytes"], facts["mtime_ns"]) == (stat.size, stat.mtime_ns):
         return True
@@ -157,7 +157,7 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
         return True
     raise SettingsError(
         f"{checkpoint.place}: its weights changed since it was analysed for {journal.path}.",
-        "Give another name with -o, or start anew with --overwrite.",
+        "Give another name with -o, or start over with --overwrite.",
     )
 
 

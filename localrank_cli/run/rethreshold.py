@@ -85,7 +85,7 @@ class Rethreshold:
             layers.append(LayerRecord(facts, points, layer.cells))
         first = kept.layers[0].facts
         labels = [tolerance.label for tolerance in self.tolerances]
-        # Measured anew: by all measures of this version, whichever wrote the file.
+        # All measures of this version are computed, whichever version wrote the file.
         measured = {"tolerances": labels, "measures": list(AVERAGED), "noise": noise}
         settings = dict(kept.settings) | measured
         self._check_settings(settings, self.series.setdefault(first.run, settings), path)
