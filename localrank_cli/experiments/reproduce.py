@@ -18,7 +18,7 @@ from localrank_cli.experiments.series import one_thread, writing
 from localrank_cli.model.fill import fill_model
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import Row, header
-from localrank_cli.results.frame import to_frame
+from localrank_cli.results.read import to_frame
 from localrank_cli.run.compute import run_plan
 from localrank_cli.run.headers import load_state
 from localrank_cli.run.output import RunOutput

@@ -9,10 +9,6 @@ Row = Mapping[str, Cell]
 
 STR, INT, OPTIONAL_INT, FLOAT = "str", "int", "optional int", "float"
 
-# In files of kept singular values, behind a layer's name: sigma_1 of the whole Jacobian, and its
-# rounding.
-SCALE = "\tsigma_1"
-
 COLUMNS: dict[str, str] = {
     "run": STR,
     "checkpoint": STR,
@@ -64,39 +60,18 @@ OPTIONAL: dict[str, str] = {
 
 
 def optional_first(names: Iterable[str]) -> tuple[str, ...]:
-    """Order the columns after `message`.
-
-    Args:
-        names: The tool's own and the constants of series, in any order, repeated or not.
-
-    Returns:
-        Each once: the tool's own in their order, then the others as they came.
-    """
+    """Return each column after `message` once: those of localrank in order, then the others."""
     known = dict.fromkeys(names)
     return (*(name for name in OPTIONAL if name in known), *(n for n in known if n not in OPTIONAL))
 
 
 def header(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return all column names.
-
-    Args:
-        extra: Optional columns, which come after `message`.
-
-    Returns:
-        The names in order.
-    """
+    """Return all column names in order; `extra` are those after `message`."""
     return (*COLUMNS, *extra)
 
 
 def as_text(cell: Cell) -> str:
-    """A cell as CSV shows it: 9 significant digits, `.` decimals, empty for missing.
-
-    Args:
-        cell: The value.
-
-    Returns:
-        The text.
-    """
+    """Return a cell as CSV holds it: 9 significant digits, `.` decimals, empty for missing."""
     if cell is None:
         return ""
     if isinstance(cell, float):

@@ -1,4 +1,4 @@
-"""What is known of one finished checkpoint: per-point values, from which its rows are made."""
+"""The record of one finished checkpoint: values at each point, and the rows made of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +11,12 @@ from localrank_cli.measures.table import AVERAGED
 from localrank_cli.results.columns import COLUMNS, Cell
 from localrank_cli.spectrum.tolerance import Tolerance
 
-SHARD = "shard"
-
-
-SETTINGS = "settings"
+KIND, SETTINGS, SHARD = "checkpoint", "settings", "shard"
 
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What all rows of one layer at one checkpoint share."""
+    """The cells that all rows of one layer at one checkpoint share."""
 
     run: str
     checkpoint: str
@@ -38,16 +35,10 @@ class LayerFacts:
 def layer_rows(
     facts: LayerFacts, measures: LayerMeasures, constants: Mapping[str, Cell], remark: str = ""
 ) -> list[dict[str, Cell]]:
-    """Build one row for each tolerance.
+    """Return one row for each tolerance, in order.
 
-    Args:
-        facts: What the rows share.
-        measures: The averages.
-        constants: Optional columns, after `message`.
-        remark: For `message`, beside what there may be of failed points.
-
-    Returns:
-        The rows, in the order of the tolerances.
+    `constants` are the columns after `message`; `remark` is added to what `message` says of failed
+    points.
     """
     return [_row(facts, measures, ranks, remark) | dict(constants) for ranks in measures.ranks]
 
@@ -93,9 +84,6 @@ def _row(
     }
 
 
-KIND = "checkpoint"
-
-
 @dataclass(frozen=True)
 class LayerRecord:
     """One layer at one checkpoint."""
@@ -120,7 +108,7 @@ class CheckpointRecord:
 
     @property
     def is_failed(self) -> bool:
-        """Whether there is no number for it."""
+        """Whether there are no numbers for it."""
         return self.status != "ok"
 
     @property
@@ -140,7 +128,7 @@ class CheckpointRecord:
 
     @property
     def flaw(self) -> str:
-        """What is wrong with its numbers, for a person; empty where nothing is."""
+        """A sentence on what is wrong with its numbers; empty where nothing is."""
         if self.is_failed:
             return f"{self.run}: left out: {self.message}"
         if self.is_finite:
@@ -155,11 +143,7 @@ class CheckpointRecord:
         return row | {"status": self.status, "message": self.message}
 
     def to_json(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the head and the body of its line in a journal.
-
-        Returns:
-            Head and body.
-        """
+        """Return the head and the body of its line in a journal."""
         head = {
             "kind": KIND,
             "run": self.run,
@@ -178,15 +162,7 @@ class CheckpointRecord:
 
     @classmethod
     def from_json(cls, head: dict[str, Any], body: dict[str, Any]) -> "CheckpointRecord":
-        """Read what `to_json` made.
-
-        Args:
-            head: Of the journal's line.
-            body: As well.
-
-        Returns:
-            The record.
-        """
+        """Return the record that `to_json` described."""
         place = {"run": head["run"], "checkpoint": head["checkpoint"], "step": head["step"]}
         return cls(
             **place,
@@ -272,12 +248,5 @@ def _flags(where: list[int], count: int) -> tuple[bool, ...]:
 
 
 def unsaved_message(names: Sequence[str]) -> str:
-    """Word what the table says of a network that was let through.
-
-    Args:
-        names: From `check_unsaved`.
-
-    Returns:
-        One line; empty where there are none.
-    """
+    """Return the message for parts of a network that no checkpoint holds; empty without any."""
     return f"--allow-unsaved: no checkpoint holds {', '.join(names)}" if names else ""
