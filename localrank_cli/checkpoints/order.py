@@ -147,7 +147,7 @@ class SeriesSteps:
         self._same = same
         self._rule = rule
         self._restart: Restart | None = None
-        self._is_given = counting is not None
+        self._is_settled = counting is not None
         self.counting = counting or self._decide()
 
     @property
@@ -187,7 +187,9 @@ class SeriesSteps:
         if places and all(one.step is None or one.may_be_epoch for one in places.values()):
             return Counting(EPOCHS)
         self._restart = find_restart(places, self._same)
-        if self._restart is None or self._rule.source:  # who names a source means its numbers
+        if (
+            self._restart is None or self._rule.source
+        ):  # a source that the user names is used as it is
             return Counting()
         counting = decide(places, self._same)
         if counting is None:
@@ -213,7 +215,7 @@ class SeriesSteps:
 
     def _note_counting(self, note: Note) -> None:
         kind = self.counting.kind
-        if self._is_given:
+        if self._is_settled:
             return
         if self._restart is None:
             if kind == EPOCHS:

@@ -103,7 +103,7 @@ def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -
     rows: list[Row] = []
     with writing(out), RunOutput(out / RANKS, overwrite=False, command=command) as output:
         left = output.begin(plan, note)
-        for record in run_plan(left.plan, note, left.known):
+        for record in run_plan(left.plan, note, left.history):
             output.add(record)
             rows += record.rows
         output.commit()

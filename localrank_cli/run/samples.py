@@ -190,8 +190,8 @@ def _draw(settings: Settings, points: Points, facts: Mapping[str, object]) -> Po
         count = min(_DEFAULT_POINTS, points.n_data or _DEFAULT_POINTS)
     # Another seed makes the draw independent of the points of the Jacobians.
     seed = (settings.source.seed + 1) % 2**63
-    sample, again = load_points(replace(settings.source, count=count, seed=seed, keep=False))
-    if again.get(VALUES) != facts.get(VALUES):
+    sample, second = load_points(replace(settings.source, count=count, seed=seed, keep=False))
+    if second.get(VALUES) != facts.get(VALUES):
         raise DataError(
             f"--data {settings.source.text}: returns other values each time it is called.",
             "Seed its generator inside the function (numpy.random.default_rng(0),"
