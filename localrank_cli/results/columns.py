@@ -1,8 +1,8 @@
-"""The columns of the table, in order, and one row's cells."""
+"""The columns of the table: their order and types, the text of a cell, and their meanings."""
 
 from collections.abc import Iterable, Mapping
 
-from localrank_cli.measures.table import AVERAGED
+from localrank_cli.measures.table import AVERAGED, MEASURES, OTHER, SHARE, Meaning
 
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
@@ -77,3 +77,33 @@ def as_text(cell: Cell) -> str:
     if isinstance(cell, float):
         return format(cell, ".9g")
     return " ".join(cell.splitlines()) if isinstance(cell, str) else str(cell)
+
+
+# In the order in which menus list them.
+MEANINGS: dict[str, Meaning] = {
+    "local_rank": MEASURES["local_rank"].meaning,
+    "rank_min": Meaning(
+        "least local rank", "The least local rank of any point.", uses_tolerance=True
+    ),
+    "rank_max": Meaning(
+        "largest local rank", "The largest local rank of any point.", uses_tolerance=True
+    ),
+    **{name: measure.meaning for name, measure in MEASURES.items()},
+    "near_tol": Meaning(
+        "share of points near the tolerance",
+        "The share of points whose count changes when the tolerance moves by 1 %.",
+        SHARE,
+        uses_tolerance=True,
+    ),
+    "n_undecided": Meaning(
+        "undecided points",
+        "The number of points whose count is decided by rounding.",
+        OTHER,
+        uses_tolerance=True,
+    ),
+}
+
+
+def meaning(column: str) -> Meaning:
+    """Return the meaning of a column; an unknown one, such as the user's own, goes by its name."""
+    return MEANINGS.get(column) or Meaning(column.replace("_", " "), "", OTHER)

@@ -34,7 +34,7 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a record stands, and its head."""
+    """The place of a record in a journal, and its head."""
 
     head: dict[str, Any]
     offset: int  # of the line, in bytes
@@ -173,7 +173,7 @@ class Journal:
         self._end = 0
         try:
             flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
-            # Not to wait for the other end of what is a pipe.
+            # O_NONBLOCK: opening a pipe would wait for its other end.
             self._file: BinaryIO = os.fdopen(os.open(path, flags | os.O_NONBLOCK, 0o666), "rb")
         except OSError as error:
             raise cannot_write(path, error) from error
@@ -187,7 +187,7 @@ class Journal:
     def _check_kind(self) -> None:
         if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
             raise OutputError(
-                f"{self.path}: is no ordinary file.", "Remove it, or give another name with -o."
+                f"{self.path}: is not a regular file.", "Remove it, or give another name with -o."
             )
 
     def _scan(self) -> None:
@@ -209,7 +209,7 @@ class Journal:
             return None
         if number == 1 and (head.get("kind"), head.get("format")) != (_KIND, FORMAT):
             raise OutputError(
-                f"{self.path}: is no journal of this version of localrank.",
+                f"{self.path}: is not a journal of this version of localrank.",
                 "Give another name with -o, or start over with --overwrite.",
             )
         check_head(head)

@@ -72,7 +72,7 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
         check(Manifest, found)
     except ValueError as error:
         raise DataError(
-            f"{path}: is no sound manifest: {one_line(error)}.",
+            f"{path}: is not a valid manifest: {one_line(error)}.",
             "Remove it, or analyse again with --overwrite; the table can be shown without it.",
         ) from error
     assert isinstance(found, dict)

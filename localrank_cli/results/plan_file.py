@@ -92,9 +92,9 @@ def read_plan_file(path: Path) -> PlanFile:
             f"{path}: cannot be read ({error.strerror}).", "Name the plan file of localrank submit."
         ) from error
     except ValueError as error:
-        raise _unsound(path, f"is no plan file that can be read ({one_line(error)})") from error
+        raise _unsound(path, f"is not a readable plan file ({one_line(error)})") from error
     if not isinstance(found, dict) or found.get(_KEY) != FORMAT:
-        raise _unsound(path, "is no plan file of this version of localrank")
+        raise _unsound(path, "is not a plan file of this version of localrank")
     from localrank_cli.results.schema import PlanContent, check  # noqa: PLC0415  # not for --help
 
     try:

@@ -188,7 +188,7 @@ def _json_lines(path: Path) -> pd.DataFrame:
                 continue
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise csv.Error(f"line {number} is no JSON object")
+                raise csv.Error(f"line {number} is not a JSON object")
             rows.append(row)
     return pd.DataFrame(rows)
 

@@ -355,7 +355,7 @@ def listed_part(series: Series, entry: ListedSeries) -> Series:
         file = files.get(one.name)
         if file is None:
             raise SettingsError(
-                f"{series.folder}: {one.name} is not there any more, and the plan lists it.",
+                f"{series.folder}: {one.name} no longer exists, and the plan lists it.",
                 _RESUBMIT,
             )
         if size_and_time(file.path) != (one.size, one.mtime_ns):

@@ -159,9 +159,9 @@ def _note_vanished(plan: Plan, journal: Journal, note: Note) -> None:
         if checkpoint in planned.get(run, {checkpoint}):
             continue
         if entry.head["status"] == "ok":
-            note(f"{run}: {checkpoint} is not there any more; its rows are kept")
+            note(f"{run}: {checkpoint} no longer exists; its rows are kept")
         else:
-            note(f"{run}: {checkpoint}, which failed, is not there any more; its row is dropped")
+            note(f"{run}: {checkpoint}, which failed, no longer exists; its row is dropped")
             journal.append(entry.head | {"status": GONE}, {})
 
 

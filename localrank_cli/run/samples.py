@@ -204,7 +204,7 @@ def _read_labels(settings: Settings, points: Points) -> Tensor:
     path, key = settings.source.path, settings.sampling.labels_key
     if path is None:
         raise SettingsError(
-            f"--labels-key {key}: the data are no file with named arrays.",
+            f"--labels-key {key}: the data are not a file with named arrays.",
             "Give --data an .npz, .safetensors or .pt file that holds the labels too.",
         )
     labels, _ = load_array(path, key, "--labels-key")
@@ -220,7 +220,7 @@ def _read_labels(settings: Settings, points: Points) -> Tensor:
         )
     if labels.is_floating_point():
         if not bool(torch.isfinite(labels).all()):
-            raise DataError(f"{path}[{key}]: a target is not finite.", "Remove or mend it.")
+            raise DataError(f"{path}[{key}]: a target is not finite.", "Remove or fix it.")
         return labels.to(torch.float64)
     if labels.numel() != labels.shape[0]:
         raise DataError(

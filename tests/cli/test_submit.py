@@ -232,9 +232,9 @@ def test_the_plan_is_kept_to(series: Path, tmp_path: Path) -> None:
     assert "changed since the plan was made" in invoke("analyze", str(series), *QUICK, *plan).error
     (series / "step_5.safetensors").unlink()
     gone = invoke("analyze", str(series), *QUICK, *plan)
-    assert "step_5.safetensors is not there any more, and the plan lists it" in gone.error
+    assert "step_5.safetensors no longer exists, and the plan lists it" in gone.error
     (tmp_path / "plan.json").write_text("{}")
-    assert "is no plan file" in invoke("analyze", str(series), *QUICK, *plan).error
+    assert "is not a plan file" in invoke("analyze", str(series), *QUICK, *plan).error
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_a_manifest(place: Path, path: str, value: Any, sentence: str, command: 
     out = "p.html" if command == "report" else "p.png"
     outcome = invoke(command, "ranks.csv", "-o", out)
     assert outcome.code == 1
-    assert "ranks.csv.json: is no sound manifest: " in outcome.error
+    assert "ranks.csv.json: is not a valid manifest: " in outcome.error
     assert sentence in outcome.error
     Path("ranks.csv.json").unlink()
     assert invoke(command, "ranks.csv", "-o", out).code == 0
@@ -320,8 +320,8 @@ def test_a_file_of_another_program_in_place_of_the_manifest(place: Path, text: s
         ("series.0.checkpoints.0.1", 1.0, "checkpoints[0][1]: expected an integer, got 1.0"),
         ("series.0.checkpoints.0.4", 1, "checkpoints[0][4]: expected true or false, got 1"),
         ("series.0", Raw('{"run":"a","run":"b"}'), "the key 'run' appears twice"),
-        ("localrank_plan", 2, "is no plan file of this version"),
-        ("localrank_plan", ..., "is no plan file of this version"),
+        ("localrank_plan", 2, "is not a plan file of this version"),
+        ("localrank_plan", ..., "is not a plan file of this version"),
     ],
 )
 def test_a_plan_file(place: Path, path: str, value: Any, sentence: str) -> None:
