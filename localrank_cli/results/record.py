@@ -53,21 +53,11 @@ def _row(
     total = measures.n_points + measures.n_failed
     failed = measures.n_failed > 0
     failure = f"{measures.n_failed} of {total} points have a non-finite Jacobian or pre-activation"
-    return {
-        "run": facts.run,
-        "checkpoint": facts.checkpoint,
-        "step": facts.step,
-        "layer": facts.layer,
-        "layer_index": facts.layer_index,
-        "module": facts.module,
-        "n_in": facts.n_in,
-        "n_out": facts.n_out,
+    cells: dict[str, Cell] = {
+        **vars(facts),
         "max_rank": min(facts.n_in, facts.n_out),
         "n_points": measures.n_points,
         "n_failed": measures.n_failed,
-        "wrt": facts.wrt,
-        "input_metric": facts.input_metric,
-        "dtype": facts.dtype,
         "tolerance": ranks.tolerance.label,
         "atol": ranks.tolerance.atol,
         "rtol": ranks.rtol,
@@ -78,10 +68,10 @@ def _row(
         "near_tol": ranks.near_tol,
         "n_undecided": ranks.n_undecided,
         **averages,
-        "method": facts.method,
         "status": "nonfinite" if failed else "ok",
         "message": "; ".join(text for text in (failure if failed else "", remark) if text),
     }
+    return {name: cells[name] for name in COLUMNS}
 
 
 @dataclass(frozen=True)

@@ -81,20 +81,18 @@ def write_spectra(
     settings: Mapping[str, Any],
 ) -> None:
     """Write the singular values of a checkpoint's layers, whole or not at all."""
-    tensors = {
-        _name(layer.facts): spectrum.computed.contiguous()
-        for layer, spectrum in zip(record.layers, spectra, strict=True)
-    }
+    tensors, entries = {}, []
     for layer, spectrum in zip(record.layers, spectra, strict=True):
-        if spectrum.scale is not None:
-            both = [spectrum.scale.values, spectrum.scale.rounding]
-            tensors[_name(layer.facts) + _SCALE] = torch.stack(both)
+        name, scale = _name(layer.facts), spectrum.scale
+        tensors[name] = spectrum.computed.contiguous()
+        if scale is not None:
+            tensors[name + _SCALE] = torch.stack([scale.values, scale.rounding])
+        entries.append({
+            **asdict(layer.facts), "n_columns": spectrum.n_in, "cells": dict(layer.cells)
+        })  # fmt: skip
     about = {
         "format": FORMAT,
-        "entries": [
-            asdict(layer.facts) | {"n_columns": spectrum.n_in, "cells": dict(layer.cells)}
-            for layer, spectrum in zip(record.layers, spectra, strict=True)
-        ],
+        "entries": entries,
         "settings": dict(settings),
         "facts": record.facts,
         "point_indices": {record.run: settings["point_indices"]},
