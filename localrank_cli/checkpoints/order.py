@@ -187,9 +187,8 @@ class SeriesSteps:
         if places and all(one.step is None or one.may_be_epoch for one in places.values()):
             return Counting(EPOCHS)
         self._restart = find_restart(places, self._same)
-        if (
-            self._restart is None or self._rule.source
-        ):  # a source that the user names is used as it is
+        # A source that the user names is used as it is.
+        if self._restart is None or self._rule.source:
             return Counting()
         counting = decide(places, self._same)
         if counting is None:

@@ -10,6 +10,7 @@ from localrank_cli.validation import loads
 
 FORMAT = 1
 _KEY = "localrank_plan"
+RESUBMIT = "Submit again; what is finished is kept."
 
 
 class ListedCheckpoint(NamedTuple):
@@ -122,4 +123,4 @@ def read_plan_file(path: Path) -> PlanFile:
 
 
 def _unsound(path: Path, what: str) -> UnreadableError:
-    return UnreadableError(f"{path}: {what}.", "Submit again; what is finished is kept.")
+    return UnreadableError(f"{path}: {what}.", RESUBMIT)

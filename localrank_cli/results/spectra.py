@@ -31,8 +31,8 @@ _SCALE = "\tsigma_1"  # behind a layer's name: that of the whole Jacobian and it
 
 
 @dataclass(frozen=True)
-class KeptLayer:
-    """One layer at one checkpoint, as kept."""
+class LayerValues:
+    """The singular values of one layer at one checkpoint, read from a file."""
 
     facts: LayerFacts
     n_columns: int  # of the measured matrix: of J, or of J L in a metric
@@ -60,12 +60,12 @@ class KeptLayer:
 
 
 @dataclass(frozen=True)
-class KeptCheckpoint:
-    """One checkpoint, as kept."""
+class CheckpointValues:
+    """The singular values of one checkpoint, read from a file."""
 
     path: Path
     settings: Mapping[str, Any]  # of its series
-    layers: tuple[KeptLayer, ...]
+    layers: tuple[LayerValues, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)  # for the manifest; the file's and hash
 
 
@@ -101,7 +101,7 @@ def write_spectra(
         stream.write(save(tensors, metadata={_ENTRY: dumps(about)}))
 
 
-def read_spectra(path: Path) -> KeptCheckpoint:
+def read_spectra(path: Path) -> CheckpointValues:
     """Read a file that `write_spectra` wrote.
 
     Raises:
@@ -110,10 +110,10 @@ def read_spectra(path: Path) -> KeptCheckpoint:
     with opened(path) as (file, about):
         layers = tuple(read_layer(entry, file) for entry in about["entries"])
         _check_one_checkpoint(about, layers)
-        return KeptCheckpoint(path, about["settings"], layers, about.get("facts", {}))
+        return CheckpointValues(path, about["settings"], layers, about.get("facts", {}))
 
 
-def _check_one_checkpoint(about: Mapping[str, Any], layers: Sequence[KeptLayer]) -> None:
+def _check_one_checkpoint(about: Mapping[str, Any], layers: Sequence[LayerValues]) -> None:
     """Check that all layers are of one checkpoint, and of the series whose settings are there."""
     settings = about.get("settings") or {}
     for key in ("run", "noise", "point_indices"):
@@ -166,7 +166,7 @@ def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         ) from error
 
 
-def read_layer(entry: Mapping[str, Any], file: Any) -> KeptLayer:
+def read_layer(entry: Mapping[str, Any], file: Any) -> LayerValues:
     """Read the layer of one of the `entries` of an open file."""
     named = {name: entry[name] for name in _FACTS if name in entry}
     facts = LayerFacts(**(_DEFAULTS | named))
@@ -179,7 +179,7 @@ def read_layer(entry: Mapping[str, Any], file: Any) -> KeptLayer:
     # In the file's order they are descending; the measures take the first as the largest.
     values = values.sort(dim=1, descending=True).values
     n_columns = entry.get("n_columns", facts.n_in)
-    return KeptLayer(facts, n_columns, entry.get("cells", {}), values, scale)
+    return LayerValues(facts, n_columns, entry.get("cells", {}), values, scale)
 
 
 def find_spectra(folder: Path) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from typing import Any
 from localrank_cli.errors import SettingsError
 from localrank_cli.options.decisive import find_difference
 from localrank_cli.options.parse import Shard
-from localrank_cli.results.plan_file import ListedCheckpoint, ListedSeries, PlanFile
+from localrank_cli.results.plan_file import RESUBMIT, ListedCheckpoint, ListedSeries, PlanFile
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import Plan, SeriesPlan, series_settings, size_and_time
@@ -148,7 +148,7 @@ def apply_plan_file(plan: Plan, plan_file: PlanFile) -> Plan:
         if found is not None:
             raise SettingsError(
                 f"{series.run}: {found.name} is not what it was when the plan was made.",
-                f"{found.advice}Submit again; what is finished is kept.",
+                f"{found.advice}{RESUBMIT}",
             )
         steps = {one.name: one.step for one in listed.checkpoints}
         for checkpoint in series.checkpoints:
@@ -156,14 +156,13 @@ def apply_plan_file(plan: Plan, plan_file: PlanFile) -> Plan:
                 raise SettingsError(
                     f"{checkpoint.place}: was step {steps[checkpoint.file.name]} when the plan was"
                     " made.",
-                    "Submit again; what is finished is kept.",
+                    RESUBMIT,
                 )
+    done = plan_file.done
     left = [
         replace(
             one,
-            checkpoints=tuple(
-                each for each in one.checkpoints if (one.run, each.file.name) not in plan_file.done
-            ),
+            checkpoints=tuple(c for c in one.checkpoints if (one.run, c.file.name) not in done),
         )
         for one in plan.series
     ]
