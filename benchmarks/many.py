@@ -46,7 +46,7 @@ def _whole(options: AnalyzeOptions, target: Path) -> int:
     with RunOutput(target, overwrite=False, command=[]) as output:
         going_on = output.begin(make_plan(options, _ignore), _ignore)
         computed = 0
-        for record in run_plan(going_on.plan, _ignore, going_on.known):
+        for record in run_plan(going_on.plan, _ignore, going_on.history):
             output.add(record)
             computed += 1
         output.commit()

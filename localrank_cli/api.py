@@ -41,7 +41,7 @@ def analyze(
         TypeError: If there is no option of that name.
     """
     from localrank_cli.results.columns import header
-    from localrank_cli.results.frame import to_frame
+    from localrank_cli.results.read import to_frame
     from localrank_cli.run.compute import run_plan
     from localrank_cli.run.plan import make_plan
 

@@ -95,14 +95,7 @@ def shortened(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Makes one line of a text that holds names from files, which may hold anything.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The same without line breaks; what could steer a terminal is shown as an escape.
-    """
+    """Return a text on one line, with what could steer a terminal shown as escapes."""
     line = " ".join(text.split())
     if line.isprintable():
         return line

@@ -57,7 +57,7 @@ NOT_AMONG_NUMBERS = {
 # found which objects are the user's own.
 EXCEPTIONS = {("layers/kinds.py", "sys"), ("layers/restore.py", "sys")}
 FOR_PERSONS = {"rich", "typer"}
-MAY_USE_PANDAS = {"results/choose.py", "results/frame.py", "results/metrics.py", "results/read.py"}
+MAY_USE_PANDAS = {"results/choose.py", "results/read.py"}
 LONGEST_FUNCTION = 60  # lines of its body
 
 

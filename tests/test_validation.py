@@ -14,7 +14,6 @@ class Inner(BaseModel):
     run: str
     points: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     scale: Annotated[float, Field(gt=0)] = 1.0
-    layers: str | list[int] = "all"
     is_done: bool = False
 
 
@@ -28,7 +27,7 @@ class Outer(BaseModel):
     ("text", "sentence"),
     [
         ("{", "Expecting property name"),
-        ('{"a": 1, "b": {"c": 1, "c": 1}}', "the key 'c' stands in it twice"),
+        ('{"a": 1, "b": {"c": 1, "c": 1}}', "the key 'c' appears twice"),
         ('{"a": NaN}', "expected finite numbers, got NaN"),
         ('{"a": -Infinity}', "expected finite numbers, got -Infinity"),
         ('{"a": 1e999}', "expected finite numbers, got 1e999"),
@@ -57,8 +56,14 @@ def test_sound_json_is_read_as_it_stands() -> None:
         ({}, "series[0].run: is missing"),
         ({"run": 1}, "series[0].run: expected a text, got 1"),
         ({"run": "r", "points": "x"}, "series[0].points: expected a list, got 'x'"),
-        ({"run": "r", "points": [1]}, "series[0].points: expected at least 2 items, got 1"),
-        ({"run": "r", "points": [1] * 3}, "series[0].points: expected at most 2 items, got 3"),
+        (
+            {"run": "r", "points": [1]},
+            "series[0].points: expected at least 2 items, got a list of 1",
+        ),
+        (
+            {"run": "r", "points": [1] * 3},
+            "series[0].points: expected at most 2 items, got a list of 3",
+        ),
         ({"run": "r", "points": [1, 2.0]}, "series[0].points[1]: expected an integer, got 2.0"),
         ({"run": "r", "scale": "2"}, "series[0].scale: expected a number, got '2'"),
         ({"run": "r", "scale": 0}, "series[0].scale: expected more than 0, got 0"),
@@ -66,9 +71,8 @@ def test_sound_json_is_read_as_it_stands() -> None:
             {"run": "r", "scale": float("nan")},
             "series[0].scale: expected a finite number, got nan",
         ),
-        ({"run": "r", "layers": None}, "series[0].layers: expected a text or a list, got null"),
         ({"run": "r", "is_done": 1}, "series[0].is_done: expected true or false, got 1"),
-        ({"run": "r", "rum": 1}, "series[0].rum: is no key that is known here"),
+        ({"run": "r", "rum": 1}, "series[0].rum: is not a known key"),
         (7, "series[0]: expected keys with values, got 7"),
         ({"run": ["\n"]}, "series[0].run: expected a text, got a list of 1"),
         ({"run": "r", "points": "\n\x1b"}, r"series[0].points: expected a list, got '\n\x1b'"),

@@ -129,23 +129,6 @@ def cannot_read(path: Path, error: OSError) -> UnreadableError:
     )
 
 
-def size_of_part(file: Path, index: object, contents: str) -> int:
-    """Return the size in bytes of a file that an index names.
-
-    Raises:
-        UnreadableError: If it is missing or cannot be read.
-    """
-    try:
-        return file.stat().st_size
-    except FileNotFoundError as error:
-        raise UnreadableError(
-            f"{file}: there is no such file, but {index} says that it holds {contents}.",
-            "Copy the whole checkpoint again, or leave it out with --pattern.",
-        ) from error
-    except OSError as error:
-        raise cannot_read(file, error) from error
-
-
 def printable_name(name: str) -> str:
     """Return the beginning of a name that a file holds, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:160])

@@ -16,16 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localrank_cli.checkpoints.content import (
-    DAMAGED,
-    Content,
-    State,
-    cannot_read,
-    printable_name,
-    size_of_part,
-)
+from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_read, printable_name
 from localrank_cli.checkpoints.frameworks import COUNTERS, PLACES, find_states, progress
-from localrank_cli.checkpoints.sharded import check_inside
+from localrank_cli.checkpoints.sharded import check_inside, size_of_part
 from localrank_cli.errors import UnreadableError, cause
 
 _CHECKPOINT = "torch.distributed.checkpoint"

@@ -242,10 +242,7 @@ def _way(found: Mapping[str, Groups | None], word: str) -> str:
 
 
 def step_in_name(stem: str) -> int | None:
-    """Return the step in a single name without suffix, or None; it may be too large for the table.
-
-    Where digit groups can be read in two ways, the first group counts.
-    """
+    """Return the step in a single name without suffix; of unclear digit groups, the first."""
     named = read_names([stem])[stem]
     return number_of(named.unsure[0]) if named.unsure else named.step
 

@@ -56,7 +56,7 @@ class StepScheme:
             reason = f"the digit groups in {changed.name} are read in another way"
         raise SettingsError(
             f"{file.path}: now that it is there, {reason}.",
-            "Rerun the command with --overwrite, which starts anew with all of them.",
+            "Rerun the command with --overwrite, which starts over with all of them.",
         )
 
     def epoch_facts(self, file: CheckpointFile) -> dict[str, int]:
@@ -91,7 +91,7 @@ class StepScheme:
             raise SettingsError(
                 f"{journal}: the step counts inside each epoch ({shown}), so these steps cannot be"
                 " in one table.",
-                "Give another name with -o, or start anew with --overwrite.",
+                "Give another name with -o, or start over with --overwrite.",
             )
 
     def step_of_unread(self, file: CheckpointFile) -> int | None:
@@ -147,7 +147,7 @@ class SeriesSteps:
         self._same = same
         self._rule = rule
         self._restart: Restart | None = None
-        self._is_given = counting is not None
+        self._is_settled = counting is not None
         self.counting = counting or self._decide()
 
     @property
@@ -187,7 +187,8 @@ class SeriesSteps:
         if places and all(one.step is None or one.may_be_epoch for one in places.values()):
             return Counting(EPOCHS)
         self._restart = find_restart(places, self._same)
-        if self._restart is None or self._rule.source:  # who names a source means its numbers
+        # A source that the user names is used as it is.
+        if self._restart is None or self._rule.source:
             return Counting()
         counting = decide(places, self._same)
         if counting is None:
@@ -213,7 +214,7 @@ class SeriesSteps:
 
     def _note_counting(self, note: Note) -> None:
         kind = self.counting.kind
-        if self._is_given:
+        if self._is_settled:
             return
         if self._restart is None:
             if kind == EPOCHS:

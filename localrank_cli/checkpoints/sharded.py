@@ -8,14 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from localrank_cli.checkpoints.content import (
-    DAMAGED,
-    Content,
-    State,
-    cannot_read,
-    printable_name,
-    size_of_part,
-)
+from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_read, printable_name
 from localrank_cli.checkpoints.formats import read, read_tensors
 from localrank_cli.errors import UnreadableError, cause
 
@@ -130,6 +123,23 @@ def check_inside(index: Path, name: str) -> None:
             f"{index}: names the file {name!r}, which is not in its folder.",
             "A checkpoint's files lie in its folder: do not use this one, or save it again.",
         )
+
+
+def size_of_part(file: Path, index: object, contents: str) -> int:
+    """Return the size in bytes of a file that an index names.
+
+    Raises:
+        UnreadableError: If it is missing or cannot be read.
+    """
+    try:
+        return file.stat().st_size
+    except FileNotFoundError as error:
+        raise UnreadableError(
+            f"{file}: there is no such file, but {index} says that it holds {contents}.",
+            "Copy the whole checkpoint again, or leave it out with --pattern.",
+        ) from error
+    except OSError as error:
+        raise cannot_read(file, error) from error
 
 
 def _more(keys: list[str]) -> str:

@@ -19,12 +19,12 @@ from localrank_cli.results.columns import header
 from localrank_cli.results.plan_file import read_plan_file
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.results.write import RowWriter, cannot_write, check_suffix, make_folder
-from localrank_cli.run.compute import Known, run_plan
+from localrank_cli.run.compute import History, run_plan
 from localrank_cli.run.follow import Watch
 from localrank_cli.run.output import RunOutput, SpectraFolder
 from localrank_cli.run.plan import Plan, make_plan
 from localrank_cli.run.resume import Resume
-from localrank_cli.run.units import Division, hold_to, take_shard
+from localrank_cli.run.units import Division, apply_plan_file, take_shard
 
 
 def run_analysis(options: AnalyzeOptions) -> int:
@@ -104,7 +104,7 @@ class _Work:
         file = read_plan_file(self.options.plan) if self.options.plan is not None else None
         plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note, file)
         if file is not None:
-            plan = hold_to(plan, file)
+            plan = apply_plan_file(plan, file)
         _describe(plan, self.screen)
         division: Division | None = None
         if self.options.shard is not None:
@@ -119,7 +119,7 @@ class _Work:
                 " auto divides the work"
             )
         spectra = SpectraFolder(self.options.spectra.absolute()) if self.options.spectra else None
-        resume = Resume(plan, Known(), 0)
+        resume = Resume(plan, History(), 0)
         if self.output is not None:
             resume = self.output.begin(plan, self.screen.note, spectra, division)
         if spectra is not None:
@@ -128,12 +128,12 @@ class _Work:
         self.left = resume.plan.n_checkpoints
         keep = spectra.keep if spectra is not None else None
         with self.screen.progress(plan.n_checkpoints, done=resume.n_done) as steps:
-            for record in run_plan(resume.plan, self.screen.note, resume.known, keep):
+            for record in run_plan(resume.plan, self.screen.note, resume.history, keep):
                 self._keep(record, writer)
                 steps.done(f"{record.run} step {record.step}")
         for more in watch.plans(plan) if watch else ():
             self.left += more.n_checkpoints
-            for record in run_plan(more, self.screen.note, resume.known, keep):
+            for record in run_plan(more, self.screen.note, resume.history, keep):
                 self._keep(record, writer)
         self._conclude()
 

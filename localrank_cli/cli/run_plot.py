@@ -13,8 +13,7 @@ from localrank_cli.cli.signals import hearing
 from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.results.choose import of_one
 from localrank_cli.results.manifest import model_of, read_manifest
-from localrank_cli.results.metrics import read_metrics, split_spec
-from localrank_cli.results.read import read_table, read_tables
+from localrank_cli.results.read import read_metrics, read_table, read_tables, split_spec
 from localrank_cli.results.write import check_replaceable, write_bytes
 
 if TYPE_CHECKING:

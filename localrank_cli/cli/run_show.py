@@ -10,7 +10,7 @@ from localrank_cli.cli.chart import MOST_LINES, Paper, Summary, is_unicode, line
 from localrank_cli.cli.screen import Screen
 from localrank_cli.errors import DataError, printable
 from localrank_cli.results.choose import layers_by_depth, matching, need_numbers, of_one
-from localrank_cli.results.meanings import meaning
+from localrank_cli.results.columns import meaning
 from localrank_cli.results.read import NEEDED, read_table, without_failed
 
 _SUMMARY = ("local_rank", "effective_rank", "n_in", "n_out", "n_points")

@@ -27,7 +27,7 @@ from localrank_cli.results.write import (
 )
 from localrank_cli.run.plan import Plan
 from localrank_cli.run.resume import find_resume
-from localrank_cli.run.units import freeze
+from localrank_cli.run.units import make_plan_file
 
 PLAN = "plan.json"
 _EARLIER = "earlier.csv"
@@ -125,7 +125,7 @@ class ShardFolder:
         """
         if not self.journal.exists():
             refuse_existing(self.target)
-        frozen = freeze(plan, self.left(plan, note), shards, words, self.target)
+        frozen = make_plan_file(plan, self.left(plan, note), shards, words, self.target)
         earlier = _earlier(self.plan)
         return earlier if earlier is not None and earlier.is_same_work(frozen) else frozen
 
@@ -138,7 +138,7 @@ class ShardFolder:
             SettingsError: If `prepare` would have to write first.
         """
         if overwrite:
-            return freeze(plan, plan, shards, words, self.target)
+            return make_plan_file(plan, plan, shards, words, self.target)
         frozen = self.freeze(plan, shards, words, note)
         begun = any(self.path.glob("*.journal"))
         if begun and _earlier(self.plan) != frozen:

@@ -18,7 +18,7 @@ from localrank_cli.experiments.series import one_thread, writing
 from localrank_cli.model.fill import fill_model
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import Row, header
-from localrank_cli.results.frame import to_frame
+from localrank_cli.results.read import to_frame
 from localrank_cli.run.compute import run_plan
 from localrank_cli.run.headers import load_state
 from localrank_cli.run.output import RunOutput
@@ -103,7 +103,7 @@ def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -
     rows: list[Row] = []
     with writing(out), RunOutput(out / RANKS, overwrite=False, command=command) as output:
         left = output.begin(plan, note)
-        for record in run_plan(left.plan, note, left.known):
+        for record in run_plan(left.plan, note, left.history):
             output.add(record)
             rows += record.rows
         output.commit()

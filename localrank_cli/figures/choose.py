@@ -9,7 +9,7 @@ import pandas as pd
 from localrank_cli.errors import DataError, SettingsError, listed
 from localrank_cli.measures.table import Meaning
 from localrank_cli.results.choose import layers_by_depth, matching, need_numbers, of_one
-from localrank_cli.results.meanings import meaning
+from localrank_cli.results.columns import meaning
 from localrank_cli.results.read import NEEDED, without_failed
 
 _MOST_RUNS = 6  # panels in 15 inches that still have room for their tick labels

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from localrank_cli.errors import DataError
-from localrank_cli.results.meanings import meaning
+from localrank_cli.results.columns import meaning
 
 _STYLES = ("-", "--", ":", "-.")
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from localrank_cli.errors import DataError
 from localrank_cli.results.choose import layers_by_depth
-from localrank_cli.results.meanings import MEANINGS
+from localrank_cli.results.columns import MEANINGS
 
 Json = dict[str, Any]
 _DIGITS = 5  # more than a tooltip shows

@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from localrank_cli.report.data import Json
-from localrank_cli.results.meanings import MEANINGS
+from localrank_cli.results.columns import MEANINGS
 
 _SCRIPTS = ("scales.js", "chart.js", "page.js")
 _LONGEST_SETTING = 400  # characters, about five lines of the page

@@ -13,25 +13,16 @@ _TEXTS = {"run", "layer", "tolerance", "table"}
 def layers_by_depth(frame: pd.DataFrame) -> list[str]:
     """Return the names of the layers in order of execution.
 
-    Args:
-        frame: With columns layer and layer_index.
-
-    Returns:
-        The names; networks that differ between runs are merged by their mean position.
+    Names of networks that differ between runs are ordered by their mean position.
     """
     depth = frame.groupby("layer", sort=False)["layer_index"].mean()
     return [str(name) for name in depth.sort_values(kind="stable").index]
 
 
 def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
-    """Return the names that globs choose.
+    """Return the names that globs match, in their order; all names without globs.
 
-    Args:
-        names: All there are.
-        globs: `*` crosses dots, `!` leaves out; none: all names.
-
-    Returns:
-        The chosen ones, in their order.
+    `*` matches dots too, and a glob that starts with `!` excludes.
 
     Raises:
         SettingsError: If a glob matches nothing, or nothing is left.
@@ -55,19 +46,16 @@ def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
 
 
 def of_one(frame: pd.DataFrame, column: str, wanted: str | None, option: str) -> pd.DataFrame:
-    """Return the rows with one value of a column.
+    """Return the rows with one value of a column; all rows where there is no such column.
 
     Args:
         frame: A table.
-        column: Which; where it is missing, nothing is left out.
+        column: The name of the column.
         wanted: The value; None: the only one.
-        option: How the user sets it.
-
-    Returns:
-        The rows.
+        option: The option that sets it, for messages.
 
     Raises:
-        SettingsError: If there are several to choose from, or it is not there.
+        SettingsError: If there are several values to choose from, or not that one.
     """
     if column not in frame.columns:
         return frame
@@ -85,15 +73,10 @@ def of_one(frame: pd.DataFrame, column: str, wanted: str | None, option: str) ->
 
 
 def need_numbers(frame: pd.DataFrame, option: str, name: str) -> None:
-    """Check that a column holds numbers.
-
-    Args:
-        frame: A table.
-        option: How the user names it.
-        name: The column.
+    """Check that a column, which `option` names, holds numbers.
 
     Raises:
-        SettingsError: If it is not there, or holds texts.
+        SettingsError: If it is missing, or holds text.
     """
     numbers = [
         str(column)

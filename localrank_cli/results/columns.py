@@ -1,17 +1,13 @@
-"""The columns of the table, in order, and one row's cells."""
+"""The columns of the table: their order and types, the text of a cell, and their meanings."""
 
 from collections.abc import Iterable, Mapping
 
-from localrank_cli.measures.table import AVERAGED
+from localrank_cli.measures.table import AVERAGED, MEASURES, OTHER, SHARE, Meaning
 
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
 
 STR, INT, OPTIONAL_INT, FLOAT = "str", "int", "optional int", "float"
-
-# In files of kept singular values, behind a layer's name: sigma_1 of the whole Jacobian, and its
-# rounding.
-SCALE = "\tsigma_1"
 
 COLUMNS: dict[str, str] = {
     "run": STR,
@@ -64,41 +60,50 @@ OPTIONAL: dict[str, str] = {
 
 
 def optional_first(names: Iterable[str]) -> tuple[str, ...]:
-    """Order the columns after `message`.
-
-    Args:
-        names: The tool's own and the constants of series, in any order, repeated or not.
-
-    Returns:
-        Each once: the tool's own in their order, then the others as they came.
-    """
+    """Return each column after `message` once: those of localrank in order, then the others."""
     known = dict.fromkeys(names)
     return (*(name for name in OPTIONAL if name in known), *(n for n in known if n not in OPTIONAL))
 
 
 def header(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return all column names.
-
-    Args:
-        extra: Optional columns, which come after `message`.
-
-    Returns:
-        The names in order.
-    """
+    """Return all column names in order; `extra` are those after `message`."""
     return (*COLUMNS, *extra)
 
 
 def as_text(cell: Cell) -> str:
-    """A cell as CSV shows it: 9 significant digits, `.` decimals, empty for missing.
-
-    Args:
-        cell: The value.
-
-    Returns:
-        The text.
-    """
+    """Return a cell as CSV holds it: 9 significant digits, `.` decimals, empty for missing."""
     if cell is None:
         return ""
     if isinstance(cell, float):
         return format(cell, ".9g")
     return " ".join(cell.splitlines()) if isinstance(cell, str) else str(cell)
+
+
+# In the order in which menus list them.
+MEANINGS: dict[str, Meaning] = {
+    "local_rank": MEASURES["local_rank"].meaning,
+    "rank_min": Meaning(
+        "least local rank", "The least local rank of any point.", uses_tolerance=True
+    ),
+    "rank_max": Meaning(
+        "largest local rank", "The largest local rank of any point.", uses_tolerance=True
+    ),
+    **{name: measure.meaning for name, measure in MEASURES.items()},
+    "near_tol": Meaning(
+        "share of points near the tolerance",
+        "The share of points whose count changes when the tolerance moves by 1 %.",
+        SHARE,
+        uses_tolerance=True,
+    ),
+    "n_undecided": Meaning(
+        "undecided points",
+        "The number of points whose count is decided by rounding.",
+        OTHER,
+        uses_tolerance=True,
+    ),
+}
+
+
+def meaning(column: str) -> Meaning:
+    """Return the meaning of a column; an unknown one, such as the user's own, goes by its name."""
+    return MEANINGS.get(column) or Meaning(column.replace("_", " "), "", OTHER)

@@ -1,9 +1,8 @@
-"""The journal beside a table: while a run is not finished, this file is the truth.
+"""The journal beside a table, which holds all results of a run that is not finished.
 
-One line for each record, `{"crc32": ..., "head": {...}, "body": {...}}`, appended and fsynced. A
-line that a crash tore is cut at the next start; heads tell what there is without the bodies being
-read. A later record of the same kind, run, checkpoint and points takes the place
-of an earlier one.
+It has one line for each record, `{"crc32": ..., "head": {...}, "body": {...}}`, appended and
+fsynced. A line that a crash tore is cut at the next start. Heads are read without bodies. A later
+record of the same kind, run, checkpoint and points replaces an earlier one.
 """
 
 import os
@@ -14,20 +13,28 @@ from contextlib import suppress
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from localrank_cli.errors import OutputError, one_line
-from localrank_cli.results.schema import check_body, check_head
+from localrank_cli.results.schema import check_head, check_line
 from localrank_cli.results.write import cannot_write
 from localrank_cli.validation import load_first, loads, shown
 
+FORMAT = 1
+GONE = "gone"  # the status of a record that removes an earlier one
+_KIND = "journal"
 _START = len(b'{"crc32":"00000000",')
+_REPAIR = (
+    "Something else wrote into it; start over with --overwrite, or remove that line to compute its"
+    " checkpoint again."
+)
+
+Key = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a record stands, and its head."""
+    """The place of a record in a journal, and its head."""
 
     head: dict[str, Any]
     offset: int  # of the line, in bytes
@@ -35,14 +42,9 @@ class Entry:
 
 
 def read_heads(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """Read the heads of whole lines, of a journal that may be growing.
+    """Return the heads of whole lines from an offset in bytes on, and the offset of the next line.
 
-    Args:
-        path: The file.
-        offset: Where to begin, in bytes.
-
-    Returns:
-        The heads, and where to begin next time.
+    The journal may be growing.
 
     Raises:
         OutputError: If a line is whole and holds what no journal holds.
@@ -74,14 +76,17 @@ def read_line(path: Path, entry: Entry) -> bytes:
             file.seek(entry.offset)
             line = file.read(entry.length)
     except OSError as error:
-        raise changed(path) from error
-    try:
-        is_same = head_of(line) == entry.head
-    except ValueError:
-        is_same = False
-    if not is_same:
-        raise changed(path)
+        raise _changed(path) from error
+    if _sound_head(line) != entry.head:
+        raise _changed(path)
     return line
+
+
+def _sound_head(line: bytes) -> dict[str, Any] | None:
+    try:
+        return head_of(line)
+    except ValueError:
+        return None
 
 
 def read_body(path: Path, entry: Entry) -> Any:
@@ -96,47 +101,30 @@ def read_body(path: Path, entry: Entry) -> Any:
 def _body_of(path: Path, entry: Entry, line: bytes) -> Any:
     try:
         # Measures may overflow, and losses of a network that diverged are not finite.
-        record = loads(line.decode(), non_finite=True)
-        return check_body(entry.head, record)
+        whole: Any = loads(line.decode(), non_finite=True)
+        check_line(entry.head["kind"], whole)
     except ValueError as error:
         raise _strange(path, entry.offset, error) from error
+    return whole["body"]
 
 
 def _strange(path: Path, offset: int, error: ValueError) -> OutputError:
-    """Word that a line is whole and makes no sense."""
+    """Return the error for a line that is whole and makes no sense."""
     number = 1
     with suppress(OSError), path.open("rb") as file:
         number += file.read(offset).count(b"\n")
-    return OutputError(
-        f"{path}: line {number}: {one_line(error)}.",
-        "Something else wrote into it; start anew with --overwrite, or remove that line to compute"
-        " its checkpoint again.",
-    )
+    return OutputError(f"{path}: line {number}: {one_line(error)}.", _REPAIR)
 
 
 def line_of(head: dict[str, Any], body: Any) -> bytes:
-    """Write a line.
-
-    Args:
-        head: What tells which record it is.
-        body: Anything that JSON can hold.
-
-    Returns:
-        The line, with its end.
-    """
+    """Return a record as a line with its end."""
     parts = [dumps(part, ensure_ascii=True, separators=(",", ":")) for part in (head, body)]
     rest = f'"head":{parts[0]},"body":{parts[1]}}}\n'.encode()
     return b'{"crc32":"%08x",' % zlib.crc32(rest) + rest
 
 
 def head_of(line: bytes) -> dict[str, Any] | None:
-    """Read the head of a line, without the body.
-
-    Args:
-        line: With its end.
-
-    Returns:
-        The head; None of a line that is torn or damaged.
+    """Return the head of a line (with its end), or None if the line is torn or damaged.
 
     Raises:
         ValueError: If the line is whole and has no head.
@@ -153,39 +141,17 @@ def head_of(line: bytes) -> dict[str, Any] | None:
 
 
 def _shared(value: dict[str, Any]) -> dict[str, Any]:
-    """With one string for each name: thousands of heads are held at once."""
+    """Return a head with one string for each name, since thousands of heads are held at once."""
     return {sys.intern(k): _shared(v) if isinstance(v, dict) else v for k, v in value.items()}
 
 
-def changed(path: Path) -> OutputError:
-    """Word that a line is not what it was.
-
-    Args:
-        path: The journal.
-
-    Returns:
-        The error to raise.
-    """
+def _changed(path: Path) -> OutputError:
+    """Return the error for a line that is not what it was."""
     return OutputError(f"{path}: changed while it was in use.", "Run the same command again.")
 
 
-FORMAT = 1
-# The status of a record that takes an earlier one away.
-GONE = "gone"
-_KIND = "journal"
-
-Key = tuple[str, ...]
-
-
 def journal_path(target: Path) -> Path:
-    """Return the path of a table's journal.
-
-    Args:
-        target: The table.
-
-    Returns:
-        `ranks.csv.journal` for `ranks.csv`.
-    """
+    """Return the path of a table's journal: `ranks.csv.journal` for `ranks.csv`."""
     return target.with_name(target.name + ".journal")
 
 
@@ -193,11 +159,11 @@ class Journal:
     """An open journal.
 
     Args:
-        path: The file; made if it is not there.
-        read_only: Whether nothing will be appended; the file must be there.
+        path: The file, which is created if missing.
+        read_only: Whether nothing will be appended; the file must then exist.
 
     Raises:
-        OutputError: If it cannot be opened, is none, or is damaged before its last line.
+        OutputError: If it cannot be opened, is not a journal, or is damaged before its last line.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -207,7 +173,7 @@ class Journal:
         self._end = 0
         try:
             flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
-            # Not to wait for the other end of what is a pipe.
+            # O_NONBLOCK: opening a pipe would wait for its other end.
             self._file: BinaryIO = os.fdopen(os.open(path, flags | os.O_NONBLOCK, 0o666), "rb")
         except OSError as error:
             raise cannot_write(path, error) from error
@@ -221,7 +187,7 @@ class Journal:
     def _check_kind(self) -> None:
         if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
             raise OutputError(
-                f"{self.path}: is no ordinary file.", "Remove it, or give another name with -o."
+                f"{self.path}: is not a regular file.", "Remove it, or give another name with -o."
             )
 
     def _scan(self) -> None:
@@ -233,7 +199,7 @@ class Journal:
             if head is None:
                 # Only the last line can be torn; a bad one among others is damage of another kind.
                 if self._file.read(1):
-                    raise self._damaged(number)
+                    raise OutputError(f"{self.path}: line {number} is damaged.", _REPAIR)
                 break
             self._keep(head, len(line))
 
@@ -243,8 +209,8 @@ class Journal:
             return None
         if number == 1 and (head.get("kind"), head.get("format")) != (_KIND, FORMAT):
             raise OutputError(
-                f"{self.path}: is no journal of this version of localrank.",
-                "Give another name with -o, or start anew with --overwrite.",
+                f"{self.path}: is not a journal of this version of localrank.",
+                "Give another name with -o, or start over with --overwrite.",
             )
         check_head(head)
         return head
@@ -254,27 +220,13 @@ class Journal:
         of_kind[_key(head)] = Entry(head, self._end, length)
         self._end += length
 
-    def _damaged(self, number: int) -> OutputError:
-        return OutputError(
-            f"{self.path}: line {number} is damaged.",
-            "Something else wrote into it; start anew with --overwrite, or remove that line to"
-            " compute its checkpoint again.",
-        )
-
     @property
     def is_new(self) -> bool:
         """Whether nothing was ever written."""
         return not self._entries
 
     def entries(self, kind: str) -> list[Entry]:
-        """Return what there is of one kind.
-
-        Args:
-            kind: As in the heads.
-
-        Returns:
-            The latest of each run and checkpoint, in no particular order; not what is gone.
-        """
+        """Return the latest entry of each run and checkpoint of a kind, but for those gone."""
         every = self._entries.get(kind, {}).values()
         return [entry for entry in every if entry.head.get("status") != GONE]
 
@@ -288,12 +240,8 @@ class Journal:
             line = os.pread(self._file.fileno(), entry.length, entry.offset)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        try:
-            is_whole = head_of(line) is not None
-        except ValueError:
-            is_whole = False
-        if not is_whole:
-            raise changed(self.path)
+        if _sound_head(line) is None:
+            raise _changed(self.path)
         try:
             return _body_of(self.path, entry, line)
         except OutputError:
@@ -301,26 +249,21 @@ class Journal:
             raise
 
     def check_settings(self) -> None:
-        """Check that what decided the numbers is there for every checkpoint.
+        """Check that the settings of every checkpoint's series are there.
 
         Raises:
-            OutputError: If it is not.
+            OutputError: If they are not.
         """
         there = {entry.head["run"] for entry in self.entries("settings")}
         for entry in self.entries("checkpoint"):
             if entry.head["run"] not in there:
                 raise OutputError(
                     f"{self.path}: does not say what decided the numbers of {entry.head['run']!r}.",
-                    "Something else wrote into it; start anew with --overwrite.",
+                    "Something else wrote into it; start over with --overwrite.",
                 )
 
     def append(self, head: dict[str, Any], body: Any, *, sync: bool = True) -> None:
-        """Append a record and brings it to the disk.
-
-        Args:
-            head: With `kind`; small.
-            body: Anything that JSON can hold.
-            sync: Whether it must be on the disk when this returns.
+        """Append a record, on the disk on return if `sync`.
 
         Raises:
             OutputError: If it cannot be written; what was there before is untouched.
@@ -328,12 +271,7 @@ class Journal:
         self._append(head, line_of(head, body), sync=sync)
 
     def copy(self, head: dict[str, Any], line: bytes) -> None:
-        """Append a line of another journal as it is; `sync` brings it to the disk.
-
-        Args:
-            head: Of the line.
-            line: From `read_line`.
-        """
+        """Append a line from `read_line` of another journal; `sync` brings it to the disk."""
         self._append(head, line, sync=False)
 
     def _append(self, head: dict[str, Any], line: bytes, *, sync: bool) -> None:
@@ -351,30 +289,19 @@ class Journal:
         self._keep(head, len(line))
 
     def sync(self) -> None:
-        """Bring everything to the disk.
-
-        Raises:
-            OutputError: If that fails.
-        """
+        """Bring everything to the disk."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
     def _cut(self) -> None:
-        """Remove half a line again."""
+        """Remove half a line."""
         with suppress(OSError):
             os.ftruncate(self._file.fileno(), self._end)
 
     def move(self, path: Path) -> None:
-        """Rename the file, in place of what has that name.
-
-        Args:
-            path: The new name.
-
-        Raises:
-            OutputError: If that fails.
-        """
+        """Rename the file, replacing any file of that name."""
         try:
             self.path.replace(path)
         except OSError as error:
@@ -388,12 +315,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             self._file.close()
         except OSError:  # of a full disk: append has raised already

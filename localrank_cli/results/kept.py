@@ -21,15 +21,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """One layer at one checkpoint.
-
-    Args:
-        run: Name of the series.
-        step: Training step.
-        layer: Qualified name.
-        layer_index: Order of execution.
-        whole: As kept: with every point, and with what relative tolerances refer to.
-    """
+    """The singular values of one layer at one checkpoint."""
 
     run: str
     step: int
@@ -49,29 +41,14 @@ class Spectrum:
         return float(self.values.max(initial=0.0))
 
     def ranks(self, numbers: Iterable[float], *, relative: bool) -> Array:
-        """Count at many tolerances, as the table counts at its own.
-
-        Args:
-            numbers: The tolerances, positive.
-            relative: Whether they are relative ones, `--rtol`; else `--atol`.
-
-        Returns:
-            The mean local rank over the finite points, one for each tolerance.
-        """
+        """Return the mean local rank over the finite points at each `--rtol` or `--atol`."""
         from localrank_cli.spectrum.tolerance import Tolerance  # noqa: PLC0415  # torch is slow
 
         kind = "rtol" if relative else "atol"
         return self._mean([Tolerance(**{kind: float(number)}) for number in numbers])
 
     def rank_at(self, label: str) -> float:
-        """Count at a tolerance of the table.
-
-        Args:
-            label: As in column `tolerance`.
-
-        Returns:
-            The mean local rank over the finite points.
-        """
+        """Return the mean local rank over the finite points at a tolerance such as `rtol=eps`."""
         return float(self._mean([_tolerance(label)])[0])
 
     def number_of(self, label: str) -> float:
@@ -87,10 +64,10 @@ class Spectrum:
 
 
 class SpectraFile:
-    """Kept singular values, of which only what is asked for is read.
+    """Kept singular values, read only as they are asked for.
 
     Args:
-        path: What `--spectra` wrote: a folder with a file for each checkpoint; or one of the files.
+        path: A folder that `--spectra` wrote, with a file for each checkpoint; or one of its files.
 
     Raises:
         DataError: If it is something else.
@@ -115,13 +92,7 @@ class SpectraFile:
         return list(dict.fromkeys(str(entry["run"]) for entry in self._entries))
 
     def one_run(self, wanted: str | None) -> str:
-        """The run to show.
-
-        Args:
-            wanted: Its name; None: the only one.
-
-        Returns:
-            Its name.
+        """Return the name of the run to show; None stands for the only one.
 
         Raises:
             SettingsError: If there are several to choose from, or it is not there.
@@ -139,26 +110,13 @@ class SpectraFile:
         return self.runs[0] if wanted is None else wanted
 
     def steps(self, run: str) -> list[int]:
-        """Steps of a run.
-
-        Args:
-            run: Its name.
-
-        Returns:
-            Ascending.
-        """
+        """Return the steps of a run, ascending."""
         return sorted({entry["step"] for entry in self._entries if entry["run"] == run})
 
     def read(self, run: str, layers: Sequence[str], steps: Sequence[int]) -> list[Spectrum]:
-        """Reads singular values.
+        """Return the singular values of a run at some steps, by step and depth.
 
-        Args:
-            run: Its name.
-            layers: Globs; empty: all.
-            steps: Only these.
-
-        Returns:
-            In the order of steps and depth; layers without a finite point are left out.
+        `layers` are globs, all if empty. Layers without a finite point are left out.
 
         Raises:
             DataError: If there are none.

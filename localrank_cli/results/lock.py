@@ -8,7 +8,6 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from localrank_cli.errors import OutputError
@@ -20,28 +19,18 @@ _STALE = 6 * _BEAT
 
 
 def lock_path(target: Path) -> Path:
-    """Return the path of a table's lock.
-
-    Args:
-        target: The table.
-
-    Returns:
-        `ranks.csv.lock` for `ranks.csv`.
-    """
+    """Return the path of a table's lock: `ranks.csv.lock` for `ranks.csv`."""
     return target.with_name(target.name + ".lock")
 
 
 class OutputLock:
-    """Lock of a table: holds `FILE.lock` with flock, which dies with its process.
+    """The lock of a table: `FILE.lock` held with flock, which dies with its process.
 
-    Where the file system has no flock, the file itself is the lock: it is made only where it is not
-    there, and its time of change is renewed; one that was not for a minute is a dead process's.
-
-    Args:
-        target: The table.
+    Where the file system has no flock, the file itself is the lock: it is created exclusively and
+    touched every 10 seconds, and one that was not touched for a minute is a dead process's.
 
     Raises:
-        OutputError: If another process holds it, or it cannot be made.
+        OutputError: If another process holds it, or it cannot be created.
     """
 
     def __init__(self, target: Path) -> None:
@@ -53,9 +42,10 @@ class OutputLock:
             self._descriptor = self._take()
         except OSError as error:
             raise cannot_write(target, error) from error
-        with suppress(OSError):  # a full disk: who holds it is a courtesy
+        with suppress(OSError):  # a full disk: the owner's name is a courtesy
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, _owner().encode(), 0)
+            owner = {"pid": os.getpid(), "host": socket.gethostname()}
+            os.pwrite(self._descriptor, f"{json.dumps(owner)}\n".encode(), 0)
 
     def _take(self) -> int:
         while True:
@@ -109,20 +99,11 @@ class OutputLock:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
-        # Removed while it is held, so that nobody's new lock is.
+        # It is removed while it is held, so that no new lock of another process is.
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
-
-
-def _owner() -> str:
-    return json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
 
 
 def _read(descriptor: int) -> str:

@@ -25,17 +25,14 @@ def make_manifest(
     *,
     is_complete: bool,
 ) -> dict[str, Any]:
-    """Describe a table.
+    """Return the manifest of a table, as JSON can hold it.
 
     Args:
-        command: The command line, or what stands for it.
+        command: The command line, or a description in its place.
         series: The settings of each series in the table.
         checkpoints: The facts of each checkpoint in the table.
-        about: What else there is to say.
-        is_complete: Whether everything that was asked for is there.
-
-    Returns:
-        Anything that JSON can hold.
+        about: Further entries.
+        is_complete: Whether nothing that was asked for is missing.
     """
     from localrank_cli.machine import versions  # noqa: PLC0415  # torch is slow
 
@@ -54,11 +51,7 @@ def make_manifest(
 def read_manifest(table: Path) -> dict[str, Any] | None:
     """Read the manifest beside a table.
 
-    Args:
-        table: The table.
-
-    Returns:
-        The manifest; None where there is none, or where another program wrote a file of its name.
+    None where there is none, or where another program wrote a file of its name.
 
     Raises:
         DataError: If it is a manifest, and holds what no manifest holds.
@@ -79,7 +72,7 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
         check(Manifest, found)
     except ValueError as error:
         raise DataError(
-            f"{path}: is no sound manifest: {one_line(error)}.",
+            f"{path}: is not a valid manifest: {one_line(error)}.",
             "Remove it, or analyse again with --overwrite; the table can be shown without it.",
         ) from error
     assert isinstance(found, dict)
@@ -87,14 +80,7 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
 
 
 def model_of(manifest: dict[str, Any] | None) -> str:
-    """Return what the network is, in a few words.
-
-    Args:
-        manifest: Of `read_manifest`.
-
-    Returns:
-        The description that all series share; empty where they differ or nothing is known.
-    """
+    """Return the description of the network that all series share; empty if unknown or several."""
     series = (manifest or {}).get("series")
     if not isinstance(series, list):
         return ""
@@ -103,26 +89,12 @@ def model_of(manifest: dict[str, Any] | None) -> str:
 
 
 def extra_columns(series: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the optional columns of a table.
-
-    Args:
-        series: The settings of all series in it.
-
-    Returns:
-        Names in order: what was asked for, then constants.
-    """
+    """Return the optional columns of a table, in order, from the settings of its series."""
     return optional_first(name for one in series for name in one["optional_columns"])
 
 
 def checkpoint_facts(entry: Entry) -> dict[str, Any]:
-    """Return what the manifest says of a checkpoint.
-
-    Args:
-        entry: Of the journal.
-
-    Returns:
-        Run, checkpoint, step, status, and what was noted of it.
-    """
+    """Return the entry of a checkpoint in the manifest."""
     head = entry.head
     named: dict[str, Any] = {key: head[key] for key in ("run", "checkpoint", "step", "status")}
     if head["points"]:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from localrank_cli.errors import OutputError
@@ -29,20 +28,20 @@ _SHARE = 20
 
 
 class Output:
-    """A table under its lock. What is added is on the disk, whatever happens afterwards.
+    """A table under its lock, to which every checkpoint that is added is on the disk at once.
 
     A new journal is written beside the earlier one, which `replace_earlier` discards together with
-    its table: until then nothing that is there is touched.
+    its table; until then nothing that is there is touched.
 
     Args:
         target: The table.
         command: The command line, for the manifest.
-        overwrite: Whether what is there may be discarded.
-        resume: Whether the journal that is there is added to, unless `overwrite`.
+        overwrite: Whether an earlier table may be discarded.
+        resume: Whether to add to an earlier journal, unless `overwrite`.
 
     Raises:
-        OutputError: If another process is writing it, it cannot be written, or something is there
-            that can neither be added to nor discarded.
+        OutputError: If another process is writing it, it cannot be written, or there is an earlier
+            one that can neither be added to nor discarded.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Output:
             self._stack = stack.pop_all()
 
     def replace_earlier(self) -> None:
-        """Discard what was there before, if this is no resumed output."""
+        """Discard an earlier table, unless it is resumed."""
         if self._is_fresh:
             self.journal.sync()
             self.journal.move(journal_path(self.target))
@@ -79,12 +78,9 @@ class Output:
             self._is_fresh = False
 
     def add(self, record: CheckpointRecord, *, sync: bool = True) -> None:
-        """Append a checkpoint.
+        """Append a checkpoint, on the disk on return if `sync`.
 
-        Args:
-            record: The checkpoint.
-            sync: Whether it must be on the disk when this returns; the table is then written from
-                time to time, too.
+        The table is then written from time to time, too.
         """
         with self._guard:
             self.journal.append(*record.to_json(), sync=sync)
@@ -92,7 +88,7 @@ class Output:
                 self._write(self._about(), is_complete=False)
 
     def add_settings(self, settings: Mapping[str, Any]) -> None:
-        """Append what decides the numbers of a series; `finish` brings it to the disk."""
+        """Append the settings of a series; `finish` brings them to the disk."""
         self.journal.append({"kind": SETTINGS, "run": settings["run"]}, dict(settings), sync=False)
 
     def records(self) -> Iterator[CheckpointRecord]:
@@ -106,16 +102,16 @@ class Output:
 
     def _check_points(self, record: CheckpointRecord, n_points: int) -> None:
         """Check that a checkpoint has values at all points of its series, or of its part."""
-        given = {len(layer.points.finite) for layer in record.layers}
+        counts = {len(layer.points.finite) for layer in record.layers}
         low, high = record.points or (0, n_points)
         if not (record.is_failed or self._is_partial) and (
-            given != {high - low} or high > n_points
+            counts != {high - low} or high > n_points
         ):
             self.journal.is_sound = False
             raise OutputError(
                 f"{self.target}: {record.checkpoint} of {record.run!r} has values at"
-                f" {max(given)} points, and the series has {n_points}.",
-                "Merge all parts of it, or analyse the series anew with --overwrite.",
+                f" {max(counts)} points, and the series has {n_points}.",
+                "Merge all parts of it, or analyse the series again with --overwrite.",
             )
 
     def _sorted(self) -> list[Entry]:
@@ -128,15 +124,13 @@ class Output:
 
     @property
     def n_kept(self) -> int:
-        """How many checkpoints are in the journal."""
+        """The number of checkpoints in the journal."""
         return len(self.journal.entries(KIND))
 
     def finish(self, about: Mapping[str, Any], *, is_complete: bool = True) -> None:
-        """Write the table and the manifest in place of what was there.
+        """Write the table and the manifest, to which `about` adds, in place of earlier ones.
 
-        Args:
-            about: What the manifest says besides.
-            is_complete: Whether nothing is missing; a failed checkpoint is missing in any case.
+        A failed checkpoint makes them incomplete in any case.
         """
         self.replace_earlier()
         self._is_partial = not is_complete
@@ -144,7 +138,7 @@ class Output:
         self._write(about, is_complete=is_complete and not failed)
 
     def _about(self) -> Mapping[str, Any]:
-        """Return what the manifest says besides, where the table is written during a run."""
+        """Return further entries of a manifest that is written during a run."""
         return {}
 
     def _write(self, about: Mapping[str, Any], *, is_complete: bool) -> None:
@@ -164,18 +158,13 @@ class Output:
 
     @property
     def seconds(self) -> float:
-        """Time since the output was opened."""
+        """The time since the output was opened."""
         return time.monotonic() - self._started
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             if self._is_fresh or not (self.n_kept or self._is_written):
                 self.journal.discard()

@@ -1,19 +1,19 @@
 """The plan file: the list of checkpoints that all parts of a divided run must see."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from localrank_cli.errors import SettingsError, UnreadableError, one_line
 from localrank_cli.validation import loads
 
 FORMAT = 1
 _KEY = "localrank_plan"
+RESUBMIT = "Submit again; what is finished is kept."
 
 
-@dataclass(frozen=True)
-class ListedCheckpoint:
+class ListedCheckpoint(NamedTuple):
     """A checkpoint as it was when the plan was made."""
 
     name: str  # relative to the series
@@ -46,19 +46,12 @@ class PlanFile:
     interpreter: str
 
     def is_same_work(self, other: "PlanFile") -> bool:
-        """Return whether parts of the other plan are parts of this one.
-
-        Args:
-            other: Another plan.
-
-        Returns:
-            True where both divide the same checkpoints in the same way under the same settings.
-        """
+        """Return whether both plans divide the same checkpoints alike under the same settings."""
         return (self.series, self.shards, self.words) == (other.series, other.shards, other.words)
 
     @property
     def n_checkpoints(self) -> int:
-        """How many checkpoints are listed."""
+        """The number of checkpoints in the plan."""
         return sum(len(one.checkpoints) for one in self.series)
 
     @property
@@ -69,13 +62,7 @@ class PlanFile:
         }
 
     def of_run(self, run: str) -> ListedSeries:
-        """Find a series.
-
-        Args:
-            run: Its name.
-
-        Returns:
-            The series.
+        """Return the series of a name.
 
         Raises:
             SettingsError: If the plan has none of that name.
@@ -88,45 +75,15 @@ class PlanFile:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of the file.
-
-        Returns:
-            Anything that JSON can hold.
-        """
-        return {
-            _KEY: FORMAT,
-            "interpreter": self.interpreter,
-            "folder": self.folder,
-            "words": list(self.words),
-            "output": self.output,
-            "shards": self.shards,
-            "n_units": self.n_units,
-            "series": [
-                {
-                    "run": one.run,
-                    "folder": one.folder,
-                    "settings": one.settings,
-                    "checkpoints": [
-                        [each.name, each.step, each.size, each.mtime_ns, each.is_done]
-                        for each in one.checkpoints
-                    ],
-                }
-                for one in self.series
-            ],
-        }
+        """Return the content of the file, as JSON can hold it."""
+        return {_KEY: FORMAT} | asdict(self)
 
 
 def read_plan_file(path: Path) -> PlanFile:
     """Read a plan file.
 
-    Args:
-        path: The file.
-
-    Returns:
-        Its content.
-
     Raises:
-        UnreadableError: If it cannot be read, is none, or holds what no plan file holds.
+        UnreadableError: If it cannot be read, or is not a plan file.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -136,9 +93,9 @@ def read_plan_file(path: Path) -> PlanFile:
             f"{path}: cannot be read ({error.strerror}).", "Name the plan file of localrank submit."
         ) from error
     except ValueError as error:
-        raise _unsound(path, f"is no plan file that can be read ({one_line(error)})") from error
+        raise _unsound(path, f"is not a readable plan file ({one_line(error)})") from error
     if not isinstance(found, dict) or found.get(_KEY) != FORMAT:
-        raise _unsound(path, "is no plan file of this version of localrank")
+        raise _unsound(path, "is not a plan file of this version of localrank")
     from localrank_cli.results.schema import PlanContent, check  # noqa: PLC0415  # not for --help
 
     try:
@@ -166,4 +123,4 @@ def read_plan_file(path: Path) -> PlanFile:
 
 
 def _unsound(path: Path, what: str) -> UnreadableError:
-    return UnreadableError(f"{path}: {what}.", "Submit again; what is finished is kept.")
+    return UnreadableError(f"{path}: {what}.", RESUBMIT)

@@ -1,4 +1,4 @@
-"""Read a table back, from CSV, TSV, JSON lines or Parquet, and checks it."""
+"""Tables as pandas DataFrames: built of rows, or read from CSV, TSV, JSON lines or Parquet."""
 
 import csv
 import json
@@ -8,23 +8,36 @@ from pathlib import Path
 import pandas as pd
 
 from localrank_cli.errors import DataError, SettingsError, UsageError, one_line
-from localrank_cli.results.columns import COLUMNS, INT, OPTIONAL_INT, STR
+from localrank_cli.results.columns import COLUMNS, FLOAT, INT, OPTIONAL, OPTIONAL_INT, STR, Row
 
 READABLE = (".csv", ".tsv", ".jsonl", ".parquet")
 # What every picture needs. `status` is not among them, so that a table made by hand will do.
 NEEDED = ("run", "step", "layer", "layer_index", "tolerance")
 _OK = "ok"
+_DTYPES = {INT: "int64", OPTIONAL_INT: "Int64", FLOAT: "float64"}
+
+
+def to_frame(rows: Iterable[Row], columns: Sequence[str]) -> pd.DataFrame:
+    """Build a DataFrame of rows at full precision, with the dtypes of `docs/table.md`."""
+    every = list(rows)
+    data = {name: [row.get(name) for row in every] for name in columns}
+    frame = pd.DataFrame(data, columns=list(columns))
+    dtypes = {
+        name: _DTYPES[kind]
+        for name, kind in (COLUMNS | OPTIONAL).items()
+        if name in data and kind in _DTYPES
+    }
+    for name, kind in COLUMNS.items():
+        if kind == INT and name in data and None in data[name]:  # of failed checkpoints
+            dtypes[name] = _DTYPES[OPTIONAL_INT]
+    return frame.astype(dtypes)
 
 
 def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
     """Read tables into one.
 
-    Args:
-        paths: At least one.
-
-    Returns:
-        All rows with their columns' types. With several files, `run` tells them apart, and the
-        column `table` names the file.
+    With several files, `run` gets the name of its file where two have the same run, and the column
+    `table` names the file.
 
     Raises:
         UsageError: If two of the files are the same, or a suffix is not known.
@@ -47,15 +60,10 @@ def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
-    """Read one table.
+    """Read one table, in which the columns `needed` must be.
 
-    Args:
-        path: As `localrank analyze` writes it; further columns are welcome.
-        needed: Columns that must be there.
-
-    Returns:
-        One row for each of the file's. Texts are str, missing ones empty; numbers are int64 where
-        none is missing and all must be whole, else float64 with NaN.
+    Texts are str, missing ones empty; numbers are int64 where none is missing and all must be
+    whole, else float64 with NaN.
 
     Raises:
         UsageError: If the suffix names no format.
@@ -77,13 +85,7 @@ def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
 
 
 def without_failed(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Leave out the rows whose status is not ok.
-
-    Args:
-        frame: From `read_table`.
-
-    Returns:
-        The rest, and a sentence about what was left out; empty where nothing was.
+    """Return the rows whose status is ok, and a sentence on the others; empty without others.
 
     Raises:
         DataError: If no row is left.
@@ -96,17 +98,46 @@ def without_failed(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     words = ", ".join(f"{count} {word}" for word, count in failed["status"].value_counts().items())
     steps = sorted({int(step) for step in failed["step"].dropna()})
     at = ", ".join(map(str, steps[:5])) + (", ..." if len(steps) > 5 else "")
-    said = f"{len(failed)} of {len(frame)} rows are left out, as they failed ({words}; step {at})"
+    note = f"{len(failed)} of {len(frame)} rows are left out, as they failed ({words}; step {at})"
     if len(failed) == len(frame):
         raise DataError(
             f"the table has no row whose status is ok ({words}).",
             "The column message says what failed.",
         )
-    return frame[frame["status"] == _OK].reset_index(drop=True), said
+    return frame[frame["status"] == _OK].reset_index(drop=True), note
+
+
+def split_spec(text: str) -> tuple[Path, str]:
+    """Split FILE:COLUMN.
+
+    Raises:
+        UsageError: If it has no such form.
+    """
+    file, colon, column = text.rpartition(":")
+    if not colon or not file or not column:
+        raise UsageError(f"--with {text}: not of the form METRICS.csv:COLUMN.")
+    return Path(file), column
+
+
+def read_metrics(path: Path, column: str) -> pd.DataFrame:
+    """Read a column of numbers, with its columns `step` and, where runs differ, `run`.
+
+    Raises:
+        DataError: If the column is missing, or holds no numbers.
+    """
+    frame = read_table(path, needed=("step",))
+    others = [str(name) for name in frame.columns if name not in {"step", "run"}]
+    if column not in frame.columns:
+        raise DataError(
+            f"{path}: has no column {column}.", f"There are {', '.join(others) or 'no others'}."
+        )
+    if not pd.api.types.is_numeric_dtype(frame[column]):
+        raise DataError(f"{path}: column {column} holds no numbers.")
+    return frame
 
 
 def _texts(path: Path) -> pd.DataFrame:
-    """Return all cells as they stand in the file."""
+    """Return all cells as in the file."""
     suffix = path.suffix.lower()
     if suffix not in READABLE:
         raise UsageError(
@@ -128,8 +159,8 @@ def _texts(path: Path) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text.", "Name a table of localrank.") from error
     except (ValueError, csv.Error) as error:
-        said = one_line(error)
-        raise DataError(f"{path}: is not a table ({said}).", "Was it cut off?") from error
+        reason = one_line(error)
+        raise DataError(f"{path}: is not a table ({reason}).", "Was it cut off?") from error
 
 
 def _separated(path: Path, delimiter: str) -> pd.DataFrame:
@@ -157,7 +188,7 @@ def _json_lines(path: Path) -> pd.DataFrame:
                 continue
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise csv.Error(f"line {number} is no JSON object")
+                raise csv.Error(f"line {number} is not a JSON object")
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -197,7 +228,7 @@ def _typed(path: Path, name: str, cells: "pd.Series[str]") -> pd.Series:
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """For each path the shortest end that tells it from the others, without the suffix."""
+    """Return for each path its shortest ending, without the suffix, that is unique."""
     parts = [path.resolve().with_suffix("").parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]

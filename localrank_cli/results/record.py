@@ -1,4 +1,4 @@
-"""What is known of one finished checkpoint: per-point values, from which its rows are made."""
+"""The record of one finished checkpoint: values at each point, and the rows made of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +11,12 @@ from localrank_cli.measures.table import AVERAGED
 from localrank_cli.results.columns import COLUMNS, Cell
 from localrank_cli.spectrum.tolerance import Tolerance
 
-SHARD = "shard"
-
-
-SETTINGS = "settings"
+KIND, SETTINGS, SHARD = "checkpoint", "settings", "shard"
 
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What all rows of one layer at one checkpoint share."""
+    """The cells that all rows of one layer at one checkpoint share."""
 
     run: str
     checkpoint: str
@@ -38,16 +35,10 @@ class LayerFacts:
 def layer_rows(
     facts: LayerFacts, measures: LayerMeasures, constants: Mapping[str, Cell], remark: str = ""
 ) -> list[dict[str, Cell]]:
-    """Build one row for each tolerance.
+    """Return one row for each tolerance, in order.
 
-    Args:
-        facts: What the rows share.
-        measures: The averages.
-        constants: Optional columns, after `message`.
-        remark: For `message`, beside what there may be of failed points.
-
-    Returns:
-        The rows, in the order of the tolerances.
+    `constants` are the columns after `message`; `remark` is added to what `message` says of failed
+    points.
     """
     return [_row(facts, measures, ranks, remark) | dict(constants) for ranks in measures.ranks]
 
@@ -62,21 +53,11 @@ def _row(
     total = measures.n_points + measures.n_failed
     failed = measures.n_failed > 0
     failure = f"{measures.n_failed} of {total} points have a non-finite Jacobian or pre-activation"
-    return {
-        "run": facts.run,
-        "checkpoint": facts.checkpoint,
-        "step": facts.step,
-        "layer": facts.layer,
-        "layer_index": facts.layer_index,
-        "module": facts.module,
-        "n_in": facts.n_in,
-        "n_out": facts.n_out,
+    cells: dict[str, Cell] = {
+        **vars(facts),
         "max_rank": min(facts.n_in, facts.n_out),
         "n_points": measures.n_points,
         "n_failed": measures.n_failed,
-        "wrt": facts.wrt,
-        "input_metric": facts.input_metric,
-        "dtype": facts.dtype,
         "tolerance": ranks.tolerance.label,
         "atol": ranks.tolerance.atol,
         "rtol": ranks.rtol,
@@ -87,13 +68,10 @@ def _row(
         "near_tol": ranks.near_tol,
         "n_undecided": ranks.n_undecided,
         **averages,
-        "method": facts.method,
         "status": "nonfinite" if failed else "ok",
         "message": "; ".join(text for text in (failure if failed else "", remark) if text),
     }
-
-
-KIND = "checkpoint"
+    return {name: cells[name] for name in COLUMNS}
 
 
 @dataclass(frozen=True)
@@ -120,7 +98,7 @@ class CheckpointRecord:
 
     @property
     def is_failed(self) -> bool:
-        """Whether there is no number for it."""
+        """Whether there are no numbers for it."""
         return self.status != "ok"
 
     @property
@@ -140,7 +118,7 @@ class CheckpointRecord:
 
     @property
     def flaw(self) -> str:
-        """What is wrong with its numbers, for a person; empty where nothing is."""
+        """A sentence on what is wrong with its numbers; empty where nothing is."""
         if self.is_failed:
             return f"{self.run}: left out: {self.message}"
         if self.is_finite:
@@ -155,11 +133,7 @@ class CheckpointRecord:
         return row | {"status": self.status, "message": self.message}
 
     def to_json(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the head and the body of its line in a journal.
-
-        Returns:
-            Head and body.
-        """
+        """Return the head and the body of its line in a journal."""
         head = {
             "kind": KIND,
             "run": self.run,
@@ -178,15 +152,7 @@ class CheckpointRecord:
 
     @classmethod
     def from_json(cls, head: dict[str, Any], body: dict[str, Any]) -> "CheckpointRecord":
-        """Read what `to_json` made.
-
-        Args:
-            head: Of the journal's line.
-            body: As well.
-
-        Returns:
-            The record.
-        """
+        """Return the record that `to_json` described."""
         place = {"run": head["run"], "checkpoint": head["checkpoint"], "step": head["step"]}
         return cls(
             **place,
@@ -248,7 +214,7 @@ def _check_measures(saved: Mapping[str, Any], place: Mapping[str, Any]) -> None:
             f"{place['run']}: {place['checkpoint']} (step {place['step']}) was analysed by another"
             f" version of localrank, with the measures {', '.join(saved)}; this one has"
             f" {', '.join(AVERAGED)}.",
-            "Use the version that wrote it, or analyse the series anew with --overwrite.",
+            "Use the version that wrote it, or analyse the series again with --overwrite.",
         )
 
 
@@ -272,12 +238,5 @@ def _flags(where: list[int], count: int) -> tuple[bool, ...]:
 
 
 def unsaved_message(names: Sequence[str]) -> str:
-    """Word what the table says of a network that was let through.
-
-    Args:
-        names: From `check_unsaved`.
-
-    Returns:
-        One line; empty where there are none.
-    """
+    """Return the message for parts of a network that no checkpoint holds; empty without any."""
     return f"--allow-unsaved: no checkpoint holds {', '.join(names)}" if names else ""

@@ -1,57 +1,79 @@
-"""What the lines of a journal, a manifest, a plan file and the metadata of kept spectra must hold.
+"""Models of the lines of a journal, a manifest, a plan file and the metadata of singular values.
 
-A checksum shows that a line is whole, not that it makes sense. Unknown keys are left alone: a later
-version may write them.
+A checksum shows that a line is whole, not that it makes sense. Unknown keys are ignored, since a
+later version may write them. No field is a union, whose members pydantic reports one by one.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    create_model,
     model_validator,
 )
 
-from localrank_cli.results.columns import INT, OPTIONAL, OPTIONAL_INT, STR, Cell
+from localrank_cli.results.columns import FLOAT, INT, OPTIONAL, OPTIONAL_INT, STR
 from localrank_cli.validation import complaint, shown
 
-Index = Annotated[int, Field(ge=0, lt=2**63)]
-Size = Annotated[int, Field(ge=0, lt=2**63)]
-Step = Annotated[int, Field(ge=0, lt=2**63)]
+
+def _check_range(edges: list[int]) -> list[int]:
+    if edges[0] >= edges[1]:
+        raise ValueError(f"expected two integers, the first below the second, got {edges}")
+    return edges
+
+
+def _check_constant(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"expected a text, an integer or a number, got {shown(value)}")  # noqa: TRY004
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"expected an integer of 64 bits, got {shown(value)}")
+    return value
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Part = Annotated[int, Field(ge=1, lt=2**63)]
 NotNegative = Annotated[float, Field(ge=0)]
-# A measure may overflow (gaussian_information under a tiny noise); ge leaves out NaN.
+# A measure may overflow (gaussian_information under a tiny noise); ge excludes NaN.
 Measured = Annotated[float, Field(ge=0, allow_inf_nan=True)]
-# Losses of networks that diverged, and bounds on their information.
+# Losses of networks that diverged, and bounds on their information, may be anything.
 AnyFloat = Annotated[float, Field(allow_inf_nan=True)]
+PointRange = Annotated[list[Count], Field(min_length=2, max_length=2), AfterValidator(_check_range)]
+Constant = Annotated[Any, AfterValidator(_check_constant)]
 
 
 class Strict(BaseModel):
-    """What is neither converted nor rounded."""
+    """A model that neither converts nor rounds."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-def _range(value: object) -> object:
-    if value is not None and not (
-        isinstance(value, list)
-        and [type(edge) for edge in value] == [int, int]
-        and 0 <= value[0] < value[1] < 2**63
-    ):
-        raise ValueError(f"expected two integers, the first below the second, got {shown(value)}")
-    return value
+class _Constants(Strict):
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Constant | None] = Field(init=False)
 
 
-PointRange = Annotated[list[int] | None, BeforeValidator(_range)]
+_INT64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_TYPES: Mapping[str, Any] = {STR: str, INT: _INT64, OPTIONAL_INT: _INT64, FLOAT: AnyFloat}
+_CELLS: dict[str, Any] = {
+    # A series may set a constant column named epoch itself.
+    name: (Constant | None if name == "epoch" else _TYPES[kind] | None, None)
+    for name, kind in OPTIONAL.items()
+}
+# The columns after `message`: those of localrank by their type, then the constants of a series.
+if TYPE_CHECKING:
+    Cells = _Constants
+else:
+    Cells = create_model("Cells", __base__=_Constants, **_CELLS)
 
 
-class Facts(Strict):
-    """What is known of a checkpoint besides its numbers."""
-
-    bytes: Size | None = None
+class _Facts(Strict):
+    bytes: Count | None = None
     mtime_ns: int | None = None
     sha256_of_tensors: str | None = None
     seconds: NotNegative | None = None
@@ -59,38 +81,32 @@ class Facts(Strict):
     epoch: int | None = None
 
     @model_validator(mode="after")
-    def _tells_a_change(self) -> Self:
+    def _identifies_the_file(self) -> Self:
         if self.sha256_of_tensors is not None and None in (self.bytes, self.mtime_ns):
             raise ValueError("expected bytes and mtime_ns beside sha256_of_tensors")
         return self
 
 
-class JournalHead(Strict):
-    """The head of the first line."""
+class _Head(Strict):
+    kind: str
 
+
+class _JournalHead(_Head):
     format: int
 
 
-class SettingsHead(Strict):
-    """The head of the line with what decides the numbers of a series."""
-
+class _SettingsHead(_Head):
     run: str
 
 
-class ShardHead(Strict):
-    """The head of the line with the part of the work that a journal belongs to."""
-
-
-class CheckpointHead(Strict):
-    """The head of a checkpoint's line."""
-
+class _CheckpointHead(_Head):
     run: str
     checkpoint: str
-    step: Step | None
+    step: Count | None
     status: str
     finite: bool
-    points: PointRange
-    facts: Facts
+    points: PointRange | None
+    facts: _Facts
 
     @model_validator(mode="after")
     def _has_a_step(self) -> Self:
@@ -99,11 +115,11 @@ class CheckpointHead(Strict):
         return self
 
 
-class Series(Strict):
-    """What a manifest says of a series; earlier versions did not write all of it."""
+class _Series(Strict):
+    """The settings of a series in a manifest; earlier versions did not write all of them."""
 
     run: str | None = None
-    point_indices: list[Index] | None = None
+    point_indices: list[Count] | None = None
     folder: str | None = None
     definitions: int | None = None
     model: str | None = None
@@ -113,7 +129,7 @@ class Series(Strict):
     data_key: str | None = None
     data_sha256: str | None = None
     data_scale: float | None = None
-    n_data: Size | None = None
+    n_data: Count | None = None
     seed: int | None = None
     wrt: str | None = None
     layers: list[dict[str, Any]] | None = None
@@ -122,13 +138,13 @@ class Series(Strict):
     noise: NotNegative | None = None
     input_metric: str | None = None
     dtype: str | None = None
-    n_cov: Size | None = None
+    n_cov: Count | None = None
     slices: dict[str, str] | None = None
     labels_key: str | None = None
-    information_point_indices: list[Index] | None = None
+    information_point_indices: list[Count] | None = None
     information_noise: NotNegative | None = None
-    columns: dict[str, str | int | AnyFloat] | None = None
-    optional_columns: list[str] = Field(default_factory=list)
+    columns: dict[str, Constant] | None = None
+    optional_columns: list[str] = []
     counting: str | None = None
     weights: str | None = None
     step_from: str | None = None
@@ -136,54 +152,35 @@ class Series(Strict):
     unsaved: list[str] | None = None
 
 
-class Settings(Series):
-    """What decides the numbers of a series."""
-
+class _Settings(_Series):
     run: str
-    point_indices: list[Index]
+    point_indices: list[Count]
 
 
-class Ranks(Strict):
-    """One layer at one tolerance."""
-
+class _Ranks(Strict):
     atol: NotNegative
     rtol: NotNegative | None  # null: eps
     rtol_used: NotNegative
-    counts: list[Index]
-    near: list[Index]
-    undecided: list[Index]
+    counts: list[Count]
+    near: list[Count]
+    undecided: list[Count]
 
 
-def _check_cells(cells: Mapping[str, Cell]) -> None:
-    texts, integers, numbers = (str,), (int,), (int, float)
-    kinds: dict[str, tuple[type, ...]] = {STR: texts, INT: integers, OPTIONAL_INT: integers}
-    for name, value in cells.items():
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"expected an integer of 64 bits in cells.{name}, got {shown(value)}")
-        # A series may set a constant column named epoch itself.
-        is_ours = name in OPTIONAL and name != "epoch"
-        allowed = kinds.get(OPTIONAL[name], numbers) if is_ours else (object,)
-        if value is not None and not isinstance(value, allowed):
-            words = {texts: "a text", integers: "an integer", numbers: "a number"}
-            expected = words[allowed]
-            raise ValueError(f"expected {expected} in cells.{name}, got {shown(value)}")
-
-
-class LayerBody(Strict):
+class _LayerBody(Strict):
     """One layer at one checkpoint: `points` in all, of which those in `failed` do not count."""
 
     layer: str
     module: str
-    n_in: Size
-    n_out: Size
+    n_in: Count
+    n_out: Count
     wrt: str
     input_metric: str
     dtype: str
     method: str
-    cells: dict[str, str | int | AnyFloat | None]
-    points: Index
-    failed: list[Index]
-    ranks: Annotated[list[Ranks], Field(min_length=1)]
+    cells: Cells
+    points: Count
+    failed: list[Count]
+    ranks: Annotated[list[_Ranks], Field(min_length=1)]
     soft: dict[str, list[Measured]]
 
     @model_validator(mode="after")
@@ -207,7 +204,6 @@ class LayerBody(Strict):
                     f"expected counts up to {min(self.n_in, self.n_out)} in ranks[{index}].counts,"
                     f" got {max(ranks.counts)}"
                 )
-        _check_cells(self.cells)
         return self
 
 
@@ -216,26 +212,19 @@ def _check_places(name: str, places: list[int], count: int) -> None:
         raise ValueError(f"expected different numbers below {count} in {name}")
 
 
-class CheckpointBody(Strict):
-    """The numbers of a checkpoint."""
-
+class _CheckpointBody(Strict):
     message: str
-    layers: list[LayerBody]
+    layers: list[_LayerBody]
 
 
-class Division(Strict):
+class _Division(Strict):
     """The part of the work that a journal belongs to."""
 
-    index: Index
-    count: Annotated[int, Field(ge=1, lt=2**63)]
+    index: Count
+    count: Part
     units_sha256: str
-    n_units: Size
-    own: list[
-        Annotated[
-            tuple[str, str, PointRange],
-            BeforeValidator(lambda one: tuple(one) if isinstance(one, list) else one),
-        ]
-    ]
+    n_units: Count
+    own: list[Annotated[tuple[str, str, PointRange | None], Field(strict=False)]]
 
     @model_validator(mode="after")
     def _is_a_part(self) -> Self:
@@ -244,61 +233,101 @@ class Division(Strict):
         return self
 
 
+class _Line(Strict):
+    head: _Head
+    body: Any
+
+
+class _SettingsLine(_Line):
+    head: _SettingsHead
+    body: _Settings
+
+    @model_validator(mode="after")
+    def _is_of_one_run(self) -> Self:
+        if self.body.run != self.head.run:
+            raise ValueError(
+                f"body.run: expected {self.head.run!r} as in its head, got {self.body.run!r}"
+            )
+        return self
+
+
+class _ShardLine(_Line):
+    body: _Division
+
+
+class _CheckpointLine(_Line):
+    head: _CheckpointHead
+    body: _CheckpointBody
+
+    @model_validator(mode="after")
+    def _has_the_numbers_of_its_head(self) -> Self:
+        head, layers = self.head, self.body.layers
+        if head.status != "ok":
+            return self
+        if not layers:
+            raise ValueError("body.layers: expected at least one where status is ok, got none")
+        wanted = head.points[1] - head.points[0] if head.points else layers[0].points
+        for index, layer in enumerate(layers):
+            if layer.points != wanted:
+                raise ValueError(
+                    f"body.layers[{index}].points: expected {wanted}, as in its head and in the"
+                    f" other layers, got {layer.points}"
+                )
+        if head.finite is any(layer.failed for layer in layers):
+            raise ValueError("head.finite: differs from what the layers say")
+        return self
+
+
 class Manifest(Strict):
-    """What readers use of a manifest."""
+    """The part of a manifest that readers use."""
 
     localrank_manifest: int
     command: list[str] | None = None
     complete: bool | None = None
-    series: list[Series] | None = None
+    series: list[_Series] | None = None
     checkpoints: list[dict[str, Any]] | None = None
 
 
-class SpectraEntry(Strict):
-    """What a file of singular values says of one layer."""
-
+class _SpectraEntry(Strict):
     run: str
     checkpoint: str
-    step: Step
+    step: Count
     layer: str
-    layer_index: Index
-    n_in: Size
-    n_out: Size
+    layer_index: Count
+    n_in: Count
+    n_out: Count
     module: str = ""
     wrt: str = ""
     input_metric: str = ""
     dtype: str = ""
     method: str = ""
-    n_columns: Size = 0
-    cells: dict[str, str | int | AnyFloat | None] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _has_sound_cells(self) -> Self:
-        _check_cells(self.cells)
-        return self
+    n_columns: Count = 0
+    cells: Cells = Cells()
 
 
 class SpectraFile(Strict):
     """The metadata of a file of singular values; pictures need no settings."""
 
-    entries: list[SpectraEntry]
-    settings: Settings | None = None
-    facts: Facts = Field(default_factory=Facts)
+    entries: list[_SpectraEntry]
+    settings: _Settings | None = None
+    facts: _Facts = _Facts()
 
 
-def _listed(value: object) -> object:
-    # Four items: of a version that did not say what was finished before.
-    return (*value, False)[:5] if isinstance(value, list) and len(value) in {4, 5} else value
+def _with_is_done(value: object) -> object:
+    # An earlier version wrote four items, without the one that says what was finished before.
+    return (*value, False) if isinstance(value, list) and len(value) == 4 else value
 
 
-class PlanSeries(Strict):
-    """A series in a plan file."""
-
+class _PlanSeries(Strict):
     run: str
     folder: str
-    settings: Settings
+    settings: _Settings
     checkpoints: list[
-        Annotated[tuple[str, Step | None, Size | None, int | None, bool], BeforeValidator(_listed)]
+        Annotated[
+            tuple[str, Count | None, Count | None, int | None, bool],
+            Field(strict=False),
+            BeforeValidator(_with_is_done),
+        ]
     ]
 
 
@@ -309,32 +338,25 @@ class PlanContent(Strict):
     folder: str
     words: list[str]
     output: str
-    shards: Annotated[int, Field(ge=1, lt=2**63)]
-    n_units: Size
-    series: list[PlanSeries]
+    shards: Part
+    n_units: Count
+    series: list[_PlanSeries]
 
 
-class _Line(Strict):
-    body: Any
-
-
-_KINDS = ("journal", "settings", "shard", "checkpoint")
-_HEADS: Mapping[str, type[Strict]] = dict(
-    zip(_KINDS, (JournalHead, SettingsHead, ShardHead, CheckpointHead), strict=True)
-)
-_BODIES: Mapping[str, type[Strict]] = {
-    "settings": Settings,
-    "shard": Division,
-    "checkpoint": CheckpointBody,
+_HEADS: Mapping[str, type[_Head]] = {
+    "journal": _JournalHead,
+    "settings": _SettingsHead,
+    "checkpoint": _CheckpointHead,
+}
+_LINES: Mapping[str, type[_Line]] = {
+    "settings": _SettingsLine,
+    "shard": _ShardLine,
+    "checkpoint": _CheckpointLine,
 }
 
 
 def check(model: type[Strict], value: object) -> None:
-    """Check a value from a file.
-
-    Raises:
-        ValueError: If it is not what the model says, in one sentence that names the key.
-    """
+    """Check a value from a file; a ValueError is one sentence that names the key."""
     try:
         model.model_validate(value)
     except ValidationError as error:
@@ -342,60 +364,10 @@ def check(model: type[Strict], value: object) -> None:
 
 
 def check_head(head: Mapping[str, Any]) -> None:
-    """Check the head of a journal's line; of kinds that are not known nothing is asked.
-
-    Raises:
-        ValueError: If something is wrong with it.
-    """
-    kind = head.get("kind")
-    if not isinstance(kind, str):
-        raise ValueError(f"kind: expected a text, got {shown(kind)}")  # noqa: TRY004
-    if kind in _HEADS:
-        check(_HEADS[kind], head)
+    """Check the head of a journal's line; a ValueError names the key."""
+    check(_HEADS.get(str(head.get("kind")), _Head), head)
 
 
-def check_body(head: Mapping[str, Any], line: object) -> Any:
-    """Check the body of a journal's line, and that it fits its head.
-
-    Args:
-        head: Of the line, checked.
-        line: The parsed line.
-
-    Returns:
-        The body.
-
-    Raises:
-        ValueError: If something is wrong with it.
-    """
-    check(_Line, line)
-    assert isinstance(line, dict)
-    kind, body = head["kind"], line["body"]
-    if kind in _BODIES:
-        check(_BODIES[kind], body)
-        _check_fit(head, body)
-    return body
-
-
-def _check_fit(head: Mapping[str, Any], body: Mapping[str, Any]) -> None:
-    kind = head["kind"]
-    if kind == "settings" and body["run"] != head["run"]:
-        raise ValueError(f"run: expected {head['run']!r} as in its head, got {body['run']!r}")
-    if kind == "checkpoint":
-        _check_numbers(head, body)
-
-
-def _check_numbers(head: Mapping[str, Any], body: Mapping[str, Any]) -> None:
-    layers = body["layers"]
-    if head["status"] != "ok":
-        return
-    if not layers:
-        raise ValueError("layers: expected at least one where status is ok, got none")
-    wanted = head["points"][1] - head["points"][0] if head["points"] else layers[0]["points"]
-    for index, layer in enumerate(layers):
-        if layer["points"] != wanted:
-            raise ValueError(
-                f"layers[{index}].points: expected {wanted}, as in its head and in the other"
-                f" layers, got {layer['points']}"
-            )
-    if head["finite"] is any(layer["failed"] for layer in layers):
-        raise ValueError("finite: differs from what the layers say")
+def check_line(kind: str, line: object) -> None:
+    """Check a whole line of a kind, and that its body fits its head; a ValueError names the key."""
+    check(_LINES.get(kind, _Line), line)

@@ -23,16 +23,16 @@ from localrank_cli.validation import loads, shown
 FORMAT = 1
 _ENTRY = "localrank_spectra"
 _FACTS = tuple(one.name for one in fields(LayerFacts))
-# What counting does not need, and a file may not say.
-_UNSAID: dict[str, Any] = {
+# Facts that counting does not need, and that a file may lack.
+_DEFAULTS: dict[str, Any] = {
     "module": "", "wrt": "", "input_metric": "", "dtype": "float64", "method": "exact",
 }  # fmt: skip
 _SCALE = "\tsigma_1"  # behind a layer's name: that of the whole Jacobian and its rounding
 
 
 @dataclass(frozen=True)
-class KeptLayer:
-    """One layer at one checkpoint, as kept."""
+class LayerValues:
+    """The singular values of one layer at one checkpoint, read from a file."""
 
     facts: LayerFacts
     n_columns: int  # of the measured matrix: of J, or of J L in a metric
@@ -42,7 +42,7 @@ class KeptLayer:
 
     @property
     def spectrum(self) -> LayerSpectrum:
-        """What the measures are made of."""
+        """The spectrum from which measures are computed."""
         low = self.facts.method != "exact"
         precision = torch.float32 if low else torch.float64
         longest = max(self.facts.n_out, self.n_columns)
@@ -60,26 +60,17 @@ class KeptLayer:
 
 
 @dataclass(frozen=True)
-class KeptCheckpoint:
-    """One checkpoint, as kept."""
+class CheckpointValues:
+    """The singular values of one checkpoint, read from a file."""
 
     path: Path
     settings: Mapping[str, Any]  # of its series
-    layers: tuple[KeptLayer, ...]
+    layers: tuple[LayerValues, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)  # for the manifest; the file's and hash
 
 
 def spectra_path(folder: Path, run: str, step: int) -> Path:
-    """Return the path of a checkpoint's singular values.
-
-    Args:
-        folder: Of all of them.
-        run: Name of the series.
-        step: Of the checkpoint.
-
-    Returns:
-        `folder/run/step_N.safetensors`.
-    """
+    """Return the path of a checkpoint's singular values: `folder/run/step_N.safetensors`."""
     return folder / run.strip("/") / f"step_{step}.safetensors"
 
 
@@ -89,28 +80,19 @@ def write_spectra(
     spectra: Sequence[LayerSpectrum],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write the singular values of a checkpoint, whole or not at all.
-
-    Args:
-        path: The file.
-        record: Of the same checkpoint.
-        spectra: Of its layers, in order.
-        settings: Of its series.
-    """
-    tensors = {
-        _name(layer.facts): spectrum.computed.contiguous()
-        for layer, spectrum in zip(record.layers, spectra, strict=True)
-    }
+    """Write the singular values of a checkpoint's layers, whole or not at all."""
+    tensors, entries = {}, []
     for layer, spectrum in zip(record.layers, spectra, strict=True):
-        if spectrum.scale is not None:
-            both = [spectrum.scale.values, spectrum.scale.rounding]
-            tensors[_name(layer.facts) + _SCALE] = torch.stack(both)
+        name, scale = _name(layer.facts), spectrum.scale
+        tensors[name] = spectrum.computed.contiguous()
+        if scale is not None:
+            tensors[name + _SCALE] = torch.stack([scale.values, scale.rounding])
+        entries.append({
+            **asdict(layer.facts), "n_columns": spectrum.n_in, "cells": dict(layer.cells)
+        })  # fmt: skip
     about = {
         "format": FORMAT,
-        "entries": [
-            asdict(layer.facts) | {"n_columns": spectrum.n_in, "cells": dict(layer.cells)}
-            for layer, spectrum in zip(record.layers, spectra, strict=True)
-        ],
+        "entries": entries,
         "settings": dict(settings),
         "facts": record.facts,
         "point_indices": {record.run: settings["point_indices"]},
@@ -119,14 +101,8 @@ def write_spectra(
         stream.write(save(tensors, metadata={_ENTRY: dumps(about)}))
 
 
-def read_spectra(path: Path) -> KeptCheckpoint:
-    """Read what `write_spectra` wrote.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The checkpoint.
+def read_spectra(path: Path) -> CheckpointValues:
+    """Read a file that `write_spectra` wrote.
 
     Raises:
         DataError: If it is no such file, or damaged.
@@ -134,10 +110,10 @@ def read_spectra(path: Path) -> KeptCheckpoint:
     with opened(path) as (file, about):
         layers = tuple(read_layer(entry, file) for entry in about["entries"])
         _check_one_checkpoint(about, layers)
-        return KeptCheckpoint(path, about["settings"], layers, about.get("facts", {}))
+        return CheckpointValues(path, about["settings"], layers, about.get("facts", {}))
 
 
-def _check_one_checkpoint(about: Mapping[str, Any], layers: Sequence[KeptLayer]) -> None:
+def _check_one_checkpoint(about: Mapping[str, Any], layers: Sequence[LayerValues]) -> None:
     """Check that all layers are of one checkpoint, and of the series whose settings are there."""
     settings = about.get("settings") or {}
     for key in ("run", "noise", "point_indices"):
@@ -157,13 +133,10 @@ def _check_one_checkpoint(about: Mapping[str, Any], layers: Sequence[KeptLayer])
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Open a file of singular values; whatever is wrong with it within is one error.
-
-    Args:
-        path: The file.
+    """Open a file of singular values, and turn all that is wrong with it into one error.
 
     Yields:
-        The file, for `read_layer`, and what it says of itself: `entries` has one item per layer.
+        The file, for `read_layer`, and its metadata: `entries` has one item for each layer.
 
     Raises:
         DataError: If it is no such file, or damaged.
@@ -184,8 +157,8 @@ def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
             check(SpectraFile, about)
             yield file, about
     except OSError as error:
-        said = error.strerror or error
-        raise DataError(f"{path}: cannot be read ({said}).", "Check the name.") from error
+        reason = error.strerror or str(error)
+        raise DataError(f"{path}: cannot be read ({reason}).", "Check the name.") from error
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         reason = one_line(error) if type(error) is ValueError else cause(error)
         raise DataError(
@@ -193,18 +166,10 @@ def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         ) from error
 
 
-def read_layer(entry: Mapping[str, Any], file: Any) -> KeptLayer:
-    """Read the singular values of one layer.
-
-    Args:
-        entry: One of the `entries` of the file.
-        file: From `opened`.
-
-    Returns:
-        The layer.
-    """
+def read_layer(entry: Mapping[str, Any], file: Any) -> LayerValues:
+    """Read the layer of one of the `entries` of an open file."""
     named = {name: entry[name] for name in _FACTS if name in entry}
-    facts = LayerFacts(**(_UNSAID | named))
+    facts = LayerFacts(**(_DEFAULTS | named))
     name, scale = _name(facts), None
     if name + _SCALE in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
         scale = Scale(*file.get_tensor(name + _SCALE))
@@ -214,18 +179,11 @@ def read_layer(entry: Mapping[str, Any], file: Any) -> KeptLayer:
     # In the file's order they are descending; the measures take the first as the largest.
     values = values.sort(dim=1, descending=True).values
     n_columns = entry.get("n_columns", facts.n_in)
-    return KeptLayer(facts, n_columns, entry.get("cells", {}), values, scale)
+    return LayerValues(facts, n_columns, entry.get("cells", {}), values, scale)
 
 
 def find_spectra(folder: Path) -> Iterator[Path]:
-    """Find all files of a folder of singular values.
-
-    Args:
-        folder: As given to `--spectra`.
-
-    Yields:
-        Files, in order of run, not of step.
-    """
+    """Yield all files of a `--spectra` folder, in order of run, not of step."""
     yield from sorted(folder.rglob("step_*.safetensors"))
 
 

@@ -20,10 +20,7 @@ FORMATS = (".csv", ".tsv", ".jsonl", PARQUET)
 
 
 def check_suffix(path: Path) -> None:
-    """Check that the suffix names a format.
-
-    Args:
-        path: The output file.
+    """Check that the suffix names a format that can be written.
 
     Raises:
         UsageError: If it does not.
@@ -44,10 +41,10 @@ class RowWriter:
     """Writer of rows to a stream.
 
     Args:
-        stream: Where to; text, without newline translation.
+        stream: A text stream without newline translation.
         columns: The header.
         suffix: The format.
-        flush: Whether a reader at the other end shall see the rows at once.
+        flush: Whether to flush after each call, so that a reader sees the rows at once.
     """
 
     def __init__(
@@ -63,11 +60,7 @@ class RowWriter:
             self._csv.writerow(self._columns)
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Write rows.
-
-        Args:
-            rows: In their final order.
-        """
+        """Write rows."""
         for row in rows:
             if self._json:
                 cells = {name: _json_cell(row.get(name)) for name in self._columns}
@@ -79,17 +72,11 @@ class RowWriter:
 
 
 def write_table(target: Path, rows: Iterable[Row], extra: tuple[str, ...] = ()) -> None:
-    """Write a table, whole or not at all, in place of what has its name.
-
-    Args:
-        target: The file; its suffix names the format.
-        rows: In their final order.
-        extra: Optional columns.
-    """
+    """Write a table, whole or not at all; the suffix names its format."""
     suffix = target.suffix.lower()
     if suffix == PARQUET:
         with replacing(target, binary=True) as stream:
-            from localrank_cli.results.frame import to_frame  # noqa: PLC0415  # pandas is slow
+            from localrank_cli.results.read import to_frame  # noqa: PLC0415  # pandas is slow
 
             to_frame(rows, header(extra)).to_parquet(stream, index=False)
         return
@@ -99,12 +86,7 @@ def write_table(target: Path, rows: Iterable[Row], extra: tuple[str, ...] = ()) 
 
 
 def write_json(target: Path, value: object) -> None:
-    """Write JSON, whole or not at all, in place of what has its name.
-
-    Args:
-        target: The file.
-        value: Anything that JSON can hold.
-    """
+    """Write JSON, whole or not at all."""
     with replacing(target) as stream:
         json.dump(value, stream, indent=2, ensure_ascii=False)
         stream.write("\n")
@@ -112,14 +94,10 @@ def write_json(target: Path, value: object) -> None:
 
 @contextmanager
 def replacing(target: Path, *, binary: bool = False) -> Iterator[Any]:
-    """A file that is written beside its target and takes its name when it is on the disk.
-
-    Args:
-        target: The file.
-        binary: For bytes, else text.
+    """Open a file beside its target that takes its name when it is on the disk.
 
     Yields:
-        The open file.
+        The open file, of bytes or of text.
 
     Raises:
         OutputError: If it cannot be written; nothing is left behind, and the target is as it was.
@@ -140,14 +118,7 @@ def replacing(target: Path, *, binary: bool = False) -> Iterator[Any]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder where there is none.
-
-    Args:
-        folder: With those above it.
-
-    Raises:
-        OutputError: If that fails.
-    """
+    """Create a folder and its parents where missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -155,19 +126,12 @@ def make_folder(folder: Path) -> None:
 
 
 def temporary_path(target: Path) -> Path:
-    """Return the path at which a file is written before it takes its name.
-
-    Args:
-        target: The file.
-
-    Returns:
-        A hidden file beside it, of this process.
-    """
+    """Return the path of a hidden file beside a target, of this process, to write it whole."""
     return target.with_name(f".{target.name}.{os.getpid()}.tmp")
 
 
 def remove_temporary(*targets: Path) -> None:
-    """Remove what a killed process left of files; no other process may be writing them now."""
+    """Remove temporary files of a killed process; no other process may be writing the targets."""
     names: dict[Path, set[str]] = {}
     for target in targets:
         names.setdefault(target.parent, set()).add(target.name)
@@ -179,10 +143,7 @@ def remove_temporary(*targets: Path) -> None:
 
 
 def refuse_existing(target: Path) -> None:
-    """Refuse to write over what is no table of an earlier run, which has a journal beside it.
-
-    Args:
-        target: The output file.
+    """Refuse to write over a file that is no table with a journal beside it.
 
     Raises:
         OutputError: If it exists.
@@ -190,33 +151,18 @@ def refuse_existing(target: Path) -> None:
     for path in (target, manifest_path(target)):
         if path.exists() or path.is_symlink():
             raise OutputError(
-                f"{path}: exists already, and no journal beside it tells where to go on.",
-                "Give another name with -o, or start anew with --overwrite.",
+                f"{path}: exists already, and there is no journal beside it to resume from.",
+                "Give another name with -o, or start over with --overwrite.",
             )
 
 
 def manifest_path(target: Path) -> Path:
-    """Return the path of a table's manifest.
-
-    Args:
-        target: The table.
-
-    Returns:
-        `ranks.csv.json` for `ranks.csv`.
-    """
+    """Return the path of a table's manifest: `ranks.csv.json` for `ranks.csv`."""
     return target.with_name(target.name + ".json")
 
 
 def cannot_write(target: Path, error: OSError) -> OutputError:
-    """Word why a file cannot be written.
-
-    Args:
-        target: The file.
-        error: What the system said.
-
-    Returns:
-        The error to raise.
-    """
+    """Return the error for a file that the system does not let us write."""
     advice = "Choose another place with -o, or free space there."
     if isinstance(error, FileNotFoundError):
         advice = f"Make the folder {target.parent} first, or choose another place with -o."
@@ -230,10 +176,7 @@ def _json_cell(cell: Cell) -> Cell:
 
 
 def check_replaceable(target: Path) -> None:
-    """Checks, before any work, that a file can be written or written again.
-
-    Args:
-        target: The output file.
+    """Check, before any work, that a file can be written or replaced.
 
     Raises:
         OutputError: If its folder is missing or closed, or something else has its name.
@@ -247,15 +190,7 @@ def check_replaceable(target: Path) -> None:
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Write a file beside its target, and rename it when it is whole.
-
-    Args:
-        target: The output file; what it held before is replaced.
-        content: All of it.
-
-    Raises:
-        OutputError: If it cannot be written; what was there stays.
-    """
+    """Write a file, whole or not at all, through a link so that the link stays one."""
     # Through a link, so that the link stays one.
     with replacing(target.resolve(), binary=True) as stream:
         stream.write(content)

@@ -26,8 +26,8 @@ KeepSpectra = Callable[[CheckpointRecord, list[LayerSpectrum]], None]
 
 
 @dataclass
-class Known:
-    """The weights of checkpoints computed so far, in this run and in those that it resumes."""
+class History:
+    """The weights of all checkpoints so far, in this run and in those that it resumes."""
 
     # (run, hash of the tensors) -> name and step of the first that held them
     weights: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -35,28 +35,24 @@ class Known:
 
 
 def run_plan(
-    plan: Plan, note: Note, known: Known | None = None, keep: KeepSpectra | None = None
+    plan: Plan, note: Note, history: History | None = None, keep: KeepSpectra | None = None
 ) -> Iterator[CheckpointRecord]:
-    """Compute one checkpoint after another.
+    """Yield the results of a plan by run and step, and update the history.
 
-    `known` is updated. `keep` receives the singular values of each checkpoint before its record is
-    yielded.
-
-    Yields:
-        Results, by run and step.
+    `keep` receives the singular values of each checkpoint before its record is yielded.
     """
     for series in plan.series:
-        yield from _Runner(plan, series, note, known or Known(), keep).results()
+        yield from _Runner(plan, series, note, history or History(), keep).results()
 
 
 class _Runner:
     """The points of one series and the routes for its model, shared by its checkpoints."""
 
     def __init__(
-        self, plan: Plan, series: SeriesPlan, note: Note, known: Known, keep: KeepSpectra | None
+        self, plan: Plan, series: SeriesPlan, note: Note, history: History, keep: KeepSpectra | None
     ) -> None:
         self._plan, self._series = plan, series
-        self._note, self._known, self._keep = note, known, keep
+        self._note, self._history, self._keep = note, history, keep
         settings = series.settings
         self._points = place_points(series.points, plan.device, settings.dtype)
         # Kept singular values must serve any tolerance, so certificates for some do not suffice.
@@ -89,7 +85,7 @@ class _Runner:
         self._compare(checkpoint, digest)
         fill_model(self._series.model, self._series.expected, state, checkpoint.place)
         loaded = (digest, state)
-        self._known.loads.check(
+        self._history.loads.check(
             self._series, checkpoint, loaded, self._points[:1].clone(), self._note
         )
         del state, loaded
@@ -168,7 +164,7 @@ class _Runner:
 
     def _compare(self, checkpoint: PlannedCheckpoint, digest: str) -> None:
         this = f"{checkpoint.file.name} (step {checkpoint.step})"
-        other = self._known.weights.setdefault((self._series.run, digest), this)
+        other = self._history.weights.setdefault((self._series.run, digest), this)
         if other != this:
             prefix = f"{self._series.run}: " if len(self._plan.series) > 1 else ""
             self._note(f"{prefix}{this} holds the same weights as {other}")

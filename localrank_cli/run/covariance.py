@@ -125,8 +125,8 @@ def _check_count(count: int, n_in: int, allow_small: bool, note: Note) -> None:
         )
     if count < _POINTS_PER_ENTRY * n_in:
         note(
-            f"--input-metric data: the covariance of {n_in} entries over {count} points is a rough"
-            f" one; {_POINTS_PER_ENTRY * n_in} or more would do"
+            f"--input-metric data: the covariance of {n_in} entries over {count} points is rough;"
+            f" use {_POINTS_PER_ENTRY * n_in} points or more"
         )
 
 

@@ -21,7 +21,7 @@ from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import HeaderContext, Headers, PlannedCheckpoint, failed_record
 from localrank_cli.run.plan import Plan, SeriesPlan, make_plan, names_rule
 
-# Seconds after which a file that nothing writes to is taken as it is, complete or not.
+# Seconds after which a file that nothing writes to is read, complete or not.
 _PATIENCE = 60.0
 
 

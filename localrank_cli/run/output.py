@@ -19,12 +19,7 @@ from localrank_cli.spectrum.layer import LayerSpectrum
 
 
 def about_run(plan: Plan, seconds: float) -> dict[str, Any]:
-    """Return what the manifest says of the run itself.
-
-    Args:
-        plan: What was run last.
-        seconds: From start to end.
-    """
+    """Return the manifest's entries on a run of so many seconds."""
     device = plan.device
     return {
         "device": str(device),
@@ -37,13 +32,7 @@ def about_run(plan: Plan, seconds: float) -> dict[str, Any]:
 
 
 class RunOutput(Output):
-    """The output of an analysis, which goes on where an earlier one of the same plan stopped.
-
-    Args:
-        target: The table.
-        overwrite: Whether to discard what is there.
-        command: The command line, for the manifest.
-    """
+    """The output of an analysis, which resumes an earlier one of the same plan."""
 
     def __init__(self, target: Path, *, overwrite: bool, command: Sequence[str]) -> None:
         super().__init__(target, command, overwrite=overwrite, resume=True)
@@ -57,16 +46,10 @@ class RunOutput(Output):
         spectra: "SpectraFolder | None" = None,
         division: Division | None = None,
     ) -> Resume:
-        """Compare the plan with what is there; with --overwrite, discard that now.
+        """Compare the plan with earlier results, and return what is left to do.
 
-        Args:
-            plan: All that was asked for.
-            note: Receives each note for the user.
-            spectra: Where singular values are kept too; a checkpoint without them is not finished.
-            division: Of which the plan is a part.
-
-        Returns:
-            What is left to do.
+        With --overwrite, earlier results are discarded now. A checkpoint whose singular values are
+        missing from `spectra` is not finished. The plan is a part of `division`, if there is one.
         """
         check_shard(division, self.journal)
         self._division = division
@@ -76,7 +59,7 @@ class RunOutput(Output):
         return resume
 
     def add(self, record: CheckpointRecord, *, sync: bool = True) -> None:
-        """Append a checkpoint, and before the first one what decides the numbers."""
+        """Append a checkpoint, and before the first one the settings of its series."""
         assert self._plan is not None
         with self._guard:
             record_settings(self._plan, self.journal, self._division)
@@ -98,13 +81,10 @@ class RunOutput(Output):
         ) and not any(series.failures for series in self._plan.series)
 
     def commit(self, timeout: float = -1) -> bool:
-        """Write table and manifest from the journal, where there is anything to write.
+        """Write table and manifest from the journal, and return whether they are written.
 
-        Args:
-            timeout: Seconds to wait for whoever is writing; forever if negative.
-
-        Returns:
-            Whether they are written.
+        There may be nothing to write, or another writer for more than `timeout` seconds (negative:
+        wait forever).
         """
         if self._plan is None or not self.n_kept or not self.journal.is_sound:
             return False

@@ -256,7 +256,7 @@ def _headers(
     context = HeaderContext(series.files, is_inferred=choice.is_inferred, is_hf=choice.is_hf)
     if entry is not None:
         context = replace(context, counting=Counting.of_text(entry.settings.get("counting")))
-        series = narrow(series, entry)
+        series = listed_part(series, entry)
     return series, Headers(series, options.trust_pickle, rule, options.weights or RAW, context)
 
 
@@ -334,7 +334,7 @@ def _prefixed(note: Note, prefix: str) -> Note:
     return lambda text: note(prefix + text)
 
 
-def marks(path: Path) -> tuple[int | None, int | None]:
+def size_and_time(path: Path) -> tuple[int | None, int | None]:
     """Return a checkpoint's bytes and time of change, or None if it cannot be read."""
     try:
         current = footprint(path)
@@ -343,7 +343,7 @@ def marks(path: Path) -> tuple[int | None, int | None]:
     return current.size, current.mtime_ns
 
 
-def narrow(series: Series, frozen: ListedSeries) -> Series:
+def listed_part(series: Series, entry: ListedSeries) -> Series:
     """Return the part of a series that a plan file lists, which may have grown since.
 
     Raises:
@@ -351,14 +351,14 @@ def narrow(series: Series, frozen: ListedSeries) -> Series:
     """
     files = {file.name: file for file in series.files}
     kept = []
-    for one in frozen.checkpoints:
+    for one in entry.checkpoints:
         file = files.get(one.name)
         if file is None:
             raise SettingsError(
-                f"{series.folder}: {one.name} is not there any more, and the plan lists it.",
+                f"{series.folder}: {one.name} no longer exists, and the plan lists it.",
                 _RESUBMIT,
             )
-        if marks(file.path) != (one.size, one.mtime_ns):
+        if size_and_time(file.path) != (one.size, one.mtime_ns):
             raise SettingsError(f"{file.path}: changed since the plan was made.", _RESUBMIT)
         kept.append(file)
     return replace(series, files=tuple(kept))

@@ -1,4 +1,4 @@
-"""What an earlier run of the same command finished, and the refusal to mix two analyses."""
+"""Resume an earlier run of the same command, and refuse to mix two analyses."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -9,39 +9,34 @@ from localrank_cli.errors import Note, SettingsError
 from localrank_cli.options.decisive import find_difference
 from localrank_cli.results.journal import GONE, Entry, Journal
 from localrank_cli.results.record import KIND, SETTINGS, SHARD
-from localrank_cli.run.compute import Known, hash_of
+from localrank_cli.run.compute import History, hash_of
 from localrank_cli.run.headers import PlannedCheckpoint, load_state
 from localrank_cli.run.plan import Plan, SeriesPlan, series_settings
 from localrank_cli.run.units import Division
+
+_ADVICE = "Give another name with -o, or start over with --overwrite."
 
 _Key = tuple[str, str, tuple[int, ...] | None]
 
 
 @dataclass(frozen=True)
 class Resume:
-    """What is left to do."""
+    """The work that is left."""
 
     plan: Plan  # without the finished checkpoints
-    known: Known
+    history: History
     n_done: int  # finished checkpoints of this plan
 
 
 def find_resume(
     plan: Plan, journal: Journal, note: Note, is_kept: Callable[[str, int], bool] | None = None
 ) -> Resume:
-    """Compare a plan with what a journal holds.
+    """Return what is left of a plan after what the journal of the same output holds.
 
-    Args:
-        plan: All that was asked for.
-        journal: Of the same output.
-        note: Receives each note for the user.
-        is_kept: Whether what else was asked for (spectra) is there for a run and step.
-
-    Returns:
-        The plan without finished checkpoints.
+    `is_kept` returns whether further files (singular values) of a run and step are there.
 
     Raises:
-        SettingsError: If another analysis stands there, or a finished checkpoint has changed.
+        SettingsError: If the journal is of another analysis, or a finished checkpoint has changed.
     """
     journal.check_settings()
     entries = {_key(entry): entry for entry in journal.entries(KIND)}
@@ -60,7 +55,7 @@ def find_resume(
     _note_vanished(plan, journal, note)
     if n_done:
         note(f"going on: {n_done} of {plan.n_checkpoints} checkpoints are finished already")
-    return Resume(replace(plan, series=tuple(left)), _known(entries.values()), n_done)
+    return Resume(replace(plan, series=tuple(left)), _history(entries.values()), n_done)
 
 
 def _check_settings(plan: Plan, entries: Iterable[Entry], journal: Journal) -> None:
@@ -76,22 +71,18 @@ def _check_settings(plan: Plan, entries: Iterable[Entry], journal: Journal) -> N
             series.scheme.check_finished(finished, journal.path)
 
 
-def _known(entries: Iterable[Entry]) -> Known:
-    known = Known()
+def _history(entries: Iterable[Entry]) -> History:
+    history = History()
     for entry in sorted(entries, key=lambda entry: entry.head["step"] or 0):
         digest = entry.head["facts"].get("sha256_of_tensors")
         if digest is not None:
             this = f"{entry.head['checkpoint']} (step {entry.head['step']})"
-            known.weights.setdefault((entry.head["run"], digest), this)
-    return known
+            history.weights.setdefault((entry.head["run"], digest), this)
+    return history
 
 
 def check_shard(division: Division | None, journal: Journal) -> None:
-    """Check that a journal belongs to the same part of the same work.
-
-    Args:
-        division: What is run; None for all of it.
-        journal: Of the same output.
+    """Check that a journal belongs to the same part of the same work; None is all of it.
 
     Raises:
         SettingsError: If it does not.
@@ -106,13 +97,13 @@ def check_shard(division: Division | None, journal: Journal) -> None:
         names = [f"{names[0]} of {one['n_units']} units" for one in (saved, now)]
     raise SettingsError(
         f"{journal.path}: was begun as {names[0]} and is now {names[1]}; a series that grows is"
-        " divided anew.",
-        "Give another name with -o, or start anew with --overwrite.",
+        " divided again.",
+        _ADVICE,
     )
 
 
 def record_settings(plan: Plan, journal: Journal, division: Division | None) -> None:
-    """Append what decides the numbers of each series, where the journal does not hold it yet."""
+    """Append the settings of each series that the journal does not hold yet."""
     if division is not None and not journal.entries(SHARD):
         journal.append({"kind": SHARD}, division.to_json())
     there = {entry.head["run"] for entry in journal.entries(SETTINGS)}
@@ -126,7 +117,7 @@ def _compare(series: SeriesPlan, saved: Mapping[str, Any], journal: Journal) -> 
     if found is not None:
         raise SettingsError(
             f"{journal.path}: was begun with another setting for {series.run!r}: {found.sentence}.",
-            f"{found.advice}Give another name with -o, or start anew with --overwrite.",
+            f"{found.advice}{_ADVICE}",
         )
 
 
@@ -138,7 +129,7 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
         raise SettingsError(
             f"{journal.path}: {checkpoint.file.name} was step {head['step']} and is now step"
             f" {checkpoint.step}.",
-            "Give another name with -o, or start anew with --overwrite.",
+            _ADVICE,
         )
     stat = footprint(checkpoint.file.path)
     facts = head["facts"]
@@ -146,7 +137,7 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
         raise SettingsError(
             f"{journal.path}: does not say which weights {checkpoint.file.name} had: it was counted"
             " from singular values that an older version kept.",
-            "Give another name with -o, or start anew with --overwrite.",
+            _ADVICE,
         )
     if (facts["bytes"], facts["mtime_ns"]) == (stat.size, stat.mtime_ns):
         return True
@@ -157,7 +148,7 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
         return True
     raise SettingsError(
         f"{checkpoint.place}: its weights changed since it was analysed for {journal.path}.",
-        "Give another name with -o, or start anew with --overwrite.",
+        _ADVICE,
     )
 
 
@@ -168,9 +159,9 @@ def _note_vanished(plan: Plan, journal: Journal, note: Note) -> None:
         if checkpoint in planned.get(run, {checkpoint}):
             continue
         if entry.head["status"] == "ok":
-            note(f"{run}: {checkpoint} is not there any more; its rows are kept")
+            note(f"{run}: {checkpoint} no longer exists; its rows are kept")
         else:
-            note(f"{run}: {checkpoint}, which failed, is not there any more; its row is dropped")
+            note(f"{run}: {checkpoint}, which failed, no longer exists; its row is dropped")
             journal.append(entry.head | {"status": GONE}, {})
 
 

@@ -1,4 +1,4 @@
-"""New tolerances over singular values that were kept: no Jacobian is computed again."""
+"""Count kept singular values at other tolerances, without computing Jacobians again."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -36,38 +36,26 @@ class Rethreshold:
         rtol: Sequence[float | None],
         noise: float | None,
     ) -> "Rethreshold":
-        """Build it from tolerances as numbers.
-
-        Args:
-            folder: Of the singular values.
-            atol: Absolute.
-            rtol: Relative; None is eps.
-            noise: As for the class.
-
-        Returns:
-            What gives the records.
-        """
+        """Build it from tolerances as numbers; a relative one of None is eps."""
         every = [Tolerance(atol=value) for value in atol] + [Tolerance(rtol=r) for r in rtol]
         return cls(folder, tuple(every), noise)
 
     def records(self) -> Iterator[CheckpointRecord]:
-        """Measure each checkpoint again.
-
-        Yields:
-            By run and step.
+        """Measure each checkpoint again, by run and step.
 
         Raises:
             UnreadableError: If the folder holds no singular values.
+
+        Yields:
+            The records.
         """
-        if not self.folder.is_dir():
-            raise UnreadableError(
-                f"{self.folder}: there is no such folder.",
-                "Name a folder that was written with analyze --spectra.",
-            )
         paths = sorted(find_spectra(self.folder), key=_order)
         if not paths:
+            fault = (
+                "holds no singular values" if self.folder.is_dir() else "there is no such folder"
+            )
             raise UnreadableError(
-                f"{self.folder}: holds no singular values.",
+                f"{self.folder}: {fault}.",
                 "Name a folder that was written with analyze --spectra.",
             )
         for path in paths:
@@ -85,7 +73,7 @@ class Rethreshold:
             layers.append(LayerRecord(facts, points, layer.cells))
         first = kept.layers[0].facts
         labels = [tolerance.label for tolerance in self.tolerances]
-        # Measured anew: by all measures of this version, whichever wrote the file.
+        # All measures of this version are computed, whichever version wrote the file.
         measured = {"tolerances": labels, "measures": list(AVERAGED), "noise": noise}
         settings = dict(kept.settings) | measured
         self._check_settings(settings, self.series.setdefault(first.run, settings), path)
@@ -121,14 +109,7 @@ class Rethreshold:
         *,
         overwrite: bool,
     ) -> None:
-        """Write the table with its journal and manifest, as an analysis at these tolerances does.
-
-        Args:
-            target: The table.
-            command: The command line, for the manifest.
-            take: Is given each record too.
-            overwrite: Whether to discard what is there.
-        """
+        """Write table, journal and manifest as an analysis does, and pass each record to `take`."""
         with Output(target, command, overwrite=overwrite) as output:
             for record in self.records():
                 output.add(record, sync=False)

@@ -190,8 +190,8 @@ def _draw(settings: Settings, points: Points, facts: Mapping[str, object]) -> Po
         count = min(_DEFAULT_POINTS, points.n_data or _DEFAULT_POINTS)
     # Another seed makes the draw independent of the points of the Jacobians.
     seed = (settings.source.seed + 1) % 2**63
-    sample, again = load_points(replace(settings.source, count=count, seed=seed, keep=False))
-    if again.get(VALUES) != facts.get(VALUES):
+    sample, second = load_points(replace(settings.source, count=count, seed=seed, keep=False))
+    if second.get(VALUES) != facts.get(VALUES):
         raise DataError(
             f"--data {settings.source.text}: returns other values each time it is called.",
             "Seed its generator inside the function (numpy.random.default_rng(0),"
@@ -204,7 +204,7 @@ def _read_labels(settings: Settings, points: Points) -> Tensor:
     path, key = settings.source.path, settings.sampling.labels_key
     if path is None:
         raise SettingsError(
-            f"--labels-key {key}: the data are no file with named arrays.",
+            f"--labels-key {key}: the data are not a file with named arrays.",
             "Give --data an .npz, .safetensors or .pt file that holds the labels too.",
         )
     labels, _ = load_array(path, key, "--labels-key")
@@ -220,7 +220,7 @@ def _read_labels(settings: Settings, points: Points) -> Tensor:
         )
     if labels.is_floating_point():
         if not bool(torch.isfinite(labels).all()):
-            raise DataError(f"{path}[{key}]: a target is not finite.", "Remove or mend it.")
+            raise DataError(f"{path}[{key}]: a target is not finite.", "Remove or fix it.")
         return labels.to(torch.float64)
     if labels.numel() != labels.shape[0]:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Divide a plan between processes that know nothing of each other, and keep all parts to one plan.
+"""Divide a plan between independent processes, and hold all parts to one plan file.
 
 A unit of work is a checkpoint, loaded once for all layers and points, or a range of its points if
 there are fewer checkpoints than shards. Each unit belongs to exactly one shard, and its values are
@@ -17,10 +17,10 @@ from typing import Any
 from localrank_cli.errors import SettingsError
 from localrank_cli.options.decisive import find_difference
 from localrank_cli.options.parse import Shard
-from localrank_cli.results.plan_file import ListedCheckpoint, ListedSeries, PlanFile
+from localrank_cli.results.plan_file import RESUBMIT, ListedCheckpoint, ListedSeries, PlanFile
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import PlannedCheckpoint
-from localrank_cli.run.plan import Plan, SeriesPlan, marks, series_settings
+from localrank_cli.run.plan import Plan, SeriesPlan, series_settings, size_and_time
 
 _Planned = PlannedCheckpoint | CheckpointRecord
 
@@ -100,24 +100,30 @@ def _points(planned: _Planned) -> tuple[int, int] | None:
     return planned.points if isinstance(planned, PlannedCheckpoint) else None
 
 
-def freeze(plan: Plan, left: Plan, shards: int, words: Sequence[str], output: Path) -> PlanFile:
-    """Return the content of a plan file, which all parts of a run read.
+def make_plan_file(
+    plan: Plan, left: Plan, shards: int, words: Sequence[str], output: Path
+) -> PlanFile:
+    """Return the plan file, which all parts of a run read.
 
     `left` is the part of the plan that is not finished, and `words` the command line of analyze
     without the options that differ between parts.
     """
-    series = tuple(
-        ListedSeries(
-            one.run,
-            str(one.series.folder),
-            json.loads(json.dumps(series_settings(one))),
-            tuple(_listed(one, {name_of(each) for each in rest.in_order})),
-        )
-        for one, rest in zip(plan.series, left.series, strict=True)
-    )
-    n_units = take_shard(left, Shard(0, shards))[1].n_units if left.n_checkpoints else 0
     return PlanFile(
-        series, shards, n_units, tuple(words), str(output), str(Path.cwd()), sys.executable
+        series=tuple(
+            ListedSeries(
+                run=one.run,
+                folder=str(one.series.folder),
+                settings=json.loads(json.dumps(series_settings(one))),
+                checkpoints=tuple(_listed(one, {name_of(each) for each in rest.in_order})),
+            )
+            for one, rest in zip(plan.series, left.series, strict=True)
+        ),
+        shards=shards,
+        n_units=take_shard(left, Shard(0, shards))[1].n_units if left.n_checkpoints else 0,
+        words=tuple(words),
+        output=str(output),
+        folder=str(Path.cwd()),
+        interpreter=sys.executable,
     )
 
 
@@ -125,22 +131,24 @@ def _listed(series: SeriesPlan, left: set[str]) -> Iterator[ListedCheckpoint]:
     paths = {file.name: file.path for file in series.series.files}
     for one in series.in_order:
         name = name_of(one)
-        yield ListedCheckpoint(name, one.step, *marks(paths[name]), is_done=name not in left)
+        yield ListedCheckpoint(
+            name, one.step, *size_and_time(paths[name]), is_done=name not in left
+        )
 
 
-def hold_to(plan: Plan, frozen: PlanFile) -> Plan:
+def apply_plan_file(plan: Plan, plan_file: PlanFile) -> Plan:
     """Return the part of a plan that was not finished when its plan file was made.
 
     Raises:
         SettingsError: If a setting or a step differs from that in the file.
     """
     for series in plan.series:
-        listed = frozen.of_run(series.run)
+        listed = plan_file.of_run(series.run)
         found = find_difference(listed.settings, series_settings(series))
         if found is not None:
             raise SettingsError(
                 f"{series.run}: {found.name} is not what it was when the plan was made.",
-                f"{found.advice}Submit again; what is finished is kept.",
+                f"{found.advice}{RESUBMIT}",
             )
         steps = {one.name: one.step for one in listed.checkpoints}
         for checkpoint in series.checkpoints:
@@ -148,14 +156,13 @@ def hold_to(plan: Plan, frozen: PlanFile) -> Plan:
                 raise SettingsError(
                     f"{checkpoint.place}: was step {steps[checkpoint.file.name]} when the plan was"
                     " made.",
-                    "Submit again; what is finished is kept.",
+                    RESUBMIT,
                 )
+    done = plan_file.done
     left = [
         replace(
             one,
-            checkpoints=tuple(
-                each for each in one.checkpoints if (one.run, each.file.name) not in frozen.done
-            ),
+            checkpoints=tuple(c for c in one.checkpoints if (one.run, c.file.name) not in done),
         )
         for one in plan.series
     ]

@@ -20,6 +20,14 @@ from tests.helpers import renamed, weights
 State = Mapping[str, Tensor]
 
 
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
 @dataclass(frozen=True)
 class Layout:
     """One way to lay out a checkpoint."""

@@ -9,14 +9,7 @@ from localrank_cli.checkpoints.folders import (
     is_folder_weights,
     stem_of,
 )
-
-
-def touch(folder: Path, *names: str) -> Path:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return folder
+from tests.checkpoints.layouts import touch
 
 
 @pytest.mark.parametrize(

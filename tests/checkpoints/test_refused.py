@@ -6,7 +6,7 @@ import pytest
 from localrank_cli import analyze
 from localrank_cli.checkpoints.series import find_checkpoints, find_folders
 from localrank_cli.errors import UnreadableError
-from tests.checkpoints.test_folders import touch
+from tests.checkpoints.layouts import touch
 
 ZERO = ("mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
 

@@ -10,14 +10,7 @@ from localrank_cli.checkpoints.series import (
     run_names,
 )
 from localrank_cli.errors import SettingsError, UnreadableError
-
-
-def touch(folder: Path, *names: str) -> Path:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return folder
+from tests.checkpoints.layouts import touch
 
 
 def names_in(folder: Path, pattern: str = "", exclude: tuple[Path, ...] = ()) -> list[str]:

@@ -70,7 +70,7 @@ def test_new_checkpoints_are_added_and_vanished_ones_kept(series: Path, target: 
     (series / "step_0.safetensors").unlink()
     outcome = analyze(series, target, "-v")
     assert (outcome.code, computed(outcome)) == (0, 1)
-    assert "step_0.safetensors is not there any more; its rows are kept" in outcome.stderr
+    assert "step_0.safetensors no longer exists; its rows are kept" in outcome.stderr
     assert target.read_text() == expected
 
 

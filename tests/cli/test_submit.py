@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.write import write_json
 from localrank_cli.run.plan import make_plan
-from localrank_cli.run.units import freeze
+from localrank_cli.run.units import make_plan_file
 from tests.cli.program import QUICK, Outcome, invoke, run, run_cold, start
 from tests.cli.test_merge import assert_equal, rows
 from tests.helpers import (
@@ -216,7 +216,7 @@ def test_the_plan_is_kept_to(series: Path, tmp_path: Path) -> None:
     """A part that starts late sees the same list, and refuses what changed."""
     options = AnalyzeOptions((series,), data="normal:4", points=5, device="cpu")
     whole = make_plan(options, ignore)
-    frozen = freeze(whole, whole, 2, (), tmp_path / "a.csv")
+    frozen = make_plan_file(whole, whole, 2, (), tmp_path / "a.csv")
     write_json(tmp_path / "plan.json", frozen.to_json())
     expected = single(series)
     save_file(weights(seed=7), series / "step_7.safetensors")
@@ -232,9 +232,9 @@ def test_the_plan_is_kept_to(series: Path, tmp_path: Path) -> None:
     assert "changed since the plan was made" in invoke("analyze", str(series), *QUICK, *plan).error
     (series / "step_5.safetensors").unlink()
     gone = invoke("analyze", str(series), *QUICK, *plan)
-    assert "step_5.safetensors is not there any more, and the plan lists it" in gone.error
+    assert "step_5.safetensors no longer exists, and the plan lists it" in gone.error
     (tmp_path / "plan.json").write_text("{}")
-    assert "is no plan file" in invoke("analyze", str(series), *QUICK, *plan).error
+    assert "is not a plan file" in invoke("analyze", str(series), *QUICK, *plan).error
 
 
 @pytest.mark.parametrize(

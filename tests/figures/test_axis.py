@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from localrank_cli.figures.axis import number, scale_x, scale_y, spans_decades
-from localrank_cli.results.meanings import meaning
+from localrank_cli.results.columns import meaning
 from tests.figures.drawn import ticks
 
 

@@ -107,7 +107,7 @@ def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:
 def test_another_version_is_refused(tmp_path: Path) -> None:
     with Journal(tmp_path / "j") as journal:
         journal.append({"kind": "journal", "format": 99}, {})
-    with pytest.raises(OutputError, match="no journal of this version"):
+    with pytest.raises(OutputError, match="not a journal of this version"):
         Journal(tmp_path / "j")
 
 
@@ -135,7 +135,7 @@ def test_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("read_only", [False, True])
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, read_only: bool) -> None:
     os.mkfifo(tmp_path / "j")
-    with pytest.raises(OutputError, match="is no ordinary file"):
+    with pytest.raises(OutputError, match="is not a regular file"):
         Journal(tmp_path / "j", read_only=read_only)
 
 

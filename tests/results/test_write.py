@@ -9,7 +9,7 @@ import pytest
 
 from localrank_cli.errors import OutputError, UsageError
 from localrank_cli.results.columns import header
-from localrank_cli.results.frame import to_frame
+from localrank_cli.results.read import to_frame
 from localrank_cli.results.write import (
     RowWriter,
     check_suffix,

@@ -121,7 +121,7 @@ def test_a_rough_covariance_is_noted(run: Path, count: int, warned: bool) -> Non
         "--device", "cpu",
     )  # fmt: skip
     assert outcome.code == 0
-    assert ("40 or more would do" in outcome.stderr) is warned
+    assert ("use 40 points or more" in outcome.stderr) is warned
 
 
 def test_refused(run: Path) -> None:

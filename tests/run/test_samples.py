@@ -176,7 +176,7 @@ def test_unusable_labels_are_refused(
 
 
 def test_refused(run: Path) -> None:
-    with pytest.raises(SettingsError, match="no file with named arrays"):
+    with pytest.raises(SettingsError, match="not a file with named arrays"):
         analyze(run, data="normal:4", labels_key="y")
     with pytest.raises(DataError, match="41 points were asked for, but there are 40"):
         asked(run, information=True, information_points=41)

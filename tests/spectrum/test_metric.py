@@ -1,6 +1,5 @@
 """J L by every route against numpy's product of a Jacobian made row by row with L."""
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -16,25 +15,11 @@ from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
 from tests.cases import CASES, Case, crossed
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
+from tests.spectrum.routes import ROUTES, Route
 from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32, TOLERANCES
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
-
-@dataclass(frozen=True)
-class Route:
-    chain: bool = True
-    forward: bool = True
-    tight: bool = False
-
-
-ROUTES = {
-    "as_chosen": Route(),
-    "no_chain": Route(chain=False),
-    "reverse": Route(chain=False, forward=False),
-    "blocks": Route(chain=False, tight=True),
-    "blocks_in_reverse": Route(chain=False, forward=False, tight=True),
-}
 KINDS = ("scalar", "full", "narrow")
 
 

@@ -1,6 +1,5 @@
 """Every case by every route that may spare the SVD, against numpy's SVD of rows made one by one."""
 
-from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -11,33 +10,15 @@ from localrank_cli.measures.layer import measure
 from localrank_cli.measures.points import local_ranks
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum
-from localrank_cli.spectrum.solve import Demand
 from tests.asking import PLENTY, numbers, spectra_of
 from tests.cases import CASES, Case, crossed
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
+from tests.spectrum.routes import ROUTES, Route
 from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32, TOLERANCES
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
-
-@dataclass(frozen=True)
-class Route:
-    """A way to the same numbers."""
-
-    chain: bool = True
-    forward: bool = True
-    tight: bool = False  # a budget that holds no Jacobian whole
-    demand: Demand = field(default=demand_of(TOLERANCES))
-
-
-ROUTES = {
-    "as_chosen": Route(),
-    "no_chain": Route(chain=False),
-    "reverse": Route(chain=False, forward=False),
-    "blocks": Route(chain=False, tight=True),
-    "blocks_in_reverse": Route(chain=False, forward=False, tight=True),
-    "blocks_svd": Route(chain=False, tight=True, demand=demand_of(None)),
-}
+EVERY = ROUTES | {"blocks_svd": Route(chain=False, tight=True, demand=demand_of(None))}
 
 
 @cache
@@ -52,16 +33,16 @@ def by_route(case: Case, route: Route) -> tuple[dict[str, LayerSpectrum], Modes]
     if route.tight:
         # The least that is not refused is 5 r^2 + r doubles, r the short side of the largest.
         memory = max(48 * sigma.shape[1] ** 2 for sigma in truth(case).values())
-    modes = Modes(chain=route.chain, forward=route.forward)
+    modes = route.modes()
     found = spectra_of(
         model, points, case.layers, case.wrt, memory=memory, modes=modes, demand=route.demand
     )
     return found, modes
 
 
-@pytest.mark.parametrize(("case", "route"), crossed(CASES, *ROUTES))
+@pytest.mark.parametrize(("case", "route"), crossed(CASES, *EVERY))
 def test_counts_and_measures(case: Case, route: str) -> None:
-    found, _ = by_route(case, ROUTES[route])
+    found, _ = by_route(case, EVERY[route])
     bound = BOUND_FLOAT32 if case.low_precision else BOUND
     assert list(found) == list(truth(case))
     for label, spectrum in found.items():
@@ -92,10 +73,10 @@ def effective_rank(sigma: Array) -> float:
 def test_each_route_is_used() -> None:
     def routes(name: str, route: str) -> str:
         case = next(case for case in CASES if case.name == name)
-        return " ".join(by_route(case, ROUTES[route])[1].routes)
+        return " ".join(by_route(case, EVERY[route])[1].routes)
 
     assert routes("relu_mlp", "as_chosen").startswith("chain")
-    told = {route: routes("conv3d", route) for route in ROUTES}
+    told = {route: routes("conv3d", route) for route in EVERY}
     assert "forward" in routes("conv2d", "no_chain")
     assert "forward" not in told["reverse"]
     assert "blocks of" in told["blocks"]

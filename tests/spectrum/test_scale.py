@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from localrank_cli.jacobian.engine import Modes
 from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.points import local_ranks, point_measures
@@ -23,13 +22,8 @@ from localrank_cli.spectrum.tolerance import Tolerance
 from tests.cases import Case
 from tests.measures.spectra import spectrum_of
 from tests.naive import Array
-from tests.spectrum.test_slices import (
-    OUTPUTS_OTHERWISE,
-    ROUTES,
-    SLICED,
-    Route,
-    jacobians,
-)
+from tests.spectrum.routes import Route
+from tests.spectrum.test_slices import CHOSEN, OUTPUTS_OTHERWISE, SLICED, jacobians
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 RELATIVE = (Tolerance(rtol=0.3), Tolerance(rtol=0.02), Tolerance(rtol=1e-4))
@@ -47,7 +41,7 @@ def found_by(
         selection, torch.float64, memory, demand_of(RELATIVE), metric, scaled_by_whole=True
     )
 
-    modes = Modes(chain=route.chain, forward=route.forward)
+    modes = route.modes()
     return {found.layer: found for found in layer_spectra(model, points, request, modes)}
 
 
@@ -66,7 +60,7 @@ EACH = [(case, "as_chosen") for case in BOTH_WAYS]
 EACH += [
     (case, route)
     for case in BOTH_WAYS
-    for route in ROUTES
+    for route in CHOSEN
     if case.name in {"relu_mlp", "conv2d", "hidden_wrt"} and route != "as_chosen"
 ]
 
@@ -77,7 +71,7 @@ EACH += [
 def test_counts_are_numpys_on_the_whole_jacobian(case: Case, route: str) -> None:
     selection = Selection(case.layers, (), case.wrt, input_slice="-1", output_slice=":2")
     slack = 1e-4 if case.low_precision else 1e-9
-    for label, spectrum in found_by(case, selection, ROUTES[route]).items():
+    for label, spectrum in found_by(case, selection, CHOSEN[route]).items():
         whole = jacobians(case)[label]
         part = whole[:, : spectrum.n_out, -(spectrum.n_varied or 0) :]
         assert spectrum.scale is not None
@@ -92,7 +86,7 @@ def test_counts_are_numpys_on_the_whole_jacobian(case: Case, route: str) -> None
 def test_the_same_counts_by_every_route() -> None:
     case = next(case for case in SLICED if case.name == "relu_mlp")
     selection = Selection(case.layers, (), case.wrt, input_slice=":2", output_slice=":2")
-    every = [found_by(case, selection, route) for route in ROUTES.values()]
+    every = [found_by(case, selection, route) for route in CHOSEN.values()]
     for label in every[0]:
         first, *others = [point_measures(one[label], RELATIVE, 1.0).ranks for one in every]
         assert all(other == first for other in others)

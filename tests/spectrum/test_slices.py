@@ -1,6 +1,5 @@
 """Parts of Jacobians by every route against rows and columns of the whole one."""
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 from localrank_cli.errors import LayerError
-from localrank_cli.jacobian.engine import Modes
 from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.table import demand_of
@@ -16,24 +14,12 @@ from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
 from tests.cases import CASES, Case, crossed
 from tests.naive import Array, naive_jacobians, naive_spectra
+from tests.spectrum.routes import ROUTES, Route
 from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32, TOLERANCES
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
-
-@dataclass(frozen=True)
-class Route:
-    chain: bool = True
-    forward: bool = True
-    tight: bool = False
-
-
-ROUTES = {
-    "as_chosen": Route(),
-    "no_chain": Route(chain=False),
-    "reverse": Route(chain=False, forward=False),
-    "blocks": Route(chain=False, tight=True),
-}
+CHOSEN = {name: route for name, route in ROUTES.items() if name != "blocks_in_reverse"}
 # Points lie along another axis, or there is none.
 OTHERWISE = {"scalar_output", "complex_scalar", "sequence_first_wrt_viewed"}
 OUTPUTS_OTHERWISE = {
@@ -57,7 +43,7 @@ def found_by(
     if route.tight:
         memory = max(48 * min(j.shape[1:]) ** 2 for j in jacobians(case).values())
     request = Request(selection, torch.float64, memory, demand_of(TOLERANCES), metric)
-    modes = Modes(chain=route.chain, forward=route.forward)
+    modes = route.modes()
     return {found.layer: found for found in layer_spectra(model, points, request, modes)}
 
 
@@ -76,10 +62,10 @@ def check(case: Case, found: dict[str, LayerSpectrum], parts: dict[str, Array]) 
         assert (off <= bound * whole + 2.5e-7 * total).all(), label
 
 
-@pytest.mark.parametrize(("case", "route"), crossed(SLICED, *ROUTES))
+@pytest.mark.parametrize(("case", "route"), crossed(SLICED, *CHOSEN))
 def test_the_last_of_the_first_axis_varied(case: Case, route: str) -> None:
     selection = Selection(case.layers, (), case.wrt, input_slice="-1")
-    found = found_by(case, selection, ROUTES[route])
+    found = found_by(case, selection, CHOSEN[route])
     n_varied = next(iter(found.values())).n_varied
     assert n_varied
     check(case, found, {k: j[:, :, -n_varied:] for k, j in jacobians(case).items()})
@@ -87,11 +73,11 @@ def test_the_last_of_the_first_axis_varied(case: Case, route: str) -> None:
 
 @pytest.mark.parametrize(
     ("case", "route"),
-    crossed((case for case in SLICED if case.name not in OUTPUTS_OTHERWISE), *ROUTES),
+    crossed((case for case in SLICED if case.name not in OUTPUTS_OTHERWISE), *CHOSEN),
 )
 def test_the_first_two_of_the_first_axis_of_every_output(case: Case, route: str) -> None:
     selection = Selection(case.layers, (), case.wrt, output_slice=":2")
-    found = found_by(case, selection, ROUTES[route])
+    found = found_by(case, selection, CHOSEN[route])
     check(case, found, {k: j[:, : found[k].n_out] for k, j in jacobians(case).items()})
 
 
@@ -111,7 +97,7 @@ def test_both_and_a_metric(name: str) -> None:
     n_varied = next(iter(found_by(case, selection, Route()).values())).n_varied
     assert n_varied is not None
     factor = torch.randn(n_varied, n_varied, dtype=torch.float64)
-    for route in ROUTES.values():
+    for route in CHOSEN.values():
         metric = MetricFactor(factor, 99)
         found = found_by(case, selection, Route(route.chain, route.forward), metric)
         parts = {

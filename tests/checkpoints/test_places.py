@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from localrank_cli.checkpoints.beside import Facts, facts_in, is_count_of_saves
+from localrank_cli.checkpoints.places import Facts, facts_in, is_count_of_saves
 from localrank_cli.errors import UnreadableError
 from tests.checkpoints.layouts import trainer_state
 from tests.helpers import Evil
