@@ -3,14 +3,13 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localrank_cli.cli.plot_kinds import KINDS, FigureKind
 from localrank_cli.cli.screen import Screen
 from localrank_cli.cli.signals import hearing
 from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.options.views import KINDS, FigureKind, PlotOptions
 from localrank_cli.results.choose import of_one
 from localrank_cli.results.manifest import model_of, read_manifest
 from localrank_cli.results.metrics import read_metrics, split_spec
@@ -25,42 +24,15 @@ if TYPE_CHECKING:
 Drawn = tuple["Figure", tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class PlotOptions:
-    """The arguments of `plot`."""
-
-    tables: tuple[Path, ...]
-    kind: str
-    target: Path
-    y: str
-    x: str
-    layers: tuple[str, ...]
-    tolerance: str | None
-    input_metric: str | None
-    metrics: tuple[str, ...]
-    by: str | None
-    spectra: Path | None
-    run: str | None
-    steps: tuple[int, ...]
-    title: str | None
-    size: tuple[float, float] | None
-    dpi: float
-    style: str | None
-
-
-def run_plot(options: PlotOptions, *, quiet: bool) -> None:
+def run_plot(options: PlotOptions, target: Path) -> None:
     """Draw the figure and write it.
-
-    Args:
-        options: Checked as far as possible without opening a file.
-        quiet: Print no notes.
 
     Raises:
         SettingsError: If matplotlib is not installed.
     """
     specs = [split_spec(text) for text in options.metrics]
-    screen = Screen(quiet=quiet, verbose=False)
-    check_replaceable(options.target)
+    screen = Screen(quiet=options.quiet, verbose=False)
+    check_replaceable(target)
     with hearing() as ears:
         with ears.listening(), warnings_as_notes(screen):
             try:
@@ -72,11 +44,11 @@ def run_plot(options: PlotOptions, *, quiet: bool) -> None:
                 ) from error
             with figures.styled(options.style):
                 figure, notes = _draw(options, specs)
-                content = figures.saved(figure, options.target.suffix.lower(), options.dpi)
-        write_bytes(options.target, content)
+                content = figures.saved(figure, target.suffix.lower(), options.dpi)
+        write_bytes(target, content)
     for note in notes:
         screen.note(note)
-    screen.note(f"wrote {options.target}")
+    screen.note(f"wrote {target}")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +15,7 @@ from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.pictures import PictureError, draw
 from localrank_cli.experiments.series import one_thread, writing
 from localrank_cli.model.fill import fill_model
-from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.options.table import AnalyzeOptions, ReproduceOptions
 from localrank_cli.results.columns import Row, header
 from localrank_cli.results.frame import to_frame
 from localrank_cli.run.compute import run_plan
@@ -34,18 +33,6 @@ _EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # with the default number o
 }
 
 
-@dataclass(frozen=True)
-class ReproduceOptions:
-    """The arguments of `localrank reproduce`."""
-
-    experiment: str
-    out: Path
-    quick: bool = False
-    seeds: int | None = None  # None: the experiment's own number
-    mnist: Path | None = None
-    steps: int | None = None  # of patel2024; None: all
-
-
 def prepare(options: ReproduceOptions) -> Experiment:
     """Plan an experiment without training or writing anything.
 
@@ -60,9 +47,9 @@ def prepare(options: ReproduceOptions) -> Experiment:
         OutputError: If the table exists.
     """
     module, default = _EXPERIMENTS[options.experiment]
-    if (options.out / RANKS).exists():
+    if (options.folder / RANKS).exists():
         raise OutputError(
-            f"{options.out / RANKS}: exists already.", "Choose another folder with --out."
+            f"{options.folder / RANKS}: exists already.", "Choose another folder with --out."
         )
     seeds = options.seeds or default
     if module not in (mnist, patel2024):

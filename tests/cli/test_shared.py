@@ -3,20 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from localrank_cli.cli.command import globs
-from localrank_cli.errors import UsageError
 from tests.cli.program import invoke
 
 WRONG = "--data-scale 255th: expected a number, or a fraction such as 1/255."
-
-
-def test_patterns_are_taken_apart() -> None:
-    assert globs(None) == ()
-    assert globs(["a, b*", "!c,"]) == ("a", "b*", "!c")
-    with pytest.raises(UsageError, match="--exclude: is empty"):
-        globs([" ,"], "--exclude")
 
 
 def test_pixels_by_the_factor_that_the_help_names(series: Path, tmp_path: Path) -> None:
