@@ -16,10 +16,9 @@ def analyze(context: typer.Context, options: AnalyzeOptions) -> None:
     # torch is imported only now, so that help, version and usage errors need not wait for it.
     if options.device is not None and is_several(options.device):
         check_divisible(options)
-        from localrank_cli.cli.run_local import Asked, run_several
+        from localrank_cli.cli.run_local import run_local
 
-        words = tuple(words_of(context, shared_names()))
-        raise typer.Exit(run_several(Asked(options, words, None)))
+        raise typer.Exit(run_local(options, words_of(context, shared_names())))
     from localrank_cli.cli.run_analyze import run_analysis
 
     raise typer.Exit(run_analysis(options))

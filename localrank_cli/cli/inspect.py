@@ -38,12 +38,12 @@ def inspect(_context: typer.Context, options: AnalyzeOptions, how: InspectOption
 
 def _inspect(options: AnalyzeOptions, *, timed: bool) -> "list[Inspection]":
     from localrank_cli.cli.screen import Screen, stdout_for_data
-    from localrank_cli.cli.signals import hearing
+    from localrank_cli.cli.signals import signal_handler
     from localrank_cli.run.inspect import inspect_series
     from localrank_cli.run.plan import make_plan
 
     screen = Screen(quiet=options.quiet, verbose=False)
-    with hearing() as ears, stdout_for_data(screen), ears.listening():
+    with signal_handler() as handler, stdout_for_data(screen), handler.interruptible():
         # A bad checkpoint takes one line of the report and does not end it.
         plan = make_plan(replace(options, on_error="skip"), screen.note)
         return [inspect_series(plan, series, timed=timed) for series in plan.series]

@@ -75,7 +75,7 @@ def _failure(error: BaseException, debug: bool) -> int:
         discard_stdout()
         return _CLOSED_PIPE
     if debug:
-        with suppress(OSError):  # nobody is listening
+        with suppress(OSError):  # nobody reads it
             sys.stderr.write(_traceback(error))
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         discard_stdout()
@@ -133,7 +133,7 @@ def _say(text: str) -> None:
         sys.stderr.write(printable(f"localrank: {text}") + "\n")
         sys.stderr.flush()
     except OSError:
-        pass  # nobody is listening
+        pass  # nobody reads it
 
 
 app = typer.Typer(
@@ -184,6 +184,6 @@ app.command("report")(report)
 
 
 def main() -> None:
-    """Run the program, within `leaving_at_once` (`localrank_cli.__main__`)."""
+    """Run the program, within `exit_on_signals` (`localrank_cli.__main__`)."""
     open_missing_streams()
     app(prog_name="localrank")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localrank_cli.cli.screen import Screen
-from localrank_cli.cli.signals import hearing
+from localrank_cli.cli.signals import signal_handler
 from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.options.views import KINDS, FigureKind, PlotOptions
 from localrank_cli.results.choose import of_one
@@ -33,8 +33,8 @@ def run_plot(options: PlotOptions, target: Path) -> None:
     specs = [split_spec(text) for text in options.metrics]
     screen = Screen(quiet=options.quiet, verbose=False)
     check_replaceable(target)
-    with hearing() as ears:
-        with ears.listening(), warnings_as_notes(screen):
+    with signal_handler() as handler:
+        with handler.interruptible(), warnings_as_notes(screen):
             try:
                 from localrank_cli import figures
             except ImportError as error:
@@ -76,14 +76,14 @@ def _draw(options: PlotOptions, specs: list[tuple[Path, str]]) -> Drawn:
     frame = read_tables(options.tables)
     metrics = [figures.Metric(read_metrics(path, column), column) for path, column in specs]
     kind = KINDS[options.kind]
-    given = _given(options) | {"metrics": metrics}
+    keywords = _keywords(options) | {"metrics": metrics}
     drawn: Drawn = _function(kind)(
-        frame, choice, look, **{name: given[name] for name in kind.takes}
+        frame, choice, look, **{name: keywords[name] for name in kind.takes}
     )
     return drawn
 
 
-def _given(options: PlotOptions) -> dict[str, Any]:
+def _keywords(options: PlotOptions) -> dict[str, Any]:
     """Return the keywords of drawing functions that options give."""
     first = options.steps[0] if options.steps else None
     return {"by": options.by, "steps": options.steps, "step": first}
@@ -112,13 +112,13 @@ def _from_spectra(options: PlotOptions, look: "Look") -> Drawn:
         for value in sorted(set(frame[name].dropna()))
         if value > 0
     )
-    kind, given = KINDS[options.kind], _given(options)
+    kind, keywords = KINDS[options.kind], _keywords(options)
     figure = _function(kind)(
         spectra,
         options.run,
         options.layers,
         look=look,
         marks=marks,
-        **{name: given[name] for name in kind.takes},
+        **{name: keywords[name] for name in kind.takes},
     )
     return figure, ()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from localrank_cli.cli.screen import Screen
-from localrank_cli.cli.signals import hearing
+from localrank_cli.cli.signals import signal_handler
 from localrank_cli.options.views import ReportOptions
 from localrank_cli.report.data import Json, page_data
 from localrank_cli.report.page import render
@@ -24,8 +24,8 @@ def run_report(options: ReportOptions, target: Path) -> None:
     tables = options.tables
     screen = Screen(quiet=options.quiet, verbose=False)
     check_replaceable(target)
-    with hearing() as ears:
-        with ears.listening():
+    with signal_handler() as handler:
+        with handler.interruptible():
             frame = of_one(
                 read_tables(tables), "input_metric", options.input_metric, "--input-metric"
             )

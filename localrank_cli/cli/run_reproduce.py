@@ -3,7 +3,7 @@
 import sys
 
 from localrank_cli.cli.screen import Screen
-from localrank_cli.cli.signals import hearing
+from localrank_cli.cli.signals import signal_handler
 from localrank_cli.experiments.reproduce import (
     PICTURE,
     RANKS,
@@ -21,11 +21,11 @@ def run_reproduction(options: ReproduceOptions) -> int:
     """Train, analyse, judge and print the verdict; return 0 if every claim holds, else 4."""
     screen = Screen(quiet=options.quiet, verbose=False)
     experiment = prepare(options)
-    with hearing() as ears:
-        with ears.listening(), screen.progress(experiment.n_checkpoints) as steps:
+    with signal_handler() as handler:
+        with handler.interruptible(), screen.progress(experiment.n_checkpoints) as steps:
             for text in train(experiment, options.folder):
                 steps.done(text)
-        with ears.listening():
+        with handler.interruptible():
             frame = analyse(experiment, options.folder, sys.argv, screen.detail)
             verdict = conclude(experiment, options.folder, frame, screen.note)
     written = [options.folder / RANKS, options.folder / PICTURE]

@@ -53,7 +53,7 @@ class Screen:
     def plain(self, text: str) -> None:
         """Print one line of another process, without a prefix."""
         line = printable(text)
-        with suppress(OSError):  # nobody is listening
+        with suppress(OSError):  # nobody reads it
             if self.console.is_terminal:
                 self.console.print(Text(line))
             else:

@@ -25,11 +25,11 @@ def submit(context: typer.Context, options: AnalyzeOptions, division: SubmitOpti
     if options.output in (None, Path("-")):
         raise UsageError("submit: no file to write.", "Name one with -o FILE.")
     do_not_spin()
-    words = tuple(words_of(context, shared_names()))
+    words = words_of(context, shared_names())
     if is_slurm:
         from localrank_cli.cli.run_slurm import run_slurm
 
         raise typer.Exit(run_slurm(options, words, division))
-    from localrank_cli.cli.run_local import Asked, run_several
+    from localrank_cli.cli.run_local import run_local
 
-    raise typer.Exit(run_several(Asked(options, words, division.workers)))
+    raise typer.Exit(run_local(options, words, division.workers))

@@ -269,7 +269,7 @@ def _add(parts: Sequence[Place], output: Output) -> str:
     return record.flaw
 
 
-def write_merged(
+def write_merge(
     merge: Merge, target: Path, command: Sequence[str], *, overwrite: bool
 ) -> list[str]:
     """Write the table with its journal and manifest, as a single run would.

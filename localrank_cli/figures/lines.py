@@ -108,7 +108,7 @@ def _metrics_of(metrics: Sequence[Metric], index: int, panels: int) -> tuple[Met
         return tuple(metrics)
     if len(metrics) != panels:
         raise SettingsError(
-            f"--with: {len(metrics)} given for {panels} panels.",
+            f"--with: {len(metrics)} metrics for {panels} panels.",
             "Give one for each panel, in order, or files with a column run.",
         )
     return (metrics[index],)

@@ -171,15 +171,15 @@ def with_folder(options: AnalyzeOptions, settings: FolderSettings, folder: Path)
     preset = preset_values(values)
     if flags.get("layers"):
         preset.pop("hidden", None)
-    merged: dict[str, Any] = {"hidden": True} if options.hidden else {}
+    result: dict[str, Any] = {"hidden": True} if options.hidden else {}
     for source in [flags, preset_values(flags), values, {} if "preset" in flags else preset]:
-        has_tolerances = "atol" in merged or "rtol" in merged
+        has_tolerances = "atol" in result or "rtol" in result
         for name, value in source.items():
             if not (has_tolerances and name in {"atol", "rtol"}):
-                merged.setdefault(name, value)
+                result.setdefault(name, value)
     names = frozenset(flags)
     return SeriesOptions(
-        options=replace(options, **(_DEFAULTS | merged)),
+        options=replace(options, **(_DEFAULTS | result)),
         folder_settings=settings,
         folder=folder,
         from_user=names,

@@ -8,7 +8,7 @@ from localrank_cli.cli.main import app
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         ["--information"],
         ["--no-information"],
@@ -17,7 +17,7 @@ from localrank_cli.cli.main import app
         [],
     ],
 )
-def test_words_are_returned_as_typed(given: list[str]) -> None:
+def test_words_are_returned_as_typed(options: list[str]) -> None:
     command = typer.main.get_command(app).commands["analyze"]  # type: ignore[attr-defined]  # of a group
-    with command.make_context("analyze", ["/run", *given]) as context:
-        assert words_of(context, shared_names()) == ["/run", *given]
+    with command.make_context("analyze", ["/run", *options]) as context:
+        assert words_of(context, shared_names()) == ["/run", *options]

@@ -209,7 +209,7 @@ def test_wrong_usage_is_one_clean_sentence(words: tuple[str, ...], message: str)
 
 
 @pytest.mark.parametrize(
-    ("words", "given"),
+    ("words", "prefix"),
     [
         (("--points", "x"), "--points x: "),
         (("--points=1.5",), "--points 1.5: "),
@@ -217,10 +217,10 @@ def test_wrong_usage_is_one_clean_sentence(words: tuple[str, ...], message: str)
         (("--noise", ""), "--noise '': "),
     ],
 )
-def test_an_invalid_number_is_shown(words: tuple[str, ...], given: str) -> None:
+def test_an_invalid_number_is_shown(words: tuple[str, ...], prefix: str) -> None:
     outcome = invoke("analyze", "x", *words)
     assert outcome.code == 2
-    assert outcome.error.startswith(given)
+    assert outcome.error.startswith(prefix)
 
 
 def test_other_commands_show_an_invalid_number_too() -> None:

@@ -73,10 +73,13 @@ def test_with_metrics(ranks: Path) -> None:
     metrics.write_text("step,accuracy,name\n0,0.1,a\n100,0.9,b\n")
     small = invoke("plot", str(ranks), "--with", f"{metrics}:accuracy", "-o", f"{ranks}.png")
     assert small.code == 0
-    for column, said in (("loss", "has no column loss"), ("name", "column name holds no numbers")):
+    for column, message in (
+        ("loss", "has no column loss"),
+        ("name", "column name holds no numbers"),
+    ):
         outcome = invoke("plot", str(ranks), "--with", f"{metrics}:{column}")
         assert outcome.code == 1
-        assert said in outcome.error
+        assert message in outcome.error
     outcome = invoke("plot", str(ranks), "--with", "metrics.csv")
     assert outcome.code == 2
     assert "not of the form METRICS.csv:COLUMN" in outcome.error
