@@ -33,13 +33,7 @@ _SHORTEST_NAME = 8  # columns that still tell most layers apart
 
 @dataclass(frozen=True)
 class Paper:
-    """The space and the characters of a chart.
-
-    Args:
-        width: Columns in all.
-        height: Rows of the drawing.
-        unicode: Whether characters beyond ASCII can be shown.
-    """
+    """The space and the characters of a chart."""
 
     width: int = 80
     height: int = 17  # rows 0, 4, 8, 12 and 16 carry a number
@@ -82,12 +76,8 @@ class _Scale:
 def line_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
     """Draw a letter for each layer at its checkpoints, with dots between them.
 
-    Args:
-        lines: Step and value, by layer; at most `MOST_LINES`, no negative values.
-        paper: Space and characters.
-
-    Returns:
-        The lines of text: drawing, axis, names.
+    `lines` holds step and value by layer: at most `MOST_LINES` layers, no negative values. The text
+    ends with the axis and the names.
     """
     top = max((y for points in lines.values() for _, y in points), default=0.0) or 1.0
     marks = {round(share * (paper.height - 1)): (1 - share) * top for share in (0, 0.25, 0.5, 0.75)}
@@ -124,12 +114,7 @@ def line_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
 def shade_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
     """Draw a row for each layer, darker letters for larger values: for many layers.
 
-    Args:
-        lines: Step and value, by layer; no negative values.
-        paper: Space and characters.
-
-    Returns:
-        The lines of text: drawing, axis, legend.
+    `lines` holds step and value by layer, no negative values.
     """
     names = list(lines)
     if len(names) > _MOST_ROWS:
@@ -292,16 +277,10 @@ def _shortened(name: str, width: int, console: Console) -> str:
 
 
 def trend(values: Sequence[float], characters: str = _BLOCKS, width: int = _TREND_WIDTH) -> str:
-    """Draw values as a line of blocks, the lowest for 0, the highest for the largest.
+    """Draw nonnegative values as a line of at most `width` blocks, the lowest for 0.
 
-    Args:
-        values: At least one, not negative.
-        characters: From low to high.
-        width: The largest number of characters.
-
-    Returns:
-        At most `width` characters. The first and last value are always shown; if there are too many
-        others, a character shows the largest of its share, so that the peak is always visible.
+    The first and last value are always shown; if there are too many others, a character shows the
+    largest of its share, so that the peak is always visible.
     """
     picked = list(values)
     if len(values) > width:

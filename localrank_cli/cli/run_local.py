@@ -37,15 +37,14 @@ _KEPT = re.compile(r"\d finished checkpoints? (is|are) kept")
 
 
 def run_local(options: AnalyzeOptions, words: Sequence[str], workers: int | None = None) -> int:
-    """Analyse by several processes, and write the merged results.
+    """Analyse by several processes, write the merged results, and return the exit status.
+
+    The status is 0, or 3 when some checkpoints failed or gave values that are not finite.
 
     Args:
         options: Without an output file the result goes to stdout.
         words: The command line of analyze, but for what each worker has of its own.
         workers: How many; None: one for each GPU, or for each core.
-
-    Returns:
-        The exit status: 0, or 3 when some checkpoints failed or gave values that are not finite.
     """
     output = options.output
     with ExitStack() as stack:

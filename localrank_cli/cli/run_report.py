@@ -7,9 +7,8 @@ import pandas as pd
 from localrank_cli.cli.screen import Screen
 from localrank_cli.cli.signals import signal_handler
 from localrank_cli.options.views import ReportOptions
-from localrank_cli.report.data import Json, page_data
+from localrank_cli.report.data import Json, page_data, slider_data
 from localrank_cli.report.page import render
-from localrank_cli.report.sliding import slider_data
 from localrank_cli.results.choose import of_one
 from localrank_cli.results.kept import SpectraFile
 from localrank_cli.results.manifest import model_of, read_manifest

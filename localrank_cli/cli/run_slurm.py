@@ -34,15 +34,12 @@ _POLL = 2.0  # seconds; other users need the scheduler too
 
 
 def run_slurm(options: AnalyzeOptions, words: Sequence[str], division: SubmitOptions) -> int:
-    """Submit the script, or print it.
+    """Submit the script, or print it, and return the exit status.
 
     Args:
         options: What to analyse; with an output file.
         words: The command line of analyze, but for what each task has of its own.
         division: How to divide it.
-
-    Returns:
-        The exit status.
     """
     assert options.output is not None
     check_suffix(options.output)

@@ -17,11 +17,7 @@ _REPEAT = 0.25  # seconds between two exceptions, if the first is swallowed
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to stop.
-
-    Args:
-        number: The signal.
-    """
+    """A signal asked the program to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -61,11 +61,7 @@ def kept_heads(folder: Path) -> set[tuple[str, str, str]]:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """The parts of one output.
-
-    Args:
-        target: The output; an absolute path.
-    """
+    """The parts of one output, an absolute path."""
 
     target: Path
 
@@ -114,14 +110,7 @@ class ShardFolder:
     def divide(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> PlanFile:
         """Divide what is left to do, or return an earlier division of the same; write nothing.
 
-        Args:
-            plan: All that was asked for.
-            shards: The number of parts.
-            words: The command line of analyze, but for what each part has of its own.
-            note: Receives each note for the user.
-
-        Returns:
-            The content of the plan file.
+        `words` is the command line of analyze, but for what each part has of its own.
         """
         if not self.journal.exists():
             refuse_existing(self.target)
@@ -154,13 +143,6 @@ class ShardFolder:
     ) -> PlanFile:
         """Write the plan file, or continue an earlier division of the same work.
 
-        Args:
-            plan: All that was asked for.
-            shards: The number of parts.
-            words: The command line of analyze, but for what each part has of its own.
-            note: Receives each note for the user.
-            overwrite: Whether to discard what is there.
-
         Returns:
             The content of the plan file; if it lists no units, nothing is left to do.
         """
@@ -185,11 +167,7 @@ class ShardFolder:
         return plan_file
 
     def fold(self, command: Sequence[str]) -> None:
-        """Merge finished checkpoints of all parts into the output.
-
-        Args:
-            command: The command line, for the manifest.
-        """
+        """Merge finished checkpoints of all parts into the output, by this command line."""
         with ExitStack() as stack:
             for journal in self.path.glob("shard-*.journal"):
                 # Raises if a worker still writes this part.
@@ -202,14 +180,7 @@ class ShardFolder:
                 write_merge(merge, self.target, command, overwrite=True)
 
     def finish(self, plan_file: PlanFile, command: Sequence[str]) -> bool:
-        """Merge all parts, and remove the folder.
-
-        Args:
-            plan_file: The content of the plan file.
-            command: The command line, for the manifest.
-
-        Returns:
-            Whether every checkpoint was analysed and gave finite values.
+        """Merge all parts, and remove the folder; return whether all results are there and finite.
 
         Raises:
             SettingsError: If a part is missing.

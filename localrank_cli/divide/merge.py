@@ -50,13 +50,7 @@ class Merge:
 
 
 def find_journals(paths: Sequence[Path]) -> list[Path]:
-    """Find the journals of tables.
-
-    Args:
-        paths: Folders (all tables in them) and tables.
-
-    Returns:
-        The journals.
+    """Find the journals of tables, and of all tables in folders.
 
     Raises:
         UnreadableError: If a path holds none.
@@ -88,13 +82,7 @@ def find_journals(paths: Sequence[Path]) -> list[Path]:
 
 
 def collect(journals: Sequence[Path]) -> Merge:
-    """Read what the tables hold, and checks that they belong together.
-
-    Args:
-        journals: Of the tables.
-
-    Returns:
-        What there is, and what is missing.
+    """Read what the journals hold and what is missing, and check that they belong together.
 
     Raises:
         SettingsError: If two tables have other settings, or other numbers for one checkpoint.
@@ -273,12 +261,6 @@ def write_merge(
     merge: Merge, target: Path, command: Sequence[str], *, overwrite: bool
 ) -> list[str]:
     """Write the table with its journal and manifest, as a single run would.
-
-    Args:
-        merge: From `collect`.
-        target: The table.
-        command: The command line.
-        overwrite: Whether to discard what is there.
 
     Returns:
         What is wrong with checkpoints that failed or gave values that are not finite.

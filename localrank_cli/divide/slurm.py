@@ -58,13 +58,8 @@ def submission_script(
     """Return a script for sh that writes the plan file and submits an array and a merge.
 
     It depends on nothing else: it can be saved, changed and run later. It records each job as soon
-    as Slurm accepts it, so that no other submission works beside it.
-
-    Args:
-        plan_file: The content of the plan file.
-        folder: Where the tables of all shards are written; created by the script.
-        division: What each task asks for.
-        overwrite: Whether the script discards earlier results first.
+    as Slurm accepts it, so that no other submission works beside it. With `overwrite` it discards
+    earlier results first.
     """
     plan, jobs, journal, earlier = (
         shlex.quote(str(one)) for one in (folder.plan, folder.jobs, folder.journal, folder.earlier)
@@ -299,16 +294,7 @@ class Jobs:
 
 
 def submit_jobs(script: str, plan_file: PlanFile, folder: "ShardFolder", note: Note) -> Jobs:
-    """Run the submission script.
-
-    Args:
-        script: From `submission_script`; kept in the folder.
-        plan_file: The content of the plan file.
-        folder: Where the tables of all shards are written.
-        note: Receives what Slurm says beside the ids.
-
-    Returns:
-        The ids of both jobs.
+    """Run the submission script, which is kept in the folder; `note` receives Slurm's warnings.
 
     Raises:
         SettingsError: If Slurm refuses a job.

@@ -6,8 +6,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from localrank_cli.experiments.arm import Experiment, SgdArm
-from localrank_cli.experiments.claims import Claim, Verdict, seed_count, shown, span
+from localrank_cli.experiments.experiment import (
+    Claim,
+    Experiment,
+    SgdArm,
+    Verdict,
+    seed_count,
+    shown,
+    span,
+)
 from localrank_cli.experiments.series import SeriesText, settings_text
 from localrank_cli.experiments.training import Recipe, Task
 

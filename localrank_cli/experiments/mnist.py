@@ -10,9 +10,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from localrank_cli.experiments.arm import Experiment, SgdArm
-from localrank_cli.experiments.claims import Claim, Verdict, seed_count, shown, span
 from localrank_cli.experiments.digits import read_digits
+from localrank_cli.experiments.experiment import (
+    Claim,
+    Experiment,
+    SgdArm,
+    Verdict,
+    seed_count,
+    shown,
+    span,
+)
 from localrank_cli.experiments.series import SeriesText, settings_text
 from localrank_cli.experiments.training import Recipe, Task
 
@@ -44,9 +51,6 @@ RECIPE = Recipe(
 def digits_task(path: Path) -> tuple[Task, Mapping[str, Any]]:
     """Create the task of classifying digits: the first 9,000 to train, the next 1,000 to test.
 
-    Args:
-        path: The user's file.
-
     Returns:
         The task, and the arrays kept with a series: the first 1,000 of each kind.
     """
@@ -67,16 +71,7 @@ def digits_task(path: Path) -> tuple[Task, Mapping[str, Any]]:
 
 
 def plan(seeds: int, quick: bool, path: Path) -> Experiment:
-    """Plan a network with and one without weight decay for each seed.
-
-    Args:
-        seeds: How many.
-        quick: Two thirds of the steps.
-        path: The user's file of digits.
-
-    Returns:
-        The experiment.
-    """
+    """Plan a network with and one without weight decay for each seed; `quick`: 2/3 of the steps."""
     task, arrays = digits_task(path)
     recipe = RECIPE
     if quick:

@@ -16,9 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.experiments.arm import Experiment
-from localrank_cli.experiments.claims import Verdict, seed_count, shown
 from localrank_cli.experiments.digits import read_digits
+from localrank_cli.experiments.experiment import Experiment, Verdict, seed_count, shown
 from localrank_cli.experiments.series import SeriesText, keep_series, settings_text
 from localrank_cli.experiments.training import Task, mlp
 

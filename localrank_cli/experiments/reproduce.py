@@ -9,9 +9,8 @@ import pandas as pd
 
 from localrank_cli.errors import Note, OutputError, UsageError
 from localrank_cli.experiments import gaussian, mnist, patel2024, vib
-from localrank_cli.experiments.arm import Experiment
-from localrank_cli.experiments.claims import Verdict
 from localrank_cli.experiments.digits import WHERE
+from localrank_cli.experiments.experiment import Experiment, Verdict
 from localrank_cli.experiments.pictures import PictureError, draw
 from localrank_cli.experiments.series import one_thread, writing
 from localrank_cli.model.fill import fill_model
@@ -35,12 +34,6 @@ _EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # with the default number o
 
 def prepare(options: ReproduceOptions) -> Experiment:
     """Plan an experiment without training or writing anything.
-
-    Args:
-        options: The arguments.
-
-    Returns:
-        The experiment.
 
     Raises:
         UsageError: If digits are needed and not given.
@@ -74,12 +67,6 @@ def train(experiment: Experiment, out: Path) -> Iterator[str]:
 
 def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -> pd.DataFrame:
     """Analyse the checkpoints like `localrank analyze`, and write the table.
-
-    Args:
-        experiment: From `prepare`.
-        out: Folder of the experiment.
-        command: For the manifest.
-        note: Receives each note for the user.
 
     Returns:
         The table, with the columns of each series' metrics.csv and, if the experiment needs them,
@@ -116,9 +103,6 @@ def _with_metrics(frame: pd.DataFrame, folders: tuple[Path, ...]) -> pd.DataFram
 def last_sigma(plan: Plan) -> pd.DataFrame:
     """Compute the singular values of the last layer at the last checkpoint of each series.
 
-    Args:
-        plan: The plan of an analysis.
-
     Returns:
         A row for each series: run, step, layer_index, and the means over points sigma_1, sigma_2
         and so on, which the table of an analysis does not hold.
@@ -141,17 +125,7 @@ def _sigma_row(plan: Plan, series: SeriesPlan) -> dict[str, object]:
 
 
 def conclude(experiment: Experiment, out: Path, frame: pd.DataFrame, note: Note) -> Verdict:
-    """Judge, and write the verdict and, if matplotlib is installed, the figure.
-
-    Args:
-        experiment: From `prepare`.
-        out: Folder of the experiment.
-        frame: From `analyse`.
-        note: Receives each note for the user.
-
-    Returns:
-        The verdict.
-    """
+    """Judge, and write the verdict and, if matplotlib is installed, the figure."""
     verdict = experiment.judge(frame)
     with writing(out):
         (out / VERDICT).write_text(verdict.text, encoding="utf-8")

@@ -67,11 +67,7 @@ def keep_series(
 ) -> Iterator[tuple[list[str], nn.Sequential]]:
     """Fill a folder while a network is trained, including `metrics.csv`.
 
-    Args:
-        steps: The training: step and live network, wherever a checkpoint is wanted.
-        task: What the network is trained on.
-        text: What else the folder holds.
-        folder: The series.
+    `steps` yields step and live network wherever a checkpoint is wanted.
 
     Yields:
         After each checkpoint: its line of `metrics.csv` (step, loss, training and test score),

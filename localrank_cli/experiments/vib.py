@@ -16,8 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.experiments.arm import Experiment
-from localrank_cli.experiments.claims import Claim, Verdict, seed_count
+from localrank_cli.experiments.experiment import Claim, Experiment, Verdict, seed_count
 from localrank_cli.experiments.series import (
     SeriesText,
     save_step,
@@ -100,15 +99,9 @@ class Bottleneck(nn.Module):
         self.decoder = nn.Linear(_LATENT, N)
 
     def forward(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Compute the two parts of the loss, in nats.
+        """Return half the squared error, and the rate: the KL divergence from the prior; in nats.
 
-        Args:
-            x: Shape (points, 10).
-            y: Shape (points, 10).
-            generator: Draws the latent noise.
-
-        Returns:
-            Half the squared error, and the rate: the KL divergence from the prior. Scalars.
+        `x` and `y` have shape (points, 10); the generator draws the latent noise.
         """
         hidden = self.mean[:-1](x)
         mean, log_variance = self.mean[-1](hidden), self.log_variance(hidden)
@@ -225,11 +218,7 @@ def _steps(beta: float) -> int:
 def judge(frame: pd.DataFrame) -> Verdict:
     """Compare the mean's ranks, singular values and information at the end with theory.
 
-    Args:
-        frame: The table of all arms, with columns rate, ty_nats and sigma_1 to sigma_8.
-
-    Returns:
-        The verdict.
+    `frame` is the table of all arms, with columns rate, ty_nats and sigma_1 to sigma_8.
     """
     last = frame[frame["layer_index"] == frame["layer_index"].max()]
     ends = last.loc[last.groupby("run")["step"].idxmax()].sort_values(["beta", "seed"])

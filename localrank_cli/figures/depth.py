@@ -25,16 +25,9 @@ def depth(
     look: Look | None = None,
     steps: Sequence[int] = (),
 ) -> tuple[Figure, tuple[str, ...]]:
-    """Draw a measure against depth, one line for each step, light to dark.
+    """Draw a measure against depth, one line for each step, light to dark; return notes too.
 
-    Args:
-        frame: A table of `localrank analyze`.
-        choice: What to show.
-        look: Title and size.
-        steps: The steps to show; by default all, or an even selection.
-
-    Returns:
-        The figure, and notes on what was left out.
+    Without `steps`, all are drawn, or an even selection.
 
     Raises:
         SettingsError: If a step does not exist, or there are too many runs.

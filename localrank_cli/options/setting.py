@@ -6,7 +6,7 @@ the command line (`cli/command.py`), the keys of localrank.toml (`folder.py`), t
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ForwardRef, get_args, get_origin
 
 DANGER = "Dangerous options"
@@ -78,11 +78,6 @@ class Option:
     def is_several(self) -> bool:
         """Whether it may be given several times."""
         return get_origin(self.kind) is tuple
-
-    @property
-    def is_required(self) -> bool:
-        """Whether it has to be set."""
-        return self.unset is MISSING
 
     @property
     def shown_default(self) -> object:

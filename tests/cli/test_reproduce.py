@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from localrank_cli.experiments import gaussian
-from localrank_cli.experiments.claims import Claim, Verdict
+from localrank_cli.experiments.experiment import Claim, Verdict
 from tests.cli.program import invoke
 
 
