@@ -2,13 +2,13 @@
 
 import typer
 
-from localrank_cli.cli.command import do_not_spin, offering, shared_names, words_of
+from localrank_cli.cli.command import do_not_spin, shared_names, with_options, words_of
 from localrank_cli.divide.share import is_several
 from localrank_cli.errors import UsageError
 from localrank_cli.options.table import AnalyzeOptions, check_options
 
 
-@offering(AnalyzeOptions)
+@with_options(AnalyzeOptions)
 def analyze(context: typer.Context, options: AnalyzeOptions) -> None:
     """Compute the local rank of every layer at every checkpoint."""
     check_options(options)

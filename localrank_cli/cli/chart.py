@@ -108,7 +108,7 @@ def line_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
         _row(f"{_short(marks[index])}" if index in marks else "", row, paper, margin)
         for index, row in enumerate(cells)
     ]
-    return [*drawn, *_axis(scale, columns, paper, margin), *_wrapped(names, paper.width)]
+    return [*drawn, *_axis(scale, columns, paper, margin), *_wrap(names, paper.width)]
 
 
 def shade_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
@@ -137,7 +137,7 @@ def shade_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
     legend = [f"'{_RAMP[0]}' 0 to '{_RAMP[-1]}' {_short(top)}"]
     if len(names) < len(lines):
         legend.append(f"{len(names)} of {len(lines)} layers")
-    return [*drawn, *_axis(scale, columns, paper, margin), *_wrapped(legend, paper.width)]
+    return [*drawn, *_axis(scale, columns, paper, margin), *_wrap(legend, paper.width)]
 
 
 def _row(label: str, cells: Sequence[str], paper: Paper, margin: int) -> str:
@@ -163,7 +163,7 @@ def _axis(scale: _Scale, columns: int, paper: Paper, margin: int) -> list[str]:
     return [f"{indent}{corner}{''.join(line)}", below, f"{indent} {unit:^{columns}}".rstrip()]
 
 
-def _wrapped(parts: Sequence[str], width: int) -> list[str]:
+def _wrap(parts: Sequence[str], width: int) -> list[str]:
     lines = [""]
     for part in parts:
         if lines[-1] and len(lines[-1]) + 3 + len(part) > width:
@@ -244,7 +244,7 @@ def _show(layers: dict[str, _Trajectory], console: Console) -> None:
     table.add_column(_NUMBERS[-1], justify="right", no_wrap=True, width=numbers[-1])
     for (layer, trajectory), row in zip(layers.items(), rows, strict=True):
         line = trend(trajectory.ranks, characters, trend_width) if trajectory.ranks else ""
-        cells = [_shortened(layer, name_width, console), *row[:-1], line, row[-1]]
+        cells = [_shorten(layer, name_width, console), *row[:-1], line, row[-1]]
         table.add_row(*(Text(cell) for cell in cells))
     # On an even narrower terminal, lines wrap so that every number is shown.
     terminal = console.width
@@ -267,7 +267,7 @@ def _cells(trajectory: _Trajectory) -> list[str]:
     ]
 
 
-def _shortened(name: str, width: int, console: Console) -> str:
+def _shorten(name: str, width: int, console: Console) -> str:
     """Cut a name in the middle: its end identifies the layer, its beginning the place."""
     if cell_len(name) <= width:
         return name

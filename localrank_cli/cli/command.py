@@ -13,7 +13,7 @@ from localrank_cli.options.setting import Option, options_of
 from localrank_cli.options.table import AnalyzeOptions
 
 
-def offering(
+def with_options(
     *tables: type, without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command the options of tables but those named in `without`.

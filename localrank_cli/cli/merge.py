@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from localrank_cli.cli.command import offering
+from localrank_cli.cli.command import with_options
 from localrank_cli.errors import INCOMPLETE, LocalrankError, SettingsError, UsageError
 from localrank_cli.options.table import MergeOptions
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch is imported only when there is something to do
 _MAX_MISSING = 20  # units that are named; further ones are only counted
 
 
-@offering(MergeOptions)
+@with_options(MergeOptions)
 def merge(_context: typer.Context, options: MergeOptions) -> None:
     """Merge the tables of shards into that of a single run."""
     output, plan = options.output, options.plan

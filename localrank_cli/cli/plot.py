@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from localrank_cli.cli.command import offering
+from localrank_cli.cli.command import with_options
 from localrank_cli.errors import UsageError
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.views import KINDS, PlotOptions
@@ -12,7 +12,7 @@ from localrank_cli.options.views import KINDS, PlotOptions
 _FORMATS = (".png", ".svg", ".pdf")
 
 
-@offering(PlotOptions)
+@with_options(PlotOptions)
 def plot(_context: typer.Context, options: PlotOptions) -> None:
     """Draw a figure of a table: PNG, SVG or PDF."""
     target = _target(options)

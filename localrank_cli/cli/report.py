@@ -2,12 +2,12 @@
 
 import typer
 
-from localrank_cli.cli.command import offering
+from localrank_cli.cli.command import with_options
 from localrank_cli.errors import UsageError
 from localrank_cli.options.views import ReportOptions
 
 
-@offering(ReportOptions)
+@with_options(ReportOptions)
 def report(_context: typer.Context, options: ReportOptions) -> None:
     """Write an HTML page of a table: one file that works offline."""
     target = options.output or options.tables[0].with_suffix(".html")

@@ -1,13 +1,17 @@
 """`localrank reproduce`: train networks whose ranks are known."""
 
+import sys
+
 import typer
 
-from localrank_cli.cli.command import offering
+from localrank_cli.cli.command import with_options
 from localrank_cli.errors import UsageError
 from localrank_cli.options.table import ReproduceOptions
 
+_DOES_NOT_HOLD = 4
 
-@offering(ReproduceOptions)
+
+@with_options(ReproduceOptions)
 def reproduce(_context: typer.Context, options: ReproduceOptions) -> None:
     """Train small networks with a known or published answer, and check that it is found.
 
@@ -21,7 +25,34 @@ def reproduce(_context: typer.Context, options: ReproduceOptions) -> None:
         raise UsageError(
             "--steps is for `localrank reproduce patel2024` without --quick.", "Leave it out."
         )
-    # Imported late: help, version and usage errors do not need torch.
-    from localrank_cli.cli.run_reproduce import run_reproduction
+    raise typer.Exit(_run(options))
 
-    raise typer.Exit(run_reproduction(options))
+
+def _run(options: ReproduceOptions) -> int:
+    """Train, analyse, judge and print the verdict; return 0 if every claim holds, else 4."""
+    # Imported late: help, version and usage errors do not need torch.
+    from localrank_cli.cli.screen import Screen
+    from localrank_cli.cli.signals import signal_handler
+    from localrank_cli.experiments.reproduce import (
+        PICTURE,
+        RANKS,
+        analyse,
+        conclude,
+        prepare,
+        train,
+    )
+
+    screen, out = Screen(quiet=options.quiet, verbose=False), options.folder
+    experiment = prepare(options)
+    with signal_handler() as handler:
+        with handler.interruptible(), screen.progress(experiment.n_checkpoints) as steps:
+            for text in train(experiment, out):
+                steps.done(text)
+        with handler.interruptible():
+            frame = analyse(experiment, out, sys.argv, screen.detail)
+            verdict = conclude(experiment, out, frame, screen.note)
+    written = [out / RANKS, out / PICTURE]
+    screen.note(f"wrote {', '.join(str(path) for path in written if path.exists())}")
+    sys.stdout.write(verdict.text)
+    sys.stdout.flush()
+    return 0 if verdict.holds else _DOES_NOT_HOLD

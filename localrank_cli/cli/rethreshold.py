@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from localrank_cli.cli.command import offering
+from localrank_cli.cli.command import with_options
 from localrank_cli.errors import INCOMPLETE
 from localrank_cli.options.table import DEFAULT_ATOL, RethresholdOptions
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.run.rethreshold import Rethreshold
 
 
-@offering(RethresholdOptions)
+@with_options(RethresholdOptions)
 def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
     """Count kept singular values at other tolerances, without differentiating again."""
     output, absolute = options.output, options.atol or (() if options.rtol else (DEFAULT_ATOL,))

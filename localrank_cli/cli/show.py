@@ -2,11 +2,11 @@
 
 import typer
 
-from localrank_cli.cli.command import offering
+from localrank_cli.cli.command import with_options
 from localrank_cli.options.views import ShowOptions
 
 
-@offering(ShowOptions)
+@with_options(ShowOptions)
 def show(_context: typer.Context, options: ShowOptions) -> None:
     """Print a table in the terminal: the summary of analyze, and a chart."""
     from localrank_cli.cli.run_show import run_show

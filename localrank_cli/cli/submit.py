@@ -5,12 +5,12 @@ from pathlib import Path
 import typer
 
 from localrank_cli.cli.analyze import check_divisible
-from localrank_cli.cli.command import do_not_spin, offering, shared_names, words_of
+from localrank_cli.cli.command import do_not_spin, shared_names, with_options, words_of
 from localrank_cli.errors import UsageError
 from localrank_cli.options.table import AnalyzeOptions, SubmitOptions, check_options
 
 
-@offering(AnalyzeOptions, SubmitOptions)
+@with_options(AnalyzeOptions, SubmitOptions)
 def submit(context: typer.Context, options: AnalyzeOptions, division: SubmitOptions) -> None:
     """Divide an analysis among several workers, and merge their results."""
     check_options(options)

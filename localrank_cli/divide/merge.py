@@ -252,7 +252,7 @@ def _add(parts: Sequence[Place], output: Output) -> str:
         # Most are whole, and their line is what it would be if it were read and written again.
         output.journal.copy(head, read_line(parts[0].journal, parts[0].entry))
         return "" if head["finite"] else load(parts[0]).flaw
-    record = _joined([load(place) for place in parts])
+    record = _join([load(place) for place in parts])
     output.add(record, sync=False)
     return record.flaw
 
@@ -274,7 +274,7 @@ def write_merge(
     return flaws
 
 
-def _joined(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
+def _join(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
     failed = next((record for record in records if record.is_failed), None)
     first = failed or records[0]
     if failed or len(records) == 1:
@@ -286,7 +286,7 @@ def _joined(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
             "Compute them again with --overwrite.",
         )
     layers = [
-        LayerRecord(parts[0].facts, _concatenated([part.points for part in parts]), parts[0].cells)
+        LayerRecord(parts[0].facts, _concatenate([part.points for part in parts]), parts[0].cells)
         for parts in zip(*(record.layers for record in records), strict=True)
     ]
     seconds = sum(record.facts.get("seconds") or 0 for record in records)
@@ -302,7 +302,7 @@ def _shape(record: CheckpointRecord) -> tuple[object, ...]:
     )
 
 
-def _concatenated(parts: Sequence[PointMeasures]) -> PointMeasures:
+def _concatenate(parts: Sequence[PointMeasures]) -> PointMeasures:
     first = parts[0]
     return PointMeasures(
         n_in=first.n_in,

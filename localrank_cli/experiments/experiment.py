@@ -60,7 +60,7 @@ class Verdict:
         return "\n".join([*lines, "", f"verdict: {end}"]) + "\n"
 
 
-def shown(text: str, expected: str, measured: str) -> Claim:
+def observation(text: str, expected: str, measured: str) -> Claim:
     """Return a claim that is only shown, not evidence."""
     return Claim(text, expected, measured, holds=True, is_evidence=False)
 

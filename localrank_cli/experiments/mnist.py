@@ -16,8 +16,8 @@ from localrank_cli.experiments.experiment import (
     Experiment,
     SgdArm,
     Verdict,
+    observation,
     seed_count,
-    shown,
     span,
 )
 from localrank_cli.experiments.series import SeriesText, settings_text
@@ -178,13 +178,13 @@ def _effective_rank(with_decay: pd.DataFrame, control: pd.DataFrame, layer: int)
         _described(late_ends(frame, layer, "effective_rank")) for frame in (with_decay, control)
     )
     text = f"effective rank of layer {layer}, invariant to scale (decay shrinks every sigma)"
-    return shown(text, "no claim", f"{first} with decay, {second} without")
+    return observation(text, "no claim", f"{first} with decay, {second} without")
 
 
 def _accuracy(with_decay: pd.DataFrame, control: pd.DataFrame) -> Claim:
     first, second = (_accuracies(late_ends(f, 1, "test_accuracy")) for f in (with_decay, control))
     measured = f"{first} with decay, {second} without"
-    return shown("test accuracy over the same part", "no claim", measured)
+    return observation("test accuracy over the same part", "no claim", measured)
 
 
 def _accuracies(pairs: list[tuple[float, float]]) -> str:

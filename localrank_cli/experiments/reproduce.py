@@ -12,7 +12,7 @@ from localrank_cli.experiments import gaussian, mnist, patel2024, vib
 from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.experiment import Experiment, Verdict
 from localrank_cli.experiments.pictures import PictureError, draw
-from localrank_cli.experiments.series import one_thread, writing
+from localrank_cli.experiments.series import one_thread, output_errors
 from localrank_cli.model.fill import fill_model
 from localrank_cli.options.table import AnalyzeOptions, ReproduceOptions
 from localrank_cli.results.columns import Row, header
@@ -75,7 +75,7 @@ def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -
     folders = tuple(out / arm.folder for arm in experiment.arms)
     plan = make_plan(AnalyzeOptions(checkpoints=folders, device="cpu"), note)
     rows: list[Row] = []
-    with writing(out), RunOutput(out / RANKS, overwrite=False, command=command) as output:
+    with output_errors(out), RunOutput(out / RANKS, overwrite=False, command=command) as output:
         left = output.begin(plan, note)
         for record in run_plan(left.plan, note, left.known):
             output.add(record)
@@ -83,7 +83,7 @@ def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -
         output.commit()
     frame = _with_metrics(to_frame(rows, header(plan.extra_columns)), folders)
     if experiment.needs_sigma:
-        with writing(out):
+        with output_errors(out):
             sigma = last_sigma(plan)
             sigma.to_csv(out / SIGMA, index=False, float_format="%.9g", lineterminator="\n")
         frame = frame.merge(sigma, on=["run", "step", "layer_index"], how="left")
@@ -127,7 +127,7 @@ def _sigma_row(plan: Plan, series: SeriesPlan) -> dict[str, object]:
 def conclude(experiment: Experiment, out: Path, frame: pd.DataFrame, note: Note) -> Verdict:
     """Judge, and write the verdict and, if matplotlib is installed, the figure."""
     verdict = experiment.judge(frame)
-    with writing(out):
+    with output_errors(out):
         (out / VERDICT).write_text(verdict.text, encoding="utf-8")
         try:
             figure = draw(experiment.name, frame)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from localrank_cli.experiments.experiment import Claim, Experiment, Verdict, seed_count
 from localrank_cli.experiments.series import (
     SeriesText,
+    output_errors,
     save_step,
     settings_text,
     write_metrics,
-    writing,
 )
 from localrank_cli.experiments.training import mlp
 from localrank_cli.information.bottleneck import (
@@ -167,7 +167,7 @@ class VibArm:
         settings = {"data": "inputs.npz", "activation": "tanh", "input-metric": "data", "atol": 0.1}
         text = settings_text(settings, {"beta": self.beta, "seed": self.seed})
         x, y = source.draw(_N_COVARIANCE, generator)
-        with writing(folder):
+        with output_errors(folder):
             SeriesText(text, "inputs.npz", {"x": x.numpy()}).write(folder)
         table = [["step", "error", "rate", "xt_nats", "ty_nats"]]
         for step, net in self._training(source, generator):
@@ -176,7 +176,7 @@ class VibArm:
             known = net.information(source, torch.Generator().manual_seed(self.seed))
             figures = (error.item(), rate.item(), known.xt, known.ty)
             table.append([str(step), *(f"{figure:.6g}" for figure in figures)])
-            with writing(folder):
+            with output_errors(folder):
                 save_step(net.mean, folder, step)
                 write_metrics(folder, table)
             yield step

@@ -110,7 +110,7 @@ def _of_several(layer: str, rows: pd.DataFrame, *, joined: bool) -> tuple[Curve,
     ), int(len(table) - len(kept))
 
 
-def thinned(line: Curve, position: Array, most: int = 1500) -> Curve:
+def thin(line: Curve, position: Array, most: int = 1500) -> Curve:
     """Thin out a curve without changing how it looks: keep the extremes of each stretch.
 
     `position` holds the positions of its points on the drawn axis, ascending; about `most` points

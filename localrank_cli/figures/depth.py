@@ -12,7 +12,7 @@ from localrank_cli.figures.axis import scale_y
 from localrank_cli.figures.choose import Choice, FigureRows, choose, runs_side_by_side
 from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import GREY, Look, head, new_figure
-from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
+from localrank_cli.figures.steps import choose_steps, step_bar, step_colours
 from localrank_cli.measures.table import RANK
 
 _MOST_STEPS = 25  # lines whose colours can still be told apart
@@ -38,7 +38,7 @@ def depth(
     rows, layers = chosen.frame, chosen.layers
     runs = runs_side_by_side(rows, "depth")
     there = sorted({int(step) for step in rows["step"]})
-    shown = chosen_steps(there, steps, _MOST_STEPS)
+    shown = choose_steps(there, steps, _MOST_STEPS)
     notes = list(chosen.notes)
     if len(shown) < len(there) and not steps:
         notes.append(f"drew {len(shown)} of {len(there)} steps; choose others with --step")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from localrank_cli.errors import DataError, SettingsError, listed
 from localrank_cli.figures.axis import positions, scale_x, scale_y
 from localrank_cli.figures.choose import Choice, FigureRows, choose
-from localrank_cli.figures.curves import Curve, Curves, curves, thinned
+from localrank_cli.figures.curves import Curve, Curves, curves, thin
 from localrank_cli.figures.labels import MOST_NAMES, layer_bar, name_lines, shortened
 from localrank_cli.figures.look import Look, depth_colours, head, new_figure
 from localrank_cli.results.meanings import meaning
@@ -160,7 +160,7 @@ def _draw_panels(chosen: FigureRows, panels: Sequence[_Panel], grid: Any, inches
 
 
 def _draw(axes: Axes, line: Curve, colour: Any) -> None:
-    drawn = thinned(line, positions(axes, line.x))
+    drawn = thin(line, positions(axes, line.x))
     marker = "o" if len(drawn.x) <= _MOST_MARKERS else ""
     axes.plot(drawn.x, drawn.y, color=colour, marker=marker, label=line.layer)
     if np.nanmax(drawn.spread, initial=0.0) > 0:

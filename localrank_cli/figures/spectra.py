@@ -13,7 +13,7 @@ from localrank_cli.figures.axis import log_ticks, scale_x
 from localrank_cli.figures.curves import Array
 from localrank_cli.figures.labels import MOST_NAMES, distinct, layer_bar
 from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
-from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
+from localrank_cli.figures.steps import choose_steps, step_bar, step_colours
 from localrank_cli.results.kept import SpectraFile, Spectrum
 
 _MOST_LAYERS = 12  # panels, four in a row
@@ -41,7 +41,7 @@ def spectrum(
     """
     look = look or Look()
     run = spectra.one_run(run)
-    shown = chosen_steps(spectra.steps(run), steps, _MOST_STEPS)
+    shown = choose_steps(spectra.steps(run), steps, _MOST_STEPS)
     found = spectra.read(run, layers, shown)
     names = list(dict.fromkeys(s.layer for s in sorted(found, key=lambda s: s.layer_index)))
     if len(names) > _MOST_LAYERS:
@@ -132,7 +132,7 @@ def tolerance(
     look = look or Look()
     run = spectra.one_run(run)
     there = spectra.steps(run)
-    shown = chosen_steps(there, [there[-1] if step is None else step], most=1)
+    shown = choose_steps(there, [there[-1] if step is None else step], most=1)
     found = spectra.read(run, layers, shown)
     figure = new_figure(look, 8.4, 4.0)
     width = float(figure.get_figwidth())

@@ -15,7 +15,7 @@ from localrank_cli.errors import SettingsError, listed
 from localrank_cli.figures.axis import number, spans_decades
 
 
-def chosen_steps(there: Sequence[int], wanted: Sequence[int], most: int) -> list[int]:
+def choose_steps(there: Sequence[int], wanted: Sequence[int], most: int) -> list[int]:
     """Return the wanted steps, or the first, the last and an even selection of at most `most`.
 
     Raises:

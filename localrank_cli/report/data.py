@@ -70,7 +70,7 @@ def page_data(frame: pd.DataFrame) -> tuple[Json, tuple[str, ...]]:
     }, notes
 
 
-def rounded(values: Iterable[float]) -> list[float | int | None]:
+def round_values(values: Iterable[float]) -> list[float | int | None]:
     """Round to five significant digits; integers lose the point, non-finite values become None."""
     found: list[float | int | None] = []
     for value in values:
@@ -126,7 +126,7 @@ def _layers(part: pd.DataFrame, measures: list[str], tolerances: list[str]) -> l
         found.append(
             {
                 "name": layer,
-                "max_rank": rounded(largest)[0] or 1,
+                "max_rank": round_values(largest)[0] or 1,
                 "size": " x ".join(f"{int(size)}" for size in sizes),
                 "steps": steps,
                 "values": values,
@@ -136,10 +136,10 @@ def _layers(part: pd.DataFrame, measures: list[str], tolerances: list[str]) -> l
 
 
 def _column(rows: pd.DataFrame, name: str) -> Json:
-    column: Json = {"y": rounded(rows[name].astype("float64"))}
+    column: Json = {"y": round_values(rows[name].astype("float64"))}
     error = f"{name}_se"
     if error in rows.columns and (rows[error] > 0).any():
-        column["e"] = rounded(rows[error].astype("float64"))
+        column["e"] = round_values(rows[error].astype("float64"))
     return column
 
 
@@ -176,7 +176,7 @@ def slider_data(
             layers = runs.setdefault(run, {})
             for one in spectra_of_run:
                 ranks = one.ranks(grid, relative=kind == "rtol")
-                layers.setdefault(one.layer, {})[str(one.step)] = rounded(ranks)
+                layers.setdefault(one.layer, {})[str(one.step)] = round_values(ranks)
         kept[kind] = {"grid": grid.tolist(), "runs": runs}
     return kept, () if frame is None else _contradiction(every, frame, labels)
 

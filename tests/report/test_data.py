@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from localrank_cli.errors import DataError
-from localrank_cli.report.data import page_data, rounded, slider_data
+from localrank_cli.report.data import page_data, round_values, slider_data
 from localrank_cli.results.kept import SpectraFile
 from tests.figures.tables import many, save_spectra, table
 
@@ -56,7 +56,7 @@ def test_a_large_table_is_thinned_and_keeps_its_ends() -> None:
 
 
 def test_rounding() -> None:
-    assert rounded([1.0, 0.1234567, np.nan, np.inf, 0.0]) == [1, 0.12346, None, None, 0]
+    assert round_values([1.0, 0.1234567, np.nan, np.inf, 0.0]) == [1, 0.12346, None, None, 0]
 
 
 @pytest.mark.parametrize(
