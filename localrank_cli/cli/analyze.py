@@ -2,13 +2,13 @@
 
 import typer
 
-from localrank_cli.cli.command import do_not_spin, offering, shared_names, words_of
+from localrank_cli.cli.command import do_not_spin, shared_names, with_options, words_of
 from localrank_cli.divide.share import is_several
 from localrank_cli.errors import UsageError
 from localrank_cli.options.table import AnalyzeOptions, check_options
 
 
-@offering(AnalyzeOptions)
+@with_options(AnalyzeOptions)
 def analyze(context: typer.Context, options: AnalyzeOptions) -> None:
     """Compute the local rank of every layer at every checkpoint."""
     check_options(options)
@@ -16,10 +16,9 @@ def analyze(context: typer.Context, options: AnalyzeOptions) -> None:
     # torch is imported only now, so that help, version and usage errors need not wait for it.
     if options.device is not None and is_several(options.device):
         check_divisible(options)
-        from localrank_cli.cli.run_local import Asked, run_several
+        from localrank_cli.cli.run_local import run_local
 
-        words = tuple(words_of(context, shared_names()))
-        raise typer.Exit(run_several(Asked(options, words, None)))
+        raise typer.Exit(run_local(options, words_of(context, shared_names())))
     from localrank_cli.cli.run_analyze import run_analysis
 
     raise typer.Exit(run_analysis(options))

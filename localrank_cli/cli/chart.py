@@ -33,13 +33,7 @@ _SHORTEST_NAME = 8  # columns that still tell most layers apart
 
 @dataclass(frozen=True)
 class Paper:
-    """The space and the characters of a chart.
-
-    Args:
-        width: Columns in all.
-        height: Rows of the drawing.
-        unicode: Whether characters beyond ASCII can be shown.
-    """
+    """The space and the characters of a chart."""
 
     width: int = 80
     height: int = 17  # rows 0, 4, 8, 12 and 16 carry a number
@@ -82,12 +76,8 @@ class _Scale:
 def line_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
     """Draw a letter for each layer at its checkpoints, with dots between them.
 
-    Args:
-        lines: Step and value, by layer; at most `MOST_LINES`, no negative values.
-        paper: Space and characters.
-
-    Returns:
-        The lines of text: drawing, axis, names.
+    `lines` holds step and value by layer: at most `MOST_LINES` layers, no negative values. The text
+    ends with the axis and the names.
     """
     top = max((y for points in lines.values() for _, y in points), default=0.0) or 1.0
     marks = {round(share * (paper.height - 1)): (1 - share) * top for share in (0, 0.25, 0.5, 0.75)}
@@ -118,18 +108,13 @@ def line_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
         _row(f"{_short(marks[index])}" if index in marks else "", row, paper, margin)
         for index, row in enumerate(cells)
     ]
-    return [*drawn, *_axis(scale, columns, paper, margin), *_wrapped(names, paper.width)]
+    return [*drawn, *_axis(scale, columns, paper, margin), *_wrap(names, paper.width)]
 
 
 def shade_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
     """Draw a row for each layer, darker letters for larger values: for many layers.
 
-    Args:
-        lines: Step and value, by layer; no negative values.
-        paper: Space and characters.
-
-    Returns:
-        The lines of text: drawing, axis, legend.
+    `lines` holds step and value by layer, no negative values.
     """
     names = list(lines)
     if len(names) > _MOST_ROWS:
@@ -152,7 +137,7 @@ def shade_chart(lines: Mapping[str, Points], paper: Paper) -> list[str]:
     legend = [f"'{_RAMP[0]}' 0 to '{_RAMP[-1]}' {_short(top)}"]
     if len(names) < len(lines):
         legend.append(f"{len(names)} of {len(lines)} layers")
-    return [*drawn, *_axis(scale, columns, paper, margin), *_wrapped(legend, paper.width)]
+    return [*drawn, *_axis(scale, columns, paper, margin), *_wrap(legend, paper.width)]
 
 
 def _row(label: str, cells: Sequence[str], paper: Paper, margin: int) -> str:
@@ -178,7 +163,7 @@ def _axis(scale: _Scale, columns: int, paper: Paper, margin: int) -> list[str]:
     return [f"{indent}{corner}{''.join(line)}", below, f"{indent} {unit:^{columns}}".rstrip()]
 
 
-def _wrapped(parts: Sequence[str], width: int) -> list[str]:
+def _wrap(parts: Sequence[str], width: int) -> list[str]:
     lines = [""]
     for part in parts:
         if lines[-1] and len(lines[-1]) + 3 + len(part) > width:
@@ -259,7 +244,7 @@ def _show(layers: dict[str, _Trajectory], console: Console) -> None:
     table.add_column(_NUMBERS[-1], justify="right", no_wrap=True, width=numbers[-1])
     for (layer, trajectory), row in zip(layers.items(), rows, strict=True):
         line = trend(trajectory.ranks, characters, trend_width) if trajectory.ranks else ""
-        cells = [_shortened(layer, name_width, console), *row[:-1], line, row[-1]]
+        cells = [_shorten(layer, name_width, console), *row[:-1], line, row[-1]]
         table.add_row(*(Text(cell) for cell in cells))
     # On an even narrower terminal, lines wrap so that every number is shown.
     terminal = console.width
@@ -282,7 +267,7 @@ def _cells(trajectory: _Trajectory) -> list[str]:
     ]
 
 
-def _shortened(name: str, width: int, console: Console) -> str:
+def _shorten(name: str, width: int, console: Console) -> str:
     """Cut a name in the middle: its end identifies the layer, its beginning the place."""
     if cell_len(name) <= width:
         return name
@@ -292,16 +277,10 @@ def _shortened(name: str, width: int, console: Console) -> str:
 
 
 def trend(values: Sequence[float], characters: str = _BLOCKS, width: int = _TREND_WIDTH) -> str:
-    """Draw values as a line of blocks, the lowest for 0, the highest for the largest.
+    """Draw nonnegative values as a line of at most `width` blocks, the lowest for 0.
 
-    Args:
-        values: At least one, not negative.
-        characters: From low to high.
-        width: The largest number of characters.
-
-    Returns:
-        At most `width` characters. The first and last value are always shown; if there are too many
-        others, a character shows the largest of its share, so that the peak is always visible.
+    The first and last value are always shown; if there are too many others, a character shows the
+    largest of its share, so that the peak is always visible.
     """
     picked = list(values)
     if len(values) > width:

@@ -1,4 +1,4 @@
-"""Build commands from tables of options; define parameters that other commands share."""
+"""Build commands from tables of options."""
 
 import inspect
 import os
@@ -8,14 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from localrank_cli.errors import UsageError
-from localrank_cli.options import parse
 from localrank_cli.options.read import FLAGS, read_options
 from localrank_cli.options.setting import Option, options_of
 from localrank_cli.options.table import AnalyzeOptions
 
 
-def offering(
+def with_options(
     *tables: type, without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that gives a command the options of tables but those named in `without`.
@@ -51,23 +49,21 @@ def offering(
 def _parameter(option: Option, kind: Any) -> inspect.Parameter:
     """Return the parameter of an option, of which typer reads only the text."""
     setting = option.setting
+    text: Any = bool if option.is_switch else list[str] if option.is_several else str
     if setting.is_argument:
         argument = typer.Argument(metavar=setting.metavar, help=option.help, show_default=False)
-        return inspect.Parameter(option.name, kind, annotation=Annotated[list[str], argument])
-    typed: Any = str | None
-    if option.is_switch:
-        typed = bool | None
-    elif option.is_several:
-        typed = list[str] | None
-    flags = setting.flags or ((option.flag,) if option.is_switch else ())
+        return inspect.Parameter(option.name, kind, annotation=Annotated[text, argument])
+    # Some versions of typer derive a name in capitals from the metavar where none is given.
     info = typer.Option(
-        *flags,
+        *(setting.flags or (option.flag,)),
         metavar=setting.metavar or None,
         help=option.help,
         rich_help_panel=setting.panel,
         show_default=False,
     )
-    return inspect.Parameter(option.name, kind, default=None, annotation=Annotated[typed, info])
+    return inspect.Parameter(
+        option.name, kind, default=None, annotation=Annotated[text | None, info]
+    )
 
 
 def _set(value: Any, option: Option) -> Any:
@@ -109,48 +105,3 @@ def do_not_spin() -> None:
     # Threads that spin while they wait occupy cores that other processes need: the demo takes 20 s
     # instead of 6 s on a busy machine. OpenMP reads the variable when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def globs(texts: list[str] | None, option: str = "--layers") -> tuple[str, ...]:
-    """Return the patterns in the texts of an option.
-
-    Raises:
-        UsageError: If they are empty.
-    """
-    try:
-        patterns: Any = parse.globs(texts or ())
-    except parse.UnfitError as error:
-        raise UsageError(f"{option}: {error.expected}.", error.advice) from error
-    return tuple(patterns)
-
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress bar.")]
-
-Tables = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="RANKS",
-        readable=False,
-        help="Tables that analyze wrote (.csv, .tsv, .jsonl, .parquet).",
-        show_default=False,
-    ),
-]
-
-ShownLayers = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="GLOB",
-        help="Layers by name, comma separated, * crosses dots, !GLOB leaves out; repeat.",
-    ),
-]
-
-OneMetric = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="Which one, where the table has several."),
-]
-
-OverwriteTable = Annotated[bool, typer.Option("--overwrite", help="Overwrite FILE if it exists.")]
-
-NoNotes = Annotated[bool, typer.Option("--quiet", "-q", help="No notes.")]

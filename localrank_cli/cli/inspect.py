@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from localrank_cli.cli.command import do_not_spin, offering
+from localrank_cli.cli.command import do_not_spin, with_options
 from localrank_cli.errors import INCOMPLETE, printable
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions, InspectOptions, check_options
@@ -19,7 +19,7 @@ _MAX_STEPS = 12  # named for a person; further ones are left out but for the las
 _NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions) if not one.setting.in_inspect}
 
 
-@offering(AnalyzeOptions, InspectOptions, without=_NOT_OFFERED)
+@with_options(AnalyzeOptions, InspectOptions, without=_NOT_OFFERED)
 def inspect(_context: typer.Context, options: AnalyzeOptions, how: InspectOptions) -> None:
     """Report what analyze would do: steps, layers, shapes, route, cost. No table is made."""
     check_options(options)
@@ -38,12 +38,12 @@ def inspect(_context: typer.Context, options: AnalyzeOptions, how: InspectOption
 
 def _inspect(options: AnalyzeOptions, *, timed: bool) -> "list[Inspection]":
     from localrank_cli.cli.screen import Screen, stdout_for_data
-    from localrank_cli.cli.signals import hearing
+    from localrank_cli.cli.signals import signal_handler
     from localrank_cli.run.inspect import inspect_series
     from localrank_cli.run.plan import make_plan
 
     screen = Screen(quiet=options.quiet, verbose=False)
-    with hearing() as ears, stdout_for_data(screen), ears.listening():
+    with signal_handler() as handler, stdout_for_data(screen), handler.interruptible():
         # A bad checkpoint takes one line of the report and does not end it.
         plan = make_plan(replace(options, on_error="skip"), screen.note)
         return [inspect_series(plan, series, timed=timed) for series in plan.series]

@@ -1,12 +1,9 @@
 """The program `localrank`: its commands, and the exit status of every exception."""
 
 import errno
-import re
 import sys
 import traceback
-from collections.abc import Sequence
 from contextlib import suppress
-from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -27,7 +24,6 @@ from localrank_cli.errors import LocalrankError, OutputError, printable
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports it
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-_NUMBERS = {"integer": int, "number": float}
 _REPORT = (
     "This is a bug in localrank: please report it with the output of the same command and --debug."
 )
@@ -51,12 +47,6 @@ class _Program(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command.
 
-        Args:
-            ctx: The context of typer.
-
-        Returns:
-            What the command returned.
-
         Raises:
             _ClosedPipeError: If the reader of stdout has gone; typer itself would exit with 1.
         """
@@ -73,13 +63,11 @@ class _Program(TyperGroup):
             status = super().main(*args, **kwargs)
             sys.stdout.flush()
             return status if isinstance(status, int) else 0
-        except (
-            BaseException
-        ) as error:  # the last resort, and the one place that maps errors to statuses
-            return _failure(error, debug, sys.argv[1:] if words is None else words)
+        except BaseException as error:  # the one place that maps errors to statuses
+            return _failure(error, debug)
 
 
-def _failure(error: BaseException, debug: bool, words: Sequence[str]) -> int:
+def _failure(error: BaseException, debug: bool) -> int:
     if isinstance(error, Interrupted):
         _say(f"stopped by {error.name}")
         return error.exit_code
@@ -87,7 +75,7 @@ def _failure(error: BaseException, debug: bool, words: Sequence[str]) -> int:
         discard_stdout()
         return _CLOSED_PIPE
     if debug:
-        with suppress(OSError):  # nobody is listening
+        with suppress(OSError):  # nobody reads it
             sys.stderr.write(_traceback(error))
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         discard_stdout()
@@ -105,7 +93,7 @@ def _failure(error: BaseException, debug: bool, words: Sequence[str]) -> int:
         return error.exit_code
     # A usage error of click, which some versions of typer bundle.
     if hasattr(error, "format_message"):
-        return _usage_error(error, words)
+        return _usage_error(error)
     _say(f"error: {LocalrankError(f'{type(error).__name__}: {error}', _REPORT)}")
     return _BUG
 
@@ -129,35 +117,15 @@ def _is_closed_pipe(error: BaseException) -> bool:
     )
 
 
-def _usage_error(error: Any, words: Sequence[str]) -> int:
+def _usage_error(error: Any) -> int:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "localrank"
     message = " ".join(str(error.format_message()).split())
     # A prefix of some versions of typer.
     message = message.replace("Value error, ", "").rstrip(".")
-    message = _with_value(message, getattr(error, "param", None), words)
     end = "" if message.endswith(("?", "!")) else "."
     _say(f"error: {message}{end} See '{path} --help'.")
     return 2
-
-
-def _with_value(message: str, option: Any, words: Sequence[str]) -> str:
-    """Add the value that is not a number, which some versions of typer omit."""
-    kind = re.search(r"Input should be a valid (integer|number)", message)
-    if kind is None or option is None:
-        return message
-    for name, value in pairwise([*words, ""]):
-        text = value if name in option.opts else name.partition("=")[2]
-        if name.partition("=")[0] not in option.opts:
-            continue
-        try:
-            _NUMBERS[kind.group(1)](text)
-        except ValueError:
-            return (
-                f"Invalid value for '{max(option.opts, key=len)}': {text!r} is not a valid"
-                f" {kind.group(1)}"
-            )
-    return message
 
 
 def _say(text: str) -> None:
@@ -165,7 +133,7 @@ def _say(text: str) -> None:
         sys.stderr.write(printable(f"localrank: {text}") + "\n")
         sys.stderr.flush()
     except OSError:
-        pass  # nobody is listening
+        pass  # nobody reads it
 
 
 app = typer.Typer(
@@ -216,6 +184,6 @@ app.command("report")(report)
 
 
 def main() -> None:
-    """Run the program, within `leaving_at_once` (`localrank_cli.__main__`)."""
+    """Run the program, within `exit_on_signals` (`localrank_cli.__main__`)."""
     open_missing_streams()
     app(prog_name="localrank")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from localrank_cli.cli.command import offering
+from localrank_cli.cli.command import with_options
 from localrank_cli.errors import INCOMPLETE, LocalrankError, SettingsError, UsageError
 from localrank_cli.options.table import MergeOptions
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:  # torch is imported only when there is something to do
 _MAX_MISSING = 20  # units that are named; further ones are only counted
 
 
-@offering(MergeOptions)
+@with_options(MergeOptions)
 def merge(_context: typer.Context, options: MergeOptions) -> None:
     """Merge the tables of shards into that of a single run."""
     output, plan = options.output, options.plan
     if output is None:
         raise UsageError("merge: no file to write.", "Name one with -o FILE.")
     from localrank_cli.cli.screen import Screen
-    from localrank_cli.divide.merge import collect, find_journals, write_merged
+    from localrank_cli.divide.merge import collect, find_journals, write_merge
     from localrank_cli.results.journal import journal_path
     from localrank_cli.results.write import check_suffix
 
@@ -42,7 +42,7 @@ def merge(_context: typer.Context, options: MergeOptions) -> None:
         shards.missing = missing_checkpoints(shards, read_plan_file(plan))
     if shards.missing:
         _report_missing(shards.missing, journals, screen, partial=options.partial)
-    flaws = write_merged(shards, target, sys.argv, overwrite=options.overwrite)
+    flaws = write_merge(shards, target, sys.argv, overwrite=options.overwrite)
     if plan is not None and not shards.missing:
         from localrank_cli.divide.folder import ShardFolder
 

@@ -1,108 +1,58 @@
-"""`localrank reproduce`: parses its options and hands over."""
+"""`localrank reproduce`: train networks whose ranks are known."""
 
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+import sys
 
 import typer
 
-from localrank_cli.cli.command import Debug, Quiet
+from localrank_cli.cli.command import with_options
 from localrank_cli.errors import UsageError
+from localrank_cli.options.table import ReproduceOptions
+
+_DOES_NOT_HOLD = 4
 
 
-class ExperimentName(StrEnum):
-    """What can be reproduced."""
-
-    gaussian = "gaussian"
-    mnist = "mnist"
-    vib = "vib"
-    patel2024 = "patel2024"
-
-
-_Experiment = Annotated[
-    ExperimentName,
-    typer.Argument(
-        metavar="EXPERIMENT",
-        help="gaussian: a linear teacher of rank 3; mnist: digits; both with and without weight"
-        " decay. vib: the variational information bottleneck on Gaussian variables, over beta."
-        " patel2024: the published training on digits, compared with its published end values.",
-        show_default=False,
-    ),
-]
-_Out = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        readable=False,
-        help="Folder for checkpoints, ranks.csv, verdict.txt and picture.png. Default:"
-        " reproduce_EXPERIMENT.",
-    ),
-]
-_Quick = Annotated[
-    bool, typer.Option("--quick", help="Train for fewer steps, with the same claims.")
-]
-_Seeds = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", help="Networks of each kind to train. Default: 3 for gaussian, else 1."
-    ),
-]
-_Mnist = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        readable=False,
-        help="The digits for mnist and patel2024: an .npz archive (images and labels, or Keras's),"
-        " or the original train-images-idx3-ubyte, gzipped or not, with the file of"
-        " labels in the same folder.",
-    ),
-]
-_Steps = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Steps of patel2024 to train. Default: the published 1,000,000.",
-    ),
-]
-
-
-def reproduce(
-    experiment: _Experiment,
-    out: _Out = None,
-    quick: _Quick = False,
-    seeds: _Seeds = None,
-    mnist: _Mnist = None,
-    steps: _Steps = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
+@with_options(ReproduceOptions)
+def reproduce(_context: typer.Context, options: ReproduceOptions) -> None:
     """Train small networks with a known or published answer, and check that it is found.
 
     Prints the verdict. Exit status 4 when a claim does not hold.
     """
-    del debug  # read by the program itself
-    if seeds is not None and seeds < 1:
-        raise UsageError(f"--seeds {seeds}: must be at least 1.")
-    if mnist is not None and experiment not in (ExperimentName.mnist, ExperimentName.patel2024):
+    if options.mnist is not None and options.experiment not in ("mnist", "patel2024"):
         raise UsageError(
             "--mnist is for `localrank reproduce mnist` and `patel2024`.", "Leave it out."
         )
-    if steps is not None and (experiment is not ExperimentName.patel2024 or quick):
+    if options.steps is not None and (options.experiment != "patel2024" or options.quick):
         raise UsageError(
             "--steps is for `localrank reproduce patel2024` without --quick.", "Leave it out."
         )
-    if steps is not None and steps < 1:
-        raise UsageError(f"--steps {steps}: must be at least 1.")
-    # Imported late: help, version and usage errors do not need torch.
-    from localrank_cli.cli.run_reproduce import run_reproduction
-    from localrank_cli.experiments.reproduce import ReproduceOptions
+    raise typer.Exit(_run(options))
 
-    options = ReproduceOptions(
-        experiment=experiment.value,
-        out=out or Path(f"reproduce_{experiment.value}"),
-        quick=quick,
-        seeds=seeds,
-        mnist=mnist,
-        steps=steps,
+
+def _run(options: ReproduceOptions) -> int:
+    """Train, analyse, judge and print the verdict; return 0 if every claim holds, else 4."""
+    # Imported late: help, version and usage errors do not need torch.
+    from localrank_cli.cli.screen import Screen
+    from localrank_cli.cli.signals import signal_handler
+    from localrank_cli.experiments.reproduce import (
+        PICTURE,
+        RANKS,
+        analyse,
+        conclude,
+        prepare,
+        train,
     )
-    raise typer.Exit(run_reproduction(options, quiet=quiet))
+
+    screen, out = Screen(quiet=options.quiet, verbose=False), options.folder
+    experiment = prepare(options)
+    with signal_handler() as handler:
+        with handler.interruptible(), screen.progress(experiment.n_checkpoints) as steps:
+            for text in train(experiment, out):
+                steps.done(text)
+        with handler.interruptible():
+            frame = analyse(experiment, out, sys.argv, screen.detail)
+            verdict = conclude(experiment, out, frame, screen.note)
+    written = [out / RANKS, out / PICTURE]
+    screen.note(f"wrote {', '.join(str(path) for path in written if path.exists())}")
+    sys.stdout.write(verdict.text)
+    sys.stdout.flush()
+    return 0 if verdict.holds else _DOES_NOT_HOLD

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from localrank_cli.cli.command import offering
-from localrank_cli.errors import INCOMPLETE, UsageError
+from localrank_cli.cli.command import with_options
+from localrank_cli.errors import INCOMPLETE
 from localrank_cli.options.table import DEFAULT_ATOL, RethresholdOptions
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
@@ -15,11 +15,9 @@ if TYPE_CHECKING:  # torch is imported only when there is something to do
     from localrank_cli.run.rethreshold import Rethreshold
 
 
-@offering(RethresholdOptions)
+@with_options(RethresholdOptions)
 def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
     """Count kept singular values at other tolerances, without differentiating again."""
-    if len(options.spectra) != 1:
-        raise UsageError("rethreshold: expected one folder.", "Name what --spectra wrote.")
     output, absolute = options.output, options.atol or (() if options.rtol else (DEFAULT_ATOL,))
     from localrank_cli.results.write import check_suffix
 
@@ -28,7 +26,7 @@ def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
         check_suffix(target)
     from localrank_cli.run.rethreshold import Rethreshold
 
-    work = Rethreshold.at(options.spectra[0], absolute, options.rtol, options.noise)
+    work = Rethreshold.at(options.spectra, absolute, options.rtol, options.noise)
     if target is None:
         is_finite = _print(work, as_table=output is None and sys.stdout.isatty())
     else:

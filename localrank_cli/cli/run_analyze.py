@@ -11,7 +11,7 @@ from rich.console import Console
 
 from localrank_cli.cli.chart import Summary
 from localrank_cli.cli.screen import Screen, stdout_for_data
-from localrank_cli.cli.signals import Ears, hearing
+from localrank_cli.cli.signals import SignalHandler, signal_handler
 from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
 from localrank_cli.options.parse import array_size
 from localrank_cli.options.table import AnalyzeOptions
@@ -36,7 +36,7 @@ def run_analysis(options: AnalyzeOptions) -> int:
     screen = Screen(quiet=options.quiet, verbose=options.verbose)
     is_terminal = sys.stdout.isatty()
     to_stdout = options.output == Path("-") or (target is None and not is_terminal)
-    with hearing() as ears, ExitStack() as stack:
+    with signal_handler() as handler, ExitStack() as stack:
         data = stack.enter_context(stdout_for_data(screen))
         output: RunOutput | None = None
         if target is not None:
@@ -44,10 +44,10 @@ def run_analysis(options: AnalyzeOptions) -> int:
             output = stack.enter_context(
                 RunOutput(target, overwrite=options.overwrite, command=sys.argv)
             )
-            ears.at_the_end(_FinalCommit(output))
-        work = _Work(options, screen, ears, output, data if to_stdout else None)
+            handler.on_exit(_FinalCommit(output))
+        work = _Work(options, screen, handler, output, data if to_stdout else None)
         try:
-            with ears.listening():
+            with handler.interruptible():
                 work.run()
         except BaseException:
             work.save_finished()
@@ -91,7 +91,7 @@ class _Work:
 
     options: AnalyzeOptions
     screen: Screen
-    ears: Ears
+    handler: SignalHandler
     output: RunOutput | None
     stream: TextIO | None  # for CSV, if there is no file
     summary: Summary = field(default_factory=Summary)
@@ -139,7 +139,7 @@ class _Work:
 
     def _keep(self, record: CheckpointRecord, writer: RowWriter | None) -> None:
         if self.output is not None:
-            with self.ears.waiting():
+            with self.handler.uninterruptible():
                 self.output.add(record)
         else:
             self.summary.add(record.rows)

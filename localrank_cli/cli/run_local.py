@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TextIO
 from localrank_cli.cli.chart import Summary
 from localrank_cli.cli.run_analyze import console_for
 from localrank_cli.cli.screen import Screen, Steps, stdout_for_data
-from localrank_cli.cli.signals import GRACE, Interrupted, hearing
+from localrank_cli.cli.signals import GRACE, Interrupted, signal_handler
 from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
 from localrank_cli.divide.share import Machine, Share, available_cores, divide
 from localrank_cli.divide.workers import Job, Worker, Workers
@@ -31,32 +32,24 @@ from localrank_cli.searchpath import program_words
 # A worker that is stuck in one call ends itself after its own grace, and must have time to write.
 _PATIENCE = 2.5 * GRACE
 # Notes of a worker about its own file, or that were printed before it was started.
-_OWN_WORDS = ("note: wrote ", "note: going on: ", "note: shard ", "stopped by ")
+_WORKER_NOTES = ("note: wrote ", "note: going on: ", "note: shard ", "stopped by ")
 _KEPT = re.compile(r"\d finished checkpoints? (is|are) kept")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The options of an analysis, and its command line."""
+def run_local(options: AnalyzeOptions, words: Sequence[str], workers: int | None = None) -> int:
+    """Analyse by several processes, write the merged results, and return the exit status.
 
-    options: AnalyzeOptions
-    words: tuple[str, ...]  # the command line of analyze, but for what each worker has of its own
-    workers: int | None  # None: one for each GPU, or for each core
-
-
-def run_several(asked: Asked) -> int:
-    """Analyse by several processes, and write the merged results.
+    The status is 0, or 3 when some checkpoints failed or gave values that are not finite.
 
     Args:
-        asked: The analysis; without an output file the result goes to stdout.
-
-    Returns:
-        The exit status: 0, or 3 when some checkpoints failed or gave values that are not finite.
+        options: Without an output file the result goes to stdout.
+        words: The command line of analyze, but for what each worker has of its own.
+        workers: How many; None: one for each GPU, or for each core.
     """
-    output = asked.options.output
+    output = options.output
     with ExitStack() as stack:
         if output is None or output == Path("-"):
-            if asked.options.overwrite:
+            if options.overwrite:
                 raise UsageError(
                     "--overwrite: there is no file to discard.", "Name one with -o FILE."
                 )
@@ -65,79 +58,82 @@ def run_several(asked: Asked) -> int:
         else:
             check_suffix(output)
             target = output.absolute()
-        return _Several(asked, target, is_kept=output is not None and output != Path("-")).run()
+        is_kept = output is not None and output != Path("-")
+        return _LocalRun(options, words, workers, target, is_kept).run()
 
 
 @dataclass
-class _Several:
-    asked: Asked
+class _LocalRun:
+    options: AnalyzeOptions
+    words: Sequence[str]
+    n_workers: int | None
     target: Path
     is_kept: bool  # whether the target is the user's, not a temporary file for stdout
     screen: Screen = field(init=False)
-    said: set[str] = field(default_factory=set)
+    printed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.screen = Screen(quiet=self.asked.options.quiet, verbose=self.asked.options.verbose)
+        self.screen = Screen(quiet=self.options.quiet, verbose=self.options.verbose)
         self.folder = ShardFolder(self.target)
 
     def run(self) -> int:
         is_terminal = sys.stdout.isatty()
-        with hearing(_PATIENCE) as ears, ExitStack() as stack:
+        with signal_handler(_PATIENCE) as handler, ExitStack() as stack:
             data = stack.enter_context(stdout_for_data(self.screen))
             stack.enter_context(OutputLock(self.folder.path))
-            with ears.listening():
+            with handler.interruptible():
                 plan, shares = self._plan()
-                frozen = self.folder.prepare(
+                plan_file = self.folder.prepare(
                     plan,
                     len(shares),
-                    self.asked.words,
+                    self.words,
                     self.screen.note,
-                    overwrite=self.asked.options.overwrite,
+                    overwrite=self.options.overwrite,
                 )
-            workers = Workers([self._job(*one, frozen) for one in enumerate(shares)])
-            ears.at_the_end(workers.kill)
-            if frozen.n_units:
+            workers = Workers([self._job(*one, plan_file) for one in enumerate(shares)])
+            handler.on_exit(workers.kill)
+            if plan_file.n_units:
                 try:
-                    with ears.listening():
+                    with handler.interruptible():
                         workers.start()
-                        self._follow(workers, frozen)
+                        self._follow(workers, plan_file)
                 except BaseException as error:
-                    self._stop(workers, error, frozen)
+                    self._stop(workers, error, plan_file)
                     raise
-            is_finite = self.folder.finish(frozen, sys.argv)
+            is_finite = self.folder.finish(plan_file, sys.argv)
             if self.is_kept:
-                name = self.asked.options.output
+                name = self.options.output
                 self.screen.note(f"wrote {name} and {self.target.name}.json")
             self._show(data, is_terminal=is_terminal)
         return 0 if is_finite else INCOMPLETE
 
     def _plan(self) -> tuple[Plan, list[Share]]:
-        options = self.asked.options
+        options = self.options
         machine = Machine(
             available_cores(os.environ), memory_budget(pick_device("cpu")), count_gpus()
         )
         device = options.device or "auto"
-        shares = divide(self.asked.workers, device, options.memory, machine, os.environ)
+        shares = divide(self.n_workers, device, options.memory, machine, os.environ)
         # The GPUs are the workers': planning needs one forward pass only.
         plan = make_plan(replace(options, device="cpu"), self.screen.note)
         if options.spectra is not None:  # a part of a checkpoint's points has no file of its own
             shares = shares[: max(1, plan.n_checkpoints)]
         return plan, shares
 
-    def _job(self, index: int, share: Share, frozen: PlanFile) -> Job:
-        own = ["--plan", str(self.folder.plan), "--shard", f"{index}/{frozen.shards}"]
+    def _job(self, index: int, share: Share, plan_file: PlanFile) -> Job:
+        own = ["--plan", str(self.folder.plan), "--shard", f"{index}/{plan_file.shards}"]
         own += ["-o", str(self.folder.path), "--device", share.device]
         if share.memory is not None:
             own += ["--memory", str(share.memory)]
-        own += ["-q"] if self.asked.options.quiet else ["-v"] if self.asked.options.verbose else []
-        command = [*program_words(sys.executable), "analyze", *frozen.words, *own]
+        own += ["-q"] if self.options.quiet else ["-v"] if self.options.verbose else []
+        command = [*program_words(sys.executable), "analyze", *plan_file.words, *own]
         return Job(command, share.environment)
 
-    def _follow(self, workers: Workers, frozen: PlanFile) -> None:
+    def _follow(self, workers: Workers, plan_file: PlanFile) -> None:
         progress = Progress(self.folder.path)
         progress.new()
         done = len(kept_heads(self.folder.path))
-        with self.screen.progress(frozen.n_units, done=done) as steps:
+        with self.screen.progress(plan_file.n_units, done=done) as steps:
             while workers.are_running:
                 self._relay(workers)
                 _advance(steps, progress)
@@ -154,15 +150,15 @@ class _Several:
             mark, ours, text = line.partition("localrank: ")
             if not ours or mark:  # printed by the user's code, or a traceback of --debug
                 self.screen.plain(line)
-            elif text.startswith(_OWN_WORDS) or _KEPT.search(text):
+            elif text.startswith(_WORKER_NOTES) or _KEPT.search(text):
                 continue
             elif text.startswith("note: "):
                 self.screen.note(text.removeprefix("note: "))
-            elif text not in self.said:
-                self.said.add(text)
+            elif text not in self.printed:
+                self.printed.add(text)
                 self.screen.warn(text)
 
-    def _stop(self, workers: Workers, error: BaseException, frozen: PlanFile) -> None:
+    def _stop(self, workers: Workers, error: BaseException, plan_file: PlanFile) -> None:
         name = error.name if isinstance(error, Interrupted) else "SIGTERM"
         workers.signal(signal.Signals[name])
         workers.wait()
@@ -171,11 +167,11 @@ class _Several:
         if kept and self.is_kept:
             self.screen.note(
                 f"{kept} finished units are kept in {self.folder.path.name}/,"
-                f" {frozen.n_units - kept} are left: rerun the same command to resume"
+                f" {plan_file.n_units - kept} are left: rerun the same command to resume"
             )
 
     def _show(self, data: TextIO, *, is_terminal: bool) -> None:
-        if not self.is_kept and (self.asked.options.output is not None or not is_terminal):
+        if not self.is_kept and (self.options.output is not None or not is_terminal):
             data.write(self.target.read_text(encoding="utf-8"))
         elif is_terminal:
             summary = Summary()

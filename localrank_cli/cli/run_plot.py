@@ -3,14 +3,13 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localrank_cli.cli.plot_kinds import KINDS, FigureKind
 from localrank_cli.cli.screen import Screen
-from localrank_cli.cli.signals import hearing
+from localrank_cli.cli.signals import signal_handler
 from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.options.views import KINDS, FigureKind, PlotOptions
 from localrank_cli.results.choose import of_one
 from localrank_cli.results.manifest import model_of, read_manifest
 from localrank_cli.results.read import read_metrics, read_table, read_tables, split_spec
@@ -24,44 +23,17 @@ if TYPE_CHECKING:
 Drawn = tuple["Figure", tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class PlotOptions:
-    """The arguments of `plot`."""
-
-    tables: tuple[Path, ...]
-    kind: str
-    target: Path
-    y: str
-    x: str
-    layers: tuple[str, ...]
-    tolerance: str | None
-    input_metric: str | None
-    metrics: tuple[str, ...]
-    by: str | None
-    spectra: Path | None
-    run: str | None
-    steps: tuple[int, ...]
-    title: str | None
-    size: tuple[float, float] | None
-    dpi: float
-    style: str | None
-
-
-def run_plot(options: PlotOptions, *, quiet: bool) -> None:
+def run_plot(options: PlotOptions, target: Path) -> None:
     """Draw the figure and write it.
-
-    Args:
-        options: Checked as far as possible without opening a file.
-        quiet: Print no notes.
 
     Raises:
         SettingsError: If matplotlib is not installed.
     """
     specs = [split_spec(text) for text in options.metrics]
-    screen = Screen(quiet=quiet, verbose=False)
-    check_replaceable(options.target)
-    with hearing() as ears:
-        with ears.listening(), warnings_as_notes(screen):
+    screen = Screen(quiet=options.quiet, verbose=False)
+    check_replaceable(target)
+    with signal_handler() as handler:
+        with handler.interruptible(), warnings_as_notes(screen):
             try:
                 from localrank_cli import figures
             except ImportError as error:
@@ -71,11 +43,11 @@ def run_plot(options: PlotOptions, *, quiet: bool) -> None:
                 ) from error
             with figures.styled(options.style):
                 figure, notes = _draw(options, specs)
-                content = figures.saved(figure, options.target.suffix.lower(), options.dpi)
-        write_bytes(options.target, content)
+                content = figures.saved(figure, target.suffix.lower(), options.dpi)
+        write_bytes(target, content)
     for note in notes:
         screen.note(note)
-    screen.note(f"wrote {options.target}")
+    screen.note(f"wrote {target}")
 
 
 @contextmanager
@@ -103,14 +75,14 @@ def _draw(options: PlotOptions, specs: list[tuple[Path, str]]) -> Drawn:
     frame = read_tables(options.tables)
     metrics = [figures.Metric(read_metrics(path, column), column) for path, column in specs]
     kind = KINDS[options.kind]
-    given = _given(options) | {"metrics": metrics}
+    keywords = _keywords(options) | {"metrics": metrics}
     drawn: Drawn = _function(kind)(
-        frame, choice, look, **{name: given[name] for name in kind.takes}
+        frame, choice, look, **{name: keywords[name] for name in kind.takes}
     )
     return drawn
 
 
-def _given(options: PlotOptions) -> dict[str, Any]:
+def _keywords(options: PlotOptions) -> dict[str, Any]:
     """Return the keywords of drawing functions that options give."""
     first = options.steps[0] if options.steps else None
     return {"by": options.by, "steps": options.steps, "step": first}
@@ -139,13 +111,13 @@ def _from_spectra(options: PlotOptions, look: "Look") -> Drawn:
         for value in sorted(set(frame[name].dropna()))
         if value > 0
     )
-    kind, given = KINDS[options.kind], _given(options)
+    kind, keywords = KINDS[options.kind], _keywords(options)
     figure = _function(kind)(
         spectra,
         options.run,
         options.layers,
         look=look,
         marks=marks,
-        **{name: given[name] for name in kind.takes},
+        **{name: keywords[name] for name in kind.takes},
     )
     return figure, ()

@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd
 
 from localrank_cli.cli.screen import Screen
-from localrank_cli.cli.signals import hearing
-from localrank_cli.report.data import Json, page_data
+from localrank_cli.cli.signals import signal_handler
+from localrank_cli.options.views import ReportOptions
+from localrank_cli.report.data import Json, page_data, slider_data
 from localrank_cli.report.page import render
-from localrank_cli.report.sliding import slider_data
 from localrank_cli.results.choose import of_one
 from localrank_cli.results.kept import SpectraFile
 from localrank_cli.results.manifest import model_of, read_manifest
@@ -16,42 +16,29 @@ from localrank_cli.results.read import read_tables, without_failed
 from localrank_cli.results.write import check_replaceable, write_bytes
 
 
-def run_report(
-    tables: tuple[Path, ...],
-    target: Path,
-    spectra: Path | None,
-    input_metric: str | None,
-    title: str | None,
-    *,
-    quiet: bool,
-) -> None:
-    """Render the page and write it.
-
-    Args:
-        tables: At least one.
-        target: The file to write.
-        spectra: Kept singular values.
-        input_metric: Required if the tables have several.
-        title: The heading; None: made from the table.
-        quiet: Print no notes.
-    """
+def run_report(options: ReportOptions, target: Path) -> None:
+    """Render the page and write it."""
     from localrank_cli import __version__
 
-    screen = Screen(quiet=quiet, verbose=False)
+    tables = options.tables
+    screen = Screen(quiet=options.quiet, verbose=False)
     check_replaceable(target)
-    with hearing() as ears:
-        with ears.listening():
-            frame = of_one(read_tables(tables), "input_metric", input_metric, "--input-metric")
+    with signal_handler() as handler:
+        with handler.interruptible():
+            frame = of_one(
+                read_tables(tables), "input_metric", options.input_metric, "--input-metric"
+            )
             frame, note = without_failed(frame)
             data, notes = page_data(frame)
             doubts: tuple[str, ...] = ()
-            if spectra is not None:
-                data["spectra"], doubts = slider_data(SpectraFile(spectra), _steps(data), frame)
+            if options.spectra is not None:
+                kept = SpectraFile(options.spectra)
+                data["spectra"], doubts = slider_data(kept, _steps(data), frame)
             manifest = read_manifest(tables[0]) if len(tables) == 1 else None
             names = ", ".join(table.name for table in tables)
             content = render(
                 data,
-                title or f"{_runs(data)}: local rank of each layer",
+                options.title or f"{_runs(data)}: local rank of each layer",
                 " · ".join(filter(None, (model_of(manifest), _points(frame), note, *doubts))),
                 manifest,
                 f"Made from {names} by localrank {__version__}.",

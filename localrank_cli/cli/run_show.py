@@ -1,7 +1,5 @@
 """The work of `show`: from a table to text on stdout."""
 
-from pathlib import Path
-
 import pandas as pd
 from rich.console import Console
 from rich.text import Text
@@ -9,6 +7,7 @@ from rich.text import Text
 from localrank_cli.cli.chart import MOST_LINES, Paper, Summary, is_unicode, line_chart, shade_chart
 from localrank_cli.cli.screen import Screen
 from localrank_cli.errors import DataError, printable
+from localrank_cli.options.views import ShowOptions
 from localrank_cli.results.choose import layers_by_depth, matching, need_numbers, of_one
 from localrank_cli.results.columns import meaning
 from localrank_cli.results.read import NEEDED, read_table, without_failed
@@ -16,27 +15,17 @@ from localrank_cli.results.read import NEEDED, read_table, without_failed
 _SUMMARY = ("local_rank", "effective_rank", "n_in", "n_out", "n_points")
 
 
-def run_show(
-    path: Path, y: str, layers: tuple[str, ...], tolerance: str | None, *, quiet: bool
-) -> None:
-    """Print the summary and a chart for each run and tolerance.
-
-    Args:
-        path: The table.
-        y: The measure of the chart.
-        layers: Globs.
-        tolerance: The only tolerance to show; None: all.
-        quiet: Print no notes.
-    """
-    screen = Screen(quiet=quiet, verbose=False)
-    frame = read_table(path, (*NEEDED, *_SUMMARY))
+def run_show(options: ShowOptions) -> None:
+    """Print the summary and a chart for each run and tolerance."""
+    screen, y = Screen(quiet=options.quiet, verbose=False), options.y
+    frame = read_table(options.table, (*NEEDED, *_SUMMARY))
     need_numbers(frame, "--y", y)
-    if tolerance is not None:
-        frame = of_one(frame, "tolerance", tolerance, "--tolerance")
+    if options.tolerance is not None:
+        frame = of_one(frame, "tolerance", options.tolerance, "--tolerance")
     whole, note = without_failed(frame)
     if note:
         screen.note(note)
-    frame = frame[frame["layer"].isin(matching(layers_by_depth(whole), layers))]
+    frame = frame[frame["layer"].isin(matching(layers_by_depth(whole), options.layers))]
     frame = frame.sort_values(["run", "step", "layer_index"], kind="stable")
     console = Console(highlight=False)
     for _, part in frame.groupby(["run", "tolerance"], sort=False):

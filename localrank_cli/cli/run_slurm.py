@@ -3,11 +3,12 @@
 import math
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from localrank_cli.cli.screen import Screen, stdout_for_data
-from localrank_cli.cli.signals import Interrupted, hearing
+from localrank_cli.cli.signals import Interrupted, signal_handler
 from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
 from localrank_cli.divide.slurm import (
     Jobs,
@@ -32,16 +33,13 @@ from localrank_cli.run.plan import Plan, make_plan
 _POLL = 2.0  # seconds; other users need the scheduler too
 
 
-def run_slurm(options: AnalyzeOptions, words: tuple[str, ...], division: SubmitOptions) -> int:
-    """Submit the script, or print it.
+def run_slurm(options: AnalyzeOptions, words: Sequence[str], division: SubmitOptions) -> int:
+    """Submit the script, or print it, and return the exit status.
 
     Args:
         options: What to analyse; with an output file.
         words: The command line of analyze, but for what each task has of its own.
         division: How to divide it.
-
-    Returns:
-        The exit status.
     """
     assert options.output is not None
     check_suffix(options.output)
@@ -50,30 +48,31 @@ def run_slurm(options: AnalyzeOptions, words: tuple[str, ...], division: SubmitO
     if not division.dry_run:
         check_sbatch()
     screen = Screen(quiet=options.quiet, verbose=options.verbose)
-    with hearing() as ears, stdout_for_data(screen) as data, ears.listening():
+    with signal_handler() as handler, stdout_for_data(screen) as data, handler.interruptible():
         with OutputLock(folder.path):
             _refuse_while_at_work(folder)
             plan = make_plan(replace(options, device="cpu"), screen.note)
             left = plan if options.overwrite else folder.left(plan, screen.note)
             tasks = _tasks(left, division, screen) if left.n_checkpoints else 1
-            divide = folder.preview if division.dry_run else folder.prepare
-            frozen = divide(plan, tasks, words, screen.note, overwrite=options.overwrite)
-            script = submission_script(frozen, folder, division, overwrite=options.overwrite)
+            prepare = folder.preview if division.dry_run else folder.prepare
+            plan_file = prepare(plan, tasks, words, screen.note, overwrite=options.overwrite)
+            script = submission_script(plan_file, folder, division, overwrite=options.overwrite)
             if division.dry_run:
                 data.write(script)
                 data.flush()
                 return 0
-            if not frozen.n_units:
-                return 0 if folder.finish(frozen, sys.argv) else INCOMPLETE
+            if not plan_file.n_units:
+                return 0 if folder.finish(plan_file, sys.argv) else INCOMPLETE
             # A signal waits until the ids of all jobs that were accepted are known.
-            with ears.waiting():
-                jobs = submit_jobs(script, frozen, folder, screen.note)
+            with handler.uninterruptible():
+                jobs = submit_jobs(script, plan_file, folder, screen.note)
                 screen.note(
-                    f"array job {jobs.array} of {frozen.shards} tasks for {frozen.n_units} units,"
-                    f" merge job {jobs.merge}; watch them with squeue -j {jobs.array},{jobs.merge},"
+                    f"array job {jobs.array} of {plan_file.shards} tasks for"
+                    f" {plan_file.n_units} units, merge job {jobs.merge}; watch them with"
+                    f" squeue -j {jobs.array},{jobs.merge},"
                     f" logs are in {folder.logs}"
                 )
-        return _wait(jobs, frozen, folder, screen) if division.wait else 0
+        return _wait(jobs, plan_file, folder, screen) if division.wait else 0
 
 
 def _refuse_while_at_work(folder: ShardFolder) -> None:
@@ -119,22 +118,22 @@ def _seconds_per_checkpoint(plan: Plan) -> float:
     return base + (n_points - 1) * max(0.0, more - base) / max(1, several - 1)
 
 
-def _wait(jobs: Jobs, frozen: PlanFile, folder: ShardFolder, screen: Screen) -> int:
+def _wait(jobs: Jobs, plan_file: PlanFile, folder: ShardFolder, screen: Screen) -> int:
     progress = Progress(folder.path)
     progress.new()
     try:
-        with screen.progress(frozen.n_units, done=len(kept_heads(folder.path))) as steps:
+        with screen.progress(plan_file.n_units, done=len(kept_heads(folder.path))) as steps:
             while _are_alive(jobs):
                 for head in progress.new():
                     steps.done(f"{head['run']} step {head['step']}")
                 time.sleep(_POLL)
     except Interrupted:
         screen.note(
-            f"array job {jobs.array} and merge job {jobs.merge} go on; stop them with scancel"
-            f" {jobs.array} {jobs.merge}"
+            f"array job {jobs.array} and merge job {jobs.merge} keep running; stop them with"
+            f" scancel {jobs.array} {jobs.merge}"
         )
         raise
-    return _status(frozen, folder)
+    return _status(plan_file, folder)
 
 
 def _are_alive(jobs: Jobs) -> bool:
@@ -144,12 +143,12 @@ def _are_alive(jobs: Jobs) -> bool:
         return True
 
 
-def _status(frozen: PlanFile, folder: ShardFolder) -> int:
+def _status(plan_file: PlanFile, folder: ShardFolder) -> int:
     if folder.plan.exists():  # the merge removes it when all is there
         raise LocalrankError(
             f"{folder.path}: the jobs have ended, and some units are missing.",
             f"See {folder.logs} for the reason; rerun the same command to resume.",
         )
-    with Journal(journal_path(Path(frozen.output)), read_only=True) as journal:
+    with Journal(journal_path(Path(plan_file.output)), read_only=True) as journal:
         is_finite = all(entry.head["finite"] for entry in journal.entries(KIND))
     return 0 if is_finite else INCOMPLETE

@@ -22,12 +22,7 @@ from localrank_cli.errors import printable
 
 
 class Screen:
-    """What a person sees on stderr while a command works.
-
-    Args:
-        quiet: Print neither notes nor progress.
-        verbose: Print details too.
-    """
+    """What a person sees on stderr while a command works."""
 
     def __init__(self, *, quiet: bool, verbose: bool) -> None:
         self._quiet = quiet
@@ -53,7 +48,7 @@ class Screen:
     def plain(self, text: str) -> None:
         """Print one line of another process, without a prefix."""
         line = printable(text)
-        with suppress(OSError):  # nobody is listening
+        with suppress(OSError):  # nobody reads it
             if self.console.is_terminal:
                 self.console.print(Text(line))
             else:
@@ -61,15 +56,7 @@ class Screen:
 
     @contextmanager
     def progress(self, total: int, done: int = 0) -> Iterator["Steps"]:
-        """Show a progress bar over checkpoints, on a terminal only.
-
-        Args:
-            total: How many checkpoints.
-            done: How many of them were finished before.
-
-        Yields:
-            The steps, to advance after each checkpoint.
-        """
+        """Show a progress bar over checkpoints, on a terminal only; yield the steps to advance."""
         if self._quiet or not self.console.is_terminal:
             yield Steps(None)
             return
@@ -88,11 +75,7 @@ class Screen:
 
 
 class Steps:
-    """Advances the progress bar, if there is one.
-
-    Args:
-        bar: With one task; None if nothing is shown.
-    """
+    """Advance the progress bar, if there is one."""
 
     def __init__(self, bar: Progress | None) -> None:
         self._bar = bar
@@ -107,9 +90,6 @@ class Steps:
 @contextmanager
 def stdout_for_data(screen: Screen) -> Iterator[TextIO]:
     """Keep stdout for the table: whatever a user's model prints goes to stderr.
-
-    Args:
-        screen: Receives Python's warnings.
 
     Yields:
         The stream for the table, UTF-8 and without newline translation if that can be set.

@@ -17,11 +17,7 @@ _REPEAT = 0.25  # seconds between two exceptions, if the first is swallowed
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to stop.
-
-    Args:
-        number: The signal.
-    """
+    """A signal asked the program to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -30,87 +26,80 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
+def exit_on_signals() -> Iterator[None]:
     """Exit at once on a signal: for start-up, when there is nothing to undo.
 
     An exception would not do: some packages swallow it while they are imported, and continue half
     imported.
     """
-    with _handling(_SIGNALS, _leave):
+    with _handlers(_SIGNALS, _end_process):
         yield
 
 
-class Ears:
-    """Receives signals, and raises Interrupted while it is listening.
+class SignalHandler:
+    """Receive signals, and raise Interrupted where the work is interruptible.
 
     Python's own handlers wait for the main thread, which may be in one call of LAPACK for minutes.
     So a second thread receives signals too (`signal.set_wakeup_fd`): if the main thread has not
-    stopped within the grace period, it calls the last words and ends the process; a second signal
-    ends it at once.
-
-    Args:
-        grace: In seconds.
+    stopped within the grace period (seconds), it makes the exit calls and ends the process; a
+    second signal ends it at once.
     """
 
     def __init__(self, grace: float = GRACE) -> None:
         self._grace = grace
         self._received: int | None = None
-        self._listening = False
-        self._last_words: list[Callable[[], object]] = []
+        self._is_interruptible = False
+        self._exit_calls: list[Callable[[], object]] = []
 
-    def at_the_end(self, last_words: Callable[[], object]) -> None:
-        """Add a call for the second thread, which must not wait for the main thread."""
-        self._last_words.append(last_words)
+    def on_exit(self, call: Callable[[], object]) -> None:
+        """Add an exit call of the second thread, which must not wait for the main thread."""
+        self._exit_calls.append(call)
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Raise Interrupted on a signal, again and again if user code or a destructor swallows it.
 
         Raises:
             Interrupted: If a signal was received, whatever else happened since.
         """
-        self._listening = True
+        self._is_interruptible = True
         try:
             self._check()
             yield
         except Interrupted:
             raise
         except BaseException as error:
-            self._listening = False
+            self._is_interruptible = False
             if self._received is not None:
                 raise Interrupted(self._received) from error
             raise
         else:
             self._check()
         finally:
-            self._listening = False
+            self._is_interruptible = False
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Within `listening`, hold signals back until what is being written is complete."""
-        before, self._listening = self._listening, False
+    def uninterruptible(self) -> Iterator[None]:
+        """Within `interruptible`, hold signals back until what is being written is complete."""
+        before, self._is_interruptible = self._is_interruptible, False
         try:
             yield
         finally:
-            self._listening = before
+            self._is_interruptible = before
         if before:
             self._check()
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal.
-
-        Args:
-            number: The signal; ALRM repeats an earlier one.
-            frame: Unused.
+        """Handle a signal; ALRM repeats an earlier one.
 
         Raises:
-            Interrupted: While listening.
+            Interrupted: Where the work is interruptible.
         """
         del frame
         if self._received is None:
             self._received = number
-        if self._listening:
+        if self._is_interruptible:
             signal.setitimer(signal.ITIMER_REAL, _REPEAT)
             raise Interrupted(self._received)
 
@@ -121,8 +110,7 @@ class Ears:
     def watch(self, read: int) -> None:
         """Run the second thread: wait for signals, then for the main thread to end.
 
-        Args:
-            read: Descriptor of a pipe with one byte for each signal, closed when all is done.
+        `read` is the descriptor of a pipe with a byte for each signal, closed when all is done.
         """
         first: int | None = None
         deadline: float | None = None
@@ -131,10 +119,10 @@ class Ears:
             ready, _, _ = select.select([read], [], [], left)
             if not ready:
                 assert first is not None
-                for last_words in self._last_words:
+                for call in self._exit_calls:
                     with suppress(Exception):  # the process ends in any case
-                        last_words()
-                _leave(first, None)
+                        call()
+                _end_process(first, None)
             numbers = os.read(read, 64)
             if not numbers:
                 return
@@ -142,34 +130,27 @@ class Ears:
                 if number == signal.SIGALRM:
                     continue
                 if first is not None:
-                    _leave(first, None)
+                    _end_process(first, None)
                 first, deadline = number, time.monotonic() + self._grace
 
 
 @contextmanager
-def hearing(grace: float = GRACE) -> Iterator[Ears]:
-    """Receive signals; outside of `listening` they wait, so that files are left complete.
-
-    Args:
-        grace: How many seconds the main thread has to stop.
-
-    Yields:
-        What receives them.
-    """
-    ears = Ears(grace)
-    with _watched(ears), _handling((*_SIGNALS, signal.SIGALRM), ears.on_signal):
-        yield ears
+def signal_handler(grace: float = GRACE) -> Iterator[SignalHandler]:
+    """Receive signals; outside of `interruptible` they wait, so that files are left complete."""
+    handler = SignalHandler(grace)
+    with _second_thread(handler), _handlers((*_SIGNALS, signal.SIGALRM), handler.on_signal):
+        yield handler
 
 
 @contextmanager
-def _watched(ears: Ears) -> Iterator[None]:
+def _second_thread(handler: SignalHandler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    watcher = threading.Thread(target=ears.watch, args=(read,), daemon=True)
+    watcher = threading.Thread(target=handler.watch, args=(read,), daemon=True)
     watcher.start()
     try:
         yield
@@ -181,7 +162,7 @@ def _watched(ears: Ears) -> Iterator[None]:
 
 
 @contextmanager
-def _handling(numbers: Iterable[signal.Signals], handler: Any) -> Iterator[None]:
+def _handlers(numbers: Iterable[signal.Signals], handler: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -195,7 +176,7 @@ def _handling(numbers: Iterable[signal.Signals], handler: Any) -> Iterator[None]
             signal.signal(number, earlier)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _end_process(number: int, frame: FrameType | None) -> None:
     del frame
     try:
         os.write(2, f"localrank: stopped by {signal.Signals(number).name}\n".encode())

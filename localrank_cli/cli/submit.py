@@ -5,12 +5,12 @@ from pathlib import Path
 import typer
 
 from localrank_cli.cli.analyze import check_divisible
-from localrank_cli.cli.command import do_not_spin, offering, shared_names, words_of
+from localrank_cli.cli.command import do_not_spin, shared_names, with_options, words_of
 from localrank_cli.errors import UsageError
 from localrank_cli.options.table import AnalyzeOptions, SubmitOptions, check_options
 
 
-@offering(AnalyzeOptions, SubmitOptions)
+@with_options(AnalyzeOptions, SubmitOptions)
 def submit(context: typer.Context, options: AnalyzeOptions, division: SubmitOptions) -> None:
     """Divide an analysis among several workers, and merge their results."""
     check_options(options)
@@ -25,11 +25,11 @@ def submit(context: typer.Context, options: AnalyzeOptions, division: SubmitOpti
     if options.output in (None, Path("-")):
         raise UsageError("submit: no file to write.", "Name one with -o FILE.")
     do_not_spin()
-    words = tuple(words_of(context, shared_names()))
+    words = words_of(context, shared_names())
     if is_slurm:
         from localrank_cli.cli.run_slurm import run_slurm
 
         raise typer.Exit(run_slurm(options, words, division))
-    from localrank_cli.cli.run_local import Asked, run_several
+    from localrank_cli.cli.run_local import run_local
 
-    raise typer.Exit(run_several(Asked(options, words, division.workers)))
+    raise typer.Exit(run_local(options, words, division.workers))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.divide.merge import Merge, collect, find_journals, write_merged
+from localrank_cli.divide.merge import Merge, collect, find_journals, write_merge
 from localrank_cli.errors import Note, SettingsError, UnreadableError
 from localrank_cli.results.journal import Journal, journal_path, read_heads
 from localrank_cli.results.lock import OutputLock
@@ -61,11 +61,7 @@ def kept_heads(folder: Path) -> set[tuple[str, str, str]]:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """The parts of one output.
-
-    Args:
-        target: The output; an absolute path.
-    """
+    """The parts of one output, an absolute path."""
 
     target: Path
 
@@ -111,23 +107,16 @@ class ShardFolder:
         with OutputLock(self.target), Journal(self.journal) as opened:
             return find_resume(plan, opened, note).plan
 
-    def freeze(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> PlanFile:
+    def divide(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> PlanFile:
         """Divide what is left to do, or return an earlier division of the same; write nothing.
 
-        Args:
-            plan: All that was asked for.
-            shards: The number of parts.
-            words: The command line of analyze, but for what each part has of its own.
-            note: Receives each note for the user.
-
-        Returns:
-            The content of the plan file.
+        `words` is the command line of analyze, but for what each part has of its own.
         """
         if not self.journal.exists():
             refuse_existing(self.target)
-        frozen = make_plan_file(plan, self.left(plan, note), shards, words, self.target)
+        plan_file = make_plan_file(plan, self.left(plan, note), shards, words, self.target)
         earlier = _earlier(self.plan)
-        return earlier if earlier is not None and earlier.is_same_work(frozen) else frozen
+        return earlier if earlier is not None and earlier.is_same_work(plan_file) else plan_file
 
     def preview(
         self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool
@@ -139,57 +128,46 @@ class ShardFolder:
         """
         if overwrite:
             return make_plan_file(plan, plan, shards, words, self.target)
-        frozen = self.freeze(plan, shards, words, note)
+        plan_file = self.divide(plan, shards, words, note)
         begun = any(self.path.glob("*.journal"))
-        if begun and _earlier(self.plan) != frozen:
+        if begun and _earlier(self.plan) != plan_file:
             raise SettingsError(
                 f"{self.path}: the parts in it are of another division, and their results must be"
                 f" taken over into {self.target.name} first; a dry run writes nothing.",
                 "Submit without --dry-run, or discard them with --overwrite.",
             )
-        return frozen
+        return plan_file
 
     def prepare(
         self, plan: Plan, shards: int, words: Sequence[str], note: Note, *, overwrite: bool
     ) -> PlanFile:
         """Write the plan file, or continue an earlier division of the same work.
 
-        Args:
-            plan: All that was asked for.
-            shards: The number of parts.
-            words: The command line of analyze, but for what each part has of its own.
-            note: Receives each note for the user.
-            overwrite: Whether to discard what is there.
-
         Returns:
             The content of the plan file; if it lists no units, nothing is left to do.
         """
         if overwrite:
             self._discard()
-        frozen = self.freeze(plan, shards, words, note)
+        plan_file = self.divide(plan, shards, words, note)
         if self.plan.exists():
-            if _earlier(self.plan, note) == frozen:
+            if _earlier(self.plan, note) == plan_file:
                 if done := len(kept_heads(self.path)):
-                    note(f"going on: {done} of {frozen.n_units} units are finished already")
-                return frozen
-            # The series has grown, or the division is another one: finished units are moved into
-            # the output, and the rest is divided anew.
+                    note(f"going on: {done} of {plan_file.n_units} units are finished already")
+                return plan_file
+            # The series has grown, or the division has changed: finished units are moved into the
+            # output, and the rest is divided again.
             self.fold(words)
-            frozen = self.freeze(plan, shards, words, note)
+            plan_file = self.divide(plan, shards, words, note)
         self.clear()
         make_folder(self.path)
         if self.journal.exists():
             with self.journal.open("rb") as source, replacing(self.earlier, binary=True) as copy:
                 shutil.copyfileobj(source, copy)
-        write_json(self.plan, frozen.to_json())
-        return frozen
+        write_json(self.plan, plan_file.to_json())
+        return plan_file
 
     def fold(self, command: Sequence[str]) -> None:
-        """Merge finished checkpoints of all parts into the output.
-
-        Args:
-            command: The command line, for the manifest.
-        """
+        """Merge finished checkpoints of all parts into the output, by this command line."""
         with ExitStack() as stack:
             for journal in self.path.glob("shard-*.journal"):
                 # Raises if a worker still writes this part.
@@ -199,29 +177,22 @@ class ShardFolder:
             merge = collect(find_journals([self.path]))
             _drop_unfinished(merge)
             if merge.units:
-                write_merged(merge, self.target, command, overwrite=True)
+                write_merge(merge, self.target, command, overwrite=True)
 
-    def finish(self, frozen: PlanFile, command: Sequence[str]) -> bool:
-        """Merge all parts, and remove the folder.
-
-        Args:
-            frozen: The content of the plan file.
-            command: The command line, for the manifest.
-
-        Returns:
-            Whether every checkpoint was analysed and gave finite values.
+    def finish(self, plan_file: PlanFile, command: Sequence[str]) -> bool:
+        """Merge all parts, and remove the folder; return whether all results are there and finite.
 
         Raises:
             SettingsError: If a part is missing.
         """
         merge = collect(find_journals([self.path]))
-        missing = merge.missing or missing_checkpoints(merge, frozen)
+        missing = merge.missing or missing_checkpoints(merge, plan_file)
         if missing:
             raise SettingsError(
                 f"{self.path}: {len(missing)} units are missing, the first is {missing[0]}.",
                 "Rerun the same command to resume.",
             )
-        flaws = write_merged(merge, self.target, command, overwrite=True)
+        flaws = write_merge(merge, self.target, command, overwrite=True)
         self.clear()
         return not flaws
 
@@ -241,20 +212,20 @@ class ShardFolder:
 
 
 def _earlier(path: Path, note: Note = lambda _: None) -> PlanFile | None:
-    """Read an earlier plan file; one that cannot be read is written anew."""
+    """Read an earlier plan file; one that cannot be read is written again."""
     try:
         return read_plan_file(path) if path.exists() else None
     except UnreadableError as error:
-        note(f"{error.what} The work is divided anew, and what is finished is kept")
+        note(f"{error.what} The rest is divided again, and what is finished is kept")
         return None
 
 
-def missing_checkpoints(merge: Merge, frozen: PlanFile) -> list[str]:
+def missing_checkpoints(merge: Merge, plan_file: PlanFile) -> list[str]:
     """Return a line for each checkpoint that a plan lists and no table holds."""
     there = {unit[:2] for unit in merge.units}
     return [
         f"{series.run}: {one.name}"
-        for series in frozen.series
+        for series in plan_file.series
         for one in series.checkpoints
         if (series.run, one.name) not in there
     ]

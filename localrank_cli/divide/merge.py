@@ -50,13 +50,7 @@ class Merge:
 
 
 def find_journals(paths: Sequence[Path]) -> list[Path]:
-    """Find the journals of tables.
-
-    Args:
-        paths: Folders (all tables in them) and tables.
-
-    Returns:
-        The journals.
+    """Find the journals of tables, and of all tables in folders.
 
     Raises:
         UnreadableError: If a path holds none.
@@ -88,13 +82,7 @@ def find_journals(paths: Sequence[Path]) -> list[Path]:
 
 
 def collect(journals: Sequence[Path]) -> Merge:
-    """Read what the tables hold, and checks that they belong together.
-
-    Args:
-        journals: Of the tables.
-
-    Returns:
-        What there is, and what is missing.
+    """Read what the journals hold and what is missing, and check that they belong together.
 
     Raises:
         SettingsError: If two tables have other settings, or other numbers for one checkpoint.
@@ -264,21 +252,15 @@ def _add(parts: Sequence[Place], output: Output) -> str:
         # Most are whole, and their line is what it would be if it were read and written again.
         output.journal.copy(head, read_line(parts[0].journal, parts[0].entry))
         return "" if head["finite"] else load(parts[0]).flaw
-    record = _joined([load(place) for place in parts])
+    record = _join([load(place) for place in parts])
     output.add(record, sync=False)
     return record.flaw
 
 
-def write_merged(
+def write_merge(
     merge: Merge, target: Path, command: Sequence[str], *, overwrite: bool
 ) -> list[str]:
     """Write the table with its journal and manifest, as a single run would.
-
-    Args:
-        merge: From `collect`.
-        target: The table.
-        command: The command line.
-        overwrite: Whether to discard what is there.
 
     Returns:
         What is wrong with checkpoints that failed or gave values that are not finite.
@@ -292,7 +274,7 @@ def write_merged(
     return flaws
 
 
-def _joined(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
+def _join(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
     failed = next((record for record in records if record.is_failed), None)
     first = failed or records[0]
     if failed or len(records) == 1:
@@ -304,7 +286,7 @@ def _joined(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
             "Compute them again with --overwrite.",
         )
     layers = [
-        LayerRecord(parts[0].facts, _concatenated([part.points for part in parts]), parts[0].cells)
+        LayerRecord(parts[0].facts, _concatenate([part.points for part in parts]), parts[0].cells)
         for parts in zip(*(record.layers for record in records), strict=True)
     ]
     seconds = sum(record.facts.get("seconds") or 0 for record in records)
@@ -320,7 +302,7 @@ def _shape(record: CheckpointRecord) -> tuple[object, ...]:
     )
 
 
-def _concatenated(parts: Sequence[PointMeasures]) -> PointMeasures:
+def _concatenate(parts: Sequence[PointMeasures]) -> PointMeasures:
     first = parts[0]
     return PointMeasures(
         n_in=first.n_in,

@@ -50,18 +50,15 @@ def divide(
     machine: Machine,
     environment: Mapping[str, str],
 ) -> list[Share]:
-    """Divide a machine among workers.
+    """Divide a machine among workers; return a share for each.
 
     Args:
-        workers: The number of workers; None: one for each device, or for each core.
+        workers: How many; None: one for each device, or for each core.
         device: `--device`: one, several with commas, all, or auto.
         memory: `--memory`: bytes for all workers on one device together; None: a part of a quarter
             of what is free.
         machine: The resources to divide.
-        environment: The environment of this process.
-
-    Returns:
-        A share for each worker.
+        environment: Of this process.
 
     Raises:
         UsageError: If there is too little memory for so many workers.

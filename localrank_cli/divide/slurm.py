@@ -46,35 +46,30 @@ def array_of(division: SubmitOptions, tasks: int) -> str:
     return f"0-{tasks - 1}" + (f"%{division.max_parallel}" if division.max_parallel else "")
 
 
-def merge_words(frozen: PlanFile, folder: "ShardFolder") -> list[str]:
+def merge_words(plan_file: PlanFile, folder: "ShardFolder") -> list[str]:
     """Return the command that merges the tables of all tasks."""
-    own = ["--plan", str(folder.plan), "-o", frozen.output, "--overwrite"]
-    return [*program_words(frozen.interpreter), "merge", str(folder.path), *own]
+    own = ["--plan", str(folder.plan), "-o", plan_file.output, "--overwrite"]
+    return [*program_words(plan_file.interpreter), "merge", str(folder.path), *own]
 
 
 def submission_script(
-    frozen: PlanFile, folder: "ShardFolder", division: SubmitOptions, *, overwrite: bool
+    plan_file: PlanFile, folder: "ShardFolder", division: SubmitOptions, *, overwrite: bool
 ) -> str:
     """Return a script for sh that writes the plan file and submits an array and a merge.
 
     It depends on nothing else: it can be saved, changed and run later. It records each job as soon
-    as Slurm accepts it, so that no other submission works beside it.
-
-    Args:
-        frozen: The content of the plan file.
-        folder: Where the tables of all shards are written; created by the script.
-        division: What each task asks for.
-        overwrite: Whether the script discards earlier results first.
+    as Slurm accepts it, so that no other submission works beside it. With `overwrite` it discards
+    earlier results first.
     """
     plan, jobs, journal, earlier = (
         shlex.quote(str(one)) for one in (folder.plan, folder.jobs, folder.journal, folder.earlier)
     )
-    merge = shlex.join(merge_words(frozen, folder))
+    merge = shlex.join(merge_words(plan_file, folder))
     return "\n".join(
         [
             "#!/bin/sh",
-            f"# {frozen.n_checkpoints} checkpoints, {frozen.n_units} units left to do, in"
-            f" {frozen.shards} tasks.",
+            f"# {plan_file.n_checkpoints} checkpoints, {plan_file.n_units} units left to do, in"
+            f" {plan_file.shards} tasks.",
             "# Written by localrank submit --cluster slurm. Run it where sbatch is: sh FILE",
             "set -eu",
             "trap '' PIPE  # ids are recorded even if nobody reads this output any more",
@@ -84,11 +79,11 @@ def submission_script(
             f"rm -f {jobs}",
             *(_discard(folder) if overwrite else []),
             f"if [ -e {journal} ]; then cp {journal} {earlier}; fi",
-            _here_document(f"cat > {plan}", "LOCALRANK_PLAN", json.dumps(frozen.to_json())),
+            _here_document(f"cat > {plan}", "LOCALRANK_PLAN", json.dumps(plan_file.to_json())),
             _here_document(
                 f"array=$(sbatch --parsable {_log(folder, '%x-%A_%a.log')}",
                 "LOCALRANK_ARRAY",
-                _array_job(frozen, folder, division),
+                _array_job(plan_file, folder, division),
             ),
             ")",
             "array=${array%%;*}  # without the name of the cluster",
@@ -98,7 +93,7 @@ def submission_script(
                 f"if ! merge=$(sbatch --parsable {_log(folder, '%x-%j.log')}"
                 ' --dependency="afterany:$array"',
                 "LOCALRANK_MERGE",
-                _merge_job(frozen, division, merge),
+                _merge_job(plan_file, division, merge),
             ),
             "); then",
             f"  printf 'localrank: error: {_ALONE} When the array has ended, merge by hand: %s;"
@@ -138,18 +133,18 @@ def _here_document(command: str, mark: str, text: str) -> str:
     return f"{command} <<'{mark}'\n{text}\n{mark}"
 
 
-def _array_job(frozen: PlanFile, folder: "ShardFolder", division: SubmitOptions) -> str:
+def _array_job(plan_file: PlanFile, folder: "ShardFolder", division: SubmitOptions) -> str:
     head = [
         "job-name=localrank",
-        f"array={array_of(division, frozen.shards)}",
+        f"array={array_of(division, plan_file.shards)}",
         f"signal=USR1@{seconds_before_end(division)}",
         "ntasks=1",  # without it Slurm does not accept --gpus-per-task
         *_options(division, "gpus_per_task", "cpus_per_task", "mem"),
     ]
     device = "cuda" if division.gpus_per_task else "cpu"
     own = ["--plan", str(folder.plan), "-o", str(folder.path), "--device", device]
-    words = [*program_words(frozen.interpreter), "analyze", *frozen.words, *own]
-    name = f"%s/shard-%05d-of-{frozen.shards:05d}.csv.journal"
+    words = [*program_words(plan_file.interpreter), "analyze", *plan_file.words, *own]
+    name = f"%s/shard-%05d-of-{plan_file.shards:05d}.csv.journal"
     body = [
         *division.setup,
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
@@ -161,7 +156,7 @@ def _array_job(frozen: PlanFile, folder: "ShardFolder", division: SubmitOptions)
         "status=0",
         # Not left to the environment: newer versions of srun do not take it from the job.
         f'srun --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" {shlex.join(words)}'
-        f' --shard "$SLURM_ARRAY_TASK_ID/{frozen.shards}" || status=$?',
+        f' --shard "$SLURM_ARRAY_TASK_ID/{plan_file.shards}" || status=$?',
     ]
     out_of_time = [
         f'if [ "$status" = {128 + signal.SIGUSR1} ]; then  # the time limit is near',
@@ -170,10 +165,10 @@ def _array_job(frozen: PlanFile, folder: "ShardFolder", division: SubmitOptions)
         ' with more --time." >&2',
         "fi",
     ]
-    return _job(frozen, head, [*body, *out_of_time, *_after_preemption()])
+    return _job(plan_file, head, [*body, *out_of_time, *_after_preemption()])
 
 
-def _merge_job(frozen: PlanFile, division: SubmitOptions, merge: str) -> str:
+def _merge_job(plan_file: PlanFile, division: SubmitOptions, merge: str) -> str:
     body = [
         *division.setup,
         'job="$SLURM_JOB_ID"',
@@ -183,7 +178,7 @@ def _merge_job(frozen: PlanFile, division: SubmitOptions, merge: str) -> str:
         f"{merge} || status=$?",
     ]
     head = ["job-name=localrank-merge", *_options(division)]
-    return _job(frozen, head, [*body, *_after_preemption()])
+    return _job(plan_file, head, [*body, *_after_preemption()])
 
 
 def _log(folder: "ShardFolder", name: str) -> str:
@@ -191,13 +186,13 @@ def _log(folder: "ShardFolder", name: str) -> str:
     return "--output=" + shlex.quote(str(folder.logs).replace("%", "%%") + "/" + name)
 
 
-def _job(frozen: PlanFile, head: Sequence[str], body: Sequence[str]) -> str:
+def _job(plan_file: PlanFile, head: Sequence[str], body: Sequence[str]) -> str:
     options = [*head, "requeue", "open-mode=append"]
     return "\n".join(
         [
             "#!/bin/bash",
             *(f"#SBATCH --{option}" for option in options),
-            f"cd {shlex.quote(frozen.folder)} || exit 1",
+            f"cd {shlex.quote(plan_file.folder)} || exit 1",
             *body,
         ]
     )
@@ -298,17 +293,8 @@ class Jobs:
     merge: str
 
 
-def submit_jobs(script: str, frozen: PlanFile, folder: "ShardFolder", note: Note) -> Jobs:
-    """Run the submission script.
-
-    Args:
-        script: From `submission_script`; kept in the folder.
-        frozen: The content of the plan file.
-        folder: Where the tables of all shards are written.
-        note: Receives what Slurm says beside the ids.
-
-    Returns:
-        The ids of both jobs.
+def submit_jobs(script: str, plan_file: PlanFile, folder: "ShardFolder", note: Note) -> Jobs:
+    """Run the submission script, which is kept in the folder; `note` receives Slurm's warnings.
 
     Raises:
         SettingsError: If Slurm refuses a job.
@@ -339,7 +325,7 @@ def submit_jobs(script: str, frozen: PlanFile, folder: "ShardFolder", note: Note
     (array,) = accepted
     raise SettingsError(
         f"{(_ALONE % array).removesuffix('.')} ({reason}).",
-        f"When the array has ended, merge by hand: {shlex.join(merge_words(frozen, folder))};"
+        f"When the array has ended, merge by hand: {shlex.join(merge_words(plan_file, folder))};"
         f" or stop it: scancel {array}",
     )
 

@@ -14,6 +14,7 @@ from typing import IO
 from localrank_cli.errors import INCOMPLETE
 
 _POLL = 0.2  # seconds
+_ERROR = "localrank: error: "
 _GOOD = (0, INCOMPLETE)
 
 
@@ -81,9 +82,8 @@ class Workers:
                 index, line = self._lines.get(timeout=max(0.0, wait - time.monotonic()))
             except queue.Empty:
                 return
-            said, mark, error = line.partition("localrank: error: ")
-            if mark and not said:
-                self.workers[index].error = error
+            if line.startswith(_ERROR):
+                self.workers[index].error = line.removeprefix(_ERROR)
             else:
                 yield line
 

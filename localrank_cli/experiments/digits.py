@@ -24,14 +24,7 @@ WHERE = (
 
 
 def read_digits(path: Path, least: int) -> tuple[Array, Array]:
-    """Read digits and labels.
-
-    Args:
-        path: The archive, or the file of images.
-        least: How many digits are needed.
-
-    Returns:
-        Images, uint8 (N, 28, 28), and labels, uint8 (N,).
+    """Read images, uint8 (N, 28, 28), and labels, uint8 (N,): at least `least` of them.
 
     Raises:
         SettingsError: If the file does not exist.

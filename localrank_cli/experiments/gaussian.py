@@ -6,8 +6,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from localrank_cli.experiments.arm import Experiment, SgdArm
-from localrank_cli.experiments.claims import Claim, Verdict, seed_count, shown, span
+from localrank_cli.experiments.experiment import (
+    Claim,
+    Experiment,
+    SgdArm,
+    Verdict,
+    observation,
+    seed_count,
+    span,
+)
 from localrank_cli.experiments.series import SeriesText, settings_text
 from localrank_cli.experiments.training import Recipe, Task
 
@@ -91,7 +98,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
             span(control),
             all(rank >= CONTROL_RANK for rank in control),
         ),
-        shown(
+        observation(
             "layer 3 reaches the rank of the teacher with decay and without",
             f"{TEACHER_RANK:.1f} in both",
             f"{span(ends(3, decays=True))} with decay, {span(ends(3, decays=False))} without",

@@ -10,9 +10,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from localrank_cli.experiments.arm import Experiment, SgdArm
-from localrank_cli.experiments.claims import Claim, Verdict, seed_count, shown, span
 from localrank_cli.experiments.digits import read_digits
+from localrank_cli.experiments.experiment import (
+    Claim,
+    Experiment,
+    SgdArm,
+    Verdict,
+    observation,
+    seed_count,
+    span,
+)
 from localrank_cli.experiments.series import SeriesText, settings_text
 from localrank_cli.experiments.training import Recipe, Task
 
@@ -44,9 +51,6 @@ RECIPE = Recipe(
 def digits_task(path: Path) -> tuple[Task, Mapping[str, Any]]:
     """Create the task of classifying digits: the first 9,000 to train, the next 1,000 to test.
 
-    Args:
-        path: The user's file.
-
     Returns:
         The task, and the arrays kept with a series: the first 1,000 of each kind.
     """
@@ -67,16 +71,7 @@ def digits_task(path: Path) -> tuple[Task, Mapping[str, Any]]:
 
 
 def plan(seeds: int, quick: bool, path: Path) -> Experiment:
-    """Plan a network with and one without weight decay for each seed.
-
-    Args:
-        seeds: How many.
-        quick: Two thirds of the steps.
-        path: The user's file of digits.
-
-    Returns:
-        The experiment.
-    """
+    """Plan a network with and one without weight decay for each seed; `quick`: 2/3 of the steps."""
     task, arrays = digits_task(path)
     recipe = RECIPE
     if quick:
@@ -183,13 +178,13 @@ def _effective_rank(with_decay: pd.DataFrame, control: pd.DataFrame, layer: int)
         _described(late_ends(frame, layer, "effective_rank")) for frame in (with_decay, control)
     )
     text = f"effective rank of layer {layer}, invariant to scale (decay shrinks every sigma)"
-    return shown(text, "no claim", f"{first} with decay, {second} without")
+    return observation(text, "no claim", f"{first} with decay, {second} without")
 
 
 def _accuracy(with_decay: pd.DataFrame, control: pd.DataFrame) -> Claim:
     first, second = (_accuracies(late_ends(f, 1, "test_accuracy")) for f in (with_decay, control))
     measured = f"{first} with decay, {second} without"
-    return shown("test accuracy over the same part", "no claim", measured)
+    return observation("test accuracy over the same part", "no claim", measured)
 
 
 def _accuracies(pairs: list[tuple[float, float]]) -> str:

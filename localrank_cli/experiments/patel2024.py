@@ -16,9 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.experiments.arm import Experiment
-from localrank_cli.experiments.claims import Verdict, seed_count, shown
 from localrank_cli.experiments.digits import read_digits
+from localrank_cli.experiments.experiment import Experiment, Verdict, observation, seed_count
 from localrank_cli.experiments.series import SeriesText, keep_series, settings_text
 from localrank_cli.experiments.training import Task, mlp
 
@@ -148,7 +147,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
             for _, run in frame[frame["layer_index"] == layer].groupby("run")
         ]
         claims.append(
-            shown(
+            observation(
                 f"local rank of hidden layer {layer + 1} at {steps:,} steps",
                 f"{published:g} at {PUBLISHED_STEPS:,} steps in the published log",
                 "; ".join(trajectories),
@@ -156,7 +155,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
         )
     last = frame[(frame["step"] == steps) & (frame["layer_index"] == 0)]
     accuracy = ", ".join(f"{value:.3f}" for value in last["test_accuracy"])
-    claims.append(shown("test accuracy", "0.902 in the published log", accuracy))
+    claims.append(observation("test accuracy", "0.902 in the published log", accuracy))
     setting = (
         f"ReLU MLP {'-'.join(map(str, _WIDTHS))}, softmax applied twice, {_N_EACH:,} normalised"
         f" digits; AdamW, learning rate {_RATE:g}, weight decay {_DECAY} on weights, batch"

@@ -24,14 +24,7 @@ class PictureError(Exception):
 
 
 def draw(name: str, frame: pd.DataFrame) -> Any:
-    """Draw the figure of an experiment.
-
-    Args:
-        name: The experiment.
-        frame: Its table.
-
-    Returns:
-        A `matplotlib.figure.Figure` that belongs to no window and no backend.
+    """Draw the figure of an experiment; it belongs to no window and no backend.
 
     Raises:
         PictureError: If matplotlib is not installed.

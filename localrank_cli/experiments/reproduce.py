@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -10,13 +9,12 @@ import pandas as pd
 
 from localrank_cli.errors import Note, OutputError, UsageError
 from localrank_cli.experiments import gaussian, mnist, patel2024, vib
-from localrank_cli.experiments.arm import Experiment
-from localrank_cli.experiments.claims import Verdict
 from localrank_cli.experiments.digits import WHERE
+from localrank_cli.experiments.experiment import Experiment, Verdict
 from localrank_cli.experiments.pictures import PictureError, draw
-from localrank_cli.experiments.series import one_thread, writing
+from localrank_cli.experiments.series import one_thread, output_errors
 from localrank_cli.model.fill import fill_model
-from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.options.table import AnalyzeOptions, ReproduceOptions
 from localrank_cli.results.columns import Row, header
 from localrank_cli.results.read import to_frame
 from localrank_cli.run.compute import run_plan
@@ -34,35 +32,17 @@ _EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # with the default number o
 }
 
 
-@dataclass(frozen=True)
-class ReproduceOptions:
-    """The arguments of `localrank reproduce`."""
-
-    experiment: str
-    out: Path
-    quick: bool = False
-    seeds: int | None = None  # None: the experiment's own number
-    mnist: Path | None = None
-    steps: int | None = None  # of patel2024; None: all
-
-
 def prepare(options: ReproduceOptions) -> Experiment:
     """Plan an experiment without training or writing anything.
-
-    Args:
-        options: The arguments.
-
-    Returns:
-        The experiment.
 
     Raises:
         UsageError: If digits are needed and not given.
         OutputError: If the table exists.
     """
     module, default = _EXPERIMENTS[options.experiment]
-    if (options.out / RANKS).exists():
+    if (options.folder / RANKS).exists():
         raise OutputError(
-            f"{options.out / RANKS}: exists already.", "Choose another folder with --out."
+            f"{options.folder / RANKS}: exists already.", "Choose another folder with --out."
         )
     seeds = options.seeds or default
     if module not in (mnist, patel2024):
@@ -88,12 +68,6 @@ def train(experiment: Experiment, out: Path) -> Iterator[str]:
 def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -> pd.DataFrame:
     """Analyse the checkpoints like `localrank analyze`, and write the table.
 
-    Args:
-        experiment: From `prepare`.
-        out: Folder of the experiment.
-        command: For the manifest.
-        note: Receives each note for the user.
-
     Returns:
         The table, with the columns of each series' metrics.csv and, if the experiment needs them,
         the means of the last layer's singular values at each series' last step.
@@ -101,7 +75,7 @@ def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -
     folders = tuple(out / arm.folder for arm in experiment.arms)
     plan = make_plan(AnalyzeOptions(checkpoints=folders, device="cpu"), note)
     rows: list[Row] = []
-    with writing(out), RunOutput(out / RANKS, overwrite=False, command=command) as output:
+    with output_errors(out), RunOutput(out / RANKS, overwrite=False, command=command) as output:
         left = output.begin(plan, note)
         for record in run_plan(left.plan, note, left.history):
             output.add(record)
@@ -109,7 +83,7 @@ def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -
         output.commit()
     frame = _with_metrics(to_frame(rows, header(plan.extra_columns)), folders)
     if experiment.needs_sigma:
-        with writing(out):
+        with output_errors(out):
             sigma = last_sigma(plan)
             sigma.to_csv(out / SIGMA, index=False, float_format="%.9g", lineterminator="\n")
         frame = frame.merge(sigma, on=["run", "step", "layer_index"], how="left")
@@ -128,9 +102,6 @@ def _with_metrics(frame: pd.DataFrame, folders: tuple[Path, ...]) -> pd.DataFram
 
 def last_sigma(plan: Plan) -> pd.DataFrame:
     """Compute the singular values of the last layer at the last checkpoint of each series.
-
-    Args:
-        plan: The plan of an analysis.
 
     Returns:
         A row for each series: run, step, layer_index, and the means over points sigma_1, sigma_2
@@ -154,19 +125,9 @@ def _sigma_row(plan: Plan, series: SeriesPlan) -> dict[str, object]:
 
 
 def conclude(experiment: Experiment, out: Path, frame: pd.DataFrame, note: Note) -> Verdict:
-    """Judge, and write the verdict and, if matplotlib is installed, the figure.
-
-    Args:
-        experiment: From `prepare`.
-        out: Folder of the experiment.
-        frame: From `analyse`.
-        note: Receives each note for the user.
-
-    Returns:
-        The verdict.
-    """
+    """Judge, and write the verdict and, if matplotlib is installed, the figure."""
     verdict = experiment.judge(frame)
-    with writing(out):
+    with output_errors(out):
         (out / VERDICT).write_text(verdict.text, encoding="utf-8")
         try:
             figure = draw(experiment.name, frame)

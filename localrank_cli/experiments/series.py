@@ -67,30 +67,26 @@ def keep_series(
 ) -> Iterator[tuple[list[str], nn.Sequential]]:
     """Fill a folder while a network is trained, including `metrics.csv`.
 
-    Args:
-        steps: The training: step and live network, wherever a checkpoint is wanted.
-        task: What the network is trained on.
-        text: What else the folder holds.
-        folder: The series.
+    `steps` yields step and live network wherever a checkpoint is wanted.
 
     Yields:
         After each checkpoint: its line of `metrics.csv` (step, loss, training and test score),
         and the live network.
     """
-    with writing(folder):
+    with output_errors(folder):
         text.write(folder)
     table = [["step", "loss", f"train_{task.score_name}", f"test_{task.score_name}"]]
     for step, net in steps:
         row = [str(step), *(f"{number:.6g}" for number in figures(net, task))]
         table.append(row)
-        with writing(folder):
+        with output_errors(folder):
             save_step(net, folder, step)
             write_metrics(folder, table)
         yield row, net
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def output_errors(folder: Path) -> Iterator[None]:
     """Turn an error while writing to a folder into an OutputError that names it."""
     try:
         yield

@@ -63,10 +63,6 @@ def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
 def training(recipe: Recipe, task: Task) -> Iterator[tuple[int, nn.Sequential]]:
     """Train by SGD with momentum at a constant learning rate.
 
-    Args:
-        recipe: How to train.
-        task: What to train on.
-
     Yields:
         The step and the live network, at `recipe.save_at` and, with labels, at the landmark.
     """

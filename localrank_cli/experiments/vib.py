@@ -16,14 +16,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.experiments.arm import Experiment
-from localrank_cli.experiments.claims import Claim, Verdict, seed_count
+from localrank_cli.experiments.experiment import Claim, Experiment, Verdict, seed_count
 from localrank_cli.experiments.series import (
     SeriesText,
+    output_errors,
     save_step,
     settings_text,
     write_metrics,
-    writing,
 )
 from localrank_cli.experiments.training import mlp
 from localrank_cli.information.bottleneck import (
@@ -100,15 +99,9 @@ class Bottleneck(nn.Module):
         self.decoder = nn.Linear(_LATENT, N)
 
     def forward(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Compute the two parts of the loss, in nats.
+        """Return half the squared error, and the rate: the KL divergence from the prior; in nats.
 
-        Args:
-            x: Shape (points, 10).
-            y: Shape (points, 10).
-            generator: Draws the latent noise.
-
-        Returns:
-            Half the squared error, and the rate: the KL divergence from the prior. Scalars.
+        `x` and `y` have shape (points, 10); the generator draws the latent noise.
         """
         hidden = self.mean[:-1](x)
         mean, log_variance = self.mean[-1](hidden), self.log_variance(hidden)
@@ -174,7 +167,7 @@ class VibArm:
         settings = {"data": "inputs.npz", "activation": "tanh", "input-metric": "data", "atol": 0.1}
         text = settings_text(settings, {"beta": self.beta, "seed": self.seed})
         x, y = source.draw(_N_COVARIANCE, generator)
-        with writing(folder):
+        with output_errors(folder):
             SeriesText(text, "inputs.npz", {"x": x.numpy()}).write(folder)
         table = [["step", "error", "rate", "xt_nats", "ty_nats"]]
         for step, net in self._training(source, generator):
@@ -183,7 +176,7 @@ class VibArm:
             known = net.information(source, torch.Generator().manual_seed(self.seed))
             figures = (error.item(), rate.item(), known.xt, known.ty)
             table.append([str(step), *(f"{figure:.6g}" for figure in figures)])
-            with writing(folder):
+            with output_errors(folder):
                 save_step(net.mean, folder, step)
                 write_metrics(folder, table)
             yield step
@@ -225,11 +218,7 @@ def _steps(beta: float) -> int:
 def judge(frame: pd.DataFrame) -> Verdict:
     """Compare the mean's ranks, singular values and information at the end with theory.
 
-    Args:
-        frame: The table of all arms, with columns rate, ty_nats and sigma_1 to sigma_8.
-
-    Returns:
-        The verdict.
+    `frame` is the table of all arms, with columns rate, ty_nats and sigma_1 to sigma_8.
     """
     last = frame[frame["layer_index"] == frame["layer_index"].max()]
     ends = last.loc[last.groupby("run")["step"].idxmax()].sort_values(["beta", "seed"])

@@ -6,12 +6,10 @@ Requires the extra `plot`. Figures belong to no window and leave matplotlib's gl
 from localrank_cli.figures.choose import Choice
 from localrank_cli.figures.depth import depth
 from localrank_cli.figures.heatmap import heatmap
-from localrank_cli.figures.lines import compare, ranks
+from localrank_cli.figures.lines import Metric, compare, ranks
 from localrank_cli.figures.look import Look, saved, styled
-from localrank_cli.figures.metric_panel import Metric
 from localrank_cli.figures.plane import information_plane
-from localrank_cli.figures.spectrum import spectrum
-from localrank_cli.figures.tolerance import tolerance
+from localrank_cli.figures.spectra import spectrum, tolerance
 from localrank_cli.results.kept import SpectraFile
 
 __all__ = [

@@ -91,13 +91,6 @@ class FigureRows:
 def choose(frame: pd.DataFrame, choice: Choice) -> FigureRows:
     """Select the rows of a figure from a table.
 
-    Args:
-        frame: From `read_table` or `localrank_cli.analyze`.
-        choice: What the figure shows.
-
-    Returns:
-        The rows.
-
     Raises:
         SettingsError: If the table has several tolerances or metrics and none is chosen, or lacks a
             choice.
@@ -135,14 +128,7 @@ def choose(frame: pd.DataFrame, choice: Choice) -> FigureRows:
 
 
 def runs_side_by_side(rows: pd.DataFrame, kind: str) -> list[Any]:
-    """Return the names of the runs, each of which gets a panel.
-
-    Args:
-        rows: With column run.
-        kind: The kind of figure, for the message.
-
-    Returns:
-        The names in the order of the rows.
+    """Return the names of the runs, each of which gets a panel, in the order of the rows.
 
     Raises:
         SettingsError: If there are too many.

@@ -56,15 +56,10 @@ class Curves:
 
 
 def curves(frame: pd.DataFrame, layers: Sequence[str]) -> Curves:
-    """Compute the curves of one panel.
+    """Compute the curves of one panel, from all rows of a choice or a part of them.
 
-    Args:
-        frame: From `choose`, or a part of it.
-        layers: The order of the curves.
-
-    Returns:
-        The curves. For several runs, the mean and standard deviation wherever all runs of a layer
-        have a value; runs of one value each (a table of final states) are joined into one curve.
+    For several runs, they are the mean and standard deviation wherever all runs of a layer have a
+    value; runs of one value each (a table of final states) are joined into one curve.
 
     Raises:
         DataError: If the runs have no x in common.
@@ -115,16 +110,11 @@ def _of_several(layer: str, rows: pd.DataFrame, *, joined: bool) -> tuple[Curve,
     ), int(len(table) - len(kept))
 
 
-def thinned(line: Curve, position: Array, most: int = 1500) -> Curve:
+def thin(line: Curve, position: Array, most: int = 1500) -> Curve:
     """Thin out a curve without changing how it looks: keep the extremes of each stretch.
 
-    Args:
-        line: The curve.
-        position: Positions of its points on the drawn axis, ascending.
-        most: About how many points to keep.
-
-    Returns:
-        The curve; unchanged if it is short enough.
+    `position` holds the positions of its points on the drawn axis, ascending; about `most` points
+    are kept.
     """
     if len(line.x) <= most:
         return line

@@ -12,7 +12,7 @@ from localrank_cli.figures.axis import scale_y
 from localrank_cli.figures.choose import Choice, FigureRows, choose, runs_side_by_side
 from localrank_cli.figures.labels import distinct, shortened
 from localrank_cli.figures.look import GREY, Look, head, new_figure
-from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
+from localrank_cli.figures.steps import choose_steps, step_bar, step_colours
 from localrank_cli.measures.table import RANK
 
 _MOST_STEPS = 25  # lines whose colours can still be told apart
@@ -25,16 +25,9 @@ def depth(
     look: Look | None = None,
     steps: Sequence[int] = (),
 ) -> tuple[Figure, tuple[str, ...]]:
-    """Draw a measure against depth, one line for each step, light to dark.
+    """Draw a measure against depth, one line for each step, light to dark; return notes too.
 
-    Args:
-        frame: A table of `localrank analyze`.
-        choice: What to show.
-        look: Title and size.
-        steps: The steps to show; by default all, or an even selection.
-
-    Returns:
-        The figure, and notes on what was left out.
+    Without `steps`, all are drawn, or an even selection.
 
     Raises:
         SettingsError: If a step does not exist, or there are too many runs.
@@ -45,7 +38,7 @@ def depth(
     rows, layers = chosen.frame, chosen.layers
     runs = runs_side_by_side(rows, "depth")
     there = sorted({int(step) for step in rows["step"]})
-    shown = chosen_steps(there, steps, _MOST_STEPS)
+    shown = choose_steps(there, steps, _MOST_STEPS)
     notes = list(chosen.notes)
     if len(shown) < len(there) and not steps:
         notes.append(f"drew {len(shown)} of {len(there)} steps; choose others with --step")

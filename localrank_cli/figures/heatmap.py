@@ -25,13 +25,7 @@ def heatmap(
 ) -> tuple[Figure, tuple[str, ...]]:
     """Draw rank over `max_rank` as colour, layers from top to bottom, steps from left to right.
 
-    Args:
-        frame: A table of `localrank analyze`.
-        choice: What to show; the measure must be a rank.
-        look: Title and size.
-
-    Returns:
-        The figure, and notes on what was left out.
+    The figure comes with notes on what was left out.
 
     Raises:
         SettingsError: If the measure is not a rank, or there are too many runs.

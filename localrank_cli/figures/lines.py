@@ -9,16 +9,36 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localrank_cli.errors import SettingsError, listed
+from localrank_cli.errors import DataError, SettingsError, listed
 from localrank_cli.figures.axis import positions, scale_x, scale_y
 from localrank_cli.figures.choose import Choice, FigureRows, choose
-from localrank_cli.figures.curves import Curve, Curves, curves, thinned
+from localrank_cli.figures.curves import Curve, Curves, curves, thin
 from localrank_cli.figures.labels import MOST_NAMES, layer_bar, name_lines, shortened
 from localrank_cli.figures.look import Look, depth_colours, head, new_figure
-from localrank_cli.figures.metric_panel import Metric, draw_metrics
+from localrank_cli.results.columns import meaning
 
 _MOST_PANELS = 12  # more are too narrow to read in 15 inches
 _MOST_MARKERS = 40  # more would hide the line
+_METRIC_STYLES = ("-", "--", ":", "-.")
+_METRIC_COLOURS = ("#222222", "#b35900", "#00688b", "#8b1a62")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of another table.
+
+    Args:
+        frame: With column step and, if runs differ, run.
+        column: The column to draw.
+    """
+
+    frame: pd.DataFrame
+    column: str
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether the table has a column run."""
+        return "run" in self.frame.columns
 
 
 @dataclass(frozen=True)
@@ -38,19 +58,9 @@ def ranks(
     """Draw a measure against the step, one line for each layer, light to dark by depth.
 
     The band is the standard error over points or, for several runs, the standard deviation over
-    runs around their mean.
-
-    Args:
-        frame: A table of `localrank analyze`.
-        choice: What to show; by default the local rank of all layers.
-        look: Title and size.
-        metrics: Drawn in a panel below.
-
-    Returns:
-        The figure, and notes on what was left out.
+    runs around their mean. `metrics` are drawn in a panel below.
 
     Raises:
-        SettingsError: If the choice is ambiguous or not in the table.
         DataError: If there is nothing to show.
     """
     chosen = choose(frame, choice or Choice())
@@ -68,15 +78,8 @@ def compare(
 ) -> tuple[Figure, tuple[str, ...]]:
     """Draw groups of runs side by side on one scale.
 
-    Args:
-        frame: A table, or several as joined by `read_tables`.
-        choice: What to show.
-        look: Title and size.
-        metrics: Drawn in panels below: each joined by run, or one for each panel.
-        by: The column whose values get a panel each; by default the table, or the run of one table.
-
-    Returns:
-        The figure, and notes on what was left out.
+    Each value of column `by` gets a panel; by default each table, or each run of one table.
+    `metrics` are drawn in panels below: each joined by run, or one for each panel.
 
     Raises:
         SettingsError: If there is only one group, or too many.
@@ -108,7 +111,7 @@ def _metrics_of(metrics: Sequence[Metric], index: int, panels: int) -> tuple[Met
         return tuple(metrics)
     if len(metrics) != panels:
         raise SettingsError(
-            f"--with: {len(metrics)} given for {panels} panels.",
+            f"--with: {len(metrics)} metrics for {panels} panels.",
             "Give one for each panel, in order, or files with a column run.",
         )
     return (metrics[index],)
@@ -157,7 +160,7 @@ def _draw_panels(chosen: FigureRows, panels: Sequence[_Panel], grid: Any, inches
 
 
 def _draw(axes: Axes, line: Curve, colour: Any) -> None:
-    drawn = thinned(line, positions(axes, line.x))
+    drawn = thin(line, positions(axes, line.x))
     marker = "o" if len(drawn.x) <= _MOST_MARKERS else ""
     axes.plot(drawn.x, drawn.y, color=colour, marker=marker, label=line.layer)
     if np.nanmax(drawn.spread, initial=0.0) > 0:
@@ -191,3 +194,46 @@ def _whose(runs: Sequence[str]) -> str:
 def _bands(panels: Sequence[_Panel]) -> str:
     bands = list(dict.fromkeys(panel.lines.band for panel in panels if panel.lines.band))
     return f"mean {', '.join(bands)}" if bands else ""
+
+
+def draw_metrics(axes: Axes, metrics: Sequence[Metric], rows: pd.DataFrame, *, first: bool) -> None:
+    """Draw metrics at the steps of the panel above; the first panel carries the label.
+
+    `rows` are those of the panel above, with columns run, step and x; `axes` has its horizontal
+    scale.
+    """
+    for index, metric in enumerate(metrics):
+        places = join_metric(metric, rows)
+        axes.plot(
+            places["x"], places["value"], color=_METRIC_COLOURS[index % 4], marker="o",
+            linestyle=_METRIC_STYLES[index % 4], label=meaning(metric.column).label,
+            markersize=2.4 if len(places) <= 60 else 0, linewidth=1.2,
+        )  # fmt: skip
+    axes.margins(y=0.1)
+    axes.tick_params(labelleft=first)
+    if first and len({metric.column for metric in metrics}) == 1:
+        axes.set_ylabel(meaning(metrics[0].column).label)
+    elif first:
+        axes.legend(fontsize=7.5, loc="best")
+
+
+def join_metric(metric: Metric, rows: pd.DataFrame) -> pd.DataFrame:
+    """Join a metric to rows with columns run, step and x.
+
+    Returns:
+        Columns x and value, ascending; the mean over several runs.
+
+    Raises:
+        DataError: If they have no step in common.
+    """
+    keys = ["run", "step"] if metric.has_runs else ["step"]
+    places = rows[["run", "step", "x"]].drop_duplicates()
+    values = metric.frame[[*keys, metric.column]].rename(columns={metric.column: "value"})
+    found = places.merge(values, on=keys).dropna(subset=["value"])
+    if found.empty:
+        raise DataError(
+            f"--with {metric.column}: has no {' and '.join(keys)} in common with the table.",
+            "Both must count steps in the same way.",
+        )
+    means: pd.DataFrame = found.groupby("x")["value"].mean().reset_index()
+    return means.sort_values("x", kind="stable")

@@ -22,14 +22,6 @@ def information_plane(
 ) -> tuple[Figure, tuple[str, ...]]:
     """Draw the lower bounds as paths, and lines to the upper bounds at the last step.
 
-    Args:
-        frame: A table of `localrank analyze --information --labels-key`.
-        choice: Which layers.
-        look: Title and size.
-
-    Returns:
-        The figure, and notes on what was left out.
-
     Raises:
         DataError: If the table has no bounds.
         SettingsError: If there are too many layers or runs.

@@ -15,16 +15,8 @@ from localrank_cli.errors import SettingsError, listed
 from localrank_cli.figures.axis import number, spans_decades
 
 
-def chosen_steps(there: Sequence[int], wanted: Sequence[int], most: int) -> list[int]:
-    """Choose the steps to show.
-
-    Args:
-        there: All steps, ascending.
-        wanted: The steps asked for; empty: choose here.
-        most: How many have room.
-
-    Returns:
-        The steps asked for; otherwise the first, the last and an even selection of the others.
+def choose_steps(there: Sequence[int], wanted: Sequence[int], most: int) -> list[int]:
+    """Return the wanted steps, or the first, the last and an even selection of at most `most`.
 
     Raises:
         SettingsError: If a step does not exist.

@@ -84,12 +84,7 @@ class Difference:
 
 
 def find_difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Difference | None:
-    """Return the first setting that decides numbers and differs, or None.
-
-    Args:
-        earlier: Settings of a series, of a file.
-        now: Settings of the same series.
-    """
+    """Return the first setting of a series that decides numbers and differs, or None."""
     before, after = decisive(earlier), decisive(json.loads(json.dumps(now)))
     for key, value in before.items():
         if key == _VALUES and None in {value, after[key]}:

@@ -23,6 +23,8 @@ AUTO = "auto"
 _SHARD = re.compile(r"^(\d+)/(\d+)$")
 _WHOLE = re.compile(r"^[+-]?[0-9]{1,40}$")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)
+_INCHES = re.compile(r"^(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)$", flags=re.IGNORECASE)
+_LARGEST = 100.0  # inches; a figure of 100 x 100 has 400 million pixels at 200 dpi
 _RANGE = re.compile(r"^\s*(\d*)\s*(?:(:)\s*(\d*)\s*(?::\s*(\d+)\s*)?)?$")
 
 
@@ -264,6 +266,17 @@ def size(value: object) -> object:
     # MB is 1000^2 bytes, as disks and the SI have it; MiB and a bare M are 1024^2, as in Slurm.
     base = 1000 if value.strip().lower().endswith("b") and not binary else 1024
     return int(float(digits) * base ** " kmgt".index(prefix.lower() or " "))
+
+
+def inches(value: object) -> object:
+    """Read the width and height of a figure, `6.5x4`."""
+    match = _INCHES.match(str(value).strip())
+    if match is None:
+        raise UnfitError(value, "not of the form WxH, such as 6.5x4")
+    width, height = (float(part) for part in match.groups())
+    if not (2 <= width <= _LARGEST and 1.5 <= height <= _LARGEST):
+        raise UnfitError(value, f"must be from 2x1.5 to {_LARGEST:g}x{_LARGEST:g} inches")
+    return width, height
 
 
 def minutes(value: object) -> object:

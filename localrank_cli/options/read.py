@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from localrank_cli.errors import LocalrankError, SettingsError, UsageError, shortened
 from localrank_cli.options import parse
@@ -118,11 +118,19 @@ def _refusal(error: Any, table: type, place: Place) -> LocalrankError:
     if isinstance(original, UnfitError):
         return place.refusal(option, original.value, original.expected, original.advice)
     if kind == "literal_error":
-        words = " and ".join(get_args(get_args(option.kind)[0]))
-        return place.refusal(option, error["input"], "not known", f"Known are {words}.")
+        *words, last = _words(option.kind)
+        return place.refusal(
+            option, error["input"], "not known", f"Known are {', '.join(words)} and {last}."
+        )
     bound = expected_bound(error)
     expected = f"expected {bound}" if bound else _EXPECTED.get(kind, error["msg"])
     return place.refusal(option, error["input"], expected, setting.advice)
+
+
+def _words(kind: Any) -> list[str]:
+    """Return the words of a Literal, or of one that may be None."""
+    kinds = (kind, *get_args(kind))
+    return [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
 
 
 def _written(value: object) -> str:

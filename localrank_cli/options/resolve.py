@@ -1,6 +1,6 @@
 """Resolve the settings of a series: a flag beats its localrank.toml, which beats the default."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from localrank_cli.layers.select import Selection
 from localrank_cli.layers.slices import parse_slice
 from localrank_cli.model.mlp import ACTIVATIONS
 from localrank_cli.options.folder import FolderSettings, inside, read_folder_settings
-from localrank_cli.options.presets import preset_values
+from localrank_cli.options.parse import Preset
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import DEFAULT_ATOL, AnalyzeOptions
 from localrank_cli.points.source import DataSource, check_source
@@ -171,15 +171,15 @@ def with_folder(options: AnalyzeOptions, settings: FolderSettings, folder: Path)
     preset = preset_values(values)
     if flags.get("layers"):
         preset.pop("hidden", None)
-    merged: dict[str, Any] = {"hidden": True} if options.hidden else {}
+    result: dict[str, Any] = {"hidden": True} if options.hidden else {}
     for source in [flags, preset_values(flags), values, {} if "preset" in flags else preset]:
-        has_tolerances = "atol" in merged or "rtol" in merged
+        has_tolerances = "atol" in result or "rtol" in result
         for name, value in source.items():
             if not (has_tolerances and name in {"atol", "rtol"}):
-                merged.setdefault(name, value)
+                result.setdefault(name, value)
     names = frozenset(flags)
     return SeriesOptions(
-        options=replace(options, **(_DEFAULTS | merged)),
+        options=replace(options, **(_DEFAULTS | result)),
         folder_settings=settings,
         folder=folder,
         from_user=names,
@@ -382,3 +382,29 @@ def _tolerances(options: AnalyzeOptions) -> tuple[Tolerance, ...]:
         *(Tolerance(rtol=value) for value in options.rtol),
     ]
     return tuple({tolerance.label: tolerance for tolerance in every}.values())
+
+
+# max(n) eps(float32) is matrix_rank's own tolerance on the float32 Gram matrix of a 3 x 16 x 16
+# patch, whose eigenvalues are squares: (768 * 2^-23)^(1/2) on sigma, relative to sigma_1.
+_GRAM_RTOL = (3 * 16 * 16 * 2.0**-23) ** 0.5
+
+# The rules of published work behind `--preset`; docs/local_rank.md has the sources. `hidden` leaves
+# out the last layer; there is no option for it.
+_PRESETS: Mapping[Preset, Mapping[str, Any]] = {
+    Preset.patel2024: {"atol": (0.01,), "points": 128, "hidden": True},
+    # matrix_rank is called on the patch alone there.
+    Preset.feng2022: {"rtol": (_GRAM_RTOL,), "input_slice": "center:16", "sigma_1": "slice"},
+    Preset.numpy: {"rtol": (None,)},
+}
+
+
+def preset_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the preset among some options, by name; none without a preset.
+
+    Layers among the same options override the preset's choice, so that they may include the last.
+    """
+    preset = options.get("preset")
+    values = dict(_PRESETS[preset]) if preset is not None else {}
+    if options.get("layers"):
+        values.pop("hidden", None)
+    return values

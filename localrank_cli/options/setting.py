@@ -6,8 +6,8 @@ the command line (`cli/command.py`), the keys of localrank.toml (`folder.py`), t
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Annotated, Any, ForwardRef, get_args
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, ForwardRef, get_args, get_origin
 
 DANGER = "Dangerous options"
 
@@ -59,7 +59,9 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """The name on the command line: `--data-scale`."""
+        """The name on the command line: `--data-scale`, or the placeholder of an argument."""
+        if self.setting.is_argument:
+            return self.setting.metavar
         return max(self.setting.flags, key=len, default=f"--{self.key}").partition("/")[0]
 
     @property
@@ -75,12 +77,7 @@ class Option:
     @property
     def is_several(self) -> bool:
         """Whether it may be given several times."""
-        return isinstance(self.unset, tuple)
-
-    @property
-    def is_required(self) -> bool:
-        """Whether it has to be set."""
-        return self.unset is MISSING
+        return get_origin(self.kind) is tuple
 
     @property
     def shown_default(self) -> object:

@@ -61,6 +61,8 @@ Rtol = Annotated[
         decides=("tolerances",),
     ),
 ]
+_Overwrite = Annotated[bool, Setting(help="Overwrite FILE if it exists.")]
+NoNotes = Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"))]
 Debug = Annotated[
     bool, Setting(help="Show tracebacks of errors.", in_python=False, is_shared=False)
 ]
@@ -657,7 +659,7 @@ class MergeOptions:
         ),
     ] = None
     partial: Annotated[bool, Setting(help="Merge what is there, and list what is missing.")] = False
-    overwrite: Annotated[bool, Setting(help="Overwrite FILE if it exists.")] = False
+    overwrite: _Overwrite = False
     plan: Annotated[
         Path | None,
         Setting(
@@ -675,12 +677,12 @@ class RethresholdOptions:
     """The options of `localrank rethreshold`."""
 
     spectra: Annotated[
-        tuple[Path, ...],
+        Path,
         Setting(
             help="What analyze --spectra FOLDER wrote.",
             metavar="FOLDER",
             is_argument=True,
-            read=parse.paths,
+            read=parse.path,
         ),
     ]
     atol: Atol = ()
@@ -702,9 +704,64 @@ class RethresholdOptions:
             flags=("--output", "-o"),
         ),
     ] = None
-    overwrite: Annotated[bool, Setting(help="Overwrite FILE if it exists.")] = False
-    quiet: Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"))] = False
+    overwrite: _Overwrite = False
+    quiet: NoNotes = False
     debug: Debug = False
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """The options of `localrank reproduce`."""
+
+    experiment: Annotated[
+        Literal["gaussian", "mnist", "vib", "patel2024"],
+        Setting(
+            help="gaussian: a linear teacher of rank 3; mnist: digits; both with and without weight"
+            " decay. vib: the variational information bottleneck on Gaussian variables, over beta."
+            " patel2024: the published training on digits, compared with its published end values.",
+            metavar="EXPERIMENT",
+            is_argument=True,
+        ),
+    ]
+    out: Annotated[
+        Path | None,
+        Setting(
+            help="Folder for checkpoints, ranks.csv, verdict.txt and picture.png. Default:"
+            " reproduce_EXPERIMENT.",
+            metavar="DIR",
+            read=parse.path,
+        ),
+    ] = None
+    quick: Annotated[bool, Setting(help="Train for fewer steps, with the same claims.")] = False
+    seeds: Annotated[
+        Count | None,
+        Setting(
+            help="Networks of each kind to train. Default: 3 for gaussian, else 1.", metavar="N"
+        ),
+    ] = None
+    mnist: Annotated[
+        Path | None,
+        Setting(
+            help="The digits for mnist and patel2024: an .npz archive (images and labels, or"
+            " Keras's), or the original train-images-idx3-ubyte, gzipped or not, with the file of"
+            " labels in the same folder.",
+            metavar="FILE",
+            read=parse.path,
+        ),
+    ] = None
+    steps: Annotated[
+        Count | None,
+        Setting(help="Steps of patel2024 to train. Default: the published 1,000,000.", metavar="N"),
+    ] = None
+    quiet: Annotated[
+        bool, Setting(help="No notes and no progress bar.", flags=("--quiet", "-q"))
+    ] = False
+    debug: Debug = False
+
+    @property
+    def folder(self) -> Path:
+        """The folder for what is written."""
+        return self.out or Path(f"reproduce_{self.experiment}")
 
 
 def check_options(options: AnalyzeOptions) -> None:

@@ -36,17 +36,14 @@ _RUN = (
 
 
 def render(data: Json, title: str, subtitle: str, manifest: Json | None, footer: str) -> str:
-    """Render the page.
+    """Render the page, as HTML that loads nothing.
 
     Args:
         data: From `page_data`.
         title: The heading.
         subtitle: The line below it.
-        manifest: The manifest of the table; None if there is none.
+        manifest: Of the table; None if there is none.
         footer: The last line.
-
-    Returns:
-        HTML that loads nothing.
     """
     assets = files("localrank_cli.report") / "assets"
 

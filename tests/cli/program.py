@@ -20,7 +20,7 @@ QUICK = ("--data", "normal:4", "--device", "cpu", "--points", "5")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the program ended, and what it said."""
+    """How the program ended, and what it printed."""
 
     code: int
     stdout: str
@@ -36,7 +36,7 @@ class Outcome:
 
 
 def invoke(*words: str, **options: Any) -> Outcome:
-    """Runs the program in this process."""
+    """Run the program in this process."""
     result = CliRunner().invoke(app, list(words), prog_name="localrank", **options)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -44,14 +44,14 @@ def invoke(*words: str, **options: Any) -> Outcome:
 
 
 def start(*words: str, **options: Any) -> "subprocess.Popen[str]":
-    """Starts a real process with its streams in pipes, unless told otherwise."""
-    given = {
+    """Start a real process with its streams in pipes, unless `options` differ."""
+    streams = {
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "text": True,
     }
-    return subprocess.Popen([*COMMAND, *words], **(given | options))
+    return subprocess.Popen([*COMMAND, *words], **(streams | options))
 
 
 def run(*words: str, env: Mapping[str, str] | None = None) -> Outcome:

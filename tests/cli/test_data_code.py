@@ -43,10 +43,10 @@ def test_every_way_of_starting_gives_one_table(place: Path) -> None:
 
 
 def test_a_draw_that_differs_at_every_start_is_not_resumed(place: Path) -> None:
-    given = ("analyze", *words(place, "restless"), "--device", "cpu", "-o", str(place / "a.csv"))
-    assert invoke(*given, "--last", "1").code == 0
+    command = ("analyze", *words(place, "restless"), "--device", "cpu", "-o", str(place / "a.csv"))
+    assert invoke(*command, "--last", "1").code == 0
     before = (place / "a.csv").read_bytes()
-    outcome = invoke(*given)
+    outcome = invoke(*command)
     assert outcome.code == 1
     assert "what the code of --data returns was" in outcome.error
     assert "Seed its generator" in outcome.error

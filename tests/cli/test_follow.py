@@ -37,7 +37,7 @@ def test_until_a_step_and_by_a_signal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--until", "5"), "--until without --follow"),
         (("--follow", "--every", "2"), "still to come"),
@@ -45,7 +45,7 @@ def test_until_a_step_and_by_a_signal(tmp_path: Path) -> None:
         (("--follow", "--shard", "0/2", "-o", "a.csv"), "cannot be divided"),
     ],
 )
-def test_what_does_not_go_together(series: Path, words: tuple[str, ...], said: str) -> None:
+def test_what_does_not_go_together(series: Path, words: tuple[str, ...], message: str) -> None:
     outcome = invoke("analyze", str(series), *QUICK, *words)
     assert outcome.code == 2
-    assert said in outcome.error
+    assert message in outcome.error

@@ -84,7 +84,7 @@ def test_no_permission_to_write(open_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("closed", "said"),
+    ("closed", "message"),
     [
         ("run", "run/localrank.toml: cannot be read (Permission denied)"),
         ("run/step_1.safetensors", "step_1.safetensors: cannot be read (Permission denied)"),
@@ -93,7 +93,7 @@ def test_no_permission_to_write(open_folder: Path) -> None:
         ("run/x.npy", "x.npy: cannot be read (Permission denied)"),
     ],
 )
-def test_no_permission_to_read(open_folder: Path, closed: str, said: str) -> None:
+def test_no_permission_to_read(open_folder: Path, closed: str, message: str) -> None:
     series = save_series(open_folder / "run", (1,))
     torch.save(weights(), series / "step_2.pt")
     np.save(series / "x.npy", np.ones((70, 4)))
@@ -104,7 +104,7 @@ def test_no_permission_to_read(open_folder: Path, closed: str, said: str) -> Non
     outcome = invoke_unprivileged(open_folder, str(series))
     (open_folder / closed).chmod(0o700)
     assert outcome.code == 1, outcome.stderr
-    assert said in outcome.error
+    assert message in outcome.error
     assert "ermission" in outcome.error
 
 

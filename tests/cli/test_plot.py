@@ -73,10 +73,13 @@ def test_with_metrics(ranks: Path) -> None:
     metrics.write_text("step,accuracy,name\n0,0.1,a\n100,0.9,b\n")
     small = invoke("plot", str(ranks), "--with", f"{metrics}:accuracy", "-o", f"{ranks}.png")
     assert small.code == 0
-    for column, said in (("loss", "has no column loss"), ("name", "column name holds no numbers")):
+    for column, message in (
+        ("loss", "has no column loss"),
+        ("name", "column name holds no numbers"),
+    ):
         outcome = invoke("plot", str(ranks), "--with", f"{metrics}:{column}")
         assert outcome.code == 1
-        assert said in outcome.error
+        assert message in outcome.error
     outcome = invoke("plot", str(ranks), "--with", "metrics.csv")
     assert outcome.code == 2
     assert "not of the form METRICS.csv:COLUMN" in outcome.error
@@ -98,8 +101,10 @@ def test_failed_rows_get_a_note(tmp_path: Path) -> None:
         (["-o", "a.jpg"], "the suffix '.jpg' is not a figure format"),
         (["--size", "big"], "--size big: not of the form WxH"),
         (["--size", "0x4"], "--size 0x4: must be from 2x1.5 to 100x100 inches"),
-        (["--dpi", "3"], "--dpi"),
-        (["--layers", ""], "--layers: is empty"),
+        (["--dpi", "3"], "--dpi 3: expected at least 20."),
+        (["--dpi", "nan"], "--dpi nan: expected a finite number."),
+        (["--step", "1.5", "--kind", "depth"], "--step 1.5: expected a whole number."),
+        (["--layers", ""], "--layers '': is empty"),
         (["--by", "beta"], "--by: has no effect on --kind ranks"),
         (["--step", "3"], "--step: has no effect on --kind ranks"),
         (["--kind", "heatmap", "--with", "a:b"], "--with: has no effect on --kind heatmap"),

@@ -92,8 +92,8 @@ TOLERANCES = (
 
 def analysed(folder: Path, checkpoints: Path, *words: str) -> Path:
     """Analyze into a table, with its singular values in the folder `sigma` next to it."""
-    given = ("-o", str(folder / "ranks.csv"), "--spectra", str(folder / "sigma"), "-q")
-    outcome = invoke("analyze", str(checkpoints), *words, *given)
+    command = ("-o", str(folder / "ranks.csv"), "--spectra", str(folder / "sigma"), "-q")
+    outcome = invoke("analyze", str(checkpoints), *words, *command)
     assert outcome.code in {0, 3}, outcome.stderr
     return folder / "ranks.csv"
 

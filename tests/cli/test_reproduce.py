@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from localrank_cli.experiments import gaussian
-from localrank_cli.experiments.claims import Claim, Verdict
+from localrank_cli.experiments.experiment import Claim, Verdict
 from tests.cli.program import invoke
 
 
@@ -74,11 +74,11 @@ def test_an_existing_table_is_kept(tmp_path: Path) -> None:
         ),
         (["patel2024"], 2, "reproduce patel2024 needs the digits: --mnist FILE."),
         (["patel2024", "--mnist", "none.npz"], 1, "--mnist none.npz: there is no such file."),
-        (["patel2024", "--steps", "0"], 2, "--steps 0: must be at least 1."),
+        (["patel2024", "--steps", "0"], 2, "--steps 0: expected at least 1."),
         (["patel2024", "--steps", "5", "--quick"], 2, "--steps is for `localrank reproduce patel"),
         (["mnist", "--steps", "5"], 2, "--steps is for `localrank reproduce patel2024`"),
-        (["gaussian", "--seeds", "0"], 2, "--seeds 0: must be at least 1."),
-        (["moon"], 2, "'moon' is not one of 'gaussian', 'mnist', 'vib', 'patel2024'"),
+        (["gaussian", "--seeds", "0"], 2, "--seeds 0: expected at least 1."),
+        (["moon"], 2, "EXPERIMENT moon: not known. Known are gaussian, mnist, vib and patel2024."),
     ],
 )
 def test_refused(tmp_path: Path, words: list[str], code: int, message: str) -> None:

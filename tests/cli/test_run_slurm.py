@@ -41,15 +41,15 @@ def test_without_a_time_each_checkpoint_is_a_task(words: tuple[str, ...]) -> Non
 @pytest.mark.parametrize("minutes", [1e-4, 0.02, 0.05, 60])
 def test_minutes_per_task(words: tuple[str, ...], minutes: float) -> None:
     outcome = invoke(*words, "--minutes-per-task", str(minutes))
-    said = re.search(
+    match = re.search(
         r"note: a checkpoint takes about (\S+) s here: (\d+) tasks of about (\S+) minutes",
         outcome.stderr,
     )
-    assert said, outcome.stderr
-    seconds, number, each = float(said[1]), int(said[2]), float(said[3])
+    assert match, outcome.stderr
+    seconds, number, each = float(match[1]), int(match[2]), float(match[3])
     assert number == tasks(outcome)
     assert seconds > 0.02  # the model sleeps at every forward pass
-    # What was said is rounded: as many whole checkpoints as fit.
+    # The estimate is rounded: as many whole checkpoints as fit.
     counts = {
         math.ceil(N_CHECKPOINTS / max(1, math.floor(minutes * 60 / (seconds * by))))
         for by in (0.99, 1.01)

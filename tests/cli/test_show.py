@@ -90,7 +90,7 @@ def test_many_layers(tmp_path: Path) -> None:
         (["--y", "layer"], 1, "--y layer: holds no numbers"),
         (["--tolerance", "atol=1"], 1, "--tolerance atol=1: not in the table"),
         (["--layers", "conv"], 1, "--layers conv: matches no layer"),
-        (["--layers", ","], 2, "--layers: is empty"),
+        (["--layers", ","], 2, "--layers ,: is empty"),
     ],
 )
 def test_unknown_choices_are_refused(

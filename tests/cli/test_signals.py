@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from localrank_cli.cli.signals import Interrupted, hearing
+from localrank_cli.cli.signals import Interrupted, signal_handler
 
 SIGNALS = pytest.mark.parametrize(
     ("number", "code"),
@@ -21,8 +21,8 @@ SIGNALS = pytest.mark.parametrize(
 )
 
 
-def _listen(work: Callable[[], object]) -> None:
-    with hearing() as ears, ears.listening():
+def _interruptibly(work: Callable[[], object]) -> None:
+    with signal_handler() as handler, handler.interruptible():
         work()
 
 
@@ -35,26 +35,26 @@ def _send(number: signal.Signals) -> None:
 def test_a_signal_is_an_exception(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as caught:
-        _listen(lambda: _send(number))
+        _interruptibly(lambda: _send(number))
     assert caught.value.exit_code == code
     assert caught.value.name == number.name
     assert signal.getsignal(number) is before
 
 
-def test_outside_of_listening_it_waits() -> None:
+def test_a_signal_waits_until_the_work_is_interruptible() -> None:
     done: list[str] = []
-    with hearing() as ears:
+    with signal_handler() as handler:
         os.kill(os.getpid(), signal.SIGTERM)
         done.append("files are opened")
-        with pytest.raises(Interrupted), ears.listening():
+        with pytest.raises(Interrupted), handler.interruptible():
             done.append("never")
         done.append("files are removed")
     assert done == ["files are opened", "files are removed"]
 
 
-def test_after_listening_the_work_is_finished() -> None:
-    with hearing() as ears:
-        with ears.listening():
+def test_a_signal_after_the_work_interrupts_nothing() -> None:
+    with signal_handler() as handler:
+        with handler.interruptible():
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         done = True
@@ -74,7 +74,7 @@ def test_a_swallowed_signal_is_raised_again() -> None:
         time.sleep(10)
 
     with pytest.raises(Interrupted):
-        _listen(model)
+        _interruptibly(model)
     assert swallowed == 2
 
 
@@ -86,7 +86,7 @@ def test_an_error_caused_by_a_signal_is_reported_as_the_signal() -> None:
             raise ValueError("no such attribute") from None
 
     with pytest.raises(Interrupted):
-        _listen(half_imported)
+        _interruptibly(half_imported)
 
 
 def test_work_that_finishes_anyway_is_interrupted() -> None:
@@ -95,19 +95,19 @@ def test_work_that_finishes_anyway_is_interrupted() -> None:
             _send(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        _listen(swallow)
+        _interruptibly(swallow)
 
 
 def test_no_alarm_is_left_behind() -> None:
     with pytest.raises(Interrupted):
-        _listen(lambda: _send(signal.SIGTERM))
+        _interruptibly(lambda: _send(signal.SIGTERM))
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        with hearing() as ears, ears.listening():
+        with signal_handler() as handler, handler.interruptible():
             os.kill(os.getpid(), signal.SIGUSR1)
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
     finally:
@@ -116,20 +116,20 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 def test_errors_pass() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
-        _listen(lambda: int("mine"))
+        _interruptibly(lambda: int("mine"))
 
 
 def test_a_signal_waits_while_something_is_written() -> None:
     done: list[str] = []
 
     def work() -> None:
-        with ears.waiting():
+        with handler.uninterruptible():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.05)
             done.append("kept")
         done.append("never")
 
-    with hearing() as ears, pytest.raises(Interrupted), ears.listening():
+    with signal_handler() as handler, pytest.raises(Interrupted), handler.interruptible():
         work()
     assert done == ["kept"]
 
@@ -140,19 +140,17 @@ def test_a_main_thread_that_is_stuck_is_ended_by_the_other(twice: bool) -> None:
     code = (
         "import ctypes, sys\n"
         "from localrank_cli.cli import signals\n"
-        "signals.GRACE = 100.0 if sys.argv[1] == 'True' else 0.3\n"
-        "with signals.hearing() as ears, ears.listening():\n"
-        "    ears.at_the_end(lambda: print('last words', flush=True))\n"
+        "grace = 100.0 if sys.argv[1] == 'True' else 0.3\n"
+        "with signals.signal_handler(grace) as handler, handler.interruptible():\n"
+        "    handler.on_exit(lambda: print('exit call', flush=True))\n"
         "    print('ready', flush=True)\n"
         "    libc = ctypes.CDLL(None)\n"
-        "    while True:\n"  # sleep is cut short by signals; this one goes on, as LAPACK does
-        "        libc.sleep(50)\n"
-        "        break\n"
-        "    libc.poll(0, 0, 50000)\n"
+        # Blocked signals do not cut the sleep short, and reach the other thread only.
+        "    mask = (ctypes.c_ulong * 16)(*[0xFFFFFFFFFFFFFFFF] * 16)\n"
+        "    libc.pthread_sigmask(0, mask, 0)\n"
+        "    libc.sleep(50)\n"
     )
-    blocked = code.replace("libc.sleep(50)", "libc.pthread_sigmask(0, MASK, 0); libc.sleep(50)")
-    mask = "(ctypes.c_ulong * 16)(*[0xFFFFFFFFFFFFFFFF] * 16)"  # only the other thread hears
-    words = [sys.executable, "-c", blocked.replace("MASK", mask), str(twice)]
+    words = [sys.executable, "-c", code, str(twice)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -164,4 +162,4 @@ def test_a_main_thread_that_is_stuck_is_ended_by_the_other(twice: bool) -> None:
     stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == 143
     assert stderr == "localrank: stopped by SIGTERM\n"
-    assert stdout == ("" if twice else "last words\n")
+    assert stdout == ("" if twice else "exit call\n")

@@ -177,7 +177,7 @@ def test_a_signal_stops_the_workers_and_the_same_command_goes_on(
     assert not (tmp_path / "ranks.csv").exists()
     assert not list(shards.glob("*.lock"))  # nobody is at work any more
     (tmp_path / "go").touch()
-    if number == signal.SIGTERM:  # with a longer list the rest is divided anew
+    if number == signal.SIGTERM:  # with a longer list the rest is divided again
         torch.save(net_weights(9), folder / "step_9.pt")
     again = run(*words, env=ONE_THREAD)
     assert again.code == 0, again.stderr
@@ -216,8 +216,8 @@ def test_the_plan_is_kept_to(series: Path, tmp_path: Path) -> None:
     """A part that starts late sees the same list, and refuses what changed."""
     options = AnalyzeOptions((series,), data="normal:4", points=5, device="cpu")
     whole = make_plan(options, ignore)
-    frozen = make_plan_file(whole, whole, 2, (), tmp_path / "a.csv")
-    write_json(tmp_path / "plan.json", frozen.to_json())
+    plan_file = make_plan_file(whole, whole, 2, (), tmp_path / "a.csv")
+    write_json(tmp_path / "plan.json", plan_file.to_json())
     expected = single(series)
     save_file(weights(seed=7), series / "step_7.safetensors")
     plan = ("--plan", str(tmp_path / "plan.json"))
@@ -238,7 +238,7 @@ def test_the_plan_is_kept_to(series: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         ((), 2, "submit: no file to write"),
         (("-o", "-"), 2, "submit: no file to write"),
@@ -258,13 +258,13 @@ def test_bad_submissions(
     tmp_path: Path,
     words: tuple[str, ...],
     code: int,
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outcome = invoke("submit", str(series), *QUICK, *words)
     assert outcome.code == code
-    assert said in outcome.error
+    assert message in outcome.error
     assert entries(tmp_path) == ["run"]
 
 

@@ -43,8 +43,8 @@ def at_terminal(
             break
         screen += part
     os.close(master)
-    said = process.communicate(timeout=120)[1] or b""
-    return process.returncode, screen.decode().replace("\r\n", "\n"), said.decode()
+    errors = process.communicate(timeout=120)[1] or b""
+    return process.returncode, screen.decode().replace("\r\n", "\n"), errors.decode()
 
 
 @pytest.fixture(scope="module")

@@ -99,17 +99,17 @@ def test_let_through_it_is_the_same_at_every_start_and_named(folder: Path) -> No
 def test_workers_say_the_same(folder: Path) -> None:
     alone = invoke("analyze", *words(folder, "--allow-unsaved"))
     out = folder / "out.csv"
-    given = words(folder, "--allow-unsaved", "--workers", "2", "-o", str(out))
-    given = [word for word in given if word not in {"--device", "cpu"}]
-    assert run("submit", *given).code == 0
+    command = words(folder, "--allow-unsaved", "--workers", "2", "-o", str(out))
+    command = [word for word in command if word not in {"--device", "cpu"}]
+    assert run("submit", *command).code == 0
     assert out.read_text() == alone.stdout
 
 
 def test_shards_of_points_merge_with_the_message(folder: Path) -> None:
     (folder / "run" / "step_2.pt").unlink()
     for shard in ("0/2", "1/2"):
-        given = words(folder, "--allow-unsaved", "--shard", shard, "-o", str(folder / "parts"))
-        assert invoke("analyze", *given).code == 0
+        command = words(folder, "--allow-unsaved", "--shard", shard, "-o", str(folder / "parts"))
+        assert invoke("analyze", *command).code == 0
     assert invoke("merge", str(folder / "parts"), "-o", str(folder / "out.csv")).code == 0
     header, *rows = table((folder / "out.csv").read_text())
     assert {row[header.index("message")] for row in rows} == {MESSAGE}
@@ -117,8 +117,8 @@ def test_shards_of_points_merge_with_the_message(folder: Path) -> None:
 
 def test_kept_singular_values_know_it(folder: Path) -> None:
     kept = folder / "kept"
-    given = words(folder, "--allow-unsaved", "--spectra", str(kept))
-    assert invoke("analyze", *given).code == 0
+    command = words(folder, "--allow-unsaved", "--spectra", str(kept))
+    assert invoke("analyze", *command).code == 0
     found = invoke("rethreshold", str(kept), "--atol", "0.1")
     header, *rows = table(found.stdout)
     assert {row[header.index("message")] for row in rows} == {MESSAGE}
@@ -163,12 +163,12 @@ def test_what_no_seed_reaches_is_not_let_through(folder: Path) -> None:
 
 def test_a_module_made_at_import_cannot_be_compared(folder: Path) -> None:
     (folder / "net.py").write_text(f"{CODE}\nNET = Net()\ndef build():\n    return NET\n")
-    given = [word.replace("net.py:Net", "net.py:build") for word in words(folder)]
-    found = invoke("analyze", *given)
+    command = [word.replace("net.py:Net", "net.py:build") for word in words(folder)]
+    found = invoke("analyze", *command)
     assert found.code == 1
     assert "no checkpoint holds features" in found.error
     assert "Build the module inside the function" in found.error
-    assert invoke("analyze", *given, "--allow-unsaved").code == 0
+    assert invoke("analyze", *command, "--allow-unsaved").code == 0
 
 
 # What fills itself in the forward pass is emptied after it, and so drawn anew in each.

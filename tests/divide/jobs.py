@@ -38,10 +38,10 @@ def begin_by_hand(slurm: Slurm, folder: Path, *words: str) -> Jobs:
     printed = submit(slurm, *words, "--dry-run")
     assert printed.code == 0, printed.stderr
     (folder / "saved.sh").write_text(printed.stdout)
-    said = slurm.ask("sh", str(folder / "saved.sh"))
+    output = slurm.ask("sh", str(folder / "saved.sh"))
     pattern = r"array job (\d+)\nmerge job (\d+)\nwatch them with: squeue -j \1,\2\n"
-    found = re.fullmatch(pattern, said)
-    assert found, said
+    found = re.fullmatch(pattern, output)
+    assert found, output
     return Jobs(slurm, *found.groups())
 
 

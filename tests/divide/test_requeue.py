@@ -31,8 +31,8 @@ def check_second_turn(jobs: Jobs, folder: Path, waiting: tuple[str, ...]) -> Non
     jobs.slurm.wait(lambda: not jobs.slurm.is_running(jobs.array))
     (folder / "go").touch()
     jobs.end()
-    said = logs(folder, "localrank-*_0.log")
-    assert "going on: 3 of 4 checkpoints" in said, said
+    log = logs(folder, "localrank-*_0.log")
+    assert "going on: 3 of 4 checkpoints" in log, log
     assert_equal((folder / "ranks.csv").read_text(), expected(*waiting))
 
 
@@ -72,9 +72,9 @@ def test_a_turn_without_progress_is_the_last(
     jobs = begin_one_task(slurm, tmp_path, waiting)
     slurm.ask("scancel", "--signal=USR1", f"{jobs.array}_0")
     jobs.end()
-    said = logs(tmp_path, "localrank-*_0.log")
-    assert said.count("stopped by SIGUSR1") == 1
-    assert "no checkpoint was finished within the time limit. Submit again with more --time" in said
+    log = logs(tmp_path, "localrank-*_0.log")
+    assert log.count("stopped by SIGUSR1") == 1
+    assert "no checkpoint was finished within the time limit. Submit again with more --time" in log
     assert "1 units are missing" in logs(tmp_path, "localrank-merge-*.log")
     (tmp_path / "go").touch()
     words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "1")
@@ -135,9 +135,9 @@ def test_a_task_that_is_killed(slurm: Slurm, tmp_path: Path, waiting: tuple[str,
     os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
     jobs.end()
     assert "Killed" in logs(tmp_path, "localrank-*_1.log")
-    said = logs(tmp_path, "localrank-merge-*.log")
-    assert "missing: series: step_3.pt: begun by shard 1/2" in said
-    assert "1 units are missing" in said
+    log = logs(tmp_path, "localrank-merge-*.log")
+    assert "missing: series: step_3.pt: begun by shard 1/2" in log
+    assert "1 units are missing" in log
     (tmp_path / "go").touch()
     again = submit(slurm, *words, "--wait")
     assert again.code == 0, again.stderr

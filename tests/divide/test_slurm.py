@@ -28,8 +28,8 @@ def test_an_array_of_eight_shards_is_a_single_run(slurm: Slurm, tmp_path: Path) 
     assert slurm.jobs(jobs.merge) == {jobs.merge: "PENDING"}  # it runs after the array
     jobs.end()
     assert_equal(target.read_text(), expected(*words))
-    said = logs(tmp_path, "localrank-merge-*.log")
-    assert said.count("step_8.safetensors") == 1, said  # a failure is told once
+    log = logs(tmp_path, "localrank-merge-*.log")
+    assert log.count("step_8.safetensors") == 1, log  # a failure is told once
     assert not list((tmp_path / "ranks.csv.shards").glob("shard-*"))
 
 

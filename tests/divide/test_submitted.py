@@ -33,12 +33,12 @@ def test_what_was_asked_for_is_what_slurm_is_told(slurm: Slurm, tmp_path: Path) 
     more = ("--max-parallel", "1", "--max-tasks", "2", "--gpus-per-task", "1", "--mem", "100MB")
     setup = ("--setup", f"echo set up >> '{tmp_path}/setup'", "--partition", "main")
     jobs = begin(slurm, str(series), *QUICK, "-o", str(target), *TASK, *more, *setup)
-    told = slurm.ask("scontrol", "show", "job", jobs.array)
+    job = slurm.ask("scontrol", "show", "job", jobs.array)
     for words in (
         "ArrayTaskThrottle=1", "TresPerTask=gres:gpu:1", "MinMemoryNode=100M", "Partition=main",
         "TimeLimit=00:30:00", "CPUs/Task=1", "Requeue=1",
     ):  # fmt: skip
-        assert words in told, told
+        assert words in job, job
     after = slurm.ask("scontrol", "show", "job", jobs.merge)
     assert f"Dependency=afterany:{jobs.array}_*" in after
     assert "TresPerTask" not in after
@@ -46,8 +46,8 @@ def test_what_was_asked_for_is_what_slurm_is_told(slurm: Slurm, tmp_path: Path) 
     jobs.end()
     assert (tmp_path / "setup").read_text() == "set up\n" * 3  # each task and the merge
     if not torch.cuda.is_available():  # the GPU is one in name only
-        said = logs(out, "*.log")
-        assert "localrank: error: --device cuda: " in said, said
+        log = logs(out, "*.log")
+        assert "localrank: error: --device cuda: " in log, log
         assert not target.exists()
 
 
@@ -64,10 +64,10 @@ def test_slurm_refuses(slurm: Slurm, tmp_path: Path) -> None:
     words = (str(series), *QUICK, "-o", str(tmp_path / "a.csv"), "--partition", "moon")
     outcome = submit(slurm, *words, *TASK)
     assert outcome.code == 1
-    said = (
+    message = (
         "--cluster slurm: nothing was submitted (sbatch: error: invalid partition specified: moon"
     )
-    assert said in outcome.error
+    assert message in outcome.error
     assert "Check --partition" in outcome.error
     assert not (tmp_path / "a.csv.shards/jobs.json").exists()
 
@@ -113,10 +113,10 @@ def test_the_merge_alone_is_refused(half: Slurm, tmp_path: Path, waiting: tuple[
     outcome = submit(half, *words)
     assert outcome.code == 1
     reason = r" \(sbatch: error: Job violates accounting policy\)"
-    said = re.search(ALONE % reason, outcome.stderr)
-    assert said, outcome.stderr
-    check_array(half, tmp_path, words, said[1])
-    subprocess.run(shlex.split(said[2]), env=half.environment, check=True, capture_output=True)
+    match = re.search(ALONE % reason, outcome.stderr)
+    assert match, outcome.stderr
+    check_array(half, tmp_path, words, match[1])
+    subprocess.run(shlex.split(match[2]), env=half.environment, check=True, capture_output=True)
     assert_equal(target.read_text(), expected(*waiting))
     assert not (tmp_path / "ranks.csv.shards/jobs.json").exists()
 
@@ -135,14 +135,14 @@ def test_the_merge_of_a_saved_script_is_refused(
 
     done = by_hand()
     assert done.returncode == 1
-    said = re.fullmatch(r"sbatch: error: .*\n" + ALONE % "", done.stderr)
-    assert said, done.stderr
+    match = re.fullmatch(r"sbatch: error: .*\n" + ALONE % "", done.stderr)
+    assert match, done.stderr
     again = by_hand()  # the script itself refuses too
     assert again.returncode == 1
-    assert f"Slurm jobs {said[1]} are at work on it" in again.stderr
-    assert f"stop them with scancel {said[1]}." in again.stderr
-    check_array(half, tmp_path, words, said[1])
-    subprocess.run(shlex.split(said[2]), env=half.environment, check=True, capture_output=True)
+    assert f"Slurm jobs {match[1]} are at work on it" in again.stderr
+    assert f"stop them with scancel {match[1]}." in again.stderr
+    check_array(half, tmp_path, words, match[1])
+    subprocess.run(shlex.split(match[2]), env=half.environment, check=True, capture_output=True)
     assert_equal(target.read_text(), expected(*waiting))
 
 
@@ -187,10 +187,10 @@ def test_who_stops_waiting_does_not_stop_the_jobs(
         assert process.wait(60) == 130
     reader.join()
     os.close(main)
-    said = b"".join(seen).decode()
-    found = re.search(r"note: array job (\d+) and merge job (\d+) go on; stop them with scan", said)
-    assert found, said
-    assert said.rstrip().endswith("localrank: stopped by SIGINT")
+    screen = b"".join(seen).decode()
+    found = re.search(r"note: array job (\d+) and merge job (\d+) keep running; stop them", screen)
+    assert found, screen
+    assert screen.rstrip().endswith("localrank: stopped by SIGINT")
     (tmp_path / "go").touch()
     slurm.wait(lambda: not slurm.jobs(*found.groups()), 240)
     assert_equal(target.read_text(), expected(*waiting))

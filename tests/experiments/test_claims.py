@@ -2,7 +2,7 @@
 
 import pytest
 
-from localrank_cli.experiments.claims import Claim, Verdict, span
+from localrank_cli.experiments.experiment import Claim, Verdict, span
 
 
 def claim(holds: bool, is_evidence: bool = True) -> Claim:

@@ -115,7 +115,7 @@ def test_mnist_shows_the_band_of_several_seeds() -> None:
     assert not mnist.judge(table).holds
 
 
-def vib_table(rank: float = 0, sigma: float = 0, rate: float = 0, told: float = 0) -> pd.DataFrame:
+def vib_table(rank: float = 0, sigma: float = 0, rate: float = 0, ty: float = 0) -> pd.DataFrame:
     """Return the values of theory at every beta, changed by `off` at the largest one."""
     rows = []
     for beta in (1.1, 3.0, 10.0):
@@ -127,7 +127,7 @@ def vib_table(rank: float = 0, sigma: float = 0, rate: float = 0, told: float = 
             "run": f"beta_{beta}", "beta": beta, "seed": 0, "layer_index": 2,
             "local_rank": count, "rank_min": int(count), "rank_max": int(-(-count // 1)),
             "rate": variational_information(RHO, beta).xt + off * rate,
-            "ty_nats": variational_information(RHO, beta).ty + off * told,
+            "ty_nats": variational_information(RHO, beta).ty + off * ty,
         }  # fmt: skip
         ends |= {f"sigma_{index + 1}": value for index, value in enumerate(values)}
         # The other layers, and what was before the end, are not looked at.
@@ -149,8 +149,8 @@ def vib_table(rank: float = 0, sigma: float = 0, rate: float = 0, told: float = 
         ({"sigma": -0.151}, ["the singular values"]),
         ({"rate": 0.09}, []),
         ({"rate": -0.11}, ["the rate"]),
-        ({"told": -0.09}, []),
-        ({"told": 0.11}, ["I(T;Y)"]),
+        ({"ty": -0.09}, []),
+        ({"ty": 0.11}, ["I(T;Y)"]),
     ],
 )
 def test_vib(off: dict[str, float], failing: list[str]) -> None:

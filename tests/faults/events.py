@@ -53,7 +53,7 @@ EVENTS: dict[str, Event] = {
         f"{_HERE}/test_in_the_run.py::test_the_checkpoint_at_hand",
     ),
     "a finished checkpoint changes later": Event(
-        "1", ALL, f"{_CLI}/test_going_on.py::test_a_finished_checkpoint_that_changed_is_refused"
+        "1", ALL, f"{_CLI}/test_resume.py::test_a_finished_checkpoint_that_changed_is_refused"
     ),
     "the series' folder is removed": Event(
         "1", ALL, f"{_HERE}/test_in_the_run.py::test_the_whole_series"
@@ -110,11 +110,11 @@ EVENTS: dict[str, Event] = {
         f"{_HERE}/test_long_call.py::test_a_second_ctrl_c_ends_it_at_once",
     ),
     "`kill -9` at any instant": Event(
-        "137", WHOLE_RUN, f"{_CLI}/test_going_on.py::test_killed_at_any_instant"
+        "137", WHOLE_RUN, f"{_CLI}/test_resume.py::test_killed_at_any_instant"
     ),
     "a second process on the same output": Event(
         "1",
         "the first goes on; the second names host and process",
-        f"{_CLI}/test_going_on.py::test_two_processes_on_one_output",
+        f"{_CLI}/test_resume.py::test_two_processes_on_one_output",
     ),
 }  # fmt: skip

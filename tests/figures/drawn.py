@@ -50,11 +50,11 @@ def texts(figure: Figure) -> dict[str, Any]:
         nonlocal count
         if self.get_visible() and self.get_text().strip():
             count += 1
-            said = self.get_text()
+            text = self.get_text()
             box = Text.get_window_extent(self, renderer)
             if self.get_rotation() % 90:  # its end stands for it: the box round it is too large
                 box = Bbox.from_extents(box.x1 - 9, box.y1 - 9, box.x1, box.y1)
-            found[said if said not in found else f"{said} ({count})"] = box
+            found[text if text not in found else f"{text} ({count})"] = box
         original(self, renderer, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -70,9 +70,9 @@ def assert_readable(figure: Figure) -> None:
     shown = texts(figure)
     paper = figure.bbox
     assert shown
-    for said, box in shown.items():
+    for text, box in shown.items():
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= paper.x1 + 1 and box.y1 <= paper.y1 + 1
-        assert inside, f"{said!r} is cut off: {box} on {paper}"
+        assert inside, f"{text!r} is cut off: {box} on {paper}"
     for (one, first), (other, second) in combinations(shown.items(), 2):
         lower = first.padded(-1.0)
         assert not lower.overlaps(second.padded(-1.0)), f"{one!r} lies on {other!r}"

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from localrank_cli.errors import DataError
 from localrank_cli.figures.choose import Choice, choose
-from localrank_cli.figures.curves import Curve, Curves, curves, thinned
+from localrank_cli.figures.curves import Curve, Curves, curves, thin
 from tests.figures.tables import table
 
 
@@ -66,7 +66,7 @@ def test_a_thinned_line_keeps_ends_and_extremes(values: list[float], most: int) 
     x = np.arange(len(values), dtype=float)
     y = np.array(values)
     line = Curve("a", x, y, np.zeros_like(y))
-    few = thinned(line, x, most)
+    few = thin(line, x, most)
     assert few.x[0] == 0
     assert few.x[-1] == x[-1]
     assert (few.y.min(), few.y.max()) == (y.min(), y.max())

@@ -28,7 +28,7 @@ def test_every_value_is_drawn() -> None:
     assert axes.get_xscale() == "symlog"
     assert ticks(axes.xaxis) == ["0", "10", "100", "1000"]
     assert axes.get_ylim()[0] == 0
-    said = texts(figure)
+    labels = texts(figure)
     for text in (
         "run: local rank at atol=0.01 (64 points)",
         "local rank (atol=0.01)",
@@ -37,7 +37,7 @@ def test_every_value_is_drawn() -> None:
         "layer0",
         "layer2",
     ):
-        assert text in said
+        assert text in labels
     assert_readable(figure)
 
 
@@ -96,10 +96,10 @@ def test_names_are_shown_as_they_are(name: str) -> None:
     figure, _ = ranks(table(layers=1).assign(layer=name, run=name))
     with styled():
         styled_figure, _ = ranks(table(layers=1).assign(layer=name, run=name))
-    said = texts(styled_figure)
+    labels = texts(styled_figure)
     if len(name) < 20:
-        assert name in said
-    assert any(text.startswith(f"{name}: local rank") for text in map(_joined, said))
+        assert name in labels
+    assert any(text.startswith(f"{name}: local rank") for text in map(_joined, labels))
     assert_readable(styled_figure)
     del figure
 
@@ -167,11 +167,11 @@ class TestMetrics:
 
     def test_one_for_each_panel(self) -> None:
         ones = self.METRICS.assign(accuracy=1)
-        given = [Metric(self.METRICS, "accuracy"), Metric(ones, "accuracy")]
-        figure, _ = compare(table(runs=("a", "b")), metrics=given)
+        metrics = [Metric(self.METRICS, "accuracy"), Metric(ones, "accuracy")]
+        figure, _ = compare(table(runs=("a", "b")), metrics=metrics)
         assert lines(figure.axes[3])["accuracy"][1] == [1, 1, 1]
-        with pytest.raises(SettingsError, match="3 given for 2 panels"):
-            compare(table(runs=("a", "b")), metrics=[*given, given[0]])
+        with pytest.raises(SettingsError, match="3 metrics for 2 panels"):
+            compare(table(runs=("a", "b")), metrics=[*metrics, metrics[0]])
 
 
 class TestCompare:

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.figures import SpectraFile, spectrum, tolerance
-from localrank_cli.figures.spectrum import medians
+from localrank_cli.figures.spectra import medians
 from tests.cli.program import invoke
 from tests.figures.drawn import assert_readable, lines, texts
 from tests.figures.tables import save_spectra

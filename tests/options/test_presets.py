@@ -104,10 +104,10 @@ def test_slices_are_columns_of_the_table(images: Path) -> None:
 
 
 def test_sigma_1_of_the_whole(images: Path, tmp_path: Path) -> None:
-    given = {"model": f"{images / 'net.py'}:net", "data": "normal:3x20x24", "points": 2}
-    given |= {"input_slice": "0,:4,:4", "output_slice": ":1", "rtol": 0.3, "atol": 0.01}
+    keywords = {"model": f"{images / 'net.py'}:net", "data": "normal:3x20x24", "points": 2}
+    keywords |= {"input_slice": "0,:4,:4", "output_slice": ":1", "rtol": 0.3, "atol": 0.01}
     run = images / "run"
-    own, full = (analyze(run, **given, sigma_1=word) for word in ("slice", "full"))
+    own, full = (analyze(run, **keywords, sigma_1=word) for word in ("slice", "full"))
     assert (own["sigma_1_of"] == "slice").all()
     assert (full["sigma_1_of"] == "full").all()
     same = own.columns.difference(["sigma_1_of", "local_rank", "local_rank_se", "rank_min",
@@ -119,9 +119,9 @@ def test_sigma_1_of_the_whole(images: Path, tmp_path: Path) -> None:
     assert own["local_rank"].iloc[-1] == 1
     assert full["local_rank"].iloc[-1] == 0
     with pytest.raises(UsageError, match="sigma_1='half': not known"):
-        analyze(run, **given, sigma_1="half")
+        analyze(run, **keywords, sigma_1="half")
     feng = analyze(
-        run, model=str(given["model"]), data="normal:3x20x24", points=2, preset="feng2022"
+        run, model=str(keywords["model"]), data="normal:3x20x24", points=2, preset="feng2022"
     )
     assert (feng["sigma_1_of"] == "slice").all()
 
@@ -135,11 +135,11 @@ def test_sigma_1_full_needs_a_comparable_slice(tmp_path: Path) -> None:
 
 
 def test_the_whole_must_fit(images: Path) -> None:
-    given = {"model": f"{images / 'net.py'}:net", "data": "normal:3x20x24", "points": 1}
-    given |= {"output_slice": ":1", "memory": 2**24, "rtol": 0.1}
-    assert len(analyze(images / "run", **given)) == 2
+    keywords = {"model": f"{images / 'net.py'}:net", "data": "normal:3x20x24", "points": 1}
+    keywords |= {"output_slice": ":1", "memory": 2**24, "rtol": 0.1}
+    assert len(analyze(images / "run", **keywords)) == 2
     with pytest.raises(ModelError, match="Jacobian of 792 x 1440; its reduction needs"):
-        analyze(images / "run", **given, sigma_1="full")
+        analyze(images / "run", **keywords, sigma_1="full")
 
 
 def test_kept_singular_values_keep_their_scale(images: Path, tmp_path: Path) -> None:

@@ -87,10 +87,10 @@ def test_what_is_drawn(page: Page) -> None:
 def test_hovering_shows_values(page: Page) -> None:
     place = box(page, "#course svg")
     page.pointer("mouseMoved", place["x"] + place["width"] - 14, place["y"] + 100)
-    said = page.ask("document.getElementById('tip').innerText")
-    assert said.startswith("step 1000")
-    assert "layer0" in said
-    assert "13 ± 0.5" in said
+    tip = page.ask("document.getElementById('tip').innerText")
+    assert tip.startswith("step 1000")
+    assert "layer0" in tip
+    assert "13 ± 0.5" in tip
     page.pointer("mouseMoved", 2, 2)
     assert page.ask("document.getElementById('tip').hidden")
 
@@ -138,8 +138,8 @@ def test_the_slider_counts_singular_values(page: Page) -> None:
 def test_the_slider_shows_what_the_table_holds(one: Page, tmp_path: Path) -> None:
     sample = Path(__file__).parents[2] / "sample_checkpoints/gaussian_teacher"
     words = ("--output-slice", "0:4", "--sigma-1", "full", "--rtol", "0.1", "--rtol", "0.1000001")
-    given = ("-o", str(tmp_path / "a.csv"), "--spectra", str(tmp_path / "sigma"), "--last", "2")
-    assert invoke("analyze", str(sample), *words, *given).code == 0
+    command = ("-o", str(tmp_path / "a.csv"), "--spectra", str(tmp_path / "sigma"), "--last", "2")
+    assert invoke("analyze", str(sample), *words, *command).code == 0
     made = invoke("report", str(tmp_path / "a.csv"), "--spectra", str(tmp_path / "sigma"))
     assert made.code == 0
     one.open(tmp_path / "a.html", 1280)

@@ -12,8 +12,8 @@ import pandas as pd  # isort: skip
 
 
 def made(frame: pd.DataFrame, **changes: Any) -> str:
-    given = {"title": "T", "subtitle": "S", "manifest": None, "footer": "F"} | changes
-    return render(page_data(frame)[0], **given)
+    arguments = {"title": "T", "subtitle": "S", "manifest": None, "footer": "F"} | changes
+    return render(page_data(frame)[0], **arguments)
 
 
 def data_of(page: str) -> Any:

@@ -236,8 +236,8 @@ class TestSkip:
         assert [row["status"] for row in bad] == ["unreadable", "mismatch"]
         for row, word in zip(bad, ("not a readable safetensors file", "0.weight"), strict=True):
             assert word in row["message"]
-            given = {key for key, value in row.items() if value}
-            assert given == {"run", "checkpoint", "step", "status", "message"}
+            filled = {key for key, value in row.items() if value}
+            assert filled == {"run", "checkpoint", "step", "status", "message"}
         kept = [line for line in target.read_text().splitlines() if ",ok," in line]
         assert kept == expected[1:]
         assert json.loads(Path(f"{target}.json").read_text())["complete"] is False

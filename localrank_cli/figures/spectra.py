@@ -1,4 +1,4 @@
-"""Singular values by index, a line for each step and a panel for each layer."""
+"""Figures from kept singular values: each value, and rank against tolerance."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from localrank_cli.errors import SettingsError
-from localrank_cli.figures.axis import log_ticks
+from localrank_cli.figures.axis import log_ticks, scale_x
 from localrank_cli.figures.curves import Array
-from localrank_cli.figures.labels import distinct
-from localrank_cli.figures.look import GREY, Look, head, new_figure
-from localrank_cli.figures.steps import chosen_steps, step_bar, step_colours
+from localrank_cli.figures.labels import MOST_NAMES, distinct, layer_bar
+from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
+from localrank_cli.figures.steps import choose_steps, step_bar, step_colours
 from localrank_cli.results.kept import SpectraFile, Spectrum
 
 _MOST_LAYERS = 12  # panels, four in a row
 _MOST_STEPS = 12  # lines whose colours can be told apart
 _DECADES = 8  # below the largest singular value; lower ones are rounding
+_RANK_DECADES = 6  # below the largest singular value; lower ones are mostly rounding
+_GRID = 400  # tolerances of a curve; finer steps are not visible
 
 
 def spectrum(
@@ -31,23 +33,15 @@ def spectrum(
 ) -> Figure:
     """Draw the median over points of each singular value, from the largest to the smallest.
 
-    Args:
-        spectra: The kept singular values.
-        run: Which run; None: the only one.
-        layers: Globs; empty: all.
-        steps: The steps to show; by default an even selection.
-        look: Title and size.
-        marks: Tolerances to mark; absolute ones are drawn as a line.
-
-    Returns:
-        The figure.
+    `run` may be None if there is one; by default an even selection of steps is drawn. `marks` are
+    tolerances to mark (`atol` or `rtol`, and the number); absolute ones are drawn as a line.
 
     Raises:
         SettingsError: If there are too many layers for one figure.
     """
     look = look or Look()
     run = spectra.one_run(run)
-    shown = chosen_steps(spectra.steps(run), steps, _MOST_STEPS)
+    shown = choose_steps(spectra.steps(run), steps, _MOST_STEPS)
     found = spectra.read(run, layers, shown)
     names = list(dict.fromkeys(s.layer for s in sorted(found, key=lambda s: s.layer_index)))
     if len(names) > _MOST_LAYERS:
@@ -117,3 +111,68 @@ def _scale(axes: Axes, values: Array) -> None:
         low = max(float(positive.min()), high * 10.0**-_DECADES)
         axes.set_ylim(low / 1.5, high * 1.5)
         log_ticks(axes.yaxis, np.array([low, high]), most=6)
+
+
+def tolerance(
+    spectra: SpectraFile,
+    run: str | None = None,
+    layers: Sequence[str] = (),
+    step: int | None = None,
+    look: Look | None = None,
+    marks: Sequence[tuple[str, float]] = (),
+) -> Figure:
+    """Draw the mean rank over points at every absolute (left) and relative (right) tolerance.
+
+    `run` may be None if there is one; `step` is the last by default. `marks` are tolerances to
+    mark: `atol` or `rtol`, and the number.
+
+    Raises:
+        SettingsError: If the step does not exist.
+    """
+    look = look or Look()
+    run = spectra.one_run(run)
+    there = spectra.steps(run)
+    shown = choose_steps(there, [there[-1] if step is None else step], most=1)
+    found = spectra.read(run, layers, shown)
+    figure = new_figure(look, 8.4, 4.0)
+    width = float(figure.get_figwidth())
+    left, right = figure.subplots(1, 2, sharey=True)
+    colours = depth_colours(len(found))
+    _draw_ranks(left, found, colours, relative=False)
+    _draw_ranks(right, found, colours, relative=True)
+    for axes, kind, label in (
+        (left, "atol", "absolute tolerance"),
+        (right, "rtol", "tolerance relative to the largest singular value"),
+    ):
+        every = np.concatenate([line.get_xdata() for line in axes.get_lines()])
+        scale_x(axes, np.asarray(every, dtype=np.float64), width / 2 - 1)
+        axes.set_xlabel(label)
+        for name, value in marks:
+            if name == kind:
+                axes.axvline(value, color=GREY, linestyle=":", linewidth=1, label="_mark")
+    high = max(float(np.count_nonzero(one.values, axis=1).max()) for one in found)
+    left.set_ylim(0, 1.05 * max(high, 1.0))
+    left.set_ylabel("local rank")
+    if len(found) > MOST_NAMES:
+        layer_bar(figure, [left, right], [one.layer for one in found])
+    else:
+        # Curves fall from left to right: this corner is always free.
+        right.legend(
+            handles=right.get_lines()[: len(found)], loc="upper right", title="layer", fontsize=8
+        )
+    points = len(found[0].values)
+    facts = (f"mean over {points} points", "dotted: tolerances of the table" if marks else "")
+    head(figure, look, f"{run}: local rank at any tolerance, step {found[0].step}", facts)
+    return figure
+
+
+def _draw_ranks(
+    axes: Axes, found: Sequence[Spectrum], colours: Sequence[Any], *, relative: bool
+) -> None:
+    top = 1.0 if relative else max(float(one.values.max(initial=0)) for one in found)
+    top = top or 1.0
+    names = distinct([one.layer for one in found])
+    places = np.geomspace(top * 10.0**-_RANK_DECADES, top, _GRID)
+    for one, colour in zip(found, colours, strict=True):
+        ranks = one.ranks(places, relative=relative)
+        axes.plot(places, ranks, color=colour, label=names[one.layer])

@@ -1,0 +1,222 @@
+"""The options of the commands that show tables, each in one entry, and the kinds of figures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Interval
+
+from localrank_cli.options import parse
+from localrank_cli.options.setting import Setting
+from localrank_cli.options.table import Debug, NoNotes
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    """One kind of figure.
+
+    Args:
+        help: What it shows, for `--kind`.
+        draw: Name of the function of `localrank_cli.figures` that draws it; that room is slow to
+            import.
+        takes: The keywords of that function, of those that options give.
+        is_from_spectra: Whether it is drawn from kept singular values; else from tables.
+    """
+
+    help: str
+    draw: str
+    takes: tuple[str, ...] = ()
+    is_from_spectra: bool = False
+
+    @property
+    def options(self) -> set[str]:
+        """The options that have an effect on this kind, of those that not all kinds take."""
+        own = {"steps" if name == "step" else name for name in self.takes}
+        return own | ({"spectra", "run"} if self.is_from_spectra else set())
+
+
+KINDS: Mapping[str, FigureKind] = {
+    "ranks": FigureKind("a line per layer over the steps", "ranks", ("metrics",)),
+    "heatmap": FigureKind("layer by step, share of the largest rank", "heatmap"),
+    "depth": FigureKind("a line per step over the layers", "depth", ("steps",)),
+    "compare": FigureKind("tables or runs side by side", "compare", ("metrics", "by")),
+    "tolerance": FigureKind(
+        "rank over the tolerance, from --spectra", "tolerance", ("step",), is_from_spectra=True
+    ),
+    "spectrum": FigureKind(
+        "singular values, from --spectra", "spectrum", ("steps",), is_from_spectra=True
+    ),
+    "information-plane": FigureKind("from --information and --labels-key", "information_plane"),
+}
+
+_Tables = Annotated[
+    tuple[Path, ...],
+    Setting(
+        help="Tables that analyze wrote (.csv, .tsv, .jsonl, .parquet).",
+        metavar="RANKS",
+        is_argument=True,
+        read=parse.paths,
+    ),
+]
+_Layers = Annotated[
+    tuple[str, ...],
+    Setting(
+        help="Layers by name, comma separated, * crosses dots, !GLOB leaves out; repeat.",
+        metavar="GLOB",
+        read=parse.globs,
+    ),
+]
+_Metric = Annotated[
+    str | None, Setting(help="Which one, where the table has several.", metavar="NAME")
+]
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """The options of `localrank plot`."""
+
+    tables: _Tables
+    kind: Annotated[
+        str,
+        Setting(
+            help=f"{'; '.join(f'{name}: {kind.help}' for name, kind in KINDS.items())}.",
+            metavar="KIND",
+            default="ranks",
+        ),
+    ] = "ranks"
+    output: Annotated[
+        Path | None,
+        Setting(
+            help="A .png, .svg or .pdf file; an existing one is replaced. Default: RANKS.png, or"
+            " RANKS.KIND.png, next to the table.",
+            metavar="FILE",
+            read=parse.path,
+            flags=("--output", "-o"),
+        ),
+    ] = None
+    y: Annotated[
+        str,
+        Setting(help="The measure, or any numeric column.", metavar="COLUMN", default="local_rank"),
+    ] = "local_rank"
+    x: Annotated[
+        str,
+        Setting(help="The horizontal axis: any numeric column.", metavar="COLUMN", default="step"),
+    ] = "step"
+    layers: _Layers = ()
+    tolerance: Annotated[
+        str | None,
+        Setting(help="Which one, if the table has several: atol=0.01.", metavar="LABEL"),
+    ] = None
+    input_metric: _Metric = None
+    metrics: Annotated[
+        tuple[str, ...],
+        Setting(
+            help="Add a panel below with a column of another table, joined by step (and run, if it"
+            " has that column); repeatable. For ranks and compare.",
+            metavar="FILE:COLUMN",
+            flags=("--with",),
+        ),
+    ] = ()
+    by: Annotated[
+        str | None,
+        Setting(
+            help="For compare: one panel per value. Default: per table, or per run.",
+            metavar="COLUMN",
+        ),
+    ] = None
+    spectra: Annotated[
+        Path | None,
+        Setting(
+            help="Singular values kept by analyze --spectra.", metavar="FOLDER", read=parse.path
+        ),
+    ] = None
+    run: Annotated[
+        str | None, Setting(help="For tolerance and spectrum: which run.", metavar="NAME")
+    ] = None
+    steps: Annotated[
+        tuple[int, ...],
+        Setting(
+            help="For depth, spectrum (repeatable) and tolerance: which steps.",
+            metavar="N",
+            flags=("--step",),
+        ),
+    ] = ()
+    title: Annotated[
+        str | None, Setting(help="Replaces the title made from the table.", metavar="TEXT")
+    ] = None
+    size: Annotated[
+        tuple[float, float] | None,
+        Setting(
+            help="Width and height in inches, such as 6.5x4.", metavar="WxH", read=parse.inches
+        ),
+    ] = None
+    dpi: Annotated[
+        Annotated[float, Interval(ge=20, le=2400)],
+        Setting(help="Pixels per inch of a .png, 20 to 2400.", metavar="N", default=200),
+    ] = 200
+    style: Annotated[
+        str | None,
+        Setting(help="A matplotlib style file, or the name of a style.", metavar="FILE"),
+    ] = None
+    quiet: NoNotes = False
+    debug: Debug = False
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """The options of `localrank report`."""
+
+    tables: _Tables
+    output: Annotated[
+        Path | None,
+        Setting(
+            help="An .html file; an existing one is replaced. Default: RANKS.html, next to the"
+            " table.",
+            metavar="FILE",
+            read=parse.path,
+            flags=("--output", "-o"),
+        ),
+    ] = None
+    spectra: Annotated[
+        Path | None,
+        Setting(
+            help="Singular values kept by analyze --spectra: adds a slider for the tolerance.",
+            metavar="FOLDER",
+            read=parse.path,
+        ),
+    ] = None
+    input_metric: _Metric = None
+    title: Annotated[str | None, Setting(help="The page's heading.", metavar="TEXT")] = None
+    quiet: NoNotes = False
+    debug: Debug = False
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """The options of `localrank show`."""
+
+    table: Annotated[
+        Path,
+        Setting(
+            help="A table that analyze wrote (.csv, .tsv, .jsonl, .parquet).",
+            metavar="RANKS",
+            is_argument=True,
+            read=parse.path,
+        ),
+    ]
+    y: Annotated[
+        str,
+        Setting(
+            help="The measure of the chart; no negative values.",
+            metavar="COLUMN",
+            default="local_rank",
+        ),
+    ] = "local_rank"
+    layers: _Layers = ()
+    tolerance: Annotated[
+        str | None,
+        Setting(help="Show only this one. Default: all of them.", metavar="LABEL"),
+    ] = None
+    quiet: NoNotes = False
+    debug: Debug = False
