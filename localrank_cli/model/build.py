@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from localrank_cli.errors import ModelError, cause
-from localrank_cli.model.sharing import Aliases, held_values
+from localrank_cli.model.sharing import Aliases, held_arrays
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT
 
@@ -194,7 +194,7 @@ def _own_copy(model: nn.Module, name: str) -> nn.Module:
 
 
 def _check_complete(model: nn.Module, name: str) -> None:
-    for held in held_values(model):
+    for held in held_arrays(model):
         if isinstance(held.value, Tensor) and held.value.is_nested:
             raise ModelError(
                 f"{name}: {held.name} is a nested tensor, which localrank cannot compare.",
