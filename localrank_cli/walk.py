@@ -96,9 +96,14 @@ def items(value: Any, skip: Types = ()) -> Parts:
         value = value.tolist()
         value = value if isinstance(value, list) else [value]  # of no axis
     if isinstance(value, (list, deque, tuple)):
-        kept = [(index, part) for index, part in enumerate(value) if not isinstance(part, skip)]
+        if _are_all(value, skip):
+            return []
         is_fixed = isinstance(value, tuple)
-        return [Place(f"[{i}]", part, None if is_fixed else _setter(value, i)) for i, part in kept]
+        return [
+            Place(f"[{index}]", part, None if is_fixed else _setter(value, index))
+            for index, part in enumerate(value)
+            if not isinstance(part, skip)
+        ]
     if isinstance(value, (set, frozenset)):
         # One name for all: the order of a set differs from process to process.
         return [Place("", part) for part in value if not isinstance(part, skip)]
@@ -106,22 +111,23 @@ def items(value: Any, skip: Types = ()) -> Parts:
 
 
 def _dict_items(value: dict[Any, Any], skip: Types) -> Parts:
-    numbered = [
-        (index, key, part)
-        for index, (key, part) in enumerate(value.items())
-        if not isinstance(part, skip)
-    ]
-    keys = [
-        Place(f".keys[{index}]", key)
-        for index, key in enumerate(value)
-        if not isinstance(key, str) and not isinstance(key, skip)
-    ]
-    # By number: the text of an object may hold its address.
-    named = [
-        Place(f"[{key!r}]" if isinstance(key, str) else f"[{index}]", part, _setter(value, key))
-        for index, key, part in numbered
-    ]
-    return named + keys
+    parts: Parts = []
+    if not _are_all(value, skip):
+        keys = [(index, key) for index, key in enumerate(value) if not isinstance(key, str)]
+        parts = [Place(f".keys[{i}]", key) for i, key in keys if not isinstance(key, skip)]
+    if not _are_all(value.values(), skip):
+        # By number: the text of an object may hold its address.
+        parts += [
+            Place(f"[{key!r}]" if isinstance(key, str) else f"[{i}]", part, _setter(value, key))
+            for i, (key, part) in enumerate(value.items())
+            if not isinstance(part, skip)
+        ]
+    return parts
+
+
+def _are_all(values: Iterable[object], skip: Types) -> bool:
+    """Return whether values are of some types, asked of each type once: there may be many."""
+    return bool(skip) and all(issubclass(kind, skip) for kind in set(map(type, values)))
 
 
 def attributes(value: object, skip: Types = ()) -> Parts:

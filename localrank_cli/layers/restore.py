@@ -1,6 +1,7 @@
 """What a forward pass may leave behind in a network's objects, and how it is removed again."""
 
 import functools
+import operator
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -178,7 +179,7 @@ def _restore_dict(value: dict[Any, Any], held: dict[Any, Any]) -> None:
 
 
 def _restore_list(value: Any, held: list[Any]) -> None:
-    if len(value) != len(held) or any(a is not b for a, b in zip(value, held, strict=True)):
+    if len(value) != len(held) or not all(map(operator.is_, value, held)):
         value.clear()
         value.extend(held)
 

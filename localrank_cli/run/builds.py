@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import ModelError, Note, cause
+from localrank_cli.jacobian.guards import close
 from localrank_cli.layers.outputs import first_tensor
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.model.build import Build
@@ -99,7 +100,7 @@ def _first_difference(
         with other.active():
             second = _values(other.model, point, seed)
         for (place, value), (other_place, other_value) in zip(first, second, strict=False):
-            if place != other_place or not _agree(value, other_value, tolerance):
+            if place != other_place or not close(value, other_value, tolerance):
                 return place
         if len(first) != len(second):
             return "the number of calls"
@@ -139,16 +140,3 @@ def _values(model: nn.Module, point: Tensor, seed: int) -> Found:
 def _dtype_of(model: nn.Module) -> torch.dtype:
     floats = (one.dtype for one in model.parameters() if one.is_floating_point())
     return next(floats, torch.get_default_dtype())
-
-
-def _agree(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    if not (first.is_floating_point() or first.is_complex()):
-        return torch.equal(first, second)
-    finite = torch.isfinite(first)
-    if not torch.equal(finite, torch.isfinite(second)):
-        return False
-    first, second = torch.where(finite, first, 0), torch.where(finite, second, 0)
-    scale = first.abs().max().item() if first.numel() else 0.0
-    return bool(((first - second).abs() <= tolerance * scale).all())

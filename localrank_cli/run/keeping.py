@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import LocalrankError, ModelError, Note
-from localrank_cli.jacobian.guards import agreement
+from localrank_cli.jacobian.guards import agreement, close
 from localrank_cli.layers.capture import Capture
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.model.build import build_model, existing_modules, move_model
@@ -98,10 +98,7 @@ def _first_difference(series: SeriesPlan, new: nn.Module, point: Tensor) -> str:
         with analysis_setting(model, dtype), torch.no_grad():
             found.append(Capture(model, calls)(point))
     for call, ours, theirs in zip(calls, found[0], found[1], strict=True):
-        scale = float(theirs.nan_to_num(0, 0, 0).abs().max()) if theirs.numel() else 0.0
-        if ours.shape != theirs.shape or not torch.allclose(
-            ours, theirs, rtol=0, atol=rounding * scale, equal_nan=True
-        ):
+        if not close(theirs, ours, rounding):
             return call.label
     return ""
 
