@@ -49,6 +49,10 @@ class Place(NamedTuple):
     value: Any
     put: Put | None = None
 
+    def below(self, name: str) -> "Place":
+        """Return the place as seen from what holds the object of that name; empty: the network."""
+        return Place(name + self.name if name else self.name.removeprefix("."), *self[1:])
+
 
 Parts = list[Place]
 
@@ -56,7 +60,7 @@ Parts = list[Place]
 def walk(
     start: Iterable[Place],
     parts: Callable[[Any], Parts],
-    seen: Iterable[object] = (),
+    seen: dict[int, object] | None = None,
     most: int | None = MAX_SEARCHED,
 ) -> Iterator[Place]:
     """Yield the places that can be reached, breadth first.
@@ -66,10 +70,11 @@ def walk(
     Args:
         start: Where the walk begins.
         parts: Returns what an object holds, under names relative to it.
-        seen: Objects that are not visited.
+        seen: Objects that are not visited, by id; those visited are added, which keeps them alive:
+            an id may be reused.
         most: Objects with more parts are yielded and not searched; None searches all.
     """
-    visited = {id(one): one for one in seen}  # keeps objects alive: an id may be reused
+    visited = {} if seen is None else seen
     todo = deque(start)
     while todo:
         place = todo.popleft()
@@ -82,7 +87,7 @@ def walk(
             yield place
             found = parts(value)
             if most is None or len(found) <= most:
-                todo.extend([Place(name + part.name, part.value, part.put) for part in found])
+                todo.extend([part.below(name) for part in found] if name else found)
 
 
 def items(value: Any, skip: Types = ()) -> Parts:
@@ -251,6 +256,57 @@ def global_spaces(function: FunctionType) -> list[tuple[str, Mapping[str, Any]]]
         if is_own:
             spaces.append((f".{name}", vars(value)))
     return spaces
+
+
+def code_parts(module: nn.Module) -> Parts:
+    """Return what the code of a module's forward pass refers to: see `used_parts`.
+
+    Methods and class attributes are followed by the names in the code, from `forward` on: what
+    only training uses is no part of the numbers.
+    """
+    names, parts = ["forward"], list[Place]()
+    done: set[str] = set()
+    while names:
+        name = names.pop()
+        if name in done:
+            continue
+        done.add(name)
+        base = next((base for base in type(module).__mro__ if name in vars(base)), None)
+        if base is None or not is_users(base.__module__):
+            continue
+        value = vars(base)[name]
+        functions = list(_functions(value))
+        if not functions:
+            parts.append(Place(f".{name}", value))
+        for function in functions:
+            found = used_parts(function)
+            parts += [Place(f".{name}{part.name}", part.value) for part in found]
+            names += names_in(function.__code__)
+    return parts
+
+
+def _functions(value: Any) -> Iterator[FunctionType]:
+    """Yield the user's functions in a class attribute: methods, properties, wrapped functions."""
+    wrapped = [getattr(value, name, None) for name in ("__func__", "fget", "func", "__wrapped__")]
+    for one in (value, *wrapped):
+        if isinstance(one, FunctionType) and not is_library(one.__code__.co_filename):
+            yield one
+        elif one is not value and one is not None:
+            yield from _functions(one)
+
+
+def used_parts(function: FunctionType) -> Parts:
+    """Return the closure, defaults, attributes and global variables of a function of the user's."""
+    if is_library(function.__code__.co_filename):
+        return []
+    names = names_in(function.__code__)
+    used = [
+        Place(f"{prefix}.{name}", space[name])
+        for prefix, space in global_spaces(function)
+        for name in sorted(names & space.keys())
+        if not isinstance(space[name], ModuleType)
+    ]
+    return [*closure_parts(function), *default_parts(function), *used]
 
 
 def is_users(module: str | None) -> bool:

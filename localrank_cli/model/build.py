@@ -19,9 +19,6 @@ from localrank_cli.model.sharing import Aliases, held_arrays
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT
 
-# The seed under which a user's code is imported and its networks are built: what they draw is the
-# same at every start, whatever state the caller's generators have.
-
 # A parametrized layer (weight_norm, spectral_norm) keeps its parametrizations as a child.
 _NO_LAYERS = {"parametrizations"}
 
@@ -71,21 +68,14 @@ def build_model(
     existing: Sequence[nn.Module] = (),
     seed: int = SEED,
 ) -> Build:
-    """Call the user's class or function.
+    """Return the module that the user's class or function builds; `name` is for messages.
 
     On the CPU, never on `meta`: non-persistent buffers and plain tensor attributes would stay
     there, and `.item()` in `__init__` would raise.
 
-    Args:
-        factory: An nn.Module class, or a function that returns a module.
-        arguments: `--model-arg`.
-        name: For messages.
-        existing: Modules from before the user's code was imported.
-        seed: Of the random number generators of torch, numpy and Python, for the call; their states
-            are restored after it.
-
-    Returns:
-        The module, its parameters frozen; one that is a layer itself under the name `model`.
+    `existing` are the modules from before the user's code was imported. The random number
+    generators of torch, numpy and Python are seeded for the call and restored after it. In the
+    module that is returned no parameter requires a gradient; a single layer is named `model`.
 
     Raises:
         ModelError: If it cannot be called so, or returns no module.

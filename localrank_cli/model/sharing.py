@@ -28,7 +28,7 @@ class Aliases:
         buffers = _buffers(model)
         owners = _owners(model)
         saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
-        for held in held_arrays(model):
+        for held in held_arrays(model, in_code=True):
             if id(held.value) in parameters:
                 continue
             owner = next((name for name, spans in owners if spans(held.value)), None)
@@ -42,7 +42,8 @@ class Aliases:
                 raise ModelError(
                     f"the attribute {held.name!r} {what} the {owner}, made before the weights are"
                     " loaded.",
-                    "Make the view in the forward pass, or keep it as a property.",
+                    "Make it in the forward pass from the module's own tensor, or keep it as a"
+                    " property.",
                 )
 
     def restore(self) -> None:
@@ -91,16 +92,26 @@ def _span(value: Any) -> tuple[int, int] | None:
     return (start, start + size) if size else None
 
 
-def held_arrays(model: nn.Module) -> Iterator[Place]:
-    """Yield where modules hold tensors and arrays beside what checkpoints fill."""
-    start = [
-        Place(f"{name}{part.name}".removeprefix("."), part.value, part.put)
-        for name, module in model.named_modules()
-        for part in walk.unsaved_parts(module)
-    ]
-    for place in walk.walk(start, _parts, model.modules()):
-        if isinstance(place.value, (Tensor, np.ndarray)):
-            yield place
+def held_arrays(model: nn.Module, *, in_code: bool = False) -> Iterator[Place]:
+    """Yield where modules hold tensors and arrays beside what checkpoints fill.
+
+    With `in_code` also those in class attributes and global variables of forward passes, which
+    cannot be replaced: another build of the network may share them.
+    """
+    seen: dict[int, object] = {id(module): module for module in model.modules()}
+    held = _places(model, walk.unsaved_parts)
+    yield from (place for place in walk.walk(held, _parts, seen) if _is_array(place))
+    if in_code:
+        used = walk.walk(_places(model, walk.code_parts), _parts, seen)
+        yield from (place._replace(put=None) for place in used if _is_array(place))
+
+
+def _places(model: nn.Module, parts: Callable[[nn.Module], Parts]) -> Parts:
+    return [part.below(name) for name, module in model.named_modules() for part in parts(module)]
+
+
+def _is_array(place: Place) -> bool:
+    return isinstance(place.value, (Tensor, np.ndarray))
 
 
 def _parts(value: Any) -> Parts:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from localrank_cli import walk
 from localrank_cli.model.build import WholeLayer
-from localrank_cli.userimport import is_library
 from localrank_cli.walk import Parts, Place
 
 _CODE = (FunctionType, BuiltinFunctionType, MethodType, type)
@@ -78,11 +77,12 @@ def _leaves(model: nn.Module) -> Iterator[tuple[str, object]]:
         yield name or "the network", _code_name(type(module))
         renewed = _renewed(module)
         held = [part for part in walk.unsaved_parts(module) if part.name not in renewed]
-        start += _within(name, held)
+        start += [part.below(name) for part in held]
     # What code refers to comes last: an attribute of the network gives the better name.
     for name, module in modules.items():
-        start += _within(name, _hooks(module) + code_parts(module))
-    places = walk.walk(start, _parts, modules.values(), most=None)
+        start += [part.below(name) for part in _hooks(module) + walk.code_parts(module)]
+    seen: dict[int, object] = {id(module): module for module in modules.values()}
+    places = walk.walk(start, _parts, seen, most=None)
     for name, value, _ in islice(places, _MAX_VALUES):
         if isinstance(value, (Tensor, np.ndarray)):
             is_filled = isinstance(value, nn.Parameter) and id(value) in parameters
@@ -92,10 +92,6 @@ def _leaves(model: nn.Module) -> Iterator[tuple[str, object]]:
         leaf = _leaf(value)
         if leaf is not None:
             yield name, leaf
-
-
-def _within(name: str, parts: Parts) -> Parts:
-    return [Place(f"{name}{part.name}".removeprefix("."), part.value) for part in parts]
 
 
 def _leaf(value: object) -> object:
@@ -130,7 +126,7 @@ def _parts(value: Any) -> Parts:
     """Return what an object holds that may decide a number."""
     if isinstance(value, nn.Module):  # in a list, say, where the state dict does not reach it
         name = Place("", _code_name(type(value)))
-        parts = [name, *walk.module_parts(value), *_hooks(value), *code_parts(value)]
+        parts = [name, *walk.module_parts(value), *_hooks(value), *walk.code_parts(value)]
     elif isinstance(value, _ATOMS) or walk.is_machinery(value) or _is_long(value):
         parts = []
     elif isinstance(value, enum.Enum):
@@ -139,7 +135,7 @@ def _parts(value: Any) -> Parts:
     elif isinstance(value, BuiltinFunctionType):
         parts = [Place("", value.__self__)]
     elif isinstance(value, FunctionType):
-        parts = _function_parts(value)
+        parts = walk.used_parts(value)
     else:
         parts = walk.call_parts(value) or _object_parts(value)
     return parts
@@ -149,57 +145,6 @@ def _object_parts(value: Any) -> Parts:
     # Of a generator the state counts, which is one value.
     attributes = walk.attributes(value) if _state_of_generator(value) is None else []
     return walk.items(value) + attributes + _reduced(value, attributes)
-
-
-def code_parts(module: nn.Module) -> Parts:
-    """Return what the code of a module's forward pass refers to: see `_function_parts`.
-
-    Methods and class attributes are followed by the names in the code, from `forward` on: what
-    only training uses is no part of the numbers.
-    """
-    names, parts = ["forward"], list[Place]()
-    done: set[str] = set()
-    while names:
-        name = names.pop()
-        if name in done:
-            continue
-        done.add(name)
-        base = next((base for base in type(module).__mro__ if name in vars(base)), None)
-        if base is None or not walk.is_users(base.__module__):
-            continue
-        value = vars(base)[name]
-        functions = list(_functions(value))
-        if not functions:
-            parts.append(Place(f".{name}", value))
-        for function in functions:
-            found = _function_parts(function)
-            parts += [Place(f".{name}{part.name}", part.value) for part in found]
-            names += walk.names_in(function.__code__)
-    return parts
-
-
-def _functions(value: Any) -> Iterator[FunctionType]:
-    """Yield the user's functions in a class attribute: methods, properties, wrapped functions."""
-    wrapped = [getattr(value, name, None) for name in ("__func__", "fget", "func", "__wrapped__")]
-    for one in (value, *wrapped):
-        if isinstance(one, FunctionType) and not is_library(one.__code__.co_filename):
-            yield one
-        elif one is not value and one is not None:
-            yield from _functions(one)
-
-
-def _function_parts(function: FunctionType) -> Parts:
-    """Return closures, defaults, attributes and global variables of a function of the user's."""
-    if is_library(function.__code__.co_filename):
-        return []
-    names = walk.names_in(function.__code__)
-    used = [
-        Place(f"{prefix}.{name}", space[name])
-        for prefix, space in walk.global_spaces(function)
-        for name in sorted(names & space.keys())
-        if not isinstance(space[name], ModuleType)
-    ]
-    return [*walk.closure_parts(function), *walk.default_parts(function), *used]
 
 
 def _reduced(value: Any, attributes: Parts) -> Parts:

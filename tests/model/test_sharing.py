@@ -175,3 +175,39 @@ def test_an_unsaved_buffer_that_is_a_view_of_a_saved_one_is_refused() -> None:
 
     with pytest.raises(ModelError, match="'g' is a view of the buffer 'w'"):
         Aliases(Viewed())
+
+
+TABLE: dict[str, Any] = {}
+
+
+class Global(Shared):
+    def begin(self) -> None:
+        TABLE["w"] = self.w
+
+    def forward(self, x: Tensor) -> Any:
+        return x @ TABLE["w"]
+
+
+class OnTheClass(Shared):
+    kept: Any = None
+
+    def begin(self) -> None:
+        OnTheClass.kept = self.p.detach()[0]
+
+    def forward(self, x: Tensor) -> Any:
+        return x * OnTheClass.kept
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (Global, r"forward\.TABLE\['w'\].* is the buffer 'w'"),
+        (OnTheClass, r"'forward\.OnTheClass\.kept' is a view of the parameter 'p'"),
+    ],
+)
+def test_a_second_place_outside_the_network_is_refused(cls: Any, message: str) -> None:
+    model = build_module(cls, {"second": cls.begin}, "--model net.py:Net")
+    with pytest.raises(ModelError, match=message):
+        move_model(model, CPU, torch.float64)
+    TABLE.clear()
+    OnTheClass.kept = None
