@@ -299,14 +299,20 @@ def used_parts(function: FunctionType) -> Parts:
     """Return the closure, defaults, attributes and global variables of a function of the user's."""
     if is_library(function.__code__.co_filename):
         return []
+    return closure_parts(function) + default_parts(function) + global_parts(function)
+
+
+def global_parts(function: FunctionType) -> Parts:
+    """Return the global variables that a function of the user's names."""
+    if is_library(function.__code__.co_filename):
+        return []
     names = names_in(function.__code__)
-    used = [
+    return [
         Place(f"{prefix}.{name}", space[name])
         for prefix, space in global_spaces(function)
         for name in sorted(names & space.keys())
         if not isinstance(space[name], ModuleType)
     ]
-    return [*closure_parts(function), *default_parts(function), *used]
 
 
 def is_users(module: str | None) -> bool:

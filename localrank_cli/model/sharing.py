@@ -95,15 +95,21 @@ def _span(value: Any) -> tuple[int, int] | None:
 def held_arrays(model: nn.Module, *, in_code: bool = False) -> Iterator[Place]:
     """Yield where modules hold tensors and arrays beside what checkpoints fill.
 
-    With `in_code` also those in class attributes and global variables of forward passes, which
-    cannot be replaced: another build of the network may share them.
+    With `in_code` also those in class attributes and global variables that forward passes use,
+    which cannot be replaced: another build of the network may share them.
     """
     seen: dict[int, object] = {id(module): module for module in model.modules()}
     held = _places(model, walk.unsaved_parts)
     yield from (place for place in walk.walk(held, _parts, seen) if _is_array(place))
     if in_code:
-        used = walk.walk(_places(model, walk.code_parts), _parts, seen)
-        yield from (place._replace(put=None) for place in used if _is_array(place))
+        functions = [one for one in seen.values() if isinstance(one, FunctionType)]
+        used = _places(model, walk.code_parts)
+        used += [
+            part.below(one.__qualname__) for one in functions for part in walk.global_parts(one)
+        ]
+        for place in walk.walk(used, lambda value: _parts(value, in_code=True), seen):
+            if _is_array(place):
+                yield place._replace(put=None)
 
 
 def _places(model: nn.Module, parts: Callable[[nn.Module], Parts]) -> Parts:
@@ -114,11 +120,12 @@ def _is_array(place: Place) -> bool:
     return isinstance(place.value, (Tensor, np.ndarray))
 
 
-def _parts(value: Any) -> Parts:
+def _parts(value: Any, *, in_code: bool = False) -> Parts:
     if isinstance(value, nn.Module):  # in a list, say, where torch does not reach it
         return walk.module_parts(value, walk.SCALARS)
     if isinstance(value, FunctionType):
-        return walk.closure_parts(value) + walk.default_parts(value)
+        own = walk.closure_parts(value) + walk.default_parts(value)
+        return own + walk.global_parts(value) if in_code else own
     parts = walk.items(value, walk.SCALARS) + walk.call_parts(value)
     is_opened = not isinstance(value, (type, ModuleType)) and not walk.is_machinery(value)
     return parts + walk.attributes(value, walk.SCALARS) if is_opened else parts

@@ -198,9 +198,29 @@ class OnTheClass(Shared):
         return x * OnTheClass.kept
 
 
+def from_table() -> Any:
+    return TABLE["w"]
+
+
+class InAFunction(Global):
+    def forward(self, x: Tensor) -> Any:
+        return x @ from_table()
+
+
+class InAnAttribute(Global):
+    def begin(self) -> None:
+        super().begin()
+        self.get = from_table
+
+    def forward(self, x: Tensor) -> Any:
+        return x @ self.get()
+
+
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
+        (InAFunction, r"forward\.from_table\.TABLE\['w'\].* is the buffer 'w'"),
+        (InAnAttribute, r"from_table\.TABLE\['w'\].* is the buffer 'w'"),
         (Global, r"forward\.TABLE\['w'\].* is the buffer 'w'"),
         (OnTheClass, r"'forward\.OnTheClass\.kept' is a view of the parameter 'p'"),
     ],
