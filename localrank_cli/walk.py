@@ -145,12 +145,12 @@ def attributes(value: object, skip: Types = ()) -> Parts:
     return found
 
 
-def named(space: Mapping[str, Any], skip: Types = ()) -> Parts:
-    """Return the entries of a namespace as attributes."""
+def named(space: Mapping[str, Any], skip: Types = (), but: frozenset[str] = frozenset()) -> Parts:
+    """Return the entries of a namespace as attributes, but those of the names `but`."""
     return [
         Place(f".{key}", part, _setter(space, key))
         for key, part in space.items()
-        if not isinstance(part, skip)
+        if key not in but and not isinstance(part, skip)
     ]
 
 
@@ -180,12 +180,7 @@ def slot_content(slot: MemberDescriptorType, value: object) -> Any:
 
 def module_attributes(module: nn.Module, skip: Types = ()) -> Parts:
     """Return the attributes of a module beside those that torch gives it."""
-    space = vars(module)
-    return [
-        Place(f".{key}", part, _setter(space, key))
-        for key, part in space.items()
-        if key not in OWN and not isinstance(part, skip)
-    ]
+    return named(vars(module), skip, OWN)
 
 
 def module_parts(module: nn.Module, skip: Types = ()) -> Parts:
@@ -197,11 +192,8 @@ def module_parts(module: nn.Module, skip: Types = ()) -> Parts:
 
 def unsaved_parts(module: nn.Module) -> Parts:
     """Return what a module holds beside its state dict and its children."""
-    names = module._non_persistent_buffers_set  # noqa: SLF001  # torch has no public way to ask
-    buffers = module._buffers  # noqa: SLF001  # torch has no public way to ask
-    unsaved = {name: buffers.get(name) for name in names}
-    put = [Place(f".{name}", part, _setter(buffers, name)) for name, part in unsaved.items()]
-    return put + module_attributes(module)
+    saved = module._buffers.keys() - module._non_persistent_buffers_set  # noqa: SLF001  # torch has no public way to ask
+    return named(module._buffers, but=frozenset(saved)) + module_attributes(module)  # noqa: SLF001  # as above
 
 
 def call_parts(value: Any) -> Parts:

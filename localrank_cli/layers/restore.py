@@ -40,6 +40,7 @@ class Snapshot:
         arrays: dict[int, object] = {id(tensor): tensor for tensor in weights}
         storages = {_storage(tensor) for tensor in weights}
         start = [Place("", module) for module in model.modules()]
+        self._tree = {id(module) for module in model.modules()}
         for _, value, _ in walk.walk(start, self._take):
             if isinstance(value, (Tensor, np.ndarray)) and id(value) not in arrays:
                 arrays[id(value)] = value
@@ -64,7 +65,9 @@ class Snapshot:
             held = {key: own[key] for key in own if key not in walk.OWN}
             self._undo.append(functools.partial(_restore_namespace, own, held))
             # Modules out of the network's tree (in a list) reach their own children and tensors.
-            return [*walk.module_parts(value, _SKIPPED), Place("", type(value))]
+            in_tree = id(value) in self._tree
+            parts = walk.module_attributes if in_tree else walk.module_parts
+            return [*parts(value, _SKIPPED), Place("", type(value))]
         if isinstance(value, (ModuleType, np.ndarray)):
             return walk.items(value, _SKIPPED)
         self._take_container(value)

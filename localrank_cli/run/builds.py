@@ -31,17 +31,10 @@ def check_outputs(
 ) -> tuple[str, ...]:
     """Check that another build of the network, with the same weights, gives the same outputs.
 
-    What the modules receive and return is compared, beyond the relative `tolerance`: global
-    variables and caches of functions count as far as they decide a value.
-
-    Args:
-        built: The network, filled.
-        prepare: Moves another build to the device and dtype, and fills it with the same weights.
-        points: To run; shape (points, ...).
-        name: Of the network, for messages.
-        note: Receives each note for the user.
-        allowed: Whether `--allow-unsaved` was given.
-        tolerance: Relative to the largest entry of each tensor.
+    What the modules receive and return is compared, up to a `tolerance` relative to the largest
+    entry of each tensor: global variables and caches of functions count as far as they decide a
+    value. `prepare` moves another build to the device and dtype, and fills it with the same
+    weights; `points` has shape (points, ...), and `allowed` is `--allow-unsaved`.
 
     Returns:
         What to name as held by no checkpoint; empty where the outputs agree.

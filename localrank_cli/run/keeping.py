@@ -46,12 +46,8 @@ class Loads:
     ) -> None:
         """Compare a network with a new one, until a checkpoint with other weights was compared.
 
-        Args:
-            series: Its network is filled with the checkpoint, and ran with earlier ones.
-            checkpoint: For messages.
-            weights: Hash and state dict of the checkpoint.
-            point: Shape (1, ...).
-            note: Receives a note where the network cannot be built again.
+        The network of `series` is filled with the checkpoint, and ran with earlier ones. `weights`
+        are the checkpoint's hash and state dict; `point` has shape (1, ...).
 
         Raises:
             KeptValuesError: If they differ by more than rounding.
