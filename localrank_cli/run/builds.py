@@ -11,7 +11,7 @@ from localrank_cli.jacobian.guards import close
 from localrank_cli.layers.outputs import first_tensor
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.model.build import Build
-from localrank_cli.model.twice import Network, Rebuilt
+from localrank_cli.model.twice import Network, Rebuild
 
 UNNAMED = "something outside the network"
 _N_POINTS = 4  # a drawn mask may leave the entries of one point that are not zero as they are
@@ -42,16 +42,16 @@ def check_outputs(
     Raises:
         ModelError: If they differ and that is not allowed, or if they differ under one seed.
     """
-    model, again, few = built.model, built.again, points[:_N_POINTS]
+    model, rebuild, few = built.model, built.rebuild, points[:_N_POINTS]
 
-    def place(other: Rebuilt, seed: int) -> str | None:
+    def place(other: Rebuild, seed: int) -> str | None:
         return _first_difference(model, other, few, seed, tolerance)
 
     # What each pass draws is found, and named better, at the first checkpoint.
-    if again is None or place(Rebuilt(Build(model)), 1) is not None:
+    if rebuild is None or place(Rebuild(Build(model)), 1) is not None:
         return ()
     try:
-        other = again(True)
+        other = rebuild(True)
         prepare(other.model)
         found = place(other, 1)
     except Exception as error:  # whatever code raises that runs a second time
@@ -71,7 +71,7 @@ def check_outputs(
             " and says so in column message.",
         )
     del other
-    same = again(False)
+    same = rebuild(False)
     prepare(same.model)
     if place(same, 0) is not None:
         raise ModelError(
@@ -84,7 +84,7 @@ def check_outputs(
 
 
 def _first_difference(
-    model: nn.Module, other: Rebuilt, points: Tensor, seed: int, tolerance: float
+    model: nn.Module, other: Rebuild, points: Tensor, seed: int, tolerance: float
 ) -> str | None:
     """Return the first place where two networks differ, of which the second runs under `seed`."""
     for index in range(points.shape[0]):
