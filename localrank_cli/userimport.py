@@ -1,6 +1,7 @@
 """Import of an object that the user named: `path/to/file.py:name` or `package.module:name`."""
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import sys
@@ -139,6 +140,7 @@ class SecondImport:
         ]
 
 
+@functools.cache
 def is_library(file: str) -> bool:
     """Return whether code is Python's own, an installed package's or localrank's."""
     return file.startswith(_LIBRARIES) or bool(_INSTALLED & set(Path(file).parts))

@@ -16,13 +16,14 @@ ALLOWED: dict[str, set[str]] = {
     "validation": {"errors"},
     "machine": {"errors"},
     "userimport": {"errors", "searchpath"},
-    "layers": {"errors", "seeds"},
+    "walk": {"userimport"},
+    "layers": {"errors", "seeds", "walk"},
     "jacobian": {"errors", "layers"},
     "spectrum": {"errors", "layers", "jacobian"},
     "measures": {"errors", "layers", "jacobian", "spectrum"},
     "information": set(),
     "checkpoints": {"errors", "archives"},
-    "model": {"errors", "userimport", "seeds"},
+    "model": {"errors", "userimport", "seeds", "walk"},
     "points": {"errors", "archives", "userimport", "seeds"},
     "results": {"errors", "validation", "machine", "spectrum", "measures"},
     "options": {
@@ -55,7 +56,7 @@ NOT_AMONG_NUMBERS = {
 }  # fmt: skip
 # sys.modules is where Conv1D of transformers is looked up without importing it, and where it is
 # found which objects are the user's own.
-EXCEPTIONS = {("layers/kinds.py", "sys"), ("layers/restore.py", "sys")}
+EXCEPTIONS = {("layers/survey.py", "sys"), ("layers/restore.py", "sys")}
 FOR_PERSONS = {"rich", "typer"}
 MAY_USE_PANDAS = {"results/choose.py", "results/read.py"}
 LONGEST_FUNCTION = 60  # lines of its body

@@ -79,11 +79,7 @@ class Chain:
 
             e_l = |W_l|_F (|d|_max e_parent + (8 a w + a + 1) u |P|_F),   |P|_F <= |d|_max |M|_F.
 
-        Autograd's own product has an error of the same order.
-
-        Args:
-            point: Its index in the batch.
-            calls: Which Jacobians; None for all that are wanted.
+        Autograd's own product has an error of the same order. `point` is an index in the batch.
 
         Yields:
             The factors, parents before children.

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import ModelError, cause
+from localrank_cli.errors import LocalrankError, ModelError, cause, one_line
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.blocks import (
@@ -27,7 +28,6 @@ from localrank_cli.jacobian.budget import (
     split_by_depth,
 )
 from localrank_cli.jacobian.chain import Chain
-from localrank_cli.jacobian.failures import attempt, memory_error, out_of_memory
 from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
@@ -35,6 +35,8 @@ from localrank_cli.jacobian.trace import Refusal, find_chain
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord, Survey
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _batches(
 ) -> Iterator[tuple[int, Batch]]:
     batch = guards.make_batch(task.model, points, values, task.wrt, task.tolerance)
     calls = [record.call for record in task.records]
-    if batch is not None and attempt(partial(guards.points_are_separate, batch, calls)):
+    if batch is not None and _attempt(partial(guards.points_are_separate, batch, calls)):
         yield 0, batch.in_metric(task.metric, task.picked)
         return
     _note_once(
@@ -176,7 +178,7 @@ def _portions(
         forward, reverse = (), tuple(held)
     for group in layer_groups(forward, batch.n_in, itemsize, room * itemsize):
         names = [record.call for record in group]
-        tensors = attempt(partial(forward_jacobians, batch, names, min(chunk, batch.n_in)))
+        tensors = _attempt(partial(forward_jacobians, batch, names, min(chunk, batch.n_in)))
         for record, tensor in zip(group, tensors, strict=True):
             yield Portion(record, start, tensor, good[record.call], batch.error)
     for record in reverse:
@@ -207,7 +209,7 @@ def _walk(
         steps = blocks(batch, record, plan, rows)
         while True:
             try:
-                block = attempt(partial(next, steps))
+                block = _attempt(partial(next, steps))
             except StopIteration:
                 return
             yield block
@@ -239,8 +241,8 @@ def _narrow(task: Task, batch: Batch, good: dict[Call, Tensor], modes: Modes) ->
     try:
         reduced = narrow(batch, through, task.records, good, chunk)
     except Exception as error:  # vmap over a backward may refuse what other modes allow
-        if out_of_memory(error):
-            raise memory_error(error) from error
+        if _out_of_memory(error):
+            raise _memory_error(error) from error
         reduced = None
     modes.narrow = reduced is not None
     return batch if reduced is None else reduced
@@ -254,8 +256,8 @@ def _try_forward(
     try:
         agree = guards.modes_agree(batch, calls, everywhere, task.tolerance)
     except Exception as error:  # torch.func refuses with many types of error
-        if out_of_memory(error):
-            raise memory_error(error) from error
+        if _out_of_memory(error):
+            raise _memory_error(error) from error
         modes.refuse_forward(f"{cause(error)}")
         return
     if not agree:
@@ -271,11 +273,11 @@ def _reverse(batch: Batch, record: CallRecord, chunk: int, modes: Modes) -> Tens
         try:
             return reverse_jacobian(batch, record.call, rows)
         except Exception as error:  # vmap over a backward refuses with many types of error
-            if out_of_memory(error):
-                raise memory_error(error) from error
+            if _out_of_memory(error):
+                raise _memory_error(error) from error
             modes.batched_reverse = False
             modes.notes.append(f"rows are computed one by one, which is slow ({cause(error)})")
-    return attempt(partial(reverse_jacobian, batch, record.call, 1))
+    return _attempt(partial(reverse_jacobian, batch, record.call, 1))
 
 
 def _points_at_once(task: Task) -> int:
@@ -298,3 +300,37 @@ def _points_at_once(task: Task) -> int:
 def _note_once(modes: Modes, note: str) -> None:
     if note not in modes.notes:
         modes.notes.append(note)
+
+
+def _attempt(compute: Callable[[], _Result]) -> _Result:
+    """Return the result of a computation that may run the user's model.
+
+    Raises:
+        ModelError: If it fails, out of memory or otherwise.
+    """
+    try:
+        return compute()
+    except (LocalrankError, StopIteration):
+        raise
+    except Exception as error:  # whatever a user's model may raise under autograd
+        if _out_of_memory(error):
+            raise _memory_error(error) from error
+        raise ModelError(
+            f"the model cannot be differentiated: {type(error).__name__}: {one_line(error)}",
+            "Leave out the layers behind the failing operation (--exclude), or see --debug.",
+        ) from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Return whether an error of torch or Python means that memory was short."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        "can't allocate memory" in str(error)
+    )
+
+
+def _memory_error(error: Exception) -> ModelError:
+    """Return the error to raise in place of one that means that memory was short."""
+    return ModelError(
+        f"out of memory: {one_line(error)}",
+        "Ask for fewer --points or --layers, or use a machine with more memory.",
+    )

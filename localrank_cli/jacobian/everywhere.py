@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import LocalrankError, ModelError, one_line
 from localrank_cli.jacobian.batch import Layout
+from localrank_cli.jacobian.guards import close
 from localrank_cli.layers.capture import Call, Capture
 from localrank_cli.layers.outputs import first_tensor
 
@@ -81,9 +82,7 @@ def _together(
     if layout is None:
         return None
     rows = layout.split(tensor)
-    scale = float(alone.nan_to_num(0, 0, 0).abs().max()) if alone.numel() else 0.0
-    same = torch.allclose(rows[tried], alone, rtol=0, atol=tolerance * scale, equal_nan=True)
-    return rows if same else None
+    return rows if close(alone, rows[tried], tolerance) else None
 
 
 def _alone(forward: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:

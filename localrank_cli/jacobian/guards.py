@@ -39,6 +39,24 @@ def agreement(dtype: torch.dtype, low_precision: bool) -> float:
     return 1e-5 if low_precision else 1e-9
 
 
+def close(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Return whether two computations of one value agree.
+
+    That is in shape, in dtype, in which entries are finite, and in those up to `tolerance` of the
+    largest entry; integers exactly.
+    """
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if not (first.is_floating_point() or first.is_complex()):
+        return torch.equal(first, second)
+    finite = torch.isfinite(first)
+    if not torch.equal(finite, torch.isfinite(second)):
+        return False
+    first, second = torch.where(finite, first, 0), torch.where(finite, second, 0)
+    scale = first.abs().max().item() if first.numel() else 0.0
+    return bool(((first - second).abs() <= tolerance * scale).all())
+
+
 def point_values(
     model: nn.Module, points: Tensor, calls: Sequence[Call], watched: Sequence[Call]
 ) -> Values:
@@ -102,7 +120,7 @@ def check_repeatable(model: nn.Module, points: Tensor, values: Values, tolerance
     second_pass = point_values(model, points[:1], calls, calls)
     for call in calls:
         first, second = values.outputs[call][:1], second_pass.outputs[call]
-        if not _close(first, second, tolerance):
+        if not close(first, second, tolerance):
             raise ModelError(
                 f"the model is random in eval mode: layer {call.label!r} gives another output"
                 f" when the same point is run again (largest difference"
@@ -121,7 +139,7 @@ def check_seedless(values: Values, other: Values, tolerance: float) -> None:
         ModelError: If the two differ by more than the relative `tolerance`.
     """
     for call, found in other.outputs.items():
-        if not _close(values.outputs[call][:1], found, tolerance):
+        if not close(values.outputs[call][:1], found, tolerance):
             raise ModelError(
                 f"the forward pass draws random numbers and keeps them: layer {call.label!r} gives"
                 " another output under another seed.",
@@ -156,7 +174,7 @@ def make_batch(
                 layout = Layout(0, values.shapes[call])
             else:
                 return None
-        if not _close(layout.split(tensor), values.outputs[call], tolerance):
+        if not close(layout.split(tensor), values.outputs[call], tolerance):
             return None
         layouts[call] = layout
     if wrt is None:
@@ -232,14 +250,3 @@ def _normal(shape: tuple[int, ...], seed: int) -> Tensor:
     """Return the same numbers on every device, whatever the default device is."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-
-
-def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    if not first.is_floating_point():
-        return torch.equal(first, second)
-    finite = torch.isfinite(first)
-    if not torch.equal(finite, torch.isfinite(second)):
-        return False
-    first, second = torch.where(finite, first, 0), torch.where(finite, second, 0)
-    scale = first.abs().max().item() if first.numel() else 0.0
-    return bool(((first - second).abs() <= tolerance * scale).all())

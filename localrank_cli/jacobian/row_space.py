@@ -104,11 +104,7 @@ def _single_point(batch: Batch, index: int, through: CallRecord) -> Batch:
 
 
 def _leak_and_size(batch: Batch, record: CallRecord, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Estimate |J (1 - V V^T)|_F by the largest of random rows, and |J|_F by their mean square.
-
-    Returns:
-        Both at each point.
-    """
+    """Estimate |J (1 - V V^T)|_F (largest of random rows) and |J|_F (mean square) at each point."""
     leaks, sizes = [], []
     for probe in range(_PROBES):
         row = pullback(batch, record.call, random_cotangent(record.numel, batch, probe))

@@ -128,6 +128,7 @@ class _Walk:
         self._ends = {layer.output.grad_fn: index for index, layer in enumerate(seen)}
 
     def chain(self, calls: Sequence[Call]) -> Chain | Refusal:
+        """Return the chain that leads to some layers."""
         found: dict[int, Link] = {}
         wanted = set(calls)
         todo = [index for index, layer in enumerate(self._seen) if layer.call in wanted]

@@ -9,8 +9,7 @@ from torch import nn
 
 from localrank_cli.errors import LayerError, listed
 from localrank_cli.layers.capture import Call
-from localrank_cli.layers.kinds import is_affine_layer
-from localrank_cli.layers.survey import CallRecord, Survey
+from localrank_cli.layers.survey import CallRecord, Survey, is_affine_layer
 
 _GLOB_CHARACTERS = frozenset("*?[")
 

@@ -49,13 +49,9 @@ def positions(
 ) -> Tensor:
     """Return the positions of a slice in the flat tensor: int64, CPU, ascending.
 
-    Args:
-        text: The notation.
-        batch: Shape of the tensor for a batch of one point.
-        option: For messages.
-        where: What is sliced, for messages.
-        is_complex: Whether the last axis is that of real and imaginary parts: the notation is that
-            of the complex tensor, and both parts of an entry are included.
+    `batch` is the shape of the tensor for a batch of one point. With `is_complex` its last axis is
+    that of real and imaginary parts: the notation is that of the complex tensor, and both parts of
+    an entry are included. `option` and `where`, what is sliced, are for messages.
 
     Raises:
         LayerError: If the points do not lie along the first axis, or if the notation does not fit

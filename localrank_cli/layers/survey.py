@@ -1,6 +1,7 @@
 """One forward pass over one point: which modules run, in what order, their outputs and costs."""
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,13 +14,32 @@ from torch.utils.flop_counter import flop_registry
 
 from localrank_cli.errors import LayerError, LocalrankError, ModelError, one_line
 from localrank_cli.layers.capture import Call
-from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
 
 # Dtypes below float64 -> bytes of a real number in them.
 _LOW_PRECISION = {
     torch.float32: 4, torch.float16: 2, torch.bfloat16: 2, torch.complex64: 4, torch.complex32: 2,
 }  # fmt: skip
+
+# Classes of layers with a pre-activation.
+_AFFINE: tuple[type[nn.Module], ...] = (
+    nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+
+
+def is_affine_layer(module: nn.Module) -> bool:
+    """Return whether a module is analysed by default.
+
+    That is Linear, Bilinear, Conv*, ConvTranspose* and their subclasses, and the Conv1D of
+    transformers (a Linear with a transposed weight).
+    """
+    if isinstance(module, _AFFINE):
+        return True
+    # Looked up, not imported: a Conv1D instance exists only where transformers was imported.
+    transformers = sys.modules.get("transformers.pytorch_utils")
+    conv1d = getattr(transformers, "Conv1D", None)
+    return isinstance(conv1d, type) and isinstance(module, conv1d)
 
 
 @dataclass(frozen=True)
@@ -113,12 +133,16 @@ class _Watch:
     counts: dict[str, int] = field(default_factory=dict)
 
     def enter(self, name: str) -> Any:
+        """Return the hook before a module."""
+
         def on_input(module: nn.Module, _: object) -> None:
             self.running.append(f"{name!r} ({type(module).__name__})")
 
         return on_input
 
     def leave(self, name: str) -> Any:
+        """Return the hook after a module, which records its output."""
+
         def on_output(module: nn.Module, _: object, output: object) -> object:
             if self.running:
                 self.running.pop()

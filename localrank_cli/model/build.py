@@ -15,12 +15,9 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from localrank_cli.errors import ModelError, cause
-from localrank_cli.model.sharing import Aliases, held_values
+from localrank_cli.model.sharing import Aliases, held_arrays
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT
-
-# The seed under which a user's code is imported and its networks are built: what they draw is the
-# same at every start, whatever state the caller's generators have.
 
 # A parametrized layer (weight_norm, spectral_norm) keeps its parametrizations as a child.
 _NO_LAYERS = {"parametrizations"}
@@ -71,21 +68,14 @@ def build_model(
     existing: Sequence[nn.Module] = (),
     seed: int = SEED,
 ) -> Build:
-    """Call the user's class or function.
+    """Return the module that the user's class or function builds; `name` is for messages.
 
     On the CPU, never on `meta`: non-persistent buffers and plain tensor attributes would stay
     there, and `.item()` in `__init__` would raise.
 
-    Args:
-        factory: An nn.Module class, or a function that returns a module.
-        arguments: `--model-arg`.
-        name: For messages.
-        existing: Modules from before the user's code was imported.
-        seed: Of the random number generators of torch, numpy and Python, for the call; their states
-            are restored after it.
-
-    Returns:
-        The module, its parameters frozen; one that is a layer itself under the name `model`.
+    `existing` are the modules from before the user's code was imported. The random number
+    generators of torch, numpy and Python are seeded for the call and restored after it. In the
+    module that is returned no parameter requires a gradient; a single layer is named `model`.
 
     Raises:
         ModelError: If it cannot be called so, or returns no module.
@@ -101,7 +91,7 @@ def build_model(
             "Name the class, or a function that returns the module.",
         )
     _check_arguments(factory, arguments, name)
-    before = existing_modules()
+    before = [] if _returns_new(factory) else existing_modules()
     try:
         # chdir: a user's own chdir is undone at the end.
         with seeded(seed), contextlib.chdir("."):
@@ -171,6 +161,15 @@ def existing_modules() -> list[nn.Module]:
     return [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
 
 
+def _returns_new(factory: Callable[..., object]) -> bool:
+    """Return whether no call returns an earlier object: a class that leaves creation to Python."""
+    return (
+        isinstance(factory, type)
+        and type(factory).__call__ is type.__call__
+        and getattr(factory, "__new__") is object.__new__  # noqa: B009  # mypy knows its own __new__
+    )
+
+
 def _own_copy(model: nn.Module, name: str) -> nn.Module:
     """Return a copy of a module that existed before the user's function returned it."""
     for module in model.modules():
@@ -194,7 +193,7 @@ def _own_copy(model: nn.Module, name: str) -> nn.Module:
 
 
 def _check_complete(model: nn.Module, name: str) -> None:
-    for held in held_values(model):
+    for held in held_arrays(model):
         if isinstance(held.value, Tensor) and held.value.is_nested:
             raise ModelError(
                 f"{name}: {held.name} is a nested tensor, which localrank cannot compare.",

@@ -12,10 +12,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Expected:
-    """The keys, shapes and types that a network's state dict must have.
+    """The keys, shapes and types that the state dict of a network must have.
 
-    Args:
-        model: The network, freshly built (filling breaks the identity of tied parameters).
+    The network is freshly built: filling breaks the identity of tied parameters.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -22,7 +22,7 @@ _OTHER_SEED = 1  # any but SEED
 
 
 @dataclass(frozen=True)
-class Rebuilt:
+class Rebuild:
     """Another build of a network, and the second import that it comes from, if there is one."""
 
     build: Build
@@ -44,10 +44,10 @@ class Network:
 
     model: nn.Module
     drawn: frozenset[str] = frozenset()  # names of the parts that differ between two builds
-    restless: frozenset[str] = frozenset()  # those that differ even under one seed
+    unstable: frozenset[str] = frozenset()  # those that differ even under one seed
     is_shared: bool = False  # existed before, so that two builds cannot be compared
     # Builds it anew, under the seed of `model` or under another one; None where no build differs.
-    again: Callable[[bool], Rebuilt] | None = None
+    rebuild: Callable[[bool], Rebuild] | None = None
     note: str = ""  # on what could not be compared
 
 
@@ -65,15 +65,15 @@ class Builder:
         """Return the network that the factory builds."""
         return build_model(self.factory, self.arguments, self.name, self.existing, seed)
 
-    def build_anew(self, seed: int) -> Rebuilt:
+    def build_anew(self, seed: int) -> Rebuild:
         """Return the network of a second import, or of the factory where there is none."""
         if self.code is None:
-            return Rebuilt(self.build(seed))
+            return Rebuild(self.build(seed))
         second = SecondImport(self.code)
         with seeded(seed):
             factory: Any = second.load("--model")
         with second.active():
-            return Rebuilt(replace(self, factory=factory).build(seed), second)
+            return Rebuild(replace(self, factory=factory).build(seed), second)
 
 
 def build_twice(builder: Builder) -> Network:
@@ -104,16 +104,16 @@ def build_twice(builder: Builder) -> Network:
         names = {key for key, one in prints.items() if one.is_array}
         return Network(made.model, frozenset(names - set(made.model.state_dict())), is_shared=True)
 
-    def again(other: bool) -> Rebuilt:
+    def rebuild(other: bool) -> Rebuild:
         return builder.build_anew(_OTHER_SEED if other else SEED)
 
     # First weights always differ; whether a checkpoint fills them is known later.
     weights = _differing(other, prints) & set(made.model.state_dict())
-    drawn, restless = weights, set[str]()
+    drawn, unstable = weights, set[str]()
     if not _differing(other, prints) <= weights:
-        found, restless = _confirmed(builder, state_too)
+        found, unstable = _confirmed(builder, state_too)
         drawn = weights | found
-    return Network(made.model, frozenset(drawn), frozenset(restless), False, again, note)
+    return Network(made.model, frozenset(drawn), frozenset(unstable), False, rebuild, note)
 
 
 def _prints(made: Build) -> tuple[dict[str, Fingerprint], bool]:
@@ -139,11 +139,11 @@ def _confirmed(builder: Builder, state_too: bool) -> tuple[set[str], set[str]]:
 
     other, same = prints(_OTHER_SEED), prints(SEED)
     drawn = _differing(other, same)
-    restless = _differing(same, prints(SEED)) & drawn if drawn else set[str]()
+    unstable = _differing(same, prints(SEED)) & drawn if drawn else set[str]()
     arrays = {
-        key for key in restless if any(key in one and one[key].is_array for one in (other, same))
+        key for key in unstable if any(key in one and one[key].is_array for one in (other, same))
     }
-    return drawn - (restless - arrays), arrays
+    return drawn - (unstable - arrays), arrays
 
 
 @contextmanager

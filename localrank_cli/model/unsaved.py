@@ -1,35 +1,40 @@
 """What a network holds beside its state dict, where no checkpoint fills it."""
 
-import dataclasses
-import functools
+import enum
 import hashlib
+import logging
+import random
+import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePath
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from localrank_cli import walk
 from localrank_cli.model.build import WholeLayer
-from localrank_cli.model.reach import (
-    Parts,
-    code_parts,
-    object_parts,
-    state_of_generator,
-)
+from localrank_cli.walk import Parts, Place
 
-# Attributes that torch gives every module: hooks and the like.
-_OWN = frozenset(vars(nn.Module()))
-_SCALARS = (bool, int, float, complex, str, bytes, bytearray, memoryview, np.generic, PurePath)
 _CODE = (FunctionType, BuiltinFunctionType, MethodType, type)
-_MOST_VALUES = 300_000  # more are not looked at; the forward passes of two builds are compared too
-_MOST_SCALARS = 100  # a longer list of scalars is one value
+# Objects that hold no data.
+_ATOMS = (type, ModuleType, CodeType, logging.Logger)
+# More values are not compared: the forward passes of two builds are, too.
+_MAX_VALUES = 300_000
+_MAX_SCALARS = 100  # a longer list of scalars is one value
+_NUMPY = (np.random.Generator, np.random.BitGenerator)
+_PYTHON = random.Random  # noqa: S311  # a user's code may hold one
+_LEGACY = np.random.RandomState  # a user's code may hold one
+_REDUCED = 5  # entries of what __reduce_ex__ returns: function, arguments, state, items, pairs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Fingerprint:
     """The fingerprint of a value, or of several that cannot be told apart by name."""
 
@@ -66,34 +71,27 @@ def state_aliases(model: nn.Module) -> set[str]:
 def _leaves(model: nn.Module) -> Iterator[tuple[str, object]]:
     root = model.model if isinstance(model, WholeLayer) else model
     modules = dict(root.named_modules())
-    # Objects by id, kept alive: an id may be reused. Parameters are filled wherever they are held.
-    seen: dict[int, object] = {id(one): one for one in (*modules.values(), *root.parameters())}
-    todo: deque[tuple[str, object]] = deque()
-    for place, module in modules.items():
-        yield place or "the network", _code_name(type(module))
-        prefix = f"{place}." if place else ""
-        todo += [(prefix + key, value) for key, value in _own(module)]
+    parameters = {id(one) for one in root.parameters()}  # filled wherever they are held
+    start: Parts = []
+    for name, module in modules.items():
+        yield name or "the network", _code_name(type(module))
+        renewed = _renewed(module)
+        held = [part for part in walk.unsaved_parts(module) if part.name not in renewed]
+        start += [part.below(name) for part in held]
     # What code refers to comes last: an attribute of the network gives the better name.
-    for place, module in modules.items():
-        prefix = f"{place}." if place else ""
-        todo += [(f"{prefix}hook", hook) for hook in _hooks(module)]
-        todo += code_parts(module, prefix)
-    for _ in range(_MOST_VALUES):
-        if not todo:
-            return
-        name, value = todo.popleft()
-        if isinstance(value, np.ndarray) and value.dtype.hasobject:
-            value = value.tolist()
+    for name, module in modules.items():
+        start += [part.below(name) for part in _hooks(module) + walk.code_parts(module)]
+    seen: dict[int, object] = {id(module): module for module in modules.values()}
+    places = walk.walk(start, _parts, seen, most=None)
+    for name, value, _ in islice(places, _MAX_VALUES):
         if isinstance(value, (Tensor, np.ndarray)):
-            if not isinstance(value, nn.Parameter) or id(value) not in seen:
+            is_filled = isinstance(value, nn.Parameter) and id(value) in parameters
+            if not is_filled and not walk.holds_objects(value):
                 yield name, value
             continue
         leaf = _leaf(value)
         if leaf is not None:
             yield name, leaf
-        if not isinstance(value, _SCALARS) and id(value) not in seen:
-            seen[id(value)] = value
-            todo += [(name + key, part) for key, part in _parts(value)]
 
 
 def _leaf(value: object) -> object:
@@ -102,69 +100,100 @@ def _leaf(value: object) -> object:
         return bytes(value)
     if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, _SCALARS):
+    if isinstance(value, walk.SCALARS):
         return value
     if isinstance(value, _CODE):
         return _code_name(value)
     if _is_long(value):
         return hashlib.sha256(repr(value).encode()).hexdigest()
-    return state_of_generator(value)
+    return _state_of_generator(value)
 
 
 def _is_long(value: object) -> bool:
     return (
         isinstance(value, (list, tuple, deque))
-        and len(value) > _MOST_SCALARS
+        and len(value) > _MAX_SCALARS
         and all(type(part) in {bool, int, float, complex, str, bytes} for part in value)
     )
 
 
-def _own(module: nn.Module) -> Iterator[tuple[str, object]]:
-    """Yield what a module holds beside its state dict, and beside other modules."""
-    for key in module._non_persistent_buffers_set:  # noqa: SLF001  # torch has no public way to ask
-        yield key, module._buffers.get(key)  # noqa: SLF001  # torch has no public way to ask
-    renewed = _renewed(module)
-    for key, value in vars(module).items():
-        if key not in _OWN and key not in renewed:
-            yield key, value
-
-
-def _hooks(module: nn.Module) -> list[object]:
-    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # noqa: SLF001  # torch has no public way to ask
+def _hooks(module: nn.Module) -> Parts:
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # noqa: SLF001  # torch has no public way to ask
+    return [Place(".hook", hook) for hook in hooks]
 
 
 def _parts(value: Any) -> Parts:
-    """Return what an object holds, and how it is reached."""
-    if _is_long(value):
-        return []
-    parts: Parts = []
-    if isinstance(value, dict):
-        for index, (key, part) in enumerate(value.items()):
-            is_text = isinstance(key, str)
-            parts.append((f"[{key!r}]" if is_text else f"[{index}]", part))
-            if not is_text:
-                parts.append((f".keys[{index}]", key))
-    elif isinstance(value, (list, tuple, deque)):
-        parts += [(f"[{index}]", part) for index, part in enumerate(value)]
-    elif isinstance(value, (set, frozenset)):
-        # One name for all: the order of a set differs from process to process.
-        parts += [("", part) for part in value]
+    """Return what an object holds that may decide a number."""
     if isinstance(value, nn.Module):  # in a list, say, where the state dict does not reach it
-        held = (value._parameters, value._buffers, value._modules)  # noqa: SLF001  # torch has no public way to ask
-        own = {key: part for key, part in vars(value).items() if key not in _OWN}
-        named = [(f".{key}", part) for some in (*held, own) for key, part in some.items()]
-        hooks = [(".hook", hook) for hook in _hooks(value)]
-        return [("", _code_name(type(value))), *named, *hooks, *code_parts(value, ".")]
-    if isinstance(value, functools.partial):
-        return [(".func", value.func), (".args", value.args), (".keywords", value.keywords)]
-    return parts if isinstance(value, type) else parts + object_parts(value)
+        name = Place("", _code_name(type(value)))
+        parts = [name, *walk.module_parts(value), *_hooks(value), *walk.code_parts(value)]
+    elif isinstance(value, _ATOMS) or walk.is_machinery(value) or _is_long(value):
+        parts = []
+    elif isinstance(value, enum.Enum):
+        name = Place("", f"{type(value).__qualname__}.{value.name}")
+        parts = [name, Place(".value", value.value)]
+    elif isinstance(value, BuiltinFunctionType):
+        parts = [Place("", value.__self__)]
+    elif isinstance(value, FunctionType):
+        parts = walk.used_parts(value)
+    else:
+        parts = walk.call_parts(value) or _object_parts(value)
+    return parts
+
+
+def _object_parts(value: Any) -> Parts:
+    # Of a generator the state counts, which is one value.
+    attributes = walk.attributes(value) if _state_of_generator(value) is None else []
+    return walk.items(value) + attributes + _reduced(value, attributes)
+
+
+def _reduced(value: Any, attributes: Parts) -> Parts:
+    """Return what a pickle holds beside the attributes, where a library wrote the class."""
+    containers = (dict, list, tuple, set, frozenset, np.ndarray)
+    if isinstance(value, containers) or _state_of_generator(value) is not None:
+        return []
+    names = {"__reduce__", "__reduce_ex__", "__getstate__"}
+    writer = next(base for base in type(value).__mro__ if names & set(vars(base)))
+    if walk.is_users((type(value) if writer is object else writer).__module__):
+        return []  # it would run the user's code, or hold no more than the attributes do
+    if writer is object and attributes:
+        return []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = value.__reduce_ex__(4)
+            parts = found[1:_REDUCED] if isinstance(found, tuple) else [found]
+            held = [list(part) if isinstance(part, Iterator) else part for part in parts]
+    except Exception:  # there is no pickle of it: a lock, a file, or whatever a library raises
+        return []
+    known = {id(part.value) for part in attributes}
+    for index, part in enumerate(held):
+        if isinstance(part, dict):
+            held[index] = {key: one for key, one in part.items() if id(one) not in known}
+    return [Place("", part) for part in held]
+
+
+def _state_of_generator(value: Any) -> str | None:
+    """Return the state of a random number generator as text; None for anything else."""
+    state: object = None
+    with np.printoptions(threshold=sys.maxsize):
+        if isinstance(value, torch.Generator):
+            state = value.get_state().cpu().numpy().tobytes()
+        elif isinstance(value, _PYTHON) and not isinstance(value, random.SystemRandom):
+            state = value.getstate()
+        elif isinstance(value, _LEGACY):
+            state = value.get_state(legacy=False)
+        elif isinstance(value, _NUMPY):
+            bits: Any = getattr(value, "bit_generator", value)
+            state = bits.state
+        return None if state is None else repr(state)
 
 
 def _renewed(module: nn.Module) -> set[str]:
     """Return attributes that torch's own hooks compute before each forward pass (weight_norm)."""
     hooks = module._forward_pre_hooks.values()  # noqa: SLF001  # torch has no public way to ask
     return {
-        str(getattr(hook, "name", getattr(hook, "_tensor_name", "")))
+        f".{getattr(hook, 'name', getattr(hook, '_tensor_name', ''))}"
         for hook in hooks
         if type(hook).__module__.startswith("torch.nn.utils.")
     }

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import ModelError, Note, cause
+from localrank_cli.jacobian.guards import close
 from localrank_cli.layers.outputs import first_tensor
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.model.build import Build
-from localrank_cli.model.twice import Network, Rebuilt
+from localrank_cli.model.twice import Network, Rebuild
 
 UNNAMED = "something outside the network"
 _N_POINTS = 4  # a drawn mask may leave the entries of one point that are not zero as they are
@@ -30,17 +31,10 @@ def check_outputs(
 ) -> tuple[str, ...]:
     """Check that another build of the network, with the same weights, gives the same outputs.
 
-    What the modules receive and return is compared, beyond the relative `tolerance`: global
-    variables and caches of functions count as far as they decide a value.
-
-    Args:
-        built: The network, filled.
-        prepare: Moves another build to the device and dtype, and fills it with the same weights.
-        points: To run; shape (points, ...).
-        name: Of the network, for messages.
-        note: Receives each note for the user.
-        allowed: Whether `--allow-unsaved` was given.
-        tolerance: Relative to the largest entry of each tensor.
+    What the modules receive and return is compared, up to a `tolerance` relative to the largest
+    entry of each tensor: global variables and caches of functions count as far as they decide a
+    value. `prepare` moves another build to the device and dtype, and fills it with the same
+    weights; `points` has shape (points, ...), and `allowed` is `--allow-unsaved`.
 
     Returns:
         What to name as held by no checkpoint; empty where the outputs agree.
@@ -48,16 +42,16 @@ def check_outputs(
     Raises:
         ModelError: If they differ and that is not allowed, or if they differ under one seed.
     """
-    model, again, few = built.model, built.again, points[:_N_POINTS]
+    model, rebuild, few = built.model, built.rebuild, points[:_N_POINTS]
 
-    def place(other: Rebuilt, seed: int) -> str | None:
+    def place(other: Rebuild, seed: int) -> str | None:
         return _first_difference(model, other, few, seed, tolerance)
 
     # What each pass draws is found, and named better, at the first checkpoint.
-    if again is None or place(Rebuilt(Build(model)), 1) is not None:
+    if rebuild is None or place(Rebuild(Build(model)), 1) is not None:
         return ()
     try:
-        other = again(True)
+        other = rebuild(True)
         prepare(other.model)
         found = place(other, 1)
     except Exception as error:  # whatever code raises that runs a second time
@@ -77,7 +71,7 @@ def check_outputs(
             " and says so in column message.",
         )
     del other
-    same = again(False)
+    same = rebuild(False)
     prepare(same.model)
     if place(same, 0) is not None:
         raise ModelError(
@@ -90,7 +84,7 @@ def check_outputs(
 
 
 def _first_difference(
-    model: nn.Module, other: Rebuilt, points: Tensor, seed: int, tolerance: float
+    model: nn.Module, other: Rebuild, points: Tensor, seed: int, tolerance: float
 ) -> str | None:
     """Return the first place where two networks differ, of which the second runs under `seed`."""
     for index in range(points.shape[0]):
@@ -99,7 +93,7 @@ def _first_difference(
         with other.active():
             second = _values(other.model, point, seed)
         for (place, value), (other_place, other_value) in zip(first, second, strict=False):
-            if place != other_place or not _agree(value, other_value, tolerance):
+            if place != other_place or not close(value, other_value, tolerance):
                 return place
         if len(first) != len(second):
             return "the number of calls"
@@ -139,16 +133,3 @@ def _values(model: nn.Module, point: Tensor, seed: int) -> Found:
 def _dtype_of(model: nn.Module) -> torch.dtype:
     floats = (one.dtype for one in model.parameters() if one.is_floating_point())
     return next(floats, torch.get_default_dtype())
-
-
-def _agree(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    if first.shape != second.shape or first.dtype != second.dtype:
-        return False
-    if not (first.is_floating_point() or first.is_complex()):
-        return torch.equal(first, second)
-    finite = torch.isfinite(first)
-    if not torch.equal(finite, torch.isfinite(second)):
-        return False
-    first, second = torch.where(finite, first, 0), torch.where(finite, second, 0)
-    scale = first.abs().max().item() if first.numel() else 0.0
-    return bool(((first - second).abs() <= tolerance * scale).all())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import LocalrankError, ModelError, Note
-from localrank_cli.jacobian.guards import agreement
+from localrank_cli.jacobian.guards import agreement, close
 from localrank_cli.layers.capture import Capture
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.model.build import build_model, existing_modules, move_model
@@ -46,12 +46,8 @@ class Loads:
     ) -> None:
         """Compare a network with a new one, until a checkpoint with other weights was compared.
 
-        Args:
-            series: Its network is filled with the checkpoint, and ran with earlier ones.
-            checkpoint: For messages.
-            weights: Hash and state dict of the checkpoint.
-            point: Shape (1, ...).
-            note: Receives a note where the network cannot be built again.
+        The network of `series` is filled with the checkpoint, and ran with earlier ones. `weights`
+        are the checkpoint's hash and state dict; `point` has shape (1, ...).
 
         Raises:
             KeptValuesError: If they differ by more than rounding.
@@ -98,10 +94,7 @@ def _first_difference(series: SeriesPlan, new: nn.Module, point: Tensor) -> str:
         with analysis_setting(model, dtype), torch.no_grad():
             found.append(Capture(model, calls)(point))
     for call, ours, theirs in zip(calls, found[0], found[1], strict=True):
-        scale = float(theirs.nan_to_num(0, 0, 0).abs().max()) if theirs.numel() else 0.0
-        if ours.shape != theirs.shape or not torch.allclose(
-            ours, theirs, rtol=0, atol=rounding * scale, equal_nan=True
-        ):
+        if not close(theirs, ours, rounding):
             return call.label
     return ""
 

@@ -76,7 +76,7 @@ def make_hf_model(
     existing = existing_modules()
     network = build_twice(Builder(hf_factory(first), arguments, "--model hf", existing))
     # The code is that of transformers: nothing is drawn outside its modules.
-    return replace(network, again=None)
+    return replace(network, rebuild=None)
 
 
 def _config_folder(file: CheckpointFile, folder: Path) -> Path:
@@ -104,11 +104,11 @@ def check_unsaved(
         return ()
     if not allowed:
         raise _refusal(name, names, is_shared=network.is_shared)
-    restless = tuple(sorted(network.restless - filled))
-    if restless:
-        verb = "differs" if len(restless) == 1 else "differ"
+    unstable = tuple(sorted(network.unstable - filled))
+    if unstable:
+        verb = "differs" if len(unstable) == 1 else "differ"
         raise ModelError(
-            f"{name}: {listed(restless)} {verb} at every start even with torch, numpy and random"
+            f"{name}: {listed(unstable)} {verb} at every start even with torch, numpy and random"
             " seeded: --allow-unsaved needs the same network each time.",
             "Seed the generator that draws it (torch.Generator().manual_seed(0),"
             " numpy.random.default_rng(0), random.Random(0)).",

@@ -184,6 +184,23 @@ class TestAModuleThatWasThereBefore:
         first, second = (build_module(factory, {}, NAME) for _ in range(2))
         assert first is not second
 
+    @pytest.mark.parametrize("where", ["class", "metaclass"])
+    def test_one_that_a_class_gives_again_is_copied(self, where: str) -> None:
+        class Again(type):
+            def __call__(cls) -> Any:
+                return given
+
+        class OfMetaclass(nn.Linear, metaclass=Again):
+            pass
+
+        class OfClass(nn.Linear):
+            def __new__(cls, *_: Any) -> Any:
+                return given
+
+        given = nn.Linear(2, 2)
+        built: Any = build_module(OfClass if where == "class" else OfMetaclass, {}, NAME)
+        assert built.model is not given
+
     def test_ties_are_kept_in_the_copy(self) -> None:
         theirs = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
         theirs[1].weight = theirs[0].weight

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localrank_cli.model.order import two_orders
+from localrank_cli.model.mlp import two_orders
 
 
 def chains(weights: dict[str, tuple[int, int]]) -> list[tuple[str, ...]]:

@@ -62,12 +62,20 @@ def a_function(w: Tensor) -> Callable[[], Tensor]:
     return lambda: w
 
 
+def with_default(w: Tensor) -> Callable[[], Tensor]:
+    def default(held: Tensor = w) -> Tensor:
+        return held
+
+    return default
+
+
 FOLLOWED: dict[str, tuple[Get, Get]] = {
     "attribute": (lambda m: m.w, lambda m: m.g),
     "list": (lambda m: [m.w], lambda m: m.g[0]),
     "dict in a tuple": (lambda m: ({"x": m.w},), lambda m: m.g[0]["x"]),
     "object": (lambda m: Plain(m.w), lambda m: m.g.w),
     "slot": (lambda m: Holder(m.w), lambda m: m.g.w),
+    "object of torch": (lambda m: torch.distributions.Normal(m.w, 1.0), lambda m: m.g.loc),
     "closure": (lambda m: a_function(m.w), lambda m: m.g()),
     "buffer that is not saved": (lambda m: nn.UninitializedBuffer(), lambda m: m.g),
     "parameter": (lambda m: [m.p], lambda m: m.g[0]),
@@ -87,6 +95,11 @@ REFUSED: dict[str, tuple[Get, str]] = {
         lambda m: functools.partial(torch.mul, m.w[1]),
         r"is a view of the buffer 'w'",
     ),
+    "view in a distribution": (
+        lambda m: torch.distributions.Normal(m.w[0], 1.0),
+        r"'g\.loc' is a view of the buffer 'w'",
+    ),
+    "default argument": (lambda m: with_default(m.w), r"is the buffer 'w'"),
     "array": (lambda m: m.w.numpy(), r"'g' is a view of the buffer 'w'"),
     "the same in a tuple": (lambda m: (m.w,), r"'g\[0\]' is the buffer 'w'"),
 }
@@ -162,3 +175,59 @@ def test_an_unsaved_buffer_that_is_a_view_of_a_saved_one_is_refused() -> None:
 
     with pytest.raises(ModelError, match="'g' is a view of the buffer 'w'"):
         Aliases(Viewed())
+
+
+TABLE: dict[str, Any] = {}
+
+
+class Global(Shared):
+    def begin(self) -> None:
+        TABLE["w"] = self.w
+
+    def forward(self, x: Tensor) -> Any:
+        return x @ TABLE["w"]
+
+
+class OnTheClass(Shared):
+    kept: Any = None
+
+    def begin(self) -> None:
+        OnTheClass.kept = self.p.detach()[0]
+
+    def forward(self, x: Tensor) -> Any:
+        return x * OnTheClass.kept
+
+
+def from_table() -> Any:
+    return TABLE["w"]
+
+
+class InAFunction(Global):
+    def forward(self, x: Tensor) -> Any:
+        return x @ from_table()
+
+
+class InAnAttribute(Global):
+    def begin(self) -> None:
+        super().begin()
+        self.get = from_table
+
+    def forward(self, x: Tensor) -> Any:
+        return x @ self.get()
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (InAFunction, r"forward\.from_table\.TABLE\['w'\].* is the buffer 'w'"),
+        (InAnAttribute, r"from_table\.TABLE\['w'\].* is the buffer 'w'"),
+        (Global, r"forward\.TABLE\['w'\].* is the buffer 'w'"),
+        (OnTheClass, r"'forward\.OnTheClass\.kept' is a view of the parameter 'p'"),
+    ],
+)
+def test_a_second_place_outside_the_network_is_refused(cls: Any, message: str) -> None:
+    model = build_module(cls, {"second": cls.begin}, "--model net.py:Net")
+    with pytest.raises(ModelError, match=message):
+        move_model(model, CPU, torch.float64)
+    TABLE.clear()
+    OnTheClass.kept = None

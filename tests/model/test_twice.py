@@ -268,7 +268,7 @@ def test_what_a_checkpoint_fills_or_every_build_gives_is_not(name: str) -> None:
 
 def test_numbers_without_a_seed_are_noted_where_drawn_ones_are_allowed() -> None:
     factory = holding(B=lambda: np.random.default_rng().random(3), C=lambda: torch.randn(2))
-    assert built(factory).restless == {"B"}
+    assert built(factory).unstable == {"B"}
 
 
 def test_the_network_does_not_depend_on_the_callers_seeds() -> None:

@@ -125,6 +125,21 @@ class Default(Base):
             found["w"] = self.gram()
         return found["w"]
 
+class Attribute(Base):
+    def kept(self):
+        if not hasattr(Attribute.kept, "w"):
+            Attribute.kept.w = self.gram()
+        return Attribute.kept.w
+
+class ListOfMany(Base):
+    def begin(self):
+        self.several = [*range(100_000)]
+
+    def kept(self):
+        if len(self.several) == 100_000:
+            self.several.append(self.gram())
+        return self.several[-1]
+
 class InPlace(Base):
     def begin(self):
         self.o = Holder()
@@ -172,7 +187,7 @@ class Cleared(Closure):
 """
 RESTORED = (
     "Helper", "Deep", "Slotted", "Lru", "LruFunction", "OnTheClass", "Global", "Rebound",
-    "Memoized", "Default", "InPlace", "Cleared",
+    "Memoized", "Default", "Attribute", "ListOfMany", "InPlace", "Cleared",
 )  # fmt: skip
 REFUSED = ("Closure", "Iterator", "Nameless")
 
