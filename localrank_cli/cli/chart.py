@@ -188,7 +188,7 @@ class _Trajectory:
 
 
 class Summary:
-    """Collects rows and prints a table; holds only a few numbers of each row."""
+    """Collect rows and print a table; keep only a few numbers of each row."""
 
     def __init__(self) -> None:
         self._layers: dict[tuple[str, str], dict[str, _Trajectory]] = {}

@@ -34,7 +34,7 @@ class _ClosedPipeError(Exception):
 
 
 class _Program(TyperGroup):
-    """Turns every exception into one line and an exit status."""
+    """Turn every exception into one line and an exit status."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command line and exit, or return the command's result if not in standalone mode."""

@@ -35,7 +35,7 @@ _OURS = (PLAN, f"{_EARLIER}*", "shard-*-of-*.csv*", "jobs.json*", "submit.sh")
 
 
 class Progress:
-    """Reads what was appended to the journals of a folder since the last call."""
+    """Read what was appended to the journals of a folder since the last call."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

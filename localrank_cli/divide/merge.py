@@ -22,7 +22,7 @@ _MOST_MISSING = 1_000_000
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record stands."""
+    """The place of a record."""
 
     journal: Path
     entry: Entry
@@ -75,7 +75,7 @@ def find_journals(paths: Sequence[Path]) -> list[Path]:
         if not journal.is_file():
             raise UnreadableError(
                 f"{path}: there is no journal {journal.name} beside it.",
-                "A merge needs the per-point values, which stand there.",
+                "A merge needs the per-point values in it.",
             )
         found.append(journal)
     return list(dict.fromkeys(path.absolute() for path in found))
@@ -189,7 +189,7 @@ def _check_points(merge: Merge) -> None:
         for low, high in sorted(found):
             if low < reached:
                 raise SettingsError(
-                    f"points {low} to {reached - 1} of {checkpoint} of {run!r} stand in two shards"
+                    f"points {low} to {reached - 1} of {checkpoint} of {run!r} are in two shards"
                     " of different divisions.",
                     "Merge the shards of one division only.",
                 )

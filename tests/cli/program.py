@@ -1,4 +1,4 @@
-"""Runs the program: in this process where that is enough, else as a real one."""
+"""Run the program: in this process where that is enough, else as a real one."""
 
 import os
 import subprocess

@@ -15,7 +15,7 @@ from tests.helpers import NET_CODE, Evil, entries, evil_code, net_weights, renam
 
 
 def fails(folder: Path, *words: str, code: int = 1) -> Outcome:
-    """Runs with an output file, and checks what holds for every error."""
+    """Run with an output file, and check what holds for every error."""
     out = folder.parent / "out"
     out.mkdir(exist_ok=True)
     before = entries(folder) if folder.is_dir() else []

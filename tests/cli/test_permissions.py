@@ -37,7 +37,7 @@ def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def invoke_unprivileged(folder: Path, *words: str) -> Outcome:
-    """Runs the program in a child process that has given up root's rights.
+    """Run the program in a child process that has given up root's rights.
 
     A fork, and not a new process: nobody may not be able to read this Python installation. The
     child computes nothing; it meets the error first.

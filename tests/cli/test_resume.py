@@ -111,7 +111,7 @@ def test_other_settings_are_not_mixed(
 
 
 def rewrite_journal(target: Path, edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
-    """Changes every line's head and body, with sound checksums."""
+    """Change every line's head and body, with sound checksums."""
     journal = Path(f"{target}.journal")
     lines = []
     for line in journal.read_text().splitlines():
@@ -323,7 +323,7 @@ def test_two_processes_on_one_output(series: Path, target: Path, tmp_path: Path)
 
 
 def interrupted(series: Path, target: Path, delay: float) -> int:
-    """Kills a run at some instant after its first finished checkpoint; gives how many it kept."""
+    """Kill a run at some instant after its first finished checkpoint; return how many it kept."""
     journal = Path(f"{target}.journal")
     with start("analyze", str(series), *QUICK, "-q", "-o", str(target)) as process:
         while process.poll() is None and not (journal.exists() and journal.stat().st_size > 4000):

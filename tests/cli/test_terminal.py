@@ -21,7 +21,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def at_terminal(
     *words: str, columns: int = 80, stderr: bool = False, **environment: str
 ) -> tuple[int, str, str]:
-    """Runs the program with stdout (and stderr) at a terminal: status, screen, stderr's pipe."""
+    """Run the program with stdout (and stderr) at a terminal: status, screen, stderr's pipe."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     clean = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES", "NO_COLOR"}}

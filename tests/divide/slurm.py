@@ -64,7 +64,7 @@ class Slurm:
         return {**os.environ, **own, "PATH": self.before_path + PATH}
 
     def ask(self, *words: str) -> str:
-        """Runs one of its programs."""
+        """Run one of its programs."""
         done = subprocess.run(
             words, env=self.environment, capture_output=True, text=True, timeout=60, check=True
         )
@@ -81,7 +81,7 @@ class Slurm:
         return any(state != "PENDING" for state in self.jobs(job).values())
 
     def wait(self, true: Callable[[], object], seconds: float = 120) -> None:
-        """Waits until something is true."""
+        """Wait until something is true."""
         deadline = time.monotonic() + seconds
         while not true():
             if time.monotonic() > deadline:
@@ -91,7 +91,7 @@ class Slurm:
 
 @contextmanager
 def running() -> Iterator[Slurm]:
-    """Starts one, and stops it."""
+    """Start one, and stop it."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
     if missing:
         pytest.skip(f"no Slurm on this machine: {', '.join(missing)} not found")
