@@ -56,6 +56,7 @@ from localrank_cli.run.headers import (
     choose_part,
     load_state,
 )
+from localrank_cli.run.missing import Parts, describe_missing
 from localrank_cli.run.network import check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
 from localrank_cli.spectrum.layer import Examination, examine
@@ -200,7 +201,7 @@ def _plan_series(
     files, allowed = [file for file, _ in steps], options.allow_unsaved
     network = make_model(settings.model, (files, folder), headers.first, note)
     model = network.model
-    expected = Expected(model)
+    expected = network.expected
     points, facts = load_points(settings.source)
     for text in points.notes:
         note(text)
@@ -217,6 +218,13 @@ def _plan_series(
         options.trust_pickle,
     )  # fmt: skip
     examination, examined = failures.first_that_runs(checkpoints or every, look.examine)
+    calls = [record.call for record in examination.records]
+    parts = Parts(model, calls, look.points[:1])
+    checkpoints, more = failures.complete(
+        checkpoints, lambda one: parts.check(one.missing, one.place), folder
+    )
+    for text in describe_missing(checkpoints):
+        note(text)
     for text in examination.notes:
         note(text)
     unsaved = unsaved or look.compare(network, examination, note, allowed=allowed)
@@ -227,7 +235,7 @@ def _plan_series(
         series=series,
         settings=settings,
         checkpoints=checkpoints,
-        failures=failed,
+        failures=(*failed, *more),
         names=frozenset(file.name for file in series.files),
         model=model,
         expected=expected,
