@@ -15,6 +15,7 @@ from localrank_cli.errors import LayerError, LocalrankError, ModelError, one_lin
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
+from localrank_cli.layers.precision import Descent
 
 # Dtypes below float64 -> bytes of a real number in them.
 _LOW_PRECISION = {
@@ -47,7 +48,10 @@ class Survey:
     records: tuple[CallRecord, ...]  # calls that returned a floating-point tensor, as they ended
     varied_shape: tuple[int, ...]  # of the varied tensor for a batch of one point, as `real_parts`
     activations: int  # entries of all intermediate results for one point
-    has_low_precision: bool  # some operation had less precision than the analysis dtype
+    # Less precision than the analysis dtype: in some operation on what comes from the varied
+    # tensor, which rounds the Jacobian; and in any operation at all.
+    has_low_precision: bool
+    has_low_values: bool
     silent: tuple[str, ...]  # calls that returned no floating-point tensor
     varied_is_complex: bool = False
 
@@ -68,7 +72,9 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.cost = 0.0
         self.entries = 0
-        self.low_precision = False
+        self.low_precision = False  # of what descends from the varied tensor
+        self.low_values = False
+        self.descent = Descent()
         self._low = tuple(low for low, size in _LOW_PRECISION.items() if size < dtype.itemsize)
 
     @classmethod
@@ -81,13 +87,16 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         del types
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        every = out if isinstance(out, (tuple, list)) else (out,)
+        tensors = [tensor for tensor in every if isinstance(tensor, Tensor)]
+        descends = self.descent.follow(func, args, kwargs, tensors)
         if getattr(func, "is_view", False):
             return out  # a transposed weight costs nothing and is no intermediate result
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor):
-                self.cost += tensor.numel()
-                self.entries += tensor.numel() * (2 if tensor.is_complex() else 1)
-                self.low_precision |= tensor.dtype in self._low
+        for tensor in tensors:
+            self.cost += tensor.numel()
+            self.entries += tensor.numel() * (2 if tensor.is_complex() else 1)
+            self.low_values |= tensor.dtype in self._low
+            self.low_precision |= descends and tensor.dtype in self._low
         if func.overloadpacket is torch.ops.aten.convolution:
             self.entries += _unfolded(args[0], args[1], out)
         counter = flop_registry.get(getattr(func, "overloadpacket", func))
@@ -132,6 +141,7 @@ class _Watch:
             if call == self.wrt:
                 # Cut off from what came before: only paths through this output are followed.
                 self.varied = real_parts(tensor).detach().clone().requires_grad_(True)
+                self.operations.descent.start(self.varied)
                 self.varied_is_complex = tensor.is_complex()
                 tensor = from_real_parts(self.varied.clone(), tensor)
                 replaced = replace_first(output, tensor)
@@ -168,6 +178,8 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
     watch = _Watch(_Operations(point.dtype if floating else torch.get_default_dtype()), wrt)
     with torch.enable_grad(), _watching(model, watch):
         copied = inputs.clone()  # a model may change its input in place
+        if wrt is None:
+            watch.operations.descent.start(copied)
         with watch.operations:
             _forward(model, copied, watch)
     varied = inputs if wrt is None else watch.varied
@@ -183,6 +195,7 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
         varied_shape=tuple(varied.shape),
         activations=watch.operations.entries,
         has_low_precision=watch.operations.low_precision,
+        has_low_values=watch.operations.low_values,
         silent=tuple(watch.silent),
         varied_is_complex=watch.varied_is_complex,
     )

@@ -16,6 +16,9 @@ SHARD = "shard"
 
 SETTINGS = "settings"
 
+# The setting `precision` of analyses in which float64 answers a network's requests for float32.
+FLOAT64_THROUGHOUT = "float64 throughout"
+
 
 @dataclass(frozen=True)
 class LayerFacts:

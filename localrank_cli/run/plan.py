@@ -45,7 +45,7 @@ from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
-from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.covariance import MetricPlan, plan_metric
 from localrank_cli.run.headers import (
@@ -309,7 +309,7 @@ class _FirstLook:
         self, network: Network, examination: Examination, note: Note, *, allowed: bool
     ) -> tuple[str, ...]:
         """Compare the network with another build; see `check_outputs`."""
-        tolerance = agreement(self.settings.dtype, examination.survey.has_low_precision)
+        tolerance = agreement(self.settings.dtype, examination.survey.has_low_values)
         name = f"--model {self.settings.model.description}"
         return check_outputs(
             network, self._prepare, self.points, name, note, allowed=allowed, tolerance=tolerance
@@ -398,6 +398,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         ),
         "information_noise": settings.sampling.noise,
         "dtype": settings.dtype_name,
+        "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
         "measures": list(AVERAGED),
         "noise": settings.noise,
