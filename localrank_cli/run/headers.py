@@ -33,11 +33,19 @@ from localrank_cli.checkpoints.weights import (
     describe_weights,
     strip_to_fit,
 )
-from localrank_cli.errors import LocalrankError, MismatchError, Note, SettingsError, UnreadableError
+from localrank_cli.errors import (
+    LocalrankError,
+    MismatchError,
+    Note,
+    SettingsError,
+    UnreadableError,
+    listed,
+)
 from localrank_cli.model.fill import Expected, fill_custom, has_custom_loading, mismatch
 from localrank_cli.model.hf_weights import HfExpected, Report, mismatch_of
 from localrank_cli.options.parse import Part
 from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.run.missing import Parts
 from localrank_cli.spectrum.layer import Examination
 
 Skip = Callable[[CheckpointFile, LocalrankError], None]
@@ -328,6 +336,20 @@ def _check_types(
             return
 
 
+def describe_missing(checkpoints: Sequence[PlannedCheckpoint]) -> list[str]:
+    """Return notes on what checkpoints do not hold, and on what the network has no place for."""
+    missing = {name for one in checkpoints for name in one.missing}
+    unexpected = {name for one in checkpoints for name in one.unexpected}
+    notes = []
+    if missing:
+        notes.append(
+            f"not in every checkpoint, and no chosen layer depends on it: {listed(sorted(missing))}"
+        )
+    if unexpected:
+        notes.append(f"in the checkpoints, and not in the model: {listed(sorted(unexpected))}")
+    return notes
+
+
 def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, Tensor]:
     """Read a checkpoint's tensors, by the model's names.
 
@@ -403,19 +425,19 @@ class Failures:
     def complete(
         self,
         planned: Sequence[PlannedCheckpoint],
-        check: Callable[[PlannedCheckpoint], None],
+        parts: Parts,
         folder: Path,
     ) -> tuple[tuple[PlannedCheckpoint, ...], tuple[CheckpointRecord, ...]]:
-        """Return the checkpoints that pass a check, and records of those that do not.
+        """Return the checkpoints that hold what their layers need, and records of the others.
 
         Raises:
-            MismatchError: If one does not pass and errors are not skipped.
-            LocalrankError: If none passes.
+            MismatchError: If one does not and errors are not skipped.
+            LocalrankError: If none does.
         """
         n_before, passing = len(self.records), []
         for one in planned:
             try:
-                check(one)
+                parts.check(one.missing, one.place)
                 passing.append(one)
             except MismatchError as error:
                 if not self._skips:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from localrank_cli.errors import MismatchError, listed
 from localrank_cli.layers.capture import Call, Capture
 from localrank_cli.layers.setting import analysis_setting
-from localrank_cli.run.headers import PlannedCheckpoint
 
 
 class Parts:
@@ -74,20 +73,6 @@ class Parts:
             except Exception:  # an index made of NaN, say
                 return True
             return any(bool(torch.isnan(output).any()) for output in outputs)
-
-
-def describe_missing(checkpoints: Iterable[PlannedCheckpoint]) -> list[str]:
-    """Return notes on what checkpoints do not hold, and on what the network has no place for."""
-    missing = {name for one in checkpoints for name in one.missing}
-    unexpected = {name for one in checkpoints for name in one.unexpected}
-    notes = []
-    if missing:
-        notes.append(
-            f"not in every checkpoint, and no chosen layer depends on it: {listed(sorted(missing))}"
-        )
-    if unexpected:
-        notes.append(f"in the checkpoints, and not in the model: {listed(sorted(unexpected))}")
-    return notes
 
 
 @contextmanager

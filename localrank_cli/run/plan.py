@@ -54,9 +54,10 @@ from localrank_cli.run.headers import (
     Headers,
     PlannedCheckpoint,
     choose_part,
+    describe_missing,
     load_state,
 )
-from localrank_cli.run.missing import Parts, describe_missing
+from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
 from localrank_cli.spectrum.layer import Examination, examine
@@ -200,8 +201,7 @@ def _plan_series(
     failures.place_unread(headers.scheme.step_of_unread)
     files, allowed = [file for file, _ in steps], options.allow_unsaved
     network = make_model(settings.model, (files, folder), headers.first, note)
-    model = network.model
-    expected = network.expected
+    model, expected = network.model, network.expected
     points, facts = load_points(settings.source)
     for text in points.notes:
         note(text)
@@ -218,14 +218,9 @@ def _plan_series(
         options.trust_pickle,
     )  # fmt: skip
     examination, examined = failures.first_that_runs(checkpoints or every, look.examine)
-    calls = [record.call for record in examination.records]
-    parts = Parts(model, calls, look.points[:1])
-    checkpoints, more = failures.complete(
-        checkpoints, lambda one: parts.check(one.missing, one.place), folder
-    )
-    for text in describe_missing(checkpoints):
-        note(text)
-    for text in examination.notes:
+    parts = Parts(model, [record.call for record in examination.records], look.points[:1])
+    checkpoints, more = failures.complete(checkpoints, parts, folder)
+    for text in (*describe_missing(checkpoints), *examination.notes):
         note(text)
     unsaved = unsaved or look.compare(network, examination, note, allowed=allowed)
     _check_tolerances(settings, examination)
