@@ -380,19 +380,24 @@ class Failures:
         self.records: list[CheckpointRecord] = []
         self._unread: dict[int, CheckpointFile] = {}  # index of the record -> file
 
-    @property
-    def skip(self) -> Skip | None:
-        """What to call with each checkpoint that cannot be read; None: the first is an error."""
-        return self._add_unread if self._skips else None
+    def steps(self, headers: Headers, note: Note, folder: Path) -> list[tuple[CheckpointFile, int]]:
+        """Return each checkpoint that can be read and its step, by step; there is at least one.
+
+        Raises:
+            LocalrankError: If one cannot be read and errors are not skipped, or none can.
+        """
+        found = headers.steps(note, self._add_unread if self._skips else None)
+        if not found:
+            self.refuse_all(folder)
+        # The steps of the others are in their names, once it is known how to read those.
+        for index, file in self._unread.items():
+            step = headers.scheme.step_of_unread(file)
+            self.records[index] = replace(self.records[index], step=step)
+        return found
 
     def _add_unread(self, file: CheckpointFile, error: LocalrankError) -> None:
         self._unread[len(self.records)] = file
         self._add(file.name, None, error)
-
-    def place_unread(self, step_of: Callable[[CheckpointFile], int | None]) -> None:
-        """Set the steps of unreadable checkpoints from their names, once the others are known."""
-        for index, file in self._unread.items():
-            self.records[index] = replace(self.records[index], step=step_of(file))
 
     def _add(self, name: str, step: int | None, error: LocalrankError) -> None:
         self._errors.append(error)

@@ -195,10 +195,7 @@ def _plan_series(
         note(text)
     series, headers = _headers(options, settings, series, entry, rule)
     failures = Failures(run, skips=options.skips_errors)
-    steps = headers.steps(note, failures.skip)
-    if not steps:
-        failures.refuse_all(folder)
-    failures.place_unread(headers.scheme.step_of_unread)
+    steps = failures.steps(headers, note, folder)
     files, allowed = [file for file, _ in steps], options.allow_unsaved
     network = make_model(settings.model, (files, folder), headers.first, note)
     model, expected = network.model, network.expected
