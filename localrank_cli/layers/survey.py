@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,6 +116,7 @@ class _Watch:
     wrt: Call | None
     varied: Tensor | None = None
     varied_is_complex: bool = False
+    last: Tensor | None = None  # output that depends on the varied tensor
     records: list[CallRecord] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
@@ -145,6 +146,8 @@ class _Watch:
                 self.varied_is_complex = tensor.is_complex()
                 tensor = from_real_parts(self.varied.clone(), tensor)
                 replaced = replace_first(output, tensor)
+            if tensor.requires_grad:
+                self.last = tensor
             self.records.append(
                 CallRecord(
                     call=call,
@@ -194,11 +197,36 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
         records=tuple(watch.records),
         varied_shape=tuple(varied.shape),
         activations=watch.operations.entries,
-        has_low_precision=watch.operations.low_precision,
+        has_low_precision=watch.operations.low_precision or _rounds_backward(watch, varied),
         has_low_values=watch.operations.low_values,
         silent=tuple(watch.silent),
         varied_is_complex=watch.varied_is_complex,
     )
+
+
+def _rounds_backward(watch: _Watch, varied: Tensor) -> bool:
+    """Return whether a custom autograd.Function has a derivative of lower precision."""
+    if watch.last is None or not _has_custom_function(watch.last):
+        return False
+    operations = _Operations(watch.last.dtype)
+    cotangent = torch.ones_like(watch.last)
+    operations.descent.start(cotangent)
+    with suppress(Exception), operations:  # a failing backward is reported where it is needed
+        torch.autograd.grad(watch.last, varied, cotangent, allow_unused=True)
+    return operations.low_precision
+
+
+def _has_custom_function(tensor: Tensor) -> bool:
+    seen, left = set[Any](), [tensor.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return True
+        seen.add(node)
+        left += [parent for parent, _ in node.next_functions]
+    return False
 
 
 def _forward(model: nn.Module, inputs: Tensor, watch: _Watch) -> None:

@@ -1,6 +1,7 @@
 """float64 answers a network's requests for float32, where the result is the same network."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,6 +140,22 @@ def written_in_part(t: Tensor) -> Tensor:
     out = torch.zeros(1, 7, dtype=torch.float16)
     out[:, :3] = t[:, :3]
     return out.sin()
+
+
+class _Rounded(torch.autograd.Function):
+    """The identity, whose derivative is computed in half precision."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        return t.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].half().double()
+
+
+def test_a_derivative_of_lower_precision_is_seen() -> None:
+    assert surveyed(network(_Rounded.apply)) == (True, "")
 
 
 def test_bits_are_not_converted() -> None:
