@@ -43,6 +43,17 @@ from tests.networks import (
 Sample = tuple[nn.Module, Tensor]
 
 
+def only(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """Return a tensor, as a kernel of one dtype would take it.
+
+    Raises:
+        TypeError: If it has another.
+    """
+    if tensor.dtype != dtype:
+        raise TypeError(f"no kernel for {tensor.dtype}")
+    return tensor
+
+
 @dataclass(frozen=True)
 class Case:
     """A model with points for it."""
@@ -52,7 +63,7 @@ class Case:
     seed: int = 0
     wrt: str = ""
     layers: tuple[str, ...] = ()  # exact names; none: the default
-    low_precision: bool = False  # a part of the path is float32
+    low_precision: bool = False  # a part of the path is float32, and refuses float64
     has_derivative: bool = True  # False: the backward is not the derivative of the forward
 
     def build(self) -> Sample:
@@ -266,7 +277,8 @@ AWKWARD: tuple[Case, ...] = (
     Case("written_into_zeros", lambda: (ab(forwards.written), torch.randn(4, 6))),
     Case("gradient_inside", lambda: (ab(forwards.energy, 6, 7, 4), torch.randn(3, 6))),
     Case("float32_inside", lambda: (
-        ab(lambda m, x: m["b"](torch.tanh(m["a"](x).float()).double())), torch.randn(4, 6)),
+        ab(lambda m, x: m["b"](torch.tanh(only(torch.float32, m["a"](x).float())).double())),
+        torch.randn(4, 6)),
          low_precision=True),
     Case("default_dtype_constants", lambda: (
         ab(lambda m, x: m["b"](torch.cat([torch.tanh(m["a"](x)) * torch.full((7,), 0.3),
@@ -304,7 +316,8 @@ COMPLEX: tuple[Case, ...] = (
         Net(lambda m, x: m["b"](m["a"](x[0])), a=Wrapped(6, 4, lambda t: paired(t).sum()),
             b=nn.Identity()), torch.randn(3, 6)), layers=("a", "a.inner")),
     Case("complex64_inside", lambda: (
-        Net(lambda m, x: m["b"](m["a"](x).to(torch.cfloat).sin().abs().double()),
+        Net(lambda m, x: m["b"](
+            only(torch.cfloat, m["a"](x).to(torch.cfloat)).sin().abs().double()),
             a=layer(6, 5), b=layer(5, 4)), torch.randn(4, 6)), seed=1, low_precision=True),
 )  # fmt: skip
 

@@ -62,7 +62,7 @@ class Task:
     @property
     def tolerance(self) -> float:
         """The relative difference below which two computations of one value agree."""
-        return guards.agreement(self.dtype, self.survey.has_low_precision)
+        return guards.agreement(self.dtype, self.survey.has_low_values)
 
 
 @dataclass
@@ -218,7 +218,7 @@ def _walk(
 
 
 def _chain(task: Task, batch: Batch, modes: Modes) -> Chain | None:
-    if not modes.chain or task.survey.has_low_precision:
+    if not modes.chain or task.survey.has_low_values:
         return None
     found = find_chain(batch, [record.call for record in task.records], task.tolerance)
     if isinstance(found, Refusal):
@@ -231,7 +231,7 @@ def _chain(task: Task, batch: Batch, modes: Modes) -> Chain | None:
 def _narrow(task: Task, batch: Batch, good: dict[Call, Tensor], modes: Modes) -> Batch:
     """Return the batch along fewer directions, where that is exact and saves passes or memory."""
     fitting = task.metric is None and task.dtype == torch.float64
-    if not fitting or not modes.narrow or task.survey.has_low_precision:
+    if not fitting or not modes.narrow or task.survey.has_low_values:
         return batch
     room = Budget(task.memory).directions
     through = bottleneck(task.survey.records, task.records, batch.n_in, room)

@@ -9,22 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from localrank_cli.layers.precision import Float64Throughout, float64_throughout
 from localrank_cli.layers.restore import Snapshot, restore_tensor
 from localrank_cli.seeds import seeded
 
 
 @contextmanager
-def analysis_setting(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
+def analysis_setting(
+    model: nn.Module, dtype: torch.dtype, seed: int = 0
+) -> Iterator[Float64Throughout | None]:
     """Put a model in eval mode with frozen parameters, and restore everything afterwards.
 
-    Within, constants that a forward pass makes have the analysis dtype, TF32 is off, attention and
+    Within, constants that a forward pass makes have the analysis dtype, float64 answers requests
+    for float32 (see `float64_throughout`), TF32 is off, attention and
     recurrent layers use the kernels that forward-mode differentiation supports, and no number
     depends on the caller's random number generators. Afterwards training and requires_grad flags,
     buffers, everything that a `Snapshot` finds (some forward passes write to it) and the RNG state
     are as before.
 
     Yields:
-        Nothing.
+        The mode that answers requests for float32, if there is one.
     """
     training = [(module, module.training) for module in model.modules()]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -44,13 +48,14 @@ def analysis_setting(model: nn.Module, dtype: torch.dtype, seed: int = 0) -> Ite
             for parameter, _ in grads:
                 parameter.requires_grad_(False)
             torch.set_default_dtype(dtype)
-            yield
+            with float64_throughout(model, dtype) as mode:
+                yield mode
         finally:
             torch.set_default_dtype(default)
             for parameter, flag in grads:
                 parameter.requires_grad_(flag)
-            for module, mode in training:
-                module.training = mode
+            for module, flag in training:
+                module.training = flag
             # What a pass cached would be the last checkpoint's at the next one.
             snapshot.restore()
             _restore_buffers(buffers)

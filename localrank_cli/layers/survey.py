@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from localrank_cli.errors import LayerError, LocalrankError, ModelError, one_line
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
+from localrank_cli.layers.precision import Descent
 
 # Dtypes below float64 -> bytes of a real number in them.
 _LOW_PRECISION = {
@@ -67,7 +68,10 @@ class Survey:
     records: tuple[CallRecord, ...]  # calls that returned a floating-point tensor, as they ended
     varied_shape: tuple[int, ...]  # of the varied tensor for a batch of one point, as `real_parts`
     activations: int  # entries of all intermediate results for one point
-    has_low_precision: bool  # some operation had less precision than the analysis dtype
+    # Less precision than the analysis dtype: in some operation on what comes from the varied
+    # tensor, which rounds the Jacobian; and in any operation at all.
+    has_low_precision: bool
+    has_low_values: bool
     silent: tuple[str, ...]  # calls that returned no floating-point tensor
     varied_is_complex: bool = False
 
@@ -88,7 +92,9 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.cost = 0.0
         self.entries = 0
-        self.low_precision = False
+        self.low_precision = False  # of what descends from the varied tensor
+        self.low_values = False
+        self.descent = Descent()
         self._low = tuple(low for low, size in _LOW_PRECISION.items() if size < dtype.itemsize)
 
     @classmethod
@@ -101,13 +107,16 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         del types
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        every = out if isinstance(out, (tuple, list)) else (out,)
+        tensors = [tensor for tensor in every if isinstance(tensor, Tensor)]
+        descends = self.descent.follow(func, args, kwargs, tensors)
         if getattr(func, "is_view", False):
             return out  # a transposed weight costs nothing and is no intermediate result
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor):
-                self.cost += tensor.numel()
-                self.entries += tensor.numel() * (2 if tensor.is_complex() else 1)
-                self.low_precision |= tensor.dtype in self._low
+        for tensor in tensors:
+            self.cost += tensor.numel()
+            self.entries += tensor.numel() * (2 if tensor.is_complex() else 1)
+            self.low_values |= tensor.dtype in self._low
+            self.low_precision |= descends and tensor.dtype in self._low
         if func.overloadpacket is torch.ops.aten.convolution:
             self.entries += _unfolded(args[0], args[1], out)
         counter = flop_registry.get(getattr(func, "overloadpacket", func))
@@ -127,6 +136,7 @@ class _Watch:
     wrt: Call | None
     varied: Tensor | None = None
     varied_is_complex: bool = False
+    last: Tensor | None = None  # output that depends on the varied tensor
     records: list[CallRecord] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
@@ -156,9 +166,12 @@ class _Watch:
             if call == self.wrt:
                 # Cut off from what came before: only paths through this output are followed.
                 self.varied = real_parts(tensor).detach().clone().requires_grad_(True)
+                self.operations.descent.start(self.varied)
                 self.varied_is_complex = tensor.is_complex()
                 tensor = from_real_parts(self.varied.clone(), tensor)
                 replaced = replace_first(output, tensor)
+            if tensor.requires_grad:
+                self.last = tensor
             self.records.append(
                 CallRecord(
                     call=call,
@@ -192,6 +205,8 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
     watch = _Watch(_Operations(point.dtype if floating else torch.get_default_dtype()), wrt)
     with torch.enable_grad(), _watching(model, watch):
         copied = inputs.clone()  # a model may change its input in place
+        if wrt is None:
+            watch.operations.descent.start(copied)
         with watch.operations:
             _forward(model, copied, watch)
     varied = inputs if wrt is None else watch.varied
@@ -206,10 +221,36 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
         records=tuple(watch.records),
         varied_shape=tuple(varied.shape),
         activations=watch.operations.entries,
-        has_low_precision=watch.operations.low_precision,
+        has_low_precision=watch.operations.low_precision or _rounds_backward(watch, varied),
+        has_low_values=watch.operations.low_values,
         silent=tuple(watch.silent),
         varied_is_complex=watch.varied_is_complex,
     )
+
+
+def _rounds_backward(watch: _Watch, varied: Tensor) -> bool:
+    """Return whether a custom autograd.Function has a derivative of lower precision."""
+    if watch.last is None or not _has_custom_function(watch.last):
+        return False
+    operations = _Operations(watch.last.dtype)
+    cotangent = torch.ones_like(watch.last)
+    operations.descent.start(cotangent)
+    with suppress(Exception), operations:  # a failing backward is reported where it is needed
+        torch.autograd.grad(watch.last, varied, cotangent, allow_unused=True)
+    return operations.low_precision
+
+
+def _has_custom_function(tensor: Tensor) -> bool:
+    seen, left = set[Any](), [tensor.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return True
+        seen.add(node)
+        left += [parent for parent, _ in node.next_functions]
+    return False
 
 
 def _forward(model: nn.Module, inputs: Tensor, watch: _Watch) -> None:

@@ -26,7 +26,7 @@ class Expected:
         self.shapes: dict[str, tuple[int, ...]] = {
             key: tuple(value.shape) for key, value in state.items()
         }
-        self._floats = {key for key, value in state.items() if value.is_floating_point()}
+        self.floats = {key for key, value in state.items() if value.is_floating_point()}
         self._complex = {key for key, value in state.items() if value.is_complex()}
         owners: dict[int, list[str]] = {}
         for key, value in state.items():
@@ -63,6 +63,11 @@ class Expected:
         ]
         return missing, unexpected, wrong
 
+    def translate(self, state: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+        """Return a checkpoint's tensors under the network's names; `place` is for messages."""
+        del place
+        return dict(state)
+
     def check_types(self, dtypes: Mapping[str, torch.dtype], place: str) -> None:
         """Refuse numbers of another kind than the model's: copying them would change them.
 
@@ -72,7 +77,7 @@ class Expected:
         for key, dtype in dtypes.items():
             holds = f"{place}: {key} holds {str(dtype).removeprefix('torch.')}, expected"
             if dtype.is_complex and key in self.shapes and key not in self._complex:
-                numbers = "floating-point numbers" if key in self._floats else "integers"
+                numbers = "floating-point numbers" if key in self.floats else "integers"
                 raise MismatchError(
                     f"{holds} {numbers} without an imaginary part.",
                     "Build this part of the network with complex weights (dtype=torch.cfloat) in"
@@ -85,7 +90,7 @@ class Expected:
                     "Save the weights as they are in the model, without converting them to a real"
                     " dtype; where they are real, build the network with real weights.",
                 )
-            if key in self._floats and not dtype.is_floating_point:
+            if key in self.floats and not dtype.is_floating_point:
                 raise MismatchError(
                     f"{holds} floating-point numbers.",
                     "Quantized weights are not read: save them as floats.",
@@ -144,7 +149,7 @@ def fill_model(
         MismatchError: If anything is missing, unexpected, of another shape, or differs between tied
             names.
     """
-    complete = dict(state)
+    complete = expected.translate(state, place)
     for keys in expected.tied:
         _tie(complete, keys, place)
     expected.check_types({key: value.dtype for key, value in complete.items()}, place)
@@ -191,7 +196,7 @@ def _tie(state: dict[str, Tensor], keys: list[str], place: str) -> None:
         return
     first = state[present[0]]
     for key in present[1:]:
-        if not _same(first, state[key]):
+        if not same_values(first, state[key]):
             raise MismatchError(
                 f"{place}: {present[0]} and {key} are one parameter in the model and differ in"
                 " the file.",
@@ -201,7 +206,8 @@ def _tie(state: dict[str, Tensor], keys: list[str], place: str) -> None:
         state.setdefault(key, first)
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
+def same_values(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors hold the same values; NaN is equal to itself."""
     if first.shape != second.shape:
         return False
     if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():

@@ -1,30 +1,90 @@
 """Networks of the transformers library, built from the `config.json` beside their weights.
 
-Local files only: nothing is downloaded, and no code of a folder runs. The class must be one that
-the installed library has; a config that asks for the folder's own code (`auto_map`) is refused.
+Nothing is downloaded, no code of a folder runs, and the library is never given the folder itself,
+in which it would follow other files (an adapter's config, say): it gets the config's entries and
+tensors that were read here.
 """
 
 import contextlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import ModelError, one_line
+from localrank_cli.errors import ModelError, one_line, printable
 
 CONFIG = "config.json"
+_ADAPTER_CONFIG = "adapter_config.json"
+_MAX_BYTES = 64 * 2**20  # the largest published configs, with labels of 20,000 classes, have 2 MiB
 # Entries about the file or the library, not about the network.
 _NOT_OF_THE_NETWORK = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
+# Entries that choose kernels. One that names a repository of the Hub would run code from there.
+_KERNELS = ("attn_implementation", "experts_implementation", "kernel_config", "use_kernels")
+# Forward mode and vmap pass through plain attention, and not through every fused kernel.
+_ATTENTION = ("eager", "sdpa")
+_QUANTIZATION = "quantization_config"
 
 
-def hf_factory(folder: Path) -> Callable[..., nn.Module]:
-    """Return a function that builds the network of a checkpoint's folder.
+@dataclass(frozen=True)
+class HfModel:
+    """A class of transformers and the config to build it with."""
 
-    Its keywords override entries of the config.
+    folder: Path
+    model_class: Any
+    config: Any
+    attention: str = "eager"
+
+    @property
+    def _choices(self) -> dict[str, Any]:
+        choices: dict[str, Any] = {"attn_implementation": self.attention}
+        if hasattr(self.model_class, "get_correct_experts_implementation"):
+            # Grouped products have neither float64 nor a forward mode.
+            choices["experts_implementation"] = "eager"
+        return choices
+
+    def build(self) -> nn.Module:
+        """Return the network with weights that are drawn; its buffers are those of float32."""
+        with library():
+            model = self.model_class._from_config(  # noqa: SLF001  # public in the Auto classes only
+                self.config, dtype=torch.float32, **self._choices
+            )
+        return _with_one_input(model)
+
+    def load(
+        self, state: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> tuple[Any, Mapping[str, Any]]:
+        """Return what `from_pretrained` makes of stored tensors, and its report.
+
+        Raises:
+            Exception: Whatever the library raises.
+        """
+        with library():
+            # None for the path: it then looks for no file. A copy: some versions change the dict.
+            model, report = self.model_class.from_pretrained(
+                None,
+                config=self.config,
+                state_dict=dict(state),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                **self._choices,
+            )
+        return model, report
+
+
+def hf_model(folder: Path, arguments: Mapping[str, Any]) -> HfModel:
+    """Return the network that the config in a checkpoint's folder describes.
+
+    `arguments` override entries of the config.
 
     Raises:
         ModelError: If transformers is not installed, or the config cannot be used.
@@ -35,33 +95,63 @@ def hf_factory(folder: Path) -> Callable[..., nn.Module]:
             "--model hf needs the package transformers, which is not installed.",
             "Install it: pip install 'localrank[transformers]'.",
         )
-    if "model_type" not in config:
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
         raise ModelError(
             f"{folder / CONFIG}: has no 'model_type', so it does not describe a transformers"
             " model.",
             "Give the network's code: --model path/to/file.py:name.",
         )
-    if _needs_own_code(config):
-        raise ModelError(
-            f"{folder / CONFIG}: the network is code in the checkpoint's folder (auto_map), which"
-            " --model hf never runs.",
-            "If you trust it, name it yourself: --model path/to/modeling_file.py:name.",
-        )
+    refuse_folder(folder, config)
+    with library():
+        import transformers  # noqa: PLC0415  # seconds, and only for --model hf
 
-    def hf(**arguments: Any) -> nn.Module:
-        return _build(folder, arguments)
-
-    return hf
+        if kind not in transformers.CONFIG_MAPPING:
+            raise _unknown(folder, config, transformers.__version__)
+        attention = _attention(arguments)
+        try:
+            made = transformers.CONFIG_MAPPING[kind].from_dict(_without_kernels(config))
+        except Exception as error:  # the library checks entries by many means
+            raise ModelError(
+                f"{folder / CONFIG}: transformers {transformers.__version__} cannot use it"
+                f" ({one_line(error)}).",
+                "Install the version that wrote it (its 'transformers_version'), or correct it.",
+            ) from error
+        for key, value in arguments.items():
+            if key == "attn_implementation":
+                continue
+            if key.lstrip("_").startswith((*_KERNELS, _QUANTIZATION)):
+                raise ModelError(
+                    f"--model-arg {key}: this entry chooses kernels or quantized weights, which"
+                    " --model hf does not support.",
+                    "Leave it out.",
+                )
+            if not hasattr(made, key):
+                raise ModelError(
+                    f"--model-arg {key}: {folder / CONFIG} has no entry {key!r}.",
+                    "Check the name in the config of this family of networks.",
+                )
+            setattr(made, key, value)
+        made.use_cache = False
+        return HfModel(folder, _class(transformers, made), made, attention)
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
     """Return the config in a checkpoint's folder.
 
     Raises:
-        ModelError: If there is none, or it is not a JSON object.
+        ModelError: If there is none, or it is not a JSON object in a file of ordinary size.
     """
     path = folder / CONFIG
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"--model hf: {path} is not a file.", "Put the model's config there.")
+        if status.st_size > _MAX_BYTES:
+            raise ModelError(
+                f"{path}: has {status.st_size} bytes; a config has at most {_MAX_BYTES}.",
+                "Copy the config.json of the model there.",
+            )
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(
@@ -87,32 +177,78 @@ def _of_the_network(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _NOT_OF_THE_NETWORK}
 
 
-def _needs_own_code(config: Mapping[str, Any]) -> bool:
-    from transformers import CONFIG_MAPPING  # noqa: PLC0415  # seconds, and only for --model hf
+def refuse_folder(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder whose weights are not those of the network alone, before any call.
 
-    return "auto_map" in config and config["model_type"] not in CONFIG_MAPPING
-
-
-def _build(folder: Path, arguments: Mapping[str, Any]) -> nn.Module:
-    import transformers  # noqa: PLC0415  # seconds, and only for --model hf
-
-    arguments = dict(arguments)
-    # Forward mode and vmap go through plain attention, and not through every fused kernel.
-    attention = arguments.pop("attn_implementation", "eager")
-    with _offline():
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+    Raises:
+        ModelError: If there is an adapter's config, or the weights are quantized.
+    """
+    if (folder / _ADAPTER_CONFIG).exists() or (folder / _ADAPTER_CONFIG).is_symlink():
+        raise ModelError(
+            f"{folder / _ADAPTER_CONFIG}: an adapter's config is beside the weights, and --model hf"
+            " does not apply adapters.",
+            "Merge the adapter and save the result: peft's merge_and_unload(), then"
+            " save_pretrained. If the weights are merged already, remove this file.",
         )
-        for key, value in arguments.items():
-            if not hasattr(config, key):
-                raise AttributeError(f"{folder / CONFIG} has no entry {key!r}")
-            setattr(config, key, value)
-        config.use_cache = False
-        model_class = _class(transformers, config)
-        model = model_class._from_config(  # noqa: SLF001  # public in the Auto classes only
-            config, dtype=torch.float32, attn_implementation=attention
+    place = _find(config, _QUANTIZATION)
+    if place:
+        raise ModelError(
+            f"{folder / CONFIG}: {printable(place)} says that the weights are quantized, which"
+            " --model hf does not read.",
+            "Save them as floats: model.dequantize(), then save_pretrained. If they are floats"
+            " already, remove this entry.",
         )
-    return _with_one_input(model)
+
+
+def _find(config: Any, key: str, place: str = "") -> str:
+    """Return the dotted place of an entry that is set, at any depth; empty if there is none."""
+    if not isinstance(config, dict):
+        return ""
+    for name, value in config.items():
+        here = f"{place}.{name}" if place else str(name)
+        if name == key and value:
+            return here
+        found = _find(value, key, here)
+        if found:
+            return found
+    return ""
+
+
+def _without_kernels(config: Any) -> Any:
+    """Return a config without the entries that choose kernels, at any depth."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: _without_kernels(value)
+        for key, value in config.items()
+        if not str(key).lstrip("_").startswith(_KERNELS)
+    }
+
+
+def _attention(arguments: Mapping[str, Any]) -> str:
+    attention = arguments.get("attn_implementation", "eager")
+    if attention not in _ATTENTION:
+        raise ModelError(
+            f"--model-arg attn_implementation={printable(str(attention))}: is not one of"
+            f" {', '.join(_ATTENTION)}.",
+            "Leave it out: eager attention is differentiated in every mode.",
+        )
+    return str(attention)
+
+
+def _unknown(folder: Path, config: Mapping[str, Any], version: str) -> ModelError:
+    kind = printable(str(config["model_type"]))
+    if "auto_map" in config:
+        return ModelError(
+            f"{folder / CONFIG}: the network is code in the checkpoint's folder (auto_map), which"
+            " --model hf never runs.",
+            "If you trust it, name it yourself: --model path/to/modeling_file.py:name.",
+        )
+    return ModelError(
+        f"{folder / CONFIG}: transformers {version} does not know the model type {kind!r}.",
+        "Install a version that does (pip install -U transformers), or give the network's code:"
+        " --model path/to/file.py:name.",
+    )
 
 
 def _class(transformers: Any, config: Any) -> Any:
@@ -120,7 +256,15 @@ def _class(transformers: Any, config: Any) -> Any:
         found = getattr(transformers, str(name), None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
-    return transformers.MODEL_MAPPING[type(config)]
+    try:
+        return transformers.MODEL_MAPPING[type(config)]
+    except KeyError as error:
+        raise ModelError(
+            f"--model hf: transformers has no network for a {type(config).__name__} whose"
+            f" architectures are {printable(str(config.architectures))}.",
+            "Name the class in 'architectures' of config.json, or give the network's code:"
+            " --model path/to/file.py:name.",
+        ) from error
 
 
 def _with_one_input(model: Any) -> nn.Module:
@@ -140,12 +284,45 @@ def _with_one_input(model: Any) -> nn.Module:
 
 
 @contextlib.contextmanager
+def library() -> Iterator[None]:
+    """Call transformers without network, progress bars and warnings about weights.
+
+    What the warnings would say is in the report of `load`.
+
+    Yields:
+        Nothing.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_offline())
+        import transformers  # noqa: PLC0415  # seconds, and only for --model hf
+
+        logging = transformers.utils.logging
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
 def _offline() -> Iterator[None]:
     from huggingface_hub import constants  # noqa: PLC0415  # comes with transformers
 
-    before = constants.HF_HUB_OFFLINE
+    before, connect = constants.HF_HUB_OFFLINE, socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            raise OSError(f"--model hf connects to no other machine ({address})")
+        connect(self, address)
+
     constants.HF_HUB_OFFLINE = True
+    socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
+        socket.socket.connect = connect  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from torch import nn
 
 from localrank_cli.errors import LocalrankError
 from localrank_cli.model.build import Build, build_model
-from localrank_cli.model.fill import has_custom_loading
+from localrank_cli.model.fill import Expected, has_custom_loading
 from localrank_cli.model.unsaved import Fingerprint, fingerprints
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import CodeSpec, SecondImport
@@ -49,6 +49,12 @@ class Network:
     # Builds it anew, under the seed of `model` or under another one; None where no build differs.
     rebuild: Callable[[bool], Rebuild] | None = None
     note: str = ""  # on what could not be compared
+    expected_of: Callable[[nn.Module], Expected] = Expected
+
+    @property
+    def expected(self) -> Expected:
+        """What the network, freshly built, takes from a checkpoint."""
+        return self.expected_of(self.model)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from localrank_cli.spectrum.tolerance import Tolerance
 
 KIND, SETTINGS, SHARD = "checkpoint", "settings", "shard"
 
+# The setting `precision` of analyses in which float64 answers a network's requests for float32.
+FLOAT64_THROUGHOUT = "float64 throughout"
+
 
 @dataclass(frozen=True)
 class LayerFacts:

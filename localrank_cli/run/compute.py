@@ -11,6 +11,7 @@ from torch import Tensor
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.errors import LocalrankError, Note, UnreadableError
 from localrank_cli.jacobian.engine import Modes
+from localrank_cli.layers.precision import run_as_written
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import demand_of
 from localrank_cli.model.fill import fill_model
@@ -84,6 +85,8 @@ class _Runner:
         digest = hash_of(state)
         self._compare(checkpoint, digest)
         fill_model(self._series.model, self._series.expected, state, checkpoint.place)
+        # Nothing of how an earlier checkpoint ran decides how this one does.
+        run_as_written(self._series.model, plain=False)
         loaded = (digest, state)
         self._history.loads.check(
             self._series, checkpoint, loaded, self._points[:1].clone(), self._note

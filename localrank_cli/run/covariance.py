@@ -65,7 +65,7 @@ def plan_metric(
         SettingsError: If there are no data, too few, or too little memory for their covariance.
     """
     wrt = settings.selection.wrt
-    identity = MetricPlan(points, wrt, examination.survey.has_low_precision)
+    identity = MetricPlan(points, wrt, examination.survey.has_low_values)
     if settings.input_metric == "identity":
         return identity
     if points.spread is not None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import CheckpointFile, find_checkpoints, find_folders
@@ -19,7 +21,8 @@ from localrank_cli.options.resolve import for_series
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import HeaderContext, Headers, PlannedCheckpoint, failed_record
-from localrank_cli.run.plan import Plan, SeriesPlan, make_plan, names_rule
+from localrank_cli.run.missing import Parts
+from localrank_cli.run.plan import Plan, SeriesPlan, make_plan, names_rule, place_points
 
 # Seconds after which a file that nothing writes to is read, complete or not.
 _PATIENCE = 60.0
@@ -126,11 +129,20 @@ class Watch:
         steps = headers.steps(self.note)
         self._schemes[series.run] = headers.scheme
         step_range = self.options.part.steps
-        return [
+        planned = [
             replace(headers.plan(one, step, series.model, series.expected), mapped=False)
             for one, step in steps
             if step_range is None or step in step_range
         ]
+        for checkpoint in planned:
+            self._check_missing(checkpoint, series)
+        return planned
+
+    def _check_missing(self, checkpoint: PlannedCheckpoint, series: SeriesPlan) -> None:
+        device = next((one.device for one in series.model.parameters()), torch.device("cpu"))
+        points = place_points(series.points, device, series.settings.dtype)
+        calls = [record.call for record in series.examination.records]
+        Parts(series.model, calls, points[:1]).check(checkpoint.missing, checkpoint.place)
 
     def _files(self, folder: Path, named: Sequence[Path]) -> tuple[CheckpointFile, ...]:
         series = for_series(self.options, folder)

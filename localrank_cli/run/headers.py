@@ -26,16 +26,26 @@ from localrank_cli.checkpoints.reading import Twins, read_checkpoint
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.weights import (
     RAW,
+    WRAPPERS,
     Stripping,
     candidates,
     choose,
     describe_weights,
     strip_to_fit,
 )
-from localrank_cli.errors import LocalrankError, MismatchError, Note, SettingsError, UnreadableError
+from localrank_cli.errors import (
+    LocalrankError,
+    MismatchError,
+    Note,
+    SettingsError,
+    UnreadableError,
+    listed,
+)
 from localrank_cli.model.fill import Expected, fill_custom, has_custom_loading, mismatch
+from localrank_cli.model.hf_weights import HfExpected, Report, mismatch_of
 from localrank_cli.options.parse import Part
 from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.run.missing import Parts
 from localrank_cli.spectrum.layer import Examination
 
 Skip = Callable[[CheckpointFile, LocalrankError], None]
@@ -63,6 +73,8 @@ class PlannedCheckpoint:
     averaged: bool = False  # whether the weights are an average over training
     points: tuple[int, int] | None = None  # only these (first, one past the last), for a shard
     mapped: bool = True  # whether its tensors may be mapped; not while a training may write it
+    missing: tuple[str, ...] = ()  # parts of the network that it does not hold
+    unexpected: tuple[str, ...] = ()  # entries that the network has no place for
 
     @property
     def place(self) -> str:
@@ -103,6 +115,7 @@ class Headers:
         self._headers: dict[CheckpointFile, _Header] = {}
         self._last = _Header({}, frozenset(), {})
         self._epochs: dict[CheckpointFile, int | None] = {}
+        self._fits: dict[tuple[int, str, int], _Fit | None] = {}
         self._context = context
         self.scheme = StepScheme(rule, Counting(), {})
         self.unfilled: set[str] = set()  # parts of the model that a checkpoint does not fill
@@ -226,14 +239,18 @@ class Headers:
         bare = PlannedCheckpoint(file, step, "", Stripping(), epoch=self._epochs.get(file))
         place = bare.place
         for container in keys:
-            fit = strip_to_fit(header.shapes[container], expected.fits)
+            fit = self._fit(header, container, expected)
             if fit is not None:
-                stripping, _ = fit
-                _check_types(header, container, stripping, expected, place)
+                if isinstance(expected, HfExpected):
+                    expected.check_stored(fit.odd, header.dtypes[container], place)
+                else:
+                    _check_types(header, container, fit.stripping, expected, place)
                 return replace(
                     bare,
                     container=container,
-                    stripping=stripping,
+                    stripping=fit.stripping,
+                    missing=fit.report.missing,
+                    unexpected=fit.report.unexpected,
                     aside=tuple(
                         describe_weights(key, header.averaged)
                         for key in header.shapes
@@ -251,11 +268,53 @@ class Headers:
                     return replace(bare, container=container)
         if all(is_adapter_alone(header.shapes[key]) for key in keys):
             raise MismatchError(*refusal(file.path, header.shapes[keys[0]]))
+        if isinstance(expected, HfExpected):
+            raise mismatch_of(expected.report(header.shapes[keys[0]]), place)
         closest = min(
             (renamed for key in keys for _, renamed in candidates(header.shapes[key])),
             key=lambda shapes: sum(map(len, expected.differences(shapes))),
         )
         raise mismatch(expected, closest, place)
+
+    def _fit(self, header: _Header, container: str, expected: Expected) -> "_Fit | None":
+        """Return how a set of weights fits; checkpoints of one run share header and answer."""
+        key = (id(header), container, id(expected))
+        if key not in self._fits:
+            self._fits[key] = _find_fit(header, container, expected)
+        return self._fits[key]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How a set of weights fits a network."""
+
+    stripping: Stripping
+    report: Report = Report()  # noqa: RUF009  # frozen
+    odd: tuple[str, ...] = ()  # floating-point entries that would be filled from other numbers
+
+
+def _find_fit(header: _Header, container: str, expected: Expected) -> _Fit | None:
+    shapes = header.shapes[container]
+    exact = strip_to_fit(shapes, expected.fits)
+    if not isinstance(expected, HfExpected):
+        return None if exact is None else _Fit(exact[0])
+    tried = [exact] if exact is not None else candidates(shapes, WRAPPERS)
+    fits = [(_Fit(stripping, expected.report(renamed)), renamed) for stripping, renamed in tried]
+    # One that fills nothing is another network's.
+    possible = [pair for pair in fits if expected.can_load(pair[0].report)]
+    if not possible:
+        return None
+    best, renamed = min(possible, key=lambda pair: pair[0].report.n_left)
+    odd = {
+        name
+        for (_, names), (_, dtypes) in zip(
+            candidates(shapes), candidates(header.dtypes[container]), strict=True
+        )
+        if names.keys() == renamed.keys()
+        for name, dtype in dtypes.items()
+        if not dtype.is_floating_point
+    }
+    return replace(best, odd=expected.filled_by(renamed, odd))
 
 
 def _skip(skip: Skip | None, file: CheckpointFile, error: UnreadableError) -> None:
@@ -268,12 +327,27 @@ def _check_types(
     header: _Header, container: str, stripping: Stripping, expected: Expected, place: str
 ) -> None:
     dtypes = header.dtypes[container]
-    if not expected.has_complex and all(dtype.is_floating_point for dtype in dtypes.values()):
+    floats = all(dtype.is_floating_point for dtype in dtypes.values())
+    if floats and not expected.has_complex:
         return  # early, as a series may have thousands of checkpoints
     for other, renamed in candidates(dtypes):
         if other == stripping:
             expected.check_types(renamed, place)
             return
+
+
+def describe_missing(checkpoints: Sequence[PlannedCheckpoint]) -> list[str]:
+    """Return notes on what checkpoints do not hold, and on what the network has no place for."""
+    missing = {name for one in checkpoints for name in one.missing}
+    unexpected = {name for one in checkpoints for name in one.unexpected}
+    notes = []
+    if missing:
+        notes.append(
+            f"not in every checkpoint, and no chosen layer depends on it: {listed(sorted(missing))}"
+        )
+    if unexpected:
+        notes.append(f"in the checkpoints, and not in the model: {listed(sorted(unexpected))}")
+    return notes
 
 
 def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, Tensor]:
@@ -306,19 +380,24 @@ class Failures:
         self.records: list[CheckpointRecord] = []
         self._unread: dict[int, CheckpointFile] = {}  # index of the record -> file
 
-    @property
-    def skip(self) -> Skip | None:
-        """What to call with each checkpoint that cannot be read; None: the first is an error."""
-        return self._add_unread if self._skips else None
+    def steps(self, headers: Headers, note: Note, folder: Path) -> list[tuple[CheckpointFile, int]]:
+        """Return each checkpoint that can be read and its step, by step; there is at least one.
+
+        Raises:
+            LocalrankError: If one cannot be read and errors are not skipped, or none can.
+        """
+        found = headers.steps(note, self._add_unread if self._skips else None)
+        if not found:
+            self.refuse_all(folder)
+        # The steps of the others are in their names, once it is known how to read those.
+        for index, file in self._unread.items():
+            step = headers.scheme.step_of_unread(file)
+            self.records[index] = replace(self.records[index], step=step)
+        return found
 
     def _add_unread(self, file: CheckpointFile, error: LocalrankError) -> None:
         self._unread[len(self.records)] = file
         self._add(file.name, None, error)
-
-    def place_unread(self, step_of: Callable[[CheckpointFile], int | None]) -> None:
-        """Set the steps of unreadable checkpoints from their names, once the others are known."""
-        for index, file in self._unread.items():
-            self.records[index] = replace(self.records[index], step=step_of(file))
 
     def _add(self, name: str, step: int | None, error: LocalrankError) -> None:
         self._errors.append(error)
@@ -347,6 +426,31 @@ class Failures:
         if not planned:
             self.refuse_all(folder)
         return planned
+
+    def complete(
+        self,
+        planned: Sequence[PlannedCheckpoint],
+        parts: Parts,
+        folder: Path,
+    ) -> tuple[tuple[PlannedCheckpoint, ...], tuple[CheckpointRecord, ...]]:
+        """Return the checkpoints that hold what their layers need, and records of the others.
+
+        Raises:
+            MismatchError: If one does not and errors are not skipped.
+            LocalrankError: If none does.
+        """
+        n_before, passing = len(self.records), []
+        for one in planned:
+            try:
+                parts.check(one.missing, one.place)
+                passing.append(one)
+            except MismatchError as error:
+                if not self._skips:
+                    raise
+                self._add(one.file.name, one.step, error)
+        if planned and not passing:
+            self.refuse_all(folder)
+        return tuple(passing), tuple(self.records[n_before:])
 
     def first_that_runs(
         self,

@@ -88,7 +88,7 @@ def _first_difference(series: SeriesPlan, new: nn.Module, point: Tensor) -> str:
     """Return the label of the first layer whose outputs differ; empty where none does."""
     calls = [record.call for record in series.examination.records]
     dtype = series.settings.dtype
-    rounding = agreement(dtype, series.examination.survey.has_low_precision)
+    rounding = agreement(dtype, series.examination.survey.has_low_values)
     found: list[tuple[Tensor, ...]] = []
     for model in (series.model, new):
         with analysis_setting(model, dtype), torch.no_grad():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.checkpoints.weights import WRAPPERS, candidates
 from localrank_cli.errors import ModelError, Note, listed
 from localrank_cli.model.build import existing_modules
-from localrank_cli.model.hf import CONFIG, hf_factory, read_config, same_network
+from localrank_cli.model.hf import CONFIG, hf_model, read_config, refuse_folder, same_network
+from localrank_cli.model.hf_weights import HfExpected
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
 from localrank_cli.model.twice import Builder, Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
@@ -68,15 +70,17 @@ def make_hf_model(
     first, *others = dict.fromkeys(_config_folder(file, folder) for file in files)
     config = read_config(first)
     for other in others:
-        if not same_network(config, read_config(other)):
+        found = read_config(other)
+        refuse_folder(other, found)
+        if not same_network(config, found):
             raise ModelError(
                 f"{other / CONFIG} describes another network than {first / CONFIG}.",
                 "Choose the checkpoints of one network with --pattern GLOB.",
             )
-    existing = existing_modules()
-    network = build_twice(Builder(hf_factory(first), arguments, "--model hf", existing))
+    source = hf_model(first, arguments)
+    network = build_twice(Builder(source.build, {}, "--model hf", existing_modules()))
     # The code is that of transformers: nothing is drawn outside its modules.
-    return replace(network, rebuild=None)
+    return replace(network, rebuild=None, expected_of=partial(HfExpected, source=source))
 
 
 def _config_folder(file: CheckpointFile, folder: Path) -> Path:

@@ -45,7 +45,7 @@ from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
-from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.covariance import MetricPlan, plan_metric
 from localrank_cli.run.headers import (
@@ -54,8 +54,10 @@ from localrank_cli.run.headers import (
     Headers,
     PlannedCheckpoint,
     choose_part,
+    describe_missing,
     load_state,
 )
+from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
 from localrank_cli.spectrum.layer import Examination, examine
@@ -193,14 +195,10 @@ def _plan_series(
         note(text)
     series, headers = _headers(options, settings, series, entry, rule)
     failures = Failures(run, skips=options.skips_errors)
-    steps = headers.steps(note, failures.skip)
-    if not steps:
-        failures.refuse_all(folder)
-    failures.place_unread(headers.scheme.step_of_unread)
+    steps = failures.steps(headers, note, folder)
     files, allowed = [file for file, _ in steps], options.allow_unsaved
     network = make_model(settings.model, (files, folder), headers.first, note)
-    model = network.model
-    expected = Expected(model)
+    model, expected = network.model, network.expected
     points, facts = load_points(settings.source)
     for text in points.notes:
         note(text)
@@ -217,7 +215,9 @@ def _plan_series(
         options.trust_pickle,
     )  # fmt: skip
     examination, examined = failures.first_that_runs(checkpoints or every, look.examine)
-    for text in examination.notes:
+    parts = Parts(model, [record.call for record in examination.records], look.points[:1])
+    checkpoints, more = failures.complete(checkpoints, parts, folder)
+    for text in (*describe_missing(checkpoints), *examination.notes):
         note(text)
     unsaved = unsaved or look.compare(network, examination, note, allowed=allowed)
     _check_tolerances(settings, examination)
@@ -227,7 +227,7 @@ def _plan_series(
         series=series,
         settings=settings,
         checkpoints=checkpoints,
-        failures=failed,
+        failures=(*failed, *more),
         names=frozenset(file.name for file in series.files),
         model=model,
         expected=expected,
@@ -301,7 +301,7 @@ class _FirstLook:
         self, network: Network, examination: Examination, note: Note, *, allowed: bool
     ) -> tuple[str, ...]:
         """Compare the network with another build; see `check_outputs`."""
-        tolerance = agreement(self.settings.dtype, examination.survey.has_low_precision)
+        tolerance = agreement(self.settings.dtype, examination.survey.has_low_values)
         name = f"--model {self.settings.model.description}"
         return check_outputs(
             network, self._prepare, self.points, name, note, allowed=allowed, tolerance=tolerance
@@ -390,6 +390,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         ),
         "information_noise": settings.sampling.noise,
         "dtype": settings.dtype_name,
+        "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
         "measures": list(AVERAGED),
         "noise": settings.noise,

@@ -13,6 +13,7 @@ from localrank_cli.run.compute import History, hash_of
 from localrank_cli.run.headers import PlannedCheckpoint, load_state
 from localrank_cli.run.plan import Plan, SeriesPlan, series_settings
 from localrank_cli.run.units import Division
+from localrank_cli.spectrum.layer import EXACT_FLOAT32
 
 _ADVICE = "Give another name with -o, or start over with --overwrite."
 
@@ -47,6 +48,8 @@ def find_resume(
         for checkpoint in series.checkpoints:
             found = entries.get((series.run, checkpoint.file.name, checkpoint.points))
             kept = is_kept is None or is_kept(series.run, checkpoint.step)
+            if found is not None and found.head["status"] == "ok":
+                _check_precision(series, found, journal)
             if found is not None and _is_done(checkpoint, found, plan, journal) and kept:
                 n_done += 1
             else:
@@ -119,6 +122,23 @@ def _compare(series: SeriesPlan, saved: Mapping[str, Any], journal: Journal) -> 
             f"{journal.path}: was begun with another setting for {series.run!r}: {found.sentence}.",
             f"{found.advice}{_ADVICE}",
         )
+
+
+def _check_precision(series: SeriesPlan, entry: Entry, journal: Journal) -> None:
+    """Refuse rows from before float64 answered requests for float32: theirs are rounded more."""
+    saved = [one for one in journal.entries(SETTINGS) if one.head["run"] == series.run]
+    if not saved or journal.body(saved[-1]).get("precision") == _precision(series):
+        return
+    if any(layer["method"] == EXACT_FLOAT32 for layer in journal.body(entry)["layers"]):
+        raise SettingsError(
+            f"{journal.path}: {entry.head['checkpoint']} was computed in part in float32"
+            f" ({EXACT_FLOAT32}), by an earlier version; this one computes it in float64.",
+            "Give another name with -o, or start over with --overwrite.",
+        )
+
+
+def _precision(series: SeriesPlan) -> object:
+    return series_settings(series)["precision"]
 
 
 def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: Journal) -> bool:

@@ -177,7 +177,7 @@ def plan_samples(
     return SamplePlan(
         settings=settings,
         records=examination.records,
-        low_precision=examination.survey.has_low_precision,
+        low_precision=examination.survey.has_low_values,
         everything=points if labels is not None else None,
         labels=labels,
         sample=sample,

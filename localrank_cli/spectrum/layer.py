@@ -12,12 +12,16 @@ from localrank_cli.jacobian.blocks import BlockPortion, ChainPortion, Portion
 from localrank_cli.jacobian.engine import Modes, Task, jacobians
 from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.layers.capture import Call
+from localrank_cli.layers.plain import survey_precisely
 from localrank_cli.layers.select import Selection, choose_layers, named_call
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.slices import positions
-from localrank_cli.layers.survey import CallRecord, Survey, survey
+from localrank_cli.layers.survey import CallRecord, Survey
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
 from localrank_cli.spectrum.svd import rounding
+
+# The method of rows whose path holds float32.
+EXACT_FLOAT32 = "exact(float32)"
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,10 @@ def examine(
     The network must be on the points' device and in `dtype`, that of the Jacobian.
     """
     wrt = named_call(model, selection.wrt)
-    with analysis_setting(model, dtype):
-        seen = survey(model, points[:1].clone(), wrt)
-        chosen = choose_layers(model, seen, selection)
+    seen, reason = survey_precisely(model, points[:1], wrt, dtype)
+    chosen = choose_layers(model, seen, selection)
+    if reason:
+        chosen = replace(chosen, notes=(*chosen.notes, reason))
     entries = None
     if selection.input_slice:
         what = "the varied tensor"
@@ -250,6 +255,6 @@ def _spectrum(
         n_in=n_in,
         computed=values,
         rounding=bound,
-        method="exact(float32)" if low else "exact",
+        method=EXACT_FLOAT32 if low else "exact",
         n_varied=n_in if task.metric is None else task.metric.n_varied(task.survey.n_in),
     )

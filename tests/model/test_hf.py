@@ -1,6 +1,7 @@
 """Networks of transformers, built from the config.json beside their weights."""
 
 import json
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -11,9 +12,8 @@ import torch
 
 from localrank_cli import analyze
 from localrank_cli.errors import LocalrankError, ModelError
-from localrank_cli.model.hf import hf_factory, read_config, same_network
+from localrank_cli.model.hf import hf_model, library, read_config, same_network
 from tests.helpers import evil_code, save_series
-from tests.networks import build_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -108,42 +108,32 @@ class TestAnalyze:
 class TestBuilding:
     def test_keywords_override_the_config(self, transformers: Any, tmp_path: Path) -> None:
         gpt2(transformers, tmp_path / "checkpoint-10")
-        factory = hf_factory(tmp_path / "checkpoint-10")
-        model: Any = build_module(factory, {"n_layer": 1}, "--model hf")
+        model: Any = hf_model(tmp_path / "checkpoint-10", {"n_layer": 1}).build()
         assert len(model.transformer.h) == 1
         assert type(model).__name__ == "GPT2LMHeadModel"
         with pytest.raises(ModelError, match="has no entry 'n_layers'"):
-            build_module(factory, {"n_layers": 1}, "--model hf")
+            hf_model(tmp_path / "checkpoint-10", {"n_layers": 1})
 
     def test_without_architectures_the_bare_model(self, transformers: Any, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **TINY}))
-        assert type(build_module(hf_factory(tmp_path), {}, "x")).__name__ == "BertModel"
+        assert type(hf_model(tmp_path, {}).build()).__name__ == "BertModel"
 
     @pytest.mark.parametrize("name", ["os.system", "pipeline", "AutoModel", "GPT2Config", "7"])
     def test_only_a_model_is_built(self, transformers: Any, tmp_path: Path, name: str) -> None:
         config = {"model_type": "bert", "architectures": [name], **TINY}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert type(build_module(hf_factory(tmp_path), {}, "x")).__name__ == "BertModel"
+        assert type(hf_model(tmp_path, {}).build()).__name__ == "BertModel"
 
-    def test_nothing_is_downloaded(
-        self, transformers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from huggingface_hub import constants  # noqa: PLC0415  # comes with transformers
-
-        seen = []
-        config_class = transformers.AutoConfig
-        original = config_class.from_pretrained
-
-        def watch(*args: Any, **keywords: Any) -> Any:
-            seen.append((constants.HF_HUB_OFFLINE, keywords))
-            return original(*args, **keywords)
-
-        monkeypatch.setattr(config_class, "from_pretrained", watch)
-        before = constants.HF_HUB_OFFLINE
+    def test_nothing_is_downloaded(self, transformers: Any, tmp_path: Path) -> None:
         gpt2(transformers, tmp_path / "checkpoint-10")
-        build_module(hf_factory(tmp_path / "checkpoint-10"), {}, "x")
-        assert seen == [(True, {"local_files_only": True, "trust_remote_code": False})]
+        constants = pytest.importorskip("huggingface_hub").constants
+        before, connect = constants.HF_HUB_OFFLINE, socket.socket.connect
+        with library():
+            assert constants.HF_HUB_OFFLINE is True
+            with socket.socket() as one, pytest.raises(OSError, match="no other machine"):
+                one.connect(("127.0.0.1", 9))
         assert constants.HF_HUB_OFFLINE is before
+        assert socket.socket.connect is connect
 
 
 class TestRefused:

@@ -1,0 +1,126 @@
+"""float64 throughout: networks that ask for float32 in their code get float64 in its place.
+
+transformers casts norms, softmax and rotary tables to float32, whatever the weights are. In a
+network of float64 that rounds the Jacobian at 6e-8 of sigma_1, and makes the modes of
+differentiation disagree by as much. What was rounded when the network was built (a table of
+frequencies) keeps its values.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+_TYPE_NAMES = {"torch.FloatTensor": torch.float64, "torch.cuda.FloatTensor": torch.float64}
+# These take a dtype that is no request for a conversion: the same bits in another type, or a
+# question about types.
+_NO_REQUESTS = frozenset(
+    {Tensor.view, torch.frombuffer, torch.can_cast, torch.promote_types, torch.view_copy}
+)
+# Networks that are run as they are written. Weak: a network is not kept for this.
+_plain: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+class Float64Throughout(TorchFunctionMode):
+    """Mode in which a request for float32 (`to`, `float`, a `dtype=`) gives float64.
+
+    Integers stay integers unless float32 is asked of them too; lower precisions are left alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_requests = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func is Tensor.float:
+            self.n_requests += 1
+            return Tensor.double(*args, **kwargs)
+        asked = any(_is_request(value) for value in (*args, *kwargs.values()))
+        if asked and func not in _NO_REQUESTS:
+            self.n_requests += 1
+            args = tuple(_wider(value) for value in args)
+            kwargs = {key: _wider(value) for key, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _is_request(value: object) -> bool:
+    return (
+        value is torch.float32
+        or value is torch.complex64
+        or (isinstance(value, str) and value in _TYPE_NAMES)
+    )
+
+
+def _wider(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return _WIDER.get(value, value)
+    return _TYPE_NAMES.get(value, value) if isinstance(value, str) else value
+
+
+@contextmanager
+def float64_throughout(model: nn.Module, dtype: torch.dtype) -> Iterator[Float64Throughout | None]:
+    """Answer a network's requests for float32 with float64, unless `run_as_written` named it.
+
+    Yields:
+        The mode, which counts the requests; None where there is none.
+    """
+    if dtype != torch.float64 or model in _plain:
+        yield None
+        return
+    with Float64Throughout() as mode:
+        yield mode
+
+
+def run_as_written(model: nn.Module, *, plain: bool) -> None:
+    """Set whether a network's requests for float32 are left as they are."""
+    (_plain.add if plain else _plain.discard)(model)
+
+
+class Descent:
+    """The tensors that descend from one tensor, as a dispatch mode sees the operations.
+
+    A tensor that is only part of another one's memory passes it on when it is written to.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, weakref.ref[Tensor]] = {}
+        self._storages: dict[int, Any] = {}  # kept, so that no address is used twice
+
+    def start(self, tensor: Tensor) -> None:
+        """Count a tensor, and what comes from it, as descendants."""
+        self._tensors[id(tensor)] = weakref.ref(tensor)
+
+    def follow(
+        self, func: Any, args: Any, kwargs: Mapping[str, Any], outputs: list[Tensor]
+    ) -> bool:
+        """Return whether an operation's outputs descend from the tensor."""
+        inputs = list(_tensors((args, tuple(kwargs.values()))))
+        if not any(self._holds(tensor) for tensor in inputs):
+            return False
+        for tensor in outputs:
+            self.start(tensor)
+            if any(tensor is one for one in inputs) or func._schema.is_mutable:  # noqa: SLF001  # torch's only place for it
+                storage = tensor.untyped_storage()
+                self._storages[storage._cdata] = storage  # noqa: SLF001  # its identity
+        return True
+
+    def _holds(self, tensor: Tensor) -> bool:
+        found = self._tensors.get(id(tensor))
+        if found is not None and found() is tensor:
+            return True
+        return bool(self._storages) and tensor.untyped_storage()._cdata in self._storages  # noqa: SLF001  # its identity
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _tensors(one)
