@@ -32,7 +32,7 @@ from localrank_cli.searchpath import program_words
 # A worker that is stuck in one call ends itself after its own grace, and must have time to write.
 _PATIENCE = 2.5 * GRACE
 # Notes of a worker about its own file, or that were printed before it was started.
-_WORKER_NOTES = ("note: wrote ", "note: going on: ", "note: shard ", "stopped by ")
+_WORKER_NOTES = ("note: wrote ", "note: resuming: ", "note: shard ", "stopped by ")
 _KEPT = re.compile(r"\d finished checkpoints? (is|are) kept")
 
 

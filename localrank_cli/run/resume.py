@@ -57,7 +57,7 @@ def find_resume(
         left.append(replace(series, checkpoints=tuple(checkpoints)))
     _note_vanished(plan, journal, note)
     if n_done:
-        note(f"going on: {n_done} of {plan.n_checkpoints} checkpoints are finished already")
+        note(f"resuming: {n_done} of {plan.n_checkpoints} checkpoints are finished already")
     return Resume(replace(plan, series=tuple(left)), _history(entries.values()), n_done)
 
 

@@ -61,7 +61,7 @@ def test_any_number_of_shards(series: Path, expected: str, tmp_path: Path, count
     assert [checkpoint["step"] for checkpoint in manifest["checkpoints"]] == list(STEPS)
     # The merged table is one to go on from.
     again = invoke("analyze", str(series), *QUICK, "-o", str(target))
-    assert "going on: 3 of 3" in again.stderr
+    assert "resuming: 3 of 3" in again.stderr
 
 
 @pytest.mark.parametrize("examples", [5, pytest.param(30, marks=pytest.mark.long)])

@@ -101,7 +101,7 @@ def test_resuming_computes_checkpoints_without_spectra(tmp_path: Path) -> None:
     assert len(list(spectra.rglob("*.safetensors"))) == 3
     (spectra / "run/step_5.safetensors").unlink()
     again = invoke(*words, "--spectra", str(spectra))
-    assert "going on: 2 of 3" in again.stderr
+    assert "resuming: 2 of 3" in again.stderr
     assert len(list(spectra.rglob("*.safetensors"))) == 3
 
 
@@ -187,7 +187,7 @@ def test_analyze_at_the_same_tolerances_resumes(counted: Path, tmp_path: Path) -
     save_series(tmp_path / "run", steps=(0, 5, 10, 15))
     outcome = analysed_at("0.3", tmp_path, "--rtol", "eps", "-o", str(counted))
     assert outcome.code == 0
-    assert "going on: 3 of 4 checkpoints are finished already" in outcome.stderr
+    assert "resuming: 3 of 4 checkpoints are finished already" in outcome.stderr
     assert rows(counted.read_text()) == rows(analysed_at("0.3", tmp_path, "--rtol", "eps").stdout)
     save_file(weights(seed=99), tmp_path / "run/step_5.safetensors")
     outcome = analysed_at("0.3", tmp_path, "--rtol", "eps", "-o", str(counted))

@@ -66,7 +66,7 @@ def test_two_workers_give_the_table_of_one_process(series: Path, tmp_path: Path)
     assert manifest["complete"] is True
     # A single run goes on from it.
     again = invoke("analyze", str(series), *QUICK, "-o", str(target))
-    assert "going on: 3 of 3" in again.stderr
+    assert "resuming: 3 of 3" in again.stderr
 
 
 def test_fewer_checkpoints_than_workers(series: Path, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_series_that_grew_and_other_settings(series: Path, tmp_path: Path) -> 
     assert submit(series, target).code == 0
     save_file(weights(seed=7), series / "step_7.safetensors")
     outcome = submit(series, target)
-    assert "going on: 3 of 4" in outcome.stderr
+    assert "resuming: 3 of 4" in outcome.stderr
     assert_equal(target.read_text(), single(series))
     outcome = submit(series, target, "--atol", "0.5")
     assert outcome.code == 1
@@ -181,7 +181,7 @@ def test_a_signal_stops_the_workers_and_the_same_command_goes_on(
         torch.save(net_weights(9), folder / "step_9.pt")
     again = run(*words, env=ONE_THREAD)
     assert again.code == 0, again.stderr
-    assert "going on: 3 of" in again.stderr
+    assert "resuming: 3 of" in again.stderr
     assert not shards.exists()
     expected = invoke("analyze", *words[1:-4]).stdout
     assert_equal((tmp_path / "ranks.csv").read_text(), expected)

@@ -148,7 +148,7 @@ def test_what_was_begun_by_a_version_without_the_check_goes_on(
             assert "what no checkpoint holds (--allow-unsaved) was [] and" in again.error
         else:
             assert again.code == 0
-            assert "going on: 2 of 2" in again.stderr
+            assert "resuming: 2 of 2" in again.stderr
 
 
 def test_what_no_seed_reaches_is_not_let_through(folder: Path) -> None:

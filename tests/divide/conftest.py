@@ -1,5 +1,6 @@
 """One Slurm for all tests of clusters, and a series at whose last checkpoint a task waits."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from tests.cli.program import QUICK
+from tests.divide.jobs import Jobs, begin_one_task, logs
 from tests.divide.slurm import Slurm, running
 from tests.helpers import NET_CODE, WAITS, net_weights
 
@@ -32,3 +34,20 @@ def waiting_series(folder: Path) -> tuple[str, ...]:
 @pytest.fixture
 def waiting(tmp_path: Path) -> tuple[str, ...]:
     return waiting_series(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def near_limit(
+    slurm: Slurm, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Jobs, Path, tuple[str, ...]]:
+    """Begin a task with a minute of time; other tests run until Slurm stops it near the end."""
+    folder = tmp_path_factory.mktemp("near_limit")
+    words = waiting_series(folder)
+    jobs = begin_one_task(slurm, folder, words, "--time", "1")
+
+    def release() -> None:
+        slurm.wait(lambda: "stopped by SIGUSR1" in logs(folder, "localrank-*_0.log"))
+        (folder / "go").touch()  # for its second turn
+
+    threading.Thread(target=release, daemon=True).start()
+    return jobs, folder, words

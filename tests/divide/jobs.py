@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cli.program import Outcome, invoke, run_cold
+from tests.cli.program import Outcome, invoke
+from tests.cli.test_merge import assert_equal
 from tests.divide.slurm import Slurm
 
 TASK = ("--cluster", "slurm", "--cpus-per-task", "1", "--time", "30")
@@ -47,7 +48,7 @@ def begin_by_hand(slurm: Slurm, folder: Path, *words: str) -> Jobs:
 
 def submit(slurm: Slurm, *words: str) -> Outcome:
     """Run `localrank submit`."""
-    return run_cold("submit", *words, env=slurm.environment)
+    return invoke("submit", *words, env=slurm.environment)
 
 
 def logs(folder: Path, name: str) -> str:
@@ -59,3 +60,26 @@ def logs(folder: Path, name: str) -> str:
 def expected(*words: str) -> str:
     """Return the table of a single run."""
     return invoke("analyze", *words).stdout
+
+
+def begin_one_task(slurm: Slurm, folder: Path, waiting: tuple[str, ...], *more: str) -> Jobs:
+    """Submit, and wait until the task has finished three checkpoints and waits at the fourth."""
+    words = (*waiting, "-o", str(folder / "ranks.csv"), *TASK, "--max-tasks", "1", *more)
+    jobs = begin(slurm, *words)
+    slurm.wait((folder / "waiting").exists)
+    return jobs
+
+
+def check_second_turn(jobs: Jobs, folder: Path, waiting: tuple[str, ...]) -> None:
+    """Once the task was stopped it resumes, and computes nothing again that was finished."""
+    jobs.slurm.wait(lambda: not jobs.slurm.is_running(jobs.array))
+    (folder / "go").touch()
+    jobs.end()
+    check_resumed(folder, waiting)
+
+
+def check_resumed(folder: Path, waiting: tuple[str, ...]) -> None:
+    """The table is whole, and three of its checkpoints are of the first turn."""
+    log = logs(folder, "localrank-*_0.log")
+    assert "resuming: 3 of 4 checkpoints" in log, log
+    assert_equal((folder / "ranks.csv").read_text(), expected(*waiting))

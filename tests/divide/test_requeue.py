@@ -1,4 +1,4 @@
-"""Interrupted work resumes in another turn: near the time limit, preempted, killed or cancelled."""
+"""Interrupted work resumes in another turn: requeued, killed or cancelled."""
 
 import json
 import os
@@ -9,47 +9,18 @@ import pytest
 
 from tests.cli.program import invoke
 from tests.cli.test_merge import assert_equal
-from tests.divide.jobs import TASK, Jobs, begin, expected, logs, submit
+from tests.divide.jobs import (
+    TASK,
+    begin,
+    begin_one_task,
+    check_second_turn,
+    expected,
+    logs,
+    submit,
+)
 from tests.divide.slurm import Slurm
 
 pytestmark = pytest.mark.slow
-
-# Takes all that the node has, of a partition that may take it from others.
-URGENT = "#!/bin/sh\n#SBATCH --partition=urgent --cpus-per-task=2 --output=/dev/null\ntrue\n"
-
-
-def begin_one_task(slurm: Slurm, folder: Path, waiting: tuple[str, ...], *more: str) -> Jobs:
-    """Submit, and wait until the task has finished three checkpoints and waits at the fourth."""
-    words = (*waiting, "-o", str(folder / "ranks.csv"), *TASK, "--max-tasks", "1", *more)
-    jobs = begin(slurm, *words)
-    slurm.wait((folder / "waiting").exists)
-    return jobs
-
-
-def check_second_turn(jobs: Jobs, folder: Path, waiting: tuple[str, ...]) -> None:
-    """Once the task was stopped it resumes, and computes nothing again that was finished."""
-    jobs.slurm.wait(lambda: not jobs.slurm.is_running(jobs.array))
-    (folder / "go").touch()
-    jobs.end()
-    log = logs(folder, "localrank-*_0.log")
-    assert "going on: 3 of 4 checkpoints" in log, log
-    assert_equal((folder / "ranks.csv").read_text(), expected(*waiting))
-
-
-def test_a_preempted_task(slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]) -> None:
-    """It gets SIGTERM and some grace; Slurm takes one that ends within it for a failure."""
-    jobs = begin_one_task(slurm, tmp_path, waiting)
-    (tmp_path / "urgent.sh").write_text(URGENT)
-    slurm.ask("sbatch", str(tmp_path / "urgent.sh"))
-    check_second_turn(jobs, tmp_path, waiting)
-    assert "stopped by SIGTERM" in logs(tmp_path, "localrank-*_0.log")
-
-
-def test_a_task_near_its_time_limit(slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]) -> None:
-    """Slurm signals it 15 s before the end of its minute, or up to 30 s earlier."""
-    jobs = begin_one_task(slurm, tmp_path, waiting, "--time", "1")
-    check_second_turn(jobs, tmp_path, waiting)
-    assert "stopped by SIGUSR1" in logs(tmp_path, "localrank-*_0.log")
 
 
 @pytest.mark.long
@@ -62,6 +33,7 @@ def test_a_task_that_slurm_kills_and_starts_again(
     check_second_turn(jobs, tmp_path, waiting)
 
 
+@pytest.mark.usefixtures("near_limit")
 def test_a_turn_without_progress_is_the_last(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
@@ -83,6 +55,7 @@ def test_a_turn_without_progress_is_the_last(
     assert_equal(target.read_text(), expected(*waiting))
 
 
+@pytest.mark.usefixtures("near_limit")
 def test_a_requeue_touches_its_own_task_only(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
@@ -100,7 +73,7 @@ def test_a_requeue_touches_its_own_task_only(
     slurm.wait(lambda: "stopped by SIGUSR1" in logs(tmp_path, "localrank-*_1.log"))
     (tmp_path / "go").touch()
     jobs.end()
-    assert "going on: 1 of 2 checkpoints" in logs(tmp_path, "localrank-*_1.log")
+    assert "resuming: 1 of 2 checkpoints" in logs(tmp_path, "localrank-*_1.log")
     assert "going on" not in logs(tmp_path, "localrank-*_0.log")
     assert_equal(target.read_text(), expected(*waiting))
 
@@ -120,7 +93,7 @@ def test_after_scancel_the_same_command_resumes(
     (tmp_path / "go").touch()
     again = submit(slurm, *words, "--wait")
     assert again.code == 0, again.stderr
-    assert "going on: 3 of 4 units" in again.stderr
+    assert "resuming: 3 of 4 units" in again.stderr
     assert_equal(target.read_text(), expected(*waiting))
 
 
@@ -141,5 +114,5 @@ def test_a_task_that_is_killed(slurm: Slurm, tmp_path: Path, waiting: tuple[str,
     (tmp_path / "go").touch()
     again = submit(slurm, *words, "--wait")
     assert again.code == 0, again.stderr
-    assert "going on: 3 of 4 units" in again.stderr
+    assert "resuming: 3 of 4 units" in again.stderr
     assert_equal(target.read_text(), expected(*waiting))

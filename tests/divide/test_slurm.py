@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.cli.program import QUICK, invoke, run_cold
+from tests.cli.program import QUICK, invoke, run
 from tests.cli.test_merge import assert_equal, shard
 from tests.divide.jobs import TASK, begin, begin_by_hand, expected, logs, submit
 from tests.divide.slurm import Slurm
@@ -44,9 +44,7 @@ def test_one_process_two_workers_eight_shards_and_an_array_give_one_table(
     words = (str(series), *QUICK, "--on-error", "skip")
     targets = {name: tmp_path / f"{name}.csv" for name in ("one", "two", "eight", "slurm")}
     one = invoke("analyze", *words, "-o", str(targets["one"]))
-    two = run_cold(
-        "submit", *words, "-o", str(targets["two"]), "--workers", "2", env=slurm.environment
-    )
+    two = run("submit", *words, "-o", str(targets["two"]), "--workers", "2", env=slurm.environment)
     for index in range(8):
         shard(series, tmp_path / "parts", index, 8, "--on-error", "skip")
     eight = invoke("merge", str(tmp_path / "parts"), "-o", str(targets["eight"]))

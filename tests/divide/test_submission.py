@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from tests.cli.program import QUICK, Outcome, invoke, run_cold, start
+from tests.cli.program import QUICK, Outcome, invoke, start
 from tests.cli.test_merge import shard
 from tests.divide.jobs import TASK
 from tests.helpers import save_series, weights
@@ -59,7 +59,7 @@ class Place:
         return (str(self.series), *QUICK, "-o", str(self.target), *TASK, "--max-tasks", "2", *more)
 
     def submit(self, *more: str) -> Outcome:
-        return run_cold("submit", *self.words(*more), env=self.environment)
+        return invoke("submit", *self.words(*more), env=self.environment)
 
     def analyze(self, *more: str) -> None:
         done = invoke("analyze", str(self.series), *QUICK, "-o", str(self.target), *more)
@@ -289,9 +289,9 @@ def test_a_folder_in_which_slurm_writes_no_logs(place: Place) -> None:
 def test_without_slurm(place: Place) -> None:
     empty = place.folder / "empty"
     empty.mkdir()
-    outcome = run_cold("submit", *place.words(), env={"PATH": str(empty)})
+    outcome = invoke("submit", *place.words(), env={"PATH": str(empty)})
     assert outcome.code == 1
     assert "there is no sbatch on this machine" in outcome.error
     assert "the script that --dry-run prints" in outcome.error
     assert not place.shards.exists()
-    assert run_cold("submit", *place.words("--dry-run"), env={"PATH": str(empty)}).code == 0
+    assert invoke("submit", *place.words("--dry-run"), env={"PATH": str(empty)}).code == 0

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.program import QUICK, run_cold, start
+from tests.cli.program import QUICK, invoke, start
 from tests.cli.test_merge import assert_equal
 from tests.divide.jobs import TASK, begin, expected, logs, submit
 from tests.divide.slurm import Slurm
@@ -54,7 +54,7 @@ def test_what_was_asked_for_is_what_slurm_is_told(slurm: Slurm, tmp_path: Path) 
 def test_an_array_is_no_longer_than_slurm_allows(slurm: Slurm, tmp_path: Path) -> None:
     series = save_series(tmp_path / "run", range(110))
     words = ("submit", str(series), *QUICK, "-o", str(tmp_path / "a.csv"), *TASK, "--dry-run")
-    printed = run_cold(*words, "--max-tasks", "500", env=slurm.environment)
+    printed = invoke(*words, "--max-tasks", "500", env=slurm.environment)
     assert "#SBATCH --array=0-99\n" in printed.stdout  # MaxArraySize=100
     assert "# 110 checkpoints, 110 units left to do, in 100 tasks." in printed.stdout
 
