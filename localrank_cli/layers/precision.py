@@ -22,6 +22,8 @@ _TYPE_NAMES = {"torch.FloatTensor": torch.float64, "torch.cuda.FloatTensor": tor
 _NO_REQUESTS = frozenset(
     {Tensor.view, torch.frombuffer, torch.can_cast, torch.promote_types, torch.view_copy}
 )
+# A generator gives other numbers in float64, so these draw as they are asked to.
+_DRAWS = frozenset({torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.normal})
 # Networks that are run as they are written. Weak: a network is not kept for this.
 _plain: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
@@ -42,6 +44,12 @@ class Float64Throughout(TorchFunctionMode):
         if func is Tensor.float:
             self.n_requests += 1
             return Tensor.double(*args, **kwargs)
+        if func in _DRAWS:
+            drawn = func(*args, **kwargs)
+            if isinstance(drawn, Tensor) and drawn.dtype == torch.float32:
+                self.n_requests += 1
+                return drawn.double()
+            return drawn
         asked = any(_is_request(value) for value in (*args, *kwargs.values()))
         if asked and func not in _NO_REQUESTS:
             self.n_requests += 1

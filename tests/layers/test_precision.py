@@ -41,6 +41,9 @@ REQUESTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]
     "made_in_float32": (
         lambda t: t * torch.arange(7, dtype=torch.float32).sin(),
         lambda t: t * torch.arange(7, dtype=torch.float64).sin()),
+    "drawn_in_float32": (
+        lambda t: t * torch.rand(7, dtype=torch.float32, generator=torch.manual_seed(1)),
+        lambda t: t * torch.rand(7, dtype=torch.float32, generator=torch.manual_seed(1)).double()),
     "complex64": (
         lambda t: t.to(torch.complex64).sin().real, lambda t: t.to(torch.complex128).sin().real),
     "product_with_float32": (
