@@ -15,6 +15,7 @@ from localrank_cli.errors import UsageError
 from localrank_cli.options import parse
 from localrank_cli.options.parse import Part, Preset, Shard, StepRange
 from localrank_cli.options.setting import DANGER, Setting
+from localrank_cli.points.defaults import DEFAULT_INFORMATION_POINTS, DEFAULT_POINTS
 
 if TYPE_CHECKING:  # torch is not imported where options are only parsed
     from torch import Tensor, nn
@@ -148,7 +149,7 @@ class AnalyzeOptions:
         Setting(
             help="How many points, drawn without replacement, the same at every checkpoint.",
             metavar="N",
-            default=64,
+            default=DEFAULT_POINTS,
             in_folder=True,
             decides=("point_indices",),
         ),
@@ -280,7 +281,7 @@ class AnalyzeOptions:
     information_points: Annotated[
         Annotated[int, Ge(2)] | None,
         Setting(
-            help="Points for --information. Default: 1000, or all.",
+            help=f"Points for --information. Default: {DEFAULT_INFORMATION_POINTS}, or all.",
             metavar="N",
             in_folder=True,
             in_inspect=False,

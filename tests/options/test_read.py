@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from localrank_cli import analyze
 from localrank_cli.errors import LocalrankError, SettingsError, UsageError
@@ -15,6 +16,7 @@ from localrank_cli.options.parse import Preset, Shard, StepRange
 from localrank_cli.options.read import FLAGS, PYTHON, read_options, read_values
 from localrank_cli.options.setting import Option, options_of
 from localrank_cli.options.table import AnalyzeOptions, SubmitOptions, check_options
+from localrank_cli.points.draw import draw, sample
 from tests.cli.program import invoke
 
 OPTIONS = list(options_of(AnalyzeOptions))
@@ -241,6 +243,11 @@ def test_every_option_has_help() -> None:
         default = one.setting.default
         if default is not None:
             assert read_values(AnalyzeOptions, {one.name: default}, PYTHON), one.name
+
+
+def test_as_many_points_are_drawn_as_the_help_names() -> None:
+    for drawn in (draw(torch.zeros(10**4, 1), None, 0, None, "x"), sample("normal", (1,), None, 0)):
+        assert option("points").help.endswith(f" Default: {len(drawn.indices)}.")
 
 
 def test_the_command_line_offers_every_option() -> None:
