@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from localrank_cli.measures.table import MEASURES
 from tests.cli.program import invoke, run
 from tests.figures.tables import save_spectra, table
 from tests.helpers import entries
@@ -48,6 +49,12 @@ def test_every_kind_has_its_name_beside_the_table(ranks: Path, kind: str, name: 
     outcome = invoke(*words)
     assert (outcome.code, outcome.stderr) == (0, "")
     assert name in entries(ranks.parent)
+
+
+@pytest.mark.parametrize("command", ["plot", "show"])
+def test_the_help_names_the_measures(command: str) -> None:
+    text = invoke(command, "--help").stdout
+    assert [name for name in MEASURES if name not in text] == []
 
 
 def test_an_existing_figure_is_replaced(ranks: Path) -> None:
