@@ -82,20 +82,16 @@ def plan_blocks(n_out: int, n_in: int, itemsize: int, budget: int, forward: bool
     return BlockPlan("rows" if n_in <= n_out else "columns", mode, size)
 
 
-def blocks(batch: Batch, record: CallRecord, plan: BlockPlan, chunk: int) -> Iterator[Tensor]:
-    """Yield the Jacobian of one call at the only point of a batch, block by block.
+def block(batch: Batch, record: CallRecord, plan: BlockPlan, start: int, chunk: int) -> Tensor:
+    """Return the block of one call's Jacobian, at the only point of a batch, from `start` on.
 
-    Yields:
-        Blocks with the divided side first: (rows, n_in), or the transposed columns (columns,
-        n_out). `chunk` directions are computed at a time.
+    The divided side comes first: (rows, n_in), or the transposed columns (columns, n_out). `chunk`
+    directions are computed at a time.
     """
-    long_side = max(record.numel, batch.n_in)
-    for start in range(0, long_side, plan.size):
-        stop = min(start + plan.size, long_side)
-        if plan.mode == "forward":
-            yield _forward_block(batch, record, plan, (start, stop), chunk)
-        else:
-            yield _reverse_block(batch, record, plan, (start, stop), chunk)
+    span = start, min(start + plan.size, max(record.numel, batch.n_in))
+    if plan.mode == "forward":
+        return _forward_block(batch, record, plan, span, chunk)
+    return _reverse_block(batch, record, plan, span, chunk)
 
 
 def _forward_block(

@@ -1,9 +1,9 @@
 """All Jacobians of one checkpoint, portion by portion, each by the mode that costs least."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from localrank_cli.jacobian.blocks import (
     BlockPortion,
     ChainPortion,
     Portion,
-    blocks,
+    block,
     plan_blocks,
 )
 from localrank_cli.jacobian.budget import (
@@ -80,6 +80,14 @@ class Modes:
         """Turn forward mode off, with a note that gives the reason."""
         self.forward = False
         self.notes.append(f"forward mode is not used ({reason}); reverse mode takes its place")
+
+
+@dataclass(frozen=True)
+class Way(Generic[_Result]):
+    """A way to Jacobians: its name in `Modes.routes`, and what computes them."""
+
+    name: str
+    compute: Callable[[], _Result]
 
 
 def jacobians(task: Task, modes: Modes) -> Iterator[AnyPortion]:
@@ -176,45 +184,82 @@ def _portions(
     forward, reverse = split.forward, split.reverse
     if not modes.forward:
         forward, reverse = (), tuple(held)
+    routes: dict[Call, str] = {}
     for group in layer_groups(forward, batch.n_in, itemsize, room * itemsize):
         names = [record.call for record in group]
-        tensors = _attempt(partial(forward_jacobians, batch, names, min(chunk, batch.n_in)))
+        all_at_once = partial(forward_jacobians, batch, names)
+        tensors, way = _take(_ways("forward", min(chunk, batch.n_in), all_at_once, modes), modes)
         for record, tensor in zip(group, tensors, strict=True):
+            routes[record.call] = way
             yield Portion(record, start, tensor, good[record.call], batch.error)
     for record in reverse:
-        rows = _reverse(batch, record, chunk, modes)
-        yield Portion(record, start, rows, good[record.call], batch.error)
-    routes = [f"{record.call.label}: forward" for record in forward]
-    routes += [f"{record.call.label}: reverse" for record in reverse]
+        rows = min(record.numel, max(2, chunk))
+        by_rows = partial(reverse_jacobian, batch, record.call)
+        tensor, routes[record.call] = _take(_ways("reverse", rows, by_rows, modes), modes)
+        yield Portion(record, start, tensor, good[record.call], batch.error)
     for record in task.records:
         if record not in held:
             size = budget.block(record.numel, batch.n_in)
             plan = plan_blocks(record.numel, batch.n_in, itemsize, size, modes.forward)
             portion = budget.block_directions(record.numel, batch.n_in)
             chunk = directions_at_once(1, task.survey.activations, itemsize, portion)
-            routes.append(f"{record.call.label}: {plan.mode}, blocks of {plan.size} {plan.along}")
-            walk = _walk(batch, record, plan, chunk, modes)
+            walk = _walk(batch, record, plan, chunk, modes, routes)
             yield BlockPortion(record, start, walk, good[record.call], batch.error)
-    if batch.n_in < task.n_in:
-        routes.insert(0, f"{batch.n_in} directions for {task.n_in} inputs: the first layer's rows")
-    modes.routes = [route for route in modes.routes if route.startswith("no chain")] + routes
+    reduction = f"{batch.n_in} directions for {task.n_in} inputs: the first layer's rows"
+    modes.routes = [
+        *(route for route in modes.routes if route.startswith("no chain")),
+        *([reduction] if batch.n_in < task.n_in else []),
+        *(f"{call.label}: {way}" for call, way in routes.items()),
+    ]
 
 
 def _walk(
-    batch: Batch, record: CallRecord, plan: BlockPlan, chunk: int, modes: Modes
+    batch: Batch,
+    record: CallRecord,
+    plan: BlockPlan,
+    chunk: int,
+    modes: Modes,
+    routes: dict[Call, str],
 ) -> Callable[[], Iterator[Tensor]]:
-    rows = 1 if plan.mode == "reverse" and not modes.batched_reverse else chunk
+    def ways(start: int) -> list[Way[Tensor]]:
+        part = partial(block, batch, record, plan, start)
+        return _ways(plan.mode, chunk, part, modes, f", blocks of {plan.size} {plan.along}")
 
     def walk() -> Iterator[Tensor]:
-        steps = blocks(batch, record, plan, rows)
-        while True:
-            try:
-                block = _attempt(partial(next, steps))
-            except StopIteration:
-                return
-            yield block
+        for start in range(0, max(record.numel, batch.n_in), plan.size):
+            found, routes[record.call] = _take(ways(start), modes)
+            yield found
 
+    routes[record.call] = ways(0)[0].name  # a point that is not finite is not walked
     return walk
+
+
+def _ways(
+    mode: str, chunk: int, compute: Callable[[int], _Result], modes: Modes, suffix: str = ""
+) -> list[Way[_Result]]:
+    """Return the ways that the model has not refused, the cheapest first.
+
+    `compute` takes how many directions are computed at a time: `chunk`, or 1 where the model's
+    backward refuses several.
+    """
+    ways = [Way(f"{mode}{suffix}", partial(compute, chunk))]
+    if mode == "reverse" and chunk > 1:
+        ways.append(Way(f"reverse, row by row{suffix}", partial(compute, 1)))
+    return ways if modes.batched_reverse else ways[-1:]
+
+
+def _take(ways: Sequence[Way[_Result]], modes: Modes) -> tuple[_Result, str]:
+    """Return what the first way computes that the model does not refuse, and its name."""
+    *batched, last = ways
+    for way in batched:
+        try:
+            return way.compute(), way.name
+        except Exception as error:  # vmap over a backward refuses with many types of error
+            if _out_of_memory(error):
+                raise _memory_error(error) from error
+            modes.batched_reverse = False
+            modes.notes.append(f"rows are computed one by one, which is slow ({cause(error)})")
+    return _attempt(last.compute), last.name
 
 
 def _chain(task: Task, batch: Batch, modes: Modes) -> Chain | None:
@@ -267,19 +312,6 @@ def _try_forward(
         )
 
 
-def _reverse(batch: Batch, record: CallRecord, chunk: int, modes: Modes) -> Tensor:
-    rows = max(2, min(chunk, record.numel))
-    if modes.batched_reverse and record.numel > 1:
-        try:
-            return reverse_jacobian(batch, record.call, rows)
-        except Exception as error:  # vmap over a backward refuses with many types of error
-            if _out_of_memory(error):
-                raise _memory_error(error) from error
-            modes.batched_reverse = False
-            modes.notes.append(f"rows are computed one by one, which is slow ({cause(error)})")
-    return _attempt(partial(reverse_jacobian, batch, record.call, 1))
-
-
 def _points_at_once(task: Task) -> int:
     """Return how many points the held Jacobians and the graph of one pass have room for."""
     budget = Budget(task.memory)
@@ -310,7 +342,7 @@ def _attempt(compute: Callable[[], _Result]) -> _Result:
     """
     try:
         return compute()
-    except (LocalrankError, StopIteration):
+    except LocalrankError:
         raise
     except Exception as error:  # whatever a user's model may raise under autograd
         if _out_of_memory(error):

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.solve import Demand
-from tests.spectrum.test_naive import TOLERANCES
+from localrank_cli.spectrum.tolerance import Tolerance
+
+TOLERANCES = (
+    Tolerance(atol=0.01),
+    Tolerance(atol=0.1),
+    Tolerance(rtol=1e-3),
+    Tolerance(rtol=0.1),
+    Tolerance(rtol=None),
+)
 
 
 @dataclass(frozen=True)
@@ -14,15 +22,17 @@ class Route:
     forward: bool = True
     tight: bool = False  # a budget that holds no Jacobian whole
     demand: Demand = field(default=demand_of(TOLERANCES))
+    batched_reverse: bool = True
 
     def modes(self) -> Modes:
-        return Modes(chain=self.chain, forward=self.forward)
+        return Modes(self.chain, self.forward, self.batched_reverse)
 
 
 ROUTES = {
     "as_chosen": Route(),
     "no_chain": Route(chain=False),
     "reverse": Route(chain=False, forward=False),
+    "row_by_row": Route(chain=False, forward=False, batched_reverse=False),
     "blocks": Route(chain=False, tight=True),
     "blocks_in_reverse": Route(chain=False, forward=False, tight=True),
 }

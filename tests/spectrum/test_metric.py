@@ -15,8 +15,8 @@ from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
 from tests.cases import CASES, Case, crossed
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
-from tests.spectrum.routes import ROUTES, Route
-from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32, TOLERANCES
+from tests.spectrum.routes import ROUTES, TOLERANCES, Route
+from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
@@ -70,7 +70,7 @@ WAYS = [*((route, kind) for route in ROUTES for kind in KINDS[1:]), ("as_chosen"
 def test_spectra_and_counts(case: Case, route: str, kind: str) -> None:
     expected = truth(case, kind)
     taken = ROUTES[route]
-    found = found_by(case, taken, kind, Modes(chain=taken.chain, forward=taken.forward))
+    found = found_by(case, taken, kind, taken.modes())
     bound = 10 * (BOUND_FLOAT32 if case.low_precision else BOUND)
     assert list(found) == list(expected)
     for label, spectrum in found.items():

@@ -1,17 +1,15 @@
 """Every case by every mode of differentiation, against rows made one by one and numpy's SVD."""
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import pytest
 
-from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.points import local_ranks
-from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of_case
 from tests.cases import CASES, Case, params
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
+from tests.spectrum.routes import ROUTES, TOLERANCES
 
 # torch says so where vmap has no rule for an operation (Bilinear): slow, and right all the same.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -26,20 +24,6 @@ BOUND = 50 * 10 * 2.0**-53 * 20 * 10  # 1.1e-11
 # operations of the one case: a handful of roundings times a ratio of norms under 10.
 BOUND_FLOAT32 = 10 * 10 * 2.0**-24  # 6e-6
 
-TOLERANCES = (
-    Tolerance(atol=0.01),
-    Tolerance(atol=0.1),
-    Tolerance(rtol=1e-3),
-    Tolerance(rtol=0.1),
-    Tolerance(rtol=None),
-)
-
-ROUTES: dict[str, Callable[[], Modes]] = {
-    "as_chosen": Modes,
-    "reverse": lambda: Modes(forward=False),
-    "row_by_row": lambda: Modes(forward=False, batched_reverse=False),
-}
-
 
 @cache
 def truth(case: Case) -> dict[str, Array]:
@@ -47,11 +31,11 @@ def truth(case: Case) -> dict[str, Array]:
     return naive_spectra(naive_jacobians(model, points, case.layers, case.wrt))
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", ["as_chosen", "reverse", "row_by_row"])
 @pytest.mark.parametrize("case", params(CASES))
 def test_spectra_and_counts(case: Case, route: str) -> None:
     expected = truth(case)
-    found = spectra_of_case(case, ROUTES[route]())
+    found = spectra_of_case(case, ROUTES[route].modes())
 
     assert list(found) == list(expected)
     bound = BOUND_FLOAT32 if case.low_precision else BOUND

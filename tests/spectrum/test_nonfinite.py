@@ -7,20 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.layer import measure
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of
 from tests.cases import CASES, Case, params
 from tests.naive import naive_jacobians, naive_spectra
 from tests.networks import Net, ab, bias, mlp, weight
+from tests.spectrum.routes import ROUTES
 
 BAD = pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf], ids=str)
-ROUTES = pytest.mark.parametrize(
-    "modes",
-    [{}, {"forward": False}, {"forward": False, "batched_reverse": False}],
-    ids=["as_chosen", "reverse", "row_by_row"],
-)
+EACH = pytest.mark.parametrize("route", ["as_chosen", "no_chain", "reverse", "row_by_row"])
 
 # Other points may be computed in a batch of another size: k u per layer, as in test_properties.
 SAME = 5 * 12 * 2.0**-53 * 1000
@@ -32,9 +28,11 @@ POISONED = (
 )  # fmt: skip
 
 
-def failed(model: nn.Module, points: Tensor, modes: Any = None, **ask: Any) -> dict[str, list[int]]:
+def failed(
+    model: nn.Module, points: Tensor, route: str = "as_chosen", **ask: Any
+) -> dict[str, list[int]]:
     """Which points failed at each layer, after checking that exactly those hold NaN."""
-    found = spectra_of(model, points, modes=Modes(**(modes or {})), **ask)
+    found = spectra_of(model, points, modes=ROUTES[route].modes(), **ask)
     result = {}
     for label, spectrum in found.items():
         assert torch.equal(torch.isnan(spectrum.values).any(dim=1), ~spectrum.finite)
@@ -43,15 +41,15 @@ def failed(model: nn.Module, points: Tensor, modes: Any = None, **ask: Any) -> d
     return result
 
 
-@ROUTES
+@EACH
 @BAD
 @pytest.mark.parametrize("index", [0, 1, -1])
-def test_one_bad_point_fails_alone(bad: float, index: int, modes: Any) -> None:
+def test_one_bad_point_fails_alone(bad: float, index: int, route: str) -> None:
     torch.manual_seed(0)
     model, points = mlp(6, 8, 7, 5).double(), torch.randn(4, 6, dtype=torch.float64)
     clean = spectra_of(model, points)
     points[index, 2] = bad
-    found = spectra_of(model, points, modes=Modes(**modes))
+    found = spectra_of(model, points, modes=ROUTES[route].modes())
     keep = [row for row in range(4) if row != index % 4]
     for label, spectrum in found.items():
         assert spectrum.finite.tolist() == [row in keep for row in range(4)]
@@ -80,33 +78,33 @@ def test_a_recurrence_that_saturates_at_an_infinite_point_is_one_thing_on_all_ro
     case = next(case for case in CASES if case.name == "lstm_batch_first")
     model, points = case.build()
     points[1, 0, 0] = torch.inf
-    forward = failed(model, points, {}, layers=case.layers)
-    assert forward == failed(model, points, {"forward": False}, layers=case.layers)
+    forward = failed(model, points, "as_chosen", layers=case.layers)
+    assert forward == failed(model, points, "reverse", layers=case.layers)
 
 
-@ROUTES
+@EACH
 @BAD
-def test_bad_weights_fail_every_point_from_there_on(bad: float, modes: Any) -> None:
+def test_bad_weights_fail_every_point_from_there_on(bad: float, route: str) -> None:
     torch.manual_seed(1)
     model, points = mlp(5, 6, 6, 6, 3).double(), torch.randn(3, 5, dtype=torch.float64)
     weight(model, "2")[4, 1] = bad
     bias(model, "2")[:] = 1
     bias(model, "0")[1] = 1e3  # the unit that meets the bad weight is on
     every = [0, 1, 2]
-    assert failed(model, points, modes) == {"0": [], "2": every, "4": every, "6": every}
+    assert failed(model, points, route) == {"0": [], "2": every, "4": every, "6": every}
 
 
-@ROUTES
-def test_a_nan_unit_does_not_drop_out_behind_a_relu(modes: Any) -> None:
+@EACH
+def test_a_nan_unit_does_not_drop_out_behind_a_relu(route: str) -> None:
     # NaN > 0 is false: a mask would call the unit dead and the rank finite.
     torch.manual_seed(2)
     model, points = mlp(5, 6, 4).double(), torch.randn(3, 5, dtype=torch.float64)
     bias(model, "0")[2] = torch.nan
     weight(model, "2")[:, 2] = 0
-    assert failed(model, points, modes) == {"0": [0, 1, 2], "2": [0, 1, 2]}
+    assert failed(model, points, route) == {"0": [0, 1, 2], "2": [0, 1, 2]}
 
 
-@ROUTES
+@EACH
 @pytest.mark.parametrize(
     "hide",
     [torch.nan_to_num, torch.sigmoid, lambda t: t.nan_to_num().clamp(-1, 1), torch.isnan],
@@ -114,7 +112,7 @@ def test_a_nan_unit_does_not_drop_out_behind_a_relu(modes: Any) -> None:
 )
 @pytest.mark.parametrize("layers", [(), ("b",)], ids=["all", "only_the_deeper"])
 def test_a_later_layer_does_not_hide_an_earlier_one(
-    hide: Any, layers: tuple[str, ...], modes: Any
+    hide: Any, layers: tuple[str, ...], route: str
 ) -> None:
     def run(net: Net, x: Tensor) -> Any:
         return net["b"](torch.tanh(x[:, :1]) + hide(net["a"](x)).to(x.dtype))
@@ -124,27 +122,27 @@ def test_a_later_layer_does_not_hide_an_earlier_one(
     points[2] *= 1e300
     weight(model, "a").abs_().mul_(1e10)  # overflows at point 2 only
     wanted = layers or ("a", "b")
-    assert failed(model, points, modes, layers=layers) == {name: [2] for name in wanted}
+    assert failed(model, points, route, layers=layers) == {name: [2] for name in wanted}
 
 
-@ROUTES
-def test_an_infinite_derivative_of_a_finite_value(modes: Any) -> None:
+@EACH
+def test_an_infinite_derivative_of_a_finite_value(route: str) -> None:
     # sqrt at 0 is 0, its slope is infinite.
     model = ab(lambda m, x: m["b"](m["a"](x).sqrt()), 3, 3, 2).double()
     weight(model, "a").copy_(torch.eye(3))
     bias(model, "a").zero_()
     points = torch.tensor([[1, 2, 3], [1, 0, 3], [3, 2, 1]], dtype=torch.float64)
-    assert failed(model, points, modes) == {"a": [], "b": [1]}
+    assert failed(model, points, route) == {"a": [], "b": [1]}
 
 
-@ROUTES
-def test_a_product_of_weights_that_overflows(modes: Any) -> None:
+@EACH
+def test_a_product_of_weights_that_overflows(route: str) -> None:
     # At x = 0 every pre-activation is 0, and J_2 = 1e400.
     model = mlp(3, 3, 3, act=nn.Identity, bias=False).double()
     for name in "02":
         weight(model, name).copy_(1e200 * torch.eye(3, dtype=torch.float64))
     points = torch.zeros(2, 3, dtype=torch.float64)
-    assert failed(model, points, modes) == {"0": [], "2": [0, 1]}
+    assert failed(model, points, route) == {"0": [], "2": [0, 1]}
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-150, 1e150, 1e200])

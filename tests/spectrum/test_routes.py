@@ -4,6 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.layer import measure
@@ -12,9 +13,11 @@ from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum
 from tests.asking import PLENTY, numbers, spectra_of
 from tests.cases import CASES, Case, crossed
+from tests.functions import NumpyTanh, apply
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
-from tests.spectrum.routes import ROUTES, Route
-from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32, TOLERANCES
+from tests.networks import ab
+from tests.spectrum.routes import ROUTES, TOLERANCES, Route
+from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
@@ -81,3 +84,27 @@ def test_each_route_is_used() -> None:
     assert "forward" not in told["reverse"]
     assert "blocks of" in told["blocks"]
     assert "reverse, blocks of" in told["blocks_in_reverse"]
+    assert "reverse, row by row" in told["row_by_row"]
+    refused = routes("numpy_function", "as_chosen")  # at b; a comes before the numpy function
+    assert refused.endswith("a: reverse b: reverse, row by row")
+
+
+@pytest.mark.parametrize(
+    ("memory", "name"),
+    [
+        (PLENTY, "b: reverse, row by row"),
+        # A third of it holds no Jacobian of 10 x 400, and half of it several rows at once.
+        (30_000, "b: reverse, row by row, blocks of 54 columns"),
+    ],
+)
+def test_a_backward_that_refuses_several_rows_at_once(memory: int, name: str) -> None:
+    torch.manual_seed(0)
+    model = ab(lambda m, x: m["b"](apply(NumpyTanh, m["a"](x))), 400, 10, 10).double()
+    points = torch.randn(3, 400, dtype=torch.float64)
+    modes = Modes(narrow=False)
+    (found,) = spectra_of(model, points, ("b",), memory=memory, modes=modes).values()
+    expected = naive_spectra(naive_jacobians(model, points, ("b",)))["b"]
+    assert modes.routes[1:] == [name]  # after the reason why it is no chain
+    assert sum("rows are computed one by one" in note for note in modes.notes) == 1
+    # The squares of the blocks are summed: half of the digits of the smallest value.
+    assert (np.abs(numbers(found) - expected) <= 1e-7 * expected[:, :1]).all()
