@@ -259,7 +259,9 @@ CASES: Mapping[str, tuple[Callable[[Path], None], str]] = {
     "distributed": (
         _entries(distributed_config={"tp_size": 8}, base_model_tp_plan={"*": REPO}), RUNS,
     ),
-    "layers each of its own": (_entries(per_layer_config={"0": {"n_embd": 10**12}}), "config.json: "),
+    "layers each of its own": (
+        _entries(per_layer_config={"0": {"n_embd": 10**12}}), "config.json: ",
+    ),
     "name of the Hub": (_entries(_name_or_path="evil/model", name_or_path="evil/model"), RUNS),
     "hooks of the config": (_entries(__class__="x"), "cannot use it"),
     "methods of the config": (_entries(to_dict="x", get_text_config=3), "cannot use it"),
