@@ -45,6 +45,7 @@ NOT_CHECKPOINTS = re.compile(
     r"(?:\.[A-Za-z]+)?$",
     flags=re.IGNORECASE,
 )
+_REPOSITORY = "models--"
 _MAX_REF_BYTES = 200  # a ref is a hash of 40 digits
 
 
@@ -110,9 +111,9 @@ def folder_weights(folder: Path) -> Path | None:
     except OSError as error:  # it may be a checkpoint: leaving it out silently would lose it
         raise cannot_read(folder, error) from error
     names = {entry.name for entry in entries}
-    for name in _FIRST:
-        if name in names:
-            return folder / name
+    first = in_order_of_choice(entries)
+    if first:
+        return first[0]
     for place in _DCP_PLACES:
         metadata = folder / place / DCP_METADATA
         if (not place or place in names) and is_file(metadata):
@@ -122,6 +123,12 @@ def folder_weights(folder: Path) -> Path | None:
     if ADAPTER_CONFIG in names and len(adapters) > 1:
         return adapters[0]  # the same adapter twice: refused when it is read
     return _only_one(entries)
+
+
+def in_order_of_choice(entries: Collection[Path]) -> list[Path]:
+    """Return the entries that `from_pretrained` would read; the first is the one that it does."""
+    by_name = {entry.name: entry for entry in entries}
+    return [by_name[name] for name in _FIRST if name in by_name]
 
 
 def is_folder_weights(path: Path) -> bool:
@@ -183,9 +190,14 @@ def _has_step(path: Path) -> bool:
 
 
 def is_hub_folder(folder: Path) -> bool:
-    """Return whether a folder is a repository in the Hub's cache: it has `refs` and `snapshots`."""
+    """Return whether a folder is a repository in the Hub's cache: it has `snapshots` and others.
+
+    A revision that was fetched by its hash has no entry in `refs`.
+    """
     try:
-        return (folder / "snapshots").is_dir() and (folder / "refs").is_dir()
+        return (folder / "snapshots").is_dir() and any(
+            (folder / name).is_dir() for name in ("refs", "blobs")
+        )
     except OSError:  # a folder that cannot be listed is reported when it is read
         return False
 
@@ -218,6 +230,33 @@ def snapshots(folder: Path) -> dict[Path, list[str]]:
         if names is not None:
             names.append(ref.relative_to(refs).as_posix())
     return found
+
+
+def cached_snapshot(folder: Path) -> Path | None:
+    """Return the one snapshot in a folder that was the `cache_dir` of a single revision.
+
+    Pythia's README has `./pythia-70m/step3000/models--EleutherAI--pythia-70m/snapshots/HASH`.
+    None where there is no repository in the folder.
+
+    Raises:
+        UnreadableError: If there are several snapshots and none of them bears the folder's name.
+    """
+    found = {
+        snapshot: refs
+        for entry in entries_in(folder)
+        if entry.name.startswith(_REPOSITORY) and is_hub_folder(entry)
+        for snapshot, refs in snapshots(entry).items()
+        if folder_weights(snapshot) is not None
+    }
+    named = [snapshot for snapshot, refs in found.items() if folder.name in refs] or list(found)
+    if len(named) > 1:
+        places = ", ".join(path.relative_to(folder).as_posix() for path in named[:3])
+        raise UnreadableError(
+            f"{folder}: holds {len(named)} snapshots ({places}), and none of them is its own by"
+            " name.",
+            "Remove all but one, or name the folder models--ORG--NAME itself: it is a series.",
+        )
+    return named[0] if named else None
 
 
 def _commit(ref: Path) -> str:

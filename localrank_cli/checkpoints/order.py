@@ -1,7 +1,9 @@
 """One step for every checkpoint of a series, and the copies among them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from localrank_cli.checkpoints.counting import (
@@ -15,12 +17,15 @@ from localrank_cli.checkpoints.counting import (
     find_restart,
     is_sound,
 )
-from localrank_cli.checkpoints.folders import is_alias
+from localrank_cli.checkpoints.folders import is_alias, is_file, is_hub_folder
 from localrank_cli.checkpoints.names import StepRule, joint_number, number_of, step_fault
 from localrank_cli.checkpoints.places import Names, Place
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.errors import Note, SettingsError
 
+# With what follows it, so that --pattern does not choose stage10 for stage1.
+_STAGE = re.compile(r"(?<![A-Za-z])stage[=_\-.]?(\d{1,9})(?!\d)(?:[^\w*?\[\]]|_|$)", re.IGNORECASE)
+_CONFIG = "config.json"
 _MAX_NOTES = 3  # on conflicts; further checkpoints are only counted
 
 
@@ -176,13 +181,48 @@ class SeriesSteps:
         found = {step: self._one(step, files, note) for step, files in groups.items()}
         kept = [found[step] for step in sorted(found, reverse=True)]
         unknown = [file for file in unknown if not self._is_alias(file, kept, note)]
+        if len(self._places) == len(unknown) == 1 and self._is_saved_alone(unknown[0]):
+            note(f"{unknown[0].label or unknown[0].name}: no step was found, so it is step 0")
+            return [(unknown[0], 0)]
         if unknown:
             raise self._no_step(unknown)
         self._note_counting(note)
         return [(found[step], step) for step in sorted(found)]
 
+    def _is_saved_alone(self, file: CheckpointFile) -> bool:
+        """Return whether the series is one model as `save_pretrained` or the Hub leaves it."""
+        folder = self._series.folder
+        is_alone = file.folder == folder or is_hub_folder(folder)
+        return is_alone and file.folder is not None and is_file(file.folder / _CONFIG)
+
+    def _check_stages(self) -> None:
+        """Refuse stages of a training (OLMo's stage2-step500-tokens3B) that count from 0 again.
+
+        Raises:
+            SettingsError: If a step of a later stage is not above those of an earlier one.
+        """
+        stages: dict[int, list[tuple[int, CheckpointFile, str]]] = {}
+        for file, place in self._places.items():
+            match = _STAGE.search(file.stem)
+            if match and place.step is not None:
+                stages.setdefault(int(match[1]), []).append((place.step, file, match[0]))
+        for (_, one), (_, other) in pairwise(sorted(stages.items())):
+            last, first = (pick(items, key=lambda item: item[0]) for pick, items in (
+                (max, one), (min, other),
+            ))  # fmt: skip
+            if first[0] <= last[0]:
+                raise SettingsError(
+                    f"{self._series.folder}: the steps restart in each stage ({first[1].stem} after"
+                    f" {last[1].stem}), so one table cannot hold both.",
+                    "Analyze each stage into a table of its own:"
+                    f" --pattern '*{last[2]}*' -o stage1.csv, and"
+                    f" --pattern '*{first[2]}*' -o stage2.csv.",
+                )
+
     def _decide(self) -> Counting:
         places = self._places
+        if not self._rule.source and self._rule.names.regex is None:
+            self._check_stages()
         # timm's checkpoint-3 with the entry epoch = 3 is of epochs if all others are too.
         if places and all(one.step is None or one.may_be_epoch for one in places.values()):
             return Counting(EPOCHS)

@@ -8,9 +8,11 @@ from pathlib import Path
 from localrank_cli.checkpoints.folders import (
     FACTS,
     NOT_CHECKPOINTS,
+    cached_snapshot,
     entries_in,
     folder_weights,
     hub_folder_of,
+    in_order_of_choice,
     is_alias,
     is_file,
     is_folder_weights,
@@ -148,13 +150,14 @@ def find_checkpoints(
                 f"{folder}: cannot be read ({error.strerror}).", "Check its permissions."
             ) from error
         shards = _shards(entries)
+        fitting = [entry for entry in entries if not pattern or fnmatch(entry.name, pattern)]
+        # The same weights in several formats, as in many repositories of the Hub.
+        others = set() if named else set(in_order_of_choice(fitting)[1:])
         files = []
-        for entry in entries:
+        for entry in fitting:
             if not named and (NOT_CHECKPOINTS.match(entry.name) or entry.name in FACTS):
                 continue
-            if pattern and not fnmatch(entry.name, pattern):
-                continue
-            if entry in shards or _real(entry) in excluded:
+            if entry in shards or entry in others or _real(entry) in excluded:
                 continue
             file = _as_checkpoint(entry, folder, bool(named), rule)
             if file is not None:
@@ -206,8 +209,11 @@ def _shards(entries: Sequence[Path]) -> set[Path]:
 def _as_checkpoint(entry: Path, folder: Path, named: bool, rule: NameRule) -> CheckpointFile | None:
     name = entry.relative_to(folder).as_posix()
     if entry.is_dir():
-        weights = folder_weights(entry) if _may_be_checkpoint(entry, rule) else None
-        return CheckpointFile(weights, name, entry) if weights is not None else None
+        if not _may_be_checkpoint(entry, rule):
+            return None
+        place = cached_snapshot(entry) or entry
+        weights = folder_weights(place)
+        return CheckpointFile(weights, name, place) if weights is not None else None
     if is_index(entry) or is_weights_file(entry):
         if is_shard(stem_of(entry.name)):
             raise UnreadableError(
@@ -252,7 +258,7 @@ def _is_checkpoint_folder(folder: Path, rule_of: Callable[[Path], NameRule]) -> 
     named = step_in_name(folder.name) is not None or epoch_in_name(folder.name) is not None
     if not named and rule_of(folder.parent).step(folder.name) is None:
         return False
-    return folder_weights(folder) is not None
+    return folder_weights(cached_snapshot(folder) or folder) is not None
 
 
 def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> UnreadableError:
@@ -261,7 +267,8 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     inside = [
         entry.name
         for entry in entries
-        if entry.is_dir() and any(is_weights_file(path) for path in entries_in(entry))
+        if entry.is_dir()
+        and (is_hub_folder(entry) or any(is_weights_file(path) for path in entries_in(entry)))
     ]
     if inside:
         return UnreadableError(

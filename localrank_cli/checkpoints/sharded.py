@@ -2,6 +2,7 @@
 
 import json
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -13,6 +14,7 @@ from localrank_cli.checkpoints.formats import read, read_tensors
 from localrank_cli.errors import UnreadableError, cause
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+_MAX_BYTES = 256 * 2**20  # published ones have up to 20 MiB
 _SHARD = re.compile(r"[-_.]?\d+-of-\d+$")
 
 
@@ -93,6 +95,13 @@ def _complete(state: State, keys: list[str], shard: Path, index: str) -> State:
 
 def _parse(index: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     try:
+        status = index.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a FIFO would never end
+            raise UnreadableError(f"{index}: is not a file.", DAMAGED)
+        if status.st_size > _MAX_BYTES:
+            raise UnreadableError(
+                f"{index}: has {status.st_size} bytes; an index has at most {_MAX_BYTES}.", DAMAGED
+            )
         loaded = json.loads(index.read_text(encoding="utf-8"))
     except OSError as error:
         raise cannot_read(index, error) from error

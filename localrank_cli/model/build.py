@@ -96,6 +96,8 @@ def build_model(
         # chdir: a user's own chdir is undone at the end.
         with seeded(seed), contextlib.chdir("."):
             model = factory(**arguments)
+    except ModelError:  # of --model hf
+        raise
     except ANY_FAULT as error:
         raise ModelError(
             f"{name} failed: {cause(error)}",

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import ModelError, one_line, printable
+from localrank_cli.errors import ModelError, cause, one_line, printable
+from localrank_cli.model.hf_size import Held
 
 CONFIG = "config.json"
 _ADAPTER_CONFIG = "adapter_config.json"
+_MAX_DEPTH = 50  # of published configs: about 5
 _MAX_BYTES = 64 * 2**20  # the largest published configs, with labels of 20,000 classes, have 2 MiB
 # Entries about the file or the library, not about the network.
 _NOT_OF_THE_NETWORK = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 # Entries that choose kernels. One that names a repository of the Hub would run code from there.
-_KERNELS = ("attn_implementation", "experts_implementation", "kernel_config", "use_kernels")
+_KERNELS = (
+    "attn_implementation",
+    "experts_implementation",
+    "kernel_config",
+    "use_kernels",
+    "fusion_config",  # changes the outputs slightly
+)
+_OF_FILES = "transformers_weights"  # names the file that the library would read
 # Forward mode and vmap pass through plain attention, and not through every fused kernel.
 _ATTENTION = ("eager", "sdpa")
 _QUANTIZATION = "quantization_config"
@@ -40,6 +49,7 @@ class HfModel:
     model_class: Any
     config: Any
     attention: str = "eager"
+    held: Held | None = None  # by the checkpoints
 
     @property
     def _choices(self) -> dict[str, Any]:
@@ -50,12 +60,46 @@ class HfModel:
         return choices
 
     def build(self) -> nn.Module:
-        """Return the network with weights that are drawn; its buffers are those of float32."""
+        """Return the network with weights that are drawn; its buffers are those of float32.
+
+        Raises:
+            ModelError: If the library cannot build it, or it is far larger than the checkpoints.
+        """
         with library():
-            model = self.model_class._from_config(  # noqa: SLF001  # public in the Auto classes only
-                self.config, dtype=torch.float32, **self._choices
-            )
-        return _with_one_input(model)
+            if self.held is not None:
+                # Without memory: a mask of all pairs of positions exists before it is counted.
+                with self._bounded(), torch.device("meta"):
+                    self._try()
+            with self._bounded():
+                try:
+                    return _with_one_input(self._build())
+                except ModelError:
+                    raise
+                except Exception as error:  # sizes that do not go together fail anywhere in it
+                    raise ModelError(
+                        f"{self.folder / CONFIG}: transformers cannot build the network"
+                        f" ({cause(error)}).",
+                        "Correct its sizes and its 'architectures', or copy it again; check"
+                        " --model-arg if you gave it.",
+                    ) from error
+
+    def _bounded(self) -> contextlib.AbstractContextManager[None]:
+        if self.held is None:
+            return contextlib.nullcontext()
+        return self.held.bounded(self.folder / CONFIG)
+
+    def _try(self) -> None:
+        try:
+            self._build()
+        except ModelError:
+            raise
+        except Exception:  # noqa: S110  # the real build decides: some code needs values
+            pass
+
+    def _build(self) -> Any:
+        return self.model_class._from_config(  # noqa: SLF001  # public in the Auto classes only
+            self.config, dtype=torch.float32, **self._choices
+        )
 
     def load(
         self, state: Mapping[str, Tensor], dtype: torch.dtype
@@ -81,15 +125,16 @@ class HfModel:
         return model, report
 
 
-def hf_model(folder: Path, arguments: Mapping[str, Any]) -> HfModel:
+def hf_model(folder: Path, arguments: Mapping[str, Any], held: Held | None = None) -> HfModel:
     """Return the network that the config in a checkpoint's folder describes.
 
-    `arguments` override entries of the config.
+    `arguments` override entries of the config, and `held` limits its size.
 
     Raises:
         ModelError: If transformers is not installed, or the config cannot be used.
     """
     config = read_config(folder)
+    path = folder / CONFIG
     if importlib.util.find_spec("transformers") is None:
         raise ModelError(
             "--model hf needs the package transformers, which is not installed.",
@@ -98,11 +143,12 @@ def hf_model(folder: Path, arguments: Mapping[str, Any]) -> HfModel:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ModelError(
-            f"{folder / CONFIG}: has no 'model_type', so it does not describe a transformers"
-            " model.",
+            f"{path}: has no 'model_type', so it does not describe a transformers model.",
             "Give the network's code: --model path/to/file.py:name.",
         )
     refuse_folder(folder, config)
+    if held is not None:
+        held.check_counts([config, dict(arguments)], path)
     with library():
         import transformers  # noqa: PLC0415  # seconds, and only for --model hf
 
@@ -110,30 +156,34 @@ def hf_model(folder: Path, arguments: Mapping[str, Any]) -> HfModel:
             raise _unknown(folder, config, transformers.__version__)
         attention = _attention(arguments)
         try:
-            made = transformers.CONFIG_MAPPING[kind].from_dict(_without_kernels(config))
+            made = transformers.CONFIG_MAPPING[kind].from_dict(_for_the_network(config))
         except Exception as error:  # the library checks entries by many means
             raise ModelError(
-                f"{folder / CONFIG}: transformers {transformers.__version__} cannot use it"
+                f"{path}: transformers {transformers.__version__} cannot use it"
                 f" ({one_line(error)}).",
                 "Install the version that wrote it (its 'transformers_version'), or correct it.",
             ) from error
-        for key, value in arguments.items():
-            if key == "attn_implementation":
-                continue
-            if key.lstrip("_").startswith((*_KERNELS, _QUANTIZATION)):
-                raise ModelError(
-                    f"--model-arg {key}: this entry chooses kernels or quantized weights, which"
-                    " --model hf does not support.",
-                    "Leave it out.",
-                )
-            if not hasattr(made, key):
-                raise ModelError(
-                    f"--model-arg {key}: {folder / CONFIG} has no entry {key!r}.",
-                    "Check the name in the config of this family of networks.",
-                )
-            setattr(made, key, value)
+        _override(made, arguments, path)
         made.use_cache = False
-        return HfModel(folder, _class(transformers, made), made, attention)
+        return HfModel(folder, _class(transformers, made), made, attention, held)
+
+
+def _override(made: Any, arguments: Mapping[str, Any], path: Path) -> None:
+    for key, value in arguments.items():
+        if key == "attn_implementation":
+            continue
+        if _is_of_kernels(key) or key in (_QUANTIZATION, _OF_FILES):
+            raise ModelError(
+                f"--model-arg {key}: this entry chooses kernels, files or quantized weights, which"
+                " --model hf does not support.",
+                "Leave it out.",
+            )
+        if not hasattr(made, key):
+            raise ModelError(
+                f"--model-arg {key}: {path} has no entry {key!r}.",
+                "Check the name in the config of this family of networks.",
+            )
+        setattr(made, key, value)
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -165,7 +215,20 @@ def read_config(folder: Path) -> Mapping[str, Any]:
         ) from error
     if not isinstance(loaded, dict):
         raise ModelError(f"{path}: is not a JSON object.", "Fix it or copy it again.")
+    level: list[Any] = [loaded]
+    for _ in range(_MAX_DEPTH):
+        level = [child for one in level for child in _children(one)]
+    if level:
+        raise ModelError(
+            f"{path}: is nested more than {_MAX_DEPTH} levels deep.", "Fix it or copy it again."
+        )
     return loaded
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def same_network(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
@@ -200,11 +263,26 @@ def refuse_folder(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_other_weights(folder: Path, config: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Refuse weights beside which a config names other ones.
+
+    Raises:
+        ModelError: If the library would read another file of the folder than one of `files`.
+    """
+    named = config.get(_OF_FILES)
+    other = next((file for file in files if file.name != named), None)
+    if isinstance(named, str) and named and other and (folder / Path(named).name).exists():
+        raise ModelError(
+            f"{folder / CONFIG}: {_OF_FILES} names {printable(named)}, and the weights that were"
+            f" found are {other.name}.",
+            "Keep one of the two in the folder, and remove this entry.",
+        )
+
+
 def _find(config: Any, key: str, place: str = "") -> str:
     """Return the dotted place of an entry that is set, at any depth; empty if there is none."""
-    if not isinstance(config, dict):
-        return ""
-    for name, value in config.items():
+    pairs = config.items() if isinstance(config, dict) else enumerate(_children(config))
+    for name, value in pairs:
         here = f"{place}.{name}" if place else str(name)
         if name == key and value:
             return here
@@ -214,15 +292,22 @@ def _find(config: Any, key: str, place: str = "") -> str:
     return ""
 
 
-def _without_kernels(config: Any) -> Any:
-    """Return a config without the entries that choose kernels, at any depth."""
+def _for_the_network(config: Any) -> Any:
+    """Return a config without the entries that choose kernels or files, at any depth."""
+    if isinstance(config, list):
+        return [_for_the_network(value) for value in config]
     if not isinstance(config, dict):
         return config
     return {
-        key: _without_kernels(value)
+        key: _for_the_network(value)
         for key, value in config.items()
-        if not str(key).lstrip("_").startswith(_KERNELS)
+        # An empty quantization_config says nothing, and stops the library.
+        if not (_is_of_kernels(key) or key in (_QUANTIZATION, _OF_FILES))
     }
+
+
+def _is_of_kernels(key: str) -> bool:
+    return key.lstrip("_").startswith(_KERNELS)
 
 
 def _attention(arguments: Mapping[str, Any]) -> str:
@@ -252,9 +337,10 @@ def _unknown(folder: Path, config: Mapping[str, Any], version: str) -> ModelErro
 
 
 def _class(transformers: Any, config: Any) -> Any:
-    for name in config.architectures or ():
+    named, base = config.architectures, transformers.PreTrainedModel
+    for name in [named] if isinstance(named, str) else _children(named):
         found = getattr(transformers, str(name), None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        if isinstance(found, type) and issubclass(found, base) and found is not base:
             return found
     try:
         return transformers.MODEL_MAPPING[type(config)]
@@ -296,6 +382,7 @@ def library() -> Iterator[None]:
         stack.enter_context(_offline())
         import transformers  # noqa: PLC0415  # seconds, and only for --model hf
 
+        stack.enter_context(_no_kernels())
         logging = transformers.utils.logging
         verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity(logging.CRITICAL)
@@ -306,6 +393,27 @@ def library() -> Iterator[None]:
             logging.set_verbosity(verbosity)
             if bars:
                 logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _no_kernels() -> Iterator[None]:
+    """Refuse to load kernels, which some networks (RWKV, YOSO) ask for without being told to."""
+    from transformers.integrations import hub_kernels  # noqa: PLC0415  # as above
+
+    name = "get_kernel_hub"  # only there with the package kernels
+    before = getattr(hub_kernels, name, None)
+
+    def refuse(repository: str, **_: object) -> None:
+        raise FileNotFoundError(f"--model hf loads no kernels ({repository})")
+
+    if before is None:
+        yield
+        return
+    setattr(hub_kernels, name, refuse)
+    try:
+        yield
+    finally:
+        setattr(hub_kernels, name, before)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 Everything here happens before any work, but for `load_state`, which reads the tensors.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ from localrank_cli.errors import (
     listed,
 )
 from localrank_cli.model.fill import Expected, fill_custom, has_custom_loading, mismatch
+from localrank_cli.model.hf_size import Held
 from localrank_cli.model.hf_weights import HfExpected, Report, mismatch_of
 from localrank_cli.options.parse import Part
 from localrank_cli.results.record import CheckpointRecord
@@ -120,6 +122,19 @@ class Headers:
         self.scheme = StepScheme(rule, Counting(), {})
         self.unfilled: set[str] = set()  # parts of the model that a checkpoint does not fill
         self.first: State | None = None  # the weights in the first file, by name
+
+    @property
+    def held(self) -> Held:
+        """How much the largest checkpoint holds."""
+        states = [
+            shapes
+            for header in {id(one): one for one in self._headers.values()}.values()
+            for shapes in header.shapes.values()
+        ]
+        return Held(
+            max((len(shapes) for shapes in states), default=0),
+            max((sum(map(math.prod, shapes.values())) for shapes in states), default=0),
+        )
 
     def steps(self, note: Note, skip: Skip | None = None) -> list[tuple[CheckpointFile, int]]:
         """Return each checkpoint and its step, by step, without duplicates.

@@ -1,5 +1,6 @@
 """Build the network of a series: from code, a config of transformers, or the weights alone."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,15 @@ from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.checkpoints.weights import WRAPPERS, candidates
 from localrank_cli.errors import ModelError, Note, listed
 from localrank_cli.model.build import existing_modules
-from localrank_cli.model.hf import CONFIG, hf_model, read_config, refuse_folder, same_network
+from localrank_cli.model.hf import (
+    CONFIG,
+    hf_model,
+    read_config,
+    refuse_folder,
+    refuse_other_weights,
+    same_network,
+)
+from localrank_cli.model.hf_size import Held
 from localrank_cli.model.hf_weights import HfExpected
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
 from localrank_cli.model.twice import Builder, Network, build_twice
@@ -25,16 +34,17 @@ from localrank_cli.userimport import import_object
 def make_model(
     choice: ModelChoice,
     place: tuple[Sequence[CheckpointFile], Path],
-    first: State | None,
+    weights: tuple[State | None, Held],
     note: Note,
 ) -> Network:
     """Build the network of a series; its weights are still to be filled in.
 
-    `place` holds the checkpoints, by step, and their folder; `first` the weights in the first of
-    them, from whose names and shapes a plain MLP is inferred.
+    `place` holds the checkpoints, by step, and their folder; `weights` those in the first of them,
+    from whose names and shapes a plain MLP is inferred, and how much the largest one holds.
     """
+    first, held = weights
     if choice.is_hf:
-        return make_hf_model(*place, choice.arguments)
+        return make_hf_model(*place, choice.arguments, held)
     existing = existing_modules()
     arguments, name = choice.arguments, choice.description
     if choice.factory is not None:
@@ -58,26 +68,31 @@ def make_model(
 
 
 def make_hf_model(
-    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any]
+    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any], held: Held
 ) -> Network:
     """Build a network of transformers from the configs beside checkpoints, which are by step.
 
-    `arguments` override entries of the config. The weights are still to be filled in.
+    `arguments` override entries of the config, and `held` is how much the largest checkpoint holds.
+    The weights are still to be filled in.
 
     Raises:
         ModelError: If there is no usable config, or the checkpoints' configs differ.
     """
-    first, *others = dict.fromkeys(_config_folder(file, folder) for file in files)
+    groups: dict[Path, list[Path]] = {}
+    for file in files:
+        groups.setdefault(_config_folder(file, folder), []).append(file.path)
+    first = next(iter(groups))
     config = read_config(first)
-    for other in others:
+    for other, paths in groups.items():
         found = read_config(other)
         refuse_folder(other, found)
+        refuse_other_weights(other, found, paths)
         if not same_network(config, found):
             raise ModelError(
                 f"{other / CONFIG} describes another network than {first / CONFIG}.",
                 "Choose the checkpoints of one network with --pattern GLOB.",
             )
-    source = hf_model(first, arguments)
+    source = hf_model(first, arguments, held)
     network = build_twice(Builder(source.build, {}, "--model hf", existing_modules()))
     # The code is that of transformers: nothing is drawn outside its modules.
     return replace(network, rebuild=None, expected_of=partial(HfExpected, source=source))
@@ -85,7 +100,8 @@ def make_hf_model(
 
 def _config_folder(file: CheckpointFile, folder: Path) -> Path:
     beside = file.folder or file.path.parent
-    return beside if (beside / CONFIG).is_file() else folder
+    # One that is no file (a FIFO, a folder) is refused when it is read.
+    return beside if os.path.lexists(beside / CONFIG) else folder
 
 
 def check_unsaved(

@@ -197,7 +197,8 @@ def _plan_series(
     failures = Failures(run, skips=options.skips_errors)
     steps = failures.steps(headers, note, folder)
     files, allowed = [file for file, _ in steps], options.allow_unsaved
-    network = make_model(settings.model, (files, folder), headers.first, note)
+    weights = (headers.first, headers.held)
+    network = make_model(settings.model, (files, folder), weights, note)
     model, expected = network.model, network.expected
     points, facts = load_points(settings.source)
     for text in points.notes:
