@@ -8,6 +8,7 @@ tensors that were read here.
 import contextlib
 import importlib.util
 import json
+import math
 import socket
 import stat
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,9 @@ _KERNELS = ("attn_implementation", "experts_implementation", "kernel_config", "u
 # Forward mode and vmap pass through plain attention, and not through every fused kernel.
 _ATTENTION = ("eager", "sdpa")
 _QUANTIZATION = "quantization_config"
+# How `save_pretrained` writes the floats that JSON does not have.
+_FLOAT = "__float__"
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def hf_model(folder: Path, arguments: Mapping[str, Any]) -> HfModel:
             raise _unknown(folder, config, transformers.__version__)
         attention = _attention(arguments)
         try:
-            made = transformers.CONFIG_MAPPING[kind].from_dict(_without_kernels(config))
+            made = transformers.CONFIG_MAPPING[kind].from_dict(_of_the_library(config))
         except Exception as error:  # the library checks entries by many means
             raise ModelError(
                 f"{folder / CONFIG}: transformers {transformers.__version__} cannot use it"
@@ -214,13 +218,17 @@ def _find(config: Any, key: str, place: str = "") -> str:
     return ""
 
 
-def _without_kernels(config: Any) -> Any:
-    """Return a config without the entries that choose kernels, at any depth."""
-    if not isinstance(config, dict):
-        return config
+def _of_the_library(entry: Any) -> Any:
+    """Return an entry of a config as the library reads it, without what chooses kernels."""
+    if isinstance(entry, list):
+        return [_of_the_library(one) for one in entry]
+    if not isinstance(entry, dict):
+        return entry
+    if set(entry) == {_FLOAT} and entry[_FLOAT] in _FLOATS:
+        return _FLOATS[entry[_FLOAT]]
     return {
-        key: _without_kernels(value)
-        for key, value in config.items()
+        key: _of_the_library(value)
+        for key, value in entry.items()
         if not str(key).lstrip("_").startswith(_KERNELS)
     }
 
