@@ -53,40 +53,51 @@ def survey_precisely(
 
 
 def _difference(model: nn.Module, point: Tensor, calls: Sequence[Call], dtype: torch.dtype) -> str:
-    """Return where the outputs of calls differ by more than rounding in float32; empty: nowhere."""
+    """Return where the outputs of calls differ by more than rounding in float32; empty: nowhere.
+
+    They are compared with those of the network as it is written, in float64 and, where they differ
+    or that fails, in float32: a mask in float32 overflows at the least number of float64.
+    """
     with analysis_setting(model, dtype), torch.no_grad():
         wide = Capture(model, calls)(point.clone())
-    for call, ours, theirs in zip(
-        calls, wide, _as_written(model, point, calls, dtype), strict=True
-    ):
-        if ours.shape != theirs.shape:
+    run_as_written(model, plain=True)
+    try:
+        try:
+            theirs = _outputs(model, point, calls, dtype)
+            reason = _distance(calls, wide, theirs)
+        except LocalrankError:
+            raise
+        except Exception as error:  # a product of float64 and float32, say
+            reason = f"it fails as written: {cause(error)}"
+        if not reason:
+            return ""
+        low = torch.float32
+        other = copy.deepcopy(model).to(low)
+        inputs = point.to(low) if point.is_floating_point() else point
+        theirs = tuple(one.to(dtype) for one in _outputs(other, inputs, calls, low))
+        return reason if _distance(calls, wide, theirs) else ""
+    except LocalrankError:
+        raise
+    except Exception:  # then nothing tells that the mode is right
+        return reason
+    finally:
+        run_as_written(model, plain=False)
+
+
+def _distance(calls: Sequence[Call], ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> str:
+    for call, one, other in zip(calls, ours, theirs, strict=True):
+        if one.shape != other.shape:
             return f"in float64 the output of {call.label} has another shape"
-        finite = torch.isfinite(theirs)
-        scale = theirs[finite].abs().max().item() if bool(finite.any()) else 0.0
-        far = (ours - theirs)[finite].abs() > _SAME * scale
-        if bool(far.any()) or not torch.equal(finite, torch.isfinite(ours)):
+        finite = torch.isfinite(other)
+        scale = other[finite].abs().max().item() if bool(finite.any()) else 0.0
+        far = (one - other)[finite].abs() > _SAME * scale
+        if bool(far.any()) or not torch.equal(finite, torch.isfinite(one)):
             return f"in float64 the output of {call.label} differs by more than rounding"
     return ""
 
 
-def _as_written(
+def _outputs(
     model: nn.Module, point: Tensor, calls: Sequence[Call], dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
-    """Return the outputs of calls without the mode, in float64 or where that fails in float32."""
-    run_as_written(model, plain=True)
-    try:
-        with analysis_setting(model, dtype), torch.no_grad():
-            return Capture(model, calls)(point.clone())
-    except LocalrankError:
-        raise
-    except Exception as error:  # a product of float64 and float32, say
-        low = torch.float32
-        try:
-            other = copy.deepcopy(model).to(low)
-            inputs = point.to(low) if point.is_floating_point() else point.clone()
-            with analysis_setting(other, low), torch.no_grad():
-                return tuple(one.to(dtype) for one in Capture(other, calls)(inputs))
-        except Exception:  # then nothing tells that the mode is right
-            raise ModelError(f"it fails as written: {cause(error)}", "") from error
-    finally:
-        run_as_written(model, plain=False)
+    with analysis_setting(model, dtype), torch.no_grad():
+        return Capture(model, calls)(point.clone())

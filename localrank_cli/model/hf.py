@@ -8,6 +8,7 @@ tensors that were read here.
 import contextlib
 import importlib.util
 import json
+import math
 import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,9 @@ _OF_FILES = "transformers_weights"  # names the file that the library would read
 # Forward mode and vmap pass through plain attention, and not through every fused kernel.
 _ATTENTION = ("eager", "sdpa")
 _QUANTIZATION = "quantization_config"
+# How `save_pretrained` writes the floats that JSON does not have.
+_FLOAT = "__float__"
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 @dataclass(frozen=True)
@@ -293,11 +297,13 @@ def _find(config: Any, key: str, place: str = "") -> str:
 
 
 def _for_the_network(config: Any) -> Any:
-    """Return a config without the entries that choose kernels or files, at any depth."""
+    """Return a config as the library reads it, without what chooses kernels or files."""
     if isinstance(config, list):
         return [_for_the_network(value) for value in config]
     if not isinstance(config, dict):
         return config
+    if set(config) == {_FLOAT} and config[_FLOAT] in _FLOATS:
+        return _FLOATS[config[_FLOAT]]
     return {
         key: _for_the_network(value)
         for key, value in config.items()

@@ -46,6 +46,9 @@ REQUESTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]
         lambda t: t * torch.rand(7, dtype=torch.float32, generator=torch.manual_seed(1)).double()),
     "complex64": (
         lambda t: t.to(torch.complex64).sin().real, lambda t: t.to(torch.complex128).sin().real),
+    "mask_in_float32": (  # 0 times what overflows in float32: NaN as written, in float64
+        lambda t: t + (1 - torch.ones(7, dtype=torch.float32)) * torch.finfo(t.dtype).min,
+        lambda t: t),
     "product_with_float32": (
         lambda t: t @ torch.ones(7, 7, dtype=torch.float32).tril(),
         lambda t: t @ torch.ones(7, 7, dtype=torch.float64).tril()),

@@ -118,6 +118,12 @@ class TestBuilding:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **TINY}))
         assert type(hf_model(tmp_path, {}).build()).__name__ == "BertModel"
 
+    def test_floats_that_json_does_not_have(self, transformers: Any, tmp_path: Path) -> None:
+        limit = (0.0, float("inf"))
+        transformers.Mamba2Config(time_step_limit=limit).save_pretrained(tmp_path)
+        assert "__float__" in (tmp_path / "config.json").read_text()
+        assert tuple(hf_model(tmp_path, {}).config.time_step_limit) == limit
+
     @pytest.mark.parametrize("name", ["os.system", "pipeline", "AutoModel", "GPT2Config", "7"])
     def test_only_a_model_is_built(self, transformers: Any, tmp_path: Path, name: str) -> None:
         config = {"model_type": "bert", "architectures": [name], **TINY}
