@@ -10,6 +10,12 @@ Note = Callable[[str], None]  # receives one note for the user
 # Exit status of a run that finished although some checkpoints failed or gave non-finite values.
 INCOMPLETE = 3
 
+
+def status_of_signal(number: int) -> int:
+    """Return the exit status of a program that a signal ended, as shells report it."""
+    return 128 + number
+
+
 # Long enough for a sentence of another library, short enough for one line of a log.
 _LONGEST_CAUSE = 300
 

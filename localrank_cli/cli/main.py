@@ -1,6 +1,7 @@
 """The program `localrank`: its commands, and the exit status of every exception."""
 
 import errno
+import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -19,10 +20,10 @@ from localrank_cli.cli.rethreshold import rethreshold
 from localrank_cli.cli.show import show
 from localrank_cli.cli.signals import Interrupted, discard_stdout, open_missing_streams
 from localrank_cli.cli.submit import submit
-from localrank_cli.errors import LocalrankError, OutputError, printable
+from localrank_cli.errors import LocalrankError, OutputError, printable, status_of_signal
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
-_CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports it
+_CLOSED_PIPE = status_of_signal(signal.SIGPIPE)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _REPORT = (
     "This is a bug in localrank: please report it with the output of the same command and --debug."

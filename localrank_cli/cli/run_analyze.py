@@ -96,6 +96,7 @@ class _Work:
     stream: TextIO | None  # for CSV, if there is no file
     summary: Summary = field(default_factory=Summary)
     is_finite: bool = True
+    has_begun: bool = False  # whether earlier results, if there are any, were accepted
     left: int = 0  # checkpoints still to compute
 
     def run(self) -> None:
@@ -125,7 +126,7 @@ class _Work:
         if spectra is not None:
             spectra.begin(plan)
         writer = _writer(self.stream, plan)
-        self.left = resume.plan.n_checkpoints
+        self.left, self.has_begun = resume.plan.n_checkpoints, True
         keep = spectra.keep if spectra is not None else None
         with self.screen.progress(plan.n_checkpoints, done=resume.n_done) as steps:
             for record in run_plan(resume.plan, self.screen.note, resume.history, keep):
@@ -163,12 +164,15 @@ class _Work:
             self.screen.note(f"wrote {self.output.name} and {self.output.target.name}.json")
 
     def save_finished(self) -> None:
-        """Save after something stopped the run, and note how to resume it."""
+        """Save after something stopped the run, and note how to resume it.
+
+        A rerun that is refused before it begins would be refused again: its error says what to do.
+        """
         try:
             self.save()
         except LocalrankError as error:  # reported besides the error that stopped the run
             self.screen.warn(f"warning: {error.what}")
-        if self.output is not None and self.output.n_kept:
+        if self.has_begun and self.output is not None and self.output.n_kept:
             kept = "checkpoint is" if self.output.n_kept == 1 else "checkpoints are"
             self.screen.note(
                 f"{self.output.n_kept} finished {kept} kept,"

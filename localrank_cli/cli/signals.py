@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from localrank_cli.errors import status_of_signal
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 GRACE = 5.0  # seconds; batch systems kill 30 s or more after the first signal, users wait less
 _REPEAT = 0.25  # seconds between two exceptions, if the first is swallowed
@@ -22,7 +24,7 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.name = signal.Signals(number).name
-        self.exit_code = 128 + number
+        self.exit_code = status_of_signal(number)
 
 
 @contextmanager
@@ -181,7 +183,7 @@ def _end_process(number: int, frame: FrameType | None) -> None:
     try:
         os.write(2, f"localrank: stopped by {signal.Signals(number).name}\n".encode())
     finally:
-        os._exit(128 + number)
+        os._exit(status_of_signal(number))
 
 
 def open_missing_streams() -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from localrank_cli.errors import Note, SettingsError, UsageError, one_line
+from localrank_cli.errors import Note, SettingsError, UsageError, one_line, status_of_signal
 from localrank_cli.options.table import SubmitOptions
 from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.write import manifest_path, replacing
@@ -159,7 +159,7 @@ def _array_job(plan_file: PlanFile, folder: "ShardFolder", division: SubmitOptio
         f' --shard "$SLURM_ARRAY_TASK_ID/{plan_file.shards}" || status=$?',
     ]
     out_of_time = [
-        f'if [ "$status" = {128 + signal.SIGUSR1} ]; then  # the time limit is near',
+        f'if [ "$status" = {status_of_signal(signal.SIGUSR1)} ]; then  # the time limit is near',
         '  if [ "$(finished)" -gt "$before" ]; then exec scontrol requeue "$job"; fi',
         '  echo "localrank: error: no checkpoint was finished within the time limit. Submit again'
         ' with more --time." >&2',
@@ -212,8 +212,9 @@ def _after_preemption() -> list[str]:
     Slurm itself requeues only a preempted job that does not end within its grace time. A job that
     is cancelled, or whose time is over, is not running any more when it gets its SIGTERM.
     """
+    terminated = status_of_signal(signal.SIGTERM)
     return [
-        f'if [ "$status" = {128 + signal.SIGTERM} ] && {{ [ "$(finished)" -gt "$before" ] ||'
+        f'if [ "$status" = {terminated} ] && {{ [ "$(finished)" -gt "$before" ] ||'
         f' [ "${{SLURM_RESTART_COUNT:-0}}" -lt {_MOST_RESTARTS} ]; }}; then',
         '  case "$(scontrol show job "$job")" in',
         '    *JobState=RUNNING*) exec scontrol requeue "$job" ;;',

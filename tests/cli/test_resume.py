@@ -104,6 +104,7 @@ def test_other_settings_are_not_mixed(
     assert outcome.code == 1
     assert named in outcome.error
     assert "--overwrite" in outcome.error
+    assert "rerun the same command" not in outcome.stderr  # it would be refused again
     assert before == {name: (target.parent / name).read_bytes() for name in before}
     assert analyze(series, target, *words, "--overwrite").code == 0
     assert target.read_text() == at_once(series, *words)
@@ -191,6 +192,7 @@ def test_a_finished_checkpoint_that_changed_is_refused(series: Path, target: Pat
     outcome = analyze(series, target)
     assert outcome.code == 1
     assert "step_5.safetensors (step 5): its weights changed since" in outcome.error
+    assert "rerun the same command" not in outcome.stderr
 
 
 def test_a_checkpoint_that_was_only_touched_is_hashed_once(series: Path, target: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_requeue_touches_its_own_task_only(
     (tmp_path / "go").touch()
     jobs.end()
     assert "resuming: 1 of 2 checkpoints" in logs(tmp_path, "localrank-*_1.log")
-    assert "going on" not in logs(tmp_path, "localrank-*_0.log")
+    assert "resuming" not in logs(tmp_path, "localrank-*_0.log")
     assert_equal(target.read_text(), expected(*waiting))
 
 

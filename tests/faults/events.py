@@ -5,7 +5,7 @@ from dataclasses import dataclass
 _HERE = "tests/faults"
 _CLI = "tests/cli"
 ALL = "every finished checkpoint"
-WHOLE_RUN = "the table of an uninterrupted run, after going on"
+WHOLE_RUN = "the table of an uninterrupted run, after resuming"
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ EVENTS: dict[str, Event] = {
     ),
     "the manifest is cut off at any place": Event(
         "0",
-        "table and journal; it is written anew",
-        f"{_HERE}/test_truncated.py::test_the_manifest_is_written_anew",
+        "table and journal; it is written again",
+        f"{_HERE}/test_truncated.py::test_the_manifest_is_written_again",
     ),
     "the next checkpoint vanishes, shrinks, or gets other tensors": Event(
         "1", ALL, f"{_HERE}/test_in_the_run.py::test_the_next_checkpoint"

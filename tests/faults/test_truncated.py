@@ -111,7 +111,7 @@ def test_the_journal(tmp_path: Path) -> None:
         assert journal.read_bytes().count(b'"kind":"checkpoint"') == 3
 
 
-def test_the_manifest_is_written_anew(tmp_path: Path) -> None:
+def test_the_manifest_is_written_again(tmp_path: Path) -> None:
     run = save_series(tmp_path / "run")
     target = tmp_path / "ranks.csv"
     assert analyze(run, "normal:4", "-o", str(target)).code == 0
