@@ -89,10 +89,11 @@ def differences(name: str, family: Family, folder: Path) -> Differences:
 
 def _embedding(model: Any, keyword: str, points: Tensor) -> str:
     """Return the name of the embedding of tokens; where the library does not say, the first."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    names = [name for name, module in modules.items() if isinstance(module, nn.Embedding)]
     try:
         found = model.get_input_embeddings()
-        names = [name for name, module in model.named_modules() if module is found] + names
+        names = [name for name, module in modules.items() if module is found] + names
     except NotImplementedError:
         pass
     ran = Naive(model, keyword, "").running(points[:1], names)

@@ -1,7 +1,6 @@
 """The families of transformers that the loop tests, and those it does not, with the reasons.
 
-`python -m tests.families` tries those that neither list names. `docs/make_families.py` writes the
-page's table from here, without transformers.
+`docs/make_families.py` writes the page's table from here, without transformers.
 """
 
 from collections.abc import Mapping

@@ -27,13 +27,13 @@ def float32_means_float64(functions: Sequence[FunctionType]) -> Iterator[None]:
         )
     saved = torch.float32, torch.float, torch.complex64, Tensor.float, torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    torch.float32 = torch.float = torch.float64  # type: ignore[misc]
-    torch.complex64 = torch.complex128  # type: ignore[misc]
+    torch.float32 = torch.float = torch.float64
+    torch.complex64 = torch.complex128
     Tensor.float = Tensor.double  # type: ignore[method-assign]
     try:
         yield
     finally:
-        torch.float32, torch.float, torch.complex64, Tensor.float, default = saved  # type: ignore[misc, method-assign]
+        torch.float32, torch.float, torch.complex64, Tensor.float, default = saved  # type: ignore[method-assign]
         torch.set_default_dtype(default)
         for function, values in defaults:
             function.__defaults__ = values
@@ -167,4 +167,5 @@ class Naive:
             return self.outputs(point, [name], varied)[0]
 
         jacobian = torch.autograd.functional.jacobian(function, at)  # type: ignore[no-untyped-call]
-        return torch.linalg.svdvals(jacobian.reshape(-1, at.numel()))
+        values: Tensor = torch.linalg.svdvals(jacobian.reshape(-1, at.numel()))
+        return values
