@@ -63,7 +63,7 @@ def differences(name: str, family: Family, folder: Path) -> Differences:
     keyword = model_class.main_input_name
     wrt = "" if family.shape else _embedding(models[0], keyword, points)
     naive = [Naive(model, keyword, wrt) for model in models]
-    layers = _two_layers(naive[0], models[0], points)
+    layers = _two_layers(naive, models[0], points)
     spectra = {
         (step, layer): [one.singular_values(point[None], layer) for point in points]
         for step, one in zip(STEPS, naive, strict=True)
@@ -100,9 +100,13 @@ def _embedding(model: Any, keyword: str, points: Tensor) -> str:
     return next(name for name in names if name in ran)
 
 
-def _two_layers(naive: Naive, model: nn.Module, points: Tensor) -> Sequence[str]:
+def _two_layers(naive: Sequence[Naive], model: nn.Module, points: Tensor) -> Sequence[str]:
     names = [name for name, module in model.named_modules() if name and is_affine_layer(module)]
-    sizes = naive.depending(points[:1], names)
+    names = [name for name in names if ".experts." not in name]  # tokens that come to it vary
+    sizes = naive[0].depending(points[:1], names)
+    for one, point in itertools.product(naive, points):  # an expert may not run at all of them
+        found = one.depending(point[None], names)
+        sizes = {name: size for name, size in sizes.items() if name in found}
     small = [name for name, size in sizes.items() if size <= _MOST_ROWS]
     small = small or [min(sizes, key=lambda name: sizes[name])]
     return list(dict.fromkeys([small[len(small) // 3], small[-1]]))

@@ -56,8 +56,10 @@ def _small_entries(config: Any) -> dict[str, Any]:
             size = _size(name)
             if size is not None and value > size:
                 entries[name] = size
-    kv_heads = getattr(config, "num_key_value_heads", None)
-    if isinstance(kv_heads, int) and kv_heads < config.num_attention_heads:
+    kv_heads, heads = (
+        vars(config).get(name) for name in ("num_key_value_heads", "num_attention_heads")
+    )
+    if isinstance(kv_heads, int) and isinstance(heads, int) and kv_heads < heads:
         entries["num_key_value_heads"] = 1  # shared among heads, where the defaults share them
     if "qk_rope_head_dim" in entries:  # where rotary tables take their width from
         entries["head_dim"] = entries["qk_rope_head_dim"]
