@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 JOBS ?= auto
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long fuzz lint types bench bench-pictures samples clean
+.PHONY: demo test test-families test-long fuzz lint types bench bench-pictures samples clean
 
 demo: $(VENV)/.plot
 	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp
@@ -17,6 +17,10 @@ demo: $(VENV)/.plot
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+# Every family of transformers that docs/models.md lists; some minutes.
+test-families: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS) -m families tests/families
 
 # What takes too long for every change: many more kill -9, many more random inputs.
 test-long: $(VENV)/.dev

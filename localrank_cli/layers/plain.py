@@ -6,67 +6,98 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import LocalrankError, ModelError, cause
+from localrank_cli.errors import cause
 from localrank_cli.layers.capture import Call, Capture
-from localrank_cli.layers.precision import run_as_written
+from localrank_cli.layers.precision import forget, run_as_written
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import Survey, survey
 
-# Rounding in float32 is 6e-8 for each operation, and 100 layers multiply it by up to about 1000:
-# 1e-4. A network that does something else under a wider type (a test of the dtype, bits read as an
-# integer) is off by much more than this.
-_SAME = 1e-3
+# Of the largest entry of an output: rounding in float32 is 6e-8 for each operation, and depth
+# multiplies it by some tens. A network that does something else under a wider type (a test of the
+# dtype, bits read as an integer) is off by more; one that is not runs as written, which is never
+# wrong.
+_SAME = 1e-5
+# Of the largest entry of a gradient, whose terms cancel more than those of an output do.
+_SAME_GRADIENT = 1e-3
+
+
+def choose_precision(
+    model: nn.Module,
+    points: Tensor,
+    calls: Sequence[Call],
+    wrt: Call | None,
+    dtype: torch.dtype,
+) -> str:
+    """Choose how `analysis_setting` runs a network with the weights that it has now.
+
+    It runs in float64 throughout if the outputs of `calls` and their gradient at all points,
+    (points, ...), agree with those of the network as it is written.
+
+    Returns:
+        Why the network runs as it is written, for a note; empty where it need not, or asks for
+        nothing at the first point.
+    """
+    forget(model)
+    mode = None
+    try:
+        with analysis_setting(model, dtype) as mode, torch.no_grad():
+            Capture(model, calls)(points[:1])
+        if mode is None or not mode.n_requests:
+            # Nothing to answer: the mode would only take time, 2 microseconds for each operation.
+            run_as_written(model)
+            return ""
+        reason = ""
+        for point in points.split(1):
+            reason = reason or _difference(model, point, calls, wrt, dtype)
+    except Exception as error:  # of the user's code; where nothing was asked, the run reports it
+        reason = cause(error) if mode is not None and mode.n_requests else ""
+    if not reason:
+        return ""
+    run_as_written(model)
+    return f"parts of the network run in float32, as they are written ({reason})"
 
 
 def survey_precisely(
-    model: nn.Module, point: Tensor, wrt: Call | None, dtype: torch.dtype
+    model: nn.Module, points: Tensor, wrt: Call | None, dtype: torch.dtype
 ) -> tuple[Survey, str]:
-    """Return the survey of a network in float64 throughout, or as written where that differs.
-
-    From here on `analysis_setting` runs the network in the way that was chosen. The text says why
-    it is the second way; empty otherwise. `point` has shape (1, ...).
+    """Return the survey of a network at the first point, after `choose_precision` for all its calls.
 
     Raises:
         ModelError: If the forward pass fails.
         LayerError: As in `survey`.
     """
-    run_as_written(model, plain=False)
-    mode = None
+    forget(model)
+    mode, seen, reason = None, None, ""
     try:
         with analysis_setting(model, dtype) as mode:
-            seen = survey(model, point.clone(), wrt)
+            seen = survey(model, points[:1].clone(), wrt)
+    except Exception as error:
         if mode is None or not mode.n_requests:
-            # Nothing to answer: the mode would only take time, 2 microseconds for each operation.
-            run_as_written(model, plain=True)
-            return seen, ""
-        reason = _difference(model, point, [record.call for record in seen.records], dtype)
+            raise
+        reason = f"parts of the network run in float32, as they are written ({cause(error)})"
+        run_as_written(model)
+    if seen is not None:
+        calls = [record.call for record in seen.records]
+        reason = choose_precision(model, points, calls, wrt, dtype)
         if not reason:
             return seen, ""
-    except ModelError as error:
-        if mode is None or not mode.n_requests:
-            raise
-        reason = error.what
-    run_as_written(model, plain=True)
     with analysis_setting(model, dtype):
-        seen = survey(model, point.clone(), wrt)
-    return seen, f"parts of the network run in float32, as they are written ({reason})"
+        return survey(model, points[:1].clone(), wrt), reason
 
 
-def _difference(model: nn.Module, point: Tensor, calls: Sequence[Call], dtype: torch.dtype) -> str:
-    """Return where the outputs of calls differ by more than rounding in float32; empty: nowhere.
+def _difference(
+    model: nn.Module, point: Tensor, calls: Sequence[Call], wrt: Call | None, dtype: torch.dtype
+) -> str:
+    """Return where a network differs by more than rounding in float32; empty: nowhere.
 
-    They are compared with those of the network as it is written, in float64 and, where they differ
-    or that fails, in float32: a mask in float32 overflows at the least number of float64.
+    It is compared with the network as it is written, in float64 and, where they differ or that
+    fails, in float32: a mask in float32 overflows at the least number of float64.
     """
-    with analysis_setting(model, dtype), torch.no_grad():
-        wide = Capture(model, calls)(point.clone())
-    run_as_written(model, plain=True)
+    wide = _values(model, point, calls, wrt, dtype)
+    run_as_written(model)
     try:
         try:
-            theirs = _outputs(model, point, calls, dtype)
-            reason = _distance(calls, wide, theirs)
-        except LocalrankError:
-            raise
+            reason = _distance(calls, wide, _values(model, point, calls, wrt, dtype))
         except Exception as error:  # a product of float64 and float32, say
             reason = f"it fails as written: {cause(error)}"
         if not reason:
@@ -74,30 +105,55 @@ def _difference(model: nn.Module, point: Tensor, calls: Sequence[Call], dtype: t
         low = torch.float32
         other = copy.deepcopy(model).to(low)
         inputs = point.to(low) if point.is_floating_point() else point
-        theirs = tuple(one.to(dtype) for one in _outputs(other, inputs, calls, low))
+        theirs = [one.to(dtype) for one in _values(other, inputs, calls, wrt, low)]
         return reason if _distance(calls, wide, theirs) else ""
-    except LocalrankError:
-        raise
     except Exception:  # then nothing tells that the mode is right
         return reason
     finally:
-        run_as_written(model, plain=False)
+        forget(model)
 
 
 def _distance(calls: Sequence[Call], ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> str:
-    for call, one, other in zip(calls, ours, theirs, strict=True):
+    places = [*(f"the output of {call.label}" for call in calls), "the gradient"]
+    if len(ours) != len(theirs):
+        return "in one of float64 and float32 there is no gradient"
+    for place, one, other in zip(places, ours, theirs, strict=False):
         if one.shape != other.shape:
-            return f"in float64 the output of {call.label} has another shape"
+            return f"in float64 {place} has another shape"
         finite = torch.isfinite(other)
         scale = other[finite].abs().max().item() if bool(finite.any()) else 0.0
-        far = (one - other)[finite].abs() > _SAME * scale
+        same = _SAME_GRADIENT if place == "the gradient" else _SAME
+        far = (one - other)[finite].abs() > same * scale
         if bool(far.any()) or not torch.equal(finite, torch.isfinite(one)):
-            return f"in float64 the output of {call.label} differs by more than rounding"
+            return f"in float64 {place} differs by more than rounding"
     return ""
 
 
-def _outputs(
-    model: nn.Module, point: Tensor, calls: Sequence[Call], dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    with analysis_setting(model, dtype), torch.no_grad():
-        return Capture(model, calls)(point.clone())
+def _values(
+    model: nn.Module, point: Tensor, calls: Sequence[Call], wrt: Call | None, dtype: torch.dtype
+) -> list[Tensor]:
+    """Return the outputs of calls at a point, and the gradient of a random combination of them."""
+    with analysis_setting(model, dtype), torch.enable_grad():
+        if wrt is None:
+            varied = point.clone().requires_grad_(point.is_floating_point())
+            outputs = Capture(model, calls)(varied)
+        else:
+            with torch.no_grad():
+                (found,) = Capture(model, [wrt])(point)
+            varied = found.clone().requires_grad_(True)
+            outputs = Capture(model, calls, wrt)(point, varied)
+        generator = torch.Generator().manual_seed(0)
+        terms = []
+        for output in outputs:
+            cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+            # Of equal weight: a small output must not be lost beside a large one.
+            cotangent = cotangent.to(output) / output.detach().abs().max().clamp_min(1e-30)
+            if output.requires_grad:
+                terms.append((output, cotangent))
+        values = [output.detach() for output in outputs]
+        if terms:
+            total = [one for one, _ in terms], [one for _, one in terms]
+            (gradient,) = torch.autograd.grad(total[0], varied, total[1], allow_unused=True)
+            if gradient is not None:
+                values.append(gradient)
+        return values

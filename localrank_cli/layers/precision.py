@@ -9,6 +9,7 @@ frequencies) keeps its values.
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -24,6 +25,13 @@ _NO_REQUESTS = frozenset(
 )
 # A generator gives other numbers in float64, so these draw as they are asked to.
 _DRAWS = frozenset({torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.normal})
+# torch.autograd.grad hands itself to the mode, which is off while it runs; this one does not.
+_grad = FunctionType(
+    torch.autograd.grad.__code__,
+    torch.autograd.grad.__globals__ | {"has_torch_function": lambda _: False},
+    argdefs=torch.autograd.grad.__defaults__,
+)
+_grad.__kwdefaults__ = torch.autograd.grad.__kwdefaults__
 # Networks that are run as they are written. Weak: a network is not kept for this.
 _plain: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
@@ -41,6 +49,10 @@ class Float64Throughout(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
+        if func is torch.autograd.grad:
+            # What runs within it (a checkpoint's recomputation, a custom backward) asks too.
+            with self:
+                return _grad(*args, **kwargs)
         if func is Tensor.float:
             self.n_requests += 1
             return Tensor.double(*args, **kwargs)
@@ -61,12 +73,15 @@ class Float64Throughout(TorchFunctionMode):
 def _is_request(value: object) -> bool:
     return (
         value is torch.float32
+        or value is torch.FloatTensor
         or value is torch.complex64
         or (isinstance(value, str) and value in _TYPE_NAMES)
     )
 
 
 def _wider(value: Any) -> Any:
+    if value is torch.FloatTensor:
+        return torch.float64
     if isinstance(value, torch.dtype):
         return _WIDER.get(value, value)
     return _TYPE_NAMES.get(value, value) if isinstance(value, str) else value
@@ -86,9 +101,19 @@ def float64_throughout(model: nn.Module, dtype: torch.dtype) -> Iterator[Float64
         yield mode
 
 
-def run_as_written(model: nn.Module, *, plain: bool) -> None:
-    """Set whether a network's requests for float32 are left as they are."""
-    (_plain.add if plain else _plain.discard)(model)
+def run_as_written(model: nn.Module) -> None:
+    """Leave a network's requests for float32 as they are from now on."""
+    _plain.add(model)
+
+
+def forget(model: nn.Module) -> None:
+    """Answer a network's requests again, whatever was chosen for its earlier weights."""
+    _plain.discard(model)
+
+
+def run_alike(model: nn.Module, other: nn.Module) -> None:
+    """Run another build of a network as it runs."""
+    (_plain.add if model in _plain else _plain.discard)(other)
 
 
 class Descent:

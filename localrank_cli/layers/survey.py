@@ -106,7 +106,9 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        # Another mode would answer what a compiled graph asks for in this pass alone.
+        with torch._C.DisableTorchFunction():  # noqa: SLF001  # torch has no public name for it
+            out = func(*args, **kwargs)
         every = out if isinstance(out, (tuple, list)) else (out,)
         tensors = [tensor for tensor in every if isinstance(tensor, Tensor)]
         descends = self.descent.follow(func, args, kwargs, tensors)

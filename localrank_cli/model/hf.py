@@ -6,6 +6,7 @@ tensors that were read here.
 """
 
 import contextlib
+import copy
 import importlib.util
 import json
 import math
@@ -63,6 +64,10 @@ class HfModel:
             choices["experts_implementation"] = "eager"
         return choices
 
+    def _own_config(self) -> Any:
+        """Return a copy of the config: some networks (LeViT) append to theirs while being built."""
+        return copy.deepcopy(self.config)
+
     def build(self) -> nn.Module:
         """Return the network with weights that are drawn; its buffers are those of float32.
 
@@ -102,7 +107,7 @@ class HfModel:
 
     def _build(self) -> Any:
         return self.model_class._from_config(  # noqa: SLF001  # public in the Auto classes only
-            self.config, dtype=torch.float32, **self._choices
+            self._own_config(), dtype=torch.float32, **self._choices
         )
 
     def load(
@@ -117,7 +122,7 @@ class HfModel:
             # None for the path: it then looks for no file. A copy: some versions change the dict.
             model, report = self.model_class.from_pretrained(
                 None,
-                config=self.config,
+                config=self._own_config(),
                 state_dict=dict(state),
                 dtype=dtype,
                 output_loading_info=True,

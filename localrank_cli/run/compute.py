@@ -11,7 +11,8 @@ from torch import Tensor
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.errors import LocalrankError, Note, UnreadableError
 from localrank_cli.jacobian.engine import Modes
-from localrank_cli.layers.precision import run_as_written
+from localrank_cli.layers.plain import choose_precision
+from localrank_cli.layers.select import named_call
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import demand_of
 from localrank_cli.model.fill import fill_model
@@ -60,7 +61,12 @@ class _Runner:
         demand = demand_of(None if keep else settings.tolerances, settings.noise)
         memory = plan.memory - series.metric.n_bytes
         self._request = Request(
-            settings.selection, settings.dtype, memory, demand, scaled_by_whole=settings.by_whole
+            settings.selection,
+            settings.dtype,
+            memory,
+            demand,
+            scaled_by_whole=settings.by_whole,
+            is_chosen=True,
         )
         self._modes = Modes()
         self._n_noted = 0
@@ -85,8 +91,7 @@ class _Runner:
         digest = hash_of(state)
         self._compare(checkpoint, digest)
         fill_model(self._series.model, self._series.expected, state, checkpoint.place)
-        # Nothing of how an earlier checkpoint ran decides how this one does.
-        run_as_written(self._series.model, plain=False)
+        self._choose_precision()
         loaded = (digest, state)
         self._history.loads.check(
             self._series, checkpoint, loaded, self._points[:1].clone(), self._note
@@ -126,6 +131,15 @@ class _Runner:
         if self._keep is not None:
             self._keep(record, [spectrum for spectrum, _ in measured])
         return record
+
+    def _choose_precision(self) -> None:
+        """Choose by all points of the series, so that shards of a checkpoint choose alike."""
+        series, settings = self._series, self._series.settings
+        calls = [record.call for record in series.examination.records]
+        wrt = named_call(series.model, settings.selection.wrt)
+        reason = choose_precision(series.model, self._points, calls, wrt, settings.dtype)
+        if reason and reason not in self._modes.notes:
+            self._modes.notes.append(reason)
 
     def _measure(self, checkpoint: PlannedCheckpoint) -> list[tuple[LayerSpectrum, Cells]]:
         """Return each layer's singular values and cells from samples; the model has its weights."""

@@ -24,6 +24,7 @@ from localrank_cli.checkpoints.weights import RAW, describe_weights
 from localrank_cli.errors import Note, SettingsError, UnreadableError
 from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.jacobian.guards import agreement
+from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import memory_budget, pick_device
 from localrank_cli.measures.table import AVERAGED
 from localrank_cli.model.build import move_model
@@ -311,6 +312,7 @@ class _FirstLook:
     def _prepare(self, other: nn.Module) -> None:
         move_model(other, self.points.device, self.settings.dtype)
         self._fill(other)
+        run_alike(self.model, other)
 
     def _fill(self, model: nn.Module) -> None:
         assert self.checkpoint is not None

@@ -16,7 +16,7 @@ from localrank_cli.layers.plain import survey_precisely
 from localrank_cli.layers.select import Selection, choose_layers, named_call
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.slices import positions
-from localrank_cli.layers.survey import CallRecord, Survey
+from localrank_cli.layers.survey import CallRecord, Survey, survey
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
 from localrank_cli.spectrum.svd import rounding
 
@@ -84,14 +84,25 @@ class Examination:
 
 
 def examine(
-    model: nn.Module, points: Tensor, selection: Selection, dtype: torch.dtype
+    model: nn.Module,
+    points: Tensor,
+    selection: Selection,
+    dtype: torch.dtype,
+    *,
+    is_chosen: bool = False,
 ) -> Examination:
     """Return the layers that a selection chooses, from a run of the first point.
 
-    The network must be on the points' device and in `dtype`, that of the Jacobian.
+    The network must be on the points' device and in `dtype`, that of the Jacobian. `is_chosen` is
+    whether `choose_precision` was called for its weights.
     """
     wrt = named_call(model, selection.wrt)
-    seen, reason = survey_precisely(model, points[:1], wrt, dtype)
+    if is_chosen:
+        reason = ""
+        with analysis_setting(model, dtype):
+            seen = survey(model, points[:1].clone(), wrt)
+    else:
+        seen, reason = survey_precisely(model, points, wrt, dtype)
     chosen = choose_layers(model, seen, selection)
     if reason:
         chosen = replace(chosen, notes=(*chosen.notes, reason))
@@ -131,6 +142,7 @@ class Request:
     demand: Demand = field(default=Demand(None))
     metric: MetricFactor | None = None  # of the varied tensor; None: the identity
     scaled_by_whole: bool = False  # relative tolerances refer to sigma_1 without slices
+    is_chosen: bool = False  # whether `choose_precision` was called for the network's weights
 
 
 def layer_spectra(
@@ -167,7 +179,9 @@ def _with_scale(part: LayerSpectrum, whole: LayerSpectrum) -> LayerSpectrum:
 def _spectra(
     model: nn.Module, points: Tensor, request: Request, modes: Modes
 ) -> list[LayerSpectrum]:
-    examination = examine(model, points, request.selection, request.dtype)
+    examination = examine(
+        model, points, request.selection, request.dtype, is_chosen=request.is_chosen
+    )
     task = Task(
         model=model,
         points=points,

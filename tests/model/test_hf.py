@@ -118,6 +118,13 @@ class TestBuilding:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **TINY}))
         assert type(hf_model(tmp_path, {}).build()).__name__ == "BertModel"
 
+    def test_a_network_that_appends_to_its_config(self, transformers: Any, tmp_path: Path) -> None:
+        transformers.LevitConfig(architectures=["LevitModel"]).save_pretrained(tmp_path)
+        source = hf_model(tmp_path, {})
+        before = source.config.to_dict()
+        source.build()
+        assert source.config.to_dict() == before
+
     def test_floats_that_json_does_not_have(self, transformers: Any, tmp_path: Path) -> None:
         limit = (0.0, float("inf"))
         transformers.Mamba2Config(time_step_limit=limit).save_pretrained(tmp_path)
