@@ -47,7 +47,8 @@ def choose_precision(
             run_as_written(model)
             return ""
         reason = ""
-        for point in points.split(1):
+        for index in range(len(points)):
+            point = points[index : index + 1]
             reason = reason or _difference(model, point, calls, wrt, dtype)
     except Exception as error:  # of the user's code; where nothing was asked, the run reports it
         reason = cause(error) if mode is not None and mode.n_requests else ""
@@ -60,7 +61,7 @@ def choose_precision(
 def survey_precisely(
     model: nn.Module, points: Tensor, wrt: Call | None, dtype: torch.dtype
 ) -> tuple[Survey, str]:
-    """Return the survey of a network at the first point, after `choose_precision` for all its calls.
+    """Return the survey of the first point, after `choose_precision` for all calls.
 
     Raises:
         ModelError: If the forward pass fails.

@@ -20,6 +20,7 @@ from localrank_cli.results.columns import Cell
 from localrank_cli.results.record import CheckpointRecord, LayerFacts, LayerRecord, unsaved_message
 from localrank_cli.run.headers import PlannedCheckpoint, failed_record, load_state
 from localrank_cli.run.keeping import KeptValuesError, Loads
+from localrank_cli.run.missing import Parts
 from localrank_cli.run.plan import Plan, SeriesPlan, place_points
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 
@@ -92,6 +93,11 @@ class _Runner:
         self._compare(checkpoint, digest)
         fill_model(self._series.model, self._series.expected, state, checkpoint.place)
         self._choose_precision()
+        if checkpoint.missing:
+            # With these weights, other parts may run than in the plan (experts, say).
+            calls = [record.call for record in self._series.examination.records]
+            parts = Parts(self._series.model, calls, self._points)
+            parts.check(checkpoint.missing, checkpoint.place)
         loaded = (digest, state)
         self._history.loads.check(
             self._series, checkpoint, loaded, self._points[:1].clone(), self._note

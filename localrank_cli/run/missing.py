@@ -4,7 +4,7 @@
 number that they touch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,16 +16,16 @@ from localrank_cli.layers.setting import analysis_setting
 
 
 class Parts:
-    """The parts of a network that decide the outputs of chosen calls at a point.
+    """The parts of a network that decide the outputs of chosen calls.
 
     Args:
-        model: The network, filled with some weights.
+        model: The network, filled with the weights of a checkpoint.
         calls: The chosen calls.
-        point: Shape (1, ...).
+        points: Shape (points, ...): all are run, as other points may take other paths.
     """
 
-    def __init__(self, model: nn.Module, calls: Sequence[Call], point: Tensor) -> None:
-        self._model, self._calls, self._point = model, calls, point
+    def __init__(self, model: nn.Module, calls: Sequence[Call], points: Tensor) -> None:
+        self._model, self._calls, self._points = model, calls, points
         self._found: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def check(self, missing: tuple[str, ...], place: str) -> None:
@@ -50,7 +50,8 @@ class Parts:
     def _deciding(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return which floating-point entries of the state dict decide an output.
 
-        Each is filled with NaN, which passes through every operation on it.
+        NaN passes through every operation on an entry, and other values show in entries that only
+        choose (the bias of a router).
         """
         state = self._model.state_dict(keep_vars=True)
         floats = {
@@ -60,27 +61,59 @@ class Parts:
             return ()
         # A diverged run's own NaN would hide what comes from these.
         others = [one for one in state.values() if not bool(torch.isfinite(one).all())]
-        with _filled(others, 0.0):
-            if not self._is_touched(list(floats.values())):
+        with _filled(others, _zero):
+            before = self._outputs()
+            if not self._is_touched(list(floats.values()), before):
                 return ()
-            return tuple(name for name, one in floats.items() if self._is_touched([one]))
+            return tuple(name for name, one in floats.items() if self._is_touched([one], before))
 
-    def _is_touched(self, tensors: Sequence[Tensor]) -> bool:
-        dtype = tensors[0].dtype
-        with _filled(tensors, torch.nan), analysis_setting(self._model, dtype), torch.no_grad():
-            try:
-                outputs = Capture(self._model, self._calls)(self._point.clone())
-            except Exception:  # an index made of NaN, say
+    def _is_touched(self, tensors: Sequence[Tensor], before: list[Tensor]) -> bool:
+        for fill in (_nan, _drawn):
+            with _filled(tensors, fill):
+                try:
+                    outputs = self._outputs()
+                except Exception:  # an index made of NaN, say
+                    return True
+            if not all(map(_same, before, outputs)):
                 return True
-            return any(bool(torch.isnan(output).any()) for output in outputs)
+        return False
+
+    def _outputs(self) -> list[Tensor]:
+        """Return the outputs of the calls at every point."""
+        floats = (one for one in self._model.parameters() if one.is_floating_point())
+        dtype = next((one.dtype for one in floats), torch.get_default_dtype())
+        capture, found = Capture(self._model, self._calls), list[Tensor]()
+        with analysis_setting(self._model, dtype), torch.no_grad(), capture.installed():
+            for index in range(len(self._points)):
+                found += capture(self._points[index : index + 1])
+        return found
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, 1e-9, 0.0, equal_nan=True)
+
+
+def _zero(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor)
+
+
+def _nan(tensor: Tensor) -> Tensor:
+    return torch.full_like(tensor, torch.nan)
+
+
+def _drawn(tensor: Tensor) -> Tensor:
+    """Return large values that differ from entry to entry."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
+    return (10 * drawn).to(tensor)
 
 
 @contextmanager
-def _filled(tensors: Sequence[Tensor], value: float) -> Iterator[None]:
+def _filled(tensors: Sequence[Tensor], fill: Callable[[Tensor], Tensor]) -> Iterator[None]:
     saved = [tensor.detach().clone() for tensor in tensors]
     try:
         for tensor in tensors:
-            tensor.detach().fill_(value)
+            tensor.detach().copy_(fill(tensor.detach()))
         yield
     finally:
         for tensor, values in zip(tensors, saved, strict=True):

@@ -217,7 +217,7 @@ def _plan_series(
         options.trust_pickle,
     )  # fmt: skip
     examination, examined = failures.first_that_runs(checkpoints or every, look.examine)
-    parts = Parts(model, [record.call for record in examination.records], look.points[:1])
+    parts = Parts(model, [record.call for record in examination.records], look.points)
     checkpoints, more = failures.complete(checkpoints, parts, folder)
     for text in (*describe_missing(checkpoints), *examination.notes):
         note(text)

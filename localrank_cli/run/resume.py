@@ -126,6 +126,8 @@ def _compare(series: SeriesPlan, saved: Mapping[str, Any], journal: Journal) -> 
 
 def _check_precision(series: SeriesPlan, entry: Entry, journal: Journal) -> None:
     """Refuse rows from before float64 answered requests for float32: theirs are rounded more."""
+    if series.examination.survey.has_low_precision:
+        return  # it would be rounded as much today
     saved = [one for one in journal.entries(SETTINGS) if one.head["run"] == series.run]
     if not saved or journal.body(saved[-1]).get("precision") == _precision(series):
         return
