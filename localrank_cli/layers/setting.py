@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from localrank_cli.layers.precision import Float64Throughout, float64_throughout
 from localrank_cli.layers.restore import Snapshot, restore_tensor
 from localrank_cli.seeds import seeded
+
+# Taken now: an analysis within another one must not wrap it twice.
+_torch_batch_norm = functional.batch_norm
 
 
 @contextmanager
@@ -93,11 +97,23 @@ def _kernels(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             if dtype == torch.float32:
                 stack.enter_context(_attribute(torch.backends.mkldnn, "enabled", False))
         stack.enter_context(_no_tf32())
+        stack.enter_context(_attribute(functional, "batch_norm", _batch_norm))
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _batch_norm(*args: Any, **kwargs: Any) -> Tensor:
+    """Return torch's batch norm, so that its gradient arrives with contiguous memory.
+
+    On a CPU its backward pass is wrong for a batch of one in eval mode, where the output is
+    contiguous and its gradient is that of `flatten(2).transpose(1, 2)`, which makes tokens of
+    pixels (seen in torch 2.13). A view's gradient is contiguous.
+    """
+    output = _torch_batch_norm(*args, **kwargs)
+    return output.view(-1).view(output.shape) if output.is_contiguous() else output
 
 
 @contextmanager

@@ -559,6 +559,20 @@ _OTHERS = {
         _IMAGE,
         {"depth_multiplier": 0.1, "image_size": 32, "finegrained_output": False},
     ),
+    "levit": Family(
+        "LevitForImageClassification",
+        _LARGE,
+        {
+            "hidden_sizes": [8, 16, 16],
+            "num_attention_heads": [1, 2, 2],
+            "depths": [1, 1, 1],
+            "key_dim": [4, 4, 4],
+            "image_size": 32,
+            "mlp_ratio": [2, 2, 2],
+            "attention_ratio": [2, 2, 2],
+            "patch_size": 16,
+        },
+    ),
     "mobilevit": Family(
         "MobileViTForImageClassification",
         _IMAGE,
@@ -1222,6 +1236,5 @@ SKIPPED: Mapping[str, tuple[str, ...]] = {
     ),
     "changes tensors in place that its own derivative needs": ("rwkv",),
     "random in eval mode": ("vit_mae",),
-    "differs from the truth, for a reason not found yet": ("levit",),
     "gives shapes that depend on the point": ("fastspeech2_conformer",),
 }

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -58,7 +59,20 @@ def load(model_class: Any, folder: Path) -> nn.Module:
         choices["experts_implementation"] = "eager"
     model = model_class.from_pretrained(folder, dtype=torch.float32, **choices)
     assert isinstance(model, nn.Module)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # all kinds of it
+            # By its definition: torch's own derivative is wrong where it makes tokens of pixels.
+            module.forward = partial(_affine, module)  # type: ignore[method-assign]
     return model.double().eval().requires_grad_(False)
+
+
+def _affine(norm: Any, x: Tensor) -> Tensor:
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -norm.running_mean * scale
+    shift = shift if norm.bias is None else shift + norm.bias
+    shape = (-1, *[1] * (x.ndim - 2))
+    return x * scale.reshape(shape) + shift.reshape(shape)
 
 
 def first(output: Any) -> Any:

@@ -4,11 +4,14 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from localrank_cli.measures.points import local_ranks
-from tests.asking import numbers, spectra_of_case
+from tests.asking import numbers, spectra_of, spectra_of_case
 from tests.cases import CASES, Case, params
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
+from tests.networks import Net
 from tests.spectrum.routes import ROUTES, TOLERANCES
 
 # torch says so where vmap has no rule for an operation (Bilinear): slow, and right all the same.
@@ -76,3 +79,43 @@ def test_spectra_have_their_form(case: Case) -> None:
 def test_the_cases_have_different_names() -> None:
     names = [case.name for case in CASES]
     assert len(names) == len(set(names))
+
+
+class Affine(nn.Module):
+    """A batch norm in eval mode, by its definition."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        shift = norm.bias - norm.running_mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+
+@pytest.mark.parametrize("route", ["as_chosen", "reverse", "row_by_row"])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_tokens_of_pixels_after_a_batch_norm(route: str, memory: torch.memory_format) -> None:
+    """Torch's own backward pass is wrong here, so the truth is of the norm by its definition."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    for tensor in (norm.weight, norm.bias, norm.running_mean):
+        assert tensor is not None
+        nn.init.normal_(tensor)
+    assert norm.running_var is not None
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    layers = {"conv": nn.Conv2d(2, 4, 3, stride=2, padding=1), "last": nn.Linear(4, 3)}
+
+    def run(net: Net, x: Tensor) -> Tensor:
+        tokens = net["norm"](net["conv"](x)).flatten(2).transpose(1, 2)
+        return net["last"](tokens.tanh()).sum(1)  # type: ignore[no-any-return]  # a module's output
+
+    points = torch.randn(1, 2, 4, 4, dtype=torch.float64).contiguous(memory_format=memory)
+    model, plain = Net(run, norm=norm, **layers), Net(run, norm=Affine(norm), **layers)
+    found = spectra_of(model.double().eval(), points, ("last",), modes=ROUTES[route].modes())
+    sigma = naive_spectra(naive_jacobians(plain.double().eval(), points, ("last",)))["last"]
+    assert (np.abs(numbers(found["last"]) - sigma) <= BOUND * sigma[:, :1]).all()
