@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import threading
 from collections.abc import Iterable
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ if TYPE_CHECKING:  # nothing heavy is imported before it is needed
     import pandas as pd
 
 _logger = logging.getLogger("localrank")
+
+# Torch's default dtype and random generators belong to the process: threads take turns.
+_LOCK = threading.RLock()
 
 _CHECKPOINTS = "checkpoints"
 _OFFERED = {one.name: one for one in options_of(AnalyzeOptions) if one.setting.in_python}
@@ -49,8 +53,9 @@ def analyze(
         if name not in _OFFERED or name == _CHECKPOINTS:
             raise TypeError(_unknown(name))
     chosen = read_options(AnalyzeOptions, {_CHECKPOINTS: checkpoints, **options}, PYTHON)
-    plan = make_plan(chosen, _logger.info)
-    rows = [row for record in run_plan(plan, _logger.info) for row in record.rows]
+    with _LOCK:
+        plan = make_plan(chosen, _logger.info)
+        rows = [row for record in run_plan(plan, _logger.info) for row in record.rows]
     return to_frame(rows, header(plan.extra_columns))
 
 

@@ -192,7 +192,7 @@ def module_parts(module: nn.Module, skip: Types = ()) -> Parts:
 
 def unsaved_parts(module: nn.Module) -> Parts:
     """Return what a module holds beside its state dict and its children."""
-    saved = module._buffers.keys() - module._non_persistent_buffers_set  # noqa: SLF001  # torch has no public way to ask
+    saved = set(module._buffers) - module._non_persistent_buffers_set  # noqa: SLF001  # torch has no public way to ask
     return named(module._buffers, but=frozenset(saved)) + module_attributes(module)  # noqa: SLF001  # as above
 
 

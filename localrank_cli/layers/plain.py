@@ -61,7 +61,7 @@ def choose_precision(
 def survey_precisely(
     model: nn.Module, points: Tensor, wrt: Call | None, dtype: torch.dtype
 ) -> tuple[Survey, str]:
-    """Return the survey of the first point, after `choose_precision` for all calls.
+    """Return the survey of the first point, after `choose_precision` for it and all its calls.
 
     Raises:
         ModelError: If the forward pass fails.
@@ -79,7 +79,8 @@ def survey_precisely(
         run_as_written(model)
     if seen is not None:
         calls = [record.call for record in seen.records]
-        reason = choose_precision(model, points, calls, wrt, dtype)
+        # Of the first point: which calls there are (of experts, say) may depend on the point.
+        reason = choose_precision(model, points[:1], calls, wrt, dtype)
         if not reason:
             return seen, ""
     with analysis_setting(model, dtype):

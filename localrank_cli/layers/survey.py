@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,7 +138,7 @@ class _Watch:
     wrt: Call | None
     varied: Tensor | None = None
     varied_is_complex: bool = False
-    last: Tensor | None = None  # output that depends on the varied tensor
+    depending: list[Tensor] = field(default_factory=list)  # outputs, on the varied tensor
     records: list[CallRecord] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
@@ -173,7 +173,7 @@ class _Watch:
                 tensor = from_real_parts(self.varied.clone(), tensor)
                 replaced = replace_first(output, tensor)
             if tensor.requires_grad:
-                self.last = tensor
+                self.depending.append(tensor)
             self.records.append(
                 CallRecord(
                     call=call,
@@ -232,18 +232,19 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
 
 def _rounds_backward(watch: _Watch, varied: Tensor) -> bool:
     """Return whether a custom autograd.Function has a derivative of lower precision."""
-    if watch.last is None or not _has_custom_function(watch.last):
+    if not _has_custom_function(watch.depending):
         return False
-    operations = _Operations(watch.last.dtype)
-    cotangent = torch.ones_like(watch.last)
-    operations.descent.start(cotangent)
+    operations = _Operations(varied.dtype)
+    cotangents = [torch.ones_like(output) for output in watch.depending]
+    for cotangent in cotangents:
+        operations.descent.start(cotangent)
     with suppress(Exception), operations:  # a failing backward is reported where it is needed
-        torch.autograd.grad(watch.last, varied, cotangent, allow_unused=True)
+        torch.autograd.grad(watch.depending, varied, cotangents, allow_unused=True)
     return operations.low_precision
 
 
-def _has_custom_function(tensor: Tensor) -> bool:
-    seen, left = set[Any](), [tensor.grad_fn]
+def _has_custom_function(tensors: Sequence[Tensor]) -> bool:
+    seen, left = set[Any](), [tensor.grad_fn for tensor in tensors]
     while left:
         node = left.pop()
         if node is None or node in seen:

@@ -12,6 +12,7 @@ import json
 import math
 import socket
 import stat
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,10 @@ _QUANTIZATION = "quantization_config"
 # How `save_pretrained` writes the floats that JSON does not have.
 _FLOAT = "__float__"
 _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+# What `library` changes belongs to the process.
+_LOCK = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -390,6 +395,7 @@ def library() -> Iterator[None]:
         Nothing.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_LOCK)
         stack.enter_context(_offline())
         import transformers  # noqa: PLC0415  # seconds, and only for --model hf
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from localrank_cli.errors import LocalrankError, ModelError, Note
 from localrank_cli.jacobian.guards import agreement, close
 from localrank_cli.layers.capture import Capture
+from localrank_cli.layers.precision import run_alike
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.model.build import build_model, existing_modules, move_model
 from localrank_cli.model.fill import Expected, fill_model
@@ -67,6 +68,7 @@ class Loads:
         if new is not None:
             move_model(new, point.device, series.settings.dtype)
             fill_model(new, Expected(new), state, checkpoint.place)
+            run_alike(series.model, new)
             try:
                 layer = _first_difference(series, new, point)
             except Exception:  # of the user's code: the computation itself reports it

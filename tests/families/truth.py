@@ -72,7 +72,8 @@ def _affine(norm: Any, x: Tensor) -> Tensor:
     shift = -norm.running_mean * scale
     shift = shift if norm.bias is None else shift + norm.bias
     shape = (-1, *[1] * (x.ndim - 2))
-    return x * scale.reshape(shape) + shift.reshape(shape)
+    normed: Tensor = x * scale.reshape(shape) + shift.reshape(shape)
+    return normed
 
 
 def first(output: Any) -> Any:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from localrank_cli.jacobian.engine import Modes
-from localrank_cli.layers.plain import survey_precisely
+from localrank_cli.layers.capture import Call
+from localrank_cli.layers.plain import choose_precision, survey_precisely
 from localrank_cli.layers.precision import run_as_written
 from localrank_cli.layers.setting import analysis_setting
 from tests.asking import numbers, spectra_of
@@ -160,8 +162,60 @@ class _Rounded(torch.autograd.Function):
         return gradients[0].half().double()
 
 
+def _rounded(t: Tensor) -> Tensor:
+    out: Tensor = _Rounded.apply(t)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return out
+
+
 def test_a_derivative_of_lower_precision_is_seen() -> None:
-    assert surveyed(network(_Rounded.apply)) == (True, "")
+    assert surveyed(network(_rounded)) == (True, "")
+
+
+def test_a_derivative_of_lower_precision_is_seen_beside_the_last_output() -> None:
+    model = Net(
+        lambda m, x: m["b"](_rounded(m["a"](x))) is not None and m["c"](x),
+        a=nn.Linear(6, 7), b=nn.Linear(7, 4), c=nn.Linear(6, 2),
+    ).double()  # fmt: skip
+    assert surveyed(model) == (True, "")
+
+
+def test_what_is_recomputed_asks_too() -> None:
+    asking = network(lambda t: checkpoint(lambda z: z.float().sin(), t, use_reentrant=False))
+    found = spectra_of(asking, points(), modes=Modes(forward=False))["b"]
+    truth = naive_spectra(naive_jacobians(network(torch.sin), points()))["b"]
+    assert found.method == "exact"
+    assert np.abs(numbers(found) - truth).max() <= SAME * truth.max()
+
+
+def _asking(t: Tensor) -> Tensor:
+    return t.to(torch.float32).sin()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_compiled_graph_that_asks_is_seen() -> None:
+    assert surveyed(network(torch.jit.script(_asking)))[0]
+
+
+def otherwise_backward(t: Tensor) -> Tensor:
+    return t.float().detach() if t.float().dtype == torch.float32 else t
+
+
+def test_equal_values_with_another_gradient_are_told_apart() -> None:
+    _, why = surveyed(network(lambda t: t + otherwise_backward(t)))
+    assert "the gradient differs" in why
+
+
+def test_every_point_is_compared() -> None:
+    def part(t: Tensor) -> Tensor:
+        return otherwise(t) if float(t.detach().sum()) > 100 else t.float()
+
+    model = network(part)
+    calls = [Call("a"), Call("b")]
+    few = torch.cat([points(), 1000 * torch.ones(1, 6, dtype=torch.float64)])
+    with torch.no_grad():
+        model["a"].weight.abs_()
+    assert choose_precision(model, few[:3], calls, None, torch.float64) == ""
+    assert "the output of b differs" in choose_precision(model, few, calls, None, torch.float64)
 
 
 def test_bits_are_not_converted() -> None:
