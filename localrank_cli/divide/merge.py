@@ -1,14 +1,14 @@
 """Put the tables of shards together: the table of a single run, or the reason why not."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from localrank_cli.errors import SettingsError, UnreadableError, shortened
 from localrank_cli.measures.points import PointMeasures, PointRanks
-from localrank_cli.options.decisive import find_difference
+from localrank_cli.options.decisive import PRECISION, combine, find_difference
 from localrank_cli.results.journal import Entry, Journal, journal_path, read_body, read_line
 from localrank_cli.results.output import Output
 from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord, LayerRecord
@@ -89,12 +89,12 @@ def collect(journals: Sequence[Path]) -> Merge:
     """
     merge = Merge()
     begun: list[tuple[Path, str, set[_Unit]]] = []
-    first: dict[str, Path] = {}
+    sources: dict[str, dict[Path, object]] = {}
     for path in journals:
         with Journal(path, read_only=True) as journal:
             journal.check_settings()
             for entry in journal.entries(SETTINGS):
-                _take_settings(merge, journal.body(entry), path, first)
+                _take_settings(merge, journal.body(entry), path, sources)
             for entry in journal.entries(KIND):
                 _take_unit(merge, Place(path, entry))
             for entry in journal.entries(SHARD):
@@ -102,24 +102,47 @@ def collect(journals: Sequence[Path]) -> Merge:
                 # Mostly nothing, and 5,000 shards of 10,000 units are no more than that.
                 if left := own - merge.units.keys():
                     begun.append((path, shard, left))
+    for run, precisions in sources.items():
+        _check_precision(run, precisions)
     _check_divisions(merge, begun)
     _check_points(merge)
     return merge
 
 
 def _take_settings(
-    merge: Merge, settings: dict[str, Any], path: Path, first: dict[str, Path]
+    merge: Merge, settings: dict[str, Any], path: Path, sources: dict[str, dict[Path, object]]
 ) -> None:
+    """Take the settings of a run in one more journal; `sources` collects their precision."""
     run = settings["run"]
     there = merge.settings.setdefault(run, settings)
-    origin = first.setdefault(run, path)
+    of_run = sources.setdefault(run, {})
+    of_run[path] = settings.get(PRECISION)
     found = find_difference(there, settings)
     if found is not None:
+        origin = next(iter(of_run))
         raise SettingsError(
             f"{path} and {origin} were made with other settings for {run!r}: {found.name} is"
             f" {shortened(found.now)} and {shortened(found.earlier)}.",
             f"{found.advice}Merge only tables of one analysis.",
         )
+    merge.settings[run] = combine(there, settings)
+
+
+def _check_precision(run: str, precisions: Mapping[Path, object]) -> None:
+    """Refuse rows from before float64 answered requests for float32 beside rows from after."""
+    if len(set(precisions.values())) == 1:
+        return
+    later = next(path for path, precision in precisions.items() if precision is not None)
+    for path in (path for path, precision in precisions.items() if precision is None):
+        with Journal(path, read_only=True) as journal:
+            for entry in journal.entries(KIND):
+                if entry.head["run"] == run and load(Place(path, entry)).is_in_float32:
+                    raise SettingsError(
+                        f"{path}: {entry.head['checkpoint']} of {run!r} was computed in part in"
+                        f" float32, by an earlier version than {later}.",
+                        "Compute the earlier table again with --overwrite, or merge those of one"
+                        " version only.",
+                    )
 
 
 def _take_unit(merge: Merge, place: Place) -> None:
@@ -252,7 +275,7 @@ def _add(parts: Sequence[Place], output: Output) -> str:
         # Most are whole, and their line is what it would be if it were read and written again.
         output.journal.copy(head, read_line(parts[0].journal, parts[0].entry))
         return "" if head["finite"] else load(parts[0]).flaw
-    record = _join([load(place) for place in parts])
+    record = _join([(place.journal, load(place)) for place in parts])
     output.add(record, sync=False)
     return record.flaw
 
@@ -274,32 +297,45 @@ def write_merge(
     return flaws
 
 
-def _join(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
+def _join(parts: Sequence[tuple[Path, CheckpointRecord]]) -> CheckpointRecord:
+    records = [record for _, record in parts]
     failed = next((record for record in records if record.is_failed), None)
     first = failed or records[0]
     if failed or len(records) == 1:
         return replace(first, points=None)
-    if len({_shape(record) for record in records}) > 1:
-        raise SettingsError(
-            f"the parts of {first.checkpoint} (step {first.step}) of {first.run!r} differ in their"
-            " layers or tolerances.",
-            "Compute them again with --overwrite.",
-        )
+    for path, record in parts[1:]:
+        if (name := _difference(first, record)) is not None:
+            raise SettingsError(
+                f"{parts[0][0]} and {path} hold parts of {first.checkpoint} (step {first.step}) of"
+                f" {first.run!r} that differ in their {name}.",
+                "Compute both again with --overwrite, with one version of localrank.",
+            )
     layers = [
-        LayerRecord(parts[0].facts, _concatenate([part.points for part in parts]), parts[0].cells)
-        for parts in zip(*(record.layers for record in records), strict=True)
+        LayerRecord(ones[0].facts, _concatenate([one.points for one in ones]), ones[0].cells)
+        for ones in zip(*(record.layers for record in records), strict=True)
     ]
     seconds = sum(record.facts.get("seconds") or 0 for record in records)
     facts = first.facts | {"seconds": round(seconds, 4)}
     return replace(first, layers=tuple(layers), facts=facts, points=None)
 
 
-def _shape(record: CheckpointRecord) -> tuple[object, ...]:
-    """Return what the parts of a checkpoint must have in common to be put together."""
-    return tuple(
-        (one.facts.layer, one.facts.n_in, one.facts.n_out, *(r.tolerance for r in one.points.ranks))
-        for one in record.layers
-    )
+def _difference(first: CheckpointRecord, other: CheckpointRecord) -> str | None:
+    """Return the name of the first thing in which two parts of a checkpoint differ, or None."""
+    digests = {one.facts.get("sha256_of_tensors") for one in (first, other)}
+    if len(digests - {None}) > 1:
+        return "weights"
+    if [one.facts.layer for one in first.layers] != [one.facts.layer for one in other.layers]:
+        return "layers"
+    for one, two in zip(first.layers, other.layers, strict=True):
+        if one.facts != two.facts:
+            name = next(
+                key for key, value in vars(one.facts).items() if vars(two.facts)[key] != value
+            )
+            return f"{name} of layer {one.facts.layer!r}"
+        tolerances = [[ranks.tolerance for ranks in layer.points.ranks] for layer in (one, two)]
+        if tolerances[0] != tolerances[1]:
+            return f"tolerances of layer {one.facts.layer!r}"
+    return None
 
 
 def _concatenate(parts: Sequence[PointMeasures]) -> PointMeasures:

@@ -9,6 +9,7 @@ from localrank_cli.measures.layer import LayerMeasures, RankSummary, reduce_poin
 from localrank_cli.measures.points import PointMeasures, PointRanks
 from localrank_cli.measures.table import AVERAGED
 from localrank_cli.results.columns import COLUMNS, Cell
+from localrank_cli.spectrum.layer import EXACT_FLOAT32
 from localrank_cli.spectrum.tolerance import Tolerance
 
 KIND, SETTINGS, SHARD = "checkpoint", "settings", "shard"
@@ -118,6 +119,11 @@ class CheckpointRecord:
     def is_finite(self) -> bool:
         """Whether every point of every layer was finite."""
         return not self.is_failed and all(all(layer.points.finite) for layer in self.layers)
+
+    @property
+    def is_in_float32(self) -> bool:
+        """Whether any of its numbers was computed in part in float32."""
+        return any(layer.facts.method == EXACT_FLOAT32 for layer in self.layers)
 
     @property
     def flaw(self) -> str:
