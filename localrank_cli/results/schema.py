@@ -128,6 +128,7 @@ class _Series(Strict):
     data: str | None = None
     data_key: str | None = None
     data_sha256: str | None = None
+    data_values_sha256: str | None = None
     data_scale: float | None = None
     n_data: Count | None = None
     seed: int | None = None
@@ -138,6 +139,7 @@ class _Series(Strict):
     noise: NotNegative | None = None
     input_metric: str | None = None
     dtype: str | None = None
+    precision: str | None = None
     n_cov: Count | None = None
     slices: dict[str, str] | None = None
     labels_key: str | None = None
@@ -152,7 +154,7 @@ class _Series(Strict):
     unsaved: list[str] | None = None
 
 
-class _Settings(_Series):
+class Settings(_Series):
     run: str
     point_indices: list[Count]
 
@@ -240,7 +242,7 @@ class _Line(Strict):
 
 class _SettingsLine(_Line):
     head: _SettingsHead
-    body: _Settings
+    body: Settings
 
     @model_validator(mode="after")
     def _is_of_one_run(self) -> Self:
@@ -309,7 +311,7 @@ class SpectraFile(Strict):
     """The metadata of a file of singular values; pictures need no settings."""
 
     entries: list[_SpectraEntry]
-    settings: _Settings | None = None
+    settings: Settings | None = None
     facts: _Facts = _Facts()
 
 
@@ -321,7 +323,7 @@ def _with_is_done(value: object) -> object:
 class _PlanSeries(Strict):
     run: str
     folder: str
-    settings: _Settings
+    settings: Settings
     checkpoints: list[
         Annotated[
             tuple[str, Count | None, Count | None, int | None, bool],

@@ -10,6 +10,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from localrank_cli.options.decisive import DECISIVE, PRECISION
+from localrank_cli.results.schema import Settings
 from tests.cli.program import QUICK, Outcome, invoke
 from tests.helpers import save_series
 from tests.results.spoiled import DEEP, Raw, dumped, put, spoil_json, spoil_line
@@ -116,6 +118,8 @@ SETTINGS = [
     ("columns", {"x": None}, "columns.x: expected a text, an integer or a number, got null"),
     ("layers", Raw(DEEP), "nested more than"),
     ("model_arguments", {"x": 1}, "model_arguments.x: expected a text, got 1"),
+    ("data_values_sha256", ["a"], "data_values_sha256: expected a text, got a list of 1"),
+    ("precision", 64, "precision: expected a text, got 64"),
 ]
 
 
@@ -148,6 +152,10 @@ def test_the_body_of_a_checkpoint(place: Path, path: str, value: Any, sentence: 
     assert outcome.code == 1
     assert sentence in outcome.error
     assert not Path("m.csv").exists()
+
+
+def test_every_setting_that_is_compared_is_checked() -> None:
+    assert {*DECISIVE, PRECISION} <= Settings.model_fields.keys()
 
 
 @pytest.mark.parametrize(("path", "value", "sentence"), SETTINGS, ids=ids(SETTINGS))
