@@ -9,7 +9,7 @@ from typing import Any
 from localrank_cli.errors import SettingsError, UnreadableError, shortened
 from localrank_cli.measures.points import PointMeasures, PointRanks
 from localrank_cli.options.decisive import PRECISION, combine, find_difference
-from localrank_cli.results.journal import Entry, Journal, journal_path, read_body, read_line
+from localrank_cli.results.journal import Entry, Journal, journal_path, read_checkpoint
 from localrank_cli.results.output import Output
 from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord, LayerRecord
 
@@ -26,6 +26,7 @@ class Place:
 
     journal: Path
     entry: Entry
+    settings: Mapping[str, Any]  # of its run
 
 
 @dataclass
@@ -96,14 +97,14 @@ def collect(journals: Sequence[Path]) -> Merge:
             for entry in journal.entries(SETTINGS):
                 _take_settings(merge, journal.body(entry), path, sources)
             for entry in journal.entries(KIND):
-                _take_unit(merge, Place(path, entry))
+                _take_unit(merge, Place(path, entry, merge.settings[entry.head["run"]]))
             for entry in journal.entries(SHARD):
                 shard, own = _take_division(merge, journal.body(entry))
                 # Mostly nothing, and 5,000 shards of 10,000 units are no more than that.
                 if left := own - merge.units.keys():
                     begun.append((path, shard, left))
     for run, precisions in sources.items():
-        _check_precision(run, precisions)
+        _check_precision(run, precisions, merge.settings[run])
     _check_divisions(merge, begun)
     _check_points(merge)
     return merge
@@ -128,7 +129,9 @@ def _take_settings(
     merge.settings[run] = combine(there, settings)
 
 
-def _check_precision(run: str, precisions: Mapping[Path, object]) -> None:
+def _check_precision(
+    run: str, precisions: Mapping[Path, object], settings: Mapping[str, Any]
+) -> None:
     """Refuse rows from before float64 answered requests for float32 beside rows from after."""
     if len(set(precisions.values())) == 1:
         return
@@ -136,7 +139,7 @@ def _check_precision(run: str, precisions: Mapping[Path, object]) -> None:
     for path in (path for path, precision in precisions.items() if precision is None):
         with Journal(path, read_only=True) as journal:
             for entry in journal.entries(KIND):
-                if entry.head["run"] == run and load(Place(path, entry)).is_in_float32:
+                if entry.head["run"] == run and load(Place(path, entry, settings)).is_in_float32:
                     raise SettingsError(
                         f"{path}: {entry.head['checkpoint']} of {run!r} was computed in part in"
                         f" float32, by an earlier version than {later}.",
@@ -225,7 +228,7 @@ def _check_points(merge: Merge) -> None:
 
 def load(place: Place) -> CheckpointRecord:
     """Read a record."""
-    body = read_body(place.journal, place.entry)
+    _, body = read_checkpoint(place.journal, place.entry, place.settings)
     return CheckpointRecord.from_json(place.entry.head, body)
 
 
@@ -268,13 +271,30 @@ def _parts(merge: Merge) -> Iterator[list[Place]]:
         yield whole or [place for _, place in places]
 
 
-def _add(parts: Sequence[Place], output: Output) -> str:
+def _check_whole(part: Place, record: CheckpointRecord) -> None:
+    """Check that a checkpoint, which a partial merge may have written, has all points."""
+    wanted = len(part.settings["point_indices"])
+    for layer in record.layers:
+        if len(layer.points.finite) != wanted:
+            raise SettingsError(
+                f"{part.journal}: {record.checkpoint} of {record.run!r} has values at"
+                f" {len(layer.points.finite)} points, and the series has {wanted}.",
+                "Merge all parts of it, or analyse the series again with --overwrite.",
+            )
+
+
+def _add(parts: Sequence[Place], output: Output, *, is_complete: bool) -> str:
     """Add a checkpoint in one piece, and return its flaw, if any."""
     head = parts[0].entry.head
     if len(parts) == 1 and head["points"] is None:
         # Most are whole, and their line is what it would be if it were read and written again.
-        output.journal.copy(head, read_line(parts[0].journal, parts[0].entry))
-        return "" if head["finite"] else load(parts[0]).flaw
+        (part,) = parts
+        line, body = read_checkpoint(part.journal, part.entry, part.settings)
+        record = CheckpointRecord.from_json(head, body)
+        if is_complete:
+            _check_whole(part, record)
+        output.journal.copy(head, line)
+        return record.flaw
     record = _join([(place.journal, load(place)) for place in parts])
     output.add(record, sync=False)
     return record.flaw
@@ -292,9 +312,10 @@ def write_merge(
     with Output(target, command, overwrite=overwrite) as output:
         for run in sorted(merge.settings):
             output.add_settings(merge.settings[run])
-        flaws = [flaw for parts in _parts(merge) if (flaw := _add(parts, output))]
-        output.finish(about, is_complete=not merge.missing)
-    return flaws
+        is_complete = not merge.missing
+        added = [_add(parts, output, is_complete=is_complete) for parts in _parts(merge)]
+        output.finish(about, is_complete=is_complete)
+    return [flaw for flaw in added if flaw]
 
 
 def _join(parts: Sequence[tuple[Path, CheckpointRecord]]) -> CheckpointRecord:
