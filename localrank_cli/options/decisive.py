@@ -47,7 +47,7 @@ _NAMES = {
     "n_data": "data",
     "counting": "what the steps count",
     "step_from": "--step-from",
-    "step_regex": "--step-regex",
+    "step_regex": "--step-regex (or --step-pattern)",
     "unsaved": "what no checkpoint holds (--allow-unsaved)",
 }
 
