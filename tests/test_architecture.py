@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"errors", "archives"},
     "model": {"errors", "userimport", "seeds", "walk"},
     "points": {"errors", "archives", "userimport", "seeds"},
-    "results": {"errors", "validation", "machine", "spectrum", "measures"},
+    "results": {"errors", "validation", "machine", "layers", "spectrum", "measures"},
     "options": {
         "errors", "validation", "userimport", "checkpoints", "model", "points", "layers",
         "spectrum", "measures", "results",

@@ -136,9 +136,10 @@ def _speaks_for_groups(several: list[Groups], single: list[str]) -> bool:
 
 @dataclass(frozen=True)
 class NameRule:
-    """How the user wants a step to be read from a name: `--step-regex`."""
+    """How the user wants a step to be read from a name."""
 
     regex: re.Pattern[str] | None = None
+    option: str = ""  # `--step-regex` or `--step-pattern`, for messages
 
     @classmethod
     def parse(cls, text: str) -> "NameRule":
@@ -160,7 +161,7 @@ class NameRule:
                 f"--step-regex {text}: has {regex.groups} groups, expected one.",
                 "Put the step in parentheses, or name its group: --step-regex '(?P<step>\\d+)'.",
             )
-        return cls(regex)
+        return cls(regex, "--step-regex")
 
     @classmethod
     def of_pattern(cls, text: str) -> "NameRule":
@@ -170,7 +171,8 @@ class NameRule:
         left = "" if before[-1:].isdecimal() else "(?<![0-9])"
         right = "" if after[:1].isdecimal() else "(?![0-9])"
         number = f"{left}([0-9]+){right}"
-        return cls(re.compile(re.escape(before) + number + re.escape(after)))
+        regex = re.compile(re.escape(before) + number + re.escape(after))
+        return cls(regex, "--step-pattern")
 
     def step(self, name: str) -> int | None:
         """Return the step in the name of a file (with its suffix) or folder, or None."""
@@ -188,12 +190,12 @@ NO_RULE = NameRule()
 class StepRule:
     """Where the user wants steps to be read from."""
 
-    names: NameRule = NO_RULE  # --step-regex
+    names: NameRule = NO_RULE  # --step-regex or --step-pattern
     source: str = ""  # --step-from; empty: all in order of trust
 
     @classmethod
     def parse(cls, regex: str | None, source: str | None, pattern: str | None = None) -> "StepRule":
-        """Read `--step-regex`, `--step-from` and `--step-pattern`.
+        """Read `--step-regex`, `--step-from` and `--step-pattern`; an empty pattern is none.
 
         Raises:
             UsageError: If the expression is none, or it is not clear which group is the step.
@@ -201,7 +203,7 @@ class StepRule:
         names = NO_RULE
         if regex is not None:
             names = NameRule.parse(regex)
-        elif pattern is not None:
+        elif pattern:
             names = NameRule.of_pattern(pattern)
         return cls(names, source or "")
 

@@ -169,7 +169,7 @@ def find_place(file: CheckpointFile, content: Content, rule: StepRule, names: Na
         _Candidate(facts.step, facts.source, facts.is_global, facts.per_epoch),
     ]
     inside = [one for one in inside if one.step != _UNCOUNTED]
-    by_name = [_Candidate(by_regex, "name (--step-regex)", is_global=False)]
+    by_name = [_Candidate(by_regex, f"name ({rule.names.option})", is_global=False)]
     if not is_count or rule.source == "name":
         by_name.append(_Candidate(named.step, "name", names_global_step(file.stem)))
     chosen = {"contents": inside, "name": by_name, "epoch": []}.get(rule.source, inside + by_name)

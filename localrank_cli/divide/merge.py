@@ -1,15 +1,15 @@
 """Put the tables of shards together: the table of a single run, or the reason why not."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from localrank_cli.errors import SettingsError, UnreadableError, shortened
 from localrank_cli.measures.points import PointMeasures, PointRanks
-from localrank_cli.options.decisive import find_difference
-from localrank_cli.results.journal import Entry, Journal, journal_path, read_body, read_line
+from localrank_cli.options.decisive import PRECISION, combine, find_difference
+from localrank_cli.results.journal import Entry, Journal, journal_path, read_checkpoint
 from localrank_cli.results.output import Output
 from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord, LayerRecord
 
@@ -26,6 +26,7 @@ class Place:
 
     journal: Path
     entry: Entry
+    settings: Mapping[str, Any]  # of its run
 
 
 @dataclass
@@ -89,37 +90,62 @@ def collect(journals: Sequence[Path]) -> Merge:
     """
     merge = Merge()
     begun: list[tuple[Path, str, set[_Unit]]] = []
-    first: dict[str, Path] = {}
+    sources: dict[str, dict[Path, object]] = {}
     for path in journals:
         with Journal(path, read_only=True) as journal:
             journal.check_settings()
             for entry in journal.entries(SETTINGS):
-                _take_settings(merge, journal.body(entry), path, first)
+                _take_settings(merge, journal.body(entry), path, sources)
             for entry in journal.entries(KIND):
-                _take_unit(merge, Place(path, entry))
+                _take_unit(merge, Place(path, entry, merge.settings[entry.head["run"]]))
             for entry in journal.entries(SHARD):
                 shard, own = _take_division(merge, journal.body(entry))
                 # Mostly nothing, and 5,000 shards of 10,000 units are no more than that.
                 if left := own - merge.units.keys():
                     begun.append((path, shard, left))
+    for run, precisions in sources.items():
+        _check_precision(run, precisions, merge.settings[run])
     _check_divisions(merge, begun)
     _check_points(merge)
     return merge
 
 
 def _take_settings(
-    merge: Merge, settings: dict[str, Any], path: Path, first: dict[str, Path]
+    merge: Merge, settings: dict[str, Any], path: Path, sources: dict[str, dict[Path, object]]
 ) -> None:
+    """Take the settings of a run in one more journal; `sources` collects their precision."""
     run = settings["run"]
     there = merge.settings.setdefault(run, settings)
-    origin = first.setdefault(run, path)
+    of_run = sources.setdefault(run, {})
+    of_run[path] = settings.get(PRECISION)
     found = find_difference(there, settings)
     if found is not None:
+        origin = next(iter(of_run))
         raise SettingsError(
             f"{path} and {origin} were made with other settings for {run!r}: {found.name} is"
             f" {shortened(found.now)} and {shortened(found.earlier)}.",
             f"{found.advice}Merge only tables of one analysis.",
         )
+    merge.settings[run] = combine(there, settings)
+
+
+def _check_precision(
+    run: str, precisions: Mapping[Path, object], settings: Mapping[str, Any]
+) -> None:
+    """Refuse rows from before float64 answered requests for float32 beside rows from after."""
+    if len(set(precisions.values())) == 1:
+        return
+    later = next(path for path, precision in precisions.items() if precision is not None)
+    for path in (path for path, precision in precisions.items() if precision is None):
+        with Journal(path, read_only=True) as journal:
+            for entry in journal.entries(KIND):
+                if entry.head["run"] == run and load(Place(path, entry, settings)).is_in_float32:
+                    raise SettingsError(
+                        f"{path}: {entry.head['checkpoint']} of {run!r} was computed in part in"
+                        f" float32, by an earlier version than {later}.",
+                        "Compute the earlier table again with --overwrite, or merge those of one"
+                        " version only.",
+                    )
 
 
 def _take_unit(merge: Merge, place: Place) -> None:
@@ -202,7 +228,7 @@ def _check_points(merge: Merge) -> None:
 
 def load(place: Place) -> CheckpointRecord:
     """Read a record."""
-    body = read_body(place.journal, place.entry)
+    _, body = read_checkpoint(place.journal, place.entry, place.settings)
     return CheckpointRecord.from_json(place.entry.head, body)
 
 
@@ -245,14 +271,31 @@ def _parts(merge: Merge) -> Iterator[list[Place]]:
         yield whole or [place for _, place in places]
 
 
-def _add(parts: Sequence[Place], output: Output) -> str:
+def _check_whole(part: Place, record: CheckpointRecord) -> None:
+    """Check that a checkpoint, which a partial merge may have written, has all points."""
+    wanted = len(part.settings["point_indices"])
+    for layer in record.layers:
+        if len(layer.points.finite) != wanted:
+            raise SettingsError(
+                f"{part.journal}: {record.checkpoint} of {record.run!r} has values at"
+                f" {len(layer.points.finite)} points, and the series has {wanted}.",
+                "Merge all parts of it, or analyse the series again with --overwrite.",
+            )
+
+
+def _add(parts: Sequence[Place], output: Output, *, is_complete: bool) -> str:
     """Add a checkpoint in one piece, and return its flaw, if any."""
     head = parts[0].entry.head
     if len(parts) == 1 and head["points"] is None:
         # Most are whole, and their line is what it would be if it were read and written again.
-        output.journal.copy(head, read_line(parts[0].journal, parts[0].entry))
-        return "" if head["finite"] else load(parts[0]).flaw
-    record = _join([load(place) for place in parts])
+        (part,) = parts
+        line, body = read_checkpoint(part.journal, part.entry, part.settings)
+        record = CheckpointRecord.from_json(head, body)
+        if is_complete:
+            _check_whole(part, record)
+        output.journal.copy(head, line)
+        return record.flaw
+    record = _join([(place.journal, load(place)) for place in parts])
     output.add(record, sync=False)
     return record.flaw
 
@@ -269,37 +312,51 @@ def write_merge(
     with Output(target, command, overwrite=overwrite) as output:
         for run in sorted(merge.settings):
             output.add_settings(merge.settings[run])
-        flaws = [flaw for parts in _parts(merge) if (flaw := _add(parts, output))]
-        output.finish(about, is_complete=not merge.missing)
-    return flaws
+        is_complete = not merge.missing
+        added = [_add(parts, output, is_complete=is_complete) for parts in _parts(merge)]
+        output.finish(about, is_complete=is_complete)
+    return [flaw for flaw in added if flaw]
 
 
-def _join(records: Sequence[CheckpointRecord]) -> CheckpointRecord:
+def _join(parts: Sequence[tuple[Path, CheckpointRecord]]) -> CheckpointRecord:
+    records = [record for _, record in parts]
     failed = next((record for record in records if record.is_failed), None)
     first = failed or records[0]
     if failed or len(records) == 1:
         return replace(first, points=None)
-    if len({_shape(record) for record in records}) > 1:
-        raise SettingsError(
-            f"the parts of {first.checkpoint} (step {first.step}) of {first.run!r} differ in their"
-            " layers or tolerances.",
-            "Compute them again with --overwrite.",
-        )
+    for path, record in parts[1:]:
+        if (name := _difference(first, record)) is not None:
+            raise SettingsError(
+                f"{parts[0][0]} and {path} hold parts of {first.checkpoint} (step {first.step}) of"
+                f" {first.run!r} that differ in their {name}.",
+                "Compute both again with --overwrite, with one version of localrank.",
+            )
     layers = [
-        LayerRecord(parts[0].facts, _concatenate([part.points for part in parts]), parts[0].cells)
-        for parts in zip(*(record.layers for record in records), strict=True)
+        LayerRecord(ones[0].facts, _concatenate([one.points for one in ones]), ones[0].cells)
+        for ones in zip(*(record.layers for record in records), strict=True)
     ]
     seconds = sum(record.facts.get("seconds") or 0 for record in records)
     facts = first.facts | {"seconds": round(seconds, 4)}
     return replace(first, layers=tuple(layers), facts=facts, points=None)
 
 
-def _shape(record: CheckpointRecord) -> tuple[object, ...]:
-    """Return what the parts of a checkpoint must have in common to be put together."""
-    return tuple(
-        (one.facts.layer, one.facts.n_in, one.facts.n_out, *(r.tolerance for r in one.points.ranks))
-        for one in record.layers
-    )
+def _difference(first: CheckpointRecord, other: CheckpointRecord) -> str | None:
+    """Return the name of the first thing in which two parts of a checkpoint differ, or None."""
+    digests = {one.facts.get("sha256_of_tensors") for one in (first, other)}
+    if len(digests - {None}) > 1:
+        return "weights"
+    if [one.facts.layer for one in first.layers] != [one.facts.layer for one in other.layers]:
+        return "layers"
+    for one, two in zip(first.layers, other.layers, strict=True):
+        if one.facts != two.facts:
+            name = next(
+                key for key, value in vars(one.facts).items() if vars(two.facts)[key] != value
+            )
+            return f"{name} of layer {one.facts.layer!r}"
+        tolerances = [[ranks.tolerance for ranks in layer.points.ranks] for layer in (one, two)]
+        if tolerances[0] != tolerances[1]:
+            return f"tolerances of layer {one.facts.layer!r}"
+    return None
 
 
 def _concatenate(parts: Sequence[PointMeasures]) -> PointMeasures:

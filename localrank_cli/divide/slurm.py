@@ -31,6 +31,8 @@ _SHARE_BEFORE_END = 4
 _MOST_RESTARTS = 20  # of a job that is preempted again and again and finishes nothing
 _STANDARD_ARRAY = 1001  # Slurm's own default for MaxArraySize
 _WAIT = 60.0  # seconds for an answer of Slurm
+# In an error of squeue where Slurm has forgotten the only job.
+_FORGOTTEN = "Invalid job id"
 _ALONE = "array job %s was accepted and is at work, but the merge job was not submitted."
 # In a journal, on the line of each checkpoint that has numbers and on no other line.
 _FINISHED = '"status":"ok"'
@@ -110,10 +112,25 @@ def submission_script(
 
 
 def _refusal(folder: "ShardFolder") -> list[str]:
-    """Return lines of shell that end the script while earlier jobs are at work."""
+    """Return lines of shell that end the script while earlier jobs are at work, or may be.
+
+    They ask as `jobs_alive` does.
+    """
     return [
         f"ids=$(grep -oE '[0-9]+' {shlex.quote(str(folder.jobs))} 2>/dev/null | paste -sd, -)",
-        'alive=${ids:+$(squeue --noheader --format=%F --jobs="$ids" 2>/dev/null | sort -u)}',
+        "answer=",
+        'if [ -n "$ids" ] && command -v squeue > /dev/null; then',
+        '  answer=$(squeue --noheader --format=%F --jobs="$ids" 2>&1) || case "$answer" in',
+        f"    *'{_FORGOTTEN}'*) ;;",
+        "    *)",
+        "      answer=$(printf %s \"$answer\" | tr '\\n' ' ')  # on one line",
+        "      printf 'localrank: error: squeue does not say whether jobs %s are still at work"
+        ' (%s). Try again when Slurm answers.\\n\' "$ids" "$answer" >&2',
+        "      exit 1",
+        "      ;;",
+        "  esac",
+        "fi",
+        "alive=$(printf '%s\\n' \"$answer\" | grep -oxE ' *[0-9]+ *' | sort -u)",
         'if [ -n "$alive" ]; then',
         "  alive=$(echo $alive)  # on one line",
         "  printf 'localrank: error: %s: Slurm jobs %s are at work on it. Wait for them, or stop"
@@ -268,8 +285,7 @@ def jobs_alive(jobs: Sequence[str]) -> list[str]:
     if shutil.which("squeue") is None:
         return []
     asked = _ask("squeue", "--noheader", "--format=%F", f"--jobs={','.join(jobs)}")
-    # An error of squeue where Slurm has forgotten the only job.
-    if asked is None or (asked.returncode and "Invalid job id" not in asked.stderr):
+    if asked is None or (asked.returncode and _FORGOTTEN not in asked.stderr):
         why = f" ({one_line(asked.stderr)})" if asked else ""
         raise SettingsError(
             f"squeue does not say whether jobs {', '.join(jobs)} are still at work{why}.",

@@ -35,6 +35,9 @@ DECISIVE = tuple(
 
 # What code returned is compared where both analyses recorded it: the first release did not.
 _VALUES = "data_values_sha256"
+# Recorded since float64 answers requests for float32. It need not be equal: rows of both kinds may
+# be mixed where none of those before is in float32.
+PRECISION = "precision"
 
 # For people, where the setting's own name would not do.
 _NAMES = {
@@ -44,7 +47,7 @@ _NAMES = {
     "n_data": "data",
     "counting": "what the steps count",
     "step_from": "--step-from",
-    "step_regex": "--step-regex",
+    "step_regex": "--step-regex (or --step-pattern)",
     "unsaved": "what no checkpoint holds (--allow-unsaved)",
 }
 
@@ -92,6 +95,20 @@ def find_difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Diffe
         if value != after[key]:
             return Difference(key, value, after[key])
     return None
+
+
+def combine(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that hold for the rows of two analyses between which there is no difference.
+
+    A precision is claimed only if both have it. What the code of `--data` returned is taken from
+    either, so that a third analysis is compared with it.
+    """
+    combined = dict(earlier)
+    if earlier.get(PRECISION) != now.get(PRECISION):
+        combined[PRECISION] = None
+    if earlier.get(_VALUES) is None and now.get(_VALUES) is not None:
+        combined[_VALUES] = now[_VALUES]
+    return combined
 
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,9 +55,8 @@ def read_folder_settings(folder: Path) -> FolderSettings:
     columns = _columns(loaded.pop(_COLUMNS, {}), path)
     for key in loaded:
         if key not in KEYS:
-            near = nearest(key, KEYS)
             raise SettingsError(
-                f"{path}: unknown key {key!r}{f', did you mean {near[0]}?' if near else '.'}",
+                f"{path}: unknown key {key!r}{_hint(key)}",
                 f"Known are {', '.join([*KEYS, _COLUMNS])}.",
             )
     texts = {KEYS[key].name: value for key, value in loaded.items()}
@@ -82,6 +81,17 @@ def inside(folder: Path, text: str, key: str) -> Path:
             f"Move the file into the folder, or name it with --{key}.",
         )
     return path
+
+
+def _hint(key: str) -> str:
+    """Return the end of the sentence about an unknown key."""
+    if key == "step-regex":
+        return ", which the command line alone has; use step-pattern with literal text."
+    flags = {one.key: one.flag for one in options_of(AnalyzeOptions) if not one.setting.is_argument}
+    if key in flags:
+        return f", which the command line alone has: {flags[key]}."
+    near = nearest(key, [*KEYS, _COLUMNS])
+    return f", did you mean {near[0]}?" if near else "."
 
 
 def _columns(value: object, path: Path) -> dict[str, Constant]:

@@ -8,7 +8,7 @@ type to be checked.
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from numbers import Integral, Number, Real
@@ -368,9 +368,10 @@ def keywords(value: object) -> object:
 
 
 def _texts(value: object, expected: str) -> list[str]:
-    texts = [text for text in several(value) if isinstance(text, str)]
-    if len(texts) < len(several(value)):
-        raise UnfitError(value, expected)
+    every = several(value)  # once: an iterator is empty after that
+    texts = [text for text in every if isinstance(text, str)]
+    if len(texts) < len(every):
+        raise UnfitError(list(every) if isinstance(value, Iterator) else value, expected)
     return texts
 
 
@@ -402,7 +403,7 @@ def device(value: object) -> object:
 
 
 def pattern_with_step(value: object) -> object:
-    """Check that a text holds `{step}` once."""
-    if isinstance(value, str) and value.count("{step}") != 1:
+    """Check that a text holds `{step}` once; an empty one removes that of localrank.toml."""
+    if isinstance(value, str) and value and value.count("{step}") != 1:
         raise UnfitError(value, "expected one {step}", "Write run_{step}_v2 for run_500_v2.pt.")
     return value

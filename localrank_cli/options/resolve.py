@@ -1,6 +1,6 @@
 """Resolve the settings of a series: a flag beats its localrank.toml, which beats the default."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +23,11 @@ from localrank_cli.userimport import CodeSpec
 
 HF = "hf"  # the --model that transformers builds
 
-# The settings in localrank.toml that hold only for its own model or data.
+# The settings in localrank.toml that hold only for its own model, data or layers.
 _REPLACED = {
     "model": {"model", "model_arg"},
     "data": {"data", "data_key", "data_scale", "labels_key"},
+    "layers": {"layers", "exclude"},
 }
 # Without points and atol: the data must hold as many points as the user asks for but need not hold
 # the default number, and the default tolerance holds only without an rtol.
@@ -153,8 +154,9 @@ def for_series(options: AnalyzeOptions, folder: Path) -> SeriesOptions:
 def with_folder(options: AnalyzeOptions, settings: FolderSettings, folder: Path) -> SeriesOptions:
     """Fill in missing options: from the preset, localrank.toml, its preset, and the defaults.
 
-    The user's preset replaces that of the file. The user's `--model` or `--data` replaces what the
-    file says about its own model or data (model-arg; data-key, data-scale, labels-key).
+    The user's preset replaces that of the file. The user's `--model`, `--data` or `--layers`
+    replaces what the file says about its own model, data or layers (model-arg; data-key,
+    data-scale, labels-key; exclude).
     """
     flags = {
         option.name: value
@@ -214,6 +216,25 @@ def check_names(series: SeriesOptions) -> None:
                 raise
             path = series.folder_settings.path
             raise SettingsError(f"{path}: {error.what}", error.advice) from error
+
+
+def check_step_names(series: SeriesOptions, names: Sequence[str]) -> None:
+    """Check that `--step-regex` or `--step-pattern`, if there is one, fits the names of a series.
+
+    Raises:
+        SettingsError: If it finds a step in none of them.
+    """
+    options, rule = series.options, series.step_rule.names
+    if rule.regex is None or any(rule.step(name) is not None for name in names):
+        return
+    text = f"{rule.option} {options.step_regex or options.step_pattern}"
+    if options.step_regex is None and "step_pattern" in series.from_folder:
+        text = f"{series.folder_settings.path}: step-pattern = {options.step_pattern!r}"
+    raise SettingsError(
+        f"{text}: finds no step in the name of any checkpoint of {series.folder}, such as"
+        f" {names[0]!r}.",
+        "Correct it, or leave it out; --step-pattern '' ignores that of a localrank.toml.",
+    )
 
 
 def _check_activation(text: str, option: str) -> None:

@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from json import dumps
@@ -22,7 +23,7 @@ from localrank_cli.validation import load_first, loads, shown
 
 FORMAT = 1
 GONE = "gone"  # the status of a record that removes an earlier one
-_KIND = "journal"
+_KIND, _SETTINGS, _CHECKPOINT = "journal", "settings", "checkpoint"
 _START = len(b'{"crc32":"00000000",')
 _REPAIR = (
     "Something else wrote into it; start over with --overwrite, or remove that line to compute its"
@@ -30,6 +31,7 @@ _REPAIR = (
 )
 
 Key = tuple[str, ...]
+Settings = Mapping[str, Any]  # of a series
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,26 @@ def _sound_head(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def read_body(path: Path, entry: Entry) -> Any:
-    """Return the body of a record of a journal that is not open.
+def read_checkpoint(path: Path, entry: Entry, settings: Settings) -> tuple[bytes, Any]:
+    """Return the line and the body of a checkpoint of a journal that is not open.
 
     Raises:
-        OutputError: If it is not what it was, or not what a journal holds.
+        OutputError: If it is not what it was, or not what a journal with such settings holds.
     """
-    return _body_of(path, entry, read_line(path, entry))
+    line = read_line(path, entry)
+    return line, _body_of(path, entry, line, settings)
 
 
-def _body_of(path: Path, entry: Entry, line: bytes) -> Any:
+def _body_of(path: Path, entry: Entry, line: bytes, settings: Settings | None) -> Any:
+    """Return the body of a line; `settings` are those of a checkpoint's run, if they are there."""
     try:
         # Measures may overflow, and losses of a network that diverged are not finite.
         whole: Any = loads(line.decode(), non_finite=True)
         check_line(entry.head["kind"], whole)
+        if settings is not None and entry.head["status"] == "ok":
+            from localrank_cli.results.record import check_against_settings  # noqa: PLC0415  # torch
+
+            check_against_settings(settings, whole["body"])
     except ValueError as error:
         raise _strange(path, entry.offset, error) from error
     return whole["body"]
@@ -170,6 +178,8 @@ class Journal:
         self.path = path
         self.is_sound = True  # until a body turns out to be none
         self._entries: dict[str, dict[Key, Entry]] = {}  # by kind: most are of one
+        # By run, as far as they were read, with the offset of their line.
+        self._settings: dict[str, tuple[int, Settings]] = {}
         self._end = 0
         try:
             flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
@@ -242,11 +252,23 @@ class Journal:
             raise cannot_write(self.path, error) from error
         if _sound_head(line) is None:
             raise _changed(self.path)
+        settings = self._settings_of(entry.head) if entry.head["kind"] == _CHECKPOINT else None
         try:
-            return _body_of(self.path, entry, line)
+            return _body_of(self.path, entry, line, settings)
         except OutputError:
             self.is_sound = False
             raise
+
+    def _settings_of(self, head: dict[str, Any]) -> Settings | None:
+        run = head["run"]
+        entry = self._entries.get(_SETTINGS, {}).get(_key({"kind": _SETTINGS, "run": run}))
+        if entry is None:
+            return None
+        offset, settings = self._settings.get(run, (-1, {}))
+        if offset != entry.offset:
+            settings = self.body(entry)
+            self._settings[run] = entry.offset, settings
+        return settings
 
     def check_settings(self) -> None:
         """Check that the settings of every checkpoint's series are there.
@@ -254,8 +276,8 @@ class Journal:
         Raises:
             OutputError: If they are not.
         """
-        there = {entry.head["run"] for entry in self.entries("settings")}
-        for entry in self.entries("checkpoint"):
+        there = {entry.head["run"] for entry in self.entries(_SETTINGS)}
+        for entry in self.entries(_CHECKPOINT):
             if entry.head["run"] not in there:
                 raise OutputError(
                     f"{self.path}: does not say what decided the numbers of {entry.head['run']!r}.",

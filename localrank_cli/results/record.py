@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from localrank_cli.errors import SettingsError
+from localrank_cli.layers.capture import Call
 from localrank_cli.measures.layer import LayerMeasures, RankSummary, reduce_points
 from localrank_cli.measures.points import PointMeasures, PointRanks
 from localrank_cli.measures.table import AVERAGED
 from localrank_cli.results.columns import COLUMNS, Cell
+from localrank_cli.spectrum.layer import EXACT_FLOAT32
 from localrank_cli.spectrum.tolerance import Tolerance
+from localrank_cli.validation import shown
 
 KIND, SETTINGS, SHARD = "checkpoint", "settings", "shard"
 
@@ -120,6 +123,11 @@ class CheckpointRecord:
         return not self.is_failed and all(all(layer.points.finite) for layer in self.layers)
 
     @property
+    def is_in_float32(self) -> bool:
+        """Whether any of its numbers was computed in part in float32."""
+        return any(layer.facts.method == EXACT_FLOAT32 for layer in self.layers)
+
+    @property
     def flaw(self) -> str:
         """A sentence on what is wrong with its numbers; empty where nothing is."""
         if self.is_failed:
@@ -164,6 +172,46 @@ class CheckpointRecord:
             message=body["message"],
             facts=head["facts"],
             points=None if head["points"] is None else (head["points"][0], head["points"][1]),
+        )
+
+
+def check_against_settings(settings: Mapping[str, Any], body: Mapping[str, Any]) -> None:
+    """Check that a record's body has the layers, tolerances and columns of its settings.
+
+    Settings of earlier versions may lack some of them.
+
+    Raises:
+        ValueError: If not; it names the key.
+    """
+    layers = body["layers"]
+    check_layers(settings, [one["layer"] for one in layers], "body.layers")
+    for index, layer in enumerate(layers):
+        key = f"body.layers[{index}]"
+        found = [Tolerance(one["atol"], one["rtol"]).label for one in layer["ranks"]]
+        if settings.get("tolerances") not in (None, found):
+            wanted = ", ".join(settings["tolerances"])
+            raise ValueError(
+                f"{key}.ranks: expected {shown(wanted)}, as in the settings of its run, got"
+                f" {shown(', '.join(found))}"
+            )
+        for name in settings.get("optional_columns", ()):
+            if name not in layer["cells"]:
+                raise ValueError(f"{key}.cells.{name}: is missing")
+
+
+def check_layers(settings: Mapping[str, Any], found: Sequence[str], key: str) -> None:
+    """Check that the names of layers are those of the settings, in order.
+
+    Raises:
+        ValueError: If they are not; it names the key.
+    """
+    if settings.get("layers") is None:
+        return
+    wanted = [Call(one["name"], one.get("number", 1)).label for one in settings["layers"]]
+    if wanted != list(found):
+        raise ValueError(
+            f"{key}: expected the layers {shown(', '.join(wanted))}, as in the settings of its run,"
+            f" got {shown(', '.join(found))}"
         )
 
 

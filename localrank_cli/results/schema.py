@@ -4,7 +4,7 @@ A checksum shows that a line is whole, not that it makes sense. Unknown keys are
 later version may write them. No field is a union, whose members pydantic reports one by one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from localrank_cli.results.columns import FLOAT, INT, OPTIONAL, OPTIONAL_INT, STR
+from localrank_cli.results.columns import COLUMNS, FLOAT, INT, OPTIONAL, OPTIONAL_INT, STR
 from localrank_cli.validation import complaint, shown
 
 
@@ -34,6 +34,32 @@ def _check_constant(value: object) -> object:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"expected an integer of 64 bits, got {shown(value)}")
     return value
+
+
+def _check_free(names: Iterable[str]) -> None:
+    for name in names:
+        if name in COLUMNS:
+            raise ValueError(f"the table has a column {shown(name)} already")
+
+
+def _check_columns(names: list[str]) -> list[str]:
+    _check_free(names)
+    _check_distinct(names)
+    return names
+
+
+def _check_constants(columns: dict[str, Any]) -> dict[str, Any]:
+    # A series may set a constant column named epoch itself.
+    _check_free(columns)
+    for name in columns.keys() & (OPTIONAL.keys() - {"epoch"}):
+        raise ValueError(f"the table has a column {shown(name)} already")
+    return columns
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{shown(name)} appears twice")
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -56,6 +82,11 @@ class Strict(BaseModel):
 class _Constants(Strict):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Constant | None] = Field(init=False)
+
+    @model_validator(mode="after")
+    def _replaces_no_column(self) -> Self:
+        _check_free(self.__pydantic_extra__)
+        return self
 
 
 _INT64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -112,7 +143,14 @@ class _CheckpointHead(_Head):
     def _has_a_step(self) -> Self:
         if self.status == "ok" and self.step is None:
             raise ValueError("expected a step where status is ok, got null")
+        if self.status != "ok" and self.finite:
+            raise ValueError(f"finite: expected false where status is {self.status}, got true")
         return self
+
+
+class _LayerCall(Strict):
+    name: str
+    number: Part = 1
 
 
 class _Series(Strict):
@@ -128,23 +166,25 @@ class _Series(Strict):
     data: str | None = None
     data_key: str | None = None
     data_sha256: str | None = None
+    data_values_sha256: str | None = None
     data_scale: float | None = None
     n_data: Count | None = None
     seed: int | None = None
     wrt: str | None = None
-    layers: list[dict[str, Any]] | None = None
+    layers: list[_LayerCall] | None = None
     tolerances: list[str] | None = None
     measures: list[str] | None = None
     noise: NotNegative | None = None
     input_metric: str | None = None
     dtype: str | None = None
+    precision: str | None = None
     n_cov: Count | None = None
     slices: dict[str, str] | None = None
     labels_key: str | None = None
     information_point_indices: list[Count] | None = None
     information_noise: NotNegative | None = None
-    columns: dict[str, Constant] | None = None
-    optional_columns: list[str] = []
+    columns: Annotated[dict[str, Constant], AfterValidator(_check_constants)] | None = None
+    optional_columns: Annotated[list[str], AfterValidator(_check_columns)] = []
     counting: str | None = None
     weights: str | None = None
     step_from: str | None = None
@@ -152,7 +192,9 @@ class _Series(Strict):
     unsaved: list[str] | None = None
 
 
-class _Settings(_Series):
+class Settings(_Series):
+    """The settings of a series in a journal."""
+
     run: str
     point_indices: list[Count]
 
@@ -164,6 +206,15 @@ class _Ranks(Strict):
     counts: list[Count]
     near: list[Count]
     undecided: list[Count]
+
+    @model_validator(mode="after")
+    def _is_of_one_tolerance(self) -> Self:
+        if (self.atol > 0) is (self.rtol is None or self.rtol > 0):
+            raise ValueError(
+                "expected either atol or rtol other than 0, got"
+                f" atol {shown(self.atol)} and rtol {shown(self.rtol)}"
+            )
+        return self
 
 
 class _LayerBody(Strict):
@@ -240,7 +291,7 @@ class _Line(Strict):
 
 class _SettingsLine(_Line):
     head: _SettingsHead
-    body: _Settings
+    body: Settings
 
     @model_validator(mode="after")
     def _is_of_one_run(self) -> Self:
@@ -255,6 +306,12 @@ class _ShardLine(_Line):
     body: _Division
 
 
+def _check_layers(names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ValueError(f"body.layers[{index}].layer: {shown(name)} appears twice")
+
+
 class _CheckpointLine(_Line):
     head: _CheckpointHead
     body: _CheckpointBody
@@ -266,6 +323,7 @@ class _CheckpointLine(_Line):
             return self
         if not layers:
             raise ValueError("body.layers: expected at least one where status is ok, got none")
+        _check_layers([layer.layer for layer in layers])
         wanted = head.points[1] - head.points[0] if head.points else layers[0].points
         for index, layer in enumerate(layers):
             if layer.points != wanted:
@@ -309,7 +367,7 @@ class SpectraFile(Strict):
     """The metadata of a file of singular values; pictures need no settings."""
 
     entries: list[_SpectraEntry]
-    settings: _Settings | None = None
+    settings: Settings | None = None
     facts: _Facts = _Facts()
 
 
@@ -321,7 +379,7 @@ def _with_is_done(value: object) -> object:
 class _PlanSeries(Strict):
     run: str
     folder: str
-    settings: _Settings
+    settings: Settings
     checkpoints: list[
         Annotated[
             tuple[str, Count | None, Count | None, int | None, bool],

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from localrank_cli.errors import DataError, cause, one_line
-from localrank_cli.results.record import CheckpointRecord, LayerFacts
+from localrank_cli.results.record import CheckpointRecord, LayerFacts, check_layers
 from localrank_cli.results.schema import SpectraFile, check
 from localrank_cli.results.write import replacing
 from localrank_cli.spectrum.layer import LayerSpectrum, Scale
@@ -122,7 +122,10 @@ def _check_one_checkpoint(about: Mapping[str, Any], layers: Sequence[LayerValues
     found = {(one.facts.run, one.facts.checkpoint, one.facts.step) for one in layers}
     if len(found) != 1 or {run for run, _, _ in found} != {settings["run"]}:
         raise ValueError(f"entries: expected layers of one checkpoint of {settings['run']!r}")
-    for layer in layers:
+    check_layers(settings, [one.facts.layer for one in layers], "entries")
+    for index, layer in enumerate(layers):
+        if layer.facts.layer_index != index:
+            raise ValueError(f"entries[{index}].layer_index: expected {index}")
         wanted = (len(settings["point_indices"]), min(layer.facts.n_out, layer.n_columns))
         if tuple(layer.values.shape) != wanted:
             raise ValueError(

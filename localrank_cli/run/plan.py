@@ -36,6 +36,7 @@ from localrank_cli.options.resolve import (
     SeriesOptions,
     Settings,
     check_names,
+    check_step_names,
     for_series,
     resolve,
 )
@@ -191,6 +192,7 @@ def _plan_series(
     series = find_checkpoints(
         folder, named, options.pattern or "", series_options.data_files, rule.names
     )
+    check_step_names(series_options, [file.label or Path(file.name).name for file in series.files])
     settings = resolve(series_options)
     for text in settings.notes:
         note(text)

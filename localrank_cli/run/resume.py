@@ -1,14 +1,14 @@
 """Resume an earlier run of the same command, and refuse to mix two analyses."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.errors import Note, SettingsError
-from localrank_cli.options.decisive import find_difference
+from localrank_cli.options.decisive import PRECISION, find_difference
 from localrank_cli.results.journal import GONE, Entry, Journal
-from localrank_cli.results.record import KIND, SETTINGS, SHARD
+from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord
 from localrank_cli.run.compute import History, hash_of
 from localrank_cli.run.headers import PlannedCheckpoint, load_state
 from localrank_cli.run.plan import Plan, SeriesPlan, series_settings
@@ -48,8 +48,6 @@ def find_resume(
         for checkpoint in series.checkpoints:
             found = entries.get((series.run, checkpoint.file.name, checkpoint.points))
             kept = is_kept is None or is_kept(series.run, checkpoint.step)
-            if found is not None and found.head["status"] == "ok":
-                _check_precision(series, found, journal)
             if found is not None and _is_done(checkpoint, found, plan, journal) and kept:
                 n_done += 1
             else:
@@ -61,11 +59,13 @@ def find_resume(
     return Resume(replace(plan, series=tuple(left)), _history(entries.values()), n_done)
 
 
-def _check_settings(plan: Plan, entries: Iterable[Entry], journal: Journal) -> None:
+def _check_settings(plan: Plan, entries: Collection[Entry], journal: Journal) -> None:
     saved = {entry.head["run"]: entry for entry in journal.entries(SETTINGS)}
     for series in plan.series:
         if series.run in saved:
-            _compare(series, journal.body(saved[series.run]), journal)
+            settings = journal.body(saved[series.run])
+            _compare(series, settings, journal)
+            _check_precision(series, settings, entries, journal)
             finished = {
                 entry.head["checkpoint"]: (entry.head["step"], entry.head["facts"]["epoch"])
                 for entry in entries
@@ -124,23 +124,26 @@ def _compare(series: SeriesPlan, saved: Mapping[str, Any], journal: Journal) -> 
         )
 
 
-def _check_precision(series: SeriesPlan, entry: Entry, journal: Journal) -> None:
-    """Refuse rows from before float64 answered requests for float32: theirs are rounded more."""
+def _check_precision(
+    series: SeriesPlan, saved: Mapping[str, Any], entries: Iterable[Entry], journal: Journal
+) -> None:
+    """Refuse rows from before float64 answered requests for float32: theirs are rounded more.
+
+    Those of checkpoints that no longer exist are kept, so that they count too.
+    """
     if series.examination.survey.has_low_precision:
         return  # it would be rounded as much today
-    saved = [one for one in journal.entries(SETTINGS) if one.head["run"] == series.run]
-    if not saved or journal.body(saved[-1]).get("precision") == _precision(series):
+    if saved.get(PRECISION) == series_settings(series)[PRECISION]:
         return
-    if any(layer["method"] == EXACT_FLOAT32 for layer in journal.body(entry)["layers"]):
-        raise SettingsError(
-            f"{journal.path}: {entry.head['checkpoint']} was computed in part in float32"
-            f" ({EXACT_FLOAT32}), by an earlier version; this one computes it in float64.",
-            "Give another name with -o, or start over with --overwrite.",
-        )
-
-
-def _precision(series: SeriesPlan) -> object:
-    return series_settings(series)["precision"]
+    for entry in entries:
+        if entry.head["run"] != series.run or entry.head["status"] != "ok":
+            continue
+        if CheckpointRecord.from_json(entry.head, journal.body(entry)).is_in_float32:
+            raise SettingsError(
+                f"{journal.path}: {entry.head['checkpoint']} was computed in part in float32"
+                f" ({EXACT_FLOAT32}), by an earlier version; this one computes it in float64.",
+                _ADVICE,
+            )
 
 
 def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: Journal) -> bool:

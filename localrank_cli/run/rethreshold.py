@@ -9,11 +9,12 @@ from typing import Any
 from localrank_cli.errors import SettingsError, UnreadableError
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import AVERAGED
-from localrank_cli.options.decisive import find_difference
+from localrank_cli.options.decisive import PRECISION, combine, find_difference
 from localrank_cli.results.manifest import extra_columns
 from localrank_cli.results.output import Output
 from localrank_cli.results.record import CheckpointRecord, LayerRecord, unsaved_message
 from localrank_cli.results.spectra import find_spectra, read_spectra
+from localrank_cli.spectrum.layer import EXACT_FLOAT32
 from localrank_cli.spectrum.tolerance import Tolerance, check_rounding
 
 _STEP = re.compile(r"step_(\d+)$")
@@ -27,6 +28,9 @@ class Rethreshold:
     tolerances: tuple[Tolerance, ...]
     noise: float | None  # None: as when they were kept
     series: dict[str, dict[str, Any]] = field(default_factory=dict)  # settings seen so far
+    # Of each run seen so far: how precise its files are, and one of an earlier version in float32.
+    _precisions: dict[str, set[Any]] = field(default_factory=dict)
+    _in_float32: dict[str, Path] = field(default_factory=dict)
 
     @classmethod
     def at(
@@ -76,8 +80,10 @@ class Rethreshold:
         # All measures of this version are computed, whichever version wrote the file.
         measured = {"tolerances": labels, "measures": list(AVERAGED), "noise": noise}
         settings = dict(kept.settings) | measured
-        self._check_settings(settings, self.series.setdefault(first.run, settings), path)
-        return CheckpointRecord(
+        earlier = self.series.setdefault(first.run, settings)
+        self._check_settings(settings, earlier, path)
+        self.series[first.run] = combine(earlier, settings)
+        record = CheckpointRecord(
             first.run,
             first.checkpoint,
             first.step,
@@ -85,6 +91,8 @@ class Rethreshold:
             message=unsaved_message(kept.settings.get("unsaved", ())),
             facts=dict(kept.facts),
         )
+        self._check_precision(record, settings.get(PRECISION), path)
+        return record
 
     def _check_settings(self, now: dict[str, Any], earlier: dict[str, Any], path: Path) -> None:
         """Refuse a folder into which two analyses of one run kept their singular values."""
@@ -94,6 +102,21 @@ class Rethreshold:
                 f"{path}: was kept with another {found.name} than files of earlier steps of"
                 f" {now['run']!r}: two analyses wrote into {self.folder}.",
                 "Remove the files of one, or keep the singular values again in a new folder.",
+            )
+
+    def _check_precision(self, record: CheckpointRecord, precision: object, path: Path) -> None:
+        """Refuse files of an earlier version that are partly in float32 beside later ones."""
+        found = self._precisions.setdefault(record.run, set())
+        found.add(precision)
+        if precision is None and record.is_in_float32:
+            self._in_float32.setdefault(record.run, path)
+        if len(found) > 1 and record.run in self._in_float32:
+            earlier = self._in_float32[record.run]
+            raise SettingsError(
+                f"{earlier}: was computed in part in float32 ({EXACT_FLOAT32}), by an earlier"
+                f" version than other files of {record.run!r} in {self.folder}.",
+                "Remove the files of one version, or keep the singular values again in a new"
+                " folder.",
             )
 
     @property

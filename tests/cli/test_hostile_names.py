@@ -48,7 +48,7 @@ def test_merge_of_what_is_missing_or_flawed(tmp_path: Path) -> None:
     series = save_series(tmp_path / NAME)
     state = {key: torch.full_like(value, float("nan")) for key, value in weights().items()}
     save_file(state, series / f"step_20_{NAME}.safetensors")
-    words = ("-o", str(tmp_path / f"parts{NAME}"), "--step-regex", r"step_(\\d+)")
+    words = ("-o", str(tmp_path / f"parts{NAME}"), "--step-regex", r"step_(\d+)")
     check(run("analyze", str(series), *QUICK, *words, "--shard", "1/2"), 3)
     merge = ("merge", str(tmp_path / f"parts{NAME}"), "-o", str(tmp_path / f"{NAME}.csv"))
     check(invoke(*merge), 1)

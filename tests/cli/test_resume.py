@@ -394,7 +394,7 @@ class TestStepsThatTurnOutToBeginAnew:
         assert "what the steps count was not set and is now epochs" in refused.error
         (run / "c_00.pt").unlink()
         refused = analyze(run, target, "--step-regex", r"c_(\d+)")
-        assert r"--step-regex was not set and is now c_(\d+)" in refused.error
+        assert r"--step-regex (or --step-pattern) was not set and is now c_(\d+)" in refused.error
 
     def test_a_part_of_the_series_counts_as_the_whole(self, tmp_path: Path, target: Path) -> None:
         run = save_epochs(tmp_path / "run", [(0, 40), (1, 20), (2, 60)])

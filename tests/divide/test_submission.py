@@ -210,6 +210,35 @@ def test_no_submission_beside_jobs_that_may_be_at_work(place: Place) -> None:
     assert f"whether jobs 10, 11 are still at work ({text})" in outcome.error
 
 
+@pytest.mark.parametrize(
+    ("squeue", "message"),
+    [
+        (
+            "echo 'squeue: error: Unable to contact\nslurm controller' >&2; exit 1",
+            "squeue does not say whether jobs 812,813 are still at work (squeue: error: Unable to"
+            " contact slurm controller). Try again when Slurm answers.",
+        ),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", ""),
+        ("echo 'squeue: warning: 7 tries' >&2", ""),
+        ("echo '813   '; echo 'squeue: warning: slow' >&2", "Slurm jobs 813 are at work on it."),
+    ],
+    ids=["no answer", "forgotten", "a warning", "at work"],
+)
+def test_a_saved_script_asks_slurm_as_submit_does(place: Place, squeue: str, message: str) -> None:
+    script = place.submit("--dry-run").stdout
+    place.shards.mkdir()
+    place.jobs.write_text('{"array": "812", "merge": "813"}\n')
+    place.program("squeue", f"#!/bin/sh\n{squeue}\n")
+    done = subprocess.run(
+        ["sh"], input=script, env=place.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == bool(message)
+    assert message in done.stderr
+    assert bool(list(place.slurm.glob("job*"))) is not bool(message)
+    if message:
+        assert len(done.stderr.splitlines()) == 1
+
+
 SRUN = """#!/bin/sh
 [ ! -e {folder}/progress ] || echo '"status":"ok"' >> {journal}
 exit $(cat {folder}/status)

@@ -124,6 +124,21 @@ def test_unknown_keys(tmp_path: Path, key: str) -> None:
     assert "model, model-arg, activation, data" in error.advice
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("memory = '1GiB'", "'memory', which the command line alone has: --memory."),
+        ("device = 'cpu'", "'device', which the command line alone has: --device."),
+        ("trust-model = true", "'trust-model', which the command line alone has: --trust-model."),
+        ("step-regex = '(.)'", "which the command line alone has; use step-pattern"),
+        ("checkpoints = 'x'", "unknown key 'checkpoints', did you mean points?"),
+        ("colums = 3", "did you mean columns?"),
+    ],
+)
+def test_an_unknown_key_that_exists_elsewhere(tmp_path: Path, text: str, hint: str) -> None:
+    assert hint in error_for(tmp_path, text).what
+
+
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     assert "unknown key 'seeds', did you mean seed?" in error_for(tmp_path, "seeds = 1").what
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from localrank_cli import analyze
-from localrank_cli.errors import LocalrankError, SettingsError, UsageError
+from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.options.decisive import DECISIVE
 from localrank_cli.options.folder import KEYS, read_folder_settings
 from localrank_cli.options.parse import Preset, Shard, StepRange
@@ -234,6 +234,13 @@ def test_options_that_exclude_one_another(changes: dict[str, Any], message: str)
         check_options(read_options(AnalyzeOptions, {"checkpoints": "run"} | changes, FLAGS))
 
 
+def test_iterators_are_read_once() -> None:
+    found = read_values(AnalyzeOptions, {"layers": iter(["a", "b,c"])}, PYTHON)
+    assert found == {"layers": ("a", "b", "c")}
+    with pytest.raises(UsageError, match=r"layers=\[2\]: expected a text or a list"):
+        read_values(AnalyzeOptions, {"layers": iter([2])}, PYTHON)
+
+
 # The table is the one place where an option is declared.
 
 
@@ -295,5 +302,6 @@ def test_a_misspelt_keyword_names_the_nearest(tmp_path: Path) -> None:
         analyze(tmp_path, tol=0.1)
     with pytest.raises(TypeError, match="'output': the command line alone has it"):
         analyze(tmp_path, output="x.csv")
-    with pytest.raises(LocalrankError):
-        analyze(3)  # type: ignore[arg-type]
+    for nothing in (3, None):
+        with pytest.raises(UsageError, match=f"checkpoints={nothing}: expected a path"):
+            analyze(nothing)  # type: ignore[arg-type]

@@ -232,6 +232,8 @@ def test_a_flag_beats_a_preset_which_beats_the_file_which_beats_its_preset(
         ({}, {"step_pattern": "run_{step}_v2"}, {"run_5_v2.pt": 5, "run_12_v2": 12}),
         ({"step_pattern": "{step}-x"}, {"step_pattern": "run_{step}"}, {"run_7-x": 7}),
         ({"step_regex": r"r(\d+)"}, {"step_pattern": "run_{step}"}, {"r3_run_7": 3}),
+        ({"step_pattern": ""}, {"step_pattern": "run_{step}"}, {"run_7": None}),
+        ({}, {"step_pattern": ""}, {"run_7": None}),
         ({}, {"step_pattern": "v2{step}"}, {"v2150": 150}),
         ({}, {"step_pattern": "(.*){step}"}, {"(.*)4": 4, "a4": None}),
         ({}, {"step_pattern": "a{step}"}, {"b5a": None, "a\u0661": None}),
@@ -243,3 +245,22 @@ def test_steps_by_a_pattern(
     given = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
     rule = with_folder(given, FolderSettings(FILE, own), FOLDER).step_rule
     assert {name: rule.names.step(name) for name in names} == names
+
+
+@pytest.mark.parametrize(
+    ("flags", "own", "layers", "exclude"),
+    [
+        ({}, {"exclude": ("0",)}, (), ("0",)),
+        ({"layers": ("0",)}, {"exclude": ("0",)}, ("0",), ()),
+        ({"layers": ("0",)}, {"layers": ("*", "!0"), "exclude": ("0",)}, ("0",), ()),
+        ({"exclude": ("2",)}, {"layers": ("0",), "exclude": ("0",)}, ("0",), ("2",)),
+        ({"layers": ("*",), "exclude": ("2",)}, {"exclude": ("0",)}, ("*",), ("2",)),
+        ({}, {"layers": ("*",), "exclude": ("0",)}, ("*",), ("0",)),
+    ],
+)
+def test_layers_of_the_user_replace_what_the_file_excludes(
+    flags: dict[str, Any], own: dict[str, Any], layers: tuple[str, ...], exclude: tuple[str, ...]
+) -> None:
+    given = replace(AnalyzeOptions(checkpoints=(FOLDER,)), **flags)
+    found = with_folder(given, FolderSettings(FILE, own), FOLDER).options
+    assert (found.layers, found.exclude) == (layers, exclude)

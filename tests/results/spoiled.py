@@ -34,14 +34,14 @@ def dumped(value: Any) -> str:
 
 
 def put(holder: Any, path: str, value: Any) -> None:
-    """Set, or with `...` remove, what stands at a path such as `layers.0.points`."""
+    """Set, change, or with `...` remove, what stands at a path such as `layers.0.points`."""
     *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
     for part in parents:
         holder = holder[part]
     if value is ...:
         del holder[last]
     else:
-        holder[last] = value
+        holder[last] = value(holder[last]) if callable(value) else value
 
 
 def spoil_line(journal: Path, kind: str, change: Callable[[dict[str, Any]], str | None]) -> None:

@@ -10,6 +10,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from localrank_cli.options.decisive import DECISIVE, PRECISION
+from localrank_cli.results.schema import Settings
 from tests.cli.program import QUICK, Outcome, invoke
 from tests.helpers import save_series
 from tests.results.spoiled import DEEP, Raw, dumped, put, spoil_json, spoil_line
@@ -59,6 +61,7 @@ HEADS = [
     ("step", 2**63, "step: expected less than"),
     ("finite", 1, "finite: expected true or false, got 1"),
     ("finite", Raw("NaN"), "expected finite numbers, got NaN"),
+    ("status", "unreadable", "finite: expected false where status is unreadable, got true"),
     ("points", "x", "points: expected a list, got 'x'"),
     ("points", [0], "points: expected at least 2 items, got a list of 1"),
     ("points", [3, 1], "points: expected two integers, the first below the second, got [3, 1]"),
@@ -87,6 +90,8 @@ BODIES = [
     (LAYER + "cells", {"loss": "low"}, "layers[0].cells.loss: expected a number, got 'low'"),
     (LAYER + "cells", {"x": 2**63}, "layers[0].cells.x: expected an integer of 64 bits"),
     (LAYER + "cells", {"n_cov": 2**63}, "layers[0].cells.n_cov: expected less than"),
+    (LAYER + "cells", {"local_rank": 99.0}, "layers[0].cells: the table has a column 'local_rank'"),
+    (LAYER + "cells", {"step": 1}, "layers[0].cells: the table has a column 'step' already"),
     (LAYER + "cells", {"x": True}, "layers[0].cells.x: expected a text"),
     (LAYER + "failed", [7], "layers[0]: expected 4 values in soft.effective_rank"),
     (LAYER + "failed", [HUGE], "layers[0]"),
@@ -94,6 +99,30 @@ BODIES = [
     (LAYER + "ranks.0.atol", "0.01", "layers[0].ranks[0].atol: expected a number, got '0.01'"),
     (LAYER + "ranks.0.atol", Raw("NaN"), "layers[0].ranks[0].atol: expected a finite number"),
     (LAYER + "ranks.0.rtol", -1, "layers[0].ranks[0].rtol: expected at least 0, got -1"),
+    (LAYER + "ranks.0.atol", 0.5, "layers[0].ranks: expected 'atol=0.01', as in the settings of"),
+    (LAYER + "ranks.0.rtol", 0.1, "ranks[0]: expected either atol or rtol other than 0, got atol"),
+    (LAYER + "ranks.0.atol", 0.0, "ranks[0]: expected either atol or rtol other than 0, got atol"),
+    (
+        LAYER + "ranks",
+        lambda ranks: 2 * ranks,
+        "ranks: expected 'atol=0.01', as in the settings of its",
+    ),
+    (
+        "layers",
+        lambda layers: layers[:1],
+        "layers: expected the layers '0, 2', as in the settings of its",
+    ),
+    (
+        "layers",
+        lambda layers: layers[::-1],
+        "layers: expected the layers '0, 2', as in the settings of",
+    ),
+    ("layers.1.layer", "0", "layers[1].layer: '0' appears twice"),
+    (
+        "layers.1.layer",
+        "3",
+        "layers: expected the layers '0, 2', as in the settings of its run, got",
+    ),
     (LAYER + "ranks.0.counts", [1, 2], "layers[0]: expected 5 values in ranks[0].counts"),
     (LAYER + "ranks.0.counts.1", 1.0, "ranks[0].counts[1]: expected an integer, got 1.0"),
     (LAYER + "ranks.0.counts.1", 99, "expected counts up to 3 in ranks[0].counts, got 99"),
@@ -112,10 +141,17 @@ SETTINGS = [
     ("noise", "1", "noise: expected a number, got '1'"),
     ("noise", Raw("Infinity"), "noise: expected a finite number, got inf"),
     ("optional_columns", [1], "optional_columns[0]: expected a text, got 1"),
+    ("optional_columns", ["epoch", "epoch"], "optional_columns: 'epoch' appears twice"),
+    ("optional_columns", ["atol"], "optional_columns: the table has a column 'atol' already"),
+    ("columns", {"loss": 1.0}, "columns: the table has a column 'loss' already"),
+    ("columns", {"rank_min": 1}, "columns: the table has a column 'rank_min' already"),
+    ("layers", [{"number": 1}], "layers[0].name: is missing"),
     ("columns", {"x": []}, "columns.x: expected a text"),
     ("columns", {"x": None}, "columns.x: expected a text, an integer or a number, got null"),
     ("layers", Raw(DEEP), "nested more than"),
     ("model_arguments", {"x": 1}, "model_arguments.x: expected a text, got 1"),
+    ("data_values_sha256", ["a"], "data_values_sha256: expected a text, got a list of 1"),
+    ("precision", 64, "precision: expected a text, got 64"),
 ]
 
 
@@ -144,10 +180,12 @@ def test_the_head_of_a_checkpoint(place: Path, path: str, value: Any, sentence: 
 def test_the_body_of_a_checkpoint(place: Path, path: str, value: Any, sentence: str) -> None:
     spoil_line(place / "ranks.csv.journal", "checkpoint", spoiled("body", path, value))
     check_journal(analyze(), sentence)
-    outcome = invoke("merge", "ranks.csv", "-o", "m.csv")
-    assert outcome.code == 1
-    assert sentence in outcome.error
+    check_journal(invoke("merge", "ranks.csv", "-o", "m.csv"), sentence)
     assert not Path("m.csv").exists()
+
+
+def test_every_setting_that_is_compared_is_checked() -> None:
+    assert {*DECISIVE, PRECISION} <= Settings.model_fields.keys()
 
 
 @pytest.mark.parametrize(("path", "value", "sentence"), SETTINGS, ids=ids(SETTINGS))
@@ -379,6 +417,15 @@ def test_submitting_again_mends_a_strange_plan(place: Path) -> None:
         ("entries.0.step", 5.0, "entries[0].step: expected an integer, got 5.0"),
         ("entries.0.step", 77, "No such tensor|does not contain|tensor"),
         ("entries.0.cells", {"loss": "x"}, "entries[0].cells.loss: expected a number, got 'x'"),
+        ("entries.0.cells", {"n_in": 9}, "entries[0].cells: the table has a column 'n_in' already"),
+        ("entries.0.layer_index", 1, "entries[0].layer_index: expected 0"),
+        (
+            "entries.1",
+            ...,
+            "entries: expected the layers '0, 2', as in the settings of its run, got",
+        ),
+        ("entries.1.layer", "0", "entries: expected the layers '0, 2', as in the settings of its"),
+        ("settings.optional_columns", ["step"], "the table has a column 'step' already"),
         ("entries.0.cells", Raw(DEEP), "nested more than"),
         ("settings", ..., "settings.run: is missing"),
         ("settings.noise", "1", "settings.noise: expected a number, got '1'"),
@@ -407,9 +454,10 @@ def test_a_partial_merge_is_not_taken_for_the_whole(place: Path) -> None:
     words = ("analyze", "run", *QUICK, "-q", "--shard", "0/4", "-o", "part.csv")
     assert invoke(*words).code == 0  # two points of the first checkpoint
     assert invoke("merge", "part.csv", "--partial", "-o", "m.csv").code == 0
-    for outcome in (
-        invoke("analyze", "run", *QUICK, "-q", "-o", "m.csv"),
-        invoke("merge", "m.csv", "-o", "again.csv"),
+    for outcome, name in (
+        (invoke("analyze", "run", *QUICK, "-q", "-o", "m.csv"), "m.csv"),
+        (invoke("merge", "m.csv", "-o", "again.csv"), "m.csv.journal"),
     ):
         assert outcome.code == 1
+        assert f"/{name}: " in outcome.error
         assert "has values at 2 points, and the series has 5" in outcome.error
