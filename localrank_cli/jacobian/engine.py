@@ -160,10 +160,7 @@ def _batches(
             task.model, points[index : index + 1], single, task.wrt, task.tolerance
         )
         if alone is None:
-            raise ModelError(
-                "the model is random in eval mode: a point run again gives another output.",
-                "Use the module's deterministic mode.",
-            )
+            raise guards.unrepeatable_alone(task.model, points[index : index + 1], single.outputs)
         yield index, alone.in_metric(task.metric, task.picked)
 
 

@@ -5,7 +5,7 @@
 - Forward and reverse mode are transposes of each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import LocalrankError, ModelError, cause
 from localrank_cli.jacobian.batch import Batch, Layout
+from localrank_cli.jacobian.repeat import unrepeatable
 from localrank_cli.jacobian.routes import contraction, pullback, pushforward
 from localrank_cli.layers.capture import Call, Capture
 
@@ -121,13 +122,13 @@ def check_repeatable(model: nn.Module, points: Tensor, values: Values, tolerance
     for call in calls:
         first, second = values.outputs[call][:1], second_pass.outputs[call]
         if not close(first, second, tolerance):
-            raise ModelError(
-                f"the model is random in eval mode: layer {call.label!r} gives another output"
-                f" when the same point is run again (largest difference"
-                f" {(first - second).abs().max().item():.3g}).",
-                "Use the module's deterministic mode, or functional dropout with"
-                " training=self.training.",
-            )
+            size = (first - second).abs().max().item() if first.shape == second.shape else torch.nan
+            steady = [
+                one.label
+                for one in calls
+                if close(values.outputs[one][:1], second_pass.outputs[one], tolerance)
+            ]
+            raise unrepeatable(model, points[:1], call, size, steady)
 
 
 def check_seedless(values: Values, other: Values, tolerance: float) -> None:
@@ -146,6 +147,18 @@ def check_seedless(values: Values, other: Values, tolerance: float) -> None:
                 "Draw them in __init__ with a fixed seed, or keep them in the checkpoints:"
                 " self.register_buffer(NAME, TENSOR).",
             )
+
+
+def unrepeatable_alone(
+    model: nn.Module, point: Tensor, outputs: Mapping[Call, Tensor]
+) -> ModelError:
+    """Return the error for a point that, run again, no longer gives its `outputs`."""
+    again = point_values(model, point, list(outputs), list(outputs)).outputs
+    sizes = {call: (again[call] - outputs[call]).abs().max().item() for call in outputs}
+    call = max(sizes, key=lambda one: sizes[one])
+    # No difference: the passes before it were others. Any layer but the last may be unaffected.
+    call = call if sizes[call] else list(outputs)[-1]
+    return unrepeatable(model, point, call, sizes[call], [])
 
 
 def make_batch(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import LayerError
 from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
+from localrank_cli.layers.transforms import current_level, is_vmapped, unwrapped
 
 
 @dataclass(frozen=True, order=True)
@@ -143,6 +144,7 @@ class _Run:
         self._wrt = wrt
         self._varied = varied
         self._counts: dict[str, int] = {}
+        self._level = current_level()
 
     def see(self, name: str, output: object) -> object:
         """Record a module's output; return its replacement, or None to leave it."""
@@ -157,15 +159,18 @@ class _Run:
             replaced = output = replace_first(output, varied)
         if call in self._watched:
             tensor = first_tensor(output)
-            if tensor is not None:
-                self.seen[call] = real_parts(tensor).clone()
+            if tensor is not None and not is_vmapped(tensor, self._level):
+                self.seen[call] = self._outside(real_parts(tensor).clone())
         if call in self._missing:
             tensor = first_tensor(output)
             if tensor is None:
                 raise LayerError(f"layer {call.label!r} returned no tensor in this forward pass.")
             parts = real_parts(tensor)
-            self.found[call] = parts.clone(memory_format=torch.contiguous_format)
+            self.found[call] = self._outside(parts.clone(memory_format=torch.contiguous_format))
             self._missing.discard(call)
             if not self._missing:
                 raise _AllCaptured
         return replaced
+
+    def _outside(self, tensor: Tensor) -> Tensor:
+        return unwrapped(tensor, self._level)

@@ -1,6 +1,7 @@
 """The selection of layers among the calls that a survey saw."""
 
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -11,6 +12,8 @@ from localrank_cli.errors import LayerError, listed
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.survey import CallRecord, Survey, is_affine_layer
 
+# Class names of layers that are analyzed only where --layers names them, torch's and others'.
+_OTHERS = re.compile(r"((RNN|LSTM|GRU)(Cell)?|Attention|Norm\d?d?)$")
 _GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -73,15 +76,20 @@ def choose_layers(model: nn.Module, survey: Survey, selection: Selection) -> Lay
     independent = [record.call.label for record in ran if not record.depends]
     if independent:
         notes.append(f"left out, do not depend on {_varied(selection)}: {listed(independent)}")
+    vmapped = [label for label in survey.vmapped if names(Call.parse(label))]
+    if vmapped:
+        notes.append(f"left out, run within torch.func.vmap: {listed(vmapped)}")
     if not selection.include:
         idle = _never_ran(model, survey)
         if idle:
             notes.append(f"left out, never run as modules: {listed(idle)}")
+        if kept:
+            notes += _others(survey, kept)
     if selection.hidden and len(kept) > 1:
         notes.append(f"left out, the last layer: {kept[-1].call.label}")
         kept = kept[:-1]
     if not kept:
-        raise _nothing_left(survey, selection, independent)
+        raise _nothing_left(survey, selection, independent, vmapped)
     return LayerChoice(tuple(kept), tuple(notes))
 
 
@@ -122,6 +130,7 @@ def _check_patterns(
     ran = {record.call: record for record in survey.records}
     ran_names = {call.name for call in ran}
     silent = {Call.parse(label).name for label in survey.silent}
+    vmapped = {Call.parse(label).name for label in survey.vmapped}
     notes = []
     for pattern in (*selection.include, *selection.exclude):
         labels = everything + [call.label for call in ran]
@@ -136,6 +145,8 @@ def _check_patterns(
         idle = sorted({name for name in found if name not in ran_names})
         if is_exact and idle:
             reason = "returns no floating-point tensor" if idle[0] in silent else "never runs"
+            if idle[0] in vmapped:
+                reason = "runs only within torch.func.vmap, as a part of each call"
             raise LayerError(f"layer {pattern!r} {reason}.", _layers_that_run(survey))
         if is_exact:
             call = Call.parse(hits[0])
@@ -151,13 +162,15 @@ def _check_patterns(
                     " earlier module than --wrt, or another branch); leave it out or choose"
                     " another --wrt.",
                 )
-        elif idle:
+        idle = [name for name in idle if name not in vmapped]
+        if idle and not is_exact:
             notes.append(f"left out, never run or return no floating-point tensor: {listed(idle)}")
     return notes
 
 
 def _never_ran(model: nn.Module, survey: Survey) -> list[str]:
     ran = {record.call.name for record in survey.records}
+    ran |= {Call.parse(label).name for label in survey.vmapped}
     return [
         name
         for name, module in model.named_modules()
@@ -165,7 +178,42 @@ def _never_ran(model: nn.Module, survey: Survey) -> list[str]:
     ]
 
 
-def _nothing_left(survey: Survey, selection: Selection, independent: list[str]) -> LayerError:
+def _others(survey: Survey, kept: list[CallRecord]) -> list[str]:
+    """Return a note on recurrent layers, attention and norms, with the option that takes them."""
+    kinds: dict[str, list[str]] = {}
+    chosen = {record.call for record in kept}
+    for record in survey.records:
+        if record.depends and record.call not in chosen and _OTHERS.search(record.module):
+            kinds.setdefault(record.module, []).append(record.call.name)
+    if not kinds:
+        return []
+    every = {name for names in kinds.values() for name in names}
+    ran = {record.call.name for record in survey.records}
+    shown = [f"{listed(list(dict.fromkeys(names)), 3)} ({kind})" for kind, names in kinds.items()]
+    globs = ",".join(_globs(every, ran))
+    return [f"left out by default: {', '.join(shown)}; --layers '{globs}' takes them"]
+
+
+def _globs(names: set[str], ran: set[str]) -> list[str]:
+    """Return globs that match some names and no other of the modules that ran."""
+    globs: list[str] = []
+    for name in sorted(names):
+        glob = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+        if {one for one in ran if fnmatchcase(one, glob)} - names or glob == "*":
+            glob = name
+        globs.append(glob)
+    return list(dict.fromkeys(globs))
+
+
+def _nothing_left(
+    survey: Survey, selection: Selection, independent: list[str], vmapped: list[str]
+) -> LayerError:
+    if vmapped:
+        return LayerError(
+            "all chosen layers run within torch.func.vmap, as a part of each call:"
+            f" {listed(vmapped)}.",
+            f"Call them outside of vmap, on the whole batch. {_layers_that_run(survey)}",
+        )
     if independent:
         return LayerError(
             f"no chosen layer depends on {_varied(selection)}: {listed(independent)}.",
@@ -181,6 +229,8 @@ def _nothing_left(survey: Survey, selection: Selection, independent: list[str]) 
 
 def _layers_that_run(survey: Survey) -> str:
     labels = [f"{record.call.label} ({record.module})" for record in survey.records]
+    if not labels:
+        return "No module runs that could be analyzed."
     return f"Layers that run: {listed(labels, 20)}."
 
 

@@ -47,6 +47,7 @@ def analysis_setting(
         stack.enter_context(seeded(seed))
         stack.enter_context(_kernels(model, dtype))
         stack.enter_context(_quiet_torch())
+        stack.enter_context(_uncompiled())
         try:
             model.eval()
             for parameter, _ in grads:
@@ -81,6 +82,24 @@ def _quiet_torch() -> Iterator[None]:
         # Raised by the first product in each of autograd's threads on a GPU.
         warnings.filterwarnings("ignore", message="Attempting to run cuBLAS")
         yield
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Run compiled functions as they are written, and leave new ones uncompiled.
+
+    What a compiler makes of a function supports neither forward mode nor transforms of it.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_attribute(torch, "compile", _not_compiled))
+        # In use only where something was compiled: the import takes seconds.
+        if "_dynamo" in vars(torch):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def _not_compiled(model: Any = None, **_: object) -> Any:
+    return model if model is not None else lambda function: function
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from localrank_cli.errors import LayerError, LocalrankError, ModelError, one_lin
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
 from localrank_cli.layers.precision import Descent
+from localrank_cli.layers.transforms import current_level, is_vmapped, unwrapped
 
 # Dtypes below float64 -> bytes of a real number in them.
 _LOW_PRECISION = {
@@ -73,6 +74,7 @@ class Survey:
     has_low_precision: bool
     has_low_values: bool
     silent: tuple[str, ...]  # calls that returned no floating-point tensor
+    vmapped: tuple[str, ...] = ()  # calls within a vmap of the network's own
     varied_is_complex: bool = False
 
     @property
@@ -141,6 +143,7 @@ class _Watch:
     depending: list[Tensor] = field(default_factory=list)  # outputs, on the varied tensor
     records: list[CallRecord] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
+    vmapped: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -164,14 +167,20 @@ class _Watch:
             if tensor is None or not (tensor.is_floating_point() or tensor.is_complex()):
                 self.silent.append(call.label)
                 return None
+            if is_vmapped(tensor, 0):
+                self.vmapped.append(call.label)
+                return None
             replaced = None
             if call == self.wrt:
+                if current_level():
+                    raise _within_transform(call)
                 # Cut off from what came before: only paths through this output are followed.
                 self.varied = real_parts(tensor).detach().clone().requires_grad_(True)
                 self.operations.descent.start(self.varied)
                 self.varied_is_complex = tensor.is_complex()
                 tensor = from_real_parts(self.varied.clone(), tensor)
                 replaced = replace_first(output, tensor)
+            tensor = unwrapped(tensor)
             if tensor.requires_grad:
                 self.depending.append(tensor)
             self.records.append(
@@ -212,6 +221,8 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
         with watch.operations:
             _forward(model, copied, watch)
     varied = inputs if wrt is None else watch.varied
+    if varied is None and wrt is not None and wrt.label in watch.vmapped:
+        raise _within_transform(wrt)
     if varied is None:
         names = ", ".join(record.call.label for record in watch.records)
         raise LayerError(
@@ -226,7 +237,16 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
         has_low_precision=watch.operations.low_precision or _rounds_backward(watch, varied),
         has_low_values=watch.operations.low_values,
         silent=tuple(watch.silent),
+        vmapped=tuple(watch.vmapped),
         varied_is_complex=watch.varied_is_complex,
+    )
+
+
+def _within_transform(call: Call) -> LayerError:
+    return LayerError(
+        f"--wrt {call.label}: that module runs within torch.func (vmap, grad, jvp) in the forward"
+        " pass.",
+        "Choose a module that runs before it.",
     )
 
 

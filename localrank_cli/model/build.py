@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from localrank_cli.errors import ModelError, cause
 from localrank_cli.model.sharing import Aliases, held_arrays
+from localrank_cli.model.wrappers import unwrap
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT
 
@@ -108,9 +109,10 @@ def build_model(
             f"{name} returned a {type(model).__name__}, not an nn.Module.",
             "The function must return the module itself.",
         )
-    _check_complete(model, name)
     is_callers = any(model is other for other in existing)
     is_old = any(model is other for other in before)
+    model = unwrap(model, name, is_callers=is_callers)
+    _check_complete(model, name)
     if is_old:
         model = _own_copy(model, name)
     return Build(name_root(model).requires_grad_(False), is_old and not is_callers)

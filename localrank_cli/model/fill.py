@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import MismatchError, listed, one_line
+from localrank_cli.model.other_names import OtherNames
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -28,6 +29,7 @@ class Expected:
         }
         self.floats = {key for key, value in state.items() if value.is_floating_point()}
         self._complex = {key for key, value in state.items() if value.is_complex()}
+        self._names = OtherNames(model, state)
         owners: dict[int, list[str]] = {}
         for key, value in state.items():
             owners.setdefault(id(value), []).append(key)
@@ -46,8 +48,13 @@ class Expected:
         """
         return not any(self.differences(shapes))
 
+    def renamed(self, shapes: Shapes) -> Shapes:
+        """Return a checkpoint's shapes under the network's names; see `OtherNames`."""
+        return self._names.rename(shapes)
+
     def differences(self, shapes: Shapes) -> tuple[list[str], list[str], list[str]]:
         """Return a checkpoint's missing keys, unexpected keys, and keys of another shape."""
+        shapes = self._names.rename(shapes)
         present = set(shapes)
         for keys in self.tied:
             if present & set(keys):
@@ -66,7 +73,7 @@ class Expected:
     def translate(self, state: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
         """Return a checkpoint's tensors under the network's names; `place` is for messages."""
         del place
-        return dict(state)
+        return self._names.rename(state)
 
     def check_types(self, dtypes: Mapping[str, torch.dtype], place: str) -> None:
         """Refuse numbers of another kind than the model's: copying them would change them.
@@ -171,6 +178,7 @@ def mismatch(
     `error` is torch's, for differences that keys and shapes alone do not show.
     """
     missing, unexpected, wrong = expected.differences(shapes)
+    shapes = expected.renamed(shapes)
     parts = []
     if missing:
         parts.append(f"missing: {listed((_with_nearest(key, unexpected) for key in missing), 4)}")

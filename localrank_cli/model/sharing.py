@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from localrank_cli import walk
 from localrank_cli.errors import ModelError
+from localrank_cli.model.renewed import renewed
 from localrank_cli.walk import Parts, Place, Put
 
 
@@ -28,8 +29,12 @@ class Aliases:
         buffers = _buffers(model)
         owners = _owners(model)
         saved = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+        computed = {
+            id(vars(module)[key]) for module in model.modules() for key in renewed(module)
+            if isinstance(vars(module).get(key), Tensor)
+        }  # fmt: skip
         for held in held_arrays(model, in_code=True):
-            if id(held.value) in parameters:
+            if id(held.value) in parameters or id(held.value) in computed:
                 continue
             owner = next((name for name, spans in owners if spans(held.value)), None)
             # A buffer that is not saved may itself be a view of one that is.

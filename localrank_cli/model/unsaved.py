@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from localrank_cli import walk
 from localrank_cli.model.build import WholeLayer
+from localrank_cli.model.renewed import renewed
 from localrank_cli.walk import Parts, Place
 
 _CODE = (FunctionType, BuiltinFunctionType, MethodType, type)
@@ -75,8 +76,8 @@ def _leaves(model: nn.Module) -> Iterator[tuple[str, object]]:
     start: Parts = []
     for name, module in modules.items():
         yield name or "the network", _code_name(type(module))
-        renewed = _renewed(module)
-        held = [part for part in walk.unsaved_parts(module) if part.name not in renewed]
+        computed = {f".{key}" for key in renewed(module)}
+        held = [part for part in walk.unsaved_parts(module) if part.name not in computed]
         start += [part.below(name) for part in held]
     # What code refers to comes last: an attribute of the network gives the better name.
     for name, module in modules.items():
@@ -187,16 +188,6 @@ def _state_of_generator(value: Any) -> str | None:
             bits: Any = getattr(value, "bit_generator", value)
             state = bits.state
         return None if state is None else repr(state)
-
-
-def _renewed(module: nn.Module) -> set[str]:
-    """Return attributes that torch's own hooks compute before each forward pass (weight_norm)."""
-    hooks = module._forward_pre_hooks.values()  # noqa: SLF001  # torch has no public way to ask
-    return {
-        f".{getattr(hook, 'name', getattr(hook, '_tensor_name', ''))}"
-        for hook in hooks
-        if type(hook).__module__.startswith("torch.nn.utils.")
-    }
 
 
 def _code_name(value: Any) -> str:

@@ -10,6 +10,7 @@ from localrank_cli.errors import ModelError, Note, cause
 from localrank_cli.jacobian.guards import close
 from localrank_cli.layers.outputs import first_tensor
 from localrank_cli.layers.setting import analysis_setting
+from localrank_cli.layers.transforms import unwrapped
 from localrank_cli.model.build import Build
 from localrank_cli.model.twice import Network, Rebuild
 
@@ -107,7 +108,7 @@ def _values(model: nn.Module, point: Tensor, seed: int) -> Found:
     def keep(place: str, value: object) -> None:
         tensor = first_tensor(value)
         if tensor is not None:
-            found.append((place, tensor.detach().clone()))
+            found.append((place, unwrapped(tensor.detach().clone())))
 
     def before(place: str) -> Any:
         return lambda _, args, kwargs: keep(f"the input of {place}", (args, kwargs))

@@ -103,7 +103,26 @@ def test_the_projection_inside_attention_never_runs_as_a_module() -> None:
     ).double()  # fmt: skip
     examination = ask(model)
     assert labels(examination) == ["head"]
-    assert list(examination.notes) == ["left out, never run as modules: attn.out_proj"]
+    assert examination.notes[0] == "left out, never run as modules: attn.out_proj"
+
+
+def test_recurrent_layers_attention_and_norms_are_named_with_the_option_that_takes_them() -> None:
+    block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    layers = nn.ModuleList([block, nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)])
+    model = Net(
+        lambda m, x: m["head"](m["rnn"](m["layers"][1](m["layers"][0](x[:, None])))[0]),
+        layers=layers, rnn=nn.GRU(4, 5, batch_first=True), head=nn.Linear(5, 3),
+    ).double()  # fmt: skip
+    note = ask(model).notes[-1]
+    assert note == (
+        "left out by default: layers.0.self_attn, layers.1.self_attn (MultiheadAttention),"
+        " layers.0.norm1, layers.0.norm2, layers.1.norm1 and 1 more (LayerNorm), rnn (GRU);"
+        " --layers 'layers.*.norm1,layers.*.norm2,layers.*.self_attn,rnn' takes them"
+    )
+    globs = note.split("'")[1].split(",")
+    assert set(labels(ask(model, *globs))) == {
+        *(f"layers.{i}.{name}" for i in (0, 1) for name in ("self_attn", "norm1", "norm2")), "rnn",
+    }  # fmt: skip
 
 
 def test_no_note_where_nothing_is_left_out() -> None:
