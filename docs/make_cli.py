@@ -3,6 +3,8 @@
 import difflib
 import sys
 from pathlib import Path
+from textwrap import TextWrapper
+from unittest import mock
 
 import typer
 from typer.testing import CliRunner
@@ -57,12 +59,14 @@ def _places() -> str:
 
 
 def _section(words: list[str]) -> str:
-    # Without markup the help is plain text, on a terminal too.
+    # Without markup the help is plain text, on a terminal too. Lines do not end within an option's
+    # name, after a hyphen.
     markup, app.rich_markup_mode = app.rich_markup_mode, None
     try:
-        result = CliRunner().invoke(
-            app, [*words, "--help"], prog_name="localrank", terminal_width=WIDTH
-        )
+        with mock.patch.object(TextWrapper, "wordsep_re", TextWrapper.wordsep_simple_re):
+            result = CliRunner().invoke(
+                app, [*words, "--help"], prog_name="localrank", terminal_width=WIDTH
+            )
     finally:
         app.rich_markup_mode = markup
     if result.exit_code != 0:

@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "results": {"errors", "validation", "machine", "spectrum", "measures"},
     "options": {
         "errors", "validation", "userimport", "checkpoints", "model", "points", "layers",
-        "spectrum", "results",
+        "spectrum", "measures", "results",
     },
     "run": {
         "errors", "machine", "userimport", "seeds", "options", "checkpoints", "model", "points",

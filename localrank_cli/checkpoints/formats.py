@@ -1,15 +1,20 @@
-"""Reading one weights file, .safetensors or torch's own, without running code.
+"""The formats of one weights file, each in one entry of `FORMATS`; none runs code to be read.
 
 Trainers keep other objects beside the weights: `Inert` takes their place while torch.load reads.
 """
 
+import json
+import os
 import pickle
 import re
+import struct
 import warnings
-from collections.abc import Callable, Collection
+import zipfile
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -73,7 +78,6 @@ _NOT_FLOATS = {
     "I16": torch.int16, "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64,
     "I64": torch.int64, "C64": torch.complex64,
 }  # fmt: skip
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
 _GLOBAL_IN_MESSAGE = re.compile(r"\bGLOBAL ([A-Za-z_][\w.]*)")
 
 
@@ -100,6 +104,28 @@ def inert_globals() -> AbstractContextManager[None]:
     return torch.serialization.safe_globals(names)
 
 
+@dataclass(frozen=True)
+class Access:
+    """How to read a file; the options are those of `read_checkpoint`."""
+
+    trust_pickle: bool = False
+    header_only: bool = False
+    mapped: bool = True
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of weights files.
+
+    Args:
+        read: Returns the content of a file that is there and not empty.
+        is_whole: Returns whether an open file, at its start, was written to its end.
+    """
+
+    read: Callable[[Path, Access], Content]
+    is_whole: Callable[[BinaryIO], bool]
+
+
 def read(
     path: Path, *, trust_pickle: bool = False, header_only: bool = False, mapped: bool = True
 ) -> Content:
@@ -109,11 +135,69 @@ def read(
         UnreadableError: If it cannot be read; the message names the file.
     """
     _check_file(path)
-    if path.suffix.lower() == ".safetensors":
-        if not mapped and not header_only:
-            return _read_bytes(path)
-        return _read_safetensors(path, header_only, None)
-    return unwrap(load_torch(path, trust_pickle=trust_pickle, mapped=mapped), path)
+    return _format_of(path).read(path, Access(trust_pickle, header_only, mapped))
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file was written to its end, as far as its format shows."""
+    try:
+        with path.open("rb") as file:
+            return _format_of(path).is_whole(file)
+    except OSError:
+        return False
+
+
+def _format_of(path: Path) -> Format:
+    """Return the format of a file; files that an index names may have any suffix."""
+    return FORMATS.get(weights_suffix(path.name).lower(), _TORCH)
+
+
+def _read_safetensors(path: Path, access: Access) -> Content:
+    if not access.mapped and not access.header_only:
+        return _read_bytes(path)
+    return _open_safetensors(path, access.header_only, None)
+
+
+def _read_torch(path: Path, access: Access) -> Content:
+    loaded = load_torch(path, trust_pickle=access.trust_pickle, mapped=access.mapped)
+    return unwrap(loaded, path)
+
+
+def _is_whole_safetensors(file: BinaryIO) -> bool:
+    """Return whether a file is as long as its header says."""
+    start = file.read(8)
+    if len(start) < 8:
+        return False
+    (length,) = struct.unpack("<Q", start)
+    size = os.fstat(file.fileno()).st_size
+    if length > size:
+        return False
+    try:
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        ends = [entry["data_offsets"][1] for entry in header.values()]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return True  # damaged rather than incomplete: the reader reports it
+    needed: int = 8 + length + max(ends, default=0)
+    return size >= needed
+
+
+def _is_whole_torch(file: BinaryIO) -> bool:
+    """Return whether a zip has its table of contents; older files do not show their length."""
+    return not file.read(8).startswith(b"PK\x03\x04") or zipfile.is_zipfile(file)
+
+
+_TORCH = Format(_read_torch, _is_whole_torch)
+FORMATS: Mapping[str, Format] = {
+    ".safetensors": Format(_read_safetensors, _is_whole_safetensors),
+    ".pt": _TORCH,
+    ".pth": _TORCH,
+    ".pt.tar": _TORCH,
+    ".pth.tar": _TORCH,
+    ".ckpt": _TORCH,
+    ".bin": _TORCH,
+}
+SUFFIXES = tuple(FORMATS)
 
 
 def _read_bytes(path: Path) -> Content:
@@ -138,7 +222,7 @@ def read_tensors(path: Path, keys: Collection[str], *, header_only: bool = False
         UnreadableError: If it cannot be read.
     """
     _check_file(path)
-    return _read_safetensors(path, header_only, keys)
+    return _open_safetensors(path, header_only, keys)
 
 
 def _check_file(path: Path) -> None:
@@ -167,7 +251,7 @@ def weights_suffix(name: str) -> str:
     return name[-len(max(fitting, key=len)) :] if fitting else ""
 
 
-def _read_safetensors(path: Path, header_only: bool, keys: Collection[str] | None) -> Content:
+def _open_safetensors(path: Path, header_only: bool, keys: Collection[str] | None) -> Content:
     state: dict[str, Tensor] = {}
     wanted = None if keys is None else set(keys)
     try:

@@ -18,12 +18,12 @@ from localrank_cli.checkpoints.folders import (
     snapshots,
     stem_of,
 )
-from localrank_cli.checkpoints.formats import is_weights_file
+from localrank_cli.checkpoints.formats import SUFFIXES, is_weights_file
 from localrank_cli.checkpoints.names import NO_RULE, NameRule, epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import is_index, is_shard, shard_files
 from localrank_cli.errors import SettingsError, UnreadableError
 
-_KNOWN = "Known are .safetensors, .pt, .pth, .pth.tar, .ckpt and .bin"
+_KNOWN = f"Known are {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]}"
 _CONVERT_PICKLE = (
     "Convert it where you trust it (detectron2's model zoo: DetectionCheckpointer reads it), and"
     " save the state dict: torch.save(model.state_dict(), 'step_100.pt')."

@@ -31,6 +31,10 @@ class Setting:
         in_inspect: Whether `localrank inspect` offers it.
         is_shared: Whether all workers of a divided analysis receive it unchanged.
         decides: The settings of the manifest that it decides; resuming compares them.
+        only_chooses: Whether it decides no number, although localrank.toml may hold it: it chooses
+            checkpoints, or the values of other options.
+        needs_whole_series: Whether it cannot be applied while checkpoints are still to come, so
+            that --follow refuses it.
     """
 
     help: str
@@ -46,6 +50,8 @@ class Setting:
     in_inspect: bool = True
     is_shared: bool = True
     decides: tuple[str, ...] = ()
+    only_chooses: bool = False
+    needs_whole_series: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 from localrank_cli.errors import UsageError
 from localrank_cli.options import parse
 from localrank_cli.options.parse import Part, Preset, Shard, StepRange
-from localrank_cli.options.setting import DANGER, Setting
+from localrank_cli.options.setting import DANGER, Setting, options_of
+from localrank_cli.points.defaults import DEFAULT_INFORMATION_POINTS, DEFAULT_POINTS
 
 if TYPE_CHECKING:  # torch is not imported where options are only parsed
     from torch import Tensor, nn
@@ -148,7 +149,7 @@ class AnalyzeOptions:
         Setting(
             help="How many points, drawn without replacement, the same at every checkpoint.",
             metavar="N",
-            default=64,
+            default=DEFAULT_POINTS,
             in_folder=True,
             decides=("point_indices",),
         ),
@@ -235,6 +236,7 @@ class AnalyzeOptions:
             metavar="NAME",
             read=parse.preset,
             in_folder=True,
+            only_chooses=True,
         ),
     ] = None
     input_slice: Annotated[
@@ -280,7 +282,7 @@ class AnalyzeOptions:
     information_points: Annotated[
         Annotated[int, Ge(2)] | None,
         Setting(
-            help="Points for --information. Default: 1000, or all.",
+            help=f"Points for --information. Default: {DEFAULT_INFORMATION_POINTS}, or all.",
             metavar="N",
             in_folder=True,
             in_inspect=False,
@@ -342,7 +344,12 @@ class AnalyzeOptions:
     ] = None
     pattern: Annotated[
         str | None,
-        Setting(help="Only checkpoints whose name matches.", metavar="GLOB", in_folder=True),
+        Setting(
+            help="Only checkpoints whose name matches.",
+            metavar="GLOB",
+            in_folder=True,
+            only_chooses=True,
+        ),
     ] = None
     steps: Annotated[
         StepRange | None,
@@ -355,11 +362,21 @@ class AnalyzeOptions:
     ] = None
     every: Annotated[
         Count | None,
-        Setting(help="Only every K-th checkpoint.", metavar="K", is_shared=False),
+        Setting(
+            help="Only every K-th checkpoint.",
+            metavar="K",
+            is_shared=False,
+            needs_whole_series=True,
+        ),
     ] = None
     last: Annotated[
         Count | None,
-        Setting(help="Only the last K checkpoints.", metavar="K", is_shared=False),
+        Setting(
+            help="Only the last K checkpoints.",
+            metavar="K",
+            is_shared=False,
+            needs_whole_series=True,
+        ),
     ] = None
     weights: Annotated[
         str | None,
@@ -778,9 +795,15 @@ def check_options(options: AnalyzeOptions) -> None:
         raise UsageError(
             "--step-regex and --step-pattern: both define how steps are found.", "Give one of them."
         )
-    if options.follow and (options.every is not None or options.last is not None):
+    refused = [
+        one.flag
+        for one in options_of(AnalyzeOptions)
+        if one.setting.needs_whole_series and getattr(options, one.name) != one.unset
+    ]
+    if options.follow and refused:
         raise UsageError(
-            "--follow with --every or --last: it is unknown which checkpoints are still to come.",
+            f"--follow with {' and '.join(refused)}: it is unknown which checkpoints are still to"
+            " come.",
             "Choose steps with --steps A:B:C.",
         )
     if options.follow and options.shard is not None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from annotated_types import Interval
 
+from localrank_cli.measures.table import MEASURES
 from localrank_cli.options import parse
 from localrank_cli.options.setting import Setting
 from localrank_cli.options.table import Debug, NoNotes
@@ -97,7 +98,11 @@ class PlotOptions:
     ] = None
     y: Annotated[
         str,
-        Setting(help="The measure, or any numeric column.", metavar="COLUMN", default="local_rank"),
+        Setting(
+            help=f"The measure ({', '.join(MEASURES)}), or any numeric column.",
+            metavar="COLUMN",
+            default="local_rank",
+        ),
     ] = "local_rank"
     x: Annotated[
         str,
@@ -208,7 +213,8 @@ class ShowOptions:
     y: Annotated[
         str,
         Setting(
-            help="The measure of the chart; no negative values.",
+            help=f"The measure of the chart ({', '.join(MEASURES)}), or any numeric column without"
+            " negative values.",
             metavar="COLUMN",
             default="local_rank",
         ),

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from localrank_cli.errors import DataError
+from localrank_cli.points.defaults import DEFAULT_POINTS
 
-DEFAULT_POINTS = 64
 COMPLEX_DATA = (
     "Save their real and imaginary parts as real numbers (torch.view_as_real adds an axis for them)"
     " and join them in the model's forward pass (torch.view_as_complex)."
@@ -29,7 +29,7 @@ class Points:
 
 
 def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name: str) -> Points:
-    """Return `wanted` points (None: 64, or all if there are fewer) drawn without replacement.
+    """Return `wanted` points (None: the default number, or all if fewer) drawn without replacement.
 
     The data may have any real dtype and have the points on the first axis; indices are sorted. The
     points are float64, or int64 for integer data without a scale (`--data-scale`).
@@ -76,7 +76,7 @@ def sample(
     """Return points of a given shape from a known distribution, float64.
 
     `kind` is `normal`, N(0, 1) entries, or `uniform`, entries in [0, 1); `wanted` is None for the
-    default of 64.
+    default number.
 
     Raises:
         DataError: If they do not fit into memory.

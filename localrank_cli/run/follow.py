@@ -1,9 +1,6 @@
 """Watch a run in progress: plan new checkpoints once they are complete."""
 
-import json
-import struct
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from localrank_cli.checkpoints.formats import is_whole
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import CheckpointFile, find_checkpoints, find_folders
@@ -171,41 +169,6 @@ class Watch:
 def _latest(series: SeriesPlan) -> int:
     """Return the last step of a series, counting checkpoints that cannot be analysed."""
     return max((one.step for one in series.in_order if one.step is not None), default=-1)
-
-
-def is_whole(path: Path) -> bool:
-    """Return whether a file was written to its end, as far as its format shows.
-
-    A safetensors file shorter than its header says is not, nor is a zip of torch without its table
-    of contents; other files always are.
-    """
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            if path.name.lower().endswith(".safetensors"):
-                return _is_whole_safetensors(path, start)
-            return not start.startswith(b"PK\x03\x04") or zipfile.is_zipfile(path)
-    except OSError:
-        return False
-
-
-def _is_whole_safetensors(path: Path, start: bytes) -> bool:
-    if len(start) < 8:
-        return False
-    (length,) = struct.unpack("<Q", start)
-    size = path.stat().st_size
-    if length > size:
-        return False
-    with path.open("rb") as file:
-        file.seek(8)
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            ends = [entry["data_offsets"][1] for entry in header.values()]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return True  # damaged rather than incomplete: the reader reports it
-    needed: int = 8 + length + max(ends, default=0)
-    return size >= needed
 
 
 def _unmapped(plan: Plan) -> Plan:

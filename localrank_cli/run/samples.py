@@ -18,6 +18,7 @@ from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord
 from localrank_cli.options.resolve import Settings
+from localrank_cli.points.defaults import DEFAULT_INFORMATION_POINTS
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import load_array
 from localrank_cli.points.source import VALUES, load_points
@@ -25,7 +26,6 @@ from localrank_cli.results.columns import Cell
 from localrank_cli.run.covariance import data_chunks
 from localrank_cli.spectrum.layer import Examination
 
-_DEFAULT_POINTS = 1_000
 # A bound above this share of log N is limited by the sample rather than by the network.
 _CEILING_SHARE = 0.99
 
@@ -187,7 +187,7 @@ def plan_samples(
 def _draw(settings: Settings, points: Points, facts: Mapping[str, object]) -> Points:
     count = settings.sampling.points
     if count is None:
-        count = min(_DEFAULT_POINTS, points.n_data or _DEFAULT_POINTS)
+        count = min(DEFAULT_INFORMATION_POINTS, points.n_data or DEFAULT_INFORMATION_POINTS)
     # Another seed makes the draw independent of the points of the Jacobians.
     seed = (settings.source.seed + 1) % 2**63
     sample, second = load_points(replace(settings.source, count=count, seed=seed, keep=False))

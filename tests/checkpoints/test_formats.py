@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from localrank_cli.checkpoints.formats import is_weights_file, read, weights_suffix
+from localrank_cli.checkpoints.formats import is_weights_file, is_whole, read, weights_suffix
 from localrank_cli.errors import UnreadableError
 from tests.helpers import Evil, mlp, weights
 
@@ -237,3 +237,19 @@ def test_a_path_that_is_not_utf8(tmp_path: Path, name: bytes) -> None:
         pytest.skip("this file system has UTF-8 names only")
     with pytest.raises(UnreadableError, match="the path is not UTF-8"):
         read(path)
+
+
+def test_a_file_is_whole_at_its_full_length_only(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "a.pt"):
+        path = tmp_path / name
+        if name.endswith("pt"):
+            torch.save(weights(), path)
+        else:
+            save_file(weights(), path)
+        assert is_whole(path)
+        data = path.read_bytes()
+        for length in (0, 4, 9, len(data) // 2, len(data) - 1):
+            path.write_bytes(data[:length])
+            # What does not begin as a zip is no zip of torch: the reader will say what it is.
+            assert is_whole(path) == (name.endswith("pt") and length < 4), length
+    assert not is_whole(tmp_path / "none")

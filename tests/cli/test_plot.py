@@ -7,8 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from localrank_cli.measures.table import MEASURES
+from localrank_cli.options.views import KINDS
 from tests.cli.program import invoke, run
 from tests.figures.tables import save_spectra, table
+from tests.figures.test_plane import with_bounds
 from tests.helpers import entries
 
 
@@ -31,23 +34,23 @@ def test_the_suffix_chooses(ranks: Path, suffix: str, start: bytes) -> None:
     assert entries(ranks.parent) == sorted(["ranks.csv", target.name])
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        ("ranks", "ranks.png"),
-        ("heatmap", "ranks.heatmap.png"),
-        ("depth", "ranks.depth.png"),
-        ("tolerance", "ranks.tolerance.png"),
-        ("spectrum", "ranks.spectrum.png"),
-    ],
-)
-def test_every_kind_has_its_name_beside_the_table(ranks: Path, kind: str, name: str) -> None:
-    words = ["plot", str(ranks), "--kind", kind, "-q", "--dpi", "50"]
-    if kind in {"tolerance", "spectrum"}:
-        words += ["--spectra", str(save_spectra(ranks.parent / "s.safetensors"))]
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_its_name_beside_the_table(tmp_path: Path, kind: str) -> None:
+    # With all that any kind needs: several runs, and bounds on the information.
+    with_bounds(table(runs=("decay", "none"))).to_csv(tmp_path / "ranks.csv", index=False)
+    words = ["plot", str(tmp_path / "ranks.csv"), "--kind", kind, "-q", "--dpi", "50"]
+    if KINDS[kind].is_from_spectra:
+        words += ["--spectra", str(save_spectra(tmp_path / "s.safetensors"))]
     outcome = invoke(*words)
     assert (outcome.code, outcome.stderr) == (0, "")
-    assert name in entries(ranks.parent)
+    name = "ranks.png" if kind == "ranks" else f"ranks.{kind}.png"
+    assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["plot", "show"])
+def test_the_help_names_the_measures(command: str) -> None:
+    text = invoke(command, "--help").stdout
+    assert [name for name in MEASURES if name not in text] == []
 
 
 def test_an_existing_figure_is_replaced(ranks: Path) -> None:
@@ -97,7 +100,7 @@ def test_failed_rows_get_a_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kind", "pie"], "--kind pie: unknown. Choose one of ranks, heatmap, depth, compare"),
+        (["--kind", "pie"], f"--kind pie: unknown. Choose one of {', '.join(KINDS)}."),
         (["-o", "a.jpg"], "the suffix '.jpg' is not a figure format"),
         (["--size", "big"], "--size big: not of the form WxH"),
         (["--size", "0x4"], "--size 0x4: must be from 2x1.5 to 100x100 inches"),

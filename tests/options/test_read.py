@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from localrank_cli import analyze
 from localrank_cli.errors import LocalrankError, SettingsError, UsageError
@@ -13,8 +14,9 @@ from localrank_cli.options.decisive import DECISIVE
 from localrank_cli.options.folder import KEYS, read_folder_settings
 from localrank_cli.options.parse import Preset, Shard, StepRange
 from localrank_cli.options.read import FLAGS, PYTHON, read_options, read_values
-from localrank_cli.options.setting import Option, options_of
+from localrank_cli.options.setting import DANGER, Option, options_of
 from localrank_cli.options.table import AnalyzeOptions, SubmitOptions, check_options
+from localrank_cli.points.draw import draw, sample
 from tests.cli.program import invoke
 
 OPTIONS = list(options_of(AnalyzeOptions))
@@ -220,8 +222,9 @@ def test_a_list_of_words_is_named_in_the_advice() -> None:
     [
         ({"checkpoints": ()}, "no checkpoints were named"),
         ({"until": 5}, "--until without --follow"),
-        ({"follow": True, "every": 2}, "--follow with --every or --last"),
-        ({"follow": True, "last": 2}, "--follow with --every or --last"),
+        ({"follow": True, "every": 1}, "--follow with --every: it is unknown"),
+        ({"follow": True, "last": 2}, "--follow with --last: it is unknown"),
+        ({"follow": True, "every": 2, "last": 2}, "--follow with --every and --last"),
         ({"follow": True, "shard": "0/2"}, "--follow with --shard"),
         ({"step_regex": "(.)", "step_pattern": "{step}"}, "--step-regex and --step-pattern"),
     ],
@@ -243,6 +246,11 @@ def test_every_option_has_help() -> None:
             assert read_values(AnalyzeOptions, {one.name: default}, PYTHON), one.name
 
 
+def test_as_many_points_are_drawn_as_the_help_names() -> None:
+    for drawn in (draw(torch.zeros(10**4, 1), None, 0, None, "x"), sample("normal", (1,), None, 0)):
+        assert option("points").help.endswith(f" Default: {len(drawn.indices)}.")
+
+
 def test_the_command_line_offers_every_option() -> None:
     text = invoke("analyze", "--help").stdout
     assert [
@@ -262,18 +270,23 @@ def test_python_offers_every_option_that_is_not_about_files_and_terminals() -> N
 
 
 def test_options_that_are_dangerous_or_about_the_machine_are_not_in_localrank_toml() -> None:
-    kept_out = {
-        "checkpoints", "output", "overwrite", "device", "memory", "trust_model", "trust_pickle",
-        "allow_unsaved", "allow_small_cov", "step_regex", "on_error", "shard", "follow", "until",
-        "plan", "quiet", "verbose", "debug", "spectra", "steps", "every", "last",
-    }  # fmt: skip
-    assert {one.name for one in OPTIONS} - {one.name for one in KEYS.values()} == kept_out
+    """The folder may be somebody else's: it says what to measure, and the user what to risk."""
+    for one in KEYS.values():
+        setting = one.setting
+        assert setting.in_python, one.name  # else it is about files and terminals
+        assert setting.is_shared, one.name  # else it is about this machine, or this run
+        assert not setting.is_argument, one.name
+        assert setting.panel != DANGER, one.name
+    # A check that the user waives, and a pattern that may take forever to match.
+    assert not {"allow_unsaved", "allow_small_cov", "on_error", "step_regex"} & {
+        one.name for one in KEYS.values()
+    }
 
 
 def test_every_option_of_what_is_measured_is_compared_when_resuming() -> None:
     """Options of localrank.toml decide numbers, unless they only choose files or defaults."""
-    undecided = {one.name for one in KEYS.values() if not one.setting.decides}
-    assert undecided == {"preset", "pattern"}  # a preset by what it sets; a pattern adds rows
+    for one in KEYS.values():
+        assert bool(one.setting.decides) != one.setting.only_chooses, one.name
     assert {key for one in OPTIONS for key in one.setting.decides} <= set(DECISIVE)
 
 

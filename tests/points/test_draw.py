@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from localrank_cli.errors import DataError
-from localrank_cli.points.draw import DEFAULT_POINTS, draw, sample
+from localrank_cli.points.defaults import DEFAULT_POINTS
+from localrank_cli.points.draw import draw, sample
 
 DATA = torch.arange(200, dtype=torch.float32).reshape(100, 2)
 

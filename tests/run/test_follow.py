@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from localrank_cli.errors import SettingsError, UnreadableError
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.run.compute import run_plan
-from localrank_cli.run.follow import Watch, is_whole
+from localrank_cli.run.follow import Watch
 from tests.helpers import ignore, save_epochs, save_series, weights
 
 
@@ -129,22 +129,6 @@ def test_an_average_of_two_looks_is_not_enough(tmp_path: Path) -> None:
 
     happenings = [nothing, *(grow(seed) for seed in range(5)), mend, nothing]
     assert followed(run, happenings, until=5) == [0, 5]
-
-
-def test_a_file_is_whole_at_its_full_length_only(tmp_path: Path) -> None:
-    for name in ("a.safetensors", "a.pt"):
-        path = tmp_path / name
-        if name.endswith("pt"):
-            torch.save(weights(), path)
-        else:
-            save_file(weights(), path)
-        assert is_whole(path)
-        data = path.read_bytes()
-        for length in (0, 4, 9, len(data) // 2, len(data) - 1):
-            path.write_bytes(data[:length])
-            # What does not begin as a zip is no zip of torch: the reader will say what it is.
-            assert is_whole(path) == (name.endswith("pt") and length < 4), length
-    assert not is_whole(tmp_path / "none")
 
 
 class TestStepsThatCountInsideEachEpoch:
