@@ -1,0 +1,113 @@
+"""Files with the suffix of a torch file that torch.save did not write: what each one is."""
+
+import json
+import pickletools
+import shlex
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+# How torch.save begins files that are no zip archives: this number, pickled on its own.
+_MAGIC_OF_TORCH = (bytes.fromhex("6cfc9c46f9206aa85019"), b"119547037146038801333356")
+_PATTERN = "or leave it out with --pattern."
+_BY_MAGIC = {
+    b"\x00\x05\x16\x07": (
+        "is a macOS resource fork (AppleDouble), not a checkpoint",
+        f"Delete such files: find {{folder}} -name '._*' -delete, {_PATTERN}",
+    ),
+    b"version https://git-lfs": (
+        "is a pointer of Git LFS, not the file itself",
+        f"Fetch the file: git lfs pull, {_PATTERN}",
+    ),
+    b"\x93NUMPY": (
+        "is a numpy array (.npy), not a state dict",
+        f"If these are data, rename it to .npy and pass it with --data, {_PATTERN}",
+    ),
+}
+
+
+def describe_foreign(path: Path) -> tuple[str, str] | None:
+    """Return what a file is and what to do, as the two sentences of an error.
+
+    None for a file of torch.save, and for one that is of no known kind.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(64)
+        if start.startswith(b"PK\x03\x04"):
+            return _archive(path)
+        for magic, (what, advice) in _BY_MAGIC.items():
+            if start.startswith(magic):
+                return what, advice.format(folder=shlex.quote(str(path.parent)))
+        if any(magic in start for magic in _MAGIC_OF_TORCH):
+            return None
+        if _is_safetensors(start, file):
+            renamed = (
+                f"{shlex.quote(str(path))} {shlex.quote(str(path.with_suffix('.safetensors')))}"
+            )
+            return "is a safetensors file", f"Rename it: mv {renamed}, {_PATTERN}"
+        if _is_pickle(file):
+            command = _converts(path, 'pickle.load(open({}, "rb"))', "pickle")
+            return "is a plain pickle, which torch.save did not write", (
+                "Convert it where you trust whoever made it, since this runs its code:"
+                f" {command}, {_PATTERN}"
+            )
+    return None
+
+
+def line_of_python(code: str) -> str:
+    """Return a command for the shell that runs a line of Python."""
+    return f"python -c {shlex.quote(code)}"
+
+
+def _converts(path: Path, read: str, *modules: str) -> str:
+    names = ", ".join(sorted(("os", "torch", *modules)))
+    return line_of_python(
+        f'import {names}; os.makedirs("converted", exist_ok=True);'
+        f" torch.save({read.format(_literal(path))}, {_literal(Path('converted') / path.name)})"
+    )
+
+
+def _literal(path: Path) -> str:
+    return json.dumps(str(path), ensure_ascii=False)  # in double quotes, as Python reads them
+
+
+def _archive(path: Path) -> tuple[str, str] | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] or name for name in archive.namelist()}
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
+        return None
+    if "constants.pkl" in names:
+        read = 'torch.jit.load({}, map_location="cpu").state_dict()'
+        return "is a TorchScript file, not a state dict", (
+            f"Convert it: {_converts(path, read)}, {_PATTERN}"
+        )
+    if "archive_format" in names or any(name.endswith("exported_program.json") for name in names):
+        return "is a program of torch.export, not a state dict", (
+            f"Convert it: {_converts(path, 'torch.export.load({}).state_dict')}, {_PATTERN}"
+        )
+    if names and all(name.endswith(".npy") for name in names):
+        read = "{{k: torch.from_numpy(v) for k, v in numpy.load({}).items()}}"
+        return "is an archive of numpy arrays (.npz), not a state dict", (
+            f"Convert it: {_converts(path, read, 'numpy')}, {_PATTERN}"
+        )
+    return None
+
+
+def _is_safetensors(start: bytes, file: BinaryIO) -> bool:
+    length = int.from_bytes(start[:8], "little")
+    return start[8:9] == b"{" and 2 <= length <= file.seek(0, 2) - 8
+
+
+def _is_pickle(file: BinaryIO) -> bool:
+    """Return whether a file is one pickle from its first byte to its last."""
+    file.seek(0)
+    try:
+        for _ in pickletools.genops(file):
+            pass
+    except Exception:  # whatever other bytes lead to
+        return False
+    return not file.read(1)
