@@ -49,7 +49,7 @@ def describe_foreign(path: Path) -> tuple[str, str] | None:
             )
             return "is a safetensors file", f"Rename it: mv {renamed}, {_PATTERN}"
         if _is_pickle(file):
-            command = _converts(path, 'pickle.load(open({}, "rb"))', "pickle")
+            command = conversion(path, "pickle.loads(f.read_bytes())", "pickle")
             return "is a plain pickle, which torch.save did not write", (
                 "Convert it where you trust whoever made it, since this runs its code:"
                 f" {command}, {_PATTERN}"
@@ -62,16 +62,18 @@ def line_of_python(code: str) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
-def _converts(path: Path, read: str, *modules: str) -> str:
-    names = ", ".join(sorted(("os", "torch", *modules)))
+def conversion(path: Path, read: str, *modules: str) -> str:
+    """Return the command that saves a file, and those like it beside it, into a new folder.
+
+    `read` is the code that gives the state dict of the file `f`; `modules` are what it imports.
+    """
+    names = ", ".join(sorted(("pathlib", "torch", *modules)))
+    folder = json.dumps(str(path.parent), ensure_ascii=False)  # in quotes, as Python reads them
     return line_of_python(
-        f'import {names}; os.makedirs("converted", exist_ok=True);'
-        f" torch.save({read.format(_literal(path))}, {_literal(Path('converted') / path.name)})"
+        f'import {names}; out = pathlib.Path("converted"); out.mkdir(exist_ok=True);'
+        f" [torch.save({read}, out / f.name)"
+        f' for f in pathlib.Path({folder}).glob("[!.]*{path.suffix}")]'
     )
-
-
-def _literal(path: Path) -> str:
-    return json.dumps(str(path), ensure_ascii=False)  # in double quotes, as Python reads them
 
 
 def _archive(path: Path) -> tuple[str, str] | None:
@@ -81,18 +83,18 @@ def _archive(path: Path) -> tuple[str, str] | None:
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
         return None
     if "constants.pkl" in names:
-        read = 'torch.jit.load({}, map_location="cpu").state_dict()'
+        read = 'torch.jit.load(str(f), map_location="cpu").state_dict()'
         return "is a TorchScript file, not a state dict", (
-            f"Convert it: {_converts(path, read)}, {_PATTERN}"
+            f"Convert it: {conversion(path, read)}, {_PATTERN}"
         )
     if "archive_format" in names or any(name.endswith("exported_program.json") for name in names):
         return "is a program of torch.export, not a state dict", (
-            f"Convert it: {_converts(path, 'torch.export.load({}).state_dict')}, {_PATTERN}"
+            f"Convert it: {conversion(path, 'torch.export.load(str(f)).state_dict')}, {_PATTERN}"
         )
     if names and all(name.endswith(".npy") for name in names):
-        read = "{{k: torch.from_numpy(v) for k, v in numpy.load({}).items()}}"
+        read = "{k: torch.from_numpy(v) for k, v in numpy.load(f).items()}"
         return "is an archive of numpy arrays (.npz), not a state dict", (
-            f"Convert it: {_converts(path, read, 'numpy')}, {_PATTERN}"
+            f"Convert it: {conversion(path, read, 'numpy')}, {_PATTERN}"
         )
     return None
 

@@ -6,6 +6,7 @@ mmengine's Runner.save_checkpoint and EMAHook, Composer's State.state_dict, dete
 PeriodicCheckpointer, nanoGPT's train.py, torchtitan's CheckpointManager.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from localrank_cli.checkpoints.content import (
     printable_name,
     step_in,
 )
-from localrank_cli.checkpoints.foreign import line_of_python
+from localrank_cli.checkpoints.foreign import conversion, line_of_python
 from localrank_cli.checkpoints.names import NO_NUMBER
 from localrank_cli.checkpoints.pickles import Inert, LostTensor, as_tensor, is_array, name_of, plain
 from localrank_cli.errors import UnreadableError
@@ -332,18 +333,16 @@ def _arrays(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str] | None:
     for place in ("", *CONTAINER_KEYS):
         arrays = _state_of(loaded.get(place)) if place else loaded
         if isinstance(arrays, Mapping) and arrays and all(map(is_array, arrays.values())):
-            inner = f"[{place!r}]" if place else ""
-            code = (
-                f"import os, torch; os.makedirs({_CONVERTED!r}, exist_ok=True); torch.save("
+            inner = f"[{json.dumps(place)}]" if place else ""
+            read = (
                 "{k: torch.as_tensor(v) for k, v in"
-                f" torch.load({str(path)!r}, weights_only=False){inner}.items()}},"
-                f" {str(Path(_CONVERTED) / path.name)!r})"
+                f" torch.load(f, weights_only=False){inner}.items()}}"
             )
             where = f" under {place!r}" if place else ""
             return (
                 f"{path}: holds numpy arrays{where}, not tensors.",
                 "Convert it where you trust whoever made it, since this runs its code:"
-                f" {line_of_python(code)}, or {_LEAVE_OUT}",
+                f" {conversion(path, read)}, or {_LEAVE_OUT}",
             )
     return None
 

@@ -89,10 +89,13 @@ def test_the_command_converts(
     tmp_path: Path, write: Callable[[Any, Path], None], what: str, name: str
 ) -> None:
     path = tmp_path / name
+    write(weights(4, 3, 2), path.with_stem("step_2"))
     write(weights(4, 3, 2), path)
     error = refusal(path)
     assert what in error.what
     subprocess.run(command_in(error.advice), shell=True, check=True, cwd=tmp_path)
+    converted = [path.name, path.with_stem("step_2").name]
+    assert sorted(file.name for file in (tmp_path / "converted").iterdir()) == sorted(converted)
     found = read(tmp_path / "converted" / name).states[""]
     assert list(found) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     assert [tuple(value.shape) for value in found.values()] == [(3, 4), (3,), (2, 3), (2,)]
