@@ -38,9 +38,9 @@ def describe_foreign(path: Path) -> tuple[str, str] | None:
         start = file.read(64)
         if start.startswith(b"PK\x03\x04"):
             return _archive(path)
-        for magic, (what, advice) in _BY_MAGIC.items():
-            if start.startswith(magic):
-                return what, advice.format(folder=shlex.quote(str(path.parent)))
+        found = describe_by_magic(path)
+        if found is not None:
+            return found
         if any(magic in start for magic in _MAGIC_OF_TORCH):
             return None
         if _is_safetensors(start, file):
@@ -55,6 +55,23 @@ def describe_foreign(path: Path) -> tuple[str, str] | None:
                 f" {command}, {_PATTERN}"
             )
     return None
+
+
+def describe_by_magic(path: Path) -> tuple[str, str] | None:
+    """Return what a file with any suffix is by its first bytes, as `describe_foreign` does."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    for magic, (what, advice) in _BY_MAGIC.items():
+        if start.startswith(magic):
+            return what, advice.format(folder=shlex.quote(str(path.parent)))
+    if start.startswith(b"PK\x03\x04") and path.suffix.lower() == ".safetensors":
+        return "is a zip archive, as torch.save writes it", _rename(path, ".pt")
+    return None
+
+
+def _rename(path: Path, suffix: str) -> str:
+    names = shlex.join(map(str, ("mv", path, path.with_suffix(suffix))))
+    return f"Rename it: {names}, {_PATTERN}"
 
 
 def line_of_python(code: str) -> str:

@@ -9,8 +9,8 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -24,10 +24,11 @@ from torch import Tensor
 from localrank_cli.archives import fault_of_archive, is_archive
 from localrank_cli.checkpoints import pickles, trusted
 from localrank_cli.checkpoints.content import DAMAGED, Content, cannot_read, printable_name
-from localrank_cli.checkpoints.foreign import describe_foreign
+from localrank_cli.checkpoints.foreign import describe_by_magic, describe_foreign
 from localrank_cli.checkpoints.frameworks import WITH_CODE, unwrap
 from localrank_cli.errors import UnreadableError, cause
 
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # A header need only show whether numbers are floats, integers or complex.
 _NOT_FLOATS = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16,
@@ -146,7 +147,10 @@ def _read_bytes(path: Path) -> Content:
 
 
 def _damaged(path: Path, error: Exception) -> UnreadableError:
-    return UnreadableError(f"{path}: not a readable safetensors file ({cause(error)}).", DAMAGED)
+    what, advice = describe_by_magic(path) or (
+        f"not a readable safetensors file ({cause(error)})", DAMAGED,
+    )  # fmt: skip
+    return UnreadableError(f"{path}: {what}.", advice)
 
 
 def read_tensors(path: Path, keys: Collection[str], *, header_only: bool = False) -> Content:
@@ -231,11 +235,11 @@ def load_torch(path: Path, *, mapped: bool = True) -> object:
         raise
     except OSError as error:
         raise cannot_read(path, error) from error
-    except pickles.RefusedNameError as error:
-        raise UnreadableError(
-            f"{path}: the pickle needs code to load: {printable_name(str(error))}.", WITH_CODE
-        ) from error
     except Exception as error:  # torch.load raises what the pickle machinery happens to raise
+        _check_foreign(path)
+        if isinstance(error, pickles.RefusedNameError):
+            what = f"{path}: the pickle needs code to load: {printable_name(str(error))}."
+            raise UnreadableError(what, WITH_CODE) from error
         raise UnreadableError(
             f"{path}: not a readable torch file ({_reason(error)}).", DAMAGED
         ) from error
@@ -243,6 +247,7 @@ def load_torch(path: Path, *, mapped: bool = True) -> object:
 
 def _run_pickle(path: Path, mapped: bool) -> object:
     """Return what torch.save wrote, after running the code that the file names."""
+    _check_foreign(path)
     try:
         return _load(path, _is_sound_archive(path) and mapped, trusted)
     except UnreadableError:
@@ -264,7 +269,7 @@ def _run_pickle(path: Path, mapped: bool) -> object:
 
 def _load(path: Path, mapped: bool, pickle_module: ModuleType | None = None) -> object:
     """Call torch.load; without a module of ours the file may hold tensors only."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _unforced(pickle_module is pickles):
         warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
         return torch.load(
             path,
@@ -275,16 +280,31 @@ def _load(path: Path, mapped: bool, pickle_module: ModuleType | None = None) -> 
         )
 
 
+@contextmanager
+def _unforced(safe: bool) -> Iterator[None]:
+    """Let torch.load use `pickles` where the user's environment forbids it to run code."""
+    forced = os.environ.pop(_FORCE, None) if safe else None
+    try:
+        yield
+    finally:
+        if forced is not None:
+            os.environ[_FORCE] = forced
+
+
 def _is_sound_archive(path: Path) -> bool:
-    foreign = describe_foreign(path)
-    if foreign is not None:
-        raise UnreadableError(f"{path}: {foreign[0]}.", foreign[1])
     if not is_archive(path):
         return False
     fault = fault_of_archive(path)
     if fault:
+        _check_foreign(path)
         raise UnreadableError(f"{path}: not a readable torch file ({fault}).", DAMAGED)
     return True
+
+
+def _check_foreign(path: Path) -> None:
+    foreign = describe_foreign(path)
+    if foreign is not None:
+        raise UnreadableError(f"{path}: {foreign[0]}.", foreign[1])
 
 
 def _reason(error: Exception) -> str:

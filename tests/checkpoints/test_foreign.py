@@ -135,15 +135,25 @@ def test_a_safetensors_file_of_another_name(tmp_path: Path) -> None:
     assert set(read(tmp_path / "step_1.safetensors").states[""]) == set(weights())
 
 
+def test_a_torch_file_called_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "step_1.safetensors"
+    torch.save(weights(), path)
+    error = refusal(path)
+    assert "as torch.save writes it" in error.what
+    subprocess.run(error.advice.split(": ", 1)[1].split(", or")[0], shell=True, check=True)
+    assert list(read(tmp_path / "step_1.pt").states[""]) == list(weights())
+
+
 OTHERS = {
     "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
     "numpy array": b"\x93NUMPY\x01\x00" + bytes(200),
 }
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kind", OTHERS)
-def test_other_files(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "step_1.pt"
+def test_other_files(tmp_path: Path, kind: str, suffix: str) -> None:
+    path = tmp_path / f"step_1{suffix}"
     path.write_bytes(OTHERS[kind])
     assert kind in refusal(path).what
 

@@ -240,6 +240,24 @@ def test_libraries_that_are_not_there_are_not_needed(
     assert module.__name__ not in sys.modules
 
 
+@pytest.mark.parametrize(
+    "name", ["TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"]
+)
+def test_variables_of_torch_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+    torch.save(mlp(4, 3, 2), tmp_path / "a.pt")
+    assert_equal(read(tmp_path / "a.pt").states[""], weights(4, 3, 2))
+    torch.save(
+        {"model": weights(), "x": Calls(os.system, f"touch {tmp_path}/m")}, tmp_path / "b.pt"
+    )
+    with pytest.raises(UnreadableError, match="needs code to load"):
+        read(tmp_path / "b.pt")
+    assert os.environ[name] == "1"
+    assert not (tmp_path / "m").exists()
+
+
 class Calls:
     """Pickles as a call."""
 
