@@ -239,8 +239,12 @@ _FUNCTIONS: Mapping[str, _Call] = {
 }
 
 
-class Unpickler(pickle.Unpickler):  # noqa: S301  # it finds no name but those of this file
-    """What torch.load reads pickles with; torch adds the storages."""
+class Unpickler(pickle._Unpickler):  # noqa: SLF001
+    """What torch.load reads pickles with; torch adds the storages.
+
+    It is Python's own in Python: the one in C allocates as many places for shared objects as a
+    pickle says, which may be more than the machine has.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

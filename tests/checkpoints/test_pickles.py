@@ -13,6 +13,7 @@ import pickle
 import random
 import subprocess
 import sys
+import tracemalloc
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -356,6 +357,16 @@ def test_no_attribute_of_anything_real_can_be_set(
         read(path)
     real = [*vars(pickles).values(), *pickles._FUNCTIONS.values(), torch.Tensor, nn.Linear, dict]
     assert not any(hasattr(one, "hacked") for one in real)
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    written(tmp_path / "a.pt", b"cposixpath\njoin\nr\xff\xff\xff\x03")  # shared object 2^26
+    tracemalloc.start()
+    try:
+        load_torch(tmp_path / "a.pt")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_written_by_hand_is_read(tmp_path: Path) -> None:
