@@ -1,19 +1,19 @@
 """The formats of one weights file, each in one entry of `FORMATS`; none runs code to be read.
 
-Trainers keep other objects beside the weights: `Inert` takes their place while torch.load reads.
+Trainers keep other objects beside the weights, or a whole module: see `pickles`.
 """
 
 import json
 import os
 import pickle
-import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 import torch
@@ -22,86 +22,19 @@ from safetensors.torch import load
 from torch import Tensor
 
 from localrank_cli.archives import fault_of_archive, is_archive
-from localrank_cli.checkpoints.content import (
-    DAMAGED,
-    Content,
-    cannot_read,
-)
-from localrank_cli.checkpoints.frameworks import unwrap
+from localrank_cli.checkpoints import pickles, trusted
+from localrank_cli.checkpoints.content import DAMAGED, Content, cannot_read, printable_name
+from localrank_cli.checkpoints.foreign import describe_by_magic, describe_foreign
+from localrank_cli.checkpoints.frameworks import WITH_CODE, unwrap
 from localrank_cli.errors import UnreadableError, cause
 
-# Names that torch.load may read as `Inert`, and as empty dicts.
-_NAMES = (
-    "argparse.Namespace",
-    "datetime.timedelta",
-    "datetime.datetime",
-    "pathlib.PosixPath",
-    "pathlib.WindowsPath",
-    "pathlib._local.PosixPath",
-    "pathlib._local.WindowsPath",
-    "typing.Any",
-    # numpy: arrays, scalars and their types, under the names of versions 1 and 2.
-    "numpy.ndarray",
-    "numpy.dtype",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "numpy._core.numeric._frombuffer",
-    "_codecs.encode",
-    "builtins.bytes",
-    # mmengine's log; getattr is how it pickles the log's methods, and is not called here.
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "mmengine.config.config.ConfigDict",
-    "builtins.getattr",
-    # OmegaConf's trees.
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.nodes.AnyNode",
-    "omegaconf.nodes.StringNode",
-    "omegaconf.nodes.IntegerNode",
-    "omegaconf.nodes.FloatNode",
-    "omegaconf.nodes.BooleanNode",
-    "omegaconf.nodes.ValueNode",
-    "builtins.list",
-    "builtins.str",
-    "builtins.int",
-    "builtins.float",
-    "builtins.bool",
-)
-_DICTS = ("collections.defaultdict", "builtins.dict")
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # A header need only show whether numbers are floats, integers or complex.
 _NOT_FLOATS = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16,
     "I16": torch.int16, "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64,
     "I64": torch.int64, "C64": torch.complex64,
 }  # fmt: skip
-_GLOBAL_IN_MESSAGE = re.compile(r"\bGLOBAL ([A-Za-z_][\w.]*)")
-
-
-class Inert:
-    """Placeholder for an object that is not read; whatever is done to it has no effect."""
-
-    def __new__(cls, *_: object) -> "Inert":
-        """Ignore all arguments."""
-        return object.__new__(cls)
-
-    def __setstate__(self, state: object) -> None:
-        """Ignore the state."""
-
-
-def _empty_dict(*_: object) -> dict[object, object]:
-    return {}  # torch.load fills plain dicts only
-
-
-def inert_globals() -> AbstractContextManager[None]:
-    """Return a context in which torch.load reads other objects of trainers as `Inert`."""
-    names: list[Callable[..., object] | tuple[Callable[..., object], str]] = []
-    names += [(Inert, name) for name in _NAMES]
-    names += [(_empty_dict, name) for name in _DICTS]
-    return torch.serialization.safe_globals(names)
 
 
 @dataclass(frozen=True)
@@ -159,8 +92,12 @@ def _read_safetensors(path: Path, access: Access) -> Content:
 
 
 def _read_torch(path: Path, access: Access) -> Content:
-    loaded = load_torch(path, trust_pickle=access.trust_pickle, mapped=access.mapped)
-    return unwrap(loaded, path)
+    try:
+        return unwrap(load_torch(path, mapped=access.mapped), path)
+    except UnreadableError:
+        if not access.trust_pickle:
+            raise
+    return unwrap(_run_pickle(path, access.mapped), path)
 
 
 def _is_whole_safetensors(file: BinaryIO) -> bool:
@@ -210,7 +147,10 @@ def _read_bytes(path: Path) -> Content:
 
 
 def _damaged(path: Path, error: Exception) -> UnreadableError:
-    return UnreadableError(f"{path}: not a readable safetensors file ({cause(error)}).", DAMAGED)
+    what, advice = describe_by_magic(path) or (
+        f"not a readable safetensors file ({cause(error)})", DAMAGED,
+    )  # fmt: skip
+    return UnreadableError(f"{path}: {what}.", advice)
 
 
 def read_tensors(path: Path, keys: Collection[str], *, header_only: bool = False) -> Content:
@@ -276,40 +216,79 @@ def _open_safetensors(path: Path, header_only: bool, keys: Collection[str] | Non
     return Content.of_state(state, metadata)
 
 
-def load_torch(path: Path, *, trust_pickle: bool = False, mapped: bool = True) -> object:
+def load_torch(path: Path, *, mapped: bool = True) -> object:
     """Return what torch.save wrote, without running code; mapped where the file allows it.
 
+    Objects that are neither tensors nor plain containers are `pickles.Inert`.
+
     Raises:
-        UnreadableError: If it cannot be read, or needs code and `trust_pickle` is not set.
+        UnreadableError: If it cannot be read.
     """
     try:
         is_zip = _is_sound_archive(path)
-        beside = nullcontext() if trust_pickle else inert_globals()
-        with warnings.catch_warnings(), beside:
-            warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
-            # Legacy files refuse mmap.
-            return torch.load(
-                path,
-                map_location="cpu",
-                weights_only=not trust_pickle,
-                mmap=(is_zip and mapped) or None,
-            )
+        # torch.load itself finds out here whether a file is one of those that it hands to code
+        # outside the unpickler (TorchScript, tar), so that `pickles` is never given one of them.
+        with suppress(pickle.UnpicklingError):
+            return _load(path, is_zip and mapped)
+        return _load(path, is_zip and mapped, pickles)
     except UnreadableError:
         raise
     except OSError as error:
         raise cannot_read(path, error) from error
     except Exception as error:  # torch.load raises what the pickle machinery happens to raise
-        blocked = _blocked_globals(path, error)
-        if blocked and not trust_pickle:
-            raise UnreadableError(
-                f"{path}: the pickle needs code to load: {', '.join(blocked)}.",
-                "Convert it where you trust it: torch.save(model.state_dict(), FILE); or leave it"
-                " out with --pattern; or, if you trust whoever made the file, pass --trust-pickle,"
-                " which may run any code in it.",
-            ) from error
+        _check_foreign(path)
+        if isinstance(error, pickles.RefusedNameError):
+            what = f"{path}: the pickle needs code to load: {printable_name(str(error))}."
+            raise UnreadableError(what, WITH_CODE) from error
         raise UnreadableError(
             f"{path}: not a readable torch file ({_reason(error)}).", DAMAGED
         ) from error
+
+
+def _run_pickle(path: Path, mapped: bool) -> object:
+    """Return what torch.save wrote, after running the code that the file names."""
+    _check_foreign(path)
+    try:
+        return _load(path, _is_sound_archive(path) and mapped, trusted)
+    except UnreadableError:
+        raise
+    except trusted.NotImportableError as error:
+        raise UnreadableError(
+            f"{path}: the pickle needs {printable_name(str(error))}, which cannot be imported"
+            f" ({cause(error.__cause__ or error)}).",
+            "Install what it is from; `--model FILE.py:NAME` provides the names of __main__. Or"
+            " convert the file where it was made: torch.save(model.state_dict(), FILE).",
+        ) from error
+    except Exception as error:  # whatever the code raises
+        raise UnreadableError(
+            f"{path}: cannot be loaded, not even with its code ({cause(error)}).",
+            "Convert it where it was made: torch.save(model.state_dict(), FILE); or leave it out"
+            " with --pattern.",
+        ) from error
+
+
+def _load(path: Path, mapped: bool, pickle_module: ModuleType | None = None) -> object:
+    """Call torch.load; without a module of ours the file may hold tensors only."""
+    with warnings.catch_warnings(), _unforced(pickle_module is pickles):
+        warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
+        return torch.load(
+            path,
+            map_location="cpu",
+            pickle_module=pickle_module,
+            weights_only=pickle_module is None,
+            mmap=mapped or None,  # legacy files refuse mmap
+        )
+
+
+@contextmanager
+def _unforced(safe: bool) -> Iterator[None]:
+    """Let torch.load use `pickles` where the user's environment forbids it to run code."""
+    forced = os.environ.pop(_FORCE, None) if safe else None
+    try:
+        yield
+    finally:
+        if forced is not None:
+            os.environ[_FORCE] = forced
 
 
 def _is_sound_archive(path: Path) -> bool:
@@ -317,20 +296,15 @@ def _is_sound_archive(path: Path) -> bool:
         return False
     fault = fault_of_archive(path)
     if fault:
+        _check_foreign(path)
         raise UnreadableError(f"{path}: not a readable torch file ({fault}).", DAMAGED)
     return True
 
 
-def _blocked_globals(path: Path, error: Exception) -> list[str]:
-    if not isinstance(error, pickle.UnpicklingError):
-        return []
-    try:
-        with inert_globals():
-            names = list(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # it reads zip files only, and damaged ones raise anything
-        names = []
-    # In a legacy file torch names the first one only.
-    return sorted(names)[:8] or _GLOBAL_IN_MESSAGE.findall(str(error))[:1]
+def _check_foreign(path: Path) -> None:
+    foreign = describe_foreign(path)
+    if foreign is not None:
+        raise UnreadableError(f"{path}: {foreign[0]}.", foreign[1])
 
 
 def _reason(error: Exception) -> str:

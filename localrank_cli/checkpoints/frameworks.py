@@ -6,6 +6,7 @@ mmengine's Runner.save_checkpoint and EMAHook, Composer's State.state_dict, dete
 PeriodicCheckpointer, nanoGPT's train.py, torchtitan's CheckpointManager.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from localrank_cli.checkpoints.content import (
     printable_name,
     step_in,
 )
+from localrank_cli.checkpoints.foreign import conversion, line_of_python
 from localrank_cli.checkpoints.names import NO_NUMBER
+from localrank_cli.checkpoints.pickles import Inert, LostTensor, as_tensor, is_array, name_of, plain
 from localrank_cli.errors import UnreadableError
 
 # Where an average over training may be; `params_ema` is BasicSR's.
@@ -58,6 +61,14 @@ _PASSAGES = ("state", "app", "current_model_state")
 # A tensor that repeats its values (expand) is small in its file; a larger one is not a weight.
 _MAX_REPEATED_BYTES = 2**30
 _LEAVE_OUT = "leave it out with --pattern GLOB."
+_SAVE = "Save model.state_dict()"
+_CONVERTED = "converted"
+_DENSE = "Save it as a dense tensor of floats; of a quantized network, save the one before."
+WITH_CODE = (
+    "Convert it where you trust it: torch.save(model.state_dict(), FILE); or leave it out with"
+    " --pattern; or, if you trust whoever made the file, pass --trust-pickle, which may run any"
+    " code in it."
+)
 
 
 def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
@@ -128,11 +139,15 @@ def without_counter(state: State) -> tuple[State, bool]:
     torch.optim.swa_utils.AveragedModel and mmengine's averaged models hold the network as `module`
     and count the averaged steps.
     """
-    counters = [key for key in _AVERAGED if key in state and state[key].numel() == 1]
+    counters = [key for key in _AVERAGED if _is_counter(state.get(key))]
     rest = {key: value for key, value in state.items() if key not in counters}
     if not counters or not rest or not all(key.startswith("module.") for key in rest):
         return state, False
     return rest, True
+
+
+def _is_counter(value: object) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
 
 
 def _under(place: tuple[str | int, ...], found: tuple[int | None, str]) -> tuple[int | None, str]:
@@ -171,21 +186,15 @@ def unwrap(loaded: object, path: Path) -> Content:
     Raises:
         UnreadableError: If there is none, or a tensor has no plain values.
     """
-    if isinstance(loaded, nn.Module):  # only a trusted pickle gives one
-        loaded = loaded.state_dict()
+    loaded = _state_of(loaded)
     if not isinstance(loaded, Mapping):
-        raise UnreadableError(
-            f"{path}: holds a {type(loaded).__name__}, not a state dict.",
-            f"Save model.state_dict() (a whole pickled module is not read), or {_LEAVE_OUT}",
-        )
+        raise UnreadableError(*_no_mapping(loaded, path))
+    arrays = _arrays(loaded, path)
+    if arrays is not None:
+        raise UnreadableError(*arrays)
     states, averaged = find_states(loaded)
     if not states:
-        keys = ", ".join(repr(str(key)) for key in list(loaded)[:8])
-        raise UnreadableError(
-            f"{path}: no state dict found; its keys are {keys or 'none'}.",
-            f"Known places are the top level and {', '.join((*CONTAINER_KEYS, *EMA_KEYS))}; if it"
-            f" is not a checkpoint, {_LEAVE_OUT}",
-        )
+        raise UnreadableError(*_no_state(loaded, path))
     for state in states.values():
         _check_plain(state, path)
     step, source, epoch = progress(loaded)
@@ -229,25 +238,145 @@ def _candidates(mapping: Mapping[Any, Any], prefix: str, depth: int = 0) -> dict
             inner = _state_of(mapping.get(key))
             if isinstance(inner, Mapping):
                 found |= _candidates(inner, f"{prefix}.{key}" if prefix else key, depth + 1)
+    if not found and (among := _weights_among(mapping)) and not _has_states(mapping):
+        return {prefix: among}
     return found
 
 
 def _state_of(value: Any) -> Any:
-    return value.state_dict() if isinstance(value, nn.Module) else value
+    return value.state_dict() if isinstance(value, nn.Module) else plain(value)
 
 
 def _is_state(mapping: Mapping[Any, Any]) -> bool:
     return bool(mapping) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in mapping.items()
+        isinstance(key, str) and isinstance(value, (Tensor, LostTensor))
+        for key, value in mapping.items()
+    )
+
+
+def _weights_among(mapping: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the weights in a dict that holds other things too; {} if it is no state dict."""
+    found: dict[str, Any] = {}
+    for key, value in mapping.items():
+        tensor = _weight(key, value)
+        if tensor is not None and not isinstance(key, str):
+            return {}
+        if tensor is not None:
+            found[key] = tensor
+    # One number or vector (`best_acc1`, the mean of the data) makes no state dict.
+    matrix = any(isinstance(one, Tensor) and one.ndim > 1 for one in found.values())
+    return found if matrix or any("." in key for key in found) else {}
+
+
+def _weight(key: Any, value: Any) -> Tensor | LostTensor | None:
+    """Return an entry of a dict as a weight, and None for what may be passed over.
+
+    What no layer could be computed without is not passed over: an object in the place of a tensor,
+    and the packed weights of quantized layers.
+    """
+    if isinstance(value, (Tensor, LostTensor)):
+        return value
+    below = isinstance(key, str) and "." in key
+    if not below or key.endswith("._extra_state"):
+        return None
+    if isinstance(value, Inert):
+        return as_tensor(value)
+    packed = value if isinstance(value, tuple) else ()
+    lost = any(
+        isinstance(part, LostTensor) or (isinstance(part, Tensor) and part.is_quantized)
+        for part in packed
+    )
+    return LostTensor("is quantized") if lost else None
+
+
+def _has_states(mapping: Mapping[Any, Any], depth: int = 2) -> bool:
+    """Return whether a dict has a state dict below, but for those of optimizers."""
+    inner = [
+        _state_of(value)
+        for key, value in mapping.items()
+        if isinstance(key, str)
+        and not isinstance(value, Tensor)
+        and not any(part in key for part in (".", "_extra_state", "optim"))
+    ]
+    return any(
+        _is_state(one) or (depth > 1 and _has_states(one, depth - 1))
+        for one in inner
+        if isinstance(one, Mapping)
+    )
+
+
+def _no_mapping(loaded: object, path: Path) -> tuple[str, str]:
+    """Return the two sentences of the error for a file that does not hold a dict."""
+    if is_array(loaded):
+        what = f"{path}: holds a numpy array, not a state dict."
+        return what, f"If these are data, save torch.as_tensor(array) for --data; else {_LEAVE_OUT}"
+    if isinstance(loaded, Tensor):
+        shape = list(loaded.shape)
+        what = f"{path}: holds a Tensor of shape {shape}, not a state dict."
+        return what, f"If these are data, pass them with --data; else {_LEAVE_OUT}"
+    if isinstance(loaded, list) and loaded and all(isinstance(one, Mapping) for one in loaded):
+        code = (
+            f"import os, torch; os.makedirs({_CONVERTED!r}, exist_ok=True);"
+            f" [torch.save(s, f'{_CONVERTED}/step_{{i}}.pt')"
+            f" for i, s in enumerate(torch.load({str(path)!r}))]"
+        )
+        what = f"{path}: holds a list of {len(loaded)} dicts, not a state dict."
+        return what, f"Save each in a file: {line_of_python(code)}, or {_LEAVE_OUT}"
+    if isinstance(loaded, (Inert, type)):
+        return f"{path}: holds a {name_of(loaded)}, not a state dict.", WITH_CODE
+    kind = f"{path}: holds a {type(loaded).__name__}, not a state dict."
+    return kind, f"{_SAVE}, or {_LEAVE_OUT}"
+
+
+def _arrays(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str] | None:
+    """Return the two sentences of the error for a dict of numpy arrays."""
+    for place in ("", *CONTAINER_KEYS):
+        arrays = _state_of(loaded.get(place)) if place else loaded
+        if isinstance(arrays, Mapping) and arrays and all(map(is_array, arrays.values())):
+            inner = f"[{json.dumps(place)}]" if place else ""
+            read = (
+                "{k: torch.as_tensor(v) for k, v in"
+                f" torch.load(f, weights_only=False){inner}.items()}}"
+            )
+            where = f" under {place!r}" if place else ""
+            return (
+                f"{path}: holds numpy arrays{where}, not tensors.",
+                "Convert it where you trust whoever made it, since this runs its code:"
+                f" {conversion(path, read)}, or {_LEAVE_OUT}",
+            )
+    return None
+
+
+def _no_state(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str]:
+    """Return the two sentences of the error for a dict without a state dict."""
+    keys = ", ".join(repr(str(key)) for key in list(loaded)[:8])
+    what = f"{path}: no state dict found; its keys are {keys or 'none'}."
+    for place in (*CONTAINER_KEYS, *EMA_KEYS):
+        if isinstance(loaded.get(place), Inert) and not is_array(loaded[place]):
+            name = printable_name(name_of(loaded[place]))
+            return f"{what[:-1]}, and {place!r} is a {name}.", WITH_CODE
+    return what, (
+        f"Known places are the top level and {', '.join((*CONTAINER_KEYS, *EMA_KEYS))}; if it"
+        f" is not a checkpoint, {_LEAVE_OUT}"
+    )
+
+
+def _oddity(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return "has no values (meta)"
+    return (
+        ""
+        if tensor.layout == torch.strided and not tensor.is_quantized
+        else ("is sparse or quantized")
     )
 
 
 def _check_plain(state: State, path: Path) -> None:
     for key, tensor in state.items():
-        plain = tensor.layout == torch.strided and not tensor.is_quantized
-        if not plain or tensor.is_meta:
-            kind = "has no values (meta)" if tensor.is_meta else "is sparse or quantized"
-            raise UnreadableError(f"{path}: {key} {kind}.", "Save it as a dense tensor of floats.")
+        kind = tensor.reason if isinstance(tensor, LostTensor) else _oddity(tensor)
+        if kind:
+            name = printable_name(key)
+            raise UnreadableError(f"{path}: {name} {printable_name(kind)}.", _DENSE)
         claimed, held = tensor.nbytes, tensor.untyped_storage().nbytes()
         if claimed > max(held, _MAX_REPEATED_BYTES):
             raise UnreadableError(

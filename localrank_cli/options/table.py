@@ -536,7 +536,8 @@ class AnalyzeOptions:
     trust_pickle: Annotated[
         bool,
         Setting(
-            help="Load pickles that run code. Dangerous: such a file can do anything you can.",
+            help="Run the code of pickles that cannot be read without it. Dangerous: such a file"
+            " can do anything you can.",
             panel=DANGER,
         ),
     ] = False

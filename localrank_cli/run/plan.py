@@ -1,6 +1,7 @@
 """Plan a run: check every checkpoint's header, and examine the model with one forward pass."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from localrank_cli.checkpoints.series import (
     find_folders,
     run_names,
 )
+from localrank_cli.checkpoints.trusted import provide_main
 from localrank_cli.checkpoints.weights import RAW, describe_weights
 from localrank_cli.errors import Note, SettingsError, UnreadableError
 from localrank_cli.jacobian.budget import check_fits
@@ -64,6 +66,7 @@ from localrank_cli.run.network import check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
 from localrank_cli.spectrum.layer import Examination, examine
 from localrank_cli.spectrum.tolerance import check_rounding
+from localrank_cli.userimport import import_object
 
 _RESUBMIT = "Submit again when nothing writes to it; what is finished is kept."
 
@@ -196,6 +199,8 @@ def _plan_series(
     settings = resolve(series_options)
     for text in settings.notes:
         note(text)
+    if options.trust_pickle:
+        _provide_main(settings.model)
     series, headers = _headers(options, settings, series, entry, rule)
     failures = Failures(run, skips=options.skips_errors)
     steps = failures.steps(headers, note, folder)
@@ -246,6 +251,14 @@ def _plan_series(
         unsaved=unsaved,
         examined=examined,
     )
+
+
+def _provide_main(choice: ModelChoice) -> None:
+    """Let trusted pickles of a script's classes find them in the module of `--model`."""
+    if choice.code is not None:
+        module = sys.modules.get(getattr(import_object(choice.code, "--model"), "__module__", ""))
+        if module is not None:
+            provide_main(module)
 
 
 def _headers(

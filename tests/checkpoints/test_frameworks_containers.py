@@ -91,3 +91,34 @@ def test_a_container_that_holds_itself_ends() -> None:
 def test_tensors_that_are_not_plain(tensor: torch.Tensor, message: str) -> None:
     with pytest.raises(UnreadableError, match=rf"step_1\.pt: {message}"):
         unwrap({"model": weights() | {"0.weight": tensor}}, PATH)
+
+
+FLAT: dict[str, dict[str, Any]] = {
+    "counters": {"step": 100, "loss": 0.5, "epoch": 3, "lr": [1e-3]},
+    "extra state": {"0._extra_state": None, "2._extra_state": {"a": torch.ones(2)}},
+    "texts": {"arch": "mlp", "date": None, "best": True},
+    "an optimizer": {"optimizer": torch.optim.Adam([torch.ones(2, 2)]).state_dict()},
+    "settings": {"config": {"a": {"b": 1}}, "args": [], "0.meta": ()},
+}
+
+
+@pytest.mark.parametrize("beside", FLAT)
+@pytest.mark.parametrize("place", [None, "model"])
+def test_entries_that_are_no_tensors_are_passed_over(beside: str, place: str | None) -> None:
+    mixed = {**weights(), **FLAT[beside]}
+    content = unwrap(mixed if place is None else {place: mixed, "step": 100}, PATH)
+    (key,) = content.states
+    assert key == (place or "")
+    assert list(content.states[key]) == list(weights())
+    assert content.step == (100 if place or "step" in mixed else None)
+
+
+def test_a_tensor_beside_state_dicts_is_none() -> None:
+    for best in (torch.tensor(0.5), torch.ones(3), torch.ones(2, 2)):
+        assert list(unwrap({"best": best, "model": weights()}, PATH).states) == ["model"]
+        with pytest.raises(UnreadableError, match="its keys are 'best', 'generator'"):
+            unwrap({"best": best, "generator": weights(), "optimizer": {}}, PATH)
+        with pytest.raises(UnreadableError, match="its keys are 'best', 'nets'"):
+            unwrap({"best": best, "nets": {"a": weights(), "b": weights()}}, PATH)
+    with pytest.raises(UnreadableError, match="its keys are 'best', 'step'"):
+        unwrap({"best": torch.ones(3), "step": 1}, PATH)

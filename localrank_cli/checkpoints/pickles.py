@@ -1,0 +1,382 @@
+"""Reading the pickle inside a torch file without its code: `torch.load(pickle_module=pickles)`.
+
+A pickle names the classes and functions that rebuild its objects. Here a few names that rebuild
+tensors and plain containers have a function of this file, and every other name is a class of its
+own below `Inert`, which keeps what it is given and does nothing. torch's own `weights_only=True`
+refuses other names, and the records of classes in files from before torch 1.6, so it cannot read a
+whole module.
+
+No object of Python, torch or this file that a pickle can reach has attributes that it can set.
+"""
+
+import pickle
+import re
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.storage import TypedStorage
+
+# Nothing of these modules runs here either, but no checkpoint needs their names.
+_REFUSED_MODULES = frozenset(("os", "posix", "nt", "sys", "subprocess", "pty", "runpy", "ctypes"))
+_REFUSED_NAMES = frozenset((
+    "builtins.eval", "builtins.exec", "builtins.compile", "builtins.open", "builtins.__import__",
+    "io.open", "_io.open","importlib.import_module", "importlib.__import__",
+))  # fmt: skip
+# A pickle of a few bytes can share modules so that they have more names than memory holds.
+_MOST_MODULES, _DEEPEST = 1_000_000, 100
+_QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.")
+# Protocol 2 writes the names of Python 2.
+_PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subprocess"}
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_NUMBERS = {
+    "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
+    "f4": "f", "f8": "d",
+}  # fmt: skip
+
+
+class RefusedNameError(pickle.UnpicklingError):
+    """A pickle names what runs code; the name is the message."""
+
+
+class _Closed(type):
+    """Metaclass that forbids setting attributes of a class, which a pickle could otherwise do."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise AttributeError(f"{cls.__name__}.{name} is not to be set")
+
+
+class Inert(metaclass=_Closed):
+    """Placeholder for an object or class that is not rebuilt: it keeps what the pickle gives it."""
+
+    __slots__ = ("args", "items", "state", "values")
+    name = ""  # of the class or function in the pickle
+    dump_patches = False  # which torch asks of the class of a module
+    args: tuple[object, ...]
+    items: dict[object, object]  # of a dict-like object
+    state: object  # what __getstate__ returned or, without one, the attributes
+    values: list[object]  # of a list-like object
+
+    def __new__(cls, *args: object, **_: object) -> "Inert":
+        """Keep the arguments."""
+        made = object.__new__(cls)
+        made.args, made.items, made.state, made.values = args, {}, None, []
+        return made
+
+    def __setstate__(self, state: object) -> None:
+        """Keep the state."""
+        self.state = state
+
+    def __setitem__(self, key: object, value: object) -> None:
+        """Keep an item."""
+        self.items[key] = value
+
+    def __call__(self, *args: object, **_: object) -> "Inert":
+        """Return another placeholder: a pickle may call what it was given."""
+        return Inert(self, *args)
+
+    def append(self, value: object) -> None:
+        """Keep a value."""
+        self.values.append(value)
+
+    def extend(self, values: Iterable[object]) -> None:
+        """Keep values."""
+        self.values.extend(values)
+
+    add = append
+
+
+class _UntypedStorage(Inert):
+    __slots__ = ()
+    name = "torch.storage.UntypedStorage"
+    dtype = torch.uint8  # what torch asks of the class of a storage
+
+
+class LostTensor:
+    """A tensor that is not read, such as a quantized one; `reason` follows its key in a message."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore the state."""
+
+
+class _Ordered(dict[Any, Any], metaclass=_Closed):
+    """A dict whose attributes, such as the `_metadata` of a state dict, are ignored."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Call:
+    """A function that a pickle may call, and whose attributes it cannot set."""
+
+    __slots__ = ("_function",)
+    _function: Callable[..., object]
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *args: Any) -> object:
+        return self._function(*args)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} is not to be set")
+
+
+def _tensor(storage: object, offset: Any, size: Any, stride: Any, *more: Any) -> object:
+    """Rebuild a dense tensor; `more`: requires_grad, hooks, and the bits of complex views."""
+    if not isinstance(storage, TypedStorage):
+        return LostTensor("has no storage of its own")
+    if any(more[2:]):
+        return LostTensor("is a conjugate or negative view")
+    rebuilt: object = torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call]  # noqa: SLF001
+    return rebuilt
+
+
+def _tensor_of_type(storage: object, offset: Any, size: Any, stride: Any, *more: Any) -> object:
+    """Rebuild a tensor of a dtype without a storage class; `more`: as above, the dtype third."""
+    if not isinstance(storage, TypedStorage) or any(more[3:]):
+        return LostTensor("has no plain values")
+    rebuilt: object = torch._utils._rebuild_tensor_v3(  # type: ignore[no-untyped-call]  # noqa: SLF001
+        storage, offset, size, stride, False, None, more[2]
+    )
+    return rebuilt
+
+
+def _first(data: object, *_: object) -> object:
+    return data
+
+
+def _of_type(function: object, kind: object, args: tuple[Any, ...], *_: object) -> object:
+    """Rebuild a tensor of a subclass, or with attributes, as a plain one if it has plain values."""
+    found = function(*args) if isinstance(function, _Call) else None
+    if isinstance(found, (Tensor, LostTensor)):
+        return found
+    return LostTensor(f"is a {name_of(kind)}, not a plain tensor")
+
+
+def _lost(reason: str) -> _Call:
+    return _Call(lambda *_: LostTensor(reason))
+
+
+def _dict(*args: object) -> dict[Any, Any]:
+    return dict(args[0]) if args and isinstance(args[0], Mapping) else {}
+
+
+def _default_dict(*_: object) -> dict[Any, Any]:
+    return {}
+
+
+def _list(*args: object) -> list[Any]:
+    return list(args[0]) if args and isinstance(args[0], (list, tuple)) else []
+
+
+def _set(*args: object) -> set[Any]:
+    return set(_list(*args))
+
+
+def _bytes(text: object, encoding: object = "") -> object:
+    """Return the bytes that protocol 2 writes as a text."""
+    if isinstance(text, str) and encoding in {"latin1", "latin-1"}:
+        return text.encode("latin-1")
+    return Inert(text, encoding)
+
+
+def _reconstructed(kind: object, *args: object) -> object:
+    """Return an object as protocols 0 and 1 make it."""
+    return kind() if isinstance(kind, type) and issubclass(kind, Inert) else Inert(kind, *args)
+
+
+def _scalar(dtype: object, data: object = b"") -> object:
+    """Return a numpy scalar as a number: trainers count steps with them."""
+    code = dtype.args[0] if isinstance(dtype, Inert) and dtype.args else None
+    letter = _NUMBERS.get(code) if isinstance(code, str) else None
+    if letter is None or not isinstance(dtype, Inert) or not isinstance(data, bytes):
+        return Inert(dtype, data)
+    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "<"
+    layout = (">" if order == ">" else "<") + letter
+    return struct.unpack(layout, data)[0] if struct.calcsize(layout) == len(data) else Inert()
+
+
+_FUNCTIONS: Mapping[str, _Call] = {
+    "torch._utils._rebuild_tensor": _Call(_tensor),
+    "torch._utils._rebuild_tensor_v2": _Call(_tensor),
+    "torch._utils._rebuild_tensor_v3": _Call(_tensor_of_type),
+    "torch._utils._rebuild_parameter": _Call(_first),
+    "torch._utils._rebuild_parameter_with_state": _Call(_first),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _Call(_first),
+    "torch._tensor._rebuild_from_type_v2": _Call(_of_type),
+    "torch.tensor._rebuild_from_type_v2": _Call(_of_type),
+    "torch._utils._rebuild_qtensor": _lost("is quantized"),
+    "torch._utils._rebuild_sparse_tensor": _lost("is sparse"),
+    "torch._utils._rebuild_sparse_csr_tensor": _lost("is sparse"),
+    "torch._utils._rebuild_nested_tensor": _lost("is nested"),
+    "torch._utils._rebuild_meta_tensor_no_storage": _lost("has no values (meta)"),
+    "torch._utils._rebuild_wrapper_subclass": _Call(
+        lambda *args: LostTensor(f"is a {name_of(args[0] if args else None)}, not a plain tensor")
+    ),
+    "torch._utils._rebuild_device_tensor_from_numpy": _lost("is a tensor of a device"),
+    "torch.Size": _Call(lambda *args: tuple(_list(*args))),
+    "collections.Counter": _Call(_dict),
+    "collections.defaultdict": _Call(_default_dict),
+    "builtins.dict": _Call(_dict),
+    "builtins.list": _Call(_list),
+    "builtins.set": _Call(_set),
+    "builtins.frozenset": _Call(_set),
+    "_codecs.encode": _Call(_bytes),
+    "copyreg._reconstructor": _Call(_reconstructed),
+    "numpy.core.multiarray.scalar": _Call(_scalar),
+    "numpy._core.multiarray.scalar": _Call(_scalar),
+}
+
+
+class Unpickler(pickle._Unpickler):  # noqa: SLF001
+    """What torch.load reads pickles with; torch adds the storages.
+
+    It is Python's own in Python: the one in C allocates as many places for shared objects as a
+    pickle says, which may be more than the machine has.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._classes: dict[str, type[Inert]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what takes the place of a name.
+
+        Raises:
+            RefusedNameError: If it is one that only serves to run code.
+        """
+        full = f"{_PYTHON_3.get(module, module)}.{name}"
+        if full.partition(".")[0] in _REFUSED_MODULES or full in _REFUSED_NAMES:
+            raise RefusedNameError(full)
+        if full == "collections.OrderedDict":
+            return _Ordered
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if full in _FUNCTIONS:
+            return _FUNCTIONS[full]
+        if full == _UntypedStorage.name:
+            return _UntypedStorage
+        if full not in self._classes:
+            made: Any = _Closed("Inert", (Inert,), {"__slots__": (), "name": full})
+            self._classes[full] = made
+        return self._classes[full]
+
+
+def load(file: BinaryIO, **options: Any) -> object:
+    """Return the next object of a pickle, of which torch reads several in older files."""
+    return Unpickler(file, **options).load()
+
+
+def name_of(value: object) -> str:
+    """Return the name that a pickle gave to an inert object or class, or the type of another."""
+    kind = value if isinstance(value, type) else type(value)
+    return (kind.name if issubclass(kind, Inert) else "") or kind.__name__
+
+
+def plain(value: object) -> object:
+    """Return an inert object as a dict: a module's weights, or items, or attributes.
+
+    Everything else is returned as it is, and so is an object that has none of these.
+    """
+    if not isinstance(value, Inert):
+        return value
+    if is_module(value):
+        weights = _Weights()
+        weights.visit(value, ())
+        return weights.found
+    return value.items or next(_dicts(value.state), value)
+
+
+def is_module(value: object) -> bool:
+    """Return whether an object is an inert module of torch, or a compiled one."""
+    return isinstance(value, Inert) and (_parts(value) or _compiled(value)) is not None
+
+
+def _dicts(*values: object) -> Iterator[dict[Any, Any]]:
+    for value in values:
+        # With __slots__ the state is a pair of dicts.
+        pair = value if isinstance(value, tuple) else (value,)
+        yield from (one for one in pair if isinstance(one, dict))
+
+
+def _parts(module: Inert) -> dict[Any, Any] | None:
+    """Return the attributes of a module; torch.fx passes them to a function."""
+    for found in _dicts(module.state, *module.args):
+        if isinstance(found.get("_parameters"), dict) and isinstance(found.get("_modules"), dict):
+            return found
+    return None
+
+
+def _compiled(module: Inert) -> Inert | None:
+    """Return the module that torch.compile wrapped."""
+    inner = module.args[0] if module.args else None
+    compiled = name_of(module) == "torch._dynamo.eval_frame.OptimizedModule"
+    return inner if compiled and isinstance(inner, Inert) else None
+
+
+class _Weights:
+    """The state dict of an inert module, as `nn.Module.state_dict` names and orders it."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Tensor | LostTensor] = {}
+        self._visited = 0
+
+    def visit(self, module: object, path: tuple[str, ...]) -> None:
+        """Add the weights of a module at a path."""
+        self._visited += 1
+        place = ".".join(path) or "the network"
+        parts = _parts(module) if isinstance(module, Inert) else None
+        inner = _compiled(module) if isinstance(module, Inert) else None
+        if self._visited > _MOST_MODULES or len(path) > _DEEPEST:
+            self.found[place] = LostTensor("is below too many modules")
+        elif _QUANTIZED.match(name_of(module)):
+            self.found[place] = LostTensor(f"is quantized ({name_of(module)})")
+        elif parts is not None:
+            self._add(parts, path)
+        elif inner is not None:
+            self.visit(inner, (*path, "_orig_mod"))
+        else:
+            self.found[place] = LostTensor(f"is a {name_of(module)}, not a module with weights")
+
+    def _add(self, parts: dict[Any, Any], path: tuple[str, ...]) -> None:
+        passing = parts.get("_non_persistent_buffers_set")
+        kept = {
+            key: value
+            for buffers in _dicts(parts.get("_buffers"))
+            for key, value in buffers.items()
+            if not isinstance(passing, set) or key not in passing
+        }
+        tensors = {**parts["_parameters"], **kept}
+        for key, value in tensors.items():
+            if value is not None:
+                self.found[".".join((*path, str(key)))] = as_tensor(value)
+        for key, value in parts["_modules"].items():
+            if value is not None and self._visited <= _MOST_MODULES:
+                self.visit(value, (*path, str(key)))
+
+
+def as_tensor(value: object) -> Tensor | LostTensor:
+    """Return what stands where weights belong, with the reason if it is not a tensor."""
+    if isinstance(value, (Tensor, LostTensor)):
+        return value
+    return LostTensor(f"is a {name_of(value)}, not a tensor")
+
+
+def is_array(value: object) -> bool:
+    """Return whether an object is a numpy array, inert or, from trusted code, a real one."""
+    if isinstance(value, np.ndarray):
+        return True
+    rebuilds = ("multiarray._reconstruct", "numeric._frombuffer")
+    name = name_of(value) if isinstance(value, Inert) else ""
+    return name.startswith("numpy.") and name.endswith(rebuilds)
