@@ -6,6 +6,7 @@ mmengine's Runner.save_checkpoint and EMAHook, Composer's State.state_dict, dete
 PeriodicCheckpointer, nanoGPT's train.py, torchtitan's CheckpointManager.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from localrank_cli.checkpoints.content import (
     step_in,
 )
 from localrank_cli.checkpoints.names import NO_NUMBER
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import NoWeightsError, UnreadableError
 
 # Where an average over training may be; `params_ema` is BasicSR's.
 EMA_KEYS = (
@@ -57,6 +58,13 @@ CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "m
 _PASSAGES = ("state", "app", "current_model_state")
 # A tensor that repeats its values (expand) is small in its file; a larger one is not a weight.
 _MAX_REPEATED_BYTES = 2**30
+# What hides no weights: optimizers with their moments, random states, logs.
+NO_WEIGHTS_KEYS = re.compile(
+    r"(?:.*[_.])?(?:optim\w*|(?:lr_?)?sched\w*|rng\w*|random\w*|(?:grad_?)?scaler\w*|amp|loops|"
+    r"callbacks|hyper_parameters|args|config|cfg|losses|metrics|history_buffer)(?:[_.]\w*)?$",
+    flags=re.IGNORECASE,
+)
+_MAX_DEPTH = 6
 _LEAVE_OUT = "leave it out with --pattern GLOB."
 
 
@@ -169,19 +177,20 @@ def unwrap(loaded: object, path: Path) -> Content:
     Which candidate fits is decided against the model.
 
     Raises:
-        UnreadableError: If there is none, or a tensor has no plain values.
+        NoWeightsError: If there is none.
+        UnreadableError: If the place of the weights is not known, or a tensor has no plain values.
     """
     if isinstance(loaded, nn.Module):  # only a trusted pickle gives one
         loaded = loaded.state_dict()
     if not isinstance(loaded, Mapping):
-        raise UnreadableError(
+        raise _no_state(loaded)(
             f"{path}: holds a {type(loaded).__name__}, not a state dict.",
             f"Save model.state_dict() (a whole pickled module is not read), or {_LEAVE_OUT}",
         )
     states, averaged = find_states(loaded)
     if not states:
         keys = ", ".join(repr(str(key)) for key in list(loaded)[:8])
-        raise UnreadableError(
+        raise _no_state(loaded)(
             f"{path}: no state dict found; its keys are {keys or 'none'}.",
             f"Known places are the top level and {', '.join((*CONTAINER_KEYS, *EMA_KEYS))}; if it"
             f" is not a checkpoint, {_LEAVE_OUT}",
@@ -190,6 +199,38 @@ def unwrap(loaded: object, path: Path) -> Content:
         _check_plain(state, path)
     step, source, epoch = progress(loaded)
     return Content(states, step, source, epoch, averaged, per_epoch_in(loaded, source))
+
+
+def _no_state(loaded: object) -> type[UnreadableError]:
+    return UnreadableError if holds_weights(loaded) else NoWeightsError
+
+
+def holds_weights(loaded: object, depth: int = 0) -> bool:
+    """Return whether an object holds named tensors of floats that are not an optimizer's."""
+    if depth > _MAX_DEPTH:
+        return True  # not looked into, and so not called empty
+    if isinstance(loaded, nn.Module):
+        return True
+    if isinstance(loaded, Mapping):
+        if "param_groups" in loaded:
+            return False
+        return any(_is_weight(key, value) for key, value in loaded.items()) or any(
+            holds_weights(value, depth + 1)
+            for key, value in loaded.items()
+            if not NO_WEIGHTS_KEYS.match(str(key))
+        )
+    if isinstance(loaded, (list, tuple)):
+        return any(holds_weights(value, depth + 1) for value in loaded)
+    return False
+
+
+def _is_weight(key: object, value: object) -> bool:
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.ndim > 0
+        and (value.is_floating_point() or value.is_complex())
+    )
 
 
 def find_states(loaded: Mapping[Any, Any]) -> tuple[dict[str, State], frozenset[str]]:

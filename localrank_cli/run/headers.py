@@ -38,6 +38,7 @@ from localrank_cli.errors import (
     LocalrankError,
     MismatchError,
     Note,
+    NoWeightsError,
     SettingsError,
     UnreadableError,
     listed,
@@ -146,11 +147,16 @@ class Headers:
             SettingsError: If a step is not found, or different checkpoints have the same.
         """
         places: dict[CheckpointFile, Place] = {}
+        without: dict[CheckpointFile, NoWeightsError] = {}
         earlier = self._context.earlier
         before = earlier.places if earlier is not None else ()
         names = Names([*before, *self._context.files, *self._series.files])
         for file in self._series.files:
-            content = self._read(file, skip)
+            try:
+                content = self._read(file, skip)
+            except NoWeightsError as error:
+                without[file] = error
+                continue
             if content is None:
                 continue
             keys = self._choose(list(content.states), content.averaged, file)
@@ -163,10 +169,24 @@ class Headers:
             if self.first is None:
                 self.first = content.states[bare]
             self._headers[file] = self._shared(content)
+        self._pass_over(without, note)
         ordered = self._in_order(places, names)
         steps = ordered.steps(note)
         self._epochs = {file: places[file].epoch for file, _ in steps}
         return steps
+
+    def _pass_over(self, without: Mapping[CheckpointFile, NoWeightsError], note: Note) -> None:
+        """Leave out the files without weights, such as inputs; each is named in a note.
+
+        Raises:
+            NoWeightsError: If there are no others.
+        """
+        kept = tuple(file for file in self._series.files if file not in without)
+        if without and not kept and self._context.earlier is None:
+            raise next(iter(without.values()))
+        for error in without.values():
+            note(f"{error.what.removesuffix('.')}; it is left out")
+        self._series = replace(self._series, files=kept)
 
     def _in_order(self, places: dict[CheckpointFile, Place], names: Names) -> SeriesSteps:
         earlier = self._context.earlier
@@ -189,6 +209,8 @@ class Headers:
     def _read(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
         try:
             return read_checkpoint(file.path, trust_pickle=self._trust_pickle, header_only=True)
+        except NoWeightsError:
+            raise
         except UnreadableError as error:
             _skip(skip, file, error)
             return None
