@@ -6,14 +6,14 @@ mmengine's Runner.save_checkpoint and EMAHook, Composer's State.state_dict, dete
 PeriodicCheckpointer, nanoGPT's train.py, torchtitan's CheckpointManager.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.checkpoints.bundle import NO_WEIGHTS, Bundle, find_bundle
 from localrank_cli.checkpoints.content import (
     GLOBAL_KEYS,
     STEP_KEYS,
@@ -58,12 +58,6 @@ CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "m
 _PASSAGES = ("state", "app", "current_model_state")
 # A tensor that repeats its values (expand) is small in its file; a larger one is not a weight.
 _MAX_REPEATED_BYTES = 2**30
-# What hides no weights: optimizers with their moments, random states, logs.
-NO_WEIGHTS_KEYS = re.compile(
-    r"(?:.*[_.])?(?:optim\w*|(?:lr_?)?sched\w*|rng\w*|random\w*|(?:grad_?)?scaler\w*|amp|loops|"
-    r"callbacks|hyper_parameters|args|config|cfg|losses|metrics|history_buffer)(?:[_.]\w*)?$",
-    flags=re.IGNORECASE,
-)
 _MAX_DEPTH = 6
 _LEAVE_OUT = "leave it out with --pattern GLOB."
 
@@ -183,12 +177,17 @@ def unwrap(loaded: object, path: Path) -> Content:
     if isinstance(loaded, nn.Module):  # only a trusted pickle gives one
         loaded = loaded.state_dict()
     if not isinstance(loaded, Mapping):
+        _refuse_bundle(find_bundle(loaded, _holds_states), path)
         raise _no_state(loaded)(
             f"{path}: holds a {type(loaded).__name__}, not a state dict.",
             f"Save model.state_dict() (a whole pickled module is not read), or {_LEAVE_OUT}",
         )
     states, averaged = find_states(loaded)
+    bundle = find_bundle(loaded, _holds_states)
     if not states:
+        _refuse_bundle(bundle, path)
+    others = {} if "" in states or bundle else other_states(loaded, states)
+    if not states and not others:
         keys = ", ".join(repr(str(key)) for key in list(loaded)[:8])
         raise _no_state(loaded)(
             f"{path}: no state dict found; its keys are {keys or 'none'}.",
@@ -198,7 +197,23 @@ def unwrap(loaded: object, path: Path) -> Content:
     for state in states.values():
         _check_plain(state, path)
     step, source, epoch = progress(loaded)
-    return Content(states, step, source, epoch, averaged, per_epoch_in(loaded, source))
+    per_epoch = per_epoch_in(loaded, source)
+    return Content(
+        states | others, step, source, epoch, averaged, per_epoch, frozenset(others), bundle
+    )
+
+
+def _refuse_bundle(bundle: Bundle | None, path: Path) -> None:
+    if bundle is not None:
+        raise UnreadableError(f"{bundle.describe(path)}.", bundle.advice(path))
+
+
+def _holds_states(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and "param_groups" not in value
+        and (bool(find_states(value)[0]) and holds_weights(value))
+    )
 
 
 def _no_state(loaded: object) -> type[UnreadableError]:
@@ -217,7 +232,7 @@ def holds_weights(loaded: object, depth: int = 0) -> bool:
         return any(_is_weight(key, value) for key, value in loaded.items()) or any(
             holds_weights(value, depth + 1)
             for key, value in loaded.items()
-            if not NO_WEIGHTS_KEYS.match(str(key))
+            if not NO_WEIGHTS.match(str(key))
         )
     if isinstance(loaded, (list, tuple)):
         return any(holds_weights(value, depth + 1) for value in loaded)
@@ -261,6 +276,26 @@ def find_states(loaded: Mapping[Any, Any]) -> tuple[dict[str, State], frozenset[
     return raw | averages, frozenset(averages)
 
 
+def other_states(
+    loaded: Mapping[Any, Any], known: Collection[str], prefix: str = "", depth: int = 0
+) -> dict[str, State]:
+    """Return the state dicts at keys that no framework uses, by place: `generator`, `nets.g`."""
+    found: dict[str, State] = {}
+    for key, value in loaded.items():
+        place = f"{prefix}{key}"
+        inner = _state_of(value)
+        if not isinstance(key, str) or not isinstance(inner, Mapping) or place in known:
+            continue
+        if NO_WEIGHTS.match(key) or "param_groups" in inner:
+            continue
+        if not _is_state(inner):
+            if depth < _MAX_DEPTH:
+                found |= other_states(inner, known, f"{place}.", depth + 1)
+        elif any(map(_is_weight, inner, inner.values())) and all(map(_is_plain, inner.values())):
+            found[place] = without_counter(dict(inner))[0]
+    return found
+
+
 def _candidates(mapping: Mapping[Any, Any], prefix: str, depth: int = 0) -> dict[str, State]:
     if _is_state(mapping):
         return {prefix: dict(mapping)}
@@ -283,14 +318,24 @@ def _is_state(mapping: Mapping[Any, Any]) -> bool:
     )
 
 
+def _has_values(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor is dense and about as large as the file keeps it."""
+    return _has_values(tensor) and tensor.nbytes <= max(
+        tensor.untyped_storage().nbytes(), _MAX_REPEATED_BYTES
+    )
+
+
 def _check_plain(state: State, path: Path) -> None:
     for key, tensor in state.items():
-        plain = tensor.layout == torch.strided and not tensor.is_quantized
-        if not plain or tensor.is_meta:
+        if not _has_values(tensor):
             kind = "has no values (meta)" if tensor.is_meta else "is sparse or quantized"
             raise UnreadableError(f"{path}: {key} {kind}.", "Save it as a dense tensor of floats.")
         claimed, held = tensor.nbytes, tensor.untyped_storage().nbytes()
-        if claimed > max(held, _MAX_REPEATED_BYTES):
+        if not _is_plain(tensor):
             raise UnreadableError(
                 f"{path}: {printable_name(key)} claims {claimed} bytes, and the file"
                 f" keeps {held} for it.",

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from localrank_cli import analyze
-from localrank_cli.errors import SettingsError, UnreadableError
+from localrank_cli.errors import LocalrankError, SettingsError, UnreadableError
 from tests.checkpoints.dcp_writer import save_dcp
 from tests.cli.program import invoke
 from tests.helpers import save_series, weights
@@ -126,7 +126,7 @@ class TestNoCheckpoints:
         self, tmp_path: Path, content: object
     ) -> None:
         torch.save(content, save_series(tmp_path) / "step_7.pt")
-        with pytest.raises(UnreadableError, match=r"step_7\.pt"):
+        with pytest.raises(LocalrankError, match=r"step_7\.pt"):
             steps(tmp_path)
 
     def test_a_damaged_file_stays_an_error(self, tmp_path: Path) -> None:
