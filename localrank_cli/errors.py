@@ -54,6 +54,10 @@ class UnreadableError(LocalrankError):
     status = "unreadable"
 
 
+class NoWeightsError(UnreadableError):
+    """A file was read in full and holds no weights: it is no checkpoint."""
+
+
 class MismatchError(LocalrankError):
     """A checkpoint does not fit the model."""
 

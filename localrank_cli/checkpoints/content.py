@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.names import NO_NUMBER, TOO_LARGE, number_in_text
 from localrank_cli.errors import UnreadableError, one_line
 
@@ -47,6 +48,8 @@ class Content:
     epoch: int | None = None
     averaged: frozenset[str] = frozenset()  # keys of `states` that hold an average over training
     per_epoch: int | None = None  # steps in an epoch, where the file records it
+    others: frozenset[str] = frozenset()  # keys of `states` at other places: generator
+    bundle: Bundle | None = None  # further checkpoints in the file
 
     @classmethod
     def of_state(cls, state: State, metadata: Mapping[str, Any]) -> "Content":

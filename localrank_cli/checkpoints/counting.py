@@ -12,6 +12,7 @@ from localrank_cli.checkpoints.series import CheckpointFile
 Same = Callable[[CheckpointFile, CheckpointFile], bool]
 
 STEPS, EPOCHS, DERIVED = "steps", "epochs", "derived"
+ALONE = "nothing: one checkpoint without a step"  # also the text in manifests and journals
 _TEXT = re.compile(r"^(\d+) steps in each epoch from epoch (\d+) on$")
 
 
@@ -19,8 +20,9 @@ _TEXT = re.compile(r"^(\d+) steps in each epoch from epoch (\d+) on$")
 class Counting:
     """How the column `step` follows from the place of each checkpoint."""
 
-    # STEPS: as found. EPOCHS: the epoch. DERIVED: from the epoch and the step in it. Else: the
-    # source of a second number, which counts from the start of training (`Place.others`).
+    # STEPS: as found. EPOCHS: the epoch. DERIVED: from the epoch and the step in it. ALONE: 0, for
+    # a single checkpoint without a step. Else: the source of a second number, which counts from the
+    # start of training (`Place.others`).
     kind: str = STEPS
     per_epoch: int = 0  # DERIVED: the steps in every epoch
     first_epoch: int = 0  # DERIVED: 0 or 1
@@ -46,6 +48,8 @@ class Counting:
             return place.step
         if self.kind == EPOCHS:
             return place.epoch
+        if self.kind == ALONE:
+            return 0
         if self.kind == DERIVED:
             if place.step is None or place.epoch is None:
                 return None

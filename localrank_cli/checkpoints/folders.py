@@ -33,6 +33,7 @@ _FIRST = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_MODEL = "model"  # of several files without a step, the one with this stem holds the weights
 # Files of trainers beside the weights, read for the step and epoch, never as weights.
 FACTS = ("trainer_state.json", "meta.pt")
 # Names that only say that a checkpoint is the last or the best.
@@ -105,7 +106,7 @@ def folder_weights(folder: Path) -> Path | None:
             training code can join.
     """
     try:
-        entries = list(folder.iterdir())
+        entries = [entry for entry in folder.iterdir() if not is_resource_fork(entry)]
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:  # it may be a checkpoint: leaving it out silently would lose it
@@ -136,6 +137,11 @@ def is_folder_weights(path: Path) -> bool:
     return path.name in (*_FIRST, DCP_METADATA)
 
 
+def is_resource_fork(path: Path) -> bool:
+    """Return whether a file is what macOS writes beside one (`._step_100.pt`) on other disks."""
+    return path.name.startswith("._")
+
+
 def is_alias(name: str) -> bool:
     """Return whether a name says only "last" or "best" (last.ckpt, model_best.pth.tar)."""
     return _ALIAS.search(stem_of(name)) is not None
@@ -161,7 +167,7 @@ def is_file(path: Path) -> bool:
 def entries_in(folder: Path) -> list[Path]:
     """Return the entries of a folder; none where it cannot be read."""
     try:
-        return list(folder.iterdir())
+        return [entry for entry in folder.iterdir() if not is_resource_fork(entry)]
     except OSError:
         return []
 
@@ -180,6 +186,9 @@ def _only_one(entries: Sequence[Path]) -> Path | None:
         and entry.name not in FACTS
         and is_file(entry)
     ]
+    named = [entry for entry in files if stem_of(entry.name) == _MODEL]
+    if len(named) == 1 and not any(map(_has_step, files)):
+        files = named  # OLMo: model.pt beside optim.pt and train.pt
     alone = len(files) == 1 and not indexes and not _has_step(files[0])
     return files[0] if alone else None
 
@@ -221,7 +230,11 @@ def snapshots(folder: Path) -> dict[Path, list[str]]:
             path: [] for path in sorted((folder / "snapshots").iterdir()) if path.is_dir()
         }
         refs = folder / "refs"
-        commits = {ref: _commit(ref) for ref in sorted(refs.rglob("*")) if ref.is_file()}
+        commits = {
+            ref: _commit(ref)
+            for ref in sorted(refs.rglob("*"))
+            if ref.is_file() and not is_resource_fork(ref)
+        }
     except OSError as error:
         raise cannot_read(Path(error.filename or folder), error) from error
     for ref, commit in commits.items():

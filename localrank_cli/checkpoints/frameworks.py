@@ -7,13 +7,14 @@ PeriodicCheckpointer, nanoGPT's train.py, torchtitan's CheckpointManager.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.checkpoints.bundle import NO_WEIGHTS, Bundle, find_bundle
 from localrank_cli.checkpoints.content import (
     GLOBAL_KEYS,
     STEP_KEYS,
@@ -28,7 +29,7 @@ from localrank_cli.checkpoints.content import (
 from localrank_cli.checkpoints.foreign import conversion, line_of_python
 from localrank_cli.checkpoints.names import NO_NUMBER
 from localrank_cli.checkpoints.pickles import Inert, LostTensor, as_tensor, is_array, name_of, plain
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import NoWeightsError, UnreadableError
 
 # Where an average over training may be; `params_ema` is BasicSR's.
 EMA_KEYS = (
@@ -60,6 +61,7 @@ CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "m
 _PASSAGES = ("state", "app", "current_model_state")
 # A tensor that repeats its values (expand) is small in its file; a larger one is not a weight.
 _MAX_REPEATED_BYTES = 2**30
+_MAX_DEPTH = 6
 _LEAVE_OUT = "leave it out with --pattern GLOB."
 _SAVE = "Save model.state_dict()"
 _CONVERTED = "converted"
@@ -184,21 +186,75 @@ def unwrap(loaded: object, path: Path) -> Content:
     Which candidate fits is decided against the model.
 
     Raises:
-        UnreadableError: If there is none, or a tensor has no plain values.
+        NoWeightsError: If there is none.
+        UnreadableError: If the place of the weights is not known, or a tensor has no plain values.
     """
     loaded = _state_of(loaded)
     if not isinstance(loaded, Mapping):
-        raise UnreadableError(*_no_mapping(loaded, path))
+        _refuse_bundle(find_bundle(loaded, _holds_states), path)
+        raise _absence(loaded)(*_no_mapping(loaded, path))
     arrays = _arrays(loaded, path)
     if arrays is not None:
-        raise UnreadableError(*arrays)
+        raise _absence(loaded)(*arrays)
     states, averaged = find_states(loaded)
+    bundle = find_bundle(loaded, _holds_states)
     if not states:
-        raise UnreadableError(*_no_state(loaded, path))
+        _refuse_bundle(bundle, path)
+    others = {} if "" in states or bundle else other_states(loaded, states)
+    if not states and not others:
+        raise _absence(loaded)(*_no_state(loaded, path))
     for state in states.values():
         _check_plain(state, path)
     step, source, epoch = progress(loaded)
-    return Content(states, step, source, epoch, averaged, per_epoch_in(loaded, source))
+    per_epoch = per_epoch_in(loaded, source)
+    return Content(
+        states | others, step, source, epoch, averaged, per_epoch, frozenset(others), bundle
+    )
+
+
+def _refuse_bundle(bundle: Bundle | None, path: Path) -> None:
+    if bundle is not None:
+        raise UnreadableError(f"{bundle.describe(path)}.", bundle.advice(path))
+
+
+def _holds_states(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and "param_groups" not in value
+        and (bool(find_states(value)[0]) and holds_weights(value))
+    )
+
+
+def _absence(loaded: object) -> type[UnreadableError]:
+    return UnreadableError if holds_weights(loaded) else NoWeightsError
+
+
+def holds_weights(loaded: object, depth: int = 0) -> bool:
+    """Return whether an object holds named tensors of floats that are not an optimizer's."""
+    if depth > _MAX_DEPTH:
+        return True  # not looked into, and so not called empty
+    if isinstance(loaded, nn.Module):
+        return True
+    if isinstance(loaded, Mapping):
+        if "param_groups" in loaded:
+            return False
+        return any(_is_weight(key, value) for key, value in loaded.items()) or any(
+            holds_weights(value, depth + 1)
+            for key, value in loaded.items()
+            if not NO_WEIGHTS.match(str(key))
+        )
+    if isinstance(loaded, (list, tuple)):
+        return any(holds_weights(value, depth + 1) for value in loaded)
+    return False
+
+
+def _is_weight(key: object, value: object) -> bool:
+    return (
+        isinstance(key, str)
+        and isinstance(value, Tensor)
+        and value.ndim > 0
+        and (value.is_floating_point() or value.is_complex())
+    )
 
 
 def find_states(loaded: Mapping[Any, Any]) -> tuple[dict[str, State], frozenset[str]]:
@@ -227,6 +283,26 @@ def find_states(loaded: Mapping[Any, Any]) -> tuple[dict[str, State], frozenset[
         if moved is not None:
             raw = {training: moved} | raw
     return raw | averages, frozenset(averages)
+
+
+def other_states(
+    loaded: Mapping[Any, Any], known: Collection[str], prefix: str = "", depth: int = 0
+) -> dict[str, State]:
+    """Return the state dicts at keys that no framework uses, by place: `generator`, `nets.g`."""
+    found: dict[str, State] = {}
+    for key, value in loaded.items():
+        place = f"{prefix}{key}"
+        inner = _state_of(value)
+        if not isinstance(key, str) or not isinstance(inner, Mapping) or place in known:
+            continue
+        if NO_WEIGHTS.match(key) or "param_groups" in inner:
+            continue
+        if not _is_state(inner):
+            if depth < _MAX_DEPTH:
+                found |= other_states(inner, known, f"{place}.", depth + 1)
+        elif any(map(_is_weight, inner, inner.values())) and all(map(_is_plain, inner.values())):
+            found[place] = without_counter(dict(inner))[0]
+    return found
 
 
 def _candidates(mapping: Mapping[Any, Any], prefix: str, depth: int = 0) -> dict[str, State]:
@@ -371,6 +447,19 @@ def _oddity(tensor: Tensor) -> str:
     )
 
 
+def _has_values(tensor: Tensor | LostTensor) -> bool:
+    if isinstance(tensor, LostTensor):
+        return False
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
+
+
+def _is_plain(tensor: Tensor | LostTensor) -> bool:
+    """Return whether a tensor is dense and about as large as the file keeps it."""
+    if isinstance(tensor, LostTensor) or not _has_values(tensor):
+        return False
+    return tensor.nbytes <= max(tensor.untyped_storage().nbytes(), _MAX_REPEATED_BYTES)
+
+
 def _check_plain(state: State, path: Path) -> None:
     for key, tensor in state.items():
         kind = tensor.reason if isinstance(tensor, LostTensor) else _oddity(tensor)
@@ -378,7 +467,7 @@ def _check_plain(state: State, path: Path) -> None:
             name = printable_name(key)
             raise UnreadableError(f"{path}: {name} {printable_name(kind)}.", _DENSE)
         claimed, held = tensor.nbytes, tensor.untyped_storage().nbytes()
-        if claimed > max(held, _MAX_REPEATED_BYTES):
+        if not _is_plain(tensor):
             raise UnreadableError(
                 f"{path}: {printable_name(key)} claims {claimed} bytes, and the file"
                 f" keeps {held} for it.",

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from localrank_cli.checkpoints.counting import (
+    ALONE,
     DERIVED,
     EPOCHS,
     STEPS,
@@ -17,7 +18,7 @@ from localrank_cli.checkpoints.counting import (
     find_restart,
     is_sound,
 )
-from localrank_cli.checkpoints.folders import is_alias, is_file, is_hub_folder
+from localrank_cli.checkpoints.folders import is_alias
 from localrank_cli.checkpoints.names import StepRule, joint_number, number_of, step_fault
 from localrank_cli.checkpoints.places import Names, Place
 from localrank_cli.checkpoints.series import CheckpointFile, Series
@@ -25,7 +26,6 @@ from localrank_cli.errors import Note, SettingsError
 
 # With what follows it, so that --pattern does not choose stage10 for stage1.
 _STAGE = re.compile(r"(?<![A-Za-z])stage[=_\-.]?(\d{1,9})(?!\d)(?:[^\w*?\[\]]|_|$)", re.IGNORECASE)
-_CONFIG = "config.json"
 _MAX_NOTES = 3  # on conflicts; further checkpoints are only counted
 
 
@@ -123,9 +123,8 @@ def describe_counting(counting: Counting) -> str:
     """Return what the column `step` holds, for messages, without an article."""
     if counting.kind == DERIVED:
         return f"steps counted from the start, with {counting.text}"
-    return {STEPS: "steps as they were found", EPOCHS: "epochs"}.get(
-        counting.kind, f"what the {counting.kind} says"
-    )
+    known = {STEPS: "steps as they were found", EPOCHS: "epochs", ALONE: "0, for want of a step"}
+    return known.get(counting.kind, f"what the {counting.kind} says")
 
 
 class SeriesSteps:
@@ -181,19 +180,22 @@ class SeriesSteps:
         found = {step: self._one(step, files, note) for step, files in groups.items()}
         kept = [found[step] for step in sorted(found, reverse=True)]
         unknown = [file for file in unknown if not self._is_alias(file, kept, note)]
-        if len(self._places) == len(unknown) == 1 and self._is_saved_alone(unknown[0]):
-            note(f"{unknown[0].label or unknown[0].name}: no step was found, so it is step 0")
-            return [(unknown[0], 0)]
         if unknown:
             raise self._no_step(unknown)
         self._note_counting(note)
         return [(found[step], step) for step in sorted(found)]
 
-    def _is_saved_alone(self, file: CheckpointFile) -> bool:
-        """Return whether the series is one model as `save_pretrained` or the Hub leaves it."""
-        folder = self._series.folder
-        is_alone = file.folder == folder or is_hub_folder(folder)
-        return is_alone and file.folder is not None and is_file(file.folder / _CONFIG)
+    def _is_alone(self) -> bool:
+        """Return whether the series is one checkpoint without a step: it needs no order.
+
+        Where the user says how steps are found, or a number in the name may be one, it does.
+        """
+        if len(self._series.files) != 1 or self._rule.source or self._rule.names.regex is not None:
+            return False
+        return all(
+            place.step is None and place.epoch is None and not place.unsure and not place.is_count
+            for place in self._places.values()
+        )
 
     def _check_stages(self) -> None:
         """Refuse stages of a training (OLMo's stage2-step500-tokens3B) that count from 0 again.
@@ -221,6 +223,8 @@ class SeriesSteps:
 
     def _decide(self) -> Counting:
         places = self._places
+        if places and self._is_alone():
+            return Counting(ALONE)
         if not self._rule.source and self._rule.names.regex is None:
             self._check_stages()
         # timm's checkpoint-3 with the entry epoch = 3 is of epochs if all others are too.
@@ -255,6 +259,10 @@ class SeriesSteps:
     def _note_counting(self, note: Note) -> None:
         kind = self.counting.kind
         if self._is_settled:
+            return
+        if kind == ALONE:
+            (file,) = self._places
+            note(f"{file.label or file.name}: no step was found, so it is step 0")
             return
         if self._restart is None:
             if kind == EPOCHS:

@@ -1,6 +1,6 @@
 """Reading one checkpoint, whatever it consists of, and comparing two."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,8 +9,9 @@ from localrank_cli.checkpoints.content import Content, State, cannot_read
 from localrank_cli.checkpoints.dcp import dcp_files, read_dcp
 from localrank_cli.checkpoints.folders import DCP_METADATA
 from localrank_cli.checkpoints.formats import read
+from localrank_cli.checkpoints.frameworks import EMA_KEYS
 from localrank_cli.checkpoints.sharded import is_index, read_sharded, shard_files
-from localrank_cli.checkpoints.weights import choose
+from localrank_cli.checkpoints.weights import EMA, RAW, Sets, choose, part_at
 
 
 def read_checkpoint(
@@ -33,6 +34,26 @@ def read_checkpoint(
     if is_index(path):
         return read_sharded(path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
     return read(path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
+
+
+def sets_of(content: Content) -> Sets:
+    """Return the sets of weights that a checkpoint holds."""
+    return Sets(tuple(content.states), content.averaged, content.others)
+
+
+def with_part(content: Content, weights: str) -> Content:
+    """Return a content with one more set where `--weights` names a prefix within one (`student`).
+
+    `ema` names those under which averages are found in other files (`ema_model.*`).
+    """
+    if weights == RAW or weights in content.states or (weights == EMA and content.averaged):
+        return content
+    places = EMA_KEYS if weights == EMA else (weights,)
+    found = {
+        place: part for place in places if (part := part_at(content.states, place)) is not None
+    }
+    averaged = content.averaged | (set(found) if weights == EMA else set())
+    return replace(content, states={**content.states, **found}, averaged=averaged)
 
 
 @dataclass(frozen=True)
@@ -100,8 +121,15 @@ class Twins:
 
     def _state(self, path: Path) -> State:
         content = read_checkpoint(path, trust_pickle=self._trust_pickle)
-        keys = choose(list(content.states), content.averaged, self._weights, str(path))
-        return content.states[keys[0]]
+        content = with_part(content, self._weights)
+        first, *more = choose(sets_of(content), self._weights, str(path))
+        state = content.states[first]
+        if first not in content.others:
+            return state
+        # Which of several networks is the model's is not known yet: all must be equal.
+        return {
+            f"{key}.{name}": v for key in (first, *more) for name, v in content.states[key].items()
+        }
 
 
 def _equal(left: State, right: State) -> bool:

@@ -17,6 +17,7 @@ from localrank_cli.checkpoints.folders import (
     is_file,
     is_folder_weights,
     is_hub_folder,
+    is_resource_fork,
     snapshots,
     stem_of,
 )
@@ -144,7 +145,9 @@ def find_checkpoints(
         entries = list(snapshots(folder))
     else:
         try:
-            entries = list(named) or sorted(folder.iterdir())
+            entries = list(named) or sorted(
+                entry for entry in folder.iterdir() if not is_resource_fork(entry)
+            )
         except OSError as error:
             raise UnreadableError(
                 f"{folder}: cannot be read ({error.strerror}).", "Check its permissions."
@@ -162,6 +165,10 @@ def find_checkpoints(
             file = _as_checkpoint(entry, folder, bool(named), rule)
             if file is not None:
                 files.append(file)
+    if not files and not named and not pattern:
+        weights = folder_weights(folder)  # of a single checkpoint, such as best/.metadata
+        if weights is not None:
+            files = [CheckpointFile(weights, weights.relative_to(folder).as_posix(), folder)]
     if not files:
         raise _nothing_found(folder, entries, pattern)
     return Series(folder, tuple(files))

@@ -1,25 +1,41 @@
 """`--weights`: which of several state dicts in a file is read, and which prefixes its keys lose."""
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from localrank_cli.errors import SettingsError
 
 RAW, EMA = "raw", "ema"
 _Value = TypeVar("_Value")
+_Fits: TypeAlias = Callable[[Mapping[str, _Value]], bool]
 WRAPPERS = ("module.", "_orig_mod.")
 PREFIXES = (*WRAPPERS, "model.", "net.")
+# Those of DataParallel, torch.compile, FSDP, activation checkpointing and Lightning's strategies.
+_ALL_WRAPPERS = (
+    *WRAPPERS,
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+    "_forward_module.",
+)
+_NORMS = {"original0": "_g", "original1": "_v"}  # of weight_norm, new and old
+# Top-level parts of a training's module that are not the network.
+_LOSS = re.compile(
+    r"^(?:\w*loss(?:es|_\w+)?|criteri(?:on|a)\w*|\w*metrics?)\.", flags=re.IGNORECASE
+)
+_SECOND = re.compile(
+    r"^(?:(?:model_)?ema\w*|swa_\w+|\w*teacher|\w*discriminator|critic|target_\w+|momentum_\w+)\.",
+    flags=re.IGNORECASE,
+)
+_AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?)(?:$|[._])", re.IGNORECASE)
 
 
-def choose(
-    keys: Sequence[str], averaged: Collection[str], weights: str, place: str
-) -> tuple[str, ...]:
+def choose(content: "Sets", weights: str, place: str) -> tuple[str, ...]:
     """Return the keys of the state dicts that `--weights` allows, in the order to try them.
 
     Args:
-        keys: Where state dicts are in a file.
-        averaged: The keys that hold an average over training.
+        content: The sets of weights in a file.
         weights: `raw` for the weights that training continues with, `ema` for an average, or a key.
             Where a file holds nothing but an average, `raw` is that.
         place: The file, for messages.
@@ -27,8 +43,11 @@ def choose(
     Raises:
         SettingsError: If there are no such weights.
     """
+    keys, averaged = content.keys, content.averaged
     if weights == RAW:
-        return tuple(key for key in keys if key not in averaged) or tuple(keys)
+        known = tuple(key for key in keys if key not in averaged and key not in content.others)
+        # Keys that no framework uses come before an average, and are tried after all others.
+        return known or tuple(key for key in keys if key not in averaged) or tuple(keys)
     if weights == EMA:
         chosen = tuple(key for key in keys if key in averaged)
         missing = "no average of weights was found in it"
@@ -50,19 +69,73 @@ def describe_weights(key: str, averaged: Collection[str]) -> str:
 
 
 @dataclass(frozen=True)
+class Sets:
+    """The sets of weights in a file, by key."""
+
+    keys: tuple[str, ...]
+    averaged: Collection[str] = ()  # those that hold an average over training
+    others: Collection[str] = ()  # those at keys that no framework uses
+
+
+def part_at(states: Mapping[str, Mapping[str, _Value]], place: str) -> dict[str, _Value] | None:
+    """Return the entries under a prefix of names, such as `student` or `state_dict.student`.
+
+    The names in the result lack the prefix. None where no name has it.
+    """
+    for key, state in states.items():
+        for prefix in (f"{place}.", f"{place}.".removeprefix(f"{key}.") if key else ""):
+            found = {
+                name[len(prefix) :]: value
+                for name, value in state.items()
+                if prefix and name.startswith(prefix)
+            }
+            if found:
+                return found
+    return None
+
+
+def parts(state: Mapping[str, _Value]) -> dict[str, dict[str, _Value]]:
+    """Return the entries under each prefix of up to three parts, without the prefix."""
+    found: dict[str, dict[str, _Value]] = {}
+    for name, value in state.items():
+        split = name.split(".")
+        for length in range(1, min(4, len(split))):
+            rest = ".".join(split[length:])
+            found.setdefault(".".join(split[:length]), {})[rest] = value
+    return found
+
+
+def without_loss(state: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Return the entries that are not a loss's or a metric's by their names."""
+    return {key: value for key, value in state.items() if not _LOSS.match(key)}
+
+
+@dataclass(frozen=True)
 class Stripping:
-    """The prefixes that were removed from keys."""
+    """What was removed from keys to give the names of the model."""
 
     prefix: str = ""  # from the front of every key
     inner: bool = False  # `_orig_mod.` and `module.` inside the keys too
+    # The key and the model's name of each entry, where this is not a matter of prefixes alone.
+    names: tuple[tuple[str, str], ...] = ()
+    change: str = ""  # what `names` change, for notes
+    left: tuple[str, ...] = ()  # keys of entries that are not the network's
+
+    def apply(self, state: Mapping[str, _Value]) -> dict[str, _Value] | None:
+        """Return a state by the names of the model; None where it is another state."""
+        if not self.names:
+            return next((found for one, found in candidates(state) if one == self), None)
+        if state.keys() != {key for key, _ in self.names} | set(self.left):
+            return None
+        return {name: state[key] for key, name in self.names}
 
     @property
     def description(self) -> str:
         """For notes; empty when nothing was removed."""
-        parts = [f"prefix {self.prefix!r}"] if self.prefix else []
+        found = [f"prefix {self.prefix!r}"] if self.prefix else []
         if self.inner:
-            parts.append("inner '_orig_mod.' and 'module.'")
-        return " and ".join(parts)
+            found.append("inner '_orig_mod.' and 'module.'")
+        return " and ".join([*found, self.change] if self.change else found)
 
 
 def candidates(
@@ -90,6 +163,91 @@ def strip_to_fit(
 ) -> tuple[Stripping, dict[str, _Value]] | None:
     """Return the state with as few prefixes removed as make it fit, or None when nothing fits."""
     return next((pair for pair in candidates(state) if fits(pair[1])), None)
+
+
+def match_names(
+    state: Mapping[str, _Value], names: Collection[str], fits: _Fits[_Value]
+) -> Stripping | None:
+    """Return how names that differ in their wrappers, anywhere in them, become the model's.
+
+    Wrappers (`_orig_mod`, `_fsdp_wrapped_module`, ...) are removed where the model has none and
+    added where it has; `weight_g` and `weight_v` of the old weight_norm count as `original0` and
+    `original1` of the new one. Never where two keys would become one.
+
+    Args:
+        state: The entries of a file.
+        names: Those of the model's state dict.
+        fits: Whether entries are those of the model.
+    """
+    of_model = {_plain_name(name): name for name in names}
+    if len(of_model) < len(names):
+        return None
+    for stripping, stripped in candidates(state):
+        plain = {_plain_name(name): name for name in stripped}
+        if stripping.inner or len(plain) < len(stripped):
+            continue
+        renamed = {of_model.get(short, name): name for short, name in plain.items()}
+        if len(renamed) == len(stripped) and fits({k: stripped[n] for k, n in renamed.items()}):
+            pairs = tuple((stripping.prefix + name, new) for new, name in renamed.items())
+            return Stripping(names=pairs, change=_change(pairs))
+    return None
+
+
+def _plain_name(name: str) -> str:
+    found = [part for part in name.split(".") if f"{part}." not in _ALL_WRAPPERS]
+    if len(found) > 2 and found[-3] == "parametrizations" and found[-1] in _NORMS:
+        found[-3:] = [found[-2] + _NORMS[found[-1]]]
+    return ".".join(found)
+
+
+def _change(pairs: Sequence[tuple[str, str]]) -> str:
+    key, name = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
+    return f"wrappers ({key} fills {name})" if key else ""
+
+
+def find_part(
+    state: Mapping[str, _Value], names: Collection[str], fits: _Fits[_Value]
+) -> dict[str, Stripping]:
+    """Return the prefixes under which some of the entries are the model's, exactly, and how.
+
+    The key is "" where the network has no prefix beside the weights of a loss (`criterion.weight`).
+    Where a prefix and a longer one give the same entries, the longer one is left out.
+    """
+    found: dict[str, Stripping] = {}
+    seen: set[frozenset[str]] = set()
+    rest = {key: value for key, value in without_loss(state).items() if not _SECOND.match(key)}
+    groups = {"": rest} if 0 < len(rest) < len(state) else {}
+    for prefix, part in (groups | parts(state)).items():
+        if 2 * len(part) < len(names):  # tied names may be missing
+            continue
+        start = f"{prefix}." if prefix else ""
+        keys = frozenset(start + name for name in part)
+        fit = strip_to_fit(part, fits)
+        if fit is not None:
+            given = dict(zip(fit[1], part, strict=True))
+            pairs = tuple((start + name, new) for new, name in given.items())
+        else:
+            matched = match_names(part, names, fits)
+            if matched is None:
+                continue
+            pairs = tuple((start + name, new) for name, new in matched.names)
+        if keys not in seen:
+            seen.add(keys)
+            left = tuple(key for key in state if key not in keys)
+            change = f"prefix {start!r}" if start else ""
+            found[prefix] = Stripping(names=pairs, change=change, left=left)
+    return found
+
+
+def prefer(places: Collection[str]) -> list[str]:
+    """Return which of several sets of weights that fit may be meant without `--weights`.
+
+    A whole bare state dict comes first. Names of averages (`ema_model`) come last.
+    """
+    if "" in places:
+        return [""]
+    trained = [place for place in places if not _AVERAGE.search(place)]
+    return trained or list(places)
 
 
 def _without_inner(state: Mapping[str, _Value]) -> dict[str, _Value] | None:

@@ -18,26 +18,34 @@ from localrank_cli.checkpoints.adapters import (
     is_of_peft,
     refusal,
 )
+from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.content import Content, State
-from localrank_cli.checkpoints.counting import Counting
+from localrank_cli.checkpoints.counting import ALONE, Counting
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.checkpoints.order import SeriesSteps, StepScheme
 from localrank_cli.checkpoints.places import Names, Place, find_place
-from localrank_cli.checkpoints.reading import Twins, read_checkpoint
+from localrank_cli.checkpoints.reading import Twins, read_checkpoint, sets_of, with_part
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.weights import (
     RAW,
     WRAPPERS,
+    Sets,
     Stripping,
     candidates,
     choose,
     describe_weights,
+    find_part,
+    match_names,
+    part_at,
+    prefer,
     strip_to_fit,
+    without_loss,
 )
 from localrank_cli.errors import (
     LocalrankError,
     MismatchError,
     Note,
+    NoWeightsError,
     SettingsError,
     UnreadableError,
     listed,
@@ -48,6 +56,7 @@ from localrank_cli.model.hf_weights import HfExpected, Report, mismatch_of
 from localrank_cli.options.parse import Part
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.missing import Parts
+from localrank_cli.run.network import can_infer
 from localrank_cli.spectrum.layer import Examination
 
 Skip = Callable[[CheckpointFile, LocalrankError], None]
@@ -60,6 +69,12 @@ class _Header:
     shapes: dict[str, dict[str, tuple[int, ...]]]  # container -> key -> shape
     averaged: frozenset[str]  # containers that hold an average over training
     dtypes: dict[str, dict[str, torch.dtype]]  # container -> key -> dtype
+    others: frozenset[str] = frozenset()  # containers that no framework uses
+
+    @property
+    def sets(self) -> Sets:
+        """The sets of weights."""
+        return Sets(tuple(self.shapes), self.averaged, self.others)
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,7 @@ class PlannedCheckpoint:
     mapped: bool = True  # whether its tensors may be mapped; not while a training may write it
     missing: tuple[str, ...] = ()  # parts of the network that it does not hold
     unexpected: tuple[str, ...] = ()  # entries that the network has no place for
+    is_found: bool = False  # whether the weights are at a place that no framework uses
 
     @property
     def place(self) -> str:
@@ -118,6 +134,7 @@ class Headers:
         self._last = _Header({}, frozenset(), {})
         self._epochs: dict[CheckpointFile, int | None] = {}
         self._fits: dict[tuple[int, str, int], _Fit | None] = {}
+        self._furthers: dict[tuple[int, int], dict[str, tuple[str, _Fit]]] = {}
         self._context = context
         self.scheme = StepScheme(rule, Counting(), {})
         self.unfilled: set[str] = set()  # parts of the model that a checkpoint does not fill
@@ -146,14 +163,22 @@ class Headers:
             SettingsError: If a step is not found, or different checkpoints have the same.
         """
         places: dict[CheckpointFile, Place] = {}
+        without: dict[CheckpointFile, NoWeightsError] = {}
+        bundles: list[tuple[CheckpointFile, str, Bundle]] = []
         earlier = self._context.earlier
         before = earlier.places if earlier is not None else ()
         names = Names([*before, *self._context.files, *self._series.files])
         for file in self._series.files:
-            content = self._read(file, skip)
+            try:
+                content = self._read(file, skip)
+            except NoWeightsError as error:
+                without[file] = error
+                continue
             if content is None:
                 continue
-            keys = self._choose(list(content.states), content.averaged, file)
+            keys = choose(sets_of(content), self._weights, str(file.path))
+            if content.bundle is not None:
+                bundles.append((file, keys[0], content.bundle))
             try:
                 bare = self._check_adapter({key: content.states[key] for key in keys}, file)
                 places[file] = find_place(file, content, self._rule, names)
@@ -161,12 +186,46 @@ class Headers:
                 _skip(skip, file, error)
                 continue
             if self.first is None:
-                self.first = content.states[bare]
+                self.first = self._first(content, bare, file)
             self._headers[file] = self._shared(content)
+        self._pass_over(without, note)
         ordered = self._in_order(places, names)
+        self._check_bundles(bundles, note)
         steps = ordered.steps(note)
         self._epochs = {file: places[file].epoch for file, _ in steps}
         return steps
+
+    def _check_bundles(
+        self, bundles: Sequence[tuple[CheckpointFile, str, Bundle]], note: Note
+    ) -> None:
+        """Point out a single file that holds a series beside its weights.
+
+        Raises:
+            SettingsError: If the file has no step: the series is more likely meant.
+        """
+        if len(self._series.files) != 1 or not bundles or self._context.earlier is not None:
+            return
+        ((file, key, bundle),) = bundles
+        if self.scheme.counting.kind == ALONE and self._weights == RAW:
+            raise SettingsError(
+                f"{bundle.describe(file.path)}, beside weights without a step.",
+                f"{bundle.advice(file.path)}. To analyze the other weights alone, give"
+                f" --weights {key}.",
+            )
+        note(f"{bundle.describe(file.path)}, which are left out. {bundle.advice(file.path)}")
+
+    def _pass_over(self, without: Mapping[CheckpointFile, NoWeightsError], note: Note) -> None:
+        """Leave out the files without weights, such as inputs; each is named in a note.
+
+        Raises:
+            NoWeightsError: If there are no others.
+        """
+        kept = tuple(file for file in self._series.files if file not in without)
+        if without and not kept and self._context.earlier is None:
+            raise next(iter(without.values()))
+        for error in without.values():
+            note(f"{error.what.removesuffix('.')}; it is left out")
+        self._series = replace(self._series, files=kept)
 
     def _in_order(self, places: dict[CheckpointFile, Place], names: Names) -> SeriesSteps:
         earlier = self._context.earlier
@@ -188,7 +247,10 @@ class Headers:
 
     def _read(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
         try:
-            return read_checkpoint(file.path, trust_pickle=self._trust_pickle, header_only=True)
+            content = read_checkpoint(file.path, trust_pickle=self._trust_pickle, header_only=True)
+            return with_part(content, self._weights)
+        except NoWeightsError:
+            raise
         except UnreadableError as error:
             _skip(skip, file, error)
             return None
@@ -219,10 +281,26 @@ class Headers:
         except UnreadableError:  # an earlier checkpoint has been removed
             return False
 
-    def _choose(
-        self, keys: Sequence[str], averaged: frozenset[str], file: CheckpointFile
-    ) -> tuple[str, ...]:
-        return choose(keys, averaged, self._weights, str(file.path))
+    def _first(self, content: Content, bare: str, file: CheckpointFile) -> State:
+        """Return the weights from which a network may be inferred.
+
+        Raises:
+            SettingsError: If it may be inferred from several, at keys that no framework uses.
+        """
+        first = content.states[bare]
+        if not self._context.is_inferred:
+            return first
+        if bare not in content.others:
+            rest = without_loss(first)
+            return first if can_infer(first) or not can_infer(rest) else rest
+        keys = choose(sets_of(content), self._weights, str(file.path))
+        fitting = prefer([key for key in keys if can_infer(content.states[key])])
+        if len(fitting) > 1:
+            raise SettingsError(
+                f"{file.path}: holds several networks: {listed(fitting)}.",
+                f"Choose one: --weights {' or --weights '.join(fitting[:4])}.",
+            )
+        return content.states[fitting[0]] if fitting else first
 
     def _shared(self, content: Content) -> _Header:
         shapes = {
@@ -233,7 +311,7 @@ class Headers:
             key: {name: tensor.dtype for name, tensor in state.items()}
             for key, state in content.states.items()
         }
-        header = _Header(shapes, content.averaged, dtypes)
+        header = _Header(shapes, content.averaged, dtypes, content.others)
         # Checkpoints of one run have equal headers: one copy keeps memory flat for any number.
         if header != self._last:
             self._last = header
@@ -250,37 +328,25 @@ class Headers:
             MismatchError: If they do not fit the model.
         """
         header = self._headers[file]
-        keys = self._choose(list(header.shapes), header.averaged, file)
+        keys = choose(header.sets, self._weights, str(file.path))
         bare = PlannedCheckpoint(file, step, "", Stripping(), epoch=self._epochs.get(file))
         place = bare.place
-        for container in keys:
+        usual = [key for key in keys if key not in header.others or key == self._weights]
+        for container in usual:
             fit = self._fit(header, container, expected)
             if fit is not None:
-                if isinstance(expected, HfExpected):
-                    expected.check_stored(fit.odd, header.dtypes[container], place)
-                else:
-                    _check_types(header, container, fit.stripping, expected, place)
-                return replace(
-                    bare,
-                    container=container,
-                    stripping=fit.stripping,
-                    missing=fit.report.missing,
-                    unexpected=fit.report.unexpected,
-                    aside=tuple(
-                        describe_weights(key, header.averaged)
-                        for key in header.shapes
-                        if key != container
-                    ),
-                    averaged=container in header.averaged,
-                )
+                return _planned(bare, header, container, fit, expected)
+        if has_custom_loading(model) and usual:
+            found = self._custom(bare, usual, model, expected, stripped=False)
+            if found is not None:
+                return found
+        further = self._further(header, keys, expected, place)
+        if further is not None:
+            return _planned(bare, header, *further, expected)
         if has_custom_loading(model):
-            # A user's load hooks may accept what keys and shapes alone do not show.
-            content = read_checkpoint(file.path, trust_pickle=self._trust_pickle)
-            for container in keys:
-                with suppress(MismatchError):
-                    state = content.states[container]
-                    self.unfilled |= fill_custom(model, expected, state, place)
-                    return replace(bare, container=container)
+            found = self._custom(bare, keys, model, expected, stripped=True)
+            if found is not None:
+                return found
         if all(is_adapter_alone(header.shapes[key]) for key in keys):
             raise MismatchError(*refusal(file.path, header.shapes[keys[0]]))
         if isinstance(expected, HfExpected):
@@ -290,6 +356,54 @@ class Headers:
             key=lambda shapes: sum(map(len, expected.differences(shapes))),
         )
         raise mismatch(expected, closest, place)
+
+    def _custom(
+        self,
+        bare: PlannedCheckpoint,
+        keys: Sequence[str],
+        model: nn.Module,
+        expected: Expected,
+        *,
+        stripped: bool,
+    ) -> PlannedCheckpoint | None:
+        """Return how a user's load hooks accept what keys and shapes alone do not show.
+
+        `stripped` tries names without prefixes.
+        """
+        content = read_checkpoint(bare.file.path, trust_pickle=self._trust_pickle)
+        content = with_part(content, self._weights)
+        for container in keys:
+            for stripping, state in candidates(content.states[container]):
+                if (stripping != Stripping()) is stripped:
+                    with suppress(MismatchError):
+                        self.unfilled |= fill_custom(model, expected, state, bare.place)
+                        return replace(bare, container=container, stripping=stripping)
+        return None
+
+    def _further(
+        self, header: _Header, keys: Sequence[str], expected: Expected, place: str
+    ) -> "tuple[str, _Fit] | None":
+        """Return the one set of weights, or part of one, that fits where the usual ones do not.
+
+        Raises:
+            MismatchError: If several fit.
+        """
+        key = (id(header), id(expected))
+        if key not in self._furthers:
+            more = header.others if self._weights == RAW else ()
+            places = [*keys, *(one for one in header.shapes if one in more and one not in keys)]
+            self._furthers[key] = _find_further(header, places, expected)
+            if not self._furthers[key] and self._weights == RAW:
+                averages = [one for one in header.shapes if one in header.averaged]
+                self._furthers[key] = _find_further(header, averages, expected)
+        found = self._furthers[key]
+        chosen = prefer(found)
+        if len(chosen) > 1:
+            raise MismatchError(
+                f"{place}: holds several sets of weights that fit the model: {listed(chosen)}.",
+                f"Choose one: --weights {' or --weights '.join(chosen[:4])}.",
+            )
+        return found[chosen[0]] if chosen else None
 
     def _fit(self, header: _Header, container: str, expected: Expected) -> "_Fit | None":
         """Return how a set of weights fits; checkpoints of one run share header and answer."""
@@ -332,6 +446,52 @@ def _find_fit(header: _Header, container: str, expected: Expected) -> _Fit | Non
     return replace(best, odd=expected.filled_by(renamed, odd))
 
 
+def _find_further(
+    header: _Header, keys: Sequence[str], expected: Expected
+) -> "dict[str, tuple[str, _Fit]]":
+    """Return the places, for --weights, of what fits a network, each with its container."""
+    found: dict[str, tuple[str, _Fit]] = {}
+    for container in keys:
+        fit = _find_fit(header, container, expected)
+        shapes = header.shapes[container]
+        if fit is None and not isinstance(expected, HfExpected):
+            renamed = match_names(shapes, expected.shapes, expected.fits)
+            fit = None if renamed is None else _Fit(renamed)
+        if fit is not None:
+            found[container] = (container, fit)
+        elif not isinstance(expected, HfExpected):
+            for prefix, part in find_part(shapes, expected.shapes, expected.fits).items():
+                report = Report(unexpected=part.left)
+                found[prefix or container] = (container, _Fit(part, report))
+    return found
+
+
+def _planned(
+    bare: PlannedCheckpoint, header: _Header, container: str, fit: _Fit, expected: Expected
+) -> PlannedCheckpoint:
+    """Return the plan for a set of weights that fits.
+
+    Raises:
+        MismatchError: If it holds numbers of another kind than the model's.
+    """
+    if isinstance(expected, HfExpected):
+        expected.check_stored(fit.odd, header.dtypes[container], bare.place)
+    else:
+        _check_types(header, container, fit.stripping, expected, bare.place)
+    return replace(
+        bare,
+        container=container,
+        stripping=fit.stripping,
+        missing=fit.report.missing,
+        unexpected=fit.report.unexpected,
+        aside=tuple(
+            describe_weights(key, header.averaged) for key in header.shapes if key != container
+        ),
+        averaged=container in header.averaged,
+        is_found=container in header.others,
+    )
+
+
 def _skip(skip: Skip | None, file: CheckpointFile, error: UnreadableError) -> None:
     if skip is None:
         raise error
@@ -345,10 +505,9 @@ def _check_types(
     floats = all(dtype.is_floating_point for dtype in dtypes.values())
     if floats and not expected.has_complex:
         return  # early, as a series may have thousands of checkpoints
-    for other, renamed in candidates(dtypes):
-        if other == stripping:
-            expected.check_types(renamed, place)
-            return
+    renamed = stripping.apply(dtypes)
+    if renamed is not None:
+        expected.check_types(renamed, place)
 
 
 def describe_missing(checkpoints: Sequence[PlannedCheckpoint]) -> list[str]:
@@ -374,11 +533,13 @@ def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, T
     content = read_checkpoint(
         checkpoint.file.path, trust_pickle=trust_pickle, mapped=checkpoint.mapped
     )
-    state: Mapping[str, Tensor] | None = content.states.get(checkpoint.container)
-    if state is not None:
-        for stripping, renamed in candidates(state):
-            if stripping == checkpoint.stripping:
-                return renamed
+    container = checkpoint.container
+    state: Mapping[str, Tensor] | None = content.states.get(container)
+    if state is None:  # --weights named a prefix
+        state = part_at(content.states, container)
+    renamed = checkpoint.stripping.apply(state) if state is not None else None
+    if renamed is not None:
+        return renamed
     raise SettingsError(
         f"{checkpoint.place}: the file changed since the run began.",
         "Run again when nothing writes to it.",

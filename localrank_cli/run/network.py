@@ -9,7 +9,7 @@ from typing import Any
 
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.series import CheckpointFile
-from localrank_cli.checkpoints.weights import WRAPPERS, candidates
+from localrank_cli.checkpoints.weights import WRAPPERS, candidates, parts
 from localrank_cli.errors import ModelError, Note, listed
 from localrank_cli.model.build import existing_modules
 from localrank_cli.model.hf import (
@@ -22,7 +22,7 @@ from localrank_cli.model.hf import (
 )
 from localrank_cli.model.hf_size import Held
 from localrank_cli.model.hf_weights import HfExpected
-from localrank_cli.model.mlp import InferredMlp, infer_mlp
+from localrank_cli.model.mlp import InferredMlp, MlpLayout, infer_mlp
 from localrank_cli.model.twice import Builder, Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
 from localrank_cli.options.resolve import ModelChoice
@@ -54,10 +54,14 @@ def make_model(
             factory: Any = import_object(choice.code, "--model")
         return build_twice(Builder(factory, arguments, f"--model {name}", existing, choice.code))
     assert first is not None
-    shapes = {key: tuple(tensor.shape) for key, tensor in first.items()}
-    *_, (_, bare) = candidates(shapes, WRAPPERS)
-    in_order = not all(tensor.is_meta for tensor in first.values())
-    layout = infer_mlp(bare, in_order)
+    try:
+        layout = _layout(first)
+    except ModelError as error:
+        names = [name for name, part in parts(first).items() if can_infer(part)]
+        if not names:
+            raise
+        part = f"To read one part alone as the network, give --weights {' or '.join(names[:4])}."
+        raise ModelError(error.what, f"{error.advice} {part}") from error
     note(
         f"no --model: read as a plain MLP {layout.description} with {choice.activation}"
         " between its layers"
@@ -65,6 +69,21 @@ def make_model(
     model = InferredMlp(layout, choice.activation)
     model.eval()
     return Network(model.requires_grad_(False))
+
+
+def _layout(state: State) -> MlpLayout:
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    *_, (_, bare) = candidates(shapes, WRAPPERS)
+    return infer_mlp(bare, in_order=not all(tensor.is_meta for tensor in state.values()))
+
+
+def can_infer(state: State) -> bool:
+    """Return whether weights are those of a plain MLP, in an order that is certain."""
+    try:
+        _layout(state)
+    except ModelError:
+        return False
+    return True
 
 
 def make_hf_model(

@@ -280,7 +280,9 @@ def _headers(
 def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
     for description in sorted({c.stripping.description for c in checkpoints} - {""}):
         note(f"stripped from the weights' names: {description}")
-    for text in sorted({_which_weights(c) for c in checkpoints if c.aside or c.averaged}):
+    for text in sorted(
+        {_which_weights(c) for c in checkpoints if c.aside or c.averaged or c.is_found}
+    ):
         note(text)
 
 

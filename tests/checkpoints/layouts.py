@@ -269,6 +269,14 @@ def _olmo_core_folder(folder: Path, step: int) -> None:
     (folder / f"step{step}/.metadata.json").write_text("{}")
 
 
+def _olmo_folder(folder: Path, step: int) -> None:
+    place = folder / f"step{step}-unsharded"
+    place.mkdir()
+    torch.save(raw(step), place / "model.pt")
+    torch.save({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}, place / "optim.pt")
+    torch.save({"global_step": step, "epoch": 0}, place / "train.pt")
+
+
 def _lightning_sharded(folder: Path, step: int) -> None:
     place = folder / f"epoch=0-step={step}.ckpt"
     save_dcp(place, {"state_dict": renamed(raw(step), "model."), "optimizer_0": {}}, 2)
@@ -330,6 +338,7 @@ LAYOUTS: dict[str, Layout] = {
         _dcp("step_{step}", _training, parts=2), "step_{step}"
     ),
     "torchtitan": Layout(_dcp("step-{step}", _torchtitan), "step-{step}"),
+    "OLMo": Layout(_olmo_folder, "step{step}-unsharded"),
     "OLMo-core": Layout(_olmo_core_folder, "step{step}"),
     "Lightning, sharded": Layout(_lightning_sharded, "epoch=0-step={step}.ckpt"),
     "accelerate, FSDP sharded": Layout(_accelerate_fsdp, "step_{step}"),

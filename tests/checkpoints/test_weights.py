@@ -1,6 +1,6 @@
 import pytest
 
-from localrank_cli.checkpoints.weights import choose
+from localrank_cli.checkpoints.weights import Sets, choose
 from localrank_cli.errors import SettingsError
 
 KEYS = ("state_dict", "state_dict_ema", "net")
@@ -17,20 +17,20 @@ AVERAGED = {"state_dict_ema"}
     ],
 )
 def test_choice(weights: str, chosen: tuple[str, ...]) -> None:
-    assert choose(KEYS, AVERAGED, weights, "a.pt") == chosen
+    assert choose(Sets(KEYS, AVERAGED), weights, "a.pt") == chosen
 
 
 def test_raw_is_the_average_where_there_is_nothing_else() -> None:
-    assert choose(["ema"], {"ema"}, "raw", "a.pt") == ("ema",)
+    assert choose(Sets(("ema",), {"ema"}), "raw", "a.pt") == ("ema",)
 
 
 @pytest.mark.parametrize("weights", ["EMA", "model", ""])
 def test_a_wrong_key_lists_the_known_ones(weights: str) -> None:
     with pytest.raises(SettingsError, match="it has no such weights") as caught:
-        choose(KEYS, AVERAGED, weights, "a.pt")
+        choose(Sets(KEYS, AVERAGED), weights, "a.pt")
     assert "it holds 'state_dict', 'state_dict_ema' (ema), 'net'" in caught.value.what
 
 
 def test_no_average() -> None:
     with pytest.raises(SettingsError, match="no average of weights was found in it; it holds one"):
-        choose([""], set(), "ema", "a.pt")
+        choose(Sets(("",)), "ema", "a.pt")

@@ -1,0 +1,125 @@
+"""Several checkpoints in one file, such as a list of state dicts: the lines that split it."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from localrank_cli.checkpoints.names import epoch_in_name, step_in_name
+
+Holds = Callable[[object], bool]
+
+_COUNTERS = ("step", "iter", "epoch")
+_MAX_DEPTH = 3
+# Keys that lead to no network: optimizers with their moments, random states, settings, logs.
+NO_WEIGHTS = re.compile(
+    r"^(?:[a-z]+_)*?(?:optim(?:izer)?s?|(?:lr_?)?sched(?:uler)?s?|rng|random|(?:grad_?)?scalers?|amp|loops|"
+    r"callbacks|hyper_parameters|args|config|cfg|losses|metrics)(?:_?states?|_dicts?|_[a-z]|_?\d+)*+$",
+    flags=re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A list or table of checkpoints in one file."""
+
+    count: int
+    place: tuple[str, ...]  # keys that lead to it; empty for the whole file
+    is_list: bool
+    steps: tuple[str, ...] = ()  # keys that lead to the list of their steps
+    word: str = "step_"  # before the number, in the name of each; empty where the key is a name
+
+    def describe(self, path: Path) -> str:
+        """Return what the file holds, as a sentence without a full stop."""
+        where = f" under {'.'.join(self.place)!r}" if self.place else ""
+        kind = "a list" if self.is_list else "a table"
+        return f"{path}: holds {self.count} checkpoints in one file ({kind}{where})"
+
+    def lines(self, path: Path) -> str:
+        """Return the Python code that splits the file into a folder beside it."""
+        file, folder = str(path), path.with_name(f"{path.name.split('.')[0]}_split")
+        of = _expression(self.place)
+        if not self.is_list:
+            pairs = f"{of}.items()"
+        elif self.steps:
+            pairs = f"zip({_expression(self.steps)}, {of})"
+        else:
+            pairs = f"enumerate({of})"
+        key = "int(key)" if self.word else "key"
+        name = f"os.path.join({str(folder)!r}, f'{self.word}{{{key}}}.pt')"
+        return (
+            f"import os, torch; run = torch.load({file!r}, map_location='cpu', weights_only=True);"
+            f" os.makedirs({str(folder)!r}); [torch.save(one, {name}) for key, one in {pairs}]"
+        )
+
+    def advice(self, path: Path) -> str:
+        """Return what to do: split the file with the lines."""
+        folder = path.with_name(f"{path.name.split('.')[0]}_split")
+        return f"Split it in Python, and analyze the folder {folder}: {self.lines(path)}"
+
+
+def find_bundle(loaded: object, holds: Holds) -> Bundle | None:
+    """Return the first list or table of at least two checkpoints in what a file holds.
+
+    `holds` returns whether an object is a checkpoint.
+    """
+    return _find(loaded, holds, (), {})
+
+
+def _find(
+    value: object, holds: Holds, place: tuple[str, ...], beside: Mapping[Any, Any]
+) -> Bundle | None:
+    if isinstance(value, (list, tuple)):
+        if len(value) < 2 or not all(map(holds, value)):
+            return None
+        key = _steps_beside(beside, len(value))
+        word = "epoch_" if "epoch" in (key or "").lower() else "step_"
+        return Bundle(len(value), place, True, (*place[:-1], key) if key else (), word)
+    if not isinstance(value, Mapping) or len(place) > _MAX_DEPTH or "param_groups" in value:
+        return None
+    counted = [key for key in value if isinstance(key, int) or str(key).isdecimal()]
+    named = [key for key in value if isinstance(key, str) and _is_counted(key)]
+    for keys, word in ((counted, "step_"), (named, "")):
+        if len(keys) > 1 and len(keys) == len(value) and all(holds(value[key]) for key in keys):
+            return Bundle(len(keys), place, False, word=word)
+    found = (
+        _find(inner, holds, (*place, key), value)
+        for key, inner in value.items()
+        if isinstance(key, str) and not NO_WEIGHTS.match(key)
+    )
+    return next((one for one in found if one is not None), None)
+
+
+def _is_counted(key: str) -> bool:
+    return (
+        key.isprintable()
+        and "/" not in key
+        and (step_in_name(key) is not None or epoch_in_name(key) is not None)
+    )
+
+
+def _steps_beside(beside: Mapping[Any, Any], count: int) -> str:
+    for key, value in beside.items():
+        if not isinstance(key, str) or not any(word in key.lower() for word in _COUNTERS):
+            continue
+        if not isinstance(value, Sequence) and not hasattr(value, "tolist"):
+            continue
+        numbers = [str(int(one)) for one in value if _is_whole(one)]
+        if len(value) == len(set(numbers)) == count:
+            return key
+    return ""
+
+
+def _is_whole(value: Any) -> bool:
+    number = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+    try:
+        return number and float(value).is_integer() and value >= 0
+    except Exception:  # a tensor of several numbers, or without values
+        return False
+
+
+def _expression(place: tuple[str, ...]) -> str:
+    return "run" + "".join(f"[{key!r}]" for key in place)

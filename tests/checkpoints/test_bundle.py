@@ -1,0 +1,74 @@
+"""A series in one file is refused with lines of Python that split it, and these work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from localrank_cli import analyze
+from localrank_cli.errors import LocalrankError
+from tests.helpers import weights
+
+SETS = [weights(seed=seed) for seed in range(3)]
+
+
+def table_of(*keys: object) -> dict[object, Any]:
+    return dict(zip(keys, SETS, strict=True))
+
+
+def steps(path: Path, **options: Any) -> list[int]:
+    table = analyze(path, data="normal:4", points=1, layers="0", **options)
+    return table["step"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (SETS, [0, 1, 2]),
+        ([{"model": one, "step": 7 * i} for i, one in enumerate(SETS)], [0, 7, 14]),
+        (table_of(0, 50, 1000), [0, 50, 1000]),
+        (table_of("0", "50", "1000"), [0, 50, 1000]),
+        (table_of("step_0", "step_50", "step_1000"), [0, 50, 1000]),
+        ({"history": SETS, "steps": [0, 50, 1000]}, [0, 50, 1000]),
+        ({"history": SETS, "steps": torch.tensor([0, 50, 1000])}, [0, 50, 1000]),
+        ({"model": SETS[0], "checkpoints": SETS, "checkpoint_epochs": [0, 9, 20]}, [0, 9, 20]),
+        ({"log": {"snapshots": table_of(0, 50, 1000)}}, [0, 50, 1000]),
+    ],
+)
+def test_the_lines_split_it(tmp_path: Path, content: object, found: list[int]) -> None:
+    torch.save(content, tmp_path / "it's mine.pth")
+    with pytest.raises(LocalrankError, match="holds 3 checkpoints in one file") as caught:
+        steps(tmp_path)
+    lines = caught.value.advice.split(": ", 1)[1].split(". To analyze")[0]
+    exec(lines, {})  # what the user is told to run
+    folder = tmp_path / "it's mine_split"
+    assert str(folder) in caught.value.advice
+    assert steps(folder) == found
+    for number, one in enumerate(
+        sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    ):
+        saved = torch.load(one)
+        saved = saved.get("model", saved)
+        assert all(torch.equal(saved[key], value) for key, value in SETS[number].items())
+
+
+def test_the_weights_beside_it_are_read_where_they_are_named(tmp_path: Path) -> None:
+    torch.save({"model": SETS[0], "checkpoints": SETS}, tmp_path / "run.pth")
+    with pytest.raises(LocalrankError, match="beside weights without a step") as caught:
+        steps(tmp_path)
+    assert caught.value.advice.endswith("--weights model.")
+    assert steps(tmp_path, weights="model") == [0]
+
+
+def test_in_a_series_of_files_it_changes_nothing(tmp_path: Path) -> None:
+    for step in (0, 5):
+        torch.save({"model": SETS[0], "best": SETS}, tmp_path / f"step_{step}.pt")
+    assert steps(tmp_path) == [0, 5]
+
+
+def test_an_optimizers_states_are_no_checkpoints(tmp_path: Path) -> None:
+    moments = {index: {"exp_avg": torch.ones(2)} for index in range(3)}
+    optimizer = {"state": moments, "param_groups": []}
+    torch.save({"model": SETS[0], "opt": optimizer, "opts": [optimizer] * 2}, tmp_path / "a.pt")
+    assert steps(tmp_path) == [0]

@@ -1,0 +1,148 @@
+"""A single checkpoint needs no step, and files without weights are no checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from localrank_cli import analyze
+from localrank_cli.errors import LocalrankError, SettingsError, UnreadableError
+from tests.checkpoints.dcp_writer import save_dcp
+from tests.cli.program import invoke
+from tests.helpers import save_series, weights
+
+DATA = ("--data", "normal:4", "--points", "1")
+
+
+def save(path: Path, seed: int = 0, **beside: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file(weights(seed=seed), path)
+    else:
+        torch.save({"model": weights(seed=seed), **beside}, path)
+    return path
+
+
+def steps(*paths: Path, **options: Any) -> list[int]:
+    table = analyze(list(paths), data="normal:4", points=1, layers="0", **options)
+    return table["step"].tolist()
+
+
+class TestASingleCheckpoint:
+    @pytest.mark.parametrize(
+        "name",
+        ["model.pt", "best.ckpt", "final.safetensors", "a b.pth", "best/model.pt", "llama-7b.bin"],
+    )
+    def test_any_name_is_step_0_with_a_note(self, tmp_path: Path, name: str) -> None:
+        save(tmp_path / "run" / name)
+        outcome = invoke("analyze", str(tmp_path / "run"), *DATA, "-o", str(tmp_path / "x.csv"))
+        assert outcome.code == 0, outcome.stderr
+        shown = "best" if "/" in name else name
+        assert f"{shown}: no step was found, so it is step 0" in outcome.stderr
+
+    def test_named_among_others(self, tmp_path: Path) -> None:
+        save_series(tmp_path)
+        assert steps(save(tmp_path / "final.pt", 9)) == [0]
+
+    def test_a_folder_of_any_name(self, tmp_path: Path) -> None:
+        save_dcp(tmp_path / "best", {"model": weights()})
+        assert steps(tmp_path / "best") == [0]
+        assert steps(tmp_path) == [0]
+
+    def test_a_step_counts(self, tmp_path: Path) -> None:
+        assert steps(save(tmp_path / "final.pt", step=70)) == [70]
+        assert steps(save(tmp_path / "last.pt", epoch=7)) == [7]
+
+    @pytest.mark.parametrize("options", [{"step_from": "name"}, {"step_regex": r"it(\d+)"}])
+    def test_not_where_the_user_says_where_the_step_is(
+        self, tmp_path: Path, options: dict[str, str]
+    ) -> None:
+        with pytest.raises(SettingsError, match="no step was found"):
+            steps(save(tmp_path / "model.pt"), **options)
+
+    def test_not_beside_one_that_cannot_be_read(self, tmp_path: Path) -> None:
+        save(tmp_path / "model.pt")
+        (tmp_path / "step_100.pt").write_bytes(b"x")
+        with pytest.raises(SettingsError, match=r"no step was found for model\.pt"):
+            steps(tmp_path, on_error="skip")
+
+    @pytest.mark.parametrize("gone", [False, True])
+    def test_others_are_not_added_to_it(self, tmp_path: Path, gone: bool) -> None:
+        only = save(tmp_path / "run/model.pt")
+        words = ("analyze", str(tmp_path / "run"), *DATA, "-o", str(tmp_path / "x.csv"))
+        assert invoke(*words).code == 0
+        assert invoke(*words).code == 0  # the same again
+        table = (tmp_path / "x.csv").read_bytes()
+        save(tmp_path / "run/step_100.pt", 1)
+        if gone:
+            only.unlink()
+        outcome = invoke(*words)
+        assert outcome.code == 1
+        expected = "what the steps count" if gone else "no step was found for model.pt"
+        assert expected in outcome.stderr
+        assert (tmp_path / "x.csv").read_bytes() == table
+
+
+class TestNoCheckpoints:
+    @pytest.mark.parametrize(
+        "content",
+        [
+            torch.ones(8, 4),
+            [torch.ones(8, 4), torch.ones(8)],
+            {"losses": [1.0, 2.0]},
+            {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+            {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3},
+        ],
+    )
+    @pytest.mark.parametrize("command", ["analyze", "inspect"])
+    def test_a_file_without_weights_is_left_out(
+        self, tmp_path: Path, content: object, command: str
+    ) -> None:
+        torch.save(content, save_series(tmp_path / "run") / "inputs.pt")
+        output = ("-o", str(tmp_path / "x.csv")) if command == "analyze" else ()
+        outcome = invoke(command, str(tmp_path / "run"), *DATA, *output)
+        assert outcome.code == 0, outcome.stderr
+        (note,) = (line for line in outcome.stderr.splitlines() if "inputs.pt" in line)
+        assert "note: " in note
+        assert note.endswith("; it is left out")
+
+    def test_also_beside_a_single_checkpoint(self, tmp_path: Path) -> None:
+        save(tmp_path / "model.pt")
+        torch.save(torch.ones(3), tmp_path / "inputs.pt")
+        assert steps(tmp_path) == [0]
+        assert steps(*tmp_path.iterdir()) == [0]
+
+    def test_alone_it_is_refused(self, tmp_path: Path) -> None:
+        torch.save(torch.ones(3), tmp_path / "inputs.pt")
+        with pytest.raises(UnreadableError, match=r"inputs\.pt: holds a Tensor"):
+            steps(tmp_path)
+
+    @pytest.mark.parametrize(
+        "content", [{"a": {"b": weights(), "c": weights()}}, {"x": [weights(), weights()]}]
+    )
+    def test_weights_that_are_not_found_stay_an_error(
+        self, tmp_path: Path, content: object
+    ) -> None:
+        torch.save(content, save_series(tmp_path) / "step_7.pt")
+        with pytest.raises(LocalrankError, match=r"step_7\.pt"):
+            steps(tmp_path)
+
+    def test_a_damaged_file_stays_an_error(self, tmp_path: Path) -> None:
+        (save_series(tmp_path) / "inputs.pt").write_bytes(b"x" * 100)
+        with pytest.raises(UnreadableError, match=r"inputs\.pt"):
+            steps(tmp_path)
+
+
+class TestResourceForks:
+    def test_in_the_series(self, tmp_path: Path) -> None:
+        save_series(tmp_path)
+        for name in ("step_0.safetensors", "step_0.pt", "model.safetensors.index.json"):
+            (tmp_path / f"._{name}").write_bytes(b"\0\5\x16\7" + bytes(120))
+        assert steps(tmp_path) == [0, 5, 10]
+
+    def test_in_the_folder_of_a_checkpoint(self, tmp_path: Path) -> None:
+        save(tmp_path / "step_5/weights.pt")
+        (tmp_path / "step_5/._weights.pt").write_bytes(bytes(120))
+        assert steps(tmp_path) == [5]

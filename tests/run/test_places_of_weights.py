@@ -1,0 +1,200 @@
+"""Which weights of a file are read where they are at no usual key, or have other names."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from localrank_cli import analyze
+from localrank_cli.errors import LocalrankError
+from tests.cli.program import invoke
+from tests.helpers import mlp, renamed, weights
+
+ONE, TWO = weights(seed=1), weights(seed=2)
+OTHER = weights(4, 5, 1, seed=3)  # of another network
+LOSS = {"criterion.weight": torch.ones(2)}
+
+
+def build() -> nn.Module:
+    return mlp(4, 3, 2)
+
+
+class Compiled(nn.Module):
+    """Holds a module where torch.compile does, without its warnings."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self._orig_mod(inputs)
+        return result
+
+
+def compiled_part() -> nn.Module:
+    model = mlp(4, 3, 2)
+    model[0] = Compiled(model[0])
+    return model
+
+
+def parallel() -> nn.Module:
+    return nn.DataParallel(mlp(4, 3, 2))
+
+
+def normed() -> nn.Module:
+    model = mlp(4, 3, 2)
+    parametrizations.weight_norm(model[0])
+    return model
+
+
+def check(path: Path, state: Mapping[str, Tensor], **options: Any) -> None:
+    """Analyze and compare the first layer's Jacobian with the weights that should be read."""
+    table = analyze(path, data="normal:4", points=2, **options)
+    norm = torch.linalg.matrix_norm(state["0.weight"].double())
+    # The norm is computed twice in float64, from 12 numbers.
+    torch.testing.assert_close(table["jacobian_norm"][0], norm.item(), rtol=1e-12, atol=0)
+
+
+def save(folder: Path, content: object) -> Path:
+    torch.save(content, folder / "step_5.pt")
+    return folder
+
+
+class TestOtherKeys:
+    @pytest.mark.parametrize("options", [{}, {"model": build}, {"weights": "generator"}])
+    def test_the_only_state_dict(self, tmp_path: Path, options: dict[str, Any]) -> None:
+        save(tmp_path, {"generator": ONE, "optimizer": {"state": {}, "param_groups": []}})
+        check(tmp_path, ONE, **options)
+
+    def test_a_note_names_it(self, tmp_path: Path) -> None:
+        save(tmp_path, {"nets": {"g": ONE}})
+        outcome = invoke(
+            "analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv")
+        )
+        assert "note: using the weights under 'nets.g'" in outcome.stderr
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {"discriminator": OTHER, "generator": ONE},
+            {"nets": {"d": OTHER, "g": ONE}},
+            {"model": OTHER, "generator": ONE},
+            {"online_model": ONE, "ema_model": TWO},
+            {"online": ONE, "online_ema": TWO},
+        ],
+    )
+    def test_the_one_that_fits(self, tmp_path: Path, content: object) -> None:
+        check(save(tmp_path, content), ONE, model=build)
+
+    @pytest.mark.parametrize("options", [{}, {"model": build}])
+    def test_several_that_fit(self, tmp_path: Path, options: dict[str, Any]) -> None:
+        save(tmp_path, {"student": ONE, "teacher": TWO})
+        with pytest.raises(LocalrankError) as caught:
+            check(tmp_path, ONE, **options)
+        assert "--weights student or --weights teacher" in caught.value.advice
+        check(tmp_path, TWO, weights="teacher", **options)
+
+    @pytest.mark.parametrize("key", ["a.b.c", "ema_model", "optimizer_net"])
+    def test_any_key_that_is_named(self, tmp_path: Path, key: str) -> None:
+        content: Any = TWO
+        for part in reversed(key.split(".")):
+            content = {part: content}
+        check(save(tmp_path, {"model": ONE} | content), TWO, weights=key)
+
+    def test_usual_keys_come_first(self, tmp_path: Path) -> None:
+        check(save(tmp_path, {"another": TWO, "model": ONE}), ONE, model=build)
+
+
+class TestPrefixes:
+    @pytest.mark.parametrize(
+        ("content", "key"),
+        [
+            ({**renamed(ONE, "student."), **renamed(TWO, "teacher.")}, "student"),
+            ({"state_dict": {**renamed(ONE, "a."), **renamed(TWO, "b.")}}, "a"),
+            ({"state_dict": {**renamed(ONE, "a."), **renamed(TWO, "b.")}}, "state_dict.a"),
+            ({**renamed(ONE, "x.g."), **renamed(TWO, "x.d.")}, "x.g"),
+        ],
+    )
+    @pytest.mark.parametrize("options", [{}, {"model": build}])
+    def test_of_two_networks_the_named_one(
+        self, tmp_path: Path, content: object, key: str, options: dict[str, Any]
+    ) -> None:
+        save(tmp_path, content)
+        with pytest.raises(LocalrankError) as caught:
+            check(tmp_path, ONE, **options)
+        assert f"--weights {key.removeprefix('state_dict.')} or" in caught.value.advice
+        check(tmp_path, ONE, weights=key, **options)
+
+    def test_of_two_networks_the_one_that_fits(self, tmp_path: Path) -> None:
+        save(tmp_path, {**renamed(OTHER, "d."), **renamed(ONE, "g.")})
+        check(tmp_path, ONE, model=build)
+
+    def test_an_average_by_its_prefix(self, tmp_path: Path) -> None:
+        save(tmp_path, {**renamed(ONE, "online_model."), **renamed(TWO, "ema_model.")})
+        check(tmp_path, ONE, model=build)
+        check(tmp_path, TWO, model=build, weights="ema")
+
+    @pytest.mark.parametrize("options", [{}, {"model": build}])
+    @pytest.mark.parametrize(
+        "state", [{**ONE, **LOSS}, {**renamed(ONE, "model."), **LOSS}, {**LOSS, **ONE}]
+    )
+    def test_beside_the_weights_of_a_loss(
+        self, tmp_path: Path, state: dict[str, Tensor], options: dict[str, Any]
+    ) -> None:
+        check(save(tmp_path, {"state_dict": state}), ONE, **options)
+        words = ("analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv"))
+        outcome = invoke(*words)
+        assert "in the checkpoints, and not in the model: criterion.weight" in outcome.stderr
+
+    def test_the_network_itself_comes_before_a_second_one(self, tmp_path: Path) -> None:
+        check(save(tmp_path, {**ONE, **renamed(TWO, "teacher.")}), ONE, model=build)
+
+    @pytest.mark.parametrize("more", ["4.weight", "head.weight", "0.extra"])
+    def test_the_network_itself_is_strict(self, tmp_path: Path, more: str) -> None:
+        save(tmp_path, {**ONE, **LOSS, more: torch.ones(2, 2)})
+        with pytest.raises(LocalrankError, match=f"unexpected: .*{more}"):
+            check(tmp_path, ONE, model=build)
+
+
+class TestWrappers:
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda key: f"_forward_module.{key}",
+            lambda key: f"_fsdp_wrapped_module.{key}",
+            lambda key: key.replace("0.", "0._checkpoint_wrapped_module."),
+            lambda key: key.replace("2.", "module._fsdp_wrapped_module.2._orig_mod."),
+            lambda key: f"_forward_module.model.{key}",
+        ],
+    )
+    @pytest.mark.parametrize("model", [build, compiled_part, parallel])
+    def test_names_match_without_them(
+        self, tmp_path: Path, wrap: Callable[[str], str], model: Callable[[], nn.Module]
+    ) -> None:
+        save(tmp_path, {wrap(key): value for key, value in ONE.items()})
+        check(tmp_path, ONE, model=model)
+
+    @pytest.mark.parametrize("model", [compiled_part, parallel])
+    def test_they_are_added(self, tmp_path: Path, model: Callable[[], nn.Module]) -> None:
+        check(save(tmp_path, ONE), ONE, model=model)
+
+    def test_not_where_two_keys_become_one(self, tmp_path: Path) -> None:
+        save(tmp_path, ONE | {"0._orig_mod.weight": TWO["0.weight"]})
+        with pytest.raises(LocalrankError, match=r"unexpected: 0\._orig_mod\.weight"):
+            check(tmp_path, ONE, model=build)
+
+    @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "net._orig_mod."])
+    @pytest.mark.parametrize("is_new", [False, True])
+    def test_weight_norm_of_old_and_new(self, tmp_path: Path, prefix: str, is_new: bool) -> None:
+        state = dict(normed().state_dict())
+        weight = normed().double()[0].weight  # type: ignore[index]
+        names = {} if is_new else {"parametrizations.weight.original0": "weight_g",
+                                   "parametrizations.weight.original1": "weight_v"}  # fmt: skip
+        for new, old in names.items():
+            state[f"0.{old}"] = state.pop(f"0.{new}")
+        save(tmp_path, renamed(state, prefix))
+        check(tmp_path, {"0.weight": weight.detach()}, model=normed)
