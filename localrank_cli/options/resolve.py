@@ -14,14 +14,13 @@ from localrank_cli.layers.select import Selection
 from localrank_cli.layers.slices import parse_slice
 from localrank_cli.model.mlp import ACTIVATIONS
 from localrank_cli.options.folder import FolderSettings, inside, read_folder_settings
+from localrank_cli.options.needs import HF, need_of_data, refusal
 from localrank_cli.options.parse import Preset
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import DEFAULT_ATOL, AnalyzeOptions
 from localrank_cli.points.source import DataSource, check_source
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.userimport import CodeSpec
-
-HF = "hf"  # the --model that transformers builds
 
 # The settings in localrank.toml that hold only for its own model or data.
 _REPLACED = {
@@ -346,11 +345,7 @@ def _trusted(code: CodeSpec, key: str, series: SeriesOptions) -> CodeSpec:
 def _source(series: SeriesOptions) -> DataSource:
     options = series.options
     if options.data is None:
-        raise SettingsError(
-            f"{series.folder}: no data to take points from.",
-            "Give --data FILE (.safetensors, .npz, .npy, .pt), --data file.py:name, or"
-            " --data normal:784 for random points of that shape.",
-        )
+        raise refusal(series.folder, [need_of_data()])
     array = options.data if isinstance(options.data, Tensor) else None
     text = options.data if isinstance(options.data, str) else ""
     if "data" in series.from_folder:

@@ -25,6 +25,7 @@ from localrank_cli.model.hf_weights import HfExpected
 from localrank_cli.model.mlp import InferredMlp, infer_mlp
 from localrank_cli.model.twice import Builder, Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
+from localrank_cli.options.needs import EMBEDDING, HF, find_hf_config
 from localrank_cli.options.resolve import ModelChoice
 from localrank_cli.results.record import unsaved_message
 from localrank_cli.seeds import SEED, seeded
@@ -57,7 +58,10 @@ def make_model(
     shapes = {key: tuple(tensor.shape) for key, tensor in first.items()}
     *_, (_, bare) = candidates(shapes, WRAPPERS)
     in_order = not all(tensor.is_meta for tensor in first.values())
-    layout = infer_mlp(bare, in_order)
+    try:
+        layout = infer_mlp(bare, in_order)
+    except ModelError as error:
+        raise _with_advice_of_config(error, *place) from error
     note(
         f"no --model: read as a plain MLP {layout.description} with {choice.activation}"
         " between its layers"
@@ -65,6 +69,20 @@ def make_model(
     model = InferredMlp(layout, choice.activation)
     model.eval()
     return Network(model.requires_grad_(False))
+
+
+def _with_advice_of_config(
+    error: ModelError, files: Sequence[CheckpointFile], folder: Path
+) -> ModelError:
+    """Return the error of an inference, with other advice where a config.json describes a model."""
+    config = find_hf_config(_config_folder(files[0], folder))
+    if config is None:
+        return error
+    wrt = f" and, for tokens, --wrt {EMBEDDING}" if config.takes_tokens else ""
+    return ModelError(
+        error.what,
+        f"{config.place} names {config.architecture} of transformers: give --model {HF}{wrt}.",
+    )
 
 
 def make_hf_model(

@@ -47,6 +47,7 @@ from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
 from localrank_cli.run.builds import check_outputs
+from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
 from localrank_cli.run.headers import (
     Failures,
@@ -190,6 +191,7 @@ def _plan_series(
     series = find_checkpoints(
         folder, named, options.pattern or "", series_options.data_files, rule.names
     )
+    refuse_without_data(series_options, named, run)
     settings = resolve(series_options)
     for text in settings.notes:
         note(text)
