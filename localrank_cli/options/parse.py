@@ -25,6 +25,7 @@ _WHOLE = re.compile(r"^[+-]?[0-9]{1,40}$")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)
 _INCHES = re.compile(r"^(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)$", flags=re.IGNORECASE)
 _LARGEST = 100.0  # inches; a figure of 100 x 100 has 400 million pixels at 200 dpi
+_LENGTHS = re.compile(r"^\d{1,18}(?:x\d{1,18})*$")
 _RANGE = re.compile(r"^\s*(\d*)\s*(?:(:)\s*(\d*)\s*(?::\s*(\d+)\s*)?)?$")
 
 
@@ -277,6 +278,21 @@ def inches(value: object) -> object:
     if not (2 <= width <= _LARGEST and 1.5 <= height <= _LARGEST):
         raise UnfitError(value, f"must be from 2x1.5 to {_LARGEST:g}x{_LARGEST:g} inches")
     return width, height
+
+
+def shape(value: object) -> object:
+    """Read the shape of a point: `1x28x28`, `784`, or whole numbers in a list."""
+    if isinstance(value, str):
+        if not _LENGTHS.match(value.strip().lower()):
+            raise UnfitError(
+                value, "not of the form 1x28x28", "Give the shape of one point, without the points."
+            )
+        lengths: tuple[object, ...] = tuple(int(one) for one in value.strip().lower().split("x"))
+    else:
+        lengths = tuple(whole(one) for one in several(value))
+    if not lengths or any(isinstance(one, int) and one < 1 for one in lengths):
+        raise UnfitError(value, "has an axis without entries", "Write every length: 1x28x28.")
+    return lengths
 
 
 def minutes(value: object) -> object:

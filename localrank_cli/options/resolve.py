@@ -25,7 +25,7 @@ from localrank_cli.userimport import CodeSpec
 # The settings in localrank.toml that hold only for its own model or data.
 _REPLACED = {
     "model": {"model", "model_arg"},
-    "data": {"data", "data_key", "data_scale", "labels_key"},
+    "data": {"data", "data_key", "data_shape", "data_scale", "labels_key"},
 }
 # Without points and atol: the data must hold as many points as the user asks for but need not hold
 # the default number, and the default tolerance holds only without an rtol.
@@ -153,7 +153,8 @@ def with_folder(options: AnalyzeOptions, settings: FolderSettings, folder: Path)
     """Fill in missing options: from the preset, localrank.toml, its preset, and the defaults.
 
     The user's preset replaces that of the file. The user's `--model` or `--data` replaces what the
-    file says about its own model or data (model-arg; data-key, data-scale, labels-key).
+    file says about its own model or data (model-arg; data-key, data-shape, data-scale,
+    labels-key).
     """
     flags = {
         option.name: value
@@ -353,6 +354,7 @@ def _source(series: SeriesOptions) -> DataSource:
     return DataSource(
         text,
         key=options.data_key or "",
+        shape=options.data_shape,
         scale=options.data_scale,
         count=options.points,
         seed=_value(options.seed),

@@ -157,3 +157,91 @@ class TestAnalyze:
         folder = str(save_text(tmp_path / "run"))
         outcome = run_cold("analyze", folder, env=os.environ | {"PYTHONPATH": path})
         assert "no data to take points from" in outcome.error
+
+
+NETS = """
+from torch import nn
+def conv():
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 6 * 6, 3)
+    )
+def flat():
+    return nn.Sequential(nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 2))
+def colour():
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 6 * 6, 3))
+"""
+
+
+class TestDataShape:
+    """Points whose shape is not the one that the network takes."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Any:
+        (tmp_path / "nets.py").write_text(NETS)
+        names: dict[str, Any] = {}
+        exec(NETS, names)  # the text above
+
+        def words(net: str, data: torch.Tensor | str, *more: str) -> Any:
+            torch.manual_seed(0)
+            folder = tmp_path / net
+            folder.mkdir(exist_ok=True)
+            torch.save(names[net]().state_dict(), folder / "step_1.pt")
+            if not isinstance(data, str):
+                torch.save(data, tmp_path / "x.pt")
+            source = data if isinstance(data, str) else str(tmp_path / "x.pt")
+            model = f"{tmp_path}/nets.py:{net}"
+            return invoke("analyze", str(folder), "--model", model, "--data", source, *QUICK, *more)
+
+        return words
+
+    def images(self) -> torch.Tensor:
+        return torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    @pytest.mark.parametrize("there", [(64,), (8, 8), (8, 8, 1), (1, 1, 8, 8)])
+    def test_the_error_proposes_what_works(self, run: Any, there: tuple[int, ...]) -> None:
+        data = self.images()
+        expected = run("conv", data)
+        assert expected.code == 0
+        assert "give --data-shape 1x8x8" in run("conv", data.reshape(9, *there)).error
+        found = run("conv", data.reshape(9, *there), "--data-shape", "1x8x8")
+        assert (found.code, found.stdout) == (0, expected.stdout)
+
+    def test_a_network_that_takes_flat_points(self, run: Any) -> None:
+        data = self.images()
+        assert "give --data-shape 64." in run("flat", data).error
+        expected = run("flat", data.reshape(9, 64))
+        assert run("flat", data, "--data-shape", "64").stdout == expected.stdout
+
+    def test_channels_last(self, run: Any) -> None:
+        data = torch.rand(9, 8, 8, 3)
+        assert "save x.permute(0, 3, 1, 2)" in run("colour", data).error
+        assert run("colour", data.permute(0, 3, 1, 2)).code == 0
+        error = run("colour", data, "--data-shape", "3x8x8").error
+        assert "would change places" in error
+
+    def test_random_points_name_their_shape_themselves(self, run: Any) -> None:
+        assert "give --data normal:1x8x8." in run("conv", "normal:64").error
+        error = run("conv", "normal:64", "--data-shape", "1x8x8").error
+        assert "Give --data normal:1x8x8 alone" in error
+
+    def test_resuming_compares_it(self, run: Any, tmp_path: Path) -> None:
+        data = self.images().reshape(9, 64)
+        out = ("-o", str(tmp_path / "r.csv"))
+        assert run("flat", data, *out).code == 0
+        error = run("flat", data.reshape(9, 8, 8), *out, "--data-shape", "64").error
+        assert "differ" in error or "was" in error
+        manifest = tmp_path / "r.csv.json"
+        run("flat", data, "--data-shape", "64", *out, "--overwrite")
+        assert json.loads(manifest.read_text())["series"][0]["data_shape"] == [64]
+        error = run("flat", data, *out).error
+        assert "data shape was [64] and is now not set" in error
+
+    def test_in_the_folder(self, run: Any, tmp_path: Path) -> None:
+        data = self.images().reshape(9, 64)
+        expected = run("conv", data, "--data-shape", "1x8x8")
+        torch.save(data, tmp_path / "conv/x.npz.pt")
+        settings = 'data = "x.npz.pt"\ndata-shape = [1, 8, 8]\n'
+        (tmp_path / "conv/localrank.toml").write_text(settings)
+        model = f"{tmp_path}/nets.py:conv"
+        found = invoke("analyze", str(tmp_path / "conv"), "--model", model, *QUICK)
+        assert found.stdout == expected.stdout
