@@ -349,6 +349,7 @@ class AnalyzeOptions:
             help="Precision of the Jacobian: float64 or float32.",
             metavar="NAME",
             default="float64",
+            read=parse.dtype,
             in_folder=True,
             decides=("dtype",),
         ),
