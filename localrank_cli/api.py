@@ -25,7 +25,9 @@ _OFFERED = {one.name: one for one in options_of(AnalyzeOptions) if one.setting.i
 
 
 def analyze(
-    checkpoints: str | PathLike[str] | Iterable[str | PathLike[str]], **options: object
+    checkpoints: str | PathLike[str] | Iterable[str | PathLike[str]],
+    *others: object,
+    **options: object,
 ) -> "pd.DataFrame":
     """Compute the local rank of every layer at every checkpoint.
 
@@ -36,6 +38,7 @@ def analyze(
 
     Args:
         checkpoints: One or more series: folders, or single files.
+        *others: Refused: options are given by name.
         **options: See below.
 
     Returns:
@@ -43,8 +46,13 @@ def analyze(
 
     Raises:
         LocalrankError: If the files or settings are at fault.
-        TypeError: If there is no option of that name.
+        TypeError: If there is no option of that name, or a value has another type.
     """
+    if others or checkpoints is None:
+        raise TypeError(
+            "analyze() takes the checkpoints as its only positional argument, a path or a list of"
+            " paths; give everything else by name: analyze('run', data='points.npy')"
+        )
     from localrank_cli.results.columns import header
     from localrank_cli.results.read import to_frame
     from localrank_cli.run.compute import run_plan

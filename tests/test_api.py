@@ -167,3 +167,73 @@ def test_errors(tmp_path: Path, options: dict[str, Any], kind: type[Exception]) 
 def test_no_checkpoints() -> None:
     with pytest.raises(UsageError, match="no checkpoints"):
         frame([])
+
+
+class Other:
+    """An object of no known kind."""
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "words"),
+    [
+        (nn.Linear(2, 2), ["torch.save(model.state_dict(), 'run/step_0.pt')", "option model"]),
+        (nn.Sequential(nn.Linear(2, 2)), ["torch.save(model.state_dict()"]),
+        (nn.Linear(2, 2).state_dict(), ["torch.save(state_dict,"]),
+        ([nn.Linear(2, 2)], ["torch.save(model.state_dict()"]),
+        (torch.rand(3, 3), ["expected a path", "Pass the folder"]),
+        (np.zeros(3), ["expected a path", "Pass the folder"]),
+        (3, ["expected a path", "Pass the folder"]),
+        (Other(), ["expected a path", "Pass the folder"]),
+        (None, ["as its only positional argument"]),
+    ],
+)
+def test_no_path(checkpoints: Any, words: list[str]) -> None:
+    with pytest.raises(TypeError) as caught:
+        frame(checkpoints)
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layers": 2}, ["layers=2: expected a text", "Names are texts: '2'."]),
+        ({"layers": [0, 2]}, ["Names are texts: ['0', '2']."]),
+        ({"exclude": 2}, ["exclude=2", "'2'"]),
+        ({"layers": nn.Linear(2, 2)}, ["as named_modules() does"]),
+        ({"layers": [mlp(4, 3, 2)[0]]}, ["as named_modules() does"]),
+        ({"wrt": nn.Linear(2, 2)}, ["wrt=", "expected a text", "in quotes"]),
+        ({"activation": nn.ReLU()}, ["activation=ReLU()", "in quotes"]),
+        ({"model": mlp(40, 30, 20)}, ["model=<Sequential>", "model=lambda: network"]),
+        ({"model": {"w": torch.rand(9)}}, ["Pass the class of the network"]),
+        ({"model": Path("net.py")}, ["'file.py:name'"]),
+        ({"data": {"x": torch.rand(9, 4)}}, ["data[NAME]"]),
+        ({"data": [torch.rand(4)] * 9}, ["torch.stack(data)"]),
+        ({"data": Other()}, ["points on its first axis"]),
+        ({"points": True}, ["points=True: expected a whole number"]),
+    ],
+)
+def test_a_value_of_another_type(tmp_path: Path, options: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(TypeError) as caught:
+        frame(save_series(tmp_path, (1,)), **options)
+    assert isinstance(caught.value, UsageError)
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
+
+
+def test_the_advice_on_a_module_works(tmp_path: Path) -> None:
+    network = mlp(4, 3, 2)
+    found = frame(save_series(tmp_path, (1,)), model=lambda: network)
+    assert found["local_rank"].tolist() == frame(tmp_path)["local_rank"].tolist()
+
+
+def test_options_by_position(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="give everything else by name"):
+        analyze(str(tmp_path), "points.npy")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, "float32", np.float32, np.dtype("float32")])
+def test_dtypes_and_devices_of_torch(tmp_path: Path, dtype: Any) -> None:
+    found = frame(save_series(tmp_path, (1,)), dtype=dtype, device=torch.device("cpu"))
+    assert set(found["dtype"]) == {"float32"}

@@ -5,6 +5,7 @@ import typer
 from localrank_cli.cli.command import do_not_spin, shared_names, with_options, words_of
 from localrank_cli.divide.share import is_several
 from localrank_cli.errors import UsageError
+from localrank_cli.options.needs import check_needs
 from localrank_cli.options.table import AnalyzeOptions, check_options
 
 
@@ -12,6 +13,7 @@ from localrank_cli.options.table import AnalyzeOptions, check_options
 def analyze(context: typer.Context, options: AnalyzeOptions) -> None:
     """Compute the local rank of every layer at every checkpoint."""
     check_options(options)
+    check_needs(options)
     do_not_spin()
     # torch is imported only now, so that help, version and usage errors need not wait for it.
     if options.device is not None and is_several(options.device):

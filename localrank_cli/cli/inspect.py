@@ -1,61 +1,106 @@
 """`localrank inspect`: report what analyze would do."""
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
-from localrank_cli.cli.command import do_not_spin, with_options
+from localrank_cli.cli.command import do_not_spin, shared_names, with_options, words_of
 from localrank_cli.errors import INCOMPLETE, printable
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions, InspectOptions, check_options
 
 if TYPE_CHECKING:  # torch is imported only when there is something to do
+    from localrank_cli.run.contents import CheckpointLine, Contents
     from localrank_cli.run.inspect import Inspection
 
 _MAX_STEPS = 12  # named for a person; further ones are left out but for the last
+_MAX_KEYS = 40
 _NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions) if not one.setting.in_inspect}
 
 
 @with_options(AnalyzeOptions, InspectOptions, without=_NOT_OFFERED)
-def inspect(_context: typer.Context, options: AnalyzeOptions, how: InspectOptions) -> None:
-    """Report what analyze would do: steps, layers, shapes, route, cost. No table is made."""
+def inspect(context: typer.Context, options: AnalyzeOptions, how: InspectOptions) -> None:
+    """Report what a folder holds and needs, and what analyze would do. No table is made."""
     check_options(options)
     do_not_spin()
-    inspections = _inspect(options, timed=how.timed is not False)
+    found = _inspect(options, timed=how.timed is not False)
     if how.as_json:
-        print(json.dumps({"series": [one.to_json() for one in inspections]}, indent=2))
+        print(json.dumps({"series": [one.to_json() for one in found]}, indent=2))
     else:
-        for inspection in inspections:
-            for label, text in _lines(inspection):
-                print(f"  {label:<12} {printable(text)}" if label else printable(text))
+        _print(found, words_of(context, shared_names()))
     sys.stdout.flush()
-    if any(one.n_failed for one in inspections):
+    if any(one.n_failed for one in found):
         raise typer.Exit(INCOMPLETE)
 
 
-def _inspect(options: AnalyzeOptions, *, timed: bool) -> "list[Inspection]":
+def _inspect(options: AnalyzeOptions, *, timed: bool) -> "Sequence[Inspection | Contents]":
     from localrank_cli.cli.screen import Screen, stdout_for_data
     from localrank_cli.cli.signals import signal_handler
-    from localrank_cli.run.inspect import inspect_series
+    from localrank_cli.run.inspect import contents_of, inspect_series
     from localrank_cli.run.plan import make_plan
 
     screen = Screen(quiet=options.quiet, verbose=False)
     with signal_handler() as handler, stdout_for_data(screen), handler.interruptible():
+        contents = contents_of(options, screen.note)
+        if contents is not None:
+            return contents
         # A bad checkpoint takes one line of the report and does not end it.
         plan = make_plan(replace(options, on_error="skip"), screen.note)
         return [inspect_series(plan, series, timed=timed) for series in plan.series]
 
 
+def _print(found: "Sequence[Inspection | Contents]", words: Sequence[str]) -> None:
+    from localrank_cli.run.contents import Contents
+
+    for one in found:
+        lines = _lines_of_contents(one) if isinstance(one, Contents) else _lines(one)
+        for label, text in lines:
+            print(f"  {label:<12} {printable(text)}" if label else printable(text))
+        if isinstance(one, Contents):
+            own = words if len(found) == 1 else [one.folder, *_without_paths(words)]
+            command = shlex.join(
+                ["localrank", "analyze", *own, *(word for need in one.needs for word in need.words)]
+            )
+            # A path may hold several blanks in a row, which `printable` would join.
+            print(
+                f"  {'to analyze':<12} {command if command.isprintable() else printable(command)}"
+            )
+
+
+def _without_paths(words: Sequence[str]) -> list[str]:
+    return list(words[next((i for i, word in enumerate(words) if word[:2] == "--"), len(words)) :])
+
+
+def _lines_of_contents(one: "Contents") -> list[tuple[str, str]]:
+    good = [line for line in one.checkpoints if not line.problem]
+    lines = [("", f"{one.run} ({one.folder})"), ("written by", one.written_by)]
+    lines.append(("checkpoints", f"{len(good)}: steps {_steps(good)}"))
+    lines += [("left out", line.problem) for line in one.checkpoints if line.problem]
+    shown = one.keys if len(one.keys) <= _MAX_KEYS else one.keys[: _MAX_KEYS - 1]
+    lines += [
+        ("weights", f"{printable(line.key)} {' x '.join(map(str, line.shape)) or 'one number'}")
+        for line in shown
+    ]
+    if len(shown) < len(one.keys):
+        lines.append(("weights", f"and {len(one.keys) - len(shown)} more (--json lists all)"))
+    lines += [("needs", f"{need.written}: {need.help}") for need in one.needs]
+    return lines
+
+
+def _steps(good: "Sequence[CheckpointLine]") -> str:
+    steps = ", ".join(str(line.step) for line in good[:_MAX_STEPS])
+    return steps + (f", ... {good[-1].step}" if len(good) > _MAX_STEPS else "")
+
+
 def _lines(one: "Inspection") -> list[tuple[str, str]]:
     good = [line for line in one.checkpoints if not line.problem]
-    steps = ", ".join(str(line.step) for line in good[:_MAX_STEPS])
-    if len(good) > _MAX_STEPS:
-        steps += f", ... {good[-1].step}"
     lines = [("", f"{one.run} ({one.folder})"), ("model", one.model)]
-    lines.append(("checkpoints", f"{len(good)}: steps {steps}" if good else "none"))
+    lines.append(("checkpoints", f"{len(good)}: steps {_steps(good)}" if good else "none"))
     lines += [("left out", line.problem) for line in one.checkpoints if line.problem]
     keys = dict.fromkeys(line.weights for line in good if line.weights)
     lines += [("weights", f"under {key!r}") for key in keys]

@@ -1,7 +1,7 @@
 """The work of `plot`: from tables to a file with a figure."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from localrank_cli.cli.screen import Screen
 from localrank_cli.cli.signals import signal_handler
 from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.options.decisive import what_differs
 from localrank_cli.options.views import KINDS, FigureKind, PlotOptions
 from localrank_cli.results.choose import of_one
 from localrank_cli.results.manifest import model_of, read_manifest
@@ -16,6 +17,7 @@ from localrank_cli.results.read import read_metrics, read_table, read_tables, sp
 from localrank_cli.results.write import check_replaceable, write_bytes
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from localrank_cli.figures import Look
@@ -75,11 +77,27 @@ def _draw(options: PlotOptions, specs: list[tuple[Path, str]]) -> Drawn:
     frame = read_tables(options.tables)
     metrics = [figures.Metric(read_metrics(path, column), column) for path, column in specs]
     kind = KINDS[options.kind]
-    keywords = _keywords(options) | {"metrics": metrics}
+    settings = _settings_of_runs(frame, manifests)
+    keywords = _keywords(options) | {"metrics": metrics, "settings": settings}
     drawn: Drawn = _function(kind)(
         frame, choice, look, **{name: keywords[name] for name in kind.takes}
     )
     return drawn
+
+
+def _settings_of_runs(
+    frame: "pd.DataFrame", manifests: Sequence[dict[str, Any] | None]
+) -> dict[str, dict[str, object]]:
+    """Return the settings that make runs different, by the names that they have in a table."""
+    names = list(dict.fromkeys(frame["table"])) if "table" in frame.columns else [""]
+    found: dict[str, dict[str, object]] = {}
+    for name, manifest in zip(names, manifests, strict=True):
+        rows = frame[frame["table"] == name] if name else frame
+        there = set(rows["run"])
+        for series in (manifest or {}).get("series") or ():
+            run = str(series.get("run"))
+            found[f"{name}: {run}" if f"{name}: {run}" in there else run] = what_differs(series)
+    return found
 
 
 def _keywords(options: PlotOptions) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import typer
 from localrank_cli.cli.analyze import check_divisible
 from localrank_cli.cli.command import do_not_spin, shared_names, with_options, words_of
 from localrank_cli.errors import UsageError
+from localrank_cli.options.needs import check_needs
 from localrank_cli.options.table import AnalyzeOptions, SubmitOptions, check_options
 
 
@@ -15,6 +16,7 @@ def submit(context: typer.Context, options: AnalyzeOptions, division: SubmitOpti
     """Divide an analysis among several workers, and merge their results."""
     check_options(options)
     check_divisible(options)
+    check_needs(options)
     is_slurm = division.cluster == "slurm"
     if not is_slurm and (division.dry_run or division.wait):
         raise UsageError(

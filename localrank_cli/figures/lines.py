@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from localrank_cli.errors import DataError, SettingsError, listed
+from localrank_cli.figures.alike import RunSettings, group_alike
 from localrank_cli.figures.axis import positions, scale_x, scale_y
 from localrank_cli.figures.choose import Choice, FigureRows, choose
 from localrank_cli.figures.curves import Curve, Curves, curves, thin
@@ -54,19 +55,38 @@ def ranks(
     choice: Choice | None = None,
     look: Look | None = None,
     metrics: Sequence[Metric] = (),
+    settings: RunSettings | None = None,
 ) -> tuple[Figure, tuple[str, ...]]:
     """Draw a measure against the step, one line for each layer, light to dark by depth.
 
     The band is the standard error over points or, for several runs, the standard deviation over
-    runs around their mean. `metrics` are drawn in a panel below.
+    runs around their mean. Runs that differ in more than their seed, by the table or by `settings`,
+    are drawn side by side. `metrics` are drawn in a panel below.
 
     Raises:
+        SettingsError: If there are too many kinds of runs.
         DataError: If there is nothing to show.
     """
     chosen = choose(frame, choice or Choice())
-    lines = curves(chosen.frame, chosen.layers)
-    panel = _Panel("", lines, chosen.frame, tuple(metrics))
-    return _figure(chosen, [panel], look or Look(), _whose(lines.runs))
+    grouping = group_alike(chosen.frame, settings, _axes(chosen))
+    groups = grouping.groups
+    if len(groups) > _MOST_PANELS:
+        raise SettingsError(
+            f"{len(groups)} kinds of runs, and at most {_MOST_PANELS} fit side by side:"
+            f" {grouping.note}.",
+            "Give tables of fewer runs.",
+        )
+    panels = [
+        _Panel(
+            group.name,
+            curves(group.frame, chosen.layers),
+            group.frame,
+            _metrics_of(metrics, index, len(groups)) if len(groups) > 1 else tuple(metrics),
+        )
+        for index, group in enumerate(groups)
+    ]
+    whose = _whose(panels[0].lines.runs) if len(panels) == 1 else ""
+    return _figure(chosen, panels, look or Look(), whose, (grouping.note,))
 
 
 def compare(
@@ -75,10 +95,12 @@ def compare(
     look: Look | None = None,
     metrics: Sequence[Metric] = (),
     by: str | None = None,
+    settings: RunSettings | None = None,
 ) -> tuple[Figure, tuple[str, ...]]:
     """Draw groups of runs side by side on one scale.
 
-    Each value of column `by` gets a panel; by default each table, or each run of one table.
+    Each value of column `by` gets a panel; by default each table, or each run of one table. Runs of
+    one value that differ in more than their seed get one each.
     `metrics` are drawn in panels below: each joined by run, or one for each panel.
 
     Raises:
@@ -98,12 +120,30 @@ def compare(
             f" {len(groups)}: {listed((key for key, _ in groups), 8)}.",
             "Give several tables, or a column whose values differ between runs with --by.",
         )
-    panels = []
-    for index, (key, part) in enumerate(groups):
+    parts, found = [], []
+    for key, part in groups:
         text = f"{by} = {key:g}" if isinstance(key, float) else str(key)
-        lines = curves(part, chosen.layers)
-        panels.append(_Panel(text, lines, part, _metrics_of(metrics, index, len(groups))))
-    return _figure(chosen, panels, look or Look(), "")
+        grouping = group_alike(part, settings, {by, *_axes(chosen)})
+        found.append(grouping.note)
+        parts += [
+            (f"{text}: {group.name}" if group.name else text, group.frame)
+            for group in grouping.groups
+        ]
+    if len(parts) > _MOST_PANELS:
+        raise SettingsError(
+            f"--kind compare: {len(parts)} kinds of runs, and at most {_MOST_PANELS} fit side by"
+            f" side: {listed(filter(None, found))}.",
+            "Give tables of fewer runs.",
+        )
+    panels = [
+        _Panel(text, curves(part, chosen.layers), part, _metrics_of(metrics, index, len(parts)))
+        for index, (text, part) in enumerate(parts)
+    ]
+    return _figure(chosen, panels, look or Look(), "", found)
+
+
+def _axes(chosen: FigureRows) -> set[str]:
+    return {chosen.choice.x, chosen.choice.y}
 
 
 def _metrics_of(metrics: Sequence[Metric], index: int, panels: int) -> tuple[Metric, ...]:
@@ -118,7 +158,11 @@ def _metrics_of(metrics: Sequence[Metric], index: int, panels: int) -> tuple[Met
 
 
 def _figure(
-    chosen: FigureRows, panels: Sequence[_Panel], look: Look, whose: str
+    chosen: FigureRows,
+    panels: Sequence[_Panel],
+    look: Look,
+    whose: str,
+    found: Sequence[str] = (),  # notes on what the runs are
 ) -> tuple[Figure, tuple[str, ...]]:
     below = any(panel.metrics for panel in panels)
     width = 6.4 if len(panels) == 1 else min(15.0, 3.9 * len(panels))
@@ -135,7 +179,8 @@ def _figure(
     _name(figure, panels, grid, chosen.layers, max(points, 40.0))
     figure.align_ylabels()
     head(figure, look, chosen.title(whose), (_bands(panels),))
-    notes = [note for panel in panels for note in panel.lines.notes]
+    notes = [note for note in found if note]
+    notes += [note for panel in panels for note in panel.lines.notes]
     return figure, tuple(dict.fromkeys((*chosen.notes, *notes)))
 
 

@@ -52,6 +52,15 @@ _NAMES = {
 }
 
 
+# Settings that may differ between runs whose mean is drawn: those of the seed, those that the
+# figure chooses, and those that the table shows.
+_MAY_DIFFER = {
+    "seed", "point_indices", "information_point_indices", "tolerances", "measures", "columns",
+    "optional_columns", "layers", "wrt", "input_metric", "dtype", "n_cov", "slices", "step_from",
+    "step_regex",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Difference:
     """The first setting in which two analyses differ."""
@@ -121,3 +130,10 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     if found["model_sha256"] is not None:
         found["model"] = str(found["model"]).rpartition(":")[2]
     return found
+
+
+def what_differs(settings: Mapping[str, Any]) -> dict[str, object]:
+    """Return the settings of a run without which two runs are seeds of one, by their names."""
+    found = {key: value for key, value in decisive(settings).items() if key not in _MAY_DIFFER}
+    named = {key: Difference(key, None, None).name for key in found}
+    return {named[key]: value for key, value in found.items() if value not in (None, [], {})}

@@ -25,6 +25,7 @@ _WHOLE = re.compile(r"^[+-]?[0-9]{1,40}$")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)
 _INCHES = re.compile(r"^(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)$", flags=re.IGNORECASE)
 _LARGEST = 100.0  # inches; a figure of 100 x 100 has 400 million pixels at 200 dpi
+_LENGTHS = re.compile(r"^\d{1,18}(?:x\d{1,18})*$")
 _RANGE = re.compile(r"^\s*(\d*)\s*(?:(:)\s*(\d*)\s*(?::\s*(\d+)\s*)?)?$")
 
 
@@ -279,6 +280,21 @@ def inches(value: object) -> object:
     return width, height
 
 
+def shape(value: object) -> object:
+    """Read the shape of a point: `1x28x28`, `784`, or whole numbers in a list."""
+    if isinstance(value, str):
+        if not _LENGTHS.match(value.strip().lower()):
+            raise UnfitError(
+                value, "not of the form 1x28x28", "Give the shape of one point, without the points."
+            )
+        lengths: tuple[object, ...] = tuple(int(one) for one in value.strip().lower().split("x"))
+    else:
+        lengths = tuple(whole(one) for one in several(value))
+    if not lengths or any(isinstance(one, int) and one < 1 for one in lengths):
+        raise UnfitError(value, "has an axis without entries", "Write every length: 1x28x28.")
+    return lengths
+
+
 def minutes(value: object) -> object:
     """Read a time limit as sbatch does, in minutes, rounded up.
 
@@ -319,21 +335,47 @@ def several(value: object) -> tuple[object, ...]:
 
 def paths(value: object) -> object:
     """Read one path or several."""
+    if _is_module(value) or hasattr(value, "dtype"):  # a network or a tensor can be iterated over
+        path(value)
     return tuple(path(one) for one in ((value,) if isinstance(value, PathLike) else several(value)))
 
 
 def path(value: object) -> Path:
     """Read a path."""
     if not isinstance(value, str | PathLike):
-        raise UnfitError(value, "expected a path")
+        advice = "Pass the folder with the checkpoints, or a list of folders and files."
+        if _is_module(value) or isinstance(value, Mapping):
+            saved = "model.state_dict()" if _is_module(value) else "state_dict"
+            advice = (
+                "Weights are read from files: save them, torch.save("
+                f"{saved}, 'run/step_0.pt'), and pass the folder 'run'; the network's class or"
+                " function is the option model."
+            )
+        raise UnfitError(value, "expected a path", advice)
     return Path(value)
 
 
 def model(value: object) -> object:
     """Check that a model is a name, or a function or class that builds one."""
+    if _is_module(value):
+        raise UnfitError(
+            value,
+            "expected a class or a function that returns a module, and this is a module",
+            "Pass its class, or a function: model=lambda: network. The checkpoints' weights replace"
+            " its own.",
+        )
     if not isinstance(value, str) and not callable(value):
-        raise UnfitError(value, "expected a text, a class or a function")
+        raise UnfitError(
+            value,
+            "expected a text, a class or a function",
+            "Pass the class of the network, or the text 'file.py:name'.",
+        )
     return value
+
+
+def _is_module(value: object) -> bool:
+    """Return whether a value is a network and not its class, without importing torch."""
+    return hasattr(value, "named_modules") and not isinstance(value, type)
 
 
 def data(value: object) -> object:
@@ -347,7 +389,12 @@ def data(value: object) -> object:
     try:
         return as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
-        raise UnfitError(value, "expected a text, a path, a tensor or an array") from None
+        advice = "Pass one array with the points on its first axis."
+        if isinstance(value, Mapping):
+            advice = "Pass one of its arrays, with the points on its first axis: data[NAME]."
+        elif isinstance(value, Sequence):
+            advice = "Join the points along a new first axis: torch.stack(data)."
+        raise UnfitError(value, "expected a text, a path, a tensor or an array", advice) from None
 
 
 def each(read: Callable[[Any], object]) -> Callable[[object], object]:
@@ -371,8 +418,19 @@ def _texts(value: object, expected: str) -> list[str]:
     every = several(value)  # once: an iterator is empty after that
     texts = [text for text in every if isinstance(text, str)]
     if len(texts) < len(every):
-        raise UnfitError(list(every) if isinstance(value, Iterator) else value, expected)
+        shown = list(every) if isinstance(value, Iterator) else value
+        raise UnfitError(shown, expected, _as_text(shown))
     return texts
+
+
+def _as_text(value: object) -> str:
+    """Return advice on a name that is not a text."""
+    if _is_module(value) or any(_is_module(one) for one in several(value)):
+        return "Name a module as named_modules() does: '2', 'encoder.fc'."
+    if all(isinstance(one, str | int) for one in several(value)):
+        names = [str(one) for one in several(value)]
+        return f"Names are texts: {names if len(names) > 1 else repr(names[0])}."
+    return "Names are texts, such as 'encoder.fc'."
 
 
 def _keyword(text: str) -> tuple[str, Any]:
@@ -387,6 +445,8 @@ def _keyword(text: str) -> tuple[str, Any]:
 
 def device(value: object) -> object:
     """Check the form of the name of a device, or of several with commas."""
+    if type(value).__name__ == "device":  # of torch, which is not imported here
+        value = str(value)
     if not isinstance(value, str) or value == "all":
         return value
     names = [name.strip() for name in value.split(",")]
@@ -400,6 +460,12 @@ def device(value: object) -> object:
                 "Known are auto, cpu, cuda, cuda:K, several with commas, and all (GPUs).",
             )
     return value
+
+
+def dtype(value: object) -> object:
+    """Read a dtype: a text, or one of torch or numpy."""
+    name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
+    return name.removeprefix("torch.") if isinstance(name, str) else value
 
 
 def pattern_with_step(value: object) -> object:

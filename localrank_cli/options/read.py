@@ -25,6 +25,11 @@ _EXPECTED = {
     "string_type": "expected a text",
     "tuple_type": "expected a value, or a list of values",
 }
+_ADVICE = {"string_type": "Write it as a text, in quotes."}
+
+
+class ArgumentError(UsageError, TypeError):
+    """An argument in Python has another type than the option."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,17 @@ class Place:
 
     named: Callable[[Option, object], str]
     error: type[LocalrankError] = UsageError
+    wrong: type[LocalrankError] | None = None  # for a value of another type, where that differs
 
     def refusal(self, option: Option, value: object, expected: str, advice: str) -> LocalrankError:
         """Return the error for a value."""
-        return self.error(f"{self.named(option, value)}: {expected}.", advice)
+        is_type = self.wrong is not None and expected.startswith(("expected a ", "expected true"))
+        error = self.wrong if is_type and self.wrong is not None else self.error
+        return error(f"{self.named(option, value)}: {expected}.", advice)
 
 
 FLAGS = Place(lambda option, value: f"{option.flag} {_written(value)}")
-PYTHON = Place(lambda option, value: f"{option.name}={value!r}")
+PYTHON = Place(lambda option, value: f"{option.name}={_in_python(value)}", wrong=ArgumentError)
 
 
 def in_file(path: Path) -> Place:
@@ -124,13 +132,20 @@ def _refusal(error: Any, table: type, place: Place) -> LocalrankError:
         )
     bound = expected_bound(error)
     expected = f"expected {bound}" if bound else _EXPECTED.get(kind, error["msg"])
-    return place.refusal(option, error["input"], expected, setting.advice)
+    advice = setting.advice or _ADVICE.get(kind, "")
+    return place.refusal(option, error["input"], expected, advice)
 
 
 def _words(kind: Any) -> list[str]:
     """Return the words of a Literal, or of one that may be None."""
     kinds = (kind, *get_args(kind))
     return [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]
+
+
+def _in_python(value: object) -> str:
+    """Return a value on one line; of a long one, such as a network or a tensor, its type."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"<{type(value).__name__}>"
 
 
 def _written(value: object) -> str:

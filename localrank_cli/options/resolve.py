@@ -14,6 +14,7 @@ from localrank_cli.layers.select import Selection
 from localrank_cli.layers.slices import parse_slice
 from localrank_cli.model.mlp import ACTIVATIONS
 from localrank_cli.options.folder import FolderSettings, inside, read_folder_settings
+from localrank_cli.options.needs import HF, need_of_data, refusal
 from localrank_cli.options.parse import Preset
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import DEFAULT_ATOL, AnalyzeOptions
@@ -21,12 +22,10 @@ from localrank_cli.points.source import DataSource, check_source
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.userimport import CodeSpec
 
-HF = "hf"  # the --model that transformers builds
-
 # The settings in localrank.toml that hold only for its own model, data or layers.
 _REPLACED = {
     "model": {"model", "model_arg"},
-    "data": {"data", "data_key", "data_scale", "labels_key"},
+    "data": {"data", "data_key", "data_shape", "data_scale", "labels_key"},
     "layers": {"layers", "exclude"},
 }
 # Without points and atol: the data must hold as many points as the user asks for but need not hold
@@ -156,7 +155,7 @@ def with_folder(options: AnalyzeOptions, settings: FolderSettings, folder: Path)
 
     The user's preset replaces that of the file. The user's `--model`, `--data` or `--layers`
     replaces what the file says about its own model, data or layers (model-arg; data-key,
-    data-scale, labels-key; exclude).
+    data-shape, data-scale, labels-key; exclude).
     """
     flags = {
         option.name: value
@@ -367,11 +366,7 @@ def _trusted(code: CodeSpec, key: str, series: SeriesOptions) -> CodeSpec:
 def _source(series: SeriesOptions) -> DataSource:
     options = series.options
     if options.data is None:
-        raise SettingsError(
-            f"{series.folder}: no data to take points from.",
-            "Give --data FILE (.safetensors, .npz, .npy, .pt), --data file.py:name, or"
-            " --data normal:784 for random points of that shape.",
-        )
+        raise refusal(series.folder, [need_of_data()])
     array = options.data if isinstance(options.data, Tensor) else None
     text = options.data if isinstance(options.data, str) else ""
     if "data" in series.from_folder:
@@ -379,6 +374,7 @@ def _source(series: SeriesOptions) -> DataSource:
     return DataSource(
         text,
         key=options.data_key or "",
+        shape=options.data_shape,
         scale=options.data_scale,
         count=options.points,
         seed=_value(options.seed),

@@ -134,6 +134,17 @@ class AnalyzeOptions:
             decides=("data_key",),
         ),
     ] = None
+    data_shape: Annotated[
+        tuple[int, ...] | None,
+        Setting(
+            help="The shape of one point, for data that lack an axis or are flat: 1x28x28. Entries"
+            " keep their order.",
+            metavar="SHAPE",
+            read=parse.shape,
+            in_folder=True,
+            decides=("data_shape",),
+        ),
+    ] = None
     data_scale: Annotated[
         float | None,
         Setting(
@@ -338,6 +349,7 @@ class AnalyzeOptions:
             help="Precision of the Jacobian: float64 or float32.",
             metavar="NAME",
             default="float64",
+            read=parse.dtype,
             in_folder=True,
             decides=("dtype",),
         ),

@@ -38,10 +38,10 @@ class FigureKind:
 
 
 KINDS: Mapping[str, FigureKind] = {
-    "ranks": FigureKind("a line per layer over the steps", "ranks", ("metrics",)),
+    "ranks": FigureKind("a line per layer over the steps", "ranks", ("metrics", "settings")),
     "heatmap": FigureKind("layer by step, share of the largest rank", "heatmap"),
     "depth": FigureKind("a line per step over the layers", "depth", ("steps",)),
-    "compare": FigureKind("tables or runs side by side", "compare", ("metrics", "by")),
+    "compare": FigureKind("tables or runs side by side", "compare", ("metrics", "by", "settings")),
     "tolerance": FigureKind(
         "rank over the tolerance, from --spectra", "tolerance", ("step",), is_from_spectra=True
     ),

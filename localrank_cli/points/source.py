@@ -14,6 +14,7 @@ from torch import Tensor
 from localrank_cli.errors import DataError, SettingsError, UsageError, cause
 from localrank_cli.points.draw import Points, draw, sample
 from localrank_cli.points.files import SUFFIXES, file_hash, from_numpy, load_array
+from localrank_cli.points.shape import reshaped, written
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT, CodeSpec, import_object
 
@@ -29,6 +30,7 @@ class DataSource:
     text: str  # of --data
     key: str = ""
     scale: float | None = None
+    shape: tuple[int, ...] | None = None  # of one point; None: as the data have it
     count: int | None = None  # None: the default number of points
     seed: int = 0
     array: Tensor | None = None  # from Python, instead of a name
@@ -38,6 +40,11 @@ class DataSource:
     def path(self) -> Path | None:
         """The data file, when it is one."""
         return Path(self.text) if Path(self.text).suffix.lower() in SUFFIXES else None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it is a distribution, which names the shape of a point itself."""
+        return _DISTRIBUTION.match(self.text) is not None
 
     @property
     def code(self) -> CodeSpec | None:
@@ -75,6 +82,12 @@ def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
         raise SettingsError(
             f"--data-key {source.key}: the data have no named arrays.", "Leave it out."
         )
+    if source.shape is not None and source.is_drawn:
+        kind, lengths = source.text.partition(":")[0], written(source.shape)
+        raise SettingsError(
+            f"--data-shape {lengths}: --data {source.text} has a shape of its own.",
+            f"Give --data {kind}:{lengths} alone.",
+        )
     if source.array is not None:
         array = source.array.detach().cpu()
         return _drawn(array, source, "the data"), {"data": "from Python"}
@@ -111,6 +124,8 @@ def _values_hash(array: Tensor) -> str:
 
 
 def _drawn(array: Tensor, source: DataSource, name: str) -> Points:
+    if source.shape is not None:
+        array = reshaped(array, source.shape, name)
     points = draw(array, source.count, source.seed, source.scale, name)
     return replace(points, everything=array, scale=source.scale) if source.keep else points
 

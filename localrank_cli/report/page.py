@@ -16,6 +16,7 @@ _SERIES = (
     ("model", "model"),
     ("model_arguments", "model arguments"),
     ("data", "data"),
+    ("data_shape", "shape of a point"),
     ("data_scale", "data scale"),
     ("n_data", "points in the data"),
     ("point_indices", "points used"),

@@ -167,6 +167,7 @@ class _Series(Strict):
     data_key: str | None = None
     data_sha256: str | None = None
     data_values_sha256: str | None = None
+    data_shape: list[Count] | None = None
     data_scale: float | None = None
     n_data: Count | None = None
     seed: int | None = None

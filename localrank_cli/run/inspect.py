@@ -2,28 +2,23 @@
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+from localrank_cli.checkpoints.series import find_folders, run_names
+from localrank_cli.errors import Note
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.measures.table import demand_of
+from localrank_cli.options.resolve import for_series
+from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.run.contents import CheckpointLine, Contents, read_contents
 from localrank_cli.run.headers import PlannedCheckpoint, load_state
-from localrank_cli.run.plan import Plan, SeriesPlan, place_points
+from localrank_cli.run.plan import Plan, SeriesPlan, names_rule, place_points
 from localrank_cli.spectrum.layer import Request, layer_spectra
 
 # Points of the second timed run, enough to show what a batch saves for each point.
 _BATCH = 4
-
-
-@dataclass(frozen=True)
-class CheckpointLine:
-    """What `inspect` reports of a checkpoint."""
-
-    checkpoint: str
-    step: int | None
-    weights: str  # key of the state dict in the file; "" for a bare one
-    taken_off: str  # description of what is stripped from the names of the weights
-    problem: str = ""  # why it cannot be analysed
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,17 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
         return asdict(self)
+
+
+def contents_of(options: AnalyzeOptions, note: Note) -> list[Contents] | None:
+    """Return what each series holds and needs; None if the model and data of all are known."""
+    named = find_folders(options.checkpoints, partial(names_rule, options))
+    runs = run_names(list(named))
+    every = [for_series(options, folder) for folder in sorted(named, key=lambda one: runs[one])]
+    if all(one.options.data is not None and one.options.model is not None for one in every):
+        return None
+    found = [read_contents(one, named[one.folder], runs[one.folder], note) for one in every]
+    return found if any(one.needs for one in found) else None
 
 
 def inspect_series(plan: Plan, series: SeriesPlan, *, timed: bool) -> Inspection:

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from localrank_cli.checkpoints.series import (
 )
 from localrank_cli.checkpoints.trusted import provide_main
 from localrank_cli.checkpoints.weights import RAW, describe_weights
-from localrank_cli.errors import Note, SettingsError, UnreadableError
+from localrank_cli.errors import LocalrankError, ModelError, Note, SettingsError, UnreadableError
 from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
@@ -45,12 +46,14 @@ from localrank_cli.options.resolve import (
 from localrank_cli.options.table import AnalyzeOptions, check_options
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
+from localrank_cli.points.shape import proposals, written
 from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
 from localrank_cli.run.builds import check_outputs
+from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
 from localrank_cli.run.headers import (
     Failures,
@@ -196,6 +199,7 @@ def _plan_series(
         folder, named, options.pattern or "", series_options.data_files, rule.names
     )
     check_step_names(series_options, [file.label or Path(file.name).name for file in series.files])
+    refuse_without_data(series_options, named, run)
     settings = resolve(series_options)
     for text in settings.notes:
         note(text)
@@ -314,7 +318,34 @@ class _FirstLook:
         """Fill the network and run a point."""
         self.checkpoint = checkpoint
         self._fill(self.model)
-        return examine(self.model, self.points, self.settings.selection, self.settings.dtype)
+        try:
+            return self._examined(self.points)
+        except ModelError as error:
+            advice = self._shape_that_runs()
+            raise ModelError(error.what, advice or error.advice) from error
+
+    def _examined(self, points: Tensor) -> Examination:
+        return examine(self.model, points, self.settings.selection, self.settings.dtype)
+
+    def _shape_that_runs(self) -> str:
+        """Return what to do about points whose shape is wrong; empty if no other shape runs."""
+        there = tuple(self.points.shape[1:])
+        source = self.settings.source
+        kind, colon, _ = source.text.partition(":")
+        option = f"--data {kind}{colon}" if source.is_drawn else "--data-shape "
+        for shape in proposals(there, self.model):
+            with suppress(LocalrankError):
+                self._examined(self.points[:1].reshape(1, *shape))
+                return f"A point of shape {written(shape)} runs: give {option}{written(shape)}."
+        if len(there) > 1:
+            with suppress(LocalrankError):
+                self._examined(self.points[:1].movedim(-1, 1))
+                order = ", ".join(map(str, (0, len(there), *range(1, len(there)))))
+                return (
+                    f"A point with its last axis first runs: save x.permute({order}) in place of x,"
+                    " or return it from a function for --data file.py:name."
+                )
+        return ""
 
     def compare(
         self, network: Network, examination: Examination, note: Note, *, allowed: bool
@@ -396,6 +427,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "model_arguments": {key: repr(value) for key, value in settings.model.arguments.items()},
         **series.model_facts,
         **series.data_facts,
+        "data_shape": settings.source.shape,
         "data_scale": settings.source.scale,
         "seed": settings.source.seed,
         "point_indices": list(series.points.indices),

@@ -9,10 +9,10 @@ import pytest
 
 from localrank_cli.measures.table import MEASURES
 from localrank_cli.options.views import KINDS
-from tests.cli.program import invoke, run
+from tests.cli.program import QUICK, invoke, run
 from tests.figures.tables import save_spectra, table
 from tests.figures.test_plane import with_bounds
-from tests.helpers import entries
+from tests.helpers import entries, save_series
 
 
 @pytest.fixture
@@ -214,3 +214,58 @@ def test_torch_is_not_imported(ranks: Path) -> None:
 def test_a_table_of_parquet_needs_its_reader(tmp_path: Path) -> None:
     pd.DataFrame().to_csv(tmp_path / "a.parquet")
     assert invoke("plot", str(tmp_path / "a.parquet")).code == 1
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    """The folders of two runs, each with other weights."""
+    return save_series(tmp_path / "a", (0, 5)), save_series(tmp_path / "b", (0, 5))
+
+
+def plotted(tables: list[Path], *words: str) -> str:
+    target = tables[0].with_name("p.svg")
+    outcome = invoke("plot", *map(str, tables), *words, "-o", str(target))
+    assert outcome.code == 0
+    return outcome.stderr
+
+
+def test_runs_of_one_kind_are_averaged(two: tuple[Path, Path], tmp_path: Path) -> None:
+    outs = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for folder, out, seed in zip(two, outs, "12", strict=True):
+        words = (str(folder), *QUICK, "--seed", seed, "-o", str(out), "-q")
+        assert invoke("analyze", *words).code == 0
+    assert "means over 2 runs: a, b" in plotted(outs)
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (("--activation", "tanh"), "model"),
+        (("--data", "uniform:4"), "data (normal:4, uniform:4)"),
+        (("--points", "6"), "points (5, 6)"),
+        (("--noise", "2"), "noise"),
+        (("--layers", "0"), "layers"),
+    ],
+)
+@pytest.mark.parametrize("same_name", [False, True])
+def test_manifests_that_differ_in_more_than_the_seed(
+    two: tuple[Path, Path], tmp_path: Path, words: tuple[str, ...], note: str, same_name: bool
+) -> None:
+    (tmp_path / "x").mkdir()
+    second = two[1].rename(tmp_path / "x/a") if same_name else two[1]
+    outs = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for folder, out, more in zip((two[0], second), outs, ((), words), strict=True):
+        own = [*QUICK, *more]
+        assert invoke("analyze", str(folder), *own, "-o", str(out), "-q").code == 0
+    text = plotted(outs)
+    assert f"the runs differ in {note}" in text
+    assert "means over" not in text
+    assert "side by side" in text
+
+
+def test_other_columns_of_the_folder(two: tuple[Path, Path], tmp_path: Path) -> None:
+    for folder, beta in zip(two, (1, 2), strict=True):
+        (folder / "localrank.toml").write_text(f"[columns]\nbeta = {beta}\n")
+    out = tmp_path / "both.csv"
+    assert invoke("analyze", *map(str, two), *QUICK, "-o", str(out), "-q").code == 0
+    assert "the runs differ in beta (1, 2)" in plotted([out])

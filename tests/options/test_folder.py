@@ -33,6 +33,7 @@ def test_many_keys(tmp_path: Path) -> None:
         activation = "tanh"
         data = "digits.npz"
         data-key = "images"
+        data-shape = "1x28x28"
         data-scale = 0.5
         points = 32
         seed = 7
@@ -72,6 +73,7 @@ def test_many_keys(tmp_path: Path) -> None:
             "activation": "tanh",
             "data": "digits.npz",
             "data_key": "images",
+            "data_shape": (1, 28, 28),
             "data_scale": 0.5,
             "points": 32,
             "seed": 7,

@@ -77,8 +77,10 @@ def test_a_flag_beats_the_file_and_the_file_beats_the_default(
 
 
 def test_other_data_replace_the_files_settings_of_its_own() -> None:
-    found = settings({"data": "normal:4"}, {"data_key": "k", "data_scale": 2.0, "points": 3})
+    own = {"data_key": "k", "data_shape": (2, 2), "data_scale": 2.0, "points": 3}
+    found = settings({"data": "normal:4"}, own)
     assert (found.source.text, found.source.key, found.source.scale) == ("normal:4", "", None)
+    assert found.source.shape is None
     assert found.source.count == 3
 
 

@@ -1,0 +1,173 @@
+"""What an analysis needs and was not given, as far as file names and a config.json show it.
+
+Nothing here imports torch: `analyze` reports what is missing without waiting for it.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localrank_cli.errors import SettingsError, printable
+from localrank_cli.options.folder import FILE_NAME, read_folder_settings
+from localrank_cli.options.table import AnalyzeOptions
+
+HF = "hf"  # the --model that transformers builds
+CONFIG = "config.json"
+EMBEDDING = "EMBEDDING"  # placeholder of the name of a module
+FORMS_OF_DATA = "a .safetensors, .npz, .npy or .pt file"
+
+_MAX_BYTES = 64 * 2**20  # as in model/hf.py
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".index.json")
+_ADAPTER = "adapter_config.json"
+# Networks of sound have a vocabulary too, that of their output.
+_OF_SOUND = {"conv_dim", "num_mel_bins", "sampling_rate", "feat_extract_activation"}
+
+
+@dataclass(frozen=True)
+class Need:
+    """A setting that is missing.
+
+    Args:
+        why: What is missing, as part of a sentence: "no data to take points from".
+        words: The words of a command line that set it; a placeholder is in capitals.
+        help: What they mean, and what to write for a placeholder.
+    """
+
+    why: str
+    words: tuple[str, str]
+    help: str
+
+    @property
+    def written(self) -> str:
+        """The words as one text."""
+        return shlex.join(self.words)
+
+
+@dataclass(frozen=True)
+class HfConfig:
+    """What the config.json of a network of transformers shows."""
+
+    place: Path
+    architecture: str
+    takes_tokens: bool
+    vocabulary: int = 0
+
+
+def find_hf_config(folder: Path) -> HfConfig | None:
+    """Return what the config.json beside the weights shows, in a folder or its first subfolder.
+
+    None where there is none of transformers, or where an adapter is beside it, whose base model is
+    elsewhere.
+    """
+    try:
+        inner = sorted(one for one in folder.glob(f"*/{CONFIG}"))
+    except OSError:
+        inner = []
+    for path in (folder / CONFIG, *inner[:1]):
+        config = _read(path)
+        architectures = config.get("architectures")
+        if not isinstance(architectures, list) or not architectures or "model_type" not in config:
+            continue
+        if (path.parent / _ADAPTER).exists():
+            continue
+        size = config.get("vocab_size")
+        takes_tokens = isinstance(size, int) and not _OF_SOUND & set(config)
+        name = printable(str(architectures[0]))
+        return HfConfig(path, name, takes_tokens, size if isinstance(size, int) else 0)
+    return None
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+            return {}
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # reported where it is used
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def hf_needs(
+    config: HfConfig, data: object, model: object, wrt: object, embedding: str = EMBEDDING
+) -> list[Need]:
+    """Return what a network of transformers needs; the arguments are the options as set."""
+    needs = []
+    if model is None:
+        why = f"no --model (its {CONFIG} names {config.architecture} of transformers)"
+        needs.append(Need(why, ("--model", HF), f"the network that {CONFIG} describes"))
+    if data is None:
+        text = "token ids, one row for each point" if config.takes_tokens else ""
+        needs.append(need_of_data(text))
+    drawn = isinstance(data, str) and data.startswith(("normal:", "uniform:"))
+    if config.takes_tokens and wrt is None and not drawn:
+        needs.append(need_of_wrt(embedding))
+    return needs
+
+
+def need_of_data(help_text: str = "") -> Need:
+    """Return the need of points from a file."""
+    forms = f"{FORMS_OF_DATA}, or file.py:name"
+    text = f"{help_text}: {forms}" if help_text else f"the points, preprocessed: {forms}"
+    return Need("no data to take points from", ("--data", "FILE"), text)
+
+
+def need_of_wrt(embedding: str) -> Need:
+    """Return the need of a module to differentiate by, since the data are tokens."""
+    return Need(
+        "no --wrt (tokens have no derivative)",
+        ("--wrt", embedding),
+        "the embedding by its name in the network, as tokens have no derivative",
+    )
+
+
+def refusal(place: Path, needs: Sequence[Need]) -> SettingsError:
+    """Return the error that names everything that is missing."""
+    whys = [need.why for need in needs]
+    text = whys[0] if len(whys) == 1 else f"{', '.join(whys[:-1])} and {whys[-1]}"
+    words = " ".join(f"{need.written} ({need.help})" for need in needs)
+    return SettingsError(
+        f"{place}: {text}.",
+        f"Give {words}. localrank inspect {shlex.quote(str(place))} shows what is there and a"
+        " command line to copy.",
+    )
+
+
+def check_needs(options: AnalyzeOptions) -> None:
+    """Report all that is missing where names and a config.json show it; else do nothing.
+
+    Raises:
+        SettingsError: If a folder of checkpoints has no data, and it is known what else it needs.
+    """
+    for path in options.checkpoints:
+        needs = _needs(options, path)
+        if needs:
+            raise refusal(path, needs)
+
+
+def _needs(options: AnalyzeOptions, path: Path) -> Sequence[Need]:
+    # A folder that is itself a checkpoint has the settings of its parent.
+    if not path.is_dir() or (path.absolute().parent / FILE_NAME).exists():
+        return ()
+    try:
+        values = read_folder_settings(path).values
+        names = [one.name for one in path.iterdir()]
+    except (SettingsError, OSError):  # reported when the run is planned
+        return ()
+    model, data, wrt = (
+        values.get(name) if getattr(options, name) is None else getattr(options, name)
+        for name in ("model", "data", "wrt")
+    )
+    if data is not None:
+        return ()
+    config = find_hf_config(path)
+    if config is not None and model in (None, HF):
+        names += [one.name for one in config.place.parent.iterdir()]
+        needs = hf_needs(config, data, model, wrt)
+    elif model is not None and model != HF:
+        needs = [need_of_data()]
+    else:
+        return ()
+    return needs if any(name.endswith(_WEIGHTS) for name in names) else ()

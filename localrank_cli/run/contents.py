@@ -1,0 +1,227 @@
+"""What a folder holds and what its analysis still needs, without a model or data."""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from localrank_cli.checkpoints.content import State
+from localrank_cli.checkpoints.folders import DCP_METADATA
+from localrank_cli.checkpoints.formats import load_torch
+from localrank_cli.checkpoints.series import (
+    CheckpointFile,
+    find_checkpoints,
+)
+from localrank_cli.checkpoints.sharded import is_index
+from localrank_cli.checkpoints.weights import RAW, WRAPPERS, candidates
+from localrank_cli.errors import LocalrankError, ModelError, Note, UnreadableError, printable
+from localrank_cli.model.mlp import infer_mlp
+from localrank_cli.options.needs import (
+    EMBEDDING,
+    HF,
+    HfConfig,
+    Need,
+    find_hf_config,
+    hf_needs,
+    need_of_data,
+    need_of_wrt,
+    refusal,
+)
+from localrank_cli.options.resolve import SeriesOptions
+from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.run.headers import Failures, HeaderContext, Headers
+
+# Names of embeddings of tokens: wte, embed_tokens, word_embeddings, tok_emb, embedding, embed_in.
+_EMBEDDING = re.compile(r"^(?:wte|embed(?:ding)?s?|tok(?:en)?s?_?emb\w*|embed_(?:tokens|in)|"
+                        r"word_emb\w*|shared)$")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CheckpointLine:
+    """What `inspect` reports of a checkpoint."""
+
+    checkpoint: str
+    step: int | None
+    weights: str  # key of the state dict in the file; "" for a bare one
+    taken_off: str  # description of what is stripped from the names of the weights
+    problem: str = ""  # why it cannot be analysed
+
+
+@dataclass(frozen=True)
+class KeyLine:
+    """An entry of the state dict."""
+
+    key: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What `inspect` reports of a series whose model or data are not given."""
+
+    run: str
+    folder: str
+    checkpoints: tuple[CheckpointLine, ...]
+    written_by: str
+    keys: tuple[KeyLine, ...]  # of the first checkpoint
+    needs: tuple[Need, ...]
+
+    @property
+    def n_failed(self) -> int:
+        """The number of checkpoints that cannot be read."""
+        return sum(bool(line.problem) for line in self.checkpoints)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return asdict(self)
+
+
+def refuse_without_data(series_options: SeriesOptions, named: Sequence[Path], run: str) -> None:
+    """Report everything that the analysis of a series needs, if it has no data.
+
+    Raises:
+        SettingsError: If there are none.
+    """
+    if series_options.options.data is not None:
+        return
+    needs: Sequence[Need]
+    try:
+        needs = read_contents(series_options, named, run, lambda _: None).needs
+    except LocalrankError:  # what it holds is of no use here
+        needs = (need_of_data(),)
+    raise refusal(series_options.folder, needs)
+
+
+def read_contents(
+    series_options: SeriesOptions, named: Sequence[Path], run: str, note: Note
+) -> Contents:
+    """Read the headers of a series' checkpoints, and return what they show.
+
+    Raises:
+        LocalrankError: If there are no checkpoints, or none can be read.
+    """
+    options, folder, rule = series_options.options, series_options.folder, series_options.step_rule
+    series = find_checkpoints(
+        folder, named, options.pattern or "", series_options.data_files, rule.names
+    )
+    context = HeaderContext(series.files)
+    headers = Headers(series, options.trust_pickle, rule, options.weights or RAW, context)
+    failures = Failures(run, skips=True)
+    steps = failures.steps(headers, note, folder)
+    assert headers.first is not None
+    lines = [CheckpointLine(file.name, step, "", "") for file, step in steps]
+    lines += [_failed(record) for record in failures.records]
+    first = steps[0][0]
+    config = find_hf_config(first.folder or first.path.parent) or find_hf_config(folder)
+    return Contents(
+        run,
+        str(folder),
+        tuple(lines),
+        _writer(first, config),
+        tuple(KeyLine(key, tuple(tensor.shape)) for key, tensor in headers.first.items()),
+        tuple(_needs(options, headers.first, config)),
+    )
+
+
+def _failed(record: CheckpointRecord) -> CheckpointLine:
+    return CheckpointLine(record.checkpoint, record.step, "", "", record.message)
+
+
+def _needs(options: AnalyzeOptions, state: State, config: HfConfig | None) -> list[Need]:
+    model, data, wrt = options.model, options.data, options.wrt
+    embedding = find_embedding(state, config)
+    problem, n_in = _inferred(state) if model is None else ("", None)
+    if n_in is not None:
+        if data is not None:
+            return []
+        text = f"random points, or a file with points of {n_in} numbers"
+        return [Need("no data to take points from", ("--data", f"normal:{n_in}"), text)]
+    if config is not None and model in (None, HF):
+        return hf_needs(config, data, model, wrt, embedding or EMBEDDING)
+    needs = []
+    if model is None:
+        needs.append(
+            Need(
+                f"no --model ({problem})",
+                ("--model", "FILE.py:NAME"),
+                f"the network's code: {problem}",
+            )
+        )
+    if data is None:
+        needs.append(need_of_data())
+    if needs and wrt is None and embedding and not _is_drawn(data):
+        needs.append(need_of_wrt(embedding))
+    return needs
+
+
+def _is_drawn(data: object) -> bool:
+    return isinstance(data, str) and data.startswith(("normal:", "uniform:"))
+
+
+def _inferred(state: State) -> tuple[str, int | None]:
+    """Return why the network cannot be inferred, or the size of its input."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    *_, (_, bare) = candidates(shapes, WRAPPERS)
+    try:
+        layout = infer_mlp(bare, not all(tensor.is_meta for tensor in state.values()))
+    except ModelError:
+        return "the weights are not those of a plain MLP", None
+    return "", layout.widths[0]
+
+
+def find_embedding(state: State, config: HfConfig | None) -> str:
+    """Return the module that embeds tokens, by the names of the weights; empty if none is known."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    *_, (_, bare) = candidates(shapes, WRAPPERS)
+    for key, shape in bare.items():
+        module, _, kind = key.rpartition(".")
+        is_matrix = kind == "weight" and len(shape) == 2
+        if is_matrix and _EMBEDDING.match(module.rpartition(".")[2]):
+            return module if config is None else _in_network(module, config)
+    return ""
+
+
+def _in_network(module: str, config: HfConfig) -> str:
+    """Return the name of a module in the class of a config: files may lack the base's prefix."""
+    with suppress(Exception):  # transformers may be missing, or fail in many ways
+        import transformers  # noqa: PLC0415  # slow, and needed for a name alone
+
+        kind = getattr(transformers, config.architecture)
+        prefix = str(kind.base_model_prefix)
+        is_base = config.architecture.endswith("Model") and "LMHead" not in config.architecture
+        if prefix and is_base:
+            return module.removeprefix(f"{prefix}.")
+        if prefix and not module.startswith(f"{prefix}."):
+            return f"{prefix}.{module}"
+    return module
+
+
+def _writer(first: CheckpointFile, config: HfConfig | None) -> str:
+    path = first.path
+    if path.name == DCP_METADATA:
+        return "torch.distributed.checkpoint"
+    if config is not None:
+        trainer = " and its Trainer" if (path.parent / "trainer_state.json").exists() else ""
+        return f"transformers{trainer} ({config.architecture})"
+    if is_index(path):
+        return "an index of several files of weights"
+    if path.suffix.lower() == ".safetensors":
+        return "safetensors"
+    with suppress(UnreadableError):
+        return _of_torch(load_torch(path))
+    return "torch.save"
+
+
+def _of_torch(loaded: object) -> str:
+    if not isinstance(loaded, Mapping):
+        return "torch.save"
+    keys = [str(key) for key in loaded]
+    if "pytorch-lightning_version" in keys:
+        return f"Lightning {printable(str(loaded['pytorch-lightning_version']))}"
+    if any(isinstance(value, Mapping) for value in loaded.values()):
+        more = ", ..." if len(keys) > 8 else ""
+        return f"torch.save, a dict of {printable(', '.join(keys[:8]))}{more}"
+    return "torch.save, a state dict"
