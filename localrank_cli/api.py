@@ -48,7 +48,7 @@ def analyze(
         LocalrankError: If the files or settings are at fault.
         TypeError: If there is no option of that name, or a value has another type.
     """
-    if others or checkpoints is None:
+    if others:
         raise TypeError(
             "analyze() takes the checkpoints as its only positional argument, a path or a list of"
             " paths; give everything else by name: analyze('run', data='points.npy')"

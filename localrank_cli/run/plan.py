@@ -192,13 +192,8 @@ def _plan_series(
     device: torch.device,
     note: Note,
 ) -> SeriesPlan:
-    check_names(series_options)
     options, folder, rule = series_options.options, series_options.folder, series_options.step_rule
-    # A folder without checkpoints is reported before missing data.
-    series = find_checkpoints(
-        folder, named, options.pattern or "", series_options.data_files, rule.names
-    )
-    check_step_names(series_options, [file.label or Path(file.name).name for file in series.files])
+    series = _find_series(series_options, named)
     refuse_without_data(series_options, named, run)
     settings = resolve(series_options)
     for text in settings.notes:
@@ -255,6 +250,15 @@ def _plan_series(
         unsaved=unsaved,
         examined=examined,
     )
+
+
+def _find_series(options: SeriesOptions, named: Sequence[Path]) -> Series:
+    """Return the checkpoints; a folder without them is reported before missing data."""
+    check_names(options)
+    pattern, rule = options.options.pattern or "", options.step_rule
+    series = find_checkpoints(options.folder, named, pattern, options.data_files, rule.names)
+    check_step_names(options, [file.label or Path(file.name).name for file in series.files])
+    return series
 
 
 def _provide_main(choice: ModelChoice) -> None:
