@@ -125,6 +125,15 @@ def test_recurrent_layers_attention_and_norms_are_named_with_the_option_that_tak
     }  # fmt: skip
 
 
+def test_calls_within_vmap_are_left_out_with_a_note() -> None:
+    model = Net(
+        lambda m, x: m["head"](torch.func.vmap(m["inner"])(x)),
+        inner=nn.Linear(4, 5), head=nn.Linear(5, 3),
+    ).double()  # fmt: skip
+    assert labels(ask(model)) == ["head"]
+    assert ask(model).notes == ("left out, run within torch.func.vmap: inner",)
+
+
 def test_no_note_where_nothing_is_left_out() -> None:
     assert ask(mlp(4, 5, 3).double()).notes == ()
 
