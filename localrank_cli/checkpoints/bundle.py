@@ -30,6 +30,7 @@ class Bundle:
     place: tuple[str, ...]  # keys that lead to it; empty for the whole file
     is_list: bool
     steps: tuple[str, ...] = ()  # keys that lead to the list of their steps
+    is_pairs: bool = False  # whether the list holds (step, checkpoint)
     word: str = "step_"  # before the number, in the name of each; empty where the key is a name
 
     def describe(self, path: Path) -> str:
@@ -44,6 +45,8 @@ class Bundle:
         of = _expression(self.place)
         if not self.is_list:
             pairs = f"{of}.items()"
+        elif self.is_pairs:
+            pairs = of
         elif self.steps:
             pairs = f"zip({_expression(self.steps)}, {of})"
         else:
@@ -73,11 +76,13 @@ def _find(
     value: object, holds: Holds, place: tuple[str, ...], beside: Mapping[Any, Any]
 ) -> Bundle | None:
     if isinstance(value, (list, tuple)):
+        if len(value) > 1 and all(_is_pair(one, holds) for one in value):
+            return Bundle(len(value), place, True, is_pairs=True)
         if len(value) < 2 or not all(map(holds, value)):
             return None
         key = _steps_beside(beside, len(value))
         word = "epoch_" if "epoch" in (key or "").lower() else "step_"
-        return Bundle(len(value), place, True, (*place[:-1], key) if key else (), word)
+        return Bundle(len(value), place, True, (*place[:-1], key) if key else (), word=word)
     if not isinstance(value, Mapping) or len(place) > _MAX_DEPTH or "param_groups" in value:
         return None
     counted = [key for key in value if isinstance(key, int) or str(key).isdecimal()]
@@ -111,6 +116,15 @@ def _steps_beside(beside: Mapping[Any, Any], count: int) -> str:
         if len(value) == len(set(numbers)) == count:
             return key
     return ""
+
+
+def _is_pair(value: object, holds: Holds) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and _is_whole(value[0])
+        and holds(value[1])
+    )
 
 
 def _is_whole(value: Any) -> bool:

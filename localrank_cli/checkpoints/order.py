@@ -61,7 +61,10 @@ class StepScheme:
             reason = f"the digit groups in {changed.name} are read in another way"
         raise SettingsError(
             f"{file.path}: now that it is there, {reason}.",
-            "Rerun the command with --overwrite, which starts over with all of them.",
+            "Rename the earlier one by its step (step_0), or leave it out with --pattern; then"
+            " rerun the command with --overwrite."
+            if self.counting.kind == ALONE
+            else "Rerun the command with --overwrite, which starts over with all of them.",
         )
 
     def epoch_facts(self, file: CheckpointFile) -> dict[str, int]:

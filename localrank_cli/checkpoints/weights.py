@@ -22,7 +22,8 @@ _ALL_WRAPPERS = (
 _NORMS = {"original0": "_g", "original1": "_v"}  # of weight_norm, new and old
 # Top-level parts of a training's module that are not the network.
 _LOSS = re.compile(
-    r"^(?:\w*loss(?:es|_\w+)?|criteri(?:on|a)\w*|\w*metrics?)\.", flags=re.IGNORECASE
+    r"^(?:\w*loss(?:es|_\w+)?|criteri(?:on|a)\w*|\w*metrics?|\w*_acc(?:uracy)?)\.",
+    flags=re.IGNORECASE,
 )
 _SECOND = re.compile(
     r"^(?:(?:model_)?ema\w*|swa_\w+|\w*teacher|\w*discriminator|critic|target_\w+|momentum_\w+)\.",

@@ -30,6 +30,7 @@ def steps(path: Path, **options: Any) -> list[int]:
         (table_of(0, 50, 1000), [0, 50, 1000]),
         (table_of("0", "50", "1000"), [0, 50, 1000]),
         (table_of("step_0", "step_50", "step_1000"), [0, 50, 1000]),
+        (list(table_of(0, 50, 1000).items()), [0, 50, 1000]),
         ({"history": SETS, "steps": [0, 50, 1000]}, [0, 50, 1000]),
         ({"history": SETS, "steps": torch.tensor([0, 50, 1000])}, [0, 50, 1000]),
         ({"model": SETS[0], "checkpoints": SETS, "checkpoint_epochs": [0, 9, 20]}, [0, 9, 20]),

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from localrank_cli import analyze
+from localrank_cli.checkpoints.series import find_checkpoints
 from localrank_cli.errors import LocalrankError, SettingsError, UnreadableError
+from localrank_cli.run.headers import HeaderContext, Headers
 from tests.checkpoints.dcp_writer import save_dcp
 from tests.cli.program import invoke
-from tests.helpers import save_series, weights
+from tests.helpers import ignore, save_series, weights
 
 DATA = ("--data", "normal:4", "--points", "1")
 
@@ -83,6 +85,16 @@ class TestASingleCheckpoint:
         expected = "what the steps count" if gone else "no step was found for model.pt"
         assert expected in outcome.stderr
         assert (tmp_path / "x.csv").read_bytes() == table
+
+    def test_others_that_follow_are_refused(self, tmp_path: Path) -> None:
+        save(tmp_path / "model.pt")
+        first = Headers(find_checkpoints(tmp_path, [], "", []), trust_pickle=False)
+        assert [step for _, step in first.steps(ignore)] == [0]
+        later = find_checkpoints(tmp_path, [save(tmp_path / "step_100.pt", 1)], "", [])
+        second = Headers(later, trust_pickle=False, context=HeaderContext(earlier=first.scheme))
+        with pytest.raises(SettingsError, match="so far it holds 0, for want of a step") as caught:
+            second.steps(ignore)
+        assert "step_0" in caught.value.advice
 
 
 class TestNoCheckpoints:
