@@ -211,6 +211,7 @@ def test_no_path(checkpoints: Any, words: list[str]) -> None:
         ({"data": {"x": torch.rand(9, 4)}}, ["data[NAME]"]),
         ({"data": [torch.rand(4)] * 9}, ["torch.stack(data)"]),
         ({"data": Other()}, ["points on its first axis"]),
+        ({"model_arg": [1]}, ["expected a table", 'such as {"width": 100}']),
         ({"points": True}, ["points=True: expected a whole number"]),
     ],
 )

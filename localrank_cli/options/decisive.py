@@ -136,4 +136,7 @@ def what_differs(settings: Mapping[str, Any]) -> dict[str, object]:
     """Return the settings of a run without which two runs are seeds of one, by their names."""
     found = {key: value for key, value in decisive(settings).items() if key not in _MAY_DIFFER}
     named = {key: Difference(key, None, None).name for key in found}
-    return {named[key]: value for key, value in found.items() if value not in (None, [], {})}
+    named |= {"n_data": "size of the data", "model_sha256": "code of the model"}
+    assert len(set(named.values())) == len(named)
+    # What code returned was not always recorded.
+    return {named[key]: value for key, value in found.items() if (key, value) != (_VALUES, None)}

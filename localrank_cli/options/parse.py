@@ -411,6 +411,8 @@ def keywords(value: object) -> object:
     """Read `KEY=VALUE` texts, each value as JSON or else text, or a mapping."""
     if isinstance(value, Mapping):
         return tuple(value.items())
+    if not all(isinstance(one, str) for one in several(value)):
+        raise UnfitError(value, "expected a table", 'Pass a dict, such as {"width": 100}.')
     return tuple(_keyword(text) for text in _texts(value, "expected a table"))
 
 

@@ -244,6 +244,7 @@ def test_runs_of_one_kind_are_averaged(two: tuple[Path, Path], tmp_path: Path) -
         (("--data", "uniform:4"), "data (normal:4, uniform:4)"),
         (("--points", "6"), "points (5, 6)"),
         (("--noise", "2"), "noise"),
+        (("--data-scale", "2"), "data scale (none, 2)"),
         (("--layers", "0"), "layers"),
     ],
 )
