@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from localrank_cli.errors import UsageError
-from localrank_cli.options.read import PYTHON, nearest, read_options
+from localrank_cli.options.read import PYTHON, ArgumentError, nearest, read_options
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions
 
@@ -59,7 +58,7 @@ def analyze(
     from localrank_cli.run.plan import make_plan
 
     if checkpoints is None:  # which would count as left out
-        raise UsageError("checkpoints=None: expected a path.", "Name a folder of checkpoints.")
+        raise ArgumentError("checkpoints=None: expected a path.", "Name a folder of checkpoints.")
     for name in options:
         if name not in _OFFERED or name == _CHECKPOINTS:
             raise TypeError(_unknown(name))
