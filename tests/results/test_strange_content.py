@@ -352,6 +352,11 @@ def test_a_file_of_another_program_in_place_of_the_manifest(place: Path, text: s
         ("words", "analyze", "words: expected a list, got 'analyze'"),
         ("series", ..., "series: is missing"),
         ("series.0.run", 1, "series[0].run: expected a text, got 1"),
+        (
+            "series.0.settings.data_values_sha256",
+            ["a"],
+            "settings.data_values_sha256: expected a text, got a list of 1",
+        ),
         ("series.0.settings", [], "series[0].settings: expected keys with values"),
         ("series.0.settings.layers", Raw(DEEP), "nested more than"),
         ("series.0.checkpoints", 10**10, "series[0].checkpoints: expected a list"),
