@@ -224,7 +224,7 @@ def check_step_names(series: SeriesOptions, names: Sequence[str]) -> None:
         SettingsError: If it finds a step in none of them.
     """
     options, rule = series.options, series.step_rule.names
-    if rule.regex is None or any(rule.step(name) is not None for name in names):
+    if rule.regex is None or not names or any(rule.step(name) is not None for name in names):
         return
     text = f"{rule.option} {options.step_regex or options.step_pattern}"
     if options.step_regex is None and "step_pattern" in series.from_folder:

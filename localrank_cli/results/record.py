@@ -187,6 +187,12 @@ def check_against_settings(settings: Mapping[str, Any], body: Mapping[str, Any])
     check_layers(settings, [one["layer"] for one in layers], "body.layers")
     for index, layer in enumerate(layers):
         key = f"body.layers[{index}]"
+        for name in ("wrt", "input_metric", "dtype"):
+            if settings.get(name) not in (None, layer[name]):
+                raise ValueError(
+                    f"{key}.{name}: expected {shown(settings[name])}, as in the settings of its"
+                    f" run, got {shown(layer[name])}"
+                )
         found = [Tolerance(one["atol"], one["rtol"]).label for one in layer["ranks"]]
         if settings.get("tolerances") not in (None, found):
             wanted = ", ".join(settings["tolerances"])
