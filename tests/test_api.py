@@ -184,7 +184,7 @@ class Other:
         (np.zeros(3), ["expected a path", "Pass the folder"]),
         (3, ["expected a path", "Pass the folder"]),
         (Other(), ["expected a path", "Pass the folder"]),
-        (None, ["as its only positional argument"]),
+        (None, ["expected a path"]),
     ],
 )
 def test_no_path(checkpoints: Any, words: list[str]) -> None:
