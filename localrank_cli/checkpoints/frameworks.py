@@ -230,22 +230,31 @@ def _absence(loaded: object) -> type[UnreadableError]:
 
 
 def holds_weights(loaded: object, depth: int = 0) -> bool:
-    """Return whether an object holds named tensors of floats that are not an optimizer's."""
-    if depth > _MAX_DEPTH:
-        return True  # not looked into, and so not called empty
-    if isinstance(loaded, nn.Module):
+    """Return whether an object holds named tensors of floats that are not an optimizer's.
+
+    What is not looked into may hold them: objects that are not read, and deep nesting.
+    """
+    if depth > _MAX_DEPTH or isinstance(loaded, nn.Module):
         return True
+    if isinstance(loaded, Inert) and not is_array(loaded):
+        return depth == 0
     if isinstance(loaded, Mapping):
-        if "param_groups" in loaded:
-            return False
-        return any(_is_weight(key, value) for key, value in loaded.items()) or any(
+        return "param_groups" not in loaded and _mapping_holds_weights(loaded, depth)
+    if isinstance(loaded, (list, tuple)):
+        return any(holds_weights(value, depth + 1) for value in loaded)
+    return False
+
+
+def _mapping_holds_weights(loaded: Mapping[Any, Any], depth: int) -> bool:
+    return (
+        any(isinstance(loaded.get(key), Inert) for key in (*CONTAINER_KEYS, *EMA_KEYS))
+        or any(_is_weight(key, value) for key, value in loaded.items())
+        or any(
             holds_weights(value, depth + 1)
             for key, value in loaded.items()
             if not NO_WEIGHTS.match(str(key))
         )
-    if isinstance(loaded, (list, tuple)):
-        return any(holds_weights(value, depth + 1) for value in loaded)
-    return False
+    )
 
 
 def _is_weight(key: object, value: object) -> bool:

@@ -6,6 +6,7 @@ Nothing here imports torch: `analyze` reports what is missing without waiting fo
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,9 @@ def find_hf_config(folder: Path) -> HfConfig | None:
         architectures = config.get("architectures")
         if not isinstance(architectures, list) or not architectures or "model_type" not in config:
             continue
-        if (path.parent / _ADAPTER).exists():
-            continue
+        with suppress(OSError):
+            if (path.parent / _ADAPTER).exists():
+                continue
         size = config.get("vocab_size")
         takes_tokens = isinstance(size, int) and not _OF_SOUND & set(config)
         name = printable(str(architectures[0]))
@@ -148,10 +150,10 @@ def check_needs(options: AnalyzeOptions) -> None:
 
 
 def _needs(options: AnalyzeOptions, path: Path) -> Sequence[Need]:
-    # A folder that is itself a checkpoint has the settings of its parent.
-    if not path.is_dir() or (path.absolute().parent / FILE_NAME).exists():
-        return ()
     try:
+        # A folder that is itself a checkpoint has the settings of its parent.
+        if not path.is_dir() or (path.absolute().parent / FILE_NAME).exists():
+            return ()
         values = read_folder_settings(path).values
         names = [one.name for one in path.iterdir()]
     except (SettingsError, OSError):  # reported when the run is planned
@@ -164,7 +166,8 @@ def _needs(options: AnalyzeOptions, path: Path) -> Sequence[Need]:
         return ()
     config = find_hf_config(path)
     if config is not None and model in (None, HF):
-        names += [one.name for one in config.place.parent.iterdir()]
+        with suppress(OSError):
+            names += [one.name for one in config.place.parent.iterdir()]
         needs = hf_needs(config, data, model, wrt)
     elif model is not None and model != HF:
         needs = [need_of_data()]

@@ -103,17 +103,6 @@ def test_the_command_converts(
         assert all(torch.equal(found[key], value) for key, value in weights(4, 3, 2).items())
 
 
-def test_a_list_of_state_dicts_is_split(tmp_path: Path) -> None:
-    path = tmp_path / "it's.pt"
-    torch.save([weights(seed=seed) for seed in range(3)], path)
-    error = refusal(path)
-    assert "holds a list of 3 dicts" in error.what
-    subprocess.run(command_in(error.advice), shell=True, check=True, cwd=tmp_path)
-    for seed in range(3):
-        found = read(tmp_path / "converted" / f"step_{seed}.pt").states[""]
-        assert all(torch.equal(found[key], value) for key, value in weights(seed=seed).items())
-
-
 def test_a_resource_fork_of_macos(tmp_path: Path) -> None:
     path = tmp_path / "a b" / "._step_1.pt"
     path.parent.mkdir()
