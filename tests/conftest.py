@@ -38,6 +38,10 @@ with warnings.catch_warnings():
     importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
+# Their fixtures take many seconds, so that one process runs all of their tests.
+ONE_FIXTURE = {"test_hf_hostile.py", "test_foreign.py"}
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """No test depends on those that ran before it."""
@@ -48,6 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(ROOT / place) for place in ONE_AT_A_TIME):
             item.add_marker(pytest.mark.xdist_group("machine"))
+        elif item.path.name in ONE_FIXTURE:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 def pytest_collection_finish() -> None:

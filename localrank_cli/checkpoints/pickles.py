@@ -27,7 +27,8 @@ _REFUSED_NAMES = frozenset((
     "io.open", "_io.open","importlib.import_module", "importlib.__import__",
 ))  # fmt: skip
 # A pickle of a few bytes can share modules so that they have more names than memory holds.
-_MOST_MODULES, _DEEPEST = 1_000_000, 100
+# The largest networks of experts have 60,000 modules.
+_MOST_MODULES, _DEEPEST = 200_000, 100
 _QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.")
 # Protocol 2 writes the names of Python 2.
 _PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subprocess"}
