@@ -61,16 +61,7 @@ def check_outputs(
     if found is None:
         return ()
     if not allowed:
-        raise ModelError(
-            f"{name}: two builds of the network give different outputs with the same weights"
-            f" (first at {found}), and no checkpoint holds what differs: the numbers would not be"
-            " those of the network that was trained.",
-            "Look for what is drawn outside the module, in a global variable, in a cached function"
-            " or by a generator without a seed. Draw it with the seed of the training in the code"
-            " (torch.manual_seed(0) before the draw), or keep tensors in the checkpoints:"
-            " self.register_buffer(NAME, TENSOR). --allow-unsaved takes what a fixed seed gives,"
-            " and says so in column message.",
-        )
+        raise _refusal(name, found)
     del other
     same = rebuild(False)
     prepare(same.model)
@@ -82,6 +73,19 @@ def check_outputs(
             " numpy.random.default_rng(0), random.Random(0)).",
         )
     return (UNNAMED,)
+
+
+def _refusal(name: str, place: str) -> ModelError:
+    return ModelError(
+        f"{name}: two builds of the network give different outputs with the same weights"
+        f" (first at {place}), and no checkpoint holds what differs: the numbers would not be"
+        " those of the network that was trained.",
+        "Look for what is drawn outside the module, in a global variable, in a cached function"
+        " or by a generator without a seed. Draw it with the seed of the training in the code"
+        " (torch.manual_seed(0) before the draw), or keep tensors in the checkpoints:"
+        " self.register_buffer(NAME, TENSOR). --allow-unsaved takes what a fixed seed gives,"
+        " and says so in column message.",
+    )
 
 
 def _first_difference(
