@@ -82,7 +82,7 @@ EVENTS: dict[str, Event] = {
         "1", "everything computed before", f"{_CLI}/test_permissions.py::test_no_permission_to_read"
     ),
     "stdout is closed, and the table goes there": Event(
-        "1", "told on stderr",
+        "1", "a message on stderr",
         f"{_CLI}/test_streams.py::test_a_closed_stdout_loses_no_result_without_a_word",
     ),
     "the reader of a pipe goes away": Event(
@@ -114,7 +114,7 @@ EVENTS: dict[str, Event] = {
     ),
     "a second process on the same output": Event(
         "1",
-        "the first goes on; the second names host and process",
+        "the first continues; the second names host and process",
         f"{_CLI}/test_resume.py::test_two_processes_on_one_output",
     ),
 }  # fmt: skip
