@@ -17,6 +17,7 @@ from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import (
+    CheckpointFile,
     Series,
     find_checkpoints,
     find_folders,
@@ -192,63 +193,100 @@ def _plan_series(
     device: torch.device,
     note: Note,
 ) -> SeriesPlan:
-    options, folder, rule = series_options.options, series_options.folder, series_options.step_rule
+    """Plan a series: what to load, the network that it fits, and the points to run it at."""
+    options, folder = series_options.options, series_options.folder
     series = _find_series(series_options, named)
     refuse_without_data(series_options, named, run)
-    settings = resolve(series_options)
-    for text in settings.notes:
-        note(text)
-    if options.trust_pickle:
-        _provide_main(settings.model)
-    series, headers = _headers(options, settings, series, entry, rule)
+    settings = _resolve(series_options, note)
+    series, headers = _headers(options, settings, series, entry, series_options.step_rule)
     failures = Failures(run, skips=options.skips_errors)
     steps = failures.steps(headers, note, folder)
-    files, allowed = [file for file, _ in steps], options.allow_unsaved
-    weights = (headers.first, headers.held)
-    network = make_model(settings.model, (files, folder), weights, note)
-    model, expected = network.model, network.expected
+    files = [file for file, _ in steps]
+    network = make_model(settings.model, (files, folder), (headers.first, headers.held), note)
+    expected = network.expected  # before the network is filled or moved
     points, facts = load_points(settings.source)
     for text in points.notes:
         note(text)
-    move_model(model, device, settings.dtype)
-    every = failures.fitting(
-        steps, lambda file, step: headers.plan(file, step, model, expected), folder
-    )
-    name = settings.model.description
-    unsaved = check_unsaved(network, f"--model {name}", headers.unfilled, note, allowed=allowed)
-    checkpoints, failed = choose_part(options.part, every, failures.records, folder)
-    _note_weights(checkpoints, note)
-    look = _FirstLook(
-        model, expected, settings, place_points(points, device, settings.dtype),
-        options.trust_pickle,
-    )  # fmt: skip
-    examination, examined = failures.first_that_runs(checkpoints or every, look.examine)
-    parts = Parts(model, [record.call for record in examination.records], look.points)
-    checkpoints, more = failures.complete(checkpoints, parts, folder)
-    for text in (*describe_missing(checkpoints), *examination.notes):
-        note(text)
-    unsaved = unsaved or look.compare(network, examination, note, allowed=allowed)
-    _check_tolerances(settings, examination)
-    metric = plan_metric(settings, points, examination, options.memory or 0, note)
+    move_model(network.model, device, settings.dtype)
+    placed = place_points(points, device, settings.dtype)
+    look = _FirstLook(network.model, expected, settings, placed, options.trust_pickle)
+    fit = _fit(series_options, steps, headers, failures, network, look, note)
+    _check_tolerances(settings, fit.examination)
+    memory = options.memory or 0
     return SeriesPlan(
         run=run,
         series=series,
         settings=settings,
-        checkpoints=checkpoints,
-        failures=(*failed, *more),
+        checkpoints=fit.checkpoints,
+        failures=fit.failures,
         names=frozenset(file.name for file in series.files),
-        model=model,
+        model=network.model,
         expected=expected,
         points=points,
         model_facts=_model_facts(settings.model),
         data_facts=facts,
-        examination=examination,
-        metric=metric,
-        samples=plan_samples(settings, points, facts, examination, options.memory or 0),
+        examination=fit.examination,
+        metric=plan_metric(settings, points, fit.examination, memory, note),
+        samples=plan_samples(settings, points, facts, fit.examination, memory),
         scheme=headers.scheme,
         weights=options.weights or RAW,
-        unsaved=unsaved,
+        unsaved=fit.unsaved,
+        examined=fit.examined,
+    )
+
+
+def _resolve(options: SeriesOptions, note: Note) -> Settings:
+    """Return the settings of a series, with their notes passed on."""
+    settings = resolve(options)
+    for text in settings.notes:
+        note(text)
+    if options.options.trust_pickle:
+        _provide_main(settings.model)
+    return settings
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The checkpoints of a series that fit its network, and the first look at the network."""
+
+    checkpoints: tuple[PlannedCheckpoint, ...]  # chosen with --steps
+    failures: tuple[CheckpointRecord, ...]
+    examination: Examination
+    examined: tuple[str, ...]  # names of the checkpoints that the network has run with
+    unsaved: tuple[str, ...]  # parts that no checkpoint holds
+
+
+def _fit(
+    options: SeriesOptions,
+    steps: Sequence[tuple[CheckpointFile, int]],
+    headers: Headers,
+    failures: Failures,
+    network: Network,
+    look: "_FirstLook",
+    note: Note,
+) -> _Fit:
+    """Check that each checkpoint fits the network, and run the network at the first one."""
+    folder, allowed = options.folder, options.options.allow_unsaved
+    every = failures.fitting(
+        steps,
+        lambda file, step: headers.plan(file, step, look.model, look.expected),
+        folder,
+    )
+    name = f"--model {look.settings.model.description}"
+    unsaved = check_unsaved(network, name, headers.unfilled, note, allowed=allowed)
+    chosen, failed = choose_part(options.options.part, every, failures.records, folder)
+    _note_weights(chosen, note)
+    examination, examined = failures.first_that_runs(chosen or every, look.examine)
+    parts = Parts(look.model, [record.call for record in examination.records], look.points)
+    checkpoints, incomplete = failures.complete(chosen, parts, folder)
+    for text in (*describe_missing(checkpoints), *examination.notes):
+        note(text)
+    return _Fit(
+        checkpoints=checkpoints,
+        failures=(*failed, *incomplete),
+        examination=examination,
         examined=examined,
+        unsaved=unsaved or look.compare(network, examination, note, allowed=allowed),
     )
 
 
