@@ -190,6 +190,16 @@ def module_parts(module: nn.Module, skip: Types = ()) -> Parts:
     return registered + module_attributes(module, skip)
 
 
+def pre_hooks(module: nn.Module) -> list[Any]:
+    """Return the hooks that run before a module's forward pass."""
+    return list(module._forward_pre_hooks.values())  # noqa: SLF001  # torch has no public way to ask
+
+
+def hooks(module: nn.Module) -> list[Any]:
+    """Return the hooks that run after a module's forward pass, then those that run before it."""
+    return [*module._forward_hooks.values(), *pre_hooks(module)]  # noqa: SLF001  # torch has no public way to ask
+
+
 def unsaved_parts(module: nn.Module) -> Parts:
     """Return what a module holds beside its state dict and its children."""
     saved = set(module._buffers) - module._non_persistent_buffers_set  # noqa: SLF001  # torch has no public way to ask

@@ -1,4 +1,4 @@
-"""Adapters (LoRA and the like): a few weights that change a network but are not one."""
+"""Recognize adapters (LoRA and the like): a few weights that change a network but are not one."""
 
 import re
 from collections.abc import Iterable
@@ -51,7 +51,7 @@ def is_adapter_alone(keys: Iterable[str]) -> bool:
         parent, _, name = key.rpartition(".")
         n_weights += name == "weight"
         bases |= {parent, parent.removesuffix(".base_layer")} if name == "weight" else set()
-    # A whole network has more weights than adapters, whatever their names are.
+    # A whole network has more weights than its adapters, whatever the names.
     return bool(owners) and bases.isdisjoint(owners) and n_weights <= len(owners)
 
 

@@ -131,7 +131,7 @@ def _is_whole(value: Any) -> bool:
     number = isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
     try:
         return number and float(value).is_integer() and value >= 0
-    except Exception:  # a tensor of several numbers, or without values
+    except Exception:  # a tensor of several numbers, or without values, is no step
         return False
 
 

@@ -84,7 +84,9 @@ def integer(value: Any) -> int | None:
 def _value_of(tensor: Tensor) -> Any:
     try:
         return tensor.item()
-    except Exception:  # on meta, or of a type or layout that has no values of its own
+    except (
+        Exception
+    ):  # on meta, or of a dtype or layout without plain values; callers get NO_NUMBER
         return NO_NUMBER
 
 
@@ -103,7 +105,7 @@ def step_in(mapping: Mapping[str, Any], keys: Sequence[str] = STEP_KEYS) -> tupl
     negative one only where no other key has a step.
     """
     found = [(number, key) for key in keys if (number := integer(mapping.get(key))) is not None]
-    # A counter of -1 often says that nothing was counted.
+    # A counter of -1 often means that nothing was counted.
     counted = [pair for pair in found if pair[0] >= 0 or pair[0] == NO_NUMBER]
     first = (counted or found)[:1]
     return first[0] if first else (None, "")
@@ -125,7 +127,7 @@ def per_epoch_in(mapping: Mapping[str, Any], key: str) -> int | None:
 
 
 def cannot_read(path: Path, error: OSError) -> UnreadableError:
-    """Return the error for a file that the system refused to give."""
+    """Return the error for a file that the system refused to read."""
     reason = error.strerror or one_line(error)
     return UnreadableError(
         f"{path}: cannot be read ({reason}).", "Check that it exists and that you may read it."
@@ -133,5 +135,5 @@ def cannot_read(path: Path, error: OSError) -> UnreadableError:
 
 
 def printable_name(name: str) -> str:
-    """Return the beginning of a name that a file holds, without what a terminal would obey."""
+    """Return the beginning of a name that a file holds, without terminal control sequences."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:160])

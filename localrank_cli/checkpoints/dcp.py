@@ -52,7 +52,7 @@ def unpickle(path: Path) -> object:
             "torch.distributed.checkpoint writes no such name: save it again with plain tensors,"
             " or leave it out with --pattern.",
         ) from error
-    except Exception as error:  # whatever damaged bytes lead the pickle machinery to
+    except Exception as error:  # damaged bytes make pickle raise anything
         raise UnreadableError(
             f"{path}: not the metadata of torch.distributed.checkpoint ({cause(error)}).",
             DAMAGED,
@@ -167,6 +167,7 @@ _NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
 
 class _Unpickler(pickle.Unpickler):  # noqa: S301  # it finds no name but those above
     def find_class(self, module: str, name: str) -> Any:
+        """Return the inert class for a name; every other name is an error."""
         if (module, name) in _NAMES:
             return _NAMES[module, name]
         if module == "torch" and name in _DTYPES:
@@ -196,7 +197,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name of the entry in messages."""
         return printable_name(".".join(self.path))
 
 
@@ -256,7 +257,7 @@ def _path(parts: Any) -> tuple[str, ...]:
     if not isinstance(parts, (tuple, list)) or not parts:
         raise TypeError("the path of an entry is malformed")
     if not all(isinstance(part, (str, int)) for part in parts):
-        raise TypeError("the path of an entry holds other things than names")
+        raise TypeError("the path of an entry holds something other than names")
     return tuple(map(str, parts))
 
 
@@ -387,7 +388,7 @@ def _states(leaves: Mapping[int, tuple[Tensor, Entry]]) -> tuple[dict[str, State
             place = tree
             for part in entry.path[:-1]:
                 inner = place.setdefault(part, {})
-                # Under a name that holds a value too, deeper entries belong to no state dict.
+                # Entries below a name that is itself a value belong to no state dict.
                 place = inner if isinstance(inner, dict) else {}
             place[entry.path[-1]] = tensor
     states, averaged = find_states(tree)
@@ -402,7 +403,7 @@ def _states(leaves: Mapping[int, tuple[Tensor, Entry]]) -> tuple[dict[str, State
 
 
 def _facts(path: Path, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Return the few numbers that give the progress of the training, each read from its place."""
+    """Return the counters of the training's progress, each read from its place in a file."""
     facts: dict[str, Any] = {}
     places = [(), *PLACES]
     for entry in entries:
@@ -421,7 +422,7 @@ def _facts(path: Path, entries: Sequence[Entry]) -> dict[str, Any]:
 def _read_scalar(folder: Path, piece: Piece) -> object:
     try:
         return _load(_bytes(folder, piece)) if piece.length <= _MAX_SCALAR_BYTES else None
-    except Exception:  # not a number, or one that only code could read: no step
+    except Exception:  # not a number, or one that needs code to load: such a value is no step
         return None
 
 
@@ -453,7 +454,7 @@ def _read_piece(path: Path, entry: Entry, piece: Piece) -> Tensor:
         loaded = _load(_bytes(path.parent, piece))
     except OSError as error:
         raise cannot_read(file, error) from error
-    except Exception as error:  # torch.load raises what the pickle machinery happens to raise
+    except Exception as error:  # damaged bytes make pickle raise anything
         raise UnreadableError(
             f"{file}: {entry.name} is not readable at byte {piece.start} ({cause(error)[:80]}).",
             DAMAGED,
@@ -467,7 +468,7 @@ def _read_piece(path: Path, entry: Entry, piece: Piece) -> Tensor:
     ):
         raise UnreadableError(
             f"{file}: {entry.name} at byte {piece.start} is not the {entry.dtype} of"
-            f" shape {list(piece.sizes)} that {path.name} says.",
+            f" shape {list(piece.sizes)} that {path.name} declares.",
             DAMAGED,
         )
     return loaded

@@ -122,12 +122,12 @@ def folder_weights(folder: Path) -> Path | None:
     refuse_sharded_training(folder, names)
     adapters = [folder / name for name in _ADAPTERS if name in names]
     if ADAPTER_CONFIG in names and len(adapters) > 1:
-        return adapters[0]  # the same adapter twice: refused when it is read
+        return adapters[0]  # the same adapter in two formats, which is refused when it is read
     return _only_one(entries)
 
 
 def in_order_of_choice(entries: Collection[Path]) -> list[Path]:
-    """Return the entries that `from_pretrained` would read; the first is the one that it does."""
+    """Return the entries that `from_pretrained` might read, in its order of preference."""
     by_name = {entry.name: entry for entry in entries}
     return [by_name[name] for name in _FIRST if name in by_name]
 
@@ -143,7 +143,7 @@ def is_resource_fork(path: Path) -> bool:
 
 
 def is_alias(name: str) -> bool:
-    """Return whether a name says only "last" or "best" (last.ckpt, model_best.pth.tar)."""
+    """Return whether a name only means "last" or "best" (last.ckpt, model_best.pth.tar)."""
     return _ALIAS.search(stem_of(name)) is not None
 
 
@@ -157,7 +157,7 @@ def stem_of(name: str) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is a file; False also where the system does not let one look."""
+    """Return whether a file exists; False also if the system does not permit the check."""
     try:
         return path.is_file()
     except OSError:
@@ -246,7 +246,7 @@ def snapshots(folder: Path) -> dict[Path, list[str]]:
 
 
 def cached_snapshot(folder: Path) -> Path | None:
-    """Return the one snapshot in a folder that was the `cache_dir` of a single revision.
+    """Return the only snapshot in a folder that was the `cache_dir` of a single revision.
 
     Pythia's README has `./pythia-70m/step3000/models--EleutherAI--pythia-70m/snapshots/HASH`.
     None where there is no repository in the folder.
@@ -265,7 +265,7 @@ def cached_snapshot(folder: Path) -> Path | None:
     if len(named) > 1:
         places = ", ".join(path.relative_to(folder).as_posix() for path in named[:3])
         raise UnreadableError(
-            f"{folder}: holds {len(named)} snapshots ({places}), and none of them is its own by"
+            f"{folder}: holds {len(named)} snapshots ({places}), and none of them has the folder's"
             " name.",
             "Remove all but one, or name the folder models--ORG--NAME itself: it is a series.",
         )

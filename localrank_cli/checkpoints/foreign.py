@@ -1,4 +1,4 @@
-"""Files with the suffix of a torch file that torch.save did not write: what each one is."""
+"""Identify files with the suffix of a torch file that torch.save did not write."""
 
 import json
 import pickletools
@@ -127,6 +127,6 @@ def _is_pickle(file: BinaryIO) -> bool:
     try:
         for _ in pickletools.genops(file):
             pass
-    except Exception:  # whatever other bytes lead to
+    except Exception:  # bytes that are no pickle make pickletools raise anything
         return False
     return not file.read(1)

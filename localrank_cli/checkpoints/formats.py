@@ -29,7 +29,7 @@ from localrank_cli.checkpoints.frameworks import WITH_CODE, unwrap
 from localrank_cli.errors import UnreadableError, cause
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-# A header need only show whether numbers are floats, integers or complex.
+# For a header it is enough to know whether numbers are floats, integers or complex.
 _NOT_FLOATS = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16,
     "I16": torch.int16, "U32": torch.uint32, "I32": torch.int32, "U64": torch.uint64,
@@ -197,7 +197,7 @@ def _open_safetensors(path: Path, header_only: bool, keys: Collection[str] | Non
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = dict(file.metadata() or {})
-            for key in file.keys():  # noqa: SIM118  # not a mapping
+            for key in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
                 if wanted is not None and key not in wanted:
                     continue
                 if header_only:
@@ -226,8 +226,8 @@ def load_torch(path: Path, *, mapped: bool = True) -> object:
     """
     try:
         is_zip = _is_sound_archive(path)
-        # torch.load itself finds out here whether a file is one of those that it hands to code
-        # outside the unpickler (TorchScript, tar), so that `pickles` is never given one of them.
+        # Without pickle_module, torch.load itself refuses files that it would pass to code
+        # outside the unpickler (TorchScript, tar), so that `pickles` never gets one of them.
         with suppress(pickle.UnpicklingError):
             return _load(path, is_zip and mapped)
         return _load(path, is_zip and mapped, pickles)
@@ -235,7 +235,7 @@ def load_torch(path: Path, *, mapped: bool = True) -> object:
         raise
     except OSError as error:
         raise cannot_read(path, error) from error
-    except Exception as error:  # torch.load raises what the pickle machinery happens to raise
+    except Exception as error:  # damaged bytes make pickle raise anything
         _check_foreign(path)
         if isinstance(error, pickles.RefusedNameError):
             what = f"{path}: the pickle needs code to load: {printable_name(str(error))}."
@@ -259,7 +259,7 @@ def _run_pickle(path: Path, mapped: bool) -> object:
             "Install what it is from; `--model FILE.py:NAME` provides the names of __main__. Or"
             " convert the file where it was made: torch.save(model.state_dict(), FILE).",
         ) from error
-    except Exception as error:  # whatever the code raises
+    except Exception as error:  # the file's code may raise anything
         raise UnreadableError(
             f"{path}: cannot be loaded, not even with its code ({cause(error)}).",
             "Convert it where it was made: torch.save(model.state_dict(), FILE); or leave it out"
@@ -270,7 +270,7 @@ def _run_pickle(path: Path, mapped: bool) -> object:
 def _load(path: Path, mapped: bool, pickle_module: ModuleType | None = None) -> object:
     """Call torch.load; without a module of ours the file may hold tensors only."""
     with warnings.catch_warnings(), _unforced(pickle_module is pickles):
-        warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
+        warnings.simplefilter("ignore")  # legacy storages, about which the user can do nothing
         return torch.load(
             path,
             map_location="cpu",

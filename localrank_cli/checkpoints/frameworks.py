@@ -44,8 +44,8 @@ EMA_KEYS = (
     "params_ema",
     "swa_state_dict",
 )
-# Where a step or epoch may be, beside the top level. Nothing else is looked into: the settings of
-# a run (hyper_parameters, args) hold numbers of the same names.
+# Where a step or epoch may be, beside the top level. Nothing else is searched, as the settings of a
+# run (hyper_parameters, args) hold numbers of the same names.
 PLACES: tuple[tuple[str | int, ...], ...] = (
     ("meta",),  # mmengine
     ("state", "timestamp"),  # Composer
@@ -74,7 +74,7 @@ WITH_CODE = (
 
 
 def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
-    """Return how far the training was: the step, the entry that holds it, and the epoch.
+    """Return the progress of the training: the step, the entry that holds it, and the epoch.
 
     None and "" where there is none. A number that cannot be a step is returned as it is.
     """
@@ -91,7 +91,7 @@ def progress(loaded: Mapping[str, Any]) -> tuple[int | None, str, int | None]:
 
 
 def is_global(source: str) -> bool:
-    """Return whether the name of an entry from `progress` says that it counts from the start.
+    """Return whether an entry from `progress` counts from the start of training by its name.
 
     Entries such as `step` may restart in each epoch.
     """
@@ -232,7 +232,7 @@ def _absence(loaded: object) -> type[UnreadableError]:
 def holds_weights(loaded: object, depth: int = 0) -> bool:
     """Return whether an object holds named tensors of floats that are not an optimizer's.
 
-    What is not looked into may hold them: objects that are not read, and deep nesting.
+    Objects that are not read, and deep nesting, are taken to hold them.
     """
     if depth > _MAX_DEPTH or isinstance(loaded, nn.Module):
         return True
@@ -356,8 +356,8 @@ def _weights_among(mapping: Mapping[Any, Any]) -> dict[str, Any]:
 def _weight(key: Any, value: Any) -> Tensor | LostTensor | None:
     """Return an entry of a dict as a weight, and None for what may be passed over.
 
-    What no layer could be computed without is not passed over: an object in the place of a tensor,
-    and the packed weights of quantized layers.
+    Entries that a layer needs are never passed over: an object in the place of a tensor, and the
+    packed weights of quantized layers.
     """
     if isinstance(value, (Tensor, LostTensor)):
         return value
@@ -375,7 +375,7 @@ def _weight(key: Any, value: Any) -> Tensor | LostTensor | None:
 
 
 def _has_states(mapping: Mapping[Any, Any], depth: int = 2) -> bool:
-    """Return whether a dict has a state dict below, but for those of optimizers."""
+    """Return whether a dict contains a state dict that is not an optimizer's."""
     inner = [
         _state_of(value)
         for key, value in mapping.items()

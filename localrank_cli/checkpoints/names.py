@@ -11,7 +11,7 @@ from localrank_cli.errors import UsageError
 
 MAX_STEP = 2**63 - 1  # tables hold steps as int64
 # Placeholders for values without an int; both lie outside the steps, so that they are refused.
-TOO_LARGE = 10**30  # infinity, and more digits than are worth reading
+TOO_LARGE = 10**30  # infinity, and numbers of over 30 digits
 NO_NUMBER = -TOO_LARGE  # NaN, and tensors without a value
 
 Groups = tuple[str, ...]
@@ -128,7 +128,7 @@ def _speaks_for_groups(several: list[Groups], single: list[str]) -> bool:
         return True
     if any(groups[0].startswith("0") for groups in several):
         return False
-    # A counter of its own is not written 000, and step 500 before 1_000 is not an epoch.
+    # A separate counter is not written 000, and after step 500, 1_000 is not epoch 1.
     below = max((int(text) for text in single), default=0)
     highest = max(int(groups[0]) for groups in several)
     return any(groups[-1] == "000" for groups in several) or below >= max(100, highest + 1)

@@ -31,7 +31,7 @@ _MAX_NOTES = 3  # on conflicts; further checkpoints are only counted
 
 @dataclass(frozen=True)
 class StepScheme:
-    """How the steps of a series were found, for the checkpoints that are still to come."""
+    """How the steps of a series were found, for checkpoints that are saved later."""
 
     rule: StepRule
     counting: Counting
@@ -68,7 +68,7 @@ class StepScheme:
         )
 
     def epoch_facts(self, file: CheckpointFile) -> dict[str, int]:
-        """Return the epoch, for the journal: a later run sees by it that steps restart per epoch.
+        """Return the epoch, for the journal, which shows a later run that steps restart per epoch.
 
         Empty where the step cannot restart.
         """
@@ -115,7 +115,7 @@ class StepScheme:
 
 
 def describe_restart(restart: Restart, places: Mapping[CheckpointFile, Place]) -> str:
-    """Return the two checkpoints by which the step restarts, for messages."""
+    """Return the two checkpoints that show that the step restarts, for messages."""
     return " after ".join(
         f"{file.name}: epoch {places[file].epoch}, step {places[file].step}"
         for file in (restart.later, restart.earlier)
@@ -138,7 +138,7 @@ class SeriesSteps:
         places: The place of each.
         same: Whether two checkpoints hold the same weights.
         rule: `--step-regex` and `--step-from`.
-        counting: What the steps count, where that is settled already; else it is decided here.
+        counting: What the steps count, if that is known already; otherwise it is decided here.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class SeriesSteps:
 
     @property
     def scheme(self) -> StepScheme:
-        """How the steps were found, for the checkpoints that are still to come."""
+        """How the steps were found, for checkpoints that are saved later."""
         return StepScheme(self._rule, self.counting, self._places, self._restart is not None)
 
     def steps(self, note: Note) -> list[tuple[CheckpointFile, int]]:
@@ -191,7 +191,7 @@ class SeriesSteps:
     def _is_alone(self) -> bool:
         """Return whether the series is one checkpoint without a step: it needs no order.
 
-        Where the user says how steps are found, or a number in the name may be one, it does.
+        It does if the user says how steps are found, or if a number in the name may be a step.
         """
         if len(self._series.files) != 1 or self._rule.source or self._rule.names.regex is not None:
             return False

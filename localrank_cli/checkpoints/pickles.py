@@ -1,12 +1,12 @@
-"""Reading the pickle inside a torch file without its code: `torch.load(pickle_module=pickles)`.
+"""Read the pickle inside a torch file without its code: `torch.load(pickle_module=pickles)`.
 
-A pickle names the classes and functions that rebuild its objects. Here a few names that rebuild
-tensors and plain containers have a function of this file, and every other name is a class of its
-own below `Inert`, which keeps what it is given and does nothing. torch's own `weights_only=True`
-refuses other names, and the records of classes in files from before torch 1.6, so it cannot read a
-whole module.
+A pickle names the classes and functions that rebuild its objects. Here the few names that rebuild
+tensors and plain containers map to functions of this file, and every other name to its own subclass
+of `Inert`, which stores its arguments and does nothing. torch's own `weights_only=True` refuses
+other names, and the records of classes in files from before torch 1.6, so it cannot read a whole
+module.
 
-No object of Python, torch or this file that a pickle can reach has attributes that it can set.
+A pickle cannot set attributes of any object of Python, torch or this file that it can reach.
 """
 
 import pickle
@@ -51,7 +51,7 @@ class _Closed(type):
 
 
 class Inert(metaclass=_Closed):
-    """Placeholder for an object or class that is not rebuilt: it keeps what the pickle gives it."""
+    """Placeholder for an object or class that is not rebuilt: it stores what the pickle passes."""
 
     __slots__ = ("args", "items", "state", "values")
     name = ""  # of the class or function in the pickle
@@ -76,7 +76,7 @@ class Inert(metaclass=_Closed):
         self.items[key] = value
 
     def __call__(self, *args: object, **_: object) -> "Inert":
-        """Return another placeholder: a pickle may call what it was given."""
+        """Return another placeholder, since a pickle may call one."""
         return Inert(self, *args)
 
     def append(self, value: object) -> None:
@@ -139,15 +139,15 @@ def _tensor(storage: object, offset: Any, size: Any, stride: Any, *more: Any) ->
         return LostTensor("has no storage of its own")
     if any(more[2:]):
         return LostTensor("is a conjugate or negative view")
-    rebuilt: object = torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call]  # noqa: SLF001
+    rebuilt: object = torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call]  # noqa: SLF001  # as torch.load
     return rebuilt
 
 
 def _tensor_of_type(storage: object, offset: Any, size: Any, stride: Any, *more: Any) -> object:
-    """Rebuild a tensor of a dtype without a storage class; `more`: as above, the dtype third."""
+    """Rebuild a tensor of a dtype without a storage class; the third of `more` is the dtype."""
     if not isinstance(storage, TypedStorage) or any(more[3:]):
         return LostTensor("has no plain values")
-    rebuilt: object = torch._utils._rebuild_tensor_v3(  # type: ignore[no-untyped-call]  # noqa: SLF001
+    rebuilt: object = torch._utils._rebuild_tensor_v3(  # type: ignore[no-untyped-call]  # noqa: SLF001  # as torch.load
         storage, offset, size, stride, False, None, more[2]
     )
     return rebuilt
@@ -240,11 +240,11 @@ _FUNCTIONS: Mapping[str, _Call] = {
 }
 
 
-class Unpickler(pickle._Unpickler):  # noqa: SLF001
-    """What torch.load reads pickles with; torch adds the storages.
+class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the one in pure Python has no public name
+    """The unpickler for torch.load, which adds the storages.
 
-    It is Python's own in Python: the one in C allocates as many places for shared objects as a
-    pickle says, which may be more than the machine has.
+    Based on Python's unpickler in pure Python: the one in C allocates as many slots for shared
+    objects as the pickle claims to need, which may exceed the memory of the machine.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -252,7 +252,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001
         self._classes: dict[str, type[Inert]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what takes the place of a name.
+        """Return the replacement for the object of a name.
 
         Raises:
             RefusedNameError: If it is one that only serves to run code.
@@ -368,7 +368,7 @@ class _Weights:
 
 
 def as_tensor(value: object) -> Tensor | LostTensor:
-    """Return what stands where weights belong, with the reason if it is not a tensor."""
+    """Return a value as a tensor, or as a `LostTensor` with the reason why it is none."""
     if isinstance(value, (Tensor, LostTensor)):
         return value
     return LostTensor(f"is a {name_of(value)}, not a tensor")

@@ -39,7 +39,7 @@ from localrank_cli.errors import UnreadableError, cause
 _COUNTED = re.compile(r"^checkpoint_\d+$")
 # trainer_state.json holds the log of the whole training; a longer file is cut off and refused.
 _MAX_STATE_BYTES = 256 * 2**20
-_UNCOUNTED = -1  # what a counter holds that counted nothing
+_UNCOUNTED = -1  # the value of a counter that has counted nothing
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Place:
     """A checkpoint's place in the training."""
 
     step: int | None
-    source: str  # where the step was found, to be read after "its"
+    source: str  # where the step was found; follows "its" in messages
     epoch: int | None
     conflict: str = ""  # another source with another step, for a note
     is_count: bool = False  # its name counts saves, not steps

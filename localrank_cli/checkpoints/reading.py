@@ -1,4 +1,4 @@
-"""Reading one checkpoint, whatever it consists of, and comparing two."""
+"""Read one checkpoint in any format, and compare two."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,9 +94,9 @@ def files_of(path: Path) -> list[Path]:
 
 
 class Twins:
-    """Comparison of checkpoints by their tensors, of the weights that `--weights` names.
+    """Compare checkpoints by the tensors that `--weights` names.
 
-    The last second one is kept, not read again.
+    The second checkpoint of the last comparison is cached.
     """
 
     def __init__(self, weights: str, trust_pickle: bool) -> None:
@@ -126,7 +126,7 @@ class Twins:
         state = content.states[first]
         if first not in content.others:
             return state
-        # Which of several networks is the model's is not known yet: all must be equal.
+        # It is not known yet which of several networks is the model's, so all must be equal.
         return {
             f"{key}.{name}": v for key in (first, *more) for name, v in content.states[key].items()
         }
@@ -135,7 +135,7 @@ class Twins:
 def _equal(left: State, right: State) -> bool:
     if left.keys() != right.keys():
         return False
-    # The smallest tensors first: of mapped files the others are then not read where these differ.
+    # The smallest tensors first: if they differ, the larger tensors of mapped files are not read.
     for key in sorted(left, key=lambda name: left[name].numel()):
         one, other = left[key], right[key]
         if one.dtype != other.dtype or one.shape != other.shape:

@@ -1,4 +1,4 @@
-"""Finding the checkpoints of each series in the paths that the user named."""
+"""Find the checkpoints of each series in the paths that the user named."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ class CheckpointFile:
 
     path: Path  # the weights file, the index of several, or `.metadata`
     name: str  # relative to the series; for checkpoint-N/ the folder's name
-    folder: Path | None = None  # of a checkpoint that is a folder; facts lie in it
-    label: str = ""  # what names it where its name is a hash: a revision of the Hub
+    folder: Path | None = None  # of a checkpoint that is a folder, with its `trainer_state.json`
+    label: str = ""  # a revision of the Hub, if the name is a hash
 
     @property
     def stem(self) -> str:
@@ -198,7 +198,7 @@ def _of_hub(folder: Path, named: Sequence[Path], pattern: str) -> Iterator[Check
     for snapshot, refs in snapshots(folder).items():
         if named and snapshot not in named:
             continue
-        # Of several names of one snapshot the one with a step is its own (`main` is an alias).
+        # If a snapshot has several names, the one with a step identifies it (`main` is an alias).
         label = next((ref for ref in refs if step_in_name(ref) is not None), "".join(refs[:1]))
         name = snapshot.relative_to(folder).as_posix()
         if pattern and not any(fnmatch(text, pattern) for text in (*refs, snapshot.name)):
@@ -252,7 +252,7 @@ def _may_be_checkpoint(folder: Path, rule: NameRule) -> bool:
         return True
     if not any(is_file(folder / name) for name in FACTS):
         return False
-    # A whole run has such facts too, beside the folders of its checkpoints.
+    # A folder of checkpoints may contain a `trainer_state.json` too.
     return not any(
         step_in_name(path.name) is not None and path.is_dir() for path in entries_in(folder)
     )

@@ -130,7 +130,7 @@ def check_inside(index: Path, name: str) -> None:
     if not name or leads_out or not name.isprintable():
         raise UnreadableError(
             f"{index}: names the file {name!r}, which is not in its folder.",
-            "A checkpoint's files lie in its folder: do not use this one, or save it again.",
+            "A checkpoint's files must be in its folder: do not use this one, or save it again.",
         )
 
 

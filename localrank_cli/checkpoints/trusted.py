@@ -1,4 +1,4 @@
-"""Unpickling that runs the code of the file, for `--trust-pickle`, as torch.load calls it."""
+"""The `pickle_module` of torch.load for `--trust-pickle`, which runs the code of the file."""
 
 import pickle
 from types import ModuleType
@@ -8,7 +8,7 @@ _main: list[ModuleType] = []
 
 
 def provide_main(module: ModuleType) -> None:
-    """Let pickles find in a module what they name in `__main__`: the script that saved them."""
+    """Let pickles find names of `__main__`, the script that saved them, in a module."""
     _main[:] = [module]
 
 
@@ -17,7 +17,7 @@ class NotImportableError(Exception):
 
 
 class Unpickler(pickle.Unpickler):  # noqa: S301  # the user trusts the file
-    """Python's own, but `__main__` is also the module that `provide_main` was given."""
+    """Python's unpickler, but names of `__main__` are also looked up in `provide_main`'s module."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the object of a name.

@@ -132,7 +132,7 @@ class Stripping:
 
     @property
     def description(self) -> str:
-        """For notes; empty when nothing was removed."""
+        """What was removed, for notes; empty if nothing was."""
         found = [f"prefix {self.prefix!r}"] if self.prefix else []
         if self.inner:
             found.append("inner '_orig_mod.' and 'module.'")
@@ -142,7 +142,7 @@ class Stripping:
 def candidates(
     state: Mapping[str, _Value], prefixes: tuple[str, ...] = PREFIXES
 ) -> list[tuple[Stripping, dict[str, _Value]]]:
-    """Return all ways to remove wrappers' prefixes from the keys of a state, the least first."""
+    """Return all ways to remove wrappers' prefixes from the keys of a state, the fewest first."""
     found: list[tuple[Stripping, dict[str, _Value]]] = []
     current, removed = dict(state), ""
     while True:

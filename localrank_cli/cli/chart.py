@@ -16,7 +16,7 @@ from localrank_cli.results.columns import Cell, Row
 
 Points = Sequence[tuple[float, float]]
 
-MOST_LINES = 8  # more letters cannot be told apart
+MOST_LINES = 8  # with more letters a chart is not readable
 _LETTERS = "abcdefgh"
 _SEVERAL = "*"
 _RAMP = " .:-=+*#%@"
@@ -28,7 +28,7 @@ _NUMBERS = ("size", "first", "peak", "at step", "last", "eff. rank")
 _TREND_WIDTH = 14  # columns for the trend in a terminal of 80 columns
 _SHORTEST_TREND = 5  # columns that still show a rise and a fall
 _NAME_WIDTH = 20  # columns for a layer's name before the trend gets the rest
-_SHORTEST_NAME = 8  # columns that still tell most layers apart
+_SHORTEST_NAME = 8  # columns that still distinguish most layers
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class _Scale:
         self._least = min(positive, default=1.0)
 
     def column(self, value: float) -> int:
+        """Return the column of a step, counted from 0."""
         if self._high == self._low:
             return self._columns // 2
         if not self.log:
@@ -63,6 +64,7 @@ class _Scale:
         return self._beside + round(share * (self._columns - 1 - self._beside))
 
     def ticks(self) -> list[float]:
+        """Return the steps to label on the axis."""
         if self._high == self._low:
             return [self._low]
         if not self.log:

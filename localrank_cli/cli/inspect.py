@@ -14,11 +14,11 @@ from localrank_cli.errors import INCOMPLETE, printable
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions, InspectOptions, check_options
 
-if TYPE_CHECKING:  # torch is imported only when there is something to do
+if TYPE_CHECKING:  # importing torch is slow
     from localrank_cli.run.contents import CheckpointLine, Contents
     from localrank_cli.run.inspect import Inspection
 
-_MAX_STEPS = 12  # named for a person; further ones are left out but for the last
+_MAX_STEPS = 12  # steps listed in the text; of the others only the last one
 _MAX_KEYS = 40
 _NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions) if not one.setting.in_inspect}
 
@@ -66,7 +66,7 @@ def _print(found: "Sequence[Inspection | Contents]", words: Sequence[str]) -> No
             command = shlex.join(
                 ["localrank", "analyze", *own, *(word for need in one.needs for word in need.words)]
             )
-            # A path may hold several blanks in a row, which `printable` would join.
+            # A path may contain several spaces in a row, which `printable` would join.
             print(
                 f"  {'to analyze':<12} {command if command.isprintable() else printable(command)}"
             )

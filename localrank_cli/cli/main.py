@@ -76,7 +76,7 @@ def _failure(error: BaseException, debug: bool) -> int:
         discard_stdout()
         return _CLOSED_PIPE
     if debug:
-        with suppress(OSError):  # nobody reads it
+        with suppress(OSError):  # stdout is closed already
             sys.stderr.write(_traceback(error))
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         discard_stdout()
@@ -134,7 +134,7 @@ def _say(text: str) -> None:
         sys.stderr.write(printable(f"localrank: {text}") + "\n")
         sys.stderr.flush()
     except OSError:
-        pass  # nobody reads it
+        pass  # stderr is closed
 
 
 app = typer.Typer(

@@ -12,7 +12,7 @@ from localrank_cli.cli.command import with_options
 from localrank_cli.errors import INCOMPLETE, LocalrankError, SettingsError, UsageError
 from localrank_cli.options.table import MergeOptions
 
-if TYPE_CHECKING:  # torch is imported only when there is something to do
+if TYPE_CHECKING:  # importing torch is slow
     from localrank_cli.cli.screen import Screen
 
 _MAX_MISSING = 20  # units that are named; further ones are only counted
@@ -65,7 +65,7 @@ def _report_missing(
     if not partial:
         raise SettingsError(
             f"merge: {len(units)} units are missing.",
-            f"Compute them{_command(journals)}, or merge what is there with --partial.",
+            f"Compute them{_command(journals)}, or merge the finished ones with --partial.",
         )
 
 

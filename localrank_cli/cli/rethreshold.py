@@ -10,7 +10,7 @@ from localrank_cli.cli.command import with_options
 from localrank_cli.errors import INCOMPLETE
 from localrank_cli.options.table import DEFAULT_ATOL, RethresholdOptions
 
-if TYPE_CHECKING:  # torch is imported only when there is something to do
+if TYPE_CHECKING:  # importing torch is slow
     from localrank_cli.results.record import CheckpointRecord
     from localrank_cli.run.rethreshold import Rethreshold
 

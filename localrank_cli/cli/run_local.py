@@ -31,7 +31,7 @@ from localrank_cli.searchpath import program_words
 
 # A worker that is stuck in one call ends itself after its own grace, and must have time to write.
 _PATIENCE = 2.5 * GRACE
-# Notes of a worker about its own file, or that were printed before it was started.
+# Notes of a worker about its own file, or that this process has printed already.
 _WORKER_NOTES = ("note: wrote ", "note: resuming: ", "note: shard ", "stopped by ")
 _KEPT = re.compile(r"\d finished checkpoints? (is|are) kept")
 
@@ -44,7 +44,7 @@ def run_local(options: AnalyzeOptions, words: Sequence[str], workers: int | None
     Args:
         options: Without an output file the result goes to stdout.
         words: The command line of analyze, but for what each worker has of its own.
-        workers: How many; None: one for each GPU, or for each core.
+        workers: The number of processes; None for one per GPU, or one per core without GPUs.
     """
     output = options.output
     with ExitStack() as stack:
@@ -77,6 +77,7 @@ class _LocalRun:
         self.folder = ShardFolder(self.target)
 
     def run(self) -> int:
+        """Plan, run the workers, merge their results, and return the exit status."""
         is_terminal = sys.stdout.isatty()
         with signal_handler(_PATIENCE) as handler, ExitStack() as stack:
             data = stack.enter_context(stdout_for_data(self.screen))
@@ -114,9 +115,11 @@ class _LocalRun:
         )
         device = options.device or "auto"
         shares = divide(self.n_workers, device, options.memory, machine, os.environ)
-        # The GPUs are the workers': planning needs one forward pass only.
+        # Plan on the CPU, which leaves the GPUs to the workers: it takes one forward pass.
         plan = make_plan(replace(options, device="cpu"), self.screen.note)
-        if options.spectra is not None:  # a part of a checkpoint's points has no file of its own
+        if (
+            options.spectra is not None
+        ):  # a file of singular values holds all points of a checkpoint
             shares = shares[: max(1, plan.n_checkpoints)]
         return plan, shares
 
@@ -148,7 +151,7 @@ class _LocalRun:
     def _relay(self, workers: Workers) -> None:
         for line in workers.lines():
             mark, ours, text = line.partition("localrank: ")
-            if not ours or mark:  # printed by the user's code, or a traceback of --debug
+            if not ours or mark:  # from the user's code, or a traceback of --debug
                 self.screen.plain(line)
             elif text.startswith(_WORKER_NOTES) or _KEPT.search(text):
                 continue

@@ -88,7 +88,7 @@ def _draw(options: PlotOptions, specs: list[tuple[Path, str]]) -> Drawn:
 def _settings_of_runs(
     frame: "pd.DataFrame", manifests: Sequence[dict[str, Any] | None]
 ) -> dict[str, dict[str, object]]:
-    """Return the settings that make runs different, by the names that they have in a table."""
+    """Return the settings in which runs differ, by the names that the runs have in a table."""
     names = list(dict.fromkeys(frame["table"])) if "table" in frame.columns else [""]
     found: dict[str, dict[str, object]] = {}
     for name, manifest in zip(names, manifests, strict=True):

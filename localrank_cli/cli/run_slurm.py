@@ -98,9 +98,9 @@ def _tasks(plan: Plan, division: SubmitOptions, screen: Screen) -> int:
 
 
 def _seconds_per_checkpoint(plan: Plan) -> float:
-    """Measure with one point and with several, after a first call that warms up."""
+    """Measure with one point and with several, after a first call as a warm-up."""
     series = next((one for one in plan.series if one.checkpoints), None)
-    if series is None:  # none of those that are left can be read
+    if series is None:  # none of the remaining checkpoints can be read
         return 0.0
     n_points = len(series.points.indices)
 

@@ -48,7 +48,7 @@ class Screen:
     def plain(self, text: str) -> None:
         """Print one line of another process, without a prefix."""
         line = printable(text)
-        with suppress(OSError):  # nobody reads it
+        with suppress(OSError):  # stderr is closed
             if self.console.is_terminal:
                 self.console.print(Text(line))
             else:
@@ -120,7 +120,7 @@ def stdout_for_data(screen: Screen) -> Iterator[TextIO]:
 
 
 def _show_through(screen: Screen):  # type: ignore[no-untyped-def]  # warnings.showwarning's own type
-    def show(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]  # as above
+    def show(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]  # warnings.showwarning's own type
         del filename, lineno, file, line
         screen.note(f"{category.__name__}: {message}")
 

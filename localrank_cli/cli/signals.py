@@ -122,7 +122,7 @@ class SignalHandler:
             if not ready:
                 assert first is not None
                 for call in self._exit_calls:
-                    with suppress(Exception):  # the process ends in any case
+                    with suppress(Exception):  # the process ends anyway, with the signal's status
                         call()
                 _end_process(first, None)
             numbers = os.read(read, 64)

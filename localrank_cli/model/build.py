@@ -1,4 +1,4 @@
-"""Building the user's network on the CPU, and moving it to the analysis dtype and device."""
+"""Build the user's network on the CPU, and move it to the dtype and device of the analysis."""
 
 import contextlib
 import copy
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
+from localrank_cli import walk
 from localrank_cli.errors import ModelError, cause
 from localrank_cli.model.sharing import Aliases, held_arrays
 from localrank_cli.model.wrappers import unwrap
@@ -94,7 +95,7 @@ def build_model(
     _check_arguments(factory, arguments, name)
     before = [] if _returns_new(factory) else existing_modules()
     try:
-        # chdir: a user's own chdir is undone at the end.
+        # chdir undoes any chdir of the user's code at the end.
         with seeded(seed), contextlib.chdir("."):
             model = factory(**arguments)
     except ModelError:  # of --model hf
@@ -161,7 +162,7 @@ def _complex_type(value: object) -> object:
 
 def existing_modules() -> list[nn.Module]:
     """Return all modules in this process."""
-    # By type(): isinstance asks __class__, which lazily imported objects answer with an import.
+    # type(), as isinstance reads __class__, which makes a lazily imported object import its module.
     return [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module)]
 
 
@@ -177,9 +178,8 @@ def _returns_new(factory: Callable[..., object]) -> bool:
 def _own_copy(model: nn.Module, name: str) -> nn.Module:
     """Return a copy of a module that existed before the user's function returned it."""
     for module in model.modules():
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # noqa: SLF001  # torch has no public way to ask
-        for thing in (*hooks, *vars(module).values()):
-            # A copy of a function still looks at the original's tensors.
+        for thing in (*walk.hooks(module), *vars(module).values()):
+            # A copy of a function still refers to the tensors of the original.
             if isinstance(thing, FunctionType) and thing.__closure__:
                 raise ModelError(
                     f"{name} returned a module that existed before the call and cannot be copied"
@@ -188,7 +188,7 @@ def _own_copy(model: nn.Module, name: str) -> nn.Module:
                 )
     try:
         return copy.deepcopy(model)
-    except Exception as error:  # whatever a user's module may raise
+    except Exception as error:  # the user's module may raise anything when it is copied
         raise ModelError(
             f"{name} returned a module that existed before the call and cannot be copied"
             f" ({cause(error)}).",

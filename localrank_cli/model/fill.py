@@ -1,4 +1,4 @@
-"""Filling a network with a checkpoint's weights, strictly."""
+"""Fill a network with a checkpoint's weights, strictly."""
 
 import difflib
 from collections.abc import Mapping
@@ -163,7 +163,9 @@ def fill_model(
     try:
         model.train()
         model.load_state_dict(complete, strict=True)
-    except Exception as error:  # torch raises RuntimeError; a user's load hooks raise anything
+    except (
+        Exception
+    ) as error:  # torch raises RuntimeError; the user's load hooks may raise anything
         shapes = {key: tuple(value.shape) for key, value in state.items()}
         raise mismatch(expected, shapes, place, error) from error
     model.requires_grad_(False)
@@ -220,7 +222,7 @@ def same_values(first: Tensor, second: Tensor) -> bool:
         return False
     if first.data_ptr() == second.data_ptr() and first.stride() == second.stride():
         return True
-    # A diverged run's NaN is equal to itself here: its rows will be marked as not finite.
+    # NaN of a diverged run equals itself here: its rows are marked as not finite later.
     return bool(((first == second) | ((first != first) & (second != second))).all())  # noqa: PLR0124  # NaN in any dtype
 
 

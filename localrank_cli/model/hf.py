@@ -26,7 +26,7 @@ from localrank_cli.model.hf_size import Held
 
 CONFIG = "config.json"
 _ADAPTER_CONFIG = "adapter_config.json"
-_MAX_DEPTH = 50  # of published configs: about 5
+_MAX_DEPTH = 50  # published configs have about 5 levels
 _MAX_BYTES = 64 * 2**20  # the largest published configs, with labels of 20,000 classes, have 2 MiB
 # Entries about the file or the library, not about the network.
 _NOT_OF_THE_NETWORK = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
@@ -47,7 +47,7 @@ _FLOAT = "__float__"
 _FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
-# What `library` changes belongs to the process.
+# `library` changes the state of the whole process.
 _LOCK = threading.RLock()
 
 
@@ -89,7 +89,7 @@ class HfModel:
                     return _with_one_input(self._build())
                 except ModelError:
                     raise
-                except Exception as error:  # sizes that do not go together fail anywhere in it
+                except Exception as error:  # inconsistent sizes fail anywhere in the library
                     raise ModelError(
                         f"{self.folder / CONFIG}: transformers cannot build the network"
                         f" ({cause(error)}).",
@@ -107,7 +107,7 @@ class HfModel:
             self._build()
         except ModelError:
             raise
-        except Exception:  # noqa: S110  # the real build decides: some code needs values
+        except Exception:  # noqa: S110  # some code needs values; the real build reports the rest
             pass
 
     def _build(self) -> Any:
@@ -124,7 +124,7 @@ class HfModel:
             Exception: Whatever the library raises.
         """
         with library():
-            # None for the path: it then looks for no file. A copy: some versions change the dict.
+            # Without a path the library looks for no file. Some versions change the dict: a copy.
             model, report = self.model_class.from_pretrained(
                 None,
                 config=self._own_config(),
@@ -171,7 +171,7 @@ def hf_model(folder: Path, arguments: Mapping[str, Any], held: Held | None = Non
         attention = _attention(arguments)
         try:
             made = transformers.CONFIG_MAPPING[kind].from_dict(_for_the_network(config))
-        except Exception as error:  # the library checks entries by many means
+        except Exception as error:  # the library checks entries in many ways
             raise ModelError(
                 f"{path}: transformers {transformers.__version__} cannot use it"
                 f" ({one_line(error)}).",
@@ -317,7 +317,7 @@ def _for_the_network(config: Any) -> Any:
     return {
         key: _for_the_network(value)
         for key, value in config.items()
-        # An empty quantization_config says nothing, and stops the library.
+        # An empty quantization_config has no meaning, but the library refuses it.
         if not (_is_of_kernels(key) or key in (_QUANTIZATION, _OF_FILES))
     }
 
@@ -370,7 +370,7 @@ def _class(transformers: Any, config: Any) -> Any:
 
 
 def _with_one_input(model: Any) -> nn.Module:
-    """Make the model take one tensor: tokens, embeddings, or what else it is made for."""
+    """Make the model take one tensor: tokens, embeddings, or whatever its main input is."""
     base = type(model)
     name = base.main_input_name
 
@@ -414,8 +414,8 @@ def library() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_kernels() -> Iterator[None]:
-    """Refuse to load kernels, which some networks (RWKV, YOSO) ask for without being told to."""
-    from transformers.integrations import hub_kernels  # noqa: PLC0415  # as above
+    """Refuse to load kernels, which some networks (RWKV, YOSO) load on their own."""
+    from transformers.integrations import hub_kernels  # noqa: PLC0415  # slow, only for --model hf
 
     name = "get_kernel_hub"  # only there with the package kernels
     before = getattr(hub_kernels, name, None)
@@ -445,9 +445,9 @@ def _offline() -> Iterator[None]:
         connect(self, address)
 
     constants.HF_HUB_OFFLINE = True
-    socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
+    socket.socket.connect = refuse  # type: ignore[method-assign, assignment]  # patched on purpose
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-        socket.socket.connect = connect  # type: ignore[method-assign]
+        socket.socket.connect = connect  # type: ignore[method-assign]  # restores the original

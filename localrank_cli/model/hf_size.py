@@ -23,7 +23,7 @@ from localrank_cli.errors import ModelError, printable
 _COUNTED = re.compile(r"layer|depth|block|stage|expert|dense_replace|indices|label|class")
 _LAYERS = re.compile(r"(?:num|n)_.*layers?$")  # others may be negative: vision_feature_layer
 _LABELS = re.compile(r"label|class")
-_MIN_COUNT = 100_000  # loops of this length take no time
+_MIN_COUNT = 100_000  # loops of this length take a negligible time
 # Heads and other parts may be missing from a checkpoint, tied ones are saved once, and masks and
 # tables of positions are never saved.
 _NUMBERS_PER_NUMBER, _MIN_NUMBERS = 8, 2**26

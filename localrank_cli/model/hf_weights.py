@@ -1,9 +1,9 @@
 """Weights of transformers' networks, loaded by the library itself.
 
-What is in the files has other names, and sometimes other shapes, than what the network holds:
-`from_pretrained` renames, fuses and splits, adds or removes the base model's prefix, ties, and
-passes over masks and tables of old versions. Which of it happens depends on the version, so the
-library does it, and its report says what fits.
+The tensors in the files have other names, and sometimes other shapes, than those of the network:
+`from_pretrained` renames, fuses and splits them, adds or removes the base model's prefix, ties
+parameters, and ignores masks and tables of old versions. The details depend on the version, so the
+library itself loads the weights, and its report shows what fits.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Report:
 
 
 class HfExpected(Expected):
-    """What a network of transformers takes from a checkpoint: whatever the library can convert."""
+    """The weights that a network of transformers accepts: whatever the library can convert."""
 
     def __init__(self, model: nn.Module, source: HfModel) -> None:
         super().__init__(model)

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
+from localrank_cli import walk
 from localrank_cli.model.build import WholeLayer
 from localrank_cli.model.wrappers import COMPILED, PARALLEL
 
@@ -49,8 +50,7 @@ def _weight_norm(model: nn.Module) -> Iterator[tuple[str, str]]:
     """
     for prefix, module in model.named_modules():
         front = f"{prefix}." if prefix else ""
-        hooks = module._forward_pre_hooks.values()  # noqa: SLF001  # torch has no public way to ask
-        old = [one.name for one in hooks if isinstance(one, WeightNorm)]
+        old = [one.name for one in walk.pre_hooks(module) if isinstance(one, WeightNorm)]
         for weight in old:
             for index, letter in enumerate("gv"):
                 new = f"{front}parametrizations.{weight}.original{index}"

@@ -11,10 +11,10 @@ from localrank_cli import walk
 def renewed(module: nn.Module) -> set[str]:
     """Return the attributes that a module's hooks compute before each forward pass.
 
-    Those of torch.nn.utils are known by name; others are found by running hooks of the user's,
-    without input: a hook that needs one computes no weight.
+    Those of torch.nn.utils are known by name. Others are found by running the user's hooks without
+    input: a hook that needs an input computes no weight.
     """
-    hooks = list(module._forward_pre_hooks.values())  # noqa: SLF001  # torch has no public way to ask
+    hooks = walk.pre_hooks(module)
     found = {
         getattr(hook, "name", getattr(hook, "_tensor_name", ""))
         for hook in hooks
@@ -33,7 +33,7 @@ def renewed(module: nn.Module) -> set[str]:
     module.training = False
     try:
         for hook in others:
-            with suppress(Exception), torch.no_grad():
+            with suppress(Exception), torch.no_grad():  # a hook that needs an input fails
                 hook(module, ())
         return found | {key for key, value in held.items() if own.get(key) is not value}
     finally:

@@ -16,7 +16,7 @@ from localrank_cli.walk import Parts, Place, Put
 
 
 class Aliases:
-    """The places that hold a buffer itself, found before the buffers are moved.
+    """Attributes that hold a buffer itself, found before the buffers are moved.
 
     Raises:
         ModelError: If a place holds a view of a parameter or of a buffer that checkpoints fill, or
@@ -52,7 +52,7 @@ class Aliases:
                 )
 
     def restore(self) -> None:
-        """Put the buffers, which have been moved, in their second places."""
+        """Assign the buffers, which have been moved, to their second places again."""
         for put, moved in self._moved:
             put(moved())
 

@@ -1,4 +1,4 @@
-"""Building a network under two seeds, to find what is drawn when it is built and never loaded."""
+"""Build a network under two seeds, to find values that are drawn then and never loaded."""
 
 import gc
 import warnings
@@ -98,7 +98,7 @@ def build_twice(builder: Builder) -> Network:
             f" and class attributes that it draws are not found ({error.what})"
         )
     other, _ = _prints(first.build)
-    # The first network is gone before the second comes.
+    # The first network is freed before the second is built.
     gone = weakref.ref(first.model)
     del first
     if gone() is not None:
@@ -106,14 +106,14 @@ def build_twice(builder: Builder) -> Network:
     made = builder.build(SEED)
     prints, state_too = _prints(made)
     if made.is_shared:
-        # There is no second build to compare with: every array may have been drawn.
+        # Without a second build to compare with, any array may have been drawn.
         names = {key for key, one in prints.items() if one.is_array}
         return Network(made.model, frozenset(names - set(made.model.state_dict())), is_shared=True)
 
     def rebuild(other: bool) -> Rebuild:
         return builder.build_anew(_OTHER_SEED if other else SEED)
 
-    # First weights always differ; whether a checkpoint fills them is known later.
+    # Initial weights always differ; whether a checkpoint fills them is known later.
     weights = _differing(other, prints) & set(made.model.state_dict())
     drawn, unstable = weights, set[str]()
     if not _differing(other, prints) <= weights:
@@ -123,7 +123,7 @@ def build_twice(builder: Builder) -> Network:
 
 
 def _prints(made: Build) -> tuple[dict[str, Fingerprint], bool]:
-    # Loading of the model's own may leave entries of the state dict as they are.
+    # A model with its own loading may leave entries of the state dict as they are.
     state_too = has_custom_loading(made.model)
     return fingerprints(made.model, state_too=state_too), state_too
 
@@ -133,7 +133,7 @@ def _differing(first: Mapping[str, Fingerprint], second: Mapping[str, Fingerprin
 
 
 def _confirmed(builder: Builder, state_too: bool) -> tuple[set[str], set[str]]:
-    """Compare again without memory that nothing was written to.
+    """Compare again without uninitialized memory.
 
     Numbers and texts that differ even under one seed are readings of a clock, counters or ids. They
     do not count here: where they decide an output, forward passes of two builds differ.

@@ -1,4 +1,4 @@
-"""What a network holds beside its state dict, where no checkpoint fills it."""
+"""Values that a network holds beside its state dict, which no checkpoint fills."""
 
 import enum
 import hashlib
@@ -30,7 +30,7 @@ _ATOMS = (type, ModuleType, CodeType, logging.Logger)
 _MAX_VALUES = 300_000
 _MAX_SCALARS = 100  # a longer list of scalars is one value
 _NUMPY = (np.random.Generator, np.random.BitGenerator)
-_PYTHON = random.Random  # noqa: S311  # a user's code may hold one
+_PYTHON = random.Random  # noqa: S311  # only recognized in the user's code, never drawn from
 _LEGACY = np.random.RandomState  # a user's code may hold one
 _REDUCED = 5  # entries of what __reduce_ex__ returns: function, arguments, state, items, pairs
 
@@ -79,7 +79,7 @@ def _leaves(model: nn.Module) -> Iterator[tuple[str, object]]:
         computed = {f".{key}" for key in renewed(module)}
         held = [part for part in walk.unsaved_parts(module) if part.name not in computed]
         start += [part.below(name) for part in held]
-    # What code refers to comes last: an attribute of the network gives the better name.
+    # References in code come last, since an attribute of the network gives a better name.
     for name, module in modules.items():
         start += [part.below(name) for part in _hooks(module) + walk.code_parts(module)]
     seen: dict[int, object] = {id(module): module for module in modules.values()}
@@ -119,8 +119,7 @@ def _is_long(value: object) -> bool:
 
 
 def _hooks(module: nn.Module) -> Parts:
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # noqa: SLF001  # torch has no public way to ask
-    return [Place(".hook", hook) for hook in hooks]
+    return [Place(".hook", hook) for hook in walk.hooks(module)]
 
 
 def _parts(value: Any) -> Parts:
@@ -143,7 +142,7 @@ def _parts(value: Any) -> Parts:
 
 
 def _object_parts(value: Any) -> Parts:
-    # Of a generator the state counts, which is one value.
+    # A generator counts as one value, its state.
     attributes = walk.attributes(value) if _state_of_generator(value) is None else []
     return walk.items(value) + attributes + _reduced(value, attributes)
 
@@ -156,7 +155,7 @@ def _reduced(value: Any, attributes: Parts) -> Parts:
     names = {"__reduce__", "__reduce_ex__", "__getstate__"}
     writer = next(base for base in type(value).__mro__ if names & set(vars(base)))
     if walk.is_users((type(value) if writer is object else writer).__module__):
-        return []  # it would run the user's code, or hold no more than the attributes do
+        return []  # pickling would run the user's code, or give no more than the attributes
     if writer is object and attributes:
         return []
     try:
@@ -165,7 +164,7 @@ def _reduced(value: Any, attributes: Parts) -> Parts:
             found = value.__reduce_ex__(4)
             parts = found[1:_REDUCED] if isinstance(found, tuple) else [found]
             held = [list(part) if isinstance(part, Iterator) else part for part in parts]
-    except Exception:  # there is no pickle of it: a lock, a file, or whatever a library raises
+    except Exception:  # it cannot be pickled (a lock, a file); libraries raise anything then
         return []
     known = {id(part.value) for part in attributes}
     for index, part in enumerate(held):

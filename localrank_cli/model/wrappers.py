@@ -7,6 +7,7 @@ from torch import nn
 from torch.jit import ScriptModule
 from torch.optim.swa_utils import AveragedModel
 
+from localrank_cli import walk
 from localrank_cli.errors import ModelError
 
 COMPILED, PARALLEL = "_orig_mod", "module"
@@ -15,17 +16,20 @@ _PARALLEL_TYPES = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class _Pass:
-    """Forward passes that hand everything on, as classes like DataParallel have them."""
+    """The forward passes of wrappers such as DataParallel, which only pass their arguments on."""
 
     module: Any
 
     def all(self, *args: Any, **kwargs: Any) -> Any:
+        """Pass on positional and keyword arguments."""
         return self.module(*args, **kwargs)
 
     def some(self, *args: Any) -> Any:
+        """Pass on positional arguments."""
         return self.module(*args)
 
     def one(self, x: Any) -> Any:
+        """Pass on a single argument."""
         return self.module(x)
 
 
@@ -55,7 +59,7 @@ def unwrap(model: nn.Module, name: str, *, is_callers: bool = False) -> nn.Modul
         children = {} if is_callers else dict(module._modules)  # noqa: SLF001  # each name of a shared module
         for child, part in children.items():
             if part is not None and _unwrapped(part) is not part:
-                module._modules[child] = _unwrapped(part)  # noqa: SLF001  # as above
+                module._modules[child] = _unwrapped(part)  # noqa: SLF001  # setattr may be overridden
     return bare
 
 
@@ -71,9 +75,8 @@ def _hands_on(module: nn.Module) -> bool:
     """Return whether a module does nothing but call its only child."""
     if COMPILED in module._modules:  # noqa: SLF001  # torch has no public name of the class
         return type(module).__module__.startswith("torch._dynamo")
-    hooks = (module._forward_hooks, module._forward_pre_hooks)  # noqa: SLF001  # torch has no public way to ask
-    averages = isinstance(module, AveragedModel)  # it counts in a buffer
-    own = (module._parameters, () if averages else module._buffers, *hooks)  # noqa: SLF001  # as above
+    averages = isinstance(module, AveragedModel)  # its one buffer is a counter
+    own = (module._parameters, () if averages else module._buffers, walk.hooks(module))  # noqa: SLF001  # torch has no public way to ask
     if any(own) or "forward" in vars(module):
         return False
     if isinstance(module, _PARALLEL_TYPES):

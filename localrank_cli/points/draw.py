@@ -1,4 +1,4 @@
-"""Drawing the points from the data, the same ones at every checkpoint."""
+"""Draw points from the data, the same ones at every checkpoint."""
 
 from dataclasses import dataclass
 
@@ -21,9 +21,9 @@ class Points:
 
     tensor: Tensor  # (points, ...), float64 or int64, CPU
     indices: tuple[int, ...]  # into the data's first axis, sorted
-    n_data: int | None  # entries of the data's first axis; None where points are drawn at will
+    n_data: int | None  # entries of the data's first axis; None for a distribution
     notes: tuple[str, ...] = ()
-    everything: Tensor | None = None  # all of the data as stored, where that was asked for
+    everything: Tensor | None = None  # all of the data as stored, if requested
     scale: float | None = None  # of `everything`
     spread: float | None = None  # standard deviation of independent entries, where it is known
 

@@ -40,7 +40,7 @@ def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor
             if isinstance(loaded, Tensor):
                 chosen, found = "", loaded
             else:
-                # Members of an .npz are read only now: labels stay unread.
+                # An .npz reads an array when it is indexed, so labels are not read.
                 chosen = _choose(sorted(map(str, loaded)), key, path, option)
                 found = _tensor(loaded[chosen], path, chosen)
     except LocalrankError:
@@ -48,9 +48,9 @@ def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor
     except (OSError, ValueError, SafetensorError, EOFError, RuntimeError, pickle.PickleError) as e:
         raise DataError(
             f"{path}: cannot be read ({_reason(e)}).",
-            "Known are .safetensors, .npz, .npy and .pt with plain arrays; no pickled objects.",
+            "Supported: .safetensors, .npz, .npy and .pt with plain arrays, not pickled objects.",
         ) from e
-    except Exception as e:  # zipfile and numpy raise errors of their own for damaged files
+    except Exception as e:  # zipfile and zlib raise errors of their own for damaged files
         raise DataError(
             f"{path}: cannot be read ({type(e).__name__}).", "Is the file complete?"
         ) from e

@@ -30,7 +30,7 @@ def reshaped(data: Tensor, shape: Shape, name: str) -> Tensor:
         DataError: If the points have another number of entries, or their axes would have to move.
     """
     if data.ndim == 0:
-        return data  # refused where points are drawn
+        return data  # `draw` refuses data without points
     there = tuple(data.shape[1:])
     if math.prod(there) != math.prod(shape):
         raise DataError(

@@ -25,7 +25,7 @@ _DISTRIBUTION = re.compile(r"^(normal|uniform):(\d+(?:x\d+)*)$")
 
 @dataclass(frozen=True)
 class DataSource:
-    """`--data` and the options that go with it."""
+    """`--data` and its options."""
 
     text: str  # of --data
     key: str = ""
@@ -38,17 +38,17 @@ class DataSource:
 
     @property
     def path(self) -> Path | None:
-        """The data file, when it is one."""
+        """The data file; None if the data come from code or a distribution."""
         return Path(self.text) if Path(self.text).suffix.lower() in SUFFIXES else None
 
     @property
     def is_drawn(self) -> bool:
-        """Whether it is a distribution, which names the shape of a point itself."""
+        """Whether the data come from a distribution, whose name includes the shape of a point."""
         return _DISTRIBUTION.match(self.text) is not None
 
     @property
     def code(self) -> CodeSpec | None:
-        """The user's code, when it is that."""
+        """The user's code; None if the data come from a file or a distribution."""
         return None if self.path is not None else CodeSpec.parse(self.text)
 
 
@@ -66,7 +66,7 @@ def check_source(text: str) -> None:
     elif source.path is None and source.code is None:
         raise UsageError(
             f"--data {text}: not a known form.",
-            "Known are .safetensors, .npz, .npy and .pt files, file.py:name, normal:3x32x32 and"
+            "Use a .safetensors, .npz, .npy or .pt file, file.py:name, normal:3x32x32 or"
             " uniform:784.",
         )
 
@@ -132,7 +132,7 @@ def _drawn(array: Tensor, source: DataSource, name: str) -> Points:
 
 def _from_code(code: CodeSpec) -> Tensor:
     name = f"--data {code.place}:{code.name}"
-    # What the code draws, when it is imported and when it is called, is the same at every start.
+    # Seeded, so that the code draws the same values at every start, on import and when called.
     with seeded(SEED):
         found: Any = import_object(code, "--data")
     if not isinstance(found, (Tensor, np.ndarray)) and callable(found):

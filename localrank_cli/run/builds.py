@@ -1,4 +1,4 @@
-"""Forward passes of two builds of one network, which show what no name leads to."""
+"""Compare forward passes of two builds of a network, to find state that no attribute reaches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from localrank_cli.model.build import Build
 from localrank_cli.model.twice import Network, Rebuild
 
 UNNAMED = "something outside the network"
-_N_POINTS = 4  # a drawn mask may leave the entries of one point that are not zero as they are
+_N_POINTS = 4  # a random mask may leave all nonzero entries of a single point unchanged
 
 Found = list[tuple[str, Tensor]]
 
@@ -38,7 +38,7 @@ def check_outputs(
     weights; `points` has shape (points, ...), and `allowed` is `--allow-unsaved`.
 
     Returns:
-        What to name as held by no checkpoint; empty where the outputs agree.
+        Names of the parts that no checkpoint holds; empty if the outputs agree.
 
     Raises:
         ModelError: If they differ and that is not allowed, or if they differ under one seed.
@@ -48,14 +48,14 @@ def check_outputs(
     def place(other: Rebuild, seed: int) -> str | None:
         return _first_difference(model, other, few, seed, tolerance)
 
-    # What each pass draws is found, and named better, at the first checkpoint.
+    # Values drawn in each pass are found at the first checkpoint, with a clearer message.
     if rebuild is None or place(Rebuild(Build(model)), 1) is not None:
         return ()
     try:
         other = rebuild(True)
         prepare(other.model)
         found = place(other, 1)
-    except Exception as error:  # whatever code raises that runs a second time
+    except Exception as error:  # the user's code may raise anything when it runs again
         note(f"a second build of the network could not be compared: {cause(error)}")
         return ()
     if found is None:
@@ -80,7 +80,7 @@ def _refusal(name: str, place: str) -> ModelError:
         f"{name}: two builds of the network give different outputs with the same weights"
         f" (first at {place}), and no checkpoint holds what differs: the numbers would not be"
         " those of the network that was trained.",
-        "Look for what is drawn outside the module, in a global variable, in a cached function"
+        "Look for values drawn outside the module, in a global variable, in a cached function"
         " or by a generator without a seed. Draw it with the seed of the training in the code"
         " (torch.manual_seed(0) before the draw), or keep tensors in the checkpoints:"
         " self.register_buffer(NAME, TENSOR). --allow-unsaved takes what a fixed seed gives,"
@@ -91,7 +91,7 @@ def _refusal(name: str, place: str) -> ModelError:
 def _first_difference(
     model: nn.Module, other: Rebuild, points: Tensor, seed: int, tolerance: float
 ) -> str | None:
-    """Return the first place where two networks differ, of which the second runs under `seed`."""
+    """Return the first place where two networks differ; the second one runs under `seed`."""
     for index in range(points.shape[0]):
         point = points[index : index + 1]
         first = _values(model, point, 0)

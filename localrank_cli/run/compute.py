@@ -73,6 +73,7 @@ class _Runner:
         self._n_noted = 0
 
     def results(self) -> Iterator[CheckpointRecord]:
+        """Yield a record for each checkpoint, by step; failed ones included."""
         for planned in self._series.in_order:
             if not isinstance(planned, PlannedCheckpoint):
                 yield planned
@@ -80,7 +81,7 @@ class _Runner:
             try:
                 yield self._compute(planned)
             except LocalrankError as error:
-                # Kept values spoil all later checkpoints, not the one where they show.
+                # Values kept from one checkpoint affect all later ones, not only this one.
                 if not self._plan.skips_errors or isinstance(error, KeptValuesError):
                     raise
                 yield failed_record(self._series.run, planned.file.name, planned.step, error)
@@ -94,7 +95,7 @@ class _Runner:
         fill_model(self._series.model, self._series.expected, state, checkpoint.place)
         self._choose_precision()
         if checkpoint.missing:
-            # With these weights, other parts may run than in the plan (experts, say).
+            # With these weights, parts may run that did not run in the plan (experts, say).
             calls = [record.call for record in self._series.examination.records]
             parts = Parts(self._series.model, calls, self._points)
             parts.check(checkpoint.missing, checkpoint.place)

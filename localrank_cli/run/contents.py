@@ -90,7 +90,7 @@ def refuse_without_data(series_options: SeriesOptions, named: Sequence[Path], ru
     needs: Sequence[Need]
     try:
         needs = read_contents(series_options, named, run, lambda _: None).needs
-    except LocalrankError:  # what it holds is of no use here
+    except LocalrankError:  # the data are missing in any case: that is reported
         needs = (need_of_data(),)
     raise refusal(series_options.folder, needs)
 

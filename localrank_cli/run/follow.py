@@ -55,7 +55,7 @@ class Watch:
         """Return the complete checkpoints of all series; None while a series has none."""
         ready: list[Path] = []
         for path in self.options.checkpoints:
-            with suppress(UnreadableError):
+            with suppress(UnreadableError):  # no checkpoint yet
                 (folder, named), *_ = find_folders(
                     [path], partial(names_rule, self.options)
                 ).items()

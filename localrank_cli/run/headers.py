@@ -261,7 +261,7 @@ class Headers:
         Raises:
             UnreadableError: If all of the sets are adapters.
         """
-        # Where code builds the network, it decides: a network may consist of such layers.
+        # If the user's code builds the network, its layers may have such names.
         if self._context.is_inferred:
             bare = [key for key, state in states.items() if not adapter_key(state)]
         else:
@@ -375,7 +375,7 @@ class Headers:
         for container in keys:
             for stripping, state in candidates(content.states[container]):
                 if (stripping != Stripping()) is stripped:
-                    with suppress(MismatchError):
+                    with suppress(MismatchError):  # the next candidate may fit
                         self.unfilled |= fill_custom(model, expected, state, bare.place)
                         return replace(bare, container=container, stripping=stripping)
         return None
@@ -429,7 +429,7 @@ def _find_fit(header: _Header, container: str, expected: Expected) -> _Fit | Non
         return None if exact is None else _Fit(exact[0])
     tried = [exact] if exact is not None else candidates(shapes, WRAPPERS)
     fits = [(_Fit(stripping, expected.report(renamed)), renamed) for stripping, renamed in tried]
-    # One that fills nothing is another network's.
+    # Weights that fill nothing belong to another network.
     possible = [pair for pair in fits if expected.can_load(pair[0].report)]
     if not possible:
         return None

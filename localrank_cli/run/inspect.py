@@ -105,7 +105,7 @@ def _line(planned: PlannedCheckpoint | CheckpointRecord) -> CheckpointLine:
 
 
 def _estimate(plan: Plan, series: SeriesPlan, modes: Modes) -> float:
-    # Planning filled in the weights. The first run warms up what is loaded or compiled once.
+    # Planning has loaded the weights. The first run is a warm-up.
     settings = series.settings
     started = time.perf_counter()
     load_state(series.checkpoints[0], plan.trust_pickle)

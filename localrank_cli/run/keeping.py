@@ -1,4 +1,4 @@
-"""A check that a network keeps nothing of one checkpoint when the next one is loaded."""
+"""Check that a network keeps nothing of one checkpoint when the next one is loaded."""
 
 import sys
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import LocalrankError, ModelError, Note
+from localrank_cli.errors import LocalrankError, ModelError, Note, cause
 from localrank_cli.jacobian.guards import agreement, close
 from localrank_cli.layers.capture import Capture
 from localrank_cli.layers.precision import run_alike
@@ -24,6 +24,8 @@ from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import SeriesPlan
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import CodeError, CodeSpec, import_object
+
+_UNCHECKED = "not checked that the network keeps nothing between checkpoints"
 
 
 class KeptValuesError(ModelError):
@@ -63,7 +65,7 @@ class Loads:
         try:
             new = _new_network(choice, series)
         except LocalrankError as error:
-            note(f"not checked that the network keeps nothing between checkpoints: {error.what}")
+            note(f"{_UNCHECKED}: {error.what}")
             new = None
         if new is not None:
             move_model(new, point.device, series.settings.dtype)
@@ -71,7 +73,8 @@ class Loads:
             run_alike(series.model, new)
             try:
                 layer = _first_difference(series, new, point)
-            except Exception:  # of the user's code: the computation itself reports it
+            except Exception as error:  # the user's code may raise anything
+                note(f"{_UNCHECKED}: {cause(error)}")
                 return
             if layer:
                 raise KeptValuesError(

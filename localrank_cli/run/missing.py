@@ -1,7 +1,7 @@
 """Parts of a network that a checkpoint does not hold, and whether a chosen layer depends on them.
 
-`from_pretrained` draws them anew, which is right for a head to be trained, and wrong for every
-number that they touch.
+`from_pretrained` initializes them at random. That is right for a head that is still to be trained,
+but every number that depends on them would be wrong.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ class Parts:
     Args:
         model: The network, filled with the weights of a checkpoint.
         calls: The chosen calls.
-        points: Shape (points, ...): all are run, as other points may take other paths.
+        points: Shape (points, ...). All of them are run, since each may take another path.
     """
 
     def __init__(self, model: nn.Module, calls: Sequence[Call], points: Tensor) -> None:
@@ -59,7 +59,7 @@ class Parts:
         }
         if not floats:
             return ()
-        # A diverged run's own NaN would hide what comes from these.
+        # NaN that a diverged run left in other weights would hide the effect of these.
         others = [one for one in state.values() if not bool(torch.isfinite(one).all())]
         with _filled(others, _zero):
             before = self._outputs()
@@ -72,7 +72,7 @@ class Parts:
             with _filled(tensors, fill):
                 try:
                     outputs = self._outputs()
-                except Exception:  # an index made of NaN, say
+                except Exception:  # the layers cannot run with such values, as with NaN as an index
                     return True
             if not all(map(_same, before, outputs)):
                 return True

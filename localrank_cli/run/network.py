@@ -128,7 +128,7 @@ def make_hf_model(
             )
     source = hf_model(first, arguments, held)
     network = build_twice(Builder(source.build, {}, "--model hf", existing_modules()))
-    # The code is that of transformers: nothing is drawn outside its modules.
+    # transformers draws nothing outside its modules, so no second build is needed.
     return replace(network, rebuild=None, expected_of=partial(HfExpected, source=source))
 
 

@@ -19,7 +19,7 @@ from localrank_cli.spectrum.layer import LayerSpectrum
 
 
 def about_run(plan: Plan, seconds: float) -> dict[str, Any]:
-    """Return the manifest's entries on a run of so many seconds."""
+    """Return the manifest's entries on a run that took `seconds`."""
     device = plan.device
     return {
         "device": str(device),
@@ -103,7 +103,7 @@ class RunOutput(Output):
 
 
 class SpectraFolder:
-    """A folder with a file of singular values for each checkpoint: each is whole or not there.
+    """A folder with a file of singular values for each checkpoint; files are written atomically.
 
     Args:
         folder: Absolute; made if it is not there.
@@ -144,7 +144,7 @@ class SpectraFolder:
             remove_temporary(*paths)
 
     def has(self, run: str, step: int) -> bool:
-        """Return whether a checkpoint's singular values are there."""
+        """Return whether the folder holds a checkpoint's singular values."""
         return spectra_path(self._folder, run, step).is_file()
 
     def keep(self, record: CheckpointRecord, spectra: Sequence[LayerSpectrum]) -> None:
