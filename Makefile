@@ -26,7 +26,7 @@ test-families: $(VENV)/.dev
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -m long
 
-# Random and spoiled inputs, some minutes; prints how many were tried. FUZZ=N for each kind.
+# Random and corrupted inputs, some minutes; prints how many were tried. FUZZ=N for each kind.
 fuzz: $(VENV)/.dev
 	LOCALRANK_FUZZ=$(or $(FUZZ),3000) $(BIN)/python -m pytest -m fuzz tests/faults
 

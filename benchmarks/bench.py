@@ -179,7 +179,7 @@ def save_series(folder: Path, count: int) -> Path:
 
 
 def many(counts: tuple[int, ...] = (1000, 10_000)) -> list[dict[str, Any]]:
-    """Plans, computes and goes on with many small checkpoints in one folder.
+    """Plan, compute and resume with many small checkpoints in one folder.
 
     Args:
         counts: How many; the growth of memory is that from the first to the last.
@@ -194,7 +194,7 @@ def many(counts: tuple[int, ...] = (1000, 10_000)) -> list[dict[str, Any]]:
         lines.append({"case": f"{count} checkpoints in one folder", **json.loads(done.stdout)})
         print(
             "{case}: planned in {planning_seconds:.1f} s, computed in {computing_seconds:.1f} s,"
-            " gone on in {going_on_seconds:.1f} s".format_map(lines[-1])
+            " resumed in {going_on_seconds:.1f} s".format_map(lines[-1])
         )
     growth = (lines[-1]["peak"] - lines[0]["peak"]) / (counts[-1] - counts[0])
     print(f"memory: {lines[-1]['peak'] / 2**20:.0f} MiB over torch, {growth:.0f} bytes more each")

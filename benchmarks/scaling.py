@@ -98,7 +98,7 @@ from localrank_cli.divide.merge import write_merged
 def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 base = memory("VmRSS")
 started, processor = time.perf_counter(), time.process_time()
 write_merged(collect(find_journals([Path(sys.argv[1])])), Path(sys.argv[2]), [], overwrite=False)

@@ -31,7 +31,7 @@ def program_words(interpreter: str) -> list[str]:
     `-P` keeps the current folder off the path. `-I`, `-E` and `-s` would do so too, but would lose
     PYTHONPATH and packages that are installed for one user.
     """
-    from importlib.machinery import PathFinder  # not loaded yet when the path is mended
+    from importlib.machinery import PathFinder  # loaded only once the search path is safe
 
     package = os.path.dirname(os.path.abspath(__file__))
     elsewhere = [entry for entry in sys.path if not _is_current_folder(entry)]

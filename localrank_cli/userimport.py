@@ -80,14 +80,14 @@ class SecondImport:
     """A second import of an object's module, and of the user's own modules that it imports.
 
     What a module computes once (global variables, class attributes, default arguments, caches of
-    functions) is computed anew. The modules of the first import stay in sys.modules.
+    functions) is computed again. The modules of the first import stay in sys.modules.
     """
 
     spec: CodeSpec
     _modules: dict[str, ModuleType] = field(default_factory=dict)
 
     def load(self, option: str) -> object:
-        """Return the object, imported anew.
+        """Return the object, imported again.
 
         Raises:
             CodeError: If the module cannot be imported a second time.

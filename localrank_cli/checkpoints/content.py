@@ -84,9 +84,7 @@ def integer(value: Any) -> int | None:
 def _value_of(tensor: Tensor) -> Any:
     try:
         return tensor.item()
-    except (
-        Exception
-    ):  # on meta, or of a dtype or layout without plain values; callers get NO_NUMBER
+    except Exception:  # on meta, or of a dtype or layout without values: such a step is refused
         return NO_NUMBER
 
 

@@ -220,7 +220,7 @@ def read_metadata(path: Path) -> list[Entry]:
 
 
 def check_files(path: Path, entries: list[Entry]) -> None:
-    """Check that every piece of some entries lies in a file that is long enough.
+    """Check that every piece of some entries is in a file that is long enough.
 
     Raises:
         UnreadableError: If a file is missing, too short, or outside the folder.
@@ -345,7 +345,8 @@ def read_dcp(path: Path, *, header_only: bool = False) -> Content:
         names = ", ".join(repr(entry.name) for entry in entries[:8])
         raise UnreadableError(
             f"{path}: no weights found; its entries are {names or 'none'}.",
-            "Known places are the top level, model and state_dict; leave it out with --pattern.",
+            "Weights must be at the top level, in model or in state_dict. Leave it out with"
+            " --pattern.",
         )
     facts = _facts(path, entries)
     needed = [leaves[id(tensor)][1] for state in states.values() for tensor in state.values()]

@@ -441,8 +441,8 @@ def _no_state(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str]:
             name = printable_name(name_of(loaded[place]))
             return f"{what[:-1]}, and {place!r} is a {name}.", WITH_CODE
     return what, (
-        f"Known places are the top level and {', '.join((*CONTAINER_KEYS, *EMA_KEYS))}; if it"
-        f" is not a checkpoint, {_LEAVE_OUT}"
+        f"Weights must be at the top level or under {', '.join((*CONTAINER_KEYS, *EMA_KEYS))}; if"
+        f" it is not a checkpoint, {_LEAVE_OUT}"
     )
 
 

@@ -219,7 +219,7 @@ class NameStep:
 def read_names(stems: Iterable[str]) -> Mapping[str, NameStep]:
     """Return the steps in the names of a series, by name without suffix.
 
-    Known are `step_100`, `epoch=1-step=10`, `iter_7`, `checkpoint-500`, `model_100`, `ckpt_9` and
+    It reads `step_100`, `epoch=1-step=10`, `iter_7`, `checkpoint-500`, `model_100`, `ckpt_9` and
     names that are a number. The first of these words that is present decides, so that the step wins
     over a version or a seed in the same name.
     """

@@ -126,7 +126,7 @@ def describe_counting(counting: Counting) -> str:
     """Return what the column `step` holds, for messages, without an article."""
     if counting.kind == DERIVED:
         return f"steps counted from the start, with {counting.text}"
-    known = {STEPS: "steps as they were found", EPOCHS: "epochs", ALONE: "0, for want of a step"}
+    known = {STEPS: "steps as they were found", EPOCHS: "epochs", ALONE: "0, as there is no step"}
     return known.get(counting.kind, f"what the {counting.kind} says")
 
 

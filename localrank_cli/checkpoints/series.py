@@ -26,7 +26,7 @@ from localrank_cli.checkpoints.names import NO_RULE, NameRule, epoch_in_name, st
 from localrank_cli.checkpoints.sharded import is_index, is_shard, shard_files
 from localrank_cli.errors import SettingsError, UnreadableError
 
-_KNOWN = f"Known are {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]}"
+_SUPPORTED = f"Supported: {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]}"
 _CONVERT_PICKLE = (
     "Convert it where you trust it (detectron2's model zoo: DetectionCheckpointer reads it), and"
     " save the state dict: torch.save(model.state_dict(), 'step_100.pt')."
@@ -241,7 +241,7 @@ def _not_a_checkpoint(entry: Path) -> SettingsError:
             f"{entry}: is a plain pickle, which only code can read.", _CONVERT_PICKLE
         )
     return SettingsError(
-        f"{entry}: is not a checkpoint by its suffix {entry.suffix!r}.", f"{_KNOWN}."
+        f"{entry}: is not a checkpoint by its suffix {entry.suffix!r}.", f"{_SUPPORTED}."
     )
 
 
@@ -287,5 +287,5 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     by = f" that matches --pattern {pattern!r}" if pattern else ""
     return UnreadableError(
         f"{folder}: holds no checkpoint{by}; it holds {names}.",
-        _CONVERT_PICKLE if pickles and not pattern else f"{_KNOWN}, and checkpoint-N/ folders.",
+        _CONVERT_PICKLE if pickles and not pattern else f"{_SUPPORTED}, and checkpoint-N/ folders.",
     )

@@ -23,7 +23,7 @@ class Group:
     """Runs that may be averaged.
 
     Args:
-        name: What tells it from the others, for the title of its panel; the run, if it is one.
+        name: What distinguishes it, for the title of its panel; the run, if it is a single one.
         frame: Their rows.
     """
 
@@ -44,7 +44,7 @@ def group_alike(
 ) -> Grouping:
     """Group the rows of a choice by what their runs are, but for the seed.
 
-    Columns that a figure has as axes, or that tell its panels apart, do not count.
+    Columns that a figure has as axes, or that distinguish its panels, do not count.
 
     Where every run has one place on the axis (a table of final states over a constant), only runs
     at the same place can be averaged, and only what differs between these counts.

@@ -15,7 +15,7 @@ from localrank_cli.figures.look import GREY, Look, head, new_figure
 from localrank_cli.figures.steps import choose_steps, step_bar, step_colours
 from localrank_cli.measures.table import RANK
 
-_MOST_STEPS = 25  # lines whose colours can still be told apart
+_MOST_STEPS = 25  # lines whose colours can still be distinguished
 _MOST_NAMES = 16  # tick labels that fit below one panel
 
 

@@ -14,7 +14,7 @@ from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figu
 
 _X, _Y = "information_xt", "information_ty"
 _CEILING = "information_ceiling_nats"
-_MOST_LAYERS = 12  # paths whose colours can be told apart
+_MOST_LAYERS = 12  # paths whose colours can be distinguished
 
 
 def information_plane(

@@ -17,7 +17,7 @@ from localrank_cli.figures.steps import choose_steps, step_bar, step_colours
 from localrank_cli.results.kept import SpectraFile, Spectrum
 
 _MOST_LAYERS = 12  # panels, four in a row
-_MOST_STEPS = 12  # lines whose colours can be told apart
+_MOST_STEPS = 12  # lines whose colours can be distinguished
 _DECADES = 8  # below the largest singular value; lower ones are rounding
 _RANK_DECADES = 6  # below the largest singular value; lower ones are mostly rounding
 _GRID = 400  # tolerances of a curve; finer steps are not visible

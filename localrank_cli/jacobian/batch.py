@@ -15,7 +15,7 @@ from localrank_cli.layers.capture import Call, Capture
 
 @dataclass(frozen=True)
 class Layout:
-    """How a batch of points lies in a tensor: along one axis, point after point.
+    """The layout of a batch of points in a tensor: along one axis, point after point.
 
     A tensor inside a network need not have the batch first (an inner sequence-first block), and its
     batch axis may be merged with another one (windows of an image).

@@ -109,7 +109,7 @@ def _difference(
         inputs = point.to(low) if point.is_floating_point() else point
         theirs = [one.to(dtype) for one in _values(other, inputs, calls, wrt, low)]
         return reason if _distance(calls, wide, theirs) else ""
-    except Exception:  # then nothing tells that the mode is right
+    except Exception:  # the user's code may raise anything; the mode is then not known to be right
         return reason
     finally:
         forget(model)

@@ -12,7 +12,7 @@ Index = int | slice | EllipsisType
 
 _PART = re.compile(r"^(-?\d+)?(:)?(-?\d+)?(:)?(-?\d+)?$")
 _CENTER = re.compile(r"^center:(\d+)$")
-_FORMS = "Known are integers, start:stop:step, ... and center:N, separated by commas."
+_FORMS = "Give integers, start:stop:step, ... and center:N, separated by commas."
 
 
 def parse_slice(text: str, option: str) -> tuple[Index, ...] | int:

@@ -1,4 +1,4 @@
-"""Attributes that a hook computes anew before each forward pass, as weight_norm does."""
+"""Attributes that a hook recomputes before each forward pass, as weight_norm does."""
 
 from contextlib import suppress
 

@@ -46,7 +46,7 @@ class Network:
     drawn: frozenset[str] = frozenset()  # names of the parts that differ between two builds
     unstable: frozenset[str] = frozenset()  # those that differ even under one seed
     is_shared: bool = False  # existed before, so that two builds cannot be compared
-    # Builds it anew, under the seed of `model` or under another one; None where no build differs.
+    # Builds it again, under the seed of `model` or under another one; None if no build differs.
     rebuild: Callable[[bool], Rebuild] | None = None
     note: str = ""  # on what could not be compared
     expected_of: Callable[[nn.Module], Expected] = Expected

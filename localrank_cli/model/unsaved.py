@@ -37,7 +37,7 @@ _REDUCED = 5  # entries of what __reduce_ex__ returns: function, arguments, stat
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The fingerprint of a value, or of several that cannot be told apart by name."""
+    """The fingerprint of a value, or of several under one name."""
 
     digest: str
     is_array: bool = False  # not a number, a text or a name of code

@@ -86,7 +86,7 @@ class Difference:
 
     @property
     def advice(self) -> str:
-        """What mends the difference itself, if anything does; ends with a blank."""
+        """How to remove the difference itself, followed by a space; empty if there is no way."""
         if self.key != _VALUES:
             return ""
         return (

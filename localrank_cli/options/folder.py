@@ -57,7 +57,7 @@ def read_folder_settings(folder: Path) -> FolderSettings:
         if key not in KEYS:
             raise SettingsError(
                 f"{path}: unknown key {key!r}{_hint(key)}",
-                f"Known are {', '.join([*KEYS, _COLUMNS])}.",
+                f"Valid keys are {', '.join([*KEYS, _COLUMNS])}.",
             )
     texts = {KEYS[key].name: value for key, value in loaded.items()}
     return FolderSettings(path, read_values(AnalyzeOptions, texts, in_file(path)), columns)

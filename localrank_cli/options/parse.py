@@ -182,7 +182,7 @@ def _from_environment(environment: Mapping[str, str]) -> Shard:
     if rank is not None and size is not None and rank < size:
         return Shard(rank, size)
     raise SettingsError(
-        "--shard auto: neither a Slurm array, nor srun, nor RANK and WORLD_SIZE tell which part is"
+        "--shard auto: neither a Slurm array, nor srun, nor RANK and WORLD_SIZE say which part is"
         " this process's.",
         "Give --shard I/N.",
     )
@@ -204,7 +204,7 @@ class Preset(StrEnum):
 def preset(value: object) -> object:
     """Read the name of a preset."""
     if isinstance(value, str) and value not in list(Preset):
-        raise UnfitError(value, "not known", f"Known are {', '.join(Preset)}.")
+        raise UnfitError(value, "unknown", f"Choose one of {', '.join(Preset)}.")
     return Preset(value) if isinstance(value, str) else value
 
 
@@ -298,7 +298,7 @@ def shape(value: object) -> object:
 def minutes(value: object) -> object:
     """Read a time limit as sbatch does, in minutes, rounded up.
 
-    Known are `90` (minutes), `90:00`, `1:30:00`, `2-12`, `2-12:30` and `2-12:30:00`.
+    Valid are `90` (minutes), `90:00`, `1:30:00`, `2-12`, `2-12:30` and `2-12:30:00`.
     """
     if not isinstance(value, str):
         return whole(value)
@@ -458,8 +458,8 @@ def device(value: object) -> object:
         if not known and (name != "auto" or len(names) > 1):
             raise UnfitError(
                 value,
-                "not known",
-                "Known are auto, cpu, cuda, cuda:K, several with commas, and all (GPUs).",
+                "unknown",
+                "Choose auto, cpu, cuda, cuda:K, several with commas, or all (GPUs).",
             )
     return value
 

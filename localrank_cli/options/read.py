@@ -128,7 +128,7 @@ def _refusal(error: Any, table: type, place: Place) -> LocalrankError:
     if kind == "literal_error":
         *words, last = _words(option.kind)
         return place.refusal(
-            option, error["input"], "not known", f"Known are {', '.join(words)} and {last}."
+            option, error["input"], "unknown", f"Choose {', '.join(words)} or {last}."
         )
     bound = expected_bound(error)
     expected = f"expected {bound}" if bound else _EXPECTED.get(kind, error["msg"])

@@ -238,7 +238,7 @@ def check_step_names(series: SeriesOptions, names: Sequence[str]) -> None:
 
 def _check_activation(text: str, option: str) -> None:
     if text not in ACTIVATIONS:
-        raise UsageError(f"{option} {text}: not known.", f"Known are {', '.join(ACTIVATIONS)}.")
+        raise UsageError(f"{option} {text}: unknown.", f"Choose one of {', '.join(ACTIVATIONS)}.")
 
 
 def resolve(series: SeriesOptions) -> Settings:

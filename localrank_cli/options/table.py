@@ -56,7 +56,7 @@ Rtol = Annotated[
         " max(n_out, n_in) times the float32 epsilon; repeat.",
         metavar="X",
         read=parse.each(parse.relative),
-        advice="A relative tolerance lies between 0 and 1. Below the rounding of the SVD every"
+        advice="A relative tolerance is between 0 and 1. Below the rounding of the SVD every"
         " count is noise: use --rtol eps for the smallest that means something.",
         in_folder=True,
         decides=("tolerances",),

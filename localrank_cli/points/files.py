@@ -48,7 +48,7 @@ def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor
     except (OSError, ValueError, SafetensorError, EOFError, RuntimeError, pickle.PickleError) as e:
         raise DataError(
             f"{path}: cannot be read ({_reason(e)}).",
-            "Supported: .safetensors, .npz, .npy and .pt with plain arrays, not pickled objects.",
+            "Supported: .safetensors, .npz, .npy and .pt with plain arrays; no pickled objects.",
         ) from e
     except Exception as e:  # zipfile and zlib raise errors of their own for damaged files
         raise DataError(

@@ -18,7 +18,7 @@ from localrank_cli.points.shape import reshaped, written
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT, CodeSpec, import_object
 
-# The fact that tells one draw of a user's code from another.
+# The fact that distinguishes one draw of the user's code from another.
 VALUES = "data_values_sha256"
 _DISTRIBUTION = re.compile(r"^(normal|uniform):(\d+(?:x\d+)*)$")
 
@@ -56,7 +56,7 @@ def check_source(text: str) -> None:
     """Check the form of `--data` without opening a file.
 
     Raises:
-        UsageError: If it has no known form.
+        UsageError: If it has no valid form.
     """
     source = DataSource(text)
     match = _DISTRIBUTION.match(text)
@@ -65,7 +65,7 @@ def check_source(text: str) -> None:
             raise UsageError(f"--data {text}: a point of that shape has no entries.")
     elif source.path is None and source.code is None:
         raise UsageError(
-            f"--data {text}: not a known form.",
+            f"--data {text}: not a valid form.",
             "Use a .safetensors, .npz, .npy or .pt file, file.py:name, normal:3x32x32 or"
             " uniform:784.",
         )
@@ -107,7 +107,7 @@ def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
         return _drawn(array, source, name), described
     code = source.code
     if code is None:
-        raise UsageError(f"--data {source.text}: not a known form.")
+        raise UsageError(f"--data {source.text}: not a valid form.")
     described = {"data": source.text}
     if code.is_file:
         described["data_sha256"] = file_hash(Path(code.place))

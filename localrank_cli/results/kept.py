@@ -92,7 +92,7 @@ class SpectraFile:
         return list(dict.fromkeys(str(entry["run"]) for entry in self._entries))
 
     def one_run(self, wanted: str | None) -> str:
-        """Return the name of the run to show; None stands for the only one.
+        """Return the name of the run to show; None means the only one.
 
         Raises:
             SettingsError: If there are several to choose from, or it is not there.

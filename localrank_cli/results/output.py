@@ -22,7 +22,7 @@ from localrank_cli.results.write import (
     write_table,
 )
 
-# The table is written again while a run goes on, but never so often that it costs a twentieth.
+# The table is rewritten during a run, but never so often that it costs a twentieth of the time.
 _LEAST_SECONDS = 30.0
 _SHARE = 20
 

@@ -142,7 +142,7 @@ def _texts(path: Path) -> pd.DataFrame:
     if suffix not in READABLE:
         raise UsageError(
             f"{path}: the suffix {path.suffix!r} names no format of tables.",
-            f"Known are {', '.join(READABLE)}.",
+            f"Supported: {', '.join(READABLE)}.",
         )
     try:
         if suffix == ".parquet":

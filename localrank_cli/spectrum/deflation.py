@@ -1,6 +1,6 @@
 """Small singular values of a deficient matrix, apart from the others, by products with the matrix.
 
-Its Gram matrix cannot tell zero from what is small: every squared singular value is off by up to
+Its Gram matrix does not resolve small values: every squared singular value is off by up to
 delta. The large ones stand that; the small ones are taken here from M itself. Let M be tall, of
 shape m x n, with singular values that fall by a factor of 30 or more after the (n - k)-th, V an
 orthonormal basis (n x k) close to the right singular vectors of the last k, V1 one of the rest,
@@ -68,7 +68,7 @@ def gram_pair(matrix: Tensor) -> GramPair:
 
 
 def small_values(pair: GramPair) -> Tensor | None:
-    """Return the singular values that the Gram matrix cannot tell from zero.
+    """Return the singular values that the Gram matrix cannot distinguish from zero.
 
     These are the last k, shape (k,), float64, CPU, descending, as good as the SVD's; None where no
     gap sets them apart, they are too many, or the bound above is not small.

@@ -50,7 +50,7 @@ class LayerSpectrum:
     def values(self) -> Tensor:
         """Singular values, zero where they are below their rounding and thus noise.
 
-        The same on every route: where the Gram matrix cannot tell small ones, the SVD did.
+        The same on every route: the SVD computes those that the Gram matrix cannot resolve.
         """
         above = ~(self.computed <= self.rounding.unsqueeze(1))
         return torch.where(above, self.computed, 0)

@@ -194,7 +194,7 @@ class TestFindCheckpoints:
         path = touch(tmp_path, "notes.txt") / "notes.txt"
         with pytest.raises(SettingsError, match=r"notes\.txt: is not a checkpoint") as caught:
             find_checkpoints(tmp_path, [path], "", [])
-        assert caught.value.advice.startswith("Known are .safetensors, ")
+        assert caught.value.advice.startswith("Supported: .safetensors, ")
         assert [suffix for suffix in SUFFIXES if suffix not in caught.value.advice] == []
 
     def test_a_folder_named_like_a_file_is_passed_over(self, tmp_path: Path) -> None:

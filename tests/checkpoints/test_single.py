@@ -92,7 +92,7 @@ class TestASingleCheckpoint:
         assert [step for _, step in first.steps(ignore)] == [0]
         later = find_checkpoints(tmp_path, [save(tmp_path / "step_100.pt", 1)], "", [])
         second = Headers(later, trust_pickle=False, context=HeaderContext(earlier=first.scheme))
-        with pytest.raises(SettingsError, match="so far it holds 0, for want of a step") as caught:
+        with pytest.raises(SettingsError, match="so far it holds 0, as there is no step") as caught:
             second.steps(ignore)
         assert "step_0" in caught.value.advice
 

@@ -56,15 +56,15 @@ def test_no_command_shows_the_help_and_is_wrong_usage() -> None:
         (["analyze", "x", "--rtol", "much"], "--rtol much: expected a number, or eps."),
         (["analyze", "x", "--atol", "0"], "--atol 0: expected more than 0."),
         (["analyze", "x", "--model-arg", "3"], "--model-arg 3: not of the form KEY=VALUE."),
-        (["analyze", "x", "--dtype", "int8"], "--dtype int8: not known."),
-        (["analyze", "x", "--device", "tpu"], "--device tpu: not known."),
+        (["analyze", "x", "--dtype", "int8"], "--dtype int8: unknown."),
+        (["analyze", "x", "--device", "tpu"], "--device tpu: unknown."),
         (["analyze", "x", "-o", "a.xlsx"], "--output a.xlsx: the suffix '.xlsx' names no format."),
         (["analyze", "x", "-o", ""], "names no format"),
         (["analyze", "x", "--layers", ","], "--layers ,: is empty."),
         (["analyze", "x", "--exclude", ""], "--exclude '': is empty."),
         (["analyze", "x", "--model", "Net"], "--model Net: not of the form"),
-        (["analyze", "x", "--data", "a.csv"], "--data a.csv: not a known form."),
-        (["analyze", "x", "--activation", "swish"], "--activation swish: not known."),
+        (["analyze", "x", "--data", "a.csv"], "--data a.csv: not a valid form."),
+        (["analyze", "x", "--activation", "swish"], "--activation swish: unknown."),
     ],
 )
 def test_wrong_usage_is_2_and_one_line(words: list[str], message: str) -> None:
@@ -199,7 +199,7 @@ def test_a_chain_of_layers_imports_no_more_than_it_needs() -> None:
         ),
         (
             ("analyze", "x", "--preset", "foo"),
-            "--preset foo: not known. Known are patel2024, feng2022, numpy.",
+            "--preset foo: unknown. Choose one of patel2024, feng2022, numpy.",
         ),
     ],
 )

@@ -1,6 +1,6 @@
-"""All faults of docs/reliability.md: what is spoiled, and what the program then says.
+"""All faults of docs/reliability.md: what is corrupted, and the message of the program.
 
-Each is met by a command that goes on from three finished checkpoints, so that it also shows what
+Each is met by a command that resumes from three finished checkpoints, so that it also shows what
 is kept of them.
 """
 
@@ -199,7 +199,7 @@ FAULTS: dict[str, Fault] = {
     "a name that is not UTF-8": Fault(_named(b"step_\xff7.safetensors"), "the path is not UTF-8"),
 }
 
-# What is strange and no fault: the program goes on as with any other checkpoint.
+# Unusual but valid: the program continues as with any other checkpoint.
 HARMLESS: dict[str, Fault] = {
     "float8 weights": Fault(_types(torch.float8_e4m3fn), "", 0),
     "half-precision weights": Fault(_types(torch.bfloat16), "", 0),
@@ -209,7 +209,7 @@ HARMLESS: dict[str, Fault] = {
     "a name with brackets and spaces": Fault(_named("step_7 [bold] (a).safetensors"), "", 0),
     "a name with a newline": Fault(_named("new\nline_step_7.safetensors"), "", 0),
     "a name with an emoji": Fault(_named("🙂_step_7.safetensors"), "", 0),
-    "a name that a terminal would obey": Fault(_named("\x1b[31m_step_7.safetensors"), "", 0),
+    "a name with a terminal control sequence": Fault(_named("\x1b[31m_step_7.safetensors"), "", 0),
     "a folder that is a link to itself": Fault(_link("step_7", "step_7"), "", 0),
     "two folders that are links to each other": Fault(_two_links, "", 0),
     "a folder that is a link to the series": Fault(_link("step_7", "."), "", 0),

@@ -1,4 +1,4 @@
-"""What happens to a run in docs/reliability.md, and the test that saw it."""
+"""What happens to a run in docs/reliability.md, and the test of each event."""
 
 from dataclasses import dataclass
 
@@ -27,12 +27,12 @@ EVENTS: dict[str, Event] = {
     "the journal is cut off at any place": Event(
         "0", WHOLE_RUN, f"{_HERE}/test_truncated.py::test_the_journal"
     ),
-    "a line of the journal has a sound checksum and strange content": Event(
+    "a line of the journal has a valid checksum and invalid content": Event(
         "1",
         "every finished checkpoint but that one; line and key are named",
         "tests/results/test_strange_content.py::test_what_the_message_suggests_works",
     ),
-    "a manifest or a plan file has strange content": Event(
+    "a manifest or a plan file has invalid content": Event(
         "1",
         "everything; file and key are named",
         "tests/results/test_strange_content.py::test_a_plan_file",
@@ -59,11 +59,13 @@ EVENTS: dict[str, Event] = {
         "1", ALL, f"{_HERE}/test_in_the_run.py::test_the_whole_series"
     ),
     "the output's folder is removed": Event(
-        "1", "nothing: journal and table lay in it",
+        "1", "nothing: it held journal and table",
         f"{_HERE}/test_in_the_run.py::test_the_outputs_folder",
     ),
     "the disk is full in the middle of the run": Event(
-        "1", WHOLE_RUN, f"{_HERE}/test_full_disk.py::test_what_is_finished_is_kept_and_goes_on"
+        "1",
+        WHOLE_RUN,
+        f"{_HERE}/test_full_disk.py::test_finished_checkpoints_are_kept_and_the_run_resumes",
     ),
     "the disk is full at the start": Event(
         "1", "nothing is left behind", f"{_HERE}/test_full_disk.py::test_a_disk_without_any_room"
@@ -71,21 +73,21 @@ EVENTS: dict[str, Event] = {
     "a limit on the size of files (`ulimit -f`)": Event(
         "1", WHOLE_RUN, f"{_CLI}/test_streams.py::test_a_disk_that_is_full_keeps_what_is_finished"
     ),
-    "the output lies on a read-only file system": Event(
-        "1", "seen before any work",
+    "the output is on a read-only file system": Event(
+        "1", "detected before any work",
         f"{_HERE}/test_full_disk.py::test_a_file_system_that_may_only_be_read",
     ),
-    "the output's folder may not be written": Event(
-        "1", "seen before any work", f"{_CLI}/test_permissions.py::test_no_permission_to_write"
+    "the output's folder is not writable": Event(
+        "1", "detected before any work", f"{_CLI}/test_permissions.py::test_no_permission_to_write"
     ),
-    "a file may not be read": Event(
+    "a file is not readable": Event(
         "1", "everything computed before", f"{_CLI}/test_permissions.py::test_no_permission_to_read"
     ),
     "stdout is closed, and the table goes there": Event(
         "1", "a message on stderr",
         f"{_CLI}/test_streams.py::test_a_closed_stdout_loses_no_result_without_a_word",
     ),
-    "the reader of a pipe goes away": Event(
+    "the reader of a pipe exits": Event(
         "141", "what it read", f"{_CLI}/test_streams.py::test_head_ends_it_silently"
     ),
     "stdout, stderr or both are closed, with `-o FILE`": Event(
@@ -99,7 +101,7 @@ EVENTS: dict[str, Event] = {
     "INT, TERM, USR1 or USR2": Event(
         "130, 143, 138, 140", ALL, f"{_CLI}/test_interrupts.py::test_status_and_one_line"
     ),
-    "the same in the middle of one long call of LAPACK": Event(
+    "the same during one long call of LAPACK": Event(
         "130, 143, 138, 140",
         f"{ALL}, within the grace of 5 s",
         f"{_HERE}/test_long_call.py::test_the_status_and_the_table_of_what_is_finished",

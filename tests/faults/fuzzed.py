@@ -1,4 +1,4 @@
-"""Random and spoiled inputs, and what must hold for each: a result, or an error of the tool."""
+"""Random and corrupted inputs, and what must hold for each: a result, or an error of the tool."""
 
 import contextlib
 import io
@@ -212,20 +212,20 @@ ENDINGS = st.sampled_from([".safetensors", ".pt", ".pth.tar", ".SAFETENSORS", ".
 
 KINDS: dict[str, Kind] = {
     "headers of safetensors": Kind(HEADERS | st.binary(max_size=60), _header),
-    "safetensors, spoiled": Kind(WOUNDS, _checkpoint("step_7.safetensors")),
-    ".pt, spoiled": Kind(WOUNDS, _checkpoint("step_7.pt")),
-    ".bin of torch < 1.6, spoiled": Kind(WOUNDS, _checkpoint("step_7.bin")),
+    "safetensors, corrupted": Kind(WOUNDS, _checkpoint("step_7.safetensors")),
+    ".pt, corrupted": Kind(WOUNDS, _checkpoint("step_7.pt")),
+    ".bin of torch < 1.6, corrupted": Kind(WOUNDS, _checkpoint("step_7.bin")),
     "indexes of shards": Kind(
         st.tuples(WOUNDS) | JSON | st.fixed_dictionaries({"weight_map": JSON}), _index
     ),
-    "metadata of DCP, spoiled": Kind(WOUNDS, _dcp),
-    "data in .npy, spoiled": Kind(WOUNDS, _data("x.npy")),
-    "data in .npz, spoiled": Kind(WOUNDS, _data("x.npz")),
-    "data in .pt, spoiled": Kind(WOUNDS, _data("x.pt")),
-    "data in .safetensors, spoiled": Kind(WOUNDS, _data("x.safetensors")),
+    "metadata of DCP, corrupted": Kind(WOUNDS, _dcp),
+    "data in .npy, corrupted": Kind(WOUNDS, _data("x.npy")),
+    "data in .npz, corrupted": Kind(WOUNDS, _data("x.npz")),
+    "data in .pt, corrupted": Kind(WOUNDS, _data("x.pt")),
+    "data in .safetensors, corrupted": Kind(WOUNDS, _data("x.safetensors")),
     "localrank.toml": Kind(TOML | st.text(max_size=40), _toml),
     "names of checkpoints": Kind(st.builds(str.__add__, STEMS, ENDINGS), _name),
-    "journals, spoiled": Kind(WOUNDS, _journal),
+    "journals, corrupted": Kind(WOUNDS, _journal),
     "options of analyze": Kind(
         st.lists(st.one_of(FLAGS, WORDS), max_size=5)
         | st.lists(st.tuples(FLAGS, WORDS), max_size=3).map(

@@ -27,7 +27,7 @@ def test_stderr_closed_and_data_on_stdout(tmp_path: Path) -> None:
 
 
 def test_stderr_closed_and_an_error(tmp_path: Path) -> None:
-    """Nobody hears why; the status tells that."""
+    """No message can be printed; the status shows the failure."""
     series = save_series(tmp_path / "run")
     (series / "step_7.pt").write_bytes(b"torn")
     outcome = run_cold("analyze", str(series), *QUICK, preexec_fn=closing(2))

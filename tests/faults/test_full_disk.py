@@ -29,7 +29,7 @@ def mounted(place: Path, options: str) -> Iterator[None]:
         subprocess.run([mount.replace("mount", "umount"), str(place)], check=True)
 
 
-def test_what_is_finished_is_kept_and_goes_on(tmp_path: Path) -> None:
+def test_finished_checkpoints_are_kept_and_the_run_resumes(tmp_path: Path) -> None:
     """Journal, table and manifest fight for the room; none of them is ever half-written."""
     series = save_series(tmp_path / "run", range(12))
     at_once = invoke("analyze", str(series), *QUICK).stdout

@@ -1,4 +1,4 @@
-"""docs/reliability.md says what the tests saw, and nothing else."""
+"""docs/reliability.md describes the tested cases, and nothing else."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_every_fault_of_a_file_is_a_row_and_every_row_a_case() -> None:
 
 
 def test_what_is_no_fault() -> None:
-    rows = table_rows(PAGE, "Strange, and no fault")
+    rows = table_rows(PAGE, "Unusual but valid")
     assert rows == [[name, str(one.status)] for name, one in HARMLESS.items()]
 
 

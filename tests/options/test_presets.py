@@ -118,7 +118,7 @@ def test_sigma_1_of_the_whole(images: Path, tmp_path: Path) -> None:
     # The last layer sees the whole image: a corner of it is small beside the whole.
     assert own["local_rank"].iloc[-1] == 1
     assert full["local_rank"].iloc[-1] == 0
-    with pytest.raises(UsageError, match="sigma_1='half': not known"):
+    with pytest.raises(UsageError, match="sigma_1='half': unknown"):
         analyze(run, **keywords, sigma_1="half")
     feng = analyze(
         run, model=str(keywords["model"]), data="normal:3x20x24", points=2, preset="feng2022"
@@ -156,7 +156,7 @@ def test_kept_singular_values_keep_their_scale(images: Path, tmp_path: Path) -> 
 
 def test_refused(tmp_path: Path) -> None:
     save_series(tmp_path, steps=(0,))
-    with pytest.raises(UsageError, match="preset='moon': not known"):
+    with pytest.raises(UsageError, match="preset='moon': unknown"):
         analyze(tmp_path, data="normal:4", preset="moon")
     for option in ("--input-slice", "--output-slice"):
         outcome = invoke("analyze", str(tmp_path), "--data", "normal:4", option, "x")

@@ -128,17 +128,17 @@ BAD: list[tuple[str, object, str]] = [
     ("memory", "-1GiB", "expected a size"),
     ("memory", "1e9", "expected a size"),
     ("memory", 1.5e9, "expected a whole number"),
-    ("dtype", "float16", "not known"),
-    ("input_metric", "euclid", "not known"),
-    ("sigma_1", "half", "not known"),
-    ("step_from", "moon", "not known"),
-    ("on_error", "explode", "not known"),
-    ("preset", "moon", "not known"),
-    ("device", "gpu", "not known"),
-    ("device", "cuda:", "not known"),
-    ("device", "cuda:-1", "not known"),
-    ("device", "cpu:0", "not known"),
-    ("device", "auto,cpu", "not known"),
+    ("dtype", "float16", "unknown"),
+    ("input_metric", "euclid", "unknown"),
+    ("sigma_1", "half", "unknown"),
+    ("step_from", "moon", "unknown"),
+    ("on_error", "explode", "unknown"),
+    ("preset", "moon", "unknown"),
+    ("device", "gpu", "unknown"),
+    ("device", "cuda:", "unknown"),
+    ("device", "cuda:-1", "unknown"),
+    ("device", "cpu:0", "unknown"),
+    ("device", "auto,cpu", "unknown"),
     ("steps", "5:1", "holds no step"),
     ("steps", True, "expected a range of steps"),
     ("every", 0, "expected at least 1"),
@@ -228,7 +228,7 @@ def test_a_tolerance_of_zero_is_refused_with_the_reason() -> None:
 def test_a_list_of_words_is_named_in_the_advice() -> None:
     with pytest.raises(UsageError) as caught:
         read_values(SubmitOptions, {"cluster": "moon"}, FLAGS)
-    assert str(caught.value) == "--cluster moon: not known. Known are local and slurm."
+    assert str(caught.value) == "--cluster moon: unknown. Choose local or slurm."
 
 
 @pytest.mark.parametrize(

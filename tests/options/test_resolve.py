@@ -146,9 +146,9 @@ class TestCodeRunsOnlyWhenAskedFor:
     ("own", "message"),
     [
         ({"data": None}, "no data to take points from"),
-        ({"data": "x.csv"}, "x.csv: not a known form"),
+        ({"data": "x.csv"}, "x.csv: not a valid form"),
         ({"data": "../x.npz"}, "data = '../x.npz' leads out of the folder"),
-        ({"activation": "swish"}, "activation = swish: not known"),
+        ({"activation": "swish"}, "activation = swish: unknown"),
         ({"model": "Net"}, "model = Net: not of the form"),
         ({"model_arg": (("a", 1),)}, "--model-arg was given without --model"),
     ],

@@ -107,7 +107,7 @@ def test_json_lines_that_are_none(tmp_path: Path, text: str) -> None:
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file or directory"):
         read_table(tmp_path / "a.csv")
-    with pytest.raises(UsageError, match=r"Known are \.csv, \.tsv, \.jsonl, \.parquet"):
+    with pytest.raises(UsageError, match=r"Supported: \.csv, \.tsv, \.jsonl, \.parquet"):
         read_table(tmp_path / "a.xlsx")
     (tmp_path / "b.csv").mkdir()
     with pytest.raises(DataError, match="cannot be read"):

@@ -76,7 +76,7 @@ def test_known_suffixes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a", "a.xlsx", "a.json", ".csv", "a.csv.gz", ""])
 def test_unknown_suffixes(name: str) -> None:
-    with pytest.raises(UsageError, match=r"Known are \.csv, \.tsv, \.jsonl"):
+    with pytest.raises(UsageError, match=r"Supported: \.csv, \.tsv, \.jsonl"):
         check_suffix(Path(name))
 
 

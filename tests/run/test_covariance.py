@@ -127,7 +127,7 @@ def test_a_rough_covariance_is_noted(run: Path, count: int, warned: bool) -> Non
 def test_refused(run: Path) -> None:
     with pytest.raises(SettingsError, match="the points come from a distribution"):
         analyze(run, data="normal:4", wrt="0", input_metric="data")
-    with pytest.raises(UsageError, match="Known are identity and data"):
+    with pytest.raises(UsageError, match="Choose identity or data"):
         analyze(run, data="normal:4", input_metric="euclid")
 
 
