@@ -15,7 +15,7 @@ __all__ = ["__version__", "analyze"]
 
 
 def __getattr__(name: str) -> object:
-    # Looked up when it is used, so that a program's own start imports nothing else.
+    # Imported on first use, so that the start of the program imports nothing else.
     if name == "analyze":
         from localrank_cli.api import analyze
 

@@ -5,14 +5,14 @@ from localrank_cli.searchpath import current_folder_last
 # Before any other import, for the console script too: PYTHONPATH may hold an empty entry.
 current_folder_last()
 
-from localrank_cli.cli.signals import exit_on_signals  # noqa: E402  # as said above
+from localrank_cli.cli.signals import exit_on_signals  # noqa: E402  # after the search path is safe
 
 
 def main() -> None:
     """Run the program; the console script's entry."""
     # Before the first heavy import: a Ctrl-C within it would be a traceback of Python's.
     with exit_on_signals():
-        from localrank_cli.cli.main import main as program  # noqa: PLC0415  # as said above
+        from localrank_cli.cli.main import main as program  # noqa: PLC0415  # slow: signals are handled
 
         program()
 

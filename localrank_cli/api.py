@@ -11,12 +11,12 @@ from localrank_cli.options.read import PYTHON, ArgumentError, nearest, read_opti
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions
 
-if TYPE_CHECKING:  # nothing heavy is imported before it is needed
+if TYPE_CHECKING:  # importing torch and pandas is slow
     import pandas as pd
 
 _logger = logging.getLogger("localrank")
 
-# Torch's default dtype and random generators belong to the process: threads take turns.
+# Torch's default dtype and random generators are global, so threads take turns.
 _LOCK = threading.RLock()
 
 _CHECKPOINTS = "checkpoints"
@@ -93,5 +93,5 @@ def _lines() -> str:
 
 
 # What `inspect.signature(analyze)` and `help(analyze)` show comes from the table of options.
-analyze.__signature__ = _signature()  # type: ignore[attr-defined]
+analyze.__signature__ = _signature()  # type: ignore[attr-defined]  # inspect reads this attribute
 analyze.__doc__ = (analyze.__doc__ or "").replace("        **options: See below.", _lines())

@@ -32,7 +32,9 @@ class LocalrankError(Exception):
     status = "failed"
 
     def __init__(self, what: str, advice: str = "") -> None:
-        end = "" if what.endswith((".", "?", "!")) else "."  # what others say may lack it
+        end = (
+            "" if what.endswith((".", "?", "!")) else "."
+        )  # messages of other libraries may lack it
         super().__init__(f"{what}{end} {advice}".strip())
         self.what = what
         self.advice = advice
@@ -65,7 +67,7 @@ class MismatchError(LocalrankError):
 
 
 class DataError(LocalrankError):
-    """The data do not serve: wrong shape, type, number or values."""
+    """The data cannot be used: wrong shape, type, number or values."""
 
 
 class ModelError(LocalrankError):
@@ -73,7 +75,7 @@ class ModelError(LocalrankError):
 
 
 class LayerError(LocalrankError):
-    """A layer was asked for that cannot be analysed."""
+    """A requested layer cannot be analyzed."""
 
 
 class OutputError(LocalrankError):
@@ -105,7 +107,7 @@ def shortened(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, with what could steer a terminal shown as escapes."""
+    """Return a text on one line, with control characters shown as escapes."""
     line = " ".join(text.split())
     if line.isprintable():
         return line

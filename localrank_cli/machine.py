@@ -109,5 +109,5 @@ def _slurm_memory() -> list[int]:
     with contextlib.suppress(KeyError, ValueError):
         cores = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
         sizes.append(int(os.environ["SLURM_MEM_PER_CPU"]) * cores)
-    # 0 is Slurm's word for all the memory of the node.
+    # In Slurm 0 means all the memory of the node.
     return [size * 2**20 - peak_memory() for size in sizes if size > 0]

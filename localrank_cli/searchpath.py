@@ -1,4 +1,4 @@
-"""Keeping modules in the current folder, which may be anyone's, from hiding real ones.
+"""Keep modules in the current folder, which may be anyone's, from hiding real ones.
 
 `python -m` puts the current folder first on `sys.path`: a `numpy.py` beside the checkpoints would
 then run in place of numpy. Only modules that Python itself loads at its start are imported here.
@@ -38,7 +38,7 @@ def program_words(interpreter: str) -> list[str]:
     found = PathFinder.find_spec(_NAME, elsewhere)
     if found is not None and found.origin == os.path.join(package, "__init__.py"):
         return [interpreter, "-P", "-m", _NAME]
-    # A checkout that is the current folder: nothing but its own package is imported from it first.
+    # If the current folder is a checkout, only the package itself is imported from it first.
     root = os.path.dirname(package)
     start = (
         f"import sys; sys.path.insert(0, {root!r}); import {_NAME};"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-# Under this seed a user's code is imported and called: no number depends on the caller's own.
+# The user's code is imported and called under this seed: no number depends on the caller's seed.
 SEED = 0
 
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from localrank_cli.errors import LocalrankError, one_line
 from localrank_cli.searchpath import current_folder_last
 
-# What a user's code may raise; a script that parses its arguments when it is imported exits.
+# The user's code may raise any of these; a script that parses its arguments on import exits.
 ANY_FAULT = (Exception, SystemExit)
 
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -193,7 +193,7 @@ def _folder_on_path(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Last from now on: imports inside functions still find the folder, and it hides nothing.
+        # The folder stays last on the path: imports inside functions find it, and it hides nothing.
         sys.path[:] = [*(entry for entry in sys.path if entry != text), text]
         for name in set(sys.modules) - before:
             origin = getattr(sys.modules[name], "__file__", None)

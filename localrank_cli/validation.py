@@ -1,4 +1,4 @@
-"""Strict JSON, and one sentence for what pydantic finds wrong.
+"""Strict JSON, and one-sentence messages for pydantic's errors.
 
 pydantic itself is imported by the modules that define models, so that `--help` does without it.
 """
@@ -50,7 +50,7 @@ def load_first(text: str, start: int) -> object:
 
 
 def _check_depth(text: str, value: object) -> None:
-    if text.count("[") + text.count("{") <= DEEPEST:  # most are seen to be shallow without a walk
+    if text.count("[") + text.count("{") <= DEEPEST:  # most are shallow: no walk is needed
         return
     if not isinstance(value, dict | list):  # a text with brackets
         return
@@ -106,7 +106,7 @@ _EXPECTED = _BOUNDS | {
     "int_type": "an integer",
     "float_type": "a number",
     "finite_number": "a finite number",
-    "string_type": "a text",
+    "string_type": "a string",
     "bool_type": "true or false",
     "list_type": "a list",
     "tuple_type": "a list",
@@ -118,7 +118,7 @@ _EXPECTED = _BOUNDS | {
 
 
 def complaint(error: "ValidationError") -> str:
-    """Return the first thing that pydantic found wrong: the key, what was expected, and what came.
+    """Return the first of pydantic's errors: the key, what was expected, and what was found.
 
     For example `points[1]: expected an integer, got 'x'`, or `run: is missing`.
     """

@@ -1,7 +1,7 @@
 """The objects that can be reached from a network, each with its name and how to replace it.
 
-`walk` visits them; what it follows is the choice of who calls it, from the functions below: items
-of containers, attributes and slots, contents of modules, closures, default arguments, globals.
+`walk` visits them. The caller chooses what it follows, from the functions below: items of
+containers, attributes and slots, contents of modules, closures, default arguments, globals.
 """
 
 import functools
@@ -24,7 +24,7 @@ SCALARS = (
     type(None), bool, int, float, complex, str, bytes, bytearray, memoryview, np.generic, PurePath,
 )  # fmt: skip
 LRU = type(functools.lru_cache(len))
-# Longer containers are data, and searching them takes long.
+# Longer containers hold data, and searching them would be slow.
 MAX_SEARCHED = 10_000
 
 # Packages whose objects lead into the interpreter, to files or to other threads, not to data.
@@ -110,7 +110,7 @@ def items(value: Any, skip: Types = ()) -> Parts:
             if not isinstance(part, skip)
         ]
     if isinstance(value, (set, frozenset)):
-        # One name for all: the order of a set differs from process to process.
+        # All share one name, since the order of a set differs between processes.
         return [Place("", part) for part in value if not isinstance(part, skip)]
     return []
 
@@ -121,7 +121,7 @@ def _dict_items(value: dict[Any, Any], skip: Types) -> Parts:
         keys = [(index, key) for index, key in enumerate(value) if not isinstance(key, str)]
         parts = [Place(f".keys[{i}]", key) for i, key in keys if not isinstance(key, skip)]
     if not _are_all(value.values(), skip):
-        # By number: the text of an object may hold its address.
+        # By number, as the repr of an object may contain its address.
         parts += [
             Place(f"[{key!r}]" if isinstance(key, str) else f"[{i}]", part, _setter(value, key))
             for i, (key, part) in enumerate(value.items())
@@ -203,7 +203,7 @@ def hooks(module: nn.Module) -> list[Any]:
 def unsaved_parts(module: nn.Module) -> Parts:
     """Return what a module holds beside its state dict and its children."""
     saved = set(module._buffers) - module._non_persistent_buffers_set  # noqa: SLF001  # torch has no public way to ask
-    return named(module._buffers, but=frozenset(saved)) + module_attributes(module)  # noqa: SLF001  # as above
+    return named(module._buffers, but=frozenset(saved)) + module_attributes(module)  # noqa: SLF001  # torch has no public way to ask
 
 
 def call_parts(value: Any) -> Parts:

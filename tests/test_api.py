@@ -198,12 +198,12 @@ def test_no_path(checkpoints: Any, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"layers": 2}, ["layers=2: expected a text", "Names are texts: '2'."]),
-        ({"layers": [0, 2]}, ["Names are texts: ['0', '2']."]),
+        ({"layers": 2}, ["layers=2: expected a string", "Names are strings: '2'."]),
+        ({"layers": [0, 2]}, ["Names are strings: ['0', '2']."]),
         ({"exclude": 2}, ["exclude=2", "'2'"]),
         ({"layers": nn.Linear(2, 2)}, ["as named_modules() does"]),
         ({"layers": [mlp(4, 3, 2)[0]]}, ["as named_modules() does"]),
-        ({"wrt": nn.Linear(2, 2)}, ["wrt=", "expected a text", "in quotes"]),
+        ({"wrt": nn.Linear(2, 2)}, ["wrt=", "expected a string", "in quotes"]),
         ({"activation": nn.ReLU()}, ["activation=ReLU()", "in quotes"]),
         ({"model": mlp(40, 30, 20)}, ["model=<Sequential>", "model=lambda: network"]),
         ({"model": {"w": torch.rand(9)}}, ["Pass the class of the network"]),

@@ -54,7 +54,7 @@ def test_sound_json_is_read_as_it_stands() -> None:
     ("value", "sentence"),
     [
         ({}, "series[0].run: is missing"),
-        ({"run": 1}, "series[0].run: expected a text, got 1"),
+        ({"run": 1}, "series[0].run: expected a string, got 1"),
         ({"run": "r", "points": "x"}, "series[0].points: expected a list, got 'x'"),
         (
             {"run": "r", "points": [1]},
@@ -74,9 +74,9 @@ def test_sound_json_is_read_as_it_stands() -> None:
         ({"run": "r", "is_done": 1}, "series[0].is_done: expected true or false, got 1"),
         ({"run": "r", "rum": 1}, "series[0].rum: is not a known key"),
         (7, "series[0]: expected keys with values, got 7"),
-        ({"run": ["\n"]}, "series[0].run: expected a text, got a list of 1"),
+        ({"run": ["\n"]}, "series[0].run: expected a string, got a list of 1"),
         ({"run": "r", "points": "\n\x1b"}, r"series[0].points: expected a list, got '\n\x1b'"),
-        ({"run": 1 << 20000}, "series[0].run: expected a text, got an integer of 20001 bits"),
+        ({"run": 1 << 20000}, "series[0].run: expected a string, got an integer of 20001 bits"),
     ],
 )
 def test_a_complaint_names_key_expected_and_got(value: Any, sentence: str) -> None:

@@ -38,7 +38,7 @@ def with_options(
         )
         parameters = [_parameter(one, kind) for offered in every for one in offered]
         # typer reads the parameters from these attributes.
-        run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]  # for typer
         run.__annotations__ = {one.name: one.annotation for one in [context, *parameters]}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         return run

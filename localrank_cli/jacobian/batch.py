@@ -1,6 +1,6 @@
 """A batch of points as one function: varied tensor -> outputs of the chosen calls.
 
-`Layout` describes where the points of a batch lie in a tensor inside the network.
+`Layout` describes where the points of a batch are in a tensor inside the network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Batch:
-    """Points that may be computed together, and where they lie in every tensor.
+    """Points that may be computed together, and their layout in every tensor.
 
     A batch is built only by `jacobian.guards`, which shows that together the points give the same
     values as alone.

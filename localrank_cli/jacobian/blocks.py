@@ -1,4 +1,4 @@
-"""Jacobians as they leave the engine: whole, in blocks if too large to hold, or as a chain."""
+"""The forms of the engine's Jacobians: whole, in blocks if too large to hold, or as a chain."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from localrank_cli.errors import ModelError
 from localrank_cli.layers.survey import CallRecord
 
-# More directions at once stop paying when a matrix product fills the machine, and fewer keep the
-# working set near the caches.
+# More directions at once bring no gain when a matrix product uses the whole machine, and fewer keep
+# the working set close to the caches.
 _MAX_DIRECTION_BYTES = 256 * 2**20
 _DOUBLE = 8  # bytes
 
@@ -48,7 +48,7 @@ def check_fits(records: Sequence[CallRecord], n_in: int, memory: int) -> None:
     """Check that at least the square of every Jacobian's shorter side fits in `memory` bytes.
 
     Raises:
-        ModelError: If one does not; with the numbers and the ways out.
+        ModelError: If one does not; with the sizes and what to do.
     """
     for record in records:
         row = min(record.numel, n_in) * _DOUBLE

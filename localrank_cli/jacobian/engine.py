@@ -79,7 +79,7 @@ class Modes:
     def refuse_forward(self, reason: str) -> None:
         """Turn forward mode off, with a note that gives the reason."""
         self.forward = False
-        self.notes.append(f"forward mode is not used ({reason}); reverse mode takes its place")
+        self.notes.append(f"forward mode is not used ({reason}); reverse mode is used instead")
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def _take(ways: Sequence[Way[_Result]], modes: Modes) -> tuple[_Result, str]:
     for way in batched:
         try:
             return way.compute(), way.name
-        except Exception as error:  # vmap over a backward refuses with many types of error
+        except Exception as error:  # vmap over a backward raises many types of error
             if _out_of_memory(error):
                 raise _memory_error(error) from error
             modes.batched_reverse = False
@@ -282,7 +282,7 @@ def _narrow(task: Task, batch: Batch, good: dict[Call, Tensor], modes: Modes) ->
     chunk = directions_at_once(1, task.survey.activations, task.dtype.itemsize, room)
     try:
         reduced = narrow(batch, through, task.records, good, chunk)
-    except Exception as error:  # vmap over a backward may refuse what other modes allow
+    except Exception as error:  # vmap over a backward may fail where other modes work
         if _out_of_memory(error):
             raise _memory_error(error) from error
         reduced = None
@@ -297,7 +297,7 @@ def _try_forward(
     everywhere = torch.stack([good[call] for call in calls]).all(dim=0)
     try:
         agree = guards.modes_agree(batch, calls, everywhere, task.tolerance)
-    except Exception as error:  # torch.func refuses with many types of error
+    except Exception as error:  # torch.func raises many types of error
         if _out_of_memory(error):
             raise _memory_error(error) from error
         modes.refuse_forward(f"{cause(error)}")
@@ -341,7 +341,7 @@ def _attempt(compute: Callable[[], _Result]) -> _Result:
         return compute()
     except LocalrankError:
         raise
-    except Exception as error:  # whatever a user's model may raise under autograd
+    except Exception as error:  # the user's model may raise anything under autograd
         if _out_of_memory(error):
             raise _memory_error(error) from error
         raise ModelError(

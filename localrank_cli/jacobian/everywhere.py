@@ -31,7 +31,7 @@ def outputs_everywhere(
     for chunk in chunks:
         with torch.no_grad():
             rows = _together(forward, chunk, tolerance) if together else None
-            # One batch that differs is enough: whatever mixes its points may mix those of others.
+            # After one batch that differs, all points run alone: others may be mixed as well.
             together = rows is not None
             yield _alone(forward, chunk) if rows is None else rows
 
@@ -45,7 +45,7 @@ def _forward(model: nn.Module, call: Call | None) -> Callable[[Tensor], Tensor]:
             found = first_tensor(model(batch.clone())) if capture is None else capture(batch)[0]
         except LocalrankError:
             raise
-        except Exception as error:  # whatever a user's forward may raise
+        except Exception as error:  # the user's forward pass may raise anything
             raise ModelError(
                 f"the model's forward pass failed on the data: {type(error).__name__}:"
                 f" {one_line(error)}",
@@ -66,7 +66,7 @@ def _forward(model: nn.Module, call: Call | None) -> Callable[[Tensor], Tensor]:
 def _together(
     forward: Callable[[Tensor], Tensor], points: Tensor, tolerance: float
 ) -> Tensor | None:
-    """Return the outputs of a batch, or None where they are not those of its points alone."""
+    """Return the outputs of a batch, or None if they differ from those of its points alone."""
     # Every batch is checked, at both ends: a dependence on the batch (a largest value, a capacity
     # that the first points use up) need not show in the first batch, nor at its start.
     count = points.shape[0]

@@ -104,7 +104,7 @@ def _captured(capture: Capture, point: Tensor, index: int) -> tuple[Tensor, ...]
         return capture(point)
     except LocalrankError:
         raise
-    except Exception as error:  # whatever a user's forward may raise, at this point and no other
+    except Exception as error:  # the user's forward pass may raise anything
         raise ModelError(
             f"the model's forward pass failed at point {index} of the drawn ones: {cause(error)}",
             "It ran at the first point: check how this point differs from it.",
@@ -175,7 +175,7 @@ def make_batch(
     try:
         with torch.no_grad():
             tensors = Capture(model, calls)(inputs)
-    except Exception:  # a forward that only takes one point may raise anything
+    except Exception:  # a forward pass that only takes one point may raise anything
         if n_points == 1:
             raise
         return None
@@ -209,7 +209,7 @@ def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
     varied = batch.varied.detach().requires_grad_(True)
     with torch.enable_grad():
         outputs = batch.outputs(varied, calls)
-    # The first point and the last: a mixing of one direction (a cumulative sum) spares one of them.
+    # The first and the last point, as a mixing in one direction (a cumulative sum) spares one.
     for point in (0, batch.n_points - 1):
         cotangents = []
         for output in outputs:

@@ -38,8 +38,8 @@ class MetricFactor:
         moved = steps * factor if factor.dim() == 0 else steps @ factor.mT
         if self.entries is None:
             return moved
-        # Entries that stay look up a zero behind the others: a lookup, unlike a write in place, is
-        # known to every transform.
+        # Entries that stay index a zero behind the others: indexing, unlike a write in place, is
+        # supported by every transform.
         source = torch.full((n_in,), self.entries.shape[0], device=steps.device)
         source[self.entries.to(steps.device)] = torch.arange(
             self.entries.shape[0], device=steps.device

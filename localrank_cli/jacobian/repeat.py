@@ -1,4 +1,4 @@
-"""Why a network gives another output when the same point is run again."""
+"""Diagnose a network that gives another output when the same point is run again."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -84,7 +84,7 @@ def _changed(model: nn.Module, point: Tensor) -> tuple[list[str], bool]:
     with _setting(model, point, 1), torch.no_grad():
         try:
             names = changed_by(model, lambda: model(point.clone()))
-        except Exception:  # the layers after the chosen ones may fail
+        except Exception:  # layers after the chosen ones may fail; this only describes an error
             return [], False
         modules = dict(model.named_modules())
         holders = {type(modules[name.rpartition(".")[0]]).__module__ for name in names}

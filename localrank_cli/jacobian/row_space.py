@@ -5,7 +5,7 @@ r x n_in and r < n_in, J = J' W at every layer behind. With V an orthonormal bas
 W^T = V R, the singular values of J V are those of J, zeros apart: forward mode needs r directions
 instead of n_in, and whatever mode is used the matrices have r columns.
 
-Nothing is concluded from the form of the network: a skip connection around the layer, a layer that
+Nothing is inferred from the form of the network: a skip connection around the layer, a layer that
 sees tokens one by one or an operation before it make the step wrong. What is checked, at every
 point and for every layer, is J (1 - V V^T) = 0: for a random u the row u^T J comes from one
 backward pass, and the mean square of |u^T J (1 - V V^T)| is |J (1 - V V^T)|_F^2, which bounds the

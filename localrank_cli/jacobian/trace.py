@@ -1,4 +1,4 @@
-"""Finding the chain of a network in the graph that autograd recorded of it.
+"""Find the chain of a network in the graph that autograd recorded of it.
 
 Where every tapped layer is an exact nn.Linear that sees one vector per point, and autograd's graph
 between two of them is a single path of elementwise operations, the Jacobian is a product of the
@@ -7,7 +7,7 @@ activation itself, whatever it is.
 
 The graph that autograd recorded in the very pass that is analysed is the structure of the Jacobian:
 a skip connection shows as a node with two parents, mixing of entries as an operation that is not
-elementwise. A symbolic trace of the code would say less: it stumbles over control flow.
+elementwise. A symbolic trace of the code would show less, and fails on control flow.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def find_chain(batch: Batch, calls: Sequence[Call], tolerance: float) -> Chain |
         with torch.enable_grad():
             # A clone: a model may change its input in place.
             return _trace(batch, inputs, calls, tolerance)
-    except Exception as error:  # whatever a user's model may raise: the general routes report it
+    except Exception as error:  # the user's model may raise anything; the general routes report it
         return Refusal(f"{cause(error)}")
 
 
@@ -197,8 +197,8 @@ class _Walk:
 
     def _is_diagonal(self, output: Tensor, source: Tensor, slope: Tensor) -> bool:
         """Check by a random cotangent; names of operations are only a filter."""
-        # Batch and instance normalisation by the data's own statistics, say, bear the name of the
-        # elementwise one, and a user's function may bear any name.
+        # Batch and instance normalization by the data's own statistics have the name of the
+        # elementwise one, for example, and a user's function may have any name.
         generator = torch.Generator("cpu").manual_seed(0)
         cotangent = torch.randn(
             slope.shape, generator=generator, dtype=torch.float64, device="cpu"

@@ -42,7 +42,7 @@ class Call:
 
 
 class _AllCaptured(BaseException):
-    """Not an Exception: a model's own `except Exception` must not catch it."""
+    """All outputs are captured; no Exception, as the model's handlers must not catch it."""
 
 
 class Capture:
@@ -51,8 +51,8 @@ class Capture:
     Args:
         model: The network, called with one tensor.
         calls: The calls whose outputs are wanted, in any order.
-        watched: Calls whose outputs are kept too if they happen before the last of `calls`.
-        wrt: The call whose output is the varied tensor; None when the input is.
+        watched: Calls whose outputs are also kept if they happen before the last of `calls`.
+        wrt: The call whose output is the varied tensor; None for the input.
     """
 
     def __init__(

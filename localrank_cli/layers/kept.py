@@ -15,7 +15,7 @@ from localrank_cli import walk
 def changed_by(model: nn.Module, run: Callable[[], object]) -> list[str]:
     """Return the attributes and buffers of modules that a call changes.
 
-    Where none has other values, those that hold a new object.
+    If no values change, those that hold a new object.
     """
     before = _held(model)
     copies = {name: _copied(value) for name, value in before.items()}

@@ -1,4 +1,4 @@
-"""Whether a network gives in float64 throughout what it gives as it is written."""
+"""Check that a network gives the same outputs in float64 throughout as it does as written."""
 
 import copy
 from collections.abc import Sequence
@@ -43,14 +43,14 @@ def choose_precision(
         with analysis_setting(model, dtype) as mode, torch.no_grad():
             model(points[:1].clone())  # all of it, as the survey runs all of it
         if mode is None or not mode.n_requests:
-            # Nothing to answer: the mode would only take time, 2 microseconds for each operation.
+            # Without requests the mode would only cost time, 2 microseconds for each operation.
             run_as_written(model)
             return ""
         reason = ""
         for index in range(len(points)):
             point = points[index : index + 1]
             reason = reason or _difference(model, point, calls, wrt, dtype)
-    except Exception as error:  # of the user's code; where nothing was asked, the run reports it
+    except Exception as error:  # the user's code; without requests the run itself reports it
         reason = cause(error) if mode is not None and mode.n_requests else ""
     if not reason:
         return ""
@@ -100,7 +100,7 @@ def _difference(
     try:
         try:
             reason = _distance(calls, wide, _values(model, point, calls, wrt, dtype))
-        except Exception as error:  # a product of float64 and float32, say
+        except Exception as error:  # the user's code, or a product of float64 and float32
             reason = f"it fails as written: {cause(error)}"
         if not reason:
             return ""
@@ -148,7 +148,7 @@ def _values(
         terms = []
         for output in outputs:
             cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-            # Of equal weight: a small output must not be lost beside a large one.
+            # Weighted equally, so that a small output is not lost beside a large one.
             cotangent = cotangent.to(output) / output.detach().abs().max().clamp_min(1e-30)
             if output.requires_grad:
                 terms.append((output, cotangent))

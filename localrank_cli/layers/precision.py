@@ -1,4 +1,4 @@
-"""float64 throughout: networks that ask for float32 in their code get float64 in its place.
+"""float64 throughout: networks that request float32 in their code get float64 instead.
 
 transformers casts norms, softmax and rotary tables to float32, whatever the weights are. In a
 network of float64 that rounds the Jacobian at 6e-8 of sigma_1, and makes the modes of
@@ -18,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 _WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 _TYPE_NAMES = {"torch.FloatTensor": torch.float64, "torch.cuda.FloatTensor": torch.float64}
-# These take a dtype that is no request for a conversion: the same bits in another type, or a
-# question about types.
+# These take a dtype without converting values: they view the same bits in another type, or only ask
+# about types.
 _NO_REQUESTS = frozenset(
     {Tensor.view, torch.frombuffer, torch.can_cast, torch.promote_types, torch.view_copy}
 )
-# A generator gives other numbers in float64, so these draw as they are asked to.
+# A generator gives other numbers in float64, so these keep the requested dtype.
 _DRAWS = frozenset({torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.normal})
 # torch.autograd.grad hands itself to the mode, which is off while it runs; this one does not.
 _grad = FunctionType(
@@ -39,7 +39,7 @@ _plain: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 class Float64Throughout(TorchFunctionMode):
     """Mode in which a request for float32 (`to`, `float`, a `dtype=`) gives float64.
 
-    Integers stay integers unless float32 is asked of them too; lower precisions are left alone.
+    Integers stay integers unless float32 is requested for them; lower precisions are left alone.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Float64Throughout(TorchFunctionMode):
         del types
         kwargs = kwargs or {}
         if func is torch.autograd.grad:
-            # What runs within it (a checkpoint's recomputation, a custom backward) asks too.
+            # Code within it (a recomputed checkpoint, a custom backward) makes requests too.
             with self:
                 return _grad(*args, **kwargs)
         if func is Tensor.float:
@@ -102,7 +102,7 @@ def float64_throughout(model: nn.Module, dtype: torch.dtype) -> Iterator[Float64
 
 
 def run_as_written(model: nn.Module) -> None:
-    """Leave a network's requests for float32 as they are from now on."""
+    """Grant a network's requests for float32 from now on."""
     _plain.add(model)
 
 
@@ -112,7 +112,7 @@ def forget(model: nn.Module) -> None:
 
 
 def run_alike(model: nn.Module, other: nn.Module) -> None:
-    """Run another build of a network as it runs."""
+    """Run another build of a network in the precision of the first."""
     (_plain.add if model in _plain else _plain.discard)(other)
 
 

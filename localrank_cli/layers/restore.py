@@ -1,4 +1,4 @@
-"""What a forward pass may leave behind in a network's objects, and how it is removed again."""
+"""Undo what a forward pass leaves behind in the objects of a network."""
 
 import functools
 import operator
@@ -47,7 +47,7 @@ class Snapshot:
                 self._take_array(value, storages)
 
     def restore(self) -> None:
-        """Give every object the content that it had."""
+        """Restore the content of every object."""
         for undo in self._undo:
             undo()
 
@@ -143,7 +143,7 @@ class Snapshot:
 
 
 def restore_tensor(tensor: Tensor, saved: Tensor) -> None:
-    """Copy saved values into a tensor, unless it has them still."""
+    """Copy saved values into a tensor, unless it still has them."""
     if not _is_equal(tensor, saved):
         with torch.no_grad():
             tensor.copy_(saved)

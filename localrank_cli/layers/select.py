@@ -179,7 +179,7 @@ def _never_ran(model: nn.Module, survey: Survey) -> list[str]:
 
 
 def _others(survey: Survey, kept: list[CallRecord]) -> list[str]:
-    """Return a note on recurrent layers, attention and norms, with the option that takes them."""
+    """Return a note on recurrent layers, attention and norms, with the option that selects them."""
     kinds: dict[str, list[str]] = {}
     chosen = {record.call for record in kept}
     for record in survey.records:
@@ -191,7 +191,7 @@ def _others(survey: Survey, kept: list[CallRecord]) -> list[str]:
     ran = {record.call.name for record in survey.records}
     shown = [f"{listed(list(dict.fromkeys(names)), 3)} ({kind})" for kind, names in kinds.items()]
     globs = ",".join(_globs(every, ran))
-    return [f"left out by default: {', '.join(shown)}; --layers '{globs}' takes them"]
+    return [f"left out by default: {', '.join(shown)}; --layers '{globs}' selects them"]
 
 
 def _globs(names: set[str], ran: set[str]) -> list[str]:

@@ -14,7 +14,7 @@ from localrank_cli.layers.precision import Float64Throughout, float64_throughout
 from localrank_cli.layers.restore import Snapshot, restore_tensor
 from localrank_cli.seeds import seeded
 
-# Taken now: an analysis within another one must not wrap it twice.
+# Read at import, so that an analysis within another one does not wrap it twice.
 _torch_batch_norm = functional.batch_norm
 
 
@@ -24,10 +24,10 @@ def analysis_setting(
 ) -> Iterator[Float64Throughout | None]:
     """Put a model in eval mode with frozen parameters, and restore everything afterwards.
 
-    Within, constants that a forward pass makes have the analysis dtype, float64 answers requests
-    for float32 (see `float64_throughout`), TF32 is off, attention and
-    recurrent layers use the kernels that forward-mode differentiation supports, and no number
-    depends on the caller's random number generators. Afterwards training and requires_grad flags,
+    Within it, constants that a forward pass makes have the analysis dtype, requests for float32 get
+    float64 (see `float64_throughout`), TF32 is off, attention and recurrent layers use the kernels
+    that forward-mode differentiation supports, and no number depends on the caller's random number
+    generators. Afterwards training and requires_grad flags,
     buffers, everything that a `Snapshot` finds (some forward passes write to it) and the RNG state
     are as before.
 
@@ -61,7 +61,7 @@ def analysis_setting(
                 parameter.requires_grad_(flag)
             for module, flag in training:
                 module.training = flag
-            # What a pass cached would be the last checkpoint's at the next one.
+            # Values that a pass cached would be stale at the next checkpoint.
             snapshot.restore()
             _restore_buffers(buffers)
 
@@ -88,11 +88,11 @@ def _quiet_torch() -> Iterator[None]:
 def _uncompiled() -> Iterator[None]:
     """Run compiled functions as they are written, and leave new ones uncompiled.
 
-    What a compiler makes of a function supports neither forward mode nor transforms of it.
+    Compiled functions support neither forward mode nor transforms.
     """
     with ExitStack() as stack:
         stack.enter_context(_attribute(torch, "compile", _not_compiled))
-        # In use only where something was compiled: the import takes seconds.
+        # Imported only if something was compiled: the import takes seconds.
         if "_dynamo" in vars(torch):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

@@ -108,7 +108,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        # Another mode would answer what a compiled graph asks for in this pass alone.
+        # Another mode would change the requests of a compiled graph in this pass only.
         with torch._C.DisableTorchFunction():  # noqa: SLF001  # torch has no public name for it
             out = func(*args, **kwargs)
         every = out if isinstance(out, (tuple, list)) else (out,)
@@ -281,7 +281,7 @@ def _forward(model: nn.Module, inputs: Tensor, watch: _Watch) -> None:
         model(inputs)
     except LocalrankError:
         raise
-    except Exception as error:  # whatever a user's forward may raise
+    except Exception as error:  # the user's forward pass may raise anything
         place = f" in {watch.running[-1]}" if watch.running else ""
         raise ModelError(
             f"the model's forward pass failed{place} on one point of shape"

@@ -1,7 +1,7 @@
 """Module calls within torch.func transforms (vmap, grad, jvp) in a network's own forward pass.
 
-Within a transform, tensors are wrappers that mean nothing after it. The wrappers of grad, vjp and
-jvp hold one value each; those of vmap hold several, of calls that are no calls of one layer.
+Within a transform, tensors are wrappers that are invalid after it. The wrappers of grad, vjp and
+jvp hold one value each; those of vmap hold several, of calls that are not calls of one layer.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""What must be equal for two analyses to be one: the settings that decide the numbers."""
+"""The settings that decide the numbers, which must be equal for two analyses to be one."""
 
 import json
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ _FIRST_MEASURES = (
     "gaussian_information",
 )
 
-# Settings of the manifest that no option decides alone, and those that options decide. Where files
-# lie is none of it.
+# Settings of the manifest that no option decides alone, and those that options decide. The location
+# of files is not among them.
 DECISIVE = tuple(
     dict.fromkeys(
         (
@@ -33,13 +33,14 @@ DECISIVE = tuple(
     )
 )
 
-# What code returned is compared where both analyses recorded it: the first release did not.
+# The values that code returned are compared if both analyses recorded them: the first release did
+# not.
 _VALUES = "data_values_sha256"
 # Recorded since float64 answers requests for float32. It need not be equal: rows of both kinds may
 # be mixed where none of those before is in float32.
 PRECISION = "precision"
 
-# For people, where the setting's own name would not do.
+# Names in messages, where the setting's own name would not be clear.
 _NAMES = {
     "point_indices": "points",
     "data_sha256": "content of the data",
@@ -71,7 +72,7 @@ class Difference:
 
     @property
     def name(self) -> str:
-        """What the setting is called in a sentence."""
+        """The name of the setting in a sentence."""
         if self.key == "measures":
             differ = sorted(set(self.earlier) ^ set(self.now))
             return f"the measures {', '.join(differ)}"
@@ -79,7 +80,7 @@ class Difference:
 
     @property
     def sentence(self) -> str:
-        """What differs, such as `noise was 1.0 and is now 2.0`."""
+        """The difference as a clause, such as `noise was 1.0 and is now 2.0`."""
         if self.key == "measures":
             return f"another version of localrank wrote it, which differs in {self.name}"
         return f"{self.name} was {shortened(self.earlier)} and is now {shortened(self.now)}"
@@ -121,7 +122,7 @@ def combine(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
 
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that must be equal; files are known by content, not by where they lie."""
+    """Return the settings that must be equal; files are compared by content, not by path."""
     found = {key: settings.get(key) for key in DECISIVE}
     found["measures"] = found["measures"] or list(_FIRST_MEASURES)
     found["unsaved"] = found["unsaved"] or []  # earlier versions did not write it
@@ -138,5 +139,5 @@ def what_differs(settings: Mapping[str, Any]) -> dict[str, object]:
     named = {key: Difference(key, None, None).name for key in found}
     named |= {"n_data": "size of the data", "model_sha256": "code of the model"}
     assert len(set(named.values())) == len(named)
-    # What code returned was not always recorded.
+    # Earlier versions did not record the values that code returned.
     return {named[key]: value for key, value in found.items() if (key, value) != (_VALUES, None)}

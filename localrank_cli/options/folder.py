@@ -104,7 +104,7 @@ def _columns(value: object, path: Path) -> dict[str, Constant]:
         if is_taken or not name.isprintable() or not name.strip():
             raise _refusal(path, key, cell, "the name is taken, or not a name")
         if isinstance(cell, bool) or not isinstance(cell, str | int | float):
-            raise _refusal(path, key, cell, "expected a text or a number")
+            raise _refusal(path, key, cell, "expected a string or a number")
         if isinstance(cell, int) and abs(cell) > _LARGEST_INTEGER:
             raise _refusal(path, key, cell, "expected an integer of 64 bits")
     return value

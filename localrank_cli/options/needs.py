@@ -1,4 +1,4 @@
-"""What an analysis needs and was not given, as far as file names and a config.json show it.
+"""The settings that an analysis lacks, as far as file names and a config.json show it.
 
 Nothing here imports torch: `analyze` reports what is missing without waiting for it.
 """
@@ -34,7 +34,7 @@ class Need:
     Args:
         why: What is missing, as part of a sentence: "no data to take points from".
         words: The words of a command line that set it; a placeholder is in capitals.
-        help: What they mean, and what to write for a placeholder.
+        help: Their meaning, and what to write for a placeholder.
     """
 
     why: str
@@ -138,7 +138,7 @@ def refusal(place: Path, needs: Sequence[Need]) -> SettingsError:
 
 
 def check_needs(options: AnalyzeOptions) -> None:
-    """Report all that is missing where names and a config.json show it; else do nothing.
+    """Report everything that is missing, as far as names and a config.json show it.
 
     Raises:
         SettingsError: If a folder of checkpoints has no data, and it is known what else it needs.

@@ -298,7 +298,7 @@ def shape(value: object) -> object:
 def minutes(value: object) -> object:
     """Read a time limit as sbatch does, in minutes, rounded up.
 
-    Valid are `90` (minutes), `90:00`, `1:30:00`, `2-12`, `2-12:30` and `2-12:30:00`.
+    The forms are `90` (minutes), `90:00`, `1:30:00`, `2-12`, `2-12:30` and `2-12:30:00`.
     """
     if not isinstance(value, str):
         return whole(value)
@@ -317,7 +317,7 @@ def minutes(value: object) -> object:
 
 def globs(value: object) -> object:
     """Read patterns: texts with commas between patterns; drop empty patterns."""
-    texts = _texts(value, "expected a text or a list of texts")
+    texts = _texts(value, "expected a string or a list of strings")
     parts = tuple(part.strip() for text in texts for part in text.split(","))
     if texts and not any(parts):
         raise UnfitError(texts[-1], "is empty", "Give a pattern, or leave the option out.")
@@ -329,7 +329,7 @@ def several(value: object) -> tuple[object, ...]:
     if isinstance(value, str | bytes | Mapping | Number) or not isinstance(value, Iterable):
         return (value,)
     if getattr(value, "ndim", 1) == 0:  # an array without axes is a number
-        return (value.item(),)  # type: ignore[attr-defined]
+        return (value.item(),)  # type: ignore[attr-defined]  # arrays have ndim and item
     return tuple(value)
 
 
@@ -367,7 +367,7 @@ def model(value: object) -> object:
     if not isinstance(value, str) and not callable(value):
         raise UnfitError(
             value,
-            "expected a text, a class or a function",
+            "expected a string, a class or a function",
             "Pass the class of the network, or the text 'file.py:name'.",
         )
     return value
@@ -394,7 +394,7 @@ def data(value: object) -> object:
             advice = "Pass one of its arrays, with the points on its first axis: data[NAME]."
         elif isinstance(value, Sequence):
             advice = "Join the points along a new first axis: torch.stack(data)."
-        raise UnfitError(value, "expected a text, a path, a tensor or an array", advice) from None
+        raise UnfitError(value, "expected a string, a path, a tensor or an array", advice) from None
 
 
 def each(read: Callable[[Any], object]) -> Callable[[object], object]:
@@ -431,8 +431,8 @@ def _as_text(value: object) -> str:
         return "Name a module as named_modules() does: '2', 'encoder.fc'."
     if all(isinstance(one, str | int) for one in several(value)):
         names = [str(one) for one in several(value)]
-        return f"Names are texts: {names if len(names) > 1 else repr(names[0])}."
-    return "Names are texts, such as 'encoder.fc'."
+        return f"Names are strings: {names if len(names) > 1 else repr(names[0])}."
+    return "Names are strings, such as 'encoder.fc'."
 
 
 def _keyword(text: str) -> tuple[str, Any]:

@@ -22,10 +22,10 @@ _EXPECTED = {
     "float_type": "expected a number",
     "finite_number": "expected a finite number",
     "bool_type": "expected true or false",
-    "string_type": "expected a text",
+    "string_type": "expected a string",
     "tuple_type": "expected a value, or a list of values",
 }
-_ADVICE = {"string_type": "Write it as a text, in quotes."}
+_ADVICE = {"string_type": "Write it as a string, in quotes."}
 
 
 class ArgumentError(UsageError, TypeError):

@@ -132,7 +132,7 @@ class SeriesOptions:
 
     @property
     def data_files(self) -> list[Path]:
-        """Files that are named as data: they are no checkpoints, used or not."""
+        """Files that are named as data, which are no checkpoints, whether they are used or not."""
         own = self.folder_settings.values.get("data")
         files = [self.folder / own] if own is not None else []
         if "data" in self.from_user and isinstance(self.options.data, str):
@@ -284,7 +284,7 @@ def check_whole(selection: Selection, input_metric: str) -> None:
     """Check that `--sigma-1 full` has a slice, and that slice and whole can be compared.
 
     Raises:
-        SettingsError: If not.
+        SettingsError: If it has none, or they cannot be compared.
     """
     if not selection.input_slice and not selection.output_slice:
         raise SettingsError(

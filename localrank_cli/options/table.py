@@ -117,7 +117,7 @@ class AnalyzeOptions:
     data: Annotated[
         "str | Tensor | None",
         Setting(
-            help="Where the points come from: a .safetensors, .npz, .npy or .pt file;"
+            help="Source of the points: a .safetensors, .npz, .npy or .pt file;"
             " file.py:name; normal:3x32x32 or uniform:784 (the shape of one point).",
             metavar="SPEC",
             read=parse.data,
@@ -128,7 +128,7 @@ class AnalyzeOptions:
     data_key: Annotated[
         str | None,
         Setting(
-            help="Which array of the data file. Default: the only one, else x, inputs or images.",
+            help="Array in the data file. Default: the only one, else x, inputs or images.",
             metavar="NAME",
             in_folder=True,
             decides=("data_key",),
@@ -158,7 +158,7 @@ class AnalyzeOptions:
     points: Annotated[
         Count | None,
         Setting(
-            help="How many points, drawn without replacement, the same at every checkpoint.",
+            help="Number of points, drawn without replacement, the same at every checkpoint.",
             metavar="N",
             default=DEFAULT_POINTS,
             in_folder=True,
@@ -222,7 +222,7 @@ class AnalyzeOptions:
     allow_unsaved: Annotated[
         bool,
         Setting(
-            help="Analyse a network although parts of it (random features, masks) are drawn when"
+            help="Analyze a network although parts of it (random features, masks) are drawn when"
             " it is built and are in no checkpoint: they come from a fixed seed, and column"
             " message names them.",
             decides=("unsaved",),
@@ -335,11 +335,11 @@ class AnalyzeOptions:
     memory: Annotated[
         Annotated[int, Ge(LEAST_MEMORY)] | None,  # bytes
         Setting(
-            help="Memory to work in beside the weights and points, such as 2GiB. Default: a"
+            help="Working memory besides the weights and points, such as 2GiB. Default: a"
             " quarter of what is free.",
             metavar="SIZE",
             read=parse.size,
-            advice="Give at least 16MiB: less is too little to work in.",
+            advice="Give at least 16MiB; Jacobians need that much.",
             is_shared=False,
         ),
     ] = None
@@ -447,7 +447,7 @@ class AnalyzeOptions:
     overwrite: Annotated[
         bool,
         Setting(
-            help="Discard what FILE holds. Without it, rerun the same command to resume.",
+            help="Discard earlier results in FILE. Without it, the same command resumes.",
             in_python=False,
             in_inspect=False,
             is_shared=False,
@@ -476,8 +476,8 @@ class AnalyzeOptions:
     shard: Annotated[
         Shard | None,
         Setting(
-            help="Only the I-th of N parts of the work, I from 0 to N-1; auto asks Slurm or"
-            " RANK and WORLD_SIZE. Put the parts together with localrank merge.",
+            help="Only part I of N of the work, I from 0 to N-1; auto reads them from Slurm or from"
+            " RANK and WORLD_SIZE. Combine the parts with localrank merge.",
             metavar="I/N",
             read=parse.shard,
             in_python=False,
@@ -488,7 +488,7 @@ class AnalyzeOptions:
     follow: Annotated[
         bool,
         Setting(
-            help="Watch a run in progress: analyse checkpoints as they appear and are whole, until"
+            help="Watch a run in progress: analyze checkpoints once they are complete, until"
             " --until or Ctrl-C.",
             in_python=False,
             in_inspect=False,
@@ -598,8 +598,8 @@ class SubmitOptions:
     workers: Annotated[
         Count | None,
         Setting(
-            help="How many local workers; cores, memory and GPUs are divided among them. Default:"
-            " one for each GPU, else one for each core.",
+            help="Number of local workers; cores, memory and GPUs are divided among them. Default:"
+            " one per GPU, else one per core.",
             metavar="N",
             panel=_LOCAL,
         ),
@@ -646,8 +646,8 @@ class SubmitOptions:
     minutes_per_task: Annotated[
         Positive | None,
         Setting(
-            help="Group checkpoints so that a task takes about this long, by the time that a point"
-            " takes on this machine.",
+            help="Group checkpoints so that a task takes about this long, by the time of a point"
+            " on this machine.",
             metavar="X",
             panel=_SLURM,
         ),
@@ -688,7 +688,9 @@ class MergeOptions:
             flags=("--output", "-o"),
         ),
     ] = None
-    partial: Annotated[bool, Setting(help="Merge what is there, and list what is missing.")] = False
+    partial: Annotated[
+        bool, Setting(help="Merge the finished parts, and list the missing ones.")
+    ] = False
     overwrite: _Overwrite = False
     plan: Annotated[
         Path | None,
@@ -709,7 +711,7 @@ class RethresholdOptions:
     spectra: Annotated[
         Path,
         Setting(
-            help="What analyze --spectra FOLDER wrote.",
+            help="The folder that analyze --spectra FOLDER wrote.",
             metavar="FOLDER",
             is_argument=True,
             read=parse.path,
@@ -790,7 +792,7 @@ class ReproduceOptions:
 
     @property
     def folder(self) -> Path:
-        """The folder for what is written."""
+        """The folder for the results."""
         return self.out or Path(f"reproduce_{self.experiment}")
 
 

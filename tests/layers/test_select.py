@@ -117,7 +117,7 @@ def test_recurrent_layers_attention_and_norms_are_named_with_the_option_that_tak
     assert note == (
         "left out by default: layers.0.self_attn, layers.1.self_attn (MultiheadAttention),"
         " layers.0.norm1, layers.0.norm2, layers.1.norm1 and 1 more (LayerNorm), rnn (GRU);"
-        " --layers 'layers.*.norm1,layers.*.norm2,layers.*.self_attn,rnn' takes them"
+        " --layers 'layers.*.norm1,layers.*.norm2,layers.*.self_attn,rnn' selects them"
     )
     globs = note.split("'")[1].split(",")
     assert set(labels(ask(model, *globs))) == {

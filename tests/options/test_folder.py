@@ -149,9 +149,9 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("columns = 3", "expected a table"),
-        ("[columns]\na = true", "expected a text or a number"),
-        ("[columns]\na = [1]", "expected a text or a number"),
-        ("[columns]\na = 2024-01-01", "expected a text or a number"),
+        ("[columns]\na = true", "expected a string or a number"),
+        ("[columns]\na = [1]", "expected a string or a number"),
+        ("[columns]\na = 2024-01-01", "expected a string or a number"),
         ("[columns]\na = 9223372036854775808", "expected an integer of 64 bits"),
         ("[columns]\nlocal_rank = 3", "columns.local_rank = 3: the name is taken"),
         ("[columns]\nmessage = 'x'", "the name is taken"),

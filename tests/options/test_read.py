@@ -108,8 +108,8 @@ BAD: list[tuple[str, object, str]] = [
     ("noise", "inf", "expected a finite number"),
     ("noise", True, "expected a number"),
     ("noise", 10**400, "expected a number that float64 holds"),
-    ("layers", 2, "expected a text or a list of texts"),
-    ("layers", ["a", 3], "expected a text or a list of texts"),
+    ("layers", 2, "expected a string or a list of strings"),
+    ("layers", ["a", 3], "expected a string or a list of strings"),
     ("layers", "", "is empty"),
     ("layers", " , ", "is empty"),
     ("atol", 0, "expected more than 0"),
@@ -147,11 +147,11 @@ BAD: list[tuple[str, object, str]] = [
     ("information", "true", "expected true or false"),
     ("information_points", 1, "expected at least 2"),
     ("information_noise", 0, "expected more than 0"),
-    ("model", 3, "expected a text, a class or a function"),
+    ("model", 3, "expected a string, a class or a function"),
     ("model_arg", "a", "not of the form KEY=VALUE"),
     ("model_arg", 3, "expected a table"),
-    ("data", object(), "expected a text, a path, a tensor or an array"),
-    ("wrt", 3, "expected a text"),
+    ("data", object(), "expected a string, a path, a tensor or an array"),
+    ("wrt", 3, "expected a string"),
     ("step_pattern", "run", "expected one {step}"),
     ("step_pattern", "{step}{step}", "expected one {step}"),
     ("shard", "8/8", "counting starts at 0"),
@@ -251,7 +251,7 @@ def test_options_that_exclude_one_another(changes: dict[str, Any], message: str)
 def test_iterators_are_read_once() -> None:
     found = read_values(AnalyzeOptions, {"layers": iter(["a", "b,c"])}, PYTHON)
     assert found == {"layers": ("a", "b", "c")}
-    with pytest.raises(UsageError, match=r"layers=\[2\]: expected a text or a list"):
+    with pytest.raises(UsageError, match=r"layers=\[2\]: expected a string or a list"):
         read_values(AnalyzeOptions, {"layers": iter([2])}, PYTHON)
 
 
