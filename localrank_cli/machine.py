@@ -64,14 +64,14 @@ def versions() -> dict[str, str]:
     """Return the versions of what the numbers depend on, by name."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in ("localrank", "torch", "numpy", "safetensors"):
-        with contextlib.suppress(PackageNotFoundError):
+        with contextlib.suppress(PackageNotFoundError):  # a checkout that is not installed
             found[name] = version(name)
     return found
 
 
 def _free_memory() -> int:
     free = _NO_LIMIT
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    with contextlib.suppress(OSError, ValueError, IndexError):  # not Linux: the fallback is used
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
@@ -83,7 +83,7 @@ def _control_group_memory() -> list[int]:
     """Return the memory left under the limits of this process's control group and its parents."""
     base = Path("/sys/fs/cgroup")
     folders = [base, base / "memory"]
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # not Linux: there are no control groups
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             number, kinds, path = line.split(":", 2)
             if number == "0" or "memory" in kinds.split(","):
@@ -104,9 +104,9 @@ def _control_group_memory() -> list[int]:
 def _slurm_memory() -> list[int]:
     """Return what Slurm allotted to the job (in MiB) less what this process holds, in bytes."""
     sizes = []
-    with contextlib.suppress(KeyError, ValueError):
+    with contextlib.suppress(KeyError, ValueError):  # not set outside of Slurm
         sizes.append(int(os.environ["SLURM_MEM_PER_NODE"]))
-    with contextlib.suppress(KeyError, ValueError):
+    with contextlib.suppress(KeyError, ValueError):  # not set outside of Slurm
         cores = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
         sizes.append(int(os.environ["SLURM_MEM_PER_CPU"]) * cores)
     # In Slurm 0 means all the memory of the node.

@@ -193,3 +193,17 @@ def test_functions_do_one_thing() -> None:
         ]
 
     assert violations(long) == {}
+
+
+def undocumented(node: ast.Module | ast.ClassDef) -> Iterator[str]:
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+            if not child.name.startswith("_") and ast.get_docstring(child) is None:
+                yield child.name
+            if isinstance(child, ast.ClassDef):
+                yield from undocumented(child)
+
+
+def test_public_methods_of_private_classes_have_docstrings_too() -> None:
+    """Of public classes ruff requires it (D101 to D103)."""
+    assert violations(lambda path: list(undocumented(tree(path)))) == {}

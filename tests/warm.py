@@ -52,9 +52,9 @@ def _program(
         os.dup2(opened, descriptor)
         os.close(opened)
     encoding = environment.get("PYTHONIOENCODING", "utf-8")
-    sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115  # open as long as the process
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115  # open as long as the process
+    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115  # open as long as the process
     sys.argv = ["localrank", *words]
     from localrank_cli.__main__ import main  # noqa: PLC0415  # here, where it is preloaded
 

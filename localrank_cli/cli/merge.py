@@ -74,7 +74,9 @@ def _command(journals: list[Path]) -> str:
     from localrank_cli.results.manifest import read_manifest
 
     for path in journals:
-        with suppress(LocalrankError, ValueError, IndexError):
+        with suppress(
+            LocalrankError, ValueError, IndexError
+        ):  # no command to suggest from this one
             manifest = read_manifest(path.with_suffix("")) or {}
             words = list(manifest.get("command") or ())
             place = words.index("--shard")

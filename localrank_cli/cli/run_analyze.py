@@ -186,7 +186,7 @@ def console_for(terminal: TextIO) -> Console:
     width = None
     if "COLUMNS" not in os.environ:
         # rich asks the standard streams, which may all be redirected by now.
-        with suppress(OSError):
+        with suppress(OSError):  # not a terminal: rich's default width
             width = os.get_terminal_size(terminal.fileno()).columns or None
     return Console(file=terminal, highlight=False, force_terminal=True, width=width)
 

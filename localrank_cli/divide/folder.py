@@ -1,10 +1,9 @@
 """The folder beside an output in which its parts are computed: `ranks.csv.shards/`.
 
-It holds the plan file, the table of each shard, and `earlier.csv.journal`: what the output held
-when the work was divided. So the merge of the folder is the whole result, whoever runs it.
+It holds the plan file, the table of each shard, and `earlier.csv.journal`: the content of the
+output when the work was divided. So the merge of the folder is the whole result, whoever runs it.
 """
 
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -35,7 +34,7 @@ _OURS = (PLAN, f"{_EARLIER}*", "shard-*-of-*.csv*", "jobs.json*", "submit.sh")
 
 
 class Progress:
-    """Read what was appended to the journals of a folder since the last call."""
+    """Read the lines appended to the journals of a folder since the last call."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -97,7 +96,7 @@ class ShardFolder:
 
     @property
     def earlier(self) -> Path:
-        """What the output held when the work was divided."""
+        """The journal with the content of the output when the work was divided."""
         return journal_path(self.path / _EARLIER)
 
     def left(self, plan: Plan, note: Note) -> Plan:
@@ -108,7 +107,7 @@ class ShardFolder:
             return find_resume(plan, opened, note).plan
 
     def divide(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> PlanFile:
-        """Divide what is left to do, or return an earlier division of the same; write nothing.
+        """Divide the remaining work, or return an earlier division of it; write nothing.
 
         `words` is the command line of analyze, but for what each part has of its own.
         """
@@ -133,7 +132,7 @@ class ShardFolder:
         if begun and _earlier(self.plan) != plan_file:
             raise SettingsError(
                 f"{self.path}: the parts in it are of another division, and their results must be"
-                f" taken over into {self.target.name} first; a dry run writes nothing.",
+                f" merged into {self.target.name} first; a dry run writes nothing.",
                 "Submit without --dry-run, or discard them with --overwrite.",
             )
         return plan_file
@@ -167,7 +166,7 @@ class ShardFolder:
         return plan_file
 
     def fold(self, command: Sequence[str]) -> None:
-        """Merge finished checkpoints of all parts into the output, by this command line."""
+        """Merge finished checkpoints of all parts into the output; the manifest names `command`."""
         with ExitStack() as stack:
             for journal in self.path.glob("shard-*.journal"):
                 # Raises if a worker still writes this part.
@@ -207,12 +206,12 @@ class ShardFolder:
         for pattern in _OURS:
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
-        with suppress(OSError):
-            os.rmdir(self.path)  # noqa: PTH106  # what is not empty stays
+        with suppress(OSError):  # it is not empty, and stays
+            self.path.rmdir()
 
 
 def _earlier(path: Path, note: Note = lambda _: None) -> PlanFile | None:
-    """Read an earlier plan file; one that cannot be read is written again."""
+    """Read an earlier plan file; None if there is none, or it cannot be read."""
     try:
         return read_plan_file(path) if path.exists() else None
     except UnreadableError as error:

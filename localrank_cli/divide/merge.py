@@ -1,4 +1,4 @@
-"""Put the tables of shards together: the table of a single run, or the reason why not."""
+"""Merge the tables of shards into that of a single run, or report what prevents it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,9 @@ from localrank_cli.results.output import Output
 from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord, LayerRecord
 
 _Unit = tuple[str, str, tuple[int, ...]]  # run, checkpoint, points
-# The contract: measures other than counts agree to 1e-6, relative.
+# Measures other than counts agree to this relative difference on any machine.
 _SAME = 1e-6
-# Missing shards are listed one by one; no cluster runs more tasks of one array.
+# Missing shards are listed one by one up to this count; no cluster runs more tasks in one array.
 _MOST_MISSING = 1_000_000
 
 
@@ -31,7 +31,7 @@ class Place:
 
 @dataclass
 class Merge:
-    """What the tables hold together."""
+    """The content of all tables."""
 
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # run -> settings
     units: dict[_Unit, Place] = field(default_factory=dict)
@@ -100,7 +100,7 @@ def collect(journals: Sequence[Path]) -> Merge:
                 _take_unit(merge, Place(path, entry, merge.settings[entry.head["run"]]))
             for entry in journal.entries(SHARD):
                 shard, own = _take_division(merge, journal.body(entry))
-                # Mostly nothing, and 5,000 shards of 10,000 units are no more than that.
+                # Most shards lack nothing, so 5,000 shards of 10,000 units take little memory.
                 if left := own - merge.units.keys():
                     begun.append((path, shard, left))
     for run, precisions in sources.items():
@@ -113,7 +113,7 @@ def collect(journals: Sequence[Path]) -> Merge:
 def _take_settings(
     merge: Merge, settings: dict[str, Any], path: Path, sources: dict[str, dict[Path, object]]
 ) -> None:
-    """Take the settings of a run in one more journal; `sources` collects their precision."""
+    """Add the settings of a run from a journal; `sources` collects their precision."""
     run = settings["run"]
     there = merge.settings.setdefault(run, settings)
     of_run = sources.setdefault(run, {})
@@ -132,7 +132,7 @@ def _take_settings(
 def _check_precision(
     run: str, precisions: Mapping[Path, object], settings: Mapping[str, Any]
 ) -> None:
-    """Refuse rows from before float64 answered requests for float32 beside rows from after."""
+    """Refuse to mix rows in float32 from an earlier version with later rows in float64."""
     if len(set(precisions.values())) == 1:
         return
     later = next(path for path, precision in precisions.items() if precision is not None)
@@ -156,7 +156,7 @@ def _take_unit(merge: Merge, place: Place) -> None:
         merge.units[unit] = place
     elif head["status"] == "ok" and not _same(load(there), load(place)):
         raise SettingsError(
-            f"{place.journal} and {there.journal} hold other numbers for {head['checkpoint']}"
+            f"{place.journal} and {there.journal} hold different numbers for {head['checkpoint']}"
             f" (step {head['step']}) of {head['run']!r}.",
             "Its weights changed between the two; compute it again.",
         )
@@ -198,7 +198,7 @@ def _check_divisions(merge: Merge, begun: Sequence[tuple[Path, str, set[_Unit]]]
 
 
 def _check_points(merge: Merge) -> None:
-    """Every checkpoint must be there with all points; parts must not overlap."""
+    """Check that every checkpoint has all points, and that parts do not overlap."""
     parts: dict[tuple[str, str], list[tuple[int, ...]]] = {}
     for run, checkpoint, points in merge.units:
         parts.setdefault((run, checkpoint), []).append(points)
@@ -261,7 +261,7 @@ def _words(unit: _Unit) -> str:
 
 
 def _parts(merge: Merge) -> Iterator[list[Place]]:
-    """Yield where the parts of each checkpoint stand, by run and step."""
+    """Yield the places of the parts of each checkpoint, by run and step."""
     by_name: dict[tuple[str, str], list[tuple[tuple[int, ...], Place]]] = {}
     for (run, checkpoint, points), place in merge.units.items():
         by_name.setdefault((run, checkpoint), []).append((points, place))
@@ -287,7 +287,7 @@ def _add(parts: Sequence[Place], output: Output, *, is_complete: bool) -> str:
     """Add a checkpoint in one piece, and return its flaw, if any."""
     head = parts[0].entry.head
     if len(parts) == 1 and head["points"] is None:
-        # Most are whole, and their line is what it would be if it were read and written again.
+        # Most are whole; their line is copied, with the same bytes as after reading and writing it.
         (part,) = parts
         line, body = read_checkpoint(part.journal, part.entry, part.settings)
         record = CheckpointRecord.from_json(head, body)
@@ -341,7 +341,7 @@ def _join(parts: Sequence[tuple[Path, CheckpointRecord]]) -> CheckpointRecord:
 
 
 def _difference(first: CheckpointRecord, other: CheckpointRecord) -> str | None:
-    """Return the name of the first thing in which two parts of a checkpoint differ, or None."""
+    """Return the name of the first value in which two parts of a checkpoint differ, or None."""
     digests = {one.facts.get("sha256_of_tensors") for one in (first, other)}
     if len(digests - {None}) > 1:
         return "weights"

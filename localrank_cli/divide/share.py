@@ -55,8 +55,8 @@ def divide(
     Args:
         workers: How many; None: one for each device, or for each core.
         device: `--device`: one, several with commas, all, or auto.
-        memory: `--memory`: bytes for all workers on one device together; None: a part of a quarter
-            of what is free.
+        memory: `--memory`: bytes for all workers on one device together; None: a quarter of the
+            free memory.
         machine: The resources to divide.
         environment: Of this process.
 

@@ -24,11 +24,11 @@ from localrank_cli.searchpath import program_words
 if TYPE_CHECKING:
     from localrank_cli.divide.folder import ShardFolder
 
-# How long before its time limit a task is stopped: a checkpoint in progress is lost. Slurm checks
-# about every 30 s. A task of a few minutes must have time to work before it is stopped.
+# How long before its time limit a task is stopped, which loses a checkpoint in progress. Slurm
+# checks about every 30 s. A task of a few minutes must have time to work before it is stopped.
 _SECONDS_BEFORE_END = 120
 _SHARE_BEFORE_END = 4
-_MOST_RESTARTS = 20  # of a job that is preempted again and again and finishes nothing
+_MOST_RESTARTS = 20  # of a job that is preempted each time before it finishes anything
 _STANDARD_ARRAY = 1001  # Slurm's own default for MaxArraySize
 _WAIT = 60.0  # seconds for an answer of Slurm
 # In an error of squeue where Slurm has forgotten the only job.
@@ -59,9 +59,9 @@ def submission_script(
 ) -> str:
     """Return a script for sh that writes the plan file and submits an array and a merge.
 
-    It depends on nothing else: it can be saved, changed and run later. It records each job as soon
-    as Slurm accepts it, so that no other submission works beside it. With `overwrite` it discards
-    earlier results first.
+    It depends on no other file: it can be saved, changed and run later. It records each job as soon
+    as Slurm accepts it, so that no other submission runs at the same time. With `overwrite` it
+    discards earlier results first.
     """
     plan, jobs, journal, earlier = (
         shlex.quote(str(one)) for one in (folder.plan, folder.jobs, folder.journal, folder.earlier)
@@ -112,9 +112,9 @@ def submission_script(
 
 
 def _refusal(folder: "ShardFolder") -> list[str]:
-    """Return lines of shell that end the script while earlier jobs are at work, or may be.
+    """Return lines of shell that end the script if earlier jobs are running, or may be.
 
-    They ask as `jobs_alive` does.
+    They query Slurm as `jobs_alive` does.
     """
     return [
         f"ids=$(grep -oE '[0-9]+' {shlex.quote(str(folder.jobs))} 2>/dev/null | paste -sd, -)",
@@ -165,13 +165,13 @@ def _array_job(plan_file: PlanFile, folder: "ShardFolder", division: SubmitOptio
     body = [
         *division.setup,
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
-        # The number of the array alone would mean all of its tasks.
+        # The id of the array alone would mean all of its tasks.
         'job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
         f"journal=$(printf '{name}' {shlex.quote(str(folder.path))} \"$SLURM_ARRAY_TASK_ID\")",
         f"finished() {{ cat \"$journal\" 2>/dev/null | grep -c '{_FINISHED}' || :; }}",
         "before=$(finished)",
         "status=0",
-        # Not left to the environment: newer versions of srun do not take it from the job.
+        # Passed explicitly: newer versions of srun do not inherit it from the job.
         f'srun --cpus-per-task="${{SLURM_CPUS_PER_TASK:-1}}" {shlex.join(words)}'
         f' --shard "$SLURM_ARRAY_TASK_ID/{plan_file.shards}" || status=$?',
     ]
@@ -199,7 +199,7 @@ def _merge_job(plan_file: PlanFile, division: SubmitOptions, merge: str) -> str:
 
 
 def _log(folder: "ShardFolder", name: str) -> str:
-    """Return an option of sbatch; the shell reads more names of folders than #SBATCH lines do."""
+    """Return an option of sbatch; the shell supports more folder names than #SBATCH lines do."""
     return "--output=" + shlex.quote(str(folder.logs).replace("%", "%%") + "/" + name)
 
 
@@ -295,7 +295,7 @@ def jobs_alive(jobs: Sequence[str]) -> list[str]:
 
 
 def _ask(*command: str) -> "subprocess.CompletedProcess[str] | None":
-    with suppress(subprocess.TimeoutExpired, OSError):
+    with suppress(subprocess.TimeoutExpired, OSError):  # None: Slurm does not answer
         return subprocess.run(  # noqa: S603  # Slurm's own programs
             command, capture_output=True, text=True, timeout=_WAIT, check=False
         )
@@ -319,12 +319,12 @@ def submit_jobs(script: str, plan_file: PlanFile, folder: "ShardFolder", note: N
     with replacing(folder.script, binary=True) as stream:
         stream.write(os.fsencode(script))  # a path need not be UTF-8
     done = subprocess.run(  # noqa: S603  # the script is ours
-        ["sh", str(folder.script)],  # noqa: S607
+        ["sh", str(folder.script)],  # noqa: S607  # every system has its own sh
         capture_output=True,
         text=True,
         errors="replace",
         check=False,
-        # What is typed at the terminal must not end it between a job and the record of its id.
+        # Ctrl-C at the terminal must not end it between a job and the record of its id.
         start_new_session=True,
     )
     accepted = re.findall(r"^(?:array|merge) job (\d+)$", done.stdout, re.M)
@@ -349,6 +349,7 @@ def submit_jobs(script: str, plan_file: PlanFile, folder: "ShardFolder", note: N
 
 def recorded_jobs(folder: "ShardFolder") -> list[str]:
     """Return the ids of the jobs that were accepted for an output, by any release."""
+    # Without a readable file no job is known; the locks still keep two jobs from one table.
     with suppress(OSError, ValueError, AttributeError):
         found = json.loads(folder.jobs.read_text(encoding="utf-8"))
         return [str(number) for number in found.values()]

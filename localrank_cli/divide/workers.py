@@ -102,7 +102,7 @@ class Workers:
     def signal(self, number: int) -> None:
         """Send a signal to every process that is running."""
         for worker in self.workers:
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):  # it has just ended
                 worker.process.send_signal(number)
 
     def wait(self) -> None:
@@ -113,5 +113,5 @@ class Workers:
             reader.join(1.0)  # a grandchild may hold the pipe
 
     def kill(self) -> None:
-        """End all processes at once; what is finished is on the disk."""
+        """End all processes at once; finished checkpoints are on the disk."""
         self.signal(signal.SIGKILL)

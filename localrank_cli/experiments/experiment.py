@@ -19,8 +19,7 @@ class Claim:
     expected: str
     measured: str
     holds: bool
-    # False for what is only shown: it does not depend on what is claimed to matter, or nothing
-    # predicts it.
+    # False for observations, which do not depend on the claimed cause, or which nothing predicts.
     is_evidence: bool = True
 
     @property

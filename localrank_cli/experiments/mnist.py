@@ -156,7 +156,7 @@ def _described(pairs: list[tuple[float, float]]) -> str:
 
 def _fall(frame: pd.DataFrame, layer: int, measure: str, expected: str, least: float) -> Claim:
     pairs = late_ends(frame, layer, measure)
-    # A run that never reached the landmark supports nothing.
+    # A run that never reached the landmark is no evidence.
     holds = len(pairs) == frame["run"].nunique() and all(fall >= least for fall in _falls(pairs))
     text = f"with weight decay the rank of layer {layer} falls late"
     return Claim(text, f"a fall {expected}", _described(pairs), holds)

@@ -138,7 +138,7 @@ def plan(seeds: int, steps: int, path: Path) -> Experiment:
 
 
 def judge(frame: pd.DataFrame) -> Verdict:
-    """Show the ranks in the table of all arms beside the published end values; judge nothing."""
+    """Show the ranks in the table of all arms beside the published end values, as observations."""
     claims = []
     steps = int(frame["step"].max())
     for layer, published in enumerate(PUBLISHED):

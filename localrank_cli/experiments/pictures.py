@@ -30,8 +30,8 @@ def draw(name: str, frame: pd.DataFrame) -> Any:
         PictureError: If matplotlib is not installed.
     """
     try:
-        from matplotlib import colormaps  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415  # an extra, and slow to import
-        from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415  # as above
+        from matplotlib import colormaps  # noqa: PLC0415  # an extra, and slow to import
+        from matplotlib.figure import Figure  # noqa: PLC0415  # an extra, and slow to import
     except ImportError:
         raise PictureError(
             "no picture: matplotlib is not installed (pip install 'localrank[plot]')"
@@ -54,7 +54,7 @@ def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:
     layers = sorted(frame["layer_index"].unique())
     for panel, decay in zip(panels, decays, strict=True):
         part = frame[frame["weight_decay"] == decay]
-        # Landmarks differ between seeds: a mean over some of them would make a line wobble.
+        # Landmarks differ between seeds: a mean over only some of the seeds would distort the line.
         seeds = part.groupby("step")["seed"].transform("nunique")
         part = part[seeds == part["seed"].nunique()]
         for layer, colour in zip(layers, _shades(blues, len(layers)), strict=True):

@@ -93,7 +93,7 @@ def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -
 def _with_metrics(frame: pd.DataFrame, folders: tuple[Path, ...]) -> pd.DataFrame:
     tables = []
     for folder in folders:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # a series without metrics gets empty cells
             tables.append(pd.read_csv(folder / "metrics.csv").assign(run=folder.name))
     if not tables:
         return frame

@@ -21,7 +21,7 @@ _SETTINGS = "localrank.toml"
 
 @dataclass(frozen=True)
 class SeriesText:
-    """What a series holds besides its checkpoints."""
+    """The content of a series besides its checkpoints."""
 
     toml: str
     data_file: str
@@ -98,7 +98,7 @@ def output_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Use one thread, on which small networks train fastest and always to the same bits."""
+    """Use one thread, with which small networks train fastest and reproducibly, bit by bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

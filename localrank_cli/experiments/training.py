@@ -19,7 +19,7 @@ _WATCH_EVERY = 10  # steps between two checks of the training accuracy until the
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one ReLU network is trained, and when it is saved."""
+    """The training of one ReLU network, and the steps at which it is saved."""
 
     widths: tuple[int, ...]  # inputs, hidden layers, outputs
     learning_rate: float
@@ -32,7 +32,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Task:
-    """What a network is trained on."""
+    """The data, loss and score of a training."""
 
     train: tuple[Tensor, Tensor]  # inputs (N, n_in) float32; labels (N,) or targets (N, n_out)
     test: tuple[Tensor, Tensor]

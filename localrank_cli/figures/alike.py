@@ -1,4 +1,4 @@
-"""Which runs of a table may be averaged: those that differ in nothing but their seed."""
+"""Find runs of a table that may be averaged: those that differ only in their seed."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Grouping:
-    """The groups of a table's runs, and in what they differ; one group has no note."""
+    """The groups of a table's runs, and how they differ; one group has no note."""
 
     groups: tuple[Group, ...]
     note: str = ""
@@ -42,7 +42,7 @@ class Grouping:
 def group_alike(
     frame: pd.DataFrame, settings: RunSettings | None = None, axes: Collection[str] = ()
 ) -> Grouping:
-    """Group the rows of a choice by what their runs are, but for the seed.
+    """Group the rows of a choice by the settings of their runs, except the seed.
 
     Columns that a figure has as axes, or that distinguish its panels, do not count.
 
@@ -80,7 +80,7 @@ def group_alike(
 
 
 def _differs(name: str, facts: list[dict[str, str]]) -> bool:
-    # What one run does not record is not known to differ.
+    # A setting that one run does not record is not known to differ.
     return len({one[name] for one in facts if name in one}) > 1
 
 
@@ -92,7 +92,7 @@ def _sentence(name: str, values: list[str]) -> str:
 
 
 def _facts(rows: pd.DataFrame, axes: Collection[str]) -> dict[str, str]:
-    """Return what the rows of a run show of what it is."""
+    """Return the settings of a run that its rows show."""
     facts = dict(_constants(rows, axes))
     shapes = rows.drop_duplicates("layer").set_index("layer")
     facts["layers"] = listed(sorted(map(str, shapes.index)), 10**6)

@@ -101,7 +101,7 @@ def name_lines(
         axes: With its limits set.
         ends: The last x and y of each line.
         colours: The colour of each line.
-        points: About how high the axes are, in points.
+        points: The approximate height of the axes, in points.
     """
     names = list(ends)
     to_share = axes.transData + axes.transAxes.inverted()

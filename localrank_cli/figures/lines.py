@@ -100,7 +100,7 @@ def compare(
     """Draw groups of runs side by side on one scale.
 
     Each value of column `by` gets a panel; by default each table, or each run of one table. Runs of
-    one value that differ in more than their seed get one each.
+    one value that differ in more than their seed get separate panels.
     `metrics` are drawn in panels below: each joined by run, or one for each panel.
 
     Raises:

@@ -121,7 +121,7 @@ def depth_map(count: int) -> Colormap:
 
 
 def head(figure: Figure, look: Look, title: str, facts: Sequence[str]) -> None:
-    """Write the title, and in grey at the foot the model and the facts that are not empty."""
+    """Write the title, and below the figure in grey the model and the non-empty facts."""
     width = float(figure.get_figwidth())
     text = title if look.title is None else look.title
     if text:

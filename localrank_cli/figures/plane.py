@@ -42,7 +42,7 @@ def information_plane(
     if len(chosen.layers) > _MOST_LAYERS:
         raise SettingsError(
             f"--kind information-plane: {len(chosen.layers)} layers, and at most {_MOST_LAYERS} can"
-            " be told apart.",
+            " be distinguished.",
             "Choose some with --layers.",
         )
     size = look.size or (6.4 if len(runs) == 1 else min(15.0, 1.6 + 3.8 * len(runs)), 4.2)

@@ -63,7 +63,7 @@ def label_bounds(outputs: Tensor, labels: Tensor, variance: float) -> Bounds:
 
     H(T|Y) is bounded class by class in the same way, so that the bounds are H_lower(T) -
     H_upper(T|Y) and H_upper(T) - H_lower(T|Y); the noise's own entropy cancels. A negative lower
-    bound says nothing.
+    bound carries no information.
 
     Args:
         outputs: Shape (N, n), float64, finite.

@@ -1,4 +1,4 @@
-"""The table of measures: one entry for each, with everything that the rest of the tool needs.
+"""The table of measures: one entry for each, with everything that the other rooms need.
 
 To add a measure, add an entry to `MEASURES` and a test of its truth. Columns, journal, pictures,
 the report and the proof of its error (`localrank_cli.spectrum.certificate`) follow from the entry.

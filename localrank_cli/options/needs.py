@@ -72,7 +72,7 @@ def find_hf_config(folder: Path) -> HfConfig | None:
         architectures = config.get("architectures")
         if not isinstance(architectures, list) or not architectures or "model_type" not in config:
             continue
-        with suppress(OSError):
+        with suppress(OSError):  # a folder without permission is reported when it is read
             if (path.parent / _ADAPTER).exists():
                 continue
         size = config.get("vocab_size")
@@ -166,7 +166,7 @@ def _needs(options: AnalyzeOptions, path: Path) -> Sequence[Need]:
         return ()
     config = find_hf_config(path)
     if config is not None and model in (None, HF):
-        with suppress(OSError):
+        with suppress(OSError):  # a folder without permission is reported when it is read
             names += [one.name for one in config.place.parent.iterdir()]
         needs = hf_needs(config, data, model, wrt)
     elif model is not None and model != HF:

@@ -185,7 +185,7 @@ def _labels(frame: pd.DataFrame, one: Spectrum) -> list[str]:
     """Return the table's tolerances; a table made by hand may have others than localrank's."""
     found = []
     for label in dict.fromkeys(frame["tolerance"]):
-        with suppress(ValueError):
+        with suppress(ValueError):  # not a tolerance of localrank's
             if 0 < one.number_of(label) < np.inf:
                 found.append(label)
     return found
@@ -205,12 +205,12 @@ def _of_table(every: Sequence[Spectrum], labels: Sequence[str], kind: str) -> li
 def _contradiction(
     every: Sequence[Spectrum], frame: pd.DataFrame, labels: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return a note on the first rank that the singular values do not give, if any."""
+    """Return a note on the first rank that differs from that of the singular values, if any."""
     if "local_rank" not in frame.columns:
         return ()
     frame = frame[frame["tolerance"].isin(labels)]
     kept = {(one.run, one.step, one.layer): one for one in every}
-    if "n_undecided" in frame.columns:  # another machine may count these otherwise
+    if "n_undecided" in frame.columns:  # another machine may count these differently
         frame = frame[~(frame["n_undecided"] > 0)]
     names = ["run", "step", "layer", "tolerance", "local_rank"]
     for run, step, layer, label, rank in frame[names].itertuples(index=False):

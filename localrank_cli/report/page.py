@@ -95,7 +95,7 @@ def _text(value: Any) -> str:
 
 
 def _without_folders(word: str) -> str:
-    """Strip folders: they are private to this machine and mean nothing to a recipient."""
+    """Strip folders, which are private and of no use to a recipient."""
     return re.sub(r"(^|=)/.*/(?=[^/])", r"\1", word)
 
 

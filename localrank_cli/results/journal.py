@@ -49,10 +49,10 @@ def read_heads(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     The journal may be growing.
 
     Raises:
-        OutputError: If a line is whole and holds what no journal holds.
+        OutputError: If a line is whole and has invalid content.
     """
     heads = []
-    with suppress(OSError), path.open("rb") as file:
+    with suppress(OSError), path.open("rb") as file:  # not there yet, or merged and removed
         file.seek(offset)
         for line in file:
             try:
@@ -71,7 +71,7 @@ def read_line(path: Path, entry: Entry) -> bytes:
     """Return the line of a record of a journal that is not open.
 
     Raises:
-        OutputError: If it is not what it was, or gone.
+        OutputError: If it has changed, or is gone.
     """
     try:
         with path.open("rb") as file:
@@ -95,7 +95,7 @@ def read_checkpoint(path: Path, entry: Entry, settings: Settings) -> tuple[bytes
     """Return the line and the body of a checkpoint of a journal that is not open.
 
     Raises:
-        OutputError: If it is not what it was, or not what a journal with such settings holds.
+        OutputError: If it has changed, or does not fit the settings.
     """
     line = read_line(path, entry)
     return line, _body_of(path, entry, line, settings)
@@ -117,8 +117,8 @@ def _body_of(path: Path, entry: Entry, line: bytes, settings: Settings | None) -
 
 
 def _strange(path: Path, offset: int, error: ValueError) -> OutputError:
-    """Return the error for a line that is whole and makes no sense."""
-    number = 1
+    """Return the error for a line that is whole and has invalid content."""
+    number = 1  # if the file is gone by now
     with suppress(OSError), path.open("rb") as file:
         number += file.read(offset).count(b"\n")
     return OutputError(f"{path}: line {number}: {one_line(error)}.", _REPAIR)
@@ -144,7 +144,7 @@ def head_of(line: bytes) -> dict[str, Any] | None:
         raise ValueError("head: is missing")
     head = load_first(rest.decode(), len('"head":'))
     if not isinstance(head, dict):
-        raise ValueError(f"head: expected keys with values, got {shown(head)}")  # noqa: TRY004
+        raise ValueError(f"head: expected keys with values, got {shown(head)}")  # noqa: TRY004  # content of a file
     return _shared(head)
 
 
@@ -154,7 +154,7 @@ def _shared(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(path: Path) -> OutputError:
-    """Return the error for a line that is not what it was."""
+    """Return the error for a line that has changed."""
     return OutputError(f"{path}: changed while it was in use.", "Run the same command again.")
 
 
@@ -176,7 +176,7 @@ class Journal:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
-        self.is_sound = True  # until a body turns out to be none
+        self.is_sound = True  # until a body turns out to be invalid
         self._entries: dict[str, dict[Key, Entry]] = {}  # by kind: most are of one
         # By run, as far as they were read, with the offset of their line.
         self._settings: dict[str, tuple[int, Settings]] = {}
@@ -244,7 +244,7 @@ class Journal:
         """Return the body of a record.
 
         Raises:
-            OutputError: If the file cannot be read, changed, or holds what no journal holds.
+            OutputError: If the file cannot be read, has changed, or has invalid content.
         """
         try:
             line = os.pread(self._file.fileno(), entry.length, entry.offset)
@@ -271,7 +271,7 @@ class Journal:
         return settings
 
     def check_settings(self) -> None:
-        """Check that the settings of every checkpoint's series are there.
+        """Check that the journal holds the settings of every checkpoint's series.
 
         Raises:
             OutputError: If they are not.
@@ -319,7 +319,7 @@ class Journal:
 
     def _cut(self) -> None:
         """Remove half a line."""
-        with suppress(OSError):
+        with suppress(OSError):  # the checksum of half a line does not match: readers skip it
             os.ftruncate(self._file.fileno(), self._end)
 
     def move(self, path: Path) -> None:
@@ -340,7 +340,7 @@ class Journal:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             self._file.close()
-        except OSError:  # of a full disk: append has raised already
+        except OSError:  # a full disk, on which append has raised already
             if error is None:
                 raise
 

@@ -1,4 +1,4 @@
-"""Kept singular values for pictures and pages: read by choice, counted by the rule of the table."""
+"""Kept singular values for figures and pages, counted by the rule of the table."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class Spectrum:
 
 
 class SpectraFile:
-    """Kept singular values, read only as they are asked for.
+    """Kept singular values, read on demand.
 
     Args:
         path: A folder that `--spectra` wrote, with a file for each checkpoint; or one of its files.

@@ -42,7 +42,7 @@ class OutputLock:
             self._descriptor = self._take()
         except OSError as error:
             raise cannot_write(target, error) from error
-        with suppress(OSError):  # a full disk: the owner's name is a courtesy
+        with suppress(OSError):  # a full disk; the owner's name is for messages only
             os.ftruncate(self._descriptor, 0)
             owner = {"pid": os.getpid(), "host": socket.gethostname()}
             os.pwrite(self._descriptor, f"{json.dumps(owner)}\n".encode(), 0)
@@ -60,16 +60,16 @@ class OutputLock:
                 os.close(descriptor)
                 return self._take_by_creation()
             # Its last holder may have removed it between open and flock.
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):  # removed: create it again
                 if os.path.samestat(os.fstat(descriptor), self._path.stat()):
                     return descriptor
             os.close(descriptor)
 
     def _take_by_creation(self) -> int:
-        # A name of its own: the file that was opened for flock is there already.
+        # Another name, as the file that was opened for flock exists already.
         self._path.unlink(missing_ok=True)
         self._path = self._path.with_name(self._path.name + "ed")
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # nobody holds it
             if time.time() - self._path.stat().st_mtime > _STALE:
                 self._path.unlink()
         try:
@@ -82,7 +82,7 @@ class OutputLock:
 
     def _beat(self) -> None:
         while not self._stop.wait(_BEAT):
-            with suppress(OSError):
+            with suppress(OSError):  # a later beat may succeed
                 os.utime(self._path)
 
     def _refusal(self, holder: str) -> OutputError:
@@ -101,12 +101,12 @@ class OutputLock:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        # It is removed while it is held, so that no new lock of another process is.
+        # Removed while it is held, so that no other process's new lock is removed.
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
 
 def _read(descriptor: int) -> str:
-    with suppress(OSError):
+    with suppress(OSError):  # the owner's name is for messages only
         return os.pread(descriptor, 4096, 0).decode(errors="replace")
     return ""

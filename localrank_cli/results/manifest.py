@@ -28,11 +28,11 @@ def make_manifest(
     """Return the manifest of a table, as JSON can hold it.
 
     Args:
-        command: The command line, or a description in its place.
+        command: The command line, or a description of it.
         series: The settings of each series in the table.
         checkpoints: The facts of each checkpoint in the table.
         about: Further entries.
-        is_complete: Whether nothing that was asked for is missing.
+        is_complete: Whether every selected checkpoint is there.
     """
     from localrank_cli.machine import versions  # noqa: PLC0415  # torch is slow
 
@@ -54,7 +54,7 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
     None where there is none, or where another program wrote a file of its name.
 
     Raises:
-        DataError: If it is a manifest, and holds what no manifest holds.
+        DataError: If it is a manifest with invalid content.
     """
     path = manifest_path(table)
     try:

@@ -1,4 +1,4 @@
-"""The one writer of tables: lock, journal, table and manifest, which always belong together."""
+"""The only writer of tables, together with their lock, journal and manifest."""
 
 import threading
 import time
@@ -28,10 +28,10 @@ _SHARE = 20
 
 
 class Output:
-    """A table under its lock, to which every checkpoint that is added is on the disk at once.
+    """A table under its lock; each added checkpoint is on the disk at once.
 
     A new journal is written beside the earlier one, which `replace_earlier` discards together with
-    its table; until then nothing that is there is touched.
+    its table; until then no existing file is changed.
 
     Args:
         target: The table.

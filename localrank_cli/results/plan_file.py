@@ -1,4 +1,4 @@
-"""The plan file: the list of checkpoints that all parts of a divided run must see."""
+"""The plan file: the list of checkpoints that is shared by all parts of a divided run."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ class ListedCheckpoint(NamedTuple):
 
     name: str  # relative to the series
     step: int | None  # None: it could not be read
-    size: int | None  # bytes of all its files; None: they could not be looked at
+    size: int | None  # bytes of all its files; None: they could not be read
     mtime_ns: int | None
     is_done: bool = False  # finished before the work was divided
 
@@ -35,12 +35,12 @@ class ListedSeries:
 
 @dataclass(frozen=True)
 class PlanFile:
-    """What every part of a divided run reads."""
+    """The content of a plan file, which every part of a divided run reads."""
 
     series: tuple[ListedSeries, ...]
     shards: int
     n_units: int
-    words: tuple[str, ...]  # the command line of analyze, but for what each part has of its own
+    words: tuple[str, ...]  # the command line of analyze, without the options of a single part
     output: str  # absolute
     folder: str  # the working directory
     interpreter: str

@@ -11,7 +11,7 @@ from localrank_cli.errors import DataError, SettingsError, UsageError, one_line
 from localrank_cli.results.columns import COLUMNS, FLOAT, INT, OPTIONAL, OPTIONAL_INT, STR, Row
 
 READABLE = (".csv", ".tsv", ".jsonl", ".parquet")
-# What every picture needs. `status` is not among them, so that a table made by hand will do.
+# The columns that every figure needs. `status` is not among them, so that tables made by hand work.
 NEEDED = ("run", "step", "layer", "layer_index", "tolerance")
 _OK = "ok"
 _DTYPES = {INT: "int64", OPTIONAL_INT: "Int64", FLOAT: "float64"}
@@ -40,7 +40,7 @@ def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
     `table` names the file.
 
     Raises:
-        UsageError: If two of the files are the same, or a suffix is not known.
+        UsageError: If two of the files are the same, or a suffix is unknown.
         DataError: If one cannot be read.
     """
     if len({path.resolve() for path in paths}) < len(paths):
@@ -60,7 +60,7 @@ def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
-    """Read one table, in which the columns `needed` must be.
+    """Read one table, which must have the columns `needed`.
 
     Texts are str, missing ones empty; numbers are int64 where none is missing and all must be
     whole, else float64 with NaN.
@@ -102,7 +102,7 @@ def without_failed(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if len(failed) == len(frame):
         raise DataError(
             f"the table has no row whose status is ok ({words}).",
-            "The column message says what failed.",
+            "The column message gives the reasons.",
         )
     return frame[frame["status"] == _OK].reset_index(drop=True), note
 
@@ -164,7 +164,7 @@ def _texts(path: Path) -> pd.DataFrame:
 
 
 def _separated(path: Path, delimiter: str) -> pd.DataFrame:
-    # Not by pandas, which fills up a line that was cut off.
+    # pandas would fill up a line that was cut off.
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         header = next(reader, [])

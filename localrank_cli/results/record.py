@@ -16,7 +16,7 @@ from localrank_cli.validation import shown
 
 KIND, SETTINGS, SHARD = "checkpoint", "settings", "shard"
 
-# The setting `precision` of analyses in which float64 answers a network's requests for float32.
+# The setting `precision` of analyses that give a network float64 where it requests float32.
 FLOAT64_THROUGHOUT = "float64 throughout"
 
 
@@ -43,8 +43,8 @@ def layer_rows(
 ) -> list[dict[str, Cell]]:
     """Return one row for each tolerance, in order.
 
-    `constants` are the columns after `message`; `remark` is added to what `message` says of failed
-    points.
+    `constants` are the columns after `message`; `remark` is appended to the text in `message` on
+    failed points.
     """
     return [_row(facts, measures, ranks, remark) | dict(constants) for ranks in measures.ranks]
 
@@ -98,7 +98,7 @@ class CheckpointRecord:
     step: int | None
     layers: tuple[LayerRecord, ...] = ()
     status: str = "ok"  # else a word for what failed
-    message: str = ""  # of a failure, or what each row says beside its numbers
+    message: str = ""  # of a failure, or a remark on every row
     facts: dict[str, Any] = field(default_factory=dict)  # for the manifest
     points: tuple[int, int] | None = None  # only these of the run's points, for a shard
 
@@ -129,7 +129,7 @@ class CheckpointRecord:
 
     @property
     def flaw(self) -> str:
-        """A sentence on what is wrong with its numbers; empty where nothing is."""
+        """A sentence on failed or non-finite numbers; empty if there are none."""
         if self.is_failed:
             return f"{self.run}: left out: {self.message}"
         if self.is_finite:
@@ -181,7 +181,7 @@ def check_against_settings(settings: Mapping[str, Any], body: Mapping[str, Any])
     Settings of earlier versions may lack some of them.
 
     Raises:
-        ValueError: If not; it names the key.
+        ValueError: If it does not; the message names the key.
     """
     layers = body["layers"]
     check_layers(settings, [one["layer"] for one in layers], "body.layers")

@@ -1,7 +1,7 @@
 """Models of the lines of a journal, a manifest, a plan file and the metadata of singular values.
 
-A checksum shows that a line is whole, not that it makes sense. Unknown keys are ignored, since a
-later version may write them. No field is a union, whose members pydantic reports one by one.
+A checksum shows that a line is whole, not that its content is valid. Unknown keys are ignored, as
+later versions may write them. No field is a union, whose members pydantic reports one by one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ def _check_range(edges: list[int]) -> list[int]:
 
 def _check_constant(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"expected a string, an integer or a number, got {shown(value)}")  # noqa: TRY004
+        raise ValueError(f"expected a string, an integer or a number, got {shown(value)}")  # noqa: TRY004  # pydantic reports ValueErrors
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"expected an integer of 64 bits, got {shown(value)}")
     return value

@@ -1,4 +1,4 @@
-"""Singular values on the disk: a safetensors file for each checkpoint."""
+"""Files of singular values: a safetensors file for each checkpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,7 +136,7 @@ def _check_one_checkpoint(about: Mapping[str, Any], layers: Sequence[LayerValues
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Open a file of singular values, and turn all that is wrong with it into one error.
+    """Open a file of singular values, and turn every fault in it into one error.
 
     Yields:
         The file, for `read_layer`, and its metadata: `entries` has one item for each layer.

@@ -94,7 +94,7 @@ def write_json(target: Path, value: object) -> None:
 
 @contextmanager
 def replacing(target: Path, *, binary: bool = False) -> Iterator[Any]:
-    """Open a file beside its target that takes its name when it is on the disk.
+    """Open a file beside its target; it replaces the target once it is on the disk.
 
     Yields:
         The open file, of bytes or of text.
@@ -138,12 +138,12 @@ def remove_temporary(*targets: Path) -> None:
     for folder, of_folder in names.items():
         for path in folder.glob(".*.tmp"):
             if (match := _TEMPORARY.fullmatch(path.name)) and match[1] in of_folder:
-                with suppress(OSError):
+                with suppress(OSError):  # litter that no reader takes for a table
                     path.unlink()
 
 
 def refuse_existing(target: Path) -> None:
-    """Refuse to write over a file that is no table with a journal beside it.
+    """Refuse to overwrite a file that has no journal beside it.
 
     Raises:
         OutputError: If it exists.
@@ -162,7 +162,7 @@ def manifest_path(target: Path) -> Path:
 
 
 def cannot_write(target: Path, error: OSError) -> OutputError:
-    """Return the error for a file that the system does not let us write."""
+    """Return the error for a file that the system refuses to write."""
     advice = "Choose another place with -o, or free space there."
     if isinstance(error, FileNotFoundError):
         advice = f"Make the folder {target.parent} first, or choose another place with -o."
@@ -190,7 +190,7 @@ def check_replaceable(target: Path) -> None:
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Write a file, whole or not at all, through a link so that the link stays one."""
+    """Write a file, whole or not at all; a link stays a link, and its target is replaced."""
     # Through a link, so that the link stays one.
     with replacing(target.resolve(), binary=True) as stream:
         stream.write(content)

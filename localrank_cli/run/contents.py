@@ -210,7 +210,7 @@ def _writer(first: CheckpointFile, config: HfConfig | None) -> str:
         return "an index of several files of weights"
     if path.suffix.lower() == ".safetensors":
         return "safetensors"
-    with suppress(UnreadableError):
+    with suppress(UnreadableError):  # reported for the checkpoint itself
         return _of_torch(load_torch(path))
     return "torch.save"
 

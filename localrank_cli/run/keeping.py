@@ -122,7 +122,7 @@ def _imported_again(code: CodeSpec, sha256: object) -> object:
         return import_object(code, "--model")
     before = dict(sys.modules)
     try:
-        with suppress(CodeError, OSError), seeded(SEED):
+        with suppress(CodeError, OSError), seeded(SEED):  # the first import is used instead
             if file_hash(Path(code.place)) == sha256:
                 return import_object(code, "--model")
     finally:

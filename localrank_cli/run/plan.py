@@ -376,11 +376,11 @@ class _FirstLook:
         kind, colon, _ = source.text.partition(":")
         option = f"--data {kind}{colon}" if source.is_drawn else "--data-shape "
         for shape in proposals(there, self.model):
-            with suppress(LocalrankError):
+            with suppress(LocalrankError):  # the network does not run on this shape either
                 self._examined(self.points[:1].reshape(1, *shape))
                 return f"A point of shape {written(shape)} runs: give {option}{written(shape)}."
         if len(there) > 1:
-            with suppress(LocalrankError):
+            with suppress(LocalrankError):  # the network does not run on this order either
                 self._examined(self.points[:1].movedim(-1, 1))
                 order = ", ".join(map(str, (0, len(there), *range(1, len(there)))))
                 return (

@@ -13,9 +13,9 @@ By Weyl's theorem every computed eigenvalue is within
     delta = 1.01 u (l |M|_F^2 + 4 r lambda_1)
 
 of a squared singular value of M. |M|_F^2 is the trace. A count at tau is certain when no eigenvalue
-lies within delta + (tau + e + 2 s)^2 - tau^2 of tau^2, where s is how far the SVD's own singular
-values may be off: then the true sigma is further than 2 s from tau, the SVD finds the same count,
-and finds it decided. A naive n u lambda_1 is wrong: the error grows with the long side.
+lies within delta + (tau + e + 2 s)^2 - tau^2 of tau^2, where s bounds the errors of the SVD's own
+singular values: then the true sigma is further than 2 s from tau, and the SVD gives the same count
+and reports it as decided. A naive n u lambda_1 is wrong: the error grows with the long side.
 
 Sums over singular values (effective rank, Gaussian information) depend on the errors d_i of all
 eigenvalues, |d sigma_i| <= min(sqrt(2 delta), |d_i| / sigma_i). No d_i exceeds delta, and together
@@ -24,8 +24,8 @@ they do not exceed the Frobenius norm of the errors (Hoffman and Wielandt):
     sqrt(sum d_i^2) <= delta_F = 1.01 u (l |M|_F^2 + 4 r sqrt(r) lambda_1),
 
 so that a sum of w_i |d_i| stays under |w| delta_F, up to sqrt(r) times less than delta sum w_i.
-Each measure turns these two into a bound of its own (`localrank_cli.measures.table`); where one
-could move in the sixth digit, the SVD takes over too.
+Each measure turns these two into its own bound (`localrank_cli.measures.table`); where one could
+change in the sixth digit, the SVD is used as well.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ _MIN_TRACE = 1e-140
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a Jacobian, and of the matrix M that takes its place."""
+    """The shape of a Jacobian, and of the matrix M that replaces it."""
 
     n_out: int
     n_in: int
@@ -100,7 +100,7 @@ def certify(
         shapes: Of each matrix.
         thresholds: Values of tau at which counts are wanted, shape (points, tolerances).
         bounds: Of the measures that are wanted.
-        leading: How many must be certain, the rest being known by other means; None: all.
+        leading: How many must be certain, if the others are computed in another way; None: all.
     """
     shape = shapes[0]
     trace = eigenvalues.clamp(min=0).sum(dim=1)

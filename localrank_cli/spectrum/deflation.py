@@ -37,7 +37,7 @@ _GAP = 1e3
 _ITERATIONS = 4
 # If a larger share of the values is small, the SVD costs less.
 _MAX_SMALL_SHARE = 1 / 5
-# The bound may be this share of the SVD's own rounding, so that the values are as good as its.
+# The bound may be this share of the SVD's own rounding, so that the values are as exact as its own.
 _MAX_LOSS_SHARE = 0.25
 
 
@@ -89,7 +89,7 @@ def small_values(pair: GramPair) -> Tensor | None:
 
 
 def _small_ones(eigenvalues: Tensor, error: float) -> int:
-    """Return how many eigenvalues are behind the widest gap; 0 where it is not wide enough."""
+    """Return how many eigenvalues are below the widest gap; 0 if it is not wide enough."""
     n = eigenvalues.shape[0]
     behind = eigenvalues.clamp(min=error)
     gaps = behind[:-1] / behind[1:]
@@ -113,8 +113,8 @@ def _subspace(factor: Tensor, count: int) -> Tensor:
 
 def _refined(pair: GramPair, gram: Tensor, factor: Tensor, basis: Tensor) -> Tensor | None:
     """Return B_, (m, k), or None where its singular values are not proved close to M's."""
-    # Vectors lie in rows: a product of a large matrix with a narrow one takes ten times as long
-    # where the narrow one lies in columns.
+    # Vectors are rows: a product of a large matrix with a narrow one takes ten times as long if the
+    # vectors are columns.
     matrix, rows = pair.matrix, basis.mT.contiguous()
 
     def apart(vectors: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The singular values of every chosen layer's Jacobian at every point.
 
-This interface hides the routes: model, points and layers go in, `LayerSpectrum`s come out.
+This interface hides the routes: it takes model, points and layers, and returns `LayerSpectrum`s.
 """
 
 from dataclasses import dataclass, field, replace

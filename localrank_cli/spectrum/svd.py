@@ -47,7 +47,7 @@ def singular_values(jacobians: Tensor) -> Tensor:
     finite.
     """
     matrices = jacobians.detach().to(device="cpu", dtype=torch.float64)
-    # One NaN makes LAPACK refuse the whole stack, and inf gives NaN without a word.
+    # One NaN makes LAPACK refuse the whole stack, and inf silently gives NaN.
     finite = torch.isfinite(matrices.sum((-2, -1)))[..., None, None]
     if not bool(finite.all()):  # a sum may overflow where no entry is infinite
         finite = torch.isfinite(matrices).all(-1).all(-1)[..., None, None]
@@ -59,7 +59,7 @@ def singular_values(jacobians: Tensor) -> Tensor:
 
 
 def rounding(spectral_norm: Tensor, longest: int, precision: torch.dtype) -> Tensor:
-    """Return how far a computed singular value may be from the true one, from sigma_1 (float64).
+    """Bound the error of a computed singular value, given sigma_1 (float64).
 
     A backward-stable SVD of A gives the singular values of A + E with |E| <= p(m, n) u |A|, and so
     (Weyl) each is off by at most p u sigma_1. LAPACK documents p as a modest function of the sizes;
@@ -112,7 +112,7 @@ def symmetric_eigenvalues(gram: Tensor) -> Tensor:
     if bool(sound.all()):
         whole: Tensor = torch.linalg.eigvalsh(gram)
         return whole.flip(-1).cpu()
-    # LAPACK must not see a NaN: it refuses the whole stack, or worse.
+    # LAPACK must not get a NaN: it refuses the whole stack, or crashes.
     values = torch.linalg.eigvalsh(torch.where(sound[..., None, None], gram, 0)).flip(-1)
     return torch.where(sound.unsqueeze(-1), values, torch.nan).cpu()
 
@@ -149,6 +149,6 @@ def streamed_triangle(blocks: Callable[[], Iterator[Tensor]]) -> Tensor:
             rows = torch.cat([triangle, rows])
         del block, triangle  # no more than one copy of each is held while the QR works
         triangle = torch.linalg.qr(rows, mode="r").R
-        del rows  # nor while what comes after does
+        del rows  # nor while the next block is computed
     assert triangle is not None
     return triangle

@@ -105,12 +105,12 @@ def test_files_outside_the_folder(tmp_path: Path, name: str) -> None:
     [
         7,
         {"state_dict_metadata": {}},
-        Metadata(None, None, None),  # type: ignore[arg-type]
-        Metadata({"w": 3}, None, {MetadataIndex("w"): 7}),  # type: ignore[dict-item]
+        Metadata(None, None, None),  # type: ignore[arg-type]  # malformed on purpose
+        Metadata({"w": 3}, None, {MetadataIndex("w"): 7}),  # type: ignore[dict-item]  # malformed on purpose
         Metadata({}, None, {"w": 7}),
         Metadata({"w": BytesStorageMetadata()}, {"w": 7}, {MetadataIndex("w"): 7}),
         Metadata({"w": BytesStorageMetadata()}, {"w": ((1,),)}, {MetadataIndex("w"): 7}),
-        Metadata({}, None, {MetadataIndex(("w",)): 7}),  # type: ignore[arg-type]
+        Metadata({}, None, {MetadataIndex(("w",)): 7}),  # type: ignore[arg-type]  # malformed on purpose
     ],
 )
 def test_other_things(tmp_path: Path, thing: Any) -> None:

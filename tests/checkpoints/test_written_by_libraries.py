@@ -61,7 +61,7 @@ def lightning_run(folder: Path, *callbacks: Any) -> dict[int, dict[str, Tensor]]
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    class Watch(pl.Callback):  # type: ignore[name-defined, misc]  # as above
+    class Watch(pl.Callback):  # type: ignore[name-defined, misc]  # a class when it is there
         def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
             state = {k: v.clone() for k, v in module.model.state_dict().items()}
             seen[trainer.global_step] = state

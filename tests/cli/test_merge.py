@@ -184,7 +184,7 @@ def test_other_numbers_for_one_checkpoint_are_refused(series: Path, tmp_path: Pa
     names = (str(tmp_path / "a.csv"), str(tmp_path / "b.csv"))
     outcome = invoke("merge", *names, "-o", str(tmp_path / "c.csv"), "--partial")
     assert outcome.code == 1
-    assert "hold other numbers for step_0.safetensors (step 0)" in outcome.stderr
+    assert "hold different numbers for step_0.safetensors (step 0)" in outcome.stderr
 
 
 def test_a_failed_checkpoint_is_reported_once(series: Path, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_analyze_at_the_same_tolerances_resumes(counted: Path, tmp_path: Path) -
 def test_spectra_of_an_older_version_do_not_name_their_weights(kept: Path, tmp_path: Path) -> None:
     for path in kept.rglob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
             about = json.loads(file.metadata()["localrank_spectra"])
         del about["facts"]
         save_file(tensors, path, {"localrank_spectra": json.dumps(about)})

@@ -73,7 +73,7 @@ def test_snakemake(place: tuple[Path, str]) -> None:
     """Without Snakemake: its rules are read, and their commands run as it would fill them in."""
     folder, single = place
     text = snippet("rule merge")
-    n = int(re.search(r"^N = (\d+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+    (n,) = map(int, re.findall(r"^N = (\d+)$", text, re.MULTILINE))
     rules = dict(re.findall(r"^rule (\w+):\n((?: .*\n?)+)", text, re.MULTILINE))
     fields = {
         rule: dict(re.findall(r"^    (\w+): ((?:.*\n?)(?:      +.*\n?)*)", body, re.MULTILINE))
@@ -81,7 +81,7 @@ def test_snakemake(place: tuple[Path, str]) -> None:
     }
     shell = ast.literal_eval(f"({fields['shard']['shell']})")
     pattern = ast.literal_eval(fields["shard"]["output"])
-    wanted = ast.literal_eval(re.search(r"expand\((\".*?\")", fields["merge"]["input"])[1])  # type: ignore[index]
+    (wanted,) = map(ast.literal_eval, re.findall(r"expand\((\".*?\")", fields["merge"]["input"]))
     for index in range(n):
         output = wanted.format(i=index, n=n)
         found = re.fullmatch(re.sub(r"\{(\w)\}", r"(?P<\1>\\d+)", pattern), output)

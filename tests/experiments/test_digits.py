@@ -75,7 +75,7 @@ def test_too_few(tmp_path: Path, digits: tuple[Array, Array]) -> None:
     ],
 )
 def test_other_archives(tmp_path: Path, arrays: dict[str, Array], message: str) -> None:
-    np.savez(tmp_path / "d.npz", **arrays)  # type: ignore[arg-type]  # as above
+    np.savez(tmp_path / "d.npz", **arrays)  # type: ignore[arg-type]  # numpy types the keywords as its own options
     with pytest.raises(DataError, match=message):
         read_digits(tmp_path / "d.npz", 2)
 

@@ -79,7 +79,7 @@ def test_weights_decay_and_biases_do_not(digits: Path, monkeypatch: pytest.Monke
     arm = PublishedArm(1, 0, digits_task(digits, 0))
     (_, net), _ = arm._training()
     assert [group["weight_decay"] for group in groups] == [0.01, 0]
-    assert [len(group["params"]) for group in groups] == [6, 6]  # type: ignore[arg-type]
+    assert [len(group["params"]) for group in groups] == [6, 6]  # type: ignore[arg-type]  # a list
     assert isinstance(net[0], nn.Linear)
 
 

@@ -30,11 +30,11 @@ def float32_means_float64(functions: Sequence[FunctionType]) -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     torch.float32 = torch.float = torch.float64
     torch.complex64 = torch.complex128
-    Tensor.float = Tensor.double  # type: ignore[method-assign]
+    Tensor.float = Tensor.double  # type: ignore[method-assign]  # patched on purpose
     try:
         yield
     finally:
-        torch.float32, torch.float, torch.complex64, Tensor.float, default = saved  # type: ignore[method-assign]
+        torch.float32, torch.float, torch.complex64, Tensor.float, default = saved  # type: ignore[method-assign]  # patched on purpose
         torch.set_default_dtype(default)
         for function, values in defaults:
             function.__defaults__ = values
@@ -62,7 +62,7 @@ def load(model_class: Any, folder: Path) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):  # all kinds of it
             # By its definition: torch's own derivative is wrong where it makes tokens of pixels.
-            module.forward = partial(_affine, module)  # type: ignore[method-assign]
+            module.forward = partial(_affine, module)  # type: ignore[method-assign]  # patched on purpose
     return model.double().eval().requires_grad_(False)
 
 
@@ -181,6 +181,6 @@ class Naive:
         def function(varied: Tensor) -> Tensor:
             return self.outputs(point, [name], varied)[0]
 
-        jacobian = torch.autograd.functional.jacobian(function, at)  # type: ignore[no-untyped-call]
+        jacobian = torch.autograd.functional.jacobian(function, at)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         values: Tensor = torch.linalg.svdvals(jacobian.reshape(-1, at.numel()))
         return values

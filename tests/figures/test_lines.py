@@ -214,8 +214,8 @@ def test_title_size_and_model_are_the_users() -> None:
 
 
 def test_matplotlib_is_left_as_it_was() -> None:
-    import matplotlib as mpl  # noqa: PLC0415
-    from matplotlib import _pylab_helpers  # noqa: PLC0415
+    import matplotlib as mpl  # noqa: PLC0415  # an extra
+    from matplotlib import _pylab_helpers  # noqa: PLC0415  # an extra
 
     before = dict(mpl.rcParams)
     with styled("grayscale"):

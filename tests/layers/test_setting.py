@@ -126,8 +126,8 @@ def test_within() -> None:
         assert not any(module.training for module in model.modules())
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert torch.zeros(1).dtype == torch.float64
-        assert torch.backends.cuda.math_sdp_enabled()  # type: ignore[no-untyped-call]
-        assert not torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]
+        assert torch.backends.cuda.math_sdp_enabled()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        assert not torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         assert not torch.backends.mha.get_fastpath_enabled()
         assert torch.get_float32_matmul_precision() == "highest"
 

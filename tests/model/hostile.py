@@ -333,7 +333,7 @@ def main(root: Path, names: list[str]) -> dict[str, Any]:
         connected.append(repr(address))
         raise OSError("no network in this test")
 
-    socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
+    socket.socket.connect = refuse  # type: ignore[method-assign, assignment]  # patched on purpose
     import transformers  # noqa: PLC0415  # sees the fakes only now
 
     _base(transformers, root / "base")

@@ -63,7 +63,7 @@ def naive(made: Any, layer: str) -> float:
         return kept["out"]
 
     point = torch.ones(1, 3, 8, dtype=torch.float64)
-    jacobian: Tensor = torch.autograd.functional.jacobian(function, point)  # type: ignore[no-untyped-call]
+    jacobian: Tensor = torch.autograd.functional.jacobian(function, point)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     out = kept["out"].numel()
     return float(torch.linalg.matrix_norm(jacobian.reshape(out, 24), 2))
 

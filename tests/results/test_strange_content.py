@@ -447,7 +447,7 @@ def test_submitting_again_mends_a_strange_plan(place: Path) -> None:
 def test_kept_singular_values(place: Path, path: str, value: Any, sentence: str) -> None:
     file = place / "S/run/step_5.safetensors"
     with safe_open(file, framework="pt") as opened:
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
         about = json.loads(opened.metadata()["localrank_spectra"])
     put(about, path, value)
     save_file(tensors, file, {"localrank_spectra": dumped(about)})
