@@ -22,9 +22,9 @@ def table() -> str:
     return "\n".join(
         [
             f"{len(FAMILIES)} families are tested:\n",
-            "| `model_type` | class | derivative by |\n| --- | --- | --- |",
+            "| `model_type` | class | with respect to |\n| --- | --- | --- |",
             *rows,
-            "\nNot tested, by the reason:\n",
+            "\nNot tested, by reason:\n",
             *reasons,
             "",
         ]

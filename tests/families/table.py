@@ -1016,7 +1016,7 @@ SKIPPED: Mapping[str, tuple[str, ...]] = {
         "voxtral_realtime",
         "xclip",
     ),
-    "no small network of it was found that runs": (
+    "no small network that runs was found": (
         "align",
         "apertus1p5",
         "audio-spectrogram-transformer",

@@ -1,5 +1,6 @@
 """No checkpoint's numbers depend on the checkpoints that were loaded before it."""
 
+import builtins
 from pathlib import Path
 from typing import Any
 
@@ -268,3 +269,35 @@ def test_code_that_runs_only_once_is_compared_all_the_same(folder: Path, tmp_pat
     (tmp_path / "run").symlink_to(folder / "run")
     with pytest.raises(ModelError, match="keeps values"):
         norms(tmp_path, "Closure")
+
+
+def test_a_new_network_that_cannot_be_compared_is_noted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtins, "imports", 0, raising=False)
+    (tmp_path / "net.py").write_text(
+        CODE
+        + """
+import builtins
+builtins.imports += 1
+NUMBER = builtins.imports
+
+class OnlyTheFirst(Base):
+    def kept(self):
+        if NUMBER > 1:
+            raise RuntimeError("imported again")
+        return self.gram()
+"""
+    )
+    words = [
+        "--model",
+        f"{tmp_path / 'net.py'}:OnlyTheFirst",
+        "--data",
+        "normal:4",
+        "--points",
+        "1",
+    ]
+    found = invoke("analyze", str(folder / "run"), *words)
+    assert found.code == 0
+    note = "not checked that the network keeps nothing between checkpoints: RuntimeError: imported"
+    assert note in found.stderr
