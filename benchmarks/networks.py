@@ -53,14 +53,14 @@ def train(model: nn.Module, steps: int, each: Callable[[int], None] = lambda _: 
         each: Called with each step's number.
     """
     images, labels = digits(2000)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     generator = torch.Generator().manual_seed(0)
     for step in range(1, steps + 1):
         batch = torch.randint(len(images), (128,), generator=generator)
         loss = functional.cross_entropy(model(images[batch]), labels[batch])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        optimiser.step()
+        optimizer.step()
         each(step)
 
 

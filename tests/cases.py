@@ -296,7 +296,7 @@ COMPLEX: tuple[Case, ...] = (
     Case("complex_narrow", lambda: (  # fewer outputs than inputs, and all layers behind them
         Net(lambda m, x: m["b"](m["n"](m["a"](x.to(torch.cdouble)).abs())),
             a=phasor(16, 3), n=nn.LayerNorm(3), b=layer(3, 7)), torch.randn(4, 16))),
-    Case("complex_on_the_way", lambda: (  # a chain of Linear layers but for what lies between
+    Case("complex_on_the_way", lambda: (  # Linear layers with complex operations between them
         ab(lambda m, x: m["b"]((m["a"](x) * (1 + 2j)).exp().abs())), torch.randn(4, 6))),
     Case("complex_phases", lambda: (  # the derivative of the phase cancels in no modulus
         ab(lambda m, x: m["b"](torch.exp(1j * m["a"](x)).real)), torch.randn(4, 6))),

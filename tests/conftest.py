@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Put aside the objects of the libraries, which each build of a network would walk through."""
+    """Freeze the objects of the libraries, which each build of a network would walk through."""
     gc.collect()
     gc.freeze()
 
@@ -68,6 +68,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_configure() -> None:
-    """Hears Ctrl-C: a shell's background job starts with INT ignored, and children inherit it."""
+    """Let Ctrl-C interrupt tests and their children: background jobs of a shell ignore INT."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -26,7 +26,7 @@ class Net(nn.Module):
         return self.b(torch.relu(self.a(x)))
 """
 
-# Waits at checkpoints whose first bias says so, until a file is there.
+# Waits at checkpoints marked by their first bias, until a file exists.
 WAITS = """
         if self.a.bias[0] > 9:
             import pathlib, time

@@ -106,9 +106,9 @@ def at_a_terminal(command: str, folder: Path) -> tuple[int, list[str]]:
 
 
 def read_all(main: int) -> list[str]:
-    """Read what is written to a terminal until nobody has it open any more."""
+    """Read the output of a terminal until no process has it open."""
     written = b""
-    # Linux ends a terminal that nobody writes to with an error.
+    # Linux ends a terminal without writers with an error.
     with contextlib.suppress(OSError), open(main, "rb", buffering=0) as stream:
         while part := stream.read(65536):
             written += part
@@ -122,7 +122,7 @@ def in_python(code: str, namespace: dict[str, Any]) -> list[str]:
 
 
 def comparable(lines: list[str], numbers_vary: bool) -> list[list[str | float]]:
-    """Words and numbers of each line; rules, blank lines and widths aside."""
+    """Words and numbers of each line, without rules, blank lines and widths."""
     kept: list[list[str | float]] = []
     for line in lines:
         text = re.sub("─+", "─", line)
@@ -135,21 +135,21 @@ def comparable(lines: list[str], numbers_vary: bool) -> list[list[str | float]]:
 
 
 def assert_same(seen: list[str], example: Example) -> None:
-    said = f"$ {example.code}\n" + "\n".join(seen)
+    message = f"$ {example.code}\n" + "\n".join(seen)
     ours = comparable(seen, example.numbers_vary)
     theirs = comparable(example.output, example.numbers_vary)
-    assert len(ours) == len(theirs), said
+    assert len(ours) == len(theirs), message
     for line, wanted in zip(ours, theirs, strict=True):
         if any("..." in str(word) for word in wanted):
             pattern = ".*".join(re.escape(p) for p in " ".join(map(str, wanted)).split("..."))
-            assert re.fullmatch(pattern, " ".join(map(str, line))), said
+            assert re.fullmatch(pattern, " ".join(map(str, line))), message
             continue
-        assert len(line) == len(wanted), said
+        assert len(line) == len(wanted), message
         for word, other in zip(line, wanted, strict=True):
             if isinstance(word, float) and isinstance(other, float):
-                assert math.isclose(word, other, rel_tol=1e-6), said
+                assert math.isclose(word, other, rel_tol=1e-6), message
             else:
-                assert word == other, said
+                assert word == other, message
 
 
 def check_commands(running: list[tuple[Example, Future[tuple[int, list[str]]]]]) -> None:
@@ -237,7 +237,7 @@ def test_every_option_that_a_page_names_exists(page: Path) -> None:
     assert named <= known
 
 
-def test_every_option_stands_on_the_page_and_has_help() -> None:
+def test_every_option_is_on_the_page_and_has_help() -> None:
     page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
     for command in commands().values():
         for parameter in command.params:

@@ -132,7 +132,7 @@ def test_against_numpy(
         for index, jacobian in enumerate(closed_form(weights, point)):
             sigma = np.linalg.svd(jacobian, compute_uv=False)
             tol = rule.get("atol", 0) or rule["rtol"] * sigma[0]
-            # Equality is promised where no value lies within the rounding of the tolerance.
+            # Equality is promised where no value is within the rounding of the tolerance.
             assert np.abs(sigma - tol).min() > 1e-9 * sigma[0]
             counts.setdefault(index, []).append(int((sigma > tol).sum()))
             share = sigma[sigma > 0] / sigma.sum()

@@ -65,7 +65,7 @@ def is_of_peft(path: Path) -> bool:
 
 
 def refusal(path: Path, keys: Iterable[str]) -> tuple[str, str]:
-    """Return why an adapter is not analysed, and the advice."""
+    """Return why an adapter is not analyzed, and the advice."""
     every = list(keys)
     key = adapter_key(every)
     named = f" ({printable_name(key)})" if key else ""
@@ -78,7 +78,7 @@ def refusal(path: Path, keys: Iterable[str]) -> tuple[str, str]:
     what = f"{path}: holds an adapter alone{named}, not the weights of a network."
     if any(_PROMPTS.match(part) for key in every for part in key.split(".")):
         return what, (
-            "A prompt or prefix changes no weights, and merge_and_unload cannot merge it: analyse"
+            "A prompt or prefix changes no weights, and merge_and_unload cannot merge it: analyze"
             " the base network, or save the state dict of a module that holds both and give its"
             " code with --model."
         )

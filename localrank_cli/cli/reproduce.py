@@ -29,14 +29,14 @@ def reproduce(_context: typer.Context, options: ReproduceOptions) -> None:
 
 
 def _run(options: ReproduceOptions) -> int:
-    """Train, analyse, judge and print the verdict; return 0 if every claim holds, else 4."""
+    """Train, analyze, judge and print the verdict; return 0 if every claim holds, else 4."""
     # Imported late: help, version and usage errors do not need torch.
     from localrank_cli.cli.screen import Screen
     from localrank_cli.cli.signals import signal_handler
     from localrank_cli.experiments.reproduce import (
         PICTURE,
         RANKS,
-        analyse,
+        analyze,
         conclude,
         prepare,
         train,
@@ -49,7 +49,7 @@ def _run(options: ReproduceOptions) -> int:
             for text in train(experiment, out):
                 steps.done(text)
         with handler.interruptible():
-            frame = analyse(experiment, out, sys.argv, screen.detail)
+            frame = analyze(experiment, out, sys.argv, screen.detail)
             verdict = conclude(experiment, out, frame, screen.note)
     written = [out / RANKS, out / PICTURE]
     screen.note(f"wrote {', '.join(str(path) for path in written if path.exists())}")

@@ -28,7 +28,7 @@ from localrank_cli.run.units import Division, apply_plan_file, take_shard
 
 
 def run_analysis(options: AnalyzeOptions) -> int:
-    """Analyse, write the results, and return the exit status.
+    """Analyze, write the results, and return the exit status.
 
     It is 0, or 3 if some checkpoints failed or gave values that are not finite.
     """

@@ -37,7 +37,7 @@ _KEPT = re.compile(r"\d finished checkpoints? (is|are) kept")
 
 
 def run_local(options: AnalyzeOptions, words: Sequence[str], workers: int | None = None) -> int:
-    """Analyse by several processes, write the merged results, and return the exit status.
+    """Analyze by several processes, write the merged results, and return the exit status.
 
     The status is 0, or 3 when some checkpoints failed or gave values that are not finite.
 

@@ -37,7 +37,7 @@ def run_slurm(options: AnalyzeOptions, words: Sequence[str], division: SubmitOpt
     """Submit the script, or print it, and return the exit status.
 
     Args:
-        options: What to analyse; with an output file.
+        options: What to analyze; with an output file.
         words: The command line of analyze, but for what each task has of its own.
         division: How to divide it.
     """

@@ -279,7 +279,7 @@ def _check_whole(part: Place, record: CheckpointRecord) -> None:
             raise SettingsError(
                 f"{part.journal}: {record.checkpoint} of {record.run!r} has values at"
                 f" {len(layer.points.finite)} points, and the series has {wanted}.",
-                "Merge all parts of it, or analyse the series again with --overwrite.",
+                "Merge all parts of it, or analyze the series again with --overwrite.",
             )
 
 

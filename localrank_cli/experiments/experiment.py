@@ -35,7 +35,7 @@ class Verdict:
     """All claims of one experiment."""
 
     experiment: str
-    setting: str  # what was trained, one sentence that names the optimiser
+    setting: str  # what was trained, one sentence that names the optimizer
     claims: tuple[Claim, ...]
 
     @property

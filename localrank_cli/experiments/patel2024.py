@@ -1,7 +1,7 @@
 """The published training of Patel & Shwartz-Ziv on digits, for any number of its steps.
 
 Their code (niketp03/localcomplexity, with the log of one run of a million steps) has 1,000
-normalised digits, a ReLU network of hidden layers of 200 with normal initial weights of variance
+normalized digits, a ReLU network of hidden layers of 200 with normal initial weights of variance
 1 / fan-in and no initial biases, a softmax in the network and cross-entropy of that softmax, AdamW
 at 1e-4 with decay 0.01 on weights alone, batches of 64. The logged run had five hidden layers; its
 file also has another scale for the initial weights, which nothing in it uses.
@@ -113,16 +113,16 @@ class PublishedArm:
             {"params": weights, "weight_decay": _DECAY},
             {"params": biases, "weight_decay": 0},
         ]
-        optimiser = torch.optim.AdamW(groups, _RATE, fused=True)
+        optimizer = torch.optim.AdamW(groups, _RATE, fused=True)
         (x, y), save_at = self.task.train, set(log_steps(self.steps))
         order = _batches(len(x), torch.Generator().manual_seed(self.seed))
         for step in range(self.steps + 1):
             if step in save_at:
                 yield step, net
             batch = next(order)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             torch.autograd.backward(published_loss(net(x[batch]), y[batch]))
-            optimiser.step()
+            optimizer.step()
 
 
 def _batches(n: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -157,7 +157,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
     accuracy = ", ".join(f"{value:.3f}" for value in last["test_accuracy"])
     claims.append(observation("test accuracy", "0.902 in the published log", accuracy))
     setting = (
-        f"ReLU MLP {'-'.join(map(str, _WIDTHS))}, softmax applied twice, {_N_EACH:,} normalised"
+        f"ReLU MLP {'-'.join(map(str, _WIDTHS))}, softmax applied twice, {_N_EACH:,} normalized"
         f" digits; AdamW, learning rate {_RATE:g}, weight decay {_DECAY} on weights, batch"
         f" {_BATCH}, {steps:,} of the published {PUBLISHED_STEPS:,} steps,"
         f" {seed_count(frame)}; atol 0.01 at 128 test points"

@@ -1,4 +1,4 @@
-"""The steps of `localrank reproduce`: prepare, train, analyse, conclude."""
+"""The steps of `localrank reproduce`: prepare, train, analyze, conclude."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -65,8 +65,8 @@ def train(experiment: Experiment, out: Path) -> Iterator[str]:
                 yield f"{arm.folder} step {step}"
 
 
-def analyse(experiment: Experiment, out: Path, command: list[str], note: Note) -> pd.DataFrame:
-    """Analyse the checkpoints like `localrank analyze`, and write the table.
+def analyze(experiment: Experiment, out: Path, command: list[str], note: Note) -> pd.DataFrame:
+    """Analyze the checkpoints like `localrank analyze`, and write the table.
 
     Returns:
         The table, with the columns of each series' metrics.csv and, if the experiment needs them,

@@ -68,7 +68,7 @@ def training(recipe: Recipe, task: Task) -> Iterator[tuple[int, nn.Sequential]]:
     """
     torch.manual_seed(recipe.seed)
     net = mlp(recipe.widths)
-    optimiser = torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         net.parameters(), recipe.learning_rate, MOMENTUM, weight_decay=recipe.weight_decay
     )
     x, y = task.train
@@ -83,9 +83,9 @@ def training(recipe: Recipe, task: Task) -> Iterator[tuple[int, nn.Sequential]]:
         if reached or step in recipe.save_at:
             yield step, net
         batch = next(order)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward(task.loss(net(x[batch]), y[batch]))
-        optimiser.step()
+        optimizer.step()
 
 
 @torch.no_grad()

@@ -186,16 +186,16 @@ class VibArm:
     ) -> Iterator[tuple[int, Bottleneck]]:
         torch.manual_seed(self.seed)
         net = Bottleneck()
-        optimiser = torch.optim.Adam(net.parameters(), _LEARNING_RATE)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
+        optimizer = torch.optim.Adam(net.parameters(), _LEARNING_RATE)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         for step in range(self.steps + 1):
             if step in self._save_at:
                 yield step, net
             x, y = source.draw(_BATCH, generator)
             error, rate = net(x, y, generator)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             torch.autograd.backward(error + rate / self.beta)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
 
 

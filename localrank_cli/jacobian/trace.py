@@ -5,7 +5,7 @@ between two of them is a single path of elementwise operations, the Jacobian is 
 weights and of diagonal matrices D of the activations' derivatives. D comes from autograd of the
 activation itself, whatever it is.
 
-The graph that autograd recorded in the very pass that is analysed is the structure of the Jacobian:
+The graph that autograd recorded in the very pass that is analyzed is the structure of the Jacobian:
 a skip connection shows as a node with two parents, mixing of entries as an operation that is not
 elementwise. A symbolic trace of the code would show less, and fails on control flow.
 """

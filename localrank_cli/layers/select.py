@@ -36,7 +36,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """The calls to analyse, in order of execution, and what was left out and why."""
+    """The calls to analyze, in order of execution, and what was left out and why."""
 
     records: tuple[CallRecord, ...]
     notes: tuple[str, ...] = field(default=())
@@ -62,7 +62,7 @@ def named_call(model: nn.Module, label: str) -> Call | None:
 
 
 def choose_layers(model: nn.Module, survey: Survey, selection: Selection) -> LayerChoice:
-    """Return the calls to analyse.
+    """Return the calls to analyze.
 
     Raises:
         LayerError: If a pattern matches nothing, if a layer named exactly never runs or does not
@@ -224,7 +224,7 @@ def _nothing_left(
             "the model runs no Linear or Conv layer.",
             f"Name modules with --layers. {_layers_that_run(survey)}",
         )
-    return LayerError("no layer is left to analyse.", _layers_that_run(survey))
+    return LayerError("no layer is left to analyze.", _layers_that_run(survey))
 
 
 def _layers_that_run(survey: Survey) -> str:

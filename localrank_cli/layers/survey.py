@@ -31,7 +31,7 @@ _AFFINE: tuple[type[nn.Module], ...] = (
 
 
 def is_affine_layer(module: nn.Module) -> bool:
-    """Return whether a module is analysed by default.
+    """Return whether a module is analyzed by default.
 
     That is Linear, Bilinear, Conv*, ConvTranspose* and their subclasses, and the Conv1D of
     transformers (a Linear with a transposed weight).

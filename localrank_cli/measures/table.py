@@ -132,7 +132,7 @@ def gaussian_information(values: "Tensor", noise: float) -> "Tensor":
     """Compute 1/2 sum log(1 + sigma_i^2 / s^2) in nats."""
     import torch
 
-    # This is I(x; J x + s e) for x ~ N(0, I) and e ~ N(0, I): the layer linearised at the point.
+    # This is I(x; J x + s e) for x ~ N(0, I) and e ~ N(0, I): the layer linearized at the point.
     # It does not bound the network's own I(X; T).
     ratio = values / noise
     # log1p(r^2) = 2 log(r) + log1p(r^-2) keeps r = 1e200 finite.
@@ -172,7 +172,7 @@ MEASURES: Mapping[str, Measure] = {
     "effective_rank": Measure(
         Meaning(
             "effective rank",
-            "The exponential of the entropy of the normalised singular values: a soft count of"
+            "The exponential of the entropy of the normalized singular values: a soft count of"
             " directions that needs no tolerance and is invariant to weight scale.",
         ),
         "exp(−Σ qᵢ log qᵢ), qᵢ = σᵢ / Σ σⱼ",
@@ -229,7 +229,7 @@ MEASURES: Mapping[str, Measure] = {
     "gaussian_information": Measure(
         Meaning(
             "Gaussian information (nats)",
-            "The information that the layer, linearised at a point, keeps about a Gaussian input"
+            "The information that the layer, linearized at a point, keeps about a Gaussian input"
             " when Gaussian noise is added to its output, in nats.",
             OTHER,
         ),

@@ -558,7 +558,7 @@ class AnalyzeOptions:
 
     @property
     def part(self) -> Part:
-        """The part of each series to analyse."""
+        """The part of each series to analyze."""
         return Part(self.steps, self.every or 1, self.last)
 
     @property

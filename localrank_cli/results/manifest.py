@@ -73,7 +73,7 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise DataError(
             f"{path}: is not a valid manifest: {one_line(error)}.",
-            "Remove it, or analyse again with --overwrite; the table can be shown without it.",
+            "Remove it, or analyze again with --overwrite; the table can be shown without it.",
         ) from error
     assert isinstance(found, dict)
     return found

@@ -111,7 +111,7 @@ class Output:
             raise OutputError(
                 f"{self.target}: {record.checkpoint} of {record.run!r} has values at"
                 f" {max(counts)} points, and the series has {n_points}.",
-                "Merge all parts of it, or analyse the series again with --overwrite.",
+                "Merge all parts of it, or analyze the series again with --overwrite.",
             )
 
     def _sorted(self) -> list[Entry]:

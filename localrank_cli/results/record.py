@@ -268,10 +268,10 @@ def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRec
 def _check_measures(saved: Mapping[str, Any], place: Mapping[str, Any]) -> None:
     if set(saved) != set(AVERAGED):
         raise SettingsError(
-            f"{place['run']}: {place['checkpoint']} (step {place['step']}) was analysed by another"
+            f"{place['run']}: {place['checkpoint']} (step {place['step']}) was analyzed by another"
             f" version of localrank, with the measures {', '.join(saved)}; this one has"
             f" {', '.join(AVERAGED)}.",
-            "Use the version that wrote it, or analyse the series again with --overwrite.",
+            "Use the version that wrote it, or analyze the series again with --overwrite.",
         )
 
 

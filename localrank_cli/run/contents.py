@@ -47,7 +47,7 @@ class CheckpointLine:
     step: int | None
     weights: str  # key of the state dict in the file; "" for a bare one
     taken_off: str  # description of what is stripped from the names of the weights
-    problem: str = ""  # why it cannot be analysed
+    problem: str = ""  # why it cannot be analyzed
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ class Watch:
 
 
 def _latest(series: SeriesPlan) -> int:
-    """Return the last step of a series, counting checkpoints that cannot be analysed."""
+    """Return the last step of a series, counting checkpoints that cannot be analyzed."""
     return max((one.step for one in series.in_order if one.step is not None), default=-1)
 
 

@@ -650,14 +650,14 @@ class Failures:
         raise AssertionError  # there is at least one
 
     def refuse_all(self, folder: Path) -> None:
-        """Report that no checkpoint can be analysed.
+        """Report that no checkpoint can be analyzed.
 
         Raises:
             LocalrankError: Always, of the kind of the first failure.
         """
         first = self._errors[0]
         raise type(first)(
-            f"{folder}: none of its {len(self._errors)} checkpoints can be analysed; the first:"
+            f"{folder}: none of its {len(self._errors)} checkpoints can be analyzed; the first:"
             f" {first.what}",
             first.advice,
         )

@@ -50,7 +50,7 @@ class Inspection:
 
     @property
     def n_failed(self) -> int:
-        """The number of checkpoints that cannot be analysed."""
+        """The number of checkpoints that cannot be analyzed."""
         return sum(bool(line.problem) for line in self.checkpoints)
 
     def to_json(self) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
         journal.append(head | {"facts": facts}, journal.body(entry))
         return True
     raise SettingsError(
-        f"{checkpoint.place}: its weights changed since it was analysed for {journal.path}.",
+        f"{checkpoint.place}: its weights changed since it was analyzed for {journal.path}.",
         _ADVICE,
     )
 

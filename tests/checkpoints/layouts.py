@@ -39,7 +39,7 @@ class Layout:
 
 
 def raw(step: int) -> dict[str, Tensor]:
-    """The weights that training goes on with at a step."""
+    """The weights that training continues with at a step."""
     return weights(seed=step)
 
 
@@ -162,7 +162,7 @@ def _fairseq(step: int) -> dict[str, Any]:
 
 
 def _mmengine(step: int) -> dict[str, Any]:
-    # EMAHook swaps: the average lies under state_dict, and the training weights beside it.
+    # EMAHook swaps: the average is under state_dict, and the training weights are beside it.
     return {
         "meta": {"epoch": 2, "iter": step, "mmengine_version": "0.10.4", "cfg": "iters = 5"},
         "state_dict": ema(step),
@@ -248,7 +248,7 @@ def _training(step: int) -> dict[str, Any]:
 
 
 def _torchtitan(step: int) -> dict[str, Any]:
-    # The model's own names stand at the top.
+    # The model's own names are at the top level.
     return {
         **raw(step),
         "optimizer": _training(step)["optimizer"],
@@ -363,7 +363,7 @@ def _adapter(folder: Path) -> None:
     (place / "adapter_config.json").write_text('{"peft_type": "LORA"}')
 
 
-# What the page says is refused: how it looks on disk, and what the error must advise.
+# Layouts that the page says are refused: the files, and the advice of the error.
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "DeepSpeed ZeRO": (
         _touched(

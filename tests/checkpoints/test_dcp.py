@@ -93,7 +93,7 @@ class TestWhereTheWeightsAre:
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "expected"),
     [
         ({"step": 7, "epoch": 2}, (7, "step", 2)),
         ({"global_step": torch.tensor(8)}, (8, "global_step", None)),
@@ -107,9 +107,9 @@ class TestWhereTheWeightsAre:
         ({"step": torch.arange(3)}, (None, "", None)),
     ],
 )
-def test_steps(tmp_path: Path, state: dict[str, Any], told: Any) -> None:
+def test_steps(tmp_path: Path, state: dict[str, Any], expected: Any) -> None:
     content = read_dcp(saved(tmp_path, {"model": weights(), **state}), header_only=True)
-    assert (content.step, content.step_source, content.epoch) == told
+    assert (content.step, content.step_source, content.epoch) == expected
 
 
 @pytest.mark.parametrize("header_only", [True, False])
@@ -143,7 +143,7 @@ def test_pieces_of_another_tensor(tmp_path: Path) -> None:
 def test_a_tensor_that_would_run_code(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     path = saved(tmp_path, {"model": weights(), "step": Evil(marker)})
-    content = read_dcp(path)  # the step is what only code could read: it tells nothing
+    content = read_dcp(path)  # the step needs code to load, and so is ignored
     assert content.step is None
     assert not marker.exists()
     bomb = tmp_path / "bomb.pt"
@@ -170,24 +170,24 @@ def test_damaged_metadata_end_in_an_error_or_are_read(
     damaged = sound.with_name(".metadata.damaged")
     whole[at] = byte
     damaged.write_bytes(whole[:at] if cut else whole)
-    said = ""
+    message = ""
     try:
         read_dcp(damaged)
     except LocalrankError as error:
-        said = str(error)
-    assert not said or str(sound.parent) in said
-    assert "\n" not in said
+        message = str(error)
+    assert not message or str(sound.parent) in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
+    ("size", "message"),
     [
         ((2**20, 2**20), "has 1099511627776 values"),  # more than its files keep
         ((2**59, 2**59, 0), "a tensor has the shape"),  # none, and torch cannot hold the shape
     ],
 )
 def test_a_truncated_tensor_is_seen_in_the_header(
-    tmp_path: Path, size: tuple[int, ...], said: str
+    tmp_path: Path, size: tuple[int, ...], message: str
 ) -> None:
     save_dcp(tmp_path / "step_7", weights())
     path = tmp_path / "step_7/.metadata"
@@ -202,5 +202,5 @@ def test_a_truncated_tensor_is_seen_in_the_header(
         **{index: one for index, one in metadata.storage_data.items() if one is not info},
     }
     path.write_bytes(pickle.dumps(metadata))
-    with pytest.raises(UnreadableError, match=said):
+    with pytest.raises(UnreadableError, match=message):
         read_dcp(path, header_only=True)

@@ -1,4 +1,4 @@
-"""Files that torch.save did not write: the message says what each is, and its command works."""
+"""Files that torch.save did not write: the message identifies each, and its command works."""
 
 import pickle
 import subprocess

@@ -24,7 +24,7 @@ def test_the_table_shows_where_averages_are(name: str) -> None:
 
 
 def test_every_refusal_of_the_table_is_a_case_and_every_case_a_row() -> None:
-    rows = table_rows(PAGE, "Refused, with the command that helps")
+    rows = table_rows(PAGE, "Refused layouts, and how to convert them")
     assert [row[0] for row in rows] == list(REFUSED)
 
 

@@ -8,7 +8,7 @@ from tests.helpers import renamed, weights
 
 
 @pytest.mark.parametrize(
-    ("loaded", "told"),
+    ("loaded", "expected"),
     [
         ({"meta": {"iter": 7, "epoch": 2}}, (7, "meta.iter", 2)),
         ({"meta": {"iter": 7}, "step": 3}, (3, "step", None)),
@@ -28,7 +28,7 @@ from tests.helpers import renamed, weights
         ({"hyper_parameters": {"step": 9}, "args": {"iter": 9}}, (None, "", None)),
         ({"state": {"timestamp": {"batch": -1}}}, (-1, "state.timestamp.batch", None)),
         ({"step": -1, "meta": {"iter": 4}}, (4, "meta.iter", None)),
-        # What counts from the start of training beats a counter that may begin anew.
+        # A counter from the start of training beats one that may restart.
         (
             {"step": 4, "epoch": 2, "train_state": {"global_step": 204}},
             (204, "train_state.global_step", 2),
@@ -36,8 +36,8 @@ from tests.helpers import renamed, weights
         ({}, (None, "", None)),
     ],
 )
-def test_progress(loaded: dict[str, Any], told: tuple[int | None, str, int | None]) -> None:
-    assert progress(loaded) == told
+def test_progress(loaded: dict[str, Any], expected: tuple[int | None, str, int | None]) -> None:
+    assert progress(loaded) == expected
 
 
 @pytest.mark.parametrize("key", EMA_KEYS)

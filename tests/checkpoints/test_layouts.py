@@ -23,7 +23,7 @@ CHOICES += [(name, "ema") for name, layout in LAYOUTS.items() if layout.has_ema]
 def loaded(
     folder: Path, chosen: str, step_from: str | None
 ) -> list[tuple[str, int, dict[str, Tensor]]]:
-    """Name, step and tensors of every checkpoint, through all that stands before the numbers."""
+    """Name, step and tensors of every checkpoint, read as an analysis reads them."""
     rule = StepRule.parse(None, step_from)
     headers = Headers(find_checkpoints(folder, [], "", []), False, rule, chosen)
     model = mlp(4, 3, 2)

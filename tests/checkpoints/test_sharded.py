@@ -181,13 +181,13 @@ FILES = st.sampled_from(["model-00001-of-00002.safetensors", "..", ".", "a/b", "
 def test_any_json_ends_in_one_line_or_is_read(sound: Path, loaded: object) -> None:
     index = sound.with_name("other.safetensors.index.json")
     index.write_text(json.dumps(loaded), encoding="utf-8", errors="surrogatepass")
-    said = ""
+    message = ""
     try:
         read_checkpoint(index, header_only=True)
     except LocalrankError as error:
-        said = str(error)
-    assert "\n" not in said
-    assert not said or str(sound.parent) in said
+        message = str(error)
+    assert "\n" not in message
+    assert not message or str(sound.parent) in message
 
 
 @pytest.fixture(scope="module")

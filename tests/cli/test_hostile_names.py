@@ -17,7 +17,7 @@ SHOWN = "a localrank: error: forged\\x1b[31m \\x1b]0;title\\x07 [bold]"
 
 
 def check(outcome: Outcome, code: int, *, shows: bool = True) -> None:
-    """Whatever was said is a line of ours each, and steers nothing."""
+    """Check that each message is one line of localrank, without control sequences."""
     assert outcome.code == code, outcome.stderr
     for line in outcome.stderr.splitlines():
         assert line.startswith("localrank: "), outcome.stderr

@@ -59,7 +59,7 @@ def test_any_number_of_shards(series: Path, expected: str, tmp_path: Path, count
     manifest = json.loads(Path(f"{target}.json").read_text())
     assert manifest["complete"] is True
     assert [checkpoint["step"] for checkpoint in manifest["checkpoints"]] == list(STEPS)
-    # The merged table is one to go on from.
+    # A run resumes from the merged table.
     again = invoke("analyze", str(series), *QUICK, "-o", str(target))
     assert "resuming: 3 of 3" in again.stderr
 
@@ -154,7 +154,7 @@ def test_a_shard_that_was_stopped(series: Path, tmp_path: Path) -> None:
     outcome = invoke("merge", str(tmp_path / "shards"), "-o", str(tmp_path / "a.csv"))
     assert outcome.code == 1
     assert "run: step_10.safetensors: begun by shard 0/2" in outcome.stderr
-    assert shard(series, tmp_path / "shards", 0, 2).code == 0  # the same command goes on
+    assert shard(series, tmp_path / "shards", 0, 2).code == 0  # the same command resumes
     assert invoke("merge", str(tmp_path / "shards"), "-o", str(tmp_path / "a.csv")).code == 0
 
 

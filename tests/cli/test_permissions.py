@@ -109,7 +109,7 @@ def test_no_permission_to_read(open_folder: Path, closed: str, message: str) -> 
 
 
 def test_a_folder_inside_that_may_not_be_entered(open_folder: Path) -> None:
-    """It may be a checkpoint or not; nobody can tell."""
+    """It may be a checkpoint or not."""
     series = open_folder / "run"
     (series / "checkpoint-5").mkdir(parents=True)
     (series / "checkpoint-5").chmod(0)

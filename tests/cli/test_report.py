@@ -90,7 +90,7 @@ TOLERANCES = (
 )  # fmt: skip
 
 
-def analysed(folder: Path, checkpoints: Path, *words: str) -> Path:
+def analyzed(folder: Path, checkpoints: Path, *words: str) -> Path:
     """Analyze into a table, with its singular values in the folder `sigma` next to it."""
     command = ("-o", str(folder / "ranks.csv"), "--spectra", str(folder / "sigma"), "-q")
     outcome = invoke("analyze", str(checkpoints), *words, *command)
@@ -127,7 +127,7 @@ def slid(data: Any, kind: str, number: float, run: str, layer: str, step: str) -
     ids=" ".join,
 )
 def test_slider_and_table_count_the_same(tmp_path: Path, words: tuple[str, ...]) -> None:
-    ranks = analysed(tmp_path, TEACHER, "--last", "2", "--points", "9", *TOLERANCES, *words)
+    ranks = analyzed(tmp_path, TEACHER, "--last", "2", "--points", "9", *TOLERANCES, *words)
     data, compared = paged(ranks), 0
     with ranks.open() as stream:
         for row in csv.DictReader(stream):
@@ -143,7 +143,7 @@ def test_slider_beside_points_that_are_not_finite(tmp_path: Path) -> None:
     series = save_series(tmp_path / "run")
     state = {key: torch.full_like(value, float("nan")) for key, value in weights().items()}
     save_file(state, series / "step_7.safetensors")
-    ranks = analysed(tmp_path, series, *QUICK, *TOLERANCES)
+    ranks = analyzed(tmp_path, series, *QUICK, *TOLERANCES)
     data = paged(ranks)
     assert data["runs"][0]["layers"][0]["steps"] == [0, 5, 10]
     assert set(data["spectra"]["atol"]["runs"]["run"]["0"]) == {"0", "5", "10"}
@@ -151,7 +151,7 @@ def test_slider_beside_points_that_are_not_finite(tmp_path: Path) -> None:
 
 def test_slider_under_a_slice_refers_to_the_whole_jacobian(tmp_path: Path) -> None:
     words = ("--last", "1", "--layers", "0", "--points", "2", "--output-slice", "40:44")
-    ranks = analysed(tmp_path, TEACHER, *words, "--sigma-1", "full", "--rtol", "0.1")
+    ranks = analyzed(tmp_path, TEACHER, *words, "--sigma-1", "full", "--rtol", "0.1")
     data = paged(ranks)
     # The first layer's Jacobian is its weight.
     weight = load_file(TEACHER / "step_12000.safetensors")["0.weight"].astype(np.float64)
@@ -164,9 +164,9 @@ def test_slider_under_a_slice_refers_to_the_whole_jacobian(tmp_path: Path) -> No
 
 def test_singular_values_of_another_analysis_get_a_note(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    ranks = analysed(tmp_path / "a", TEACHER, "--last", "1", "--points", "4", "--rtol", "0.1")
+    ranks = analyzed(tmp_path / "a", TEACHER, "--last", "1", "--points", "4", "--rtol", "0.1")
     words = ("--output-slice", "0:4", "--rtol", "0.1")
-    other = analysed(tmp_path, TEACHER, "--last", "1", "--points", "4", *words)
+    other = analyzed(tmp_path, TEACHER, "--last", "1", "--points", "4", *words)
     outcome = invoke("report", str(other), "--spectra", str(ranks.with_name("sigma")))
     assert "note: the slider does not match the table: at rtol=0.1, layer" in outcome.stderr
     assert "the slider does not match the table" in other.with_suffix(".html").read_text()

@@ -1,4 +1,4 @@
-"""Going on where a run stopped, refusing to mix, and leaving bad checkpoints out."""
+"""Resuming a run, refusing to mix analyses, and leaving bad checkpoints out."""
 
 import csv
 import io
@@ -41,12 +41,12 @@ def at_once(series: Path, *words: str) -> str:
 
 
 def computed(outcome: Outcome) -> int:
-    """How many checkpoints were computed, from what -v says."""
+    """Return how many checkpoints were computed, from the output of -v."""
     return sum(" s, chain" in line for line in outcome.stderr.splitlines())
 
 
 @pytest.mark.parametrize("name", ["ranks.csv", "ranks.tsv", "ranks.jsonl", "ranks.parquet"])
-def test_the_same_command_goes_on(series: Path, tmp_path: Path, name: str) -> None:
+def test_the_same_command_resumes(series: Path, tmp_path: Path, name: str) -> None:
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow", reason="parquet needs pyarrow")
     target = tmp_path / name
@@ -122,7 +122,7 @@ def rewrite_journal(target: Path, edit: Callable[[dict[str, Any], dict[str, Any]
     journal.write_bytes(b"".join(lines))
 
 
-def test_a_journal_of_the_first_release_goes_on(series: Path, target: Path) -> None:
+def test_a_journal_of_the_first_release_resumes(series: Path, target: Path) -> None:
     def name_no_measures(head: dict[str, Any], body: dict[str, Any]) -> None:
         if head["kind"] == "settings":
             del body["measures"]
@@ -265,7 +265,7 @@ class TestSkip:
         assert target.read_text() == expected
         assert "dropped" not in analyze(series, target).stderr
 
-    def test_a_failure_stays_one_when_nothing_is_mended(self, series: Path, target: Path) -> None:
+    def test_a_failure_stays_one_without_a_repair(self, series: Path, target: Path) -> None:
         self.broken(series)
         for _ in range(2):
             assert analyze(series, target, "--on-error", "skip").code == 3
@@ -282,7 +282,7 @@ class TestSkip:
             path.write_bytes(b"torn")
         outcome = analyze(series, target, "--on-error", "skip")
         assert outcome.code == 1
-        assert "none of its 3 checkpoints can be analysed; the first:" in outcome.error
+        assert "none of its 3 checkpoints can be analyzed; the first:" in outcome.error
         assert entries(target.parent) == ["run"]
 
     def test_a_fault_that_no_header_shows(self, tmp_path: Path, target: Path) -> None:

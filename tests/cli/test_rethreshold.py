@@ -36,7 +36,7 @@ def kept(series: Path, tmp_path: Path) -> Path:
 def test_the_same_as_a_new_analysis(series: Path, kept: Path) -> None:
     expected = rows(invoke("analyze", str(series), *QUICK, *OTHER).stdout)
     outcome = invoke("rethreshold", str(kept), *OTHER)
-    assert outcome.code == 3  # step 7 is not finite, as the analysis said
+    assert outcome.code == 3  # step 7 is not finite, as in the analysis
     found = rows(outcome.stdout)
     assert list(found[0]) == list(expected[0])
     assert len(found) == len(expected) == 4 * 2 * 3

@@ -120,7 +120,7 @@ def test_a_disk_that_is_full_keeps_what_is_finished(tmp_path: Path) -> None:
     assert "ranks.csv.journal: cannot be written (File too large)" in outcome.error
     assert "finished checkpoints are kept" in outcome.stderr
     assert "Traceback" not in outcome.stderr
-    # The table itself had room, or not: it is whole, and the run goes on from the journal.
+    # Whether the table itself had room or not, it is whole, and the run resumes from the journal.
     again = run_cold("analyze", str(series), *QUICK, "-o", str(tmp_path / "out/ranks.csv"))
     assert again.code == 0
     assert "checkpoints are finished already" in again.stderr

@@ -64,7 +64,7 @@ def test_two_workers_give_the_table_of_one_process(series: Path, tmp_path: Path)
     assert entries(target.parent) == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]
     manifest = json.loads((target.parent / "ranks.csv.json").read_text())
     assert manifest["complete"] is True
-    # A single run goes on from it.
+    # A single run resumes from it.
     again = invoke("analyze", str(series), *QUICK, "-o", str(target))
     assert "resuming: 3 of 3" in again.stderr
 
@@ -99,7 +99,7 @@ def test_a_series_that_grew_and_other_settings(series: Path, tmp_path: Path) -> 
     assert_equal(target.read_text(), single(series, "--atol", "0.5"))
 
 
-def test_an_error_is_told_once(series: Path, tmp_path: Path) -> None:
+def test_an_error_is_reported_once(series: Path, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         NET_CODE.replace(
             "        return self.b",
@@ -158,7 +158,7 @@ def waiting(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
         pytest.param(signal.SIGUSR2, marks=pytest.mark.long),
     ],
 )
-def test_a_signal_stops_the_workers_and_the_same_command_goes_on(
+def test_a_signal_stops_the_workers_and_the_same_command_resumes(
     waiting: tuple[Path, tuple[str, ...]], number: signal.Signals, tmp_path: Path
 ) -> None:
     folder, words = waiting
@@ -175,7 +175,7 @@ def test_a_signal_stops_the_workers_and_the_same_command_goes_on(
         f"localrank: stopped by {number.name}",
     ]
     assert not (tmp_path / "ranks.csv").exists()
-    assert not list(shards.glob("*.lock"))  # nobody is at work any more
+    assert not list(shards.glob("*.lock"))  # no process holds it any more
     (tmp_path / "go").touch()
     if number == signal.SIGTERM:  # with a longer list the rest is divided again
         torch.save(net_weights(9), folder / "step_9.pt")

@@ -131,7 +131,7 @@ def test_going_on_without_it_is_refused(folder: Path) -> None:
     assert invoke("analyze", *words(folder, "--allow-unsaved", *out)).code == 0
 
 
-def test_what_was_begun_by_a_version_without_the_check_goes_on(
+def test_a_run_of_a_version_without_the_check_resumes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = ("-o", str(folder / "out.csv"))
@@ -171,7 +171,7 @@ def test_a_module_made_at_import_cannot_be_compared(folder: Path) -> None:
     assert invoke("analyze", *command, "--allow-unsaved").code == 0
 
 
-# What fills itself in the forward pass is emptied after it, and so drawn anew in each.
+# A cache that is filled in the forward pass is emptied after it, and so drawn again in each.
 FORWARD = "the forward pass draws"
 
 # What is drawn where no attribute leads to it: a line of code, and what the forward pass reads.

@@ -99,7 +99,7 @@ def test_after_scancel_the_same_command_resumes(
 
 @pytest.mark.long
 def test_a_task_that_is_killed(slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]) -> None:
-    """As when memory runs out: it failed, the merge says what is missing, nothing is lost."""
+    """When memory runs out, the task fails, the merge names what is missing, nothing is lost."""
     target = tmp_path / "ranks.csv"
     words = (*waiting, "-o", str(target), *TASK, "--max-tasks", "2")
     jobs = begin(slurm, *words)

@@ -29,7 +29,7 @@ def test_an_array_of_eight_shards_is_a_single_run(slurm: Slurm, tmp_path: Path) 
     jobs.end()
     assert_equal(target.read_text(), expected(*words))
     log = logs(tmp_path, "localrank-merge-*.log")
-    assert log.count("step_8.safetensors") == 1, log  # a failure is told once
+    assert log.count("step_8.safetensors") == 1, log  # a failure is reported once
     assert not list((tmp_path / "ranks.csv.shards").glob("shard-*"))
 
 

@@ -1,4 +1,4 @@
-"""What Slurm is asked for, and what becomes of a submission that it takes by half."""
+"""The jobs that are submitted to Slurm, and submissions of which it accepts only one job."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ from tests.helpers import save_series
 pytestmark = pytest.mark.slow
 
 
-def test_what_was_asked_for_is_what_slurm_is_told(slurm: Slurm, tmp_path: Path) -> None:
+def test_slurm_gets_the_requested_options(slurm: Slurm, tmp_path: Path) -> None:
     series = save_series(tmp_path / "it's a run", range(5))
     out = tmp_path / "it's 100% `out`\n$HOME %j"
     out.mkdir()
@@ -149,7 +149,7 @@ def test_the_merge_of_a_saved_script_is_refused(
 def test_every_task_has_the_cores_that_it_asked_for(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
-    """A step of srun gets one core unless it is told otherwise, whatever the job has."""
+    """A step of srun gets one core by default, whatever the job has."""
     words = (*waiting, "-o", str(tmp_path / "ranks.csv"), *TASK[:2], "--cpus-per-task", "2")
     jobs = begin(slurm, *words, "--max-tasks", "1")
     try:
@@ -172,7 +172,7 @@ def test_who_stops_waiting_does_not_stop_the_jobs(
     seen: list[bytes] = []
 
     def read() -> None:
-        with contextlib.suppress(OSError):  # Linux ends a terminal that nobody writes to so
+        with contextlib.suppress(OSError):  # how Linux ends a terminal without writers
             while part := os.read(main, 65536):
                 seen.append(part)
 

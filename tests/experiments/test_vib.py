@@ -45,7 +45,7 @@ def test_a_training_is_a_series_with_its_beta(tmp_path: Path) -> None:
     assert (frame["seed"] == 4).all()
     assert (frame["input_metric"] == "data").all()
     assert (frame["n_cov"] == 5_000).all()
-    # One critical value lies below 1.6.
+    # One critical value is below 1.6.
     assert frame["local_rank"].iloc[-1] == 1
 
 

@@ -48,7 +48,7 @@ EVENTS: dict[str, Event] = {
     "the same, with `--on-error skip`": Event(
         "3", ALL, f"{_HERE}/test_in_the_run.py::test_the_next_checkpoint_is_skipped"
     ),
-    "a checkpoint changes while it is analysed": Event(
+    "a checkpoint changes while it is analyzed": Event(
         "1", "all before it, not its own numbers",
         f"{_HERE}/test_in_the_run.py::test_the_checkpoint_at_hand",
     ),

@@ -1,4 +1,4 @@
-"""Ways to spoil a file."""
+"""Ways to corrupt a file."""
 
 import io
 import json

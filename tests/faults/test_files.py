@@ -46,7 +46,7 @@ def test_one_clear_line_and_nothing_is_lost(finished: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if "localrank.toml" not in name])
 def test_skipped_where_that_is_asked_for(finished: Path, name: str) -> None:
-    """A checkpoint with a fault has a row that says so; the others are as before."""
+    """A checkpoint with a fault has a row with the message; the others are as before."""
     fault = FAULTS[name]
     table = (finished.parent / "ranks.csv").read_text().splitlines()
     words = fault.spoil(finished) or ()
@@ -63,11 +63,13 @@ def test_skipped_where_that_is_asked_for(finished: Path, name: str) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_is_only_strange_is_read(finished: Path, name: str) -> None:
+def test_unusual_but_valid_files_are_read(finished: Path, name: str) -> None:
     fault = HARMLESS[name]
     fault.spoil(finished)
     outcome = analyze(finished, fault)
     assert outcome.code == 0, outcome.stderr
     assert "\x1b" not in outcome.stderr
-    told = [line for line in outcome.stderr.splitlines() if not line.startswith("localrank: note:")]
-    assert told == []
+    others = [
+        line for line in outcome.stderr.splitlines() if not line.startswith("localrank: note:")
+    ]
+    assert others == []

@@ -1,4 +1,4 @@
-"""A disk that fills up while the program writes, and one that may only be read."""
+"""A disk that fills up while the program writes, and a read-only one."""
 
 import shutil
 import subprocess

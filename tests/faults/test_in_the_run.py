@@ -56,11 +56,11 @@ SPOILS = {
 
 @pytest.mark.parametrize("what", SPOILS)
 def test_the_next_checkpoint(tmp_path: Path, what: str) -> None:
-    deed, said = SPOILS[what]
+    deed, message = SPOILS[what]
     run, words = series(tmp_path, deed)
     outcome = analyze(run, words)
     assert outcome.code == 1, outcome.stderr
-    assert said in outcome.error
+    assert message in outcome.error
     assert "step_3.pt" in outcome.error
     assert steps(run) == {"1", "2"}
 
@@ -74,7 +74,7 @@ def test_the_next_checkpoint_is_skipped(tmp_path: Path, what: str) -> None:
     assert steps(run) == {"1", "2"}
 
 
-def test_a_skipped_one_that_is_mended_is_computed(tmp_path: Path) -> None:
+def test_a_skipped_checkpoint_that_is_repaired_is_computed(tmp_path: Path) -> None:
     run, words = series(tmp_path, SPOILS["is cut off"][0])
     assert analyze(run, words, "--on-error", "skip").code == 3
     torch.save(net_weights(3), run / "step_3.pt")

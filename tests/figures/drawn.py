@@ -52,7 +52,7 @@ def texts(figure: Figure) -> dict[str, Any]:
             count += 1
             text = self.get_text()
             box = Text.get_window_extent(self, renderer)
-            if self.get_rotation() % 90:  # its end stands for it: the box round it is too large
+            if self.get_rotation() % 90:  # only its end: the box around it is too large
                 box = Bbox.from_extents(box.x1 - 9, box.y1 - 9, box.x1, box.y1)
             found[text if text not in found else f"{text} ({count})"] = box
         original(self, renderer, *args, **kwargs)

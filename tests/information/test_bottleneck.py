@@ -39,7 +39,7 @@ def gaussian_information(projection: Array, rho: Array) -> tuple[float, float]:
 
 @pytest.mark.parametrize("beta", [1.1, 1.5, 3.0, 6.0, 12.0, 24.0])
 def test_optimum_against_a_scan_of_gains(beta: float) -> None:
-    # Component by component: minimise I(X;T) - beta I(T;Y) over the gain.
+    # Component by component: minimize I(X;T) - beta I(T;Y) over the gain.
     gains = np.concatenate([[0.0], np.logspace(-4, 5, 400_001)])
     xt = ty = 0.0
     used = 0

@@ -1,4 +1,4 @@
-"""Where points stand in a batched tensor."""
+"""The places of points in a batched tensor."""
 
 import pytest
 import torch

@@ -49,9 +49,9 @@ def test_notes(case: Case) -> None:
 def test_each_note_appears_once_in_a_series(case: Case) -> None:
     modes = Modes()
     first = spectra_of_case(case, modes)
-    told = list(modes.notes)
+    notes = list(modes.notes)
     again = spectra_of_case(case, modes)
-    assert modes.notes == told
+    assert modes.notes == notes
     for label, spectrum in first.items():
         assert torch.equal(spectrum.values, again[label].values)
 

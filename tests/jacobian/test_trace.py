@@ -73,7 +73,7 @@ OTHERS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
     "instance norm": lambda m, x: m.b(instance_norm(m.a(x))),
     "instance norm first": lambda m, x: m.b(m.a(instance_norm(x))),
     "a function of that name": lambda m, x: m.b(square(m.a(x))),
-    "normalised": lambda m, x: m.b(functional.layer_norm(m.a(x), (5,))),
+    "normalized": lambda m, x: m.b(functional.layer_norm(m.a(x), (5,))),
 }
 
 

@@ -1,4 +1,4 @@
-"""Which modules are analysed by default."""
+"""Which modules are analyzed by default."""
 
 import sys
 from types import ModuleType

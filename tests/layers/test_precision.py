@@ -200,7 +200,7 @@ def otherwise_backward(t: Tensor) -> Tensor:
     return t.float().detach() if t.float().dtype == torch.float32 else t
 
 
-def test_equal_values_with_another_gradient_are_told_apart() -> None:
+def test_equal_values_with_another_gradient_are_distinguished() -> None:
     _, why = surveyed(network(lambda t: t + otherwise_backward(t)))
     assert "the gradient differs" in why
 

@@ -1,4 +1,4 @@
-"""Which layers are analysed, what is left out and said, and what is refused."""
+"""Which layers are analyzed, which are left out with a note, and what is refused."""
 
 from dataclasses import dataclass, field
 
@@ -50,34 +50,34 @@ LINEAR = ["enc.0.0", "enc.0.2", "enc.1.0", "enc.1.2"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Choice:
     include: tuple[str, ...]
     expected: list[str]
     exclude: tuple[str, ...] = field(default=())
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "choice",
     [
-        Asked((), [*LINEAR, "head"]),
-        Asked(("*.0",), ["enc.0.0", "enc.0", "enc.1.0"]),  # crosses dots
-        Asked(("enc.*.0",), ["enc.0.0", "enc.1.0"]),
-        Asked(("enc.[01].[02]",), LINEAR),
-        Asked(("enc.?.2", "head"), ["enc.0.2", "enc.1.2", "head"]),
-        Asked(("head", "enc.0.0"), ["enc.0.0", "head"]),  # in order of execution
-        Asked(("head", "head"), ["head"]),
-        Asked(("enc.0.1",), ["enc.0.1"]),  # any module may be named
-        Asked(("enc",), ["enc"]),
-        Asked((), ["head"], exclude=("enc.*",)),
-        Asked((), ["enc.0.0", "enc.0.2", "head"], exclude=("enc.1.?",)),
-        Asked((), LINEAR, exclude=("head",)),
-        Asked(("enc.*",), ["enc.0.1", "enc.1.1"], exclude=("*.0", "*.2", "enc.0", "enc.1")),
-        Asked(("*.2",), ["enc.0.2"], exclude=("enc.1.2",)),
+        Choice((), [*LINEAR, "head"]),
+        Choice(("*.0",), ["enc.0.0", "enc.0", "enc.1.0"]),  # crosses dots
+        Choice(("enc.*.0",), ["enc.0.0", "enc.1.0"]),
+        Choice(("enc.[01].[02]",), LINEAR),
+        Choice(("enc.?.2", "head"), ["enc.0.2", "enc.1.2", "head"]),
+        Choice(("head", "enc.0.0"), ["enc.0.0", "head"]),  # in order of execution
+        Choice(("head", "head"), ["head"]),
+        Choice(("enc.0.1",), ["enc.0.1"]),  # any module may be named
+        Choice(("enc",), ["enc"]),
+        Choice((), ["head"], exclude=("enc.*",)),
+        Choice((), ["enc.0.0", "enc.0.2", "head"], exclude=("enc.1.?",)),
+        Choice((), LINEAR, exclude=("head",)),
+        Choice(("enc.*",), ["enc.0.1", "enc.1.1"], exclude=("*.0", "*.2", "enc.0", "enc.1")),
+        Choice(("*.2",), ["enc.0.2"], exclude=("enc.1.2",)),
     ],
     ids=str,
 )
-def test_patterns(asked: Asked) -> None:
-    assert labels(ask(tower(), *asked.include, exclude=asked.exclude)) == asked.expected
+def test_patterns(choice: Choice) -> None:
+    assert labels(ask(tower(), *choice.include, exclude=choice.exclude)) == choice.expected
 
 
 def test_left_out_layers_are_noted() -> None:
@@ -223,7 +223,7 @@ def test_a_module_without_a_tensor_cannot_be_named() -> None:
 
 
 def test_everything_excluded() -> None:
-    with pytest.raises(LayerError, match=r"no layer is left to analyse\. Layers that run: 0"):
+    with pytest.raises(LayerError, match=r"no layer is left to analyze\. Layers that run: 0"):
         ask(mlp(4, 5, 3).double(), exclude=("*",))
 
 

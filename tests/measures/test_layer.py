@@ -27,7 +27,7 @@ def test_local_rank() -> None:
     assert rank.local_rank.mean == 2  # of 2, 1, 3
     assert rank.local_rank.error == pytest.approx(1 / math.sqrt(3), rel=1e-15)
     assert (rank.rank_min, rank.rank_max) == (1, 3)
-    assert rank.near_tol == pytest.approx(1 / 3, rel=1e-15)  # 0.01005 lies within 1 %
+    assert rank.near_tol == pytest.approx(1 / 3, rel=1e-15)  # 0.01005 is within 1 %
     assert rank.n_undecided == 0
 
 

@@ -29,7 +29,7 @@ def test_counts_are_comparisons(sigma: Array, atol: float, rtol: float) -> None:
 
 @given(sigma=spectra, rtol=st.sampled_from([1e-1, 1e-3, 1e-6]))
 def test_counts_are_those_of_torch(sigma: Array, rtol: float) -> None:
-    # matrix_rank computes the SVD anew, of a diagonal: exact but for its last bits.
+    # matrix_rank computes the SVD again, of a diagonal: exact except for its last bits.
     tol = rtol * sigma[0, 0]
     assume((np.abs(sigma - tol) > 1e-12 * sigma[0, 0]).all())
     matrix = torch.diag(torch.from_numpy(sigma[0]))

@@ -190,7 +190,7 @@ def test_the_bound_exceeds_what_any_allowed_error_does(name: str, kind: str, err
         where = generator.permutation(len(powers))[:reach] if trial % 2 else np.arange(reach)
         signs = generator.choice([-1, 1], reach) if trial % 3 else np.full(reach, 1 - trial % 2 * 2)
         slips[where] = signs * min(each, together / math.sqrt(reach))
-        true = np.clip(powers + slips, 0, None)  # what the computed ones may stand for
+        true = np.clip(powers + slips, 0, None)  # squares within the errors of the computed ones
         if true.max() == 0:
             continue
         was, now = (FORMULAS[name](np.sqrt(np.sort(p)[::-1])) for p in (powers, true))

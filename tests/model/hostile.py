@@ -324,7 +324,7 @@ def _alarm(number: int, frame: object) -> None:
 
 
 def main(root: Path, names: list[str]) -> dict[str, Any]:
-    """Analyse each folder, and return what happened, by its name."""
+    """Analyze each folder, and return what happened, by its name."""
     write_fakes(root / "fakes", root / "marks")
     sys.path.insert(0, str(root / "fakes"))
     connected: list[str] = []
@@ -354,17 +354,17 @@ def main(root: Path, names: list[str]) -> dict[str, Any]:
         try:
             model = None if (folder.parent / "localrank.toml").exists() else "hf"
             analyze(folder, model=model, data="normal:3x8", points=1, device="cpu")
-            said = RUNS
+            message = RUNS
         except LocalrankError as error:
-            said = f"error: {error}"
+            message = f"error: {error}"
         except _TooLong:
-            said = "hangs"
+            message = "hangs"
         except BaseException as error:  # what a user would see as a traceback
-            said = f"bug: {type(error).__name__}: {error}"
+            message = f"bug: {type(error).__name__}: {error}"
         finally:
             signal.alarm(0)
         found[name] = {
-            "said": said,
+            "message": message,
             "seconds": time.monotonic() - started,
             "kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before,
             "connected": list(connected),

@@ -36,11 +36,11 @@ def test_it_ends_in_one_line_and_does_nothing_else(found: Any, name: str) -> Non
     assert outcome["kib"] < MOST_KIB
     assert outcome["seconds"] < MOST_SECONDS
     if expected == RUNS:
-        assert outcome["said"] == RUNS
+        assert outcome["message"] == RUNS
     else:
-        assert outcome["said"].startswith("error: ")
-        assert re.search(expected, outcome["said"])
-        assert "\n" not in outcome["said"]
+        assert outcome["message"].startswith("error: ")
+        assert re.search(expected, outcome["message"])
+        assert "\n" not in outcome["message"]
 
 
 def test_a_network_loads_no_kernels_by_itself(found: Any) -> None:

@@ -32,7 +32,7 @@ def built(factory: Callable[[], object]) -> Network:
 
 
 def holding(**attributes: Callable[[], Any]) -> Callable[[], nn.Module]:
-    """A network with attributes of its own, made anew for each."""
+    """A new network with its own attributes."""
 
     def factory() -> nn.Module:
         model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))

@@ -291,7 +291,7 @@ def test_python_offers_every_option_that_is_not_about_files_and_terminals() -> N
 
 
 def test_options_that_are_dangerous_or_about_the_machine_are_not_in_localrank_toml() -> None:
-    """The folder may be somebody else's: it says what to measure, and the user what to risk."""
+    """The folder may be another person's: it sets what to measure, and the user what to risk."""
     for one in KEYS.values():
         setting = one.setting
         assert setting.in_python, one.name  # else it is about files and terminals

@@ -68,7 +68,7 @@ def test_a_preset(run: Path) -> None:
     write_settings(run, 'preset = "patel2024"\n')
     frame = analyze(run)
     assert frame["layer"].unique().tolist() == ["0", "2"]
-    assert (frame["n_points"] == 8).all()  # the file's own word beats its preset
+    assert (frame["n_points"] == 8).all()  # the file's own key beats its preset
     assert (frame["atol"] == 0.01).all()
     assert analyze(run, layers="4")["layer"].tolist() == ["4", "4"]
     write_settings(run, 'preset = "numpy"\natol = 0.5\n')
@@ -93,7 +93,7 @@ def test_flags_beat_the_file(run: Path) -> None:
     write_settings(run, 'labels-key = "z"\n')
     pd.testing.assert_series_equal(analyze(run)["accuracy"], frame["accuracy"])
     assert "accuracy" not in analyze(run, labels_key="").columns
-    # Labels belong to the data of the file: other data put them aside.
+    # Labels belong to the data of the file: other data override them.
     assert "accuracy" not in analyze(run, data="normal:4").columns
 
 

@@ -76,7 +76,7 @@ def test_what_is_drawn(page: Page) -> None:
     assert page.ask("document.querySelectorAll('#heat .cell').length") == 2 * 3 * len(STEPS)
     assert summary(page)[0] == ["decay", "layer0", "40 x 50", "10.0", "13.0", "1000", "13.0",
                                 "5.0 → 6.5"]  # fmt: skip
-    # The line goes through its values: the height of layer1 at step 0 lies between its neighbours'.
+    # The line goes through its values: the height of layer1 at step 0 is between its neighbours'.
     heights = page.ask(
         "[...document.querySelectorAll('#course figure:first-child .line')]"
         ".map((l) => l.getPointAtLength(0).y)"

@@ -1,4 +1,4 @@
-"""Files of localrank with strange content and sound checksums."""
+"""Files of localrank with invalid content and valid checksums."""
 
 import json
 import zlib
@@ -10,13 +10,13 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 class Raw(str):
-    """Text that takes the place of a value as it stands."""
+    """Text that replaces a value verbatim."""
 
     __slots__ = ()
 
 
 def dumped(value: Any) -> str:
-    """As JSON, with each `Raw` as it stands."""
+    """As JSON, with each `Raw` verbatim."""
     raws: list[str] = []
 
     def marked(part: Any) -> Any:
@@ -34,7 +34,7 @@ def dumped(value: Any) -> str:
 
 
 def put(holder: Any, path: str, value: Any) -> None:
-    """Set, change, or with `...` remove, what stands at a path such as `layers.0.points`."""
+    """Set, change, or with `...` remove, the value at a path such as `layers.0.points`."""
     *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
     for part in parents:
         holder = holder[part]

@@ -27,7 +27,7 @@ def holder(target: Path) -> "subprocess.Popen[str]":
     return process
 
 
-def test_the_second_is_told_who_is_first_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+def test_the_second_learns_who_holds_the_lock_and_a_dead_process_holds_none(tmp_path: Path) -> None:
     target = tmp_path / "ranks.csv"
     process = holder(target)
     try:

@@ -120,9 +120,9 @@ def test_failed_rows_are_left_out_and_said() -> None:
         "local_rank": [1.0, None, 3.0, None],
         "status": ["ok", "nonfinite", "ok", "unreadable"],
     })  # fmt: skip
-    kept, said = without_failed(frame)
+    kept, note = without_failed(frame)
     assert kept["local_rank"].tolist() == [1.0, 3.0]
-    assert said == ("2 of 4 rows are left out, as they failed (1 nonfinite, 1 unreadable; step 0)")
+    assert note == ("2 of 4 rows are left out, as they failed (1 nonfinite, 1 unreadable; step 0)")
     assert without_failed(kept) == (kept, "")
     with pytest.raises(DataError, match="no row whose status is ok"):
         without_failed(frame[frame["status"] != "ok"])
@@ -130,13 +130,13 @@ def test_failed_rows_are_left_out_and_said() -> None:
 
 def test_a_failed_checkpoint_without_layers_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(HEAD + "r,1,0,0,t,1,ok\nr,2,,,,,unreadable\n")
-    kept, said = without_failed(read_table(tmp_path / "a.csv"))
+    kept, note = without_failed(read_table(tmp_path / "a.csv"))
     assert len(kept) == 1
-    assert "1 unreadable; step 2" in said
+    assert "1 unreadable; step 2" in note
 
 
 class TestSeveral:
-    def test_runs_of_one_name_are_told_apart(self, tmp_path: Path) -> None:
+    def test_runs_of_one_name_are_distinguished(self, tmp_path: Path) -> None:
         paths = []
         for folder in ("decay", "none"):
             (tmp_path / folder).mkdir()

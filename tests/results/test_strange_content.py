@@ -1,4 +1,4 @@
-"""Strange content under a sound checksum ends in one line that names the file and the key."""
+"""Invalid content with a valid checksum ends in one line that names the file and the key."""
 
 import json
 import shutil
@@ -402,7 +402,7 @@ def plan_content(place: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_submitting_again_mends_a_strange_plan(place: Path) -> None:
+def test_submitting_again_repairs_an_invalid_plan(place: Path) -> None:
     words = ("submit", "run", *QUICK, "-o", "new.csv", "--workers", "2")
     folder = place / "new.csv.shards"
     folder.mkdir()

@@ -40,7 +40,7 @@ def weight(run: Path, step: int) -> Array:
 
 def test_the_covariance_is_that_of_all_the_data(run: Path) -> None:
     x = data()
-    # 16 of the 200 points are analysed; the covariance sees them all.
+    # 16 of the 200 points are analyzed; the covariance sees them all.
     frame = analyze(run, data=x, points=16, input_metric="data")
     covariance = np.cov(x, rowvar=False)
     for step in (0, 5):

@@ -74,13 +74,13 @@ def entropy(values: Tensor) -> Tensor:
     [
         torch.logspace(0, -14, 200).tolist(),  # no gap
         [1.0] * 100 + [0.0] * 100,  # too many
-        [1.0] * 190 + [1e-5] * 10,  # nothing that the Gram matrix cannot tell
+        [1.0] * 190 + [1e-5] * 10,  # the Gram matrix resolves all of them
     ],
 )
 def test_others_are_left_to_the_svd(values: list[float]) -> None:
     matrix = planted(values, 300, 200, seed=1)
     found = small_values(gram_pair(matrix))
-    if found is not None:  # small, but set apart all the same: then right
+    if found is not None:  # small, but returned nevertheless: then exact
         truth = torch.linalg.svdvals(matrix)[-len(found) :]
         assert float((found - truth).abs().max()) <= 2 * float(
             rounding(torch.ones(()), 300, torch.float64)

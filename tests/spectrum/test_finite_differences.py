@@ -91,5 +91,5 @@ def test_smooth(case: Case) -> None:
 
 @pytest.mark.parametrize("case", params(named(KINKED)))
 def test_between_kinks(case: Case) -> None:
-    # The seeds are fixed: no kink lies within the step at any of the points.
+    # The seeds are fixed: no kink is within the step at any of the points.
     assert compare(case, KINKED_STEP, KINKED_BOUND, kinks=True) == len(case.build()[1])

@@ -14,7 +14,7 @@ from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
 from tests.networks import Net
 from tests.spectrum.routes import ROUTES, TOLERANCES
 
-# torch says so where vmap has no rule for an operation (Bilinear): slow, and right all the same.
+# torch says so where vmap has no rule for an operation (Bilinear): slow, but correct.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
 # Both sides multiply the same factors in another order. An entry is then off by at most k u per

@@ -1,4 +1,4 @@
-"""A Jacobian with a NaN or infinite entry has no rank, and spoils no other."""
+"""A Jacobian with a NaN or infinite entry has no rank, and affects no other."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Networks that nobody has seen: stacks of random blocks, against the naive way."""
+"""Random networks (stacks of random blocks) against a naive computation."""
 
 from collections.abc import Callable
 

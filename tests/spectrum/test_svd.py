@@ -1,4 +1,4 @@
-"""The SVD that counts, and how far it says it may be off."""
+"""The SVD that counts, and the bound on its error."""
 
 import numpy as np
 import pytest
