@@ -1,4 +1,4 @@
-"""Times localrank against what a user would write today, side by side.
+"""Time localrank against what a user would write today, side by side.
 
 Each method runs in a process of its own, in turn (A B A B ...), so that a machine whose speed
 drifts does so for both. The first run of each is not counted. Ratios are of medians.
@@ -38,7 +38,7 @@ class Runs:
 
     @classmethod
     def start(cls, case: str, method: str, threads: int) -> "Runs":
-        """Starts a worker.
+        """Start a worker.
 
         Args:
             case: Key of CASES.
@@ -57,7 +57,7 @@ class Runs:
         return cls(process)
 
     def run(self) -> None:
-        """Runs once."""
+        """Run once."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("run\n")
@@ -65,7 +65,7 @@ class Runs:
         self.answers.append(json.loads(self.process.stdout.readline()))
 
     def stop(self) -> None:
-        """Ends the worker."""
+        """End the worker."""
         self.process.communicate()
 
     @property
@@ -76,7 +76,7 @@ class Runs:
 
 
 def compare(key: str, case: Case, threads: int) -> list[dict[str, Any]]:
-    """Times one case against its baselines.
+    """Time one case against its baselines.
 
     Args:
         key: Of CASES.
@@ -112,7 +112,7 @@ def compare(key: str, case: Case, threads: int) -> list[dict[str, Any]]:
 
 
 def whole_command(threads: int, runs: int = 3) -> dict[str, Any]:
-    """Times the command on 12 checkpoints against a script of (b), start-up included.
+    """Time the command on 12 checkpoints against a script of (b), start-up included.
 
     Args:
         threads: Of torch, by OMP_NUM_THREADS.
@@ -152,7 +152,7 @@ def whole_command(threads: int, runs: int = 3) -> dict[str, Any]:
 
 
 def save_series(folder: Path, count: int) -> Path:
-    """Trains the first case's network and saves checkpoints on the way.
+    """Train the first case's network and save checkpoints on the way.
 
     Args:
         folder: Made here.
@@ -202,7 +202,7 @@ def many(counts: tuple[int, ...] = (1000, 10_000)) -> list[dict[str, Any]]:
 
 
 def start_up(runs: int = 5) -> dict[str, Any]:
-    """Times `localrank --help` against importing torch.
+    """Time `localrank --help` against importing torch.
 
     Args:
         runs: How many.
@@ -232,7 +232,7 @@ def start_up(runs: int = 5) -> dict[str, Any]:
 
 
 def show(lines: list[dict[str, Any]]) -> None:
-    """Prints the table.
+    """Print the table.
 
     Args:
         lines: From the functions above.
@@ -257,7 +257,7 @@ def show(lines: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Runs what was asked for, prints the table and writes JSON."""
+    """Run the selected cases, print the table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[*CASES, "command", "help", "many"])
     parser.add_argument("--threads", type=int, default=2)

@@ -1,4 +1,4 @@
-"""Reads a journal of many checkpoints, as every start on an existing output does.
+"""Read a journal of many checkpoints, as every start on an existing output does.
 
 `python journal.py [COUNT]` prints, as JSON, processor seconds to open it (every head) and to read
 every body (once for the table, once more for the chart), and the size of a line.
@@ -41,7 +41,7 @@ def _write(folder: Path, path: Path, count: int) -> None:
 
 
 def main() -> None:
-    """Runs once."""
+    """Run once."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="localrank-journal-") as name:

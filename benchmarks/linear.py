@@ -51,7 +51,7 @@ def _worker(checkpoints: int, points: int) -> None:
 
 
 def main() -> None:
-    """Prints a line for each number of checkpoints (at 10 points) and of points (at one)."""
+    """Print a line for each number of checkpoints (at 10 points) and of points (at one)."""
     if len(sys.argv) > 1:
         _worker(int(sys.argv[1]), int(sys.argv[2]))
         return

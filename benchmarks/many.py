@@ -1,6 +1,6 @@
 """Thousands of small checkpoints in one folder: `python many.py COUNT`, a process for each.
 
-Prints, as JSON, the seconds to plan and to go on where nothing is left, and the peak over what
+Prints, as JSON, the seconds to plan and to resume with nothing left, and the peak over what
 torch and the tool hold before they look at a file.
 """
 
@@ -42,7 +42,7 @@ def _ignore(note: str) -> None:
 
 
 def _whole(options: AnalyzeOptions, target: Path) -> int:
-    """What `analyze -o` does, with what it opens and writes; gives how many were computed."""
+    """Analyze as `analyze -o` does, with its files; return how many checkpoints were computed."""
     with RunOutput(target, overwrite=False, command=[]) as output:
         going_on = output.begin(make_plan(options, _ignore), _ignore)
         computed = 0
@@ -54,7 +54,7 @@ def _whole(options: AnalyzeOptions, target: Path) -> int:
 
 
 def main() -> None:
-    """Runs once."""
+    """Run once."""
     count = int(sys.argv[1])
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="localrank-many-") as name:

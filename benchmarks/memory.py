@@ -20,7 +20,7 @@ from localrank_cli.spectrum.tolerance import Tolerance
 
 
 def status(field: str) -> int:
-    """Reads a size of this process.
+    """Read a size of this process.
 
     Args:
         field: Of /proc/self/status, in kB there.
@@ -35,7 +35,7 @@ def status(field: str) -> int:
 
 
 def main() -> None:
-    """Runs one case once."""
+    """Run one case once."""
     name, memory = sys.argv[1], int(sys.argv[2])
     case = CASES[name]
     if name == "resnet":  # the widest and the deepest; all six take an hour under 256 MiB

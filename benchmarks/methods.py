@@ -1,4 +1,4 @@
-"""How local rank is computed: by localrank, and as a user would write it today."""
+"""Local rank by localrank, and as a user would write it today."""
 
 from collections.abc import Callable
 
@@ -11,12 +11,12 @@ ATOL = 0.01
 Method = Callable[[nn.Module, Tensor, tuple[str, ...]], list[float]]
 
 
-class _Found(Exception):  # noqa: N818  # not an error: the forward pass has gone far enough
+class _Found(Exception):  # noqa: N818  # not an error: stops the forward pass early
     pass
 
 
 def _up_to(model: nn.Module, layer: str) -> Callable[[Tensor], Tensor]:
-    """The layer's output as a function of one point."""
+    """Return the layer's output as a function of one point."""
     module = model.get_submodule(layer)
 
     def function(point: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def jacfwd_rank(model: nn.Module, points: Tensor, layers: tuple[str, ...]) -> li
 
 
 def localrank(model: nn.Module, points: Tensor, layers: tuple[str, ...]) -> list[float]:
-    """All measures, the certificate and near_tol included, in float64."""
+    """Compute all measures in float64, with the certificate and near_tol."""
     from localrank_cli.layers.select import Selection
     from localrank_cli.measures.layer import measure
     from localrank_cli.measures.table import demand_of

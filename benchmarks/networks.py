@@ -45,7 +45,7 @@ def mlp(width: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequent
 
 
 def train(model: nn.Module, steps: int, each: Callable[[int], None] = lambda _: None) -> None:
-    """Trains on 2,000 digits by SGD with momentum and weight decay.
+    """Train on 2,000 digits by SGD with momentum and weight decay.
 
     Args:
         model: Changed in place.
@@ -75,7 +75,7 @@ class Residual(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Applies the block.
+        """Apply the block.
 
         Args:
             inputs: Shape (points, channels, height, width).
@@ -99,7 +99,7 @@ class SmallResNet(nn.Module):
         self.head = nn.Linear(32, 10)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Classifies images.
+        """Classify images.
 
         Args:
             inputs: Shape (points, 3, height, width).
@@ -121,7 +121,7 @@ class NormedBlock(nn.Module):
         self.linear, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Applies the block.
+        """Apply the block.
 
         Args:
             inputs: Shape (points, width).
@@ -162,7 +162,7 @@ class DecoderBlock(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Applies the block.
+        """Apply the block.
 
         Args:
             inputs: Shape (points, tokens, width).
@@ -188,7 +188,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(width, vocabulary, bias=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Predicts the next token.
+        """Predict the next token.
 
         Args:
             inputs: Shape (points, tokens, width).

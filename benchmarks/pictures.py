@@ -1,4 +1,4 @@
-"""Times pictures and pages of long runs: python benchmarks/pictures.py [STEPS [LAYERS]]."""
+"""Time pictures and pages of long runs: python benchmarks/pictures.py [STEPS [LAYERS]]."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ JOBS = {
 
 
 def long_table(steps: int, layers: int) -> pd.DataFrame:
-    """A table with all columns that are drawn."""
+    """Return a table with all columns that are drawn."""
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({
         "run": "run",
@@ -39,7 +39,7 @@ def long_table(steps: int, layers: int) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Runs each command once and prints its seconds and the size of what it wrote."""
+    """Run each command once and print its seconds and the size of what it wrote."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     layers = int(sys.argv[2]) if len(sys.argv) > 2 else 8
     print(f"{steps} steps, {layers} layers\n\n| command | seconds | MB |\n| --- | ---: | ---: |")

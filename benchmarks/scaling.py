@@ -1,4 +1,4 @@
-"""What several workers give, and what merging many shards costs."""
+"""The speed of several workers, and the cost of merging many shards."""
 
 import json
 import os
@@ -22,7 +22,7 @@ SHARDS = 5000
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of a command took."""
+    """The cost of one run of a command."""
 
     seconds: float
     processor: float  # seconds of all its processes
@@ -32,7 +32,7 @@ class Run:
 def scaling(
     workers: int = 2, checkpoints: int = 12, points: int = 64, runs: int = 3
 ) -> dict[str, Any]:
-    """One worker of one thread against two of one thread, in turn.
+    """Compare one worker of one thread with two of one thread, in turn.
 
     Args:
         workers: How many.
@@ -94,21 +94,21 @@ _MERGE = """
 import json, sys, time
 from pathlib import Path
 from localrank_cli.divide.merge import collect, find_journals
-from localrank_cli.divide.merge import write_merged
+from localrank_cli.divide.merge import write_merge
 def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 base = memory("VmRSS")
 started, processor = time.perf_counter(), time.process_time()
-write_merged(collect(find_journals([Path(sys.argv[1])])), Path(sys.argv[2]), [], overwrite=False)
+write_merge(collect(find_journals([Path(sys.argv[1])])), Path(sys.argv[2]), [], overwrite=False)
 answer = {"seconds": time.perf_counter() - started, "processor": time.process_time() - processor}
 print(json.dumps(answer | {"more": memory("VmHWM") - base}))
 """
 
 
 def merging(shards: int = SHARDS) -> list[dict[str, Any]]:
-    """Merges the tables of many shards, of a fifth and of a tenth of them.
+    """Merge the tables of many shards, of a fifth and of a tenth of them.
 
     Args:
         shards: How many.
@@ -135,7 +135,7 @@ def merging(shards: int = SHARDS) -> list[dict[str, Any]]:
 
 
 def _merge(count: int) -> dict[str, Any]:
-    """Merges the tables of so many shards, of one checkpoint each, in a fresh process."""
+    """Merge the tables of so many shards, of one checkpoint each, in a fresh process."""
     folder = Path(tempfile.mkdtemp(prefix="localrank-bench-"))
     try:
         parts, target = folder / "parts", folder / "ranks.csv"
@@ -153,7 +153,7 @@ def _merge(count: int) -> dict[str, Any]:
 
 
 def _write_shards(series: Path, parts: Path, count: int) -> int:
-    """Computes one shard, and writes it under the names of all.
+    """Compute one shard, and write it under the names of all.
 
     All of 5,000 would take an hour: each plans the whole series, and brings its files to the disk.
 
@@ -183,7 +183,7 @@ def _write_shards(series: Path, parts: Path, count: int) -> int:
     with patch("os.fsync"):  # no crash has to be outlived here
         for index, checkpoint in enumerate(plan.series[0].checkpoints):
             shard, name = Shard(index, count), checkpoint.file.name
-            this = replace(division, shard=shard, own=((record.run, name, None),))
+            this = replace(division, shard=shard, units=((record.run, name, None),))
             with Journal(parts / f"{shard.file_name}.csv.journal") as journal:
                 record_settings(own, journal, this)
                 journal.append(*replace(record, checkpoint=name, step=checkpoint.step).to_json())

@@ -10,7 +10,7 @@ from torch import nn
 
 
 def main() -> None:
-    """Prints local rank by step and layer."""
+    """Print local rank by step and layer."""
     folder = Path(sys.argv[1])
     points = load_file(folder / "data.safetensors")["x"]
     model = nn.Sequential(

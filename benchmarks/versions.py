@@ -1,4 +1,4 @@
-"""Times two versions of localrank against each other: `versions.py OLD NEW`, two checkouts.
+"""Time two versions of localrank against each other: `versions.py OLD NEW`, two checkouts.
 
 Each needs its own `.venv`. Runs alternate (A B A B ...), so that a machine whose speed drifts does
 so for both; the first run of each is not counted. Seconds are of the processor, user and system, so
@@ -27,7 +27,7 @@ Run = Callable[[], float]
 
 
 def case_run(tree: Path, case: str, threads: int) -> Run:
-    """Starts a worker of a case; each call runs it once and returns its seconds."""
+    """Start a worker of a case; return a function that runs it once and returns its seconds."""
     command = [str(tree / ".venv/bin/python"), "worker.py", case, "localrank", str(threads)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tree / "benchmarks"
@@ -46,7 +46,7 @@ def case_run(tree: Path, case: str, threads: int) -> Run:
 
 
 def command_run(tree: Path, words: tuple[str, ...]) -> Run:
-    """Each call runs a command line and returns its seconds."""
+    """Return a function that runs a command line and returns its seconds."""
 
     def run() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -65,7 +65,7 @@ def _seconds_of(pid: int) -> float:
 
 
 def main() -> None:
-    """Prints medians and their ratio."""
+    """Print medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trees", nargs=2, type=Path)
     parser.add_argument("--runs", type=int, default=7)

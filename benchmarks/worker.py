@@ -18,7 +18,7 @@ def _status(field: str) -> int:
 
 
 def main() -> None:
-    """Answers each line with the seconds, the counts and the peak memory so far."""
+    """Answer each line with the seconds, the counts and the peak memory so far."""
     case, method = CASES[sys.argv[1]], METHODS[sys.argv[2]]
     torch.set_num_threads(int(sys.argv[3]))
     model, points = case.make()

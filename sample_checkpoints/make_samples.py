@@ -1,7 +1,7 @@
 """Train the sample networks and write each one as a series of checkpoints.
 
 The README beside this file says what they show. Each folder gets `step_N.safetensors`, its inputs,
-`metrics.csv`, `localrank.toml` and, in its README, what stands below the mark.
+`metrics.csv`, `localrank.toml` and, in its README, the part below the mark.
 
 One thread; `torch.manual_seed` sets the initial weights and a seeded CPU generator the order of
 the batches: a second run with the same torch on the same processor writes the same bytes (the
@@ -70,7 +70,7 @@ SAMPLES = {sample.name: sample for sample in (MNIST, MNIST_NO_DECAY, GAUSSIAN)}
 
 @dataclass(frozen=True)
 class Material:
-    """What a network is trained on, and what its folder keeps of it."""
+    """The training data of a network, and the part that its folder keeps."""
 
     task: Task
     text: SeriesText
@@ -105,7 +105,7 @@ def material(sample: Sample, digits: Path | None) -> Material:
 def spectra(net: nn.Sequential, points: Tensor) -> list[Tensor]:
     """Return the singular values of J_l = W_l D_(l-1) W_(l-1) ... D_1 W_1, (points, r_l) per layer.
 
-    D_l is diagonal: 1 where unit l of the point is active, else 0. J_1 = W_1 stands only once.
+    D_l is diagonal: 1 where unit l of the point is active, else 0. J_1 = W_1 is given only once.
     """
     out, jacobian, values = points, torch.eye(points.shape[1], dtype=points.dtype)[None], []
     for layer in net:
@@ -148,7 +148,7 @@ def write_series(sample: Sample, given: Material, folder: Path) -> None:
 
 
 def write_readme(recipe: Recipe, table: list[list[str]], path: Path) -> None:
-    """Keep what stands above the mark; write the recipe and the table of results below it."""
+    """Keep the text above the mark; write the recipe and the table of results below it."""
     text = f"""{path.read_text(encoding="utf-8").partition(MARK)[0]}{MARK}
 ## Recipe
 

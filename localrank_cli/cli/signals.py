@@ -83,7 +83,7 @@ class SignalHandler:
 
     @contextmanager
     def uninterruptible(self) -> Iterator[None]:
-        """Within `interruptible`, hold signals back until what is being written is complete."""
+        """Hold signals back, within `interruptible`, until a write is complete."""
         before, self._is_interruptible = self._is_interruptible, False
         try:
             yield
