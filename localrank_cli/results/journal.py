@@ -61,7 +61,7 @@ def read_heads(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
                     break
                 check_head(head)
             except ValueError as error:
-                raise _strange(path, offset, error) from error
+                raise _invalid(path, offset, error) from error
             heads.append(head)
             offset += len(line)
     return heads, offset
@@ -112,11 +112,11 @@ def _body_of(path: Path, entry: Entry, line: bytes, settings: Settings | None) -
 
             check_against_settings(settings, whole["body"])
     except ValueError as error:
-        raise _strange(path, entry.offset, error) from error
+        raise _invalid(path, entry.offset, error) from error
     return whole["body"]
 
 
-def _strange(path: Path, offset: int, error: ValueError) -> OutputError:
+def _invalid(path: Path, offset: int, error: ValueError) -> OutputError:
     """Return the error for a line that is whole and has invalid content."""
     number = 1  # if the file is gone by now
     with suppress(OSError), path.open("rb") as file:
@@ -205,7 +205,7 @@ class Journal:
             try:
                 head = self._head_of(line, number)
             except ValueError as error:
-                raise _strange(self.path, self._end, error) from error
+                raise _invalid(self.path, self._end, error) from error
             if head is None:
                 # Only the last line can be torn; a bad one among others is damage of another kind.
                 if self._file.read(1):

@@ -85,7 +85,7 @@ class PlannedCheckpoint:
     step: int
     container: str  # key of the state dict in the file; "" for a bare one
     stripping: Stripping
-    aside: tuple[str, ...] = ()  # other state dicts in the file, not taken
+    ignored: tuple[str, ...] = ()  # other state dicts in the file
     epoch: int | None = None
     averaged: bool = False  # whether the weights are an average over training
     points: tuple[int, int] | None = None  # only these (first, one past the last), for a shard
@@ -484,7 +484,7 @@ def _planned(
         stripping=fit.stripping,
         missing=fit.report.missing,
         unexpected=fit.report.unexpected,
-        aside=tuple(
+        ignored=tuple(
             describe_weights(key, header.averaged) for key in header.shapes if key != container
         ),
         averaged=container in header.averaged,

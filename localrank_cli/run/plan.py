@@ -327,7 +327,7 @@ def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
     for description in sorted({c.stripping.description for c in checkpoints} - {""}):
         note(f"stripped from the weights' names: {description}")
     for text in sorted(
-        {_which_weights(c) for c in checkpoints if c.aside or c.averaged or c.is_found}
+        {_which_weights(c) for c in checkpoints if c.ignored or c.averaged or c.is_found}
     ):
         note(text)
 
@@ -335,7 +335,7 @@ def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
 def _which_weights(checkpoint: PlannedCheckpoint) -> str:
     container = checkpoint.container
     key = describe_weights(container, {container} if checkpoint.averaged else ())
-    ignored = f", not {', '.join(checkpoint.aside)} (--weights)" if checkpoint.aside else ""
+    ignored = f", not {', '.join(checkpoint.ignored)} (--weights)" if checkpoint.ignored else ""
     return f"using the weights under {key}{ignored}"
 
 
