@@ -18,7 +18,7 @@ WIDTH = 100
 HEAD = """\
 # Command line
 
-What `--help` says, for every command. This page is written by `python docs/make_cli.py`; a test
+The output of `--help` for every command. This page is written by `python docs/make_cli.py`; a test
 fails when it differs from the program.
 
 See [models.md](models.md) for details on the model, data and layers, [measures.md](measures.md) on

@@ -41,7 +41,7 @@ Noise = Annotated[float, Interval(ge=1e-150, le=1e150)]
 Atol = Annotated[
     tuple[Positive, ...],
     Setting(
-        help="Absolute tolerance: singular values above X count; repeat.",
+        help="Absolute tolerance: singular values above X count; repeatable.",
         metavar="X",
         default=DEFAULT_ATOL,
         advice=_ROUNDING,
@@ -53,7 +53,7 @@ Rtol = Annotated[
     tuple[Annotated[float, Gt(0), Lt(1)] | None, ...],  # None: eps
     Setting(
         help="Relative tolerance: singular values above X times the largest count, or eps:"
-        " max(n_out, n_in) times the float32 epsilon; repeat.",
+        " max(n_out, n_in) times the float32 epsilon; repeatable.",
         metavar="X",
         read=parse.each(parse.relative),
         advice="A relative tolerance is between 0 and 1. Below the rounding of the SVD every"
@@ -97,7 +97,7 @@ class AnalyzeOptions:
     model_arg: Annotated[
         tuple[tuple[str, Any], ...],
         Setting(
-            help="A keyword argument for --model, its value as JSON, else as text; repeat.",
+            help="A keyword argument for --model, its value as JSON, else as text; repeatable.",
             metavar="KEY=VALUE",
             read=parse.keywords,
             in_folder=True,
@@ -175,7 +175,7 @@ class AnalyzeOptions:
         tuple[str, ...],
         Setting(
             help="Modules by qualified name, comma separated, * crosses dots, !GLOB leaves out;"
-            " repeat. Default: every Linear, Bilinear, Conv and ConvTranspose that runs.",
+            " repeatable. Default: every Linear, Bilinear, Conv and ConvTranspose that runs.",
             metavar="GLOB",
             read=parse.globs,
             in_folder=True,
@@ -185,7 +185,7 @@ class AnalyzeOptions:
     exclude: Annotated[
         tuple[str, ...],
         Setting(
-            help="Modules to leave out, comma separated; repeat.",
+            help="Modules to leave out, comma separated; repeatable.",
             metavar="GLOB",
             read=parse.globs,
             in_folder=True,
@@ -195,7 +195,7 @@ class AnalyzeOptions:
     wrt: Annotated[
         str | None,
         Setting(
-            help="Differentiate with respect to this module's output (an embedding, say)."
+            help="Differentiate with respect to this module's output, such as an embedding."
             " Default: the network's input.",
             metavar="NAME",
             in_folder=True,
@@ -207,7 +207,7 @@ class AnalyzeOptions:
     input_metric: Annotated[
         Literal["identity", "data"] | None,
         Setting(
-            help="Metric of the varied tensor: identity, or data: its covariance over the whole"
+            help="Metric of the varied tensor: identity, or data, its covariance over the whole"
             " data.",
             metavar="NAME",
             default="identity",
@@ -241,7 +241,7 @@ class AnalyzeOptions:
     preset: Annotated[
         Preset | None,
         Setting(
-            help="Rules of published work, where no flag says otherwise: patel2024 (atol 0.01,"
+            help="Rules of published work, unless options override them: patel2024 (atol 0.01,"
             " hidden layers, 128 points), feng2022 (a 16 x 16 patch in the middle of the image,"
             " rtol 0.0096), numpy (rtol eps).",
             metavar="NAME",
@@ -272,8 +272,8 @@ class AnalyzeOptions:
     sigma_1: Annotated[
         Literal["slice", "full"] | None,
         Setting(
-            help="Whose largest singular value --rtol refers to under a slice: slice, the slice's"
-            " own, or full, that of the whole Jacobian, which is then computed too.",
+            help="The largest singular value that --rtol refers to under a slice: slice, its own;"
+            " or full, that of the whole Jacobian, which is then computed too.",
             metavar="NAME",
             default="slice",
             in_folder=True,
@@ -393,7 +393,7 @@ class AnalyzeOptions:
     weights: Annotated[
         str | None,
         Setting(
-            help="Which of several sets of weights in one file: raw (those that training"
+            help="The set of weights in a file with several: raw (those that training"
             " continues with), ema (their average), or a key of the file.",
             metavar="NAME",
             default="raw",
@@ -404,8 +404,8 @@ class AnalyzeOptions:
     step_regex: Annotated[
         str | None,
         Setting(
-            help="How to find the step in a name: a regular expression whose one group, or group"
-            " named step, is the number.",
+            help="The step in a name as a regular expression, whose only group, or group named"
+            " step, is the number.",
             metavar="REGEX",
             decides=("step_regex",),
         ),
@@ -413,7 +413,7 @@ class AnalyzeOptions:
     step_pattern: Annotated[
         str | None,
         Setting(
-            help="How to find the step in a name: literal text with {step} for the number, such as"
+            help="The step in a name as literal text, with {step} for the number, such as"
             " run_{step}_v2.",
             metavar="TEXT",
             read=parse.pattern_with_step,
@@ -424,8 +424,8 @@ class AnalyzeOptions:
     step_from: Annotated[
         Literal["contents", "name", "epoch"] | None,
         Setting(
-            help="Where steps are taken from: contents, name or epoch. Default: what is in the"
-            " file, else beside it, else its name.",
+            help="The source of steps: contents, name or epoch. Default: the contents of the file,"
+            " else of files beside it, else its name.",
             metavar="SOURCE",
             in_folder=True,
             decides=("counting", "step_from"),
@@ -655,7 +655,7 @@ class SubmitOptions:
     setup: Annotated[
         tuple[str, ...],
         Setting(
-            help="A line of shell before each task, such as module load; repeat.",
+            help="A line of shell before each task, such as module load; repeatable.",
             metavar="LINE",
             panel=_SLURM,
         ),

@@ -63,13 +63,13 @@ _Tables = Annotated[
 _Layers = Annotated[
     tuple[str, ...],
     Setting(
-        help="Layers by name, comma separated, * crosses dots, !GLOB leaves out; repeat.",
+        help="Layers by name, comma separated, * crosses dots, !GLOB leaves out; repeatable.",
         metavar="GLOB",
         read=parse.globs,
     ),
 ]
 _Metric = Annotated[
-    str | None, Setting(help="Which one, where the table has several.", metavar="NAME")
+    str | None, Setting(help="The input metric to show, if the table has several.", metavar="NAME")
 ]
 
 
@@ -111,7 +111,9 @@ class PlotOptions:
     layers: _Layers = ()
     tolerance: Annotated[
         str | None,
-        Setting(help="Which one, if the table has several: atol=0.01.", metavar="LABEL"),
+        Setting(
+            help="The tolerance to draw, if the table has several: atol=0.01.", metavar="LABEL"
+        ),
     ] = None
     input_metric: _Metric = None
     metrics: Annotated[
