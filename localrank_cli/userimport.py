@@ -229,7 +229,7 @@ def _import_from_here(name: str) -> None:
     sys.modules[name] = module
     try:
         found.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # raised again, without half a module
         sys.modules.pop(name, None)
         raise
 

@@ -74,9 +74,7 @@ def _command(journals: list[Path]) -> str:
     from localrank_cli.results.manifest import read_manifest
 
     for path in journals:
-        with suppress(
-            LocalrankError, ValueError, IndexError
-        ):  # no command to suggest from this one
+        with suppress(LocalrankError, ValueError, IndexError):  # the next may have a command
             manifest = read_manifest(path.with_suffix("")) or {}
             words = list(manifest.get("command") or ())
             place = words.index("--shard")

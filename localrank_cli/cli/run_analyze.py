@@ -49,7 +49,7 @@ def run_analysis(options: AnalyzeOptions) -> int:
         try:
             with handler.interruptible():
                 work.run()
-        except BaseException:
+        except BaseException:  # a signal too; raised again
             work.save_finished()
             raise
         work.save()

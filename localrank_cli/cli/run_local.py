@@ -98,7 +98,7 @@ class _LocalRun:
                     with handler.interruptible():
                         workers.start()
                         self._follow(workers, plan_file)
-                except BaseException as error:
+                except BaseException as error:  # a signal too; raised again
                     self._stop(workers, error, plan_file)
                     raise
             is_finite = self.folder.finish(plan_file, sys.argv)

@@ -70,7 +70,7 @@ class SignalHandler:
             yield
         except Interrupted:
             raise
-        except BaseException as error:
+        except BaseException as error:  # user code may turn the signal into any error
             self._is_interruptible = False
             if self._received is not None:
                 raise Interrupted(self._received) from error

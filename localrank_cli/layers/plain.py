@@ -72,7 +72,7 @@ def survey_precisely(
     try:
         with analysis_setting(model, dtype) as mode:
             seen = survey(model, points[:1].clone(), wrt)
-    except Exception as error:
+    except Exception as error:  # the user's code may fail in float64; then it runs as written
         if mode is None or not mode.n_requests:
             raise
         reason = f"parts of the network run in float32, as they are written ({cause(error)})"

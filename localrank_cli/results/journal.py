@@ -190,7 +190,7 @@ class Journal:
         try:
             self._check_kind()
             self._scan()
-        except BaseException:
+        except BaseException:  # raised again
             self._file.close()
             raise
 
