@@ -163,9 +163,7 @@ def fill_model(
     try:
         model.train()
         model.load_state_dict(complete, strict=True)
-    except (
-        Exception
-    ) as error:  # torch raises RuntimeError; the user's load hooks may raise anything
+    except Exception as error:  # torch raises RuntimeError, the user's load hooks anything
         shapes = {key: tuple(value.shape) for key, value in state.items()}
         raise mismatch(expected, shapes, place, error) from error
     model.requires_grad_(False)
