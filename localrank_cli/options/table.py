@@ -339,7 +339,7 @@ class AnalyzeOptions:
             " quarter of what is free.",
             metavar="SIZE",
             read=parse.size,
-            advice="Give at least 16MiB; Jacobians need that much.",
+            advice="Give at least 16MiB: anything less is too little.",
             is_shared=False,
         ),
     ] = None
