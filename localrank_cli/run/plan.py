@@ -17,6 +17,7 @@ from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import (
+    CheckpointFile,
     Series,
     find_checkpoints,
     find_folders,
@@ -30,6 +31,7 @@ from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import memory_budget, pick_device
 from localrank_cli.measures.table import AVERAGED
+from localrank_cli.model.arguments import Recorded
 from localrank_cli.model.build import move_model
 from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.twice import Network
@@ -96,6 +98,7 @@ class SeriesPlan:
     weights: str  # which of several sets in one file
     unsaved: tuple[str, ...] = ()  # parts that no checkpoint holds, with --allow-unsaved
     examined: tuple[str, ...] = ()  # names of the checkpoints that the network has run with
+    recorded: Recorded | None = None  # arguments that the checkpoints gave to the network's class
 
     @property
     def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
@@ -204,8 +207,7 @@ def _plan_series(
     failures = Failures(run, skips=options.skips_errors)
     steps = failures.steps(headers, note, folder)
     files, allowed = [file for file, _ in steps], options.allow_unsaved
-    weights = (headers.first, headers.held)
-    network = make_model(settings.model, (files, folder), weights, note)
+    network = _build(settings.model, headers, (files, folder), note)
     model, expected = network.model, network.expected
     points, facts = load_points(settings.source)
     for text in points.notes:
@@ -249,7 +251,18 @@ def _plan_series(
         weights=options.weights or RAW,
         unsaved=unsaved,
         examined=examined,
+        recorded=network.recorded,
     )
+
+
+def _build(
+    choice: ModelChoice, headers: Headers, place: tuple[Sequence[CheckpointFile], Path], note: Note
+) -> Network:
+    """Build the network, and have each checkpoint compared with what it was built from."""
+    weights = (headers.first, headers.held)
+    network = make_model(choice, place, weights, headers.sources(place[0]), note)
+    headers.recorded = network.recorded
+    return network
 
 
 def _find_series(options: SeriesOptions, named: Sequence[Path]) -> Series:
@@ -428,7 +441,8 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "folder": str(series.series.folder),
         "definitions": DEFINITIONS,
         "model": settings.model.description,
-        "model_arguments": {key: repr(value) for key, value in settings.model.arguments.items()},
+        "model_arguments": (series.recorded.described() if series.recorded is not None else {})
+        | {key: repr(value) for key, value in settings.model.arguments.items()},
         **series.model_facts,
         **series.data_facts,
         "data_shape": settings.source.shape,
