@@ -67,6 +67,8 @@ class Loads:
             note(f"not checked that the network keeps nothing between checkpoints: {error.what}")
             new = None
         if new is not None:
+            if series.points.inputs is not None:
+                series.points.inputs.install(new)
             move_model(new, point.device, series.settings.dtype)
             fill_model(new, Expected(new), state, checkpoint.place)
             run_alike(series.model, new)

@@ -48,8 +48,8 @@ from localrank_cli.options.resolve import (
 from localrank_cli.options.table import AnalyzeOptions, check_options
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
+from localrank_cli.points.inputs import Inputs
 from localrank_cli.points.shape import proposals, written
-from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
@@ -66,6 +66,7 @@ from localrank_cli.run.headers import (
     describe_missing,
     load_state,
 )
+from localrank_cli.run.inputs import load_for
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
@@ -209,7 +210,7 @@ def _plan_series(
     files, allowed = [file for file, _ in steps], options.allow_unsaved
     network = _build(settings.model, headers, (files, folder), note)
     model, expected = network.model, network.expected
-    points, facts = load_points(settings.source)
+    settings, points, facts = load_for(settings, model)
     for text in points.notes:
         note(text)
     move_model(model, device, settings.dtype)
@@ -222,7 +223,7 @@ def _plan_series(
     _note_weights(checkpoints, note)
     look = _FirstLook(
         model, expected, settings, place_points(points, device, settings.dtype),
-        options.trust_pickle,
+        options.trust_pickle, points.inputs,
     )  # fmt: skip
     examination, examined = failures.first_that_runs(checkpoints or every, look.examine)
     parts = Parts(model, [record.call for record in examination.records], look.points)
@@ -329,6 +330,7 @@ class _FirstLook:
     settings: Settings
     points: Tensor
     trust_pickle: bool
+    inputs: Inputs | None = None
     checkpoint: PlannedCheckpoint | None = None
 
     def examine(self, checkpoint: PlannedCheckpoint) -> Examination:
@@ -346,6 +348,8 @@ class _FirstLook:
 
     def _shape_that_runs(self) -> str:
         """Return what to do about points whose shape is wrong; empty if no other shape runs."""
+        if self.inputs is not None:
+            return f"A point consists of {self.inputs.text}: check what the model expects."
         there = tuple(self.points.shape[1:])
         source = self.settings.source
         kind, colon, _ = source.text.partition(":")
@@ -375,6 +379,8 @@ class _FirstLook:
         )
 
     def _prepare(self, other: nn.Module) -> None:
+        if self.inputs is not None:
+            self.inputs.install(other)
         move_model(other, self.points.device, self.settings.dtype)
         self._fill(other)
         run_alike(self.model, other)
