@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from localrank_cli import walk
 from localrank_cli.errors import ModelError, cause
+from localrank_cli.model.arguments import Arguments, example
 from localrank_cli.model.sharing import Aliases, held_arrays
 from localrank_cli.model.wrappers import unwrap
 from localrank_cli.seeds import SEED, seeded
@@ -98,6 +99,8 @@ def build_model(
         # chdir undoes any chdir of the user's code at the end.
         with seeded(seed), contextlib.chdir("."):
             model = factory(**arguments)
+        if isinstance(arguments, Arguments):
+            arguments.give()
     except ModelError:  # of --model hf
         raise
     except ANY_FAULT as error:
@@ -230,7 +233,7 @@ def _check_arguments(
         wanted = ", ".join(str(parameter) for parameter in signature.parameters.values())
         raise ModelError(
             f"{name} cannot be called with {_described(arguments)}: {error}.",
-            f"It takes ({wanted}); give each as --model-arg NAME=VALUE.",
+            f"It takes ({wanted}); give each as --model-arg NAME=VALUE, or {example(factory)}.",
         ) from error
 
 

@@ -31,6 +31,7 @@ from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import memory_budget, pick_device
 from localrank_cli.measures.table import AVERAGED
+from localrank_cli.model.arguments import Recorded
 from localrank_cli.model.build import move_model
 from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.twice import Network
@@ -47,8 +48,8 @@ from localrank_cli.options.resolve import (
 from localrank_cli.options.table import AnalyzeOptions, check_options
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
+from localrank_cli.points.inputs import Inputs
 from localrank_cli.points.shape import proposals, written
-from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
@@ -65,6 +66,7 @@ from localrank_cli.run.headers import (
     describe_missing,
     load_state,
 )
+from localrank_cli.run.inputs import load_for
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
@@ -97,6 +99,7 @@ class SeriesPlan:
     weights: str  # which of several sets in one file
     unsaved: tuple[str, ...] = ()  # parts that no checkpoint holds, with --allow-unsaved
     examined: tuple[str, ...] = ()  # names of the checkpoints that the network has run with
+    recorded: Recorded | None = None  # arguments that the checkpoints gave to the network's class
 
     @property
     def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
@@ -202,14 +205,16 @@ def _plan_series(
     failures = Failures(run, skips=options.skips_errors)
     steps = failures.steps(headers, note, folder)
     files = [file for file, _ in steps]
-    network = make_model(settings.model, (files, folder), (headers.first, headers.held), note)
+    network = _build(settings.model, headers, (files, folder), note)
     expected = network.expected  # before the network is filled or moved
-    points, facts = load_points(settings.source)
+    settings, points, facts = load_for(settings, network.model)
     for text in points.notes:
         note(text)
     move_model(network.model, device, settings.dtype)
     placed = place_points(points, device, settings.dtype)
-    look = _FirstLook(network.model, expected, settings, placed, options.trust_pickle)
+    look = _FirstLook(
+        network.model, expected, settings, placed, options.trust_pickle, points.inputs
+    )
     fit = _fit(series_options, steps, headers, failures, network, look, note)
     _check_tolerances(settings, fit.examination)
     memory = options.memory or 0
@@ -232,6 +237,7 @@ def _plan_series(
         weights=options.weights or RAW,
         unsaved=fit.unsaved,
         examined=fit.examined,
+        recorded=network.recorded,
     )
 
 
@@ -288,6 +294,16 @@ def _fit(
         examined=examined,
         unsaved=unsaved or look.compare(network, examination, note, allowed=allowed),
     )
+
+
+def _build(
+    choice: ModelChoice, headers: Headers, place: tuple[Sequence[CheckpointFile], Path], note: Note
+) -> Network:
+    """Build the network, and have each checkpoint compared with what it was built from."""
+    weights = (headers.first, headers.held)
+    network = make_model(choice, place, weights, headers.sources(place[0]), note)
+    headers.recorded = network.recorded
+    return network
 
 
 def _find_series(options: SeriesOptions, named: Sequence[Path]) -> Series:
@@ -354,6 +370,7 @@ class _FirstLook:
     settings: Settings
     points: Tensor
     trust_pickle: bool
+    inputs: Inputs | None = None
     checkpoint: PlannedCheckpoint | None = None
 
     def examine(self, checkpoint: PlannedCheckpoint) -> Examination:
@@ -371,6 +388,8 @@ class _FirstLook:
 
     def _shape_that_runs(self) -> str:
         """Return what to do about points whose shape is wrong; empty if no other shape runs."""
+        if self.inputs is not None:
+            return f"A point consists of {self.inputs.text}: check what the model expects."
         there = tuple(self.points.shape[1:])
         source = self.settings.source
         kind, colon, _ = source.text.partition(":")
@@ -400,6 +419,8 @@ class _FirstLook:
         )
 
     def _prepare(self, other: nn.Module) -> None:
+        if self.inputs is not None:
+            self.inputs.install(other)
         move_model(other, self.points.device, self.settings.dtype)
         self._fill(other)
         run_alike(self.model, other)
@@ -466,7 +487,8 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "folder": str(series.series.folder),
         "definitions": DEFINITIONS,
         "model": settings.model.description,
-        "model_arguments": {key: repr(value) for key, value in settings.model.arguments.items()},
+        "model_arguments": (series.recorded.described() if series.recorded is not None else {})
+        | {key: repr(value) for key, value in settings.model.arguments.items()},
         **series.model_facts,
         **series.data_facts,
         "data_shape": settings.source.shape,
