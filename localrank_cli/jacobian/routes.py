@@ -35,9 +35,10 @@ def forward_jacobians(batch: Batch, calls: Sequence[Call], chunk: int) -> list[T
 
 
 def pushforward(batch: Batch, calls: Sequence[Call], directions: Tensor) -> tuple[Tensor, ...]:
-    """Return J v for each call, (directions, points, n_out); the same directions at every point.
+    """Return J v for each call, (directions, points, n_out).
 
-    The directions have shape (directions, n_in).
+    The directions have shape (directions, n_in), the same at every point, or (directions, points,
+    n_in).
     """
 
     def along(direction: Tensor) -> tuple[Tensor, ...]:
