@@ -104,21 +104,36 @@ class Batch:
         steps = self.varied.new_zeros(self.n_points, metric.width(self.varied.shape[1]))
         return replace(batch, varied=steps, metric=metric, origin=self.varied)
 
-    def outputs(self, varied: Tensor, calls: Sequence[Call]) -> tuple[Tensor, ...]:
+    def outputs(
+        self, varied: Tensor, calls: Sequence[Call], *, early: bool = False
+    ) -> tuple[Tensor, ...]:
         """Return the outputs of some calls, each (points, n_out): the function to differentiate.
 
-        `varied` has shape (points, n_in); with a metric it is z, (points, k).
+        `varied` has shape (points, n_in); with a metric it is z, (points, k). With `early` the
+        entries that are wanted are taken as soon as an output is there, which saves memory. That
+        is not for reverse mode: where a checkpoint recomputes it, it would not happen again.
         """
         if self.metric is not None and self.origin is not None:
             varied = self.origin + self.metric.step(varied, self.origin.shape[1])
         joined = self.varied_layout.join(varied)
-        capture = Capture(self.model, calls, self.wrt, read=self._part, triangles=self.triangles)
-        if self.wrt is None:
-            return capture(joined)
+        capture = Capture(
+            self.model,
+            calls,
+            self.wrt,
+            read=self._part if early else None,
+            inputs_of=self.triangles,
+        )
         with self.replay.active() if self.replay is not None else nullcontext():
-            return capture(self.inputs, joined)
+            given = (joined,) if self.wrt is None else (self.inputs, joined)
+            tensors = capture(*given)
+        if early:
+            return tensors
+        return tuple(self._part(call, one) for call, one in zip(calls, tensors, strict=True))
 
     def _part(self, call: Call, tensor: Tensor) -> Tensor:
+        triangle = self.triangles.get(call)
+        if triangle is not None:
+            tensor = triangle.output(self.model.get_submodule(call.name), tensor)
         output = self.layouts[call].split(tensor)
         entries = self.picked.get(call)
         if entries is None:

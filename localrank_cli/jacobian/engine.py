@@ -415,7 +415,7 @@ class _PartRun:
         key = self._task.wrt, call
         if key not in self._modes.alive:
             with torch.no_grad(), Alive() as alive:
-                self._batch.outputs(self._batch.varied, [call])
+                self._batch.outputs(self._batch.varied, [call], early=True)
             self._modes.alive[key] = -(-alive.peak // self._batch.n_points)
         # The values, and two results of each formula for a tangent, beside the tangents themselves.
         return self._budget.part_directions(3 * self._batch.n_points * self._modes.alive[key])

@@ -43,7 +43,9 @@ def pushforward(batch: Batch, calls: Sequence[Call], directions: Tensor) -> tupl
 
     def along(direction: Tensor) -> tuple[Tensor, ...]:
         tangent = direction.expand_as(batch.varied)
-        pair = jvp(lambda varied: batch.outputs(varied, calls), (batch.varied,), (tangent,))
+        pair = jvp(
+            lambda varied: batch.outputs(varied, calls, early=True), (batch.varied,), (tangent,)
+        )
         tangents: tuple[Tensor, ...] = pair[1]
         return tangents
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import LayerError
 from localrank_cli.layers.capture import Call
+from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.outputs import first_tensor
-from localrank_cli.layers.survey import CallRecord, is_affine_layer
+from localrank_cli.layers.survey import CallRecord
 from localrank_cli.layers.transforms import is_vmapped
 
 INPUT = "input"  # the name of the network's input in `--feature-axis`

@@ -4,7 +4,7 @@ Captures are clones (an in-place ReLU after a layer would otherwise overwrite it
 and are returned, never stored outside, so that the function works under torch.func transforms.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from localrank_cli.errors import LayerError
 from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
 from localrank_cli.layers.transforms import current_level, is_vmapped, unwrapped
-from localrank_cli.layers.triangle import Triangle
 
 
 @dataclass(frozen=True, order=True)
@@ -50,15 +49,6 @@ class _AllCaptured(BaseException):
 Reader = Callable[[Call, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """One call of a module that has ended."""
-
-    module: nn.Module
-    args: object
-    output: object
-
-
 class Capture:
     """A model as a function that returns the first tensor output of chosen calls.
 
@@ -68,7 +58,7 @@ class Capture:
         watched: Calls whose outputs are kept too if they happen before the last of `calls`.
         wrt: The call whose output is the varied tensor; None when the input is.
         read: What is kept of the output of each of `calls`; None: all of it.
-        triangles: The layers of `calls` that are entered through the factor of their weight.
+        inputs_of: Those of `calls` whose input is wanted in place of the output.
     """
 
     def __init__(
@@ -79,7 +69,7 @@ class Capture:
         watched: Sequence[Call] = (),
         *,
         read: Reader | None = None,
-        triangles: Mapping[Call, Triangle] | None = None,
+        inputs_of: Collection[Call] = (),
     ) -> None:
         self._model = model
         self._calls = tuple(calls)
@@ -87,7 +77,7 @@ class Capture:
         self.seen: dict[Call, Tensor] = {}  # of the watched calls, in the last run
         self._wrt = wrt
         self._read = read
-        self._triangles = triangles or {}
+        self._inputs_of = frozenset(inputs_of)
         self._modules = {name: model.get_submodule(name) for name in self._names()}
         self._run: _Run | None = None
         self._installed = False
@@ -100,7 +90,8 @@ class Capture:
             def on_output(module: nn.Module, args: object, output: object) -> object:
                 if self._run is None:
                     return None
-                return self._run.see(name, _Ended(module, args, output))
+                del module
+                return self._run.see(name, args, output)
 
             return on_output
 
@@ -125,7 +116,7 @@ class Capture:
             LayerError: If a wanted call did not happen, or gave no tensor.
         """
         self._run = state = _Run(self._calls, self._watched, self._wrt, varied)
-        state.read, state.triangles = self._read, self._triangles
+        state.read, state.inputs_of = self._read, self._inputs_of
         try:
             with nullcontext() if self._installed else self.installed():
                 # A clone: a model may change its input in place, which must neither reach the
@@ -169,11 +160,10 @@ class _Run:
         self._counts: dict[str, int] = {}
         self._level = current_level()
         self.read: Reader | None = None
-        self.triangles: Mapping[Call, Triangle] = {}
+        self.inputs_of: frozenset[Call] = frozenset()
 
-    def see(self, name: str, ended: _Ended) -> object:
+    def see(self, name: str, args: object, output: object) -> object:
         """Record a module's output; return its replacement, or None to leave it."""
-        output = ended.output
         self._counts[name] = self._counts.get(name, 0) + 1
         call = Call(name, self._counts[name])
         replaced = None
@@ -191,18 +181,15 @@ class _Run:
             tensor = first_tensor(output)
             if tensor is None:
                 raise LayerError(f"layer {call.label!r} returned no tensor in this forward pass.")
-            self.found[call] = self._kept(call, tensor, ended)
+            taken = first_tensor(args) if call in self.inputs_of else None
+            self.found[call] = self._kept(call, tensor if taken is None else taken)
             self._missing.discard(call)
             if not self._missing:
                 raise _AllCaptured
         return replaced
 
-    def _kept(self, call: Call, tensor: Tensor, ended: _Ended) -> Tensor:
-        """Return a copy of what is wanted of an output."""
-        triangle = self.triangles.get(call)
-        taken = first_tensor(ended.args)
-        if triangle is not None and taken is not None:
-            tensor = triangle.output(ended.module, taken)
+    def _kept(self, call: Call, tensor: Tensor) -> Tensor:
+        """Return a copy of what is wanted of a tensor."""
         parts = self._outside(real_parts(tensor))
         part = parts if self.read is None else self.read(call, parts)
         return part.clone(memory_format=torch.contiguous_format)

@@ -11,8 +11,9 @@ from torch import nn
 from localrank_cli.errors import LayerError, listed
 from localrank_cli.layers.axes import FeatureAxis
 from localrank_cli.layers.capture import Call
+from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.positions import Positions
-from localrank_cli.layers.survey import CallRecord, Survey, is_affine_layer
+from localrank_cli.layers.survey import CallRecord, Survey
 
 # Class names of layers that are analyzed only where --layers names them, torch's and others'.
 _OTHERS = re.compile(r"((RNN|LSTM|GRU)(Cell)?|Attention|Norm\d?d?)$")

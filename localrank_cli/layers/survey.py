@@ -1,7 +1,6 @@
 """One forward pass over one point: which modules run, in what order, their outputs and costs."""
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from torch.utils.flop_counter import flop_registry
 
 from localrank_cli.errors import LayerError, LocalrankError, ModelError, one_line
 from localrank_cli.layers.capture import Call
+from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
 from localrank_cli.layers.precision import Descent
 from localrank_cli.layers.transforms import current_level, is_vmapped, unwrapped
@@ -22,26 +22,6 @@ from localrank_cli.layers.transforms import current_level, is_vmapped, unwrapped
 _LOW_PRECISION = {
     torch.float32: 4, torch.float16: 2, torch.bfloat16: 2, torch.complex64: 4, torch.complex32: 2,
 }  # fmt: skip
-
-# Classes of layers with a pre-activation.
-_AFFINE: tuple[type[nn.Module], ...] = (
-    nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
-    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
-
-
-def is_affine_layer(module: nn.Module) -> bool:
-    """Return whether a module is analysed by default.
-
-    That is Linear, Bilinear, Conv*, ConvTranspose* and their subclasses, and the Conv1D of
-    transformers (a Linear with a transposed weight).
-    """
-    if isinstance(module, _AFFINE):
-        return True
-    # Looked up, not imported: a Conv1D instance exists only where transformers was imported.
-    transformers = sys.modules.get("transformers.pytorch_utils")
-    conv1d = getattr(transformers, "Conv1D", None)
-    return isinstance(conv1d, type) and isinstance(module, conv1d)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ With W = Q R and Q^T Q = 1, the Jacobian W J of such a layer has the singular va
 has fewer rows (a head of 50,257 tokens on 768 features: 768).
 """
 
-import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from localrank_cli.layers.kinds import is_transposed_linear
 
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
@@ -67,6 +68,4 @@ def _matrix(module: nn.Module) -> Tensor | None:
         return weight
     if type(module) in _CONVOLUTIONS:
         return weight.reshape(weight.shape[0], -1) if module.groups == 1 else None
-    # Looked up, not imported, as in `is_affine_layer`.
-    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
-    return weight.mT if conv1d is not None and type(module) is conv1d else None
+    return weight.mT if is_transposed_linear(module) else None
