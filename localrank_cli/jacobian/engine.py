@@ -43,6 +43,7 @@ from localrank_cli.jacobian.parts import (
     subtract_identity,
     with_rows,
 )
+from localrank_cli.jacobian.past import has_past, token_jacobians
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
 from localrank_cli.jacobian.trace import Refusal, find_chain
@@ -97,6 +98,7 @@ class Modes:
     batched_reverse: bool = True
     narrow: bool = True
     replay: bool = True
+    past: bool = True
     notes: list[str] = field(default_factory=list)
     routes: list[str] = field(default_factory=list)
     # Bytes that are alive at once along one direction at one point, by source and last layer.
@@ -320,11 +322,18 @@ class _PartRun:
         for record in task.records:
             if record not in held:
                 yield from self._by_position(record)
-        modes.routes = [f"{call.label}: {way}" for call, way in self.routes.items()]
+        of = f" from {task.wrt.label}" if task.wrt is not None else ""
+        taken = {f"{call.label}{of}": way for call, way in self.routes.items()}
+        others = [one for one in modes.routes if one.rpartition(": ")[0] not in taken]
+        modes.routes = [*others, *(f"{name}: {way}" for name, way in taken.items())]
 
     def held(self, held: Sequence[CallRecord]) -> Iterator[PartPortion]:
         """Yield the Jacobians of some calls, all of whose positions fit in memory together."""
         task, modes = self._task, self._modes
+        tokens = self._by_token(held)
+        if tokens is not None:
+            yield from tokens
+            return
         passes = {
             record.call: count_passes(self._parts[record.call], self._batch.n_in) for record in held
         }
@@ -342,6 +351,42 @@ class _PartRun:
             yield from self._forward(group)
         for record in reverse:
             yield from self._reverse(record)
+
+    def _by_token(self, held: Sequence[CallRecord]) -> list[PartPortion] | None:
+        """Return the Jacobians by passes of one token each; None where that is not exact.
+
+        The network must take keys and values of earlier tokens, and the positions must be those of
+        its own tokens.
+        """
+        modes, batch = self._modes, self._batch
+        if not held or not modes.past or not modes.forward or batch.wrt is None:
+            return None
+        first = self._parts[held[0].call]
+        if first.places is None or first.columns is None or self._task.dtype != torch.float64:
+            return None
+        n_tokens = batch.n_in // first.columns.shape[2]
+        if not has_past(self._task.model, batch.inputs, n_tokens):
+            return None
+        calls = [record.call for record in held]
+        parts = {call: self._parts[call] for call in calls}
+        # Of the same pass as for all tokens, one token's share, and the keys and values before it.
+        chunk = self._chunk(calls[-1]) * max(1, n_tokens // 4)
+        try:
+            found = token_jacobians(batch, parts, calls, chunk)
+        except Exception as error:  # models differ in what they take, and raise anything
+            if _out_of_memory(error):
+                raise _memory_error(error) from error
+            found = None
+        if found is None:
+            modes.past = False
+            _note_once(
+                modes,
+                "all tokens are computed at once, which is slower: with the keys and values of"
+                " earlier tokens held, the network gives other values",
+            )
+            return None
+        self.routes |= dict.fromkeys(calls, "forward, one token with the past held")
+        return [self._portion(record, tensor) for record, tensor in zip(held, found, strict=True)]
 
     def _forward(self, group: Sequence[CallRecord]) -> Iterator[PartPortion]:
         parts = {record.call: self._parts[record.call] for record in group}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from localrank_cli.errors import LocalrankError, ModelError, cause
 from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.repeat import unrepeatable
-from localrank_cli.jacobian.routes import contraction, pullback, pushforward
+from localrank_cli.jacobian.routes import contraction, normal_direction, pullback, pushforward
 from localrank_cli.layers.capture import Call, Capture
 
 
@@ -251,7 +251,7 @@ def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: fl
     its derivative: autograd's reverse mode is then taken as what the user means. `good`, (points,)
     bool, are points with finite outputs; the tolerance is relative to |u| |J v| + |u^T J| |v|.
     """
-    direction = _normal((batch.n_in,), 20241007).to(batch.varied)
+    direction = normal_direction(batch.n_in, batch.varied)
     tangents = [one[0] for one in pushforward(batch, calls, direction.unsqueeze(0))]
     cotangents = [_random(tangent.shape[1], batch) for tangent in tangents]
     for call, tangent, cotangent in zip(calls, tangents, cotangents, strict=True):
@@ -273,7 +273,7 @@ def modes_agree_together(
     The random u of each call is scaled so that |u| |J v| = 1: a call cannot hide behind a larger
     one, and random errors do not cancel. One backward pass serves all calls.
     """
-    direction = _normal((batch.n_in,), 20241007).to(batch.varied)
+    direction = normal_direction(batch.n_in, batch.varied)
     tangents = [one[0] for one in pushforward(batch, calls, direction.unsqueeze(0))]
     cotangents = []
     for tangent in tangents:

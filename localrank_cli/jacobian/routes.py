@@ -103,6 +103,12 @@ def contraction(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tens
     return total
 
 
+def normal_direction(width: int, like: Tensor) -> Tensor:
+    """Return a standard normal v of a width, the same numbers on every device."""
+    generator = torch.Generator("cpu").manual_seed(20241007)
+    return torch.randn(width, generator=generator, dtype=torch.float64, device="cpu").to(like)
+
+
 def unit_rows(start: int, stop: int, like: Tensor) -> Tensor:
     """Return rows `start` to `stop` of the identity, as wide as `like`, in its dtype."""
     rows = like.new_zeros(stop - start, like.shape[1])

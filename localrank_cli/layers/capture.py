@@ -59,6 +59,7 @@ class Capture:
         wrt: The call whose output is the varied tensor; None when the input is.
         read: What is kept of the output of each of `calls`; None: all of it.
         inputs_of: Those of `calls` whose input is wanted in place of the output.
+        run: How the model is called with its input; None: with it alone.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Capture:
         *,
         read: Reader | None = None,
         inputs_of: Collection[Call] = (),
+        run: Callable[[Tensor], object] | None = None,
     ) -> None:
         self._model = model
         self._calls = tuple(calls)
@@ -78,6 +80,7 @@ class Capture:
         self._wrt = wrt
         self._read = read
         self._inputs_of = frozenset(inputs_of)
+        self._call = model if run is None else run
         self._modules = {name: model.get_submodule(name) for name in self._names()}
         self._run: _Run | None = None
         self._installed = False
@@ -121,7 +124,7 @@ class Capture:
             with nullcontext() if self._installed else self.installed():
                 # A clone: a model may change its input in place, which must neither reach the
                 # next call nor be refused because the input is a leaf.
-                self._model(inputs.clone())
+                self._call(inputs.clone())
         except _AllCaptured:
             pass
         finally:

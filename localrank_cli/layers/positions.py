@@ -143,16 +143,20 @@ class Parts:
     rows: Tensor  # (points, parts, r), or (points, 1, r): the same for all parts
     columns: Tensor | None  # (points, parts, c); None: every entry of the varied tensor
     n_parts: int
+    # (points, parts), the position of both where each has its counterpart; None otherwise.
+    places: Tensor | None = None
 
     def __getitem__(self, points: slice) -> "Parts":
         columns = None if self.columns is None else self.columns[points]
-        return Parts(self.rows[points], columns, self.n_parts)
+        places = None if self.places is None else self.places[points]
+        return Parts(self.rows[points], columns, self.n_parts, places)
 
     def some(self, low: int, high: int) -> "Parts":
         """Return some of the parts of each point."""
         rows = self.rows[:, low:high] if self.rows.shape[1] > 1 else self.rows
         columns = None if self.columns is None else self.columns[:, low:high]
-        return Parts(rows, columns, high - low)
+        places = None if self.places is None else self.places[:, low:high]
+        return Parts(rows, columns, high - low, places)
 
     @property
     def n_rows(self) -> int:
@@ -173,4 +177,5 @@ def make_parts(
         return Parts(output.entries(end), source.entries(drawn), drawn.shape[1])
     drawn = positions.of_points(output.grid, seed, indices)
     columns = None if positions.takes_whole_source else source.entries(drawn)
-    return Parts(output.entries(drawn), columns, drawn.shape[1])
+    places = drawn if positions.needs_equal_grids else None
+    return Parts(output.entries(drawn), columns, drawn.shape[1], places)

@@ -4,7 +4,7 @@ Each direction runs the network up to the layers, and most of it before `--wrt` 
 values each time. The outermost modules that end before it return what they returned.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,12 +69,18 @@ def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def record(model: nn.Module, inputs: Tensor, wrt: Call, calls: Sequence[Call]) -> Replay | None:
+def record(
+    model: nn.Module,
+    inputs: Tensor,
+    wrt: Call,
+    calls: Sequence[Call],
+    run: Callable[[Tensor], object] | None = None,
+) -> Replay | None:
     """Return what comes before the output of `wrt` in a pass of a batch; None if nothing does.
 
-    `calls` are those that will be captured. Modules are replayed only where that changes the number
-    of no captured call, and where they return tensors and plain values alone (a cache would not be
-    filled).
+    `calls` are those that will be captured, and `run` is how the model is called. Modules are
+    replayed only where that changes the number of no captured call, and where they return tensors
+    and plain values alone (a cache would not be filled).
     """
     clock, ended_at = 0, -1
     ran: dict[str, list[_Ran]] = {}
@@ -112,7 +118,7 @@ def record(model: nn.Module, inputs: Tensor, wrt: Call, calls: Sequence[Call]) -
         module.forward = recorder(name, module.forward)
     try:
         with torch.no_grad():
-            Capture(model, [wrt])(inputs)
+            Capture(model, [wrt], run=run)(inputs)
     finally:
         for _, module in modules:
             del module.forward
