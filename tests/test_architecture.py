@@ -57,7 +57,7 @@ NOT_AMONG_NUMBERS = {
 }  # fmt: skip
 # sys.modules is where Conv1D of transformers is looked up without importing it, and where it is
 # found which objects are the user's own.
-EXCEPTIONS = {("layers/survey.py", "sys"), ("layers/restore.py", "sys")}
+EXCEPTIONS = {("layers/kinds.py", "sys"), ("layers/restore.py", "sys")}
 FOR_PERSONS = {"rich", "typer"}
 MAY_USE_PANDAS = {"results/choose.py", "results/read.py"}
 LONGEST_FUNCTION = 60  # lines of its body

@@ -376,4 +376,5 @@ def _concatenate(parts: Sequence[PointMeasures]) -> PointMeasures:
             for ranks in zip(*(part.ranks for part in parts), strict=True)
         ),
         soft={name: tuple(v for part in parts for v in part.soft[name]) for name in first.soft},
+        n_positions=first.n_positions,
     )

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.layers.capture import Call, Capture
+from localrank_cli.layers.replay import Replay
+from localrank_cli.layers.triangle import Triangle
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ class Batch:
     wrt: Call | None
     metric: MetricFactor | None = None
     origin: Tensor | None = None  # with a metric, the varied tensor itself, (points, n_in)
-    picked: Mapping[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
+    # Entries of outputs: (m,), or (points, m) where they differ by point; none: all.
+    picked: Mapping[Call, Tensor] = field(default_factory=dict)
+    triangles: Mapping[Call, Triangle] = field(default_factory=dict)
+    replay: Replay | None = None  # of what comes before the varied tensor
     error: float = 0.0  # bound on the change of a singular value by a reduction of the input
 
     @property
@@ -98,19 +104,38 @@ class Batch:
         steps = self.varied.new_zeros(self.n_points, metric.width(self.varied.shape[1]))
         return replace(batch, varied=steps, metric=metric, origin=self.varied)
 
-    def outputs(self, varied: Tensor, calls: Sequence[Call]) -> tuple[Tensor, ...]:
+    def outputs(
+        self, varied: Tensor, calls: Sequence[Call], *, early: bool = False
+    ) -> tuple[Tensor, ...]:
         """Return the outputs of some calls, each (points, n_out): the function to differentiate.
 
-        `varied` has shape (points, n_in); with a metric it is z, (points, k).
+        `varied` has shape (points, n_in); with a metric it is z, (points, k). With `early` the
+        entries that are wanted are taken as soon as an output is there, which saves memory. That
+        is not for reverse mode: where a checkpoint recomputes it, it would not happen again.
         """
         if self.metric is not None and self.origin is not None:
             varied = self.origin + self.metric.step(varied, self.origin.shape[1])
         joined = self.varied_layout.join(varied)
-        capture = Capture(self.model, calls, self.wrt)
-        tensors = capture(joined) if self.wrt is None else capture(self.inputs, joined)
-        found = zip(calls, tensors, strict=True)
-        return tuple(self._part(call, self.layouts[call].split(tensor)) for call, tensor in found)
+        capture = Capture(
+            self.model,
+            calls,
+            self.wrt,
+            read=self._part if early else None,
+            inputs_of=self.triangles,
+        )
+        with self.replay.active() if self.replay is not None else nullcontext():
+            given = (joined,) if self.wrt is None else (self.inputs, joined)
+            tensors = capture(*given)
+        if early:
+            return tensors
+        return tuple(self._part(call, one) for call, one in zip(calls, tensors, strict=True))
 
-    def _part(self, call: Call, output: Tensor) -> Tensor:
+    def _part(self, call: Call, tensor: Tensor) -> Tensor:
+        triangle = self.triangles.get(call)
+        if triangle is not None:
+            tensor = triangle.output(self.model.get_submodule(call.name), tensor)
+        output = self.layouts[call].split(tensor)
         entries = self.picked.get(call)
-        return output if entries is None else output.index_select(1, entries)
+        if entries is None:
+            return output
+        return output.index_select(1, entries) if entries.dim() == 1 else output.gather(1, entries)

@@ -45,7 +45,29 @@ class ChainPortion:
     finite: dict[Call, Tensor]  # (points,) bool: as in `Portion`
 
 
-AnyPortion = Portion | BlockPortion | ChainPortion
+@dataclass(frozen=True)
+class PartPortion:
+    """Jacobians of single positions of one call at some consecutive points."""
+
+    record: CallRecord
+    start: int  # index of the first point
+    first: int  # index of the first position of each point
+    jacobians: Tensor  # (points, positions, r, c); r may be fewer, see `layers.triangle`
+    finite: Tensor  # (points,) bool: as in `Portion`
+
+
+@dataclass(frozen=True)
+class PartBlockPortion:
+    """The Jacobian of one position of one call at one point, too large to hold."""
+
+    record: CallRecord
+    start: int  # index of the point
+    first: int  # index of the position
+    blocks: Callable[[], Iterator[Tensor]]  # as in `BlockPortion`
+    finite: Tensor  # (1,) bool: as in `Portion`
+
+
+AnyPortion = Portion | BlockPortion | ChainPortion | PartPortion | PartBlockPortion
 
 
 @dataclass(frozen=True)
@@ -80,6 +102,25 @@ def plan_blocks(n_out: int, n_in: int, itemsize: int, budget: int, forward: bool
         "forward" if forward and forward_cost <= reverse_cost else "reverse"
     )
     return BlockPlan("rows" if n_in <= n_out else "columns", mode, size)
+
+
+def without_identity(
+    walk: Callable[[], Iterator[Tensor]], plan: BlockPlan, rows: Tensor
+) -> Iterator[Tensor]:
+    """Yield the blocks of J - 1 in place of those of J.
+
+    `rows` are the entries of the output among those of the varied tensor, one for each row of J.
+    """
+    start = 0
+    for one in walk():
+        span = torch.arange(start, start + one.shape[0], device=one.device)
+        if plan.along == "rows":
+            columns = torch.arange(one.shape[1], device=one.device)
+            mask = rows[span].unsqueeze(1) == columns
+        else:
+            mask = span.unsqueeze(1) == rows
+        yield one - mask.to(one.dtype)
+        start += one.shape[0]
 
 
 def block(batch: Batch, record: CallRecord, plan: BlockPlan, start: int, chunk: int) -> Tensor:

@@ -1,9 +1,11 @@
 """The cost of each mode, and the division of a memory budget among Jacobians and directions."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from localrank_cli.errors import ModelError
+from localrank_cli.layers.capture import Call
+from localrank_cli.layers.positions import Parts
 from localrank_cli.layers.survey import CallRecord
 
 # More directions at once bring no gain when a matrix product uses the whole machine, and fewer keep
@@ -27,6 +29,13 @@ class Budget:
     def directions(self) -> int:
         """Bytes for the intermediate results of the directions that are pushed through at once."""
         return max(1, min(self.total // 4, _MAX_DIRECTION_BYTES))
+
+    def part_directions(self, one: int) -> int:
+        """Return the directions of `one` bytes each that are pushed through at once, at least 1.
+
+        At least 32 where there is room: fewer leave a processor idle in products of matrices.
+        """
+        return max(1, min(self.total // 4, max(_MAX_DIRECTION_BYTES, 32 * one)) // max(1, one))
 
     def block(self, n_out: int, n_in: int) -> int:
         """Return the bytes for one block of a Jacobian that is not held.
@@ -88,13 +97,27 @@ def split_by_depth(records: Sequence[CallRecord], n_in: int) -> Split:
     down to depth D costs n_in * d_D and gives every call on the way; each deeper call costs n_out *
     d_l by reverse mode. On equal cost more calls take reverse mode.
     """
+    return split_by_passes(records, n_in, {record.call: record.numel for record in records})
+
+
+def split_by_passes(
+    records: Sequence[CallRecord],
+    forward: int,
+    reverse: Mapping[Call, int],
+    source_cost: float = 0.0,
+) -> Split:
+    """Return the division of calls between the modes, as `split_by_depth` does.
+
+    `forward` directions give every call on their way, and `reverse` rows one call each; what comes
+    before `source_cost` is not run again.
+    """
     ordered = sorted(records, key=lambda record: record.cost)
-    reverse_costs = [record.numel * record.cost for record in ordered]
-    best, best_cost = 0, sum(reverse_costs)
-    for count in range(1, len(ordered) + 1):
-        cost = n_in * ordered[count - 1].cost + sum(reverse_costs[count:])
-        if cost < best_cost:
-            best, best_cost = count, cost
+    depths = [max(record.cost - source_cost, 1.0) for record in ordered]
+    rows = [reverse[record.call] * depth for record, depth in zip(ordered, depths, strict=True)]
+    costs = [sum(rows)] + [
+        forward * depths[count - 1] + sum(rows[count:]) for count in range(1, len(ordered) + 1)
+    ]
+    best = costs.index(min(costs))
     chosen = {record.call for record in ordered[:best]}
     return Split(
         tuple(record for record in records if record.call in chosen),
@@ -118,11 +141,15 @@ def layer_groups(
 
     A call too large for the budget is alone in its group.
     """
+    return groups_of([(record, record.numel * n_in * itemsize) for record in records], budget)
+
+
+def groups_of(sizes: Sequence[tuple[CallRecord, int]], budget: int) -> list[tuple[CallRecord, ...]]:
+    """Return groups of calls, each with its bytes, that fit in a budget together, in order."""
     groups: list[tuple[CallRecord, ...]] = []
     current: list[CallRecord] = []
     size = 0
-    for record in records:
-        needed = record.numel * n_in * itemsize
+    for record, needed in sizes:
         if current and size + needed > budget:
             groups.append(tuple(current))
             current, size = [], 0
@@ -131,3 +158,23 @@ def layer_groups(
     if current:
         groups.append(tuple(current))
     return groups
+
+
+def part_bytes(parts: Parts, n_in: int) -> int:
+    """Return the bytes of the Jacobians of all parts of one call at one point."""
+    n_columns = n_in if parts.columns is None else parts.columns.shape[2]
+    return parts.n_parts * parts.n_rows * n_columns * _DOUBLE
+
+
+def check_parts_fit(
+    records: Sequence[CallRecord], parts: Mapping[Call, Parts], n_in: int, memory: int
+) -> None:
+    """Check that the Jacobian of one position fits, as `check_fits` does.
+
+    Raises:
+        ModelError: If one does not.
+    """
+    for record in records:
+        one = parts[record.call]
+        n_columns = n_in if one.columns is None else one.columns.shape[2]
+        check_fits([replace(record, shape=(one.n_rows,))], n_columns, memory)

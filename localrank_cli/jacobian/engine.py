@@ -1,7 +1,7 @@
 """All Jacobians of one checkpoint, portion by portion, each by the mode that costs least."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -10,31 +10,50 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import LocalrankError, ModelError, cause, one_line
 from localrank_cli.jacobian import guards
-from localrank_cli.jacobian.batch import Batch
+from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.blocks import (
     AnyPortion,
     BlockPlan,
     BlockPortion,
     ChainPortion,
+    PartBlockPortion,
+    PartPortion,
     Portion,
     block,
     plan_blocks,
+    without_identity,
 )
 from localrank_cli.jacobian.budget import (
     Budget,
     check_fits,
+    check_parts_fit,
     directions_at_once,
+    groups_of,
     layer_groups,
+    part_bytes,
     split_by_depth,
+    split_by_passes,
 )
 from localrank_cli.jacobian.chain import Chain
 from localrank_cli.jacobian.metric_factor import MetricFactor
+from localrank_cli.jacobian.parts import (
+    count_passes,
+    forward_parts,
+    reverse_parts,
+    subtract_identity,
+    with_rows,
+)
+from localrank_cli.jacobian.past import has_past, token_jacobians
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
 from localrank_cli.jacobian.trace import Refusal, find_chain
+from localrank_cli.layers.alive import Alive
 from localrank_cli.layers.capture import Call
+from localrank_cli.layers.positions import Parts
+from localrank_cli.layers.replay import record as record_replay
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord, Survey
+from localrank_cli.layers.triangle import Triangle
 
 _Result = TypeVar("_Result")
 
@@ -52,6 +71,11 @@ class Task:
     memory: int  # bytes
     metric: MetricFactor | None = None  # of the varied tensor; None: the identity
     picked: Mapping[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
+    parts: Mapping[Call, Parts] = field(
+        default_factory=dict
+    )  # of all points; none: whole Jacobians
+    triangles: Mapping[Call, Triangle] = field(default_factory=dict)
+    residual: bool = False  # J - 1 in place of J
 
     @property
     def n_in(self) -> int:
@@ -73,8 +97,12 @@ class Modes:
     forward: bool = True
     batched_reverse: bool = True
     narrow: bool = True
+    replay: bool = True
+    past: bool = True
     notes: list[str] = field(default_factory=list)
     routes: list[str] = field(default_factory=list)
+    # Bytes that are alive at once along one direction at one point, by source and last layer.
+    alive: dict[tuple[Call | None, Call], int] = field(default_factory=dict)
 
     def refuse_forward(self, reason: str) -> None:
         """Turn forward mode off, with a note that gives the reason."""
@@ -91,60 +119,94 @@ class Way(Generic[_Result]):
 
 
 def jacobians(task: Task, modes: Modes) -> Iterator[AnyPortion]:
-    """Yield the Jacobians of all chosen calls at all points.
+    """Yield the Jacobians of all chosen calls at all points, with respect to one source.
 
-    To be called within `analysis_setting`. `modes` is updated when the model refuses one.
+    See `all_jacobians`.
+    """
+    for _, portion in all_jacobians([task], modes):
+        yield portion
+
+
+def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, AnyPortion]]:
+    """Yield the Jacobians with respect to several sources, each with the index of its task.
+
+    The tasks are of one model, at the same points. To be called within `analysis_setting`. `modes`
+    is updated when the model refuses one.
 
     Yields:
-        For each group of points, a chain for all calls or a portion for each call.
+        For each group of points, a chain for all calls of a task or a portion for each call.
 
     Raises:
         ModelError: If the model is random, or cannot be differentiated.
     """
-    check_fits(task.records, task.n_in, task.memory)
-    size = _points_at_once(task)
-    for start in range(0, task.points.shape[0], size):
-        points = task.points[start : start + size]
+    for task in tasks:
+        if task.parts:
+            check_parts_fit(task.records, task.parts, task.n_in, task.memory)
+        else:
+            check_fits(task.records, task.n_in, task.memory)
+    size = min(_parts_points(task) if task.parts else _points_at_once(task) for task in tasks)
+    model, dtype, tolerance = tasks[0].model, tasks[0].dtype, tasks[0].tolerance
+    calls = _calls(tasks)
+    for start in range(0, tasks[0].points.shape[0], size):
+        points = tasks[0].points[start : start + size]
         alone = None
         if start == 0:
-            with analysis_setting(task.model, task.dtype, seed=1):
-                alone = guards.point_values(task.model, points[:1], *_calls(task))
-        values = guards.point_values(task.model, points, *_calls(task))
+            with analysis_setting(model, dtype, seed=1):
+                alone = guards.point_values(model, points[:1], *calls)
+        values = guards.point_values(model, points, *calls)
         if alone is not None:
-            guards.check_repeatable(task.model, points, values, task.tolerance)
-            guards.check_seedless(values, alone, task.tolerance)
-        for offset, batch in _batches(task, points, values, modes):
-            stop = offset + batch.n_points
-            good = {record.call: values.finite[record.call][offset:stop] for record in task.records}
-            chain = _chain(task, batch, modes)
-            if chain is not None:
-                yield ChainPortion(chain, start + offset, good)
-                continue
-            reduced = _narrow(task, batch, good, modes)
-            yield from _portions(task, reduced, start + offset, good, modes)
+            guards.check_repeatable(model, points, values, tolerance)
+            guards.check_seedless(values, alone, tolerance)
+        together = guards.lay_out(model, points, values, tolerance)
+        for index, task in enumerate(tasks):
+            for offset, batch in _batches(task, points, values, together, modes):
+                stop = offset + batch.n_points
+                good = {
+                    record.call: values.finite[record.call][offset:stop] for record in task.records
+                }
+                found = _of_batch(task, batch, start + offset, good, modes)
+                yield from ((index, portion) for portion in found)
 
 
-def _calls(task: Task) -> tuple[list[Call], list[Call]]:
-    """Return the chosen calls and wrt; and these with every affine layer up to the last of them."""
-    needed = {record.call for record in task.records} | ({task.wrt} if task.wrt else set())
-    order = [record.call for record in task.survey.records]
+def _of_batch(
+    task: Task, batch: Batch, start: int, good: dict[Call, Tensor], modes: Modes
+) -> Iterator[AnyPortion]:
+    if task.parts:
+        yield from _part_portions(task, batch, start, good, modes)
+        return
+    chain = _chain(task, batch, modes)
+    if chain is not None:
+        yield ChainPortion(chain, start, good)
+        return
+    yield from _portions(task, _narrow(task, batch, good, modes), start, good, modes)
+
+
+def _calls(tasks: Sequence[Task]) -> tuple[list[Call], list[Call]]:
+    """Return the chosen calls and sources; and these with every affine layer up to the last."""
+    needed = {record.call for task in tasks for record in task.records}
+    needed |= {task.wrt for task in tasks if task.wrt is not None}
+    records = tasks[0].survey.records
+    order = [record.call for record in records]
     last = max(index for index, call in enumerate(order) if call in needed)
     watched = [
-        record.call
-        for record in task.survey.records[: last + 1]
-        if record.affine or record.call in needed
+        record.call for record in records[: last + 1] if record.affine or record.call in needed
     ]
     return [call for call in order if call in needed], watched
 
 
 def _batches(
-    task: Task, points: Tensor, values: guards.Values, modes: Modes
+    task: Task,
+    points: Tensor,
+    values: guards.Values,
+    together: Mapping[Call, Layout] | None,
+    modes: Modes,
 ) -> Iterator[tuple[int, Batch]]:
-    batch = guards.make_batch(task.model, points, values, task.wrt, task.tolerance)
     calls = [record.call for record in task.records]
-    if batch is not None and _attempt(partial(guards.points_are_separate, batch, calls)):
-        yield 0, batch.in_metric(task.metric, task.picked)
-        return
+    if together is not None:
+        batch = guards.make_batch(task.model, points, values, together, task.wrt)
+        if _attempt(partial(guards.points_are_separate, batch, calls)):
+            yield 0, batch.in_metric(task.metric, task.picked)
+            return
     _note_once(
         modes,
         "points are computed one by one: in a batch the model gives other outputs than point by"
@@ -156,12 +218,12 @@ def _batches(
             values.shapes,
             {call: flags[index : index + 1] for call, flags in values.finite.items()},
         )
-        alone = guards.make_batch(
-            task.model, points[index : index + 1], single, task.wrt, task.tolerance
-        )
+        point = points[index : index + 1]
+        alone = guards.lay_out(task.model, point, single, task.tolerance)
         if alone is None:
-            raise guards.unrepeatable_alone(task.model, points[index : index + 1], single.outputs)
-        yield index, alone.in_metric(task.metric, task.picked)
+            raise guards.unrepeatable_alone(task.model, point, single.outputs)
+        batch = guards.make_batch(task.model, point, single, alone, task.wrt)
+        yield index, batch.in_metric(task.metric, task.picked)
 
 
 def _portions(
@@ -188,12 +250,12 @@ def _portions(
         tensors, way = _take(_ways("forward", min(chunk, batch.n_in), all_at_once, modes), modes)
         for record, tensor in zip(group, tensors, strict=True):
             routes[record.call] = way
-            yield Portion(record, start, tensor, good[record.call], batch.error)
+            yield _whole(task, record, start, tensor, good, batch)
     for record in reverse:
         rows = min(record.numel, max(2, chunk))
         by_rows = partial(reverse_jacobian, batch, record.call)
         tensor, routes[record.call] = _take(_ways("reverse", rows, by_rows, modes), modes)
-        yield Portion(record, start, tensor, good[record.call], batch.error)
+        yield _whole(task, record, start, tensor, good, batch)
     for record in task.records:
         if record not in held:
             size = budget.block(record.numel, batch.n_in)
@@ -201,6 +263,9 @@ def _portions(
             portion = budget.block_directions(record.numel, batch.n_in)
             chunk = directions_at_once(1, task.survey.activations, itemsize, portion)
             walk = _walk(batch, record, plan, chunk, modes, routes)
+            if task.residual:
+                rows_of_all = torch.arange(record.numel, device=batch.varied.device)
+                walk = partial(without_identity, walk, plan, rows_of_all)
             yield BlockPortion(record, start, walk, good[record.call], batch.error)
     reduction = f"{batch.n_in} directions for {task.n_in} inputs: the first layer's rows"
     modes.routes = [
@@ -208,6 +273,238 @@ def _portions(
         *([reduction] if batch.n_in < task.n_in else []),
         *(f"{call.label}: {way}" for call, way in routes.items()),
     ]
+
+
+def _whole(
+    task: Task, record: CallRecord, start: int, tensor: Tensor, good: dict[Call, Tensor],
+    batch: Batch,
+) -> Portion:  # fmt: skip
+    if task.residual:
+        tensor.diagonal(dim1=1, dim2=2).sub_(1)
+    return Portion(record, start, tensor, good[record.call], batch.error)
+
+
+def _part_portions(
+    task: Task, batch: Batch, start: int, good: dict[Call, Tensor], modes: Modes
+) -> Iterator[AnyPortion]:
+    """Yield the Jacobians of single positions of all chosen calls at a batch of points."""
+    span = slice(start, start + batch.n_points)
+    parts = {record.call: task.parts[record.call][span] for record in task.records}
+    yield from _PartRun(task, batch, start, good, modes, parts).portions()
+
+
+class _PartRun:
+    """The Jacobians of single positions at one batch of points."""
+
+    def __init__(
+        self,
+        task: Task,
+        batch: Batch,
+        start: int,
+        good: dict[Call, Tensor],
+        modes: Modes,
+        parts: Mapping[Call, Parts],  # of the batch's points
+    ) -> None:
+        self._parts = parts
+        self._task, self._start, self._good, self._modes = task, start, good, modes
+        self._batch = with_rows(batch, parts)
+        self._budget = Budget(task.memory)
+        self.routes: dict[Call, str] = {}
+
+    def portions(self) -> Iterator[AnyPortion]:
+        """Yield the Jacobians of all chosen calls."""
+        task, modes = self._task, self._modes
+        self._batch = self._replaying(self._batch)
+        held = [r for r in task.records if self._size(r.call) <= self._budget.jacobians]
+        if modes.forward:
+            self._try_forward()
+        yield from self.held(held)
+        for record in task.records:
+            if record not in held:
+                yield from self._by_position(record)
+        of = f" from {task.wrt.label}" if task.wrt is not None else ""
+        taken = {f"{call.label}{of}": way for call, way in self.routes.items()}
+        others = [one for one in modes.routes if one.rpartition(": ")[0] not in taken]
+        modes.routes = [*others, *(f"{name}: {way}" for name, way in taken.items())]
+
+    def held(self, held: Sequence[CallRecord]) -> Iterator[PartPortion]:
+        """Yield the Jacobians of some calls, all of whose positions fit in memory together."""
+        task, modes = self._task, self._modes
+        tokens = self._by_token(held)
+        if tokens is not None:
+            yield from tokens
+            return
+        passes = {
+            record.call: count_passes(self._parts[record.call], self._batch.n_in) for record in held
+        }
+        forward: tuple[CallRecord, ...] = ()
+        reverse = tuple(held)
+        if modes.forward and held:
+            split = split_by_passes(
+                held,
+                passes[held[0].call].forward,
+                {call: one.reverse for call, one in passes.items()},
+                task.survey.source_cost if self._batch.replay is not None else 0.0,
+            )
+            forward, reverse = split.forward, split.reverse
+        for group in self._groups(forward):
+            yield from self._forward(group)
+        for record in reverse:
+            yield from self._reverse(record)
+
+    def _by_token(self, held: Sequence[CallRecord]) -> list[PartPortion] | None:
+        """Return the Jacobians by passes of one token each; None where that is not exact.
+
+        The network must take keys and values of earlier tokens, and the positions must be those of
+        its own tokens.
+        """
+        modes, batch = self._modes, self._batch
+        if not held or not modes.past or not modes.forward or batch.wrt is None:
+            return None
+        first = self._parts[held[0].call]
+        if first.places is None or first.columns is None or self._task.dtype != torch.float64:
+            return None
+        n_tokens = batch.n_in // first.columns.shape[2]
+        if not has_past(self._task.model, batch.inputs, n_tokens):
+            return None
+        calls = [record.call for record in held]
+        parts = {call: self._parts[call] for call in calls}
+        # Of the same pass as for all tokens, one token's share, and the keys and values before it.
+        chunk = self._chunk(calls[-1]) * max(1, n_tokens // 4)
+        try:
+            found = token_jacobians(batch, parts, calls, chunk)
+        except Exception as error:  # models differ in what they take, and raise anything
+            if _out_of_memory(error):
+                raise _memory_error(error) from error
+            found = None
+        if found is None:
+            modes.past = False
+            _note_once(
+                modes,
+                "all tokens are computed at once, which is slower: with the keys and values of"
+                " earlier tokens held, the network gives other values",
+            )
+            return None
+        self.routes |= dict.fromkeys(calls, "forward, one token with the past held")
+        return [self._portion(record, tensor) for record, tensor in zip(held, found, strict=True)]
+
+    def _forward(self, group: Sequence[CallRecord]) -> Iterator[PartPortion]:
+        parts = {record.call: self._parts[record.call] for record in group}
+        chunk = min(
+            self._chunk(group[-1].call),
+            count_passes(parts[group[0].call], self._batch.n_in).forward,
+        )
+        compute = partial(forward_parts, self._batch, parts, group)
+        tensors, way = _take(_ways("forward", chunk, compute, self._modes), self._modes)
+        for record, tensor in zip(group, tensors, strict=True):
+            self.routes[record.call] = way
+            yield self._portion(record, tensor)
+
+    def _reverse(self, record: CallRecord) -> Iterator[PartPortion]:
+        parts = self._parts[record.call]
+        rows = count_passes(parts, self._batch.n_in).reverse
+        # The graph is kept beside the cotangents that are pulled back.
+        chunk = max(1, min(rows, self._chunk(record.call) // 2))
+        compute = partial(reverse_parts, self._batch, parts, record.call)
+        tensor, way = _take(_ways("reverse", chunk, compute, self._modes), self._modes)
+        self.routes[record.call] = way
+        yield self._portion(record, tensor)
+
+    def _portion(self, record: CallRecord, tensor: Tensor) -> PartPortion:
+        if self._task.residual:
+            subtract_identity(tensor, self._parts[record.call])
+        return PartPortion(record, self._start, 0, tensor, self._good[record.call])
+
+    def _by_position(self, record: CallRecord) -> Iterator[AnyPortion]:
+        """Yield some positions of one point at a time, in blocks if even one is too large."""
+        call, whole = record.call, self._parts[record.call]
+        one = part_bytes(whole.some(0, 1), self._batch.n_in)
+        if one > self._budget.jacobians:
+            for index in range(whole.n_parts):
+                yield self._in_blocks(record, index)
+            return
+        size = self._budget.jacobians // one
+        for low in range(0, whole.n_parts, size):
+            some = {call: whole.some(low, min(low + size, whole.n_parts))}
+            part = _PartRun(
+                replace(self._task, records=(record,), parts={}), self._batch, self._start,
+                self._good, self._modes, some,
+            )  # fmt: skip
+            for portion in part.held([record]):
+                yield replace(portion, first=low)
+            self.routes |= part.routes
+
+    def _in_blocks(self, record: CallRecord, index: int) -> PartBlockPortion:
+        """Return the Jacobian of one position of the only point, which is too large to hold."""
+        task, whole = self._task, self._parts[record.call]
+        rows = whole.some(index, index + 1).rows[0, 0].to(self._batch.varied.device)
+        batch = replace(self._batch, picked={record.call: rows})
+        single = replace(record, shape=(rows.shape[0],), is_complex=False)
+        size = self._budget.block(single.numel, batch.n_in)
+        plan = plan_blocks(single.numel, batch.n_in, task.dtype.itemsize, size, self._modes.forward)
+        walk = _walk(batch, single, plan, self._chunk(record.call), self._modes, self.routes)
+        if task.residual:
+            walk = partial(without_identity, walk, plan, rows)
+        return PartBlockPortion(record, self._start, index, walk, self._good[record.call])
+
+    def _groups(self, records: Sequence[CallRecord]) -> list[tuple[CallRecord, ...]]:
+        """Return groups of calls whose Jacobians fit together."""
+        sizes = [(record, self._size(record.call)) for record in records]
+        return groups_of(sizes, self._budget.jacobians)
+
+    def _size(self, call: Call) -> int:
+        return self._batch.n_points * part_bytes(self._parts[call], self._batch.n_in)
+
+    def _chunk(self, call: Call) -> int:
+        """Return how many directions are pushed through at once, down to a call."""
+        key = self._task.wrt, call
+        if key not in self._modes.alive:
+            with torch.no_grad(), Alive() as alive:
+                self._batch.outputs(self._batch.varied, [call], early=True)
+            self._modes.alive[key] = -(-alive.peak // self._batch.n_points)
+        # The values, and two results of each formula for a tangent, beside the tangents themselves.
+        return self._budget.part_directions(3 * self._batch.n_points * self._modes.alive[key])
+
+    def _replaying(self, batch: Batch) -> Batch:
+        """Return the batch with what comes before the varied tensor replayed, if that is exact."""
+        task = self._task
+        batch = replace(batch, triangles=task.triangles)
+        if task.wrt is None or not self._modes.replay:
+            return batch
+        calls = [record.call for record in task.records]
+        try:
+            found = record_replay(task.model, batch.inputs, task.wrt, calls)
+            if found is None:
+                return batch
+            replaying = replace(batch, replay=found)
+            with torch.no_grad():
+                pairs = zip(
+                    batch.outputs(batch.varied, calls),
+                    replaying.outputs(batch.varied, calls),
+                    strict=True,
+                )
+                same = all(guards.close(one, other, task.tolerance) for one, other in pairs)
+        except Exception as error:  # a model may mind that a module does not run
+            if _out_of_memory(error):
+                raise _memory_error(error) from error
+            same = False
+        if not same:
+            self._modes.replay = False
+            return batch
+        return replaying
+
+    def _try_forward(self) -> None:
+        calls = [record.call for record in self._task.records]
+        _try_forward(self._task, self._batch, calls, self._good, self._modes)
+
+
+def _parts_points(task: Task) -> int:
+    """Return how many points there is room for, all chosen calls together."""
+    budget = Budget(task.memory)
+    per_point = sum(part_bytes(one[:1], task.n_in) for one in task.parts.values())
+    graph = 2 * task.survey.activations * task.dtype.itemsize
+    room = min(budget.jacobians // max(1, per_point), budget.total // 4 // max(1, graph))
+    return int(max(1, min(task.points.shape[0], room)))
 
 
 def _walk(
@@ -260,7 +557,7 @@ def _take(ways: Sequence[Way[_Result]], modes: Modes) -> tuple[_Result, str]:
 
 
 def _chain(task: Task, batch: Batch, modes: Modes) -> Chain | None:
-    if not modes.chain or task.survey.has_low_values:
+    if not modes.chain or task.survey.has_low_values or task.residual:
         return None
     found = find_chain(batch, [record.call for record in task.records], task.tolerance)
     if isinstance(found, Refusal):
@@ -272,7 +569,7 @@ def _chain(task: Task, batch: Batch, modes: Modes) -> Chain | None:
 
 def _narrow(task: Task, batch: Batch, good: dict[Call, Tensor], modes: Modes) -> Batch:
     """Return the batch along fewer directions, where that is exact and saves passes or memory."""
-    fitting = task.metric is None and task.dtype == torch.float64
+    fitting = task.metric is None and task.dtype == torch.float64 and not task.residual
     if not fitting or not modes.narrow or task.survey.has_low_values:
         return batch
     room = Budget(task.memory).directions
@@ -296,7 +593,9 @@ def _try_forward(
     """Turn forward mode off where torch.func refuses it or it disagrees with reverse mode."""
     everywhere = torch.stack([good[call] for call in calls]).all(dim=0)
     try:
-        agree = guards.modes_agree(batch, calls, everywhere, task.tolerance)
+        # Whole Jacobians cost as much as many passes; of parts, one for each call is too much.
+        check = guards.modes_agree_together if task.parts else guards.modes_agree
+        agree = check(batch, calls, everywhere, task.tolerance)
     except Exception as error:  # torch.func raises many types of error
         if _out_of_memory(error):
             raise _memory_error(error) from error

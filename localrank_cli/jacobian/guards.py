@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from localrank_cli.errors import LocalrankError, ModelError, cause
 from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.repeat import unrepeatable
-from localrank_cli.jacobian.routes import contraction, pullback, pushforward
+from localrank_cli.jacobian.routes import contraction, normal_direction, pullback, pushforward
 from localrank_cli.layers.capture import Call, Capture
 
 
@@ -161,12 +161,12 @@ def unrepeatable_alone(
     return unrepeatable(model, point, call, sizes[call], [])
 
 
-def make_batch(
-    model: nn.Module, points: Tensor, values: Values, wrt: Call | None, tolerance: float
-) -> Batch | None:
-    """Return a batch of points, or None where batching would mix points or fails.
+def lay_out(
+    model: nn.Module, points: Tensor, values: Values, tolerance: float
+) -> dict[Call, Layout] | None:
+    """Return where the points of a batch lie in each output.
 
-    `values` must hold `wrt` too, the call whose output is varied.
+    None where batching would mix points, or fails.
     """
     calls = list(values.outputs)
     n_points = points.shape[0]
@@ -190,12 +190,27 @@ def make_batch(
         if not close(layout.split(tensor), values.outputs[call], tolerance):
             return None
         layouts[call] = layout
+    return layouts
+
+
+def make_batch(
+    model: nn.Module,
+    points: Tensor,
+    values: Values,
+    layouts: Mapping[Call, Layout],
+    wrt: Call | None,
+) -> Batch:
+    """Return a batch of points, from the layouts that `lay_out` found.
+
+    `values` must hold `wrt` too, the call whose output is varied.
+    """
+    inputs = points.clone()
     if wrt is None:
         varied_layout = Layout(0, (1, *points.shape[1:]))
         varied = varied_layout.split(inputs)
     else:
         varied_layout, varied = layouts[wrt], values.outputs[wrt].clone()
-    return Batch(model, inputs, varied, varied_layout, layouts, wrt)
+    return Batch(model, inputs, varied, varied_layout, dict(layouts), wrt)
 
 
 def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
@@ -236,18 +251,47 @@ def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: fl
     its derivative: autograd's reverse mode is then taken as what the user means. `good`, (points,)
     bool, are points with finite outputs; the tolerance is relative to |u| |J v| + |u^T J| |v|.
     """
-    direction = _normal((batch.n_in,), 20241007).to(batch.varied)
-    tangents = pushforward(batch, calls, direction.unsqueeze(0))
-    for call, tangent in zip(calls, tangents, strict=True):
-        cotangent = _random(tangent.shape[2], batch)
+    direction = normal_direction(batch.n_in, batch.varied)
+    tangents = [one[0] for one in pushforward(batch, calls, direction.unsqueeze(0))]
+    cotangents = [_random(tangent.shape[1], batch) for tangent in tangents]
+    for call, tangent, cotangent in zip(calls, tangents, cotangents, strict=True):
         row = pullback(batch, call, cotangent)
-        forward = (cotangent * tangent[0]).sum(1)
+        forward = (cotangent * tangent).sum(1)
         reverse = (row * direction).sum(1)
-        scale = cotangent.norm(dim=1) * tangent[0].norm(dim=1) + row.norm(dim=1) * direction.norm()
+        scale = cotangent.norm(dim=1) * tangent.norm(dim=1) + row.norm(dim=1) * direction.norm()
         known = good & torch.isfinite(forward) & torch.isfinite(reverse)
         if ((forward - reverse).abs() > tolerance * scale)[known].any():
             return False
     return True
+
+
+def modes_agree_together(
+    batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: float
+) -> bool:
+    """Return whether the modes agree for all calls at once, as in `modes_agree`.
+
+    The random u of each call is scaled so that |u| |J v| = 1: a call cannot hide behind a larger
+    one, and random errors do not cancel. One backward pass serves all calls.
+    """
+    direction = normal_direction(batch.n_in, batch.varied)
+    tangents = [one[0] for one in pushforward(batch, calls, direction.unsqueeze(0))]
+    cotangents = []
+    for tangent in tangents:
+        cotangent = _random(tangent.shape[1], batch)
+        size = cotangent.norm(dim=1) * tangent.norm(dim=1)
+        usable = torch.isfinite(size) & (size > 0)
+        cotangents.append(cotangent / torch.where(usable, size, 1).unsqueeze(1))
+    varied = batch.varied.detach().requires_grad_(True)
+    with torch.enable_grad():
+        outputs = batch.outputs(varied, calls)
+    (row,) = torch.autograd.grad(contraction(outputs, cotangents), varied, allow_unused=True)
+    row = torch.zeros_like(batch.varied) if row is None else row
+    pairs = zip(cotangents, tangents, strict=True)
+    forward = torch.stack([(one * other).sum(1) for one, other in pairs]).sum(0)
+    reverse = (row * direction).sum(1)
+    scale = len(calls) + row.norm(dim=1) * direction.norm()
+    known = good & torch.isfinite(forward) & torch.isfinite(reverse)
+    return not bool(((forward - reverse).abs() > tolerance * scale)[known].any())
 
 
 def random_cotangent(numel: int, batch: Batch, seed: int) -> Tensor:

@@ -35,14 +35,17 @@ def forward_jacobians(batch: Batch, calls: Sequence[Call], chunk: int) -> list[T
 
 
 def pushforward(batch: Batch, calls: Sequence[Call], directions: Tensor) -> tuple[Tensor, ...]:
-    """Return J v for each call, (directions, points, n_out); the same directions at every point.
+    """Return J v for each call, (directions, points, n_out).
 
-    The directions have shape (directions, n_in).
+    The directions have shape (directions, n_in), the same at every point, or (directions, points,
+    n_in).
     """
 
     def along(direction: Tensor) -> tuple[Tensor, ...]:
         tangent = direction.expand_as(batch.varied)
-        pair = jvp(lambda varied: batch.outputs(varied, calls), (batch.varied,), (tangent,))
+        pair = jvp(
+            lambda varied: batch.outputs(varied, calls, early=True), (batch.varied,), (tangent,)
+        )
         tangents: tuple[Tensor, ...] = pair[1]
         return tangents
 
@@ -98,6 +101,12 @@ def contraction(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tens
         for output, cotangent in zip(outputs, cotangents, strict=True):
             total = total + (output * cotangent).sum()
     return total
+
+
+def normal_direction(width: int, like: Tensor) -> Tensor:
+    """Return a standard normal v of a width, the same numbers on every device."""
+    generator = torch.Generator("cpu").manual_seed(20241007)
+    return torch.randn(width, generator=generator, dtype=torch.float64, device="cpu").to(like)
 
 
 def unit_rows(start: int, stop: int, like: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Captures are clones (an in-place ReLU after a layer would otherwise overwrite it
 and are returned, never stored outside, so that the function works under torch.func transforms.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +45,10 @@ class _AllCaptured(BaseException):
     """All outputs are captured; no Exception, as the model's handlers must not catch it."""
 
 
+# Returns what is kept of the output of a call.
+Reader = Callable[[Call, Tensor], Tensor]
+
+
 class Capture:
     """A model as a function that returns the first tensor output of chosen calls.
 
@@ -53,6 +57,9 @@ class Capture:
         calls: The calls whose outputs are wanted, in any order.
         watched: Calls whose outputs are also kept if they happen before the last of `calls`.
         wrt: The call whose output is the varied tensor; None for the input.
+        read: What is kept of the output of each of `calls`; None: all of it.
+        inputs_of: Those of `calls` whose input is wanted in place of the output.
+        run: How the model is called with its input; None: with it alone.
     """
 
     def __init__(
@@ -61,12 +68,19 @@ class Capture:
         calls: Sequence[Call],
         wrt: Call | None = None,
         watched: Sequence[Call] = (),
+        *,
+        read: Reader | None = None,
+        inputs_of: Collection[Call] = (),
+        run: Callable[[Tensor], object] | None = None,
     ) -> None:
         self._model = model
         self._calls = tuple(calls)
         self._watched = frozenset(watched) - frozenset(calls)
         self.seen: dict[Call, Tensor] = {}  # of the watched calls, in the last run
         self._wrt = wrt
+        self._read = read
+        self._inputs_of = frozenset(inputs_of)
+        self._call = model if run is None else run
         self._modules = {name: model.get_submodule(name) for name in self._names()}
         self._run: _Run | None = None
         self._installed = False
@@ -77,8 +91,10 @@ class Capture:
 
         def hook(name: str) -> Any:
             def on_output(module: nn.Module, args: object, output: object) -> object:
-                del module, args
-                return self._run.see(name, output) if self._run is not None else None
+                if self._run is None:
+                    return None
+                del module
+                return self._run.see(name, args, output)
 
             return on_output
 
@@ -103,11 +119,12 @@ class Capture:
             LayerError: If a wanted call did not happen, or gave no tensor.
         """
         self._run = state = _Run(self._calls, self._watched, self._wrt, varied)
+        state.read, state.inputs_of = self._read, self._inputs_of
         try:
             with nullcontext() if self._installed else self.installed():
                 # A clone: a model may change its input in place, which must neither reach the
                 # next call nor be refused because the input is a leaf.
-                self._model(inputs.clone())
+                self._call(inputs.clone())
         except _AllCaptured:
             pass
         finally:
@@ -145,8 +162,10 @@ class _Run:
         self._varied = varied
         self._counts: dict[str, int] = {}
         self._level = current_level()
+        self.read: Reader | None = None
+        self.inputs_of: frozenset[Call] = frozenset()
 
-    def see(self, name: str, output: object) -> object:
+    def see(self, name: str, args: object, output: object) -> object:
         """Record a module's output; return its replacement, or None to leave it."""
         self._counts[name] = self._counts.get(name, 0) + 1
         call = Call(name, self._counts[name])
@@ -165,12 +184,18 @@ class _Run:
             tensor = first_tensor(output)
             if tensor is None:
                 raise LayerError(f"layer {call.label!r} returned no tensor in this forward pass.")
-            parts = real_parts(tensor)
-            self.found[call] = self._outside(parts.clone(memory_format=torch.contiguous_format))
+            taken = first_tensor(args) if call in self.inputs_of else None
+            self.found[call] = self._kept(call, tensor if taken is None else taken)
             self._missing.discard(call)
             if not self._missing:
                 raise _AllCaptured
         return replaced
+
+    def _kept(self, call: Call, tensor: Tensor) -> Tensor:
+        """Return a copy of what is wanted of a tensor."""
+        parts = self._outside(real_parts(tensor))
+        part = parts if self.read is None else self.read(call, parts)
+        return part.clone(memory_format=torch.contiguous_format)
 
     def _outside(self, tensor: Tensor) -> Tensor:
         return unwrapped(tensor, self._level)

@@ -9,8 +9,11 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from localrank_cli.errors import LayerError, listed
+from localrank_cli.layers.axes import FeatureAxis
 from localrank_cli.layers.capture import Call
-from localrank_cli.layers.survey import CallRecord, Survey, is_affine_layer
+from localrank_cli.layers.kinds import is_affine_layer
+from localrank_cli.layers.positions import Positions
+from localrank_cli.layers.survey import CallRecord, Survey
 
 # Class names of layers that are analyzed only where --layers names them, torch's and others'.
 _OTHERS = re.compile(r"((RNN|LSTM|GRU)(Cell)?|Attention|Norm\d?d?)$")
@@ -23,13 +26,34 @@ class Selection:
 
     include: tuple[str, ...] = ()  # none: every layer with `is_affine_layer`
     exclude: tuple[str, ...] = ()
-    wrt: str = ""  # empty: the network's input
+    wrt: str = ""  # empty: the network's input; several names and globs with commas between
     hidden: bool = False  # without the last of the layers that would be chosen
     input_slice: str = ""  # numpy notation, of the varied tensor; empty: all of it
     output_slice: str = ""  # of each output
     # The part of the network's input that is varied where there is no `wrt`: its first entry, and
     # its shape for one point. None: all of it.
     part: tuple[int, tuple[int, ...]] | None = None
+    positions: Positions = field(default_factory=Positions)
+    feature_axes: tuple[FeatureAxis, ...] = ()
+    residual: bool = False  # J - 1 in place of J
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names, globs and words of `wrt`."""
+        return tuple(one.strip() for one in self.wrt.split(",") if one.strip())
+
+    @property
+    def has_one_source(self) -> bool:
+        """Whether there is a single source whose name is given, or the network's input."""
+        sources = self.sources
+        return not sources or (
+            len(sources) == 1 and not has_glob(sources[0]) and sources[0] != "previous"
+        )
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the table says which parts of which Jacobians were measured."""
+        return not (self.positions.is_all and self.has_one_source) or self.residual
 
     @property
     def whole(self) -> "Selection":
@@ -45,6 +69,11 @@ class LayerChoice:
     notes: tuple[str, ...] = field(default=())
 
 
+def has_glob(pattern: str) -> bool:
+    """Return whether a name holds characters of a glob."""
+    return bool(_GLOB_CHARACTERS & set(pattern))
+
+
 def named_call(model: nn.Module, label: str) -> Call | None:
     """Return the call that `--wrt` names, under the module's first name; None for an empty label.
 
@@ -54,7 +83,7 @@ def named_call(model: nn.Module, label: str) -> Call | None:
     if not label:
         return None
     call = Call.parse(label)
-    first = {name: names[0] for names in _aliases(model).values() for name in names}
+    first = {name: names[0] for names in module_names(model).values() for name in names}
     if call.name not in first:
         near = difflib.get_close_matches(call.name, first, n=3)
         raise LayerError(
@@ -71,8 +100,8 @@ def choose_layers(model: nn.Module, survey: Survey, selection: Selection) -> Lay
         LayerError: If a pattern matches nothing, if a layer named exactly never runs or does not
             depend on the varied tensor, or if nothing is left.
     """
-    aliases = _aliases(model)
-    names = _wanted_names(model, aliases, selection)
+    aliases = module_names(model)
+    names = wanted_calls(model, selection)
     ran = [record for record in survey.records if names(record.call)]
     notes = _check_patterns(selection, aliases, survey)
     kept = [record for record in ran if record.depends and record.numel > 0]
@@ -96,9 +125,10 @@ def choose_layers(model: nn.Module, survey: Survey, selection: Selection) -> Lay
     return LayerChoice(tuple(kept), tuple(notes))
 
 
-def _wanted_names(
-    model: nn.Module, aliases: dict[str, list[str]], selection: Selection
-) -> Callable[[Call], bool]:
+def wanted_calls(model: nn.Module, selection: Selection) -> Callable[[Call], bool]:
+    """Return which calls a selection's globs choose, whether or not they can be analyzed."""
+    aliases = module_names(model)
+
     def matches(call: Call, pattern: str) -> bool:
         return any(
             fnmatchcase(name, pattern) or fnmatchcase(Call(name, call.number).label, pattern)
@@ -115,7 +145,7 @@ def _wanted_names(
     return wanted
 
 
-def _aliases(model: nn.Module) -> dict[str, list[str]]:
+def module_names(model: nn.Module) -> dict[str, list[str]]:
     """Return first name -> all names: Sequential(a, relu, a) knows one module as 0 and as 2."""
     first: dict[nn.Module, str] = {}
     names: dict[str, list[str]] = {}
@@ -238,4 +268,6 @@ def _layers_that_run(survey: Survey) -> str:
 
 
 def _varied(selection: Selection) -> str:
+    if not selection.has_one_source:
+        return f"any source of --wrt {selection.wrt}"
     return f"the output of {selection.wrt!r}" if selection.wrt else "the input"

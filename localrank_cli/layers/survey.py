@@ -1,10 +1,9 @@
 """One forward pass over one point: which modules run, in what order, their outputs and costs."""
 
 import math
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils.flop_counter import flop_registry
 
 from localrank_cli.errors import LayerError, LocalrankError, ModelError, one_line
 from localrank_cli.layers.capture import Call
+from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
 from localrank_cli.layers.precision import Descent
 from localrank_cli.layers.transforms import current_level, is_vmapped, unwrapped
@@ -22,26 +22,6 @@ from localrank_cli.layers.transforms import current_level, is_vmapped, unwrapped
 _LOW_PRECISION = {
     torch.float32: 4, torch.float16: 2, torch.bfloat16: 2, torch.complex64: 4, torch.complex32: 2,
 }  # fmt: skip
-
-# Classes of layers with a pre-activation.
-_AFFINE: tuple[type[nn.Module], ...] = (
-    nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
-    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
-
-
-def is_affine_layer(module: nn.Module) -> bool:
-    """Return whether a module is analyzed by default.
-
-    That is Linear, Bilinear, Conv*, ConvTranspose* and their subclasses, and the Conv1D of
-    transformers (a Linear with a transposed weight).
-    """
-    if isinstance(module, _AFFINE):
-        return True
-    # Looked up, not imported: a Conv1D instance exists only where transformers was imported.
-    transformers = sys.modules.get("transformers.pytorch_utils")
-    conv1d = getattr(transformers, "Conv1D", None)
-    return isinstance(conv1d, type) and isinstance(module, conv1d)
 
 
 @dataclass(frozen=True)
@@ -55,6 +35,8 @@ class CallRecord:
     depends: bool  # on the varied tensor
     cost: float  # operations of the forward pass up to this output
     is_complex: bool = False  # the last axis of the shape is that of the two parts
+    began: int = 0  # how many calls had ended when it began
+    feeder: Call | None = None  # the call whose output is its first input, that very tensor
 
     @property
     def numel(self) -> int:
@@ -76,6 +58,7 @@ class Survey:
     silent: tuple[str, ...]  # calls that returned no floating-point tensor
     vmapped: tuple[str, ...] = ()  # calls within a vmap of the network's own
     varied_is_complex: bool = False
+    source_cost: float = 0.0  # operations of the forward pass up to the varied tensor
 
     @property
     def n_in(self) -> int:
@@ -138,20 +121,29 @@ def _unfolded(inputs: Tensor, weight: Tensor, out: Tensor) -> int:
 class _Watch:
     operations: _Operations
     wrt: Call | None
+    # Sources beside one another, which cut nothing off.
+    is_marked: Callable[[Call], bool] = lambda _: False
+    marks: dict[Call | None, "_Mark"] = field(default_factory=dict)
     varied: Tensor | None = None
+    source_cost: float = 0.0
     varied_is_complex: bool = False
     depending: list[Tensor] = field(default_factory=list)  # outputs, on the varied tensor
     records: list[CallRecord] = field(default_factory=list)
     silent: list[str] = field(default_factory=list)
     vmapped: list[str] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
+    began: list[tuple[int, Call | None]] = field(default_factory=list)
+    outputs: dict[int, tuple[Call, Tensor]] = field(default_factory=dict)  # by id, kept alive
     counts: dict[str, int] = field(default_factory=dict)
 
     def enter(self, name: str) -> Any:
         """Return the hook before a module."""
 
-        def on_input(module: nn.Module, _: object) -> None:
+        def on_input(module: nn.Module, args: object, kwargs: object) -> None:
             self.running.append(f"{name!r} ({type(module).__name__})")
+            taken = first_tensor((args, kwargs))
+            feeder = self.outputs.get(id(taken))
+            self.began.append((len(self.records), feeder[0] if feeder is not None else None))
 
         return on_input
 
@@ -159,8 +151,10 @@ class _Watch:
         """Return the hook after a module, which records its output."""
 
         def on_output(module: nn.Module, _: object, output: object) -> object:
+            began, feeder = 0, None
             if self.running:
                 self.running.pop()
+                began, feeder = self.began.pop()
             self.counts[name] = self.counts.get(name, 0) + 1
             call = Call(name, self.counts[name])
             tensor = first_tensor(output)
@@ -178,8 +172,14 @@ class _Watch:
                 self.varied = real_parts(tensor).detach().clone().requires_grad_(True)
                 self.operations.descent.start(self.varied)
                 self.varied_is_complex = tensor.is_complex()
+                self.source_cost = self.operations.cost
                 tensor = from_real_parts(self.varied.clone(), tensor)
                 replaced = replace_first(output, tensor)
+            elif self.is_marked(call):
+                tensor = self._mark(call, tensor)
+                replaced = replace_first(output, tensor)
+            # The latest call that handed it on: of nested modules, the outermost.
+            self.outputs[id(tensor)] = call, tensor
             tensor = unwrapped(tensor)
             if tensor.requires_grad:
                 self.depending.append(tensor)
@@ -192,11 +192,36 @@ class _Watch:
                     depends=tensor.requires_grad,
                     cost=self.operations.cost,
                     is_complex=tensor.is_complex(),
+                    began=began,
+                    feeder=feeder,
                 )
             )
             return replaced
 
         return on_output
+
+    def _mark(self, call: Call, tensor: Tensor) -> Tensor:
+        """Return a source's output, unchanged in value, whose node in the graph stands for it."""
+        if current_level():
+            raise _within_transform(call)
+        varied = real_parts(tensor)
+        if not varied.requires_grad:
+            varied = varied.detach().clone().requires_grad_(True)
+        handed = from_real_parts(varied.clone(), tensor)
+        self.operations.descent.start(handed)
+        node = handed.grad_fn
+        self.marks[call] = _Mark(varied, node, tensor.is_complex(), self.operations.cost)
+        return handed
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A source in the graph of a pass that has several."""
+
+    varied: Tensor  # as `real_parts`
+    node: Any  # in the graph, which stands for the source: the network may change the tensor
+    is_complex: bool
+    cost: float
 
 
 def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
@@ -214,31 +239,116 @@ def survey(model: nn.Module, point: Tensor, wrt: Call | None = None) -> Survey:
         raise _integer_input(model)
     inputs = point.clone().requires_grad_(True) if wrt is None else point
     watch = _Watch(_Operations(point.dtype if floating else torch.get_default_dtype()), wrt)
-    with torch.enable_grad(), _watching(model, watch):
-        copied = inputs.clone()  # a model may change its input in place
-        if wrt is None:
-            watch.operations.descent.start(copied)
-        with watch.operations:
-            _forward(model, copied, watch)
+    _pass(model, inputs, watch, is_varied=wrt is None)
     varied = inputs if wrt is None else watch.varied
     if varied is None and wrt is not None and wrt.label in watch.vmapped:
         raise _within_transform(wrt)
     if varied is None:
-        names = ", ".join(record.call.label for record in watch.records)
-        raise LayerError(
-            f"--wrt {wrt.label if wrt else ''}: that module did not run or returned no"
-            " floating-point tensor.",
-            f"Modules that run: {names}.",
-        )
+        raise _no_source(wrt, watch)
+    low = watch.operations.low_precision or _rounds_backward(watch, [varied])
+    mark = _Mark(varied, None, watch.varied_is_complex, watch.source_cost)
+    return _survey(watch, mark, watch.records, low=low)
+
+
+def survey_sources(
+    model: nn.Module, point: Tensor, is_source: Callable[[Call], bool], *, with_input: bool
+) -> dict[Call | None, Survey]:
+    """Return a survey for each of several sources, from one pass of a batch of one point.
+
+    The sources are the calls of which `is_source` holds that return a floating-point tensor, in
+    order of execution, after None for the network's input if `with_input`. Each survey says which
+    calls depend on its source; whether the path holds low precision is said of all sources
+    together. To be called within `analysis_setting`.
+
+    Raises:
+        ModelError: If the forward pass fails.
+        LayerError: If a source runs within a transform, or the input is of integers and a source.
+    """
+    floating = point.is_floating_point()
+    if with_input and not floating:
+        raise _integer_input(model)
+    inputs = point.clone().requires_grad_(True) if with_input else point
+    operations = _Operations(point.dtype if floating else torch.get_default_dtype())
+    watch = _Watch(operations, None, is_marked=is_source)
+    node = _pass(model, inputs, watch, is_varied=with_input)
+    whole = _Mark(inputs, node, is_complex=False, cost=0.0)
+    marks: dict[Call | None, _Mark] = {None: whole} if with_input else {}
+    marks |= watch.marks
+    if not marks:
+        return {}
+    low = operations.low_precision or _rounds_backward(
+        watch, [one.varied for one in marks.values()]
+    )
+    reached = _reached(watch.depending, [one.node for one in marks.values()])
+    depending = iter(reached)
+    masks = [next(depending) if record.depends else 0 for record in watch.records]
+    found: dict[Call | None, Survey] = {}
+    for index, (source, mark) in enumerate(marks.items()):
+        records = [
+            replace(record, depends=bool(mask >> index & 1) and record.call != source)
+            for record, mask in zip(watch.records, masks, strict=True)
+        ]
+        found[source] = _survey(watch, mark, records, low=low)
+    return found
+
+
+def _pass(model: nn.Module, inputs: Tensor, watch: _Watch, *, is_varied: bool) -> Any:
+    """Run the model under the watch; return the node of its input in the graph."""
+    with torch.enable_grad(), _watching(model, watch):
+        copied = inputs.clone()  # a model may change its input in place
+        node = copied.grad_fn
+        if is_varied:
+            watch.operations.descent.start(copied)
+        with watch.operations:
+            _forward(model, copied, watch)
+    watch.outputs.clear()
+    return node
+
+
+def _survey(watch: _Watch, mark: _Mark, records: Sequence[CallRecord], *, low: bool) -> Survey:
     return Survey(
-        records=tuple(watch.records),
-        varied_shape=tuple(varied.shape),
+        records=tuple(records),
+        varied_shape=tuple(mark.varied.shape),
         activations=watch.operations.entries,
-        has_low_precision=watch.operations.low_precision or _rounds_backward(watch, varied),
+        has_low_precision=low,
         has_low_values=watch.operations.low_values,
         silent=tuple(watch.silent),
         vmapped=tuple(watch.vmapped),
-        varied_is_complex=watch.varied_is_complex,
+        varied_is_complex=mark.is_complex,
+        source_cost=mark.cost,
+    )
+
+
+def _reached(tensors: Sequence[Tensor], nodes: Sequence[Any]) -> list[int]:
+    """Return, for each tensor, which nodes of the graph it comes from, as bits of a number."""
+    bits = {node: 1 << index for index, node in enumerate(nodes)}
+    found: dict[Any, int] = {}
+    for tensor in tensors:
+        stack = [tensor.grad_fn]
+        while stack:
+            node = stack[-1]
+            if node is None or node in found:
+                stack.pop()
+                continue
+            parents = [parent for parent, _ in node.next_functions if parent is not None]
+            left = [parent for parent in parents if parent not in found]
+            if left:
+                stack += left
+                continue
+            mask = bits.get(node, 0)
+            for parent in parents:
+                mask |= found[parent]
+            found[node] = mask
+            stack.pop()
+    return [found.get(tensor.grad_fn, 0) for tensor in tensors]
+
+
+def _no_source(wrt: Call | None, watch: _Watch) -> LayerError:
+    names = ", ".join(record.call.label for record in watch.records)
+    return LayerError(
+        f"--wrt {wrt.label if wrt else ''}: that module did not run or returned no"
+        " floating-point tensor.",
+        f"Modules that run: {names}.",
     )
 
 
@@ -250,11 +360,11 @@ def _within_transform(call: Call) -> LayerError:
     )
 
 
-def _rounds_backward(watch: _Watch, varied: Tensor) -> bool:
+def _rounds_backward(watch: _Watch, varied: Sequence[Tensor]) -> bool:
     """Return whether a custom autograd.Function has a derivative of lower precision."""
     if not _has_custom_function(watch.depending):
         return False
-    operations = _Operations(varied.dtype)
+    operations = _Operations(varied[0].dtype)
     cotangents = [torch.ones_like(output) for output in watch.depending]
     for cotangent in cotangents:
         operations.descent.start(cotangent)
@@ -298,7 +408,9 @@ def _watching(model: nn.Module, watch: _Watch) -> Iterator[None]:
     try:
         for name, module in model.named_modules():
             if name:
-                handles.append(module.register_forward_pre_hook(watch.enter(name)))
+                handles.append(
+                    module.register_forward_pre_hook(watch.enter(name), with_kwargs=True)
+                )
                 handles.append(module.register_forward_hook(watch.leave(name)))
         yield
     finally:

@@ -73,8 +73,10 @@ def reduce_points(points: PointMeasures) -> LayerMeasures:
     return LayerMeasures(
         n_points=n_points,
         n_failed=len(points.finite) - n_points,
-        ranks=tuple(_summary(ranks) for ranks in points.ranks),
-        soft={name: average(values) for name, values in points.soft.items()},
+        ranks=tuple(_summary(ranks, points.n_positions) for ranks in points.ranks),
+        soft={
+            name: _over_points(values, points.n_positions) for name, values in points.soft.items()
+        },
     )
 
 
@@ -85,11 +87,25 @@ def measure(
     return reduce_points(point_measures(spectrum, tolerances, noise))
 
 
-def _summary(ranks: PointRanks) -> RankSummary:
+def _over_points(values: Sequence[float], n_positions: int) -> Average:
+    """Return the average over points of the means over each point's positions.
+
+    Positions of one point are not independent, so that the error is over points.
+    """
+    if n_positions == 1:
+        return average(values)
+    means = []
+    for start in range(0, len(values), n_positions):
+        mean = average(values[start : start + n_positions]).mean
+        means.append(0.0 if mean is None else mean)
+    return average(means)
+
+
+def _summary(ranks: PointRanks, n_positions: int) -> RankSummary:
     return RankSummary(
         tolerance=ranks.tolerance,
         rtol=ranks.rtol,
-        local_rank=average(ranks.counts),
+        local_rank=_over_points(ranks.counts, n_positions),
         rank_min=min(ranks.counts, default=None),
         rank_max=max(ranks.counts, default=None),
         near_tol=average([float(near) for near in ranks.near]).mean,

@@ -72,11 +72,11 @@ def _thresholds(spectrum: LayerSpectrum, tolerances: Sequence[Tolerance]) -> Ten
 
 @dataclass(frozen=True)
 class PointRanks:
-    """Local rank at one tolerance, with one entry for each point that counts."""
+    """Local rank at one tolerance, with one entry for each position of each point that counts."""
 
     tolerance: Tolerance
     rtol: float  # the number used
-    counts: tuple[int, ...]
+    counts: tuple[int, ...]  # of each position of each point
     near: tuple[bool, ...]
     undecided: tuple[bool, ...]
 
@@ -89,7 +89,8 @@ class PointMeasures:
     n_out: int
     finite: tuple[bool, ...]  # every point: whether it counts
     ranks: tuple[PointRanks, ...]  # one for each tolerance
-    soft: dict[str, tuple[float, ...]]  # in the order of the table; points that count
+    soft: dict[str, tuple[float, ...]]  # in the order of the table; as in `PointRanks`
+    n_positions: int = 1  # Jacobians of each point
 
 
 def point_measures(
@@ -108,9 +109,11 @@ def point_measures(
     return PointMeasures(
         n_in=spectrum.n_in,
         n_out=spectrum.n_out,
-        finite=tuple(spectrum.finite.tolist()),
+        # All positions of a point count, or none.
+        finite=tuple(spectrum.finite[:: spectrum.n_positions].tolist()),
         ranks=tuple(_ranks(spectrum, tolerance) for tolerance in tolerances),
         soft=values,
+        n_positions=spectrum.n_positions,
     )
 
 

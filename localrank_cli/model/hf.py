@@ -379,12 +379,12 @@ def _with_one_input(model: Any) -> nn.Module:
     name = base.main_input_name
 
     @functools.wraps(base.forward)
-    def forward(self: Any, inputs: Tensor | None = None, **named: Tensor) -> Any:
+    def forward(self: Any, inputs: Tensor | None = None, **named: Any) -> Any:
         if inputs is None:
             return base.forward(self, **named)
         of_tokens = name == "input_ids" and not inputs.is_floating_point()
         keyword = name if of_tokens or name != "input_ids" else "inputs_embeds"
-        return base.forward(self, **{keyword: inputs})
+        return base.forward(self, **{keyword: inputs}, **named)
 
     # The class keeps its name, by which the table and messages call the network.
     model.__class__ = type(base.__name__, (base,), {"forward": forward, "__doc__": base.__doc__})

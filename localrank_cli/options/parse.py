@@ -324,6 +324,13 @@ def globs(value: object) -> object:
     return tuple(part for part in parts if part)
 
 
+def joined(value: object) -> object:
+    """Read one text, or a list of texts as one with commas between."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(one, str) for one in value):
+        return ",".join(value)
+    return value
+
+
 def several(value: object) -> tuple[object, ...]:
     """Return one value or several as a tuple; a mapping is not several values."""
     if isinstance(value, str | bytes | Mapping | Number) or not isinstance(value, Iterable):

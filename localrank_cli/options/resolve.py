@@ -10,6 +10,8 @@ from torch import nn
 
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.layers.axes import FeatureAxis
+from localrank_cli.layers.positions import ALL, Positions
 from localrank_cli.layers.select import Selection
 from localrank_cli.layers.slices import parse_slice
 from localrank_cli.model.mlp import ACTIVATIONS
@@ -258,7 +260,14 @@ def resolve(series: SeriesOptions) -> Settings:
         model=model,
         source=replace(_source(series), keep=metric == "data" or bool(sampling.labels_key)),
         selection=Selection(
-            include, exclude + options.exclude, options.wrt or "", options.hidden, *slices
+            include,
+            exclude + options.exclude,
+            options.wrt or "",
+            options.hidden,
+            *slices,
+            positions=Positions.parse(options.positions or ALL),
+            feature_axes=tuple(_feature_axis(text) for text in options.feature_axis),
+            residual=bool(options.residual),
         ),
         tolerances=_tolerances(options),
         noise=_value(options.noise),
@@ -272,7 +281,53 @@ def resolve(series: SeriesOptions) -> Settings:
     )
     if settings.by_whole:
         check_whole(settings.selection, metric)
+    _check_parts(settings.selection, metric)
     return settings
+
+
+def _feature_axis(text: str) -> FeatureAxis:
+    pattern, equals, number = text.rpartition("=")
+    try:
+        return FeatureAxis(int(number), pattern if equals else "*")
+    except ValueError:
+        raise UsageError(
+            f"--feature-axis {text}: {number!r} is not an integer.",
+            "Write an axis such as 1 or -1, or NAME=AXIS.",
+        ) from None
+
+
+def _check_parts(selection: Selection, metric: str) -> None:
+    """Check that pairs and positions are not combined with what measures whole Jacobians.
+
+    Raises:
+        SettingsError: If they are.
+    """
+    asked = []
+    if not selection.positions.is_all:
+        asked.append(f"--positions {selection.positions}")
+    if not selection.has_one_source:
+        asked.append(f"--wrt {selection.wrt}")
+    if selection.residual:
+        asked.append("--residual")
+    if not asked:
+        return
+    if metric == "data":
+        raise SettingsError(
+            f"--input-metric data with {asked[0]}: the covariance is that of one whole source.",
+            "Leave one of them out.",
+        )
+    slices = [
+        option
+        for option, text in (
+            ("--input-slice", selection.input_slice), ("--output-slice", selection.output_slice),
+        )
+        if text
+    ]  # fmt: skip
+    if slices:
+        raise SettingsError(
+            f"{slices[0]} with {asked[0]}: both choose parts of the Jacobian.",
+            "Leave one of them out; --positions last is the last token, say.",
+        )
 
 
 def _value(value: _Value | None) -> _Value:

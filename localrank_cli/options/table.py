@@ -196,13 +196,46 @@ class AnalyzeOptions:
     wrt: Annotated[
         str | None,
         Setting(
-            help="Differentiate with respect to this module's output, such as an embedding."
-            " Default: the network's input.",
+            help="Differentiate with respect to this module's output, such as an embedding; several"
+            " with commas, globs, or previous: the nearest earlier layer. Default: the network's"
+            " input.",
             metavar="NAME",
+            read=parse.joined,
             in_folder=True,
             decides=("wrt",),
         ),
     ] = None
+    positions: Annotated[
+        str | None,
+        Setting(
+            help="Jacobians of single positions (tokens, places of an image): each[:N], same[:N],"
+            " first, last, last-all or last-each[:N]. Default: all, the whole Jacobian.",
+            metavar="KIND",
+            in_folder=True,
+            decides=("positions",),
+        ),
+    ] = None
+    residual: Annotated[
+        bool | None,
+        Setting(
+            help="Measure J - 1, the part that a block adds to its input, where output and source"
+            " have the same shape.",
+            flags=("--residual/--no-residual",),
+            in_folder=True,
+            decides=("residual",),
+        ),
+    ] = None
+    feature_axis: Annotated[
+        tuple[str, ...],
+        Setting(
+            help="Axis of an output that holds its features, where the default is wrong; the axis"
+            " of the points counts, -1 is the last. With NAME=AXIS for some modules; repeat.",
+            metavar="AXIS",
+            read=parse.globs,
+            in_folder=True,
+            decides=("feature_axis",),
+        ),
+    ] = ()
     atol: Atol = ()
     rtol: Rtol = ()
     input_metric: Annotated[

@@ -39,9 +39,14 @@ COLUMNS: dict[str, str] = {
     "message": STR,
 }
 
+# Columns of analyses that choose pairs or positions.
+PARTS = ("positions", "n_positions", "jacobian")
 # Columns after `message` that the tool itself may add, in order; constants of a series follow.
 OPTIONAL: dict[str, str] = {
     "epoch": OPTIONAL_INT,
+    "positions": STR,
+    "n_positions": OPTIONAL_INT,
+    "jacobian": STR,
     "n_cov": OPTIONAL_INT,
     "input_slice": STR,
     "output_slice": STR,

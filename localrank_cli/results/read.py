@@ -81,7 +81,21 @@ def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
     if frame.empty:
         raise DataError(f"{path}: holds a header and no rows.", "Run localrank analyze again.")
     columns = {str(name): _typed(path, str(name), frame[name]) for name in frame.columns}
-    return pd.DataFrame(columns)
+    return _with_sources(pd.DataFrame(columns))
+
+
+def _with_sources(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table in which layers with several sources are named `LAYER from SOURCE`.
+
+    To figures and pages each pair of a layer and a source is a layer of its own.
+    """
+    if not {*NEEDED, "wrt"} <= set(frame.columns):
+        return frame
+    several = frame.groupby(["run", "layer"], sort=False)["wrt"].transform("nunique") > 1
+    if not several.any():
+        return frame
+    pairs = frame["layer"] + " from " + frame["wrt"].replace("", "the input")
+    return frame.assign(layer=frame["layer"].where(~several, pairs))
 
 
 def without_failed(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:

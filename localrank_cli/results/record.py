@@ -157,7 +157,7 @@ class CheckpointRecord:
         }
         body = {
             "message": self.message,
-            "layers": [_layer_json(layer) for layer in self.layers],
+            "layers": [_layer_json(layer, index) for index, layer in enumerate(self.layers)],
         }
         return head, body
 
@@ -187,10 +187,13 @@ def check_against_settings(settings: Mapping[str, Any], body: Mapping[str, Any])
     check_layers(settings, [one["layer"] for one in layers], "body.layers")
     for index, layer in enumerate(layers):
         key = f"body.layers[{index}]"
-        for name in ("wrt", "input_metric", "dtype"):
-            if settings.get(name) not in (None, layer[name]):
+        wanted_facts = {name: settings.get(name) for name in ("wrt", "input_metric", "dtype")}
+        # Of several sources, each entry of the layers names its own.
+        wanted_facts["wrt"] = _own_source(settings, index, wanted_facts["wrt"])
+        for name, value in wanted_facts.items():
+            if value not in (None, layer[name]):
                 raise ValueError(
-                    f"{key}.{name}: expected {shown(settings[name])}, as in the settings of its"
+                    f"{key}.{name}: expected {shown(value)}, as in the settings of its"
                     f" run, got {shown(layer[name])}"
                 )
         found = [Tolerance(one["atol"], one["rtol"]).label for one in layer["ranks"]]
@@ -203,6 +206,11 @@ def check_against_settings(settings: Mapping[str, Any], body: Mapping[str, Any])
         for name in settings.get("optional_columns", ()):
             if name not in layer["cells"]:
                 raise ValueError(f"{key}.cells.{name}: is missing")
+
+
+def _own_source(settings: Mapping[str, Any], index: int, whole: Any) -> Any:
+    layers = settings.get("layers")
+    return layers[index].get("wrt", whole) if layers is not None else whole
 
 
 def check_layers(settings: Mapping[str, Any], found: Sequence[str], key: str) -> None:
@@ -224,11 +232,14 @@ def check_layers(settings: Mapping[str, Any], found: Sequence[str], key: str) ->
 _SHARED = ("layer", "module", "n_in", "n_out", "wrt", "input_metric", "dtype", "method")
 
 
-def _layer_json(layer: LayerRecord) -> dict[str, Any]:
+def _layer_json(layer: LayerRecord, index: int) -> dict[str, Any]:
     points = layer.points
     return {
         **{name: getattr(layer.facts, name) for name in _SHARED},
         "cells": dict(layer.cells),
+        # Earlier versions had neither.
+        **({"n_positions": points.n_positions} if points.n_positions > 1 else {}),
+        **({"layer_index": layer.facts.layer_index} if layer.facts.layer_index != index else {}),
         "points": len(points.finite),
         "failed": _where([not flag for flag in points.finite]),
         "ranks": [
@@ -248,10 +259,11 @@ def _layer_json(layer: LayerRecord) -> dict[str, Any]:
 
 def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRecord:
     _check_measures(saved["soft"], place)
-    facts = LayerFacts(**place, **{name: saved[name] for name in _SHARED}, layer_index=index)
+    layer_index, n_positions = saved.get("layer_index", index), saved.get("n_positions", 1)
+    facts = LayerFacts(**place, **{name: saved[name] for name in _SHARED}, layer_index=layer_index)
     failed = set(saved["failed"])
     finite = tuple(point not in failed for point in range(saved["points"]))
-    n_points = sum(finite)
+    n_points = sum(finite) * n_positions
     return LayerRecord(
         facts,
         PointMeasures(
@@ -260,6 +272,7 @@ def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRec
             finite=finite,
             ranks=tuple(_ranks(ranks, n_points) for ranks in saved["ranks"]),
             soft={name: tuple(values) for name, values in saved["soft"].items()},
+            n_positions=n_positions,
         ),
         saved["cells"],
     )

@@ -151,6 +151,7 @@ class _CheckpointHead(_Head):
 class _LayerCall(Strict):
     name: str
     number: Part = 1
+    wrt: str | None = None  # of several sources, its own
 
 
 class _Series(Strict):
@@ -172,6 +173,9 @@ class _Series(Strict):
     n_data: Count | None = None
     seed: int | None = None
     wrt: str | None = None
+    positions: str | None = None
+    residual: bool | None = None
+    feature_axis: list[str] | None = None
     layers: list[_LayerCall] | None = None
     tolerances: list[str] | None = None
     measures: list[str] | None = None
@@ -230,6 +234,8 @@ class _LayerBody(Strict):
     dtype: str
     method: str
     cells: Cells
+    n_positions: Part = 1
+    layer_index: Count | None = None
     points: Count
     failed: list[Count]
     ranks: Annotated[list[_Ranks], Field(min_length=1)]
@@ -237,7 +243,7 @@ class _LayerBody(Strict):
 
     @model_validator(mode="after")
     def _has_one_value_for_each_point(self) -> Self:
-        n_points = self.points - len(self.failed)
+        n_points = (self.points - len(self.failed)) * self.n_positions
         # First: a number of points without as many values would take memory without end.
         lengths = {f"soft.{name}": len(values) for name, values in self.soft.items()}
         lengths |= {f"ranks[{i}].counts": len(one.counts) for i, one in enumerate(self.ranks)}
@@ -361,6 +367,8 @@ class _SpectraEntry(Strict):
     dtype: str = ""
     method: str = ""
     n_columns: Count = 0
+    n_positions: Part = 1
+    key: str | None = None
     cells: Cells = Cells()
 
 

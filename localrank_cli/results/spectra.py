@@ -39,6 +39,7 @@ class LayerValues:
     cells: Mapping[str, Any]  # optional columns
     values: Tensor  # (points, min(n_out, n_columns)), float64, descending; NaN: not finite
     scale: Scale | None  # what relative tolerances refer to; None: the first of the values
+    n_positions: int = 1  # Jacobians of each point
 
     @property
     def spectrum(self) -> LayerSpectrum:
@@ -56,6 +57,9 @@ class LayerValues:
             method=self.facts.method,
             n_varied=self.facts.n_in,
             scale=self.scale,
+            n_positions=self.n_positions,
+            wrt=self.facts.wrt,
+            layer_index=self.facts.layer_index,
         )
 
 
@@ -84,11 +88,14 @@ def write_spectra(
     tensors, entries = {}, []
     for layer, spectrum in zip(record.layers, spectra, strict=True):
         name, scale = _name(layer.facts), spectrum.scale
+        if name in tensors:  # with respect to another source
+            name += f"\t{layer.facts.wrt}"
         tensors[name] = spectrum.computed.contiguous()
         if scale is not None:
             tensors[name + _SCALE] = torch.stack([scale.values, scale.rounding])
         entries.append({
-            **asdict(layer.facts), "n_columns": spectrum.n_in, "cells": dict(layer.cells)
+            **asdict(layer.facts), "n_columns": spectrum.n_in, "cells": dict(layer.cells),
+            "n_positions": spectrum.n_positions, "key": name,
         })  # fmt: skip
     about = {
         "format": FORMAT,
@@ -124,9 +131,12 @@ def _check_one_checkpoint(about: Mapping[str, Any], layers: Sequence[LayerValues
         raise ValueError(f"entries: expected layers of one checkpoint of {settings['run']!r}")
     check_layers(settings, [one.facts.layer for one in layers], "entries")
     for index, layer in enumerate(layers):
-        if layer.facts.layer_index != index:
-            raise ValueError(f"entries[{index}].layer_index: expected {index}")
-        wanted = (len(settings["point_indices"]), min(layer.facts.n_out, layer.n_columns))
+        place = index if index == 0 else layers[index - 1].facts.layer_index + 1
+        same = index > 0 and layers[index - 1].facts.layer == layer.facts.layer
+        if layer.facts.layer_index != place - same:
+            raise ValueError(f"entries[{index}].layer_index: expected {place - same}")
+        n_rows = len(settings["point_indices"]) * layer.n_positions
+        wanted = (n_rows, min(layer.facts.n_out, layer.n_columns))
         if tuple(layer.values.shape) != wanted:
             raise ValueError(
                 f"{layer.facts.layer}: expected singular values of shape {wanted}, got"
@@ -173,7 +183,7 @@ def read_layer(entry: Mapping[str, Any], file: Any) -> LayerValues:
     """Read the layer of one of the `entries` of an open file."""
     named = {name: entry[name] for name in _FACTS if name in entry}
     facts = LayerFacts(**(_DEFAULTS | named))
-    name, scale = _name(facts), None
+    name, scale = entry.get("key") or _name(facts), None
     if name + _SCALE in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
         scale = Scale(*file.get_tensor(name + _SCALE))
     values = file.get_tensor(name).double()
@@ -182,7 +192,8 @@ def read_layer(entry: Mapping[str, Any], file: Any) -> LayerValues:
     # In the file's order they are descending; the measures take the first as the largest.
     values = values.sort(dim=1, descending=True).values
     n_columns = entry.get("n_columns", facts.n_in)
-    return LayerValues(facts, n_columns, entry.get("cells", {}), values, scale)
+    n_positions = entry.get("n_positions", 1)
+    return LayerValues(facts, n_columns, entry.get("cells", {}), values, scale, n_positions)
 
 
 def find_spectra(folder: Path) -> Iterator[Path]:

@@ -12,7 +12,6 @@ from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.errors import LocalrankError, Note, UnreadableError
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.layers.plain import choose_precision
-from localrank_cli.layers.select import named_call
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import demand_of
 from localrank_cli.model.fill import fill_model
@@ -120,10 +119,7 @@ class _Runner:
             run=self._series.run,
             checkpoint=checkpoint.file.name,
             step=checkpoint.step,
-            layers=tuple(
-                self._layer(checkpoint, index, spectrum, cells)
-                for index, (spectrum, cells) in enumerate(measured)
-            ),
+            layers=tuple(self._layer(checkpoint, spectrum, cells) for spectrum, cells in measured),
             facts={
                 "bytes": before.size,
                 "mtime_ns": before.mtime_ns,
@@ -143,7 +139,7 @@ class _Runner:
         """Choose by all points of the series, so that shards of a checkpoint choose alike."""
         series, settings = self._series, self._series.settings
         calls = [record.call for record in series.examination.records]
-        wrt = named_call(series.model, settings.selection.wrt)
+        wrt = series.examination.views[0].source
         reason = choose_precision(series.model, self._points, calls, wrt, settings.dtype)
         if reason and reason not in self._modes.notes:
             self._modes.notes.append(reason)
@@ -152,18 +148,26 @@ class _Runner:
         """Return each layer's singular values and cells from samples; the model has its weights."""
         plan, series = self._plan, self._series
         metric = series.metric.at(series.model, plan.device, series.settings.dtype)
-        points = self._points[slice(*(checkpoint.points or (None,)))]
-        request = replace(self._request, metric=metric)
+        span = slice(*(checkpoint.points or (None,)))
+        points, indices = self._points[span], series.points.indices[span]
+        request = replace(
+            self._request, metric=metric, seed=series.settings.source.seed, indices=indices
+        )
         spectra = layer_spectra(series.model, points, request, self._modes)
-        return list(zip(spectra, series.samples.at(series.model, plan.device), strict=True))
+        samples = series.samples.at(series.model, plan.device)
+        return [(spectrum, samples[spectrum.layer_index]) for spectrum in spectra]
 
     def _layer(
-        self, checkpoint: PlannedCheckpoint, index: int, spectrum: LayerSpectrum, samples: Cells
+        self, checkpoint: PlannedCheckpoint, spectrum: LayerSpectrum, samples: Cells
     ) -> LayerRecord:
         series, settings = self._series, self._series.settings
+        selection = settings.selection
         cells: Cells = {
             "epoch": checkpoint.epoch,
             "n_cov": series.metric.n_cov,
+            "positions": str(selection.positions),
+            "n_positions": spectrum.n_positions,
+            "jacobian": "J-1" if selection.residual else "J",
             **samples,
             **settings.slices,
             **settings.columns,
@@ -173,11 +177,11 @@ class _Runner:
             checkpoint=checkpoint.file.name,
             step=checkpoint.step,
             layer=spectrum.layer,
-            layer_index=index,
+            layer_index=spectrum.layer_index,
             module=spectrum.module,
             n_in=spectrum.n_varied or spectrum.n_in,
             n_out=spectrum.n_out,
-            wrt=settings.selection.wrt,
+            wrt=selection.wrt if selection.has_one_source else spectrum.wrt,
             input_metric=settings.input_metric,
             dtype=settings.dtype_name,
             method=spectrum.method,

@@ -14,7 +14,7 @@ from localrank_cli.layers.select import named_call
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.options.resolve import Settings
 from localrank_cli.points.draw import Points
-from localrank_cli.spectrum.layer import Examination
+from localrank_cli.spectrum.examine import Examination
 
 # With fewer points than this for each entry of the varied tensor, the eigenvalues of the covariance
 # spread by more than about 2 sqrt(1 / 10) = 60 % around the true ones (Marchenko & Pastur 1967).

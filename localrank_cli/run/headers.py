@@ -59,7 +59,7 @@ from localrank_cli.recorded import Entries
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import can_infer
-from localrank_cli.spectrum.layer import Examination
+from localrank_cli.spectrum.examine import Examination
 
 Skip = Callable[[CheckpointFile, LocalrankError], None]
 

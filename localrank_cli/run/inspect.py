@@ -15,6 +15,7 @@ from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.contents import CheckpointLine, Contents, read_contents
 from localrank_cli.run.headers import PlannedCheckpoint, load_state
 from localrank_cli.run.plan import Plan, SeriesPlan, names_rule, place_points
+from localrank_cli.spectrum.examine import Pair
 from localrank_cli.spectrum.layer import Request, layer_spectra
 
 # Points of the second timed run, enough to show what a batch saves for each point.
@@ -30,6 +31,8 @@ class LayerLine:
     n_out: int
     n_in: int
     max_rank: int
+    wrt: str = ""
+    axes: str = ""  # of the whole output, where positions are chosen
 
 
 @dataclass(frozen=True)
@@ -77,22 +80,27 @@ def inspect_series(plan: Plan, series: SeriesPlan, *, timed: bool) -> Inspection
     modes, seconds = Modes(), None
     if timed and series.checkpoints:
         seconds = _estimate(plan, series, modes)
-    records = series.examination.records
-    n_in = series.examination.n_in
     return Inspection(
         run=series.run,
         folder=str(series.series.folder),
         model=series.settings.model.description,
         checkpoints=tuple(_line(planned) for planned in series.in_order),
-        layers=tuple(
-            LayerLine(r.call.label, r.module, r.numel, n_in, min(r.numel, n_in)) for r in records
-        ),
+        layers=tuple(_layer_line(pair) for pair in series.examination.pairs),
         routes=tuple(modes.routes),
         n_points=len(series.points.indices),
         tolerances=tuple(tolerance.label for tolerance in series.settings.tolerances),
         memory=plan.memory,
         device=str(plan.device),
         seconds=seconds,
+    )
+
+
+def _layer_line(pair: Pair) -> LayerLine:
+    record, view = pair.record, pair.view
+    n_out, n_in = record.numel, pair.n_in
+    axes = view.axes[record.call].text() if view.axes else ""
+    return LayerLine(
+        record.call.label, record.module, n_out, n_in, min(n_out, n_in), view.label, axes
     )
 
 

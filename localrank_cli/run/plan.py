@@ -50,7 +50,7 @@ from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
 from localrank_cli.points.inputs import Inputs
 from localrank_cli.points.shape import proposals, written
-from localrank_cli.results.columns import optional_first
+from localrank_cli.results.columns import PARTS, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
@@ -70,7 +70,7 @@ from localrank_cli.run.inputs import load_for
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
-from localrank_cli.spectrum.layer import Examination, examine
+from localrank_cli.spectrum.examine import Examination, examine
 from localrank_cli.spectrum.tolerance import check_rounding
 from localrank_cli.userimport import import_object
 
@@ -112,6 +112,7 @@ class SeriesPlan:
         """The columns after `message`, in order: those of localrank, then the series' constants."""
         return (
             *(["epoch"] if self.scheme.counting.kind == EPOCHS else []),
+            *(PARTS if self.settings.selection.has_parts else []),
             *(["n_cov"] if self.settings.input_metric == "data" else []),
             *self.settings.slices,
             *self.samples.columns,
@@ -164,11 +165,13 @@ def make_plan(options: AnalyzeOptions, note: Note, plan_file: PlanFile | None = 
             )
     extra = optional_first(name for plan in planned for name in plan.optional_columns)
     for plan in planned:
+        if not plan.settings.selection.positions.is_all or len(plan.examination.views) > 1:
+            continue  # checked with the Jacobians of each source
         n_in = plan.examination.n_in
         width = n_in if plan.metric.n_cov is None else min(n_in, plan.metric.n_cov)
         check_fits(plan.examination.records, width, memory - plan.metric.n_bytes)
         if plan.settings.by_whole:
-            whole = plan.examination.whole_records
+            whole = plan.examination.views[0].whole_records
             check_fits(whole, plan.examination.survey.n_in, memory - plan.metric.n_bytes)
     return Plan(
         series=tuple(planned),
@@ -439,9 +442,9 @@ def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Te
 
 def _check_tolerances(settings: Settings, examination: Examination) -> None:
     low = examination.survey.has_low_precision or settings.dtype == torch.float32
-    for record in examination.records:
-        shape = (record.numel, examination.n_in)
-        check_rounding(settings.tolerances, record.call.label, shape, low=low)
+    for pair in examination.pairs:
+        shape = (pair.record.numel, pair.n_in)
+        check_rounding(settings.tolerances, pair.record.call.label, shape, low=low)
 
 
 def _prefixed(note: Note, prefix: str) -> Note:
@@ -482,6 +485,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
     """Return everything that decides the numbers of a series, as JSON can hold it."""
     settings = series.settings
     regex = series.scheme.rule.names.regex
+    positions, one_source = settings.selection.positions, settings.selection.has_one_source
     return {
         "run": series.run,
         "folder": str(series.series.folder),
@@ -497,6 +501,11 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "point_indices": list(series.points.indices),
         "n_data": series.points.n_data,
         "wrt": settings.selection.wrt,
+        # None as in journals of the first release, which had none of these.
+        "positions": str(positions) if not positions.is_all else None,
+        "residual": settings.selection.residual or None,
+        "feature_axis": [f"{one.pattern}={one.axis}" for one in settings.selection.feature_axes]
+        or None,
         "input_metric": settings.input_metric,
         "n_cov": series.metric.n_cov,
         "slices": settings.slices,
@@ -518,7 +527,9 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "step_regex": regex.pattern if regex is not None else None,
         "unsaved": list(series.unsaved),
         "layers": [
-            asdict(record.call) | {"module": record.module, "shape": list(record.shape)}
-            for record in series.examination.records
+            asdict(pair.record.call)
+            | {"module": pair.record.module, "shape": list(pair.record.shape)}
+            | ({} if one_source else {"wrt": pair.view.label})
+            for pair in series.examination.pairs
         ],
     }

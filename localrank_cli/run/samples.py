@@ -24,7 +24,7 @@ from localrank_cli.points.files import load_array
 from localrank_cli.points.source import VALUES, load_points
 from localrank_cli.results.columns import Cell
 from localrank_cli.run.covariance import data_chunks
-from localrank_cli.spectrum.layer import Examination
+from localrank_cli.spectrum.examine import Examination
 
 # A bound above this share of log N is limited by the sample rather than by the network.
 _CEILING_SHARE = 0.99

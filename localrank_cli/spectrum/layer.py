@@ -8,15 +8,24 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.jacobian.blocks import BlockPortion, ChainPortion, Portion
-from localrank_cli.jacobian.engine import Modes, Task, jacobians
+from localrank_cli.jacobian.blocks import (
+    AnyPortion,
+    BlockPortion,
+    ChainPortion,
+    PartBlockPortion,
+    PartPortion,
+    Portion,
+)
+from localrank_cli.jacobian.engine import Modes, Task, all_jacobians
 from localrank_cli.jacobian.metric_factor import MetricFactor
+from localrank_cli.layers.axes import Axes
 from localrank_cli.layers.capture import Call
-from localrank_cli.layers.plain import survey_precisely
-from localrank_cli.layers.select import Selection, choose_layers, named_call
+from localrank_cli.layers.positions import make_parts
+from localrank_cli.layers.select import Selection
 from localrank_cli.layers.setting import analysis_setting
-from localrank_cli.layers.slices import positions
-from localrank_cli.layers.survey import CallRecord, Survey, survey
+from localrank_cli.layers.survey import CallRecord
+from localrank_cli.layers.triangle import Triangle, feature_axis, has_triangle, triangle_of
+from localrank_cli.spectrum.examine import Examination, Pair, View, examine
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
 from localrank_cli.spectrum.svd import rounding
 
@@ -40,11 +49,15 @@ class LayerSpectrum:
     module: str  # class name
     n_out: int
     n_in: int  # columns of the measured matrix: of J, or of J L in a metric
-    computed: Tensor  # (points, min(n_out, n_in)), float64, CPU, descending; NaN: not finite
-    rounding: Tensor  # (points,), float64: how far a singular value may be off
+    # Float64, CPU, (points * n_positions, min(n_out, n_in)): descending, and NaN if not finite.
+    computed: Tensor
+    rounding: Tensor  # (points * n_positions,), float64: how far a singular value may be off
     method: str  # "exact", or "exact(float32)" where the path holds float32
     n_varied: int | None = None  # entries of the varied tensor; None: n_in
     scale: Scale | None = None  # None: its own sigma_1
+    n_positions: int = 1  # Jacobians of each point, which are all finite or none
+    wrt: str = ""  # the source; empty: the network's input
+    layer_index: int = 0  # among the chosen layers, in order of execution
 
     @property
     def values(self) -> Tensor:
@@ -57,83 +70,8 @@ class LayerSpectrum:
 
     @property
     def finite(self) -> Tensor:
-        """Which points count, shape (points,), bool."""
+        """Which Jacobians count, shape (points * n_positions,), bool."""
         return torch.isfinite(self.rounding)
-
-
-@dataclass(frozen=True)
-class Examination:
-    """The results of one forward pass, before any Jacobian is computed."""
-
-    survey: Survey
-    records: tuple[CallRecord, ...]  # the chosen calls
-    notes: tuple[str, ...]
-    entries: Tensor | None = None  # of the varied tensor that are varied; None: all
-    picked: dict[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
-
-    @property
-    def whole_records(self) -> tuple[CallRecord, ...]:
-        """The chosen calls with their whole outputs."""
-        calls = {record.call for record in self.records}
-        return tuple(record for record in self.survey.records if record.call in calls)
-
-    @property
-    def n_in(self) -> int:
-        """The number of entries that are varied."""
-        return self.survey.n_in if self.entries is None else self.entries.shape[0]
-
-
-def examine(
-    model: nn.Module,
-    points: Tensor,
-    selection: Selection,
-    dtype: torch.dtype,
-    *,
-    is_chosen: bool = False,
-) -> Examination:
-    """Return the layers that a selection chooses, from a run of the first point.
-
-    The network must be on the points' device and in `dtype`, that of the Jacobian. `is_chosen` is
-    whether `choose_precision` was called for its weights.
-    """
-    wrt = named_call(model, selection.wrt)
-    if is_chosen:
-        reason = ""
-        with analysis_setting(model, dtype):
-            seen = survey(model, points[:1].clone(), wrt)
-    else:
-        seen, reason = survey_precisely(model, points, wrt, dtype)
-    chosen = choose_layers(model, seen, selection)
-    if reason:
-        chosen = replace(chosen, notes=(*chosen.notes, reason))
-    entries = _varied_entries(seen, selection)
-    if not selection.output_slice:
-        return Examination(seen, chosen.records, chosen.notes, entries)
-    picked = {}
-    for record in chosen.records:
-        what = f"the output of layer {record.call.label!r}"
-        picked[record.call] = positions(
-            selection.output_slice,
-            record.shape,
-            "--output-slice",
-            what,
-            is_complex=record.is_complex,
-        )
-    records = tuple(replace(one, shape=(picked[one.call].shape[0],)) for one in chosen.records)
-    return Examination(seen, records, chosen.notes, entries, picked)
-
-
-def _varied_entries(seen: Survey, selection: Selection) -> Tensor | None:
-    """Return the entries of the varied tensor that are varied; None: all."""
-    start, shape = 0, seen.varied_shape
-    is_part = selection.part is not None and not selection.wrt
-    if selection.part is not None and is_part:
-        start, shape = selection.part[0], (1, *selection.part[1])
-    text = selection.input_slice or ("..." if is_part else "")
-    if not text:
-        return None
-    what, option = "the varied tensor", "--input-slice"
-    return start + positions(text, shape, option, what, is_complex=seen.varied_is_complex)
 
 
 @dataclass(frozen=True)
@@ -147,6 +85,8 @@ class Request:
     metric: MetricFactor | None = None  # of the varied tensor; None: the identity
     scaled_by_whole: bool = False  # relative tolerances refer to sigma_1 without slices
     is_chosen: bool = False  # whether `choose_precision` was called for the network's weights
+    seed: int = 0  # of the positions
+    indices: tuple[int, ...] = ()  # of the points, which draw their positions; none: 0, 1, ...
 
 
 def layer_spectra(
@@ -154,10 +94,10 @@ def layer_spectra(
 ) -> list[LayerSpectrum]:
     """Return the singular values of every chosen layer's Jacobian at every point.
 
-    There is one spectrum for each chosen call, in order of execution. Points with a non-finite
-    Jacobian, or with a non-finite pre-activation in this or an earlier layer, are NaN; with
-    `scaled_by_whole` points whose whole Jacobian is not finite are, too. The network is on the
-    points' device and in the request's dtype; `modes` from earlier checkpoints are updated.
+    There is one spectrum for each pair of a chosen call and a source, in order of execution. Points
+    with a non-finite Jacobian, or with a non-finite pre-activation in this or an earlier layer, are
+    NaN; with `scaled_by_whole` points whose whole Jacobian is not finite are, too. The network is
+    on the points' device and in the request's dtype; `modes` from earlier checkpoints are updated.
     """
     modes = modes if modes is not None else Modes()
     if not request.scaled_by_whole:
@@ -186,34 +126,64 @@ def _spectra(
     examination = examine(
         model, points, request.selection, request.dtype, is_chosen=request.is_chosen
     )
+    tasks = [_task(model, points, view, examination, request) for view in examination.views]
+    found = [
+        {record.call: _empty(record, task, points.shape[0]) for record in task.records}
+        for task in tasks
+    ]
+    with analysis_setting(model, request.dtype):
+        for index, portion in all_jacobians(tasks, modes):
+            _solve(portion, tasks[index], found[index], request.demand)
+    places = {view.label: index for index, view in enumerate(examination.views)}
+    return [
+        _spectrum(pair, tasks[place], found[place][pair.record.call], request.dtype)
+        for pair in examination.pairs
+        for place in (places[pair.view.label],)
+    ]
+
+
+def _task(
+    model: nn.Module, points: Tensor, view: View, examination: Examination, request: Request
+) -> Task:
     task = Task(
         model=model,
         points=points,
-        survey=examination.survey,
-        records=examination.records,
-        wrt=named_call(model, request.selection.wrt),
+        survey=view.survey,
+        records=view.records,
+        wrt=view.source,
         dtype=request.dtype,
         memory=request.memory,
-        metric=_sliced_metric(request.metric, examination),
-        picked=examination.picked,
+        metric=_sliced_metric(request.metric, view),
+        picked=view.picked,
+        residual=request.selection.residual,
     )
-    precision = torch.float32 if examination.survey.has_low_precision else request.dtype
-    found = {record.call: _empty(record, task) for record in task.records}
-    with analysis_setting(model, request.dtype):
-        for portion in jacobians(task, modes):
-            if isinstance(portion, Portion):
-                rows = found[portion.record.call]
-                values = _solve(portion, task.n_in, request.demand)
-                _write_rows(rows, portion.start, portion.finite, values)
-            elif isinstance(portion, BlockPortion):
-                _solve_blocks(portion, task, found, request.demand)
-            else:
-                _solve_chain(portion, task, found, request.demand)
-    return [_spectrum(record, found[record.call], task, precision) for record in task.records]
+    if examination.positions.is_all:
+        return task
+    assert view.source_axes is not None
+    indices = request.indices or tuple(range(points.shape[0]))
+    triangles, parts = {}, {}
+    for record in view.records:
+        axes = view.axes[record.call]
+        triangle = None if task.residual else _triangle(model, record.call, axes)
+        if triangle is not None:
+            triangles[record.call] = triangle
+            axes = axes.with_features(triangle.n_rows)
+        parts[record.call] = make_parts(
+            examination.positions, axes, view.source_axes, request.seed, indices
+        )
+    return replace(task, parts=parts, triangles=triangles)
 
 
-def _sliced_metric(metric: MetricFactor | None, examination: Examination) -> MetricFactor | None:
-    entries = examination.entries
+def _triangle(model: nn.Module, call: Call, axes: Axes) -> Triangle | None:
+    module = model.get_submodule(call.name)
+    if axes.is_complex or not has_triangle(module):
+        return None
+    is_along = axes.feature == len(axes.shape) + feature_axis(module)
+    return triangle_of(module) if is_along else None
+
+
+def _sliced_metric(metric: MetricFactor | None, view: View) -> MetricFactor | None:
+    entries = view.entries
     if entries is None:
         return metric
     if metric is None:
@@ -221,9 +191,17 @@ def _sliced_metric(metric: MetricFactor | None, examination: Examination) -> Met
     return replace(metric, entries=entries)
 
 
-def _empty(record: CallRecord, task: Task) -> Tensor:
-    width = min(record.numel, task.n_in)
-    return torch.full((task.points.shape[0], width), torch.nan, dtype=torch.float64, device="cpu")
+def _empty(record: CallRecord, task: Task, n_points: int) -> Tensor:
+    parts = task.parts.get(record.call)
+    n_positions, n_in = (1, task.n_in) if parts is None else (parts.n_parts, _n_columns(task))
+    shape = n_points * n_positions, min(record.numel, n_in)
+    return torch.full(shape, torch.nan, dtype=torch.float64, device="cpu")
+
+
+def _n_columns(task: Task) -> int:
+    """Return the columns of each Jacobian."""
+    columns = [one.columns for one in task.parts.values()]
+    return task.n_in if not columns or columns[0] is None else columns[0].shape[2]
 
 
 def _write_rows(rows: Tensor, start: int, finite: Tensor, values: Tensor) -> None:
@@ -231,21 +209,44 @@ def _write_rows(rows: Tensor, start: int, finite: Tensor, values: Tensor) -> Non
     rows[start + finite.cpu().nonzero().squeeze(1)] = values
 
 
-def _solve(portion: Portion, n_in: int, demand: Demand) -> Tensor:
-    jacobians = portion.jacobians
-    if not bool(portion.finite.all()):
-        jacobians = jacobians[portion.finite.to(jacobians.device)]
-    return solve_stack(jacobians, demand, n_in, portion.error)
+def _solve(portion: AnyPortion, task: Task, found: dict[Call, Tensor], demand: Demand) -> None:
+    """Write the singular values of some Jacobians into the rows of their calls."""
+    if isinstance(portion, ChainPortion):
+        _solve_chain(portion, task, found, demand)
+        return
+    rows, n_in = found[portion.record.call], _n_columns(task)
+    if isinstance(portion, Portion):
+        jacobians = portion.jacobians
+        if not bool(portion.finite.all()):
+            jacobians = jacobians[portion.finite.to(jacobians.device)]
+        values = solve_stack(jacobians, demand, n_in, portion.error)
+        _write_rows(rows, portion.start, portion.finite, values)
+    elif isinstance(portion, BlockPortion):
+        if bool(portion.finite.all()):
+            shape = (portion.record.numel, n_in)
+            values = solve_blocks(portion.blocks, shape, demand, portion.error)
+            _write_rows(rows, portion.start, portion.finite, values)
+    else:
+        n_parts = task.parts[portion.record.call].n_parts
+        by_point = rows.view(-1, n_parts, rows.shape[1])
+        _solve_parts(portion, by_point, n_in, demand)
 
 
-def _solve_blocks(
-    portion: BlockPortion, task: Task, found: dict[Call, Tensor], demand: Demand
+def _solve_parts(
+    portion: PartPortion | PartBlockPortion, rows: Tensor, n_in: int, demand: Demand
 ) -> None:
-    record = portion.record
-    if bool(portion.finite.all()):
-        shape = (record.numel, task.n_in)
-        values = solve_blocks(portion.blocks, shape, demand, portion.error)
-        _write_rows(found[record.call], portion.start, portion.finite, values)
+    """Write the singular values of some positions into rows, (points, positions, r)."""
+    n_out = portion.record.numel
+    points = portion.start + portion.finite.cpu().nonzero().squeeze(1)
+    if isinstance(portion, PartBlockPortion):
+        if bool(portion.finite.all()):
+            values = solve_blocks(portion.blocks, (n_out, n_in), demand)
+            rows[points, portion.first] = values
+        return
+    jacobians = portion.jacobians[portion.finite.to(portion.jacobians.device)]
+    values = solve_stack(jacobians.flatten(0, 1), demand, n_in, n_out=n_out)
+    n_parts = jacobians.shape[1]
+    rows[points, portion.first : portion.first + n_parts] = values.view(-1, n_parts, rows.shape[2])
 
 
 def _solve_chain(
@@ -259,13 +260,16 @@ def _solve_chain(
         _write_rows(found[call], portion.start, finite, values[finite[anywhere]])
 
 
-def _spectrum(
-    record: CallRecord, values: Tensor, task: Task, precision: torch.dtype
-) -> LayerSpectrum:
-    n_in = task.n_in
-    longest = max(record.numel, n_in)
-    bound = rounding(values[:, 0], longest, precision)
-    low = precision != torch.float64
+def _spectrum(pair: Pair, task: Task, values: Tensor, dtype: torch.dtype) -> LayerSpectrum:
+    record, n_in = pair.record, _n_columns(task)
+    precision = torch.float32 if task.survey.has_low_precision else dtype
+    parts = task.parts.get(record.call)
+    n_positions = 1 if parts is None else parts.n_parts
+    bound = rounding(values[:, 0], max(record.numel, n_in), precision)
+    # A point with one position that is not finite fails as a whole.
+    whole = torch.isfinite(bound).view(-1, n_positions).all(dim=1, keepdim=True)
+    bound = torch.where(whole, bound.view(-1, n_positions), torch.nan).flatten()
+    n_varied = n_in if task.metric is None else task.metric.n_varied(task.survey.n_in)
     return LayerSpectrum(
         layer=record.call.label,
         module=record.module,
@@ -273,6 +277,9 @@ def _spectrum(
         n_in=n_in,
         computed=values,
         rounding=bound,
-        method=EXACT_FLOAT32 if low else "exact",
-        n_varied=n_in if task.metric is None else task.metric.n_varied(task.survey.n_in),
+        method=EXACT_FLOAT32 if precision != torch.float64 else "exact",
+        n_varied=n_varied,
+        n_positions=n_positions,
+        wrt=pair.view.label,
+        layer_index=pair.layer_index,
     )

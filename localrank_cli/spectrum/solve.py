@@ -52,34 +52,39 @@ class _Solution:
 
 
 def solve_stack(
-    matrices: Tensor, demand: Demand, n_in: int | None = None, error: float = 0.0
+    matrices: Tensor,
+    demand: Demand,
+    n_in: int | None = None,
+    error: float = 0.0,
+    n_out: int | None = None,
 ) -> Tensor:
     """Return the singular values of Jacobians that are held: (points, min(n_out, n_in)).
 
     They are float64, on the CPU, descending.
 
     Args:
-        matrices: Shape (points, n_out, n_in or fewer), finite.
+        matrices: Shape (points, n_out or fewer, n_in or fewer), finite.
         demand: Their purpose.
         n_in: Columns of the Jacobians, where `matrices` have fewer.
         error: How far singular values of `matrices` may be from those of the Jacobians.
+        n_out: Rows of the Jacobians, where `matrices` have fewer.
     """
-    count, n_out, columns = matrices.shape
-    shape = (n_out, columns if n_in is None else n_in)
+    count, rows, columns = matrices.shape
+    shape = (rows if n_out is None else n_out, columns if n_in is None else n_in)
     if count == 0:
         return torch.empty(0, min(shape), dtype=torch.float64, device="cpu")
     if count > 1 and all(torch.equal(matrices[0], matrix) for matrix in matrices[1:]):
         # A first layer: its Jacobian is its weight at every point.
-        return solve_stack(matrices[:1], demand, n_in, error).expand(count, -1)
+        return solve_stack(matrices[:1], demand, n_in, error, n_out).expand(count, -1)
     if demand.tolerances is None:
         return _padded(singular_values(matrices), min(shape))
-    if min(n_out, columns) >= MIN_DEFLATED_SIZE:
+    if min(rows, columns) >= MIN_DEFLATED_SIZE:
         return _solve_each(matrices, shape, error, demand)
-    if min(n_out, columns) <= MAX_STACKED_SIZE:
+    if min(rows, columns) <= MAX_STACKED_SIZE:
         eigenvalues = gram_eigenvalues(matrices)
     else:
         eigenvalues = torch.stack(thread_map(lambda i: gram_eigenvalues(matrices[i]), range(count)))
-    solved = [_Solution(row, error, max(n_out, columns)) for row in eigenvalues]
+    solved = [_Solution(row, error, max(rows, columns)) for row in eigenvalues]
 
     def svd(indices: Sequence[int]) -> Tensor:
         # One at a time: a copy of all of them would double what is held.

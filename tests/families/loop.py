@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from localrank_cli import analyze
-from localrank_cli.layers.survey import is_affine_layer
+from localrank_cli.layers.kinds import is_affine_layer
 from tests.families.shrink import VOCAB, small_config
 from tests.families.table import Family
 from tests.families.truth import Naive, load

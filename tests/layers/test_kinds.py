@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from localrank_cli.layers.survey import is_affine_layer
+from localrank_cli.layers.kinds import is_affine_layer
 
 
 class Scaled(nn.Linear):

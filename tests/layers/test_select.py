@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import LayerError
 from localrank_cli.layers.select import Selection
-from localrank_cli.spectrum.layer import Examination, examine
+from localrank_cli.spectrum.examine import Examination, examine
 from tests.asking import spectra_of
 from tests.networks import Net, Wrapped, embedding, mlp
 

@@ -11,13 +11,7 @@ from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.points import local_ranks, point_measures
 from localrank_cli.measures.table import demand_of
-from localrank_cli.spectrum.layer import (
-    LayerSpectrum,
-    Request,
-    Scale,
-    _with_scale,
-    layer_spectra,
-)
+from localrank_cli.spectrum.layer import LayerSpectrum, Request, Scale, _with_scale, layer_spectra
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.cases import Case
 from tests.measures.spectra import spectrum_of

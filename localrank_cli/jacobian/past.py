@@ -1,0 +1,228 @@
+"""Causal decoders with the past held: one token is pushed through in place of all of them.
+
+In a causal network the output at a token depends on the source at that token along its own path
+alone, once the keys and values of the tokens before it are there. So the Jacobian of a token with
+respect to itself takes passes of one token. Whether a network is causal is not assumed but checked,
+at every position that is used.
+"""
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import jvp, vmap
+
+from localrank_cli.jacobian.batch import Batch
+from localrank_cli.jacobian.routes import normal_direction, unit_rows
+from localrank_cli.layers.capture import Call, Capture
+from localrank_cli.layers.positions import Parts
+from localrank_cli.layers.replay import Replay, record
+from localrank_cli.layers.triangle import Triangle
+
+# Relative, of the outputs and of J v against all tokens at once, in float64. Orders of summation
+# differ by up to 3e-15 (GPT-2, NeoX, Llama, Mixtral, Mistral); a path that is missed shows at 1e-5
+# and more (a state that is no cache).
+_SAME = 1e-10
+# With fewer tokens the dense way is as cheap as the checks.
+_FEWEST_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of one point, with the keys and values before it."""
+
+    model: nn.Module
+    token: Tensor  # (1, 1), the network's input at the position
+    cache: Any
+    wrt: Call
+    triangles: Mapping[Call, Triangle]
+    replay: Replay | None = None
+
+    def outputs(self, varied: Tensor, calls: Sequence[Call]) -> tuple[Tensor, ...]:
+        """Return the outputs of some calls, each (features,), of the source with shape (features,).
+
+        A cache grows at every call, so that each pass has a copy of its own.
+        """
+        capture = Capture(self.model, calls, self.wrt, inputs_of=self.triangles, run=self._run)
+        shape = (1, 1, varied.shape[0])
+        if self.replay is None:
+            found = capture(self.token, varied.reshape(shape))
+        else:
+            with self.replay.active():
+                found = capture(self.token, varied.reshape(shape))
+        return tuple(self._part(call, one) for call, one in zip(calls, found, strict=True))
+
+    def _run(self, token: Tensor) -> object:
+        return self.model(token, **with_cache(self.model, copy.deepcopy(self.cache)))
+
+    def _part(self, call: Call, tensor: Tensor) -> Tensor:
+        triangle = self.triangles.get(call)
+        if triangle is not None:
+            tensor = triangle.output(self.model.get_submodule(call.name), tensor)
+        return tensor.reshape(-1)
+
+    def with_replay(self, varied: Tensor, calls: Sequence[Call]) -> "Token":
+        """Return this token with what comes before the source run once, where that is exact."""
+        found = record(self.model, self.token, self.wrt, calls, self._run)
+        if found is None:
+            return self
+        other = Token(self.model, self.token, self.cache, self.wrt, self.triangles, found)
+        pairs = zip(self.outputs(varied, calls), other.outputs(varied, calls), strict=True)
+        return other if all(torch.equal(a, b) for a, b in pairs) else self
+
+
+def has_past(model: nn.Module, inputs: Tensor, n_positions: int) -> bool:
+    """Return whether a model takes keys and values of earlier tokens, and has enough of them.
+
+    `inputs` are token ids, (points, tokens).
+    """
+    if inputs.dim() != 2 or inputs.is_floating_point() or inputs.shape[1] != n_positions:
+        return False
+    if n_positions < _FEWEST_TOKENS or _cache_class() is None:
+        return False
+    return _cache_keyword(model) is not None
+
+
+def with_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """Return the keywords that give a model a cache to use and to fill."""
+    keyword = _cache_keyword(model)
+    assert keyword is not None
+    return {keyword: cache, "use_cache": True}
+
+
+def _cache_keyword(model: nn.Module) -> str | None:
+    names = inspect.signature(model.forward).parameters
+    if "use_cache" not in names:
+        return None
+    # The first is the name of earlier versions of transformers.
+    return next((name for name in ("past_key_values", "cache") if name in names), None)
+
+
+def _cache_class() -> Callable[[], Any] | None:
+    # Looked up, not imported: such a network exists only where transformers was imported.
+    found = getattr(sys.modules.get("transformers.cache_utils"), "DynamicCache", None)
+    return found if callable(found) else None
+
+
+def part_of_token(
+    batch: Batch, parts: Mapping[Call, Parts], calls: Sequence[Call], place: tuple[int, int]
+) -> tuple[Token, Tensor]:
+    """Return the token at a place, (point, part), and its varied tensor, (features,)."""
+    point, part = place
+    first = parts[calls[0]]
+    assert first.columns is not None
+    assert first.places is not None
+    assert batch.wrt is not None
+    position = int(first.places[point, part])
+    inputs = batch.inputs[point : point + 1]
+    make_cache = _cache_class()
+    assert make_cache is not None
+    # Without the config: a layer with a window would drop what the next tokens need.
+    cache = make_cache()
+    if position:
+        with torch.no_grad():
+            batch.model(inputs[:, :position].clone(), **with_cache(batch.model, cache))
+    token = Token(
+        batch.model, inputs[:, position : position + 1], cache, batch.wrt, batch.triangles
+    )
+    varied = batch.varied[point, first.columns[point, part].to(batch.varied.device)]
+    return token, varied
+
+
+def token_jacobians(
+    batch: Batch, parts: Mapping[Call, Parts], calls: Sequence[Call], chunk: int
+) -> list[Tensor] | None:
+    """Return the Jacobians of each token with respect to itself, by passes of one token.
+
+    The batch is one of `with_rows`, whose parts have one position of the source for each of the
+    output. Each result has shape (points, parts, r, c). None where a check fails: then the network
+    is not causal, or keeps more than keys and values.
+    """
+    n_parts = parts[calls[0]].n_parts
+    dense, pushed = _dense(batch, parts, calls)
+    blocks: list[Tensor] = []
+    for point in range(batch.n_points):
+        for part in range(n_parts):
+            token, varied = part_of_token(batch, parts, calls, (point, part))
+            with torch.no_grad():
+                token = token.with_replay(varied, calls)
+            place = slice(point, point + 1), slice(part, part + 1)
+            expected = [(o[place], v[place]) for o, v in zip(dense, pushed, strict=True)]
+            if not _agrees(token, varied, calls, expected, batch):
+                return None
+            found = _block(token, varied, calls, chunk)
+            if not blocks:
+                shape = batch.n_points, n_parts
+                blocks = [varied.new_empty(*shape, *one.shape) for one in found]
+            for block, one in zip(blocks, found, strict=True):
+                block[point, part] = one
+    return blocks
+
+
+def _dense(
+    batch: Batch, parts: Mapping[Call, Parts], calls: Sequence[Call]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return outputs and J v of all tokens at once, each (points, parts, r)."""
+    first = parts[calls[0]]
+    assert first.columns is not None
+    columns = first.columns.to(batch.varied.device)
+    outputs, pushed = list[Tensor](), list[Tensor]()
+    directions = batch.varied.new_zeros(first.n_parts, *batch.varied.shape)
+    by_part = columns.movedim(1, 0)
+    normal = normal_direction(columns.shape[2], batch.varied)
+    directions.scatter_(2, by_part, normal.expand_as(by_part))
+
+    def along(direction: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        pair = jvp(
+            lambda varied: batch.outputs(varied, calls, early=True), (batch.varied,), (direction,)
+        )
+        return pair[0], pair[1]
+
+    # The outputs are the same along every direction.
+    values, tangents = vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]  # torch takes None within a tuple
+    for call, value, tangent in zip(calls, values, tangents, strict=True):
+        n_parts, n_rows = parts[call].n_parts, parts[call].n_rows
+        outputs.append(value.reshape(batch.n_points, n_parts, n_rows))
+        every = tangent.reshape(n_parts, batch.n_points, n_parts, n_rows)
+        pushed.append(torch.stack([every[i, :, i] for i in range(n_parts)], dim=1))
+    return outputs, pushed
+
+
+def _agrees(
+    token: Token,
+    varied: Tensor,
+    calls: Sequence[Call],
+    expected: Sequence[tuple[Tensor, Tensor]],
+    batch: Batch,
+) -> bool:
+    direction = normal_direction(varied.shape[0], batch.varied)
+    pair = jvp(lambda v: token.outputs(v, calls), (varied,), (direction,))
+    values, tangents = pair[0], pair[1]
+    for value, tangent, (output, pushed) in zip(values, tangents, expected, strict=True):
+        for ours, theirs in ((value, output), (tangent, pushed)):
+            if ours.numel() != theirs.numel():
+                return False
+            scale = theirs.abs().max()
+            if not bool(((ours - theirs.flatten()).abs() <= _SAME * scale).all()):
+                return False
+    return True
+
+
+def _block(token: Token, varied: Tensor, calls: Sequence[Call], chunk: int) -> list[Tensor]:
+    def along(direction: Tensor) -> tuple[Tensor, ...]:
+        pair = jvp(lambda v: token.outputs(v, calls), (varied,), (direction,))
+        tangents: tuple[Tensor, ...] = pair[1]
+        return tangents
+
+    count = varied.shape[0]
+    kept: list[list[Tensor]] = [[] for _ in calls]
+    for start in range(0, count, chunk):
+        directions = unit_rows(start, min(start + chunk, count), varied.unsqueeze(0))
+        for one, tangent in zip(kept, vmap(along)(directions), strict=True):
+            one.append(tangent)
+    return [torch.cat(one).mT for one in kept]

@@ -1,0 +1,321 @@
+"""Which axes of a tensor in a network hold points, features and positions.
+
+A tensor of shape (1, T, d) has T tokens as positions, one of shape (1, C, H, W) has H x W places,
+and one of shape (1, d) a single position.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.errors import LayerError
+from localrank_cli.layers.capture import Call
+from localrank_cli.layers.kinds import is_affine_layer
+from localrank_cli.layers.outputs import first_tensor
+from localrank_cli.layers.survey import CallRecord
+from localrank_cli.layers.transforms import is_vmapped
+
+INPUT = "input"  # the name of the network's input in `--feature-axis`
+
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)  # noqa: SLF001  # torch's only common class of them
+_FEATURES_FIRST = (
+    *_CONVOLUTIONS,
+    nn.modules.batchnorm._NormBase,  # noqa: SLF001  # torch's only common class of them
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,  # noqa: SLF001  # torch's only common class of them
+    nn.modules.pooling._AvgPoolNd,  # noqa: SLF001  # torch's only common class of them
+    nn.modules.pooling._AdaptiveAvgPoolNd,  # noqa: SLF001  # torch's only common class of them
+    nn.modules.pooling._AdaptiveMaxPoolNd,  # noqa: SLF001  # torch's only common class of them
+    nn.modules.pooling._LPPoolNd,  # noqa: SLF001  # torch's only common class of them
+)
+_FEATURES_LAST = (
+    nn.Linear, nn.Bilinear, nn.LayerNorm, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase,
+    nn.MultiheadAttention,
+)  # fmt: skip
+# Other libraries' classes of these kinds, by their names; of images they may do otherwise.
+_FEATURES_LAST_NAMES = re.compile(r"(LayerNorm|RMSNorm|Attention|(RNN|LSTM|GRU)(Cell)?)$")
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The axes of a tensor for a batch of one point, as `real_parts`."""
+
+    shape: tuple[int, ...]
+    batch: int | None  # of length 1; None where no axis is that of the points alone
+    feature: int | None  # None: the tensor has one entry for each position
+    is_complex: bool = False  # the last axis is that of real and imaginary parts
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The axes that are neither that of the points nor of features."""
+        return tuple(axis for axis in range(len(self.shape)) if axis not in self._others)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The lengths of the position axes; empty for a single position."""
+        return tuple(self.shape[axis] for axis in self.positions)
+
+    @property
+    def n_positions(self) -> int:
+        """The number of positions."""
+        return math.prod(self.grid)
+
+    @property
+    def n_features(self) -> int:
+        """Entries of the tensor at one position."""
+        return math.prod(self.shape[axis] for axis in self._features)
+
+    @property
+    def _features(self) -> tuple[int, ...]:
+        parts = (len(self.shape) - 1,) if self.is_complex else ()
+        return ((self.feature,) if self.feature is not None else ()) + parts
+
+    @property
+    def _others(self) -> tuple[int, ...]:
+        return (*self._features, *((self.batch,) if self.batch is not None else ()))
+
+    def with_features(self, count: int) -> "Axes":
+        """Return the axes of a tensor with another number of features."""
+        assert self.feature is not None
+        shape = [*self.shape]
+        shape[self.feature] = count
+        return replace(self, shape=tuple(shape))
+
+    def entries(self, positions: Tensor) -> Tensor:
+        """Return the entries at some positions, as indices into the flat tensor.
+
+        `positions` has any shape, int64, CPU, and counts along the flat grid; the result has one
+        more axis, of `n_features`.
+        """
+        index = torch.arange(math.prod(self.shape), device="cpu").reshape(self.shape)
+        order = (*self.positions, *self._features)
+        rest = [axis for axis in range(len(self.shape)) if axis not in order]
+        table = index.permute(*order, *rest).reshape(self.n_positions, self.n_features)
+        return table[positions]
+
+    def text(self) -> str:
+        """Return the shape with the meaning of its axes: `points 1 x positions 8 x features 16`."""
+        names = []
+        for axis, length in enumerate(self.shape):
+            kind = "position"
+            if axis == self.batch:
+                kind = "points"
+            elif axis == self.feature:
+                kind = "features"
+            elif axis in self._features:
+                kind = "parts"
+            names.append(f"{length} {kind}")
+        return " x ".join(names)
+
+
+@dataclass(frozen=True)
+class FeatureAxis:
+    """What `--feature-axis` says: the feature axis of modules whose names a glob matches."""
+
+    axis: int  # of the module's output, the batch axis counted; negative: from the end
+    pattern: str = "*"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a pass of two points shows of one call."""
+
+    call: Call
+    module: nn.Module
+    shape: tuple[int, ...]
+
+
+class NoAxesError(LayerError):
+    """A tensor whose positions are asked for has no axis of the points."""
+
+
+def find_axes(
+    model: nn.Module,
+    point: Tensor,
+    records: Sequence[CallRecord],
+    overrides: Sequence[FeatureAxis] = (),
+) -> tuple[dict[Call, Axes], Axes]:
+    """Return the axes of the calls' outputs, and those of the network's input.
+
+    The batch axis is the one that doubles from a batch of one to a batch of two. To be called
+    within `analysis_setting`; `point` has shape (1, ...).
+
+    Raises:
+        LayerError: If an override does not fit a tensor.
+    """
+    seen, consumer = _run_of_two(model, point)
+    shapes = {one.call: one.shape for one in seen}
+    places = {one.call: index for index, one in enumerate(seen)}
+    found = {}
+    for record in records:
+        shape = record.shape[:-1] if record.is_complex else record.shape
+        batch = _doubled(shape, shapes.get(record.call))
+        feature = None
+        if record.call in places and batch is not None:
+            feature = _feature_axis(seen, places[record.call], shape, batch)
+        axes = Axes(record.shape, batch, feature, record.is_complex)
+        found[record.call] = _overridden(axes, record.call, overrides)
+    n_points = (2 * point.shape[0], *point.shape[1:])
+    batch = _doubled(tuple(point.shape), n_points) if seen else None
+    feature = None if batch is None else _input_axis(consumer, tuple(point.shape))
+    whole = Axes(tuple(point.shape), batch, feature)
+    return found, _overridden(whole, Call(INPUT), overrides)
+
+
+def _run_of_two(model: nn.Module, point: Tensor) -> tuple[list[_Seen], nn.Module | None]:
+    """Return the calls of a pass of two points as they ended, and the input's first consumer."""
+    seen: list[_Seen] = []
+    consumers: list[nn.Module] = []
+    counts: dict[str, int] = {}
+    points = torch.cat([point, point])
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        taken = first_tensor(args)
+        if consumers or taken is None or taken.data_ptr() != points.data_ptr():
+            return
+        if _takes_features(module, tuple(taken.shape)) is not None:
+            consumers.append(module)
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _: object, output: object) -> None:
+            counts[name] = counts.get(name, 0) + 1
+            tensor = first_tensor(output)
+            if tensor is not None and not is_vmapped(tensor, 0):
+                seen.append(_Seen(Call(name, counts[name]), module, tuple(tensor.shape)))
+
+        return hook
+
+    with _hooks(model, before, after), torch.no_grad():
+        try:
+            model(points)
+        except Exception:  # a forward that only takes one point may raise anything
+            return [], None
+    return seen, consumers[0] if consumers else None
+
+
+@contextmanager
+def _hooks(
+    model: nn.Module, before: Callable[..., None], after: Callable[[str], Callable[..., None]]
+) -> Iterator[None]:
+    handles: list[Any] = []
+    try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_pre_hook(before))
+                handles.append(module.register_forward_hook(after(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _doubled(one: tuple[int, ...], two: tuple[int, ...] | None) -> int | None:
+    """Return the axis that grew from 1 to 2 while all others stayed."""
+    if two is None or len(one) != len(two):
+        return None
+    grown = [axis for axis in range(len(one)) if one[axis] != two[axis]]
+    return grown[0] if len(grown) == 1 and (one[grown[0]], two[grown[0]]) == (1, 2) else None
+
+
+def _takes_features(module: nn.Module, shape: tuple[int, ...]) -> str | None:
+    """Return where a kind of module has its features, `first` or `last`; None if unknown.
+
+    `shape` is that of its output, or of its input.
+    """
+    if isinstance(module, _FEATURES_FIRST):
+        return "first"
+    normalized = getattr(module, "normalized_shape", None)
+    if normalized is not None and len(shape) > 2:
+        # A LayerNorm of ConvNeXt moves the channels to the end and back.
+        width = tuple(normalized)
+        if shape[-len(width) :] != width and width == (shape[1],):
+            return "first"
+    rms = getattr(nn, "RMSNorm", None)  # since torch 2.4
+    if isinstance(module, _FEATURES_LAST) or is_affine_layer(module):
+        return "last"
+    if rms is not None and isinstance(module, rms):
+        return "last"
+    is_named = len(shape) <= 3 and _FEATURES_LAST_NAMES.search(type(module).__name__)
+    return "last" if is_named else None
+
+
+def _feature_axis(
+    seen: Sequence[_Seen], place: int, shape: tuple[int, ...], batch: int
+) -> int | None:
+    others = [axis for axis in range(len(shape)) if axis != batch]
+    if len(others) < 2:
+        return others[0] if others else None
+    one = seen[place]
+    kind = _takes_features(one.module, shape)
+    if kind is None:
+        kind = _kind_by_modules(seen, place, len(shape))
+    return others[0] if kind == "first" else others[-1]
+
+
+def _kind_by_modules(seen: Sequence[_Seen], place: int, n_axes: int) -> str:
+    """Return where an output of another kind of module has its features.
+
+    As its last submodule of a known kind with an output of that shape, else as the last module of
+    a known kind that ran before it with as many axes.
+    """
+    one = seen[place]
+    prefix = one.call.name + "."
+    inside = [
+        other
+        for other in seen[:place]
+        if other.call.name.startswith(prefix) and other.shape == one.shape
+    ]
+    for other in reversed([*(o for o in seen[:place] if len(o.shape) == n_axes), *inside]):
+        kind = _takes_features(other.module, other.shape)
+        if kind is not None:
+            return kind
+    return "first" if n_axes >= 4 else "last"
+
+
+def _input_axis(consumer: nn.Module | None, shape: tuple[int, ...]) -> int | None:
+    others = range(1, len(shape))
+    if len(others) < 2:
+        return others[0] if others else None
+    kind = _takes_features(consumer, shape) if consumer is not None else None
+    if kind is None:
+        kind = "first" if len(shape) >= 4 else "last"
+    return others[0] if kind == "first" else others[-1]
+
+
+def _overridden(axes: Axes, call: Call, overrides: Sequence[FeatureAxis]) -> Axes:
+    for one in overrides:
+        if not (fnmatchcase(call.name, one.pattern) or fnmatchcase(call.label, one.pattern)):
+            continue
+        n_axes = len(axes.shape) - axes.is_complex
+        axis = one.axis if one.axis >= 0 else n_axes + one.axis
+        if not 0 <= axis < n_axes or axis == axes.batch:
+            raise LayerError(
+                f"--feature-axis {one.axis}: {call.label!r} has shape {axes.shape} for one point,"
+                f" and axis {one.axis} is not one of its features.",
+                "Give an axis within the shape, the axis of the points counted, or NAME=AXIS for"
+                " some modules only.",
+            )
+        axes = replace(axes, feature=axis)
+    return axes
+
+
+def check_known(overrides: Sequence[FeatureAxis], found: Mapping[Call, Axes]) -> None:
+    """Check that each name of `--feature-axis` is that of a module that runs.
+
+    Raises:
+        LayerError: If one is not.
+    """
+    labels = [INPUT, *(call.name for call in found), *(call.label for call in found)]
+    for one in overrides:
+        if not any(fnmatchcase(label, one.pattern) for label in labels):
+            raise LayerError(
+                f"--feature-axis {one.pattern}={one.axis}: no module that runs has such a name.",
+                f"Use the names of the layers, or {INPUT} for the network's input.",
+            )

@@ -1,0 +1,279 @@
+"""What a forward pass shows before any Jacobian: the layers, their sources and positions."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.errors import LayerError, listed
+from localrank_cli.layers.axes import INPUT, Axes, check_known, find_axes
+from localrank_cli.layers.capture import Call
+from localrank_cli.layers.pairs import Pairs, Source, find_pairs
+from localrank_cli.layers.plain import choose_precision, survey_precisely
+from localrank_cli.layers.positions import Positions
+from localrank_cli.layers.select import Selection, choose_layers, has_glob, named_call
+from localrank_cli.layers.setting import analysis_setting
+from localrank_cli.layers.slices import positions
+from localrank_cli.layers.survey import CallRecord, Survey, survey
+
+
+@dataclass(frozen=True)
+class View:
+    """The chosen calls with respect to one source, as one forward pass shows them."""
+
+    source: Source
+    survey: Survey
+    records: tuple[CallRecord, ...]  # with the shape of what is measured of each output
+    entries: Tensor | None = None  # of the varied tensor that are varied; None: all
+    picked: dict[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
+    axes: dict[Call, Axes] = field(default_factory=dict)  # where there are --positions
+    source_axes: Axes | None = None
+
+    @property
+    def whole_records(self) -> tuple[CallRecord, ...]:
+        """The chosen calls with their whole outputs."""
+        calls = {record.call for record in self.records}
+        return tuple(record for record in self.survey.records if record.call in calls)
+
+    @property
+    def n_in(self) -> int:
+        """Columns of the Jacobians: the entries that are varied."""
+        return self.survey.n_in if self.entries is None else self.entries.shape[0]
+
+    @property
+    def label(self) -> str:
+        """The name of the source; empty for the network's input."""
+        return "" if self.source is None else self.source.label
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One layer with respect to one source."""
+
+    view: View
+    record: CallRecord
+    layer_index: int
+    n_in: int  # columns of the Jacobian
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The results of a forward pass, before any Jacobian is computed."""
+
+    views: tuple[View, ...]  # one for each source, in order of execution
+    notes: tuple[str, ...]
+    positions: Positions = field(default_factory=Positions)
+
+    @property
+    def survey(self) -> Survey:
+        """What the pass shows with respect to the first source."""
+        return self.views[0].survey
+
+    @property
+    def records(self) -> tuple[CallRecord, ...]:
+        """The chosen calls, in order of execution, each once."""
+        order = {record.call: index for index, record in enumerate(self.survey.records)}
+        every = {record.call: record for view in self.views for record in view.records}
+        return tuple(sorted(every.values(), key=lambda record: order[record.call]))
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Layers by order of execution, each with its sources by order of execution."""
+        index = {record.call: place for place, record in enumerate(self.records)}
+        found = [
+            Pair(view, record, index[record.call], self._columns(view))
+            for view in self.views
+            for record in view.records
+        ]
+        return tuple(sorted(found, key=lambda pair: pair.layer_index))
+
+    @property
+    def n_in(self) -> int:
+        """Columns of the Jacobians with respect to the first source."""
+        return self._columns(self.views[0])
+
+    @property
+    def entries(self) -> Tensor | None:
+        """The entries of the first source that are varied; None: all."""
+        return self.views[0].entries
+
+    def _columns(self, view: View) -> int:
+        if self.positions.takes_whole_source or view.source_axes is None:
+            return view.n_in
+        return view.source_axes.n_features
+
+
+def examine(
+    model: nn.Module,
+    points: Tensor,
+    selection: Selection,
+    dtype: torch.dtype,
+    *,
+    is_chosen: bool = False,
+) -> Examination:
+    """Return the layers that a selection chooses, from a run of the first point.
+
+    The network must be on the points' device and in `dtype`, that of the Jacobian. `is_chosen` is
+    whether `choose_precision` was called for its weights.
+    """
+    if selection.has_one_source:
+        views, notes = _one_view(model, points, selection, dtype, is_chosen=is_chosen)
+    else:
+        views, notes = _several_views(model, points, selection, dtype, is_chosen=is_chosen)
+    if selection.residual or not selection.positions.is_all:
+        if selection.part is not None and views[0].source is None:
+            raise LayerError(
+                f"{_asked(selection)}: the network takes several inputs, and none of them is the"
+                " source.",
+                "Name a module as the source with --wrt.",
+            )
+        with analysis_setting(model, dtype):
+            views, more = _at_positions(model, points[:1].clone(), views, selection)
+        notes = (*notes, *more)
+    return Examination(views, notes, selection.positions)
+
+
+def _one_view(
+    model: nn.Module, points: Tensor, selection: Selection, dtype: torch.dtype, *, is_chosen: bool
+) -> tuple[tuple[View, ...], tuple[str, ...]]:
+    wrt = named_call(model, selection.wrt)
+    if is_chosen:
+        reason = ""
+        with analysis_setting(model, dtype):
+            seen = survey(model, points[:1].clone(), wrt)
+    else:
+        seen, reason = survey_precisely(model, points, wrt, dtype)
+    chosen = choose_layers(model, seen, selection)
+    notes = (*chosen.notes, reason) if reason else chosen.notes
+    entries = _varied_entries(seen, selection)
+    if not selection.output_slice:
+        return (View(wrt, seen, chosen.records, entries),), notes
+    picked = {}
+    for record in chosen.records:
+        what = f"the output of layer {record.call.label!r}"
+        picked[record.call] = positions(
+            selection.output_slice,
+            record.shape,
+            "--output-slice",
+            what,
+            is_complex=record.is_complex,
+        )
+    records = tuple(replace(one, shape=(picked[one.call].shape[0],)) for one in chosen.records)
+    return (View(wrt, seen, records, entries, picked),), notes
+
+
+def _varied_entries(seen: Survey, selection: Selection) -> Tensor | None:
+    """Return the entries of the varied tensor that are varied; None: all."""
+    start, shape = 0, seen.varied_shape
+    is_part = selection.part is not None and not selection.wrt
+    if selection.part is not None and is_part:
+        start, shape = selection.part[0], (1, *selection.part[1])
+    text = selection.input_slice or ("..." if is_part else "")
+    if not text:
+        return None
+    what, option = "the varied tensor", "--input-slice"
+    return start + positions(text, shape, option, what, is_complex=seen.varied_is_complex)
+
+
+def _several_views(
+    model: nn.Module, points: Tensor, selection: Selection, dtype: torch.dtype, *, is_chosen: bool
+) -> tuple[tuple[View, ...], tuple[str, ...]]:
+    def look() -> Pairs:
+        with analysis_setting(model, dtype):
+            return find_pairs(model, points[:1].clone(), selection)
+
+    found, reason = look(), ""
+    if not is_chosen:
+        first = next(iter(found.surveys))
+        calls = [record.call for record in found.choice.records]
+        reason = choose_precision(model, points[:1], calls, first, dtype)
+        if reason:
+            found = look()
+    views = tuple(
+        View(source, found.surveys[source], records) for source, records in found.records.items()
+    )
+    return views, (*found.choice.notes, reason) if reason else found.choice.notes
+
+
+def _at_positions(
+    model: nn.Module, point: Tensor, views: tuple[View, ...], selection: Selection
+) -> tuple[tuple[View, ...], tuple[str, ...]]:
+    """Return the views with the layers that have the positions asked for, and notes."""
+    axes, whole = find_axes(model, point, views[0].survey.records, selection.feature_axes)
+    check_known(selection.feature_axes, axes)
+    wanted, notes = selection.positions, list[str]()
+    placed = []
+    for view in views:
+        source = whole if view.source is None else axes[view.source]
+        left_out: dict[str, list[str]] = {}
+        kept = []
+        for record in view.records:
+            if record.call == view.source:
+                continue  # with respect to itself
+            reason = _unfit(axes[record.call], source, selection)
+            if reason:
+                _refuse_if_named(record.call, view, reason, selection)
+                left_out.setdefault(reason, []).append(record.call.label)
+            else:
+                kept.append(record)
+        of = f", with respect to {view.label}" if len(views) > 1 else ""
+        notes += [f"left out{of}, {why}: {listed(names)}" for why, names in left_out.items()]
+        if kept:
+            placed.append(replace(view, records=tuple(kept), axes=axes, source_axes=source))
+    if not placed:
+        why = notes[0] if notes else "the only one is the source itself"
+        raise LayerError(
+            f"no chosen layer has what {_asked(selection)} needs: {why}.",
+            "See localrank inspect for the axes of each layer; --feature-axis corrects them, and"
+            " --positions each takes layers whose positions differ from the source's.",
+        )
+    if wanted.is_all:
+        return tuple(placed), tuple(notes)
+    grids = [
+        view.source_axes.grid if wanted.draws_from_source else axes[record.call].grid
+        for view in placed
+        for record in view.records
+        if view.source_axes is not None
+    ]
+    wanted.check(grids)
+    note = wanted.note(grids)
+    sized = [replace(view, records=tuple(_sized(r, axes) for r in view.records)) for view in placed]
+    return tuple(sized), (*notes, *([note] if note else []))
+
+
+def _sized(record: CallRecord, axes: dict[Call, Axes]) -> CallRecord:
+    return replace(record, shape=(axes[record.call].n_features,))
+
+
+def _unfit(output: Axes, source: Axes, selection: Selection) -> str:
+    """Return why a pair has no such Jacobians; empty if it has."""
+    wanted = selection.positions
+    if not wanted.is_all:
+        if output.batch is None:
+            return "have no axis that is that of the points alone"
+        if source.batch is None and not wanted.takes_whole_source:
+            return "the source has no axis that is that of the points alone"
+        if wanted.needs_equal_grids and output.grid != source.grid:
+            grids = " and ".join("x".join(map(str, one.grid)) or "none" for one in (output, source))
+            return f"have other positions than the source ({grids})"
+    same = output.shape == source.shape and output.feature == source.feature
+    if selection.residual and not same:
+        return "have another shape than the source, which J - 1 cannot have"
+    return ""
+
+
+def _refuse_if_named(call: Call, view: View, reason: str, selection: Selection) -> None:
+    names = {one for one in selection.include if not has_glob(one)}
+    if not names & {call.name, call.label}:
+        return
+    source = view.label or f"the network's {INPUT}"
+    raise LayerError(
+        f"layer {call.label!r} with respect to {source}: {_asked(selection)} does not apply; such"
+        f" layers {reason}.",
+        "Leave it out, choose another source with --wrt, or see localrank inspect for the axes.",
+    )
+
+
+def _asked(selection: Selection) -> str:
+    asked = [] if selection.positions.is_all else [f"--positions {selection.positions}"]
+    return " with ".join([*asked, *(["--residual"] if selection.residual else [])])

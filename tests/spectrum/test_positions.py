@@ -1,0 +1,360 @@
+"""Jacobians of single positions and of pairs, against parts of naive whole Jacobians."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.jacobian.engine import Modes
+from localrank_cli.layers.positions import Positions
+from localrank_cli.layers.select import Selection
+from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
+from tests.naive import Array, naive_jacobians
+
+# Of the largest singular value of the whole Jacobian. Two orders of summation differ by some ulps
+# per layer; a wrong entry, row or position shows at 1e-3.
+CLOSE = 1e-10
+SEED, INDICES = 3, (5, 11)  # of the positions; indices of the points in their data
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and where the outputs of its layers have their features, as a person reads it."""
+
+    build: Callable[[], tuple[nn.Module, Tensor]]
+    layers: dict[str, str]  # name -> "last" or "first"
+    wrt: str
+    source: str = "last"
+    has_past: bool = False
+
+
+def _of_transformers(name: str, shape: tuple[int, ...] = (), **hints: Any) -> Any:
+    def build() -> tuple[nn.Module, Tensor]:
+        transformers = pytest.importorskip("transformers")
+        from tests.families.shrink import VOCAB, small_config  # noqa: PLC0415  # needs the above
+        from tests.families.table import FAMILIES  # noqa: PLC0415  # beside it
+
+        family = FAMILIES[name]
+        config = small_config(transformers.CONFIG_MAPPING[name], dict(family.hints) | hints)
+        config.use_cache = False
+        torch.manual_seed(1)
+        choices = {"attn_implementation": "eager"}
+        kind = getattr(transformers, family.architecture)
+        if hasattr(kind, "get_correct_experts_implementation"):
+            choices["experts_implementation"] = "eager"
+        model = kind._from_config(config, **choices)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        if shape:
+            return model.double().eval(), torch.randn(2, *shape, dtype=torch.float64)
+        return model.double().eval(), torch.randint(4, VOCAB, (2, 6))
+
+    return build
+
+
+def _resnet() -> tuple[nn.Module, Tensor]:
+    class Block(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.one = nn.Conv2d(width, width, 3, padding=1)
+            self.norm = nn.BatchNorm2d(width)
+            self.two = nn.Conv2d(width, width, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x + self.two(torch.relu(self.norm(self.one(x)))))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Block(4), nn.Conv2d(4, 6, 1), Block(6))
+    return model.double().eval(), torch.randn(2, 3, 4, 5, dtype=torch.float64)
+
+
+def _lstm() -> tuple[nn.Module, Tensor]:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = nn.Linear(3, 4)
+            self.lstm = nn.LSTM(4, 5)  # sequence first
+            self.leave = nn.Linear(5, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen, _ = self.lstm(self.enter(x).transpose(0, 1))
+            return self.leave(seen)
+
+    torch.manual_seed(0)
+    return Recurrent().double(), torch.randn(2, 6, 3, dtype=torch.float64)
+
+
+def _mlp() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 9)
+    ).double(), torch.randn(2, 5, dtype=torch.float64)
+
+
+class PrefixDecoder(nn.Module):
+    """Attention in which the first `prefix` tokens see one another; it takes a cache."""
+
+    def __init__(self, prefix: int, width: int = 8) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.embed = nn.Embedding(32, width)
+        self.blocks = nn.ModuleList(_Attention(width, index) for index in range(2))
+        self.head = nn.Linear(width, 32)
+
+    def forward(self, inputs: Tensor, past_key_values: Any = None, use_cache: bool = False) -> Any:
+        past = past_key_values.get_seq_length() if use_cache else 0
+        total = past + inputs.shape[1]
+        row = torch.arange(past, total)[:, None]
+        column = torch.arange(total)
+        mask = (column <= row) | ((row < self.prefix) & (column < self.prefix))
+        x = self.embed(inputs)
+        for block in self.blocks:
+            x = block(x, mask, past_key_values if use_cache else None)
+        return self.head(x)
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, index: int) -> None:
+        super().__init__()
+        self.three = nn.Linear(width, 3 * width)
+        self.index = index
+
+    def forward(self, x: Tensor, mask: Tensor, past: Any) -> Tensor:
+        q, k, v = self.three(x).chunk(3, dim=-1)
+        if past is not None:
+            k, v = past.update(k[:, None], v[:, None], self.index)
+            k, v = k[:, 0], v[:, 0]
+        scores = (q @ k.mT).masked_fill(~mask, -torch.inf)
+        return x + scores.softmax(-1) @ v
+
+
+def _prefixed(prefix: int) -> Any:
+    def build() -> tuple[nn.Module, Tensor]:
+        pytest.importorskip("transformers.cache_utils")
+        torch.manual_seed(0)
+        return PrefixDecoder(prefix).double(), torch.randint(0, 32, (2, 6))
+
+    return build
+
+
+BLOCKS = {"model.layers.1": "last", "model.layers.1.mlp.up_proj": "last", "lm_head": "last"}
+NETWORKS = {
+    "gpt2": Network(
+        _of_transformers("gpt2"),
+        {"transformer.h.1": "last", "transformer.h.1.attn.c_attn": "last", "lm_head": "last"},
+        "transformer.h.0",
+        has_past=True,
+    ),
+    "gpt_neox": Network(
+        _of_transformers("gpt_neox"),
+        {"gpt_neox.layers.1": "last", "lm_head": "last"},
+        "gpt_neox.layers.0",
+        has_past=True,
+    ),
+    "llama": Network(
+        _of_transformers("llama", num_key_value_heads=1), BLOCKS, "model.layers.0", has_past=True
+    ),
+    "mistral": Network(
+        _of_transformers("mistral", sliding_window=3), BLOCKS, "model.layers.0", has_past=True
+    ),
+    "mixtral": Network(
+        _of_transformers("mixtral"),
+        {"model.layers.1": "last", "lm_head": "last"},
+        "model.layers.0",
+        has_past=True,
+    ),
+    "bert": Network(
+        _of_transformers("bert"),
+        {"bert.encoder.layer.1": "last", "bert.encoder.layer.1.intermediate.dense": "last"},
+        "bert.encoder.layer.0",
+    ),
+    "vit": Network(
+        _of_transformers("vit", (3, 16, 16)),
+        {"vit.layers.1": "last", "vit.layernorm": "last"},
+        "vit.layers.0",
+    ),
+    "mamba": Network(
+        _of_transformers("mamba"),
+        {"backbone.layers.1": "last", "lm_head": "last"},
+        "backbone.layers.0",
+    ),
+    "resnet": Network(_resnet, {"1": "first", "2": "first", "3": "first"}, "0", "first"),
+    "resnet of the input": Network(_resnet, {"0": "first", "1": "first"}, "", "first"),
+    "lstm": Network(_lstm, {"lstm": "last", "leave": "last"}, "enter"),
+    "mlp": Network(_mlp, {"2": "last", "4": "last"}, "0"),
+    "causal": Network(
+        _prefixed(0), {"blocks.1": "last", "head": "last"}, "blocks.0", has_past=True
+    ),
+    "prefix": Network(_prefixed(4), {"blocks.1": "last", "head": "last"}, "blocks.0"),
+}
+# Of a single position there is one Jacobian, and no more can be asked for.
+SINGLE = {"mlp": {"same:3": "same", "last-each:2": "last-each", "each:2": "each"}}
+KINDS = ("same", "same:3", "first", "last", "last-all", "last-each:2", "each:2")
+
+
+@cache
+def built(name: str) -> tuple[nn.Module, Tensor]:
+    return NETWORKS[name].build()
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    output: tuple[int, ...]
+    source: tuple[int, ...]
+
+
+@cache
+def truth(name: str) -> dict[str, tuple[Array, _Shapes]]:
+    """Return layer -> whole Jacobians and the shapes of the tensors for one point."""
+    network, (model, points) = NETWORKS[name], built(name)
+    layers = list(network.layers)
+    with _in_float64(model):
+        jacobians = naive_jacobians(model, points, layers, network.wrt)
+    shapes = _shapes(model, points[:1], [*layers, network.wrt])
+    return {
+        layer: (jacobians[layer], _Shapes(shapes[layer], shapes[network.wrt])) for layer in layers
+    }
+
+
+def _in_float64(model: nn.Module) -> Any:
+    pytest.importorskip("transformers")
+    from tests.families.truth import (  # noqa: PLC0415  # needs the above
+        asking_by_default,
+        float32_means_float64,
+    )
+
+    return float32_means_float64(asking_by_default(model))
+
+
+def _shapes(model: nn.Module, point: Tensor, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    found = {"": tuple(point.shape)}
+    handles = []
+    for name in filter(None, names):
+
+        def keep(_: object, __: object, output: Any, name: str = name) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            found.setdefault(name, tuple(first.shape))
+
+        handles.append(model.get_submodule(name).register_forward_hook(keep))
+    with torch.no_grad():
+        model(point)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def by_position(whole: Array, shapes: _Shapes, output: str, source: str) -> Array:
+    """Return J as (positions of the output, features, positions of the source, features)."""
+    moved = whole.reshape(*shapes.output, *shapes.source)
+    n = len(shapes.output)
+    # Axes of length 1 are those of the points, wherever they are.
+    moved = np.moveaxis(moved, _feature(shapes.output, output), n - 1)
+    moved = np.moveaxis(moved, n + _feature(shapes.source, source), -1)
+    features = moved.shape[n - 1], moved.shape[-1]
+    return moved.reshape(-1, features[0], whole.shape[1] // features[1], features[1])
+
+
+def _feature(shape: tuple[int, ...], where: str) -> int:
+    others = [axis for axis, length in enumerate(shape) if length != 1]
+    return others[0] if where == "first" else others[-1]
+
+
+def expected(kind: str, jacobian: Array, grid: tuple[int, ...], index: int) -> list[Array]:
+    """Return the matrices of one point, cut from its whole Jacobian."""
+    positions = Positions.parse(kind)
+    drawn = positions.of_points(grid, SEED, [index])[0].tolist()
+    end = jacobian.shape[0] - 1
+    if positions.kind in ("same", "first", "last"):
+        return [jacobian[i, :, i] for i in drawn]
+    if positions.kind == "last-each":
+        return [jacobian[end, :, j] for j in drawn]
+    return [jacobian[i].reshape(jacobian.shape[1], -1) for i in drawn]
+
+
+def spectra_of(
+    name: str, selection: Selection, memory: int = 2**31, modes: Modes | None = None
+) -> list[LayerSpectrum]:
+    model, points = built(name)
+    request = Request(selection, memory=memory, seed=SEED, indices=INDICES)
+    return layer_spectra(model, points, request, modes)
+
+
+def check(name: str, kind: str, spectra: Sequence[LayerSpectrum], residual: bool = False) -> None:
+    network = NETWORKS[name]
+    assert spectra
+    for spectrum in spectra:
+        whole, shapes = truth(name)[spectrum.layer]
+        of = network.layers[spectrum.layer], network.source
+        if residual:
+            whole = whole - np.eye(whole.shape[1])
+        scale = np.linalg.norm(whole[0])
+        rows = spectrum.computed.numpy().reshape(len(whole), spectrum.n_positions, -1)
+        for point, index in enumerate(INDICES):
+            jacobian = by_position(whole[point], shapes, *of)
+            shape = shapes.source if kind.startswith("last-each") else shapes.output
+            where = of[1] if kind.startswith("last-each") else of[0]
+            grid = tuple(
+                n for axis, n in enumerate(shape) if n != 1 and axis != _feature(shape, where)
+            )
+            matrices = expected(kind, jacobian, grid, index)
+            assert len(matrices) == spectrum.n_positions
+            assert (spectrum.n_out, spectrum.n_in) == matrices[0].shape
+            for row, matrix in zip(rows[point], matrices, strict=True):
+                values = np.linalg.svd(matrix, compute_uv=False)
+                assert np.abs(row - values).max() <= CLOSE * scale
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_positions_are_parts_of_the_whole_jacobian(name: str, kind: str) -> None:
+    network, modes = NETWORKS[name], Modes()
+    kind = SINGLE.get(name, {}).get(kind, kind)
+    layers = tuple(network.layers)
+    if Positions.parse(kind).needs_equal_grids and name == "resnet of the input":
+        layers = ("0", "1")
+    selection = Selection(layers, (), network.wrt, positions=Positions.parse(kind))
+    check(name, kind, spectra_of(name, selection, modes=modes))
+    if Positions.parse(kind).needs_equal_grids:
+        held = all("past held" in route for route in modes.routes)
+        # From the end of its prefix on, a prefix decoder is causal too.
+        assert held == (network.has_past or (name, kind) == ("prefix", "last")), modes.routes
+
+
+@pytest.mark.parametrize("kind", ["same", "last", "last-each:2", "last-all", "each:2"])
+@pytest.mark.parametrize("name", ["gpt2", "bert", "resnet", "mlp"])
+def test_the_residual_part_is_j_less_the_identity(name: str, kind: str) -> None:
+    network = NETWORKS[name]
+    kind = SINGLE.get(name, {}).get(kind, kind)
+    layer = next(iter(network.layers))
+    selection = Selection((layer,), (), network.wrt, positions=Positions.parse(kind), residual=True)
+    check(name, kind, spectra_of(name, selection), residual=True)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "resnet"])
+def test_little_memory_gives_the_same(name: str) -> None:
+    """In groups of layers and positions, and at last in blocks of one Jacobian."""
+    network = NETWORKS[name]
+    for kind in ("each:2", "same:3"):
+        selection = Selection(
+            tuple(network.layers), (), network.wrt, positions=Positions.parse(kind)
+        )
+        for memory in (400_000, 60_000):
+            check(name, kind, spectra_of(name, selection, memory))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "resnet", "lstm", "mlp"])
+def test_each_pair_of_several_sources_is_that_of_the_source_alone(name: str) -> None:
+    network = NETWORKS[name]
+    last = list(network.layers)[-1]
+    sources = [network.wrt, next(iter(network.layers))]
+    found = spectra_of(name, Selection((last,), (), ",".join(filter(None, sources))))
+    assert [one.wrt for one in found] == sources
+    for spectrum in found:
+        (alone,) = spectra_of(name, Selection((last,), (), spectrum.wrt))
+        torch.testing.assert_close(spectrum.computed, alone.computed, rtol=0, atol=CLOSE)
