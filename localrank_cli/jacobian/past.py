@@ -8,8 +8,7 @@ at every position that is used.
 
 import copy
 import inspect
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.func import jvp, vmap
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.routes import normal_direction, unit_rows
 from localrank_cli.layers.capture import Call, Capture
+from localrank_cli.layers.kinds import cache_class
 from localrank_cli.layers.positions import Parts
 from localrank_cli.layers.replay import Replay, record
 from localrank_cli.layers.triangle import Triangle
@@ -83,7 +83,7 @@ def has_past(model: nn.Module, inputs: Tensor, n_positions: int) -> bool:
     """
     if inputs.dim() != 2 or inputs.is_floating_point() or inputs.shape[1] != n_positions:
         return False
-    if n_positions < _FEWEST_TOKENS or _cache_class() is None:
+    if n_positions < _FEWEST_TOKENS or cache_class() is None:
         return False
     return _cache_keyword(model) is not None
 
@@ -103,12 +103,6 @@ def _cache_keyword(model: nn.Module) -> str | None:
     return next((name for name in ("past_key_values", "cache") if name in names), None)
 
 
-def _cache_class() -> Callable[[], Any] | None:
-    # Looked up, not imported: such a network exists only where transformers was imported.
-    found = getattr(sys.modules.get("transformers.cache_utils"), "DynamicCache", None)
-    return found if callable(found) else None
-
-
 def part_of_token(
     batch: Batch, parts: Mapping[Call, Parts], calls: Sequence[Call], place: tuple[int, int]
 ) -> tuple[Token, Tensor]:
@@ -120,7 +114,7 @@ def part_of_token(
     assert batch.wrt is not None
     position = int(first.places[point, part])
     inputs = batch.inputs[point : point + 1]
-    make_cache = _cache_class()
+    make_cache = cache_class()
     assert make_cache is not None
     # Without the config: a layer with a window would drop what the next tokens need.
     cache = make_cache()

@@ -1,6 +1,8 @@
 """Kinds of modules that matter to an analysis."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -26,3 +28,10 @@ def is_transposed_linear(module: nn.Module) -> bool:
     transformers = sys.modules.get("transformers.pytorch_utils")
     conv1d = getattr(transformers, "Conv1D", None)
     return isinstance(conv1d, type) and isinstance(module, conv1d)
+
+
+def cache_class() -> Callable[[], Any] | None:
+    """Return the class of transformers for keys and values of earlier tokens; None without it."""
+    # Looked up, not imported: a network that takes one exists only where transformers was imported.
+    found = getattr(sys.modules.get("transformers.cache_utils"), "DynamicCache", None)
+    return found if callable(found) else None

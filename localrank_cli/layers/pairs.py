@@ -137,8 +137,8 @@ def _feeder(surveys: Mapping[Source, Survey], chosen: Callable[[Call], bool]) ->
     if first is None or first.feeder is None:
         what = f"layer {first.call.label!r}" if first is not None else "the first layer"
         raise LayerError(
-            f"--wrt previous: the network's input is not differentiated, and what {what} receives is"
-            " not the output of a module.",
+            f"--wrt previous: the network's input is not differentiated, and what {what} receives"
+            " is not the output of a module.",
             "Name the source of the first layer as well, as in --wrt EMBEDDING,previous.",
         )
     return first.feeder

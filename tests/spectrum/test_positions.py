@@ -67,7 +67,8 @@ def _resnet() -> tuple[nn.Module, Tensor]:
             self.two = nn.Conv2d(width, width, 3, padding=1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.relu(x + self.two(torch.relu(self.norm(self.one(x)))))
+            inner: Tensor = self.two(torch.relu(self.norm(self.one(x))))
+            return torch.relu(x + inner)
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Block(4), nn.Conv2d(4, 6, 1), Block(6))
@@ -84,7 +85,8 @@ def _lstm() -> tuple[nn.Module, Tensor]:
 
         def forward(self, x: Tensor) -> Tensor:
             seen, _ = self.lstm(self.enter(x).transpose(0, 1))
-            return self.leave(seen)
+            left: Tensor = self.leave(seen)
+            return left
 
     torch.manual_seed(0)
     return Recurrent().double(), torch.randn(2, 6, 3, dtype=torch.float64)
@@ -131,7 +133,8 @@ class _Attention(nn.Module):
             k, v = past.update(k[:, None], v[:, None], self.index)
             k, v = k[:, 0], v[:, 0]
         scores = (q @ k.mT).masked_fill(~mask, -torch.inf)
-        return x + scores.softmax(-1) @ v
+        seen: Tensor = scores.softmax(-1) @ v
+        return x + seen
 
 
 def _prefixed(prefix: int) -> Any:
