@@ -61,6 +61,7 @@ class _Reader:
         self._left = _MOST_VALUES
 
     def value(self, value: Any, depth: int = 0) -> object:
+        """Return a value as plain ones, with a `NotPlain` in place of each that is not."""
         self._left -= 1
         if isinstance(value, np.generic):
             value = value.item()

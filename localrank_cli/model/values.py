@@ -87,6 +87,7 @@ class _Open(Values):
     given: type[Values]
 
     def give(self) -> None:
+        """Become a config that can be walked through without asking for anything."""
         # Without the methods below, which the walks over what a network holds would call.
         self.__class__ = type(self).given  # type: ignore[assignment]
 
@@ -95,14 +96,17 @@ class _Open(Values):
         return super().__iter__()
 
     def keys(self) -> Any:
+        """Return all names, each of which counts as asked for."""
         self._ask_all()
         return super().keys()
 
     def values(self) -> Any:
+        """Return all values, each of which counts as asked for."""
         self._ask_all()
         return super().values()
 
     def items(self) -> Any:
+        """Return all items, each of which counts as asked for."""
         self._ask_all()
         return super().items()
 
