@@ -194,7 +194,10 @@ class TestFindCheckpoints:
     @pytest.mark.parametrize(
         ("names", "series"),
         [
-            (["version_0/hparams.yaml", "version_0/checkpoints/last.ckpt"], "version_0/checkpoints"),
+            (
+                ["version_0/x.yaml", "version_0/checkpoints/last.ckpt"],
+                "version_0/checkpoints",
+            ),
             (["run/checkpoint-5/model.safetensors", "run/log.txt"], "run"),
             (["run/checkpoints/step-5/.metadata"], "run/checkpoints"),
             (["a/.hidden/step_1.pt", "a/b/c/d/step_1.pt"], None),
