@@ -208,7 +208,7 @@ def test_no_path(checkpoints: Any, words: list[str]) -> None:
         ({"model": mlp(40, 30, 20)}, ["model=<Sequential>", "model=lambda: network"]),
         ({"model": {"w": torch.rand(9)}}, ["Pass the class of the network"]),
         ({"model": Path("net.py")}, ["'file.py:name'"]),
-        ({"data": {"x": torch.rand(9, 4)}}, ["data[NAME]"]),
+        ({"data": {"x": "digits"}}, ["Pass a dict of arrays"]),
         ({"data": [torch.rand(4)] * 9}, ["torch.stack(data)"]),
         ({"data": Other()}, ["points on its first axis"]),
         ({"model_arg": [1]}, ["expected a table", 'such as {"width": 100}']),

@@ -11,6 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "archives": set(),
+    "recorded": set(),
     "searchpath": set(),
     "seeds": set(),
     "validation": {"errors"},
@@ -22,8 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "spectrum": {"errors", "layers", "jacobian"},
     "measures": {"errors", "layers", "jacobian", "spectrum"},
     "information": set(),
-    "checkpoints": {"errors", "archives"},
-    "model": {"errors", "userimport", "seeds", "walk"},
+    "checkpoints": {"errors", "archives", "recorded"},
+    "model": {"errors", "recorded", "userimport", "seeds", "walk"},
     "points": {"errors", "archives", "userimport", "seeds"},
     "results": {"errors", "validation", "machine", "layers", "spectrum", "measures"},
     "options": {
@@ -32,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "run": {
         "errors", "machine", "userimport", "seeds", "options", "checkpoints", "model", "points",
-        "results", "layers", "jacobian", "spectrum", "measures", "information",
+        "results", "layers", "jacobian", "spectrum", "measures", "information", "recorded",
     },
     "divide": {"errors", "machine", "searchpath", "options", "run", "results", "measures"},
     "figures": {"errors", "measures", "results"},

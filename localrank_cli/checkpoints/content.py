@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.names import NO_NUMBER, TOO_LARGE, number_in_text
 from localrank_cli.errors import UnreadableError, one_line
+from localrank_cli.recorded import Entries
 
 State = Mapping[str, Tensor]
 
@@ -50,6 +51,7 @@ class Content:
     per_epoch: int | None = None  # steps in an epoch, where the file records it
     others: frozenset[str] = frozenset()  # keys of `states` at other places: generator
     bundle: Bundle | None = None  # further checkpoints in the file
+    entries: Entries = field(default_factory=dict)  # what records how the network was built
 
     @classmethod
     def of_state(cls, state: State, metadata: Mapping[str, Any]) -> "Content":

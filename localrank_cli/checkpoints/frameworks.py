@@ -26,6 +26,7 @@ from localrank_cli.checkpoints.content import (
     printable_name,
     step_in,
 )
+from localrank_cli.checkpoints.entries import find_entries
 from localrank_cli.checkpoints.foreign import conversion, line_of_python
 from localrank_cli.checkpoints.names import NO_NUMBER
 from localrank_cli.checkpoints.pickles import Inert, LostTensor, as_tensor, is_array, name_of, plain
@@ -208,7 +209,15 @@ def unwrap(loaded: object, path: Path) -> Content:
     step, source, epoch = progress(loaded)
     per_epoch = per_epoch_in(loaded, source)
     return Content(
-        states | others, step, source, epoch, averaged, per_epoch, frozenset(others), bundle
+        states | others,
+        step,
+        source,
+        epoch,
+        averaged,
+        per_epoch,
+        frozenset(others),
+        bundle,
+        find_entries(loaded),
     )
 
 

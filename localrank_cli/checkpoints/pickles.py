@@ -304,6 +304,11 @@ def is_module(value: object) -> bool:
     return isinstance(value, Inert) and (_parts(value) or _compiled(value)) is not None
 
 
+def attributes_of(value: Inert) -> dict[Any, Any]:
+    """Return the attributes of an inert object, those in slots too."""
+    return {key: one for part in _dicts(value.state) for key, one in part.items()}
+
+
 def _dicts(*values: object) -> Iterator[dict[Any, Any]]:
     for value in values:
         # With __slots__ the state is a pair of dicts.

@@ -27,6 +27,9 @@ class Selection:
     hidden: bool = False  # without the last of the layers that would be chosen
     input_slice: str = ""  # numpy notation, of the varied tensor; empty: all of it
     output_slice: str = ""  # of each output
+    # The part of the network's input that is varied where there is no `wrt`: its first entry, and
+    # its shape for one point. None: all of it.
+    part: tuple[int, tuple[int, ...]] | None = None
 
     @property
     def whole(self) -> "Selection":

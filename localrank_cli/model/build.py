@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from localrank_cli.errors import ModelError, cause
+from localrank_cli.model.arguments import example
 from localrank_cli.model.sharing import Aliases, held_arrays
 from localrank_cli.model.wrappers import unwrap
 from localrank_cli.seeds import SEED, seeded
@@ -230,7 +231,7 @@ def _check_arguments(
         wanted = ", ".join(str(parameter) for parameter in signature.parameters.values())
         raise ModelError(
             f"{name} cannot be called with {_described(arguments)}: {error}.",
-            f"It takes ({wanted}); give each as --model-arg NAME=VALUE.",
+            f"It takes ({wanted}); give each as --model-arg NAME=VALUE, or {example(factory)}.",
         ) from error
 
 

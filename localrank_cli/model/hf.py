@@ -7,6 +7,7 @@ tensors that were read here.
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import json
 import math
@@ -370,11 +371,17 @@ def _class(transformers: Any, config: Any) -> Any:
 
 
 def _with_one_input(model: Any) -> nn.Module:
-    """Make the model take one tensor: tokens, embeddings, or what else it is made for."""
+    """Make the model take one tensor: tokens, embeddings, or what else it is made for.
+
+    Several inputs are taken by name.
+    """
     base = type(model)
     name = base.main_input_name
 
-    def forward(self: Any, inputs: Tensor) -> Any:
+    @functools.wraps(base.forward)
+    def forward(self: Any, inputs: Tensor | None = None, **named: Tensor) -> Any:
+        if inputs is None:
+            return base.forward(self, **named)
         of_tokens = name == "input_ids" and not inputs.is_floating_point()
         keyword = name if of_tokens or name != "input_ids" else "inputs_embeds"
         return base.forward(self, **{keyword: inputs})

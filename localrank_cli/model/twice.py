@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from localrank_cli.errors import LocalrankError
+from localrank_cli.model.arguments import Recorded
 from localrank_cli.model.build import Build, build_model
 from localrank_cli.model.fill import Expected, has_custom_loading
 from localrank_cli.model.unsaved import Fingerprint, fingerprints
@@ -50,6 +51,7 @@ class Network:
     rebuild: Callable[[bool], Rebuild] | None = None
     note: str = ""  # on what could not be compared
     expected_of: Callable[[nn.Module], Expected] = Expected
+    recorded: Recorded | None = None  # the arguments that checkpoints gave to its class
 
     @property
     def expected(self) -> Expected:
@@ -66,10 +68,18 @@ class Builder:
     name: str
     existing: Sequence[nn.Module]
     code: CodeSpec | None = None  # where a second import of the factory finds it
+    recorded: Recorded | None = None  # arguments that checkpoints give, beside `arguments`
 
     def build(self, seed: int) -> Build:
         """Return the network that the factory builds."""
-        return build_model(self.factory, self.arguments, self.name, self.existing, seed)
+        if self.recorded is None:
+            return build_model(self.factory, self.arguments, self.name, self.existing, seed)
+        with seeded(seed):
+            recorded = self.recorded.arguments(self.factory, self.name)
+        arguments = recorded.values | dict(self.arguments)
+        built = build_model(self.factory, arguments, self.name, self.existing, seed)
+        recorded.give()
+        return built
 
     def build_anew(self, seed: int) -> Rebuild:
         """Return the network of a second import, or of the factory where there is none."""

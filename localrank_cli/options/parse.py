@@ -387,11 +387,13 @@ def data(value: object) -> object:
     from torch import as_tensor  # torch is slow, and only Python passes arrays
 
     try:
+        if isinstance(value, Mapping) and value:
+            return {str(name): as_tensor(array) for name, array in value.items()}
         return as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         advice = "Pass one array with the points on its first axis."
         if isinstance(value, Mapping):
-            advice = "Pass one of its arrays, with the points on its first axis: data[NAME]."
+            advice = "Pass a dict of arrays, each with the points on its first axis."
         elif isinstance(value, Sequence):
             advice = "Join the points along a new first axis: torch.stack(data)."
         raise UnfitError(value, "expected a text, a path, a tensor or an array", advice) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.errors import SettingsError, UsageError
@@ -367,7 +367,7 @@ def _source(series: SeriesOptions) -> DataSource:
     options = series.options
     if options.data is None:
         raise refusal(series.folder, [need_of_data()])
-    array = options.data if isinstance(options.data, Tensor) else None
+    array = None if isinstance(options.data, str) else options.data
     text = options.data if isinstance(options.data, str) else ""
     if "data" in series.from_folder:
         text = _folder_data(text, series)
@@ -379,6 +379,7 @@ def _source(series: SeriesOptions) -> DataSource:
         count=options.points,
         seed=_value(options.seed),
         array=array,
+        labels_key=options.labels_key or "",
     )
 
 

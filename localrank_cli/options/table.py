@@ -115,7 +115,7 @@ class AnalyzeOptions:
         ),
     ] = None
     data: Annotated[
-        "str | Tensor | None",
+        "str | Tensor | dict[str, Tensor] | None",
         Setting(
             help="Where the points come from: a .safetensors, .npz, .npy or .pt file;"
             " file.py:name; normal:3x32x32 or uniform:784 (the shape of one point).",
@@ -128,7 +128,8 @@ class AnalyzeOptions:
     data_key: Annotated[
         str | None,
         Setting(
-            help="Which array of the data file. Default: the only one, else x, inputs or images.",
+            help="Which array of the data file, or which several (A,B), to be passed by name."
+            " Default: the only one, else x, inputs or images, else all that the network takes.",
             metavar="NAME",
             in_folder=True,
             decides=("data_key",),

@@ -1,12 +1,16 @@
 """Drawing the points from the data, the same ones at every checkpoint."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from localrank_cli.errors import DataError
 from localrank_cli.points.defaults import DEFAULT_POINTS
+
+if TYPE_CHECKING:
+    from localrank_cli.points.inputs import Inputs
 
 COMPLEX_DATA = (
     "Save their real and imaginary parts as real numbers (torch.view_as_real adds an axis for them)"
@@ -25,6 +29,7 @@ class Points:
     notes: tuple[str, ...] = ()
     everything: Tensor | None = None  # all of the data as stored, where that was asked for
     scale: float | None = None  # of `everything`
+    inputs: "Inputs | None" = None  # of which each row consists, where the network takes several
     spread: float | None = None  # standard deviation of independent entries, where it is known
 
 

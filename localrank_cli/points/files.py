@@ -3,10 +3,10 @@
 import hashlib
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from localrank_cli.errors import DataError, LocalrankError, SettingsError, cause
 from localrank_cli.points.draw import COMPLEX_DATA
 
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
-_DEFAULT_KEYS = ("x", "inputs", "images")
+DEFAULT_KEYS = ("x", "inputs", "images")
 
 
 def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor, str]:
@@ -32,17 +32,31 @@ def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor
         DataError: If it cannot be read.
         SettingsError: If it is not clear which array is meant.
     """
+    found = load_arrays(path, lambda keys: [choose_key(keys, key, str(path), option)])
+    ((chosen, array),) = found.items()
+    if key and not chosen:
+        refuse_key(key, f"{path} holds one array without a name", option)
+    return array, chosen
+
+
+def load_arrays(path: Path, choose: Callable[[list[str]], Sequence[str]]) -> dict[str, Tensor]:
+    """Return the arrays of a file that `choose` picks among their names, which are sorted.
+
+    An array without a name is returned under "".
+
+    Raises:
+        DataError: If they cannot be read.
+    """
     if not path.is_file():
         raise DataError(f"{path}: there is no such data file.", "Check --data.")
     try:
         with ExitStack() as stack:
             loaded = _load(path, stack)
             if isinstance(loaded, Tensor):
-                chosen, found = "", loaded
-            else:
-                # Members of an .npz are read only now: labels stay unread.
-                chosen = _choose(sorted(map(str, loaded)), key, path, option)
-                found = _tensor(loaded[chosen], path, chosen)
+                return {"": loaded}
+            # Members of an .npz are read only now: labels stay unread.
+            chosen = choose(sorted(map(str, loaded)))
+            return {name: _tensor(loaded[name], path, name) for name in chosen}
     except LocalrankError:
         raise
     except (OSError, ValueError, SafetensorError, EOFError, RuntimeError, pickle.PickleError) as e:
@@ -54,14 +68,20 @@ def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor
         raise DataError(
             f"{path}: cannot be read ({type(e).__name__}).", "Is the file complete?"
         ) from e
-    if key and not chosen:
-        advice = (
-            "Leave it out."
-            if option == "--data-key"
-            else "Save points and labels in one .npz, .safetensors or .pt file, each under a name."
-        )
-        raise SettingsError(f"{option} {key}: {path} holds one array without a name.", advice)
-    return found, chosen
+
+
+def refuse_key(key: str, reason: str, option: str = "--data-key") -> NoReturn:
+    """Refuse the name of an array where arrays have no names.
+
+    Raises:
+        SettingsError: Always.
+    """
+    advice = (
+        "Leave it out."
+        if option == "--data-key"
+        else "Save points and labels in one .npz, .safetensors or .pt file, each under a name."
+    )
+    raise SettingsError(f"{option} {key}: {reason}.", advice)
 
 
 def from_numpy(array: "np.ndarray[Any, Any]", where: str) -> Tensor:
@@ -81,6 +101,27 @@ def from_numpy(array: "np.ndarray[Any, Any]", where: str) -> Tensor:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def named_arrays(found: Any, place: str) -> dict[str, Tensor] | None:
+    """Return the arrays of a dict, a batch of a tokenizer, a data set or a list of dicts.
+
+    None for anything else.
+
+    Raises:
+        DataError: If a value is no array, or those of points have different shapes.
+    """
+    if hasattr(found, "column_names") and not isinstance(found, Mapping):
+        found = found[:]  # of the library datasets
+    if isinstance(found, (list, tuple)) and found and all(isinstance(p, Mapping) for p in found):
+        if len({frozenset(map(str, one)) for one in found}) > 1:
+            raise DataError(
+                f"{place}: its points have different keys.", "Give each point the same inputs."
+            )
+        found = {key: [one[key] for one in found] for key in found[0]}
+    if not isinstance(found, Mapping):
+        return None
+    return {str(key): _array(value, f"{place}[{key}]") for key, value in found.items()}
 
 
 def file_hash(path: Path) -> str:
@@ -109,7 +150,8 @@ def _load(path: Path, stack: ExitStack) -> Tensor | Mapping[str, Any]:
     if isinstance(loaded, Tensor):
         return _tensor(loaded, path, "")
     if isinstance(loaded, (tuple, list)):
-        return {str(index): value for index, value in enumerate(loaded)}
+        by_index = {str(index): value for index, value in enumerate(loaded)}
+        return named_arrays(loaded, str(path)) or by_index
     if isinstance(loaded, Mapping):
         return {str(name): value for name, value in loaded.items()}
     raise ValueError(f"holds a {type(loaded).__name__}, not tensors")
@@ -123,7 +165,12 @@ def _reason(error: Exception) -> str:
     return f"{cause(error)}"
 
 
-def _choose(keys: list[str], key: str, path: Path, option: str) -> str:
+def choose_key(keys: Sequence[str], key: str, path: str, option: str) -> str:
+    """Return the array that is named, or meant where none is; `path` is for messages.
+
+    Raises:
+        SettingsError: If there is none, or it is not clear which.
+    """
     names = ", ".join(keys) or "none"
     if key:
         if key not in keys:
@@ -131,7 +178,7 @@ def _choose(keys: list[str], key: str, path: Path, option: str) -> str:
         return key
     if len(keys) == 1:
         return keys[0]
-    for default in _DEFAULT_KEYS:
+    for default in DEFAULT_KEYS:
         if default in keys:
             return default
     if not keys:
@@ -139,6 +186,22 @@ def _choose(keys: list[str], key: str, path: Path, option: str) -> str:
     raise SettingsError(
         f"{path} holds several arrays: {names}.", "Choose one with --data-key NAME."
     )
+
+
+def _array(value: Any, place: str) -> Tensor:
+    try:
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
+            return torch.stack(list(value)).detach().cpu()
+        if isinstance(value, (list, tuple)):
+            value = np.asarray(value)
+        if isinstance(value, np.ndarray):
+            return from_numpy(value, place)
+        return torch.as_tensor(value).detach().cpu()
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(
+            f"{place}: is no array of one shape for every point.",
+            "Pad the points to one length, with an attention_mask that says which positions count.",
+        ) from error
 
 
 def _tensor(value: object, path: Path, key: str) -> Tensor:
@@ -149,4 +212,6 @@ def _tensor(value: object, path: Path, key: str) -> Tensor:
         if value.layout != torch.strided or value.is_quantized or value.is_nested:
             raise DataError(f"{where} is not a plain tensor.", "Save it dense: x.to_dense().")
         return value.detach()
+    if isinstance(value, list):
+        return _array(value, where)
     raise DataError(f"{where} is a {type(value).__name__}, not an array.", "Check --data-key.")

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from localrank_cli.errors import DataError, SettingsError, UsageError, cause
+from localrank_cli.errors import DataError, SettingsError, UsageError, cause, listed
 from localrank_cli.points.draw import Points, draw, sample
-from localrank_cli.points.files import SUFFIXES, file_hash, from_numpy, load_array
+from localrank_cli.points.files import (
+    SUFFIXES,
+    file_hash,
+    from_numpy,
+    load_arrays,
+    named_arrays,
+    refuse_key,
+)
+from localrank_cli.points.inputs import Forward, choose_keys, pack
 from localrank_cli.points.shape import reshaped, written
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT, CodeSpec, import_object
 
+_PYTHON = "from Python"
+_NO_NAMES = "the data have no named arrays"
 # The fact that tells one draw of a user's code from another.
 VALUES = "data_values_sha256"
 _DISTRIBUTION = re.compile(r"^(normal|uniform):(\d+(?:x\d+)*)$")
@@ -33,7 +44,9 @@ class DataSource:
     shape: tuple[int, ...] | None = None  # of one point; None: as the data have it
     count: int | None = None  # None: the default number of points
     seed: int = 0
-    array: Tensor | None = None  # from Python, instead of a name
+    array: Tensor | Mapping[str, Tensor] | None = None  # from Python, instead of a name
+    labels_key: str = ""  # the array of the labels, which is no input
+    forward: Forward = Forward()  # what the network takes by name  # noqa: RUF009  # frozen
     keep: bool = False  # whether all of the data are kept beside the points
 
     @property
@@ -78,42 +91,100 @@ def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
         DataError: If the data cannot be used.
         SettingsError: If an array is named where arrays have no names.
     """
-    if source.key and source.path is None:
-        raise SettingsError(
-            f"--data-key {source.key}: the data have no named arrays.", "Leave it out."
-        )
-    if source.shape is not None and source.is_drawn:
-        kind, lengths = source.text.partition(":")[0], written(source.shape)
-        raise SettingsError(
-            f"--data-shape {lengths}: --data {source.text} has a shape of its own.",
-            f"Give --data {kind}:{lengths} alone.",
-        )
     if source.array is not None:
-        array = source.array.detach().cpu()
-        return _drawn(array, source, "the data"), {"data": "from Python"}
+        if isinstance(source.array, Tensor):
+            return _drawn(_unnamed(source.array, source), source, "the data"), {"data": _PYTHON}
+        described: dict[str, object] = {"data": _PYTHON}
+        return _of_arrays(source.array, source, "the data", described), described
     match = _DISTRIBUTION.match(source.text)
     if match is not None:
+        _check_drawn(source)
         shape = _shape(match.group(2))
         points = sample(match.group(1), shape, source.count, source.seed, source.scale)
         return points, {"data": source.text}
     if source.path is not None:
-        array, key = load_array(source.path, source.key)
-        name = f"{source.path}[{key}]" if key else str(source.path)
-        described: dict[str, object] = {
+        name = str(source.path)
+        left: list[str] = []
+        arrays = load_arrays(source.path, lambda keys: _chosen(keys, source, name, left))
+        if source.key and "" in arrays:
+            refuse_key(source.key, f"{name} holds one array without a name")
+        described = {
             "data": str(source.path.resolve()),
-            "data_key": key,
+            "data_key": ",".join(arrays),
             "data_sha256": file_hash(source.path),
         }
-        return _drawn(array, source, name), described
+        return _of_chosen(arrays, source, name, left), described
     code = source.code
     if code is None:
         raise UsageError(f"--data {source.text}: not a known form.")
     described = {"data": source.text}
     if code.is_file:
         described["data_sha256"] = file_hash(Path(code.place))
-    array = _from_code(code)
-    described[VALUES] = _values_hash(array)
-    return _drawn(array, source, source.text), described
+    found = _from_code(code)
+    if isinstance(found, Tensor):
+        array = _unnamed(found, source)
+        described[VALUES] = _values_hash(array)
+        return _drawn(array, source, source.text), described
+    return _of_arrays(found, source, source.text, described), described
+
+
+def _check_drawn(source: DataSource) -> None:
+    """Check the options that go with a distribution."""
+    if source.key:
+        refuse_key(source.key, _NO_NAMES)
+    if source.shape is not None:
+        kind, lengths = source.text.partition(":")[0], written(source.shape)
+        raise SettingsError(
+            f"--data-shape {lengths}: --data {source.text} has a shape of its own.",
+            f"Give --data {kind}:{lengths} alone.",
+        )
+
+
+def _unnamed(array: Tensor, source: DataSource) -> Tensor:
+    if source.key:
+        refuse_key(source.key, _NO_NAMES)
+    return array.detach().cpu()
+
+
+def _of_arrays(
+    found: Mapping[str, Tensor], source: DataSource, name: str, described: dict[str, object]
+) -> Points:
+    """Return the points of named arrays, and add what they are to their description."""
+    left: list[str] = []
+    arrays = {key: found[key] for key in _chosen(list(found), source, name, left)}
+    described["data_key"] = ",".join(arrays)
+    described[VALUES] = hashlib.sha256(
+        "".join(f"{key} {_values_hash(array)} " for key, array in arrays.items()).encode()
+    ).hexdigest()
+    return _of_chosen(arrays, source, name, left)
+
+
+def _chosen(keys: list[str], source: DataSource, name: str, left: list[str]) -> list[str]:
+    """Return the arrays to take, and add the others to `left`."""
+    chosen = choose_keys(keys, source.key, source.forward, source.labels_key, name)
+    left += [key for key in keys if key not in chosen]
+    return chosen
+
+
+def _of_chosen(
+    arrays: Mapping[str, Tensor], source: DataSource, name: str, left: Sequence[str]
+) -> Points:
+    """Return the points of the chosen arrays: of one, or of several inputs by name."""
+    if len(arrays) == 1:
+        ((key, array),) = arrays.items()
+        return _drawn(array, source, f"{name}[{key}]" if key else name)
+    for option, value in (("--data-shape", source.shape), ("--data-scale", source.scale)):
+        if value is not None:
+            raise SettingsError(
+                f"{option}: the data are several inputs, {listed(arrays)}.",
+                "Shape and scale them where they are saved, or in a function for --data"
+                " file.py:name; --data-key NAME takes one alone.",
+            )
+    rows, inputs = pack(arrays, name, is_ordered="," in source.key)
+    points = replace(_drawn(rows, source, name), inputs=inputs)
+    note = f"{name}: passed by name: {listed(arrays, 20)}"
+    note += f"; left out: {listed(left)}" if left else ""
+    return replace(points, notes=(*points.notes, note))
 
 
 def _values_hash(array: Tensor) -> str:
@@ -130,27 +201,31 @@ def _drawn(array: Tensor, source: DataSource, name: str) -> Points:
     return replace(points, everything=array, scale=source.scale) if source.keep else points
 
 
-def _from_code(code: CodeSpec) -> Tensor:
+def _from_code(code: CodeSpec) -> Tensor | dict[str, Tensor]:
     name = f"--data {code.place}:{code.name}"
     # What the code draws, when it is imported and when it is called, is the same at every start.
     with seeded(SEED):
         found: Any = import_object(code, "--data")
-    if not isinstance(found, (Tensor, np.ndarray)) and callable(found):
+    if not isinstance(found, (Tensor, np.ndarray, Mapping)) and callable(found):
         try:
             with contextlib.chdir("."), seeded(SEED):
                 found = found()
         except ANY_FAULT as error:
             raise DataError(
                 f"{name} failed: {cause(error)}",
-                "It is called without arguments and must return a tensor or an array.",
+                "It is called without arguments and must return a tensor, an array or a dict of"
+                " them.",
             ) from error
     if isinstance(found, np.ndarray):
         return from_numpy(found, name)
     if isinstance(found, Tensor):
         return found.detach().cpu()
+    arrays = named_arrays(found, name)
+    if arrays:
+        return arrays
     raise DataError(
         f"{name} returned a {type(found).__name__}.",
-        "A tensor or an array is needed, with the points on its first axis.",
+        "A tensor or an array is needed, with the points on its first axis, or a dict of them.",
     )
 
 

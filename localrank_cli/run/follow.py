@@ -124,6 +124,7 @@ class Watch:
             weights=series_options.options.weights or RAW,
             context=context,
         )
+        headers.recorded = series.recorded
         steps = headers.steps(self.note)
         self._schemes[series.run] = headers.scheme
         step_range = self.options.part.steps

@@ -4,7 +4,7 @@ Everything here happens before any work, but for `load_state`, which reads the t
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,10 +50,12 @@ from localrank_cli.errors import (
     UnreadableError,
     listed,
 )
+from localrank_cli.model.arguments import Recorded, Source
 from localrank_cli.model.fill import Expected, fill_custom, has_custom_loading, mismatch
 from localrank_cli.model.hf_size import Held
 from localrank_cli.model.hf_weights import HfExpected, Report, mismatch_of
 from localrank_cli.options.parse import Part
+from localrank_cli.recorded import Entries
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import can_infer
@@ -139,6 +141,9 @@ class Headers:
         self.scheme = StepScheme(rule, Counting(), {})
         self.unfilled: set[str] = set()  # parts of the model that a checkpoint does not fill
         self.first: State | None = None  # the weights in the first file, by name
+        self._entries: dict[CheckpointFile, Entries] = {}
+        self._last_entries: Entries = {}
+        self.recorded: Recorded | None = None  # what the network was built with, to be compared
 
     @property
     def held(self) -> Held:
@@ -188,12 +193,19 @@ class Headers:
             if self.first is None:
                 self.first = self._first(content, bare, file)
             self._headers[file] = self._shared(content)
+            if content.entries != self._last_entries:  # one copy, as of headers
+                self._last_entries = content.entries
+            self._entries[file] = self._last_entries
         self._pass_over(without, note)
         ordered = self._in_order(places, names)
         self._check_bundles(bundles, note)
         steps = ordered.steps(note)
         self._epochs = {file: places[file].epoch for file, _ in steps}
         return steps
+
+    def sources(self, files: Iterable[CheckpointFile]) -> list[Source]:
+        """Return what some of the checkpoints record of how the network was built."""
+        return [Source(str(file.path), self._entries[file]) for file in files]
 
     def _check_bundles(
         self, bundles: Sequence[tuple[CheckpointFile, str, Bundle]], note: Note
@@ -325,8 +337,9 @@ class Headers:
         `file` and `step` come from `steps`.
 
         Raises:
-            MismatchError: If they do not fit the model.
+            MismatchError: If they do not fit the model, or the arguments that it was built with.
         """
+        self._check_recorded(file)
         header = self._headers[file]
         keys = choose(header.sets, self._weights, str(file.path))
         bare = PlannedCheckpoint(file, step, "", Stripping(), epoch=self._epochs.get(file))
@@ -356,6 +369,10 @@ class Headers:
             key=lambda shapes: sum(map(len, expected.differences(shapes))),
         )
         raise mismatch(expected, closest, place)
+
+    def _check_recorded(self, file: CheckpointFile) -> None:
+        if self.recorded is not None:
+            self.recorded.check(*self.sources([file]))
 
     def _custom(
         self,

@@ -16,8 +16,9 @@ from localrank_cli.jacobian.guards import agreement, close
 from localrank_cli.layers.capture import Capture
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.layers.setting import analysis_setting
-from localrank_cli.model.build import build_model, existing_modules, move_model
+from localrank_cli.model.build import existing_modules, move_model
 from localrank_cli.model.fill import Expected, fill_model
+from localrank_cli.model.twice import Builder
 from localrank_cli.options.resolve import ModelChoice
 from localrank_cli.points.files import file_hash
 from localrank_cli.run.headers import PlannedCheckpoint
@@ -66,6 +67,8 @@ class Loads:
             note(f"not checked that the network keeps nothing between checkpoints: {error.what}")
             new = None
         if new is not None:
+            if series.points.inputs is not None:
+                series.points.inputs.install(new)
             move_model(new, point.device, series.settings.dtype)
             fill_model(new, Expected(new), state, checkpoint.place)
             run_alike(series.model, new)
@@ -106,7 +109,9 @@ def _new_network(choice: ModelChoice, series: SeriesPlan) -> nn.Module:
     factory: Any = choice.factory
     if choice.code is not None:
         factory = _imported_again(choice.code, series.model_facts.get("model_sha256"))
-    return build_model(factory, choice.arguments, f"--model {choice.description}", existing).model
+    name = f"--model {choice.description}"
+    builder = Builder(factory, choice.arguments, name, existing, recorded=series.recorded)
+    return builder.build(SEED).model
 
 
 def _imported_again(code: CodeSpec, sha256: object) -> object:

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from localrank_cli.checkpoints.content import State
+from localrank_cli.checkpoints.entries import level
 from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.checkpoints.weights import WRAPPERS, candidates, parts
 from localrank_cli.errors import ModelError, Note, listed
+from localrank_cli.model.arguments import Source, find_arguments
 from localrank_cli.model.build import existing_modules
 from localrank_cli.model.hf import (
     CONFIG,
@@ -36,24 +38,20 @@ def make_model(
     choice: ModelChoice,
     place: tuple[Sequence[CheckpointFile], Path],
     weights: tuple[State | None, Held],
+    sources: Sequence[Source],
     note: Note,
 ) -> Network:
     """Build the network of a series; its weights are still to be filled in.
 
     `place` holds the checkpoints, by step, and their folder; `weights` those in the first of them,
     from whose names and shapes a plain MLP is inferred, and how much the largest one holds.
+    `sources` hold the arguments that the checkpoints record, by step.
     """
     first, held = weights
     if choice.is_hf:
         return make_hf_model(*place, choice.arguments, held)
-    existing = existing_modules()
-    arguments, name = choice.arguments, choice.description
-    if choice.factory is not None:
-        return build_twice(Builder(choice.factory, arguments, name, existing))
-    if choice.code is not None:
-        with seeded(SEED):
-            factory: Any = import_object(choice.code, "--model")
-        return build_twice(Builder(factory, arguments, f"--model {name}", existing, choice.code))
+    if not choice.is_inferred:
+        return _of_code(choice, sources, note)
     assert first is not None
     try:
         layout = _layout(first)
@@ -70,6 +68,22 @@ def make_model(
     model = InferredMlp(layout, choice.activation)
     model.eval()
     return Network(model.requires_grad_(False))
+
+
+def _of_code(choice: ModelChoice, sources: Sequence[Source], note: Note) -> Network:
+    existing = existing_modules()
+    name, factory = choice.description, choice.factory
+    if choice.code is not None:
+        name = f"--model {name}"
+        with seeded(SEED):
+            factory = cast("Any", import_object(choice.code, "--model"))
+    assert factory is not None
+    recorded = find_arguments(factory, choice.arguments, sources, level)
+    builder = Builder(factory, choice.arguments, name, existing, choice.code, recorded)
+    network = replace(build_twice(builder), recorded=recorded)
+    if recorded is not None:
+        note(recorded.note(name, factory))
+    return network
 
 
 def _layout(state: State) -> MlpLayout:

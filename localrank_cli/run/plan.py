@@ -17,6 +17,7 @@ from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.checkpoints.series import (
+    CheckpointFile,
     Series,
     find_checkpoints,
     find_folders,
@@ -30,6 +31,7 @@ from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import memory_budget, pick_device
 from localrank_cli.measures.table import AVERAGED
+from localrank_cli.model.arguments import Recorded
 from localrank_cli.model.build import move_model
 from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.twice import Network
@@ -46,8 +48,8 @@ from localrank_cli.options.resolve import (
 from localrank_cli.options.table import AnalyzeOptions, check_options
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
+from localrank_cli.points.inputs import Inputs
 from localrank_cli.points.shape import proposals, written
-from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
@@ -64,6 +66,7 @@ from localrank_cli.run.headers import (
     describe_missing,
     load_state,
 )
+from localrank_cli.run.inputs import load_for
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
@@ -96,6 +99,7 @@ class SeriesPlan:
     weights: str  # which of several sets in one file
     unsaved: tuple[str, ...] = ()  # parts that no checkpoint holds, with --allow-unsaved
     examined: tuple[str, ...] = ()  # names of the checkpoints that the network has run with
+    recorded: Recorded | None = None  # arguments that the checkpoints gave to the network's class
 
     @property
     def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
@@ -204,10 +208,9 @@ def _plan_series(
     failures = Failures(run, skips=options.skips_errors)
     steps = failures.steps(headers, note, folder)
     files, allowed = [file for file, _ in steps], options.allow_unsaved
-    weights = (headers.first, headers.held)
-    network = make_model(settings.model, (files, folder), weights, note)
+    network = _build(settings.model, headers, (files, folder), note)
     model, expected = network.model, network.expected
-    points, facts = load_points(settings.source)
+    settings, points, facts = load_for(settings, model)
     for text in points.notes:
         note(text)
     move_model(model, device, settings.dtype)
@@ -220,7 +223,7 @@ def _plan_series(
     _note_weights(checkpoints, note)
     look = _FirstLook(
         model, expected, settings, place_points(points, device, settings.dtype),
-        options.trust_pickle,
+        options.trust_pickle, points.inputs,
     )  # fmt: skip
     examination, examined = failures.first_that_runs(checkpoints or every, look.examine)
     parts = Parts(model, [record.call for record in examination.records], look.points)
@@ -249,7 +252,18 @@ def _plan_series(
         weights=options.weights or RAW,
         unsaved=unsaved,
         examined=examined,
+        recorded=network.recorded,
     )
+
+
+def _build(
+    choice: ModelChoice, headers: Headers, place: tuple[Sequence[CheckpointFile], Path], note: Note
+) -> Network:
+    """Build the network, and have each checkpoint compared with what it was built from."""
+    weights = (headers.first, headers.held)
+    network = make_model(choice, place, weights, headers.sources(place[0]), note)
+    headers.recorded = network.recorded
+    return network
 
 
 def _find_series(options: SeriesOptions, named: Sequence[Path]) -> Series:
@@ -316,6 +330,7 @@ class _FirstLook:
     settings: Settings
     points: Tensor
     trust_pickle: bool
+    inputs: Inputs | None = None
     checkpoint: PlannedCheckpoint | None = None
 
     def examine(self, checkpoint: PlannedCheckpoint) -> Examination:
@@ -333,6 +348,8 @@ class _FirstLook:
 
     def _shape_that_runs(self) -> str:
         """Return what to do about points whose shape is wrong; empty if no other shape runs."""
+        if self.inputs is not None:
+            return f"A point consists of {self.inputs.text}: check what the model expects."
         there = tuple(self.points.shape[1:])
         source = self.settings.source
         kind, colon, _ = source.text.partition(":")
@@ -362,6 +379,8 @@ class _FirstLook:
         )
 
     def _prepare(self, other: nn.Module) -> None:
+        if self.inputs is not None:
+            self.inputs.install(other)
         move_model(other, self.points.device, self.settings.dtype)
         self._fill(other)
         run_alike(self.model, other)
@@ -428,7 +447,8 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "folder": str(series.series.folder),
         "definitions": DEFINITIONS,
         "model": settings.model.description,
-        "model_arguments": {key: repr(value) for key, value in settings.model.arguments.items()},
+        "model_arguments": (series.recorded.described() if series.recorded is not None else {})
+        | {key: repr(value) for key, value in settings.model.arguments.items()},
         **series.model_facts,
         **series.data_facts,
         "data_shape": settings.source.shape,

@@ -106,16 +106,7 @@ def examine(
     chosen = choose_layers(model, seen, selection)
     if reason:
         chosen = replace(chosen, notes=(*chosen.notes, reason))
-    entries = None
-    if selection.input_slice:
-        what = "the varied tensor"
-        entries = positions(
-            selection.input_slice,
-            seen.varied_shape,
-            "--input-slice",
-            what,
-            is_complex=seen.varied_is_complex,
-        )
+    entries = _varied_entries(seen, selection)
     if not selection.output_slice:
         return Examination(seen, chosen.records, chosen.notes, entries)
     picked = {}
@@ -130,6 +121,19 @@ def examine(
         )
     records = tuple(replace(one, shape=(picked[one.call].shape[0],)) for one in chosen.records)
     return Examination(seen, records, chosen.notes, entries, picked)
+
+
+def _varied_entries(seen: Survey, selection: Selection) -> Tensor | None:
+    """Return the entries of the varied tensor that are varied; None: all."""
+    start, shape = 0, seen.varied_shape
+    is_part = selection.part is not None and not selection.wrt
+    if selection.part is not None and is_part:
+        start, shape = selection.part[0], (1, *selection.part[1])
+    text = selection.input_slice or ("..." if is_part else "")
+    if not text:
+        return None
+    what, option = "the varied tensor", "--input-slice"
+    return start + positions(text, shape, option, what, is_complex=seen.varied_is_complex)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,162 @@
+"""Several named inputs: which arrays are taken, and how they are one tensor and several again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from localrank_cli.errors import DataError, LocalrankError, SettingsError
+from localrank_cli.points.files import load_array, named_arrays
+from localrank_cli.points.inputs import Forward, choose_keys, pack
+from localrank_cli.points.source import DataSource, load_points
+
+
+def of_bert(input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **more: Any) -> None:  # fmt: skip  # noqa: E501
+    pass
+
+
+def of_masked(x: Any, mask: Any = None) -> None:
+    pass
+
+
+def of_pair(left: Any, right: Any) -> None:
+    pass
+
+
+def of_one(x: Any) -> None:
+    pass
+
+
+def of_batch(**batch: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("forward", "keys", "key", "expected"),
+    [
+        (of_bert, "attention_mask input_ids", "", "attention_mask input_ids"),
+        (of_bert, "attention_mask input_ids labels", "", "attention_mask input_ids"),
+        (of_bert, "attention_mask input_ids z", "input_ids,attention_mask",
+         "input_ids attention_mask"),
+        (of_bert, "attention_mask input_ids", "input_ids", "input_ids"),
+        (of_bert, "input_ids labels", "", "input_ids"),
+        (of_bert, "attention_mask ids input_ids", "input_ids,ids", "input_ids ids"),
+        (of_masked, "mask x y", "", "mask x"),
+        (of_masked, "x y z", "", "x"),
+        (of_masked, "images mask", "", "images"),
+        (of_pair, "left right", "", "left right"),
+        (of_batch, "a b", "", "a b"),
+        (of_batch, "a x", "", "x"),
+        (of_one, "a,b x", "a,b", "a,b"),
+    ],
+)  # fmt: skip
+def test_arrays_that_are_taken(
+    forward: Callable[..., None], keys: str, key: str, expected: str
+) -> None:
+    found = choose_keys(keys.split(), key, Forward.of(forward), "", "d.pt")
+    assert found == expected.split()
+
+
+def test_labels_are_no_input_even_where_the_network_takes_them() -> None:
+    keys = ["attention_mask", "input_ids", "kind"]
+    with pytest.raises(SettingsError, match="holds kind"):
+        choose_keys(keys, "", Forward.of(of_bert), "", "d.pt")
+    assert choose_keys(keys, "", Forward.of(of_bert), "kind", "d.pt") == keys[:2]
+
+
+@pytest.mark.parametrize(
+    ("forward", "keys", "key", "message"),
+    [
+        (of_bert, "attention_mask input_ids offsets", "",
+         "d.pt: holds offsets, which the network's forward pass does not take; it takes input_ids,"
+         " attention_mask, labels. Name the arrays to pass: --data-key attention_mask,input_ids."),
+        (of_masked, "mask x y", "x,y", "does not take"),
+        (of_pair, "left right", "left,nope", "has no array 'nope'"),
+        (of_bert, "a b", "", "holds several arrays: a, b"),
+        (of_pair, "left other right", "left,right,other", "holds other"),
+    ],
+)  # fmt: skip
+def test_arrays_that_the_network_does_not_take(
+    forward: Callable[..., None], keys: str, key: str, message: str
+) -> None:
+    with pytest.raises(LocalrankError) as caught:
+        choose_keys(keys.split(), key, Forward.of(forward), "", "d.pt")
+    assert message in str(caught.value)
+
+
+def test_an_input_that_is_missing_is_named() -> None:
+    def forward(a: Any, b: Any, c: Any) -> None:
+        pass
+
+    with pytest.raises(SettingsError, match="also wants c, which the data do not hold"):
+        choose_keys(["a", "b"], "", Forward.of(forward), "", "d.pt")
+    with pytest.raises(SettingsError, match="--data-key a,b,c"):
+        choose_keys(["a", "b", "c"], "a,b", Forward.of(forward), "", "d.pt")
+
+
+def test_rows_give_the_inputs_back() -> None:
+    torch.manual_seed(0)
+    arrays = {
+        "image": torch.randn(4, 2, 3, dtype=torch.float64),
+        "mask": torch.rand(4, 5) > 0.5,
+        "ids": torch.randint(-9, 2**20, (4,)),
+    }
+    rows, inputs = pack(arrays, "d.pt", is_ordered=False)
+    assert rows.shape == (4, 12)
+    found = inputs.unpack(rows[1:3])
+    assert {key: value.dtype for key, value in found.items()} == {
+        "image": torch.float64, "mask": torch.bool, "ids": torch.int64,
+    }  # fmt: skip
+    assert all(torch.equal(found[key], arrays[key][1:3]) for key in arrays)
+    assert pack({"a": torch.ones(2, 1).long(), "b": torch.ones(2, 3) > 0}, "", is_ordered=False)[0].dtype == torch.int64  # noqa: E501  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"a": torch.ones(3), "b": torch.ones(4)}, "different numbers of points: 3 in a, 4 in b"),
+        ({"a": torch.ones(3), "b": torch.tensor(4)}, r"d.pt\[b\]: holds one number"),
+        ({"a": torch.ones(3), "b": torch.full((3,), 2**30)}, "above 2\\^24"),
+        ({"a": torch.ones(3), "b": torch.ones(3) * 1j}, "complex"),
+    ],
+)
+def test_arrays_that_are_no_inputs_of_points(arrays: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        pack(arrays, "d.pt", is_ordered=False)
+
+
+def test_lists_of_dicts_and_lists_of_numbers(tmp_path: Path) -> None:
+    points = [{"a": torch.ones(2) * i, "b": i} for i in range(3)]
+    found = named_arrays(points, "p")
+    assert found is not None
+    assert found["a"].tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert found["b"].tolist() == [0, 1, 2]
+    torch.save(points, tmp_path / "p.pt")
+    assert load_array(tmp_path / "p.pt", "a")[0].shape == (3, 2)
+    with pytest.raises(DataError, match="Pad the points to one length"):
+        named_arrays({"a": [[1, 2], [1]]}, "p")
+    with pytest.raises(DataError, match="different keys"):
+        named_arrays([{"a": 1}, {"b": 1}], "p")
+
+
+def test_the_hash_covers_every_input() -> None:
+    hashes = set()
+    for mask in (torch.ones(3, 2), torch.zeros(3, 2), torch.ones(3, 2) > 0):
+        array = {"x": torch.ones(3, 2), "mask": mask}
+        source = DataSource("", array=array, forward=Forward.of(of_masked))
+        points, facts = load_points(source)
+        hashes.add(facts["data_values_sha256"])
+        assert facts["data_key"] == "x,mask"
+        assert points.tensor.shape == (3, 4)
+    assert len(hashes) == 3
+
+
+def test_options_of_a_single_array_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.ones((3, 2)), mask=np.ones((3, 2)))
+    source = DataSource(str(tmp_path / "d.npz"), scale=2.0, forward=Forward.of(of_masked))
+    with pytest.raises(SettingsError, match="--data-scale: the data are several inputs, mask, x"):
+        load_points(source)
