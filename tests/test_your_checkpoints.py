@@ -90,15 +90,20 @@ def gpt2(folder: Path, checkpoint: str) -> nn.Module:
     return load(transformers.GPT2LMHeadModel, folder / "output_dir" / checkpoint)
 
 
-def of_lightning(folder: Path, checkpoint: str, whole: bool = True) -> nn.Module:
+def of_lightning(folder: Path, checkpoint: str) -> nn.Module:
     path = folder / "lightning_logs/version_0/checkpoints" / checkpoint
     with imported(folder, "train") as module:
-        if whole:
-            found: nn.Module = module.LitDigits.load_from_checkpoint(path, weights_only=False)
-            return found
-        model: nn.Module = module.cnn()
-        model.load_state_dict(without("model.", torch.load(path, weights_only=False)["state_dict"]))
-        return model
+        found: nn.Module = module.LitDigits.load_from_checkpoint(path, weights_only=False)
+        return found
+
+
+def within_lightning(folder: Path, checkpoint: str) -> nn.Module:
+    path = folder / "lightning_logs/version_0/checkpoints" / checkpoint
+    loaded = torch.load(path, weights_only=False)
+    with imported(folder, "train") as module:
+        model: nn.Module = module.cnn(**loaded["hyper_parameters"])
+    model.load_state_dict(without("model.", loaded["state_dict"]))
+    return model
 
 
 def nanogpt(folder: Path, checkpoint: str) -> nn.Module:
@@ -145,7 +150,7 @@ def tensor_in(name: str) -> Callable[[Path], Tensor]:
 TRUTHS: dict[str, tuple[Callable[[Path, str], nn.Module], Callable[[Path], Tensor], str]] = {
     "gpt2.csv": (gpt2, tensor_in("tokens.pt"), "transformer.wte"),
     "cnn.csv": (of_lightning, tensor_in("digits.pt"), ""),
-    "net.csv": (lambda *at: of_lightning(*at, False), tensor_in("digits.pt"), ""),
+    "net.csv": (within_lightning, tensor_in("digits.pt"), ""),
     "gpt.csv": (nanogpt, rows_of_tokens, "transformer.wte"),
     "dcp.csv": (of_dcp, tensor_in("inputs.pt"), ""),
     "mlp.csv": (of_dcp, tensor_in("inputs.pt"), ""),

@@ -43,4 +43,4 @@ if __name__ == "__main__":
     trainer = lightning.Trainer(
         max_epochs=2, accelerator="cpu", callbacks=[saving], enable_progress_bar=False
     )
-    trainer.fit(LitDigits(), DataLoader(TensorDataset(images, labels), 4, shuffle=True))
+    trainer.fit(LitDigits(channels=5), DataLoader(TensorDataset(images, labels), 4, shuffle=True))
