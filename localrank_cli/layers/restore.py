@@ -176,7 +176,7 @@ def _restore_class(cls: type, held: Namespace) -> None:
 
 
 def _restore_dict(value: dict[Any, Any], held: dict[Any, Any]) -> None:
-    if len(value) != len(held) or any(value.get(k, EMPTY) is not v for k, v in held.items()):
+    if len(value) != len(held) or any(dict.get(value, k, EMPTY) is not v for k, v in held.items()):
         value.clear()
         value.update(held)
 

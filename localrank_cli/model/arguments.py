@@ -66,7 +66,11 @@ class Passed:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The arguments that a series of checkpoints gives to a class or function."""
+    """The arguments that a series of checkpoints gives to a class or function.
+
+    Of a config without a class in the code, only what the code asks for belongs to the settings of
+    a table: a config may hold all that a training was started with.
+    """
 
     sources: tuple[Source, ...]
     passed: tuple[Passed, ...]
@@ -83,7 +87,7 @@ class Recorded:
         Raises:
             ModelError: If a config cannot be built.
         """
-        made = Arguments({})
+        made = Arguments()
         scope, annotations = _scope(factory), _annotations(factory)
         for one in self.passed:
             place = f"{self.first.name}: {one.entry}{'.' if one.key else ''}{one.key}"
@@ -100,7 +104,7 @@ class Recorded:
                 refused = self._refused(one, one.value)
                 asked = self.asked.setdefault(one.parameter, set())
                 found = maker.values(one.value, place, refused, asked)
-            made.values[one.parameter] = found
+            made[one.parameter] = found
         return made
 
     def _refused(self, one: Passed, record: Record) -> dict[str, str]:
@@ -149,14 +153,20 @@ class Recorded:
 
     def described(self) -> dict[str, str]:
         """Return the parameters and what they are given, as text for the manifest."""
-        return {one.parameter: self._text(one) for one in self.passed}
+        return {
+            one.parameter: self._text(one, sorted(self.asked.get(one.parameter, ())))
+            for one in self.passed
+        }
 
-    def _text(self, one: Passed) -> str:
+    def _text(self, one: Passed, keys: Sequence[str] | None = None) -> str:
+        """Return what is passed, of a config without a class only some keys; None: all."""
         if one.key or one.config:
             return written(one.value)
         assert isinstance(one.value, Record)
-        asked = sorted(self.asked.get(one.parameter, ()))
-        return written(Record("Values", {key: one.value.values[key] for key in asked}))
+        refused = self._refused(one, one.value)
+        if keys is None:
+            keys = [key for key in one.value.values if key not in refused]
+        return written(Record("Values", {key: one.value.values[key] for key in keys}))
 
     def note(self, name: str, factory: Callable[..., object]) -> str:
         """Return the note on what is passed, from where, and what is not."""
@@ -187,12 +197,12 @@ class Recorded:
         return text + (f"; at the default of {one.config}: {listed(defaults)}" if defaults else "")
 
 
-@dataclass
-class Arguments:
+class Arguments(dict[str, Any]):
     """Arguments for one call."""
 
-    values: dict[str, Any]
-    configs: list[Values] = field(default_factory=list)
+    def __init__(self) -> None:
+        super().__init__()
+        self.configs: list[Values] = []
 
     def give(self) -> None:
         """Say that the call is over; see `Values.give`."""
@@ -373,7 +383,7 @@ class _Maker:
             for key, value in record.values.items()
             if key not in refused
         }
-        made = Values.named(place, dict(refused), asked)(inner)
+        made = Values.open(inner, place, dict(refused), asked)
         self.made_so_far.configs.append(made)
         return made
 

@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from localrank_cli.errors import ModelError, cause
-from localrank_cli.model.arguments import example
+from localrank_cli.model.arguments import Arguments, example
 from localrank_cli.model.sharing import Aliases, held_arrays
 from localrank_cli.model.wrappers import unwrap
 from localrank_cli.seeds import SEED, seeded
@@ -98,6 +98,8 @@ def build_model(
         # chdir: a user's own chdir is undone at the end.
         with seeded(seed), contextlib.chdir("."):
             model = factory(**arguments)
+        if isinstance(arguments, Arguments):
+            arguments.give()
     except ModelError:  # of --model hf
         raise
     except ANY_FAULT as error:

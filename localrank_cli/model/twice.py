@@ -75,11 +75,9 @@ class Builder:
         if self.recorded is None:
             return build_model(self.factory, self.arguments, self.name, self.existing, seed)
         with seeded(seed):
-            recorded = self.recorded.arguments(self.factory, self.name)
-        arguments = recorded.values | dict(self.arguments)
-        built = build_model(self.factory, arguments, self.name, self.existing, seed)
-        recorded.give()
-        return built
+            arguments = self.recorded.arguments(self.factory, self.name)
+        arguments.update(self.arguments)
+        return build_model(self.factory, arguments, self.name, self.existing, seed)
 
     def build_anew(self, seed: int) -> Rebuild:
         """Return the network of a second import, or of the factory where there is none."""

@@ -9,24 +9,33 @@ from localrank_cli.errors import ModelError
 class Values(dict[str, Any]):
     """Values by name, as items and as attributes, so that either kind of config is served.
 
-    `named` makes the class of one config, which knows why some of its values are not passed: code
-    that asks for one of those gets an error, never a default of its own.
+    Each config has a class of its own, which knows why some of its values are not passed: code that
+    asks for one of those gets an error, never a default of its own.
     """
 
     refused: Mapping[str, str]  # name -> why it is not passed
     asked: set[str]  # names that the network's code has asked for
     owner: str = ""  # what holds the values, for messages
-    is_given = False  # whether the network is built: whoever goes through all of them is not it
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
         # vars(config) and attributes: one place for both.
         object.__setattr__(self, "__dict__", self)
 
-    @classmethod
-    def named(cls, owner: str, refused: Mapping[str, str], asked: set[str]) -> "type[Values]":
-        """Return the class of one config; the names that are asked for are added to `asked`."""
-        return type("Values", (cls,), {"owner": owner, "refused": refused, "asked": asked})
+    @staticmethod
+    def open(
+        values: Mapping[str, Any], owner: str, refused: Mapping[str, str], asked: set[str]
+    ) -> "Values":
+        """Return a config for a network that is being built.
+
+        Names that are asked for are added to `asked`.
+        """
+        given = type("Values", (Values,), {"owner": owner, "refused": refused, "asked": asked})
+        made: Values = type("Values", (_Open, given), {"given": given})(values)
+        return made
+
+    def give(self) -> None:
+        """Say that the network is built: whoever goes through all values is not its code."""
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("__") and dict.__contains__(self, name):
@@ -61,29 +70,6 @@ class Values(dict[str, Any]):
             self._ask(name)
         return super().__contains__(name)
 
-    def __iter__(self) -> Iterator[str]:
-        self._ask_all()
-        return super().__iter__()
-
-    def keys(self) -> Any:
-        """Return the names."""
-        self._ask_all()
-        return super().keys()
-
-    def values(self) -> Any:
-        """Return the values."""
-        self._ask_all()
-        return super().values()
-
-    def items(self) -> Any:
-        """Return names and values."""
-        self._ask_all()
-        return super().items()
-
-    def give(self) -> None:
-        """Let others go through all values from now on, without asking for each."""
-        type(self).is_given = True
-
     def _ask(self, name: str) -> None:
         if name in self.refused:
             raise ModelError(
@@ -94,7 +80,32 @@ class Values(dict[str, Any]):
         if dict.__contains__(self, name):
             self.asked.add(name)
 
+
+class _Open(Values):
+    """A config whose network is being built: going through all values asks for each."""
+
+    given: type[Values]
+
+    def give(self) -> None:
+        # Without the methods below, which the walks over what a network holds would call.
+        self.__class__ = type(self).given  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[str]:
+        self._ask_all()
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self._ask_all()
+        return super().keys()
+
+    def values(self) -> Any:
+        self._ask_all()
+        return super().values()
+
+    def items(self) -> Any:
+        self._ask_all()
+        return super().items()
+
     def _ask_all(self) -> None:
-        if not self.is_given:
-            for name in [*self.refused, *dict.keys(self)]:
-                self._ask(name)
+        for name in [*self.refused, *dict.keys(self)]:
+            self._ask(name)

@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+import enum
 import functools
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,10 @@ from tests.helpers import Evil, weights
 
 class AttributeDict(dict[str, Any]):
     """As Lightning keeps hyperparameters."""
+
+
+class Mode(enum.Enum):
+    ONE = 1
 
 
 @dataclasses.dataclass
@@ -70,6 +76,17 @@ def test_values_are_read_from_every_kind_of_config(
 )
 def test_other_values_are_marked_with_their_kind(tmp_path: Path, value: object, kind: str) -> None:
     assert entries_of(tmp_path, args={"x": value})["args"].values["x"] == NotPlain(kind)
+
+
+def test_objects_that_trusted_code_rebuilt() -> None:
+    loaded = {
+        "args": argparse.Namespace(n=np.float64(2), act=nn.GELU, mode=Mode.ONE),
+        "config": Config(hidden=5),
+        "model": weights(),
+    }
+    found = find_entries(loaded)
+    assert written(found["config"]) == "Config(hidden=5, inner=Inner(theta=10000.0))"
+    assert written(found["args"]).startswith("Namespace(n=2.0, act=<GELU>, mode=<")
 
 
 def omegaconf() -> dict[str, Any]:

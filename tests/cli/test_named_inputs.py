@@ -264,6 +264,39 @@ def test_loss_over_all_data_takes_the_mask(run: Path) -> None:
     assert column(found.stdout, "loss") == pytest.approx([float(loss)], rel=1e-8)
 
 
+def test_a_single_layer_of_two_inputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Bilinear(3, 2, 4)
+    (tmp_path / "run").mkdir()
+    torch.save(layer.state_dict(), tmp_path / "run" / "step_0.pt")
+    inputs = {"input1": torch.randn(6, 3), "input2": torch.randn(6, 2)}
+    data = save(tmp_path / "data.pt", inputs)
+    found = invoke(
+        "analyze", str(tmp_path / "run"), "--model", "torch.nn:Bilinear", "--model-arg",
+        "in1_features=3", "--model-arg", "in2_features=2", "--model-arg", "out_features=4",
+        "--data", str(data), "--data-key", "input2,input1", "--device", "cpu",
+    )  # fmt: skip
+    # y_k = x1^T W_k x2 + b_k: the Jacobian by x2 has the rows x1^T W_k.
+    weight = layer.weight.detach().double()
+    rows = torch.einsum("ni,kij->nkj", inputs["input1"].double(), weight)
+    assert column(found.stdout) == pytest.approx([float(rows.flatten(1).norm(dim=1).mean())])
+    assert column(found.stdout, "n_in") == [2]
+
+
+def test_a_network_that_calls_itself(run: Path) -> None:
+    code = CODE.replace(
+        "        x = self.embedding(tokens) if image is None else image\n",
+        "        if labels is None:\n"
+        "            return self(tokens, mask, labels=0)\n"
+        "        x = self.embedding(tokens)\n",
+    )
+    (run / "net.py").write_text(code)
+    data = save(run / "data.pt", pick("tokens", "mask"))
+    found = table(run, data, "--wrt", "embedding")
+    expected = norms(pick("tokens", "mask"), "embedding")
+    assert column(found.stdout) == pytest.approx(expected, rel=1e-8), found.stderr
+
+
 def test_a_bert_with_padding(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

@@ -222,6 +222,26 @@ def test_arguments_decide_the_numbers_of_a_table(case: Case, tmp_path: Path) -> 
     assert "model arguments was" in refused.stderr
 
 
+def test_of_a_config_only_what_the_code_asks_for_counts(case: Case, tmp_path: Path) -> None:
+    table = str(tmp_path / "ranks.csv")
+    code = NO_CLASS.replace("self.act = config.act", "self.config = config").replace(
+        "self.act)", "self.config.act)"
+    )
+    case.save(code, {"config": {**RIGHT, "lr": 1}})
+    found = case.run("-o", table)
+    assert found.code == 0, found.stderr
+    assert "config=Values(hidden=5, act='tanh', lr=1)" in found.stderr
+    (series,) = json.loads(Path(f"{table}.json").read_text())["series"]
+    assert series["model_arguments"] == {"config": "Values(act='tanh', hidden=5)"}
+    torch.save(
+        {"state_dict": state(9), "config": {**RIGHT, "lr": 2}}, case.folder / "run" / "step_9.pt"
+    )
+    assert "resuming: 2 of 3" in case.run("-o", table).stderr
+    other = {"state_dict": state(9), "config": {**RIGHT, "act": "sin"}}
+    torch.save(other, case.folder / "run" / "step_11.pt")
+    assert "act is 'tanh'" in case.run("-o", table).stderr
+
+
 def test_inspect_and_python(case: Case) -> None:
     case.save(CONFIG, {"args": argparse.Namespace(**RIGHT)})
     run = case.folder / "run"
