@@ -39,7 +39,12 @@ with warnings.catch_warnings():
 
 
 # Their fixtures take many seconds, so that one process runs all of their tests.
-ONE_FIXTURE = {"test_hf_hostile.py", "test_foreign.py"}
+ONE_FIXTURE = {
+    "test_hf_hostile.py",
+    "test_foreign.py",
+    "test_packages.py",
+    "test_your_checkpoints.py",
+}
 
 
 @pytest.fixture(autouse=True)

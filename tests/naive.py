@@ -91,6 +91,59 @@ def naive_spectra(jacobians: dict[str, Array]) -> dict[str, Array]:
     }
 
 
+def naive_batch_spectra(
+    model: nn.Module, points: Tensor, layers: Collection[str], wrt: str = ""
+) -> dict[str, Tensor]:
+    """Singular values of larger networks, one output entry at a time, of all points at once.
+
+    In eval mode no point of a batch depends on another, so that the gradient of an entry's sum over
+    the batch holds, for each point, that point's row of the Jacobian.
+
+    Args:
+        model: Put into float64 and eval mode.
+        points: Shape (points, ...).
+        layers: Names of modules, with `#2` for the second call; all have one real output, or have
+            it first in a tuple.
+        wrt: The module whose output is varied; empty: the input.
+
+    Returns:
+        Label -> shape (points, min(n_out, n_in)), descending.
+    """
+    model = model.double().eval().requires_grad_(False)
+    calls: dict[str, list[Tensor]] = {}
+    varied: list[Tensor] = []
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            calls.setdefault(name, []).append(_tensors(output)[0])
+
+        return hook
+
+    def vary(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        varied.append(output.detach().clone().requires_grad_(True))
+        return varied[0]
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(keep(name))
+        for name in {label.split("#", maxsplit=1)[0] for label in layers}
+    ]
+    if wrt:
+        handles.append(model.get_submodule(wrt).register_forward_hook(vary))
+    else:
+        points = points.double().requires_grad_(True)
+        varied.append(points)
+    model(points)
+    for handle in handles:
+        handle.remove()
+    spectra = {}
+    for label in layers:
+        name, _, number = label.partition("#")
+        entries = calls[name][int(number or 1) - 1].reshape(len(points), -1).sum(0)
+        rows = [torch.autograd.grad(one, varied[0], retain_graph=True)[0] for one in entries]
+        spectra[label] = torch.linalg.svdvals(torch.stack([r.flatten(1) for r in rows], 1))
+    return spectra
+
+
 def naive_counts(spectrum: Array, atol: float = 0.0, rtol: float = 0.0) -> list[int]:
     """Counts singular values above the tolerance, one by one.
 

@@ -32,6 +32,10 @@ _CONVERT_PICKLE = (
     " save the state dict: torch.save(model.state_dict(), 'step_100.pt')."
 )
 
+# How far, and in how many folders of a level, to look for the series that was meant.
+_DEPTH = 3
+_MOST_FOLDERS = 200
+
 
 @dataclass(frozen=True)
 class CheckpointFile:
@@ -268,19 +272,37 @@ def _is_checkpoint_folder(folder: Path, rule_of: Callable[[Path], NameRule]) -> 
     return folder_weights(cached_snapshot(folder) or folder) is not None
 
 
+def _series_inside(folder: Path) -> list[str]:
+    """Return the nearest folders inside that are a series, relative to this one."""
+    level = [folder]
+    for _ in range(_DEPTH):
+        below = [path for parent in level for path in sorted(entries_in(parent)) if path.is_dir()]
+        level = [path for path in below if not path.name.startswith(".")][:_MOST_FOLDERS]
+        found = [path for path in level if _is_series(path)]
+        if found:
+            return [path.relative_to(folder).as_posix() for path in found]
+    return []
+
+
+def _is_series(folder: Path) -> bool:
+    if is_hub_folder(folder):
+        return True
+    return any(
+        _may_be_checkpoint(entry, NO_RULE) and folder_weights(entry) is not None
+        if entry.is_dir()
+        else is_weights_file(entry)
+        for entry in entries_in(folder)
+    )
+
+
 def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> UnreadableError:
     if not entries:
         return UnreadableError(f"{folder}: the folder is empty.", "Name a folder of checkpoints.")
-    inside = [
-        entry.name
-        for entry in entries
-        if entry.is_dir()
-        and (is_hub_folder(entry) or any(is_weights_file(path) for path in entries_in(entry)))
-    ]
+    inside = [] if pattern else _series_inside(folder)
     if inside:
         return UnreadableError(
             f"{folder}: holds no checkpoint, but its folders do: {', '.join(inside[:5])}.",
-            "Name them: each is a series.",
+            f"Name them, such as {folder / inside[0]}: each is a series.",
         )
     pickles = [entry for entry in entries if entry.suffix.lower() in (".pkl", ".pickle")]
     names = ", ".join(entry.name for entry in entries[:8])

@@ -26,7 +26,7 @@ _LOSS = re.compile(
     flags=re.IGNORECASE,
 )
 _SECOND = re.compile(
-    r"^(?:(?:model_)?ema\w*|swa_\w+|\w*teacher|\w*discriminator|critic|target_\w+|momentum_\w+)\.",
+    r"^(?:(?:model_)?ema\w*|swa_\w+|\w*teacher|\w*discriminator|net_?d|critic|target_\w+|momentum_\w+)\.",
     flags=re.IGNORECASE,
 )
 _AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?)(?:$|[._])", re.IGNORECASE)
@@ -109,6 +109,21 @@ def parts(state: Mapping[str, _Value]) -> dict[str, dict[str, _Value]]:
 def without_loss(state: Mapping[str, _Value]) -> dict[str, _Value]:
     """Return the entries that are not a loss's or a metric's by their names."""
     return {key: value for key, value in state.items() if not _LOSS.match(key)}
+
+
+def second_networks(
+    state: Mapping[str, _Value],
+) -> tuple[dict[str, _Value], dict[str, dict[str, _Value]]]:
+    """Return the entries that are not a second network's by their names, and those by prefix."""
+    rest: dict[str, _Value] = {}
+    others: dict[str, dict[str, _Value]] = {}
+    for key, value in state.items():
+        if _SECOND.match(key):
+            prefix, _, name = key.partition(".")
+            others.setdefault(prefix, {})[name] = value
+        else:
+            rest[key] = value
+    return rest, others
 
 
 @dataclass(frozen=True)

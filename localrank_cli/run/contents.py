@@ -16,7 +16,14 @@ from localrank_cli.checkpoints.series import (
 )
 from localrank_cli.checkpoints.sharded import is_index
 from localrank_cli.checkpoints.weights import RAW, WRAPPERS, candidates
-from localrank_cli.errors import LocalrankError, ModelError, Note, UnreadableError, printable
+from localrank_cli.errors import (
+    LocalrankError,
+    ModelError,
+    Note,
+    UnreadableError,
+    listed,
+    printable,
+)
 from localrank_cli.model.mlp import infer_mlp
 from localrank_cli.options.needs import (
     EMBEDDING,
@@ -33,6 +40,7 @@ from localrank_cli.options.resolve import SeriesOptions
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import Failures, HeaderContext, Headers
+from localrank_cli.run.network import networks_in
 
 # Names of embeddings of tokens: wte, embed_tokens, word_embeddings, tok_emb, embedding, embed_in.
 _EMBEDDING = re.compile(r"^(?:wte|embed(?:ding)?s?|tok(?:en)?s?_?emb\w*|embed_(?:tokens|in)|"
@@ -163,6 +171,12 @@ def _is_drawn(data: object) -> bool:
 
 def _inferred(state: State) -> tuple[str, int | None]:
     """Return why the network cannot be inferred, or the size of its input."""
+    names = networks_in(state)
+    if names:
+        return (
+            f"the weights are several networks, of which --weights takes one: {listed(names)}",
+            None,
+        )
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     *_, (_, bare) = candidates(shapes, WRAPPERS)
     try:

@@ -58,7 +58,7 @@ from localrank_cli.options.parse import Part
 from localrank_cli.recorded import Entries
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.missing import Parts
-from localrank_cli.run.network import can_infer
+from localrank_cli.run.network import can_infer, networks_in
 from localrank_cli.spectrum.examine import Examination
 
 Skip = Callable[[CheckpointFile, LocalrankError], None]
@@ -304,7 +304,15 @@ class Headers:
             return first
         if bare not in content.others:
             rest = without_loss(first)
-            return first if can_infer(first) or not can_infer(rest) else rest
+            found = first if can_infer(first) or not can_infer(rest) else rest
+            names = networks_in(found)
+            if names:
+                raise SettingsError(
+                    f"{file.path}: holds several networks by their names: {listed(names)}.",
+                    f"Choose one: --weights {' or --weights '.join(names[:4])}; or give the"
+                    " network's code: --model path/to/file.py:name.",
+                )
+            return found
         keys = choose(sets_of(content), self._weights, str(file.path))
         fitting = prefer([key for key in keys if can_infer(content.states[key])])
         if len(fitting) > 1:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.entries import level
 from localrank_cli.checkpoints.series import CheckpointFile
-from localrank_cli.checkpoints.weights import WRAPPERS, candidates, parts
+from localrank_cli.checkpoints.weights import WRAPPERS, candidates, parts, second_networks
 from localrank_cli.errors import ModelError, Note, listed
 from localrank_cli.model.arguments import Source, find_arguments
 from localrank_cli.model.build import existing_modules
@@ -99,6 +99,20 @@ def can_infer(state: State) -> bool:
     except ModelError:
         return False
     return True
+
+
+def networks_in(state: State) -> list[str]:
+    """Return the networks in weights that fit as one chain and are several by their names.
+
+    A generator, and a discriminator of what it returns, are such. Empty: one network, or none.
+    """
+    rest, others = second_networks(state)
+    seconds = [prefix for prefix, part in others.items() if can_infer(part)]
+    if not seconds or not can_infer(rest) or not can_infer(state):
+        return []
+    tops = {key.split(".", maxsplit=1)[0] for key in rest}
+    # Of `0.weight` and `2.weight` there is no prefix to choose by.
+    return [*(tops if len(tops) == 1 else ()), *seconds]
 
 
 def _with_advice_of_config(

@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -188,7 +189,37 @@ class TestFindCheckpoints:
         touch(tmp_path, "seed_0/step_1.pt", "seed_1/step_1.pt", "notes.txt")
         with pytest.raises(UnreadableError, match="seed_0, seed_1") as caught:
             names_in(tmp_path)
-        assert "Name them" in caught.value.advice
+        assert f"Name them, such as {tmp_path / 'seed_0'}: each" in caught.value.advice
+
+    @pytest.mark.parametrize(
+        ("names", "series"),
+        [
+            (
+                ["version_0/x.yaml", "version_0/checkpoints/last.ckpt"],
+                "version_0/checkpoints",
+            ),
+            (["run/checkpoint-5/model.safetensors", "run/log.txt"], "run"),
+            (["run/checkpoints/step-5/.metadata"], "run/checkpoints"),
+            (["a/.hidden/step_1.pt", "a/b/c/d/step_1.pt"], None),
+        ],
+    )
+    def test_checkpoints_some_folders_deeper(
+        self, tmp_path: Path, names: list[str], series: str | None
+    ) -> None:
+        touch(tmp_path, *names)
+        with pytest.raises(UnreadableError) as caught:
+            names_in(tmp_path)
+        found = "but its folders do: (.*)\\." if series else "it holds (a)\\."
+        (named,) = re.findall(found, caught.value.what)
+        assert named == (series or "a")
+        if series:
+            assert str(tmp_path / series) in caught.value.advice
+            assert names_in(tmp_path / series)
+
+    def test_a_pattern_that_leaves_all_out_is_what_is_named(self, tmp_path: Path) -> None:
+        touch(tmp_path, "checkpoint-5/model.safetensors")
+        with pytest.raises(UnreadableError, match=r"that matches --pattern 'x\*'"):
+            names_in(tmp_path, "x*")
 
     def test_a_named_file_that_is_not_a_checkpoint(self, tmp_path: Path) -> None:
         path = touch(tmp_path, "notes.txt") / "notes.txt"

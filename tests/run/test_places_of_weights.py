@@ -150,6 +150,22 @@ class TestPrefixes:
         outcome = invoke(*words)
         assert "in the checkpoints, and not in the model: criterion.weight" in outcome.stderr
 
+    @pytest.mark.parametrize("names", [("generator", "discriminator"), ("net", "target_net")])
+    def test_two_networks_that_form_one_chain(self, tmp_path: Path, names: tuple[str, str]) -> None:
+        second = weights(2, 5, 1)
+        save(tmp_path, {**renamed(ONE, f"{names[0]}."), **renamed(second, f"{names[1]}.")})
+        advice = f"--weights {names[0]} or --weights {names[1]}"
+        with pytest.raises(LocalrankError, match="several networks by their names") as caught:
+            check(tmp_path, ONE)
+        assert advice in caught.value.advice
+        check(tmp_path, ONE, weights=names[0])
+        needs = invoke("inspect", str(tmp_path)).stdout
+        assert f"of which --weights takes one: {names[0]}, {names[1]}" in needs
+
+    def test_one_network_whose_last_layer_is_called_critic(self, tmp_path: Path) -> None:
+        state = {key.replace("2.", "critic."): value for key, value in ONE.items()}
+        check(save(tmp_path, state), ONE)
+
     def test_the_network_itself_comes_before_a_second_one(self, tmp_path: Path) -> None:
         check(save(tmp_path, {**ONE, **renamed(TWO, "teacher.")}), ONE, model=build)
 
