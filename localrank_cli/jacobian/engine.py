@@ -43,7 +43,7 @@ from localrank_cli.jacobian.parts import (
     subtract_identity,
     with_rows,
 )
-from localrank_cli.jacobian.past import has_past, token_jacobians
+from localrank_cli.jacobian.past import Pasts, has_past, token_jacobians
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
 from localrank_cli.jacobian.trace import Refusal, find_chain
@@ -158,21 +158,33 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
             guards.check_repeatable(model, points, values, tolerance)
             guards.check_seedless(values, alone, tolerance)
         together = guards.lay_out(model, points, values, tolerance)
+        pasts = Pasts(model, points, calls[0][-1])
         for index, task in enumerate(tasks):
             for offset, batch in _batches(task, points, values, together, modes):
                 stop = offset + batch.n_points
                 good = {
                     record.call: values.finite[record.call][offset:stop] for record in task.records
                 }
-                found = _of_batch(task, batch, start + offset, good, modes)
+                place = _Place(start + offset, good, replace(pasts, first=offset))
+                found = _of_batch(task, batch, place, modes)
                 yield from ((index, portion) for portion in found)
 
 
-def _of_batch(
-    task: Task, batch: Batch, start: int, good: dict[Call, Tensor], modes: Modes
-) -> Iterator[AnyPortion]:
+@dataclass(frozen=True)
+class _Place:
+    """Where a batch lies among the points, and what is known of its points."""
+
+    start: int  # index of the first point
+    good: dict[Call, Tensor]  # (points,) bool: as in `Portion.finite`
+    pasts: Pasts
+
+
+def _of_batch(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator[AnyPortion]:
+    start, good = place.start, place.good
     if task.parts:
-        yield from _part_portions(task, batch, start, good, modes)
+        span = slice(start, start + batch.n_points)
+        parts = {record.call: task.parts[record.call][span] for record in task.records}
+        yield from _PartRun(task, batch, place, modes, parts).portions()
         return
     chain = _chain(task, batch, modes)
     if chain is not None:
@@ -284,15 +296,6 @@ def _whole(
     return Portion(record, start, tensor, good[record.call], batch.error)
 
 
-def _part_portions(
-    task: Task, batch: Batch, start: int, good: dict[Call, Tensor], modes: Modes
-) -> Iterator[AnyPortion]:
-    """Yield the Jacobians of single positions of all chosen calls at a batch of points."""
-    span = slice(start, start + batch.n_points)
-    parts = {record.call: task.parts[record.call][span] for record in task.records}
-    yield from _PartRun(task, batch, start, good, modes, parts).portions()
-
-
 class _PartRun:
     """The Jacobians of single positions at one batch of points."""
 
@@ -300,13 +303,13 @@ class _PartRun:
         self,
         task: Task,
         batch: Batch,
-        start: int,
-        good: dict[Call, Tensor],
+        place: _Place,
         modes: Modes,
         parts: Mapping[Call, Parts],  # of the batch's points
     ) -> None:
         self._parts = parts
-        self._task, self._start, self._good, self._modes = task, start, good, modes
+        self._task, self._place, self._modes = task, place, modes
+        self._start, self._good = place.start, place.good
         self._batch = with_rows(batch, parts)
         self._budget = Budget(task.memory)
         self.routes: dict[Call, str] = {}
@@ -372,7 +375,7 @@ class _PartRun:
         # Of the same pass as for all tokens, one token's share, and the keys and values before it.
         chunk = self._chunk(calls[-1]) * max(1, n_tokens // 4)
         try:
-            found = token_jacobians(batch, parts, calls, chunk)
+            found = token_jacobians(batch, parts, calls, chunk, self._place.pasts)
         except Exception as error:  # models differ in what they take, and raise anything
             if _out_of_memory(error):
                 raise _memory_error(error) from error
@@ -426,10 +429,8 @@ class _PartRun:
         size = self._budget.jacobians // one
         for low in range(0, whole.n_parts, size):
             some = {call: whole.some(low, min(low + size, whole.n_parts))}
-            part = _PartRun(
-                replace(self._task, records=(record,), parts={}), self._batch, self._start,
-                self._good, self._modes, some,
-            )  # fmt: skip
+            task = replace(self._task, records=(record,), parts={})
+            part = _PartRun(task, self._batch, self._place, self._modes, some)
             for portion in part.held([record]):
                 yield replace(portion, first=low)
             self.routes |= part.routes

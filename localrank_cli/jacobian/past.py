@@ -9,7 +9,7 @@ at every position that is used.
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,14 +66,49 @@ class Token:
             tensor = triangle.output(self.model.get_submodule(call.name), tensor)
         return tensor.reshape(-1)
 
-    def with_replay(self, varied: Tensor, calls: Sequence[Call]) -> "Token":
-        """Return this token with what comes before the source run once, where that is exact."""
-        found = record(self.model, self.token, self.wrt, calls, self._run)
-        if found is None:
-            return self
-        other = Token(self.model, self.token, self.cache, self.wrt, self.triangles, found)
-        pairs = zip(self.outputs(varied, calls), other.outputs(varied, calls), strict=True)
-        return other if all(torch.equal(a, b) for a, b in pairs) else self
+    def with_replay(self, calls: Sequence[Call]) -> "Token":
+        """Return this token with what comes before the source run once.
+
+        That it is exact is checked with all else, see `_agrees`.
+        """
+        return replace(self, replay=record(self.model, self.token, self.wrt, calls, self._run))
+
+
+@dataclass(frozen=True)
+class Pasts:
+    """The keys and values of all tokens of each point, for all sources at these points."""
+
+    model: nn.Module
+    points: Tensor  # token ids, (points, tokens)
+    last: Call  # the last that is needed: the network is run as far as that
+    first: int = 0  # the point from which a batch's points are counted
+    caches: dict[int, Any] = field(default_factory=dict)  # of points, as they are asked for
+
+    def before(self, point: int, position: int) -> Any:
+        """Return the keys and values of the tokens before a position, not to be changed.
+
+        Of a network that is not causal they are not those of these tokens alone, which the checks
+        of `token_jacobians` see.
+        """
+        make_cache = cache_class()
+        assert make_cache is not None
+        if position == 0:
+            return make_cache()
+        point += self.first
+        whole = self.caches.get(point)
+        if whole is None:
+            # Without the config: a layer with a window would drop what the next tokens need.
+            whole = make_cache()
+            keywords = with_cache(self.model, whole)
+            with torch.no_grad():
+                Capture(self.model, [self.last], run=lambda ids: self.model(ids, **keywords))(
+                    self.points[point : point + 1]
+                )
+            self.caches[point] = whole
+        cropped = copy.deepcopy(whole)
+        # Negative: the tokens to remove, where a positive number is refused.
+        cropped.crop(position - self.points.shape[1])
+        return cropped
 
 
 def has_past(model: nn.Module, inputs: Tensor, n_positions: int) -> bool:
@@ -104,32 +139,30 @@ def _cache_keyword(model: nn.Module) -> str | None:
 
 
 def part_of_token(
-    batch: Batch, parts: Mapping[Call, Parts], calls: Sequence[Call], place: tuple[int, int]
+    batch: Batch, first: Parts, place: tuple[int, int], pasts: Pasts
 ) -> tuple[Token, Tensor]:
-    """Return the token at a place, (point, part), and its varied tensor, (features,)."""
+    """Return the token at a place, (point, part), and its varied tensor, (features,).
+
+    `first` are the parts of any call.
+    """
     point, part = place
-    first = parts[calls[0]]
     assert first.columns is not None
     assert first.places is not None
     assert batch.wrt is not None
     position = int(first.places[point, part])
-    inputs = batch.inputs[point : point + 1]
-    make_cache = cache_class()
-    assert make_cache is not None
-    # Without the config: a layer with a window would drop what the next tokens need.
-    cache = make_cache()
-    if position:
-        with torch.no_grad():
-            batch.model(inputs[:, :position].clone(), **with_cache(batch.model, cache))
-    token = Token(
-        batch.model, inputs[:, position : position + 1], cache, batch.wrt, batch.triangles
-    )
+    ids = batch.inputs[point : point + 1, position : position + 1]
+    cache = pasts.before(point, position)
+    token = Token(batch.model, ids, cache, batch.wrt, batch.triangles)
     varied = batch.varied[point, first.columns[point, part].to(batch.varied.device)]
     return token, varied
 
 
 def token_jacobians(
-    batch: Batch, parts: Mapping[Call, Parts], calls: Sequence[Call], chunk: int
+    batch: Batch,
+    parts: Mapping[Call, Parts],
+    calls: Sequence[Call],
+    chunk: int,
+    pasts: Pasts,
 ) -> list[Tensor] | None:
     """Return the Jacobians of each token with respect to itself, by passes of one token.
 
@@ -142,9 +175,9 @@ def token_jacobians(
     blocks: list[Tensor] = []
     for point in range(batch.n_points):
         for part in range(n_parts):
-            token, varied = part_of_token(batch, parts, calls, (point, part))
+            token, varied = part_of_token(batch, parts[calls[0]], (point, part), pasts)
             with torch.no_grad():
-                token = token.with_replay(varied, calls)
+                token = token.with_replay(calls)
             place = slice(point, point + 1), slice(part, part + 1)
             expected = [(o[place], v[place]) for o, v in zip(dense, pushed, strict=True)]
             if not _agrees(token, varied, calls, expected, batch):
