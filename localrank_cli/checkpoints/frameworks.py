@@ -434,7 +434,7 @@ def _arrays(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str] | None:
 
 def _no_state(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str]:
     """Return the two sentences of the error for a dict without a state dict."""
-    keys = ", ".join(repr(str(key)) for key in list(loaded)[:8])
+    keys = ", ".join(repr(printable_name(str(key))) for key in list(loaded)[:8])
     what = f"{path}: no state dict found; its keys are {keys or 'none'}."
     for place in (*CONTAINER_KEYS, *EMA_KEYS):
         if isinstance(loaded.get(place), Inert) and not is_array(loaded[place]):
