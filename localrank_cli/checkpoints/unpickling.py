@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, ClassVar
 
 _PLAIN = frozenset((str, bytes, int, float, bool, type(None)))
 _LONGEST_NAME = 1000  # of a class and its module
+_DEEPEST = 10_000  # levels; Python writes no more than a thousand
 _WIDE = 2**60  # integers below have a hash of their own
 _MOST_BITS = 4096  # of an integer that is hashed
 # Of all tuples and sets that are hashed, since a tuple does not keep its hash: a second.
@@ -64,6 +65,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001
     targets: ClassVar[tuple[type, ...]] = ()
     # Of the base class, which typeshed leaves out.
     stack: list[Any]
+    metastack: list[list[Any]]
     append: Callable[[object], None]
     pop_mark: Callable[[], list[Any]]
     read: Callable[[int], bytes]
@@ -148,6 +150,8 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001
         self._check_keys(values, values)
 
     def _target(self, kind: type) -> Any:
+        if len(self.stack) > _DEEPEST:
+            raise MalformedError("it is nested too deeply")
         target = self.stack[-1]
         if not isinstance(target, (kind, *self.targets)):
             raise MalformedError(
@@ -248,6 +252,16 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001
             raise MalformedError("it ends within a text")
         self.append(bytearray(data))
 
+    def load_mark(self) -> None:
+        """Begin a list, dict or tuple.
+
+        Raises:
+            MalformedError: If too many have begun.
+        """
+        if len(self.metastack) > _DEEPEST:
+            raise MalformedError("it is nested too deeply")
+        super().load_mark()  # type: ignore[misc]  # typeshed leaves the opcodes out
+
     def load_tuple(self) -> None:
         """Make a tuple of what is on the stack."""
         self._push(tuple(self.pop_mark()))
@@ -317,6 +331,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001
         pickle.NEWOBJ[0]: load_newobj,
         pickle.NEWOBJ_EX[0]: load_newobj_ex,
         pickle.BYTEARRAY8[0]: load_bytearray8,
+        pickle.MARK[0]: load_mark,
         pickle.TUPLE[0]: load_tuple,
         pickle.TUPLE1[0]: load_tuple1,
         pickle.TUPLE2[0]: load_tuple2,
