@@ -21,7 +21,7 @@ from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_re
 from localrank_cli.checkpoints.frameworks import COUNTERS, PLACES, find_states, progress
 from localrank_cli.checkpoints.sharded import check_inside, size_of_part
 from localrank_cli.checkpoints.torch_file import load_safely
-from localrank_cli.checkpoints.unpickling import Bounded, MalformedError
+from localrank_cli.checkpoints.unpickling import MalformedError
 from localrank_cli.errors import UnreadableError, cause
 
 _CHECKPOINT = "torch.distributed.checkpoint"
@@ -29,6 +29,7 @@ _OLD_METADATA = "torch.distributed._shard.sharded_tensor.metadata"  # where olde
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 # Sizes beyond this are malformed: no file holds as many bytes, and torch counts in int64.
 _MAX_SIZE = 2**60
+_MOST_BYTES = 2**32  # of metadata: a hundred for each piece
 _MOST_AXES = 64
 _LONGEST_NAME = 4096  # of one part of a path
 # Pieces for each place in a file: empty parts of a tensor may share one.
@@ -52,7 +53,7 @@ def unpickle(path: Path) -> object:
     """
     try:
         with path.open("rb") as file:
-            return _Unpickler(Bounded(file)).load()
+            return _Unpickler(io.BytesIO(file.read(_MOST_BYTES))).load()
     except OSError as error:
         raise cannot_read(path, error) from error
     except _UnknownNameError as error:
@@ -159,8 +160,9 @@ def _ints(values: Any) -> tuple[int, ...]:
     """Return a shape or place as torch writes them, in a tuple."""
     if not isinstance(values, tuple) or len(values) > _MOST_AXES:
         raise ValueError("a size is malformed")
-    if not all(type(value) is int and 0 <= value < _MAX_SIZE for value in values):
-        raise ValueError("a size is malformed")
+    for value in values:
+        if type(value) is not int or not 0 <= value < _MAX_SIZE:
+            raise ValueError("a size is malformed")
     return values
 
 

@@ -301,13 +301,17 @@ def _in_metadata(path: Path, body: bytes) -> None:
     path.write_bytes(body)
 
 
+def _alone(path: Path, body: bytes) -> None:
+    path.write_bytes(body)
+
+
 # File name -> how a pickle gets into it.
 PLACES: dict[str, tuple[str, Callable[[Path, bytes], None]]] = {
     "zip": ("step_7.pt", _in_zip),
     "legacy": ("step_7.bin", _in_legacy(3)),
     "legacy version": ("step_7.bin", _in_legacy(1)),
     "legacy keys": ("step_7.bin", _in_legacy(4)),
-    "plain": ("step_7.ckpt", lambda path, body: path.write_bytes(body) and None),
+    "plain": ("step_7.ckpt", _alone),
     "dcp": ("step_7/.metadata", _in_metadata),
     "data": ("x.pt", _in_zip),
 }
