@@ -11,6 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "archives": set(),
+    "files": set(),
     "searchpath": set(),
     "seeds": set(),
     "validation": {"errors"},
@@ -22,12 +23,12 @@ ALLOWED: dict[str, set[str]] = {
     "spectrum": {"errors", "layers", "jacobian"},
     "measures": {"errors", "layers", "jacobian", "spectrum"},
     "information": set(),
-    "checkpoints": {"errors", "archives"},
-    "model": {"errors", "userimport", "seeds", "walk"},
+    "checkpoints": {"errors", "archives", "files"},
+    "model": {"errors", "files", "userimport", "seeds", "walk"},
     "points": {"errors", "archives", "checkpoints", "userimport", "seeds"},
-    "results": {"errors", "validation", "machine", "layers", "spectrum", "measures"},
+    "results": {"errors", "files", "validation", "machine", "layers", "spectrum", "measures"},
     "options": {
-        "errors", "validation", "userimport", "checkpoints", "model", "points", "layers",
+        "errors", "files", "validation", "userimport", "checkpoints", "model", "points", "layers",
         "spectrum", "measures", "results",
     },
     "run": {

@@ -23,6 +23,7 @@ from localrank_cli.checkpoints.sharded import check_inside, size_of_part
 from localrank_cli.checkpoints.torch_file import load_safely
 from localrank_cli.checkpoints.unpickling import MalformedError
 from localrank_cli.errors import UnreadableError, cause
+from localrank_cli.files import open_regular
 
 _CHECKPOINT = "torch.distributed.checkpoint"
 _OLD_METADATA = "torch.distributed._shard.sharded_tensor.metadata"  # where older versions had them
@@ -52,7 +53,7 @@ def unpickle(path: Path) -> object:
         UnreadableError: If it cannot be read, or needs code.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _Unpickler(io.BytesIO(file.read(_MOST_BYTES))).load()
     except OSError as error:
         raise cannot_read(path, error) from error
@@ -511,6 +512,6 @@ def _read_piece(path: Path, entry: Entry, piece: Piece) -> Tensor:
 
 
 def _bytes(folder: Path, piece: Piece) -> io.BytesIO:
-    with (folder / piece.file).open("rb") as file:
+    with open_regular(folder / piece.file) as file:
         file.seek(piece.start)
         return io.BytesIO(file.read(piece.length))

@@ -1,15 +1,23 @@
 """Pickles written by hand that ask for work or memory without end, and the files they come in."""
 
 import io
+import json
 import pickletools
+import resource
 import struct
+import sys
+import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from localrank_cli.checkpoints.reading import read_checkpoint
+from localrank_cli.errors import LocalrankError, printable
+from localrank_cli.points.files import load_array
 from tests.checkpoints.dcp_writer import save_dcp
 from tests.helpers import weights
 
@@ -111,6 +119,7 @@ def _pairs(count: int) -> Iterator[bytes]:
 PICKLES: dict[str, bytes] = {
     # Keys
     "a nested tuple as a key": item(TWICE),
+    "a tuple of tuples as a key": item(b")\x85"),
     "a nested tuple as a key of many": many([TWICE + b"N"], b"u", b"}"),
     "a nested tuple as a key of protocol 0": b"(" + TWICE + b"Nd",
     "a nested tuple in a set": many([TWICE], b"\x90", b"\x8f"),
@@ -133,7 +142,7 @@ PICKLES: dict[str, bytes] = {
     "a nested tuple through a parameter": item(
         call(name("torch._utils", "_rebuild_parameter"), TWICE, b"\x88", b"}")
     ),
-    "a tuple of a million as a key, often": b"}" + LARGE + put(0)
+    "a tuple of many as a key, often": b"}" + LARGE + put(0)
     + b"0" + (get(0) + b"Ns") * 20_000,
     "an integer of a megabyte as a key, often": b"}" + number(1 << (8 << 20)) + put(0)
     + b"0" + (get(0) + b"Ns") * 20_000,
@@ -158,18 +167,18 @@ PICKLES: dict[str, bytes] = {
     "nested lists under state_dict": item(text("state_dict"), LISTS),
     "nested dicts under callbacks": item(text("callbacks"), DICTS),
     "nested lists in a module": INERT + b")R" + item(text("_modules"), LISTS) + b"b",
-    "an integer of a million digits": b"I" + b"9" * 1_000_000 + b"\n",
-    "a long integer of a million digits": b"L" + b"9" * 1_000_000 + b"L\n",
-    "an integer of a million digits under step": item(
+    "an integer of 300,000 digits": b"I" + b"9" * 300_000 + b"\n",
+    "a long integer of 300,000 digits": b"L" + b"9" * 300_000 + b"L\n",
+    "an integer of many digits under step": item(
         text("step"), number(10**100_000)
     ),
-    "a list a million deep": b"]" * 1_000_000 + b"a" * 999_999,
-    "a tuple a million deep": b")" + b"\x85" * 1_000_000,
-    "a dict a million deep": (b"}" + text("a")) * 200_000 + b"}" + b"s" * 200_000,
-    "a million marks": b"(" * 1_000_000 + b"t" * 1_000_000,
+    "a list many deep": b"]" * 300_000 + b"a" * 299_999,
+    "a tuple many deep": b")" + b"\x85" * 300_000,
+    "a dict many deep": (b"}" + text("a")) * 200_000 + b"}" + b"s" * 200_000,
+    "many marks": b"(" * 300_000 + b"t" * 300_000,
     "a list in itself": b"]" + put(0) + get(0) + b"a",
     "a dict in itself": b"}" + put(0) + text("model") + get(0) + b"s",
-    "a million copies": b"]" + b"2" * 1_000_000,
+    "many copies": b"]" + b"2" * 300_000,
     # Memory
     "a place of 2^31 for what is shared": b"}" + put(2**31 - 1),
     "a place of 2^32 - 1 for what is shared": b"}" + put(2**32 - 1),
@@ -194,10 +203,10 @@ PICKLES: dict[str, bytes] = {
     "arguments copied often": b"]" + LARGE + put(0) + b"a" + (INERT + get(0) + b"Ra") * 5_000,
     "arguments of new objects copied often": b"]" + LARGE + put(0) + b"a"
     + (INERT + get(0) + b"\x81a") * 5_000,
-    "a text encoded often": b"]" + text("a" * 1_000_000) + put(0) + b"a"
+    "a text encoded often": b"]" + text("a" * 300_000) + put(0) + b"a"
     + b"".join(call(name("_codecs", "encode"), get(0), text("latin1")) + b"a"
                for _ in range(5_000)),
-    "a long name used often": b"]" + text("a" * 1_000_000) + put(0) + b"a"
+    "a long name used often": b"]" + text("a" * 300_000) + put(0) + b"a"
     + (get(0) + get(0) + b"\x93a") * 5_000,
     # Tensors and storages
     "a nested tuple as the kind of a storage": storage(
@@ -296,9 +305,18 @@ def _in_legacy(which: int) -> Callable[[Path, bytes], None]:
     return write
 
 
+@cache
+def _dcp() -> tuple[bytes, bytes]:
+    """The metadata and the data of a sound checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_dcp(Path(folder, "a"), {"model": weights(), "step": 7})
+        found = Path(folder, "a/.metadata").read_bytes(), Path(folder, "a/__0_0.distcp")
+        return found[0], found[1].read_bytes()
+
+
 def _in_metadata(path: Path, body: bytes) -> None:
-    save_dcp(path.parent, weights())
     path.write_bytes(body)
+    (path.parent / "__0_0.distcp").write_bytes(_dcp()[1])
 
 
 def _alone(path: Path, body: bytes) -> None:
@@ -322,9 +340,7 @@ def write(folder: Path, place: str, body: bytes, protocol: int = 4) -> Path:
     file, into = PLACES[place]
     (folder / file).parent.mkdir(exist_ok=True)
     path = folder / file
-    if path.name == ".metadata":
-        path.parent.rmdir()
-    into(path, b"\x80" + bytes([protocol]) + body + b".")
+    into(path, body if body[:1] == b"\x80" else b"\x80" + bytes([protocol]) + body + b".")
     return path
 
 
@@ -339,9 +355,48 @@ def mutations(data: bytes) -> Iterator[tuple[str, bytes]]:
             yield f"{start} as {other:#x}", data[:start] + bytes([other]) + data[start + 1 :]
 
 
-def read(path: Path) -> Any:
-    """Reads a file as the program does."""
-    from localrank_cli.checkpoints.reading import read_checkpoint  # noqa: PLC0415  # in a child
-    from localrank_cli.points.files import load_array  # noqa: PLC0415  # in a child
+def read(path: Path) -> str:
+    """Reads a file as the program does, and returns the error."""
+    try:
+        if path.name == "x.pt":
+            load_array(path, "")
+        else:
+            read_checkpoint(path)
+    except LocalrankError as error:
+        return printable(str(error))
+    return ""
 
-    return load_array(path, "") if path.name == "x.pt" else read_checkpoint(path)
+
+def bodies(place: str) -> Iterator[tuple[str, bytes]]:
+    """All pickles above, or each mutation of a sound one."""
+    if not place.startswith("mutated "):
+        yield from PICKLES.items()
+        return
+    sound = _dcp()[0]
+    if place != "mutated dcp":
+        buffer = io.BytesIO()
+        torch.save({"model": weights(), "step": 7, "args": {1, 2}}, buffer)
+        with zipfile.ZipFile(buffer) as archive:
+            sound = archive.read(next(n for n in archive.namelist() if "data.pkl" in n))
+    yield from mutations(sound)
+
+
+def main(place: str) -> None:
+    """Reads every pickle in one place within a limit of memory, and prints a line for each."""
+    limit = 8 << 30  # of addresses, of which torch takes some
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for case, body in bodies(place):
+        with tempfile.TemporaryDirectory() as folder:
+            path = write(Path(folder), place.removeprefix("mutated "), body)
+            sys.stdout.write(f"{json.dumps(case)}: ")
+            sys.stdout.flush()
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            started = time.process_time()
+            error = read(path)
+            seconds = time.process_time() - started
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+            sys.stdout.write(f"{json.dumps([error.replace(folder, ''), seconds, grown])}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
