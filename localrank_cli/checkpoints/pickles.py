@@ -12,7 +12,7 @@ No object of Python, torch or this file that a pickle can reach has attributes t
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -58,18 +58,20 @@ class _Closed(type):
 class Inert(metaclass=_Closed):
     """Placeholder for an object or class that is not rebuilt: it keeps what the pickle gives it."""
 
-    __slots__ = ("args", "items", "state", "values")
+    __slots__ = ("args", "items", "state", "values", "weights")
     name = ""  # of the class or function in the pickle
     dump_patches = False  # which torch asks of the class of a module
     args: tuple[object, ...]
     items: dict[object, object]  # of a dict-like object
     state: object  # what __getstate__ returned or, without one, the attributes
     values: list[object]  # of a list-like object
+    weights: "dict[str, Tensor | LostTensor] | None"  # of a module, once `plain` has found them
 
     def __new__(cls, *args: object, **_: object) -> "Inert":
         """Keep the arguments."""
         made = object.__new__(cls)
         made.args, made.items, made.state, made.values = args, {}, None, []
+        made.weights = None
         return made
 
     def __setstate__(self, state: object) -> None:
@@ -310,6 +312,14 @@ class Unpickler(unpickling.Unpickler):
             self._classes[full] = made
         return self._classes[full]
 
+    def inner(self, value: object) -> Collection[object]:
+        """Return what a reader would look into next, of a placeholder as `plain` returns it."""
+        if isinstance(value, Inert):
+            if is_module(value):  # of which the weights alone are looked for
+                return ()
+            value = value.items or next(_dicts(value.state), None)
+        return super().inner(value)
+
     def is_class(self, value: object) -> bool:
         """Return whether a value is a class, as torch names them for storages."""
         return isinstance(value, (StorageType, type))
@@ -351,9 +361,12 @@ def plain(value: object) -> object:
     """
     if not isinstance(value, Inert):
         return value
+    if value.weights is not None:
+        return value.weights
     if is_module(value):
         weights = _Weights()
         weights.visit(value, ())
+        value.weights = weights.found
         return weights.found
     return value.items or next(_dicts(value.state), value)
 

@@ -9,7 +9,7 @@ one in C allocates as many places for shared objects as a pickle says.
 import os
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, ClassVar
 
 _PLAIN = frozenset((str, bytes, int, float, bool, type(None)))
@@ -24,6 +24,10 @@ _MOST_ALIKE = 1000
 # Values that calls copy from what a pickle shares between them; single calls of a few do not count.
 _MOST_COPIED, _FEW = 10_000_000, 16
 _SIZED = (tuple, list, dict, set, str)
+# Dicts and lists that a pickle may name again without a look at how often each would be met, by
+# readers who look into so many levels.
+_FEW_SHARED, _LEVELS = 50, 8
+_MOST_MET, _OFTEN = 20_000_000, 10
 # Values in a tuple, where those that it shares count each time: what it takes to hash or print it.
 _LARGEST_TUPLE = 2**24
 
@@ -76,6 +80,8 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001
         self.read, self.readline = file.read, file.readline
         self._hashed = 0
         self._copied = 0
+        self._shareable = (dict, list, tuple, *self.targets)
+        self._shared = 0  # how often a dict or list was named again
         self._alike: dict[int, Counter[int]] = {}  # of a dict: how often it has each hash
         self._weights: dict[int, int] = {}  # of tuples that hold tuples
         self._kept: list[object] = []  # those of which the identity is used as a name
@@ -98,7 +104,60 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001
                     raise EOFError
                 dispatch[code[0]](self)
         except pickle._Stop as stop:  # type: ignore[attr-defined]  # noqa: SLF001  # typeshed leaves it out
+            if self._shared > _FEW_SHARED:
+                self._check_met(stop.value)
             return stop.value
+
+    def inner(self, value: object) -> Collection[object]:
+        """Return what a reader of dicts and lists would look into next."""
+        if isinstance(value, dict):
+            return value.values()
+        return value if isinstance(value, (list, tuple)) else ()
+
+    def _check_met(self, value: object) -> None:
+        """Check that values are not met much more often than they are there."""
+        known: dict[tuple[int, int], tuple[int, int]] = {}
+        met = self._met(value, _LEVELS, known)
+        if met > _MOST_MET and met > _OFTEN * sum(
+            {i: n for (i, _), (_, n) in known.items()}.values()
+        ):
+            raise HostileError("its dicts and lists repeat others without end")
+
+    def _met(
+        self, value: object, levels: int, known: dict[tuple[int, int], tuple[int, int]]
+    ) -> int:
+        """Count the values that a reader meets, each as often as it does."""
+        inner = self.inner(value)
+        if not inner or not levels:
+            return 1
+        place = id(value), levels
+        if place not in known:
+            met = 1 + sum(self._met(one, levels - 1, known) for one in inner)
+            known[place] = met, len(inner)
+        return known[place][0]
+
+    def _note_shared(self) -> None:
+        self._shared += isinstance(self.stack[-1], self._shareable)
+
+    def load_get(self) -> None:
+        """Name an earlier value again."""
+        super().load_get()  # type: ignore[misc]  # typeshed leaves the opcodes out
+        self._note_shared()
+
+    def load_binget(self) -> None:
+        """Name one of the first 256 values again."""
+        super().load_binget()  # type: ignore[misc]  # as above
+        self._note_shared()
+
+    def load_long_binget(self) -> None:
+        """Name any earlier value again."""
+        super().load_long_binget()  # type: ignore[misc]  # as above
+        self._note_shared()
+
+    def load_dup(self) -> None:
+        """Name the last value again."""
+        super().load_dup()  # type: ignore[misc]  # as above
+        self._note_shared()
 
     def load_frame(self) -> None:
         """Skip the length of a frame."""
@@ -348,6 +407,10 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001
     dispatch: ClassVar[dict[int, Any]] = {
         **pickle._Unpickler.dispatch,  # noqa: SLF001
         pickle.FRAME[0]: load_frame,
+        pickle.GET[0]: load_get,
+        pickle.BINGET[0]: load_binget,
+        pickle.LONG_BINGET[0]: load_long_binget,
+        pickle.DUP[0]: load_dup,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.DICT[0]: load_dict,

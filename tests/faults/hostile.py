@@ -70,6 +70,15 @@ def lists(depth: int, wrap: Callable[[bytes], bytes]) -> bytes:
     return body
 
 
+def wide(count: int, levels: int, first: bytes) -> bytes:
+    """Dicts that hold the one before many times, so many levels deep."""
+    body = first + put(0)
+    for level in range(levels):
+        items = b"".join(text(f"k{index}") + get(level) for index in range(count))
+        body += b"0}(" + items + b"u" + put(level + 1)
+    return body
+
+
 TWICE = doubled(45)
 LISTS = lists(45, lambda one: b"](" + one + one + b"e")
 DICTS = lists(45, lambda one: b"}(" + text("a") + one + text("b") + one + b"u")
@@ -166,6 +175,12 @@ PICKLES: dict[str, bytes] = {
     "nested lists as the version of Lightning": item(text("pytorch-lightning_version"), LISTS),
     "nested lists under state_dict": item(text("state_dict"), LISTS),
     "nested dicts under callbacks": item(text("callbacks"), DICTS),
+    "dicts that repeat another a hundred times each": wide(100, 6, b"}"),
+    "dicts that repeat weights": wide(
+        100, 6, item(text("a.weight"), tensor(b"K\x03K\x04\x86", b"K\x04K\x01\x86"))
+    ),
+    "callbacks that repeat dicts": item(text("callbacks"), wide(100, 5, b"}")),
+    "lists that repeat another": lists(6, lambda one: b"](" + one * 100 + b"e"),
     "nested lists in a module": INERT + b")R" + item(text("_modules"), LISTS) + b"b",
     "an integer of 300,000 digits": b"I" + b"9" * 300_000 + b"\n",
     "a long integer of 300,000 digits": b"L" + b"9" * 300_000 + b"L\n",
