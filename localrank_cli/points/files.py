@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from localrank_cli.archives import fault_of_archive, is_archive
+from localrank_cli.checkpoints.frameworks import MAX_REPEATED_BYTES
 from localrank_cli.checkpoints.pickles import LostTensor, name_of
 from localrank_cli.checkpoints.torch_file import load_safely
 from localrank_cli.checkpoints.unpickling import MalformedError
@@ -151,6 +152,12 @@ def _tensor(value: object, path: Path, key: str) -> Tensor:
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_quantized or value.is_nested:
             raise DataError(f"{where} is not a plain tensor.", _DENSE)
+        held = value.untyped_storage().nbytes()
+        if value.nbytes > max(held, MAX_REPEATED_BYTES):
+            raise DataError(
+                f"{where} claims {value.nbytes} bytes, and the file keeps {held} for it.",
+                "Save the data again.",
+            )
         return value.detach()
     if isinstance(value, LostTensor):
         raise DataError(f"{where} is not a plain tensor: {printable(value.reason)}.", _DENSE)
