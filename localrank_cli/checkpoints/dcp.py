@@ -5,9 +5,9 @@ of this file for them.
 """
 
 import io
+import itertools
 import math
-import pickle
-import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from localrank_cli.checkpoints import unpickling
 from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_read, printable_name
 from localrank_cli.checkpoints.frameworks import COUNTERS, PLACES, find_states, progress
 from localrank_cli.checkpoints.sharded import check_inside, size_of_part
+from localrank_cli.checkpoints.torch_file import load_safely
+from localrank_cli.checkpoints.unpickling import MalformedError
 from localrank_cli.errors import UnreadableError, cause
+from localrank_cli.files import open_regular
 
 _CHECKPOINT = "torch.distributed.checkpoint"
 _OLD_METADATA = "torch.distributed._shard.sharded_tensor.metadata"  # where older versions had them
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 # Sizes beyond this are malformed: no file holds as many bytes, and torch counts in int64.
 _MAX_SIZE = 2**60
+_MOST_BYTES = 2**32  # of metadata: a hundred for each piece
+_MOST_AXES = 64
+_LONGEST_NAME = 4096  # of one part of a path
+# Pieces for each place in a file: empty parts of a tensor may share one.
+_MOST_PIECES = 16
+# Corners of the pieces of a tensor that are compared with those of the whole: 1 min.
+_MOST_CORNERS = 2**26
 # Keys of a saved dict that hold other things than weights.
 _NOT_WEIGHTS = frozenset((
     "optim", "optimizer", "optimizers", "optim_state", "optimizer_states", "lr_scheduler",
@@ -42,8 +53,8 @@ def unpickle(path: Path) -> object:
         UnreadableError: If it cannot be read, or needs code.
     """
     try:
-        with path.open("rb") as file:
-            return _Unpickler(file).load()
+        with open_regular(path) as file:
+            return _Unpickler(io.BytesIO(file.read(_MOST_BYTES))).load()
     except OSError as error:
         raise cannot_read(path, error) from error
     except _UnknownNameError as error:
@@ -53,8 +64,9 @@ def unpickle(path: Path) -> object:
             " or leave it out with --pattern.",
         ) from error
     except Exception as error:  # damaged bytes make pickle raise anything
+        why = str(error) if isinstance(error, MalformedError) else cause(error)
         raise UnreadableError(
-            f"{path}: not the metadata of torch.distributed.checkpoint ({cause(error)}).",
+            f"{path}: not the metadata of torch.distributed.checkpoint ({why}).",
             DAMAGED,
         ) from error
 
@@ -88,6 +100,10 @@ class DcpMetadata(metaclass=_Closed):
 
 class DcpTensor(metaclass=_Closed):
     """A tensor: its properties, size and chunks."""
+
+    properties: Any
+    size: Any
+    chunks: Any
 
 
 class DcpBytes(metaclass=_Closed):
@@ -126,19 +142,29 @@ class DcpIndex(metaclass=_Closed):
         return hash(self.key)
 
     @property
-    def key(self) -> tuple[str, tuple[int, ...] | None]:
-        """The name of a part in plain types, since nested ones take long to hash."""
-        offset = self.offset
-        plain = offset is None or (
-            isinstance(offset, tuple) and all(isinstance(value, int) for value in offset)
-        )
-        if not isinstance(self.fqn, str) or not plain:
+    def key(self) -> tuple[str, str]:
+        """The name of a part in texts, of which no file can foresee the hash."""
+        if not isinstance(self.fqn, str):
             raise TypeError("the name of a part is malformed")
-        return self.fqn, offset
+        return _key(self.fqn, None if self.offset is None else _ints(self.offset))
+
+
+def _key(name: str, offset: tuple[int, ...] | None) -> tuple[str, str]:
+    return name, "" if offset is None else str(offset)
 
 
 def _size(values: Any = ()) -> tuple[int, ...]:
-    return tuple(values)
+    return _ints(tuple(values) if isinstance(values, list) else values)
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    """Return a shape or place as torch writes them, in a tuple."""
+    if not isinstance(values, tuple) or len(values) > _MOST_AXES:
+        raise ValueError("a size is malformed")
+    for value in values:
+        if type(value) is not int or not 0 <= value < _MAX_SIZE:
+            raise ValueError("a size is malformed")
+    return values
 
 
 _NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
@@ -165,7 +191,12 @@ _NAMES: Mapping[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):  # noqa: S301  # it finds no name but those above
+class _Unpickler(unpickling.Unpickler):
+    keys = (DcpIndex,)
+    targets = (
+        _Inert, DcpMetadata, DcpTensor, DcpBytes, DcpChunk, DcpStorage, DcpProperties, DcpIndex,
+    )  # fmt: skip
+
     def find_class(self, module: str, name: str) -> Any:
         """Return the inert class for a name; every other name is an error."""
         if (module, name) in _NAMES:
@@ -244,21 +275,28 @@ def _entries(metadata: Any) -> list[Entry]:
     storage = {index.key: info for index, info in _mapping(metadata, "storage_data").items()}
     paths = metadata.planner_data if isinstance(metadata.planner_data, Mapping) else {}
     found: list[Entry] = []
+    left = _MOST_PIECES * (len(storage) + 1)
     for name, value in _mapping(metadata, "state_dict_metadata").items():
         path = _path(paths.get(name, (name,)))
         if isinstance(value, DcpTensor):
+            left -= len(value.chunks)
+            if left < 0:
+                raise ValueError(f"its tensors have more pieces than its {len(storage)} places")
             found.append(_tensor(name, path, value, storage))
-        elif (name, None) in storage:
-            found.append(Entry(path, (_piece(storage[name, None]),)))
+        elif _key(name, None) in storage:
+            found.append(Entry(path, (_piece(storage[_key(name, None)]),)))
     return found
 
 
 def _path(parts: Any) -> tuple[str, ...]:
     if not isinstance(parts, (tuple, list)) or not parts:
         raise TypeError("the path of an entry is malformed")
-    if not all(isinstance(part, (str, int)) for part in parts):
+    if len(parts) > _MOST_AXES or not all(isinstance(part, (str, int)) for part in parts):
         raise TypeError("the path of an entry holds something other than names")
-    return tuple(map(str, parts))
+    path = tuple(map(str, parts))
+    if any(len(part) > _LONGEST_NAME for part in path):
+        raise ValueError(f"the path of an entry has a name of over {_LONGEST_NAME} letters")
+    return path
 
 
 def _mapping(metadata: Any, name: str) -> Mapping[Any, Any]:
@@ -269,7 +307,7 @@ def _mapping(metadata: Any, name: str) -> Mapping[Any, Any]:
 
 
 def _tensor(
-    name: str, path: tuple[str, ...], value: Any, storage: Mapping[tuple[Any, Any], Any]
+    name: str, path: tuple[str, ...], value: Any, storage: Mapping[tuple[str, str], Any]
 ) -> Entry:
     size, dtype = _ints(value.size), value.properties.dtype
     if not isinstance(dtype, torch.dtype):
@@ -277,7 +315,7 @@ def _tensor(
     pieces = []
     for chunk in value.chunks:
         offsets, sizes = _ints(chunk.offsets), _ints(chunk.sizes)
-        info = storage.get((name, offsets)) or storage.get((name, None))
+        info = storage.get(_key(name, offsets)) or storage.get(_key(name, None))
         if info is None:
             raise ValueError("a piece of a tensor is in no file")
         pieces.append(_piece(info, offsets, sizes))
@@ -294,37 +332,37 @@ def _piece(info: Any, offsets: tuple[int, ...] = (), sizes: tuple[int, ...] = ()
     return Piece(info.relative_path, start, length, offsets, sizes)
 
 
-def _ints(values: Any) -> tuple[int, ...]:
-    found = tuple(values)
-    if not all(type(value) is int and 0 <= value < _MAX_SIZE for value in found):
-        raise ValueError("a size is malformed")
-    return found
-
-
 def _check_cover(size: tuple[int, ...], pieces: list[Piece]) -> None:
-    """Check that the pieces lie inside the tensor, do not overlap, and fill it."""
-    boxes = [tuple(zip(p.offsets, p.sizes, strict=True)) for p in pieces]
-    inside = all(
-        len(box) == len(size)
-        and all(start + length <= whole for (start, length), whole in zip(box, size, strict=True))
-        for box in boxes
-    )
-    count = sum(math.prod(piece.sizes) for piece in pieces)
+    """Check that the pieces fill a tensor without overlap.
+
+    They do if and only if their corners cancel out to those of the whole, each counted as +1 or -1
+    by the number of axes on which it is an end: this takes one look at each piece.
+    """
     if math.prod(filter(None, size)) >= _MAX_SIZE:  # torch cannot hold the shape, even if empty
         raise ValueError(f"a tensor has the shape {list(size)}")
-    if not inside or count != math.prod(size) or count >= _MAX_SIZE or _overlap(boxes):
+    if not all(len(piece.offsets) == len(piece.sizes) == len(size) for piece in pieces):
+        raise ValueError(f"the pieces of a tensor do not make up its shape {list(size)}")
+    cut = [
+        axis
+        for axis, length in enumerate(size)
+        if any((piece.offsets[axis], piece.sizes[axis]) != (0, length) for piece in pieces)
+    ]
+    if len(pieces) << len(cut) > _MOST_CORNERS:
+        raise ValueError(f"a tensor is cut into {len(pieces)} pieces along {len(cut)} axes")
+    corners: Counter[tuple[int, ...]] = Counter()
+    for piece in pieces:
+        ends = [(piece.offsets[axis], piece.offsets[axis] + piece.sizes[axis]) for axis in cut]
+        _add_corners(corners, ends, 1)
+    _add_corners(corners, [(0, size[axis]) for axis in cut], -1)
+    # On the other axes every piece spans the whole, which may be empty.
+    if any(corners.values()) and all(size[axis] for axis in range(len(size)) if axis not in cut):
         raise ValueError(f"the pieces of a tensor do not make up its shape {list(size)}")
 
 
-def _overlap(boxes: list[tuple[tuple[int, int], ...]]) -> bool:
-    ordered = sorted(box for box in boxes if all(length for _, length in box))
-    for number, one in enumerate(ordered):
-        for other in ordered[number + 1 :]:
-            if one and other[0][0] >= sum(one[0]):
-                break  # sorted by where they begin on the first axis: the rest begins later
-            if all(a < c + d and c < a + b for (a, b), (c, d) in zip(one, other, strict=True)):
-                return True
-    return False
+def _add_corners(corners: Counter[tuple[int, ...]], ends: list[tuple[int, int]], sign: int) -> None:
+    for chosen in itertools.product((0, 1), repeat=len(ends)):
+        corner = tuple(pair[end] for pair, end in zip(ends, chosen, strict=True))
+        corners[corner] += -sign if sum(chosen) % 2 else sign
 
 
 def read_dcp(path: Path, *, header_only: bool = False) -> Content:
@@ -422,7 +460,7 @@ def _facts(path: Path, entries: Sequence[Entry]) -> dict[str, Any]:
 
 def _read_scalar(folder: Path, piece: Piece) -> object:
     try:
-        return _load(_bytes(folder, piece)) if piece.length <= _MAX_SCALAR_BYTES else None
+        return load_safely(_bytes(folder, piece)) if piece.length <= _MAX_SCALAR_BYTES else None
     except Exception:  # not a number, or one that needs code to load: such a value is no step
         return None
 
@@ -452,7 +490,7 @@ def _check_kept(path: Path, entry: Entry) -> None:
 def _read_piece(path: Path, entry: Entry, piece: Piece) -> Tensor:
     file = path.parent / piece.file
     try:
-        loaded = _load(_bytes(path.parent, piece))
+        loaded = load_safely(_bytes(path.parent, piece))
     except OSError as error:
         raise cannot_read(file, error) from error
     except Exception as error:  # damaged bytes make pickle raise anything
@@ -476,12 +514,6 @@ def _read_piece(path: Path, entry: Entry, piece: Piece) -> Tensor:
 
 
 def _bytes(folder: Path, piece: Piece) -> io.BytesIO:
-    with (folder / piece.file).open("rb") as file:
+    with open_regular(folder / piece.file) as file:
         file.seek(piece.start)
         return io.BytesIO(file.read(piece.length))
-
-
-def _load(stream: io.BytesIO) -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
-        return torch.load(stream, map_location="cpu", weights_only=True)

@@ -14,6 +14,7 @@ from localrank_cli.checkpoints.formats import is_weights_file, weights_suffix
 from localrank_cli.checkpoints.names import epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import INDEX_SUFFIXES, is_index, is_shard
 from localrank_cli.errors import UnreadableError
+from localrank_cli.files import open_regular
 
 # Files and folders of DeepSpeed and Megatron.
 _ZERO = re.compile(r"^(?:bf16_|fp16_)?zero_pp_rank_\d+_mp_rank_\d+_.*states\.pt$")
@@ -273,5 +274,5 @@ def cached_snapshot(folder: Path) -> Path | None:
 
 
 def _commit(ref: Path) -> str:
-    with ref.open("rb") as file:
+    with open_regular(ref) as file:
         return file.read(_MAX_REF_BYTES).decode("ascii", "replace").strip()

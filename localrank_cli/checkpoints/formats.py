@@ -5,15 +5,12 @@ Trainers keep other objects beside the weights, or a whole module: see `pickles`
 
 import json
 import os
-import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import torch
@@ -26,9 +23,10 @@ from localrank_cli.checkpoints import pickles, trusted
 from localrank_cli.checkpoints.content import DAMAGED, Content, cannot_read, printable_name
 from localrank_cli.checkpoints.foreign import describe_by_magic, describe_foreign
 from localrank_cli.checkpoints.frameworks import WITH_CODE, unwrap
+from localrank_cli.checkpoints.torch_file import load_safely
+from localrank_cli.checkpoints.unpickling import HostileError, MalformedError
 from localrank_cli.errors import UnreadableError, cause
 
-_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # For a header it is enough to know whether numbers are floats, integers or complex.
 _NOT_FLOATS = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "U16": torch.uint16,
@@ -225,12 +223,7 @@ def load_torch(path: Path, *, mapped: bool = True) -> object:
         UnreadableError: If it cannot be read.
     """
     try:
-        is_zip = _is_sound_archive(path)
-        # Without pickle_module, torch.load itself refuses files that it would pass to code
-        # outside the unpickler (TorchScript, tar), so that `pickles` never gets one of them.
-        with suppress(pickle.UnpicklingError):
-            return _load(path, is_zip and mapped)
-        return _load(path, is_zip and mapped, pickles)
+        return load_safely(path, mapped=_is_sound_archive(path) and mapped)
     except UnreadableError:
         raise
     except OSError as error:
@@ -240,8 +233,9 @@ def load_torch(path: Path, *, mapped: bool = True) -> object:
         if isinstance(error, pickles.RefusedNameError):
             what = f"{path}: the pickle needs code to load: {printable_name(str(error))}."
             raise UnreadableError(what, WITH_CODE) from error
+        advice = WITH_CODE if isinstance(error, HostileError) else DAMAGED
         raise UnreadableError(
-            f"{path}: not a readable torch file ({_reason(error)}).", DAMAGED
+            f"{path}: not a readable torch file ({_reason(error)}).", advice
         ) from error
 
 
@@ -249,7 +243,7 @@ def _run_pickle(path: Path, mapped: bool) -> object:
     """Return what torch.save wrote, after running the code that the file names."""
     _check_foreign(path)
     try:
-        return _load(path, _is_sound_archive(path) and mapped, trusted)
+        return _load_trusted(path, _is_sound_archive(path) and mapped)
     except UnreadableError:
         raise
     except trusted.NotImportableError as error:
@@ -267,28 +261,16 @@ def _run_pickle(path: Path, mapped: bool) -> object:
         ) from error
 
 
-def _load(path: Path, mapped: bool, pickle_module: ModuleType | None = None) -> object:
-    """Call torch.load; without a module of ours the file may hold tensors only."""
-    with warnings.catch_warnings(), _unforced(pickle_module is pickles):
+def _load_trusted(path: Path, mapped: bool) -> object:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # legacy storages, about which the user can do nothing
         return torch.load(
             path,
             map_location="cpu",
-            pickle_module=pickle_module,
-            weights_only=pickle_module is None,
+            pickle_module=trusted,
+            weights_only=False,
             mmap=mapped or None,  # legacy files refuse mmap
         )
-
-
-@contextmanager
-def _unforced(safe: bool) -> Iterator[None]:
-    """Let torch.load use `pickles` where the user's environment forbids it to run code."""
-    forced = os.environ.pop(_FORCE, None) if safe else None
-    try:
-        yield
-    finally:
-        if forced is not None:
-            os.environ[_FORCE] = forced
 
 
 def _is_sound_archive(path: Path) -> bool:
@@ -308,6 +290,8 @@ def _check_foreign(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, MalformedError):
+        return str(error)
     if not isinstance(error, (RuntimeError, EOFError)):
         # torch's own text advises to load with weights_only=False, which would not help here.
         return "its bytes are not those that torch.save writes"

@@ -61,7 +61,7 @@ CONTAINER_KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "m
 # Keys that only lead to a state dict: Composer's `state.model`, torch's `app.model`.
 _PASSAGES = ("state", "app", "current_model_state")
 # A tensor that repeats its values (expand) is small in its file; a larger one is not a weight.
-_MAX_REPEATED_BYTES = 2**30
+MAX_REPEATED_BYTES = 2**30
 _MAX_DEPTH = 6
 _LEAVE_OUT = "leave it out with --pattern GLOB."
 _SAVE = "Save model.state_dict()"
@@ -443,7 +443,7 @@ def _arrays(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str] | None:
 
 def _no_state(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str]:
     """Return the two sentences of the error for a dict without a state dict."""
-    keys = ", ".join(repr(str(key)) for key in list(loaded)[:8])
+    keys = ", ".join(repr(printable_name(str(key))) for key in list(loaded)[:8])
     what = f"{path}: no state dict found; its keys are {keys or 'none'}."
     for place in (*CONTAINER_KEYS, *EMA_KEYS):
         if isinstance(loaded.get(place), Inert) and not is_array(loaded[place]):
@@ -475,7 +475,7 @@ def _is_plain(tensor: Tensor | LostTensor) -> bool:
     """Return whether a tensor is dense and about as large as the file keeps it."""
     if isinstance(tensor, LostTensor) or not _has_values(tensor):
         return False
-    return tensor.nbytes <= max(tensor.untyped_storage().nbytes(), _MAX_REPEATED_BYTES)
+    return tensor.nbytes <= max(tensor.untyped_storage().nbytes(), MAX_REPEATED_BYTES)
 
 
 def _check_plain(state: State, path: Path) -> None:

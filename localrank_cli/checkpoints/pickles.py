@@ -12,13 +12,17 @@ A pickle cannot set attributes of any object of Python, torch or this file that 
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.serialization import StorageType
 from torch.storage import TypedStorage
+
+from localrank_cli.checkpoints import unpickling
+from localrank_cli.checkpoints.unpickling import MalformedError
 
 # Nothing of these modules runs here either, but no checkpoint needs their names.
 _REFUSED_MODULES = frozenset(("os", "posix", "nt", "sys", "subprocess", "pty", "runpy", "ctypes"))
@@ -28,7 +32,8 @@ _REFUSED_NAMES = frozenset((
 ))  # fmt: skip
 # A pickle of a few bytes can share modules so that they have more names than memory holds.
 # The largest networks of experts have 60,000 modules.
-_MOST_MODULES, _DEEPEST = 200_000, 100
+_MOST_MODULES, _DEEPEST, _NAMES_OF_A_MODULE = 200_000, 100, 10
+_MOST_AXES = 64
 _QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.")
 # Protocol 2 writes the names of Python 2.
 _PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subprocess"}
@@ -53,18 +58,20 @@ class _Closed(type):
 class Inert(metaclass=_Closed):
     """Placeholder for an object or class that is not rebuilt: it stores what the pickle passes."""
 
-    __slots__ = ("args", "items", "state", "values")
+    __slots__ = ("args", "items", "state", "values", "weights")
     name = ""  # of the class or function in the pickle
     dump_patches = False  # which torch asks of the class of a module
     args: tuple[object, ...]
     items: dict[object, object]  # of a dict-like object
     state: object  # what __getstate__ returned or, without one, the attributes
     values: list[object]  # of a list-like object
+    weights: "dict[str, Tensor | LostTensor] | None"  # of a module, once `plain` has found them
 
     def __new__(cls, *args: object, **_: object) -> "Inert":
         """Keep the arguments."""
         made = object.__new__(cls)
         made.args, made.items, made.state, made.values = args, {}, None, []
+        made.weights = None
         return made
 
     def __setstate__(self, state: object) -> None:
@@ -113,6 +120,10 @@ class _Ordered(dict[Any, Any], metaclass=_Closed):
 
     __slots__ = ()
 
+    def __init__(self, *_: object) -> None:
+        """Begin empty: what it is to hold comes one by one, or through `Unpickler.ordered`."""
+        super().__init__()
+
     def __setstate__(self, state: object) -> None:
         pass
 
@@ -133,12 +144,30 @@ class _Call:
         raise AttributeError(f"{name} is not to be set")
 
 
+def _check_inside(
+    storage: TypedStorage, dtype: torch.dtype, offset: Any, size: Any, stride: Any
+) -> None:
+    """Check that a tensor lies in its storage: torch would add memory that nothing was written to.
+
+    Raises:
+        MalformedError: If it does not.
+    """
+    shape = tuple(size), tuple(stride)
+    counts = (offset, *shape[0], *shape[1])
+    if len(shape[0]) != len(shape[1]) or not all(type(n) is int and n >= 0 for n in counts):
+        raise MalformedError("the shape of a tensor is malformed")
+    last = offset + sum((n - 1) * step for n, step in zip(*shape, strict=True))
+    if 0 not in shape[0] and (last + 1) * dtype.itemsize > storage._untyped_storage.nbytes():  # noqa: SLF001
+        raise MalformedError("a tensor reaches beyond the values that the file keeps for it")
+
+
 def _tensor(storage: object, offset: Any, size: Any, stride: Any, *more: Any) -> object:
     """Rebuild a dense tensor; `more`: requires_grad, hooks, and the bits of complex views."""
     if not isinstance(storage, TypedStorage):
         return LostTensor("has no storage of its own")
     if any(more[2:]):
         return LostTensor("is a conjugate or negative view")
+    _check_inside(storage, storage.dtype, offset, size, stride)
     rebuilt: object = torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call]  # noqa: SLF001  # as torch.load
     return rebuilt
 
@@ -147,6 +176,9 @@ def _tensor_of_type(storage: object, offset: Any, size: Any, stride: Any, *more:
     """Rebuild a tensor of a dtype without a storage class; the third of `more` is the dtype."""
     if not isinstance(storage, TypedStorage) or any(more[3:]):
         return LostTensor("has no plain values")
+    if not more[2:] or not isinstance(more[2], torch.dtype):
+        raise MalformedError("it names a tensor without a type")
+    _check_inside(storage, more[2], offset, size, stride)
     rebuilt: object = torch._utils._rebuild_tensor_v3(  # type: ignore[no-untyped-call]  # noqa: SLF001  # as torch.load
         storage, offset, size, stride, False, None, more[2]
     )
@@ -181,8 +213,11 @@ def _list(*args: object) -> list[Any]:
     return list(args[0]) if args and isinstance(args[0], (list, tuple)) else []
 
 
-def _set(*args: object) -> set[Any]:
-    return set(_list(*args))
+def _size(*args: object) -> tuple[Any, ...]:
+    sizes = tuple(_list(*args))
+    if len(sizes) > _MOST_AXES or not all(type(one) is int for one in sizes):
+        raise MalformedError("it names a shape of other things than numbers")
+    return sizes
 
 
 def _bytes(text: object, encoding: object = "") -> object:
@@ -226,13 +261,11 @@ _FUNCTIONS: Mapping[str, _Call] = {
         lambda *args: LostTensor(f"is a {name_of(args[0] if args else None)}, not a plain tensor")
     ),
     "torch._utils._rebuild_device_tensor_from_numpy": _lost("is a tensor of a device"),
-    "torch.Size": _Call(lambda *args: tuple(_list(*args))),
+    "torch.Size": _Call(_size),
     "collections.Counter": _Call(_dict),
     "collections.defaultdict": _Call(_default_dict),
     "builtins.dict": _Call(_dict),
     "builtins.list": _Call(_list),
-    "builtins.set": _Call(_set),
-    "builtins.frozenset": _Call(_set),
     "_codecs.encode": _Call(_bytes),
     "copyreg._reconstructor": _Call(_reconstructed),
     "numpy.core.multiarray.scalar": _Call(_scalar),
@@ -240,16 +273,20 @@ _FUNCTIONS: Mapping[str, _Call] = {
 }
 
 
-class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the one in pure Python has no public name
-    """The unpickler for torch.load, which adds the storages.
+class Unpickler(unpickling.Unpickler):
+    """The unpickler for torch.load, which adds the storages."""
 
-    Based on Python's unpickler in pure Python: the one in C allocates as many slots for shared
-    objects as the pickle claims to need, which may exceed the memory of the machine.
-    """
+    # Tensors and what else is compared by identity: a whole optimizer has a dict of its parameters.
+    keys = (Inert, LostTensor, Tensor, torch.dtype, _Call, StorageType, type)
+    targets = (Inert, LostTensor, _Ordered)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._classes: dict[str, type[Inert]] = {}
+        self._hashing = {
+            "builtins.set": _Call(self._set),
+            "builtins.frozenset": _Call(self._set),
+        }
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the replacement for the object of a name.
@@ -257,6 +294,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the one in pure Python ha
         Raises:
             RefusedNameError: If it is one that only serves to run code.
         """
+        self.check_name(module, name)
         full = f"{_PYTHON_3.get(module, module)}.{name}"
         if full.partition(".")[0] in _REFUSED_MODULES or full in _REFUSED_NAMES:
             raise RefusedNameError(full)
@@ -264,8 +302,9 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the one in pure Python ha
             return _Ordered
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        if full in _FUNCTIONS:
-            return _FUNCTIONS[full]
+        known = self._hashing.get(full) or _FUNCTIONS.get(full)
+        if known is not None:
+            return known
         if full == _UntypedStorage.name:
             return _UntypedStorage
         if full not in self._classes:
@@ -273,10 +312,40 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the one in pure Python ha
             self._classes[full] = made
         return self._classes[full]
 
+    def inner(self, value: object) -> Collection[object]:
+        """Return what a reader would look into next, of a placeholder as `plain` returns it."""
+        if isinstance(value, Inert):
+            if is_module(value):  # of which the weights alone are looked for
+                return ()
+            value = value.items or next(_dicts(value.state), None)
+        return super().inner(value)
+
+    def is_class(self, value: object) -> bool:
+        """Return whether a value is a class, as torch names them for storages."""
+        return isinstance(value, (StorageType, type))
+
+    def load_reduce(self) -> None:
+        """Call a function; of an ordered dict, with the pairs that older versions pass."""
+        function, args = self.stack[-2:]
+        super().load_reduce()
+        if function is _Ordered and args:
+            made = self.stack[-1]
+            made.update(self.check_items(_list(*args), made))
+
+    def _set(self, *args: object) -> set[Any]:
+        values = _list(*args)
+        self.check_values(values)
+        return set(values)
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **unpickling.Unpickler.dispatch,
+        pickle.REDUCE[0]: load_reduce,
+    }
+
 
 def load(file: BinaryIO, **options: Any) -> object:
-    """Return the next object of a pickle, of which torch reads several in older files."""
-    return Unpickler(file, **options).load()
+    """Return one of the small pickles with which older files begin and end."""
+    return unpickling.check_simple(Unpickler(file, **options).load())
 
 
 def name_of(value: object) -> str:
@@ -292,9 +361,12 @@ def plain(value: object) -> object:
     """
     if not isinstance(value, Inert):
         return value
+    if value.weights is not None:
+        return value.weights
     if is_module(value):
         weights = _Weights()
         weights.visit(value, ())
+        value.weights = weights.found
         return weights.found
     return value.items or next(_dicts(value.state), value)
 
@@ -364,6 +436,7 @@ class _Weights:
             if not isinstance(passing, set) or key not in passing
         }
         tensors = {**parts["_parameters"], **kept}
+        self._visited += len(tensors) // _NAMES_OF_A_MODULE  # modules can share them all
         for key, value in tensors.items():
             if value is not None:
                 self.found[".".join((*path, str(key)))] = as_tensor(value)

@@ -35,6 +35,7 @@ from localrank_cli.checkpoints.names import (
 )
 from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.errors import UnreadableError, cause
+from localrank_cli.files import open_regular
 
 _COUNTED = re.compile(r"^checkpoint_\d+$")
 # trainer_state.json holds the log of the whole training; a longer file is cut off and refused.
@@ -93,7 +94,7 @@ def _facts(mapping: Mapping[str, Any], path: Path) -> Facts:
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             loaded = json.loads(file.read(_MAX_STATE_BYTES))
     except OSError as error:
         raise cannot_read(path, error) from error

@@ -12,6 +12,7 @@ from torch import Tensor
 from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_read, printable_name
 from localrank_cli.checkpoints.formats import read, read_tensors
 from localrank_cli.errors import UnreadableError, cause
+from localrank_cli.files import open_regular
 
 INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 _MAX_BYTES = 256 * 2**20  # published ones have up to 20 MiB
@@ -102,7 +103,8 @@ def _parse(index: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
             raise UnreadableError(
                 f"{index}: has {status.st_size} bytes; an index has at most {_MAX_BYTES}.", DAMAGED
             )
-        loaded = json.loads(index.read_text(encoding="utf-8"))
+        with open_regular(index) as file:
+            loaded = json.loads(file.read().decode("utf-8"))
     except OSError as error:
         raise cannot_read(index, error) from error
     except (ValueError, RecursionError) as error:  # invalid UTF-8, invalid JSON, nested too deeply

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -44,11 +45,11 @@ class SignalHandler:
     Python's own handlers wait for the main thread, which may be in one call of LAPACK for minutes.
     So a second thread receives signals too (`signal.set_wakeup_fd`): if the main thread has not
     stopped within the grace period (seconds), it makes the exit calls and ends the process; a
-    second signal ends it at once.
+    second signal ends it at once. Where not even that thread can run, `last_resort` ends it.
     """
 
     def __init__(self, grace: float = GRACE) -> None:
-        self._grace = grace
+        self.grace = grace
         self._received: int | None = None
         self._is_interruptible = False
         self._exit_calls: list[Callable[[], object]] = []
@@ -133,7 +134,7 @@ class SignalHandler:
                     continue
                 if first is not None:
                     _end_process(first, None)
-                first, deadline = number, time.monotonic() + self._grace
+                first, deadline = number, time.monotonic() + self.grace
 
 
 @contextmanager
@@ -155,12 +156,44 @@ def _second_thread(handler: SignalHandler) -> Iterator[None]:
     watcher = threading.Thread(target=handler.watch, args=(read,), daemon=True)
     watcher.start()
     try:
-        yield
+        with _last_resort(read, handler.grace):
+            yield
     finally:
         signal.set_wakeup_fd(before)
         os.close(write)
         watcher.join()
         os.close(read)
+
+
+@contextmanager
+def _last_resort(read: int, grace: float) -> Iterator[None]:
+    """Have another process watch the pipe of signals; do without where none can be started."""
+    import subprocess  # slow, and not needed while the program starts
+
+    script = Path(__file__).with_name("last_resort.py")
+    words = [sys.executable, "-I", "-S", str(script), str(read), str(os.getpid()), str(grace)]
+    # Blocked until the other process has its own blocks: a Ctrl-C would end it while it starts.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        process = subprocess.Popen(  # noqa: S603  # this interpreter, and a script of this package
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(read,),
+            cwd="/",
+        )
+    except (OSError, ValueError):  # too many processes, or no interpreter
+        process = None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    owner = os.getpid()
+    try:
+        yield
+    finally:
+        if process is not None and os.getpid() == owner:  # not in a child that the model forked
+            process.kill()
+            process.wait()
 
 
 @contextmanager

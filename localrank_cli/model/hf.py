@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import ModelError, cause, one_line, printable
+from localrank_cli.files import open_regular
 from localrank_cli.model.hf_size import Held
 
 CONFIG = "config.json"
@@ -217,7 +218,8 @@ def read_config(folder: Path) -> Mapping[str, Any]:
                 f"{path}: has {status.st_size} bytes; a config has at most {_MAX_BYTES}.",
                 "Copy the config.json of the model there.",
             )
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            loaded = json.loads(file.read().decode("utf-8"))
     except OSError as error:
         raise ModelError(
             f"--model hf: {path} cannot be read ({error.strerror}).",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.errors import SettingsError, one_line, printable
+from localrank_cli.files import open_regular
 from localrank_cli.options.read import in_file, nearest, read_values
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions
@@ -42,7 +43,8 @@ def read_folder_settings(folder: Path) -> FolderSettings:
             if path.exists() or path.is_symlink():  # ignoring it could change numbers
                 raise SettingsError(f"{path}: is not a regular file.", "Replace or remove it.")
             return FolderSettings()
-        loaded = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            loaded = tomllib.loads(file.read().decode("utf-8"))
     except OSError as error:
         raise SettingsError(
             f"{path}: cannot be read ({error.strerror}).",

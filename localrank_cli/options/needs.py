@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.errors import SettingsError, printable
+from localrank_cli.files import open_regular
 from localrank_cli.options.folder import FILE_NAME, read_folder_settings
 from localrank_cli.options.table import AnalyzeOptions
 
@@ -86,7 +87,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         if not path.is_file() or path.stat().st_size > _MAX_BYTES:
             return {}
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            loaded = json.loads(file.read().decode("utf-8"))
     except (OSError, ValueError, RecursionError):  # reported where it is used
         return {}
     return loaded if isinstance(loaded, dict) else {}

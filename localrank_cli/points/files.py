@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,10 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from localrank_cli.archives import fault_of_archive, is_archive
-from localrank_cli.errors import DataError, LocalrankError, SettingsError, cause
+from localrank_cli.checkpoints.frameworks import MAX_REPEATED_BYTES
+from localrank_cli.checkpoints.pickles import LostTensor, name_of
+from localrank_cli.checkpoints.torch_file import load_safely
+from localrank_cli.checkpoints.unpickling import MalformedError
+from localrank_cli.errors import DataError, LocalrankError, SettingsError, cause, printable
 from localrank_cli.points.draw import COMPLEX_DATA
 
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
+_DENSE = "Save it dense: x.to_dense()."
 DEFAULT_KEYS = ("x", "inputs", "images")
 
 
@@ -144,20 +148,20 @@ def _load(path: Path, stack: ExitStack) -> Tensor | Mapping[str, Any]:
     fault = fault_of_archive(path) if is_archive(path) else ""
     if fault:
         raise ValueError(fault)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(loaded, Tensor):
+    loaded = load_safely(path)
+    if isinstance(loaded, (Tensor, LostTensor)):
         return _tensor(loaded, path, "")
     if isinstance(loaded, (tuple, list)):
         by_index = {str(index): value for index, value in enumerate(loaded)}
         return named_arrays(loaded, str(path)) or by_index
     if isinstance(loaded, Mapping):
         return {str(name): value for name, value in loaded.items()}
-    raise ValueError(f"holds a {type(loaded).__name__}, not tensors")
+    raise ValueError(f"holds a {name_of(loaded)}, not tensors")
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, MalformedError):
+        return str(error)
     if isinstance(error, pickle.PickleError):
         return "it holds more than tensors, or is not a torch file"
     if isinstance(error, OSError) and error.strerror:
@@ -210,8 +214,16 @@ def _tensor(value: object, path: Path, key: str) -> Tensor:
         return from_numpy(value, where)
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.is_quantized or value.is_nested:
-            raise DataError(f"{where} is not a plain tensor.", "Save it dense: x.to_dense().")
+            raise DataError(f"{where} is not a plain tensor.", _DENSE)
+        held = value.untyped_storage().nbytes()
+        if value.nbytes > max(held, MAX_REPEATED_BYTES):
+            raise DataError(
+                f"{where} claims {value.nbytes} bytes, and the file keeps {held} for it.",
+                "Save the data again.",
+            )
         return value.detach()
+    if isinstance(value, LostTensor):
+        raise DataError(f"{where} is not a plain tensor: {printable(value.reason)}.", _DENSE)
     if isinstance(value, list):
         return _array(value, where)
-    raise DataError(f"{where} is a {type(value).__name__}, not an array.", "Check --data-key.")
+    raise DataError(f"{where} is a {printable(name_of(value))}, not an array.", "Check --data-key.")

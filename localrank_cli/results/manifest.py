@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.errors import DataError, one_line
+from localrank_cli.files import open_regular
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.journal import Entry
 from localrank_cli.results.write import manifest_path
@@ -58,7 +59,8 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
     """
     path = manifest_path(table)
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8")
     except (OSError, ValueError):
         return None
     if f'"{_KEY}"' not in text:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from localrank_cli.errors import SettingsError, UnreadableError, one_line
+from localrank_cli.files import open_regular
 from localrank_cli.validation import loads
 
 FORMAT = 1
@@ -86,7 +87,8 @@ def read_plan_file(path: Path) -> PlanFile:
         UnreadableError: If it cannot be read, or is not a plan file.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8")
         found: Any = loads(text, non_finite=True)
     except OSError as error:
         raise UnreadableError(

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.checkpoints.dcp_writer import save_dcp
+from tests.faults.hostile import PICKLES, write
 from tests.faults.spoiled import (
     as_type,
     safetensors,
@@ -131,6 +132,18 @@ def _evil(run: Path) -> None:
     torch.save(Evil(run / "marker"), run / "step_7.pt")
 
 
+def _hostile(place: str, name: str = "a nested tuple as a key") -> Spoil:
+    def spoil(run: Path) -> None:
+        write(run, place, PICKLES[name])
+
+    return spoil
+
+
+def _hostile_data(run: Path) -> Sequence[str]:
+    return "--data", str(write(run.parent, "data", PICKLES["a nested tuple as a key"]))
+
+
+ENDLESS = "one of its tuples repeats others"
 HUGE = struct.pack("<Q", 2**60) + b"{}"
 NOT_READABLE = "not a readable safetensors file"
 NO_FLOATS = "expected floating-point numbers"
@@ -181,6 +194,13 @@ FAULTS: dict[str, Fault] = {
     ),
     "a tensor that repeats 4 bytes to 4 TB": Fault(_repeated, "claims 4398046511104 bytes"),
     "a pickle that would run code": Fault(_evil, "the pickle needs code to load"),
+    "a `.pt` whose key takes 2^45 steps to hash": Fault(_hostile("zip"), ENDLESS),
+    "the same in a `.pt` of torch < 1.6": Fault(_hostile("legacy"), ENDLESS),
+    "the same in the `.metadata` of a DCP folder": Fault(_hostile("dcp"), ENDLESS),
+    "the same in a `.pt` data file": Fault(_hostile_data, ENDLESS, data=""),
+    "a tensor beyond the values that its file keeps": Fault(
+        _hostile("zip", "a tensor beyond its storage"), "reaches beyond the values"
+    ),
     "a link to itself": Fault(_link("step_7.safetensors", "step_7.safetensors"), LOOP),
     "a link that leads nowhere": Fault(
         _link("step_7.safetensors", "nowhere"), "cannot be read (No such file or directory)"

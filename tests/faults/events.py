@@ -106,6 +106,11 @@ EVENTS: dict[str, Event] = {
         f"{ALL}, within the grace of 5 s",
         f"{_HERE}/test_long_call.py::test_the_status_and_the_table_of_what_is_finished",
     ),
+    "the same during one call of C that holds Python's lock": Event(
+        "137",
+        "the journal: after the grace of 5 s a second process kills it",
+        f"{_HERE}/test_last_resort.py::test_it_is_killed_after_the_grace",
+    ),
     "a second Ctrl-C": Event(
         "130",
         "the journal; it ends at once",

@@ -17,22 +17,24 @@ SIGNALS = {
     signal.SIGUSR1: 138,
     signal.SIGUSR2: 140,
 }
-# Far longer than the grace, on one core; in float32 an eighth of a GiB.
-CALL = """
+HEAD = """
         if self.a.bias[0] > 9:
             from pathlib import Path
-            large = torch.rand(6000, 6000)
-            Path({marker!r}).touch()
-            torch.linalg.eigvalsh(large) if {eigen} else torch.linalg.svdvals(large)
+            """
+# Far longer than the grace, on one core; in float32 an eighth of a GiB.
+CALL = f"""{HEAD}large = torch.rand(6000, 6000)
+            Path({{marker!r}}).touch()
+            torch.linalg.eigvalsh(large) if {{eigen}} else torch.linalg.svdvals(large)
         return self.b"""
 
 
-def begin(folder: Path, *, eigen: bool = False) -> "subprocess.Popen[str]":
+def begin(folder: Path, *, eigen: bool = False, code: str = "") -> "subprocess.Popen[str]":
     """A run that has finished its first checkpoint and is in the call of the second."""
     run = folder / "run"
     run.mkdir(parents=True)
     (folder / "out").mkdir()
-    code = CALL.format(marker=str(folder / "marker"), eigen=eigen).lstrip("\n")
+    code = (code and HEAD + code) or CALL
+    code = code.format(marker=str(folder / "marker"), eigen=eigen).lstrip("\n")
     (folder / "net.py").write_text(NET_CODE.replace("        return self.b", code))
     torch.save(net_weights(), run / "step_1.pt")
     torch.save(net_weights() | {"a.bias": torch.full((3,), 10.0)}, run / "step_2.pt")
