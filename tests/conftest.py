@@ -13,13 +13,16 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parent
 
-# Each of these occupies the whole machine (a Slurm with two cores, a browser, `make demo`, signals
-# that must arrive in time), so that `pytest -n` gives all of them to one worker.
-ONE_AT_A_TIME = (
-    "divide",
-    "faults/test_long_call.py",
-    "report/test_browser.py",
-)
+# Tests that share one Slurm or one browser, or a fixture that takes many seconds, and calls of
+# LAPACK that fill a core for seconds: `pytest -n` gives all tests of a group to one worker.
+GROUPS = {
+    "divide": "machine",
+    "faults/test_long_call.py": "machine",
+    "report/test_browser.py": "machine",
+    "checkpoints/test_foreign.py": "foreign",
+    "cli/test_interrupts.py": "interrupts",
+    "model/test_hf_hostile.py": "hostile",
+}
 
 # No test fails on a time; the same examples everywhere, so that a failure is never a coincidence.
 settings.register_profile("localrank", deadline=None, derandomize=True)
@@ -38,28 +41,42 @@ with warnings.catch_warnings():
     importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
-# Their fixtures take many seconds, so that one process runs all of their tests.
-ONE_FIXTURE = {"test_hf_hostile.py", "test_foreign.py"}
-
-
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """No test depends on those that ran before it."""
     torch.manual_seed(0)
 
 
+@pytest.hookimpl(tryfirst=True)  # or xdist looks for groups before
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(item.path.is_relative_to(ROOT / place) for place in ONE_AT_A_TIME):
-            item.add_marker(pytest.mark.xdist_group("machine"))
-        elif item.path.name in ONE_FIXTURE:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+        for place, group in GROUPS.items():
+            if item.path.is_relative_to(ROOT / place):
+                item.add_marker(pytest.mark.xdist_group(group))
+    # xdist hands out the largest group first, and what is in none in this order: what takes long
+    # comes first, so that no worker is left with it at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: the worker with the tests of Slurm waits for it."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 2
 
 
 def pytest_collection_finish() -> None:
+    freeze()
+
+
+def freeze() -> None:
     """Put aside the objects of the libraries, which each build of a network would walk through."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """Put aside what the tests of other files have imported since."""
+    freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
