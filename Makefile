@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests run in as many processes as there are cores; JOBS=0 runs them in one.
+# Tests run in one process more than there are cores; JOBS=0 runs them in one.
 JOBS ?= auto
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 

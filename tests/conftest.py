@@ -6,6 +6,7 @@ import os
 import signal
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,19 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parent
 
-# Each of these occupies the whole machine (a Slurm with two cores, a browser, `make demo`, signals
-# that must arrive in time), so that `pytest -n` gives all of them to one worker.
-ONE_AT_A_TIME = (
-    "divide",
-    "faults/test_long_call.py",
-    "report/test_browser.py",
-)
+# Tests that share one Slurm or one browser, or a fixture that takes many seconds, and calls of
+# LAPACK that fill a core for seconds: `pytest -n` gives all tests of a group to one worker.
+GROUPS = {
+    "divide": "machine",
+    "faults/test_long_call.py": "machine",
+    "report/test_browser.py": "machine",
+    "checkpoints/test_foreign.py": "foreign",
+    "checkpoints/test_packages.py": "packages",
+    "test_your_checkpoints.py": "series",
+    "spectrum/test_positions.py": "positions",
+    "cli/test_interrupts.py": "interrupts",
+    "model/test_hf_hostile.py": "hostile",
+}
 
 # No test fails on a time; the same examples everywhere, so that a failure is never a coincidence.
 settings.register_profile("localrank", deadline=None, derandomize=True)
@@ -38,15 +45,6 @@ with warnings.catch_warnings():
     importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
-# Their fixtures take many seconds, so that one process runs all of their tests.
-ONE_FIXTURE = {
-    "test_hf_hostile.py",
-    "test_foreign.py",
-    "test_packages.py",
-    "test_your_checkpoints.py",
-}
-
-
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """No test depends on those that ran before it."""
@@ -54,17 +52,49 @@ def _seeded() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if any(item.path.is_relative_to(ROOT / place) for place in ONE_AT_A_TIME):
-            item.add_marker(pytest.mark.xdist_group("machine"))
-        elif item.path.name in ONE_FIXTURE:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    # xdist hands out the largest group first, and what is in none in this order: what takes long
+    # comes first, so that no worker is left with it at the end.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Group by place: marks of xdist 3.8 are lost in the ids of pytest 9.2, without a word."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+
+    def group(nodeid: str) -> str:
+        file = (ROOT.parent / nodeid.partition("::")[0]).relative_to(ROOT)
+        found = (group for place, group in GROUPS.items() if file.is_relative_to(place))
+        return next(found, nodeid)
+
+    scheduler = importlib.import_module("xdist.scheduler").LoadScopeScheduling(config, log)
+    scheduler._split_scope = group
+    return scheduler
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """One more than there are cores: the worker with the tests of Slurm waits most of the time."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ or not hasattr(os, "sched_getaffinity"):
+        return None  # xdist knows
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_finish() -> None:
+    freeze()
+
+
+def freeze() -> None:
     """Freeze the objects of the libraries, which each build of a network would walk through."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """Freeze what the tests of other files have imported since."""
+    freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -50,17 +50,22 @@ def run(folder: Path, *words: str, **environment: str) -> str:
 def test_the_console_script_and_its_workers(folder: Path) -> None:
     run(folder, *SCRIPT, *ANALYZE, "--device", "cpu,cpu")
     first = (folder / "../ranks.csv").read_text()
-    run(folder, *SCRIPT, "submit", *ANALYZE[1:-1], "../submitted.csv", "--workers", "2")
-    assert (folder / "../submitted.csv").read_text() == first
     # An empty entry of PYTHONPATH means the current folder, when Python looks the program up too.
     (folder / "localrank_cli.py").unlink()
     run(folder, *SCRIPT, *ANALYZE[:-1], "../alone.csv", "--device", "cpu", PYTHONPATH=os.pathsep)
     assert (folder / "../alone.csv").read_text() == first
 
 
-def test_the_module_and_its_workers(folder: Path) -> None:
+@pytest.mark.long
+def test_submit_gives_the_table_of_analyze(folder: Path) -> None:
+    run(folder, *SCRIPT, *ANALYZE)
+    run(folder, *SCRIPT, "submit", *ANALYZE[1:-1], "../submitted.csv", "--workers", "2")
+    assert (folder / "../submitted.csv").read_text() == (folder / "../ranks.csv").read_text()
+
+
+def test_the_module_and_its_worker(folder: Path) -> None:
     (folder / "localrank_cli.py").unlink()  # against which -m has no defence, as the docs say
-    run(folder, *MODULE, *ANALYZE, "--device", "cpu,cpu")
+    run(folder, *MODULE, "submit", *ANALYZE[1:], "--workers", "1")
     assert (folder / "../ranks.csv").read_text().count("\n") > 2
 
 
@@ -75,7 +80,7 @@ def test_a_package_that_pythonpath_names(folder: Path) -> None:
     (folder / "src").mkdir()
     (folder / "src/localrank_cli").symlink_to(Path(localrank_cli.__file__).parent)
     words = (sys.executable, "-P", "-m", "localrank_cli")
-    run(folder, *words, *ANALYZE, "--device", "cpu,cpu", PYTHONPATH="src")
+    run(folder, *words, "submit", *ANALYZE[1:], "--workers", "1", PYTHONPATH="src")
 
 
 def test_a_model_of_the_current_folder_hides_nothing_but_itself(folder: Path) -> None:
@@ -85,7 +90,7 @@ def test_a_model_of_the_current_folder_hides_nothing_but_itself(folder: Path) ->
     (package / "small.py").write_text(f"import pandas\n{NET_CODE}")
     (folder / "net").mkdir()
     save_file(net_weights(), folder / "net/step_1.safetensors")
-    words = ["submit", "net", *ANALYZE[2:], "--model", "nets.small:Net", "--workers", "2"]
+    words = ["submit", "net", *ANALYZE[2:], "--model", "nets.small:Net", "--workers", "1"]
     run(folder, *SCRIPT, *words)
 
 

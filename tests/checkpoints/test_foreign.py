@@ -1,5 +1,6 @@
 """Files that torch.save did not write: the message identifies each, and its command works."""
 
+import contextlib
 import pickle
 import subprocess
 import sys
@@ -70,30 +71,45 @@ def _npz(state: Any, path: Path) -> None:
         np.savez(file, **{key: value.numpy() for key, value in state.items()})
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch, about its own deprecated functions
-@pytest.mark.parametrize("name", ["step_1.pt", "it's 1.ckpt"])
-@pytest.mark.parametrize(
-    ("write", "what"),
-    [
-        (_pickled, "is a plain pickle"),
-        (_old_pickle, "is a plain pickle"),
-        (_script, "is a TorchScript file"),
-        (_trace, "is a TorchScript file"),
-        (_export, "is a program of torch.export"),
-        (_arrays, "holds numpy arrays, not tensors"),
-        (_params, "holds numpy arrays under 'params', not tensors"),
-        (_npz, "is an archive of numpy arrays"),
-    ],
-)
-def test_the_command_converts(
-    tmp_path: Path, write: Callable[[Any, Path], None], what: str, name: str
+KINDS = [
+    (_pickled, "is a plain pickle"),
+    (_old_pickle, "is a plain pickle"),
+    (_script, "is a TorchScript file"),
+    (_trace, "is a TorchScript file"),
+    (_export, "is a program of torch.export"),
+    (_arrays, "holds numpy arrays, not tensors"),
+    (_params, "holds numpy arrays under 'params', not tensors"),
+    (_npz, "is an archive of numpy arrays"),
+]
+
+
+def here(command: str, folder: Path) -> None:
+    """Let a shell take the command apart, and run its program in this process."""
+    asked = command.replace(sys.executable, "printf '%s\\0'", 1)
+    done = subprocess.run(asked, shell=True, check=True, capture_output=True, text=True)
+    option, code, *rest = done.stdout.split("\0")[:-1]
+    assert (option, rest) == ("-c", [])
+    with contextlib.chdir(folder):
+        exec(compile(code, "<command>", "exec"), {"__name__": "__main__"})
+
+
+def in_its_own_process(command: str, folder: Path) -> None:
+    subprocess.run(command, shell=True, check=True, cwd=folder)
+
+
+def converts(
+    tmp_path: Path,
+    write: Callable[[Any, Path], None],
+    what: str,
+    name: str,
+    start: Callable[[str, Path], None],
 ) -> None:
     path = tmp_path / name
     write(weights(4, 3, 2), path.with_stem("step_2"))
     write(weights(4, 3, 2), path)
     error = refusal(path)
     assert what in error.what
-    subprocess.run(command_in(error.advice), shell=True, check=True, cwd=tmp_path)
+    start(command_in(error.advice), tmp_path)
     converted = [path.name, path.with_stem("step_2").name]
     assert sorted(file.name for file in (tmp_path / "converted").iterdir()) == sorted(converted)
     found = read(tmp_path / "converted" / name).states[""]
@@ -101,6 +117,37 @@ def test_the_command_converts(
     assert [tuple(value.shape) for value in found.values()] == [(3, 4), (3,), (2, 3), (2,)]
     if write not in {_script, _trace, _export}:
         assert all(torch.equal(found[key], value) for key, value in weights(4, 3, 2).items())
+
+
+NAMES = pytest.mark.parametrize("name", ["step_1.pt", "it's 1.ckpt"])
+WARNS = pytest.mark.filterwarnings("ignore")  # of torch, about its own deprecated functions
+
+
+@WARNS
+@NAMES
+@pytest.mark.parametrize(("write", "what"), KINDS)
+def test_the_command_converts(
+    tmp_path: Path, write: Callable[[Any, Path], None], what: str, name: str
+) -> None:
+    converts(tmp_path, write, what, name, here)
+
+
+@WARNS
+@pytest.mark.parametrize(("write", "what"), [KINDS[0], KINDS[4], KINDS[5]])
+def test_the_command_converts_in_its_own_process(
+    tmp_path: Path, write: Callable[[Any, Path], None], what: str
+) -> None:
+    converts(tmp_path, write, what, "it's 1.ckpt", in_its_own_process)
+
+
+@pytest.mark.long
+@WARNS
+@NAMES
+@pytest.mark.parametrize(("write", "what"), KINDS)
+def test_every_command_converts_in_its_own_process(
+    tmp_path: Path, write: Callable[[Any, Path], None], what: str, name: str
+) -> None:
+    converts(tmp_path, write, what, name, in_its_own_process)
 
 
 def test_a_resource_fork_of_macos(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from localrank_cli.cli.main import app
-from tests.warm import run_warm
+from tests.warm import Warm, run_warm
 
 COMMAND = (sys.executable, "-m", "localrank_cli")
 QUICK = ("--data", "normal:4", "--device", "cpu", "--points", "5")
@@ -52,6 +52,11 @@ def start(*words: str, **options: Any) -> "subprocess.Popen[str]":
         "text": True,
     }
     return subprocess.Popen([*COMMAND, *words], **(streams | options))
+
+
+def start_warm(*words: str, env: Mapping[str, str] | None = None) -> Warm:
+    """Start a process of its own, which has torch already, with its outputs in pipes."""
+    return Warm(words, Path.cwd(), os.environ if env is None else env)
 
 
 def run(*words: str, env: Mapping[str, str] | None = None) -> Outcome:

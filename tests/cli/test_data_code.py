@@ -54,7 +54,7 @@ def test_a_draw_that_differs_at_every_start_is_not_resumed(place: Path) -> None:
 
 
 def test_a_draw_that_differs_at_every_start_is_not_divided(place: Path) -> None:
-    options = ("--workers", "2", "-o", str(place / "a.csv"))
+    options = ("--workers", "1", "-o", str(place / "a.csv"))
     outcome = invoke("submit", *words(place, "restless"), *options)
     assert outcome.code == 1
     assert "what the code of --data returns" in outcome.error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import QUICK, invoke, start
+from tests.cli.program import QUICK, invoke, start_warm
 from tests.helpers import save_series
 
 
@@ -22,13 +22,13 @@ def test_until_a_step_and_by_a_signal(tmp_path: Path) -> None:
     run, target = tmp_path / "run", tmp_path / "ranks.csv"
     run.mkdir()
     words = ("analyze", str(run), *QUICK, "--follow", "-o", str(target))
-    with start(*words, "--until", "10") as process:
+    with start_warm(*words, "--until", "10") as process:
         save_series(run, (0, 5))
         wait_for(Path(f"{target}.journal"), "step_5.safetensors")
         save_series(run, (10,))
         assert process.wait(60) == 0
     assert target.read_text() == invoke("analyze", str(run), *QUICK).stdout
-    with start(*words) as process:
+    with start_warm(*words) as process:
         save_series(run, (15,))
         wait_for(Path(f"{target}.journal"), "step_15.safetensors")
         process.send_signal(signal.SIGINT)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.program import QUICK, start
+from tests.cli.program import QUICK, start, start_warm
 from tests.helpers import NET_CODE, entries, net_weights
+from tests.warm import Warm
 
 SIGNALS = {
     signal.SIGINT: 130,
@@ -57,12 +58,12 @@ def _prepare(folder: Path, wait: str) -> tuple[str, ...]:
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[signal.Signals, Stopped]:
     """A process for each signal, all at once: USR1 with a pipe, USR2 with a model that swallows."""
     root = tmp_path_factory.mktemp("interrupts")
-    processes: dict[signal.Signals, subprocess.Popen[str]] = {}
+    processes: dict[signal.Signals, Warm] = {}
     for number in SIGNALS:
         words = _prepare(root / number.name, SWALLOWS if number == signal.SIGUSR2 else PLAIN)
         target = str(root / number.name / "out/ranks.csv")
         output = () if number == signal.SIGUSR1 else ("-o", target)
-        processes[number] = start(*words, *output)
+        processes[number] = start_warm(*words, *output)
     for number, process in processes.items():
         _wait_for(root / number.name / "marker", process)
         process.send_signal(number)
@@ -74,11 +75,11 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[signal.Signals, St
             stdout, stderr = process.communicate()
             stop.cancel()
         left = entries(root / number.name / "out")
-        found[number] = Stopped(process.returncode, stdout, stderr, left)
+        found[number] = Stopped(process.wait(), stdout, stderr, left)
     return found
 
 
-def _wait_for(marker: Path, process: "subprocess.Popen[str]") -> None:
+def _wait_for(marker: Path, process: "subprocess.Popen[str] | Warm") -> None:
     for _ in range(1200):
         if marker.exists() or process.poll() is not None:
             return

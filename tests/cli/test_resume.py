@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from localrank_cli.results.journal import line_of
 from localrank_cli.results.spectra import spectra_path
 from localrank_cli.results.write import temporary_path
-from tests.cli.program import QUICK, Outcome, invoke, run, start
+from tests.cli.program import QUICK, Outcome, invoke, run, start_warm
 from tests.helpers import NET_CODE, entries, net_weights, save_epochs, save_series, weights
 
 
@@ -313,7 +313,7 @@ def test_two_processes_on_one_output(series: Path, target: Path, tmp_path: Path)
         torch.save(net_weights(step), series / f"step_{step}.pt")
         (series / f"step_{step}.safetensors").unlink()
     words = ("analyze", str(series), *QUICK, "--model", f"{tmp_path}/net.py:Net", "-o", str(target))
-    with start(*words) as first:
+    with start_warm(*words) as first:
         for _ in range(600):
             if Path(f"{target}.lock").exists():
                 break
@@ -327,7 +327,7 @@ def test_two_processes_on_one_output(series: Path, target: Path, tmp_path: Path)
 def interrupted(series: Path, target: Path, delay: float) -> int:
     """Kill a run at some instant after its first finished checkpoint; return how many it kept."""
     journal = Path(f"{target}.journal")
-    with start("analyze", str(series), *QUICK, "-q", "-o", str(target)) as process:
+    with start_warm("analyze", str(series), *QUICK, "-q", "-o", str(target)) as process:
         while process.poll() is None and not (journal.exists() and journal.stat().st_size > 4000):
             time.sleep(0.002)
         time.sleep(delay)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from localrank_cli.results.columns import header
-from tests.cli.program import COMMAND, QUICK, run_cold, start
+from tests.cli.program import COMMAND, QUICK, run, run_cold, start_warm
 from tests.helpers import NET_CODE, entries, net_weights, save_series
 
 
@@ -121,7 +121,7 @@ def test_a_disk_that_is_full_keeps_what_is_finished(tmp_path: Path) -> None:
     assert "finished checkpoints are kept" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     # Whether the table itself had room or not, it is whole, and the run resumes from the journal.
-    again = run_cold("analyze", str(series), *QUICK, "-o", str(tmp_path / "out/ranks.csv"))
+    again = run("analyze", str(series), *QUICK, "-o", str(tmp_path / "out/ranks.csv"))
     assert again.code == 0
     assert "checkpoints are finished already" in again.stderr
     at_once = run_cold("analyze", str(series), *QUICK)
@@ -144,8 +144,7 @@ def test_rows_are_there_as_soon_as_they_are_computed(tmp_path: Path) -> None:
     torch.save(net_weights(), tmp_path / "step_1.pt")
     torch.save(net_weights() | {"a.bias": torch.full((3,), 10.0)}, tmp_path / "step_2.pt")
     words = ("analyze", str(tmp_path), *QUICK, "--model", f"{tmp_path}/net.py:Net")
-    with start(*words) as process:
-        assert process.stdout is not None
+    with start_warm(*words) as process:
         lines = [process.stdout.readline() for _ in range(3)]
         assert [line.split(",")[2] for line in lines] == ["step", "1", "1"]
         go_on.touch()

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.write import write_json
 from localrank_cli.run.plan import make_plan
 from localrank_cli.run.units import make_plan_file
-from tests.cli.program import QUICK, Outcome, invoke, run, run_cold, start
+from tests.cli.program import QUICK, Outcome, invoke, run, start_warm
 from tests.cli.test_merge import assert_equal, rows
 from tests.helpers import (
     NET_CODE,
@@ -27,6 +26,7 @@ from tests.helpers import (
     save_epochs,
     weights,
 )
+from tests.warm import Warm
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -42,7 +42,7 @@ def single(series: Path, *words: str) -> str:
     return invoke("analyze", str(series), *QUICK, *words).stdout
 
 
-def wait_until(true: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+def wait_until(true: Callable[[], bool], process: Warm) -> None:
     deadline = time.monotonic() + 60
     while not true():
         assert process.poll() is None, process.communicate()[1]
@@ -75,10 +75,11 @@ def test_fewer_checkpoints_than_workers(series: Path, tmp_path: Path) -> None:
     assert_equal((tmp_path / "a.csv").read_text(), single(series, "--last", "1"))
 
 
-def test_several_devices_of_analyze_to_a_pipe(series: Path, tmp_path: Path) -> None:
-    outcome = run_cold(
-        "analyze", str(series), *QUICK, "--device", "cpu,cpu", "-q", env=ONE_THREAD, cwd=tmp_path
-    )
+def test_several_devices_of_analyze_to_a_pipe(
+    series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run("analyze", str(series), *QUICK, "--device", "cpu,cpu", "-q", env=ONE_THREAD)
     assert (outcome.code, outcome.stderr) == (0, "")
     assert_equal(outcome.stdout, single(series))
     assert entries(tmp_path) == ["run"]
@@ -86,15 +87,15 @@ def test_several_devices_of_analyze_to_a_pipe(series: Path, tmp_path: Path) -> N
 
 def test_a_series_that_grew_and_other_settings(series: Path, tmp_path: Path) -> None:
     target = tmp_path / "a.csv"
-    assert submit(series, target).code == 0
+    assert submit(series, target, workers=1).code == 0
     save_file(weights(seed=7), series / "step_7.safetensors")
-    outcome = submit(series, target)
+    outcome = submit(series, target, workers=1)
     assert "resuming: 3 of 4" in outcome.stderr
     assert_equal(target.read_text(), single(series))
-    outcome = submit(series, target, "--atol", "0.5")
+    outcome = submit(series, target, "--atol", "0.5", workers=1)
     assert outcome.code == 1
     assert "was begun with another setting for 'run': tolerances was" in outcome.error
-    outcome = submit(series, target, "--atol", "0.5", "--overwrite")
+    outcome = submit(series, target, "--atol", "0.5", "--overwrite", workers=1)
     assert outcome.code == 0, outcome.stderr
     assert_equal(target.read_text(), single(series, "--atol", "0.5"))
 
@@ -163,7 +164,7 @@ def test_a_signal_stops_the_workers_and_the_same_command_resumes(
 ) -> None:
     folder, words = waiting
     shards = tmp_path / "ranks.csv.shards"
-    with start(*words, env=ONE_THREAD) as process:
+    with start_warm(*words, env=ONE_THREAD) as process:
         first = shards / "shard-00000-of-00002.csv.json"  # this worker is done
         wait_until(lambda: (tmp_path / "waiting").exists() and first.exists(), process)
         process.send_signal(number)
@@ -189,7 +190,7 @@ def test_a_signal_stops_the_workers_and_the_same_command_resumes(
 
 def test_a_worker_that_is_killed(waiting: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
     _, words = waiting
-    with start(*words, env=ONE_THREAD) as process:
+    with start_warm(*words, env=ONE_THREAD) as process:
         wait_until((tmp_path / "waiting").exists, process)
         lock = tmp_path / "ranks.csv.shards/shard-00001-of-00002.csv.lock"
         os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
@@ -202,7 +203,7 @@ def test_a_worker_that_is_killed(waiting: tuple[Path, tuple[str, ...]], tmp_path
 
 def test_one_submission_at_a_time(waiting: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
     _, words = waiting
-    with start(*words, env=ONE_THREAD) as process:
+    with start_warm(*words, env=ONE_THREAD) as process:
         wait_until((tmp_path / "waiting").exists, process)
         second = run(*words, env=ONE_THREAD)
         (tmp_path / "go").touch()

@@ -1,12 +1,15 @@
-"""What a person sees: real processes at a pseudo-terminal."""
+"""What a person sees: processes of their own at a pseudo-terminal."""
 
+import contextlib
 import fcntl
 import os
 import pty
 import re
 import struct
 import subprocess
+import tempfile
 import termios
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,37 +17,47 @@ import torch
 
 from tests.cli.program import COMMAND, QUICK
 from tests.helpers import entries, save_series, weights
+from tests.warm import run_warm
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def at_terminal(
-    *words: str, columns: int = 80, stderr: bool = False, **environment: str
+    *words: str, columns: int = 80, stderr: bool = False, cold: bool = False, **environment: str
 ) -> tuple[int, str, str]:
-    """Run the program with stdout (and stderr) at a terminal: status, screen, stderr's pipe."""
+    """Run the program with stdout (and stderr) at a terminal: status, screen, what is in stderr.
+
+    A `cold` one imports what lays out its help when the terminal is there.
+    """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     clean = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES", "NO_COLOR"}}
-    process = subprocess.Popen(
-        [*COMMAND, *words],
-        stdin=subprocess.DEVNULL,
-        stdout=slave,
-        stderr=slave if stderr else subprocess.PIPE,
-        env=clean | {"TERM": "xterm-256color"} | environment,
-    )
-    os.close(slave)
+    clean |= {"TERM": "xterm-256color"} | environment
+    name = Path(os.ttyname(slave))
+    with tempfile.NamedTemporaryFile() as errors, ThreadPoolExecutor(max_workers=1) as pool:
+        written = pool.submit(_read_all, master)
+        err = name if stderr else Path(errors.name)
+        if cold:
+            with name.open("w") as out, err.open("w") as beside:
+                status = subprocess.call(
+                    [*COMMAND, *words], stdin=subprocess.DEVNULL, stdout=out, stderr=beside,
+                    env=clean, timeout=120,
+                )  # fmt: skip
+        else:
+            status = run_warm(words, Path.cwd(), clean, name, err)
+        os.close(slave)
+        screen = written.result().decode().replace("\r\n", "\n")
+        return status, screen, Path(errors.name).read_text("utf-8")
+
+
+def _read_all(master: int) -> bytes:
+    """Read until nobody has the terminal open any more."""
     screen = b""
-    while True:
-        try:
-            part = os.read(master, 65536)
-        except OSError:  # the other side is closed
-            break
-        if not part:
-            break
-        screen += part
-    os.close(master)
-    errors = process.communicate(timeout=120)[1] or b""
-    return process.returncode, screen.decode().replace("\r\n", "\n"), errors.decode()
+    # Linux ends a terminal that nobody writes to with an error.
+    with contextlib.suppress(OSError), open(master, "rb", buffering=0) as stream:
+        while part := stream.read(65536):
+            screen += part
+    return screen
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +124,7 @@ def test_an_error_is_not_boxed_or_coloured(tmp_path: Path) -> None:
 
 
 def test_help_has_a_group_for_dangerous_options() -> None:
-    status, screen, stderr = at_terminal("analyze", "--help")
+    status, screen, stderr = at_terminal("analyze", "--help", cold=True)
     assert (status, stderr) == (0, "")
     text = ESCAPE.sub("", screen)
     assert "--trust-model" in text.split("Dangerous options")[1]
@@ -120,13 +133,13 @@ def test_help_has_a_group_for_dangerous_options() -> None:
 
 
 def test_usage_errors_are_plain_lines() -> None:
-    status, screen, _ = at_terminal("analyze", stderr=True)
+    status, screen, _ = at_terminal("analyze", stderr=True, cold=True)
     assert status == 2
     assert screen.startswith("localrank: error: Missing argument")
     assert screen.count("\n") == 1
 
 
 def test_no_command_shows_the_help() -> None:
-    status, screen, stderr = at_terminal()
+    status, screen, stderr = at_terminal(cold=True)
     assert status == 2
     assert "analyze" in screen + stderr

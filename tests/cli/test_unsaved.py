@@ -59,7 +59,7 @@ def table(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("command", ["analyze", "inspect", "submit"])
 def test_it_is_refused_and_the_fixes_work(folder: Path, command: str) -> None:
-    more = ["-o", str(folder / "out.csv"), "--workers", "2"] if command == "submit" else []
+    more = ["-o", str(folder / "out.csv"), "--workers", "1"] if command == "submit" else []
     found = invoke(command, *words(folder, *more))
     assert found.code == 1
     assert "net.py:Net: features differs each time" in found.error

@@ -121,6 +121,7 @@ def test_the_merge_alone_is_refused(half: Slurm, tmp_path: Path, waiting: tuple[
     assert not (tmp_path / "ranks.csv.shards/jobs.json").exists()
 
 
+@pytest.mark.long
 def test_the_merge_of_a_saved_script_is_refused(
     half: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:

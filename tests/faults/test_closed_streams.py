@@ -34,7 +34,15 @@ def test_stderr_closed_and_an_error(tmp_path: Path) -> None:
     assert (outcome.code, outcome.stdout) == (1, "")
 
 
-@pytest.mark.parametrize("descriptors", [(1,), (2,), (1, 2)], ids=["stdout", "stderr", "both"])
+@pytest.mark.parametrize(
+    "descriptors",
+    [
+        pytest.param((1,), marks=pytest.mark.long),
+        pytest.param((2,), marks=pytest.mark.long),
+        (1, 2),
+    ],
+    ids=["stdout", "stderr", "both"],
+)
 def test_with_a_file_no_stream_is_needed(tmp_path: Path, descriptors: tuple[int, ...]) -> None:
     series = save_series(tmp_path / "run")
     (tmp_path / "out").mkdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import QUICK, invoke, run_cold
+from tests.cli.program import QUICK, invoke, run
 from tests.helpers import entries, save_series
 
 
@@ -37,7 +37,7 @@ def test_finished_checkpoints_are_kept_and_the_run_resumes(tmp_path: Path) -> No
     target = disk / "ranks.csv"
     with mounted(disk, "size=48k"):
         (disk / "ballast").write_bytes(b"x" * 20_000)
-        outcome = run_cold("analyze", str(series), *QUICK, "-o", str(target))
+        outcome = run("analyze", str(series), *QUICK, "-o", str(target))
         assert outcome.code == 1
         last = outcome.stderr.splitlines()[-1]
         assert last.startswith("localrank: error: ")
@@ -54,7 +54,7 @@ def test_finished_checkpoints_are_kept_and_the_run_resumes(tmp_path: Path) -> No
             assert set(target.read_text().splitlines()) <= set(at_once.splitlines())
         (disk / "ballast").unlink()
         subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
-        again = run_cold("analyze", str(series), *QUICK, "-o", str(target))
+        again = run("analyze", str(series), *QUICK, "-o", str(target))
         assert again.code == 0
         assert f"{finished} of 12 checkpoints are finished already" in again.stderr
         assert target.read_text() == at_once

@@ -58,7 +58,7 @@ def in_the_call(folder: Path, process: "subprocess.Popen[str]") -> None:
     "number",
     [
         signal.SIGINT,
-        signal.SIGUSR2,
+        pytest.param(signal.SIGUSR2, marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, marks=pytest.mark.long),
         pytest.param(signal.SIGUSR1, marks=pytest.mark.long),
     ],
@@ -66,7 +66,7 @@ def in_the_call(folder: Path, process: "subprocess.Popen[str]") -> None:
 def test_the_status_and_the_table_of_what_is_finished(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = begin(tmp_path, eigen=number == signal.SIGUSR2)
+    process = begin(tmp_path, eigen=number in {signal.SIGINT, signal.SIGUSR2})
     try:
         in_the_call(tmp_path, process)
         process.send_signal(number)
