@@ -216,7 +216,7 @@ def _at_positions(
                 left_out.setdefault(reason, []).append(record.call.label)
             else:
                 kept.append(record)
-        of = f", with respect to {view.label}" if len(views) > 1 else ""
+        of = f", with respect to {view.label or 'the input'}" if len(views) > 1 else ""
         notes += [f"left out{of}, {why}: {listed(names)}" for why, names in left_out.items()]
         if kept:
             placed.append(replace(view, records=tuple(kept), axes=axes, source_axes=source))
