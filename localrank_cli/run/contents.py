@@ -15,7 +15,7 @@ from localrank_cli.checkpoints.series import (
     find_checkpoints,
 )
 from localrank_cli.checkpoints.sharded import is_index
-from localrank_cli.checkpoints.weights import RAW, WRAPPERS, candidates
+from localrank_cli.checkpoints.weights import RAW, without_wrappers
 from localrank_cli.errors import LocalrankError, ModelError, Note, UnreadableError, printable
 from localrank_cli.model.mlp import infer_mlp
 from localrank_cli.options.needs import (
@@ -164,9 +164,10 @@ def _is_drawn(data: object) -> bool:
 def _inferred(state: State) -> tuple[str, int | None]:
     """Return why the network cannot be inferred, or the size of its input."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    *_, (_, bare) = candidates(shapes, WRAPPERS)
     try:
-        layout = infer_mlp(bare, not all(tensor.is_meta for tensor in state.values()))
+        layout = infer_mlp(
+            without_wrappers(shapes), not all(tensor.is_meta for tensor in state.values())
+        )
     except ModelError:
         return "the weights are not those of a plain MLP", None
     return "", layout.widths[0]
@@ -175,8 +176,7 @@ def _inferred(state: State) -> tuple[str, int | None]:
 def find_embedding(state: State, config: HfConfig | None) -> str:
     """Return the module that embeds tokens, by the names of the weights; empty if none is known."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    *_, (_, bare) = candidates(shapes, WRAPPERS)
-    for key, shape in bare.items():
+    for key, shape in without_wrappers(shapes).items():
         module, _, kind = key.rpartition(".")
         is_matrix = kind == "weight" and len(shape) == 2
         if is_matrix and _EMBEDDING.match(module.rpartition(".")[2]):

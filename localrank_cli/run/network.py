@@ -9,7 +9,7 @@ from typing import Any
 
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.series import CheckpointFile
-from localrank_cli.checkpoints.weights import WRAPPERS, candidates, parts
+from localrank_cli.checkpoints.weights import parts, without_wrappers
 from localrank_cli.errors import ModelError, Note, listed
 from localrank_cli.model.build import existing_modules
 from localrank_cli.model.hf import (
@@ -74,7 +74,7 @@ def make_model(
 
 def _layout(state: State) -> MlpLayout:
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    *_, (_, bare) = candidates(shapes, WRAPPERS)
+    bare = without_wrappers(shapes)
     return infer_mlp(bare, in_order=not all(tensor.is_meta for tensor in state.values()))
 
 
