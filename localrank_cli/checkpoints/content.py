@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from localrank_cli.checkpoints.bundle import Bundle
+from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.checkpoints.names import NO_NUMBER, TOO_LARGE, number_in_text
 from localrank_cli.errors import UnreadableError, one_line
 
@@ -50,6 +51,8 @@ class Content:
     per_epoch: int | None = None  # steps in an epoch, where the file records it
     others: frozenset[str] = frozenset()  # keys of `states` at other places: generator
     bundle: Bundle | None = None  # further checkpoints in the file
+    # Of each key of `states` that holds a whole module: what it consists of.
+    modules: Mapping[str, tuple[HeldModule, ...]] = field(default_factory=dict)
 
     @classmethod
     def of_state(cls, state: State, metadata: Mapping[str, Any]) -> "Content":

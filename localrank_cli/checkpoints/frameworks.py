@@ -27,6 +27,7 @@ from localrank_cli.checkpoints.content import (
     step_in,
 )
 from localrank_cli.checkpoints.foreign import conversion, line_of_python
+from localrank_cli.checkpoints.modules import held_modules, object_at
 from localrank_cli.checkpoints.names import NO_NUMBER
 from localrank_cli.checkpoints.pickles import Inert, LostTensor, as_tensor, is_array, name_of, plain
 from localrank_cli.errors import NoWeightsError, UnreadableError
@@ -189,7 +190,7 @@ def unwrap(loaded: object, path: Path) -> Content:
         NoWeightsError: If there is none.
         UnreadableError: If the place of the weights is not known, or a tensor has no plain values.
     """
-    loaded = _state_of(loaded)
+    whole, loaded = loaded, _state_of(loaded)
     if not isinstance(loaded, Mapping):
         _refuse_bundle(find_bundle(loaded, _holds_states), path)
         raise _absence(loaded)(*_no_mapping(loaded, path))
@@ -207,9 +208,12 @@ def unwrap(loaded: object, path: Path) -> Content:
         _check_plain(state, path)
     step, source, epoch = progress(loaded)
     per_epoch = per_epoch_in(loaded, source)
+    states |= others
+    modules = {key: held_modules(object_at(whole, key)) for key in states}
     return Content(
-        states | others, step, source, epoch, averaged, per_epoch, frozenset(others), bundle
-    )
+        states, step, source, epoch, averaged, per_epoch, frozenset(others), bundle,
+        {key: found for key, found in modules.items() if found},
+    )  # fmt: skip
 
 
 def _refuse_bundle(bundle: Bundle | None, path: Path) -> None:

@@ -21,6 +21,7 @@ from localrank_cli.checkpoints.adapters import (
 from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.content import Content, State
 from localrank_cli.checkpoints.counting import ALONE, Counting
+from localrank_cli.checkpoints.modules import HeldModule, kinds_of
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.checkpoints.order import SeriesSteps, StepScheme
 from localrank_cli.checkpoints.places import Names, Place, find_place
@@ -139,6 +140,8 @@ class Headers:
         self.scheme = StepScheme(rule, Counting(), {})
         self.unfilled: set[str] = set()  # parts of the model that a checkpoint does not fill
         self.first: State | None = None  # the weights in the first file, by name
+        self.modules: tuple[HeldModule, ...] = ()  # of the first file with a whole module
+        self.place: Path = series.folder  # of that file
 
     @property
     def held(self) -> Held:
@@ -187,6 +190,7 @@ class Headers:
                 continue
             if self.first is None:
                 self.first = self._first(content, bare, file)
+            self._compare_modules(content, bare, file)
             self._headers[file] = self._shared(content)
         self._pass_over(without, note)
         ordered = self._in_order(places, names)
@@ -281,6 +285,23 @@ class Headers:
         except UnreadableError:  # an earlier checkpoint has been removed
             return False
 
+    def _compare_modules(self, content: Content, bare: str, file: CheckpointFile) -> None:
+        """Keep what a whole module consists of, which must be the same in all files.
+
+        Raises:
+            SettingsError: If an inferred network would differ.
+        """
+        if not content.modules or not self._context.is_inferred:
+            return
+        modules = content.modules.get(self._key_of_first(content, bare, file), ())
+        if self.modules and modules and kinds_of(self.modules) != kinds_of(modules):
+            raise SettingsError(
+                f"{file.path}: holds a module of other parts than {self.place}.",
+                "Choose the checkpoints of one network with --pattern GLOB, or give the network's"
+                " code: --model path/to/file.py:name.",
+            )
+        self.modules, self.place = modules, file.path
+
     def _first(self, content: Content, bare: str, file: CheckpointFile) -> State:
         """Return the weights from which a network may be inferred.
 
@@ -293,6 +314,11 @@ class Headers:
         if bare not in content.others:
             rest = without_loss(first)
             return first if can_infer(first) or not can_infer(rest) else rest
+        return content.states[self._key_of_first(content, bare, file)]
+
+    def _key_of_first(self, content: Content, bare: str, file: CheckpointFile) -> str:
+        if bare not in content.others:
+            return bare
         keys = choose(sets_of(content), self._weights, str(file.path))
         fitting = prefer([key for key in keys if can_infer(content.states[key])])
         if len(fitting) > 1:
@@ -300,7 +326,7 @@ class Headers:
                 f"{file.path}: holds several networks: {listed(fitting)}.",
                 f"Choose one: --weights {' or --weights '.join(fitting[:4])}.",
             )
-        return content.states[fitting[0]] if fitting else first
+        return fitting[0] if fitting else bare
 
     def _shared(self, content: Content) -> _Header:
         shapes = {

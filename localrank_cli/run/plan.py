@@ -52,6 +52,7 @@ from localrank_cli.results.columns import optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
+from localrank_cli.run.activation import with_held_activation
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
@@ -65,7 +66,7 @@ from localrank_cli.run.headers import (
     load_state,
 )
 from localrank_cli.run.missing import Parts
-from localrank_cli.run.network import check_unsaved, make_model
+from localrank_cli.run.network import can_infer, check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
 from localrank_cli.spectrum.layer import Examination, examine
 from localrank_cli.spectrum.tolerance import check_rounding
@@ -204,6 +205,7 @@ def _plan_series(
     failures = Failures(run, skips=options.skips_errors)
     steps = failures.steps(headers, note, folder)
     files, allowed = [file for file, _ in steps], options.allow_unsaved
+    settings = _with_held_activation(settings, headers, series_options)
     weights = (headers.first, headers.held)
     network = make_model(settings.model, (files, folder), weights, note)
     model, expected = network.model, network.expected
@@ -283,6 +285,16 @@ def _headers(
         context = replace(context, counting=Counting.of_text(entry.settings.get("counting")))
         series = listed_part(series, entry)
     return series, Headers(series, options.trust_pickle, rule, options.weights or RAW, context)
+
+
+def _with_held_activation(settings: Settings, headers: Headers, options: SeriesOptions) -> Settings:
+    choice = settings.model
+    if not choice.is_inferred or not headers.first or not can_infer(headers.first):
+        return settings
+    is_given = "activation" in options.from_user | options.from_folder
+    given = options.options.activation if is_given else None
+    found = with_held_activation(choice, headers.modules, given, headers.place)
+    return replace(settings, model=found)
 
 
 def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
