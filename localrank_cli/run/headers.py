@@ -4,7 +4,7 @@ Everything here happens before any work, but for `load_state`, which reads the t
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,9 @@ from localrank_cli.checkpoints.adapters import (
     refusal,
 )
 from localrank_cli.checkpoints.bundle import Bundle
-from localrank_cli.checkpoints.content import Content, State
+from localrank_cli.checkpoints.content import Content, State, printable_name
 from localrank_cli.checkpoints.counting import ALONE, Counting
+from localrank_cli.checkpoints.folders import is_alias
 from localrank_cli.checkpoints.modules import HeldModule, kinds_of
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.checkpoints.order import SeriesSteps, StepScheme
@@ -110,6 +111,7 @@ class HeaderContext:
     earlier: StepScheme | None = None  # of checkpoints that were there before these
     is_inferred: bool = False  # whether the network is inferred from the weights
     is_hf: bool = False  # whether transformers builds it
+    names: Collection[str] = ()  # of the model's weights, once it is built
 
 
 class Headers:
@@ -168,6 +170,7 @@ class Headers:
         places: dict[CheckpointFile, Place] = {}
         without: dict[CheckpointFile, NoWeightsError] = {}
         bundles: list[tuple[CheckpointFile, str, Bundle]] = []
+        doubtful: list[tuple[CheckpointFile, Content]] = []
         earlier = self._context.earlier
         before = earlier.places if earlier is not None else ()
         names = Names([*before, *self._context.files, *self._series.files])
@@ -177,27 +180,71 @@ class Headers:
             except NoWeightsError as error:
                 without[file] = error
                 continue
-            if content is None:
-                continue
-            keys = choose(sets_of(content), self._weights, str(file.path))
-            if content.bundle is not None:
-                bundles.append((file, keys[0], content.bundle))
-            try:
-                bare = self._check_adapter({key: content.states[key] for key in keys}, file)
-                places[file] = find_place(file, content, self._rule, names)
-            except UnreadableError as error:
-                _skip(skip, file, error)
-                continue
-            if self.first is None:
-                self.first = self._first(content, bare, file)
-            self._compare_modules(content, bare, file)
-            self._headers[file] = self._shared(content)
+            if content is not None and may_be_data(content):
+                doubtful.append((file, content))
+            elif content is not None:
+                self._take(file, content, names, (places, bundles), skip)
+        for file, content in doubtful:  # last, when it is known what the others hold
+            data = self._as_data(file, content, names)
+            if data is not None:
+                without[file] = data
+            else:
+                self._take(file, content, names, (places, bundles), skip)
         self._pass_over(without, note)
         ordered = self._in_order(places, names)
         self._check_bundles(bundles, note)
         steps = ordered.steps(note)
         self._epochs = {file: places[file].epoch for file, _ in steps}
         return steps
+
+    def _take(
+        self,
+        file: CheckpointFile,
+        content: Content,
+        names: Names,
+        found: tuple[dict[CheckpointFile, Place], list[tuple[CheckpointFile, str, Bundle]]],
+        skip: Skip | None,
+    ) -> None:
+        """Keep the header of a checkpoint, and add its place and its bundle to those found."""
+        places, bundles = found
+        keys = choose(sets_of(content), self._weights, str(file.path))
+        if content.bundle is not None:
+            bundles.append((file, keys[0], content.bundle))
+        try:
+            bare = self._check_adapter({key: content.states[key] for key in keys}, file)
+            places[file] = find_place(file, content, self._rule, names)
+        except UnreadableError as error:
+            _skip(skip, file, error)
+            return
+        if self.first is None:
+            self.first = self._first(content, bare, file)
+        self._compare_modules(content, bare, file)
+        self._headers[file] = self._shared(content)
+
+    def _as_data(
+        self, file: CheckpointFile, content: Content, names: Names
+    ) -> NoWeightsError | None:
+        """Return why a file holds data, not weights; None where that is not certain.
+
+        Certain is: it has no step, and not one entry's name is that of an entry of the model or
+        of another checkpoint.
+        """
+        known = set(self._context.names)
+        for header in {id(one): one for one in self._headers.values()}.values():
+            known |= {name for shapes in header.shapes.values() for name in shapes}
+        if not known or is_alias(file.name):
+            return None
+        known |= {name.rpartition(".")[2] for name in known}
+        held = list(dict.fromkeys(name for state in content.states.values() for name in state))
+        with suppress(UnreadableError):
+            place = find_place(file, content, self._rule, names)
+            if place.step is None and place.epoch is None and known.isdisjoint(held):
+                return NoWeightsError(
+                    f"{file.path}: holds tensors ({listed(map(printable_name, held), 4)}) of which"
+                    " no checkpoint has one.",
+                    "If these are data, pass them with --data.",
+                )
+        return None
 
     def _check_bundles(
         self, bundles: Sequence[tuple[CheckpointFile, str, Bundle]], note: Note
@@ -516,6 +563,11 @@ def _planned(
         averaged=container in header.averaged,
         is_found=container in header.others,
     )
+
+
+def may_be_data(content: Content) -> bool:
+    """Return whether no name of an entry is that of a part of a network (`0.weight`)."""
+    return not any("." in name for state in content.states.values() for name in state)
 
 
 def _skip(skip: Skip | None, file: CheckpointFile, error: UnreadableError) -> None:

@@ -106,6 +106,8 @@ class TestNoCheckpoints:
             {"losses": [1.0, 2.0]},
             {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
             {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3},
+            {"x": torch.ones(8, 4), "y": torch.ones(8)},
+            {"train": {"x": torch.ones(8, 4)}, "test": {"x": torch.ones(2, 4)}},
         ],
     )
     @pytest.mark.parametrize("command", ["analyze", "inspect"])
@@ -119,6 +121,24 @@ class TestNoCheckpoints:
         (note,) = (line for line in outcome.stderr.splitlines() if "inputs.pt" in line)
         assert "note: " in note
         assert note.endswith("; it is left out")
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("other.pt", {"weight": torch.ones(3, 4), "bias": torch.ones(3)}),
+            ("other.pt", {"0.weight": torch.ones(3, 4), "x": torch.ones(3)}),
+            ("step_7.pt", {"x": torch.ones(3, 4)}),
+            ("best.pt", {"x": torch.ones(3, 4)}),
+            ("other.pt", {"x": torch.ones(3, 4), "epoch": 7}),
+        ],
+    )
+    def test_where_it_may_be_a_checkpoint_it_stays_an_error(
+        self, tmp_path: Path, name: str, content: object
+    ) -> None:
+        torch.save(content, save_series(tmp_path / "run") / name)
+        outcome = invoke("analyze", str(tmp_path / "run"), *DATA)
+        assert outcome.code == 1
+        assert name in outcome.error
 
     def test_also_beside_a_single_checkpoint(self, tmp_path: Path) -> None:
         save(tmp_path / "model.pt")
