@@ -97,6 +97,19 @@ class HfModel:
                         " --model-arg if you gave it.",
                     ) from error
 
+    def embedding(self) -> str:
+        """Return the name of the module that embeds tokens; empty if it is not known.
+
+        The network is built without memory.
+        """
+        with library(), contextlib.suppress(Exception):
+            with self._bounded(), torch.device("meta"):
+                model = self._build()
+            embedding = model.get_input_embeddings()
+            names = (name for name, module in model.named_modules() if module is embedding)
+            return next(names, "")
+        return ""
+
     def _bounded(self) -> contextlib.AbstractContextManager[None]:
         if self.held is None:
             return contextlib.nullcontext()

@@ -25,7 +25,7 @@ from localrank_cli.model.hf_weights import HfExpected
 from localrank_cli.model.mlp import InferredMlp, MlpLayout, infer_mlp
 from localrank_cli.model.twice import Builder, Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
-from localrank_cli.options.needs import EMBEDDING, HF, find_hf_config
+from localrank_cli.options.needs import EMBEDDING, HF, HfConfig, find_hf_config
 from localrank_cli.options.resolve import ModelChoice
 from localrank_cli.results.record import unsaved_message
 from localrank_cli.seeds import SEED, seeded
@@ -60,7 +60,7 @@ def make_model(
     except ModelError as error:
         names = [name for name, part in parts(first).items() if can_infer(part)]
         if not names:
-            raise _with_advice_of_config(error, *place) from error
+            raise _with_advice_of_config(error, *place, held) from error
         part = f"To read one part alone as the network, give --weights {' or '.join(names[:4])}."
         raise ModelError(error.what, f"{error.advice} {part}") from error
     note(
@@ -88,17 +88,29 @@ def can_infer(state: State) -> bool:
 
 
 def _with_advice_of_config(
-    error: ModelError, files: Sequence[CheckpointFile], folder: Path
+    error: ModelError, files: Sequence[CheckpointFile], folder: Path, held: Held
 ) -> ModelError:
     """Return the error of an inference, with other advice where a config.json describes a model."""
     config = find_hf_config(_config_folder(files[0], folder))
     if config is None:
         return error
-    wrt = f" and, for tokens, --wrt {EMBEDDING}" if config.takes_tokens else ""
+    wrt = ""
+    if config.takes_tokens:
+        wrt = f" and, for tokens, --wrt {embedding_of_hf(config, held) or EMBEDDING}"
     return ModelError(
         error.what,
         f"{config.place} names {config.architecture} of transformers: give --model {HF}{wrt}.",
     )
+
+
+def embedding_of_hf(config: HfConfig, held: Held) -> str:
+    """Return the name of the module that embeds tokens; empty if it is not known."""
+    if config.embedding:
+        return config.embedding
+    try:
+        return hf_model(config.place.parent, {}, held).embedding()
+    except ModelError:  # reported when the network is built
+        return ""
 
 
 def make_hf_model(
