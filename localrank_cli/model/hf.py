@@ -14,7 +14,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class HfModel:
     config: Any
     attention: str = "eager"
     held: Held | None = None  # by the checkpoints
+    entries: Mapping[str, Any] = field(default_factory=dict)  # of config.json
 
     @property
     def _choices(self) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def hf_model(folder: Path, arguments: Mapping[str, Any], held: Held | None = Non
             ) from error
         _override(made, arguments, path)
         made.use_cache = False
-        return HfModel(folder, _class(transformers, made), made, attention, held)
+        return HfModel(folder, _class(transformers, made), made, attention, held, config)
 
 
 def _override(made: Any, arguments: Mapping[str, Any], path: Path) -> None:

@@ -37,14 +37,14 @@ class HfExpected(Expected):
 
     def __init__(self, model: nn.Module, source: HfModel) -> None:
         super().__init__(model)
-        self._model, self._source = model, source
+        self._model, self.source = model, source
 
     def report(self, shapes: Shapes) -> Report:
         """Return how stored tensors of such names and shapes fit, without reading any."""
         # Without memory: only what is fused is copied. (On `meta` nothing could be materialized.)
         zero = torch.zeros((), dtype=torch.float32, device="cpu")
         try:
-            model, found = self._source.load(
+            model, found = self.source.load(
                 {key: zero.expand(shape) for key, shape in shapes.items()}, torch.float32
             )
         except Exception as error:  # the library raises whatever a conversion raises
@@ -94,9 +94,7 @@ class HfExpected(Expected):
         has_float64 = any(tensor.dtype == torch.float64 for tensor in state.values())
         try:
             # Exact for all that is stored: bfloat16, float16 and float32 fit into float32.
-            loaded, found = self._source.load(
-                state, torch.float64 if has_float64 else torch.float32
-            )
+            loaded, found = self.source.load(state, torch.float64 if has_float64 else torch.float32)
         except Exception as error:  # the library raises whatever a conversion raises
             raise MismatchError(
                 f"{place}: transformers cannot load the weights ({cause(error)}).",

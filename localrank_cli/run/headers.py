@@ -58,7 +58,7 @@ from localrank_cli.model.hf_weights import HfExpected, Report, mismatch_of
 from localrank_cli.options.parse import Part
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.missing import Parts
-from localrank_cli.run.network import can_infer
+from localrank_cli.run.network import can_infer, check_config
 from localrank_cli.spectrum.layer import Examination
 
 Skip = Callable[[CheckpointFile, LocalrankError], None]
@@ -399,7 +399,10 @@ class Headers:
 
         Raises:
             MismatchError: If they do not fit the model.
+            UnreadableError: If the config of transformers beside them cannot be read.
         """
+        if isinstance(expected, HfExpected):
+            check_config(file, self._series.folder, expected.source)
         header = self._headers[file]
         keys = choose(header.sets, self._weights, str(file.path))
         bare = PlannedCheckpoint(file, step, "", Stripping(), epoch=self._epochs.get(file))
@@ -420,15 +423,21 @@ class Headers:
             found = self._custom(bare, keys, model, expected, stripped=True)
             if found is not None:
                 return found
+        raise self._misfit(file, header, keys, expected, place)
+
+    @staticmethod
+    def _misfit(
+        file: CheckpointFile, header: _Header, keys: Sequence[str], expected: Expected, place: str
+    ) -> MismatchError:
         if all(is_adapter_alone(header.shapes[key]) for key in keys):
-            raise MismatchError(*refusal(file.path, header.shapes[keys[0]]))
+            return MismatchError(*refusal(file.path, header.shapes[keys[0]]))
         if isinstance(expected, HfExpected):
-            raise mismatch_of(expected.report(header.shapes[keys[0]]), place)
+            return mismatch_of(expected.report(header.shapes[keys[0]]), place)
         closest = min(
             (renamed for key in keys for _, renamed in candidates(header.shapes[key])),
             key=lambda shapes: sum(map(len, expected.differences(shapes))),
         )
-        raise mismatch(expected, closest, place)
+        return mismatch(expected, closest, place)
 
     def _custom(
         self,
@@ -667,13 +676,14 @@ class Failures:
 
         Raises:
             MismatchError: If one does not fit and errors are not skipped.
+            UnreadableError: If a config beside one cannot be read.
             LocalrankError: If none fits.
         """
         planned = []
         for file, step in steps:
             try:
                 planned.append(plan(file, step))
-            except MismatchError as error:
+            except (MismatchError, UnreadableError) as error:
                 if not self._skips:
                     raise
                 self._add(file.name, step, error)

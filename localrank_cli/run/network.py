@@ -10,10 +10,11 @@ from typing import Any
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.checkpoints.weights import parts, without_wrappers
-from localrank_cli.errors import ModelError, Note, listed
+from localrank_cli.errors import MismatchError, ModelError, Note, UnreadableError, listed
 from localrank_cli.model.build import existing_modules
 from localrank_cli.model.hf import (
     CONFIG,
+    HfModel,
     hf_model,
     read_config,
     refuse_folder,
@@ -37,15 +38,18 @@ def make_model(
     place: tuple[Sequence[CheckpointFile], Path],
     weights: tuple[State | None, Held],
     note: Note,
+    *,
+    skips: bool = False,
 ) -> Network:
     """Build the network of a series; its weights are still to be filled in.
 
     `place` holds the checkpoints, by step, and their folder; `weights` those in the first of them,
-    from whose names and shapes a plain MLP is inferred, and how much the largest one holds.
+    from whose names and shapes a plain MLP is inferred, and how much the largest one holds; `skips`
+    is whether checkpoints that cannot be analyzed are left out.
     """
     first, held = weights
     if choice.is_hf:
-        return make_hf_model(*place, choice.arguments, held)
+        return make_hf_model(*place, choice.arguments, held, skips=skips)
     existing = existing_modules()
     arguments, name = choice.arguments, choice.description
     if choice.factory is not None:
@@ -114,40 +118,65 @@ def embedding_of_hf(config: HfConfig, held: Held) -> str:
 
 
 def make_hf_model(
-    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any], held: Held
+    files: Sequence[CheckpointFile],
+    folder: Path,
+    arguments: Mapping[str, Any],
+    held: Held,
+    *,
+    skips: bool = False,
 ) -> Network:
-    """Build a network of transformers from the configs beside checkpoints, which are by step.
+    """Build a network of transformers from the first config beside checkpoints, which are by step.
 
     `arguments` override entries of the config, and `held` is how much the largest checkpoint holds.
-    The weights are still to be filled in.
+    With `skips`, the first config of which a network can be made counts; `check_config` refuses
+    the others. The weights are still to be filled in.
 
     Raises:
-        ModelError: If there is no usable config, or the checkpoints' configs differ.
+        ModelError: If there is no usable config.
     """
-    groups: dict[Path, list[Path]] = {}
-    for file in files:
-        groups.setdefault(_config_folder(file, folder), []).append(file.path)
-    first = next(iter(groups))
-    config = read_config(first)
-    for other, paths in groups.items():
-        found = read_config(other)
-        refuse_folder(other, found)
-        refuse_other_weights(other, found, paths)
-        if not same_network(config, found):
-            raise ModelError(
-                f"{other / CONFIG} describes another network than {first / CONFIG}.",
-                "Choose the checkpoints of one network with --pattern GLOB.",
-            )
-    source = hf_model(first, arguments, held)
-    network = build_twice(Builder(source.build, {}, "--model hf", existing_modules()))
-    # The code is that of transformers: nothing is drawn outside its modules.
-    return replace(network, rebuild=None, expected_of=partial(HfExpected, source=source))
+    places = list(dict.fromkeys(_config_folder(file, folder) for file in files))
+    errors: list[ModelError] = []
+    for place in places if skips else places[:1]:
+        try:
+            source = hf_model(place, arguments, held)
+            network = build_twice(Builder(source.build, {}, "--model hf", existing_modules()))
+        except ModelError as error:
+            errors.append(error)
+            continue
+        # The code is that of transformers: nothing is drawn outside its modules.
+        return replace(network, rebuild=None, expected_of=partial(HfExpected, source=source))
+    raise errors[0]
+
+
+def check_config(file: CheckpointFile, folder: Path, source: HfModel) -> None:
+    """Refuse a checkpoint whose config does not describe the network that was built.
+
+    Raises:
+        UnreadableError: If its config cannot be read.
+        MismatchError: If it describes another network, or not the weights that were found.
+    """
+    place = _config_folder(file, folder)
+    try:
+        found = read_config(place)
+    except ModelError as error:
+        raise UnreadableError(error.what, error.advice) from error
+    try:
+        refuse_folder(place, found)
+        refuse_other_weights(place, found, [file.path])
+    except ModelError as error:
+        raise MismatchError(error.what, error.advice) from error
+    if not same_network(source.entries, found):
+        raise MismatchError(
+            f"{place / CONFIG} describes another network than {source.folder / CONFIG}.",
+            "Choose the checkpoints of one network with --pattern GLOB.",
+        )
 
 
 def _config_folder(file: CheckpointFile, folder: Path) -> Path:
     beside = file.folder or file.path.parent
     # One that is no file (a FIFO, a folder) is refused when it is read.
-    return beside if os.path.lexists(beside / CONFIG) else folder
+    is_elsewhere = not os.path.lexists(beside / CONFIG) and os.path.lexists(folder / CONFIG)
+    return folder if is_elsewhere else beside
 
 
 def check_unsaved(

@@ -207,7 +207,7 @@ def _plan_series(
     files, allowed = [file for file, _ in steps], options.allow_unsaved
     settings = _with_held_activation(settings, headers, series_options)
     weights = (headers.first, headers.held)
-    network = make_model(settings.model, (files, folder), weights, note)
+    network = make_model(settings.model, (files, folder), weights, note, skips=options.skips_errors)
     model, expected = network.model, network.expected
     points, facts = load_points(settings.source)
     for text in points.notes:
