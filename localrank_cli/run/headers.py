@@ -193,6 +193,8 @@ class Headers:
         self._pass_over(without, note)
         ordered = self._in_order(places, names)
         self._check_bundles(bundles, note)
+        if earlier is not None and self.scheme.stages and not earlier.stages:
+            note(self.scheme.stages)
         steps = ordered.steps(note)
         self._epochs = {file: places[file].epoch for file, _ in steps}
         return steps
