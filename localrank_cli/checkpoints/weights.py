@@ -238,7 +238,8 @@ def find_part(
     """Return the prefixes under which some of the entries are the model's, exactly, and how.
 
     The key is "" where the network has no prefix beside the weights of a loss (`criterion.weight`).
-    Where a prefix and a longer one give the same entries, the longer one is left out.
+    A longer prefix is left out if its entries are among those of a shorter one, as those of a base
+    model in a network of transformers are.
     """
     found: dict[str, Stripping] = {}
     seen: set[frozenset[str]] = set()
@@ -249,6 +250,8 @@ def find_part(
             continue
         start = f"{prefix}." if prefix else ""
         keys = frozenset(start + name for name in part)
+        if any(keys <= other for other in seen):
+            continue
         fit = strip_to_fit(part, fits)
         if fit is not None:
             given = dict(zip(fit[1], part, strict=True))
@@ -258,11 +261,10 @@ def find_part(
             if matched is None:
                 continue
             pairs = tuple((start + name, new) for name, new in matched.names)
-        if keys not in seen:
-            seen.add(keys)
-            left = tuple(key for key in state if key not in keys)
-            change = f"prefix {start!r}" if start else ""
-            found[prefix] = Stripping(names=pairs, change=change, left=left)
+        seen.add(keys)
+        left = tuple(key for key in state if key not in keys)
+        change = f"prefix {start!r}" if start else ""
+        found[prefix] = Stripping(names=pairs, change=change, left=left)
     return found
 
 

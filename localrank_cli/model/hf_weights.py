@@ -56,6 +56,13 @@ class HfExpected(Expected):
         """Return whether nothing has another shape, and something is loaded at all."""
         return not (report.mismatched or report.fault or self.floats <= set(report.missing))
 
+    def is_filled_by(self, shapes: Shapes) -> bool:
+        """Return whether stored tensors fill the whole network and nothing of them is left."""
+        if self.fits(shapes):
+            return True
+        report = self.report(shapes)
+        return not (report.mismatched or report.fault or report.n_left)
+
     def filled_by(self, shapes: Shapes, keys: set[str]) -> tuple[str, ...]:
         """Return the floating-point entries of the network that some of the stored keys fill."""
         if not keys:

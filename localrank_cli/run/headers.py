@@ -518,6 +518,12 @@ def _find_fit(header: _Header, container: str, expected: Expected) -> _Fit | Non
     if not possible:
         return None
     best, renamed = min(possible, key=lambda pair: pair[0].report.n_left)
+    if best.report.missing:  # perhaps under the names of wrappers within
+        fits = expected.is_filled_by
+        whole = match_names(shapes, expected.shapes, fits)
+        whole = whole or find_part(shapes, expected.shapes, fits).get("")
+        if whole is not None:
+            return _fit_of(header, container, whole, expected)
     odd = {
         name
         for (_, names), (_, dtypes) in zip(
@@ -535,19 +541,33 @@ def _find_further(
 ) -> "dict[str, tuple[str, _Fit]]":
     """Return the places, for --weights, of what fits a network, each with its container."""
     found: dict[str, tuple[str, _Fit]] = {}
+    fits = expected.is_filled_by if isinstance(expected, HfExpected) else expected.fits
     for container in keys:
         fit = _find_fit(header, container, expected)
         shapes = header.shapes[container]
-        if fit is None and not isinstance(expected, HfExpected):
-            renamed = match_names(shapes, expected.shapes, expected.fits)
-            fit = None if renamed is None else _Fit(renamed)
+        if fit is None:
+            pair = strip_to_fit(shapes, fits)
+            renamed = pair[0] if pair is not None else match_names(shapes, expected.shapes, fits)
+            fit = None if renamed is None else _fit_of(header, container, renamed, expected)
         if fit is not None:
             found[container] = (container, fit)
-        elif not isinstance(expected, HfExpected):
-            for prefix, part in find_part(shapes, expected.shapes, expected.fits).items():
-                report = Report(unexpected=part.left)
-                found[prefix or container] = (container, _Fit(part, report))
+        else:
+            for prefix, part in find_part(shapes, expected.shapes, fits).items():
+                found[prefix or container] = (
+                    container, _fit_of(header, container, part, expected),
+                )  # fmt: skip
     return found
+
+
+def _fit_of(header: _Header, container: str, stripping: Stripping, expected: Expected) -> _Fit:
+    """Return the fit of a set of weights that fills the network once it is renamed."""
+    if not isinstance(expected, HfExpected):
+        return _Fit(stripping, Report(unexpected=stripping.left))
+    renamed = stripping.apply(header.shapes[container]) or {}
+    dtypes = stripping.apply(header.dtypes[container]) or {}
+    odd = {name for name, dtype in dtypes.items() if not dtype.is_floating_point}
+    report = replace(expected.report(renamed), unexpected=stripping.left)
+    return _Fit(stripping, report, expected.filled_by(renamed, odd))
 
 
 def _planned(
