@@ -519,9 +519,9 @@ def _find_fit(header: _Header, container: str, expected: Expected) -> _Fit | Non
         return None
     best, renamed = min(possible, key=lambda pair: pair[0].report.n_left)
     if best.report.missing:  # perhaps under the names of wrappers within
-        fits = expected.is_filled_by
-        whole = match_names(shapes, expected.shapes, fits)
-        whole = whole or find_part(shapes, expected.shapes, fits).get("")
+        fills = expected.is_filled_by
+        whole = match_names(shapes, expected.shapes, fills)
+        whole = whole or find_part(shapes, expected.shapes, fills).get("")
         if whole is not None:
             return _fit_of(header, container, whole, expected)
     odd = {
