@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.entries import level
@@ -33,6 +34,8 @@ from localrank_cli.options.resolve import ModelChoice
 from localrank_cli.results.record import unsaved_message
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import import_object
+
+_Value = TypeVar("_Value")
 
 
 def make_model(
@@ -109,14 +112,36 @@ def networks_in(state: State) -> list[str]:
     """Return the networks in weights that fit as one chain and are several by their names.
 
     A generator, and a discriminator of what it returns, are such. Empty: one network, or none.
+    Each has the name that `--weights` takes, with what wraps both (`module.generator`).
     """
-    rest, others = second_networks(state)
+    if not can_infer(state):
+        return []
+    bare = _below(without_wrappers(state))
+    rest, others = second_networks(bare)
     seconds = [prefix for prefix, part in others.items() if can_infer(part)]
-    if not seconds or not can_infer(rest) or not can_infer(state):
+    if not seconds or not can_infer(rest):
         return []
     tops = {key.split(".", maxsplit=1)[0] for key in rest}
     # Of `0.weight` and `2.weight` there is no prefix to choose by.
-    return [*(tops if len(tops) == 1 else ()), *seconds]
+    names = [*(tops if len(tops) == 1 else ()), *seconds]
+    outer = _n_common(state)
+    stored = {
+        key.split(".", maxsplit=1)[0]: ".".join(name.split(".")[: outer + 1])
+        for key, name in zip(bare, state, strict=True)
+    }
+    return [stored[name] for name in names]
+
+
+def _below(state: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Return a state dict by names without the parts that they all begin with."""
+    outer = _n_common(state)
+    return {".".join(key.split(".")[outer:]): value for key, value in state.items()}
+
+
+def _n_common(names: Iterable[str]) -> int:
+    """Return how many of their first parts all names have in common."""
+    columns = zip(*(name.split(".") for name in names), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _with_advice_of_config(

@@ -162,6 +162,22 @@ class TestPrefixes:
         needs = invoke("inspect", str(tmp_path)).stdout
         assert f"of which --weights takes one: {names[0]}, {names[1]}" in needs
 
+    @pytest.mark.parametrize(
+        ("before", "within"),
+        [("module.", ""), ("_fsdp_wrapped_module.", ""), ("net.", ""), ("", "_orig_mod.")],
+    )
+    def test_two_networks_that_form_one_chain_in_wrappers(
+        self, tmp_path: Path, before: str, within: str
+    ) -> None:
+        one = renamed(ONE, f"{before}generator.{within}")
+        second = renamed(weights(2, 5, 1), f"{before}discriminator.{within}")
+        save(tmp_path, {**one, **second})
+        with pytest.raises(LocalrankError, match="several networks by their names") as caught:
+            check(tmp_path, ONE)
+        advice = f"--weights {before}generator or --weights {before}discriminator"
+        assert advice in caught.value.advice
+        check(tmp_path, ONE, weights=f"{before}generator")
+
     def test_one_network_whose_last_layer_is_called_critic(self, tmp_path: Path) -> None:
         state = {key.replace("2.", "critic."): value for key, value in ONE.items()}
         check(save(tmp_path, state), ONE)
