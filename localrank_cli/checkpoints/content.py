@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from localrank_cli.checkpoints.bundle import Bundle
+from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.checkpoints.names import NO_NUMBER, TOO_LARGE, number_in_text
 from localrank_cli.errors import UnreadableError, one_line
 from localrank_cli.recorded import Entries
@@ -52,6 +53,8 @@ class Content:
     others: frozenset[str] = frozenset()  # keys of `states` at other places: generator
     bundle: Bundle | None = None  # further checkpoints in the file
     entries: Entries = field(default_factory=dict)  # what records how the network was built
+    # Of each key of `states` that holds a whole module: what it consists of.
+    modules: Mapping[str, tuple[HeldModule, ...]] = field(default_factory=dict)
 
     @classmethod
     def of_state(cls, state: State, metadata: Mapping[str, Any]) -> "Content":

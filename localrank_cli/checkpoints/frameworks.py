@@ -28,6 +28,7 @@ from localrank_cli.checkpoints.content import (
 )
 from localrank_cli.checkpoints.entries import find_entries
 from localrank_cli.checkpoints.foreign import conversion, line_of_python
+from localrank_cli.checkpoints.modules import held_modules, object_at
 from localrank_cli.checkpoints.names import NO_NUMBER
 from localrank_cli.checkpoints.pickles import Inert, LostTensor, as_tensor, is_array, name_of, plain
 from localrank_cli.errors import NoWeightsError, UnreadableError
@@ -190,7 +191,7 @@ def unwrap(loaded: object, path: Path) -> Content:
         NoWeightsError: If there is none.
         UnreadableError: If the place of the weights is not known, or a tensor has no plain values.
     """
-    loaded = _state_of(loaded)
+    whole, loaded = loaded, _state_of(loaded)
     if not isinstance(loaded, Mapping):
         _refuse_bundle(find_bundle(loaded, _holds_states), path)
         raise _absence(loaded)(*_no_mapping(loaded, path))
@@ -208,8 +209,10 @@ def unwrap(loaded: object, path: Path) -> Content:
         _check_plain(state, path)
     step, source, epoch = progress(loaded)
     per_epoch = per_epoch_in(loaded, source)
+    states |= others
+    modules = {key: held_modules(object_at(whole, key)) for key in states}
     return Content(
-        states | others,
+        states,
         step,
         source,
         epoch,
@@ -218,6 +221,7 @@ def unwrap(loaded: object, path: Path) -> Content:
         frozenset(others),
         bundle,
         find_entries(loaded),
+        {key: found for key, found in modules.items() if found},
     )
 
 

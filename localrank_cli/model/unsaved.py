@@ -222,4 +222,5 @@ def _bytes_of(tensor: Tensor) -> Any:
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+    # Not `numpy()`: it forbids to resize the tensor, as observers of quantization do on loading.
+    return np.from_dlpack(tensor.reshape(-1).view(torch.uint8)).data if tensor.numel() else b""

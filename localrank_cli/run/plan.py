@@ -54,6 +54,7 @@ from localrank_cli.results.columns import PARTS, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
+from localrank_cli.run.activation import with_held_activation
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
@@ -68,7 +69,7 @@ from localrank_cli.run.headers import (
 )
 from localrank_cli.run.inputs import load_for
 from localrank_cli.run.missing import Parts
-from localrank_cli.run.network import check_unsaved, make_model
+from localrank_cli.run.network import can_infer, check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
 from localrank_cli.spectrum.examine import Examination, examine
 from localrank_cli.spectrum.tolerance import check_rounding
@@ -207,8 +208,9 @@ def _plan_series(
     series, headers = _headers(options, settings, series, entry, series_options.step_rule)
     failures = Failures(run, skips=options.skips_errors)
     steps = failures.steps(headers, note, folder)
+    settings = _with_held_activation(settings, headers, series_options)
     files = [file for file, _ in steps]
-    network = _build(settings.model, headers, (files, folder), note)
+    network = _build(settings.model, headers, (files, folder), note, skips=options.skips_errors)
     expected = network.expected  # before the network is filled or moved
     settings, points, facts = load_for(settings, network.model)
     for text in points.notes:
@@ -300,11 +302,16 @@ def _fit(
 
 
 def _build(
-    choice: ModelChoice, headers: Headers, place: tuple[Sequence[CheckpointFile], Path], note: Note
+    choice: ModelChoice,
+    headers: Headers,
+    place: tuple[Sequence[CheckpointFile], Path],
+    note: Note,
+    *,
+    skips: bool,
 ) -> Network:
     """Build the network, and have each checkpoint compared with what it was built from."""
     weights = (headers.first, headers.held)
-    network = make_model(choice, place, weights, headers.sources(place[0]), note)
+    network = make_model(choice, place, weights, headers.sources(place[0]), note, skips=skips)
     headers.recorded = network.recorded
     return network
 
@@ -340,6 +347,16 @@ def _headers(
         context = replace(context, counting=Counting.of_text(entry.settings.get("counting")))
         series = listed_part(series, entry)
     return series, Headers(series, options.trust_pickle, rule, options.weights or RAW, context)
+
+
+def _with_held_activation(settings: Settings, headers: Headers, options: SeriesOptions) -> Settings:
+    choice = settings.model
+    if not choice.is_inferred or not headers.first or not can_infer(headers.first):
+        return settings
+    is_given = "activation" in options.from_user | options.from_folder
+    given = options.options.activation if is_given else None
+    found = with_held_activation(choice, headers.modules, given, headers.place)
+    return replace(settings, model=found)
 
 
 def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
