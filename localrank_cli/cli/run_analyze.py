@@ -18,7 +18,13 @@ from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import header
 from localrank_cli.results.plan_file import read_plan_file
 from localrank_cli.results.record import CheckpointRecord
-from localrank_cli.results.write import RowWriter, cannot_write, check_suffix, make_folder
+from localrank_cli.results.write import (
+    RowWriter,
+    cannot_write,
+    check_suffix,
+    make_folder,
+    written,
+)
 from localrank_cli.run.compute import History, run_plan
 from localrank_cli.run.follow import Watch
 from localrank_cli.run.output import RunOutput, SpectraFolder
@@ -161,7 +167,7 @@ class _Work:
     def save(self) -> None:
         """Write the table and its manifest from the finished checkpoints."""
         if self.output is not None and self.output.commit():
-            self.screen.note(f"wrote {self.output.name} and {self.output.target.name}.json")
+            self.screen.note(written(self.output.name))
 
     def save_finished(self) -> None:
         """Save after something stopped the run, and note how to resume it.

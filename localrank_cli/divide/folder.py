@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from localrank_cli.results.record import KIND
 from localrank_cli.results.write import (
     make_folder,
     manifest_path,
+    real_target,
     refuse_existing,
+    remove_temporary_in,
     replacing,
     write_json,
 )
@@ -199,16 +202,25 @@ class ShardFolder:
     def _discard(self) -> None:
         with OutputLock(self.target):
             for path in (self.target, self.journal, manifest_path(self.target)):
-                path.unlink(missing_ok=True)
+                real_target(path).unlink(missing_ok=True)
         self.clear()
+
+    def remove_temporary(self) -> None:
+        """Remove what killed processes left of files in the folder."""
+        remove_temporary_in(self.path, _is_ours)
 
     def clear(self) -> None:
         """Remove all parts, and the folder itself unless something else (logs) is in it."""
         for pattern in _OURS:
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
+        self.remove_temporary()
         with suppress(OSError):
             os.rmdir(self.path)  # noqa: PTH106  # what is not empty stays
+
+
+def _is_ours(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _OURS)
 
 
 def _earlier(path: Path, note: Note = lambda _: None) -> PlanFile | None:

@@ -1,5 +1,6 @@
 """The manifest beside a table: what decided the numbers, and what they cost."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +57,7 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
     Raises:
         DataError: If it is a manifest, and holds what no manifest holds.
     """
-    path = manifest_path(table)
+    path = manifest_path(Path(os.path.realpath(table)))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
