@@ -1,11 +1,13 @@
 """Figures of the experiments: from a table to a matplotlib figure."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from localrank_cli.drawing import import_matplotlib, own_style
 from localrank_cli.experiments import patel2024, vib
 from localrank_cli.experiments.vib import RHO
 from localrank_cli.information.bottleneck import (
@@ -23,28 +25,31 @@ class PictureError(Exception):
     """Matplotlib is not installed."""
 
 
-def draw(name: str, frame: pd.DataFrame) -> Any:
-    """Draw the figure of an experiment; it belongs to no window and no backend.
+def save_picture(name: str, frame: pd.DataFrame, target: Path) -> None:
+    """Draw the figure of an experiment and write it.
 
     Raises:
         PictureError: If matplotlib is not installed.
     """
     try:
+        import_matplotlib()
         from matplotlib import colormaps  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415  # an extra, and slow to import
         from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415  # as above
     except ImportError:
         raise PictureError(
             "no picture: matplotlib is not installed (pip install 'localrank[plot]')"
         ) from None
-    figure = Figure(figsize=(9, 7 if name == vib.NAME else 4), layout="constrained")
-    if name == vib.NAME:
-        _over_beta(figure, frame)
-        return figure
-    _over_steps(figure, frame[frame["tolerance"] == frame["tolerance"].iloc[0]], colormaps["Blues"])
-    figure.suptitle(f"{name}: local rank at {frame['tolerance'].iloc[0]}")
-    if name == patel2024.NAME:
-        _published(figure.axes[0], colormaps["Blues"])
-    return figure
+    with own_style():
+        figure = Figure(figsize=(9, 7 if name == vib.NAME else 4), layout="constrained")
+        if name == vib.NAME:
+            _over_beta(figure, frame)
+        else:
+            tolerance, blues = frame["tolerance"].iloc[0], colormaps["Blues"]
+            _over_steps(figure, frame[frame["tolerance"] == tolerance], blues)
+            figure.suptitle(f"{name}: local rank at {tolerance}")
+            if name == patel2024.NAME:
+                _published(figure.axes[0], blues)
+        figure.savefig(target, dpi=150)
 
 
 def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:

@@ -122,6 +122,11 @@ EVENTS: dict[str, Event] = {
         f"{ALL}; its workers stop",
         f"{_CLI}/test_submit.py::test_workers_end_with_a_submission_that_is_killed",
     ),
+    "a `matplotlibrc` in the current folder: another style, LaTeX, a pipe": Event(
+        "0",
+        "the figure as without it",
+        f"{_CLI}/test_plot.py::test_settings_of_matplotlib_have_no_effect",
+    ),
     "a second process on the same output": Event(
         "1",
         "the first continues; the second names host and process",

@@ -46,6 +46,16 @@ def test_an_invalid_style_file(tmp_path: Path, text: str) -> None:
         pass
 
 
+def test_settings_of_the_user_have_no_effect() -> None:
+    with styled():
+        expected = saved(ranks(table())[0], ".svg")
+    theirs = {"figure.facecolor": "red", "svg.hashsalt": "theirs", "text.usetex": True}
+    with mpl.rc_context({**theirs, "axes.prop_cycle": "cycler('color', ['k'])", "font.size": 30}):
+        with styled():
+            assert saved(ranks(table())[0], ".svg") == expected
+        assert mpl.rcParams["text.usetex"]
+
+
 def test_an_unknown_style() -> None:
     with pytest.raises(UsageError, match="neither a file nor a style"), styled("nope"):
         pass
