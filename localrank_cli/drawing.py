@@ -43,7 +43,8 @@ def own_style(settings: Mapping[str, Any] = MappingProxyType({})) -> Iterator[No
     """Draw and save with matplotlib's defaults, but for some settings (`rcParams`)."""
     from matplotlib import rc_context, style  # noqa: PLC0415  # as above
 
-    with style.context("default"), rc_context(dict(settings)):
+    changes: Any = dict(settings)  # its keys are a type of matplotlib's
+    with style.context("default"), rc_context(changes):
         yield
 
 

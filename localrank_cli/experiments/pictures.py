@@ -18,6 +18,7 @@ from localrank_cli.information.bottleneck import (
     variational_singular_values,
 )
 
+_MISSING = "no picture: matplotlib is not installed (pip install 'localrank[plot]')"
 _DARKEST, _LIGHTEST = 0.95, 0.4  # places in the map of blues; lighter ones are too faint
 
 
@@ -26,30 +27,39 @@ class PictureError(Exception):
 
 
 def save_picture(name: str, frame: pd.DataFrame, target: Path) -> None:
-    """Draw the figure of an experiment and write it.
+    """Draw the figure of an experiment in matplotlib's default style, and write it.
 
     Raises:
         PictureError: If matplotlib is not installed.
     """
     try:
         import_matplotlib()
+    except ImportError:
+        raise PictureError(_MISSING) from None
+    with own_style():
+        draw(name, frame).savefig(target, dpi=150)
+
+
+def draw(name: str, frame: pd.DataFrame) -> Any:
+    """Draw the figure of an experiment; it belongs to no window and no backend.
+
+    Raises:
+        PictureError: If matplotlib is not installed.
+    """
+    try:
         from matplotlib import colormaps  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415  # an extra, and slow to import
         from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415  # as above
     except ImportError:
-        raise PictureError(
-            "no picture: matplotlib is not installed (pip install 'localrank[plot]')"
-        ) from None
-    with own_style():
-        figure = Figure(figsize=(9, 7 if name == vib.NAME else 4), layout="constrained")
-        if name == vib.NAME:
-            _over_beta(figure, frame)
-        else:
-            tolerance, blues = frame["tolerance"].iloc[0], colormaps["Blues"]
-            _over_steps(figure, frame[frame["tolerance"] == tolerance], blues)
-            figure.suptitle(f"{name}: local rank at {tolerance}")
-            if name == patel2024.NAME:
-                _published(figure.axes[0], blues)
-        figure.savefig(target, dpi=150)
+        raise PictureError(_MISSING) from None
+    figure = Figure(figsize=(9, 7 if name == vib.NAME else 4), layout="constrained")
+    if name == vib.NAME:
+        _over_beta(figure, frame)
+        return figure
+    _over_steps(figure, frame[frame["tolerance"] == frame["tolerance"].iloc[0]], colormaps["Blues"])
+    figure.suptitle(f"{name}: local rank at {frame['tolerance'].iloc[0]}")
+    if name == patel2024.NAME:
+        _published(figure.axes[0], colormaps["Blues"])
+    return figure
 
 
 def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:
