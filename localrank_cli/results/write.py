@@ -19,6 +19,7 @@ from localrank_cli.results.columns import Cell, Row, as_text, header
 
 PARQUET = ".parquet"
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)  # as temporary_path names it
+_CONTROL = re.compile(r"[\x7f-\x9f]")
 _DEAD = 3600.0  # seconds; without flock, a temporary file untouched for so long is a dead process's
 FORMATS = (".csv", ".tsv", ".jsonl", PARQUET)
 
@@ -74,7 +75,9 @@ class RowWriter:
         for row in rows:
             if self._json:
                 cells = {name: _json_cell(row.get(name)) for name in self._columns}
-                self._stream.write(json.dumps(cells, ensure_ascii=False) + "\n")
+                line = json.dumps(cells, ensure_ascii=False)
+                # JSON itself escapes the control characters below these.
+                self._stream.write(_CONTROL.sub(lambda c: f"\\u{ord(c[0]):04x}", line) + "\n")
             else:
                 self._csv.writerow([as_text(row.get(name)) for name in self._columns])
         if self._flush:

@@ -127,6 +127,16 @@ EVENTS: dict[str, Event] = {
         "the figure as without it",
         f"{_CLI}/test_plot.py::test_settings_of_matplotlib_have_no_effect",
     ),
+    "a name that a terminal would obey, in a table": Event(
+        "0",
+        "CSV shows escapes; JSON lines and Parquet hold the name",
+        f"{_CLI}/test_hostile_names.py::test_a_table_holds_nothing_that_steers_a_terminal",
+    ),
+    "a name that a spreadsheet would compute (`=1+1`)": Event(
+        "0",
+        "the name, unchanged; a note names it",
+        f"{_CLI}/test_hostile_names.py::test_a_name_that_is_a_formula_stays_what_it_is_and_is_noted",
+    ),
     "a second process on the same output": Event(
         "1",
         "the first continues; the second names host and process",
