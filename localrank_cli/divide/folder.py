@@ -47,7 +47,7 @@ class Progress:
     def new(self) -> list[dict[str, Any]]:
         """Return the head of each checkpoint, or part of one, that was finished since."""
         found = []
-        for path in sorted(self._folder.glob("shard-*.journal")):
+        for path in filter(Path.is_file, sorted(self._folder.glob("shard-*.journal"))):
             heads, self._reached[path] = read_heads(path, self._reached.get(path, 0))
             found += [head for head in heads if head["kind"] == KIND]
         return found

@@ -350,6 +350,8 @@ def submit_jobs(script: str, plan_file: PlanFile, folder: "ShardFolder", note: N
 def recorded_jobs(folder: "ShardFolder") -> list[str]:
     """Return the ids of the jobs that were accepted for an output, by any release."""
     with suppress(OSError, ValueError, AttributeError):
+        if not folder.jobs.is_file():  # opening a pipe would wait for its other end
+            return []
         found = json.loads(folder.jobs.read_text(encoding="utf-8"))
         return [str(number) for number in found.values()]
     return []

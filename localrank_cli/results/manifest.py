@@ -58,6 +58,8 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
         DataError: If it is a manifest, and holds what no manifest holds.
     """
     path = manifest_path(Path(os.path.realpath(table)))
+    if not path.is_file():  # opening a pipe would wait for its other end
+        return None
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):

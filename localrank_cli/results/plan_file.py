@@ -85,6 +85,8 @@ def read_plan_file(path: Path) -> PlanFile:
     Raises:
         UnreadableError: If it cannot be read, or is not a plan file.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+        raise _unsound(path, "is not a regular file")
     try:
         text = path.read_text(encoding="utf-8")
         found: Any = loads(text, non_finite=True)

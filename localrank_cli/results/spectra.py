@@ -147,6 +147,8 @@ def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         DataError: If it is no such file, or damaged.
     """
     advice = "Name a folder that was written with localrank analyze --spectra FOLDER."
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+        raise DataError(f"{path}: is not a regular file.", "Remove it.")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_ENTRY)

@@ -1,6 +1,7 @@
 """Write rows as CSV, TSV, JSON lines or parquet; a file appears whole or not at all."""
 
 import csv
+import errno
 import fcntl
 import json
 import math
@@ -41,7 +42,8 @@ def check_suffix(path: Path) -> None:
             "Install it with: pip install 'localrank[parquet]'; or write .csv.",
         )
     real = Path(os.path.realpath(path))
-    if path.is_symlink() and real.suffix.lower() != path.suffix.lower():
+    # os.path, unlike Path, answers for names that are too long.
+    if os.path.islink(path) and real.suffix.lower() != path.suffix.lower():  # noqa: PTH114
         raise UsageError(
             f"--output {path}: is a link to {real}, whose suffix names another format or none.",
             "Give both the same suffix, or name another file with -o.",
@@ -233,6 +235,8 @@ def cannot_write(target: Path, error: OSError) -> OutputError:
     advice = "Choose another place with -o, or free space there."
     if isinstance(error, FileNotFoundError):
         advice = f"Make the folder {target.parent} first, or choose another place with -o."
+    elif error.errno == errno.ENAMETOOLONG:
+        advice = "Choose a shorter name."
     return OutputError(f"{target}: cannot be written ({error.strerror or error}).", advice)
 
 
@@ -245,7 +249,8 @@ def real_target(path: Path) -> Path:
     Raises:
         OutputError: If something that is not a file has the name, or links lead in a circle.
     """
-    real = Path(os.path.realpath(path)) if path.is_symlink() else path.absolute()
+    # os.path, unlike Path, answers for names that are too long.
+    real = Path(os.path.realpath(path)) if os.path.islink(path) else path.absolute()  # noqa: PTH114
     try:
         is_file = stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):

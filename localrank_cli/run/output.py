@@ -1,5 +1,6 @@
 """The output of an analysis: what is left to do, and the manifest of its plan."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ class SpectraFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._settings: dict[str, dict[str, Any]] = {}
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110  # Path refuses long names
             raise OutputError(
                 f"{folder}: is a file.",
                 "--spectra names a folder, with a file for each checkpoint.",

@@ -167,3 +167,51 @@ def test_a_picture(series: Path, tmp_path: Path, name: str) -> None:
     assert invoke("plot", str(tmp_path / "ranks.csv"), "-o", str(tmp_path / name)).code == 0
     assert (tmp_path / name).is_symlink()
     assert (tmp_path / f"real-{name}").stat().st_size > 1000
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("analyze", "run", *QUICK, "-o", f"{LONG}.csv"),
+        ("analyze", "run", *QUICK, "-o", f"{'x' * 250}.csv"),  # but not with .journal behind it
+        ("analyze", "run", *QUICK, "-o", "b.csv", "--spectra", LONG),
+        ("plot", "a.csv", "-o", f"{LONG}.png"),
+        ("report", "a.csv", "-o", f"{LONG}.html"),
+    ],
+)
+def test_names_that_are_too_long(
+    series: Path, tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert analyze(series, tmp_path / "a.csv").code == 0
+    before = entries(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    outcome = invoke(*words)
+    assert outcome.code == 1
+    assert outcome.error.endswith("(File name too long). Choose a shorter name.")
+    assert entries(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["a.csv.json", "sigma/run/step_5.safetensors"])
+@pytest.mark.parametrize("command", ["plot", "report", "rethreshold"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(
+    series: Path, tmp_path: Path, place: str, command: str
+) -> None:
+    sigma = str(tmp_path / "sigma")
+    assert analyze(series, tmp_path / "a.csv", "--spectra", sigma).code == 0
+    (tmp_path / place).unlink()
+    os.mkfifo(tmp_path / place)
+    table = str(tmp_path / "a.csv")
+    words = {
+        "plot": (table, "--kind", "spectrum", "--spectra", sigma),
+        "report": (table, "--spectra", sigma),
+        "rethreshold": (sigma,),
+    }[command]
+    outcome = invoke(command, *words)
+    if place == "a.csv.json":
+        assert outcome.code == 0, outcome.stderr
+    else:
+        assert outcome.code == 1
+        assert outcome.error == f"{tmp_path / place}: is not a regular file. Remove it."
