@@ -20,6 +20,7 @@ from localrank_cli.cli.rethreshold import rethreshold
 from localrank_cli.cli.show import show
 from localrank_cli.cli.signals import Interrupted, discard_stdout, open_missing_streams
 from localrank_cli.cli.submit import submit
+from localrank_cli.divide.parent import tie_to_parent
 from localrank_cli.errors import LocalrankError, OutputError, printable, status_of_signal
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -187,4 +188,5 @@ app.command("report")(report)
 def main() -> None:
     """Run the program, within `exit_on_signals` (`localrank_cli.__main__`)."""
     open_missing_streams()
+    tie_to_parent()
     app(prog_name="localrank")

@@ -1,4 +1,4 @@
-"""Signals (INT, TERM, USR1, USR2) and the standard streams of the process."""
+"""Signals (INT, TERM, HUP, XCPU, USR1, USR2) and the standard streams of the process."""
 
 import os
 import select
@@ -14,7 +14,14 @@ from typing import Any
 
 from localrank_cli.errors import status_of_signal
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,  # the terminal is closed
+    signal.SIGXCPU,  # a limit on processor time (`ulimit -t`)
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 GRACE = 5.0  # seconds; batch systems kill 30 s or more after the first signal, users wait less
 _REPEAT = 0.25  # seconds between two exceptions, if the first is swallowed
 

@@ -19,6 +19,8 @@ from tests.helpers import NET_CODE, entries, net_weights
 SIGNALS = {
     signal.SIGINT: 130,
     signal.SIGTERM: 143,
+    signal.SIGHUP: 129,
+    signal.SIGXCPU: 152,
     signal.SIGUSR1: 138,
     signal.SIGUSR2: 140,
 }
