@@ -379,6 +379,7 @@ def _source(series: SeriesOptions) -> DataSource:
         count=options.points,
         seed=_value(options.seed),
         array=array,
+        memory=options.memory,
     )
 
 

@@ -4,9 +4,9 @@ import hashlib
 import pickle
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,18 +15,43 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from localrank_cli.archives import fault_of_archive, is_archive
-from localrank_cli.errors import DataError, LocalrankError, SettingsError, cause
-from localrank_cli.points.draw import COMPLEX_DATA
+from localrank_cli.errors import (
+    MORE_MEMORY,
+    OUT_OF_MEMORY,
+    DataError,
+    LocalrankError,
+    SettingsError,
+    cause,
+    is_out_of_memory,
+)
+from localrank_cli.points.containers import Npz, Safetensors, TorchArchive, open_npy
+from localrank_cli.points.numbers import from_numpy
+from localrank_cli.points.rows import AT_ONCE, Data, Rows, readable
 
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
+# A tensor that repeats its values (expand) is small in its file; a larger one holds no data.
+_MOST_REPEATED = 2**30
+_KNOWN = (OSError, ValueError, SafetensorError, EOFError, RuntimeError, pickle.PickleError)
+_SAVE_VALUES = "Save the tensor after it was given values."
 _DEFAULT_KEYS = ("x", "inputs", "images")
 
 
-def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor, str]:
+@dataclass(frozen=True)
+class _Loaded:
+    """The content of a data file."""
+
+    content: object  # a tensor or an array, or a mapping of some
+    archive: TorchArchive | None = None  # where its tensors are, if they are on `meta`
+
+
+def load_array(
+    path: Path, key: str, option: str = "--data-key", memory: int | None = None
+) -> tuple[Data, str]:
     """Return an array from a file, that of the points or of their labels, and its key.
 
     The first axis is that of the points; the dtype is the array's own. Without a key it is the only
-    array, else `x`, `inputs` or `images`. `option` named the key, for messages.
+    array, else `x`, `inputs` or `images`. `option` named the key, for messages. A large array stays
+    in the file; `memory` limits the bytes of one that cannot (None: any).
 
     Raises:
         DataError: If it cannot be read.
@@ -35,25 +60,17 @@ def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor
     if not path.is_file():
         raise DataError(f"{path}: there is no such data file.", "Check --data.")
     try:
-        with ExitStack() as stack:
-            loaded = _load(path, stack)
-            if isinstance(loaded, Tensor):
-                chosen, found = "", loaded
-            else:
-                # Members of an .npz are read only now: labels stay unread.
-                chosen = _choose(sorted(map(str, loaded)), key, path, option)
-                found = _tensor(loaded[chosen], path, chosen)
+        loaded = _load(path, memory)
+        if isinstance(loaded.content, Mapping):
+            # Members of an .npz are read only now: labels stay unread.
+            chosen = _choose(sorted(map(str, loaded.content)), key, path, option)
+            found = _array(loaded, path, chosen)
+        else:
+            chosen, found = "", _array(loaded, path, "")
     except LocalrankError:
         raise
-    except (OSError, ValueError, SafetensorError, EOFError, RuntimeError, pickle.PickleError) as e:
-        raise DataError(
-            f"{path}: cannot be read ({_reason(e)}).",
-            "Known are .safetensors, .npz, .npy and .pt with plain arrays; no pickled objects.",
-        ) from e
-    except Exception as e:  # zipfile and numpy raise errors of their own for damaged files
-        raise DataError(
-            f"{path}: cannot be read ({type(e).__name__}).", "Is the file complete?"
-        ) from e
+    except Exception as error:
+        raise _cannot_read(path, error) from error
     if key and not chosen:
         advice = (
             "Leave it out."
@@ -64,23 +81,16 @@ def load_array(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor
     return found, chosen
 
 
-def from_numpy(array: "np.ndarray[Any, Any]", where: str) -> Tensor:
-    """Return an array as a tensor; unsigned integers as int64, extended precision as float64.
-
-    Raises:
-        DataError: If it does not hold real numbers.
-    """
-    if array.dtype.kind not in "fiub":
-        advice = COMPLEX_DATA if array.dtype.kind == "c" else "Real numbers are needed."
-        raise DataError(f"{where} has dtype {array.dtype}.", advice)
-    kind, size = array.dtype.kind, array.dtype.itemsize
-    if array.size and kind == "u" and size == 8 and array.max() > np.iinfo(np.int64).max:
-        raise DataError(f"{where} has integers above 2^63 - 1.", "Save it as floating point.")
-    if (kind == "f" and size > 8) or (kind == "u" and size > 1):
-        array = array.astype(np.float64 if kind == "f" else np.int64)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+def _cannot_read(path: Path, error: Exception) -> DataError:
+    if is_out_of_memory(error):
+        return DataError(f"{path}: cannot be read ({OUT_OF_MEMORY}).", MORE_MEMORY)
+    if isinstance(error, _KNOWN):
+        return DataError(
+            f"{path}: cannot be read ({_reason(error)}).",
+            "Known are .safetensors, .npz, .npy and .pt with plain arrays; no pickled objects.",
+        )
+    # zipfile and numpy raise errors of their own for damaged files.
+    return DataError(f"{path}: cannot be read ({type(error).__name__}).", "Is the file complete?")
 
 
 def file_hash(path: Path) -> str:
@@ -89,29 +99,40 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _load(path: Path, stack: ExitStack) -> Tensor | Mapping[str, Any]:
-    suffix = path.suffix.lower()
+def _load(path: Path, memory: int | None) -> _Loaded:
+    suffix, size = path.suffix.lower(), path.stat().st_size
     if suffix == ".safetensors":
-        return load_file(path)
+        return _Loaded(load_file(path) if size <= AT_ONCE else Safetensors(path))
     if suffix in (".npy", ".npz"):
-        stream = stack.enter_context(path.open("rb"))
-        file: Any = np.load(stream, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            return _tensor(file, path, "")
-        members: Mapping[str, Any] = stack.enter_context(file)
-        return members
+        return _Loaded(Npz(path, memory) if is_archive(path) else open_npy(path))
     fault = fault_of_archive(path) if is_archive(path) else ""
     if fault:
         raise ValueError(fault)
+    archive = TorchArchive(path) if size > AT_ONCE and is_archive(path) else None
+    if archive is not None and archive.is_native:
+        return _Loaded(_named(archive.load()), archive)
+    if memory is not None and size > max(memory, AT_ONCE):
+        raise DataError(
+            f"{path}: is of a format that can only be read as a whole, which needs"
+            f" {readable(size)}; the budget is {readable(memory)}.",
+            "Save it again with the torch of this machine, or give more with --memory.",
+        )
+    return _Loaded(_named(_load_torch(path)))
+
+
+def _load_torch(path: Path, *, mapped: bool = False) -> object:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about legacy storages: the user can do nothing
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(loaded, Tensor):
-        return _tensor(loaded, path, "")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+
+
+def _named(loaded: object) -> object:
     if isinstance(loaded, (tuple, list)):
         return {str(index): value for index, value in enumerate(loaded)}
     if isinstance(loaded, Mapping):
         return {str(name): value for name, value in loaded.items()}
+    if isinstance(loaded, Tensor):
+        return loaded
     raise ValueError(f"holds a {type(loaded).__name__}, not tensors")
 
 
@@ -141,12 +162,27 @@ def _choose(keys: list[str], key: str, path: Path, option: str) -> str:
     )
 
 
-def _tensor(value: object, path: Path, key: str) -> Tensor:
+def _array(loaded: _Loaded, path: Path, key: str) -> Data:
     where = f"{path}[{key}]" if key else str(path)
+    value: object = loaded.content[key] if isinstance(loaded.content, Mapping) else loaded.content
+    if isinstance(value, Rows):
+        return value
     if isinstance(value, np.ndarray):
         return from_numpy(value, where)
-    if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_quantized or value.is_nested:
-            raise DataError(f"{where} is not a plain tensor.", "Save it dense: x.to_dense().")
-        return value.detach()
-    raise DataError(f"{where} is a {type(value).__name__}, not an array.", "Check --data-key.")
+    if not isinstance(value, Tensor):
+        raise DataError(f"{where} is a {type(value).__name__}, not an array.", "Check --data-key.")
+    if value.layout != torch.strided or value.is_quantized or value.is_nested:
+        raise DataError(f"{where} is not a plain tensor.", "Save it dense: x.to_dense().")
+    claimed, held = value.numel() * value.itemsize, value.untyped_storage().nbytes()
+    if claimed > max(held, _MOST_REPEATED):
+        raise DataError(
+            f"{where} claims {claimed} bytes, and the file keeps {held} for it.",
+            "Save it with each value once, or as a copy: x.clone().",
+        )
+    if loaded.archive is not None:
+        rows = loaded.archive.rows(value)
+        mapped = _Loaded(_named(_load_torch(path, mapped=True))) if rows is None else None
+        return _array(mapped, path, key) if mapped is not None else cast("Rows", rows)
+    if value.is_meta:
+        raise DataError(f"{where} has no values: it was saved from the meta device.", _SAVE_VALUES)
+    return value.detach().resolve_conj().resolve_neg()

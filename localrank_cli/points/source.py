@@ -13,7 +13,9 @@ from torch import Tensor
 
 from localrank_cli.errors import DataError, SettingsError, UsageError, cause
 from localrank_cli.points.draw import Points, draw, sample
-from localrank_cli.points.files import SUFFIXES, file_hash, from_numpy, load_array
+from localrank_cli.points.files import SUFFIXES, file_hash, load_array
+from localrank_cli.points.numbers import from_numpy
+from localrank_cli.points.rows import Data, check_memory
 from localrank_cli.points.shape import reshaped, written
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT, CodeSpec, import_object
@@ -35,6 +37,7 @@ class DataSource:
     seed: int = 0
     array: Tensor | None = None  # from Python, instead of a name
     keep: bool = False  # whether all of the data are kept beside the points
+    memory: int | None = None  # bytes that the points of a file may take; None: any number
 
     @property
     def path(self) -> Path | None:
@@ -97,14 +100,14 @@ def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
         points = sample(match.group(1), shape, source.count, source.seed, source.scale)
         return points, {"data": source.text}
     if source.path is not None:
-        array, key = load_array(source.path, source.key)
+        loaded, key = load_array(source.path, source.key, memory=source.memory)
         name = f"{source.path}[{key}]" if key else str(source.path)
         described: dict[str, object] = {
             "data": str(source.path.resolve()),
             "data_key": key,
             "data_sha256": file_hash(source.path),
         }
-        return _drawn(array, source, name), described
+        return _drawn(loaded, source, name), described
     code = source.code
     if code is None:
         raise UsageError(f"--data {source.text}: not a known form.")
@@ -123,9 +126,11 @@ def _values_hash(array: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _drawn(array: Tensor, source: DataSource, name: str) -> Points:
+def _drawn(array: Data, source: DataSource, name: str) -> Points:
     if source.shape is not None:
         array = reshaped(array, source.shape, name)
+    if source.path is not None:
+        check_memory(array, source.count, source.memory, name)
     points = draw(array, source.count, source.seed, source.scale, name)
     return replace(points, everything=array, scale=source.scale) if source.keep else points
 
