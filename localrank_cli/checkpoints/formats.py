@@ -26,7 +26,7 @@ from localrank_cli.checkpoints import pickles, trusted
 from localrank_cli.checkpoints.content import DAMAGED, Content, cannot_read, printable_name
 from localrank_cli.checkpoints.foreign import describe_by_magic, describe_foreign
 from localrank_cli.checkpoints.frameworks import WITH_CODE, unwrap
-from localrank_cli.errors import UnreadableError, cause
+from localrank_cli.errors import UnreadableError, cause, is_out_of_memory
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 # A header need only show whether numbers are floats, integers or complex.
@@ -146,7 +146,14 @@ def _read_bytes(path: Path) -> Content:
         raise cannot_read(path, error) from error
 
 
+def _check_memory(path: Path, error: Exception) -> None:
+    """Do not call a file damaged where there was no memory to read it."""
+    if is_out_of_memory(error):
+        raise MemoryError(f"{path}: {cause(error)}") from error
+
+
 def _damaged(path: Path, error: Exception) -> UnreadableError:
+    _check_memory(path, error)
     what, advice = describe_by_magic(path) or (
         f"not a readable safetensors file ({cause(error)})", DAMAGED,
     )  # fmt: skip
@@ -236,6 +243,7 @@ def load_torch(path: Path, *, mapped: bool = True) -> object:
     except OSError as error:
         raise cannot_read(path, error) from error
     except Exception as error:  # torch.load raises what the pickle machinery happens to raise
+        _check_memory(path, error)
         _check_foreign(path)
         if isinstance(error, pickles.RefusedNameError):
             what = f"{path}: the pickle needs code to load: {printable_name(str(error))}."
@@ -260,6 +268,7 @@ def _run_pickle(path: Path, mapped: bool) -> object:
             " convert the file where it was made: torch.save(model.state_dict(), FILE).",
         ) from error
     except Exception as error:  # whatever the code raises
+        _check_memory(path, error)
         raise UnreadableError(
             f"{path}: cannot be loaded, not even with its code ({cause(error)}).",
             "Convert it where it was made: torch.save(model.state_dict(), FILE); or leave it out"

@@ -447,6 +447,8 @@ def _no_state(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str]:
 
 
 def _oddity(tensor: Tensor) -> str:
+    if tensor.is_nested:
+        return "is nested"
     if tensor.is_meta:
         return "has no values (meta)"
     return (
@@ -457,7 +459,7 @@ def _oddity(tensor: Tensor) -> str:
 
 
 def _has_values(tensor: Tensor | LostTensor) -> bool:
-    if isinstance(tensor, LostTensor):
+    if isinstance(tensor, LostTensor) or tensor.is_nested:
         return False
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 

@@ -39,6 +39,7 @@ def draw(data: Data, wanted: int | None, seed: int, scale: float | None, name: s
         raise DataError(f"{name}: holds no points (shape {tuple(data.shape)}).", "Check --data.")
     if data.is_complex():
         raise DataError(f"{name}: complex data are not supported.", COMPLEX_DATA)
+    _check_dtype(data, name)
     _check_finite(data, name)
     total = data.shape[0]
     notes: list[str] = []
@@ -124,13 +125,25 @@ def sample(
     )
 
 
+def _check_dtype(data: Data, name: str) -> None:
+    """Refuse what only hardware or packing knows: numbers of 4 bits, untyped bits."""
+    try:
+        data[:1].to(torch.float64)
+    except (RuntimeError, NotImplementedError) as error:
+        raise DataError(
+            f"{name} has dtype {data.dtype}.", "Save it as torch.float32, or as integers."
+        ) from error
+
+
 def _check_finite(data: Data, name: str) -> None:
     if not data.is_floating_point():
         return
     for start, chunk in chunks(data):
         rows = chunk.reshape(chunk.shape[0], -1)
-        # A finite sum has finite terms, and takes a twentieth of the time (none for float8).
-        if rows.dtype.itemsize > 1 and bool(torch.isfinite(rows.sum())):
+        if rows.dtype.itemsize == 1:  # float8 has no operations
+            rows = rows.to(torch.float32)
+        # A finite sum has finite terms, and takes a twentieth of the time.
+        if bool(torch.isfinite(rows.sum())):
             continue
         if bool(torch.isfinite(rows).all()):
             continue

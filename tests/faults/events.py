@@ -112,6 +112,15 @@ EVENTS: dict[str, Event] = {
     "`kill -9` at any instant": Event(
         "137", WHOLE_RUN, f"{_CLI}/test_resume.py::test_killed_at_any_instant"
     ),
+    "the model's code calls `os._exit` or `sys.exit`, or raises KeyboardInterrupt": Event(
+        "1", ALL, f"{_HERE}/test_exits.py::test_the_model_ends_the_process"
+    ),
+    "the same in a worker of `submit`, from C too": Event(
+        "1", ALL, f"{_HERE}/test_exits.py::test_a_worker_that_the_model_ends_leaves_a_gap"
+    ),
+    "memory runs out (`ulimit -v`)": Event(
+        "1", ALL, f"{_HERE}/test_exits.py::test_a_checkpoint_larger_than_the_address_space"
+    ),
     "a second process on the same output": Event(
         "1",
         "the first continues; the second names host and process",
