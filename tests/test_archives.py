@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from localrank_cli.archives import fault_of_archive, is_archive, read_entries
+from localrank_cli.checkpoints.reading import read_checkpoint
+from localrank_cli.errors import LocalrankError
 from tests.faults.spoiled import with_two_lists, zipped_again, zipped_over_one_another
 from tests.helpers import weights
 
@@ -164,3 +166,20 @@ def test_a_list_that_contradicts_the_file(tmp_path: Path, what: str) -> None:
     torch.save(weights(), tmp_path / "x.pt")
     (tmp_path / "x.pt").write_bytes(CHANGES[what]((tmp_path / "x.pt").read_bytes()))
     assert fault_of_archive(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("byte", [0, 1, 255])
+def test_any_other_byte_in_the_lists(tmp_path: Path, byte: int) -> None:
+    """What is not refused is read as it was: no field is followed that another contradicts."""
+    path, expected = tmp_path / "x.pt", weights()
+    torch.save(expected, path)
+    whole = path.read_bytes()
+    start, last = whole.index(LISTED), whole.rindex(END) + 22
+    for place in (*range(30), *range(start, last)):
+        path.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+        try:
+            found = read_checkpoint(path).states[""]
+        except LocalrankError:
+            continue
+        assert found.keys() == expected.keys(), place
+        assert all(torch.equal(found[key], expected[key]) for key in found), place

@@ -79,7 +79,8 @@ def test_a_small_address_space(tmp_path: Path, size: int) -> None:
     words = ("analyze", str(save_series(tmp_path / "run")), *QUICK, "-o", str(tmp_path / "x.csv"))
     outcome = run_cold(*words, preexec_fn=limited(size))
     assert outcome.code in {0, 1}, outcome.stderr
-    if outcome.code == 1:
+    # numpy's OpenBLAS ends the process itself, with a line of its own.
+    if outcome.code == 1 and not outcome.stderr.startswith("OpenBLAS error: Memory allocation"):
         assert "Free some memory or raise its limit (ulimit -v" in outcome.error
 
 
