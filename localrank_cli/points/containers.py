@@ -34,6 +34,7 @@ _HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 _LONGEST_HEADER = 100_000_000  # of safetensors' own
+_LONGEST_NPY_HEADER = 10_000  # numpy's own, which it compares after reading
 _SAFETENSORS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
@@ -74,6 +75,9 @@ class Npz(Mapping[str, Any]):
             infos = archive.infolist()
         self._members: dict[str, tuple[Entry, zipfile.ZipInfo]] = {}
         for entry, info in zip(entries, infos, strict=True):
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # Others unpack a few kilobytes to any size at once.
+                raise ValueError("it is compressed as numpy never does")
             name = info.filename.removesuffix(".npy")
             if name in self._members:
                 raise ValueError(f"two of its arrays are called {name!r}")
@@ -125,6 +129,12 @@ def _npy_layout(file: Any, where: str) -> Layout:
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"version {version} of numpy's format is not read")
+    if version != (1, 0):
+        start = file.tell()
+        (length,) = struct.unpack("<L", file.read(4))
+        file.seek(start)
+        if length > _LONGEST_NPY_HEADER:
+            raise ValueError(f"its header claims {length} bytes")
     shape, is_fortran, dtype = _HEADERS[version](file)
     if dtype.hasobject:
         raise ValueError("it holds pickled objects")

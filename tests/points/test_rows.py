@@ -1,8 +1,10 @@
 """Large arrays stay in their file, whatever its format and the order of its axes."""
 
 import os
+import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -207,3 +209,19 @@ def test_a_file_that_is_cut_off_while_it_is_read(
     os.truncate(tmp_path / "x.npy", 140)
     with pytest.raises(EOFError):
         found[:]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compression_that_unpacks_any_size_at_once(tmp_path: Path, method: int) -> None:
+    np.save(tmp_path / "x.npy", X.numpy())
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+        archive.write(tmp_path / "x.npy", "x.npy")
+    with pytest.raises(DataError, match="compressed as numpy never does"):
+        load_array(tmp_path / "x.npz", "")
+
+
+def test_a_header_that_unpacks_to_any_size(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x02\x00" + struct.pack("<L", 2**27) + bytes(2**22))
+    with pytest.raises(DataError, match="its header claims 134217728 bytes"):
+        load_array(tmp_path / "x.npz", "")
