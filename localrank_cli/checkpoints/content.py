@@ -10,6 +10,7 @@ from torch import Tensor
 
 from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.names import NO_NUMBER, TOO_LARGE, number_in_text
+from localrank_cli.checkpoints.pickles import LostTensor
 from localrank_cli.errors import UnreadableError, one_line
 from localrank_cli.recorded import Entries
 
@@ -72,6 +73,8 @@ def integer(value: Any) -> int | None:
     TOO_LARGE for infinity, NO_NUMBER for NaN, minus infinity and a tensor whose value cannot be
     read; None for anything else.
     """
+    if isinstance(value, LostTensor):
+        return NO_NUMBER
     if isinstance(value, Tensor) and value.numel() == 1:
         value = _value_of(value)
     if isinstance(value, bool):

@@ -144,6 +144,15 @@ EVENTS: dict[str, Event] = {
         "the name, unchanged; a note names it",
         f"{_CLI}/test_hostile_names.py::test_a_name_that_is_a_formula_stays_what_it_is_and_is_noted",
     ),
+    "the model's code calls `os._exit` or `sys.exit`, or raises KeyboardInterrupt": Event(
+        "1", ALL, f"{_HERE}/test_exits.py::test_the_model_ends_the_process"
+    ),
+    "the same in a worker of `submit`, from C too": Event(
+        "1", ALL, f"{_HERE}/test_exits.py::test_a_worker_that_the_model_ends_leaves_a_gap"
+    ),
+    "memory runs out (`ulimit -v`)": Event(
+        "1", ALL, f"{_HERE}/test_exits.py::test_a_checkpoint_larger_than_the_address_space"
+    ),
     "a second process on the same output": Event(
         "1",
         "the first continues; the second names host and process",
