@@ -37,6 +37,10 @@ _DENSE = "Save it dense: x.to_dense()."
 _SAVE_VALUES = "Save the tensor after it was given values."
 _ONE_TENSOR = "Save a dict with one tensor for each input, the points on its first axis"
 _KNOWN = (OSError, ValueError, SafetensorError, EOFError, RuntimeError, pickle.PickleError)
+# Numbers in nested lists, which may repeat others that often.
+_MOST_NUMBERS, _OFTEN = 2**22, 10
+_DEEPEST = 64  # axes that numpy knows
+_ENDLESS = 2**62
 DEFAULT_KEYS = ("x", "inputs", "images")
 
 
@@ -230,6 +234,8 @@ def choose_key(keys: Sequence[str], key: str, path: str, option: str) -> str:
 
 
 def _array(value: Any, place: str) -> Tensor:
+    if isinstance(value, (list, tuple)):
+        _check_repeated(value, place)
     try:
         if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
             return torch.stack(list(value)).detach().cpu()
@@ -243,6 +249,41 @@ def _array(value: Any, place: str) -> Tensor:
             f"{place}: is no array of one shape for every point.",
             "Pad the points to one length, with an attention_mask that says which positions count.",
         ) from error
+
+
+def _check_repeated(value: Sequence[Any], place: str) -> None:
+    """Check that nested lists, or a list of tensors, do not become much more than they hold.
+
+    Raises:
+        DataError: If they do: a file of a kilobyte can describe an array of any size.
+    """
+    tensors = [one for one in value if isinstance(one, Tensor)]
+    held = {id(one.untyped_storage()): one.untyped_storage().nbytes() for one in tensors}
+    lists: dict[int, tuple[int, int]] = {}
+    numbers = _count(value, lists)
+    is_repeated = numbers > max(_MOST_NUMBERS, _OFTEN * sum(size + 1 for size, _ in lists.values()))
+    claimed = sum(one.numel() * one.itemsize for one in tensors)
+    if is_repeated or claimed > max(sum(held.values()), MAX_REPEATED_BYTES):
+        raise DataError(
+            f"{place}: its lists repeat a few values or tensors many times.",
+            "Save it as one tensor: torch.as_tensor(x), or torch.stack(x).",
+        )
+
+
+def _count(value: Sequence[Any], lists: dict[int, tuple[int, int]], depth: int = 0) -> int:
+    """Return how many values and lists nested lists hold, each as often as it is met.
+
+    `lists` receives the length of each list and its result.
+    """
+    if depth > _DEEPEST:
+        return _ENDLESS
+    if id(value) not in lists:
+        lists[id(value)] = len(value), _ENDLESS  # if it is met within itself
+        met = 1 + sum(
+            _count(one, lists, depth + 1) if isinstance(one, (list, tuple)) else 1 for one in value
+        )
+        lists[id(value)] = len(value), min(met, _ENDLESS)
+    return lists[id(value)][1]
 
 
 def _member(loaded: _Loaded, path: Path, key: str, memory: int | None) -> Data:

@@ -20,6 +20,7 @@ from localrank_cli.points.draw import first_of_permutation
 from localrank_cli.points.files import load_array
 from localrank_cli.points.rows import Rows, chunks, whole
 from localrank_cli.points.source import DataSource, load_points
+from tests.faults import hostile
 from tests.faults.spoiled import safetensors
 
 X = torch.arange(5 * 3 * 4, dtype=torch.float32).reshape(5, 3, 4) - 7
@@ -225,3 +226,35 @@ def test_a_header_that_unpacks_to_any_size(tmp_path: Path) -> None:
         archive.writestr("x.npy", b"\x93NUMPY\x02\x00" + struct.pack("<L", 2**27) + bytes(2**22))
     with pytest.raises(DataError, match="its header claims 134217728 bytes"):
         load_array(tmp_path / "x.npz", "")
+
+
+@pytest.mark.usefixtures("_in_parts")
+def test_lists_are_read_whole_within_the_memory(tmp_path: Path) -> None:
+    torch.save({"x": list(X), "y": X[0].tolist()}, tmp_path / "x.pt")
+    assert torch.equal(load_array(tmp_path / "x.pt", "x")[0][:], X)
+    assert torch.equal(load_array(tmp_path / "x.pt", "y")[0][:], X[0])
+    with pytest.raises(DataError, match="can only be read as a whole, which needs") as caught:
+        load_array(tmp_path / "x.pt", "x", memory=200)
+    assert caught.value.advice.startswith("Save a dict with one tensor for each input")
+
+
+@pytest.mark.usefixtures("_in_parts")
+@pytest.mark.parametrize("name", ["a nested tuple as a key", "a tensor beyond its storage"])
+def test_a_hostile_pickle_is_screened(tmp_path: Path, name: str) -> None:
+    path = hostile.write(tmp_path, "data", hostile.PICKLES[name])
+    assert path.stat().st_size > 100
+    with pytest.raises(DataError, match=r"repeats others|reaches beyond the values"):
+        load_array(path, "")
+
+
+def test_lists_that_repeat_a_few_values_without_end(tmp_path: Path) -> None:
+    nested: list[object] = [1.0, 2.0]
+    empty: list[object] = []
+    for _ in range(30):
+        nested, empty = [nested, nested], [empty, empty]
+    itself: list[object] = []
+    itself.append(itself)
+    for thing in (nested, empty, itself, [torch.zeros(2**20)] * 10**5):
+        torch.save({"x": thing}, tmp_path / "x.pt")
+        with pytest.raises(DataError, match="repeat a few values or tensors many times"):
+            load_array(tmp_path / "x.pt", "")
