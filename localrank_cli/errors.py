@@ -3,6 +3,7 @@
 Every exception that is not a `LocalrankError` is a bug of localrank.
 """
 
+import errno
 from collections.abc import Callable, Iterable
 
 Note = Callable[[str], None]  # receives one note for the user
@@ -15,6 +16,24 @@ def status_of_signal(number: int) -> int:
     """Return the exit status of a program that a signal ended, as shells report it."""
     return 128 + number
 
+
+# What the libraries say where an allocation failed, when they raise no MemoryError.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "unable to mmap",
+    "failed to map segment",
+    "can't start new thread",
+    "memory allocation",
+)
+OUT_OF_MEMORY = "not enough memory"
+MORE_MEMORY = (
+    "Free some memory or raise its limit (ulimit -v, the batch system's), or need less: fewer"
+    " --points, a smaller --memory."
+)
 
 # Long enough for a sentence of another library, short enough for one line of a log.
 _LONGEST_CAUSE = 300
@@ -91,6 +110,19 @@ def cause(error: BaseException) -> str:
     """Return the type and the message of another library's error on one line."""
     text = one_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of Python or of another library means that memory ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    text = str(error).lower()
+    known = isinstance(error, (OSError, RuntimeError, ImportError)) or "Safetensor" in str(
+        type(error)
+    )
+    return known and any(phrase in text for phrase in _OUT_OF_MEMORY)
 
 
 def listed(names: Iterable[object], most: int = 8) -> str:

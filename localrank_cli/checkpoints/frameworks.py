@@ -30,7 +30,15 @@ from localrank_cli.checkpoints.entries import find_entries
 from localrank_cli.checkpoints.foreign import conversion, line_of_python
 from localrank_cli.checkpoints.modules import held_modules, object_at
 from localrank_cli.checkpoints.names import NO_NUMBER
-from localrank_cli.checkpoints.pickles import Inert, LostTensor, as_tensor, is_array, name_of, plain
+from localrank_cli.checkpoints.pickles import (
+    NO_VALUES,
+    Inert,
+    LostTensor,
+    as_tensor,
+    is_array,
+    name_of,
+    plain,
+)
 from localrank_cli.errors import NoWeightsError, UnreadableError
 
 # Where an average over training may be; `params_ema` is BasicSR's.
@@ -460,8 +468,10 @@ def _no_state(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str]:
 
 
 def _oddity(tensor: Tensor) -> str:
+    if tensor.is_nested:
+        return "is nested"
     if tensor.is_meta:
-        return "has no values (meta)"
+        return NO_VALUES
     return (
         ""
         if tensor.layout == torch.strided and not tensor.is_quantized
@@ -470,7 +480,7 @@ def _oddity(tensor: Tensor) -> str:
 
 
 def _has_values(tensor: Tensor | LostTensor) -> bool:
-    if isinstance(tensor, LostTensor):
+    if isinstance(tensor, LostTensor) or tensor.is_nested:
         return False
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 

@@ -12,13 +12,19 @@ from rich.console import Console
 from localrank_cli.cli.chart import Summary
 from localrank_cli.cli.screen import Screen, stdout_for_data
 from localrank_cli.cli.signals import SignalHandler, signal_handler
-from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
+from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError, shortened
 from localrank_cli.options.parse import array_size
 from localrank_cli.options.table import AnalyzeOptions
-from localrank_cli.results.columns import header
+from localrank_cli.results.columns import header, is_formula
 from localrank_cli.results.plan_file import read_plan_file
 from localrank_cli.results.record import CheckpointRecord
-from localrank_cli.results.write import RowWriter, cannot_write, check_suffix, make_folder
+from localrank_cli.results.write import (
+    RowWriter,
+    cannot_write,
+    check_suffix,
+    make_folder,
+    written,
+)
 from localrank_cli.run.compute import History, run_plan
 from localrank_cli.run.follow import Watch
 from localrank_cli.run.output import RunOutput, SpectraFolder
@@ -107,6 +113,7 @@ class _Work:
         if file is not None:
             plan = apply_plan_file(plan, file)
         _describe(plan, self.screen)
+        _note_formulas(plan, self.options, self.screen)
         division: Division | None = None
         if self.options.shard is not None:
             plan, division = take_shard(plan, self.options.shard)
@@ -161,7 +168,7 @@ class _Work:
     def save(self) -> None:
         """Write the table and its manifest from the finished checkpoints."""
         if self.output is not None and self.output.commit():
-            self.screen.note(f"wrote {self.output.name} and {self.output.target.name}.json")
+            self.screen.note(written(self.output.name))
 
     def save_finished(self) -> None:
         """Save after something stopped the run, and note how to resume it.
@@ -210,6 +217,22 @@ def _describe(plan: Plan, screen: Screen) -> None:
         screen.detail(
             f"{series.run}: {len(series.checkpoints)} checkpoints,"
             f" {series.points.tensor.shape[0]} points, {plan.device}, layers {layers}"
+        )
+
+
+def _note_formulas(plan: Plan, options: AnalyzeOptions, screen: Screen) -> None:
+    """Note a name that a spreadsheet program would run; tables hold names as they are."""
+    if options.output is not None and options.output.suffix.lower() in {".jsonl", ".parquet"}:
+        return
+    names = [series.run for series in plan.series]
+    for series in plan.series:
+        names += [checkpoint.file.name for checkpoint in series.checkpoints]
+        names += [record.call.label for record in series.examination.records]
+    name = next(filter(is_formula, names), None)
+    if name is not None:
+        screen.note(
+            f"the name {shortened(repr(name))} begins as a formula does: a spreadsheet program may"
+            " run it, so import its column as text"
         )
 
 

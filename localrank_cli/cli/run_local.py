@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 import signal
+import stat
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
@@ -18,14 +20,14 @@ from localrank_cli.cli.signals import GRACE, Interrupted, signal_handler
 from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
 from localrank_cli.divide.share import Machine, Share, available_cores, divide
 from localrank_cli.divide.workers import Job, Worker, Workers
-from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
+from localrank_cli.errors import INCOMPLETE, LocalrankError, OutputError, UsageError
 from localrank_cli.machine import count_gpus, memory_budget, pick_device
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.journal import Journal, journal_path
-from localrank_cli.results.lock import OutputLock
+from localrank_cli.results.lock import OutputLock, lock_path
 from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.record import KIND, CheckpointRecord
-from localrank_cli.results.write import check_suffix
+from localrank_cli.results.write import check_suffix, real_target, written
 from localrank_cli.run.plan import Plan, make_plan
 from localrank_cli.searchpath import program_words
 
@@ -33,6 +35,7 @@ from localrank_cli.searchpath import program_words
 _PATIENCE = 2.5 * GRACE
 # Notes of a worker about its own file, or that this process has printed already.
 _WORKER_NOTES = ("note: wrote ", "note: resuming: ", "note: shard ", "stopped by ")
+_PREFIX, _TABLE = "localrank-", "ranks.csv"  # of a temporary folder
 _KEPT = re.compile(r"\d finished checkpoints? (is|are) kept")
 
 
@@ -53,13 +56,27 @@ def run_local(options: AnalyzeOptions, words: Sequence[str], workers: int | None
                 raise UsageError(
                     "--overwrite: there is no file to discard.", "Name one with -o FILE."
                 )
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="localrank-"))
-            target = Path(folder) / "ranks.csv"
+            _remove_left_behind()
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX))
+            target = Path(folder) / _TABLE
         else:
             check_suffix(output)
-            target = output.absolute()
+            target = real_target(output)
         is_kept = output is not None and output != Path("-")
         return _LocalRun(options, words, workers, target, is_kept).run()
+
+
+def _remove_left_behind() -> None:
+    """Remove temporary folders of runs that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        shards = ShardFolder(folder / _TABLE).path
+        with suppress(OSError, OutputError):  # it is another user's, or its run is at work
+            about = folder.lstat()
+            if about.st_uid != os.geteuid() or not stat.S_ISDIR(about.st_mode):
+                continue
+            if lock_path(shards).is_file():
+                with OutputLock(shards):
+                    shutil.rmtree(folder)
 
 
 @dataclass
@@ -103,8 +120,8 @@ class _LocalRun:
                     raise
             is_finite = self.folder.finish(plan_file, sys.argv)
             if self.is_kept:
-                name = self.options.output
-                self.screen.note(f"wrote {name} and {self.target.name}.json")
+                assert self.options.output is not None
+                self.screen.note(written(self.options.output))
             self._show(data, is_terminal=is_terminal)
         return 0 if is_finite else INCOMPLETE
 

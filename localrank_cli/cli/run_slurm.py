@@ -26,7 +26,7 @@ from localrank_cli.results.journal import Journal, journal_path
 from localrank_cli.results.lock import OutputLock
 from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.record import KIND
-from localrank_cli.results.write import check_suffix
+from localrank_cli.results.write import check_suffix, real_target
 from localrank_cli.run.compute import run_plan
 from localrank_cli.run.plan import Plan, make_plan
 
@@ -43,7 +43,7 @@ def run_slurm(options: AnalyzeOptions, words: Sequence[str], division: SubmitOpt
     """
     assert options.output is not None
     check_suffix(options.output)
-    folder = ShardFolder(options.output.absolute())
+    folder = ShardFolder(real_target(options.output))
     check_log_folder(folder)
     if not division.dry_run:
         check_sbatch()

@@ -106,7 +106,7 @@ def _leaf(value: object) -> object:
     if isinstance(value, _CODE):
         return _code_name(value)
     if _is_long(value):
-        return hashlib.sha256(repr(value).encode()).hexdigest()
+        return hashlib.sha256(repr(value).encode(errors="surrogatepass")).hexdigest()
     return _state_of_generator(value)
 
 

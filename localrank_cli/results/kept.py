@@ -11,6 +11,7 @@ import numpy as np
 
 from localrank_cli.errors import DataError, SettingsError, listed
 from localrank_cli.results.choose import matching
+from localrank_cli.results.columns import on_one_line
 
 if TYPE_CHECKING:  # torch is imported only where there are spectra
     from localrank_cli.spectrum.layer import LayerSpectrum
@@ -130,7 +131,7 @@ class SpectraFile:
         found: list[Spectrum] = []
         for path, entries in groupby(wanted, key=lambda entry: entry["path"]):
             with opened(path) as (file, _):
-                found += [_spectrum(entry, file) for entry in entries]
+                found += [_spectrum(entry["entry"], file) for entry in entries]
         found = [spectrum for spectrum in found if bool(spectrum.whole.finite.any())]
         if not found:
             raise DataError(f"{self.path}: holds no finite singular values for this choice.")
@@ -142,7 +143,13 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
     with opened(path) as (_, about):
         return [
-            entry | {"step": int(entry["step"]), "layer_index": int(entry["layer_index"])}
+            {
+                "run": on_one_line(entry["run"]),  # as in tables
+                "layer": on_one_line(entry["layer"]),
+                "step": int(entry["step"]),
+                "layer_index": int(entry["layer_index"]),
+                "entry": entry,
+            }
             for entry in about["entries"]
         ]
 
@@ -153,7 +160,8 @@ def _spectrum(entry: dict[str, Any], file: Any) -> Spectrum:
     kept = read_layer(entry, file)
     facts, whole = kept.facts, kept.spectrum
     assert facts.step is not None
-    return Spectrum(facts.run, facts.step, facts.layer, facts.layer_index, whole)
+    names = on_one_line(facts.run), on_one_line(facts.layer)
+    return Spectrum(names[0], facts.step, names[1], facts.layer_index, whole)
 
 
 def _tolerance(label: str) -> "Tolerance":

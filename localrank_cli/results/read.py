@@ -8,7 +8,16 @@ from pathlib import Path
 import pandas as pd
 
 from localrank_cli.errors import DataError, SettingsError, UsageError, one_line
-from localrank_cli.results.columns import COLUMNS, FLOAT, INT, OPTIONAL, OPTIONAL_INT, STR, Row
+from localrank_cli.results.columns import (
+    COLUMNS,
+    FLOAT,
+    INT,
+    OPTIONAL,
+    OPTIONAL_INT,
+    STR,
+    Row,
+    on_one_line,
+)
 
 READABLE = (".csv", ".tsv", ".jsonl", ".parquet")
 # The columns that every figure needs. `status` is not among them, so that tables made by hand work.
@@ -62,8 +71,8 @@ def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
 def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
     """Read one table, which must have the columns `needed`.
 
-    Texts are str, missing ones empty; numbers are int64 where none is missing and all must be
-    whole, else float64 with NaN.
+    Texts are str, on one line as in CSV, missing ones empty; numbers are int64 where none is
+    missing and all must be whole, else float64 with NaN.
 
     Raises:
         UsageError: If the suffix names no format.
@@ -220,13 +229,13 @@ def _parquet(path: Path) -> pd.DataFrame:
 def _typed(path: Path, name: str, cells: "pd.Series[str]") -> pd.Series:
     kind = COLUMNS.get(name)
     if kind == STR:
-        return cells.fillna("").astype(str).astype(object)
+        return _names(cells)
     empty = cells.isna() | (cells == "")
     # A NaN that analyze would never write as text counts as missing as well.
     numbers = pd.to_numeric(cells.where(~empty), errors="coerce").astype("float64")
     bad = numbers.isna() & ~empty & ~cells.astype(str).str.lower().isin(["nan"])
     if kind is None:
-        return cells.fillna("").astype(str).astype(object) if bad.any() else numbers
+        return _names(cells) if bad.any() else numbers
     if kind in {INT, OPTIONAL_INT}:
         bad |= numbers.notna() & (numbers % 1 != 0)
     if bad.any():
@@ -239,6 +248,10 @@ def _typed(path: Path, name: str, cells: "pd.Series[str]") -> pd.Series:
     if kind == INT and not numbers.isna().any():
         return numbers.astype("int64")
     return numbers
+
+
+def _names(cells: "pd.Series[str]") -> "pd.Series[str]":
+    return cells.fillna("").astype(str).map(on_one_line).astype(object)
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -98,7 +98,8 @@ def plan_metric(
 def data_chunks(points: Points, device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
     """Yield the whole data, scaled, in chunks of shape (points, ...); integers stay integers."""
     assert points.everything is not None
-    for rows in torch.split(points.everything, _CHUNK):
+    for start in range(0, points.everything.shape[0], _CHUNK):
+        rows = points.everything[start : start + _CHUNK]
         floating = points.scale is not None or rows.is_floating_point()
         chunk = rows.to(torch.float64 if floating else torch.int64)
         if points.scale is not None:

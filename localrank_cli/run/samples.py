@@ -21,6 +21,7 @@ from localrank_cli.options.resolve import Settings
 from localrank_cli.points.defaults import DEFAULT_INFORMATION_POINTS
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import load_array
+from localrank_cli.points.rows import whole
 from localrank_cli.points.source import VALUES, load_points
 from localrank_cli.results.columns import Cell
 from localrank_cli.run.covariance import data_chunks
@@ -160,7 +161,8 @@ def plan_samples(
         SettingsError: If the data have no file for labels, or a layer's outputs exceed the budget.
         DataError: If the labels do not fit the data.
     """
-    labels = _read_labels(settings, points) if settings.sampling.labels_key else None
+    keyed = bool(settings.sampling.labels_key)
+    labels = _read_labels(settings, points, memory) if keyed else None
     sample = _draw(settings, points, facts) if settings.sampling.information else None
     if sample is not None:
         assert sample.everything is not None
@@ -200,14 +202,15 @@ def _draw(settings: Settings, points: Points, facts: Mapping[str, object]) -> Po
     return replace(sample, everything=sample.tensor, scale=None)  # the tensor is scaled already
 
 
-def _read_labels(settings: Settings, points: Points) -> Tensor:
+def _read_labels(settings: Settings, points: Points, memory: int) -> Tensor:
     path, key = settings.source.path, settings.sampling.labels_key
     if path is None:
         raise SettingsError(
             f"--labels-key {key}: the data are not a file with named arrays.",
             "Give --data an .npz, .safetensors or .pt file that holds the labels too.",
         )
-    labels, _ = load_array(path, key, "--labels-key")
+    found, _ = load_array(path, key, "--labels-key", memory)
+    labels = whole(found, memory, f"{path}[{key}]")
     if labels.is_complex():
         raise DataError(
             f"{path}[{key}]: complex targets are not supported.",
