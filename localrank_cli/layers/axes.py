@@ -255,15 +255,16 @@ def _feature_axis(
     one = seen[place]
     kind = _takes_features(one.module, shape)
     if kind is None:
-        kind = _kind_by_modules(seen, place, len(shape))
+        kind = _kind_by_modules(seen, place, [shape[axis] for axis in others])
     return others[0] if kind == "first" else others[-1]
 
 
-def _kind_by_modules(seen: Sequence[_Seen], place: int, n_axes: int) -> str:
+def _kind_by_modules(seen: Sequence[_Seen], place: int, lengths: Sequence[int]) -> str:
     """Return where an output of another kind of module has its features.
 
     As its last submodule of a known kind with an output of that shape, else as the last module of
-    a known kind that ran before it with as many axes.
+    a known kind that ran before it with as many axes. `lengths` are those of the output's axes
+    without that of the points.
     """
     one = seen[place]
     prefix = one.call.name + "."
@@ -272,11 +273,24 @@ def _kind_by_modules(seen: Sequence[_Seen], place: int, n_axes: int) -> str:
         for other in seen[:place]
         if other.call.name.startswith(prefix) and other.shape == one.shape
     ]
+    n_axes = len(lengths) + 1
     for other in reversed([*(o for o in seen[:place] if len(o.shape) == n_axes), *inside]):
         kind = _takes_features(other.module, other.shape)
+        if kind == "first" and n_axes == 3 and other.shape != one.shape:
+            return _kind_of_sequence(other, lengths)
         if kind is not None:
             return kind
     return "first" if n_axes >= 4 else "last"
+
+
+def _kind_of_sequence(before: _Seen, lengths: Sequence[int]) -> str:
+    """Return where an output has its features after a module with the features first.
+
+    A sequence is often turned after it, from (channels, length) to (length, channels).
+    """
+    first, last = (length == before.shape[1] for length in (lengths[0], lengths[-1]))
+    is_turned = last and not first
+    return "first" if isinstance(before.module, _CONVOLUTIONS) and not is_turned else "last"
 
 
 def _input_axis(consumer: nn.Module | None, shape: tuple[int, ...]) -> int | None:

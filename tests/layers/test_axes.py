@@ -1,0 +1,60 @@
+"""Which axis of an output holds its features."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.layers.axes import find_axes
+from localrank_cli.layers.setting import analysis_setting
+from localrank_cli.layers.survey import survey
+
+
+class _Turned(nn.Module):
+    """A norm of tokens that turns them to (features, tokens) and back, as PatchTST does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        return found
+
+
+class _Patches(nn.Module):
+    """A convolution whose output becomes tokens, as Wav2Vec2 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 6, 2, stride=2)
+        self.drop = nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.drop(self.conv(x).transpose(1, 2))
+        return found
+
+
+CASES: dict[str, tuple[nn.Module, tuple[int, ...], dict[str, int]]] = {
+    "norm that turns tokens": (
+        nn.Sequential(nn.Linear(3, 6), _Turned(6), nn.Dropout(), nn.Linear(6, 2)),
+        (5, 3),
+        {"0": 2, "1": 2, "1.norm": 1, "2": 2, "3": 2},
+    ),
+    "convolution to tokens": (_Patches(), (3, 10), {"conv": 1, "drop": 2}),
+    "convolutions of a sequence": (
+        nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.AvgPool1d(2), nn.Tanh()),
+        (3, 10),
+        {"0": 1, "1": 1, "2": 1, "3": 1, "4": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_feature_axis_of_sequences(name: str) -> None:
+    model, shape, wanted = CASES[name]
+    point = torch.randn(1, *shape, dtype=torch.float64)
+    model = model.double()
+    with analysis_setting(model, torch.float64):
+        records = survey(model, point).records
+        found, _ = find_axes(model, point, records)
+    assert {call.label: axes.feature for call, axes in found.items()} == wanted
