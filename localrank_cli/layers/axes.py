@@ -276,21 +276,31 @@ def _kind_by_modules(seen: Sequence[_Seen], place: int, lengths: Sequence[int]) 
     n_axes = len(lengths) + 1
     for other in reversed([*(o for o in seen[:place] if len(o.shape) == n_axes), *inside]):
         kind = _takes_features(other.module, other.shape)
-        if kind == "first" and n_axes == 3 and other.shape != one.shape:
-            return _kind_of_sequence(other, lengths)
         if kind is not None:
-            return kind
+            return _turned(other, kind, lengths) or _of_sequence(other, kind, one.shape)
     return "first" if n_axes >= 4 else "last"
 
 
-def _kind_of_sequence(before: _Seen, lengths: Sequence[int]) -> str:
-    """Return where an output has its features after a module with the features first.
+def _turned(before: _Seen, kind: str, lengths: Sequence[int]) -> str:
+    """Return where features are after a turn such as from (channels, length) to (length, channels).
 
-    A sequence is often turned after it, from (channels, length) to (length, channels).
+    Empty if the lengths do not show that there was one.
     """
-    first, last = (length == before.shape[1] for length in (lengths[0], lengths[-1]))
-    is_turned = last and not first
-    return "first" if isinstance(before.module, _CONVOLUTIONS) and not is_turned else "last"
+    features, places = before.shape[1], [*before.shape[2:]]
+    if kind == "last":
+        features, places = before.shape[-1], [*before.shape[1:-1]]
+    first, last = [features, *places], [*places, features]
+    if first == last:
+        return ""
+    now = {"first": last, "last": first}[kind]
+    return {"first": "last", "last": "first"}[kind] if now == [*lengths] else ""
+
+
+def _of_sequence(before: _Seen, kind: str, shape: tuple[int, ...]) -> str:
+    """Return where an output has its features by the module before it, turned or not."""
+    is_followed = before.shape == shape or isinstance(before.module, _CONVOLUTIONS)
+    # Of three axes, norms and pooling say little: they are often used on turned tokens.
+    return kind if len(shape) > 3 or is_followed else "last"
 
 
 def _input_axis(consumer: nn.Module | None, shape: tuple[int, ...]) -> int | None:

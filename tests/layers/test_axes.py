@@ -34,6 +34,20 @@ class _Patches(nn.Module):
         return found
 
 
+class _ConvNeXt(nn.Module):
+    """A block whose inner layers have the channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.linear = nn.Linear(6, 6)
+        self.drop = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.drop(self.linear(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return x + found
+
+
 CASES: dict[str, tuple[nn.Module, tuple[int, ...], dict[str, int]]] = {
     "norm that turns tokens": (
         nn.Sequential(nn.Linear(3, 6), _Turned(6), nn.Dropout(), nn.Linear(6, 2)),
@@ -46,11 +60,19 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], dict[str, int]]] = {
         (3, 10),
         {"0": 1, "1": 1, "2": 1, "3": 1, "4": 1},
     ),
+    "channels last within a block": (
+        nn.Sequential(_ConvNeXt(), nn.ReLU()),
+        (6, 5, 4),
+        {"0": 1, "0.conv": 1, "0.linear": 3, "0.drop": 1, "1": 1},
+    ),
+    # With as many tokens as features, halves are no turn.
+    "gated tokens": (nn.Sequential(nn.Linear(3, 8), nn.GLU()), (8, 3), {"0": 2, "1": 2}),
+    "gated channels": (nn.Sequential(nn.Conv1d(3, 8, 1), nn.GLU(1)), (3, 8), {"0": 1, "1": 1}),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_feature_axis_of_sequences(name: str) -> None:
+def test_the_feature_axis(name: str) -> None:
     model, shape, wanted = CASES[name]
     point = torch.randn(1, *shape, dtype=torch.float64)
     model = model.double()
