@@ -216,7 +216,7 @@ def _at_positions(
                 left_out.setdefault(reason, []).append(record.call.label)
             else:
                 kept.append(record)
-        of = f", with respect to {view.label}" if len(views) > 1 else ""
+        of = f", with respect to {_source(view)}" if len(views) > 1 else ""
         notes += [f"left out{of}, {why}: {listed(names)}" for why, names in left_out.items()]
         if kept:
             placed.append(replace(view, records=tuple(kept), axes=axes, source_axes=source))
@@ -266,12 +266,15 @@ def _refuse_if_named(call: Call, view: View, reason: str, selection: Selection) 
     names = {one for one in selection.include if not has_glob(one)}
     if not names & {call.name, call.label}:
         return
-    source = view.label or f"the network's {INPUT}"
     raise LayerError(
-        f"layer {call.label!r} with respect to {source}: {_asked(selection)} does not apply; such"
-        f" layers {reason}.",
+        f"layer {call.label!r} with respect to {_source(view)}: {_asked(selection)} does not"
+        f" apply; such layers {reason}.",
         "Leave it out, choose another source with --wrt, or see localrank inspect for the axes.",
     )
+
+
+def _source(view: View) -> str:
+    return view.label or f"the network's {INPUT}"
 
 
 def _asked(selection: Selection) -> str:
