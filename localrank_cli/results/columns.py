@@ -1,6 +1,7 @@
 """The columns of the table: their order and types, the text of a cell, and their meanings."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from localrank_cli.measures.table import AVERAGED, MEASURES, OTHER, SHARE, Meaning
@@ -77,6 +78,19 @@ def optional_first(names: Iterable[str]) -> tuple[str, ...]:
 def header(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return all column names in order; `extra` are those after `message`."""
     return (*COLUMNS, *extra)
+
+
+def pair_names(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return the name of each pair of a layer and its source: `LAYER from SOURCE`.
+
+    A layer with a single source keeps its own name.
+    """
+    every = list(dict.fromkeys(pairs))
+    counts = Counter(layer for layer, _ in every)
+    return {
+        (layer, source): f"{layer} from {source or 'the input'}" if counts[layer] > 1 else layer
+        for layer, source in every
+    }
 
 
 def as_text(cell: Cell) -> str:

@@ -17,6 +17,7 @@ from localrank_cli.results.columns import (
     STR,
     Row,
     on_one_line,
+    pair_names,
 )
 
 READABLE = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -100,11 +101,12 @@ def _with_sources(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if not {*NEEDED, "wrt"} <= set(frame.columns):
         return frame
-    several = frame.groupby(["run", "layer"], sort=False)["wrt"].transform("nunique") > 1
-    if not several.any():
-        return frame
-    pairs = frame["layer"] + " from " + frame["wrt"].replace("", "the input")
-    return frame.assign(layer=frame["layer"].where(~several, pairs))
+    parts = []
+    for _, part in frame.groupby("run", sort=False):
+        pairs = list(zip(part["layer"], part["wrt"], strict=True))
+        names = pair_names(pairs)
+        parts.append(pd.Series([names[pair] for pair in pairs], index=part.index))
+    return frame.assign(layer=pd.concat(parts)) if parts else frame
 
 
 def without_failed(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -167,7 +167,8 @@ def plan_samples(
     if sample is not None:
         assert sample.everything is not None
         for record in examination.records:
-            needed = 3 * 8 * sample.everything.shape[0] * record.numel
+            whole = examination.survey.find(record.call) or record
+            needed = 3 * 8 * sample.everything.shape[0] * whole.numel
             if needed > memory:
                 raise SettingsError(
                     f"--information: {sample.everything.shape[0]} outputs of layer"

@@ -1,5 +1,6 @@
 """What a forward pass shows before any Jacobian: the layers, their sources and positions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -201,7 +202,7 @@ def _at_positions(
     """Return the views with the layers that have the positions asked for, and notes."""
     axes, whole = find_axes(model, point, views[0].survey.records, selection.feature_axes)
     check_known(selection.feature_axes, axes)
-    wanted, notes = selection.positions, list[str]()
+    wanted, notes, reasons = selection.positions, list[str](), list[str]()
     placed = []
     for view in views:
         source = whole if view.source is None else axes[view.source]
@@ -216,17 +217,14 @@ def _at_positions(
                 left_out.setdefault(reason, []).append(record.call.label)
             else:
                 kept.append(record)
-        of = f", with respect to {view.label or 'the input'}" if len(views) > 1 else ""
-        notes += [f"left out{of}, {why}: {listed(names)}" for why, names in left_out.items()]
+        of = f", with respect to {_source(view)}" if len(views) > 1 else ""
+        found = [f"{why}: {listed(names)}" for why, names in left_out.items()]
+        reasons += found
+        notes += [f"left out{of}, {one}" for one in found]
         if kept:
             placed.append(replace(view, records=tuple(kept), axes=axes, source_axes=source))
     if not placed:
-        why = notes[0] if notes else "the only one is the source itself"
-        raise LayerError(
-            f"no chosen layer has what {_asked(selection)} needs: {why}.",
-            "See localrank inspect for the axes of each layer; --feature-axis corrects them, and"
-            " --positions each takes layers whose positions differ from the source's.",
-        )
+        raise _nothing_fits(reasons, selection)
     if wanted.is_all:
         return tuple(placed), tuple(notes)
     grids = [
@@ -241,6 +239,17 @@ def _at_positions(
     return tuple(sized), (*notes, *([note] if note else []))
 
 
+def _nothing_fits(reasons: Sequence[str], selection: Selection) -> LayerError:
+    why = f"they {reasons[0]}" if reasons else "the only one is the source itself"
+    each = ""
+    if selection.positions.needs_equal_grids:
+        each = "; --positions each takes layers whose positions differ from the source's"
+    return LayerError(
+        f"no chosen layer has what {_asked(selection)} needs: {why}.",
+        f"Choose other layers or another source, or correct their axes with --feature-axis{each}.",
+    )
+
+
 def _sized(record: CallRecord, axes: dict[Call, Axes]) -> CallRecord:
     return replace(record, shape=(axes[record.call].n_features,))
 
@@ -250,9 +259,9 @@ def _unfit(output: Axes, source: Axes, selection: Selection) -> str:
     wanted = selection.positions
     if not wanted.is_all:
         if output.batch is None:
-            return "have no axis that is that of the points alone"
+            return "have no axis of the points alone, so that only --positions all applies"
         if source.batch is None and not wanted.takes_whole_source:
-            return "the source has no axis that is that of the points alone"
+            return "have a source without an axis of the points alone"
         if wanted.needs_equal_grids and output.grid != source.grid:
             grids = " and ".join("x".join(map(str, one.grid)) or "none" for one in (output, source))
             return f"have other positions than the source ({grids})"
@@ -266,12 +275,15 @@ def _refuse_if_named(call: Call, view: View, reason: str, selection: Selection) 
     names = {one for one in selection.include if not has_glob(one)}
     if not names & {call.name, call.label}:
         return
-    source = view.label or f"the network's {INPUT}"
     raise LayerError(
-        f"layer {call.label!r} with respect to {source}: {_asked(selection)} does not apply; such"
-        f" layers {reason}.",
+        f"layer {call.label!r} with respect to {_source(view)}: {_asked(selection)} does not"
+        f" apply; such layers {reason}.",
         "Leave it out, choose another source with --wrt, or see localrank inspect for the axes.",
     )
+
+
+def _source(view: View) -> str:
+    return view.label or f"the network's {INPUT}"
 
 
 def _asked(selection: Selection) -> str:

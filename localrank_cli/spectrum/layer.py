@@ -24,7 +24,13 @@ from localrank_cli.layers.positions import make_parts
 from localrank_cli.layers.select import Selection
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord
-from localrank_cli.layers.triangle import Triangle, feature_axis, has_triangle, triangle_of
+from localrank_cli.layers.triangle import (
+    Triangle,
+    feature_axis,
+    has_triangle,
+    sound,
+    triangle_of,
+)
 from localrank_cli.spectrum.examine import Examination, Pair, View, examine
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
 from localrank_cli.spectrum.svd import rounding
@@ -161,17 +167,27 @@ def _task(
         return task
     assert view.source_axes is not None
     indices = request.indices or tuple(range(points.shape[0]))
-    triangles, parts = {}, {}
+    triangles = {} if task.residual else _triangles(model, points[:1].clone(), view, request.dtype)
+    parts = {}
     for record in view.records:
         axes = view.axes[record.call]
-        triangle = None if task.residual else _triangle(model, record.call, axes)
+        triangle = triangles.get(record.call)
         if triangle is not None:
-            triangles[record.call] = triangle
             axes = axes.with_features(triangle.n_rows)
         parts[record.call] = make_parts(
             examination.positions, axes, view.source_axes, request.seed, indices
         )
     return replace(task, parts=parts, triangles=triangles)
+
+
+def _triangles(
+    model: nn.Module, point: Tensor, view: View, dtype: torch.dtype
+) -> dict[Call, Triangle]:
+    calls = [record.call for record in view.records]
+    found = {call: _triangle(model, call, view.axes[call]) for call in calls}
+    triangles = {call: one for call, one in found.items() if one is not None}
+    with analysis_setting(model, dtype):
+        return sound(model, point, triangles)
 
 
 def _triangle(model: nn.Module, call: Call, axes: Axes) -> Triangle | None:

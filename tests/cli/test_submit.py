@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.write import write_json
 from localrank_cli.run.plan import make_plan
 from localrank_cli.run.units import make_plan_file
-from tests.cli.program import QUICK, Outcome, invoke, run, start_warm
+from tests.cli.program import QUICK, Outcome, invoke, run, start, start_warm
 from tests.cli.test_merge import assert_equal, rows
 from tests.helpers import (
     NET_CODE,
