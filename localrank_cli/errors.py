@@ -74,6 +74,21 @@ class ModelError(LocalrankError):
     """The model cannot be built, or cannot be run on the points."""
 
 
+class BudgetError(ModelError):
+    """Jacobians do not fit in memory.
+
+    What is wrong may have several lines, which are printed as such.
+    """
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of the message."""
+        return [*self.what.split("\n"), *([self.advice] if self.advice else [])]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
 class LayerError(LocalrankError):
     """A requested layer cannot be analyzed."""
 
@@ -98,6 +113,12 @@ def listed(names: Iterable[object], most: int = 8) -> str:
     texts = [str(name) for name in names]
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
+
+
+def readable(size: int) -> str:
+    """Return a number of bytes in GiB or MiB."""
+    number, unit = (size / 2**30, "GiB") if size >= 2**30 else (size / 2**20, "MiB")
+    return f"{number:.3g} {unit}" if number < 999.5 else f"{number:.0f} {unit}"
 
 
 def shortened(value: object) -> str:

@@ -50,7 +50,7 @@ def _inspect(options: AnalyzeOptions, *, timed: bool) -> "Sequence[Inspection | 
         if contents is not None:
             return contents
         # A bad checkpoint takes one line of the report and does not end it.
-        plan = make_plan(replace(options, on_error="skip"), screen.note)
+        plan = make_plan(replace(options, on_error="skip"), screen.note, refuses=False)
         return [inspect_series(plan, series, timed=timed) for series in plan.series]
 
 

@@ -20,7 +20,13 @@ from localrank_cli.cli.rethreshold import rethreshold
 from localrank_cli.cli.show import show
 from localrank_cli.cli.signals import Interrupted, discard_stdout, open_missing_streams
 from localrank_cli.cli.submit import submit
-from localrank_cli.errors import LocalrankError, OutputError, printable, status_of_signal
+from localrank_cli.errors import (
+    BudgetError,
+    LocalrankError,
+    OutputError,
+    printable,
+    status_of_signal,
+)
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _CLOSED_PIPE = status_of_signal(signal.SIGPIPE)
@@ -89,6 +95,9 @@ def _failure(error: BaseException, debug: bool) -> int:
             f"the model's or the data's code ended the program (sys.exit({error.code!r})).",
             "Let it return or raise instead.",
         )
+    if isinstance(error, BudgetError):
+        _say("error: " + error.lines[0], *error.lines[1:])
+        return error.exit_code
     if isinstance(error, LocalrankError):
         _say(f"error: {error}")
         return error.exit_code
@@ -129,9 +138,10 @@ def _usage_error(error: Any) -> int:
     return 2
 
 
-def _say(text: str) -> None:
+def _say(text: str, *more: str) -> None:
     try:
-        sys.stderr.write(printable(f"localrank: {text}") + "\n")
+        lines = [f"localrank: {text}", *more]
+        sys.stderr.write("".join(printable(line) + "\n" for line in lines))
         sys.stderr.flush()
     except OSError:
         pass  # stderr is closed

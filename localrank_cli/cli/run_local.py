@@ -19,7 +19,7 @@ from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
 from localrank_cli.divide.share import Machine, Share, available_cores, divide
 from localrank_cli.divide.workers import Job, Worker, Workers
 from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
-from localrank_cli.machine import count_gpus, memory_budget, pick_device
+from localrank_cli.machine import check_memory, count_gpus, memory_budget, pick_device
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.journal import Journal, journal_path
 from localrank_cli.results.lock import OutputLock
@@ -116,7 +116,12 @@ class _LocalRun:
         device = options.device or "auto"
         shares = divide(self.n_workers, device, options.memory, machine, os.environ)
         # Plan on the CPU, which leaves the GPUs to the workers: it takes one forward pass.
-        plan = make_plan(replace(options, device="cpu"), self.screen.note)
+        is_cpu = all(share.device == "cpu" for share in shares)
+        if is_cpu:
+            check_memory(options.memory, pick_device("cpu"))
+        least = min((one.memory for one in shares if one.memory is not None), default=None)
+        planned = replace(options, device="cpu", memory=least)
+        plan = make_plan(planned, self.screen.note, is_here=is_cpu, refuses=is_cpu)
         if (
             options.spectra is not None
         ):  # a file of singular values holds all points of a checkpoint
