@@ -116,9 +116,23 @@ def listed(names: Iterable[object], most: int = 8) -> str:
 
 
 def readable(size: int) -> str:
-    """Return a number of bytes in GiB or MiB."""
-    number, unit = (size / 2**30, "GiB") if size >= 2**30 else (size / 2**20, "MiB")
+    """Return a number of bytes in GiB, MiB or KiB."""
+    power, unit = 10, "KiB"
+    if size >= 2**20:
+        power, unit = (30, "GiB") if size >= 2**30 else (20, "MiB")
+    number = size / 2**power
     return f"{number:.3g} {unit}" if number < 999.5 else f"{number:.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for a person."""
+    if seconds < 90:
+        return f"{max(seconds, 0.1):.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    hours = minutes / 60
+    if minutes < 90:
+        return f"{minutes:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
 
 
 def shortened(value: object) -> str:

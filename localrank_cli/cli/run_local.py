@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import TextIO
 
 from localrank_cli.cli.chart import Summary
-from localrank_cli.cli.run_analyze import console_for
-from localrank_cli.cli.screen import Screen, Steps, stdout_for_data
+from localrank_cli.cli.run_analyze import LONG_NOTE, console_for
+from localrank_cli.cli.screen import LINE_EVERY, PROGRESS, Screen, Steps, stdout_for_data
 from localrank_cli.cli.signals import GRACE, Interrupted, signal_handler
 from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
 from localrank_cli.divide.share import Machine, Share, available_cores, divide
@@ -71,6 +72,7 @@ class _LocalRun:
     is_kept: bool  # whether the target is the user's, not a temporary file for stdout
     screen: Screen = field(init=False)
     printed: set[str] = field(default_factory=set)
+    progress_at: float = -LINE_EVERY  # when a line of a worker was last shown
 
     def __post_init__(self) -> None:
         self.screen = Screen(quiet=self.options.quiet, verbose=self.options.verbose)
@@ -160,11 +162,23 @@ class _LocalRun:
                 self.screen.plain(line)
             elif text.startswith(_WORKER_NOTES) or _KEPT.search(text):
                 continue
+            elif text.startswith((PROGRESS, f"note: {LONG_NOTE}")):
+                self._relay_some(text)
             elif text.startswith("note: "):
                 self.screen.note(text.removeprefix("note: "))
             elif text not in self.printed:
                 self.printed.add(text)
                 self.screen.warn(text)
+
+    def _relay_some(self, text: str) -> None:
+        """Print what every worker says of its own share, for one of them at a time."""
+        if text.startswith("note: "):
+            if LONG_NOTE not in self.printed:
+                self.printed.add(LONG_NOTE)
+                self.screen.note(text.removeprefix("note: "))
+        elif time.monotonic() - self.progress_at >= LINE_EVERY and not self.options.quiet:
+            self.progress_at = time.monotonic()
+            self.screen.warn(text)
 
     def _stop(self, workers: Workers, error: BaseException, plan_file: PlanFile) -> None:
         name = error.name if isinstance(error, Interrupted) else "SIGTERM"

@@ -51,6 +51,12 @@ class Need:
         return label_of(self.pair)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """The key of the largest need."""
+        n_out, n_in = self.shape
+        return self.n_bytes, n_out * n_in
+
+    @property
     def shape(self) -> tuple[int, int]:
         """n_out and n_in of one Jacobian."""
         return self.pair.record.numel, self.pair.n_in
@@ -125,7 +131,7 @@ class Look:
         unfit = self.unfit
         if not unfit:
             return
-        largest = max(unfit, key=lambda one: one.n_bytes)
+        largest = max(unfit, key=lambda one: one.size)
         n_out, n_in = largest.shape
         ways = list(islice(self.ways_out(), _BEST))
         advice = " Or: ".join(f"{way.text} ({way.result})." for way in ways)
@@ -172,10 +178,10 @@ class Look:
 
     def _way(self, text: str, needs: Sequence[Need]) -> Iterator[WayOut]:
         if needs and all(one.n_bytes <= self.room for one in needs):
-            yield WayOut(text, len(needs), max(needs, key=lambda one: one.n_bytes))
+            yield WayOut(text, len(needs), max(needs, key=lambda one: one.size))
 
     def _more_memory(self) -> Iterator[WayOut]:
-        largest = max(self.needs, key=lambda one: one.n_bytes)
+        largest = max(self.needs, key=lambda one: one.size)
         needed = -(-(largest.n_bytes + self.metric.n_bytes) // _MIB) * _MIB
         if needed <= self.free:
             yield WayOut(f"--memory {needed // _MIB}MiB", len(self.needs), largest)

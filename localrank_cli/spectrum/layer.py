@@ -24,7 +24,7 @@ from localrank_cli.layers.positions import make_parts
 from localrank_cli.layers.select import Selection
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord
-from localrank_cli.layers.triangle import Triangle, feature_axis, has_triangle, triangle_of
+from localrank_cli.layers.triangle import feature_axis, triangle_of, triangle_rows
 from localrank_cli.spectrum.examine import Examination, Pair, View, examine
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
 from localrank_cli.spectrum.svd import rounding
@@ -100,12 +100,15 @@ def layer_spectra(
     on the points' device and in the request's dtype; `modes` from earlier checkpoints are updated.
     """
     modes = modes if modes is not None else Modes()
+    modes.progress.span = 0.0, 1.0
     if not request.scaled_by_whole:
         return _spectra(model, points, request, modes)
     # No certificate covers a tolerance from another spectrum, so every matrix takes the SVD.
     request = replace(request, demand=Demand(None))
     without = replace(request, selection=request.selection.whole)
+    modes.progress.span = 0.0, 0.5
     whole = _spectra(model, points, without, modes)
+    modes.progress.span = 0.5, 1.0
     parts = _spectra(model, points, request, modes)
     return [_with_scale(part, one) for part, one in zip(parts, whole, strict=True)]
 
@@ -126,7 +129,7 @@ def _spectra(
     examination = examine(
         model, points, request.selection, request.dtype, is_chosen=request.is_chosen
     )
-    tasks = [_task(model, points, view, examination, request) for view in examination.views]
+    tasks = [make_task(model, points, view, examination, request) for view in examination.views]
     found = [
         {record.call: _empty(record, task, points.shape[0]) for record in task.records}
         for task in tasks
@@ -142,9 +145,19 @@ def _spectra(
     ]
 
 
-def _task(
-    model: nn.Module, points: Tensor, view: View, examination: Examination, request: Request
+def make_task(
+    model: nn.Module,
+    points: Tensor,
+    view: View,
+    examination: Examination,
+    request: Request,
+    *,
+    is_computed: bool = True,
 ) -> Task:
+    """Return the Jacobians of a view at some points.
+
+    Without `is_computed` the task shows shapes and costs: no weight is factored.
+    """
     task = Task(
         model=model,
         points=points,
@@ -164,22 +177,27 @@ def _task(
     triangles, parts = {}, {}
     for record in view.records:
         axes = view.axes[record.call]
-        triangle = None if task.residual else _triangle(model, record.call, axes)
-        if triangle is not None:
-            triangles[record.call] = triangle
-            axes = axes.with_features(triangle.n_rows)
+        n_rows = None if task.residual else _triangle_rows(model, record.call, axes)
+        if n_rows is not None and is_computed:
+            triangle = triangle_of(model.get_submodule(record.call.name))
+            if triangle is None:
+                n_rows = None
+            else:
+                triangles[record.call] = triangle
+        if n_rows is not None:
+            axes = axes.with_features(n_rows)
         parts[record.call] = make_parts(
             examination.positions, axes, view.source_axes, request.seed, indices
         )
     return replace(task, parts=parts, triangles=triangles)
 
 
-def _triangle(model: nn.Module, call: Call, axes: Axes) -> Triangle | None:
+def _triangle_rows(model: nn.Module, call: Call, axes: Axes) -> int | None:
     module = model.get_submodule(call.name)
-    if axes.is_complex or not has_triangle(module):
+    n_rows = None if axes.is_complex else triangle_rows(module)
+    if n_rows is None or axes.feature != len(axes.shape) + feature_axis(module):
         return None
-    is_along = axes.feature == len(axes.shape) + feature_axis(module)
-    return triangle_of(module) if is_along else None
+    return n_rows
 
 
 def _sliced_metric(metric: MetricFactor | None, view: View) -> MetricFactor | None:
