@@ -116,7 +116,9 @@ def listed(names: Iterable[object], most: int = 8) -> str:
 
 
 def readable(size: int) -> str:
-    """Return a number of bytes in GiB, MiB or KiB."""
+    """Return a number of bytes for a person."""
+    if size < 2**10:
+        return f"{size} bytes"
     power, unit = 10, "KiB"
     if size >= 2**20:
         power, unit = (30, "GiB") if size >= 2**30 else (20, "MiB")

@@ -168,7 +168,7 @@ def _row(line: "LayerLine", *, several: bool) -> tuple[str, ...]:
         output,
         f"{count}{line.n_out} x {line.n_in}",
         readable(line.needed_bytes),
-        str(line.passes),
+        str(line.passes) if line.passes else "-",
         "-" if line.seconds is None else duration(line.seconds),
         "yes" if line.fits else "no",
     )

@@ -194,7 +194,7 @@ def _of_batch(
     if task.parts:
         yield from _part_portions(task, batch, start, good, modes)
         return
-    chain = _chain(task, batch, modes)
+    chain = chain_of(task, batch, modes)
     if chain is not None:
         yield ChainPortion(chain, start, good)
         return
@@ -602,7 +602,8 @@ def _take(ways: Sequence[Way[_Result]], modes: Modes) -> tuple[_Result, str]:
     return _attempt(last.compute), last.name
 
 
-def _chain(task: Task, batch: Batch, modes: Modes) -> Chain | None:
+def chain_of(task: Task, batch: Batch, modes: Modes) -> Chain | None:
+    """Return the network as a chain, if it is one; `modes` keeps why it is none."""
     if not modes.chain or task.survey.has_low_values or task.residual:
         return None
     found = find_chain(batch, [record.call for record in task.records], task.tolerance)

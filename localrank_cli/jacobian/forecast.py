@@ -22,7 +22,7 @@ from localrank_cli.layers.survey import CallRecord
 if TYPE_CHECKING:
     from localrank_cli.jacobian.engine import Task
 
-Mode = Literal["forward", "reverse"]
+Mode = Literal["forward", "reverse", "chain"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,20 @@ class Work:
     shape: tuple[int, int]  # of each matrix whose singular values are computed
 
     @property
-    def reduction(self) -> float:
-        """The operations of the singular values: a Gram matrix, and its eigenvalues."""
+    def gram(self) -> float:
+        """The operations of the Gram matrices."""
         short, long = sorted(self.shape)
-        return self.n_matrices * (2.0 * long * short**2 + 9.0 * short**3)
+        return self.n_matrices * 2.0 * long * short**2
+
+    @property
+    def eigenvalues(self) -> float:
+        """The operations of their eigenvalues."""
+        return self.n_matrices * 9.0 * min(self.shape) ** 3
+
+    @property
+    def reduction(self) -> float:
+        """The operations of the singular values."""
+        return self.gram + self.eigenvalues
 
 
 def forecast(task: "Task", *, forward: bool = True, replays: bool = False) -> dict[Call, Work]:

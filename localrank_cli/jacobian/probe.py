@@ -9,7 +9,7 @@ import torch
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.budget import Budget, directions_at_once
-from localrank_cli.jacobian.engine import Task, calls_of
+from localrank_cli.jacobian.engine import Modes, Task, calls_of, chain_of
 from localrank_cli.jacobian.forecast import Mode, Work, forecast
 from localrank_cli.jacobian.parts import pulled_rows, with_rows
 from localrank_cli.jacobian.past import part_of_token, push_token, tokens_with_past
@@ -19,9 +19,11 @@ from localrank_cli.layers.replay import record as record_replay
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord
 
-_LONGEST = 1.0  # seconds of one measurement, unless a few directions take longer
-_PATIENCE = 4  # times as long, after which one direction must do
-_FEW = 4  # directions at once, which cost less each than one alone
+# Seconds of one measurement, unless a few directions take longer.
+_LONGEST = 1.0
+_FEW = 4  # directions at once, which take less each than one alone
+# Seconds of one direction after which it is not measured with others, or once more.
+_TOO_LONG, _FAR_TOO_LONG = 3.0, 15.0
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,12 @@ class Rates:
     forward: bool = True  # whether forward mode works
     replays: bool = False  # whether what comes before the source is run once only
     n_tokens: int = 0  # where tokens are pushed through one by one
+    is_chain: bool = False  # whether there are no passes, but products of weights
 
     def of(self, work: Work) -> float:
         """Return the seconds of a call's passes at one point."""
+        if self.is_chain:
+            return 0.0
         if self.n_tokens and work.mode == "forward":
             return work.operations / self.n_tokens * self.seconds["token"]
         known = self.seconds.get(work.mode)
@@ -59,7 +64,10 @@ def measure(task: Task) -> Rates:
         if layouts is None:
             raise guards.unrepeatable_alone(model, point, values.outputs)
         batch = guards.make_batch(model, point, values, layouts, task.wrt)
-        return _Probe(task, batch.in_metric(task.metric, task.picked), check).rates()
+        batch = batch.in_metric(task.metric, task.picked)
+        if not task.parts and chain_of(task, batch, Modes()) is not None:
+            return Rates({}, check, is_chain=True)
+        return _Probe(task, batch, check).rates()
 
 
 class _Probe:
@@ -167,14 +175,14 @@ def _deepest(works: Iterable[Work], mode: Mode) -> CallRecord | None:
 
 def _seconds_each(push: Callable[[int], object], most: int) -> float:
     """Return the seconds of one direction, where up to `most` are pushed through at once."""
-    first = _seconds(push, 1)  # also loads what torch needs
-    if first > _PATIENCE * _LONGEST or most == 1:
-        return first if first > _LONGEST else _seconds(push, 1)
-    few = min(most, _FEW)
-    taken = _seconds(push, few)
-    each = taken / few
-    count = min(most, int(_LONGEST / max(each, 1e-9)))
-    return min(each, _seconds(push, count) / count) if count > 2 * few else each
+    first = _seconds(push, 1)  # torch loads code of forward mode, which may take seconds
+    if first > _FAR_TOO_LONG:
+        return first
+    again = _seconds(push, 1)
+    if again > _TOO_LONG:
+        return again
+    count = min(most, max(_FEW, int(_LONGEST / max(again, 1e-9))))
+    return min(again, _seconds(push, count) / count) if count > 1 else again
 
 
 def _seconds(push: Callable[[int], object], count: int) -> float:

@@ -1,10 +1,11 @@
 """Estimate how long an analysis takes, from a few products of its Jacobians."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from localrank_cli.jacobian.engine import Modes, Task
 from localrank_cli.jacobian.forecast import Work, forecast
@@ -21,7 +22,7 @@ from localrank_cli.spectrum.solve import solve_stack
 _BATCH = 4
 # Operations at one point below which points are computed: in a second or so.
 _SMALL = 2e8
-_SIDE = 256  # of the matrix whose singular values are timed
+_SIDE = 384  # of the matrix whose singular values are timed
 _CHECKS = 4  # forward passes at each point besides the Jacobians
 # Operations a second below which no machine is expected.
 _SLOW = 3e8
@@ -74,10 +75,17 @@ def works_of(plan: Plan, series: SeriesPlan, rates: Rates | None = None) -> tupl
         views = (replace(view, records=view.whole_records, entries=None, picked={}),)
         (task,) = _tasks(plan, series, views).values()
         whole = forecast(task, **how)
+    if rates is not None and rates.is_chain:
+        found = {key: _of_chain(work) for key, work in found.items()}
+        whole = {call: _of_chain(work) for call, work in whole.items()}
     return tuple(
         PairWork(pair, found[pair.view.label, pair.record.call], whole.get(pair.record.call))
         for pair in series.examination.pairs
     )
+
+
+def _of_chain(work: Work) -> Work:
+    return replace(work, mode="chain", passes=0, operations=0.0)
 
 
 def estimate(plan: Plan, series: SeriesPlan, *, may_compute: bool = True) -> Estimate:
@@ -177,24 +185,35 @@ def _rates(plan: Plan, series: SeriesPlan, works: Sequence[PairWork]) -> Rates:
     return measure(_tasks(plan, series, series.examination.views)[largest])
 
 
-def _solving(plan: Plan, series: SeriesPlan) -> float:
-    """Return the seconds of one operation of the singular values."""
+def _solving(plan: Plan, series: SeriesPlan) -> tuple[float, float]:
+    """Return the seconds of one operation of a Gram matrix, and of its eigenvalues."""
     demand = demand_of(series.settings.tolerances, series.settings.noise)
     generator = torch.Generator("cpu").manual_seed(0)
-    matrix = torch.randn(
-        1, _SIDE, _SIDE, generator=generator, dtype=torch.float64, device="cpu"
-    ).to(plan.device)
-    solve_stack(matrix, demand)  # what is loaded once does not count
+    drawn = torch.randn(_SIDE, 2 * _SIDE, generator=generator, dtype=torch.float64, device="cpu")
+    matrix = drawn.to(plan.device)
+    gram = min(_seconds(lambda: matrix @ matrix.mT) for _ in range(2))
+    # The first call loads what the second does not.
+    whole = min(_seconds(lambda: solve_stack(matrix.unsqueeze(0), demand)) for _ in range(2))
+    return gram / (4.0 * _SIDE**3), max(0.0, whole - gram) / (9.0 * _SIDE**3)
+
+
+def _seconds(compute: Callable[[], Tensor]) -> float:
     started = time.perf_counter()
-    solve_stack(matrix, demand)
-    return (time.perf_counter() - started) / (11.0 * _SIDE**3)  # as `Work.reduction`
+    compute().sum().item()  # a GPU computes when the value is asked for
+    return time.perf_counter() - started
 
 
 def _timed(
-    works: Sequence[PairWork], rates: Rates, n_points: int, solving: float
+    works: Sequence[PairWork], rates: Rates, n_points: int, solving: tuple[float, float]
 ) -> tuple[PairWork, ...]:
+    gram, eigenvalues = solving
+    # A chain's matrices are products of weights, about as costly as their Gram matrices.
+    gram *= 2 if rates.is_chain else 1
+
     def seconds(one: PairWork) -> float:
-        return sum(rates.of(work) + work.reduction * solving for work in one.all)
+        return sum(
+            rates.of(work) + work.gram * gram + work.eigenvalues * eigenvalues for work in one.all
+        )
 
     return tuple(replace(one, seconds=n_points * seconds(one)) for one in works)
 

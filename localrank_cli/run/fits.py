@@ -210,15 +210,19 @@ class Look:
             yield from self._way(wrt, self._of(pairs, before))
         if not selection.positions.is_all:
             return
-        last = [*self._at(self.examination.views, selection, LAST, f"--positions {LAST}")]
-        yield from last
+        yield from self._parts(self.examination.views, selection, "--positions")
         if pairs is not None:
-            yield from self._at(pairs.views, before, LAST, f"{wrt} --positions {LAST}")
-        if not last:
-            one = f"{EACH}:1"
-            yield from self._at(self.examination.views, selection, one, f"--positions {one}")
-            if pairs is not None:
-                yield from self._at(pairs.views, before, one, f"{wrt} --positions {one}")
+            yield from self._parts(pairs.views, before, f"{wrt} --positions")
+
+    def _parts(
+        self, views: tuple[View, ...], selection: Selection, option: str
+    ) -> Iterator[WayOut]:
+        """Yield the ways out with single positions, those of more pairs first."""
+        count = sum(len(view.records) for view in views)
+        found = [*self._at(views, selection, LAST, f"{option} {LAST}")]
+        if not found or found[0].n_layers < count:  # other grids than the source's
+            found += self._at(views, selection, f"{EACH}:1", f"{option} {EACH}:1")
+        yield from sorted(found, key=lambda way: -way.n_layers)
 
     def _examined(self, selection: Selection, points: Tensor | None = None) -> Examination | None:
         """Return what a selection chooses; None where it does not apply to the network."""

@@ -34,8 +34,8 @@ class LayerLine:
     jacobian_bytes: int  # of one
     needed_bytes: int  # the least budget for its singular values
     fits: bool
-    mode: str  # forward or reverse
-    passes: int  # directions, which other layers share, or rows, at each point
+    mode: str  # forward, reverse or chain
+    passes: int  # directions, which other layers share, or rows, at each point; 0 for a chain
     seconds: float | None  # of one checkpoint; None without timing
 
 
