@@ -93,6 +93,21 @@ class ModelError(LocalrankError):
     """The model cannot be built, or cannot be run on the points."""
 
 
+class BudgetError(ModelError):
+    """Jacobians do not fit in memory.
+
+    What is wrong may have several lines, which are printed as such.
+    """
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of the message."""
+        return [*self.what.split("\n"), *([self.advice] if self.advice else [])]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
 class LayerError(LocalrankError):
     """A requested layer cannot be analyzed."""
 
@@ -130,6 +145,28 @@ def listed(names: Iterable[object], most: int = 8) -> str:
     texts = [str(name) for name in names]
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
+
+
+def readable(size: int) -> str:
+    """Return a number of bytes for a person."""
+    if size < 2**10:
+        return f"{size} bytes"
+    power, unit = 10, "KiB"
+    if size >= 2**20:
+        power, unit = (30, "GiB") if size >= 2**30 else (20, "MiB")
+    number = size / 2**power
+    return f"{number:.3g} {unit}" if number < 999.5 else f"{number:.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for a person."""
+    if seconds < 90:
+        return f"{max(seconds, 0.1):.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    hours = minutes / 60
+    if minutes < 90:
+        return f"{minutes:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
 
 
 def shortened(value: object) -> str:

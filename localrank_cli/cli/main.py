@@ -29,6 +29,7 @@ from localrank_cli.cli.submit import submit
 from localrank_cli.divide.parent import tie_to_parent
 from localrank_cli.errors import (
     MORE_MEMORY,
+    BudgetError,
     LocalrankError,
     OutputError,
     cause,
@@ -107,6 +108,9 @@ def _failure(error: BaseException, debug: bool) -> int:
         error = _without_memory(error)
     elif not isinstance(error, Exception):
         error = _ended(error)
+    if isinstance(error, BudgetError):
+        _say("error: " + error.lines[0], *error.lines[1:])
+        return error.exit_code
     if isinstance(error, LocalrankError):
         _say(f"error: {error}")
         return error.exit_code
@@ -175,9 +179,10 @@ def _usage_error(error: Any) -> int:
     return 2
 
 
-def _say(text: str) -> None:
+def _say(text: str, *more: str) -> None:
     try:
-        sys.stderr.write(printable(f"localrank: {text}") + "\n")
+        lines = [f"localrank: {text}", *more]
+        sys.stderr.write("".join(printable(line) + "\n" for line in lines))
         sys.stderr.flush()
     except OSError:
         pass  # stderr is closed

@@ -12,7 +12,7 @@ from rich.console import Console
 from localrank_cli.cli.chart import Summary
 from localrank_cli.cli.screen import Screen, stdout_for_data
 from localrank_cli.cli.signals import SignalHandler, signal_handler
-from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError, shortened
+from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError, duration, shortened
 from localrank_cli.options.parse import array_size
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import header, is_formula
@@ -26,11 +26,14 @@ from localrank_cli.results.write import (
     written,
 )
 from localrank_cli.run.compute import History, run_plan
+from localrank_cli.run.estimate import long_time
 from localrank_cli.run.follow import Watch
 from localrank_cli.run.output import RunOutput, SpectraFolder
 from localrank_cli.run.plan import Plan, make_plan
 from localrank_cli.run.resume import Resume
 from localrank_cli.run.units import Division, apply_plan_file, take_shard
+
+LONG_NOTE = "the analysis takes about "
 
 
 def run_analysis(options: AnalyzeOptions) -> int:
@@ -135,8 +138,11 @@ class _Work:
         writer = _writer(self.stream, plan)
         self.left, self.has_begun = resume.plan.n_checkpoints, True
         keep = spectra.keep if spectra is not None else None
+        _announce(resume.plan, self.screen)
         with self.screen.progress(plan.n_checkpoints, done=resume.n_done) as steps:
-            for record in run_plan(resume.plan, self.screen.note, resume.history, keep):
+            for record in run_plan(
+                resume.plan, self.screen.note, resume.history, keep, steps.within
+            ):
                 self._keep(record, writer)
                 steps.done(f"{record.run} step {record.step}")
         for more in watch.plans(plan) if watch else ():
@@ -233,6 +239,17 @@ def _note_formulas(plan: Plan, options: AnalyzeOptions, screen: Screen) -> None:
         screen.note(
             f"the name {shortened(repr(name))} begins as a formula does: a spreadsheet program may"
             " run it, so import its column as text"
+        )
+
+
+def _announce(plan: Plan, screen: Screen) -> None:
+    """Note how long a long analysis takes, before it starts."""
+    found = long_time(plan)
+    if found is not None:
+        screen.note(
+            f"{LONG_NOTE}{duration(found.seconds)}, for {found.n_checkpoints}"
+            f" {'checkpoint' if found.n_checkpoints == 1 else 'checkpoints'}, by a few timed"
+            " products; localrank inspect shows the time of each layer"
         )
 
 

@@ -7,6 +7,7 @@ import signal
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import TextIO
 
 from localrank_cli.cli.chart import Summary
-from localrank_cli.cli.run_analyze import console_for
-from localrank_cli.cli.screen import Screen, Steps, stdout_for_data
+from localrank_cli.cli.run_analyze import LONG_NOTE, console_for
+from localrank_cli.cli.screen import LINE_EVERY, PROGRESS, Screen, Steps, stdout_for_data
 from localrank_cli.cli.signals import GRACE, Interrupted, signal_handler
 from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
 from localrank_cli.divide.share import Machine, Share, available_cores, divide
 from localrank_cli.divide.workers import Job, Worker, Workers
 from localrank_cli.errors import INCOMPLETE, LocalrankError, OutputError, UsageError
-from localrank_cli.machine import count_gpus, memory_budget, pick_device
+from localrank_cli.machine import check_memory, count_gpus, memory_budget, pick_device
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.journal import Journal, journal_path
 from localrank_cli.results.lock import OutputLock, lock_path
@@ -88,6 +89,7 @@ class _LocalRun:
     is_kept: bool  # whether the target is the user's, not a temporary file for stdout
     screen: Screen = field(init=False)
     printed: set[str] = field(default_factory=set)
+    progress_at: float = -LINE_EVERY  # when a line of a worker was last shown
 
     def __post_init__(self) -> None:
         self.screen = Screen(quiet=self.options.quiet, verbose=self.options.verbose)
@@ -133,7 +135,12 @@ class _LocalRun:
         device = options.device or "auto"
         shares = divide(self.n_workers, device, options.memory, machine, os.environ)
         # Plan on the CPU, which leaves the GPUs to the workers: it takes one forward pass.
-        plan = make_plan(replace(options, device="cpu"), self.screen.note)
+        is_cpu = all(share.device == "cpu" for share in shares)
+        if is_cpu:
+            check_memory(options.memory, pick_device("cpu"))
+        least = min((one.memory for one in shares if one.memory is not None), default=None)
+        planned = replace(options, device="cpu", memory=least)
+        plan = make_plan(planned, self.screen.note, is_here=is_cpu, refuses=is_cpu)
         if (
             options.spectra is not None
         ):  # a file of singular values holds all points of a checkpoint
@@ -172,11 +179,23 @@ class _LocalRun:
                 self.screen.plain(line)
             elif text.startswith(_WORKER_NOTES) or _KEPT.search(text):
                 continue
+            elif text.startswith((PROGRESS, f"note: {LONG_NOTE}")):
+                self._relay_some(text)
             elif text.startswith("note: "):
                 self.screen.note(text.removeprefix("note: "))
             elif text not in self.printed:
                 self.printed.add(text)
                 self.screen.warn(text)
+
+    def _relay_some(self, text: str) -> None:
+        """Print what every worker says of its own share, for one of them at a time."""
+        if text.startswith("note: "):
+            if LONG_NOTE not in self.printed:
+                self.printed.add(LONG_NOTE)
+                self.screen.note(text.removeprefix("note: "))
+        elif time.monotonic() - self.progress_at >= LINE_EVERY and not self.options.quiet:
+            self.progress_at = time.monotonic()
+            self.screen.warn(text)
 
     def _stop(self, workers: Workers, error: BaseException, plan_file: PlanFile) -> None:
         name = error.name if isinstance(error, Interrupted) else "SIGTERM"

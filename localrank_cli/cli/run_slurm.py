@@ -51,7 +51,7 @@ def run_slurm(options: AnalyzeOptions, words: Sequence[str], division: SubmitOpt
     with signal_handler() as handler, stdout_for_data(screen) as data, handler.interruptible():
         with OutputLock(folder.path):
             _refuse_while_at_work(folder)
-            plan = make_plan(replace(options, device="cpu"), screen.note)
+            plan = make_plan(replace(options, device="cpu"), screen.note, is_here=False)
             left = plan if options.overwrite else folder.left(plan, screen.note)
             tasks = _tasks(left, division, screen) if left.n_checkpoints else 1
             prepare = folder.preview if division.dry_run else folder.prepare

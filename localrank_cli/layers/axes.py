@@ -101,17 +101,17 @@ class Axes:
         return table[positions]
 
     def text(self) -> str:
-        """Return the shape with the meaning of its axes: `points 1 x positions 8 x features 16`."""
+        """Return the shape with the meaning of its axes: `1 point x 8 positions x 16 features`."""
         names = []
         for axis, length in enumerate(self.shape):
             kind = "position"
             if axis == self.batch:
-                kind = "points"
+                kind = "point"
             elif axis == self.feature:
-                kind = "features"
+                kind = "feature"
             elif axis in self._features:
-                kind = "parts"
-            names.append(f"{length} {kind}")
+                kind = "part"
+            names.append(f"{length} {kind}{'s' if length != 1 else ''}")
         return " x ".join(names)
 
 

@@ -42,6 +42,12 @@ def has_triangle(module: nn.Module) -> bool:
     return matrix is not None and matrix.shape[0] > matrix.shape[1]
 
 
+def triangle_rows(module: nn.Module) -> int | None:
+    """Return the features of the output of `triangle_of`; None without `has_triangle`."""
+    matrix = _matrix(module) if has_triangle(module) else None
+    return None if matrix is None else matrix.shape[1]
+
+
 def feature_axis(module: nn.Module) -> int:
     """Return the axis of the output along which W acts; negative from the end."""
     return -1 - _CONVOLUTIONS.get(type(module), 0)

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.errors import LocalrankError, Note, UnreadableError
 from localrank_cli.jacobian.engine import Modes
+from localrank_cli.jacobian.progress import Step
 from localrank_cli.layers.plain import choose_precision
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import demand_of
@@ -24,6 +26,8 @@ from localrank_cli.run.plan import Plan, SeriesPlan, place_points
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 
 Cells = dict[str, Cell]
+# Receives a checkpoint's run and step, the share of it that is done, and what is computed.
+Watcher = Callable[[str, float, str], None]
 KeepSpectra = Callable[[CheckpointRecord, list[LayerSpectrum]], None]
 
 
@@ -37,14 +41,21 @@ class History:
 
 
 def run_plan(
-    plan: Plan, note: Note, history: History | None = None, keep: KeepSpectra | None = None
+    plan: Plan,
+    note: Note,
+    history: History | None = None,
+    keep: KeepSpectra | None = None,
+    watcher: Watcher | None = None,
 ) -> Iterator[CheckpointRecord]:
     """Yield the results of a plan by run and step, and update the history.
 
-    `keep` receives the singular values of each checkpoint before its record is yielded.
+    `keep` receives the singular values of each checkpoint before its record is yielded, `watcher`
+    what is done of it meanwhile.
     """
     for series in plan.series:
-        yield from _Runner(plan, series, note, history or History(), keep).results()
+        runner = _Runner(plan, series, note, history or History(), keep)
+        runner.watcher = watcher
+        yield from runner.results()
 
 
 class _Runner:
@@ -70,6 +81,7 @@ class _Runner:
         )
         self._modes = Modes()
         self._n_noted = 0
+        self.watcher: Watcher | None = None
 
     def results(self) -> Iterator[CheckpointRecord]:
         """Yield a record for each checkpoint, by step; failed ones included."""
@@ -153,6 +165,9 @@ class _Runner:
         request = replace(
             self._request, metric=metric, seed=series.settings.source.seed, indices=indices
         )
+        if self.watcher is not None:
+            name = f"{series.run} step {checkpoint.step}"
+            self._modes.progress.observer = partial(_watch, self.watcher, name)
         spectra = layer_spectra(series.model, points, request, self._modes)
         samples = series.samples.at(series.model, plan.device)
         return [(spectrum, samples[spectrum.layer_index]) for spectrum in spectra]
@@ -196,6 +211,12 @@ class _Runner:
         if other != this:
             prefix = f"{self._series.run}: " if len(self._plan.series) > 1 else ""
             self._note(f"{prefix}{this} holds the same weights as {other}")
+
+
+def _watch(watcher: Watcher, checkpoint: str, step: Step) -> None:
+    first, last = step.points
+    points = f"point {first}" if first == last else f"points {first} to {last}"
+    watcher(checkpoint, step.done, f"layer {step.layer}, {points} of {step.n_points}")
 
 
 def hash_of(state: Mapping[str, Tensor]) -> str:

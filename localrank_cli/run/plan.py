@@ -26,10 +26,9 @@ from localrank_cli.checkpoints.series import (
 from localrank_cli.checkpoints.trusted import provide_main
 from localrank_cli.checkpoints.weights import RAW, describe_weights
 from localrank_cli.errors import LocalrankError, ModelError, Note, SettingsError, UnreadableError
-from localrank_cli.jacobian.budget import check_fits
 from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
-from localrank_cli.machine import memory_budget, pick_device
+from localrank_cli.machine import check_memory, free_memory, memory_budget, pick_device
 from localrank_cli.measures.table import AVERAGED
 from localrank_cli.model.arguments import Recorded
 from localrank_cli.model.build import move_model
@@ -58,6 +57,7 @@ from localrank_cli.run.activation import with_held_activation
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
+from localrank_cli.run.fits import Look, place_one
 from localrank_cli.run.headers import (
     Failures,
     HeaderContext,
@@ -138,14 +138,25 @@ class Plan:
         return sum(len(series.in_order) for series in self.series)
 
 
-def make_plan(options: AnalyzeOptions, note: Note, plan_file: PlanFile | None = None) -> Plan:
+def make_plan(
+    options: AnalyzeOptions,
+    note: Note,
+    plan_file: PlanFile | None = None,
+    *,
+    is_here: bool = True,
+    refuses: bool = True,
+) -> Plan:
     """Plan a run of all checkpoints, or of those that a plan file lists.
 
-    Nothing is computed but one forward pass for each series.
+    Nothing is computed but one forward pass for each series. `is_here` is whether the run is on
+    this machine, whose memory then bounds `--memory`. Without `refuses`, what does not fit in
+    memory is planned too.
     """
     check_options(options)
     check_names(SeriesOptions(options, FolderSettings(), Path()))
     device = pick_device(options.device or "auto")
+    if is_here:
+        check_memory(options.memory, device)
     named = find_folders(options.checkpoints, partial(names_rule, options))
     runs = run_names(list(named))
     memory = memory_budget(device) if options.memory is None else options.memory
@@ -162,25 +173,34 @@ def make_plan(options: AnalyzeOptions, note: Note, plan_file: PlanFile | None = 
                     runs[folder],
                     device,
                     _prefixed(note, prefix),
+                    refuses=refuses,
                 )
             )
     extra = optional_first(name for plan in planned for name in plan.optional_columns)
-    for plan in planned:
-        if not plan.settings.selection.positions.is_all or len(plan.examination.views) > 1:
-            continue  # checked with the Jacobians of each source
-        n_in = plan.examination.n_in
-        width = n_in if plan.metric.n_cov is None else min(n_in, plan.metric.n_cov)
-        check_fits(plan.examination.records, width, memory - plan.metric.n_bytes)
-        if plan.settings.by_whole:
-            whole = plan.examination.views[0].whole_records
-            check_fits(whole, plan.examination.survey.n_in, memory - plan.metric.n_bytes)
-    return Plan(
+    plan = Plan(
         series=tuple(planned),
         device=device,
         memory=memory,
         extra_columns=extra,
         trust_pickle=options.trust_pickle,
         skips_errors=options.skips_errors,
+    )
+    if refuses:
+        for one in planned:
+            look_at(plan, one).check()
+    return plan
+
+
+def look_at(plan: Plan, series: SeriesPlan) -> Look:
+    """Return what decides whether the Jacobians of a series fit."""
+    return Look(
+        model=series.model,
+        points=place_one(series.points.tensor, plan.device, series.settings.dtype),
+        settings=series.settings,
+        examination=series.examination,
+        metric=series.metric,
+        memory=plan.memory,
+        free=free_memory(plan.device),
     )
 
 
@@ -199,6 +219,8 @@ def _plan_series(
     run: str,
     device: torch.device,
     note: Note,
+    *,
+    refuses: bool,
 ) -> SeriesPlan:
     """Plan a series: what to load, the network that it fits, and the points to run it at."""
     options, folder = series_options.options, series_options.folder
@@ -236,8 +258,8 @@ def _plan_series(
         model_facts=_model_facts(settings.model),
         data_facts=facts,
         examination=fit.examination,
-        metric=plan_metric(settings, points, fit.examination, memory, note),
-        samples=plan_samples(settings, points, facts, fit.examination, memory),
+        metric=plan_metric(settings, points, fit.examination, memory, note, refuses=refuses),
+        samples=plan_samples(settings, points, facts, fit.examination, memory, refuses=refuses),
         scheme=headers.scheme,
         weights=options.weights or RAW,
         unsaved=fit.unsaved,

@@ -151,11 +151,13 @@ def plan_samples(
     facts: Mapping[str, object],
     examination: Examination,
     memory: int,
+    *,
+    refuses: bool = True,
 ) -> SamplePlan:
     """Draw the points for the information, and read the labels.
 
     `points` hold the whole data if there are labels, `facts` describe the data that they come
-    from; `memory` is the budget in bytes.
+    from; `memory` is the budget in bytes. Without `refuses`, outputs may exceed it.
 
     Raises:
         SettingsError: If the data have no file for labels, or a layer's outputs exceed the budget.
@@ -169,7 +171,7 @@ def plan_samples(
         for record in examination.records:
             whole = examination.survey.find(record.call) or record
             needed = 3 * 8 * sample.everything.shape[0] * whole.numel
-            if needed > memory:
+            if refuses and needed > memory:
                 raise SettingsError(
                     f"--information: {sample.everything.shape[0]} outputs of layer"
                     f" {record.call.label!r} need {needed / 2**20:.0f} MiB, and the budget is"

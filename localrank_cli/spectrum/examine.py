@@ -128,10 +128,28 @@ def examine(
                 " source.",
                 "Name a module as the source with --wrt.",
             )
-        with analysis_setting(model, dtype):
-            views, more = _at_positions(model, points[:1].clone(), views, selection)
+        axes = axes_of(model, points, views[0].survey.records, selection, dtype)
+        views, more = at_positions(views, axes, selection)
         notes = (*notes, *more)
     return Examination(views, notes, selection.positions)
+
+
+def axes_of(
+    model: nn.Module,
+    points: Tensor,
+    records: Sequence[CallRecord],
+    selection: Selection,
+    dtype: torch.dtype,
+) -> tuple[dict[Call, Axes], Axes]:
+    """Return the axes of some outputs and of the network's input, from a run of two points.
+
+    Raises:
+        LayerError: If `--feature-axis` does not fit.
+    """
+    with analysis_setting(model, dtype):
+        found = find_axes(model, points[:1].clone(), records, selection.feature_axes)
+    check_known(selection.feature_axes, found[0])
+    return found
 
 
 def _one_view(
@@ -196,12 +214,17 @@ def _several_views(
     return views, (*found.choice.notes, reason) if reason else found.choice.notes
 
 
-def _at_positions(
-    model: nn.Module, point: Tensor, views: tuple[View, ...], selection: Selection
+def at_positions(
+    views: tuple[View, ...], every: tuple[dict[Call, Axes], Axes], selection: Selection
 ) -> tuple[tuple[View, ...], tuple[str, ...]]:
-    """Return the views with the layers that have the positions asked for, and notes."""
-    axes, whole = find_axes(model, point, views[0].survey.records, selection.feature_axes)
-    check_known(selection.feature_axes, axes)
+    """Return the views with the layers that have the positions asked for, and notes.
+
+    `every` are axes as `axes_of` returns them.
+
+    Raises:
+        LayerError: If no layer has them, or one that is named exactly has not.
+    """
+    axes, whole = every
     wanted, notes, reasons = selection.positions, list[str](), list[str]()
     placed = []
     for view in views:

@@ -27,9 +27,9 @@ from localrank_cli.layers.survey import CallRecord
 from localrank_cli.layers.triangle import (
     Triangle,
     feature_axis,
-    has_triangle,
     sound,
     triangle_of,
+    triangle_rows,
 )
 from localrank_cli.spectrum.examine import Examination, Pair, View, examine
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
@@ -106,12 +106,15 @@ def layer_spectra(
     on the points' device and in the request's dtype; `modes` from earlier checkpoints are updated.
     """
     modes = modes if modes is not None else Modes()
+    modes.progress.span = 0.0, 1.0
     if not request.scaled_by_whole:
         return _spectra(model, points, request, modes)
     # No certificate covers a tolerance from another spectrum, so every matrix takes the SVD.
     request = replace(request, demand=Demand(None))
     without = replace(request, selection=request.selection.whole)
+    modes.progress.span = 0.0, 0.5
     whole = _spectra(model, points, without, modes)
+    modes.progress.span = 0.5, 1.0
     parts = _spectra(model, points, request, modes)
     return [_with_scale(part, one) for part, one in zip(parts, whole, strict=True)]
 
@@ -132,7 +135,7 @@ def _spectra(
     examination = examine(
         model, points, request.selection, request.dtype, is_chosen=request.is_chosen
     )
-    tasks = [_task(model, points, view, examination, request) for view in examination.views]
+    tasks = [make_task(model, points, view, examination, request) for view in examination.views]
     found = [
         {record.call: _empty(record, task, points.shape[0]) for record in task.records}
         for task in tasks
@@ -148,9 +151,19 @@ def _spectra(
     ]
 
 
-def _task(
-    model: nn.Module, points: Tensor, view: View, examination: Examination, request: Request
+def make_task(
+    model: nn.Module,
+    points: Tensor,
+    view: View,
+    examination: Examination,
+    request: Request,
+    *,
+    is_computed: bool = True,
 ) -> Task:
+    """Return the Jacobians of a view at some points.
+
+    Without `is_computed` the task shows shapes and costs: no weight is factored.
+    """
     task = Task(
         model=model,
         points=points,
@@ -167,13 +180,18 @@ def _task(
         return task
     assert view.source_axes is not None
     indices = request.indices or tuple(range(points.shape[0]))
-    triangles = {} if task.residual else _triangles(model, points[:1].clone(), view, request.dtype)
+    triangles = {}
+    if is_computed and not task.residual:
+        triangles = _triangles(model, points[:1].clone(), view, request.dtype)
     parts = {}
     for record in view.records:
         axes = view.axes[record.call]
-        triangle = triangles.get(record.call)
-        if triangle is not None:
-            axes = axes.with_features(triangle.n_rows)
+        n_rows = None if task.residual else _triangle_rows(model, record.call, axes)
+        if is_computed:
+            triangle = triangles.get(record.call)
+            n_rows = None if triangle is None else triangle.n_rows
+        if n_rows is not None:
+            axes = axes.with_features(n_rows)
         parts[record.call] = make_parts(
             examination.positions, axes, view.source_axes, request.seed, indices
         )
@@ -184,18 +202,20 @@ def _triangles(
     model: nn.Module, point: Tensor, view: View, dtype: torch.dtype
 ) -> dict[Call, Triangle]:
     calls = [record.call for record in view.records]
-    found = {call: _triangle(model, call, view.axes[call]) for call in calls}
+    along = [call for call in calls if _triangle_rows(model, call, view.axes[call]) is not None]
+    found = {call: triangle_of(model.get_submodule(call.name)) for call in along}
     triangles = {call: one for call, one in found.items() if one is not None}
     with analysis_setting(model, dtype):
         return sound(model, point, triangles)
 
 
-def _triangle(model: nn.Module, call: Call, axes: Axes) -> Triangle | None:
+def _triangle_rows(model: nn.Module, call: Call, axes: Axes) -> int | None:
+    """Return the rows of the factor of a layer that has one along its features; else None."""
     module = model.get_submodule(call.name)
-    if axes.is_complex or not has_triangle(module):
+    n_rows = None if axes.is_complex else triangle_rows(module)
+    if n_rows is None or axes.feature != len(axes.shape) + feature_axis(module):
         return None
-    is_along = axes.feature == len(axes.shape) + feature_axis(module)
-    return triangle_of(module) if is_along else None
+    return n_rows
 
 
 def _sliced_metric(metric: MetricFactor | None, view: View) -> MetricFactor | None:

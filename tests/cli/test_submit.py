@@ -43,7 +43,7 @@ def single(series: Path, *words: str) -> str:
     return invoke("analyze", str(series), *QUICK, *words).stdout
 
 
-def wait_until(true: Callable[[], bool], process: Warm) -> None:
+def wait_until(true: Callable[[], bool], process: "Warm | subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 60
     while not true():
         assert process.poll() is None, process.communicate()[1]
