@@ -302,9 +302,10 @@ def _spectrum(pair: Pair, task: Task, values: Tensor, dtype: torch.dtype) -> Lay
     parts = task.parts.get(record.call)
     n_positions = 1 if parts is None else parts.n_parts
     bound = rounding(values[:, 0], max(record.numel, n_in), precision)
-    # A point with one position that is not finite fails as a whole.
-    whole = torch.isfinite(bound).view(-1, n_positions).all(dim=1, keepdim=True)
-    bound = torch.where(whole, bound.view(-1, n_positions), torch.nan).flatten()
+    # A point with one position that is not finite fails as a whole, in kept values too.
+    whole = torch.isfinite(bound).view(-1, n_positions).all(dim=1).repeat_interleave(n_positions)
+    bound = torch.where(whole, bound, torch.nan)
+    values = torch.where(whole.unsqueeze(1), values, torch.nan)
     n_varied = n_in if task.metric is None else task.metric.n_varied(task.survey.n_in)
     return LayerSpectrum(
         layer=record.call.label,
