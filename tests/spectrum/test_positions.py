@@ -325,7 +325,7 @@ def test_positions_are_parts_of_the_whole_jacobian(name: str, kind: str) -> None
     check(name, kind, spectra_of(name, selection, modes=modes))
     if Positions.parse(kind).needs_equal_grids:
         held = all("past held" in route for route in modes.routes)
-        # From the end of its prefix on, a prefix decoder is causal too; and of an encoder, the block
+        # From the end of its prefix on, a prefix decoder is causal too. Of an encoder, the block
         # after the source sees the other tokens' keys and values as they are held fixed.
         at_the_end = (name, kind) in {("prefix", "last"), ("bert", "last")}
         assert held == (network.has_past or at_the_end), modes.routes
