@@ -41,7 +41,7 @@ class Net(nn.Module):
 def convolutions(folder: Path) -> list[str]:
     (folder / "net.py").write_text(CONVOLUTIONS)
     scope: dict[str, Any] = {}
-    exec(CONVOLUTIONS, scope)  # noqa: S102  # the text above
+    exec(CONVOLUTIONS, scope)  # the text above
     (folder / "run").mkdir()
     torch.save(scope["Net"]().state_dict(), folder / "run" / "step_1.pt")
     return [str(folder / "run"), "--model", f"{folder}/net.py:Net", "--data", "normal:3x16x16"]
