@@ -3,7 +3,6 @@ import warnings
 
 import pytest
 
-from localrank_cli.cli import screen as screen_module
 from localrank_cli.cli.screen import Screen, stdout_for_data
 
 
@@ -63,7 +62,7 @@ def test_a_log_has_a_line_a_minute_of_a_long_checkpoint(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(screen_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("localrank_cli.cli.screen.time.monotonic", lambda: now)
     with Screen(quiet=False, verbose=False).progress(2) as steps:
         for second in range(101):
             now = float(second)
