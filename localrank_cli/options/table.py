@@ -609,7 +609,7 @@ class InspectOptions:
     timed: Annotated[
         bool | None,
         Setting(
-            help="Compute a few points, to show the route and estimate the time.",
+            help="Time a few products (of a small network, a few points) to estimate the time.",
             flags=("--time/--no-time",),
             default=True,
         ),
