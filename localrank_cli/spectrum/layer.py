@@ -3,6 +3,7 @@
 This interface hides the routes: it takes model, points and layers, and returns `LayerSpectrum`s.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -132,7 +133,10 @@ def _spectra(
     examination = examine(
         model, points, request.selection, request.dtype, is_chosen=request.is_chosen
     )
-    tasks = [_task(model, points, view, examination, request) for view in examination.views]
+    triangles = _triangles(model, points[:1].clone(), examination, request)
+    tasks = [
+        _task(model, points, view, examination, request, triangles) for view in examination.views
+    ]
     found = [
         {record.call: _empty(record, task, points.shape[0]) for record in task.records}
         for task in tasks
@@ -149,7 +153,12 @@ def _spectra(
 
 
 def _task(
-    model: nn.Module, points: Tensor, view: View, examination: Examination, request: Request
+    model: nn.Module,
+    points: Tensor,
+    view: View,
+    examination: Examination,
+    request: Request,
+    triangles: Mapping[Call, Triangle],
 ) -> Task:
     task = Task(
         model=model,
@@ -167,7 +176,6 @@ def _task(
         return task
     assert view.source_axes is not None
     indices = request.indices or tuple(range(points.shape[0]))
-    triangles = {} if task.residual else _triangles(model, points[:1].clone(), view, request.dtype)
     parts = {}
     for record in view.records:
         axes = view.axes[record.call]
@@ -177,16 +185,20 @@ def _task(
         parts[record.call] = make_parts(
             examination.positions, axes, view.source_axes, request.seed, indices
         )
-    return replace(task, parts=parts, triangles=triangles)
+    own = {call: triangles[call] for call in parts if call in triangles}
+    return replace(task, parts=parts, triangles=own)
 
 
 def _triangles(
-    model: nn.Module, point: Tensor, view: View, dtype: torch.dtype
+    model: nn.Module, point: Tensor, examination: Examination, request: Request
 ) -> dict[Call, Triangle]:
-    calls = [record.call for record in view.records]
-    found = {call: _triangle(model, call, view.axes[call]) for call in calls}
+    """Return the factors of all chosen layers that have one, for all sources."""
+    if examination.positions.is_all or request.selection.residual:
+        return {}
+    axes = examination.views[0].axes
+    found = {one.call: _triangle(model, one.call, axes[one.call]) for one in examination.records}
     triangles = {call: one for call, one in found.items() if one is not None}
-    with analysis_setting(model, dtype):
+    with analysis_setting(model, request.dtype):
         return sound(model, point, triangles)
 
 
