@@ -231,7 +231,7 @@ class AnalyzeOptions:
             help="Axis of an output that holds its features, where the default is wrong; the axis"
             " of the points counts, -1 is the last. With NAME=AXIS for some modules; repeat.",
             metavar="AXIS",
-            read=parse.globs,
+            read=parse.axes,
             in_folder=True,
             decides=("feature_axis",),
         ),

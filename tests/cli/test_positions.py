@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from localrank_cli import analyze
+from localrank_cli.errors import LocalrankError
 from localrank_cli.layers.positions import Positions
 from tests.cli.program import Outcome, invoke
 from tests.naive import naive_jacobians
@@ -267,13 +268,13 @@ def test_localrank_toml_and_python_give_the_same(folder: Path, tmp_path: Path) -
     shutil.copytree(folder / "run", own)
     (own / "localrank.toml").write_text(
         'wrt = ["embed", "previous"]\npositions = "same:4"\nresidual = true\n'
-        'feature-axis = "-1"\nlayers = "blocks.?"\n'
+        'feature-axis = -1\nlayers = "blocks.?"\n'
     )
     words = words_of(folder)
     words[1] = str(own)
     assert invoke(*words).stdout == expected.stdout
     frame = analyze(
-        own, wrt=["embed", "previous"], positions="same:4", residual=True, feature_axis="-1",
+        own, wrt=["embed", "previous"], positions="same:4", residual=True, feature_axis=-1,
         layers=["blocks.?"], model=f"{folder / 'net.py'}:Net", data=str(folder / "points.pt"),
         data_key="x", points=POINTS, device="cpu",
     )  # fmt: skip
@@ -345,3 +346,9 @@ def test_a_point_with_one_broken_position_fails_as_a_whole(tmp_path: Path) -> No
     assert (row["rank_min"], row["rank_max"], row["status"]) == ("2", "2", "nonfinite")
     again = invoke("rethreshold", str(tmp_path / "spectra"), "--atol", "0.01")
     assert rows_of(again.stdout) == [row]
+
+
+@pytest.mark.parametrize("value", [3, ["embed", 3]])
+def test_sources_in_python_are_texts(folder: Path, value: object) -> None:
+    with pytest.raises(LocalrankError, match="expected a string or a list of strings"):
+        analyze(folder / "run", wrt=value, data=str(folder / "points.pt"), data_key="x")

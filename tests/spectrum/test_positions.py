@@ -403,3 +403,22 @@ def test_a_layer_that_runs_otherwise_than_its_weight_says(
     for row, matrix in zip(spectrum.computed.numpy(), matrices, strict=True):
         values = np.linalg.svd(matrix, compute_uv=False)
         assert np.abs(row - values).max() <= CLOSE * np.linalg.norm(whole)
+
+
+def test_the_factor_of_a_weight_is_computed_once_for_all_sources(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    factored = []
+    qr = torch.linalg.qr
+
+    def count(matrix: Tensor, **options: Any) -> Any:
+        factored.append(tuple(matrix.shape))
+        return qr(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, "qr", count)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 9)).double()
+    selection = Selection(("3",), (), "0,1,2", positions=Positions.parse("same"))
+    found = layer_spectra(model, torch.randn(2, 5, 3, dtype=torch.float64), Request(selection))
+    assert [one.wrt for one in found] == ["0", "1", "2"]
+    assert factored.count((9, 4)) == 1
