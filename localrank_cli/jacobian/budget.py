@@ -65,7 +65,7 @@ def check_fits(records: Sequence[CallRecord], n_in: int, memory: int) -> None:
         if needed > memory:
             raise ModelError(
                 f"layer {record.call.label!r} has a Jacobian of {record.numel} x {n_in}; its"
-                f" reduction needs {_readable(needed)}, and the budget is {_readable(memory)}.",
+                f" reduction needs {readable(needed)}, and the budget is {readable(memory)}.",
                 "Give more with --memory, leave the layer out with --exclude, or vary a smaller"
                 " tensor with --wrt.",
             )
@@ -78,7 +78,8 @@ def _reduction_bytes(n_out: int, n_in: int) -> int:
     return 5 * short * short * _DOUBLE
 
 
-def _readable(size: int) -> str:
+def readable(size: int) -> str:
+    """Return a number of bytes as text."""
     return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
 
 

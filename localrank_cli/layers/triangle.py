@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localrank_cli.layers.axes import Axes
 from localrank_cli.layers.kinds import is_transposed_linear
 
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -40,9 +41,18 @@ def has_triangle(module: nn.Module) -> bool:
     return matrix is not None and matrix.shape[0] > matrix.shape[1]
 
 
-def feature_axis(module: nn.Module) -> int:
-    """Return the axis of the output along which W acts; negative from the end."""
-    return -1 - _CONVOLUTIONS.get(type(module), 0)
+def takes_triangle(module: nn.Module, axes: Axes) -> bool:
+    """Return whether a module has such a factor, and W acts along the features of its output."""
+    if axes.is_complex or axes.feature is None or not has_triangle(module):
+        return False
+    return axes.feature == len(axes.shape) - 1 - _CONVOLUTIONS.get(type(module), 0)
+
+
+def triangle_rows(module: nn.Module) -> int:
+    """Return the features of the output of R of a module for which `has_triangle`."""
+    matrix = _matrix(module)
+    assert matrix is not None
+    return matrix.shape[1]
 
 
 def triangle_of(module: nn.Module) -> Triangle | None:

@@ -50,7 +50,7 @@ from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
 from localrank_cli.points.inputs import Inputs
 from localrank_cli.points.shape import proposals, written
-from localrank_cli.results.columns import PARTS, optional_first
+from localrank_cli.results.columns import PARTS, POOLED, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
@@ -71,6 +71,8 @@ from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
 from localrank_cli.spectrum.examine import Examination, examine
+from localrank_cli.spectrum.layer import pool_shapes
+from localrank_cli.spectrum.pooled import pooled_bytes
 from localrank_cli.spectrum.tolerance import check_rounding
 from localrank_cli.userimport import import_object
 
@@ -112,7 +114,8 @@ class SeriesPlan:
         """The columns after `message`, in order: those of localrank, then the series' constants."""
         return (
             *(["epoch"] if self.scheme.counting.kind == EPOCHS else []),
-            *(PARTS if self.settings.selection.has_parts else []),
+            *(PARTS if self.settings.has_parts else []),
+            *(POOLED if self.settings.pooled else []),
             *(["n_cov"] if self.settings.input_metric == "data" else []),
             *self.settings.slices,
             *self.samples.columns,
@@ -165,11 +168,12 @@ def make_plan(options: AnalyzeOptions, note: Note, plan_file: PlanFile | None = 
             )
     extra = optional_first(name for plan in planned for name in plan.optional_columns)
     for plan in planned:
+        pooled = _pooled_bytes(plan, memory)
         if not plan.settings.selection.positions.is_all or len(plan.examination.views) > 1:
             continue  # checked with the Jacobians of each source
         n_in = plan.examination.n_in
         width = n_in if plan.metric.n_cov is None else min(n_in, plan.metric.n_cov)
-        check_fits(plan.examination.records, width, memory - plan.metric.n_bytes)
+        check_fits(plan.examination.records, width, memory - plan.metric.n_bytes - pooled)
         if plan.settings.by_whole:
             whole = plan.examination.views[0].whole_records
             check_fits(whole, plan.examination.survey.n_in, memory - plan.metric.n_bytes)
@@ -181,6 +185,25 @@ def make_plan(options: AnalyzeOptions, note: Note, plan_file: PlanFile | None = 
         trust_pickle=options.trust_pickle,
         skips_errors=options.skips_errors,
     )
+
+
+def _pooled_bytes(plan: SeriesPlan, memory: int) -> int:
+    """Return the bytes of the sums for `--pooled` over all points, if they fit.
+
+    Those over a part of them are checked with their Jacobians.
+    """
+    if not plan.settings.pooled:
+        return 0
+    residual = plan.settings.selection.residual
+    shapes = pool_shapes(plan.model, plan.examination, residual=residual)
+    if plan.metric.n_cov is not None:
+        shapes = {
+            key: replace(shape, n_columns=min(shape.n_columns, plan.metric.n_cov))
+            for key, shape in shapes.items()
+        }
+    positions, n_points = plan.examination.positions, len(plan.points.indices)
+    left = memory - plan.metric.n_bytes
+    return pooled_bytes(shapes, positions, n_points, left, keeps_blocks=False)
 
 
 def names_rule(options: AnalyzeOptions, folder: Path) -> NameRule:
@@ -504,6 +527,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         # None as in journals of the first release, which had none of these.
         "positions": str(positions) if not positions.is_all else None,
         "residual": settings.selection.residual or None,
+        "pooled": settings.pooled or None,
         "feature_axis": [f"{one.pattern}={one.axis}" for one in settings.selection.feature_axes]
         or None,
         "input_metric": settings.input_metric,
