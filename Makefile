@@ -7,7 +7,15 @@ BIN := $(VENV)/bin
 JOBS ?= auto
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-families test-long fuzz lint types bench bench-pictures samples clean
+UV := $(BIN)/uv
+LOWEST := $(VENV)-lowest
+# A few of the tests of each package that we depend on; a minute.
+LOWEST_TESTS := tests/test_api.py tests/options/test_resolve.py tests/results/test_write.py \
+	tests/results/test_read.py tests/figures/test_look.py tests/figures/test_curves.py \
+	tests/jacobian/test_engine.py tests/spectrum/test_closed_forms.py \
+	tests/checkpoints/test_formats.py tests/model/test_build.py tests/cli/test_main.py
+
+.PHONY: demo test test-families test-long test-lowest fuzz lint types bench bench-pictures samples clean
 
 demo: $(VENV)/.plot
 	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp
@@ -21,6 +29,21 @@ test: $(VENV)/.dev
 # Every family of transformers that docs/models.md lists; some minutes.
 test-families: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) -m families tests/families
+
+# The lowest versions that pyproject.toml claims, of those that Python has wheels for; without the
+# packages that only some tests need, which ask for later ones. Their own deprecations are no fault.
+# Installs several GB: pip has torch for the CPU alone on some systems only.
+LOWEST_PYTHON ?= $(PYTHON)
+test-lowest: $(VENV)/.base
+	$(INSTALL) uv
+	$(UV) venv --quiet --clear --no-python-downloads --python $(LOWEST_PYTHON) $(LOWEST)
+	printf '%s\n' accelerate lightning transformers > $(LOWEST)/excludes
+	VIRTUAL_ENV=$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct \
+		--excludes $(LOWEST)/excludes --only-binary matplotlib --only-binary numpy \
+		--only-binary pandas --only-binary pyarrow --only-binary pydantic-core \
+		--only-binary safetensors -e '.[test,plot]'
+	$(LOWEST)/bin/localrank analyze --help > /dev/null
+	$(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadgroup -W default::DeprecationWarning $(LOWEST_TESTS)
 
 # What takes too long for every change: many more kill -9, many more random inputs.
 test-long: $(VENV)/.dev
@@ -50,7 +73,7 @@ samples: $(VENV)/.base
 	$(BIN)/python sample_checkpoints/make_samples.py --mnist "$(MNIST)"
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(LOWEST) demo
 
 # The marks make a second run quick: pip runs again only when these two files have changed.
 $(VENV)/.base: pyproject.toml constraints.txt

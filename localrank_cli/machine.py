@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from localrank_cli.errors import SettingsError
+from localrank_cli.errors import SettingsError, readable
 
 _FALLBACK_BYTES = 2 * 2**30  # where the system does not show its free memory
 _NO_LIMIT = 2**60  # control groups without a limit show a number of this order
@@ -48,10 +48,32 @@ def count_gpus() -> int:
 
 def memory_budget(device: torch.device) -> int:
     """Return a quarter of the memory that is free on a device, in bytes."""
+    return free_memory(device) // 4
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the memory that is free on a device, in bytes."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free // 4)
-    return _free_memory() // 4
+        return int(torch.cuda.mem_get_info(device)[0])
+    return _free_memory()
+
+
+def check_memory(wanted: int | None, device: torch.device) -> None:
+    """Check that a device has as much memory as `--memory` gives; None gives none.
+
+    Raises:
+        SettingsError: If it has less, within the limits of the control group and of Slurm.
+    """
+    if wanted is None:
+        return
+    total = _total_memory(device)
+    if total is not None and wanted > total:
+        where = str(device) if device.type == "cuda" else "this machine, limits of jobs counted,"
+        raise SettingsError(
+            f"--memory {readable(wanted)}: {where} has {readable(total)}, of which"
+            f" {readable(free_memory(device))} are free.",
+            "Give at most what is free, or leave it out for a quarter of that.",
+        )
 
 
 def peak_memory() -> int:
@@ -70,17 +92,31 @@ def versions() -> dict[str, str]:
 
 
 def _free_memory() -> int:
-    free = _NO_LIMIT
-    with contextlib.suppress(OSError, ValueError, IndexError):  # not Linux: the fallback is used
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-    free = min([free, *_control_group_memory(), *_slurm_memory()])
+    left = [limit - used for limit, used in _control_group_memory()]
+    slurm = [size - peak_memory() for size in _slurm_memory()]
+    free = min([_of_system("MemAvailable:"), *left, *slurm])
     return free if 0 < free < _NO_LIMIT else _FALLBACK_BYTES
 
 
-def _control_group_memory() -> list[int]:
-    """Return the memory left under the limits of this process's control group and its parents."""
+def _total_memory(device: torch.device) -> int | None:
+    """Return the memory of a device in bytes, within the limits; None where it is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    limits = [limit for limit, _ in _control_group_memory()]
+    total = min([_of_system("MemTotal:"), *limits, *_slurm_memory()])
+    return total if 0 < total < _NO_LIMIT else None
+
+
+def _of_system(name: str) -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):  # not Linux: it is not known
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return _NO_LIMIT
+
+
+def _control_group_memory() -> list[tuple[int, int]]:
+    """Return limits of this process's control group and its parents, and what is used of each."""
     base = Path("/sys/fs/cgroup")
     folders = [base, base / "memory"]
     with contextlib.suppress(OSError):  # not Linux: there are no control groups
@@ -89,7 +125,7 @@ def _control_group_memory() -> list[int]:
             if number == "0" or "memory" in kinds.split(","):
                 group = (base if number == "0" else base / "memory") / path.lstrip("/")
                 folders += [group, *(up for up in group.parents if up.is_relative_to(base))]
-    left = []
+    found = []
     for folder in folders:
         for limit, used in (
             ("memory.max", "memory.current"),
@@ -97,12 +133,12 @@ def _control_group_memory() -> list[int]:
         ):
             # "max" is not a number and means no limit.
             with contextlib.suppress(OSError, ValueError):
-                left.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
-    return left
+                found.append((int((folder / limit).read_text()), int((folder / used).read_text())))
+    return found
 
 
 def _slurm_memory() -> list[int]:
-    """Return what Slurm allotted to the job (in MiB) less what this process holds, in bytes."""
+    """Return what Slurm allotted to the job (in MiB there), in bytes."""
     sizes = []
     with contextlib.suppress(KeyError, ValueError):  # not set outside of Slurm
         sizes.append(int(os.environ["SLURM_MEM_PER_NODE"]))
@@ -110,4 +146,4 @@ def _slurm_memory() -> list[int]:
         cores = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
         sizes.append(int(os.environ["SLURM_MEM_PER_CPU"]) * cores)
     # In Slurm 0 means all the memory of the node.
-    return [size * 2**20 - peak_memory() for size in sizes if size > 0]
+    return [size * 2**20 for size in sizes if size > 0]

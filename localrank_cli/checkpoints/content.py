@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from localrank_cli.checkpoints.bundle import Bundle
+from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.checkpoints.names import NO_NUMBER, TOO_LARGE, number_in_text
+from localrank_cli.checkpoints.pickles import LostTensor
 from localrank_cli.errors import UnreadableError, one_line
 from localrank_cli.recorded import Entries
 
@@ -52,6 +54,8 @@ class Content:
     others: frozenset[str] = frozenset()  # keys of `states` at other places: generator
     bundle: Bundle | None = None  # further checkpoints in the file
     entries: Entries = field(default_factory=dict)  # what records how the network was built
+    # Of each key of `states` that holds a whole module: what it consists of.
+    modules: Mapping[str, tuple[HeldModule, ...]] = field(default_factory=dict)
 
     @classmethod
     def of_state(cls, state: State, metadata: Mapping[str, Any]) -> "Content":
@@ -72,6 +76,8 @@ def integer(value: Any) -> int | None:
     TOO_LARGE for infinity, NO_NUMBER for NaN, minus infinity and a tensor whose value cannot be
     read; None for anything else.
     """
+    if isinstance(value, LostTensor):  # on meta, say: refused, not passed over for another place
+        return NO_NUMBER
     if isinstance(value, Tensor) and value.numel() == 1:
         value = _value_of(value)
     if isinstance(value, bool):

@@ -7,13 +7,14 @@ converts them; repositories of the Hub's cache are listed by snapshot.
 import re
 import shlex
 from collections.abc import Collection, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from localrank_cli.checkpoints.content import cannot_read
-from localrank_cli.checkpoints.formats import is_weights_file, weights_suffix
+from localrank_cli.checkpoints.formats import is_weights_file, read, weights_suffix
 from localrank_cli.checkpoints.names import epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import INDEX_SUFFIXES, is_index, is_shard
-from localrank_cli.errors import UnreadableError
+from localrank_cli.errors import NoWeightsError, UnreadableError
 from localrank_cli.files import open_regular
 
 # Files and folders of DeepSpeed and Megatron.
@@ -127,6 +128,22 @@ def folder_weights(folder: Path) -> Path | None:
     return _only_one(entries)
 
 
+def several_weights(folder: Path, pattern: str = "") -> list[Path]:
+    """Return the weights files in a folder of which none is known to be the checkpoint's.
+
+    Empty where one of them has a step in its name: the folder is a series then.
+
+    Args:
+        folder: The folder of a checkpoint.
+        pattern: A glob on their names; empty for all.
+    """
+    files = [entry for entry in _weights_files(entries_in(folder)) if not is_index(entry)]
+    if any(map(_has_step, files)):
+        return []
+    fitting = [file for file in files if not pattern or fnmatch(file.name, pattern)]
+    return sorted(fitting if pattern else filter(_may_hold_weights, fitting))
+
+
 def in_order_of_choice(entries: Collection[Path]) -> list[Path]:
     """Return the entries that `from_pretrained` might read, in its order of preference."""
     by_name = {entry.name: entry for entry in entries}
@@ -178,7 +195,18 @@ def _only_one(entries: Sequence[Path]) -> Path | None:
     indexes = [entry for entry in entries if is_index(entry)]
     if len(indexes) == 1 and not _has_step(indexes[0]):
         return indexes[0]
-    files = [
+    files = _weights_files(entries)
+    named = [entry for entry in files if stem_of(entry.name) == _MODEL]
+    if len(named) == 1 and not any(map(_has_step, files)):
+        files = named  # OLMo: model.pt beside optim.pt and train.pt
+    if len(files) > 1 and not indexes and not any(map(_has_step, files)):
+        files = list(filter(_may_hold_weights, files))
+    alone = len(files) == 1 and not indexes and not _has_step(files[0])
+    return files[0] if alone else None
+
+
+def _weights_files(entries: Sequence[Path]) -> list[Path]:
+    return [
         entry
         for entry in entries
         if is_weights_file(entry)
@@ -187,11 +215,16 @@ def _only_one(entries: Sequence[Path]) -> Path | None:
         and entry.name not in FACTS
         and is_file(entry)
     ]
-    named = [entry for entry in files if stem_of(entry.name) == _MODEL]
-    if len(named) == 1 and not any(map(_has_step, files)):
-        files = named  # OLMo: model.pt beside optim.pt and train.pt
-    alone = len(files) == 1 and not indexes and not _has_step(files[0])
-    return files[0] if alone else None
+
+
+def _may_hold_weights(path: Path) -> bool:
+    try:
+        read(path, header_only=True)
+    except NoWeightsError:
+        return False
+    except UnreadableError:  # reported where it is read
+        return True
+    return True
 
 
 def _has_step(path: Path) -> bool:

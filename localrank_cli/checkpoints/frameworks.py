@@ -28,8 +28,17 @@ from localrank_cli.checkpoints.content import (
 )
 from localrank_cli.checkpoints.entries import find_entries
 from localrank_cli.checkpoints.foreign import conversion, line_of_python
+from localrank_cli.checkpoints.modules import held_modules, object_at
 from localrank_cli.checkpoints.names import NO_NUMBER
-from localrank_cli.checkpoints.pickles import Inert, LostTensor, as_tensor, is_array, name_of, plain
+from localrank_cli.checkpoints.pickles import (
+    NO_VALUES,
+    Inert,
+    LostTensor,
+    as_tensor,
+    is_array,
+    name_of,
+    plain,
+)
 from localrank_cli.errors import NoWeightsError, UnreadableError
 
 # Where an average over training may be; `params_ema` is BasicSR's.
@@ -190,7 +199,7 @@ def unwrap(loaded: object, path: Path) -> Content:
         NoWeightsError: If there is none.
         UnreadableError: If the place of the weights is not known, or a tensor has no plain values.
     """
-    loaded = _state_of(loaded)
+    whole, loaded = loaded, _state_of(loaded)
     if not isinstance(loaded, Mapping):
         _refuse_bundle(find_bundle(loaded, _holds_states), path)
         raise _absence(loaded)(*_no_mapping(loaded, path))
@@ -208,8 +217,10 @@ def unwrap(loaded: object, path: Path) -> Content:
         _check_plain(state, path)
     step, source, epoch = progress(loaded)
     per_epoch = per_epoch_in(loaded, source)
+    states |= others
+    modules = {key: held_modules(object_at(whole, key)) for key in states}
     return Content(
-        states | others,
+        states,
         step,
         source,
         epoch,
@@ -218,6 +229,7 @@ def unwrap(loaded: object, path: Path) -> Content:
         frozenset(others),
         bundle,
         find_entries(loaded),
+        {key: found for key, found in modules.items() if found},
     )
 
 
@@ -456,8 +468,10 @@ def _no_state(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str]:
 
 
 def _oddity(tensor: Tensor) -> str:
+    if tensor.is_nested:
+        return "is nested"
     if tensor.is_meta:
-        return "has no values (meta)"
+        return NO_VALUES
     return (
         ""
         if tensor.layout == torch.strided and not tensor.is_quantized
@@ -466,7 +480,7 @@ def _oddity(tensor: Tensor) -> str:
 
 
 def _has_values(tensor: Tensor | LostTensor) -> bool:
-    if isinstance(tensor, LostTensor):
+    if isinstance(tensor, LostTensor) or tensor.is_nested:
         return False
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 

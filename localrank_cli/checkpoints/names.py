@@ -301,7 +301,9 @@ def _after(words: str, stem: str) -> Groups | None:
 
 
 def _search(words: str, number: str, stem: str) -> re.Match[str] | None:
-    pattern = rf"(?<![A-Za-z])(?:{words})[=_\-.]?{number}"
+    # `model 2` is a second copy, or a model of two parts.
+    between = r"[=_\-.]?" if words == _CHECKPOINT else r"[=_\-. ]?"
+    pattern = rf"(?<![A-Za-z])(?:{words}){between}{number}"
     return re.search(pattern, stem, flags=re.IGNORECASE)
 
 

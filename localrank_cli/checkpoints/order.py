@@ -37,6 +37,7 @@ class StepScheme:
     counting: Counting
     places: Mapping[CheckpointFile, Place]
     restarts: bool = False  # whether the steps that were found restart in each epoch
+    stages: str = ""  # a note on stages that are read as one training
 
     def check(self, new: "SeriesSteps", file: CheckpointFile) -> None:
         """Refuse a checkpoint with which earlier ones would have other steps.
@@ -154,13 +155,15 @@ class SeriesSteps:
         self._same = same
         self._rule = rule
         self._restart: Restart | None = None
+        self._stages = ""  # a note on stages that count on
         self._is_settled = counting is not None
         self.counting = counting or self._decide()
 
     @property
     def scheme(self) -> StepScheme:
         """How the steps were found, for checkpoints that are saved later."""
-        return StepScheme(self._rule, self.counting, self._places, self._restart is not None)
+        restarts = self._restart is not None
+        return StepScheme(self._rule, self.counting, self._places, restarts, self._stages)
 
     def steps(self, note: Note) -> list[tuple[CheckpointFile, int]]:
         """Return the checkpoints and their steps, by step; each step has one checkpoint.
@@ -223,6 +226,11 @@ class SeriesSteps:
                     f" --pattern '*{last[2]}*' -o stage1.csv, and"
                     f" --pattern '*{first[2]}*' -o stage2.csv.",
                 )
+            self._stages = self._stages or (
+                f"{first[1].stem} comes after {last[1].stem}: the stages are read as one training;"
+                " if each counts its own steps, analyze them one by one"
+                f" (--pattern '*{last[2]}*', --pattern '*{first[2]}*')"
+            )
 
     def _decide(self) -> Counting:
         places = self._places
@@ -267,6 +275,8 @@ class SeriesSteps:
             (file,) = self._places
             note(f"{file.label or file.name}: no step was found, so it is step 0")
             return
+        if self._stages and kind == STEPS:
+            note(self._stages)
         if self._restart is None:
             if kind == EPOCHS:
                 note("there are epochs and no steps: the column step holds epochs")

@@ -44,6 +44,9 @@ _NUMBERS = {
 }  # fmt: skip
 
 
+NO_VALUES = "has no values (meta)"  # the reason of a `LostTensor`
+
+
 class RefusedNameError(pickle.UnpicklingError):
     """A pickle names what runs code; the name is the message."""
 
@@ -165,10 +168,15 @@ def _tensor(storage: object, offset: Any, size: Any, stride: Any, *more: Any) ->
     """Rebuild a dense tensor; `more`: requires_grad, hooks, and the bits of complex views."""
     if not isinstance(storage, TypedStorage):
         return LostTensor("has no storage of its own")
-    if any(more[2:]):
-        return LostTensor("is a conjugate or negative view")
+    views = more[2] if more[2:] and more[2] is not None else {}
+    if not isinstance(views, dict) or not views.keys() <= {"conj", "neg"}:
+        return LostTensor("is a view of an unknown kind")
     _check_inside(storage, storage.dtype, offset, size, stride)
-    rebuilt: object = torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call]  # noqa: SLF001  # as torch.load
+    rebuilt: Tensor = torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call]  # noqa: SLF001  # as torch.load
+    if views.get("conj") is True:
+        rebuilt = rebuilt.conj()
+    if views.get("neg") is True:
+        rebuilt = torch._neg_view(rebuilt)  # noqa: SLF001  # torch has no public way to make one
     return rebuilt
 
 
@@ -256,7 +264,7 @@ _FUNCTIONS: Mapping[str, _Call] = {
     "torch._utils._rebuild_sparse_tensor": _lost("is sparse"),
     "torch._utils._rebuild_sparse_csr_tensor": _lost("is sparse"),
     "torch._utils._rebuild_nested_tensor": _lost("is nested"),
-    "torch._utils._rebuild_meta_tensor_no_storage": _lost("has no values (meta)"),
+    "torch._utils._rebuild_meta_tensor_no_storage": _lost(NO_VALUES),
     "torch._utils._rebuild_wrapper_subclass": _Call(
         lambda *args: LostTensor(f"is a {name_of(args[0] if args else None)}, not a plain tensor")
     ),

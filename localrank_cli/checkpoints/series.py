@@ -18,13 +18,14 @@ from localrank_cli.checkpoints.folders import (
     is_folder_weights,
     is_hub_folder,
     is_resource_fork,
+    several_weights,
     snapshots,
     stem_of,
 )
 from localrank_cli.checkpoints.formats import SUFFIXES, is_weights_file
 from localrank_cli.checkpoints.names import NO_RULE, NameRule, epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import is_index, is_shard, shard_files
-from localrank_cli.errors import SettingsError, UnreadableError
+from localrank_cli.errors import SettingsError, UnreadableError, listed
 
 _SUPPORTED = f"Supported: {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]}"
 _CONVERT_PICKLE = (
@@ -135,7 +136,8 @@ def find_checkpoints(
     Args:
         folder: The series' folder.
         named: Single checkpoints of it; empty for all.
-        pattern: A glob on names (`--pattern`); empty for all.
+        pattern: A glob on names (`--pattern`); empty for all. In `step_*/a.pt` the second part
+            chooses one of several files in a checkpoint's folder.
         exclude: Files that are not checkpoints, such as the data file.
         rule: `--step-regex`.
 
@@ -157,7 +159,8 @@ def find_checkpoints(
                 f"{folder}: cannot be read ({error.strerror}).", "Check its permissions."
             ) from error
         shards = _shards(entries)
-        fitting = [entry for entry in entries if not pattern or fnmatch(entry.name, pattern)]
+        inner = pattern.partition("/")[2]
+        fitting = [entry for entry in entries if not pattern or _matches(entry, pattern)]
         # The same weights in several formats, as in many repositories of the Hub.
         others = set() if named else set(in_order_of_choice(fitting)[1:])
         files = []
@@ -166,7 +169,7 @@ def find_checkpoints(
                 continue
             if entry in shards or entry in others or _real(entry) in excluded:
                 continue
-            file = _as_checkpoint(entry, folder, bool(named), rule)
+            file = _as_checkpoint(entry, folder, bool(named), rule, inner)
             if file is not None:
                 files.append(file)
     if not files and not named and not pattern:
@@ -176,6 +179,11 @@ def find_checkpoints(
     if not files:
         raise _nothing_found(folder, entries, pattern)
     return Series(folder, tuple(files))
+
+
+def _matches(entry: Path, pattern: str) -> bool:
+    outer, slash, _ = pattern.partition("/")
+    return fnmatch(entry.name, outer) and (not slash or entry.is_dir())
 
 
 def run_names(folders: Sequence[Path]) -> dict[Path, str]:
@@ -217,13 +225,19 @@ def _shards(entries: Sequence[Path]) -> set[Path]:
     return {shard for entry in entries if is_index(entry) for shard in shard_files(entry)}
 
 
-def _as_checkpoint(entry: Path, folder: Path, named: bool, rule: NameRule) -> CheckpointFile | None:
+def _as_checkpoint(
+    entry: Path, folder: Path, named: bool, rule: NameRule, inner: str
+) -> CheckpointFile | None:
     name = entry.relative_to(folder).as_posix()
     if entry.is_dir():
         if not _may_be_checkpoint(entry, rule):
             return None
         place = cached_snapshot(entry) or entry
-        weights = folder_weights(place)
+        weights = None if inner else folder_weights(place)
+        several = several_weights(place, inner) if weights is None else []
+        if len(several) > 1:
+            raise _ambiguous(entry, several)
+        weights = next(iter(several), weights)
         return CheckpointFile(weights, name, place) if weights is not None else None
     if is_index(entry) or is_weights_file(entry):
         if is_shard(stem_of(entry.name)):
@@ -237,6 +251,15 @@ def _as_checkpoint(entry: Path, folder: Path, named: bool, rule: NameRule) -> Ch
     if named:
         raise _not_a_checkpoint(entry)
     return None
+
+
+def _ambiguous(folder: Path, files: Sequence[Path]) -> UnreadableError:
+    names = [file.name for file in files]
+    return UnreadableError(
+        f"{folder}: holds {len(files)} files of weights ({listed(names, 4)}), and none has the name"
+        " model.pt, model.safetensors or pytorch_model.bin.",
+        f"Choose one in each folder: --pattern '*/{names[0]}' or --pattern '*/{names[1]}'.",
+    )
 
 
 def _not_a_checkpoint(entry: Path) -> SettingsError:
@@ -269,7 +292,12 @@ def _is_checkpoint_folder(folder: Path, rule_of: Callable[[Path], NameRule]) -> 
     named = step_in_name(folder.name) is not None or epoch_in_name(folder.name) is not None
     if not named and rule_of(folder.parent).step(folder.name) is None:
         return False
-    return folder_weights(cached_snapshot(folder) or folder) is not None
+    return _holds_weights(folder)
+
+
+def _holds_weights(folder: Path) -> bool:
+    place = cached_snapshot(folder) or folder
+    return folder_weights(place) is not None or len(several_weights(place)) > 1
 
 
 def _series_inside(folder: Path) -> list[str]:
@@ -288,7 +316,7 @@ def _is_series(folder: Path) -> bool:
     if is_hub_folder(folder):
         return True
     return any(
-        _may_be_checkpoint(entry, NO_RULE) and folder_weights(entry) is not None
+        _may_be_checkpoint(entry, NO_RULE) and _holds_weights(entry)
         if entry.is_dir()
         else is_weights_file(entry)
         for entry in entries_in(folder)

@@ -12,17 +12,28 @@ _Value = TypeVar("_Value")
 _Fits: TypeAlias = Callable[[Mapping[str, _Value]], bool]
 WRAPPERS = ("module.", "_orig_mod.")
 PREFIXES = (*WRAPPERS, "model.", "net.")
-# Those of DataParallel, torch.compile, FSDP, activation checkpointing and Lightning's strategies.
-_ALL_WRAPPERS = (
-    *WRAPPERS,
+# Of torch.compile, FSDP (old and new), activation checkpointing, Lightning's strategies and Opacus:
+# no network of its own has parts of these names.
+_PRIVATE_WRAPPERS = (
+    "_orig_mod.",
     "_fsdp_wrapped_module.",
+    "_fpw_module.",
     "_checkpoint_wrapped_module.",
     "_forward_module.",
+    "_module.",
 )
+_ALL_WRAPPERS = (*_PRIVATE_WRAPPERS, "module.")  # and of DataParallel
 _NORMS = {"original0": "_g", "original1": "_v"}  # of weight_norm, new and old
 # Top-level parts of a training's module that are not the network.
 _LOSS = re.compile(
     r"^(?:\w*loss(?:es|_\w+)?|criteri(?:on|a)\w*|\w*metrics?|\w*_acc(?:uracy)?)\.",
+    flags=re.IGNORECASE,
+)
+# Tensors that training keeps beside the weights, and what TransformerEngine adds to each layer.
+_BESIDE = re.compile(
+    r"^(?:(?:(?:global|n|num|total|current|best)_)?(?:steps?|epochs?|iter(?:ation)?s?|loss|lr|"
+    r"acc(?:uracy)?\d?|metric|score)|(?:\w+_)?(?:loss(?:es)?|rng(?:_states?)?)|_extra_state)$"
+    r"|\._extra_state$",
     flags=re.IGNORECASE,
 )
 _SECOND = re.compile(
@@ -107,8 +118,10 @@ def parts(state: Mapping[str, _Value]) -> dict[str, dict[str, _Value]]:
 
 
 def without_loss(state: Mapping[str, _Value]) -> dict[str, _Value]:
-    """Return the entries that are not a loss's or a metric's by their names."""
-    return {key: value for key, value in state.items() if not _LOSS.match(key)}
+    """Return the entries that are not a loss's, a metric's or the training's by their names."""
+    return {
+        key: value for key, value in state.items() if not (_LOSS.match(key) or _BESIDE.search(key))
+    }
 
 
 def second_networks(
@@ -181,6 +194,19 @@ def strip_to_fit(
     return next((pair for pair in candidates(state) if fits(pair[1])), None)
 
 
+def without_wrappers(state: Mapping[str, _Value]) -> Mapping[str, _Value]:
+    """Return a state by the names that the network has without wrappers, as far as that is clear.
+
+    `module.` may also be a part of a network; it is removed where it begins every name.
+    """
+    shorter = {
+        ".".join(part for part in name.split(".") if f"{part}." not in _PRIVATE_WRAPPERS): value
+        for name, value in state.items()
+    }
+    *_, (_, bare) = candidates(shorter if len(shorter) == len(state) else state, WRAPPERS)
+    return bare
+
+
 def match_names(
     state: Mapping[str, _Value], names: Collection[str], fits: _Fits[_Value]
 ) -> Stripping | None:
@@ -227,7 +253,8 @@ def find_part(
     """Return the prefixes under which some of the entries are the model's, exactly, and how.
 
     The key is "" where the network has no prefix beside the weights of a loss (`criterion.weight`).
-    Where a prefix and a longer one give the same entries, the longer one is left out.
+    A longer prefix is left out if its entries are among those of a shorter one, as those of a base
+    model in a network of transformers are.
     """
     found: dict[str, Stripping] = {}
     seen: set[frozenset[str]] = set()
@@ -238,6 +265,8 @@ def find_part(
             continue
         start = f"{prefix}." if prefix else ""
         keys = frozenset(start + name for name in part)
+        if any(keys <= other for other in seen):
+            continue
         fit = strip_to_fit(part, fits)
         if fit is not None:
             given = dict(zip(fit[1], part, strict=True))
@@ -247,11 +276,10 @@ def find_part(
             if matched is None:
                 continue
             pairs = tuple((start + name, new) for name, new in matched.names)
-        if keys not in seen:
-            seen.add(keys)
-            left = tuple(key for key in state if key not in keys)
-            change = f"prefix {start!r}" if start else ""
-            found[prefix] = Stripping(names=pairs, change=change, left=left)
+        seen.add(keys)
+        left = tuple(key for key in state if key not in keys)
+        change = f"prefix {start!r}" if start else ""
+        found[prefix] = Stripping(names=pairs, change=change, left=left)
     return found
 
 

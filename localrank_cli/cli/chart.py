@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from localrank_cli.errors import printable
-from localrank_cli.results.columns import Cell, Row
+from localrank_cli.results.columns import Cell, Row, pair_names
 
 Points = Sequence[tuple[float, float]]
 
@@ -197,11 +197,14 @@ class Summary:
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add the rows of one checkpoint, in order."""
-        for row in rows:
+        every = list(rows)
+        pairs = [(str(row["layer"]), str(row.get("wrt") or "")) for row in every]
+        names = pair_names(pairs)
+        for row, pair in zip(every, pairs, strict=True):
             run = printable(str(row["run"]))
             layers = self._layers.setdefault((run, printable(str(row["tolerance"]))), {})
             trajectory = layers.setdefault(
-                printable(str(row["layer"])), _Trajectory(f"{row['n_out']} x {row['n_in']}")
+                printable(names[pair]), _Trajectory(f"{row['n_out']} x {row['n_in']}")
             )
             rank, effective = _number(row["local_rank"]), _number(row["effective_rank"])
             if rank is None or effective is None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,16 +11,19 @@ from typing import TYPE_CHECKING
 import typer
 
 from localrank_cli.cli.command import do_not_spin, shared_names, with_options, words_of
-from localrank_cli.errors import INCOMPLETE, printable
+from localrank_cli.errors import INCOMPLETE, duration, printable, readable
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions, InspectOptions, check_options
 
 if TYPE_CHECKING:  # importing torch is slow
     from localrank_cli.run.contents import CheckpointLine, Contents
-    from localrank_cli.run.inspect import Inspection
+    from localrank_cli.run.inspect import Inspection, LayerLine, SourceLine
 
 _MAX_STEPS = 12  # steps listed in the text; of the others only the last one
 _MAX_KEYS = 40
+_HEADS = ("layer", "output", "Jacobian", "needs", "passes", "time", "fits")
+_INDENT, _GAP = 2, "  "
+_VERBATIM = "-"  # in place of a label
 _NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions) if not one.setting.in_inspect}
 
 
@@ -50,7 +54,7 @@ def _inspect(options: AnalyzeOptions, *, timed: bool) -> "Sequence[Inspection | 
         if contents is not None:
             return contents
         # A bad checkpoint takes one line of the report and does not end it.
-        plan = make_plan(replace(options, on_error="skip"), screen.note)
+        plan = make_plan(replace(options, on_error="skip"), screen.note, refuses=False)
         return [inspect_series(plan, series, timed=timed) for series in plan.series]
 
 
@@ -60,7 +64,10 @@ def _print(found: "Sequence[Inspection | Contents]", words: Sequence[str]) -> No
     for one in found:
         lines = _lines_of_contents(one) if isinstance(one, Contents) else _lines(one)
         for label, text in lines:
-            print(f"  {label:<12} {printable(text)}" if label else printable(text))
+            if label == _VERBATIM:
+                print(text)
+            else:
+                print(f"  {label:<12} {printable(text)}" if label else printable(text))
         if isinstance(one, Contents):
             own = words if len(found) == 1 else [one.folder, *_without_paths(words)]
             command = shlex.join(
@@ -106,20 +113,62 @@ def _lines(one: "Inspection") -> list[tuple[str, str]]:
     lines += [("weights", f"under {key!r}") for key in keys]
     strippings = dict.fromkeys(line.taken_off for line in good if line.taken_off)
     lines += [("names", f"without {stripping}") for stripping in strippings]
-    lines += [
-        ("layer", f"{r.layer}: {r.module}, {r.n_out} x {r.n_in}, rank at most {r.max_rank}")
-        for r in one.layers
-    ]
+    lines += [("source", _source(source)) for source in one.sources]
     lines += [("route", route) for route in one.routes]
     lines.append(("points", f"{one.n_points}; tolerances {', '.join(one.tolerances)}"))
-    lines.append(("memory", f"{one.memory / 2**20:.0f} MiB to work in, on {one.device}"))
-    if one.seconds is not None:
-        lines.append(("time", f"about {_duration(one.seconds)}, by a few timed points"))
+    lines.append(("memory", f"{readable(one.memory)} to work in, on {one.device}"))
+    lines += [(_VERBATIM, row) for row in _table(one)]
+    unfit = sum(not layer.fits for layer in one.layers)
+    if unfit:
+        of = f"{unfit} of {len(one.layers)} do not fit in {readable(one.memory)}"
+        then = "each of these does:" if one.ways_out else "leave layers out with --exclude"
+        lines.append(("too large", f"{of}; {then}"))
+        lines += [("fits", f"{way.change}: {way.result}") for way in one.ways_out]
+    if one.seconds is not None and one.checkpoint_seconds is not None:
+        count = len(good)
+        lines.append(
+            (
+                "time",
+                f"about {duration(one.checkpoint_seconds)} for one checkpoint,"
+                f" {duration(one.seconds)} for all {count}",
+            )
+        )
     return lines
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 0.1):.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+def _source(source: "SourceLine") -> str:
+    axes = source.axes or "no axis of the points alone"
+    return f"{source.wrt or 'the input'}: {axes}, {source.n_in} entries varied"
+
+
+def _table(one: "Inspection") -> list[str]:
+    """Return the lines of the table of layers; long names have a line of their own."""
+    several = len(one.sources) > 1
+    rows = [_HEADS, *(_row(line, several=several) for line in one.layers)]
+    widths = [max(len(row[column]) for row in rows) for column in range(1, len(_HEADS))]
+    left = shutil.get_terminal_size().columns - _INDENT - sum(widths) - len(_GAP) * len(widths)
+    names = max(len(_HEADS[0]), min(left, max(len(row[0]) for row in rows)))
+    lines = []
+    for name, *figures in rows:
+        if len(name) > names:
+            lines.append(f"{'':{_INDENT}}{name}")
+        cells = [f"{'' if len(name) > names else name:<{names}}"]
+        cells += [f"{cell:>{width}}" for cell, width in zip(figures, widths, strict=True)]
+        lines.append(f"{'':{_INDENT}}{_GAP.join(cells)}")
+    return lines
+
+
+def _row(line: "LayerLine", *, several: bool) -> tuple[str, ...]:
+    name = f"{line.layer} from {line.wrt or 'the input'}" if several else line.layer
+    grid = "x".join(map(str, line.grid))
+    output = "?" if line.n_features is None else f"{grid} x {line.n_features}".removeprefix(" x ")
+    count = f"{line.n_jacobians} of " if line.n_jacobians > 1 else ""
+    return (
+        printable(name),
+        output,
+        f"{count}{line.n_out} x {line.n_in}",
+        readable(line.needed_bytes),
+        str(line.passes) if line.passes else "-",
+        "-" if line.seconds is None else duration(line.seconds),
+        "yes" if line.fits else "no",
+    )

@@ -18,9 +18,25 @@ from localrank_cli.cli.report import report
 from localrank_cli.cli.reproduce import reproduce
 from localrank_cli.cli.rethreshold import rethreshold
 from localrank_cli.cli.show import show
-from localrank_cli.cli.signals import Interrupted, discard_stdout, open_missing_streams
+from localrank_cli.cli.signals import (
+    CodeExit,
+    Interrupted,
+    discard_stdout,
+    exits_refused,
+    open_missing_streams,
+)
 from localrank_cli.cli.submit import submit
-from localrank_cli.errors import LocalrankError, OutputError, printable, status_of_signal
+from localrank_cli.divide.parent import tie_to_parent
+from localrank_cli.errors import (
+    MORE_MEMORY,
+    BudgetError,
+    LocalrankError,
+    OutputError,
+    cause,
+    is_out_of_memory,
+    printable,
+    status_of_signal,
+)
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _CLOSED_PIPE = status_of_signal(signal.SIGPIPE)
@@ -55,13 +71,17 @@ class _Program(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError as error:
             raise _ClosedPipeError from error
+        except KeyboardInterrupt as error:
+            # Of the user's code: a signal raises Interrupted. typer would exit without a word.
+            raise _ended(error) from error
 
     def _status(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         # Read --debug from the words, since the command line may not parse.
         words = args[0] if args else kwargs.get("args")
         debug = "--debug" in (sys.argv[1:] if words is None else words)
         try:
-            status = super().main(*args, **kwargs)
+            with exits_refused():
+                status = super().main(*args, **kwargs)
             sys.stdout.flush()
             return status if isinstance(status, int) else 0
         except BaseException as error:  # the one place that maps errors to statuses
@@ -84,11 +104,13 @@ def _failure(error: BaseException, debug: bool) -> int:
             f"standard output: cannot be written ({error.strerror}).",
             "Free some space, or redirect it elsewhere.",
         )
-    if isinstance(error, SystemExit):
-        error = LocalrankError(
-            f"the model's or the data's code ended the program (sys.exit({error.code!r})).",
-            "Let it return or raise instead.",
-        )
+    if _is_of_memory(error):
+        error = _without_memory(error)
+    elif not isinstance(error, Exception):
+        error = _ended(error)
+    if isinstance(error, BudgetError):
+        _say("error: " + error.lines[0], *error.lines[1:])
+        return error.exit_code
     if isinstance(error, LocalrankError):
         _say(f"error: {error}")
         return error.exit_code
@@ -97,6 +119,34 @@ def _failure(error: BaseException, debug: bool) -> int:
         return _usage_error(error)
     _say(f"error: {LocalrankError(f'{type(error).__name__}: {error}', _REPORT)}")
     return _BUG
+
+
+def _ended(error: BaseException) -> LocalrankError:
+    """Return the error for an exception that only the user's code raises."""
+    how = cause(error)
+    if isinstance(error, SystemExit):
+        how = str(error) if isinstance(error, CodeExit) else f"sys.exit({error.code!r})"
+    return LocalrankError(
+        f"the model's or the data's code ended the program ({how}).",
+        "Let it return or raise an Exception instead.",
+    )
+
+
+def _is_of_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        if is_out_of_memory(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _without_memory(error: BaseException) -> LocalrankError:
+    """Return an error with what helps where memory ran out, whatever was being done."""
+    if isinstance(error, LocalrankError):
+        found = LocalrankError(error.what, MORE_MEMORY)
+        found.exit_code = error.exit_code
+        return found
+    return LocalrankError(f"memory ran out ({cause(error)}).", MORE_MEMORY)
 
 
 def _traceback(error: BaseException) -> str:
@@ -129,9 +179,10 @@ def _usage_error(error: Any) -> int:
     return 2
 
 
-def _say(text: str) -> None:
+def _say(text: str, *more: str) -> None:
     try:
-        sys.stderr.write(printable(f"localrank: {text}") + "\n")
+        lines = [f"localrank: {text}", *more]
+        sys.stderr.write("".join(printable(line) + "\n" for line in lines))
         sys.stderr.flush()
     except OSError:
         pass  # stderr is closed
@@ -187,4 +238,5 @@ app.command("report")(report)
 def main() -> None:
     """Run the program, within `exit_on_signals` (`localrank_cli.__main__`)."""
     open_missing_streams()
+    tie_to_parent()
     app(prog_name="localrank")

@@ -27,11 +27,11 @@ def merge(_context: typer.Context, options: MergeOptions) -> None:
     from localrank_cli.cli.screen import Screen
     from localrank_cli.divide.merge import collect, find_journals, write_merge
     from localrank_cli.results.journal import journal_path
-    from localrank_cli.results.write import check_suffix
+    from localrank_cli.results.write import check_suffix, real_target, written
 
     check_suffix(output)
     screen = Screen(quiet=False, verbose=False)
-    target = output.absolute()
+    target = real_target(output)
     # The result of an earlier merge may be among the tables.
     journals = [path for path in find_journals(options.tables) if path != journal_path(target)]
     shards = collect(journals)
@@ -50,7 +50,7 @@ def merge(_context: typer.Context, options: MergeOptions) -> None:
             folder.clear()
     for flaw in flaws:
         screen.warn(f"warning: {flaw}")
-    screen.note(f"wrote {output} and {output.name}.json")
+    screen.note(written(output))
     if flaws:
         raise typer.Exit(INCOMPLETE)
 

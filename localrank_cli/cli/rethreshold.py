@@ -53,6 +53,7 @@ def _print(work: "Rethreshold", *, as_table: bool) -> bool:
 def _write(work: "Rethreshold", target: Path, *, overwrite: bool, quiet: bool) -> bool:
     """Write a file as analyze does; return whether all values are finite."""
     from localrank_cli.cli.screen import Screen
+    from localrank_cli.results.write import written
 
     is_finite, shown = True, []
 
@@ -63,7 +64,7 @@ def _write(work: "Rethreshold", target: Path, *, overwrite: bool, quiet: bool) -
             shown.append(record)
 
     work.write(target, sys.argv, take, overwrite=overwrite)
-    Screen(quiet=quiet, verbose=False).note(f"wrote {target} and {target.name}.json")
+    Screen(quiet=quiet, verbose=False).note(written(target))
     if shown:
         _show(shown)
     return is_finite

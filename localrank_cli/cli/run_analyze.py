@@ -12,19 +12,28 @@ from rich.console import Console
 from localrank_cli.cli.chart import Summary
 from localrank_cli.cli.screen import Screen, stdout_for_data
 from localrank_cli.cli.signals import SignalHandler, signal_handler
-from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
+from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError, duration, shortened
 from localrank_cli.options.parse import array_size
 from localrank_cli.options.table import AnalyzeOptions
-from localrank_cli.results.columns import header
+from localrank_cli.results.columns import header, is_formula
 from localrank_cli.results.plan_file import read_plan_file
 from localrank_cli.results.record import CheckpointRecord
-from localrank_cli.results.write import RowWriter, cannot_write, check_suffix, make_folder
+from localrank_cli.results.write import (
+    RowWriter,
+    cannot_write,
+    check_suffix,
+    make_folder,
+    written,
+)
 from localrank_cli.run.compute import History, run_plan
+from localrank_cli.run.estimate import long_time
 from localrank_cli.run.follow import Watch
 from localrank_cli.run.output import RunOutput, SpectraFolder
 from localrank_cli.run.plan import Plan, make_plan
 from localrank_cli.run.resume import Resume
 from localrank_cli.run.units import Division, apply_plan_file, take_shard
+
+LONG_NOTE = "the analysis takes about "
 
 
 def run_analysis(options: AnalyzeOptions) -> int:
@@ -107,6 +116,7 @@ class _Work:
         if file is not None:
             plan = apply_plan_file(plan, file)
         _describe(plan, self.screen)
+        _note_formulas(plan, self.options, self.screen)
         division: Division | None = None
         if self.options.shard is not None:
             plan, division = take_shard(plan, self.options.shard)
@@ -128,8 +138,11 @@ class _Work:
         writer = _writer(self.stream, plan)
         self.left, self.has_begun = resume.plan.n_checkpoints, True
         keep = spectra.keep if spectra is not None else None
+        _announce(resume.plan, self.screen)
         with self.screen.progress(plan.n_checkpoints, done=resume.n_done) as steps:
-            for record in run_plan(resume.plan, self.screen.note, resume.history, keep):
+            for record in run_plan(
+                resume.plan, self.screen.note, resume.history, keep, steps.within
+            ):
                 self._keep(record, writer)
                 steps.done(f"{record.run} step {record.step}")
         for more in watch.plans(plan) if watch else ():
@@ -161,7 +174,7 @@ class _Work:
     def save(self) -> None:
         """Write the table and its manifest from the finished checkpoints."""
         if self.output is not None and self.output.commit():
-            self.screen.note(f"wrote {self.output.name} and {self.output.target.name}.json")
+            self.screen.note(written(self.output.name))
 
     def save_finished(self) -> None:
         """Save after something stopped the run, and note how to resume it.
@@ -210,6 +223,33 @@ def _describe(plan: Plan, screen: Screen) -> None:
         screen.detail(
             f"{series.run}: {len(series.checkpoints)} checkpoints,"
             f" {series.points.tensor.shape[0]} points, {plan.device}, layers {layers}"
+        )
+
+
+def _note_formulas(plan: Plan, options: AnalyzeOptions, screen: Screen) -> None:
+    """Note a name that a spreadsheet program would run; tables hold names as they are."""
+    if options.output is not None and options.output.suffix.lower() in {".jsonl", ".parquet"}:
+        return
+    names = [series.run for series in plan.series]
+    for series in plan.series:
+        names += [checkpoint.file.name for checkpoint in series.checkpoints]
+        names += [record.call.label for record in series.examination.records]
+    name = next(filter(is_formula, names), None)
+    if name is not None:
+        screen.note(
+            f"the name {shortened(repr(name))} begins as a formula does: a spreadsheet program may"
+            " run it, so import its column as text"
+        )
+
+
+def _announce(plan: Plan, screen: Screen) -> None:
+    """Note how long a long analysis takes, before it starts."""
+    found = long_time(plan)
+    if found is not None:
+        screen.note(
+            f"{LONG_NOTE}{duration(found.seconds)}, for {found.n_checkpoints}"
+            f" {'checkpoint' if found.n_checkpoints == 1 else 'checkpoints'}, by a few timed"
+            " products; localrank inspect shows the time of each layer"
         )
 
 

@@ -2,30 +2,33 @@
 
 import os
 import re
+import shutil
 import signal
+import stat
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
 from localrank_cli.cli.chart import Summary
-from localrank_cli.cli.run_analyze import console_for
-from localrank_cli.cli.screen import Screen, Steps, stdout_for_data
+from localrank_cli.cli.run_analyze import LONG_NOTE, console_for
+from localrank_cli.cli.screen import LINE_EVERY, PROGRESS, Screen, Steps, stdout_for_data
 from localrank_cli.cli.signals import GRACE, Interrupted, signal_handler
 from localrank_cli.divide.folder import Progress, ShardFolder, kept_heads
 from localrank_cli.divide.share import Machine, Share, available_cores, divide
 from localrank_cli.divide.workers import Job, Worker, Workers
-from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError
-from localrank_cli.machine import count_gpus, memory_budget, pick_device
+from localrank_cli.errors import INCOMPLETE, LocalrankError, OutputError, UsageError
+from localrank_cli.machine import check_memory, count_gpus, memory_budget, pick_device
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.journal import Journal, journal_path
-from localrank_cli.results.lock import OutputLock
+from localrank_cli.results.lock import OutputLock, lock_path
 from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.record import KIND, CheckpointRecord
-from localrank_cli.results.write import check_suffix
+from localrank_cli.results.write import check_suffix, real_target, written
 from localrank_cli.run.plan import Plan, make_plan
 from localrank_cli.searchpath import program_words
 
@@ -33,6 +36,7 @@ from localrank_cli.searchpath import program_words
 _PATIENCE = 2.5 * GRACE
 # Notes of a worker about its own file, or that this process has printed already.
 _WORKER_NOTES = ("note: wrote ", "note: resuming: ", "note: shard ", "stopped by ")
+_PREFIX, _TABLE = "localrank-", "ranks.csv"  # of a temporary folder
 _KEPT = re.compile(r"\d finished checkpoints? (is|are) kept")
 
 
@@ -53,13 +57,27 @@ def run_local(options: AnalyzeOptions, words: Sequence[str], workers: int | None
                 raise UsageError(
                     "--overwrite: there is no file to discard.", "Name one with -o FILE."
                 )
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="localrank-"))
-            target = Path(folder) / "ranks.csv"
+            _remove_left_behind()
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX))
+            target = Path(folder) / _TABLE
         else:
             check_suffix(output)
-            target = output.absolute()
+            target = real_target(output)
         is_kept = output is not None and output != Path("-")
         return _LocalRun(options, words, workers, target, is_kept).run()
+
+
+def _remove_left_behind() -> None:
+    """Remove temporary folders of runs that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        shards = ShardFolder(folder / _TABLE).path
+        with suppress(OSError, OutputError):  # it is another user's, or its run is at work
+            about = folder.lstat()
+            if about.st_uid != os.geteuid() or not stat.S_ISDIR(about.st_mode):
+                continue
+            if lock_path(shards).is_file():
+                with OutputLock(shards):
+                    shutil.rmtree(folder)
 
 
 @dataclass
@@ -71,6 +89,7 @@ class _LocalRun:
     is_kept: bool  # whether the target is the user's, not a temporary file for stdout
     screen: Screen = field(init=False)
     printed: set[str] = field(default_factory=set)
+    progress_at: float = -LINE_EVERY  # when a line of a worker was last shown
 
     def __post_init__(self) -> None:
         self.screen = Screen(quiet=self.options.quiet, verbose=self.options.verbose)
@@ -103,8 +122,8 @@ class _LocalRun:
                     raise
             is_finite = self.folder.finish(plan_file, sys.argv)
             if self.is_kept:
-                name = self.options.output
-                self.screen.note(f"wrote {name} and {self.target.name}.json")
+                assert self.options.output is not None
+                self.screen.note(written(self.options.output))
             self._show(data, is_terminal=is_terminal)
         return 0 if is_finite else INCOMPLETE
 
@@ -116,7 +135,12 @@ class _LocalRun:
         device = options.device or "auto"
         shares = divide(self.n_workers, device, options.memory, machine, os.environ)
         # Plan on the CPU, which leaves the GPUs to the workers: it takes one forward pass.
-        plan = make_plan(replace(options, device="cpu"), self.screen.note)
+        is_cpu = all(share.device == "cpu" for share in shares)
+        if is_cpu:
+            check_memory(options.memory, pick_device("cpu"))
+        least = min((one.memory for one in shares if one.memory is not None), default=None)
+        planned = replace(options, device="cpu", memory=least)
+        plan = make_plan(planned, self.screen.note, is_here=is_cpu, refuses=is_cpu)
         if (
             options.spectra is not None
         ):  # a file of singular values holds all points of a checkpoint
@@ -155,11 +179,23 @@ class _LocalRun:
                 self.screen.plain(line)
             elif text.startswith(_WORKER_NOTES) or _KEPT.search(text):
                 continue
+            elif text.startswith((PROGRESS, f"note: {LONG_NOTE}")):
+                self._relay_some(text)
             elif text.startswith("note: "):
                 self.screen.note(text.removeprefix("note: "))
             elif text not in self.printed:
                 self.printed.add(text)
                 self.screen.warn(text)
+
+    def _relay_some(self, text: str) -> None:
+        """Print what every worker says of its own share, for one of them at a time."""
+        if text.startswith("note: "):
+            if LONG_NOTE not in self.printed:
+                self.printed.add(LONG_NOTE)
+                self.screen.note(text.removeprefix("note: "))
+        elif time.monotonic() - self.progress_at >= LINE_EVERY and not self.options.quiet:
+            self.progress_at = time.monotonic()
+            self.screen.warn(text)
 
     def _stop(self, workers: Workers, error: BaseException, plan_file: PlanFile) -> None:
         name = error.name if isinstance(error, Interrupted) else "SIGTERM"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from localrank_cli.cli.screen import Screen
 from localrank_cli.cli.signals import signal_handler
+from localrank_cli.drawing import import_matplotlib
 from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.options.decisive import what_differs
 from localrank_cli.options.views import KINDS, FigureKind, PlotOptions
@@ -37,6 +38,7 @@ def run_plot(options: PlotOptions, target: Path) -> None:
     with signal_handler() as handler:
         with handler.interruptible(), warnings_as_notes(screen):
             try:
+                import_matplotlib()
                 from localrank_cli import figures
             except ImportError as error:
                 raise SettingsError(

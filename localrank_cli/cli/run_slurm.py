@@ -26,7 +26,7 @@ from localrank_cli.results.journal import Journal, journal_path
 from localrank_cli.results.lock import OutputLock
 from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.record import KIND
-from localrank_cli.results.write import check_suffix
+from localrank_cli.results.write import check_suffix, real_target
 from localrank_cli.run.compute import run_plan
 from localrank_cli.run.plan import Plan, make_plan
 
@@ -43,7 +43,7 @@ def run_slurm(options: AnalyzeOptions, words: Sequence[str], division: SubmitOpt
     """
     assert options.output is not None
     check_suffix(options.output)
-    folder = ShardFolder(options.output.absolute())
+    folder = ShardFolder(real_target(options.output))
     check_log_folder(folder)
     if not division.dry_run:
         check_sbatch()
@@ -51,7 +51,7 @@ def run_slurm(options: AnalyzeOptions, words: Sequence[str], division: SubmitOpt
     with signal_handler() as handler, stdout_for_data(screen) as data, handler.interruptible():
         with OutputLock(folder.path):
             _refuse_while_at_work(folder)
-            plan = make_plan(replace(options, device="cpu"), screen.note)
+            plan = make_plan(replace(options, device="cpu"), screen.note, is_here=False)
             left = plan if options.overwrite else folder.left(plan, screen.note)
             tasks = _tasks(left, division, screen) if left.n_checkpoints else 1
             prepare = folder.preview if division.dry_run else folder.prepare

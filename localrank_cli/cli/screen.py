@@ -2,8 +2,9 @@
 
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TextIO
 
@@ -12,13 +13,20 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
 
-from localrank_cli.errors import printable
+from localrank_cli.errors import duration, printable
+
+# Seconds until the first line of a log about a checkpoint, and between lines.
+FIRST_LINE, LINE_EVERY = 20.0, 60.0
+PROGRESS = "progress: "  # how these lines begin
+_LONG = 2.0  # seconds after which a checkpoint has a bar of its own
+_REDRAW = 0.2  # seconds
 
 
 class Screen:
@@ -56,9 +64,13 @@ class Screen:
 
     @contextmanager
     def progress(self, total: int, done: int = 0) -> Iterator["Steps"]:
-        """Show a progress bar over checkpoints, on a terminal only; yield the steps to advance."""
+        """Show what is done: a bar over checkpoints and within a long one, or lines in a log.
+
+        Yields:
+            The steps to advance.
+        """
         if self._quiet or not self.console.is_terminal:
-            yield Steps(None)
+            yield Steps(None, None if self._quiet else self.warn)
             return
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -75,16 +87,53 @@ class Screen:
 
 
 class Steps:
-    """Advance the progress bar, if there is one."""
+    """Advance the progress bar, or print lines where there is none."""
 
-    def __init__(self, bar: Progress | None) -> None:
-        self._bar = bar
+    def __init__(self, bar: Progress | None, log: Callable[[str], None] | None = None) -> None:
+        self._bar, self._log = bar, log
+        self._inner: TaskID | None = None  # of the bar within a checkpoint
+        self._checkpoint = ""
+        self._began = self._shown = 0.0
 
     def done(self, text: str) -> None:
         """Count one checkpoint and show `text` beside the bar."""
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(task, advance=1, description=printable(text))
+            if self._inner is not None:
+                self._bar.remove_task(self._inner)
+                self._inner = None
+        self._checkpoint = ""
+
+    def within(self, checkpoint: str, share: float, place: str) -> None:
+        """Show what is done of a checkpoint that takes long.
+
+        Args:
+            checkpoint: Its name.
+            share: What is done, 0 to 1.
+            place: The layer and the points that are computed.
+        """
+        now = time.monotonic()
+        if checkpoint != self._checkpoint:
+            self._checkpoint, self._began = checkpoint, now
+            self._shown = now + FIRST_LINE - LINE_EVERY
+        if self._bar is not None:
+            self._show(now, share, place)
+        elif self._log is not None and now - self._shown >= LINE_EVERY:
+            self._shown = now
+            left = (now - self._began) * (1 - share) / share if share else 0.0
+            end = f", about {duration(left)} left of this checkpoint" if share else ""
+            self._log(f"{PROGRESS}{checkpoint}: {100 * share:.0f} % done, {place}{end}")
+
+    def _show(self, now: float, share: float, place: str) -> None:
+        assert self._bar is not None
+        if now - self._began < _LONG or now - self._shown < _REDRAW:
+            return
+        self._shown = now
+        if self._inner is None:
+            self._inner = self._bar.add_task("", total=100)
+        text = f"  {printable(self._checkpoint)}, {printable(place)}"
+        self._bar.update(self._inner, completed=int(100 * share), description=text)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Signals (INT, TERM, USR1, USR2) and the standard streams of the process."""
+"""Signals (INT, TERM, HUP, XCPU, USR1, USR2) and the standard streams of the process."""
 
 import os
 import select
@@ -10,13 +10,27 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from localrank_cli.errors import status_of_signal
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,  # the terminal is closed
+    signal.SIGXCPU,  # a limit on processor time (`ulimit -t`)
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 GRACE = 5.0  # seconds; batch systems kill 30 s or more after the first signal, users wait less
 _REPEAT = 0.25  # seconds between two exceptions, if the first is swallowed
+
+
+_exit = os._exit  # `exits_refused` replaces it
+
+
+class CodeExit(SystemExit):
+    """The user's code called `os._exit`, which would have looked like success."""
 
 
 class Interrupted(BaseException):
@@ -216,7 +230,35 @@ def _end_process(number: int, frame: FrameType | None) -> None:
     try:
         os.write(2, f"localrank: stopped by {signal.Signals(number).name}\n".encode())
     finally:
-        os._exit(status_of_signal(number))
+        _exit(status_of_signal(number))
+
+
+@contextmanager
+def exits_refused() -> Iterator[None]:
+    """Let `os._exit` raise CodeExit, so that code which ends the process does not end the run.
+
+    In a process that the code has forked it does what it always does. In another thread, where an
+    exception would end the thread alone, the process ends with status 1.
+    """
+    home = os.getpid()
+
+    def refuse(status: int) -> NoReturn:
+        if os.getpid() != home:
+            _exit(status)
+        if threading.current_thread() is not threading.main_thread():
+            text = f"localrank: error: the model's or the data's code called os._exit({status}).\n"
+            os.write(2, text.encode())
+            _exit(1)
+        raise CodeExit(f"os._exit({status})")
+
+    modules: list[Any] = [os, sys.modules[os.name]]  # os has its name from posix
+    for module in modules:
+        setattr(module, "_exit", refuse)  # noqa: B010  # not private: os documents it
+    try:
+        yield
+    finally:
+        for module in modules:
+            setattr(module, "_exit", _exit)  # noqa: B010  # as above
 
 
 def open_missing_streams() -> None:

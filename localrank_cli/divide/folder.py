@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from localrank_cli.results.record import KIND
 from localrank_cli.results.write import (
     make_folder,
     manifest_path,
+    real_target,
     refuse_existing,
+    remove_temporary_in,
     replacing,
     write_json,
 )
@@ -43,7 +46,7 @@ class Progress:
     def new(self) -> list[dict[str, Any]]:
         """Return the head of each checkpoint, or part of one, that was finished since."""
         found = []
-        for path in sorted(self._folder.glob("shard-*.journal")):
+        for path in filter(Path.is_file, sorted(self._folder.glob("shard-*.journal"))):
             heads, self._reached[path] = read_heads(path, self._reached.get(path, 0))
             found += [head for head in heads if head["kind"] == KIND]
         return found
@@ -198,16 +201,25 @@ class ShardFolder:
     def _discard(self) -> None:
         with OutputLock(self.target):
             for path in (self.target, self.journal, manifest_path(self.target)):
-                path.unlink(missing_ok=True)
+                real_target(path).unlink(missing_ok=True)
         self.clear()
+
+    def remove_temporary(self) -> None:
+        """Remove what killed processes left of files in the folder."""
+        remove_temporary_in(self.path, _is_ours)
 
     def clear(self) -> None:
         """Remove all parts, and the folder itself unless something else (logs) is in it."""
         for pattern in _OURS:
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
+        self.remove_temporary()
         with suppress(OSError):  # it is not empty, and stays
             self.path.rmdir()
+
+
+def _is_ours(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _OURS)
 
 
 def _earlier(path: Path, note: Note = lambda _: None) -> PlanFile | None:

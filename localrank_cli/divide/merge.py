@@ -1,6 +1,7 @@
 """Merge the tables of shards into that of a single run, or report what prevents it."""
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,7 +69,8 @@ def find_journals(paths: Sequence[Path]) -> list[Path]:
                 )
             found += inside
             continue
-        journal = path if path.suffix == ".journal" else journal_path(path)
+        real = Path(os.path.realpath(path)) if path.is_symlink() else path
+        journal = path if path.suffix == ".journal" else journal_path(real)
         if not path.exists() and not journal.exists():
             raise UnreadableError(
                 f"{path}: there is no such file or folder.",

@@ -351,6 +351,8 @@ def recorded_jobs(folder: "ShardFolder") -> list[str]:
     """Return the ids of the jobs that were accepted for an output, by any release."""
     # Without a readable file no job is known; the locks still keep two jobs from one table.
     with suppress(OSError, ValueError, AttributeError):
+        if not folder.jobs.is_file():  # opening a pipe would wait for its other end
+            return []
         found = json.loads(folder.jobs.read_text(encoding="utf-8"))
         return [str(number) for number in found.values()]
     return []

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO
 
+from localrank_cli.divide.parent import Tie
 from localrank_cli.errors import INCOMPLETE
 
 _POLL = 0.2  # seconds
@@ -44,20 +45,22 @@ class Workers:
     """Several processes, each in a session of its own, so that a signal reaches each once.
 
     Ctrl-C at a terminal signals every process of its session, and a second signal ends a worker at
-    once.
+    once. They end with this process, even if it is killed.
     """
 
     jobs: Sequence[Job]
     workers: list[Worker] = field(default_factory=list)
     _lines: "queue.SimpleQueue[tuple[int, str]]" = field(default_factory=queue.SimpleQueue)
     _readers: list[threading.Thread] = field(default_factory=list)
+    _tie: Tie = field(default_factory=Tie)
 
     def start(self) -> None:
-        """Start all processes."""
+        """Start all processes; the calling thread must live as long as they do."""
         for index, job in enumerate(self.jobs):
             process = subprocess.Popen(  # noqa: S603  # this interpreter and this program
                 list(job.command),
-                env={**os.environ, **job.environment},
+                env={**os.environ, **job.environment, **self._tie.environment},
+                pass_fds=(self._tie.theirs,),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -1,11 +1,13 @@
 """Figures of the experiments: from a table to a matplotlib figure."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from localrank_cli.drawing import import_matplotlib, own_style
 from localrank_cli.experiments import patel2024, vib
 from localrank_cli.experiments.vib import RHO
 from localrank_cli.information.bottleneck import (
@@ -16,11 +18,26 @@ from localrank_cli.information.bottleneck import (
     variational_singular_values,
 )
 
+_MISSING = "no picture: matplotlib is not installed (pip install 'localrank[plot]')"
 _DARKEST, _LIGHTEST = 0.95, 0.4  # places in the map of blues; lighter ones are too faint
 
 
 class PictureError(Exception):
     """Matplotlib is not installed."""
+
+
+def save_picture(name: str, frame: pd.DataFrame, target: Path) -> None:
+    """Draw the figure of an experiment in matplotlib's default style, and write it.
+
+    Raises:
+        PictureError: If matplotlib is not installed.
+    """
+    try:
+        import_matplotlib()
+    except ImportError:
+        raise PictureError(_MISSING) from None
+    with own_style():
+        draw(name, frame).savefig(target, dpi=150)
 
 
 def draw(name: str, frame: pd.DataFrame) -> Any:
@@ -33,9 +50,7 @@ def draw(name: str, frame: pd.DataFrame) -> Any:
         from matplotlib import colormaps  # noqa: PLC0415  # an extra, and slow to import
         from matplotlib.figure import Figure  # noqa: PLC0415  # an extra, and slow to import
     except ImportError:
-        raise PictureError(
-            "no picture: matplotlib is not installed (pip install 'localrank[plot]')"
-        ) from None
+        raise PictureError(_MISSING) from None
     figure = Figure(figsize=(9, 7 if name == vib.NAME else 4), layout="constrained")
     if name == vib.NAME:
         _over_beta(figure, frame)

@@ -11,7 +11,7 @@ from localrank_cli.errors import Note, OutputError, UsageError
 from localrank_cli.experiments import gaussian, mnist, patel2024, vib
 from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.experiment import Experiment, Verdict
-from localrank_cli.experiments.pictures import PictureError, draw
+from localrank_cli.experiments.pictures import PictureError, save_picture
 from localrank_cli.experiments.series import one_thread, output_errors
 from localrank_cli.model.fill import fill_model
 from localrank_cli.options.table import AnalyzeOptions, ReproduceOptions
@@ -130,9 +130,7 @@ def conclude(experiment: Experiment, out: Path, frame: pd.DataFrame, note: Note)
     with output_errors(out):
         (out / VERDICT).write_text(verdict.text, encoding="utf-8")
         try:
-            figure = draw(experiment.name, frame)
+            save_picture(experiment.name, frame, out / PICTURE)
         except PictureError as error:
             note(str(error))
-        else:
-            figure.savefig(out / PICTURE, dpi=150)
     return verdict

@@ -13,7 +13,10 @@ from localrank_cli.results.columns import COLUMNS, OPTIONAL
 RunSettings = Mapping[str, Mapping[str, object]]
 
 # Columns of localrank that hold a setting; constants of the user come besides.
-_SETTINGS = ("wrt", "input_metric", "dtype", "n_cov", "input_slice", "output_slice", "sigma_1_of")
+_SETTINGS = (
+    "wrt", "positions", "jacobian", "input_metric", "dtype", "n_cov", "input_slice", "output_slice",
+    "sigma_1_of",
+)  # fmt: skip
 _NO_SETTINGS = {"table", "x", "y", "error", *COLUMNS, *OPTIONAL}
 _SHOWN = 3  # values of a setting in a note
 

@@ -14,6 +14,7 @@ from matplotlib import style as mpl_style
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
+from localrank_cli.drawing import own_style
 from localrank_cli.errors import SettingsError, UsageError, one_line
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -57,9 +58,11 @@ class Look:
 
 @contextmanager
 def styled(style: str | None = None) -> Iterator[None]:
-    """Make and save figures in localrank's style, updated by a style file or a known style."""
-    settings: Any = {**_BASE, **_style(style)}
-    with mpl.rc_context(settings):
+    """Make and save figures in localrank's style, updated by a style file or a known style.
+
+    Settings of the user (`matplotlibrc`, `rcParams`) have no effect within it.
+    """
+    with own_style({**_BASE, **_style(style)}):
         yield
 
 

@@ -3,7 +3,7 @@
 `Layout` describes where the points of a batch are in a tensor inside the network.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -81,6 +81,7 @@ class Batch:
     triangles: Mapping[Call, Triangle] = field(default_factory=dict)
     replay: Replay | None = None  # of what comes before the varied tensor
     error: float = 0.0  # bound on the change of a singular value by a reduction of the input
+    advance: Callable[[int], None] = lambda _: None  # receives how many passes were made
 
     @property
     def n_points(self) -> int:

@@ -107,6 +107,12 @@ def plan_blocks(n_out: int, n_in: int, itemsize: int, budget: int, forward: bool
     return BlockPlan("rows" if n_in <= n_out else "columns", mode, size)
 
 
+def count_block_passes(plan: BlockPlan, n_out: int, n_in: int) -> int:
+    """Return the directions or rows of one walk."""
+    own = n_in if plan.mode == "forward" else n_out
+    return own if plan.is_direct else own * -(-max(n_out, n_in) // plan.size)
+
+
 def without_identity(
     walk: Callable[[], Iterator[Tensor]], plan: BlockPlan, rows: Tensor
 ) -> Iterator[Tensor]:
@@ -172,11 +178,13 @@ def _reverse_block(
         for low in range(start, stop, chunk):
             high = min(low + chunk, stop)
             block[low - start : high - start] = _rows(output, varied, low, high)
+            batch.advance(high - low)
         return block
     block = batch.varied.new_empty(stop - start, record.numel)
     for low in range(0, record.numel, chunk):
         high = min(low + chunk, record.numel)
         block[:, low:high] = _rows(output, varied, low, high)[:, start:stop].mT
+        batch.advance(high - low)
     return block
 
 

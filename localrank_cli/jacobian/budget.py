@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from localrank_cli.errors import ModelError
+from localrank_cli.errors import BudgetError, readable
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.positions import Parts
 from localrank_cli.layers.survey import CallRecord
@@ -57,13 +57,12 @@ def check_fits(records: Sequence[CallRecord], n_in: int, memory: int) -> None:
     """Check that at least the square of every Jacobian's shorter side fits in `memory` bytes.
 
     Raises:
-        ModelError: If one does not; with the sizes and what to do.
+        BudgetError: If one does not; with the sizes and what to do.
     """
     for record in records:
-        row = min(record.numel, n_in) * _DOUBLE
-        needed = _reduction_bytes(record.numel, n_in) + row
+        needed = needed_bytes(record.numel, n_in)
         if needed > memory:
-            raise ModelError(
+            raise BudgetError(
                 f"layer {record.call.label!r} has a Jacobian of {record.numel} x {n_in}; its"
                 f" reduction needs {readable(needed)}, and the budget is {readable(memory)}.",
                 "Give more with --memory, leave the layer out with --exclude, or vary a smaller"
@@ -71,16 +70,16 @@ def check_fits(records: Sequence[CallRecord], n_in: int, memory: int) -> None:
             )
 
 
+def needed_bytes(n_out: int, n_in: int) -> int:
+    """Return the least budget in which the singular values of a Jacobian can be computed."""
+    return _reduction_bytes(n_out, n_in) + min(n_out, n_in) * _DOUBLE
+
+
 def _reduction_bytes(n_out: int, n_in: int) -> int:
     # R with a block under it, the QR's copy, its R, and memory that the allocator does not return,
     # which took 1.5 to 2 squares of 3072 x 3072 (372 MiB where 256 were given for three squares).
     short = min(n_out, n_in)
     return 5 * short * short * _DOUBLE
-
-
-def readable(size: int) -> str:
-    """Return a number of bytes as text."""
-    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def check_parts_fit(
     """Check that the Jacobian of one position fits, as `check_fits` does.
 
     Raises:
-        ModelError: If one does not.
+        BudgetError: If one does not.
     """
     for record in records:
         one = parts[record.call]

@@ -21,6 +21,7 @@ from localrank_cli.jacobian.blocks import (
     PartPortion,
     Portion,
     block,
+    count_block_passes,
     plan_blocks,
     without_identity,
 )
@@ -36,6 +37,7 @@ from localrank_cli.jacobian.budget import (
     split_by_passes,
 )
 from localrank_cli.jacobian.chain import Chain
+from localrank_cli.jacobian.forecast import forecast_all
 from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.jacobian.parts import (
     count_passes,
@@ -44,7 +46,8 @@ from localrank_cli.jacobian.parts import (
     subtract_identity,
     with_rows,
 )
-from localrank_cli.jacobian.past import Pasts, has_past, token_jacobians
+from localrank_cli.jacobian.past import Pasts, token_jacobians, tokens_with_past
+from localrank_cli.jacobian.progress import Progress, Span
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
 from localrank_cli.jacobian.trace import Refusal, find_chain
@@ -58,7 +61,7 @@ from localrank_cli.layers.triangle import Triangle
 
 _Result = TypeVar("_Result")
 # Directions of one token at once: more took up to a tenth more processor time (GPT-2, 64 tokens).
-_MOST_TOKENS = 96
+MOST_TOKENS = 96
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Modes:
     routes: list[str] = field(default_factory=list)
     # Bytes that are alive at once along one direction at one point, by source and last layer.
     alive: dict[tuple[Call | None, Call], int] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
 
     def refuse_forward(self, reason: str) -> None:
         """Turn forward mode off, with a note that gives the reason."""
@@ -154,7 +158,9 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     if tasks[0].pooled:  # a power of two, so that a block is a number of portions
         size = 1 << min(size, BLOCK_POINTS).bit_length() - 1
     model, dtype, tolerance = tasks[0].model, tasks[0].dtype, tasks[0].tolerance
-    calls = _calls(tasks)
+    calls = calls_of(tasks)
+    works = forecast_all(tasks, forward=modes.forward, replays=modes.replay)
+    modes.progress.start(works, tasks[0].points.shape[0])
     for start in range(0, tasks[0].points.shape[0], size):
         points = tasks[0].points[start : start + size]
         alone = None
@@ -174,8 +180,22 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
                     record.call: values.finite[record.call][offset:stop] for record in task.records
                 }
                 place = _Place(start + offset, good, replace(pasts, first=offset))
-                found = _of_batch(task, batch, place, modes)
-                yield from ((index, portion) for portion in found)
+                counted = replace(batch, advance=modes.progress.advance)
+                for portion in _of_batch(task, counted, place, modes):
+                    yield index, portion
+                    _count(task, batch, portion, modes.progress)
+
+
+def _count(task: Task, batch: Batch, portion: AnyPortion, progress: Progress) -> None:
+    """Count a portion as done, after its singular values were computed."""
+    span = Span(portion.start, batch.n_points)
+    if isinstance(portion, ChainPortion):
+        for record in task.records:
+            progress.finish(task.wrt, record.call, span)
+        return
+    if isinstance(portion, PartPortion):
+        span = replace(span, n_parts=portion.jacobians.shape[1])
+    progress.finish(task.wrt, portion.record.call, span)
 
 
 @dataclass(frozen=True)
@@ -194,14 +214,14 @@ def _of_batch(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
         parts = {record.call: task.parts[record.call][span] for record in task.records}
         yield from _PartRun(task, batch, place, modes, parts).portions()
         return
-    chain = _chain(task, batch, modes)
+    chain = chain_of(task, batch, modes)
     if chain is not None:
         yield ChainPortion(chain, start, good)
         return
     yield from _portions(task, _narrow(task, batch, good, modes), start, good, modes)
 
 
-def _calls(tasks: Sequence[Task]) -> tuple[list[Call], list[Call]]:
+def calls_of(tasks: Sequence[Task]) -> tuple[list[Call], list[Call]]:
     """Return the chosen calls and sources; and these with every affine layer up to the last."""
     needed = {record.call for task in tasks for record in task.records}
     needed |= {task.wrt for task in tasks if task.wrt is not None}
@@ -264,9 +284,11 @@ def _portions(
     if not modes.forward:
         forward, reverse = (), tuple(held)
     routes: dict[Call, str] = {}
+    span = Span(start, batch.n_points)
     for group in layer_groups(forward, batch.n_in, itemsize, room * itemsize):
         names = [record.call for record in group]
         all_at_once = partial(forward_jacobians, batch, names)
+        modes.progress.begin(task.wrt, names, span, batch.n_in)
         tensors, way = _take(_ways("forward", min(chunk, batch.n_in), all_at_once, modes), modes)
         for record, tensor in zip(group, tensors, strict=True):
             routes[record.call] = way
@@ -274,6 +296,7 @@ def _portions(
     for record in reverse:
         rows = min(record.numel, max(2, chunk))
         by_rows = partial(reverse_jacobian, batch, record.call)
+        modes.progress.begin(task.wrt, [record.call], span, record.numel)
         tensor, routes[record.call] = _take(_ways("reverse", rows, by_rows, modes), modes)
         yield _whole(task, record, start, tensor, good, batch)
     for record in task.records:
@@ -283,6 +306,7 @@ def _portions(
             portion = budget.block_directions(record.numel, batch.n_in)
             chunk = directions_at_once(1, task.survey.activations, itemsize, portion)
             walk = _walk(batch, record, plan, chunk, modes, routes)
+            walk = _counted(walk, task, record, span, plan, modes)
             if task.residual:
                 rows_of_all = torch.arange(record.numel, device=batch.varied.device)
                 walk = partial(without_identity, walk, plan, rows_of_all)
@@ -370,18 +394,17 @@ class _PartRun:
         its own tokens.
         """
         modes, batch = self._modes, self._batch
-        if not held or not modes.past or not modes.forward or batch.wrt is None:
+        if not held or not modes.past or not modes.forward or self._task.dtype != torch.float64:
             return None
         first = self._parts[held[0].call]
-        if first.places is None or first.columns is None or self._task.dtype != torch.float64:
-            return None
-        n_tokens = batch.n_in // first.columns.shape[2]
-        if not has_past(self._task.model, batch.inputs, n_tokens):
+        n_tokens = tokens_with_past(self._task.model, batch.inputs, batch.wrt, first, batch.n_in)
+        if not n_tokens or first.columns is None:
             return None
         calls = [record.call for record in held]
         parts = {call: self._parts[call] for call in calls}
         # Of the same pass as for all tokens, one token's share, and the keys and values before it.
-        chunk = min(_MOST_TOKENS, self._chunk(calls[-1]) * max(1, n_tokens // 4))
+        chunk = min(MOST_TOKENS, self._chunk(calls[-1]) * max(1, n_tokens // 4))
+        self._begin(calls, batch.n_points * first.n_parts * first.columns.shape[2])
         try:
             found = token_jacobians(batch, parts, calls, chunk, self._place.pasts)
         except Exception as error:  # models differ in what they take, and raise anything
@@ -401,11 +424,10 @@ class _PartRun:
 
     def _forward(self, group: Sequence[CallRecord]) -> Iterator[PartPortion]:
         parts = {record.call: self._parts[record.call] for record in group}
-        chunk = min(
-            self._chunk(group[-1].call),
-            count_passes(parts[group[0].call], self._batch.n_in).forward,
-        )
+        passes = count_passes(parts[group[0].call], self._batch.n_in).forward
+        chunk = min(self._chunk(group[-1].call), passes)
         compute = partial(forward_parts, self._batch, parts, group)
+        self._begin([record.call for record in group], passes)
         tensors, way = _take(_ways("forward", chunk, compute, self._modes), self._modes)
         for record, tensor in zip(group, tensors, strict=True):
             self.routes[record.call] = way
@@ -417,9 +439,14 @@ class _PartRun:
         # The graph is kept beside the cotangents that are pulled back.
         chunk = max(1, min(rows, self._chunk(record.call) // 2))
         compute = partial(reverse_parts, self._batch, parts, record.call)
+        self._begin([record.call], rows)
         tensor, way = _take(_ways("reverse", chunk, compute, self._modes), self._modes)
         self.routes[record.call] = way
         yield self._portion(record, tensor)
+
+    def _begin(self, calls: Sequence[Call], passes: int) -> None:
+        span = Span(self._start, self._batch.n_points, self._parts[calls[0]].n_parts)
+        self._modes.progress.begin(self._task.wrt, calls, span, passes)
 
     def _portion(self, record: CallRecord, tensor: Tensor) -> PartPortion:
         if self._task.residual:
@@ -452,6 +479,7 @@ class _PartRun:
         size = self._budget.block(single.numel, batch.n_in)
         plan = plan_blocks(single.numel, batch.n_in, task.dtype.itemsize, size, self._modes.forward)
         walk = _walk(batch, single, plan, self._chunk(record.call), self._modes, self.routes)
+        walk = _counted(walk, task, single, Span(self._start, 1), plan, self._modes)
         if task.residual:
             walk = partial(without_identity, walk, plan, rows)
         return PartBlockPortion(record, self._start, index, walk, self._good[record.call])
@@ -537,6 +565,24 @@ def _walk(
     return walk
 
 
+def _counted(
+    walk: Callable[[], Iterator[Tensor]],
+    task: Task,
+    record: CallRecord,
+    span: Span,
+    plan: BlockPlan,
+    modes: Modes,
+) -> Callable[[], Iterator[Tensor]]:
+    """Return a walk that begins its passes in the progress."""
+
+    def counted() -> Iterator[Tensor]:
+        passes = count_block_passes(plan, record.numel, task.n_in)
+        modes.progress.begin(task.wrt, [record.call], span, passes)
+        yield from walk()
+
+    return counted
+
+
 def _ways(
     mode: str, chunk: int, compute: Callable[[int], _Result], modes: Modes, suffix: str = ""
 ) -> list[Way[_Result]]:
@@ -565,7 +611,8 @@ def _take(ways: Sequence[Way[_Result]], modes: Modes) -> tuple[_Result, str]:
     return _attempt(last.compute), last.name
 
 
-def _chain(task: Task, batch: Batch, modes: Modes) -> Chain | None:
+def chain_of(task: Task, batch: Batch, modes: Modes) -> Chain | None:
+    """Return the network as a chain, if it is one; `modes` keeps why it is none."""
     if not modes.chain or task.survey.has_low_values or task.residual or task.pooled:
         return None
     found = find_chain(batch, [record.call for record in task.records], task.tolerance)

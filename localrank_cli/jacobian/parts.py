@@ -95,7 +95,8 @@ def reverse_parts(batch: Batch, parts: Parts, call: Call, chunk: int) -> Tensor:
     total = output.shape[1]
     for start in range(0, total, chunk):
         stop = min(start + chunk, total)
-        rows = _pulled(output, varied, start, stop, keep=stop < total)
+        rows = pulled_rows(output, varied, start, stop, keep=stop < total)
+        batch.advance(stop - start)
         for index in range(stop - start):
             part, row = divmod(start + index, n_rows)
             if columns is None:
@@ -108,7 +109,7 @@ def reverse_parts(batch: Batch, parts: Parts, call: Call, chunk: int) -> Tensor:
     return block
 
 
-def _pulled(output: Tensor, varied: Tensor, start: int, stop: int, *, keep: bool) -> Tensor:
+def pulled_rows(output: Tensor, varied: Tensor, start: int, stop: int, *, keep: bool) -> Tensor:
     """Return some rows of the Jacobian, (rows, points, n_in)."""
     cotangents = unit_rows(start, stop, output).unsqueeze(1).expand(-1, *output.shape)
     if stop - start == 1:

@@ -8,7 +8,7 @@ at every position that is used.
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -111,6 +111,19 @@ class Pasts:
         return cropped
 
 
+def tokens_with_past(
+    model: nn.Module, inputs: Tensor, wrt: Call | None, parts: Parts, n_in: int
+) -> int:
+    """Return the number of tokens that may be pushed through one by one; 0 if they may not.
+
+    Each position must have its counterpart in the source; `n_in` are the entries of the source.
+    """
+    if wrt is None or parts.places is None or parts.columns is None:
+        return 0
+    n_tokens = n_in // parts.columns.shape[2]
+    return n_tokens if has_past(model, inputs, n_tokens) else 0
+
+
 def has_past(model: nn.Module, inputs: Tensor, n_positions: int) -> bool:
     """Return whether a model takes keys and values of earlier tokens, and has enough of them.
 
@@ -182,7 +195,7 @@ def token_jacobians(
             expected = [(o[place], v[place]) for o, v in zip(dense, pushed, strict=True)]
             if not _agrees(token, varied, calls, expected, batch):
                 return None
-            found = _block(token, varied, calls, chunk)
+            found = _block(token, varied, calls, chunk, batch.advance)
             if not blocks:
                 shape = batch.n_points, n_parts
                 blocks = [varied.new_empty(*shape, *one.shape) for one in found]
@@ -240,16 +253,33 @@ def _agrees(
     return True
 
 
-def _block(token: Token, varied: Tensor, calls: Sequence[Call], chunk: int) -> list[Tensor]:
+def push_token(
+    token: Token, varied: Tensor, calls: Sequence[Call], span: tuple[int, int]
+) -> tuple[Tensor, ...]:
+    """Return J v of each call for some unit vectors v, (directions, features)."""
+
     def along(direction: Tensor) -> tuple[Tensor, ...]:
         pair = jvp(lambda v: token.outputs(v, calls), (varied,), (direction,))
         tangents: tuple[Tensor, ...] = pair[1]
         return tangents
 
+    found: tuple[Tensor, ...] = vmap(along)(unit_rows(*span, varied.unsqueeze(0)))
+    return found
+
+
+def _block(
+    token: Token,
+    varied: Tensor,
+    calls: Sequence[Call],
+    chunk: int,
+    advance: Callable[[int], None],
+) -> list[Tensor]:
     count = varied.shape[0]
     kept: list[list[Tensor]] = [[] for _ in calls]
     for start in range(0, count, chunk):
-        directions = unit_rows(start, min(start + chunk, count), varied.unsqueeze(0))
-        for one, tangent in zip(kept, vmap(along)(directions), strict=True):
+        stop = min(start + chunk, count)
+        tangents = push_token(token, varied, calls, (start, stop))
+        advance(stop - start)
+        for one, tangent in zip(kept, tangents, strict=True):
             one.append(tangent)
     return [torch.cat(one).mT for one in kept]

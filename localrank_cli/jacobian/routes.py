@@ -49,7 +49,9 @@ def pushforward(batch: Batch, calls: Sequence[Call], directions: Tensor) -> tupl
         tangents: tuple[Tensor, ...] = pair[1]
         return tangents
 
-    return tuple(vmap(along)(directions))
+    found = tuple(vmap(along)(directions))
+    batch.advance(directions.shape[0])
+    return found
 
 
 def reverse_jacobian(batch: Batch, call: Call, chunk: int) -> Tensor:
@@ -76,6 +78,7 @@ def reverse_jacobian(batch: Batch, call: Call, chunk: int) -> Tensor:
                 output, varied, cotangents, retain_graph=keep, is_grads_batched=True
             )
         jacobian[:, start:stop, :] = rows.movedim(0, 1)
+        batch.advance(stop - start)
     return jacobian
 
 

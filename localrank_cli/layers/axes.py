@@ -101,17 +101,17 @@ class Axes:
         return table[positions]
 
     def text(self) -> str:
-        """Return the shape with the meaning of its axes: `points 1 x positions 8 x features 16`."""
+        """Return the shape with the meaning of its axes: `1 point x 8 positions x 16 features`."""
         names = []
         for axis, length in enumerate(self.shape):
             kind = "position"
             if axis == self.batch:
-                kind = "points"
+                kind = "point"
             elif axis == self.feature:
-                kind = "features"
+                kind = "feature"
             elif axis in self._features:
-                kind = "parts"
-            names.append(f"{length} {kind}")
+                kind = "part"
+            names.append(f"{length} {kind}{'s' if length != 1 else ''}")
         return " x ".join(names)
 
 
@@ -255,15 +255,16 @@ def _feature_axis(
     one = seen[place]
     kind = _takes_features(one.module, shape)
     if kind is None:
-        kind = _kind_by_modules(seen, place, len(shape))
+        kind = _kind_by_modules(seen, place, [shape[axis] for axis in others])
     return others[0] if kind == "first" else others[-1]
 
 
-def _kind_by_modules(seen: Sequence[_Seen], place: int, n_axes: int) -> str:
+def _kind_by_modules(seen: Sequence[_Seen], place: int, lengths: Sequence[int]) -> str:
     """Return where an output of another kind of module has its features.
 
     As its last submodule of a known kind with an output of that shape, else as the last module of
-    a known kind that ran before it with as many axes.
+    a known kind that ran before it with as many axes. `lengths` are those of the output's axes
+    without that of the points.
     """
     one = seen[place]
     prefix = one.call.name + "."
@@ -272,11 +273,34 @@ def _kind_by_modules(seen: Sequence[_Seen], place: int, n_axes: int) -> str:
         for other in seen[:place]
         if other.call.name.startswith(prefix) and other.shape == one.shape
     ]
+    n_axes = len(lengths) + 1
     for other in reversed([*(o for o in seen[:place] if len(o.shape) == n_axes), *inside]):
         kind = _takes_features(other.module, other.shape)
         if kind is not None:
-            return kind
+            return _turned(other, kind, lengths) or _of_sequence(other, kind, one.shape)
     return "first" if n_axes >= 4 else "last"
+
+
+def _turned(before: _Seen, kind: str, lengths: Sequence[int]) -> str:
+    """Return where features are after a turn such as from (channels, length) to (length, channels).
+
+    Empty if the lengths do not show that there was one.
+    """
+    features, places = before.shape[1], [*before.shape[2:]]
+    if kind == "last":
+        features, places = before.shape[-1], [*before.shape[1:-1]]
+    first, last = [features, *places], [*places, features]
+    if first == last:
+        return ""
+    now = {"first": last, "last": first}[kind]
+    return {"first": "last", "last": "first"}[kind] if now == [*lengths] else ""
+
+
+def _of_sequence(before: _Seen, kind: str, shape: tuple[int, ...]) -> str:
+    """Return where an output has its features by the module before it, turned or not."""
+    is_followed = before.shape == shape or isinstance(before.module, _CONVOLUTIONS)
+    # Of three axes, norms and pooling say little: they are often used on turned tokens.
+    return kind if len(shape) > 3 or is_followed else "last"
 
 
 def _input_axis(consumer: nn.Module | None, shape: tuple[int, ...]) -> int | None:

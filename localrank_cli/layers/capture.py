@@ -29,8 +29,12 @@ class Call:
 
     @property
     def label(self) -> str:
-        """The name that tables show: `name`, or `name#2` for the second call."""
-        return self.name if self.number == 1 else f"{self.name}#{self.number}"
+        """The name that tables show: `name`, or `name#2` for the second call.
+
+        Halves of surrogate pairs, which no file can hold, are shown as escapes.
+        """
+        name = self.name.encode("utf-8", "backslashreplace").decode()
+        return name if self.number == 1 else f"{name}#{self.number}"
 
     @classmethod
     def parse(cls, label: str) -> "Call":

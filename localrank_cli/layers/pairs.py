@@ -72,16 +72,17 @@ def find_pairs(model: nn.Module, point: Tensor, selection: Selection) -> Pairs:
     feeder = None
     if is_previous and not with_input:
         feeder = _feeder(surveys, chosen)
-        if feeder not in surveys:
+        if feeder is not None and feeder not in surveys:
             surveys = survey_sources(
                 model, point, lambda call: is_source(call) or call == feeder, with_input=False
             )
     choice = choose_layers(model, _together(surveys), selection)
+    _check_previous(choice, selection)
     records: dict[Source, list[CallRecord]] = {source: [] for source in surveys}
     for layer in choice.records:
         sources: set[Source] = {one for one in surveys if one is not None and is_named(one)}
         if is_previous:
-            sources.add(_previous(layer, choice.records, surveys, feeder))
+            sources.add(_previous(layer, chosen, surveys, feeder))
         for source in sources:
             record = surveys[source].find(layer.call) if source in surveys else None
             if record is not None and record.depends:
@@ -89,6 +90,15 @@ def find_pairs(model: nn.Module, point: Tensor, selection: Selection) -> Pairs:
     kept = {source: tuple(found) for source, found in records.items() if found}
     choice = _without_idle(choice, kept, selection)
     return Pairs({source: surveys[source] for source in kept}, kept, choice)
+
+
+def _check_previous(choice: LayerChoice, selection: Selection) -> None:
+    if selection.sources == (PREVIOUS,) and len(choice.records) == 1:
+        only = choice.records[0].call.label
+        raise LayerError(
+            f"--wrt previous: only one layer is chosen, {only!r}, so that none comes before it.",
+            "Choose more with --layers, or name its source with --wrt.",
+        )
 
 
 def _check_names(
@@ -129,37 +139,30 @@ def _together(surveys: Mapping[Source, Survey]) -> Survey:
     return replace(every[0], records=tuple(records))
 
 
-def _feeder(surveys: Mapping[Source, Survey], chosen: Callable[[Call], bool]) -> Call:
-    """Return the call whose output is the input of the first chosen layer."""
+def _feeder(surveys: Mapping[Source, Survey], chosen: Callable[[Call], bool]) -> Source:
+    """Return the call whose output is the input of the first chosen layer.
+
+    None where that is the network's input, or a sum that no module returns.
+    """
     records = next(iter(surveys.values())).records if surveys else ()
     layers = sorted((one for one in records if chosen(one.call)), key=lambda one: one.began)
-    first = layers[0] if layers else None
-    if first is None or first.feeder is None:
-        what = f"layer {first.call.label!r}" if first is not None else "the first layer"
-        raise LayerError(
-            f"--wrt previous: the network's input is not differentiated, and what {what} receives"
-            " is not the output of a module.",
-            "Name the source of the first layer as well, as in --wrt EMBEDDING,previous.",
-        )
-    return first.feeder
+    return layers[0].feeder if layers else None
 
 
 def _previous(
     layer: CallRecord,
-    chosen: Sequence[CallRecord],
+    chosen: Callable[[Call], bool],
     surveys: Mapping[Source, Survey],
-    feeder: Call | None,
+    feeder: Source,
 ) -> Source:
     """Return the nearest chosen call that ended before a layer began, and on which it depends.
 
     Without one, the network's input or what feeds the first layer.
     """
-    order = [record.call for record in next(iter(surveys.values())).records]
-    for other in reversed(chosen):
-        if other.call == layer.call or order.index(other.call) >= layer.began:
-            continue
+    before = next(iter(surveys.values())).records[: layer.began]
+    for other in reversed(before):
         found = surveys[other.call].find(layer.call) if other.call in surveys else None
-        if found is not None and found.depends:
+        if chosen(other.call) and found is not None and found.depends:
             return other.call
     return feeder
 
@@ -174,10 +177,12 @@ def _without_idle(
         return choice
     named = [label for label in idle if label in selection.include]
     if named or not there:
+        advice = "Leave it out, or name a source that runs before it"
+        example = ", as in --wrt EMBEDDING,previous" if PREVIOUS in selection.sources else ""
         raise LayerError(
             f"layer {(named or idle)[0]!r} depends on no source of --wrt {selection.wrt}.",
-            "Leave it out, or name a source that runs before it.",
+            f"{advice}{example}.",
         )
     records = tuple(record for record in choice.records if record.call in there)
-    note = f"left out, depend on no source of --wrt: {listed(idle)}"
+    note = f"left out, depend on no source of --wrt {selection.wrt}: {listed(idle)}"
     return LayerChoice(records, (*choice.notes, note))

@@ -102,7 +102,8 @@ class Positions:
         largest = max((_size(grid) for grid in grids), default=0)
         if self.count is not None and self.count > largest:
             raise LayerError(
-                f"--positions {self}: no chosen layer has more than {largest} positions.",
+                f"--positions {self}: no chosen layer has more than {largest}"
+                f" position{'s' if largest != 1 else ''}.",
                 f"Ask for at most {self.kind}:{largest}, or leave the number out.",
             )
 

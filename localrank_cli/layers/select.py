@@ -250,7 +250,10 @@ def _nothing_left(
     if independent:
         return LayerError(
             f"no chosen layer depends on {_varied(selection)}: {listed(independent)}.",
-            "Is the forward pass detached, or run under torch.no_grad()?",
+            "Name a source that runs before them, or other layers; or is the forward pass detached,"
+            " or run under torch.no_grad()?"
+            if selection.wrt
+            else "Is the forward pass detached, or run under torch.no_grad()?",
         )
     if not selection.include and not selection.exclude:
         return LayerError(

@@ -1,6 +1,7 @@
 """One forward pass over one point: which modules run, in what order, their outputs and costs."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -397,9 +398,19 @@ def _forward(model: nn.Module, inputs: Tensor, watch: _Watch) -> None:
             f"the model's forward pass failed{place} on one point of shape"
             f" {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}:"
             f" {type(error).__name__}: {one_line(error)}",
-            "Check the shape and type of the data against what the model expects"
-            " (a point is given as a batch of one).",
+            _advice(str(error)),
         ) from error
+
+
+def _advice(text: str) -> str:
+    if torch.get_default_dtype() == torch.float64 and re.search(
+        r"\bfloat\b.*\bdouble\b|\bdouble\b.*\bfloat\b", text, re.IGNORECASE | re.DOTALL
+    ):
+        return "A part of the network computes in float32 alone: give --dtype float32."
+    return (
+        "Check the shape and type of the data against what the model expects"
+        " (a point is given as a batch of one)."
+    )
 
 
 @contextmanager

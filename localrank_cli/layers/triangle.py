@@ -4,13 +4,14 @@ With W = Q R and Q^T Q = 1, the Jacobian W J of such a layer has the singular va
 has fewer rows (a head of 50,257 tokens on 768 features: 768).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localrank_cli.layers.axes import Axes
+from localrank_cli.layers.capture import Call, Capture
 from localrank_cli.layers.kinds import is_transposed_linear
 
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -41,18 +42,15 @@ def has_triangle(module: nn.Module) -> bool:
     return matrix is not None and matrix.shape[0] > matrix.shape[1]
 
 
-def takes_triangle(module: nn.Module, axes: Axes) -> bool:
-    """Return whether a module has such a factor, and W acts along the features of its output."""
-    if axes.is_complex or axes.feature is None or not has_triangle(module):
-        return False
-    return axes.feature == len(axes.shape) - 1 - _CONVOLUTIONS.get(type(module), 0)
+def triangle_rows(module: nn.Module) -> int | None:
+    """Return the features of the output of `triangle_of`; None without `has_triangle`."""
+    matrix = _matrix(module) if has_triangle(module) else None
+    return None if matrix is None else matrix.shape[1]
 
 
-def triangle_rows(module: nn.Module) -> int:
-    """Return the features of the output of R of a module for which `has_triangle`."""
-    matrix = _matrix(module)
-    assert matrix is not None
-    return matrix.shape[1]
+def feature_axis(module: nn.Module) -> int:
+    """Return the axis of the output along which W acts; negative from the end."""
+    return -1 - _CONVOLUTIONS.get(type(module), 0)
 
 
 def triangle_of(module: nn.Module) -> Triangle | None:
@@ -64,6 +62,43 @@ def triangle_of(module: nn.Module) -> Triangle | None:
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         factor = factor.reshape(factor.shape[0], *module.weight.shape[1:])
     return Triangle(factor)
+
+
+def sound(
+    model: nn.Module, point: Tensor, triangles: Mapping[Call, Triangle]
+) -> dict[Call, Triangle]:
+    """Return the factors of those calls that compute W x + b of their first argument.
+
+    A network may run a layer with other weights than its own (a hypernetwork, by functional_call),
+    or give it its input by name. To be called within `analysis_setting`; `point` has shape
+    (1, ...).
+    """
+    calls = list(triangles)
+    if not calls:
+        return {}
+    weights = {call: model.get_submodule(call.name).weight for call in calls}
+    own: dict[Call, bool] = {}
+
+    def note(call: Call, tensor: Tensor) -> Tensor:
+        own[call] = model.get_submodule(call.name).weight is weights[call]
+        return tensor
+
+    with torch.no_grad():
+        outputs = Capture(model, calls, read=note)(point)
+        inputs = Capture(model, calls, inputs_of=calls)(point)
+        kept = {}
+        for call, taken, output in zip(calls, inputs, outputs, strict=True):
+            module = model.get_submodule(call.name)
+            # Of a module whose input is not found, the output is what is captured.
+            if own[call] and taken.shape != output.shape and _gives(module, taken, output):
+                kept[call] = triangles[call]
+    return kept
+
+
+def _gives(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+    """Return whether a module has this output, bit by bit: nothing else has run between."""
+    found: Tensor = module(inputs)
+    return torch.equal(found.nan_to_num(), output.nan_to_num())
 
 
 def _matrix(module: nn.Module) -> Tensor | None:

@@ -15,7 +15,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class HfModel:
     config: Any
     attention: str = "eager"
     held: Held | None = None  # by the checkpoints
+    entries: Mapping[str, Any] = field(default_factory=dict)  # of config.json
 
     @property
     def _choices(self) -> dict[str, Any]:
@@ -98,6 +99,19 @@ class HfModel:
                         "Correct its sizes and its 'architectures', or copy it again; check"
                         " --model-arg if you gave it.",
                     ) from error
+
+    def embedding(self) -> str:
+        """Return the name of the module that embeds tokens; empty if it is not known.
+
+        The network is built without memory.
+        """
+        with library(), contextlib.suppress(Exception):
+            with self._bounded(), torch.device("meta"):
+                model = self._build()
+            embedding = model.get_input_embeddings()
+            names = (name for name, module in model.named_modules() if module is embedding)
+            return next(names, "")
+        return ""
 
     def _bounded(self) -> contextlib.AbstractContextManager[None]:
         if self.held is None:
@@ -181,7 +195,7 @@ def hf_model(folder: Path, arguments: Mapping[str, Any], held: Held | None = Non
             ) from error
         _override(made, arguments, path)
         made.use_cache = False
-        return HfModel(folder, _class(transformers, made), made, attention, held)
+        return HfModel(folder, _class(transformers, made), made, attention, held, config)
 
 
 def _override(made: Any, arguments: Mapping[str, Any], path: Path) -> None:

@@ -37,14 +37,14 @@ class HfExpected(Expected):
 
     def __init__(self, model: nn.Module, source: HfModel) -> None:
         super().__init__(model)
-        self._model, self._source = model, source
+        self._model, self.source = model, source
 
     def report(self, shapes: Shapes) -> Report:
         """Return how stored tensors of such names and shapes fit, without reading any."""
         # Without memory: only what is fused is copied. (On `meta` nothing could be materialized.)
         zero = torch.zeros((), dtype=torch.float32, device="cpu")
         try:
-            model, found = self._source.load(
+            model, found = self.source.load(
                 {key: zero.expand(shape) for key, shape in shapes.items()}, torch.float32
             )
         except Exception as error:  # the library raises whatever a conversion raises
@@ -55,6 +55,13 @@ class HfExpected(Expected):
     def can_load(self, report: Report) -> bool:
         """Return whether nothing has another shape, and something is loaded at all."""
         return not (report.mismatched or report.fault or self.floats <= set(report.missing))
+
+    def is_filled_by(self, shapes: Shapes) -> bool:
+        """Return whether stored tensors fill the whole network and nothing of them is left."""
+        if self.fits(shapes):
+            return True
+        report = self.report(shapes)
+        return not (report.mismatched or report.fault or report.n_left)
 
     def filled_by(self, shapes: Shapes, keys: set[str]) -> tuple[str, ...]:
         """Return the floating-point entries of the network that some of the stored keys fill."""
@@ -94,9 +101,7 @@ class HfExpected(Expected):
         has_float64 = any(tensor.dtype == torch.float64 for tensor in state.values())
         try:
             # Exact for all that is stored: bfloat16, float16 and float32 fit into float32.
-            loaded, found = self._source.load(
-                state, torch.float64 if has_float64 else torch.float32
-            )
+            loaded, found = self.source.load(state, torch.float64 if has_float64 else torch.float32)
         except Exception as error:  # the library raises whatever a conversion raises
             raise MismatchError(
                 f"{place}: transformers cannot load the weights ({cause(error)}).",

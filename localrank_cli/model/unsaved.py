@@ -106,7 +106,7 @@ def _leaf(value: object) -> object:
     if isinstance(value, _CODE):
         return _code_name(value)
     if _is_long(value):
-        return hashlib.sha256(repr(value).encode()).hexdigest()
+        return hashlib.sha256(repr(value).encode(errors="surrogatepass")).hexdigest()
     return _state_of_generator(value)
 
 
@@ -222,4 +222,5 @@ def _bytes_of(tensor: Tensor) -> Any:
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+    # Not `numpy()`: it forbids to resize the tensor, as observers of quantization do on loading.
+    return np.from_dlpack(tensor.reshape(-1).view(torch.uint8)).data if tensor.numel() else b""

@@ -1,7 +1,7 @@
 """The settings that decide the numbers, which must be equal for two analyses to be one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +57,8 @@ _NAMES = {
 # figure chooses, and those that the table shows.
 _MAY_DIFFER = {
     "seed", "point_indices", "information_point_indices", "tolerances", "measures", "columns",
-    "optional_columns", "layers", "wrt", "input_metric", "dtype", "n_cov", "slices", "step_from",
-    "step_regex",
+    "optional_columns", "layers", "wrt", "positions", "residual", "input_metric", "dtype", "n_cov",
+    "slices", "step_from", "step_regex",
 }  # fmt: skip
 
 
@@ -83,7 +83,10 @@ class Difference:
         """The difference as a clause, such as `noise was 1.0 and is now 2.0`."""
         if self.key == "measures":
             return f"another version of localrank wrote it, which differs in {self.name}"
-        return f"{self.name} was {shortened(self.earlier)} and is now {shortened(self.now)}"
+        earlier, now = self.earlier, self.now
+        if self.key == "layers" and earlier is not None and now is not None:
+            earlier, now = _layers_that_differ(earlier, now)
+        return f"{self.name} was {shortened(earlier)} and is now {shortened(now)}"
 
     @property
     def advice(self) -> str:
@@ -96,10 +99,36 @@ class Difference:
         )
 
 
+def _layers_that_differ(
+    earlier: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
+) -> tuple[str, str]:
+    """Return the layers that only one of two analyses has, or all if only their order differs."""
+    before, after = ([_layer_text(one) for one in layers] for layers in (earlier, now))
+    removed = [text for text in before if text not in after]
+    added = [text for text in after if text not in before]
+    if removed and added:
+        return ", ".join(removed), ", ".join(added)
+    lone = ", ".join(removed or added)
+    if not lone:
+        return ", ".join(before), ", ".join(after)
+    words = ("with", "without") if removed else ("without", "with")
+    return f"{words[0]} {lone}", f"{words[1]} {lone}"
+
+
+def _layer_text(layer: Mapping[str, Any]) -> str:
+    number = layer.get("number", 1)
+    name = str(layer["name"]) + (f"#{number}" if number > 1 else "")
+    source = f" from {layer['wrt'] or 'the input'}" if "wrt" in layer else ""
+    shape = " x ".join(map(str, layer.get("shape", ())))
+    return f"{name}{source}" + (f" ({shape})" if shape else "")
+
+
 def find_difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Difference | None:
     """Return the first setting of a series that decides numbers and differs, or None."""
     before, after = decisive(earlier), decisive(json.loads(json.dumps(now)))
-    for key, value in before.items():
+    # Other options may decide which layers there are; they say more.
+    for key in sorted(before, key=lambda one: one == "layers"):
+        value = before[key]
         if key == _VALUES and None in {value, after[key]}:
             continue
         if value != after[key]:

@@ -3,6 +3,7 @@
 Nothing here imports torch: `analyze` reports what is missing without waiting for it.
 """
 
+import importlib.util
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 from localrank_cli.errors import SettingsError, printable
 from localrank_cli.files import open_regular
+from localrank_cli.options.embeddings import embedding_of
 from localrank_cli.options.folder import FILE_NAME, read_folder_settings
 from localrank_cli.options.table import AnalyzeOptions
 
@@ -56,6 +58,7 @@ class HfConfig:
     architecture: str
     takes_tokens: bool
     vocabulary: int = 0
+    embedding: str = ""  # the module that embeds tokens, where the family is a common one
 
 
 def find_hf_config(folder: Path) -> HfConfig | None:
@@ -79,7 +82,9 @@ def find_hf_config(folder: Path) -> HfConfig | None:
         size = config.get("vocab_size")
         takes_tokens = isinstance(size, int) and not _OF_SOUND & set(config)
         name = printable(str(architectures[0]))
-        return HfConfig(path, name, takes_tokens, size if isinstance(size, int) else 0)
+        embedding = embedding_of(str(config["model_type"]), name)
+        vocabulary = size if isinstance(size, int) else 0
+        return HfConfig(path, name, takes_tokens, vocabulary, embedding)
     return None
 
 
@@ -95,9 +100,12 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def hf_needs(
-    config: HfConfig, data: object, model: object, wrt: object, embedding: str = EMBEDDING
+    config: HfConfig, data: object, model: object, wrt: object, embedding: str = ""
 ) -> list[Need]:
-    """Return what a network of transformers needs; the arguments are the options as set."""
+    """Return what a network of transformers needs; the arguments are the options as set.
+
+    `embedding` is the name of the module that embeds tokens, if it is known.
+    """
     needs = []
     if model is None:
         why = f"no --model (its {CONFIG} names {config.architecture} of transformers)"
@@ -107,7 +115,7 @@ def hf_needs(
         needs.append(need_of_data(text))
     drawn = isinstance(data, str) and data.startswith(("normal:", "uniform:"))
     if config.takes_tokens and wrt is None and not drawn:
-        needs.append(need_of_wrt(embedding))
+        needs.append(need_of_wrt(embedding or EMBEDDING))
     return needs
 
 
@@ -120,11 +128,10 @@ def need_of_data(help_text: str = "") -> Need:
 
 def need_of_wrt(embedding: str) -> Need:
     """Return the need of a module to differentiate by, since the data are tokens."""
-    return Need(
-        "no --wrt (tokens have no derivative)",
-        ("--wrt", embedding),
-        "the embedding by its name in the network, as tokens have no derivative",
-    )
+    text = "the embedding by its name in the network, as tokens have no derivative"
+    if embedding == EMBEDDING:
+        text += "; once there are --model and --data, the next error names the embeddings"
+    return Need("no --wrt (tokens have no derivative)", ("--wrt", embedding), text)
 
 
 def refusal(place: Path, needs: Sequence[Need]) -> SettingsError:
@@ -170,9 +177,15 @@ def _needs(options: AnalyzeOptions, path: Path) -> Sequence[Need]:
     if config is not None and model in (None, HF):
         with suppress(OSError):  # a folder without permission is reported when it is read
             names += [one.name for one in config.place.parent.iterdir()]
-        needs = hf_needs(config, data, model, wrt)
+        if config.takes_tokens and wrt is None and not config.embedding and _has_transformers():
+            return ()  # the library names the embedding
+        needs = hf_needs(config, data, model, wrt, config.embedding)
     elif model is not None and model != HF:
         needs = [need_of_data()]
     else:
         return ()
     return needs if any(name.endswith(_WEIGHTS) for name in names) else ()
+
+
+def _has_transformers() -> bool:
+    return importlib.util.find_spec("transformers") is not None

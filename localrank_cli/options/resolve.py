@@ -452,6 +452,7 @@ def _source(series: SeriesOptions) -> DataSource:
         seed=_value(options.seed),
         array=array,
         labels_key=options.labels_key or "",
+        memory=options.memory,
     )
 
 

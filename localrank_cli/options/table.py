@@ -401,7 +401,7 @@ class AnalyzeOptions:
     pattern: Annotated[
         str | None,
         Setting(
-            help="Only checkpoints whose name matches.",
+            help="Only checkpoints whose name matches; step_*/a.pt chooses a file in each folder.",
             metavar="GLOB",
             in_folder=True,
             only_chooses=True,

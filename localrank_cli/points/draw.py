@@ -8,15 +8,13 @@ from torch import Tensor
 
 from localrank_cli.errors import DataError
 from localrank_cli.points.defaults import DEFAULT_POINTS
+from localrank_cli.points.numbers import COMPLEX_DATA
+from localrank_cli.points.rows import Data, chunks
 
 if TYPE_CHECKING:
     from localrank_cli.points.inputs import Inputs
 
-COMPLEX_DATA = (
-    "Save their real and imaginary parts as real numbers (torch.view_as_real adds an axis for them)"
-    " and join them in the model's forward pass (torch.view_as_complex)."
-)
-_ROWS_AT_ONCE = 4096  # so that a check of large data needs little memory
+_PERMUTED = 2**20  # entries that are shuffled as a whole, 8 bytes each
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,13 @@ class Points:
     indices: tuple[int, ...]  # into the data's first axis, sorted
     n_data: int | None  # entries of the data's first axis; None for a distribution
     notes: tuple[str, ...] = ()
-    everything: Tensor | None = None  # all of the data as stored, if requested
+    everything: Data | None = None  # all of the data as stored, if requested
     scale: float | None = None  # of `everything`
     inputs: "Inputs | None" = None  # of which each row consists, where the network takes several
     spread: float | None = None  # standard deviation of independent entries, where it is known
 
 
-def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name: str) -> Points:
+def draw(data: Data, wanted: int | None, seed: int, scale: float | None, name: str) -> Points:
     """Return `wanted` points (None: the default number, or all if fewer) drawn without replacement.
 
     The data may have any real dtype and have the points on the first axis; indices are sorted. The
@@ -46,6 +44,7 @@ def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name:
         raise DataError(f"{name}: holds no points (shape {tuple(data.shape)}).", "Check --data.")
     if data.is_complex():
         raise DataError(f"{name}: complex data are not supported.", COMPLEX_DATA)
+    check_dtype(data, name)
     _check_finite(data, name)
     total = data.shape[0]
     notes: list[str] = []
@@ -59,7 +58,7 @@ def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name:
         notes.append(f"{name} holds {total} points, fewer than {count}: all are used")
         count = total
     generator = torch.Generator("cpu").manual_seed(seed)
-    indices = torch.randperm(total, generator=generator, device="cpu")[:count].sort().values
+    indices = first_of_permutation(total, count, generator).sort().values
     chosen = data[indices]
     if scale is not None:
         chosen = chosen.to(torch.float64) * scale
@@ -71,8 +70,37 @@ def draw(data: Tensor, wanted: int | None, seed: int, scale: float | None, name:
     elif chosen.is_floating_point():
         chosen = chosen.to(torch.float64)
     else:
-        chosen = chosen.to(torch.int64)
+        chosen = integers(chosen, name)
     return Points(chosen, tuple(indices.tolist()), total, tuple(notes))
+
+
+def first_of_permutation(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """Return what `torch.randperm(total)[:count]` returns, without the memory for all of it.
+
+    From 2^32 / 20 entries on, torch shuffles in another way, which needs all of them; the result is
+    then another one.
+    """
+    if total <= _PERMUTED:
+        return torch.randperm(total, generator=generator, device="cpu")[:count]
+    moved: dict[int, int] = {}  # the places that no longer hold their own number
+    for index in range(count):
+        # One number of the generator for each place, as torch draws them.
+        step = torch.randint(0, total - index, (1,), generator=generator, device="cpu")
+        other = index + int(step)
+        moved[index], moved[other] = moved.get(other, other), moved.get(index, index)
+    return torch.tensor([moved[index] for index in range(count)], dtype=torch.int64)
+
+
+def integers(values: Tensor, name: str) -> Tensor:
+    """Return integers as int64.
+
+    Raises:
+        DataError: If one is too large.
+    """
+    found = values.to(torch.int64)
+    if values.dtype == torch.uint64 and bool((found < 0).any()):
+        raise DataError(f"{name} has integers above 2^63 - 1.", "Save it as floating point.")
+    return found
 
 
 def sample(
@@ -107,20 +135,35 @@ def sample(
     )
 
 
-def _check_finite(data: Tensor, name: str) -> None:
+def check_dtype(data: Data, name: str) -> None:
+    """Refuse what only hardware or packing knows: numbers of 4 bits, untyped bits.
+
+    Raises:
+        DataError: If the data are such.
+    """
+    try:
+        data[:1].to(torch.float64)
+    except (RuntimeError, NotImplementedError) as error:
+        raise DataError(
+            f"{name} has dtype {data.dtype}.", "Save it as torch.float32, or as integers."
+        ) from error
+
+
+def _check_finite(data: Data, name: str) -> None:
     if not data.is_floating_point():
         return
-    for start in range(0, data.shape[0], _ROWS_AT_ONCE):
-        rows = (
-            data[start : start + _ROWS_AT_ONCE].flatten(1)
-            if data.ndim > 1
-            else data[start : start + _ROWS_AT_ONCE].unsqueeze(1)
+    for start, chunk in chunks(data):
+        rows = chunk.reshape(chunk.shape[0], -1)
+        if rows.dtype.itemsize == 1:  # float8 has no operations
+            rows = rows.to(torch.float32)
+        # A finite sum has finite terms, and takes a twentieth of the time.
+        if bool(torch.isfinite(rows.sum())):
+            continue
+        if bool(torch.isfinite(rows).all()):
+            continue
+        first = int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
+        value = next(v for v in rows[first].tolist() if v - v != 0)
+        raise DataError(
+            f"{name}: point {start + first} has the value {value}.",
+            "Remove or fix the points with NaN or infinite values.",
         )
-        bad = (~torch.isfinite(rows)).any(dim=1).nonzero()
-        if bad.numel():
-            index = start + int(bad[0])
-            value = next(v for v in data[index].flatten().tolist() if v - v != 0)
-            raise DataError(
-                f"{name}: point {index} has the value {value}.",
-                "Remove or fix the points with NaN or infinite values.",
-            )

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import DataError, SettingsError, listed
-from localrank_cli.points.draw import COMPLEX_DATA
+from localrank_cli.points.draw import check_dtype, integers
 from localrank_cli.points.files import DEFAULT_KEYS, choose_key
+from localrank_cli.points.numbers import COMPLEX_DATA
+from localrank_cli.points.rows import Data, Rows, chunks
 
 # Where the forward pass need not have them, they are what a training compares outputs with.
 _TARGETS = frozenset(("labels", "label", "targets", "target", "y"))
@@ -199,8 +201,10 @@ class Unpacking:
         return (), self.inputs.unpack(args[0])
 
 
-def pack(arrays: Mapping[str, Tensor], place: str, *, is_ordered: bool) -> tuple[Tensor, Inputs]:
+def pack(arrays: Mapping[str, Data], place: str, *, is_ordered: bool) -> tuple[Data, Inputs]:
     """Return arrays as one of shape (points, entries), and where each is in it.
+
+    It is in memory if all of them are; else its rows are read when they are asked for.
 
     Raises:
         DataError: If their first axes differ, or their values cannot be in one tensor.
@@ -214,6 +218,7 @@ def pack(arrays: Mapping[str, Tensor], place: str, *, is_ordered: bool) -> tuple
                 f"{place}[{name}]: holds one number, and each input needs one for every point.",
                 "Name the arrays to pass with --data-key A,B.",
             )
+        check_dtype(array, f"{place}[{name}]")
         start = parts[-1].stop if parts else 0
         kind = torch.float64 if array.is_floating_point() else torch.int64
         kind = torch.bool if array.dtype == torch.bool else kind
@@ -226,13 +231,38 @@ def pack(arrays: Mapping[str, Tensor], place: str, *, is_ordered: bool) -> tuple
             "Save inputs whose first axes are that of the points.",
         )
     floating = any(part.dtype.is_floating_point for part in parts)
+    _check_integers(arrays, place, beside_floats=floating)
+    rows = _Packed(arrays, (lengths[parts[0].name], parts[-1].stop), floating)
+    is_in_file = any(isinstance(array, Rows) for array in arrays.values())
+    return rows if is_in_file else rows[:], Inputs(tuple(parts), is_ordered)
+
+
+def _check_integers(arrays: Mapping[str, Data], place: str, *, beside_floats: bool) -> None:
     for name, array in arrays.items():
-        whole = not array.is_floating_point() and array.numel() > 0
-        if floating and whole and int(array.to(torch.int64).abs().max()) > _LARGEST_INTEGER:
-            raise DataError(
-                f"{place}[{name}]: holds integers above 2^24 beside floating-point inputs.",
-                "Subtract what they have in common, in the data and in the model's forward pass.",
-            )
-    dtype = torch.float64 if floating else torch.int64
-    rows = [array.reshape(array.shape[0], -1).to(dtype) for array in arrays.values()]
-    return torch.cat(rows, dim=1), Inputs(tuple(parts), is_ordered)
+        if array.is_floating_point() or array.numel() == 0:
+            continue
+        if not beside_floats and array.dtype != torch.uint64:
+            continue
+        for _, chunk in chunks(array):
+            values = integers(chunk, f"{place}[{name}]")
+            lowest, highest = (int(one) for one in values.aminmax())
+            if beside_floats and max(-lowest, highest) > _LARGEST_INTEGER:
+                raise DataError(
+                    f"{place}[{name}]: holds integers above 2^24 beside floating-point inputs.",
+                    "Subtract what they have in common, in the data and in the model's forward"
+                    " pass.",
+                )
+
+
+class _Packed(Rows):
+    """Several arrays side by side."""
+
+    def __init__(self, arrays: Mapping[str, Data], shape: tuple[int, int], floating: bool) -> None:
+        super().__init__(shape, torch.float64 if floating else torch.int64)
+        self._arrays = list(arrays.values())
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return some rows; see `Rows`."""
+        found = [array[start:stop] for array in self._arrays]
+        rows = [one.reshape(one.shape[0], prod(one.shape[1:])) for one in found]
+        return torch.cat([one.to(self.dtype) for one in rows], dim=1)

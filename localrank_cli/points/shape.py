@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import mul
+from typing import overload
 
 from torch import Tensor, nn
 
 from localrank_cli.errors import DataError
+from localrank_cli.points.rows import Data
 
 Shape = tuple[int, ...]
 
@@ -20,7 +22,11 @@ def written(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "1"
 
 
-def reshaped(data: Tensor, shape: Shape, name: str) -> Tensor:
+@overload
+def reshaped(data: Tensor, shape: Shape, name: str) -> Tensor: ...
+@overload
+def reshaped(data: Data, shape: Shape, name: str) -> Data: ...
+def reshaped(data: Data, shape: Shape, name: str) -> Data:
     """Return the data, shape (points, ...), with each point in a shape.
 
     Axes may be added, dropped, split and joined. What would need axes to move is refused: the

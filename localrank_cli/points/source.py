@@ -14,15 +14,10 @@ from torch import Tensor
 
 from localrank_cli.errors import DataError, SettingsError, UsageError, cause, listed
 from localrank_cli.points.draw import Points, draw, sample
-from localrank_cli.points.files import (
-    SUFFIXES,
-    file_hash,
-    from_numpy,
-    load_arrays,
-    named_arrays,
-    refuse_key,
-)
+from localrank_cli.points.files import SUFFIXES, file_hash, load_arrays, named_arrays, refuse_key
 from localrank_cli.points.inputs import Forward, choose_keys, pack
+from localrank_cli.points.numbers import from_numpy
+from localrank_cli.points.rows import Data, check_memory
 from localrank_cli.points.shape import reshaped, written
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import ANY_FAULT, CodeSpec, import_object
@@ -48,6 +43,7 @@ class DataSource:
     labels_key: str = ""  # the array of the labels, which is no input
     forward: Forward = Forward()  # what the network takes by name  # noqa: RUF009  # frozen
     keep: bool = False  # whether all of the data are kept beside the points
+    memory: int | None = None  # bytes that the points of a file may take; None: any number
 
     @property
     def path(self) -> Path | None:
@@ -105,7 +101,9 @@ def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
     if source.path is not None:
         name = str(source.path)
         left: list[str] = []
-        arrays = load_arrays(source.path, lambda keys: _chosen(keys, source, name, left))
+        arrays = load_arrays(
+            source.path, lambda keys: _chosen(keys, source, name, left), source.memory
+        )
         if source.key and "" in arrays:
             refuse_key(source.key, f"{name} holds one array without a name")
         described = {
@@ -167,7 +165,7 @@ def _chosen(keys: list[str], source: DataSource, name: str, left: list[str]) -> 
 
 
 def _of_chosen(
-    arrays: Mapping[str, Tensor], source: DataSource, name: str, left: Sequence[str]
+    arrays: Mapping[str, Data], source: DataSource, name: str, left: Sequence[str]
 ) -> Points:
     """Return the points of the chosen arrays: of one, or of several inputs by name."""
     if len(arrays) == 1:
@@ -194,9 +192,11 @@ def _values_hash(array: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _drawn(array: Tensor, source: DataSource, name: str) -> Points:
+def _drawn(array: Data, source: DataSource, name: str) -> Points:
     if source.shape is not None:
         array = reshaped(array, source.shape, name)
+    if source.path is not None:
+        check_memory(array, source.count, source.memory, name)
     points = draw(array, source.count, source.seed, source.scale, name)
     return replace(points, everything=array, scale=source.scale) if source.keep else points
 

@@ -1,11 +1,16 @@
 """The columns of the table: their order and types, the text of a cell, and their meanings."""
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from localrank_cli.measures.table import AVERAGED, MEASURES, OTHER, SHARE, Meaning
 
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but tab and line feed
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 
 STR, INT, OPTIONAL_INT, FLOAT = "str", "int", "optional int", "float"
 
@@ -82,13 +87,40 @@ def header(extra: tuple[str, ...] = ()) -> tuple[str, ...]:
     return (*COLUMNS, *extra)
 
 
+def pair_names(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return the name of each pair of a layer and its source: `LAYER from SOURCE`.
+
+    A layer with a single source keeps its own name.
+    """
+    every = list(dict.fromkeys(pairs))
+    counts = Counter(layer for layer, _ in every)
+    return {
+        (layer, source): f"{layer} from {source or 'the input'}" if counts[layer] > 1 else layer
+        for layer, source in every
+    }
+
+
 def as_text(cell: Cell) -> str:
     """Return a cell as CSV holds it: 9 significant digits, `.` decimals, empty for missing."""
     if cell is None:
         return ""
     if isinstance(cell, float):
         return format(cell, ".9g")
-    return " ".join(cell.splitlines()) if isinstance(cell, str) else str(cell)
+    return on_one_line(cell) if isinstance(cell, str) else str(cell)
+
+
+def on_one_line(text: str) -> str:
+    """Return a text as one line, with control characters, which steer a terminal, as escapes.
+
+    Nothing else is changed: scripts join tables by the names in them.
+    """
+    line = " ".join(text.splitlines())
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", line)
+
+
+def is_formula(text: str) -> bool:
+    """Return whether a spreadsheet program would compute a cell instead of showing it."""
+    return text.startswith(("=", "+", "-", "@", "\t", "\r")) and not _NUMBER.fullmatch(text)
 
 
 # In the order in which menus list them.

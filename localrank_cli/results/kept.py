@@ -11,6 +11,7 @@ import numpy as np
 
 from localrank_cli.errors import DataError, SettingsError, listed
 from localrank_cli.results.choose import matching
+from localrank_cli.results.columns import on_one_line, pair_names
 
 if TYPE_CHECKING:  # torch is imported only where there are spectra
     from localrank_cli.spectrum.layer import LayerSpectrum
@@ -84,7 +85,8 @@ class SpectraFile:
                 "Make them with localrank analyze --spectra FOLDER.",
             )
         # Each entry knows its file.
-        self._entries = [entry | {"path": file} for file in files for entry in _entries(file)]
+        every = [entry | {"path": file} for file in files for entry in _entries(file)]
+        self._entries = [entry for run in _by_run(every) for entry in _named(run)]
 
     @property
     def runs(self) -> list[str]:
@@ -124,17 +126,31 @@ class SpectraFile:
         from localrank_cli.results.spectra import opened  # noqa: PLC0415  # torch is slow
 
         of_run = [entry for entry in self._entries if entry["run"] == run]
-        depth = {str(entry["layer"]): entry["layer_index"] for entry in of_run}
+        depth = {str(entry["name"]): entry["layer_index"] for entry in of_run}
         names = set(matching(sorted(depth, key=depth.__getitem__), layers))
-        wanted = [e for e in of_run if e["layer"] in names and e["step"] in steps]
+        wanted = [e for e in of_run if e["name"] in names and e["step"] in steps]
         found: list[Spectrum] = []
         for path, entries in groupby(wanted, key=lambda entry: entry["path"]):
             with opened(path) as (file, _):
-                found += [_spectrum(entry, file) for entry in entries]
+                found += [_spectrum(entry["entry"], file) for entry in entries]
         found = [spectrum for spectrum in found if bool(spectrum.whole.finite.any())]
         if not found:
             raise DataError(f"{self.path}: holds no finite singular values for this choice.")
         return sorted(found, key=lambda spectrum: (spectrum.step, spectrum.layer_index))
+
+
+def _by_run(entries: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        found.setdefault(str(entry["run"]), []).append(entry)
+    return list(found.values())
+
+
+def _named(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of a run with the names of their layers, as figures and pages show."""
+    pairs = [(str(entry["layer"]), str(entry.get("wrt", ""))) for entry in entries]
+    names = pair_names(pairs)
+    return [entry | {"name": names[pair]} for entry, pair in zip(entries, pairs, strict=True)]
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
@@ -142,7 +158,13 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
     with opened(path) as (_, about):
         return [
-            entry | {"step": int(entry["step"]), "layer_index": int(entry["layer_index"])}
+            {
+                "run": on_one_line(entry["run"]),  # as in tables
+                "layer": on_one_line(entry["layer"]),
+                "step": int(entry["step"]),
+                "layer_index": int(entry["layer_index"]),
+                "entry": entry,
+            }
             for entry in about["entries"]
         ]
 
@@ -153,7 +175,8 @@ def _spectrum(entry: dict[str, Any], file: Any) -> Spectrum:
     kept = read_layer(entry, file)
     facts, whole = kept.facts, kept.spectrum
     assert facts.step is not None
-    return Spectrum(facts.run, facts.step, facts.layer, facts.layer_index, whole)
+    names = on_one_line(facts.run), on_one_line(entry["name"])
+    return Spectrum(names[0], facts.step, names[1], facts.layer_index, whole)
 
 
 def _tolerance(label: str) -> "Tolerance":

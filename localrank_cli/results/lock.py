@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from localrank_cli.errors import OutputError
-from localrank_cli.results.write import cannot_write
+from localrank_cli.results.write import cannot_write, file_server_time
 from localrank_cli.validation import loads
 
 _BEAT = 10.0  # seconds between heartbeats, where there is no flock
 _STALE = 6 * _BEAT
+_WATCHED = 2.5  # heartbeats
 
 
 def lock_path(target: Path) -> Path:
@@ -27,7 +28,8 @@ class OutputLock:
     """The lock of a table: `FILE.lock` held with flock, which dies with its process.
 
     Where the file system has no flock, the file itself is the lock: it is created exclusively and
-    touched every 10 seconds, and one that was not touched for a minute is a dead process's.
+    written every 10 seconds. One that was not written for a minute, by the clock of the file
+    server, and is not written while we watch it, is a dead process's.
 
     Raises:
         OutputError: If another process holds it, or it cannot be created.
@@ -44,8 +46,7 @@ class OutputLock:
             raise cannot_write(target, error) from error
         with suppress(OSError):  # a full disk; the owner's name is for messages only
             os.ftruncate(self._descriptor, 0)
-            owner = {"pid": os.getpid(), "host": socket.gethostname()}
-            os.pwrite(self._descriptor, f"{json.dumps(owner)}\n".encode(), 0)
+            self._say_who()
 
     def _take(self) -> int:
         while True:
@@ -70,7 +71,7 @@ class OutputLock:
         self._path.unlink(missing_ok=True)
         self._path = self._path.with_name(self._path.name + "ed")
         with suppress(FileNotFoundError):  # nobody holds it
-            if time.time() - self._path.stat().st_mtime > _STALE:
+            if self._is_dead():
                 self._path.unlink()
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -80,10 +81,25 @@ class OutputLock:
         self._beating.start()
         return descriptor
 
+    def _is_dead(self) -> bool:
+        """Return whether the file is the lock of a dead process."""
+        before = _written_at(self._path)
+        # Not the time of this host: a clock may be minutes off.
+        if file_server_time(self._path.parent) - before <= _STALE:
+            return False
+        # Some file systems (Lustre) date a file by the clock of the host that writes it.
+        time.sleep(_WATCHED * _BEAT)
+        return _written_at(self._path) == before
+
     def _beat(self) -> None:
         while not self._stop.wait(_BEAT):
             with suppress(OSError):  # a later beat may succeed
-                os.utime(self._path)
+                self._say_who()
+
+    def _say_who(self) -> None:
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        os.pwrite(self._descriptor, f"{json.dumps(owner)}\n".encode(), 0)
+        os.utime(self._descriptor)
 
     def _refusal(self, holder: str) -> OutputError:
         try:
@@ -101,9 +117,20 @@ class OutputLock:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        if self._beating is not None:  # it writes to the descriptor
+            self._beating.join()
         # Removed while it is held, so that no other process's new lock is removed.
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
+
+
+def _written_at(path: Path) -> float:
+    # Opening a file asks the server; stat alone may answer from a cache.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
 
 
 def _read(descriptor: int) -> str:

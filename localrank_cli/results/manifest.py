@@ -1,5 +1,6 @@
 """The manifest beside a table: what decided the numbers, and what they cost."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,7 +58,9 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
     Raises:
         DataError: If it is a manifest with invalid content.
     """
-    path = manifest_path(table)
+    path = manifest_path(Path(os.path.realpath(table)))
+    if not path.is_file():  # opening a pipe would wait for its other end
+        return None
     try:
         with open_regular(path) as file:
             text = file.read().decode("utf-8")

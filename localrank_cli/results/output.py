@@ -16,6 +16,7 @@ from localrank_cli.results.record import KIND, SETTINGS, CheckpointRecord
 from localrank_cli.results.write import (
     check_suffix,
     manifest_path,
+    real_target,
     refuse_existing,
     remove_temporary,
     temporary_path,
@@ -49,20 +50,22 @@ class Output:
         self, target: Path, command: Sequence[str], *, overwrite: bool, resume: bool = False
     ) -> None:
         check_suffix(target)
-        self.name = str(target)  # as the user gave it
-        target = target.absolute()  # a model's code may change the working directory
+        self.name = target  # as the user gave it
+        target = real_target(target)  # a model's code may change the working directory
         self.target = target
+        self._manifest = real_target(manifest_path(target))
+        self._journal = real_target(journal_path(target))
         self._command = list(command)
         self._started = time.monotonic()
         self._guard = threading.RLock()  # a watcher may write while the main thread is stuck
         self._due = time.monotonic() + _LEAST_SECONDS
-        path = journal_path(target)
+        path = self._journal
         self._is_fresh = overwrite or not resume
         self._is_written = False
         self._is_partial = False  # a checkpoint may lack points
         with ExitStack() as stack:
             stack.enter_context(OutputLock(target))
-            remove_temporary(target, manifest_path(target), path)
+            remove_temporary(target, self._manifest, path)
             if not overwrite:
                 _check_free(target, resume=resume)
             path = temporary_path(path) if self._is_fresh else path
@@ -73,8 +76,8 @@ class Output:
         """Discard an earlier table, unless it is resumed."""
         if self._is_fresh:
             self.journal.sync()
-            self.journal.move(journal_path(self.target))
-            for path in (self.target, manifest_path(self.target)):
+            self.journal.move(self._journal)
+            for path in (self.target, self._manifest):
                 path.unlink(missing_ok=True)
             remove_sums(self.target)
             self._is_fresh = False
@@ -153,7 +156,7 @@ class Output:
         manifest = make_manifest(
             self._command, settings, checkpoints, about, is_complete=is_complete
         )
-        write_json(manifest_path(self.target), manifest)
+        write_json(self._manifest, manifest)
         self._is_written = True
         cost = time.monotonic() - started
         self._due = time.monotonic() + max(_LEAST_SECONDS, _SHARE * cost)

@@ -86,6 +86,8 @@ def read_plan_file(path: Path) -> PlanFile:
     Raises:
         UnreadableError: If it cannot be read, or is not a plan file.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+        raise _unsound(path, "is not a regular file")
     try:
         with open_regular(path) as file:
             text = file.read().decode("utf-8")

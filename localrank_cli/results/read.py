@@ -8,7 +8,17 @@ from pathlib import Path
 import pandas as pd
 
 from localrank_cli.errors import DataError, SettingsError, UsageError, one_line
-from localrank_cli.results.columns import COLUMNS, FLOAT, INT, OPTIONAL, OPTIONAL_INT, STR, Row
+from localrank_cli.results.columns import (
+    COLUMNS,
+    FLOAT,
+    INT,
+    OPTIONAL,
+    OPTIONAL_INT,
+    STR,
+    Row,
+    on_one_line,
+    pair_names,
+)
 
 READABLE = (".csv", ".tsv", ".jsonl", ".parquet")
 # The columns that every figure needs. `status` is not among them, so that tables made by hand work.
@@ -62,8 +72,8 @@ def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
 def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
     """Read one table, which must have the columns `needed`.
 
-    Texts are str, missing ones empty; numbers are int64 where none is missing and all must be
-    whole, else float64 with NaN.
+    Texts are str, on one line as in CSV, missing ones empty; numbers are int64 where none is
+    missing and all must be whole, else float64 with NaN.
 
     Raises:
         UsageError: If the suffix names no format.
@@ -91,11 +101,12 @@ def _with_sources(frame: pd.DataFrame) -> pd.DataFrame:
     """
     if not {*NEEDED, "wrt"} <= set(frame.columns):
         return frame
-    several = frame.groupby(["run", "layer"], sort=False)["wrt"].transform("nunique") > 1
-    if not several.any():
-        return frame
-    pairs = frame["layer"] + " from " + frame["wrt"].replace("", "the input")
-    return frame.assign(layer=frame["layer"].where(~several, pairs))
+    parts = []
+    for _, part in frame.groupby("run", sort=False):
+        pairs = list(zip(part["layer"], part["wrt"], strict=True))
+        names = pair_names(pairs)
+        parts.append(pd.Series([names[pair] for pair in pairs], index=part.index))
+    return frame.assign(layer=pd.concat(parts)) if parts else frame
 
 
 def without_failed(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -220,13 +231,13 @@ def _parquet(path: Path) -> pd.DataFrame:
 def _typed(path: Path, name: str, cells: "pd.Series[str]") -> pd.Series:
     kind = COLUMNS.get(name)
     if kind == STR:
-        return cells.fillna("").astype(str).astype(object)
+        return _names(cells)
     empty = cells.isna() | (cells == "")
     # A NaN that analyze would never write as text counts as missing as well.
     numbers = pd.to_numeric(cells.where(~empty), errors="coerce").astype("float64")
     bad = numbers.isna() & ~empty & ~cells.astype(str).str.lower().isin(["nan"])
     if kind is None:
-        return cells.fillna("").astype(str).astype(object) if bad.any() else numbers
+        return _names(cells) if bad.any() else numbers
     if kind in {INT, OPTIONAL_INT}:
         bad |= numbers.notna() & (numbers % 1 != 0)
     if bad.any():
@@ -239,6 +250,10 @@ def _typed(path: Path, name: str, cells: "pd.Series[str]") -> pd.Series:
     if kind == INT and not numbers.isna().any():
         return numbers.astype("int64")
     return numbers
+
+
+def _names(cells: "pd.Series[str]") -> "pd.Series[str]":
+    return cells.fillna("").astype(str).map(on_one_line).astype(object)
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

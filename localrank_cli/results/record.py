@@ -148,7 +148,8 @@ class CheckpointRecord:
             return f"{self.run}: left out: {self.message}"
         if self.is_finite:
             return ""
-        names = [layer.facts.layer for layer in self.layers if not all(layer.points.finite)]
+        broken = [layer for layer in self.layers if not all(layer.points.finite)]
+        names = dict.fromkeys(layer.facts.layer for layer in broken)
         where = f"{self.run}: {self.checkpoint} (step {self.step})"
         return f"{where}: non-finite values in {', '.join(names)}"
 

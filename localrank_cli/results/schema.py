@@ -317,10 +317,11 @@ class _ShardLine(_Line):
     body: _Division
 
 
-def _check_layers(names: Sequence[str]) -> None:
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise ValueError(f"body.layers[{index}].layer: {shown(name)} appears twice")
+def _check_layers(pairs: Sequence[tuple[str, str]]) -> None:
+    """Check that each pair of a layer and its source is there once."""
+    for index, pair in enumerate(pairs):
+        if pair in pairs[:index]:
+            raise ValueError(f"body.layers[{index}].layer: {shown(pair[0])} appears twice")
 
 
 class _CheckpointLine(_Line):
@@ -334,7 +335,7 @@ class _CheckpointLine(_Line):
             return self
         if not layers:
             raise ValueError("body.layers: expected at least one where status is ok, got none")
-        _check_layers([layer.layer for layer in layers])
+        _check_layers([(layer.layer, layer.wrt) for layer in layers])
         wanted = head.points[1] - head.points[0] if head.points else layers[0].points
         for index, layer in enumerate(layers):
             if layer.points != wanted:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from localrank_cli.validation import loads, shown
 
 FORMAT = 1
 _ENTRY = "localrank_spectra"
+_FILES = "step_*.safetensors"
 _FACTS = tuple(one.name for one in fields(LayerFacts))
 # Facts that counting does not need, and that a file may lack.
 _DEFAULTS: dict[str, Any] = {
@@ -162,6 +164,8 @@ def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         DataError: If it is no such file, or damaged.
     """
     advice = "Name a folder that was written with localrank analyze --spectra FOLDER."
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+        raise DataError(f"{path}: is not a regular file.", "Remove it.")
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_ENTRY)
@@ -216,7 +220,12 @@ def _pooled_tensors(name: str, pooled: PooledSpectrum) -> dict[str, Tensor]:
 
 def find_spectra(folder: Path) -> Iterator[Path]:
     """Yield all files of a `--spectra` folder, in order of run, not of step."""
-    yield from sorted(folder.rglob("step_*.safetensors"))
+    yield from sorted(folder.rglob(_FILES))
+
+
+def is_spectra(name: str) -> bool:
+    """Return whether a file in the folder of a run has the name of singular values."""
+    return fnmatchcase(name, _FILES)
 
 
 def _name(facts: LayerFacts) -> str:

@@ -1,11 +1,15 @@
 """Write rows as CSV, TSV, JSON lines or parquet; a file appears whole or not at all."""
 
 import csv
+import errno
+import fcntl
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +20,8 @@ from localrank_cli.results.columns import Cell, Row, as_text, header
 
 PARQUET = ".parquet"
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp", re.DOTALL)  # as temporary_path names it
+_CONTROL = re.compile(r"[\x7f-\x9f]")
+_DEAD = 3600.0  # seconds; without flock, a temporary file untouched for so long is a dead process's
 FORMATS = (".csv", ".tsv", ".jsonl", PARQUET)
 
 
@@ -34,6 +40,13 @@ def check_suffix(path: Path) -> None:
         raise UsageError(
             f"--output {path}: parquet needs the package pyarrow, which is not installed.",
             "Install it with: pip install 'localrank[parquet]'; or write .csv.",
+        )
+    real = Path(os.path.realpath(path))
+    # os.path, unlike Path, answers for names that are too long.
+    if os.path.islink(path) and real.suffix.lower() != path.suffix.lower():  # noqa: PTH114
+        raise UsageError(
+            f"--output {path}: is a link to {real}, whose suffix names another format or none.",
+            "Give both the same suffix, or name another file with -o.",
         )
 
 
@@ -64,7 +77,9 @@ class RowWriter:
         for row in rows:
             if self._json:
                 cells = {name: _json_cell(row.get(name)) for name in self._columns}
-                self._stream.write(json.dumps(cells, ensure_ascii=False) + "\n")
+                line = json.dumps(cells, ensure_ascii=False)
+                # JSON itself escapes the control characters below these.
+                self._stream.write(_CONTROL.sub(lambda c: f"\\u{ord(c[0]):04x}", line) + "\n")
             else:
                 self._csv.writerow([as_text(row.get(name)) for name in self._columns])
         if self._flush:
@@ -105,16 +120,32 @@ def replacing(target: Path, *, binary: bool = False) -> Iterator[Any]:
     temporary = temporary_path(target)
     text: dict[str, str] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
+        descriptor = _create_locked(temporary)
         try:
-            with temporary.open("wb" if binary else "w", **({} if binary else text)) as stream:  # type: ignore[call-overload]  # the mode decides what else fits
+            with os.fdopen(
+                descriptor, "wb" if binary else "w", **({} if binary else text)
+            ) as stream:  # type: ignore[call-overload]  # the mode decides what else fits
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary.replace(target)
+                temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(target, error) from error
+
+
+def _create_locked(path: Path) -> int:
+    """Create a temporary file and lock it, so that others see whether its process lives."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        with suppress(OSError):  # a file system without flock: its age decides
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Another process may have taken it for a dead one's before it was locked.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:
@@ -131,15 +162,53 @@ def temporary_path(target: Path) -> Path:
 
 
 def remove_temporary(*targets: Path) -> None:
-    """Remove temporary files of a killed process; no other process may be writing the targets."""
+    """Remove temporary files that killed processes left beside some targets."""
     names: dict[Path, set[str]] = {}
     for target in targets:
         names.setdefault(target.parent, set()).add(target.name)
     for folder, of_folder in names.items():
-        for path in folder.glob(".*.tmp"):
-            if (match := _TEMPORARY.fullmatch(path.name)) and match[1] in of_folder:
-                with suppress(OSError):  # litter that no reader takes for a table
-                    path.unlink()
+        remove_temporary_in(folder, of_folder.__contains__)
+
+
+def remove_temporary_in(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Remove temporary files that killed processes left in a folder.
+
+    Args:
+        folder: Other processes may be writing into it: their files stay.
+        is_ours: Whether a name is that of a file that this program writes there.
+    """
+    for path in folder.glob(".*.tmp"):
+        if (match := _TEMPORARY.fullmatch(path.name)) and is_ours(match[1]):
+            with suppress(OSError):  # litter that no reader takes for a table
+                _remove_dead(path)
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove a temporary file unless a process is writing it."""
+    if path.is_symlink():
+        path.unlink()
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:  # no flock here
+            if file_server_time(path.parent) - os.fstat(descriptor).st_mtime < _DEAD:
+                return
+        path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def file_server_time(folder: Path) -> float:
+    """Return the time by the clock that dates files in a folder, which may be another host's."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b" ")
+        file.flush()
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_mtime
 
 
 def refuse_existing(target: Path) -> None:
@@ -166,7 +235,37 @@ def cannot_write(target: Path, error: OSError) -> OutputError:
     advice = "Choose another place with -o, or free space there."
     if isinstance(error, FileNotFoundError):
         advice = f"Make the folder {target.parent} first, or choose another place with -o."
+    elif error.errno == errno.ENAMETOOLONG:
+        advice = "Choose a shorter name."
     return OutputError(f"{target}: cannot be written ({error.strerror or error}).", advice)
+
+
+def real_target(path: Path) -> Path:
+    """Return the file that the name of an output leads to, through links; absolute.
+
+    It need not exist. The journal, manifest and lock of a table are beside that file, whichever of
+    its names is given.
+
+    Raises:
+        OutputError: If something that is not a file has the name, or links lead in a circle.
+    """
+    # os.path, unlike Path, answers for names that are too long.
+    real = Path(os.path.realpath(path)) if os.path.islink(path) else path.absolute()  # noqa: PTH114
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return real
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if not is_file:
+        raise OutputError(f"{path}: is not a file.", "Choose another name with -o.")
+    return real
+
+
+def written(name: Path) -> str:
+    """Return a note that a table of a name given by the user, and its manifest, are written."""
+    manifest = manifest_path(name).name
+    return f"wrote {name} and {manifest_path(real_target(name)) if name.is_symlink() else manifest}"
 
 
 def _json_cell(cell: Cell) -> Cell:
@@ -181,8 +280,7 @@ def check_replaceable(target: Path) -> None:
     Raises:
         OutputError: If its folder is missing or closed, or something else has its name.
     """
-    if target.exists() and not target.is_file():
-        raise OutputError(f"{target}: is not a file.", "Choose another name with -o.")
+    target = real_target(target)
     if not target.parent.is_dir():
         raise cannot_write(target, FileNotFoundError(2, "No such file or directory"))
     if not os.access(target.parent, os.W_OK | os.X_OK):
@@ -190,7 +288,8 @@ def check_replaceable(target: Path) -> None:
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; a link stays a link, and its target is replaced."""
-    # Through a link, so that the link stays one.
-    with replacing(target.resolve(), binary=True) as stream:
+    """Write a file, whole or not at all, through a link so that the link stays one."""
+    target = real_target(target)
+    remove_temporary(target)
+    with replacing(target, binary=True) as stream:
         stream.write(content)

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.errors import LocalrankError, Note, UnreadableError
 from localrank_cli.jacobian.engine import Modes
+from localrank_cli.jacobian.progress import Step
 from localrank_cli.layers.plain import choose_precision
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import demand_of
@@ -25,6 +27,8 @@ from localrank_cli.run.plan import Plan, SeriesPlan, place_points
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 
 Cells = dict[str, Cell]
+# Receives a checkpoint's run and step, the share of it that is done, and what is computed.
+Watcher = Callable[[str, float, str], None]
 KeepSpectra = Callable[[CheckpointRecord, list[LayerSpectrum]], None]
 
 
@@ -38,14 +42,21 @@ class History:
 
 
 def run_plan(
-    plan: Plan, note: Note, history: History | None = None, keep: KeepSpectra | None = None
+    plan: Plan,
+    note: Note,
+    history: History | None = None,
+    keep: KeepSpectra | None = None,
+    watcher: Watcher | None = None,
 ) -> Iterator[CheckpointRecord]:
     """Yield the results of a plan by run and step, and update the history.
 
-    `keep` receives the singular values of each checkpoint before its record is yielded.
+    `keep` receives the singular values of each checkpoint before its record is yielded, `watcher`
+    what is done of it meanwhile.
     """
     for series in plan.series:
-        yield from _Runner(plan, series, note, history or History(), keep).results()
+        runner = _Runner(plan, series, note, history or History(), keep)
+        runner.watcher = watcher
+        yield from runner.results()
 
 
 class _Runner:
@@ -72,6 +83,7 @@ class _Runner:
         )
         self._modes = Modes()
         self._n_noted = 0
+        self.watcher: Watcher | None = None
 
     def results(self) -> Iterator[CheckpointRecord]:
         """Yield a record for each checkpoint, by step; failed ones included."""
@@ -159,6 +171,9 @@ class _Runner:
             indices=indices,
             is_part=checkpoint.points is not None,
         )
+        if self.watcher is not None:
+            name = f"{series.run} step {checkpoint.step}"
+            self._modes.progress.observer = partial(_watch, self.watcher, name)
         spectra = layer_spectra(series.model, points, request, self._modes)
         samples = series.samples.at(series.model, plan.device)
         return [(spectrum, samples[spectrum.layer_index]) for spectrum in spectra]
@@ -205,12 +220,20 @@ class _Runner:
             self._note(f"{prefix}{this} holds the same weights as {other}")
 
 
+def _watch(watcher: Watcher, checkpoint: str, step: Step) -> None:
+    first, last = step.points
+    points = f"point {first}" if first == last else f"points {first} to {last}"
+    watcher(checkpoint, step.done, f"layer {step.layer}, {points} of {step.n_points}")
+
+
 def hash_of(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of tensors: their names, dtypes, shapes and bytes, in order of name."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().resolve_conj().resolve_neg().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(
+            f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode(errors="surrogatepass")
+        )
         if tensor.numel():
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from localrank_cli.checkpoints.series import (
     find_checkpoints,
 )
 from localrank_cli.checkpoints.sharded import is_index
-from localrank_cli.checkpoints.weights import RAW, WRAPPERS, candidates
+from localrank_cli.checkpoints.weights import RAW, without_wrappers
 from localrank_cli.errors import (
     LocalrankError,
     ModelError,
@@ -26,7 +26,6 @@ from localrank_cli.errors import (
 )
 from localrank_cli.model.mlp import infer_mlp
 from localrank_cli.options.needs import (
-    EMBEDDING,
     HF,
     HfConfig,
     Need,
@@ -40,7 +39,7 @@ from localrank_cli.options.resolve import SeriesOptions
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import Failures, HeaderContext, Headers
-from localrank_cli.run.network import networks_in
+from localrank_cli.run.network import embedding_of_hf, networks_in
 
 # Names of embeddings of tokens: wte, embed_tokens, word_embeddings, tok_emb, embedding, embed_in.
 _EMBEDDING = re.compile(r"^(?:wte|embed(?:ding)?s?|tok(?:en)?s?_?emb\w*|embed_(?:tokens|in)|"
@@ -130,7 +129,7 @@ def read_contents(
         tuple(lines),
         _writer(first, config),
         tuple(KeyLine(key, tuple(tensor.shape)) for key, tensor in headers.first.items()),
-        tuple(_needs(options, headers.first, config)),
+        tuple(_needs(options, headers, config)),
     )
 
 
@@ -138,9 +137,10 @@ def _failed(record: CheckpointRecord) -> CheckpointLine:
     return CheckpointLine(record.checkpoint, record.step, "", "", record.message)
 
 
-def _needs(options: AnalyzeOptions, state: State, config: HfConfig | None) -> list[Need]:
+def _needs(options: AnalyzeOptions, headers: Headers, config: HfConfig | None) -> list[Need]:
     model, data, wrt = options.model, options.data, options.wrt
-    embedding = find_embedding(state, config)
+    state = headers.first or {}
+    embedding = find_embedding(state)
     problem, n_in = _inferred(state) if model is None else ("", None)
     if n_in is not None:
         if data is not None:
@@ -148,7 +148,9 @@ def _needs(options: AnalyzeOptions, state: State, config: HfConfig | None) -> li
         text = f"random points, or a file with points of {n_in} numbers"
         return [Need("no data to take points from", ("--data", f"normal:{n_in}"), text)]
     if config is not None and model in (None, HF):
-        return hf_needs(config, data, model, wrt, embedding or EMBEDDING)
+        if config.takes_tokens and wrt is None:
+            embedding = embedding_of_hf(config, headers.held) or embedding
+        return hf_needs(config, data, model, wrt, embedding)
     needs = []
     if model is None:
         needs.append(
@@ -178,39 +180,24 @@ def _inferred(state: State) -> tuple[str, int | None]:
             None,
         )
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    *_, (_, bare) = candidates(shapes, WRAPPERS)
     try:
-        layout = infer_mlp(bare, not all(tensor.is_meta for tensor in state.values()))
+        layout = infer_mlp(
+            without_wrappers(shapes), not all(tensor.is_meta for tensor in state.values())
+        )
     except ModelError:
         return "the weights are not those of a plain MLP", None
     return "", layout.widths[0]
 
 
-def find_embedding(state: State, config: HfConfig | None) -> str:
+def find_embedding(state: State) -> str:
     """Return the module that embeds tokens, by the names of the weights; empty if none is known."""
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    *_, (_, bare) = candidates(shapes, WRAPPERS)
-    for key, shape in bare.items():
+    for key, shape in without_wrappers(shapes).items():
         module, _, kind = key.rpartition(".")
         is_matrix = kind == "weight" and len(shape) == 2
         if is_matrix and _EMBEDDING.match(module.rpartition(".")[2]):
-            return module if config is None else _in_network(module, config)
+            return module
     return ""
-
-
-def _in_network(module: str, config: HfConfig) -> str:
-    """Return the name of a module in the class of a config: files may lack the base's prefix."""
-    with suppress(Exception):  # transformers may be missing, or fail in many ways
-        import transformers  # noqa: PLC0415  # slow, and needed for a name alone
-
-        kind = getattr(transformers, config.architecture)
-        prefix = str(kind.base_model_prefix)
-        is_base = config.architecture.endswith("Model") and "LMHead" not in config.architecture
-        if prefix and is_base:
-            return module.removeprefix(f"{prefix}.")
-        if prefix and not module.startswith(f"{prefix}."):
-            return f"{prefix}.{module}"
-    return module
 
 
 def _writer(first: CheckpointFile, config: HfConfig | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import Note, SettingsError
+from localrank_cli.errors import Note, SettingsError, readable
 from localrank_cli.jacobian.everywhere import outputs_everywhere
 from localrank_cli.jacobian.guards import agreement
 from localrank_cli.jacobian.metric_factor import MetricFactor, covariance_factor, mean_of
@@ -55,11 +55,18 @@ class MetricPlan:
 
 
 def plan_metric(
-    settings: Settings, points: Points, examination: Examination, memory: int, note: Note
+    settings: Settings,
+    points: Points,
+    examination: Examination,
+    memory: int,
+    note: Note,
+    *,
+    refuses: bool = True,
 ) -> MetricPlan:
     """Plan the metric of a series, and compute it if it does not depend on the weights.
 
-    `points` hold the whole data if the metric is `data`; `memory` is the budget in bytes.
+    `points` hold the whole data if the metric is `data`; `memory` is the budget in bytes. A
+    covariance that does not fit is planned, never computed, without `refuses`.
 
     Raises:
         SettingsError: If there are no data, too few, or too little memory for their covariance.
@@ -81,8 +88,10 @@ def plan_metric(
     count, n_in = points.everything.shape[0], examination.n_in
     _check_count(count, n_in, settings.allow_small_cov, note)
     n_bytes = 8 * n_in * min(n_in, count)
-    _check_memory(n_in, n_bytes, memory)
-    if wrt:
+    fits = 3 * n_bytes <= memory  # the factor, the rows under it, and the QR's copy of both
+    if refuses and not fits:
+        raise _too_large(n_in, 3 * n_bytes, memory)
+    if wrt or not fits:
         return replace(identity, n_cov=count, entries=examination.entries, n_bytes=n_bytes)
     cpu = torch.device("cpu")
 
@@ -98,7 +107,8 @@ def plan_metric(
 def data_chunks(points: Points, device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
     """Yield the whole data, scaled, in chunks of shape (points, ...); integers stay integers."""
     assert points.everything is not None
-    for rows in torch.split(points.everything, _CHUNK):
+    for start in range(0, points.everything.shape[0], _CHUNK):
+        rows = points.everything[start : start + _CHUNK]
         floating = points.scale is not None or rows.is_floating_point()
         chunk = rows.to(torch.float64 if floating else torch.int64)
         if points.scale is not None:
@@ -130,11 +140,9 @@ def _check_count(count: int, n_in: int, allow_small: bool, note: Note) -> None:
         )
 
 
-def _check_memory(n_in: int, n_bytes: int, memory: int) -> None:
-    needed = 3 * n_bytes  # the factor, the rows under it, and the QR's copy of both
-    if needed > memory:
-        raise SettingsError(
-            f"--input-metric data: the covariance of {n_in} entries needs {needed / 2**20:.0f} MiB,"
-            f" and the budget is {memory / 2**20:.0f} MiB.",
-            "Give more with --memory, or vary a smaller tensor with --wrt.",
-        )
+def _too_large(n_in: int, needed: int, memory: int) -> SettingsError:
+    return SettingsError(
+        f"--input-metric data: the covariance of {n_in} entries needs {readable(needed)}, and the"
+        f" budget is {readable(memory)}.",
+        "Give more with --memory, or vary a smaller tensor with --wrt.",
+    )

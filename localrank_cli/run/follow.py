@@ -11,14 +11,26 @@ import torch
 
 from localrank_cli.checkpoints.formats import is_whole
 from localrank_cli.checkpoints.order import StepScheme
-from localrank_cli.checkpoints.reading import footprint
+from localrank_cli.checkpoints.reading import footprint, read_checkpoint
 from localrank_cli.checkpoints.series import CheckpointFile, find_checkpoints, find_folders
 from localrank_cli.checkpoints.weights import RAW
-from localrank_cli.errors import LocalrankError, Note, SettingsError, UnreadableError
+from localrank_cli.errors import (
+    LocalrankError,
+    Note,
+    NoWeightsError,
+    SettingsError,
+    UnreadableError,
+)
 from localrank_cli.options.resolve import for_series
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.record import CheckpointRecord
-from localrank_cli.run.headers import HeaderContext, Headers, PlannedCheckpoint, failed_record
+from localrank_cli.run.headers import (
+    HeaderContext,
+    Headers,
+    PlannedCheckpoint,
+    failed_record,
+    may_be_data,
+)
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.plan import Plan, SeriesPlan, make_plan, names_rule, place_points
 
@@ -60,7 +72,11 @@ class Watch:
                     [path], partial(names_rule, self.options)
                 ).items()
                 files = self._files(folder, named)
-                complete = [file for file in files if self._is_complete(file)]
+                complete = [
+                    file
+                    for file in files
+                    if self._is_complete(file) and not _is_no_checkpoint(file)
+                ]
                 if complete:
                     ready += [folder / file.name for file in complete]
                     continue
@@ -116,6 +132,7 @@ class Watch:
             earlier=self._schemes.get(series.run, series.scheme),
             is_inferred=series.settings.model.is_inferred,
             is_hf=series.settings.model.is_hf,
+            names=tuple(series.expected.shapes),
         )
         headers = Headers(
             alone,
@@ -165,6 +182,19 @@ class Watch:
             self._footprints[file.path] = (current, time.monotonic())
             return False
         return is_whole(file.path) or time.monotonic() - since > _PATIENCE
+
+
+def _is_no_checkpoint(file: CheckpointFile) -> bool:
+    """Return whether a file without a step in its name holds inputs or the like, not weights."""
+    if file.name_step is not None or file.name_epoch is not None:
+        return False
+    try:
+        content = read_checkpoint(file.path, header_only=True)
+    except NoWeightsError:
+        return True
+    except UnreadableError:  # reported when it is planned
+        return False
+    return content.step is None and content.epoch is None and may_be_data(content)
 
 
 def _latest(series: SeriesPlan) -> int:

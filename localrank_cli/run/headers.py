@@ -4,7 +4,7 @@ Everything here happens before any work, but for `load_state`, which reads the t
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,10 @@ from localrank_cli.checkpoints.adapters import (
     refusal,
 )
 from localrank_cli.checkpoints.bundle import Bundle
-from localrank_cli.checkpoints.content import Content, State
+from localrank_cli.checkpoints.content import Content, State, printable_name
 from localrank_cli.checkpoints.counting import ALONE, Counting
+from localrank_cli.checkpoints.folders import is_alias
+from localrank_cli.checkpoints.modules import HeldModule, kinds_of
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.checkpoints.order import SeriesSteps, StepScheme
 from localrank_cli.checkpoints.places import Names, Place, find_place
@@ -58,7 +60,7 @@ from localrank_cli.options.parse import Part
 from localrank_cli.recorded import Entries
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.missing import Parts
-from localrank_cli.run.network import can_infer, networks_in
+from localrank_cli.run.network import can_infer, check_config, networks_in
 from localrank_cli.spectrum.examine import Examination
 
 Skip = Callable[[CheckpointFile, LocalrankError], None]
@@ -111,6 +113,7 @@ class HeaderContext:
     earlier: StepScheme | None = None  # of checkpoints that were there before these
     is_inferred: bool = False  # whether the network is inferred from the weights
     is_hf: bool = False  # whether transformers builds it
+    names: Collection[str] = ()  # of the model's weights, once it is built
 
 
 class Headers:
@@ -144,6 +147,8 @@ class Headers:
         self._entries: dict[CheckpointFile, Entries] = {}
         self._last_entries: Entries = {}
         self.recorded: Recorded | None = None  # what the network was built with, to be compared
+        self.modules: tuple[HeldModule, ...] = ()  # of the first file with a whole module
+        self.place: Path = series.folder  # of that file
 
     @property
     def held(self) -> Held:
@@ -170,6 +175,7 @@ class Headers:
         places: dict[CheckpointFile, Place] = {}
         without: dict[CheckpointFile, NoWeightsError] = {}
         bundles: list[tuple[CheckpointFile, str, Bundle]] = []
+        doubtful: list[tuple[CheckpointFile, Content]] = []
         earlier = self._context.earlier
         before = earlier.places if earlier is not None else ()
         names = Names([*before, *self._context.files, *self._series.files])
@@ -179,26 +185,21 @@ class Headers:
             except NoWeightsError as error:
                 without[file] = error
                 continue
-            if content is None:
-                continue
-            keys = choose(sets_of(content), self._weights, str(file.path))
-            if content.bundle is not None:
-                bundles.append((file, keys[0], content.bundle))
-            try:
-                bare = self._check_adapter({key: content.states[key] for key in keys}, file)
-                places[file] = find_place(file, content, self._rule, names)
-            except UnreadableError as error:
-                _skip(skip, file, error)
-                continue
-            if self.first is None:
-                self.first = self._first(content, bare, file)
-            self._headers[file] = self._shared(content)
-            if content.entries != self._last_entries:  # one copy, as of headers
-                self._last_entries = content.entries
-            self._entries[file] = self._last_entries
+            if content is not None and may_be_data(content):
+                doubtful.append((file, content))
+            elif content is not None:
+                self._take(file, content, names, (places, bundles), skip)
+        for file, content in doubtful:  # last, when it is known what the others hold
+            data = self._as_data(file, content, names)
+            if data is not None:
+                without[file] = data
+            else:
+                self._take(file, content, names, (places, bundles), skip)
         self._pass_over(without, note)
         ordered = self._in_order(places, names)
         self._check_bundles(bundles, note)
+        if earlier is not None and self.scheme.stages and not earlier.stages:
+            note(self.scheme.stages)
         steps = ordered.steps(note)
         self._epochs = {file: places[file].epoch for file, _ in steps}
         return steps
@@ -206,6 +207,58 @@ class Headers:
     def sources(self, files: Iterable[CheckpointFile]) -> list[Source]:
         """Return what some of the checkpoints record of how the network was built."""
         return [Source(str(file.path), self._entries[file]) for file in files]
+
+    def _take(
+        self,
+        file: CheckpointFile,
+        content: Content,
+        names: Names,
+        found: tuple[dict[CheckpointFile, Place], list[tuple[CheckpointFile, str, Bundle]]],
+        skip: Skip | None,
+    ) -> None:
+        """Keep the header of a checkpoint, and add its place and its bundle to those found."""
+        places, bundles = found
+        keys = choose(sets_of(content), self._weights, str(file.path))
+        if content.bundle is not None:
+            bundles.append((file, keys[0], content.bundle))
+        try:
+            bare = self._check_adapter({key: content.states[key] for key in keys}, file)
+            places[file] = find_place(file, content, self._rule, names)
+        except UnreadableError as error:
+            _skip(skip, file, error)
+            return
+        if self.first is None:
+            self.first = self._first(content, bare, file)
+        self._compare_modules(content, bare, file)
+        self._headers[file] = self._shared(content)
+        if content.entries != self._last_entries:  # one copy, as of headers
+            self._last_entries = content.entries
+        self._entries[file] = self._last_entries
+
+    def _as_data(
+        self, file: CheckpointFile, content: Content, names: Names
+    ) -> NoWeightsError | None:
+        """Return why a file holds data, not weights; None where that is not certain.
+
+        Certain is: it has no step, and not one entry's name is that of an entry of the model or
+        of another checkpoint.
+        """
+        known = set(self._context.names)
+        for header in {id(one): one for one in self._headers.values()}.values():
+            known |= {name for shapes in header.shapes.values() for name in shapes}
+        if not known or is_alias(file.name):
+            return None
+        known |= {name.rpartition(".")[2] for name in known}
+        held = list(dict.fromkeys(name for state in content.states.values() for name in state))
+        with suppress(UnreadableError):
+            place = find_place(file, content, self._rule, names)
+            if place.step is None and place.epoch is None and known.isdisjoint(held):
+                return NoWeightsError(
+                    f"{file.path}: holds tensors ({listed(map(printable_name, held), 4)}) of which"
+                    " no checkpoint has one.",
+                    "If these are data, pass them with --data.",
+                )
+        return None
 
     def _check_bundles(
         self, bundles: Sequence[tuple[CheckpointFile, str, Bundle]], note: Note
@@ -293,6 +346,23 @@ class Headers:
         except UnreadableError:  # an earlier checkpoint has been removed
             return False
 
+    def _compare_modules(self, content: Content, bare: str, file: CheckpointFile) -> None:
+        """Keep what a whole module consists of, which must be the same in all files.
+
+        Raises:
+            SettingsError: If an inferred network would differ.
+        """
+        if not content.modules or not self._context.is_inferred:
+            return
+        modules = content.modules.get(self._key_of_first(content, bare, file), ())
+        if self.modules and modules and kinds_of(self.modules) != kinds_of(modules):
+            raise SettingsError(
+                f"{file.path}: holds a module of other parts than {self.place}.",
+                "Choose the checkpoints of one network with --pattern GLOB, or give the network's"
+                " code: --model path/to/file.py:name.",
+            )
+        self.modules, self.place = modules, file.path
+
     def _first(self, content: Content, bare: str, file: CheckpointFile) -> State:
         """Return the weights from which a network may be inferred.
 
@@ -313,6 +383,11 @@ class Headers:
                     " network's code: --model path/to/file.py:name.",
                 )
             return found
+        return content.states[self._key_of_first(content, bare, file)]
+
+    def _key_of_first(self, content: Content, bare: str, file: CheckpointFile) -> str:
+        if bare not in content.others:
+            return bare
         keys = choose(sets_of(content), self._weights, str(file.path))
         fitting = prefer([key for key in keys if can_infer(content.states[key])])
         if len(fitting) > 1:
@@ -320,7 +395,7 @@ class Headers:
                 f"{file.path}: holds several networks: {listed(fitting)}.",
                 f"Choose one: --weights {' or --weights '.join(fitting[:4])}.",
             )
-        return content.states[fitting[0]] if fitting else first
+        return fitting[0] if fitting else bare
 
     def _shared(self, content: Content) -> _Header:
         shapes = {
@@ -346,8 +421,11 @@ class Headers:
 
         Raises:
             MismatchError: If they do not fit the model, or the arguments that it was built with.
+            UnreadableError: If the config of transformers beside them cannot be read.
         """
         self._check_recorded(file)
+        if isinstance(expected, HfExpected):
+            check_config(file, self._series.folder, expected.source)
         header = self._headers[file]
         keys = choose(header.sets, self._weights, str(file.path))
         bare = PlannedCheckpoint(file, step, "", Stripping(), epoch=self._epochs.get(file))
@@ -368,15 +446,21 @@ class Headers:
             found = self._custom(bare, keys, model, expected, stripped=True)
             if found is not None:
                 return found
+        raise self._misfit(file, header, keys, expected, place)
+
+    @staticmethod
+    def _misfit(
+        file: CheckpointFile, header: _Header, keys: Sequence[str], expected: Expected, place: str
+    ) -> MismatchError:
         if all(is_adapter_alone(header.shapes[key]) for key in keys):
-            raise MismatchError(*refusal(file.path, header.shapes[keys[0]]))
+            return MismatchError(*refusal(file.path, header.shapes[keys[0]]))
         if isinstance(expected, HfExpected):
-            raise mismatch_of(expected.report(header.shapes[keys[0]]), place)
+            return mismatch_of(expected.report(header.shapes[keys[0]]), place)
         closest = min(
             (renamed for key in keys for _, renamed in candidates(header.shapes[key])),
             key=lambda shapes: sum(map(len, expected.differences(shapes))),
         )
-        raise mismatch(expected, closest, place)
+        return mismatch(expected, closest, place)
 
     def _check_recorded(self, file: CheckpointFile) -> None:
         if self.recorded is not None:
@@ -459,6 +543,12 @@ def _find_fit(header: _Header, container: str, expected: Expected) -> _Fit | Non
     if not possible:
         return None
     best, renamed = min(possible, key=lambda pair: pair[0].report.n_left)
+    if best.report.missing:  # perhaps under the names of wrappers within
+        fills = expected.is_filled_by
+        whole = match_names(shapes, expected.shapes, fills)
+        whole = whole or find_part(shapes, expected.shapes, fills).get("")
+        if whole is not None:
+            return _fit_of(header, container, whole, expected)
     odd = {
         name
         for (_, names), (_, dtypes) in zip(
@@ -476,19 +566,33 @@ def _find_further(
 ) -> "dict[str, tuple[str, _Fit]]":
     """Return the places, for --weights, of what fits a network, each with its container."""
     found: dict[str, tuple[str, _Fit]] = {}
+    fits = expected.is_filled_by if isinstance(expected, HfExpected) else expected.fits
     for container in keys:
         fit = _find_fit(header, container, expected)
         shapes = header.shapes[container]
-        if fit is None and not isinstance(expected, HfExpected):
-            renamed = match_names(shapes, expected.shapes, expected.fits)
-            fit = None if renamed is None else _Fit(renamed)
+        if fit is None:
+            pair = strip_to_fit(shapes, fits)
+            renamed = pair[0] if pair is not None else match_names(shapes, expected.shapes, fits)
+            fit = None if renamed is None else _fit_of(header, container, renamed, expected)
         if fit is not None:
             found[container] = (container, fit)
-        elif not isinstance(expected, HfExpected):
-            for prefix, part in find_part(shapes, expected.shapes, expected.fits).items():
-                report = Report(unexpected=part.left)
-                found[prefix or container] = (container, _Fit(part, report))
+        else:
+            for prefix, part in find_part(shapes, expected.shapes, fits).items():
+                found[prefix or container] = (
+                    container, _fit_of(header, container, part, expected),
+                )  # fmt: skip
     return found
+
+
+def _fit_of(header: _Header, container: str, stripping: Stripping, expected: Expected) -> _Fit:
+    """Return the fit of a set of weights that fills the network once it is renamed."""
+    if not isinstance(expected, HfExpected):
+        return _Fit(stripping, Report(unexpected=stripping.left))
+    renamed = stripping.apply(header.shapes[container]) or {}
+    dtypes = stripping.apply(header.dtypes[container]) or {}
+    odd = {name for name, dtype in dtypes.items() if not dtype.is_floating_point}
+    report = replace(expected.report(renamed), unexpected=stripping.left)
+    return _Fit(stripping, report, expected.filled_by(renamed, odd))
 
 
 def _planned(
@@ -515,6 +619,11 @@ def _planned(
         averaged=container in header.averaged,
         is_found=container in header.others,
     )
+
+
+def may_be_data(content: Content) -> bool:
+    """Return whether no name of an entry is that of a part of a network (`0.weight`)."""
+    return not any("." in name for state in content.states.values() for name in state)
 
 
 def _skip(skip: Skip | None, file: CheckpointFile, error: UnreadableError) -> None:
@@ -614,13 +723,14 @@ class Failures:
 
         Raises:
             MismatchError: If one does not fit and errors are not skipped.
+            UnreadableError: If a config beside one cannot be read.
             LocalrankError: If none fits.
         """
         planned = []
         for file, step in steps:
             try:
                 planned.append(plan(file, step))
-            except MismatchError as error:
+            except (MismatchError, UnreadableError) as error:
                 if not self._skips:
                     raise
                 self._add(file.name, step, error)

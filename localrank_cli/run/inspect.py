@@ -1,38 +1,59 @@
-"""Report what analyze would do, from headers, one forward pass, and a few timed points."""
+"""Report what analyze would do, from headers, forward passes, and a few timed products."""
 
-import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from localrank_cli.checkpoints.series import find_folders, run_names
 from localrank_cli.errors import Note
-from localrank_cli.jacobian.engine import Modes
-from localrank_cli.measures.table import demand_of
+from localrank_cli.layers.axes import Axes
 from localrank_cli.options.resolve import for_series
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.contents import CheckpointLine, Contents, read_contents
-from localrank_cli.run.headers import PlannedCheckpoint, load_state
-from localrank_cli.run.plan import Plan, SeriesPlan, names_rule, place_points
-from localrank_cli.spectrum.examine import Pair
-from localrank_cli.spectrum.layer import Request, layer_spectra
-
-# Points of the second timed run, enough to show what a batch saves for each point.
-_BATCH = 4
+from localrank_cli.run.estimate import Estimate, estimate, works_of
+from localrank_cli.run.fits import Look
+from localrank_cli.run.headers import PlannedCheckpoint
+from localrank_cli.run.plan import Plan, SeriesPlan, look_at, names_rule
 
 
 @dataclass(frozen=True)
 class LayerLine:
-    """What `inspect` reports of a layer."""
+    """What `inspect` reports of a layer, with respect to one source."""
 
     layer: str
     module: str
-    n_out: int
+    wrt: str  # the source; empty: the network's input
+    axes: str  # of the whole output; empty where no axis is that of the points alone
+    grid: tuple[int, ...]  # the lengths of the position axes
+    n_features: int | None  # entries at one position; None where the axes are not known
+    n_out: int  # of one Jacobian
     n_in: int
     max_rank: int
-    wrt: str = ""
-    axes: str = ""  # of the whole output, where positions are chosen
+    n_jacobians: int  # at each point
+    jacobian_bytes: int  # of one
+    needed_bytes: int  # the least budget for its singular values
+    fits: bool
+    mode: str  # forward, reverse or chain
+    passes: int  # directions, which other layers share, or rows, at each point; 0 for a chain
+    seconds: float | None  # of one checkpoint; None without timing
+
+
+@dataclass(frozen=True)
+class SourceLine:
+    """What `inspect` reports of a source."""
+
+    wrt: str  # empty: the network's input
+    axes: str  # as in `LayerLine`
+    n_in: int  # entries that are varied
+
+
+@dataclass(frozen=True)
+class WayOutLine:
+    """A change with which everything fits in memory."""
+
+    change: str  # words of the command line, or what to do
+    result: str
 
 
 @dataclass(frozen=True)
@@ -43,13 +64,16 @@ class Inspection:
     folder: str
     model: str
     checkpoints: tuple[CheckpointLine, ...]
+    sources: tuple[SourceLine, ...]
     layers: tuple[LayerLine, ...]
-    routes: tuple[str, ...]  # how Jacobians are computed, and why
+    ways_out: tuple[WayOutLine, ...]  # none where everything fits
+    routes: tuple[str, ...]  # how Jacobians are computed, and why; of small networks alone
     n_points: int
     tolerances: tuple[str, ...]
     memory: int  # bytes
     device: str
-    seconds: float | None  # estimated for the whole series; None without timing
+    checkpoint_seconds: float | None  # estimated for one checkpoint; None without timing
+    seconds: float | None  # for the whole series
 
     @property
     def n_failed(self) -> int:
@@ -73,35 +97,73 @@ def contents_of(options: AnalyzeOptions, note: Note) -> list[Contents] | None:
 
 
 def inspect_series(plan: Plan, series: SeriesPlan, *, timed: bool) -> Inspection:
-    """Return what analyze would do with a series of a plan.
+    """Return what analyze would do with a series of a plan, which need not fit in memory.
 
-    `timed` computes a few points for the route and the time.
+    `timed` measures a few products, or a few points of a small network, to estimate the time.
     """
-    modes, seconds = Modes(), None
-    if timed and series.checkpoints:
-        seconds = _estimate(plan, series, modes)
+    found = estimate(plan, series) if timed else Estimate(works_of(plan, series))
+    look = look_at(plan, series)
     return Inspection(
         run=series.run,
         folder=str(series.series.folder),
         model=series.settings.model.description,
         checkpoints=tuple(_line(planned) for planned in series.in_order),
-        layers=tuple(_layer_line(pair) for pair in series.examination.pairs),
-        routes=tuple(modes.routes),
+        sources=tuple(_source_line(series, look, index) for index in range(_n_sources(series))),
+        layers=_layer_lines(series, look, found),
+        ways_out=tuple(WayOutLine(way.text, way.result) for way in look.ways_out()),
+        routes=found.routes,
         n_points=len(series.points.indices),
         tolerances=tuple(tolerance.label for tolerance in series.settings.tolerances),
         memory=plan.memory,
         device=str(plan.device),
-        seconds=seconds,
+        checkpoint_seconds=found.checkpoint,
+        seconds=found.total,
     )
 
 
-def _layer_line(pair: Pair) -> LayerLine:
-    record, view = pair.record, pair.view
-    n_out, n_in = record.numel, pair.n_in
-    axes = view.axes[record.call].text() if view.axes else ""
-    return LayerLine(
-        record.call.label, record.module, n_out, n_in, min(n_out, n_in), view.label, axes
-    )
+def _n_sources(series: SeriesPlan) -> int:
+    return len(series.examination.views)
+
+
+def _source_line(series: SeriesPlan, look: Look, index: int) -> SourceLine:
+    view = series.examination.views[index]
+    every, whole = look.axes
+    axes = whole if view.source is None else every[view.source]
+    return SourceLine(view.label, _text(axes), view.n_in)
+
+
+def _text(axes: Axes) -> str:
+    return "" if axes.batch is None else axes.text()
+
+
+def _layer_lines(series: SeriesPlan, look: Look, found: Estimate) -> tuple[LayerLine, ...]:
+    itemsize = series.settings.dtype.itemsize
+    lines = []
+    for one, need in zip(found.pairs, look.needs, strict=True):
+        record, (n_out, n_in) = one.pair.record, need.shape
+        axes = look.axes[0][record.call]
+        is_known = axes.batch is not None
+        lines.append(
+            LayerLine(
+                layer=record.call.label,
+                module=record.module,
+                wrt=one.pair.view.label,
+                axes=_text(axes),
+                grid=axes.grid if is_known else (),
+                n_features=axes.n_features if is_known else None,
+                n_out=n_out,
+                n_in=n_in,
+                max_rank=min(n_out, n_in),
+                n_jacobians=one.work.n_matrices,
+                jacobian_bytes=n_out * n_in * itemsize,
+                needed_bytes=need.n_bytes,
+                fits=need.n_bytes <= look.room,
+                mode=one.work.mode,
+                passes=one.work.passes,
+                seconds=one.seconds,
+            )
+        )
+    return tuple(lines)
 
 
 def _line(planned: PlannedCheckpoint | CheckpointRecord) -> CheckpointLine:
@@ -110,26 +172,3 @@ def _line(planned: PlannedCheckpoint | CheckpointRecord) -> CheckpointLine:
     return CheckpointLine(
         planned.file.name, planned.step, planned.container, planned.stripping.description
     )
-
-
-def _estimate(plan: Plan, series: SeriesPlan, modes: Modes) -> float:
-    # Planning has loaded the weights. The first run is a warm-up.
-    settings = series.settings
-    started = time.perf_counter()
-    load_state(series.checkpoints[0], plan.trust_pickle)
-    reading = time.perf_counter() - started
-    points = place_points(series.points, plan.device, settings.dtype)
-    metric = series.metric.at(series.model, plan.device, settings.dtype)
-    demand = demand_of(settings.tolerances, settings.noise)
-    request = Request(
-        settings.selection, settings.dtype, plan.memory, demand, metric, settings.by_whole
-    )
-    times = []
-    batch = min(_BATCH, len(points))
-    for count in (1, 1, batch):
-        started = time.perf_counter()
-        layer_spectra(series.model, points[:count], request, modes)
-        times.append(time.perf_counter() - started)
-    _, one, several = times
-    per_point = max(0.0, several - one) / (batch - 1) if batch > 1 else 0.0
-    return len(series.checkpoints) * (reading + one + (len(points) - 1) * per_point)

@@ -4,18 +4,20 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.entries import level
 from localrank_cli.checkpoints.series import CheckpointFile
-from localrank_cli.checkpoints.weights import WRAPPERS, candidates, parts, second_networks
-from localrank_cli.errors import ModelError, Note, listed
+from localrank_cli.checkpoints.weights import parts, second_networks, without_wrappers
+from localrank_cli.errors import MismatchError, ModelError, Note, UnreadableError, listed
 from localrank_cli.model.arguments import Source, find_arguments
 from localrank_cli.model.build import existing_modules
 from localrank_cli.model.hf import (
     CONFIG,
+    HfModel,
     hf_model,
     read_config,
     refuse_folder,
@@ -27,11 +29,13 @@ from localrank_cli.model.hf_weights import HfExpected
 from localrank_cli.model.mlp import InferredMlp, MlpLayout, infer_mlp
 from localrank_cli.model.twice import Builder, Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
-from localrank_cli.options.needs import EMBEDDING, HF, find_hf_config
+from localrank_cli.options.needs import EMBEDDING, HF, HfConfig, find_hf_config
 from localrank_cli.options.resolve import ModelChoice
 from localrank_cli.results.record import unsaved_message
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import import_object
+
+_Value = TypeVar("_Value")
 
 
 def make_model(
@@ -40,16 +44,19 @@ def make_model(
     weights: tuple[State | None, Held],
     sources: Sequence[Source],
     note: Note,
+    *,
+    skips: bool = False,
 ) -> Network:
     """Build the network of a series; its weights are still to be filled in.
 
     `place` holds the checkpoints, by step, and their folder; `weights` those in the first of them,
     from whose names and shapes a plain MLP is inferred, and how much the largest one holds.
-    `sources` hold the arguments that the checkpoints record, by step.
+    `sources` hold the arguments that the checkpoints record, by step, and `skips` is whether
+    checkpoints that cannot be analyzed are left out.
     """
     first, held = weights
     if choice.is_hf:
-        return make_hf_model(*place, choice.arguments, held)
+        return make_hf_model(*place, choice.arguments, held, skips=skips)
     if not choice.is_inferred:
         return _of_code(choice, sources, note)
     assert first is not None
@@ -58,7 +65,7 @@ def make_model(
     except ModelError as error:
         names = [name for name, part in parts(first).items() if can_infer(part)]
         if not names:
-            raise _with_advice_of_config(error, *place) from error
+            raise _with_advice_of_config(error, *place, held) from error
         part = f"To read one part alone as the network, give --weights {' or '.join(names[:4])}."
         raise ModelError(error.what, f"{error.advice} {part}") from error
     note(
@@ -88,7 +95,7 @@ def _of_code(choice: ModelChoice, sources: Sequence[Source], note: Note) -> Netw
 
 def _layout(state: State) -> MlpLayout:
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    *_, (_, bare) = candidates(shapes, WRAPPERS)
+    bare = without_wrappers(shapes)
     return infer_mlp(bare, in_order=not all(tensor.is_meta for tensor in state.values()))
 
 
@@ -105,65 +112,124 @@ def networks_in(state: State) -> list[str]:
     """Return the networks in weights that fit as one chain and are several by their names.
 
     A generator, and a discriminator of what it returns, are such. Empty: one network, or none.
+    Each has the name that `--weights` takes, with what wraps both (`module.generator`).
     """
-    rest, others = second_networks(state)
+    if not can_infer(state):
+        return []
+    bare = _below(without_wrappers(state))
+    rest, others = second_networks(bare)
     seconds = [prefix for prefix, part in others.items() if can_infer(part)]
-    if not seconds or not can_infer(rest) or not can_infer(state):
+    if not seconds or not can_infer(rest):
         return []
     tops = {key.split(".", maxsplit=1)[0] for key in rest}
     # Of `0.weight` and `2.weight` there is no prefix to choose by.
-    return [*(tops if len(tops) == 1 else ()), *seconds]
+    names = [*(tops if len(tops) == 1 else ()), *seconds]
+    outer = _n_common(state)
+    stored = {
+        key.split(".", maxsplit=1)[0]: ".".join(name.split(".")[: outer + 1])
+        for key, name in zip(bare, state, strict=True)
+    }
+    return [stored[name] for name in names]
+
+
+def _below(state: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Return a state dict by names without the parts that they all begin with."""
+    outer = _n_common(state)
+    return {".".join(key.split(".")[outer:]): value for key, value in state.items()}
+
+
+def _n_common(names: Iterable[str]) -> int:
+    """Return how many of their first parts all names have in common."""
+    columns = zip(*(name.split(".") for name in names), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _with_advice_of_config(
-    error: ModelError, files: Sequence[CheckpointFile], folder: Path
+    error: ModelError, files: Sequence[CheckpointFile], folder: Path, held: Held
 ) -> ModelError:
     """Return the error of an inference, with other advice where a config.json describes a model."""
     config = find_hf_config(_config_folder(files[0], folder))
     if config is None:
         return error
-    wrt = f" and, for tokens, --wrt {EMBEDDING}" if config.takes_tokens else ""
+    wrt = ""
+    if config.takes_tokens:
+        wrt = f" and, for tokens, --wrt {embedding_of_hf(config, held) or EMBEDDING}"
     return ModelError(
         error.what,
         f"{config.place} names {config.architecture} of transformers: give --model {HF}{wrt}.",
     )
 
 
+def embedding_of_hf(config: HfConfig, held: Held) -> str:
+    """Return the name of the module that embeds tokens; empty if it is not known."""
+    if config.embedding:
+        return config.embedding
+    try:
+        return hf_model(config.place.parent, {}, held).embedding()
+    except ModelError:  # reported when the network is built
+        return ""
+
+
 def make_hf_model(
-    files: Sequence[CheckpointFile], folder: Path, arguments: Mapping[str, Any], held: Held
+    files: Sequence[CheckpointFile],
+    folder: Path,
+    arguments: Mapping[str, Any],
+    held: Held,
+    *,
+    skips: bool = False,
 ) -> Network:
-    """Build a network of transformers from the configs beside checkpoints, which are by step.
+    """Build a network of transformers from the first config beside checkpoints, which are by step.
 
     `arguments` override entries of the config, and `held` is how much the largest checkpoint holds.
-    The weights are still to be filled in.
+    With `skips`, the first config of which a network can be made counts; `check_config` refuses
+    the others. The weights are still to be filled in.
 
     Raises:
-        ModelError: If there is no usable config, or the checkpoints' configs differ.
+        ModelError: If there is no usable config.
     """
-    groups: dict[Path, list[Path]] = {}
-    for file in files:
-        groups.setdefault(_config_folder(file, folder), []).append(file.path)
-    first = next(iter(groups))
-    config = read_config(first)
-    for other, paths in groups.items():
-        found = read_config(other)
-        refuse_folder(other, found)
-        refuse_other_weights(other, found, paths)
-        if not same_network(config, found):
-            raise ModelError(
-                f"{other / CONFIG} describes another network than {first / CONFIG}.",
-                "Choose the checkpoints of one network with --pattern GLOB.",
-            )
-    source = hf_model(first, arguments, held)
-    network = build_twice(Builder(source.build, {}, "--model hf", existing_modules()))
-    # transformers draws nothing outside its modules, so no second build is needed.
-    return replace(network, rebuild=None, expected_of=partial(HfExpected, source=source))
+    places = list(dict.fromkeys(_config_folder(file, folder) for file in files))
+    errors: list[ModelError] = []
+    for place in places if skips else places[:1]:
+        try:
+            source = hf_model(place, arguments, held)
+            network = build_twice(Builder(source.build, {}, "--model hf", existing_modules()))
+        except ModelError as error:
+            errors.append(error)
+            continue
+        # transformers draws nothing outside its modules, so no second build is needed.
+        return replace(network, rebuild=None, expected_of=partial(HfExpected, source=source))
+    raise errors[0]
+
+
+def check_config(file: CheckpointFile, folder: Path, source: HfModel) -> None:
+    """Refuse a checkpoint whose config does not describe the network that was built.
+
+    Raises:
+        UnreadableError: If its config cannot be read.
+        MismatchError: If it describes another network, or not the weights that were found.
+    """
+    place = _config_folder(file, folder)
+    try:
+        found = read_config(place)
+    except ModelError as error:
+        raise UnreadableError(error.what, error.advice) from error
+    try:
+        refuse_folder(place, found)
+        refuse_other_weights(place, found, [file.path])
+    except ModelError as error:
+        raise MismatchError(error.what, error.advice) from error
+    if not same_network(source.entries, found):
+        raise MismatchError(
+            f"{place / CONFIG} describes another network than {source.folder / CONFIG}.",
+            "Choose the checkpoints of one network with --pattern GLOB.",
+        )
 
 
 def _config_folder(file: CheckpointFile, folder: Path) -> Path:
     beside = file.folder or file.path.parent
     # One that is no file (a FIFO, a folder) is refused when it is read.
-    return beside if os.path.lexists(beside / CONFIG) else folder
+    is_elsewhere = not os.path.lexists(beside / CONFIG) and os.path.lexists(folder / CONFIG)
+    return folder if is_elsewhere else beside
 
 
 def check_unsaved(

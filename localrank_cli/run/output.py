@@ -1,5 +1,6 @@
 """The output of an analysis: what is left to do, and the manifest of its plan."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from localrank_cli.machine import peak_memory
 from localrank_cli.results.output import Output
 from localrank_cli.results.pooled import sums_path, write_sums
 from localrank_cli.results.record import KIND, CheckpointRecord
-from localrank_cli.results.spectra import spectra_path, write_spectra
-from localrank_cli.results.write import make_folder, remove_temporary
+from localrank_cli.results.spectra import is_spectra, spectra_path, write_spectra
+from localrank_cli.results.write import make_folder, remove_temporary, remove_temporary_in
 from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import Plan, series_settings
 from localrank_cli.run.resume import Resume, check_shard, find_resume, record_settings
@@ -140,7 +141,7 @@ class SpectraFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._settings: dict[str, dict[str, Any]] = {}
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110  # Path refuses long names
             raise OutputError(
                 f"{folder}: is a file.",
                 "--spectra names a folder, with a file for each checkpoint.",
@@ -148,10 +149,7 @@ class SpectraFolder:
         make_folder(folder)
 
     def begin(self, plan: Plan) -> None:
-        """Make the folder of each series, and remove what a killed process left of its files.
-
-        Other processes may be writing other checkpoints into the same folder, as shards do: only
-        the files of this plan are looked at.
+        """Make the folder of each series, and remove what killed processes left in it.
 
         Raises:
             SettingsError: If a shard has only a part of the points of a checkpoint.
@@ -164,9 +162,9 @@ class SpectraFolder:
                     " the points only.",
                     "Give at most as many shards as there are checkpoints.",
                 )
-            paths = [spectra_path(self._folder, series.run, one.step) for one in series.checkpoints]
-            make_folder(spectra_path(self._folder, series.run, 0).parent)
-            remove_temporary(*paths)
+            of_run = spectra_path(self._folder, series.run, 0).parent
+            make_folder(of_run)
+            remove_temporary_in(of_run, is_spectra)
 
     def has(self, run: str, step: int) -> bool:
         """Return whether the folder holds a checkpoint's singular values."""

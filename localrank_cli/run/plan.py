@@ -25,11 +25,17 @@ from localrank_cli.checkpoints.series import (
 )
 from localrank_cli.checkpoints.trusted import provide_main
 from localrank_cli.checkpoints.weights import RAW, describe_weights
-from localrank_cli.errors import LocalrankError, ModelError, Note, SettingsError, UnreadableError
-from localrank_cli.jacobian.budget import check_fits
+from localrank_cli.errors import (
+    BudgetError,
+    LocalrankError,
+    ModelError,
+    Note,
+    SettingsError,
+    UnreadableError,
+)
 from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
-from localrank_cli.machine import memory_budget, pick_device
+from localrank_cli.machine import check_memory, free_memory, memory_budget, pick_device
 from localrank_cli.measures.table import AVERAGED
 from localrank_cli.model.arguments import Recorded
 from localrank_cli.model.build import move_model
@@ -54,9 +60,11 @@ from localrank_cli.results.columns import PARTS, POOLED, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
+from localrank_cli.run.activation import with_held_activation
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
+from localrank_cli.run.fits import Look, place_one
 from localrank_cli.run.headers import (
     Failures,
     HeaderContext,
@@ -68,10 +76,10 @@ from localrank_cli.run.headers import (
 )
 from localrank_cli.run.inputs import load_for
 from localrank_cli.run.missing import Parts
-from localrank_cli.run.network import check_unsaved, make_model
+from localrank_cli.run.network import can_infer, check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
 from localrank_cli.spectrum.examine import Examination, examine
-from localrank_cli.spectrum.layer import pool_shapes
+from localrank_cli.spectrum.layer import Request, make_task, pool_shapes
 from localrank_cli.spectrum.pooled import pooled_bytes
 from localrank_cli.spectrum.tolerance import check_rounding
 from localrank_cli.userimport import import_object
@@ -140,14 +148,25 @@ class Plan:
         return sum(len(series.in_order) for series in self.series)
 
 
-def make_plan(options: AnalyzeOptions, note: Note, plan_file: PlanFile | None = None) -> Plan:
+def make_plan(
+    options: AnalyzeOptions,
+    note: Note,
+    plan_file: PlanFile | None = None,
+    *,
+    is_here: bool = True,
+    refuses: bool = True,
+) -> Plan:
     """Plan a run of all checkpoints, or of those that a plan file lists.
 
-    Nothing is computed but one forward pass for each series.
+    Nothing is computed but one forward pass for each series. `is_here` is whether the run is on
+    this machine, whose memory then bounds `--memory`. Without `refuses`, what does not fit in
+    memory is planned too.
     """
     check_options(options)
     check_names(SeriesOptions(options, FolderSettings(), Path()))
     device = pick_device(options.device or "auto")
+    if is_here:
+        check_memory(options.memory, device)
     named = find_folders(options.checkpoints, partial(names_rule, options))
     runs = run_names(list(named))
     memory = memory_budget(device) if options.memory is None else options.memory
@@ -164,20 +183,11 @@ def make_plan(options: AnalyzeOptions, note: Note, plan_file: PlanFile | None = 
                     runs[folder],
                     device,
                     _prefixed(note, prefix),
+                    refuses=refuses,
                 )
             )
     extra = optional_first(name for plan in planned for name in plan.optional_columns)
-    for plan in planned:
-        pooled = _pooled_bytes(plan, memory)
-        if not plan.settings.selection.positions.is_all or len(plan.examination.views) > 1:
-            continue  # checked with the Jacobians of each source
-        n_in = plan.examination.n_in
-        width = n_in if plan.metric.n_cov is None else min(n_in, plan.metric.n_cov)
-        check_fits(plan.examination.records, width, memory - plan.metric.n_bytes - pooled)
-        if plan.settings.by_whole:
-            whole = plan.examination.views[0].whole_records
-            check_fits(whole, plan.examination.survey.n_in, memory - plan.metric.n_bytes)
-    return Plan(
+    plan = Plan(
         series=tuple(planned),
         device=device,
         memory=memory,
@@ -185,25 +195,53 @@ def make_plan(options: AnalyzeOptions, note: Note, plan_file: PlanFile | None = 
         trust_pickle=options.trust_pickle,
         skips_errors=options.skips_errors,
     )
+    for one in planned:
+        try:
+            _check_pooled(one, memory)
+        except BudgetError as error:
+            if refuses:
+                raise
+            note(f"{error.what} {error.advice}")
+        if refuses:
+            look_at(plan, one).check()
+    return plan
 
 
-def _pooled_bytes(plan: SeriesPlan, memory: int) -> int:
-    """Return the bytes of the sums for `--pooled` over all points, if they fit.
+def look_at(plan: Plan, series: SeriesPlan) -> Look:
+    """Return what decides whether the Jacobians of a series fit."""
+    return Look(
+        model=series.model,
+        points=place_one(series.points.tensor, plan.device, series.settings.dtype),
+        settings=series.settings,
+        examination=series.examination,
+        metric=series.metric,
+        memory=plan.memory,
+        free=free_memory(plan.device),
+    )
 
-    Those over a part of them are checked with their Jacobians.
+
+def _check_pooled(plan: SeriesPlan, memory: int) -> None:
+    """Check that the sums for `--pooled` over all points fit; of fewer, their run checks them.
+
+    Where they do, each Jacobian fits beside them: the QR of a sum takes more than its reduction.
     """
-    if not plan.settings.pooled:
-        return 0
-    residual = plan.settings.selection.residual
-    shapes = pool_shapes(plan.model, plan.examination, residual=residual)
+    settings, found = plan.settings, plan.examination
+    if not settings.pooled:
+        return
+    points = place_one(plan.points.tensor, torch.device("cpu"), settings.dtype)
+    request = Request(settings.selection, settings.dtype)
+    tasks = [
+        make_task(plan.model, points, view, found, request, is_computed=False)
+        for view in found.views
+    ]
+    shapes = pool_shapes(found.views, tasks)
     if plan.metric.n_cov is not None:
         shapes = {
             key: replace(shape, n_columns=min(shape.n_columns, plan.metric.n_cov))
             for key, shape in shapes.items()
         }
-    positions, n_points = plan.examination.positions, len(plan.points.indices)
-    left = memory - plan.metric.n_bytes
-    return pooled_bytes(shapes, positions, n_points, left, keeps_blocks=False)
+    n_points, left = len(plan.points.indices), memory - plan.metric.n_bytes
+    pooled_bytes(shapes, found.positions, n_points, left, keeps_blocks=False)
 
 
 def names_rule(options: AnalyzeOptions, folder: Path) -> NameRule:
@@ -221,6 +259,8 @@ def _plan_series(
     run: str,
     device: torch.device,
     note: Note,
+    *,
+    refuses: bool,
 ) -> SeriesPlan:
     """Plan a series: what to load, the network that it fits, and the points to run it at."""
     options, folder = series_options.options, series_options.folder
@@ -230,8 +270,9 @@ def _plan_series(
     series, headers = _headers(options, settings, series, entry, series_options.step_rule)
     failures = Failures(run, skips=options.skips_errors)
     steps = failures.steps(headers, note, folder)
+    settings = _with_held_activation(settings, headers, series_options)
     files = [file for file, _ in steps]
-    network = _build(settings.model, headers, (files, folder), note)
+    network = _build(settings.model, headers, (files, folder), note, skips=options.skips_errors)
     expected = network.expected  # before the network is filled or moved
     settings, points, facts = load_for(settings, network.model)
     for text in points.notes:
@@ -257,8 +298,8 @@ def _plan_series(
         model_facts=_model_facts(settings.model),
         data_facts=facts,
         examination=fit.examination,
-        metric=plan_metric(settings, points, fit.examination, memory, note),
-        samples=plan_samples(settings, points, facts, fit.examination, memory),
+        metric=plan_metric(settings, points, fit.examination, memory, note, refuses=refuses),
+        samples=plan_samples(settings, points, facts, fit.examination, memory, refuses=refuses),
         scheme=headers.scheme,
         weights=options.weights or RAW,
         unsaved=fit.unsaved,
@@ -323,11 +364,16 @@ def _fit(
 
 
 def _build(
-    choice: ModelChoice, headers: Headers, place: tuple[Sequence[CheckpointFile], Path], note: Note
+    choice: ModelChoice,
+    headers: Headers,
+    place: tuple[Sequence[CheckpointFile], Path],
+    note: Note,
+    *,
+    skips: bool,
 ) -> Network:
     """Build the network, and have each checkpoint compared with what it was built from."""
     weights = (headers.first, headers.held)
-    network = make_model(choice, place, weights, headers.sources(place[0]), note)
+    network = make_model(choice, place, weights, headers.sources(place[0]), note, skips=skips)
     headers.recorded = network.recorded
     return network
 
@@ -363,6 +409,16 @@ def _headers(
         context = replace(context, counting=Counting.of_text(entry.settings.get("counting")))
         series = listed_part(series, entry)
     return series, Headers(series, options.trust_pickle, rule, options.weights or RAW, context)
+
+
+def _with_held_activation(settings: Settings, headers: Headers, options: SeriesOptions) -> Settings:
+    choice = settings.model
+    if not choice.is_inferred or not headers.first or not can_infer(headers.first):
+        return settings
+    is_given = "activation" in options.from_user | options.from_folder
+    given = options.options.activation if is_given else None
+    found = with_held_activation(choice, headers.modules, given, headers.place)
+    return replace(settings, model=found)
 
 
 def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:

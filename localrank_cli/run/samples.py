@@ -21,6 +21,7 @@ from localrank_cli.options.resolve import Settings
 from localrank_cli.points.defaults import DEFAULT_INFORMATION_POINTS
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import load_array
+from localrank_cli.points.rows import whole
 from localrank_cli.points.source import VALUES, load_points
 from localrank_cli.results.columns import Cell
 from localrank_cli.run.covariance import data_chunks
@@ -150,23 +151,27 @@ def plan_samples(
     facts: Mapping[str, object],
     examination: Examination,
     memory: int,
+    *,
+    refuses: bool = True,
 ) -> SamplePlan:
     """Draw the points for the information, and read the labels.
 
     `points` hold the whole data if there are labels, `facts` describe the data that they come
-    from; `memory` is the budget in bytes.
+    from; `memory` is the budget in bytes. Without `refuses`, outputs may exceed it.
 
     Raises:
         SettingsError: If the data have no file for labels, or a layer's outputs exceed the budget.
         DataError: If the labels do not fit the data.
     """
-    labels = _read_labels(settings, points) if settings.sampling.labels_key else None
+    keyed = bool(settings.sampling.labels_key)
+    labels = _read_labels(settings, points, memory) if keyed else None
     sample = _draw(settings, points, facts) if settings.sampling.information else None
     if sample is not None:
         assert sample.everything is not None
         for record in examination.records:
-            needed = 3 * 8 * sample.everything.shape[0] * record.numel
-            if needed > memory:
+            whole = examination.survey.find(record.call) or record
+            needed = 3 * 8 * sample.everything.shape[0] * whole.numel
+            if refuses and needed > memory:
                 raise SettingsError(
                     f"--information: {sample.everything.shape[0]} outputs of layer"
                     f" {record.call.label!r} need {needed / 2**20:.0f} MiB, and the budget is"
@@ -200,14 +205,15 @@ def _draw(settings: Settings, points: Points, facts: Mapping[str, object]) -> Po
     return replace(sample, everything=sample.tensor, scale=None)  # the tensor is scaled already
 
 
-def _read_labels(settings: Settings, points: Points) -> Tensor:
+def _read_labels(settings: Settings, points: Points, memory: int) -> Tensor:
     path, key = settings.source.path, settings.sampling.labels_key
     if path is None:
         raise SettingsError(
             f"--labels-key {key}: the data are not a file with named arrays.",
             "Give --data an .npz, .safetensors or .pt file that holds the labels too.",
         )
-    labels, _ = load_array(path, key, "--labels-key")
+    found, _ = load_array(path, key, "--labels-key", memory)
+    labels = whole(found, memory, f"{path}[{key}]")
     if labels.is_complex():
         raise DataError(
             f"{path}[{key}]: complex targets are not supported.",

@@ -1,5 +1,6 @@
 """What a forward pass shows before any Jacobian: the layers, their sources and positions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -127,10 +128,28 @@ def examine(
                 " source.",
                 "Name a module as the source with --wrt.",
             )
-        with analysis_setting(model, dtype):
-            views, more = _at_positions(model, points[:1].clone(), views, selection)
+        axes = axes_of(model, points, views[0].survey.records, selection, dtype)
+        views, more = at_positions(views, axes, selection)
         notes = (*notes, *more)
     return Examination(views, notes, selection.positions)
+
+
+def axes_of(
+    model: nn.Module,
+    points: Tensor,
+    records: Sequence[CallRecord],
+    selection: Selection,
+    dtype: torch.dtype,
+) -> tuple[dict[Call, Axes], Axes]:
+    """Return the axes of some outputs and of the network's input, from a run of two points.
+
+    Raises:
+        LayerError: If `--feature-axis` does not fit.
+    """
+    with analysis_setting(model, dtype):
+        found = find_axes(model, points[:1].clone(), records, selection.feature_axes)
+    check_known(selection.feature_axes, found[0])
+    return found
 
 
 def _one_view(
@@ -195,13 +214,18 @@ def _several_views(
     return views, (*found.choice.notes, reason) if reason else found.choice.notes
 
 
-def _at_positions(
-    model: nn.Module, point: Tensor, views: tuple[View, ...], selection: Selection
+def at_positions(
+    views: tuple[View, ...], every: tuple[dict[Call, Axes], Axes], selection: Selection
 ) -> tuple[tuple[View, ...], tuple[str, ...]]:
-    """Return the views with the layers that have the positions asked for, and notes."""
-    axes, whole = find_axes(model, point, views[0].survey.records, selection.feature_axes)
-    check_known(selection.feature_axes, axes)
-    wanted, notes = selection.positions, list[str]()
+    """Return the views with the layers that have the positions asked for, and notes.
+
+    `every` are axes as `axes_of` returns them.
+
+    Raises:
+        LayerError: If no layer has them, or one that is named exactly has not.
+    """
+    axes, whole = every
+    wanted, notes, reasons = selection.positions, list[str](), list[str]()
     placed = []
     for view in views:
         source = whole if view.source is None else axes[view.source]
@@ -216,17 +240,14 @@ def _at_positions(
                 left_out.setdefault(reason, []).append(record.call.label)
             else:
                 kept.append(record)
-        of = f", with respect to {view.label}" if len(views) > 1 else ""
-        notes += [f"left out{of}, {why}: {listed(names)}" for why, names in left_out.items()]
+        of = f", with respect to {_source(view)}" if len(views) > 1 else ""
+        found = [f"{why}: {listed(names)}" for why, names in left_out.items()]
+        reasons += found
+        notes += [f"left out{of}, {one}" for one in found]
         if kept:
             placed.append(replace(view, records=tuple(kept), axes=axes, source_axes=source))
     if not placed:
-        why = notes[0] if notes else "the only one is the source itself"
-        raise LayerError(
-            f"no chosen layer has what {_asked(selection)} needs: {why}.",
-            "See localrank inspect for the axes of each layer; --feature-axis corrects them, and"
-            " --positions each takes layers whose positions differ from the source's.",
-        )
+        raise _nothing_fits(reasons, selection)
     if wanted.is_all:
         return tuple(placed), tuple(notes)
     grids = [
@@ -241,6 +262,17 @@ def _at_positions(
     return tuple(sized), (*notes, *([note] if note else []))
 
 
+def _nothing_fits(reasons: Sequence[str], selection: Selection) -> LayerError:
+    why = f"they {reasons[0]}" if reasons else "the only one is the source itself"
+    each = ""
+    if selection.positions.needs_equal_grids:
+        each = "; --positions each takes layers whose positions differ from the source's"
+    return LayerError(
+        f"no chosen layer has what {_asked(selection)} needs: {why}.",
+        f"Choose other layers or another source, or correct their axes with --feature-axis{each}.",
+    )
+
+
 def _sized(record: CallRecord, axes: dict[Call, Axes]) -> CallRecord:
     return replace(record, shape=(axes[record.call].n_features,))
 
@@ -250,9 +282,9 @@ def _unfit(output: Axes, source: Axes, selection: Selection) -> str:
     wanted = selection.positions
     if not wanted.is_all:
         if output.batch is None:
-            return "have no axis that is that of the points alone"
+            return "have no axis of the points alone, so that only --positions all applies"
         if source.batch is None and not wanted.takes_whole_source:
-            return "the source has no axis that is that of the points alone"
+            return "have a source without an axis of the points alone"
         if wanted.needs_equal_grids and output.grid != source.grid:
             grids = " and ".join("x".join(map(str, one.grid)) or "none" for one in (output, source))
             return f"have other positions than the source ({grids})"
@@ -266,12 +298,15 @@ def _refuse_if_named(call: Call, view: View, reason: str, selection: Selection) 
     names = {one for one in selection.include if not has_glob(one)}
     if not names & {call.name, call.label}:
         return
-    source = view.label or f"the network's {INPUT}"
     raise LayerError(
-        f"layer {call.label!r} with respect to {source}: {_asked(selection)} does not apply; such"
-        f" layers {reason}.",
+        f"layer {call.label!r} with respect to {_source(view)}: {_asked(selection)} does not"
+        f" apply; such layers {reason}.",
         "Leave it out, choose another source with --wrt, or see localrank inspect for the axes.",
     )
+
+
+def _source(view: View) -> str:
+    return view.label or f"the network's {INPUT}"
 
 
 def _asked(selection: Selection) -> str:

@@ -25,7 +25,13 @@ from localrank_cli.layers.positions import make_parts
 from localrank_cli.layers.select import Selection
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord
-from localrank_cli.layers.triangle import Triangle, takes_triangle, triangle_of, triangle_rows
+from localrank_cli.layers.triangle import (
+    Triangle,
+    feature_axis,
+    sound,
+    triangle_of,
+    triangle_rows,
+)
 from localrank_cli.spectrum.examine import Examination, Pair, View, examine
 from localrank_cli.spectrum.pooled import (
     Block,
@@ -113,12 +119,15 @@ def layer_spectra(
     on the points' device and in the request's dtype; `modes` from earlier checkpoints are updated.
     """
     modes = modes if modes is not None else Modes()
+    modes.progress.span = 0.0, 1.0
     if not request.scaled_by_whole:
         return _spectra(model, points, request, modes)
     # No certificate covers a tolerance from another spectrum, so every matrix takes the SVD.
     request = replace(request, demand=Demand(None))
     without = replace(request, selection=request.selection.whole)
+    modes.progress.span = 0.0, 0.5
     whole = _spectra(model, points, without, modes)
+    modes.progress.span = 0.5, 1.0
     parts = _spectra(model, points, request, modes)
     return [_with_scale(part, one) for part, one in zip(parts, whole, strict=True)]
 
@@ -139,7 +148,7 @@ def _spectra(
     examination = examine(
         model, points, request.selection, request.dtype, is_chosen=request.is_chosen
     )
-    tasks = [_task(model, points, view, examination, request) for view in examination.views]
+    tasks = [make_task(model, points, view, examination, request) for view in examination.views]
     found = [
         {record.call: _empty(record, task, points.shape[0]) for record in task.records}
         for task in tasks
@@ -168,21 +177,14 @@ def _pools(
     tasks: Sequence[Task], examination: Examination, request: Request
 ) -> tuple[list[Task], list[dict[Call, Pool]]]:
     """Return the tasks within the memory that the sums over their Jacobians leave, and the sums."""
-    n_points, model = tasks[0].points.shape[0], tasks[0].model
-    estimated = pool_shapes(model, examination, residual=request.selection.residual)
-    shapes = {
-        (view.label, record.call): replace(
-            estimated[view.label, record.call], n_columns=_n_columns(task)
-        )
-        for view, task in zip(examination.views, tasks, strict=True)
-        for record in task.records
-    }
+    shapes = pool_shapes(examination.views, tasks)
+    n_points, is_part = tasks[0].points.shape[0], request.is_part
     taken = pooled_bytes(
-        shapes, examination.positions, n_points, request.memory, keeps_blocks=request.is_part
+        shapes, examination.positions, n_points, request.memory, keeps_blocks=is_part
     )
     pools = [
         {
-            record.call: Pool(shapes[view.label, record.call], keeps_blocks=request.is_part)
+            record.call: Pool(shapes[view.label, record.call], keeps_blocks=is_part)
             for record in view.records
         }
         for view in examination.views
@@ -191,23 +193,14 @@ def _pools(
     return left, pools
 
 
-def pool_shapes(
-    model: nn.Module, examination: Examination, *, residual: bool
-) -> dict[tuple[str, Call], PoolShape]:
-    """Return the Jacobians that `--pooled` adds for each source and layer."""
-    positions, shapes = examination.positions, {}
-    for pair in examination.pairs:
-        record, view = pair.record, pair.view
-        n_rows, n_parts = record.numel, 1
-        if not positions.is_all:
-            assert view.source_axes is not None
-            axes = view.axes[record.call]
-            drawn_from = view.source_axes if positions.draws_from_source else axes
-            n_parts = positions.n_parts(drawn_from.n_positions)
-            module = model.get_submodule(record.call.name)
-            if not residual and takes_triangle(module, axes):
-                n_rows = triangle_rows(module)
-        shapes[view.label, record.call] = PoolShape(n_rows, pair.n_in, n_parts)
+def pool_shapes(views: Sequence[View], tasks: Sequence[Task]) -> dict[tuple[str, Call], PoolShape]:
+    """Return the Jacobians that `--pooled` adds, by source and layer; a task for each view."""
+    shapes = {}
+    for view, task in zip(views, tasks, strict=True):
+        for record in task.records:
+            parts = task.parts.get(record.call)
+            n_rows, n_parts = (record.numel, 1) if parts is None else (parts.n_rows, parts.n_parts)
+            shapes[view.label, record.call] = PoolShape(n_rows, _n_columns(task), n_parts)
     return shapes
 
 
@@ -218,9 +211,19 @@ def _with_pool(spectrum: LayerSpectrum, pool: Pool, request: Request) -> LayerSp
     return replace(spectrum, pooled=pooled_spectrum(pool.blocks(), spectrum.n_out, precision))
 
 
-def _task(
-    model: nn.Module, points: Tensor, view: View, examination: Examination, request: Request
+def make_task(
+    model: nn.Module,
+    points: Tensor,
+    view: View,
+    examination: Examination,
+    request: Request,
+    *,
+    is_computed: bool = True,
 ) -> Task:
+    """Return the Jacobians of a view at some points.
+
+    Without `is_computed` the task shows shapes and costs: no weight is factored.
+    """
     task = Task(
         model=model,
         points=points,
@@ -237,22 +240,42 @@ def _task(
         return task
     assert view.source_axes is not None
     indices = request.indices or tuple(range(points.shape[0]))
-    triangles, parts = {}, {}
+    triangles = {}
+    if is_computed and not task.residual:
+        triangles = _triangles(model, points[:1].clone(), view, request.dtype)
+    parts = {}
     for record in view.records:
         axes = view.axes[record.call]
-        triangle = None if task.residual else _triangle(model, record.call, axes)
-        if triangle is not None:
-            triangles[record.call] = triangle
-            axes = axes.with_features(triangle.n_rows)
+        n_rows = None if task.residual else _triangle_rows(model, record.call, axes)
+        if is_computed:
+            triangle = triangles.get(record.call)
+            n_rows = None if triangle is None else triangle.n_rows
+        if n_rows is not None:
+            axes = axes.with_features(n_rows)
         parts[record.call] = make_parts(
             examination.positions, axes, view.source_axes, request.seed, indices
         )
     return replace(task, parts=parts, triangles=triangles)
 
 
-def _triangle(model: nn.Module, call: Call, axes: Axes) -> Triangle | None:
+def _triangles(
+    model: nn.Module, point: Tensor, view: View, dtype: torch.dtype
+) -> dict[Call, Triangle]:
+    calls = [record.call for record in view.records]
+    along = [call for call in calls if _triangle_rows(model, call, view.axes[call]) is not None]
+    found = {call: triangle_of(model.get_submodule(call.name)) for call in along}
+    triangles = {call: one for call, one in found.items() if one is not None}
+    with analysis_setting(model, dtype):
+        return sound(model, point, triangles)
+
+
+def _triangle_rows(model: nn.Module, call: Call, axes: Axes) -> int | None:
+    """Return the rows of the factor of a layer that has one along its features; else None."""
     module = model.get_submodule(call.name)
-    return triangle_of(module) if takes_triangle(module, axes) else None
+    n_rows = None if axes.is_complex else triangle_rows(module)
+    if n_rows is None or axes.feature != len(axes.shape) + feature_axis(module):
+        return None
+    return n_rows
 
 
 def _sliced_metric(metric: MetricFactor | None, view: View) -> MetricFactor | None:

@@ -21,9 +21,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from localrank_cli.errors import LayerError
+from localrank_cli.errors import BudgetError, readable
 from localrank_cli.jacobian.blocks import BLOCK_POINTS, AnyPortion, PartPortion, Portion
-from localrank_cli.jacobian.budget import readable
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.positions import ALL, EACH, Positions
 from localrank_cli.spectrum.svd import singular_values
@@ -151,7 +150,7 @@ def pooled_bytes(
         keeps_blocks: Whether each block is kept, and not only the sum over all.
 
     Raises:
-        LayerError: If they take more, or the Jacobians of whole sources have too many columns.
+        BudgetError: If they take more, or the Jacobians of whole sources have too many columns.
     """
     _check_columns(positions, shapes)
     sizes = {
@@ -161,13 +160,14 @@ def pooled_bytes(
     if 2 * needed > memory:
         largest = max(sizes, key=sizes.__getitem__)
         (source, call), shape = largest, shapes[largest]
-        raise LayerError(
+        raise BudgetError(
             f"--pooled: the sums over points need {readable(needed)}, which is more than half of"
             f" the budget of {readable(memory)}; the largest are those of layer {call.label!r}"
             f"{f' with respect to {source}' if source else ''}, with Jacobians of"
             f" {shape.n_rows} x {shape.n_columns}.",
-            f"Give at least --memory {-(-2 * needed // 2**20)}MiB, choose fewer --layers or sources"
-            " (--wrt), or single --positions such as last, whose Jacobians are smaller.",
+            "Choose fewer --layers or sources (--wrt), or single --positions such as last, whose"
+            f" Jacobians are smaller; or give at least --memory {-(-2 * needed // 2**20)}MiB, if the"
+            " machine has as much.",
         )
     return needed
 
@@ -177,7 +177,7 @@ def _check_columns(positions: Positions, shapes: Mapping[tuple[str, Call], PoolS
         return
     for (_, call), shape in shapes.items():
         if shape.n_columns > MOST_COLUMNS:
-            raise LayerError(
+            raise BudgetError(
                 f"--pooled with --positions {positions}: layer {call.label!r} has Jacobians with"
                 f" {shape.n_columns} columns, and pooled matrices have at most {MOST_COLUMNS}.",
                 "Choose --positions same or last, whose Jacobians have the features of one position"

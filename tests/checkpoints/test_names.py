@@ -85,6 +85,8 @@ from localrank_cli.errors import UsageError
         ("step-100-2", 100),
         ("step-100-2024-05-06", 100),
         ("weights.05-0.123", 5),
+        ("step 1000", 1000),
+        ("epoch 3, step 1 000", 1000),
     ],
 )
 def test_step(stem: str, step: int) -> None:
@@ -116,6 +118,7 @@ def test_step(stem: str, step: int) -> None:
         "model",
         "model_final",
         "model_v2",
+        "model 2",
         "model_7b",
         "epoch_3",
         "batch_32",

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from localrank_cli import analyze
 from localrank_cli.checkpoints.series import find_checkpoints, find_folders
 from localrank_cli.errors import SettingsError, UnreadableError
+from localrank_cli.run.headers import HeaderContext, Headers
 from tests.helpers import weights
 
 
@@ -100,6 +102,20 @@ class TestStages:
         for seed, name in enumerate(("stage1-step-40", "stage2-step-90", "stage10-step-95")):
             save(tmp_path / name, seed)
         assert steps(tmp_path) == [40, 90, 95]
+        notes: list[str] = []
+        series = find_checkpoints(tmp_path, [], "", [])
+        first = Headers(replace(series, files=series.files[:1]), False)
+        first.steps(notes.append)
+        assert notes == []
+        # Both at once, and a later one that appears.
+        for context in (HeaderContext(), HeaderContext(earlier=first.scheme)):
+            files = series.files if context.earlier is None else series.files[2:]
+            Headers(replace(series, files=files), False, context=context).steps(notes.append)
+        assert len(notes) == 2
+        for note in notes:
+            assert "stage2-step-90 comes after stage1-step-40: the stages are read as one" in note
+            assert "--pattern '*stage1-*', --pattern '*stage2-*'" in note
+        assert steps(tmp_path, "*stage1-*") == [40]
 
     def test_without_stages(self, tmp_path: Path) -> None:
         save(tmp_path / "step1000-tokens4B", 1)

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from localrank_cli import analyze
 from localrank_cli.checkpoints.series import find_checkpoints
 from localrank_cli.errors import LocalrankError, SettingsError, UnreadableError
+from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.run.follow import Watch
 from localrank_cli.run.headers import HeaderContext, Headers
 from tests.checkpoints.dcp_writer import save_dcp
 from tests.cli.program import invoke
@@ -106,6 +108,8 @@ class TestNoCheckpoints:
             {"losses": [1.0, 2.0]},
             {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
             {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3},
+            {"x": torch.ones(8, 4), "y": torch.ones(8)},
+            {"train": {"x": torch.ones(8, 4)}, "test": {"x": torch.ones(2, 4)}},
         ],
     )
     @pytest.mark.parametrize("command", ["analyze", "inspect"])
@@ -119,6 +123,24 @@ class TestNoCheckpoints:
         (note,) = (line for line in outcome.stderr.splitlines() if "inputs.pt" in line)
         assert "note: " in note
         assert note.endswith("; it is left out")
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("other.pt", {"weight": torch.ones(3, 4), "bias": torch.ones(3)}),
+            ("other.pt", {"0.weight": torch.ones(3, 4), "x": torch.ones(3)}),
+            ("step_7.pt", {"x": torch.ones(3, 4)}),
+            ("best.pt", {"x": torch.ones(3, 4)}),
+            ("other.pt", {"x": torch.ones(3, 4), "epoch": 7}),
+        ],
+    )
+    def test_where_it_may_be_a_checkpoint_it_stays_an_error(
+        self, tmp_path: Path, name: str, content: object
+    ) -> None:
+        torch.save(content, save_series(tmp_path / "run") / name)
+        outcome = invoke("analyze", str(tmp_path / "run"), *DATA)
+        assert outcome.code == 1
+        assert name in outcome.error
 
     def test_also_beside_a_single_checkpoint(self, tmp_path: Path) -> None:
         save(tmp_path / "model.pt")
@@ -158,3 +180,58 @@ class TestResourceForks:
         save(tmp_path / "step_5/weights.pt")
         (tmp_path / "step_5/._weights.pt").write_bytes(bytes(120))
         assert steps(tmp_path) == [5]
+
+
+class TestSeveralFilesInAFolder:
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Path:
+        for step in (0, 5):
+            place = tmp_path / "run" / f"step_{step}"
+            for seed, name in enumerate(("generator.pt", "discriminator.pt")):
+                save(place / name, seed=10 * step + seed)
+        return tmp_path / "run"
+
+    def test_it_names_them_and_the_advice_works(self, run: Path, tmp_path: Path) -> None:
+        outcome = invoke("analyze", str(run), *DATA)
+        assert "step_0: holds 2 files of weights (discriminator.pt, generator.pt)" in outcome.error
+        norms = []
+        for name in ("generator", "discriminator"):
+            assert f"--pattern '*/{name}.pt'" in outcome.error
+            table = analyze(run, data="normal:4", points=1, layers="0", pattern=f"*/{name}.pt")
+            assert table["step"].tolist() == [0, 5]
+            norms += table["jacobian_norm"].tolist()
+        saved = [
+            torch.load(run / f"step_{step}/{name}.pt")["model"]["0.weight"].double().norm().item()
+            for name in ("generator", "discriminator") for step in (0, 5)
+        ]  # fmt: skip
+        # The norm of 12 numbers, computed twice in float64.
+        assert norms == pytest.approx(saved, rel=1e-12)
+
+    def test_not_where_only_one_holds_weights(self, tmp_path: Path) -> None:
+        for step in (0, 5):
+            save(tmp_path / f"step_{step}/net.pt")
+            torch.save(torch.ones(3), tmp_path / f"step_{step}/batch.pt")
+        assert steps(tmp_path) == [0, 5]
+
+    def test_one_among_others_is_not_left_out(self, tmp_path: Path) -> None:
+        save(tmp_path / "step_0.pt")
+        for name in ("a.pt", "b.pt"):
+            save(tmp_path / "step_5" / name)
+        with pytest.raises(UnreadableError, match=r"step_5: holds 2 files of weights"):
+            steps(tmp_path)
+
+    def test_the_other_one_is_not_added_to_a_table(self, run: Path, tmp_path: Path) -> None:
+        words = ("analyze", str(run), *DATA, "-o", str(tmp_path / "x.csv"), "--pattern")
+        assert invoke(*words, "step_0/generator.pt").code == 0
+        assert "step_0" in invoke(*words, "*/discriminator.pt").error
+
+    def test_a_pattern_that_no_folder_fits(self, run: Path) -> None:
+        outcome = invoke("analyze", str(run), *DATA, "--pattern", "*/c.pt")
+        assert "holds no checkpoint that matches --pattern '*/c.pt'" in outcome.error
+
+    def test_under_follow(self, run: Path) -> None:
+        options = AnalyzeOptions(
+            checkpoints=(run,), data="normal:4", points=1, device="cpu", pattern="*/generator.pt"
+        )
+        plan = Watch(options, ignore, lambda _: None).first_plan()
+        assert [one.step for one in plan.series[0].checkpoints] == [0, 5]

@@ -118,7 +118,28 @@ class TestInspect:
 class TestAnalyze:
     def test_everything_of_transformers_at_once(self, tmp_path: Path) -> None:
         error = invoke("analyze", str(save_text(tmp_path / "run"))).error
-        assert all(words in error for words in ("--model hf", "--data FILE", "--wrt EMBEDDING"))
+        wrt = "--wrt gpt_neox.embed_in"
+        assert all(words in error for words in ("--model hf", "--data FILE", wrt))
+
+    def test_the_name_of_an_embedding_that_the_library_knows(self, tmp_path: Path) -> None:
+        transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+        sizes = {"vocab_size": 20, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1}
+        config = transformers.T5Config(**sizes, num_heads=2)
+        for kind, wrt in (("T5ForConditionalGeneration", "shared"), ("T5EncoderModel", "shared")):
+            folder = tmp_path / kind
+            getattr(transformers, kind)(config).save_pretrained(folder / "checkpoint-7")
+            assert f"--wrt {wrt} (the embedding" in invoke("analyze", str(folder)).error
+
+    def test_a_family_that_no_one_knows(self, tmp_path: Path) -> None:
+        folder = save_text(tmp_path / "run")
+        (folder / "checkpoint-7" / "config.json").write_text(
+            json.dumps(NEOX | {"model_type": "unheard_of"})
+        )
+        state = {"lookup.weight": torch.rand(20, 4), "norm.weight": torch.rand(4)}
+        save_file(state, folder / "checkpoint-7" / "model.safetensors")
+        error = invoke("analyze", str(folder)).error
+        assert "--wrt EMBEDDING (the embedding by its name" in error
+        assert "the next error names the embeddings" in error
 
     def test_code_and_data_at_once(self, tmp_path: Path) -> None:
         error = invoke("analyze", str(save_conv(tmp_path / "run"))).error
@@ -132,7 +153,7 @@ class TestAnalyze:
         torch.save(torch.zeros(3, 2).long(), tmp_path / "x.pt")
         folder = str(save_text(tmp_path / "run"))
         error = invoke("analyze", folder, "--data", str(tmp_path / "x.pt")).error
-        assert "give --model hf and, for tokens, --wrt EMBEDDING" in error
+        assert "give --model hf and, for tokens, --wrt gpt_neox.embed_in" in error
 
     @pytest.mark.parametrize("beside", ["adapter", "no weights", "fifo", "other"])
     def test_a_config_that_shows_nothing(self, tmp_path: Path, beside: str) -> None:

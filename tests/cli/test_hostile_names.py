@@ -1,13 +1,16 @@
 """Names of files, layers and runs may hold anything: no command lets them forge or steer."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from localrank_cli.results.read import read_table
 from tests.cli.program import QUICK, Outcome, invoke, run
 from tests.cli.test_terminal import ESCAPE, at_terminal
 from tests.helpers import save_series, weights
@@ -125,3 +128,61 @@ def test_the_progress_bar(tmp_path: Path) -> None:
     assert code == 0
     assert "\x1b]0;title" not in screen
     assert "\x1b[31m" not in screen
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_table_holds_nothing_that_steers_a_terminal(tmp_path: Path, suffix: str) -> None:
+    name = "a\x1b]0;title\x07\x9b31m\x7f"
+    series = save_series(tmp_path / name)
+    target = tmp_path / f"ranks{suffix}"
+    check(invoke("analyze", str(series), *QUICK, "-o", str(target)), 0, shows=False)
+    text = target.read_text("utf-8")
+    lines = text.replace("\t", "").splitlines()
+    assert [line for line in lines if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in line)] == []
+    if suffix == ".jsonl":  # the names themselves come back
+        assert {json.loads(line)["run"] for line in lines} == {name}
+    else:
+        assert "a\\x1b]0;title\\x07\\x9b31m\\x7f" in text
+    assert "resuming: 3 of 3" in invoke("analyze", str(series), *QUICK, "-o", str(target)).stderr
+
+
+def test_csv_at_a_terminal(tmp_path: Path) -> None:
+    series = save_series(tmp_path / NAME)
+    code, screen, _ = at_terminal("analyze", str(series), *QUICK, "-o", "-", columns=300)
+    assert code == 0
+    assert "\\x1b[31m" in screen
+    assert "\x1b[31m" not in screen
+    assert "\x1b]0;" not in screen
+
+
+def test_pictures_of_every_format_show_the_names_of_csv(tmp_path: Path) -> None:
+    series = save_series(tmp_path / NAME)
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        table, sigma = tmp_path / f"ranks{suffix}", tmp_path / "sigma"
+        words = ("-o", str(table), "--spectra", str(sigma))
+        check(invoke("analyze", str(series), *QUICK, *words), 0, shows=False)
+        for kind in ("ranks", "heatmap", "spectrum"):
+            picture = tmp_path / f"{suffix[1:]}-{kind}.svg"
+            spectra = ("--spectra", str(sigma)) * (kind == "spectrum")
+            given = (str(table), "--kind", kind, "-o", str(picture), *spectra)
+            check(invoke("plot", *given), 0, shows=False)
+            ElementTree.parse(picture)
+            assert picture.read_bytes() == (tmp_path / f"csv-{kind}.svg").read_bytes()
+
+
+FORMULA = "=HYPERLINK(1)"
+
+
+def test_a_name_that_is_a_formula_stays_what_it_is_and_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    series = save_series(tmp_path / FORMULA)
+    note = f"note: the name '{FORMULA}' begins as a formula does"
+    for suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
+        target = tmp_path / f"out/ranks{suffix}"
+        outcome = invoke("analyze", str(series), *QUICK, "-o", str(target))
+        check(outcome, 0, shows=False)
+        assert (note in outcome.stderr) is (suffix in {".csv", ".tsv"})
+        assert set(read_table(target)["run"]) == {FORMULA}
+        merged = tmp_path / f"out/merged{suffix}"
+        check(invoke("merge", str(target), "-o", str(merged)), 0, shows=False)
+        assert merged.read_bytes() == target.read_bytes()

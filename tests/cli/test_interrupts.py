@@ -20,6 +20,8 @@ from tests.warm import Warm
 SIGNALS = {
     signal.SIGINT: 130,
     signal.SIGTERM: 143,
+    signal.SIGHUP: 129,
+    signal.SIGXCPU: 152,
     signal.SIGUSR1: 138,
     signal.SIGUSR2: 140,
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.cli.program import QUICK, invoke
 from tests.helpers import NET_CODE, mlp, save_series
@@ -67,6 +68,106 @@ def test_a_pickled_mlp_needs_no_model(tmp_path: Path) -> None:
     found = invoke("analyze", str(tmp_path / "whole"), *QUICK)
     assert found.code == 0, found.stderr
     assert rows(found.stdout) == rows(expected.stdout)
+
+
+def saved(folder: Path, *models: nn.Module, under: str = "") -> Path:
+    folder.mkdir()
+    for step, model in enumerate(models):
+        torch.save({under: model} if under else model, folder / f"step_{step}.pt")
+    return folder
+
+
+def chain(*parts: nn.Module) -> nn.Sequential:
+    """A 4-3-2 network with something between its layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), *parts, nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (nn.Tanh(),), (), (nn.Dropout(), nn.SiLU(), nn.Identity()), (nn.GELU(), nn.Flatten()),
+        (nn.Sequential(nn.LeakyReLU(inplace=True)),),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("trust", [(), ("--trust-pickle",)])
+@pytest.mark.parametrize("under", ["", "model", "generator"])
+def test_a_whole_module_has_its_own_activation(
+    tmp_path: Path, parts: tuple[nn.Module, ...], trust: tuple[str, ...], under: str
+) -> None:
+    model, x = chain(*parts), torch.randn(5, 4)
+    torch.save(x, tmp_path / "x.pt")
+    wrapped = nn.DataParallel(chain(*parts))
+    folder = saved(tmp_path / "run", model, wrapped, under=under)
+    words = ("analyze", str(folder), "--data", str(tmp_path / "x.pt"), "--layers", "*")
+    found = invoke(*words, *trust)
+    assert found.code == 0, found.stderr
+    names = [name for name, one in model.named_modules() if isinstance(one, nn.Linear)]
+    norms = [
+        float(row["spectral_norm"]) for row in csv.DictReader(io.StringIO(found.stdout))
+        if row["layer"] == names[-1]
+    ]  # fmt: skip
+    jacobians = [
+        torch.func.jacrev(model.double().eval())(point[None])[0, :, 0] for point in x.double()
+    ]
+    truth = torch.linalg.matrix_norm(torch.stack(jacobians), 2).mean().item()
+    # Both in float64; tables hold 9 digits.
+    assert norms == [pytest.approx(truth, rel=1e-8)] * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (chain(nn.LeakyReLU(0.2)), "LeakyReLU (negative_slope=0.2)"),
+        (chain(nn.GELU("tanh")), "GELU (approximate=tanh)"),
+        (chain(nn.LayerNorm(3, elementwise_affine=False), nn.ReLU()), "LayerNorm and relu"),
+        (chain(nn.Tanh(), nn.Linear(3, 3), nn.ReLU()), "relu, tanh"),
+        (nn.Sequential(nn.Softmax(-1), *chain(nn.ReLU())), "Softmax"),
+    ],
+)
+def test_a_whole_module_that_is_more_than_an_mlp(
+    tmp_path: Path, model: nn.Module, named: str
+) -> None:
+    folder = saved(tmp_path / "run", model)
+    outcome = invoke("analyze", str(folder), *QUICK)
+    assert outcome.code == 1
+    assert f"step_0.pt: holds a module with {named}, which is more than" in outcome.error
+    (tmp_path / "code.py").write_text(
+        "import torch\n" + f"build = lambda: torch.load("
+        f"{str(folder / 'step_0.pt')!r}, weights_only=False)\n"
+    )
+    given = invoke("analyze", str(folder), *QUICK, "--model", f"{tmp_path / 'code.py'}:build")
+    assert given.code == 0, given.stderr
+
+
+def test_an_activation_that_is_not_that_of_the_module(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "run", chain(nn.Tanh()))
+    outcome = invoke("analyze", str(folder), *QUICK, "--activation", "relu")
+    assert "--activation relu: the module in" in outcome.error
+    assert "has tanh between its layers" in outcome.error
+    assert invoke("analyze", str(folder), *QUICK, "--activation", "tanh").code == 0
+    both = saved(tmp_path / "both", chain(nn.Tanh()), chain(nn.ReLU()))
+    assert (
+        "step_1.pt: holds a module of other parts than"
+        in invoke("analyze", str(both), *QUICK).error
+    )
+
+
+class Own(nn.Module):
+    """Its forward pass is in no file."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.a, self.act, self.b = nn.Linear(4, 3), activation, nn.Linear(3, 2)
+
+
+def test_a_class_of_the_users_own(tmp_path: Path) -> None:
+    """With parts other than the assumed activation it is not guessed what they are for."""
+    assert invoke("analyze", str(saved(tmp_path / "relu", Own(nn.ReLU()))), *QUICK).code == 0
+    folder = saved(tmp_path / "tanh", Own(nn.Tanh()))
+    outcome = invoke("analyze", str(folder), *QUICK)
+    assert "Own with tanh, and its forward pass is not in the file" in outcome.error
+    assert invoke("analyze", str(folder), *QUICK, "--activation", "tanh").code == 0
 
 
 HIDDEN = """

@@ -1,5 +1,7 @@
 """`localrank plot` as a command: files, messages, exit statuses."""
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +11,13 @@ import pytest
 
 from localrank_cli.measures.table import MEASURES
 from localrank_cli.options.views import KINDS
-from tests.cli.program import QUICK, invoke, run
+from tests.cli.program import COMMAND, QUICK, invoke, run, run_cold
 from tests.figures.tables import save_spectra, table
 from tests.figures.test_plane import with_bounds
-from tests.helpers import entries, save_series
+from tests.helpers import entries, evil_code, save_series
+
+_THEIRS = ("MATPLOTLIBRC", "MPLBACKEND", "MPLCONFIGDIR")
+CLEAN = {name: value for name, value in os.environ.items() if name not in _THEIRS}
 
 
 @pytest.fixture
@@ -197,7 +202,7 @@ def test_letters_that_the_font_lacks_are_one_note(tmp_path: Path) -> None:
     table(layers=1).assign(layer="\U0001f9ea").to_csv(tmp_path / "a.csv", index=False)
     outcome = run("plot", str(tmp_path / "a.csv"))
     assert outcome.code == 0
-    assert outcome.stderr.count("missing from font") == 1
+    assert outcome.stderr.count(" missing from ") == 1
     assert all(line.startswith("localrank: note: ") for line in outcome.stderr.splitlines())
 
 
@@ -270,3 +275,56 @@ def test_other_columns_of_the_folder(two: tuple[Path, Path], tmp_path: Path) -> 
     out = tmp_path / "both.csv"
     assert invoke("analyze", *map(str, two), *QUICK, "-o", str(out), "-q").code == 0
     assert "the runs differ in beta (1, 2)" in plotted([out])
+
+
+RC = "figure.facecolor: red\ntext.usetex: True\nsvg.hashsalt: theirs\nbackend: TkAgg\n"
+
+
+@pytest.fixture
+def plain(ranks: Path) -> bytes:
+    """The picture of somebody without any settings."""
+    target = ranks.with_name("plain.svg")
+    assert run_cold("plot", str(ranks), "-o", str(target), env=CLEAN).code == 0
+    return target.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["current folder", "home", "variable", "backend", "pipe", "bytes"])
+def test_settings_of_matplotlib_have_no_effect(
+    ranks: Path, tmp_path: Path, plain: bytes, kind: str
+) -> None:
+    here, env = tmp_path / "anyones", dict(CLEAN)
+    (here / "home/matplotlib").mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(here / "matplotlibrc")
+    elif kind == "bytes":
+        (here / "matplotlibrc").write_bytes(b"font.size: \xff\xfe\n")
+    elif kind == "backend":
+        env["MPLBACKEND"] = "module://evil"
+        (here / "evil.py").write_text(evil_code(here / "ran"))
+    else:
+        place = {"current folder": "matplotlibrc", "home": "home/matplotlib/matplotlibrc"}
+        (here / place.get(kind, "theirs")).write_text(RC)
+        env |= {"XDG_CONFIG_HOME": str(here / "home")} if kind == "home" else {}
+        env |= {"MATPLOTLIBRC": "theirs"} if kind == "variable" else {}
+    target = here / "out.svg"
+    outcome = run_cold("plot", str(ranks), "-o", str(target), cwd=here, env=env)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stderr == f"localrank: note: wrote {target}\n"
+    assert target.read_bytes() == plain
+    assert not (here / "ran").exists()
+
+
+def test_a_relative_folder_of_settings_is_the_users(ranks: Path, tmp_path: Path) -> None:
+    env = CLEAN | {"MPLCONFIGDIR": "mine"}
+    assert run_cold("plot", str(ranks), "-q", cwd=tmp_path, env=env).code == 0
+    assert (tmp_path / "mine").is_dir()  # the list of fonts is kept in it
+
+
+def test_a_current_folder_that_was_removed(ranks: Path, tmp_path: Path) -> None:
+    words = shlex.join([*COMMAND, "plot", str(ranks), "-q"])
+    (tmp_path / "gone").mkdir()
+    script = f"cd {tmp_path}/gone && rmdir ../gone && {words}"
+    done = subprocess.run(
+        ["sh", "-c", script], check=False, capture_output=True, text=True, env=CLEAN
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -224,7 +224,7 @@ def test_what_it_cannot_be_combined_with(single: Path, tmp_path: Path) -> None:
     wide = save_series(tmp_path / "wide", (0,), (8200, 2))
     words = ("analyze", str(wide), "--data", "normal:8200", "--points", "1", "--pooled")
     for kind in ("all", "each"):
-        outcome = invoke(*words, "--memory", "64GiB", "--positions", kind)
+        outcome = invoke(*words, "--positions", kind)
         assert outcome.code == 1
         assert (
             f"--pooled with --positions {kind}: layer '0' has Jacobians with 8200" in outcome.error

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.write import write_json
 from localrank_cli.run.plan import make_plan
 from localrank_cli.run.units import make_plan_file
-from tests.cli.program import QUICK, Outcome, invoke, run, start_warm
+from tests.cli.program import QUICK, Outcome, invoke, run, start, start_warm
 from tests.cli.test_merge import assert_equal, rows
 from tests.helpers import (
     NET_CODE,
@@ -42,7 +43,7 @@ def single(series: Path, *words: str) -> str:
     return invoke("analyze", str(series), *QUICK, *words).stdout
 
 
-def wait_until(true: Callable[[], bool], process: Warm) -> None:
+def wait_until(true: Callable[[], bool], process: "Warm | subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 60
     while not true():
         assert process.poll() is None, process.communicate()[1]
@@ -135,6 +136,21 @@ def test_values_that_are_not_finite(series: Path, tmp_path: Path) -> None:
     assert_equal((tmp_path / "a.csv").read_text(), single(series))
 
 
+def wait_until_ended(pid: int) -> None:
+    """Waits for a process that is not ours: it is gone, or a zombie that nobody has collected."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if state == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail(f"process {pid} is still running")
+
+
 @pytest.fixture
 def waiting(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:
     """A series at whose last checkpoint the model waits, and the command."""
@@ -186,6 +202,34 @@ def test_a_signal_stops_the_workers_and_the_same_command_resumes(
     assert not shards.exists()
     expected = invoke("analyze", *words[1:-4]).stdout
     assert_equal((tmp_path / "ranks.csv").read_text(), expected)
+
+
+@pytest.mark.parametrize("by", ["the kernel", "a pipe"])
+def test_workers_end_with_a_submission_that_is_killed(
+    waiting: tuple[Path, tuple[str, ...]], tmp_path: Path, by: str
+) -> None:
+    _, words = waiting
+    shards = tmp_path / "ranks.csv.shards"
+    env = ONE_THREAD
+    if by == "a pipe":  # as on a system without prctl, or where a wrapper starts the interpreter
+        (tmp_path / "sitecustomize.py").write_text("import os\nos.getppid = lambda: 1\n")
+        env = ONE_THREAD | {"PYTHONPATH": str(tmp_path)}
+    with start(*words, env=env, stderr=subprocess.DEVNULL) as process:
+        first = shards / "shard-00000-of-00002.csv.json"  # this worker is done
+        wait_until(lambda: (tmp_path / "waiting").exists() and first.exists(), process)
+        lock = shards / "shard-00001-of-00002.csv.lock"
+        worker = json.loads(lock.read_text())["pid"]
+        process.kill()
+        process.wait()
+    wait_until_ended(worker)
+    assert not list(shards.glob("*.lock"))
+    # The worker that was in the middle of its part wrote what it had.
+    assert (shards / "shard-00001-of-00002.csv.json").exists()
+    (tmp_path / "go").touch()
+    again = run(*words, env=ONE_THREAD)
+    assert again.code == 0, again.stderr
+    assert "resuming: 3 of 4 units" in again.stderr
+    assert_equal((tmp_path / "ranks.csv").read_text(), invoke("analyze", *words[1:-4]).stdout)
 
 
 def test_a_worker_that_is_killed(waiting: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:

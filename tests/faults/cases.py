@@ -20,6 +20,7 @@ from tests.faults.spoiled import (
     safetensors,
     sharded,
     tensor,
+    with_two_lists,
     zipped_again,
     zipped_over_one_another,
 )
@@ -95,6 +96,10 @@ def _repeated(run: Path) -> None:
 
 def _compressed(run: Path) -> None:
     zipped_again(run / "step_7.pt", weights(seed=7), compressed=True)
+
+
+def _two_lists(run: Path) -> None:
+    with_two_lists(run / "step_7.pt", bytes(2**20))
 
 
 def _compressed_data(run: Path) -> Sequence[str]:
@@ -188,6 +193,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "a `.pt` whose entries are larger than the file": Fault(
         lambda run: zipped_over_one_another(run / "step_7.pt"), "not a readable torch file"
+    ),
+    "a `.pt` with two lists of entries, one for each reader": Fault(
+        _two_lists, "not where the file claims that it is"
     ),
     "a `.pt` data file with compressed entries": Fault(
         _compressed_data, "its entries are compressed, which torch.save never does", data=""

@@ -98,8 +98,8 @@ EVENTS: dict[str, Event] = {
         "1", "nothing, and the status says so",
         f"{_HERE}/test_closed_streams.py::test_both_closed_and_data_on_stdout",
     ),
-    "INT, TERM, USR1 or USR2": Event(
-        "130, 143, 138, 140", ALL, f"{_CLI}/test_interrupts.py::test_status_and_one_line"
+    "INT, TERM, HUP, XCPU, USR1 or USR2": Event(
+        "130, 143, 129, 152, 138, 140", ALL, f"{_CLI}/test_interrupts.py::test_status_and_one_line"
     ),
     "the same during one long call of LAPACK": Event(
         "130, 143, 138, 140",
@@ -119,9 +119,57 @@ EVENTS: dict[str, Event] = {
     "`kill -9` at any instant": Event(
         "137", WHOLE_RUN, f"{_CLI}/test_resume.py::test_killed_at_any_instant"
     ),
+    "`kill -9` while a file is being written": Event(
+        "137",
+        "its temporary file is removed by the next run",
+        f"{_CLI}/test_left_behind.py::test_analyze",
+    ),
+    "`kill -9` of `submit`": Event(
+        "137",
+        f"{ALL}; its workers stop",
+        f"{_CLI}/test_submit.py::test_workers_end_with_a_submission_that_is_killed",
+    ),
+    "a `matplotlibrc` in the current folder: another style, LaTeX, a pipe": Event(
+        "0",
+        "the figure as without it",
+        f"{_CLI}/test_plot.py::test_settings_of_matplotlib_have_no_effect",
+    ),
+    "a name that a terminal would obey, in a table": Event(
+        "0",
+        "CSV shows escapes; JSON lines and Parquet hold the name",
+        f"{_CLI}/test_hostile_names.py::test_a_table_holds_nothing_that_steers_a_terminal",
+    ),
+    "a name that a spreadsheet would compute (`=1+1`)": Event(
+        "0",
+        "the name, unchanged; a note names it",
+        f"{_CLI}/test_hostile_names.py::test_a_name_that_is_a_formula_stays_what_it_is_and_is_noted",
+    ),
+    "the model's code calls `os._exit` or `sys.exit`, or raises KeyboardInterrupt": Event(
+        "1", ALL, f"{_HERE}/test_exits.py::test_the_model_ends_the_process"
+    ),
+    "the same in a worker of `submit`, from C too": Event(
+        "1", ALL, f"{_HERE}/test_exits.py::test_a_worker_that_the_model_ends_leaves_a_gap"
+    ),
+    "memory runs out (`ulimit -v`)": Event(
+        "1", ALL, f"{_HERE}/test_exits.py::test_a_checkpoint_larger_than_the_address_space"
+    ),
     "a second process on the same output": Event(
         "1",
         "the first continues; the second names host and process",
         f"{_CLI}/test_resume.py::test_two_processes_on_one_output",
+    ),
+    "the same from a host whose clock is ahead, without flock": Event(
+        "1",
+        "the first continues",
+        "tests/results/test_lock.py::"
+        "test_without_flock_a_host_whose_clock_is_ahead_steals_no_live_lock",
+    ),
+    "the output's name is a link": Event(
+        "0",
+        "the link; the file that it leads to is written",
+        f"{_CLI}/test_links.py::test_a_table_is_written_through",
+    ),
+    "something that is not a file has the output's name": Event(
+        "1", "what is there", f"{_CLI}/test_links.py::test_what_is_not_a_file_is_refused_and_stays"
     ),
 }  # fmt: skip

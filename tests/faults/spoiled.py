@@ -45,6 +45,35 @@ def zipped_over_one_another(path: Path) -> None:
     path.write_bytes(data)
 
 
+def with_two_lists(path: Path, large: bytes) -> None:
+    """A zip file in which Python finds one list of entries and torch another, with a large pickle.
+
+    Each is sound: Python takes the list before the end, torch the place that the end claims.
+    """
+    saved = io.BytesIO()
+    torch.save(weights(), saved)
+    first, second = io.BytesIO(), io.BytesIO()
+    with (
+        zipfile.ZipFile(saved) as whole,
+        zipfile.ZipFile(first, "w") as packed,
+        zipfile.ZipFile(second, "w") as plain,
+    ):
+        for name in whole.namelist():
+            plain.writestr(name, whole.read(name))
+            if name.endswith("data.pkl"):
+                packed.writestr(name, large, zipfile.ZIP_DEFLATED)
+            else:
+                packed.writestr(name, whole.read(name))
+    hidden, shown = first.getvalue(), bytearray(second.getvalue())
+    end = shown.rindex(b"PK\x05\x06")
+    hidden_end = hidden.rindex(b"PK\x05\x06")
+    place = hidden.index(b"PK\x01\x02")
+    # As long as Python's, since the end names one length for both.
+    assert hidden_end - place == end - shown.index(b"PK\x01\x02")
+    shown[end + 16 : end + 20] = struct.pack("<L", place)
+    path.write_bytes(hidden[:hidden_end] + shown)
+
+
 def as_type(dtype: torch.dtype) -> dict[str, Tensor]:
     """The network's weights in another type."""
     return {key: value.to(dtype) for key, value in weights(seed=7).items()}

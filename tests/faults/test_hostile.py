@@ -12,6 +12,7 @@ from tests.faults.conftest import TRIED
 from tests.faults.hostile import PICKLES, PLACES
 
 ROOT = Path(__file__).parents[2]
+QUICK = ("zip", "dcp", "data by rows")
 LONG = pytest.mark.long
 SECONDS = 8.0  # of one core, for files of a megabyte; what is refused ran for ever or for minutes
 MEBIBYTES = 600  # some of them describe 100 MB of small objects
@@ -32,7 +33,8 @@ REFUSED = {
     [
         "zip",
         "dcp",
-        *(pytest.param(place, marks=LONG) for place in PLACES if place not in ("zip", "dcp")),
+        "data by rows",
+        *(pytest.param(place, marks=LONG) for place in PLACES if place not in QUICK),
         pytest.param("mutated zip", marks=LONG),
         pytest.param("mutated legacy", marks=LONG),
         pytest.param("mutated dcp", marks=LONG),
@@ -59,7 +61,7 @@ def test_no_pickle_takes_for_ever_or_all_memory(place: str) -> None:
         assert seconds < SECONDS, name
         assert mebibytes < MEBIBYTES, name
         assert len(error) < 2000, name
-    if place == "zip":
+    if place in {"zip", "data by rows"}:
         assert set(found) == set(PICKLES)
         for name, message in REFUSED.items():
             assert message in found[name][0], name

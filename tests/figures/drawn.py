@@ -4,9 +4,9 @@ from itertools import combinations
 from typing import Any
 
 import pytest
+from matplotlib import collections
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -25,9 +25,12 @@ def _numbers(values: Any) -> list[float]:
     return [float(value) for value in values]
 
 
+_BAND = getattr(collections, "FillBetweenPolyCollection", collections.PolyCollection)  # < 3.10
+
+
 def bands(axes: Axes) -> list[tuple[float, float]]:
     """Return the lowest and highest y of each band."""
-    found = [one for one in axes.collections if isinstance(one, FillBetweenPolyCollection)]
+    found = [one for one in axes.collections if isinstance(one, _BAND)]
     return [
         (float(one.get_datalim(axes.transData).y0), float(one.get_datalim(axes.transData).y1))
         for one in found

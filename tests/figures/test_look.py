@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pytest
@@ -44,6 +45,16 @@ def test_an_invalid_style_file(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="latin-1")
     with pytest.raises(SettingsError, match="matplotlib cannot read it"), styled(str(path)):
         pass
+
+
+def test_settings_of_the_user_have_no_effect() -> None:
+    with styled():
+        expected = saved(ranks(table())[0], ".svg")
+    theirs: Any = {"figure.facecolor": "red", "svg.hashsalt": "theirs", "text.usetex": True}
+    with mpl.rc_context({**theirs, "axes.prop_cycle": "cycler('color', ['k'])", "font.size": 30}):
+        with styled():
+            assert saved(ranks(table())[0], ".svg") == expected
+        assert mpl.rcParams["text.usetex"]
 
 
 def test_an_unknown_style() -> None:

@@ -4,6 +4,7 @@ import json
 import socket
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 from localrank_cli import analyze
-from localrank_cli.errors import LocalrankError, ModelError
+from localrank_cli.errors import LocalrankError, MismatchError, ModelError
 from localrank_cli.model.hf import hf_model, library, read_config, same_network
-from tests.helpers import evil_code, save_series
+from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.run.follow import Watch
+from tests.helpers import evil_code, ignore, save_series
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -101,8 +104,52 @@ class TestAnalyze:
     def test_configs_that_differ(self, transformers: Any, tmp_path: Path) -> None:
         gpt2(transformers, tmp_path / "checkpoint-10")
         gpt2(transformers, tmp_path / "checkpoint-20", layer_norm_epsilon=0.1)
-        with pytest.raises(ModelError, match=r"checkpoint-20/config\.json describes another"):
+        with pytest.raises(MismatchError, match=r"checkpoint-20/config\.json describes another"):
             analyze(tmp_path, model="hf", data="normal:5x8")
+
+    @pytest.mark.parametrize(
+        ("spoil", "status", "message"),
+        [
+            (lambda folder: (folder / "config.json").write_text("{"), "unreadable", "is not JSON"),
+            (lambda folder: (folder / "config.json").unlink(), "unreadable", "cannot be read"),
+            (lambda folder: (folder / "config.json").write_text("{}"), "mismatch", "describes"),
+            (lambda folder: (folder / "adapter_config.json").write_text("{}"), "mismatch", "adapt"),
+        ],
+    )
+    @pytest.mark.parametrize("bad", [10, 20, 30])
+    def test_a_bad_config_of_one_checkpoint(
+        self, transformers: Any, tmp_path: Path, spoil: Any, status: str, message: str, bad: int
+    ) -> None:
+        for step in (10, 20, 30):
+            gpt2(transformers, tmp_path / f"checkpoint-{step}")
+        spoil(tmp_path / f"checkpoint-{bad}")
+        options: dict[str, Any] = {"model": "hf", "data": "normal:5x8", "points": 1}
+        with pytest.raises(LocalrankError, match=f"checkpoint-{bad}.*"):
+            analyze(tmp_path, **options)
+        frame = analyze(tmp_path, on_error="skip", **options).groupby("step").first()
+        found = frame["status"].to_dict()
+        assert found == dict.fromkeys((10, 20, 30), "ok") | {bad: status}
+        assert message in str(frame.loc[bad, "message"])
+
+    @pytest.mark.parametrize("on_error", ["stop", "skip"])
+    def test_a_later_one_under_follow(
+        self, transformers: Any, tmp_path: Path, on_error: Any
+    ) -> None:
+        gpt2(transformers, tmp_path / "checkpoint-10")
+        later = partial(gpt2, transformers, tmp_path / "checkpoint-20", layer_norm_epsilon=0.1)
+        happenings: Any = iter([int, later, int])
+        options = AnalyzeOptions(
+            checkpoints=(tmp_path,), model="hf", data="normal:5x8", points=1, device="cpu",
+            follow=True, until=20, on_error=on_error,
+        )  # fmt: skip
+        watch = Watch(options, ignore, lambda _: next(happenings)())
+        plan = watch.first_plan()
+        if on_error == "stop":
+            with pytest.raises(MismatchError, match="describes another network"):
+                next(watch.plans(plan))
+        else:
+            (record,) = next(watch.plans(plan)).series[0].failures
+            assert (record.step, record.status) == (20, "mismatch")
 
 
 class TestBuilding:

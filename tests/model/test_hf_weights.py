@@ -43,11 +43,16 @@ def save(folder: Path, made: Any, change: Any = dict, *, pickled: bool = False) 
     return folder
 
 
+def ones(folder: Path) -> Path:
+    torch.save(torch.ones(1, 3, 8), folder / "ones.pt")
+    return folder / "ones.pt"
+
+
 def largest(folder: Path, layer: str, **options: Any) -> float:
     """The spectral norm of a layer at one point of ones, as localrank gives it."""
-    path = folder.parent / "ones.pt"
-    torch.save(torch.ones(1, 3, 8), path)
-    table = analyze(folder, model="hf", data=path, layers=layer, rtol="eps", **options)
+    table = analyze(
+        folder, model="hf", data=ones(folder.parent), layers=layer, rtol="eps", **options
+    )
     assert table["status"].eq("ok").all()
     return float(table["spectral_norm"].iloc[-1])
 
@@ -108,6 +113,51 @@ class TestLoaded:
         made = model()
         folder = save(tmp_path / "step_1", made, prefixed("", "module."), pickled=True)
         assert largest(folder, LAYER) == pytest.approx(naive(made, LAYER), rel=CLOSE)
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda key: f"_orig_mod.{key}",
+            lambda key: f"model.{key}",
+            lambda key: f"model._orig_mod.{key}",
+            lambda key: f"module.net.{key}",
+            lambda key: f"_fsdp_wrapped_module.{key}".replace("h.0.", "h.0._orig_mod."),
+            lambda key: key.replace("h.1.", "h.1._checkpoint_wrapped_module."),
+            lambda key: f"model.{key.removeprefix('transformer.')}",  # of the base model alone
+            lambda key: f"a.b.{key}",
+        ],
+    )
+    @pytest.mark.parametrize("beside", ["", "criterion.weight", "transformer.h.0.attn.bias"])
+    def test_wrappers_of_training(self, tmp_path: Path, wrap: Any, beside: str) -> None:
+        made = model()
+        state = {wrap(key): value for key, value in made.state_dict().items()
+                 if wrap("lm_head") != "model.lm_head" or key != "lm_head.weight"}  # fmt: skip
+        if beside:
+            state[beside if "criterion" in beside else wrap(beside)] = torch.ones(3)
+        made.config.architectures = ["GPT2LMHeadModel"]
+        made.config.save_pretrained(tmp_path)
+        loaded = {"state_dict": state, "global_step": 7}  # of a Lightning module around it
+        torch.save(loaded, tmp_path / "last.ckpt")
+        truth = naive(made, LAYER)
+        table = analyze(
+            tmp_path, model="hf", data=ones(tmp_path), layers=LAYER, rtol="eps", device="cpu"
+        )
+        assert table["step"].tolist() == [7]
+        assert table["spectral_norm"].item() == pytest.approx(truth, rel=CLOSE)
+
+    def test_of_two_networks_the_named_one(self, tmp_path: Path) -> None:
+        one, two = model(1), model(2)
+        one.config.architectures = ["GPT2LMHeadModel"]
+        one.config.save_pretrained(tmp_path)
+        state = {f"{name}.{key}": value for name, made in (("student", one), ("teacher", two))
+                 for key, value in made.state_dict().items()}  # fmt: skip
+        torch.save(state, tmp_path / "step_7.pt")
+        options = {"model": "hf", "data": ones(tmp_path), "layers": LAYER, "rtol": "eps"}
+        with pytest.raises(MismatchError) as caught:
+            analyze(tmp_path, **options)
+        assert caught.value.advice.endswith("--weights student or --weights teacher.")
+        table = analyze(tmp_path, weights="teacher", **options)
+        assert table["spectral_norm"].item() == pytest.approx(naive(two, LAYER), rel=CLOSE)
 
     def test_tied_weights_that_differ(self, tmp_path: Path) -> None:
         def untied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,10 +10,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from localrank_cli.errors import DataError, LocalrankError, SettingsError
+from localrank_cli.points import containers, files, rows
 from localrank_cli.points.files import SUFFIXES, file_hash, load_array
 from tests.helpers import Evil
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(4, 3)
+
+
+@pytest.fixture(autouse=True, params=["whole", "in parts"])
+def _at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is read as a small one is, and as one larger than memory."""
+    if request.param == "in parts":
+        for module in (containers, files, rows):
+            monkeypatch.setattr(module, "AT_ONCE", 0)
+
+
+def load(path: Path, key: str, option: str = "--data-key") -> tuple[Tensor, str]:
+    found, chosen = load_array(path, key, option)
+    return found[:], chosen
 
 
 def save(path: Path, **arrays: Any) -> Path:
@@ -31,7 +45,7 @@ NAMED = pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt", ".pth"
 
 @NAMED
 def test_the_only_array(tmp_path: Path, suffix: str) -> None:
-    tensor, key = load_array(save(tmp_path / f"a{suffix}", digits=ARRAY), "")
+    tensor, key = load(save(tmp_path / f"a{suffix}", digits=ARRAY), "")
     assert key == "digits"
     assert torch.equal(tensor, torch.from_numpy(ARRAY))
 
@@ -40,7 +54,7 @@ def test_the_only_array(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("default", ["x", "inputs", "images"])
 def test_the_default_keys(tmp_path: Path, suffix: str, default: str) -> None:
     path = save(tmp_path / f"a{suffix}", **{"a": np.ones(2), default: ARRAY, "y": np.ones(3)})
-    tensor, key = load_array(path, "")
+    tensor, key = load(path, "")
     assert key == default
     assert tensor.shape == (4, 3)
 
@@ -48,15 +62,15 @@ def test_the_default_keys(tmp_path: Path, suffix: str, default: str) -> None:
 @NAMED
 def test_the_first_of_the_default_keys(tmp_path: Path, suffix: str) -> None:
     path = save(tmp_path / f"a{suffix}", images=np.ones(2), inputs=np.ones(3), x=ARRAY)
-    assert load_array(path, "")[1] == "x"
+    assert load(path, "")[1] == "x"
 
 
 @NAMED
 def test_a_key(tmp_path: Path, suffix: str) -> None:
     path = save(tmp_path / f"a{suffix}", x=np.ones(2), digits=ARRAY)
-    assert load_array(path, "digits")[0].shape == (4, 3)
+    assert load(path, "digits")[0].shape == (4, 3)
     with pytest.raises(SettingsError, match=r"has no array 'nope'") as caught:
-        load_array(path, "nope")
+        load(path, "nope")
     assert "digits, x" in caught.value.advice
 
 
@@ -64,28 +78,28 @@ def test_a_key(tmp_path: Path, suffix: str) -> None:
 def test_several_arrays_need_a_key(tmp_path: Path, suffix: str) -> None:
     path = save(tmp_path / f"a{suffix}", train=ARRAY, test=ARRAY + 1)
     with pytest.raises(SettingsError, match="several arrays: test, train") as caught:
-        load_array(path, "")
+        load(path, "")
     assert "--data-key" in caught.value.advice
 
 
 def test_npy(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", ARRAY)
-    tensor, key = load_array(tmp_path / "a.npy", "")
+    tensor, key = load(tmp_path / "a.npy", "")
     assert key == ""
     assert torch.equal(tensor, torch.from_numpy(ARRAY))
 
 
 def test_a_bare_tensor_and_a_list(tmp_path: Path) -> None:
     torch.save(torch.from_numpy(ARRAY), tmp_path / "a.pt")
-    assert load_array(tmp_path / "a.pt", "")[0].shape == (4, 3)
+    assert load(tmp_path / "a.pt", "")[0].shape == (4, 3)
     torch.save([torch.ones(2), torch.from_numpy(ARRAY)], tmp_path / "b.pt")
-    assert load_array(tmp_path / "b.pt", "1")[0].shape == (4, 3)
+    assert load(tmp_path / "b.pt", "1")[0].shape == (4, 3)
 
 
 def test_legacy_torch_files(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"x": torch.from_numpy(ARRAY)}, path, _use_new_zipfile_serialization=False)
-    assert torch.equal(load_array(path, "")[0], torch.from_numpy(ARRAY))
+    assert torch.equal(load(path, "")[0], torch.from_numpy(ARRAY))
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.pt"])
@@ -95,7 +109,7 @@ def test_a_key_for_an_array_without_a_name(tmp_path: Path, name: str) -> None:
     else:
         torch.save(torch.from_numpy(ARRAY), tmp_path / name)
     with pytest.raises(SettingsError, match=r"--data-key x: .* one array without a name"):
-        load_array(tmp_path / name, "x")
+        load(tmp_path / name, "x")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +128,7 @@ def test_a_key_for_an_array_without_a_name(tmp_path: Path, name: str) -> None:
 )
 def test_types(tmp_path: Path, dtype: str, expected: torch.dtype) -> None:
     np.save(tmp_path / "a.npy", (ARRAY % 2).astype(dtype))
-    tensor, _ = load_array(tmp_path / "a.npy", "")
+    tensor, _ = load(tmp_path / "a.npy", "")
     assert tensor.dtype == expected
     assert torch.equal(tensor.double(), torch.from_numpy(ARRAY % 2).double())
 
@@ -123,13 +137,13 @@ def test_types(tmp_path: Path, dtype: str, expected: torch.dtype) -> None:
 def test_types_that_are_no_numbers(tmp_path: Path, dtype: str) -> None:
     np.save(tmp_path / "a.npy", np.zeros(3, dtype=dtype))
     with pytest.raises(DataError, match=r"has dtype"):
-        load_array(tmp_path / "a.npy", "")
+        load(tmp_path / "a.npy", "")
 
 
 def test_integers_too_large(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([2**63], dtype=np.uint64))
     with pytest.raises(DataError, match=r"above 2\^63 - 1"):
-        load_array(tmp_path / "a.npy", "")
+        load(tmp_path / "a.npy", "")
 
 
 def _npy(path: Path, marker: Path) -> None:
@@ -158,7 +172,7 @@ def test_no_pickle_runs_code(
     marker = tmp_path / "marker"
     write(tmp_path / name, marker)
     with pytest.raises(DataError, match=name) as caught:
-        load_array(tmp_path / name, "")
+        load(tmp_path / name, "")
     assert not marker.exists()
     assert "no pickled objects" in caught.value.advice
     assert "weights_only" not in str(caught.value)
@@ -166,9 +180,9 @@ def test_no_pickle_runs_code(
 
 def test_labels_that_cannot_be_read_stay_unread(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=ARRAY, names=np.array(["a", None], dtype=object))
-    assert load_array(tmp_path / "a.npz", "")[0].shape == (4, 3)
+    assert load(tmp_path / "a.npz", "")[0].shape == (4, 3)
     with pytest.raises(DataError, match=r"a\.npz: cannot be read"):
-        load_array(tmp_path / "a.npz", "names")
+        load(tmp_path / "a.npz", "names")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -182,7 +196,7 @@ def test_damaged_files(tmp_path: Path, suffix: str, part: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(part * len(data)) if part < 1 else int(part)])
     with pytest.raises(DataError, match=rf"a\{suffix}: cannot be read"):
-        load_array(path, "")
+        load(path, "")
 
 
 def test_damage_inside_an_npz(tmp_path: Path) -> None:
@@ -191,7 +205,7 @@ def test_damage_inside_an_npz(tmp_path: Path) -> None:
     data[300:600] = b"x" * 300
     path.write_bytes(data)
     with pytest.raises(DataError, match="cannot be read"):
-        load_array(path, "")
+        load(path, "")
 
 
 @pytest.mark.parametrize(
@@ -208,13 +222,13 @@ def test_damage_inside_an_npz(tmp_path: Path) -> None:
 def test_torch_files_without_arrays(tmp_path: Path, thing: object, message: str) -> None:
     torch.save(thing, tmp_path / "a.pt")
     with pytest.raises(LocalrankError, match=message):
-        load_array(tmp_path / "a.pt", "")
+        load(tmp_path / "a.pt", "")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_no_such_file(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(DataError, match="there is no such data file"):
-        load_array(tmp_path / f"a{suffix}", "")
+        load(tmp_path / f"a{suffix}", "")
 
 
 def test_file_hash(tmp_path: Path) -> None:
@@ -224,15 +238,15 @@ def test_file_hash(tmp_path: Path) -> None:
 
 def test_no_gradient_is_kept(tmp_path: Path) -> None:
     torch.save(torch.ones(3, requires_grad=True), tmp_path / "a.pt")
-    tensor: Tensor = load_array(tmp_path / "a.pt", "")[0]
+    tensor: Tensor = load(tmp_path / "a.pt", "")[0]
     assert not tensor.requires_grad
 
 
 def test_labels_are_missed_by_their_own_option(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((3, 2)))
     with pytest.raises(SettingsError, match=r"--labels-key y: .* without a name") as caught:
-        load_array(tmp_path / "x.npy", "y", "--labels-key")
+        load(tmp_path / "x.npy", "y", "--labels-key")
     assert caught.value.advice.startswith("Save points and labels in one .npz")
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 2)))
     with pytest.raises(SettingsError, match=r"^--labels-key: .* has no array 'y'"):
-        load_array(tmp_path / "x.npz", "y", "--labels-key")
+        load(tmp_path / "x.npz", "y", "--labels-key")

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from localrank_cli.errors import DataError, LocalrankError, SettingsError
+from localrank_cli.points import containers, files, rows
 from localrank_cli.points.files import load_array, named_arrays
 from localrank_cli.points.inputs import Forward, choose_keys, pack
+from localrank_cli.points.rows import Rows
 from localrank_cli.points.source import DataSource, load_points
 
 
@@ -105,9 +108,9 @@ def test_rows_give_the_inputs_back() -> None:
         "mask": torch.rand(4, 5) > 0.5,
         "ids": torch.randint(-9, 2**20, (4,)),
     }
-    rows, inputs = pack(arrays, "d.pt", is_ordered=False)
-    assert rows.shape == (4, 12)
-    found = inputs.unpack(rows[1:3])
+    packed, inputs = pack(arrays, "d.pt", is_ordered=False)
+    assert packed.shape == (4, 12)
+    found = inputs.unpack(packed[1:3])
     assert {key: value.dtype for key, value in found.items()} == {
         "image": torch.float64, "mask": torch.bool, "ids": torch.int64,
     }  # fmt: skip
@@ -160,3 +163,45 @@ def test_options_of_a_single_array_are_refused(tmp_path: Path) -> None:
     source = DataSource(str(tmp_path / "d.npz"), scale=2.0, forward=Forward.of(of_masked))
     with pytest.raises(SettingsError, match="--data-scale: the data are several inputs, mask, x"):
         load_points(source)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".safetensors"])
+def test_inputs_of_a_large_file_are_read_by_rows(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, mask = torch.randn(9, 2, 3), torch.rand(9, 4) > 0.5
+    path = tmp_path / f"d{suffix}"
+    if suffix == ".npz":
+        np.savez(path, x=x.numpy(), mask=mask.numpy())
+    elif suffix == ".pt":
+        torch.save({"x": x, "mask": mask}, path)
+    else:
+        save_file({"x": x, "mask": mask}, path)
+    source = DataSource(str(path), count=5, keep=True, forward=Forward.of(of_masked))
+    points, facts = load_points(source)
+    for module in (containers, files, rows):
+        monkeypatch.setattr(module, "AT_ONCE", 0)
+    again, same = load_points(source)
+    assert isinstance(again.everything, Rows)
+    assert (same, again.indices, again.inputs) == (facts, points.indices, points.inputs)
+    assert torch.equal(again.tensor, points.tensor)
+    assert again.inputs is not None
+    found = again.inputs.unpack(again.everything[:])
+    assert torch.equal(found["x"], x.double())
+    assert torch.equal(found["mask"], mask)
+    chosen = again.inputs.unpack(again.tensor)
+    assert torch.equal(chosen["x"], x.double()[list(again.indices)])
+    assert torch.equal(chosen["mask"], mask[list(again.indices)])
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64 - 1])
+def test_unsigned_integers_do_not_become_negative(number: int) -> None:
+    ids = torch.tensor([[1], [number]], dtype=torch.uint64)
+    with pytest.raises(DataError, match=r"d.pt\[ids\] has integers above 2\^63 - 1"):
+        pack({"ids": ids, "mask": torch.ones(2, 1) > 0}, "d.pt", is_ordered=False)
+
+
+def test_the_lowest_integer_beside_floats_is_refused() -> None:
+    arrays = {"a": torch.ones(1), "b": torch.tensor([-(2**63)])}
+    with pytest.raises(DataError, match=r"above 2\^24"):
+        pack(arrays, "d.pt", is_ordered=False)

@@ -1,7 +1,7 @@
 import pytest
 
 from localrank_cli.measures.table import AVERAGED
-from localrank_cli.results.columns import COLUMNS, Cell, as_text, header
+from localrank_cli.results.columns import COLUMNS, Cell, as_text, header, is_formula
 
 # The columns beside the measures, letter by letter; tests/test_docs.py compares all columns with
 # docs/table.md.
@@ -30,6 +30,14 @@ def test_optional_columns_come_last() -> None:
         (None, ""),
         ("", ""),
         ("a\nb", "a b"),
+        ("a\x1b[31mb\x00\x7f\x9b", "a\\x1b[31mb\\x00\\x7f\\x9b"),
+        ("\r\n\x85=1", "  =1"),
+        ("=1+1", "=1+1"),
+        ("a\tb", "a\tb"),
+        (
+            "\u4f60\u3000\u597d \U0001f469\u200d\U0001f52c",
+            "\u4f60\u3000\u597d \U0001f469\u200d\U0001f52c",
+        ),
         (0, "0"),
         (10**15, "1000000000000000"),
         (0.0, "0"),
@@ -45,3 +53,15 @@ def test_optional_columns_come_last() -> None:
 )
 def test_cells(cell: Cell, text: str) -> None:
     assert as_text(cell) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("=1+1", True), ("+cmd|' /C calc'!A0", True), ("-2+3", True), ("@SUM(1)", True),
+        ("\t=1", True), ("\r=1", True), ("-x", True),
+        ("-1", False), ("+0.5", False), ("0", False), ("a=1", False), ("", False), (" =1", False),
+    ],
+)  # fmt: skip
+def test_what_a_spreadsheet_would_compute(name: str, expected: bool) -> None:
+    assert is_formula(name) is expected

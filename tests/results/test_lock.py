@@ -70,10 +70,37 @@ def test_without_flock_a_dead_lock_is_taken(
     left.write_text('{"pid": 1, "host": "gone"}')
     with pytest.raises(OutputError, match="process 1 on gone"):
         OutputLock(tmp_path / "ranks.csv")
+    monkeypatch.setattr("localrank_cli.results.lock._BEAT", 0.05)
     os.utime(left, (1, 1))
     with OutputLock(tmp_path / "ranks.csv"):
         pass
     assert entries(tmp_path) == []
+
+
+def test_without_flock_a_host_whose_clock_is_ahead_steals_no_live_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("localrank_cli.results.lock.fcntl.flock", no_flock)
+    target, now = tmp_path / "ranks.csv", time.time
+    with OutputLock(target):
+        monkeypatch.setattr("time.time", lambda: now() + 90)
+        with pytest.raises(OutputError, match=f"process {os.getpid()} on "):
+            OutputLock(target)
+        assert entries(tmp_path) == ["ranks.csv.locked"]
+
+
+def test_without_flock_a_lock_dated_by_a_host_whose_clock_is_behind_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lustre dates a file by the clock of the host that writes it."""
+    monkeypatch.setattr("localrank_cli.results.lock.fcntl.flock", no_flock)
+    monkeypatch.setattr("localrank_cli.results.lock._BEAT", 0.2)
+    beat = iter(range(1000))
+    with OutputLock(tmp_path / "ranks.csv") as lock:
+        monkeypatch.setattr(lock, "_say_who", lambda: os.utime(lock._descriptor, (next(beat),) * 2))
+        lock._say_who()
+        with pytest.raises(OutputError, match=f"process {os.getpid()} on "):
+            OutputLock(tmp_path / "ranks.csv")
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +15,15 @@ from localrank_cli.results.write import (
     RowWriter,
     check_suffix,
     refuse_existing,
+    remove_temporary,
     replacing,
+    write_bytes,
     write_json,
     write_table,
 )
 from tests.helpers import entries
 from tests.results.rows import ROWS
+from tests.results.test_lock import no_flock
 
 
 def written(suffix: str, columns: tuple[str, ...] = header(("beta",))) -> str:
@@ -78,6 +82,42 @@ def test_known_suffixes(name: str) -> None:
 def test_unknown_suffixes(name: str) -> None:
     with pytest.raises(UsageError, match=r"Supported: \.csv, \.tsv, \.jsonl"):
         check_suffix(Path(name))
+
+
+class TestLeftByAKilledProcess:
+    def test_it_is_removed_unless_its_process_is_alive(self, tmp_path: Path) -> None:
+        dead = tmp_path / f".a.csv.{os.getpid() + 1}.tmp"
+        dead.write_text("half")
+        other = tmp_path / ".b.csv.1.tmp"
+        other.write_text("of another target")
+        with replacing(tmp_path / "a.csv") as stream:
+            remove_temporary(tmp_path / "a.csv")
+            stream.write("whole")
+        assert (tmp_path / "a.csv").read_text() == "whole"
+        assert entries(tmp_path) == [".b.csv.1.tmp", "a.csv"]
+
+    def test_a_link_of_its_name_is_removed_and_not_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").write_text("mine")
+        (tmp_path / ".a.csv.1.tmp").symlink_to("mine")
+        remove_temporary(tmp_path / "a.csv")
+        assert entries(tmp_path) == ["mine"]
+
+    def test_without_flock_its_age_decides(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("localrank_cli.results.write.fcntl.flock", no_flock)
+        for name, age in ((".a.csv.1.tmp", 2 * 3600), (".a.csv.2.tmp", 60)):
+            (tmp_path / name).touch()
+            then = time.time() - age
+            os.utime(tmp_path / name, (then, then))
+        monkeypatch.setattr("time.time", lambda: 0)  # another host's clock decides
+        remove_temporary(tmp_path / "a.csv")
+        assert entries(tmp_path) == [".a.csv.2.tmp"]
+
+    def test_a_picture(self, tmp_path: Path) -> None:
+        (tmp_path / ".a.png.1.tmp").touch()
+        write_bytes(tmp_path / "a.png", b"new")
+        assert entries(tmp_path) == ["a.png"]
 
 
 class TestReplacing:

@@ -61,6 +61,17 @@ def test_checkpoints_as_they_appear(tmp_path: Path) -> None:
     assert followed(run, happenings, until=20) == [0, 5, 10, 20]
 
 
+@pytest.mark.parametrize("data", [torch.ones(3, 4), {"x": torch.ones(3, 4), "y": torch.ones(3)}])
+@pytest.mark.parametrize("at", [0, 3])
+def test_data_are_no_checkpoint(tmp_path: Path, data: object, at: int) -> None:
+    """Neither at the start nor later."""
+    run = tmp_path / "run"
+    happenings = [nothing, nothing, save(run, 0), nothing, save(run, 5), nothing, nothing]
+    run.mkdir()
+    happenings.insert(at, lambda: torch.save(data, run / "inputs.pt"))
+    assert followed(run, happenings, until=5) == [0, 5]
+
+
 def test_it_stops_after_the_step(tmp_path: Path) -> None:
     run = save_series(tmp_path / "run", (0, 5))
     assert followed(run, [nothing], until=5) == [0, 5]

@@ -162,9 +162,40 @@ class TestPrefixes:
         needs = invoke("inspect", str(tmp_path)).stdout
         assert f"of which --weights takes one: {names[0]}, {names[1]}" in needs
 
+    @pytest.mark.parametrize(
+        ("before", "within"),
+        [("module.", ""), ("_fsdp_wrapped_module.", ""), ("net.", ""), ("", "_orig_mod.")],
+    )
+    def test_two_networks_that_form_one_chain_in_wrappers(
+        self, tmp_path: Path, before: str, within: str
+    ) -> None:
+        one = renamed(ONE, f"{before}generator.{within}")
+        second = renamed(weights(2, 5, 1), f"{before}discriminator.{within}")
+        save(tmp_path, {**one, **second})
+        with pytest.raises(LocalrankError, match="several networks by their names") as caught:
+            check(tmp_path, ONE)
+        advice = f"--weights {before}generator or --weights {before}discriminator"
+        assert advice in caught.value.advice
+        check(tmp_path, ONE, weights=f"{before}generator")
+
     def test_one_network_whose_last_layer_is_called_critic(self, tmp_path: Path) -> None:
         state = {key.replace("2.", "critic."): value for key, value in ONE.items()}
         check(save(tmp_path, state), ONE)
+
+    @pytest.mark.parametrize("options", [{}, {"model": build}])
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("step", torch.tensor(5)),
+            ("best_loss", torch.tensor(0.5)),
+            ("rng_state", torch.zeros(16, dtype=torch.uint8)),
+            ("0._extra_state", torch.zeros(0, dtype=torch.uint8)),
+        ],
+    )
+    def test_beside_tensors_of_the_training(
+        self, tmp_path: Path, key: str, value: Tensor, options: dict[str, Any]
+    ) -> None:
+        check(save(tmp_path, {**ONE, key: value}), ONE, **options)
 
     def test_the_network_itself_comes_before_a_second_one(self, tmp_path: Path) -> None:
         check(save(tmp_path, {**ONE, **renamed(TWO, "teacher.")}), ONE, model=build)
@@ -193,6 +224,25 @@ class TestWrappers:
     ) -> None:
         save(tmp_path, {wrap(key): value for key, value in ONE.items()})
         check(tmp_path, ONE, model=model)
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda key: f"_forward_module._orig_mod.{key}",
+            lambda key: f"module._module.{key}",
+            lambda key: f"_fsdp_wrapped_module.{key.replace('0.', '0._fpw_module.')}",
+            lambda key: key.replace("0.", "0._checkpoint_wrapped_module."),
+        ],
+    )
+    def test_an_inferred_network_has_none(self, tmp_path: Path, wrap: Callable[[str], str]) -> None:
+        save(tmp_path, {wrap(key): value for key, value in ONE.items()})
+        check(tmp_path, ONE)
+        assert list(analyze(tmp_path, data="normal:4", points=2)["layer"]) == ["0", "2"]
+
+    def test_parts_of_such_names_stay(self, tmp_path: Path) -> None:
+        names = {"module.weight": "0.weight", "module.bias": "0.bias", "head.weight": "2.weight"}
+        save(tmp_path, {name: ONE[key] for name, key in names.items()})
+        assert list(analyze(tmp_path, data="normal:4")["layer"]) == ["module", "head"]
 
     @pytest.mark.parametrize("model", [compiled_part, parallel])
     def test_they_are_added(self, tmp_path: Path, model: Callable[[], nn.Module]) -> None:

@@ -1,6 +1,7 @@
 """A network whose outputs change from call to call: what it does, and which layers are left."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from tests.naive import naive_jacobians, naive_spectra
 CODE = """
 import torch
 from torch import nn
-from torch.ao.quantization import FakeQuantize, MovingAverageMinMaxObserver, disable_observer
+from torch.ao.quantization import (
+    FakeQuantize, MovingAverageMinMaxObserver, PerChannelMinMaxObserver, QConfig, QuantStub,
+    disable_observer, get_default_qat_qconfig, prepare_qat,
+)
 from torch.nn import functional as F
 
 class Net(nn.Module):
@@ -104,6 +108,33 @@ def hooked():
     model.register_forward_pre_hook(lambda model, _: model.apply(disable_observer) and None)
     return model
 
+class Aware(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.quant, self.a, self.b = QuantStub(), nn.Linear(6, 7), nn.Linear(7, 5)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(self.quant(x))))
+
+class Still(Aware):
+    def forward(self, x):
+        self.apply(disable_observer)
+        return super().forward(x)
+
+def prepared(kind, weight=None):
+    model = kind().train()
+    model.qconfig = get_default_qat_qconfig("fbgemm") if weight is None else QConfig(
+        FakeQuantize.with_args(observer=MovingAverageMinMaxObserver), weight)
+    return prepare_qat(model)
+
+per_channel = FakeQuantize.with_args(
+    observer=PerChannelMinMaxObserver, dtype=torch.qint8, quant_min=-128, quant_max=127,
+    qscheme=torch.per_channel_symmetric)
+fused = lambda: prepared(Aware)
+fused_still = lambda: prepared(Still)
+unfused = lambda: prepared(Aware, per_channel)
+unfused_still = lambda: prepared(Still, per_channel)
+
 class Hidden(Net):
     def begin(self):
         n = 0
@@ -142,7 +173,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    folder: Path, tmp_path: Path, name: str, layers: str = "", code: str = ""
+    folder: Path, tmp_path: Path, name: str, layers: str = "", code: str = "", **options: Any
 ) -> dict[str, float]:
     """The spectral norms of layers; `code` builds the network where it is not of that name."""
     space: dict[str, type[nn.Module]] = {}
@@ -154,7 +185,7 @@ def run(
         torch.save(model.state_dict(), tmp_path / "step_1.pt")
     frame = analyze(
         tmp_path, model=f"{folder / 'net.py'}:{code or name}", data=points(), device="cpu",
-        **({"layers": layers} if layers else {}),
+        **({"layers": layers} if layers else {}), **options,
     )  # fmt: skip
     return dict(zip(frame["layer"], frame["spectral_norm"], strict=True))
 
@@ -225,3 +256,28 @@ def test_the_ways_out(folder: Path, tmp_path: Path) -> None:
         assert {key: found[key] for key in "ab"} == pytest.approx(expected, rel=1e-8)
         assert found["o"] > 0
         assert state["q.observer_enabled"].item() == 1
+
+
+@pytest.mark.parametrize("name", ["fused", "unfused"])
+@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization is deprecated
+class TestPreparedForQuantization:
+    """Models of prepare_qat: their observers take shape when they are loaded or run."""
+
+    def test_what_is_wrong_and_what_to_do(self, folder: Path, tmp_path: Path, name: str) -> None:
+        with pytest.raises(ModelError, match="found Double") as caught:
+            run(folder, tmp_path, name)
+        assert caught.value.advice.endswith("give --dtype float32.")
+        with pytest.raises(ModelError, match="keeps state between calls") as caught:
+            run(folder, tmp_path, name, dtype="float32")
+        assert "disable_observer" in caught.value.advice
+
+    def test_the_numbers(self, folder: Path, tmp_path: Path, name: str) -> None:
+        found = run(folder, tmp_path, name, code=f"{name}_still", dtype="float32")
+        space: dict[str, Any] = {}
+        exec(compile(CODE, "net.py", "exec"), space)
+        model = space[f"{name}_still"]()
+        model.load_state_dict(torch.load(tmp_path / "step_1.pt"))
+        spectra = naive_spectra(naive_jacobians(model, points(), layers="ab"))
+        truth = {layer: float(values[:, 0].mean()) for layer, values in spectra.items()}
+        # In float32: some ten roundings of 6e-8 each.
+        assert found == pytest.approx(truth, rel=1e-5)

@@ -361,3 +361,43 @@ def test_each_pair_of_several_sources_is_that_of_the_source_alone(name: str) -> 
     for spectrum in found:
         (alone,) = spectra_of(name, Selection((last,), (), spectrum.wrt))
         torch.testing.assert_close(spectrum.computed, alone.computed, rtol=0, atol=CLOSE)
+
+
+class _ByName(nn.Sequential):
+    """Its last layer is given its input by name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self[0](x)).cumsum(1)
+        found: Tensor = self[1](input=hidden)
+        return found
+
+
+class _Hypernetwork(nn.Sequential):
+    """Its last layer runs with weights that depend on the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self[0](x))
+        own = self[1].weight
+        assert isinstance(own, Tensor)
+        weight = {"weight": own * hidden.mean()}
+        found: Tensor = torch.func.functional_call(self[1], weight, (hidden,))
+        return found
+
+
+@pytest.mark.parametrize("kind", [_ByName, _Hypernetwork])
+@pytest.mark.parametrize("positions", ["same", "each:2"])
+def test_a_layer_that_runs_otherwise_than_its_weight_says(
+    kind: type[nn.Sequential], positions: str
+) -> None:
+    """It does not enter through the triangular factor of that weight."""
+    torch.manual_seed(0)
+    model = kind(nn.Linear(3, 4), nn.Linear(4, 9)).double()
+    points = torch.randn(1, 5, 3, dtype=torch.float64)
+    whole = naive_jacobians(model, points, ["1"], "0")["1"][0]
+    selection = Selection(("1",), (), "0", positions=Positions.parse(positions))
+    (spectrum,) = layer_spectra(model, points, Request(selection, seed=SEED, indices=(5,)))
+    jacobian = by_position(whole, _Shapes((1, 5, 9), (1, 5, 4)), "last", "last")
+    matrices = expected(positions, jacobian, (5,), 5)
+    for row, matrix in zip(spectrum.computed.numpy(), matrices, strict=True):
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert np.abs(row - values).max() <= CLOSE * np.linalg.norm(whole)

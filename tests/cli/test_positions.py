@@ -1,0 +1,316 @@
+"""Positions, several sources and J - 1 at the command line: the whole life of such a table."""
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from localrank_cli import analyze
+from localrank_cli.layers.positions import Positions
+from tests.cli.program import Outcome, invoke
+from tests.naive import naive_jacobians
+
+POINTS, TOKENS, WIDTH = 4, 6, 4
+CODE = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.up = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = x + (self.q(x) @ self.k(x).mT).tril() @ x
+        return x + torch.tanh(self.up(x))
+
+class Net(nn.Module):
+    def __init__(self, embed=None):
+        super().__init__()
+        self.embed = nn.Linear(3, 4) if embed is None else embed
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(4, 9)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+def Tokens():
+    return Net(nn.Embedding(11, 4))
+"""
+PAIRS = ("--layers", "blocks.?,blocks.*.q,head", "--wrt", "embed,previous", "--positions", "same:3")
+
+
+def network(name: str = "Net") -> torch.nn.Module:
+    space: dict[str, type[torch.nn.Module]] = {}
+    exec(CODE, space)
+    return space[name]()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("positions")
+    (folder / "net.py").write_text(CODE)
+    for name, run in (("Net", "run"), ("Tokens", "tokens")):
+        (folder / run).mkdir()
+        for step in (0, 10):
+            torch.manual_seed(step)
+            state = {key: 1.5 * value for key, value in network(name).state_dict().items()}
+            save_file(state, folder / run / f"step_{step}.safetensors")
+    torch.manual_seed(1)
+    torch.save({"x": torch.randn(12, TOKENS, 3), "y": torch.arange(12) % 9}, folder / "points.pt")
+    torch.save(torch.randint(0, 11, (12, TOKENS)), folder / "tokens.pt")
+    return folder
+
+
+def words_of(folder: Path, *words: str, name: str = "Net") -> list[str]:
+    run, data = ("run", "points.pt") if name == "Net" else ("tokens", "tokens.pt")
+    key = ("--data-key", "x") if name == "Net" else ()
+    return [
+        "analyze", str(folder / run), "--model", f"{folder / 'net.py'}:{name}", "--device", "cpu",
+        "--data", str(folder / data), *key, "--points", str(POINTS), *words,
+    ]  # fmt: skip
+
+
+def run(folder: Path, *words: str, name: str = "Net") -> Outcome:
+    return invoke(*words_of(folder, *words, name=name))
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+@pytest.fixture(scope="module")
+def table(folder: Path) -> Path:
+    """A table whose layers have several sources, with its singular values."""
+    target = folder / "pairs.csv"
+    outcome = run(folder, *PAIRS, "-o", str(target), "--spectra", str(folder / "spectra"))
+    assert outcome.code == 0, outcome.stderr
+    return target
+
+
+def sources(text: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for row in rows_of(text):
+        if row["step"] == "0":
+            found.setdefault(row["layer"], []).append(row["wrt"])
+    return found
+
+
+def test_previous_is_the_nearest_chosen_layer_on_which_a_layer_depends(table: Path) -> None:
+    assert sources(table.read_text()) == {
+        "blocks.0.q": ["", "embed"],
+        "blocks.0": ["", "embed"],  # its own parts are inside it
+        "blocks.1.q": ["embed", "blocks.0"],
+        "blocks.1": ["embed", "blocks.0"],
+        "blocks.2.q": ["embed", "blocks.1"],
+        "blocks.2": ["embed", "blocks.1"],
+        "head": ["embed", "blocks.2"],
+    }
+
+
+def test_parallel_branches_have_the_layer_before_them(folder: Path) -> None:
+    found = sources(run(folder, "--layers", "blocks.?.?", "--wrt", "previous").stdout)
+    assert (found["blocks.0.q"], found["blocks.0.k"]) == ([""], [""])
+
+
+def test_of_tokens_the_first_layer_has_what_feeds_it(folder: Path) -> None:
+    words = ("--wrt", "previous", "--positions", "last")
+    found = sources(run(folder, "--layers", "blocks.?", *words, name="Tokens").stdout)
+    assert found == {
+        "blocks.0": ["embed"], "blocks.1": ["blocks.0"], "blocks.2": ["blocks.1"]
+    }  # fmt: skip
+    every = run(folder, "--layers", "*", *words, name="Tokens")
+    assert every.code == 0, every.stderr
+    assert sources(every.stdout)["blocks.0.q"] == ["embed"]
+    assert "left out, do not depend on any source of --wrt previous: embed" in every.stderr
+
+
+def test_numbers_and_standard_errors_are_those_of_a_direct_computation(table: Path) -> None:
+    """Means over positions first, then over points, whose spread is the error."""
+    state = {}
+    torch.manual_seed(10)
+    for key, value in network().state_dict().items():
+        state[key] = 1.5 * value
+    model = network()
+    model.load_state_dict(state)
+    model = model.double()
+    data = torch.load(table.parent / "points.pt")["x"].double()
+    (row,) = (
+        row
+        for row in rows_of(table.read_text())
+        if (row["step"], row["layer"], row["wrt"]) == ("10", "blocks.2", "blocks.1")
+    )
+    indices = _indices(table)
+    drawn = Positions.parse("same:3").of_points((TOKENS,), 0, indices)
+    values = []
+    for index, places in zip(indices, drawn.tolist(), strict=True):
+        whole = naive_jacobians(model, data[index : index + 1], ["blocks.2"], "blocks.1")
+        parts = whole["blocks.2"][0].reshape(TOKENS, WIDTH, TOKENS, WIDTH)
+        values.append([np.linalg.svd(parts[i, :, i], compute_uv=False) for i in places])
+    norms = [mean(float(np.linalg.norm(one)) for one in point) for point in values]
+    assert float(row["jacobian_norm"]) == pytest.approx(mean(norms), rel=1e-6)
+    assert float(row["jacobian_norm_se"]) == pytest.approx(stdev(norms) / POINTS**0.5, rel=1e-6)
+    counts = [[int((one > 0.01).sum()) for one in point] for point in values]
+    assert float(row["local_rank"]) == pytest.approx(mean(map(mean, counts)), rel=1e-6)
+    assert row["rank_min"] == str(min(map(min, counts)))
+    assert row["rank_max"] == str(max(map(max, counts)))
+    assert (row["positions"], row["n_positions"], row["jacobian"]) == ("same:3", "3", "J")
+
+
+def _indices(table: Path) -> list[int]:
+    (series,) = json.loads(Path(f"{table}.json").read_text())["series"]
+    found: list[int] = series["point_indices"]
+    return found
+
+
+def test_layers_with_several_sources_are_rows_of_their_own(folder: Path, table: Path) -> None:
+    again = run(folder, *PAIRS, "-o", str(table))
+    assert "resuming: 2 of 2 checkpoints are finished already" in again.stderr
+    shown = invoke("show", str(table)).stdout
+    for name in ("head from embed", "head from blocks.2", "blocks.0 from the input"):
+        assert name in shown
+
+
+def test_counting_again_gives_the_same_table(table: Path) -> None:
+    outcome = invoke("rethreshold", str(table.parent / "spectra"), "--atol", "0.01")
+    assert rows_of(outcome.stdout) == rows_of(table.read_text())
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_merge_of_shards_is_the_single_run(folder: Path, table: Path, count: int) -> None:
+    parts = folder / f"shards{count}"
+    for index in range(count):
+        outcome = run(folder, *PAIRS, "--shard", f"{index}/{count}", "-o", str(parts))
+        assert outcome.code == 0, outcome.stderr
+    target = folder / f"merged{count}.csv"
+    assert invoke("merge", str(parts), "-o", str(target)).code == 0
+    assert target.read_bytes() == table.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--positions", "same:2"), "positions was same:3 and is now same:2"),
+        (("--positions", "last"), "positions was same:3 and is now last"),
+        (("--wrt", "previous"), "wrt was embed,previous and is now previous"),
+        (("--feature-axis", "blocks.*=2"), "feature axis was not set and is now ['blocks.*=2']"),
+        (("--exclude", "head"), "layers was with head from embed (9), head from blocks.2 (9)"),
+    ],
+)
+def test_other_parts_are_refused_by_name(
+    folder: Path, table: Path, words: Sequence[str], named: str
+) -> None:
+    outcome = run(folder, *PAIRS, *words, "-o", str(table))
+    assert outcome.code == 1
+    assert named in outcome.error
+
+
+@pytest.mark.parametrize("kind", ["ranks", "heatmap", "depth", "tolerance", "spectrum"])
+def test_every_figure_keeps_the_sources_apart(folder: Path, table: Path, kind: str) -> None:
+    pytest.importorskip("matplotlib")
+    spectra = ("--spectra", str(folder / "spectra")) if kind in {"tolerance", "spectrum"} else ()
+    target = folder / f"{kind}.svg"
+    layers = ("--layers", "head*", "-o", str(target))
+    outcome = invoke("plot", str(table), "--kind", kind, *spectra, *layers)
+    assert outcome.code == 0, outcome.stderr
+    assert "head from blocks.2" in target.read_text()
+
+
+def test_a_page_and_its_singular_values(folder: Path, table: Path) -> None:
+    target = folder / "page.html"
+    spectra = ("--spectra", str(folder / "spectra"))
+    assert invoke("report", str(table), *spectra, "-o", str(target)).code == 0
+    assert "head from blocks.2" in target.read_text()
+
+
+def test_runs_at_other_positions_are_not_averaged(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    tables = []
+    for index, words in enumerate((("last",), ("same",), ("last", "--residual"))):
+        target = tmp_path / f"{index}.csv"
+        choice = ("--layers", "blocks.?", "--wrt", "embed", "--positions", *words)
+        assert run(folder, *choice, "-o", str(target)).code == 0
+        tables.append(str(target))
+    outcome = invoke("plot", *tables, "-o", str(tmp_path / "ranks.png"))
+    assert "positions (last, same), jacobian (J, J-1)" in outcome.stderr
+
+
+def test_information_and_labels_with_pairs(folder: Path) -> None:
+    words = ("--information", "--labels-key", "y")
+    outcome = run(folder, *PAIRS, *words)
+    assert outcome.code == 0, outcome.stderr
+    by_layer: dict[tuple[str, str], set[str]] = {}
+    for row in rows_of(outcome.stdout):
+        by_layer.setdefault((row["step"], row["layer"]), set()).add(
+            row["information_xt_upper_nats"]
+        )
+    # It is of the layer's output, whatever the source is.
+    assert all(len(values) == 1 for values in by_layer.values())
+    assert len({next(iter(values)) for values in by_layer.values()}) > 1
+
+
+def test_localrank_toml_and_python_give_the_same(folder: Path, tmp_path: Path) -> None:
+    residual = ("--layers", "blocks.?", "--wrt", "embed,previous", "--positions", "same:4")
+    expected = run(folder, *residual, "--residual", "--feature-axis", "-1")
+    assert expected.code == 0, expected.stderr
+    own = tmp_path / "run"
+    shutil.copytree(folder / "run", own)
+    (own / "localrank.toml").write_text(
+        'wrt = ["embed", "previous"]\npositions = "same:4"\nresidual = true\n'
+        'feature-axis = "-1"\nlayers = "blocks.?"\n'
+    )
+    words = words_of(folder)
+    words[1] = str(own)
+    assert invoke(*words).stdout == expected.stdout
+    frame = analyze(
+        own, wrt=["embed", "previous"], positions="same:4", residual=True, feature_axis="-1",
+        layers=["blocks.?"], model=f"{folder / 'net.py'}:Net", data=str(folder / "points.pt"),
+        data_key="x", points=POINTS, device="cpu",
+    )  # fmt: skip
+    rows = rows_of(expected.stdout)
+    assert list(frame.columns) == list(rows[0])
+    assert frame["local_rank"].tolist() == pytest.approx([float(r["local_rank"]) for r in rows])
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ("--positions same:0", "expected a number of positions from 1 after the colon"),
+        ("--positions last:3", "not known. Known are all, each[:N]"),
+        ("--positions some", "not known. Known are all, each[:N]"),
+        ("--positions same:7", "no chosen layer has more than 6 positions. Ask for at most same:6"),
+        ("--layers head --wrt previous", "only one layer is chosen, 'head'"),
+        ("--layers head --wrt previous --positions last", "only one layer is chosen, 'head'"),
+        ("--wrt nothing*", "--wrt nothing*: no module that runs has such a name"),
+        ("--wrt embed,nothing", "there is no module 'nothing'"),
+        ("--layers blocks.0 --wrt blocks.1,head", "layer 'blocks.0' does not depend on any source"),
+        ("--layers blocks.? --wrt head*", "Name a source that runs before them, or other layers"),
+        ("--layers head --wrt embed --residual", "have another shape than the source"),
+        ("--layers hea? --wrt embed --residual", "needs: they have another shape than the source"),
+        ("--wrt previous --input-slice 0", "--input-slice with --wrt previous"),
+        ("--positions last --output-slice 0", "--output-slice with --positions last"),
+        ("--positions last --input-metric data", "--input-metric data with --positions last"),
+        ("--positions last --feature-axis 3", "axis 3 is not one of its features"),
+        ("--positions last --feature-axis 0", "axis 0 is not one of its features"),
+        ("--positions last --feature-axis nothing=1", "no module that runs has such a name"),
+        ("--positions last --feature-axis x", "'x' is not an integer"),
+        (
+            "--positions same --layers head --feature-axis head=1",
+            "have other positions than the source (9 and 6)",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(folder: Path, words: str, what: str) -> None:
+    outcome = run(folder, *words.split())
+    assert outcome.code in {1, 2}
+    assert what in outcome.error

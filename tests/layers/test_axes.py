@@ -1,0 +1,82 @@
+"""Which axis of an output holds its features."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.layers.axes import find_axes
+from localrank_cli.layers.setting import analysis_setting
+from localrank_cli.layers.survey import survey
+
+
+class _Turned(nn.Module):
+    """A norm of tokens that turns them to (features, tokens) and back, as PatchTST does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        return found
+
+
+class _Patches(nn.Module):
+    """A convolution whose output becomes tokens, as Wav2Vec2 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 6, 2, stride=2)
+        self.drop = nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.drop(self.conv(x).transpose(1, 2))
+        return found
+
+
+class _ConvNeXt(nn.Module):
+    """A block whose inner layers have the channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.linear = nn.Linear(6, 6)
+        self.drop = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.drop(self.linear(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return x + found
+
+
+CASES: dict[str, tuple[nn.Module, tuple[int, ...], dict[str, int]]] = {
+    "norm that turns tokens": (
+        nn.Sequential(nn.Linear(3, 6), _Turned(6), nn.Dropout(), nn.Linear(6, 2)),
+        (5, 3),
+        {"0": 2, "1": 2, "1.norm": 1, "2": 2, "3": 2},
+    ),
+    "convolution to tokens": (_Patches(), (3, 10), {"conv": 1, "drop": 2}),
+    "convolutions of a sequence": (
+        nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.AvgPool1d(2), nn.Tanh()),
+        (3, 10),
+        {"0": 1, "1": 1, "2": 1, "3": 1, "4": 1},
+    ),
+    "channels last within a block": (
+        nn.Sequential(_ConvNeXt(), nn.ReLU()),
+        (6, 5, 4),
+        {"0": 1, "0.conv": 1, "0.linear": 3, "0.drop": 1, "1": 1},
+    ),
+    # With as many tokens as features, halves are no turn.
+    "gated tokens": (nn.Sequential(nn.Linear(3, 8), nn.GLU()), (8, 3), {"0": 2, "1": 2}),
+    "gated channels": (nn.Sequential(nn.Conv1d(3, 8, 1), nn.GLU(1)), (3, 8), {"0": 1, "1": 1}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_feature_axis(name: str) -> None:
+    model, shape, wanted = CASES[name]
+    point = torch.randn(1, *shape, dtype=torch.float64)
+    model = model.double()
+    with analysis_setting(model, torch.float64):
+        records = survey(model, point).records
+        found, _ = find_axes(model, point, records)
+    assert {call.label: axes.feature for call, axes in found.items()} == wanted

@@ -1,0 +1,69 @@
+"""docs/real_size.md: each section's network is built and its commands run as they are written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.cli.program import run
+from tests.test_docs import ROOT
+
+PAGE = ROOT / "docs/real_size.md"
+TABLES = {
+    # Six blocks at two steps; ranks of a 128 x 128 matrix.
+    "A decoder: Pythia": ("pythia.csv", 12, 128, "last"),
+    # Twelve blocks from the embeddings, eleven from the block before, at two steps.
+    "A vision transformer": ("vit.csv", 46, 384, "first"),
+    # Of 16 blocks those that keep the shape, at one step; up to 2048 channels.
+    "A ResNet": ("resnet.csv", 12, 2048, "same:1"),
+}
+
+
+def sections() -> dict[str, str]:
+    parts = PAGE.read_text(encoding="utf-8").split("\n## ")[1:]
+    return {part.split("\n", 1)[0]: part for part in parts}
+
+
+def run_section(title: str, folder: Path, patch: pytest.MonkeyPatch) -> pd.DataFrame:
+    pytest.importorskip("transformers")
+    (build,) = re.findall(r"```python\n(.*?)```", sections()[title], flags=re.DOTALL)
+    (folder / "build.py").write_text(build)
+    subprocess.run([sys.executable, "build.py"], cwd=folder, check=True, capture_output=True)
+    patch.chdir(folder)
+    for block in re.findall(r"```sh\n(.*?)```", sections()[title], flags=re.DOTALL):
+        words = block.replace("\\\n", " ").replace("'", "").split()
+        assert words[0] == "localrank"
+        outcome = run(*words[1:])
+        assert outcome.code == 0, outcome.stderr
+    return pd.read_csv(folder / TABLES[title][0], keep_default_na=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "title",
+    [
+        "A decoder: Pythia",
+        pytest.param("A vision transformer", marks=pytest.mark.long),
+        pytest.param("A ResNet", marks=pytest.mark.long),
+    ],
+)
+def test_the_commands_of_the_page_give_the_table(
+    title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, n_rows, width, positions = TABLES[title]
+    table = run_section(title, tmp_path, monkeypatch)
+    assert len(table) == n_rows
+    assert set(table["status"]) == {"ok"}
+    assert set(table["method"]) == {"exact"}
+    assert set(table["positions"]) == {positions}
+    assert set(table["jacobian"]) == {"J-1"}
+    assert table["max_rank"].max() == width
+    # A random block adds something in most directions, at the default tolerance.
+    assert (table["local_rank"] > 0).all()
+
+
+def test_every_section_is_run() -> None:
+    assert list(sections()) == list(TABLES)
