@@ -148,19 +148,20 @@ MEANINGS: dict[str, Meaning] = {
     "pooled_rank": Meaning(
         "rank of the mean Jacobian",
         "The number of singular values above the tolerance of the mean of the Jacobians over all"
-        " points: how many directions all points pass on alike.",
+        " points: directions that the points pass on in the same way add up, others cancel.",
         uses_tolerance=True,
     ),
     "active_rank": Meaning(
         "active rank",
-        "The number of directions of the source whose root mean square over all points of what the"
-        " layer passes on is above the tolerance: how many directions any of the points passes on.",
+        "The number of orthogonal directions of the source along which the response of the layer, as"
+        " a root mean square over all points, is above the tolerance.",
+        OTHER,
         uses_tolerance=True,
     ),
     ACTIVE_EFFECTIVE_RANK: Meaning(
         "active effective rank",
-        "The exponential of the entropy of the normalized root mean squares over all points of what"
-        " the layer passes on of the source's principal directions.",
+        "The effective rank of these root mean squares: a soft count that needs no tolerance.",
+        OTHER,
     ),
     "pooled_undecided": Meaning(
         "undecided pooled values",

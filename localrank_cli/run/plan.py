@@ -27,6 +27,7 @@ from localrank_cli.checkpoints.trusted import provide_main
 from localrank_cli.checkpoints.weights import RAW, describe_weights
 from localrank_cli.errors import (
     BudgetError,
+    LayerError,
     LocalrankError,
     ModelError,
     Note,
@@ -198,7 +199,7 @@ def make_plan(
     for one in planned:
         try:
             _check_pooled(one, memory)
-        except BudgetError as error:
+        except (BudgetError, LayerError) as error:
             if refuses:
                 raise
             note(f"{error.what} {error.advice}")

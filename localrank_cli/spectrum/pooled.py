@@ -21,7 +21,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from localrank_cli.errors import BudgetError, readable
+from localrank_cli.errors import BudgetError, LayerError, readable
 from localrank_cli.jacobian.blocks import BLOCK_POINTS, AnyPortion, PartPortion, Portion
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.positions import ALL, EACH, Positions
@@ -150,7 +150,8 @@ def pooled_bytes(
         keeps_blocks: Whether each block is kept, and not only the sum over all.
 
     Raises:
-        BudgetError: If they take more, or the Jacobians of whole sources have too many columns.
+        BudgetError: If they take more.
+        LayerError: If the Jacobians of whole sources have too many columns.
     """
     _check_columns(positions, shapes)
     sizes = {
@@ -166,8 +167,8 @@ def pooled_bytes(
             f"{f' with respect to {source}' if source else ''}, with Jacobians of"
             f" {shape.n_rows} x {shape.n_columns}.",
             "Choose fewer --layers or sources (--wrt), or single --positions such as last, whose"
-            f" Jacobians are smaller; or give at least --memory {-(-2 * needed // 2**20)}MiB, if the"
-            " machine has as much.",
+            f" Jacobians are smaller; or give at least --memory {-(-2 * needed // 2**20)}MiB,"
+            " if the machine has as much.",
         )
     return needed
 
@@ -177,7 +178,7 @@ def _check_columns(positions: Positions, shapes: Mapping[tuple[str, Call], PoolS
         return
     for (_, call), shape in shapes.items():
         if shape.n_columns > MOST_COLUMNS:
-            raise BudgetError(
+            raise LayerError(
                 f"--pooled with --positions {positions}: layer {call.label!r} has Jacobians with"
                 f" {shape.n_columns} columns, and pooled matrices have at most {MOST_COLUMNS}.",
                 "Choose --positions same or last, whose Jacobians have the features of one position"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import BudgetError, LocalrankError
+from localrank_cli.errors import BudgetError, LayerError, LocalrankError
 from localrank_cli.layers.positions import Positions
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.pooled import pooled_measures
@@ -228,5 +228,5 @@ def test_sums_that_do_not_fit_are_refused_with_what_fits() -> None:
 
 def test_whole_sources_of_more_than_8192_entries_are_refused() -> None:
     model, points = mlp(8193, 2), torch.randn(1, 8193, dtype=torch.float64)
-    with pytest.raises(BudgetError, match="8193 columns, and pooled matrices have at most 8192"):
+    with pytest.raises(LayerError, match="8193 columns, and pooled matrices have at most 8192"):
         spectra_of(model, points, memory=2**36)
