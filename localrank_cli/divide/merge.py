@@ -10,9 +10,10 @@ from typing import Any
 from localrank_cli.errors import SettingsError, UnreadableError, shortened
 from localrank_cli.measures.points import PointMeasures, PointRanks
 from localrank_cli.options.decisive import PRECISION, combine, find_difference
-from localrank_cli.results.journal import Entry, Journal, journal_path, read_checkpoint
+from localrank_cli.results.journal import Entry, Journal, journal_path, read_checkpoint, table_of
 from localrank_cli.results.output import Output
-from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord, LayerRecord
+from localrank_cli.results.pooled import read_sums, with_sums
+from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord
 
 _Unit = tuple[str, str, tuple[int, ...]]  # run, checkpoint, points
 # Measures other than counts agree to this relative difference on any machine.
@@ -297,7 +298,10 @@ def _add(parts: Sequence[Place], output: Output, *, is_complete: bool) -> str:
             _check_whole(part, record)
         output.journal.copy(head, line)
         return record.flaw
-    record = _join([(place.journal, load(place)) for place in parts])
+    loaded = [(place.journal, load(place)) for place in parts]
+    record = _join(loaded)
+    if parts[0].settings.get("pooled") and not record.is_failed:
+        record = with_sums(record, [read_sums(table_of(path), part) for path, part in loaded])
     output.add(record, sync=False)
     return record.flaw
 
@@ -334,7 +338,7 @@ def _join(parts: Sequence[tuple[Path, CheckpointRecord]]) -> CheckpointRecord:
                 "Compute both again with --overwrite, with one version of localrank.",
             )
     layers = [
-        LayerRecord(ones[0].facts, _concatenate([one.points for one in ones]), ones[0].cells)
+        replace(ones[0], points=_concatenate([one.points for one in ones]))
         for ones in zip(*(record.layers for record in records), strict=True)
     ]
     seconds = sum(record.facts.get("seconds") or 0 for record in records)

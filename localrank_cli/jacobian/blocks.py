@@ -13,6 +13,9 @@ from localrank_cli.jacobian.routes import pushforward, unit_rows
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.survey import CallRecord
 
+# Sums over points run over blocks of this many in order of index, and no portion crosses one.
+BLOCK_POINTS = 8
+
 
 @dataclass(frozen=True)
 class Portion:

@@ -12,6 +12,7 @@ from localrank_cli.errors import LocalrankError, ModelError, cause, one_line
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.blocks import (
+    BLOCK_POINTS,
     AnyPortion,
     BlockPlan,
     BlockPortion,
@@ -81,6 +82,9 @@ class Task:
     )  # of all points; none: whole Jacobians
     triangles: Mapping[Call, Triangle] = field(default_factory=dict)
     residual: bool = False  # J - 1 in place of J
+    # The Jacobians are to be added: no factor of their own at each point, nor a portion across the
+    # end of a block of points.
+    pooled: bool = False
 
     @property
     def n_in(self) -> int:
@@ -151,6 +155,8 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
         else:
             check_fits(task.records, task.n_in, task.memory)
     size = min(_parts_points(task) if task.parts else _points_at_once(task) for task in tasks)
+    if tasks[0].pooled:  # a power of two, so that a block is a number of portions
+        size = 1 << min(size, BLOCK_POINTS).bit_length() - 1
     model, dtype, tolerance = tasks[0].model, tasks[0].dtype, tasks[0].tolerance
     calls = calls_of(tasks)
     works = forecast_all(tasks, forward=modes.forward, replays=modes.replay)
@@ -607,7 +613,7 @@ def _take(ways: Sequence[Way[_Result]], modes: Modes) -> tuple[_Result, str]:
 
 def chain_of(task: Task, batch: Batch, modes: Modes) -> Chain | None:
     """Return the network as a chain, if it is one; `modes` keeps why it is none."""
-    if not modes.chain or task.survey.has_low_values or task.residual:
+    if not modes.chain or task.survey.has_low_values or task.residual or task.pooled:
         return None
     found = find_chain(batch, [record.call for record in task.records], task.tolerance)
     if isinstance(found, Refusal):
@@ -619,7 +625,8 @@ def chain_of(task: Task, batch: Batch, modes: Modes) -> Chain | None:
 
 def _narrow(task: Task, batch: Batch, good: dict[Call, Tensor], modes: Modes) -> Batch:
     """Return the batch along fewer directions, where that is exact and saves passes or memory."""
-    fitting = task.metric is None and task.dtype == torch.float64 and not task.residual
+    fitting = task.metric is None and task.dtype == torch.float64
+    fitting &= not (task.residual or task.pooled)
     if not fitting or not modes.narrow or task.survey.has_low_values:
         return batch
     room = Budget(task.memory).directions

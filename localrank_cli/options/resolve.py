@@ -96,6 +96,7 @@ class Settings:
     allow_small_cov: bool = False
     sampling: Sampling = field(default_factory=Sampling)
     sigma_1: str = "slice"  # or "full": what relative tolerances refer to under a slice
+    pooled: bool = False  # whether to measure the means over points of J and of J^T J
 
     @property
     def slices(self) -> dict[str, str]:
@@ -104,6 +105,11 @@ class Settings:
         if not inner and not outer:
             return {}
         return {"input_slice": inner, "output_slice": outer, "sigma_1_of": self.sigma_1}
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the table says which parts of which Jacobians were measured."""
+        return self.selection.has_parts or self.pooled
 
     @property
     def by_whole(self) -> bool:
@@ -278,9 +284,11 @@ def resolve(series: SeriesOptions) -> Settings:
         allow_small_cov=options.allow_small_cov,
         sampling=sampling,
         sigma_1=_value(options.sigma_1),
+        pooled=bool(options.pooled),
     )
     if settings.by_whole:
         check_whole(settings.selection, metric)
+        _check_not_pooled(settings)
     _check_parts(settings.selection, metric)
     return settings
 
@@ -352,6 +360,15 @@ def check_whole(selection: Selection, input_metric: str) -> None:
             "--sigma-1 full with --input-slice and --input-metric data: the covariance of the slice"
             " and that of the whole are two metrics.",
             "Leave one of them out, or give --sigma-1 slice.",
+        )
+
+
+def _check_not_pooled(settings: Settings) -> None:
+    if settings.pooled:
+        raise SettingsError(
+            "--sigma-1 full with --pooled: relative tolerances refer to the largest singular value"
+            " of the pooled matrix itself.",
+            "Leave one of them out: --sigma-1 slice, or --no-pooled.",
         )
 
 

@@ -225,6 +225,16 @@ class AnalyzeOptions:
             decides=("residual",),
         ),
     ] = None
+    pooled: Annotated[
+        bool | None,
+        Setting(
+            help="Also the ranks of the mean Jacobian and of the mean of its squares, over all"
+            " points (and positions).",
+            flags=("--pooled/--no-pooled",),
+            in_folder=True,
+            decides=("pooled",),
+        ),
+    ] = None
     feature_axis: Annotated[
         tuple[str, ...],
         Setting(

@@ -46,12 +46,19 @@ COLUMNS: dict[str, str] = {
 
 # Columns of analyses that choose pairs or positions.
 PARTS = ("positions", "n_positions", "jacobian")
+ACTIVE_EFFECTIVE_RANK = "active_effective_rank"
+# Columns of --pooled; but for one, they differ between the rows of a layer's tolerances.
+POOLED = ("pooled_rank", "active_rank", "pooled_undecided", ACTIVE_EFFECTIVE_RANK)
 # Columns after `message` that the tool itself may add, in order; constants of a series follow.
 OPTIONAL: dict[str, str] = {
     "epoch": OPTIONAL_INT,
     "positions": STR,
     "n_positions": OPTIONAL_INT,
     "jacobian": STR,
+    "pooled_rank": OPTIONAL_INT,
+    "active_rank": OPTIONAL_INT,
+    "pooled_undecided": OPTIONAL_INT,
+    ACTIVE_EFFECTIVE_RANK: FLOAT,
     "n_cov": OPTIONAL_INT,
     "input_slice": STR,
     "output_slice": STR,
@@ -135,6 +142,31 @@ MEANINGS: dict[str, Meaning] = {
     "n_undecided": Meaning(
         "undecided points",
         "The number of points whose count is decided by rounding.",
+        OTHER,
+        uses_tolerance=True,
+    ),
+    "pooled_rank": Meaning(
+        "rank of the mean Jacobian",
+        "The number of singular values above the tolerance of the mean of the Jacobians over all"
+        " points: directions that the points pass on in the same way add up, others cancel.",
+        uses_tolerance=True,
+    ),
+    "active_rank": Meaning(
+        "active rank",
+        "The number of orthogonal directions of the source along which the layer responds, as a root"
+        " mean square over all points, by more than the tolerance.",
+        OTHER,
+        uses_tolerance=True,
+    ),
+    ACTIVE_EFFECTIVE_RANK: Meaning(
+        "active effective rank",
+        "The effective rank of these root mean squares: a soft count that needs no tolerance.",
+        OTHER,
+    ),
+    "pooled_undecided": Meaning(
+        "undecided pooled values",
+        "The number of values of the pooled matrices that are as close to the tolerance as they are"
+        " exact.",
         OTHER,
         uses_tolerance=True,
     ),

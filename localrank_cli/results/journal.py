@@ -163,6 +163,11 @@ def journal_path(target: Path) -> Path:
     return target.with_name(target.name + ".journal")
 
 
+def table_of(journal: Path) -> Path:
+    """Return the path of the table whose journal this is."""
+    return journal.with_name(journal.name.removesuffix(".journal"))
+
+
 class Journal:
     """An open journal.
 

@@ -11,6 +11,7 @@ from localrank_cli.errors import OutputError
 from localrank_cli.results.journal import Entry, Journal, journal_path
 from localrank_cli.results.lock import OutputLock
 from localrank_cli.results.manifest import checkpoint_facts, extra_columns, make_manifest
+from localrank_cli.results.pooled import remove_sums
 from localrank_cli.results.record import KIND, SETTINGS, CheckpointRecord
 from localrank_cli.results.write import (
     check_suffix,
@@ -78,6 +79,7 @@ class Output:
             self.journal.move(self._journal)
             for path in (self.target, self._manifest):
                 path.unlink(missing_ok=True)
+            remove_sums(self.target)
             self._is_fresh = False
 
     def add(self, record: CheckpointRecord, *, sync: bool = True) -> None:

@@ -11,6 +11,7 @@ from localrank_cli.measures.points import PointMeasures, PointRanks
 from localrank_cli.measures.table import AVERAGED
 from localrank_cli.results.columns import COLUMNS, Cell
 from localrank_cli.spectrum.layer import EXACT_FLOAT32
+from localrank_cli.spectrum.pooled import Block
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.validation import shown
 
@@ -39,14 +40,22 @@ class LayerFacts:
 
 
 def layer_rows(
-    facts: LayerFacts, measures: LayerMeasures, constants: Mapping[str, Cell], remark: str = ""
+    facts: LayerFacts,
+    measures: LayerMeasures,
+    constants: Mapping[str, Cell],
+    remark: str = "",
+    by_tolerance: Sequence[Mapping[str, Cell]] = (),
 ) -> list[dict[str, Cell]]:
     """Return one row for each tolerance, in order.
 
-    `constants` are the columns after `message`; `remark` is appended to the text in `message` on
-    failed points.
+    `constants` are the columns after `message`, and `by_tolerance`, if there are any, those of each
+    row; `remark` is appended to the text in `message` on failed points.
     """
-    return [_row(facts, measures, ranks, remark) | dict(constants) for ranks in measures.ranks]
+    own = by_tolerance or [{} for _ in measures.ranks]
+    return [
+        {**_row(facts, measures, ranks, remark), **constants, **cells}
+        for ranks, cells in zip(measures.ranks, own, strict=True)
+    ]
 
 
 def _row(
@@ -87,6 +96,10 @@ class LayerRecord:
     facts: LayerFacts
     points: PointMeasures
     cells: Mapping[str, Cell] = field(default_factory=dict)  # optional columns
+    # Optional columns that differ between tolerances, for each of them; none: none has any.
+    by_tolerance: tuple[Mapping[str, Cell], ...] = ()
+    # Of a part of the points with --pooled: sums over them, which are no part of the journal.
+    blocks: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,8 @@ class CheckpointRecord:
             return [self._failed_row()]
         rows = []
         for layer in self.layers:
-            rows += layer_rows(layer.facts, reduce_points(layer.points), layer.cells, self.message)
+            measures = reduce_points(layer.points)
+            rows += layer_rows(layer.facts, measures, layer.cells, self.message, layer.by_tolerance)
         return rows
 
     @property
@@ -251,8 +265,9 @@ def _layer_json(layer: LayerRecord, index: int) -> dict[str, Any]:
                 "counts": list(ranks.counts),
                 "near": _where(ranks.near),
                 "undecided": _where(ranks.undecided),
+                **({"cells": dict(layer.by_tolerance[row])} if layer.by_tolerance else {}),
             }
-            for ranks in points.ranks
+            for row, ranks in enumerate(points.ranks)
         ],
         "soft": {name: list(values) for name, values in points.soft.items()},
     }
@@ -276,6 +291,7 @@ def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRec
             n_positions=n_positions,
         ),
         saved["cells"],
+        tuple(ranks["cells"] for ranks in saved["ranks"] if "cells" in ranks),
     )
 
 

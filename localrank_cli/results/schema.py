@@ -175,6 +175,7 @@ class _Series(Strict):
     wrt: str | None = None
     positions: str | None = None
     residual: bool | None = None
+    pooled: bool | None = None
     feature_axis: list[str] | None = None
     layers: list[_LayerCall] | None = None
     tolerances: list[str] | None = None
@@ -211,6 +212,7 @@ class _Ranks(Strict):
     counts: list[Count]
     near: list[Count]
     undecided: list[Count]
+    cells: Cells | None = None  # those that differ between tolerances
 
     @model_validator(mode="after")
     def _is_of_one_tolerance(self) -> Self:
@@ -253,6 +255,8 @@ class _LayerBody(Strict):
                     f"expected {max(0, n_points)} values in {name}, one for each point that counts,"
                     f" got {length}"
                 )
+        if len({one.cells is None for one in self.ranks}) > 1:
+            raise ValueError("expected cells in each of ranks, or in none")
         _check_places("failed", self.failed, self.points)
         for index, ranks in enumerate(self.ranks):
             _check_places(f"ranks[{index}].near", ranks.near, n_points)

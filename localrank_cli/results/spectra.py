@@ -18,6 +18,7 @@ from localrank_cli.results.record import CheckpointRecord, LayerFacts, check_lay
 from localrank_cli.results.schema import SpectraFile, check
 from localrank_cli.results.write import replacing
 from localrank_cli.spectrum.layer import LayerSpectrum, Scale
+from localrank_cli.spectrum.pooled import PooledSpectrum
 from localrank_cli.spectrum.svd import rounding
 from localrank_cli.validation import loads, shown
 
@@ -30,6 +31,9 @@ _DEFAULTS: dict[str, Any] = {
     "module": "", "wrt": "", "input_metric": "", "dtype": "float64", "method": "exact",
 }  # fmt: skip
 _SCALE = "\tsigma_1"  # behind a layer's name: that of the whole Jacobian and its rounding
+# Of the pooled matrices of --pooled: singular values of E[J], square roots of the eigenvalues of
+# E[J^T J], and how far they may be off.
+_MEAN, _ACTIVE, _ROUNDING = "\tpooled", "\tactive", "\tpooled rounding"
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class LayerValues:
     values: Tensor  # (points, min(n_out, n_columns)), float64, descending; NaN: not finite
     scale: Scale | None  # what relative tolerances refer to; None: the first of the values
     n_positions: int = 1  # Jacobians of each point
+    pooled: PooledSpectrum | None = None  # where --pooled kept it, and a point counts
 
     @property
     def spectrum(self) -> LayerSpectrum:
@@ -95,6 +100,8 @@ def write_spectra(
         tensors[name] = spectrum.computed.contiguous()
         if scale is not None:
             tensors[name + _SCALE] = torch.stack([scale.values, scale.rounding])
+        if spectrum.pooled is not None:
+            tensors |= _pooled_tensors(name, spectrum.pooled)
         entries.append({
             **asdict(layer.facts), "n_columns": spectrum.n_in, "cells": dict(layer.cells),
             "n_positions": spectrum.n_positions, "key": name,
@@ -197,7 +204,18 @@ def read_layer(entry: Mapping[str, Any], file: Any) -> LayerValues:
     values = values.sort(dim=1, descending=True).values
     n_columns = entry.get("n_columns", facts.n_in)
     n_positions = entry.get("n_positions", 1)
-    return LayerValues(facts, n_columns, entry.get("cells", {}), values, scale, n_positions)
+    pooled = None
+    if name + _MEAN in file.keys():  # noqa: SIM118  # as above
+        mean, active, bound = (file.get_tensor(name + end) for end in (_MEAN, _ACTIVE, _ROUNDING))
+        pooled = PooledSpectrum(mean, active, float(bound), (facts.n_out, n_columns))
+    cells = entry.get("cells", {})
+    return LayerValues(facts, n_columns, cells, values, scale, n_positions, pooled)
+
+
+def _pooled_tensors(name: str, pooled: PooledSpectrum) -> dict[str, Tensor]:
+    bound = torch.tensor(pooled.rounding, dtype=torch.float64, device="cpu")
+    named = {_MEAN: pooled.mean, _ACTIVE: pooled.active, _ROUNDING: bound}
+    return {name + end: tensor.contiguous() for end, tensor in named.items()}
 
 
 def find_spectra(folder: Path) -> Iterator[Path]:

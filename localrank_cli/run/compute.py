@@ -18,6 +18,7 @@ from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import demand_of
 from localrank_cli.model.fill import fill_model
 from localrank_cli.results.columns import Cell
+from localrank_cli.results.pooled import with_pooled
 from localrank_cli.results.record import CheckpointRecord, LayerFacts, LayerRecord, unsaved_message
 from localrank_cli.run.headers import PlannedCheckpoint, failed_record, load_state
 from localrank_cli.run.keeping import KeptValuesError, Loads
@@ -77,6 +78,7 @@ class _Runner:
             memory,
             demand,
             scaled_by_whole=settings.by_whole,
+            pooled=settings.pooled,
             is_chosen=True,
         )
         self._modes = Modes()
@@ -163,7 +165,11 @@ class _Runner:
         span = slice(*(checkpoint.points or (None,)))
         points, indices = self._points[span], series.points.indices[span]
         request = replace(
-            self._request, metric=metric, seed=series.settings.source.seed, indices=indices
+            self._request,
+            metric=metric,
+            seed=series.settings.source.seed,
+            indices=indices,
+            is_part=checkpoint.points is not None,
         )
         if self.watcher is not None:
             name = f"{series.run} step {checkpoint.step}"
@@ -203,7 +209,8 @@ class _Runner:
         )
         points = point_measures(spectrum, settings.tolerances, settings.noise)
         optional = {name: cells.get(name) for name in self._plan.extra_columns}
-        return LayerRecord(facts, points, optional)
+        layer = LayerRecord(facts, points, optional, blocks=spectrum.blocks)
+        return with_pooled(layer, spectrum.pooled)
 
     def _compare(self, checkpoint: PlannedCheckpoint, digest: str) -> None:
         this = f"{checkpoint.file.name} (step {checkpoint.step})"

@@ -10,9 +10,11 @@ import torch
 from localrank_cli.errors import Note, OutputError, SettingsError
 from localrank_cli.machine import peak_memory
 from localrank_cli.results.output import Output
+from localrank_cli.results.pooled import sums_path, write_sums
 from localrank_cli.results.record import KIND, CheckpointRecord
 from localrank_cli.results.spectra import is_spectra, spectra_path, write_spectra
-from localrank_cli.results.write import make_folder, remove_temporary_in
+from localrank_cli.results.write import make_folder, remove_temporary, remove_temporary_in
+from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import Plan, series_settings
 from localrank_cli.run.resume import Resume, check_shard, find_resume, record_settings
 from localrank_cli.run.units import Division
@@ -54,15 +56,38 @@ class RunOutput(Output):
         """
         check_shard(division, self.journal)
         self._division = division
-        resume = find_resume(plan, self.journal, note, spectra.has if spectra is not None else None)
+
+        def is_kept(run: str, checkpoint: PlannedCheckpoint) -> bool:
+            path = sums.get((run, checkpoint.file.name, checkpoint.points))
+            has_sums = path is None or path.is_file()
+            return has_sums and (spectra is None or spectra.has(run, checkpoint.step))
+
+        sums = self._sums(plan)
+        resume = find_resume(plan, self.journal, note, is_kept)
         self.replace_earlier()
+        remove_temporary(*sums.values())
         self._plan = plan
         return resume
+
+    def _sums(self, plan: Plan) -> dict[tuple[str, str, tuple[int, int] | None], Path]:
+        """Return the files of sums for --pooled, which parts of checkpoints have."""
+        return {
+            (series.run, one.file.name, one.points): sums_path(
+                self.target, series.run, one.file.name, one.points
+            )
+            for series in plan.series
+            if series.settings.pooled
+            for one in series.checkpoints
+            if one.points is not None
+        }
 
     def add(self, record: CheckpointRecord, *, sync: bool = True) -> None:
         """Append a checkpoint, and before the first one the settings of its series."""
         assert self._plan is not None
         with self._guard:
+            pooled = {one.run for one in self._plan.series if one.settings.pooled}
+            if record.points is not None and not record.is_failed and record.run in pooled:
+                write_sums(self.target, record)  # before the line that says that they are there
             record_settings(self._plan, self.journal, self._division)
             super().add(record, sync=sync)
 

@@ -25,7 +25,15 @@ from localrank_cli.checkpoints.series import (
 )
 from localrank_cli.checkpoints.trusted import provide_main
 from localrank_cli.checkpoints.weights import RAW, describe_weights
-from localrank_cli.errors import LocalrankError, ModelError, Note, SettingsError, UnreadableError
+from localrank_cli.errors import (
+    BudgetError,
+    LayerError,
+    LocalrankError,
+    ModelError,
+    Note,
+    SettingsError,
+    UnreadableError,
+)
 from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import check_memory, free_memory, memory_budget, pick_device
@@ -49,7 +57,7 @@ from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
 from localrank_cli.points.inputs import Inputs
 from localrank_cli.points.shape import proposals, written
-from localrank_cli.results.columns import PARTS, optional_first
+from localrank_cli.results.columns import PARTS, POOLED, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
@@ -72,6 +80,8 @@ from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import can_infer, check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
 from localrank_cli.spectrum.examine import Examination, examine
+from localrank_cli.spectrum.layer import Request, make_task, pool_shapes
+from localrank_cli.spectrum.pooled import pooled_bytes
 from localrank_cli.spectrum.tolerance import check_rounding
 from localrank_cli.userimport import import_object
 
@@ -113,7 +123,8 @@ class SeriesPlan:
         """The columns after `message`, in order: those of localrank, then the series' constants."""
         return (
             *(["epoch"] if self.scheme.counting.kind == EPOCHS else []),
-            *(PARTS if self.settings.selection.has_parts else []),
+            *(PARTS if self.settings.has_parts else []),
+            *(POOLED if self.settings.pooled else []),
             *(["n_cov"] if self.settings.input_metric == "data" else []),
             *self.settings.slices,
             *self.samples.columns,
@@ -185,8 +196,14 @@ def make_plan(
         trust_pickle=options.trust_pickle,
         skips_errors=options.skips_errors,
     )
-    if refuses:
-        for one in planned:
+    for one in planned:
+        try:
+            _check_pooled(one, memory)
+        except (BudgetError, LayerError) as error:
+            if refuses:
+                raise
+            note(f"{error.what} {error.advice}")
+        if refuses:
             look_at(plan, one).check()
     return plan
 
@@ -202,6 +219,27 @@ def look_at(plan: Plan, series: SeriesPlan) -> Look:
         memory=plan.memory,
         free=free_memory(plan.device),
     )
+
+
+def _check_pooled(plan: SeriesPlan, memory: int) -> None:
+    """Check that the sums for `--pooled` over all points fit; of fewer, their run checks them.
+
+    Where they do, each Jacobian fits beside them: the QR of a sum takes more than its reduction.
+    """
+    settings, found = plan.settings, plan.examination
+    if not settings.pooled:
+        return
+    points = place_one(plan.points.tensor, torch.device("cpu"), settings.dtype)
+    request = Request(settings.selection, settings.dtype)
+    tasks = [make_task(plan.model, points, view, found, request) for view in found.views]
+    shapes = pool_shapes(found.views, tasks)
+    if plan.metric.n_cov is not None:
+        shapes = {
+            key: replace(shape, n_columns=min(shape.n_columns, plan.metric.n_cov))
+            for key, shape in shapes.items()
+        }
+    n_points, left = len(plan.points.indices), memory - plan.metric.n_bytes
+    pooled_bytes(shapes, found.positions, n_points, left, keeps_blocks=False)
 
 
 def names_rule(options: AnalyzeOptions, folder: Path) -> NameRule:
@@ -543,6 +581,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         # None as in journals of the first release, which had none of these.
         "positions": str(positions) if not positions.is_all else None,
         "residual": settings.selection.residual or None,
+        "pooled": settings.pooled or None,
         "feature_axis": [f"{one.pattern}={one.axis}" for one in settings.selection.feature_axes]
         or None,
         "input_metric": settings.input_metric,

@@ -18,6 +18,7 @@ from localrank_cli.spectrum.layer import EXACT_FLOAT32
 _ADVICE = "Give another name with -o, or start over with --overwrite."
 
 _Key = tuple[str, str, tuple[int, ...] | None]
+_IsKept = Callable[[str, PlannedCheckpoint], bool]
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,10 @@ class Resume:
     n_done: int  # finished checkpoints of this plan
 
 
-def find_resume(
-    plan: Plan, journal: Journal, note: Note, is_kept: Callable[[str, int], bool] | None = None
-) -> Resume:
+def find_resume(plan: Plan, journal: Journal, note: Note, is_kept: _IsKept | None = None) -> Resume:
     """Return what is left of a plan after what the journal of the same output holds.
 
-    `is_kept` returns whether further files (singular values) of a run and step are there.
+    `is_kept` returns whether further files (singular values, say) of a run's checkpoint are there.
 
     Raises:
         SettingsError: If the journal is of another analysis, or a finished checkpoint has changed.
@@ -47,7 +46,7 @@ def find_resume(
         checkpoints = []
         for checkpoint in series.checkpoints:
             found = entries.get((series.run, checkpoint.file.name, checkpoint.points))
-            kept = is_kept is None or is_kept(series.run, checkpoint.step)
+            kept = is_kept is None or is_kept(series.run, checkpoint)
             if found is not None and _is_done(checkpoint, found, plan, journal) and kept:
                 n_done += 1
             else:

@@ -12,6 +12,7 @@ from localrank_cli.measures.table import AVERAGED
 from localrank_cli.options.decisive import PRECISION, combine, find_difference
 from localrank_cli.results.manifest import extra_columns
 from localrank_cli.results.output import Output
+from localrank_cli.results.pooled import with_pooled
 from localrank_cli.results.record import CheckpointRecord, LayerRecord, unsaved_message
 from localrank_cli.results.spectra import find_spectra, read_spectra
 from localrank_cli.spectrum.layer import EXACT_FLOAT32
@@ -74,7 +75,7 @@ class Rethreshold:
             low = facts.method != "exact"
             check_rounding(self.tolerances, facts.layer, (facts.n_out, layer.n_columns), low=low)
             points = point_measures(layer.spectrum, self.tolerances, noise)
-            layers.append(LayerRecord(facts, points, layer.cells))
+            layers.append(with_pooled(LayerRecord(facts, points, layer.cells), layer.pooled))
         first = kept.layers[0].facts
         labels = [tolerance.label for tolerance in self.tolerances]
         # All measures of this version are computed, whichever version wrote the file.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.errors import SettingsError
+from localrank_cli.jacobian.blocks import BLOCK_POINTS
 from localrank_cli.options.decisive import find_difference
 from localrank_cli.options.parse import Shard
 from localrank_cli.results.plan_file import RESUBMIT, ListedCheckpoint, ListedSeries, PlanFile
@@ -84,10 +85,13 @@ def _units(series: SeriesPlan, whole: _Planned, n_checkpoints: int, shards: int)
     if not isinstance(whole, PlannedCheckpoint):
         return [whole]
     n_points = len(series.points.indices)
-    parts = min(n_points, -(-shards // n_checkpoints))
+    # Sums over points run over blocks, which no two processes share.
+    size = BLOCK_POINTS if series.settings.pooled else 1
+    blocks = -(-n_points // size)
+    parts = min(blocks, -(-shards // n_checkpoints))
     if parts == 1:
         return [whole]
-    edges = [round(index * n_points / parts) for index in range(parts + 1)]
+    edges = [min(n_points, size * round(i * blocks / parts)) for i in range(parts + 1)]
     return [replace(whole, points=(low, high)) for low, high in pairwise(edges)]
 
 

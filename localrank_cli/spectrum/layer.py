@@ -3,7 +3,7 @@
 This interface hides the routes: it takes model, points and layers, and returns `LayerSpectrum`s.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -33,6 +33,14 @@ from localrank_cli.layers.triangle import (
     triangle_rows,
 )
 from localrank_cli.spectrum.examine import Examination, Pair, View, examine
+from localrank_cli.spectrum.pooled import (
+    Block,
+    Pool,
+    PooledSpectrum,
+    PoolShape,
+    pooled_bytes,
+    pooled_spectrum,
+)
 from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
 from localrank_cli.spectrum.svd import rounding
 
@@ -65,6 +73,8 @@ class LayerSpectrum:
     n_positions: int = 1  # Jacobians of each point, which are all finite or none
     wrt: str = ""  # the source; empty: the network's input
     layer_index: int = 0  # among the chosen layers, in order of execution
+    pooled: PooledSpectrum | None = None  # where it was asked for and a point counts
+    blocks: tuple[Block, ...] = ()  # of a part of the points, in place of `pooled`
 
     @property
     def values(self) -> Tensor:
@@ -94,6 +104,8 @@ class Request:
     is_chosen: bool = False  # whether `choose_precision` was called for the network's weights
     seed: int = 0  # of the positions
     indices: tuple[int, ...] = ()  # of the points, which draw their positions; none: 0, 1, ...
+    pooled: bool = False  # whether to add up the Jacobians, too
+    is_part: bool = False  # whether other processes have further points of the checkpoint
 
 
 def layer_spectra(
@@ -145,15 +157,62 @@ def _spectra(
         {record.call: _empty(record, task, points.shape[0]) for record in task.records}
         for task in tasks
     ]
+    pools: list[dict[Call, Pool]] = [{} for _ in tasks]
+    if request.pooled:
+        tasks, pools = _pools(tasks, examination, request)
     with analysis_setting(model, request.dtype):
         for index, portion in all_jacobians(tasks, modes):
             _solve(portion, tasks[index], found[index], request.demand)
+            if request.pooled:
+                assert not isinstance(portion, ChainPortion)  # the engine forms none to be added
+                call = portion.record.call
+                pools[index][call].add(portion, found[index][call])
     places = {view.label: index for index, view in enumerate(examination.views)}
-    return [
-        _spectrum(pair, tasks[place], found[place][pair.record.call], request.dtype)
-        for pair in examination.pairs
-        for place in (places[pair.view.label],)
+    spectra = []
+    for pair in examination.pairs:
+        place, call = places[pair.view.label], pair.record.call
+        spectrum = _spectrum(pair, tasks[place], found[place][call], request.dtype)
+        pool = pools[place].get(call)
+        spectra.append(spectrum if pool is None else _with_pool(spectrum, pool, request))
+    return spectra
+
+
+def _pools(
+    tasks: Sequence[Task], examination: Examination, request: Request
+) -> tuple[list[Task], list[dict[Call, Pool]]]:
+    """Return the tasks within the memory that the sums over their Jacobians leave, and the sums."""
+    shapes = pool_shapes(examination.views, tasks)
+    n_points, is_part = tasks[0].points.shape[0], request.is_part
+    taken = pooled_bytes(
+        shapes, examination.positions, n_points, request.memory, keeps_blocks=is_part
+    )
+    pools = [
+        {
+            record.call: Pool(shapes[view.label, record.call], keeps_blocks=is_part)
+            for record in view.records
+        }
+        for view in examination.views
     ]
+    left = [replace(task, memory=request.memory - taken, pooled=True) for task in tasks]
+    return left, pools
+
+
+def pool_shapes(views: Sequence[View], tasks: Sequence[Task]) -> dict[tuple[str, Call], PoolShape]:
+    """Return the Jacobians that `--pooled` adds, by source and layer; a task for each view."""
+    shapes = {}
+    for view, task in zip(views, tasks, strict=True):
+        for record in task.records:
+            parts = task.parts.get(record.call)
+            n_rows, n_parts = (record.numel, 1) if parts is None else (parts.n_rows, parts.n_parts)
+            shapes[view.label, record.call] = PoolShape(n_rows, _n_columns(task), n_parts)
+    return shapes
+
+
+def _with_pool(spectrum: LayerSpectrum, pool: Pool, request: Request) -> LayerSpectrum:
+    if request.is_part:
+        return replace(spectrum, blocks=pool.blocks())
+    precision = torch.float32 if spectrum.method == EXACT_FLOAT32 else torch.float64
+    return replace(spectrum, pooled=pooled_spectrum(pool.blocks(), spectrum.n_out, precision))
 
 
 def make_task(
