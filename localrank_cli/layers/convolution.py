@@ -10,7 +10,7 @@ Values, gradients and tangents are torch's up to the order of summation.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -26,6 +26,9 @@ from localrank_cli.layers.transforms import current_level, grads_batched, is_wra
 # a 3 x 3 convolution and its gradient: 459 -> 262 and 771 -> 290 with 7 x 7 outputs (512 channels),
 # 420 -> 409 and 370 -> 388 with 14 x 14 (256 channels), slower with 28 x 28.
 _SMALL_MAP = 128
+# Bytes of the unfolded inputs that torch makes at once. Processor ms, batch 16, 3 x 3, with 64
+# channels of 56 x 56, where the whole has 220 MiB: 185 -> 91 (gradients: 91, and 86 to 97).
+_UNFOLDED = 2**25
 # Products of numbers in a convolution of one point below which Python takes longer than is saved.
 _FEWEST_PRODUCTS = 2**18
 _NAMES = ("conv1d", "conv2d", "conv3d")
@@ -150,14 +153,27 @@ class _Kernel:
 
     def without_padding(self, inputs: Tensor) -> Tensor:
         """Return the outputs whose inputs are all there: torch's `convolution` without padding."""
-        grid = _unpadded(self).grid(inputs.shape[2:])
+        grid = replace(self, padding=(0,) * len(self.padding)).grid(inputs.shape[2:])
         if self.groups == 1 and inputs.shape[0] > 1 and prod(grid) < _SMALL_MAP:
             found = self.weight.flatten(1) @ self._unfolded(inputs, grid)
             return found.view(-1, inputs.shape[0], *grid).transpose(0, 1).contiguous()
-        none = [0] * len(grid)
-        return torch.convolution(
-            inputs, self.weight, None, self.stride, none, self.dilation, False, none, self.groups
-        )
+        return self.by_torch(inputs, (0,) * len(grid))
+
+    def by_torch(self, inputs: Tensor, padding: tuple[int, ...]) -> Tensor:
+        """Return torch's outputs, a share of the batch at a time."""
+        grid = replace(self, padding=padding).grid(inputs.shape[2:])
+        none, shares = [0] * len(grid), torch.split(inputs, self._share(grid))
+        found = [
+            torch.convolution(
+                share, self.weight, None, self.stride, padding, self.dilation, False, none,
+                self.groups,
+            )
+            for share in shares
+        ]  # fmt: skip
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _share(self, grid: Sequence[int]) -> int:
+        return max(1, _UNFOLDED // (8 * self.weight[0].numel() * max(1, prod(grid))))
 
     def _unfolded(self, inputs: Tensor, grid: Sequence[int]) -> Tensor:
         """Return the inputs of each output, (weights of an output, batch * positions)."""
@@ -174,12 +190,16 @@ class _Kernel:
         """Return the gradient of the input, whose maps are `maps`, without padding."""
         batch, grid = gradient.shape[0], gradient.shape[2:]
         if self.groups > 1 or batch == 1 or prod(grid) >= _SMALL_MAP:
-            none, like = [0] * len(grid), gradient.new_empty(batch, self._channels, *maps)
-            found: Tensor = torch.ops.aten.convolution_backward(
-                gradient, like, self.weight, None, self.stride, none, self.dilation, False, none,
-                self.groups, [True, False, False],
-            )[0]  # fmt: skip
-            return found
+            none, shares = [0] * len(grid), torch.split(gradient, self._share(grid))
+            found = [
+                torch.ops.aten.convolution_backward(
+                    share, share.new_empty(share.shape[0], self._channels, *maps), self.weight,
+                    None, self.stride, none, self.dilation, False, none, self.groups,
+                    [True, False, False],
+                )[0]
+                for share in shares
+            ]  # fmt: skip
+            return found[0] if len(found) == 1 else torch.cat(found)
         sizes = self.weight.shape[2:]
         rows = gradient.transpose(0, 1).reshape(gradient.shape[1], -1)
         spread = (self.weight.flatten(1).mT @ rows).view(self._channels, -1, batch, *grid)
@@ -195,11 +215,6 @@ class _Kernel:
     @property
     def _channels(self) -> int:
         return self.groups * self.weight.shape[1]
-
-
-def _unpadded(kernel: _Kernel) -> _Kernel:
-    none = (0,) * len(kernel.padding)
-    return _Kernel(kernel.weight, kernel.stride, none, kernel.dilation, kernel.groups)
 
 
 def _tuple(value: Any, dims: int) -> tuple[int, ...]:
@@ -230,10 +245,7 @@ def _convolve(inputs: Tensor, kernel: _Kernel, box: _Box | None) -> Tensor:
     if box == whole and not any(kernel.padding):
         return kernel.without_padding(inputs)
     if box == whole and prod(grid) >= _SMALL_MAP:
-        return torch.convolution(
-            inputs, kernel.weight, None, kernel.stride, kernel.padding, kernel.dilation, False,
-            [0] * len(grid), kernel.groups,
-        )  # fmt: skip
+        return kernel.by_torch(inputs, kernel.padding)
     reached, window, pads = list[slice](), list[slice](), list[int]()
     axes = zip(box or (), maps, grid, kernel.padding, kernel.spans, kernel.stride, strict=bool(box))
     for (low, high), length, n, pad, span, step in axes:

@@ -115,6 +115,14 @@ def test_single_positions_are_pulled_back_and_pushed_forward_as_torch_does(name:
     _both(lambda: torch.stack([jvp(run, (inputs,), (v,))[1] for v in tangents]))
 
 
+def test_shares_of_a_batch_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "_UNFOLDED", 1)
+    for name in ("3x3 on a large map", "groups", "stem"):
+        run, inputs = _case(name)
+        _both(lambda run=run, inputs=inputs: run(inputs))  # type: ignore[misc]  # of a loop
+        _both(lambda run=run, inputs=inputs: jacrev(run)(inputs))  # type: ignore[misc]  # as above
+
+
 def test_second_derivatives_equal_torchs() -> None:
     run, inputs = _case("3x3", batch=2)
     _both(lambda: jacrev(jacrev(lambda x: run(x).sin().sum()))(inputs))
