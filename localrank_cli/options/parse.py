@@ -326,9 +326,17 @@ def globs(value: object) -> object:
 
 def joined(value: object) -> object:
     """Read one text, or a list of texts as one with commas between."""
-    if isinstance(value, (list, tuple)) and value and all(isinstance(one, str) for one in value):
-        return ",".join(value)
-    return value
+    return ",".join(_texts(value, "expected a string or a list of strings"))
+
+
+def axes(value: object) -> object:
+    """Read `AXIS` and `NAME=AXIS`, each an integer or a text."""
+    return globs(
+        tuple(
+            str(one) if isinstance(one, int) and not isinstance(one, bool) else one
+            for one in several(value)
+        )
+    )
 
 
 def several(value: object) -> tuple[object, ...]:

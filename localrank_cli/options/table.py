@@ -241,7 +241,7 @@ class AnalyzeOptions:
             help="Axis of an output that holds its features, where the default is wrong; the axis"
             " of the points counts, -1 is the last. With NAME=AXIS for some modules; repeat.",
             metavar="AXIS",
-            read=parse.globs,
+            read=parse.axes,
             in_folder=True,
             decides=("feature_axis",),
         ),
@@ -619,7 +619,7 @@ class InspectOptions:
     timed: Annotated[
         bool | None,
         Setting(
-            help="Compute a few points, to show the route and estimate the time.",
+            help="Time a few products (of a small network, a few points) to estimate the time.",
             flags=("--time/--no-time",),
             default=True,
         ),

@@ -132,7 +132,7 @@ class SpectraFile:
         found: list[Spectrum] = []
         for path, entries in groupby(wanted, key=lambda entry: entry["path"]):
             with opened(path) as (file, _):
-                found += [_spectrum(entry["entry"], file) for entry in entries]
+                found += [_spectrum(entry, file) for entry in entries]
         found = [spectrum for spectrum in found if bool(spectrum.whole.finite.any())]
         if not found:
             raise DataError(f"{self.path}: holds no finite singular values for this choice.")
@@ -161,6 +161,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
             {
                 "run": on_one_line(entry["run"]),  # as in tables
                 "layer": on_one_line(entry["layer"]),
+                "wrt": on_one_line(entry.get("wrt", "")),
                 "step": int(entry["step"]),
                 "layer_index": int(entry["layer_index"]),
                 "entry": entry,
@@ -172,11 +173,10 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 def _spectrum(entry: dict[str, Any], file: Any) -> Spectrum:
     from localrank_cli.results.spectra import read_layer  # noqa: PLC0415  # torch is slow
 
-    kept = read_layer(entry, file)
+    kept = read_layer(entry["entry"], file)
     facts, whole = kept.facts, kept.spectrum
     assert facts.step is not None
-    names = on_one_line(facts.run), on_one_line(entry["name"])
-    return Spectrum(names[0], facts.step, names[1], facts.layer_index, whole)
+    return Spectrum(entry["run"], facts.step, entry["name"], facts.layer_index, whole)
 
 
 def _tolerance(label: str) -> "Tolerance":

@@ -156,7 +156,7 @@ def _tasks(plan: Plan, series: SeriesPlan, views: Iterable[View]) -> Mapping[str
     request = _request(plan, series)
     found = {}
     for view in views:
-        task = make_task(series.model, points, view, series.examination, request, is_computed=False)
+        task = make_task(series.model, points, view, series.examination, request)
         found[view.label] = task
     return found
 

@@ -231,10 +231,7 @@ def _check_pooled(plan: SeriesPlan, memory: int) -> None:
         return
     points = place_one(plan.points.tensor, torch.device("cpu"), settings.dtype)
     request = Request(settings.selection, settings.dtype)
-    tasks = [
-        make_task(plan.model, points, view, found, request, is_computed=False)
-        for view in found.views
-    ]
+    tasks = [make_task(plan.model, points, view, found, request) for view in found.views]
     shapes = pool_shapes(found.views, tasks)
     if plan.metric.n_cov is not None:
         shapes = {

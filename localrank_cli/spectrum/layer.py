@@ -3,7 +3,7 @@
 This interface hides the routes: it takes model, points and layers, and returns `LayerSpectrum`s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -148,7 +148,11 @@ def _spectra(
     examination = examine(
         model, points, request.selection, request.dtype, is_chosen=request.is_chosen
     )
-    tasks = [make_task(model, points, view, examination, request) for view in examination.views]
+    triangles = _triangles(model, points[:1].clone(), examination, request)
+    tasks = [
+        make_task(model, points, view, examination, request, triangles)
+        for view in examination.views
+    ]
     found = [
         {record.call: _empty(record, task, points.shape[0]) for record in task.records}
         for task in tasks
@@ -217,12 +221,11 @@ def make_task(
     view: View,
     examination: Examination,
     request: Request,
-    *,
-    is_computed: bool = True,
+    triangles: Mapping[Call, Triangle] | None = None,
 ) -> Task:
     """Return the Jacobians of a view at some points.
 
-    Without `is_computed` the task shows shapes and costs: no weight is factored.
+    Without `triangles` the task shows shapes and costs: no weight is factored.
     """
     task = Task(
         model=model,
@@ -240,14 +243,11 @@ def make_task(
         return task
     assert view.source_axes is not None
     indices = request.indices or tuple(range(points.shape[0]))
-    triangles = {}
-    if is_computed and not task.residual:
-        triangles = _triangles(model, points[:1].clone(), view, request.dtype)
     parts = {}
     for record in view.records:
         axes = view.axes[record.call]
         n_rows = None if task.residual else _triangle_rows(model, record.call, axes)
-        if is_computed:
+        if triangles is not None:
             triangle = triangles.get(record.call)
             n_rows = None if triangle is None else triangle.n_rows
         if n_rows is not None:
@@ -255,17 +255,22 @@ def make_task(
         parts[record.call] = make_parts(
             examination.positions, axes, view.source_axes, request.seed, indices
         )
-    return replace(task, parts=parts, triangles=triangles)
+    own = {call: one for call, one in (triangles or {}).items() if call in parts}
+    return replace(task, parts=parts, triangles=own)
 
 
 def _triangles(
-    model: nn.Module, point: Tensor, view: View, dtype: torch.dtype
+    model: nn.Module, point: Tensor, examination: Examination, request: Request
 ) -> dict[Call, Triangle]:
-    calls = [record.call for record in view.records]
-    along = [call for call in calls if _triangle_rows(model, call, view.axes[call]) is not None]
+    """Return the factors of all chosen layers that have one, for all sources."""
+    if examination.positions.is_all or request.selection.residual:
+        return {}
+    axes = examination.views[0].axes
+    calls = [record.call for record in examination.records]
+    along = [call for call in calls if _triangle_rows(model, call, axes[call]) is not None]
     found = {call: triangle_of(model.get_submodule(call.name)) for call in along}
     triangles = {call: one for call, one in found.items() if one is not None}
-    with analysis_setting(model, dtype):
+    with analysis_setting(model, request.dtype):
         return sound(model, point, triangles)
 
 
@@ -362,9 +367,10 @@ def _spectrum(pair: Pair, task: Task, values: Tensor, dtype: torch.dtype) -> Lay
     parts = task.parts.get(record.call)
     n_positions = 1 if parts is None else parts.n_parts
     bound = rounding(values[:, 0], max(record.numel, n_in), precision)
-    # A point with one position that is not finite fails as a whole.
-    whole = torch.isfinite(bound).view(-1, n_positions).all(dim=1, keepdim=True)
-    bound = torch.where(whole, bound.view(-1, n_positions), torch.nan).flatten()
+    # A point with one position that is not finite fails as a whole, in kept values too.
+    whole = torch.isfinite(bound).view(-1, n_positions).all(dim=1).repeat_interleave(n_positions)
+    bound = torch.where(whole, bound, torch.nan)
+    values = torch.where(whole.unsqueeze(1), values, torch.nan)
     n_varied = n_in if task.metric is None else task.metric.n_varied(task.survey.n_in)
     return LayerSpectrum(
         layer=record.call.label,

@@ -28,8 +28,12 @@ def test_for_a_person(series: Path) -> None:
     lines = outcome.stdout.splitlines()
     assert lines[0] == f"run ({series})"
     assert "  checkpoints  3: steps 0, 5, 10" in lines
-    assert "  layer        0: Linear, 3 x 4, rank at most 3" in lines
-    assert "  layer        2: Linear, 2 x 4, rank at most 2" in lines
+    assert "  source       the input: 1 point x 4 features, 4 entries varied" in lines
+    table = [line.split() for line in lines if line.endswith(("fits", "yes"))]
+    assert table[0] == ["layer", "output", "Jacobian", "needs", "passes", "time", "fits"]
+    # 40 s^2 + 8 s bytes of the shorter side s; a chain takes no passes.
+    assert table[1][:8] == ["0", "3", "3", "x", "4", "384", "bytes", "-"]
+    assert table[2][:8] == ["2", "2", "2", "x", "4", "176", "bytes", "-"]
     assert "  route        chain of Linear layers and elementwise operations" in lines
     assert "  points       5; tolerances atol=0.01" in lines
     assert any(line.startswith("  time         about ") for line in lines)
@@ -39,9 +43,15 @@ def test_for_a_person(series: Path) -> None:
 def test_for_a_program(series: Path) -> None:
     found = parsed(str(series), "--memory", "1GiB", "--rtol", "0.1")
     assert [one["step"] for one in found["checkpoints"]] == [0, 5, 10]
-    assert found["layers"][0] == {
-        "layer": "0", "module": "Linear", "n_out": 3, "n_in": 4, "max_rank": 3,
+    line = found["layers"][0]
+    assert line.pop("seconds") > 0
+    assert line == {
+        "layer": "0", "module": "Linear", "wrt": "", "axes": "1 point x 3 features", "grid": [],
+        "n_features": 3, "n_out": 3, "n_in": 4, "max_rank": 3, "n_jacobians": 1,
+        "jacobian_bytes": 96, "needed_bytes": 384, "fits": True, "mode": "chain", "passes": 0,
     }  # fmt: skip
+    assert found["ways_out"] == []
+    assert found["checkpoint_seconds"] < found["seconds"]
     assert found["memory"] == 2**30
     assert found["n_points"] == 5
     assert found["tolerances"] == ["rtol=0.1"]
@@ -51,6 +61,23 @@ def test_for_a_program(series: Path) -> None:
 def test_without_the_time(series: Path) -> None:
     found = parsed(str(series), "--no-time")
     assert (found["seconds"], found["routes"]) == (None, [])
+
+
+def test_what_does_not_fit_is_shown_with_what_does(tmp_path: Path) -> None:
+    save_file(weights(700, 700, 3), tmp_path / "step_1.safetensors")
+    words = (str(tmp_path), "--data", "normal:700", "--points", "2", "--memory", "16MiB")
+    outcome = invoke("inspect", *words, "--no-time", "--device", "cpu")
+    assert outcome.code == 0
+    lines = outcome.stdout.splitlines()
+    assert max(len(line) for line in lines if "700 x 700" in line) <= 80
+    # 40 * 700^2 + 8 * 700 bytes; the first layer takes 700 directions, the last one 3 rows.
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.endswith((" yes", " no"))}
+    assert rows["0"] == ["700", "700", "x", "700", "18.7", "MiB", "700", "-", "no"]
+    assert rows["2"] == ["3", "3", "x", "700", "384", "bytes", "3", "-", "yes"]
+    assert "  too large    1 of 2 do not fit in 16 MiB; each of these does:" in lines
+    fits = [line.split(maxsplit=1)[1] for line in lines if line.startswith("  fits")]
+    assert fits[0] == "--memory 19MiB: 2 Jacobians, the largest 700 x 700, 18.7 MiB"
+    assert fits[1] == "--exclude 0: one Jacobian, 3 x 700, 384 bytes"
 
 
 def test_what_was_unwrapped_and_stripped(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from localrank_cli import analyze
+from localrank_cli.errors import LocalrankError
 from localrank_cli.layers.positions import Positions
 from tests.cli.program import Outcome, invoke
 from tests.naive import naive_jacobians
@@ -267,13 +268,13 @@ def test_localrank_toml_and_python_give_the_same(folder: Path, tmp_path: Path) -
     shutil.copytree(folder / "run", own)
     (own / "localrank.toml").write_text(
         'wrt = ["embed", "previous"]\npositions = "same:4"\nresidual = true\n'
-        'feature-axis = "-1"\nlayers = "blocks.?"\n'
+        'feature-axis = -1\nlayers = "blocks.?"\n'
     )
     words = words_of(folder)
     words[1] = str(own)
     assert invoke(*words).stdout == expected.stdout
     frame = analyze(
-        own, wrt=["embed", "previous"], positions="same:4", residual=True, feature_axis="-1",
+        own, wrt=["embed", "previous"], positions="same:4", residual=True, feature_axis=-1,
         layers=["blocks.?"], model=f"{folder / 'net.py'}:Net", data=str(folder / "points.pt"),
         data_key="x", points=POINTS, device="cpu",
     )  # fmt: skip
@@ -314,3 +315,40 @@ def test_what_cannot_be_is_one_line(folder: Path, words: str, what: str) -> None
     outcome = run(folder, *words.split())
     assert outcome.code in {1, 2}
     assert what in outcome.error
+
+
+def test_a_point_with_one_broken_position_fails_as_a_whole(tmp_path: Path) -> None:
+    """Also where it is counted again from the singular values that were kept."""
+    (tmp_path / "root.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Root(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b = nn.Linear(2, 3, bias=False), nn.Linear(3, 2)\n\n"
+        "    def forward(self, x):\n"
+        "        return self.b(torch.sqrt(self.a(x).square()))\n"
+    )
+    (tmp_path / "run").mkdir()
+    torch.manual_seed(0)
+    state = {"a.weight": torch.randn(3, 2), "b.weight": torch.randn(2, 3), "b.bias": torch.ones(2)}
+    save_file(state, tmp_path / "run" / "step_0.safetensors")
+    points = torch.randn(5, 4, 2)
+    points[1, 2] = 0  # the root of 0 has no derivative
+    torch.save(points, tmp_path / "x.pt")
+    outcome = invoke(
+        "analyze", str(tmp_path / "run"), "--model", f"{tmp_path / 'root.py'}:Root", "--data",
+        str(tmp_path / "x.pt"), "--positions", "same", "--device", "cpu", "--spectra",
+        str(tmp_path / "spectra"), "--wrt", "a",
+    )  # fmt: skip
+    assert outcome.code == 3, outcome.stderr
+    (row,) = rows_of(outcome.stdout)
+    assert (row["layer"], row["n_points"], row["n_failed"]) == ("b", "4", "1")
+    assert (row["rank_min"], row["rank_max"], row["status"]) == ("2", "2", "nonfinite")
+    again = invoke("rethreshold", str(tmp_path / "spectra"), "--atol", "0.01")
+    assert rows_of(again.stdout) == [row]
+
+
+@pytest.mark.parametrize("value", [3, ["embed", 3]])
+def test_sources_in_python_are_texts(folder: Path, value: object) -> None:
+    with pytest.raises(LocalrankError, match="expected a string or a list of strings"):
+        analyze(folder / "run", wrt=value, data=str(folder / "points.pt"), data_key="x")

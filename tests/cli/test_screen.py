@@ -56,3 +56,21 @@ def test_stdout_is_kept_for_data(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert out == "a,b\n"
     assert err == "from the model\nlocalrank: note: UserWarning: careful\n"
+
+
+def test_a_log_has_a_line_a_minute_of_a_long_checkpoint(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("localrank_cli.cli.screen.time.monotonic", lambda: now)
+    with Screen(quiet=False, verbose=False).progress(2) as steps:
+        for second in range(101):
+            now = float(second)
+            steps.within("run step 5", second / 200, "layer a, point 1 of 2")
+    lines = capfd.readouterr().err.splitlines()
+    # After 20 seconds and a minute later: 20 s for a tenth leave 180 s, 80 s for 0.4 leave 120 s.
+    place = "layer a, point 1 of 2"
+    assert lines == [
+        f"localrank: progress: run step 5: 10 % done, {place}, about 3 min left of this checkpoint",
+        f"localrank: progress: run step 5: 40 % done, {place}, about 2 min left of this checkpoint",
+    ]

@@ -325,8 +325,10 @@ def test_positions_are_parts_of_the_whole_jacobian(name: str, kind: str) -> None
     check(name, kind, spectra_of(name, selection, modes=modes))
     if Positions.parse(kind).needs_equal_grids:
         held = all("past held" in route for route in modes.routes)
-        # From the end of its prefix on, a prefix decoder is causal too.
-        assert held == (network.has_past or (name, kind) == ("prefix", "last")), modes.routes
+        # From the end of its prefix on, a prefix decoder is causal too. Of an encoder, the block
+        # after the source sees the other tokens' keys and values as they are held fixed.
+        at_the_end = (name, kind) in {("prefix", "last"), ("bert", "last")}
+        assert held == (network.has_past or at_the_end), modes.routes
 
 
 @pytest.mark.parametrize("kind", ["same", "last", "last-each:2", "last-all", "each:2"])
@@ -401,3 +403,22 @@ def test_a_layer_that_runs_otherwise_than_its_weight_says(
     for row, matrix in zip(spectrum.computed.numpy(), matrices, strict=True):
         values = np.linalg.svd(matrix, compute_uv=False)
         assert np.abs(row - values).max() <= CLOSE * np.linalg.norm(whole)
+
+
+def test_the_factor_of_a_weight_is_computed_once_for_all_sources(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    factored = []
+    qr = torch.linalg.qr
+
+    def count(matrix: Tensor, **options: Any) -> Any:
+        factored.append(tuple(matrix.shape))
+        return qr(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, "qr", count)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 9)).double()
+    selection = Selection(("3",), (), "0,1,2", positions=Positions.parse("same"))
+    found = layer_spectra(model, torch.randn(2, 5, 3, dtype=torch.float64), Request(selection))
+    assert [one.wrt for one in found] == ["0", "1", "2"]
+    assert factored.count((9, 4)) == 1
