@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from localrank_cli.layers.convolution import fast_convolutions
 from localrank_cli.layers.precision import Float64Throughout, float64_throughout
 from localrank_cli.layers.restore import Snapshot, restore_tensor
 from localrank_cli.seeds import seeded
@@ -117,6 +118,8 @@ def _kernels(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
                 stack.enter_context(_attribute(torch.backends.mkldnn, "enabled", False))
         stack.enter_context(_no_tf32())
         stack.enter_context(_attribute(functional, "batch_norm", _batch_norm))
+        if dtype == torch.float64:
+            stack.enter_context(fast_convolutions())
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             yield

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from localrank_cli.errors import LayerError, LocalrankError, ModelError, one_line
 from localrank_cli.layers.capture import Call
+from localrank_cli.layers.convolution import is_convolution_node
 from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.outputs import first_tensor, from_real_parts, real_parts, replace_first
 from localrank_cli.layers.precision import Descent
@@ -380,7 +381,8 @@ def _has_custom_function(tensors: Sequence[Tensor]) -> bool:
         node = left.pop()
         if node is None or node in seen:
             continue
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
+        is_custom = isinstance(node, torch.autograd.function.BackwardCFunction)
+        if is_custom and not is_convolution_node(node):
             return True
         seen.add(node)
         left += [parent for parent, _ in node.next_functions]

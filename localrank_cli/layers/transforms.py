@@ -4,6 +4,8 @@ Within a transform, tensors are wrappers that are invalid after it. The wrappers
 jvp hold one value each; those of vmap hold several, of calls that are not calls of one layer.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,25 @@ def current_level() -> int:
     """Return how many transforms are active."""
     level: int | None = _functorch.maybe_current_level()
     return 0 if level is None else level
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Return whether a tensor is that of a transform."""
+    wrapped: bool = _functorch.is_functorch_wrapped_tensor(tensor)
+    return wrapped
+
+
+def grads_batched(tensor: Tensor) -> int:
+    """Return the level of autograd's own vmap, of `is_grads_batched`, that a tensor is in; or 0.
+
+    That vmap is an older one than torch.func's, and knows no rules of an autograd.Function.
+    """
+    batched: Any = torch._C._parse_dispatch_key("Batched")  # noqa: SLF001  # as above
+    if not torch._C._dispatch_keys(tensor).has(batched):  # noqa: SLF001  # as above
+        return 0
+    level: int = torch._C._vmapmode_increment_nesting() - 1  # noqa: SLF001  # the level is only told so
+    torch._C._vmapmode_decrement_nesting()  # noqa: SLF001  # as above
+    return level
 
 
 def is_vmapped(tensor: Tensor, level: int) -> bool:

@@ -153,8 +153,8 @@ MEANINGS: dict[str, Meaning] = {
     ),
     "active_rank": Meaning(
         "active rank",
-        "The number of orthogonal directions of the source along which the response of the layer,"
-        " as a root mean square over all points, is above the tolerance.",
+        "The number of orthogonal directions of the source along which the layer responds by more"
+        " than the tolerance, as a root mean square over all points.",
         OTHER,
         uses_tolerance=True,
     ),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.jacobian.engine import Modes
+from localrank_cli.layers import convolution
 from localrank_cli.layers.positions import Positions
 from localrank_cli.layers.select import Selection
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
@@ -329,6 +330,24 @@ def test_positions_are_parts_of_the_whole_jacobian(name: str, kind: str) -> None
         # after the source sees the other tokens' keys and values as they are held fixed.
         at_the_end = (name, kind) in {("prefix", "last"), ("bert", "last")}
         assert held == (network.has_past or at_the_end), modes.routes
+
+
+@pytest.mark.parametrize("kind", ["each:1", "each:2", "same:2", "last-all", "all"])
+def test_convolutions_that_are_cut_to_what_a_position_sees(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are left to torch where they are as small as here."""
+    monkeypatch.setattr(convolution, "_FEWEST_PRODUCTS", 0)
+    name = "resnet of the input" if kind.startswith("each") else "resnet"
+    selection = Selection(
+        tuple(NETWORKS[name].layers), (), NETWORKS[name].wrt, positions=Positions.parse(kind)
+    )
+    found = spectra_of(name, selection)
+    if kind != "all":
+        check(name, kind, found)
+    monkeypatch.undo()
+    for one, other in zip(found, spectra_of(name, selection), strict=True):
+        assert (one.computed - other.computed).abs().max() <= CLOSE * other.computed.max()
 
 
 @pytest.mark.parametrize("kind", ["same", "last", "last-each:2", "last-all", "each:2"])
