@@ -473,14 +473,19 @@ class _PartRun:
     def _in_blocks(self, record: CallRecord, index: int) -> PartBlockPortion:
         """Return the Jacobian of one position of the only point, which is too large to hold."""
         task, whole = self._task, self._parts[record.call]
-        rows = whole.some(index, index + 1).rows[0, 0].to(self._batch.varied.device)
+        part, device = whole.some(index, index + 1), self._batch.varied.device
+        rows = part.rows[0, 0].to(device)
         batch = replace(self._batch, picked={record.call: rows})
+        if part.columns is not None:
+            one = torch.ones((), dtype=torch.float64, device="cpu")
+            own = MetricFactor(one, entries=part.columns[0, 0])
+            batch = batch.in_metric(own, batch.picked)
         single = replace(record, shape=(rows.shape[0],), is_complex=False)
         size = self._budget.block(single.numel, batch.n_in)
         plan = plan_blocks(single.numel, batch.n_in, task.dtype.itemsize, size, self._modes.forward)
         walk = _walk(batch, single, plan, self._chunk(record.call), self._modes, self.routes)
         walk = _counted(walk, task, single, Span(self._start, 1), plan, self._modes)
-        if task.residual:
+        if task.residual:  # with all columns: a square Jacobian whose reduction fits is held
             walk = partial(without_identity, walk, plan, rows)
         return PartBlockPortion(record, self._start, index, walk, self._good[record.call])
 

@@ -441,3 +441,34 @@ def test_the_factor_of_a_weight_is_computed_once_for_all_sources(
     found = layer_spectra(model, torch.randn(2, 5, 3, dtype=torch.float64), Request(selection))
     assert [one.wrt for one in found] == ["0", "1", "2"]
     assert factored.count((9, 4)) == 1
+
+
+@pytest.mark.parametrize("kind", ["same", "last-each"])
+@pytest.mark.parametrize(("inner", "outer"), [(4, 400), (400, 4)])
+def test_one_position_too_large_to_hold_varies_its_own_part_of_the_source(
+    inner: int, outer: int, kind: str
+) -> None:
+    """In blocks of rows, or of columns, and never with the columns of other positions."""
+
+    class Product(nn.Module):  # no Linear, which would enter through its triangular factor
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(outer, inner))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x.cumsum(1) @ self.weight.T / 4)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, inner), Product()).double()
+    points = torch.randn(2, 5, 3, dtype=torch.float64)
+    positions = Positions.parse(kind)
+    selection = Selection(("1",), (), "0", positions=positions)
+
+    def found(memory: int) -> Tensor:
+        (spectrum,) = layer_spectra(model, points, Request(selection, memory=memory))
+        return spectrum.computed
+
+    held = found(2**30)
+    # A third of this does not hold the 12,800 bytes of the Jacobian.
+    in_blocks = found(4000)
+    torch.testing.assert_close(in_blocks, held, rtol=0, atol=CLOSE * float(held.max()))
