@@ -133,9 +133,12 @@ def _ended(error: BaseException) -> LocalrankError:
 
 
 def _is_of_memory(error: BaseException | None) -> bool:
-    while error is not None:
+    seen: list[BaseException] = []
+    # A library may raise an error from itself: such a chain has no end.
+    while error is not None and not any(error is one for one in seen):
         if is_out_of_memory(error):
             return True
+        seen.append(error)
         error = error.__cause__
     return False
 

@@ -7,7 +7,7 @@ import pytest
 from typer.main import get_command
 
 import localrank_cli
-from localrank_cli.cli.main import _Program, app
+from localrank_cli.cli.main import _failure, _Program, app
 from localrank_cli.cli.signals import Interrupted
 from localrank_cli.errors import LocalrankError, OutputError
 from tests.cli.program import invoke
@@ -227,3 +227,9 @@ def test_other_commands_show_an_invalid_number_too() -> None:
     outcome = invoke("reproduce", "gaussian", "--seeds", "1.5")
     assert outcome.code == 2
     assert outcome.error.startswith("--seeds 1.5: expected a whole number.")
+
+
+def test_an_error_that_is_its_own_cause_ends() -> None:
+    error = ValueError("round and round")
+    error.__cause__ = error
+    assert _failure(error, debug=False) == 70
