@@ -24,7 +24,7 @@ def import_matplotlib() -> None:
     Raises:
         ImportError: If it is not installed.
     """
-    if "matplotlib" in sys.modules:
+    if sys.modules.get("matplotlib") is not None:  # None: it may not be imported
         return
     spec = find_spec("matplotlib")
     if spec is None or spec.origin is None:

@@ -203,7 +203,7 @@ def test_no_path(checkpoints: Any, words: list[str]) -> None:
         ({"exclude": 2}, ["exclude=2", "'2'"]),
         ({"layers": nn.Linear(2, 2)}, ["as named_modules() does"]),
         ({"layers": [mlp(4, 3, 2)[0]]}, ["as named_modules() does"]),
-        ({"wrt": nn.Linear(2, 2)}, ["wrt=", "expected a string", "in quotes"]),
+        ({"wrt": nn.Linear(2, 2)}, ["wrt=", "expected a string", "named_modules()"]),
         ({"activation": nn.ReLU()}, ["activation=ReLU()", "in quotes"]),
         ({"model": mlp(40, 30, 20)}, ["model=<Sequential>", "model=lambda: network"]),
         ({"model": {"w": torch.rand(9)}}, ["Pass the class of the network"]),

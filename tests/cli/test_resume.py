@@ -1,6 +1,7 @@
 """Resuming a run, refusing to mix analyses, and leaving bad checkpoints out."""
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -420,20 +421,23 @@ def test_the_next_start_removes_what_a_kill_left(
             *(target.with_name(target.name + end) for end in ("", ".json", ".journal")),
             spectra_path(spectra, "run", 0),
             spectra_path(spectra, "run", 10),
+            spectra_path(spectra, "run", 77),  # of a checkpoint that is gone too
         )
     ]
     others = [
         left_by_a_kill(path)
         for path in (
             target.with_name("ranks.csv.other.csv"),  # another table, which may be written now
-            spectra_path(spectra, "run", 77),  # of another process's checkpoint
+            spectra_path(spectra, "run", 78),  # which another process is writing
             spectra / "run/notes.txt",
             spectra / "run/step_0.safetensors.txt",
         )
     ]
     others.append(spectra / "run/.step_0.safetensors.draft.tmp")
     others[-1].touch()
-    assert analyze(series, target, "--spectra", str(spectra), *words).code == 0
+    with others[1].open("r+b") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        assert analyze(series, target, "--spectra", str(spectra), *words).code == 0
     assert [path.name for path in gone if path.exists()] == []
     assert [path.name for path in others if not path.exists()] == []
 

@@ -151,7 +151,7 @@ BAD: list[tuple[str, object, str]] = [
     ("model_arg", "a", "not of the form KEY=VALUE"),
     ("model_arg", 3, "expected a table"),
     ("data", object(), "expected a string, a path, a tensor or an array"),
-    ("wrt", 3, "expected a string"),
+    ("wrt", 3, "expected a string or a list of strings"),
     ("step_pattern", "run", "expected one {step}"),
     ("step_pattern", "{step}{step}", "expected one {step}"),
     ("shard", "8/8", "counting starts at 0"),
