@@ -44,6 +44,7 @@ class Need:
 
     pair: Pair
     n_bytes: int
+    whole: tuple[int, int] | None = None  # n_out and n_in without slices, where that takes more
 
     @property
     def label(self) -> str:
@@ -58,8 +59,14 @@ class Need:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """n_out and n_in of one Jacobian."""
-        return self.pair.record.numel, self.pair.n_in
+        """n_out and n_in of the Jacobian that takes it."""
+        return (self.pair.record.numel, self.pair.n_in) if self.whole is None else self.whole
+
+
+def _or_whole(need: Need, shape: tuple[int, int]) -> Need:
+    """Return the need of a slice, or that of the whole Jacobian if it is larger."""
+    n_bytes = needed_bytes(*shape)
+    return replace(need, n_bytes=n_bytes, whole=shape) if n_bytes > need.n_bytes else need
 
 
 @dataclass(frozen=True)
@@ -110,12 +117,8 @@ class Look:
         if not self.settings.by_whole:
             return found
         view = self.examination.views[0]
-        whole = {record.call: record.numel for record in view.whole_records}
-        n_in = view.survey.n_in
-        return tuple(
-            replace(one, n_bytes=max(one.n_bytes, needed_bytes(whole[one.pair.record.call], n_in)))
-            for one in found
-        )
+        whole = {record.call: (record.numel, view.survey.n_in) for record in view.whole_records}
+        return tuple(_or_whole(one, whole[one.pair.record.call]) for one in found)
 
     @property
     def unfit(self) -> list[Need]:
