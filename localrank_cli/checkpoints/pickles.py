@@ -160,7 +160,7 @@ def _check_inside(
     if len(shape[0]) != len(shape[1]) or not all(type(n) is int and n >= 0 for n in counts):
         raise MalformedError("the shape of a tensor is malformed")
     last = offset + sum((n - 1) * step for n, step in zip(*shape, strict=True))
-    if 0 not in shape[0] and (last + 1) * dtype.itemsize > storage._untyped_storage.nbytes():  # noqa: SLF001
+    if 0 not in shape[0] and (last + 1) * dtype.itemsize > storage._untyped_storage.nbytes():  # noqa: SLF001  # no public access
         raise MalformedError("a tensor reaches beyond the values that the file keeps for it")
 
 

@@ -58,7 +58,7 @@ class Bounded:
         return self._file.read(left if size < 0 else min(size, left))
 
 
-class Unpickler(pickle._Unpickler):  # noqa: SLF001
+class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has no public name
     """What finds names is left to a subclass, and so are the classes that it makes.
 
     Attributes:
@@ -405,7 +405,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001
         return isinstance(value, type)
 
     dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch,  # noqa: SLF001
+        **pickle._Unpickler.dispatch,  # noqa: SLF001  # as above: no public name
         pickle.FRAME[0]: load_frame,
         pickle.GET[0]: load_get,
         pickle.BINGET[0]: load_binget,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.jacobian.metric_factor import MetricFactor
-from localrank_cli.layers.capture import Call, Capture
+from localrank_cli.layers.capture import Call, Capture, How
 from localrank_cli.layers.replay import Replay
 from localrank_cli.layers.triangle import Triangle
 
@@ -121,8 +121,7 @@ class Batch:
             self.model,
             calls,
             self.wrt,
-            read=self._part if early else None,
-            inputs_of=self.triangles,
+            how=How(read=self._part if early else None, inputs_of=self.triangles),
         )
         with self.replay.active() if self.replay is not None else nullcontext():
             given = (joined,) if self.wrt is None else (self.inputs, joined)

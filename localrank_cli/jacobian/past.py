@@ -18,7 +18,7 @@ from torch.func import jvp, vmap
 
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.routes import normal_direction, unit_rows
-from localrank_cli.layers.capture import Call, Capture
+from localrank_cli.layers.capture import Call, Capture, How
 from localrank_cli.layers.kinds import cache_class
 from localrank_cli.layers.positions import Parts
 from localrank_cli.layers.replay import Replay, record
@@ -48,7 +48,9 @@ class Token:
 
         A cache grows at every call, so that each pass has a copy of its own.
         """
-        capture = Capture(self.model, calls, self.wrt, inputs_of=self.triangles, run=self._run)
+        capture = Capture(
+            self.model, calls, self.wrt, how=How(inputs_of=self.triangles, run=self._run)
+        )
         shape = (1, 1, varied.shape[0])
         if self.replay is None:
             found = capture(self.token, varied.reshape(shape))
@@ -101,9 +103,9 @@ class Pasts:
             whole = make_cache()
             keywords = with_cache(self.model, whole)
             with torch.no_grad():
-                Capture(self.model, [self.last], run=lambda ids: self.model(ids, **keywords))(
-                    self.points[point : point + 1]
-                )
+                Capture(
+                    self.model, [self.last], how=How(run=lambda ids: self.model(ids, **keywords))
+                )(self.points[point : point + 1])
             self.caches[point] = whole
         cropped = copy.deepcopy(whole)
         # Negative: the tokens to remove, where a positive number is refused.

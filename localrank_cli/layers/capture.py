@@ -53,6 +53,15 @@ class _AllCaptured(BaseException):
 Reader = Callable[[Call, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class How:
+    """How a `Capture` runs its model, and what it keeps."""
+
+    read: Reader | None = None  # what is kept of the output of each call; None: all of it
+    inputs_of: Collection[Call] = ()  # calls whose input is wanted in place of the output
+    run: Callable[[Tensor], object] | None = None  # calls the model; None: with its input alone
+
+
 class Capture:
     """A model as a function that returns the first tensor output of chosen calls.
 
@@ -61,9 +70,8 @@ class Capture:
         calls: The calls whose outputs are wanted, in any order.
         watched: Calls whose outputs are also kept if they happen before the last of `calls`.
         wrt: The call whose output is the varied tensor; None for the input.
-        read: What is kept of the output of each of `calls`; None: all of it.
-        inputs_of: Those of `calls` whose input is wanted in place of the output.
-        run: How the model is called with its input; None: with it alone.
+        how: How the model is run, and what is kept; by default it runs with its input alone, and
+            whole outputs are kept.
     """
 
     def __init__(
@@ -72,19 +80,15 @@ class Capture:
         calls: Sequence[Call],
         wrt: Call | None = None,
         watched: Sequence[Call] = (),
-        *,
-        read: Reader | None = None,
-        inputs_of: Collection[Call] = (),
-        run: Callable[[Tensor], object] | None = None,
+        how: How | None = None,
     ) -> None:
         self._model = model
         self._calls = tuple(calls)
         self._watched = frozenset(watched) - frozenset(calls)
         self.seen: dict[Call, Tensor] = {}  # of the watched calls, in the last run
         self._wrt = wrt
-        self._read = read
-        self._inputs_of = frozenset(inputs_of)
-        self._call = model if run is None else run
+        self._how = how or How()
+        self._call = model if self._how.run is None else self._how.run
         self._modules = {name: model.get_submodule(name) for name in self._names()}
         self._run: _Run | None = None
         self._installed = False
@@ -123,7 +127,7 @@ class Capture:
             LayerError: If a wanted call did not happen, or gave no tensor.
         """
         self._run = state = _Run(self._calls, self._watched, self._wrt, varied)
-        state.read, state.inputs_of = self._read, self._inputs_of
+        state.read, state.inputs_of = self._how.read, frozenset(self._how.inputs_of)
         try:
             with nullcontext() if self._installed else self.installed():
                 # A clone: a model may change its input in place, which must neither reach the

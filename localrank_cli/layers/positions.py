@@ -37,7 +37,7 @@ class Positions:
         kind, colon, number = text.strip().partition(":")
         known = ", ".join(f"{one}[:N]" if one in _COUNTED else one for one in KINDS)
         if kind not in KINDS or (colon and kind not in _COUNTED):
-            raise UsageError(f"--positions {text}: not known.", f"Known are {known}.")
+            raise UsageError(f"--positions {text}: unknown.", f"Choose one of {known}.")
         if colon and not (number.isdecimal() and number.isascii() and 0 < int(number) < 2**31):
             raise UsageError(
                 f"--positions {text}: expected a number of positions from 1 after the colon.",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from localrank_cli.layers.capture import Call, Capture
+from localrank_cli.layers.capture import Call, Capture, How
 
 _PLAIN = (Tensor, int, float, bool, str, type(None))
 
@@ -118,7 +118,7 @@ def record(
         module.forward = recorder(name, module.forward)
     try:
         with torch.no_grad():
-            Capture(model, [wrt], run=run)(inputs)
+            Capture(model, [wrt], how=How(run=run))(inputs)
     finally:
         for _, module in modules:
             del module.forward

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from localrank_cli.layers.capture import Call, Capture
+from localrank_cli.layers.capture import Call, Capture, How
 from localrank_cli.layers.kinds import is_transposed_linear
 
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -84,8 +84,8 @@ def sound(
         return tensor
 
     with torch.no_grad():
-        outputs = Capture(model, calls, read=note)(point)
-        inputs = Capture(model, calls, inputs_of=calls)(point)
+        outputs = Capture(model, calls, how=How(read=note))(point)
+        inputs = Capture(model, calls, how=How(inputs_of=calls))(point)
         kept = {}
         for call, taken, output in zip(calls, inputs, outputs, strict=True):
             module = model.get_submodule(call.name)

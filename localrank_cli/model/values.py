@@ -89,7 +89,7 @@ class _Open(Values):
     def give(self) -> None:
         """Become a config that can be walked through without asking for anything."""
         # Without the methods below, which the walks over what a network holds would call.
-        self.__class__ = type(self).given  # type: ignore[assignment]
+        self.__class__ = type(self).given  # type: ignore[assignment]  # mypy allows no change of class
 
     def __iter__(self) -> Iterator[str]:
         self._ask_all()

@@ -278,9 +278,9 @@ class TorchArchive:
             raise MalformedError("it names a tensor that it does not hold")
         if type(numel) is not int or not 0 <= numel * dtype.itemsize < 2**63:
             raise MalformedError("it names a tensor with a malformed size")
-        untyped: Any = UntypedStorage(numel * dtype.itemsize, device="meta")  # type: ignore[no-untyped-call]
+        untyped: Any = UntypedStorage(numel * dtype.itemsize, device="meta")  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._places[_identity(untyped)] = untyped, entry
-        return TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]
+        return TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 class _Unpickler(pickles.Unpickler):

@@ -43,7 +43,7 @@ def check_suffix(path: Path) -> None:
         )
     real = Path(os.path.realpath(path))
     # os.path, unlike Path, answers for names that are too long.
-    if os.path.islink(path) and real.suffix.lower() != path.suffix.lower():  # noqa: PTH114
+    if os.path.islink(path) and real.suffix.lower() != path.suffix.lower():  # noqa: PTH114  # Path raises for a name too long
         raise UsageError(
             f"--output {path}: is a link to {real}, whose suffix names another format or none.",
             "Give both the same suffix, or name another file with -o.",
@@ -250,7 +250,7 @@ def real_target(path: Path) -> Path:
         OutputError: If something that is not a file has the name, or links lead in a circle.
     """
     # os.path, unlike Path, answers for names that are too long.
-    real = Path(os.path.realpath(path)) if os.path.islink(path) else path.absolute()  # noqa: PTH114
+    real = Path(os.path.realpath(path)) if os.path.islink(path) else path.absolute()  # noqa: PTH114  # Path raises for a name too long
     try:
         is_file = stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):

@@ -287,8 +287,8 @@ def test_localrank_toml_and_python_give_the_same(folder: Path, tmp_path: Path) -
     ("words", "what"),
     [
         ("--positions same:0", "expected a number of positions from 1 after the colon"),
-        ("--positions last:3", "not known. Known are all, each[:N]"),
-        ("--positions some", "not known. Known are all, each[:N]"),
+        ("--positions last:3", "unknown. Choose one of all, each[:N]"),
+        ("--positions some", "unknown. Choose one of all, each[:N]"),
         ("--positions same:7", "no chosen layer has more than 6 positions. Ask for at most same:6"),
         ("--layers head --wrt previous", "only one layer is chosen, 'head'"),
         ("--layers head --wrt previous --positions last", "only one layer is chosen, 'head'"),
