@@ -146,6 +146,19 @@ def test_in_its_first_import(tmp_path: Path) -> None:
     assert (stdout, stderr) == ("", "localrank: stopped by SIGINT\n")
 
 
+def test_before_its_first_import_of_its_own(tmp_path: Path) -> None:
+    """Nothing is there yet that could print a line; Python would print a traceback."""
+    marker = tmp_path / "marker"
+    (tmp_path / "threading.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(marker)!r}).touch()\ntime.sleep(60)\n"
+    )
+    with start("--help", env=os.environ | {"PYTHONPATH": str(tmp_path)}) as process:
+        _wait_for(marker, process)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (-signal.SIGINT, "", "")  # 130 in a shell
+
+
 def test_the_console_script_starts_as_the_module_does() -> None:
     (script,) = entry_points(group="console_scripts", name="localrank")
     assert script.value == "localrank_cli.__main__:main"
