@@ -386,8 +386,11 @@ def test_each_pair_of_several_sources_is_that_of_the_source_alone(name: str) -> 
     network = NETWORKS[name]
     last = list(network.layers)[-1]
     sources = [network.wrt, next(iter(network.layers))]
-    found = spectra_of(name, Selection((last,), (), ",".join(filter(None, sources))))
+    modes = Modes()
+    found = spectra_of(name, Selection((last,), (), ",".join(filter(None, sources))), modes=modes)
     assert [one.wrt for one in found] == sources
+    for source in sources:
+        assert any(route.startswith(f"from {source}: {last}: ") for route in modes.routes)
     for spectrum in found:
         (alone,) = spectra_of(name, Selection((last,), (), spectrum.wrt))
         torch.testing.assert_close(spectrum.computed, alone.computed, rtol=0, atol=CLOSE)
