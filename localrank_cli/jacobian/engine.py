@@ -161,6 +161,7 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     calls = calls_of(tasks)
     works = forecast_all(tasks, forward=modes.forward, replays=modes.replay)
     modes.progress.start(works, tasks[0].points.shape[0])
+    routes: list[list[str]] = []  # of each task, again and again
     for start in range(0, tasks[0].points.shape[0], size):
         points = tasks[0].points[start : start + size]
         alone = None
@@ -184,6 +185,16 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
                 for portion in _of_batch(task, counted, place, modes):
                     yield index, portion
                     _count(task, batch, portion, modes.progress)
+            routes.append(modes.routes)
+    _name_sources(tasks, routes[-len(tasks) :], modes)
+
+
+def _name_sources(tasks: Sequence[Task], routes: Sequence[list[str]], modes: Modes) -> None:
+    """Keep the routes of all tasks; those of parts name their sources already."""
+    if len(tasks) > 1 and not tasks[0].parts:
+        names = [task.wrt.label if task.wrt is not None else "the input" for task in tasks]
+        pairs = zip(names, routes, strict=True)
+        modes.routes = [f"from {name}: {one}" for name, found in pairs for one in found]
 
 
 def _count(task: Task, batch: Batch, portion: AnyPortion, progress: Progress) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.errors import LayerError
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.layers import convolution
 from localrank_cli.layers.positions import Positions
@@ -182,6 +183,14 @@ NETWORKS = {
         _of_transformers("vit", (3, 16, 16)),
         {"vit.layers.1": "last", "vit.layernorm": "last"},
         "vit.layers.0",
+    ),
+    "swin": Network(
+        _of_transformers("swin", (3, 16, 16)),
+        {
+            "swin.encoder.layers.0.blocks.0": "last",
+            "swin.encoder.layers.0.blocks.0.mlp.fc1": "last",
+        },
+        "swin.embeddings",
     ),
     "mamba": Network(
         _of_transformers("mamba"),
@@ -377,11 +386,36 @@ def test_each_pair_of_several_sources_is_that_of_the_source_alone(name: str) -> 
     network = NETWORKS[name]
     last = list(network.layers)[-1]
     sources = [network.wrt, next(iter(network.layers))]
-    found = spectra_of(name, Selection((last,), (), ",".join(filter(None, sources))))
+    modes = Modes()
+    found = spectra_of(name, Selection((last,), (), ",".join(filter(None, sources))), modes=modes)
     assert [one.wrt for one in found] == sources
+    for source in sources:
+        assert any(route.startswith(f"from {source}: {last}: ") for route in modes.routes)
     for spectrum in found:
         (alone,) = spectra_of(name, Selection((last,), (), spectrum.wrt))
         torch.testing.assert_close(spectrum.computed, alone.computed, rtol=0, atol=CLOSE)
+
+
+# The network, a layer whose batch axis holds more than points, and a source.
+MERGED = {
+    "windows": ("swin", "swin.encoder.layers.0.blocks.0.attention.q_proj", "swin.embeddings"),
+    "router": ("mixtral", "model.layers.0.mlp.gate", "model.embed_tokens"),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_outputs_without_an_axis_of_the_points_have_whole_jacobians_alone(name: str) -> None:
+    network, layer, wrt = MERGED[name]
+    model, points = built(network)
+    with _in_float64(model):
+        whole = naive_jacobians(model, points, [layer], wrt)[layer]
+    (spectrum,) = spectra_of(network, Selection((layer,), (), wrt))
+    values = np.linalg.svd(whole, compute_uv=False)
+    assert np.abs(spectrum.computed.numpy() - values).max() <= CLOSE * values.max()
+    for kind in ("same", "last-all"):
+        parts = Selection((layer,), (), wrt, positions=Positions.parse(kind))
+        with pytest.raises(LayerError, match="have no axis of the points alone"):
+            spectra_of(network, parts)
 
 
 class _ByName(nn.Sequential):
