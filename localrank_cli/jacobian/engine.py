@@ -38,7 +38,7 @@ from localrank_cli.jacobian.budget import (
 )
 from localrank_cli.jacobian.chain import Chain
 from localrank_cli.jacobian.forecast import forecast_all
-from localrank_cli.jacobian.metric_factor import MetricFactor
+from localrank_cli.jacobian.metric_factor import IDENTITY, MetricFactor, PositionFactors
 from localrank_cli.jacobian.parts import (
     count_passes,
     forward_parts,
@@ -76,6 +76,7 @@ class Task:
     dtype: torch.dtype
     memory: int  # bytes
     metric: MetricFactor | None = None  # of the varied tensor; None: the identity
+    place_metric: PositionFactors | None = None  # of its positions, where those are varied alone
     picked: Mapping[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
     parts: Mapping[Call, Parts] = field(
         default_factory=dict
@@ -308,8 +309,8 @@ def _portions(
             walk = _walk(batch, record, plan, chunk, modes, routes)
             walk = _counted(walk, task, record, span, plan, modes)
             if task.residual:
-                rows_of_all = torch.arange(record.numel, device=batch.varied.device)
-                walk = partial(without_identity, walk, plan, rows_of_all)
+                every = torch.arange(record.numel, device=batch.varied.device)
+                walk = partial(without_identity, walk, plan, every, batch.n_in, task.metric)
             yield BlockPortion(record, start, walk, good[record.call], batch.error)
     reduction = f"{batch.n_in} directions for {task.n_in} inputs: the first layer's rows"
     modes.routes = [
@@ -323,7 +324,10 @@ def _whole(
     task: Task, record: CallRecord, start: int, tensor: Tensor, good: dict[Call, Tensor],
     batch: Batch,
 ) -> Portion:  # fmt: skip
-    if task.residual:
+    if task.residual and task.metric is not None:
+        rows, columns = (torch.arange(size, device=tensor.device) for size in tensor.shape[1:])
+        tensor -= task.metric.part(rows, columns, tensor.dtype)
+    elif task.residual:
         tensor.diagonal(dim1=1, dim2=2).sub_(1)
     return Portion(record, start, tensor, good[record.call], batch.error)
 
@@ -449,8 +453,11 @@ class _PartRun:
         self._modes.progress.begin(self._task.wrt, calls, span, passes)
 
     def _portion(self, record: CallRecord, tensor: Tensor) -> PartPortion:
-        if self._task.residual:
-            subtract_identity(tensor, self._parts[record.call])
+        task, parts = self._task, self._parts[record.call]
+        if task.residual:
+            subtract_identity(tensor, parts, task.metric)
+        if task.place_metric is not None and parts.source_places is not None:
+            tensor = task.place_metric.weigh(tensor, parts.source_places)
         return PartPortion(record, self._start, 0, tensor, self._good[record.call])
 
     def _by_position(self, record: CallRecord) -> Iterator[AnyPortion]:
@@ -476,17 +483,22 @@ class _PartRun:
         part, device = whole.some(index, index + 1), self._batch.varied.device
         rows = part.rows[0, 0].to(device)
         batch = replace(self._batch, picked={record.call: rows})
+        metric, is_residual, outputs = task.metric, task.residual, rows
         if part.columns is not None:
-            one = torch.ones((), dtype=torch.float64, device="cpu")
-            own = MetricFactor(one, entries=part.columns[0, 0])
-            batch = batch.in_metric(own, batch.picked)
+            metric, entries = IDENTITY, part.columns[0, 0]
+            if task.place_metric is not None and part.source_places is not None:
+                metric = MetricFactor(task.place_metric.at(int(part.source_places[0, 0])))
+            batch = batch.in_metric(replace(metric, entries=entries), batch.picked)
+            # Of another position than the source's, no entry is one of the identity.
+            is_residual = is_residual and torch.equal(entries.to(device), rows)
+            outputs = torch.arange(rows.shape[0], device=device)
         single = replace(record, shape=(rows.shape[0],), is_complex=False)
         size = self._budget.block(single.numel, batch.n_in)
         plan = plan_blocks(single.numel, batch.n_in, task.dtype.itemsize, size, self._modes.forward)
         walk = _walk(batch, single, plan, self._chunk(record.call), self._modes, self.routes)
         walk = _counted(walk, task, single, Span(self._start, 1), plan, self._modes)
-        if task.residual:  # with all columns: a square Jacobian whose reduction fits is held
-            walk = partial(without_identity, walk, plan, rows)
+        if is_residual:
+            walk = partial(without_identity, walk, plan, outputs, batch.n_in, metric)
         return PartBlockPortion(record, self._start, index, walk, self._good[record.call])
 
     def _groups(self, records: Sequence[CallRecord]) -> list[tuple[CallRecord, ...]]:
