@@ -9,6 +9,7 @@ from torch import Tensor
 
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain
+from localrank_cli.jacobian.metric_factor import IDENTITY, MetricFactor
 from localrank_cli.jacobian.routes import pushforward, unit_rows
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.survey import CallRecord
@@ -114,21 +115,25 @@ def count_block_passes(plan: BlockPlan, n_out: int, n_in: int) -> int:
 
 
 def without_identity(
-    walk: Callable[[], Iterator[Tensor]], plan: BlockPlan, rows: Tensor
+    walk: Callable[[], Iterator[Tensor]],
+    plan: BlockPlan,
+    rows: Tensor,
+    n_in: int,
+    metric: MetricFactor | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the blocks of J - 1 in place of those of J.
+    """Yield the blocks of J - 1 in place of those of J, or of (J - 1) L in place of J L.
 
-    `rows` are the entries of the output among those of the varied tensor, one for each row of J.
+    `rows` are the entries of the output among those of the varied tensor, one for each row of J,
+    and `n_in` the columns of J or J L.
     """
-    start = 0
+    start, own = 0, metric or IDENTITY
+    columns = torch.arange(n_in, device=rows.device)
     for one in walk():
-        span = torch.arange(start, start + one.shape[0], device=one.device)
+        span = slice(start, start + one.shape[0])
         if plan.along == "rows":
-            columns = torch.arange(one.shape[1], device=one.device)
-            mask = rows[span].unsqueeze(1) == columns
+            yield one - own.part(rows[span], columns, one.dtype)
         else:
-            mask = span.unsqueeze(1) == rows
-        yield one - mask.to(one.dtype)
+            yield one - own.part(rows, columns[span], one.dtype).mT
         start += one.shape[0]
 
 

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import LocalrankError, ModelError, cause, one_line
+from localrank_cli.errors import LocalrankError, ModelError, cause, listed, one_line
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.blocks import (
@@ -38,7 +38,7 @@ from localrank_cli.jacobian.budget import (
 )
 from localrank_cli.jacobian.chain import Chain
 from localrank_cli.jacobian.forecast import forecast_all
-from localrank_cli.jacobian.metric_factor import MetricFactor
+from localrank_cli.jacobian.metric_factor import IDENTITY, MetricFactor, PositionFactors
 from localrank_cli.jacobian.parts import (
     count_passes,
     forward_parts,
@@ -46,7 +46,13 @@ from localrank_cli.jacobian.parts import (
     subtract_identity,
     with_rows,
 )
-from localrank_cli.jacobian.past import Pasts, token_jacobians, tokens_with_past
+from localrank_cli.jacobian.past import (
+    Pasts,
+    TokenJacobians,
+    n_columns,
+    token_jacobians,
+    tokens_with_past,
+)
 from localrank_cli.jacobian.progress import Progress, Span
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
@@ -60,6 +66,7 @@ from localrank_cli.layers.survey import CallRecord, Survey
 from localrank_cli.layers.triangle import Triangle
 
 _Result = TypeVar("_Result")
+_DENSE = "all tokens are computed at once, which is slower"
 # Directions of one token at once: more took up to a tenth more processor time (GPT-2, 64 tokens).
 MOST_TOKENS = 96
 
@@ -76,6 +83,7 @@ class Task:
     dtype: torch.dtype
     memory: int  # bytes
     metric: MetricFactor | None = None  # of the varied tensor; None: the identity
+    place_metric: PositionFactors | None = None  # of its positions, where those are varied alone
     picked: Mapping[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
     parts: Mapping[Call, Parts] = field(
         default_factory=dict
@@ -108,6 +116,9 @@ class Modes:
     narrow: bool = True
     replay: bool = True
     past: bool = True
+    dense: set[Call] = field(
+        default_factory=set
+    )  # calls that the past held does not give somewhere
     notes: list[str] = field(default_factory=list)
     routes: list[str] = field(default_factory=list)
     # Bytes that are alive at once along one direction at one point, by source and last layer.
@@ -319,8 +330,8 @@ def _portions(
             walk = _walk(batch, record, plan, chunk, modes, routes)
             walk = _counted(walk, task, record, span, plan, modes)
             if task.residual:
-                rows_of_all = torch.arange(record.numel, device=batch.varied.device)
-                walk = partial(without_identity, walk, plan, rows_of_all)
+                every = torch.arange(record.numel, device=batch.varied.device)
+                walk = partial(without_identity, walk, plan, every, batch.n_in, task.metric)
             yield BlockPortion(record, start, walk, good[record.call], batch.error)
     reduction = f"{batch.n_in} directions for {task.n_in} inputs: the first layer's rows"
     modes.routes = [
@@ -334,7 +345,10 @@ def _whole(
     task: Task, record: CallRecord, start: int, tensor: Tensor, good: dict[Call, Tensor],
     batch: Batch,
 ) -> Portion:  # fmt: skip
-    if task.residual:
+    if task.residual and task.metric is not None:
+        rows, columns = (torch.arange(size, device=tensor.device) for size in tensor.shape[1:])
+        tensor -= task.metric.part(rows, columns, tensor.dtype)
+    elif task.residual:
         tensor.diagonal(dim1=1, dim2=2).sub_(1)
     return Portion(record, start, tensor, good[record.call], batch.error)
 
@@ -374,12 +388,22 @@ class _PartRun:
         modes.routes = [*others, *(f"{name}: {way}" for name, way in taken.items())]
 
     def held(self, held: Sequence[CallRecord]) -> Iterator[PartPortion]:
-        """Yield the Jacobians of some calls, all of whose positions fit in memory together."""
+        """Yield the Jacobians of some calls, each of whose positions fit in memory together."""
+        left = list[CallRecord]()
+        for group in self._groups(held):
+            found = self._by_token(group)
+            if found is None:
+                left += group
+                continue
+            for record in group:
+                if len(found.dense[record.call]) == self._batch.n_points:
+                    left.append(record)
+            yield from self._of_tokens([r for r in group if r not in left], found)
+        yield from self.all_tokens(left)
+
+    def all_tokens(self, held: Sequence[CallRecord]) -> Iterator[PartPortion]:
+        """Yield the Jacobians of some calls by passes of the whole network."""
         task, modes = self._task, self._modes
-        tokens = self._by_token(held)
-        if tokens is not None:
-            yield from tokens
-            return
         passes = {
             record.call: count_passes(self._parts[record.call], self._batch.n_in) for record in held
         }
@@ -398,40 +422,75 @@ class _PartRun:
         for record in reverse:
             yield from self._reverse(record)
 
-    def _by_token(self, held: Sequence[CallRecord]) -> list[PartPortion] | None:
-        """Return the Jacobians by passes of one token each; None where that is not exact.
+    def _by_token(self, group: Sequence[CallRecord]) -> TokenJacobians | None:
+        """Return the Jacobians by passes of one token each; None if the network takes none.
 
         The network must take keys and values of earlier tokens, and the positions must be those of
         its own tokens.
         """
         modes, batch = self._modes, self._batch
-        if not held or not modes.past or not modes.forward or self._task.dtype != torch.float64:
+        if not modes.past or not modes.forward or self._task.dtype != torch.float64:
             return None
-        first = self._parts[held[0].call]
+        first = self._parts[group[0].call]
         n_tokens = tokens_with_past(self._task.model, batch.inputs, batch.wrt, first, batch.n_in)
-        if not n_tokens or first.columns is None:
+        if not n_tokens:
             return None
-        calls = [record.call for record in held]
+        calls = [record.call for record in group]
         parts = {call: self._parts[call] for call in calls}
+        chunk = self._chunk(calls[-1])
         # Of the same pass as for all tokens, one token's share, and the keys and values before it.
-        chunk = min(MOST_TOKENS, self._chunk(calls[-1]) * max(1, n_tokens // 4))
-        self._begin(calls, batch.n_points * first.n_parts * first.columns.shape[2])
+        chunks = chunk, min(MOST_TOKENS, chunk * max(1, n_tokens // 4))
+        self._begin(calls, batch.n_points * first.n_parts * n_columns(first))
         try:
-            found = token_jacobians(batch, parts, calls, chunk, self._place.pasts)
+            found = token_jacobians(batch, parts, calls, chunks, self._place.pasts, self._good)
         except Exception as error:  # models differ in what they take, and raise anything
             if _out_of_memory(error):
                 raise _memory_error(error) from error
-            found = None
-        if found is None:
             modes.past = False
-            _note_once(
-                modes,
-                "all tokens are computed at once, which is slower: with the keys and values of"
-                " earlier tokens held, the network gives other values",
-            )
+            _note_once(modes, f"{_DENSE}: the network does not take tokens one by one")
             return None
-        self.routes |= dict.fromkeys(calls, "forward, one token with the past held")
-        return [self._portion(record, tensor) for record, tensor in zip(held, found, strict=True)]
+        new = [call for call in calls if call in found.differing - modes.dense]
+        if new:
+            modes.dense |= set(new)
+            modes.notes.append(
+                f"{_DENSE} for {listed([call.label for call in new])}: with the keys and values of"
+                " earlier tokens held, there are other values"
+            )
+        return found
+
+    def _of_tokens(
+        self, group: Sequence[CallRecord], found: TokenJacobians
+    ) -> Iterator[PartPortion]:
+        """Yield what was found by tokens, with all tokens at once at the points that need it."""
+        whole = {r.call: self._portion(r, found.blocks.pop(r.call)) for r in group}
+        way = "forward, one token with the past held"
+        self.routes |= dict.fromkeys(whole, way)
+        for point in sorted(set().union(*(found.dense[call] for call in whole))):
+            records = tuple(r for r in group if point in found.dense[r.call])
+            run = self._at_point(point, records)
+            for portion in run.all_tokens(records):
+                call = portion.record.call
+                whole[call].jacobians[point] = portion.jacobians[0]
+                count = f"{len(found.dense[call])} of {self._batch.n_points} points"
+                self.routes[call] = f"{way}; at {count} {run.routes[call]}"
+        yield from whole.values()
+
+    def _at_point(self, point: int, records: tuple[CallRecord, ...]) -> "_PartRun":
+        """Return the run of some calls at one point of the batch."""
+        span, batch, place = slice(point, point + 1), self._batch, self._place
+        one = replace(batch, inputs=batch.inputs[span], varied=batch.varied[span], replay=None)
+        if batch.origin is not None:
+            one = replace(one, origin=batch.origin[span])
+        good = {record.call: self._good[record.call][span] for record in records}
+        run = _PartRun(
+            replace(self._task, records=records, parts={}),
+            one,
+            _Place(self._start + point, good, place.pasts),
+            self._modes,
+            {record.call: self._parts[record.call][span] for record in records},
+        )
+        run._batch = run._replaying(run._batch)
+        return run
 
     def _forward(self, group: Sequence[CallRecord]) -> Iterator[PartPortion]:
         parts = {record.call: self._parts[record.call] for record in group}
@@ -460,8 +519,11 @@ class _PartRun:
         self._modes.progress.begin(self._task.wrt, calls, span, passes)
 
     def _portion(self, record: CallRecord, tensor: Tensor) -> PartPortion:
-        if self._task.residual:
-            subtract_identity(tensor, self._parts[record.call])
+        task, parts = self._task, self._parts[record.call]
+        if task.residual:
+            subtract_identity(tensor, parts, task.metric)
+        if task.place_metric is not None and parts.source_places is not None:
+            tensor = task.place_metric.weigh(tensor, parts.source_places)
         return PartPortion(record, self._start, 0, tensor, self._good[record.call])
 
     def _by_position(self, record: CallRecord) -> Iterator[AnyPortion]:
@@ -487,17 +549,22 @@ class _PartRun:
         part, device = whole.some(index, index + 1), self._batch.varied.device
         rows = part.rows[0, 0].to(device)
         batch = replace(self._batch, picked={record.call: rows})
+        metric, is_residual, outputs = task.metric, task.residual, rows
         if part.columns is not None:
-            one = torch.ones((), dtype=torch.float64, device="cpu")
-            own = MetricFactor(one, entries=part.columns[0, 0])
-            batch = batch.in_metric(own, batch.picked)
+            metric, entries = IDENTITY, part.columns[0, 0]
+            if task.place_metric is not None and part.source_places is not None:
+                metric = MetricFactor(task.place_metric.at(int(part.source_places[0, 0])))
+            batch = batch.in_metric(replace(metric, entries=entries), batch.picked)
+            # Of another position than the source's, no entry is one of the identity.
+            is_residual = is_residual and torch.equal(entries.to(device), rows)
+            outputs = torch.arange(rows.shape[0], device=device)
         single = replace(record, shape=(rows.shape[0],), is_complex=False)
         size = self._budget.block(single.numel, batch.n_in)
         plan = plan_blocks(single.numel, batch.n_in, task.dtype.itemsize, size, self._modes.forward)
         walk = _walk(batch, single, plan, self._chunk(record.call), self._modes, self.routes)
         walk = _counted(walk, task, single, Span(self._start, 1), plan, self._modes)
-        if task.residual:  # with all columns: a square Jacobian whose reduction fits is held
-            walk = partial(without_identity, walk, plan, rows)
+        if is_residual:
+            walk = partial(without_identity, walk, plan, outputs, batch.n_in, metric)
         return PartBlockPortion(record, self._start, index, walk, self._good[record.call])
 
     def _groups(self, records: Sequence[CallRecord]) -> list[tuple[CallRecord, ...]]:

@@ -161,12 +161,12 @@ class _Runner:
     def _measure(self, checkpoint: PlannedCheckpoint) -> list[tuple[LayerSpectrum, Cells]]:
         """Return each layer's singular values and cells from samples; the model has its weights."""
         plan, series = self._plan, self._series
-        metric = series.metric.at(series.model, plan.device, series.settings.dtype)
+        metrics = series.metric.at(series.model, plan.device, series.settings.dtype)
         span = slice(*(checkpoint.points or (None,)))
         points, indices = self._points[span], series.points.indices[span]
         request = replace(
             self._request,
-            metric=metric,
+            metrics=metrics,
             seed=series.settings.source.seed,
             indices=indices,
             is_part=checkpoint.points is not None,

@@ -168,8 +168,9 @@ def _request(plan: Plan, series: SeriesPlan) -> Request:
         settings.dtype,
         plan.memory - series.metric.n_bytes,
         demand_of(settings.tolerances, settings.noise),
-        series.metric.factor,  # one of each checkpoint is missing: its sizes are those without
-        settings.by_whole,
+        # One of each checkpoint is missing: its sizes are those without.
+        metrics=series.metric.fixed,
+        scaled_by_whole=settings.by_whole,
         seed=settings.source.seed,
         indices=series.points.indices[:1],
     )
@@ -222,8 +223,8 @@ def _computed(plan: Plan, series: SeriesPlan) -> tuple[float, tuple[str, ...]]:
     """Return the seconds of one checkpoint's points, from computing a few, and the routes."""
     settings, modes = series.settings, Modes()
     points = place_points(series.points, plan.device, settings.dtype)
-    metric = series.metric.at(series.model, plan.device, settings.dtype)
-    request = replace(_request(plan, series), metric=metric, indices=series.points.indices)
+    metrics = series.metric.at(series.model, plan.device, settings.dtype)
+    request = replace(_request(plan, series), metrics=metrics, indices=series.points.indices)
     times = []
     batch = min(_BATCH, len(points))
     for count in (1, 1, batch):  # the first run is a warm-up

@@ -325,7 +325,6 @@ def test_an_axis_that_changes_nothing_is_noted(folder: Path) -> None:
         ("--layers hea? --wrt embed --residual", "needs: they have another shape than the source"),
         ("--wrt previous --input-slice 0", "--input-slice with --wrt previous"),
         ("--positions last --output-slice 0", "--output-slice with --positions last"),
-        ("--positions last --input-metric data", "--input-metric data with --positions last"),
         ("--positions last --feature-axis 3", "axis 3 is not one of its features"),
         ("--positions last --feature-axis 0", "axis 0 is not one of its features"),
         ("--positions last --feature-axis nothing=1", "no module that runs has such a name"),

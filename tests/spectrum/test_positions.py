@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import LayerError
 from localrank_cli.jacobian.engine import Modes
+from localrank_cli.jacobian.metric_factor import PositionFactors
 from localrank_cli.layers import convolution
 from localrank_cli.layers.positions import Positions
-from localrank_cli.layers.select import Selection
+from localrank_cli.layers.select import Selection, named_call
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from tests.naive import Array, naive_jacobians
 
@@ -278,10 +279,17 @@ def _feature(shape: tuple[int, ...], where: str) -> int:
     return others[0] if where == "first" else others[-1]
 
 
-def expected(kind: str, jacobian: Array, grid: tuple[int, ...], index: int) -> list[Array]:
-    """Return the matrices of one point, cut from its whole Jacobian."""
+def expected(
+    kind: str, jacobian: Array, grid: tuple[int, ...], index: int, factors: Array | None = None
+) -> list[Array]:
+    """Return the matrices of one point, cut from its whole Jacobian.
+
+    `factors` are those of metrics of the source's positions.
+    """
     positions = Positions.parse(kind)
     drawn = positions.of_points(grid, SEED, [index])[0].tolist()
+    if factors is not None:
+        jacobian = np.stack([jacobian[:, :, j] @ one for j, one in enumerate(factors)], axis=2)
     end = jacobian.shape[0] - 1
     if positions.kind in ("same", "first", "last"):
         return [jacobian[i, :, i] for i in drawn]
@@ -298,7 +306,13 @@ def spectra_of(
     return layer_spectra(model, points, request, modes)
 
 
-def check(name: str, kind: str, spectra: Sequence[LayerSpectrum], residual: bool = False) -> None:
+def check(
+    name: str,
+    kind: str,
+    spectra: Sequence[LayerSpectrum],
+    residual: bool = False,
+    factors: Array | None = None,
+) -> None:
     network = NETWORKS[name]
     assert spectra
     for spectrum in spectra:
@@ -315,7 +329,7 @@ def check(name: str, kind: str, spectra: Sequence[LayerSpectrum], residual: bool
             grid = tuple(
                 n for axis, n in enumerate(shape) if n != 1 and axis != _feature(shape, where)
             )
-            matrices = expected(kind, jacobian, grid, index)
+            matrices = expected(kind, jacobian, grid, index, factors)
             assert len(matrices) == spectrum.n_positions
             assert (spectrum.n_out, spectrum.n_in) == matrices[0].shape
             for row, matrix in zip(rows[point], matrices, strict=True):
@@ -339,6 +353,36 @@ def test_positions_are_parts_of_the_whole_jacobian(name: str, kind: str) -> None
         # after the source sees the other tokens' keys and values as they are held fixed.
         at_the_end = (name, kind) in {("prefix", "last"), ("bert", "last")}
         assert held == (network.has_past or at_the_end), modes.routes
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("kind", ["same", "same:3", "last", "last-each:2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "resnet", "lstm"])
+def test_each_position_has_a_metric_of_its_own(name: str, kind: str, residual: bool) -> None:
+    if residual and name == "lstm":
+        pytest.skip("no layer has the shape of the source")
+    network, (model, points) = NETWORKS[name], built(name)
+    # The first layer has the shape of the source, as J - 1 needs.
+    layers = [next(iter(network.layers))] if residual else list(network.layers)
+    shape = truth(name)[layers[0]][1].source
+    n_features = shape[_feature(shape, network.source)]
+    n_positions = int(np.prod(shape)) // n_features
+    generator = torch.Generator().manual_seed(0)
+    for width in (n_features, 3):
+        factors = torch.randn(
+            n_positions, n_features, width, generator=generator, dtype=torch.float64
+        )
+        metric = PositionFactors(factors, torch.arange(n_positions), 99)
+        selection = Selection(
+            tuple(layers), (), network.wrt, positions=Positions.parse(kind), residual=residual
+        )
+        source = named_call(model, network.wrt)
+        request = Request(selection, seed=SEED, indices=INDICES, metrics={source: metric})
+        modes = Modes()
+        found = layer_spectra(model, points, request, modes)
+        check(name, kind, found, residual=residual, factors=factors.numpy())
+        if network.has_past and Positions.parse(kind).needs_equal_grids:
+            assert all("past held" in route for route in modes.routes)
 
 
 @pytest.mark.parametrize("kind", ["each:1", "each:2", "same:2", "last-all", "all"])
