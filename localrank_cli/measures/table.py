@@ -69,13 +69,18 @@ def _effective_rank_bound(doubt: "Doubt", noise: float) -> "Tensor":
     total = doubt.powers.sqrt().sum(dim=1, keepdim=True).clamp(min=1e-150)
     shares = values / total
     logs = shares.log().abs()
-    entropy = torch.where(doubt.own, shares * logs, 0).sum(dim=1, keepdim=True)
+    entropy = torch.where(doubt.own | (doubt.powers > 0), shares * logs, 0).sum(dim=1, keepdim=True)
     weights = torch.where(doubt.own, (logs + entropy) / total, 0)
     # Where a value may be as small as delta, sqrt(2 delta) bounds its error.
     lost = doubt.own & (doubt.powers <= 2 * delta)
     steps = torch.where(lost, weights * (2 * delta).sqrt(), 0).sum(dim=1)
     slopes = torch.where(lost, 0, weights / values).square().sum(dim=1).sqrt()
-    return steps + slopes * doubt.together
+    found = steps + slopes * doubt.together
+    if doubt.slack is not None:
+        # q |log q| is concave and 0 at 0: a step changes it by no more than it does from 0.
+        logs = (doubt.slack.clamp(min=1e-300) / total).log().abs()
+        found += (doubt.slack / total * (logs + entropy)).sum(dim=1)
+    return found
 
 
 def stable_rank(values: "Tensor", noise: float) -> "Tensor":
@@ -100,7 +105,8 @@ def _participation_ratio_bound(doubt: "Doubt", noise: float) -> "Tensor":
     """Bound 2 |d trace| / trace + 2 |d| / |lambda|, d being the vector of all errors."""
     first = doubt.powers[:, :1]  # squares of the eigenvalues themselves may leave the range
     length = (doubt.powers / first).square().sum(dim=1).sqrt() * first[:, 0]
-    return 4 * _jacobian_norm_bound(doubt, noise) + 2 * doubt.together / length
+    together = doubt.together + doubt.slips.sum(dim=1)
+    return 4 * _jacobian_norm_bound(doubt, noise) + 2 * together / length
 
 
 def spectral_norm(values: "Tensor", noise: float) -> "Tensor":
@@ -125,7 +131,8 @@ def _jacobian_norm_bound(doubt: "Doubt", noise: float) -> "Tensor":
     """Bound |d trace| / (2 trace); |d trace| <= sqrt(r) |d| (Cauchy and Schwarz)."""
     del noise
     root = doubt.own.sum(dim=1).to(doubt.together.dtype).sqrt()
-    return root * doubt.together / (2 * doubt.powers.sum(dim=1))
+    slip = root * doubt.together + doubt.slips.sum(dim=1)
+    return slip / (2 * doubt.powers.sum(dim=1))
 
 
 def gaussian_information(values: "Tensor", noise: float) -> "Tensor":
@@ -146,8 +153,13 @@ def _gaussian_information_bound(doubt: "Doubt", noise: float) -> "Tensor":
     import torch
 
     information = torch.log1p(doubt.powers / noise**2).sum(dim=1)
-    slips = torch.where(doubt.own, 1 / (noise**2 + doubt.powers), 0).square().sum(dim=1).sqrt()
-    return slips * doubt.together / information
+    slopes = torch.where(doubt.own, 1 / (noise**2 + doubt.powers), 0).square().sum(dim=1).sqrt()
+    slip = slopes * doubt.together
+    if doubt.slack is not None:
+        # The true value may be smaller by the slack, and the slope steeper.
+        least = (doubt.powers.sqrt() - doubt.slack).clamp(min=0).square()
+        slip += (doubt.slips / (noise**2 + least)).sum(dim=1)
+    return slip / information
 
 
 def _over_first(values: "Tensor") -> "Tensor":
