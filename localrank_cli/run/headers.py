@@ -29,6 +29,7 @@ from localrank_cli.checkpoints.places import Names, Place, find_place
 from localrank_cli.checkpoints.reading import Twins, read_checkpoint, sets_of, with_part
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.weights import (
+    EMA,
     RAW,
     WRAPPERS,
     Sets,
@@ -41,7 +42,6 @@ from localrank_cli.checkpoints.weights import (
     part_at,
     prefer,
     strip_to_fit,
-    without_loss,
 )
 from localrank_cli.errors import (
     LocalrankError,
@@ -60,7 +60,7 @@ from localrank_cli.options.parse import Part
 from localrank_cli.recorded import Entries
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.missing import Parts
-from localrank_cli.run.network import can_infer, check_config, networks_in
+from localrank_cli.run.network import can_infer, check_config, networks_in, without_loss_layer
 from localrank_cli.spectrum.examine import Examination
 
 Skip = Callable[[CheckpointFile, LocalrankError], None]
@@ -373,8 +373,7 @@ class Headers:
         if not self._context.is_inferred:
             return first
         if bare not in content.others:
-            rest = without_loss(first)
-            found = first if can_infer(first) or not can_infer(rest) else rest
+            found = without_loss_layer(first)
             names = networks_in(found)
             if names:
                 raise SettingsError(
@@ -506,7 +505,7 @@ class Headers:
                 averages = [one for one in header.shapes if one in header.averaged]
                 self._furthers[key] = _find_further(header, averages, expected)
         found = self._furthers[key]
-        chosen = prefer(found)
+        chosen = prefer(found, averages=self._weights == EMA)
         if len(chosen) > 1:
             raise MismatchError(
                 f"{place}: holds several sets of weights that fit the model: {listed(chosen)}.",
