@@ -181,7 +181,7 @@ def _with_advice_of_config(
     error: ModelError, files: Sequence[CheckpointFile], folder: Path, held: Held
 ) -> ModelError:
     """Return the error of an inference, with other advice where a config.json describes a model."""
-    config = find_hf_config(_config_folder(files[0], folder))
+    config = find_hf_config(config_folder(files[0], folder))
     if config is None:
         return error
     wrt = ""
@@ -220,7 +220,7 @@ def make_hf_model(
     Raises:
         ModelError: If there is no usable config.
     """
-    places = list(dict.fromkeys(_config_folder(file, folder) for file in files))
+    places = list(dict.fromkeys(config_folder(file, folder) for file in files))
     errors: list[ModelError] = []
     for place in places if skips else places[:1]:
         try:
@@ -241,7 +241,7 @@ def check_config(file: CheckpointFile, folder: Path, source: HfModel) -> None:
         UnreadableError: If its config cannot be read.
         MismatchError: If it describes another network, or not the weights that were found.
     """
-    place = _config_folder(file, folder)
+    place = config_folder(file, folder)
     try:
         found = read_config(place)
     except ModelError as error:
@@ -258,7 +258,8 @@ def check_config(file: CheckpointFile, folder: Path, source: HfModel) -> None:
         )
 
 
-def _config_folder(file: CheckpointFile, folder: Path) -> Path:
+def config_folder(file: CheckpointFile, folder: Path) -> Path:
+    """Return the folder of the config.json of a checkpoint: its own, or that of the series."""
     beside = file.folder or file.path.parent
     # One that is no file (a FIFO, a folder) is refused when it is read.
     is_elsewhere = not os.path.lexists(beside / CONFIG) and os.path.lexists(folder / CONFIG)
