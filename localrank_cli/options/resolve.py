@@ -62,6 +62,7 @@ class ModelChoice:
     arguments: dict[str, Any]
     activation: str
     is_hf: bool = False  # built by transformers from the config.json beside the weights
+    is_seen: bool = False  # a whole module in the file shows what is between its layers
 
     @property
     def is_inferred(self) -> bool:

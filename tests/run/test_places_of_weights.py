@@ -138,6 +138,39 @@ class TestPrefixes:
         check(tmp_path, ONE, model=build)
         check(tmp_path, TWO, model=build, weights="ema")
 
+    @pytest.mark.parametrize("key", ["ema", "ema_state_dict", "model_ema"])
+    @pytest.mark.parametrize("beside", [{}, {"model": ONE}])
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_an_average_that_keeps_the_weights_it_averages(
+        self, tmp_path: Path, key: str, beside: dict[str, Any], prefix: str
+    ) -> None:
+        # As written by ema.state_dict() of the package ema-pytorch.
+        both = {**renamed(ONE, f"{prefix}online_model."), **renamed(TWO, f"{prefix}ema_model.")}
+        counters = {"initted": torch.tensor(True), "step": torch.tensor(7)}
+        save(tmp_path, {**beside, key: {**both, **counters}})
+        check(tmp_path, ONE, model=build)
+        check(tmp_path, ONE)
+        check(tmp_path, TWO, model=build, weights="ema")
+        for name in (f"{prefix}ema_model", f"{key}.{prefix}ema_model"):
+            check(tmp_path, TWO, model=build, weights=name)
+        check(tmp_path, ONE, model=build, weights=f"{prefix}online_model")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {"model": ONE, "ema": {"decay": 0.9, "shadow": TWO}},
+            {"generator": ONE, "generator_ema": TWO},
+            {"nets": {"g": ONE, "g_ema": TWO}},
+        ],
+    )
+    def test_an_average_at_a_key_that_no_framework_uses(
+        self, tmp_path: Path, content: object
+    ) -> None:
+        save(tmp_path, content)
+        for options in ({}, {"model": build}):
+            check(tmp_path, ONE, **options)
+            check(tmp_path, TWO, weights="ema", **options)
+
     @pytest.mark.parametrize("options", [{}, {"model": build}])
     @pytest.mark.parametrize(
         "state", [{**ONE, **LOSS}, {**renamed(ONE, "model."), **LOSS}, {**LOSS, **ONE}]
@@ -177,6 +210,45 @@ class TestPrefixes:
         advice = f"--weights {before}generator or --weights {before}discriminator"
         assert advice in caught.value.advice
         check(tmp_path, ONE, weights=f"{before}generator")
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [("encoder", "decoder"), ("G", "D"), ("policy", "value"), ("net.a", "net.b")],
+    )
+    def test_parts_of_several_layers_that_form_one_chain(
+        self, tmp_path: Path, first: str, second: str
+    ) -> None:
+        both = {**renamed(ONE, f"{first}."), **renamed(weights(2, 5, 1), f"{second}.")}
+        save(tmp_path, both)
+        advice = f"--weights {first} or {second}"
+        with pytest.raises(LocalrankError, match=f"several parts \\({first}, {second}") as caught:
+            check(tmp_path, ONE)
+        assert advice in caught.value.advice
+        check(tmp_path, ONE, weights=first)
+        assert f"between the parts {first}, {second}" in invoke("inspect", str(tmp_path)).stdout
+
+    def test_parts_whose_modules_are_in_the_file(self, tmp_path: Path) -> None:
+        both = nn.Sequential(mlp(4, 3, 2, seed=1).append(nn.ReLU()), mlp(2, 5, 1))
+        save(tmp_path, both)
+        check(tmp_path, ONE)
+
+    def test_a_part_and_a_head(self, tmp_path: Path) -> None:
+        save(tmp_path, {**renamed(ONE, "body."), "head.weight": torch.ones(3, 2)})
+        check(tmp_path, ONE)
+
+    @pytest.mark.parametrize("name", ["criterion", "loss_fn", "arc_loss"])
+    def test_a_loss_whose_weight_fits_as_the_last_layer(self, tmp_path: Path, name: str) -> None:
+        save(tmp_path, {**ONE, f"{name}.weight": torch.ones(7, 2)})
+        words = ("analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv"))
+        outcome = invoke(*words)
+        assert "read as a plain MLP 4-3-2 with" in outcome.stderr
+        assert f"in the checkpoints, and not in the model: {name}.weight" in outcome.stderr
+
+    def test_a_layer_with_the_name_of_a_loss_before_others(self, tmp_path: Path) -> None:
+        state = {key.replace("0.", "geometric."): value for key, value in ONE.items()}
+        save(tmp_path, {**state, "4.weight": torch.ones(5, 2)})
+        words = ("analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv"))
+        assert "read as a plain MLP 4-3-2-5 with" in invoke(*words).stderr
 
     def test_one_network_whose_last_layer_is_called_critic(self, tmp_path: Path) -> None:
         state = {key.replace("2.", "critic."): value for key, value in ONE.items()}
