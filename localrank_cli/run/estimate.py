@@ -75,17 +75,19 @@ def works_of(plan: Plan, series: SeriesPlan, rates: Rates | None = None) -> tupl
         views = (replace(view, records=view.whole_records, entries=None, picked={}),)
         (task,) = _tasks(plan, series, views).values()
         whole = forecast(task, **how)
-    if rates is not None and rates.is_chain:
-        found = {key: _of_chain(work) for key, work in found.items()}
-        whole = {call: _of_chain(work) for call, work in whole.items()}
+    if rates is not None and rates.chain:
+        found = {key: _of_chain(work, rates) for key, work in found.items()}
+        whole = {call: _of_chain(work, rates) for call, work in whole.items()}
     return tuple(
         PairWork(pair, found[pair.view.label, pair.record.call], whole.get(pair.record.call))
         for pair in series.examination.pairs
     )
 
 
-def _of_chain(work: Work) -> Work:
-    return replace(work, mode="chain", passes=0, operations=0.0)
+def _of_chain(work: Work, rates: Rates) -> Work:
+    size = rates.chain[work.record.call]
+    shape = work.shape[0], size.width
+    return replace(work, mode="chain", passes=0, operations=size.operations, shape=shape)
 
 
 def estimate(plan: Plan, series: SeriesPlan, *, may_compute: bool = True) -> Estimate:
@@ -208,15 +210,15 @@ def _timed(
     works: Sequence[PairWork], rates: Rates, n_points: int, solving: tuple[float, float]
 ) -> tuple[PairWork, ...]:
     gram, eigenvalues = solving
-    # A chain's matrices are products of weights, about as costly as their Gram matrices.
-    gram *= 2 if rates.is_chain else 1
 
-    def seconds(one: PairWork) -> float:
-        return sum(
-            rates.of(work) + work.gram * gram + work.eigenvalues * eigenvalues for work in one.all
-        )
+    def seconds(work: Work) -> float:
+        size = rates.chain.get(work.record.call)
+        # A chain's matrices are products, as fast as their Gram matrices.
+        making = rates.of(work) if size is None else size.operations * gram
+        times = 1 if size is not None and size.is_same else n_points
+        return times * (making + work.gram * gram + work.eigenvalues * eigenvalues)
 
-    return tuple(replace(one, seconds=n_points * seconds(one)) for one in works)
+    return tuple(replace(one, seconds=sum(map(seconds, one.all))) for one in works)
 
 
 def _computed(plan: Plan, series: SeriesPlan) -> tuple[float, tuple[str, ...]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from localrank_cli.errors import LayerError
 from localrank_cli.jacobian.engine import Modes
@@ -17,7 +18,7 @@ from localrank_cli.layers import convolution
 from localrank_cli.layers.positions import Positions
 from localrank_cli.layers.select import Selection, named_call
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
-from tests.naive import Array, naive_jacobians
+from tests.naive import Array, naive_jacobians, naive_spectra
 
 # Of the largest singular value of the whole Jacobian. Two orders of summation differ by some ulps
 # per layer; a wrong entry, row or position shows at 1e-3.
@@ -550,3 +551,41 @@ def test_one_position_too_large_to_hold_varies_its_own_part_of_the_source(
     # A third of this does not hold the 12,800 bytes of the Jacobian.
     in_blocks = found(4000)
     torch.testing.assert_close(in_blocks, held, rtol=0, atol=CLOSE * float(held.max()))
+
+
+class _Checkpointed(nn.Module):
+    """Runs its middle by torch's `checkpoint`, or plainly."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.enter, self.leave = nn.Linear(3, 4), nn.Linear(4, 5)
+        self.middle = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        if self.kind == "plain":
+            x = self.middle(x)
+        else:
+            x = checkpoint(self.middle, x, use_reentrant=self.kind == "reentrant")
+        found: Tensor = self.leave(torch.tanh(x).cumsum(1))
+        return found
+
+
+@pytest.mark.parametrize("positions", ["all", "same:2", "last-all"])
+@pytest.mark.parametrize("wrt", ["enter", "middle.0", "middle"])
+@pytest.mark.parametrize("kind", ["reentrant", "not reentrant"])
+def test_what_a_network_recomputes_is_differentiated(kind: str, wrt: str, positions: str) -> None:
+    layers = ("leave",) if wrt == "middle" else ("middle.2", "leave")
+    found = []
+    for one in (kind, "plain"):
+        torch.manual_seed(0)
+        model, points = _Checkpointed(one).double(), torch.randn(2, 5, 3, dtype=torch.float64)
+        if one == "plain" and positions == "all":
+            values = naive_spectra(naive_jacobians(model, points, layers, wrt))
+            found.append([torch.from_numpy(values[layer]) for layer in layers])
+            continue
+        selection = Selection(layers, (), wrt, positions=Positions.parse(positions))
+        spectra = layer_spectra(model, points, Request(selection, seed=SEED, indices=INDICES))
+        found.append([spectrum.computed for spectrum in spectra])
+    torch.testing.assert_close(*found, rtol=0, atol=CLOSE)
