@@ -185,7 +185,7 @@ class _Trajectory:
     size: str
     steps: list[int] = field(default_factory=list)
     ranks: list[float] = field(default_factory=list)
-    effective: list[float] = field(default_factory=list)
+    effective: list[float | None] = field(default_factory=list)
     n_points: int = 0
 
 
@@ -207,7 +207,7 @@ class Summary:
                 printable(names[pair]), _Trajectory(f"{row['n_out']} x {row['n_in']}")
             )
             rank, effective = _number(row["local_rank"]), _number(row["effective_rank"])
-            if rank is None or effective is None:
+            if rank is None:
                 continue
             trajectory.steps.append(int(_number(row["step"]) or 0))
             trajectory.ranks.append(rank)
@@ -268,8 +268,14 @@ def _cells(trajectory: _Trajectory) -> list[str]:
         _rank_text(trajectory.ranks[peak]),
         str(trajectory.steps[peak]),
         _rank_text(trajectory.ranks[-1]),
-        f"{_rank_text(trajectory.effective[0])} -> {_rank_text(trajectory.effective[-1])}",
+        _ends(trajectory.effective[0], trajectory.effective[-1]),
     ]
+
+
+def _ends(first: float | None, last: float | None) -> str:
+    if first is None or last is None:
+        return "-"  # not computed: --measures counts
+    return f"{_rank_text(first)} -> {_rank_text(last)}"
 
 
 def _shorten(name: str, width: int, console: Console) -> str:

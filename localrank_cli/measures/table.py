@@ -5,7 +5,7 @@ the report and the proof of its error (`localrank_cli.spectrum.certificate`) fol
 torch is imported where a formula runs: pictures read this table and need no torch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ class Measure:
     counted at a tolerance. `bound` gives the largest relative error of that number when the
     singular values are square roots of eigenvalues that are off by as much as a `Doubt` says. A
     measure without a bound is never computed from such eigenvalues: every matrix takes the SVD.
+    One that needs every value, each as exactly as possible, is left out of `--measures counts`.
     """
 
     meaning: Meaning
@@ -45,6 +46,7 @@ class Measure:
     source: str = ""
     compute: "Callable[[Tensor, float], Tensor] | None" = None
     bound: "Callable[[Doubt, float], Tensor] | None" = None
+    needs_every_value: bool = False  # and not only counts and sums of powers
 
 
 def effective_rank(values: "Tensor", noise: float) -> "Tensor":
@@ -191,6 +193,7 @@ MEASURES: Mapping[str, Measure] = {
         "Roy & Vetterli 2007",
         effective_rank,
         _effective_rank_bound,
+        needs_every_value=True,
     ),
     "stable_rank": Measure(
         Meaning(
@@ -254,17 +257,32 @@ MEASURES: Mapping[str, Measure] = {
 
 # The measures that each have one number per point, and so a mean and a standard error.
 AVERAGED = tuple(name for name, measure in MEASURES.items() if measure.compute is not None)
+# The values of `--measures`, each with the measures that it averages.
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "all": AVERAGED,
+    "counts": tuple(name for name in AVERAGED if not MEASURES[name].needs_every_value),
+}
 
 
-def demand_of(tolerances: "Sequence[Tolerance] | None", noise: float = 1.0) -> "Demand":
-    """Return the purpose of singular values: counts at tolerances, and every measure here.
+def choice_of(names: Iterable[str]) -> str | None:
+    """Return the value of `--measures` that averages these measures, in any order; None: none."""
+    wanted = set(names)
+    return next((choice for choice, known in CHOICES.items() if set(known) == wanted), None)
+
+
+def demand_of(
+    tolerances: "Sequence[Tolerance] | None",
+    noise: float = 1.0,
+    names: Iterable[str] = AVERAGED,
+) -> "Demand":
+    """Return the purpose of singular values: counts at tolerances, and the named measures.
 
     Tolerances are None where they are not known yet, so that every matrix takes the SVD.
     """
     from localrank_cli.spectrum.solve import Demand
 
     bounds: list[Bound] = []
-    for name in AVERAGED:
+    for name in names:
         bound = MEASURES[name].bound
         if bound is None or tolerances is None:
             return Demand(None)

@@ -98,6 +98,7 @@ class Settings:
     sampling: Sampling = field(default_factory=Sampling)
     sigma_1: str = "slice"  # or "full": what relative tolerances refer to under a slice
     pooled: bool = False  # whether to measure the means over points of J and of J^T J
+    measures: str = "all"  # a key of `measures.table.CHOICES`
 
     @property
     def slices(self) -> dict[str, str]:
@@ -286,6 +287,7 @@ def resolve(series: SeriesOptions) -> Settings:
         sampling=sampling,
         sigma_1=_value(options.sigma_1),
         pooled=bool(options.pooled),
+        measures=_value(options.measures),
     )
     if settings.by_whole:
         check_whole(settings.selection, metric)
