@@ -2,8 +2,9 @@
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 
@@ -24,6 +25,7 @@ READABLE = (".csv", ".tsv", ".jsonl", ".parquet")
 # The columns that every figure needs. `status` is not among them, so that tables made by hand work.
 NEEDED = ("run", "step", "layer", "layer_index", "tolerance")
 _OK = "ok"
+_LONGEST_LINE = 2**24
 _DTYPES = {INT: "int64", OPTIONAL_INT: "Int64", FLOAT: "float64"}
 
 
@@ -188,10 +190,22 @@ def _texts(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: is not a table ({reason}).", "Was it cut off?") from error
 
 
+def _lines(stream: TextIO) -> Iterator[str]:
+    """Yield the lines of a table.
+
+    Raises:
+        ValueError: If one is longer than in any table: a file with a hole is one line of gigabytes.
+    """
+    while line := stream.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE and not line.endswith("\n"):
+            raise ValueError(f"a line has over {_LONGEST_LINE:,} letters")
+        yield line
+
+
 def _separated(path: Path, delimiter: str) -> pd.DataFrame:
     # pandas would fill up a line that was cut off.
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        reader = csv.reader(_lines(stream), delimiter=delimiter, strict=True)
         header = next(reader, [])
         if not header or len(set(header)) < len(header):
             raise csv.Error("its first line names no columns, or one twice")
@@ -207,8 +221,8 @@ def _separated(path: Path, delimiter: str) -> pd.DataFrame:
 
 def _json_lines(path: Path) -> pd.DataFrame:
     rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(_lines(stream), 1):
             if not line.strip():
                 continue
             row = json.loads(line)
