@@ -282,12 +282,14 @@ def demand_of(
     from localrank_cli.spectrum.solve import Demand
 
     bounds: list[Bound] = []
+    needs_every_value = False
     for name in names:
+        needs_every_value |= MEASURES[name].needs_every_value
         bound = MEASURES[name].bound
         if bound is None or tolerances is None:
             return Demand(None)
         bounds.append(_bound_at(bound, noise))
-    return Demand(tuple(tolerances or ()), tuple(bounds))
+    return Demand(tuple(tolerances or ()), tuple(bounds), needs_every_value)
 
 
 def _bound_at(bound: "Callable[[Doubt, float], Tensor]", noise: float) -> "Bound":

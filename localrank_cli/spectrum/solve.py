@@ -37,6 +37,7 @@ class Demand:
 
     tolerances: tuple[Tolerance, ...] | None  # None: unknown, so the SVD for every matrix
     bounds: tuple[Bound, ...] = ()  # on the errors of the measures that are wanted
+    needs_every_value: bool = True  # whether one of them depends on each small value
 
     def thresholds(self, spectral_norm: Tensor, n_out: int, n_in: int) -> Tensor:
         """Return all values at which counts are wanted: tol, 0.99 tol and 1.01 tol per tolerance.
@@ -89,19 +90,20 @@ def solve_stack(
         eigenvalues = gram_eigenvalues(matrices)
         solved = [_Solution(row, error, max(rows, columns)) for row in eigenvalues]
     elif min(rows, columns) <= _MAX_THREADED_SIZE:
-        solved = thread_map(lambda index: _squared(matrices[index], error), range(count))
+        solved = thread_map(lambda index: _squared(matrices[index], error, demand), range(count))
     else:
-        solved = [_squared(matrix, error) for matrix in matrices]
+        solved = [_squared(matrix, error, demand) for matrix in matrices]
 
     return _certain_values(
         solved, shape, demand, _solver(lambda index: matrices[index], solved, shape, demand)
     )
 
 
-def _squared(matrix: Tensor, error: float) -> _Solution:
+def _squared(matrix: Tensor, error: float, demand: Demand) -> _Solution:
     """Return the eigenvalues of a matrix's Gram matrix, and apart what they do not resolve."""
     pair = gram_pair(matrix)
-    return _Solution(pair.eigenvalues, error, pair.matrix.shape[0], lowest_values(pair))
+    lowest = lowest_values(pair) if demand.needs_every_value else None
+    return _Solution(pair.eigenvalues, error, pair.matrix.shape[0], lowest)
 
 
 def _solve_one(matrix: Tensor, shape: tuple[int, int], error: float, demand: Demand) -> Tensor:
@@ -112,8 +114,7 @@ def _solve_one(matrix: Tensor, shape: tuple[int, int], error: float, demand: Dem
     """
     if demand.tolerances is None or min(matrix.shape) < MIN_DEFLATED_SIZE:
         return _padded(singular_values(matrix).unsqueeze(0), min(shape))
-    solution = _squared(matrix, error)
-
+    solution = _squared(matrix, error, demand)
     return _certain_values(
         [solution], shape, demand, _solver(lambda _: matrix, [solution], shape, demand)
     )
@@ -194,7 +195,7 @@ def solve_chain(
 
     def squared(point: int) -> dict[Call, _Solution]:
         return {
-            factor.call: _squared(factor.matrix, factor.error)
+            factor.call: _squared(factor.matrix, factor.error, demand)
             for factor in chain.factors(point, rest)
         }
 
