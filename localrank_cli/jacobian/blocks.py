@@ -1,6 +1,6 @@
 """The forms of the engine's Jacobians: whole, in blocks if too large to hold, or as a chain."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain
+from localrank_cli.jacobian.local import LocalJacobian
 from localrank_cli.jacobian.metric_factor import IDENTITY, MetricFactor
 from localrank_cli.jacobian.routes import pushforward, unit_rows
 from localrank_cli.layers.capture import Call
@@ -71,7 +72,18 @@ class PartBlockPortion:
     finite: Tensor  # (1,) bool: as in `Portion`
 
 
-AnyPortion = Portion | BlockPortion | ChainPortion | PartPortion | PartBlockPortion
+@dataclass(frozen=True)
+class LocalPortion:
+    """Jacobians of one call at some consecutive points, most of whose entries are zero."""
+
+    record: CallRecord
+    start: int  # index of the first point
+    jacobians: Sequence[LocalJacobian]  # of every point
+    finite: Tensor  # (points,) bool: as in `Portion`
+    error: float  # as in `Portion`
+
+
+AnyPortion = Portion | BlockPortion | ChainPortion | PartPortion | PartBlockPortion | LocalPortion
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from localrank_cli.jacobian.blocks import (
     BlockPlan,
     BlockPortion,
     ChainPortion,
+    LocalPortion,
     PartBlockPortion,
     PartPortion,
     Portion,
@@ -38,6 +39,7 @@ from localrank_cli.jacobian.budget import (
 )
 from localrank_cli.jacobian.chain import Chain
 from localrank_cli.jacobian.forecast import forecast_all
+from localrank_cli.jacobian.local import local_jacobians, plan_folds
 from localrank_cli.jacobian.metric_factor import IDENTITY, MetricFactor, PositionFactors
 from localrank_cli.jacobian.parts import (
     count_passes,
@@ -114,6 +116,7 @@ class Modes:
     forward: bool = True
     batched_reverse: bool = True
     narrow: bool = True
+    local: bool = True
     replay: bool = True
     past: bool = True
     dense: set[Call] = field(
@@ -240,7 +243,7 @@ def _of_batch(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
     if chain is not None:
         yield ChainPortion(chain, start, good)
         return
-    yield from _portions(task, _narrow(task, batch, good, modes), start, good, modes)
+    yield from _portions(task, _narrow(task, batch, good, modes), place, modes)
 
 
 def calls_of(tasks: Sequence[Task]) -> tuple[list[Call], list[Call]]:
@@ -288,9 +291,8 @@ def _batches(
         yield index, batch.in_metric(task.metric, task.picked)
 
 
-def _portions(
-    task: Task, batch: Batch, start: int, good: dict[Call, Tensor], modes: Modes
-) -> Iterator[AnyPortion]:
+def _portions(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator[AnyPortion]:
+    start, good = place.start, place.good
     budget = Budget(task.memory)
     itemsize = task.dtype.itemsize
     chunk = directions_at_once(batch.n_points, task.survey.activations, itemsize, budget.directions)
@@ -307,6 +309,10 @@ def _portions(
         forward, reverse = (), tuple(held)
     routes: dict[Call, str] = {}
     span = Span(start, batch.n_points)
+    for local in _local(task, batch, forward, place, modes):
+        routes[local.record.call] = "forward, directions with disjoint outputs together"
+        yield local
+    forward = tuple(record for record in forward if record.call not in routes)
     for group in layer_groups(forward, batch.n_in, itemsize, room * itemsize):
         names = [record.call for record in group]
         all_at_once = partial(forward_jacobians, batch, names)
@@ -339,6 +345,31 @@ def _portions(
         *([reduction] if batch.n_in < task.n_in else []),
         *(f"{call.label}: {way}" for call, way in routes.items()),
     ]
+
+
+def _local(
+    task: Task, batch: Batch, records: Sequence[CallRecord], place: _Place, modes: Modes
+) -> Iterator[LocalPortion]:
+    """Yield the Jacobians of layers that see only a part of the input, where that is certain."""
+    if not modes.local or batch.metric is not None:
+        return
+    by_call = {
+        record.call: record
+        for record in records
+        if batch.layouts[record.call] == Layout(0, record.shape)
+    }
+    room = Budget(task.memory).directions
+    itemsize = task.dtype.itemsize
+    chunk = directions_at_once(batch.n_points, task.survey.activations, itemsize, room)
+    for fold, fields in plan_folds(task, list(by_call.values()), batch.n_points):
+        span = Span(place.start, batch.n_points)
+        modes.progress.begin(task.wrt, list(fields), span, fold.n_passes)
+        found = local_jacobians(batch, fold, fields, chunk)
+        for call, jacobians in found.by_call.items():
+            error = found.errors[call]
+            modes.local &= error < torch.inf
+            if error < torch.inf:
+                yield LocalPortion(by_call[call], place.start, jacobians, place.good[call], error)
 
 
 def _whole(

@@ -13,6 +13,7 @@ from localrank_cli.jacobian.blocks import (
     AnyPortion,
     BlockPortion,
     ChainPortion,
+    LocalPortion,
     PartBlockPortion,
     PartPortion,
     Portion,
@@ -42,7 +43,13 @@ from localrank_cli.spectrum.pooled import (
     pooled_bytes,
     pooled_spectrum,
 )
-from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
+from localrank_cli.spectrum.solve import (
+    Demand,
+    solve_blocks,
+    solve_chain,
+    solve_local,
+    solve_stack,
+)
 from localrank_cli.spectrum.svd import rounding
 
 # The method of rows whose path holds float32.
@@ -337,6 +344,11 @@ def _solve(portion: AnyPortion, task: Task, found: dict[Call, Tensor], demand: D
         if not bool(portion.finite.all()):
             jacobians = jacobians[portion.finite.to(jacobians.device)]
         values = solve_stack(jacobians, demand, n_in, portion.error)
+        _write_rows(rows, portion.start, portion.finite, values)
+    elif isinstance(portion, LocalPortion):
+        finite = portion.finite.tolist()
+        some = [one for one, good in zip(portion.jacobians, finite, strict=True) if good]
+        values = solve_local(some, (portion.record.numel, n_in), demand, portion.error)
         _write_rows(rows, portion.start, portion.finite, values)
     elif isinstance(portion, BlockPortion):
         if bool(portion.finite.all()):

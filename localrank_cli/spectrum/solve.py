@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from localrank_cli.jacobian.chain import Chain
+from localrank_cli.jacobian.local import LocalJacobian
 from localrank_cli.layers.capture import Call
 from localrank_cli.spectrum.certificate import Apart, Bound, Shape, certify
 from localrank_cli.spectrum.deflation import (
@@ -23,6 +24,7 @@ from localrank_cli.spectrum.svd import (
     singular_values,
     streamed_gram,
     streamed_triangle,
+    symmetric_eigenvalues,
     thread_map,
 )
 from localrank_cli.spectrum.tolerance import Tolerance
@@ -165,6 +167,38 @@ def solve_blocks(
     if demand.tolerances is None:
         return surely([0])
     solved = [_Solution(streamed_gram(blocks()), error, max(shape))]
+    return _certain_values(solved, shape, demand, surely)
+
+
+def solve_local(
+    jacobians: Sequence[LocalJacobian],
+    shape: tuple[int, int],
+    demand: Demand,
+    error: float = 0.0,
+) -> Tensor:
+    """Return the singular values of tall Jacobians with many zeros: (len(jacobians), n_in).
+
+    They are float64, on the CPU, descending.
+
+    Args:
+        jacobians: Some points' of one call.
+        shape: n_out and n_in.
+        demand: Their purpose.
+        error: How far their singular values may be from those of the network's Jacobians.
+    """
+
+    def surely(indices: Sequence[int]) -> Tensor:
+        return torch.cat(
+            [_solve_one(jacobians[index].dense(), shape, error, demand) for index in indices]
+        )
+
+    if not jacobians:
+        return torch.empty(0, min(shape), dtype=torch.float64, device="cpu")
+    if demand.tolerances is None:
+        return surely(range(len(jacobians)))
+    # A sum without the terms that are exactly zero: the bound of the whole product holds.
+    squares = [symmetric_eigenvalues(jacobian.gram()) for jacobian in jacobians]
+    solved = [_Solution(row, error, max(shape)) for row in squares]
     return _certain_values(solved, shape, demand, surely)
 
 
