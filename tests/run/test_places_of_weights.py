@@ -269,8 +269,16 @@ class TestPrefixes:
     ) -> None:
         check(save(tmp_path, {**ONE, key: value}), ONE, **options)
 
-    def test_the_network_itself_comes_before_a_second_one(self, tmp_path: Path) -> None:
-        check(save(tmp_path, {**ONE, **renamed(TWO, "teacher.")}), ONE, model=build)
+    @pytest.mark.parametrize("options", [{}, {"weights": "state_dict"}])
+    @pytest.mark.parametrize("prefix", ["", "model."])
+    def test_the_network_itself_comes_before_a_second_one(
+        self, tmp_path: Path, prefix: str, options: dict[str, Any]
+    ) -> None:
+        state = {**renamed(ONE, prefix), **renamed(TWO, "teacher.")}
+        check(save(tmp_path, {"state_dict": state}), ONE, model=build, **options)
+        check(tmp_path, TWO, model=build, weights="teacher")
+        if not options:
+            check(save(tmp_path, state), ONE, model=build)
 
     @pytest.mark.parametrize("more", ["4.weight", "head.weight", "0.extra"])
     def test_the_network_itself_is_strict(self, tmp_path: Path, more: str) -> None:
