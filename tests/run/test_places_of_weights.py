@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 
 from localrank_cli import analyze
 from localrank_cli.errors import LocalrankError
+from tests.checkpoints.dcp_writer import save_dcp
 from tests.cli.program import invoke
 from tests.helpers import mlp, renamed, weights
 
@@ -104,6 +105,27 @@ class TestOtherKeys:
         for part in reversed(key.split(".")):
             content = {part: content}
         check(save(tmp_path, {"model": ONE} | content), TWO, weights=key)
+
+    @pytest.mark.parametrize(
+        ("content", "key", "state"),
+        [
+            (
+                {"generator": ONE, "optim": {"state": {"0.weight": {"exp_avg": TWO["0.weight"]}}}},
+                "",
+                ONE,
+            ),
+            ({"student": ONE, "teacher": TWO}, "teacher", TWO),
+            ({"model": ONE, "teacher": TWO}, "", ONE),
+            ({"model": ONE, "teacher": TWO}, "teacher", TWO),
+            ({"nets": {"g": ONE, "d": OTHER}}, "", ONE),
+            ({"g": ONE, "g_ema": TWO}, "ema", TWO),
+        ],
+    )
+    def test_in_a_folder_of_torch_distributed(
+        self, tmp_path: Path, content: dict[str, Any], key: str, state: dict[str, Tensor]
+    ) -> None:
+        save_dcp(tmp_path / "step_5", content)
+        check(tmp_path, state, model=build, **({"weights": key} if key else {}))
 
     def test_usual_keys_come_first(self, tmp_path: Path) -> None:
         check(save(tmp_path, {"another": TWO, "model": ONE}), ONE, model=build)
