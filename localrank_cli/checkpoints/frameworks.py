@@ -349,9 +349,17 @@ def _under_prefix(state: State, prefix: str) -> State:
 
 
 def other_states(
-    loaded: Mapping[Any, Any], known: Collection[str], prefix: str = "", depth: int = 0
+    loaded: Mapping[Any, Any],
+    known: Collection[str],
+    prefix: str = "",
+    depth: int = 0,
+    *,
+    on_meta: bool = False,
 ) -> dict[str, State]:
-    """Return the state dicts at keys that no framework uses, by place: `generator`, `nets.g`."""
+    """Return the state dicts at keys that no framework uses, by place: `generator`, `nets.g`.
+
+    `on_meta` is whether the tensors are still to be read.
+    """
     found: dict[str, State] = {}
     for key, value in loaded.items():
         place = f"{prefix}{key}"
@@ -362,8 +370,10 @@ def other_states(
             continue
         if not _is_state(inner):
             if depth < _MAX_DEPTH:
-                found |= other_states(inner, known, f"{place}.", depth + 1)
-        elif any(map(_is_weight, inner, inner.values())) and all(map(_is_plain, inner.values())):
+                found |= other_states(inner, known, f"{place}.", depth + 1, on_meta=on_meta)
+        elif any(map(_is_weight, inner, inner.values())) and (
+            on_meta or all(map(_is_plain, inner.values()))
+        ):
             found[place] = without_counter(dict(inner))[0]
     return found
 

@@ -523,6 +523,12 @@ class Headers:
                 averages = [one for one in header.shapes if one in header.averaged]
                 self._furthers[key] = _find_further(header, averages, expected)
         found = self._furthers[key]
+        if self._weights != EMA:  # the network itself comes before a second one beside it
+            found = {
+                place: (container, fit)
+                for place, (container, fit) in found.items()
+                if place == container or container not in found
+            }
         chosen = prefer(found, averages=self._weights == EMA)
         if len(chosen) > 1:
             raise MismatchError(

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 
 from localrank_cli import analyze
 from localrank_cli.errors import LocalrankError
+from tests.checkpoints.dcp_writer import save_dcp
 from tests.cli.program import invoke
 from tests.helpers import mlp, renamed, weights
 
@@ -104,6 +105,27 @@ class TestOtherKeys:
         for part in reversed(key.split(".")):
             content = {part: content}
         check(save(tmp_path, {"model": ONE} | content), TWO, weights=key)
+
+    @pytest.mark.parametrize(
+        ("content", "key", "state"),
+        [
+            (
+                {"generator": ONE, "optim": {"state": {"0.weight": {"exp_avg": TWO["0.weight"]}}}},
+                "",
+                ONE,
+            ),
+            ({"student": ONE, "teacher": TWO}, "teacher", TWO),
+            ({"model": ONE, "teacher": TWO}, "", ONE),
+            ({"model": ONE, "teacher": TWO}, "teacher", TWO),
+            ({"nets": {"g": ONE, "d": OTHER}}, "", ONE),
+            ({"g": ONE, "g_ema": TWO}, "ema", TWO),
+        ],
+    )
+    def test_in_a_folder_of_torch_distributed(
+        self, tmp_path: Path, content: dict[str, Any], key: str, state: dict[str, Tensor]
+    ) -> None:
+        save_dcp(tmp_path / "step_5", content)
+        check(tmp_path, state, model=build, **({"weights": key} if key else {}))
 
     def test_usual_keys_come_first(self, tmp_path: Path) -> None:
         check(save(tmp_path, {"another": TWO, "model": ONE}), ONE, model=build)
@@ -269,8 +291,16 @@ class TestPrefixes:
     ) -> None:
         check(save(tmp_path, {**ONE, key: value}), ONE, **options)
 
-    def test_the_network_itself_comes_before_a_second_one(self, tmp_path: Path) -> None:
-        check(save(tmp_path, {**ONE, **renamed(TWO, "teacher.")}), ONE, model=build)
+    @pytest.mark.parametrize("options", [{}, {"weights": "state_dict"}])
+    @pytest.mark.parametrize("prefix", ["", "model."])
+    def test_the_network_itself_comes_before_a_second_one(
+        self, tmp_path: Path, prefix: str, options: dict[str, Any]
+    ) -> None:
+        state = {**renamed(ONE, prefix), **renamed(TWO, "teacher.")}
+        check(save(tmp_path, {"state_dict": state}), ONE, model=build, **options)
+        check(tmp_path, TWO, model=build, weights="teacher")
+        if not options:
+            check(save(tmp_path, state), ONE, model=build)
 
     @pytest.mark.parametrize("more", ["4.weight", "head.weight", "0.extra"])
     def test_the_network_itself_is_strict(self, tmp_path: Path, more: str) -> None:
