@@ -314,4 +314,4 @@ def _rank_text(value: float) -> str:
 
 
 def _number(cell: Cell) -> float | None:
-    return float(cell) if isinstance(cell, (int, float)) else None
+    return float(cell) if isinstance(cell, (int, float)) and math.isfinite(cell) else None

@@ -38,6 +38,7 @@ from localrank_cli.errors import (
     is_out_of_files,
     is_out_of_memory,
     printable,
+    shortened,
     status_of_signal,
 )
 
@@ -110,6 +111,11 @@ def _failure(error: BaseException, debug: bool) -> int:
         error = OutputError(
             f"standard output: cannot be written ({error.strerror}).",
             "Free some space, or redirect it elsewhere.",
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        error = LocalrankError(
+            f"{shortened(error.filename)}: cannot be used ({error.strerror}).",
+            "Give a shorter name.",
         )
     error = _of_a_limit(error)
     if not isinstance(error, Exception):

@@ -93,7 +93,23 @@ def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
     if frame.empty:
         raise DataError(f"{path}: holds a header and no rows.", "Run localrank analyze again.")
     columns = {str(name): _typed(path, str(name), frame[name]) for name in frame.columns}
-    return _with_sources(pd.DataFrame(columns))
+    typed = pd.DataFrame(columns)
+    _check_places(path, typed)
+    return _with_sources(typed)
+
+
+def _check_places(path: Path, frame: pd.DataFrame) -> None:
+    """Check that every row which did not fail has a step and a layer."""
+    good = pd.Series(True, frame.index)
+    if "status" in frame.columns:
+        good = frame["status"] == _OK
+    for name in ("step", "layer_index"):
+        if name in frame.columns and (good & frame[name].isna()).any():
+            row = int((good & frame[name].isna()).to_numpy().argmax())
+            raise DataError(
+                f"{path}: column {name}, row {row + 1}: expected a whole number, got nothing.",
+                "Name a table that localrank analyze wrote.",
+            )
 
 
 def _with_sources(frame: pd.DataFrame) -> pd.DataFrame:

@@ -194,6 +194,13 @@ def test_names_that_are_too_long(
     assert entries(tmp_path) == before
 
 
+@pytest.mark.parametrize("words", [("--data", f"{LONG}.npy"), ("--plan", LONG)])
+def test_names_to_read_that_are_too_long(series: Path, words: tuple[str, ...]) -> None:
+    outcome = invoke("analyze", str(series), *QUICK, *words)
+    assert outcome.code == 1
+    assert "(File name too long)" in outcome.error
+
+
 @pytest.mark.parametrize("place", ["a.csv.json", "sigma/run/step_5.safetensors"])
 @pytest.mark.parametrize("command", ["plot", "report", "rethreshold"])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,9 @@ CALL = f"""{HEAD}large = torch.rand(6000, 6000)
         return self.b"""
 
 
-def begin(folder: Path, *, eigen: bool = False, code: str = "") -> "subprocess.Popen[str]":
+def begin(
+    folder: Path, *, eigen: bool = False, code: str = "", **streams: Any
+) -> "subprocess.Popen[str]":
     """A run that has finished its first checkpoint and is in the call of the second."""
     run = folder / "run"
     run.mkdir(parents=True)
@@ -39,7 +42,7 @@ def begin(folder: Path, *, eigen: bool = False, code: str = "") -> "subprocess.P
     torch.save(net_weights(), run / "step_1.pt")
     torch.save(net_weights() | {"a.bias": torch.full((3,), 10.0)}, run / "step_2.pt")
     words = ("--model", f"{folder}/net.py:Net", "-o", str(folder / "out/ranks.csv"))
-    return start("analyze", str(run), *QUICK, *words)
+    return start("analyze", str(run), *QUICK, *words, **streams)
 
 
 def in_the_call(folder: Path, process: "subprocess.Popen[str]") -> None:
