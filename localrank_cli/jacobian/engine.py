@@ -69,8 +69,9 @@ from localrank_cli.layers.triangle import Triangle
 
 _Result = TypeVar("_Result")
 _DENSE = "all tokens are computed at once, which is slower"
-# Directions of one token at once: more took up to a tenth more processor time (GPT-2, 64 tokens).
-MOST_TOKENS = 96
+# Directions of one token at once. With 96, the tangents of keys exceed the 32 MiB above which the C
+# library asks for new pages each time: 8.1 s of system time against 4.5 s (GPT-2, 64 tokens).
+MOST_TOKENS = 48
 
 
 @dataclass(frozen=True)
