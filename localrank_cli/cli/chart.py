@@ -291,7 +291,8 @@ def trend(values: Sequence[float], characters: str = _BLOCKS, width: int = _TREN
     """Draw nonnegative values as a line of at most `width` blocks, the lowest for 0.
 
     The first and last value are always shown; if there are too many others, a character shows the
-    largest of its share, so that the peak is always visible.
+    largest of its share, so that the peak is always visible. Infinite values, which only a table
+    edited by hand has, are drawn as the largest finite one.
     """
     picked = list(values)
     if len(values) > width:
@@ -299,9 +300,11 @@ def trend(values: Sequence[float], characters: str = _BLOCKS, width: int = _TREN
         edges = [round(index * len(inner) / shares) for index in range(shares + 1)]
         peaks = [max(inner[low:high]) for low, high in pairwise(edges)]
         picked = [values[0], *peaks, values[-1]]
-    top = max(values)
+    top = max(filter(math.isfinite, values), default=0.0)
     levels = len(characters) - 1
-    return "".join(characters[round(value / top * levels) if top > 0 else 0] for value in picked)
+    return "".join(
+        characters[round(min(value, top) / top * levels) if top > 0 else 0] for value in picked
+    )
 
 
 def is_unicode(console: Console) -> bool:

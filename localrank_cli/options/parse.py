@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from localrank_cli.errors import SettingsError
+from localrank_cli.points.defaults import MOST_AXES
 
 AUTO = "auto"
 
@@ -292,6 +293,8 @@ def shape(value: object) -> object:
         lengths = tuple(whole(one) for one in several(value))
     if not lengths or any(isinstance(one, int) and one < 1 for one in lengths):
         raise UnfitError(value, "has an axis without entries", "Write every length: 1x28x28.")
+    if len(lengths) > MOST_AXES:
+        raise UnfitError(value, f"has {len(lengths)} axes, of at most {MOST_AXES}")
     return lengths
 
 

@@ -132,31 +132,26 @@ def test_while_it_starts(starting: "subprocess.Popen[str]", tmp_path: Path) -> N
     assert entries(tmp_path) == ["run"]
 
 
-def test_in_its_first_import(tmp_path: Path) -> None:
-    """The command line's own packages take a fifth of a second to import."""
+@pytest.mark.parametrize(
+    ("module", "code", "line"),
+    [
+        # The command line's own packages take a fifth of a second to import.
+        ("typer", 130, "localrank: stopped by SIGINT\n"),
+        # Nothing is there yet that could print a line; Python would print a traceback. A shell
+        # turns this status into 130.
+        ("threading", -signal.SIGINT, ""),
+    ],
+)
+def test_in_its_first_imports(tmp_path: Path, module: str, code: int, line: str) -> None:
     marker = tmp_path / "marker"
-    (tmp_path / "typer.py").write_text(
+    (tmp_path / f"{module}.py").write_text(
         f"import pathlib, time\npathlib.Path({str(marker)!r}).touch()\ntime.sleep(60)\n"
     )
     with start("--help", env=os.environ | {"PYTHONPATH": str(tmp_path)}) as process:
         _wait_for(marker, process)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert (stdout, stderr) == ("", "localrank: stopped by SIGINT\n")
-
-
-def test_before_its_first_import_of_its_own(tmp_path: Path) -> None:
-    """Nothing is there yet that could print a line; Python would print a traceback."""
-    marker = tmp_path / "marker"
-    (tmp_path / "threading.py").write_text(
-        f"import pathlib, time\npathlib.Path({str(marker)!r}).touch()\ntime.sleep(60)\n"
-    )
-    with start("--help", env=os.environ | {"PYTHONPATH": str(tmp_path)}) as process:
-        _wait_for(marker, process)
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout, stderr) == (-signal.SIGINT, "", "")  # 130 in a shell
+    assert (process.returncode, stdout, stderr) == (code, "", line)
 
 
 def test_the_console_script_starts_as_the_module_does() -> None:

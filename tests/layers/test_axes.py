@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.layers.axes import find_axes
+from localrank_cli.layers.axes import Axes, find_axes
+from localrank_cli.layers.capture import Call
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import survey
 from tests.networks import Net
@@ -74,14 +75,18 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_feature_axis(name: str) -> None:
-    model, shape, wanted = CASES[name]
+def _axes_of(model: nn.Module, shape: tuple[int, ...]) -> tuple[dict[Call, Axes], Axes]:
+    """Return the axes of each call's output, and of the input, at a random point."""
     point = torch.randn(1, *shape, dtype=torch.float64)
     model = model.double()
     with analysis_setting(model, torch.float64):
-        records = survey(model, point).records
-        found, _ = find_axes(model, point, records)
+        return find_axes(model, point, survey(model, point).records)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_feature_axis(name: str) -> None:
+    model, shape, wanted = CASES[name]
+    found, _ = _axes_of(model, shape)
     assert {call.label: axes.feature for call, axes in found.items()} == wanted
 
 
@@ -116,8 +121,5 @@ INPUTS: dict[str, tuple[nn.Module, tuple[int, ...], int | None]] = {
 @pytest.mark.parametrize("name", INPUTS)
 def test_the_inputs_feature_axis_is_that_which_its_first_consumer_sees(name: str) -> None:
     model, shape, wanted = INPUTS[name]
-    point = torch.randn(1, *shape, dtype=torch.float64)
-    model = model.double()
-    with analysis_setting(model, torch.float64):
-        _, axes = find_axes(model, point, survey(model, point).records)
+    _, axes = _axes_of(model, shape)
     assert (axes.batch, axes.feature) == (0, wanted)
