@@ -92,12 +92,9 @@ class Sets:
 def part_at(states: Mapping[str, Mapping[str, _Value]], place: str) -> dict[str, _Value] | None:
     """Return the entries under a prefix of names, such as `student` or `state_dict.student`.
 
-    The names in the result lack the prefix. None where no name has it. The end of the place of a
-    single state dict counts as well: `ema_model` for `ema.ema_model`.
+    The names in the result lack the prefix. Where no name has it, the end of the place of a single
+    state dict counts: `ema_model` for `ema.ema_model`. Else None.
     """
-    ends = [state for key, state in states.items() if key.endswith(f".{place}")]
-    if len(ends) == 1:
-        return dict(ends[0])
     for key, state in states.items():
         for prefix in (f"{place}.", f"{place}.".removeprefix(f"{key}.") if key else ""):
             found = {
@@ -107,7 +104,9 @@ def part_at(states: Mapping[str, Mapping[str, _Value]], place: str) -> dict[str,
             }
             if found:
                 return found
-    return None
+    # Last: of `student.` in the weights and `ema.student`, the first is meant.
+    ends = [state for key, state in states.items() if key.endswith(f".{place}")]
+    return dict(ends[0]) if len(ends) == 1 else None
 
 
 def parts(state: Mapping[str, _Value]) -> dict[str, dict[str, _Value]]:

@@ -151,6 +151,16 @@ class TestPrefixes:
         assert f"--weights {key.removeprefix('state_dict.')} or" in caught.value.advice
         check(tmp_path, ONE, weights=key, **options)
 
+    @pytest.mark.parametrize("place", ["ema", "best"])
+    @pytest.mark.parametrize("options", [{}, {"model": build}])
+    def test_not_another_set_whose_place_ends_so(
+        self, tmp_path: Path, place: str, options: dict[str, Any]
+    ) -> None:
+        both = {**renamed(ONE, "student."), **renamed(OTHER, "teacher.")}
+        save(tmp_path, {"state_dict": both, place: {"student": TWO}})
+        check(tmp_path, ONE, weights="student", **options)
+        check(tmp_path, TWO, weights=f"{place}.student", **options)
+
     def test_of_two_networks_the_one_that_fits(self, tmp_path: Path) -> None:
         save(tmp_path, {**renamed(OTHER, "d."), **renamed(ONE, "g.")})
         check(tmp_path, ONE, model=build)
