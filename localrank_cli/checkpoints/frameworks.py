@@ -213,7 +213,8 @@ def unwrap(loaded: object, path: Path) -> Content:
     bundle = find_bundle(loaded, _holds_states)
     if not states:
         _refuse_bundle(bundle, path)
-    others = {} if "" in states or bundle else other_states(loaded, states)
+    is_bare = "" in states and not _has_states(loaded)
+    others = {} if is_bare or bundle else other_states(loaded, states)
     if not states and not others:
         raise _absence(loaded)(*_no_state(loaded, path))
     for state in states.values():
@@ -387,8 +388,11 @@ def _candidates(mapping: Mapping[Any, Any], prefix: str, depth: int = 0) -> dict
             inner = _state_of(mapping.get(key))
             if isinstance(inner, Mapping):
                 found |= _candidates(inner, f"{prefix}.{key}" if prefix else key, depth + 1)
-    if not found and (among := _weights_among(mapping)) and not _has_states(mapping):
-        return {prefix: among}
+    if not found and (among := _weights_among(mapping)):
+        # Beside other state dicts a tensor such as `best` is none; one of a module's names is.
+        is_bare = any("." in key and _is_matrix(one) for key, one in among.items())
+        if is_bare or not _has_states(mapping):
+            return {prefix: among}
     return found
 
 
@@ -413,8 +417,12 @@ def _weights_among(mapping: Mapping[Any, Any]) -> dict[str, Any]:
         if tensor is not None:
             found[key] = tensor
     # One number or vector (`best_acc1`, the mean of the data) makes no state dict.
-    matrix = any(isinstance(one, Tensor) and one.ndim > 1 for one in found.values())
+    matrix = any(map(_is_matrix, found.values()))
     return found if matrix or any("." in key for key in found) else {}
+
+
+def _is_matrix(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 1
 
 
 def _weight(key: Any, value: Any) -> Tensor | LostTensor | None:

@@ -204,6 +204,27 @@ class TestPrefixes:
             check(tmp_path, TWO, weights="ema", **options)
 
     @pytest.mark.parametrize("options", [{}, {"model": build}])
+    @pytest.mark.parametrize("beside", [{}, {"epoch": 3, "optimizer": {"state": {}}}])
+    @pytest.mark.parametrize(
+        ("place", "key"),
+        [("ema", "ema"), ("model_ema", "model_ema.shadow"), ("best", "best"), ("old", "old.best")],
+    )
+    def test_another_set_within_a_bare_state_dict(
+        self,
+        tmp_path: Path,
+        place: str,
+        key: str,
+        beside: dict[str, Any],
+        options: dict[str, Any],
+    ) -> None:
+        inner: Any = {key.rpartition(".")[2]: TWO} if "." in key else TWO
+        save(tmp_path, {**ONE, **beside, place: inner})
+        check(tmp_path, ONE, **options)
+        check(tmp_path, TWO, weights=key, **options)
+        if "ema" in place:
+            check(tmp_path, TWO, weights="ema", **options)
+
+    @pytest.mark.parametrize("options", [{}, {"model": build}])
     @pytest.mark.parametrize(
         "state", [{**ONE, **LOSS}, {**renamed(ONE, "model."), **LOSS}, {**LOSS, **ONE}]
     )
