@@ -448,13 +448,17 @@ def _states(leaves: Mapping[int, tuple[Tensor, Entry]]) -> _Found:
             place[entry.path[-1]] = tensor
     states, averaged = find_states(tree)
     others = other_states(tree, states, on_meta=True)
-    if states:
-        return _Found(states | others, averaged, frozenset(others))
     bare = {
         key: tensor
         for key, tensor in top.items()
         if key not in COUNTERS and key.split(".", 1)[0] not in _NOT_WEIGHTS
     }
+    # As in a file: beside other state dicts, tensors of a module's names are one, too.
+    is_bare = any("." in key and tensor.ndim > 1 for key, tensor in bare.items())
+    if is_bare and states.keys() <= averaged:
+        states = {"": bare} | states
+    if states:
+        return _Found(states | others, averaged, frozenset(others))
     if others and not any(tensor.ndim > 1 or "." in key for key, tensor in bare.items()):
         return _Found(others, frozenset(), frozenset(others))
     return _Found({"": bare} if bare else {})

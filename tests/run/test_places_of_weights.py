@@ -119,6 +119,9 @@ class TestOtherKeys:
             ({"model": ONE, "teacher": TWO}, "teacher", TWO),
             ({"nets": {"g": ONE, "d": OTHER}}, "", ONE),
             ({"g": ONE, "g_ema": TWO}, "ema", TWO),
+            ({**ONE, "ema": TWO}, "", ONE),
+            ({**ONE, "ema": TWO}, "ema", TWO),
+            ({**ONE, "best": TWO}, "best", TWO),
         ],
     )
     def test_in_a_folder_of_torch_distributed(
