@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -50,7 +49,7 @@ def analysis_setting(
         stack.enter_context(_kernels(model, dtype))
         stack.enter_context(_quiet_torch())
         stack.enter_context(_uncompiled())
-        stack.enter_context(_not_recomputed())
+        stack.enter_context(_not_recomputed(model))
         try:
             model.eval()
             for parameter, _ in grads:
@@ -106,19 +105,29 @@ def _not_compiled(model: Any = None, **_: object) -> Any:
 
 
 @contextmanager
-def _not_recomputed() -> Iterator[None]:
+def _not_recomputed(model: nn.Module) -> Iterator[None]:
     """Run what a network gives to torch's `checkpoint` as it is written.
 
     Recomputed in the backward pass, a module would run again without the varied tensor, and the
     reentrant kind cuts what runs within it off from its input.
     """
+    # With torch 2.6 this import brings sympy, which takes as long as torch itself. What consists of
+    # torch's own modules never asks for it.
+    if all(
+        type(module).__module__.startswith(("torch.nn.", "localrank_cli."))
+        for module in model.modules()
+    ):
+        yield
+        return
+    from torch.utils import checkpoint  # noqa: PLC0415  # as above
+
     with ExitStack() as stack:
         for name, value in (
             ("CheckpointFunction", _PlainFunction),
             ("_checkpoint_without_reentrant_generator", _plain_forward),
         ):
-            if hasattr(torch.utils.checkpoint, name):
-                stack.enter_context(_attribute(torch.utils.checkpoint, name, value))
+            if hasattr(checkpoint, name):
+                stack.enter_context(_attribute(checkpoint, name, value))
         yield
 
 
