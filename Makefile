@@ -41,7 +41,7 @@ test-lowest: $(VENV)/.base
 	VIRTUAL_ENV=$(LOWEST) $(UV) pip install --quiet --resolution lowest-direct \
 		--excludes $(LOWEST)/excludes --only-binary matplotlib --only-binary numpy \
 		--only-binary pandas --only-binary pyarrow --only-binary pydantic-core \
-		--only-binary safetensors -e '.[test,plot]'
+		--only-binary safetensors --only-binary scipy -e '.[test,plot]'
 	$(LOWEST)/bin/localrank analyze --help > /dev/null
 	$(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadgroup -W default::DeprecationWarning $(LOWEST_TESTS)
 

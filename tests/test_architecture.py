@@ -38,7 +38,8 @@ ALLOWED: dict[str, set[str]] = {
         "results", "layers", "jacobian", "spectrum", "measures", "information", "recorded",
     },
     "divide": {"errors", "machine", "searchpath", "options", "run", "results", "measures"},
-    "figures": {"errors", "drawing", "measures", "results"},
+    "compare": {"errors", "results"},
+    "figures": {"errors", "drawing", "measures", "results", "compare"},
     "report": {"errors", "measures", "results"},
     "api": {"errors", "options", "run", "results"},
     "experiments": {
@@ -46,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         "errors", "machine", "searchpath", "drawing", "options", "run", "divide", "results",
-        "figures", "report", "experiments", "__init__",
+        "compare", "figures", "report", "experiments", "__init__",
     },
     "__main__": {"cli", "searchpath"},
     "__init__": {"api", "searchpath"},

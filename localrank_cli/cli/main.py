@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from localrank_cli.cli.analyze import analyze
+from localrank_cli.cli.compare import compare
 from localrank_cli.cli.inspect import inspect
 from localrank_cli.cli.merge import merge
 from localrank_cli.cli.plot import plot
@@ -250,6 +251,7 @@ app.command("merge")(merge)
 app.command("submit")(submit)
 app.command("plot")(plot)
 app.command("show")(show)
+app.command("compare")(compare)
 app.command("reproduce")(reproduce)
 app.command("report")(report)
 

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from localrank_cli.cli.screen import Screen
@@ -37,14 +38,7 @@ def run_plot(options: PlotOptions, target: Path) -> None:
     check_replaceable(target)
     with signal_handler() as handler:
         with handler.interruptible(), warnings_as_notes(screen):
-            try:
-                import_matplotlib()
-                from localrank_cli import figures
-            except ImportError as error:
-                raise SettingsError(
-                    f"localrank plot needs matplotlib, which cannot be imported ({error}).",
-                    "Run: pip install 'localrank[plot]'",
-                ) from error
+            figures = load_figures()
             with figures.styled(options.style):
                 figure, notes = _draw(options, specs)
                 content = figures.saved(figure, target.suffix.lower(), options.dpi)
@@ -52,6 +46,23 @@ def run_plot(options: PlotOptions, target: Path) -> None:
     for note in notes:
         screen.note(note)
     screen.note(f"wrote {target}")
+
+
+def load_figures() -> ModuleType:
+    """Return the room of figures.
+
+    Raises:
+        SettingsError: If matplotlib is not installed.
+    """
+    try:
+        import_matplotlib()
+        from localrank_cli import figures
+    except ImportError as error:
+        raise SettingsError(
+            f"figures need matplotlib, which cannot be imported ({error}).",
+            "Run: pip install 'localrank[plot]'",
+        ) from error
+    return figures
 
 
 @contextmanager

@@ -228,3 +228,89 @@ class ShowOptions:
     ] = None
     quiet: NoNotes = False
     debug: Debug = False
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """The options of `localrank compare`."""
+
+    tables: _Tables
+    by: Annotated[
+        str | None,
+        Setting(
+            help="The column whose values are the groups, such as weight_decay. Default: the"
+            " tables, or the runs of a single table.",
+            metavar="COLUMN",
+        ),
+    ] = None
+    reference: Annotated[
+        str | None,
+        Setting(
+            help="The group that the others are compared with. Default: the first.", metavar="GROUP"
+        ),
+    ] = None
+    pair: Annotated[
+        str | None,
+        Setting(
+            help="The column that pairs the runs of two groups. Default: seed, if there is such a"
+            " column; else the names of runs, if they are the same in all groups.",
+            metavar="COLUMN",
+        ),
+    ] = None
+    y: Annotated[
+        str,
+        Setting(
+            help=f"The measure ({', '.join(MEASURES)}), or any numeric column.",
+            metavar="COLUMN",
+            default="local_rank",
+        ),
+    ] = "local_rank"
+    layers: _Layers = ()
+    tolerance: Annotated[
+        str | None,
+        Setting(
+            help="The tolerance to compare at, if the table has several: atol=0.01.",
+            metavar="LABEL",
+        ),
+    ] = None
+    input_metric: _Metric = None
+    confidence: Annotated[
+        Annotated[float, Interval(ge=0.5, le=0.9999)],
+        Setting(help="Of the intervals and of the onset.", metavar="X", default=0.95),
+    ] = 0.95
+    seed: Annotated[
+        Annotated[int, Interval(ge=0)],
+        Setting(
+            help="Of the bootstrap, which takes the place of Student's t from 10 runs on.",
+            metavar="S",
+            default=0,
+        ),
+    ] = 0
+    output: Annotated[
+        Path | None,
+        Setting(
+            help="Write the differences to a .csv, .tsv, .jsonl or .parquet file; an existing one"
+            " is replaced; - is CSV on standard output.",
+            metavar="FILE",
+            read=parse.path,
+            flags=("--output", "-o"),
+        ),
+    ] = None
+    onsets: Annotated[
+        Path | None,
+        Setting(
+            help="Write the onset, fall and peak of each layer and group to such a file.",
+            metavar="FILE",
+            read=parse.path,
+        ),
+    ] = None
+    figure: Annotated[
+        Path | None,
+        Setting(
+            help="Draw the groups with their intervals to a .png, .svg or .pdf file.",
+            metavar="FILE",
+            read=parse.path,
+        ),
+    ] = None
+    quiet: NoNotes = False
+    debug: Debug = False

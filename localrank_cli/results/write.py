@@ -88,15 +88,20 @@ class RowWriter:
 
 def write_table(target: Path, rows: Iterable[Row], extra: tuple[str, ...] = ()) -> None:
     """Write a table, whole or not at all; the suffix names its format."""
+    write_rows(target, rows, header(extra))
+
+
+def write_rows(target: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
+    """Write rows of any columns, whole or not at all; the suffix names the format."""
     suffix = target.suffix.lower()
     if suffix == PARQUET:
         with replacing(target, binary=True) as stream:
             from localrank_cli.results.read import to_frame  # noqa: PLC0415  # pandas is slow
 
-            to_frame(rows, header(extra)).to_parquet(stream, index=False)
+            to_frame(rows, columns).to_parquet(stream, index=False)
         return
     with replacing(target) as stream:
-        writer = RowWriter(stream, header(extra), suffix, flush=False)
+        writer = RowWriter(stream, columns, suffix, flush=False)
         writer.write(rows)
 
 

@@ -210,7 +210,7 @@ def test_without_matplotlib(ranks: Path) -> None:
         f"from localrank_cli.cli.main import app; app(['plot', {str(ranks)!r}])"
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("localrank: error: localrank plot needs matplotlib")
+    assert done.stderr.startswith("localrank: error: figures need matplotlib")
     assert done.stderr.endswith("Run: pip install 'localrank[plot]'\n")
     assert entries(ranks.parent) == ["ranks.csv"]
 

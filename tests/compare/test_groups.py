@@ -1,0 +1,136 @@
+"""Groups of runs are found in tables, and runs that cannot be compared are refused by name."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from localrank_cli.compare.differences import differences
+from localrank_cli.compare.groups import Choice, find_groups
+from localrank_cli.errors import LocalrankError
+from tests.figures.tables import table
+
+
+def seeds(count: int = 3, **constants: float) -> pd.DataFrame:
+    """A table of runs seed0, seed1, ...; each is 2 higher than the one before."""
+    frame = table(runs=[f"seed{index}" for index in range(count)])
+    return frame.assign(seed=frame["run"].str[4:].astype(float), **constants)
+
+
+def two(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Two tables as `read_tables` joins them."""
+    parts = []
+    for name, frame in (("a", first), ("b", second)):
+        parts.append(frame.assign(run=name + ": " + frame["run"], table=name))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_tables_are_groups_and_runs_of_one_seed_are_pairs() -> None:
+    second = seeds().assign(local_rank=lambda frame: frame["local_rank"] - 5)
+    second = second.sort_values("seed", ascending=False)  # another order of runs
+    groups = find_groups(two(seeds(), second), Choice())
+    assert [group.name for group in groups.groups] == ["a", "b"]
+    assert groups.groups[0].keys == ("0", "1", "2") == groups.groups[1].keys
+    assert groups.layers == ("layer0", "layer1", "layer2")
+    assert groups.steps == (0, 10, 100, 1000)
+    (found,) = differences(groups, 0.95)
+    # Every pair differs by 5: there is no spread, and 3 pairs alike are 2 / 2^3.
+    assert found.over == "pairs of runs, paired t"
+    np.testing.assert_allclose(found.grid("estimate"), -5, rtol=1e-12)
+    np.testing.assert_allclose(found.cells.p, 0.25)
+
+
+def test_a_column_makes_groups_of_one_table() -> None:
+    frame = pd.concat(
+        [
+            seeds(3, weight_decay=0.0),
+            seeds(4, weight_decay=0.1).assign(run=lambda part: part["run"] + "d"),
+        ]
+    )
+    groups = find_groups(frame, Choice(by="weight_decay", reference="0.1"))
+    assert [(group.name, len(group.runs)) for group in groups.groups] == [("0.1", 4), ("0", 3)]
+    assert groups.groups[0].keys == ()  # three seeds cannot be paired with four
+    (found,) = differences(groups, 0.95)
+    assert found.over == "runs, Welch t"
+    # Means of 0, 2, 4 and of 0, 2, 4, 6.
+    np.testing.assert_allclose(found.grid("estimate"), -1, rtol=1e-9)
+
+
+def test_runs_of_one_table_are_groups_compared_over_points() -> None:
+    groups = find_groups(table(runs=("decay", "none")), Choice(layers=("layer1",)))
+    (found,) = differences(groups, 0.95)
+    assert found.is_over_points
+    # Both standard errors over 64 points are 0.5: 2 -+ t(126) 0.5 sqrt(2).
+    np.testing.assert_allclose(found.grid("low"), 2 - 1.978971 * 0.5**0.5, rtol=1e-6)
+
+
+def test_only_common_layers_and_steps_are_compared_and_the_others_named() -> None:
+    second = seeds(3)
+    second = second[(second["step"] != 10) & (second["layer"] != "layer2")]
+    groups = find_groups(two(seeds(), second), Choice())
+    assert groups.steps == (0, 100, 1000)
+    assert groups.layers == ("layer0", "layer1")
+    assert [note.split(":")[-1] for note in groups.notes] == [" layer2", " 10"]
+
+
+def test_rows_that_failed_leave_their_cells_out() -> None:
+    frame = two(seeds(), seeds())
+    frame.loc[(frame["table"] == "b") & (frame["step"] == 100), "local_rank"] = np.nan
+    (found,) = differences(find_groups(frame, Choice()), 0.95)
+    assert np.isnan(found.grid("estimate")[:, 2]).all()
+    assert np.isfinite(found.grid("estimate")[:, [0, 1, 3]]).all()
+
+
+BAD = {
+    "a single run": (table(), Choice(), "single group, run = run"),
+    "no such column": (seeds(), Choice(by="decay"), "--by decay: no column"),
+    "a column of the layer": (seeds(), Choice(by="layer"), "--by layer: no column"),
+    "a column that changes": (seeds(), Choice(by="local_rank"), "changes within the run seed0"),
+    "no such group": (seeds(), Choice(reference="x"), "There are seed0, seed1, seed2"),
+    "mixed tolerances": (
+        two(seeds(), seeds().assign(tolerance="rtol=0.1")),
+        Choice(),
+        "Choose one with --tolerance",
+    ),
+    "other steps": (
+        two(seeds(), seeds().assign(step=lambda frame: frame["step"] + 1)),
+        Choice(),
+        "no step in common: a has 0, 10, 100, 1000; b has 1, 11",
+    ),
+    "other layers": (
+        two(seeds(), seeds().assign(layer=lambda frame: "net." + frame["layer"])),
+        Choice(),
+        "no layer in common",
+    ),
+    "text": (seeds(), Choice(y="module"), "--y module: holds no numbers"),
+    "pairs by what is not there": (two(seeds(), seeds()), Choice(pair="lr"), "--pair lr: no such"),
+    "pairs that do not match": (
+        two(seeds(3), seeds(4)),
+        Choice(pair="seed"),
+        "a: 0, 1, 2; b: 0, 1, 2, 3",
+    ),
+    "two rows of one place": (
+        pd.concat([seeds(), seeds().assign(local_rank=7.0)]),
+        Choice(),
+        "several rows describe layer layer0 of run seed0 at step 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_compared_is_refused_by_name(case: str) -> None:
+    frame, choice, message = BAD[case]
+    with pytest.raises(LocalrankError) as found:
+        find_groups(frame, choice)
+    assert message in str(found.value)
+
+
+def test_one_run_against_several_is_refused() -> None:
+    groups = find_groups(two(seeds(1), seeds(3)), Choice())
+    with pytest.raises(LocalrankError, match="a has one run and b has 3"):
+        list(differences(groups, 0.95))
+
+
+def test_single_runs_need_errors_over_points() -> None:
+    frame = table(runs=("x", "y")).drop(columns="local_rank_se")
+    with pytest.raises(LocalrankError, match="no standard errors over points"):
+        list(differences(find_groups(frame, Choice()), 0.95))
