@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pytest
 
 from localrank_cli.cli.signals import signal_handler
 from tests.faults.test_long_call import begin, in_the_call
+from tests.warm import Warm
 
 # 2^60 steps, in one call of a builtin.
 ENDLESS = """nested = ()
@@ -51,7 +51,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def begin_endless(folder: Path) -> "subprocess.Popen[str]":
+def begin_endless(folder: Path) -> Warm:
     return begin(folder, code=ENDLESS)
 
 

@@ -1,15 +1,15 @@
 """Signals in the middle of one long call of LAPACK, in which no Python handler runs."""
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.cli.program import QUICK, start
+from tests.cli.program import QUICK, start_warm
 from tests.helpers import NET_CODE, entries, net_weights
+from tests.warm import Warm
 
 SIGNALS = {
     signal.SIGINT: 130,
@@ -28,7 +28,7 @@ CALL = f"""{HEAD}large = torch.rand(6000, 6000)
         return self.b"""
 
 
-def begin(folder: Path, *, eigen: bool = False, code: str = "") -> "subprocess.Popen[str]":
+def begin(folder: Path, *, eigen: bool = False, code: str = "") -> Warm:
     """A run that has finished its first checkpoint and is in the call of the second."""
     run = folder / "run"
     run.mkdir(parents=True)
@@ -39,10 +39,10 @@ def begin(folder: Path, *, eigen: bool = False, code: str = "") -> "subprocess.P
     torch.save(net_weights(), run / "step_1.pt")
     torch.save(net_weights() | {"a.bias": torch.full((3,), 10.0)}, run / "step_2.pt")
     words = ("--model", f"{folder}/net.py:Net", "-o", str(folder / "out/ranks.csv"))
-    return start("analyze", str(run), *QUICK, *words)
+    return start_warm("analyze", str(run), *QUICK, *words)
 
 
-def in_the_call(folder: Path, process: "subprocess.Popen[str]") -> None:
+def in_the_call(folder: Path, process: Warm) -> None:
     for _ in range(1200):
         if (folder / "marker").exists():
             time.sleep(0.5)
