@@ -31,7 +31,7 @@ class Run:
 
 def scaling(
     workers: int = 2, checkpoints: int = 12, points: int = 64, runs: int = 3
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Compare one worker of one thread with two of one thread, in turn.
 
     Args:
@@ -41,7 +41,7 @@ def scaling(
         runs: How many of each.
 
     Returns:
-        A line of the table; the ratio is the median of those of neighbours.
+        A line; the ratio is the median of those of neighbours.
     """
     from safetensors.torch import save_file
 
@@ -66,16 +66,18 @@ def scaling(
         shutil.rmtree(folder)
     ratios = [one.seconds / more.seconds for one, more in zip(*found.values(), strict=True)]
     seconds = {count: statistics.median(run.seconds for run in found[count]) for count in found}
-    return {
-        "case": f"{workers} workers of one thread, {checkpoints} checkpoints",
-        "against": "one worker of one thread",
-        "localrank_seconds": seconds[workers],
-        "baseline_seconds": seconds[1],
-        "ratio": statistics.median(ratios),
-        "target": 1.8,
-        "ratios": ratios,
-        "runs": {count: [asdict(run) for run in found[count]] for count in found},
-    }
+    return [
+        {
+            "case": f"{workers} workers of one thread, {checkpoints} checkpoints",
+            "against": "one worker of one thread",
+            "localrank_seconds": seconds[workers],
+            "baseline_seconds": seconds[1],
+            "ratio": statistics.median(ratios),
+            "target": 1.8,
+            "ratios": ratios,
+            "runs": {count: [asdict(run) for run in found[count]] for count in found},
+        }
+    ]
 
 
 def _timed(words: list[str], threads: int) -> Run:
@@ -114,7 +116,7 @@ def merging(shards: int = SHARDS) -> list[dict[str, Any]]:
         shards: How many.
 
     Returns:
-        A line of the table for each; memory is what the merge took above the imports.
+        A line for each; memory is what the merge took above the imports.
     """
     answers = {count: _merge(count) for count in (shards // 10, shards // 5, shards)}
     return [

@@ -1,4 +1,4 @@
-"""What a user would write today for a folder of checkpoints: (b), CSV on stdout."""
+"""What a user would write today for a folder of checkpoints: `script.py FOLDER DTYPE`, to CSV."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,8 @@ from torch import nn
 def main() -> None:
     """Print local rank by step and layer."""
     folder = Path(sys.argv[1])
-    points = load_file(folder / "data.safetensors")["x"]
+    dtype: torch.dtype = getattr(torch, sys.argv[2])
+    points = load_file(folder / "data.safetensors")["x"].to(dtype)
     model = nn.Sequential(
         nn.Linear(784, 200),
         nn.ReLU(),
@@ -22,13 +23,14 @@ def main() -> None:
         nn.ReLU(),
         nn.Linear(200, 10),
     ).eval()
-    model.requires_grad_(False)
+    model.requires_grad_(False).to(dtype)
+    print("step,layer,local_rank")
     for path in sorted(folder.glob("step_*.safetensors"), key=lambda p: int(p.stem[5:])):
         model.load_state_dict(load_file(path))
         with torch.no_grad():
             ranks = jacrev_svd(model, points, ("0", "2", "4", "6"))
         for layer, rank in zip(("0", "2", "4", "6"), ranks, strict=True):
-            print(path.stem[5:], layer, rank, sep=",")
+            print(path.stem[5:], layer, sum(rank) / len(rank), sep=",")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+HERE = Path(__file__).parent
 CASES = ("mlp200", "tanh", "deficient", "normed", "mlp512", "decoder")
 COMMANDS = {
     "localrank --help": ("--help",),
@@ -28,16 +29,15 @@ Run = Callable[[], float]
 
 def case_run(tree: Path, case: str, threads: int) -> Run:
     """Start a worker of a case; return a function that runs it once and returns its seconds."""
-    command = [str(tree / ".venv/bin/python"), "worker.py", case, "localrank", str(threads)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tree / "benchmarks"
-    )
+    worker = [str(HERE / "worker.py"), case, "localrank", "float64", str(threads)]
+    command = [str(tree / ".venv/bin/python"), *worker]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run() -> float:
         assert process.stdin is not None
         assert process.stdout is not None
         before = _seconds_of(process.pid)
-        process.stdin.write("run\n")
+        process.stdin.write("0 0\n")
         process.stdin.flush()
         process.stdout.readline()
         return _seconds_of(process.pid) - before

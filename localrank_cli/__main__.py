@@ -5,6 +5,12 @@ from localrank_cli.searchpath import current_folder_last
 # Before any other import, for the console script too: PYTHONPATH may hold an empty entry.
 current_folder_last()
 
+import signal  # noqa: E402  # as above
+
+# A Ctrl-C within the next imports would be a traceback of Python's.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from localrank_cli.cli.signals import exit_on_signals  # noqa: E402  # after the search path is safe
 
 

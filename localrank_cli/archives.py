@@ -9,18 +9,19 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
 _MAGIC = b"PK\x03\x04"
 _LOCAL = struct.Struct("<4s2xHH16xHH")  # signature, flags, method, lengths of name and extra field
-_LISTED = struct.Struct("<4s4xHH8xLLHHHH6xL")
+_LISTED = struct.Struct("<4s4xHH4xLLLHHHH6xL")
 _END = struct.Struct("<4sHHHHLLH")
 _END_64 = struct.Struct("<4sQ4xLLQQQQ")
 _LOCATOR = struct.Struct("<4sLQL")
 _LONGEST_COMMENT = 2**16 - 1
 _ENCRYPTED = 1 | 2**6 | 2**13
+_SIZES_AFTER = 2**3
+_LONGEST_AFTER = 24  # what may follow an entry: a mark, its checksum and its two sizes
 _IN_EXTRA = 2**32 - 1  # says that a number is in the extra field
 _ZIP64 = 1  # the extra field with numbers of 64 bits
 # torch reads these entries whole; tensors are in others, which are mapped.
@@ -46,6 +47,7 @@ class _Listed:
     name: bytes
     flags: int
     method: int
+    crc: int
     packed: int
     size: int
     header: int  # offset of what precedes its bytes
@@ -93,15 +95,31 @@ def read_entries(path: Path) -> list[Entry]:
         if len(listed) != count:
             raise ValueError(f"it holds {len(listed)} entries and claims {count}")
         entries = [_located(file, one, start) for one in listed]
-    # No two entries share bytes: a small file could otherwise hold a large one many times.
-    places = sorted(
-        ((one.header, entry) for one, entry in zip(listed, entries, strict=True)),
-        key=lambda place: place[0],
-    )
-    for (_, entry), (header, _) in pairwise(places):
-        if entry.offset + entry.packed > header:
-            raise ValueError("two entries share bytes")
+        places = sorted(zip(listed, entries, strict=True), key=lambda place: place[0].header)
+        ends = [one.header for one, _ in places[1:]] + [start]
+        for (one, entry), end in zip(places, ends, strict=True):
+            _check_end(file, one, entry, end)
     return entries
+
+
+def _check_end(file: BinaryIO, listed: _Listed, entry: Entry, end: int) -> None:
+    """Check that an entry's bytes end where what follows begins, as far as both can say.
+
+    Otherwise a small file could hold a large one many times; or, by another length of the extra
+    field before them, the weights would be read some bytes beside where they are.
+    """
+    file.seek(entry.offset + entry.packed)
+    left = end - file.tell()
+    if left < 0:
+        raise ValueError("two entries share bytes")
+    head = b"PK\x07\x08" + struct.pack("<L", listed.crc)
+    known = {head + struct.pack("<QQ", entry.packed, entry.size)}
+    if max(entry.packed, entry.size) <= _IN_EXTRA:
+        known.add(head + struct.pack("<LL", entry.packed, entry.size))
+    if not listed.flags & _SIZES_AFTER:
+        known = {b""}
+    if file.read(min(left, _LONGEST_AFTER + 1)) not in known:
+        raise ValueError("an entry is followed by bytes of no entry")
 
 
 def _directory(file: BinaryIO) -> tuple[int, int, int]:
@@ -149,7 +167,9 @@ def _parse(data: bytes) -> Iterator[_Listed]:
     while at < len(data):
         if len(data) - at < _LISTED.size:
             raise ValueError("an entry is cut off")
-        mark, flags, method, packed, size, *lengths, disk, header = _LISTED.unpack_from(data, at)
+        mark, flags, method, crc, packed, size, *lengths, disk, header = _LISTED.unpack_from(
+            data, at
+        )
         at += _LISTED.size
         texts = []
         for length in lengths:
@@ -158,7 +178,7 @@ def _parse(data: bytes) -> Iterator[_Listed]:
         if mark != b"PK\x01\x02" or at > len(data) or disk:
             raise ValueError("an entry is not one of a zip file")
         name, extra, _ = texts
-        yield _Listed(name, flags, method, *_numbers_of_64_bits(extra, size, packed, header))
+        yield _Listed(name, flags, method, crc, *_numbers_of_64_bits(extra, size, packed, header))
 
 
 def _numbers_of_64_bits(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int, int]:

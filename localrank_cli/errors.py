@@ -4,6 +4,7 @@ Every exception that is not a `LocalrankError` is a bug of localrank.
 """
 
 import errno
+import os
 from collections.abc import Callable, Iterable
 
 Note = Callable[[str], None]  # receives one note for the user
@@ -34,6 +35,8 @@ MORE_MEMORY = (
     "Free some memory or raise its limit (ulimit -v, the batch system's), or need less: fewer"
     " --points, a smaller --memory."
 )
+
+MORE_FILES = "Raise the limit on open files (ulimit -n 1024), and run the same command."
 
 # Long enough for a sentence of another library, short enough for one line of a log.
 _LONGEST_CAUSE = 300
@@ -138,6 +141,14 @@ def is_out_of_memory(error: BaseException) -> bool:
         type(error)
     )
     return known and any(phrase in text for phrase in _OUT_OF_MEMORY)
+
+
+def is_out_of_files(error: BaseException) -> bool:
+    """Return whether an error means that no more files can be opened, whichever was the next."""
+    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+        return True
+    numbers = (f"{os.strerror(number)} ({number})" for number in (errno.EMFILE, errno.ENFILE))
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in numbers)
 
 
 def listed(names: Iterable[object], most: int = 8) -> str:

@@ -19,3 +19,17 @@ def open_regular(path: Path) -> BinaryIO:
         return file
     file.close()
     raise OSError(errno.EINVAL, "Not a regular file", str(path))
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Return the content of a regular file that a tool writes small.
+
+    Raises:
+        OSError: If it cannot be read, is no regular file, or has more than `most` bytes.
+    """
+    with open_regular(path) as file:
+        # Asked before: a file with a hole takes no room on the disk and all of the memory.
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"{size} bytes, expected at most {most}", str(path))
+        return file.read()

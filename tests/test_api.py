@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import localrank_cli
 from localrank_cli import analyze
@@ -180,6 +181,13 @@ class Other:
         (nn.Sequential(nn.Linear(2, 2)), ["torch.save(model.state_dict()"]),
         (nn.Linear(2, 2).state_dict(), ["torch.save(state_dict,"]),
         ([nn.Linear(2, 2)], ["torch.save(model.state_dict()"]),
+        (
+            [nn.Linear(2, 2).state_dict()] * 2,
+            ["for step, one in enumerate(series): torch.save(one, f'run/step_{step}.pt')"],
+        ),
+        ({0: nn.Linear(2, 2).state_dict(), 50: {}}, ["one in series.items(): torch.save(one,"]),
+        ([nn.Linear(2, 2)] * 2, ["torch.save(one.state_dict(), f'run/step_{step}.pt')"]),
+        ({"model": {}, "optimizer": {}}, ["torch.save(state_dict, 'run/step_0.pt')"]),
         (torch.rand(3, 3), ["expected a path", "Pass the folder"]),
         (np.zeros(3), ["expected a path", "Pass the folder"]),
         (3, ["expected a path", "Pass the folder"]),
@@ -210,6 +218,10 @@ def test_no_path(checkpoints: Any, words: list[str]) -> None:
         ({"model": Path("net.py")}, ["'file.py:name'"]),
         ({"data": {"x": "digits"}}, ["Pass a dict of arrays"]),
         ({"data": [torch.rand(4)] * 9}, ["torch.stack(data)"]),
+        ({"data": (torch.rand(9, 4), torch.rand(9))}, ["pass the inputs alone: data[0]"]),
+        ({"data": pd.DataFrame({"a": [1.0]})}, ["data.to_numpy()"]),
+        ({"data": TensorDataset(torch.rand(9, 4))}, ["for inputs, *_ in data])"]),
+        ({"data": DataLoader(TensorDataset(torch.rand(9, 4)))}, ["for inputs, *_ in loader])"]),
         ({"data": Other()}, ["points on its first axis"]),
         ({"model_arg": [1]}, ["expected a table", 'such as {"width": 100}']),
         ({"points": True}, ["points=True: expected a whole number"]),

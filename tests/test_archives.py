@@ -1,9 +1,10 @@
+import io
 import os
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -87,6 +88,61 @@ def test_a_list_with_places_beyond_4_gib(tmp_path: Path) -> None:
     assert (one.offset, one.size) == (start, size)
     assert other.offset > size
     assert other.size == 2
+
+
+@pytest.mark.parametrize("shift", [-16, -12, -8, -4, -1, 1, 4, 8, 12, 16, 64])
+def test_weights_beside_where_they_are(tmp_path: Path, shift: int) -> None:
+    """The length of the field before an entry's bytes says where they begin, to torch as well."""
+    path = tmp_path / "x.pt"
+    torch.save(weights(*[4] * 9), path)
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        headers = [one.header_offset for one in archive.infolist() if "/data/" in one.filename]
+    fields = [(struct.unpack_from("<H", data, header + 28)[0], header + 28) for header in headers]
+    length, at = max(fields)
+    assert length >= 16
+    struct.pack_into("<H", data, at, length + shift)
+    path.write_bytes(data)
+    assert "damaged: " in fault_of_archive(path)
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_files_of_torch_without_checksums(
+    tmp_path: Path, checksums: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(checksums)
+    monkeypatch.setattr(torch.serialization, "get_crc32_options", lambda: checksums)
+    try:
+        torch.save(weights() | {"empty": torch.zeros(0)}, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert fault_of_archive(tmp_path / "x.pt") == ""
+
+
+class _Pipe(io.RawIOBase):
+    """A file that cannot be sought in: sizes follow the bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self._file.write(data)
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+def test_a_file_that_was_written_through_a_pipe(tmp_path: Path, zip64: bool) -> None:
+    with (
+        (tmp_path / "x.zip").open("wb") as file,
+        zipfile.ZipFile(_Pipe(file), "w") as archive,
+    ):
+        for number in range(2):
+            with archive.open(f"x/data/{number}", "w", force_zip64=zip64) as part:
+                part.write(b"12345678")
+    assert [one.size for one in read_entries(tmp_path / "x.zip")] == [8, 8]
 
 
 def test_two_lists_of_entries(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def _program(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` has it ignored
     for descriptor, one in enumerate((os.devnull, out, err)):
         opened = os.open(one, os.O_RDWR | os.O_NOCTTY) if isinstance(one, str) else one
         os.dup2(opened, descriptor)

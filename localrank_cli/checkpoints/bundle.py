@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from localrank_cli.checkpoints.names import epoch_in_name, step_in_name
 
@@ -32,6 +33,7 @@ class Bundle:
     steps: tuple[str, ...] = ()  # keys that lead to the list of their steps
     is_pairs: bool = False  # whether the list holds (step, checkpoint)
     word: str = "step_"  # before the number, in the name of each; empty where the key is a name
+    is_modules: bool = False  # whether they are whole modules
 
     def describe(self, path: Path) -> str:
         """Return what the file holds, as a sentence without a full stop."""
@@ -39,8 +41,11 @@ class Bundle:
         kind = "a list" if self.is_list else "a table"
         return f"{path}: holds {self.count} checkpoints in one file ({kind}{where})"
 
-    def lines(self, path: Path) -> str:
-        """Return the Python code that splits the file into a folder beside it."""
+    def lines(self, path: Path, *, needs_code: bool) -> str:
+        """Return the Python code that splits the file into a folder beside it.
+
+        `needs_code` is whether torch can load it only by running code that it names.
+        """
         file, folder = str(path), path.with_name(f"{path.name.split('.')[0]}_split")
         of = _expression(self.place)
         if not self.is_list:
@@ -53,15 +58,27 @@ class Bundle:
             pairs = f"enumerate({of})"
         key = "int(key)" if self.word else "key"
         name = f"os.path.join({str(folder)!r}, f'{self.word}{{{key}}}.pt')"
+        one = "one.state_dict()" if self.is_modules else "one"
+        load = f"torch.load({file!r}, map_location='cpu', weights_only={not needs_code})"
         return (
-            f"import os, torch; run = torch.load({file!r}, map_location='cpu', weights_only=True);"
-            f" os.makedirs({str(folder)!r}); [torch.save(one, {name}) for key, one in {pairs}]"
+            f"import os, torch; run = {load};"
+            f" os.makedirs({str(folder)!r}); [torch.save({one}, {name}) for key, one in {pairs}]"
         )
 
     def advice(self, path: Path) -> str:
         """Return what to do: split the file with the lines."""
         folder = path.with_name(f"{path.name.split('.')[0]}_split")
-        return f"Split it in Python, and analyze the folder {folder}: {self.lines(path)}"
+        needs_code = _needs_code(path)
+        trust = " where you trust whoever made it, since this runs its code" * needs_code
+        lines = self.lines(path, needs_code=needs_code)
+        return f"Split it in Python{trust}, and analyze the folder {folder}: {lines}"
+
+
+def _needs_code(path: Path) -> bool:
+    try:
+        return bool(get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # a file from before torch 1.6, among others
+        return True
 
 
 def find_bundle(loaded: object, holds: Holds) -> Bundle | None:
@@ -77,25 +94,33 @@ def _find(
 ) -> Bundle | None:
     if isinstance(value, (list, tuple)):
         if len(value) > 1 and all(_is_pair(one, holds) for one in value):
-            return Bundle(len(value), place, True, is_pairs=True)
+            modules = _are_modules([one for _, one in value])
+            return Bundle(len(value), place, True, is_pairs=True, is_modules=modules)
         if len(value) < 2 or not all(map(holds, value)):
             return None
         key = _steps_beside(beside, len(value))
         word = "epoch_" if "epoch" in (key or "").lower() else "step_"
-        return Bundle(len(value), place, True, (*place[:-1], key) if key else (), word=word)
+        steps = (*place[:-1], key) if key else ()
+        modules = _are_modules(value)
+        return Bundle(len(value), place, True, steps, word=word, is_modules=modules)
     if not isinstance(value, Mapping) or len(place) > _MAX_DEPTH or "param_groups" in value:
         return None
-    counted = [key for key in value if isinstance(key, int) or str(key).isdecimal()]
+    counted = [key for key in value if _is_whole(key) or str(key).isdecimal()]
     named = [key for key in value if isinstance(key, str) and _is_counted(key)]
     for keys, word in ((counted, "step_"), (named, "")):
         if len(keys) > 1 and len(keys) == len(value) and all(holds(value[key]) for key in keys):
-            return Bundle(len(keys), place, False, word=word)
+            modules = _are_modules(list(value.values()))
+            return Bundle(len(keys), place, False, word=word, is_modules=modules)
     found = (
         _find(inner, holds, (*place, key), value)
         for key, inner in value.items()
         if isinstance(key, str) and not NO_WEIGHTS.match(key)
     )
     return next((one for one in found if one is not None), None)
+
+
+def _are_modules(checkpoints: Sequence[object]) -> bool:
+    return not any(isinstance(one, Mapping) for one in checkpoints)
 
 
 def _is_counted(key: str) -> bool:

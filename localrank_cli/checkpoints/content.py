@@ -12,7 +12,7 @@ from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.checkpoints.names import NO_NUMBER, TOO_LARGE, number_in_text
 from localrank_cli.checkpoints.pickles import LostTensor
-from localrank_cli.errors import UnreadableError, one_line
+from localrank_cli.errors import UnreadableError, is_out_of_files, one_line
 from localrank_cli.recorded import Entries
 
 State = Mapping[str, Tensor]
@@ -133,7 +133,13 @@ def per_epoch_in(mapping: Mapping[str, Any], key: str) -> int | None:
 
 
 def cannot_read(path: Path, error: OSError) -> UnreadableError:
-    """Return the error for a file that the system refused to read."""
+    """Return the error for a file that the system refused to read.
+
+    Raises:
+        OSError: If too many files are open, which is no fault of this one.
+    """
+    if is_out_of_files(error):
+        raise error
     reason = error.strerror or one_line(error)
     return UnreadableError(
         f"{path}: cannot be read ({reason}).", "Check that it exists and that you may read it."

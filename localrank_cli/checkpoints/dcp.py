@@ -11,17 +11,24 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from localrank_cli.checkpoints import unpickling
 from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_read, printable_name
-from localrank_cli.checkpoints.frameworks import COUNTERS, PLACES, find_states, progress
+from localrank_cli.checkpoints.frameworks import (
+    COUNTERS,
+    PLACES,
+    find_states,
+    other_states,
+    progress,
+)
 from localrank_cli.checkpoints.sharded import check_inside, size_of_part
 from localrank_cli.checkpoints.torch_file import load_safely
 from localrank_cli.checkpoints.unpickling import MalformedError
+from localrank_cli.checkpoints.weights import is_average
 from localrank_cli.errors import UnreadableError, cause
 from localrank_cli.files import open_regular
 
@@ -378,7 +385,7 @@ def read_dcp(path: Path, *, header_only: bool = False) -> Content:
     leaves = {
         id(tensor): (tensor, entry) for tensor, entry in map(_on_meta, entries) if entry.dtype
     }
-    states, averaged = _states(leaves)
+    states, averaged, others = _states(leaves)
     if not states:
         names = ", ".join(repr(entry.name) for entry in entries[:8])
         raise UnreadableError(
@@ -399,7 +406,8 @@ def read_dcp(path: Path, *, header_only: bool = False) -> Content:
             }
             for container, state in states.items()
         }
-    return Content(states, step, source, epoch, averaged)
+    averaged |= {place for place in others if is_average(place)}
+    return Content(states, step, source, epoch, averaged, others=others)
 
 
 def dcp_files(path: Path) -> list[Path]:
@@ -416,7 +424,15 @@ def _on_meta(entry: Entry) -> tuple[Tensor, Entry]:
     return torch.empty(entry.size, dtype=entry.dtype, device="meta"), entry
 
 
-def _states(leaves: Mapping[int, tuple[Tensor, Entry]]) -> tuple[dict[str, State], frozenset[str]]:
+class _Found(NamedTuple):
+    """The state dicts in a folder, as in `Content`."""
+
+    states: dict[str, State]
+    averaged: frozenset[str] = frozenset()
+    others: frozenset[str] = frozenset()
+
+
+def _states(leaves: Mapping[int, tuple[Tensor, Entry]]) -> _Found:
     tree: dict[str, Any] = {}
     top: dict[str, Tensor] = {}
     for tensor, entry in leaves.values():
@@ -431,14 +447,21 @@ def _states(leaves: Mapping[int, tuple[Tensor, Entry]]) -> tuple[dict[str, State
                 place = inner if isinstance(inner, dict) else {}
             place[entry.path[-1]] = tensor
     states, averaged = find_states(tree)
-    if states:
-        return states, averaged
+    others = other_states(tree, states, on_meta=True)
     bare = {
         key: tensor
         for key, tensor in top.items()
         if key not in COUNTERS and key.split(".", 1)[0] not in _NOT_WEIGHTS
     }
-    return ({"": bare} if bare else {}), frozenset()
+    # As in a file: beside other state dicts, tensors of a module's names are one, too.
+    is_bare = any("." in key and tensor.ndim > 1 for key, tensor in bare.items())
+    if is_bare and states.keys() <= averaged:
+        states = {"": bare} | states
+    if states:
+        return _Found(states | others, averaged, frozenset(others))
+    if others and not any(tensor.ndim > 1 or "." in key for key, tensor in bare.items()):
+        return _Found(others, frozenset(), frozenset(others))
+    return _Found({"": bare} if bare else {})
 
 
 def _facts(path: Path, entries: Sequence[Entry]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Trainers keep other objects beside the weights, or a whole module: see `pickles`.
 """
 
+import errno
 import json
 import os
 import struct
@@ -25,7 +26,7 @@ from localrank_cli.checkpoints.foreign import describe_by_magic, describe_foreig
 from localrank_cli.checkpoints.frameworks import WITH_CODE, unwrap
 from localrank_cli.checkpoints.torch_file import load_safely
 from localrank_cli.checkpoints.unpickling import HostileError, MalformedError
-from localrank_cli.errors import UnreadableError, cause, is_out_of_memory
+from localrank_cli.errors import UnreadableError, cause, is_out_of_files, is_out_of_memory
 
 # For a header it is enough to know whether numbers are floats, integers or complex.
 _NOT_FLOATS = {
@@ -144,14 +145,16 @@ def _read_bytes(path: Path) -> Content:
         raise cannot_read(path, error) from error
 
 
-def _check_memory(path: Path, error: Exception) -> None:
-    """Do not call a file damaged where there was no memory to read it."""
+def _check_limits(path: Path, error: Exception) -> None:
+    """Do not call a file damaged where no memory was left, or too many files were open."""
     if is_out_of_memory(error):
         raise MemoryError(f"{path}: {cause(error)}") from error
+    if is_out_of_files(error):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path)) from error
 
 
 def _damaged(path: Path, error: Exception) -> UnreadableError:
-    _check_memory(path, error)
+    _check_limits(path, error)
     what, advice = describe_by_magic(path) or (
         f"not a readable safetensors file ({cause(error)})", DAMAGED,
     )  # fmt: skip
@@ -236,7 +239,7 @@ def load_torch(path: Path, *, mapped: bool = True) -> object:
     except OSError as error:
         raise cannot_read(path, error) from error
     except Exception as error:  # damaged bytes make pickle raise anything
-        _check_memory(path, error)
+        _check_limits(path, error)
         _check_foreign(path)
         if isinstance(error, pickles.RefusedNameError):
             what = f"{path}: the pickle needs code to load: {printable_name(str(error))}."
@@ -262,7 +265,7 @@ def _run_pickle(path: Path, mapped: bool) -> object:
             " convert the file where it was made: torch.save(model.state_dict(), FILE).",
         ) from error
     except Exception as error:  # the file's code may raise anything
-        _check_memory(path, error)
+        _check_limits(path, error)
         raise UnreadableError(
             f"{path}: cannot be loaded, not even with its code ({cause(error)}).",
             "Convert it where it was made: torch.save(model.state_dict(), FILE); or leave it out"

@@ -31,6 +31,7 @@ from localrank_cli.checkpoints.foreign import conversion, line_of_python
 from localrank_cli.checkpoints.modules import held_modules, object_at
 from localrank_cli.checkpoints.names import NO_NUMBER
 from localrank_cli.checkpoints.pickles import (
+    NO_MODULE,
     NO_VALUES,
     Inert,
     LostTensor,
@@ -39,6 +40,7 @@ from localrank_cli.checkpoints.pickles import (
     name_of,
     plain,
 )
+from localrank_cli.checkpoints.weights import is_average, parts
 from localrank_cli.errors import NoWeightsError, UnreadableError
 
 # Where an average over training may be; `params_ema` is BasicSR's.
@@ -54,6 +56,7 @@ EMA_KEYS = (
     "params_ema",
     "swa_state_dict",
 )
+ONLINE = "online_model"  # the weights that ema-pytorch averages
 # Where a step or epoch may be, beside the top level. Nothing else is searched, as the settings of a
 # run (hyper_parameters, args) hold numbers of the same names.
 PLACES: tuple[tuple[str | int, ...], ...] = (
@@ -210,7 +213,8 @@ def unwrap(loaded: object, path: Path) -> Content:
     bundle = find_bundle(loaded, _holds_states)
     if not states:
         _refuse_bundle(bundle, path)
-    others = {} if "" in states or bundle else other_states(loaded, states)
+    is_bare = "" in states and not _has_states(loaded)
+    others = {} if is_bare or bundle else other_states(loaded, states)
     if not states and not others:
         raise _absence(loaded)(*_no_state(loaded, path))
     for state in states.values():
@@ -218,6 +222,7 @@ def unwrap(loaded: object, path: Path) -> Content:
     step, source, epoch = progress(loaded)
     per_epoch = per_epoch_in(loaded, source)
     states |= others
+    averaged |= {place for place in others if is_average(place)}
     modules = {key: held_modules(object_at(whole, key)) for key in states}
     return Content(
         states,
@@ -239,10 +244,11 @@ def _refuse_bundle(bundle: Bundle | None, path: Path) -> None:
 
 
 def _holds_states(value: object) -> bool:
+    inner = _state_of(value)
     return (
-        isinstance(value, Mapping)
-        and "param_groups" not in value
-        and (bool(find_states(value)[0]) and holds_weights(value))
+        isinstance(inner, Mapping)
+        and "param_groups" not in inner
+        and (bool(find_states(inner)[0]) and holds_weights(value))
     )
 
 
@@ -304,6 +310,10 @@ def find_states(loaded: Mapping[Any, Any]) -> tuple[dict[str, State], frozenset[
     for key, inner in callback_averages(loaded).items():
         averages |= _candidates(inner, key, depth=1)
     averages = {key: without_counter(state)[0] for key, state in averages.items()}
+    for key, (online, average) in _pairs(averages).items():
+        whole = averages.pop(key)
+        raw[f"{key}.{online}"] = _under_prefix(whole, online)
+        averages[f"{key}.{average}"] = _under_prefix(whole, average)
     swapped = swapped_average(loaded)
     if swapped is not None:
         average, training = swapped
@@ -315,10 +325,42 @@ def find_states(loaded: Mapping[Any, Any]) -> tuple[dict[str, State], frozenset[
     return raw | averages, frozenset(averages)
 
 
+def _pairs(averages: Mapping[str, State]) -> dict[str, tuple[str, str]]:
+    """Return, by place, the prefixes of the training weights and of their average within one.
+
+    The package ema-pytorch saves `online_model.*` and `ema_model.*` in one state dict.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for key, state in averages.items():
+        inner = parts(state)
+        for prefix, part in inner.items():
+            parent, _, last = prefix.rpartition(".")
+            online = f"{parent}.{ONLINE}".lstrip(".")
+            if last in EMA_KEYS and part.keys() == inner.get(online, {}).keys():
+                found[key] = (online, prefix)
+    return found
+
+
+def _under_prefix(state: State, prefix: str) -> State:
+    return {
+        name[len(prefix) + 1 :]: value
+        for name, value in state.items()
+        if name.startswith(f"{prefix}.")
+    }
+
+
 def other_states(
-    loaded: Mapping[Any, Any], known: Collection[str], prefix: str = "", depth: int = 0
+    loaded: Mapping[Any, Any],
+    known: Collection[str],
+    prefix: str = "",
+    depth: int = 0,
+    *,
+    on_meta: bool = False,
 ) -> dict[str, State]:
-    """Return the state dicts at keys that no framework uses, by place: `generator`, `nets.g`."""
+    """Return the state dicts at keys that no framework uses, by place: `generator`, `nets.g`.
+
+    `on_meta` is whether the tensors are still to be read.
+    """
     found: dict[str, State] = {}
     for key, value in loaded.items():
         place = f"{prefix}{key}"
@@ -329,8 +371,10 @@ def other_states(
             continue
         if not _is_state(inner):
             if depth < _MAX_DEPTH:
-                found |= other_states(inner, known, f"{place}.", depth + 1)
-        elif any(map(_is_weight, inner, inner.values())) and all(map(_is_plain, inner.values())):
+                found |= other_states(inner, known, f"{place}.", depth + 1, on_meta=on_meta)
+        elif any(map(_is_weight, inner, inner.values())) and (
+            on_meta or all(map(_is_plain, inner.values()))
+        ):
             found[place] = without_counter(dict(inner))[0]
     return found
 
@@ -344,8 +388,11 @@ def _candidates(mapping: Mapping[Any, Any], prefix: str, depth: int = 0) -> dict
             inner = _state_of(mapping.get(key))
             if isinstance(inner, Mapping):
                 found |= _candidates(inner, f"{prefix}.{key}" if prefix else key, depth + 1)
-    if not found and (among := _weights_among(mapping)) and not _has_states(mapping):
-        return {prefix: among}
+    if not found and (among := _weights_among(mapping)):
+        # Beside other state dicts a tensor such as `best` is none; one of a module's names is.
+        is_bare = any("." in key and _is_matrix(one) for key, one in among.items())
+        if is_bare or not _has_states(mapping):
+            return {prefix: among}
     return found
 
 
@@ -370,8 +417,12 @@ def _weights_among(mapping: Mapping[Any, Any]) -> dict[str, Any]:
         if tensor is not None:
             found[key] = tensor
     # One number or vector (`best_acc1`, the mean of the data) makes no state dict.
-    matrix = any(isinstance(one, Tensor) and one.ndim > 1 for one in found.values())
+    matrix = any(map(_is_matrix, found.values()))
     return found if matrix or any("." in key for key in found) else {}
+
+
+def _is_matrix(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 1
 
 
 def _weight(key: Any, value: Any) -> Tensor | LostTensor | None:
@@ -497,7 +548,8 @@ def _check_plain(state: State, path: Path) -> None:
         kind = tensor.reason if isinstance(tensor, LostTensor) else _oddity(tensor)
         if kind:
             name = printable_name(key)
-            raise UnreadableError(f"{path}: {name} {printable_name(kind)}.", _DENSE)
+            advice = WITH_CODE if kind.endswith(NO_MODULE) else _DENSE
+            raise UnreadableError(f"{path}: {name} {printable_name(kind)}.", advice)
         claimed, held = tensor.nbytes, tensor.untyped_storage().nbytes()
         if not _is_plain(tensor):
             raise UnreadableError(

@@ -1,6 +1,7 @@
 """One step for every checkpoint of a series, and the copies among them."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -374,12 +375,41 @@ class SeriesSteps:
         unsure = next((file for file in unknown if self._places[file].unsure), None)
         if unsure is not None:
             return self._unsure(unsure)
+        pattern = _pattern([file.label or file.name.rsplit("/", 1)[-1] for file in unknown])
+        if pattern and not self._rule.source and self._rule.names.regex is None:
+            return SettingsError(
+                f"{self._series.folder}: no step was found for {names}{more}.",
+                f"Give --step-pattern {shlex.quote(pattern)}, if the number that differs is the"
+                " step; or choose the checkpoints with --pattern GLOB.",
+            )
         return SettingsError(
             f"{self._series.folder}: no step was found for {names}{more}.",
             "Names such as step_100, checkpoint-100, epoch=1-step=100 or model_100 hold one; give"
             " --step-regex for other names, choose the checkpoints with --pattern GLOB, or rename"
             " the file.",
         )
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """Return the text for --step-pattern of names that differ in one whole number alone, or ""."""
+    split = [re.split(r"(\d+)", name) for name in names]
+    first = split[0]
+    differing = {
+        index
+        for one in split
+        for index, (text, other) in enumerate(zip(first, one, strict=False))
+        if text != other
+    }
+    if len(differing) != 1 or any(len(one) != len(first) for one in split):
+        return ""
+    (index,) = differing
+    before, after = "".join(first[:index]), "".join(first[index + 1 :])
+    # 5k is a number of thousands, and 0.1 is no whole number.
+    is_whole = not re.match(r"[kmb](?![a-z])|\.\d", after, re.IGNORECASE) and not re.search(
+        r"\d\.$", before
+    )
+    is_literal = "{" not in before + after
+    return f"{before}{{step}}{after}" if index % 2 and is_whole and is_literal else ""
 
 
 def _rank(file: CheckpointFile, step: int) -> tuple[bool, bool, bool, str]:

@@ -45,6 +45,7 @@ _NUMBERS = {
 
 
 NO_VALUES = "has no values (meta)"  # the reason of a `LostTensor`
+NO_MODULE = "not a module with weights"  # ends why a part of a module has none
 
 
 class RefusedNameError(pickle.UnpicklingError):
@@ -433,7 +434,7 @@ class _Weights:
         elif inner is not None:
             self.visit(inner, (*path, "_orig_mod"))
         else:
-            self.found[place] = LostTensor(f"is a {name_of(module)}, not a module with weights")
+            self.found[place] = LostTensor(f"is a {name_of(module)}, {NO_MODULE}")
 
     def _add(self, parts: dict[Any, Any], path: tuple[str, ...]) -> None:
         passing = parts.get("_non_persistent_buffers_set")

@@ -1,5 +1,6 @@
 """Find the checkpoints of each series in the paths that the user named."""
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -114,9 +115,11 @@ def _resolve(path: Path) -> Path:
         found.stat()
         return found
     except FileNotFoundError as error:
-        raise UnreadableError(
-            f"{path}: there is no such file or folder.", "Check the spelling of the path."
-        ) from error
+        advice = "Check the spelling of the path."
+        if any(mark in path.name for mark in "*?["):
+            pattern = shlex.quote(path.name)
+            advice = f"To choose files by a glob, name the folder and give --pattern {pattern}."
+        raise UnreadableError(f"{path}: there is no such file or folder.", advice) from error
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle
         reason = getattr(error, "strerror", None) or str(error)
         raise UnreadableError(

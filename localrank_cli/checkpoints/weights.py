@@ -92,7 +92,8 @@ class Sets:
 def part_at(states: Mapping[str, Mapping[str, _Value]], place: str) -> dict[str, _Value] | None:
     """Return the entries under a prefix of names, such as `student` or `state_dict.student`.
 
-    The names in the result lack the prefix. None where no name has it.
+    The names in the result lack the prefix. Where no name has it, the end of the place of a single
+    state dict counts: `ema_model` for `ema.ema_model`. Else None.
     """
     for key, state in states.items():
         for prefix in (f"{place}.", f"{place}.".removeprefix(f"{key}.") if key else ""):
@@ -103,7 +104,9 @@ def part_at(states: Mapping[str, Mapping[str, _Value]], place: str) -> dict[str,
             }
             if found:
                 return found
-    return None
+    # Last: of `student.` in the weights and `ema.student`, the first is meant.
+    ends = [state for key, state in states.items() if key.endswith(f".{place}")]
+    return dict(ends[0]) if len(ends) == 1 else None
 
 
 def parts(state: Mapping[str, _Value]) -> dict[str, dict[str, _Value]]:
@@ -283,15 +286,21 @@ def find_part(
     return found
 
 
-def prefer(places: Collection[str]) -> list[str]:
-    """Return which of several sets of weights that fit may be meant without `--weights`.
+def prefer(places: Collection[str], *, averages: bool = False) -> list[str]:
+    """Return which of several sets of weights that fit may be meant without a key.
 
-    A whole bare state dict comes first. Names of averages (`ema_model`) come last.
+    A whole bare state dict comes first. Names of averages (`ema_model`) come last, or first if
+    `averages` are wanted.
     """
     if "" in places:
         return [""]
-    trained = [place for place in places if not _AVERAGE.search(place)]
-    return trained or list(places)
+    wanted = [place for place in places if is_average(place) is averages]
+    return wanted or list(places)
+
+
+def is_average(place: str) -> bool:
+    """Return whether a place of weights is called an average: `ema.shadow`, `generator_ema`."""
+    return _AVERAGE.search(place) is not None
 
 
 def _without_inner(state: Mapping[str, _Value]) -> dict[str, _Value] | None:

@@ -185,7 +185,7 @@ class _Trajectory:
     size: str
     steps: list[int] = field(default_factory=list)
     ranks: list[float] = field(default_factory=list)
-    effective: list[float] = field(default_factory=list)
+    effective: list[float | None] = field(default_factory=list)
     n_points: int = 0
 
 
@@ -207,7 +207,7 @@ class Summary:
                 printable(names[pair]), _Trajectory(f"{row['n_out']} x {row['n_in']}")
             )
             rank, effective = _number(row["local_rank"]), _number(row["effective_rank"])
-            if rank is None or effective is None:
+            if rank is None:
                 continue
             trajectory.steps.append(int(_number(row["step"]) or 0))
             trajectory.ranks.append(rank)
@@ -268,8 +268,14 @@ def _cells(trajectory: _Trajectory) -> list[str]:
         _rank_text(trajectory.ranks[peak]),
         str(trajectory.steps[peak]),
         _rank_text(trajectory.ranks[-1]),
-        f"{_rank_text(trajectory.effective[0])} -> {_rank_text(trajectory.effective[-1])}",
+        _ends(trajectory.effective[0], trajectory.effective[-1]),
     ]
+
+
+def _ends(first: float | None, last: float | None) -> str:
+    if first is None or last is None:
+        return "-"  # not computed: --measures counts
+    return f"{_rank_text(first)} -> {_rank_text(last)}"
 
 
 def _shorten(name: str, width: int, console: Console) -> str:
@@ -285,7 +291,8 @@ def trend(values: Sequence[float], characters: str = _BLOCKS, width: int = _TREN
     """Draw nonnegative values as a line of at most `width` blocks, the lowest for 0.
 
     The first and last value are always shown; if there are too many others, a character shows the
-    largest of its share, so that the peak is always visible.
+    largest of its share, so that the peak is always visible. Infinite values, which only a table
+    edited by hand has, are drawn as the largest finite one.
     """
     picked = list(values)
     if len(values) > width:
@@ -293,9 +300,11 @@ def trend(values: Sequence[float], characters: str = _BLOCKS, width: int = _TREN
         edges = [round(index * len(inner) / shares) for index in range(shares + 1)]
         peaks = [max(inner[low:high]) for low, high in pairwise(edges)]
         picked = [values[0], *peaks, values[-1]]
-    top = max(values)
+    top = max(filter(math.isfinite, values), default=0.0)
     levels = len(characters) - 1
-    return "".join(characters[round(value / top * levels) if top > 0 else 0] for value in picked)
+    return "".join(
+        characters[round(min(value, top) / top * levels) if top > 0 else 0] for value in picked
+    )
 
 
 def is_unicode(console: Console) -> bool:
@@ -308,4 +317,4 @@ def _rank_text(value: float) -> str:
 
 
 def _number(cell: Cell) -> float | None:
-    return float(cell) if isinstance(cell, (int, float)) else None
+    return float(cell) if isinstance(cell, (int, float)) and math.isfinite(cell) else None

@@ -4,6 +4,7 @@ import errno
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -28,19 +29,26 @@ from localrank_cli.cli.signals import (
 from localrank_cli.cli.submit import submit
 from localrank_cli.divide.parent import tie_to_parent
 from localrank_cli.errors import (
+    MORE_FILES,
     MORE_MEMORY,
     BudgetError,
     LocalrankError,
     OutputError,
     cause,
+    is_out_of_files,
     is_out_of_memory,
     printable,
+    shortened,
     status_of_signal,
 )
 
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _CLOSED_PIPE = status_of_signal(signal.SIGPIPE)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+_LIMITS = (
+    (is_out_of_memory, "memory ran out", MORE_MEMORY),
+    (is_out_of_files, "too many files are open", MORE_FILES),
+)
 _REPORT = (
     "This is a bug in localrank: please report it with the output of the same command and --debug."
 )
@@ -104,9 +112,13 @@ def _failure(error: BaseException, debug: bool) -> int:
             f"standard output: cannot be written ({error.strerror}).",
             "Free some space, or redirect it elsewhere.",
         )
-    if _is_of_memory(error):
-        error = _without_memory(error)
-    elif not isinstance(error, Exception):
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        error = LocalrankError(
+            f"{shortened(error.filename)}: cannot be used ({error.strerror}).",
+            "Give a shorter name.",
+        )
+    error = _of_a_limit(error)
+    if not isinstance(error, Exception):
         error = _ended(error)
     if isinstance(error, BudgetError):
         _say("error: " + error.lines[0], *error.lines[1:])
@@ -132,24 +144,28 @@ def _ended(error: BaseException) -> LocalrankError:
     )
 
 
-def _is_of_memory(error: BaseException | None) -> bool:
+def _of_a_limit(error: BaseException) -> BaseException:
+    """Return an error with what helps if the system gave no more, whatever was being done."""
+    for kind, what, advice in _LIMITS:
+        if _is_from(error, kind):
+            if not isinstance(error, LocalrankError):
+                return LocalrankError(f"{what} ({cause(error)}).", advice)
+            found = LocalrankError(error.what, advice)
+            found.exit_code = error.exit_code
+            return found
+    return error
+
+
+def _is_from(error: BaseException | None, kind: Callable[[BaseException], bool]) -> bool:
+    """Return whether an error of one kind is the cause of an error."""
     seen: list[BaseException] = []
     # A library may raise an error from itself: such a chain has no end.
     while error is not None and not any(error is one for one in seen):
-        if is_out_of_memory(error):
+        if kind(error):
             return True
         seen.append(error)
         error = error.__cause__
     return False
-
-
-def _without_memory(error: BaseException) -> LocalrankError:
-    """Return an error with what helps where memory ran out, whatever was being done."""
-    if isinstance(error, LocalrankError):
-        found = LocalrankError(error.what, MORE_MEMORY)
-        found.exit_code = error.exit_code
-        return found
-    return LocalrankError(f"memory ran out ({cause(error)}).", MORE_MEMORY)
 
 
 def _traceback(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 import os
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -25,7 +25,7 @@ from localrank_cli.results.write import (
     make_folder,
     written,
 )
-from localrank_cli.run.compute import History, run_plan
+from localrank_cli.run.compute import History, KeepSpectra, run_plan
 from localrank_cli.run.estimate import long_time
 from localrank_cli.run.follow import Watch
 from localrank_cli.run.output import RunOutput, SpectraFolder
@@ -139,17 +139,21 @@ class _Work:
         self.left, self.has_begun = resume.plan.n_checkpoints, True
         keep = spectra.keep if spectra is not None else None
         _announce(resume.plan, self.screen)
-        with self.screen.progress(plan.n_checkpoints, done=resume.n_done) as steps:
+        self._compute(resume, keep, writer)
+        for more in watch.plans(plan) if watch else ():
+            self.left += more.n_checkpoints
+            self._compute(replace(resume, plan=more, n_done=0), keep, writer)
+        self._conclude()
+
+    def _compute(self, resume: Resume, keep: KeepSpectra | None, writer: RowWriter | None) -> None:
+        """Compute the checkpoints of a plan, and show which of them are done."""
+        total = resume.n_done + resume.plan.n_checkpoints
+        with self.screen.progress(total, done=resume.n_done) as steps:
             for record in run_plan(
                 resume.plan, self.screen.note, resume.history, keep, steps.within
             ):
                 self._keep(record, writer)
                 steps.done(f"{record.run} step {record.step}")
-        for more in watch.plans(plan) if watch else ():
-            self.left += more.n_checkpoints
-            for record in run_plan(more, self.screen.note, resume.history, keep):
-                self._keep(record, writer)
-        self._conclude()
 
     def _keep(self, record: CheckpointRecord, writer: RowWriter | None) -> None:
         if self.output is not None:

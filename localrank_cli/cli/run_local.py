@@ -47,7 +47,7 @@ def run_local(options: AnalyzeOptions, words: Sequence[str], workers: int | None
 
     Args:
         options: Without an output file the result goes to stdout.
-        words: The command line of analyze, but for what each worker has of its own.
+        words: The command line of analyze, without what differs between workers.
         workers: The number of processes; None for one per GPU, or one per core without GPUs.
     """
     output = options.output
@@ -188,7 +188,7 @@ class _LocalRun:
                 self.screen.warn(text)
 
     def _relay_some(self, text: str) -> None:
-        """Print what every worker says of its own share, for one of them at a time."""
+        """Print the progress of every worker, one worker at a time."""
         if text.startswith("note: "):
             if LONG_NOTE not in self.printed:
                 self.printed.add(LONG_NOTE)

@@ -65,7 +65,7 @@ def _runs(data: Json) -> str:
 
 
 def _points(frame: pd.DataFrame) -> str:
-    if "n_points" not in frame.columns:
+    if "n_points" not in frame.columns or frame["n_points"].isna().all():
         return ""
     low, high = int(frame["n_points"].min()), int(frame["n_points"].max())
     return f"mean over {low if low == high else f'{low} to {high}'} points"

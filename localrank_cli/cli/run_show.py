@@ -51,7 +51,10 @@ def _chart(part: pd.DataFrame, y: str, console: Console) -> None:
     if part.empty:
         return
     if (part[y] < 0).any():
-        raise DataError(f"--y {y}: has negative values, which the chart cannot show.")
+        raise DataError(
+            f"--y {y}: has negative values, which the chart cannot show.",
+            "Choose another column, or draw it with localrank plot.",
+        )
     lines = {
         printable(layer): [
             (float(step), float(value)) for step, value in zip(rows["step"], rows[y], strict=True)

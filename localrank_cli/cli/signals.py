@@ -23,6 +23,9 @@ _SIGNALS = (
     signal.SIGUSR2,
 )
 GRACE = 5.0  # seconds; batch systems kill 30 s or more after the first signal, users wait less
+# Signals this soon after the first are its echoes: a batch system signals a process and its group,
+# and the kernel tells a worker of its parent's end once for each thread that the parent had.
+_ECHO = 0.3  # seconds; nobody presses Ctrl-C twice as fast
 _REPEAT = 0.25  # seconds between two exceptions, if the first is swallowed
 
 
@@ -130,6 +133,7 @@ class SignalHandler:
         `read` is the descriptor of a pipe with a byte for each signal, closed when all is done.
         """
         first: int | None = None
+        began = 0.0
         deadline: float | None = None
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -146,9 +150,11 @@ class SignalHandler:
             for number in numbers:
                 if number == signal.SIGALRM:
                     continue
-                if first is not None:
+                if first is None:
+                    first, began = number, time.monotonic()
+                    deadline = began + self.grace
+                elif time.monotonic() > began + _ECHO:
                     _end_process(first, None)
-                first, deadline = number, time.monotonic() + self.grace
 
 
 @contextmanager

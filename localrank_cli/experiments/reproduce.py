@@ -114,9 +114,9 @@ def _sigma_row(plan: Plan, series: SeriesPlan) -> dict[str, object]:
     settings, last = series.settings, series.checkpoints[-1]
     fill_model(series.model, series.expected, load_state(last, plan.trust_pickle), last.place)
     points = place_points(series.points, plan.device, settings.dtype)
-    metric = series.metric.at(series.model, plan.device, settings.dtype)
+    metrics = series.metric.at(series.model, plan.device, settings.dtype)
     memory = plan.memory - series.metric.n_bytes
-    request = Request(settings.selection, settings.dtype, memory, metric=metric)
+    request = Request(settings.selection, settings.dtype, memory, metrics=metrics)
     *before, spectrum = layer_spectra(series.model, points, request)
     values = spectrum.values  # noqa: PD011  # a tensor
     means = values.mean(dim=0).tolist()

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from localrank_cli.errors import listed, one_line
-from localrank_cli.results.columns import COLUMNS, OPTIONAL
+from localrank_cli.results.columns import COLUMNS, OPTIONAL, whole
 
 # The settings of each run that decide its numbers, by the name of the setting.
 RunSettings = Mapping[str, Mapping[str, object]]
@@ -102,11 +102,11 @@ def _facts(rows: pd.DataFrame, axes: Collection[str]) -> dict[str, str]:
     sizes = [name for name in ("n_out", "n_in") if name in shapes.columns]
     if sizes:
         facts["sizes of layers"] = ", ".join(
-            f"{layer} {' x '.join(str(int(shapes.loc[layer, name])) for name in sizes)}"
+            f"{layer} {' x '.join(whole(shapes.loc[layer, name]) for name in sizes)}"
             for layer in sorted(shapes.index)
         )
     if {"n_points", "n_failed"} <= set(rows.columns):
-        facts["points"] = str(int((rows["n_points"] + rows["n_failed"]).max()))
+        facts["points"] = whole((rows["n_points"] + rows["n_failed"]).max())
     return facts
 
 

@@ -73,7 +73,10 @@ class FigureRows:
     def _points(self) -> str:
         if "n_points" not in self.frame.columns:
             return ""
-        low, high = int(self.frame["n_points"].min()), int(self.frame["n_points"].max())
+        points = self.frame["n_points"].dropna()
+        if points.empty:
+            return ""
+        low, high = int(points.min()), int(points.max())
         count = f"{low}" if low == high else f"{low} to {high}"
         return f" ({count} point{'' if high == 1 else 's'})"
 
@@ -115,7 +118,9 @@ def choose(frame: pd.DataFrame, choice: Choice) -> FigureRows:
     if not finite.all():
         notes.append(f"{int((~finite).sum())} of {len(frame)} rows have no {choice.y}")
         if not finite.any():
-            raise DataError(f"no row has a finite {choice.y} and {choice.x}.")
+            raise DataError(
+                f"no row has a finite {choice.y} and {choice.x}.", "Choose others with --y and --x."
+            )
         frame = frame[finite]
     frame = _one_row_each(frame)
     if choice.x != "step" and frame.groupby("run")["x"].nunique().max() == 1:

@@ -209,7 +209,7 @@ def _draw(axes: Axes, line: Curve, colour: Any) -> None:
     marker = "o" if len(drawn.x) <= _MOST_MARKERS else ""
     axes.plot(drawn.x, drawn.y, color=colour, marker=marker, label=line.layer)
     if np.nanmax(drawn.spread, initial=0.0) > 0:
-        spread = np.nan_to_num(drawn.spread)
+        spread = np.nan_to_num(drawn.spread, posinf=0.0)
         low, high = drawn.y - spread, drawn.y + spread
         axes.fill_between(drawn.x, low, high, color=colour, alpha=0.2, linewidth=0)
 
@@ -228,7 +228,10 @@ def _name(
 
 def _edges(line: Curve) -> Any:
     return np.concatenate(
-        [line.y - np.nan_to_num(line.spread), line.y + np.nan_to_num(line.spread)]
+        [
+            line.y - np.nan_to_num(line.spread, posinf=0.0),
+            line.y + np.nan_to_num(line.spread, posinf=0.0),
+        ]
     )
 
 

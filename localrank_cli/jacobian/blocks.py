@@ -1,6 +1,6 @@
 """The forms of the engine's Jacobians: whole, in blocks if too large to hold, or as a chain."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain
+from localrank_cli.jacobian.local import LocalJacobian
+from localrank_cli.jacobian.metric_factor import IDENTITY, MetricFactor
 from localrank_cli.jacobian.routes import pushforward, unit_rows
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.survey import CallRecord
@@ -70,7 +72,18 @@ class PartBlockPortion:
     finite: Tensor  # (1,) bool: as in `Portion`
 
 
-AnyPortion = Portion | BlockPortion | ChainPortion | PartPortion | PartBlockPortion
+@dataclass(frozen=True)
+class LocalPortion:
+    """Jacobians of one call at some consecutive points, most of whose entries are zero."""
+
+    record: CallRecord
+    start: int  # index of the first point
+    jacobians: Sequence[LocalJacobian]  # of every point
+    finite: Tensor  # (points,) bool: as in `Portion`
+    error: float  # as in `Portion`
+
+
+AnyPortion = Portion | BlockPortion | ChainPortion | PartPortion | PartBlockPortion | LocalPortion
 
 
 @dataclass(frozen=True)
@@ -114,21 +127,25 @@ def count_block_passes(plan: BlockPlan, n_out: int, n_in: int) -> int:
 
 
 def without_identity(
-    walk: Callable[[], Iterator[Tensor]], plan: BlockPlan, rows: Tensor
+    walk: Callable[[], Iterator[Tensor]],
+    plan: BlockPlan,
+    rows: Tensor,
+    n_in: int,
+    metric: MetricFactor | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the blocks of J - 1 in place of those of J.
+    """Yield the blocks of J - 1 in place of those of J, or of (J - 1) L in place of J L.
 
-    `rows` are the entries of the output among those of the varied tensor, one for each row of J.
+    `rows` are the entries of the output among those of the varied tensor, one for each row of J,
+    and `n_in` the columns of J or J L.
     """
-    start = 0
+    start, own = 0, metric or IDENTITY
+    columns = torch.arange(n_in, device=rows.device)
     for one in walk():
-        span = torch.arange(start, start + one.shape[0], device=one.device)
+        span = slice(start, start + one.shape[0])
         if plan.along == "rows":
-            columns = torch.arange(one.shape[1], device=one.device)
-            mask = rows[span].unsqueeze(1) == columns
+            yield one - own.part(rows[span], columns, one.dtype)
         else:
-            mask = span.unsqueeze(1) == rows
-        yield one - mask.to(one.dtype)
+            yield one - own.part(rows, columns[span], one.dtype).mT
         start += one.shape[0]
 
 

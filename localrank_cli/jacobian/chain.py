@@ -37,6 +37,15 @@ class Factor:
     error: float  # bound on the spectral norm of what rounding added, see `Chain.factors`
 
 
+@dataclass(frozen=True)
+class FactorSize:
+    """What the factor of one call takes at one point."""
+
+    width: int  # columns of the matrix
+    operations: float  # of the products since the factor before it
+    is_same: bool = False  # at every point, so that it is computed once
+
+
 class Chain:
     """The links of a network at a batch of points, parents before children.
 
@@ -94,6 +103,30 @@ class Chain:
             if link.call in wanted:
                 matrix = self._rows(link.call, done[index].matrix)
                 yield Factor(link.call, matrix, done[index].error)
+
+    def sizes(self, point: int) -> dict[Call, FactorSize]:
+        """Return what each wanted call takes at a point, from the units that are active there."""
+        widths: dict[int, int] = {}
+        found, further = {}, 0.0
+        for index in self._needed(self._wanted):
+            link, diagonals = self._links[index], self._diagonals[index]
+            n_out, width = link.weight.shape
+            if link.parent is None or diagonals is None:
+                widths[index] = min(n_out, width)
+            else:
+                active = diagonals.active[point]
+                count = width if active is None else active.numel()
+                before = widths[link.parent]
+                widths[index] = max(1, min(before, count))
+                further += 2.0 * n_out * count * widths[index]
+                # Of a QR, if it has fewer rows than columns; that of the rest is not needed.
+                further += 2.0 * before * count**2 if count < before else 0.0
+            if link.call in self._wanted:
+                is_first = link.parent is None
+                width = width if is_first else widths[index]
+                found[link.call] = FactorSize(width, further, is_first)
+                further = 0.0
+        return found
 
     def _rows(self, call: Call, matrix: Tensor) -> Tensor:
         rows = self._picked.get(call)

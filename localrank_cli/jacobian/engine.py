@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import LocalrankError, ModelError, cause, one_line
+from localrank_cli.errors import LocalrankError, ModelError, cause, listed, one_line
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.blocks import (
@@ -17,6 +17,7 @@ from localrank_cli.jacobian.blocks import (
     BlockPlan,
     BlockPortion,
     ChainPortion,
+    LocalPortion,
     PartBlockPortion,
     PartPortion,
     Portion,
@@ -38,7 +39,8 @@ from localrank_cli.jacobian.budget import (
 )
 from localrank_cli.jacobian.chain import Chain
 from localrank_cli.jacobian.forecast import forecast_all
-from localrank_cli.jacobian.metric_factor import MetricFactor
+from localrank_cli.jacobian.local import local_jacobians, plan_folds
+from localrank_cli.jacobian.metric_factor import IDENTITY, MetricFactor, PositionFactors
 from localrank_cli.jacobian.parts import (
     count_passes,
     forward_parts,
@@ -46,7 +48,13 @@ from localrank_cli.jacobian.parts import (
     subtract_identity,
     with_rows,
 )
-from localrank_cli.jacobian.past import Pasts, token_jacobians, tokens_with_past
+from localrank_cli.jacobian.past import (
+    Pasts,
+    TokenJacobians,
+    n_columns,
+    token_jacobians,
+    tokens_with_past,
+)
 from localrank_cli.jacobian.progress import Progress, Span
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
@@ -60,8 +68,10 @@ from localrank_cli.layers.survey import CallRecord, Survey
 from localrank_cli.layers.triangle import Triangle
 
 _Result = TypeVar("_Result")
-# Directions of one token at once: more took up to a tenth more processor time (GPT-2, 64 tokens).
-MOST_TOKENS = 96
+_DENSE = "all tokens are computed at once, which is slower"
+# Directions of one token at once. With 96, the tangents of keys exceed the 32 MiB above which the C
+# library asks for new pages each time: 8.1 s of system time against 4.5 s (GPT-2, 64 tokens).
+MOST_TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ class Task:
     dtype: torch.dtype
     memory: int  # bytes
     metric: MetricFactor | None = None  # of the varied tensor; None: the identity
+    place_metric: PositionFactors | None = None  # of its positions, where those are varied alone
     picked: Mapping[Call, Tensor] = field(default_factory=dict)  # entries of outputs; none: all
     parts: Mapping[Call, Parts] = field(
         default_factory=dict
@@ -106,8 +117,12 @@ class Modes:
     forward: bool = True
     batched_reverse: bool = True
     narrow: bool = True
+    local: bool = True
     replay: bool = True
     past: bool = True
+    dense: set[Call] = field(
+        default_factory=set
+    )  # calls that the past held does not give somewhere
     notes: list[str] = field(default_factory=list)
     routes: list[str] = field(default_factory=list)
     # Bytes that are alive at once along one direction at one point, by source and last layer.
@@ -161,6 +176,7 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     calls = calls_of(tasks)
     works = forecast_all(tasks, forward=modes.forward, replays=modes.replay)
     modes.progress.start(works, tasks[0].points.shape[0])
+    routes: list[list[str]] = []  # of each task, again and again
     for start in range(0, tasks[0].points.shape[0], size):
         points = tasks[0].points[start : start + size]
         alone = None
@@ -184,6 +200,16 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
                 for portion in _of_batch(task, counted, place, modes):
                     yield index, portion
                     _count(task, batch, portion, modes.progress)
+            routes.append(modes.routes)
+    _name_sources(tasks, routes[-len(tasks) :], modes)
+
+
+def _name_sources(tasks: Sequence[Task], routes: Sequence[list[str]], modes: Modes) -> None:
+    """Keep the routes of all tasks; those of parts name their sources already."""
+    if len(tasks) > 1 and not tasks[0].parts:
+        names = [task.wrt.label if task.wrt is not None else "the input" for task in tasks]
+        pairs = zip(names, routes, strict=True)
+        modes.routes = [f"from {name}: {one}" for name, found in pairs for one in found]
 
 
 def _count(task: Task, batch: Batch, portion: AnyPortion, progress: Progress) -> None:
@@ -218,7 +244,7 @@ def _of_batch(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
     if chain is not None:
         yield ChainPortion(chain, start, good)
         return
-    yield from _portions(task, _narrow(task, batch, good, modes), start, good, modes)
+    yield from _portions(task, _narrow(task, batch, good, modes), place, modes)
 
 
 def calls_of(tasks: Sequence[Task]) -> tuple[list[Call], list[Call]]:
@@ -266,9 +292,8 @@ def _batches(
         yield index, batch.in_metric(task.metric, task.picked)
 
 
-def _portions(
-    task: Task, batch: Batch, start: int, good: dict[Call, Tensor], modes: Modes
-) -> Iterator[AnyPortion]:
+def _portions(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator[AnyPortion]:
+    start, good = place.start, place.good
     budget = Budget(task.memory)
     itemsize = task.dtype.itemsize
     chunk = directions_at_once(batch.n_points, task.survey.activations, itemsize, budget.directions)
@@ -285,6 +310,10 @@ def _portions(
         forward, reverse = (), tuple(held)
     routes: dict[Call, str] = {}
     span = Span(start, batch.n_points)
+    for local in _local(task, batch, forward, place, modes):
+        routes[local.record.call] = "forward, directions with disjoint outputs together"
+        yield local
+    forward = tuple(record for record in forward if record.call not in routes)
     for group in layer_groups(forward, batch.n_in, itemsize, room * itemsize):
         names = [record.call for record in group]
         all_at_once = partial(forward_jacobians, batch, names)
@@ -308,8 +337,8 @@ def _portions(
             walk = _walk(batch, record, plan, chunk, modes, routes)
             walk = _counted(walk, task, record, span, plan, modes)
             if task.residual:
-                rows_of_all = torch.arange(record.numel, device=batch.varied.device)
-                walk = partial(without_identity, walk, plan, rows_of_all)
+                every = torch.arange(record.numel, device=batch.varied.device)
+                walk = partial(without_identity, walk, plan, every, batch.n_in, task.metric)
             yield BlockPortion(record, start, walk, good[record.call], batch.error)
     reduction = f"{batch.n_in} directions for {task.n_in} inputs: the first layer's rows"
     modes.routes = [
@@ -319,11 +348,39 @@ def _portions(
     ]
 
 
+def _local(
+    task: Task, batch: Batch, records: Sequence[CallRecord], place: _Place, modes: Modes
+) -> Iterator[LocalPortion]:
+    """Yield the Jacobians of layers that see only a part of the input, where that is certain."""
+    if not modes.local or batch.metric is not None:
+        return
+    by_call = {
+        record.call: record
+        for record in records
+        if batch.layouts[record.call] == Layout(0, record.shape)
+    }
+    room = Budget(task.memory).directions
+    itemsize = task.dtype.itemsize
+    chunk = directions_at_once(batch.n_points, task.survey.activations, itemsize, room)
+    for fold, fields in plan_folds(task, list(by_call.values()), batch.n_points):
+        span = Span(place.start, batch.n_points)
+        modes.progress.begin(task.wrt, list(fields), span, fold.n_passes)
+        found = local_jacobians(batch, fold, fields, chunk)
+        for call, jacobians in found.by_call.items():
+            error = found.errors[call]
+            modes.local &= error < torch.inf
+            if error < torch.inf:
+                yield LocalPortion(by_call[call], place.start, jacobians, place.good[call], error)
+
+
 def _whole(
     task: Task, record: CallRecord, start: int, tensor: Tensor, good: dict[Call, Tensor],
     batch: Batch,
 ) -> Portion:  # fmt: skip
-    if task.residual:
+    if task.residual and task.metric is not None:
+        rows, columns = (torch.arange(size, device=tensor.device) for size in tensor.shape[1:])
+        tensor -= task.metric.part(rows, columns, tensor.dtype)
+    elif task.residual:
         tensor.diagonal(dim1=1, dim2=2).sub_(1)
     return Portion(record, start, tensor, good[record.call], batch.error)
 
@@ -363,12 +420,22 @@ class _PartRun:
         modes.routes = [*others, *(f"{name}: {way}" for name, way in taken.items())]
 
     def held(self, held: Sequence[CallRecord]) -> Iterator[PartPortion]:
-        """Yield the Jacobians of some calls, all of whose positions fit in memory together."""
+        """Yield the Jacobians of some calls, each of whose positions fit in memory together."""
+        left = list[CallRecord]()
+        for group in self._groups(held):
+            found = self._by_token(group)
+            if found is None:
+                left += group
+                continue
+            for record in group:
+                if len(found.dense[record.call]) == self._batch.n_points:
+                    left.append(record)
+            yield from self._of_tokens([r for r in group if r not in left], found)
+        yield from self.all_tokens(left)
+
+    def all_tokens(self, held: Sequence[CallRecord]) -> Iterator[PartPortion]:
+        """Yield the Jacobians of some calls by passes of the whole network."""
         task, modes = self._task, self._modes
-        tokens = self._by_token(held)
-        if tokens is not None:
-            yield from tokens
-            return
         passes = {
             record.call: count_passes(self._parts[record.call], self._batch.n_in) for record in held
         }
@@ -387,40 +454,75 @@ class _PartRun:
         for record in reverse:
             yield from self._reverse(record)
 
-    def _by_token(self, held: Sequence[CallRecord]) -> list[PartPortion] | None:
-        """Return the Jacobians by passes of one token each; None where that is not exact.
+    def _by_token(self, group: Sequence[CallRecord]) -> TokenJacobians | None:
+        """Return the Jacobians by passes of one token each; None if the network takes none.
 
         The network must take keys and values of earlier tokens, and the positions must be those of
         its own tokens.
         """
         modes, batch = self._modes, self._batch
-        if not held or not modes.past or not modes.forward or self._task.dtype != torch.float64:
+        if not modes.past or not modes.forward or self._task.dtype != torch.float64:
             return None
-        first = self._parts[held[0].call]
+        first = self._parts[group[0].call]
         n_tokens = tokens_with_past(self._task.model, batch.inputs, batch.wrt, first, batch.n_in)
-        if not n_tokens or first.columns is None:
+        if not n_tokens:
             return None
-        calls = [record.call for record in held]
+        calls = [record.call for record in group]
         parts = {call: self._parts[call] for call in calls}
+        chunk = self._chunk(calls[-1])
         # Of the same pass as for all tokens, one token's share, and the keys and values before it.
-        chunk = min(MOST_TOKENS, self._chunk(calls[-1]) * max(1, n_tokens // 4))
-        self._begin(calls, batch.n_points * first.n_parts * first.columns.shape[2])
+        chunks = chunk, min(MOST_TOKENS, chunk * max(1, n_tokens // 4))
+        self._begin(calls, batch.n_points * first.n_parts * n_columns(first))
         try:
-            found = token_jacobians(batch, parts, calls, chunk, self._place.pasts)
+            found = token_jacobians(batch, parts, calls, chunks, self._place.pasts, self._good)
         except Exception as error:  # models differ in what they take, and raise anything
             if _out_of_memory(error):
                 raise _memory_error(error) from error
-            found = None
-        if found is None:
             modes.past = False
-            _note_once(
-                modes,
-                "all tokens are computed at once, which is slower: with the keys and values of"
-                " earlier tokens held, the network gives other values",
-            )
+            _note_once(modes, f"{_DENSE}: the network does not take tokens one by one")
             return None
-        self.routes |= dict.fromkeys(calls, "forward, one token with the past held")
-        return [self._portion(record, tensor) for record, tensor in zip(held, found, strict=True)]
+        new = [call for call in calls if call in found.differing - modes.dense]
+        if new:
+            modes.dense |= set(new)
+            modes.notes.append(
+                f"{_DENSE} for {listed([call.label for call in new])}: with the keys and values of"
+                " earlier tokens held, there are other values"
+            )
+        return found
+
+    def _of_tokens(
+        self, group: Sequence[CallRecord], found: TokenJacobians
+    ) -> Iterator[PartPortion]:
+        """Yield what was found by tokens, with all tokens at once at the points that need it."""
+        whole = {r.call: self._portion(r, found.blocks.pop(r.call)) for r in group}
+        way = "forward, one token with the past held"
+        self.routes |= dict.fromkeys(whole, way)
+        for point in sorted(set().union(*(found.dense[call] for call in whole))):
+            records = tuple(r for r in group if point in found.dense[r.call])
+            run = self._at_point(point, records)
+            for portion in run.all_tokens(records):
+                call = portion.record.call
+                whole[call].jacobians[point] = portion.jacobians[0]
+                count = f"{len(found.dense[call])} of {self._batch.n_points} points"
+                self.routes[call] = f"{way}; at {count} {run.routes[call]}"
+        yield from whole.values()
+
+    def _at_point(self, point: int, records: tuple[CallRecord, ...]) -> "_PartRun":
+        """Return the run of some calls at one point of the batch."""
+        span, batch, place = slice(point, point + 1), self._batch, self._place
+        one = replace(batch, inputs=batch.inputs[span], varied=batch.varied[span], replay=None)
+        if batch.origin is not None:
+            one = replace(one, origin=batch.origin[span])
+        good = {record.call: self._good[record.call][span] for record in records}
+        run = _PartRun(
+            replace(self._task, records=records, parts={}),
+            one,
+            _Place(self._start + point, good, place.pasts),
+            self._modes,
+            {record.call: self._parts[record.call][span] for record in records},
+        )
+        run._batch = run._replaying(run._batch)
+        return run
 
     def _forward(self, group: Sequence[CallRecord]) -> Iterator[PartPortion]:
         parts = {record.call: self._parts[record.call] for record in group}
@@ -449,8 +551,11 @@ class _PartRun:
         self._modes.progress.begin(self._task.wrt, calls, span, passes)
 
     def _portion(self, record: CallRecord, tensor: Tensor) -> PartPortion:
-        if self._task.residual:
-            subtract_identity(tensor, self._parts[record.call])
+        task, parts = self._task, self._parts[record.call]
+        if task.residual:
+            subtract_identity(tensor, parts, task.metric)
+        if task.place_metric is not None and parts.source_places is not None:
+            tensor = task.place_metric.weigh(tensor, parts.source_places)
         return PartPortion(record, self._start, 0, tensor, self._good[record.call])
 
     def _by_position(self, record: CallRecord) -> Iterator[AnyPortion]:
@@ -476,17 +581,22 @@ class _PartRun:
         part, device = whole.some(index, index + 1), self._batch.varied.device
         rows = part.rows[0, 0].to(device)
         batch = replace(self._batch, picked={record.call: rows})
+        metric, is_residual, outputs = task.metric, task.residual, rows
         if part.columns is not None:
-            one = torch.ones((), dtype=torch.float64, device="cpu")
-            own = MetricFactor(one, entries=part.columns[0, 0])
-            batch = batch.in_metric(own, batch.picked)
+            metric, entries = IDENTITY, part.columns[0, 0]
+            if task.place_metric is not None and part.source_places is not None:
+                metric = MetricFactor(task.place_metric.at(int(part.source_places[0, 0])))
+            batch = batch.in_metric(replace(metric, entries=entries), batch.picked)
+            # Of another position than the source's, no entry is one of the identity.
+            is_residual = is_residual and torch.equal(entries.to(device), rows)
+            outputs = torch.arange(rows.shape[0], device=device)
         single = replace(record, shape=(rows.shape[0],), is_complex=False)
         size = self._budget.block(single.numel, batch.n_in)
         plan = plan_blocks(single.numel, batch.n_in, task.dtype.itemsize, size, self._modes.forward)
         walk = _walk(batch, single, plan, self._chunk(record.call), self._modes, self.routes)
         walk = _counted(walk, task, single, Span(self._start, 1), plan, self._modes)
-        if task.residual:  # with all columns: a square Jacobian whose reduction fits is held
-            walk = partial(without_identity, walk, plan, rows)
+        if is_residual:
+            walk = partial(without_identity, walk, plan, outputs, batch.n_in, metric)
         return PartBlockPortion(record, self._start, index, walk, self._good[record.call])
 
     def _groups(self, records: Sequence[CallRecord]) -> list[tuple[CallRecord, ...]]:

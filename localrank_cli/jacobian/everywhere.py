@@ -1,6 +1,7 @@
 """One output over all of the data, for covariances, samples and scores rather than Jacobians."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +15,41 @@ from localrank_cli.layers.outputs import first_tensor
 # Points at either end of a batch whose outputs are compared with those of the points alone.
 _END_POINTS = 2
 
+_Result = TypeVar("_Result")
+
 
 def outputs_everywhere(
     model: nn.Module, chunks: Iterable[Tensor], call: Call | None, tolerance: float
 ) -> Iterator[Tensor]:
     """Yield the outputs of a call (None: of the network) over chunks of data, each (points, numel).
 
+    See `all_outputs_everywhere`.
+    """
+    forward = _network(model) if call is None else _calls(model, [call])
+    for (rows,) in _everywhere(forward, chunks, tolerance):
+        yield rows
+
+
+def all_outputs_everywhere(
+    model: nn.Module, chunks: Iterable[Tensor], calls: Sequence[Call], tolerance: float
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the outputs of some calls over chunks of data, each (points, numel).
+
     To be called within `analysis_setting`. Many points are run at a time where that gives the same
     values as alone, up to a relative difference of `tolerance`.
 
     Yields:
-        One tensor for each chunk.
+        A tensor for each call, for each chunk.
     """
-    forward = _forward(model, call)
+    return _everywhere(_calls(model, calls), chunks, tolerance)
+
+
+_Forward = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def _everywhere(
+    forward: _Forward, chunks: Iterable[Tensor], tolerance: float
+) -> Iterator[tuple[Tensor, ...]]:
     together = True
     for chunk in chunks:
         with torch.no_grad():
@@ -36,21 +59,15 @@ def outputs_everywhere(
             yield _alone(forward, chunk) if rows is None else rows
 
 
-def _forward(model: nn.Module, call: Call | None) -> Callable[[Tensor], Tensor]:
-    capture = None if call is None else Capture(model, [call])
+def _calls(model: nn.Module, calls: Sequence[Call]) -> _Forward:
+    capture = Capture(model, calls)
+    return lambda batch: _attempt(lambda: capture(batch))
 
-    def forward(batch: Tensor) -> Tensor:
-        try:
-            # A clone: a model may change its input in place.
-            found = first_tensor(model(batch.clone())) if capture is None else capture(batch)[0]
-        except LocalrankError:
-            raise
-        except Exception as error:  # the user's forward pass may raise anything
-            raise ModelError(
-                f"the model's forward pass failed on the data: {type(error).__name__}:"
-                f" {one_line(error)}",
-                "It ran at the drawn points: look for points that differ from them.",
-            ) from error
+
+def _network(model: nn.Module) -> _Forward:
+    def forward(batch: Tensor) -> tuple[Tensor, ...]:
+        # A clone: a model may change its input in place.
+        found = _attempt(lambda: first_tensor(model(batch.clone())))
         if found is not None and found.is_complex():
             raise ModelError(
                 "the model's output is complex, and loss and accuracy need real numbers.",
@@ -58,14 +75,25 @@ def _forward(model: nn.Module, call: Call | None) -> Callable[[Tensor], Tensor]:
             )
         if found is None or not found.is_floating_point():
             raise ModelError("the model's output holds no floating-point tensor.")
-        return found
+        return (found,)
 
     return forward
 
 
-def _together(
-    forward: Callable[[Tensor], Tensor], points: Tensor, tolerance: float
-) -> Tensor | None:
+def _attempt(run: Callable[[], _Result]) -> _Result:
+    try:
+        return run()
+    except LocalrankError:
+        raise
+    except Exception as error:  # the user's forward pass may raise anything
+        raise ModelError(
+            f"the model's forward pass failed on the data: {type(error).__name__}:"
+            f" {one_line(error)}",
+            "It ran at the drawn points: look for points that differ from them.",
+        ) from error
+
+
+def _together(forward: _Forward, points: Tensor, tolerance: float) -> tuple[Tensor, ...] | None:
     """Return the outputs of a batch, or None if they differ from those of its points alone."""
     # Every batch is checked, at both ends: a dependence on the batch (a largest value, a capacity
     # that the first points use up) need not show in the first batch, nor at its start.
@@ -75,18 +103,28 @@ def _together(
     if len(tried) == count == 1:
         return alone
     try:
-        tensor = forward(points)
+        tensors = forward(points)
     except ModelError:  # a forward that takes only one point; one that fails alone will say so
         return None
-    layout = Layout.find(tuple(forward(points[:1]).shape), tuple(tensor.shape), count)
-    if layout is None:
-        return None
-    rows = layout.split(tensor)
-    return rows if close(alone, rows[tried], tolerance) else None
+    rows = list[Tensor]()
+    for tensor, one, some in zip(tensors, forward(points[:1]), alone, strict=True):
+        layout = Layout.find(tuple(one.shape), tuple(tensor.shape), count)
+        if layout is None:
+            return None
+        rows.append(layout.split(tensor))
+        if not close(some, rows[-1][tried], tolerance):
+            return None
+    return tuple(rows)
 
 
-def _alone(forward: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    rows = [forward(points[index : index + 1]).reshape(1, -1) for index in range(points.shape[0])]
-    if len({row.shape for row in rows}) > 1:
-        raise ModelError("the shape of the model's output depends on the point.")
-    return torch.cat(rows)
+def _alone(forward: _Forward, points: Tensor) -> tuple[Tensor, ...]:
+    every = [
+        [one.reshape(1, -1) for one in forward(points[index : index + 1])]
+        for index in range(points.shape[0])
+    ]
+    found = []
+    for rows in zip(*every, strict=True):
+        if len({row.shape for row in rows}) > 1:
+            raise ModelError("the shape of the model's output depends on the point.")
+        found.append(torch.cat(rows))
+    return tuple(found)

@@ -13,6 +13,7 @@ from localrank_cli.jacobian.budget import (
     split_by_depth,
     split_by_passes,
 )
+from localrank_cli.jacobian.local import plan_folds
 from localrank_cli.jacobian.parts import count_passes
 from localrank_cli.jacobian.row_space import bottleneck
 from localrank_cli.layers.capture import Call
@@ -83,9 +84,13 @@ def _of_whole(task: "Task", forward: bool, replays: bool) -> dict[Call, Work]:
     held = [record for record in task.records if record.numel * n_in <= room]
     split = split_by_depth(held, n_in)
     by_forward = split.forward if forward else ()
-    groups = groups_of([(r, r.numel * n_in * itemsize) for r in by_forward], room * itemsize)
     shapes = {record.call: (record.numel, n_in) for record in task.records}
-    found = _shared(groups, n_in, shapes, {})
+    found: dict[Call, Work] = {}
+    for fold, fields in plan_folds(task, by_forward, 1) if n_in == task.n_in else ():
+        group = [record for record in by_forward if record.call in fields]
+        found |= _shared([group], fold.n_passes, shapes, {})
+    sizes = [(r, r.numel * n_in * itemsize) for r in by_forward if r.call not in found]
+    found |= _shared(groups_of(sizes, room * itemsize), n_in, shapes, {})
     for record in task.records:
         if record.call in found:
             continue

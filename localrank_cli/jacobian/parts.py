@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from localrank_cli.jacobian.batch import Batch
+from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.jacobian.routes import pushforward, unit_rows
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.positions import Parts
@@ -128,12 +130,18 @@ def _units(entries: Tensor, like: Tensor) -> Tensor:
     return directions
 
 
-def subtract_identity(block: Tensor, parts: Parts) -> None:
+def subtract_identity(block: Tensor, parts: Parts, metric: MetricFactor | None) -> None:
     """Subtract the same entries of the identity, in place: J - 1 of an output shaped as the source.
 
-    The block has shape (points, parts, r, c).
+    The block has shape (points, parts, r, c); with a metric it is J L, and becomes (J - 1) L.
     """
     rows = parts.rows.to(block.device)
+    if metric is not None:
+        columns = torch.arange(block.shape[3], device=block.device)
+        for point, part in product(range(block.shape[0]), range(block.shape[1])):
+            own = rows[point, part if rows.shape[1] > 1 else 0]
+            block[point, part] -= metric.part(own, columns, block.dtype)
+        return
     if parts.columns is None:
         index = rows.expand(-1, parts.n_parts, -1).unsqueeze(3)
         block.scatter_add_(3, index, block.new_full((), -1.0).expand(index.shape))

@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -172,52 +173,83 @@ def part_of_token(
     return token, varied
 
 
+@dataclass
+class TokenJacobians:
+    """The Jacobians of tokens by passes of one token, and the points where that is not exact."""
+
+    blocks: dict[Call, Tensor]  # (points, parts, r, c); undefined at the points below
+    dense: dict[Call, set[int]]  # points to compute with all tokens at once
+    differing: set[Call]  # calls that have other values at such a point, all of them finite
+
+
 def token_jacobians(
     batch: Batch,
     parts: Mapping[Call, Parts],
     calls: Sequence[Call],
-    chunk: int,
+    chunks: tuple[int, int],
     pasts: Pasts,
-) -> list[Tensor] | None:
+    finite: Mapping[Call, Tensor],
+) -> TokenJacobians:
     """Return the Jacobians of each token with respect to itself, by passes of one token.
 
     The batch is one of `with_rows`, whose parts have one position of the source for each of the
-    output. Each result has shape (points, parts, r, c). None where a check fails: then the network
-    is not causal, or keeps more than keys and values.
+    output. A call whose check fails at a point is not causal there, or keeps more than keys and
+    values; it is for the caller to compute with all tokens at once.
+
+    Args:
+        batch: The points.
+        parts: The positions.
+        calls: Whose outputs are differentiated.
+        chunks: How many directions of all tokens are computed at once, and how many of one.
+        pasts: The keys and values.
+        finite: (points,) bool, the points that count; nothing is computed at others.
     """
     n_parts = parts[calls[0]].n_parts
-    dense, pushed = _dense(batch, parts, calls)
-    blocks: list[Tensor] = []
-    for point in range(batch.n_points):
-        for part in range(n_parts):
-            token, varied = part_of_token(batch, parts[calls[0]], (point, part), pasts)
-            with torch.no_grad():
-                token = token.with_replay(calls)
-            place = slice(point, point + 1), slice(part, part + 1)
-            expected = [(o[place], v[place]) for o, v in zip(dense, pushed, strict=True)]
-            if not _agrees(token, varied, calls, expected, batch):
-                return None
-            found = _block(token, varied, calls, chunk, batch.advance)
-            if not blocks:
-                shape = batch.n_points, n_parts
-                blocks = [varied.new_empty(*shape, *one.shape) for one in found]
-            for block, one in zip(blocks, found, strict=True):
-                block[point, part] = one
-    return blocks
+    dense, pushed = _dense(batch, parts, calls, chunks[0])
+    found = TokenJacobians({}, {call: set() for call in calls}, set())
+    for call in calls:
+        n_rows, width = parts[call].n_rows, n_columns(parts[call])
+        found.blocks[call] = batch.varied.new_zeros(batch.n_points, n_parts, n_rows, width)
+    for point, part in product(range(batch.n_points), range(n_parts)):
+        left = [c for c in calls if bool(finite[c][point]) and point not in found.dense[c]]
+        if not left:
+            continue
+        token, varied = part_of_token(batch, parts[calls[0]], (point, part), pasts)
+        with torch.no_grad():
+            token = token.with_replay(left)
+        expected = {call: (dense[call][point, part], pushed[call][point, part]) for call in left}
+        agreeing = _agreeing(token, varied, expected, batch)
+        for call in left:
+            if call not in agreeing:
+                found.dense[call].add(point)
+                if all(bool(torch.isfinite(one).all()) for one in expected[call]):
+                    found.differing.add(call)
+        if agreeing:
+            blocks = _block(token, varied, agreeing, chunks[1], batch.advance)
+            for call, block in zip(agreeing, blocks, strict=True):
+                found.blocks[call][point, part] = block
+    return found
+
+
+def n_columns(parts: Parts) -> int:
+    """Return the columns of the Jacobian of a token with respect to itself."""
+    assert parts.columns is not None
+    return parts.columns.shape[2]
 
 
 def _dense(
-    batch: Batch, parts: Mapping[Call, Parts], calls: Sequence[Call]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return outputs and J v of all tokens at once, each (points, parts, r)."""
+    batch: Batch, parts: Mapping[Call, Parts], calls: Sequence[Call], chunk: int
+) -> tuple[dict[Call, Tensor], dict[Call, Tensor]]:
+    """Return outputs and J v of all tokens at once, each (points, parts, r).
+
+    `chunk` directions, of which each part has one, are computed at once.
+    """
     first = parts[calls[0]]
     assert first.columns is not None
     columns = first.columns.to(batch.varied.device)
-    outputs, pushed = list[Tensor](), list[Tensor]()
-    directions = batch.varied.new_zeros(first.n_parts, *batch.varied.shape)
-    by_part = columns.movedim(1, 0)
+    outputs = dict[Call, Tensor]()
+    pushed: dict[Call, list[Tensor]] = {call: [] for call in calls}
     normal = normal_direction(columns.shape[2], batch.varied)
-    directions.scatter_(2, by_part, normal.expand_as(by_part))
 
     def along(direction: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         pair = jvp(
@@ -225,34 +257,38 @@ def _dense(
         )
         return pair[0], pair[1]
 
-    # The outputs are the same along every direction.
-    values, tangents = vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]  # torch takes None within a tuple
-    for call, value, tangent in zip(calls, values, tangents, strict=True):
-        n_parts, n_rows = parts[call].n_parts, parts[call].n_rows
-        outputs.append(value.reshape(batch.n_points, n_parts, n_rows))
-        every = tangent.reshape(n_parts, batch.n_points, n_parts, n_rows)
-        pushed.append(torch.stack([every[i, :, i] for i in range(n_parts)], dim=1))
-    return outputs, pushed
+    for start in range(0, first.n_parts, chunk):
+        by_part = columns[:, start : start + chunk].movedim(1, 0)
+        directions = batch.varied.new_zeros(len(by_part), *batch.varied.shape)
+        directions.scatter_(2, by_part, normal.expand_as(by_part))
+        # The outputs are the same along every direction.
+        values, tangents = vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]  # torch takes None within a tuple
+        for call, value, tangent in zip(calls, values, tangents, strict=True):
+            shape = batch.n_points, parts[call].n_parts, parts[call].n_rows
+            outputs[call] = value.reshape(shape)
+            every = tangent.reshape(len(by_part), *shape)
+            pushed[call] += [every[i, :, start + i] for i in range(len(by_part))]
+    return outputs, {call: torch.stack(rows, dim=1) for call, rows in pushed.items()}
 
 
-def _agrees(
-    token: Token,
-    varied: Tensor,
-    calls: Sequence[Call],
-    expected: Sequence[tuple[Tensor, Tensor]],
-    batch: Batch,
-) -> bool:
+def _agreeing(
+    token: Token, varied: Tensor, expected: Mapping[Call, tuple[Tensor, Tensor]], batch: Batch
+) -> list[Call]:
+    """Return the calls whose output and J v are those of all tokens at once."""
+    calls = list(expected)
     direction = normal_direction(varied.shape[0], batch.varied)
     pair = jvp(lambda v: token.outputs(v, calls), (varied,), (direction,))
-    values, tangents = pair[0], pair[1]
-    for value, tangent, (output, pushed) in zip(values, tangents, expected, strict=True):
-        for ours, theirs in ((value, output), (tangent, pushed)):
-            if ours.numel() != theirs.numel():
-                return False
-            scale = theirs.abs().max()
-            if not bool(((ours - theirs.flatten()).abs() <= _SAME * scale).all()):
-                return False
-    return True
+    return [
+        call
+        for call, value, tangent in zip(calls, pair[0], pair[1], strict=True)
+        if _same(value, expected[call][0]) and _same(tangent, expected[call][1])
+    ]
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.numel() != theirs.numel():
+        return False
+    return bool(((ours - theirs.flatten()).abs() <= _SAME * theirs.abs().max()).all())
 
 
 def push_token(

@@ -2,19 +2,21 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.budget import Budget, directions_at_once
+from localrank_cli.jacobian.chain import FactorSize
 from localrank_cli.jacobian.engine import MOST_TOKENS, Modes, Task, calls_of, chain_of
 from localrank_cli.jacobian.forecast import Mode, Work, forecast
 from localrank_cli.jacobian.parts import pulled_rows, with_rows
 from localrank_cli.jacobian.past import Pasts, part_of_token, push_token, tokens_with_past
 from localrank_cli.jacobian.routes import pushforward, unit_rows
 from localrank_cli.layers.alive import Alive
+from localrank_cli.layers.capture import Call
 from localrank_cli.layers.replay import record as record_replay
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord
@@ -35,11 +37,12 @@ class Rates:
     forward: bool = True  # whether forward mode works
     replays: bool = False  # whether what comes before the source is run once only
     n_tokens: int = 0  # where tokens are pushed through one by one
-    is_chain: bool = False  # whether there are no passes, but products of weights
+    # Where there are no passes, but products of weights: at the first point.
+    chain: Mapping[Call, FactorSize] = field(default_factory=dict)
 
     def of(self, work: Work) -> float:
         """Return the seconds of a call's passes at one point."""
-        if self.is_chain:
+        if self.chain:
             return 0.0
         if self.n_tokens and work.mode == "forward":
             return work.operations / self.n_tokens * self.seconds["token"]
@@ -65,8 +68,9 @@ def measure(task: Task) -> Rates:
             raise guards.unrepeatable_alone(model, point, values.outputs)
         batch = guards.make_batch(model, point, values, layouts, task.wrt)
         batch = batch.in_metric(task.metric, task.picked)
-        if not task.parts and chain_of(task, batch, Modes()) is not None:
-            return Rates({}, check, is_chain=True)
+        chain = None if task.parts else chain_of(task, batch, Modes())
+        if chain is not None:
+            return Rates({}, check, chain=chain.sizes(0))
         return _Probe(task, batch, check).rates()
 
 

@@ -132,8 +132,19 @@ class _Seen:
     shape: tuple[int, ...]
 
 
-class NoAxesError(LayerError):
-    """A tensor whose positions are asked for has no axis of the points."""
+@dataclass(frozen=True)
+class _Taken:
+    """A tensor that a module of a known kind takes."""
+
+    kind: str  # where the module has its features, `first` or `last`
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    is_input: bool  # whether it is the network's input itself, or a view of it
+
+    @property
+    def feature(self) -> int:
+        """The index of the axis of features."""
+        return 1 if self.kind == "first" else len(self.shape) - 1
 
 
 def find_axes(
@@ -150,7 +161,7 @@ def find_axes(
     Raises:
         LayerError: If an override does not fit a tensor.
     """
-    seen, consumer = _run_of_two(model, point)
+    seen, consumers = _run_of_two(model, point)
     shapes = {one.call: one.shape for one in seen}
     places = {one.call: index for index, one in enumerate(seen)}
     found = {}
@@ -164,24 +175,33 @@ def find_axes(
         found[record.call] = _overridden(axes, record.call, overrides)
     n_points = (2 * point.shape[0], *point.shape[1:])
     batch = _doubled(tuple(point.shape), n_points) if seen else None
-    feature = None if batch is None else _input_axis(consumer, tuple(point.shape))
+    feature = None if batch is None else _input_axis(consumers, n_points)
     whole = Axes(tuple(point.shape), batch, feature)
     return found, _overridden(whole, Call(INPUT), overrides)
 
 
-def _run_of_two(model: nn.Module, point: Tensor) -> tuple[list[_Seen], nn.Module | None]:
-    """Return the calls of a pass of two points as they ended, and the input's first consumer."""
-    seen: list[_Seen] = []
-    consumers: list[nn.Module] = []
-    counts: dict[str, int] = {}
-    points = torch.cat([point, point])
+def _run_of_two(model: nn.Module, point: Tensor) -> tuple[list[_Seen], list[_Taken]]:
+    """Return the calls of a pass of two points as they ended, and what may consume the input.
 
-    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
-        taken = first_tensor(args)
-        if consumers or taken is None or taken.data_ptr() != points.data_ptr():
+    That is the first module of a known kind that takes the input or a view of it, and the first one
+    that takes a tensor with axes of the same lengths.
+    """
+    seen: list[_Seen] = []
+    consumers: list[_Taken] = []
+    counts: dict[str, int] = {}
+    points = torch.cat([point, point]).contiguous()  # axes of views are found by their strides
+
+    def before(module: nn.Module, args: object, kwargs: object) -> None:
+        tensor = first_tensor((args, kwargs))
+        if tensor is None or is_vmapped(tensor, 0) or tensor.dim() < 2:
             return
-        if _takes_features(module, tuple(taken.shape)) is not None:
-            consumers.append(module)
+        shape = tuple(tensor.shape)
+        is_input = tensor.data_ptr() == points.data_ptr()
+        if not is_input and sorted(shape) != sorted(points.shape):
+            return
+        kind = _takes_features(module, shape)
+        if kind is not None and is_input not in [one.is_input for one in consumers]:
+            consumers.append(_Taken(kind, shape, tensor.stride(), is_input))
 
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: object, output: object) -> None:
@@ -196,8 +216,8 @@ def _run_of_two(model: nn.Module, point: Tensor) -> tuple[list[_Seen], nn.Module
         try:
             model(points)
         except Exception:  # a forward that only takes one point may raise anything
-            return [], None
-    return seen, consumers[0] if consumers else None
+            return [], []
+    return seen, consumers
 
 
 @contextmanager
@@ -208,7 +228,7 @@ def _hooks(
     try:
         for name, module in model.named_modules():
             if name:
-                handles.append(module.register_forward_pre_hook(before))
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(module.register_forward_hook(after(name)))
         yield
     finally:
@@ -303,14 +323,27 @@ def _of_sequence(before: _Seen, kind: str, shape: tuple[int, ...]) -> str:
     return kind if len(shape) > 3 or is_followed else "last"
 
 
-def _input_axis(consumer: nn.Module | None, shape: tuple[int, ...]) -> int | None:
+def _input_axis(consumers: Sequence[_Taken], shape: tuple[int, ...]) -> int | None:
+    """Return the feature axis of the network's input, whose shape for two points is given."""
     others = range(1, len(shape))
     if len(others) < 2:
         return others[0] if others else None
-    kind = _takes_features(consumer, shape) if consumer is not None else None
-    if kind is None:
-        kind = "first" if len(shape) >= 4 else "last"
-    return others[0] if kind == "first" else others[-1]
+    for taken in sorted(consumers, key=lambda one: not one.is_input):
+        length, stride = taken.shape[taken.feature], taken.stride[taken.feature]
+        if taken.is_input:
+            # A view turns axes, cuts, flattens or adds them: what stays of one is its stride.
+            strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+            same = [axis for axis in others if strides[axis] == stride and length <= shape[axis]]
+            if not same and length == 1:
+                return None  # an added axis: each entry is a position
+        elif taken.shape == shape:
+            same = [taken.feature]
+        else:
+            same = [axis for axis in others if shape[axis] == length]
+            same = same if len(same) == 1 else []
+        if same:
+            return taken.feature if taken.feature in same else same[0]
+    return others[0] if len(shape) >= 4 else others[-1]
 
 
 def _overridden(axes: Axes, call: Call, overrides: Sequence[FeatureAxis]) -> Axes:

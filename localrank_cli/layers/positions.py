@@ -146,18 +146,21 @@ class Parts:
     n_parts: int
     # (points, parts), the position of both where each has its counterpart; None otherwise.
     places: Tensor | None = None
+    source_places: Tensor | None = None  # (points, parts), the position of the columns, if of one
 
     def __getitem__(self, points: slice) -> "Parts":
         columns = None if self.columns is None else self.columns[points]
         places = None if self.places is None else self.places[points]
-        return Parts(self.rows[points], columns, self.n_parts, places)
+        source_places = None if self.source_places is None else self.source_places[points]
+        return Parts(self.rows[points], columns, self.n_parts, places, source_places)
 
     def some(self, low: int, high: int) -> "Parts":
         """Return some of the parts of each point."""
         rows = self.rows[:, low:high] if self.rows.shape[1] > 1 else self.rows
         columns = None if self.columns is None else self.columns[:, low:high]
         places = None if self.places is None else self.places[:, low:high]
-        return Parts(rows, columns, high - low, places)
+        of_source = None if self.source_places is None else self.source_places[:, low:high]
+        return Parts(rows, columns, high - low, places, of_source)
 
     @property
     def n_rows(self) -> int:
@@ -175,8 +178,10 @@ def make_parts(
     end = torch.full((len(indices), 1), output.n_positions - 1, dtype=torch.int64, device="cpu")
     if positions.draws_from_source:
         drawn = positions.of_points(source.grid, seed, indices)
-        return Parts(output.entries(end), source.entries(drawn), drawn.shape[1])
+        return Parts(
+            output.entries(end), source.entries(drawn), drawn.shape[1], source_places=drawn
+        )
     drawn = positions.of_points(output.grid, seed, indices)
     columns = None if positions.takes_whole_source else source.entries(drawn)
     places = drawn if positions.needs_equal_grids else None
-    return Parts(output.entries(drawn), columns, drawn.shape[1], places)
+    return Parts(output.entries(drawn), columns, drawn.shape[1], places, places)

@@ -1,7 +1,7 @@
 """The state in which a user's model runs: eval mode, no TF32, all flags restored afterwards."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,11 +26,11 @@ def analysis_setting(
     """Put a model in eval mode with frozen parameters, and restore everything afterwards.
 
     Within it, constants that a forward pass makes have the analysis dtype, requests for float32 get
-    float64 (see `float64_throughout`), TF32 is off, attention and recurrent layers use the kernels
-    that forward-mode differentiation supports, and no number depends on the caller's random number
-    generators. Afterwards training and requires_grad flags,
-    buffers, everything that a `Snapshot` finds (some forward passes write to it) and the RNG state
-    are as before.
+    float64 (see `float64_throughout`), TF32 is off, nothing is recomputed in a backward pass,
+    attention and recurrent layers use the kernels that forward-mode differentiation supports, and
+    no number depends on the caller's random number generators. Afterwards training and
+    requires_grad flags, buffers, everything that a `Snapshot` finds (some forward passes write to
+    it) and the RNG state are as before.
 
     Yields:
         The mode that answers requests for float32, if there is one.
@@ -49,6 +49,7 @@ def analysis_setting(
         stack.enter_context(_kernels(model, dtype))
         stack.enter_context(_quiet_torch())
         stack.enter_context(_uncompiled())
+        stack.enter_context(_not_recomputed(model))
         try:
             model.eval()
             for parameter, _ in grads:
@@ -101,6 +102,50 @@ def _uncompiled() -> Iterator[None]:
 
 def _not_compiled(model: Any = None, **_: object) -> Any:
     return model if model is not None else lambda function: function
+
+
+@contextmanager
+def _not_recomputed(model: nn.Module) -> Iterator[None]:
+    """Run what a network gives to torch's `checkpoint` as it is written.
+
+    Recomputed in the backward pass, a module would run again without the varied tensor, and the
+    reentrant kind cuts what runs within it off from its input.
+    """
+    # With torch 2.6 this import brings sympy, which takes as long as torch itself. What consists of
+    # torch's own modules never asks for it.
+    if all(
+        type(module).__module__.startswith(("torch.nn.", "localrank_cli."))
+        for module in model.modules()
+    ):
+        yield
+        return
+    from torch.utils import checkpoint  # noqa: PLC0415  # as above
+
+    with ExitStack() as stack:
+        for name, value in (
+            ("CheckpointFunction", _PlainFunction),
+            ("_checkpoint_without_reentrant_generator", _plain_forward),
+        ):
+            if hasattr(checkpoint, name):
+                stack.enter_context(_attribute(checkpoint, name, value))
+        yield
+
+
+class _PlainFunction:
+    """Takes the place of torch's CheckpointFunction."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _: bool, *args: Any) -> Any:
+        """Return what the function returns."""
+        return function(*args)
+
+
+def _plain_forward(
+    _: object, __: bool, context: Callable[[], tuple[Any, Any]], *___: object, **____: object
+) -> Iterator[None]:
+    """Wait for a forward pass, within the context that the network gives it."""
+    with context()[0]:
+        yield
 
 
 @contextmanager

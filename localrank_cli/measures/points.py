@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from localrank_cli.measures.table import MEASURES
+from localrank_cli.measures.table import AVERAGED, MEASURES
 from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance, thresholds
 
@@ -94,17 +94,21 @@ class PointMeasures:
 
 
 def point_measures(
-    spectrum: LayerSpectrum, tolerances: Sequence[Tolerance], noise: float
+    spectrum: LayerSpectrum,
+    tolerances: Sequence[Tolerance],
+    noise: float,
+    names: Sequence[str] = AVERAGED,
 ) -> PointMeasures:
-    """Return the measures at the points with a finite Jacobian, in order.
+    """Return the named measures at the points with a finite Jacobian, in order.
 
     `noise` is s of the Gaussian information.
     """
     good = spectrum.values[spectrum.finite]
+    formulas = {name: MEASURES[name].compute for name in names}
     values = {
-        name: tuple(one.compute(good, noise).tolist())
-        for name, one in MEASURES.items()
-        if one.compute is not None
+        name: tuple(compute(good, noise).tolist())
+        for name, compute in formulas.items()
+        if compute is not None
     }
     return PointMeasures(
         n_in=spectrum.n_in,

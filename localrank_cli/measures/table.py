@@ -5,7 +5,7 @@ the report and the proof of its error (`localrank_cli.spectrum.certificate`) fol
 torch is imported where a formula runs: pictures read this table and need no torch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ class Measure:
     counted at a tolerance. `bound` gives the largest relative error of that number when the
     singular values are square roots of eigenvalues that are off by as much as a `Doubt` says. A
     measure without a bound is never computed from such eigenvalues: every matrix takes the SVD.
+    One that needs every value, each as exactly as possible, is left out of `--measures counts`.
     """
 
     meaning: Meaning
@@ -45,6 +46,7 @@ class Measure:
     source: str = ""
     compute: "Callable[[Tensor, float], Tensor] | None" = None
     bound: "Callable[[Doubt, float], Tensor] | None" = None
+    needs_every_value: bool = False  # and not only counts and sums of powers
 
 
 def effective_rank(values: "Tensor", noise: float) -> "Tensor":
@@ -69,13 +71,18 @@ def _effective_rank_bound(doubt: "Doubt", noise: float) -> "Tensor":
     total = doubt.powers.sqrt().sum(dim=1, keepdim=True).clamp(min=1e-150)
     shares = values / total
     logs = shares.log().abs()
-    entropy = torch.where(doubt.own, shares * logs, 0).sum(dim=1, keepdim=True)
+    entropy = torch.where(doubt.own | (doubt.powers > 0), shares * logs, 0).sum(dim=1, keepdim=True)
     weights = torch.where(doubt.own, (logs + entropy) / total, 0)
     # Where a value may be as small as delta, sqrt(2 delta) bounds its error.
     lost = doubt.own & (doubt.powers <= 2 * delta)
     steps = torch.where(lost, weights * (2 * delta).sqrt(), 0).sum(dim=1)
     slopes = torch.where(lost, 0, weights / values).square().sum(dim=1).sqrt()
-    return steps + slopes * doubt.together
+    found = steps + slopes * doubt.together
+    if doubt.slack is not None:
+        # q |log q| is concave and 0 at 0: a step changes it by no more than it does from 0.
+        logs = (doubt.slack.clamp(min=1e-300) / total).log().abs()
+        found += (doubt.slack / total * (logs + entropy)).sum(dim=1)
+    return found
 
 
 def stable_rank(values: "Tensor", noise: float) -> "Tensor":
@@ -100,7 +107,8 @@ def _participation_ratio_bound(doubt: "Doubt", noise: float) -> "Tensor":
     """Bound 2 |d trace| / trace + 2 |d| / |lambda|, d being the vector of all errors."""
     first = doubt.powers[:, :1]  # squares of the eigenvalues themselves may leave the range
     length = (doubt.powers / first).square().sum(dim=1).sqrt() * first[:, 0]
-    return 4 * _jacobian_norm_bound(doubt, noise) + 2 * doubt.together / length
+    together = doubt.together + doubt.slips.sum(dim=1)
+    return 4 * _jacobian_norm_bound(doubt, noise) + 2 * together / length
 
 
 def spectral_norm(values: "Tensor", noise: float) -> "Tensor":
@@ -125,7 +133,8 @@ def _jacobian_norm_bound(doubt: "Doubt", noise: float) -> "Tensor":
     """Bound |d trace| / (2 trace); |d trace| <= sqrt(r) |d| (Cauchy and Schwarz)."""
     del noise
     root = doubt.own.sum(dim=1).to(doubt.together.dtype).sqrt()
-    return root * doubt.together / (2 * doubt.powers.sum(dim=1))
+    slip = root * doubt.together + doubt.slips.sum(dim=1)
+    return slip / (2 * doubt.powers.sum(dim=1))
 
 
 def gaussian_information(values: "Tensor", noise: float) -> "Tensor":
@@ -146,8 +155,13 @@ def _gaussian_information_bound(doubt: "Doubt", noise: float) -> "Tensor":
     import torch
 
     information = torch.log1p(doubt.powers / noise**2).sum(dim=1)
-    slips = torch.where(doubt.own, 1 / (noise**2 + doubt.powers), 0).square().sum(dim=1).sqrt()
-    return slips * doubt.together / information
+    slopes = torch.where(doubt.own, 1 / (noise**2 + doubt.powers), 0).square().sum(dim=1).sqrt()
+    slip = slopes * doubt.together
+    if doubt.slack is not None:
+        # The true value may be smaller by the slack, and the slope steeper.
+        least = (doubt.powers.sqrt() - doubt.slack).clamp(min=0).square()
+        slip += (doubt.slips / (noise**2 + least)).sum(dim=1)
+    return slip / information
 
 
 def _over_first(values: "Tensor") -> "Tensor":
@@ -179,6 +193,7 @@ MEASURES: Mapping[str, Measure] = {
         "Roy & Vetterli 2007",
         effective_rank,
         _effective_rank_bound,
+        needs_every_value=True,
     ),
     "stable_rank": Measure(
         Meaning(
@@ -242,22 +257,39 @@ MEASURES: Mapping[str, Measure] = {
 
 # The measures that each have one number per point, and so a mean and a standard error.
 AVERAGED = tuple(name for name, measure in MEASURES.items() if measure.compute is not None)
+# The values of `--measures`, each with the measures that it averages.
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "all": AVERAGED,
+    "counts": tuple(name for name in AVERAGED if not MEASURES[name].needs_every_value),
+}
 
 
-def demand_of(tolerances: "Sequence[Tolerance] | None", noise: float = 1.0) -> "Demand":
-    """Return the purpose of singular values: counts at tolerances, and every measure here.
+def choice_of(names: Iterable[str]) -> str | None:
+    """Return the value of `--measures` that averages these measures, in any order; None: none."""
+    wanted = set(names)
+    return next((choice for choice, known in CHOICES.items() if set(known) == wanted), None)
+
+
+def demand_of(
+    tolerances: "Sequence[Tolerance] | None",
+    noise: float = 1.0,
+    names: Iterable[str] = AVERAGED,
+) -> "Demand":
+    """Return the purpose of singular values: counts at tolerances, and the named measures.
 
     Tolerances are None where they are not known yet, so that every matrix takes the SVD.
     """
     from localrank_cli.spectrum.solve import Demand
 
     bounds: list[Bound] = []
-    for name in AVERAGED:
+    needs_every_value = False
+    for name in names:
+        needs_every_value |= MEASURES[name].needs_every_value
         bound = MEASURES[name].bound
         if bound is None or tolerances is None:
             return Demand(None)
         bounds.append(_bound_at(bound, noise))
-    return Demand(tuple(tolerances or ()), tuple(bounds))
+    return Demand(tuple(tolerances or ()), tuple(bounds), needs_every_value)
 
 
 def _bound_at(bound: "Callable[[Doubt, float], Tensor]", noise: float) -> "Bound":

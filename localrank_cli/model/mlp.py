@@ -29,7 +29,7 @@ Sizes = Mapping[str, tuple[int, int]]  # layer -> (n_out, n_in)
 
 # A search that takes longer has so many orders to choose from that none is certain.
 _MAX_TRIES = 10_000
-_USE_MODEL = "Give the network's code: --model path/to/file.py:name."
+USE_MODEL = "Give the network's code: --model path/to/file.py:name."
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class InferredMlp(nn.Module):
                     place = place.get_submodule(parent)
                 place.add_module(last, nn.Linear(n_in, n_out, bias=bias))
             except (KeyError, AttributeError) as error:  # empty, or taken by nn.Module itself
-                raise ModelError(f"no module can be named {name!r}.", _USE_MODEL) from error
+                raise ModelError(f"no module can be named {name!r}.", USE_MODEL) from error
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the output, shape (points, n_out); a point of any shape is flattened first.
@@ -108,16 +108,27 @@ def infer_mlp(shapes: Mapping[str, tuple[int, ...]], in_order: bool) -> MlpLayou
             raise ModelError(
                 "the order of the layers is not certain: the weights fit"
                 f" {f'as {fitting}' if fitting else 'in many orders'}.",
-                _USE_MODEL,
+                USE_MODEL,
             )
         names = defined
     else:
         sizes = [f"{name}: {n_in} -> {n_out}" for name, (n_out, n_in) in weights.items()]
         raise ModelError(
-            f"the Linear weights do not form one chain ({listed(sizes, 4)}).", _USE_MODEL
+            f"the Linear weights do not form one chain ({listed(sizes, 4)}).", USE_MODEL
         )
     widths = (weights[names[0]][1], *(weights[name][0] for name in names))
     return MlpLayout(names, widths, tuple(name in biases for name in names))
+
+
+def layer_groups(names: Sequence[str]) -> list[str]:
+    """Return the parts of a network that hold several layers each, if there are several such parts.
+
+    `encoder.0`, `encoder.2`, `decoder.0` and `decoder.2` are in two. What is between the parts is
+    not in the weights: often no activation (an autoencoder's code), and they may be two networks.
+    """
+    counts = Counter(name.rpartition(".")[0] for name in names)
+    groups = [group for group, count in counts.items() if count > 1]
+    return groups if len(groups) > 1 else []
 
 
 def _linear_layers(
@@ -146,7 +157,7 @@ def _linear_layers(
             f" (0.weight, 0.bias, 2.weight, ...), but there is {listed(odd, 4)}."
             if odd
             else "without --model the weights must be those of a plain MLP, but there are none.",
-            _USE_MODEL,
+            USE_MODEL,
         )
     return weights, set(biases)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localrank_cli.errors import shortened
+from localrank_cli.measures.table import choice_of
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions
 
@@ -71,9 +72,16 @@ class Difference:
     now: Any
 
     @property
+    def _is_choice(self) -> bool:
+        """Whether two values of `--measures` differ, and not two versions of localrank."""
+        return choice_of(self.earlier) is not None and choice_of(self.now) is not None
+
+    @property
     def name(self) -> str:
         """The name of the setting in a sentence."""
         if self.key == "measures":
+            if self._is_choice:
+                return "--measures"
             differ = sorted(set(self.earlier) ^ set(self.now))
             return f"the measures {', '.join(differ)}"
         return _NAMES.get(self.key, self.key.replace("_", " "))
@@ -82,6 +90,9 @@ class Difference:
     def sentence(self) -> str:
         """The difference as a clause, such as `noise was 1.0 and is now 2.0`."""
         if self.key == "measures":
+            if self._is_choice:
+                chosen = (choice_of(self.earlier), choice_of(self.now))
+                return "--measures was {} and is now {}".format(*chosen)
             return f"another version of localrank wrote it, which differs in {self.name}"
         earlier, now = self.earlier, self.now
         if self.key == "layers" and earlier is not None and now is not None:

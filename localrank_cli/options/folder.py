@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.errors import SettingsError, one_line, printable
-from localrank_cli.files import open_regular
+from localrank_cli.files import read_regular
 from localrank_cli.options.read import in_file, nearest, read_values
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions
@@ -17,6 +17,7 @@ FILE_NAME = "localrank.toml"
 KEYS = {option.key: option for option in options_of(AnalyzeOptions) if option.setting.in_folder}
 
 _COLUMNS = "columns"
+_MOST_BYTES = 2**24
 _LARGEST_INTEGER = 2**63 - 1  # pandas and JSON readers hold integers of 64 bits
 
 Constant = str | int | float
@@ -43,8 +44,7 @@ def read_folder_settings(folder: Path) -> FolderSettings:
             if path.exists() or path.is_symlink():  # ignoring it could change numbers
                 raise SettingsError(f"{path}: is not a regular file.", "Replace or remove it.")
             return FolderSettings()
-        with open_regular(path) as file:
-            loaded = tomllib.loads(file.read().decode("utf-8"))
+        loaded = tomllib.loads(read_regular(path, _MOST_BYTES).decode("utf-8"))
     except OSError as error:
         raise SettingsError(
             f"{path}: cannot be read ({error.strerror}).",

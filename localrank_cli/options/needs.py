@@ -26,6 +26,7 @@ FORMS_OF_DATA = "a .safetensors, .npz, .npy or .pt file"
 _MAX_BYTES = 64 * 2**20  # as in model/hf.py
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".index.json")
 _ADAPTER = "adapter_config.json"
+_OF_LIBRARIES = frozenset(("model_type", "architectures", "transformers_version", "peft_type"))
 # Networks of sound have a vocabulary too, that of their output.
 _OF_SOUND = {"conv_dim", "num_mel_bins", "sampling_rate", "feat_extract_activation"}
 
@@ -86,6 +87,16 @@ def find_hf_config(folder: Path) -> HfConfig | None:
         vocabulary = size if isinstance(size, int) else 0
         return HfConfig(path, name, takes_tokens, vocabulary, embedding)
     return None
+
+
+def read_plain_config(folder: Path) -> Mapping[str, Any]:
+    """Return a config.json that holds the arguments of a network's class; {} without one.
+
+    `PyTorchModelHubMixin` of huggingface_hub writes such a file. Those of transformers and adapters
+    describe other classes.
+    """
+    config = _read(folder / CONFIG)
+    return config if _OF_LIBRARIES.isdisjoint(config) else {}
 
 
 def _read(path: Path) -> Mapping[str, Any]:

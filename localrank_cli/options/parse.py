@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from localrank_cli.errors import SettingsError
+from localrank_cli.points.defaults import MOST_AXES
 
 AUTO = "auto"
 
@@ -292,6 +293,8 @@ def shape(value: object) -> object:
         lengths = tuple(whole(one) for one in several(value))
     if not lengths or any(isinstance(one, int) and one < 1 for one in lengths):
         raise UnfitError(value, "has an axis without entries", "Write every length: 1x28x28.")
+    if len(lengths) > MOST_AXES:
+        raise UnfitError(value, f"has {len(lengths)} axes, of at most {MOST_AXES}")
     return lengths
 
 
@@ -352,7 +355,27 @@ def paths(value: object) -> object:
     """Read one path or several."""
     if _is_module(value) or hasattr(value, "dtype"):  # a network or a tensor can be iterated over
         path(value)
+    _refuse_series(value)
     return tuple(path(one) for one in ((value,) if isinstance(value, PathLike) else several(value)))
+
+
+def _refuse_series(value: object) -> None:
+    """Refuse a list or table of state dicts or networks, with the lines that save it."""
+    if isinstance(value, Mapping) and all(str(key).isdecimal() for key in value):
+        pairs, held = "series.items()", tuple(value.values())
+    elif isinstance(value, list | tuple):
+        pairs, held = "enumerate(series)", tuple(value)
+    else:
+        return
+    if len(held) < 2 or not all(_is_module(one) or isinstance(one, Mapping) for one in held):
+        return
+    one = "one.state_dict()" if _is_module(held[0]) else "one"
+    raise UnfitError(
+        value,
+        "expected a path",
+        f"Weights are read from files: for step, one in {pairs}: torch.save({one},"
+        " f'run/step_{step}.pt'). Then pass the folder 'run'.",
+    )
 
 
 def path(value: object) -> Path:
@@ -406,12 +429,27 @@ def data(value: object) -> object:
             return {str(name): as_tensor(array) for name, array in value.items()}
         return as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
-        advice = "Pass one array with the points on its first axis."
-        if isinstance(value, Mapping):
-            advice = "Pass a dict of arrays, each with the points on its first axis."
-        elif isinstance(value, Sequence):
-            advice = "Join the points along a new first axis: torch.stack(data)."
-        raise UnfitError(value, "expected a string, a path, a tensor or an array", advice) from None
+        expected = "expected a string, a path, a tensor or an array"
+        raise UnfitError(value, expected, _array_of(value)) from None
+
+
+def _array_of(value: object) -> str:
+    """Return the advice that makes an array of data that are none."""
+    advice = "Pass one array with the points on its first axis."
+    if isinstance(value, Mapping):
+        advice = "Pass a dict of arrays, each with the points on its first axis."
+    elif hasattr(value, "dataset"):  # a DataLoader
+        advice = "Pass its inputs in one array: torch.cat([inputs for inputs, *_ in loader])."
+    elif hasattr(value, "to_numpy"):  # a DataFrame
+        advice = "Pass its numbers: data.to_numpy()."
+    elif isinstance(value, Sequence):
+        shapes = {tuple(getattr(one, "shape", ())) for one in value}
+        advice = "Join the points along a new first axis: torch.stack(data)."
+        if len(shapes) > 1:
+            advice = "If these are inputs and labels, pass the inputs alone: data[0]."
+    elif hasattr(value, "__getitem__") and hasattr(value, "__len__"):  # a Dataset
+        advice = "Pass its inputs in one array: torch.stack([inputs for inputs, *_ in data])."
+    return advice
 
 
 def each(read: Callable[[Any], object]) -> Callable[[object], object]:

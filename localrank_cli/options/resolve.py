@@ -11,7 +11,7 @@ from torch import nn
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.layers.axes import FeatureAxis
-from localrank_cli.layers.positions import ALL, Positions
+from localrank_cli.layers.positions import ALL, FIRST, LAST, Positions
 from localrank_cli.layers.select import Selection
 from localrank_cli.layers.slices import parse_slice
 from localrank_cli.model.mlp import ACTIVATIONS
@@ -62,6 +62,7 @@ class ModelChoice:
     arguments: dict[str, Any]
     activation: str
     is_hf: bool = False  # built by transformers from the config.json beside the weights
+    is_seen: bool = False  # a whole module in the file shows what is between its layers
 
     @property
     def is_inferred(self) -> bool:
@@ -97,6 +98,7 @@ class Settings:
     sampling: Sampling = field(default_factory=Sampling)
     sigma_1: str = "slice"  # or "full": what relative tolerances refer to under a slice
     pooled: bool = False  # whether to measure the means over points of J and of J^T J
+    measures: str = "all"  # a key of `measures.table.CHOICES`
 
     @property
     def slices(self) -> dict[str, str]:
@@ -285,11 +287,13 @@ def resolve(series: SeriesOptions) -> Settings:
         sampling=sampling,
         sigma_1=_value(options.sigma_1),
         pooled=bool(options.pooled),
+        measures=_value(options.measures),
     )
     if settings.by_whole:
         check_whole(settings.selection, metric)
         _check_not_pooled(settings)
-    _check_parts(settings.selection, metric)
+    _check_parts(settings.selection)
+    _check_one_metric(settings)
     return settings
 
 
@@ -304,7 +308,7 @@ def _feature_axis(text: str) -> FeatureAxis:
         ) from None
 
 
-def _check_parts(selection: Selection, metric: str) -> None:
+def _check_parts(selection: Selection) -> None:
     """Check that pairs and positions are not combined with what measures whole Jacobians.
 
     Raises:
@@ -319,11 +323,6 @@ def _check_parts(selection: Selection, metric: str) -> None:
         asked.append("--residual")
     if not asked:
         return
-    if metric == "data":
-        raise SettingsError(
-            f"--input-metric data with {asked[0]}: the covariance is that of one whole source.",
-            "Leave one of them out.",
-        )
     slices = [
         option
         for option, text in (
@@ -335,6 +334,24 @@ def _check_parts(selection: Selection, metric: str) -> None:
         raise SettingsError(
             f"{slices[0]} with {asked[0]}: both choose parts of the Jacobian.",
             "Leave one of them out; --positions last is the last token, say.",
+        )
+
+
+def _check_one_metric(settings: Settings) -> None:
+    """Check that pooled Jacobians have one metric, as L is only one of many with L L^T = Cov.
+
+    J L has the same singular values for all of them, and a mean of J_1 L_1 and J_2 L_2 has not.
+
+    Raises:
+        SettingsError: If they have several.
+    """
+    positions = settings.selection.positions
+    one = positions.takes_whole_source or positions.kind in (FIRST, LAST)
+    if settings.pooled and settings.input_metric == "data" and not one:
+        raise SettingsError(
+            f"--pooled with --positions {positions} and --input-metric data: each position has a"
+            " covariance of its own, and Jacobians in several metrics have no mean.",
+            "Leave one of them out, or choose --positions last or first.",
         )
 
 

@@ -282,6 +282,17 @@ class AnalyzeOptions:
             decides=("noise",),
         ),
     ] = None
+    measures: Annotated[
+        Literal["all", "counts"] | None,
+        Setting(
+            help="all, or counts: without effective_rank, whose column stays empty. It alone needs"
+            " every singular value, which takes longer where many are close to zero.",
+            metavar="NAME",
+            default="all",
+            in_folder=True,
+            decides=("measures",),
+        ),
+    ] = None
     preset: Annotated[
         Preset | None,
         Setting(

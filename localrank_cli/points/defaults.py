@@ -1,4 +1,5 @@
-"""How many points are drawn by default; without torch, since the help names these numbers too."""
+"""Numbers about points that options name: without torch, which reading options need not import."""
 
 DEFAULT_POINTS = 64
 DEFAULT_INFORMATION_POINTS = 1000
+MOST_AXES = 63  # of a point: torch allows 64, and the axis of the points is one

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from localrank_cli.errors import DataError, SettingsError, UsageError, cause, listed
+from localrank_cli.errors import DataError, SettingsError, UsageError, cause, listed, shortened
+from localrank_cli.points.defaults import MOST_AXES
 from localrank_cli.points.draw import Points, draw, sample
 from localrank_cli.points.files import SUFFIXES, file_hash, load_arrays, named_arrays, refuse_key
 from localrank_cli.points.inputs import Forward, choose_keys, pack
@@ -70,8 +71,14 @@ def check_source(text: str) -> None:
     source = DataSource(text)
     match = _DISTRIBUTION.match(text)
     if match is not None:
-        if 0 in _shape(match.group(2)):
+        shape = _shape(match.group(2))
+        if 0 in shape:
             raise UsageError(f"--data {text}: a point of that shape has no entries.")
+        if len(shape) > MOST_AXES:
+            raise UsageError(
+                f"--data {shortened(text)}: expected at most {MOST_AXES} axes, got {len(shape)}.",
+                "Give the shape of one point: normal:3x32x32.",
+            )
     elif source.path is None and source.code is None:
         raise UsageError(
             f"--data {text}: not a valid form.",

@@ -9,7 +9,7 @@ import pandas as pd
 
 from localrank_cli.errors import DataError
 from localrank_cli.results.choose import layers_by_depth
-from localrank_cli.results.columns import MEANINGS
+from localrank_cli.results.columns import MEANINGS, whole
 from localrank_cli.results.kept import Array, SpectraFile, Spectrum
 
 Json = dict[str, Any]
@@ -127,7 +127,7 @@ def _layers(part: pd.DataFrame, measures: list[str], tolerances: list[str]) -> l
             {
                 "name": layer,
                 "max_rank": round_values(largest)[0] or 1,
-                "size": " x ".join(f"{int(size)}" for size in sizes),
+                "size": " x ".join(map(whole, sizes)),
                 "steps": steps,
                 "values": values,
             }

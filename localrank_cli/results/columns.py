@@ -1,5 +1,6 @@
 """The columns of the table: their order and types, the text of a cell, and their meanings."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -176,3 +177,8 @@ MEANINGS: dict[str, Meaning] = {
 def meaning(column: str) -> Meaning:
     """Return the meaning of a column; an unknown one, such as the user's own, goes by its name."""
     return MEANINGS.get(column) or Meaning(column.replace("_", " "), "", OTHER)
+
+
+def whole(value: float) -> str:
+    """Return a whole number as text; "?" if a table lacks it, as one made by hand may."""
+    return "?" if math.isnan(value) else str(int(value))

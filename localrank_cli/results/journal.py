@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from json import dumps
@@ -24,6 +24,8 @@ from localrank_cli.validation import load_first, loads, shown
 FORMAT = 1
 GONE = "gone"  # the status of a record that removes an earlier one
 _KIND, _SETTINGS, _CHECKPOINT = "journal", "settings", "checkpoint"
+_BEGIN = b'{"crc32":"'
+_MOST_FOREIGN = 2**26  # bytes; a crash may leave zeros in place of a line
 _START = len(b'{"crc32":"00000000",')
 _REPAIR = (
     "Something else wrote into it; start over with --overwrite, or remove that line to compute its"
@@ -54,7 +56,7 @@ def read_heads(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     heads = []
     with suppress(OSError), path.open("rb") as file:  # not there yet, or merged and removed
         file.seek(offset)
-        for line in file:
+        for line in _lines(file):
             try:
                 head = head_of(line)
                 if head is None:  # torn, or not yet whole
@@ -65,6 +67,17 @@ def read_heads(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
             heads.append(head)
             offset += len(line)
     return heads, offset
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a journal; of one that begins as none does, no more than its beginning."""
+    while start := file.readline(_START):
+        known = start.startswith(_BEGIN[: len(start)])
+        yield (
+            start
+            if start.endswith(b"\n")
+            else start + file.readline(-1 if known else _MOST_FOREIGN)
+        )
 
 
 def read_line(path: Path, entry: Entry) -> bytes:
@@ -206,7 +219,7 @@ class Journal:
             )
 
     def _scan(self) -> None:
-        for number, line in enumerate(self._file, start=1):
+        for number, line in enumerate(_lines(self._file), start=1):
             try:
                 head = self._head_of(line, number)
             except ValueError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.errors import DataError, one_line
-from localrank_cli.files import open_regular
+from localrank_cli.files import read_regular
 from localrank_cli.results.columns import optional_first
 from localrank_cli.results.journal import Entry
 from localrank_cli.results.write import manifest_path
@@ -15,6 +15,7 @@ from localrank_cli.validation import loads
 
 FORMAT = 1
 _KEY = "localrank_manifest"
+_MOST_BYTES = 2**29  # a million checkpoints
 # Raised when the same command would give other numbers.
 DEFINITIONS = 1
 
@@ -62,8 +63,7 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
     if not path.is_file():  # opening a pipe would wait for its other end
         return None
     try:
-        with open_regular(path) as file:
-            text = file.read().decode("utf-8")
+        text = read_regular(path, _MOST_BYTES).decode("utf-8")
     except (OSError, ValueError):
         return None
     if f'"{_KEY}"' not in text:

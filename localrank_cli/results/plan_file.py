@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from localrank_cli.errors import SettingsError, UnreadableError, one_line
-from localrank_cli.files import open_regular
+from localrank_cli.files import read_regular
 from localrank_cli.validation import loads
 
 FORMAT = 1
 _KEY = "localrank_plan"
+_MOST_BYTES = 2**28  # a million checkpoints
 RESUBMIT = "Submit again; what is finished is kept."
 
 
@@ -89,8 +90,7 @@ def read_plan_file(path: Path) -> PlanFile:
     if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
         raise _unsound(path, "is not a regular file")
     try:
-        with open_regular(path) as file:
-            text = file.read().decode("utf-8")
+        text = read_regular(path, _MOST_BYTES).decode("utf-8")
         found: Any = loads(text, non_finite=True)
     except OSError as error:
         raise UnreadableError(

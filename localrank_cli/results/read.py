@@ -2,8 +2,9 @@
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 
@@ -24,6 +25,7 @@ READABLE = (".csv", ".tsv", ".jsonl", ".parquet")
 # The columns that every figure needs. `status` is not among them, so that tables made by hand work.
 NEEDED = ("run", "step", "layer", "layer_index", "tolerance")
 _OK = "ok"
+_LONGEST_LINE = 2**24
 _DTYPES = {INT: "int64", OPTIONAL_INT: "Int64", FLOAT: "float64"}
 
 
@@ -91,7 +93,23 @@ def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
     if frame.empty:
         raise DataError(f"{path}: holds a header and no rows.", "Run localrank analyze again.")
     columns = {str(name): _typed(path, str(name), frame[name]) for name in frame.columns}
-    return _with_sources(pd.DataFrame(columns))
+    typed = pd.DataFrame(columns)
+    _check_places(path, typed)
+    return _with_sources(typed)
+
+
+def _check_places(path: Path, frame: pd.DataFrame) -> None:
+    """Check that every row which did not fail has a step and a layer."""
+    good = pd.Series(True, frame.index)
+    if "status" in frame.columns:
+        good = frame["status"] == _OK
+    for name in ("step", "layer_index"):
+        if name in frame.columns and (good & frame[name].isna()).any():
+            row = int((good & frame[name].isna()).to_numpy().argmax())
+            raise DataError(
+                f"{path}: column {name}, row {row + 1}: expected a whole number, got nothing.",
+                "Name a table that localrank analyze wrote.",
+            )
 
 
 def _with_sources(frame: pd.DataFrame) -> pd.DataFrame:
@@ -188,10 +206,22 @@ def _texts(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: is not a table ({reason}).", "Was it cut off?") from error
 
 
+def _lines(stream: TextIO) -> Iterator[str]:
+    """Yield the lines of a table.
+
+    Raises:
+        ValueError: If one is longer than in any table: a file with a hole is one line of gigabytes.
+    """
+    while line := stream.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE and not line.endswith("\n"):
+            raise ValueError(f"a line has over {_LONGEST_LINE:,} letters")
+        yield line
+
+
 def _separated(path: Path, delimiter: str) -> pd.DataFrame:
     # pandas would fill up a line that was cut off.
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        reader = csv.reader(_lines(stream), delimiter=delimiter, strict=True)
         header = next(reader, [])
         if not header or len(set(header)) < len(header):
             raise csv.Error("its first line names no columns, or one twice")
@@ -207,8 +237,8 @@ def _separated(path: Path, delimiter: str) -> pd.DataFrame:
 
 def _json_lines(path: Path) -> pd.DataFrame:
     rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(_lines(stream), 1):
             if not line.strip():
                 continue
             row = json.loads(line)

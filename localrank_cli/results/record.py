@@ -6,9 +6,9 @@ from typing import Any
 
 from localrank_cli.errors import SettingsError
 from localrank_cli.layers.capture import Call
-from localrank_cli.measures.layer import LayerMeasures, RankSummary, reduce_points
+from localrank_cli.measures.layer import Average, LayerMeasures, RankSummary, reduce_points
 from localrank_cli.measures.points import PointMeasures, PointRanks
-from localrank_cli.measures.table import AVERAGED
+from localrank_cli.measures.table import AVERAGED, choice_of
 from localrank_cli.results.columns import COLUMNS, Cell
 from localrank_cli.spectrum.layer import EXACT_FLOAT32
 from localrank_cli.spectrum.pooled import Block
@@ -63,8 +63,9 @@ def _row(
 ) -> dict[str, Cell]:
     averages: dict[str, Cell] = {}
     for name in AVERAGED:
-        averages[name] = measures.soft[name].mean
-        averages[f"{name}_se"] = measures.soft[name].error
+        # Empty for what --measures leaves out.
+        found = measures.soft.get(name, Average(None, None))
+        averages[name], averages[f"{name}_se"] = found.mean, found.error
     total = measures.n_points + measures.n_failed
     failed = measures.n_failed > 0
     failure = f"{measures.n_failed} of {total} points have a non-finite Jacobian or pre-activation"
@@ -296,7 +297,7 @@ def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRec
 
 
 def _check_measures(saved: Mapping[str, Any], place: Mapping[str, Any]) -> None:
-    if set(saved) != set(AVERAGED):
+    if choice_of(saved) is None:
         raise SettingsError(
             f"{place['run']}: {place['checkpoint']} (step {place['step']}) was analyzed by another"
             f" version of localrank, with the measures {', '.join(saved)}; this one has"

@@ -67,7 +67,7 @@ def with_held_activation(
             f"--activation {given}: the module in {place} has {found} between its layers.",
             "Leave out --activation, or give the network's code with --model.",
         )
-    return replace(choice, activation=found)
+    return replace(choice, activation=found, is_seen=True)
 
 
 def _check_own_forward(

@@ -15,7 +15,7 @@ from localrank_cli.jacobian.engine import Modes
 from localrank_cli.jacobian.progress import Step
 from localrank_cli.layers.plain import choose_precision
 from localrank_cli.measures.points import point_measures
-from localrank_cli.measures.table import demand_of
+from localrank_cli.measures.table import CHOICES, demand_of
 from localrank_cli.model.fill import fill_model
 from localrank_cli.results.columns import Cell
 from localrank_cli.results.pooled import with_pooled
@@ -70,7 +70,8 @@ class _Runner:
         settings = series.settings
         self._points = place_points(series.points, plan.device, settings.dtype)
         # Kept singular values must serve any tolerance, so certificates for some do not suffice.
-        demand = demand_of(None if keep else settings.tolerances, settings.noise)
+        names = CHOICES[settings.measures]
+        demand = demand_of(None if keep else settings.tolerances, settings.noise, names)
         memory = plan.memory - series.metric.n_bytes
         self._request = Request(
             settings.selection,
@@ -161,12 +162,12 @@ class _Runner:
     def _measure(self, checkpoint: PlannedCheckpoint) -> list[tuple[LayerSpectrum, Cells]]:
         """Return each layer's singular values and cells from samples; the model has its weights."""
         plan, series = self._plan, self._series
-        metric = series.metric.at(series.model, plan.device, series.settings.dtype)
+        metrics = series.metric.at(series.model, plan.device, series.settings.dtype)
         span = slice(*(checkpoint.points or (None,)))
         points, indices = self._points[span], series.points.indices[span]
         request = replace(
             self._request,
-            metric=metric,
+            metrics=metrics,
             seed=series.settings.source.seed,
             indices=indices,
             is_part=checkpoint.points is not None,
@@ -207,7 +208,8 @@ class _Runner:
             dtype=settings.dtype_name,
             method=spectrum.method,
         )
-        points = point_measures(spectrum, settings.tolerances, settings.noise)
+        names = CHOICES[settings.measures]
+        points = point_measures(spectrum, settings.tolerances, settings.noise, names)
         optional = {name: cells.get(name) for name in self._plan.extra_columns}
         layer = LayerRecord(facts, points, optional, blocks=spectrum.blocks)
         return with_pooled(layer, spectrum.pooled)

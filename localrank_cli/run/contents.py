@@ -24,7 +24,7 @@ from localrank_cli.errors import (
     listed,
     printable,
 )
-from localrank_cli.model.mlp import infer_mlp
+from localrank_cli.model.mlp import infer_mlp, layer_groups
 from localrank_cli.options.needs import (
     HF,
     HfConfig,
@@ -186,6 +186,9 @@ def _inferred(state: State) -> tuple[str, int | None]:
         )
     except ModelError:
         return "the weights are not those of a plain MLP", None
+    groups = layer_groups(layout.names)
+    if groups:
+        return f"weights do not show what is between the parts {listed(groups, 4)}", None
     return "", layout.widths[0]
 
 

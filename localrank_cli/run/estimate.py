@@ -11,7 +11,7 @@ from localrank_cli.jacobian.engine import Modes, Task
 from localrank_cli.jacobian.forecast import Work, forecast
 from localrank_cli.jacobian.probe import Rates, measure
 from localrank_cli.layers.capture import Call
-from localrank_cli.measures.table import demand_of
+from localrank_cli.measures.table import CHOICES, demand_of
 from localrank_cli.run.headers import load_state
 from localrank_cli.run.plan import Plan, SeriesPlan, look_at, place_points
 from localrank_cli.spectrum.examine import Pair, View
@@ -75,17 +75,19 @@ def works_of(plan: Plan, series: SeriesPlan, rates: Rates | None = None) -> tupl
         views = (replace(view, records=view.whole_records, entries=None, picked={}),)
         (task,) = _tasks(plan, series, views).values()
         whole = forecast(task, **how)
-    if rates is not None and rates.is_chain:
-        found = {key: _of_chain(work) for key, work in found.items()}
-        whole = {call: _of_chain(work) for call, work in whole.items()}
+    if rates is not None and rates.chain:
+        found = {key: _of_chain(work, rates) for key, work in found.items()}
+        whole = {call: _of_chain(work, rates) for call, work in whole.items()}
     return tuple(
         PairWork(pair, found[pair.view.label, pair.record.call], whole.get(pair.record.call))
         for pair in series.examination.pairs
     )
 
 
-def _of_chain(work: Work) -> Work:
-    return replace(work, mode="chain", passes=0, operations=0.0)
+def _of_chain(work: Work, rates: Rates) -> Work:
+    size = rates.chain[work.record.call]
+    shape = work.shape[0], size.width
+    return replace(work, mode="chain", passes=0, operations=size.operations, shape=shape)
 
 
 def estimate(plan: Plan, series: SeriesPlan, *, may_compute: bool = True) -> Estimate:
@@ -167,9 +169,10 @@ def _request(plan: Plan, series: SeriesPlan) -> Request:
         settings.selection,
         settings.dtype,
         plan.memory - series.metric.n_bytes,
-        demand_of(settings.tolerances, settings.noise),
-        series.metric.factor,  # one of each checkpoint is missing: its sizes are those without
-        settings.by_whole,
+        demand_of(settings.tolerances, settings.noise, CHOICES[settings.measures]),
+        # One of each checkpoint is missing: its sizes are those without.
+        metrics=series.metric.fixed,
+        scaled_by_whole=settings.by_whole,
         seed=settings.source.seed,
         indices=series.points.indices[:1],
     )
@@ -187,7 +190,8 @@ def _rates(plan: Plan, series: SeriesPlan, works: Sequence[PairWork]) -> Rates:
 
 def _solving(plan: Plan, series: SeriesPlan) -> tuple[float, float]:
     """Return the seconds of one operation of a Gram matrix, and of its eigenvalues."""
-    demand = demand_of(series.settings.tolerances, series.settings.noise)
+    settings = series.settings
+    demand = demand_of(settings.tolerances, settings.noise, CHOICES[settings.measures])
     generator = torch.Generator("cpu").manual_seed(0)
     drawn = torch.randn(_SIDE, 2 * _SIDE, generator=generator, dtype=torch.float64, device="cpu")
     matrix = drawn.to(plan.device)
@@ -207,23 +211,23 @@ def _timed(
     works: Sequence[PairWork], rates: Rates, n_points: int, solving: tuple[float, float]
 ) -> tuple[PairWork, ...]:
     gram, eigenvalues = solving
-    # A chain's matrices are products of weights, about as costly as their Gram matrices.
-    gram *= 2 if rates.is_chain else 1
 
-    def seconds(one: PairWork) -> float:
-        return sum(
-            rates.of(work) + work.gram * gram + work.eigenvalues * eigenvalues for work in one.all
-        )
+    def seconds(work: Work) -> float:
+        size = rates.chain.get(work.record.call)
+        # A chain's matrices are products, as fast as their Gram matrices.
+        making = rates.of(work) if size is None else size.operations * gram
+        times = 1 if size is not None and size.is_same else n_points
+        return times * (making + work.gram * gram + work.eigenvalues * eigenvalues)
 
-    return tuple(replace(one, seconds=n_points * seconds(one)) for one in works)
+    return tuple(replace(one, seconds=sum(map(seconds, one.all))) for one in works)
 
 
 def _computed(plan: Plan, series: SeriesPlan) -> tuple[float, tuple[str, ...]]:
     """Return the seconds of one checkpoint's points, from computing a few, and the routes."""
     settings, modes = series.settings, Modes()
     points = place_points(series.points, plan.device, settings.dtype)
-    metric = series.metric.at(series.model, plan.device, settings.dtype)
-    request = replace(_request(plan, series), metric=metric, indices=series.points.indices)
+    metrics = series.metric.at(series.model, plan.device, settings.dtype)
+    request = replace(_request(plan, series), metrics=metrics, indices=series.points.indices)
     times = []
     batch = min(_BATCH, len(points))
     for count in (1, 1, batch):  # the first run is a warm-up

@@ -21,6 +21,7 @@ from localrank_cli.checkpoints.adapters import (
 from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.content import Content, State, printable_name
 from localrank_cli.checkpoints.counting import ALONE, Counting
+from localrank_cli.checkpoints.entries import find_entries
 from localrank_cli.checkpoints.folders import is_alias
 from localrank_cli.checkpoints.modules import HeldModule, kinds_of
 from localrank_cli.checkpoints.names import StepRule
@@ -29,6 +30,7 @@ from localrank_cli.checkpoints.places import Names, Place, find_place
 from localrank_cli.checkpoints.reading import Twins, read_checkpoint, sets_of, with_part
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.weights import (
+    EMA,
     RAW,
     WRAPPERS,
     Sets,
@@ -41,7 +43,6 @@ from localrank_cli.checkpoints.weights import (
     part_at,
     prefer,
     strip_to_fit,
-    without_loss,
 )
 from localrank_cli.errors import (
     LocalrankError,
@@ -56,11 +57,18 @@ from localrank_cli.model.arguments import Recorded, Source
 from localrank_cli.model.fill import Expected, fill_custom, has_custom_loading, mismatch
 from localrank_cli.model.hf_size import Held
 from localrank_cli.model.hf_weights import HfExpected, Report, mismatch_of
+from localrank_cli.options.needs import CONFIG, read_plain_config
 from localrank_cli.options.parse import Part
 from localrank_cli.recorded import Entries
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.missing import Parts
-from localrank_cli.run.network import can_infer, check_config, networks_in
+from localrank_cli.run.network import (
+    can_infer,
+    check_config,
+    config_folder,
+    networks_in,
+    without_loss_layer,
+)
 from localrank_cli.spectrum.examine import Examination
 
 Skip = Callable[[CheckpointFile, LocalrankError], None]
@@ -146,6 +154,7 @@ class Headers:
         self.first: State | None = None  # the weights in the first file, by name
         self._entries: dict[CheckpointFile, Entries] = {}
         self._last_entries: Entries = {}
+        self._configs: dict[Path, Entries] = {}  # those of config.json, by its folder
         self.recorded: Recorded | None = None  # what the network was built with, to be compared
         self.modules: tuple[HeldModule, ...] = ()  # of the first file with a whole module
         self.place: Path = series.folder  # of that file
@@ -206,7 +215,16 @@ class Headers:
 
     def sources(self, files: Iterable[CheckpointFile]) -> list[Source]:
         """Return what some of the checkpoints record of how the network was built."""
-        return [Source(str(file.path), self._entries[file]) for file in files]
+        return [self._source(file) for file in files]
+
+    def _source(self, file: CheckpointFile) -> Source:
+        """Return what a checkpoint records, or else a config.json beside it."""
+        if self._entries[file] or self._context.is_hf:
+            return Source(str(file.path), self._entries[file])
+        place = config_folder(file, self._series.folder)
+        if place not in self._configs:
+            self._configs[place] = find_entries({"config": read_plain_config(place)})
+        return Source(str(place / CONFIG), self._configs[place])
 
     def _take(
         self,
@@ -373,8 +391,7 @@ class Headers:
         if not self._context.is_inferred:
             return first
         if bare not in content.others:
-            rest = without_loss(first)
-            found = first if can_infer(first) or not can_infer(rest) else rest
+            found = without_loss_layer(first)
             names = networks_in(found)
             if names:
                 raise SettingsError(
@@ -506,7 +523,13 @@ class Headers:
                 averages = [one for one in header.shapes if one in header.averaged]
                 self._furthers[key] = _find_further(header, averages, expected)
         found = self._furthers[key]
-        chosen = prefer(found)
+        if self._weights != EMA:  # the network itself comes before a second one beside it
+            found = {
+                place: (container, fit)
+                for place, (container, fit) in found.items()
+                if place == container or container not in found
+            }
+        chosen = prefer(found, averages=self._weights == EMA)
         if len(chosen) > 1:
             raise MismatchError(
                 f"{place}: holds several sets of weights that fit the model: {listed(chosen)}.",

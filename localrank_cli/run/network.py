@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.entries import level
 from localrank_cli.checkpoints.series import CheckpointFile
-from localrank_cli.checkpoints.weights import parts, second_networks, without_wrappers
+from localrank_cli.checkpoints.weights import parts, second_networks, without_loss, without_wrappers
 from localrank_cli.errors import MismatchError, ModelError, Note, UnreadableError, listed
 from localrank_cli.model.arguments import Source, find_arguments
 from localrank_cli.model.build import existing_modules
@@ -26,7 +26,7 @@ from localrank_cli.model.hf import (
 )
 from localrank_cli.model.hf_size import Held
 from localrank_cli.model.hf_weights import HfExpected
-from localrank_cli.model.mlp import InferredMlp, MlpLayout, infer_mlp
+from localrank_cli.model.mlp import USE_MODEL, InferredMlp, MlpLayout, infer_mlp, layer_groups
 from localrank_cli.model.twice import Builder, Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
 from localrank_cli.options.needs import EMBEDDING, HF, HfConfig, find_hf_config
@@ -63,11 +63,17 @@ def make_model(
     try:
         layout = _layout(first)
     except ModelError as error:
-        names = [name for name, part in parts(first).items() if can_infer(part)]
-        if not names:
+        advice = _advice_of_parts(first)
+        if not advice:
             raise _with_advice_of_config(error, *place, held) from error
-        part = f"To read one part alone as the network, give --weights {' or '.join(names[:4])}."
-        raise ModelError(error.what, f"{error.advice} {part}") from error
+        raise ModelError(error.what, f"{error.advice} {advice}") from error
+    groups = layer_groups(layout.names)
+    if groups and not choice.is_seen:
+        raise ModelError(
+            f"the layers form a chain, but are in several parts ({listed(groups, 4)}), and weights"
+            " do not show what is between them.",
+            f"{USE_MODEL} {_advice_of_parts(first)}",
+        )
     note(
         f"no --model: read as a plain MLP {layout.description} with {choice.activation}"
         " between its layers"
@@ -75,6 +81,18 @@ def make_model(
     model = InferredMlp(layout, choice.activation)
     model.eval()
     return Network(model.requires_grad_(False))
+
+
+def _advice_of_parts(state: State) -> str:
+    """Return the advice to read one part alone, or "" where none is a plain MLP."""
+    names = [name for name, part in parts(state).items() if _is_one_mlp(part)]
+    if not names:
+        return ""
+    return f"To read one part alone as the network, give --weights {' or '.join(names[:4])}."
+
+
+def _is_one_mlp(state: State) -> bool:
+    return can_infer(state) and not layer_groups(_layout(state).names)
 
 
 def _of_code(choice: ModelChoice, sources: Sequence[Source], note: Note) -> Network:
@@ -97,6 +115,21 @@ def _layout(state: State) -> MlpLayout:
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     bare = without_wrappers(shapes)
     return infer_mlp(bare, in_order=not all(tensor.is_meta for tensor in state.values()))
+
+
+def without_loss_layer(state: State) -> State:
+    """Return weights without those of a loss, where the rest is a plain MLP.
+
+    A loss may hold a matrix that fits as the last layer, as ArcFace's does. One that fits before
+    others by its shape is taken for a layer.
+    """
+    rest = without_loss(state)
+    if len(rest) == len(state) or not can_infer(rest):
+        return state
+    if not can_infer(state):
+        return rest
+    names, kept = _layout(state).names, _layout(rest).names
+    return rest if names[: len(kept)] == kept else state
 
 
 def can_infer(state: State) -> bool:
@@ -148,7 +181,7 @@ def _with_advice_of_config(
     error: ModelError, files: Sequence[CheckpointFile], folder: Path, held: Held
 ) -> ModelError:
     """Return the error of an inference, with other advice where a config.json describes a model."""
-    config = find_hf_config(_config_folder(files[0], folder))
+    config = find_hf_config(config_folder(files[0], folder))
     if config is None:
         return error
     wrt = ""
@@ -187,7 +220,7 @@ def make_hf_model(
     Raises:
         ModelError: If there is no usable config.
     """
-    places = list(dict.fromkeys(_config_folder(file, folder) for file in files))
+    places = list(dict.fromkeys(config_folder(file, folder) for file in files))
     errors: list[ModelError] = []
     for place in places if skips else places[:1]:
         try:
@@ -208,7 +241,7 @@ def check_config(file: CheckpointFile, folder: Path, source: HfModel) -> None:
         UnreadableError: If its config cannot be read.
         MismatchError: If it describes another network, or not the weights that were found.
     """
-    place = _config_folder(file, folder)
+    place = config_folder(file, folder)
     try:
         found = read_config(place)
     except ModelError as error:
@@ -225,7 +258,8 @@ def check_config(file: CheckpointFile, folder: Path, source: HfModel) -> None:
         )
 
 
-def _config_folder(file: CheckpointFile, folder: Path) -> Path:
+def config_folder(file: CheckpointFile, folder: Path) -> Path:
+    """Return the folder of the config.json of a checkpoint: its own, or that of the series."""
     beside = file.folder or file.path.parent
     # One that is no file (a FIFO, a folder) is refused when it is read.
     is_elsewhere = not os.path.lexists(beside / CONFIG) and os.path.lexists(folder / CONFIG)

@@ -37,7 +37,7 @@ from localrank_cli.errors import (
 from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import check_memory, free_memory, memory_budget, pick_device
-from localrank_cli.measures.table import AVERAGED
+from localrank_cli.measures.table import CHOICES
 from localrank_cli.model.arguments import Recorded
 from localrank_cli.model.build import move_model
 from localrank_cli.model.fill import Expected, fill_model
@@ -595,7 +595,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "dtype": settings.dtype_name,
         "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
-        "measures": list(AVERAGED),
+        "measures": list(CHOICES[settings.measures]),
         "noise": settings.noise,
         "columns": dict(settings.columns),
         "optional_columns": list(series.optional_columns),

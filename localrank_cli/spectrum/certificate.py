@@ -24,8 +24,10 @@ they do not exceed the Frobenius norm of the errors (Hoffman and Wielandt):
     sqrt(sum d_i^2) <= delta_F = 1.01 u (l |M|_F^2 + 4 r sqrt(r) lambda_1),
 
 so that a sum of w_i |d_i| stays under |w| delta_F, up to sqrt(r) times less than delta sum w_i.
-Each measure turns these two into its own bound (`localrank_cli.measures.table`); where one could
-change in the sixth digit, the SVD is used as well.
+Each measure turns these two into its own bound (`localrank_cli.measures.table`). Only the
+effective rank ever needs more, for values under about 1e-5 sigma_1: these are computed apart, with
+an error of their own (`localrank_cli.spectrum.lowest`). Where a measure could still change in the
+sixth digit, or a count is uncertain, the SVD is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,12 +69,25 @@ class Shape:
 
 @dataclass(frozen=True)
 class Doubt:
-    """Eigenvalues of Gram matrices, and bounds on their errors."""
+    """Eigenvalues of Gram matrices, and bounds on their errors.
+
+    Values that were computed apart are not among the matrix's own.
+    """
 
     powers: Tensor  # (points, width), float64, >= 0: computed squares of singular values
     own: Tensor  # (points, width), bool: false for the zeros behind, which are exact
-    each: Tensor  # (points,): bound on each error
-    together: Tensor  # (points,): bound on the root of the sum of all squared errors
+    each: Tensor  # (points,): bound on each error of the own
+    together: Tensor  # (points,): bound on the root of the sum of their squared errors
+    # (points, width): bounds on the errors of singular values that were computed apart, 0 for the
+    # others; None: there are none.
+    slack: Tensor | None = None
+
+    @property
+    def slips(self) -> Tensor:
+        """Bounds on the errors of the squares of values that were computed apart; 0 for others."""
+        if self.slack is None:
+            return torch.zeros_like(self.powers)
+        return self.slack * (2 * self.powers.sqrt() + self.slack)
 
 
 # The largest relative error of a measure at each point, shape (points,).
@@ -84,23 +99,34 @@ def squared_error(trace: Tensor, first: Tensor, long_side: Sided, short_side: Si
     return 1.01 * _U * (long_side * trace + 4 * short_side * first)
 
 
+@dataclass(frozen=True)
+class Apart:
+    """Values at the end of each row of eigenvalues that were computed apart."""
+
+    counts: Tensor  # (points,), int64
+    # (points,), float64: bound on the errors of these singular values; 0: as good as the SVD's, so
+    # that counts among them are those of the SVD.
+    slack: Tensor
+
+
 def certify(
     eigenvalues: Tensor,
     errors: Tensor,
     shapes: list[Shape],
     thresholds: Tensor,
     bounds: Sequence[Bound],
-    leading: int | None = None,
+    apart: Apart | None = None,
 ) -> Tensor:
     """Return which matrices' eigenvalues can be used as they are, shape (points,), bool.
 
     Args:
-        eigenvalues: Of the Gram matrices, shape (points, width), float64, descending, zeros behind.
+        eigenvalues: Of the Gram matrices, shape (points, width), float64, descending, zeros behind;
+            of values that were computed apart, their squares.
         errors: e of each matrix, shape (points,).
         shapes: Of each matrix.
         thresholds: Values of tau at which counts are wanted, shape (points, tolerances).
         bounds: Of the measures that are wanted.
-        leading: How many must be certain, if the others are computed in another way; None: all.
+        apart: The values that were computed apart; None: there are none.
     """
     shape = shapes[0]
     trace = eigenvalues.clamp(min=0).sum(dim=1)
@@ -112,21 +138,41 @@ def certify(
     norm = first.sqrt()
     # The SVD's threshold rtol * sigma_1 has its own sigma_1: 2 s and delta / sigma_1 more.
     svd = 4 * rounding(norm, shape.longest, torch.float64) + delta / norm.clamp(min=1e-300)
-    eigenvalues = eigenvalues[:, :leading]
-    own = torch.arange(eigenvalues.shape[1], device="cpu") < short_sides.unsqueeze(1)
-    doubt = Doubt(eigenvalues.clamp(min=0), own, delta, together)
-    held = _counts_hold(eigenvalues, delta, errors + svd, thresholds) & (trace > _MIN_TRACE)
+    place = torch.arange(eigenvalues.shape[1], device="cpu")
+    own = place < short_sides.unsqueeze(1)
+    slack = None
+    if apart is not None:
+        lowest = own & (place >= (short_sides - apart.counts).unsqueeze(1))
+        own &= ~lowest
+        slack = torch.where(lowest, apart.slack.unsqueeze(1), 0)
+    doubt = Doubt(eigenvalues.clamp(min=0), own, delta, together, slack)
+    held = trace > _MIN_TRACE
+    if apart is None or slack is None:
+        each = delta.unsqueeze(1)
+        held &= _counts_hold(eigenvalues, each, (errors + svd).unsqueeze(1), thresholds)
+    else:
+        each = torch.where(lowest, 0, delta.unsqueeze(1))
+        error = (errors + svd).unsqueeze(1) + slack
+        safe = lowest & (slack == 0)
+        held &= _counts_hold(eigenvalues, each, error, thresholds, safe)
     for bound in bounds:
         held &= bound(doubt) <= _MAX_MEASURE_ERROR
     return held
 
 
-def _counts_hold(eigenvalues: Tensor, delta: Tensor, error: Tensor, thresholds: Tensor) -> Tensor:
-    margin = delta.unsqueeze(1) + (2 * thresholds + error.unsqueeze(1)) * error.unsqueeze(1)
-    # tau^2 itself is rounded.
-    margin += 4 * _U * thresholds.square()
+def _counts_hold(
+    eigenvalues: Tensor,
+    each: Tensor,
+    error: Tensor,
+    thresholds: Tensor,
+    safe: Tensor | None = None,
+) -> Tensor:
+    """Return where every eigenvalue is on a sure side of every threshold; those in `safe` are."""
     held = torch.ones(eigenvalues.shape[0], dtype=torch.bool, device="cpu")
     for column in range(thresholds.shape[1]):
-        distance = (eigenvalues - thresholds[:, column : column + 1].square()).abs()
-        held &= (distance > margin[:, column : column + 1]).all(dim=1)
+        tau = thresholds[:, column : column + 1]
+        # tau^2 itself is rounded.
+        margin = each + (2 * tau + error) * error + 4 * _U * tau.square()
+        sure = (eigenvalues - tau.square()).abs() > margin
+        held &= (sure if safe is None else sure | safe).all(dim=1)
     return held

@@ -67,6 +67,12 @@ def gram_pair(matrix: Tensor) -> GramPair:
     return GramPair(tall, gram, symmetric_eigenvalues(gram))
 
 
+def has_small_values(eigenvalues: Tensor) -> bool:
+    """Return whether a gap may set small values apart, so that `small_values` finds them."""
+    least = float(eigenvalues[0]) * _U  # the error of an eigenvalue is larger
+    return _small_ones(eigenvalues, least) > 0
+
+
 def small_values(pair: GramPair) -> Tensor | None:
     """Return the singular values that the Gram matrix cannot distinguish from zero.
 

@@ -17,6 +17,11 @@ from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.slices import positions
 from localrank_cli.layers.survey import CallRecord, Survey, survey
 
+_IDLE_AXES = (
+    "--feature-axis: no number depends on it without --positions or --residual, since whole"
+    " Jacobians have every entry"
+)
+
 
 @dataclass(frozen=True)
 class View:
@@ -131,6 +136,8 @@ def examine(
         axes = axes_of(model, points, views[0].survey.records, selection, dtype)
         views, more = at_positions(views, axes, selection)
         notes = (*notes, *more)
+    elif selection.feature_axes:
+        notes = (*notes, _IDLE_AXES)
     return Examination(views, notes, selection.positions)
 
 
@@ -222,11 +229,12 @@ def at_positions(
     `every` are axes as `axes_of` returns them.
 
     Raises:
-        LayerError: If no layer has them, or one that is named exactly has not.
+        LayerError: If no layer has them, or one that is named exactly has not with respect to any
+            source.
     """
     axes, whole = every
     wanted, notes, reasons = selection.positions, list[str](), list[str]()
-    placed = []
+    placed, unfit = [], list[tuple[Call, View, str]]()
     for view in views:
         source = whole if view.source is None else axes[view.source]
         left_out: dict[str, list[str]] = {}
@@ -236,7 +244,7 @@ def at_positions(
                 continue  # with respect to itself
             reason = _unfit(axes[record.call], source, selection)
             if reason:
-                _refuse_if_named(record.call, view, reason, selection)
+                unfit.append((record.call, view, reason))
                 left_out.setdefault(reason, []).append(record.call.label)
             else:
                 kept.append(record)
@@ -246,6 +254,7 @@ def at_positions(
         notes += [f"left out{of}, {one}" for one in found]
         if kept:
             placed.append(replace(view, records=tuple(kept), axes=axes, source_axes=source))
+    _check_named(unfit, [record.call for view in placed for record in view.records], selection)
     if not placed:
         raise _nothing_fits(reasons, selection)
     if wanted.is_all:
@@ -294,15 +303,25 @@ def _unfit(output: Axes, source: Axes, selection: Selection) -> str:
     return ""
 
 
-def _refuse_if_named(call: Call, view: View, reason: str, selection: Selection) -> None:
-    names = {one for one in selection.include if not has_glob(one)}
-    if not names & {call.name, call.label}:
-        return
-    raise LayerError(
-        f"layer {call.label!r} with respect to {_source(view)}: {_asked(selection)} does not"
-        f" apply; such layers {reason}.",
-        "Leave it out, choose another source with --wrt, or see localrank inspect for the axes.",
-    )
+def _check_named(
+    unfit: Sequence[tuple[Call, View, str]], fitting: Sequence[Call], selection: Selection
+) -> None:
+    """Check that each layer that is named exactly fits one of its sources, in one of its calls.
+
+    Raises:
+        LayerError: If one does not.
+    """
+    for name in [one for one in selection.include if not has_glob(one)]:
+        if any(name in {call.name, call.label} for call in fitting):
+            continue
+        for call, view, reason in unfit:
+            if name in {call.name, call.label}:
+                raise LayerError(
+                    f"layer {call.label!r} with respect to {_source(view)}: {_asked(selection)}"
+                    f" does not apply; such layers {reason}.",
+                    "Leave it out, choose another source with --wrt, or see localrank inspect for"
+                    " the axes.",
+                )
 
 
 def _source(view: View) -> str:

@@ -13,14 +13,16 @@ from localrank_cli.jacobian.blocks import (
     AnyPortion,
     BlockPortion,
     ChainPortion,
+    LocalPortion,
     PartBlockPortion,
     PartPortion,
     Portion,
 )
 from localrank_cli.jacobian.engine import Modes, Task, all_jacobians
-from localrank_cli.jacobian.metric_factor import MetricFactor
+from localrank_cli.jacobian.metric_factor import Metric, MetricFactor, PositionFactors
 from localrank_cli.layers.axes import Axes
 from localrank_cli.layers.capture import Call
+from localrank_cli.layers.pairs import Source
 from localrank_cli.layers.positions import make_parts
 from localrank_cli.layers.select import Selection
 from localrank_cli.layers.setting import analysis_setting
@@ -41,7 +43,13 @@ from localrank_cli.spectrum.pooled import (
     pooled_bytes,
     pooled_spectrum,
 )
-from localrank_cli.spectrum.solve import Demand, solve_blocks, solve_chain, solve_stack
+from localrank_cli.spectrum.solve import (
+    Demand,
+    solve_blocks,
+    solve_chain,
+    solve_local,
+    solve_stack,
+)
 from localrank_cli.spectrum.svd import rounding
 
 # The method of rows whose path holds float32.
@@ -100,6 +108,9 @@ class Request:
     memory: int = 2**31  # bytes for Jacobians and intermediate results
     demand: Demand = field(default=Demand(None))
     metric: MetricFactor | None = None  # of the varied tensor; None: the identity
+    metrics: Mapping[Source, Metric] = field(
+        default_factory=dict
+    )  # of sources with one of their own
     scaled_by_whole: bool = False  # relative tolerances refer to sigma_1 without slices
     is_chosen: bool = False  # whether `choose_precision` was called for the network's weights
     seed: int = 0  # of the positions
@@ -227,6 +238,9 @@ def make_task(
 
     Without `triangles` the task shows shapes and costs: no weight is factored.
     """
+    metric = request.metrics.get(view.source, request.metric)
+    by_place = metric if isinstance(metric, PositionFactors) else None
+    whole = metric if isinstance(metric, MetricFactor) else None
     task = Task(
         model=model,
         points=points,
@@ -235,7 +249,8 @@ def make_task(
         wrt=view.source,
         dtype=request.dtype,
         memory=request.memory,
-        metric=_sliced_metric(request.metric, view),
+        metric=_sliced_metric(whole, view),
+        place_metric=by_place,
         picked=view.picked,
         residual=request.selection.residual,
     )
@@ -301,8 +316,16 @@ def _empty(record: CallRecord, task: Task, n_points: int) -> Tensor:
 
 def _n_columns(task: Task) -> int:
     """Return the columns of each Jacobian."""
+    n_features = _n_features(task)
+    if n_features is None:
+        return task.n_in
+    return n_features if task.place_metric is None else task.place_metric.width(n_features)
+
+
+def _n_features(task: Task) -> int | None:
+    """Return the entries of one position of the source, where no more are varied."""
     columns = [one.columns for one in task.parts.values()]
-    return task.n_in if not columns or columns[0] is None else columns[0].shape[2]
+    return None if not columns or columns[0] is None else columns[0].shape[2]
 
 
 def _write_rows(rows: Tensor, start: int, finite: Tensor, values: Tensor) -> None:
@@ -321,6 +344,11 @@ def _solve(portion: AnyPortion, task: Task, found: dict[Call, Tensor], demand: D
         if not bool(portion.finite.all()):
             jacobians = jacobians[portion.finite.to(jacobians.device)]
         values = solve_stack(jacobians, demand, n_in, portion.error)
+        _write_rows(rows, portion.start, portion.finite, values)
+    elif isinstance(portion, LocalPortion):
+        finite = portion.finite.tolist()
+        some = [one for one, good in zip(portion.jacobians, finite, strict=True) if good]
+        values = solve_local(some, (portion.record.numel, n_in), demand, portion.error)
         _write_rows(rows, portion.start, portion.finite, values)
     elif isinstance(portion, BlockPortion):
         if bool(portion.finite.all()):
@@ -371,7 +399,9 @@ def _spectrum(pair: Pair, task: Task, values: Tensor, dtype: torch.dtype) -> Lay
     whole = torch.isfinite(bound).view(-1, n_positions).all(dim=1).repeat_interleave(n_positions)
     bound = torch.where(whole, bound, torch.nan)
     values = torch.where(whole.unsqueeze(1), values, torch.nan)
-    n_varied = n_in if task.metric is None else task.metric.n_varied(task.survey.n_in)
+    n_varied = _n_features(task) or n_in
+    if task.metric is not None:
+        n_varied = task.metric.n_varied(task.survey.n_in)
     return LayerSpectrum(
         layer=record.call.label,
         module=record.module,

@@ -7,16 +7,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from localrank_cli.jacobian.chain import Chain, Factor
+from localrank_cli.jacobian.chain import Chain
+from localrank_cli.jacobian.local import LocalJacobian
 from localrank_cli.layers.capture import Call
-from localrank_cli.spectrum.certificate import Bound, Shape, certify
-from localrank_cli.spectrum.deflation import MIN_DEFLATED_SIZE, gram_pair, small_values
+from localrank_cli.spectrum.certificate import Apart, Bound, Shape, certify
+from localrank_cli.spectrum.deflation import (
+    MIN_DEFLATED_SIZE,
+    gram_pair,
+    has_small_values,
+    small_values,
+)
+from localrank_cli.spectrum.lowest import Lowest, lowest_values
 from localrank_cli.spectrum.svd import (
     MAX_STACKED_SIZE,
     gram_eigenvalues,
     singular_values,
     streamed_gram,
     streamed_triangle,
+    symmetric_eigenvalues,
     thread_map,
 )
 from localrank_cli.spectrum.tolerance import Tolerance
@@ -31,6 +39,7 @@ class Demand:
 
     tolerances: tuple[Tolerance, ...] | None  # None: unknown, so the SVD for every matrix
     bounds: tuple[Bound, ...] = ()  # on the errors of the measures that are wanted
+    needs_every_value: bool = True  # whether one of them depends on each small value
 
     def thresholds(self, spectral_norm: Tensor, n_out: int, n_in: int) -> Tensor:
         """Return all values at which counts are wanted: tol, 0.99 tol and 1.01 tol per tolerance.
@@ -49,6 +58,7 @@ class _Solution:
     eigenvalues: Tensor  # (rank of the matrix,), descending
     error: float
     long_side: int
+    lowest: Lowest | None = None  # the last singular values, if they were computed apart
 
 
 def solve_stack(
@@ -78,67 +88,60 @@ def solve_stack(
         return solve_stack(matrices[:1], demand, n_in, error, n_out).expand(count, -1)
     if demand.tolerances is None:
         return _padded(singular_values(matrices), min(shape))
-    if min(rows, columns) >= MIN_DEFLATED_SIZE:
-        return _solve_each(matrices, shape, error, demand)
     if min(rows, columns) <= MAX_STACKED_SIZE:
         eigenvalues = gram_eigenvalues(matrices)
+        solved = [_Solution(row, error, max(rows, columns)) for row in eigenvalues]
+    elif min(rows, columns) <= _MAX_THREADED_SIZE:
+        solved = thread_map(lambda index: _squared(matrices[index], error, demand), range(count))
     else:
-        eigenvalues = torch.stack(thread_map(lambda i: gram_eigenvalues(matrices[i]), range(count)))
-    solved = [_Solution(row, error, max(rows, columns)) for row in eigenvalues]
+        solved = [_squared(matrix, error, demand) for matrix in matrices]
 
-    def svd(indices: Sequence[int]) -> Tensor:
-        # One at a time: a copy of all of them would double what is held.
-        values = torch.stack([singular_values(matrices[index]) for index in indices])
-        return _padded(values, min(shape))
-
-    return _certain_values(solved, shape, demand, svd)
+    return _certain_values(
+        solved, shape, demand, _solver(lambda index: matrices[index], solved, shape, demand)
+    )
 
 
-def _solve_each(matrices: Tensor, shape: tuple[int, int], error: float, demand: Demand) -> Tensor:
-    def solve(matrix: Tensor) -> Tensor:
-        return _solve_one(matrix, shape, error, demand)
-
-    if min(matrices.shape[1:]) <= _MAX_THREADED_SIZE:
-        values = torch.stack(thread_map(solve, matrices))
-    else:
-        values = torch.stack([solve(matrix) for matrix in matrices])
-    return _padded(values, min(shape))
+def _squared(matrix: Tensor, error: float, demand: Demand) -> _Solution:
+    """Return the eigenvalues of a matrix's Gram matrix, and apart what they do not resolve."""
+    pair = gram_pair(matrix)
+    lowest = lowest_values(pair) if demand.needs_every_value else None
+    return _Solution(pair.eigenvalues, error, pair.matrix.shape[0], lowest)
 
 
 def _solve_one(matrix: Tensor, shape: tuple[int, int], error: float, demand: Demand) -> Tensor:
     """Return the singular values of a matrix M, by the cheapest way that is certain.
 
-    `shape` is that of the Jacobian whose singular values are within `error` of M's. As many as the
-    shorter side of M, float64, CPU, descending.
+    `shape` is that of the Jacobian whose singular values are within `error` of M's. The result has
+    shape (1, min(n_out, n_in)), float64, CPU, descending.
     """
-    values = None
-    if demand.tolerances is not None and min(matrix.shape) >= MIN_DEFLATED_SIZE:
-        values = _from_squares(matrix, shape, error, demand)
-    return singular_values(matrix) if values is None else values
+    if demand.tolerances is None or min(matrix.shape) < MIN_DEFLATED_SIZE:
+        return _padded(singular_values(matrix).unsqueeze(0), min(shape))
+    solution = _squared(matrix, error, demand)
+    return _certain_values(
+        [solution], shape, demand, _solver(lambda _: matrix, [solution], shape, demand)
+    )
 
 
-def _from_squares(
-    matrix: Tensor, shape: tuple[int, int], error: float, demand: Demand
-) -> Tensor | None:
-    """Return all singular values without an SVD of the whole; None where that is not certain."""
+def _solve_surely(
+    matrix: Tensor, shape: tuple[int, int], squared: _Solution, demand: Demand
+) -> Tensor:
+    """Return the singular values of a matrix whose squares were not certain, (its short side,).
+
+    Small values that a gap sets apart are refined until they are as good as the SVD's; otherwise it
+    is the SVD.
+    """
+    short_side = len(squared.eigenvalues)
+    if short_side < MIN_DEFLATED_SIZE or not has_small_values(squared.eigenvalues):
+        return singular_values(matrix)
     pair = gram_pair(matrix)
-    sizes = Shape(*shape, *pair.matrix.shape)
-    values = pair.eigenvalues.clamp(min=0).sqrt()
-    if bool(torch.isnan(values).any()):
-        return None
-    thresholds = demand.thresholds(values[:1], *shape)
-
-    def serve(leading: int) -> bool:
-        found = pair.eigenvalues.unsqueeze(0)
-        errors = found.new_full((1,), error)
-        return bool(certify(found, errors, [sizes], thresholds, demand.bounds, leading))
-
-    if serve(len(values)):
-        return values
     small = small_values(pair)
-    if small is None or not serve(len(values) - len(small)):
-        return None
-    return torch.cat([values[: -len(small)], small])
+    if small is not None:
+        apart = Lowest(small, 0.0)
+        refined = _Solution(pair.eigenvalues, squared.error, squared.long_side, apart)
+        values, holds = _certified([refined], shape, demand)
+        if bool(holds.all()):
+            return values[0, :short_side]
+    return singular_values(matrix)
 
 
 def solve_blocks(
@@ -158,14 +161,45 @@ def solve_blocks(
         error: How far singular values of the blocks may be from those of the Jacobian.
     """
 
-    def svd(_: Sequence[int]) -> Tensor:
-        triangle = streamed_triangle(blocks)
-        return _padded(_solve_one(triangle, shape, error, demand).unsqueeze(0), min(shape))
+    def surely(_: Sequence[int]) -> Tensor:
+        return _solve_one(streamed_triangle(blocks), shape, error, demand)
 
     if demand.tolerances is None:
-        return svd([0])
+        return surely([0])
     solved = [_Solution(streamed_gram(blocks()), error, max(shape))]
-    return _certain_values(solved, shape, demand, svd)
+    return _certain_values(solved, shape, demand, surely)
+
+
+def solve_local(
+    jacobians: Sequence[LocalJacobian],
+    shape: tuple[int, int],
+    demand: Demand,
+    error: float = 0.0,
+) -> Tensor:
+    """Return the singular values of tall Jacobians with many zeros: (len(jacobians), n_in).
+
+    They are float64, on the CPU, descending.
+
+    Args:
+        jacobians: Some points' of one call.
+        shape: n_out and n_in.
+        demand: Their purpose.
+        error: How far their singular values may be from those of the network's Jacobians.
+    """
+
+    def surely(indices: Sequence[int]) -> Tensor:
+        return torch.cat(
+            [_solve_one(jacobians[index].dense(), shape, error, demand) for index in indices]
+        )
+
+    if not jacobians:
+        return torch.empty(0, min(shape), dtype=torch.float64, device="cpu")
+    if demand.tolerances is None:
+        return surely(range(len(jacobians)))
+    # A sum without the terms that are exactly zero: the bound of the whole product holds.
+    squares = [symmetric_eigenvalues(jacobian.gram()) for jacobian in jacobians]
+    solved = [_Solution(row, error, max(shape)) for row in squares]
+    return _certain_values(solved, shape, demand, surely)
 
 
 def solve_chain(
@@ -193,66 +227,118 @@ def solve_chain(
         }
         return found | empty
 
-    def eigenvalues(point: int) -> dict[Call, _Solution]:
+    def squared(point: int) -> dict[Call, _Solution]:
         return {
-            factor.call: _Solution(
-                gram_eigenvalues(factor.matrix), factor.error, max(factor.matrix.shape)
-            )
+            factor.call: _squared(factor.matrix, factor.error, demand)
             for factor in chain.factors(point, rest)
         }
 
-    by_point = thread_map(eigenvalues, points)
+    if demand.tolerances is None:
+        return found | {call: _svd(chain, points, call, min(shapes[call])) for call in rest}
+    by_point = thread_map(squared, points)
     for call in rest:
-        svd = _chain_svd(chain, points, call, shapes[call], demand)
-        found[call] = _certain_values(
-            [solved[call] for solved in by_point], shapes[call], demand, svd
-        )
+        factors = _factors(chain, points, call)
+        solved = [of_point[call] for of_point in by_point]
+        solver = _solver(factors, solved, shapes[call], demand)
+        found[call] = _certain_values(solved, shapes[call], demand, solver)
     return found
 
 
-def _chain_svd(
-    chain: Chain, points: Sequence[int], call: Call, shape: tuple[int, int], demand: Demand
-) -> Callable[[Sequence[int]], Tensor]:
+def _svd(chain: Chain, points: Sequence[int], call: Call, width: int) -> Tensor:
+    factor = _factors(chain, points, call)
+
     def values(index: int) -> Tensor:
-        (factor,) = _factors(chain, points[index], call)
-        return _padded(_solve_one(factor.matrix, shape, factor.error, demand), min(shape))
+        return _padded(singular_values(factor(index)), width)
 
-    def svd(indices: Sequence[int]) -> Tensor:
-        return torch.stack(thread_map(values, indices))
-
-    return svd
+    return torch.stack(thread_map(values, range(len(points))))
 
 
-def _factors(chain: Chain, point: int, call: Call) -> list[Factor]:
-    return list(chain.factors(point, frozenset([call])))
+def _factors(chain: Chain, points: Sequence[int], call: Call) -> Callable[[int], Tensor]:
+    """Return a function of an index among the points that computes a call's matrix anew."""
+
+    def factor(index: int) -> Tensor:
+        (only,) = chain.factors(points[index], frozenset([call]))
+        return only.matrix
+
+    return factor
+
+
+def _solver(
+    matrix: Callable[[int], Tensor],
+    solved: Sequence[_Solution],
+    shape: tuple[int, int],
+    demand: Demand,
+) -> Callable[[Sequence[int]], Tensor]:
+    """Return a function that solves, in any case, the matrices with given indices."""
+
+    def values(index: int) -> Tensor:
+        return _solve_surely(matrix(index), shape, solved[index], demand)
+
+    def surely(indices: Sequence[int]) -> Tensor:
+        if min(shape) > _MAX_THREADED_SIZE:
+            found = [values(index) for index in indices]
+        else:
+            found = thread_map(values, indices)
+        return torch.stack([_padded(row, min(shape)) for row in found])
+
+    return surely
 
 
 def _certain_values(
     solved: Sequence[_Solution],
     shape: tuple[int, int],
     demand: Demand,
-    svd: Callable[[Sequence[int]], Tensor],
+    surely: Callable[[Sequence[int]], Tensor],
 ) -> Tensor:
-    """Return square roots where the certificate holds, and the SVD of the matrix elsewhere."""
-    n_out, n_in = shape
-    width = min(shape)
-    eigenvalues = torch.stack([_padded(one.eigenvalues, width) for one in solved])
-    values = eigenvalues.clamp(min=0).sqrt()
-    if demand.tolerances is None:
-        holds = torch.zeros(len(solved), dtype=torch.bool, device="cpu")
-    else:
-        holds = certify(
-            eigenvalues,
-            torch.tensor([one.error for one in solved], dtype=torch.float64, device="cpu"),
-            [Shape(n_out, n_in, one.long_side, len(one.eigenvalues)) for one in solved],
-            demand.thresholds(values[:, 0], n_out, n_in),
-            demand.bounds,
-        )
+    """Return square roots where the certificate holds; elsewhere what `surely` returns."""
+    values, holds = _certified(solved, shape, demand)
     # A comparison with NaN is false: what is not finite or out of range is never certified.
     doubtful = (~holds).nonzero().squeeze(1).tolist()
     if doubtful:
-        values[doubtful] = svd(doubtful)
+        values[doubtful] = surely(doubtful)
     return values
+
+
+def _certified(
+    solved: Sequence[_Solution], shape: tuple[int, int], demand: Demand
+) -> tuple[Tensor, Tensor]:
+    """Return singular values, (matrices, min(n_out, n_in)), and for which of them to use these."""
+    n_out, n_in = shape
+    eigenvalues = torch.stack([_padded(one.eigenvalues, min(shape)) for one in solved])
+    values = eigenvalues.clamp(min=0).sqrt()
+    apart = None
+    if any(one.lowest is not None for one in solved):
+        apart = _put_lowest(solved, eigenvalues, values)
+    holds = certify(
+        eigenvalues,
+        torch.tensor([one.error for one in solved], dtype=torch.float64, device="cpu"),
+        [Shape(n_out, n_in, one.long_side, len(one.eigenvalues)) for one in solved],
+        demand.thresholds(values[:, 0], n_out, n_in),
+        demand.bounds,
+        apart,
+    )
+    return values, holds
+
+
+def _put_lowest(solved: Sequence[_Solution], eigenvalues: Tensor, values: Tensor) -> Apart:
+    """Write the values that were computed apart, and their squares, into the rows of the others."""
+    for row, one in enumerate(solved):
+        if one.lowest is not None:
+            last = len(one.eigenvalues)
+            start = last - len(one.lowest.values)
+            values[row, start:last] = one.lowest.values
+            eigenvalues[row, start:last] = one.lowest.values.square()
+            # Next to each other, one from either way may be out of order by its error.
+            values[row] = values[row].sort(descending=True).values
+    lowest = [
+        (0, 0.0) if one.lowest is None else (len(one.lowest.values), one.lowest.slack)
+        for one in solved
+    ]
+    counts, slack = zip(*lowest, strict=True)
+    return Apart(
+        torch.tensor(counts, dtype=torch.int64, device="cpu"),
+        torch.tensor(slack, dtype=torch.float64, device="cpu"),
+    )
 
 
 def _padded(values: Tensor, width: int) -> Tensor:

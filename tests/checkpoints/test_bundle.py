@@ -1,21 +1,27 @@
 """A series in one file is refused with lines of Python that split it, and these work."""
 
 import re
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from localrank_cli import analyze
 from localrank_cli.errors import LocalrankError
-from tests.helpers import weights
+from tests.helpers import mlp, weights
 
 SETS = [weights(seed=seed) for seed in range(3)]
 
 
 def table_of(*keys: object) -> dict[object, Any]:
     return dict(zip(keys, SETS, strict=True))
+
+
+def module(seed: int) -> nn.Module:
+    return mlp(4, 3, 2, seed=seed)
 
 
 def steps(path: Path, **options: Any) -> list[int]:
@@ -36,6 +42,12 @@ def steps(path: Path, **options: Any) -> list[int]:
         ({"history": SETS, "steps": torch.tensor([0, 50, 1000])}, [0, 50, 1000]),
         ({"model": SETS[0], "checkpoints": SETS, "checkpoint_epochs": [0, 9, 20]}, [0, 9, 20]),
         ({"log": {"snapshots": table_of(0, 50, 1000)}}, [0, 50, 1000]),
+        (table_of(0.0, 50.0, 1000.0), [0, 50, 1000]),
+        # These need their code, so that the lines load them with it.
+        ([{"model": one, "args": Namespace(lr=1.0)} for one in SETS], [0, 1, 2]),
+        ([module(seed) for seed in range(3)], [0, 1, 2]),
+        ({50 * seed: module(seed) for seed in range(3)}, [0, 50, 100]),
+        ({"checkpoints": [{"net": module(seed)} for seed in range(3)]}, [0, 1, 2]),
     ],
 )
 def test_the_lines_split_it(tmp_path: Path, content: object, found: list[int]) -> None:
@@ -50,9 +62,19 @@ def test_the_lines_split_it(tmp_path: Path, content: object, found: list[int]) -
     # By the steps in their names: files of one tick of the clock have the same time.
     in_order = sorted(folder.iterdir(), key=lambda path: int(re.findall(r"\d+", path.stem)[-1]))
     for number, one in enumerate(in_order):
-        saved = torch.load(one)
-        saved = saved.get("model", saved)
+        saved = torch.load(one, weights_only=False)
+        saved = saved.get("model", saved.get("net", saved))
+        saved = saved.state_dict() if isinstance(saved, nn.Module) else saved
         assert all(torch.equal(saved[key], value) for key, value in SETS[number].items())
+
+
+@pytest.mark.parametrize(("beside", "runs"), [({}, False), ({"args": Namespace(lr=1.0)}, True)])
+def test_the_lines_that_run_code_say_so(tmp_path: Path, beside: dict[str, Any], runs: bool) -> None:
+    torch.save({"history": SETS, **beside}, tmp_path / "run.pt")
+    with pytest.raises(LocalrankError) as caught:
+        steps(tmp_path)
+    assert ("since this runs its code" in caught.value.advice) is runs
+    assert f"weights_only={not runs}" in caught.value.advice
 
 
 def test_the_weights_beside_it_are_read_where_they_are_named(tmp_path: Path) -> None:

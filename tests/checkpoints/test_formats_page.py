@@ -249,6 +249,12 @@ CASES: dict[str, list[tuple[Any, Any, Any]]] = {
         ({**renamed(ONE, "gen."), **renamed(weights(2, 5, 1), "netD.")}, ONE, None),
         ({**renamed(ONE, "generator."), **renamed(TWO, "discriminator.")}, None, None),
     ],
+    "names under `encoder.` and `decoder.`, several layers each, that form one chain": [
+        ({**renamed(ONE, "encoder."), **renamed(weights(2, 5, 1), "decoder.")}, ONE, None),
+    ],
+    "`online_model.` and `ema_model.` under `ema`": [
+        ({"ema": {**renamed(ONE, "online_model."), **renamed(TWO, "ema_model.")}}, ONE, ONE),
+    ],
 }
 MODEL = "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Linear(4, 3), nn.ReLU()"
 MODEL += ", nn.Linear(3, 2))\n"

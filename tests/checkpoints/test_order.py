@@ -1,5 +1,6 @@
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ from tests.helpers import save_epochs, weights
 
 
 def steps(
-    folder: Path, notes: list[str], regex: str | None = None, source: str | None = None
+    folder: Path,
+    notes: list[str],
+    regex: str | None = None,
+    source: str | None = None,
+    pattern: str | None = None,
 ) -> dict[str, int]:
-    rule = StepRule.parse(regex, source)
+    rule = StepRule.parse(regex, source, pattern)
     series = find_checkpoints(folder, [], "", [], rule.names)
     found = Headers(series, False, rule).steps(notes.append)
     return {file.name: step for file, step in found}
@@ -81,6 +86,44 @@ class TestOrderOfTrust:
         save(tmp_path / "step_7.pt", 0)
         with pytest.raises(SettingsError, match=r"no step was found for step_7\.pt"):
             steps(tmp_path, [], source="contents")
+
+    @pytest.mark.parametrize(
+        ("name", "pattern"),
+        [
+            ("net_g_{}.pth", "net_g_{step}.pth"),
+            ("{}_net_G.pth", "{step}_net_G.pth"),
+            ("ema_0.9999_00{}.pt", "ema_0.9999_{step}.pt"),
+            ("it's at {}.pt", "it's at {step}.pt"),
+            ("ckpt-{}steps.pt", "ckpt-{step}steps.pt"),
+        ],
+    )
+    def test_names_that_differ_in_one_number(self, tmp_path: Path, name: str, pattern: str) -> None:
+        for step in (5000, 10000):
+            save(tmp_path / name.format(step), step)
+        with pytest.raises(SettingsError, match="no step was found for") as caught:
+            steps(tmp_path, [])
+        words = shlex.split(caught.value.advice.split(", if")[0])
+        assert words == ["Give", "--step-pattern", pattern]
+        found = steps(tmp_path, [], pattern=pattern)
+        assert found == {name.format(step): step for step in (5000, 10000)}
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ("run_5k.pt", "run_6k.pt"),  # thousands
+            ("lr0.1.pt", "lr0.2.pt"),  # no whole numbers
+            ("a_1_2.pt", "a_2_3.pt"),  # two numbers
+            ("a_1.pt", "b_2.pt"),
+            ("a_1.pt", "a_1.pth"),
+            ("a_{step}_1.pt", "a_{step}_2.pt"),
+        ],
+    )
+    def test_names_that_differ_otherwise(self, tmp_path: Path, names: tuple[str, str]) -> None:
+        for seed, name in enumerate(names):
+            save(tmp_path / name, seed)
+        with pytest.raises(SettingsError, match="no step was found for") as caught:
+            steps(tmp_path, [])
+        assert "--step-pattern" not in caught.value.advice
 
     def test_a_regex_finds_folders(self, tmp_path: Path) -> None:
         save_shards(tmp_path / "it100k", "model", weights(seed=1))

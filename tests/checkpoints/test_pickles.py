@@ -445,5 +445,6 @@ def test_an_object_in_the_place_of_a_weight_is_refused(tmp_path: Path) -> None:
     module = mlp(4, 3, 2)
     module._modules["0"] = Config()  # type: ignore[assignment]  # no module, on purpose
     torch.save(module, tmp_path / "a.pt")
-    with pytest.raises(UnreadableError, match=r"0 is a .*Config, not a module with weights"):
+    with pytest.raises(UnreadableError, match=r"0 is a .*Config, not a module with weights") as got:
         read(tmp_path / "a.pt")
+    assert "--trust-pickle" in got.value.advice

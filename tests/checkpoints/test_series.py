@@ -1,5 +1,6 @@
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,12 @@ class TestFindFolders:
         with pytest.raises(UnreadableError, match="no such file or folder") as caught:
             find_folders([tmp_path / name])
         assert name in caught.value.what
+
+    def test_a_glob_that_no_shell_expanded(self, tmp_path: Path) -> None:
+        with pytest.raises(UnreadableError, match="no such file or folder") as caught:
+            find_folders([tmp_path / "it's *.pt"])
+        words = shlex.split(caught.value.advice.removesuffix("."))
+        assert words[-2:] == ["--pattern", "it's *.pt"]
 
     def test_strange_paths(self, tmp_path: Path) -> None:
         (tmp_path / "loop").symlink_to(tmp_path / "loop")

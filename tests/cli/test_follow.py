@@ -2,10 +2,14 @@
 
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from localrank_cli.cli import run_analyze
+from localrank_cli.cli.screen import Steps
+from localrank_cli.run.follow import Watch
 from tests.cli.program import QUICK, invoke, start_warm
 from tests.helpers import save_series
 
@@ -34,6 +38,21 @@ def test_until_a_step_and_by_a_signal(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
     assert target.read_text() == invoke("analyze", str(run), *QUICK).stdout
+
+
+def test_progress_within_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, later, seen = tmp_path / "run", [5, 10], set[str]()
+    save_series(run, (0,))
+
+    def sleep(_: float) -> None:
+        if later and "run step 0" in seen:
+            save_series(run, (later.pop(0),))
+
+    monkeypatch.setattr(run_analyze, "Watch", partial(Watch, sleep=sleep))
+    monkeypatch.setattr(Steps, "within", lambda _, checkpoint, *__: seen.add(checkpoint))
+    words = ("--follow", "--until", "10", "-o", str(tmp_path / "ranks.csv"))
+    assert invoke("analyze", str(run), *QUICK, *words).code == 0
+    assert seen == {"run step 0", "run step 5", "run step 10"}
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,19 @@ def test_status_and_one_line(
     assert "error" not in end.stderr
 
 
+def test_an_echo_of_a_signal_is_no_second_one(tmp_path: Path) -> None:
+    """A batch system signals a process and its group; a killed parent, once for each thread."""
+    words = _prepare(tmp_path / "run", PLAIN)
+    with start_warm(*words, "-o", str(tmp_path / "run/out/ranks.csv")) as process:
+        _wait_for(tmp_path / "run/marker", process)
+        process.send_signal(signal.SIGHUP)  # the lower number: Python handles it first
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate()
+    assert process.wait() == 129
+    assert stderr.splitlines()[-1] == "localrank: stopped by SIGHUP"
+    assert entries(tmp_path / "run/out") == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_what_is_finished_is_left_and_whole(
     stopped: dict[signal.Signals, Stopped], number: signal.Signals
@@ -132,18 +145,26 @@ def test_while_it_starts(starting: "subprocess.Popen[str]", tmp_path: Path) -> N
     assert entries(tmp_path) == ["run"]
 
 
-def test_in_its_first_import(tmp_path: Path) -> None:
-    """The command line's own packages take a fifth of a second to import."""
+@pytest.mark.parametrize(
+    ("module", "code", "line"),
+    [
+        # The command line's own packages take a fifth of a second to import.
+        ("typer", 130, "localrank: stopped by SIGINT\n"),
+        # Nothing is there yet that could print a line; Python would print a traceback. A shell
+        # turns this status into 130.
+        ("threading", -signal.SIGINT, ""),
+    ],
+)
+def test_in_its_first_imports(tmp_path: Path, module: str, code: int, line: str) -> None:
     marker = tmp_path / "marker"
-    (tmp_path / "typer.py").write_text(
+    (tmp_path / f"{module}.py").write_text(
         f"import pathlib, time\npathlib.Path({str(marker)!r}).touch()\ntime.sleep(60)\n"
     )
     with start("--help", env=os.environ | {"PYTHONPATH": str(tmp_path)}) as process:
         _wait_for(marker, process)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert (stdout, stderr) == ("", "localrank: stopped by SIGINT\n")
+    assert (process.returncode, stdout, stderr) == (code, "", line)
 
 
 def test_the_console_script_starts_as_the_module_does() -> None:

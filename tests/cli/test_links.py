@@ -69,14 +69,16 @@ def test_manifest_and_journal_are_written_through(
     elsewhere.parent.mkdir()
     (tmp_path / part).rename(elsewhere)
     (tmp_path / part).symlink_to(elsewhere)
-    before = elsewhere.stat().st_ino
     save_series(series, (7,))
-    outcome = analyze(series, target, *["--overwrite"] * overwrite)
+    with elsewhere.open() as held:  # as long as it is open, no other file gets its number
+        before = os.fstat(held.fileno()).st_ino
+        outcome = analyze(series, target, *["--overwrite"] * overwrite)
+        after = elsewhere.stat().st_ino
     assert outcome.code == 0, outcome.stderr
     assert ("2 of 3 checkpoints are finished" in outcome.stderr) is not overwrite
     assert (tmp_path / part).is_symlink()
     assert entries(elsewhere.parent) == ["part"]
-    assert elsewhere.stat().st_ino != before or not overwrite
+    assert after != before or not overwrite
     assert "step_7" in elsewhere.read_text()
 
 
@@ -192,6 +194,13 @@ def test_names_that_are_too_long(
     assert outcome.code == 1
     assert outcome.error.endswith("(File name too long). Choose a shorter name.")
     assert entries(tmp_path) == before
+
+
+@pytest.mark.parametrize("words", [("--data", f"{LONG}.npy"), ("--plan", LONG)])
+def test_names_to_read_that_are_too_long(series: Path, words: tuple[str, ...]) -> None:
+    outcome = invoke("analyze", str(series), *QUICK, *words)
+    assert outcome.code == 1
+    assert "(File name too long)" in outcome.error
 
 
 @pytest.mark.parametrize("place", ["a.csv.json", "sigma/run/step_5.safetensors"])

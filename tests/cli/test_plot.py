@@ -95,6 +95,23 @@ def test_with_metrics(ranks: Path) -> None:
     assert "not of the form METRICS.csv:COLUMN" in outcome.error
 
 
+@pytest.mark.parametrize("command", ["plot", "report", "show"])
+@pytest.mark.parametrize("column", ["n_in", "n_out", "n_points", "n_failed"])
+def test_sizes_that_a_table_by_hand_lacks(tmp_path: Path, command: str, column: str) -> None:
+    table().assign(**{column: ""}).to_csv(tmp_path / "a.csv", index=False)
+    outcome = invoke(command, str(tmp_path / "a.csv"))
+    assert outcome.code == 0, outcome.stderr
+
+
+@pytest.mark.parametrize("column", ["local_rank", "local_rank_se"])
+def test_an_infinite_cell(tmp_path: Path, column: str) -> None:
+    frame = table()
+    frame.loc[1, column] = float("inf")
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    outcome = invoke("plot", str(tmp_path / "a.csv"))
+    assert outcome.code == 0, outcome.stderr
+
+
 def test_failed_rows_get_a_note(tmp_path: Path) -> None:
     frame = table()
     frame.loc[2, "status"] = "nonfinite"

@@ -283,6 +283,31 @@ def test_localrank_toml_and_python_give_the_same(folder: Path, tmp_path: Path) -
     assert frame["local_rank"].tolist() == pytest.approx([float(r["local_rank"]) for r in rows])
 
 
+def test_a_named_layer_may_fit_one_of_its_sources_alone(folder: Path) -> None:
+    """As the first of its blocks: what comes before it has another shape."""
+    named = ("--layers", "blocks.0,blocks.1,blocks.2", "--wrt", "previous", "--residual")
+    alone = run(folder, *named)
+    assert alone.code == 1
+    what = "layer 'blocks.0' with respect to the network's input: --residual does not apply"
+    assert what in alone.error
+    both = ("--wrt", "embed,previous")
+    outcome = run(folder, *named, *both)
+    assert outcome.code == 0, outcome.stderr
+    assert sources(outcome.stdout) == {
+        "blocks.0": ["embed"], "blocks.1": ["embed", "blocks.0"], "blocks.2": ["embed", "blocks.1"]
+    }  # fmt: skip
+    assert "left out, with respect to the network's input, have another shape" in outcome.stderr
+    outcome = run(folder, *named, *both, "--positions", "same:2")
+    assert outcome.code == 0, outcome.stderr
+
+
+def test_an_axis_that_changes_nothing_is_noted(folder: Path) -> None:
+    words = ("--wrt", "embed", "--layers", "blocks.0", "--feature-axis", "1")
+    idle = "--feature-axis: no number depends on it without --positions or --residual"
+    assert idle in run(folder, *words).stderr
+    assert idle not in run(folder, *words, "--residual").stderr
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
@@ -300,7 +325,6 @@ def test_localrank_toml_and_python_give_the_same(folder: Path, tmp_path: Path) -
         ("--layers hea? --wrt embed --residual", "needs: they have another shape than the source"),
         ("--wrt previous --input-slice 0", "--input-slice with --wrt previous"),
         ("--positions last --output-slice 0", "--output-slice with --positions last"),
-        ("--positions last --input-metric data", "--input-metric data with --positions last"),
         ("--positions last --feature-axis 3", "axis 3 is not one of its features"),
         ("--positions last --feature-axis 0", "axis 0 is not one of its features"),
         ("--positions last --feature-axis nothing=1", "no module that runs has such a name"),

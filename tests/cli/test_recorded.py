@@ -151,6 +151,39 @@ def test_the_numbers_are_those_of_the_recorded_arguments(
     assert "tanh" in found.stderr
 
 
+@pytest.mark.parametrize("code", [BY_NAME, WITH_DEFAULTS, CONFIG, ANNOTATED])
+def test_a_config_beside_the_checkpoints_records_them(case: Case, code: str) -> None:
+    """As PyTorchModelHubMixin of huggingface_hub writes it; with defaults, all shapes may fit."""
+    path = case.save(code, {}).folder / "run" / "config.json"
+    path.write_text(json.dumps({**RIGHT, "scale": 1.0}))
+    found = case.run()
+    assert norms(found.stdout) == pytest.approx(expected_norms(), rel=1e-8), found.stderr
+    assert "config.json records: " in found.stderr
+
+
+def test_a_config_in_each_folder(case: Case) -> None:
+    case.save(BY_NAME, {})
+    for step, act in ((0, "tanh"), (7, "sin")):
+        inner = case.folder / "run" / f"step_{step}"
+        inner.mkdir()
+        (inner.parent / f"{inner.name}.pt").rename(inner / "pytorch_model.bin")
+        (inner / "config.json").write_text(json.dumps({**RIGHT, "act": act}))
+    error = case.run().stderr
+    assert "step_7/config.json: config.act is 'sin', but 'tanh' in " in error
+
+
+def test_what_the_checkpoint_records_comes_before_a_config_beside_it(case: Case) -> None:
+    case.save(BY_NAME, {"args": RIGHT})
+    (case.folder / "run" / "config.json").write_text(json.dumps({**RIGHT, "act": "sin"}))
+    assert norms(case.run().stdout) == pytest.approx(expected_norms(), rel=1e-8)
+
+
+def test_a_config_of_transformers_is_left_to_it(case: Case) -> None:
+    case.save(WITH_DEFAULTS, {})
+    (case.folder / "run" / "config.json").write_text(json.dumps({"model_type": "x", "act": "tanh"}))
+    assert norms(case.run().stdout) == pytest.approx(expected_norms(torch.cos), rel=1e-8)
+
+
 def test_arguments_of_the_user_win(case: Case) -> None:
     found = case.save(BY_NAME, {"model_args": RIGHT}).run("--model-arg", "act=sin")
     assert norms(found.stdout) == pytest.approx(expected_norms(torch.cos), rel=1e-8)

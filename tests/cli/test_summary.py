@@ -1,4 +1,5 @@
 import io
+import math
 from typing import Any
 
 import pytest
@@ -108,6 +109,8 @@ def test_nothing_finite_at_all() -> None:
         ([0.0, 7.0], "▁█"),
         ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
         ([7] * 13 + [0], "█" * 13 + "▁"),
+        ([2.0, math.inf, 4.0], "▅██"),
+        ([math.inf], "▁"),
     ],
 )
 def test_trend(values: list[float], expected: str) -> None:

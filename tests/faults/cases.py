@@ -223,6 +223,7 @@ FAULTS: dict[str, Fault] = {
         _file("localrank.toml", b"data = 'x.np"), "cannot be read"
     ),
     "a pipe in place of a checkpoint": Fault(_pipe("step_7.safetensors"), "the file is empty"),
+    "a pipe in place of an index": Fault(_pipe("step_7.safetensors.index.json"), "is not a file"),
     "a pipe in place of `localrank.toml`": Fault(_pipe("localrank.toml"), "is not a regular file"),
     "a name that is not UTF-8": Fault(_named(b"step_\xff7.safetensors"), "the path is not UTF-8"),
 }

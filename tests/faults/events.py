@@ -153,6 +153,9 @@ EVENTS: dict[str, Event] = {
     "memory runs out (`ulimit -v`)": Event(
         "1", ALL, f"{_HERE}/test_exits.py::test_a_checkpoint_larger_than_the_address_space"
     ),
+    "a limit on open files (`ulimit -n`)": Event(
+        "1", ALL, f"{_HERE}/test_exits.py::test_a_limit_on_open_files"
+    ),
     "a second process on the same output": Event(
         "1",
         "the first continues; the second names host and process",
@@ -171,5 +174,23 @@ EVENTS: dict[str, Event] = {
     ),
     "something that is not a file has the output's name": Event(
         "1", "what is there", f"{_CLI}/test_links.py::test_what_is_not_a_file_is_refused_and_stays"
+    ),
+    "a name of the output that is too long for the file system": Event(
+        "1", "detected before any work", f"{_CLI}/test_links.py::test_names_that_are_too_long"
+    ),
+    "a pipe in place of kept singular values": Event(
+        "1",
+        "what is there",
+        f"{_CLI}/test_links.py::test_a_pipe_in_place_of_a_file_is_not_waited_for",
+    ),
+    "the lowest versions that `pyproject.toml` allows are installed": Event(
+        "0",
+        "every command, as with the newest (`make test-lowest`)",
+        f"{_CLI}/test_main.py::test_help",  # one of those that it runs
+    ),
+    "a pipe or a device in place of `config.json`, with `--model hf`": Event(
+        "1",
+        "detected before any work",
+        "tests/model/test_hf_hostile.py::test_it_ends_in_one_line_and_does_nothing_else",
     ),
 }  # fmt: skip

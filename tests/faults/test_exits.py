@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from localrank_cli.results.read import read_table
 from tests.cli.program import QUICK, invoke, run, run_cold
@@ -108,6 +109,31 @@ def test_a_checkpoint_larger_than_the_address_space(tmp_path: Path, suffix: str)
     assert "Is the file complete" not in outcome.error
     assert "Free some memory" in outcome.error
     assert len((tmp_path / "x.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems need other numbers of files")
+@pytest.mark.parametrize(("ending", "mode"), [("safetensors", "skip"), ("pt", "stop")])
+@pytest.mark.parametrize("count", [8, 10])
+def test_a_limit_on_open_files(tmp_path: Path, ending: str, mode: str, count: int) -> None:
+    """No file is called damaged or skipped: none of the others could be opened, either."""
+    (tmp_path / "run").mkdir()
+    save = save_file if ending == "safetensors" else torch.save
+    save(net_weights(), tmp_path / f"run/step_1.{ending}")
+    target = tmp_path / "x.csv"
+    words = ("analyze", str(tmp_path / "run"), *QUICK, "--on-error", mode, "-o", str(target))
+    assert run(*words).code == 0
+    before = target.read_bytes()
+    save(net_weights(seed=2), tmp_path / f"run/step_2.{ending}")
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+
+    outcome = run_cold(*words, preexec_fn=limit)
+    assert outcome.code == 1, outcome.stderr
+    assert "Too many open files" in outcome.error
+    advice = "Raise the limit on open files (ulimit -n 1024), and run the same command."
+    assert outcome.error.endswith(advice)
+    assert target.read_bytes() == before
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])

@@ -1,16 +1,22 @@
 """One call of C that holds Python's lock, in which not even a second thread runs."""
 
+import fcntl
 import os
+import pty
 import signal
 import sys
+import termios
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from localrank_cli.cli.signals import signal_handler
-from tests.faults.test_long_call import begin, in_the_call
+from tests.cli.program import start, start_warm
+from tests.faults.test_long_call import command, in_the_call
 from tests.warm import Warm
 
 # 2^60 steps, in one call of a builtin.
@@ -52,7 +58,7 @@ def is_gone(pid: int) -> bool:
 
 
 def begin_endless(folder: Path) -> Warm:
-    return begin(folder, code=ENDLESS)
+    return start_warm(*command(folder, code=ENDLESS))
 
 
 pytestmark = [
@@ -81,6 +87,50 @@ def test_it_is_killed_after_the_grace(tmp_path: Path, number: signal.Signals) ->
     assert stderr.splitlines()[-1] == last
     assert (tmp_path / "out/ranks.csv.journal").read_bytes().count(b'"kind":"checkpoint"') == 1
     assert soon(lambda: is_gone(watcher))
+
+
+def test_the_terminal_is_as_it_was(tmp_path: Path) -> None:
+    """Ctrl-C at a terminal where the progress bar hid the cursor, and the model's code the echo."""
+    ours, theirs = pty.openpty()
+    process = start(
+        *command(tmp_path, code=ENDLESS),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm"},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    screen = bytearray()
+
+    def read() -> None:
+        with suppress(OSError):
+            while part := os.read(ours, 4096):
+                screen.extend(part)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        in_the_call(tmp_path, process)
+        before = termios.tcgetattr(theirs)
+        changed = [*before]
+        changed[3] &= ~termios.ECHO
+        termios.tcsetattr(theirs, termios.TCSANOW, changed)
+        os.write(ours, b"\x03")
+        assert process.wait(timeout=60) == -signal.SIGKILL
+        assert termios.tcgetattr(theirs)[3] == before[3]
+    finally:
+        process.kill()
+        process.wait()
+        os.close(theirs)
+        reader.join(timeout=20)
+        os.close(ours)
+    text = screen.decode()
+    assert text.count("\x1b[?25l") >= 1
+    shown = text.rindex("\x1b[?25h")
+    assert shown > text.rindex("\x1b[?25l")
+    killed = "localrank: killed, since SIGINT did not stop it within 5 s"
+    assert text[shown:].removeprefix("\x1b[?25h").splitlines() == [killed]
 
 
 def test_nothing_is_left_behind_by_kill_9(tmp_path: Path) -> None:

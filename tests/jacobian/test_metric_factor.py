@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from localrank_cli.jacobian.metric_factor import MetricFactor, covariance_factor, mean_of
+from localrank_cli.jacobian.metric_factor import MetricFactor, covariance_factor
 
 
 def factor_of(data: Tensor, parts: int = 3) -> Tensor:
     chunks = list(torch.tensor_split(data, parts))
-    return covariance_factor(chunks, *mean_of(chunks))
+    return covariance_factor(lambda: chunks)
 
 
 @given(st.integers(2, 40), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**31))
@@ -51,6 +51,17 @@ def test_a_value_that_is_not_finite_makes_the_factor_nan(count: int) -> None:
     factor = factor_of(data)
     assert factor.shape == (5, min(count, 5))
     assert bool(factor.isnan().all())
+
+
+def test_several_covariances_at_once_are_those_of_each_alone() -> None:
+    data = torch.randn(50, 3, 4, dtype=torch.float64)
+    data[7, 1, 2] = torch.nan
+    for count in (3, 50):
+        factors = factor_of(data[-count:])
+        assert factors.shape == (3, 4, min(count, 4))
+        for index in (0, 2):
+            torch.testing.assert_close(factors[index], factor_of(data[-count:, index]))
+        assert bool(factors[1].isnan().all()) is (count == 50)
 
 
 def exact(matrix: Tensor) -> "np.ndarray[tuple[int, int], np.dtype[np.object_]]":

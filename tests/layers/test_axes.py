@@ -1,12 +1,16 @@
 """Which axis of an output holds its features."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.layers.axes import find_axes
+from localrank_cli.layers.axes import Axes, find_axes
+from localrank_cli.layers.capture import Call
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import survey
+from tests.networks import Net
 
 
 class _Turned(nn.Module):
@@ -71,12 +75,51 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_feature_axis(name: str) -> None:
-    model, shape, wanted = CASES[name]
+def _axes_of(model: nn.Module, shape: tuple[int, ...]) -> tuple[dict[Call, Axes], Axes]:
+    """Return the axes of each call's output, and of the input, at a random point."""
     point = torch.randn(1, *shape, dtype=torch.float64)
     model = model.double()
     with analysis_setting(model, torch.float64):
-        records = survey(model, point).records
-        found, _ = find_axes(model, point, records)
+        return find_axes(model, point, survey(model, point).records)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_feature_axis(name: str) -> None:
+    model, shape, wanted = CASES[name]
+    found, _ = _axes_of(model, shape)
     assert {call.label: axes.feature for call, axes in found.items()} == wanted
+
+
+def _taken(change: Callable[[Tensor], Tensor], layer: nn.Module) -> nn.Module:
+    return Net(lambda m, x: m["layer"](change(x)), layer=layer)
+
+
+# The network, the shape of a point, and the feature axis of the input for a batch of one.
+INPUTS: dict[str, tuple[nn.Module, tuple[int, ...], int | None]] = {
+    "itself": (nn.Sequential(nn.Conv1d(3, 4, 1)), (3, 6), 1),
+    "turned for a convolution": (
+        _taken(lambda x: x.transpose(1, 2), nn.Conv1d(3, 4, 3)), (6, 3), 2,
+    ),
+    "turned for a linear layer": (
+        _taken(lambda x: x.permute(0, 2, 3, 1), nn.Linear(3, 4)), (3, 4, 5), 1,
+    ),
+    "pixels as tokens": (
+        _taken(lambda x: x.flatten(2).transpose(1, 2), nn.Linear(3, 4)), (3, 4, 5), 1,
+    ),
+    "tokens first": (_taken(lambda x: x.transpose(0, 1), nn.Linear(3, 4)), (6, 3), 2),
+    "some of the features": (_taken(lambda x: x[..., :2], nn.Linear(2, 4)), (6, 3), 2),
+    "turned and copied": (
+        _taken(lambda x: x.permute(0, 3, 1, 2).contiguous(), nn.Conv2d(3, 4, 1)), (4, 5, 3), 3,
+    ),
+    "scaled": (_taken(lambda x: x / 255, nn.Linear(3, 4)), (4, 5, 3), 3),
+    "by name": (Net(lambda m, x: m["a"](input=x), a=nn.Linear(3, 4)), (4, 5, 3), 3),
+    "one channel added": (_taken(lambda x: x.unsqueeze(1), nn.Conv2d(1, 4, 3)), (5, 6), None),
+    "flattened": (nn.Sequential(nn.Flatten(), nn.Linear(60, 4)), (3, 4, 5), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_inputs_feature_axis_is_that_which_its_first_consumer_sees(name: str) -> None:
+    model, shape, wanted = INPUTS[name]
+    _, axes = _axes_of(model, shape)
+    assert (axes.batch, axes.feature) == (0, wanted)

@@ -206,6 +206,29 @@ def test_the_bound_exceeds_what_any_allowed_error_does(name: str, kind: str, err
     assert worst <= 1.01 * float(bound(doubt, 1.0)[0]) + 1e-14
 
 
+@ALL
+@pytest.mark.parametrize("slack", [1e-14, 1e-9, 1e-7])  # of sigma_1
+@pytest.mark.parametrize("noise", [1.0, 1e-8])
+def test_the_bound_exceeds_what_values_computed_apart_may_do(
+    name: str, slack: float, noise: float
+) -> None:
+    large, low = np.linspace(3, 0.1, 8), np.array([1e-4, 1e-6, 3e-8, 1e-12, 0.0])
+    values, off = np.concatenate([large, low]), slack * 3
+    own = torch.arange(13).unsqueeze(0) < 8
+    none = torch.full((1,), 1e-30, dtype=torch.float64)
+    slacks = torch.where(own, 0, torch.tensor(off, dtype=torch.float64))
+    doubt = Doubt(torch.from_numpy(values[None] ** 2), own, none, none, slacks)
+    bound = MEASURES[name].bound
+    assert bound is not None
+    was, generator, worst = apply(name, values, noise), np.random.default_rng(0), 0.0
+    for trial in range(100):
+        signs = generator.choice([-1, 1], 5) if trial > 1 else np.full(5, 1 - 2 * trial)
+        now = apply(name, np.concatenate([large, np.clip(low + signs * off, 0, None)]), noise)
+        worst = max(worst, abs(now - was) / was)
+    # Of first order, as above: steps of 3e-7 leave 1e-6 of it out.
+    assert worst <= 1.01 * float(bound(doubt, noise)[0]) + 1e-14
+
+
 def test_a_measure_without_a_bound_takes_the_svd(monkeypatch: pytest.MonkeyPatch) -> None:
     tolerances = (Tolerance(atol=0.01),)
     assert demand_of(tolerances).tolerances == tolerances

@@ -56,6 +56,13 @@ def test_unknown_forms(text: str) -> None:
     assert f"--data {text}" in caught.value.what
 
 
+def test_more_axes_than_a_tensor_has() -> None:
+    """A tensor has at most 64 axes, one of which is that of the points."""
+    check_source("normal:" + "x".join("1" * 63))
+    with pytest.raises(UsageError, match="expected at most 63 axes, got 64"):
+        check_source("normal:" + "x".join("1" * 64))
+
+
 def test_a_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.arange(140, dtype=np.uint8).reshape(70, 2), y=np.ones(70))
     points, facts = load_points(DataSource(str(tmp_path / "a.npz"), scale=0.5, count=70))

@@ -70,6 +70,7 @@ def test_parquet_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("a,b\n1,2\n", "has no column run, step, layer, layer_index, tolerance (it has a, b)"),
         (HEAD, "holds a header and no rows"),
         (HEAD + "r,x,0,0,t,1,ok\n", "column step, row 1: expected a whole number, got 'x'"),
+        (HEAD + "r,,0,0,t,1,ok\n", "column step, row 1: expected a whole number, got nothing"),
         (HEAD + "r,1.5,0,0,t,1,ok\n", "column step, row 1: expected a whole number, got '1.5'"),
         (
             HEAD + "r,1,0,0,t,1,ok\nr,1,1,1,t,high,ok\n",

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 
 from localrank_cli import analyze
 from localrank_cli.errors import LocalrankError
+from tests.checkpoints.dcp_writer import save_dcp
 from tests.cli.program import invoke
 from tests.helpers import mlp, renamed, weights
 
@@ -105,6 +106,30 @@ class TestOtherKeys:
             content = {part: content}
         check(save(tmp_path, {"model": ONE} | content), TWO, weights=key)
 
+    @pytest.mark.parametrize(
+        ("content", "key", "state"),
+        [
+            (
+                {"generator": ONE, "optim": {"state": {"0.weight": {"exp_avg": TWO["0.weight"]}}}},
+                "",
+                ONE,
+            ),
+            ({"student": ONE, "teacher": TWO}, "teacher", TWO),
+            ({"model": ONE, "teacher": TWO}, "", ONE),
+            ({"model": ONE, "teacher": TWO}, "teacher", TWO),
+            ({"nets": {"g": ONE, "d": OTHER}}, "", ONE),
+            ({"g": ONE, "g_ema": TWO}, "ema", TWO),
+            ({**ONE, "ema": TWO}, "", ONE),
+            ({**ONE, "ema": TWO}, "ema", TWO),
+            ({**ONE, "best": TWO}, "best", TWO),
+        ],
+    )
+    def test_in_a_folder_of_torch_distributed(
+        self, tmp_path: Path, content: dict[str, Any], key: str, state: dict[str, Tensor]
+    ) -> None:
+        save_dcp(tmp_path / "step_5", content)
+        check(tmp_path, state, model=build, **({"weights": key} if key else {}))
+
     def test_usual_keys_come_first(self, tmp_path: Path) -> None:
         check(save(tmp_path, {"another": TWO, "model": ONE}), ONE, model=build)
 
@@ -129,6 +154,16 @@ class TestPrefixes:
         assert f"--weights {key.removeprefix('state_dict.')} or" in caught.value.advice
         check(tmp_path, ONE, weights=key, **options)
 
+    @pytest.mark.parametrize("place", ["ema", "best"])
+    @pytest.mark.parametrize("options", [{}, {"model": build}])
+    def test_not_another_set_whose_place_ends_so(
+        self, tmp_path: Path, place: str, options: dict[str, Any]
+    ) -> None:
+        both = {**renamed(ONE, "student."), **renamed(OTHER, "teacher.")}
+        save(tmp_path, {"state_dict": both, place: {"student": TWO}})
+        check(tmp_path, ONE, weights="student", **options)
+        check(tmp_path, TWO, weights=f"{place}.student", **options)
+
     def test_of_two_networks_the_one_that_fits(self, tmp_path: Path) -> None:
         save(tmp_path, {**renamed(OTHER, "d."), **renamed(ONE, "g.")})
         check(tmp_path, ONE, model=build)
@@ -137,6 +172,60 @@ class TestPrefixes:
         save(tmp_path, {**renamed(ONE, "online_model."), **renamed(TWO, "ema_model.")})
         check(tmp_path, ONE, model=build)
         check(tmp_path, TWO, model=build, weights="ema")
+
+    @pytest.mark.parametrize("key", ["ema", "ema_state_dict", "model_ema"])
+    @pytest.mark.parametrize("beside", [{}, {"model": ONE}])
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_an_average_that_keeps_the_weights_it_averages(
+        self, tmp_path: Path, key: str, beside: dict[str, Any], prefix: str
+    ) -> None:
+        # As written by ema.state_dict() of the package ema-pytorch.
+        both = {**renamed(ONE, f"{prefix}online_model."), **renamed(TWO, f"{prefix}ema_model.")}
+        counters = {"initted": torch.tensor(True), "step": torch.tensor(7)}
+        save(tmp_path, {**beside, key: {**both, **counters}})
+        check(tmp_path, ONE, model=build)
+        check(tmp_path, ONE)
+        check(tmp_path, TWO, model=build, weights="ema")
+        for name in (f"{prefix}ema_model", f"{key}.{prefix}ema_model"):
+            check(tmp_path, TWO, model=build, weights=name)
+        check(tmp_path, ONE, model=build, weights=f"{prefix}online_model")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {"model": ONE, "ema": {"decay": 0.9, "shadow": TWO}},
+            {"generator": ONE, "generator_ema": TWO},
+            {"nets": {"g": ONE, "g_ema": TWO}},
+        ],
+    )
+    def test_an_average_at_a_key_that_no_framework_uses(
+        self, tmp_path: Path, content: object
+    ) -> None:
+        save(tmp_path, content)
+        for options in ({}, {"model": build}):
+            check(tmp_path, ONE, **options)
+            check(tmp_path, TWO, weights="ema", **options)
+
+    @pytest.mark.parametrize("options", [{}, {"model": build}])
+    @pytest.mark.parametrize("beside", [{}, {"epoch": 3, "optimizer": {"state": {}}}])
+    @pytest.mark.parametrize(
+        ("place", "key"),
+        [("ema", "ema"), ("model_ema", "model_ema.shadow"), ("best", "best"), ("old", "old.best")],
+    )
+    def test_another_set_within_a_bare_state_dict(
+        self,
+        tmp_path: Path,
+        place: str,
+        key: str,
+        beside: dict[str, Any],
+        options: dict[str, Any],
+    ) -> None:
+        inner: Any = {key.rpartition(".")[2]: TWO} if "." in key else TWO
+        save(tmp_path, {**ONE, **beside, place: inner})
+        check(tmp_path, ONE, **options)
+        check(tmp_path, TWO, weights=key, **options)
+        if "ema" in place:
+            check(tmp_path, TWO, weights="ema", **options)
 
     @pytest.mark.parametrize("options", [{}, {"model": build}])
     @pytest.mark.parametrize(
@@ -178,6 +267,45 @@ class TestPrefixes:
         assert advice in caught.value.advice
         check(tmp_path, ONE, weights=f"{before}generator")
 
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [("encoder", "decoder"), ("G", "D"), ("policy", "value"), ("net.a", "net.b")],
+    )
+    def test_parts_of_several_layers_that_form_one_chain(
+        self, tmp_path: Path, first: str, second: str
+    ) -> None:
+        both = {**renamed(ONE, f"{first}."), **renamed(weights(2, 5, 1), f"{second}.")}
+        save(tmp_path, both)
+        advice = f"--weights {first} or {second}"
+        with pytest.raises(LocalrankError, match=f"several parts \\({first}, {second}") as caught:
+            check(tmp_path, ONE)
+        assert advice in caught.value.advice
+        check(tmp_path, ONE, weights=first)
+        assert f"between the parts {first}, {second}" in invoke("inspect", str(tmp_path)).stdout
+
+    def test_parts_whose_modules_are_in_the_file(self, tmp_path: Path) -> None:
+        both = nn.Sequential(mlp(4, 3, 2, seed=1).append(nn.ReLU()), mlp(2, 5, 1))
+        save(tmp_path, both)
+        check(tmp_path, ONE)
+
+    def test_a_part_and_a_head(self, tmp_path: Path) -> None:
+        save(tmp_path, {**renamed(ONE, "body."), "head.weight": torch.ones(3, 2)})
+        check(tmp_path, ONE)
+
+    @pytest.mark.parametrize("name", ["criterion", "loss_fn", "arc_loss"])
+    def test_a_loss_whose_weight_fits_as_the_last_layer(self, tmp_path: Path, name: str) -> None:
+        save(tmp_path, {**ONE, f"{name}.weight": torch.ones(7, 2)})
+        words = ("analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv"))
+        outcome = invoke(*words)
+        assert "read as a plain MLP 4-3-2 with" in outcome.stderr
+        assert f"in the checkpoints, and not in the model: {name}.weight" in outcome.stderr
+
+    def test_a_layer_with_the_name_of_a_loss_before_others(self, tmp_path: Path) -> None:
+        state = {key.replace("0.", "geometric."): value for key, value in ONE.items()}
+        save(tmp_path, {**state, "4.weight": torch.ones(5, 2)})
+        words = ("analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv"))
+        assert "read as a plain MLP 4-3-2-5 with" in invoke(*words).stderr
+
     def test_one_network_whose_last_layer_is_called_critic(self, tmp_path: Path) -> None:
         state = {key.replace("2.", "critic."): value for key, value in ONE.items()}
         check(save(tmp_path, state), ONE)
@@ -197,8 +325,16 @@ class TestPrefixes:
     ) -> None:
         check(save(tmp_path, {**ONE, key: value}), ONE, **options)
 
-    def test_the_network_itself_comes_before_a_second_one(self, tmp_path: Path) -> None:
-        check(save(tmp_path, {**ONE, **renamed(TWO, "teacher.")}), ONE, model=build)
+    @pytest.mark.parametrize("options", [{}, {"weights": "state_dict"}])
+    @pytest.mark.parametrize("prefix", ["", "model."])
+    def test_the_network_itself_comes_before_a_second_one(
+        self, tmp_path: Path, prefix: str, options: dict[str, Any]
+    ) -> None:
+        state = {**renamed(ONE, prefix), **renamed(TWO, "teacher.")}
+        check(save(tmp_path, {"state_dict": state}), ONE, model=build, **options)
+        check(tmp_path, TWO, model=build, weights="teacher")
+        if not options:
+            check(save(tmp_path, state), ONE, model=build)
 
     @pytest.mark.parametrize("more", ["4.weight", "head.weight", "0.extra"])
     def test_the_network_itself_is_strict(self, tmp_path: Path, more: str) -> None:

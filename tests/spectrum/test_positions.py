@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from localrank_cli.errors import LayerError
 from localrank_cli.jacobian.engine import Modes
+from localrank_cli.jacobian.metric_factor import PositionFactors
 from localrank_cli.layers import convolution
 from localrank_cli.layers.positions import Positions
-from localrank_cli.layers.select import Selection
+from localrank_cli.layers.select import Selection, named_call
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
-from tests.naive import Array, naive_jacobians
+from tests.naive import Array, naive_jacobians, naive_spectra
 
 # Of the largest singular value of the whole Jacobian. Two orders of summation differ by some ulps
 # per layer; a wrong entry, row or position shows at 1e-3.
@@ -183,6 +186,14 @@ NETWORKS = {
         {"vit.layers.1": "last", "vit.layernorm": "last"},
         "vit.layers.0",
     ),
+    "swin": Network(
+        _of_transformers("swin", (3, 16, 16)),
+        {
+            "swin.encoder.layers.0.blocks.0": "last",
+            "swin.encoder.layers.0.blocks.0.mlp.fc1": "last",
+        },
+        "swin.embeddings",
+    ),
     "mamba": Network(
         _of_transformers("mamba"),
         {"backbone.layers.1": "last", "lm_head": "last"},
@@ -275,10 +286,17 @@ def _feature(shape: tuple[int, ...], where: str) -> int:
     return others[0] if where == "first" else others[-1]
 
 
-def expected(kind: str, jacobian: Array, grid: tuple[int, ...], index: int) -> list[Array]:
-    """Return the matrices of one point, cut from its whole Jacobian."""
+def expected(
+    kind: str, jacobian: Array, grid: tuple[int, ...], index: int, factors: Array | None = None
+) -> list[Array]:
+    """Return the matrices of one point, cut from its whole Jacobian.
+
+    `factors` are those of metrics of the source's positions.
+    """
     positions = Positions.parse(kind)
     drawn = positions.of_points(grid, SEED, [index])[0].tolist()
+    if factors is not None:
+        jacobian = np.stack([jacobian[:, :, j] @ one for j, one in enumerate(factors)], axis=2)
     end = jacobian.shape[0] - 1
     if positions.kind in ("same", "first", "last"):
         return [jacobian[i, :, i] for i in drawn]
@@ -295,7 +313,13 @@ def spectra_of(
     return layer_spectra(model, points, request, modes)
 
 
-def check(name: str, kind: str, spectra: Sequence[LayerSpectrum], residual: bool = False) -> None:
+def check(
+    name: str,
+    kind: str,
+    spectra: Sequence[LayerSpectrum],
+    residual: bool = False,
+    factors: Array | None = None,
+) -> None:
     network = NETWORKS[name]
     assert spectra
     for spectrum in spectra:
@@ -312,7 +336,7 @@ def check(name: str, kind: str, spectra: Sequence[LayerSpectrum], residual: bool
             grid = tuple(
                 n for axis, n in enumerate(shape) if n != 1 and axis != _feature(shape, where)
             )
-            matrices = expected(kind, jacobian, grid, index)
+            matrices = expected(kind, jacobian, grid, index, factors)
             assert len(matrices) == spectrum.n_positions
             assert (spectrum.n_out, spectrum.n_in) == matrices[0].shape
             for row, matrix in zip(rows[point], matrices, strict=True):
@@ -342,6 +366,36 @@ def test_positions_are_parts_of_the_whole_jacobian(name: str, kind: str) -> None
         # after the source sees the other tokens' keys and values as they are held fixed.
         at_the_end = (name, kind) in {("prefix", "last"), ("bert", "last")}
         assert held == (network.has_past or at_the_end), modes.routes
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("kind", ["same", "same:3", "last", "last-each:2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "resnet", "lstm"])
+def test_each_position_has_a_metric_of_its_own(name: str, kind: str, residual: bool) -> None:
+    if residual and name == "lstm":
+        pytest.skip("no layer has the shape of the source")
+    network, (model, points) = NETWORKS[name], built(name)
+    # The first layer has the shape of the source, as J - 1 needs.
+    layers = [next(iter(network.layers))] if residual else list(network.layers)
+    shape = truth(name)[layers[0]][1].source
+    n_features = shape[_feature(shape, network.source)]
+    n_positions = int(np.prod(shape)) // n_features
+    generator = torch.Generator().manual_seed(0)
+    for width in (n_features, 3):
+        factors = torch.randn(
+            n_positions, n_features, width, generator=generator, dtype=torch.float64
+        )
+        metric = PositionFactors(factors, torch.arange(n_positions), 99)
+        selection = Selection(
+            tuple(layers), (), network.wrt, positions=Positions.parse(kind), residual=residual
+        )
+        source = named_call(model, network.wrt)
+        request = Request(selection, seed=SEED, indices=INDICES, metrics={source: metric})
+        modes = Modes()
+        found = layer_spectra(model, points, request, modes)
+        check(name, kind, found, residual=residual, factors=factors.numpy())
+        if network.has_past and Positions.parse(kind).needs_equal_grids:
+            assert all("past held" in route for route in modes.routes)
 
 
 @pytest.mark.parametrize("kind", ["each:1", "each:2", "same:2", "last-all", "all"])
@@ -389,11 +443,36 @@ def test_each_pair_of_several_sources_is_that_of_the_source_alone(name: str) -> 
     network = NETWORKS[name]
     last = list(network.layers)[-1]
     sources = [network.wrt, next(iter(network.layers))]
-    found = spectra_of(name, Selection((last,), (), ",".join(filter(None, sources))))
+    modes = Modes()
+    found = spectra_of(name, Selection((last,), (), ",".join(filter(None, sources))), modes=modes)
     assert [one.wrt for one in found] == sources
+    for source in sources:
+        assert any(route.startswith(f"from {source}: {last}: ") for route in modes.routes)
     for spectrum in found:
         (alone,) = spectra_of(name, Selection((last,), (), spectrum.wrt))
         torch.testing.assert_close(spectrum.computed, alone.computed, rtol=0, atol=CLOSE)
+
+
+# The network, a layer whose batch axis holds more than points, and a source.
+MERGED = {
+    "windows": ("swin", "swin.encoder.layers.0.blocks.0.attention.q_proj", "swin.embeddings"),
+    "router": ("mixtral", "model.layers.0.mlp.gate", "model.embed_tokens"),
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_outputs_without_an_axis_of_the_points_have_whole_jacobians_alone(name: str) -> None:
+    network, layer, wrt = MERGED[name]
+    model, points = built(network)
+    with _in_float64(model):
+        whole = naive_jacobians(model, points, [layer], wrt)[layer]
+    (spectrum,) = spectra_of(network, Selection((layer,), (), wrt))
+    values = np.linalg.svd(whole, compute_uv=False)
+    assert np.abs(spectrum.computed.numpy() - values).max() <= CLOSE * values.max()
+    for kind in ("same", "last-all"):
+        parts = Selection((layer,), (), wrt, positions=Positions.parse(kind))
+        with pytest.raises(LayerError, match="have no axis of the points alone"):
+            spectra_of(network, parts)
 
 
 class _ByName(nn.Sequential):
@@ -484,3 +563,41 @@ def test_one_position_too_large_to_hold_varies_its_own_part_of_the_source(
     # A third of this does not hold the 12,800 bytes of the Jacobian.
     in_blocks = found(4000)
     torch.testing.assert_close(in_blocks, held, rtol=0, atol=CLOSE * float(held.max()))
+
+
+class _Checkpointed(nn.Module):
+    """Runs its middle by torch's `checkpoint`, or plainly."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.enter, self.leave = nn.Linear(3, 4), nn.Linear(4, 5)
+        self.middle = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        if self.kind == "plain":
+            x = self.middle(x)
+        else:
+            x = checkpoint(self.middle, x, use_reentrant=self.kind == "reentrant")
+        found: Tensor = self.leave(torch.tanh(x).cumsum(1))
+        return found
+
+
+@pytest.mark.parametrize("positions", ["all", "same:2", "last-all"])
+@pytest.mark.parametrize("wrt", ["enter", "middle.0", "middle"])
+@pytest.mark.parametrize("kind", ["reentrant", "not reentrant"])
+def test_what_a_network_recomputes_is_differentiated(kind: str, wrt: str, positions: str) -> None:
+    layers = ("leave",) if wrt == "middle" else ("middle.2", "leave")
+    found = []
+    for one in (kind, "plain"):
+        torch.manual_seed(0)
+        model, points = _Checkpointed(one).double(), torch.randn(2, 5, 3, dtype=torch.float64)
+        if one == "plain" and positions == "all":
+            values = naive_spectra(naive_jacobians(model, points, layers, wrt))
+            found.append([torch.from_numpy(values[layer]) for layer in layers])
+            continue
+        selection = Selection(layers, (), wrt, positions=Positions.parse(positions))
+        spectra = layer_spectra(model, points, Request(selection, seed=SEED, indices=INDICES))
+        found.append([spectrum.computed for spectrum in spectra])
+    torch.testing.assert_close(*found, rtol=0, atol=CLOSE)

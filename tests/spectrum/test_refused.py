@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from localrank_cli.errors import BudgetError, LayerError, LocalrankError, ModelError
 from tests.asking import PLENTY, spectra_of
@@ -85,9 +84,6 @@ REFUSED = (
     Refused("differentiates_itself_apart", lambda: (
         ab(lambda m, x: energy(m, x.detach())), torch.randn(3, 6)),
         ModelError, ("cannot be differentiated", "--exclude")),
-    Refused("reentrant_checkpoint", lambda: (
-        ab(lambda m, x: m["b"](checkpoint(m["a"], x, use_reentrant=True))), torch.randn(3, 6)),
-        ModelError, ("cannot be differentiated", "use_reentrant")),
 )  # fmt: skip
 
 
@@ -95,7 +91,6 @@ REFUSED = (
     "refused",
     [pytest.param(one, id=one.name) for one in REFUSED],
 )
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
 def test_refused(refused: Refused) -> None:
     case = Case(refused.name, refused.make)
     model, points = case.build()
