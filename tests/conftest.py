@@ -89,6 +89,7 @@ def freeze() -> None:
     """Freeze the objects of the libraries, which each build of a network would walk through."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -103,6 +104,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C interrupt tests and their children: background jobs of a shell ignore INT."""
+    gc.disable()  # until all tests are collected: nothing that is made until then is garbage
+    # Ctrl-C interrupts tests and their children, whereas background jobs of a shell ignore INT.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,14 +1,12 @@
 """docs/real_size.md: each section's network is built and its commands run as they are written."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.cli.program import run
+from tests.cli.program import run, run_python
 from tests.test_docs import ROOT
 
 PAGE = ROOT / "docs/real_size.md"
@@ -31,8 +29,8 @@ def run_section(title: str, folder: Path, patch: pytest.MonkeyPatch) -> pd.DataF
     pytest.importorskip("transformers")
     (build,) = re.findall(r"```python\n(.*?)```", sections()[title], flags=re.DOTALL)
     (folder / "build.py").write_text(build)
-    subprocess.run([sys.executable, "build.py"], cwd=folder, check=True, capture_output=True)
     patch.chdir(folder)
+    run_python("build.py")
     for block in re.findall(r"```sh\n(.*?)```", sections()[title], flags=re.DOTALL):
         words = block.replace("\\\n", " ").replace("'", "").split()
         assert words[0] == "localrank"

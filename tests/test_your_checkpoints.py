@@ -1,9 +1,9 @@
 """docs/your_checkpoints.md: trainings of real libraries, the page's commands, and naive ranks."""
 
+import contextlib
 import importlib.util
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 
+from tests.cli.program import run_python
 from tests.families.truth import load
 from tests.naive import naive_batch_spectra
 from tests.test_docs import ROOT, assert_same, at_a_terminal, examples
@@ -53,10 +54,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             for module in modules:
                 text = (TRAININGS / f"{module}.py").read_text("utf-8")
                 (folder / f"{module.removeprefix(f'{name}_')}.py").write_text(text)
-            subprocess.run(
-                [sys.executable, "train.py"], cwd=folder, check=True, capture_output=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            )  # fmt: skip
+            with contextlib.chdir(folder):
+                run_python("train.py", env=os.environ | {"HF_HUB_OFFLINE": "1"})
         return folders[name]
 
     return folder_of

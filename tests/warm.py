@@ -5,16 +5,19 @@ A test that needs a process of its own, but not the start of one, runs several t
 
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Self
+
+from tests.spares import number_of, prepare
 
 _PRELOADED = ("torch", "pandas", "safetensors.torch", "matplotlib.pyplot", "localrank_cli.cli.main")
 _LAST = "tests.frozen"
@@ -28,7 +31,13 @@ def _context() -> ForkServerContext:
 
 
 def run_warm(
-    words: tuple[str, ...], folder: Path, environment: Mapping[str, str], out: Path, err: Path
+    words: tuple[str, ...],
+    folder: Path,
+    environment: Mapping[str, str],
+    out: Path,
+    err: Path,
+    before: Callable[[], None] | None = None,
+    is_python: bool = False,
 ) -> int:
     """Run the program in a forked process, and return its exit status.
 
@@ -38,8 +47,11 @@ def run_warm(
         environment: All of it.
         out: What to open as standard output: a file, or a terminal.
         err: What to open as standard error.
+        before: Called in the process before the program.
+        is_python: Whether the words are a script, or -c and code, with its arguments.
     """
-    arguments = (words, str(folder), dict(environment), str(out), str(err))
+    start = _python if is_python else _submit
+    arguments = (words, str(folder), dict(environment), str(out), str(err), start, before)
     process = _context().Process(target=_program, args=arguments)
     process.start()
     process.join()
@@ -54,7 +66,7 @@ class Warm:
         self, words: tuple[str, ...], folder: Path, environment: Mapping[str, str]
     ) -> None:
         out, err = (_Written(*os.pipe()) for _ in range(2))
-        arguments = (words, str(folder), dict(environment), out, err)
+        arguments = (words, str(folder), dict(environment), out, err, _submit)
         self._process = _context().Process(target=_program, args=arguments)
         self._process.start()
         assert self._process.pid is not None
@@ -85,7 +97,9 @@ class Warm:
         texts = ["", ""]
 
         def read(index: int, stream: Any) -> None:
-            texts[index] = stream.read()
+            if not stream.closed:
+                with stream:
+                    texts[index] = stream.read()
 
         streams = enumerate((self.stdout, self.stderr))
         readers = [threading.Thread(target=read, args=each, daemon=True) for each in streams]
@@ -130,6 +144,8 @@ def _program(
     environment: dict[str, str],
     out: str | int,
     err: str | int,
+    start: Callable[[tuple[str, ...]], None],
+    before: Callable[[], None] | None = None,
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
@@ -139,11 +155,52 @@ def _program(
         opened = os.open(one, os.O_RDWR | os.O_NOCTTY) if isinstance(one, str) else one
         os.dup2(opened, descriptor)
         os.close(opened)
-    encoding = environment.get("PYTHONIOENCODING", "utf-8")
-    sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115  # open as long as the process
-    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115  # open as long as the process
-    sys.stderr = open(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115  # open as long as the process
+    if before is not None:
+        before()
+    start(words)
+
+
+def _submit(words: tuple[str, ...]) -> None:
+    """Run the program, which has its workers from here."""
+    prepare(number_of(words), _main)
+    _main(words)
+
+
+def _main(words: Sequence[str]) -> None:
+    _open_streams()
     sys.argv = ["localrank", *words]
     from localrank_cli.__main__ import main  # noqa: PLC0415  # here, where it is preloaded
 
     main()
+
+
+def _python(words: tuple[str, ...]) -> None:
+    """Run a script, or code after -c, as `python` does."""
+    _open_streams()
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        sys.path.insert(0, "")
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = list(words)
+        sys.path.insert(0, str(Path(words[0]).resolve().parent))
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def _open_streams() -> None:
+    """Open the streams that the process has, as an interpreter does."""
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+    sys.stdin, sys.stdout, sys.stderr = (_opened(number, encoding) for number in range(3))
+
+
+def _opened(descriptor: int, encoding: str) -> Any:
+    """Return a standard stream, or None where it is closed."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return None
+    errors = "backslashreplace" if descriptor == 2 else None
+    mode = "w" if descriptor else "r"
+    return open(
+        descriptor, mode, encoding=encoding, errors=errors, closefd=False
+    )  # a descriptor, as long as the process

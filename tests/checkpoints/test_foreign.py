@@ -133,7 +133,7 @@ def test_the_command_converts(
 
 
 @WARNS
-@pytest.mark.parametrize(("write", "what"), [KINDS[0], KINDS[4], KINDS[5]])
+@pytest.mark.parametrize(("write", "what"), [KINDS[4]])
 def test_the_command_converts_in_its_own_process(
     tmp_path: Path, write: Callable[[Any, Path], None], what: str
 ) -> None:

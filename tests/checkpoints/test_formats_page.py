@@ -13,7 +13,7 @@ from torch import nn
 
 from localrank_cli.checkpoints.frameworks import CONTAINER_KEYS, EMA_KEYS
 from tests.checkpoints.layouts import LAYOUTS, REFUSED
-from tests.checkpoints.test_foreign import command_in
+from tests.checkpoints.test_foreign import command_in, here
 from tests.cli.program import invoke
 from tests.helpers import entries, mlp, renamed, weights
 from tests.test_docs import ROOT, table_rows
@@ -197,7 +197,7 @@ def test_the_command_of_the_message_converts_it(row: str, tmp_path: Path) -> Non
     write(folder / "step_5.pt")
     error = invoke(*words_for(folder)).error
     assert what in error
-    subprocess.run(command_in(error), shell=True, check=True, cwd=folder)
+    here(command_in(error), folder)
     converted = folder / "converted"
     steps, found, _ = numbers(converted)
     assert steps == [5]

@@ -28,6 +28,7 @@ from localrank_cli.checkpoints import pickles
 from localrank_cli.checkpoints.formats import load_torch, read
 from localrank_cli.checkpoints.pickles import Inert
 from localrank_cli.errors import UnreadableError
+from tests.cli.program import run_python
 from tests.helpers import mlp, weights
 
 Save = Callable[[object, Path], None]
@@ -215,7 +216,7 @@ torch.save(net.state_dict(), sys.argv[1] + "/state.pt")
 
 def test_a_class_of_a_script(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
-    subprocess.run([sys.executable, tmp_path / "train.py", tmp_path], check=True)
+    run_python(tmp_path / "train.py", tmp_path)
     expected = torch.load(tmp_path / "state.pt")
     for name in ("whole.pt", "old.pt"):
         assert_equal(read(tmp_path / name).states[""], expected)

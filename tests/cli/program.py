@@ -5,12 +5,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from typer.testing import CliRunner
 
+from localrank_cli.cli import signals
 from localrank_cli.cli.main import app
 from tests.warm import Warm, run_warm
 
@@ -36,8 +39,9 @@ class Outcome:
 
 
 def invoke(*words: str, **options: Any) -> Outcome:
-    """Run the program in this process."""
-    result = CliRunner().invoke(app, list(words), prog_name="localrank", **options)
+    """Run the program in this process, which no other one watches: that takes its start."""
+    with patch.object(signals, "_last_resort", lambda *_: nullcontext()):
+        result = CliRunner().invoke(app, list(words), prog_name="localrank", **options)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)
@@ -59,14 +63,26 @@ def start_warm(*words: str, env: Mapping[str, str] | None = None) -> Warm:
     return Warm(words, Path.cwd(), os.environ if env is None else env)
 
 
-def run(*words: str, env: Mapping[str, str] | None = None) -> Outcome:
-    """Run a process of its own, which has torch already, to its end."""
+def run(
+    *words: str,
+    env: Mapping[str, str] | None = None,
+    **how: Any,
+) -> Outcome:
+    """Run a process of its own, which has torch already, to its end; `how` is for `run_warm`."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         out.touch()
         err.touch()
-        code = run_warm(words, Path.cwd(), os.environ if env is None else env, out, err)
+        environment = os.environ if env is None else env
+        code = run_warm(words, Path.cwd(), environment, out, err, **how)
         return Outcome(code, out.read_text("utf-8"), err.read_text("utf-8"))
+
+
+def run_python(*words: str | Path, env: Mapping[str, str] | None = None) -> str:
+    """Run a script, or -c and code, in a process that has torch already; return its output."""
+    outcome = run(*map(str, words), env=env, is_python=True)
+    assert outcome.code == 0, outcome.stderr
+    return outcome.stdout
 
 
 def run_cold(*words: str, **options: Any) -> Outcome:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from localrank_cli import analyze
-from tests.cli.program import invoke
+from tests.cli.program import invoke, run
 from tests.helpers import save_series
 
 CODE = """
@@ -38,7 +38,7 @@ def test_every_way_of_starting_gives_one_table(place: Path) -> None:
     assert alone.stdout == again.stdout
     target = place / "a.csv"
     options = ("--workers", "2", "-o", str(target))
-    assert invoke("submit", *words(place, "seeded"), *options).code == 0
+    assert run("submit", *words(place, "seeded"), *options).code == 0
     assert target.read_text() == alone.stdout
 
 
@@ -55,7 +55,7 @@ def test_a_draw_that_differs_at_every_start_is_not_resumed(place: Path) -> None:
 
 def test_a_draw_that_differs_at_every_start_is_not_divided(place: Path) -> None:
     options = ("--workers", "1", "-o", str(place / "a.csv"))
-    outcome = invoke("submit", *words(place, "restless"), *options)
+    outcome = run("submit", *words(place, "restless"), *options)
     assert outcome.code == 1
     assert "what the code of --data returns" in outcome.error
     assert "seed" in outcome.error

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.cli.program import invoke
+from tests.cli.program import invoke, run
 
 FILES = Path(__file__).parent / "first_release"
 WORDS = ("--data", "normal:4", "--points", "3")
@@ -47,7 +47,7 @@ def test_a_journal_is_resumed(place: Path) -> None:
 
 
 def test_half_finished_shards_are_resumed(place: Path) -> None:
-    outcome = invoke(
+    outcome = run(
         "submit", str(place / "run"), *WORDS, "--workers", "2", "-o", str(place / "div.csv")
     )
     assert outcome.code == 0, outcome.stderr

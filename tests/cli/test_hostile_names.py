@@ -80,7 +80,7 @@ def test_every_command(hostile: Path, command: str) -> None:
         "inspect": [str(folder / NAME), *QUICK, "--no-time"],
         "submit": [str(folder / NAME), *QUICK, "--workers", "1", "-o", new],
     }[command]
-    outcome = invoke(command, *words)
+    outcome = (run if command == "submit" else invoke)(command, *words)
     check(outcome, 0, shows=command not in {"show", "inspect"})
     if command in {"show", "inspect"}:
         assert "\x1b" not in outcome.stdout

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cli.program import QUICK, invoke
+from tests.cli.program import QUICK, invoke, run_python
 from tests.helpers import NET_CODE, mlp, save_series
 
 SAVE = """
@@ -42,7 +40,7 @@ def script(tmp_path: Path) -> Path:
     path.write_text(NET_CODE + SAVE)
     for name in ("whole", "inside", "plain"):
         (tmp_path / name).mkdir()
-    subprocess.run([sys.executable, path, tmp_path], check=True)
+    run_python(path, tmp_path)
     return path
 
 
@@ -190,7 +188,7 @@ def test_names_of_a_script_are_those_of_the_model(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     script = tmp_path / "train.py"
     script.write_text(NET_CODE + HIDDEN)
-    subprocess.run([sys.executable, script, tmp_path / "run" / "step_1.pt"], check=True)
+    run_python(script, tmp_path / "run/step_1.pt")
     words: Any = ("analyze", str(tmp_path / "run"), *QUICK)
     assert "holds a __main__.make, not a state dict" in invoke(*words).error
     lost = invoke(*words, "--trust-pickle")

@@ -157,7 +157,7 @@ def test_a_main_thread_that_is_stuck_is_ended_by_the_other(twice: bool) -> None:
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     if twice:
-        time.sleep(0.3)
+        time.sleep(0.6)  # a signal within 0.3 s would be an echo of the first
         process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == 143

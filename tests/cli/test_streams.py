@@ -6,14 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from localrank_cli.results.columns import header
-from tests.cli.program import COMMAND, QUICK, run, run_cold, start_warm
+from tests.cli.program import COMMAND, QUICK, invoke, run, run_cold, start_warm
 from tests.helpers import NET_CODE, entries, net_weights, save_series
 
 
@@ -80,16 +80,8 @@ def test_a_full_disk(series: Path, words: list[str]) -> None:
     assert "Traceback" not in outcome.stderr
 
 
-def _close(*descriptors: int) -> Callable[[], None]:
-    def before_it_starts() -> None:
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-    return before_it_starts
-
-
 def test_a_closed_stdout_loses_no_result_without_a_word(series: Path) -> None:
-    outcome = run_cold("analyze", str(series), *QUICK, preexec_fn=_close(1))
+    outcome = run("analyze", str(series), *QUICK, before=partial(os.close, 1))
     assert outcome.code == 1
     assert "standard output: cannot be written (Bad file descriptor)" in outcome.error
 
@@ -100,7 +92,7 @@ def test_files_are_written_with_all_streams_closed(series: Path, tmp_path: Path)
     (tmp_path / "data.py").write_text(f"{code}import torch\nx = torch.rand(9, 4)\n")
     target = tmp_path / "ranks.csv"
     words = ("--data", f"{tmp_path}/data.py:x", "-o", str(target))
-    outcome = run_cold("analyze", str(series), *words, preexec_fn=_close(0, 1, 2))
+    outcome = run_cold("analyze", str(series), *words, preexec_fn=partial(os.closerange, 0, 3))
     assert outcome.code == 0
     lines = target.read_text().splitlines()
     assert len(lines) == 7
@@ -112,9 +104,9 @@ def test_a_disk_that_is_full_keeps_what_is_finished(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     series = save_series(tmp_path / "run", range(12))
     (tmp_path / "out").mkdir()
-    outcome = run_cold(
+    outcome = run(
         "analyze", str(series), *QUICK, "-o", str(tmp_path / "out/ranks.csv"),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)),
+        before=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (9000, 9000)),
     )  # fmt: skip
     assert outcome.code == 1
     assert "ranks.csv.journal: cannot be written (File too large)" in outcome.error
@@ -124,7 +116,7 @@ def test_a_disk_that_is_full_keeps_what_is_finished(tmp_path: Path) -> None:
     again = run("analyze", str(series), *QUICK, "-o", str(tmp_path / "out/ranks.csv"))
     assert again.code == 0
     assert "checkpoints are finished already" in again.stderr
-    at_once = run_cold("analyze", str(series), *QUICK)
+    at_once = invoke("analyze", str(series), *QUICK)
     assert (tmp_path / "out/ranks.csv").read_text() == at_once.stdout
     assert entries(tmp_path / "out") == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]
 

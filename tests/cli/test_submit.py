@@ -16,7 +16,7 @@ from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.write import write_json
 from localrank_cli.run.plan import make_plan
 from localrank_cli.run.units import make_plan_file
-from tests.cli.program import QUICK, Outcome, invoke, run, start, start_warm
+from tests.cli.program import QUICK, Outcome, invoke, run, run_cold, start, start_warm
 from tests.cli.test_merge import assert_equal, rows
 from tests.helpers import (
     NET_CODE,
@@ -54,7 +54,9 @@ def wait_until(true: Callable[[], bool], process: "Warm | subprocess.Popen[str]"
 def test_two_workers_give_the_table_of_one_process(series: Path, tmp_path: Path) -> None:
     target = tmp_path / "out/ranks.csv"
     target.parent.mkdir()
-    outcome = submit(series, target)
+    # Here each process is a new interpreter; elsewhere most are forked.
+    words = ("submit", str(series), *QUICK, "-o", str(target), "--workers", "2")
+    outcome = run_cold(*words, env=ONE_THREAD)
     assert outcome.code == 0, outcome.stderr
     assert outcome.stdout == ""
     assert outcome.stderr.splitlines() == [
@@ -210,11 +212,13 @@ def test_workers_end_with_a_submission_that_is_killed(
 ) -> None:
     _, words = waiting
     shards = tmp_path / "ranks.csv.shards"
-    env = ONE_THREAD
     if by == "a pipe":  # as on a system without prctl, or where a wrapper starts the interpreter
         (tmp_path / "sitecustomize.py").write_text("import os\nos.getppid = lambda: 1\n")
         env = ONE_THREAD | {"PYTHONPATH": str(tmp_path)}
-    with start(*words, env=env, stderr=subprocess.DEVNULL) as process:
+        started: Warm | subprocess.Popen[str] = start(*words, env=env, stderr=subprocess.DEVNULL)
+    else:
+        started = start_warm(*words, env=ONE_THREAD)
+    with started as process:
         first = shards / "shard-00000-of-00002.csv.json"  # this worker is done
         wait_until(lambda: (tmp_path / "waiting").exists() and first.exists(), process)
         lock = shards / "shard-00001-of-00002.csv.lock"

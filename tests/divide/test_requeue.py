@@ -20,10 +20,10 @@ from tests.divide.jobs import (
 )
 from tests.divide.slurm import Slurm
 
-pytestmark = pytest.mark.slow
+# test_submission.py holds what the script does at each end of a task; test_turns.py, a real Slurm.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
-@pytest.mark.long
 def test_a_task_that_slurm_kills_and_starts_again(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
@@ -33,7 +33,6 @@ def test_a_task_that_slurm_kills_and_starts_again(
     check_second_turn(jobs, tmp_path, waiting)
 
 
-@pytest.mark.usefixtures("near_limit")
 def test_a_turn_without_progress_is_the_last(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
@@ -55,7 +54,6 @@ def test_a_turn_without_progress_is_the_last(
     assert_equal(target.read_text(), expected(*waiting))
 
 
-@pytest.mark.usefixtures("near_limit")
 def test_a_requeue_touches_its_own_task_only(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
@@ -78,7 +76,6 @@ def test_a_requeue_touches_its_own_task_only(
     assert_equal(target.read_text(), expected(*waiting))
 
 
-@pytest.mark.long
 def test_after_scancel_the_same_command_resumes(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
@@ -97,7 +94,6 @@ def test_after_scancel_the_same_command_resumes(
     assert_equal(target.read_text(), expected(*waiting))
 
 
-@pytest.mark.long
 def test_a_task_that_is_killed(slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]) -> None:
     """When memory runs out, the task fails, the merge names what is missing, nothing is lost."""
     target = tmp_path / "ranks.csv"

@@ -33,6 +33,7 @@ def test_an_array_of_eight_shards_is_a_single_run(slurm: Slurm, tmp_path: Path) 
     assert not list((tmp_path / "ranks.csv.shards").glob("shard-*"))
 
 
+@pytest.mark.usefixtures("near_limit")  # it has begun when test_turns.py asks for its end
 def test_one_process_two_workers_eight_shards_and_an_array_give_one_table(
     slurm: Slurm, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from tests.cli.program import QUICK, Outcome, invoke, start
+from tests.cli.program import QUICK, Outcome, invoke, start_warm
 from tests.cli.test_merge import shard
 from tests.divide.jobs import TASK
 from tests.helpers import save_series, weights
@@ -158,7 +158,7 @@ def test_a_crash_between_the_two_jobs(place: Place) -> None:
 
 def test_a_signal_waits_until_the_ids_are_known(place: Place) -> None:
     (place.slurm / "slow").touch()
-    with start("submit", *place.words(), env=place.environment) as process:
+    with start_warm("submit", *place.words(), env=place.environment) as process:
         while not (place.slurm / "begun").exists():
             assert process.poll() is None
             time.sleep(0.05)

@@ -1,27 +1,19 @@
 """Standard streams that are closed, and readers that go away, with and without a file."""
 
 import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from localrank_cli.results.columns import header
-from tests.cli.program import QUICK, invoke, run_cold
+from tests.cli.program import QUICK, invoke, run, run_cold
 from tests.helpers import entries, save_series
-
-
-def closing(*descriptors: int) -> Callable[[], None]:
-    def before_it_starts() -> None:
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-    return before_it_starts
 
 
 def test_stderr_closed_and_data_on_stdout(tmp_path: Path) -> None:
     series = save_series(tmp_path / "run")
-    outcome = run_cold("analyze", str(series), *QUICK, preexec_fn=closing(2))
+    outcome = run("analyze", str(series), *QUICK, before=partial(os.close, 2))
     assert outcome.code == 0
     assert outcome.stdout == invoke("analyze", str(series), *QUICK).stdout
 
@@ -30,25 +22,19 @@ def test_stderr_closed_and_an_error(tmp_path: Path) -> None:
     """No message can be printed; the status shows the failure."""
     series = save_series(tmp_path / "run")
     (series / "step_7.pt").write_bytes(b"torn")
-    outcome = run_cold("analyze", str(series), *QUICK, preexec_fn=closing(2))
+    outcome = run("analyze", str(series), *QUICK, before=partial(os.close, 2))
     assert (outcome.code, outcome.stdout) == (1, "")
 
 
 @pytest.mark.parametrize(
-    "descriptors",
-    [
-        pytest.param((1,), marks=pytest.mark.long),
-        pytest.param((2,), marks=pytest.mark.long),
-        (1, 2),
-    ],
-    ids=["stdout", "stderr", "both"],
+    ("first", "end"), [(1, 2), (2, 3), (1, 3)], ids=["stdout", "stderr", "both"]
 )
-def test_with_a_file_no_stream_is_needed(tmp_path: Path, descriptors: tuple[int, ...]) -> None:
+def test_with_a_file_no_stream_is_needed(tmp_path: Path, first: int, end: int) -> None:
     series = save_series(tmp_path / "run")
     (tmp_path / "out").mkdir()
     target = tmp_path / "out/ranks.csv"
     words = ("analyze", str(series), *QUICK, "-o", str(target))
-    assert run_cold(*words, preexec_fn=closing(*descriptors)).code == 0
+    assert run(*words, before=partial(os.closerange, first, end)).code == 0
     assert target.read_text().splitlines()[0] == ",".join(header())
     assert entries(target.parent) == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]
 
@@ -56,7 +42,7 @@ def test_with_a_file_no_stream_is_needed(tmp_path: Path, descriptors: tuple[int,
 def test_both_closed_and_data_on_stdout(tmp_path: Path) -> None:
     """Results do not vanish with the status of success."""
     series = save_series(tmp_path / "run")
-    assert run_cold("analyze", str(series), *QUICK, preexec_fn=closing(1, 2)).code == 1
+    assert run("analyze", str(series), *QUICK, before=partial(os.closerange, 1, 3)).code == 1
 
 
 def test_stderr_full(tmp_path: Path) -> None:

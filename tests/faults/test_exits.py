@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from localrank_cli.results.read import read_table
-from tests.cli.program import QUICK, run, run_cold
+from tests.cli.program import QUICK, invoke, run, run_cold
 from tests.faults.spoiled import safetensors, tensor
 from tests.helpers import NET_CODE, net_weights, save_series
 
@@ -63,7 +63,7 @@ def test_a_process_that_the_model_forks_ends_as_it_likes(tmp_path: Path) -> None
 def test_a_worker_that_the_model_ends_leaves_a_gap(tmp_path: Path, deed: str) -> None:
     """No process can refuse to be ended from C; its parent sees what is missing."""
     words = model(tmp_path, f"'--shard' in sys.argv and {deed}")
-    outcome = run_cold("submit", *words[1:], "--workers", "2", "-o", str(tmp_path / "x.csv"))
+    outcome = run("submit", *words[1:], "--workers", "2", "-o", str(tmp_path / "x.csv"))
     assert outcome.code == 1, outcome.stderr
     assert "are missing" in outcome.stderr or "os._exit(0)" in outcome.stderr
     assert not (tmp_path / "x.csv").exists()
@@ -91,7 +91,7 @@ def test_a_checkpoint_larger_than_the_address_space(tmp_path: Path, suffix: str)
     """It is not called damaged, and what is finished is kept."""
     folder = save_series(tmp_path / "run", (0, 1))
     words = ("analyze", str(folder), *QUICK, "-o", str(tmp_path / "x.csv"))
-    assert run_cold(*words).code == 0
+    assert invoke(*words).code == 0
     state = {"0.weight": torch.zeros(2**26, 4), "0.bias": torch.zeros(2**26)}  # 1.25 GiB
     torch.save(state, folder / "step_2.pt")
     if suffix == "safetensors":

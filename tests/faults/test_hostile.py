@@ -1,13 +1,11 @@
 """Pickles that ask for work or memory without end: each is refused, or read, in little time."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.cli.program import run_python
 from tests.faults.conftest import TRIED
 from tests.faults.hostile import PICKLES, PLACES
 
@@ -41,20 +39,9 @@ REFUSED = {
     ],
 )
 def test_no_pickle_takes_for_ever_or_all_memory(place: str) -> None:
-    """In a process of its own, since no timeout ends one call of C."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.faults.hostile", place]
-    done = subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-300:] + done.stderr[-3000:]
-    lines = [line.partition('": ') for line in done.stdout.splitlines()]
+    """In a process of its own, with a limit of memory."""
+    code = f"from tests.faults.hostile import main; main({place!r})"
+    lines = [line.partition('": ') for line in run_python("-c", code).splitlines()]
     found = {json.loads(f'{name}"'): json.loads(rest) for name, _, rest in lines}
     TRIED[f"pickles by hand, {place}"] += len(found)
     for name, (error, seconds, mebibytes) in found.items():

@@ -4,7 +4,6 @@ import fcntl
 import os
 import pty
 import signal
-import subprocess
 import sys
 import termios
 import threading
@@ -12,12 +11,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from localrank_cli.cli.signals import signal_handler
-from tests.faults.test_long_call import begin, in_the_call
+from tests.cli.program import start, start_warm
+from tests.faults.test_long_call import command, in_the_call
+from tests.warm import Warm
 
 # 2^60 steps, in one call of a builtin.
 ENDLESS = """nested = ()
@@ -57,8 +57,8 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def begin_endless(folder: Path, **streams: Any) -> "subprocess.Popen[str]":
-    return begin(folder, code=ENDLESS, **streams)
+def begin_endless(folder: Path) -> Warm:
+    return start_warm(*command(folder, code=ENDLESS))
 
 
 pytestmark = [
@@ -92,8 +92,8 @@ def test_it_is_killed_after_the_grace(tmp_path: Path, number: signal.Signals) ->
 def test_the_terminal_is_as_it_was(tmp_path: Path) -> None:
     """Ctrl-C at a terminal where the progress bar hid the cursor, and the model's code the echo."""
     ours, theirs = pty.openpty()
-    process = begin_endless(
-        tmp_path,
+    process = start(
+        *command(tmp_path, code=ENDLESS),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

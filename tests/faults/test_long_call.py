@@ -4,13 +4,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.cli.program import QUICK, start
+from tests.cli.program import QUICK, start_warm
 from tests.helpers import NET_CODE, entries, net_weights
+from tests.warm import Warm
 
 SIGNALS = {
     signal.SIGINT: 130,
@@ -29,10 +29,8 @@ CALL = f"""{HEAD}large = torch.rand(6000, 6000)
         return self.b"""
 
 
-def begin(
-    folder: Path, *, eigen: bool = False, code: str = "", **streams: Any
-) -> "subprocess.Popen[str]":
-    """A run that has finished its first checkpoint and is in the call of the second."""
+def command(folder: Path, *, eigen: bool = False, code: str = "") -> tuple[str, ...]:
+    """A command that finishes its first checkpoint, and is in a long call at the second."""
     run = folder / "run"
     run.mkdir(parents=True)
     (folder / "out").mkdir()
@@ -42,10 +40,14 @@ def begin(
     torch.save(net_weights(), run / "step_1.pt")
     torch.save(net_weights() | {"a.bias": torch.full((3,), 10.0)}, run / "step_2.pt")
     words = ("--model", f"{folder}/net.py:Net", "-o", str(folder / "out/ranks.csv"))
-    return start("analyze", str(run), *QUICK, *words, **streams)
+    return "analyze", str(run), *QUICK, *words
 
 
-def in_the_call(folder: Path, process: "subprocess.Popen[str]") -> None:
+def begin(folder: Path, *, eigen: bool = False) -> Warm:
+    return start_warm(*command(folder, eigen=eigen))
+
+
+def in_the_call(folder: Path, process: "Warm | subprocess.Popen[str]") -> None:
     for _ in range(1200):
         if (folder / "marker").exists():
             time.sleep(0.5)
@@ -93,7 +95,7 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path) -> None:
     try:
         in_the_call(tmp_path, process)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        time.sleep(0.6)  # a signal within 0.3 s would be an echo of the first
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)

@@ -2,8 +2,6 @@
 
 import os
 import struct
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +18,7 @@ from localrank_cli.points.draw import first_of_permutation
 from localrank_cli.points.files import load_array
 from localrank_cli.points.rows import Rows, chunks, whole
 from localrank_cli.points.source import DataSource, load_points
+from tests.cli.program import run_python
 from tests.faults import hostile
 from tests.faults.spoiled import safetensors
 
@@ -134,10 +133,7 @@ def test_a_large_file_takes_little_memory(tmp_path: Path, suffix: str) -> None:
             head = safetensors({"x": entry})
         path.write_bytes(head)
         os.truncate(path, len(head) + count * 1024)
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK, str(path)], check=True, capture_output=True, text=True
-        )
-        peaks.append(int(done.stdout))
+        peaks.append(int(run_python("-c", PEAK, path)))
     # MiB. The file has 1024 of them; a chunk, its copy and its sum have 16 each.
     assert peaks[1] < peaks[0] + 200
 

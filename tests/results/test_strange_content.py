@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from localrank_cli.options.decisive import DECISIVE, PRECISION
 from localrank_cli.results.schema import Settings
-from tests.cli.program import QUICK, Outcome, invoke
+from tests.cli.program import QUICK, Outcome, invoke, run
 from tests.helpers import save_series
 from tests.results.spoiled import DEEP, Raw, dumped, put, spoil_json, spoil_line
 
@@ -408,7 +408,7 @@ def test_submitting_again_repairs_an_invalid_plan(place: Path) -> None:
     folder.mkdir()
     content = plan_content(place) | {"shards": "2"}
     (folder / "plan.json").write_text(json.dumps(content))
-    outcome = invoke(*words)
+    outcome = run(*words)
     assert outcome.code == 0, outcome.stderr
     assert "plan.json: shards: expected an integer, got '2'." in outcome.stderr
     assert Path("new.csv").read_text() == Path("ranks.csv").read_text()

@@ -211,6 +211,12 @@ NETWORKS = {
 # Of a single position there is one Jacobian, and no more can be asked for.
 SINGLE = {"mlp": {"same:3": "same", "last-each:2": "last-each", "each:2": "each"}}
 KINDS = ("same", "same:3", "first", "last", "last-all", "last-each:2", "each:2")
+# Other families of transformers, whose positions are found as those of gpt2 are.
+ALIKE = ("gpt_neox", "llama", "mistral", "mixtral", "mamba")
+
+
+def is_alike(name: str, kind: str) -> bool:
+    return name in ALIKE and kind not in {"same", "last-each:2"}
 
 
 @cache
@@ -338,8 +344,14 @@ def check(
                 assert np.abs(row - values).max() <= CLOSE * scale
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=pytest.mark.long if is_alike(name, kind) else ())
+        for name in NETWORKS
+        for kind in KINDS
+    ],
+)
 def test_positions_are_parts_of_the_whole_jacobian(name: str, kind: str) -> None:
     network, modes = NETWORKS[name], Modes()
     kind = SINGLE.get(name, {}).get(kind, kind)
