@@ -105,6 +105,12 @@ class Batch:
         steps = self.varied.new_zeros(self.n_points, metric.width(self.varied.shape[1]))
         return replace(batch, varied=steps, metric=metric, origin=self.varied)
 
+    def without_metric(self) -> "Batch":
+        """Return the batch whose varied tensor is x itself."""
+        if self.origin is None:
+            return self
+        return replace(self, varied=self.origin, metric=None, origin=None)
+
     def outputs(
         self, varied: Tensor, calls: Sequence[Call], *, early: bool = False
     ) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 """Three ways to the same Jacobians: forward mode, reverse mode, and row by row."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -40,11 +40,16 @@ def pushforward(batch: Batch, calls: Sequence[Call], directions: Tensor) -> tupl
     The directions have shape (directions, n_in), the same at every point, or (directions, points,
     n_in).
     """
+    whole = batch.without_metric()
 
     def along(direction: Tensor) -> tuple[Tensor, ...]:
-        tangent = direction.expand_as(batch.varied)
+        tangent = direction if direction.dim() > 1 else direction.unsqueeze(0)
+        if batch.metric is not None:  # once for all points
+            tangent = batch.metric.step(tangent, whole.n_in)
         pair = jvp(
-            lambda varied: batch.outputs(varied, calls, early=True), (batch.varied,), (tangent,)
+            lambda varied: whole.outputs(varied, calls, early=True),
+            (whole.varied,),
+            (tangent.expand_as(whole.varied),),
         )
         tangents: tuple[Tensor, ...] = pair[1]
         return tangents
@@ -87,11 +92,25 @@ def pullback(batch: Batch, call: Call, cotangent: Tensor) -> Tensor:
 
     Exact zeros where the output does not depend on the varied tensor.
     """
+    return next(pullbacks(batch, call, [cotangent]))
+
+
+def pullbacks(batch: Batch, call: Call, cotangents: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield u^T J for several u, as `pullback` does, from one forward pass."""
     varied = batch.varied.detach().requires_grad_(True)
     with torch.enable_grad():
         (output,) = batch.outputs(varied, [call])
-    (row,) = torch.autograd.grad(contraction([output], [cotangent]), varied, allow_unused=True)
-    return torch.zeros_like(batch.varied) if row is None else row
+    for index, cotangent in enumerate(cotangents):
+        if not output.requires_grad:
+            yield torch.zeros_like(batch.varied)
+            continue
+        (row,) = torch.autograd.grad(
+            contraction([output], [cotangent]),
+            varied,
+            allow_unused=True,
+            retain_graph=index + 1 < len(cotangents),
+        )
+        yield torch.zeros_like(batch.varied) if row is None else row
 
 
 def contraction(outputs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Tensor:

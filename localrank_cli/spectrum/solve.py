@@ -13,6 +13,7 @@ from localrank_cli.layers.capture import Call
 from localrank_cli.spectrum.certificate import Apart, Bound, Shape, certify
 from localrank_cli.spectrum.deflation import (
     MIN_DEFLATED_SIZE,
+    GramPair,
     gram_pair,
     has_small_values,
     small_values,
@@ -103,7 +104,10 @@ def solve_stack(
 
 def _squared(matrix: Tensor, error: float, demand: Demand) -> _Solution:
     """Return the eigenvalues of a matrix's Gram matrix, and apart what they do not resolve."""
-    pair = gram_pair(matrix)
+    return _resolved(gram_pair(matrix), error, demand)
+
+
+def _resolved(pair: GramPair, error: float, demand: Demand) -> _Solution:
     lowest = lowest_values(pair) if demand.needs_every_value else None
     return _Solution(pair.eigenvalues, error, pair.matrix.shape[0], lowest)
 
@@ -116,10 +120,17 @@ def _solve_one(matrix: Tensor, shape: tuple[int, int], error: float, demand: Dem
     """
     if demand.tolerances is None or min(matrix.shape) < MIN_DEFLATED_SIZE:
         return _padded(singular_values(matrix).unsqueeze(0), min(shape))
-    solution = _squared(matrix, error, demand)
-    return _certain_values(
-        [solution], shape, demand, _solver(lambda _: matrix, [solution], shape, demand)
-    )
+    return _solve_pair(gram_pair(matrix), shape, error, demand)
+
+
+def _solve_pair(pair: GramPair, shape: tuple[int, int], error: float, demand: Demand) -> Tensor:
+    """Do what `_solve_one` does, for a matrix whose Gram matrix is known."""
+    solution = _resolved(pair, error, demand)
+
+    def surely(_: Sequence[int]) -> Tensor:
+        return _padded(_refined(pair, shape, error, demand).unsqueeze(0), min(shape))
+
+    return _certain_values([solution], shape, demand, surely)
 
 
 def _solve_surely(
@@ -133,15 +144,21 @@ def _solve_surely(
     short_side = len(squared.eigenvalues)
     if short_side < MIN_DEFLATED_SIZE or not has_small_values(squared.eigenvalues):
         return singular_values(matrix)
-    pair = gram_pair(matrix)
+    return _refined(gram_pair(matrix), shape, squared.error, demand)
+
+
+def _refined(pair: GramPair, shape: tuple[int, int], error: float, demand: Demand) -> Tensor:
+    """Return the singular values of a matrix with those that a gap sets apart refined, or its SVD.
+
+    `shape` and `error` are as in `_solve_one`; the result has shape (short side,).
+    """
     small = small_values(pair)
     if small is not None:
-        apart = Lowest(small, 0.0)
-        refined = _Solution(pair.eigenvalues, squared.error, squared.long_side, apart)
+        refined = _Solution(pair.eigenvalues, error, pair.matrix.shape[0], Lowest(small, 0.0))
         values, holds = _certified([refined], shape, demand)
         if bool(holds.all()):
-            return values[0, :short_side]
-    return singular_values(matrix)
+            return values[0, : len(pair.eigenvalues)]
+    return singular_values(pair.matrix)
 
 
 def solve_blocks(
@@ -186,18 +203,25 @@ def solve_local(
         demand: Their purpose.
         error: How far their singular values may be from those of the network's Jacobians.
     """
-
-    def surely(indices: Sequence[int]) -> Tensor:
-        return torch.cat(
-            [_solve_one(jacobians[index].dense(), shape, error, demand) for index in indices]
-        )
-
     if not jacobians:
         return torch.empty(0, min(shape), dtype=torch.float64, device="cpu")
     if demand.tolerances is None:
-        return surely(range(len(jacobians)))
+        return _padded(torch.stack([singular_values(one.dense()) for one in jacobians]), min(shape))
     # A sum without the terms that are exactly zero: the bound of the whole product holds.
     squares = [symmetric_eigenvalues(jacobian.gram()) for jacobian in jacobians]
+
+    def surely(indices: Sequence[int]) -> Tensor:
+        found = []
+        for index in indices:
+            whole = jacobians[index].dense()
+            if min(shape) < MIN_DEFLATED_SIZE:
+                found.append(_padded(singular_values(whole).unsqueeze(0), min(shape)))
+                continue
+            # Its zeros are left out again, and no eigenvalue is computed twice.
+            pair = GramPair(whole, jacobians[index].gram(), squares[index])
+            found.append(_solve_pair(pair, shape, error, demand))
+        return torch.cat(found)
+
     solved = [_Solution(row, error, max(shape)) for row in squares]
     return _certain_values(solved, shape, demand, surely)
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.table import demand_of
+from localrank_cli.spectrum import deflation, solve
 from localrank_cli.spectrum.layer import Request, layer_spectra
 from localrank_cli.spectrum.solve import Demand
+from localrank_cli.spectrum.svd import symmetric_eigenvalues
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.naive import naive_jacobians
 from tests.networks import Net
@@ -85,6 +87,27 @@ def test_a_deficient_jacobian_has_its_rank() -> None:
             weight[:, 1] = weight[:, 0]
     points = torch.randn(1, 2, 7, 7, dtype=torch.float64)
     assert compare(model, points, Modes()) == ["0", "2"]
+
+
+def test_the_eigenvalues_of_a_deficient_jacobian_are_computed_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1)).double().eval()
+    with torch.no_grad():
+        weight = model.get_parameter("0.weight")
+        weight[:, 1] = weight[:, 0]
+    points = torch.randn(1, 2, 10, 10, dtype=torch.float64)
+    sizes = []
+
+    def counted(gram: Tensor) -> Tensor:
+        sizes.append(gram.shape[-1])
+        return symmetric_eigenvalues(gram)
+
+    for module in (solve, deflation):
+        monkeypatch.setattr(module, "symmetric_eigenvalues", counted)
+    compare(model, points, Modes())
+    assert sizes == [200]
 
 
 def test_a_point_that_is_not_finite_counts_as_failed_and_spares_the_others() -> None:

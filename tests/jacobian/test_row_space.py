@@ -1,13 +1,17 @@
 """The input reduced to the row space of the first layer: exactly where that is right."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.jacobian import engine
+from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.engine import Modes
+from localrank_cli.jacobian.routes import forward_jacobians
+from localrank_cli.layers.capture import Call
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import Request, layer_spectra
@@ -94,8 +98,45 @@ class Hidden(nn.Module):
         return found
 
 
+class Beside(Normed):
+    """The input reaches the end on another path, in the row space of the first layer."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = super().forward(inputs)
+        return found + nn.functional.pad(inputs @ self.first.weight.mT, (0, 100))
+
+
+class BesideALittle(Normed):
+    """So faintly that only one output in a hundred, and 1e-6 of it, shows it."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = super().forward(inputs)
+        more = 1e-6 * (inputs @ self.first.weight[:1].mT) ** 3
+        return torch.cat([found[:, :1] + more, found[:, 1:]], dim=1)
+
+
+class Stretched(Normed):
+    """A factor before the first layer: the same row space at every point, by another weight."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = super().forward(inputs * inputs.detach()[:, :1].exp())
+        return found
+
+
+class Reread(Normed):
+    """The first layer runs twice, so that its first output is not all that is seen."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = super().forward(inputs)
+        return found + nn.functional.pad(torch.tanh(self.first(inputs)), (0, 100))
+
+
 NETWORKS: list[tuple[Callable[[], nn.Module], bool]] = [
     (Normed, True),
+    (Beside, True),
+    (BesideALittle, True),
+    (Stretched, True),
+    (Reread, True),
     (Tokens, True),
     (Skipping, False),
     (SkippingALittle, False),
@@ -106,7 +147,8 @@ NETWORKS: list[tuple[Callable[[], nn.Module], bool]] = [
 
 
 def naive(model: nn.Module, points: Tensor, layer: str) -> Tensor:
-    """Singular values of Jacobians by plain autograd, one point at a time."""
+    """Singular values of Jacobians by plain autograd, point by point; `layer` may be NAME#2."""
+    name, _, number = layer.partition("#")
 
     def at(point: Tensor) -> Tensor:
         found: list[Tensor] = []
@@ -114,10 +156,10 @@ def naive(model: nn.Module, points: Tensor, layer: str) -> Tensor:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
             found.append(output.flatten())
 
-        handle = model.get_submodule(layer).register_forward_hook(hook)
+        handle = model.get_submodule(name).register_forward_hook(hook)
         model(point.unsqueeze(0))
         handle.remove()
-        return found[0]
+        return found[int(number or 1) - 1]
 
     rows = [torch.func.jacrev(at)(point) for point in points]
     return torch.stack([torch.linalg.svdvals(row.detach()) for row in rows])
@@ -149,6 +191,26 @@ def test_singular_values_are_those_of_the_whole_jacobian(
             far = ((truth - tolerance).abs() > 1e-9).all(dim=1)
             counts = (spectrum.computed > tolerance).sum(dim=1)
             assert (counts == (truth > tolerance).sum(dim=1))[far].all()
+
+
+@pytest.mark.parametrize(
+    ("network", "start"), [(Normed, "0.first"), (Beside, None), (BesideALittle, None)]
+)
+def test_directions_start_behind_the_layer_where_nothing_goes_around_it(
+    network: Callable[[], nn.Module], start: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(network()).double().eval()
+    sources = set()
+
+    def spied(batch: Batch, calls: Sequence[Call], chunk: int) -> list[Tensor]:
+        sources.add(batch.wrt and batch.wrt.name)
+        return forward_jacobians(batch, calls, chunk)
+
+    monkeypatch.setattr(engine, "forward_jacobians", spied)
+    points = torch.randn(5, 96, dtype=torch.float64)
+    layer_spectra(model, points, Request(Selection(("*",)), demand=DEMAND))
+    assert sources == {start}
 
 
 def test_a_point_that_is_not_finite_does_not_hide_the_others() -> None:
