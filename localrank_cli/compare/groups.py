@@ -174,9 +174,14 @@ def _parts(rows: pd.DataFrame, choice: Choice) -> dict[str, pd.DataFrame]:
     if by is None:
         by = "table" if "table" in rows.columns else "run"
     if by not in rows.columns or by in _NOT_BY:
-        there = [name for name in rows.columns if name not in _NOT_BY]
+        there = [
+            str(name)
+            for name, counts in rows.groupby("run").nunique().items()
+            if name not in _NOT_BY and counts.max() == 1
+        ]
         raise SettingsError(
-            f"--by {by}: no column that can distinguish runs.", f"There are {listed(there, 60)}."
+            f"--by {by}: no column that can distinguish runs.",
+            f"Constant in each run are {listed(['run', *there], 40)}.",
         )
     mixed = rows.groupby("run", sort=False)[by].nunique(dropna=False)
     if (mixed > 1).any():
