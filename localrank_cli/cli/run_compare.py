@@ -23,7 +23,7 @@ from localrank_cli.compare.rows import (
     difference_rows,
     onset_rows,
 )
-from localrank_cli.errors import listed, printable
+from localrank_cli.errors import OutputError, UsageError, listed, printable
 from localrank_cli.options.views import CompareOptions
 from localrank_cli.results.read import read_tables
 from localrank_cli.results.write import (
@@ -42,8 +42,7 @@ def run_compare(options: CompareOptions) -> None:
     screen = Screen(quiet=options.quiet, verbose=False)
     files = [file for file in (options.output, options.onsets, options.figure) if file is not None]
     files = [file for file in files if file != _STDOUT]
-    for file in files:
-        check_replaceable(file)
+    _check_files(options, files)
     with signal_handler() as handler, handler.interruptible(), stdout_for_data(screen) as data:
         with warnings_as_notes(screen):
             groups = find_groups(read_tables(options.tables), _choice(options))
@@ -58,6 +57,21 @@ def run_compare(options: CompareOptions) -> None:
         _print_results(options, data, groups, found, falls)
     for file in files:
         screen.note(f"wrote {file}")
+
+
+def _check_files(options: CompareOptions, files: Sequence[Path]) -> None:
+    """Check, before any work, that files can be written, and that no other is lost by it."""
+    real = [real_target(file) for file in files]
+    for file, target in zip(files, real, strict=True):
+        check_replaceable(file)
+        if any(table.exists() and target == real_target(table) for table in options.tables):
+            raise UsageError(f"{file}: is one of the tables to compare.", "Name another file.")
+        if real.count(target) > 1:
+            raise UsageError(f"{file}: is named twice.", "Name two files.")
+        if file != options.figure and target.exists() and not options.overwrite:
+            raise OutputError(
+                f"{file}: exists already.", "Name another file, or replace it with --overwrite."
+            )
 
 
 def _write_rows(

@@ -15,6 +15,10 @@ from localrank_cli.results.read import without_failed
 
 _SEED = "seed"
 _FINAL_KEY = ["run", "step", "layer"]
+# What a number is a measure of: values that differ in it are not the same quantity.
+_QUANTITY = (
+    "positions", "jacobian", "wrt", "input_slice", "output_slice", "sigma_1_of",
+)  # fmt: skip
 _NOT_BY = ("step", "layer", "layer_index", "tolerance", "atol", "rtol")
 
 
@@ -111,10 +115,12 @@ def find_groups(frame: pd.DataFrame, choice: Choice) -> Groups:
         rows = of_one(rows, "tolerance", choice.tolerance, "--tolerance")
     tolerance = str(rows["tolerance"].iloc[0]) if uses_tolerance else ""
     rows = _one_row_each(rows, choice.y)
+    _check_quantity(rows, choice.by)
     parts = _parts(rows, choice)
     layers, steps, left_out = _common(rows, parts)
     notes += left_out
     layers = matching(layers, choice.layers)
+    notes += _other_sizes(rows, layers)
     groups = [_group(name, part, choice, layers, steps) for name, part in parts.items()]
     return Groups(
         tuple(_paired(groups, choice.pair)), tuple(layers), tuple(steps), choice, tolerance,
@@ -136,15 +142,46 @@ def _one_row_each(rows: pd.DataFrame, y: str) -> pd.DataFrame:
     return rows
 
 
+def _check_quantity(rows: pd.DataFrame, by: str | None) -> None:
+    for name in _QUANTITY:
+        if name == by or name not in rows.columns:
+            continue
+        # A table without the column holds the default, which is empty.
+        values = rows.assign(**{name: rows[name].fillna("")}).groupby("layer")[name].unique()
+        differ = values[values.map(len) > 1]
+        if len(differ):
+            there = [value or "none" for value in differ.iloc[0]]
+            raise SettingsError(
+                f"layer {differ.index[0]}: the runs differ in {name} ({listed(there)}), so their"
+                " numbers do not measure the same.",
+                f"Analyze them alike, or compare just this with --by {name}.",
+            )
+
+
+def _other_sizes(rows: pd.DataFrame, layers: Sequence[str]) -> list[str]:
+    if not {"n_out", "n_in"} <= set(rows.columns):
+        return []
+    sizes = rows[rows["layer"].isin(layers)].groupby("layer")[["n_out", "n_in"]].nunique()
+    differ = [str(layer) for layer in layers if (sizes.loc[layer] > 1).any()]
+    if not differ:
+        return []
+    return [f"the Jacobians differ in size between runs: {listed(differ, 6)}"]
+
+
 def _parts(rows: pd.DataFrame, choice: Choice) -> dict[str, pd.DataFrame]:
     """Return the rows of each group by its name, the reference first."""
     by = choice.by
     if by is None:
         by = "table" if "table" in rows.columns else "run"
     if by not in rows.columns or by in _NOT_BY:
-        there = [name for name in rows.columns if name not in _NOT_BY]
+        there = [
+            str(name)
+            for name, counts in rows.groupby("run").nunique().items()
+            if name not in _NOT_BY and counts.max() == 1
+        ]
         raise SettingsError(
-            f"--by {by}: no column that can distinguish runs.", f"There are {listed(there, 60)}."
+            f"--by {by}: no column that can distinguish runs.",
+            f"Constant in each run are {listed(['run', *there], 40)}.",
         )
     mixed = rows.groupby("run", sort=False)[by].nunique(dropna=False)
     if (mixed > 1).any():

@@ -62,7 +62,7 @@ Rtol = Annotated[
         decides=("tolerances",),
     ),
 ]
-_Overwrite = Annotated[bool, Setting(help="Overwrite FILE if it exists.")]
+Overwrite = Annotated[bool, Setting(help="Overwrite FILE if it exists.")]
 NoNotes = Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"))]
 Debug = Annotated[
     bool, Setting(help="Show tracebacks of errors.", in_python=False, is_shared=False)
@@ -746,7 +746,7 @@ class MergeOptions:
     partial: Annotated[
         bool, Setting(help="Merge the finished parts, and list the missing ones.")
     ] = False
-    overwrite: _Overwrite = False
+    overwrite: Overwrite = False
     plan: Annotated[
         Path | None,
         Setting(
@@ -791,7 +791,7 @@ class RethresholdOptions:
             flags=("--output", "-o"),
         ),
     ] = None
-    overwrite: _Overwrite = False
+    overwrite: Overwrite = False
     quiet: NoNotes = False
     debug: Debug = False
 

@@ -10,7 +10,7 @@ from annotated_types import Interval
 from localrank_cli.measures.table import MEASURES
 from localrank_cli.options import parse
 from localrank_cli.options.setting import Setting
-from localrank_cli.options.table import Debug, NoNotes
+from localrank_cli.options.table import Debug, NoNotes, Overwrite
 
 
 @dataclass(frozen=True)
@@ -289,8 +289,8 @@ class CompareOptions:
     output: Annotated[
         Path | None,
         Setting(
-            help="Write the differences to a .csv, .tsv, .jsonl or .parquet file; an existing one"
-            " is replaced; - is CSV on standard output.",
+            help="Write the differences to a .csv, .tsv, .jsonl or .parquet file; - is CSV on"
+            " standard output.",
             metavar="FILE",
             read=parse.path,
             flags=("--output", "-o"),
@@ -307,10 +307,12 @@ class CompareOptions:
     figure: Annotated[
         Path | None,
         Setting(
-            help="Draw the groups with their intervals to a .png, .svg or .pdf file.",
+            help="Draw the groups with their intervals to a .png, .svg or .pdf file; an existing"
+            " one is replaced.",
             metavar="FILE",
             read=parse.path,
         ),
     ] = None
+    overwrite: Overwrite = False
     quiet: NoNotes = False
     debug: Debug = False

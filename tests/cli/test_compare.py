@@ -85,6 +85,27 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     assert text in done.error
 
 
+def test_no_table_is_lost(tables: list[str], tmp_path: Path) -> None:
+    before = [Path(table).read_bytes() for table in tables]
+    link = tmp_path / "link.csv"
+    link.symlink_to(tables[1])
+    for words in (["-o", tables[0]], ["--onsets", str(link)], ["-o", tables[0], "--overwrite"]):
+        done = invoke("compare", *tables, *words)
+        assert (done.code, done.error) == (
+            2, f"{words[1]}: is one of the tables to compare. Name another file.",
+        )  # fmt: skip
+    other = tmp_path / "other.csv"
+    other.write_bytes(before[0])
+    done = invoke("compare", *tables, "-o", str(other))
+    assert (done.code, done.error) == (
+        1, f"{other}: exists already. Name another file, or replace it with --overwrite.",
+    )  # fmt: skip
+    assert invoke("compare", *tables, "-o", str(other), "--onsets", str(other)).code == 2
+    assert [Path(table).read_bytes() for table in [*tables, str(other)]] == [*before, before[0]]
+    assert invoke("compare", *tables, "-o", str(other), "--overwrite").code == 0
+    assert other.read_bytes().startswith(b"group,")
+
+
 def test_other_commands_do_not_import_scipy() -> None:
     code = "import localrank_cli.cli.main, sys; sys.exit('scipy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -72,6 +72,22 @@ def test_only_common_layers_and_steps_are_compared_and_the_others_named() -> Non
     assert [note.split(":")[-1] for note in groups.notes] == [" layer2", " 10"]
 
 
+def test_what_was_measured_may_be_what_is_compared() -> None:
+    frame = pd.concat(
+        [seeds(), seeds().assign(run=lambda part: part["run"] + "p", positions="same")]
+    )
+    groups = find_groups(frame, Choice(by="positions"))
+    assert [group.name for group in groups.groups] == ["none", "same"]
+
+
+def test_jacobians_of_other_sizes_are_named() -> None:
+    wide = seeds()
+    wide.loc[wide["layer"] == "layer1", "n_out"] = 80
+    assert find_groups(two(seeds(), wide), Choice()).notes == (
+        "the Jacobians differ in size between runs: layer1",
+    )
+
+
 def test_rows_that_failed_leave_their_cells_out() -> None:
     frame = two(seeds(), seeds())
     frame.loc[(frame["table"] == "b") & (frame["step"] == 100), "local_rank"] = np.nan
@@ -100,6 +116,11 @@ BAD = {
         two(seeds(), seeds().assign(layer=lambda frame: "net." + frame["layer"])),
         Choice(),
         "no layer in common",
+    ),
+    "other quantities": (
+        two(seeds(), seeds().assign(positions="same", jacobian="J-1")),
+        Choice(),
+        "layer layer0: the runs differ in positions (none, same)",
     ),
     "text": (seeds(), Choice(y="module"), "--y module: holds no numbers"),
     "pairs by what is not there": (two(seeds(), seeds()), Choice(pair="lr"), "--pair lr: no such"),
