@@ -15,6 +15,13 @@ from torch import Tensor
 from localrank_cli.layers.capture import Call
 
 _U = 2.0**-53  # unit roundoff of float64
+# Rows of R without pivoting that small may be what is left of a first layer of low rank.
+_SMALL = 1e-3
+# What is left of a first layer of low rank is the rounding of its weights, 6e-8 in float32.
+_NEXT_TO_NOTHING = 1e-6
+# Its square, relative to the least of the large values and the largest, is the error of singular
+# values that are computed in two parts.
+_COUPLED = 1e-10
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class Factor:
     call: Call
     matrix: Tensor  # (n_out, w), w at most n_in
     error: float  # bound on the spectral norm of what rounding added, see `Chain.factors`
+    # (n_out, h): columns whose span holds the large left singular vectors, where the first layer
+    # has h large singular values and others that are next to nothing; None: nothing is known
+    large: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +111,13 @@ class Chain:
                 continue
             done[index] = self._step(index, diagonals, point, done[link.parent])
             if link.call in wanted:
-                matrix = self._rows(link.call, done[index].matrix)
-                yield Factor(link.call, matrix, done[index].error)
+                large = done[index].large
+                yield Factor(
+                    link.call,
+                    self._rows(link.call, done[index].matrix),
+                    done[index].error,
+                    None if large is None else self._rows(link.call, large),
+                )
 
     def sizes(self, point: int) -> dict[Call, FactorSize]:
         """Return what each wanted call takes at a point, from the units that are active there."""
@@ -137,15 +152,14 @@ class Chain:
     ) -> "_Product":
         columns = self._columns[index]
         active = diagonals.active[point]
-        inner = parent.matrix
         if active is not None:
             if active.numel() == 0:
-                return _Product(inner.new_zeros(columns.shape[1], 1), 0.0, 0.0)
-            inner, columns = inner.index_select(0, active), columns.index_select(0, active)
-        if not diagonals.are_ones:
-            slopes = diagonals.slope[point]
-            slopes = slopes if active is None else slopes.index_select(0, active)
-            inner = inner * slopes.unsqueeze(1)
+                return _Product(columns.new_zeros(columns.shape[1], 1), 0.0, 0.0)
+            columns = columns.index_select(0, active)
+        inner = diagonals.times(point, parent.matrix)
+        large = None
+        if parent.large is not None:
+            large = columns.mT @ diagonals.times(point, parent.large)
         count, width = inner.shape
         largest = diagonals.largest[point]
         size = largest * parent.size
@@ -157,7 +171,7 @@ class Chain:
             terms += 8 * count * width
         matrix = columns.mT @ inner
         error = self._norms[index] * (largest * parent.error + terms * _U * size)
-        return _Product(matrix, error, float(torch.linalg.vector_norm(matrix)))
+        return _Product(matrix, error, float(torch.linalg.vector_norm(matrix)), large)
 
     def _needed(self, wanted: frozenset[Call]) -> list[int]:
         needed: set[int] = set()
@@ -175,6 +189,7 @@ class _Product:
     matrix: Tensor  # (n_out, w)
     error: float  # as in Factor
     size: float  # Frobenius norm
+    large: Tensor | None = None  # as in Factor
 
 
 class _Diagonals:
@@ -193,6 +208,17 @@ class _Diagonals:
         self.are_ones = bool((~active | (slope == 1)).all())
         self.largest: list[float] = slope.abs().amax(dim=1).tolist()
 
+    def times(self, point: int, matrix: Tensor) -> Tensor:
+        """Return D times a matrix, the rows of the active units."""
+        active = self.active[point]
+        if active is not None:
+            matrix = matrix.index_select(0, active)
+        if self.are_ones:
+            return matrix
+        slopes = self.slope[point]
+        slopes = slopes if active is None else slopes.index_select(0, active)
+        return matrix * slopes.unsqueeze(1)
+
 
 def _row_space(weight: Tensor, error: float) -> _Product:
     n_out, n_in = weight.shape
@@ -200,4 +226,26 @@ def _row_space(weight: Tensor, error: float) -> _Product:
     if n_out >= n_in:
         return _Product(weight, error, size)
     triangle = torch.linalg.qr(weight.mT, mode="r").R
-    return _Product(triangle.mT, error + 8 * n_out * n_in * _U * size, size)
+    rounded = error + 8 * n_out * n_in * _U * size
+    return _Product(triangle.mT, rounded, size, _large_columns(triangle))
+
+
+def _large_columns(triangle: Tensor) -> Tensor | None:
+    """Return h columns that R^T is made of up to next to nothing; None where there are no such.
+
+    With W^T = Q R and R^T = U S V^T these are U_h S_h. Then W D ... R^T has the columns of
+    W D ... U_h S_h, turned by V_h, and next to nothing beside them. R without pivoting may not
+    show its rank, where the first inputs depend on each other: that costs time and no more.
+    """
+    norms = torch.linalg.vector_norm(triangle, dim=1)
+    behind = norms.square().flip(0).cumsum(0).flip(0).sqrt()
+    if not bool(behind[len(norms) // 2] < _SMALL * behind[0]):
+        return None
+    _, values, turned = torch.linalg.svd(triangle.mT)
+    count = int((values > _NEXT_TO_NOTHING * values[0]).sum())
+    if not 0 < 2 * count <= len(values):
+        return None
+    if not bool(values[count].square() <= _COUPLED * values[count - 1] * values[0]):
+        return None
+    large: Tensor = triangle.mT @ turned[:count].mT
+    return large

@@ -56,7 +56,7 @@ _STEPS = 3
 _ROUNDS = 3
 # The sum of the errors over that of all values that another round would not improve on: times the
 # logarithms of an entropy (30), this is half of what the certificate allows.
-_FINE = 4e-9
+FINE = 4e-9
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _by_iteration(pair: GramPair, count: int, error: float) -> Lowest | None:
 
 
 def _allowed(pair: GramPair) -> float:
-    return _FINE * float(pair.eigenvalues.clamp(min=0).sqrt().sum())
+    return FINE * float(pair.eigenvalues.clamp(min=0).sqrt().sum())
 
 
 def _at(pair: GramPair, basis: Tensor, count: int, error: float) -> Lowest | None:
@@ -136,9 +136,9 @@ def _at(pair: GramPair, basis: Tensor, count: int, error: float) -> Lowest | Non
     values = singular_values(torch.linalg.qr(image.cpu().mT, mode="r").R)
     norm, size = _norms(pair, error)
     own = float(image.norm())
-    skew = _skew(rows)
-    shifted = n * _U * size * count**0.5 + norm * skew
-    products = (n_rows + (n + count) * count + 2) * _U + 3 * skew
+    tilt = skew(rows)
+    shifted = n * _U * size * count**0.5 + norm * tilt
+    products = (n_rows + (n + count) * count + 2) * _U + 3 * tilt
     coupled = 1.01 * (float(coupling.norm()) + products * size * own)
     lost = _lost(pair, 1.01 * shifted, coupled, count, float(values[0]), error)
     if lost is None:
@@ -184,7 +184,7 @@ def _norms(pair: GramPair, error: float) -> tuple[float, float]:
     return (first + error) ** 0.5, (total + len(pair.eigenvalues) * error) ** 0.5
 
 
-def _skew(rows: Tensor) -> float:
+def skew(rows: Tensor) -> float:
     """Bound how far rows are from the nearest orthonormal ones, in the Frobenius norm."""
     count, n = rows.shape
     off = rows @ rows.mT

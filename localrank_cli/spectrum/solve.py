@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from localrank_cli.jacobian.chain import Chain
+from localrank_cli.jacobian.chain import Chain, Factor
 from localrank_cli.jacobian.local import LocalJacobian
 from localrank_cli.layers.capture import Call
 from localrank_cli.spectrum.certificate import Apart, Bound, Shape, certify
@@ -19,6 +19,7 @@ from localrank_cli.spectrum.deflation import (
     small_values,
 )
 from localrank_cli.spectrum.lowest import Lowest, lowest_values
+from localrank_cli.spectrum.split import split_values
 from localrank_cli.spectrum.svd import (
     MAX_STACKED_SIZE,
     gram_eigenvalues,
@@ -252,10 +253,7 @@ def solve_chain(
         return found | empty
 
     def squared(point: int) -> dict[Call, _Solution]:
-        return {
-            factor.call: _squared(factor.matrix, factor.error, demand)
-            for factor in chain.factors(point, rest)
-        }
+        return {factor.call: _of_factor(factor, demand) for factor in chain.factors(point, rest)}
 
     if demand.tolerances is None:
         return found | {call: _svd(chain, points, call, min(shapes[call])) for call in rest}
@@ -266,6 +264,17 @@ def solve_chain(
         solver = _solver(factors, solved, shapes[call], demand)
         found[call] = _certain_values(solved, shapes[call], demand, solver)
     return found
+
+
+def _of_factor(factor: Factor, demand: Demand) -> _Solution:
+    """Return the squares of a factor's singular values, in two parts where they are known."""
+    matrix = factor.matrix
+    if factor.large is not None and demand.needs_every_value:
+        split = split_values(matrix, factor.large)
+        if split is not None:
+            error = factor.error + split.error
+            return _Solution(split.eigenvalues, error, max(matrix.shape), split.lowest)
+    return _squared(matrix, factor.error, demand)
 
 
 def _svd(chain: Chain, points: Sequence[int], call: Call, width: int) -> Tensor:
