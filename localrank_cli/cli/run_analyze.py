@@ -130,6 +130,8 @@ class _Work:
                 " auto divides the work"
             )
         spectra = SpectraFolder(self.options.spectra.absolute()) if self.options.spectra else None
+        if spectra is not None:
+            spectra.check(plan)  # before an earlier table is discarded
         resume = Resume(plan, History(), 0)
         if self.output is not None:
             resume = self.output.begin(plan, self.screen.note, spectra, division)

@@ -1,12 +1,13 @@
 """The work of `show`: from a table to text on stdout."""
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
 from localrank_cli.cli.chart import MOST_LINES, Paper, Summary, is_unicode, line_chart, shade_chart
 from localrank_cli.cli.screen import Screen
-from localrank_cli.errors import DataError, printable
+from localrank_cli.errors import DataError, Note, printable
 from localrank_cli.options.views import ShowOptions
 from localrank_cli.results.choose import layers_by_depth, matching, need_numbers, of_one
 from localrank_cli.results.columns import meaning
@@ -32,7 +33,7 @@ def run_show(options: ShowOptions) -> None:
         summary = Summary()
         summary.add(_rows(part))
         summary.show(console)
-        _chart(part, y, console)
+        _chart(part, y, console, screen.note)
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, str | int | float | None]]:
@@ -44,10 +45,14 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, str | int | float | None]]:
     return records
 
 
-def _chart(part: pd.DataFrame, y: str, console: Console) -> None:
+def _chart(part: pd.DataFrame, y: str, console: Console, note: Note) -> None:
     if "status" in part.columns:
         part = part[part["status"] == "ok"]
     part = part[part[y].notna()]
+    infinite = np.isinf(part[y].astype("float64"))
+    if infinite.any():
+        note(f"the chart leaves out infinite values of {y}: {int(infinite.sum())}")
+        part = part[~infinite]
     if part.empty:
         return
     if (part[y] < 0).any():

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.divide.merge import Merge, collect, find_journals, write_merge
-from localrank_cli.errors import Note, SettingsError, UnreadableError
+from localrank_cli.errors import Note, OutputError, SettingsError, UnreadableError
 from localrank_cli.results.journal import Journal, journal_path, read_heads
 from localrank_cli.results.lock import OutputLock
+from localrank_cli.results.output import check_links
 from localrank_cli.results.plan_file import PlanFile, read_plan_file
 from localrank_cli.results.record import KIND
 from localrank_cli.results.write import (
@@ -200,6 +201,7 @@ class ShardFolder:
 
     def _discard(self) -> None:
         with OutputLock(self.target):
+            check_links(self.target)
             for path in (self.target, self.journal, manifest_path(self.target)):
                 real_target(path).unlink(missing_ok=True)
         self.clear()
@@ -212,6 +214,8 @@ class ShardFolder:
         """Remove all parts, and the folder itself unless something else (logs) is in it."""
         for pattern in _OURS:
             for path in self.path.glob(pattern):
+                if path.is_dir() and not path.is_symlink():
+                    raise OutputError(f"{path}: is not a file.", "Remove it.")
                 path.unlink(missing_ok=True)
         self.remove_temporary()
         with suppress(OSError):  # it is not empty, and stays

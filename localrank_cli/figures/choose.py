@@ -149,11 +149,13 @@ def runs_side_by_side(rows: pd.DataFrame, kind: str) -> list[Any]:
 
 
 def _with_axes(frame: pd.DataFrame, choice: Choice) -> pd.DataFrame:
-    error = f"{choice.y}_se"
+    name, error = f"{choice.y}_se", pd.Series(np.nan, frame.index)
+    if name in frame.columns:
+        error = frame[name].astype("float64")
+        # A table edited by hand may have others.
+        error = error.where((error >= 0) & np.isfinite(error))
     return frame.assign(
-        x=frame[choice.x].astype("float64"),
-        y=frame[choice.y].astype("float64"),
-        error=frame[error].astype("float64") if error in frame.columns else np.nan,
+        x=frame[choice.x].astype("float64"), y=frame[choice.y].astype("float64"), error=error
     )
 
 

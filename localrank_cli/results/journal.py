@@ -45,6 +45,12 @@ class Entry:
     length: int
 
 
+def may_be_journal(path: Path) -> bool:
+    """Return whether a file begins as a journal does."""
+    with path.open("rb") as file:
+        return file.read(len(_BEGIN)) == _BEGIN
+
+
 def read_heads(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     """Return the heads of whole lines from an offset in bytes on, and the offset of the next line.
 

@@ -20,6 +20,12 @@ _MOST_BYTES = 2**29  # a million checkpoints
 DEFINITIONS = 1
 
 
+def may_be_manifest(path: Path) -> bool:
+    """Return whether a file begins as a manifest does."""
+    with path.open("rb") as file:
+        return f'"{_KEY}"'.encode() in file.read(64)
+
+
 def make_manifest(
     command: Sequence[str],
     series: Sequence[Mapping[str, Any]],

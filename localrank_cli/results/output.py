@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any, Self
 
 from localrank_cli.errors import OutputError
-from localrank_cli.results.journal import Entry, Journal, journal_path
+from localrank_cli.results.journal import Entry, Journal, journal_path, may_be_journal
 from localrank_cli.results.lock import OutputLock
-from localrank_cli.results.manifest import checkpoint_facts, extra_columns, make_manifest
+from localrank_cli.results.manifest import (
+    checkpoint_facts,
+    extra_columns,
+    make_manifest,
+    may_be_manifest,
+)
 from localrank_cli.results.pooled import remove_sums
 from localrank_cli.results.record import KIND, SETTINGS, CheckpointRecord
 from localrank_cli.results.write import (
+    cannot_write,
     check_suffix,
     manifest_path,
     real_target,
@@ -65,6 +71,7 @@ class Output:
         self._is_partial = False  # a checkpoint may lack points
         with ExitStack() as stack:
             stack.enter_context(OutputLock(target))
+            check_links(target)
             remove_temporary(target, self._manifest, path)
             if not overwrite:
                 _check_free(target, resume=resume)
@@ -175,6 +182,32 @@ class Output:
                 self.journal.discard()
         finally:
             self._stack.close()
+
+
+def check_links(target: Path) -> None:
+    """Check that what links in place of a table's journal and manifest lead to may be replaced.
+
+    The user names the table only: a link beside it, which came with the folder, may lead anywhere.
+
+    Raises:
+        OutputError: If it is the file of another program.
+    """
+    for path, is_ours in (
+        (journal_path(target), may_be_journal),
+        (manifest_path(target), may_be_manifest),
+    ):
+        if not path.is_symlink():
+            continue
+        real = real_target(path)
+        try:
+            replaceable = not real.exists() or real.stat().st_size == 0 or is_ours(real)
+        except OSError as error:
+            raise cannot_write(real, error) from error
+        if not replaceable:
+            raise OutputError(
+                f"{path}: is a link to {real}, which localrank did not write and would replace.",
+                "Remove the link, or choose another name with -o.",
+            )
 
 
 def _check_free(target: Path, *, resume: bool) -> None:

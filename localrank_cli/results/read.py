@@ -26,6 +26,7 @@ READABLE = (".csv", ".tsv", ".jsonl", ".parquet")
 NEEDED = ("run", "step", "layer", "layer_index", "tolerance")
 _OK = "ok"
 _LONGEST_LINE = 2**24
+_LIMIT = 2.0**63  # tables hold whole numbers as int64
 _DTYPES = {INT: "int64", OPTIONAL_INT: "Int64", FLOAT: "float64"}
 
 
@@ -264,12 +265,15 @@ def _typed(path: Path, name: str, cells: "pd.Series[str]") -> pd.Series:
         return _names(cells)
     empty = cells.isna() | (cells == "")
     # A NaN that analyze would never write as text counts as missing as well.
-    numbers = pd.to_numeric(cells.where(~empty), errors="coerce").astype("float64")
+    parsed = pd.to_numeric(cells.where(~empty), errors="coerce")
+    if kind == INT and parsed.dtype == "int64":
+        return parsed  # float64 would round those beyond 2^53
+    numbers = parsed.astype("float64")
     bad = numbers.isna() & ~empty & ~cells.astype(str).str.lower().isin(["nan"])
     if kind is None:
         return _names(cells) if bad.any() else numbers
     if kind in {INT, OPTIONAL_INT}:
-        bad |= numbers.notna() & (numbers % 1 != 0)
+        bad |= numbers.notna() & ((numbers % 1 != 0) | (numbers.abs() >= _LIMIT))
     if bad.any():
         row = int(bad.to_numpy().argmax())
         expected = "a number" if kind not in {INT, OPTIONAL_INT} else "a whole number"

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from localrank_cli.errors import DataError, cause, one_line
+from localrank_cli.errors import DataError, OutputError, cause, one_line
 from localrank_cli.results.record import CheckpointRecord, LayerFacts, check_layers
 from localrank_cli.results.schema import SpectraFile, check
 from localrank_cli.results.write import replacing
@@ -113,8 +113,33 @@ def write_spectra(
         "facts": record.facts,
         "point_indices": {record.run: settings["point_indices"]},
     }
+    check_ours(path)  # it may be there only now
     with replacing(path, binary=True) as stream:
         stream.write(save(tensors, metadata={_ENTRY: dumps(about)}))
+
+
+def check_ours(path: Path) -> None:
+    """Check that a file of singular values would replace nothing but another one.
+
+    `--spectra .` places the values of a series exactly where its checkpoints are.
+
+    Raises:
+        OutputError: If something else is there.
+    """
+    if not path.exists():
+        return
+    try:
+        if path.is_file():  # opening a pipe would wait for its other end
+            with safe_open(path, framework="pt") as file:
+                if _ENTRY in (file.metadata() or {}):
+                    return
+    except (OSError, SafetensorError):  # it cannot be one of ours, or is damaged
+        pass
+    raise OutputError(
+        f"{path}: is not a file of singular values, and --spectra would replace it by one.",
+        "Name another folder with --spectra; or remove the file if it is a damaged one of that"
+        " folder.",
+    )
 
 
 def read_spectra(path: Path) -> CheckpointValues:

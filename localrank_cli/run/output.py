@@ -12,7 +12,7 @@ from localrank_cli.machine import peak_memory
 from localrank_cli.results.output import Output
 from localrank_cli.results.pooled import sums_path, write_sums
 from localrank_cli.results.record import KIND, CheckpointRecord
-from localrank_cli.results.spectra import is_spectra, spectra_path, write_spectra
+from localrank_cli.results.spectra import check_ours, is_spectra, spectra_path, write_spectra
 from localrank_cli.results.write import make_folder, remove_temporary, remove_temporary_in
 from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import Plan, series_settings
@@ -147,6 +147,16 @@ class SpectraFolder:
                 "--spectra names a folder, with a file for each checkpoint.",
             )
         make_folder(folder)
+
+    def check(self, plan: Plan) -> None:
+        """Check that the values of a plan's checkpoints replace no file of another kind.
+
+        Raises:
+            OutputError: If one is there.
+        """
+        for series in plan.series:
+            for checkpoint in series.checkpoints:
+                check_ours(spectra_path(self._folder, series.run, checkpoint.step))
 
     def begin(self, plan: Plan) -> None:
         """Make the folder of each series, and remove what killed processes left in it.

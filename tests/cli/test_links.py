@@ -82,6 +82,30 @@ def test_manifest_and_journal_are_written_through(
     assert "step_7" in elsewhere.read_text()
 
 
+@pytest.mark.parametrize("part", ["ranks.csv.json", "ranks.csv.journal"])
+@pytest.mark.parametrize("command", ["analyze", "merge", "rethreshold", "submit"])
+def test_a_link_beside_the_table_to_another_programs_file(
+    series: Path, tmp_path: Path, part: str, command: str
+) -> None:
+    assert analyze(series, tmp_path / "a.csv", "--spectra", str(tmp_path / "sigma")).code == 0
+    checkpoint = series / "step_5.safetensors"
+    before = checkpoint.read_bytes()
+    (tmp_path / part).symlink_to(checkpoint)
+    words = {
+        "analyze": (str(series), *QUICK),
+        "merge": (str(tmp_path / "a.csv"),),
+        "rethreshold": (str(tmp_path / "sigma"),),
+        "submit": (str(series), *QUICK, "--workers", "1"),
+    }[command]
+    output = ("-o", str(tmp_path / "ranks.csv"), "--overwrite")
+    outcome = invoke(command, *words, *output)
+    assert outcome.code == 1, outcome.stderr
+    assert f"{tmp_path / part}: is a link to {checkpoint}, which localrank did" in outcome.error
+    assert checkpoint.read_bytes() == before
+    (tmp_path / part).unlink()  # as the message suggests
+    assert run(command, *words, *output).code == 0
+
+
 def test_a_link_that_leads_nowhere_makes_the_file(series: Path, link: Path) -> None:
     (link.parent / "disk/real.csv").unlink()
     assert analyze(series, link).code == 0

@@ -75,6 +75,19 @@ def test_failed_rows_get_a_note_and_are_not_drawn(tmp_path: Path) -> None:
     assert sum(line.count("a") for line in chart.splitlines()[:17]) == 3
 
 
+def test_infinite_values_get_a_note_and_are_not_drawn(tmp_path: Path) -> None:
+    frame = table(layers=1)
+    frame.loc[1, "local_rank"] = np.inf
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    outcome = invoke("show", str(tmp_path / "a.csv"))
+    assert (outcome.code, outcome.stderr) == (
+        0,
+        "localrank: note: the chart leaves out infinite values of local_rank: 1\n",
+    )
+    chart = outcome.stdout.split("local rank at atol=0.01\n")[-1]
+    assert sum(line.count("a") for line in chart.splitlines()[:17]) == 3
+
+
 def test_many_layers(tmp_path: Path) -> None:
     frame = many(30, 5).assign(effective_rank=1.0, n_in=300, n_out=300)
     frame.to_csv(tmp_path / "a.csv", index=False)

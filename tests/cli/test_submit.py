@@ -286,6 +286,19 @@ def test_the_plan_is_kept_to(series: Path, tmp_path: Path) -> None:
     assert "is not a plan file" in invoke("analyze", str(series), *QUICK, *plan).error
 
 
+@pytest.mark.parametrize("words", [(), ("--overwrite",)])
+def test_a_folder_in_place_of_the_plan_file(
+    series: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    place = tmp_path / "a.csv.shards/plan.json"
+    place.mkdir(parents=True)
+    outcome = submit(series, tmp_path / "a.csv", *words, workers=1)
+    assert outcome.code == 1, outcome.stderr
+    assert outcome.error == f"{place}: is not a file. Remove it."
+    place.rmdir()
+    assert submit(series, tmp_path / "a.csv", *words, workers=1).code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -178,6 +178,17 @@ EVENTS: dict[str, Event] = {
     "a name of the output that is too long for the file system": Event(
         "1", "detected before any work", f"{_CLI}/test_links.py::test_names_that_are_too_long"
     ),
+    "`--spectra` names the folder that holds the series (`--spectra .`)": Event(
+        "1",
+        "every checkpoint: only singular values of localrank are replaced by others",
+        f"{_CLI}/test_spectra_folder.py::"
+        "test_the_checkpoints_are_not_replaced_by_their_singular_values",
+    ),
+    "a journal or manifest is a link to another program's file": Event(
+        "1",
+        "what is there, with `--overwrite` too",
+        f"{_CLI}/test_links.py::test_a_link_beside_the_table_to_another_programs_file",
+    ),
     "a pipe in place of kept singular values": Event(
         "1",
         "what is there",

@@ -83,6 +83,14 @@ def test_one_point_has_no_band() -> None:
     assert not any("standard error" in text for text in texts(figure))
 
 
+@pytest.mark.parametrize("error", [-np.inf, -1.0, np.inf])
+def test_a_standard_error_that_is_none_has_no_band(error: float) -> None:
+    figure, _ = ranks(table().assign(local_rank_se=error))
+    largest = table()["local_rank"].max()
+    assert figure.axes[0].get_ylim() == pytest.approx((0, largest * 1.05))
+    assert bands(figure.axes[0]) == []
+
+
 def test_names_that_end_together_do_not_overlap() -> None:
     figure, _ = ranks(table(layers=12).assign(local_rank=5.0))
     assert_readable(figure)

@@ -72,6 +72,9 @@ def test_parquet_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (HEAD + "r,x,0,0,t,1,ok\n", "column step, row 1: expected a whole number, got 'x'"),
         (HEAD + "r,,0,0,t,1,ok\n", "column step, row 1: expected a whole number, got nothing"),
         (HEAD + "r,1.5,0,0,t,1,ok\n", "column step, row 1: expected a whole number, got '1.5'"),
+        (HEAD + "r,1e300,0,0,t,1,ok\n", "column step, row 1: expected a whole number, got '1e300'"),
+        (HEAD + f"r,{2**63},0,0,t,1,ok\n", "row 1: expected a whole number, got '9223372"),
+        (HEAD + f"r,,0,0,t,1,failed\nr,{2**63},0,0,t,1,ok\n", "row 2: expected a whole number"),
         (
             HEAD + "r,1,0,0,t,1,ok\nr,1,1,1,t,high,ok\n",
             "column local_rank, row 2: expected a number, got 'high'",
@@ -89,6 +92,12 @@ def test_what_is_no_table(tmp_path: Path, text: str, message: str) -> None:
         read_table(path)
     assert message in str(caught.value)
     assert "a.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("step", [2**53 + 1, 2**63 - 1, -(2**53) - 1])
+def test_whole_numbers_are_exact(tmp_path: Path, step: int) -> None:
+    (tmp_path / "a.csv").write_text(HEAD + f"r,{step},0,0,t,1,ok\nr,7,0,0,t,1,ok\n")
+    assert list(read_table(tmp_path / "a.csv")["step"]) == [step, 7]
 
 
 @pytest.mark.parametrize("content", [b"run,\xff\xfe\n1,2\n", b"\x89PNG\r\n\x1a\n\x00\xff"])
