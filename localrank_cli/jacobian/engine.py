@@ -474,7 +474,10 @@ class _PartRun:
         chunks = chunk, min(MOST_TOKENS, chunk * max(1, n_tokens // 4))
         self._begin(calls, batch.n_points * first.n_parts * n_columns(first))
         try:
-            found = token_jacobians(batch, parts, calls, chunks, self._place.pasts, self._good)
+            found = token_jacobians(
+                batch, parts, calls, chunks, self._place.pasts, self._good,
+                residual=self._task.residual,
+            )  # fmt: skip
         except Exception as error:  # models differ in what they take, and raise anything
             if _out_of_memory(error):
                 raise _memory_error(error) from error

@@ -29,6 +29,9 @@ from localrank_cli.layers.triangle import Triangle
 # differ by up to 3e-15 (GPT-2, NeoX, Llama, Mixtral, Mistral); a path that is missed shows at 1e-5
 # and more (a state that is no cache).
 _SAME = 1e-10
+# Relative to J v, where J - 1 is so small that rounding in J exceeds the above: all tokens at once
+# would round as much. Three times the differences seen.
+_ROUNDING = 1e-14
 # With fewer tokens the dense way is as cheap as the checks.
 _FEWEST_TOKENS = 4
 
@@ -189,6 +192,8 @@ def token_jacobians(
     chunks: tuple[int, int],
     pasts: Pasts,
     finite: Mapping[Call, Tensor],
+    *,
+    residual: bool = False,
 ) -> TokenJacobians:
     """Return the Jacobians of each token with respect to itself, by passes of one token.
 
@@ -203,6 +208,7 @@ def token_jacobians(
         chunks: How many directions of all tokens are computed at once, and how many of one.
         pasts: The keys and values.
         finite: (points,) bool, the points that count; nothing is computed at others.
+        residual: Whether J - 1 is measured, and has to be the same as that of all tokens at once.
     """
     n_parts = parts[calls[0]].n_parts
     dense, pushed = _dense(batch, parts, calls, chunks[0])
@@ -218,7 +224,7 @@ def token_jacobians(
         with torch.no_grad():
             token = token.with_replay(left)
         expected = {call: (dense[call][point, part], pushed[call][point, part]) for call in left}
-        agreeing = _agreeing(token, varied, expected, batch)
+        agreeing = _agreeing(token, varied, expected, residual=residual)
         for call in left:
             if call not in agreeing:
                 found.dense[call].add(point)
@@ -272,23 +278,29 @@ def _dense(
 
 
 def _agreeing(
-    token: Token, varied: Tensor, expected: Mapping[Call, tuple[Tensor, Tensor]], batch: Batch
+    token: Token, varied: Tensor, expected: Mapping[Call, tuple[Tensor, Tensor]], *, residual: bool
 ) -> list[Call]:
-    """Return the calls whose output and J v are those of all tokens at once."""
+    """Return the calls whose output and J v, or (J - 1) v, are those of all tokens at once."""
     calls = list(expected)
-    direction = normal_direction(varied.shape[0], batch.varied)
+    direction = normal_direction(varied.shape[0], varied)
     pair = jvp(lambda v: token.outputs(v, calls), (varied,), (direction,))
+    less = direction if residual else None
     return [
         call
         for call, value, tangent in zip(calls, pair[0], pair[1], strict=True)
-        if _same(value, expected[call][0]) and _same(tangent, expected[call][1])
+        if _same(value, expected[call][0]) and _same(tangent, expected[call][1], less)
     ]
 
 
-def _same(ours: Tensor, theirs: Tensor) -> bool:
+def _same(ours: Tensor, theirs: Tensor, less: Tensor | None = None) -> bool:
+    """Return whether two tensors are the same, and so are what is left without a third."""
     if ours.numel() != theirs.numel():
         return False
-    return bool(((ours - theirs.flatten()).abs() <= _SAME * theirs.abs().max()).all())
+    bound = _SAME * theirs.abs().max()
+    if less is not None:
+        left = _SAME * (theirs.flatten() - less).abs().max()
+        bound = torch.minimum(bound, torch.maximum(left, _ROUNDING / _SAME * bound))
+    return bool(((ours - theirs.flatten()).abs() <= bound).all())
 
 
 def push_token(

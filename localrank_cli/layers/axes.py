@@ -51,6 +51,7 @@ class Axes:
     batch: int | None  # of length 1; None where no axis is that of the points alone
     feature: int | None  # None: the tensor has one entry for each position
     is_complex: bool = False  # the last axis is that of real and imaginary parts
+    is_guess: bool = False  # another axis is as long as that of features, and nothing shows which
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -140,6 +141,8 @@ class _Taken:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     is_input: bool  # whether it is the network's input itself, or a view of it
+    # The axis of the input on which its features lie by the derivative, if that shows one.
+    derived: int | None = None
 
     @property
     def feature(self) -> int:
@@ -168,28 +171,66 @@ def find_axes(
     for record in records:
         shape = record.shape[:-1] if record.is_complex else record.shape
         batch = _doubled(shape, shapes.get(record.call))
-        feature = None
+        feature, is_guess = None, False
         if record.call in places and batch is not None:
-            feature = _feature_axis(seen, places[record.call], shape, batch)
-        axes = Axes(record.shape, batch, feature, record.is_complex)
-        found[record.call] = _overridden(axes, record.call, overrides)
+            feature, is_guess = _feature_axis(seen, places[record.call], shape, batch)
+        found[record.call] = Axes(record.shape, batch, feature, record.is_complex, is_guess)
     n_points = (2 * point.shape[0], *point.shape[1:])
     batch = _doubled(tuple(point.shape), n_points) if seen else None
-    feature = None if batch is None else _input_axis(consumers, n_points)
-    whole = Axes(tuple(point.shape), batch, feature)
-    return found, _overridden(whole, Call(INPUT), overrides)
+    feature, is_guess = None, False
+    if batch is not None:
+        if _is_unclear(consumers, n_points):
+            consumers = _run_of_two(model, point, derives=True)[1] or consumers
+        feature, is_guess = _input_axis(consumers, n_points)
+    whole = Axes(tuple(point.shape), batch, feature, is_guess=is_guess)
+    found = _settled(found, model, point, whole)
+    return {call: _overridden(axes, call, overrides) for call, axes in found.items()}, _overridden(
+        whole, Call(INPUT), overrides
+    )
 
 
-def _run_of_two(model: nn.Module, point: Tensor) -> tuple[list[_Seen], list[_Taken]]:
+def _settled(
+    found: Mapping[Call, Axes], model: nn.Module, point: Tensor, whole: Axes
+) -> dict[Call, Axes]:
+    """Return the axes with guesses settled by a run of fewer positions, where the network takes it.
+
+    The features of an output are as many as before, and its positions are fewer.
+    """
+    guesses = [call for call, axes in found.items() if axes.is_guess]
+    if not guesses or whole.is_guess:
+        return dict(found)
+    fewer = point
+    # Token ids have no features, and an axis of positions in place of it.
+    cut = whole.positions if point.is_floating_point() else tuple(range(1, point.dim()))
+    for axis in cut:
+        fewer = fewer.narrow(axis, 0, -(-point.shape[axis] // 2))
+    shapes = {one.call: one.shape for one in _run_of_two(model, fewer)[0]}
+    settled = dict(found)
+    for call in guesses:
+        axes, shape = found[call], shapes.get(call, ())
+        own = axes.shape[:-1] if axes.is_complex else axes.shape
+        if len(shape) != len(own):
+            continue
+        kept = [i for i in range(len(own)) if i != axes.batch and shape[i] == own[i]]
+        if len(kept) == 1:
+            settled[call] = replace(axes, feature=kept[0], is_guess=False)
+    return settled
+
+
+def _run_of_two(
+    model: nn.Module, point: Tensor, *, derives: bool = False
+) -> tuple[list[_Seen], list[_Taken]]:
     """Return the calls of a pass of two points as they ended, and what may consume the input.
 
     That is the first module of a known kind that takes the input or a view of it, and the first one
-    that takes a tensor with axes of the same lengths.
+    that takes a tensor with axes of the same lengths. With `derives`, derivatives show where the
+    features of the latter lie in the input.
     """
     seen: list[_Seen] = []
     consumers: list[_Taken] = []
     counts: dict[str, int] = {}
     points = torch.cat([point, point]).contiguous()  # axes of views are found by their strides
+    points.requires_grad_(derives and points.is_floating_point())
 
     def before(module: nn.Module, args: object, kwargs: object) -> None:
         tensor = first_tensor((args, kwargs))
@@ -201,7 +242,10 @@ def _run_of_two(model: nn.Module, point: Tensor) -> tuple[list[_Seen], list[_Tak
             return
         kind = _takes_features(module, shape)
         if kind is not None and is_input not in [one.is_input for one in consumers]:
-            consumers.append(_Taken(kind, shape, tensor.stride(), is_input))
+            taken = _Taken(kind, shape, tensor.stride(), is_input)
+            if points.requires_grad and not is_input:
+                taken = replace(taken, derived=_derived(points, tensor, taken.feature))
+            consumers.append(taken)
 
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: object, output: object) -> None:
@@ -212,7 +256,7 @@ def _run_of_two(model: nn.Module, point: Tensor) -> tuple[list[_Seen], list[_Tak
 
         return hook
 
-    with _hooks(model, before, after), torch.no_grad():
+    with _hooks(model, before, after), torch.set_grad_enabled(points.requires_grad):
         try:
             model(points)
         except Exception:  # a forward that only takes one point may raise anything
@@ -268,15 +312,17 @@ def _takes_features(module: nn.Module, shape: tuple[int, ...]) -> str | None:
 
 def _feature_axis(
     seen: Sequence[_Seen], place: int, shape: tuple[int, ...], batch: int
-) -> int | None:
+) -> tuple[int | None, bool]:
+    """Return the feature axis of an output, and whether it is a guess."""
     others = [axis for axis in range(len(shape)) if axis != batch]
     if len(others) < 2:
-        return others[0] if others else None
+        return (others[0] if others else None), False
     one = seen[place]
     kind = _takes_features(one.module, shape)
+    is_guess = kind is None and len({shape[axis] for axis in others}) == 1
     if kind is None:
         kind = _kind_by_modules(seen, place, [shape[axis] for axis in others])
-    return others[0] if kind == "first" else others[-1]
+    return (others[0] if kind == "first" else others[-1]), is_guess
 
 
 def _kind_by_modules(seen: Sequence[_Seen], place: int, lengths: Sequence[int]) -> str:
@@ -323,11 +369,47 @@ def _of_sequence(before: _Seen, kind: str, shape: tuple[int, ...]) -> str:
     return kind if len(shape) > 3 or is_followed else "last"
 
 
-def _input_axis(consumers: Sequence[_Taken], shape: tuple[int, ...]) -> int | None:
-    """Return the feature axis of the network's input, whose shape for two points is given."""
+def _derived(points: Tensor, taken: Tensor, feature: int) -> int | None:
+    """Return the axis of the points along which one feature of a tensor is a single entry.
+
+    None where the tensor comes from the points otherwise than entry by entry.
+    """
+    length = taken.shape[feature]
+    if not taken.requires_grad:
+        return None
+    found: set[int] = set()
+    for index in {0, length - 1}:
+        total = taken.select(feature, index).sum()
+        (gradient,) = torch.autograd.grad(total, points, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return None
+        reached = gradient != 0
+        single = {
+            axis
+            for axis in range(1, points.dim())
+            if points.shape[axis] == length
+            and not reached.movedim(axis, 0)[torch.arange(length) != index].any()
+            and bool(reached.select(axis, index).all())
+        }
+        found = single if not found else found & single
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _is_unclear(consumers: Sequence[_Taken], shape: tuple[int, ...]) -> bool:
+    """Return whether a copy of the input alone is taken, and its features fit several axes."""
+    if not consumers or any(one.is_input for one in consumers):
+        return False
+    return [*shape[1:]].count(consumers[0].shape[consumers[0].feature]) > 1
+
+
+def _input_axis(consumers: Sequence[_Taken], shape: tuple[int, ...]) -> tuple[int | None, bool]:
+    """Return the feature axis of the network's input, and whether it is a guess.
+
+    `shape` is that of the input for two points.
+    """
     others = range(1, len(shape))
     if len(others) < 2:
-        return others[0] if others else None
+        return (others[0] if others else None), False
     for taken in sorted(consumers, key=lambda one: not one.is_input):
         length, stride = taken.shape[taken.feature], taken.stride[taken.feature]
         if taken.is_input:
@@ -335,15 +417,18 @@ def _input_axis(consumers: Sequence[_Taken], shape: tuple[int, ...]) -> int | No
             strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
             same = [axis for axis in others if strides[axis] == stride and length <= shape[axis]]
             if not same and length == 1:
-                return None  # an added axis: each entry is a position
+                return None, False  # an added axis: each entry is a position
+        elif taken.derived is not None:
+            return taken.derived, False
         elif taken.shape == shape:
             same = [taken.feature]
         else:
             same = [axis for axis in others if shape[axis] == length]
             same = same if len(same) == 1 else []
         if same:
-            return taken.feature if taken.feature in same else same[0]
-    return others[0] if len(shape) >= 4 else others[-1]
+            found = taken.feature if taken.feature in same else same[0]
+            return found, _is_unclear(consumers, shape)
+    return (others[0] if len(shape) >= 4 else others[-1]), True
 
 
 def _overridden(axes: Axes, call: Call, overrides: Sequence[FeatureAxis]) -> Axes:
@@ -359,7 +444,7 @@ def _overridden(axes: Axes, call: Call, overrides: Sequence[FeatureAxis]) -> Axe
                 "Give an axis within the shape, the axis of the points counted, or NAME=AXIS for"
                 " some modules only.",
             )
-        axes = replace(axes, feature=axis)
+        axes = replace(axes, feature=axis, is_guess=False)
     return axes
 
 

@@ -15,6 +15,7 @@ from localrank_cli.layers.select import (
     has_glob,
     module_names,
     named_call,
+    named_exactly,
     wanted_calls,
 )
 from localrank_cli.layers.survey import CallRecord, Survey, survey_sources
@@ -88,7 +89,7 @@ def find_pairs(model: nn.Module, point: Tensor, selection: Selection) -> Pairs:
             if record is not None and record.depends:
                 records[source].append(record)
     kept = {source: tuple(found) for source, found in records.items() if found}
-    choice = _without_idle(choice, kept, selection)
+    choice = _without_idle(choice, kept, selection, named_exactly(model, selection))
     return Pairs({source: surveys[source] for source in kept}, kept, choice)
 
 
@@ -168,14 +169,17 @@ def _previous(
 
 
 def _without_idle(
-    choice: LayerChoice, kept: Mapping[Source, Sequence[CallRecord]], selection: Selection
+    choice: LayerChoice,
+    kept: Mapping[Source, Sequence[CallRecord]],
+    selection: Selection,
+    named: Sequence[str],
 ) -> LayerChoice:
     """Return the choice without layers of which no pair is left."""
     there = {record.call for records in kept.values() for record in records}
     idle = [record.call.label for record in choice.records if record.call not in there]
     if not idle:
         return choice
-    named = [label for label in idle if label in selection.include]
+    named = [label for label in idle if label in named]
     if named or not there:
         advice = "Leave it out, or name a source that runs before it"
         example = ", as in --wrt EMBEDDING,previous" if PREVIOUS in selection.sources else ""

@@ -155,6 +155,19 @@ def module_names(model: nn.Module) -> dict[str, list[str]]:
     return names
 
 
+def named_exactly(model: nn.Module, selection: Selection) -> tuple[str, ...]:
+    """Return the layers that `--layers` names without a glob, by their modules' first names."""
+    first = {name: names[0] for names in module_names(model).values() for name in names}
+    found = []
+    for pattern in selection.include:
+        call = Call.parse(pattern)
+        if pattern in first:
+            found.append(first[pattern])
+        elif not has_glob(pattern):
+            found.append(replace(call, name=first.get(call.name, call.name)).label)
+    return tuple(found)
+
+
 def _check_patterns(
     selection: Selection, aliases: dict[str, list[str]], survey: Survey
 ) -> list[str]:

@@ -17,7 +17,7 @@ from localrank_cli.layers.axes import Axes
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.pairs import PREVIOUS
 from localrank_cli.layers.positions import EACH, LAST, Positions
-from localrank_cli.layers.select import Selection
+from localrank_cli.layers.select import Selection, named_exactly
 from localrank_cli.layers.slices import positions
 from localrank_cli.layers.triangle import triangle_rows
 from localrank_cli.options.resolve import Settings
@@ -248,7 +248,8 @@ class Look:
         wanted = Positions.parse(kind)
         chosen = replace(selection, positions=wanted)
         with suppress(LocalrankError):
-            placed, _ = at_positions(views, self.axes, chosen)
+            named = named_exactly(self.model, chosen)
+            placed, _ = at_positions(views, self.axes, chosen, named)
             yield from self._way(text, self._of(Examination(placed, (), wanted), chosen))
 
     def _slices(self) -> Iterator[WayOut]:

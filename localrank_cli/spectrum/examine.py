@@ -1,6 +1,7 @@
 """What a forward pass shows before any Jacobian: the layers, their sources and positions."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,7 +13,13 @@ from localrank_cli.layers.capture import Call
 from localrank_cli.layers.pairs import Pairs, Source, find_pairs
 from localrank_cli.layers.plain import choose_precision, survey_precisely
 from localrank_cli.layers.positions import Positions
-from localrank_cli.layers.select import Selection, choose_layers, has_glob, named_call
+from localrank_cli.layers.select import (
+    Selection,
+    choose_layers,
+    module_names,
+    named_call,
+    named_exactly,
+)
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.slices import positions
 from localrank_cli.layers.survey import CallRecord, Survey, survey
@@ -134,7 +141,7 @@ def examine(
                 "Name a module as the source with --wrt.",
             )
         axes = axes_of(model, points, views[0].survey.records, selection, dtype)
-        views, more = at_positions(views, axes, selection)
+        views, more = at_positions(views, axes, selection, named_exactly(model, selection))
         notes = (*notes, *more)
     elif selection.feature_axes:
         notes = (*notes, _IDLE_AXES)
@@ -153,9 +160,13 @@ def axes_of(
     Raises:
         LayerError: If `--feature-axis` does not fit.
     """
+    first = {name: names[0] for names in module_names(model).values() for name in names}
+    overrides = [
+        replace(one, pattern=first.get(one.pattern, one.pattern)) for one in selection.feature_axes
+    ]
     with analysis_setting(model, dtype):
-        found = find_axes(model, points[:1].clone(), records, selection.feature_axes)
-    check_known(selection.feature_axes, found[0])
+        found = find_axes(model, points[:1].clone(), records, overrides)
+    check_known(overrides, found[0])
     return found
 
 
@@ -222,11 +233,14 @@ def _several_views(
 
 
 def at_positions(
-    views: tuple[View, ...], every: tuple[dict[Call, Axes], Axes], selection: Selection
+    views: tuple[View, ...],
+    every: tuple[dict[Call, Axes], Axes],
+    selection: Selection,
+    named: Collection[str],
 ) -> tuple[tuple[View, ...], tuple[str, ...]]:
     """Return the views with the layers that have the positions asked for, and notes.
 
-    `every` are axes as `axes_of` returns them.
+    `every` are axes as `axes_of` returns them, and `named` the layers that are named exactly.
 
     Raises:
         LayerError: If no layer has them, or one that is named exactly has not with respect to any
@@ -234,14 +248,15 @@ def at_positions(
     """
     axes, whole = every
     wanted, notes, reasons = selection.positions, list[str](), list[str]()
-    placed, unfit = [], list[tuple[Call, View, str]]()
+    placed, unfit, themselves = [], list[tuple[Call, View, str]](), list[Call]()
     for view in views:
         source = whole if view.source is None else axes[view.source]
         left_out: dict[str, list[str]] = {}
         kept = []
         for record in view.records:
             if record.call == view.source:
-                continue  # with respect to itself
+                themselves.append(record.call)
+                continue
             reason = _unfit(axes[record.call], source, selection)
             if reason:
                 unfit.append((record.call, view, reason))
@@ -254,9 +269,13 @@ def at_positions(
         notes += [f"left out{of}, {one}" for one in found]
         if kept:
             placed.append(replace(view, records=tuple(kept), axes=axes, source_axes=source))
-    _check_named(unfit, [record.call for view in placed for record in view.records], selection)
+    fitting = {record.call for view in placed for record in view.records}
+    _check_named(unfit, fitting, named, selection)
     if not placed:
         raise _nothing_fits(reasons, selection)
+    alone = [call.label for call in themselves if call not in fitting]
+    notes += [f"left out, the source itself: {listed(alone)}"] if alone else []
+    notes += _guesses(placed, whole)
     if wanted.is_all:
         return tuple(placed), tuple(notes)
     grids = [
@@ -269,6 +288,27 @@ def at_positions(
     note = wanted.note(grids)
     sized = [replace(view, records=tuple(_sized(r, axes) for r in view.records)) for view in placed]
     return tuple(sized), (*notes, *([note] if note else []))
+
+
+def _guesses(views: Sequence[View], whole: Axes) -> list[str]:
+    """Return a note on axes of features that nothing shows."""
+    used: dict[str, Axes] = {}
+    for view in views:
+        if view.source is None:
+            used[INPUT] = whole
+        else:
+            used[view.source.label] = view.axes[view.source]
+        used |= {record.call.label: view.axes[record.call] for record in view.records}
+    guessed = {name: axes for name, axes in used.items() if axes.is_guess}
+    if not guessed:
+        return []
+    first, axes = next(iter(guessed.items()))
+    others = [axis for axis in range(len(axes.shape)) if axis not in (axes.batch, axes.feature)]
+    return [
+        "which axis holds the features could not be determined for"
+        f" {listed(list(guessed))}; {first!r} is taken as {axes.text()}. If that is wrong, give"
+        f" --feature-axis {shlex.quote(f'{first}={others[-1]}')}"
+    ]
 
 
 def _nothing_fits(reasons: Sequence[str], selection: Selection) -> LayerError:
@@ -304,14 +344,17 @@ def _unfit(output: Axes, source: Axes, selection: Selection) -> str:
 
 
 def _check_named(
-    unfit: Sequence[tuple[Call, View, str]], fitting: Sequence[Call], selection: Selection
+    unfit: Sequence[tuple[Call, View, str]],
+    fitting: Collection[Call],
+    named: Collection[str],
+    selection: Selection,
 ) -> None:
     """Check that each layer that is named exactly fits one of its sources, in one of its calls.
 
     Raises:
         LayerError: If one does not.
     """
-    for name in [one for one in selection.include if not has_glob(one)]:
+    for name in named:
         if any(name in {call.name, call.label} for call in fitting):
             continue
         for call, view, reason in unfit:

@@ -45,6 +45,15 @@ class Net(nn.Module):
             x = block(x)
         return self.head(x)
 
+class Tied(Net):
+    def __init__(self):
+        super().__init__()
+        self.first, self.unembed = self.blocks[0], self.head
+
+class Square(Net):
+    def forward(self, x):
+        return self.blocks[0](super().forward(x @ x.mT @ x)[..., :4] + self.embed.bias)
+
 def Tokens():
     return Net(nn.Embedding(11, 4))
 """
@@ -74,8 +83,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words_of(folder: Path, *words: str, name: str = "Net") -> list[str]:
-    run, data = ("run", "points.pt") if name == "Net" else ("tokens", "tokens.pt")
-    key = ("--data-key", "x") if name == "Net" else ()
+    run, data = ("tokens", "tokens.pt") if name == "Tokens" else ("run", "points.pt")
+    key = () if name == "Tokens" else ("--data-key", "x")
     return [
         "analyze", str(folder / run), "--model", f"{folder / 'net.py'}:{name}", "--device", "cpu",
         "--data", str(folder / data), *key, "--points", str(POINTS), *words,
@@ -299,6 +308,49 @@ def test_a_named_layer_may_fit_one_of_its_sources_alone(folder: Path) -> None:
     assert "left out, with respect to the network's input, have another shape" in outcome.stderr
     outcome = run(folder, *named, *both, "--positions", "same:2")
     assert outcome.code == 0, outcome.stderr
+
+
+def test_a_second_name_names_a_layer_exactly(folder: Path) -> None:
+    words = ("--wrt", "embed", "--residual", "--positions", "last")
+    for name in ("head", "unembed"):
+        outcome = run(folder, *words, "--layers", f"blocks.0,{name}", name="Tied")
+        assert outcome.code == 1
+        assert "layer 'head' with respect to embed: --positions last with --residual" in (
+            outcome.error
+        )
+    outcome = run(folder, *words, "--layers", "first", "--feature-axis", "first=1", name="Tied")
+    assert "such layers have other positions than the source (4 and 6)" in outcome.error
+
+
+def test_a_layer_that_is_the_source_is_left_out_with_a_note(folder: Path) -> None:
+    words = ("--layers", "blocks.?", "--positions", "same:2")
+    outcome = run(folder, *words, "--wrt", "blocks.0")
+    assert outcome.code == 0, outcome.stderr
+    assert "left out, the source itself: blocks.0" in outcome.stderr
+    # It has rows of its own with respect to another source.
+    outcome = run(folder, *words, "--wrt", "embed,blocks.0")
+    assert sources(outcome.stdout)["blocks.0"] == ["embed"]
+    assert "the source itself" not in outcome.stderr
+
+
+def test_an_axis_that_nothing_shows_is_noted(folder: Path, tmp_path: Path) -> None:
+    torch.save(torch.randn(4, 3, 3), tmp_path / "square.pt")
+    words = [
+        *("analyze", str(folder / "run"), "--model", f"{folder / 'net.py'}:Square"),
+        *("--data", str(tmp_path / "square.pt"), "--layers", "embed", "--positions", "same:2"),
+        *("--last", "1", "--device", "cpu"),
+    ]
+    outcome = invoke(*words)
+    assert outcome.code == 0, outcome.stderr
+    asked = (
+        "which axis holds the features could not be determined for input; 'input' is taken as"
+        " 1 point x 3 positions x 3 features. If that is wrong, give --feature-axis input=1"
+    )
+    assert asked in outcome.stderr
+    for axis in ("1", "2"):
+        outcome = invoke(*words, "--feature-axis", f"input={axis}")
+        assert outcome.code == 0, outcome.stderr
+        assert "could not be determined" not in outcome.stderr
 
 
 def test_an_axis_that_changes_nothing_is_noted(folder: Path) -> None:

@@ -133,3 +133,42 @@ def test_a_point_that_is_not_finite_is_not_taken_for_one_that_is_not_causal() ->
         assert spectrum.finite.tolist() == [True, False, True]
     assert held(modes) == {"blocks.1", "head"}
     assert not modes.notes
+
+
+class Faint(PrefixDecoder):
+    """A decoder whose last layer is nearly the identity, and a little of all tokens besides."""
+
+    def __init__(self) -> None:
+        super().__init__(0, WIDTH)
+        self.faint = _Faint(WIDTH)
+
+    def forward(self, inputs: Tensor, past_key_values: Any = None, use_cache: bool = False) -> Any:
+        x = self.embed(inputs)
+        return self.faint(x)
+
+
+class _Faint(nn.Linear):
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1e-8 * super().forward(x) + 1e-12 * x * x.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_residual_part_is_the_same_and_not_only_j(residual: bool) -> None:
+    """Without the other tokens, J is off by 1e-12 of its size, and J - 1 by 1e-4."""
+    torch.manual_seed(0)
+    model, points = Faint().double(), points_of(5, 6)
+    selection = Selection(
+        ("faint",), (), "embed", positions=Positions.parse("last"), residual=residual
+    )
+    modes = Modes()
+    (found,) = layer_spectra(model, points, Request(selection, seed=0), modes)
+    assert ("faint" in held(modes)) is not residual
+    truth = naive_jacobians(model, points, ["faint"], "embed")["faint"]
+    for row, whole in zip(found.computed.numpy(), truth, strict=True):
+        own = whole[-WIDTH:, -WIDTH:] - residual * np.eye(WIDTH)
+        values = np.linalg.svd(own, compute_uv=False)
+        # J is rounded to 1e-16, which is 1e-8 of J - 1.
+        assert np.abs(row - values).max() <= 1e-6 * values[0]
