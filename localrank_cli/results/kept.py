@@ -14,6 +14,7 @@ from localrank_cli.results.choose import matching
 from localrank_cli.results.columns import on_one_line, pair_names
 
 if TYPE_CHECKING:  # torch is imported only where there are spectra
+    from localrank_cli.results.spectra import Tensors
     from localrank_cli.spectrum.layer import LayerSpectrum
     from localrank_cli.spectrum.tolerance import Tolerance
 
@@ -131,8 +132,8 @@ class SpectraFile:
         wanted = [e for e in of_run if e["name"] in names and e["step"] in steps]
         found: list[Spectrum] = []
         for path, entries in groupby(wanted, key=lambda entry: entry["path"]):
-            with opened(path) as (file, _):
-                found += [_spectrum(entry, file) for entry in entries]
+            with opened(path) as (tensors, _):
+                found += [_spectrum(entry, tensors) for entry in entries]
         found = [spectrum for spectrum in found if bool(spectrum.whole.finite.any())]
         if not found:
             raise DataError(f"{self.path}: holds no finite singular values for this choice.")
@@ -170,10 +171,10 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         ]
 
 
-def _spectrum(entry: dict[str, Any], file: Any) -> Spectrum:
+def _spectrum(entry: dict[str, Any], tensors: "Tensors") -> Spectrum:
     from localrank_cli.results.spectra import read_layer  # noqa: PLC0415  # torch is slow
 
-    kept = read_layer(entry["entry"], file)
+    kept = read_layer(entry["entry"], tensors)
     facts, whole = kept.facts, kept.spectrum
     assert facts.step is not None
     return Spectrum(entry["run"], facts.step, entry["name"], facts.layer_index, whole)

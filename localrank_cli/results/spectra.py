@@ -148,8 +148,8 @@ def read_spectra(path: Path) -> CheckpointValues:
     Raises:
         DataError: If it is no such file, or damaged.
     """
-    with opened(path) as (file, about):
-        layers = tuple(read_layer(entry, file) for entry in about["entries"])
+    with opened(path) as (tensors, about):
+        layers = tuple(read_layer(entry, tensors) for entry in about["entries"])
         _check_one_checkpoint(about, layers)
         return CheckpointValues(path, about["settings"], layers, about.get("facts", {}))
 
@@ -179,11 +179,11 @@ def _check_one_checkpoint(about: Mapping[str, Any], layers: Sequence[LayerValues
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+def opened(path: Path) -> Iterator[tuple["Tensors", dict[str, Any]]]:
     """Open a file of singular values, and turn every fault in it into one error.
 
     Yields:
-        The file, for `read_layer`, and its metadata: `entries` has one item for each layer.
+        Its tensors, for `read_layer`, and its metadata: `entries` has one item for each layer.
 
     Raises:
         DataError: If it is no such file, or damaged.
@@ -204,7 +204,7 @@ def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
                     "Use the version of localrank that wrote it.",
                 )
             check(SpectraFile, about)
-            yield file, about
+            yield Tensors(file), about
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{path}: cannot be read ({reason}).", "Check the name.") from error
@@ -215,14 +215,28 @@ def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         ) from error
 
 
-def read_layer(entry: Mapping[str, Any], file: Any) -> LayerValues:
+class Tensors:
+    """The tensors of an open file, whose names are read once: each time takes as long as all."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._names = file, frozenset(file.keys())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def __getitem__(self, name: str) -> Tensor:
+        found: Tensor = self._file.get_tensor(name)
+        return found
+
+
+def read_layer(entry: Mapping[str, Any], tensors: Tensors) -> LayerValues:
     """Read the layer of one of the `entries` of an open file."""
     named = {name: entry[name] for name in _FACTS if name in entry}
     facts = LayerFacts(**(_DEFAULTS | named))
     name, scale = entry.get("key") or _name(facts), None
-    if name + _SCALE in file.keys():  # noqa: SIM118  # safetensors' file is no mapping
-        scale = Scale(*file.get_tensor(name + _SCALE))
-    values = file.get_tensor(name).double()
+    if name + _SCALE in tensors:
+        scale = Scale(*tensors[name + _SCALE])
+    values = tensors[name].double()
     if values.ndim != 2:
         raise ValueError(f"{name!r} has shape {tuple(values.shape)}")
     # In the file's order they are descending; the measures take the first as the largest.
@@ -230,8 +244,8 @@ def read_layer(entry: Mapping[str, Any], file: Any) -> LayerValues:
     n_columns = entry.get("n_columns", facts.n_in)
     n_positions = entry.get("n_positions", 1)
     pooled = None
-    if name + _MEAN in file.keys():  # noqa: SIM118  # as above
-        mean, active, bound = (file.get_tensor(name + end) for end in (_MEAN, _ACTIVE, _ROUNDING))
+    if name + _MEAN in tensors:
+        mean, active, bound = (tensors[name + end] for end in (_MEAN, _ACTIVE, _ROUNDING))
         pooled = PooledSpectrum(mean, active, float(bound), (facts.n_out, n_columns))
     cells = entry.get("cells", {})
     return LayerValues(facts, n_columns, cells, values, scale, n_positions, pooled)

@@ -1,6 +1,7 @@
 """Presets and slices, from the options to the table."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,18 +19,26 @@ from tests.helpers import save_series
 CODE = """
 from torch import nn
 
-def net():
-    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 18 * 22, 5))
+def net(stride={stride}):
+    last = nn.Linear(2 * 18 * 22 // stride**2, 5)
+    return nn.Sequential(nn.Conv2d(3, 2, 3, stride), nn.ReLU(), nn.Flatten(), last)
 """
+
+
+def write_images(folder: Path, stride: int) -> None:
+    """Write a network of images of 20 x 24 pixels, and a checkpoint."""
+    code = CODE.format(stride=stride)
+    (folder / "net.py").write_text(code)
+    (folder / "run").mkdir(exist_ok=True)
+    space: dict[str, Any] = {}
+    exec(code, space)
+    torch.manual_seed(0)
+    save_file(space["net"]().state_dict(), folder / "run" / "step_0.safetensors")
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 18 * 22, 5))
-    (tmp_path / "net.py").write_text(CODE)
-    (tmp_path / "run").mkdir()
-    save_file(net.state_dict(), tmp_path / "run" / "step_0.safetensors")
+    write_images(tmp_path, stride=2)
     return tmp_path
 
 
@@ -62,7 +71,7 @@ def test_feng2022_is_the_count_on_the_patch(images: Path) -> None:
     frame = analyze(
         images / "run", model=f"{images / 'net.py'}:net", data=points, points=3, preset="feng2022"
     )
-    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 18 * 22, 5))
+    net = nn.Sequential(nn.Conv2d(3, 2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 9 * 11, 5))
     net.load_state_dict(load_file(images / "run" / "step_0.safetensors"))
     net = net.double().requires_grad_(False)
     for layer, last in (("0", 1), ("3", 4)):
@@ -99,7 +108,7 @@ def test_slices_are_columns_of_the_table(images: Path) -> None:
         input_slice="1, :4", output_slice=":1",
     )  # fmt: skip
     assert frame["n_in"].tolist() == [96, 96]
-    assert frame["n_out"].tolist() == [18 * 22, 1]
+    assert frame["n_out"].tolist() == [9 * 11, 1]
     assert (frame["input_slice"] == "1, :4").all()
 
 
@@ -134,12 +143,13 @@ def test_sigma_1_full_needs_a_comparable_slice(tmp_path: Path) -> None:
         analyze(tmp_path, data="normal:4", sigma_1="full", input_slice=":2", input_metric="data")
 
 
-def test_the_whole_must_fit(images: Path) -> None:
-    keywords = {"model": f"{images / 'net.py'}:net", "data": "normal:3x20x24", "points": 1}
+def test_the_whole_must_fit(tmp_path: Path) -> None:
+    write_images(tmp_path, stride=1)
+    keywords = {"model": f"{tmp_path / 'net.py'}:net", "data": "normal:3x20x24", "points": 1}
     keywords |= {"output_slice": ":1", "memory": 2**24, "rtol": 0.1}
-    assert len(analyze(images / "run", **keywords)) == 2
+    assert len(analyze(tmp_path / "run", **keywords)) == 2
     with pytest.raises(ModelError, match="Jacobian of 792 x 1440; its reduction needs"):
-        analyze(images / "run", **keywords, sigma_1="full")
+        analyze(tmp_path / "run", **keywords, sigma_1="full")
 
 
 def test_kept_singular_values_keep_their_scale(images: Path, tmp_path: Path) -> None:

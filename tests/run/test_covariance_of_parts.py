@@ -163,9 +163,18 @@ def test_the_residual_part_too(folder: Path, kind: str) -> None:
     check(frame, {pair: spectra(folder, *pair, kind, residual=True) for pair in pairs})
 
 
-@pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("kind", ["same", "last-each", "each", "all"])
-@pytest.mark.parametrize("count", [4, N_DATA])
+@pytest.mark.parametrize(
+    ("kind", "residual", "count"),
+    [
+        # Each kind with and without the residual part and both counts; all three at test-long.
+        pytest.param(
+            kind, residual, count, marks=pytest.mark.long if residual == (count == 4) else ()
+        )
+        for kind in ("same", "last-each", "each", "all")
+        for residual in (False, True)
+        for count in (4, N_DATA)
+    ],
+)
 def test_little_memory_gives_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, residual: bool, count: int
 ) -> None:
