@@ -7,12 +7,19 @@ from typing import Any
 
 import torch
 
-from localrank_cli.errors import Note, OutputError, SettingsError
+from localrank_cli.errors import DataError, Note, OutputError, SettingsError
 from localrank_cli.machine import peak_memory
+from localrank_cli.options.decisive import find_difference
 from localrank_cli.results.output import Output
 from localrank_cli.results.pooled import sums_path, write_sums
 from localrank_cli.results.record import KIND, CheckpointRecord
-from localrank_cli.results.spectra import check_ours, is_spectra, spectra_path, write_spectra
+from localrank_cli.results.spectra import (
+    check_ours,
+    is_spectra,
+    opened,
+    spectra_path,
+    write_spectra,
+)
 from localrank_cli.results.write import make_folder, remove_temporary, remove_temporary_in
 from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import Plan, series_settings
@@ -60,9 +67,18 @@ class RunOutput(Output):
         def is_kept(run: str, checkpoint: PlannedCheckpoint) -> bool:
             path = sums.get((run, checkpoint.file.name, checkpoint.points))
             has_sums = path is None or path.is_file()
-            return has_sums and (spectra is None or spectra.has(run, checkpoint.step))
+            name = checkpoint.file.name
+            return has_sums and (
+                spectra is None or spectra.has(run, checkpoint, digests.get((run, name)))
+            )
 
         sums = self._sums(plan)
+        digests = {
+            (entry.head["run"], entry.head["checkpoint"]): entry.head["facts"].get(
+                "sha256_of_tensors"
+            )
+            for entry in self.journal.entries(KIND)
+        }
         resume = find_resume(plan, self.journal, note, is_kept)
         self.replace_earlier()
         remove_temporary(*sums.values())
@@ -151,10 +167,13 @@ class SpectraFolder:
     def check(self, plan: Plan) -> None:
         """Check that the values of a plan's checkpoints replace no file of another kind.
 
+        `has` needs it first.
+
         Raises:
             OutputError: If one is there.
         """
         for series in plan.series:
+            self._settings[series.run] = series_settings(series)
             for checkpoint in series.checkpoints:
                 check_ours(spectra_path(self._folder, series.run, checkpoint.step))
 
@@ -165,7 +184,6 @@ class SpectraFolder:
             SettingsError: If a shard has only a part of the points of a checkpoint.
         """
         for series in plan.series:
-            self._settings[series.run] = series_settings(series)
             if any(checkpoint.points is not None for checkpoint in series.checkpoints):
                 raise SettingsError(
                     "--spectra: there are more shards than checkpoints, so that each has a part of"
@@ -176,9 +194,31 @@ class SpectraFolder:
             make_folder(of_run)
             remove_temporary_in(of_run, is_spectra)
 
-    def has(self, run: str, step: int) -> bool:
-        """Return whether the folder holds a checkpoint's singular values."""
-        return spectra_path(self._folder, run, step).is_file()
+    def has(self, run: str, checkpoint: PlannedCheckpoint, sha256: str | None) -> bool:
+        """Return whether the folder holds a checkpoint's singular values, under the same settings.
+
+        Args:
+            run: Its series.
+            checkpoint: The checkpoint.
+            sha256: The hash of the weights that the table is of, where known.
+        """
+        path = spectra_path(self._folder, run, checkpoint.step)
+        if not path.is_file():
+            return False
+        try:
+            with opened(path) as (_, about):
+                entries, facts = about["entries"], about.get("facts", {})
+                return (
+                    all(
+                        (one["run"], one["checkpoint"], one["step"])
+                        == (run, checkpoint.file.name, checkpoint.step)
+                        for one in entries
+                    )
+                    and facts.get("sha256_of_tensors") in {None, sha256}
+                    and find_difference(about["settings"], self._settings[run]) is None
+                )
+        except DataError:
+            return False
 
     def keep(self, record: CheckpointRecord, spectra: Sequence[LayerSpectrum]) -> None:
         """Write the singular values of a checkpoint's layers."""

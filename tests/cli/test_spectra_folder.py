@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from tests.cli.program import QUICK, Outcome, invoke
-from tests.helpers import entries, save_series
+from tests.helpers import entries, save_series, weights
 
 FILE = "step_5.safetensors"
 
@@ -89,3 +90,41 @@ def test_another_runs_values_are_replaced(series: Path, tmp_path: Path) -> None:
     assert again.code == 0, again.stderr
     assert entries(sigma / "run") == list(before)
     assert contents(sigma / "run") != before
+
+
+def counted(folder: Path) -> str:
+    outcome = invoke("rethreshold", str(folder))
+    assert outcome.code == 0, outcome.stderr
+    return outcome.stdout
+
+
+@pytest.mark.parametrize("what", ["another checkpoint", "another seed", "other weights"])
+def test_resuming_takes_no_other_values_for_a_checkpoints_own(
+    series: Path, tmp_path: Path, what: str
+) -> None:
+    sigma, other = tmp_path / "sigma", tmp_path / "other"
+    assert analyze(series, "--spectra", str(sigma)).code == 0
+    expected = counted(sigma)
+    if what == "another checkpoint":
+        (sigma / "run" / FILE).write_bytes((sigma / "run/step_0.safetensors").read_bytes())
+    else:
+        whole = (series / FILE).read_bytes()
+        if what == "other weights":
+            save_file(weights(seed=77), series / FILE)
+        seed = ("--seed", "9") if what == "another seed" else ()
+        stray = invoke(
+            "analyze",
+            str(series),
+            *QUICK,
+            *seed,
+            "-q",
+            "-o",
+            f"{other}.csv",
+            "--spectra",
+            str(sigma),
+        )
+        assert stray.code == 0, stray.stderr
+        (series / FILE).write_bytes(whole)
+    again = analyze(series, "--spectra", str(sigma))
+    assert again.code == 0, again.stderr
+    assert counted(sigma) == expected

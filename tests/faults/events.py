@@ -184,6 +184,12 @@ EVENTS: dict[str, Event] = {
         f"{_CLI}/test_spectra_folder.py::"
         "test_the_checkpoints_are_not_replaced_by_their_singular_values",
     ),
+    "kept singular values are missing, or of other settings, weights or checkpoints": Event(
+        "0",
+        "the table; they are computed again by the next run",
+        f"{_CLI}/test_spectra_folder.py::"
+        "test_resuming_takes_no_other_values_for_a_checkpoints_own",
+    ),
     "a journal or manifest is a link to another program's file": Event(
         "1",
         "what is there, with `--overwrite` too",
