@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "layers": {"errors", "seeds", "walk"},
     "jacobian": {"errors", "layers"},
     "spectrum": {"errors", "layers", "jacobian"},
+    "intervals": set(),
     "measures": {"errors", "layers", "jacobian", "spectrum"},
     "information": set(),
     "checkpoints": {"errors", "archives", "files", "recorded"},
@@ -51,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli", "searchpath"},
     "__init__": {"api", "searchpath"},
 }  # fmt: skip
-NUMBERS = ("layers", "jacobian", "spectrum", "measures", "information")
+NUMBERS = ("layers", "jacobian", "spectrum", "intervals", "measures", "information")
 # Reads of files, printing and tables have no place among the numbers.
 NOT_AMONG_NUMBERS = {
     "pathlib", "os", "io", "sys", "json", "csv", "logging", "pandas", "rich", "typer",
