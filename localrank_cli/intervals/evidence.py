@@ -5,8 +5,9 @@ same interval as together.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from localrank_cli.intervals.beta import largest_count, smallest_count
 
@@ -46,6 +47,34 @@ class PointEvidence:
     norm: float
     participation: float
     information: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The evidence about a layer, at the points that count."""
+
+    probes: int  # first probes at each point, fixed for all points of the checkpoint
+    delta: float  # 1 - confidence
+    points: tuple[PointEvidence, ...]
+
+    def interval(self, row: int, *, relative: bool) -> "Interval | None":
+        """Return the interval at the tolerance number `row`; None without points."""
+        if not self.points:
+            return None
+        return interval(self.points, row, self.delta, self.probes, relative=relative)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "Evidence":
+        """Return the evidence that `to_json` described."""
+        points = (
+            PointEvidence(**(point | {"levels": tuple(Level(**one) for one in point["levels"])}))
+            for point in saved["points"]
+        )
+        return cls(saved["probes"], saved["delta"], tuple(points))
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class _Point:
         """Return what the products say."""
         self._run_first(self._terms.products // 2)
         rows = range(len(self._terms.thresholds))
-        wanted = [row for row in rows if not self._is_wanted(row) and self._may_deflate(row)]
+        wanted = [row for row in rows if not self._is_done(row) and self._may_deflate(row)]
         deflations: dict[int, tuple[int, float, float]] = {}
         if wanted:
             self._find_basis(wanted)
@@ -223,14 +223,17 @@ class _Point:
     def _is_narrow(self, row: int) -> bool:
         """Whether further steps would not pay: the bracket is narrower than the probes' noise."""
         level, terms = self._level(row), self._terms
-        if terms.width and self._is_wanted(row):
+        if terms.width and self._is_done(row):
             return True
         share = min(max((level.low + level.high) / 2, 0.5 / self._d), 1 - 0.5 / self._d)
         variance = 2 * share * (1 - share) / (self._probes * self._d * terms.n_points)
         return level.high - level.low <= math.sqrt(variance)
 
-    def _is_wanted(self, row: int) -> bool:
+    def _is_done(self, row: int) -> bool:
         """Whether this point's own interval is as narrow as was asked for."""
+        if not self._terms.width and self._terms.n_points > 1:
+            # Fresh probes serve a mean only if every point has them.
+            return False
         low, high = self._alone(row)
         return high - low <= self._terms.width * self._d
 
@@ -299,10 +302,9 @@ class _Point:
         runs, scale = self._runs, self._scale
         square = math.fsum(runs.squares[lane] for lane in self._lanes)
         moments = [_moments(runs, lane, self._terms.noise * scale) for lane in self._lanes]
-        weights = [runs.squares[lane] / len(self._lanes) for lane in self._lanes]
+        # Of a uniform direction u, d u^T f(A) u has the mean tr f(A), without the noise of |x|^2.
         trace, fourth, information = (
-            math.fsum(w * m[index] for w, m in zip(weights, moments, strict=True))
-            for index in range(3)
+            self._d * math.fsum(one[index] for one in moments) / len(moments) for index in range(3)
         )
         slip = self._operator.rounding
         return PointEvidence(

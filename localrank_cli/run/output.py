@@ -156,6 +156,13 @@ class SpectraFolder:
         """
         for series in plan.series:
             self._settings[series.run] = series_settings(series)
+            if series.settings.bounds is not None:
+                raise SettingsError(
+                    "--spectra with --method interval: products show no singular values, and so"
+                    " nothing that rethreshold could count at other tolerances.",
+                    "Leave --spectra out, and give all tolerances that you need at once: they share"
+                    " the products.",
+                )
             if any(checkpoint.points is not None for checkpoint in series.checkpoints):
                 raise SettingsError(
                     "--spectra: there are more shards than checkpoints, so that each has a part of"

@@ -134,11 +134,9 @@ def test_moments_estimate_their_sums() -> None:
     """On a multiple of an orthogonal matrix every probe gives them exactly."""
     matrix = planted(torch.full((50,), 0.5).double(), 50, 60, generator(0))
     (point,), _ = examined([of_matrix(matrix)], Terms((Threshold(atol=0.1),), noise=0.5), 0)
-    # x^T A x = 0.25 |x|^2: the estimates are in proportion to |x|^2 of two probes.
-    weight = point.square / 2
-    assert point.norm == pytest.approx(math.sqrt(0.25 * weight), rel=1e-12)
-    assert point.participation == pytest.approx(weight, rel=1e-12)
-    assert point.information == pytest.approx(0.5 * math.log(2) * weight, rel=1e-12)
+    assert point.norm == pytest.approx(math.sqrt(0.25 * 50), rel=1e-12)
+    assert point.participation == pytest.approx(50, rel=1e-12)
+    assert point.information == pytest.approx(0.5 * math.log(2) * 50, rel=1e-12)
 
 
 def test_what_the_network_cannot_exceed_bounds_the_rank() -> None:
