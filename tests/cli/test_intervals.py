@@ -183,3 +183,21 @@ def test_a_journal_with_impossible_evidence_is_refused(series: Path, tmp_path: P
         wrong["evidence"]["points"][0]["levels"][0][path] = value
         with pytest.raises(ValueError, match="evidence"):
             check_line("checkpoint", {"head": head, "body": {"message": "", "layers": [wrong]}})
+
+
+def test_a_refusal_and_inspect_name_intervals_with_what_they_take(tmp_path: Path) -> None:
+    """And what they name runs."""
+    series = save_series(tmp_path / "run", (0,), (700, 700))
+    words = ("--data", "normal:700", "--points", "1", "--device", "cpu", "--memory", "17MiB")
+    refused = invoke("analyze", str(series), *words, "--rtol", "0.1")
+    assert refused.code != 0
+    said = "--method interval (an interval for each rank, at most 600 products with each Jacobian"
+    assert said in refused.stderr
+    inspected = invoke("inspect", str(series), *words, "--no-time").stdout
+    assert said.replace(" (", ": ") in inspected
+    bounded = (*words, "--rtol", "0.1", "--method", "interval")
+    line = invoke("inspect", str(series), *bounded, "--no-time").stdout.splitlines()[-1].split()
+    assert line[0] == "0"
+    assert "600" in line
+    assert line[-1] == "yes"
+    assert invoke("analyze", str(series), *bounded).code == 0
