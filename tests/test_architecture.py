@@ -23,21 +23,27 @@ ALLOWED: dict[str, set[str]] = {
     "layers": {"errors", "seeds", "walk"},
     "jacobian": {"errors", "layers"},
     "spectrum": {"errors", "layers", "jacobian"},
-    "measures": {"errors", "layers", "jacobian", "spectrum"},
+    "intervals": {"errors", "layers", "jacobian", "spectrum"},
+    "measures": {"errors", "layers", "jacobian", "spectrum", "intervals"},
     "information": set(),
     "checkpoints": {"errors", "archives", "files", "recorded"},
     "model": {"errors", "files", "recorded", "userimport", "seeds", "walk"},
     "points": {"errors", "archives", "checkpoints", "userimport", "seeds"},
-    "results": {"errors", "files", "validation", "machine", "layers", "spectrum", "measures"},
+    "results": {
+        "errors", "files", "validation", "machine", "layers", "spectrum", "intervals", "measures",
+    },
     "options": {
         "errors", "files", "validation", "userimport", "checkpoints", "model", "points", "layers",
-        "spectrum", "measures", "results",
+        "spectrum", "intervals", "measures", "results",
     },
     "run": {
         "errors", "machine", "userimport", "seeds", "options", "checkpoints", "model", "points",
-        "results", "layers", "jacobian", "spectrum", "measures", "information", "recorded",
+        "results", "layers", "jacobian", "spectrum", "intervals", "measures", "information",
+        "recorded",
     },
-    "divide": {"errors", "machine", "searchpath", "options", "run", "results", "measures"},
+    "divide": {
+        "errors", "machine", "searchpath", "options", "run", "results", "measures", "intervals",
+    },
     "compare": {"errors", "results"},
     "figures": {"errors", "drawing", "measures", "results", "compare"},
     "report": {"errors", "measures", "results"},
@@ -52,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli", "searchpath"},
     "__init__": {"api", "searchpath"},
 }  # fmt: skip
-NUMBERS = ("layers", "jacobian", "spectrum", "measures", "information")
+NUMBERS = ("layers", "jacobian", "spectrum", "intervals", "measures", "information")
 # Reads of files, printing and tables have no place among the numbers.
 NOT_AMONG_NUMBERS = {
     "pathlib", "os", "io", "sys", "json", "csv", "logging", "pandas", "rich", "typer",

@@ -186,6 +186,9 @@ class _Trajectory:
     steps: list[int] = field(default_factory=list)
     ranks: list[float] = field(default_factory=list)
     effective: list[float | None] = field(default_factory=list)
+    bounds: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # of intervals, in place of ranks
     n_points: int = 0
 
 
@@ -208,10 +211,14 @@ class Summary:
             )
             rank, effective = _number(row["local_rank"]), _number(row["effective_rank"])
             if rank is None:
-                continue
+                low, high = _number(row.get("rank_low")), _number(row.get("rank_high"))
+                if low is None or high is None or row.get("status", "ok") != "ok":
+                    continue
+                trajectory.bounds.append((low, high))
+            else:
+                trajectory.ranks.append(rank)
+                trajectory.effective.append(effective)
             trajectory.steps.append(int(_number(row["step"]) or 0))
-            trajectory.ranks.append(rank)
-            trajectory.effective.append(effective)
             trajectory.n_points = int(_number(row["n_points"]) or 0)
 
     def show(self, console: Console) -> None:
@@ -222,9 +229,33 @@ class Summary:
             span = f"step {steps[0]}" if steps else "no finite step"
             if len(steps) > 1:
                 span = f"steps {steps[0]} to {steps[-1]}"
-            title = f"{run}: local rank at {tolerance} ({points} points, {span})"
+            has_bounds = any(trajectory.bounds for trajectory in layers.values())
+            what = "bounds on the local rank" if has_bounds else "local rank"
+            title = f"{run}: {what} at {tolerance} ({points} points, {span})"
             console.print(Text(title, style="bold"), soft_wrap=True)
-            _show(layers, console)
+            (_show_bounds if has_bounds else _show)(layers, console)
+
+
+def _show_bounds(layers: dict[str, _Trajectory], console: Console) -> None:
+    """Print the bounds at the first and the last step, and the widest of all."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("layer", overflow="fold")
+    for name in ("size", "first", "last", "widest"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for layer, trajectory in layers.items():
+        # A table may hold exact ranks, too.
+        every = trajectory.bounds or [(rank, rank) for rank in trajectory.ranks]
+        widest = max((high - low for low, high in every), default=None)
+        ends = [_bounds_text(every[0]), _bounds_text(every[-1])] if every else ["-", "-"]
+        last = "not finite" if widest is None else _rank_text(widest)
+        table.add_row(*(Text(cell) for cell in (layer, trajectory.size, *ends, last)))
+    console.print(table)
+
+
+def _bounds_text(bounds: tuple[float, float]) -> str:
+    """Return bounds with one digit, rounded outward; digits of noise do not count."""
+    low, high = math.floor(bounds[0] * 10 + 1e-6) / 10, math.ceil(bounds[1] * 10 - 1e-6) / 10
+    return f"{_rank_text(low)}..{_rank_text(high)}"
 
 
 def _show(layers: dict[str, _Trajectory], console: Console) -> None:

@@ -13,6 +13,7 @@ from localrank_cli.results.choose import layers_by_depth, matching, need_numbers
 from localrank_cli.results.columns import meaning
 from localrank_cli.results.read import NEEDED, read_table, without_failed
 
+_BOUNDS = ("rank_low", "rank_high", "status")
 _SUMMARY = ("local_rank", "effective_rank", "n_in", "n_out", "n_points")
 
 
@@ -37,7 +38,8 @@ def run_show(options: ShowOptions) -> None:
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, str | int | float | None]]:
-    named = frame[[*NEEDED, *_SUMMARY]].astype(object)
+    bounds = [name for name in _BOUNDS if name in frame.columns]
+    named = frame[[*NEEDED, *_SUMMARY, *bounds]].astype(object)
     records: list[dict[str, str | int | float | None]] = []
     for record in named.where(named.notna(), None).to_dict("records"):
         sizes = {name: int(record[name]) for name in ("n_in", "n_out") if record[name] is not None}

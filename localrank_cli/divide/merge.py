@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.errors import SettingsError, UnreadableError, shortened
+from localrank_cli.intervals.evidence import Evidence
 from localrank_cli.measures.points import PointMeasures, PointRanks
 from localrank_cli.options.decisive import PRECISION, combine, find_difference
 from localrank_cli.results.journal import Entry, Journal, journal_path, read_checkpoint, table_of
@@ -242,15 +243,32 @@ def _same(first: CheckpointRecord, second: CheckpointRecord) -> bool:
     if len(first.layers) != len(second.layers):
         return False
     for one, other in zip(first.layers, second.layers, strict=True):
-        if one.points.finite != other.points.finite:
+        counts = [[ranks.counts for ranks in layer.points.ranks] for layer in (one, other)]
+        if one.points.finite != other.points.finite or counts[0] != counts[1]:
             return False
-        if [ranks.counts for ranks in one.points.ranks] != [r.counts for r in other.points.ranks]:
+        if not _alike(one.points.evidence, other.points.evidence):
             return False
         for name, values in one.points.soft.items():
             pairs = zip(values, other.points.soft[name], strict=True)
             if not all(math.isclose(a, b, rel_tol=_SAME) for a, b in pairs):
                 return False
     return True
+
+
+def _alike(first: Evidence | None, other: Evidence | None) -> bool:
+    """Return whether two analyses have the same evidence, up to the rounding of a machine."""
+    if first is None or other is None:
+        return first is other
+    pairs = list(zip(first.points, other.points, strict=True))
+    shares = [
+        (a, b)
+        for one, two in pairs
+        for level, same in zip(one.levels, two.levels, strict=True)
+        for a, b in ((level.low, same.low), (level.high, same.high))
+    ]
+    return (first.probes, first.delta) == (other.probes, other.delta) and all(
+        math.isclose(a, b, rel_tol=_SAME, abs_tol=_SAME) for a, b in shares
+    )
 
 
 def _unit(run: str, checkpoint: str, points: Sequence[int] | None) -> _Unit:
@@ -383,4 +401,14 @@ def _concatenate(parts: Sequence[PointMeasures]) -> PointMeasures:
         ),
         soft={name: tuple(v for part in parts for v in part.soft[name]) for name in first.soft},
         n_positions=first.n_positions,
+        evidence=_joined([part.evidence for part in parts]),
     )
+
+
+def _joined(parts: Sequence[Evidence | None]) -> Evidence | None:
+    """Return the evidence at all points, from which the interval is formed as in a single run."""
+    first = parts[0]
+    if first is None:
+        return None
+    points = [point for part in parts if part is not None for point in part.points]
+    return replace(first, points=tuple(points))

@@ -91,13 +91,14 @@ class FigureRows:
         return layers_by_depth(self.frame)
 
 
-def choose(frame: pd.DataFrame, choice: Choice) -> FigureRows:
-    """Select the rows of a figure from a table.
+def choose(frame: pd.DataFrame, choice: Choice, *, bars: bool = False) -> FigureRows:
+    """Select the rows of a figure from a table; `bars` is whether the figure can show intervals.
 
     Raises:
         SettingsError: If the table has several tolerances or metrics and none is chosen, or lacks a
             choice.
-        DataError: If no row is left, or several rows describe one layer at one step.
+        DataError: If no row is left, several rows describe one layer at one step, or there are
+            intervals in place of local ranks, which the figure cannot show.
     """
     notes: list[str] = []
     missing = [name for name in NEEDED if name not in frame.columns]
@@ -113,7 +114,7 @@ def choose(frame: pd.DataFrame, choice: Choice) -> FigureRows:
     if uses_tolerance or choice.tolerance is not None:
         frame = of_one(frame, "tolerance", choice.tolerance, "--tolerance")
     tolerance = str(frame["tolerance"].iloc[0]) if uses_tolerance else ""
-    frame = _with_axes(frame, choice)
+    frame = _with_bounds(_with_axes(frame, choice), choice, bars=bars)
     finite = np.isfinite(frame["x"]) & np.isfinite(frame["y"])
     if not finite.all():
         notes.append(f"{int((~finite).sum())} of {len(frame)} rows have no {choice.y}")
@@ -156,6 +157,24 @@ def _with_axes(frame: pd.DataFrame, choice: Choice) -> pd.DataFrame:
         error = error.where((error >= 0) & np.isfinite(error))
     return frame.assign(
         x=frame[choice.x].astype("float64"), y=frame[choice.y].astype("float64"), error=error
+    )
+
+
+def _with_bounds(frame: pd.DataFrame, choice: Choice, *, bars: bool) -> pd.DataFrame:
+    """Fill y and error with the middle and half of the width of intervals, where there are any."""
+    if choice.y != "local_rank" or not {"rank_low", "rank_high"} <= set(frame.columns):
+        return frame.assign(is_interval=False)
+    low, high = (frame[name].astype("float64") for name in ("rank_low", "rank_high"))
+    there = np.isfinite(low) & np.isfinite(high) & ~np.isfinite(frame["y"])
+    if there.any() and not bars:
+        raise DataError(
+            "the table holds intervals in place of local ranks, which this figure cannot show.",
+            "Choose --y rank_low or --y rank_high, or draw bars with --kind ranks.",
+        )
+    return frame.assign(
+        y=frame["y"].where(~there, (low + high) / 2),
+        error=frame["error"].where(~there, (high - low) / 2),
+        is_interval=there,
     )
 
 

@@ -21,12 +21,14 @@ class Curve:
         x: Ascending.
         y: The measure.
         spread: Half the width of the band; NaN where there is none.
+        is_interval: Whether y +- spread are bounds, and y itself is no value.
     """
 
     layer: str
     x: Array
     y: Array
     spread: Array
+    is_interval: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Curves:
         """A description of the band; empty if there is none."""
         if not any(np.isfinite(line.spread).any() for line in self.lines):
             return ""
+        if any(line.is_interval for line in self.lines):
+            return "rank within the bars, with the confidence of the table"
         if self.over_runs:
             return f"± standard deviation over {len(self.runs)} runs"
         return "± standard error over points"
@@ -69,6 +73,11 @@ def curves(frame: pd.DataFrame, layers: Sequence[str]) -> Curves:
     present = [layer for layer in layers if layer in by_layer]
     if len(runs) == 1:
         return Curves(tuple(_of_one(layer, by_layer[layer]) for layer in present), runs)
+    if frame["is_interval"].any():
+        raise DataError(
+            f"the table holds intervals of {len(runs)} runs, which have no mean.",
+            "Draw them side by side with --kind compare --by run.",
+        )
     joined = frame.groupby("run")["x"].nunique().max() == 1
     lines, dropped = [], 0
     for layer in present:
@@ -91,7 +100,8 @@ def curves(frame: pd.DataFrame, layers: Sequence[str]) -> Curves:
 
 def _of_one(layer: str, rows: pd.DataFrame) -> Curve:
     rows = rows.sort_values(["x", "step"], kind="stable")
-    return Curve(layer, *(rows[name].to_numpy("float64") for name in ("x", "y", "error")))
+    x, y, error = (rows[name].to_numpy("float64") for name in ("x", "y", "error"))
+    return Curve(layer, x, y, error, is_interval=bool(rows["is_interval"].any()))
 
 
 def _of_several(layer: str, rows: pd.DataFrame, *, joined: bool) -> tuple[Curve, int]:
@@ -124,4 +134,4 @@ def thin(line: Curve, position: Array, most: int = 1500) -> Curve:
     stretches = frame.groupby("share")["y"]
     ends = np.array([0, len(line.x) - 1])
     kept = np.unique(np.concatenate([ends, stretches.idxmin(), stretches.idxmax()]))
-    return Curve(line.layer, line.x[kept], line.y[kept], line.spread[kept])
+    return Curve(line.layer, line.x[kept], line.y[kept], line.spread[kept], line.is_interval)

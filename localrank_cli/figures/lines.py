@@ -67,7 +67,7 @@ def ranks(
         SettingsError: If there are too many kinds of runs.
         DataError: If there is nothing to show.
     """
-    chosen = choose(frame, choice or Choice())
+    chosen = choose(frame, choice or Choice(), bars=True)
     grouping = group_alike(chosen.frame, settings, _axes(chosen))
     groups = grouping.groups
     if len(groups) > _MOST_PANELS:
@@ -107,7 +107,7 @@ def compare(
         SettingsError: If there is only one group, or too many.
         DataError: If there is nothing to show.
     """
-    chosen = choose(frame, choice or Choice())
+    chosen = choose(frame, choice or Choice(), bars=True)
     rows = chosen.frame
     if by is None:
         by = "table" if "table" in rows.columns and len(set(rows["table"])) > 1 else "run"
@@ -206,6 +206,14 @@ def _draw_panels(chosen: FigureRows, panels: Sequence[_Panel], grid: Any, inches
 
 def _draw(axes: Axes, line: Curve, colour: Any) -> None:
     drawn = thin(line, positions(axes, line.x))
+    if line.is_interval:
+        # No line through the middles: they are no estimates.
+        half = np.nan_to_num(drawn.spread, posinf=0.0)
+        axes.errorbar(
+            drawn.x, drawn.y, yerr=half, fmt="none", ecolor=colour, elinewidth=2, capsize=3,
+            label=line.layer,
+        )  # fmt: skip
+        return
     marker = "o" if len(drawn.x) <= _MOST_MARKERS else ""
     axes.plot(drawn.x, drawn.y, color=colour, marker=marker, label=line.layer)
     if np.nanmax(drawn.spread, initial=0.0) > 0:
@@ -241,6 +249,8 @@ def _whose(runs: Sequence[str]) -> str:
 
 def _bands(panels: Sequence[_Panel]) -> str:
     bands = list(dict.fromkeys(panel.lines.band for panel in panels if panel.lines.band))
+    if any(line.is_interval for panel in panels for line in panel.lines.lines):
+        return ", ".join(bands)
     return f"mean {', '.join(bands)}" if bands else ""
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from localrank_cli.intervals.evidence import Evidence
 from localrank_cli.measures.table import AVERAGED, MEASURES
 from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance, thresholds
@@ -91,6 +92,7 @@ class PointMeasures:
     ranks: tuple[PointRanks, ...]  # one for each tolerance
     soft: dict[str, tuple[float, ...]]  # in the order of the table; as in `PointRanks`
     n_positions: int = 1  # Jacobians of each point
+    evidence: Evidence | None = None  # of intervals, in place of counts
 
 
 def point_measures(

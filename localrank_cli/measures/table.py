@@ -263,6 +263,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "counts": tuple(name for name in AVERAGED if not MEASURES[name].needs_every_value),
 }
 
+# The measures that --method interval estimates, in the order of the table. Of the others,
+# effective_rank needs the spectrum, and sigma_1 has an interval.
+ESTIMATED = ("stable_rank", "participation_ratio", "jacobian_norm", "gaussian_information")
+
 
 def choice_of(names: Iterable[str]) -> str | None:
     """Return the value of `--measures` that averages these measures, in any order; None: none."""

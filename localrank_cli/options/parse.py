@@ -247,6 +247,16 @@ def factor(value: object) -> object:
     return result
 
 
+def share(value: object) -> object:
+    """Read a share: a number such as 0.02, or a percentage such as 2%."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            raise UnfitError(value, "expected a number, or a percentage such as 2%") from None
+    return number(value)
+
+
 def relative(value: object) -> object:
     """Read a relative tolerance: a number, or `eps`, which is None."""
     if isinstance(value, str) and value.strip().lower() == "eps":

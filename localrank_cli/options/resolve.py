@@ -10,16 +10,23 @@ from torch import nn
 
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.errors import SettingsError, UsageError
+from localrank_cli.intervals.layer import Bounds
 from localrank_cli.layers.axes import FeatureAxis
 from localrank_cli.layers.positions import ALL, FIRST, LAST, Positions
 from localrank_cli.layers.select import Selection
 from localrank_cli.layers.slices import parse_slice
+from localrank_cli.measures.table import CHOICES, ESTIMATED
 from localrank_cli.model.mlp import ACTIVATIONS
 from localrank_cli.options.folder import FolderSettings, inside, read_folder_settings
 from localrank_cli.options.needs import HF, need_of_data, refusal
 from localrank_cli.options.parse import Preset
 from localrank_cli.options.setting import options_of
-from localrank_cli.options.table import DEFAULT_ATOL, AnalyzeOptions
+from localrank_cli.options.table import (
+    DEFAULT_ATOL,
+    DEFAULT_CONFIDENCE,
+    DEFAULT_PRODUCTS,
+    AnalyzeOptions,
+)
 from localrank_cli.points.source import DataSource, check_source
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.userimport import CodeSpec
@@ -99,6 +106,7 @@ class Settings:
     sigma_1: str = "slice"  # or "full": what relative tolerances refer to under a slice
     pooled: bool = False  # whether to measure the means over points of J and of J^T J
     measures: str = "all"  # a key of `measures.table.CHOICES`
+    bounds: Bounds | None = None  # of --method interval
 
     @property
     def slices(self) -> dict[str, str]:
@@ -107,6 +115,11 @@ class Settings:
         if not inner and not outer:
             return {}
         return {"input_slice": inner, "output_slice": outer, "sigma_1_of": self.sigma_1}
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The names of the measures that each have one number per point."""
+        return CHOICES[self.measures] if self.bounds is None else ESTIMATED
 
     @property
     def has_parts(self) -> bool:
@@ -288,13 +301,69 @@ def resolve(series: SeriesOptions) -> Settings:
         sigma_1=_value(options.sigma_1),
         pooled=bool(options.pooled),
         measures=_value(options.measures),
+        bounds=_bounds(options),
     )
+    if settings.bounds is not None:
+        _check_interval(settings)
     if settings.by_whole:
         check_whole(settings.selection, metric)
         _check_not_pooled(settings)
     _check_parts(settings.selection)
     _check_one_metric(settings)
     return settings
+
+
+def _bounds(options: AnalyzeOptions) -> Bounds | None:
+    """Return how intervals are to be computed; None for exact ranks."""
+    own = {"confidence": options.confidence, "width": options.width, "products": options.products}
+    if options.method != "interval":
+        for name, value in own.items():
+            if value is not None:
+                raise SettingsError(
+                    f"--{name} without --method interval: exact ranks have none.",
+                    "Leave it out, or add --method interval.",
+                )
+        return None
+    return Bounds(
+        options.confidence or DEFAULT_CONFIDENCE,
+        options.width or 0.0,
+        options.products or DEFAULT_PRODUCTS,
+    )
+
+
+# Under it the share of the Lanczos matrix that decides is of the size of its rounding.
+_LEAST_RTOL = 1e-5
+
+
+def _check_interval(settings: Settings) -> None:
+    """Check that all settings are ones that products alone can serve.
+
+    Raises:
+        SettingsError: If one is not.
+    """
+    selection = settings.selection
+    refused = {
+        "--pooled": settings.pooled,
+        f"--positions {selection.positions}": not selection.positions.is_all,
+        "--sigma-1 full": settings.by_whole,
+        "--dtype float32": settings.dtype != torch.float64,
+        "--residual and --input-metric data": (
+            selection.residual and settings.input_metric == "data"
+        ),
+    }
+    for option, is_asked in refused.items():
+        if is_asked:
+            raise SettingsError(
+                f"--method interval with {option}: the bounds are of whole Jacobians in float64.",
+                "Leave one of them out.",
+            )
+    for tolerance in settings.tolerances:
+        if tolerance.rtol is not None and 0 < tolerance.rtol < _LEAST_RTOL:
+            raise SettingsError(
+                f"--method interval with --rtol {tolerance.rtol:g}: products resolve no singular"
+                f" value under {_LEAST_RTOL:g} of the largest.",
+                "Give a larger --rtol, or use --method exact.",
+            )
 
 
 def _feature_axis(text: str) -> FeatureAxis:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # torch is not imported where options are only parsed
 _LOCAL = "Workers"
 _SLURM = "Slurm"
 
+DEFAULT_CONFIDENCE = 0.95
+DEFAULT_PRODUCTS = 600
 DEFAULT_ATOL = 0.01  # the rule in the published code of the paper's first author
 # Bytes. With less, a Jacobian of a few hundred rows is cut into single products.
 LEAST_MEMORY = 16 * 2**20
@@ -280,6 +282,51 @@ class AnalyzeOptions:
             default=1.0,
             in_folder=True,
             decides=("noise",),
+        ),
+    ] = None
+    method: Annotated[
+        Literal["exact", "interval"] | None,
+        Setting(
+            help="exact: all singular values; or interval: bounds on each rank that hold with a"
+            " stated probability, from products with the Jacobian alone, where exact does not fit.",
+            metavar="NAME",
+            default="exact",
+            in_folder=True,
+            decides=("method",),
+        ),
+    ] = None
+    confidence: Annotated[
+        Annotated[float, Interval(ge=0.5, le=1 - 1e-6)] | None,
+        Setting(
+            help="With --method interval: the probability with which the interval of a row holds."
+            f" Default: {DEFAULT_CONFIDENCE}.",
+            metavar="X",
+            advice="A confidence is at least 0.5 and below 1, such as 0.95 or 0.99.",
+            in_folder=True,
+            decides=("confidence",),
+        ),
+    ] = None
+    width: Annotated[
+        Annotated[float, Gt(0), Lt(1)] | None,
+        Setting(
+            help="With --method interval: stop at a point whose own interval is this narrow, as a"
+            " share of max_rank, such as 2%. Default: stop where further products gain little.",
+            metavar="X",
+            read=parse.share,
+            advice="A width is between 0 and 1, or a percentage such as 2%.",
+            in_folder=True,
+            decides=("width",),
+        ),
+    ] = None
+    products: Annotated[
+        Annotated[int, Ge(20)] | None,
+        Setting(
+            help="With --method interval: the most products with a layer's Jacobian at one point."
+            f" Default: {DEFAULT_PRODUCTS}.",
+            metavar="N",
+            advice="Give at least 20: fewer say next to nothing.",
+            in_folder=True,
+            decides=("products",),
         ),
     ] = None
     measures: Annotated[

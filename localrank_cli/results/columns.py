@@ -50,6 +50,11 @@ PARTS = ("positions", "n_positions", "jacobian")
 ACTIVE_EFFECTIVE_RANK = "active_effective_rank"
 # Columns of --pooled; but for one, they differ between the rows of a layer's tolerances.
 POOLED = ("pooled_rank", "active_rank", "pooled_undecided", ACTIVE_EFFECTIVE_RANK)
+# Columns of --method interval.
+INTERVALS = (
+    "rank_low", "rank_high", "rank_certain_low", "confidence", "sigma_1_low", "sigma_1_high",
+    "n_products",
+)  # fmt: skip
 # Columns after `message` that the tool itself may add, in order; constants of a series follow.
 OPTIONAL: dict[str, str] = {
     "epoch": OPTIONAL_INT,
@@ -60,6 +65,13 @@ OPTIONAL: dict[str, str] = {
     "active_rank": OPTIONAL_INT,
     "pooled_undecided": OPTIONAL_INT,
     ACTIVE_EFFECTIVE_RANK: FLOAT,
+    "rank_low": FLOAT,
+    "rank_high": FLOAT,
+    "rank_certain_low": FLOAT,
+    "confidence": FLOAT,
+    "sigma_1_low": FLOAT,
+    "sigma_1_high": FLOAT,
+    "n_products": OPTIONAL_INT,
     "n_cov": OPTIONAL_INT,
     "input_slice": STR,
     "output_slice": STR,
@@ -132,6 +144,22 @@ MEANINGS: dict[str, Meaning] = {
     ),
     "rank_max": Meaning(
         "largest local rank", "The largest local rank of any point.", uses_tolerance=True
+    ),
+    "rank_low": Meaning(
+        "lower bound of the local rank",
+        "The least mean local rank that the products allow, with the confidence of the row.",
+        uses_tolerance=True,
+    ),
+    "rank_high": Meaning(
+        "upper bound of the local rank",
+        "The largest mean local rank that the products allow, with the confidence of the row.",
+        uses_tolerance=True,
+    ),
+    "rank_certain_low": Meaning(
+        "certain lower bound of the local rank",
+        "The mean number of singular values that were found above the tolerance: no chance is"
+        " involved.",
+        uses_tolerance=True,
     ),
     **{name: measure.meaning for name, measure in MEASURES.items()},
     "near_tol": Meaning(

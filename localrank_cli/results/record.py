@@ -5,7 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from localrank_cli.errors import SettingsError
+from localrank_cli.intervals.evidence import Evidence
 from localrank_cli.layers.capture import Call
+from localrank_cli.measures.intervals import (
+    IntervalSummary,
+    interval_summaries,
+    root_mean_square,
+)
 from localrank_cli.measures.layer import Average, LayerMeasures, RankSummary, reduce_points
 from localrank_cli.measures.points import PointMeasures, PointRanks
 from localrank_cli.measures.table import AVERAGED, choice_of
@@ -90,6 +96,37 @@ def _row(
     return {name: cells[name] for name in COLUMNS}
 
 
+def _interval_cells(points: PointMeasures, remark: str) -> list[Mapping[str, Cell]]:
+    """Return the cells of intervals, for each tolerance; none where ranks were counted."""
+    if points.evidence is None:
+        return []
+    norm = root_mean_square(points.soft["jacobian_norm"])
+    tolerances = [ranks.tolerance for ranks in points.ranks]
+    return [
+        {"jacobian_norm": norm, **(_bounds(one, remark) if one is not None else {})}
+        for one in interval_summaries(points.evidence, tolerances)
+    ]
+
+
+def _bounds(one: IntervalSummary, remark: str) -> dict[str, Cell]:
+    cells: dict[str, Cell] = {
+        "rank_low": one.low,
+        "rank_high": one.high,
+        "rank_certain_low": one.certain_low,
+        "confidence": one.confidence,
+        "sigma_1_low": one.sigma_low,
+        "sigma_1_high": one.sigma_high,
+        "n_products": one.n_products,
+    }
+    if one.failed:
+        what = (
+            "rank_low is above rank_high: the interval failed, as a share of 1 - confidence of all"
+            " rows may"
+        )
+        cells |= {"status": "failed", "message": "; ".join(filter(None, (what, remark)))}
+    return cells
+
+
 @dataclass(frozen=True)
 class LayerRecord:
     """One layer at one checkpoint."""
@@ -129,7 +166,8 @@ class CheckpointRecord:
         rows = []
         for layer in self.layers:
             measures = reduce_points(layer.points)
-            rows += layer_rows(layer.facts, measures, layer.cells, self.message, layer.by_tolerance)
+            own = layer.by_tolerance or _interval_cells(layer.points, self.message)
+            rows += layer_rows(layer.facts, measures, layer.cells, self.message, own)
         return rows
 
     @property
@@ -271,15 +309,18 @@ def _layer_json(layer: LayerRecord, index: int) -> dict[str, Any]:
             for row, ranks in enumerate(points.ranks)
         ],
         "soft": {name: list(values) for name, values in points.soft.items()},
+        **({"evidence": points.evidence.to_json()} if points.evidence is not None else {}),
     }
 
 
 def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRecord:
-    _check_measures(saved["soft"], place)
+    if saved.get("evidence") is None:
+        _check_measures(saved["soft"], place)
     layer_index, n_positions = saved.get("layer_index", index), saved.get("n_positions", 1)
     facts = LayerFacts(**place, **{name: saved[name] for name in _SHARED}, layer_index=layer_index)
     failed = set(saved["failed"])
     finite = tuple(point not in failed for point in range(saved["points"]))
+    evidence = saved.get("evidence")
     n_points = sum(finite) * n_positions
     return LayerRecord(
         facts,
@@ -290,6 +331,7 @@ def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRec
             ranks=tuple(_ranks(ranks, n_points) for ranks in saved["ranks"]),
             soft={name: tuple(values) for name, values in saved["soft"].items()},
             n_positions=n_positions,
+            evidence=None if evidence is None else Evidence.from_json(evidence),
         ),
         saved["cells"],
         tuple(ranks["cells"] for ranks in saved["ranks"] if "cells" in ranks),
@@ -311,7 +353,8 @@ def _ranks(saved: dict[str, Any], n_points: int) -> PointRanks:
         tolerance=Tolerance(atol=saved["atol"], rtol=saved["rtol"]),
         rtol=saved["rtol_used"],
         counts=tuple(saved["counts"]),
-        near=_flags(saved["near"], n_points),
+        # Intervals have neither counts nor near values.
+        near=_flags(saved["near"], n_points) if saved["counts"] else (),
         undecided=_flags(saved["undecided"], n_points),
     )
 

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from localrank_cli.measures.table import ESTIMATED
 from localrank_cli.results.columns import COLUMNS, FLOAT, INT, OPTIONAL, OPTIONAL_INT, STR
 from localrank_cli.validation import complaint, shown
 
@@ -67,6 +68,7 @@ Part = Annotated[int, Field(ge=1, lt=2**63)]
 NotNegative = Annotated[float, Field(ge=0)]
 # A measure may overflow (gaussian_information under a tiny noise); ge excludes NaN.
 Measured = Annotated[float, Field(ge=0, allow_inf_nan=True)]
+Share = Annotated[float, Field(ge=0, le=1)]
 # Losses of networks that diverged, and bounds on their information, may be anything.
 AnyFloat = Annotated[float, Field(allow_inf_nan=True)]
 PointRange = Annotated[list[Count], Field(min_length=2, max_length=2), AfterValidator(_check_range)]
@@ -180,6 +182,10 @@ class _Series(Strict):
     layers: list[_LayerCall] | None = None
     tolerances: list[str] | None = None
     measures: list[str] | None = None
+    method: str | None = None
+    confidence: Share | None = None
+    width: Share | None = None
+    products: Count | None = None
     noise: NotNegative | None = None
     input_metric: str | None = None
     dtype: str | None = None
@@ -224,6 +230,48 @@ class _Ranks(Strict):
         return self
 
 
+class _Level(Strict):
+    low: Share
+    high: Share
+    certain: Count
+    undecided: bool
+    bound: Count
+    deflated: Count | None = None
+    fresh_square: NotNegative = 0.0
+    fresh_high: Share = 1.0
+
+
+class _PointEvidence(Strict):
+    size: Part
+    square: NotNegative
+    sigma_low: NotNegative
+    sigma_high: Measured | None
+    n_products: Count
+    levels: Annotated[list[_Level], Field(min_length=1)]
+    norm: NotNegative
+    participation: NotNegative
+    information: Measured
+
+    @model_validator(mode="after")
+    def _counts_no_more_than_there_are(self) -> Self:
+        for index, level in enumerate(self.levels):
+            for name in ("certain", "bound", "deflated"):
+                if (getattr(level, name) or 0) > self.size:
+                    raise ValueError(
+                        f"expected levels[{index}].{name} up to {self.size}, got"
+                        f" {getattr(level, name)}"
+                    )
+            if level.low > level.high:
+                raise ValueError(f"expected levels[{index}].low up to its high")
+        return self
+
+
+class _Evidence(Strict):
+    probes: Part
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    points: list[_PointEvidence]
+
+
 class _LayerBody(Strict):
     """One layer at one checkpoint: `points` in all, of which those in `failed` do not count."""
 
@@ -242,13 +290,18 @@ class _LayerBody(Strict):
     failed: list[Count]
     ranks: Annotated[list[_Ranks], Field(min_length=1)]
     soft: dict[str, list[Measured]]
+    evidence: _Evidence | None = None  # of intervals, in place of counts
 
     @model_validator(mode="after")
     def _has_one_value_for_each_point(self) -> Self:
         n_points = (self.points - len(self.failed)) * self.n_positions
         # First: a number of points without as many values would take memory without end.
         lengths = {f"soft.{name}": len(values) for name, values in self.soft.items()}
-        lengths |= {f"ranks[{i}].counts": len(one.counts) for i, one in enumerate(self.ranks)}
+        if self.evidence is None:
+            lengths |= {f"ranks[{i}].counts": len(one.counts) for i, one in enumerate(self.ranks)}
+        else:
+            _check_evidence(self.evidence, self.ranks, self.soft, min(self.n_in, self.n_out))
+            lengths["evidence.points"] = len(self.evidence.points)
         for name, length in lengths.items():
             if length != n_points:
                 raise ValueError(
@@ -267,6 +320,25 @@ class _LayerBody(Strict):
                     f" got {max(ranks.counts)}"
                 )
         return self
+
+
+def _check_evidence(
+    evidence: _Evidence, ranks: Sequence[_Ranks], soft: Mapping[str, Any], size: int
+) -> None:
+    """Check that evidence fits the tolerances, the shape and the measures of its layer."""
+    if list(soft) != list(ESTIMATED):
+        raise ValueError(f"expected {', '.join(ESTIMATED)} in soft, got {', '.join(soft)}")
+    for index, one in enumerate(ranks):
+        if one.counts or one.near or one.cells is not None:
+            raise ValueError(f"expected no counts in ranks[{index}] beside evidence")
+    for index, point in enumerate(evidence.points):
+        if len(point.levels) != len(ranks):
+            raise ValueError(
+                f"expected {len(ranks)} levels in evidence.points[{index}], one for each of ranks,"
+                f" got {len(point.levels)}"
+            )
+        if point.size > size:
+            raise ValueError(f"expected evidence.points[{index}].size up to {size}")
 
 
 def _check_places(name: str, places: list[int], count: int) -> None:

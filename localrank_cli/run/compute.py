@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from localrank_cli.checkpoints.reading import footprint
 from localrank_cli.errors import LocalrankError, Note, UnreadableError
+from localrank_cli.intervals.layer import LayerEvidence, Purpose, layer_evidence
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.jacobian.progress import Step
 from localrank_cli.layers.plain import choose_precision
+from localrank_cli.measures.intervals import interval_measures
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import CHOICES, demand_of
 from localrank_cli.model.fill import fill_model
@@ -134,7 +136,7 @@ class _Runner:
             run=self._series.run,
             checkpoint=checkpoint.file.name,
             step=checkpoint.step,
-            layers=tuple(self._layer(checkpoint, spectrum, cells) for spectrum, cells in measured),
+            layers=tuple(self._layer(checkpoint, found, cells) for found, cells in measured),
             facts={
                 "bytes": before.size,
                 "mtime_ns": before.mtime_ns,
@@ -147,7 +149,7 @@ class _Runner:
             message=unsaved_message(self._series.unsaved),
         )
         if self._keep is not None:
-            self._keep(record, [spectrum for spectrum, _ in measured])
+            self._keep(record, [one for one, _ in measured if isinstance(one, LayerSpectrum)])
         return record
 
     def _choose_precision(self) -> None:
@@ -159,8 +161,10 @@ class _Runner:
         if reason and reason not in self._modes.notes:
             self._modes.notes.append(reason)
 
-    def _measure(self, checkpoint: PlannedCheckpoint) -> list[tuple[LayerSpectrum, Cells]]:
-        """Return each layer's singular values and cells from samples; the model has its weights."""
+    def _measure(
+        self, checkpoint: PlannedCheckpoint
+    ) -> list[tuple[LayerSpectrum | LayerEvidence, Cells]]:
+        """Return what is known of each layer, and cells from samples; the model has its weights."""
         plan, series = self._plan, self._series
         metrics = series.metric.at(series.model, plan.device, series.settings.dtype)
         span = slice(*(checkpoint.points or (None,)))
@@ -175,12 +179,27 @@ class _Runner:
         if self.watcher is not None:
             name = f"{series.run} step {checkpoint.step}"
             self._modes.progress.observer = partial(_watch, self.watcher, name)
-        spectra = layer_spectra(series.model, points, request, self._modes)
+        found: Sequence[LayerSpectrum | LayerEvidence]
+        if series.settings.bounds is None:
+            found = layer_spectra(series.model, points, request, self._modes)
+        else:
+            purpose = Purpose(
+                series.run,
+                checkpoint.step,
+                len(series.points.indices),
+                series.settings.bounds,
+                series.settings.tolerances,
+                series.settings.noise,
+            )
+            found = layer_evidence(series.model, points, request, purpose, self._modes)
         samples = series.samples.at(series.model, plan.device)
-        return [(spectrum, samples[spectrum.layer_index]) for spectrum in spectra]
+        return [(one, samples[one.layer_index]) for one in found]
 
     def _layer(
-        self, checkpoint: PlannedCheckpoint, spectrum: LayerSpectrum, samples: Cells
+        self,
+        checkpoint: PlannedCheckpoint,
+        found: LayerSpectrum | LayerEvidence,
+        samples: Cells,
     ) -> LayerRecord:
         series, settings = self._series, self._series.settings
         selection = settings.selection
@@ -188,7 +207,7 @@ class _Runner:
             "epoch": checkpoint.epoch,
             "n_cov": series.metric.n_cov,
             "positions": str(selection.positions),
-            "n_positions": spectrum.n_positions,
+            "n_positions": found.n_positions if isinstance(found, LayerSpectrum) else 1,
             "jacobian": "J-1" if selection.residual else "J",
             **samples,
             **settings.slices,
@@ -198,21 +217,23 @@ class _Runner:
             run=series.run,
             checkpoint=checkpoint.file.name,
             step=checkpoint.step,
-            layer=spectrum.layer,
-            layer_index=spectrum.layer_index,
-            module=spectrum.module,
-            n_in=spectrum.n_varied or spectrum.n_in,
-            n_out=spectrum.n_out,
-            wrt=selection.wrt if selection.has_one_source else spectrum.wrt,
+            layer=found.layer,
+            layer_index=found.layer_index,
+            module=found.module,
+            n_in=found.n_varied or found.n_in,
+            n_out=found.n_out,
+            wrt=selection.wrt if selection.has_one_source else found.wrt,
             input_metric=settings.input_metric,
             dtype=settings.dtype_name,
-            method=spectrum.method,
+            method=found.method,
         )
-        names = CHOICES[settings.measures]
-        points = point_measures(spectrum, settings.tolerances, settings.noise, names)
         optional = {name: cells.get(name) for name in self._plan.extra_columns}
-        layer = LayerRecord(facts, points, optional, blocks=spectrum.blocks)
-        return with_pooled(layer, spectrum.pooled)
+        if isinstance(found, LayerEvidence):
+            return LayerRecord(facts, interval_measures(found, settings.tolerances), optional)
+        names = CHOICES[settings.measures]
+        points = point_measures(found, settings.tolerances, settings.noise, names)
+        layer = LayerRecord(facts, points, optional, blocks=found.blocks)
+        return with_pooled(layer, found.pooled)
 
     def _compare(self, checkpoint: PlannedCheckpoint, digest: str) -> None:
         this = f"{checkpoint.file.name} (step {checkpoint.step})"

@@ -75,13 +75,24 @@ def works_of(plan: Plan, series: SeriesPlan, rates: Rates | None = None) -> tupl
         views = (replace(view, records=view.whole_records, entries=None, picked={}),)
         (task,) = _tasks(plan, series, views).values()
         whole = forecast(task, **how)
-    if rates is not None and rates.chain:
+    if rates is not None and rates.chain and series.settings.bounds is None:
         found = {key: _of_chain(work, rates) for key, work in found.items()}
         whole = {call: _of_chain(work, rates) for call, work in whole.items()}
-    return tuple(
+    works = tuple(
         PairWork(pair, found[pair.view.label, pair.record.call], whole.get(pair.record.call))
         for pair in series.examination.pairs
     )
+    bounds = series.settings.bounds
+    return works if bounds is None else tuple(_of_products(one, bounds.products) for one in works)
+
+
+def _of_products(one: PairWork, products: int) -> PairWork:
+    """Return what the products for an interval take, at most."""
+    record, size = one.pair.record, min(one.pair.record.numel, one.pair.n_in)
+    # Each vector is made orthogonal to all before it, which takes about their Gram matrix.
+    shape = min(size, products // 2), size
+    work = Work(record, "reverse", products, products * record.cost, 1, shape)
+    return replace(one, work=work)
 
 
 def _of_chain(work: Work, rates: Rates) -> Work:
@@ -110,7 +121,8 @@ def estimate(plan: Plan, series: SeriesPlan, *, may_compute: bool = True) -> Est
         solving = _solving(plan, series)
         timed = _timed(works_of(plan, series, rates), rates, n_points, solving)
         seconds = sum(one.seconds or 0.0 for one in timed)
-        if may_compute and operations < _SMALL and not look_at(plan, series).unfit:
+        is_small = operations < _SMALL and series.settings.bounds is None
+        if may_compute and is_small and not look_at(plan, series).unfit:
             computed, routes = _computed(plan, series)
             timed = _scaled(timed, computed / seconds) if seconds else timed
             seconds = computed

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import BudgetError, LocalrankError, printable, readable
+from localrank_cli.intervals.layer import interval_bytes
 from localrank_cli.jacobian.budget import needed_bytes
 from localrank_cli.layers.axes import Axes
 from localrank_cli.layers.capture import Call
@@ -21,6 +22,7 @@ from localrank_cli.layers.select import Selection, named_exactly
 from localrank_cli.layers.slices import positions
 from localrank_cli.layers.triangle import triangle_rows
 from localrank_cli.options.resolve import Settings
+from localrank_cli.options.table import DEFAULT_PRODUCTS
 from localrank_cli.run.covariance import MetricPlan
 from localrank_cli.spectrum.examine import (
     Examination,
@@ -87,6 +89,19 @@ class WayOut:
         return f"{self.n_layers} Jacobians, the largest {size}"
 
 
+@dataclass(frozen=True)
+class BoundsWay(WayOut):
+    """Bounds on the ranks of all layers, from products."""
+
+    @property
+    def result(self) -> str:
+        """What there is then."""
+        return (
+            f"an interval for each rank, at most {DEFAULT_PRODUCTS} products with each Jacobian at"
+            f" each point, {readable(self.largest.n_bytes)}"
+        )
+
+
 def label_of(pair: Pair) -> str:
     """Return the name of a pair's layer, and of its source where it is a module."""
     of = f" from {pair.view.label}" if pair.view.label else ""
@@ -113,6 +128,8 @@ class Look:
     @cached_property
     def needs(self) -> tuple[Need, ...]:
         """The needs of all pairs, in their order."""
+        if self.settings.bounds is not None:
+            return self._of_intervals(self.settings.bounds.products)
         found = self._of(self.examination, self.settings.selection)
         if not self.settings.by_whole:
             return found
@@ -138,6 +155,10 @@ class Look:
         n_out, n_in = largest.shape
         ways = list(islice(self.ways_out(), _BEST))
         advice = " Or: ".join(f"{way.text} ({way.result})." for way in ways)
+        bounds = self.bounds_way()
+        if bounds is not None:
+            bounded = f"{bounds.text} ({bounds.result})."
+            advice = f"{advice} Or bounds: {bounded}" if advice else bounded
         count, total = len(unfit), len(self.needs)
         raise BudgetError(
             f"{count} of {total} {'layer' if total == 1 else 'layers'}"
@@ -146,14 +167,14 @@ class Look:
             f" reduction needs {readable(largest.n_bytes)}, and the budget is"
             f" {readable(self.room)}.",
             f"What fits: {advice}"
-            if ways
+            if advice
             else "Leave layers out with --exclude, name a smaller source with --wrt, or use a"
             " machine with more memory.",
         )
 
     def ways_out(self) -> Iterator[WayOut]:
         """Yield changes with which everything fits, the least first; nothing where all fits now."""
-        if not self.unfit:
+        if not self.unfit or self.settings.bounds is not None:
             return
         yield from self._more_memory()
         yield from self._fewer_layers()
@@ -161,6 +182,31 @@ class Look:
             yield from self._narrower()
         yield from self._slices()
         yield from self._fewer_tokens()
+
+    def _of_intervals(self, products: int) -> tuple[Need, ...]:
+        return tuple(
+            Need(
+                pair,
+                interval_bytes(pair.record, self._columns(pair.n_in), pair.view.survey, products),
+            )
+            for pair in self.examination.pairs
+        )
+
+    def bounds_way(self) -> WayOut | None:
+        """Return the way out by bounds in place of ranks; None where it is none."""
+        settings = self.settings
+        low = self.examination.survey.has_low_precision or settings.dtype != torch.float64
+        whole = settings.selection.positions.is_all and not settings.by_whole
+        metric = settings.selection.residual and settings.input_metric == "data"
+        if not self.unfit or settings.bounds is not None:
+            return None
+        if low or not whole or settings.pooled or metric:
+            return None
+        needs = self._of_intervals(DEFAULT_PRODUCTS)
+        if any(one.n_bytes > self.room for one in needs):
+            return None
+        largest = max(needs, key=lambda one: one.size)
+        return BoundsWay("--method interval", len(needs), largest)
 
     def _of(self, examination: Examination, selection: Selection) -> tuple[Need, ...]:
         return tuple(

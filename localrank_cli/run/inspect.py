@@ -1,5 +1,6 @@
 """Report what analyze would do, from headers, forward passes, and a few timed products."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.contents import CheckpointLine, Contents, read_contents
 from localrank_cli.run.estimate import Estimate, estimate, works_of
-from localrank_cli.run.fits import Look
+from localrank_cli.run.fits import Look, WayOut
 from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import Plan, SeriesPlan, look_at, names_rule
 
@@ -110,7 +111,7 @@ def inspect_series(plan: Plan, series: SeriesPlan, *, timed: bool) -> Inspection
         checkpoints=tuple(_line(planned) for planned in series.in_order),
         sources=tuple(_source_line(series, look, index) for index in range(_n_sources(series))),
         layers=_layer_lines(series, look, found),
-        ways_out=tuple(WayOutLine(way.text, way.result) for way in look.ways_out()),
+        ways_out=tuple(WayOutLine(way.text, way.result) for way in _ways_out(look)),
         routes=found.routes,
         n_points=len(series.points.indices),
         tolerances=tuple(tolerance.label for tolerance in series.settings.tolerances),
@@ -119,6 +120,13 @@ def inspect_series(plan: Plan, series: SeriesPlan, *, timed: bool) -> Inspection
         checkpoint_seconds=found.checkpoint,
         seconds=found.total,
     )
+
+
+def _ways_out(look: Look) -> Iterator[WayOut]:
+    yield from look.ways_out()
+    bounds = look.bounds_way()
+    if bounds is not None:
+        yield bounds
 
 
 def _n_sources(series: SeriesPlan) -> int:

@@ -184,6 +184,13 @@ class SpectraFolder:
             SettingsError: If a shard has only a part of the points of a checkpoint.
         """
         for series in plan.series:
+            if series.settings.bounds is not None:
+                raise SettingsError(
+                    "--spectra with --method interval: products show no singular values, and so"
+                    " nothing that rethreshold could count at other tolerances.",
+                    "Leave --spectra out, and give all tolerances that you need at once: they share"
+                    " the products.",
+                )
             if any(checkpoint.points is not None for checkpoint in series.checkpoints):
                 raise SettingsError(
                     "--spectra: there are more shards than checkpoints, so that each has a part of"

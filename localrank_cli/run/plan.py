@@ -34,10 +34,10 @@ from localrank_cli.errors import (
     SettingsError,
     UnreadableError,
 )
+from localrank_cli.intervals.layer import check_interval
 from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import check_memory, free_memory, memory_budget, pick_device
-from localrank_cli.measures.table import CHOICES
 from localrank_cli.model.arguments import Recorded
 from localrank_cli.model.build import move_model
 from localrank_cli.model.fill import Expected, fill_model
@@ -57,7 +57,7 @@ from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
 from localrank_cli.points.inputs import Inputs
 from localrank_cli.points.shape import proposals, written
-from localrank_cli.results.columns import PARTS, POOLED, optional_first
+from localrank_cli.results.columns import INTERVALS, PARTS, POOLED, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
@@ -125,6 +125,7 @@ class SeriesPlan:
             *(["epoch"] if self.scheme.counting.kind == EPOCHS else []),
             *(PARTS if self.settings.has_parts else []),
             *(POOLED if self.settings.pooled else []),
+            *(INTERVALS if self.settings.bounds is not None else []),
             *(["n_cov"] if self.settings.input_metric == "data" else []),
             *self.settings.slices,
             *self.samples.columns,
@@ -203,7 +204,9 @@ def make_plan(
             if refuses:
                 raise
             note(f"{error.what} {error.advice}")
-        if refuses:
+        if refuses and one.settings.bounds is not None:
+            _check_vectors(one, memory)
+        elif refuses:
             look_at(plan, one).check()
     return plan
 
@@ -219,6 +222,19 @@ def look_at(plan: Plan, series: SeriesPlan) -> Look:
         memory=plan.memory,
         free=free_memory(plan.device),
     )
+
+
+def _check_vectors(plan: SeriesPlan, memory: int) -> None:
+    """Check that the vectors of each interval fit."""
+    assert plan.settings.bounds is not None
+    for pair in plan.examination.pairs:
+        check_interval(
+            pair.record,
+            pair.n_in,
+            pair.view.survey,
+            plan.settings.bounds.products,
+            memory - plan.metric.n_bytes,
+        )
 
 
 def _check_pooled(plan: SeriesPlan, memory: int) -> None:
@@ -522,6 +538,12 @@ def _check_tolerances(settings: Settings, examination: Examination) -> None:
     for pair in examination.pairs:
         shape = (pair.record.numel, pair.n_in)
         check_rounding(settings.tolerances, pair.record.call.label, shape, low=low)
+    if settings.bounds is not None and low:
+        raise SettingsError(
+            "--method interval: the network computes in part in float32, and bounds that hold are"
+            " of products in float64.",
+            "Leave the layers behind that part out with --exclude, or use --method exact.",
+        )
 
 
 def _prefixed(note: Note, prefix: str) -> Note:
@@ -561,6 +583,7 @@ def listed_part(series: Series, entry: ListedSeries) -> Series:
 def series_settings(series: SeriesPlan) -> dict[str, Any]:
     """Return everything that decides the numbers of a series, as JSON can hold it."""
     settings = series.settings
+    bounds = settings.bounds
     regex = series.scheme.rule.names.regex
     positions, one_source = settings.selection.positions, settings.selection.has_one_source
     return {
@@ -595,7 +618,12 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "dtype": settings.dtype_name,
         "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
-        "measures": list(CHOICES[settings.measures]),
+        "measures": list(settings.measured),
+        # None as in journals of versions that had no intervals.
+        "method": "interval" if bounds is not None else None,
+        "confidence": bounds.confidence if bounds is not None else None,
+        "width": (bounds.width or None) if bounds is not None else None,
+        "products": bounds.products if bounds is not None else None,
         "noise": settings.noise,
         "columns": dict(settings.columns),
         "optional_columns": list(series.optional_columns),

@@ -1,0 +1,1 @@
+"""Intervals that hold the local rank with a stated probability, from products alone."""

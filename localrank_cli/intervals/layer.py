@@ -1,0 +1,190 @@
+"""The evidence about the ranks of every chosen layer at every point of a network."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from localrank_cli.errors import BudgetError, readable
+from localrank_cli.intervals.evidence import Evidence, PointEvidence, probes_of
+from localrank_cli.intervals.operator import Operator
+from localrank_cli.intervals.point import (
+    Terms,
+    Threshold,
+    examine_point,
+    generators_of,
+    vector_bytes,
+)
+from localrank_cli.jacobian.budget import Budget, directions_at_once
+from localrank_cli.jacobian.engine import Modes, Task
+from localrank_cli.jacobian.forecast import forecast_all
+from localrank_cli.jacobian.products import PointBatch, Products, point_batches
+from localrank_cli.jacobian.progress import Span
+from localrank_cli.layers.setting import analysis_setting
+from localrank_cli.layers.survey import CallRecord, Survey
+from localrank_cli.spectrum.examine import examine
+from localrank_cli.spectrum.layer import Request, make_task
+from localrank_cli.spectrum.tolerance import Tolerance
+
+# Copies of a pass that are alive beside the vectors: the graph that J^T u walks, and a tangent.
+_PASSES = 4
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How intervals are to be computed, fixed before the first product."""
+
+    confidence: float
+    width: float  # share of max_rank; 0: as narrow as it gets
+    products: int
+
+    def method(self, n_points: int, tolerances: Sequence[Tolerance], seed: int) -> str:
+        """Return the text of the column `method`."""
+        probes = probes_of(n_points)
+        relative = any(one.rtol != 0 for one in tolerances)
+        lanes = 3 if probes == 1 and relative else probes
+        steps = self.products // 2 // lanes
+        return f"interval(lanczos,s={probes},nu<={steps},float64,seed={seed})"
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """Where intervals are for: what the seed of each probe depends on."""
+
+    run: str
+    step: int | None
+    n_points: int  # of the checkpoint, in all processes together
+    bounds: Bounds
+    tolerances: tuple[Tolerance, ...]
+    noise: float
+
+
+@dataclass(frozen=True)
+class LayerEvidence:
+    """What is known of one layer with respect to one source, at some points."""
+
+    layer: str
+    module: str
+    n_out: int
+    n_in: int  # columns of the Jacobian
+    n_varied: int
+    wrt: str
+    layer_index: int
+    method: str
+    finite: tuple[bool, ...]  # every point: whether it counts
+    evidence: Evidence  # of those that count
+
+
+def layer_evidence(
+    model: nn.Module, points: Tensor, request: Request, purpose: Purpose, modes: Modes
+) -> list[LayerEvidence]:
+    """Return what products say of every chosen layer, in the order of its pairs."""
+    modes.progress.span = 0.0, 1.0
+    found = examine(model, points, request.selection, request.dtype, is_chosen=request.is_chosen)
+    tasks = [make_task(model, points, view, found, request) for view in found.views]
+    places = {view.label: index for index, view in enumerate(found.views)}
+    known: dict[tuple[int, str], list[PointEvidence | None]] = {}
+    with analysis_setting(model, request.dtype):
+        works = forecast_all(tasks, forward=modes.forward, replays=False)
+        modes.progress.start(works, points.shape[0])
+        for one in point_batches(tasks, modes):
+            task = tasks[one.task]
+            for record in task.records:
+                at = known.setdefault((one.task, record.call.label), [])
+                at.append(_at_point(one, task, record, request, purpose, modes))
+    modes.routes = [f"products J v and J^T u, at most {purpose.bounds.products} at each point"]
+    n_points, bounds = purpose.n_points, purpose.bounds
+    layers = []
+    for pair in found.pairs:
+        every = known[places[pair.view.label], pair.record.call.label]
+        task = tasks[places[pair.view.label]]
+        layers.append(
+            LayerEvidence(
+                layer=pair.record.call.label,
+                module=pair.record.module,
+                n_out=pair.record.numel,
+                n_in=task.n_in,
+                n_varied=task.metric.n_varied(task.survey.n_in) if task.metric else task.n_in,
+                wrt=pair.view.label,
+                layer_index=pair.layer_index,
+                method=bounds.method(n_points, purpose.tolerances, request.seed),
+                finite=tuple(point is not None for point in every),
+                evidence=Evidence(
+                    probes_of(n_points),
+                    1 - bounds.confidence,
+                    tuple(point for point in every if point is not None),
+                ),
+            )
+        )
+    return layers
+
+
+def _at_point(
+    one: PointBatch,
+    task: Task,
+    record: CallRecord,
+    request: Request,
+    purpose: Purpose,
+    modes: Modes,
+) -> PointEvidence | None:
+    span = Span(one.point, 1)
+    modes.progress.begin(task.wrt, [record.call], span, purpose.bounds.products)
+    shape = record.numel, task.n_in
+    found = None
+    if one.finite[record.call]:
+        room = Budget(request.memory).directions
+        chunk = directions_at_once(1, task.survey.activations, task.dtype.itemsize, room)
+        products = Products(one.batch, record.call, chunk, modes, task.residual)
+        device = one.batch.varied.device
+        operator = Operator(*shape, products.apply, products.transpose, device)
+        terms = Terms(
+            tuple(Threshold(tol.atol, tol.relative(*shape)) for tol in purpose.tolerances),
+            delta=1 - purpose.bounds.confidence,
+            n_points=purpose.n_points,
+            products=purpose.bounds.products,
+            width=purpose.bounds.width,
+            noise=purpose.noise,
+        )
+        index = request.indices[one.point] if request.indices else one.point
+        source = task.wrt.label if task.wrt is not None else ""
+        key = [request.seed, purpose.run, purpose.step, record.call.label, source, index]
+        found = examine_point(operator, terms, generators_of(_seed(key)))
+    modes.progress.finish(task.wrt, record.call, span)
+    return found
+
+
+def _seed(key: Sequence[object]) -> int:
+    digest = hashlib.sha256(repr(tuple(key)).encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def interval_bytes(record: CallRecord, n_in: int, survey: Survey, products: int) -> int:
+    """Return the bytes that the interval of a layer at one point takes."""
+    vectors = vector_bytes(min(record.numel, n_in), products)
+    # A block of vectors on either side, and the passes themselves.
+    sides = 8 * 8 * 2 * (record.numel + n_in)
+    return vectors + sides + 8 * _PASSES * survey.activations
+
+
+def check_interval(
+    record: CallRecord, n_in: int, survey: Survey, products: int, memory: int
+) -> None:
+    """Check that the interval of a layer fits in `memory` bytes.
+
+    Raises:
+        BudgetError: If it does not.
+    """
+    needed = interval_bytes(record, n_in, survey, products)
+    if needed <= memory:
+        return
+    fewer = products // 2
+    while fewer >= 20 and interval_bytes(record, n_in, survey, fewer) > memory:
+        fewer //= 2
+    advice = f"Give --products {fewer}" if fewer >= 20 else "Leave the layer out with --exclude"
+    raise BudgetError(
+        f"--method interval: layer {record.call.label!r} ({record.numel} x {n_in}) needs"
+        f" {readable(needed)} for the vectors of {products} products, and the budget is"
+        f" {readable(memory)}.",
+        f"{advice}, or more with --memory.",
+    )

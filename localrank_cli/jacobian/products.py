@@ -1,0 +1,141 @@
+"""Products of one Jacobian with vectors: J v by forward mode, J^T u by reverse mode."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from localrank_cli.errors import LocalrankError, ModelError, cause
+from localrank_cli.jacobian import guards
+from localrank_cli.jacobian.batch import Batch
+from localrank_cli.jacobian.engine import Modes, Task, calls_of
+from localrank_cli.jacobian.routes import pushforward
+from localrank_cli.layers.capture import Call
+from localrank_cli.layers.setting import analysis_setting
+
+
+@dataclass(frozen=True)
+class PointBatch:
+    """One point with respect to one source, checked as for whole Jacobians."""
+
+    task: int  # index
+    point: int
+    batch: Batch
+    finite: dict[Call, bool]  # whether everything up to a call is finite
+
+
+def point_batches(tasks: Sequence[Task], modes: Modes) -> Iterator[PointBatch]:
+    """Yield each point alone, for each task. To be called within `analysis_setting`.
+
+    The tasks are of one model, at the same points.
+
+    Raises:
+        ModelError: If the model is random, or forward mode does not give its derivative.
+    """
+    model, dtype, tolerance = tasks[0].model, tasks[0].dtype, tasks[0].tolerance
+    calls = calls_of(tasks)
+    for index in range(tasks[0].points.shape[0]):
+        point = tasks[0].points[index : index + 1].clone()
+        alone = None
+        if index == 0:
+            with analysis_setting(model, dtype, seed=1):
+                alone = guards.point_values(model, point, *calls)
+        values = guards.point_values(model, point, *calls)
+        if alone is not None:
+            guards.check_repeatable(model, point, values, tolerance)
+            guards.check_seedless(values, alone, tolerance)
+        layouts = guards.lay_out(model, point, values, tolerance)
+        if layouts is None:
+            raise guards.unrepeatable_alone(model, point, values.outputs)
+        for number, task in enumerate(tasks):
+            batch = guards.make_batch(model, point, values, layouts, task.wrt)
+            batch = batch.in_metric(task.metric, task.picked)
+            finite = {one.call: bool(values.finite[one.call].all()) for one in task.records}
+            if all(finite.values()):
+                _check_forward(task, batch)
+            counted = replace(batch, advance=modes.progress.advance)
+            yield PointBatch(number, index, counted, finite)
+
+
+def _check_forward(task: Task, batch: Batch) -> None:
+    """Check that J v is the transpose of J^T u."""
+    calls = [record.call for record in task.records]
+    good = torch.ones(1, dtype=torch.bool, device=batch.varied.device)
+    try:
+        agree = guards.modes_agree(batch, calls, good, task.tolerance)
+        reason = "it disagrees with reverse mode: a part runs under no_grad, or a custom backward"
+        reason += " is not the derivative"
+    except LocalrankError:
+        raise
+    except Exception as error:  # torch.func raises many types of error
+        agree, reason = False, cause(error)
+    if not agree:
+        raise ModelError(
+            f"--method interval: products J v need forward mode, which the network refuses"
+            f" ({reason}).",
+            "Leave the layers behind the failing operation out (--exclude), or use --method exact.",
+        )
+
+
+@dataclass
+class Products:
+    """Products with the Jacobian of one call at one point, as rows of vectors in float64."""
+
+    batch: Batch
+    call: Call
+    chunk: int  # how many vectors are pushed through at once
+    modes: Modes
+    residual: bool = False  # of J - 1
+    _varied: Tensor = field(init=False)
+    _output: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        # The graph is kept: each J^T u is then a backward pass alone.
+        self._varied = self.batch.varied.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (self._output,) = self.batch.outputs(self._varied, [self.call])
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """Return J v for each row, (k, n_out)."""
+        parts = []
+        for some in torch.split(vectors, self.chunk):
+            (found,) = pushforward(self.batch, [self.call], some.to(self.batch.varied))
+            parts.append(found[:, 0])
+        return self._minus(torch.cat(parts), vectors)
+
+    def transpose(self, vectors: Tensor) -> Tensor:
+        """Return J^T u for each row, (k, n_in)."""
+        if not self._output.requires_grad:
+            return self._minus(vectors.new_zeros(len(vectors), self.batch.n_in), vectors)
+        parts = [self._pulled_back(some) for some in torch.split(vectors, self.chunk)]
+        return self._minus(torch.cat(parts), vectors)
+
+    def _pulled_back(self, vectors: Tensor) -> Tensor:
+        cotangents = vectors.to(self._output).unsqueeze(1)
+        self.batch.advance(len(vectors))
+        if self.modes.batched_reverse and len(vectors) > 1:
+            try:
+                return self._gradient(cotangents, batched=True)
+            except Exception as error:  # vmap over a backward raises many types of error
+                self.modes.batched_reverse = False
+                slow = f"rows are computed one by one, which is slow ({cause(error)})"
+                self.modes.notes.append(slow)
+        return torch.cat([self._gradient(one, batched=False) for one in cotangents])
+
+    def _gradient(self, cotangents: Tensor, *, batched: bool) -> Tensor:
+        (found,) = torch.autograd.grad(
+            self._output,
+            self._varied,
+            cotangents,
+            retain_graph=True,
+            is_grads_batched=batched,
+            allow_unused=True,
+        )
+        if found is None:
+            return self._varied.new_zeros(len(cotangents), self.batch.n_in)
+        return found.reshape(-1, self.batch.n_in)
+
+    def _minus(self, found: Tensor, vectors: Tensor) -> Tensor:
+        found = found.detach().to(torch.float64)
+        return found - vectors if self.residual else found

@@ -1,0 +1,203 @@
+"""`--method interval` on the command line: the same bounds however a run is divided or resumed."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.program import invoke
+from tests.helpers import save_series
+
+COLUMNS = [
+    "rank_low", "rank_high", "rank_certain_low", "confidence", "sigma_1_low", "sigma_1_high",
+    "n_products",
+]  # fmt: skip
+PLAIN = ("--data", "normal:9", "--device", "cpu", "--points", "5")
+TOLERANCES = ("--rtol", "0.1", "--atol", "0.2")
+WORDS = (*PLAIN, *TOLERANCES, "--method", "interval", "--products", "200")
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    return save_series(tmp_path / "run", (0, 5), (9, 30, 12, 3))
+
+
+def test_bounds_hold_the_exact_ranks(series: Path) -> None:
+    exact = rows(invoke("analyze", str(series), *PLAIN, *TOLERANCES).stdout)
+    found = rows(invoke("analyze", str(series), *WORDS).stdout)
+    assert list(found[0])[-len(COLUMNS) :] == COLUMNS
+    for row, true in zip(found, exact, strict=True):
+        low, high = float(row["rank_low"]), float(row["rank_high"])
+        assert low <= float(true["local_rank"]) <= high
+        assert float(row["rank_certain_low"]) <= float(true["local_rank"])
+        assert row["sigma_1_low"]
+        norm = float(true["spectral_norm"])
+        # Nine digits are written.
+        assert float(row["sigma_1_low"]) <= norm * (1 + 1e-8)
+        assert float(row["sigma_1_high"]) >= norm * (1 - 1e-8)
+        for name in ("local_rank", "rank_min", "rank_max", "near_tol", "effective_rank"):
+            assert row[name] == ""
+        assert row["confidence"] == "0.95"
+        assert row["method"] == "interval(lanczos,s=1,nu<=33,float64,seed=0)"
+        assert int(row["n_products"]) <= 5 * 200
+    # Rank 9 of 9 at most: everything is split off.
+    assert {row["rank_low"] == row["rank_high"] for row in found} == {True}
+
+
+def test_one_point_has_two_probes(series: Path) -> None:
+    found = rows(invoke("analyze", str(series), *WORDS, "--points", "1").stdout)
+    assert {row["method"] for row in found} == {"interval(lanczos,s=2,nu<=50,float64,seed=0)"}
+
+
+def test_shards_and_resumed_runs_give_the_same_bytes(series: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.csv"
+    assert invoke("analyze", str(series), *WORDS, "-o", str(whole)).code == 0
+    parts = tmp_path / "parts"
+    for index in range(6):  # parts of the points of each checkpoint
+        part = ("-o", f"{parts}/", "--shard", f"{index}/6")
+        assert invoke("analyze", str(series), *WORDS, *part).code == 0
+    merged = tmp_path / "merged.csv"
+    assert invoke("merge", str(parts), "-o", str(merged)).code == 0
+    assert merged.read_bytes() == whole.read_bytes()
+
+    cut = tmp_path / "cut.csv"
+    assert invoke("analyze", str(series), *WORDS, "-o", str(cut), "--steps", "0:0").code == 0
+    again = invoke("analyze", str(series), *WORDS, "-o", str(cut))
+    assert again.code == 0
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--confidence", "0.9"), "confidence"),
+        (("--width", "50%"), "width"),
+        (("--products", "100"), "products"),
+        (("--seed", "1"), "seed"),
+        (("--method", "exact"), "method"),
+    ],
+)
+def test_resuming_with_other_terms_is_refused(
+    series: Path, tmp_path: Path, words: tuple[str, str], named: str
+) -> None:
+    table = str(tmp_path / "t.csv")
+    assert invoke("analyze", str(series), *WORDS, "-o", table, "--steps", "0:0").code == 0
+    given = list(WORDS)
+    if words[0] == "--method":
+        given = [*PLAIN, *TOLERANCES]
+    elif words[0] in given:
+        place = given.index(words[0])
+        del given[place : place + 2]
+    outcome = invoke("analyze", str(series), *given, *words, "-o", table)
+    assert outcome.code != 0
+    assert named in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--method", "interval", "--pooled"), "--method interval with --pooled"),
+        (("--method", "interval", "--dtype", "float32"), "with --dtype float32"),
+        (("--method", "interval", "--rtol", "1e-6"), "with --rtol 1e-06"),
+        (("--method", "interval", "--positions", "last"), "with --positions last"),
+        (("--width", "2%"), "--width without --method interval"),
+        (("--products", "100"), "--products without --method interval"),
+        (("--confidence", "0.9"), "--confidence without --method interval"),
+        (("--method", "interval", "--width", "x%"), "--width x%"),
+        (("--method", "interval", "--confidence", "1"), "--confidence 1"),
+        (("--method", "interval", "--products", "5"), "--products 5"),
+    ],
+)
+def test_what_intervals_cannot_serve_is_refused(
+    series: Path, words: tuple[str, ...], message: str
+) -> None:
+    outcome = invoke("analyze", str(series), *PLAIN, *words)
+    assert outcome.code != 0
+    assert message in outcome.stderr
+
+
+def test_singular_values_cannot_be_kept(series: Path, tmp_path: Path) -> None:
+    words = ("-o", str(tmp_path / "t.csv"), "--spectra", str(tmp_path / "kept"))
+    outcome = invoke("analyze", str(series), *WORDS, *words)
+    assert outcome.code != 0
+    assert "rethreshold" in outcome.stderr
+
+
+def test_vectors_that_do_not_fit_are_refused_with_products_that_do(tmp_path: Path) -> None:
+    series = save_series(tmp_path / "run", (0,), (3000, 3000))
+    words = [
+        "--data", "normal:3000", "--points", "1", "--device", "cpu", "--method", "interval",
+        "--memory", "16MiB", "--rtol", "0.1",
+    ]  # fmt: skip
+    outcome = invoke("analyze", str(series), *words)
+    assert outcome.code != 0
+    advised = outcome.stderr.split("Give --products ")[1].split()[0].strip(",")
+    assert invoke("analyze", str(series), *words, "--products", advised).code == 0
+
+
+def test_bounds_are_shown_and_drawn_as_bars(series: Path, tmp_path: Path) -> None:
+    table = str(tmp_path / "t.csv")
+    assert invoke("analyze", str(series), *WORDS, "-o", table).code == 0
+    shown = invoke("show", table, "--tolerance", "rtol=0.1").stdout
+    assert "bounds on the local rank at rtol=0.1" in shown
+    row = next(one for one in rows(Path(table).read_text()) if one["tolerance"] == "rtol=0.1")
+    assert f"{float(row['rank_low']):.1f}..{float(row['rank_high']):.1f}" in shown
+    picture = str(tmp_path / "p.svg")
+    drawn = ("--tolerance", "rtol=0.1", "-o", picture)
+    assert invoke("plot", table, *drawn).code == 0
+    assert "rank within the bars" in Path(picture).read_text()
+    refused = invoke("plot", table, *drawn, "--kind", "heatmap")
+    assert refused.code != 0
+    assert "--y rank_low" in refused.stderr
+    assert invoke("plot", table, *drawn, "--kind", "heatmap", "--y", "rank_low").code == 0
+    page = str(tmp_path / "page.html")
+    assert invoke("report", table, "-o", page).code == 0
+    assert "upper bound of the local rank" in Path(page).read_text()
+
+
+def test_a_journal_with_impossible_evidence_is_refused(series: Path, tmp_path: Path) -> None:
+    from localrank_cli.results.schema import check_line  # noqa: PLC0415
+
+    table = tmp_path / "t.csv"
+    assert invoke("analyze", str(series), *WORDS, "-o", str(table)).code == 0
+    lines = (tmp_path / "t.csv.journal").read_text().splitlines()
+    body = next(
+        json.loads(line[line.index("{") :].split("\t")[-1])
+        for line in lines
+        if '"evidence"' in line
+    )
+    layer = body["layers"][0] if "layers" in body else body["body"]["layers"][0]
+    head = {
+        "kind": "checkpoint", "run": "run", "checkpoint": "a", "step": 0, "status": "ok",
+        "finite": True, "points": None, "facts": {},
+    }  # fmt: skip
+    check_line("checkpoint", {"head": head, "body": {"message": "", "layers": [layer]}})
+    for path, value in (("certain", 10), ("deflated", 10), ("high", 1.5), ("low", -0.1)):
+        wrong = json.loads(json.dumps(layer))
+        wrong["evidence"]["points"][0]["levels"][0][path] = value
+        with pytest.raises(ValueError, match="evidence"):
+            check_line("checkpoint", {"head": head, "body": {"message": "", "layers": [wrong]}})
+
+
+def test_a_refusal_and_inspect_name_intervals_with_what_they_take(tmp_path: Path) -> None:
+    """And what they name runs."""
+    series = save_series(tmp_path / "run", (0,), (700, 700))
+    words = ("--data", "normal:700", "--points", "1", "--device", "cpu", "--memory", "17MiB")
+    refused = invoke("analyze", str(series), *words, "--rtol", "0.1")
+    assert refused.code != 0
+    said = "--method interval (an interval for each rank, at most 600 products with each Jacobian"
+    assert said in refused.stderr
+    inspected = invoke("inspect", str(series), *words, "--no-time").stdout
+    assert said.replace(" (", ": ") in inspected
+    bounded = (*words, "--rtol", "0.1", "--method", "interval")
+    line = invoke("inspect", str(series), *bounded, "--no-time").stdout.splitlines()[-1].split()
+    assert line[0] == "0"
+    assert "600" in line
+    assert line[-1] == "yes"
+    assert invoke("analyze", str(series), *bounded).code == 0

@@ -1,0 +1,146 @@
+"""One point and means over points, from products alone."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from localrank_cli.intervals.evidence import Level, PointEvidence, interval
+from localrank_cli.intervals.operator import Operator, of_matrix
+from localrank_cli.intervals.point import (
+    Terms,
+    Threshold,
+    examine_point,
+    generators_of,
+)
+from tests.intervals.planted import examined, generator, planted, rank_of
+
+
+def test_a_gap_closes_the_interval() -> None:
+    values = torch.cat([torch.linspace(1, 0.5, 20), torch.full((180,), 1e-3)]).double()
+    terms = Terms((Threshold(rtol=0.1),))
+    _, (found,) = examined([of_matrix(planted(values, 300, 200, generator(0)))], terms, 1)
+    assert (found.low, found.high, found.certain_low) == (20, 20, 20)
+
+
+def test_a_value_at_the_tolerance_is_undecided_and_bounded_on_both_sides() -> None:
+    """F3: 3 values are above 0.25, and 4 are at least that."""
+    values = torch.tensor([1, 0.5, 0.5, 0.25, 0.01, 0.01]).double()
+    terms = Terms((Threshold(atol=0.25), Threshold(rtol=0.25)))
+    (point,), found = examined([of_matrix(torch.diag(values))], terms, 1)
+    assert [one.certain_low for one in found] == [3, 3]
+    assert [one.low for one in found] == [3, 3]
+    assert [one.high for one in found] == [4, 4]
+    assert [level.undecided for level in point.levels] == [True, True]
+
+
+def test_bounds_that_contradict_each_other_are_left_as_they_are() -> None:
+    """F4: neither swapped nor clipped, and not tried again."""
+    level = Level(0.9, 0.95, certain=0, undecided=False, bound=100, deflated=3, fresh_high=0.0)
+    point = PointEvidence(100, 100.0, 1.0, 1.0, 10, (level,), 1.0, 1.0, 1.0)
+    found = interval([point], 0, 0.05, 2, relative=True)
+    assert found.low > found.high
+    assert found.failed
+    assert found.high == 3
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-20, 1.0, 1e150])
+def test_the_scale_of_a_matrix_changes_nothing(scale: float) -> None:
+    values = torch.arange(1, 61).double() ** -0.7
+    matrix = planted(values, 60, 70, generator(0))
+    terms = Terms((Threshold(rtol=0.1), Threshold(atol=0.2 * scale)))
+    (point,), found = examined([of_matrix(matrix * scale)], terms, 4)
+    assert [one.high for one in found] == [rank_of(values, 0.1), rank_of(values, 0.2)]
+    assert [one.low for one in found] == [rank_of(values, 0.1), rank_of(values, 0.2)]
+    assert point.sigma_low <= scale * (1 + 1e-12)
+    assert point.sigma_high is not None
+    assert point.sigma_high >= scale * (1 - 1e-12)
+
+
+def test_a_product_that_is_not_finite_leaves_the_point_out() -> None:
+    matrix = torch.eye(5).double()
+    matrix[2, 2] = torch.nan
+    assert examine_point(of_matrix(matrix), Terms((Threshold(rtol=0.1),)), generators_of(0)) is None
+
+
+@pytest.mark.parametrize("products", [10, 60, 200])
+@pytest.mark.parametrize("n_points", [1, 4])
+def test_no_more_products_than_allowed(products: int, n_points: int) -> None:
+    values = torch.arange(1, 201).double() ** -0.5
+    operator = of_matrix(planted(values, 200, 200, generator(0)))
+    made = [0]
+
+    def counted(operator: Operator) -> Operator:
+        def apply(vectors: torch.Tensor) -> torch.Tensor:
+            made[0] += vectors.shape[0]
+            return operator.apply(vectors)
+
+        def transpose(vectors: torch.Tensor) -> torch.Tensor:
+            made[0] += vectors.shape[0]
+            return operator.transpose(vectors)
+
+        return replace(operator, apply=apply, transpose=transpose)
+
+    thresholds = (Threshold(rtol=0.3), Threshold(rtol=0.1))
+    terms = Terms(thresholds, products=products, n_points=n_points)
+    found = examine_point(counted(operator), terms, generators_of(1))
+    assert found is not None
+    assert found.n_products == made[0] <= products
+
+
+def test_a_width_that_is_reached_ends_the_search() -> None:
+    values = torch.arange(1, 401).double() ** -0.5
+    matrix = planted(values, 400, 400, generator(0))
+    terms = Terms((Threshold(rtol=0.1),), products=600)
+    (narrow,), _ = examined([of_matrix(matrix)], terms, 1)
+    (wide,), (found,) = examined([of_matrix(matrix)], replace(terms, width=0.5), 1)
+    assert wide.n_products < narrow.n_products
+    assert found.high - found.low <= 0.5 * 400
+
+
+def test_a_mean_over_points_takes_the_points_in_any_division() -> None:
+    thresholds = (Threshold(rtol=0.1), Threshold(atol=0.2))
+    spectra = [torch.arange(1, 81).double() ** -p for p in (0.5, 0.7, 1.0, 1.5)]
+    operators = [
+        of_matrix(planted(s, 90, 80, generator(i))) for i, s in enumerate(spectra)
+    ]  # fmt: skip
+    terms = Terms(thresholds, n_points=4)
+    together, found = examined(operators, terms, 7)
+    alone = [
+        examine_point(of_matrix(planted(s, 90, 80, generator(i))), terms, generators_of(7000 + i))
+        for i, s in enumerate(spectra)
+    ]
+    assert alone == list(together)
+    true = [
+        sum(rank_of(s, 0.1) for s in spectra) / 4,
+        sum(int((s > 0.2).sum()) for s in spectra) / 4,
+    ]
+    assert all(one.low <= t <= one.high for one, t in zip(found, true, strict=True))
+    assert all(one.certain_low <= t for one, t in zip(found, true, strict=True))
+
+
+def test_each_purpose_draws_its_own_numbers() -> None:
+    generators = generators_of(3)
+    drawn = [
+        float(torch.randn(1, generator=generators(purpose)))
+        for purpose in ("count", "sigma", "basis", "fresh")
+    ]
+    assert len(set(drawn)) == 4
+    assert float(torch.randn(1, generator=generators("count"))) == drawn[0]
+
+
+def test_moments_estimate_their_sums() -> None:
+    """On a multiple of an orthogonal matrix every probe gives them exactly."""
+    matrix = planted(torch.full((50,), 0.5).double(), 50, 60, generator(0))
+    (point,), _ = examined([of_matrix(matrix)], Terms((Threshold(atol=0.1),), noise=0.5), 0)
+    assert point.norm == pytest.approx(math.sqrt(0.25 * 50), rel=1e-12)
+    assert point.participation == pytest.approx(50, rel=1e-12)
+    assert point.information == pytest.approx(0.5 * math.log(2) * 50, rel=1e-12)
+
+
+def test_what_the_network_cannot_exceed_bounds_the_rank() -> None:
+    matrix = planted(torch.ones(50).double(), 50, 60, generator(0))
+    terms = Terms((Threshold(rtol=0.1),), bound=20, products=20)
+    _, (found,) = examined([of_matrix(matrix)], terms, 0)
+    assert found.high == 20
