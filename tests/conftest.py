@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,6 @@ settings.load_profile("localrank")
 
 # The matrices are small: more threads only wait for one another.
 torch.set_num_threads(1)
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # The other cores belong to the other workers; for the processes that tests start.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # torch imports this at the first jvp and warns of its own deprecated jit.script. As warnings are
 # errors in the tests, forward mode would seem to be refused by every model.
@@ -82,6 +80,7 @@ def pytest_xdist_auto_num_workers() -> int | None:
 
 
 def pytest_collection_finish() -> None:
+    sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
     freeze()
 
 
@@ -105,6 +104,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_configure() -> None:
     gc.disable()  # until all tests are collected: nothing that is made until then is garbage
+    # pytest's translations of the tests are kept, whatever the environment says of bytecode.
+    sys.dont_write_bytecode = False
     # Ctrl-C interrupts tests and their children, whereas background jobs of a shell ignore INT.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

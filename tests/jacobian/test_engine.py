@@ -11,7 +11,7 @@ from localrank_cli.measures.points import local_ranks
 from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of
-from tests.cases import CASES, Case, params
+from tests.cases import CASES, Case, crossed, params
 from tests.naive import naive_jacobians, naive_spectra
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -49,8 +49,7 @@ def largest_jacobian(case: Case) -> int:
     return max(matrix.size * 8 for matrix in jacobians.values())
 
 
-@pytest.mark.parametrize("factor", [6, 12, 60])
-@pytest.mark.parametrize("case", params(CASES_CHOSEN))
+@pytest.mark.parametrize(("case", "factor"), crossed(CASES_CHOSEN, 6, 12, 60))
 def test_little_memory(case: Case, factor: int) -> None:
     model, points = case.build()
     memory = factor * largest_jacobian(case)
@@ -82,7 +81,14 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("case", params(CASES_CHOSEN))
+# Kinds of arithmetic; the other cases are left to `make test-long`.
+THREADED = ("relu_mlp", "conv2d", "encoder_batch_first", "old_function", "float32_inside")
+
+
+@pytest.mark.parametrize(
+    "case",
+    params(CASES_CHOSEN, {name: pytest.mark.long for name in CHOSEN if name not in THREADED}),
+)
 def test_number_of_threads(case: Case) -> None:
     model, points = case.build()
     with threads(1):

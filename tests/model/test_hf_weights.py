@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,18 @@ def prefixed(old: str, new: str) -> Any:
 CLOSE = 1e-9
 
 
+WRAPPERS: list[Callable[[str], str]] = [
+    lambda key: f"_orig_mod.{key}",
+    lambda key: f"model.{key}",
+    lambda key: f"model._orig_mod.{key}",
+    lambda key: f"module.net.{key}",
+    lambda key: f"_fsdp_wrapped_module.{key}".replace("h.0.", "h.0._orig_mod."),
+    lambda key: key.replace("h.1.", "h.1._checkpoint_wrapped_module."),
+    lambda key: f"model.{key.removeprefix('transformer.')}",  # of the base model alone
+    lambda key: f"a.b.{key}",
+]
+
+
 class TestLoaded:
     @pytest.mark.parametrize("layer", [LAYER, "lm_head"])
     @pytest.mark.parametrize(
@@ -115,19 +128,14 @@ class TestLoaded:
         assert largest(folder, LAYER) == pytest.approx(naive(made, LAYER), rel=CLOSE)
 
     @pytest.mark.parametrize(
-        "wrap",
+        ("wrap", "beside"),
         [
-            lambda key: f"_orig_mod.{key}",
-            lambda key: f"model.{key}",
-            lambda key: f"model._orig_mod.{key}",
-            lambda key: f"module.net.{key}",
-            lambda key: f"_fsdp_wrapped_module.{key}".replace("h.0.", "h.0._orig_mod."),
-            lambda key: key.replace("h.1.", "h.1._checkpoint_wrapped_module."),
-            lambda key: f"model.{key.removeprefix('transformer.')}",  # of the base model alone
-            lambda key: f"a.b.{key}",
+            # Each wrapper with one name beside it; with all of them at test-long.
+            pytest.param(wrap, beside, marks=() if (index - other) % 3 == 0 else pytest.mark.long)
+            for index, wrap in enumerate(WRAPPERS)
+            for other, beside in enumerate(("", "criterion.weight", "transformer.h.0.attn.bias"))
         ],
     )
-    @pytest.mark.parametrize("beside", ["", "criterion.weight", "transformer.h.0.attn.bias"])
     def test_wrappers_of_training(self, tmp_path: Path, wrap: Any, beside: str) -> None:
         made = model()
         state = {wrap(key): value for key, value in made.state_dict().items()
