@@ -12,6 +12,7 @@ from localrank_cli.results.choose import layers_by_depth, matching, need_numbers
 from localrank_cli.results.columns import meaning
 from localrank_cli.results.read import NEEDED, without_failed
 
+_LIMIT = 1e307  # the limits of an axis, with their margins, must be finite
 _MOST_RUNS = 6  # panels in 15 inches that still have room for their tick labels
 _KEY = ["run", "step", "layer"]
 _MAY_DIFFER = ("tolerance", "input_metric", "wrt", "dtype", "method", "checkpoint")
@@ -115,7 +116,7 @@ def choose(frame: pd.DataFrame, choice: Choice, *, bars: bool = False) -> Figure
         frame = of_one(frame, "tolerance", choice.tolerance, "--tolerance")
     tolerance = str(frame["tolerance"].iloc[0]) if uses_tolerance else ""
     frame = _with_bounds(_with_axes(frame, choice), choice, bars=bars)
-    finite = np.isfinite(frame["x"]) & np.isfinite(frame["y"])
+    finite = (frame["x"].abs() < _LIMIT) & (frame["y"].abs() < _LIMIT)
     if not finite.all():
         notes.append(f"{int((~finite).sum())} of {len(frame)} rows have no {choice.y}")
         if not finite.any():

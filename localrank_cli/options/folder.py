@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.errors import SettingsError, one_line, printable
+from localrank_cli.errors import SettingsError, one_line, printable, shortened
 from localrank_cli.files import read_regular
 from localrank_cli.options.read import in_file, nearest, read_values
 from localrank_cli.options.setting import options_of
@@ -61,6 +61,8 @@ def read_folder_settings(folder: Path) -> FolderSettings:
                 f"{path}: unknown key {key!r}{_hint(key)}",
                 f"Valid keys are {', '.join([*KEYS, _COLUMNS])}.",
             )
+    if not isinstance(loaded.get("data", ""), str):  # in Python numbers are data, too
+        raise _refusal(path, "data", loaded["data"], "expected a string")
     texts = {KEYS[key].name: value for key, value in loaded.items()}
     return FolderSettings(path, read_values(AnalyzeOptions, texts, in_file(path)), columns)
 
@@ -113,4 +115,5 @@ def _columns(value: object, path: Path) -> dict[str, Constant]:
 
 
 def _refusal(path: Path, key: str, value: object, expected: str) -> SettingsError:
-    return SettingsError(f"{path}: {printable(key)} = {value!r}: {expected}.", "Correct the file.")
+    shown = shortened(repr(value))
+    return SettingsError(f"{path}: {printable(key)} = {shown}: {expected}.", "Correct the file.")

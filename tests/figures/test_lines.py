@@ -83,6 +83,19 @@ def test_one_point_has_no_band() -> None:
     assert not any("standard error" in text for text in texts(figure))
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1.79e308, -1.79e308])
+def test_a_value_that_no_axis_holds_is_left_out_and_said(value: float) -> None:
+    frame = table()
+    frame.loc[4, "local_rank"] = value
+    figure, notes = ranks(frame)
+    assert notes == ("1 of 12 rows have no local_rank",)
+    drawn = [y for _, ys in lines(figure.axes[0]).values() for y in ys]
+    assert len(drawn) == 11
+    assert_readable(figure)
+    with pytest.raises(DataError, match="no row has a finite local_rank"):
+        ranks(frame.assign(local_rank=value))
+
+
 @pytest.mark.parametrize("error", [-np.inf, -1.0, np.inf])
 def test_a_standard_error_that_is_none_has_no_band(error: float) -> None:
     figure, _ = ranks(table().assign(local_rank_se=error))

@@ -158,6 +158,11 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ("[columns]\n'' = 3", "not a name"),
         ('[columns]\n"a\\nb" = 3', "not a name"),
         ("seed = 2024-01-01", "expected a whole number"),
+        ("data = true", "data = True: expected a string"),
+        ("data = inf", "data = inf: expected a string"),
+        ("data = [[1, 2], [3, 4]]", "expected a string"),
+        ("data = {x = [[1, 2]]}", "expected a string"),
+        ("data = 2024-01-01", "expected a string"),
     ],
 )
 def test_wrong_columns_and_types_of_toml_alone(tmp_path: Path, text: str, expected: str) -> None:
