@@ -25,7 +25,9 @@ class Portion:
 
     record: CallRecord
     start: int  # index of the first point
-    jacobians: Tensor  # (points, n_out, n_in or fewer, see `Batch.error`), on the model's device
+    # (points, n_out, n_in), on the model's device; fewer rows, see `jacobian.shortened`, or fewer
+    # columns, see `Batch.error`
+    jacobians: Tensor
     finite: Tensor  # (points,) bool: no non-finite pre-activation here or before
     error: float = 0.0  # as in `Batch`
 

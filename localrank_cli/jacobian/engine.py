@@ -58,6 +58,7 @@ from localrank_cli.jacobian.past import (
 from localrank_cli.jacobian.progress import Progress, Span
 from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
+from localrank_cli.jacobian.shortened import shortened
 from localrank_cli.jacobian.trace import Refusal, find_chain
 from localrank_cli.layers.alive import Alive
 from localrank_cli.layers.capture import Call
@@ -314,20 +315,22 @@ def _portions(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
         routes[local.record.call] = "forward, directions with disjoint outputs together"
         yield local
     forward = tuple(record for record in forward if record.call not in routes)
+    short = shortened(task, batch, forward)
     for group in layer_groups(forward, batch.n_in, itemsize, room * itemsize):
         names = [record.call for record in group]
-        all_at_once = partial(forward_jacobians, batch, names)
+        all_at_once = partial(forward_jacobians, short.batch, names)
         modes.progress.begin(task.wrt, names, span, batch.n_in)
         tensors, way = _take(_ways("forward", min(chunk, batch.n_in), all_at_once, modes), modes)
         for record, tensor in zip(group, tensors, strict=True):
             routes[record.call] = way
-            yield _whole(task, record, start, tensor, good, batch)
+            error = short.error(record.call, tensor, good[record.call])
+            yield _whole(task, record, start, tensor, good, error)
     for record in reverse:
         rows = min(record.numel, max(2, chunk))
         by_rows = partial(reverse_jacobian, batch, record.call)
         modes.progress.begin(task.wrt, [record.call], span, record.numel)
         tensor, routes[record.call] = _take(_ways("reverse", rows, by_rows, modes), modes)
-        yield _whole(task, record, start, tensor, good, batch)
+        yield _whole(task, record, start, tensor, good, batch.error)
     for record in task.records:
         if record not in held:
             size = budget.block(record.numel, batch.n_in)
@@ -375,14 +378,14 @@ def _local(
 
 def _whole(
     task: Task, record: CallRecord, start: int, tensor: Tensor, good: dict[Call, Tensor],
-    batch: Batch,
+    error: float,
 ) -> Portion:  # fmt: skip
     if task.residual and task.metric is not None:
         rows, columns = (torch.arange(size, device=tensor.device) for size in tensor.shape[1:])
         tensor -= task.metric.part(rows, columns, tensor.dtype)
     elif task.residual:
         tensor.diagonal(dim1=1, dim2=2).sub_(1)
-    return Portion(record, start, tensor, good[record.call], batch.error)
+    return Portion(record, start, tensor, good[record.call], error)
 
 
 class _PartRun:

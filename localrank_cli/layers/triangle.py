@@ -4,6 +4,7 @@ With W = Q R and Q^T Q = 1, the Jacobian W J of such a layer has the singular va
 has fewer rows (a head of 50,257 tokens on 768 features: 768).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch.nn import functional
 from localrank_cli.layers.capture import Call, Capture, How
 from localrank_cli.layers.kinds import is_transposed_linear
 
+_U = 2.0**-53  # unit roundoff of float64
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 
 
@@ -62,6 +64,31 @@ def triangle_of(module: nn.Module) -> Triangle | None:
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         factor = factor.reshape(factor.shape[0], *module.weight.shape[1:])
     return Triangle(factor)
+
+
+def factor_error(module: nn.Module, triangle: Triangle) -> float:
+    """Bound |W - Q R|_F / sigma_n(R), for some Q with orthonormal columns.
+
+    The computed Q is within |Q^T Q - 1|_F of such a one. Both norms are computed, with an error of
+    n sqrt(n) u |R|_F and m n u (Higham, eq. 3.13).
+    """
+    matrix, factor = _matrix(module), triangle.weight.flatten(1)
+    assert matrix is not None
+    n_rows, n = matrix.shape
+    basis = torch.linalg.qr(matrix.detach()).Q
+    skew = basis.mT @ basis
+    skew.diagonal().sub_(1)
+    size = float(torch.linalg.matrix_norm(factor))
+    off = float(torch.linalg.matrix_norm(matrix.detach() - basis @ factor))
+    rounded = (n * math.sqrt(n) + n_rows * n + 2) * _U + float(torch.linalg.matrix_norm(skew))
+    return 1.01 * (off + rounded * size) / float(torch.linalg.svdvals(factor)[-1].clamp(min=1e-300))
+
+
+def least_factor_error(module: nn.Module) -> float:
+    """Return what `factor_error` is at least for a module for which `has_triangle`."""
+    matrix = _matrix(module)
+    assert matrix is not None
+    return matrix.numel() * _U * math.sqrt(matrix.shape[1])
 
 
 def sound(

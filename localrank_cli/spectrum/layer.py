@@ -343,7 +343,7 @@ def _solve(portion: AnyPortion, task: Task, found: dict[Call, Tensor], demand: D
         jacobians = portion.jacobians
         if not bool(portion.finite.all()):
             jacobians = jacobians[portion.finite.to(jacobians.device)]
-        values = solve_stack(jacobians, demand, n_in, portion.error)
+        values = solve_stack(jacobians, demand, n_in, portion.error, portion.record.numel)
         _write_rows(rows, portion.start, portion.finite, values)
     elif isinstance(portion, LocalPortion):
         finite = portion.finite.tolist()
