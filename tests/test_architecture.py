@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors", "machine", "userimport", "seeds", "options", "checkpoints", "model", "points",
         "results", "layers", "jacobian", "spectrum", "measures", "information", "recorded",
     },
+    "compress": {"errors", "layers"},
     "divide": {"errors", "machine", "searchpath", "options", "run", "results", "measures"},
     "figures": {"errors", "drawing", "measures", "results"},
     "report": {"errors", "measures", "results"},
@@ -51,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli", "searchpath"},
     "__init__": {"api", "searchpath"},
 }  # fmt: skip
-NUMBERS = ("layers", "jacobian", "spectrum", "measures", "information")
+NUMBERS = ("layers", "jacobian", "spectrum", "measures", "information", "compress")
 # Reads of files, printing and tables have no place among the numbers.
 NOT_AMONG_NUMBERS = {
     "pathlib", "os", "io", "sys", "json", "csv", "logging", "pandas", "rich", "typer",
