@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors", "machine", "userimport", "seeds", "options", "checkpoints", "model", "points",
         "results", "layers", "jacobian", "spectrum", "measures", "information", "recorded",
     },
-    "compress": {"errors", "seeds", "layers"},
+    "compress": {"errors", "seeds", "layers", "measures"},
     "divide": {"errors", "machine", "searchpath", "options", "run", "results", "measures"},
     "figures": {"errors", "drawing", "measures", "results"},
     "report": {"errors", "measures", "results"},
