@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "run": {
         "errors", "machine", "userimport", "seeds", "options", "checkpoints", "model", "points",
         "results", "layers", "jacobian", "spectrum", "measures", "information", "recorded",
+        "compress",
     },
     "compress": {"errors", "seeds", "layers", "measures"},
     "divide": {"errors", "machine", "searchpath", "options", "run", "results", "measures"},

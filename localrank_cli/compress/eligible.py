@@ -44,9 +44,13 @@ def find_layers(
     """Return the layers that can be factored; the network runs a batch to find them.
 
     Raises:
-        ModelError: If there are none, or a glob of `keep` names none.
+        ModelError: If there are none, a glob of `keep` names none, or outputs are not finite.
     """
-    calls = _calls(model, batch, forward)
+    calls, output = _calls(model, batch, forward)
+    if not bool(torch.isfinite(output).all()):
+        raise ModelError(
+            "the network's outputs are not finite.", "Check the checkpoint and the data."
+        )
     names = [name for name, module in model.named_modules() if is_affine_layer(module)]
     order = {name: index for index, name in enumerate(calls)}
     names.sort(key=lambda name: order.get(name, len(order)))
@@ -108,8 +112,8 @@ def _shared(model: nn.Module) -> set[int]:
     return {key for key, number in count.items() if number > 1}
 
 
-def _calls(model: nn.Module, batch: Tensor, forward: Forward) -> Counter[str]:
-    """Return how often each module runs, in order of its first run."""
+def _calls(model: nn.Module, batch: Tensor, forward: Forward) -> tuple[Counter[str], Tensor]:
+    """Return how often each module runs, in order of its first run, and the output."""
     calls: Counter[str] = Counter()
 
     def count(name: str, *_: Any) -> None:
@@ -120,11 +124,11 @@ def _calls(model: nn.Module, batch: Tensor, forward: Forward) -> Counter[str]:
     ]
     try:
         with torch.no_grad():
-            forward(model, batch)
+            output = forward(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return calls, output
 
 
 def _read_elsewhere(

@@ -54,6 +54,22 @@ def split(count: int, seed: int) -> Slices:
     return Slices(*(part.sort().values for part in order.tensor_split([first, first + middle])))
 
 
+def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return two disjoint random halves of a number of held-out points.
+
+    Raises:
+        DataError: If there are too few.
+    """
+    if count < 2 * LEAST_POINTS:
+        raise DataError(
+            f"the held-out data hold {count} points, and at least {2 * LEAST_POINTS} are needed:"
+            " half picks, and half reports.",
+            "Give --eval-data with more points.",
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: count // 2].sort().values, order[count // 2 :].sort().values
+
+
 @dataclass(frozen=True)
 class Data:
     """The batches of each slice."""
@@ -185,7 +201,7 @@ class Compressor:
         """Return the paired increase of the loss on the pick slice."""
         return Difference.of(outcome.scores.loss, self.original.loss)
 
-    def smallest(self, limit: float) -> Outcome | None:
+    def smallest(self, limit: float, names: Sequence[str] = tuple(OURS)) -> Outcome | None:
         """Return the outcome of fewest weights whose loss increases by less than a limit.
 
         An increase counts with 1.65 standard errors. Budgets of whole percents are bisected, as if
@@ -199,7 +215,7 @@ class Compressor:
         found: Outcome | None = None
         while high - low > 1:
             middle = (low + high) // 2
-            outcome = self.best(middle * self.total // _GRID)
+            outcome = self.best(middle * self.total // _GRID, names)
             if self.increase(outcome).bound < limit:
                 found, high = outcome, middle
             else:

@@ -14,12 +14,12 @@ LOADER_NAME = "load.py"
 FACTS_NAME = "compress.json"
 # The same for every network: ranks are in the shapes. Works without localrank and safetensors.
 LOADER = """\
-import json, struct, torch
+import json, pathlib, struct, torch
 from torch import nn
 TYPES = dict(F64="float64", F32="float32", F16="float16", BF16="bfloat16", I64="int64",
              I32="int32", I16="int16", I8="int8", U8="uint8", BOOL="bool")
 def load(model, path):  # model: the network as it was; returned with factors and weights
-    raw = bytearray(open(path, "rb").read())
+    raw = bytearray(pathlib.Path(path).read_bytes())
     start = 8 + struct.unpack("<Q", raw[:8])[0]
     entries = {k: v for k, v in json.loads(raw[8:start]).items() if k != "__metadata__"}
     state = {k: torch.frombuffer(raw[start + v["data_offsets"][0]:start + v["data_offsets"][1]],
