@@ -54,7 +54,11 @@ def norm_layers(model: nn.Module) -> list[_BatchNorm]:
 
 
 def estimate_norms(model: nn.Module, batches: Iterable[Tensor], forward: Forward) -> None:
-    """Estimate the statistics of BatchNorm layers again, as means over batches of points."""
+    """Estimate the statistics of BatchNorm layers again, as means over batches of points.
+
+    A last batch of less than half the size of the first is left out: it would count as much as the
+    others, and one point alone has no variance.
+    """
     norms = norm_layers(model)
     if not norms:
         return
@@ -65,8 +69,11 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], forward: Forward
             norm.momentum = None  # the mean over all batches
             norm.train()
         with torch.no_grad():
+            first = 0
             for batch in batches:
-                forward(model, batch)
+                first = first or len(batch)
+                if 2 * len(batch) >= first:
+                    forward(model, batch)
     finally:
         for norm, (momentum, training) in zip(norms, before, strict=True):
             norm.momentum = momentum

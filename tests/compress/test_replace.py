@@ -77,9 +77,12 @@ def test_the_original_is_left_as_it_was() -> None:
         assert torch.equal(value, before[key])
 
 
-def test_norms_hold_the_mean_of_their_batches() -> None:
+@pytest.mark.parametrize("more", [0, 1])
+def test_norms_hold_the_mean_of_their_batches(more: int) -> None:
+    """But for a last batch that is much smaller."""
     model, points = convolutional(), normal(12, 3, 7, 6)
-    estimate_norms(model, batches(points, 4), run)
+    rest = normal(more, 3, 7, 6)
+    estimate_norms(model, batches(torch.cat([points, rest]), 4), run)
     with torch.no_grad():
         parts = [model.first(part).transpose(0, 1).flatten(1) for part in batches(points, 4)]
     mean = torch.stack([part.mean(dim=1) for part in parts]).mean(dim=0)
