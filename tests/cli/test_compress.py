@@ -202,3 +202,18 @@ def test_tokens_are_scored_by_the_next_one(folder: Path) -> None:
     # The network runs in float32.
     assert float(original["loss"]) == pytest.approx(loss, rel=1e-5)
     assert json.loads((folder / "out" / "compress.json").read_text())["loss"] == "tokens"
+
+
+def test_the_dense_file_is_analyzed_as_the_checkpoint_is(folder: Path) -> None:
+    """Its layers have at most the ranks of their factors."""
+    assert compress(*LABELS, "--budget", "0.4", "--dense").code == 0
+    ranks = {one["layer"]: one["rank"] for one in rows(folder / "out" / "layers.csv")}
+    words = (*DATA, "--points", "5", "--rtol", "0.0001", "-o", "ranks.csv")
+    outcome = invoke("analyze", "out/dense_0.4.safetensors", *words)
+    assert outcome.code == 0, outcome.stderr
+    found = rows(folder / "ranks.csv")
+    assert [one["layer"] for one in found] == list(ranks)
+    for one in found:
+        if ranks[one["layer"]]:
+            # The float32 rounding of a product of factors is below 1e-4 of its largest value.
+            assert float(one["local_rank"]) <= int(ranks[one["layer"]])
