@@ -3,6 +3,7 @@
 import csv
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from localrank_cli.compress.matrix import matrix_of
+from localrank_cli.compress.score import Scores
+from localrank_cli.compress.search import Compressor
 from tests.cli.program import Outcome, invoke
 
 DATA = ("--data", "data.npz", "--data-key", "x", "--device", "cpu")
@@ -217,3 +220,26 @@ def test_the_dense_file_is_analyzed_as_the_checkpoint_is(folder: Path) -> None:
         if ranks[one["layer"]]:
             # The float32 rounding of a product of factors is below 1e-4 of its largest value.
             assert float(one["local_rank"]) <= int(ranks[one["layer"]])
+
+
+def test_a_limit_that_the_report_breaks_is_said_and_decides_the_status(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Compressor.report
+
+    def worse(self: Compressor, model: nn.Module) -> Scores:
+        found = measured(self, model)
+        return found if model is self.model else replace(found, loss=found.loss + 1)
+
+    monkeypatch.setattr(Compressor, "report", worse)
+    outcome = compress(*LABELS, "--max-loss-increase", "0.5nats")
+    assert outcome.code == 3
+    assert "The limit 0.5nats is broken on the data that report" in outcome.stdout
+    facts = json.loads((folder / "out" / "compress.json").read_text())
+    assert any("is broken" in text for text in facts["verdicts"])
+
+
+def test_a_metric_that_is_named_is_taken(folder: Path) -> None:
+    for metric in ("fisher", "logit"):
+        assert compress("--budget", "0.5", "--metric", metric, "--overwrite").code == 0
+        assert rows(folder / "out" / "budgets.csv")[1]["method"] == metric
