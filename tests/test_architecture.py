@@ -39,8 +39,9 @@ ALLOWED: dict[str, set[str]] = {
     "run": {
         "errors", "machine", "userimport", "seeds", "options", "checkpoints", "model", "points",
         "results", "layers", "jacobian", "spectrum", "intervals", "measures", "information",
-        "recorded",
+        "recorded", "compress",
     },
+    "compress": {"errors", "seeds", "layers", "measures"},
     "divide": {
         "errors", "machine", "searchpath", "options", "run", "results", "measures", "intervals",
     },
@@ -58,7 +59,9 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli", "searchpath"},
     "__init__": {"api", "searchpath"},
 }  # fmt: skip
-NUMBERS = ("layers", "jacobian", "spectrum", "intervals", "measures", "information")
+NUMBERS = (
+    "layers", "jacobian", "spectrum", "intervals", "measures", "information", "compress",
+)  # fmt: skip
 # Reads of files, printing and tables have no place among the numbers.
 NOT_AMONG_NUMBERS = {
     "pathlib", "os", "io", "sys", "json", "csv", "logging", "pandas", "rich", "typer",

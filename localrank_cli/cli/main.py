@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from localrank_cli.cli.analyze import analyze
 from localrank_cli.cli.compare import compare
+from localrank_cli.cli.compress import compress
 from localrank_cli.cli.inspect import inspect
 from localrank_cli.cli.merge import merge
 from localrank_cli.cli.plot import plot
@@ -247,6 +248,7 @@ def _program(
 app.command("analyze")(analyze)
 app.command("inspect")(inspect)
 app.command("rethreshold")(rethreshold)
+app.command("compress")(compress)
 app.command("merge")(merge)
 app.command("submit")(submit)
 app.command("plot")(plot)

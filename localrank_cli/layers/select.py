@@ -20,6 +20,9 @@ _OTHERS = re.compile(r"((RNN|LSTM|GRU)(Cell)?|Attention|Norm\d?d?)$")
 _GLOB_CHARACTERS = frozenset("*?[")
 
 
+LEFT_OUT = "left out by default"  # how the note of modules that are no layers begins
+
+
 @dataclass(frozen=True)
 class Selection:
     """Globs over qualified module names; `*` crosses dots."""
@@ -237,7 +240,7 @@ def _others(survey: Survey, kept: list[CallRecord]) -> list[str]:
     ran = {record.call.name for record in survey.records}
     shown = [f"{listed(list(dict.fromkeys(names)), 3)} ({kind})" for kind, names in kinds.items()]
     globs = ",".join(_globs(every, ran))
-    return [f"left out by default: {', '.join(shown)}; --layers '{globs}' selects them"]
+    return [f"{LEFT_OUT}: {', '.join(shown)}; --layers '{globs}' selects them"]
 
 
 def _globs(names: set[str], ran: set[str]) -> list[str]:

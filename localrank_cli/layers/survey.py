@@ -431,13 +431,28 @@ def _watching(model: nn.Module, watch: _Watch) -> Iterator[None]:
             handle.remove()
 
 
+class TokensError(LayerError):
+    """The data are tokens, and no module was named to differentiate with respect to.
+
+    Args:
+        embedding: The first embedding of the network.
+        what: See `LocalrankError`.
+        advice: See `LocalrankError`.
+    """
+
+    def __init__(self, embedding: str, what: str, advice: str) -> None:
+        super().__init__(what, advice)
+        self.embedding = embedding
+
+
 def _integer_input(model: nn.Module) -> LayerError:
     embeddings = [
         name for name, module in model.named_modules() if isinstance(module, nn.Embedding)
     ]
     if embeddings:
         names = ", ".join(embeddings[:3])
-        return LayerError(
+        return TokensError(
+            embeddings[0],
             "the data are integers (tokens), which have no derivative.",
             f"Differentiate with respect to an embedding instead: --wrt {embeddings[0]}"
             f" (embeddings in this model: {names}).",

@@ -24,6 +24,7 @@ AUTO = "auto"
 _SHARD = re.compile(r"^(\d+)/(\d+)$")
 _WHOLE = re.compile(r"^[+-]?[0-9]{1,40}$")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?$", flags=re.IGNORECASE)
+_LIMIT = re.compile(r"^\s*(\d{1,9}(?:\.\d{1,17})?)\s*(%|nats)\s*$")
 _INCHES = re.compile(r"^(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)$", flags=re.IGNORECASE)
 _LARGEST = 100.0  # inches; a figure of 100 x 100 has 400 million pixels at 200 dpi
 _LENGTHS = re.compile(r"^\d{1,18}(?:x\d{1,18})*$")
@@ -359,6 +360,36 @@ def several(value: object) -> tuple[object, ...]:
     if getattr(value, "ndim", 1) == 0:  # an array without axes is a number
         return (value.item(),)  # type: ignore[attr-defined]  # arrays have ndim and item
     return tuple(value)
+
+
+def budgets(value: object) -> object:
+    """Read shares with commas between them."""
+    return tuple(number(part) for part in globs(tuple(map(str, several(value)))))  # type: ignore[attr-defined]  # a tuple
+
+
+@dataclass(frozen=True)
+class LossLimit:
+    """By how much a loss may increase."""
+
+    value: float
+    is_share: bool  # of the original's loss; else in the loss's own unit
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:g}%" if self.is_share else f"{self.value:g}nats"
+
+
+def loss_limit(value: object) -> object:
+    """Read `1%` or `0.02nats`."""
+    match = _LIMIT.match(value) if isinstance(value, str) else None
+    if match is None:
+        return value if isinstance(value, LossLimit) else _not_a_limit(value)
+    is_share = match.group(2) == "%"
+    found = float(match.group(1)) / (100 if is_share else 1)
+    return LossLimit(found, is_share) if found > 0 else _not_a_limit(value)
+
+
+def _not_a_limit(value: object) -> object:
+    raise UnfitError(value, "expected a positive share or number of nats", "Write 1% or 0.02nats.")
 
 
 def paths(value: object) -> object:

@@ -844,6 +844,83 @@ class RethresholdOptions:
 
 
 @dataclass(frozen=True)
+class CompressOptions:
+    """The options of `localrank compress` beside those that it shares with analyze."""
+
+    budget: Annotated[
+        tuple[Annotated[float, Gt(0), Lt(1)], ...],
+        Setting(
+            help="Share of the weights of all layers that can be factored to keep; several with"
+            " commas: 0.5,0.3.",
+            metavar="SHARE",
+            read=parse.budgets,
+            advice="Give a share between 0 and 1, such as 0.5.",
+        ),
+    ] = ()
+    max_loss_increase: Annotated[
+        parse.LossLimit | None,
+        Setting(
+            help="In place of --budget: find the fewest weights whose increase of the loss, plus"
+            " 1.65 standard errors, is below 1% of the loss, or below 0.02nats.",
+            metavar="LIMIT",
+            read=parse.loss_limit,
+        ),
+    ] = None
+    eval_data: Annotated[
+        str | None,
+        Setting(
+            help="Held-out data, in the form of --data: half picks, half reports. Without it,"
+            " --data is split: half calibrates, a quarter picks, a quarter reports.",
+            metavar="SPEC",
+            read=parse.data,
+        ),
+    ] = None
+    keep: Annotated[
+        tuple[str, ...],
+        Setting(
+            help="Layers to leave as they are, comma separated, * crosses dots; they count on"
+            " neither side of the budget. Repeatable.",
+            metavar="GLOB",
+            read=parse.globs,
+        ),
+    ] = ()
+    metric: Annotated[
+        Literal["auto", "fisher", "logit"] | None,
+        Setting(
+            help="Metric of the output: fisher, logit, or auto, the one that diverges less from"
+            " the original on the data that pick.",
+            metavar="NAME",
+            default="auto",
+        ),
+    ] = None
+    dense: Annotated[
+        bool,
+        Setting(help="Also write weights of low rank under the old names, of the full size."),
+    ] = False
+    # Other names than those of analyze, which it does not offer.
+    out: Annotated[
+        Path | None,
+        Setting(
+            help="Folder for the weights, load.py, compress.json, layers.csv and budgets.csv.",
+            metavar="OUT",
+            read=parse.path,
+            flags=("--output", "-o"),
+        ),
+    ] = None
+    replaces: Annotated[
+        bool, Setting(help="Overwrite earlier results in OUT.", flags=("--overwrite",))
+    ] = False
+
+
+# The options of analyze that `localrank compress` offers too.
+OF_COMPRESS = {
+    "checkpoints", "model", "model_arg", "activation", "data", "data_key", "data_shape",
+    "data_scale", "seed", "labels_key", "allow_unsaved", "device", "memory", "weights", "quiet",
+    "debug", "trust_model", "trust_pickle",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ReproduceOptions:
     """The options of `localrank reproduce`."""
 
@@ -927,3 +1004,18 @@ def check_options(options: AnalyzeOptions) -> None:
         raise UsageError(
             "--follow with --shard: a series that grows cannot be divided.", "Give one of them."
         )
+
+
+def check_compress(options: CompressOptions) -> None:
+    """Check the options of compress against each other.
+
+    Raises:
+        UsageError: If what to aim at, or where to write, is missing or given twice.
+    """
+    if bool(options.budget) == (options.max_loss_increase is not None):
+        raise UsageError(
+            "compress takes either --budget or --max-loss-increase.",
+            "Give --budget 0.5, or --max-loss-increase 1%.",
+        )
+    if options.out is None:
+        raise UsageError("-o is missing: where to write.", "Name a folder with -o OUT.")

@@ -164,7 +164,7 @@ def plan_samples(
         DataError: If the labels do not fit the data.
     """
     keyed = bool(settings.sampling.labels_key)
-    labels = _read_labels(settings, points, memory) if keyed else None
+    labels = read_labels(settings, points, memory) if keyed else None
     sample = _draw(settings, points, facts) if settings.sampling.information else None
     if sample is not None:
         assert sample.everything is not None
@@ -205,7 +205,13 @@ def _draw(settings: Settings, points: Points, facts: Mapping[str, object]) -> Po
     return replace(sample, everything=sample.tensor, scale=None)  # the tensor is scaled already
 
 
-def _read_labels(settings: Settings, points: Points, memory: int) -> Tensor:
+def read_labels(settings: Settings, points: Points, memory: int) -> Tensor:
+    """Return class labels, (points,), or targets of floats, one for each row of the data.
+
+    Raises:
+        SettingsError: If the data are no file.
+        DataError: If the labels do not fit the data.
+    """
     path, key = settings.source.path, settings.sampling.labels_key
     if path is None:
         raise SettingsError(

@@ -1,0 +1,75 @@
+"""`localrank compress`: replace layers by factors of low rank."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from localrank_cli.cli.command import do_not_spin, with_options
+from localrank_cli.errors import INCOMPLETE, printable
+from localrank_cli.options.setting import options_of
+from localrank_cli.options.table import (
+    OF_COMPRESS,
+    AnalyzeOptions,
+    CompressOptions,
+    check_compress,
+    check_options,
+)
+
+if TYPE_CHECKING:  # importing torch is slow
+    from localrank_cli.run.compress import Compressed, Row
+
+_NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions)} - OF_COMPRESS
+_BUDGETS = ("method", "budget", "weights", "loss", "loss_increase", "loss_increase_se", "accuracy")
+_LAYERS = ("layer", "n_out", "n_in", "rank", "weights_after", "effective_rank_of_weight")
+
+
+@with_options(AnalyzeOptions, CompressOptions, without=_NOT_OFFERED)
+def compress(_context: typer.Context, options: AnalyzeOptions, how: CompressOptions) -> None:
+    """Replace layers of one checkpoint by factors of low rank, and measure what that costs."""
+    check_options(options)
+    check_compress(how)
+    do_not_spin()
+    from localrank_cli.cli.screen import Screen, stdout_for_data
+    from localrank_cli.cli.signals import signal_handler
+    from localrank_cli.run.compress import compress as run_compress
+
+    screen = Screen(quiet=options.quiet, verbose=False)
+    with signal_handler() as handler, stdout_for_data(screen), handler.interruptible():
+        found = run_compress(options, how, screen.note)
+    _print(found)
+    sys.stdout.flush()
+    if not found.keeps_limit:
+        raise typer.Exit(INCOMPLETE)
+
+
+def _print(found: "Compressed") -> None:
+    for line in (*_table(found.budgets, _BUDGETS), "", *_table(found.layers, _LAYERS), ""):
+        print(line)
+    reasons = {
+        str(layer["layer"]): layer["why_dense"] for layer in found.layers if layer["n_out"] is None
+    }
+    for name, reason in reasons.items():
+        print(printable(f"{name} stays dense: {reason}"))
+    for text in found.verdicts:
+        print(text)
+    print(printable(f"written to {found.folder}: load(model, path) in load.py loads the weights"))
+
+
+def _table(rows: "Sequence[Row]", columns: Sequence[str]) -> list[str]:
+    cells = [list(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    return [
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

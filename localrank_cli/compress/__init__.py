@@ -1,0 +1,1 @@
+"""Compress a network by factors of low rank, and measure what that costs."""

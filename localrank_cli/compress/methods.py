@@ -1,0 +1,126 @@
+"""The ways to choose factors and ranks: two-sided whitening, and the baselines beside it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from localrank_cli.compress.allocation import Choice, allocate, uniform
+from localrank_cli.compress.matrix import matrix_of, shape_of
+from localrank_cli.compress.moments import Moments
+from localrank_cli.compress.replace import Replacement
+from localrank_cli.compress.whitening import Factors, factorize
+
+Sides = tuple[Tensor | None, Tensor | None]  # metrics of a layer's outputs and of its inputs
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to factor layers and to divide the budget among them.
+
+    Args:
+        title: The name in tables.
+        sides: The metrics under which the factors of a layer are the best.
+        is_global: Whether ranks are allocated by error; else all layers have one ratio, and the
+            last one stays dense.
+        by_position: Whether a layer's error counts at each position at which it runs.
+    """
+
+    title: str
+    sides: Callable[[Moments], Sides]
+    is_global: bool = True
+    by_position: bool = False
+
+
+OURS: dict[str, Method] = {
+    "fisher": Method(
+        "two-sided, Fisher metric",
+        lambda moments: (moments.gradient("fisher"), moments.covariance),
+        by_position=True,
+    ),
+    "logit": Method(
+        "two-sided, logit metric",
+        lambda moments: (moments.gradient("logit"), moments.covariance),
+        by_position=True,
+    ),
+}
+BASELINES: dict[str, Method] = {
+    "uniform": Method("uniform ratio, plain SVD", lambda _: (None, None), is_global=False),
+    "energy": Method("weight energy", lambda _: (None, None)),
+    "svd-llm": Method(
+        "SVD-LLM, uniform ratio", lambda moments: (None, moments.covariance), is_global=False
+    ),
+    # arXiv 2207.00112: the rows of the weight, by the root of their summed Fisher information.
+    "fwsvd": Method("FWSVD", lambda moments: (moments.row_fisher, None)),
+}
+METHODS = OURS | BASELINES
+
+
+@dataclass(frozen=True)
+class Factored:
+    """Every layer's factors by one method."""
+
+    method: Method
+    layers: Mapping[str, nn.Module]  # in the order in which they run
+    factors: Mapping[str, Factors]
+    means: Mapping[str, Tensor]
+    positions: Mapping[str, float]
+
+    def ranks(self, budget: int) -> dict[str, int | None] | None:
+        """Return each layer's rank within a number of weights, None where it stays dense.
+
+        Returns:
+            None where the method has no ranks for so few weights.
+        """
+        shapes = [shape_of(module) for module in self.layers.values()]
+        found: Sequence[int | None] | None
+        if self.method.is_global:
+            found = allocate([self._choice(name) for name in self.layers], budget)
+        else:
+            found = uniform(shapes, budget)
+        return None if found is None else dict(zip(self.layers, found, strict=True))
+
+    def predicted(self, ranks: Mapping[str, int | None]) -> float:
+        """Return the sum of the layers' errors at some ranks, as the method sees them."""
+        return float(
+            sum(
+                self._scale(name) * float(self.factors[name].errors[rank])
+                for name, rank in ranks.items()
+                if rank is not None
+            )
+        )
+
+    def replacements(self, ranks: Mapping[str, int | None]) -> dict[str, Replacement]:
+        """Return what takes the place of each layer that does not stay dense."""
+        return {
+            name: Replacement(*self.factors[name].at(rank), self.means[name])
+            for name, rank in ranks.items()
+            if rank is not None
+        }
+
+    def _choice(self, name: str) -> Choice:
+        shape = shape_of(self.layers[name])
+        errors = self.factors[name].errors[1 : shape.most + 1].numpy()
+        return Choice(shape, self._scale(name) * errors)
+
+    def _scale(self, name: str) -> float:
+        return self.positions[name] if self.method.by_position else 1.0
+
+
+def factor_by(
+    method: Method, layers: Mapping[str, Any], moments: Mapping[str, Moments]
+) -> Factored:
+    """Return every layer's factors by a method, up to the largest rank that saves weights."""
+    factors: dict[str, Factors] = {}
+    for name, module in layers.items():
+        left, right = method.sides(moments[name])
+        most = shape_of(module).most
+        factors[name] = factorize(matrix_of(module), most, left=left, right=right)
+    return Factored(
+        method,
+        layers,
+        factors,
+        {name: moments[name].mean for name in layers},
+        {name: moments[name].positions for name in layers},
+    )

@@ -1,0 +1,191 @@
+"""What calibration data say about each layer: covariances of inputs, second moments of gradients.
+
+Everything is summed in float64, batch by batch, so that no more than the sums is held.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.compress.matrix import rows_in, rows_out, shape_of
+from localrank_cli.errors import SettingsError, readable
+
+Metric = Literal["fisher", "logit"]
+METRICS: tuple[Metric, ...] = ("fisher", "logit")
+# float64 values that a layer of sides n and o takes: its sums, and as much again to update them.
+_SUMS = 2
+_DOUBLE = 8  # bytes
+
+
+class Moments:
+    """The sums over calibration data of one layer."""
+
+    def __init__(self, module: nn.Module) -> None:
+        shape = shape_of(module)
+        self.count = 0  # rows: points times positions
+        self.n_points = 0
+        self.mean = torch.zeros(shape.n_in, dtype=torch.float64)
+        self._scatter = torch.zeros(shape.n_in, shape.n_in, dtype=torch.float64)
+        self._gradients = {
+            metric: torch.zeros(shape.n_out, shape.n_out, dtype=torch.float64) for metric in METRICS
+        }
+        self._row_fisher = torch.zeros(shape.n_out, dtype=torch.float64)
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance of the inputs about their mean, (in, in)."""
+        return self._scatter / self.count
+
+    @property
+    def positions(self) -> float:
+        """The mean number of positions at which the layer runs for one point."""
+        return self.count / self.n_points
+
+    @property
+    def row_fisher(self) -> Tensor:
+        """The mean over points of the squared gradients of each row of the weight, (out,)."""
+        return self._row_fisher / self.n_points
+
+    def gradient(self, metric: Metric) -> Tensor:
+        """Return E[g g^T] of the gradients with respect to the pre-activation, (out, out)."""
+        return self._gradients[metric] / self.count
+
+    def add_inputs(self, rows: Tensor) -> None:
+        """Add inputs, (points, positions, in)."""
+        self.n_points += rows.shape[0]
+        flat = rows.flatten(0, 1).to("cpu", torch.float64)
+        # Chan, Golub & LeVeque (1983): the sums of two parts, each about its own mean.
+        total = self.count + flat.shape[0]
+        mean = flat.mean(dim=0)
+        centred = flat - mean
+        shift = mean - self.mean
+        self._scatter.addmm_(centred.T, centred)
+        self._scatter.addr_(shift, shift, alpha=self.count * flat.shape[0] / total)
+        self.mean += shift * (flat.shape[0] / total)
+        self.count = total
+
+    def add_gradients(self, metric: Metric, inputs: Tensor, rows: Tensor) -> None:
+        """Add gradients, (points, positions, out), at inputs of (points, positions, in)."""
+        flat = rows.flatten(0, 1).to("cpu", torch.float64)
+        self._gradients[metric].addmm_(flat.T, flat)
+        if metric == "fisher":
+            # The gradient of a point's weight is g^T x over positions, and row i of it has the
+            # squared length g_i^T (x x^T) g_i.
+            for x, g in zip(inputs.double().cpu(), rows.double().cpu(), strict=True):
+                self._row_fisher += ((x @ x.T) @ g * g).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a backward pass starts from: the output's gradient, drawn for a metric."""
+
+    has_classes: bool  # whether the output holds logits of classes on its last axis
+
+    def __call__(self, metric: Metric, output: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a gradient whose outer products have the metric as their expectation."""
+        if metric == "logit" or not self.has_classes:
+            # Without classes the output is the mean of a normal distribution of variance 1.
+            return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+        shares = output.detach().double().softmax(dim=-1).cpu()
+        flat = shares.flatten(0, -2)
+        drawn = torch.multinomial(flat, 1, generator=generator)
+        # The gradient of log p(y), y drawn from the network's own distribution.
+        return (torch.zeros_like(flat).scatter_(1, drawn, 1.0) - flat).view_as(shares).to(output)
+
+
+def groups(layers: Mapping[str, nn.Module], memory: int) -> Iterator[dict[str, nn.Module]]:
+    """Yield layers whose sums fit in a number of bytes together, in order.
+
+    Raises:
+        SettingsError: If those of one layer alone do not fit.
+    """
+    group: dict[str, nn.Module] = {}
+    taken = 0
+    for name, module in layers.items():
+        needed = moment_bytes(module)
+        if needed > memory:
+            raise SettingsError(
+                f"layer {name!r}: its covariances need {readable(needed)}, and the budget is"
+                f" {readable(memory)}.",
+                "Give more --memory, or leave the layer as it is with --keep.",
+            )
+        if group and taken + needed > memory:
+            yield group
+            group, taken = {}, 0
+        group[name] = module
+        taken += needed
+    if group:
+        yield group
+
+
+def moment_bytes(module: nn.Module) -> int:
+    """Return the bytes that the sums of a layer take, and the products that are added to them."""
+    shape = shape_of(module)
+    return _DOUBLE * _SUMS * (shape.n_in**2 + len(METRICS) * shape.n_out**2)
+
+
+def collect(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Tensor],
+    draw: Draw,
+    forward: Callable[[nn.Module, Tensor], Tensor],
+    seed: int,
+) -> dict[str, Moments]:
+    """Return the sums of some layers over batches of points.
+
+    To be called within `analysis_setting`. Each call draws the same gradients, so that layers may
+    be taken in groups.
+    """
+    found = {name: Moments(module) for name, module in layers.items()}
+    generator = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        with torch.enable_grad(), _watched(layers, found) as current:
+            output = forward(model, batch)
+            for index, metric in enumerate(METRICS):
+                current.metric = metric
+                start = draw(metric, output, generator)
+                if not output.requires_grad:  # none of these layers reaches the output
+                    continue
+                is_last = index == len(METRICS) - 1
+                torch.autograd.backward(output, start, retain_graph=not is_last)
+    return found
+
+
+@dataclass
+class _Current:
+    metric: Metric = "fisher"
+
+
+@contextmanager
+def _watched(layers: Mapping[str, nn.Module], found: Mapping[str, Moments]) -> Iterator[_Current]:
+    """Add what layers receive, and the gradients of what they return, while a batch runs."""
+    current = _Current()
+
+    def after(name: str, module: nn.Module, args: Sequence[Any], output: Tensor) -> Tensor:
+        # Copied, since what follows may overwrite it in place.
+        rows = rows_in(module, args[0].detach()).clone()
+        found[name].add_inputs(rows)
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        output = output.clone()
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: found[name].add_gradients(
+                current.metric, rows, rows_out(module, gradient)
+            )
+        )
+        return output
+
+    handles = [
+        module.register_forward_hook(partial(after, name)) for name, module in layers.items()
+    ]
+    try:
+        yield current
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,254 @@
+"""Compress to a budget by every method, and measure each on points that did not calibrate."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.compress.allocation import least
+from localrank_cli.compress.eligible import Layers
+from localrank_cli.compress.matrix import shape_of
+from localrank_cli.compress.methods import BASELINES, METHODS, OURS, Factored, factor_by
+from localrank_cli.compress.moments import Draw, collect, groups
+from localrank_cli.compress.replace import Forward, estimate_norms, replace_layers
+from localrank_cli.compress.score import Batch, Difference, Kind, Scores, scores
+from localrank_cli.errors import DataError, SettingsError
+
+_Value = TypeVar("_Value")
+Ranks = Mapping[str, int | None]
+# Slices of the data: for covariances, for the choice of metric and budget, and for the report.
+_SHARES = (0.5, 0.25, 0.25)
+LEAST_POINTS = 8  # in each slice: of fewer the standard error means nothing
+FEW = 96  # points to calibrate; of fewer the covariances are rough
+_GRID = 100  # budgets that --max-loss-increase chooses from
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Disjoint indices into the data."""
+
+    calibrate: Tensor
+    pick: Tensor
+    report: Tensor
+
+
+def split(count: int, seed: int) -> Slices:
+    """Return disjoint random parts of a number of points.
+
+    Raises:
+        DataError: If there are too few.
+    """
+    if count * min(_SHARES) < LEAST_POINTS:
+        raise DataError(
+            f"the data hold {count} points, and compression needs at least"
+            f" {int(LEAST_POINTS / min(_SHARES))}: half calibrate, a quarter picks, and a quarter"
+            " reports.",
+            "Give --data with more points.",
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    last = int(_SHARES[2] * count)
+    middle = int(_SHARES[1] * count)
+    first = count - middle - last
+    return Slices(*(part.sort().values for part in order.tensor_split([first, first + middle])))
+
+
+def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return two disjoint random halves of a number of held-out points.
+
+    Raises:
+        DataError: If there are too few.
+    """
+    if count < 2 * LEAST_POINTS:
+        raise DataError(
+            f"the held-out data hold {count} points, and at least {2 * LEAST_POINTS} are needed:"
+            " half picks, and half reports.",
+            "Give --eval-data with more points.",
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: count // 2].sort().values, order[count // 2 :].sort().values
+
+
+@dataclass(frozen=True)
+class Data:
+    """The batches of each slice."""
+
+    calibrate: Callable[[], Sequence[Tensor]]
+    pick: Callable[[], Sequence[Batch]]
+    report: Callable[[], Sequence[Batch]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A network compressed by one method, as measured on the pick slice."""
+
+    name: str  # of the method
+    budget: int  # weights allowed
+    ranks: Ranks
+    weights: int  # weights of the factored layers
+    predicted: float
+    scores: Scores
+
+
+class Compressor:
+    """The factors of a network by every method, from one calibration.
+
+    To be used within `analysis_setting`.
+
+    Args:
+        model: The network, which stays as it is.
+        layers: Its layers.
+        data: Its slices.
+        forward: Runs a network on a batch.
+        kind: How it is scored.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers,
+        data: Data,
+        forward: Forward,
+        kind: Kind,
+    ) -> None:
+        self.model, self.layers, self.data = model, layers, data
+        self.forward, self.kind = forward, kind
+        self._factored: dict[str, Factored] = {}
+        self.original = self.measure(model)
+
+    @property
+    def total(self) -> int:
+        """The weights of the layers that can be factored."""
+        return self.layers.weights
+
+    def calibrate(self, seed: int, memory: int, names: Sequence[str] = tuple(METHODS)) -> None:
+        """Sum the covariances and factor every layer by some methods."""
+        draw = Draw(has_classes=self.kind != "targets")
+        parts: list[dict[str, Factored]] = []
+        for group in groups(self.layers.chosen, memory):
+            batches = self.data.calibrate()
+            moments = collect(self.model, group, batches, draw, self.forward, seed)
+            parts.append({name: factor_by(METHODS[name], group, moments) for name in names})
+        self._factored = {
+            name: Factored(
+                METHODS[name],
+                self.layers.chosen,
+                _joined([part[name].factors for part in parts]),
+                _joined([part[name].means for part in parts]),
+                _joined([part[name].positions for part in parts]),
+            )
+            for name in names
+        }
+
+    def measure(self, model: nn.Module) -> Scores:
+        """Return the scores of a network on the pick slice."""
+        return scores(model, self.model, self.data.pick(), self.forward, self.kind)
+
+    def report(self, model: nn.Module) -> Scores:
+        """Return the scores of a network on the report slice."""
+        return scores(model, self.model, self.data.report(), self.forward, self.kind)
+
+    def build(self, name: str, ranks: Ranks) -> nn.Module:
+        """Return the network with the factors of a method, its BatchNorm estimated again."""
+        found = replace_layers(self.model, self._factored[name].replacements(ranks))
+        estimate_norms(found, self.data.calibrate(), self.forward)
+        return found
+
+    def at(self, name: str, budget: int) -> Outcome | None:
+        """Return the network compressed by a method to a number of weights, measured.
+
+        Returns:
+            None where the method has no ranks for so few weights.
+        """
+        factored = self._factored[name]
+        ranks = factored.ranks(budget)
+        if ranks is None:
+            return None
+        weights = sum(
+            shape_of(self.layers.chosen[layer]).cost(rank) for layer, rank in ranks.items()
+        )
+        measured = self.measure(self.build(name, ranks))
+        return Outcome(name, budget, ranks, weights, factored.predicted(ranks), measured)
+
+    def weights_of(self, share: float) -> int:
+        """Return the number of weights of a share.
+
+        Raises:
+            SettingsError: If even rank 1 in every layer has more.
+        """
+        needed = least([shape_of(module) for module in self.layers.chosen.values()])
+        budget = int(share * self.total)
+        if budget < needed:
+            raise SettingsError(
+                f"--budget {share:g}: allows {budget} of {self.total} weights, and rank 1 in every"
+                f" layer has {needed}.",
+                f"Give at least --budget {_up(needed / self.total)}.",
+            )
+        return budget
+
+    def best(self, budget: int, names: Sequence[str] = tuple(OURS)) -> Outcome:
+        """Return the outcome that diverges least from the original on the pick slice."""
+        found = [outcome for name in names if (outcome := self.at(name, budget)) is not None]
+        return min(found, key=lambda one: float(one.scores.divergence.mean()))
+
+    def baselines(self, budget: int) -> list[Outcome]:
+        """Return what each baseline gives at a budget, where it has ranks for it."""
+        found = (self.at(name, budget) for name in BASELINES)
+        return [outcome for outcome in found if outcome is not None]
+
+    def increase(self, outcome: Outcome) -> Difference:
+        """Return the paired increase of the loss on the pick slice."""
+        return Difference.of(outcome.scores.loss, self.original.loss)
+
+    def smallest(self, limit: float, names: Sequence[str] = tuple(OURS)) -> Outcome | None:
+        """Return the outcome of fewest weights whose loss increases by less than a limit.
+
+        An increase counts with 1.65 standard errors. Budgets of whole percents are bisected, as if
+        the increase fell with every weight; the result is measured, whatever others would be.
+
+        Returns:
+            None if no budget below all weights satisfies it.
+        """
+        needed = least([shape_of(module) for module in self.layers.chosen.values()])
+        low, high = -(-needed * _GRID // self.total) - 1, _GRID
+        found: Outcome | None = None
+        while high - low > 1:
+            middle = (low + high) // 2
+            outcome = self.best(middle * self.total // _GRID, names)
+            if self.increase(outcome).bound < limit:
+                found, high = outcome, middle
+            else:
+                low = middle
+        return found
+
+
+def verdict(ours: Scores, baselines: Mapping[str, Scores], unit: str, share: float) -> str:
+    """Return in one sentence what was gained over the best baseline, on the report slice.
+
+    `baselines` have the pick slice's best first.
+    """
+    if not baselines:
+        return f"At {share:.0%} of the weights no baseline has ranks: there is nothing to compare."
+    name, best = next(iter(baselines.items()))
+    gain = Difference.of(best.loss, ours.loss)
+    title = METHODS[name].title
+    if gain.is_noise:
+        return (
+            f"At {share:.0%} of the weights the loss is within noise of the best baseline,"
+            f" {title} ({gain.mean:+.4g} +- {gain.error:.2g} {unit}): use whichever is simpler."
+        )
+    which = "lower" if gain.mean > 0 else "higher"
+    return (
+        f"At {share:.0%} of the weights the loss is {abs(gain.mean):.4g} +- {gain.error:.2g} {unit}"
+        f" {which} than that of the best baseline, {title}."
+    )
+
+
+def _joined(parts: Sequence[Mapping[str, _Value]]) -> dict[str, _Value]:
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _up(share: float) -> str:
+    """Return a share rounded up, so that it is enough."""
+    return f"{-(-share * 1000 // 1) / 1000:.3f}"

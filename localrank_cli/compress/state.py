@@ -1,0 +1,90 @@
+"""The weights of a compressed network as they are saved: factored, or dense by the old names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from localrank_cli.compress.matrix import matrix_of
+from localrank_cli.compress.replace import norm_layers
+from localrank_cli.errors import SettingsError
+from localrank_cli.layers.kinds import is_transposed_linear
+from localrank_cli.measures.table import effective_rank
+
+State = dict[str, Tensor]
+
+
+def factored_state(compressed: nn.Module, stored: Mapping[str, Tensor]) -> State:
+    """Return every weight of a compressed network.
+
+    What was neither factored nor estimated again is as `stored` has it, and factors have the dtype
+    in which their layer was stored.
+    """
+    estimated = {id(buffer) for norm in norm_layers(compressed) for buffer in norm.buffers()}
+    found: State = {}
+    for name, held in compressed.state_dict(keep_vars=True).items():
+        value = held
+        if name in stored and id(value) not in estimated:
+            found[name] = stored[name]
+            continue
+        layer = name.rpartition(".")[0].rpartition(".")[0]
+        like = stored.get(name, stored.get(f"{layer}.weight"))
+        if like is not None and value.is_floating_point():
+            value = value.to(like.dtype)
+        found[name] = value
+    return _apart(found)
+
+
+def dense_state(
+    compressed: nn.Module, original: nn.Module, factored: Mapping[str, Tensor]
+) -> State:
+    """Return the weights of a compressed network under the original's names.
+
+    Raises:
+        SettingsError: If a factored layer has no bias, which would have to hold the mean.
+    """
+    found = dict(factored)
+    for name in _factored_layers(compressed, original):
+        module: Any = original.get_submodule(name)
+        if module.bias is None:
+            raise SettingsError(
+                f"--dense: layer {name!r} has no bias, and its factors need one.",
+                f"Leave it dense with --keep {name}, or take the factored file without --dense.",
+            )
+        right, left = (found.pop(f"{name}.{index}.weight") for index in (0, 1))
+        matrix = (left.flatten(1).double() @ right.flatten(1).double()).to(left.dtype)
+        matrix = matrix.T if is_transposed_linear(module) else matrix
+        found[f"{name}.weight"] = matrix.reshape(module.weight.shape).contiguous()
+        found[f"{name}.bias"] = found.pop(f"{name}.1.bias")
+    return _apart(found)
+
+
+def _factored_layers(compressed: nn.Module, original: nn.Module) -> list[str]:
+    old = dict(original.named_modules())
+    return [
+        name
+        for name, module in compressed.named_modules()
+        if isinstance(module, nn.Sequential)
+        and name in old
+        and not isinstance(old[name], nn.Sequential)
+        and hasattr(old[name], "weight")
+    ]
+
+
+def _apart(state: State) -> State:
+    """Return tensors that share no memory, on the CPU."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+
+
+def difference(first: nn.Module, second: nn.Module, batch: Tensor, forward: Any) -> float:
+    """Return the largest difference of two networks' outputs, relative to the largest output."""
+    with torch.no_grad():
+        one, other = forward(first, batch), forward(second, batch)
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
+
+
+def effective_rank_of(module: Any) -> float:
+    """Return the effective rank of a layer's matrix."""
+    values = torch.linalg.svdvals(matrix_of(module).to("cpu", torch.float64))
+    return float(effective_rank(values.unsqueeze(0), 0.0))

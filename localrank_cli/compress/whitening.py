@@ -1,0 +1,79 @@
+"""The best factors of a matrix under a metric on either side.
+
+The product L R of rank r that minimizes tr((W - L R)^T G (W - L R) C) is G^(-1/2) M_r C^(-1/2),
+where M_r is the truncated SVD of M = G^(1/2) W C^(1/2). With the covariance C of the inputs alone
+that is SVD-LLM (arXiv 2403.07378); with the second moments G of the output's gradients too, it is
+GFWSVD (arXiv 2505.17974).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# As a share of the mean eigenvalue: directions that the calibration data never showed keep a small
+# weight, and the inverse of the root magnifies rounding by no more than about 1 / sqrt(1e-4).
+DAMPING = 1e-4
+# In place of a mean eigenvalue of 0; its root and the inverse of that are ordinary floats.
+_LEAST = 1e-30
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of a matrix at every rank up to a largest one."""
+
+    values: Tensor  # (min(out, in),), singular values of the weighted matrix, largest first
+    left: Tensor  # (out, most)
+    right: Tensor  # (most, in)
+
+    def at(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return the two factors of a rank, (out, rank) and (rank, in), of similar norms."""
+        roots = self.values[:rank].sqrt()
+        return self.left[:, :rank] * roots, roots[:, None] * self.right[:rank]
+
+    @property
+    def errors(self) -> Tensor:
+        """The weighted squared error of each rank from 0, (min(out, in) + 1,)."""
+        tails = self.values.square().flip(0).cumsum(0).flip(0)
+        return torch.cat([tails, tails.new_zeros(1)])
+
+
+def factorize(
+    matrix: Tensor, most: int, *, left: Tensor | None = None, right: Tensor | None = None
+) -> Factors:
+    """Return the best factors of a matrix up to a largest rank.
+
+    `left` is the metric of its outputs, (out, out) or the diagonal (out,), `right` that of its
+    inputs, (in, in); None is the identity. Computed in float64.
+    """
+    root, inverse = _roots(left, matrix.shape[0])
+    right_root, right_inverse = _roots(right, matrix.shape[1])
+    weighted = _times(root, matrix.detach().to("cpu", torch.float64))
+    weighted = _times(right_root, weighted.T).T
+    u, values, v = torch.linalg.svd(weighted, full_matrices=False)
+    return Factors(
+        values,
+        _times(inverse, u[:, :most]).contiguous(),
+        _times(right_inverse, v[:most].T).T.contiguous(),
+    )
+
+
+def _times(root: Tensor | None, matrix: Tensor) -> Tensor:
+    if root is None:
+        return matrix
+    return root[:, None] * matrix if root.ndim == 1 else root @ matrix
+
+
+def _roots(metric: Tensor | None, length: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return the root of a damped metric and its inverse; both symmetric."""
+    if metric is None:
+        return None, None
+    metric = metric.to("cpu", torch.float64)
+    is_diagonal = metric.ndim == 1
+    values, vectors = (metric, None) if is_diagonal else torch.linalg.eigh(metric)
+    mean = max(float(values.sum()) / length, _LEAST)
+    # Rounding leaves eigenvalues a little below 0.
+    roots = (values.clamp(min=0) + DAMPING * mean).sqrt()
+    if vectors is None:
+        return roots, 1 / roots
+    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T

@@ -1,0 +1,81 @@
+"""What `localrank compress` writes: weights, the program that loads them, and what it measured."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from localrank_cli.errors import OutputError
+from localrank_cli.results.write import make_folder, replacing, write_bytes, write_json
+
+LOADER_NAME = "load.py"
+FACTS_NAME = "compress.json"
+# The same for every network: ranks are in the shapes. Works without localrank and safetensors.
+LOADER = """\
+import json, pathlib, struct, torch
+from torch import nn
+TYPES = dict(F64="float64", F32="float32", F16="float16", BF16="bfloat16", I64="int64",
+             I32="int32", I16="int16", I8="int8", U8="uint8", BOOL="bool")
+def load(model, path):  # model: the network as it was; returned with factors and weights
+    raw = bytearray(pathlib.Path(path).read_bytes())
+    start = 8 + struct.unpack("<Q", raw[:8])[0]
+    entries = {k: v for k, v in json.loads(raw[8:start]).items() if k != "__metadata__"}
+    state = {k: torch.frombuffer(raw[start + v["data_offsets"][0]:start + v["data_offsets"][1]],
+             dtype=getattr(torch, TYPES[v["dtype"]])).reshape(v["shape"]) for k, v in entries.items()}
+    for name, old in list(model.named_modules()):
+        a, b = (state.get(f"{name}.{i}.weight") for i in "01")
+        if a is None or b is None or not hasattr(old, "weight"): continue
+        pair = [nn.Linear(a.shape[1], len(a), bias=False), nn.Linear(*b.shape[::-1])] if a.ndim == 2 else [
+            nn.Conv2d(a.shape[1], len(a), a.shape[2:], old.stride, old.padding, old.dilation, bias=False,
+                      padding_mode=old.padding_mode), nn.Conv2d(b.shape[1], len(b), 1)]
+        model.get_submodule(name.rpartition(".")[0])._modules[name.split(".")[-1]] = nn.Sequential(*pair).to(old.weight).train(old.training)
+    return model.load_state_dict(state) and model
+"""  # noqa: E501  # at most twenty lines
+
+
+def weights_name(share: float, *, dense: bool = False) -> str:
+    """Return the name of the file of a budget: `factored_0.5.safetensors`."""
+    return f"{'dense' if dense else 'factored'}_{share:g}.safetensors"
+
+
+def prepare_folder(folder: Path, *, overwrite: bool) -> None:
+    """Create the folder of the results.
+
+    Raises:
+        OutputError: If it holds results already, or cannot be created.
+    """
+    make_folder(folder)
+    if not overwrite and (folder / FACTS_NAME).exists():
+        raise OutputError(
+            f"{folder / FACTS_NAME}: already exists.",
+            "Pass --overwrite to write over it, or name another folder with -o.",
+        )
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as a safetensors file, whole or not at all."""
+    write_bytes(path, save(dict(state)))
+
+
+def write_loader(folder: Path) -> None:
+    """Write the program that loads the weights."""
+    write_bytes(folder / LOADER_NAME, LOADER.encode())
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows of equal keys as CSV; None is an empty cell."""
+    with replacing(path) as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+
+
+def write_facts(folder: Path, facts: Mapping[str, object]) -> None:
+    """Write what was measured, and of what; last, so that a folder with it is whole."""
+    write_json(folder / FACTS_NAME, facts)
+
+
+def _cell(value: object) -> object:
+    return "" if value is None else value

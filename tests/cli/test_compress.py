@@ -1,0 +1,245 @@
+"""`localrank compress` at a command line: what it writes, says and refuses."""
+
+import csv
+import json
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from localrank_cli.compress.matrix import matrix_of
+from localrank_cli.compress.score import Scores
+from localrank_cli.compress.search import Compressor
+from tests.cli.program import Outcome, invoke
+
+DATA = ("--data", "data.npz", "--data-key", "x", "--device", "cpu")
+LABELS = ("--labels-key", "y")
+N_POINTS = 400
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 10)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A network whose first two layers have rank 3, and labels that it gets mostly right."""
+    torch.manual_seed(0)
+    model = network()
+    with torch.no_grad():
+        for index in (0, 2):
+            weight = matrix_of(model[index])
+            u, s, v = torch.linalg.svd(torch.randn_like(weight), full_matrices=False)
+            weight.copy_((u[:, :3] * s[:3]) @ v[:3] / 2)
+        points = torch.randn(N_POINTS, 16)
+        logits = model(points)
+    noise = torch.rand(logits.shape).log().neg().log().neg() / 4
+    labels = (logits * 4 + noise).argmax(dim=1)
+    save_file(model.state_dict(), tmp_path / "step_7.safetensors")
+    np.savez(tmp_path / "data.npz", x=points.numpy(), y=labels.numpy())
+    np.savez(tmp_path / "few.npz", x=points[:31].numpy(), y=labels[:31].numpy())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def compress(*words: str) -> Outcome:
+    return invoke("compress", "step_7.safetensors", *DATA, "-o", "out", *words)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_weights_that_are_written_give_the_loss_that_is_reported(folder: Path) -> None:
+    outcome = compress(*LABELS, "--budget", "0.6,0.35", "--dense")
+    assert outcome.code == 0, outcome.stderr
+    out = folder / "out"
+    load = runpy.run_path(str(out / "load.py"))["load"]
+    data = np.load(folder / "data.npz")
+    order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
+    chosen = order[3 * N_POINTS // 4 :]  # the part that reports
+    points, labels = (torch.from_numpy(data[key])[chosen] for key in ("x", "y"))
+    table = rows(out / "budgets.csv")
+    for share in ("0.6", "0.35"):
+        row = next(one for one in table if one["budget"] == share)
+        for model in (
+            load(network(), out / f"factored_{share}.safetensors"),
+            network(),
+        ):
+            if not isinstance(model[0], nn.Sequential):
+                model.load_state_dict(load_file(out / f"dense_{share}.safetensors"))
+            loss = float(functional.cross_entropy(model(points).detach(), labels))
+            # Float32, in another order of products and of points.
+            assert loss == pytest.approx(float(row["loss"]), rel=1e-4)
+        weights = sum(
+            value.numel()
+            for key, value in load_file(out / f"factored_{share}.safetensors").items()
+            if key.endswith("weight")
+        )
+        assert weights == int(row["weights"]) <= float(share) * 1064
+    layers = rows(out / "layers.csv")
+    assert [one["layer"] for one in layers] == ["0", "2", "4"] * 2
+    assert sum(int(one["weights_before"]) for one in layers) == 2 * 1064
+    facts = json.loads((out / "compress.json").read_text())
+    assert facts["step"] == 7
+    assert facts["points"] == {"calibrate": 200, "pick": 100, "report": 100}
+    assert len(facts["verdicts"]) == 2
+    assert all(text in outcome.stdout for text in facts["verdicts"])
+
+
+def test_a_limit_finds_the_ranks_that_were_planted(folder: Path) -> None:
+    outcome = compress(*LABELS, "--max-loss-increase", "0.0001nats", "--keep", "4")
+    assert outcome.code == 0, outcome.stderr
+    layers = {one["layer"]: one for one in rows(folder / "out" / "layers.csv")}
+    # 3 (16 + 24) + 3 (24 + 20) of 864 weights, to the percent.
+    spent = sum(int(layers[name]["weights_after"]) for name in ("0", "2"))
+    assert 252 <= spent <= 252 + 9
+    assert layers["4"]["why_dense"] == "kept by --keep"
+    assert "4 stays dense: kept by --keep" in outcome.stdout
+
+
+def test_without_labels_the_divergence_is_the_loss(folder: Path) -> None:
+    assert compress("--budget", "0.5").code == 0
+    first = rows(folder / "out" / "budgets.csv")[1]
+    assert first["loss"] == first["divergence"]
+    assert first["accuracy"] == ""
+
+
+def test_held_out_data_leave_all_of_the_data_to_calibrate(folder: Path) -> None:
+    assert compress(*LABELS, "--budget", "0.5", "--eval-data", "few.npz").code == 0
+    facts = json.loads((folder / "out" / "compress.json").read_text())
+    assert facts["points"] == {"calibrate": 400, "pick": 15, "report": 16}
+
+
+def test_the_same_command_gives_the_same_weights(folder: Path) -> None:
+    states = []
+    for _ in range(2):
+        assert compress(*LABELS, "--budget", "0.5", "--overwrite").code == 0
+        states.append((folder / "out" / "factored_0.5.safetensors").read_bytes())
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        ((), 2, "either --budget or --max-loss-increase"),
+        (("--budget", "0.5", "--max-loss-increase", "1%"), 2, "either --budget or"),
+        (("--budget", "1"), 2, "--budget 1: expected less than 1"),
+        (("--budget", "half"), 2, "--budget half"),
+        (("--max-loss-increase", "1"), 2, "Write 1% or 0.02nats"),
+        (("--max-loss-increase", "0%"), 2, "Write 1% or 0.02nats"),
+        (("--budget", "0.05"), 1, "Give at least --budget 0.1"),
+        (("--max-loss-increase", "1%"), 1, "there are no labels"),
+        (("--budget", "0.5", "--data", "few.npz"), 1, "hold 31 points"),
+        (("--budget", "0.5", "--keep", "*"), 1, "no layer can be factored"),
+        (("--budget", "0.5", "--keep", "conv"), 1, "--keep conv: no layer has such a name"),
+        (
+            ("--max-loss-increase", "0.000000000001nats", "--keep", "0,2"),
+            1,
+            "no budget keeps to it",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    folder: Path, words: tuple[str, ...], code: int, expected: str
+) -> None:
+    outcome = compress(*words)
+    assert outcome.code == code
+    assert expected in outcome.error
+    assert list(folder.glob("out/*")) == []
+
+
+def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
+    state = load_file(folder / "step_7.safetensors")
+    state["2.weight"][0, 0] = torch.nan
+    save_file(state, folder / "step_7.safetensors")
+    outcome = compress(*LABELS, "--budget", "0.5")
+    assert outcome.code == 1
+    assert "not finite" in outcome.error
+
+
+def test_several_checkpoints_are_refused(folder: Path) -> None:
+    state = load_file(folder / "step_7.safetensors")
+    save_file(state, folder / "step_8.safetensors")
+    outcome = invoke("compress", ".", *DATA, "-o", "out", "--budget", "0.5")
+    assert outcome.code == 1
+    assert "takes one checkpoint, and 2 were named" in outcome.error
+
+
+def test_earlier_results_are_not_written_over(folder: Path) -> None:
+    assert compress("--budget", "0.5").code == 0
+    outcome = compress("--budget", "0.4")
+    assert outcome.code == 1
+    assert "--overwrite" in outcome.error
+
+
+def test_tokens_are_scored_by_the_next_one(folder: Path) -> None:
+    (folder / "lm.py").write_text(
+        "from torch import nn\n"
+        "def model():\n"
+        "    return nn.Sequential(nn.Embedding(12, 16), nn.Linear(16, 20), nn.Tanh(),"
+        " nn.Linear(20, 12))\n"
+    )
+    torch.manual_seed(0)
+    model = runpy.run_path(str(folder / "lm.py"))["model"]()
+    save_file(model.state_dict(), folder / "step_7.safetensors")
+    tokens = torch.randint(12, (64, 6))
+    np.savez(folder / "data.npz", x=tokens.numpy())
+    outcome = compress("--model", "lm.py:model", "--budget", "0.6")
+    assert outcome.code == 0, outcome.stderr
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    chosen = tokens[order[48:]]
+    logits = model(chosen)[:, :-1].detach().flatten(0, 1)
+    loss = float(functional.cross_entropy(logits, chosen[:, 1:].flatten()))
+    original = rows(folder / "out" / "budgets.csv")[0]
+    assert original["method"] == "original"
+    # The network runs in float32.
+    assert float(original["loss"]) == pytest.approx(loss, rel=1e-5)
+    assert json.loads((folder / "out" / "compress.json").read_text())["loss"] == "tokens"
+
+
+def test_the_dense_file_is_analyzed_as_the_checkpoint_is(folder: Path) -> None:
+    """Its layers have at most the ranks of their factors."""
+    assert compress(*LABELS, "--budget", "0.4", "--dense").code == 0
+    ranks = {one["layer"]: one["rank"] for one in rows(folder / "out" / "layers.csv")}
+    words = (*DATA, "--points", "5", "--rtol", "0.0001", "-o", "ranks.csv")
+    outcome = invoke("analyze", "out/dense_0.4.safetensors", *words)
+    assert outcome.code == 0, outcome.stderr
+    found = rows(folder / "ranks.csv")
+    assert [one["layer"] for one in found] == list(ranks)
+    for one in found:
+        if ranks[one["layer"]]:
+            # The float32 rounding of a product of factors is below 1e-4 of its largest value.
+            assert float(one["local_rank"]) <= int(ranks[one["layer"]])
+
+
+def test_a_limit_that_the_report_breaks_is_said_and_decides_the_status(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Compressor.report
+
+    def worse(self: Compressor, model: nn.Module) -> Scores:
+        found = measured(self, model)
+        return found if model is self.model else replace(found, loss=found.loss + 1)
+
+    monkeypatch.setattr(Compressor, "report", worse)
+    outcome = compress(*LABELS, "--max-loss-increase", "0.5nats")
+    assert outcome.code == 3
+    assert "The limit 0.5nats is broken on the data that report" in outcome.stdout
+    facts = json.loads((folder / "out" / "compress.json").read_text())
+    assert any("is broken" in text for text in facts["verdicts"])
+
+
+def test_a_metric_that_is_named_is_taken(folder: Path) -> None:
+    for metric in ("fisher", "logit"):
+        assert compress("--budget", "0.5", "--metric", metric, "--overwrite").code == 0
+        assert rows(folder / "out" / "budgets.csv")[1]["method"] == metric
