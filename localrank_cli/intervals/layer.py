@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from localrank_cli.errors import BudgetError, readable
+from localrank_cli.intervals.deflation import BLOCK
 from localrank_cli.intervals.evidence import Evidence, PointEvidence, probes_of
 from localrank_cli.intervals.operator import Operator
 from localrank_cli.intervals.point import (
@@ -16,7 +17,7 @@ from localrank_cli.intervals.point import (
     generators_of,
     vector_bytes,
 )
-from localrank_cli.jacobian.budget import Budget, directions_at_once
+from localrank_cli.jacobian.budget import directions_at_once
 from localrank_cli.jacobian.engine import Modes, Task
 from localrank_cli.jacobian.forecast import forecast_all
 from localrank_cli.jacobian.products import PointBatch, Products, point_batches
@@ -29,6 +30,7 @@ from localrank_cli.spectrum.tolerance import Tolerance
 
 # Copies of a pass that are alive beside the vectors: the graph that J^T u walks, and a tangent.
 _PASSES = 4
+_AT_ONCE = 64 * 2**20  # bytes of the passes of several vectors at once
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,7 @@ def _at_point(
     shape = record.numel, task.n_in
     found = None
     if one.finite[record.call]:
-        room = Budget(request.memory).directions
-        chunk = directions_at_once(1, task.survey.activations, task.dtype.itemsize, room)
+        chunk = _at_once(task.survey)
         products = Products(one.batch, record.call, chunk, modes, task.residual)
         device = one.batch.varied.device
         operator = Operator(*shape, products.apply, products.transpose, device)
@@ -154,6 +155,15 @@ def _at_point(
     return found
 
 
+def _at_once(survey: Survey) -> int:
+    """Return how many vectors are pushed through at once, which no memory decides.
+
+    A product of several rounds otherwise than one of a single vector, and bounds are not to depend
+    on --memory.
+    """
+    return min(BLOCK, directions_at_once(1, survey.activations, 8, _AT_ONCE))
+
+
 def _seed(key: Sequence[object]) -> int:
     digest = hashlib.sha256(repr(tuple(key)).encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:7], "big")
@@ -164,7 +174,7 @@ def interval_bytes(record: CallRecord, n_in: int, survey: Survey, products: int)
     vectors = vector_bytes(min(record.numel, n_in), products)
     # A block of vectors on either side, and the passes themselves.
     sides = 8 * 8 * 2 * (record.numel + n_in)
-    return vectors + sides + 8 * _PASSES * survey.activations
+    return vectors + sides + 8 * _PASSES * survey.activations * _at_once(survey)
 
 
 def check_interval(

@@ -301,7 +301,7 @@ def resolve(series: SeriesOptions) -> Settings:
         sigma_1=_value(options.sigma_1),
         pooled=bool(options.pooled),
         measures=_value(options.measures),
-        bounds=_bounds(options),
+        bounds=_bounds(series),
     )
     if settings.bounds is not None:
         _check_interval(settings)
@@ -313,16 +313,24 @@ def resolve(series: SeriesOptions) -> Settings:
     return settings
 
 
-def _bounds(options: AnalyzeOptions) -> Bounds | None:
+def _bounds(series: SeriesOptions) -> Bounds | None:
     """Return how intervals are to be computed; None for exact ranks."""
+    options = series.options
     own = {"confidence": options.confidence, "width": options.width, "products": options.products}
     if options.method != "interval":
         for name, value in own.items():
-            if value is not None:
+            if value is None or (name in series.from_folder and "method" in series.from_user):
+                continue  # --method exact replaces what the folder says of intervals
+            if name in series.from_folder:
                 raise SettingsError(
-                    f"--{name} without --method interval: exact ranks have none.",
-                    "Leave it out, or add --method interval.",
+                    f"{series.folder_settings.path}: {name} without method = 'interval': exact"
+                    " ranks have none.",
+                    "Remove it, or add method = 'interval'.",
                 )
+            raise SettingsError(
+                f"--{name} without --method interval: exact ranks have none.",
+                "Leave it out, or add --method interval.",
+            )
         return None
     return Bounds(
         options.confidence or DEFAULT_CONFIDENCE,

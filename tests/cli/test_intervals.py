@@ -122,6 +122,18 @@ def test_what_intervals_cannot_serve_is_refused(
     assert message in outcome.stderr
 
 
+def test_a_folder_may_ask_for_intervals_and_the_command_line_for_exact_ranks(series: Path) -> None:
+    settings = series / "localrank.toml"
+    settings.write_text('method = "interval"\nwidth = "5%"\nproducts = 60\n')
+    assert rows(invoke("analyze", str(series), *PLAIN).stdout)[0]["rank_low"]
+    exact = invoke("analyze", str(series), *PLAIN, "--method", "exact")
+    assert rows(exact.stdout)[0]["local_rank"]
+    settings.write_text('width = "5%"\n')
+    refused = invoke("analyze", str(series), *PLAIN)
+    assert refused.code != 0
+    assert "width without method = 'interval'" in refused.stderr
+
+
 def test_singular_values_cannot_be_kept(series: Path, tmp_path: Path) -> None:
     words = ("-o", str(tmp_path / "t.csv"), "--spectra", str(tmp_path / "kept"))
     outcome = invoke("analyze", str(series), *WORDS, *words)
@@ -130,9 +142,9 @@ def test_singular_values_cannot_be_kept(series: Path, tmp_path: Path) -> None:
 
 
 def test_vectors_that_do_not_fit_are_refused_with_products_that_do(tmp_path: Path) -> None:
-    series = save_series(tmp_path / "run", (0,), (3000, 3000))
+    series = save_series(tmp_path / "run", (0,), (2000, 2000))
     words = [
-        "--data", "normal:3000", "--points", "1", "--device", "cpu", "--method", "interval",
+        "--data", "normal:2000", "--points", "1", "--device", "cpu", "--method", "interval",
         "--memory", "16MiB", "--rtol", "0.1",
     ]  # fmt: skip
     outcome = invoke("analyze", str(series), *words)
