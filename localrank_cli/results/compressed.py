@@ -1,17 +1,25 @@
 """What `localrank compress` writes: weights, the program that loads them, and what it measured."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor
 
 from localrank_cli.errors import OutputError
-from localrank_cli.results.write import make_folder, replacing, write_bytes, write_json
+from localrank_cli.results.write import (
+    cannot_write,
+    make_folder,
+    replacing,
+    write_bytes,
+    write_json,
+)
 
 LOADER_NAME = "load.py"
 FACTS_NAME = "compress.json"
+BUDGETS_NAME = "budgets.csv"
+LAYERS_NAME = "layers.csv"
 # The same for every network: ranks are in the shapes. Works without localrank and safetensors.
 LOADER = """\
 import json, pathlib, struct, torch
@@ -40,18 +48,44 @@ def weights_name(share: float, *, dense: bool = False) -> str:
     return f"{'dense' if dense else 'factored'}_{share:g}.safetensors"
 
 
-def prepare_folder(folder: Path, *, overwrite: bool) -> None:
+def prepare_folder(folder: Path, inputs: Iterable[Path] = (), *, overwrite: bool) -> None:
     """Create the folder of the results.
 
+    Args:
+        folder: The folder.
+        inputs: Files that are read, which are never written over.
+        overwrite: Whether files of earlier results may be.
+
     Raises:
-        OutputError: If it holds results already, or cannot be created.
+        OutputError: If a file that would be written exists, or the folder cannot be created.
     """
     make_folder(folder)
-    if not overwrite and (folder / FACTS_NAME).exists():
-        raise OutputError(
-            f"{folder / FACTS_NAME}: already exists.",
-            "Pass --overwrite to write over it, or name another folder with -o.",
-        )
+    held = sorted(path for path in folder.iterdir() if _is_written(path.name))
+    for path in held:
+        if any(one.exists() and path.samefile(one) for one in inputs):
+            raise OutputError(
+                f"{path}: is read by this command, and its results could replace it.",
+                "Name another folder with -o.",
+            )
+        if not overwrite:
+            raise OutputError(
+                f"{path}: already exists.",
+                "Pass --overwrite to write over such files, or name another folder with -o.",
+            )
+
+
+def _is_written(name: str) -> bool:
+    """Return whether results may have a file of this name."""
+    is_weights = name.startswith(("factored_", "dense_")) and name.endswith(".safetensors")
+    return is_weights or name in {FACTS_NAME, LOADER_NAME, BUDGETS_NAME, LAYERS_NAME}
+
+
+def begin_results(folder: Path) -> None:
+    """Remove what earlier results say of themselves, since their weights are about to change."""
+    try:
+        (folder / FACTS_NAME).unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(folder / FACTS_NAME, error) from error
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -31,7 +31,10 @@ from localrank_cli.options.resolve import Settings
 from localrank_cli.options.table import AnalyzeOptions, CompressOptions
 from localrank_cli.points.source import load_points
 from localrank_cli.results.compressed import (
+    BUDGETS_NAME,
+    LAYERS_NAME,
     LOADER_NAME,
+    begin_results,
     prepare_folder,
     weights_name,
     write_facts,
@@ -97,9 +100,11 @@ def compress(options: AnalyzeOptions, how: CompressOptions, note: Note) -> Compr
         LocalrankError: If it cannot be compressed as asked.
     """
     assert how.out is not None
-    prepare_folder(how.out, overwrite=how.replaces)
+    prepare_folder(how.out, overwrite=how.replaces)  # before what takes long
     plan = _plan(replace(options, dtype="float32"), note)
     series = _one_checkpoint(plan)
+    inputs = _inputs(series, options, how)
+    prepare_folder(how.out, inputs, overwrite=how.replaces)
     work = _Work(plan, series, how, note)
     with analysis_setting(series.model, series.settings.dtype):
         work.begin()
@@ -136,6 +141,20 @@ def _one_checkpoint(plan: Plan) -> SeriesPlan:
             "Wrap it in an nn.Sequential, and its weights with it.",
         )
     return series
+
+
+def _inputs(series: SeriesPlan, options: AnalyzeOptions, how: CompressOptions) -> list[Path]:
+    """Return the files that are read, which results must not replace."""
+    source = series.settings.source
+    sources = [source] if how.eval_data is None else [source, replace(source, text=how.eval_data)]
+    code = [
+        str(text).rpartition(":")[0] for text in (options.model, *(one.text for one in sources))
+    ]
+    return [
+        series.checkpoints[0].file.path,
+        *(one.path for one in sources if one.path is not None),
+        *(Path(name) for name in code if name.endswith(".py")),
+    ]
 
 
 def forward(model: nn.Module, batch: Tensor) -> Tensor:
@@ -257,6 +276,7 @@ class _Work:
         folder, model = self._how.out, self._series.model
         assert folder is not None
         original = self.work.report(model)
+        begin_results(folder)
         rows, layer_rows, verdicts, keeps = [], [], [], True
         rows.append(self._row("original", 1.0, self.work.total, self.work.original, original))
         for share, chosen in outcomes.items():
@@ -282,8 +302,8 @@ class _Work:
         rows[0] |= self._latency(model)
         keys = list(dict.fromkeys(key for row in rows for key in row))
         rows = [{key: row.get(key) for key in keys} for row in rows]
-        write_rows(folder / "budgets.csv", rows)
-        write_rows(folder / "layers.csv", layer_rows)
+        write_rows(folder / BUDGETS_NAME, rows)
+        write_rows(folder / LAYERS_NAME, layer_rows)
         write_facts(folder, self._facts(rows, layer_rows, verdicts))
         return Compressed(tuple(rows), tuple(layer_rows), tuple(verdicts), folder, keeps)
 
@@ -352,15 +372,16 @@ class _Work:
         """
         model = self._series.model
         state = factored_state(compressed, self._stored)
+        # First, since it may be refused.
+        dense = dense_state(compressed, model, state) if self._how.dense else None
         write_loader(folder)
         path = folder / weights_name(share)
         write_weights(path, state)
         # As a user runs it; the file was written just now.
         load = runpy.run_path(str(folder / LOADER_NAME))["load"]
         self._compare(load(copy.deepcopy(model), path), compressed, path)
-        if self._how.dense:
+        if dense is not None:
             path = folder / weights_name(share, dense=True)
-            dense = dense_state(compressed, model, state)
             write_weights(path, dense)
             copied = copy.deepcopy(model)
             copied.load_state_dict(dense)

@@ -182,6 +182,25 @@ def test_earlier_results_are_not_written_over(folder: Path) -> None:
     assert "--overwrite" in outcome.error
 
 
+def test_the_checkpoint_is_never_written_over(folder: Path) -> None:
+    path = folder / "factored_0.5.safetensors"
+    path.write_bytes((folder / "step_7.safetensors").read_bytes())
+    words = ("compress", path.name, *DATA, "--budget", "0.5", "-o", ".", "--overwrite")
+    outcome = invoke(*words)
+    assert outcome.code == 1
+    assert "factored_0.5.safetensors: is read by this command" in outcome.error
+    assert path.read_bytes() == (folder / "step_7.safetensors").read_bytes()
+
+
+def test_facts_of_earlier_results_do_not_stay_beside_new_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compress("--budget", "0.5").code == 0
+    monkeypatch.setattr("localrank_cli.run.compress.write_rows", lambda *_: 1 / 0)
+    assert compress("--budget", "0.5", "--seed", "1", "--overwrite").code != 0
+    assert not (folder / "out" / "compress.json").exists()
+
+
 def test_tokens_are_scored_by_the_next_one(folder: Path) -> None:
     (folder / "lm.py").write_text(
         "from torch import nn\n"

@@ -136,3 +136,14 @@ def test_results_are_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=FACTS_NAME):
         prepare_folder(folder, overwrite=False)
     prepare_folder(folder, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["load.py", "budgets.csv", "layers.csv", "factored_0.5.safetensors"]
+)
+def test_a_file_of_the_user_is_not_written_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputError, match="--overwrite"):
+        prepare_folder(tmp_path, overwrite=False)
+    with pytest.raises(OutputError, match="read by this command"):
+        prepare_folder(tmp_path, [tmp_path / name], overwrite=True)
