@@ -63,9 +63,16 @@ class Difference:
 def kind_of(output: Tensor, points: Tensor, labels: Tensor | None) -> Kind:
     """Return how a network is scored, by what it returns for some points.
 
+    Class labels may be those of more points.
+
     Raises:
         ModelError: If the output does not fit the labels.
     """
+    if output.ndim == 0 or output.shape[0] != len(points):
+        raise ModelError(
+            f"the network's output has shape {tuple(output.shape)} for {len(points)} points.",
+            "Return one output for each point, on the first axis.",
+        )
     if labels is None:
         is_causal = (
             not points.is_floating_point()
@@ -74,9 +81,17 @@ def kind_of(output: Tensor, points: Tensor, labels: Tensor | None) -> Kind:
             and points.shape[1] > 1
             and int(points.max()) < output.shape[2]
         )
+        if not is_causal and (output.ndim == 1 or output.shape[-1] == 1):
+            # The softmax of one value is 1, whatever the network computes.
+            raise ModelError(
+                f"the network's output has shape {tuple(output.shape)}, and without labels a"
+                " network is measured by the divergence of the softmax of its last axis, which is 0"
+                " for one value.",
+                "Give --labels-key with targets in floating point.",
+            )
         return "tokens" if is_causal else "outputs"
     if labels.is_floating_point():
-        if labels.flatten(1).shape != output.flatten(1).shape:
+        if _flat(labels).shape != _flat(output).shape:
             raise ModelError(
                 f"the network's output has shape {tuple(output.shape)}, and the targets"
                 f" {tuple(labels.shape)}.",
@@ -90,6 +105,11 @@ def kind_of(output: Tensor, points: Tensor, labels: Tensor | None) -> Kind:
             "Check --labels-key: labels are class indices from 0, one for each point.",
         )
     return "classes"
+
+
+def _flat(values: Tensor) -> Tensor:
+    """Return the values of each point in a row, (points, values); targets may have one axis."""
+    return values.reshape(len(values), -1)
 
 
 def scores(
@@ -124,7 +144,7 @@ def scores(
 def _divergence(output: Tensor, reference: Tensor, kind: Kind) -> Tensor:
     """Return KL(original || network), a mean over positions, or of targets half the square."""
     if kind == "targets":
-        return (output - reference).flatten(1).square().mean(dim=1) / 2
+        return _flat(output - reference).square().mean(dim=1) / 2
     logs, old = output.log_softmax(dim=-1), reference.log_softmax(dim=-1)
     each = (old.exp() * (old - logs)).sum(dim=-1)
     return each.reshape(len(output), -1).mean(dim=1)
@@ -140,6 +160,6 @@ def _losses(
     if labels is None:
         return None, None
     if kind == "targets":
-        return (output.flatten(1) - labels.double().flatten(1)).square().mean(dim=1), None
+        return (_flat(output) - _flat(labels.double())).square().mean(dim=1), None
     loss = functional.cross_entropy(output, labels, reduction="none")
     return loss, (output.argmax(dim=1) == labels).double()

@@ -178,7 +178,7 @@ class Compressor:
             SettingsError: If even rank 1 in every layer has more.
         """
         needed = least([shape_of(module) for module in self.layers.chosen.values()])
-        budget = int(share * self.total)
+        budget = int(round(share * self.total, 6))  # 0.29 of 100 is 29, though a float below it
         if budget < needed:
             raise SettingsError(
                 f"--budget {share:g}: allows {budget} of {self.total} weights, and rank 1 in every"
@@ -228,19 +228,20 @@ def verdict(ours: Scores, baselines: Mapping[str, Scores], unit: str, share: flo
 
     `baselines` have the pick slice's best first.
     """
+    percent = f"{100 * share:.6g}%"
     if not baselines:
-        return f"At {share:.0%} of the weights no baseline has ranks: there is nothing to compare."
+        return f"At {percent} of the weights no baseline has ranks: there is nothing to compare."
     name, best = next(iter(baselines.items()))
     gain = Difference.of(best.loss, ours.loss)
     title = METHODS[name].title
     if gain.is_noise:
         return (
-            f"At {share:.0%} of the weights the loss is within noise of the best baseline,"
+            f"At {percent} of the weights the loss is within noise of the best baseline,"
             f" {title} ({gain.mean:+.4g} +- {gain.error:.2g} {unit}): use whichever is simpler."
         )
     which = "lower" if gain.mean > 0 else "higher"
     return (
-        f"At {share:.0%} of the weights the loss is {abs(gain.mean):.4g} +- {gain.error:.2g} {unit}"
+        f"At {percent} of the weights the loss is {abs(gain.mean):.4g} +- {gain.error:.2g} {unit}"
         f" {which} than that of the best baseline, {title}."
     )
 

@@ -29,7 +29,7 @@ from localrank_cli.model.fill import fill_model
 from localrank_cli.options.parse import LossLimit
 from localrank_cli.options.resolve import Settings
 from localrank_cli.options.table import AnalyzeOptions, CompressOptions
-from localrank_cli.points.source import load_points
+from localrank_cli.points.source import DataSource, load_points
 from localrank_cli.results.compressed import (
     BUDGETS_NAME,
     LAYERS_NAME,
@@ -157,6 +157,14 @@ def _inputs(series: SeriesPlan, options: AnalyzeOptions, how: CompressOptions) -
     ]
 
 
+def _is_same(first: DataSource, second: DataSource) -> bool:
+    """Return whether two sources give the same points."""
+    one, other = first.path, second.path
+    if one is None or other is None or not (one.exists() and other.exists()):
+        return first.text == second.text
+    return one.samefile(other)
+
+
 def forward(model: nn.Module, batch: Tensor) -> Tensor:
     """Return the first tensor of a network's output.
 
@@ -181,6 +189,12 @@ class _Work:
         self._held_out = self._data
         if how.eval_data is not None:
             source = replace(settings.source, text=how.eval_data)
+            if _is_same(source, settings.source):
+                raise SettingsError(
+                    f"--eval-data {how.eval_data}: is what --data names, and data that calibrate"
+                    " cannot be held out.",
+                    "Leave out --eval-data, and --data is split into disjoint parts.",
+                )
             self._held_out = self._rows(replace(settings, source=source))
 
     def _rows(self, settings: Settings) -> _Rows:
@@ -217,6 +231,8 @@ class _Work:
         layers = find_layers(model, first, forward, how.keep)
         with torch.no_grad():
             output = forward(model, first)
+        if labels is not None and not labels.is_floating_point():
+            labels = self._held_out.labels  # any of which may be out of range
         self.kind = kind_of(output, first, labels)
         self.point = first[:1]
         self.work = Compressor(model, layers, data, forward, self.kind)

@@ -182,6 +182,26 @@ def test_earlier_results_are_not_written_over(folder: Path) -> None:
     assert "--overwrite" in outcome.error
 
 
+def test_a_label_out_of_range_is_refused_wherever_it_is(folder: Path) -> None:
+    data = dict(np.load(folder / "data.npz"))
+    order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
+    last = order[3 * N_POINTS // 4 :].max()  # in the second batch of the part that reports
+    data["y"][last] = 10
+    np.savez(folder / "data.npz", **data)
+    outcome = compress(*LABELS, "--budget", "0.5")
+    assert outcome.code == 1
+    assert "labels go up to 10" in outcome.error
+
+
+def test_data_that_calibrate_are_not_held_out(folder: Path) -> None:
+    for data, same in (("data.npz", "./data.npz"), ("normal:16", "normal:16")):
+        words = ("--data", data, "--eval-data", same, "--budget", "0.5", "-o", "out")
+        key = ("--data-key", "x") if data == "data.npz" else ()
+        outcome = invoke("compress", "step_7.safetensors", "--device", "cpu", *words, *key)
+        assert outcome.code == 1
+        assert "cannot be held out" in outcome.error
+
+
 def test_the_checkpoint_is_never_written_over(folder: Path) -> None:
     path = folder / "factored_0.5.safetensors"
     path.write_bytes((folder / "step_7.safetensors").read_bytes())

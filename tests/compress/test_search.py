@@ -109,6 +109,23 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         kind_of(normal(2, 5), normal(2, 6), normal(2, 4))
 
 
+def test_one_output_without_labels_is_refused() -> None:
+    """Its softmax is 1, and every network would seem to lose nothing."""
+    with pytest.raises(ModelError, match="one value"):
+        kind_of(normal(2, 1), normal(2, 6), None)
+    with pytest.raises(ModelError, match="one value"):
+        kind_of(normal(2), normal(2, 6), None)
+    with pytest.raises(ModelError, match="one output for each point"):
+        kind_of(normal(3, 4), normal(2, 6), None)
+
+
+def test_targets_of_one_axis_fit_one_output() -> None:
+    model, points, targets = mlp(6, 1), normal(9, 6), normal(9, seed=1)
+    assert kind_of(model(points), points, targets) == "targets"
+    found = scores(model, model, [(points, targets)], run, "targets")
+    torch.testing.assert_close(found.loss, (model(points)[:, 0] - targets).square().detach())
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_planted_network_loses_nothing_at_its_own_size(name: str) -> None:
     found = compressor(planted())
@@ -183,3 +200,5 @@ def test_the_verdict_says_what_was_gained_or_that_it_is_noise() -> None:
     assert "nats lower than that of the best baseline, weight energy" in gain
     loss = verdict(scored(base + 1 + normal(100, seed=1)), {"energy": scored(base)}, "nats", 0.5)
     assert "nats higher" in loss
+    assert loss.startswith("At 50% of")
+    assert verdict(scored(base), {}, "nats", 0.125).startswith("At 12.5% of")
