@@ -22,6 +22,8 @@ Ranks = Mapping[str, int | None]
 _SHARES = (0.5, 0.25, 0.25)
 LEAST_POINTS = 8  # in each slice: of fewer the standard error means nothing
 FEW = 96  # points to calibrate; of fewer the covariances are rough
+# float32 has 1.2e-7 of a value, which some layers multiply.
+_ROUNDING = 1e-6
 _GRID = 100  # budgets that --max-loss-increase chooses from
 
 
@@ -234,7 +236,9 @@ def verdict(ours: Scores, baselines: Mapping[str, Scores], unit: str, share: flo
     name, best = next(iter(baselines.items()))
     gain = Difference.of(best.loss, ours.loss)
     title = METHODS[name].title
-    if gain.is_noise:
+    # Losses of networks that run in float32 are equal up to this.
+    rounding = _ROUNDING * (1.0 if unit == "nats" else float(best.loss.mean()))
+    if gain.is_noise or abs(gain.mean) <= rounding:
         return (
             f"At {percent} of the weights the loss is within noise of the best baseline,"
             f" {title} ({gain.mean:+.4g} +- {gain.error:.2g} {unit}): use whichever is simpler."

@@ -4,6 +4,7 @@ A new option takes one field here, and the code that uses it. None, an empty tup
 that it is not set; `resolve.py` then uses localrank.toml, a preset and the defaults.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -1017,5 +1018,14 @@ def check_compress(options: CompressOptions) -> None:
             "compress takes either --budget or --max-loss-increase.",
             "Give --budget 0.5, or --max-loss-increase 1%.",
         )
+    # As files of weights are named.
+    names = Counter(f"{share:g}" for share in dict.fromkeys(options.budget))
+    for name, count in names.items():
+        if count > 1:
+            raise UsageError(
+                f"--budget: {count} shares are {name} to six digits, and their files of weights"
+                " would have one name.",
+                "Give each share once.",
+            )
     if options.out is None:
         raise UsageError("-o is missing: where to write.", "Name a folder with -o OUT.")

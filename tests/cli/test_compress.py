@@ -135,6 +135,7 @@ def test_the_same_command_gives_the_same_weights(folder: Path) -> None:
         (("--budget", "0.5", "--max-loss-increase", "1%"), 2, "either --budget or"),
         (("--budget", "1"), 2, "--budget 1: expected less than 1"),
         (("--budget", "half"), 2, "--budget half"),
+        (("--budget", "0.5,0.5000000001"), 2, "2 shares are 0.5 to six digits"),
         (("--max-loss-increase", "1"), 2, "Write 1% or 0.02nats"),
         (("--max-loss-increase", "0%"), 2, "Write 1% or 0.02nats"),
         (("--budget", "0.05"), 1, "Give at least --budget 0.1"),
