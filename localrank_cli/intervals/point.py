@@ -258,7 +258,8 @@ class _Point:
             largest_basis(self._terms.products),
             self._left - 2 * FRESH * _EVERY * len(wanted),
         )
-        self._bottom = max(self._bottom, float(self._basis.values[0]))
+        if self._basis.is_sound:  # else values may be above every singular value
+            self._bottom = max(self._bottom, float(self._basis.values[0]))
         self._top = max(self._top, self._bottom * (1 + SLACK))
 
     def _complement(self, row: int) -> tuple[int, float, float] | None:

@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import replace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from localrank_cli.intervals import deflation
 from localrank_cli.intervals.evidence import Level, PointEvidence, interval
 from localrank_cli.intervals.operator import Operator, of_matrix
 from localrank_cli.intervals.point import (
@@ -33,6 +36,22 @@ def test_a_value_at_the_tolerance_is_undecided_and_bounded_on_both_sides() -> No
     assert [one.low for one in found] == [3, 3]
     assert [one.high for one in found] == [4, 4]
     assert [level.undecided for level in point.levels] == [True, True]
+
+
+def test_a_basis_that_is_not_orthonormal_bounds_nothing() -> None:
+    """Copies of directions have values above sigma_1, and bounds of sigma_1 are then wrong too."""
+    values = torch.cat([torch.linspace(1, 0.5, 20), torch.full((80,), 1e-3)]).double()
+
+    def careless(*given: Any) -> deflation.Basis:
+        found = deflation.strongest(*given)
+        return replace(found, values=1.5 * found.values, defect=1e-3)
+
+    with mock.patch("localrank_cli.intervals.point.strongest", careless):
+        terms = Terms((Threshold(rtol=0.1),))
+        (one,), (found,) = examined([of_matrix(torch.diag(values))], terms, 1)
+    assert one.sigma_low <= 1
+    assert one.levels[0].deflated is None
+    assert found.low <= 20 <= found.high
 
 
 def test_bounds_that_contradict_each_other_are_left_as_they_are() -> None:
