@@ -109,6 +109,7 @@ def find_groups(frame: pd.DataFrame, choice: Choice) -> Groups:
     rows, note = without_failed(frame)
     notes = [note] if note else []
     need_numbers(rows, "--y", choice.y)
+    _check_values(rows, choice.y)
     rows = of_one(rows, "input_metric", choice.input_metric, "--input-metric")
     uses_tolerance = meaning(choice.y).uses_tolerance
     if uses_tolerance or choice.tolerance is not None:
@@ -126,6 +127,24 @@ def find_groups(frame: pd.DataFrame, choice: Choice) -> Groups:
         tuple(_paired(groups, choice.pair)), tuple(layers), tuple(steps), choice, tolerance,
         tuple(notes),
     )  # fmt: skip
+
+
+def _check_values(rows: pd.DataFrame, y: str) -> None:
+    """Check that there is something to compare: intervals leave the columns of the rank empty."""
+    there = np.isfinite(rows[y].astype("float64"))
+    bounds = [name for name in ("rank_low", "rank_high") if name in rows.columns]
+    bounded = np.isfinite(rows[bounds].astype("float64")).all(axis=1) & (len(bounds) == 2)
+    empty = bounded & ~there
+    if empty.any():
+        run = rows["run"][empty].iloc[0]
+        raise SettingsError(
+            f"--y {y}: there is no {y} in the rows of run {run}, which --method interval computed.",
+            "Compare the bounds of several runs in each group with --y rank_low or --y rank_high.",
+        )
+    if not there.any():
+        raise SettingsError(
+            f"--y {y}: no row has a finite value.", "Choose another measure with --y."
+        )
 
 
 def _one_row_each(rows: pd.DataFrame, y: str) -> pd.DataFrame:

@@ -258,7 +258,8 @@ class _Point:
             largest_basis(self._terms.products),
             self._left - 2 * FRESH * _EVERY * len(wanted),
         )
-        self._bottom = max(self._bottom, float(self._basis.values[0]))
+        if self._basis.is_sound:  # else values may be above every singular value
+            self._bottom = max(self._bottom, float(self._basis.values[0]))
         self._top = max(self._top, self._bottom * (1 + SLACK))
 
     def _complement(self, row: int) -> tuple[int, float, float] | None:
@@ -301,7 +302,7 @@ class _Point:
     def _point_of(self, levels: Sequence[Level]) -> PointEvidence:
         runs, scale = self._runs, self._scale
         square = math.fsum(runs.squares[lane] for lane in self._lanes)
-        moments = [_moments(runs, lane, self._terms.noise * scale) for lane in self._lanes]
+        moments = [_moments(runs, lane, self._terms.noise, scale) for lane in self._lanes]
         # Of a uniform direction u, d u^T f(A) u has the mean tr f(A), without the noise of |x|^2.
         trace, fourth, information = (
             self._d * math.fsum(one[index] for one in moments) / len(moments) for index in range(3)
@@ -322,14 +323,21 @@ class _Point:
         )
 
 
-def _moments(runs: Runs, lane: int, noise: float) -> tuple[float, float, float]:
-    """Return x^T f(A) x / |x|^2 for f = a, a^2 and log(1 + a / s^2) / 2, by Gauss quadrature."""
+def _moments(runs: Runs, lane: int, noise: float, scale: float) -> tuple[float, float, float]:
+    """Return x^T f(A) x / |x|^2 for f = a, a^2 and log(1 + a / s^2) / 2, by Gauss quadrature.
+
+    In the last one `a` is taken back from the scale at which products are.
+    """
     diagonal, following = runs.diagonals[lane], runs.next[lane]
     if not diagonal:
         return 0.0, 0.0, 0.0
     nodes, vectors = torch.linalg.eigh(tridiagonal(diagonal, following[:-1]))
     weights = vectors[0].square()
-    information = 0.5 * float((weights * torch.log1p(nodes.clamp(min=0) / noise**2)).sum())
+    ratio = nodes.clamp(min=0).sqrt() / scale / noise
+    # log1p(r^2) = 2 log(r) + log1p(r^-2) keeps r = 1e200 finite.
+    large = 2 * ratio.clamp(min=1).log() + ratio.clamp(min=1).pow(-2).log1p()
+    small = ratio.clamp(max=1).square().log1p()
+    information = 0.5 * float((weights * torch.where(ratio > 1, large, small)).sum())
     return diagonal[0], diagonal[0] ** 2 + following[0] ** 2, information
 
 
@@ -342,7 +350,8 @@ def _scale_of(operator: Operator, probes: Tensor) -> float:
     largest = float(image.abs().max()) if image.numel() else 0.0
     if not math.isfinite(largest):
         raise Failure
-    return 2.0 ** -math.frexp(largest)[1] if largest > 0 else 1.0
+    # The reciprocal of a denormal number is out of range.
+    return 2.0 ** min(1023, -math.frexp(largest)[1]) if largest > 0 else 1.0
 
 
 def _scaled(operator: Operator, scale: float) -> Operator:

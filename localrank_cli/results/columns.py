@@ -158,7 +158,7 @@ MEANINGS: dict[str, Meaning] = {
     "rank_certain_low": Meaning(
         "certain lower bound of the local rank",
         "The mean number of singular values that were found above the tolerance: no chance is"
-        " involved.",
+        " involved, except in the bound of sigma_1 that a relative tolerance is taken from.",
         uses_tolerance=True,
     ),
     **{name: measure.meaning for name, measure in MEASURES.items()},

@@ -173,6 +173,23 @@ def test_bounds_are_shown_and_drawn_as_bars(series: Path, tmp_path: Path) -> Non
     assert "upper bound of the local rank" in Path(page).read_text()
 
 
+def test_bounds_are_compared_and_a_rank_that_is_not_there_is_not(tmp_path: Path) -> None:
+    tables = []
+    for group in "ab":
+        runs = [save_series(tmp_path / f"{group}{seed}", (0,), (9, 30, 3)) for seed in (0, 1)]
+        tables.append(str(tmp_path / f"{group}.csv"))
+        done = invoke("analyze", *map(str, runs), *WORDS, "-o", tables[-1])
+        assert done.code == 0, done.stderr
+    for measure in ("local_rank", "effective_rank"):
+        refused = invoke("compare", *tables, "--y", measure)
+        assert refused.code != 0
+        assert f"there is no {measure} in the rows of run a0" in refused.stderr
+        assert "--y rank_low or --y rank_high" in refused.stderr
+    for measure in ("rank_low", "rank_high"):
+        outcome = invoke("compare", *tables, "--tolerance", "rtol=0.1", "--y", measure)
+        assert rows(outcome.stdout)[0]["difference"]
+
+
 def test_a_journal_with_impossible_evidence_is_refused(series: Path, tmp_path: Path) -> None:
     from localrank_cli.results.schema import check_line  # noqa: PLC0415
 

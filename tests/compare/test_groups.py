@@ -122,6 +122,16 @@ BAD = {
         Choice(),
         "layer layer0: the runs differ in positions (none, same)",
     ),
+    "an empty measure": (
+        two(seeds(), seeds()).assign(effective_rank=np.nan),
+        Choice(y="effective_rank"),
+        "--y effective_rank: no row has a finite value",
+    ),
+    "intervals beside exact ranks": (
+        two(seeds(), seeds().assign(local_rank=np.nan, rank_low=3.0, rank_high=5.0)),
+        Choice(),
+        "there is no local_rank in the rows of run b: seed0, which --method interval computed",
+    ),
     "text": (seeds(), Choice(y="module"), "--y module: holds no numbers"),
     "pairs by what is not there": (two(seeds(), seeds()), Choice(pair="lr"), "--pair lr: no such"),
     "pairs that do not match": (

@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import replace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from localrank_cli.intervals import deflation
 from localrank_cli.intervals.evidence import Level, PointEvidence, interval
 from localrank_cli.intervals.operator import Operator, of_matrix
 from localrank_cli.intervals.point import (
@@ -35,6 +38,22 @@ def test_a_value_at_the_tolerance_is_undecided_and_bounded_on_both_sides() -> No
     assert [level.undecided for level in point.levels] == [True, True]
 
 
+def test_a_basis_that_is_not_orthonormal_bounds_nothing() -> None:
+    """Copies of directions have values above sigma_1, and bounds of sigma_1 are then wrong too."""
+    values = torch.cat([torch.linspace(1, 0.5, 20), torch.full((80,), 1e-3)]).double()
+
+    def careless(*given: Any) -> deflation.Basis:
+        found = deflation.strongest(*given)
+        return replace(found, values=1.5 * found.values, defect=1e-3)
+
+    with mock.patch("localrank_cli.intervals.point.strongest", careless):
+        terms = Terms((Threshold(rtol=0.1),))
+        (one,), (found,) = examined([of_matrix(torch.diag(values))], terms, 1)
+    assert one.sigma_low <= 1
+    assert one.levels[0].deflated is None
+    assert found.low <= 20 <= found.high
+
+
 def test_bounds_that_contradict_each_other_are_left_as_they_are() -> None:
     """F4: neither swapped nor clipped, and not tried again."""
     level = Level(0.9, 0.95, certain=0, undecided=False, bound=100, deflated=3, fresh_high=0.0)
@@ -45,7 +64,7 @@ def test_bounds_that_contradict_each_other_are_left_as_they_are() -> None:
     assert found.high == 3
 
 
-@pytest.mark.parametrize("scale", [1e-150, 1e-20, 1.0, 1e150])
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-20, 1.0, 1e200, 1e290])
 def test_the_scale_of_a_matrix_changes_nothing(scale: float) -> None:
     values = torch.arange(1, 61).double() ** -0.7
     matrix = planted(values, 60, 70, generator(0))
@@ -56,6 +75,22 @@ def test_the_scale_of_a_matrix_changes_nothing(scale: float) -> None:
     assert point.sigma_low <= scale * (1 + 1e-12)
     assert point.sigma_high is not None
     assert point.sigma_high >= scale * (1 - 1e-12)
+    # 1/2 sum log(1 + sigma^2). Two probes estimate sum sigma^2, which it is where all are small,
+    # with a standard deviation of 0.4 of it: sqrt(2 / (2 x 6)), 6 being the participation ratio.
+    ratios = (values * scale).tolist()
+    information = sum(
+        0.5 * math.log1p(r * r) if r < 1 else math.log(math.hypot(1, r)) for r in ratios
+    )
+    assert point.information == pytest.approx(information, rel=0.8)
+
+
+def test_a_matrix_of_denormal_numbers_has_bounds() -> None:
+    """They have few digits, so that only the order of magnitude is checked."""
+    (point,), (found,) = examined(
+        [of_matrix(1e-315 * torch.eye(3).double())], Terms((Threshold(rtol=0.1),)), 1
+    )
+    assert found.low <= 3 <= found.high
+    assert point.sigma_low == pytest.approx(1e-315, rel=1e-3)
 
 
 def test_a_product_that_is_not_finite_leaves_the_point_out() -> None:
