@@ -1,6 +1,11 @@
-"""Write docs/cli.md from the help of the program, or --check whether it is up to date."""
+"""Write what the docs repeat from the code, or --check whether it is up to date.
+
+That is docs/cli.md, the rows of the measures in docs/measures.md and docs/table.md, and the keys of
+localrank.toml in the README.
+"""
 
 import difflib
+import re
 import sys
 from pathlib import Path
 from textwrap import TextWrapper
@@ -10,10 +15,11 @@ import typer
 from typer.testing import CliRunner
 
 from localrank_cli.cli.main import app
+from localrank_cli.measures.table import AVERAGED, CHOICES, MEASURES
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions
 
-PAGE = Path(__file__).with_name("cli.md")
+ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 100
 HEAD = """\
 # Command line
@@ -37,8 +43,65 @@ an analysis is resumed only where they are equal.
 | --- | --- | --- | --- | --- |"""
 
 
-def page() -> str:
-    """Return the page in Markdown, with a section for the program and each of its commands."""
+def pages() -> dict[str, str]:
+    """Return the pages in full, by their paths from the root of the repository."""
+    return {
+        "docs/cli.md": _command_line(),
+        "docs/measures.md": _replaced(
+            "docs/measures.md",
+            r"(\| column \| formula \| source \|\n\| --- \| --- \| --- \|\n)(?:\|.*\n)*",
+            _definitions(),
+        ),
+        "docs/table.md": _replaced(
+            "docs/table.md", r"(\| `n_undecided` .*\n)(?:\|.*\n)*?(?=\| `method` )", _columns()
+        ),
+        "README.md": _readme(),
+    }
+
+
+def _replaced(path: str, pattern: str, lines: list[str]) -> str:
+    """Return a page with other lines after the group of a pattern, to the end of its match."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    new = "".join(f"{line}\n" for line in lines)
+    found, count = re.subn(pattern, lambda match: match[1] + new, text)
+    if count != 1:
+        raise RuntimeError(f"{path}: the rows of the measures are not found")
+    return found
+
+
+def _definitions() -> list[str]:
+    return [
+        f"| `{name}` | {measure.formula} | {measure.source}".rstrip() + " |"
+        for name, measure in MEASURES.items()
+    ]
+
+
+def _columns() -> list[str]:
+    lines = []
+    for name in AVERAGED:
+        empty = "" if name in CHOICES["counts"] else "; empty with `--measures counts`"
+        lines += [
+            f"| `{name}` | float | mean of {MEASURES[name].formula}{empty} |",
+            f"| `{name}_se` | float | its standard error |",
+        ]
+    return lines
+
+
+def _readme() -> str:
+    """Return the README with the keys of localrank.toml, in a paragraph of its own."""
+    keys = [f"`{one.key}`" for one in options_of(AnalyzeOptions) if one.setting.in_folder]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, start, rest = text.partition("The keys are ")
+    paragraph, end, after = rest.partition("\n\n")
+    _, conjunction, others = " ".join(paragraph.split()).partition(" and a table ")
+    if not conjunction:
+        raise RuntimeError("README.md: the keys of localrank.toml are not found")
+    wrapper = TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
+    return before + wrapper.fill(start + ", ".join(keys) + conjunction + others) + end + after
+
+
+def _command_line() -> str:
+    """Return docs/cli.md, with a section for the program and each of its commands."""
     program = typer.main.get_command(app)
     commands = sorted(getattr(program, "commands", {}))
     sections = [_section([]), *(_section([name]) for name in commands)]
@@ -76,22 +139,25 @@ def _section(words: list[str]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check the page; return 1 if it differs, 2 for wrong arguments, else 0."""
+    """Write or check the pages; return 1 if one differs, 2 for wrong arguments, else 0."""
     if arguments not in ([], ["--check"]):
         sys.stderr.write("usage: python docs/make_cli.py [--check]\n")
         return 2
-    expected = page()
-    if not arguments:
-        PAGE.write_text(expected, encoding="utf-8")
-        return 0
-    current = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    if current == expected:
-        return 0
-    lines = difflib.unified_diff(
-        current.splitlines(), expected.splitlines(), "docs/cli.md", "--help", lineterm=""
-    )
-    sys.stderr.write("\n".join([*lines, "", "docs/cli.md differs: run python docs/make_cli.py\n"]))
-    return 1
+    differing = 0
+    for name, expected in pages().items():
+        path = ROOT / name
+        current = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if current == expected:
+            continue
+        if not arguments:
+            path.write_text(expected, encoding="utf-8")
+            continue
+        differing = 1
+        lines = difflib.unified_diff(
+            current.splitlines(), expected.splitlines(), name, "the program", lineterm=""
+        )
+        sys.stderr.write("\n".join([*lines, "", f"{name} differs: run python docs/make_cli.py\n"]))
+    return differing
 
 
 if __name__ == "__main__":

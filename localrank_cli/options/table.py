@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from localrank_cli.errors import UsageError
+from localrank_cli.measures.table import AVERAGED, CHOICES
 from localrank_cli.options import parse
 from localrank_cli.options.parse import Part, Preset, Shard, StepRange
 from localrank_cli.options.setting import DANGER, Setting, options_of
@@ -333,8 +334,9 @@ class AnalyzeOptions:
     measures: Annotated[
         Literal["all", "counts"] | None,
         Setting(
-            help="all, or counts: without effective_rank, whose column stays empty. It alone needs"
-            " every singular value, which takes longer where many are close to zero.",
+            help="all, or counts: without what needs every singular value"
+            f" ({', '.join(name for name in AVERAGED if name not in CHOICES['counts'])}), which"
+            " takes longer where many are close to zero; its columns stay empty.",
             metavar="NAME",
             default="all",
             in_folder=True,
