@@ -214,7 +214,7 @@ def _print_onsets(
                 _number(one.fall, sign=True),
                 _interval(one.fall_low, one.fall_high),
                 "none" if one.step is None else str(one.step),
-                f"{_number(one.peak)} at {one.peak_step}",
+                "-" if one.peak_step is None else f"{_number(one.peak)} at {one.peak_step}",
             )
         _print_table(console, title, table)
 

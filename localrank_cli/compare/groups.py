@@ -1,6 +1,7 @@
 """Groups of runs, taken from a table: their values by layer and step."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,11 +117,11 @@ def find_groups(frame: pd.DataFrame, choice: Choice) -> Groups:
         rows = of_one(rows, "tolerance", choice.tolerance, "--tolerance")
     tolerance = str(rows["tolerance"].iloc[0]) if uses_tolerance else ""
     rows = _one_row_each(rows, choice.y)
-    _check_quantity(rows, choice.by)
     parts = _parts(rows, choice)
     layers, steps, left_out = _common(rows, parts)
     notes += left_out
     layers = matching(layers, choice.layers)
+    _check_quantity(rows[rows["layer"].isin(layers)], choice.by)
     notes += _other_sizes(rows, layers)
     groups = [_group(name, part, choice, layers, steps) for name, part in parts.items()]
     return Groups(
@@ -209,24 +210,37 @@ def _parts(rows: pd.DataFrame, choice: Choice) -> dict[str, pd.DataFrame]:
             "Name a column that is constant in each run, such as one of [columns] in"
             " localrank.toml.",
         )
-    parts = {_text(key): part for key, part in rows.groupby(by, sort=False, dropna=False)}
+    # By their texts, so that no two groups have one name.
+    parts = {str(key): part for key, part in rows.groupby(rows[by].map(_text), sort=False)}
     if len(parts) < 2:
         raise SettingsError(
             f"there is a single group, {by} = {next(iter(parts))}, and nothing to compare it with.",
             "Give the table of another run too, or a column that distinguishes runs with --by.",
         )
-    reference = choice.reference
-    if reference is not None and reference not in parts:
-        raise SettingsError(
-            f"--reference {reference}: no such group.", f"There are {listed(parts, 20)}."
-        )
-    first = next(iter(parts)) if reference is None else reference
+    first = next(iter(parts)) if choice.reference is None else _named(choice.reference, parts)
     return {first: parts[first]} | parts
 
 
+def _named(reference: str, names: Iterable[str]) -> str:
+    """Return the name of a group that the user gave, who may write 1e-1 for 0.1."""
+    there = list(names)
+    if reference in there:
+        return reference
+    with suppress(ValueError):
+        as_number = _text(float(reference))
+        if as_number in there:
+            return as_number
+    raise SettingsError(
+        f"--reference {reference}: no such group.", f"There are {listed(there, 20)}."
+    )
+
+
 def _text(value: Any) -> str:
+    """Return the text of a cell, which no other number has."""
     if isinstance(value, float):
-        return "none" if np.isnan(value) else f"{value:g}"
+        if np.isnan(value):
+            return "none"
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(float(value))
     return str(value) or "none"
 
 

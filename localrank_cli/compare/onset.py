@@ -37,7 +37,7 @@ class Onset:
             unknown.
         fall_high: The upper end.
         peak: The largest mean of any step.
-        peak_step: Its step.
+        peak_step: Its step; None if no step has a value.
     """
 
     group: str
@@ -51,7 +51,7 @@ class Onset:
     fall_low: float
     fall_high: float
     peak: float
-    peak_step: int
+    peak_step: int | None
 
 
 def onsets(groups: Groups, confidence: float, seed: int = 0) -> Iterator[Onset]:
@@ -81,6 +81,7 @@ def _of_group(group: Group, groups: Groups, confidence: float, seed: int) -> Ite
             low, high = -cells.high[last], -cells.low[last]
         place = _first_of_rest(below[index])
         known = np.where(np.isnan(line), -np.inf, line)
+        has_value = bool(np.isfinite(known).any())
         yield Onset(
             group=group.name,
             layer=layer,
@@ -92,8 +93,8 @@ def _of_group(group: Group, groups: Groups, confidence: float, seed: int) -> Ite
             fall=float(line[0] - line[-1]),
             fall_low=float(low),
             fall_high=float(high),
-            peak=float(known.max()) if np.isfinite(known).any() else float("nan"),
-            peak_step=groups.steps[int(known.argmax())],
+            peak=float(known.max()) if has_value else float("nan"),
+            peak_step=groups.steps[int(known.argmax())] if has_value else None,
         )
 
 

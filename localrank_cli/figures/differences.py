@@ -76,7 +76,7 @@ def differences(
     over = ", ".join(dict.fromkeys(one.over for one in found))
     facts = (
         f"bands: {100 * confidence:.4g} % intervals over {over}; light: for all layers and steps"
-        " together; triangle: onset",
+        " together; no band: no spread, or unbounded; triangle: onset",
     )
     head(figure, look, f"{groups.label[:1].upper()}{groups.label[1:]}, by group", facts)
     return figure
@@ -105,8 +105,8 @@ def _draw_difference(axes: Axes, steps: Any, one: Difference, index: int, colour
     }
     axes.plot(steps, line["estimate"], color=colour, marker="o", markersize=2.4)
     for low, high, alpha in (("low_all", "high_all", 0.15), ("low", "high", 0.3)):
-        # A cell without spread, or with an unbounded interval, has no band.
-        ends = [
-            np.where(np.isfinite(line[name]), line[name], line["estimate"]) for name in (low, high)
-        ]
-        axes.fill_between(steps, *ends, color=colour, alpha=alpha, linewidth=0)
+        # Where there is no spread, or the interval is unbounded, there is no band.
+        lower, upper = (
+            np.where(np.isfinite(line[name]), line[name], np.nan) for name in (low, high)
+        )
+        axes.fill_between(steps, lower, upper, color=colour, alpha=alpha, linewidth=0)

@@ -72,6 +72,24 @@ def test_only_common_layers_and_steps_are_compared_and_the_others_named() -> Non
     assert [note.split(":")[-1] for note in groups.notes] == [" layer2", " 10"]
 
 
+def test_no_group_hides_another_whose_name_is_nearly_the_same() -> None:
+    parts = []
+    for rate in (1000001.0, 1000002.0, 1e-7, float("nan")):
+        part = seeds(2)
+        parts.append(part.assign(run=f"{rate} " + part["run"], lr=rate))
+    frame = pd.concat(parts, ignore_index=True)
+    groups = find_groups(frame, Choice(by="lr", reference="0.0000001"))
+    assert [group.name for group in groups.groups] == ["1e-07", "1000001", "1000002", "none"]
+    assert [len(group.runs) for group in groups.groups] == [2, 2, 2, 2]
+
+
+def test_layers_that_are_not_chosen_may_differ() -> None:
+    second = seeds()
+    second.loc[second["layer"] == "layer2", "wrt"] = "layer0"
+    groups = find_groups(two(seeds(), second), Choice(layers=("!layer2",)))
+    assert groups.layers == ("layer0", "layer1")
+
+
 def test_what_was_measured_may_be_what_is_compared() -> None:
     frame = pd.concat(
         [seeds(), seeds().assign(run=lambda part: part["run"] + "p", positions="same")]

@@ -67,7 +67,8 @@ def test_a_single_run_is_judged_over_its_points() -> None:
 def test_missing_values_show_no_fall() -> None:
     ranks = np.repeat(course(50, 40, math.nan, 40, 40, 40), 3, axis=0)
     assert found(ranks)[0].step == 4
-    assert found(np.full((3, 1, 6), np.nan))[0].step is None
+    (nothing,) = found(np.full((3, 1, 6), np.nan))
+    assert (nothing.step, nothing.peak_step) == (None, None)
 
 
 @pytest.mark.parametrize("runs", [5, 8, 10])
