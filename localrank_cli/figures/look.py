@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from localrank_cli.drawing import own_style
 from localrank_cli.errors import SettingsError, UsageError, one_line
 
-FORMATS = (".png", ".svg", ".pdf")
 _BASE: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,

@@ -333,16 +333,7 @@ def _portions(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
         yield _whole(task, record, start, tensor, good, batch.error)
     for record in task.records:
         if record not in held:
-            size = budget.block(record.numel, batch.n_in)
-            plan = plan_blocks(record.numel, batch.n_in, itemsize, size, modes.forward)
-            portion = budget.block_directions(record.numel, batch.n_in)
-            chunk = directions_at_once(1, task.survey.activations, itemsize, portion)
-            walk = _walk(batch, record, plan, chunk, modes, routes)
-            walk = _counted(walk, task, record, span, plan, modes)
-            if task.residual:
-                every = torch.arange(record.numel, device=batch.varied.device)
-                walk = partial(without_identity, walk, plan, every, batch.n_in, task.metric)
-            yield BlockPortion(record, start, walk, good[record.call], batch.error)
+            yield _in_blocks(task, batch, record, place, modes, routes)
     reduction = f"{batch.n_in} directions for {task.n_in} inputs: the first layer's rows"
     modes.routes = [
         *(route for route in modes.routes if route.startswith("no chain")),
@@ -374,6 +365,28 @@ def _local(
             modes.local &= error < torch.inf
             if error < torch.inf:
                 yield LocalPortion(by_call[call], place.start, jacobians, place.good[call], error)
+
+
+def _in_blocks(
+    task: Task,
+    batch: Batch,
+    record: CallRecord,
+    place: _Place,
+    modes: Modes,
+    routes: dict[Call, str],
+) -> BlockPortion:
+    """Return the Jacobian of one call at the only point, which is too large to hold."""
+    budget, itemsize = Budget(task.memory), task.dtype.itemsize
+    size = budget.block(record.numel, batch.n_in)
+    plan = plan_blocks(record.numel, batch.n_in, itemsize, size, modes.forward)
+    portion = budget.block_directions(record.numel, batch.n_in)
+    chunk = directions_at_once(1, task.survey.activations, itemsize, portion)
+    walk = _walk(batch, record, plan, chunk, modes, routes)
+    walk = _counted(walk, task, record, Span(place.start, batch.n_points), plan, modes)
+    if task.residual:
+        every = torch.arange(record.numel, device=batch.varied.device)
+        walk = partial(without_identity, walk, plan, every, batch.n_in, task.metric)
+    return BlockPortion(record, place.start, walk, place.good[record.call], batch.error)
 
 
 def _whole(

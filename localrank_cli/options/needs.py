@@ -24,7 +24,10 @@ EMBEDDING = "EMBEDDING"  # placeholder of the name of a module
 FORMS_OF_DATA = "a .safetensors, .npz, .npy or .pt file"
 
 _MAX_BYTES = 64 * 2**20  # as in model/hf.py
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".index.json")
+# Those of `checkpoints.formats`, which imports torch; and of an index.
+_WEIGHTS = (
+    ".safetensors", ".pt", ".pth", ".pt.tar", ".pth.tar", ".ckpt", ".bin", ".index.json",
+)  # fmt: skip
 _ADAPTER = "adapter_config.json"
 _OF_LIBRARIES = frozenset(("model_type", "architectures", "transformers_version", "peft_type"))
 # Networks of sound have a vocabulary too, that of their output.
@@ -195,7 +198,7 @@ def _needs(options: AnalyzeOptions, path: Path) -> Sequence[Need]:
         needs = [need_of_data()]
     else:
         return ()
-    return needs if any(name.endswith(_WEIGHTS) for name in names) else ()
+    return needs if any(name.lower().endswith(_WEIGHTS) for name in names) else ()
 
 
 def _has_transformers() -> bool:

@@ -27,7 +27,9 @@ _SLURM = "Slurm"
 
 DEFAULT_CONFIDENCE = 0.95
 DEFAULT_PRODUCTS = 600
-DEFAULT_ATOL = 0.01  # the rule in the published code of the paper's first author
+# The rule in the published code of the paper's first author; used where there is neither --atol nor
+# --rtol (`_tolerances` in `resolve.py`).
+DEFAULT_ATOL = 0.01
 # Bytes. With less, a Jacobian of a few hundred rows is cut into single products.
 LEAST_MEMORY = 16 * 2**20
 _LARGEST_SEED = 2**63 - 1  # seeds are signed integers of 64 bits

@@ -19,7 +19,7 @@ from torch.storage import TypedStorage, UntypedStorage
 from localrank_cli.archives import Entry, read_entries
 from localrank_cli.checkpoints import pickles
 from localrank_cli.checkpoints.unpickling import MalformedError
-from localrank_cli.errors import DataError
+from localrank_cli.errors import DataError, readable
 from localrank_cli.points.numbers import from_numpy
 from localrank_cli.points.rows import (
     AT_ONCE,
@@ -27,7 +27,6 @@ from localrank_cli.points.rows import (
     FileRows,
     Layout,
     PackedRows,
-    readable,
     row_major,
     skip,
 )

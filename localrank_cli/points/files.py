@@ -27,10 +27,11 @@ from localrank_cli.errors import (
     cause,
     is_out_of_memory,
     printable,
+    readable,
 )
 from localrank_cli.points.containers import Npz, Safetensors, TorchArchive, open_npy
 from localrank_cli.points.numbers import from_numpy
-from localrank_cli.points.rows import AT_ONCE, Data, Rows, readable
+from localrank_cli.points.rows import AT_ONCE, Data, Rows
 
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
 _DENSE = "Save it dense: x.to_dense()."

@@ -15,7 +15,7 @@ from typing import BinaryIO, TypeAlias
 import torch
 from torch import Tensor
 
-from localrank_cli.errors import DataError
+from localrank_cli.errors import DataError, readable
 from localrank_cli.points.defaults import DEFAULT_POINTS
 
 AT_ONCE = 2**24  # bytes; a smaller array is read whole
@@ -232,11 +232,6 @@ def whole(data: Data, memory: int, name: str) -> Tensor:
             "Give more with --memory, or save fewer points.",
         )
     return data[:] if isinstance(data, Rows) else data
-
-
-def readable(size: int) -> str:
-    """Return a number of bytes for a message."""
-    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
 
 
 def skip(file: BinaryIO, count: int) -> None:

@@ -141,9 +141,9 @@ def test_a_large_file_takes_little_memory(tmp_path: Path, suffix: str) -> None:
 def test_points_that_do_not_fit(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((100, 1000)))
     source = DataSource(str(tmp_path / "x.npy"), count=50, memory=100_000)
-    with pytest.raises(DataError, match=r"50 points of 1000 entries need 0\.381 MiB") as caught:
+    with pytest.raises(DataError, match=r"50 points of 1000 entries need 391 KiB") as caught:
         load_points(source)
-    assert "the budget is 0.0954 MiB" in caught.value.what
+    assert "the budget is 97.7 KiB" in caught.value.what
     assert caught.value.advice == "Ask for at most --points 12, or give more with --memory."
     assert len(load_points(replace(source, count=12))[0].indices) == 12
     with pytest.raises(DataError, match="Give more with --memory"):
@@ -154,7 +154,7 @@ def test_points_that_do_not_fit(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", np.zeros(1000, dtype=np.int8))
     found, _ = load_array(tmp_path / "y.npy", "")
-    with pytest.raises(DataError, match=r"y: 1000 entries need 0\.00763 MiB, and the budget is"):
+    with pytest.raises(DataError, match=r"y: 1000 entries need 7\.81 KiB, and the budget is"):
         whole(found, 7999, "y")
     assert whole(found, 8000, "y").shape == (1000,)
 
