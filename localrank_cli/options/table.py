@@ -442,7 +442,7 @@ class AnalyzeOptions:
     memory: Annotated[
         Annotated[int, Ge(LEAST_MEMORY)] | None,  # bytes
         Setting(
-            help="Working memory besides the weights and points, such as 2GiB. Default: a"
+            help="Working memory beyond weights and points, such as 2GiB. Default: a"
             " quarter of what is free.",
             metavar="SIZE",
             read=parse.size,

@@ -68,6 +68,14 @@ _Layers = Annotated[
         read=parse.globs,
     ),
 ]
+_Measure = Annotated[
+    str,
+    Setting(
+        help=f"The measure ({', '.join(MEASURES)}), or any numeric column.",
+        metavar="COLUMN",
+        default="local_rank",
+    ),
+]
 _Metric = Annotated[
     str | None, Setting(help="The input metric to show, if the table has several.", metavar="NAME")
 ]
@@ -96,14 +104,7 @@ class PlotOptions:
             flags=("--output", "-o"),
         ),
     ] = None
-    y: Annotated[
-        str,
-        Setting(
-            help=f"The measure ({', '.join(MEASURES)}), or any numeric column.",
-            metavar="COLUMN",
-            default="local_rank",
-        ),
-    ] = "local_rank"
+    y: _Measure = "local_rank"
     x: Annotated[
         str,
         Setting(help="The horizontal axis: any numeric column.", metavar="COLUMN", default="step"),
@@ -257,14 +258,7 @@ class CompareOptions:
             metavar="COLUMN",
         ),
     ] = None
-    y: Annotated[
-        str,
-        Setting(
-            help=f"The measure ({', '.join(MEASURES)}), or any numeric column.",
-            metavar="COLUMN",
-            default="local_rank",
-        ),
-    ] = "local_rank"
+    y: _Measure = "local_rank"
     layers: _Layers = ()
     tolerance: Annotated[
         str | None,
