@@ -139,6 +139,8 @@ def _at_point(
         products = Products(one.batch, record.call, chunk, modes, task.residual)
         device = one.batch.varied.device
         operator = Operator(*shape, products.apply, products.transpose, device)
+        bound = products.rank_bound()
+        operator.n_products += bound is not None
         terms = Terms(
             tuple(Threshold(tol.atol, tol.relative(*shape)) for tol in purpose.tolerances),
             delta=1 - purpose.bounds.confidence,
@@ -146,6 +148,7 @@ def _at_point(
             products=purpose.bounds.products,
             width=purpose.bounds.width,
             noise=purpose.noise,
+            bound=bound,
         )
         index = request.indices[one.point] if request.indices else one.point
         source = task.wrt.label if task.wrt is not None else ""

@@ -240,7 +240,9 @@ class _Point:
     def _may_deflate(self, row: int) -> bool:
         """Whether a basis of all directions above a tolerance fits memory and products."""
         terms = self._terms
-        high = largest_count(self._level(row).high, terms.delta / 2, self._probes, self._d)
+        level = self._level(row)
+        high = largest_count(level.high, terms.delta / 2, self._probes, self._d)
+        high = min(high, level.bound)
         if high == 0:
             return True
         needed = min(self._d, high + _MORE)

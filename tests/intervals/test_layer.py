@@ -104,9 +104,13 @@ TOLERANCES = (Tolerance(rtol=0.1), Tolerance(atol=0.05))
 
 
 def evidence(
-    model: nn.Module, given: Tensor, indices: tuple[int, ...] = (), n_points: int = 0
+    model: nn.Module,
+    given: Tensor,
+    indices: tuple[int, ...] = (),
+    n_points: int = 0,
+    products: int = 300,
 ) -> list[LayerEvidence]:
-    bounds = Bounds(0.95, 0.0, 300)
+    bounds = Bounds(0.95, 0.0, products)
     purpose = Purpose("run", 7, n_points or len(given), bounds, TOLERANCES, 1.0)
     request = replace(requested(Selection()), indices=indices)
     return layer_evidence(model, given, request, purpose, Modes())
@@ -173,3 +177,40 @@ def test_a_network_without_forward_mode_is_refused() -> None:
 
     with pytest.raises(ModelError, match="need forward mode"):
         evidence(Custom(), torch.randn(2, 4, dtype=torch.float64))
+
+
+def test_what_everything_passes_through_bounds_the_rank() -> None:
+    """Singular values that decay slowly, at a tolerance under all of them, and few products."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = nn.Sequential(
+            nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 13), nn.Linear(13, 40), nn.ReLU(),
+            nn.Linear(40, 60),
+        ).double()  # fmt: skip
+        given = torch.randn(3, 60, dtype=torch.float64)
+    found = {layer.layer: layer for layer in evidence(model, given, products=20)}
+    bounds = {
+        name: [point.levels[0].bound for point in layer.evidence.points]
+        for name, layer in found.items()
+    }
+    active = [int((model[0](one) > 0).sum()) for one in given]
+    assert bounds["0"] == [50, 50, 50]
+    assert bounds["2"] == [13, 13, 13]
+    assert bounds["3"] == bounds["5"] == [13, 13, 13]
+    assert all(13 < one < 50 for one in active)  # of a wider layer they would count
+    last = found["5"].evidence.interval(0, relative=True)
+    assert last is not None
+    assert last.high == 13
+    assert all(point.n_products <= 20 for point in found["5"].evidence.points)
+
+
+def test_units_that_are_not_active_do_not_count() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 60)).double()
+        given = torch.randn(3, 60, dtype=torch.float64)
+    layer = next(one for one in evidence(model, given, products=20) if one.layer == "2")
+    active = [int((model[0](one) > 0).sum()) for one in given]
+    assert [point.levels[0].bound for point in layer.evidence.points] == active
+    for one, count in zip(given, active, strict=True):
+        assert torch.linalg.matrix_rank(dense(model, "2", one)) == count
