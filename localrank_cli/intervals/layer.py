@@ -15,6 +15,7 @@ from localrank_cli.intervals.point import (
     Threshold,
     examine_point,
     generators_of,
+    sigma_probes,
     vector_bytes,
 )
 from localrank_cli.jacobian.budget import directions_at_once
@@ -41,12 +42,15 @@ class Bounds:
     width: float  # share of max_rank; 0: as narrow as it gets
     products: int
 
+    def lanes(self, n_points: int, tolerances: Sequence[Tolerance]) -> int:
+        """Return how many probes take steps together at each point."""
+        relative = any(one.rtol != 0 for one in tolerances)
+        return probes_of(n_points) + sigma_probes(n_points, relative=relative)
+
     def method(self, n_points: int, tolerances: Sequence[Tolerance], seed: int) -> str:
         """Return the text of the column `method`."""
         probes = probes_of(n_points)
-        relative = any(one.rtol != 0 for one in tolerances)
-        lanes = 3 if probes == 1 and relative else probes
-        steps = self.products // 2 // lanes
+        steps = self.products // 2 // self.lanes(n_points, tolerances)
         return f"interval(lanczos,s={probes},nu<={steps},float64,seed={seed})"
 
 
@@ -135,7 +139,7 @@ def _at_point(
     shape = record.numel, task.n_in
     found = None
     if one.finite[record.call]:
-        chunk = _at_once(task.survey)
+        chunk = at_once(task.survey)
         products = Products(one.batch, record.call, chunk, modes, task.residual)
         device = one.batch.varied.device
         operator = Operator(*shape, products.apply, products.transpose, device)
@@ -158,7 +162,7 @@ def _at_point(
     return found
 
 
-def _at_once(survey: Survey) -> int:
+def at_once(survey: Survey) -> int:
     """Return how many vectors are pushed through at once, which no memory decides.
 
     A product of several rounds otherwise than one of a single vector, and bounds are not to depend
@@ -177,7 +181,7 @@ def interval_bytes(record: CallRecord, n_in: int, survey: Survey, products: int)
     vectors = vector_bytes(min(record.numel, n_in), products)
     # A block of vectors on either side, and the passes themselves.
     sides = 8 * 8 * 2 * (record.numel + n_in)
-    return vectors + sides + 8 * _PASSES * survey.activations * _at_once(survey)
+    return vectors + sides + 8 * _PASSES * survey.activations * at_once(survey)
 
 
 def check_interval(
