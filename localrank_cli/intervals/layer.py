@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import BudgetError, readable
@@ -23,6 +24,7 @@ from localrank_cli.jacobian.engine import Modes, Task
 from localrank_cli.jacobian.forecast import forecast_all
 from localrank_cli.jacobian.products import PointBatch, Products, point_batches
 from localrank_cli.jacobian.progress import Span
+from localrank_cli.jacobian.routes import normal_direction
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord, Survey
 from localrank_cli.spectrum.examine import examine
@@ -158,8 +160,24 @@ def _at_point(
         source = task.wrt.label if task.wrt is not None else ""
         key = [request.seed, purpose.run, purpose.step, record.call.label, source, index]
         found = examine_point(operator, terms, generators_of(_seed(key)))
+        if found is None:
+            _note_reverse(products, record, modes)
     modes.progress.finish(task.wrt, record.call, span)
     return found
+
+
+def _note_reverse(products: Products, record: CallRecord, modes: Modes) -> None:
+    """Note where the backward pass alone is not finite: exact ranks may then count the point."""
+    direction = normal_direction(products.batch.n_in, products.batch.varied)
+    if not bool(torch.isfinite(products.apply(direction.unsqueeze(0))).all()):
+        return
+    note = (
+        f"layer {record.call.label!r}: products J^T u are not finite at a point where J v are (0"
+        " times infinity in a backward pass). Intervals need both, so that such points do not"
+        " count; --method exact may count them, by forward mode"
+    )
+    if note not in modes.notes:
+        modes.notes.append(note)
 
 
 def at_once(survey: Survey) -> int:

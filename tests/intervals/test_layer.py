@@ -109,11 +109,12 @@ def evidence(
     indices: tuple[int, ...] = (),
     n_points: int = 0,
     products: int = 300,
+    modes: Modes | None = None,
 ) -> list[LayerEvidence]:
     bounds = Bounds(0.95, 0.0, products)
     purpose = Purpose("run", 7, n_points or len(given), bounds, TOLERANCES, 1.0)
     request = replace(requested(Selection()), indices=indices)
-    return layer_evidence(model, given, request, purpose, Modes())
+    return layer_evidence(model, given, request, purpose, modes or Modes())
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -214,3 +215,27 @@ def test_units_that_are_not_active_do_not_count() -> None:
     assert [point.levels[0].bound for point in layer.evidence.points] == active
     for one, count in zip(given, active, strict=True):
         assert torch.linalg.matrix_rank(dense(model, "2", one)) == count
+
+
+class Overflowing(nn.Module):
+    """Forward mode selects the branch that is finite; reverse mode multiplies 0 by infinity."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0 * torch.exp(1000 * x.abs().clamp(max=1) * (x > 0)))
+
+
+def test_points_that_reverse_mode_alone_loses_are_noted() -> None:
+    random = torch.Generator("cpu").manual_seed(3)
+    given = torch.rand(3, 5, generator=random, dtype=torch.float64)
+    given[1] = -given[1]  # nothing overflows
+    model = nn.Sequential(Overflowing(), nn.Linear(5, 4)).double()
+    modes = Modes()
+    (found,) = evidence(model, given, modes=modes)
+    assert found.finite == (False, True, False)
+    (note,) = modes.notes
+    assert "layer '1': products J^T u are not finite" in note
+    assert "--method exact" in note
+    given[0, 0] = torch.nan  # the value itself: both modes lose it
+    modes = Modes()
+    evidence(model, given[:2], modes=modes)
+    assert modes.notes == []
