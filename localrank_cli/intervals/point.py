@@ -186,7 +186,8 @@ class _Point:
         slip = self._operator.rounding * (most if math.isfinite(most) else least)
         above = max(scaled, one.rtol * (most + slip)) + slip
         below = max(scaled, one.rtol * max(0.0, least - slip)) - slip
-        near = SLACK * min(self._top, 4 * self._bottom)
+        # A is applied by two products, each of which rounds as J does, relative to sigma_1^2.
+        near = max(SLACK, 2 * self._operator.rounding) * min(self._top, 4 * self._bottom)
         low = above * above + near
         return low, (below * below - near if below > 0 else -1.0), near
 
