@@ -106,7 +106,10 @@ def test_resuming_with_other_terms_is_refused(
     ("words", "message"),
     [
         (("--method", "interval", "--pooled"), "--method interval with --pooled"),
-        (("--method", "interval", "--dtype", "float32"), "with --dtype float32"),
+        (
+            ("--method", "interval", "--dtype", "float32", "--atol", "1e-6"),
+            "products in float32 allow tolerances from",
+        ),
         (("--method", "interval", "--rtol", "1e-6"), "with --rtol 1e-06"),
         (("--method", "interval", "--positions", "last"), "with --positions last"),
         (("--width", "2%"), "--width without --method interval"),
@@ -287,3 +290,13 @@ def test_a_run_that_is_stopped_among_its_products_is_resumed(
     assert invoke(*words, str(whole)).code == 0
     assert stopped.read_bytes() == whole.read_bytes()
     assert {row["step"] for row in rows(whole.read_text())} == {"1", "2"}
+
+
+def test_products_in_float32_say_so_and_certify_nothing(series: Path) -> None:
+    exact = rows(invoke("analyze", str(series), *PLAIN, *TOLERANCES).stdout)
+    found = rows(invoke("analyze", str(series), *WORDS, "--dtype", "float32").stdout)
+    for row, true in zip(found, exact, strict=True):
+        assert float(row["rank_low"]) <= float(true["local_rank"]) <= float(row["rank_high"])
+        assert row["method"] == "interval(lanczos,s=1,nu<=33,float32,seed=0)"
+        assert row["dtype"] == "float32"
+        assert row["rank_certain_low"] == ""
