@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from textwrap import TextWrapper
+from textwrap import TextWrapper, shorten
 from typing import Any
 
 import typer
@@ -14,6 +14,7 @@ from localrank_cli.options.setting import PANELS, Option
 
 HELP_ALL = "help_all"
 _OTHER = "Other"
+_LONGEST_OFFER = 70  # less than the 80 columns of typer
 _WIDEST = 24  # names that are longer have a line of their own
 _BRACES = re.compile(r"[{}]")
 _SENTENCE = re.compile(r"(?<=\.) (?=[A-Z])")
@@ -55,6 +56,10 @@ def command_class(of_command: Help) -> type[TyperCommand]:
             """Return the words after the name in the usage, without braces around one choice."""
             return [_BRACES.sub("", piece) for piece in super().collect_usage_pieces(ctx)]
 
+        def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+            """Return the options that a word may become."""
+            return _in_one_line(super().shell_complete(ctx, incomplete))
+
         def format_options(self, ctx: Any, formatter: Any) -> None:
             """Write the groups of options, and the example."""
             is_whole = not of_command.is_short or ctx.meta.get(HELP_ALL, False)
@@ -81,12 +86,24 @@ def command_class(of_command: Help) -> type[TyperCommand]:
 class Group(TyperGroup):
     """The program, whose help shows one whole line or more for each command."""
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Return the commands and options that a word may become."""
+        return _in_one_line(super().shell_complete(ctx, incomplete))
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the first paragraph of each command's help, wrapped."""
         del ctx
         commands: Mapping[str, Any] = self.commands
         rows = [(name, _first(one.help or "")) for name, one in commands.items() if not one.hidden]
         _write(formatter, "Commands", rows)
+
+
+def _in_one_line(items: list[Any]) -> list[Any]:
+    """Shorten the texts of what is offered: typer breaks lines, at which zsh offers nothing."""
+    for item in items:
+        if item.help:
+            item.help = shorten(brief(item.help), _LONGEST_OFFER, placeholder=" ...")
+    return items
 
 
 def brief(text: str) -> str:

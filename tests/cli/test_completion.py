@@ -55,6 +55,14 @@ def test_words(monkeypatch: pytest.MonkeyPatch, words: list[str], offered: list[
     assert complete(monkeypatch, *words) == offered
 
 
+@pytest.mark.parametrize("words", ["localrank ", "localrank analyze run --"])
+def test_what_zsh_is_offered_has_one_line_each(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.setenv(ASKED, "complete_zsh")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", words)
+    lines = invoke().stdout.strip().removeprefix("_arguments '*: :((").removesuffix("))'")
+    assert all(line.startswith('"') and line.endswith('"') for line in lines.splitlines())
+
+
 def test_layers_are_those_in_the_header(monkeypatch: pytest.MonkeyPatch, series: Path) -> None:
     names = ["blocks.0.fc", "conv", "head"]
     assert complete(monkeypatch, "analyze", str(series), "--layers", "") == names
