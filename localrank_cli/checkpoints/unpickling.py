@@ -58,7 +58,7 @@ class Bounded:
         return self._file.read(left if size < 0 else min(size, left))
 
 
-class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has no public name
+class Unpickler(pickle._Unpickler):
     """What finds names is left to a subclass, and so are the classes that it makes.
 
     Attributes:
@@ -103,7 +103,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
                 if not code:
                     raise EOFError
                 dispatch[code[0]](self)
-        except pickle._Stop as stop:  # type: ignore[attr-defined]  # noqa: SLF001  # typeshed leaves it out
+        except pickle._Stop as stop:  # type: ignore[attr-defined]  # typeshed leaves it out
             if self._shared > _FEW_SHARED:
                 self._check_met(stop.value)
             return stop.value
@@ -405,7 +405,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
         return isinstance(value, type)
 
     dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch,  # noqa: SLF001  # as above: no public name
+        **pickle._Unpickler.dispatch,
         pickle.FRAME[0]: load_frame,
         pickle.GET[0]: load_get,
         pickle.BINGET[0]: load_binget,

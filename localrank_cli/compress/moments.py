@@ -174,7 +174,7 @@ def _watched(layers: Mapping[str, nn.Module], found: Mapping[str, Moments]) -> I
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         output = output.clone()
-        output.register_hook(  # type: ignore[no-untyped-call]
+        output.register_hook(
             lambda gradient: found[name].add_gradients(
                 current.metric, rows, rows_out(module, gradient)
             )

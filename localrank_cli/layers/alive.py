@@ -7,11 +7,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+class Alive(TorchDispatchMode):
     """Counter of the bytes of all tensors that operations made and that still exist."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super().__init__()
         self.peak = 0
         self._sizes: dict[int, tuple[Any, int]] = {}  # by storage
 
@@ -26,7 +26,7 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
-                reference: Any = StorageWeakRef(storage)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                reference: Any = StorageWeakRef(storage)
                 self._sizes.setdefault(reference.cdata, (reference, storage.nbytes()))
         for key in [key for key, (one, _) in self._sizes.items() if one.expired()]:
             del self._sizes[key]

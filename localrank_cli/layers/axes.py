@@ -24,16 +24,16 @@ from localrank_cli.layers.transforms import is_vmapped
 
 INPUT = "input"  # the name of the network's input in `--feature-axis`
 
-_CONVOLUTIONS = (nn.modules.conv._ConvNd,)  # noqa: SLF001  # torch's only common class of them
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _FEATURES_FIRST = (
     *_CONVOLUTIONS,
-    nn.modules.batchnorm._NormBase,  # noqa: SLF001  # torch's only common class of them
+    nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
-    nn.modules.pooling._MaxPoolNd,  # noqa: SLF001  # torch's only common class of them
-    nn.modules.pooling._AvgPoolNd,  # noqa: SLF001  # torch's only common class of them
-    nn.modules.pooling._AdaptiveAvgPoolNd,  # noqa: SLF001  # torch's only common class of them
-    nn.modules.pooling._AdaptiveMaxPoolNd,  # noqa: SLF001  # torch's only common class of them
-    nn.modules.pooling._LPPoolNd,  # noqa: SLF001  # torch's only common class of them
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._LPPoolNd,
 )
 _FEATURES_LAST = (
     nn.Linear, nn.Bilinear, nn.LayerNorm, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase,

@@ -63,7 +63,7 @@ def _buffers(model: nn.Module) -> dict[int, Callable[[], Any]]:
     for saved in (True, False):
         for module in model.modules():
             for key, buffer in module.named_buffers(recurse=False):
-                if (key not in module._non_persistent_buffers_set) == saved:  # noqa: SLF001  # torch has no public way to ask
+                if (key not in module._non_persistent_buffers_set) == saved:
                     found.setdefault(id(buffer), functools.partial(getattr, module, key))
     return found
 

@@ -277,9 +277,9 @@ class TorchArchive:
             raise MalformedError("it names a tensor that it does not hold")
         if type(numel) is not int or not 0 <= numel * dtype.itemsize < 2**63:
             raise MalformedError("it names a tensor with a malformed size")
-        untyped: Any = UntypedStorage(numel * dtype.itemsize, device="meta")  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        untyped: Any = UntypedStorage(numel * dtype.itemsize, device="meta")
         self._places[_identity(untyped)] = untyped, entry
-        return TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
 
 
 class _Unpickler(pickles.Unpickler):
@@ -293,7 +293,7 @@ class _Unpickler(pickles.Unpickler):
         """Return the replacement for the object of a name; see `pickles.Unpickler`."""
         if "Storage" in name:
             with suppress(KeyError):
-                return StorageType(name)  # type: ignore[no-untyped-call]  # torch leaves it out
+                return StorageType(name)
         return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> TypedStorage:
@@ -303,5 +303,5 @@ class _Unpickler(pickles.Unpickler):
 
 def _identity(storage: UntypedStorage) -> int:
     """Return a number of a storage itself: those on `meta` have no address."""
-    found: int = storage._cdata  # noqa: SLF001  # torch has no public way to ask
+    found: int = storage._cdata
     return found

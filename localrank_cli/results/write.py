@@ -96,7 +96,7 @@ def write_rows(target: Path, rows: Iterable[Row], columns: Sequence[str]) -> Non
     suffix = target.suffix.lower()
     if suffix == PARQUET:
         with replacing(target, binary=True) as stream:
-            from localrank_cli.results.read import to_frame  # noqa: PLC0415  # pandas is slow
+            from localrank_cli.results.read import to_frame
 
             to_frame(rows, columns).to_parquet(stream, index=False)
         return

@@ -139,7 +139,7 @@ class TestRxnmapper:
         )
 
     def test_the_table_is_right(self, folder: Path, tmp_path: Path) -> None:
-        import transformers  # noqa: PLC0415  # where it is installed
+        import transformers
 
         tokens = torch.randint(5, 591, (2, 2))
         torch.save(tokens, tmp_path / "tokens.pt")
