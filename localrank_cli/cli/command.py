@@ -23,7 +23,10 @@ def with_options(
     every = [[one for one in options_of(table) if one.name not in without] for table in tables]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        """Return a function with the parameters that typer makes flags of."""
+
         def run(context: typer.Context, **values: Any) -> None:
+            """Check what typer parsed, and run the command."""
             instances: list[Any] = [
                 read_options(
                     table, {one.name: _set(values[one.name], one) for one in offered}, FLAGS

@@ -233,6 +233,7 @@ def _run_of_two(
     points.requires_grad_(derives and points.is_floating_point())
 
     def before(module: nn.Module, args: object, kwargs: object) -> None:
+        """Note a module if it is the first to take the input, or a tensor with such axes."""
         tensor = first_tensor((args, kwargs))
         if tensor is None or is_vmapped(tensor, 0) or tensor.dim() < 2:
             return
@@ -248,6 +249,8 @@ def _run_of_two(
             consumers.append(taken)
 
     def after(name: str) -> Callable[..., None]:
+        """Return a hook that notes each call of a module as it ends."""
+
         def hook(module: nn.Module, _: object, output: object) -> None:
             counts[name] = counts.get(name, 0) + 1
             tensor = first_tensor(output)

@@ -69,6 +69,7 @@ def _replacement(name: str) -> Callable[..., Tensor]:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
+        """Convolve with faster derivatives where they are worth it, and as torch does elsewhere."""
         kernel = None
         if _is_covered(input, weight, bias, dims):
             kernel = _Kernel.of(weight, bias, stride, padding, dilation, groups)

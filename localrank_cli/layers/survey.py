@@ -153,6 +153,7 @@ class _Watch:
         """Return the hook after a module, which records its output."""
 
         def on_output(module: nn.Module, _: object, output: object) -> object:
+            """Record a call; return its output if it is to be the varied or a marked tensor."""
             began, feeder = 0, None
             if self.running:
                 self.running.pop()
@@ -434,10 +435,7 @@ def _watching(model: nn.Module, watch: _Watch) -> Iterator[None]:
 class TokensError(LayerError):
     """The data are tokens, and no module was named to differentiate with respect to.
 
-    Args:
-        embedding: The first embedding of the network.
-        what: See `LocalrankError`.
-        advice: See `LocalrankError`.
+    `embedding` is the first embedding of the network.
     """
 
     def __init__(self, embedding: str, what: str, advice: str) -> None:

@@ -7,6 +7,7 @@ has fewer rows (a head of 50,257 tokens on 768 features: 768).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ class Triangle:
     def output(self, module: nn.Module, inputs: Tensor) -> Tensor:
         """Return R x in place of the layer's W x + b; the bias has no part in a Jacobian."""
         if type(module) in _CONVOLUTIONS:
-            found: Tensor = module._conv_forward(inputs, self.weight, None)  # type: ignore[operator]  # knows every padding
+            convolve: Any = module._conv_forward  # knows every padding
+            found: Tensor = convolve(inputs, self.weight, None)
             return found
         return functional.linear(inputs, self.weight)
 

@@ -396,6 +396,7 @@ def _with_one_input(model: Any) -> nn.Module:
 
     @functools.wraps(base.forward)
     def forward(self: Any, inputs: Tensor | None = None, **named: Any) -> Any:
+        """Pass one tensor on under the name of what it is."""
         if inputs is None:
             return base.forward(self, **named)
         of_tokens = name == "input_ids" and not inputs.is_floating_point()

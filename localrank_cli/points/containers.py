@@ -20,7 +20,7 @@ from localrank_cli.archives import Entry, read_entries
 from localrank_cli.checkpoints import pickles
 from localrank_cli.checkpoints.unpickling import MalformedError
 from localrank_cli.errors import DataError, readable
-from localrank_cli.points.numbers import from_numpy
+from localrank_cli.points.draw import from_numpy
 from localrank_cli.points.rows import (
     AT_ONCE,
     Data,
@@ -65,9 +65,7 @@ def open_npy(path: Path) -> Data:
 class Npz(Mapping[str, Any]):
     """The arrays of an .npz file, each opened when it is asked for.
 
-    Args:
-        path: The file.
-        memory: The bytes that an array may take which cannot be read in parts; None: any.
+    An array that cannot be read in parts may take `memory` bytes; None: any number.
     """
 
     def __init__(self, path: Path, memory: int | None) -> None:

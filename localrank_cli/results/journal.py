@@ -163,7 +163,7 @@ def head_of(line: bytes) -> dict[str, Any] | None:
         raise ValueError("head: is missing")
     head = load_first(rest.decode(), len('"head":'))
     if not isinstance(head, dict):
-        raise ValueError(f"head: expected keys with values, got {shown(head)}")  # noqa: TRY004  # content of a file
+        raise ValueError(f"head: expected keys with values, got {shown(head)}")
     return _shared(head)
 
 

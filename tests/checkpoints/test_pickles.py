@@ -225,9 +225,9 @@ def test_a_class_of_a_script(tmp_path: Path) -> None:
 def test_libraries_that_are_not_there_are_not_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = types.ModuleType("omegaconf.dictconfig")
+    module: Any = types.ModuleType("omegaconf.dictconfig")
     config = type("DictConfig", (), {"__module__": module.__name__})
-    module.DictConfig = config  # type: ignore[attr-defined]  # modules take any attribute
+    module.DictConfig = config
     path = tmp_path / "a.ckpt"
     parent = types.ModuleType("omegaconf")
     monkeypatch.setitem(sys.modules, "omegaconf", parent)
