@@ -40,7 +40,10 @@ def with_options(
     of_command = Help(tuple(one for offered in every for one in offered), example)
 
     def decorate(command: Callable[..., None]) -> Command:
+        """Return the command, with the parameters that typer makes flags of."""
+
         def run(context: typer.Context, **values: Any) -> None:
+            """Check what typer parsed, and run the command."""
             instances: list[Any] = [
                 read_options(
                     table, {one.name: _set(values[one.name], one) for one in offered}, FLAGS

@@ -60,6 +60,7 @@ def _write(work: "Rethreshold", target: Path, *, overwrite: bool, quiet: bool) -
     is_finite, shown = True, []
 
     def take(record: "CheckpointRecord") -> None:
+        """Note whether a checkpoint's values are finite, and keep it for the chart."""
         nonlocal is_finite
         is_finite &= record.is_finite
         if sys.stdout.isatty():

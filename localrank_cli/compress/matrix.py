@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from localrank_cli.layers.kinds import is_transposed_linear
 
+# How a convolution moves over its input: of the first of two factors, the same.
+_WINDOW = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -98,12 +101,8 @@ def factored(module: Any, left: Tensor, right: Tensor, bias: Tensor) -> nn.Seque
         first = nn.Conv2d(
             module.in_channels,
             rank,
-            module.kernel_size,  # type: ignore[arg-type]  # torch's stubs want a pair
-            stride=module.stride,  # type: ignore[arg-type]
-            padding=module.padding,  # type: ignore[arg-type]
-            dilation=module.dilation,  # type: ignore[arg-type]
             bias=False,
-            padding_mode=module.padding_mode,
+            **{name: getattr(module, name) for name in _WINDOW},
         )
         second = nn.Conv2d(rank, module.out_channels, 1)
     else:

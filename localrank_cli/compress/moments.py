@@ -168,13 +168,14 @@ def _watched(layers: Mapping[str, nn.Module], found: Mapping[str, Moments]) -> I
     current = _Current()
 
     def after(name: str, module: nn.Module, args: Sequence[Any], output: Tensor) -> Tensor:
+        """Add a layer's inputs, and return an output whose gradients are added too."""
         # Copied, since what follows may overwrite it in place.
         rows = rows_in(module, args[0].detach()).clone()
         found[name].add_inputs(rows)
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         output = output.clone()
-        output.register_hook(  # type: ignore[no-untyped-call]
+        output.register_hook(
             lambda gradient: found[name].add_gradients(
                 current.metric, rows, rows_out(module, gradient)
             )

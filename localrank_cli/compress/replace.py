@@ -41,7 +41,8 @@ def replace_layers(model: nn.Module, replacements: Mapping[str, Replacement]) ->
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module in the place of another one, by its qualified name."""
     parent, _, child = name.rpartition(".")
-    model.get_submodule(parent)._modules[child] = module  # noqa: SLF001  # a Sequential's names are digits, which setattr takes too, but ModuleDict's need not be
+    # Not setattr: a name in a ModuleDict need not be an identifier.
+    model.get_submodule(parent)._modules[child] = module
 
 
 def norm_layers(model: nn.Module) -> list[_BatchNorm]:

@@ -96,14 +96,7 @@ class Outcome:
 class Compressor:
     """The factors of a network by every method, from one calibration.
 
-    To be used within `analysis_setting`.
-
-    Args:
-        model: The network, which stays as it is.
-        layers: Its layers.
-        data: Its slices.
-        forward: Runs a network on a batch.
-        kind: How it is scored.
+    To be used within `analysis_setting`. The network stays as it is; `forward` runs it on a batch.
     """
 
     def __init__(

@@ -49,12 +49,7 @@ def weights_name(share: float, *, dense: bool = False) -> str:
 
 
 def prepare_folder(folder: Path, inputs: Iterable[Path] = (), *, overwrite: bool) -> None:
-    """Create the folder of the results.
-
-    Args:
-        folder: The folder.
-        inputs: Files that are read, which are never written over.
-        overwrite: Whether files of earlier results may be.
+    """Create the folder of the results; the files in `inputs` are never overwritten.
 
     Raises:
         OutputError: If a file that would be written exists, or the folder cannot be created.

@@ -83,7 +83,7 @@ class _Rows:
 
     def batches(self, indices: Tensor) -> list[Batch]:
         """Return the points of sorted indices, ready for the network."""
-        return [self._batch(part) for part in indices.split(_BATCH)]  # type: ignore[no-untyped-call]
+        return [self._batch(part) for part in indices.split(_BATCH)]
 
     def _batch(self, indices: Tensor) -> Batch:
         rows: Tensor = self.points[indices]

@@ -134,7 +134,7 @@ class Headers:
         self,
         series: Series,
         trust_pickle: bool,
-        rule: StepRule = StepRule(),  # noqa: B008  # frozen
+        rule: StepRule = StepRule(),
         weights: str = RAW,
         context: HeaderContext = HeaderContext(),  # frozen
     ) -> None:
@@ -550,7 +550,7 @@ class _Fit:
     """How a set of weights fits a network."""
 
     stripping: Stripping
-    report: Report = Report()  # noqa: RUF009  # frozen
+    report: Report = Report()
     odd: tuple[str, ...] = ()  # floating-point entries that would be filled from other numbers
 
 

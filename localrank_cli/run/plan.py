@@ -39,7 +39,7 @@ from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import check_memory, free_memory, memory_budget, pick_device
 from localrank_cli.model.arguments import Recorded
-from localrank_cli.model.build import move_model
+from localrank_cli.model.build import WholeLayer, move_model
 from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.twice import Network
 from localrank_cli.options.folder import FolderSettings
@@ -55,8 +55,9 @@ from localrank_cli.options.resolve import (
 from localrank_cli.options.table import AnalyzeOptions, check_options
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
-from localrank_cli.points.inputs import Inputs
+from localrank_cli.points.inputs import Forward, Inputs
 from localrank_cli.points.shape import proposals, written
+from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import INTERVALS, PARTS, POOLED, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
@@ -75,7 +76,6 @@ from localrank_cli.run.headers import (
     describe_missing,
     load_state,
 )
-from localrank_cli.run.inputs import load_for
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import can_infer, check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
@@ -288,7 +288,7 @@ def _plan_series(
     files = [file for file, _ in steps]
     network = _build(settings.model, headers, (files, folder), note, skips=options.skips_errors)
     expected = network.expected  # before the network is filled or moved
-    settings, points, facts = load_for(settings, network.model)
+    settings, points, facts = _load_for(settings, network.model)
     for text in points.notes:
         note(text)
     move_model(network.model, device, settings.dtype)
@@ -525,6 +525,26 @@ class _FirstLook:
         assert self.checkpoint is not None
         state = load_state(self.checkpoint, self.trust_pickle)
         fill_model(model, self.expected, state, self.checkpoint.place)
+
+
+def _load_for(settings: Settings, model: nn.Module) -> tuple[Settings, Points, dict[str, object]]:
+    """Return the settings for a network, its points, and a description of the data.
+
+    If it takes several inputs, it is made to take the rows of the points.
+
+    Raises:
+        LocalrankError: If the data cannot be used, or the network does not take them.
+    """
+    root = model.model if isinstance(model, WholeLayer) else model
+    settings = replace(settings, source=replace(settings.source, forward=Forward.of(root.forward)))
+    points, facts = load_points(settings.source)
+    if points.inputs is not None:
+        points.inputs.install(model)
+        if not settings.selection.wrt:
+            part = points.inputs.find_varied()
+            varied = None if part is None else (part.start, part.shape)
+            settings = replace(settings, selection=replace(settings.selection, part=varied))
+    return settings, points, facts
 
 
 def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Tensor:
