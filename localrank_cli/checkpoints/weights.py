@@ -77,7 +77,7 @@ def choose(content: "Sets", weights: str, place: str) -> tuple[str, ...]:
 
 def describe_weights(key: str, averaged: Collection[str]) -> str:
     """Return a set of weights for messages: its key, and whether it is an average."""
-    return (repr(key) if key else "one bare state dict") + (" (ema)" if key in averaged else "")
+    return (repr(key) if key else "a bare state dict") + (" (ema)" if key in averaged else "")
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,8 @@ def find_part(
 
     The key is "" where the network has no prefix beside the weights of a loss (`criterion.weight`).
     A longer prefix is left out if its entries are among those of a shorter one, as those of a base
-    model in a network of transformers are.
+    model in a network of transformers are. None is returned if entries of the network's own names
+    fit, beside others that no prefix explains: no part is meant then.
     """
     found: dict[str, Stripping] = {}
     seen: set[frozenset[str]] = set()
@@ -284,7 +285,13 @@ def find_part(
         left = tuple(key for key in state if key not in keys)
         change = f"prefix {start!r}" if start else ""
         found[prefix] = Stripping(names=pairs, change=change, left=left)
-    return found
+    own = {name: state[name] for name in names if name in state}
+    if "" in found or not found or not fits(own):
+        return found
+    if own.keys() | frozenset().union(*seen) < state.keys():
+        return {}
+    left = tuple(key for key in state if key not in own)
+    return {"": Stripping(names=tuple((name, name) for name in own), left=left)} | found
 
 
 def prefer(places: Collection[str], *, averages: bool = False) -> list[str]:

@@ -387,25 +387,34 @@ class Headers:
         Raises:
             SettingsError: If it may be inferred from several, at keys that no framework uses.
         """
-        first = content.states[bare]
         if not self._context.is_inferred:
+            return content.states[bare]
+        key = self._key_of_first(content, bare, file)
+        first = content.states[key]
+        if key in content.others:
             return first
-        if bare not in content.others:
-            found = without_loss_layer(first)
-            names = networks_in(found)
-            if names:
-                raise SettingsError(
-                    f"{file.path}: holds several networks by their names: {listed(names)}.",
-                    f"Choose one: --weights {' or --weights '.join(names[:4])}; or give the"
-                    " network's code: --model path/to/file.py:name.",
-                )
-            return found
-        return content.states[self._key_of_first(content, bare, file)]
+        found = without_loss_layer(first)
+        names = networks_in(found)
+        if names:
+            raise SettingsError(
+                f"{file.path}: holds several networks by their names: {listed(names)}.",
+                f"Choose one: --weights {' or --weights '.join(names[:4])}; or give the"
+                " network's code: --model path/to/file.py:name.",
+            )
+        return found
 
     def _key_of_first(self, content: Content, bare: str, file: CheckpointFile) -> str:
-        if bare not in content.others:
-            return bare
         keys = choose(sets_of(content), self._weights, str(file.path))
+        if bare not in content.others:
+            # Tensors beside the sets, such as statistics of the data, may have names of a module's.
+            is_among_others = not bare and len(content.states) > 1 and self._weights == RAW
+            if not is_among_others or can_infer(without_loss_layer(content.states[bare])):
+                return bare
+            usual = [key for key in keys if key not in content.others]
+            inferable = [key for key in usual if can_infer(content.states[key])]
+            if inferable or len(usual) > 1:
+                return (inferable or usual[1:])[0]
+            keys = tuple(key for key in content.states if key in content.others)
         fitting = prefer([key for key in keys if can_infer(content.states[key])])
         if len(fitting) > 1:
             raise SettingsError(

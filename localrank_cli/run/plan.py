@@ -24,7 +24,7 @@ from localrank_cli.checkpoints.series import (
     run_names,
 )
 from localrank_cli.checkpoints.trusted import provide_main
-from localrank_cli.checkpoints.weights import RAW, describe_weights
+from localrank_cli.checkpoints.weights import RAW
 from localrank_cli.errors import (
     BudgetError,
     LayerError,
@@ -446,9 +446,10 @@ def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
 
 def _which_weights(checkpoint: PlannedCheckpoint) -> str:
     container = checkpoint.container
-    key = describe_weights(container, {container} if checkpoint.averaged else ())
+    where = f"weights under {container!r}" if container else "bare state dict"
+    average = " (ema)" * checkpoint.averaged
     ignored = f", not {', '.join(checkpoint.ignored)} (--weights)" if checkpoint.ignored else ""
-    return f"using the weights under {key}{ignored}"
+    return f"using the {where}{average}{ignored}"
 
 
 def _model_facts(choice: ModelChoice) -> dict[str, object]:
