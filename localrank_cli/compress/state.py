@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from localrank_cli.compress.matrix import matrix_of
 from localrank_cli.compress.replace import norm_layers
 from localrank_cli.errors import SettingsError
+from localrank_cli.layers.factored import Factored
 from localrank_cli.layers.kinds import is_transposed_linear
 from localrank_cli.measures.table import effective_rank
 
@@ -45,7 +46,7 @@ def dense_state(
         SettingsError: If a factored layer has no bias, which would have to hold the mean.
     """
     found = dict(factored)
-    for name in _factored_layers(compressed, original):
+    for name in factored_layers(compressed):
         module: Any = original.get_submodule(name)
         if module.bias is None:
             raise SettingsError(
@@ -60,16 +61,9 @@ def dense_state(
     return _apart(found)
 
 
-def _factored_layers(compressed: nn.Module, original: nn.Module) -> list[str]:
-    old = dict(original.named_modules())
-    return [
-        name
-        for name, module in compressed.named_modules()
-        if isinstance(module, nn.Sequential)
-        and name in old
-        and not isinstance(old[name], nn.Sequential)
-        and hasattr(old[name], "weight")
-    ]
+def factored_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers that are factors."""
+    return [name for name, module in model.named_modules() if isinstance(module, Factored)]
 
 
 def _apart(state: State) -> State:

@@ -88,9 +88,11 @@ def begin_results(folder: Path) -> None:
         raise cannot_write(folder / FACTS_NAME, error) from error
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+def write_weights(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors as a safetensors file, whole or not at all."""
-    write_bytes(path, save(dict(state)))
+    write_bytes(path, save(dict(state), None if metadata is None else dict(metadata)))
 
 
 def write_loader(folder: Path) -> None:

@@ -12,12 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.checkpoints.factors import metadata_of
 from localrank_cli.compress.eligible import Layers, find_layers
 from localrank_cli.compress.matrix import shape_of
 from localrank_cli.compress.methods import BASELINES, METHODS, OURS
 from localrank_cli.compress.score import Batch, Difference, Kind, Scores, kind_of
 from localrank_cli.compress.search import FEW, Compressor, Data, Outcome, halves, split, verdict
-from localrank_cli.compress.state import dense_state, difference, effective_rank_of, factored_state
+from localrank_cli.compress.state import (
+    dense_state,
+    difference,
+    effective_rank_of,
+    factored_layers,
+    factored_state,
+)
 from localrank_cli.errors import LocalrankError, ModelError, Note, SettingsError
 from localrank_cli.layers.outputs import first_tensor
 from localrank_cli.layers.select import LEFT_OUT
@@ -392,13 +399,14 @@ class _Work:
         dense = dense_state(compressed, model, state) if self._how.dense else None
         write_loader(folder)
         path = folder / weights_name(share)
-        write_weights(path, state)
+        step = self._series.checkpoints[0].step
+        write_weights(path, state, metadata_of(step, factored_layers(compressed)))
         # As a user runs it; the file was written just now.
         load = runpy.run_path(str(folder / LOADER_NAME))["load"]
         self._compare(load(copy.deepcopy(model), path), compressed, path)
         if dense is not None:
             path = folder / weights_name(share, dense=True)
-            write_weights(path, dense)
+            write_weights(path, dense, metadata_of(step))
             copied = copy.deepcopy(model)
             copied.load_state_dict(dense)
             self._compare(copied, compressed, path)

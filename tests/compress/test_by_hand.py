@@ -1,6 +1,7 @@
 """Each method's ranks and losses against numpy: backpropagation, factors and division by hand."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ class ByHand:
 
     def __init__(self, model: torch.nn.Sequential) -> None:
         self.weights = [matrix_of(model[int(key)]).numpy().copy() for key in KEYS]
-        self.biases = [model[int(key)].bias.detach().numpy().copy() for key in KEYS]
+        self.biases = [model.state_dict()[f"{key}.bias"].numpy().copy() for key in KEYS]
         points = normal(N_POINTS, 12, seed=5)
         noise = normal(N_POINTS, 10, seed=6).numpy()
         self.points = points.numpy()
@@ -119,8 +120,8 @@ class ByHand:
 
 
 def damped(metric: np.ndarray) -> np.ndarray:
-    damping: np.ndarray = DAMPING * np.trace(metric) / len(metric) * np.eye(len(metric))
-    return metric + damping
+    found: np.ndarray = metric + DAMPING * np.trace(metric) / len(metric) * np.eye(len(metric))
+    return found
 
 
 def divided(
@@ -183,14 +184,14 @@ def test_ranks_and_losses_are_those_by_hand(
     ranks = hand.ranks(name, budget)
     assert list(outcome.ranks.values()) == ranks
     # Float64 through roots whose condition numbers are up to 1e2.
-    rounding = {"rel": 1e-9}
+    close = partial(pytest.approx, rel=1e-9)
     pick, report = (part.numpy() for part in (hand.slices.pick, hand.slices.report))
     loss = float(outcome.scores.loss.mean())
-    assert loss == pytest.approx(hand.loss(name, ranks, pick), **rounding)
+    assert loss == close(hand.loss(name, ranks, pick))
     reported = float(found.report(found.build(name, outcome.ranks)).loss.mean())
-    assert reported == pytest.approx(hand.loss(name, ranks, report), **rounding)
+    assert reported == close(hand.loss(name, ranks, report))
     if name in {"energy", "fwsvd", "fisher"}:
         error = sum(
             hand.errors(name, layer)[rank] for layer, rank in enumerate(ranks) if rank is not None
         )
-        assert outcome.predicted == pytest.approx(error, **rounding)
+        assert outcome.predicted == close(error)
