@@ -1,6 +1,8 @@
 """What `localrank compress` writes: weights, the program that loads them, and what it measured."""
 
 import csv
+import json
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -92,7 +94,18 @@ def write_weights(
     path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors as a safetensors file, whole or not at all."""
-    write_bytes(path, save(dict(state), None if metadata is None else dict(metadata)))
+    write_bytes(path, _ordered(save(dict(state), None if metadata is None else dict(metadata))))
+
+
+def _ordered(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order, which is another one at each save."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def write_loader(folder: Path) -> None:
