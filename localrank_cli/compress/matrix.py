@@ -43,6 +43,11 @@ def matrix_of(module: Any) -> Tensor:
     return weight.T if is_transposed_linear(module) else weight.flatten(1)
 
 
+def has_bias(module: Any) -> bool:
+    """Return whether a layer adds a bias."""
+    return module.bias is not None
+
+
 def shape_of(module: nn.Module) -> Shape:
     """Return the sides of the matrix of a layer."""
     return Shape(*matrix_of(module).shape)
