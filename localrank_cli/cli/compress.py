@@ -60,6 +60,8 @@ def _print(found: "Compressed") -> None:
     for text in found.verdicts:
         print(text)
     print(printable(f"written to {found.folder}: load(model, path) in load.py loads the weights"))
+    for folder in found.hf_folders:
+        print(printable(f"{folder}: from_pretrained loads it; dense weights, of the full size"))
 
 
 def _table(rows: "Sequence[Row]", columns: Sequence[str]) -> list[str]:

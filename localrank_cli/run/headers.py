@@ -22,6 +22,7 @@ from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.content import Content, State, printable_name
 from localrank_cli.checkpoints.counting import ALONE, Counting
 from localrank_cli.checkpoints.entries import find_entries
+from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.folders import is_alias
 from localrank_cli.checkpoints.modules import HeldModule, kinds_of
 from localrank_cli.checkpoints.names import StepRule
@@ -152,6 +153,7 @@ class Headers:
         self.scheme = StepScheme(rule, Counting(), {})
         self.unfilled: set[str] = set()  # parts of the model that a checkpoint does not fill
         self.first: State | None = None  # the weights in the first file, by name
+        self.factored: frozenset[str] = frozenset()  # layers that it says it holds as factors
         self._entries: dict[CheckpointFile, Entries] = {}
         self._last_entries: Entries = {}
         self._configs: dict[Path, Entries] = {}  # those of config.json, by its folder
@@ -247,6 +249,7 @@ class Headers:
             return
         if self.first is None:
             self.first = self._first(content, bare, file)
+            self.factored = content.factored
         self._compare_modules(content, bare, file)
         self._headers[file] = self._shared(content)
         if content.entries != self._last_entries:  # one copy, as of headers
@@ -394,7 +397,7 @@ class Headers:
         if key in content.others:
             return first
         found = without_loss_layer(first)
-        names = networks_in(found)
+        names = networks_in(without_factors(found, content.factored))
         if names:
             raise SettingsError(
                 f"{file.path}: holds several networks by their names: {listed(names)}.",

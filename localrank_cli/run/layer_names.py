@@ -34,7 +34,7 @@ def _header(path: Path) -> dict[str, Any]:
             raise ValueError("too large for a header")
         header = json.loads(stream.read(size))
     if not isinstance(header, dict):
-        raise ValueError("not a header")  # noqa: TRY004  # as for other broken files
+        raise ValueError("not a header")  # as for other broken files
     return header
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.checkpoints.counting import EPOCHS, Counting
+from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
@@ -66,6 +67,7 @@ from localrank_cli.run.activation import with_held_activation
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
+from localrank_cli.run.factored import with_factors
 from localrank_cli.run.fits import Look, place_one
 from localrank_cli.run.headers import (
     Failures,
@@ -386,10 +388,11 @@ def _build(
     skips: bool,
 ) -> Network:
     """Build the network, and have each checkpoint compared with what it was built from."""
-    weights = (headers.first, headers.held)
+    first = without_factors(headers.first or {}, headers.factored)
+    weights = (first, headers.held)
     network = make_model(choice, place, weights, headers.sources(place[0]), note, skips=skips)
     headers.recorded = network.recorded
-    return network
+    return with_factors(network, headers.first, note)
 
 
 def _find_series(options: SeriesOptions, named: Sequence[Path]) -> Series:
@@ -427,7 +430,11 @@ def _headers(
 
 def _with_held_activation(settings: Settings, headers: Headers, options: SeriesOptions) -> Settings:
     choice = settings.model
-    if not choice.is_inferred or not headers.first or not can_infer(headers.first):
+    if (
+        not choice.is_inferred
+        or not headers.first
+        or not can_infer(without_factors(headers.first, headers.factored))
+    ):
         return settings
     is_given = "activation" in options.from_user | options.from_folder
     given = options.options.activation if is_given else None
