@@ -48,7 +48,10 @@ ALLOWED: dict[str, set[str]] = {
     "compare": {"errors", "results"},
     "figures": {"errors", "drawing", "measures", "results", "compare"},
     "report": {"errors", "measures", "results"},
-    "api": {"errors", "options", "run", "results"},
+    "live": {
+        "errors", "seeds", "options", "checkpoints", "model", "points", "results", "run",
+    },
+    "api": {"errors", "options", "run", "results", "live"},
     "experiments": {
         "errors", "drawing", "options", "run", "results", "information", "model", "spectrum",
     },

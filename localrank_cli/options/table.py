@@ -925,6 +925,14 @@ OF_COMPRESS = {
 }  # fmt: skip
 
 
+# The options of analyze that a network in memory has no use for: they choose checkpoints, read
+# files, or name code that a folder brings.
+NOT_LIVE = {
+    "checkpoints", "pattern", "steps", "every", "last", "weights", "step_regex", "step_pattern",
+    "step_from", "on_error", "trust_model", "trust_pickle",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ReproduceOptions:
     """The options of `localrank reproduce`."""

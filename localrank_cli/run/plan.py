@@ -51,6 +51,7 @@ from localrank_cli.options.resolve import (
     check_step_names,
     for_series,
     resolve,
+    with_folder,
 )
 from localrank_cli.options.table import AnalyzeOptions, check_options
 from localrank_cli.points.draw import Points
@@ -177,10 +178,13 @@ def make_plan(
     with torch.random.fork_rng(devices=[]):
         for folder in sorted(named, key=lambda folder: runs[folder]):
             prefix = f"{runs[folder]}: " if len(named) > 1 else ""
+            of_series = for_series(replace(options, memory=memory), folder)
+            series = _find_series(of_series, named[folder])
+            refuse_without_data(of_series, named[folder], runs[folder])
             planned.append(
                 _plan_series(
-                    for_series(replace(options, memory=memory), folder),
-                    named[folder],
+                    of_series,
+                    series,
                     plan_file.of_run(runs[folder]) if plan_file is not None else None,
                     runs[folder],
                     device,
@@ -188,16 +192,42 @@ def make_plan(
                     refuses=refuses,
                 )
             )
-    extra = optional_first(name for plan in planned for name in plan.optional_columns)
-    plan = Plan(
+    return _checked(_plan_of(planned, options, device, memory), note, refuses=refuses)
+
+
+def plan_held(options: AnalyzeOptions, file: CheckpointFile, run: str, note: Note) -> Plan:
+    """Plan a run of one checkpoint in memory, whose content holds its step.
+
+    No folder is looked at: settings come from the options alone.
+    """
+    device = pick_device(options.device or "auto")
+    check_memory(options.memory, device)
+    memory = memory_budget(device) if options.memory is None else options.memory
+    own = with_folder(replace(options, memory=memory), FolderSettings(), Path())
+    check_names(own)
+    with torch.random.fork_rng(devices=[]):
+        series = Series(Path(), (file,))
+        planned = _plan_series(own, series, None, run, device, note, refuses=True)
+    return _checked(_plan_of([planned], options, device, memory), note, refuses=True)
+
+
+def _plan_of(
+    planned: Sequence[SeriesPlan], options: AnalyzeOptions, device: torch.device, memory: int
+) -> Plan:
+    return Plan(
         series=tuple(planned),
         device=device,
         memory=memory,
-        extra_columns=extra,
+        extra_columns=optional_first(name for plan in planned for name in plan.optional_columns),
         trust_pickle=options.trust_pickle,
         skips_errors=options.skips_errors,
     )
-    for one in planned:
+
+
+def _checked(plan: Plan, note: Note, *, refuses: bool) -> Plan:
+    """Return a plan after checking that its Jacobians fit in memory; see `make_plan`."""
+    memory = plan.memory
+    for one in plan.series:
         try:
             _check_pooled(one, memory)
         except (BudgetError, LayerError) as error:
@@ -268,7 +298,7 @@ def names_rule(options: AnalyzeOptions, folder: Path) -> NameRule:
 
 def _plan_series(
     series_options: SeriesOptions,
-    named: Sequence[Path],
+    series: Series,
     entry: ListedSeries | None,  # of the plan file
     run: str,
     device: torch.device,
@@ -278,8 +308,6 @@ def _plan_series(
 ) -> SeriesPlan:
     """Plan a series: what to load, the network that it fits, and the points to run it at."""
     options, folder = series_options.options, series_options.folder
-    series = _find_series(series_options, named)
-    refuse_without_data(series_options, named, run)
     settings = _resolve(series_options, note)
     series, headers = _headers(options, settings, series, entry, series_options.step_rule)
     failures = Failures(run, skips=options.skips_errors)
