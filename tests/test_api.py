@@ -25,7 +25,7 @@ def frame(*args: Any, **options: Any) -> pd.DataFrame:
 
 
 def test_what_the_package_offers() -> None:
-    assert localrank_cli.__all__ == ["__version__", "analyze", "local_rank"]
+    assert localrank_cli.__all__ == ["Monitor", "__version__", "analyze", "local_rank"]
     assert localrank_cli.__version__.count(".") == 2
 
 

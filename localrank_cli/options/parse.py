@@ -233,6 +233,19 @@ def whole(value: object) -> object:
     return value
 
 
+LOG = "log"
+
+
+def pace(value: object) -> object:
+    """Read how often to measure: a number of steps, or `log`."""
+    found = whole(value)
+    if isinstance(found, str) and found.strip().lower() == LOG:
+        return LOG
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise UnfitError(value, "expected a whole number from 1 on, or log")
+    return found
+
+
 def factor(value: object) -> object:
     """Read a factor: a number other than 0, or a fraction such as the 1/255 of pixels."""
     if isinstance(value, str):

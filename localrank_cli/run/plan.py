@@ -610,10 +610,9 @@ def listed_part(series: Series, entry: ListedSeries) -> Series:
 
 def series_settings(series: SeriesPlan) -> dict[str, Any]:
     """Return everything that decides the numbers of a series, as JSON can hold it."""
-    settings = series.settings
-    bounds = settings.bounds
+    settings, bounds = series.settings, series.settings.bounds
     regex = series.scheme.rule.names.regex
-    positions, one_source = settings.selection.positions, settings.selection.has_one_source
+    one_source = settings.selection.has_one_source
     return {
         "run": series.run,
         "folder": str(series.series.folder),
@@ -623,37 +622,18 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         | {key: repr(value) for key, value in settings.model.arguments.items()},
         **series.model_facts,
         **series.data_facts,
-        "data_shape": settings.source.shape,
-        "data_scale": settings.source.scale,
-        "seed": settings.source.seed,
+        **chosen_settings(settings),
         "point_indices": list(series.points.indices),
         "n_data": series.points.n_data,
-        "wrt": settings.selection.wrt,
-        # None as in journals of the first release, which had none of these.
-        "positions": str(positions) if not positions.is_all else None,
-        "residual": settings.selection.residual or None,
-        "pooled": settings.pooled or None,
-        "feature_axis": [f"{one.pattern}={one.axis}" for one in settings.selection.feature_axes]
-        or None,
-        "input_metric": settings.input_metric,
         "n_cov": series.metric.n_cov,
-        "slices": settings.slices,
-        "labels_key": settings.sampling.labels_key,
         "information_point_indices": (
             list(series.samples.sample.indices) if series.samples.sample is not None else None
         ),
-        "information_noise": settings.sampling.noise,
-        "dtype": settings.dtype_name,
-        "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
-        "tolerances": [tolerance.label for tolerance in settings.tolerances],
-        "measures": list(settings.measured),
         # None as in journals of versions that had no intervals.
         "method": "interval" if bounds is not None else None,
         "confidence": bounds.confidence if bounds is not None else None,
         "width": (bounds.width or None) if bounds is not None else None,
         "products": bounds.products if bounds is not None else None,
-        "noise": settings.noise,
-        "columns": dict(settings.columns),
         "optional_columns": list(series.optional_columns),
         "weights": series.weights,
         "counting": series.scheme.counting.text,
@@ -666,4 +646,31 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
             | ({} if one_source else {"wrt": pair.view.label})
             for pair in series.examination.pairs
         ],
+    }
+
+
+def chosen_settings(settings: Settings) -> dict[str, Any]:
+    """Return what decides the numbers of a series and needs neither its network nor its data."""
+    positions = settings.selection.positions
+    return {
+        "data_shape": settings.source.shape,
+        "data_scale": settings.source.scale,
+        "seed": settings.source.seed,
+        "wrt": settings.selection.wrt,
+        # None as in journals of the first release, which had none of these.
+        "positions": str(positions) if not positions.is_all else None,
+        "residual": settings.selection.residual or None,
+        "pooled": settings.pooled or None,
+        "feature_axis": [f"{one.pattern}={one.axis}" for one in settings.selection.feature_axes]
+        or None,
+        "input_metric": settings.input_metric,
+        "slices": settings.slices,
+        "labels_key": settings.sampling.labels_key,
+        "information_noise": settings.sampling.noise,
+        "dtype": settings.dtype_name,
+        "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
+        "tolerances": [tolerance.label for tolerance in settings.tolerances],
+        "measures": list(settings.measured),
+        "noise": settings.noise,
+        "columns": dict(settings.columns),
     }
