@@ -1032,6 +1032,72 @@ OF_COMPRESS = {
 
 
 @dataclass(frozen=True)
+class MonitorOptions:
+    """The options of `localrank_cli.Monitor` beside those of analyze."""
+
+    output: Annotated[
+        Path,
+        Setting(
+            help="A .csv, .tsv, .jsonl or .parquet file. A training that resumes adds to it.",
+            metavar="FILE",
+            is_argument=True,
+            read=parse.path,
+        ),
+    ]
+    every: Annotated[
+        int | str | None,
+        Setting(
+            help="Measure at each K-th step, or at 0, 1, 2, 5, 10, 20, 50 and so on: log.",
+            metavar="K",
+            default="log",
+            read=parse.pace,
+        ),
+    ] = None
+    steps: Annotated[
+        tuple[Annotated[int, Ge(0)], ...],
+        Setting(help="In place of every: the steps at which to measure.", metavar="STEP"),
+    ] = ()
+    max_share: Annotated[
+        Annotated[float, Gt(0), Lt(1)] | None,
+        Setting(
+            help="Skip a step that would take the measurements over this share of the time of the"
+            " training, such as 0.05. Default: none is skipped.",
+            metavar="X",
+            read=parse.share,
+            advice="A share is between 0 and 1, or a percentage such as 5%.",
+        ),
+    ] = None
+    run: Annotated[
+        str | None,
+        Setting(
+            help="Name of the training in the table. Default: the folder of the file.",
+            metavar="NAME",
+        ),
+    ] = None
+    on_error: Annotated[
+        Literal["warn", "raise"] | None,
+        Setting(
+            help="At a step that cannot be measured: warn, and go on with a row that says why; or"
+            " raise.",
+            metavar="WHAT",
+            default="warn",
+        ),
+    ] = None
+    overwrite: Overwrite = False
+    quiet: Annotated[bool, Setting(help="Do not print what the measurements took at the end.")] = (
+        False
+    )
+
+
+# The options of analyze that a network in memory has no use for: they choose checkpoints, read
+# files, or name code that a folder brings.
+NOT_LIVE = {
+    "checkpoints", "pattern", "steps", "every", "last", "weights", "step_regex", "step_pattern",
+    "step_from", "on_error", "trust_model", "trust_pickle",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ReproduceOptions:
     """The options of `localrank reproduce`."""
 

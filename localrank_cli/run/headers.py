@@ -28,7 +28,7 @@ from localrank_cli.checkpoints.modules import HeldModule, kinds_of
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.checkpoints.order import SeriesSteps, StepScheme
 from localrank_cli.checkpoints.places import Names, Place, find_place
-from localrank_cli.checkpoints.reading import Twins, read_checkpoint, sets_of, with_part
+from localrank_cli.checkpoints.reading import Twins, read_file, sets_of, with_part
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.weights import (
     EMA,
@@ -221,7 +221,7 @@ class Headers:
 
     def _source(self, file: CheckpointFile) -> Source:
         """Return what a checkpoint records, or else a config.json beside it."""
-        if self._entries[file] or self._context.is_hf:
+        if self._entries[file] or self._context.is_hf or file.held is not None:
             return Source(str(file.path), self._entries[file])
         place = config_folder(file, self._series.folder)
         if place not in self._configs:
@@ -333,7 +333,7 @@ class Headers:
 
     def _read(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
         try:
-            content = read_checkpoint(file.path, trust_pickle=self._trust_pickle, header_only=True)
+            content = read_file(file, trust_pickle=self._trust_pickle, header_only=True)
             return with_part(content, self._weights)
         except NoWeightsError:
             raise
@@ -353,7 +353,7 @@ class Headers:
         else:
             is_hf = self._context.is_hf
             bare = [key for key, state in states.items() if not (is_hf and is_adapter_alone(state))]
-        if not bare or is_of_peft(file.path):
+        if not bare or (file.held is None and is_of_peft(file.path)):
             raise UnreadableError(*refusal(file.path, next(iter(states.values()))))
         return bare[0]
 
@@ -508,7 +508,7 @@ class Headers:
 
         `stripped` tries names without prefixes.
         """
-        content = read_checkpoint(bare.file.path, trust_pickle=self._trust_pickle)
+        content = read_file(bare.file, trust_pickle=self._trust_pickle)
         content = with_part(content, self._weights)
         for container in keys:
             for stripping, state in candidates(content.states[container]):
@@ -699,9 +699,7 @@ def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, T
     Raises:
         SettingsError: If the file does not hold what its header held when the run was planned.
     """
-    content = read_checkpoint(
-        checkpoint.file.path, trust_pickle=trust_pickle, mapped=checkpoint.mapped
-    )
+    content = read_file(checkpoint.file, trust_pickle=trust_pickle, mapped=checkpoint.mapped)
     container = checkpoint.container
     state: Mapping[str, Tensor] | None = content.states.get(container)
     if state is None:  # --weights named a prefix

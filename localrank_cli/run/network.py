@@ -34,7 +34,7 @@ from localrank_cli.model.mlp import (
     layer_groups,
     like_factors,
 )
-from localrank_cli.model.twice import Builder, Network, build_twice
+from localrank_cli.model.twice import Builder, Given, Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
 from localrank_cli.options.needs import EMBEDDING, HF, HfConfig, find_hf_config
 from localrank_cli.options.resolve import ModelChoice
@@ -112,6 +112,8 @@ def _is_one_mlp(state: State) -> bool:
 def _of_code(choice: ModelChoice, sources: Sequence[Source], note: Note) -> Network:
     existing = existing_modules()
     name, factory = choice.description, choice.factory
+    if isinstance(factory, Given):  # nothing is built, so that there is nothing to compare
+        return Network(factory())
     if choice.code is not None:
         name = f"--model {name}"
         with seeded(SEED):
