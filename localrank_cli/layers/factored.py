@@ -28,9 +28,9 @@ def factored_like(module: Any, rank: int) -> Factored:
             module.in_channels,
             rank,
             module.kernel_size,  # type: ignore[arg-type]  # torch's stubs want a pair
-            stride=module.stride,  # type: ignore[arg-type]
-            padding=module.padding,  # type: ignore[arg-type]
-            dilation=module.dilation,  # type: ignore[arg-type]
+            stride=module.stride,  # type: ignore[arg-type]  # of one length
+            padding=module.padding,  # type: ignore[arg-type]  # of one length
+            dilation=module.dilation,  # type: ignore[arg-type]  # of one length
             bias=False,
             padding_mode=module.padding_mode,
         )

@@ -45,7 +45,7 @@ def test_the_rows_of_a_loop(tmp_path: Path) -> None:
                 }
                 assert values["local_rank/0"] == frame["local_rank"][0]
             with torch.no_grad():
-                network[0].weight.mul_(0.5)  # type: ignore[operator]
+                network[0].weight.mul_(0.5)  # type: ignore[operator]  # a Tensor or a Module
         wanted = pd.concat(expected, ignore_index=True)
         pd.testing.assert_frame_equal(monitor.table, wanted, check_exact=True)
     pd.testing.assert_frame_equal(monitor.table, wanted, check_exact=True)
@@ -111,7 +111,7 @@ def trained(
     network: nn.Module = Noisy()
     trained_one = network
     if how == "compiled":
-        trained_one = torch.compile(network, backend="eager")  # type: ignore[assignment]
+        trained_one = torch.compile(network, backend="eager")  # type: ignore[assignment]  # a function to the stubs
     if how == "parallel":
         trained_one = nn.DataParallel(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
@@ -250,7 +250,7 @@ def test_other_data_or_layers_show_at_the_first_step(
         (DATA, {"layers": "2"}, "layers was with 0"),
     ):
         caplog.clear()
-        with Monitor(file, data, every=1, **OPTIONS, **options) as monitor:  # type: ignore[arg-type]
+        with Monitor(file, data, every=1, **OPTIONS, **options) as monitor:  # type: ignore[arg-type]  # the wrong type is the point
             assert monitor(mlp(4, 3, 2), 1) == {}
             assert words in caplog.text
             assert monitor.table["status"].tolist() == ["ok", "ok", "failed"]
@@ -344,7 +344,7 @@ def test_averaged_weights(tmp_path: Path, kind: str) -> None:
     ema = AveragedModel(network, multi_avg_fn=average)
     ema.update_parameters(network)  # the first copies
     with torch.no_grad():
-        network[0].weight.mul_(3)  # type: ignore[operator]
+        network[0].weight.mul_(3)  # type: ignore[operator]  # a Tensor or a Module
     ema.update_parameters(network)
     given: Any = ema if kind != "state dict" else ema.module.state_dict()
     at_the_call = given if kind == "at the call" else None
