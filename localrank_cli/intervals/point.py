@@ -395,6 +395,8 @@ def _scaled(operator: Operator, scale: float) -> Operator:
     """Return the operator times a scale, which checks that products are finite."""
 
     def times(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return a product that is scaled, counted and checked."""
+
         def scaled(vectors: Tensor) -> Tensor:
             found = product(vectors) * scale
             operator.n_products += vectors.shape[0]

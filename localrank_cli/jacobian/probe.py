@@ -8,7 +8,7 @@ import torch
 
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch
-from localrank_cli.jacobian.budget import Budget, directions_at_once
+from localrank_cli.jacobian.budget import Alive, Budget, directions_at_once
 from localrank_cli.jacobian.chain import FactorSize
 from localrank_cli.jacobian.engine import MOST_TOKENS, Modes, Task, calls_of, chain_of
 from localrank_cli.jacobian.forecast import Mode, Work, forecast
@@ -16,7 +16,6 @@ from localrank_cli.jacobian.parts import pulled_rows, with_rows
 from localrank_cli.jacobian.past import Pasts, part_of_token, push_token, tokens_with_past
 from localrank_cli.jacobian.products import Products
 from localrank_cli.jacobian.routes import pushforward, unit_rows
-from localrank_cli.layers.alive import Alive
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.replay import record as record_replay
 from localrank_cli.layers.setting import analysis_setting

@@ -247,7 +247,7 @@ def test_a_network_without_forward_mode_is_refused() -> None:
             self.net = mlp(4, 3, 2).double()
 
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.net(Backward.apply(x))  # type: ignore[no-untyped-call]
+            out: Tensor = self.net(Backward.apply(x))
             return out
 
     with pytest.raises(ModelError, match="need forward mode"):
