@@ -363,11 +363,16 @@ def test_a_tolerance_under_the_rounding_of_float32_is_refused() -> None:
     bounds = Bounds(0.95, 0.0, 100)
     purpose = Purpose("run", 7, 1, bounds, (Tolerance(rtol=0.1), Tolerance(atol=1e-5)), 1.0)
     request = replace(requested(Selection()), dtype=torch.float32)
-    with pytest.raises(SettingsError, match=r"layer '0' at atol=1e-05: .* allow tolerances") as one:
+    with pytest.raises(SettingsError, match=r"layer '0' at atol=1e-05: .* allows --atol") as one:
         layer_evidence(model, torch.randn(1, 90), request, purpose, Modes())
-    least = float(one.value.what.split("tolerances from ")[1].split()[0])
+    least = float(one.value.what.split("--atol from ")[1].split()[0])
     assert 1e-5 < least < 1e-3
-    allowed = replace(purpose, tolerances=(Tolerance(atol=2 * least),))
+    relative = replace(purpose, tolerances=(Tolerance(rtol=1e-5),))
+    with pytest.raises(SettingsError, match=r"layer '0' at rtol=1e-05: .* allows --rtol"):
+        layer_evidence(model, torch.randn(1, 90), request, relative, Modes())
+    # Layers behind it have another largest singular value.
+    request = replace(request, selection=Selection(("0",)))
+    allowed = replace(purpose, tolerances=(Tolerance(atol=least),))
     assert layer_evidence(model, torch.randn(1, 90), request, allowed, Modes())
 
 
