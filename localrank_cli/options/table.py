@@ -86,7 +86,7 @@ Overwrite = Annotated[bool, Setting(help="Overwrite FILE if it exists.")]
 NoNotes = Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"))]
 Debug = Annotated[
     bool,
-    Setting(help="Show tracebacks of errors.", panel=OUTPUT, in_python=False, is_shared=False),
+    Setting(help="Show tracebacks of errors.", in_python=False, is_shared=False),
 ]
 
 

@@ -229,6 +229,10 @@ class ShowOptions:
         str | None,
         Setting(help="Show only this one. Default: all of them.", metavar="LABEL"),
     ] = None
+    chart: Annotated[
+        bool | None,
+        Setting(help="Draw the chart.", flags=("--chart/--no-chart",), default=True),
+    ] = None
     quiet: NoNotes = False
     debug: Debug = False
 
