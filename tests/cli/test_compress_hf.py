@@ -73,7 +73,8 @@ def test_from_pretrained_loads_what_is_reported(
     )
     assert type(model) is type(original)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    tokens = torch.from_numpy(np.load("data.npz")["x"])
+    with np.load("data.npz") as file:
+        tokens = torch.from_numpy(file["x"])
     order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
     chosen = tokens[order[3 * N_POINTS // 4 :]]  # the part that reports
     load = runpy.run_path("out/load.py")["load"]
@@ -100,8 +101,18 @@ def test_the_factored_file_is_analyzed_beside_the_config(
     saved(transformers, "gpt2", tmp_path)
     monkeypatch.chdir(tmp_path)
     assert compress("--budget", "0.4").code == 0
-    words = ("--data", "data.npz", "--data-key", "x", "--points", "3", "--device", "cpu")
-    words += ("--model", "hf", "--wrt", "transformer.wte", "--layers", "*.c_fc", "--rtol", "1e-5")
+    data = ("--data", "data.npz", "--data-key", "x", "--points", "3", "--device", "cpu")
+    words = (
+        *data,
+        "--model",
+        "hf",
+        "--wrt",
+        "transformer.wte",
+        "--layers",
+        "*.c_fc",
+        "--rtol",
+        "1e-5",
+    )
     tables = []
     for place in ("out/factored_0.4.safetensors", "out/hf_0.4"):
         outcome = invoke("analyze", place, *words, "-o", "ranks.csv", "--overwrite")
