@@ -26,6 +26,8 @@ FACTS_NAME = "compress.json"
 UNFINISHED_NAME = "compress.unfinished.json"
 BUDGETS_NAME = "budgets.csv"
 LAYERS_NAME = "layers.csv"
+# The columns of budgets.csv that a figure needs.
+BUDGETS = ("method", "budget", "weights", "loss", "loss_increase_se")
 CONFIG_NAME, HF_NAME = "config.json", "model.safetensors"  # the names of transformers
 # The same for every network: ranks are in the shapes. Works without localrank and safetensors.
 LOADER = """\
