@@ -10,6 +10,8 @@ from localrank_cli.options.setting import options_of
 from localrank_cli.options.views import KINDS, PlotOptions
 
 _FORMATS = (".png", ".svg", ".pdf")
+# Options that choose columns or rows of a table of ranks.
+_OF_RANKS = {"x", "y", "layers", "tolerance", "input_metric"}
 
 
 @with_options(PlotOptions, example="localrank plot ranks.csv --kind heatmap -o ranks.png")
@@ -46,6 +48,8 @@ def _check(options: PlotOptions) -> None:
             raise UsageError(
                 f"{option.flag}: has no effect on --kind {options.kind}.", "Leave it out."
             )
+    if chosen.is_from_budgets:
+        _check_of_budgets(options)
     if chosen.is_from_spectra and options.spectra is None:
         raise UsageError(
             f"--kind {options.kind}: needs singular values.",
@@ -53,3 +57,13 @@ def _check(options: PlotOptions) -> None:
         )
     if "step" in chosen.takes and len(options.steps) > 1:
         raise UsageError(f"--kind {options.kind}: shows one step.", "Give --step once.")
+
+
+def _check_of_budgets(options: PlotOptions) -> None:
+    default = PlotOptions(options.tables)
+    for option in options_of(PlotOptions):
+        is_changed = getattr(options, option.name) != getattr(default, option.name)
+        if option.name in _OF_RANKS and is_changed:
+            raise UsageError(
+                f"{option.flag}: has no effect on --kind {options.kind}.", "Leave it out."
+            )

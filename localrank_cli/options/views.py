@@ -23,12 +23,15 @@ class FigureKind:
             import.
         takes: The keywords of that function, of those that options give.
         is_from_spectra: Whether it is drawn from kept singular values; else from tables.
+        is_from_budgets: Whether it is drawn from the `budgets.csv` of compress, which has none of
+            the columns that other options name.
     """
 
     help: str
     draw: str
     takes: tuple[str, ...] = ()
     is_from_spectra: bool = False
+    is_from_budgets: bool = False
 
     @property
     def options(self) -> set[str]:
@@ -49,6 +52,9 @@ KINDS: Mapping[str, FigureKind] = {
         "singular values, from --spectra", "spectrum", ("steps",), is_from_spectra=True
     ),
     "information-plane": FigureKind("from --information and --labels-key", "information_plane"),
+    "compression": FigureKind(
+        "loss over the weights, from budgets.csv of compress", "compression", is_from_budgets=True
+    ),
 }
 
 _Tables = Annotated[
