@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from localrank_cli.errors import LocalrankError, ModelError, cause
 from localrank_cli.jacobian import guards
@@ -96,6 +96,21 @@ class Products:
         self._varied = self.batch.varied.detach().requires_grad_(True)
         with torch.enable_grad():
             (self._output,) = self.batch.outputs(self._varied, [self.call])
+
+    @property
+    def n_out(self) -> int:
+        """Rows of the Jacobian."""
+        return self._output.shape[1]
+
+    def in_float64(self, model: nn.Module) -> "Products":
+        """Return the products of a copy of the network in float64, at the same point."""
+        batch = self.batch
+        inputs = batch.inputs.double() if batch.inputs.is_floating_point() else batch.inputs
+        origin = None if batch.origin is None else batch.origin.double()
+        batch = replace(
+            batch, model=model, inputs=inputs, varied=batch.varied.double(), origin=origin
+        )
+        return replace(self, batch=batch)
 
     def rank_bound(self) -> int | None:
         """Return what the rank cannot exceed, as one product shows; None where nothing is known."""

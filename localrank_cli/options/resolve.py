@@ -354,7 +354,6 @@ def _check_interval(settings: Settings) -> None:
         "--pooled": settings.pooled,
         f"--positions {selection.positions}": not selection.positions.is_all,
         "--sigma-1 full": settings.by_whole,
-        "--dtype float32": settings.dtype != torch.float64,
         "--residual and --input-metric data": (
             selection.residual and settings.input_metric == "data"
         ),

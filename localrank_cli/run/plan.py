@@ -590,14 +590,16 @@ def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Te
 
 
 def _check_tolerances(settings: Settings, examination: Examination) -> None:
-    low = examination.survey.has_low_precision or settings.dtype == torch.float32
+    has_low, bounds = examination.survey.has_low_precision, settings.bounds
+    # What products in float32 lose is measured.
+    low = has_low or (settings.dtype == torch.float32 and bounds is None)
     for pair in examination.pairs:
         shape = (pair.record.numel, pair.n_in)
         check_rounding(settings.tolerances, pair.record.call.label, shape, low=low)
-    if settings.bounds is not None and low:
+    if bounds is not None and has_low:
         raise SettingsError(
-            "--method interval: the network computes in part in float32, and bounds that hold are"
-            " of products in float64.",
+            "--method interval: the network computes in part in less than"
+            f" {settings.dtype_name}, and what that loses is not known.",
             "Leave the layers behind that part out with --exclude, or use --method exact.",
         )
 
