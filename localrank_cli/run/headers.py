@@ -584,7 +584,7 @@ def _find_fit(header: _Header, container: str, expected: Expected) -> _Fit | Non
     odd = {
         name
         for (_, names), (_, dtypes) in zip(
-            candidates(shapes), candidates(header.dtypes[container]), strict=True
+            candidates(shapes), candidates(header.dtypes[container]), strict=False
         )
         if names.keys() == renamed.keys()
         for name, dtype in dtypes.items()

@@ -11,7 +11,13 @@ from typing import Any, TypeVar, cast
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.entries import level
 from localrank_cli.checkpoints.series import CheckpointFile
-from localrank_cli.checkpoints.weights import parts, second_networks, without_loss, without_wrappers
+from localrank_cli.checkpoints.weights import (
+    parts,
+    second_networks,
+    without_loss,
+    without_masks,
+    without_wrappers,
+)
 from localrank_cli.errors import MismatchError, ModelError, Note, UnreadableError, listed
 from localrank_cli.model.arguments import Source, find_arguments
 from localrank_cli.model.build import existing_modules
@@ -149,6 +155,7 @@ def networks_in(state: State) -> list[str]:
     """
     if not can_infer(state):
         return []
+    state = without_masks(state) or state
     bare = _below(without_wrappers(state))
     rest, others = second_networks(bare)
     seconds = [prefix for prefix, part in others.items() if can_infer(part)]

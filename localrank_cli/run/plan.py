@@ -438,6 +438,8 @@ def _with_held_activation(settings: Settings, headers: Headers, options: SeriesO
 def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
     for description in sorted({c.stripping.description for c in checkpoints} - {""}):
         note(f"stripped from the weights' names: {description}")
+    if any(one.stripping.masked for one in checkpoints):
+        note("pruned weights are multiplied by their masks (weight_orig * weight_mask)")
     for text in sorted(
         {_which_weights(c) for c in checkpoints if c.ignored or c.averaged or c.is_found}
     ):
