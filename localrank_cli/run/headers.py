@@ -290,11 +290,7 @@ class Headers:
             return
         ((file, key, bundle),) = bundles
         if self.scheme.counting.kind == ALONE and self._weights == RAW:
-            raise SettingsError(
-                f"{bundle.describe(file.path)}, beside weights without a step.",
-                f"{bundle.advice(file.path)}. To analyze the other weights alone, give"
-                f" --weights {key}.",
-            )
+            raise _without_step(bundle, key, file)
         note(f"{bundle.describe(file.path)}, which are left out. {bundle.advice(file.path)}")
 
     def _pass_over(self, without: Mapping[CheckpointFile, NoWeightsError], note: Note) -> None:
@@ -416,6 +412,8 @@ class Headers:
                 return (inferable or usual[1:])[0]
             keys = tuple(key for key in content.states if key in content.others)
         fitting = prefer([key for key in keys if can_infer(content.states[key])])
+        if len(fitting) > 1 and content.bundle is not None:
+            raise _without_step(content.bundle, fitting[0], file)
         if len(fitting) > 1:
             raise SettingsError(
                 f"{file.path}: holds several networks: {listed(fitting)}.",
@@ -650,6 +648,14 @@ def _planned(
         ),
         averaged=container in header.averaged,
         is_found=container in header.others,
+    )
+
+
+def _without_step(bundle: Bundle, key: str, file: CheckpointFile) -> SettingsError:
+    """Return the error for a series in one file, beside weights at a key that have no step."""
+    return SettingsError(
+        f"{bundle.describe(file.path)}, beside weights without a step.",
+        f"{bundle.advice(file.path)}. To analyze the other weights alone, give --weights {key}.",
     )
 
 
