@@ -122,6 +122,8 @@ class HeaderContext:
     is_inferred: bool = False  # whether the network is inferred from the weights
     is_hf: bool = False  # whether transformers builds it
     names: Collection[str] = ()  # of the model's weights, once it is built
+    modules: tuple[HeldModule, ...] = ()  # of an earlier file with a whole module
+    place: Path | None = None  # of that file
 
 
 class Headers:
@@ -156,8 +158,8 @@ class Headers:
         self._last_entries: Entries = {}
         self._configs: dict[Path, Entries] = {}  # those of config.json, by its folder
         self.recorded: Recorded | None = None  # what the network was built with, to be compared
-        self.modules: tuple[HeldModule, ...] = ()  # of the first file with a whole module
-        self.place: Path = series.folder  # of that file
+        self.modules = context.modules  # of the first file with a whole module
+        self.place = context.place or series.folder  # of that file
 
     @property
     def held(self) -> Held:
@@ -366,16 +368,19 @@ class Headers:
         Raises:
             SettingsError: If an inferred network would differ.
         """
-        if not content.modules or not self._context.is_inferred:
+        if not content.modules:
             return
-        modules = content.modules.get(self._key_of_first(content, bare, file), ())
-        if self.modules and modules and kinds_of(self.modules) != kinds_of(modules):
+        is_inferred = self._context.is_inferred
+        key = self._key_of_first(content, bare, file) if is_inferred else bare
+        modules = content.modules.get(key, ())
+        if is_inferred and self.modules and modules and kinds_of(self.modules) != kinds_of(modules):
             raise SettingsError(
                 f"{file.path}: holds a module of other parts than {self.place}.",
                 "Choose the checkpoints of one network with --pattern GLOB, or give the network's"
                 " code: --model path/to/file.py:name.",
             )
-        self.modules, self.place = modules, file.path
+        if not self.modules:
+            self.modules, self.place = modules, file.path
 
     def _first(self, content: Content, bare: str, file: CheckpointFile) -> State:
         """Return the weights from which a network may be inferred.
