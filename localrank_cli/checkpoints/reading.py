@@ -10,6 +10,7 @@ from localrank_cli.checkpoints.dcp import dcp_files, read_dcp
 from localrank_cli.checkpoints.folders import DCP_METADATA
 from localrank_cli.checkpoints.formats import read
 from localrank_cli.checkpoints.frameworks import EMA_KEYS
+from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.checkpoints.sharded import is_index, read_sharded, shard_files
 from localrank_cli.checkpoints.weights import EMA, RAW, Sets, choose, part_at
 
@@ -34,6 +35,21 @@ def read_checkpoint(
     if is_index(path):
         return read_sharded(path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
     return read(path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
+
+
+def read_file(
+    file: CheckpointFile,
+    *,
+    trust_pickle: bool = False,
+    header_only: bool = False,
+    mapped: bool = True,
+) -> Content:
+    """Return the content of a checkpoint of a series, in memory or by `read_checkpoint`."""
+    if file.held is not None:
+        return file.held
+    return read_checkpoint(
+        file.path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped
+    )
 
 
 def sets_of(content: Content) -> Sets:
@@ -62,6 +78,18 @@ class Footprint:
 
     size: int  # bytes of all its files
     mtime_ns: int  # of the file that changed last
+
+
+def footprint_of(file: CheckpointFile) -> Footprint:
+    """Return the size and time of a checkpoint of a series; weights in memory have no time.
+
+    Raises:
+        UnreadableError: If one of its files is gone.
+    """
+    if file.held is None:
+        return footprint(file.path)
+    tensors = (one for state in file.held.states.values() for one in state.values())
+    return Footprint(sum(one.nbytes for one in tensors), 0)
 
 
 def footprint(path: Path) -> Footprint:

@@ -280,11 +280,11 @@ def match_names(
         names: Those of the model's state dict.
         fits: Whether entries are those of the model.
     """
-    of_model = {_plain_name(name): name for name in names}
+    of_model = {plain_name(name): name for name in names}
     if len(of_model) < len(names):
         return None
     for stripping, stripped in candidates(state):
-        plain = {_plain_name(name): name for name in stripped}
+        plain = {plain_name(name): name for name in stripped}
         if stripping.inner or stripping.masked or len(plain) < len(stripped):
             continue
         renamed = {of_model.get(short, name): name for short, name in plain.items()}
@@ -294,7 +294,8 @@ def match_names(
     return None
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a parameter's name without wrappers, and with the old names of weight_norm."""
     found = [part for part in name.split(".") if f"{part}." not in _ALL_WRAPPERS]
     if len(found) > 2 and found[-3] == "parametrizations" and found[-1] in _NORMS:
         found[-3:] = [found[-2] + _NORMS[found[-1]]]

@@ -22,12 +22,13 @@ from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.content import Content, State, printable_name
 from localrank_cli.checkpoints.counting import ALONE, Counting
 from localrank_cli.checkpoints.entries import find_entries
+from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.folders import is_alias
 from localrank_cli.checkpoints.modules import HeldModule, kinds_of
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.checkpoints.order import SeriesSteps, StepScheme
 from localrank_cli.checkpoints.places import Names, Place, find_place
-from localrank_cli.checkpoints.reading import Twins, read_checkpoint, sets_of, with_part
+from localrank_cli.checkpoints.reading import Twins, read_file, sets_of, with_part
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.weights import (
     EMA,
@@ -136,7 +137,7 @@ class Headers:
         self,
         series: Series,
         trust_pickle: bool,
-        rule: StepRule = StepRule(),  # noqa: B008  # frozen
+        rule: StepRule = StepRule(),
         weights: str = RAW,
         context: HeaderContext = HeaderContext(),  # frozen
     ) -> None:
@@ -154,6 +155,7 @@ class Headers:
         self.scheme = StepScheme(rule, Counting(), {})
         self.unfilled: set[str] = set()  # parts of the model that a checkpoint does not fill
         self.first: State | None = None  # the weights in the first file, by name
+        self.factored: frozenset[str] = frozenset()  # layers that it says it holds as factors
         self._entries: dict[CheckpointFile, Entries] = {}
         self._last_entries: Entries = {}
         self._configs: dict[Path, Entries] = {}  # those of config.json, by its folder
@@ -221,7 +223,7 @@ class Headers:
 
     def _source(self, file: CheckpointFile) -> Source:
         """Return what a checkpoint records, or else a config.json beside it."""
-        if self._entries[file] or self._context.is_hf:
+        if self._entries[file] or self._context.is_hf or file.held is not None:
             return Source(str(file.path), self._entries[file])
         place = config_folder(file, self._series.folder)
         if place not in self._configs:
@@ -249,6 +251,7 @@ class Headers:
             return
         if self.first is None:
             self.first = self._first(content, bare, file)
+            self.factored = content.factored
         self._compare_modules(content, bare, file)
         self._headers[file] = self._shared(content)
         if content.entries != self._last_entries:  # one copy, as of headers
@@ -328,7 +331,7 @@ class Headers:
 
     def _read(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
         try:
-            content = read_checkpoint(file.path, trust_pickle=self._trust_pickle, header_only=True)
+            content = read_file(file, trust_pickle=self._trust_pickle, header_only=True)
             return with_part(content, self._weights)
         except NoWeightsError:
             raise
@@ -348,7 +351,7 @@ class Headers:
         else:
             is_hf = self._context.is_hf
             bare = [key for key, state in states.items() if not (is_hf and is_adapter_alone(state))]
-        if not bare or is_of_peft(file.path):
+        if not bare or (file.held is None and is_of_peft(file.path)):
             raise UnreadableError(*refusal(file.path, next(iter(states.values()))))
         return bare[0]
 
@@ -395,7 +398,7 @@ class Headers:
         if key in content.others:
             return first
         found = without_loss_layer(first)
-        names = networks_in(found)
+        names = networks_in(without_factors(found, content.factored))
         if names:
             raise SettingsError(
                 f"{file.path}: holds several networks by their names: {listed(names)}.",
@@ -508,7 +511,7 @@ class Headers:
 
         `stripped` tries names without prefixes.
         """
-        content = read_checkpoint(bare.file.path, trust_pickle=self._trust_pickle)
+        content = read_file(bare.file, trust_pickle=self._trust_pickle)
         content = with_part(content, self._weights)
         for container in keys:
             for stripping, state in candidates(content.states[container]):
@@ -562,7 +565,7 @@ class _Fit:
     """How a set of weights fits a network."""
 
     stripping: Stripping
-    report: Report = Report()  # noqa: RUF009  # frozen
+    report: Report = Report()
     odd: tuple[str, ...] = ()  # floating-point entries that would be filled from other numbers
 
 
@@ -707,9 +710,7 @@ def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, T
     Raises:
         SettingsError: If the file does not hold what its header held when the run was planned.
     """
-    content = read_checkpoint(
-        checkpoint.file.path, trust_pickle=trust_pickle, mapped=checkpoint.mapped
-    )
+    content = read_file(checkpoint.file, trust_pickle=trust_pickle, mapped=checkpoint.mapped)
     container = checkpoint.container
     state: Mapping[str, Tensor] | None = content.states.get(container)
     if state is None:  # --weights named a prefix

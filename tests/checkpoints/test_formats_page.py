@@ -174,7 +174,7 @@ def _pickled(path: Path) -> None:
 
 
 def _script(path: Path) -> None:
-    torch.jit.script(whole_module()).save(str(path))  # type: ignore[no-untyped-call]
+    torch.jit.script(whole_module()).save(str(path))
 
 
 def _arrays(path: Path) -> None:

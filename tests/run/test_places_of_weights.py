@@ -449,7 +449,7 @@ class TestWrappers:
     @pytest.mark.parametrize("is_new", [False, True])
     def test_weight_norm_of_old_and_new(self, tmp_path: Path, prefix: str, is_new: bool) -> None:
         state = dict(normed().state_dict())
-        weight = normed().double()[0].weight  # type: ignore[index]  # a Sequential
+        weight: Any = normed().double().get_submodule("0").weight
         names = {} if is_new else {"parametrizations.weight.original0": "weight_g",
                                    "parametrizations.weight.original1": "weight_v"}  # fmt: skip
         for new, old in names.items():

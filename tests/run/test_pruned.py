@@ -21,7 +21,7 @@ def masked() -> nn.Module:
     """The same network, all of whose weights are masked."""
     model = mlp(6, 5, 4)
     for layer in (model[0], model[2]):
-        prune.identity(layer, "weight")  # type: ignore[no-untyped-call]
+        prune.identity(layer, "weight")
     return model
 
 
@@ -30,9 +30,9 @@ def pruned(*names: str, structured: bool = False) -> nn.Sequential:
     for name in names:
         layer = model.get_submodule(name)
         if structured:
-            prune.ln_structured(layer, "weight", amount=0.4, n=2, dim=0)  # type: ignore[no-untyped-call]
+            prune.ln_structured(layer, "weight", amount=0.4, n=2, dim=0)
         else:
-            prune.l1_unstructured(layer, "weight", amount=0.6)  # type: ignore[no-untyped-call]
+            prune.l1_unstructured(layer, "weight", amount=0.6)
     return model
 
 
