@@ -28,7 +28,8 @@ _ALL_WRAPPERS = (*_PRIVATE_WRAPPERS, "module.")  # and of DataParallel
 _NORMS = {"original0": "_g", "original1": "_v"}  # of weight_norm, new and old
 # Top-level parts of a training's module that are not the network.
 _LOSS = re.compile(
-    r"^(?:\w*loss(?:es|_\w+)?|criteri(?:on|a)\w*|\w*metrics?|\w*_acc(?:uracy)?)\.",
+    r"^(?:\w*loss(?:es|_\w+)?|criteri(?:on|a)\w*|\w*metrics?|\w*_acc(?:uracy)?|"
+    r"(?:arc|cos|sphere)_?face\w*|\w*margin\w*)\.",
     flags=re.IGNORECASE,
 )
 # Tensors that training keeps beside the weights, and what TransformerEngine adds to each layer.

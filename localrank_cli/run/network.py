@@ -49,6 +49,7 @@ from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import import_object
 
 _Value = TypeVar("_Value")
+HPARAMS = "hparams.yaml"  # Lightning's loggers write it beside the folder of checkpoints
 
 
 def make_model(
@@ -71,7 +72,10 @@ def make_model(
     if choice.is_hf:
         return make_hf_model(*place, choice.arguments, held, skips=skips)
     if not choice.is_inferred:
-        return _of_code(choice, sources, note)
+        try:
+            return _of_code(choice, sources, note)
+        except ModelError as error:
+            raise _with_advice_of_hparams(error, place[1]) from error
     assert first is not None
     try:
         layout = _layout(first)
@@ -214,6 +218,14 @@ def _with_advice_of_config(
         error.what,
         f"{config.place} names {config.architecture} of transformers: give --model {HF}{wrt}.",
     )
+
+
+def _with_advice_of_hparams(error: ModelError, folder: Path) -> ModelError:
+    """Return the error of a class that lacks arguments, naming Lightning's file of them."""
+    found = [path for path in (folder / HPARAMS, folder.parent / HPARAMS) if path.is_file()]
+    if not found or "--model-arg" not in error.advice:
+        return error
+    return ModelError(error.what, f"{error.advice} {found[0]} may hold their values.")
 
 
 def embedding_of_hf(config: HfConfig, held: Held) -> str:
