@@ -348,7 +348,7 @@ class TestPrefixes:
         save(tmp_path, {**renamed(ONE, "body."), "head.weight": torch.ones(3, 2)})
         check(tmp_path, ONE)
 
-    @pytest.mark.parametrize("name", ["criterion", "loss_fn", "arc_loss"])
+    @pytest.mark.parametrize("name", ["criterion", "loss_fn", "arc_loss", "arcface", "margin"])
     def test_a_loss_whose_weight_fits_as_the_last_layer(self, tmp_path: Path, name: str) -> None:
         save(tmp_path, {**ONE, f"{name}.weight": torch.ones(7, 2)})
         words = ("analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv"))
