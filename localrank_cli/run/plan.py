@@ -62,6 +62,7 @@ from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
 from localrank_cli.run.activation import with_held_activation
+from localrank_cli.run.beside import BesideNeed, beside_needs, check_beside
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
@@ -78,7 +79,7 @@ from localrank_cli.run.headers import (
 from localrank_cli.run.inputs import load_for
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import can_infer, check_unsaved, make_model
-from localrank_cli.run.samples import SamplePlan, plan_samples
+from localrank_cli.run.samples import SamplePlan, plan_samples, with_beside
 from localrank_cli.spectrum.examine import Examination, examine
 from localrank_cli.spectrum.layer import Request, make_task, pool_shapes
 from localrank_cli.spectrum.pooled import pooled_bytes
@@ -117,6 +118,12 @@ class SeriesPlan:
         """Checkpoints and failures by step; those without a step come last."""
         every: list[PlannedCheckpoint | CheckpointRecord] = [*self.checkpoints, *self.failures]
         return sorted(every, key=lambda one: math.inf if one.step is None else one.step)
+
+    @property
+    def beside_needs(self) -> list[BesideNeed]:
+        """The memory that the columns of `--beside` take."""
+        samples = self.samples
+        return beside_needs(samples.beside, self.model, self.examination, samples.n_points)
 
     @property
     def optional_columns(self) -> tuple[str, ...]:
@@ -198,6 +205,8 @@ def make_plan(
         skips_errors=options.skips_errors,
     )
     for one in planned:
+        if refuses:
+            check_beside(one.samples.beside, one.beside_needs, one.samples.n_points, memory)
         try:
             _check_pooled(one, memory)
         except (BudgetError, LayerError) as error:
@@ -299,6 +308,7 @@ def _plan_series(
     fit = _fit(series_options, steps, headers, failures, network, look, note)
     _check_tolerances(settings, fit.examination)
     memory = options.memory or 0
+    samples = plan_samples(settings, points, facts, fit.examination, memory, refuses=refuses)
     return SeriesPlan(
         run=run,
         series=series,
@@ -313,7 +323,7 @@ def _plan_series(
         data_facts=facts,
         examination=fit.examination,
         metric=plan_metric(settings, points, fit.examination, memory, note, refuses=refuses),
-        samples=plan_samples(settings, points, facts, fit.examination, memory, refuses=refuses),
+        samples=with_beside(samples, expected.tied, fit.examination),
         scheme=headers.scheme,
         weights=options.weights or RAW,
         unsaved=fit.unsaved,
@@ -615,6 +625,8 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
             list(series.samples.sample.indices) if series.samples.sample is not None else None
         ),
         "information_noise": settings.sampling.noise,
+        # None as in journals of versions that had none of it.
+        "beside": ",".join(settings.sampling.beside) or None,
         "dtype": settings.dtype_name,
         "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
