@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +89,36 @@ class BesidePlan:
             ]
         return {**cells, "activation_at_ceiling": "+".join(at_ceiling)}
 
-    def of_weight(self, model: nn.Module, record: CallRecord) -> dict[str, Cell]:
-        """Return the cells on a layer's weight; their note is one of the cells."""
+    def of_weights(
+        self, model: nn.Module, records: Iterable[CallRecord], point: Tensor
+    ) -> dict[str, dict[str, Cell]]:
+        """Return the cells on the weight of each layer, by its name; notes are among the cells.
+
+        A weight that is no parameter may be computed by a hook or a forward pass (old weight_norm,
+        pruning), so the network runs at `point`, (1, ...), to have it up to date.
+        """
         if not self.weights:
             return {}
-        matrix = weight_matrix(model.get_submodule(record.call.name))
+        modules = {name: model.get_submodule(name) for name in {one.call.name for one in records}}
+        found: dict[str, Tensor | str] = {}
+        handles = [
+            module.register_forward_hook(partial(_read_weight, found, name))
+            for name, module in modules.items()
+            if _is_computed(module)
+        ]
+        if handles:
+            try:
+                with torch.no_grad():
+                    model(point.clone())
+            finally:
+                for handle in handles:
+                    handle.remove()
+        return {
+            name: self._of_weight(found.get(name, weight_matrix(module)), name)
+            for name, module in modules.items()
+        }
+
+    def _of_weight(self, matrix: Tensor | str, name: str) -> dict[str, Cell]:
         if isinstance(matrix, str):
             return {BESIDE_NOTE: f"weights: {matrix}"}
         cells: dict[str, Cell] = {"weight_ceiling": min(matrix.shape)}
@@ -103,8 +130,20 @@ class BesidePlan:
             "weight_stable_rank": found.stable_rank,
             "weight_spectral_norm": found.spectral_norm,
         }
-        other = self.tied.get(f"{record.call.name}.weight")
+        other = self.tied.get(f"{name}.weight")
         return cells | ({} if other is None else {BESIDE_NOTE: f"weights: tied to {other}"})
+
+
+def _is_computed(module: nn.Module) -> bool:
+    """Return whether a weight is an attribute that a hook or a forward pass may replace."""
+    return isinstance(vars(module).get("weight"), Tensor)
+
+
+def _read_weight(
+    found: dict[str, Tensor | str], name: str, module: nn.Module, _args: Any, _output: Any
+) -> None:
+    matrix = weight_matrix(module)
+    found[name] = matrix if isinstance(matrix, str) else matrix.clone()
 
 
 def both(first: Mapping[str, Cell], second: Mapping[str, Cell]) -> dict[str, Cell]:

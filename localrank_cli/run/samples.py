@@ -73,16 +73,21 @@ class SamplePlan:
         sample = self.sample
         return 0 if sample is None or sample.everything is None else sample.everything.shape[0]
 
-    def at(self, model: nn.Module, device: torch.device) -> list[dict[str, Cell]]:
+    def at(self, model: nn.Module, device: torch.device, point: Tensor) -> list[dict[str, Cell]]:
         """Return cells for each chosen call, in order, at the weights of a model.
 
+        The model runs at `point`, (1, ...), where only that shows a layer's weight.
         Cells without a finite value are empty.
         """
         if not self.columns:
             return [{} for _ in self.records]
         with analysis_setting(model, self.settings.dtype):
             scores = self._scores(model, device)
-            return [scores | self._sampled(model, record, device) for record in self.records]
+            weights = self.beside.of_weights(model, self.records, point)
+            return [
+                scores | self._sampled(model, record, device, weights.get(record.call.name, {}))
+                for record in self.records
+            ]
 
     def _outputs(
         self, model: nn.Module, points: Points, record: CallRecord | None, device: torch.device
@@ -121,11 +126,10 @@ class SamplePlan:
         }
 
     def _sampled(
-        self, model: nn.Module, record: CallRecord, device: torch.device
+        self, model: nn.Module, record: CallRecord, device: torch.device, weights: dict[str, Cell]
     ) -> dict[str, Cell]:
-        weights = self.beside.of_weight(model, record)
         if self.sample is None:
-            return weights
+            return both({}, weights)
         outputs = self._outputs(model, self.sample, record, device)
         cells = self._information(outputs) if self.settings.sampling.information else {}
         return cells | both(self.beside.of_outputs(record, outputs), weights)

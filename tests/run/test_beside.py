@@ -1,5 +1,6 @@
 """`--beside` from checkpoints to the table: numbers by numpy, and cells that are empty."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from localrank_cli import analyze
 from localrank_cli.errors import BudgetError, LocalrankError, SettingsError
@@ -139,6 +141,38 @@ def test_weights_that_are_tied_or_no_matrix_are_said_to_be(tmp_path: Path) -> No
     ranks = frame.set_index("layer")["weight_effective_rank"]
     assert ranks["first"] == ranks["second"]
     assert ranks[["norm", "act"]].isna().all()
+
+
+class Normed(nn.Module):
+    """Layers whose weights hooks compute from other tensors at each forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():  # of old weight_norm, which saved networks have
+            warnings.simplefilter("ignore")
+            self.old = nn.utils.weight_norm(nn.Linear(4, 5))
+        self.new = nn.utils.parametrizations.weight_norm(nn.Linear(5, 5))
+        self.cut = prune.l1_unstructured(nn.Linear(5, 3), "weight", 0.5)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.cut(self.new(self.old(x).tanh()).tanh())
+        return found
+
+
+def test_weights_that_hooks_compute_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    expected = {}
+    for step in (0, 1):
+        torch.manual_seed(step)
+        net = Normed().double()
+        torch.save(net.state_dict(), tmp_path / f"step_{step}.pt")
+        net(torch.zeros(1, 4, dtype=torch.float64))
+        for name in ("old", "new", "cut"):
+            weight = getattr(net, name).weight.detach().numpy()
+            expected[step, name] = np.linalg.norm(weight, 2)
+    frame = analyze(tmp_path, model=Normed, data="normal:4", beside="weights")
+    for _, row in frame.iterrows():
+        norm = expected[row["step"], row["layer"]]
+        assert row["weight_spectral_norm"] == pytest.approx(norm, rel=1e-12)
 
 
 class Image(nn.Module):
