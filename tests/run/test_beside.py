@@ -152,7 +152,7 @@ class Normed(nn.Module):
             warnings.simplefilter("ignore")
             self.old = nn.utils.weight_norm(nn.Linear(4, 5))
         self.new = nn.utils.parametrizations.weight_norm(nn.Linear(5, 5))
-        self.cut = prune.l1_unstructured(nn.Linear(5, 3), "weight", 0.5)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.cut = prune.l1_unstructured(nn.Linear(5, 3), "weight", 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.cut(self.new(self.old(x).tanh()).tanh())
