@@ -58,6 +58,12 @@ class Sampling:
     points: int | None = None  # None: the default number
     noise: float | None = None  # as a share of tr Cov(T); None: the square of --noise
     labels_key: str = ""
+    beside: tuple[str, ...] = ()  # activations, weights
+
+    @property
+    def needs_points(self) -> bool:
+        """Whether points are drawn for it."""
+        return self.information or "activations" in self.beside
 
 
 @dataclass(frozen=True)
@@ -468,10 +474,14 @@ def _check_not_pooled(settings: Settings) -> None:
 def _sampling(series: SeriesOptions) -> Sampling:
     options = series.options
     needless = series.from_user & {"information_points", "information_noise"}
+    if "activations" in options.beside:
+        needless -= {"information_points"}
     if needless and not options.information:
         flag = max(needless).replace("_", "-")
-        raise UsageError(f"--{flag} without --information.", "Give both or neither.")
+        other = " or --beside activations" if flag == "information-points" else ""
+        raise UsageError(f"--{flag} without --information{other}.", "Give both or neither.")
     return Sampling(
+        beside=tuple(sorted(set(options.beside))),
         information=bool(options.information),
         points=options.information_points,
         noise=options.information_noise,

@@ -66,6 +66,7 @@ from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
 from localrank_cli.run.activation import given_activation, with_held_activation
+from localrank_cli.run.beside import BesideNeed, beside_needs, check_beside
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
@@ -82,7 +83,7 @@ from localrank_cli.run.headers import (
 )
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import can_infer, check_unsaved, make_model
-from localrank_cli.run.samples import SamplePlan, plan_samples
+from localrank_cli.run.samples import SamplePlan, plan_samples, with_beside
 from localrank_cli.spectrum.examine import Examination, examine
 from localrank_cli.spectrum.layer import Request, make_task, pool_shapes
 from localrank_cli.spectrum.pooled import pooled_bytes
@@ -122,6 +123,12 @@ class SeriesPlan:
         """Checkpoints and failures by step; those without a step come last."""
         every: list[PlannedCheckpoint | CheckpointRecord] = [*self.checkpoints, *self.failures]
         return sorted(every, key=lambda one: math.inf if one.step is None else one.step)
+
+    @property
+    def beside_needs(self) -> list[BesideNeed]:
+        """The memory that the columns of `--beside` take."""
+        samples = self.samples
+        return beside_needs(samples.beside, self.model, self.examination, samples.n_points)
 
     @property
     def optional_columns(self) -> tuple[str, ...]:
@@ -232,6 +239,8 @@ def _checked(plan: Plan, note: Note, *, refuses: bool) -> Plan:
     """Return a plan after checking that its Jacobians fit in memory; see `make_plan`."""
     memory = plan.memory
     for one in plan.series:
+        if refuses:
+            check_beside(one.samples.beside, one.beside_needs, one.samples.n_points, memory)
         try:
             _check_pooled(one, memory)
         except (BudgetError, LayerError) as error:
@@ -331,6 +340,7 @@ def _plan_series(
     fit = _fit(series_options, steps, headers, failures, network, look, note)
     _check_tolerances(settings, fit.examination)
     memory = options.memory or 0
+    samples = plan_samples(settings, points, facts, fit.examination, memory, refuses=refuses)
     return SeriesPlan(
         run=run,
         series=series,
@@ -345,7 +355,7 @@ def _plan_series(
         data_facts=facts,
         examination=fit.examination,
         metric=plan_metric(settings, points, fit.examination, memory, note, refuses=refuses),
-        samples=plan_samples(settings, points, facts, fit.examination, memory, refuses=refuses),
+        samples=with_beside(samples, expected.tied, fit.examination),
         scheme=headers.scheme,
         held=(headers.modules, headers.place),
         weights=options.weights or RAW,
@@ -701,6 +711,8 @@ def chosen_settings(settings: Settings) -> dict[str, Any]:
         "slices": settings.slices,
         "labels_key": settings.sampling.labels_key,
         "information_noise": settings.sampling.noise,
+        # None as in journals of versions that had none of it.
+        "beside": ",".join(settings.sampling.beside) or None,
         "dtype": settings.dtype_name,
         "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],
