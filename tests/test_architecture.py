@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "live": {
         "errors", "seeds", "options", "checkpoints", "model", "points", "results", "run",
     },
+    "callbacks": {"errors", "live"},
     "api": {"errors", "options", "run", "results", "live"},
     "experiments": {
         "errors", "drawing", "options", "run", "results", "information", "model", "spectrum",

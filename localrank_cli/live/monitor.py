@@ -93,16 +93,18 @@ class Monitor:
         self._group = Group()
         self._table: MonitorTable | None = None
         if self._group.is_first:
-            self._table = MonitorTable(
-                self._how.output, self._run, self._options, overwrite=self._how.overwrite
-            )
+            self._open(overwrite=self._how.overwrite)
         self._cost = _Cost()
         self._last_step = -1
         self._skipped: list[int] = []
         self._warned: set[str] = set()
         self._pid = os.getpid()
         self._final: tuple[list[Row], tuple[str, ...]] = ([], ())
+
+    def _open(self, *, overwrite: bool) -> MonitorTable:
+        self._table = MonitorTable(self._how.output, self._run, self._options, overwrite=overwrite)
         atexit.register(self.close)
+        return self._table
 
     def is_due(self, step: int) -> bool:
         """Return whether a step is one of those to measure."""
@@ -183,20 +185,21 @@ class Monitor:
         return chosen, weights
 
     def _measure(self, network: Network, weights: Any, step: int) -> dict[str, float]:
-        assert self._table is not None
+        # A training may go on after its end.
+        table = self._table or self._open(overwrite=False)
         place = (self._run, step)
         with LOCK, process_unchanged():
             if isinstance(network, nn.Module):
                 plan = plan_network(network, self._options, place, _logger.info, weights)
             else:
                 plan = plan_weights(network, self._options, place, _logger.info)
-            self._table.accept(plan)
-            if self._table.is_done(plan):  # before the training was interrupted
+            table.accept(plan)
+            if table.is_done(plan):  # before the training was interrupted
                 return {}
             self._check_time(plan)
             record = record_of(plan, _logger.info)
-            self._table.facts = self._facts()
-            self._table.add_step(record, _logger.warning)
+            table.facts = self._facts()
+            table.add_step(record, _logger.warning)
         if not record.is_finite:
             self._warn(record.flaw)
         return tags(record.rows)
