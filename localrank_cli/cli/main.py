@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from localrank_cli.cli.analyze import analyze
 from localrank_cli.cli.compare import compare
 from localrank_cli.cli.compress import compress
+from localrank_cli.cli.export import export
 from localrank_cli.cli.inspect import inspect
 from localrank_cli.cli.merge import merge
 from localrank_cli.cli.plot import plot
@@ -256,6 +257,7 @@ app.command("show")(show)
 app.command("compare")(compare)
 app.command("reproduce")(reproduce)
 app.command("report")(report)
+app.command("export")(export)
 
 
 def main() -> None:

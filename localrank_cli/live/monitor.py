@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,6 +36,8 @@ from localrank_cli.options.read import (
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import NOT_LIVE, AnalyzeOptions, MonitorOptions
 from localrank_cli.results.columns import Row, pair_names
+from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.results.tags import tags
 from localrank_cli.run.estimate import long_time
 from localrank_cli.run.plan import Plan
 
@@ -202,7 +204,7 @@ class Monitor:
             table.add_step(record, _logger.warning)
         if not record.is_finite:
             self._warn(record.flaw)
-        return tags(record.rows)
+        return _values(record)
 
     def _check_time(self, plan: Plan) -> None:
         """Refuse a measurement while which the other processes would give up waiting."""
@@ -334,20 +336,12 @@ class _Cost:
             sys.stderr.write(text)
 
 
-def tags(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the values of rows of one step under the names for a logger."""
+def _values(record: CheckpointRecord) -> dict[str, float]:
+    """Return the values of a step under the names for a logger."""
+    rows = record.rows
     pairs = [(str(row["layer"]), str(row["wrt"])) for row in rows]
     names = pair_names(pairs)
-    found: dict[str, float] = {}
-    for pair, row in zip(pairs, rows, strict=True):
-        name, label = names[pair], row["tolerance"]
-        first = label == rows[0]["tolerance"]
-        for measure in ("local_rank", "effective_rank"):
-            value = row[measure]
-            if isinstance(value, int | float):
-                prefix = measure if first or measure != "local_rank" else f"{measure}_{label}"
-                found.setdefault(f"{prefix}/{name}", float(value))
-    return found
+    return tags((names[pair], row) for pair, row in zip(pairs, rows, strict=True))
 
 
 _options = [*_OWN.values(), *_LIVE]
