@@ -66,10 +66,10 @@ class LightningMonitor(_Callback):
         if found:
             return tuple(dict.fromkeys(found))
         try:
-            from lightning.pytorch import Callback  # noqa: PLC0415  # an extra
+            from lightning.pytorch import Callback
         except ImportError:
             try:
-                from pytorch_lightning import Callback  # noqa: PLC0415  # an extra
+                from pytorch_lightning import Callback
             except ImportError as error:
                 raise SettingsError(
                     "LightningMonitor needs Lightning, which is not installed.",
@@ -118,7 +118,7 @@ class TrainerMonitor(_Callback):
             SettingsError: If it is not installed.
         """
         try:
-            from transformers import TrainerCallback  # noqa: PLC0415  # an extra
+            from transformers import TrainerCallback
         except ImportError as error:
             raise SettingsError(
                 "TrainerMonitor needs transformers, which is not installed.",

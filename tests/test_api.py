@@ -253,7 +253,7 @@ def test_options_by_position(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="give everything else by name"):
         analyze(str(tmp_path), "points.npy")
     with pytest.raises(TypeError, match=r"local_rank\(network, data\)"):
-        analyze(mlp(4, 3), torch.rand(5, 4))  # type: ignore[arg-type]
+        analyze(mlp(4, 3), torch.rand(5, 4))  # type: ignore[arg-type]  # the wrong type is the point
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, "float32", np.float32, np.dtype("float32")])

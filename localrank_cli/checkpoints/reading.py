@@ -150,14 +150,16 @@ class Twins:
     def _state(self, path: Path) -> State:
         content = read_checkpoint(path, trust_pickle=self._trust_pickle)
         content = with_part(content, self._weights)
-        first, *more = choose(sets_of(content), self._weights, str(path))
-        state = content.states[first]
-        if first not in content.others:
+        keys = choose(sets_of(content), self._weights, str(path))
+        state = content.states[keys[0]]
+        if not keys[0]:  # what is beside other sets may be statistics of the data
+            keys = tuple(key for key in content.states if key not in content.averaged)
+        elif keys[0] not in content.others:
             return state
         # It is not known yet which of several networks is the model's, so all must be equal.
-        return {
-            f"{key}.{name}": v for key in (first, *more) for name, v in content.states[key].items()
-        }
+        if len(keys) == 1:
+            return state
+        return {f"{key}.{name}": v for key in keys for name, v in content.states[key].items()}
 
 
 def _equal(left: State, right: State) -> bool:

@@ -6,7 +6,7 @@ from localrank_cli.cli.command import with_options
 from localrank_cli.options.views import ExportOptions
 
 
-@with_options(ExportOptions)
+@with_options(ExportOptions, example="localrank export ranks.csv --to tensorboard events")
 def export(_context: typer.Context, options: ExportOptions) -> None:
     """Write a table in the format of a logger of trainings, such as TensorBoard."""
     # Imported late, since pandas and torch are slow to import.

@@ -9,7 +9,7 @@ from localrank_cli.errors import INCOMPLETE, UsageError
 from localrank_cli.options.table import MergeOptions
 
 
-@with_options(MergeOptions)
+@with_options(MergeOptions, example="localrank merge parts -o ranks.csv")
 def merge(_context: typer.Context, options: MergeOptions) -> None:
     """Merge the tables of shards into that of a single run."""
     if options.output is None:  # before torch is imported

@@ -342,7 +342,7 @@ def minutes(value: object) -> object:
     return (int(days or 0) * 24 + hours) * 60 + whole_minutes + -(-seconds // 60)
 
 
-def globs(value: object) -> object:
+def globs(value: object) -> tuple[str, ...]:
     """Read patterns: texts with commas between patterns; drop empty patterns."""
     texts = _texts(value, "expected a string or a list of strings")
     parts = tuple(part.strip() for text in texts for part in text.split(","))
@@ -370,14 +370,14 @@ def several(value: object) -> tuple[object, ...]:
     """Return one value or several as a tuple; a mapping is not several values."""
     if isinstance(value, str | bytes | Mapping | Number) or not isinstance(value, Iterable):
         return (value,)
-    if getattr(value, "ndim", 1) == 0:  # an array without axes is a number
-        return (value.item(),)  # type: ignore[attr-defined]  # arrays have ndim and item
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # an array that is a number
+        return (value.item(),)
     return tuple(value)
 
 
 def budgets(value: object) -> object:
     """Read shares with commas between them."""
-    return tuple(number(part) for part in globs(tuple(map(str, several(value)))))  # type: ignore[attr-defined]  # a tuple
+    return tuple(number(part) for part in globs(tuple(map(str, several(value)))))
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def _refusal(error: Any, table: type, place: Place) -> LocalrankError:
     if isinstance(original, UnfitError):
         return place.refusal(option, original.value, original.expected, original.advice)
     if kind == "literal_error":
-        *words, last = _words(option.kind)
+        *words, last = words_of_literal(option.kind)
         return place.refusal(
             option, error["input"], "unknown", f"Choose {', '.join(words)} or {last}."
         )
@@ -177,7 +177,7 @@ def _refusal(error: Any, table: type, place: Place) -> LocalrankError:
     return place.refusal(option, error["input"], expected, advice)
 
 
-def _words(kind: Any) -> list[str]:
+def words_of_literal(kind: Any) -> list[str]:
     """Return the words of a Literal, or of one that may be None."""
     kinds = (kind, *get_args(kind))
     return [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]

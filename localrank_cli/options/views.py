@@ -76,6 +76,7 @@ _Measure = Annotated[
     Setting(
         help=f"The measure ({', '.join(MEASURES)}), or any numeric column.",
         metavar="COLUMN",
+        completes=tuple(MEASURES),
         default="local_rank",
     ),
 ]
@@ -94,6 +95,7 @@ class PlotOptions:
         Setting(
             help=f"{'; '.join(f'{name}: {kind.help}' for name, kind in KINDS.items())}.",
             metavar="KIND",
+            completes=tuple(KINDS),
             default="ranks",
         ),
     ] = "ranks"

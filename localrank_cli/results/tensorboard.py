@@ -63,7 +63,7 @@ def _writer() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own dependencies
-            from torch.utils import tensorboard  # noqa: PLC0415  # an extra
+            from torch.utils import tensorboard
     except ImportError as error:
         raise SettingsError(
             f"--to tensorboard needs TensorBoard, which cannot be imported ({error}).",

@@ -22,6 +22,7 @@ from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.content import Content, State, printable_name
 from localrank_cli.checkpoints.counting import ALONE, Counting
 from localrank_cli.checkpoints.entries import find_entries
+from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.folders import is_alias
 from localrank_cli.checkpoints.modules import HeldModule, kinds_of
 from localrank_cli.checkpoints.names import StepRule
@@ -134,7 +135,7 @@ class Headers:
         self,
         series: Series,
         trust_pickle: bool,
-        rule: StepRule = StepRule(),  # noqa: B008  # frozen
+        rule: StepRule = StepRule(),
         weights: str = RAW,
         context: HeaderContext = HeaderContext(),  # frozen
     ) -> None:
@@ -152,6 +153,7 @@ class Headers:
         self.scheme = StepScheme(rule, Counting(), {})
         self.unfilled: set[str] = set()  # parts of the model that a checkpoint does not fill
         self.first: State | None = None  # the weights in the first file, by name
+        self.factored: frozenset[str] = frozenset()  # layers that it says it holds as factors
         self._entries: dict[CheckpointFile, Entries] = {}
         self._last_entries: Entries = {}
         self._configs: dict[Path, Entries] = {}  # those of config.json, by its folder
@@ -247,6 +249,7 @@ class Headers:
             return
         if self.first is None:
             self.first = self._first(content, bare, file)
+            self.factored = content.factored
         self._compare_modules(content, bare, file)
         self._headers[file] = self._shared(content)
         if content.entries != self._last_entries:  # one copy, as of headers
@@ -387,25 +390,34 @@ class Headers:
         Raises:
             SettingsError: If it may be inferred from several, at keys that no framework uses.
         """
-        first = content.states[bare]
         if not self._context.is_inferred:
+            return content.states[bare]
+        key = self._key_of_first(content, bare, file)
+        first = content.states[key]
+        if key in content.others:
             return first
-        if bare not in content.others:
-            found = without_loss_layer(first)
-            names = networks_in(found)
-            if names:
-                raise SettingsError(
-                    f"{file.path}: holds several networks by their names: {listed(names)}.",
-                    f"Choose one: --weights {' or --weights '.join(names[:4])}; or give the"
-                    " network's code: --model path/to/file.py:name.",
-                )
-            return found
-        return content.states[self._key_of_first(content, bare, file)]
+        found = without_loss_layer(first)
+        names = networks_in(without_factors(found, content.factored))
+        if names:
+            raise SettingsError(
+                f"{file.path}: holds several networks by their names: {listed(names)}.",
+                f"Choose one: --weights {' or --weights '.join(names[:4])}; or give the"
+                " network's code: --model path/to/file.py:name.",
+            )
+        return found
 
     def _key_of_first(self, content: Content, bare: str, file: CheckpointFile) -> str:
-        if bare not in content.others:
-            return bare
         keys = choose(sets_of(content), self._weights, str(file.path))
+        if bare not in content.others:
+            # Tensors beside the sets, such as statistics of the data, may have names of a module's.
+            is_among_others = not bare and len(content.states) > 1 and self._weights == RAW
+            if not is_among_others or can_infer(without_loss_layer(content.states[bare])):
+                return bare
+            usual = [key for key in keys if key not in content.others]
+            inferable = [key for key in usual if can_infer(content.states[key])]
+            if inferable or len(usual) > 1:
+                return (inferable or usual[1:])[0]
+            keys = tuple(key for key in content.states if key in content.others)
         fitting = prefer([key for key in keys if can_infer(content.states[key])])
         if len(fitting) > 1:
             raise SettingsError(
@@ -550,7 +562,7 @@ class _Fit:
     """How a set of weights fits a network."""
 
     stripping: Stripping
-    report: Report = Report()  # noqa: RUF009  # frozen
+    report: Report = Report()
     odd: tuple[str, ...] = ()  # floating-point entries that would be filled from other numbers
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.checkpoints.counting import EPOCHS, Counting
+from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
@@ -24,7 +25,7 @@ from localrank_cli.checkpoints.series import (
     run_names,
 )
 from localrank_cli.checkpoints.trusted import provide_main
-from localrank_cli.checkpoints.weights import RAW, describe_weights
+from localrank_cli.checkpoints.weights import RAW
 from localrank_cli.errors import (
     BudgetError,
     LayerError,
@@ -39,7 +40,7 @@ from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import check_memory, free_memory, memory_budget, pick_device
 from localrank_cli.model.arguments import Recorded
-from localrank_cli.model.build import move_model
+from localrank_cli.model.build import WholeLayer, move_model
 from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.twice import Network
 from localrank_cli.options.folder import FolderSettings
@@ -56,8 +57,9 @@ from localrank_cli.options.resolve import (
 from localrank_cli.options.table import AnalyzeOptions, check_options
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
-from localrank_cli.points.inputs import Inputs
+from localrank_cli.points.inputs import Forward, Inputs
 from localrank_cli.points.shape import proposals, written
+from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import INTERVALS, PARTS, POOLED, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
@@ -66,6 +68,7 @@ from localrank_cli.run.activation import with_held_activation
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
+from localrank_cli.run.factored import with_factors
 from localrank_cli.run.fits import Look, place_one
 from localrank_cli.run.headers import (
     Failures,
@@ -76,7 +79,6 @@ from localrank_cli.run.headers import (
     describe_missing,
     load_state,
 )
-from localrank_cli.run.inputs import load_for
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import can_infer, check_unsaved, make_model
 from localrank_cli.run.samples import SamplePlan, plan_samples
@@ -316,7 +318,7 @@ def _plan_series(
     files = [file for file, _ in steps]
     network = _build(settings.model, headers, (files, folder), note, skips=options.skips_errors)
     expected = network.expected  # before the network is filled or moved
-    settings, points, facts = load_for(settings, network.model)
+    settings, points, facts = _load_for(settings, network.model)
     for text in points.notes:
         note(text)
     move_model(network.model, device, settings.dtype)
@@ -414,10 +416,11 @@ def _build(
     skips: bool,
 ) -> Network:
     """Build the network, and have each checkpoint compared with what it was built from."""
-    weights = (headers.first, headers.held)
+    first = without_factors(headers.first or {}, headers.factored)
+    weights = (first, headers.held)
     network = make_model(choice, place, weights, headers.sources(place[0]), note, skips=skips)
     headers.recorded = network.recorded
-    return network
+    return with_factors(network, headers.first, note)
 
 
 def _find_series(options: SeriesOptions, named: Sequence[Path]) -> Series:
@@ -455,7 +458,11 @@ def _headers(
 
 def _with_held_activation(settings: Settings, headers: Headers, options: SeriesOptions) -> Settings:
     choice = settings.model
-    if not choice.is_inferred or not headers.first or not can_infer(headers.first):
+    if (
+        not choice.is_inferred
+        or not headers.first
+        or not can_infer(without_factors(headers.first, headers.factored))
+    ):
         return settings
     is_given = "activation" in options.from_user | options.from_folder
     given = options.options.activation if is_given else None
@@ -474,9 +481,10 @@ def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
 
 def _which_weights(checkpoint: PlannedCheckpoint) -> str:
     container = checkpoint.container
-    key = describe_weights(container, {container} if checkpoint.averaged else ())
+    where = f"weights under {container!r}" if container else "bare state dict"
+    average = " (ema)" * checkpoint.averaged
     ignored = f", not {', '.join(checkpoint.ignored)} (--weights)" if checkpoint.ignored else ""
-    return f"using the weights under {key}{ignored}"
+    return f"using the {where}{average}{ignored}"
 
 
 def _model_facts(choice: ModelChoice) -> dict[str, object]:
@@ -553,6 +561,26 @@ class _FirstLook:
         assert self.checkpoint is not None
         state = load_state(self.checkpoint, self.trust_pickle)
         fill_model(model, self.expected, state, self.checkpoint.place)
+
+
+def _load_for(settings: Settings, model: nn.Module) -> tuple[Settings, Points, dict[str, object]]:
+    """Return the settings for a network, its points, and a description of the data.
+
+    If it takes several inputs, it is made to take the rows of the points.
+
+    Raises:
+        LocalrankError: If the data cannot be used, or the network does not take them.
+    """
+    root = model.model if isinstance(model, WholeLayer) else model
+    settings = replace(settings, source=replace(settings.source, forward=Forward.of(root.forward)))
+    points, facts = load_points(settings.source)
+    if points.inputs is not None:
+        points.inputs.install(model)
+        if not settings.selection.wrt:
+            part = points.inputs.find_varied()
+            varied = None if part is None else (part.start, part.shape)
+            settings = replace(settings, selection=replace(settings.selection, part=varied))
+    return settings, points, facts
 
 
 def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,7 @@ TARGETS = torch.arange(24) % 3
 def lightning_net() -> Any:
     lightning = pytest.importorskip("lightning.pytorch")
 
-    class Net(lightning.LightningModule):  # type: ignore[misc,name-defined]
+    class Net(lightning.LightningModule):  # type: ignore[misc,name-defined]  # a class that is looked up
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Sequential(
@@ -48,7 +48,7 @@ class Kept:
 
         loggers = pytest.importorskip("lightning.pytorch.loggers")
 
-        class Found(loggers.Logger):  # type: ignore[misc,name-defined]
+        class Found(loggers.Logger):  # type: ignore[misc,name-defined]  # a class that is looked up
             name, version = "kept", 0
 
             def __init__(self) -> None:

@@ -66,7 +66,7 @@ def test_the_numbers_of_a_saved_checkpoint(tmp_path: Path, options: dict[str, An
 def wrappers() -> dict[str, Any]:
     network = rich()
     inside = rich()
-    inside.fc = torch.compile(inside.fc, backend="eager")  # type: ignore[assignment]
+    inside.fc = torch.compile(inside.fc, backend="eager")  # type: ignore[assignment]  # a function to the stubs
     return {
         "compiled": torch.compile(network, backend="eager"),
         "parallel": nn.DataParallel(network),
@@ -103,9 +103,9 @@ def test_a_state_dict_alone_is_read_as_a_plain_mlp() -> None:
 
 
 def state_of_process() -> list[Any]:
-    numpy = np.random.get_state()  # noqa: NPY002  # the global one
+    numpy = np.random.get_state()  # the global one
     return [
-        torch.get_rng_state().tolist(), numpy[1].tolist(), numpy[2], random.getstate(),  # type: ignore[index]
+        torch.get_rng_state().tolist(), numpy[1].tolist(), numpy[2], random.getstate(),  # type: ignore[index]  # numpy's state is a tuple
         torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"),
         torch.are_deterministic_algorithms_enabled(), torch.get_num_threads(),
@@ -139,14 +139,14 @@ def test_everything_is_as_before(fault: type[BaseException] | None, where: str) 
 
     def fail(x: Tensor) -> Tensor:
         if fault is not None and fires[0]:
-            random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002  # the global one
+            random.random(), np.random.rand(), torch.rand(1)  # the global one
             raise fault("stop")
         return x
 
     network.fc.register_forward_hook(record)
-    network.fc.weight.register_hook(seen.append)  # type: ignore[no-untyped-call]
+    network.fc.weight.register_hook(seen.append)
     anywhere = torch.nn.modules.module.register_module_forward_hook(record)
-    network.drop.forward = fail  # type: ignore[assignment]
+    network.drop.forward = fail  # type: ignore[assignment]  # a method is replaced
     fires[0] = True
     contexts: dict[str, Any] = {
         "autocast": torch.autocast("cpu", dtype=torch.bfloat16), "no_grad": torch.no_grad(),
@@ -171,7 +171,7 @@ def test_everything_is_as_before(fault: type[BaseException] | None, where: str) 
     assert seen == []
     if fault is None:
         plain = rich()
-        plain.drop = nn.Identity()  # type: ignore[assignment]
+        plain.drop = nn.Identity()  # type: ignore[assignment]  # of another class
         expected = local_rank(plain, POINTS, **OPTIONS)
         assert found["local_rank"].tolist() == expected["local_rank"].tolist()
 

@@ -45,7 +45,7 @@ def test_the_rows_of_a_loop(tmp_path: Path) -> None:
                 }
                 assert values["local_rank/0"] == frame["local_rank"][0]
             with torch.no_grad():
-                network[0].weight.mul_(0.5)  # type: ignore[operator]
+                network[0].weight.mul_(0.5)  # type: ignore[operator]  # a Tensor or a Module
         wanted = pd.concat(expected, ignore_index=True)
         pd.testing.assert_frame_equal(monitor.table, wanted, check_exact=True)
     pd.testing.assert_frame_equal(monitor.table, wanted, check_exact=True)
@@ -86,7 +86,7 @@ class Noisy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and not torch.compiler.is_compiling():
-            shift = random.random() + np.random.rand()  # noqa: NPY002  # the global one
+            shift = random.random() + np.random.rand()  # the global one
             x = x + shift * 0.1
         out: Tensor = self.body(x)
         return out
@@ -107,11 +107,11 @@ def trained(
     how: str, monitor: Callable[[nn.Module, int], object] | None, n_workers: int = 0
 ) -> list[Any]:
     """Train, and return everything that a training leaves behind, to be compared bit by bit."""
-    torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002  # the global one
+    torch.manual_seed(0), random.seed(0), np.random.seed(0)  # the global one
     network: nn.Module = Noisy()
     trained_one = network
     if how == "compiled":
-        trained_one = torch.compile(network, backend="eager")  # type: ignore[assignment]
+        trained_one = torch.compile(network, backend="eager")  # type: ignore[assignment]  # a function to the stubs
     if how == "parallel":
         trained_one = nn.DataParallel(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
@@ -124,7 +124,7 @@ def trained(
         for _ in range(2):
             for x, y in loader:
                 loss = nn.functional.cross_entropy(trained_one(x), y)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 losses.append(loss.item())
                 batches += 1
                 if batches % n_accumulated == 0:
@@ -138,14 +138,14 @@ def trained(
     return [
         {key: (value.dtype, value.tolist()) for key, value in network.state_dict().items()},
         repr(optimizer.state_dict()), repr(scheduler.state_dict()), losses, grads,
-        torch.get_rng_state().tolist(), random.random(), np.random.rand(),  # noqa: NPY002  # the global one
+        torch.get_rng_state().tolist(), random.random(), np.random.rand(),  # the global one
         [(m.training, len(m._forward_hooks)) for m in network.modules()],
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("how", ["plain", "amp", "accumulated", "compiled", "parallel"])
 def test_a_training_is_bit_identical_with_and_without_it(tmp_path: Path, how: str) -> None:
-    torch.set_printoptions(precision=20)  # type: ignore[no-untyped-call]
+    torch.set_printoptions(precision=20)
     try:
         expected = trained(how, None)
         with Monitor(
@@ -154,7 +154,7 @@ def test_a_training_is_bit_identical_with_and_without_it(tmp_path: Path, how: st
         ) as monitor:  # fmt: skip
             assert trained(how, monitor) == expected
     finally:
-        torch.set_printoptions(profile="default")  # type: ignore[no-untyped-call]
+        torch.set_printoptions(profile="default")
     n_steps = 4 if how == "accumulated" else 8
     steps = sorted(set(monitor.table["step"]))
     assert steps == list(range(0 if how == "accumulated" else 1, n_steps + 1))
@@ -250,7 +250,7 @@ def test_other_data_or_layers_show_at_the_first_step(
         (DATA, {"layers": "2"}, "layers was with 0"),
     ):
         caplog.clear()
-        with Monitor(file, data, every=1, **OPTIONS, **options) as monitor:  # type: ignore[arg-type]
+        with Monitor(file, data, every=1, **OPTIONS, **options) as monitor:  # type: ignore[arg-type]  # the wrong type is the point
             assert monitor(mlp(4, 3, 2), 1) == {}
             assert words in caplog.text
             assert monitor.table["status"].tolist() == ["ok", "ok", "failed"]
@@ -340,11 +340,11 @@ def test_a_share_of_the_time(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("kind", ["module", "state dict", "at the call"])
 def test_averaged_weights(tmp_path: Path, kind: str) -> None:
     network = mlp(4, 3, 2)
-    average: Any = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
+    average: Any = get_ema_multi_avg_fn(0.9)
     ema = AveragedModel(network, multi_avg_fn=average)
     ema.update_parameters(network)  # the first copies
     with torch.no_grad():
-        network[0].weight.mul_(3)  # type: ignore[operator]
+        network[0].weight.mul_(3)  # type: ignore[operator]  # a Tensor or a Module
     ema.update_parameters(network)
     given: Any = ema if kind != "state dict" else ema.module.state_dict()
     at_the_call = given if kind == "at the call" else None
@@ -375,7 +375,7 @@ def test_a_measurement_that_the_other_processes_would_not_wait_for(
 ) -> None:
     with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
         monitor._group.is_several = True
-        monitor._group.from_first = lambda value: value  # type: ignore[method-assign]
+        monitor._group.from_first = lambda value: value  # type: ignore[method-assign]  # in place of a group
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(monitor._group), "seconds", 1e-6)
             assert monitor(mlp(4, 3, 2), 0) == {}
