@@ -25,7 +25,12 @@ def frame(*args: Any, **options: Any) -> pd.DataFrame:
 
 
 def test_what_the_package_offers() -> None:
-    assert localrank_cli.__all__ == ["Monitor", "__version__", "analyze", "local_rank"]
+    assert localrank_cli.__all__ == [
+        "Monitor", "__version__", "analyze", "inspect", "local_rank", "merge", "plot",
+        "rethreshold",
+    ]  # fmt: skip
+    for name in localrank_cli.__all__:
+        assert getattr(localrank_cli, name) is not None
     assert localrank_cli.__version__.count(".") == 2
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from localrank_cli.errors import ModelError, cause
+from localrank_cli.live.rebound import Rebinding
 from localrank_cli.model.build import check_complete, name_root
 from localrank_cli.model.sharing import held_arrays
 from localrank_cli.model.wrappers import unwrap
@@ -52,15 +53,22 @@ def copy_of(bare: nn.Module, name: str) -> nn.Module:
             "Pass its state dict with the code that builds it:"
             " local_rank(network.state_dict(), data, model=lambda: Net(...)).",
         ) from error
+    rebinding = Rebinding(memo)
     for module in copied.modules():
-        own = vars(module)
-        for hooks in _HOOKS:
-            for key in [key for key, hook in own.get(hooks, {}).items() if id(hook) in foreign]:
-                del own[hooks][key]
-        if _ORIGINAL in own:
-            own.pop("forward", None)
-            del own[_ORIGINAL]
+        _clean(vars(module), foreign, rebinding)
     return name_root(unwrap(copied, name)).requires_grad_(False)
+
+
+def _clean(own: dict[str, Any], foreign: Mapping[int, object], rebinding: Rebinding) -> None:
+    """Remove what is foreign from the attributes of a copy, and what reaches the original."""
+    for hooks in _HOOKS:
+        for key in [key for key, hook in own[hooks].items() if id(hook) in foreign]:
+            del own[hooks][key]
+        rebinding.rebind(own[hooks])
+    if _ORIGINAL in own:
+        own.pop("forward", None)
+        del own[_ORIGINAL]
+    rebinding.rebind(own)
 
 
 def _foreign_hooks(model: nn.Module) -> Mapping[int, object]:

@@ -83,7 +83,7 @@ Rtol = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, Setting(help="Overwrite FILE if it exists.")]
-NoNotes = Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"))]
+NoNotes = Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"), in_python=False)]
 Debug = Annotated[
     bool,
     Setting(help="Show tracebacks of errors.", in_python=False, is_shared=False),

@@ -7,10 +7,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from localrank_cli.errors import OutputError
 from localrank_cli.results.write import (
@@ -20,6 +17,9 @@ from localrank_cli.results.write import (
     write_bytes,
     write_json,
 )
+
+if TYPE_CHECKING:  # figures read the names here, without torch
+    from torch import Tensor
 
 LOADER_NAME = "load.py"
 FACTS_NAME = "compress.json"
@@ -193,9 +193,11 @@ class Unfinished:
 
 
 def write_weights(
-    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, state: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors as a safetensors file, whole or not at all."""
+    from safetensors.torch import save
+
     write_bytes(path, _ordered(save(dict(state), None if metadata is None else dict(metadata))))
 
 
@@ -213,7 +215,7 @@ def _ordered(content: bytes) -> bytes:
 def write_hf(
     folder: Path,
     config: Mapping[str, object],
-    state: Mapping[str, Tensor],
+    state: Mapping[str, "Tensor"],
     metadata: Mapping[str, str],
 ) -> None:
     """Write a folder as `save_pretrained` does."""

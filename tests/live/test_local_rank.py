@@ -213,6 +213,28 @@ def test_hooks_of_the_network_itself_count(tmp_path: Path) -> None:
     )
 
 
+def test_a_hook_that_calls_a_part_of_the_network_calls_that_of_the_copy(tmp_path: Path) -> None:
+    class Extra(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(*mlp(4, 6, 3))
+            self.norm = nn.BatchNorm1d(6)
+            self.norm.running_mean = torch.linspace(-1, 1, 6)
+            self[0].register_forward_hook(lambda module, args, output: self.norm(output))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in list(self)[:3]:
+                x = part(x)
+            return x
+
+    network = Extra()
+    data = torch.rand(8, 4)
+    torch.save(network.state_dict(), tmp_path / "step_0.pt")
+    found = local_rank(network, data, **OPTIONS)
+    saved = analyze(tmp_path, model=Extra, data=data, **OPTIONS)
+    pd.testing.assert_frame_equal(without_place(found), without_place(saved), check_exact=True)
+    assert network.norm.num_batches_tracked == 0
+
+
 class Images(Dataset[tuple[Tensor, int]]):
     """Draws at random in each item, and counts what was taken."""
 

@@ -368,3 +368,15 @@ def test_ctrl_c_is_the_users(tmp_path: Path) -> None:
         pytest.raises(KeyboardInterrupt),
     ):
         monitor(Stops(4, 2), 0)
+
+
+def test_a_measurement_that_the_other_processes_would_not_wait_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
+        monitor._group.is_several = True
+        monitor._group.from_first = lambda value: value  # type: ignore[method-assign]  # in place of a group
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(monitor._group), "seconds", 1e-6)
+            assert monitor(mlp(4, 3, 2), 0) == {}
+    assert "give the group a longer timeout" in caplog.text
