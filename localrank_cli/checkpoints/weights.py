@@ -3,9 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, TypeVar, cast
-
-from torch import Tensor
+from typing import Any, TypeAlias, TypeVar, cast
 
 from localrank_cli.errors import SettingsError
 
@@ -240,16 +238,14 @@ def without_masks(state: Mapping[str, _Value]) -> dict[str, _Value] | None:
 
 
 def _product(value: _Value, mask: _Value) -> _Value:
-    if not isinstance(value, Tensor) or not isinstance(mask, Tensor):
-        return value
-    return cast("_Value", value * mask)
+    """Return a masked tensor; a shape or a dtype stays as it is."""
+    # Without torch's classes: completion, which must be quick, imports this file.
+    return cast("_Value", cast("Any", value) * mask) if hasattr(value, "shape") else value
 
 
 def _shape(value: object) -> object:
-    """Return what two entries of one shape share: a shape may be given, or a dtype."""
-    if isinstance(value, Tensor):
-        return value.shape
-    return value if isinstance(value, tuple) else None
+    """Return what two entries of one shape share: a tensor or a shape may be given, or a dtype."""
+    return getattr(value, "shape", value if isinstance(value, tuple) else None)
 
 
 def without_wrappers(state: Mapping[str, _Value]) -> Mapping[str, _Value]:

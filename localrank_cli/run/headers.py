@@ -410,9 +410,9 @@ class Headers:
     def _key_of_first(self, content: Content, bare: str, file: CheckpointFile) -> str:
         keys = choose(sets_of(content), self._weights, str(file.path))
         if bare not in content.others:
-            # Tensors beside the sets, such as statistics of the data, may have names of a module's.
+            # Tensors beside the sets, such as statistics of the data, may have dots in their names.
             is_among_others = not bare and len(content.states) > 1 and self._weights == RAW
-            if not is_among_others or can_infer(without_loss_layer(content.states[bare])):
+            if not is_among_others or any(key.endswith("weight") for key in content.states[bare]):
                 return bare
             usual = [key for key in keys if key not in content.others]
             inferable = [key for key in usual if can_infer(content.states[key])]
