@@ -112,7 +112,14 @@ def test_resuming_with_other_terms_is_refused(
             "products in float32 allow tolerances from",
         ),
         (("--method", "interval", "--rtol", "1e-6"), "with --rtol 1e-06"),
-        (("--method", "interval", "--positions", "last"), "with --positions last"),
+        (
+            ("--method", "interval", "--positions", "last"),
+            "with --positions last: the bounds are of whole Jacobians. Use --method exact",
+        ),
+        (
+            ("--method", "interval", "--sigma-1", "full", "--output-slice", ":2"),
+            "with --sigma-1 full: products are with the slice alone. Use --method exact",
+        ),
         (("--width", "2%"), "--width without --method interval"),
         (("--products", "100"), "--products without --method interval"),
         (("--confidence", "0.9"), "--confidence without --method interval"),

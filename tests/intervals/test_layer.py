@@ -150,18 +150,27 @@ def test_products_in_the_metric_of_the_data_are_those_of_j_l(
     assert check_products(model, given, replace(requested(selection), metric=metric), naive) == 6
 
 
-def test_products_of_the_residual_part_are_those_of_j_less_the_identity() -> None:
+@pytest.mark.parametrize("metric", ["identity", "a number", "few directions", "all"])
+def test_products_of_the_residual_part_are_those_of_j_less_the_identity(metric: str) -> None:
+    """In the metric of the data of (J - 1) L."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
         given = torch.randn(2, 6, dtype=torch.float64)
     selection = Selection(("2",), wrt="0", residual=True)
+    sizes = {"a number": (), "few directions": (6, 2), "all": (6, 6)}
+    factor = torch.eye(6).double()
+    request = requested(selection)
+    if metric != "identity":
+        factor = torch.randn(sizes[metric], generator=generator(1), dtype=torch.float64)
+        request = replace(request, metric=MetricFactor(factor))
 
     def naive(view: View, record: CallRecord, point: Tensor) -> Tensor:
         del view
-        return dense(model, record.call.name, point, "0") - torch.eye(6).double()
+        whole = dense(model, record.call.name, point, "0") - torch.eye(6).double()
+        return whole * factor if factor.dim() == 0 else whole @ factor
 
-    assert check_products(model, given, requested(selection), naive) == 2
+    assert check_products(model, given, request, naive) == 2
 
 
 TOLERANCES = (Tolerance(rtol=0.1), Tolerance(atol=0.05))
