@@ -123,7 +123,7 @@ def of_dcp(folder: Path, checkpoint: str) -> nn.Module:
     with imported(folder, "train") as module:
         model: nn.Module = module.Net()
     state = {"model": model.state_dict()}
-    dcp.load(state, checkpoint_id=str(folder / "checkpoints" / checkpoint))  # type: ignore[attr-defined]
+    dcp.load(state, checkpoint_id=str(folder / "checkpoints" / checkpoint))  # type: ignore[attr-defined]  # torch does not export it
     model.load_state_dict(state["model"])
     return model
 

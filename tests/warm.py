@@ -176,7 +176,7 @@ def _submit(words: tuple[str, ...]) -> None:
 def _main(words: Sequence[str]) -> None:
     _open_streams()
     sys.argv = ["localrank", *words]
-    from localrank_cli.__main__ import main  # noqa: PLC0415  # here, where it is preloaded
+    from localrank_cli.__main__ import main  # here, where it is preloaded
 
     main()
 

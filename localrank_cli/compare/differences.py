@@ -25,8 +25,6 @@ class Difference:
     """One group minus the reference.
 
     Args:
-        group: The group.
-        reference: The group it is compared with.
         over: What the intervals are over, and how: `runs, Welch's t`, ..., or `points`.
         cells: Intervals of each layer and step, in this order; NaN where a run has no value.
         p_holm: Two-sided p-values for all cells together.

@@ -96,11 +96,7 @@ class Groups:
 
 
 def find_groups(frame: pd.DataFrame, choice: Choice) -> Groups:
-    """Find the groups of runs in a table.
-
-    Args:
-        frame: As `read_tables` returns it.
-        choice: What is compared.
+    """Find the groups of runs in a table that `read_tables` returned.
 
     Raises:
         SettingsError: If there is only one group, a choice is missing or is not in the table, or

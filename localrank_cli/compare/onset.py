@@ -25,9 +25,6 @@ class Onset:
     """The fall of a measure in one layer of one group.
 
     Args:
-        group: The name of the group.
-        layer: The name of the layer.
-        n_runs: How many runs.
         over: What the decision rests on: runs, `range over runs`, or `points`.
         first: The mean at the first step.
         last: The mean at the last step.

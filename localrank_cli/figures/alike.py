@@ -1,5 +1,6 @@
 """Find runs of a table that may be averaged: those that differ only in their seed."""
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,6 @@ def _constants(rows: pd.DataFrame, axes: Collection[str]) -> Iterator[tuple[str,
 
 
 def _text(value: object) -> str:
-    if value is None or (isinstance(value, float) and value != value):  # noqa: PLR0124  # NaN
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:g}" if isinstance(value, float) else one_line(str(value))

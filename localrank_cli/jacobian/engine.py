@@ -27,6 +27,7 @@ from localrank_cli.jacobian.blocks import (
     without_identity,
 )
 from localrank_cli.jacobian.budget import (
+    Alive,
     Budget,
     check_fits,
     check_parts_fit,
@@ -60,7 +61,6 @@ from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
 from localrank_cli.jacobian.shortened import shortened
 from localrank_cli.jacobian.trace import Refusal, find_chain
-from localrank_cli.layers.alive import Alive
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.positions import Parts
 from localrank_cli.layers.replay import record as record_replay

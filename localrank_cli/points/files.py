@@ -30,7 +30,7 @@ from localrank_cli.errors import (
     readable,
 )
 from localrank_cli.points.containers import Npz, Safetensors, TorchArchive, open_npy
-from localrank_cli.points.numbers import from_numpy
+from localrank_cli.points.draw import from_numpy
 from localrank_cli.points.rows import AT_ONCE, Data, Rows
 
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import DataError, SettingsError, listed
-from localrank_cli.points.draw import check_dtype, integers
+from localrank_cli.points.draw import COMPLEX_DATA, check_dtype, integers
 from localrank_cli.points.files import DEFAULT_KEYS, choose_key
-from localrank_cli.points.numbers import COMPLEX_DATA
 from localrank_cli.points.rows import Data, Rows, chunks
 
 # Where the forward pass need not have them, they are what a training compares outputs with.

@@ -45,11 +45,11 @@ def _old_pickle(state: Any, path: Path) -> None:
 
 
 def _script(_: Any, path: Path) -> None:
-    torch.jit.script(mlp(4, 3, 2)).save(str(path))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    torch.jit.script(mlp(4, 3, 2)).save(str(path))
 
 
 def _trace(_: Any, path: Path) -> None:
-    torch.jit.trace(mlp(4, 3, 2), torch.ones(1, 4)).save(str(path))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    torch.jit.trace(mlp(4, 3, 2), torch.ones(1, 4)).save(str(path))
 
 
 def _export(_: Any, path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from localrank_cli.results.schema import check_line
 from tests.cli.program import invoke
 from tests.helpers import save_series
 
@@ -191,8 +192,6 @@ def test_bounds_are_compared_and_a_rank_that_is_not_there_is_not(tmp_path: Path)
 
 
 def test_a_journal_with_impossible_evidence_is_refused(series: Path, tmp_path: Path) -> None:
-    from localrank_cli.results.schema import check_line  # noqa: PLC0415
-
     table = tmp_path / "t.csv"
     assert invoke("analyze", str(series), *WORDS, "-o", str(table)).code == 0
     lines = (tmp_path / "t.csv.journal").read_text().splitlines()
