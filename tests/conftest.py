@@ -17,9 +17,16 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parent
 
-# Tests that share one Slurm or one browser, and calls of LAPACK that fill a core for seconds:
-# `pytest -n` gives them all to one worker.
-MACHINE = ("divide", "faults/test_long_call.py", "report/test_browser.py")
+# `pytest -n` gives all tests of a file to one worker, and all of these groups: tests that share one
+# Slurm or one browser, and calls of LAPACK that fill a core for seconds; and processes that have
+# imported transformers.
+GROUPS = {
+    "divide": "machine",
+    "faults/test_long_call.py": "machine",
+    "report/test_browser.py": "machine",
+    "test_real_size.py": "transformers",
+    "test_your_checkpoints.py": "transformers",
+}
 
 # No test fails on a time; the same examples everywhere, so that a failure is never a coincidence.
 settings.register_profile("localrank", deadline=None, derandomize=True)
@@ -48,8 +55,8 @@ def group(nodeid: str) -> str:
 
 @cache
 def _group(file: str) -> str:
-    place = (ROOT.parent / file).relative_to(ROOT)
-    return "machine" if any(map(place.is_relative_to, MACHINE)) else file
+    path = (ROOT.parent / file).relative_to(ROOT)
+    return next((name for place, name in GROUPS.items() if path.is_relative_to(place)), file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,18 +67,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )
     size = Counter(groups)
     # Sorted by the group too, which keeps its tests together.
-    ranks = {name: (name != "machine", -slow[name], -size[name], name) for name in size}
+    ranks = {name: (name not in GROUPS.values(), -slow[name], -size[name], name) for name in size}
     order = zip((ranks[name] for name in groups), range(len(items)), items, strict=True)
     items[:] = [item for *_, item in sorted(order)]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Group by place: marks of xdist 3.8 are lost in the ids of pytest 9.2, without a word.
-
-    Groups of single tests would cost its scheduler, which looks at all finished ones after each
-    test, as much as many of the tests.
-    """
+    """Group by place: marks of xdist 3.8 are lost in the ids of pytest 9.2, without a word."""
     if config.getvalue("dist") != "loadgroup":
         return None
     config.option.loadscopereorder = False  # it puts first the groups with the most tests
