@@ -130,7 +130,7 @@ def local_rank(
         LocalrankError: If the network or settings are at fault.
         TypeError: If there is no option of that name, or a value has another type.
     """
-    from localrank_cli.live.measure import live_options, measure, network_of
+    from localrank_cli.live.measure import live_options, measure, network_of, step_of
     from localrank_cli.results.columns import header
     from localrank_cli.results.read import to_frame
 
@@ -138,7 +138,7 @@ def local_rank(
     with LOCK:
         measured = network_of(network, options)
         chosen = live_options(data, options)
-        plan, record = measure(measured, chosen, (run, step), _logger.info)
+        plan, record = measure(measured, chosen, (str(run), step_of(step)), _logger.info)
     return to_frame(record.rows, header(plan.extra_columns))
 
 

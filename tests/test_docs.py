@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,9 @@ PAGES_WITH_EXAMPLES = [
     "docs/models.md",
 ]
 PAGES_WITH_EXAMPLES += ["docs/pictures.md", "docs/table.md", "docs/compare.md"]
-PAGES_WITH_EXAMPLES += ["docs/local_rank.md", "docs/information.md"]
+PAGES_WITH_EXAMPLES += ["docs/local_rank.md", "docs/information.md", "docs/live.md"]
+# What a page's examples import beside localrank and what it needs.
+EXTRAS = {"docs/live.md": ("lightning", "transformers", "accelerate")}
 FENCE = re.compile(r"^```(\w+)\n(.*?)\n```$", flags=re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)")
 TREND = re.compile("[▁▂▃▄▅▆▇█]+")
@@ -171,6 +174,10 @@ def check_commands(running: list[tuple[Example, Future[tuple[int, list[str]]]]])
 def test_examples_do_what_the_page_says(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for extra in EXTRAS.get(page, ()):
+        pytest.importorskip(extra)
+    if page in EXTRAS:
+        warnings.simplefilter("ignore")  # of those libraries
     (tmp_path / "sample_checkpoints").symlink_to(ROOT / "sample_checkpoints")
     monkeypatch.chdir(tmp_path)
     found = examples((ROOT / page).read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ from localrank_cli.live.measure import (
     plan_network,
     plan_weights,
     record_of,
+    step_of,
 )
 from localrank_cli.live.process import process_unchanged
 from localrank_cli.live.table import MonitorTable
@@ -133,7 +134,13 @@ class Monitor:
         Raises:
             LocalrankError: With on_error="raise": if the step cannot be measured.
         """
-        step = int(step)
+        try:
+            step = step_of(step)
+        except LocalrankError as error:
+            if self._how.on_error == "raise":
+                raise
+            self._warn(str(error))
+            return {}
         if step == self._last_step or not self.is_due(step):
             return {}
         self._last_step = step

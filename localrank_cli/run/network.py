@@ -120,10 +120,10 @@ def _is_one_mlp(state: State) -> bool:
 
 
 def _of_code(choice: ModelChoice, sources: Sequence[Source], note: Note) -> Network:
-    existing = existing_modules()
     name, factory = choice.description, choice.factory
     if isinstance(factory, Given):  # nothing is built, so that there is nothing to compare
         return Network(factory())
+    existing = existing_modules()
     if choice.code is not None:
         name = f"--model {name}"
         with seeded(SEED):
