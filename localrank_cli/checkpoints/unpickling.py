@@ -37,7 +37,7 @@ class MalformedError(pickle.UnpicklingError):
 
 
 class HostileError(MalformedError):
-    """A pickle holds keys that may take for ever; only code of its own would read it."""
+    """A pickle holds keys that may take forever; only code of its own would read it."""
 
 
 class Bounded:
@@ -224,7 +224,7 @@ class Unpickler(pickle._Unpickler):
         """Return the pairs that a dict is to be made of, after a check of their keys.
 
         Raises:
-            HostileError: If hashing one may take for ever.
+            HostileError: If hashing one may take forever.
         """
         pairs = [(key, value) for key, value in items]
         self._check_keys(target, [key for key, _ in pairs])
@@ -234,7 +234,7 @@ class Unpickler(pickle._Unpickler):
         """Check what a set is to be made of.
 
         Raises:
-            HostileError: If hashing one may take for ever.
+            HostileError: If hashing one may take forever.
         """
         self._check_keys(values, values)
 

@@ -268,10 +268,26 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 ESTIMATED = ("stable_rank", "participation_ratio", "jacobian_norm", "gaussian_information")
 
 
+# Journals of the first release do not name their measures: they hold these.
+FIRST = (
+    "effective_rank",
+    "stable_rank",
+    "participation_ratio",
+    "spectral_norm",
+    "jacobian_norm",
+    "gaussian_information",
+)
+
+
 def choice_of(names: Iterable[str]) -> str | None:
-    """Return the value of `--measures` that averages these measures, in any order; None: none."""
-    wanted = set(names)
-    return next((choice for choice, known in CHOICES.items() if set(known) == wanted), None)
+    """Return the value of `--measures` under which these were averaged, perhaps before others came.
+
+    None if this version has not all of them.
+    """
+    known = set(names)
+    if not known <= set(AVERAGED):
+        return None
+    return "all" if known - set(CHOICES["counts"]) else "counts"
 
 
 def demand_of(

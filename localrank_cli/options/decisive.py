@@ -6,19 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from localrank_cli.errors import shortened
-from localrank_cli.measures.table import choice_of
+from localrank_cli.measures.table import FIRST, choice_of
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions
-
-# Journals of the first release do not name their measures: they hold these.
-_FIRST_MEASURES = (
-    "effective_rank",
-    "stable_rank",
-    "participation_ratio",
-    "spectral_norm",
-    "jacobian_norm",
-    "gaussian_information",
-)
 
 # Settings of the manifest that no option decides alone, and those that options decide. The location
 # of files is not among them.
@@ -74,7 +64,8 @@ class Difference:
     @property
     def _is_choice(self) -> bool:
         """Whether two values of `--measures` differ, and not two versions of localrank."""
-        return choice_of(self.earlier) is not None and choice_of(self.now) is not None
+        choices = {choice_of(self.earlier), choice_of(self.now)}
+        return len(choices) == 2 and None not in choices
 
     @property
     def name(self) -> str:
@@ -164,7 +155,7 @@ def combine(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that must be equal; files are compared by content, not by path."""
     found = {key: settings.get(key) for key in DECISIVE}
-    found["measures"] = found["measures"] or list(_FIRST_MEASURES)
+    found["measures"] = sorted(found["measures"] or FIRST)
     found["unsaved"] = found["unsaved"] or []  # earlier versions did not write it
     if found["data_sha256"] is not None:
         found["data"] = str(found["data"]).rpartition(":")[2] if ":" in str(found["data"]) else None

@@ -14,7 +14,7 @@ from localrank_cli.measures.intervals import (
 )
 from localrank_cli.measures.layer import Average, LayerMeasures, RankSummary, reduce_points
 from localrank_cli.measures.points import PointMeasures, PointRanks
-from localrank_cli.measures.table import AVERAGED, choice_of
+from localrank_cli.measures.table import AVERAGED, FIRST
 from localrank_cli.results.columns import COLUMNS, Cell
 from localrank_cli.spectrum.layer import EXACT_FLOAT32
 from localrank_cli.spectrum.pooled import Block
@@ -257,6 +257,12 @@ def check_against_settings(settings: Mapping[str, Any], body: Mapping[str, Any])
                 f"{key}.ranks: expected {shown(wanted)}, as in the settings of its run, got"
                 f" {shown(', '.join(found))}"
             )
+        measures = set(settings.get("measures") or FIRST)
+        if layer.get("evidence") is None and measures != set(layer["soft"]):
+            raise ValueError(
+                f"{key}.soft: expected {shown(', '.join(sorted(measures)))}, as in the settings of"
+                f" its run, got {shown(', '.join(sorted(layer['soft'])))}"
+            )
         for name in settings.get("optional_columns", ()):
             if name not in layer["cells"]:
                 raise ValueError(f"{key}.cells.{name}: is missing")
@@ -339,11 +345,10 @@ def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRec
 
 
 def _check_measures(saved: Mapping[str, Any], place: Mapping[str, Any]) -> None:
-    if choice_of(saved) is None:
+    if unknown := [name for name in saved if name not in AVERAGED]:
         raise SettingsError(
             f"{place['run']}: {place['checkpoint']} (step {place['step']}) was analyzed by another"
-            f" version of localrank, with the measures {', '.join(saved)}; this one has"
-            f" {', '.join(AVERAGED)}.",
+            f" version of localrank, with the measures {', '.join(unknown)}, which this one lacks.",
             "Use the version that wrote it, or analyze the series again with --overwrite.",
         )
 
