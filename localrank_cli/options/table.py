@@ -93,7 +93,7 @@ class AnalyzeOptions:
         Setting(
             help="The network's code: path/to/file.py:name or package.module:name, an nn.Module"
             " class or a function that returns a module; or hf: built by transformers from the"
-            " config.json beside the weights. Without it: a plain MLP, inferred from the weights.",
+            " config.json next to the weights. Without it: a plain MLP, inferred from the weights.",
             metavar="SPEC",
             read=parse.model,
             in_folder=True,
@@ -532,7 +532,7 @@ class AnalyzeOptions:
         Literal["contents", "name", "epoch"] | None,
         Setting(
             help="The source of steps: contents, name or epoch. Default: the contents of the file,"
-            " else of files beside it, else its name.",
+            " else of files next to it, else its name.",
             metavar="SOURCE",
             in_folder=True,
             decides=("counting", "step_from"),
@@ -803,7 +803,7 @@ class MergeOptions:
         Path | None,
         Setting(
             help="A plan file of localrank submit: require all that it lists, then remove the parts"
-            " beside it.",
+            " next to it.",
             metavar="FILE",
             read=parse.path,
         ),

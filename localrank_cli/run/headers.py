@@ -291,7 +291,7 @@ class Headers:
         ((file, key, bundle),) = bundles
         if self.scheme.counting.kind == ALONE and self._weights == RAW:
             raise SettingsError(
-                f"{bundle.describe(file.path)}, beside weights without a step.",
+                f"{bundle.describe(file.path)} as well as weights without a step.",
                 f"{bundle.advice(file.path)}. To analyze the other weights alone, give"
                 f" --weights {key}.",
             )
