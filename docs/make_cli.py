@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 from textwrap import TextWrapper
-from unittest import mock
+from typing import Any
 
 import typer
 from typer.testing import CliRunner
@@ -122,16 +122,12 @@ def _places() -> str:
 
 
 def _section(words: list[str]) -> str:
-    # Without markup the help is plain text, on a terminal too. Lines do not end within an option's
-    # name, after a hyphen.
-    markup, app.rich_markup_mode = app.rich_markup_mode, None
-    try:
-        with mock.patch.object(TextWrapper, "wordsep_re", TextWrapper.wordsep_simple_re):
-            result = CliRunner().invoke(
-                app, [*words, "--help"], prog_name="localrank", terminal_width=WIDTH
-            )
-    finally:
-        app.rich_markup_mode = markup
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    flags = {flag for parameter in command.params for flag in parameter.opts}
+    whole = "--help-all" if "--help-all" in flags else "--help"
+    result = CliRunner().invoke(app, [*words, whole], prog_name="localrank", terminal_width=WIDTH)
     if result.exit_code != 0:
         raise RuntimeError(f"localrank {' '.join(words)} --help: {result.output}")
     title = " ".join(["localrank", *words])

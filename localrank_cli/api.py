@@ -1,26 +1,32 @@
 """The Python interface: the same as the command line, as a pandas DataFrame."""
 
-import inspect
 import logging
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from localrank_cli.options.read import PYTHON, ArgumentError, nearest, read_options
+from localrank_cli.live.turns import LOCK
+from localrank_cli.options.read import (
+    PYTHON,
+    ArgumentError,
+    check_keywords,
+    described,
+    read_options,
+    signature_of,
+)
 from localrank_cli.options.setting import options_of
-from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.options.table import NOT_LIVE, AnalyzeOptions
 
 if TYPE_CHECKING:  # importing torch and pandas is slow
     import pandas as pd
+    from torch import Tensor, nn
 
 _logger = logging.getLogger("localrank")
 
-# Torch's default dtype and random generators are global, so threads take turns.
-_LOCK = threading.RLock()
-
 _CHECKPOINTS = "checkpoints"
-_OFFERED = {one.name: one for one in options_of(AnalyzeOptions) if one.setting.in_python}
+_OFFERED = [one for one in options_of(AnalyzeOptions) if one.setting.in_python]
+_OF_ANALYZE = {one.name: one for one in _OFFERED if one.name != _CHECKPOINTS}
+_OF_LIVE = {one.name: one for one in _OFFERED if one.name not in NOT_LIVE | {"data"}}
 
 
 def analyze(
@@ -50,7 +56,8 @@ def analyze(
     if others:
         raise TypeError(
             "analyze() takes the checkpoints as its only positional argument, a path or a list of"
-            " paths; give everything else by name: analyze('run', data='points.npy')"
+            " paths; give everything else by name: analyze('run', data='points.npy')."
+            " A network in memory is measured by local_rank(network, data)."
         )
     from localrank_cli.results.columns import header
     from localrank_cli.results.read import to_frame
@@ -59,39 +66,59 @@ def analyze(
 
     if checkpoints is None:  # which would count as left out
         raise ArgumentError("checkpoints=None: expected a path.", "Name a folder of checkpoints.")
-    for name in options:
-        if name not in _OFFERED or name == _CHECKPOINTS:
-            raise TypeError(_unknown(name))
+    check_keywords("analyze", options, _OF_ANALYZE)
     chosen = read_options(AnalyzeOptions, {_CHECKPOINTS: checkpoints, **options}, PYTHON)
-    with _LOCK:
+    with LOCK:
         plan = make_plan(chosen, _logger.info)
         rows = [row for record in run_plan(plan, _logger.info) for row in record.rows]
     return to_frame(rows, header(plan.extra_columns))
 
 
-def _unknown(name: str) -> str:
-    message = f"analyze() got an unexpected keyword argument {name!r}"
-    if name in {one.name for one in options_of(AnalyzeOptions)}:
-        return f"{message}: the command line alone has it"
-    near = sorted(nearest(name, _OFFERED))
-    return f"{message}; did you mean {' or '.join(map(repr, near))}?" if near else message
+def local_rank(
+    network: "nn.Module | Mapping[str, Tensor] | None" = None,
+    /,
+    data: object = None,
+    *,
+    step: int = 0,
+    run: str = "model",
+    **options: object,
+) -> "pd.DataFrame":
+    """Compute the local rank of every layer of a network in memory.
+
+    The numbers are those of `analyze` for a checkpoint of its state dict. The network is copied:
+    it, its gradients and the state of the process are as before, whatever happens. The options are
+    those of `analyze`. Notes go to the logger `localrank`.
+
+    Args:
+        network: A network, also one of torch.compile or DistributedDataParallel; or a state dict,
+            for the class or function that the option `model` names.
+        data: A tensor, an array, or what `analyze` takes; or a Dataset or DataLoader, of which the
+            first points are taken in order.
+        step: The training step, for the table.
+        run: The name of the training, for the table.
+        **options: See below.
+
+    Returns:
+        One row for each layer and tolerance, with the columns of the CSV.
+
+    Raises:
+        LocalrankError: If the network or settings are at fault.
+        TypeError: If there is no option of that name, or a value has another type.
+    """
+    from localrank_cli.live.measure import live_options, measure, network_of
+    from localrank_cli.results.columns import header
+    from localrank_cli.results.read import to_frame
+
+    check_keywords("local_rank", options, _OF_LIVE)
+    with LOCK:
+        measured = network_of(network, options)
+        chosen = live_options(data, options)
+        plan, record = measure(measured, chosen, (run, step), _logger.info)
+    return to_frame(record.rows, header(plan.extra_columns))
 
 
-def _signature() -> inspect.Signature:
-    own = inspect.signature(analyze)
-    keywords = [
-        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.shown_default)
-        for one in _OFFERED.values()
-        if one.name != _CHECKPOINTS
-    ]
-    return own.replace(parameters=[own.parameters[_CHECKPOINTS], *keywords])
-
-
-def _lines() -> str:
-    texts = (f"{one.name}: {one.help}" for one in _OFFERED.values() if one.name != _CHECKPOINTS)
-    return "\n".join(f"        {text}" for text in texts)
-
-
-# What `inspect.signature(analyze)` and `help(analyze)` show comes from the table of options.
-analyze.__signature__ = _signature()  # type: ignore[attr-defined]  # inspect reads this attribute
-analyze.__doc__ = (analyze.__doc__ or "").replace("        **options: See below.", _lines())
+# What `inspect.signature` and `help` show comes from the table of options.
+_function: Any
+for _function, _options in ((analyze, _OF_ANALYZE), (local_rank, _OF_LIVE)):
+    _function.__signature__ = signature_of(_function, _options.values())
+    _function.__doc__ = described(_function, _options.values())

@@ -53,7 +53,10 @@ ALLOWED: dict[str, set[str]] = {
     "compare": {"errors", "results"},
     "figures": {"errors", "drawing", "measures", "results", "compare"},
     "report": {"errors", "measures", "results"},
-    "api": {"errors", "options", "run", "results"},
+    "live": {
+        "errors", "seeds", "options", "checkpoints", "model", "points", "results", "run",
+    },
+    "api": {"errors", "options", "run", "results", "live"},
     "experiments": {
         "errors", "drawing", "options", "run", "results", "information", "model", "spectrum",
     },
@@ -62,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         "compare", "figures", "report", "experiments", "__init__",
     },
     "__main__": {"cli", "searchpath"},
-    "__init__": {"api", "searchpath"},
+    "__init__": {"api", "live", "searchpath"},
 }  # fmt: skip
 NUMBERS = (
     "layers", "jacobian", "spectrum", "intervals", "measures", "information", "compress",

@@ -46,6 +46,7 @@ _NUMBERS = {
 
 NO_VALUES = "has no values (meta)"  # the reason of a `LostTensor`
 NO_MODULE = "not a module with weights"  # ends why a part of a module has none
+NO_TENSOR = "not a tensor"  # ends why an object has none
 
 
 class RefusedNameError(pickle.UnpicklingError):
@@ -458,7 +459,7 @@ def as_tensor(value: object) -> Tensor | LostTensor:
     """Return a value as a tensor, or as a `LostTensor` with the reason why it is none."""
     if isinstance(value, (Tensor, LostTensor)):
         return value
-    return LostTensor(f"is a {name_of(value)}, not a tensor")
+    return LostTensor(f"is a {name_of(value)}, {NO_TENSOR}")
 
 
 def is_array(value: object) -> bool:

@@ -2,10 +2,11 @@
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
+from localrank_cli.checkpoints.content import Content
 from localrank_cli.checkpoints.folders import (
     FACTS,
     NOT_CHECKPOINTS,
@@ -47,6 +48,8 @@ class CheckpointFile:
     name: str  # relative to the series; for checkpoint-N/ the folder's name
     folder: Path | None = None  # of a checkpoint that is a folder, with its `trainer_state.json`
     label: str = ""  # a revision of the Hub, if the name is a hash
+    # Of a network in memory: its weights, and no file. `path` is then a name for messages.
+    held: Content | None = field(default=None, compare=False, repr=False)
 
     @property
     def stem(self) -> str:

@@ -77,7 +77,7 @@ def choose(content: "Sets", weights: str, place: str) -> tuple[str, ...]:
 
 def describe_weights(key: str, averaged: Collection[str]) -> str:
     """Return a set of weights for messages: its key, and whether it is an average."""
-    return (repr(key) if key else "one bare state dict") + (" (ema)" if key in averaged else "")
+    return (repr(key) if key else "a bare state dict") + (" (ema)" if key in averaged else "")
 
 
 @dataclass(frozen=True)
@@ -224,11 +224,11 @@ def match_names(
         names: Those of the model's state dict.
         fits: Whether entries are those of the model.
     """
-    of_model = {_plain_name(name): name for name in names}
+    of_model = {plain_name(name): name for name in names}
     if len(of_model) < len(names):
         return None
     for stripping, stripped in candidates(state):
-        plain = {_plain_name(name): name for name in stripped}
+        plain = {plain_name(name): name for name in stripped}
         if stripping.inner or len(plain) < len(stripped):
             continue
         renamed = {of_model.get(short, name): name for short, name in plain.items()}
@@ -238,7 +238,8 @@ def match_names(
     return None
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a parameter's name without wrappers, and with the old names of weight_norm."""
     found = [part for part in name.split(".") if f"{part}." not in _ALL_WRAPPERS]
     if len(found) > 2 and found[-3] == "parametrizations" and found[-1] in _NORMS:
         found[-3:] = [found[-2] + _NORMS[found[-1]]]
@@ -257,7 +258,8 @@ def find_part(
 
     The key is "" where the network has no prefix beside the weights of a loss (`criterion.weight`).
     A longer prefix is left out if its entries are among those of a shorter one, as those of a base
-    model in a network of transformers are.
+    model in a network of transformers are. None is returned if entries of the network's own names
+    fit, beside others that no prefix explains: no part is meant then.
     """
     found: dict[str, Stripping] = {}
     seen: set[frozenset[str]] = set()
@@ -283,7 +285,13 @@ def find_part(
         left = tuple(key for key in state if key not in keys)
         change = f"prefix {start!r}" if start else ""
         found[prefix] = Stripping(names=pairs, change=change, left=left)
-    return found
+    own = {name: state[name] for name in names if name in state}
+    if "" in found or not found or not fits(own):
+        return found
+    if own.keys() | frozenset().union(*seen) < state.keys():
+        return {}
+    left = tuple(key for key in state if key not in own)
+    return {"": Stripping(names=tuple((name, name) for name in own), left=left)} | found
 
 
 def prefer(places: Collection[str], *, averages: bool = False) -> list[str]:

@@ -25,7 +25,12 @@ _BUDGETS = ("method", "budget", "weights", "loss", "loss_increase", "loss_increa
 _LAYERS = ("layer", "n_out", "n_in", "rank", "weights_after", "effective_rank_of_weight")
 
 
-@with_options(AnalyzeOptions, CompressOptions, without=_NOT_OFFERED)
+@with_options(
+    AnalyzeOptions,
+    CompressOptions,
+    without=_NOT_OFFERED,
+    example="localrank compress final.pt --data train.npz --budget 0.5 -o small",
+)
 def compress(_context: typer.Context, options: AnalyzeOptions, how: CompressOptions) -> None:
     """Replace layers of one checkpoint by factors of low rank, and measure what that costs."""
     check_options(options)
@@ -55,6 +60,8 @@ def _print(found: "Compressed") -> None:
     for text in found.verdicts:
         print(text)
     print(printable(f"written to {found.folder}: load(model, path) in load.py loads the weights"))
+    for folder in found.hf_folders:
+        print(printable(f"{folder}: from_pretrained loads it; dense weights, of the full size"))
 
 
 def _table(rows: "Sequence[Row]", columns: Sequence[str]) -> list[str]:

@@ -27,7 +27,9 @@ _VERBATIM = "-"  # in place of a label
 _NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions) if not one.setting.in_inspect}
 
 
-@with_options(AnalyzeOptions, InspectOptions, without=_NOT_OFFERED)
+@with_options(
+    AnalyzeOptions, InspectOptions, without=_NOT_OFFERED, example="localrank inspect my_run"
+)
 def inspect(context: typer.Context, options: AnalyzeOptions, how: InspectOptions) -> None:
     """Report what a folder holds and needs, and what analyze would do. No table is made."""
     check_options(options)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # importing torch is slow
 _MAX_MISSING = 20  # units that are named; further ones are only counted
 
 
-@with_options(MergeOptions)
+@with_options(MergeOptions, example="localrank merge parts -o ranks.csv")
 def merge(_context: typer.Context, options: MergeOptions) -> None:
     """Merge the tables of shards into that of a single run."""
     output, plan = options.output, options.plan

@@ -12,7 +12,7 @@ from localrank_cli.options.views import KINDS, PlotOptions
 _FORMATS = (".png", ".svg", ".pdf")
 
 
-@with_options(PlotOptions)
+@with_options(PlotOptions, example="localrank plot ranks.csv --kind heatmap -o ranks.png")
 def plot(_context: typer.Context, options: PlotOptions) -> None:
     """Draw a figure of a table: PNG, SVG or PDF."""
     target = _target(options)

@@ -15,9 +15,11 @@ if TYPE_CHECKING:  # importing torch is slow
     from localrank_cli.run.rethreshold import Rethreshold
 
 
-@with_options(RethresholdOptions)
+@with_options(
+    RethresholdOptions, example="localrank rethreshold spectra --atol 0.1 -o ranks_0.1.csv"
+)
 def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
-    """Count kept singular values at other tolerances, without differentiating again."""
+    """Count kept singular values at other tolerances, without recomputing Jacobians."""
     output, absolute = options.output, options.atol or (() if options.rtol else (DEFAULT_ATOL,))
     from localrank_cli.results.write import check_suffix
 

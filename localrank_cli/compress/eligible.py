@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from localrank_cli.compress.matrix import can_factor, factored, matrix_of, shape_of
-from localrank_cli.compress.replace import Forward, set_module
+from localrank_cli.compress.matrix import factored, matrix_of, shape_of
+from localrank_cli.compress.replace import Forward
 from localrank_cli.errors import ModelError
+from localrank_cli.layers.factored import can_factor, set_module
 from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.seeds import seeded
 

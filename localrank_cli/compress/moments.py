@@ -3,6 +3,7 @@
 Everything is summed in float64, batch by batch, so that no more than the sums is held.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,13 @@ class Moments:
     def covariance(self) -> Tensor:
         """The covariance of the inputs about their mean, (in, in)."""
         return self._scatter / self.count
+
+    def about_zero(self) -> "Moments":
+        """Return the same with a mean of 0, for a layer without a bias that could hold the mean."""
+        found = copy.copy(self)
+        found._scatter = self._scatter + self.count * self.mean.outer(self.mean)  # noqa: SLF001  # of this class
+        found.mean = torch.zeros_like(self.mean)
+        return found
 
     @property
     def positions(self) -> float:

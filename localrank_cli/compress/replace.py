@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from localrank_cli.compress.matrix import factored, matrix_of
+from localrank_cli.layers.factored import set_module
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
@@ -36,13 +37,6 @@ def replace_layers(model: nn.Module, replacements: Mapping[str, Replacement]) ->
         module = copied.get_submodule(name)
         set_module(copied, name, factored(module, new.left, new.right, new.bias(module)))
     return copied
-
-
-def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another one, by its qualified name."""
-    parent, _, child = name.rpartition(".")
-    # Not setattr: a name in a ModuleDict need not be an identifier.
-    model.get_submodule(parent)._modules[child] = module
 
 
 def norm_layers(model: nn.Module) -> list[_BatchNorm]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from localrank_cli.compress.allocation import least
 from localrank_cli.compress.eligible import Layers
-from localrank_cli.compress.matrix import shape_of
+from localrank_cli.compress.matrix import has_bias, shape_of
 from localrank_cli.compress.methods import BASELINES, METHODS, OURS, Factored, factor_by
 from localrank_cli.compress.moments import Draw, collect, groups
 from localrank_cli.compress.replace import Forward, estimate_norms, replace_layers
@@ -117,14 +117,21 @@ class Compressor:
         """The weights of the layers that can be factored."""
         return self.layers.weights
 
-    def calibrate(self, seed: int, memory: int, names: Sequence[str] = tuple(METHODS)) -> None:
-        """Sum the covariances and factor every layer by some methods."""
+    def calibrate(self, seed: int, memory: int, *, adds_biases: bool = True) -> None:
+        """Sum the covariances and factor every layer by every method.
+
+        Without `adds_biases`, a layer without a bias gets none: its inputs vary about 0.
+        """
         draw = Draw(has_classes=self.kind != "targets")
         parts: list[dict[str, Factored]] = []
         for group in groups(self.layers.chosen, memory):
             batches = self.data.calibrate()
             moments = collect(self.model, group, batches, draw, self.forward, seed)
-            parts.append({name: factor_by(METHODS[name], group, moments) for name in names})
+            moments = {
+                name: one if adds_biases or has_bias(group[name]) else one.about_zero()
+                for name, one in moments.items()
+            }
+            parts.append({name: factor_by(METHODS[name], group, moments) for name in METHODS})
         self._factored = {
             name: Factored(
                 METHODS[name],
@@ -133,7 +140,7 @@ class Compressor:
                 _joined([part[name].means for part in parts]),
                 _joined([part[name].positions for part in parts]),
             )
-            for name in names
+            for name in METHODS
         }
 
     def measure(self, model: nn.Module) -> Scores:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import BudgetError, readable
@@ -15,6 +16,7 @@ from localrank_cli.intervals.point import (
     Threshold,
     examine_point,
     generators_of,
+    sigma_probes,
     vector_bytes,
 )
 from localrank_cli.jacobian.budget import directions_at_once
@@ -22,6 +24,7 @@ from localrank_cli.jacobian.engine import Modes, Task
 from localrank_cli.jacobian.forecast import forecast_all
 from localrank_cli.jacobian.products import PointBatch, Products, point_batches
 from localrank_cli.jacobian.progress import Span
+from localrank_cli.jacobian.routes import normal_direction
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord, Survey
 from localrank_cli.spectrum.examine import examine
@@ -41,12 +44,15 @@ class Bounds:
     width: float  # share of max_rank; 0: as narrow as it gets
     products: int
 
+    def lanes(self, n_points: int, tolerances: Sequence[Tolerance]) -> int:
+        """Return how many probes take steps together at each point."""
+        relative = any(one.rtol != 0 for one in tolerances)
+        return probes_of(n_points) + sigma_probes(n_points, relative=relative)
+
     def method(self, n_points: int, tolerances: Sequence[Tolerance], seed: int) -> str:
         """Return the text of the column `method`."""
         probes = probes_of(n_points)
-        relative = any(one.rtol != 0 for one in tolerances)
-        lanes = 3 if probes == 1 and relative else probes
-        steps = self.products // 2 // lanes
+        steps = self.products // 2 // self.lanes(n_points, tolerances)
         return f"interval(lanczos,s={probes},nu<={steps},float64,seed={seed})"
 
 
@@ -135,10 +141,12 @@ def _at_point(
     shape = record.numel, task.n_in
     found = None
     if one.finite[record.call]:
-        chunk = _at_once(task.survey)
+        chunk = at_once(task.survey)
         products = Products(one.batch, record.call, chunk, modes, task.residual)
         device = one.batch.varied.device
         operator = Operator(*shape, products.apply, products.transpose, device)
+        bound = products.rank_bound()
+        operator.n_products += bound is not None
         terms = Terms(
             tuple(Threshold(tol.atol, tol.relative(*shape)) for tol in purpose.tolerances),
             delta=1 - purpose.bounds.confidence,
@@ -146,16 +154,33 @@ def _at_point(
             products=purpose.bounds.products,
             width=purpose.bounds.width,
             noise=purpose.noise,
+            bound=bound,
         )
         index = request.indices[one.point] if request.indices else one.point
         source = task.wrt.label if task.wrt is not None else ""
         key = [request.seed, purpose.run, purpose.step, record.call.label, source, index]
         found = examine_point(operator, terms, generators_of(_seed(key)))
+        if found is None:
+            _note_reverse(products, record, modes)
     modes.progress.finish(task.wrt, record.call, span)
     return found
 
 
-def _at_once(survey: Survey) -> int:
+def _note_reverse(products: Products, record: CallRecord, modes: Modes) -> None:
+    """Note where the backward pass alone is not finite: exact ranks may then count the point."""
+    direction = normal_direction(products.batch.n_in, products.batch.varied)
+    if not bool(torch.isfinite(products.apply(direction.unsqueeze(0))).all()):
+        return
+    note = (
+        f"layer {record.call.label!r}: products J^T u are not finite at a point where J v are (0"
+        " times infinity in a backward pass). Intervals need both, so that such points do not"
+        " count; --method exact may count them, by forward mode"
+    )
+    if note not in modes.notes:
+        modes.notes.append(note)
+
+
+def at_once(survey: Survey) -> int:
     """Return how many vectors are pushed through at once, which no memory decides.
 
     A product of several rounds otherwise than one of a single vector, and bounds are not to depend
@@ -174,7 +199,7 @@ def interval_bytes(record: CallRecord, n_in: int, survey: Survey, products: int)
     vectors = vector_bytes(min(record.numel, n_in), products)
     # A block of vectors on either side, and the passes themselves.
     sides = 8 * 8 * 2 * (record.numel + n_in)
-    return vectors + sides + 8 * _PASSES * survey.activations * _at_once(survey)
+    return vectors + sides + 8 * _PASSES * survey.activations * at_once(survey)
 
 
 def check_interval(

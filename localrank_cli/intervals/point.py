@@ -63,6 +63,14 @@ class Terms:
         object.__setattr__(self, "relative", any(one.is_relative for one in self.thresholds))
 
 
+def sigma_probes(n_points: int, *, relative: bool) -> int:
+    """Return how many probes serve for sigma_1 alone.
+
+    With several probes for the counts the same ones serve, since the events are added.
+    """
+    return SIGMA_PROBES if relative and probes_of(n_points) == 1 else 0
+
+
 def largest_basis(products: int) -> int:
     """Return how many directions are split off at most, which no memory decides."""
     return products // 3
@@ -112,8 +120,7 @@ class _Point:
         self._sigma_delta, self._first_delta, self._fresh_delta = shares(
             terms.delta, relative=terms.relative
         )
-        # With several probes the same ones serve for sigma_1, since the events are added.
-        others = SIGMA_PROBES if self._probes == 1 and terms.relative else 0
+        others = sigma_probes(terms.n_points, relative=terms.relative)
         probes = torch.cat([first, self._draw("sigma", others)]) if others else first
         self._lanes = list(range(self._probes))
         self._sigma_lanes = list(range(self._probes, self._probes + others)) or self._lanes
@@ -240,7 +247,9 @@ class _Point:
     def _may_deflate(self, row: int) -> bool:
         """Whether a basis of all directions above a tolerance fits memory and products."""
         terms = self._terms
-        high = largest_count(self._level(row).high, terms.delta / 2, self._probes, self._d)
+        level = self._level(row)
+        high = largest_count(level.high, terms.delta / 2, self._probes, self._d)
+        high = min(high, level.bound)
         if high == 0:
             return True
         needed = min(self._d, high + _MORE)

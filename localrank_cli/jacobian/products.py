@@ -9,8 +9,9 @@ from torch import Tensor
 from localrank_cli.errors import LocalrankError, ModelError, cause
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch
+from localrank_cli.jacobian.cuts import rank_bound
 from localrank_cli.jacobian.engine import Modes, Task, calls_of
-from localrank_cli.jacobian.routes import pushforward
+from localrank_cli.jacobian.routes import normal_direction, pushforward
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.setting import analysis_setting
 
@@ -95,6 +96,14 @@ class Products:
         self._varied = self.batch.varied.detach().requires_grad_(True)
         with torch.enable_grad():
             (self._output,) = self.batch.outputs(self._varied, [self.call])
+
+    def rank_bound(self) -> int | None:
+        """Return what the rank cannot exceed, as one product shows; None where nothing is known."""
+        if self.residual or not self._output.requires_grad:
+            return None
+        self.batch.advance(1)
+        u = normal_direction(self._output.shape[1], self._output)
+        return rank_bound(self._output, self._varied, u.unsqueeze(0))
 
     def apply(self, vectors: Tensor) -> Tensor:
         """Return J v for each row, (k, n_out)."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import LayerError
 from localrank_cli.layers.capture import Call
+from localrank_cli.layers.factored import Factored
 from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.outputs import first_tensor
 from localrank_cli.layers.survey import CallRecord
@@ -296,6 +297,8 @@ def _takes_features(module: nn.Module, shape: tuple[int, ...]) -> str | None:
 
     `shape` is that of its output, or of its input.
     """
+    if isinstance(module, Factored):
+        module = module[-1]
     if isinstance(module, _FEATURES_FIRST):
         return "first"
     normalized = getattr(module, "normalized_shape", None)

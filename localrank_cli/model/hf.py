@@ -154,6 +154,43 @@ class HfModel:
             )
         return model, report
 
+    def saved_config(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the config of the network for a folder of other weights of it."""
+        config = {key: value for key, value in self.entries.items() if key != _OF_FILES}
+        return config | {
+            key: value for key, value in arguments.items() if key != "attn_implementation"
+        }
+
+    def read(self, folder: Path) -> nn.Module:
+        """Return the network that `from_pretrained` loads from a folder that was just written.
+
+        Raises:
+            ModelError: If the library cannot load it, or some weights of it.
+        """
+        with library():
+            try:
+                model, report = self.model_class.from_pretrained(
+                    folder,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    local_files_only=True,
+                    **self._choices,
+                )
+            except Exception as error:  # the library raises whatever a conversion raises
+                raise _not_loaded(folder, cause(error)) from error
+            left = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
+            if left:
+                raise _not_loaded(folder, f"it finds no place for {left[0]}")
+            return _with_one_input(model)
+
+
+def _not_loaded(folder: Path, why: str) -> ModelError:
+    return ModelError(
+        f"{folder}: transformers does not load the compressed weights ({why}).",
+        "Give the network's code, --model path/to/file.py:name, and the factored weights alone are"
+        " written.",
+    )
+
 
 def hf_model(folder: Path, arguments: Mapping[str, Any], held: Held | None = None) -> HfModel:
     """Return the network that the config in a checkpoint's folder describes.

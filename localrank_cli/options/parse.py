@@ -233,6 +233,19 @@ def whole(value: object) -> object:
     return value
 
 
+LOG = "log"
+
+
+def pace(value: object) -> object:
+    """Read how often to measure: a number of steps, or `log`."""
+    found = whole(value)
+    if isinstance(found, str) and found.strip().lower() == LOG:
+        return LOG
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise UnfitError(value, "expected a whole number from 1 on, or log")
+    return found
+
+
 def factor(value: object) -> object:
     """Read a factor: a number other than 0, or a fraction such as the 1/255 of pixels."""
     if isinstance(value, str):
@@ -424,11 +437,13 @@ def path(value: object) -> Path:
     if not isinstance(value, str | PathLike):
         advice = "Pass the folder with the checkpoints, or a list of folders and files."
         if _is_module(value) or isinstance(value, Mapping):
-            saved = "model.state_dict()" if _is_module(value) else "state_dict"
+            saved, given = (
+                ("model.state_dict()", "model") if _is_module(value) else ("state_dict",) * 2
+            )
             advice = (
-                "Weights are read from files: save them, torch.save("
-                f"{saved}, 'run/step_0.pt'), and pass the folder 'run'; the network's class or"
-                " function is the option model."
+                f"Call localrank_cli.local_rank({given}, data), or save a series,"
+                f" torch.save({saved}, 'run/step_0.pt'), and pass the folder 'run'; the network's"
+                " class or function is the option model."
             )
         raise UnfitError(value, "expected a path", advice)
     return Path(value)

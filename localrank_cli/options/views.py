@@ -73,6 +73,7 @@ _Measure = Annotated[
     Setting(
         help=f"The measure ({', '.join(MEASURES)}), or any numeric column.",
         metavar="COLUMN",
+        completes=tuple(MEASURES),
         default="local_rank",
     ),
 ]
@@ -91,6 +92,7 @@ class PlotOptions:
         Setting(
             help=f"{'; '.join(f'{name}: {kind.help}' for name, kind in KINDS.items())}.",
             metavar="KIND",
+            completes=tuple(KINDS),
             default="ranks",
         ),
     ] = "ranks"

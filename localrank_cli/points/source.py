@@ -95,7 +95,11 @@ def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
     """
     if source.array is not None:
         if isinstance(source.array, Tensor):
-            return _drawn(_unnamed(source.array, source), source, "the data"), {"data": _PYTHON}
+            array = _unnamed(source.array, source)
+            points = _drawn(array, source, "the data")
+            # All of a large array is hashed only where all of it counts.
+            counted = array if source.keep else points.tensor
+            return points, {"data": _PYTHON, VALUES: _values_hash(counted)}
         described: dict[str, object] = {"data": _PYTHON}
         return _of_arrays(source.array, source, "the data", described), described
     match = _DISTRIBUTION.match(source.text)

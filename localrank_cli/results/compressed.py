@@ -1,6 +1,9 @@
 """What `localrank compress` writes: weights, the program that loads them, and what it measured."""
 
 import csv
+import json
+import os
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +23,7 @@ LOADER_NAME = "load.py"
 FACTS_NAME = "compress.json"
 BUDGETS_NAME = "budgets.csv"
 LAYERS_NAME = "layers.csv"
+CONFIG_NAME, HF_NAME = "config.json", "model.safetensors"  # the names of transformers
 # The same for every network: ranks are in the shapes. Works without localrank and safetensors.
 LOADER = """\
 import json, pathlib, struct, torch
@@ -48,6 +52,11 @@ def weights_name(share: float, *, dense: bool = False) -> str:
     return f"{'dense' if dense else 'factored'}_{share:g}.safetensors"
 
 
+def hf_name(share: float) -> str:
+    """Return the name of the folder of a budget that `from_pretrained` loads: `hf_0.5`."""
+    return f"hf_{share:g}"
+
+
 def prepare_folder(folder: Path, inputs: Iterable[Path] = (), *, overwrite: bool) -> None:
     """Create the folder of the results; the files in `inputs` are never overwritten.
 
@@ -55,8 +64,10 @@ def prepare_folder(folder: Path, inputs: Iterable[Path] = (), *, overwrite: bool
         OutputError: If a file that would be written exists, or the folder cannot be created.
     """
     make_folder(folder)
-    held = sorted(path for path in folder.iterdir() if _is_written(path.name))
-    for path in held:
+    held = [path for path in folder.iterdir() if _is_written(path.name)]
+    for path in folder.glob("hf_*"):
+        held += [path / name for name in (CONFIG_NAME, HF_NAME) if os.path.lexists(path / name)]
+    for path in sorted(held):
         if any(one.exists() and path.samefile(one) for one in inputs):
             raise OutputError(
                 f"{path}: is read by this command, and its results could replace it.",
@@ -83,9 +94,34 @@ def begin_results(folder: Path) -> None:
         raise cannot_write(folder / FACTS_NAME, error) from error
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+def write_weights(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors as a safetensors file, whole or not at all."""
-    write_bytes(path, save(dict(state)))
+    write_bytes(path, _ordered(save(dict(state), None if metadata is None else dict(metadata))))
+
+
+def _ordered(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order, which is another one at each save."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+
+def write_hf(
+    folder: Path,
+    config: Mapping[str, object],
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a folder as `save_pretrained` does."""
+    make_folder(folder)
+    write_weights(folder / HF_NAME, state, {**metadata, "format": "pt"})
+    write_json(folder / CONFIG_NAME, config)
 
 
 def write_loader(folder: Path) -> None:

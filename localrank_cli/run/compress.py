@@ -1,7 +1,5 @@
 """Compress one checkpoint: measure every budget beside the baselines, and write what was found."""
 
-import copy
-import runpy
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -17,9 +15,8 @@ from localrank_cli.compress.matrix import shape_of
 from localrank_cli.compress.methods import BASELINES, METHODS, OURS
 from localrank_cli.compress.score import Batch, Difference, Kind, Scores, kind_of
 from localrank_cli.compress.search import FEW, Compressor, Data, Outcome, halves, split, verdict
-from localrank_cli.compress.state import dense_state, difference, effective_rank_of, factored_state
+from localrank_cli.compress.state import effective_rank_of
 from localrank_cli.errors import LocalrankError, ModelError, Note, SettingsError
-from localrank_cli.layers.outputs import first_tensor
 from localrank_cli.layers.select import LEFT_OUT
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import TokensError
@@ -33,15 +30,12 @@ from localrank_cli.points.source import DataSource, load_points
 from localrank_cli.results.compressed import (
     BUDGETS_NAME,
     LAYERS_NAME,
-    LOADER_NAME,
     begin_results,
     prepare_folder,
-    weights_name,
     write_facts,
-    write_loader,
     write_rows,
-    write_weights,
 )
+from localrank_cli.run.compress_save import Saver, forward
 from localrank_cli.run.compute import hash_of
 from localrank_cli.run.headers import load_state
 from localrank_cli.run.plan import Plan, SeriesPlan, make_plan
@@ -50,8 +44,6 @@ from localrank_cli.run.samples import read_labels
 _BATCH = 64  # points that pass through the network at once
 _DRAWN = 1024  # points of a distribution
 _FEW_NATS = 0.01  # a share of a smaller loss is less than it can be measured to
-# Loaded weights give these outputs up to float32 rounding, which a network magnifies.
-_AGREEMENT = 1e-3
 _TIMED = 20  # forward passes of one point
 _UNITS: dict[Kind, str] = {
     "classes": "nats", "tokens": "nats", "outputs": "nats", "targets": "squared error"
@@ -68,6 +60,7 @@ class Compressed:
     layers: tuple[Row, ...]
     verdicts: tuple[str, ...]
     folder: Path
+    hf_folders: tuple[Path, ...]  # that `from_pretrained` loads
     keeps_limit: bool  # whether the report slice agrees with the limit
 
 
@@ -165,18 +158,6 @@ def _is_same(first: DataSource, second: DataSource) -> bool:
     return one.samefile(other)
 
 
-def forward(model: nn.Module, batch: Tensor) -> Tensor:
-    """Return the first tensor of a network's output.
-
-    Raises:
-        ModelError: If it returns none.
-    """
-    output = first_tensor(model(batch.clone()))
-    if output is None:
-        raise ModelError("the network returned no tensor.", "Return the outputs as a tensor.")
-    return output
-
-
 class _Work:
     def __init__(self, plan: Plan, series: SeriesPlan, how: CompressOptions, note: Note) -> None:
         self._plan, self._series, self._how, self._note = plan, series, how, note
@@ -237,7 +218,8 @@ class _Work:
         self.point = first[:1]
         self.work = Compressor(model, layers, data, forward, self.kind)
         self._note(f"calibrating {len(layers.chosen)} layers on {len(calibrate)} points")
-        self.work.calibrate(self._seed, self._plan.memory)
+        is_dense = how.dense or self._series.settings.model.is_hf
+        self.work.calibrate(self._seed, self._plan.memory, adds_biases=not is_dense)
 
     @property
     def layers(self) -> Layers:
@@ -293,11 +275,12 @@ class _Work:
         assert folder is not None
         original = self.work.report(model)
         begin_results(folder)
-        rows, layer_rows, verdicts, keeps = [], [], [], True
+        saver = Saver(self._series, self._stored, self.point, folder, dense=self._how.dense)
+        rows, layer_rows, verdicts, folders, keeps = [], [], [], [], True
         rows.append(self._row("original", 1.0, self.work.total, self.work.original, original))
         for share, chosen in outcomes.items():
             compressed = self.work.build(chosen.name, chosen.ranks)
-            self._save(folder, share, compressed)
+            folders += saver.save(share, compressed)
             ours = self.work.report(compressed)
             row = self._row(chosen.name, share, chosen.weights, chosen.scores, ours, original)
             row |= {"predicted": chosen.predicted} | self._latency(compressed)
@@ -321,7 +304,9 @@ class _Work:
         write_rows(folder / BUDGETS_NAME, rows)
         write_rows(folder / LAYERS_NAME, layer_rows)
         write_facts(folder, self._facts(rows, layer_rows, verdicts))
-        return Compressed(tuple(rows), tuple(layer_rows), tuple(verdicts), folder, keeps)
+        return Compressed(
+            tuple(rows), tuple(layer_rows), tuple(verdicts), folder, tuple(folders), keeps
+        )
 
     def _breach(self, increase: Difference, original: Scores) -> str:
         """Return how the report slice breaks the limit; empty if it does not."""
@@ -379,39 +364,6 @@ class _Work:
                 }
             rows.append(row)
         return rows
-
-    def _save(self, folder: Path, share: float, compressed: nn.Module) -> None:
-        """Write the weights, and compare outputs once they are loaded back.
-
-        Raises:
-            ModelError: If what was loaded gives other outputs.
-        """
-        model = self._series.model
-        state = factored_state(compressed, self._stored)
-        # First, since it may be refused.
-        dense = dense_state(compressed, model, state) if self._how.dense else None
-        write_loader(folder)
-        path = folder / weights_name(share)
-        write_weights(path, state)
-        # As a user runs it; the file was written just now.
-        load = runpy.run_path(str(folder / LOADER_NAME))["load"]
-        self._compare(load(copy.deepcopy(model), path), compressed, path)
-        if dense is not None:
-            path = folder / weights_name(share, dense=True)
-            write_weights(path, dense)
-            copied = copy.deepcopy(model)
-            copied.load_state_dict(dense)
-            self._compare(copied, compressed, path)
-
-    def _compare(self, loaded: nn.Module, compressed: nn.Module, path: Path) -> None:
-        found = difference(loaded.eval(), compressed, self.point, forward)
-        if not found <= _AGREEMENT:
-            raise ModelError(
-                f"{path}: loaded back, its outputs differ from those measured by {found:.2g} of"
-                " the largest.",
-                "Its layers may be stored in a dtype too coarse for factors: save the checkpoint in"
-                " float32.",
-            )
 
     def _latency(self, model: nn.Module) -> Row:
         """Return the median time of one point: fewer weights need not be faster."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.checkpoints.content import State
+from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.folders import DCP_METADATA
 from localrank_cli.checkpoints.formats import load_torch
 from localrank_cli.checkpoints.series import (
@@ -139,7 +140,7 @@ def _failed(record: CheckpointRecord) -> CheckpointLine:
 
 def _needs(options: AnalyzeOptions, headers: Headers, config: HfConfig | None) -> list[Need]:
     model, data, wrt = options.model, options.data, options.wrt
-    state = headers.first or {}
+    state = without_factors(headers.first or {}, headers.factored)
     embedding = find_embedding(state)
     problem, n_in = _inferred(state) if model is None else ("", None)
     if n_in is not None:

@@ -22,12 +22,13 @@ from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.content import Content, State, printable_name
 from localrank_cli.checkpoints.counting import ALONE, Counting
 from localrank_cli.checkpoints.entries import find_entries
+from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.folders import is_alias
 from localrank_cli.checkpoints.modules import HeldModule, kinds_of
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.checkpoints.order import SeriesSteps, StepScheme
 from localrank_cli.checkpoints.places import Names, Place, find_place
-from localrank_cli.checkpoints.reading import Twins, read_checkpoint, sets_of, with_part
+from localrank_cli.checkpoints.reading import Twins, read_file, sets_of, with_part
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.weights import (
     EMA,
@@ -152,6 +153,7 @@ class Headers:
         self.scheme = StepScheme(rule, Counting(), {})
         self.unfilled: set[str] = set()  # parts of the model that a checkpoint does not fill
         self.first: State | None = None  # the weights in the first file, by name
+        self.factored: frozenset[str] = frozenset()  # layers that it says it holds as factors
         self._entries: dict[CheckpointFile, Entries] = {}
         self._last_entries: Entries = {}
         self._configs: dict[Path, Entries] = {}  # those of config.json, by its folder
@@ -219,7 +221,7 @@ class Headers:
 
     def _source(self, file: CheckpointFile) -> Source:
         """Return what a checkpoint records, or else a config.json beside it."""
-        if self._entries[file] or self._context.is_hf:
+        if self._entries[file] or self._context.is_hf or file.held is not None:
             return Source(str(file.path), self._entries[file])
         place = config_folder(file, self._series.folder)
         if place not in self._configs:
@@ -247,6 +249,7 @@ class Headers:
             return
         if self.first is None:
             self.first = self._first(content, bare, file)
+            self.factored = content.factored
         self._compare_modules(content, bare, file)
         self._headers[file] = self._shared(content)
         if content.entries != self._last_entries:  # one copy, as of headers
@@ -330,7 +333,7 @@ class Headers:
 
     def _read(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
         try:
-            content = read_checkpoint(file.path, trust_pickle=self._trust_pickle, header_only=True)
+            content = read_file(file, trust_pickle=self._trust_pickle, header_only=True)
             return with_part(content, self._weights)
         except NoWeightsError:
             raise
@@ -350,7 +353,7 @@ class Headers:
         else:
             is_hf = self._context.is_hf
             bare = [key for key, state in states.items() if not (is_hf and is_adapter_alone(state))]
-        if not bare or is_of_peft(file.path):
+        if not bare or (file.held is None and is_of_peft(file.path)):
             raise UnreadableError(*refusal(file.path, next(iter(states.values()))))
         return bare[0]
 
@@ -387,25 +390,34 @@ class Headers:
         Raises:
             SettingsError: If it may be inferred from several, at keys that no framework uses.
         """
-        first = content.states[bare]
         if not self._context.is_inferred:
+            return content.states[bare]
+        key = self._key_of_first(content, bare, file)
+        first = content.states[key]
+        if key in content.others:
             return first
-        if bare not in content.others:
-            found = without_loss_layer(first)
-            names = networks_in(found)
-            if names:
-                raise SettingsError(
-                    f"{file.path}: holds several networks by their names: {listed(names)}.",
-                    f"Choose one: --weights {' or --weights '.join(names[:4])}; or give the"
-                    " network's code: --model path/to/file.py:name.",
-                )
-            return found
-        return content.states[self._key_of_first(content, bare, file)]
+        found = without_loss_layer(first)
+        names = networks_in(without_factors(found, content.factored))
+        if names:
+            raise SettingsError(
+                f"{file.path}: holds several networks by their names: {listed(names)}.",
+                f"Choose one: --weights {' or --weights '.join(names[:4])}; or give the"
+                " network's code: --model path/to/file.py:name.",
+            )
+        return found
 
     def _key_of_first(self, content: Content, bare: str, file: CheckpointFile) -> str:
-        if bare not in content.others:
-            return bare
         keys = choose(sets_of(content), self._weights, str(file.path))
+        if bare not in content.others:
+            # Tensors beside the sets, such as statistics of the data, may have names of a module's.
+            is_among_others = not bare and len(content.states) > 1 and self._weights == RAW
+            if not is_among_others or can_infer(without_loss_layer(content.states[bare])):
+                return bare
+            usual = [key for key in keys if key not in content.others]
+            inferable = [key for key in usual if can_infer(content.states[key])]
+            if inferable or len(usual) > 1:
+                return (inferable or usual[1:])[0]
+            keys = tuple(key for key in content.states if key in content.others)
         fitting = prefer([key for key in keys if can_infer(content.states[key])])
         if len(fitting) > 1:
             raise SettingsError(
@@ -496,7 +508,7 @@ class Headers:
 
         `stripped` tries names without prefixes.
         """
-        content = read_checkpoint(bare.file.path, trust_pickle=self._trust_pickle)
+        content = read_file(bare.file, trust_pickle=self._trust_pickle)
         content = with_part(content, self._weights)
         for container in keys:
             for stripping, state in candidates(content.states[container]):
@@ -687,9 +699,7 @@ def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, T
     Raises:
         SettingsError: If the file does not hold what its header held when the run was planned.
     """
-    content = read_checkpoint(
-        checkpoint.file.path, trust_pickle=trust_pickle, mapped=checkpoint.mapped
-    )
+    content = read_file(checkpoint.file, trust_pickle=trust_pickle, mapped=checkpoint.mapped)
     container = checkpoint.container
     state: Mapping[str, Tensor] | None = content.states.get(container)
     if state is None:  # --weights named a prefix

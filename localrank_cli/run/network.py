@@ -26,8 +26,15 @@ from localrank_cli.model.hf import (
 )
 from localrank_cli.model.hf_size import Held
 from localrank_cli.model.hf_weights import HfExpected
-from localrank_cli.model.mlp import USE_MODEL, InferredMlp, MlpLayout, infer_mlp, layer_groups
-from localrank_cli.model.twice import Builder, Network, build_twice
+from localrank_cli.model.mlp import (
+    USE_MODEL,
+    InferredMlp,
+    MlpLayout,
+    infer_mlp,
+    layer_groups,
+    like_factors,
+)
+from localrank_cli.model.twice import Builder, Given, Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
 from localrank_cli.options.needs import EMBEDDING, HF, HfConfig, find_hf_config
 from localrank_cli.options.resolve import ModelChoice
@@ -67,6 +74,13 @@ def make_model(
         if not advice:
             raise _with_advice_of_config(error, *place, held) from error
         raise ModelError(error.what, f"{error.advice} {advice}") from error
+    pairs = like_factors({key: tuple(tensor.shape) for key, tensor in first.items()})
+    if pairs and not choice.is_seen:
+        raise ModelError(
+            f"{listed([f'{name}.0 and {name}.1' for name in pairs], 2)} may be two factors of one"
+            " layer, or two layers with an activation between them; the weights do not show which.",
+            USE_MODEL,
+        )
     groups = layer_groups(layout.names)
     if groups and not choice.is_seen:
         raise ModelError(
@@ -98,6 +112,8 @@ def _is_one_mlp(state: State) -> bool:
 def _of_code(choice: ModelChoice, sources: Sequence[Source], note: Note) -> Network:
     existing = existing_modules()
     name, factory = choice.description, choice.factory
+    if isinstance(factory, Given):  # nothing is built, so that there is nothing to compare
+        return Network(factory())
     if choice.code is not None:
         name = f"--model {name}"
         with seeded(SEED):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.checkpoints.counting import EPOCHS, Counting
+from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
@@ -24,7 +25,7 @@ from localrank_cli.checkpoints.series import (
     run_names,
 )
 from localrank_cli.checkpoints.trusted import provide_main
-from localrank_cli.checkpoints.weights import RAW, describe_weights
+from localrank_cli.checkpoints.weights import RAW
 from localrank_cli.errors import (
     BudgetError,
     LayerError,
@@ -53,6 +54,7 @@ from localrank_cli.options.resolve import (
     check_step_names,
     for_series,
     resolve,
+    with_folder,
 )
 from localrank_cli.options.table import AnalyzeOptions, check_options
 from localrank_cli.points.draw import Points
@@ -68,6 +70,7 @@ from localrank_cli.run.activation import with_held_activation
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
+from localrank_cli.run.factored import with_factors
 from localrank_cli.run.fits import Look, place_one
 from localrank_cli.run.headers import (
     Failures,
@@ -179,10 +182,13 @@ def make_plan(
     with torch.random.fork_rng(devices=[]):
         for folder in sorted(named, key=lambda folder: runs[folder]):
             prefix = f"{runs[folder]}: " if len(named) > 1 else ""
+            of_series = for_series(replace(options, memory=memory), folder)
+            series = _find_series(of_series, named[folder])
+            refuse_without_data(of_series, named[folder], runs[folder])
             planned.append(
                 _plan_series(
-                    for_series(replace(options, memory=memory), folder),
-                    named[folder],
+                    of_series,
+                    series,
                     plan_file.of_run(runs[folder]) if plan_file is not None else None,
                     runs[folder],
                     device,
@@ -190,16 +196,42 @@ def make_plan(
                     refuses=refuses,
                 )
             )
-    extra = optional_first(name for plan in planned for name in plan.optional_columns)
-    plan = Plan(
+    return _checked(_plan_of(planned, options, device, memory), note, refuses=refuses)
+
+
+def plan_held(options: AnalyzeOptions, file: CheckpointFile, run: str, note: Note) -> Plan:
+    """Plan a run of one checkpoint in memory, whose content holds its step.
+
+    No folder is looked at: settings come from the options alone.
+    """
+    device = pick_device(options.device or "auto")
+    check_memory(options.memory, device)
+    memory = memory_budget(device) if options.memory is None else options.memory
+    own = with_folder(replace(options, memory=memory), FolderSettings(), Path())
+    check_names(own)
+    with torch.random.fork_rng(devices=[]):
+        series = Series(Path(), (file,))
+        planned = _plan_series(own, series, None, run, device, note, refuses=True)
+    return _checked(_plan_of([planned], options, device, memory), note, refuses=True)
+
+
+def _plan_of(
+    planned: Sequence[SeriesPlan], options: AnalyzeOptions, device: torch.device, memory: int
+) -> Plan:
+    return Plan(
         series=tuple(planned),
         device=device,
         memory=memory,
-        extra_columns=extra,
+        extra_columns=optional_first(name for plan in planned for name in plan.optional_columns),
         trust_pickle=options.trust_pickle,
         skips_errors=options.skips_errors,
     )
-    for one in planned:
+
+
+def _checked(plan: Plan, note: Note, *, refuses: bool) -> Plan:
+    """Return a plan after checking that its Jacobians fit in memory; see `make_plan`."""
+    memory = plan.memory
+    for one in plan.series:
         try:
             _check_pooled(one, memory)
         except (BudgetError, LayerError) as error:
@@ -270,7 +302,7 @@ def names_rule(options: AnalyzeOptions, folder: Path) -> NameRule:
 
 def _plan_series(
     series_options: SeriesOptions,
-    named: Sequence[Path],
+    series: Series,
     entry: ListedSeries | None,  # of the plan file
     run: str,
     device: torch.device,
@@ -280,8 +312,6 @@ def _plan_series(
 ) -> SeriesPlan:
     """Plan a series: what to load, the network that it fits, and the points to run it at."""
     options, folder = series_options.options, series_options.folder
-    series = _find_series(series_options, named)
-    refuse_without_data(series_options, named, run)
     settings = _resolve(series_options, note)
     series, headers = _headers(options, settings, series, entry, series_options.step_rule)
     failures = Failures(run, skips=options.skips_errors)
@@ -388,10 +418,11 @@ def _build(
     skips: bool,
 ) -> Network:
     """Build the network, and have each checkpoint compared with what it was built from."""
-    weights = (headers.first, headers.held)
+    first = without_factors(headers.first or {}, headers.factored)
+    weights = (first, headers.held)
     network = make_model(choice, place, weights, headers.sources(place[0]), note, skips=skips)
     headers.recorded = network.recorded
-    return network
+    return with_factors(network, headers.first, note)
 
 
 def _find_series(options: SeriesOptions, named: Sequence[Path]) -> Series:
@@ -429,7 +460,11 @@ def _headers(
 
 def _with_held_activation(settings: Settings, headers: Headers, options: SeriesOptions) -> Settings:
     choice = settings.model
-    if not choice.is_inferred or not headers.first or not can_infer(headers.first):
+    if (
+        not choice.is_inferred
+        or not headers.first
+        or not can_infer(without_factors(headers.first, headers.factored))
+    ):
         return settings
     is_given = "activation" in options.from_user | options.from_folder
     given = options.options.activation if is_given else None
@@ -448,9 +483,10 @@ def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
 
 def _which_weights(checkpoint: PlannedCheckpoint) -> str:
     container = checkpoint.container
-    key = describe_weights(container, {container} if checkpoint.averaged else ())
+    where = f"weights under {container!r}" if container else "bare state dict"
+    average = " (ema)" * checkpoint.averaged
     ignored = f", not {', '.join(checkpoint.ignored)} (--weights)" if checkpoint.ignored else ""
-    return f"using the weights under {key}{ignored}"
+    return f"using the {where}{average}{ignored}"
 
 
 def _model_facts(choice: ModelChoice) -> dict[str, object]:
@@ -615,10 +651,9 @@ def with_measures_of(series: SeriesPlan, earlier: Mapping[str, Any]) -> SeriesPl
 
 def series_settings(series: SeriesPlan) -> dict[str, Any]:
     """Return everything that decides the numbers of a series, as JSON can hold it."""
-    settings = series.settings
-    bounds = settings.bounds
+    settings, bounds = series.settings, series.settings.bounds
     regex = series.scheme.rule.names.regex
-    positions, one_source = settings.selection.positions, settings.selection.has_one_source
+    one_source = settings.selection.has_one_source
     return {
         "run": series.run,
         "folder": str(series.series.folder),
@@ -628,37 +663,18 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         | {key: repr(value) for key, value in settings.model.arguments.items()},
         **series.model_facts,
         **series.data_facts,
-        "data_shape": settings.source.shape,
-        "data_scale": settings.source.scale,
-        "seed": settings.source.seed,
+        **chosen_settings(settings),
         "point_indices": list(series.points.indices),
         "n_data": series.points.n_data,
-        "wrt": settings.selection.wrt,
-        # None as in journals of the first release, which had none of these.
-        "positions": str(positions) if not positions.is_all else None,
-        "residual": settings.selection.residual or None,
-        "pooled": settings.pooled or None,
-        "feature_axis": [f"{one.pattern}={one.axis}" for one in settings.selection.feature_axes]
-        or None,
-        "input_metric": settings.input_metric,
         "n_cov": series.metric.n_cov,
-        "slices": settings.slices,
-        "labels_key": settings.sampling.labels_key,
         "information_point_indices": (
             list(series.samples.sample.indices) if series.samples.sample is not None else None
         ),
-        "information_noise": settings.sampling.noise,
-        "dtype": settings.dtype_name,
-        "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
-        "tolerances": [tolerance.label for tolerance in settings.tolerances],
-        "measures": list(settings.measured),
         # None as in journals of versions that had no intervals.
         "method": "interval" if bounds is not None else None,
         "confidence": bounds.confidence if bounds is not None else None,
         "width": (bounds.width or None) if bounds is not None else None,
         "products": bounds.products if bounds is not None else None,
-        "noise": settings.noise,
-        "columns": dict(settings.columns),
         "optional_columns": list(series.optional_columns),
         "weights": series.weights,
         "counting": series.scheme.counting.text,
@@ -671,4 +687,31 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
             | ({} if one_source else {"wrt": pair.view.label})
             for pair in series.examination.pairs
         ],
+    }
+
+
+def chosen_settings(settings: Settings) -> dict[str, Any]:
+    """Return what decides the numbers of a series and needs neither its network nor its data."""
+    positions = settings.selection.positions
+    return {
+        "data_shape": settings.source.shape,
+        "data_scale": settings.source.scale,
+        "seed": settings.source.seed,
+        "wrt": settings.selection.wrt,
+        # None as in journals of the first release, which had none of these.
+        "positions": str(positions) if not positions.is_all else None,
+        "residual": settings.selection.residual or None,
+        "pooled": settings.pooled or None,
+        "feature_axis": [f"{one.pattern}={one.axis}" for one in settings.selection.feature_axes]
+        or None,
+        "input_metric": settings.input_metric,
+        "slices": settings.slices,
+        "labels_key": settings.sampling.labels_key,
+        "information_noise": settings.sampling.noise,
+        "dtype": settings.dtype_name,
+        "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
+        "tolerances": [tolerance.label for tolerance in settings.tolerances],
+        "measures": list(settings.measured),
+        "noise": settings.noise,
+        "columns": dict(settings.columns),
     }

@@ -252,6 +252,10 @@ CASES: dict[str, list[tuple[Any, Any, Any]]] = {
     "names under `encoder.` and `decoder.`, several layers each, that form one chain": [
         ({**renamed(ONE, "encoder."), **renamed(weights(2, 5, 1), "decoder.")}, ONE, None),
     ],
+    '`{**model.state_dict(), "model": ...}`': [({**ONE, "model": TWO}, ONE, ONE)],
+    "the network's own names and the same under `best.`": [
+        ({**ONE, **renamed(TWO, "best.")}, ONE, None),
+    ],
     "`online_model.` and `ema_model.` under `ema`": [
         ({"ema": {**renamed(ONE, "online_model."), **renamed(TWO, "ema_model.")}}, ONE, ONE),
     ],

@@ -283,3 +283,109 @@ def test_a_metric_that_is_named_is_taken(folder: Path) -> None:
     for metric in ("fisher", "logit"):
         assert compress("--budget", "0.5", "--metric", metric, "--overwrite").code == 0
         assert rows(folder / "out" / "budgets.csv")[1]["method"] == metric
+
+
+CONV = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, bias=False)
+        self.head = nn.Linear(8, 6, bias=False)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.first(x)))
+        return self.head(torch.tanh(self.second(x)).mean(dim=(2, 3)))
+"""
+
+
+def naive_ranks(model: nn.Module, points: torch.Tensor, names: list[str]) -> dict[str, float]:
+    """The mean count of singular values above 1e-6 of the largest, from autograd's Jacobians."""
+    ranks: dict[str, list[float]] = {name: [] for name in names}
+    for point in points:
+        for name in names:
+            kept: list[torch.Tensor] = []
+            with model.get_submodule(name).register_forward_hook(
+                lambda _module, _args, output, kept=kept: kept.append(output)
+            ):
+
+                def of(x: torch.Tensor, kept: list[torch.Tensor] = kept) -> torch.Tensor:
+                    kept.clear()
+                    model(x[None])
+                    return kept[0].flatten().clone()
+
+                jacobian = torch.func.jacrev(of)(point).flatten(1)
+            values = torch.linalg.svdvals(jacobian)
+            ranks[name].append(float((values > 1e-6 * values[0]).sum()))
+    return {name: sum(found) / len(found) for name, found in ranks.items()}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_the_factored_file_is_analyzed_under_the_old_names(folder: Path, kind: str) -> None:
+    """With the ranks of what load.py returns, and the original's step."""
+    words: tuple[str, ...] = ()
+    build = network
+    if kind == "conv":
+        (folder / "net.py").write_text(CONV)
+        build = runpy.run_path(str(folder / "net.py"))["Net"]
+        torch.manual_seed(1)
+        save_file(build().state_dict(), folder / "step_7.safetensors")
+        np.savez(folder / "data.npz", x=torch.randn(64, 2, 9, 9).numpy())
+        words = ("--model", "net.py:Net")
+    assert compress(*words, "--budget", "0.6,0.4").code == 0
+    assert not list(folder.glob("out/dense*"))
+    analyzed = ("--points", "6", "--rtol", "1e-6", "-o", "ranks.csv", *words)
+    outcome = invoke("analyze", "out/factored_0.4.safetensors", *DATA, *analyzed)
+    assert outcome.code == 0, outcome.stderr
+    assert "holds layers as two factors of low rank" in outcome.stderr
+    found = {one["layer"]: one for one in rows(folder / "ranks.csv")}
+    facts = rows(folder / "out" / "layers.csv")
+    ranks = {one["layer"]: one["rank"] for one in facts if one["budget"] == "0.4"}
+    assert list(found) == list(ranks)
+    assert {one["step"] for one in found.values()} == {"7"}
+    load = runpy.run_path(str(folder / "out" / "load.py"))["load"]
+    model = load(build(), folder / "out" / "factored_0.4.safetensors").double().eval()
+    indices = json.loads((folder / "ranks.csv.json").read_text())["series"][0]["point_indices"]
+    points = torch.from_numpy(np.load(folder / "data.npz")["x"])[indices].double()
+    expected = naive_ranks(model, points, list(found))
+    assert {name: float(one["local_rank"]) for name, one in found.items()} == expected
+    if kind == "mlp":
+        assert any(
+            rank and float(found[name]["local_rank"]) <= int(rank) for name, rank in ranks.items()
+        )
+
+
+def test_a_factored_file_is_inspected_as_its_original_is(folder: Path) -> None:
+    assert compress("--budget", "0.4").code == 0
+    outcome = invoke("inspect", "out/factored_0.4.safetensors")
+    assert outcome.code == 0, outcome.stderr
+    assert "normal:16" in outcome.stdout
+
+
+def test_factors_that_another_program_saved_are_never_read_with_an_activation_between(
+    folder: Path,
+) -> None:
+    """Such a file does not say what it holds; the network's code does."""
+    assert compress("--budget", "0.6", "--keep", "0,4").code == 0
+    load = runpy.run_path(str(folder / "out" / "load.py"))["load"]
+    model = load(network(), folder / "out" / "factored_0.6.safetensors")
+    assert isinstance(model[2], nn.Sequential)
+    # A network that begins with the factored layer, which alone would look like a plain MLP.
+    rest = nn.Sequential(model[2], nn.ReLU(), nn.Linear(20, 10))
+    torch.save(rest.state_dict(), folder / "step_3.pt")
+    words = ("--data", "normal:24", "--device", "cpu", "--points", "3", "-o", "ranks.csv")
+    outcome = invoke("analyze", "step_3.pt", *words)
+    assert outcome.code == 1
+    assert "0.0 and 0.1 may be two factors of one layer" in outcome.error
+    (folder / "net.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 10))\n"
+    )
+    outcome = invoke("analyze", "step_3.pt", *words, "--model", "net.py:net")
+    assert outcome.code == 0, outcome.stderr
+    assert [one["layer"] for one in rows(folder / "ranks.csv")] == ["0", "2"]

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.compress.allocation import least
-from localrank_cli.compress.matrix import can_factor, matrix_of, rows_in, rows_out, shape_of
+from localrank_cli.compress.matrix import matrix_of, rows_in, rows_out, shape_of
 from localrank_cli.compress.methods import BASELINES, METHODS, factor_by
 from localrank_cli.compress.moments import Draw, Moments, collect
 from localrank_cli.compress.replace import Replacement, estimate_norms, replace_layers
+from localrank_cli.layers.factored import can_factor
 from localrank_cli.layers.setting import analysis_setting
 from tests.compress.cases import batches, convolutional, low_rank, mlp, normal, run
 

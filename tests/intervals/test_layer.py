@@ -1,5 +1,6 @@
 """Products and intervals of networks, against whole Jacobians."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 from localrank_cli.errors import ModelError
 from localrank_cli.intervals.layer import Bounds, LayerEvidence, Purpose, layer_evidence
 from localrank_cli.jacobian.engine import Modes
+from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.jacobian.products import Products, point_batches
 from localrank_cli.layers.select import Selection
 from localrank_cli.layers.setting import analysis_setting
-from localrank_cli.spectrum.examine import examine
+from localrank_cli.layers.survey import CallRecord
+from localrank_cli.spectrum.examine import View, examine
 from localrank_cli.spectrum.layer import Request, make_task
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.helpers import mlp
@@ -65,6 +68,35 @@ def requested(selection: Selection) -> Request:
     return Request(selection, is_chosen=True)
 
 
+def check_products(
+    model: nn.Module,
+    given: Tensor,
+    request: Request,
+    naive: Callable[[View, CallRecord, Tensor], Tensor],
+) -> int:
+    """Compare the products of every record at every point with those of a matrix."""
+    found = examine(model, given, request.selection, torch.float64)
+    (view,) = found.views
+    task = make_task(model, given, view, found, request)
+    modes = Modes()
+    random = torch.Generator("cpu").manual_seed(5)
+    checked = 0
+    with analysis_setting(model, torch.float64):
+        for one in point_batches([task], modes):
+            for record in view.records:
+                whole = naive(view, record, given[one.point])
+                products = Products(one.batch, record.call, 2, modes, task.residual)
+                v = torch.randn(5, whole.shape[1], generator=random, dtype=torch.float64)
+                u = torch.randn(5, whole.shape[0], generator=random, dtype=torch.float64)
+                # Sums of a hundred terms in another order.
+                assert torch.allclose(products.apply(v), v @ whole.T, rtol=1e-12, atol=1e-13)
+                assert torch.allclose(products.transpose(u), u @ whole, rtol=1e-12, atol=1e-13)
+                bound = products.rank_bound()
+                assert bound is None or torch.linalg.matrix_rank(whole) <= bound
+                checked += 1
+    return checked
+
+
 @pytest.mark.parametrize(
     ("selection", "source"),
     [
@@ -76,40 +108,69 @@ def requested(selection: Selection) -> Request:
 )
 def test_products_are_those_of_the_jacobian(selection: Selection, source: str) -> None:
     model, given = net(), points(2)
-    found = examine(model, given, selection, torch.float64)
-    (view,) = found.views
-    task = make_task(model, given, view, found, requested(selection))
-    modes = Modes()
-    random = torch.Generator("cpu").manual_seed(5)
-    checked = 0
-    with analysis_setting(model, torch.float64):
-        for one in point_batches([task], modes):
-            for record in view.records:
-                whole = dense(model, record.call.name, given[one.point], source)
-                if view.entries is not None:
-                    whole = whole[:, view.entries]
-                if record.call in view.picked:
-                    whole = whole[view.picked[record.call]]
-                products = Products(one.batch, record.call, 2, modes)
-                v = torch.randn(5, whole.shape[1], generator=random, dtype=torch.float64)
-                u = torch.randn(5, whole.shape[0], generator=random, dtype=torch.float64)
-                # Sums of a hundred terms in another order.
-                assert torch.allclose(products.apply(v), v @ whole.T, rtol=1e-12, atol=1e-13)
-                assert torch.allclose(products.transpose(u), u @ whole, rtol=1e-12, atol=1e-13)
-                checked += 1
-    assert checked == 2 * len(view.records)
+
+    def naive(view: View, record: CallRecord, point: Tensor) -> Tensor:
+        whole = dense(model, record.call.name, point, source)
+        if view.entries is not None:
+            whole = whole[:, view.entries]
+        return whole[view.picked[record.call]] if record.call in view.picked else whole
+
+    assert check_products(model, given, requested(selection), naive) >= 4
+
+
+@pytest.mark.parametrize("columns", [None, 20, 72])
+@pytest.mark.parametrize("selection", [Selection(), Selection(input_slice=":,1:4,:")])
+def test_products_in_the_metric_of_the_data_are_those_of_j_l(
+    columns: int | None, selection: Selection
+) -> None:
+    """L is a number, a sample of fewer directions than entries, or square."""
+    model, given = net(), points(2)
+    random = torch.Generator("cpu").manual_seed(8)
+    factor = torch.tensor(0.3).double()
+    if columns is not None:
+        factor = torch.randn(72, columns, generator=random, dtype=torch.float64)
+
+    def naive(view: View, record: CallRecord, point: Tensor) -> Tensor:
+        whole, own = dense(model, record.call.name, point), factor
+        if view.entries is not None:
+            whole = whole[:, view.entries]
+            own = factor if factor.dim() == 0 else factor[: len(view.entries)]
+        return whole * own if own.dim() == 0 else whole @ own
+
+    n_varied = 36 if selection.input_slice else 72
+    metric = MetricFactor(factor if columns is None else factor[:n_varied])
+    assert check_products(model, given, replace(requested(selection), metric=metric), naive) == 6
+
+
+def test_products_of_the_residual_part_are_those_of_j_less_the_identity() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
+        given = torch.randn(2, 6, dtype=torch.float64)
+    selection = Selection(("2",), wrt="0", residual=True)
+
+    def naive(view: View, record: CallRecord, point: Tensor) -> Tensor:
+        del view
+        return dense(model, record.call.name, point, "0") - torch.eye(6).double()
+
+    assert check_products(model, given, requested(selection), naive) == 2
 
 
 TOLERANCES = (Tolerance(rtol=0.1), Tolerance(atol=0.05))
 
 
 def evidence(
-    model: nn.Module, given: Tensor, indices: tuple[int, ...] = (), n_points: int = 0
+    model: nn.Module,
+    given: Tensor,
+    indices: tuple[int, ...] = (),
+    n_points: int = 0,
+    products: int = 300,
+    modes: Modes | None = None,
 ) -> list[LayerEvidence]:
-    bounds = Bounds(0.95, 0.0, 300)
+    bounds = Bounds(0.95, 0.0, products)
     purpose = Purpose("run", 7, n_points or len(given), bounds, TOLERANCES, 1.0)
     request = replace(requested(Selection()), indices=indices)
-    return layer_evidence(model, given, request, purpose, Modes())
+    return layer_evidence(model, given, request, purpose, modes or Modes())
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -173,3 +234,64 @@ def test_a_network_without_forward_mode_is_refused() -> None:
 
     with pytest.raises(ModelError, match="need forward mode"):
         evidence(Custom(), torch.randn(2, 4, dtype=torch.float64))
+
+
+def test_what_everything_passes_through_bounds_the_rank() -> None:
+    """Singular values that decay slowly, at a tolerance under all of them, and few products."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = nn.Sequential(
+            nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 13), nn.Linear(13, 40), nn.ReLU(),
+            nn.Linear(40, 60),
+        ).double()  # fmt: skip
+        given = torch.randn(3, 60, dtype=torch.float64)
+    found = {layer.layer: layer for layer in evidence(model, given, products=20)}
+    bounds = {
+        name: [point.levels[0].bound for point in layer.evidence.points]
+        for name, layer in found.items()
+    }
+    active = [int((model[0](one) > 0).sum()) for one in given]
+    assert bounds["0"] == [50, 50, 50]
+    assert bounds["2"] == [13, 13, 13]
+    assert bounds["3"] == bounds["5"] == [13, 13, 13]
+    assert all(13 < one < 50 for one in active)  # of a wider layer they would count
+    last = found["5"].evidence.interval(0, relative=True)
+    assert last is not None
+    assert last.high == 13
+    assert all(point.n_products <= 20 for point in found["5"].evidence.points)
+
+
+def test_units_that_are_not_active_do_not_count() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 60)).double()
+        given = torch.randn(3, 60, dtype=torch.float64)
+    layer = next(one for one in evidence(model, given, products=20) if one.layer == "2")
+    active = [int((model[0](one) > 0).sum()) for one in given]
+    assert [point.levels[0].bound for point in layer.evidence.points] == active
+    for one, count in zip(given, active, strict=True):
+        assert torch.linalg.matrix_rank(dense(model, "2", one)) == count
+
+
+class Overflowing(nn.Module):
+    """Forward mode selects the branch that is finite; reverse mode multiplies 0 by infinity."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0 * torch.exp(1000 * x.abs().clamp(max=1) * (x > 0)))
+
+
+def test_points_that_reverse_mode_alone_loses_are_noted() -> None:
+    random = torch.Generator("cpu").manual_seed(3)
+    given = torch.rand(3, 5, generator=random, dtype=torch.float64)
+    given[1] = -given[1]  # nothing overflows
+    model = nn.Sequential(Overflowing(), nn.Linear(5, 4)).double()
+    modes = Modes()
+    (found,) = evidence(model, given, modes=modes)
+    assert found.finite == (False, True, False)
+    (note,) = modes.notes
+    assert "layer '1': products J^T u are not finite" in note
+    assert "--method exact" in note
+    given[0, 0] = torch.nan  # the value itself: both modes lose it
+    modes = Modes()
+    evidence(model, given[:2], modes=modes)
+    assert modes.notes == []
