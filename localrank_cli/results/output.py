@@ -146,8 +146,12 @@ class Output:
         """
         self.replace_earlier()
         self._is_partial = not is_complete
-        failed = any(entry.head["status"] != "ok" for entry in self.journal.entries(KIND))
-        self._write(about, is_complete=is_complete and not failed)
+        self._write(about, is_complete=is_complete and not self.has_failed)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether any checkpoint in the journal has no numbers."""
+        return any(entry.head["status"] != "ok" for entry in self.journal.entries(KIND))
 
     def _about(self) -> Mapping[str, Any]:
         """Return further entries of a manifest that is written during a run."""

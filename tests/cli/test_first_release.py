@@ -4,7 +4,6 @@
 three checkpoints, the shards of an analysis that Ctrl-C stopped, and the whole table.
 """
 
-import csv
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.cli.program import invoke, run, run_cold
+from tests.cli.program import invoke, rows, run, run_cold
 
 FILES = Path(__file__).parent / "first_release"
 WORDS = ("--data", "normal:4", "--points", "3")
@@ -79,12 +78,9 @@ def test_a_new_measure_is_one_entry_and_what_was_begun_before_it_is_resumed(
     common = (str(place / "run"), *WORDS)
     fresh = run_cold("analyze", *common, "--device", "cpu", env=later)
     assert fresh.code == 0, fresh.stderr
-    rows = list(csv.DictReader(fresh.stdout.splitlines()))
-    assert [row["new_rank"] for row in rows] == [row["stable_rank"] for row in rows]
-    earlier = [
-        dict.fromkeys(rows[0], "") | row
-        for row in csv.DictReader((place / "whole.csv").read_text().splitlines())
-    ]
+    fresh_rows = rows(fresh.stdout)
+    assert [row["new_rank"] for row in fresh_rows] == [row["stable_rank"] for row in fresh_rows]
+    earlier = [dict.fromkeys(fresh_rows[0], "") | row for row in rows(place / "whole.csv")]
     resumed = run_cold(
         "analyze", *common, "--device", "cpu", "-o", str(place / "ranks.csv"), env=later
     )
@@ -93,7 +89,7 @@ def test_a_new_measure_is_one_entry_and_what_was_begun_before_it_is_resumed(
     for outcome, table in ((resumed, "ranks.csv"), (divided, "div.csv")):
         assert outcome.code == 0, outcome.stderr
         assert "before localrank had new_rank" in outcome.stderr
-        assert list(csv.DictReader((place / table).read_text().splitlines())) == earlier
+        assert rows(place / table) == earlier
 
 
 def test_a_table_is_merged_and_shown(place: Path) -> None:

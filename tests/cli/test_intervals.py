@@ -1,14 +1,12 @@
 """`--method interval` on the command line: the same bounds however a run is divided or resumed."""
 
-import csv
-import io
 import json
 from pathlib import Path
 
 import pytest
 
 from localrank_cli.results.schema import check_line
-from tests.cli.program import invoke
+from tests.cli.program import invoke, rows
 from tests.helpers import save_series
 
 COLUMNS = [
@@ -18,10 +16,6 @@ COLUMNS = [
 PLAIN = ("--data", "normal:9", "--device", "cpu", "--points", "5")
 TOLERANCES = ("--rtol", "0.1", "--atol", "0.2")
 WORDS = (*PLAIN, *TOLERANCES, "--method", "interval", "--products", "200")
-
-
-def rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 @pytest.fixture

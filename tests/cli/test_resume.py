@@ -1,8 +1,6 @@
 """Resuming a run, refusing to mix analyses, and leaving bad checkpoints out."""
 
-import csv
 import fcntl
-import io
 import json
 import os
 import random
@@ -20,25 +18,13 @@ from safetensors.torch import save_file
 from localrank_cli.results.journal import line_of
 from localrank_cli.results.spectra import spectra_path
 from localrank_cli.results.write import temporary_path
-from tests.cli.program import QUICK, Outcome, invoke, run, start_warm
+from tests.cli.program import QUICK, Outcome, analyze, at_once, invoke, rows, run, start_warm
 from tests.helpers import NET_CODE, entries, net_weights, save_epochs, save_series, weights
 
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "ranks.csv"
-
-
-def analyze(series: Path, target: Path, *words: str) -> Outcome:
-    return invoke("analyze", str(series), *QUICK, "-o", str(target), *words)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text())))
-
-
-def at_once(series: Path, *words: str) -> str:
-    return invoke("analyze", str(series), *QUICK, *words).stdout
 
 
 def computed(outcome: Outcome) -> int:
@@ -148,10 +134,7 @@ def lack_one(head: dict[str, Any], body: dict[str, Any]) -> None:
 
 
 def emptied(table: str) -> list[dict[str, str]]:
-    return [
-        row | {"stable_rank": "", "stable_rank_se": ""}
-        for row in csv.DictReader(table.splitlines())
-    ]
+    return [row | {"stable_rank": "", "stable_rank_se": ""} for row in rows(table)]
 
 
 def test_a_journal_from_before_a_measure_is_resumed_without_it(series: Path, target: Path) -> None:
@@ -161,7 +144,7 @@ def test_a_journal_from_before_a_measure_is_resumed_without_it(series: Path, tar
     assert (outcome.code, computed(outcome)) == (0, 2)
     assert "before localrank had stable_rank" in outcome.stderr
     whole = at_once(series)
-    assert list(csv.DictReader(target.read_text().splitlines())) == emptied(whole)
+    assert rows(target) == emptied(whole)
     merged = target.parent / "merged.csv"
     assert invoke("merge", str(target), "-o", str(merged)).code == 0
     assert merged.read_bytes() == target.read_bytes()
