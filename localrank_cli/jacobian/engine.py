@@ -478,7 +478,7 @@ class _PartRun:
         calls = [record.call for record in group]
         parts = {call: self._parts[call] for call in calls}
         chunk = self._chunk(calls[-1])
-        # Of the same pass as for all tokens, one token's share, and the keys and values before it.
+        # One token takes its share of the pass for all tokens, and the keys and values before it.
         chunks = chunk, min(MOST_TOKENS, chunk * max(1, n_tokens // 4))
         self._begin(calls, batch.n_points * first.n_parts * n_columns(first))
         try:

@@ -30,9 +30,10 @@ from localrank_cli.results.write import (
     write_table,
 )
 
-# The table is rewritten during a run, but never so often that it costs a twentieth of the time.
+# The table is rewritten during a run, after this many seconds and this many times the seconds that
+# the last time took, so that it costs less than a twentieth of the run.
 _LEAST_SECONDS = 30.0
-_SHARE = 20
+_WAIT_PER_WRITE = 20
 
 
 class Output:
@@ -170,7 +171,7 @@ class Output:
         write_json(self._manifest, manifest)
         self._is_written = True
         cost = time.monotonic() - started
-        self._due = time.monotonic() + max(_LEAST_SECONDS, _SHARE * cost)
+        self._due = time.monotonic() + max(_LEAST_SECONDS, _WAIT_PER_WRITE * cost)
 
     @property
     def seconds(self) -> float:

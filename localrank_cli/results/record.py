@@ -136,7 +136,7 @@ class LayerRecord:
     cells: Mapping[str, Cell] = field(default_factory=dict)  # optional columns
     # Optional columns that differ between tolerances, for each of them; none: none has any.
     by_tolerance: tuple[Mapping[str, Cell], ...] = ()
-    # Of a part of the points with --pooled: sums over them, which are no part of the journal.
+    # Sums over a part of the points, for --pooled; the journal does not hold them.
     blocks: tuple[Block, ...] = ()
 
 

@@ -94,7 +94,7 @@ def test_the_factored_file_is_analyzed_beside_the_config(
         outcome = invoke("analyze", place, *words, "-o", "ranks.csv", "--overwrite")
         if place.endswith("tensors"):
             assert outcome.code == 1
-            assert "must lie beside the weights" in outcome.error
+            assert "must be next to the weights" in outcome.error
             shutil.copy("checkpoint-30/config.json", "out")
             outcome = invoke("analyze", place, *words, "-o", "ranks.csv", "--overwrite")
         assert outcome.code == 0, outcome.stderr
