@@ -64,8 +64,14 @@ class Difference:
     @property
     def _is_choice(self) -> bool:
         """Whether two values of `--measures` differ, and not two versions of localrank."""
+        if self.key != "measures":
+            return False
         choices = {choice_of(self.earlier), choice_of(self.now)}
         return len(choices) == 2 and None not in choices
+
+    @property
+    def _is_version(self) -> bool:
+        return self.key == "measures" and not self._is_choice
 
     @property
     def name(self) -> str:
@@ -80,15 +86,27 @@ class Difference:
     @property
     def sentence(self) -> str:
         """The difference as a clause, such as `noise was 1.0 and is now 2.0`."""
-        if self.key == "measures":
-            if self._is_choice:
-                chosen = (choice_of(self.earlier), choice_of(self.now))
-                return "--measures was {} and is now {}".format(*chosen)
+        if self._is_version:
             return f"another version of localrank wrote it, which differs in {self.name}"
+        earlier, now = self._texts
+        return f"{self.name} was {earlier} and is now {now}"
+
+    @property
+    def between(self) -> str:
+        """The difference as a clause on two tables, such as `noise is 2.0 and 1.0`."""
+        if self._is_version:
+            return f"versions of localrank wrote them that differ in {self.name}"
+        earlier, now = self._texts
+        return f"{self.name} is {now} and {earlier}"
+
+    @property
+    def _texts(self) -> tuple[str, str]:
         earlier, now = self.earlier, self.now
-        if self.key == "layers" and earlier is not None and now is not None:
+        if self._is_choice:
+            earlier, now = choice_of(earlier), choice_of(now)
+        elif self.key == "layers" and earlier is not None and now is not None:
             earlier, now = _layers_that_differ(earlier, now)
-        return f"{self.name} was {shortened(earlier)} and is now {shortened(now)}"
+        return shortened(earlier), shortened(now)
 
     @property
     def advice(self) -> str:

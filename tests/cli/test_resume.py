@@ -152,6 +152,18 @@ def test_a_journal_from_before_a_measure_is_resumed_without_it(series: Path, tar
     assert target.read_text() == whole
 
 
+def test_tables_with_and_without_a_measure_are_not_merged(series: Path, target: Path) -> None:
+    analyze(series, target, "--last", "1")
+    rewrite_journal(target, lack_one)
+    other = target.with_name("other.csv")
+    analyze(series, other, "--steps", "0:0")
+    merged = invoke("merge", str(target), str(other), "-o", str(target.with_name("merged.csv")))
+    assert merged.code == 1
+    assert (
+        "versions of localrank wrote them that differ in the measures stable_rank" in merged.error
+    )
+
+
 def test_kept_singular_values_serve_a_measure_that_came_later(series: Path, target: Path) -> None:
     words = ("--spectra", str(target.parent / "spectra"))
     analyze(series, target, *words)
