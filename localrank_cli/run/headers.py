@@ -668,9 +668,9 @@ def _is_network(key: str, states: Mapping[str, State]) -> bool:
 
 
 def _without_step(bundle: Bundle, key: str, file: CheckpointFile) -> SettingsError:
-    """Return the error for a series in one file, beside weights at a key that have no step."""
+    """Return the error for a series in one file that also holds weights without a step."""
     return SettingsError(
-        f"{bundle.describe(file.path)}, beside weights without a step.",
+        f"{bundle.describe(file.path)} as well as weights without a step.",
         f"{bundle.advice(file.path)}. To analyze the other weights alone, give --weights {key}.",
     )
 
