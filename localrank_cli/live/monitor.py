@@ -85,6 +85,13 @@ class Monitor:
         **options: Any,
     ) -> None:
         check_keywords("Monitor", options, _OFFERED)
+        if not isinstance(output, str | os.PathLike):
+            raise ArgumentError(
+                f"Monitor: the first argument is the file of the table, got a"
+                f" {type(output).__name__}.",
+                "Write monitor = Monitor('ranks.csv', data), and monitor(network, step) in the"
+                " loop.",
+            )
         own = {name: options.pop(name) for name in _OWN if name in options}
         self._how = read_options(MonitorOptions, {"output": output, **own}, PYTHON)
         if self._how.every is not None and self._how.steps:
@@ -95,8 +102,9 @@ class Monitor:
         self._run = self._how.run or Path(os.path.abspath(output)).parent.name or "run"  # noqa: PTH100  # a link to a table is in the folder of its name
         self._group = Group()
         self._table: MonitorTable | None = None
-        if self._group.is_first:
-            self._open(overwrite=self._how.overwrite)
+        self._is_closed = False
+        if self._group.may_be_first:
+            self._open()
         self._cost = _Cost()
         self._last_step = -1
         self._skipped: list[int] = []
@@ -104,7 +112,8 @@ class Monitor:
         self._pid = os.getpid()
         self._final: tuple[list[Row], tuple[str, ...]] = ([], ())
 
-    def _open(self, *, overwrite: bool) -> MonitorTable:
+    def _open(self) -> MonitorTable:
+        overwrite = self._how.overwrite and not self._is_closed
         self._table = MonitorTable(self._how.output, self._run, self._options, overwrite=overwrite)
         atexit.register(self.close)
         return self._table
@@ -195,7 +204,7 @@ class Monitor:
 
     def _measure(self, network: Network, weights: Any, step: int) -> dict[str, float]:
         # A training may go on after its end.
-        table = self._table or self._open(overwrite=False)
+        table = self._table or self._open()
         place = (self._run, step)
         with LOCK, process_unchanged():
             if isinstance(network, nn.Module):
@@ -229,11 +238,11 @@ class Monitor:
     def _report(self, step: int, fault: LocalrankError) -> None:
         if self._how.on_error == "raise":
             raise fault
-        if self._table is None:
+        if not self._group.is_first:
             return
         self._warn(f"step {step} is not measured: {fault}", str(fault))
         try:
-            self._table.add_failed(step, fault)
+            (self._table or self._open()).add_failed(step, fault)
         except LocalrankError as error:
             self._warn(str(error))
 
@@ -274,7 +283,7 @@ class Monitor:
         atexit.unregister(self.close)
         if self._table is None:
             return
-        table, self._table = self._table, None
+        table, self._table, self._is_closed = self._table, None, True
         try:
             table.facts = self._facts()
             self._final = table.all_rows()

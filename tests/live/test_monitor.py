@@ -309,6 +309,12 @@ def test_a_fault_stops_the_training_where_that_is_asked_for(tmp_path: Path) -> N
         monitor(nn.Linear(4, 2, device="meta"), 0)
 
 
+def test_a_network_in_place_of_the_table() -> None:
+    network: Any = mlp(4, 3, 2)
+    with pytest.raises(TypeError, match=r"monitor\(network, step\)"):
+        Monitor(network, DATA)
+
+
 @pytest.mark.parametrize(
     ("data", "options", "kind", "words"),
     [
@@ -384,10 +390,27 @@ def test_ctrl_c_is_the_users(tmp_path: Path) -> None:
 def test_a_measurement_that_the_other_processes_would_not_wait_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
-        monitor._group.is_several = True
-        monitor._group.from_first = lambda value: value  # type: ignore[method-assign]  # in place of a group
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(monitor._group), "seconds", 1e-6)
-            assert monitor(mlp(4, 3, 2), 0) == {}
+    with (
+        Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        group = type(monitor._group)
+        for name, value in (("is_several", True), ("is_first", True), ("seconds", 1e-6)):
+            patch.setattr(group, name, value)
+        patch.setattr(group, "from_first", lambda _, value: value)
+        assert monitor(mlp(4, 3, 2), 0) == {}
     assert "give the group a longer timeout" in caplog.text
+
+
+def test_a_monitor_that_is_made_before_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning and torchrun run the whole script in each process."""
+    first = Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    second = Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS)  # does not want the table
+    first.close()
+    # Processes without a group are trainings of their own, as in an array of jobs.
+    assert second(mlp(4, 3, 2), 0) != {}
+    second.close()
+    assert second.table["step"].tolist() == [0, 0]
