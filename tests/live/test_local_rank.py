@@ -131,7 +131,7 @@ def state_of_network(network: nn.Module) -> list[Any]:
 
 
 @pytest.mark.parametrize("fault", [None, ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("where", ["", "autocast", "no_grad", "float64", "deterministic"])
+@pytest.mark.parametrize("where", ["", "autocast", "no_grad", "float64", "deterministic", "device"])
 def test_everything_is_as_before(fault: type[BaseException] | None, where: str) -> None:
     network = rich()
     seen: list[Tensor] = []
@@ -157,6 +157,8 @@ def test_everything_is_as_before(fault: type[BaseException] | None, where: str) 
     try:
         if where == "float64":
             torch.set_default_dtype(torch.float64)
+        if where == "device":
+            torch.set_default_device("meta")
         if where == "deterministic":
             torch.use_deterministic_algorithms(True, warn_only=True)
         with contexts.get(where, torch.enable_grad()):
@@ -169,6 +171,7 @@ def test_everything_is_as_before(fault: type[BaseException] | None, where: str) 
             assert (state_of_network(network), state_of_process()) == before
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
         torch.use_deterministic_algorithms(False)
         anywhere.remove()
     assert seen == []
