@@ -10,6 +10,7 @@ from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.options.decisive import what_differs
 from localrank_cli.options.views import KINDS, FigureKind, PlotOptions
 from localrank_cli.results.choose import of_one
+from localrank_cli.results.compressed import BUDGETS
 from localrank_cli.results.manifest import model_of, read_manifest
 from localrank_cli.results.read import read_metrics, read_table, read_tables, split_spec
 
@@ -62,6 +63,8 @@ def load_figures() -> ModuleType:
 def _draw(options: PlotOptions, specs: list[tuple[Path, str]]) -> Drawn:
     from localrank_cli import figures
 
+    if KINDS[options.kind].is_from_budgets:
+        return _from_budgets(options, figures.Look(options.title, options.size))
     manifests = [read_manifest(table) for table in options.tables]
     models = {model_of(manifest) for manifest in manifests}
     look = figures.Look(options.title, options.size, models.pop() if len(models) == 1 else "")
@@ -135,3 +138,11 @@ def _from_spectra(options: PlotOptions, look: "Look") -> Drawn:
         **{name: keywords[name] for name in kind.takes},
     )
     return figure, ()
+
+
+def _from_budgets(options: PlotOptions, look: "Look") -> Drawn:
+    if len(options.tables) > 1:
+        raise UsageError(f"--kind {options.kind}: takes a single table.", "Give one.")
+    frame = read_table(options.tables[0], BUDGETS, "compress")
+    drawn: Drawn = _function(KINDS[options.kind])(frame, look)
+    return drawn

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "figures": {"errors", "drawing", "measures", "results", "compare"},
     "report": {"errors", "measures", "results"},
     "live": {
-        "errors", "seeds", "options", "checkpoints", "model", "points", "results", "run",
+        "errors", "seeds", "walk", "options", "checkpoints", "model", "points", "results", "run",
     },
     "callbacks": {"errors", "live"},
     "plotting": {"errors", "drawing", "options", "results", "figures"},

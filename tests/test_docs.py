@@ -34,7 +34,13 @@ from tests.warm import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES_WITH_EXAMPLES = ["README.md", "docs/checkpoints.md", "docs/measures.md", "docs/models.md"]
+PAGES_WITH_EXAMPLES = [
+    "README.md",
+    "docs/first_steps.md",
+    "docs/checkpoints.md",
+    "docs/measures.md",
+    "docs/models.md",
+]
 PAGES_WITH_EXAMPLES += ["docs/pictures.md", "docs/table.md", "docs/compare.md"]
 PAGES_WITH_EXAMPLES += ["docs/local_rank.md", "docs/information.md", "docs/live.md"]
 # What a page's examples import beside localrank and what it needs.
@@ -214,9 +220,9 @@ def test_the_demo_table_in_the_readme_is_that_of_the_samples() -> None:
         assert float(effective_last) == effective[-1][layer]
 
 
-def test_the_settings_in_the_readme_are_those_of_the_sample() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = [body for language, body in FENCE.findall(readme) if language == "toml"]
+def test_the_settings_on_the_page_are_those_of_the_sample() -> None:
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    shown = [body for language, body in FENCE.findall(page) if language == "toml"]
     file = (ROOT / "sample_checkpoints/mnist_mlp/localrank.toml").read_text(encoding="utf-8")
     assert shown == [file.strip()]
 
@@ -300,9 +306,9 @@ def test_names_tell_the_steps_that_the_page_says() -> None:
         assert step_in_name(stem) == int(step), name
 
 
-def test_the_readme_names_the_keys_of_the_settings(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    sentence = readme.split("The keys are ", 1)[1].split(". Any other", 1)[0]
+def test_the_page_of_settings_names_all_keys(tmp_path: Path) -> None:
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    sentence = page.split("The keys are ", 1)[1].split(". Any other", 1)[0]
     named = [name.strip("[]") for name in re.findall(r"`(.*?)`", sentence)]
     (tmp_path / "localrank.toml").write_text("nonsense = 1\n", encoding="utf-8")
     with pytest.raises(Exception, match="unknown key") as caught:

@@ -119,6 +119,8 @@ def _lines(one: "Inspection") -> list[tuple[str, str]]:
         then = "each of these does:" if one.ways_out else "leave layers out with --exclude"
         lines.append(("too large", f"{of}; {then}"))
         lines += [("fits", f"{way.change}: {way.result}") for way in one.ways_out]
+    if one.beside:
+        lines.append(("beside", _beside(one)))
     if one.seconds is not None and one.checkpoint_seconds is not None:
         count = len(good)
         lines.append(
@@ -129,6 +131,12 @@ def _lines(one: "Inspection") -> list[tuple[str, str]]:
             )
         )
     return lines
+
+
+def _beside(one: "Inspection") -> str:
+    largest = max(one.beside, key=lambda need: need.n_bytes)
+    too_large = "" if largest.n_bytes <= one.memory else ", which does not fit"
+    return f"{largest.what} of {largest.layer} need {readable(largest.n_bytes)}{too_large}"
 
 
 def _source(source: "SourceLine") -> str:

@@ -86,7 +86,7 @@ Overwrite = Annotated[bool, Setting(help="Overwrite FILE if it exists.")]
 NoNotes = Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"), in_python=False)]
 Debug = Annotated[
     bool,
-    Setting(help="Show tracebacks of errors.", panel=OUTPUT, in_python=False, is_shared=False),
+    Setting(help="Show tracebacks of errors.", in_python=False, is_shared=False),
 ]
 
 
@@ -453,6 +453,19 @@ class AnalyzeOptions:
             panel=MEASURE,
         ),
     ] = None
+    beside: Annotated[
+        tuple[Literal["activations", "weights"], ...],
+        Setting(
+            help="Add columns beside those on Jacobians: activations, soft ranks of each layer's"
+            " outputs over the points, and with --labels-key of each class; weights, soft ranks and"
+            " the norm of each layer's weight; or activations,weights.",
+            metavar="NAME",
+            read=parse.globs,
+            panel=MEASURE,
+            in_folder=True,
+            decides=("beside", "information_point_indices"),
+        ),
+    ] = ()
     information: Annotated[
         bool | None,
         Setting(
@@ -467,10 +480,10 @@ class AnalyzeOptions:
     information_points: Annotated[
         Annotated[int, Ge(2)] | None,
         Setting(
-            help=f"Points for --information. Default: {DEFAULT_INFORMATION_POINTS}, or all.",
+            help="Points for --information and --beside activations. Default:"
+            f" {DEFAULT_INFORMATION_POINTS}, or all.",
             metavar="N",
             in_folder=True,
-            in_inspect=False,
             decides=("information_point_indices",),
             panel=MEASURE,
         ),

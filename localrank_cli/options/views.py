@@ -14,6 +14,8 @@ from localrank_cli.options.setting import Setting, options_of
 from localrank_cli.options.table import Debug, NoNotes, Overwrite
 
 _FORMATS = (".png", ".svg", ".pdf")
+# Options that choose columns or rows of a table of ranks.
+_OF_RANKS = {"x", "y", "layers", "tolerance", "input_metric"}
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,15 @@ class FigureKind:
             import.
         takes: The keywords of that function, of those that options give.
         is_from_spectra: Whether it is drawn from kept singular values; else from tables.
+        is_from_budgets: Whether it is drawn from the `budgets.csv` of compress, which has none of
+            the columns that other options name.
     """
 
     help: str
     draw: str
     takes: tuple[str, ...] = ()
     is_from_spectra: bool = False
+    is_from_budgets: bool = False
 
     @property
     def options(self) -> set[str]:
@@ -52,6 +57,9 @@ KINDS: Mapping[str, FigureKind] = {
         "singular values, from --spectra", "spectrum", ("steps",), is_from_spectra=True
     ),
     "information-plane": FigureKind("from --information and --labels-key", "information_plane"),
+    "compression": FigureKind(
+        "loss over the weights, from budgets.csv of compress", "compression", is_from_budgets=True
+    ),
 }
 
 _Tables = Annotated[
@@ -209,6 +217,8 @@ def check_figure(options: PlotOptions) -> None:
             raise UsageError(
                 f"{option.flag}: has no effect on --kind {options.kind}.", "Leave it out."
             )
+    if chosen.is_from_budgets:
+        _check_of_budgets(options)
     if chosen.is_from_spectra and options.spectra is None:
         raise UsageError(
             f"--kind {options.kind}: needs singular values.",
@@ -216,6 +226,16 @@ def check_figure(options: PlotOptions) -> None:
         )
     if "step" in chosen.takes and len(options.steps) > 1:
         raise UsageError(f"--kind {options.kind}: shows one step.", "Give --step once.")
+
+
+def _check_of_budgets(options: PlotOptions) -> None:
+    default = PlotOptions(options.tables)
+    for option in options_of(PlotOptions):
+        is_changed = getattr(options, option.name) != getattr(default, option.name)
+        if option.name in _OF_RANKS and is_changed:
+            raise UsageError(
+                f"{option.flag}: has no effect on --kind {options.kind}.", "Leave it out."
+            )
 
 
 @dataclass(frozen=True)
@@ -273,6 +293,10 @@ class ShowOptions:
     tolerance: Annotated[
         str | None,
         Setting(help="Show only this one. Default: all of them.", metavar="LABEL"),
+    ] = None
+    chart: Annotated[
+        bool | None,
+        Setting(help="Draw the chart.", flags=("--chart/--no-chart",), default=True),
     ] = None
     quiet: NoNotes = False
     debug: Debug = False

@@ -192,7 +192,7 @@ class _Runner:
                 series.settings.noise,
             )
             found = layer_evidence(series.model, points, request, purpose, self._modes)
-        samples = series.samples.at(series.model, plan.device)
+        samples = series.samples.at(series.model, plan.device, self._points[:1])
         return [(one, samples[one.layer_index]) for one in found]
 
     def _layer(

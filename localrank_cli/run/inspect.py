@@ -11,6 +11,7 @@ from localrank_cli.layers.axes import Axes
 from localrank_cli.options.resolve import for_series
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.run.beside import BesideNeed
 from localrank_cli.run.contents import CheckpointLine, Contents, read_contents
 from localrank_cli.run.estimate import Estimate, estimate, works_of
 from localrank_cli.run.fits import Look, WayOut
@@ -75,6 +76,7 @@ class Inspection:
     device: str
     checkpoint_seconds: float | None  # estimated for one checkpoint; None without timing
     seconds: float | None  # for the whole series
+    beside: tuple[BesideNeed, ...] = ()  # what --beside takes
 
     @property
     def n_failed(self) -> int:
@@ -131,6 +133,7 @@ def inspect_series(plan: Plan, series: SeriesPlan, *, timed: bool) -> Inspection
         device=str(plan.device),
         checkpoint_seconds=found.checkpoint,
         seconds=found.total,
+        beside=tuple(series.beside_needs),
     )
 
 
