@@ -293,12 +293,18 @@ class Two(nn.Module):
         return out
 
 
-def test_inputs_by_name() -> None:
-    items = [
+@pytest.mark.parametrize("kind", ["tensors", "lists"])
+def test_inputs_by_name(kind: str) -> None:
+    items: list[dict[str, Any]] = [
         {"input_ids": torch.randint(0, 10, (5,)), "attention_mask": torch.ones(5, dtype=torch.long),
          "labels": torch.tensor(1), "text": "words"}
         for _ in range(6)
     ]  # fmt: skip
+
+    if kind == "lists":  # as datasets of text hold tokens
+        names = ("input_ids", "attention_mask")
+        items = [item | {name: item[name].tolist() for name in names} for item in items]
+        items = [item | {"words": ["a", "b"]} for item in items]
 
     class Tokens(Dataset[Any]):
         def __len__(self) -> int:
