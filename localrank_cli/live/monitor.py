@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from localrank_cli.errors import LocalrankError, SettingsError, UsageError, cause, duration
+from localrank_cli.errors import (
+    LocalrankError,
+    OutputError,
+    SettingsError,
+    UsageError,
+    cause,
+    duration,
+)
 from localrank_cli.live.group import Group, gathered, is_sharded, refuse_partitioned
 from localrank_cli.live.measure import (
     Network,
@@ -107,7 +114,6 @@ class Monitor:
             self._open()
         self._cost = _Cost()
         self._last_step = -1
-        self._skipped: list[int] = []
         self._warned: set[str] = set()
         self._pid = os.getpid()
         self._final: tuple[list[Row], tuple[str, ...]] = ([], ())
@@ -163,7 +169,8 @@ class Monitor:
         share = self._how.max_share
         skips = share is not None and self._cost.exceeds(share)
         if self._group.from_first(skips):
-            self._skipped.append(step)
+            if self._table is not None:
+                self._table.skipped.add(step)
             return {}
         found: dict[str, float] = {}
         fault: LocalrankError | None = None
@@ -172,7 +179,7 @@ class Monitor:
             if self._group.is_first:
                 found = self._measure(*network, step)
         except Exception as error:  # a training must not end for it
-            fault = error if isinstance(error, LocalrankError) else LocalrankError(cause(error))
+            fault = _known(error)
             if self._how.on_error == "raise" and not self._group.is_several:
                 raise
         # The others wait here for the first.
@@ -216,8 +223,13 @@ class Monitor:
                 return {}
             self._check_time(plan)
             record = record_of(plan, _logger.info)
-            table.facts = self._facts()
-            table.add_step(record, _logger.warning)
+            table.facts = self._facts(table)
+            try:
+                table.add_step(record, _logger.warning)
+            except OutputError as error:  # the numbers are there, and perhaps in the journal
+                if self._how.on_error == "raise":
+                    raise
+                self._warn(str(error))
         if not record.is_finite:
             self._warn(record.flaw)
         return _values(record)
@@ -243,8 +255,8 @@ class Monitor:
         self._warn(f"step {step} is not measured: {fault}", str(fault))
         try:
             (self._table or self._open()).add_failed(step, fault)
-        except LocalrankError as error:
-            self._warn(str(error))
+        except Exception as error:  # a training must not end for it
+            self._warn(str(_known(error)))
 
     def _warn(self, text: str, key: str = "") -> None:
         if (key or text) not in self._warned:
@@ -252,11 +264,11 @@ class Monitor:
             # No warning of Python's, which a filter may turn into an error.
             _logger.warning("%s: %s", self._how.output, text)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, table: MonitorTable) -> dict[str, Any]:
         return {
             "seconds": round(self._cost.spent, 3),
             "share_of_time": round(self._cost.share, 5),
-            "skipped_steps": list(self._skipped),
+            "skipped_steps": sorted(table.skipped),
         }
 
     @property
@@ -285,17 +297,17 @@ class Monitor:
             return
         table, self._table, self._is_closed = self._table, None, True
         try:
-            table.facts = self._facts()
+            table.facts = self._facts(table)
             self._final = table.all_rows()
             table.save()
-        except LocalrankError as error:
+        except Exception as error:  # a training must not end for it
             if self._how.on_error == "raise":
                 raise
-            self._warn(str(error))
+            self._warn(str(_known(error)))
         finally:
             table.__exit__()
         if not self._how.quiet:
-            self._cost.print(self._how.output, len(self._skipped))
+            self._cost.print(self._how.output, len(table.skipped))
 
     def __enter__(self) -> Self:
         return self
@@ -350,6 +362,11 @@ class _Cost:
         )
         if sys.stderr is not None:
             sys.stderr.write(text)
+
+
+def _known(error: Exception) -> LocalrankError:
+    """Return an error of localrank's own for any other."""
+    return error if isinstance(error, LocalrankError) else LocalrankError(cause(error))
 
 
 def _values(record: CheckpointRecord) -> dict[str, float]:

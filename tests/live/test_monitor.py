@@ -290,6 +290,26 @@ def test_a_fault_is_one_line_and_ends_no_training(
         assert written["step"].tolist() == [0, 1, 2, 3, 3]
 
 
+@pytest.mark.parametrize("when", ["measured", "closed"])
+def test_a_table_that_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
+        assert monitor(mlp(4, 3, 2), 0) != {}
+        table = monitor._table
+        assert table is not None
+        (tmp_path / "ranks.csv").unlink()
+        (tmp_path / "ranks.csv").mkdir()
+        if when == "measured":
+            table._due = 0.0
+            assert monitor(mlp(4, 3, 2), 1) != {}
+            assert monitor.table["status"].tolist() == ["ok"] * 4
+    assert "ranks.csv" in caplog.text
+    (tmp_path / "ranks.csv").rmdir()
+    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
+        assert set(monitor.table["step"]) >= {0}  # from the journal
+
+
 def test_a_step_that_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     given: list[Any] = [-1, "last", None, 1.5, torch.tensor(2), np.int64(3), 4.0]
     with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
@@ -349,6 +369,10 @@ def test_a_share_of_the_time(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert monitor.share < 0.05
     manifest = json.loads((tmp_path / "ranks.csv.json").read_text())
     assert manifest["monitor"]["skipped_steps"] == list(range(1, 10))
+    with Monitor(tmp_path / "ranks.csv", DATA, steps=[4], **OPTIONS) as monitor:
+        monitor(mlp(4, 3, 2), 4)
+    manifest = json.loads((tmp_path / "ranks.csv.json").read_text())
+    assert manifest["monitor"]["skipped_steps"] == [1, 2, 3, *range(5, 10)]
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "% of the time of the training; 9 steps skipped (max_share)" in printed.err
