@@ -291,6 +291,26 @@ def test_a_fault_is_one_line_and_ends_no_training(
         assert written["step"].tolist() == [0, 1, 2, 3, 3]
 
 
+@pytest.mark.parametrize("when", ["measured", "closed"])
+def test_a_table_that_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
+        assert monitor(mlp(4, 3, 2), 0) != {}
+        table = monitor._table
+        assert table is not None
+        (tmp_path / "ranks.csv").unlink()
+        (tmp_path / "ranks.csv").mkdir()
+        if when == "measured":
+            table._due = 0.0
+            assert monitor(mlp(4, 3, 2), 1) != {}
+            assert monitor.table["status"].tolist() == ["ok"] * 4
+    assert "ranks.csv" in caplog.text
+    (tmp_path / "ranks.csv").rmdir()
+    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
+        assert set(monitor.table["step"]) >= {0}  # from the journal
+
+
 def test_a_step_that_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     given: list[Any] = [-1, "last", None, 1.5, torch.tensor(2), np.int64(3), 4.0]
     with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
@@ -308,6 +328,12 @@ def test_a_fault_stops_the_training_where_that_is_asked_for(tmp_path: Path) -> N
         pytest.raises(LocalrankError, match="meta"),
     ):
         monitor(nn.Linear(4, 2, device="meta"), 0)
+
+
+def test_a_network_in_place_of_the_table() -> None:
+    network: Any = mlp(4, 3, 2)
+    with pytest.raises(TypeError, match=r"monitor\(network, step\)"):
+        Monitor(network, DATA)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +370,10 @@ def test_a_share_of_the_time(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert monitor.share < 0.05
     manifest = json.loads((tmp_path / "ranks.csv.json").read_text())
     assert manifest["monitor"]["skipped_steps"] == list(range(1, 10))
+    with Monitor(tmp_path / "ranks.csv", DATA, steps=[4], **OPTIONS) as monitor:
+        monitor(mlp(4, 3, 2), 4)
+    manifest = json.loads((tmp_path / "ranks.csv.json").read_text())
+    assert manifest["monitor"]["skipped_steps"] == [1, 2, 3, *range(5, 10)]
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "% of the time of the training; 9 steps skipped (max_share)" in printed.err
@@ -385,10 +415,27 @@ def test_ctrl_c_is_the_users(tmp_path: Path) -> None:
 def test_a_measurement_that_the_other_processes_would_not_wait_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
-        monitor._group.is_several = True
-        monitor._group.from_first = lambda value: value  # type: ignore[method-assign]  # in place of a group
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(monitor._group), "seconds", 1e-6)
-            assert monitor(mlp(4, 3, 2), 0) == {}
+    with (
+        Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        group = type(monitor._group)
+        for name, value in (("is_several", True), ("is_first", True), ("seconds", 1e-6)):
+            patch.setattr(group, name, value)
+        patch.setattr(group, "from_first", lambda _, value: value)
+        assert monitor(mlp(4, 3, 2), 0) == {}
     assert "give the group a longer timeout" in caplog.text
+
+
+def test_a_monitor_that_is_made_before_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning and torchrun run the whole script in each process."""
+    first = Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    second = Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS)  # does not want the table
+    first.close()
+    # Processes without a group are trainings of their own, as in an array of jobs.
+    assert second(mlp(4, 3, 2), 0) != {}
+    second.close()
+    assert second.table["step"].tolist() == [0, 0]
