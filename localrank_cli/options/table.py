@@ -1115,11 +1115,13 @@ class ReproduceOptions:
     """The options of `localrank reproduce`."""
 
     experiment: Annotated[
-        Literal["gaussian", "mnist", "vib", "patel2024"],
+        Literal["gaussian", "mnist", "vib", "patel2024", "generalization"],
         Setting(
             help="gaussian: a linear teacher of rank 3; mnist: digits; both with and without weight"
             " decay. vib: the variational information bottleneck on Gaussian variables, over beta."
-            " patel2024: the published training on digits, compared with its published end values.",
+            " patel2024: the published training on digits, compared with its published end values."
+            " generalization: whether a low rank goes with a small generalization gap, in a sweep"
+            " of small networks.",
             metavar="EXPERIMENT",
             is_argument=True,
         ),
@@ -1137,7 +1139,9 @@ class ReproduceOptions:
     seeds: Annotated[
         Count | None,
         Setting(
-            help="Networks of each kind to train. Default: 3 for gaussian, else 1.", metavar="N"
+            help="Networks of each kind to train. Default: 3 for gaussian and generalization, else"
+            " 1.",
+            metavar="N",
         ),
     ] = None
     mnist: Annotated[
@@ -1148,6 +1152,22 @@ class ReproduceOptions:
             " labels in the same folder.",
             metavar="FILE",
             read=parse.path,
+        ),
+    ] = None
+    workers: Annotated[
+        Count | None,
+        Setting(
+            help="Train the networks of generalization by N processes on this machine. Default: 1.",
+            metavar="N",
+        ),
+    ] = None
+    shard: Annotated[
+        Shard | None,
+        Setting(
+            help="Train only this part of the networks of generalization, I/N, and judge nothing."
+            " Run without it when all parts are done.",
+            metavar="I/N",
+            read=parse.shard,
         ),
     ] = None
     steps: Annotated[
