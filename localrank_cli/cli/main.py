@@ -14,6 +14,7 @@ import typer
 from localrank_cli.cli.analyze import analyze
 from localrank_cli.cli.compare import compare
 from localrank_cli.cli.compress import compress
+from localrank_cli.cli.export import export
 from localrank_cli.cli.help import Group
 from localrank_cli.cli.inspect import inspect
 from localrank_cli.cli.merge import merge
@@ -89,7 +90,7 @@ class _Program(Group):
         except BrokenPipeError as error:
             raise _ClosedPipeError from error
         except KeyboardInterrupt as error:
-            # Of the user's code: a signal raises Interrupted. typer would exit without a word.
+            # The user's code raised it: a signal raises Interrupted. typer would exit silently.
             raise _ended(error) from error
 
     def _status(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -259,6 +260,7 @@ for command in (
     plot,
     show,
     report,
+    export,
     compare,
     rethreshold,
     submit,

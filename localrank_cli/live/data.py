@@ -11,7 +11,10 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from localrank_cli.errors import DataError, cause
 from localrank_cli.points.defaults import DEFAULT_POINTS
 
-_AS_TENSOR = "Pass the points as one tensor, with the points on its first axis."
+_AS_TENSOR = (
+    "Pass the points as one tensor, with the points on its first axis, or a DataLoader that makes"
+    " batches of them."
+)
 
 
 def first_points(data: object, count: int | None) -> object:
@@ -25,7 +28,7 @@ def first_points(data: object, count: int | None) -> object:
     """
     if data is None or isinstance(data, str | PathLike | Tensor | np.ndarray | Mapping):
         return data
-    collate: Callable[[list[Any]], Any] = default_collate
+    collate: Callable[[list[Any]], Any] = _collate
     dataset: Any = data
     if isinstance(data, DataLoader):
         dataset = data.dataset
@@ -37,9 +40,7 @@ def first_points(data: object, count: int | None) -> object:
             " here could use up what the training is to see.",
             _AS_TENSOR,
         )
-    if isinstance(dataset, Sequence) or not (
-        hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-    ):
+    if not _is_dataset(dataset, is_loaded=dataset is not data):
         return data  # the option's reader says what to do
     wanted = DEFAULT_POINTS if count is None else count
     n_points = min(wanted, len(dataset))
@@ -54,6 +55,35 @@ def first_points(data: object, count: int | None) -> object:
             _AS_TENSOR,
         ) from error
     return _inputs(batch, data)
+
+
+def _collate(items: list[Any]) -> Any:
+    """Join items as torch does, but lists of numbers under a name as tensors: tokens, say."""
+    if isinstance(items[0], Mapping):
+        items = [{key: _tensor(value) for key, value in item.items()} for item in items]
+    return default_collate(items)
+
+
+def _tensor(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    try:
+        return as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):  # words, or lists of several lengths
+        return str(value)
+
+
+def _is_dataset(dataset: Any, *, is_loaded: bool) -> bool:
+    """Return whether points can be taken by their number; a list may be one array, or many points.
+
+    `is_loaded` is whether a DataLoader is there to say so.
+    """
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        return False
+    if is_loaded or not isinstance(dataset, Sequence):
+        return True
+    first = dataset[0] if isinstance(dataset, list) and dataset else None
+    return isinstance(first, tuple | Mapping) or (isinstance(first, Tensor) and first.ndim > 0)
 
 
 def _inputs(batch: object, data: object) -> object:

@@ -195,6 +195,7 @@ class _Series(Strict):
     labels_key: str | None = None
     information_point_indices: list[Count] | None = None
     information_noise: NotNegative | None = None
+    beside: str | None = None
     columns: Annotated[dict[str, Constant], AfterValidator(_check_constants)] | None = None
     optional_columns: Annotated[list[str], AfterValidator(_check_columns)] = []
     counting: str | None = None

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from localrank_cli.checkpoints.counting import EPOCHS, Counting
 from localrank_cli.checkpoints.factors import without_factors
+from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
@@ -39,10 +40,12 @@ from localrank_cli.intervals.layer import check_interval
 from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import check_memory, free_memory, memory_budget, pick_device
+from localrank_cli.measures.table import AVERAGED, choice_of
 from localrank_cli.model.arguments import Recorded
 from localrank_cli.model.build import WholeLayer, move_model
 from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.twice import Network
+from localrank_cli.options.decisive import decisive
 from localrank_cli.options.folder import FolderSettings
 from localrank_cli.options.resolve import (
     ModelChoice,
@@ -64,7 +67,8 @@ from localrank_cli.results.columns import INTERVALS, PARTS, POOLED, optional_fir
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
-from localrank_cli.run.activation import with_held_activation
+from localrank_cli.run.activation import given_activation, with_held_activation
+from localrank_cli.run.beside import BesideNeed, beside_needs, check_beside
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
@@ -81,7 +85,7 @@ from localrank_cli.run.headers import (
 )
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import can_infer, check_unsaved, make_model
-from localrank_cli.run.samples import SamplePlan, plan_samples
+from localrank_cli.run.samples import SamplePlan, plan_samples, with_beside
 from localrank_cli.spectrum.examine import Examination, examine
 from localrank_cli.spectrum.layer import Request, make_task, pool_shapes
 from localrank_cli.spectrum.pooled import pooled_bytes
@@ -114,12 +118,19 @@ class SeriesPlan:
     unsaved: tuple[str, ...] = ()  # parts that no checkpoint holds, with --allow-unsaved
     examined: tuple[str, ...] = ()  # names of the checkpoints that the network has run with
     recorded: Recorded | None = None  # arguments that the checkpoints gave to the network's class
+    held: tuple[tuple[HeldModule, ...], Path | None] = ((), None)  # a file's whole module, and it
 
     @property
     def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
         """Checkpoints and failures by step; those without a step come last."""
         every: list[PlannedCheckpoint | CheckpointRecord] = [*self.checkpoints, *self.failures]
         return sorted(every, key=lambda one: math.inf if one.step is None else one.step)
+
+    @property
+    def beside_needs(self) -> list[BesideNeed]:
+        """The memory that the columns of `--beside` take."""
+        samples = self.samples
+        return beside_needs(samples.beside, self.model, self.examination, samples.n_points)
 
     @property
     def optional_columns(self) -> tuple[str, ...]:
@@ -230,6 +241,8 @@ def _checked(plan: Plan, note: Note, *, refuses: bool) -> Plan:
     """Return a plan after checking that its Jacobians fit in memory; see `make_plan`."""
     memory = plan.memory
     for one in plan.series:
+        if refuses:
+            check_beside(one.samples.beside, one.beside_needs, one.samples.n_points, memory)
         try:
             _check_pooled(one, memory)
         except (BudgetError, LayerError) as error:
@@ -329,6 +342,7 @@ def _plan_series(
     fit = _fit(series_options, steps, headers, failures, network, look, note)
     _check_tolerances(settings, fit.examination)
     memory = options.memory or 0
+    samples = plan_samples(settings, points, facts, fit.examination, memory, refuses=refuses)
     return SeriesPlan(
         run=run,
         series=series,
@@ -343,8 +357,9 @@ def _plan_series(
         data_facts=facts,
         examination=fit.examination,
         metric=plan_metric(settings, points, fit.examination, memory, note, refuses=refuses),
-        samples=plan_samples(settings, points, facts, fit.examination, memory, refuses=refuses),
+        samples=with_beside(samples, expected.tied, fit.examination),
         scheme=headers.scheme,
+        held=(headers.modules, headers.place),
         weights=options.weights or RAW,
         unsaved=fit.unsaved,
         examined=fit.examined,
@@ -464,8 +479,7 @@ def _with_held_activation(settings: Settings, headers: Headers, options: SeriesO
         or not can_infer(without_factors(headers.first, headers.factored))
     ):
         return settings
-    is_given = "activation" in options.from_user | options.from_folder
-    given = options.options.activation if is_given else None
+    given = given_activation(options)
     found = with_held_activation(choice, headers.modules, given, headers.place)
     return replace(settings, model=found)
 
@@ -473,6 +487,8 @@ def _with_held_activation(settings: Settings, headers: Headers, options: SeriesO
 def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
     for description in sorted({c.stripping.description for c in checkpoints} - {""}):
         note(f"stripped from the weights' names: {description}")
+    if any(one.stripping.masked for one in checkpoints):
+        note("pruned weights are multiplied by their masks (weight_orig * weight_mask)")
     for text in sorted(
         {_which_weights(c) for c in checkpoints if c.ignored or c.averaged or c.is_found}
     ):
@@ -638,6 +654,17 @@ def listed_part(series: Series, entry: ListedSeries) -> Series:
     return replace(series, files=tuple(kept))
 
 
+def with_measures_of(series: SeriesPlan, earlier: Mapping[str, Any]) -> SeriesPlan:
+    """Return a series without the measures that came after an analysis with these settings began.
+
+    The table then has the same columns filled at every checkpoint.
+    """
+    before, settings = decisive(earlier)["measures"], series.settings
+    if settings.bounds is not None or choice_of(before) != settings.measures:
+        return series
+    return replace(series, settings=replace(settings, newer=frozenset(AVERAGED) - set(before)))
+
+
 def series_settings(series: SeriesPlan) -> dict[str, Any]:
     """Return everything that decides the numbers of a series, as JSON can hold it."""
     settings, bounds = series.settings, series.settings.bounds
@@ -697,6 +724,8 @@ def chosen_settings(settings: Settings) -> dict[str, Any]:
         "slices": settings.slices,
         "labels_key": settings.sampling.labels_key,
         "information_noise": settings.sampling.noise,
+        # None as in journals of versions that had none of it.
+        "beside": ",".join(settings.sampling.beside) or None,
         "dtype": settings.dtype_name,
         "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
         "tolerances": [tolerance.label for tolerance in settings.tolerances],

@@ -1,10 +1,8 @@
 """`localrank compress --model hf`: a folder that `from_pretrained` loads."""
 
-import csv
 import json
 import runpy
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.cli.program import Outcome, invoke
+from tests.cli.program import Outcome, invoke, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 N_POINTS = 64
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        reason = "transformers is not installed: pip install transformers"
-        return pytest.importorskip("transformers", reason=reason)
 
 
 def saved(transformers: Any, kind: str, folder: Path) -> Any:
@@ -54,11 +44,6 @@ def compress(*words: str) -> Outcome:
     return invoke("compress", "checkpoint-30", *data, "-o", "out", *words)
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_from_pretrained_loads_what_is_reported(
     transformers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -73,7 +58,8 @@ def test_from_pretrained_loads_what_is_reported(
     )
     assert type(model) is type(original)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    tokens = torch.from_numpy(np.load("data.npz")["x"])
+    with np.load("data.npz") as file:
+        tokens = torch.from_numpy(file["x"])
     order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
     chosen = tokens[order[3 * N_POINTS // 4 :]]  # the part that reports
     load = runpy.run_path("out/load.py")["load"]
@@ -109,7 +95,7 @@ def test_the_factored_file_is_analyzed_beside_the_config(
         outcome = invoke("analyze", place, *words, "-o", "ranks.csv", "--overwrite")
         if place.endswith("tensors"):
             assert outcome.code == 1
-            assert "must lie beside the weights" in outcome.error
+            assert "must be next to the weights" in outcome.error
             shutil.copy("checkpoint-30/config.json", "out")
             outcome = invoke("analyze", place, *words, "-o", "ranks.csv", "--overwrite")
         assert outcome.code == 0, outcome.stderr

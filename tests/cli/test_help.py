@@ -1,6 +1,7 @@
 """The help of commands: groups, the common options first, all of them on demand."""
 
 import re
+from typing import Any
 
 import pytest
 import typer
@@ -11,7 +12,8 @@ from localrank_cli.options.setting import PANELS, options_of
 from localrank_cli.options.table import AnalyzeOptions
 from tests.cli.program import invoke
 
-COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # of a group
+GROUP: Any = typer.main.get_command(app)
+COMMANDS = sorted(GROUP.commands)
 WHOLE = ("analyze", "inspect", "submit", "compress")  # those whose --help leaves out options
 
 
@@ -79,3 +81,8 @@ def test_the_short_text_is_the_first_sentence_and_the_default() -> None:
         "Number of points. Default: 64."
     )
     assert brief("Only this.") == "Only this."
+
+
+def test_every_option_of_analyze_has_a_group() -> None:
+    without = {one.name for one in options_of(AnalyzeOptions) if one.setting.panel is None}
+    assert without == {"checkpoints", "debug"}  # the argument, and what is next to --help
