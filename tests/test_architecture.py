@@ -59,6 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": {"errors", "options", "run", "results", "live"},
     "experiments": {
         "errors", "drawing", "options", "run", "results", "information", "model", "spectrum",
+        "live",
     },
     "cli": {
         "errors", "machine", "searchpath", "drawing", "options", "run", "divide", "results",
