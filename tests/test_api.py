@@ -25,7 +25,12 @@ def frame(*args: Any, **options: Any) -> pd.DataFrame:
 
 
 def test_what_the_package_offers() -> None:
-    assert localrank_cli.__all__ == ["Monitor", "__version__", "analyze", "local_rank"]
+    assert localrank_cli.__all__ == [
+        "Monitor", "__version__", "analyze", "inspect", "local_rank", "merge", "plot",
+        "rethreshold",
+    ]  # fmt: skip
+    for name in localrank_cli.__all__:
+        assert getattr(localrank_cli, name) is not None
     assert localrank_cli.__version__.count(".") == 2
 
 
@@ -221,6 +226,7 @@ def test_no_path(checkpoints: Any, words: list[str]) -> None:
         ({"model": Path("net.py")}, ["'file.py:name'"]),
         ({"data": {"x": "digits"}}, ["Pass a dict of arrays"]),
         ({"data": [torch.rand(4)] * 9}, ["torch.stack(data)"]),
+        ({"data": [(torch.rand(4), 1)] * 9}, ["torch.stack([inputs for inputs, *_ in data])"]),
         ({"data": (torch.rand(9, 4), torch.rand(9))}, ["pass the inputs alone: data[0]"]),
         ({"data": pd.DataFrame({"a": [1.0]})}, ["data.to_numpy()"]),
         ({"data": TensorDataset(torch.rand(9, 4))}, ["for inputs, *_ in data])"]),

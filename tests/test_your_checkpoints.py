@@ -20,12 +20,18 @@ from tests.cli.program import run_python
 from tests.families.truth import load
 from tests.naive import naive_batch_spectra
 from tests.test_docs import ROOT, assert_same, at_a_terminal, examples
+from tests.warm import preload_libraries
 
 PAGE = ROOT / "docs/your_checkpoints.md"
 TRAININGS = ROOT / "tests/trainings"
 NEEDS = {"gpt2": ("transformers", "accelerate"), "digits": ("lightning",)}
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    preload_libraries()
 
 
 def sections() -> dict[str, str]:

@@ -212,10 +212,12 @@ def unwrap(loaded: object, path: Path) -> Content:
         raise _absence(loaded)(*arrays)
     states, averaged = find_states(loaded)
     bundle = find_bundle(loaded, _holds_states)
-    if not states:
+    has_names = bundle is not None and bool(bundle.named)  # which --weights takes
+    if not states and not has_names:
         _refuse_bundle(bundle, path)
     is_alone = "" in states and not any(_inner_states(loaded))
-    others = {} if is_alone or bundle else other_states(loaded, states)
+    only_states = is_alone or (bundle is not None and not has_names)
+    others = {} if only_states else other_states(loaded, states)
     if not states and not others:
         raise _absence(loaded)(*_no_state(loaded, path))
     for state in states.values():

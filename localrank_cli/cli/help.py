@@ -76,6 +76,8 @@ def command_class(of_command: Help) -> type[TyperCommand]:
                 title = "Arguments" if parameter.param_type_name == "argument" else None
                 panel = title or panels.get(name) or _OTHER
                 groups.setdefault(panel, []).append((flag, text if is_whole else brief(text)))
+            if not {*groups} & {*PANELS}:
+                groups["Options"] = groups.pop(_OTHER)
             for panel in _ordered(groups):
                 _write(formatter, panel, groups[panel])
             _write_end(formatter, ctx.command_path, of_command.example, left_out)

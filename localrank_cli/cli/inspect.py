@@ -5,7 +5,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -47,17 +46,11 @@ def inspect(context: typer.Context, options: AnalyzeOptions, how: InspectOptions
 def _inspect(options: AnalyzeOptions, *, timed: bool) -> "Sequence[Inspection | Contents]":
     from localrank_cli.cli.screen import Screen, stdout_for_data
     from localrank_cli.cli.signals import signal_handler
-    from localrank_cli.run.inspect import contents_of, inspect_series
-    from localrank_cli.run.plan import make_plan
+    from localrank_cli.run.inspect import inspect_all
 
     screen = Screen(quiet=options.quiet, verbose=False)
     with signal_handler() as handler, stdout_for_data(screen), handler.interruptible():
-        contents = contents_of(options, screen.note)
-        if contents is not None:
-            return contents
-        # A bad checkpoint takes one line of the report and does not end it.
-        plan = make_plan(replace(options, on_error="skip"), screen.note, refuses=False)
-        return [inspect_series(plan, series, timed=timed) for series in plan.series]
+        return inspect_all(options, screen.note, timed=timed)
 
 
 def _print(found: "Sequence[Inspection | Contents]", words: Sequence[str]) -> None:

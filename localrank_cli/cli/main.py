@@ -14,6 +14,7 @@ import typer
 from localrank_cli.cli.analyze import analyze
 from localrank_cli.cli.compare import compare
 from localrank_cli.cli.compress import compress
+from localrank_cli.cli.export import export
 from localrank_cli.cli.help import Group
 from localrank_cli.cli.inspect import inspect
 from localrank_cli.cli.merge import merge
@@ -259,6 +260,7 @@ for command in (
     plot,
     show,
     report,
+    export,
     compare,
     rethreshold,
     submit,

@@ -8,7 +8,7 @@ import typer
 
 from localrank_cli.cli.command import with_options
 from localrank_cli.errors import INCOMPLETE
-from localrank_cli.options.table import DEFAULT_ATOL, RethresholdOptions
+from localrank_cli.options.table import RethresholdOptions
 
 if TYPE_CHECKING:  # importing torch is slow
     from localrank_cli.results.record import CheckpointRecord
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # importing torch is slow
 )
 def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
     """Count kept singular values at other tolerances, without recomputing Jacobians."""
-    output, absolute = options.output, options.atol or (() if options.rtol else (DEFAULT_ATOL,))
+    output = options.output
     from localrank_cli.results.write import check_suffix
 
     target = output if output != Path("-") else None
@@ -28,7 +28,7 @@ def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
         check_suffix(target)
     from localrank_cli.run.rethreshold import Rethreshold
 
-    work = Rethreshold.at(options.spectra, absolute, options.rtol, options.noise)
+    work = Rethreshold.of(options)
     if target is None:
         is_finite = _print(work, as_table=output is None and sys.stdout.isatty())
     else:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from localrank_cli.cli.run_plot import load_figures, warnings_as_notes
+from localrank_cli.cli.run_plot import warnings_as_notes
 from localrank_cli.cli.screen import Screen, stdout_for_data
 from localrank_cli.cli.signals import signal_handler
 from localrank_cli.compare.differences import Difference, differences
@@ -26,6 +26,7 @@ from localrank_cli.compare.rows import (
 )
 from localrank_cli.errors import OutputError, UsageError, listed, printable
 from localrank_cli.options.views import CompareOptions
+from localrank_cli.plotting import load_figures
 from localrank_cli.results.read import read_tables
 from localrank_cli.results.write import (
     RowWriter,

@@ -21,6 +21,7 @@ METRICS: tuple[Metric, ...] = ("fisher", "logit")
 # float64 values that a layer of sides n and o takes: its sums, and as much again to update them.
 _SUMS = 2
 _DOUBLE = 8  # bytes
+_ENTRIES = 2**22  # float64 values of products of single points that are held at once
 
 
 class Moments:
@@ -82,10 +83,26 @@ class Moments:
         flat = rows.flatten(0, 1).to("cpu", torch.float64)
         self._gradients[metric].addmm_(flat.T, flat)
         if metric == "fisher":
-            # The gradient of a point's weight is g^T x over positions, and row i of it has the
-            # squared length g_i^T (x x^T) g_i.
-            for x, g in zip(inputs.double().cpu(), rows.double().cpu(), strict=True):
-                self._row_fisher += ((x @ x.T) @ g * g).sum(dim=0)
+            self._row_fisher += _row_squares(inputs.to("cpu"), rows.to("cpu"))
+
+
+def _row_squares(inputs: Tensor, gradients: Tensor) -> Tensor:
+    """Return the squared lengths of the rows of each point's gradient of the weight, summed.
+
+    That gradient is g^T x over the positions, and row i of it has the squared length
+    g_i^T (x x^T) g_i: whichever of the two matrices is smaller is computed.
+    """
+    n_positions, n_in = inputs.shape[1:]
+    n_out = gradients.shape[2]
+    found = torch.zeros(n_out, dtype=torch.float64)
+    size = max(1, _ENTRIES // min(n_positions**2, n_in * n_out))
+    for some, of_some in zip(inputs.split(size), gradients.split(size), strict=True):
+        x, g = some.double(), of_some.double()
+        if n_positions**2 <= n_in * n_out:
+            found += ((x @ x.mT) @ g * g).sum(dim=(0, 1))
+        else:
+            found += (g.mT @ x).square().sum(dim=(0, 2))
+    return found
 
 
 @dataclass(frozen=True)

@@ -73,3 +73,20 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], forward: Forward
         for norm, (momentum, training) in zip(norms, before, strict=True):
             norm.momentum = momentum
             norm.train(training)
+
+
+def stored_dtype(name: str, stored: Mapping[str, torch.dtype]) -> torch.dtype | None:
+    """Return the dtype in which an entry of a compressed network is saved; None: as it is.
+
+    Factors have that of their layer's weight.
+    """
+    layer = name.rpartition(".")[0].rpartition(".")[0]
+    return stored.get(name, stored.get(f"{layer}.weight"))
+
+
+def round_as(model: nn.Module, stored: Mapping[str, torch.dtype]) -> None:
+    """Round weights to the dtypes in which they are saved; each stays in its own dtype."""
+    for name, value in model.state_dict(keep_vars=True).items():
+        dtype = stored_dtype(name, stored)
+        if dtype is not None and value.is_floating_point() and dtype.itemsize < value.itemsize:
+            value.data.copy_(value.data.to(dtype))

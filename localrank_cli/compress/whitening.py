@@ -31,6 +31,10 @@ class Factors:
         roots = self.values[:rank].sqrt()
         return self.left[:, :rank] * roots, roots[:, None] * self.right[:rank]
 
+    def to(self, dtype: torch.dtype) -> "Factors":
+        """Return the same with factors of a dtype, on the CPU; values stay in float64."""
+        return Factors(self.values, self.left.to("cpu", dtype), self.right.to("cpu", dtype))
+
     @property
     def errors(self) -> Tensor:
         """The weighted squared error of each rank from 0, (min(out, in) + 1,)."""

@@ -100,8 +100,25 @@ class Failure(Exception):  # noqa: N818  # never reaches a person
     """A product is not finite."""
 
 
+class TooRoughError(Exception):
+    """The products round too much for a tolerance.
+
+    Attributes:
+        row: The number of the tolerance.
+        least: The smallest one that they allow.
+    """
+
+    def __init__(self, row: int, least: float) -> None:
+        super().__init__(row, least)
+        self.row, self.least = row, least
+
+
 def examine_point(operator: Operator, terms: Terms, generators: Generators) -> PointEvidence | None:
-    """Return the evidence about one point; None where a product with its Jacobian is not finite."""
+    """Return the evidence about one point; None where a product with its Jacobian is not finite.
+
+    Raises:
+        TooRoughError: If `operator.error` is over a quarter of a tolerance.
+    """
     try:
         return _Point(operator, terms, generators).evidence()
     except Failure:
@@ -175,6 +192,15 @@ class _Point:
             delta = self._sigma_delta / terms.n_points
             found = largest_eigenvalue(runs, self._sigma_lanes, delta, self._d)
             self._top = max(self._bottom * (1 + SLACK), found)
+        self._check_rounding()
+
+    def _check_rounding(self) -> None:
+        """Check that the tolerances are well above what the products' precision leaves."""
+        least = 4 * self._operator.error * math.sqrt(self._bottom)
+        for row, one in enumerate(self._terms.thresholds):
+            threshold = max(one.atol * self._scale, one.rtol * math.sqrt(self._bottom))
+            if threshold < least:
+                raise TooRoughError(row, least / self._scale)
 
     def _limits(self, row: int) -> tuple[float, float, float]:
         """Return thresholds on eigenvalues: for the low count, for the high one, and rounding."""
@@ -186,7 +212,9 @@ class _Point:
         slip = self._operator.rounding * (most if math.isfinite(most) else least)
         above = max(scaled, one.rtol * (most + slip)) + slip
         below = max(scaled, one.rtol * max(0.0, least - slip)) - slip
-        near = SLACK * min(self._top, 4 * self._bottom)
+        # A is applied by two products, each of which rounds as J does, relative to sigma_1^2.
+        near = max(SLACK, 2 * self._operator.rounding_of_float64) + self._operator.error**2
+        near *= min(self._top, 4 * self._bottom)
         low = above * above + near
         return low, (below * below - near if below > 0 else -1.0), near
 
@@ -197,7 +225,7 @@ class _Point:
         high = bracket(runs, self._lanes, high_at, scale)[1]
         certain, undecided = self._certain(low_at, high_at) if certify else (0, False)
         bound = self._d if self._terms.bound is None else min(self._d, self._terms.bound)
-        if self._bottom == 0:  # J x = 0 for a normal x: J = 0
+        if self._bottom == 0 and runs.n_steps:  # J x = 0 for a normal x: J = 0
             bound = 0
         return Level(low, high, certain, undecided, bound)
 

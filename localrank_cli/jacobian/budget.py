@@ -35,6 +35,11 @@ class Budget:
         """Bytes for the intermediate results of the directions that are pushed through at once."""
         return max(1, min(self.total // 4, _MAX_DIRECTION_BYTES))
 
+    @property
+    def replays(self) -> int:
+        """Bytes for what comes before several sources: within what the others leave."""
+        return self.total // 8
+
     def part_directions(self, one: int) -> int:
         """Return the directions of `one` bytes each that are pushed through at once, at least 1.
 

@@ -2,13 +2,16 @@
 
 import copy
 from collections.abc import Mapping
+from types import GeneratorType
 from typing import Any
 
 from torch import Tensor, nn
 
+from localrank_cli import walk
 from localrank_cli.errors import ModelError, cause
+from localrank_cli.live.rebound import Rebinding
 from localrank_cli.model.build import check_complete, name_root
-from localrank_cli.model.sharing import held_arrays
+from localrank_cli.model.sharing import held_objects
 from localrank_cli.model.wrappers import unwrap
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -36,31 +39,51 @@ def copy_of(bare: nn.Module, name: str) -> nn.Module:
         ModelError: If it cannot be copied.
     """
     memo: dict[int, Any] = {}
-    for place in held_arrays(bare):
-        tensor = place.value
-        # Results of a forward pass that a module keeps, which deepcopy refuses.
-        if isinstance(tensor, Tensor) and not tensor.is_leaf:
-            memo[id(tensor)] = tensor.detach().clone()
+    for place in held_objects(bare):
+        value = place.value
+        if isinstance(value, Tensor):
+            # Results of a forward pass that a module keeps, which deepcopy refuses.
+            if not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+        elif _is_shared(value):
+            memo[id(value)] = value
     foreign = _foreign_hooks(bare)
     memo.update((key, hook) for key, hook in foreign.items() if key not in memo)
     try:
         copied = copy.deepcopy(bare, memo)
     except Exception as error:  # the user's module may raise anything when it is copied
         raise ModelError(
-            f"{name}: cannot be copied, as measuring it without touching it needs"
-            f" ({cause(error)}).",
-            "Pass its state dict with the code that builds it:"
+            f"{name}: cannot be copied ({cause(error)}), and only a copy can be measured without"
+            " touching it.",
+            "Pass its state dict in place of it, and the code that builds it as the option model:"
             " local_rank(network.state_dict(), data, model=lambda: Net(...)).",
         ) from error
+    rebinding = Rebinding(memo)
     for module in copied.modules():
-        own = vars(module)
-        for hooks in _HOOKS:
-            for key in [key for key, hook in own.get(hooks, {}).items() if id(hook) in foreign]:
-                del own[hooks][key]
-        if _ORIGINAL in own:
-            own.pop("forward", None)
-            del own[_ORIGINAL]
+        _clean(vars(module), foreign, rebinding)
     return name_root(unwrap(copied, name)).requires_grad_(False)
+
+
+def _is_shared(value: object) -> bool:
+    """Return whether an object is no part of what a network computes, and cannot be copied."""
+    kind = type(value)
+    return (
+        walk.is_machinery(value)  # locks, files, queues, loggers
+        or isinstance(value, GeneratorType)
+        or kind.__module__.startswith("torch._C._distributed")
+    )
+
+
+def _clean(own: dict[str, Any], foreign: Mapping[int, object], rebinding: Rebinding) -> None:
+    """Remove what is foreign from the attributes of a copy, and what reaches the original."""
+    for hooks in _HOOKS:
+        for key in [key for key, hook in own[hooks].items() if id(hook) in foreign]:
+            del own[hooks][key]
+        rebinding.rebind(own[hooks])
+    if _ORIGINAL in own:
+        own.pop("forward", None)
+        del own[_ORIGINAL]
+    rebinding.rebind(own)
 
 
 def _foreign_hooks(model: nn.Module) -> Mapping[int, object]:

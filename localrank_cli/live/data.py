@@ -37,9 +37,7 @@ def first_points(data: object, count: int | None) -> object:
             " here could use up what the training is to see.",
             _AS_TENSOR,
         )
-    if isinstance(dataset, Sequence) or not (
-        hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-    ):
+    if not _is_dataset(dataset, is_loaded=dataset is not data):
         return data  # the option's reader says what to do
     wanted = DEFAULT_POINTS if count is None else count
     n_points = min(wanted, len(dataset))
@@ -54,6 +52,19 @@ def first_points(data: object, count: int | None) -> object:
             _AS_TENSOR,
         ) from error
     return _inputs(batch, data)
+
+
+def _is_dataset(dataset: Any, *, is_loaded: bool) -> bool:
+    """Return whether points can be taken by their number; a list may be one array, or many points.
+
+    `is_loaded` is whether a DataLoader is there to say so.
+    """
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        return False
+    if is_loaded or not isinstance(dataset, Sequence):
+        return True
+    first = dataset[0] if isinstance(dataset, list) and dataset else None
+    return isinstance(first, tuple | Mapping) or (isinstance(first, Tensor) and first.ndim > 0)
 
 
 def _inputs(batch: object, data: object) -> object:

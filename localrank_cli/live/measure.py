@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-from localrank_cli.checkpoints.content import Content, State
+from localrank_cli.checkpoints.content import Content, State, integer
 from localrank_cli.checkpoints.frameworks import unwrap
+from localrank_cli.checkpoints.names import MAX_STEP, step_fault
 from localrank_cli.checkpoints.series import CheckpointFile
-from localrank_cli.errors import Note, UsageError
+from localrank_cli.errors import Note, UsageError, shortened
 from localrank_cli.live.copied import bare_network, copy_of
 from localrank_cli.live.data import first_points
 from localrank_cli.live.process import process_unchanged
@@ -75,6 +77,21 @@ def network_of(given: object, options: dict[str, Any]) -> Network:
     elif isinstance(given, str | Path):
         advice = "Files are read by localrank_cli.analyze(path, data=...)."
     raise ArgumentError(f"local_rank: expected {_NETWORK}, got {kind}.", advice)
+
+
+def step_of(given: object) -> int:
+    """Return a step as an integer, also that of a tensor or a float without a fraction.
+
+    Raises:
+        ArgumentError: If it is none.
+    """
+    found = integer(int(given) if isinstance(given, np.integer) else given)
+    if found is None or step_fault(found):
+        raise ArgumentError(
+            f"step={shortened(repr(given))}: expected a step from 0 to {MAX_STEP}.",
+            "Pass the number of steps of the optimizer so far.",
+        )
+    return found
 
 
 def measure(

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +20,7 @@ from localrank_cli.live.measure import (
     plan_network,
     plan_weights,
     record_of,
+    step_of,
 )
 from localrank_cli.live.process import process_unchanged
 from localrank_cli.live.table import MonitorTable
@@ -36,6 +37,8 @@ from localrank_cli.options.read import (
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import NOT_LIVE, AnalyzeOptions, MonitorOptions
 from localrank_cli.results.columns import Row, pair_names
+from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.results.tags import tags
 from localrank_cli.run.estimate import long_time
 from localrank_cli.run.plan import Plan
 
@@ -93,16 +96,18 @@ class Monitor:
         self._group = Group()
         self._table: MonitorTable | None = None
         if self._group.is_first:
-            self._table = MonitorTable(
-                self._how.output, self._run, self._options, overwrite=self._how.overwrite
-            )
+            self._open(overwrite=self._how.overwrite)
         self._cost = _Cost()
         self._last_step = -1
         self._skipped: list[int] = []
         self._warned: set[str] = set()
         self._pid = os.getpid()
         self._final: tuple[list[Row], tuple[str, ...]] = ([], ())
+
+    def _open(self, *, overwrite: bool) -> MonitorTable:
+        self._table = MonitorTable(self._how.output, self._run, self._options, overwrite=overwrite)
         atexit.register(self.close)
+        return self._table
 
     def is_due(self, step: int) -> bool:
         """Return whether a step is one of those to measure."""
@@ -129,7 +134,13 @@ class Monitor:
         Raises:
             LocalrankError: With on_error="raise": if the step cannot be measured.
         """
-        step = int(step)
+        try:
+            step = step_of(step)
+        except LocalrankError as error:
+            if self._how.on_error == "raise":
+                raise
+            self._warn(str(error))
+            return {}
         if step == self._last_step or not self.is_due(step):
             return {}
         self._last_step = step
@@ -183,23 +194,24 @@ class Monitor:
         return chosen, weights
 
     def _measure(self, network: Network, weights: Any, step: int) -> dict[str, float]:
-        assert self._table is not None
+        # A training may go on after its end.
+        table = self._table or self._open(overwrite=False)
         place = (self._run, step)
         with LOCK, process_unchanged():
             if isinstance(network, nn.Module):
                 plan = plan_network(network, self._options, place, _logger.info, weights)
             else:
                 plan = plan_weights(network, self._options, place, _logger.info)
-            self._table.accept(plan)
-            if self._table.is_done(plan):  # before the training was interrupted
+            table.accept(plan)
+            if table.is_done(plan):  # before the training was interrupted
                 return {}
             self._check_time(plan)
             record = record_of(plan, _logger.info)
-            self._table.facts = self._facts()
-            self._table.add_step(record, _logger.warning)
+            table.facts = self._facts()
+            table.add_step(record, _logger.warning)
         if not record.is_finite:
             self._warn(record.flaw)
-        return tags(record.rows)
+        return _values(record)
 
     def _check_time(self, plan: Plan) -> None:
         """Refuse a measurement while which the other processes would give up waiting."""
@@ -331,20 +343,12 @@ class _Cost:
             sys.stderr.write(text)
 
 
-def tags(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the values of rows of one step under the names for a logger."""
+def _values(record: CheckpointRecord) -> dict[str, float]:
+    """Return the values of a step under the names for a logger."""
+    rows = record.rows
     pairs = [(str(row["layer"]), str(row["wrt"])) for row in rows]
     names = pair_names(pairs)
-    found: dict[str, float] = {}
-    for pair, row in zip(pairs, rows, strict=True):
-        name, label = names[pair], row["tolerance"]
-        first = label == rows[0]["tolerance"]
-        for measure in ("local_rank", "effective_rank"):
-            value = row[measure]
-            if isinstance(value, int | float):
-                prefix = measure if first or measure != "local_rank" else f"{measure}_{label}"
-                found.setdefault(f"{prefix}/{name}", float(value))
-    return found
+    return tags((names[pair], row) for pair, row in zip(pairs, rows, strict=True))
 
 
 _options = [*_OWN.values(), *_LIVE]

@@ -26,11 +26,10 @@ def process_unchanged() -> Iterator[None]:
     """
     default = torch.get_default_dtype()
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = _deterministic()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
-        stack.callback(torch.use_deterministic_algorithms, deterministic, warn_only=warn_only)
+        stack.callback(_set_deterministic, *deterministic)
         stack.callback(torch.set_default_dtype, default)
         stack.enter_context(seeded(SEED))
         stack.enter_context(torch.inference_mode(mode=False))
@@ -42,6 +41,17 @@ def process_unchanged() -> Iterator[None]:
             stack.enter_context(torch.device("cpu"))
         torch.set_default_dtype(torch.float32)
         yield
+
+
+def _deterministic() -> tuple[bool, bool]:
+    """Return whether algorithms must be deterministic, and whether others only give a warning."""
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    return torch.are_deterministic_algorithms_enabled(), warn_only
+
+
+def _set_deterministic(mode: bool, warn_only: bool) -> None:
+    if _deterministic() != (mode, warn_only):  # setting it imports torch's compiler, which is slow
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
 
 
 @contextmanager

@@ -104,8 +104,7 @@ def held_arrays(model: nn.Module, *, in_code: bool = False) -> Iterator[Place]:
     which cannot be replaced: another build of the network may share them.
     """
     seen: dict[int, object] = {id(module): module for module in model.modules()}
-    held = _places(model, walk.unsaved_parts)
-    yield from (place for place in walk.walk(held, _parts, seen) if _is_array(place))
+    yield from filter(_is_array, held_objects(model, seen))
     if in_code:
         functions = [one for one in seen.values() if isinstance(one, FunctionType)]
         used = _places(model, walk.code_parts)
@@ -115,6 +114,12 @@ def held_arrays(model: nn.Module, *, in_code: bool = False) -> Iterator[Place]:
         for place in walk.walk(used, lambda value: _parts(value, in_code=True), seen):
             if _is_array(place):
                 yield place._replace(put=None)
+
+
+def held_objects(model: nn.Module, seen: dict[int, object] | None = None) -> Iterator[Place]:
+    """Yield everything that modules hold beside what checkpoints fill; `seen` is that of `walk`."""
+    seen = {id(module): module for module in model.modules()} if seen is None else seen
+    return walk.walk(_places(model, walk.unsaved_parts), _parts, seen)
 
 
 def _places(model: nn.Module, parts: Callable[[nn.Module], Parts]) -> Parts:

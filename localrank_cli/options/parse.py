@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from localrank_cli.errors import SettingsError
+from localrank_cli.points.advice import advice_of_array
 from localrank_cli.points.defaults import MOST_AXES
 
 AUTO = "auto"
@@ -486,26 +487,7 @@ def data(value: object) -> object:
         return as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         expected = "expected a string, a path, a tensor or an array"
-        raise UnfitError(value, expected, _array_of(value)) from None
-
-
-def _array_of(value: object) -> str:
-    """Return the advice that makes an array of data that are none."""
-    advice = "Pass one array with the points on its first axis."
-    if isinstance(value, Mapping):
-        advice = "Pass a dict of arrays, each with the points on its first axis."
-    elif hasattr(value, "dataset"):  # a DataLoader
-        advice = "Pass its inputs in one array: torch.cat([inputs for inputs, *_ in loader])."
-    elif hasattr(value, "to_numpy"):  # a DataFrame
-        advice = "Pass its numbers: data.to_numpy()."
-    elif isinstance(value, Sequence):
-        shapes = {tuple(getattr(one, "shape", ())) for one in value}
-        advice = "Join the points along a new first axis: torch.stack(data)."
-        if len(shapes) > 1:
-            advice = "If these are inputs and labels, pass the inputs alone: data[0]."
-    elif hasattr(value, "__getitem__") and hasattr(value, "__len__"):  # a Dataset
-        advice = "Pass its inputs in one array: torch.stack([inputs for inputs, *_ in data])."
-    return advice
+        raise UnfitError(value, expected, advice_of_array(value)) from None
 
 
 def each(read: Callable[[Any], object]) -> Callable[[object], object]:

@@ -83,10 +83,10 @@ Rtol = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, Setting(help="Overwrite FILE if it exists.")]
-NoNotes = Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"))]
+NoNotes = Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"), in_python=False)]
 Debug = Annotated[
     bool,
-    Setting(help="Show tracebacks of errors.", panel=OUTPUT, in_python=False, is_shared=False),
+    Setting(help="Show tracebacks of errors.", in_python=False, is_shared=False),
 ]
 
 
@@ -461,6 +461,7 @@ class AnalyzeOptions:
             " the norm of each layer's weight; or activations,weights.",
             metavar="NAME",
             read=parse.globs,
+            panel=MEASURE,
             in_folder=True,
             decides=("beside", "information_point_indices"),
         ),

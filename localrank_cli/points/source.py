@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from localrank_cli.errors import DataError, SettingsError, UsageError, cause, listed, shortened
+from localrank_cli.points.advice import advice_of_array
 from localrank_cli.points.defaults import MOST_AXES
 from localrank_cli.points.draw import Points, draw, from_numpy, sample
 from localrank_cli.points.files import SUFFIXES, file_hash, load_arrays, named_arrays, refuse_key
@@ -235,7 +236,8 @@ def _from_code(code: CodeSpec) -> Tensor | dict[str, Tensor]:
         return arrays
     raise DataError(
         f"{name} returned a {type(found).__name__}.",
-        "A tensor or an array is needed, with the points on its first axis, or a dict of them.",
+        "A tensor or an array is needed, with the points on its first axis, or a dict of them."
+        f" {advice_of_array(found, 'Return')}",
     )
 
 

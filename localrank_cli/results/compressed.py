@@ -5,10 +5,9 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from localrank_cli.errors import OutputError
 from localrank_cli.results.write import (
@@ -19,10 +18,16 @@ from localrank_cli.results.write import (
     write_json,
 )
 
+if TYPE_CHECKING:  # figures read the names here, without torch
+    from torch import Tensor
+
 LOADER_NAME = "load.py"
 FACTS_NAME = "compress.json"
+UNFINISHED_NAME = "compress.unfinished.json"
 BUDGETS_NAME = "budgets.csv"
 LAYERS_NAME = "layers.csv"
+# The columns of budgets.csv that a figure needs.
+BUDGETS = ("method", "budget", "weights", "loss", "loss_increase_se")
 CONFIG_NAME, HF_NAME = "config.json", "model.safetensors"  # the names of transformers
 # The same for every network: ranks are in the shapes. Works without localrank and safetensors.
 LOADER = """\
@@ -57,8 +62,17 @@ def hf_name(share: float) -> str:
     return f"hf_{share:g}"
 
 
-def prepare_folder(folder: Path, inputs: Iterable[Path] = (), *, overwrite: bool) -> None:
+def prepare_folder(
+    folder: Path,
+    inputs: Iterable[Path] = (),
+    *,
+    overwrite: bool,
+    is_unfinished: bool = False,
+) -> None:
     """Create the folder of the results; the files in `inputs` are never overwritten.
+
+    Earlier results are overwritten if `overwrite` is set, or if they are of the same run, which was
+    interrupted (`is_unfinished`).
 
     Raises:
         OutputError: If a file that would be written exists, or the folder cannot be created.
@@ -73,7 +87,7 @@ def prepare_folder(folder: Path, inputs: Iterable[Path] = (), *, overwrite: bool
                 f"{path}: is read by this command, and its results could replace it.",
                 "Name another folder with -o.",
             )
-        if not overwrite:
+        if not (overwrite or is_unfinished):
             raise OutputError(
                 f"{path}: already exists.",
                 "Pass --overwrite to write over such files, or name another folder with -o.",
@@ -86,18 +100,104 @@ def _is_written(name: str) -> bool:
     return is_weights or name in {FACTS_NAME, LOADER_NAME, BUDGETS_NAME, LAYERS_NAME}
 
 
-def begin_results(folder: Path) -> None:
-    """Remove what earlier results say of themselves, since their weights are about to change."""
-    try:
-        (folder / FACTS_NAME).unlink(missing_ok=True)
-    except OSError as error:
-        raise cannot_write(folder / FACTS_NAME, error) from error
+@dataclass(frozen=True)
+class Found:
+    """What was found for one budget."""
+
+    budgets: tuple[dict[str, object], ...]  # rows of budgets.csv
+    layers: tuple[dict[str, object], ...]  # rows of layers.csv
+    verdicts: tuple[str, ...]
+    hf_folders: tuple[str, ...]  # that were written
+    keeps_limit: bool
+
+
+def has_unfinished(folder: Path) -> bool:
+    """Return whether a run in a folder was interrupted."""
+    return (folder / UNFINISHED_NAME).is_file()
+
+
+@dataclass
+class Unfinished:
+    """The budgets of a run that has not ended, in a file beside the weights.
+
+    Args:
+        folder: The folder of the results.
+        key: What decides the numbers.
+        is_resumed: Whether an earlier run with the same key began to write.
+    """
+
+    folder: Path
+    key: Mapping[str, object]
+    is_resumed: bool = False
+    _found: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, folder: Path, key: Mapping[str, object], *, overwrite: bool) -> "Unfinished":
+        """Return what an interrupted run left in a folder; nothing where it is to be replaced.
+
+        Raises:
+            OutputError: If it was another run.
+        """
+        key = json.loads(json.dumps(key))
+        path = folder / UNFINISHED_NAME
+        if overwrite or not has_unfinished(folder):
+            return cls(folder, key)
+        advice = "Pass --overwrite to begin anew, or name another folder with -o."
+        try:
+            held = json.loads(path.read_bytes())
+            earlier, found = dict(held["key"]), dict(held["found"])
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{path}: is not what an interrupted run leaves.", advice) from error
+        differing = [name for name in {**earlier, **key} if earlier.get(name) != key.get(name)]
+        if differing:
+            raise OutputError(
+                f"{folder}: an interrupted run there had other settings: {', '.join(differing)}.",
+                advice,
+            )
+        return cls(folder, key, True, found)
+
+    def found(self, share: float) -> Found | None:
+        """Return what was found for a budget; None if it was not finished."""
+        held = self._found.get(f"{share:g}")
+        if held is None:
+            return None
+        return Found(
+            tuple(held["budgets"]),
+            tuple(held["layers"]),
+            tuple(held["verdicts"]),
+            tuple(held["hf_folders"]),
+            bool(held["keeps_limit"]),
+        )
+
+    def begin(self) -> None:
+        """Say that a run has begun to write, and remove what earlier ones say of other weights."""
+        self._write()
+        try:
+            (self.folder / FACTS_NAME).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder / FACTS_NAME, error) from error
+
+    def keep(self, share: float, found: Found) -> None:
+        """Keep a budget whose weights are written."""
+        self._found[f"{share:g}"] = asdict(found)
+        self._write()
+
+    def end(self) -> None:
+        """Remove the file: everything is in the results."""
+        (self.folder / UNFINISHED_NAME).unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        write_json(self.folder / UNFINISHED_NAME, {"key": self.key, "found": self._found})
 
 
 def write_weights(
-    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, state: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors as a safetensors file, whole or not at all."""
+    from safetensors.torch import save
+
     write_bytes(path, _ordered(save(dict(state), None if metadata is None else dict(metadata))))
 
 
@@ -115,7 +215,7 @@ def _ordered(content: bytes) -> bytes:
 def write_hf(
     folder: Path,
     config: Mapping[str, object],
-    state: Mapping[str, Tensor],
+    state: Mapping[str, "Tensor"],
     metadata: Mapping[str, str],
 ) -> None:
     """Write a folder as `save_pretrained` does."""

@@ -15,6 +15,7 @@ from localrank_cli.errors import ModelError
 from localrank_cli.layers.outputs import first_tensor
 from localrank_cli.model.hf_weights import HfExpected
 from localrank_cli.results.compressed import (
+    HF_NAME,
     LOADER_NAME,
     hf_name,
     weights_name,
@@ -49,6 +50,14 @@ class Saver:
     point: Tensor  # at which outputs are compared
     folder: Path
     dense: bool
+
+    def has(self, share: float) -> bool:
+        """Return whether every file of a budget is there."""
+        names = [weights_name(share)]
+        names += [weights_name(share, dense=True)] if self.dense else []
+        if isinstance(self.series.expected, HfExpected):
+            names.append(f"{hf_name(share)}/{HF_NAME}")
+        return all((self.folder / name).is_file() for name in names)
 
     def save(self, share: float, compressed: nn.Module) -> list[Path]:
         """Write the weights, compare the outputs of each form, and return folders for transformers.

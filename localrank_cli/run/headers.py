@@ -123,6 +123,8 @@ class HeaderContext:
     is_inferred: bool = False  # whether the network is inferred from the weights
     is_hf: bool = False  # whether transformers builds it
     names: Collection[str] = ()  # of the model's weights, once it is built
+    modules: tuple[HeldModule, ...] = ()  # of an earlier file with a whole module
+    place: Path | None = None  # of that file
 
 
 class Headers:
@@ -158,8 +160,8 @@ class Headers:
         self._last_entries: Entries = {}
         self._configs: dict[Path, Entries] = {}  # those of config.json, by its folder
         self.recorded: Recorded | None = None  # what the network was built with, to be compared
-        self.modules: tuple[HeldModule, ...] = ()  # of the first file with a whole module
-        self.place: Path = series.folder  # of that file
+        self.modules = context.modules  # of the first file with a whole module
+        self.place = context.place or series.folder  # of that file
 
     @property
     def held(self) -> Held:
@@ -293,11 +295,7 @@ class Headers:
             return
         ((file, key, bundle),) = bundles
         if self.scheme.counting.kind == ALONE and self._weights == RAW:
-            raise SettingsError(
-                f"{bundle.describe(file.path)}, beside weights without a step.",
-                f"{bundle.advice(file.path)}. To analyze the other weights alone, give"
-                f" --weights {key}.",
-            )
+            raise _without_step(bundle, key, file)
         note(f"{bundle.describe(file.path)}, which are left out. {bundle.advice(file.path)}")
 
     def _pass_over(self, without: Mapping[CheckpointFile, NoWeightsError], note: Note) -> None:
@@ -373,16 +371,19 @@ class Headers:
         Raises:
             SettingsError: If an inferred network would differ.
         """
-        if not content.modules or not self._context.is_inferred:
+        if not content.modules:
             return
-        modules = content.modules.get(self._key_of_first(content, bare, file), ())
-        if self.modules and modules and kinds_of(self.modules) != kinds_of(modules):
+        is_inferred = self._context.is_inferred
+        key = self._key_of_first(content, bare, file) if is_inferred else bare
+        modules = content.modules.get(key, ())
+        if is_inferred and self.modules and modules and kinds_of(self.modules) != kinds_of(modules):
             raise SettingsError(
                 f"{file.path}: holds a module of other parts than {self.place}.",
                 "Choose the checkpoints of one network with --pattern GLOB, or give the network's"
                 " code: --model path/to/file.py:name.",
             )
-        self.modules, self.place = modules, file.path
+        if not self.modules:
+            self.modules, self.place = modules, file.path
 
     def _first(self, content: Content, bare: str, file: CheckpointFile) -> State:
         """Return the weights from which a network may be inferred.
@@ -409,9 +410,9 @@ class Headers:
     def _key_of_first(self, content: Content, bare: str, file: CheckpointFile) -> str:
         keys = choose(sets_of(content), self._weights, str(file.path))
         if bare not in content.others:
-            # Tensors beside the sets, such as statistics of the data, may have names of a module's.
+            # Tensors beside the sets, such as statistics of the data, may have dots in their names.
             is_among_others = not bare and len(content.states) > 1 and self._weights == RAW
-            if not is_among_others or can_infer(without_loss_layer(content.states[bare])):
+            if not is_among_others or any(key.endswith("weight") for key in content.states[bare]):
                 return bare
             usual = [key for key in keys if key not in content.others]
             inferable = [key for key in usual if can_infer(content.states[key])]
@@ -419,6 +420,8 @@ class Headers:
                 return (inferable or usual[1:])[0]
             keys = tuple(key for key in content.states if key in content.others)
         fitting = prefer([key for key in keys if can_infer(content.states[key])])
+        if len(fitting) > 1 and content.bundle is not None:
+            raise _without_step(content.bundle, fitting[0], file)
         if len(fitting) > 1:
             raise SettingsError(
                 f"{file.path}: holds several networks: {listed(fitting)}.",
@@ -587,7 +590,7 @@ def _find_fit(header: _Header, container: str, expected: Expected) -> _Fit | Non
     odd = {
         name
         for (_, names), (_, dtypes) in zip(
-            candidates(shapes), candidates(header.dtypes[container]), strict=True
+            candidates(shapes), candidates(header.dtypes[container]), strict=False
         )
         if names.keys() == renamed.keys()
         for name, dtype in dtypes.items()
@@ -653,6 +656,14 @@ def _planned(
         ),
         averaged=container in header.averaged,
         is_found=container in header.others,
+    )
+
+
+def _without_step(bundle: Bundle, key: str, file: CheckpointFile) -> SettingsError:
+    """Return the error for a series in one file, beside weights at a key that have no step."""
+    return SettingsError(
+        f"{bundle.describe(file.path)}, beside weights without a step.",
+        f"{bundle.advice(file.path)}. To analyze the other weights alone, give --weights {key}.",
     )
 
 

@@ -1,7 +1,7 @@
 """Report what analyze would do, from headers, forward passes, and a few timed products."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from localrank_cli.run.contents import CheckpointLine, Contents, read_contents
 from localrank_cli.run.estimate import Estimate, estimate, works_of
 from localrank_cli.run.fits import Look, WayOut
 from localrank_cli.run.headers import PlannedCheckpoint
-from localrank_cli.run.plan import Plan, SeriesPlan, look_at, names_rule
+from localrank_cli.run.plan import Plan, SeriesPlan, look_at, make_plan, names_rule
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,18 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
         return asdict(self)
+
+
+def inspect_all(
+    options: AnalyzeOptions, note: Note, *, timed: bool
+) -> Sequence[Inspection | Contents]:
+    """Return what there is to report of each series; `timed` is whether to time a few products."""
+    contents = contents_of(options, note)
+    if contents is not None:
+        return contents
+    # A bad checkpoint takes one line of the report and does not end it.
+    plan = make_plan(replace(options, on_error="skip"), note, refuses=False)
+    return [inspect_series(plan, series, timed=timed) for series in plan.series]
 
 
 def contents_of(options: AnalyzeOptions, note: Note) -> list[Contents] | None:

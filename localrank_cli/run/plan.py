@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from localrank_cli.checkpoints.counting import EPOCHS, Counting
 from localrank_cli.checkpoints.factors import without_factors
+from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
@@ -64,7 +65,7 @@ from localrank_cli.results.columns import INTERVALS, PARTS, POOLED, optional_fir
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
-from localrank_cli.run.activation import with_held_activation
+from localrank_cli.run.activation import given_activation, with_held_activation
 from localrank_cli.run.beside import BesideNeed, beside_needs, check_beside
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
@@ -115,6 +116,7 @@ class SeriesPlan:
     unsaved: tuple[str, ...] = ()  # parts that no checkpoint holds, with --allow-unsaved
     examined: tuple[str, ...] = ()  # names of the checkpoints that the network has run with
     recorded: Recorded | None = None  # arguments that the checkpoints gave to the network's class
+    held: tuple[tuple[HeldModule, ...], Path | None] = ((), None)  # a file's whole module, and it
 
     @property
     def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
@@ -355,6 +357,7 @@ def _plan_series(
         metric=plan_metric(settings, points, fit.examination, memory, note, refuses=refuses),
         samples=with_beside(samples, expected.tied, fit.examination),
         scheme=headers.scheme,
+        held=(headers.modules, headers.place),
         weights=options.weights or RAW,
         unsaved=fit.unsaved,
         examined=fit.examined,
@@ -474,8 +477,7 @@ def _with_held_activation(settings: Settings, headers: Headers, options: SeriesO
         or not can_infer(without_factors(headers.first, headers.factored))
     ):
         return settings
-    is_given = "activation" in options.from_user | options.from_folder
-    given = options.options.activation if is_given else None
+    given = given_activation(options)
     found = with_held_activation(choice, headers.modules, given, headers.place)
     return replace(settings, model=found)
 
@@ -483,6 +485,8 @@ def _with_held_activation(settings: Settings, headers: Headers, options: SeriesO
 def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
     for description in sorted({c.stripping.description for c in checkpoints} - {""}):
         note(f"stripped from the weights' names: {description}")
+    if any(one.stripping.masked for one in checkpoints):
+        note("pruned weights are multiplied by their masks (weight_orig * weight_mask)")
     for text in sorted(
         {_which_weights(c) for c in checkpoints if c.ignored or c.averaged or c.is_found}
     ):
@@ -600,14 +604,16 @@ def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Te
 
 
 def _check_tolerances(settings: Settings, examination: Examination) -> None:
-    low = examination.survey.has_low_precision or settings.dtype == torch.float32
+    has_low, bounds = examination.survey.has_low_precision, settings.bounds
+    # What products in float32 lose is measured.
+    low = has_low or (settings.dtype == torch.float32 and bounds is None)
     for pair in examination.pairs:
         shape = (pair.record.numel, pair.n_in)
         check_rounding(settings.tolerances, pair.record.call.label, shape, low=low)
-    if settings.bounds is not None and low:
+    if bounds is not None and has_low:
         raise SettingsError(
-            "--method interval: the network computes in part in float32, and bounds that hold are"
-            " of products in float64.",
+            "--method interval: the network computes in part in less than"
+            f" {settings.dtype_name}, and what that loses is not known.",
             "Leave the layers behind that part out with --exclude, or use --method exact.",
         )
 

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from localrank_cli.cli.screen import Steps
 from localrank_cli.compress.matrix import matrix_of
 from localrank_cli.compress.score import Scores
 from localrank_cli.compress.search import Compressor
+from localrank_cli.run.estimate import LongTime
 from tests.cli.program import Outcome, invoke
 
 DATA = ("--data", "data.npz", "--data-key", "x", "--device", "cpu")
@@ -64,7 +66,8 @@ def test_the_weights_that_are_written_give_the_loss_that_is_reported(folder: Pat
     assert outcome.code == 0, outcome.stderr
     out = folder / "out"
     load = runpy.run_path(str(out / "load.py"))["load"]
-    data = np.load(folder / "data.npz")
+    with np.load(folder / "data.npz") as file:
+        data = dict(file)
     order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
     chosen = order[3 * N_POINTS // 4 :]  # the part that reports
     points, labels = (torch.from_numpy(data[key])[chosen] for key in ("x", "y"))
@@ -184,7 +187,8 @@ def test_earlier_results_are_not_written_over(folder: Path) -> None:
 
 
 def test_a_label_out_of_range_is_refused_wherever_it_is(folder: Path) -> None:
-    data = dict(np.load(folder / "data.npz"))
+    with np.load(folder / "data.npz") as file:
+        data = dict(file)
     order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
     last = order[3 * N_POINTS // 4 :].max()  # in the second batch of the part that reports
     data["y"][last] = 10
@@ -350,7 +354,8 @@ def test_the_factored_file_is_analyzed_under_the_old_names(folder: Path, kind: s
     load = runpy.run_path(str(folder / "out" / "load.py"))["load"]
     model = load(build(), folder / "out" / "factored_0.4.safetensors").double().eval()
     indices = json.loads((folder / "ranks.csv.json").read_text())["series"][0]["point_indices"]
-    points = torch.from_numpy(np.load(folder / "data.npz")["x"])[indices].double()
+    with np.load(folder / "data.npz") as file:
+        points = torch.from_numpy(file["x"])[indices].double()
     expected = naive_ranks(model, points, list(found))
     assert {name: float(one["local_rank"]) for name, one in found.items()} == expected
     if kind == "mlp":
@@ -389,3 +394,143 @@ def test_factors_that_another_program_saved_are_never_read_with_an_activation_be
     outcome = invoke("analyze", "step_3.pt", *words, "--model", "net.py:net")
     assert outcome.code == 0, outcome.stderr
     assert [one["layer"] for one in rows(folder / "ranks.csv")] == ["0", "2"]
+
+
+def test_an_interrupted_run_is_resumed_by_budget(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*LABELS, "--budget", "0.6,0.5,0.4", "--dense")
+    assert compress(*words, "-o", "whole").code == 0
+    measured = Compressor.baselines
+
+    def interrupted(self: Compressor, budget: int) -> object:
+        if budget < 600:
+            raise KeyboardInterrupt
+        return measured(self, budget)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Compressor, "baselines", interrupted)
+        assert compress(*words).code == 1
+    assert (folder / "out" / "compress.unfinished.json").exists()
+    assert not (folder / "out" / "compress.json").exists()
+    outcome = compress(*words, "--seed", "1")
+    assert outcome.code == 1
+    assert "an interrupted run there had other settings" in outcome.error
+    assert "--seed" in outcome.error
+    kept = (folder / "out" / "factored_0.6.safetensors").stat().st_mtime_ns
+    outcome = compress(*words)
+    assert outcome.code == 0, outcome.stderr
+    assert "60% of the weights: kept from the run before" in outcome.stderr
+    assert (folder / "out" / "factored_0.6.safetensors").stat().st_mtime_ns == kept
+    assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(
+        path.name for path in (folder / "whole").iterdir()
+    )
+    for name in ("budgets.csv", "layers.csv"):
+        tables = [rows(folder / place / name) for place in ("out", "whole")]
+        for row in (*tables[0], *tables[1]):
+            row.pop("milliseconds_at_batch_1", None)
+        assert tables[0] == tables[1]
+    for path in (folder / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (folder / "out" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"key": 3, "found": {}}'])
+def test_what_an_interrupted_run_left_is_checked(folder: Path, content: bytes) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "compress.unfinished.json").write_bytes(content)
+    outcome = compress("--budget", "0.5")
+    assert outcome.code == 1
+    assert "--overwrite" in outcome.error
+    assert compress("--budget", "0.5", "--overwrite").code == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_precision_give_the_loss_that_is_reported(
+    folder: Path, dtype: torch.dtype
+) -> None:
+    """What is saved is rounded before it is measured."""
+    state = load_file(folder / "step_7.safetensors")
+    save_file({name: value.to(dtype) for name, value in state.items()}, "step_7.safetensors")
+    assert compress(*LABELS, "--budget", "0.4", "--dense").code == 0
+    load = runpy.run_path(str(folder / "out" / "load.py"))["load"]
+    saved = load_file(folder / "out" / "factored_0.4.safetensors")
+    assert {value.dtype for value in saved.values()} == {dtype}
+    with np.load(folder / "data.npz") as file:
+        data = dict(file)
+    order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
+    chosen = order[3 * N_POINTS // 4 :]
+    points, labels = (torch.from_numpy(data[key])[chosen] for key in ("x", "y"))
+    row = next(one for one in rows(folder / "out" / "budgets.csv") if one["budget"] == "0.4")
+    dense = network()
+    dense.load_state_dict(load_file(folder / "out" / "dense_0.4.safetensors"))
+    for model in (load(network(), folder / "out" / "factored_0.4.safetensors"), dense):
+        loss = float(functional.cross_entropy(model(points).detach(), labels))
+        # Float32, in another order of products.
+        assert loss == pytest.approx(float(row["loss"]), rel=1e-4)
+    ranks = {one["layer"]: one["rank"] for one in rows(folder / "out" / "layers.csv")}
+    for name, rank in ranks.items():
+        if rank:
+            weight = dense.get_parameter(f"{name}.weight").detach().double()
+            assert int(torch.linalg.matrix_rank(weight, rtol=1e-5)) <= int(rank)
+
+
+def test_a_baseline_without_ranks_says_why(folder: Path) -> None:
+    """Of 1064 weights, the last layer has 200."""
+    outcome = compress(*LABELS, "--budget", "0.18")
+    assert outcome.code == 0, outcome.stderr
+    found = {one["method"]: one for one in rows(folder / "out" / "budgets.csv")}
+    for name in ("uniform", "svd-llm"):
+        why = "no ranks: the last layer, 4, stays dense and has 200 weights"
+        assert found[name]["note"] == why
+        assert found[name]["loss"] == ""
+        assert f"{name} at 0.18: {why}" in outcome.stdout
+    assert found["energy"]["note"] == ""
+
+
+def test_local_ranks_are_those_of_analyze(folder: Path) -> None:
+    assert compress(*LABELS, "--budget", "0.5").code == 0
+    words = ("--data", "data.npz", "--data-key", "x", "--device", "cpu", "-o", "ranks.csv")
+    assert invoke("analyze", "step_7.safetensors", *words).code == 0
+    expected = {one["layer"]: float(one["local_rank"]) for one in rows(folder / "ranks.csv")}
+    found = rows(folder / "out" / "layers.csv")
+    assert {one["layer"]: float(one["local_rank"]) for one in found} == expected
+
+
+def test_local_ranks_that_take_long_are_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("localrank_cli.run.compress.long_time", lambda *_: LongTime(3000.0, 1))
+    outcome = compress("--budget", "0.5")
+    assert outcome.code == 0
+    assert "local ranks are left out: they take about 50 min" in outcome.stderr
+    assert {one["local_rank"] for one in rows(folder / "out" / "layers.csv")} == {""}
+
+
+def test_factors_are_not_factored_again(folder: Path) -> None:
+    assert compress("--budget", "0.5").code == 0
+    words = (*DATA, "--budget", "0.3", "-o", "more")
+    outcome = invoke("compress", "out/factored_0.5.safetensors", *words)
+    assert outcome.code == 1
+    assert "its layers are factors already" in outcome.error
+
+
+def test_the_memory_that_is_asked_for_is_enough(folder: Path) -> None:
+    wide = nn.Sequential(nn.Linear(16, 700), nn.ReLU(), nn.Linear(700, 700))
+    save_file(wide.state_dict(), folder / "step_7.safetensors")
+    outcome = compress("--budget", "0.5", "--memory", "17MiB")
+    assert outcome.code == 1
+    assert "the factors of all layers need" in outcome.error
+    wanted = outcome.error.split("Give --memory ")[1].split(",")[0]
+    assert compress("--budget", "0.5", "--memory", wanted).code == 0
+
+
+def test_what_is_done_grows_to_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (("--budget", "0.6,0.4"), (*LABELS, "--max-loss-increase", "0.5nats")):
+        seen: list[float] = []
+        monkeypatch.setattr(
+            Steps, "within", lambda _self, _name, share, _text, seen=seen: seen.append(share)
+        )
+        assert compress(*words, "--overwrite").code == 0
+        assert seen == sorted(seen)
+        assert seen[-1] > 0.8
+        assert max(seen) <= 1.0

@@ -73,7 +73,8 @@ def test_from_pretrained_loads_what_is_reported(
     )
     assert type(model) is type(original)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    tokens = torch.from_numpy(np.load("data.npz")["x"])
+    with np.load("data.npz") as file:
+        tokens = torch.from_numpy(file["x"])
     order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
     chosen = tokens[order[3 * N_POINTS // 4 :]]  # the part that reports
     load = runpy.run_path("out/load.py")["load"]

@@ -79,3 +79,8 @@ def test_the_short_text_is_the_first_sentence_and_the_default() -> None:
         "Number of points. Default: 64."
     )
     assert brief("Only this.") == "Only this."
+
+
+def test_every_option_of_analyze_has_a_group() -> None:
+    without = {one.name for one in options_of(AnalyzeOptions) if one.setting.panel is None}
+    assert without == {"checkpoints", "debug"}  # the argument, and what is next to --help

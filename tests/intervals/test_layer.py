@@ -1,5 +1,6 @@
 """Products and intervals of networks, against whole Jacobians."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,8 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import ModelError
-from localrank_cli.intervals.layer import Bounds, LayerEvidence, Purpose, layer_evidence
+from localrank_cli.errors import ModelError, SettingsError
+from localrank_cli.intervals.layer import (
+    N_COMPARED,
+    Bounds,
+    LayerEvidence,
+    Purpose,
+    layer_evidence,
+)
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.jacobian.products import Products, point_batches
@@ -19,6 +26,7 @@ from localrank_cli.spectrum.examine import View, examine
 from localrank_cli.spectrum.layer import Request, make_task
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.helpers import mlp
+from tests.intervals.planted import generator, haar, most_misses, planted
 
 
 class Net(nn.Module):
@@ -142,18 +150,27 @@ def test_products_in_the_metric_of_the_data_are_those_of_j_l(
     assert check_products(model, given, replace(requested(selection), metric=metric), naive) == 6
 
 
-def test_products_of_the_residual_part_are_those_of_j_less_the_identity() -> None:
+@pytest.mark.parametrize("metric", ["identity", "a number", "few directions", "all"])
+def test_products_of_the_residual_part_are_those_of_j_less_the_identity(metric: str) -> None:
+    """In the metric of the data of (J - 1) L."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
         given = torch.randn(2, 6, dtype=torch.float64)
     selection = Selection(("2",), wrt="0", residual=True)
+    sizes = {"a number": (), "few directions": (6, 2), "all": (6, 6)}
+    factor = torch.eye(6).double()
+    request = requested(selection)
+    if metric != "identity":
+        factor = torch.randn(sizes[metric], generator=generator(1), dtype=torch.float64)
+        request = replace(request, metric=MetricFactor(factor))
 
     def naive(view: View, record: CallRecord, point: Tensor) -> Tensor:
         del view
-        return dense(model, record.call.name, point, "0") - torch.eye(6).double()
+        whole = dense(model, record.call.name, point, "0") - torch.eye(6).double()
+        return whole * factor if factor.dim() == 0 else whole @ factor
 
-    assert check_products(model, given, requested(selection), naive) == 2
+    assert check_products(model, given, request, naive) == 2
 
 
 TOLERANCES = (Tolerance(rtol=0.1), Tolerance(atol=0.05))
@@ -166,10 +183,11 @@ def evidence(
     n_points: int = 0,
     products: int = 300,
     modes: Modes | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> list[LayerEvidence]:
     bounds = Bounds(0.95, 0.0, products)
     purpose = Purpose("run", 7, n_points or len(given), bounds, TOLERANCES, 1.0)
-    request = replace(requested(Selection()), indices=indices)
+    request = replace(requested(Selection()), indices=indices, dtype=dtype)
     return layer_evidence(model, given, request, purpose, modes or Modes())
 
 
@@ -295,3 +313,59 @@ def test_points_that_reverse_mode_alone_loses_are_noted() -> None:
     modes = Modes()
     evidence(model, given[:2], modes=modes)
     assert modes.notes == []
+
+
+def rounding_network(seed: int) -> nn.Sequential:
+    """Two layers whose product has singular values 1 / j, nearly; in float32."""
+    random = generator(seed)
+    first = planted(torch.arange(1, 81).double() ** -0.5, 80, 90, random)
+    middle = haar(80, 80, random) @ torch.diag(torch.ones(80).double()) @ haar(80, 80, random).T
+    model = nn.Sequential(nn.Linear(90, 80, bias=False), nn.Linear(80, 80), nn.Linear(80, 100))
+    left = planted(torch.arange(1, 81).double() ** -0.5, 100, 80, random)
+    for module, matrix in zip(model, (first, middle, left), strict=True):
+        assert isinstance(module, nn.Linear)
+        module.weight.data = matrix.float()
+    return model.eval()
+
+
+def test_products_in_float32_bound_the_rank_nearly_as_those_in_float64() -> None:
+    """The exact ranks are of the float64 product of the very weights."""
+    widths: dict[torch.dtype, float] = {torch.float32: 0.0, torch.float64: 0.0}
+    misses = 0
+    for seed in range(12):
+        model, given = rounding_network(seed), torch.randn(1, 90)
+        matrices = [one.weight.detach().double() for one in model if isinstance(one, nn.Linear)]
+        values = torch.linalg.svdvals(matrices[2] @ matrices[1] @ matrices[0])
+        true = int((values > 0.1 * values[0]).sum()), int((values > 0.05).sum())
+        for dtype in widths:
+            # Eight are for the comparison.
+            products = 600 + (2 * N_COMPARED if dtype == torch.float32 else 0)
+            copied = copy.deepcopy(model).to(dtype)
+            layers = evidence(copied, given.to(dtype), products=products, dtype=dtype)
+            (found,) = [one for one in layers if one.layer == "2"]
+            assert str(dtype).removeprefix("torch.") in found.method
+            for row, rank in enumerate(true):
+                one = found.evidence.interval(row, relative=row == 0)
+                assert one is not None
+                misses += not one.low <= rank <= one.high
+                widths[dtype] += one.high - one.low
+            point = found.evidence.points[0]
+            assert point.sigma_low <= float(values[0])
+            assert point.sigma_high is not None
+            assert point.sigma_high >= float(values[0])
+    assert misses <= most_misses(48, 0.05)
+    # 24 intervals: rounding costs less than half a singular value each.
+    assert widths[torch.float32] <= widths[torch.float64] + 12
+
+
+def test_a_tolerance_under_the_rounding_of_float32_is_refused() -> None:
+    model = rounding_network(0)
+    bounds = Bounds(0.95, 0.0, 100)
+    purpose = Purpose("run", 7, 1, bounds, (Tolerance(rtol=0.1), Tolerance(atol=1e-5)), 1.0)
+    request = replace(requested(Selection()), dtype=torch.float32)
+    with pytest.raises(SettingsError, match=r"layer '0' at atol=1e-05: .* allow tolerances") as one:
+        layer_evidence(model, torch.randn(1, 90), request, purpose, Modes())
+    least = float(one.value.what.split("tolerances from ")[1].split()[0])
+    assert 1e-5 < least < 1e-3
+    allowed = replace(purpose, tolerances=(Tolerance(atol=2 * least),))
+    assert layer_evidence(model, torch.randn(1, 90), request, allowed, Modes())

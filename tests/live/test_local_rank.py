@@ -1,6 +1,9 @@
 """A network in memory: the same numbers as a file of it, and nothing of the user's is touched."""
 
+import logging
+import queue
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +216,28 @@ def test_hooks_of_the_network_itself_count(tmp_path: Path) -> None:
     )
 
 
+def test_a_hook_that_calls_a_part_of_the_network_calls_that_of_the_copy(tmp_path: Path) -> None:
+    class Extra(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(*mlp(4, 6, 3))
+            self.norm = nn.BatchNorm1d(6)
+            self.norm.running_mean = torch.linspace(-1, 1, 6)
+            self[0].register_forward_hook(lambda module, args, output: self.norm(output))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for part in list(self)[:3]:
+                x = part(x)
+            return x
+
+    network = Extra()
+    data = torch.rand(8, 4)
+    torch.save(network.state_dict(), tmp_path / "step_0.pt")
+    found = local_rank(network, data, **OPTIONS)
+    saved = analyze(tmp_path, model=Extra, data=data, **OPTIONS)
+    pd.testing.assert_frame_equal(without_place(found), without_place(saved), check_exact=True)
+    assert network.norm.num_batches_tracked == 0
+
+
 class Images(Dataset[tuple[Tensor, int]]):
     """Draws at random in each item, and counts what was taken."""
 
@@ -228,7 +253,9 @@ class Images(Dataset[tuple[Tensor, int]]):
         return POINTS[index], index
 
 
-@pytest.mark.parametrize("kind", ["dataset", "loader", "list", "array"])
+@pytest.mark.parametrize(
+    "kind", ["dataset", "loader", "tensors", "pairs", "dicts", "rows", "pairs loaded", "array"]
+)
 def test_data_in_any_form(kind: str) -> None:
     images = Images()
     loader = DataLoader(images, batch_size=2, shuffle=True)
@@ -236,7 +263,9 @@ def test_data_in_any_form(kind: str) -> None:
     next(iterator)
     images.taken.clear()
     given: Any = {
-        "dataset": images, "loader": loader, "list": TensorDataset(POINTS, torch.arange(9)),
+        "dataset": images, "loader": loader, "tensors": TensorDataset(POINTS, torch.arange(9)),
+        "pairs": [(point, 1) for point in POINTS], "dicts": [{"x": point} for point in POINTS],
+        "rows": list(POINTS), "pairs loaded": DataLoader([(p, 1) for p in POINTS]),  # type: ignore[arg-type]  # a list is a dataset
         "array": POINTS[:7].numpy(),
     }[kind]  # fmt: skip
     before = state_of_process()
@@ -308,6 +337,8 @@ class Endless(IterableDataset[Tensor]):
         ("run", torch.rand(8, 4), {}, TypeError, "analyze(path"),
         (mlp, torch.rand(8, 4), {}, TypeError, "Call it"),
         (None, torch.rand(8, 4), {}, TypeError, "got nothing"),
+        (mlp(4, 3, 2), torch.rand(8, 4), {"step": -1}, TypeError, "step=-1: expected a step"),
+        (mlp(4, 3, 2), torch.rand(8, 4), {"step": "last"}, TypeError, "step='last'"),
     ],
 )
 def test_errors(
@@ -316,6 +347,44 @@ def test_errors(
     with pytest.raises(kind) as caught:
         local_rank(network, data, **({"device": "cpu"} | options))
     assert words in str(caught.value)
+
+
+class Holds(nn.Module):
+    """Holds what cannot be copied, and what a training left in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+        self.lock, self.queue, self.log = threading.Lock(), queue.Queue[int](), logging.getLogger()
+        self.items, self.seen = (x for x in range(3)), list[Tensor]()
+        self.draws = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            out: Tensor = self.fc(x)
+        self.seen.append(out)
+        return out
+
+
+def test_what_cannot_be_copied_is_shared() -> None:
+    network, data = Holds(), torch.rand(8, 4)
+    network(data)
+    found = local_rank(network, data, **OPTIONS)
+    assert found["local_rank"].tolist() == [3.0]
+    assert len(network.seen) == 1
+    assert next(network.items) == 0
+
+
+def test_a_network_that_cannot_be_copied() -> None:
+    class Refuses(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise RuntimeError("no copies")
+
+    network, data = Refuses(4, 3), torch.rand(8, 4)
+    with pytest.raises(ModelError, match=r"no copies.*local_rank\(network.state_dict\(\)"):
+        local_rank(network, data, **OPTIONS)
+    found = local_rank(network.state_dict(), data, model=lambda: Refuses(4, 3), **OPTIONS)
+    assert found["local_rank"].tolist() == [3.0]
 
 
 def test_no_file_of_the_working_directory_is_read(

@@ -290,6 +290,17 @@ def test_a_fault_is_one_line_and_ends_no_training(
         assert written["step"].tolist() == [0, 1, 2, 3, 3]
 
 
+def test_a_step_that_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given: list[Any] = [-1, "last", None, 1.5, torch.tensor(2), np.int64(3), 4.0]
+    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
+        for step in given:
+            monitor(mlp(4, 3, 2), step)
+        assert monitor.table["step"].tolist() == [2, 2, 3, 3, 4, 4]
+    assert caplog.text.count("expected a step from 0") == 4
+    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS):
+        pass  # the journal can be read
+
+
 def test_a_fault_stops_the_training_where_that_is_asked_for(tmp_path: Path) -> None:
     with (
         Monitor(tmp_path / "ranks.csv", DATA, every=1, on_error="raise", **OPTIONS) as monitor,
@@ -368,3 +379,15 @@ def test_ctrl_c_is_the_users(tmp_path: Path) -> None:
         pytest.raises(KeyboardInterrupt),
     ):
         monitor(Stops(4, 2), 0)
+
+
+def test_a_measurement_that_the_other_processes_would_not_wait_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
+        monitor._group.is_several = True
+        monitor._group.from_first = lambda value: value  # type: ignore[method-assign]  # in place of a group
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(monitor._group), "seconds", 1e-6)
+            assert monitor(mlp(4, 3, 2), 0) == {}
+    assert "give the group a longer timeout" in caplog.text

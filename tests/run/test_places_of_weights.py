@@ -271,6 +271,15 @@ class TestPrefixes:
     ) -> None:
         check(save(tmp_path, {"stats.cov": torch.eye(3), place: ONE}), ONE, **options)
 
+    @pytest.mark.parametrize("place", ["model", "best"])
+    def test_a_plain_mlp_beside_a_network_that_is_none_is_not_taken_for_it(
+        self, tmp_path: Path, place: str
+    ) -> None:
+        save(tmp_path, {**nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict(), place: ONE})
+        with pytest.raises(LocalrankError, match=r"0\.weight \[2, 1, 3, 3\]"):
+            check(tmp_path, ONE)
+        check(tmp_path, ONE, weights=place)
+
     @pytest.mark.parametrize("prefix", ["model.", "best.", "ema.module."])
     def test_another_set_under_a_prefix_beside_the_networks_own_names(
         self, tmp_path: Path, prefix: str
@@ -348,7 +357,7 @@ class TestPrefixes:
         save(tmp_path, {**renamed(ONE, "body."), "head.weight": torch.ones(3, 2)})
         check(tmp_path, ONE)
 
-    @pytest.mark.parametrize("name", ["criterion", "loss_fn", "arc_loss"])
+    @pytest.mark.parametrize("name", ["criterion", "loss_fn", "arc_loss", "arcface", "margin"])
     def test_a_loss_whose_weight_fits_as_the_last_layer(self, tmp_path: Path, name: str) -> None:
         save(tmp_path, {**ONE, f"{name}.weight": torch.ones(7, 2)})
         words = ("analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv"))
