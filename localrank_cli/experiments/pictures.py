@@ -130,7 +130,8 @@ def _over_sweep(figure: Any, frame: pd.DataFrame) -> None:
         label = "random labels" if noise == generalization.RANDOM else f"label noise {noise:g}"
         points.plot(part["rank"], part["gap"], ".", label=label, alpha=0.7)
     points.set(xlabel="local rank, mean over hidden layers", ylabel="gap of accuracy")
-    points.legend(fontsize=8)
+    points.margins(y=0.3)  # room for the legend
+    points.legend(fontsize=8, loc="upper left")
     named = {
         "overall": found.overall,
         **{f"{axis.replace('_', ' ')} only": one for axis, one in found.by_axis.items()},
