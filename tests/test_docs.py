@@ -60,6 +60,12 @@ class Example:
     numbers_vary: bool  # where training has to give other numbers elsewhere
 
 
+def sections(page: Path) -> dict[str, str]:
+    """Return the sections of a page by their titles."""
+    parts = page.read_text(encoding="utf-8").split("\n## ")[1:]
+    return {part.split("\n", 1)[0]: part for part in parts}
+
+
 def examples(text: str) -> list[Example]:
     found: list[Example] = []
     blocks = list(FENCE.finditer(text))

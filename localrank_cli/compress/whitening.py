@@ -15,7 +15,7 @@ from torch import Tensor
 # weight, and the inverse of the root magnifies rounding by no more than about 1 / sqrt(1e-4).
 DAMPING = 1e-4
 # In place of a mean eigenvalue of 0; its root and the inverse of that are ordinary floats.
-_LEAST = 1e-30
+_LEAST_MEAN = 1e-30
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _roots(metric: Tensor | None, length: int) -> tuple[Tensor | None, Tensor | 
     metric = metric.to("cpu", torch.float64)
     is_diagonal = metric.ndim == 1
     values, vectors = (metric, None) if is_diagonal else torch.linalg.eigh(metric)
-    mean = max(float(values.sum()) / length, _LEAST)
+    mean = max(float(values.sum()) / length, _LEAST_MEAN)
     # Rounding leaves eigenvalues a little below 0.
     roots = (values.clamp(min=0) + DAMPING * mean).sqrt()
     if vectors is None:

@@ -21,10 +21,13 @@ class Claim:
     holds: bool
     # False for observations, which do not depend on the claimed cause, or which nothing predicts.
     is_evidence: bool = True
+    answer: str = ""  # the outcome of an open question, in place of words for a claim
 
     @property
     def word(self) -> str:
         """The outcome in a word or two."""
+        if self.answer:
+            return self.answer
         if not self.is_evidence:
             return "shown, not evidence"
         return "holds" if self.holds else "does not hold"
@@ -37,6 +40,7 @@ class Verdict:
     experiment: str
     setting: str  # what was trained, one sentence that names the optimizer
     claims: tuple[Claim, ...]
+    conclusion: str = ""  # the answer to open questions
 
     @property
     def holds(self) -> bool:
@@ -56,6 +60,8 @@ class Verdict:
         end = "every claim holds" if self.holds else "NOT every claim holds"
         if not any(claim.is_evidence for claim in self.claims):
             end = "none; published figures are shown for comparison only"
+        if self.conclusion and self.holds:
+            end = self.conclusion
         return "\n".join([*lines, "", f"verdict: {end}"]) + "\n"
 
 
@@ -119,6 +125,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     judge: Callable[[pd.DataFrame], Verdict]  # the table with the columns of all arms
     needs_sigma: bool = False  # whether the judge needs single singular values
+    resumes: bool = False  # whether arms that are trained are left as they are
 
     @property
     def n_checkpoints(self) -> int:

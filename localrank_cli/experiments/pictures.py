@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from localrank_cli.drawing import import_matplotlib, own_style
-from localrank_cli.experiments import patel2024, vib
+from localrank_cli.experiments import generalization, patel2024, vib
 from localrank_cli.experiments.vib import RHO
 from localrank_cli.information.bottleneck import (
     Information,
@@ -54,6 +54,9 @@ def draw(name: str, frame: pd.DataFrame) -> Any:
     figure = Figure(figsize=(9, 7 if name == vib.NAME else 4), layout="constrained")
     if name == vib.NAME:
         _over_beta(figure, frame)
+        return figure
+    if name == generalization.NAME:
+        _over_sweep(figure, frame)
         return figure
     _over_steps(figure, frame[frame["tolerance"] == frame["tolerance"].iloc[0]], colormaps["Blues"])
     figure.suptitle(f"{name}: local rank at {frame['tolerance'].iloc[0]}")
@@ -115,6 +118,33 @@ def _over_beta(figure: Any, frame: pd.DataFrame) -> None:
     plane.legend()
     plane.sharex(optimum)
     plane.sharey(optimum)
+
+
+def _over_sweep(figure: Any, frame: pd.DataFrame) -> None:
+    """Draw each network's rank and gap, and beside it the coefficients with their intervals."""
+    rows = generalization.networks(frame)
+    rows = rows[rows["reached"]]
+    found = generalization.findings(rows)
+    points, bars = figure.subplots(1, 2)
+    for noise, part in rows.groupby("label_noise"):
+        label = "random labels" if noise == generalization.RANDOM else f"label noise {noise:g}"
+        points.plot(part["rank"], part["gap"], ".", label=label, alpha=0.7)
+    points.set(xlabel="local rank, mean over hidden layers", ylabel="gap of accuracy")
+    points.legend(fontsize=8)
+    named = {
+        "overall": found.overall,
+        **{f"{axis.replace('_', ' ')} only": one for axis, one in found.by_axis.items()},
+        "given norms and decay": found.partial,
+    }
+    for place, one in enumerate(named.values()):
+        if not np.isnan(one.low):
+            bars.plot([one.low, one.high], [place, place], color="tab:blue")
+            bars.plot(one.value, place, "o", color="tab:blue")
+    bars.axvline(0, color="0.6", lw=1)
+    bars.set(xlim=(-1.05, 1.05), xlabel="rank correlation with the gap")
+    bars.set_yticks(range(len(named)), list(named))
+    bars.invert_yaxis()
+    figure.suptitle("generalization: positive where a low local rank goes with a small gap")
 
 
 def _plane(panel: Any, curve: list[Information], title: str) -> None:

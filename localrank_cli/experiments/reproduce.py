@@ -8,7 +8,7 @@ from types import ModuleType
 import pandas as pd
 
 from localrank_cli.errors import Note, OutputError, UsageError
-from localrank_cli.experiments import gaussian, mnist, patel2024, vib
+from localrank_cli.experiments import gaussian, generalization, mnist, patel2024, vib
 from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.experiment import Experiment, Verdict
 from localrank_cli.experiments.pictures import PictureError, save_picture
@@ -16,7 +16,7 @@ from localrank_cli.experiments.series import one_thread, output_errors
 from localrank_cli.model.fill import fill_model
 from localrank_cli.options.table import AnalyzeOptions, ReproduceOptions
 from localrank_cli.results.columns import Row, header
-from localrank_cli.results.read import to_frame
+from localrank_cli.results.read import read_table, to_frame
 from localrank_cli.run.compute import run_plan
 from localrank_cli.run.headers import load_state
 from localrank_cli.run.output import RunOutput
@@ -29,6 +29,7 @@ _EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # with the default number o
     mnist.NAME: (mnist, 1),
     vib.NAME: (vib, 1),
     patel2024.NAME: (patel2024, 1),
+    generalization.NAME: (generalization, 3),
 }
 
 
@@ -40,11 +41,14 @@ def prepare(options: ReproduceOptions) -> Experiment:
         OutputError: If the table exists.
     """
     module, default = _EXPERIMENTS[options.experiment]
-    if (options.folder / RANKS).exists():
-        raise OutputError(
-            f"{options.folder / RANKS}: exists already.", "Choose another folder with --out."
-        )
+    # The sweep resumes, so its table may be there.
+    last = options.folder / (VERDICT if module is generalization else RANKS)
+    if last.exists():
+        raise OutputError(f"{last}: exists already.", "Choose another folder with --out.")
     seeds = options.seeds or default
+    if module is generalization:
+        part = (0, 1) if options.shard is None else (options.shard.index, options.shard.count)
+        return generalization.plan(seeds, options.quick, part)
     if module not in (mnist, patel2024):
         experiment: Experiment = module.plan(seeds, options.quick)
         return experiment
@@ -81,7 +85,11 @@ def analyze(experiment: Experiment, out: Path, command: list[str], note: Note) -
             output.add(record)
             rows += record.rows
         output.commit()
-    frame = _with_metrics(to_frame(rows, header(plan.extra_columns)), folders)
+    frame = to_frame(rows, header(plan.extra_columns))
+    if experiment.resumes:  # rows may be of an earlier run
+        frame = read_table(out / RANKS)
+        frame = frame[frame["run"].isin([folder.name for folder in folders])]
+    frame = _with_metrics(frame, folders)
     if experiment.needs_sigma:
         with output_errors(out):
             sigma = last_sigma(plan)

@@ -54,9 +54,9 @@ class Group:
         """How long a process waits for another before it gives up."""
         try:
             device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-            options = dist.group.WORLD._get_backend(device).options  # type: ignore[union-attr]  # noqa: SLF001  # torch has no public way to ask
-            found: timedelta = options._timeout  # noqa: SLF001  # torch has no public way to ask
-        except (AttributeError, RuntimeError):  # of a backend without options
+            world: Any = dist.group.WORLD
+            found: timedelta = world._get_backend(device).options._timeout
+        except (AttributeError, RuntimeError):  # a backend without options
             found = _DEFAULT
         return found.total_seconds()
 
@@ -83,7 +83,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 def gathered(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict of a model that FSDP divides; called on every rank."""
-    from torch.distributed.checkpoint.state_dict import (  # noqa: PLC0415  # slow, and rarely needed
+    from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
         get_model_state_dict,
     )

@@ -279,7 +279,7 @@ class Monitor:
     @property
     def table(self) -> "pd.DataFrame":
         """All rows so far, those of before a training was resumed too."""
-        from localrank_cli.results.read import to_frame  # noqa: PLC0415  # pandas is slow
+        from localrank_cli.results.read import to_frame
 
         rows, columns = self._final if self._table is None else self._table.all_rows()
         return to_frame(rows, columns)

@@ -117,8 +117,7 @@ class MonitorTable(Output):
     def save(self) -> None:
         """Write table and manifest."""
         if self.n_kept:
-            failed = any(entry.head["status"] != "ok" for entry in self.journal.entries(KIND))
-            self._write(self._about(), is_complete=not failed)
+            self._write(self._about(), is_complete=not self.has_failed)
 
     def _about(self) -> Mapping[str, Any]:
         about = about_run(self._plan, self.seconds) if self._plan is not None else {}

@@ -69,7 +69,8 @@ def test_the_numbers_of_a_saved_checkpoint(tmp_path: Path, options: dict[str, An
 def wrappers() -> dict[str, Any]:
     network = rich()
     inside = rich()
-    inside.fc = torch.compile(inside.fc, backend="eager")  # type: ignore[assignment]  # a function to the stubs
+    compiled: Any = torch.compile(inside.fc, backend="eager")
+    inside.fc = compiled
     return {
         "compiled": torch.compile(network, backend="eager"),
         "parallel": nn.DataParallel(network),
@@ -106,9 +107,9 @@ def test_a_state_dict_alone_is_read_as_a_plain_mlp() -> None:
 
 
 def state_of_process() -> list[Any]:
-    numpy = np.random.get_state()  # the global one
+    numpy: Any = np.random.get_state()
     return [
-        torch.get_rng_state().tolist(), numpy[1].tolist(), numpy[2], random.getstate(),  # type: ignore[index]  # numpy's state is a tuple
+        torch.get_rng_state().tolist(), numpy[1].tolist(), numpy[2], random.getstate(),
         torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"),
         torch.are_deterministic_algorithms_enabled(), torch.get_num_threads(),

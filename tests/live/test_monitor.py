@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {"device": "cpu", "points": 5, "quiet": True}
 
 
 def test_the_rows_of_a_loop(tmp_path: Path) -> None:
-    network = mlp(4, 3, 2)
+    network: Any = mlp(4, 3, 2)
     expected = []
     with Monitor(tmp_path / "ranks.csv", DATA, every=2, atol=[0.01, 0.1], **OPTIONS) as monitor:
         for step in range(5):
@@ -45,7 +45,7 @@ def test_the_rows_of_a_loop(tmp_path: Path) -> None:
                 }
                 assert values["local_rank/0"] == frame["local_rank"][0]
             with torch.no_grad():
-                network[0].weight.mul_(0.5)  # type: ignore[operator]  # a Tensor or a Module
+                network[0].weight.mul_(0.5)
         wanted = pd.concat(expected, ignore_index=True)
         pd.testing.assert_frame_equal(monitor.table, wanted, check_exact=True)
     pd.testing.assert_frame_equal(monitor.table, wanted, check_exact=True)
@@ -117,9 +117,9 @@ def trained(
     """Train, and return everything that a training leaves behind, to be compared bit by bit."""
     torch.manual_seed(0), random.seed(0), np.random.seed(0)  # the global one
     network: nn.Module = Noisy()
-    trained_one = network
+    trained_one: Any = network
     if how == "compiled":
-        trained_one = torch.compile(network, backend="eager")  # type: ignore[assignment]  # a function to the stubs
+        trained_one = torch.compile(network, backend="eager")
     if how == "parallel":
         trained_one = nn.DataParallel(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
@@ -253,12 +253,13 @@ def test_other_data_or_layers_show_at_the_first_step(
     file = tmp_path / "ranks.csv"
     with Monitor(file, DATA, every=1, **OPTIONS) as monitor:
         monitor(mlp(4, 3, 2), 0)
-    for data, options, words in (
+    cases: list[tuple[Any, dict[str, Any], str]] = [
         (DATA + 1, {}, "what the code of --data returns was"),
         (DATA, {"layers": "2"}, "layers was with 0"),
-    ):
+    ]
+    for data, options, words in cases:
         caplog.clear()
-        with Monitor(file, data, every=1, **OPTIONS, **options) as monitor:  # type: ignore[arg-type]  # the wrong type is the point
+        with Monitor(file, data, every=1, **OPTIONS, **options) as monitor:
             assert monitor(mlp(4, 3, 2), 1) == {}
             assert words in caplog.text
             assert monitor.table["status"].tolist() == ["ok", "ok", "failed"]
@@ -388,12 +389,12 @@ def test_a_share_of_the_time(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("kind", ["module", "state dict", "at the call"])
 def test_averaged_weights(tmp_path: Path, kind: str) -> None:
-    network = mlp(4, 3, 2)
+    network: Any = mlp(4, 3, 2)
     average: Any = get_ema_multi_avg_fn(0.9)
     ema = AveragedModel(network, multi_avg_fn=average)
     ema.update_parameters(network)  # the first copies
     with torch.no_grad():
-        network[0].weight.mul_(3)  # type: ignore[operator]  # a Tensor or a Module
+        network[0].weight.mul_(3)
     ema.update_parameters(network)
     given: Any = ema if kind != "state dict" else ema.module.state_dict()
     at_the_call = given if kind == "at the call" else None
