@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": {"errors", "options", "run", "results"},
     "experiments": {
         "errors", "drawing", "options", "run", "results", "information", "model", "spectrum",
+        "compress",
     },
     "cli": {
         "errors", "machine", "searchpath", "drawing", "options", "run", "divide", "results",

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES_WITH_EXAMPLES = ["README.md", "docs/checkpoints.md", "docs/measures.md", "docs/models.md"]
 PAGES_WITH_EXAMPLES += ["docs/pictures.md", "docs/table.md", "docs/compare.md"]
-PAGES_WITH_EXAMPLES += ["docs/local_rank.md", "docs/information.md"]
+PAGES_WITH_EXAMPLES += ["docs/local_rank.md", "docs/information.md", "docs/compress.md"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)\n```$", flags=re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)")
 TREND = re.compile("[▁▂▃▄▅▆▇█]+")
@@ -173,7 +173,8 @@ def test_examples_do_what_the_page_says(
     running: list[tuple[Example, Future[tuple[int, list[str]]]]] = []
     # Commands that follow each other run two at a time, except where one reads what another wrote;
     # Python waits for those before it.
-    at_a_time = 1 if page in {"docs/pictures.md", "docs/compare.md"} else 2
+    in_order = {"docs/pictures.md", "docs/compare.md", "docs/compress.md"}
+    at_a_time = 1 if page in in_order else 2
     with torch.random.fork_rng(devices=[]), ThreadPoolExecutor(max_workers=at_a_time) as pool:
         for example in found:
             if example.language == "console":

@@ -25,6 +25,10 @@ def reproduce(_context: typer.Context, options: ReproduceOptions) -> None:
         raise UsageError(
             "--steps is for `localrank reproduce patel2024` without --quick.", "Leave it out."
         )
+    if options.full and (options.experiment != "compression" or options.quick):
+        raise UsageError(
+            "--full is for `localrank reproduce compression` without --quick.", "Leave it out."
+        )
     raise typer.Exit(_run(options))
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import pandas as pd
 
 from localrank_cli.errors import Note, OutputError, UsageError
-from localrank_cli.experiments import gaussian, mnist, patel2024, vib
+from localrank_cli.experiments import compression, gaussian, mnist, patel2024, vib
 from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.experiment import Experiment, Verdict
 from localrank_cli.experiments.pictures import PictureError, save_picture
@@ -29,6 +29,7 @@ _EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # with the default number o
     mnist.NAME: (mnist, 1),
     vib.NAME: (vib, 1),
     patel2024.NAME: (patel2024, 1),
+    compression.NAME: (compression, 3),
 }
 
 
@@ -46,7 +47,8 @@ def prepare(options: ReproduceOptions) -> Experiment:
         )
     seeds = options.seeds or default
     if module not in (mnist, patel2024):
-        experiment: Experiment = module.plan(seeds, options.quick)
+        quick = options.quick or (module is compression and not options.full)
+        experiment: Experiment = module.plan(seeds, quick)
         return experiment
     if options.mnist is None:
         name = options.experiment

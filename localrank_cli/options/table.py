@@ -930,11 +930,12 @@ class ReproduceOptions:
     """The options of `localrank reproduce`."""
 
     experiment: Annotated[
-        Literal["gaussian", "mnist", "vib", "patel2024"],
+        Literal["gaussian", "mnist", "vib", "patel2024", "compression"],
         Setting(
             help="gaussian: a linear teacher of rank 3; mnist: digits; both with and without weight"
             " decay. vib: the variational information bottleneck on Gaussian variables, over beta."
-            " patel2024: the published training on digits, compared with its published end values.",
+            " patel2024: the published training on digits, compared with its published end values."
+            " compression: rank against the fewest weights that keep the accuracy.",
             metavar="EXPERIMENT",
             is_argument=True,
         ),
@@ -949,10 +950,14 @@ class ReproduceOptions:
         ),
     ] = None
     quick: Annotated[bool, Setting(help="Train for fewer steps, with the same claims.")] = False
+    full: Annotated[
+        bool, Setting(help="Train compression for all steps, where fewer are the default.")
+    ] = False
     seeds: Annotated[
         Count | None,
         Setting(
-            help="Networks of each kind to train. Default: 3 for gaussian, else 1.", metavar="N"
+            help="Networks of each kind to train. Default: 3 for gaussian and compression, else 1.",
+            metavar="N",
         ),
     ] = None
     mnist: Annotated[
