@@ -78,7 +78,11 @@ def test_an_existing_table_is_kept(tmp_path: Path) -> None:
         (["patel2024", "--steps", "5", "--quick"], 2, "--steps is for `localrank reproduce patel"),
         (["mnist", "--steps", "5"], 2, "--steps is for `localrank reproduce patel2024`"),
         (["gaussian", "--seeds", "0"], 2, "--seeds 0: expected at least 1."),
-        (["moon"], 2, "EXPERIMENT moon: unknown. Choose gaussian, mnist, vib or patel2024."),
+        (
+            ["moon"],
+            2,
+            "EXPERIMENT moon: unknown. Choose gaussian, mnist, vib, patel2024 or compression.",
+        ),
     ],
 )
 def test_refused(tmp_path: Path, words: list[str], code: int, message: str) -> None:
