@@ -107,7 +107,7 @@ def _over_budget(figure: Any, checkpoints: pd.DataFrame) -> None:
                 )  # fmt: skip
         panel.set(xlabel=f"{text}, summed over layers")
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("fewest weights within a point of accuracy (share)")
+    panels[0].set_ylabel("fewest weights (share of all)")
     panels[0].legend(fontsize=8)
     figure.suptitle("compression: rank and the smallest budget (hollow: not trained to 99 % yet)")
 
