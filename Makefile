@@ -17,11 +17,14 @@ LOWEST_TESTS := tests/test_api.py tests/options/test_resolve.py tests/results/te
 
 .PHONY: demo test test-families test-long test-lowest fuzz lint types bench bench-pictures samples clean
 
+# On a terminal analyze prints the table; a log gets the same one from the file.
 demo: $(VENV)/.plot
-	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp
 	@mkdir -p demo
+	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp --overwrite -o demo/mnist_mlp.csv
+	@test -t 1 || $(BIN)/localrank show demo/mnist_mlp.csv --no-chart
 	@$(BIN)/localrank analyze sample_checkpoints/mnist_mlp sample_checkpoints/mnist_mlp_no_decay -q --overwrite -o demo/ranks.csv > /dev/null
 	$(BIN)/localrank plot demo/ranks.csv --kind compare -o demo/ranks.png
+	@echo "To use localrank in this shell: source $(BIN)/activate"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup

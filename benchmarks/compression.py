@@ -65,7 +65,7 @@ def train(
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
-        loss().backward()  # type: ignore[no-untyped-call]
+        loss().backward()
         optimizer.step()
     model.eval().requires_grad_(False)
 
@@ -187,7 +187,7 @@ def measured(one: Trained, seed: int) -> dict[tuple[str, float], Measured]:
         return [(x[a:b], None if y is None else y[a:b]) for a, b in zip(cuts, ends, strict=True)]
 
     data = Data(
-        lambda: one.calibrate.split(64),  # type: ignore[no-untyped-call]
+        lambda: one.calibrate.split(64),
         lambda: parts(0, half),
         lambda: parts(half, len(x)),
     )

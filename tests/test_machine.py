@@ -1,3 +1,8 @@
+import ctypes
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -28,3 +33,32 @@ def test_memory_is_between_nothing_and_everything() -> None:
 def test_versions() -> None:
     assert set(versions()) >= {"python", "platform", "localrank", "torch", "numpy", "safetensors"}
     assert versions()["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+FAULTS = """
+import resource, sys, torch
+from localrank_cli.machine import keep_freed_memory
+keep_freed_memory(int(sys.argv[1]))
+for step in range(12):
+    if step == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    several = [torch.ones(5 * 2**19, dtype=torch.float64) for _ in range(6)]  # 20 MiB each
+    del several
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="GNU C library"
+)
+def test_freed_memory_is_kept_within_the_budget() -> None:
+    def faults(memory: int, **variables: str) -> int:
+        words = [sys.executable, "-c", FAULTS, str(memory)]
+        environment = {"OMP_NUM_THREADS": "1"} | os.environ | variables
+        run = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        return int(run.stdout)
+
+    kept = faults(2**31)
+    # An eighth of the budget is less than the 120 MiB that are freed; and the user's choice.
+    assert faults(2**28) > 5 * kept
+    assert faults(2**31, MALLOC_TRIM_THRESHOLD_="1000000") > 5 * kept

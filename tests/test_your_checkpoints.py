@@ -20,12 +20,18 @@ from tests.cli.program import run_python
 from tests.families.truth import load
 from tests.naive import naive_batch_spectra
 from tests.test_docs import ROOT, assert_same, at_a_terminal, examples
+from tests.warm import preload_libraries
 
 PAGE = ROOT / "docs/your_checkpoints.md"
 TRAININGS = ROOT / "tests/trainings"
 NEEDS = {"gpt2": ("transformers", "accelerate"), "digits": ("lightning",)}
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    preload_libraries()
 
 
 def sections() -> dict[str, str]:
@@ -117,7 +123,7 @@ def of_dcp(folder: Path, checkpoint: str) -> nn.Module:
     with imported(folder, "train") as module:
         model: nn.Module = module.Net()
     state = {"model": model.state_dict()}
-    dcp.load(state, checkpoint_id=str(folder / "checkpoints" / checkpoint))  # type: ignore[attr-defined]
+    dcp.load(state, checkpoint_id=str(folder / "checkpoints" / checkpoint))  # type: ignore[attr-defined]  # torch does not export it
     model.load_state_dict(state["model"])
     return model
 

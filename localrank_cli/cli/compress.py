@@ -35,7 +35,12 @@ _LAYERS = (
 )
 
 
-@with_options(AnalyzeOptions, CompressOptions, without=_NOT_OFFERED)
+@with_options(
+    AnalyzeOptions,
+    CompressOptions,
+    without=_NOT_OFFERED,
+    example="localrank compress final.pt --data train.npz --budget 0.5 -o small",
+)
 def compress(_context: typer.Context, options: AnalyzeOptions, how: CompressOptions) -> None:
     """Replace layers of one checkpoint by factors of low rank, and measure what that costs."""
     check_options(options)

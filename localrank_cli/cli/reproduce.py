@@ -11,7 +11,7 @@ from localrank_cli.options.table import ReproduceOptions
 _DOES_NOT_HOLD = 4
 
 
-@with_options(ReproduceOptions)
+@with_options(ReproduceOptions, example="localrank reproduce gaussian --quick")
 def reproduce(_context: typer.Context, options: ReproduceOptions) -> None:
     """Train small networks with a known or published answer, and check that it is found.
 

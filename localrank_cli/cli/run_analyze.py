@@ -13,6 +13,7 @@ from localrank_cli.cli.chart import Summary
 from localrank_cli.cli.screen import Screen, stdout_for_data
 from localrank_cli.cli.signals import SignalHandler, signal_handler
 from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError, duration, shortened
+from localrank_cli.machine import keep_freed_memory
 from localrank_cli.options.parse import array_size
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import header, is_formula
@@ -115,6 +116,7 @@ class _Work:
         plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note, file)
         if file is not None:
             plan = apply_plan_file(plan, file)
+        keep_freed_memory(plan.memory)
         _describe(plan, self.screen)
         _note_formulas(plan, self.options, self.screen)
         division: Division | None = None

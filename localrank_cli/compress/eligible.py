@@ -96,7 +96,7 @@ def _reason(module: nn.Module, n_calls: int, shared: set[int]) -> str:
     reasons = {
         "tied": id(weight) in shared,
         f"of dtype {str(weight.dtype).removeprefix('torch.')}": weight.dtype not in _TOLERANCES,
-        "it has hooks": bool(module._forward_hooks or module._forward_pre_hooks),  # noqa: SLF001  # torch has no public way to ask
+        "it has hooks": bool(module._forward_hooks or module._forward_pre_hooks),
         f"a side is longer than {LONGEST_SIDE}": max(shape.n_out, shape.n_in) > LONGEST_SIDE,
         "too small: factors of rank 2 have as many weights": shape.most < _LEAST_MOST,
         "it does not run": n_calls == 0,

@@ -96,7 +96,7 @@ def _row_squares(inputs: Tensor, gradients: Tensor) -> Tensor:
     n_out = gradients.shape[2]
     found = torch.zeros(n_out, dtype=torch.float64)
     size = max(1, _ENTRIES // min(n_positions**2, n_in * n_out))
-    for some, of_some in zip(inputs.split(size), gradients.split(size), strict=True):  # type: ignore[no-untyped-call]
+    for some, of_some in zip(inputs.split(size), gradients.split(size), strict=True):
         x, g = some.double(), of_some.double()
         if n_positions**2 <= n_in * n_out:
             found += ((x @ x.mT) @ g * g).sum(dim=(0, 1))
@@ -193,13 +193,14 @@ def _watched(layers: Mapping[str, nn.Module], found: Mapping[str, Moments]) -> I
     current = _Current()
 
     def after(name: str, module: nn.Module, args: Sequence[Any], output: Tensor) -> Tensor:
+        """Add a layer's inputs, and return an output whose gradients are added too."""
         # Copied, since what follows may overwrite it in place.
         rows = rows_in(module, args[0].detach()).clone()
         found[name].add_inputs(rows)
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         output = output.clone()
-        output.register_hook(  # type: ignore[no-untyped-call]
+        output.register_hook(
             lambda gradient: found[name].add_gradients(
                 current.metric, rows, rows_out(module, gradient)
             )

@@ -127,7 +127,7 @@ def scores(
             whole, reference = forward(model, points), forward(original, points)
         # Of a large vocabulary the float64 logits of a batch would not fit.
         size = max(1, _ENTRIES * len(whole) // max(whole.numel(), 1))
-        for part in torch.arange(len(whole)).split(size):  # type: ignore[no-untyped-call]
+        for part in torch.arange(len(whole)).split(size):
             # On the CPU: a GPU need not have float64.
             output, old = (one[part].to("cpu", torch.float64) for one in (whole, reference))
             divergence = _divergence(output, old, kind)

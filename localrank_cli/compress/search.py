@@ -104,16 +104,10 @@ class Outcome:
 class Compressor:
     """The factors of a network by every method, from one calibration.
 
-    To be used within `analysis_setting`.
+    To be used within `analysis_setting`. The network stays as it is; `forward` runs it on a batch.
 
-    Args:
-        model: The network, which stays as it is.
-        layers: Its layers.
-        data: Its slices.
-        forward: Runs a network on a batch.
-        kind: How it is scored.
-        stored: The dtypes of the original's weights. What is saved more coarsely than it is
-            computed is rounded before it is measured.
+    `stored` are the dtypes of the original's weights: what is saved more coarsely than it is
+    computed is rounded before it is measured.
     """
 
     def __init__(

@@ -103,8 +103,8 @@ def compressibility(net: nn.Sequential, task: Task, seed: int) -> tuple[float, f
     """
     model = copy.deepcopy(net).eval().requires_grad_(False)
     x, y = task.test
-    parts = list(zip(x.split(500), y.split(500), strict=True))  # type: ignore[no-untyped-call]
-    calibration = list(task.train[0][:_N_CALIBRATE].split(500))  # type: ignore[no-untyped-call]
+    parts = list(zip(x.split(500), y.split(500), strict=True))
+    calibration = list(task.train[0][:_N_CALIBRATE].split(500))
     data = Data(lambda: calibration, lambda: parts, lambda: parts)
     layers = find_layers(model, x[:2], _run)
     work = Compressor(model, layers, data, _run, "classes")

@@ -48,8 +48,8 @@ def draw(name: str, frame: pd.DataFrame) -> Any:
         PictureError: If matplotlib is not installed.
     """
     try:
-        from matplotlib import colormaps  # noqa: PLC0415  # an extra, and slow to import
-        from matplotlib.figure import Figure  # noqa: PLC0415  # an extra, and slow to import
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
     except ImportError:
         raise PictureError(_MISSING) from None
     figure = Figure(figsize=(9, 7 if name == vib.NAME else 4), layout="constrained")

@@ -2,6 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from localrank_cli.errors import BudgetError, readable
 from localrank_cli.layers.capture import Call
@@ -29,6 +34,11 @@ class Budget:
     def directions(self) -> int:
         """Bytes for the intermediate results of the directions that are pushed through at once."""
         return max(1, min(self.total // 4, _MAX_DIRECTION_BYTES))
+
+    @property
+    def replays(self) -> int:
+        """Bytes for what comes before several sources: within what the others leave."""
+        return self.total // 8
 
     def part_directions(self, one: int) -> int:
         """Return the directions of `one` bytes each that are pushed through at once, at least 1.
@@ -178,3 +188,30 @@ def check_parts_fit(
         one = parts[record.call]
         n_columns = n_in if one.columns is None else one.columns.shape[2]
         check_fits([replace(record, shape=(one.n_rows,))], n_columns, memory)
+
+
+class Alive(TorchDispatchMode):
+    """Counter of the bytes of all tensors that operations made and that still exist."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._sizes: dict[int, tuple[Any, int]] = {}  # by storage
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # As in `survey`: the default imports torch._dynamo, which takes as long as torch.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                reference: Any = StorageWeakRef(storage)
+                self._sizes.setdefault(reference.cdata, (reference, storage.nbytes()))
+        for key in [key for key, (one, _) in self._sizes.items() if one.expired()]:
+            del self._sizes[key]
+        self.peak = max(self.peak, sum(size for _, size in self._sizes.values()))
+        return out

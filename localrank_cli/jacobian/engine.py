@@ -27,6 +27,7 @@ from localrank_cli.jacobian.blocks import (
     without_identity,
 )
 from localrank_cli.jacobian.budget import (
+    Alive,
     Budget,
     check_fits,
     check_parts_fit,
@@ -60,9 +61,9 @@ from localrank_cli.jacobian.routes import forward_jacobians, reverse_jacobian
 from localrank_cli.jacobian.row_space import bottleneck, narrow
 from localrank_cli.jacobian.shortened import shortened
 from localrank_cli.jacobian.trace import Refusal, find_chain
-from localrank_cli.layers.alive import Alive
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.positions import Parts
+from localrank_cli.layers.replay import Replays
 from localrank_cli.layers.replay import record as record_replay
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord, Survey
@@ -190,13 +191,15 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
             guards.check_seedless(values, alone, tolerance)
         together = guards.lay_out(model, points, values, tolerance)
         pasts = Pasts(model, points, calls[0][-1])
+        replays = _replays(tasks)
         for index, task in enumerate(tasks):
             for offset, batch in _batches(task, points, values, together, modes):
                 stop = offset + batch.n_points
                 good = {
                     record.call: values.finite[record.call][offset:stop] for record in task.records
                 }
-                place = _Place(start + offset, good, replace(pasts, first=offset))
+                outputs = {call: values.outputs[call][offset:stop] for call in good}
+                place = _Place(start + offset, good, outputs, replace(pasts, first=offset), replays)
                 counted = replace(batch, advance=modes.progress.advance)
                 for portion in _of_batch(task, counted, place, modes):
                     yield index, portion
@@ -231,7 +234,9 @@ class _Place:
 
     start: int  # index of the first point
     good: dict[Call, Tensor]  # (points,) bool: as in `Portion.finite`
+    outputs: dict[Call, Tensor]  # (points, numel), each point computed by itself
     pasts: Pasts
+    replays: Replays | None  # None: each source's own
 
 
 def _of_batch(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator[AnyPortion]:
@@ -532,11 +537,12 @@ class _PartRun:
         one = replace(batch, inputs=batch.inputs[span], varied=batch.varied[span], replay=None)
         if batch.origin is not None:
             one = replace(one, origin=batch.origin[span])
-        good = {record.call: self._good[record.call][span] for record in records}
+        good = {record.call: place.good[record.call][span] for record in records}
+        outputs = {record.call: place.outputs[record.call][span] for record in records}
         run = _PartRun(
             replace(self._task, records=records, parts={}),
             one,
-            _Place(self._start + point, good, place.pasts),
+            _Place(self._start + point, good, outputs, place.pasts, None),
             self._modes,
             {record.call: self._parts[record.call][span] for record in records},
         )
@@ -642,19 +648,22 @@ class _PartRun:
         batch = replace(batch, triangles=task.triangles)
         if task.wrt is None or not self._modes.replay:
             return batch
-        calls = [record.call for record in task.records]
+        calls, place = [record.call for record in task.records], self._place
         try:
-            found = record_replay(task.model, batch.inputs, task.wrt, calls)
+            if place.replays is None:
+                found = record_replay(task.model, batch.inputs, task.wrt, calls)
+            else:
+                found = place.replays.take(place.start, batch.inputs, task.wrt)
             if found is None:
                 return batch
             replaying = replace(batch, replay=found)
+            # Whole outputs, as they are known from full passes.
+            whole = replace(replaying, triangles={}, picked={})
             with torch.no_grad():
-                pairs = zip(
-                    batch.outputs(batch.varied, calls),
-                    replaying.outputs(batch.varied, calls),
-                    strict=True,
+                pairs = zip(calls, whole.outputs(batch.varied, calls), strict=True)
+                same = all(
+                    guards.close(place.outputs[call], one, task.tolerance) for call, one in pairs
                 )
-                same = all(guards.close(one, other, task.tolerance) for one, other in pairs)
         except Exception as error:  # a model may mind that a module does not run
             if _out_of_memory(error):
                 raise _memory_error(error) from error
@@ -667,6 +676,14 @@ class _PartRun:
     def _try_forward(self) -> None:
         calls = [record.call for record in self._task.records]
         _try_forward(self._task, self._batch, calls, self._good, self._modes)
+
+
+def _replays(tasks: Sequence[Task]) -> Replays:
+    """Return what comes before each source of the tasks, to be recorded when it is needed."""
+    wanted = {
+        task.wrt: [record.call for record in task.records] for task in tasks if task.wrt is not None
+    }
+    return Replays(tasks[0].model, wanted, Budget(tasks[0].memory).replays)
 
 
 def _parts_points(task: Task) -> int:

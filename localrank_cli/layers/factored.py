@@ -28,9 +28,9 @@ def factored_like(module: Any, rank: int) -> Factored:
             module.in_channels,
             rank,
             module.kernel_size,  # type: ignore[arg-type]  # torch's stubs want a pair
-            stride=module.stride,  # type: ignore[arg-type]
-            padding=module.padding,  # type: ignore[arg-type]
-            dilation=module.dilation,  # type: ignore[arg-type]
+            stride=module.stride,  # type: ignore[arg-type]  # of one length
+            padding=module.padding,  # type: ignore[arg-type]  # of one length
+            dilation=module.dilation,  # type: ignore[arg-type]  # of one length
             bias=False,
             padding_mode=module.padding_mode,
         )
@@ -46,7 +46,8 @@ def factored_like(module: Any, rank: int) -> Factored:
 def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module in the place of another one, by its qualified name."""
     parent, _, child = name.rpartition(".")
-    model.get_submodule(parent)._modules[child] = module  # noqa: SLF001  # a Sequential's names are digits, which setattr takes too, but ModuleDict's need not be
+    # Not setattr: a name in a ModuleDict need not be an identifier.
+    model.get_submodule(parent)._modules[child] = module
 
 
 def is_layer(model: nn.Module, name: str) -> bool:

@@ -4,9 +4,9 @@ Each direction runs the network up to the layers, and most of it before `--wrt` 
 values each time. The outermost modules that end before it return what they returned.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,6 +40,12 @@ class Replay:
         """The modules that are not run again."""
         return tuple(self._outputs)
 
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The tensors that are held, some of them by the replays of other sources, too."""
+        leaves = _pytree.tree_leaves(self._outputs)
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Let the modules return what they returned, until the end of the block."""
@@ -53,10 +59,48 @@ class Replay:
                 del module.forward
 
 
+@dataclass
+class Replays:
+    """What comes before each of several sources, from one pass of each batch for all of them.
+
+    What would take more than `most` bytes is recorded for each source by itself.
+    """
+
+    model: nn.Module
+    wanted: Mapping[Call, Sequence[Call]]  # of each source, the calls that will be captured
+    most: int
+    _found: dict[int, dict[Call, Replay | None]] = field(default_factory=dict)  # by first point
+    _is_full: bool = False
+
+    def take(self, first: int, inputs: Tensor, wrt: Call) -> Replay | None:
+        """Return what comes before a source, as `record` does, and forget it.
+
+        `inputs` are those of the batch that begins at the point `first`. Each source takes each
+        batch once.
+        """
+        calls = self.wanted[wrt]
+        if len(self.wanted) < 2 or self._is_full:
+            return record(self.model, inputs, wrt, calls)
+        if wrt not in self._found.get(first, {}):
+            self._found[first] = record_all(self.model, inputs, self.wanted)
+            # Of several sources together: they hold many tensors in common.
+            self._is_full = self._bytes() > self.most
+        found = self._found[first].pop(wrt)
+        if self._is_full:
+            self._found.clear()
+        return found
+
+    def _bytes(self) -> int:
+        replays = [one for found in self._found.values() for one in found.values()]
+        held = {id(tensor): tensor for one in replays if one is not None for tensor in one.outputs}
+        return sum(tensor.nbytes for tensor in held.values())
+
+
 def _player(forward: Any, outputs: Sequence[Any]) -> Any:
     left = iter(outputs)
 
     def play(*args: Any, **kwargs: Any) -> Any:
+        """Return the next recorded output, and run the module once none is left."""
         for output in left:
             # Copies: the network may change what a module returned in place.
             return _pytree.tree_map(_copy, output)
@@ -82,29 +126,62 @@ def record(
     replayed only where that changes the number of no captured call, and where they return tensors
     and plain values alone (a cache would not be filled).
     """
-    clock, ended_at = 0, -1
+    return record_all(model, inputs, {wrt: calls}, run)[wrt]
+
+
+def record_all(
+    model: nn.Module,
+    inputs: Tensor,
+    wanted: Mapping[Call, Sequence[Call]],
+    run: Callable[[Tensor], object] | None = None,
+) -> dict[Call, Replay | None]:
+    """Return what comes before each of several sources, from one pass of a batch; see `record`.
+
+    `wanted` holds the calls that will be captured with respect to each source.
+    """
+    ran, ended_at = _recorded(model, inputs, list(wanted), run)
+    found = {}
+    for wrt, calls in wanted.items():
+        # As a pass that ends with this source would have it.
+        before = {
+            name: [one for one in several if one.began < ended_at[wrt]]
+            for name, several in ran.items()
+        }
+        before = {name: several for name, several in before.items() if several}
+        captured = {wrt.name, *(call.name for call in calls)}
+        found[wrt] = _outermost(model, before, ended_at[wrt], captured)
+    return found
+
+
+def _recorded(
+    model: nn.Module,
+    inputs: Tensor,
+    sources: Sequence[Call],
+    run: Callable[[Tensor], object] | None,
+) -> tuple[dict[str, list[_Ran]], dict[Call, int]]:
+    """Return the calls of all modules in a pass to the last source, and when each source ended."""
+    clock = 0
+    left, ended_at = set(sources), dict[Call, int]()
     ran: dict[str, list[_Ran]] = {}
-    stack: list[_Ran] = []
 
     def recorder(name: str, forward: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
-            nonlocal clock, ended_at
+            """Run a module; note when it began and ended, and what it returned."""
+            nonlocal clock
             clock += 1
             this = _Ran(clock)
             ran.setdefault(name, []).append(this)
-            stack.append(this)
-            try:
-                output = forward(*args, **kwargs)
-            finally:
-                stack.pop()
+            call = Call(name, len(ran[name]))
+            output = forward(*args, **kwargs)
             clock += 1
             this.ended = clock
-            if ended_at < 0:
+            if left:
                 leaves = _pytree.tree_leaves(output)
                 this.is_plain = all(isinstance(leaf, _PLAIN) for leaf in leaves)
                 this.output = _pytree.tree_map(_copy, output) if this.is_plain else None
-            if name == wrt.name and len(ran[name]) == wrt.number:
-                ended_at = clock
+            if call in left:
+                left.discard(call)
+                ended_at[call] = clock
             return output
 
         return run
@@ -118,11 +195,12 @@ def record(
         module.forward = recorder(name, module.forward)
     try:
         with torch.no_grad():
-            Capture(model, [wrt], how=How(run=run))(inputs)
+            Capture(model, sources, how=How(run=run))(inputs)
     finally:
         for _, module in modules:
             del module.forward
-    return _outermost(model, ran, ended_at, {wrt.name, *(call.name for call in calls)})
+    # A source whose module cannot be watched never ends: nothing is known to come before it.
+    return ran, {source: ended_at.get(source, -1) for source in sources}
 
 
 def _outermost(

@@ -127,7 +127,7 @@ class HfModel:
             pass
 
     def _build(self) -> Any:
-        return self.model_class._from_config(  # noqa: SLF001  # public in the Auto classes only
+        return self.model_class._from_config(  # public in the Auto classes only
             self._own_config(), dtype=torch.float32, **self._choices
         )
 
@@ -217,7 +217,7 @@ def hf_model(folder: Path, arguments: Mapping[str, Any], held: Held | None = Non
     if held is not None:
         held.check_counts([config, dict(arguments)], path)
     with library():
-        import transformers  # noqa: PLC0415  # seconds, and only for --model hf
+        import transformers
 
         if kind not in transformers.CONFIG_MAPPING:
             raise _unknown(folder, config, transformers.__version__)
@@ -433,6 +433,7 @@ def _with_one_input(model: Any) -> nn.Module:
 
     @functools.wraps(base.forward)
     def forward(self: Any, inputs: Tensor | None = None, **named: Any) -> Any:
+        """Pass one tensor on under the name of what it is."""
         if inputs is None:
             return base.forward(self, **named)
         of_tokens = name == "input_ids" and not inputs.is_floating_point()
@@ -457,7 +458,7 @@ def library() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_LOCK)
         stack.enter_context(_offline())
-        import transformers  # noqa: PLC0415  # seconds, and only for --model hf
+        import transformers
 
         stack.enter_context(_no_kernels())
         logging = transformers.utils.logging
@@ -475,7 +476,7 @@ def library() -> Iterator[None]:
 @contextlib.contextmanager
 def _no_kernels() -> Iterator[None]:
     """Refuse to load kernels, which some networks (RWKV, YOSO) load on their own."""
-    from transformers.integrations import hub_kernels  # noqa: PLC0415  # slow, only for --model hf
+    from transformers.integrations import hub_kernels
 
     name = "get_kernel_hub"  # only there with the package kernels
     before = getattr(hub_kernels, name, None)
@@ -495,7 +496,7 @@ def _no_kernels() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    from huggingface_hub import constants  # noqa: PLC0415  # comes with transformers
+    from huggingface_hub import constants
 
     before, connect = constants.HF_HUB_OFFLINE, socket.socket.connect
 

@@ -50,6 +50,7 @@ _NAMES = {
     "counting": "what the steps count",
     "step_from": "--step-from",
     "step_regex": "--step-regex (or --step-pattern)",
+    "beside": "--beside",
     "unsaved": "what no checkpoint holds (--allow-unsaved)",
 }
 
@@ -59,7 +60,7 @@ _NAMES = {
 _MAY_DIFFER = {
     "seed", "point_indices", "information_point_indices", "tolerances", "measures", "columns",
     "optional_columns", "layers", "wrt", "positions", "residual", "input_metric", "dtype", "n_cov",
-    "slices", "step_from", "step_regex",
+    "slices", "beside", "step_from", "step_regex",
 }  # fmt: skip
 
 

@@ -7,10 +7,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from localrank_cli.errors import OutputError
 from localrank_cli.results.write import (
@@ -20,6 +17,9 @@ from localrank_cli.results.write import (
     write_bytes,
     write_json,
 )
+
+if TYPE_CHECKING:  # figures read the names here, without torch
+    from torch import Tensor
 
 LOADER_NAME = "load.py"
 FACTS_NAME = "compress.json"
@@ -69,13 +69,10 @@ def prepare_folder(
     overwrite: bool,
     is_unfinished: bool = False,
 ) -> None:
-    """Create the folder of the results.
+    """Create the folder of the results; the files in `inputs` are never overwritten.
 
-    Args:
-        folder: The folder.
-        inputs: Files that are read, which are never written over.
-        overwrite: Whether files of earlier results may be.
-        is_unfinished: Whether they are of the same run, which was interrupted.
+    Earlier results are overwritten if `overwrite` is set, or if they are of the same run, which was
+    interrupted (`is_unfinished`).
 
     Raises:
         OutputError: If a file that would be written exists, or the folder cannot be created.
@@ -196,9 +193,11 @@ class Unfinished:
 
 
 def write_weights(
-    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, state: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors as a safetensors file, whole or not at all."""
+    from safetensors.torch import save
+
     write_bytes(path, _ordered(save(dict(state), None if metadata is None else dict(metadata))))
 
 
@@ -216,7 +215,7 @@ def _ordered(content: bytes) -> bytes:
 def write_hf(
     folder: Path,
     config: Mapping[str, object],
-    state: Mapping[str, Tensor],
+    state: Mapping[str, "Tensor"],
     metadata: Mapping[str, str],
 ) -> None:
     """Write a folder as `save_pretrained` does."""

@@ -47,7 +47,7 @@ class Rows:
 
     def batches(self, indices: Tensor) -> Iterator[Batch]:
         """Yield the points of sorted indices, ready for the network."""
-        for part in indices.split(self.size):  # type: ignore[no-untyped-call]
+        for part in indices.split(self.size):
             yield self._batch(part)
 
     def _batch(self, indices: Tensor) -> Batch:

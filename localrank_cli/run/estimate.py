@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from localrank_cli.intervals.layer import at_once
 from localrank_cli.jacobian.engine import Modes, Task
 from localrank_cli.jacobian.forecast import Work, forecast
 from localrank_cli.jacobian.probe import Rates, measure
@@ -91,7 +92,7 @@ def _of_products(one: PairWork, products: int) -> PairWork:
     record, size = one.pair.record, min(one.pair.record.numel, one.pair.n_in)
     # Each vector is made orthogonal to all before it, which takes about their Gram matrix.
     shape = min(size, products // 2), size
-    work = Work(record, "reverse", products, products * record.cost, 1, shape)
+    work = Work(record, "products", products, products * record.cost, 1, shape)
     return replace(one, work=work)
 
 
@@ -197,7 +198,12 @@ def _rates(plan: Plan, series: SeriesPlan, works: Sequence[PairWork]) -> Rates:
         label = one.pair.view.label
         by_source[label] = by_source.get(label, 0.0) + sum(work.operations for work in one.all)
     largest = max(by_source, key=lambda label: by_source[label])
-    return measure(_tasks(plan, series, series.examination.views)[largest])
+    task = _tasks(plan, series, series.examination.views)[largest]
+    bounds, n_points = series.settings.bounds, len(series.points.indices)
+    if bounds is None:
+        return measure(task)
+    lanes = bounds.lanes(n_points, series.settings.tolerances)
+    return measure(task, min(lanes, at_once(task.survey)))
 
 
 def _solving(plan: Plan, series: SeriesPlan) -> tuple[float, float]:

@@ -195,12 +195,11 @@ class Look:
     def bounds_way(self) -> WayOut | None:
         """Return the way out by bounds in place of ranks; None where it is none."""
         settings = self.settings
-        low = self.examination.survey.has_low_precision or settings.dtype != torch.float64
+        low = self.examination.survey.has_low_precision
         whole = settings.selection.positions.is_all and not settings.by_whole
-        metric = settings.selection.residual and settings.input_metric == "data"
         if not self.unfit or settings.bounds is not None:
             return None
-        if low or not whole or settings.pooled or metric:
+        if low or not whole or settings.pooled:
             return None
         needs = self._of_intervals(DEFAULT_PRODUCTS)
         if any(one.n_bytes > self.room for one in needs):

@@ -157,7 +157,7 @@ class SpectraFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._settings: dict[str, dict[str, Any]] = {}
-        if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110  # Path refuses long names
+        if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110  # Path raises for too long a name
             raise OutputError(
                 f"{folder}: is a file.",
                 "--spectra names a folder, with a file for each checkpoint.",
@@ -204,10 +204,7 @@ class SpectraFolder:
     def has(self, run: str, checkpoint: PlannedCheckpoint, sha256: str | None) -> bool:
         """Return whether the folder holds a checkpoint's singular values, under the same settings.
 
-        Args:
-            run: Its series.
-            checkpoint: The checkpoint.
-            sha256: The hash of the weights that the table is of, where known.
+        `sha256` is the hash of the weights that the table is of, where known.
         """
         path = spectra_path(self._folder, run, checkpoint.step)
         if not path.is_file():

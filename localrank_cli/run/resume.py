@@ -40,7 +40,7 @@ def find_resume(plan: Plan, journal: Journal, note: Note, is_kept: _IsKept | Non
     """
     journal.check_settings()
     entries = {_key(entry): entry for entry in journal.entries(KIND)}
-    _check_settings(plan, entries.values(), journal)
+    check_settings(plan, entries.values(), journal)
     left, n_done = [], 0
     for series in plan.series:
         checkpoints = []
@@ -58,7 +58,12 @@ def find_resume(plan: Plan, journal: Journal, note: Note, is_kept: _IsKept | Non
     return Resume(replace(plan, series=tuple(left)), _history(entries.values()), n_done)
 
 
-def _check_settings(plan: Plan, entries: Collection[Entry], journal: Journal) -> None:
+def check_settings(plan: Plan, entries: Collection[Entry], journal: Journal) -> None:
+    """Check that a plan has the settings with which a journal was begun.
+
+    Raises:
+        SettingsError: If it has others.
+    """
     saved = {entry.head["run"]: entry for entry in journal.entries(SETTINGS)}
     for series in plan.series:
         if series.run in saved:
@@ -115,10 +120,21 @@ def record_settings(plan: Plan, journal: Journal, division: Division | None) -> 
 
 
 def _compare(series: SeriesPlan, saved: Mapping[str, Any], journal: Journal) -> None:
-    found = find_difference(saved, series_settings(series))
+    compare_settings(series.run, saved, series_settings(series), journal)
+
+
+def compare_settings(
+    run: str, saved: Mapping[str, Any], now: Mapping[str, Any], journal: Journal
+) -> None:
+    """Check that settings are those that a journal holds of a run.
+
+    Raises:
+        SettingsError: If one that decides numbers differs.
+    """
+    found = find_difference(saved, now)
     if found is not None:
         raise SettingsError(
-            f"{journal.path}: was begun with another setting for {series.run!r}: {found.sentence}.",
+            f"{journal.path}: was begun with another setting for {run!r}: {found.sentence}.",
             f"{found.advice}{_ADVICE}",
         )
 

@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import typer
 from typer.testing import CliRunner
 
 from localrank_cli.cli import signals
@@ -18,6 +20,7 @@ from localrank_cli.cli.main import app
 from tests.warm import Warm, run_warm
 
 COMMAND = (sys.executable, "-m", "localrank_cli")
+command_of = cache(typer.main.get_command)  # which takes longer than most commands
 QUICK = ("--data", "normal:4", "--device", "cpu", "--points", "5")
 
 
@@ -40,7 +43,10 @@ class Outcome:
 
 def invoke(*words: str, **options: Any) -> Outcome:
     """Run the program in this process, which no other one watches: that takes its start."""
-    with patch.object(signals, "_last_resort", lambda *_: nullcontext()):
+    with (
+        patch.object(signals, "_last_resort", lambda *_: nullcontext()),
+        patch.object(typer.testing, "_get_command", command_of),
+    ):
         result = CliRunner().invoke(app, list(words), prog_name="localrank", **options)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -101,18 +101,10 @@ def test_the_factored_file_is_analyzed_beside_the_config(
     saved(transformers, "gpt2", tmp_path)
     monkeypatch.chdir(tmp_path)
     assert compress("--budget", "0.4").code == 0
-    data = ("--data", "data.npz", "--data-key", "x", "--points", "3", "--device", "cpu")
-    words = (
-        *data,
-        "--model",
-        "hf",
-        "--wrt",
-        "transformer.wte",
-        "--layers",
-        "*.c_fc",
-        "--rtol",
-        "1e-5",
-    )
+    words = [
+        *("--data", "data.npz", "--data-key", "x", "--points", "3", "--device", "cpu"),
+        *("--model", "hf", "--wrt", "transformer.wte", "--layers", "*.c_fc", "--rtol", "1e-5"),
+    ]
     tables = []
     for place in ("out/factored_0.4.safetensors", "out/hf_0.4"):
         outcome = invoke("analyze", place, *words, "-o", "ranks.csv", "--overwrite")

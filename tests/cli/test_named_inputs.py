@@ -255,12 +255,12 @@ def test_loss_over_all_data_takes_the_mask(run: Path) -> None:
     data = save(run / "data.pt", inputs | {"labels": labels})
     found = table(run, data, "--wrt", "embedding", "--labels-key", "labels")
     with torch.no_grad():
-        net = network().double()
+        net: Any = network().double()
         hidden: list[Tensor] = []
-        handle = net.head.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))  # type: ignore[union-attr]
+        handle = net.head.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
         net(**inputs)
         handle.remove()
-        loss = nn.functional.cross_entropy(net.head(hidden[0].mean(1)), labels)  # type: ignore[operator]
+        loss = nn.functional.cross_entropy(net.head(hidden[0].mean(1)), labels)
     assert column(found.stdout, "loss") == pytest.approx([float(loss)], rel=1e-8)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,7 @@ def test_other_digits_are_tested_than_trained_on(digits: Path) -> None:
 
 
 def test_weights_decay_and_biases_do_not(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = []
+    groups: list[Any] = []
     adamw = torch.optim.AdamW
 
     def noticed(params: list[dict[str, object]], *args: object, **kwargs: object) -> object:
@@ -79,7 +80,7 @@ def test_weights_decay_and_biases_do_not(digits: Path, monkeypatch: pytest.Monke
     arm = PublishedArm(1, 0, digits_task(digits, 0))
     (_, net), _ = arm._training()
     assert [group["weight_decay"] for group in groups] == [0.01, 0]
-    assert [len(group["params"]) for group in groups] == [6, 6]  # type: ignore[arg-type]  # a list
+    assert [len(group["params"]) for group in groups] == [6, 6]
     assert isinstance(net[0], nn.Linear)
 
 

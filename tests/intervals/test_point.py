@@ -14,6 +14,7 @@ from localrank_cli.intervals.operator import Operator, of_matrix
 from localrank_cli.intervals.point import (
     Terms,
     Threshold,
+    TooRoughError,
     examine_point,
     generators_of,
 )
@@ -179,3 +180,36 @@ def test_what_the_network_cannot_exceed_bounds_the_rank() -> None:
     terms = Terms((Threshold(rtol=0.1),), bound=20, products=20)
     _, (found,) = examined([of_matrix(matrix)], terms, 0)
     assert found.high == 20
+
+
+@pytest.mark.parametrize("rtol", [0.0, 0.1])
+def test_bounds_allow_for_products_that_are_off(rtol: float) -> None:
+    """What is computed has five values just under the tolerance that are just above it, or back."""
+    off = 1e-4
+    for sign in (-1, 1):
+        values = torch.tensor([1.0] * 5 + [0.1 - sign * off / 2] * 5 + [1e-6] * 50).double()
+        threshold = Threshold(rtol=rtol) if rtol else Threshold(atol=0.1)
+        matrix = planted(values, 60, 90, generator(0))
+        exact, inexact = of_matrix(matrix), replace(of_matrix(matrix), error=off)
+        _, (careless,) = examined([exact], Terms((threshold,)), 1)
+        _, (careful,) = examined([inexact], Terms((threshold,)), 1)
+        wrong, right = (5, 10) if sign > 0 else (10, 5)
+        assert (careless.low, careless.high) == (wrong, wrong)
+        assert careful.low <= right <= careful.high
+
+
+def test_a_tolerance_under_four_times_that_is_refused() -> None:
+    operator = replace(of_matrix(torch.eye(5).double()), error=0.01)
+    terms = Terms((Threshold(rtol=0.1), Threshold(rtol=0.03)))
+    with pytest.raises(TooRoughError) as one:
+        examine_point(operator, terms, generators_of(0))
+    assert (one.value.row, round(one.value.least, 6)) == (1, 0.04)
+
+
+@pytest.mark.parametrize("n_points", [1, 3])
+def test_without_a_step_nothing_is_known(n_points: int) -> None:
+    terms = Terms((Threshold(rtol=0.1), Threshold(atol=0.1)), products=1, n_points=n_points)
+    operators = [of_matrix(torch.eye(30).double()) for _ in range(n_points)]
+    points, found = examined(operators, terms, 0)
+    assert [(one.low, one.high, one.certain_low) for one in found] == [(0, 30, 0)] * 2
+    assert [point.sigma_high for point in points] == [math.inf] * n_points

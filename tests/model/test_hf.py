@@ -66,7 +66,7 @@ class TestAnalyze:
             norms = []
             for point in tokens:
                 embedded = model.transformer.wte(point[None]).detach()
-                jacobian = torch.autograd.functional.jacobian(function, embedded)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                jacobian = torch.autograd.functional.jacobian(function, embedded)
                 norms.append(torch.linalg.matrix_norm(jacobian.reshape(5 * 32, 5 * 8), 2).item())
             rows = frame[(frame["step"] == step) & (frame["layer"] == "transformer.h.1.mlp.c_fc")]
             assert rows["spectral_norm"].item() == pytest.approx(sum(norms) / 3, rel=1e-6)

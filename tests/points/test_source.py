@@ -169,7 +169,7 @@ def test_code_that_draws_gives_the_same_whatever_the_callers_seed(
     for seed in (1, 2):
         (tmp_path / f"draws_{seed}.py").write_text(DRAWS)
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  # what a user's code draws from
+        np.random.seed(seed)  # what a user's code draws from
         state = torch.get_rng_state()
         found.append(load_points(DataSource(f"{tmp_path}/draws_{seed}.py:{name}", count=5)))
         assert torch.equal(torch.get_rng_state(), state)

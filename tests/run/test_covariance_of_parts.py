@@ -17,6 +17,7 @@ from localrank_cli import analyze
 from localrank_cli.errors import SettingsError
 from localrank_cli.jacobian.budget import Budget
 from localrank_cli.layers.positions import Positions
+from tests.cli.program import invoke
 from tests.naive import Array, naive_jacobians, naive_outputs
 
 N_DATA, POINTS, TOKENS, WIDTH = 40, 3, 5, 4
@@ -227,8 +228,6 @@ def test_pooled_at_one_position(folder: Path) -> None:
 
 
 def test_shards_have_the_covariances_of_the_whole_file(folder: Path) -> None:
-    from tests.cli.program import invoke  # noqa: PLC0415  # the command line is for this test alone
-
     words = [
         "analyze", str(folder), "--model", f"{folder / 'net.py'}:Net", "--data",
         str(folder / "x.pt"), "--positions", "same:2", "--wrt", "embed,previous", "--layers",

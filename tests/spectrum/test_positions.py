@@ -40,8 +40,8 @@ class Network:
 def _of_transformers(name: str, shape: tuple[int, ...] = (), **hints: Any) -> Any:
     def build() -> tuple[nn.Module, Tensor]:
         transformers = pytest.importorskip("transformers")
-        from tests.families.shrink import VOCAB, small_config  # noqa: PLC0415  # needs the above
-        from tests.families.table import FAMILIES  # noqa: PLC0415  # beside it
+        from tests.families.shrink import VOCAB, small_config
+        from tests.families.table import FAMILIES
 
         family = FAMILIES[name]
         config = small_config(transformers.CONFIG_MAPPING[name], dict(family.hints) | hints)
@@ -245,7 +245,7 @@ def truth(name: str) -> dict[str, tuple[Array, _Shapes]]:
 
 def _in_float64(model: nn.Module) -> Any:
     pytest.importorskip("transformers")
-    from tests.families.truth import (  # noqa: PLC0415  # needs the above
+    from tests.families.truth import (
         asking_by_default,
         float32_means_float64,
     )
