@@ -8,7 +8,14 @@ from types import ModuleType
 import pandas as pd
 
 from localrank_cli.errors import Note, OutputError, UsageError
-from localrank_cli.experiments import gaussian, generalization, mnist, patel2024, vib
+from localrank_cli.experiments import (
+    compression,
+    gaussian,
+    generalization,
+    mnist,
+    patel2024,
+    vib,
+)
 from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.experiment import Experiment, Verdict
 from localrank_cli.experiments.pictures import PictureError, save_picture
@@ -30,6 +37,7 @@ _EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # with the default number o
     vib.NAME: (vib, 1),
     patel2024.NAME: (patel2024, 1),
     generalization.NAME: (generalization, 3),
+    compression.NAME: (compression, 3),
 }
 
 
@@ -50,7 +58,8 @@ def prepare(options: ReproduceOptions) -> Experiment:
         part = (0, 1) if options.shard is None else (options.shard.index, options.shard.count)
         return generalization.plan(seeds, options.quick, part)
     if module not in (mnist, patel2024):
-        experiment: Experiment = module.plan(seeds, options.quick)
+        quick = options.quick or (module is compression and not options.full)
+        experiment: Experiment = module.plan(seeds, quick)
         return experiment
     if options.mnist is None:
         name = options.experiment
