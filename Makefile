@@ -15,13 +15,16 @@ LOWEST_TESTS := tests/test_api.py tests/options/test_resolve.py tests/results/te
 	tests/jacobian/test_engine.py tests/spectrum/test_closed_forms.py \
 	tests/checkpoints/test_formats.py tests/model/test_build.py tests/cli/test_main.py
 
-.PHONY: demo test test-families test-long test-lowest fuzz lint types bench bench-pictures samples clean
+.PHONY: demo dist docs test test-families test-long test-lowest fuzz lint types bench bench-pictures samples clean
 
+# On a terminal analyze prints the table; a log gets the same one from the file.
 demo: $(VENV)/.plot
-	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp
 	@mkdir -p demo
+	$(BIN)/localrank analyze sample_checkpoints/mnist_mlp --overwrite -o demo/mnist_mlp.csv
+	@test -t 1 || $(BIN)/localrank show demo/mnist_mlp.csv --no-chart
 	@$(BIN)/localrank analyze sample_checkpoints/mnist_mlp sample_checkpoints/mnist_mlp_no_decay -q --overwrite -o demo/ranks.csv > /dev/null
 	$(BIN)/localrank plot demo/ranks.csv --kind compare -o demo/ranks.png
+	@echo "To use localrank in this shell: source $(BIN)/activate"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
@@ -59,6 +62,20 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+# The documentation as a site, in site/. A link that leads nowhere is an error.
+docs: $(VENV)/.dev
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+# The wheel and the sdist, checked, and the wheel installed and tried in an environment of its own.
+dist: $(VENV)/.base
+	rm -rf dist $(VENV)-dist
+	$(INSTALL) build twine
+	$(BIN)/python -m build --outdir dist . > /dev/null
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd dist && ../$(VENV)-dist/bin/localrank analyze ../sample_checkpoints/gaussian_teacher -q --last 2 | grep -c rtol=0.1
 
 # Side by side with what a user would write today; benchmarks/README.md holds the last table.
 bench: $(VENV)/.base

@@ -59,7 +59,7 @@ def train(model: nn.Module, steps: int, each: Callable[[int], None] = lambda _: 
         batch = torch.randint(len(images), (128,), generator=generator)
         loss = functional.cross_entropy(model(images[batch]), labels[batch])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()
         optimizer.step()
         each(step)
 

@@ -1,19 +1,21 @@
 """Write what the docs repeat from the code, or --check whether it is up to date.
 
-That is docs/cli.md, the rows of the measures in docs/measures.md and docs/table.md, and the keys of
-localrank.toml in the README.
+That is docs/cli.md, docs/python.md, the rows of the measures in docs/measures.md and docs/table.md,
+and the keys of localrank.toml in docs/settings.md.
 """
 
 import difflib
+import inspect
 import re
 import sys
 from pathlib import Path
 from textwrap import TextWrapper
-from unittest import mock
+from typing import Any
 
 import typer
 from typer.testing import CliRunner
 
+import localrank_cli
 from localrank_cli.cli.main import app
 from localrank_cli.measures.table import AVERAGED, CHOICES, MEASURES
 from localrank_cli.options.setting import options_of
@@ -21,6 +23,7 @@ from localrank_cli.options.table import AnalyzeOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 100
+SETTINGS = "docs/settings.md"
 HEAD = """\
 # Command line
 
@@ -30,6 +33,14 @@ fails when it differs from the program.
 See [models.md](models.md) for details on the model, data and layers, [measures.md](measures.md) on
 tolerances, [checkpoints.md](checkpoints.md) on checkpoints, `--pattern` and `--trust-pickle`, and
 [table.md](table.md) on `--output`.
+"""
+
+PYTHON = """\
+# Python
+
+What `localrank_cli` offers to programs, as `help` shows it. This page is written by
+`python docs/make_cli.py`; a test fails when it differs from the code. Every function raises
+`localrank_cli.errors.LocalrankError`, or a `TypeError` for a keyword that does not exist.
 """
 
 PLACES = """\
@@ -55,7 +66,8 @@ def pages() -> dict[str, str]:
         "docs/table.md": _replaced(
             "docs/table.md", r"(\| `n_undecided` .*\n)(?:\|.*\n)*?(?=\| `method` )", _columns()
         ),
-        "README.md": _readme(),
+        SETTINGS: _settings(),
+        "docs/python.md": _python(),
     }
 
 
@@ -87,17 +99,28 @@ def _columns() -> list[str]:
     return lines
 
 
-def _readme() -> str:
-    """Return the README with the keys of localrank.toml, in a paragraph of its own."""
+def _settings() -> str:
+    """Return the page of settings with the keys of localrank.toml, in a paragraph of its own."""
     keys = [f"`{one.key}`" for one in options_of(AnalyzeOptions) if one.setting.in_folder]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / SETTINGS).read_text(encoding="utf-8")
     before, start, rest = text.partition("The keys are ")
     paragraph, end, after = rest.partition("\n\n")
     _, conjunction, others = " ".join(paragraph.split()).partition(" and a table ")
     if not conjunction:
-        raise RuntimeError("README.md: the keys of localrank.toml are not found")
+        raise RuntimeError(f"{SETTINGS}: the keys of localrank.toml are not found")
     wrapper = TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
     return before + wrapper.fill(start + ", ".join(keys) + conjunction + others) + end + after
+
+
+def _python() -> str:
+    """Return docs/python.md, with a section for each name of the package."""
+    names = [name for name in localrank_cli.__all__ if not name.startswith("_")]
+    sections = []
+    for name in sorted(names, key=str.lower):
+        found = getattr(localrank_cli, name)
+        text = inspect.getdoc(found) or ""
+        sections.append(f"## {name}\n\n```text\n{text}\n```\n")
+    return "\n".join([PYTHON, *sections])
 
 
 def _command_line() -> str:
@@ -122,16 +145,12 @@ def _places() -> str:
 
 
 def _section(words: list[str]) -> str:
-    # Without markup the help is plain text, on a terminal too. Lines do not end within an option's
-    # name, after a hyphen.
-    markup, app.rich_markup_mode = app.rich_markup_mode, None
-    try:
-        with mock.patch.object(TextWrapper, "wordsep_re", TextWrapper.wordsep_simple_re):
-            result = CliRunner().invoke(
-                app, [*words, "--help"], prog_name="localrank", terminal_width=WIDTH
-            )
-    finally:
-        app.rich_markup_mode = markup
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    flags = {flag for parameter in command.params for flag in parameter.opts}
+    whole = "--help-all" if "--help-all" in flags else "--help"
+    result = CliRunner().invoke(app, [*words, whole], prog_name="localrank", terminal_width=WIDTH)
     if result.exit_code != 0:
         raise RuntimeError(f"localrank {' '.join(words)} --help: {result.output}")
     title = " ".join(["localrank", *words])

@@ -5,7 +5,7 @@ from localrank_cli.searchpath import current_folder_last
 # Before any other import, for the console script too: PYTHONPATH may hold an empty entry.
 current_folder_last()
 
-import signal  # noqa: E402  # as above
+import signal  # noqa: E402  # after the search path is safe
 
 # A Ctrl-C within the next imports would be a traceback of Python's.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -18,7 +18,7 @@ def main() -> None:
     """Run the program; the console script's entry."""
     # Before the first heavy import: a Ctrl-C within it would be a traceback of Python's.
     with exit_on_signals():
-        from localrank_cli.cli.main import main as program  # noqa: PLC0415  # slow: signals are handled
+        from localrank_cli.cli.main import main as program  # noqa: PLC0415  # slow
 
         program()
 

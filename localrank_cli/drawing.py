@@ -35,13 +35,13 @@ def import_matplotlib() -> None:
     }
     changes = _IGNORED | places | {"MATPLOTLIBRC": str(folder)}
     with _environment(changes), _in(folder):
-        import matplotlib.style  # noqa: F401, PLC0415  # slow, and an extra
+        import matplotlib.style  # noqa: F401  # slow, and an extra
 
 
 @contextmanager
 def own_style(settings: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
     """Draw and save with matplotlib's defaults, but for some settings (`rcParams`)."""
-    from matplotlib import rc_context, style  # noqa: PLC0415  # as above
+    from matplotlib import rc_context, style
 
     changes: Any = dict(settings)  # its keys are a type of matplotlib's
     with style.context("default"), rc_context(changes):

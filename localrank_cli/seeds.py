@@ -16,19 +16,19 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed torch, numpy and `random`, and restore their states at the end."""
     # Where CUDA is not in use yet, torch.manual_seed would seed it for good at its first use.
     devices = list(range(torch.cuda.device_count())) if _uses_cuda() else []
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what a user's code draws from
+    python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
         try:
             if devices:
                 torch.cuda.manual_seed_all(seed)
             torch.default_generator.manual_seed(seed)
             random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002  # the global one
+            np.random.seed(seed)
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002  # the global one
+            np.random.set_state(legacy)
 
 
 def _uses_cuda() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return bool(torch.cuda.is_initialized())

@@ -185,25 +185,25 @@ def module_attributes(module: nn.Module, skip: Types = ()) -> Parts:
 
 def module_parts(module: nn.Module, skip: Types = ()) -> Parts:
     """Return what a module holds: parameters, buffers, children and attributes."""
-    held = (module._parameters, module._buffers, module._modules)  # noqa: SLF001  # torch has no public way to ask
+    held = (module._parameters, module._buffers, module._modules)
     registered = [part for space in held for part in named(space, skip)]
     return registered + module_attributes(module, skip)
 
 
 def pre_hooks(module: nn.Module) -> list[Any]:
     """Return the hooks that run before a module's forward pass."""
-    return list(module._forward_pre_hooks.values())  # noqa: SLF001  # torch has no public way to ask
+    return list(module._forward_pre_hooks.values())
 
 
 def hooks(module: nn.Module) -> list[Any]:
     """Return the hooks that run after a module's forward pass, then those that run before it."""
-    return [*module._forward_hooks.values(), *pre_hooks(module)]  # noqa: SLF001  # torch has no public way to ask
+    return [*module._forward_hooks.values(), *pre_hooks(module)]
 
 
 def unsaved_parts(module: nn.Module) -> Parts:
     """Return what a module holds beside its state dict and its children."""
-    saved = set(module._buffers) - module._non_persistent_buffers_set  # noqa: SLF001  # torch has no public way to ask
-    return named(module._buffers, but=frozenset(saved)) + module_attributes(module)  # noqa: SLF001  # torch has no public way to ask
+    saved = set(module._buffers) - module._non_persistent_buffers_set
+    return named(module._buffers, but=frozenset(saved)) + module_attributes(module)
 
 
 def call_parts(value: Any) -> Parts:

@@ -24,7 +24,7 @@ def spectra_of(
     memory: int = PLENTY,
     dtype: torch.dtype = torch.float64,
     modes: Modes | None = None,
-    demand: Demand = demand_of(None),  # noqa: B008  # frozen
+    demand: Demand = demand_of(None),
 ) -> dict[str, LayerSpectrum]:
     """Asks for spectra.
 

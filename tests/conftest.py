@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import warnings
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,15 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parent
 
-# Tests that share one Slurm or one browser, or a fixture that takes many seconds, and calls of
-# LAPACK that fill a core for seconds: `pytest -n` gives all tests of a group to one worker.
+# `pytest -n` gives all tests of a file to one worker, and all of these groups: tests that share one
+# Slurm or one browser, and calls of LAPACK that fill a core for seconds; and processes that have
+# imported transformers.
 GROUPS = {
     "divide": "machine",
     "faults/test_long_call.py": "machine",
     "report/test_browser.py": "machine",
-    "checkpoints/test_foreign.py": "foreign",
-    "checkpoints/test_packages.py": "packages",
-    "test_your_checkpoints.py": "series",
-    "spectrum/test_positions.py": "positions",
-    "cli/test_interrupts.py": "interrupts",
-    "model/test_hf_hostile.py": "hostile",
+    "test_real_size.py": "transformers",
+    "test_your_checkpoints.py": "transformers",
 }
 
 # No test fails on a time; the same examples everywhere, so that a failure is never a coincidence.
@@ -49,10 +48,28 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+def group(nodeid: str) -> str:
+    """Return what is run by one worker: a file, whose fixtures are made once, or several."""
+    return _group(nodeid.partition("::")[0])
+
+
+@cache
+def _group(file: str) -> str:
+    path = (ROOT.parent / file).relative_to(ROOT)
+    return next((name for place, name in GROUPS.items() if path.is_relative_to(place)), file)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # xdist hands out the largest group first, and what is in none in this order: what takes long
-    # comes first, so that no worker is left with it at the end.
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Put first what takes long, so that no worker is left with it at the end."""
+    groups = [group(item.nodeid) for item in items]
+    slow = Counter(
+        name for name, item in zip(groups, items, strict=True) if item.get_closest_marker("slow")
+    )
+    size = Counter(groups)
+    # Sorted by the group too, which keeps its tests together.
+    ranks = {name: (name not in GROUPS.values(), -slow[name], -size[name], name) for name in size}
+    order = zip((ranks[name] for name in groups), range(len(items)), items, strict=True)
+    items[:] = [item for *_, item in sorted(order)]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -60,12 +77,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Group by place: marks of xdist 3.8 are lost in the ids of pytest 9.2, without a word."""
     if config.getvalue("dist") != "loadgroup":
         return None
-
-    def group(nodeid: str) -> str:
-        file = (ROOT.parent / nodeid.partition("::")[0]).relative_to(ROOT)
-        found = (group for place, group in GROUPS.items() if file.is_relative_to(place))
-        return next(found, nodeid)
-
+    config.option.loadscopereorder = False  # it puts first the groups with the most tests
     scheduler = importlib.import_module("xdist.scheduler").LoadScopeScheduling(config, log)
     scheduler._split_scope = group
     return scheduler
@@ -109,3 +121,11 @@ def pytest_configure() -> None:
     # Ctrl-C interrupts tests and their children, whereas background jobs of a shell ignore INT.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reason = "transformers is not installed: pip install transformers"
+        return pytest.importorskip("transformers", reason=reason)

@@ -70,5 +70,5 @@ def apply(function: type[Function], x: Tensor) -> Tensor:
     Returns:
         Its output.
     """
-    out: Tensor = function.apply(x)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    out: Tensor = function.apply(x)
     return out

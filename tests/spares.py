@@ -31,7 +31,7 @@ def prepare(number: int, run: Callable[[Sequence[str]], None]) -> None:
         number: How many; what the program starts beyond that is a new interpreter.
         run: Runs the program with a command line, in one of the processes.
     """
-    from localrank_cli.divide import workers  # noqa: PLC0415  # here, where it is preloaded
+    from localrank_cli.divide import workers  # here, where it is preloaded
 
     held: list[tuple[int, socket.socket]] = []
     for _ in range(number):

@@ -25,7 +25,12 @@ def frame(*args: Any, **options: Any) -> pd.DataFrame:
 
 
 def test_what_the_package_offers() -> None:
-    assert localrank_cli.__all__ == ["__version__", "analyze"]
+    assert localrank_cli.__all__ == [
+        "Monitor", "__version__", "analyze", "inspect", "local_rank", "merge", "plot",
+        "rethreshold",
+    ]  # fmt: skip
+    for name in localrank_cli.__all__:
+        assert getattr(localrank_cli, name) is not None
     assert localrank_cli.__version__.count(".") == 2
 
 
@@ -177,7 +182,10 @@ class Other:
 @pytest.mark.parametrize(
     ("checkpoints", "words"),
     [
-        (nn.Linear(2, 2), ["torch.save(model.state_dict(), 'run/step_0.pt')", "option model"]),
+        (
+            nn.Linear(2, 2),
+            ["torch.save(model.state_dict(), 'run/step_0.pt')", "local_rank(model, data)"],
+        ),
         (nn.Sequential(nn.Linear(2, 2)), ["torch.save(model.state_dict()"]),
         (nn.Linear(2, 2).state_dict(), ["torch.save(state_dict,"]),
         ([nn.Linear(2, 2)], ["torch.save(model.state_dict()"]),
@@ -218,6 +226,7 @@ def test_no_path(checkpoints: Any, words: list[str]) -> None:
         ({"model": Path("net.py")}, ["'file.py:name'"]),
         ({"data": {"x": "digits"}}, ["Pass a dict of arrays"]),
         ({"data": [torch.rand(4)] * 9}, ["torch.stack(data)"]),
+        ({"data": [(torch.rand(4), 1)] * 9}, ["torch.stack([inputs for inputs, *_ in data])"]),
         ({"data": (torch.rand(9, 4), torch.rand(9))}, ["pass the inputs alone: data[0]"]),
         ({"data": pd.DataFrame({"a": [1.0]})}, ["data.to_numpy()"]),
         ({"data": TensorDataset(torch.rand(9, 4))}, ["for inputs, *_ in data])"]),
@@ -244,6 +253,8 @@ def test_the_advice_on_a_module_works(tmp_path: Path) -> None:
 def test_options_by_position(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="give everything else by name"):
         analyze(str(tmp_path), "points.npy")
+    with pytest.raises(TypeError, match=r"local_rank\(network, data\)"):
+        analyze(mlp(4, 3), torch.rand(5, 4))  # type: ignore[arg-type]  # the wrong type is the point
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, "float32", np.float32, np.dtype("float32")])

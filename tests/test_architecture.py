@@ -1,10 +1,15 @@
 """Imports go one way, and each room keeps to its trade."""
 
 import ast
+import re
+import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1] / "localrank_cli"
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "localrank_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From which other rooms a room may import. Modules at the top are rooms of their own.
@@ -48,16 +53,22 @@ ALLOWED: dict[str, set[str]] = {
     "compare": {"errors", "results"},
     "figures": {"errors", "drawing", "measures", "results", "compare"},
     "report": {"errors", "measures", "results"},
-    "api": {"errors", "options", "run", "results"},
+    "live": {
+        "errors", "seeds", "walk", "options", "checkpoints", "model", "points", "results", "run",
+    },
+    "callbacks": {"errors", "live"},
+    "plotting": {"errors", "drawing", "options", "results", "figures"},
+    "api": {"errors", "options", "run", "divide", "results", "live", "plotting"},
     "experiments": {
         "errors", "drawing", "options", "run", "results", "information", "model", "spectrum",
+        "live", "compress",
     },
     "cli": {
         "errors", "machine", "searchpath", "drawing", "options", "run", "divide", "results",
-        "compare", "figures", "report", "experiments", "__init__",
+        "compare", "figures", "plotting", "report", "experiments", "__init__",
     },
     "__main__": {"cli", "searchpath"},
-    "__init__": {"api", "searchpath"},
+    "__init__": {"api", "live", "searchpath"},
 }  # fmt: skip
 NUMBERS = (
     "layers", "jacobian", "spectrum", "intervals", "measures", "information", "compress",
@@ -71,7 +82,7 @@ NOT_AMONG_NUMBERS = {
 # found which objects are the user's own.
 EXCEPTIONS = {("layers/kinds.py", "sys"), ("layers/restore.py", "sys")}
 FOR_PERSONS = {"rich", "typer"}
-MAY_USE_PANDAS = {"results/choose.py", "results/read.py"}
+MAY_USE_PANDAS = {"results/choose.py", "results/read.py", "results/tensorboard.py"}
 LONGEST_FUNCTION = 60  # lines of its body
 
 
@@ -224,3 +235,53 @@ def undocumented(node: ast.Module | ast.ClassDef) -> Iterator[str]:
 def test_public_methods_of_private_classes_have_docstrings_too() -> None:
     """Of public classes ruff requires it (D101 to D103)."""
     assert violations(lambda path: list(undocumented(tree(path)))) == {}
+
+
+SUPPRESSION = re.compile(
+    r"# (type: ignore|(ruff: )?noqa|pragma: no cover)(\[[^]]*\]|: [A-Z0-9, ]+)?"
+)
+
+
+def unexplained(path: Path) -> list[int]:
+    """Lines that silence a tool and do not say why, after all of their codes."""
+    with tokenize.open(path) as file:
+        comments = [
+            token
+            for token in tokenize.generate_tokens(file.readline)
+            if token.type == tokenize.COMMENT and SUPPRESSION.search(token.string)
+        ]
+    reasons = {one.start[0]: SUPPRESSION.sub("", one.string).strip(" #") for one in comments}
+    return [line for line, reason in reasons.items() if reason in {"", "as above", "fmt: skip"}]
+
+
+def test_what_silences_a_tool_says_why() -> None:
+    """On its line, or in pyproject.toml where several share one reason."""
+    folders = ("localrank_cli", "tests", "benchmarks", "docs", "sample_checkpoints")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert {str(path): lines for path in files if (lines := unexplained(path))} == {}
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    start = settings.index("[tool.ruff.lint.per-file-ignores]") + 1
+    before = ""
+    for line in settings[start : settings.index("", start)]:
+        assert "#" in line + before, line
+        before = line if line.startswith("#") else ""
+
+
+@pytest.mark.parametrize(
+    ("line", "is_explained"),
+    [
+        ("x = 1  # noqa: E501", False),
+        ("x = 1  # noqa: E501, PLC0415  # a long name", True),
+        ("x = 1  # type: ignore[misc]  # noqa: E501", False),
+        ("x = 1  # type: ignore[misc, arg-type]  # noqa: E501  # torch has no stub", True),
+        ("x = 1  # type: ignore", False),
+        ("x = 1  # pragma: no cover", False),
+        ("x = 1  # noqa: E501  # as above", False),
+        ("x = '# noqa'  # a text", True),
+    ],
+)
+def test_a_suppression_without_a_reason_is_found(
+    tmp_path: Path, line: str, is_explained: bool
+) -> None:
+    (tmp_path / "one.py").write_text(line + "\n")
+    assert (unexplained(tmp_path / "one.py") == []) is is_explained

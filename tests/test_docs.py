@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,18 @@ from tests.warm import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES_WITH_EXAMPLES = ["README.md", "docs/checkpoints.md", "docs/measures.md", "docs/models.md"]
+PAGES_WITH_EXAMPLES = [
+    "README.md",
+    "docs/first_steps.md",
+    "docs/checkpoints.md",
+    "docs/measures.md",
+    "docs/models.md",
+]
 PAGES_WITH_EXAMPLES += ["docs/pictures.md", "docs/table.md", "docs/compare.md"]
-PAGES_WITH_EXAMPLES += ["docs/local_rank.md", "docs/information.md"]
+PAGES_WITH_EXAMPLES += ["docs/local_rank.md", "docs/information.md", "docs/live.md"]
+PAGES_WITH_EXAMPLES += ["docs/compress.md"]
+# What a page's examples import beside localrank and what it needs.
+EXTRAS = {"docs/live.md": ("lightning", "transformers", "accelerate")}
 FENCE = re.compile(r"^```(\w+)\n(.*?)\n```$", flags=re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)")
 TREND = re.compile("[▁▂▃▄▅▆▇█]+")
@@ -49,6 +59,12 @@ class Example:
     code: str
     output: list[str]
     numbers_vary: bool  # where training has to give other numbers elsewhere
+
+
+def sections(page: Path) -> dict[str, str]:
+    """Return the sections of a page by their titles."""
+    parts = page.read_text(encoding="utf-8").split("\n## ")[1:]
+    return {part.split("\n", 1)[0]: part for part in parts}
 
 
 def examples(text: str) -> list[Example]:
@@ -165,6 +181,10 @@ def check_commands(running: list[tuple[Example, Future[tuple[int, list[str]]]]])
 def test_examples_do_what_the_page_says(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for extra in EXTRAS.get(page, ()):
+        pytest.importorskip(extra)
+    if page in EXTRAS:
+        warnings.simplefilter("ignore")  # of those libraries
     (tmp_path / "sample_checkpoints").symlink_to(ROOT / "sample_checkpoints")
     monkeypatch.chdir(tmp_path)
     found = examples((ROOT / page).read_text(encoding="utf-8"))
@@ -173,7 +193,8 @@ def test_examples_do_what_the_page_says(
     running: list[tuple[Example, Future[tuple[int, list[str]]]]] = []
     # Commands that follow each other run two at a time, except where one reads what another wrote;
     # Python waits for those before it.
-    at_a_time = 1 if page in {"docs/pictures.md", "docs/compare.md"} else 2
+    in_order = {"docs/pictures.md", "docs/compare.md", "docs/compress.md"}
+    at_a_time = 1 if page in in_order else 2
     with torch.random.fork_rng(devices=[]), ThreadPoolExecutor(max_workers=at_a_time) as pool:
         for example in found:
             if example.language == "console":
@@ -207,9 +228,9 @@ def test_the_demo_table_in_the_readme_is_that_of_the_samples() -> None:
         assert float(effective_last) == effective[-1][layer]
 
 
-def test_the_settings_in_the_readme_are_those_of_the_sample() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = [body for language, body in FENCE.findall(readme) if language == "toml"]
+def test_the_settings_on_the_page_are_those_of_the_sample() -> None:
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    shown = [body for language, body in FENCE.findall(page) if language == "toml"]
     file = (ROOT / "sample_checkpoints/mnist_mlp/localrank.toml").read_text(encoding="utf-8")
     assert shown == [file.strip()]
 
@@ -293,9 +314,9 @@ def test_names_tell_the_steps_that_the_page_says() -> None:
         assert step_in_name(stem) == int(step), name
 
 
-def test_the_readme_names_the_keys_of_the_settings(tmp_path: Path) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    sentence = readme.split("The keys are ", 1)[1].split(". Any other", 1)[0]
+def test_the_page_of_settings_names_all_keys(tmp_path: Path) -> None:
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    sentence = page.split("The keys are ", 1)[1].split(". Any other", 1)[0]
     named = [name.strip("[]") for name in re.findall(r"`(.*?)`", sentence)]
     (tmp_path / "localrank.toml").write_text("nonsense = 1\n", encoding="utf-8")
     with pytest.raises(Exception, match="unknown key") as caught:

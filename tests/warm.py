@@ -21,12 +21,19 @@ from tests.spares import number_of, prepare
 
 _PRELOADED = ("torch", "pandas", "safetensors.torch", "matplotlib.pyplot", "localrank_cli.cli.main")
 _LAST = "tests.frozen"
+_LIBRARIES = ("transformers.modeling_utils", "transformers.trainer", "lightning")
+_more: list[str] = []
+
+
+def preload_libraries() -> None:
+    """Have the server import what takes seconds each time, unless it has started already."""
+    _more.extend(_LIBRARIES)  # it passes over what is not installed
 
 
 @cache
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_PRELOADED, _LAST])
+    context.set_forkserver_preload([*_PRELOADED, *_more, _LAST])
     return context
 
 
@@ -169,7 +176,7 @@ def _submit(words: tuple[str, ...]) -> None:
 def _main(words: Sequence[str]) -> None:
     _open_streams()
     sys.argv = ["localrank", *words]
-    from localrank_cli.__main__ import main  # noqa: PLC0415  # here, where it is preloaded
+    from localrank_cli.__main__ import main  # here, where it is preloaded
 
     main()
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from localrank_cli.checkpoints.bundle import Bundle
+from localrank_cli.checkpoints.factors import factored_in
 from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.checkpoints.names import NO_NUMBER, TOO_LARGE, number_in_text
 from localrank_cli.checkpoints.pickles import LostTensor
@@ -56,6 +57,7 @@ class Content:
     entries: Entries = field(default_factory=dict)  # what records how the network was built
     # Of each key of `states` that holds a whole module: what it consists of.
     modules: Mapping[str, tuple[HeldModule, ...]] = field(default_factory=dict)
+    factored: frozenset[str] = frozenset()  # layers that are held as two factors
 
     @classmethod
     def of_state(cls, state: State, metadata: Mapping[str, Any]) -> "Content":
@@ -67,6 +69,7 @@ class Content:
             step_source=source,
             epoch=epoch_in(metadata),
             per_epoch=per_epoch_in(metadata, source),
+            factored=factored_in(metadata),
         )
 
 

@@ -22,6 +22,7 @@ from localrank_cli.checkpoints.frameworks import (
     COUNTERS,
     PLACES,
     find_states,
+    is_bare,
     other_states,
     progress,
 )
@@ -453,9 +454,7 @@ def _states(leaves: Mapping[int, tuple[Tensor, Entry]]) -> _Found:
         for key, tensor in top.items()
         if key not in COUNTERS and key.split(".", 1)[0] not in _NOT_WEIGHTS
     }
-    # As in a file: beside other state dicts, tensors of a module's names are one, too.
-    is_bare = any("." in key and tensor.ndim > 1 for key, tensor in bare.items())
-    if is_bare and states.keys() <= averaged:
+    if is_bare(bare, (states | others).values()):
         states = {"": bare} | states
     if states:
         return _Found(states | others, averaged, frozenset(others))

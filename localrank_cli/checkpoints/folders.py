@@ -131,11 +131,8 @@ def folder_weights(folder: Path) -> Path | None:
 def several_weights(folder: Path, pattern: str = "") -> list[Path]:
     """Return the weights files in a folder of which none is known to be the checkpoint's.
 
-    Empty where one of them has a step in its name: the folder is a series then.
-
-    Args:
-        folder: The folder of a checkpoint.
-        pattern: A glob on their names; empty for all.
+    Empty where one of them has a step in its name: the folder is a series then. `pattern` is a glob
+    on their names; empty for all.
     """
     files = [entry for entry in _weights_files(entries_in(folder)) if not is_index(entry)]
     if any(map(_has_step, files)):

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 # How torch.save begins files that are no zip archives: this number, pickled on its own.
 _MAGIC_OF_TORCH = (bytes.fromhex("6cfc9c46f9206aa85019"), b"119547037146038801333356")
+_NPZ = ".npz"
 _PATTERN = "or leave it out with --pattern."
 _BY_MAGIC = {
     b"\x00\x05\x16\x07": (
@@ -86,9 +87,10 @@ def conversion(path: Path, read: str, *modules: str) -> str:
     """
     names = ", ".join(sorted(("pathlib", "torch", *modules)))
     folder = json.dumps(str(path.parent), ensure_ascii=False)  # in quotes, as Python reads them
+    name = '(f.stem + ".pt")' if path.suffix == _NPZ else "f.name"
     return line_of_python(
         f'import {names}; out = pathlib.Path("converted"); out.mkdir(exist_ok=True);'
-        f" [torch.save({read}, out / f.name)"
+        f" [torch.save({read}, out / {name})"
         f' for f in pathlib.Path({folder}).glob("[!.]*{path.suffix}")]'
     )
 
@@ -109,11 +111,15 @@ def _archive(path: Path) -> tuple[str, str] | None:
             f"Convert it: {conversion(path, 'torch.export.load(str(f)).state_dict')}, {_PATTERN}"
         )
     if names and all(name.endswith(".npy") for name in names):
-        read = "{k: torch.from_numpy(v) for k, v in numpy.load(f).items()}"
         return "is an archive of numpy arrays (.npz), not a state dict", (
-            f"Convert it: {conversion(path, read, 'numpy')}, {_PATTERN}"
+            f"Convert it: {conversion_of_arrays(path)}, {_PATTERN}"
         )
     return None
+
+
+def conversion_of_arrays(path: Path) -> str:
+    """Return the command that saves an .npz file, and those like it beside it, as state dicts."""
+    return conversion(path, "{k: torch.from_numpy(v) for k, v in numpy.load(f).items()}", "numpy")
 
 
 def _is_safetensors(start: bytes, file: BinaryIO) -> bool:

@@ -7,7 +7,7 @@ PeriodicCheckpointer, nanoGPT's train.py, torchtitan's CheckpointManager.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from localrank_cli.checkpoints.modules import held_modules, object_at
 from localrank_cli.checkpoints.names import NO_NUMBER
 from localrank_cli.checkpoints.pickles import (
     NO_MODULE,
+    NO_TENSOR,
     NO_VALUES,
     Inert,
     LostTensor,
@@ -211,10 +212,12 @@ def unwrap(loaded: object, path: Path) -> Content:
         raise _absence(loaded)(*arrays)
     states, averaged = find_states(loaded)
     bundle = find_bundle(loaded, _holds_states)
-    if not states:
+    has_names = bundle is not None and bool(bundle.named)  # which --weights takes
+    if not states and not has_names:
         _refuse_bundle(bundle, path)
-    is_bare = "" in states and not _has_states(loaded)
-    others = {} if is_bare or bundle else other_states(loaded, states)
+    is_alone = "" in states and not any(_inner_states(loaded))
+    only_states = is_alone or (bundle is not None and not has_names)
+    others = {} if only_states else other_states(loaded, states)
     if not states and not others:
         raise _absence(loaded)(*_no_state(loaded, path))
     for state in states.values():
@@ -388,12 +391,21 @@ def _candidates(mapping: Mapping[Any, Any], prefix: str, depth: int = 0) -> dict
             inner = _state_of(mapping.get(key))
             if isinstance(inner, Mapping):
                 found |= _candidates(inner, f"{prefix}.{key}" if prefix else key, depth + 1)
-    if not found and (among := _weights_among(mapping)):
-        # Beside other state dicts a tensor such as `best` is none; one of a module's names is.
-        is_bare = any("." in key and _is_matrix(one) for key, one in among.items())
-        if is_bare or not _has_states(mapping):
-            return {prefix: among}
+    among = _weights_among(mapping)
+    if among:
+        inner = [*found.values(), *_inner_states(mapping)]
+        if not inner or is_bare(among, inner):
+            return {prefix: among} | found
     return found
+
+
+def is_bare(among: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether tensors beside state dicts are one by their names: {**sd, "model": other}.
+
+    A tensor such as `best` is none; one called as those of a module are, or in `others`, is.
+    """
+    names = {name for state in others for name in state}
+    return any(_is_matrix(one) and ("." in key or key in names) for key, one in among.items())
 
 
 def _state_of(value: Any) -> Any:
@@ -422,6 +434,8 @@ def _weights_among(mapping: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _is_matrix(value: object) -> bool:
+    if isinstance(value, LostTensor):
+        return not value.reason.endswith(NO_TENSOR)
     return isinstance(value, Tensor) and value.ndim > 1
 
 
@@ -446,20 +460,17 @@ def _weight(key: Any, value: Any) -> Tensor | LostTensor | None:
     return LostTensor("is quantized") if lost else None
 
 
-def _has_states(mapping: Mapping[Any, Any], depth: int = 2) -> bool:
-    """Return whether a dict contains a state dict that is not an optimizer's."""
-    inner = [
-        _state_of(value)
-        for key, value in mapping.items()
-        if isinstance(key, str)
-        and not isinstance(value, Tensor)
-        and not any(part in key for part in (".", "_extra_state", "optim"))
-    ]
-    return any(
-        _is_state(one) or (depth > 1 and _has_states(one, depth - 1))
-        for one in inner
-        if isinstance(one, Mapping)
-    )
+def _inner_states(mapping: Mapping[Any, Any], depth: int = 2) -> Iterator[Mapping[str, Any]]:
+    """Yield the state dicts in a dict that are not an optimizer's."""
+    for key, value in mapping.items():
+        if not isinstance(key, str) or any(part in key for part in (".", "_extra_state", "optim")):
+            continue
+        one = value if isinstance(value, Tensor) else _state_of(value)
+        if isinstance(one, Mapping):
+            if _is_state(one):
+                yield one
+            elif depth > 1:
+                yield from _inner_states(one, depth - 1)
 
 
 def _no_mapping(loaded: object, path: Path) -> tuple[str, str]:

@@ -136,8 +136,6 @@ class SeriesSteps:
     """The steps of a series.
 
     Args:
-        series: The checkpoints.
-        places: The place of each.
         same: Whether two checkpoints hold the same weights.
         rule: `--step-regex` and `--step-from`.
         counting: What the steps count, if that is known already; otherwise it is decided here.

@@ -46,6 +46,7 @@ _NUMBERS = {
 
 NO_VALUES = "has no values (meta)"  # the reason of a `LostTensor`
 NO_MODULE = "not a module with weights"  # ends why a part of a module has none
+NO_TENSOR = "not a tensor"  # ends why an object has none
 
 
 class RefusedNameError(pickle.UnpicklingError):
@@ -161,7 +162,7 @@ def _check_inside(
     if len(shape[0]) != len(shape[1]) or not all(type(n) is int and n >= 0 for n in counts):
         raise MalformedError("the shape of a tensor is malformed")
     last = offset + sum((n - 1) * step for n, step in zip(*shape, strict=True))
-    if 0 not in shape[0] and (last + 1) * dtype.itemsize > storage._untyped_storage.nbytes():  # noqa: SLF001  # no public access
+    if 0 not in shape[0] and (last + 1) * dtype.itemsize > storage._untyped_storage.nbytes():
         raise MalformedError("a tensor reaches beyond the values that the file keeps for it")
 
 
@@ -173,11 +174,11 @@ def _tensor(storage: object, offset: Any, size: Any, stride: Any, *more: Any) ->
     if not isinstance(views, dict) or not views.keys() <= {"conj", "neg"}:
         return LostTensor("is a view of an unknown kind")
     _check_inside(storage, storage.dtype, offset, size, stride)
-    rebuilt: Tensor = torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call]  # noqa: SLF001  # as torch.load
+    rebuilt: Tensor = torch._utils._rebuild_tensor(storage, offset, size, stride)
     if views.get("conj") is True:
         rebuilt = rebuilt.conj()
     if views.get("neg") is True:
-        rebuilt = torch._neg_view(rebuilt)  # noqa: SLF001  # torch has no public way to make one
+        rebuilt = torch._neg_view(rebuilt)
     return rebuilt
 
 
@@ -188,7 +189,7 @@ def _tensor_of_type(storage: object, offset: Any, size: Any, stride: Any, *more:
     if not more[2:] or not isinstance(more[2], torch.dtype):
         raise MalformedError("it names a tensor without a type")
     _check_inside(storage, more[2], offset, size, stride)
-    rebuilt: object = torch._utils._rebuild_tensor_v3(  # type: ignore[no-untyped-call]  # noqa: SLF001  # as torch.load
+    rebuilt: object = torch._utils._rebuild_tensor_v3(
         storage, offset, size, stride, False, None, more[2]
     )
     return rebuilt
@@ -458,7 +459,7 @@ def as_tensor(value: object) -> Tensor | LostTensor:
     """Return a value as a tensor, or as a `LostTensor` with the reason why it is none."""
     if isinstance(value, (Tensor, LostTensor)):
         return value
-    return LostTensor(f"is a {name_of(value)}, not a tensor")
+    return LostTensor(f"is a {name_of(value)}, {NO_TENSOR}")
 
 
 def is_array(value: object) -> bool:

@@ -10,6 +10,7 @@ from localrank_cli.checkpoints.dcp import dcp_files, read_dcp
 from localrank_cli.checkpoints.folders import DCP_METADATA
 from localrank_cli.checkpoints.formats import read
 from localrank_cli.checkpoints.frameworks import EMA_KEYS
+from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.checkpoints.sharded import is_index, read_sharded, shard_files
 from localrank_cli.checkpoints.weights import EMA, RAW, Sets, choose, part_at
 
@@ -34,6 +35,21 @@ def read_checkpoint(
     if is_index(path):
         return read_sharded(path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
     return read(path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
+
+
+def read_file(
+    file: CheckpointFile,
+    *,
+    trust_pickle: bool = False,
+    header_only: bool = False,
+    mapped: bool = True,
+) -> Content:
+    """Return the content of a checkpoint of a series, in memory or by `read_checkpoint`."""
+    if file.held is not None:
+        return file.held
+    return read_checkpoint(
+        file.path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped
+    )
 
 
 def sets_of(content: Content) -> Sets:
@@ -62,6 +78,18 @@ class Footprint:
 
     size: int  # bytes of all its files
     mtime_ns: int  # of the file that changed last
+
+
+def footprint_of(file: CheckpointFile) -> Footprint:
+    """Return the size and time of a checkpoint of a series; weights in memory have no time.
+
+    Raises:
+        UnreadableError: If one of its files is gone.
+    """
+    if file.held is None:
+        return footprint(file.path)
+    tensors = (one for state in file.held.states.values() for one in state.values())
+    return Footprint(sum(one.nbytes for one in tensors), 0)
 
 
 def footprint(path: Path) -> Footprint:
@@ -122,14 +150,16 @@ class Twins:
     def _state(self, path: Path) -> State:
         content = read_checkpoint(path, trust_pickle=self._trust_pickle)
         content = with_part(content, self._weights)
-        first, *more = choose(sets_of(content), self._weights, str(path))
-        state = content.states[first]
-        if first not in content.others:
+        keys = choose(sets_of(content), self._weights, str(path))
+        state = content.states[keys[0]]
+        if not keys[0]:  # what is beside other sets may be statistics of the data
+            keys = tuple(key for key in content.states if key not in content.averaged)
+        elif keys[0] not in content.others:
             return state
         # It is not known yet which of several networks is the model's, so all must be equal.
-        return {
-            f"{key}.{name}": v for key in (first, *more) for name, v in content.states[key].items()
-        }
+        if len(keys) == 1:
+            return state
+        return {f"{key}.{name}": v for key in keys for name, v in content.states[key].items()}
 
 
 def _equal(left: State, right: State) -> bool:

@@ -2,10 +2,11 @@
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
+from localrank_cli.checkpoints.content import Content
 from localrank_cli.checkpoints.folders import (
     FACTS,
     NOT_CHECKPOINTS,
@@ -23,6 +24,7 @@ from localrank_cli.checkpoints.folders import (
     snapshots,
     stem_of,
 )
+from localrank_cli.checkpoints.foreign import conversion_of_arrays
 from localrank_cli.checkpoints.formats import SUFFIXES, is_weights_file
 from localrank_cli.checkpoints.names import NO_RULE, NameRule, epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import is_index, is_shard, shard_files
@@ -47,6 +49,8 @@ class CheckpointFile:
     name: str  # relative to the series; for checkpoint-N/ the folder's name
     folder: Path | None = None  # of a checkpoint that is a folder, with its `trainer_state.json`
     label: str = ""  # a revision of the Hub, if the name is a hash
+    # The weights of a network in memory, which has no file: `path` is then a name for messages.
+    held: Content | None = field(default=None, compare=False, repr=False)
 
     @property
     def stem(self) -> str:
@@ -270,8 +274,19 @@ def _not_a_checkpoint(entry: Path) -> SettingsError:
         return SettingsError(
             f"{entry}: is a plain pickle, which only code can read.", _CONVERT_PICKLE
         )
+    if entry.suffix.lower() == ".npz":
+        return SettingsError(
+            f"{entry}: is an archive of numpy arrays, not a checkpoint.", _convert_arrays(entry)
+        )
     return SettingsError(
         f"{entry}: is not a checkpoint by its suffix {entry.suffix!r}.", f"{_SUPPORTED}."
+    )
+
+
+def _convert_arrays(path: Path) -> str:
+    return (
+        f"If these are data, pass them with --data. If they are the weights of a network, under"
+        f" their names in its state dict, convert them: {conversion_of_arrays(path)}"
     )
 
 
@@ -338,7 +353,8 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     pickles = [entry for entry in entries if entry.suffix.lower() in (".pkl", ".pickle")]
     names = ", ".join(entry.name for entry in entries[:8])
     by = f" that matches --pattern {pattern!r}" if pattern else ""
-    return UnreadableError(
-        f"{folder}: holds no checkpoint{by}; it holds {names}.",
-        _CONVERT_PICKLE if pickles and not pattern else f"{_SUPPORTED}, and checkpoint-N/ folders.",
-    )
+    advice = f"{_SUPPORTED}, and checkpoint-N/ folders."
+    arrays = [entry for entry in entries if entry.suffix.lower() == ".npz"]
+    if (pickles or arrays) and not pattern:
+        advice = _CONVERT_PICKLE if pickles else f"{advice} {_convert_arrays(arrays[0])}"
+    return UnreadableError(f"{folder}: holds no checkpoint{by}; it holds {names}.", advice)

@@ -34,7 +34,7 @@ def load_safely(file: Path | BytesIO, *, mapped: bool = False) -> object:
         stream.seek(0)
         if is_archive:
             opened: Any = stream if isinstance(file, BytesIO) else str(file)
-            if "constants.pkl" in torch._C.PyTorchFileReader(opened).get_all_records():  # noqa: SLF001  # torch's own reader has no public name
+            if "constants.pkl" in torch._C.PyTorchFileReader(opened).get_all_records():
                 raise TorchScriptError("a program of TorchScript")
             stream.seek(0)
             return _load(file, mapped)

@@ -17,7 +17,7 @@ _LONGEST_NAME = 1000  # of a class and its module
 _DEEPEST = 10_000  # levels; Python writes no more than a thousand
 _WIDE = 2**60  # integers below have a hash of their own
 _MOST_BITS = 4096  # of an integer that is hashed
-# Of all tuples and sets that are hashed, since a tuple does not keep its hash: a second.
+# Entries of all tuples and sets that are hashed, as a tuple does not keep its hash: a second.
 _MOST_HASHED = 5_000_000
 # Keys of one dict with equal hashes, each of which is compared with all others.
 _MOST_ALIKE = 1000
@@ -37,7 +37,7 @@ class MalformedError(pickle.UnpicklingError):
 
 
 class HostileError(MalformedError):
-    """A pickle holds keys that may take for ever; only code of its own would read it."""
+    """A pickle holds keys that may take forever; only code of its own would read it."""
 
 
 class Bounded:
@@ -58,7 +58,11 @@ class Bounded:
         return self._file.read(left if size < 0 else min(size, left))
 
 
-class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has no public name
+# Its methods for the opcodes, which typeshed leaves out.
+_PURE: Any = pickle._Unpickler
+
+
+class Unpickler(pickle._Unpickler):
     """What finds names is left to a subclass, and so are the classes that it makes.
 
     Attributes:
@@ -68,7 +72,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
 
     keys: ClassVar[tuple[type, ...]] = ()
     targets: ClassVar[tuple[type, ...]] = ()
-    # Of the base class, which typeshed leaves out.
+    # The base class has these, and typeshed leaves them out.
     stack: list[Any]
     metastack: list[list[Any]]
     append: Callable[[object], None]
@@ -103,7 +107,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
                 if not code:
                     raise EOFError
                 dispatch[code[0]](self)
-        except pickle._Stop as stop:  # type: ignore[attr-defined]  # noqa: SLF001  # typeshed leaves it out
+        except pickle._Stop as stop:  # type: ignore[attr-defined]  # typeshed leaves it out
             if self._shared > _FEW_SHARED:
                 self._check_met(stop.value)
             return stop.value
@@ -141,22 +145,22 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
 
     def load_get(self) -> None:
         """Name an earlier value again."""
-        super().load_get()  # type: ignore[misc]  # typeshed leaves the opcodes out
+        _PURE.load_get(self)
         self._note_shared()
 
     def load_binget(self) -> None:
         """Name one of the first 256 values again."""
-        super().load_binget()  # type: ignore[misc]  # as above
+        _PURE.load_binget(self)
         self._note_shared()
 
     def load_long_binget(self) -> None:
         """Name any earlier value again."""
-        super().load_long_binget()  # type: ignore[misc]  # as above
+        _PURE.load_long_binget(self)
         self._note_shared()
 
     def load_dup(self) -> None:
         """Name the last value again."""
-        super().load_dup()  # type: ignore[misc]  # as above
+        _PURE.load_dup(self)
         self._note_shared()
 
     def load_frame(self) -> None:
@@ -220,7 +224,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
         """Return the pairs that a dict is to be made of, after a check of their keys.
 
         Raises:
-            HostileError: If hashing one may take for ever.
+            HostileError: If hashing one may take forever.
         """
         pairs = [(key, value) for key, value in items]
         self._check_keys(target, [key for key, _ in pairs])
@@ -230,7 +234,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
         """Check what a set is to be made of.
 
         Raises:
-            HostileError: If hashing one may take for ever.
+            HostileError: If hashing one may take forever.
         """
         self._check_keys(values, values)
 
@@ -305,17 +309,17 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
     def load_reduce(self) -> None:
         """Call a function."""
         self._check_call(self.stack[-1])
-        super().load_reduce()  # type: ignore[misc]  # typeshed leaves the opcodes out
+        _PURE.load_reduce(self)
 
     def load_newobj(self) -> None:
         """Make an object of a class."""
         self._check_call(self.stack[-1])
-        super().load_newobj()  # type: ignore[misc]  # as above
+        _PURE.load_newobj(self)
 
     def load_newobj_ex(self) -> None:
         """Make an object of a class with keyword arguments."""
         self._check_call(self.stack[-2])
-        super().load_newobj_ex()  # type: ignore[misc]  # as above
+        _PURE.load_newobj_ex(self)
 
     def _check_call(self, args: object) -> None:
         if type(args) is not tuple:
@@ -327,7 +331,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
         self.charge(self.stack[-1])
         if not isinstance(self.stack[-2], self.targets):
             raise MalformedError(f"it gives a state to a {type(self.stack[-2]).__name__}")
-        super().load_build()  # type: ignore[misc]  # as above
+        _PURE.load_build(self)
 
     def load_bytearray8(self) -> None:
         """Read a bytearray, which is allocated only when its bytes are there."""
@@ -345,7 +349,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
         """
         if len(self.metastack) > _DEEPEST:
             raise MalformedError("it is nested too deeply")
-        super().load_mark()  # type: ignore[misc]  # typeshed leaves the opcodes out
+        _PURE.load_mark(self)
 
     def load_tuple(self) -> None:
         """Make a tuple of what is on the stack."""
@@ -382,7 +386,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
     def load_binpersid(self) -> None:
         """Get an object from outside, a storage, by a name."""
         self._check_outside(self.stack[-1])
-        super().load_binpersid()  # type: ignore[misc]  # as above
+        _PURE.load_binpersid(self)
 
     def load_persid(self) -> None:
         """Get an object from outside by a text: torch writes no such name.
@@ -405,7 +409,7 @@ class Unpickler(pickle._Unpickler):  # noqa: SLF001  # the pure Python one has n
         return isinstance(value, type)
 
     dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch,  # noqa: SLF001  # as above: no public name
+        **_PURE.dispatch,
         pickle.FRAME[0]: load_frame,
         pickle.GET[0]: load_get,
         pickle.BINGET[0]: load_binget,

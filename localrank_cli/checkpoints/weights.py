@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, TypeVar, cast
 
 from localrank_cli.errors import SettingsError
 
@@ -26,7 +26,8 @@ _ALL_WRAPPERS = (*_PRIVATE_WRAPPERS, "module.")  # and of DataParallel
 _NORMS = {"original0": "_g", "original1": "_v"}  # of weight_norm, new and old
 # Top-level parts of a training's module that are not the network.
 _LOSS = re.compile(
-    r"^(?:\w*loss(?:es|_\w+)?|criteri(?:on|a)\w*|\w*metrics?|\w*_acc(?:uracy)?)\.",
+    r"^(?:\w*loss(?:es|_\w+)?|criteri(?:on|a)\w*|\w*metrics?|\w*_acc(?:uracy)?|"
+    r"(?:arc|cos|sphere)_?face\w*|\w*margin\w*)\.",
     flags=re.IGNORECASE,
 )
 # Tensors that training keeps beside the weights, and what TransformerEngine adds to each layer.
@@ -77,7 +78,7 @@ def choose(content: "Sets", weights: str, place: str) -> tuple[str, ...]:
 
 def describe_weights(key: str, averaged: Collection[str]) -> str:
     """Return a set of weights for messages: its key, and whether it is an average."""
-    return (repr(key) if key else "one bare state dict") + (" (ema)" if key in averaged else "")
+    return (repr(key) if key else "a bare state dict") + (" (ema)" if key in averaged else "")
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ class Stripping:
 
     prefix: str = ""  # from the front of every key
     inner: bool = False  # `_orig_mod.` and `module.` inside the keys too
+    masked: bool = False  # `_orig` and `_mask` of pruning, as in `without_masks`
     # The key and the model's name of each entry, where this is not a matter of prefixes alone.
     names: tuple[tuple[str, str], ...] = ()
     change: str = ""  # what `names` change, for notes
@@ -173,7 +175,20 @@ class Stripping:
 def candidates(
     state: Mapping[str, _Value], prefixes: tuple[str, ...] = PREFIXES
 ) -> list[tuple[Stripping, dict[str, _Value]]]:
-    """Return all ways to remove wrappers' prefixes from the keys of a state, the fewest first."""
+    """Return all ways to remove wrappers' prefixes from the keys of a state, the fewest first.
+
+    Those that apply the masks of pruning are last.
+    """
+    found = _unwrapped(state, prefixes)
+    pruned = without_masks(state)
+    if pruned is not None:
+        found += [(replace(one, masked=True), rest) for one, rest in _unwrapped(pruned, prefixes)]
+    return found
+
+
+def _unwrapped(
+    state: Mapping[str, _Value], prefixes: tuple[str, ...]
+) -> list[tuple[Stripping, dict[str, _Value]]]:
     found: list[tuple[Stripping, dict[str, _Value]]] = []
     current, removed = dict(state), ""
     while True:
@@ -197,11 +212,49 @@ def strip_to_fit(
     return next((pair for pair in candidates(state) if fits(pair[1])), None)
 
 
+def without_masks(state: Mapping[str, _Value]) -> dict[str, _Value] | None:
+    """Return a state with the weights that torch.nn.utils.prune masks; None if it masks none.
+
+    `weight_orig` and `weight_mask` of one shape become `weight`: of tensors, their product.
+    """
+    pruned = {
+        key.removesuffix("_orig"): key
+        for key, value in state.items()
+        if key.endswith("_orig")
+        and (name := key.removesuffix("_orig")) not in state
+        and _shape(state.get(f"{name}_mask")) == _shape(value)
+        and f"{name}_mask" in state
+    }
+    if not pruned:
+        return None
+    masks = {f"{name}_mask" for name in pruned}
+    kept = {key: value for key, value in state.items() if key not in masks}
+    names = {key: name for name, key in pruned.items()}
+    found = {names.get(key, key): value for key, value in kept.items()}
+    return {
+        name: _product(value, state[f"{name}_mask"]) if name in pruned else value
+        for name, value in found.items()
+    }
+
+
+def _product(value: _Value, mask: _Value) -> _Value:
+    """Return a masked tensor; a shape or a dtype stays as it is."""
+    # Without torch's classes: completion, which must be quick, imports this file.
+    return cast("_Value", cast("Any", value) * mask) if hasattr(value, "shape") else value
+
+
+def _shape(value: object) -> object:
+    """Return what two entries of one shape share: a tensor or a shape may be given, or a dtype."""
+    return getattr(value, "shape", value if isinstance(value, tuple) else None)
+
+
 def without_wrappers(state: Mapping[str, _Value]) -> Mapping[str, _Value]:
     """Return a state by the names that the network has without wrappers, as far as that is clear.
 
-    `module.` may also be a part of a network; it is removed where it begins every name.
+    `module.` may also be a part of a network; it is removed where it begins every name. Masks of
+    pruning are applied.
     """
+    state = without_masks(state) or state
     shorter = {
         ".".join(part for part in name.split(".") if f"{part}." not in _PRIVATE_WRAPPERS): value
         for name, value in state.items()
@@ -224,12 +277,12 @@ def match_names(
         names: Those of the model's state dict.
         fits: Whether entries are those of the model.
     """
-    of_model = {_plain_name(name): name for name in names}
+    of_model = {plain_name(name): name for name in names}
     if len(of_model) < len(names):
         return None
     for stripping, stripped in candidates(state):
-        plain = {_plain_name(name): name for name in stripped}
-        if stripping.inner or len(plain) < len(stripped):
+        plain = {plain_name(name): name for name in stripped}
+        if stripping.inner or stripping.masked or len(plain) < len(stripped):
             continue
         renamed = {of_model.get(short, name): name for short, name in plain.items()}
         if len(renamed) == len(stripped) and fits({k: stripped[n] for k, n in renamed.items()}):
@@ -238,7 +291,8 @@ def match_names(
     return None
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a parameter's name without wrappers, and with the old names of weight_norm."""
     found = [part for part in name.split(".") if f"{part}." not in _ALL_WRAPPERS]
     if len(found) > 2 and found[-3] == "parametrizations" and found[-1] in _NORMS:
         found[-3:] = [found[-2] + _NORMS[found[-1]]]
@@ -257,7 +311,8 @@ def find_part(
 
     The key is "" where the network has no prefix beside the weights of a loss (`criterion.weight`).
     A longer prefix is left out if its entries are among those of a shorter one, as those of a base
-    model in a network of transformers are.
+    model in a network of transformers are. None is returned if entries of the network's own names
+    fit, beside others that no prefix explains: no part is meant then.
     """
     found: dict[str, Stripping] = {}
     seen: set[frozenset[str]] = set()
@@ -270,9 +325,9 @@ def find_part(
         keys = frozenset(start + name for name in part)
         if any(keys <= other for other in seen):
             continue
-        fit = strip_to_fit(part, fits)
+        fit = next((rest for _, rest in _unwrapped(part, PREFIXES) if fits(rest)), None)
         if fit is not None:
-            given = dict(zip(fit[1], part, strict=True))
+            given = dict(zip(fit, part, strict=True))
             pairs = tuple((start + name, new) for new, name in given.items())
         else:
             matched = match_names(part, names, fits)
@@ -283,7 +338,13 @@ def find_part(
         left = tuple(key for key in state if key not in keys)
         change = f"prefix {start!r}" if start else ""
         found[prefix] = Stripping(names=pairs, change=change, left=left)
-    return found
+    own = {name: state[name] for name in names if name in state}
+    if "" in found or not found or not fits(own):
+        return found
+    if own.keys() | frozenset().union(*seen) < state.keys():
+        return {}
+    left = tuple(key for key in state if key not in own)
+    return {"": Stripping(names=tuple((name, name) for name in own), left=left)} | found
 
 
 def prefer(places: Collection[str], *, averages: bool = False) -> list[str]:

@@ -9,7 +9,10 @@ from localrank_cli.options.needs import check_needs
 from localrank_cli.options.table import AnalyzeOptions, check_options
 
 
-@with_options(AnalyzeOptions)
+@with_options(
+    AnalyzeOptions,
+    example="localrank analyze my_run --model train.py:Net --data points.pt -o ranks.csv",
+)
 def analyze(context: typer.Context, options: AnalyzeOptions) -> None:
     """Compute the local rank of every layer at every checkpoint."""
     check_options(options)

@@ -3,27 +3,47 @@
 import inspect
 import os
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from localrank_cli.cli.completion import completion_of
+from localrank_cli.cli.help import HELP_ALL, Help, command_class, help_all_option
 from localrank_cli.options.read import FLAGS, read_options
 from localrank_cli.options.setting import Option, options_of
 from localrank_cli.options.table import AnalyzeOptions
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command of the program: its function, as typer reads it, and its help."""
+
+    run: Callable[..., None]
+    help: Help
+
+    def add_to(self, app: typer.Typer) -> None:
+        """Add the command under the name of its function."""
+        app.command(self.run.__name__, cls=command_class(self.help))(self.run)
+
+
 def with_options(
-    *tables: type, without: Collection[str] = ()
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    *tables: type, example: str, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Command]:
     """Return a decorator that gives a command the options of tables but those named in `without`.
 
-    The command is called with typer's context and one instance of each table.
+    The command is called with typer's context and one instance of each table. `example` is a
+    command line at the end of its help.
     """
     every = [[one for one in options_of(table) if one.name not in without] for table in tables]
+    of_command = Help(tuple(one for offered in every for one in offered), example)
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Callable[..., None]) -> Command:
+        """Return the command, with the parameters that typer makes flags of."""
+
         def run(context: typer.Context, **values: Any) -> None:
+            """Check what typer parsed, and run the command."""
             instances: list[Any] = [
                 read_options(
                     table, {one.name: _set(values[one.name], one) for one in offered}, FLAGS
@@ -36,12 +56,17 @@ def with_options(
         context = inspect.Parameter(
             "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
         )
-        parameters = [_parameter(one, kind) for offered in every for one in offered]
+        parameters = [_parameter(one, kind) for one in of_command.options]
+        if of_command.is_short:
+            annotation = Annotated[bool, help_all_option()]
+            parameters.append(
+                inspect.Parameter(HELP_ALL, kind, default=False, annotation=annotation)
+            )
         # typer reads the parameters from these attributes.
-        run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]  # for typer
+        run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]  # typer reads it
         run.__annotations__ = {one.name: one.annotation for one in [context, *parameters]}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
-        return run
+        return Command(run, of_command)
 
     return decorate
 
@@ -51,15 +76,20 @@ def _parameter(option: Option, kind: Any) -> inspect.Parameter:
     setting = option.setting
     text: Any = bool if option.is_switch else list[str] if option.is_several else str
     if setting.is_argument:
-        argument = typer.Argument(metavar=setting.metavar, help=option.help, show_default=False)
+        argument = typer.Argument(
+            metavar=setting.metavar,
+            help=option.help,
+            show_default=False,
+            autocompletion=completion_of(option),
+        )
         return inspect.Parameter(option.name, kind, annotation=Annotated[text, argument])
     # Some versions of typer derive a name in capitals from the metavar where none is given.
     info = typer.Option(
         *(setting.flags or (option.flag,)),
         metavar=setting.metavar or None,
         help=option.help,
-        rich_help_panel=setting.panel,
         show_default=False,
+        autocompletion=completion_of(option),
     )
     return inspect.Parameter(
         option.name, kind, default=None, annotation=Annotated[text | None, info]

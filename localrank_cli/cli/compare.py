@@ -11,7 +11,9 @@ from localrank_cli.options.views import CompareOptions
 _FIGURES = (".png", ".svg", ".pdf")
 
 
-@with_options(CompareOptions)
+@with_options(
+    CompareOptions, example="localrank compare decay/*.csv control/*.csv --by weight_decay"
+)
 def compare(_context: typer.Context, options: CompareOptions) -> None:
     """Compare groups of runs: differences with intervals over runs, and the onset of the fall."""
     from localrank_cli.results.write import check_suffix

@@ -18,14 +18,29 @@ from localrank_cli.options.table import (
 )
 
 if TYPE_CHECKING:  # importing torch is slow
-    from localrank_cli.run.compress import Compressed, Row
+    from localrank_cli.run.compress import Compressed
+    from localrank_cli.run.compress_rows import Row
 
 _NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions)} - OF_COMPRESS
 _BUDGETS = ("method", "budget", "weights", "loss", "loss_increase", "loss_increase_se", "accuracy")
-_LAYERS = ("layer", "n_out", "n_in", "rank", "weights_after", "effective_rank_of_weight")
+_LAYERS = (
+    "layer",
+    "budget",
+    "n_out",
+    "n_in",
+    "rank",
+    "weights_after",
+    "local_rank",
+    "effective_rank_of_weight",
+)
 
 
-@with_options(AnalyzeOptions, CompressOptions, without=_NOT_OFFERED)
+@with_options(
+    AnalyzeOptions,
+    CompressOptions,
+    without=_NOT_OFFERED,
+    example="localrank compress final.pt --data train.npz --budget 0.5 -o small",
+)
 def compress(_context: typer.Context, options: AnalyzeOptions, how: CompressOptions) -> None:
     """Replace layers of one checkpoint by factors of low rank, and measure what that costs."""
     check_options(options)
@@ -36,8 +51,16 @@ def compress(_context: typer.Context, options: AnalyzeOptions, how: CompressOpti
     from localrank_cli.run.compress import compress as run_compress
 
     screen = Screen(quiet=options.quiet, verbose=False)
-    with signal_handler() as handler, stdout_for_data(screen), handler.interruptible():
-        found = run_compress(options, how, screen.note)
+    with (
+        signal_handler() as handler,
+        stdout_for_data(screen),
+        handler.interruptible(),
+        screen.progress(1) as steps,
+    ):
+        name = options.checkpoints[0].name if options.checkpoints else ""
+        found = run_compress(
+            options, how, screen.note, lambda share, text: steps.within(name, share, text)
+        )
     _print(found)
     sys.stdout.flush()
     if not found.keeps_limit:
@@ -52,9 +75,14 @@ def _print(found: "Compressed") -> None:
     }
     for name, reason in reasons.items():
         print(printable(f"{name} stays dense: {reason}"))
+    for row in found.budgets:
+        if row.get("note"):
+            print(printable(f"{row['method']} at {row['budget']:g}: {row['note']}"))
     for text in found.verdicts:
         print(text)
     print(printable(f"written to {found.folder}: load(model, path) in load.py loads the weights"))
+    for folder in found.hf_folders:
+        print(printable(f"{folder}: from_pretrained loads it; dense weights, of the full size"))
 
 
 def _table(rows: "Sequence[Row]", columns: Sequence[str]) -> list[str]:

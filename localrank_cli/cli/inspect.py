@@ -5,7 +5,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -27,7 +26,9 @@ _VERBATIM = "-"  # in place of a label
 _NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions) if not one.setting.in_inspect}
 
 
-@with_options(AnalyzeOptions, InspectOptions, without=_NOT_OFFERED)
+@with_options(
+    AnalyzeOptions, InspectOptions, without=_NOT_OFFERED, example="localrank inspect my_run"
+)
 def inspect(context: typer.Context, options: AnalyzeOptions, how: InspectOptions) -> None:
     """Report what a folder holds and needs, and what analyze would do. No table is made."""
     check_options(options)
@@ -45,17 +46,11 @@ def inspect(context: typer.Context, options: AnalyzeOptions, how: InspectOptions
 def _inspect(options: AnalyzeOptions, *, timed: bool) -> "Sequence[Inspection | Contents]":
     from localrank_cli.cli.screen import Screen, stdout_for_data
     from localrank_cli.cli.signals import signal_handler
-    from localrank_cli.run.inspect import contents_of, inspect_series
-    from localrank_cli.run.plan import make_plan
+    from localrank_cli.run.inspect import inspect_all
 
     screen = Screen(quiet=options.quiet, verbose=False)
     with signal_handler() as handler, stdout_for_data(screen), handler.interruptible():
-        contents = contents_of(options, screen.note)
-        if contents is not None:
-            return contents
-        # A bad checkpoint takes one line of the report and does not end it.
-        plan = make_plan(replace(options, on_error="skip"), screen.note, refuses=False)
-        return [inspect_series(plan, series, timed=timed) for series in plan.series]
+        return inspect_all(options, screen.note, timed=timed)
 
 
 def _print(found: "Sequence[Inspection | Contents]", words: Sequence[str]) -> None:
@@ -124,6 +119,8 @@ def _lines(one: "Inspection") -> list[tuple[str, str]]:
         then = "each of these does:" if one.ways_out else "leave layers out with --exclude"
         lines.append(("too large", f"{of}; {then}"))
         lines += [("fits", f"{way.change}: {way.result}") for way in one.ways_out]
+    if one.beside:
+        lines.append(("beside", _beside(one)))
     if one.seconds is not None and one.checkpoint_seconds is not None:
         count = len(good)
         lines.append(
@@ -134,6 +131,12 @@ def _lines(one: "Inspection") -> list[tuple[str, str]]:
             )
         )
     return lines
+
+
+def _beside(one: "Inspection") -> str:
+    largest = max(one.beside, key=lambda need: need.n_bytes)
+    too_large = "" if largest.n_bytes <= one.memory else ", which does not fit"
+    return f"{largest.what} of {largest.layer} need {readable(largest.n_bytes)}{too_large}"
 
 
 def _source(source: "SourceLine") -> str:

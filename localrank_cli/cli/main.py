@@ -1,6 +1,7 @@
 """The program `localrank`: its commands, and the exit status of every exception."""
 
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -9,11 +10,12 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from localrank_cli.cli.analyze import analyze
 from localrank_cli.cli.compare import compare
 from localrank_cli.cli.compress import compress
+from localrank_cli.cli.export import export
+from localrank_cli.cli.help import Group
 from localrank_cli.cli.inspect import inspect
 from localrank_cli.cli.merge import merge
 from localrank_cli.cli.plot import plot
@@ -44,6 +46,7 @@ from localrank_cli.errors import (
     status_of_signal,
 )
 
+_COMPLETION = "_LOCALRANK_COMPLETE"  # as the scripts of typer set it
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _CLOSED_PIPE = status_of_signal(signal.SIGPIPE)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -60,11 +63,15 @@ class _ClosedPipeError(Exception):
     pass
 
 
-class _Program(TyperGroup):
+class _Program(Group):
     """Turn every exception into one line and an exit status."""
+
+    runs_command = False
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command line and exit, or return the command's result if not in standalone mode."""
+        if _COMPLETION in os.environ:  # a shell asks
+            return super().main(*args, **kwargs)
         standalone = kwargs.get("standalone_mode", True)
         kwargs["standalone_mode"] = False
         if not standalone:
@@ -77,12 +84,13 @@ class _Program(TyperGroup):
         Raises:
             _ClosedPipeError: If the reader of stdout has gone; typer itself would exit with 1.
         """
+        self.runs_command = True
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
             raise _ClosedPipeError from error
         except KeyboardInterrupt as error:
-            # Of the user's code: a signal raises Interrupted. typer would exit without a word.
+            # The user's code raised it: a signal raises Interrupted. typer would exit silently.
             raise _ended(error) from error
 
     def _status(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -95,6 +103,8 @@ class _Program(TyperGroup):
             sys.stdout.flush()
             return status if isinstance(status, int) else 0
         except BaseException as error:  # the one place that maps errors to statuses
+            if isinstance(error, SystemExit) and not self.runs_command:
+                return int(error.code or 0)  # of typer's own options
             return _failure(error, debug)
 
 
@@ -214,9 +224,8 @@ app = typer.Typer(
     cls=_Program,
     help="How many dimensions each layer of a network uses, and when that number falls.",
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich" if sys.stdout is not None and sys.stdout.isatty() else None,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -245,17 +254,21 @@ def _program(
         raise typer.Exit(2)
 
 
-app.command("analyze")(analyze)
-app.command("inspect")(inspect)
-app.command("rethreshold")(rethreshold)
-app.command("compress")(compress)
-app.command("merge")(merge)
-app.command("submit")(submit)
-app.command("plot")(plot)
-app.command("show")(show)
-app.command("compare")(compare)
-app.command("reproduce")(reproduce)
-app.command("report")(report)
+for command in (
+    analyze,
+    inspect,
+    plot,
+    show,
+    report,
+    export,
+    compare,
+    rethreshold,
+    submit,
+    merge,
+    compress,
+    reproduce,
+):
+    command.add_to(app)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from localrank_cli.errors import UsageError
 from localrank_cli.options.views import ReportOptions
 
 
-@with_options(ReportOptions)
+@with_options(ReportOptions, example="localrank report ranks.csv")
 def report(_context: typer.Context, options: ReportOptions) -> None:
     """Write an HTML page of a table: one file that works offline."""
     target = options.output or options.tables[0].with_suffix(".html")

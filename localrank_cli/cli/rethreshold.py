@@ -8,17 +8,19 @@ import typer
 
 from localrank_cli.cli.command import with_options
 from localrank_cli.errors import INCOMPLETE
-from localrank_cli.options.table import DEFAULT_ATOL, RethresholdOptions
+from localrank_cli.options.table import RethresholdOptions
 
 if TYPE_CHECKING:  # importing torch is slow
     from localrank_cli.results.record import CheckpointRecord
     from localrank_cli.run.rethreshold import Rethreshold
 
 
-@with_options(RethresholdOptions)
+@with_options(
+    RethresholdOptions, example="localrank rethreshold spectra --atol 0.1 -o ranks_0.1.csv"
+)
 def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
-    """Count kept singular values at other tolerances, without differentiating again."""
-    output, absolute = options.output, options.atol or (() if options.rtol else (DEFAULT_ATOL,))
+    """Count kept singular values at other tolerances, without recomputing Jacobians."""
+    output = options.output
     from localrank_cli.results.write import check_suffix
 
     target = output if output != Path("-") else None
@@ -26,7 +28,7 @@ def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
         check_suffix(target)
     from localrank_cli.run.rethreshold import Rethreshold
 
-    work = Rethreshold.at(options.spectra, absolute, options.rtol, options.noise)
+    work = Rethreshold.of(options)
     if target is None:
         is_finite = _print(work, as_table=output is None and sys.stdout.isatty())
     else:
@@ -58,6 +60,7 @@ def _write(work: "Rethreshold", target: Path, *, overwrite: bool, quiet: bool) -
     is_finite, shown = True, []
 
     def take(record: "CheckpointRecord") -> None:
+        """Note whether a checkpoint's values are finite, and keep it for the chart."""
         nonlocal is_finite
         is_finite &= record.is_finite
         if sys.stdout.isatty():

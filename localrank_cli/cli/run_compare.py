@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from localrank_cli.cli.run_plot import load_figures, warnings_as_notes
+from localrank_cli.cli.run_plot import warnings_as_notes
 from localrank_cli.cli.screen import Screen, stdout_for_data
 from localrank_cli.cli.signals import signal_handler
 from localrank_cli.compare.differences import Difference, differences
 from localrank_cli.compare.groups import Choice, Group, Groups, find_groups
+from localrank_cli.compare.intervals import most_to_bootstrap
 from localrank_cli.compare.onset import RANGE, Onset, onsets
 from localrank_cli.compare.rows import (
     DIFFERENCE_COLUMNS,
@@ -25,6 +26,7 @@ from localrank_cli.compare.rows import (
 )
 from localrank_cli.errors import OutputError, UsageError, listed, printable
 from localrank_cli.options.views import CompareOptions
+from localrank_cli.plotting import load_figures
 from localrank_cli.results.read import read_tables
 from localrank_cli.results.write import (
     RowWriter,
@@ -49,7 +51,7 @@ def run_compare(options: CompareOptions) -> None:
             found = list(differences(groups, options.confidence, options.seed))
             falls = list(onsets(groups, options.confidence, options.seed))
             figure = _figure(options, groups, found, falls)
-        for note in (*groups.notes, *_notes(groups, found)):
+        for note in (*groups.notes, *_notes(groups, found, options.confidence)):
             screen.note(note)
         _write_rows(options, groups, found, falls)
         if options.figure is not None and figure is not None:
@@ -121,7 +123,7 @@ def _figure(
     return content
 
 
-def _notes(groups: Groups, found: Sequence[Difference]) -> list[str]:
+def _notes(groups: Groups, found: Sequence[Difference], confidence: float) -> list[str]:
     notes = []
     if any(one.is_over_points for one in found):
         notes.append(
@@ -137,9 +139,31 @@ def _notes(groups: Groups, found: Sequence[Difference]) -> list[str]:
             f"with under 5 runs, the onset is the step from which every run is below its first"
             f" value: {listed(short, 6)}"
         )
+    notes += _notes_on_counts(groups, found, confidence)
     empty = sum(int(np.isnan(one.cells.estimate).sum()) for one in found)
     if empty:
         notes.append(f"{empty} places of layer and step have no difference, as a run has no value")
+    return notes
+
+
+def _notes_on_counts(groups: Groups, found: Sequence[Difference], confidence: float) -> list[str]:
+    """Return what the numbers of runs and cells make of the intervals."""
+    notes = []
+    for one in found:
+        if one.is_unequal:
+            fewer, more = sorted((one.reference, one.group), key=lambda group: len(group.runs))
+            notes.append(
+                f"{fewer.name} has {len(fewer.runs)} runs and {more.name} has {len(more.runs)}: the"
+                " intervals of single layers and steps may be too short, and those of all together"
+                f" use {len(fewer.runs) - 1} degrees of freedom"
+            )
+    cells = len(groups.layers) * len(groups.steps)
+    most = most_to_bootstrap(confidence)
+    if cells > most and any("bootstrap" in one.over for one in found):
+        notes.append(
+            f"{cells} layers and steps are more than the {most} that the bootstrap can judge"
+            " together, so none counts as different: choose with --layers"
+        )
     return notes
 
 
@@ -213,10 +237,17 @@ def _print_onsets(
                 _number(one.last),
                 _number(one.fall, sign=True),
                 _interval(one.fall_low, one.fall_high),
-                "none" if one.step is None else str(one.step),
+                _onset(one),
                 "-" if one.peak_step is None else f"{_number(one.peak)} at {one.peak_step}",
             )
         _print_table(console, title, table)
+
+
+def _onset(one: Onset) -> str:
+    if one.step is not None:
+        return str(one.step)
+    # Without the first or last value nothing is known of a fall.
+    return "-" if math.isnan(one.fall) else "none"
 
 
 def _table(names: Sequence[str]) -> Table:
@@ -248,7 +279,8 @@ def _number(value: float, *, sign: bool = False) -> str:
 
 def _interval(low: float, high: float) -> str:
     # Values without any spread have no interval.
-    return "-" if math.isnan(low) else f"{low:.3g} to {high:.3g}"
+    # The sign of -0 is dropped.
+    return "-" if math.isnan(low) else f"{low + 0.0:.3g} to {high + 0.0:.3g}"
 
 
 def _p(value: float) -> str:

@@ -34,7 +34,8 @@ def run_show(options: ShowOptions) -> None:
         summary = Summary()
         summary.add(_rows(part))
         summary.show(console)
-        _chart(part, y, console, screen.note)
+        if options.chart is not False:
+            _chart(part, y, console, screen.note)
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, str | int | float | None]]:

@@ -36,10 +36,7 @@ _POLL = 2.0  # seconds; other users need the scheduler too
 def run_slurm(options: AnalyzeOptions, words: Sequence[str], division: SubmitOptions) -> int:
     """Submit the script, or print it, and return the exit status.
 
-    Args:
-        options: What to analyze; with an output file.
-        words: The command line of analyze, but for what each task has of its own.
-        division: How to divide it.
+    `words` is the command line of analyze without what differs between tasks.
     """
     assert options.output is not None
     check_suffix(options.output)
@@ -105,6 +102,7 @@ def _seconds_per_checkpoint(plan: Plan) -> float:
     n_points = len(series.points.indices)
 
     def seconds(points: int) -> float:
+        """Measure how long the first checkpoint takes with so many points."""
         first = replace(series.checkpoints[0], points=(0, points))
         one = replace(plan, series=(replace(series, checkpoints=(first,), failures=()),))
         started = time.perf_counter()

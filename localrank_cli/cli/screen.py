@@ -106,13 +106,7 @@ class Steps:
         self._checkpoint = ""
 
     def within(self, checkpoint: str, share: float, place: str) -> None:
-        """Show what is done of a checkpoint that takes long.
-
-        Args:
-            checkpoint: Its name.
-            share: What is done, 0 to 1.
-            place: The layer and the points that are computed.
-        """
+        """Show which share (0 to 1) of a slow checkpoint is done, and what is running."""
         now = time.monotonic()
         if checkpoint != self._checkpoint:
             self._checkpoint, self._began = checkpoint, now
@@ -168,9 +162,9 @@ def stdout_for_data(screen: Screen) -> Iterator[TextIO]:
                 os.close(saved)
 
 
-def _show_through(screen: Screen):  # type: ignore[no-untyped-def]  # warnings.showwarning's own type
-    def show(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]  # warnings.showwarning's own type
-        del filename, lineno, file, line
+def _show_through(screen: Screen) -> Callable[..., None]:
+    def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+        del place
         screen.note(f"{category.__name__}: {message}")
 
     return show

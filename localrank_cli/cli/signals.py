@@ -195,7 +195,7 @@ def _last_resort(read: int, grace: float) -> Iterator[None]:
     # Blocked until the other process has its own blocks: a Ctrl-C would end it while it starts.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        process = subprocess.Popen(  # noqa: S603  # this interpreter, and a script of this package
+        process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -259,12 +259,12 @@ def exits_refused() -> Iterator[None]:
 
     modules: list[Any] = [os, sys.modules[os.name]]  # os has its name from posix
     for module in modules:
-        setattr(module, "_exit", refuse)  # noqa: B010  # not private: os documents it
+        module._exit = refuse
     try:
         yield
     finally:
         for module in modules:
-            setattr(module, "_exit", _exit)  # noqa: B010  # as above
+            module._exit = _exit
 
 
 def open_missing_streams() -> None:

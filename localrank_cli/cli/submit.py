@@ -11,7 +11,11 @@ from localrank_cli.options.needs import check_needs
 from localrank_cli.options.table import AnalyzeOptions, SubmitOptions, check_options
 
 
-@with_options(AnalyzeOptions, SubmitOptions)
+@with_options(
+    AnalyzeOptions,
+    SubmitOptions,
+    example="localrank submit my_run --data points.pt --workers 4 -o ranks.csv",
+)
 def submit(context: typer.Context, options: AnalyzeOptions, division: SubmitOptions) -> None:
     """Divide an analysis among several workers, and merge their results."""
     check_options(options)

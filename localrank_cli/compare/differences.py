@@ -10,9 +10,10 @@ from localrank_cli.compare.intervals import (
     BOOTSTRAP_FROM,
     Array,
     Intervals,
+    are_unequal,
     holm,
+    of_change,
     of_difference,
-    of_mean,
     of_summaries,
 )
 from localrank_cli.errors import SettingsError
@@ -25,8 +26,6 @@ class Difference:
     """One group minus the reference.
 
     Args:
-        group: The group.
-        reference: The group it is compared with.
         over: What the intervals are over, and how: `runs, Welch's t`, ..., or `points`.
         cells: Intervals of each layer and step, in this order; NaN where a run has no value.
         p_holm: Two-sided p-values for all cells together.
@@ -45,6 +44,12 @@ class Difference:
         """Whether there is one run in each group, so that nothing is known about other seeds."""
         return self.over == POINTS
 
+    @property
+    def is_unequal(self) -> bool:
+        """Whether independent groups have too unequal numbers of runs for Welch's approximation."""
+        first, second = (np.array(len(one.runs)) for one in (self.reference, self.group))
+        return "Welch" in self.over and bool(are_unequal(first, second))
+
     def grid(self, name: str) -> Array:
         """Return a field of the cells, or `p_holm`, in shape (layers, steps)."""
         cells = self.p_holm if name == "p_holm" else getattr(self.cells, name)
@@ -62,7 +67,7 @@ def differences(groups: Groups, confidence: float, seed: int = 0) -> Iterator[Di
     for group in groups.groups[1:]:
         over, cells = _cells(reference, group, groups.choice.y, confidence, seed)
         shape = (len(groups.layers), len(groups.steps))
-        yield Difference(group, reference, over, cells, holm(cells.p), shape)
+        yield Difference(group, reference, over, cells, holm(cells.p_joint), shape)
 
 
 def _cells(
@@ -82,13 +87,13 @@ def _cells(
     bootstrap = min(counts) >= BOOTSTRAP_FROM
     if reference.keys and reference.keys == group.keys:
         over = f"pairs of runs, {'bootstrap' if bootstrap else 'paired t'}"
-        return over, of_mean(second - first, confidence, seed)
+        return over, of_change(first, second, confidence, seed)
     over = f"runs, {'bootstrap' if bootstrap else 'Welch t'}"
     return over, of_difference(first, second, confidence, seed)
 
 
 def check_errors(group: Group, y: str) -> None:
-    """Check that a single run has standard errors over its points.
+    """Check that a single run has standard errors over its points, and their number.
 
     Raises:
         SettingsError: If it has none.
@@ -98,6 +103,11 @@ def check_errors(group: Group, y: str) -> None:
             f"--y {y}: {group.name} has no standard errors over points, by which a single run is"
             " judged.",
             "Give several runs of each group, or another measure with --y.",
+        )
+    if not np.isfinite(group.points).any():
+        raise SettingsError(
+            f"{group.name} has no n_points, the number of points that a single run is judged by.",
+            "Add the column, or give several runs of each group.",
         )
 
 

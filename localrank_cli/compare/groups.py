@@ -11,10 +11,11 @@ import pandas as pd
 from localrank_cli.compare.intervals import Array
 from localrank_cli.errors import DataError, SettingsError, listed
 from localrank_cli.results.choose import layers_by_depth, matching, need_numbers, of_one
-from localrank_cli.results.columns import meaning
+from localrank_cli.results.columns import MEANINGS, meaning
 from localrank_cli.results.read import without_failed
 
 _SEED = "seed"
+_NONE = "none"  # what an empty cell is called
 _FINAL_KEY = ["run", "step", "layer"]
 # What a number is a measure of: values that differ in it are not the same quantity.
 _QUANTITY = (
@@ -96,11 +97,7 @@ class Groups:
 
 
 def find_groups(frame: pd.DataFrame, choice: Choice) -> Groups:
-    """Find the groups of runs in a table.
-
-    Args:
-        frame: As `read_tables` returns it.
-        choice: What is compared.
+    """Find the groups of runs in a table that `read_tables` returned.
 
     Raises:
         SettingsError: If there is only one group, a choice is missing or is not in the table, or
@@ -123,6 +120,7 @@ def find_groups(frame: pd.DataFrame, choice: Choice) -> Groups:
     layers = matching(layers, choice.layers)
     _check_quantity(rows[rows["layer"].isin(layers)], choice.by)
     notes += _other_sizes(rows, layers)
+    notes += _copies(rows, parts)
     groups = [_group(name, part, choice, layers, steps) for name, part in parts.items()]
     return Groups(
         tuple(_paired(groups, choice.pair)), tuple(layers), tuple(steps), choice, tolerance,
@@ -188,6 +186,26 @@ def _other_sizes(rows: pd.DataFrame, layers: Sequence[str]) -> list[str]:
     return [f"the Jacobians differ in size between runs: {listed(differ, 6)}"]
 
 
+def _copies(rows: pd.DataFrame, parts: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Return notes on runs of one group that agree in every number: a copy is not another run."""
+    numbers = ["step", *(name for name in MEANINGS if name in rows.columns)]
+    notes = []
+    for name, part in parts.items():
+        firsts: dict[bytes, str] = {}
+        copies = []
+        for run, own in part.sort_values(_FINAL_KEY).groupby("run", sort=False):
+            content = own[numbers].to_numpy("float64", na_value=np.nan).tobytes()
+            first = firsts.setdefault(content, str(run))
+            if first != run:
+                copies.append(f"{run} (those of {first})")
+        if copies:
+            notes.append(
+                f"runs of {name} repeat all numbers of another and still count as runs, so leave"
+                f" out copies: {listed(copies, 4)}"
+            )
+    return notes
+
+
 def _parts(rows: pd.DataFrame, choice: Choice) -> dict[str, pd.DataFrame]:
     """Return the rows of each group by its name, the reference first."""
     by = choice.by
@@ -239,9 +257,9 @@ def _text(value: Any) -> str:
     """Return the text of a cell, which no other number has."""
     if isinstance(value, float):
         if np.isnan(value):
-            return "none"
+            return _NONE
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(float(value))
-    return str(value) or "none"
+    return str(value) or _NONE
 
 
 def _common(
@@ -315,7 +333,8 @@ def _paired(groups: Sequence[Group], pair: str | None) -> list[Group]:
     """Return groups whose runs are in the order of their keys, and unpaired ones without keys."""
     keys = [group.keys or _own_names(group) for group in groups]
     alike = all(sorted(one) == sorted(keys[0]) for one in keys)
-    distinct = all(len(set(one)) == len(one) for one in keys)
+    # Two runs without a seed do not have the same one.
+    distinct = all(len(set(one)) == len(one) and _NONE not in one for one in keys)
     if not (alike and distinct and len(keys[0]) > 1):
         if pair is not None:
             texts = [f"{group.name}: {listed(group.keys, 6)}" for group in groups[:4]]

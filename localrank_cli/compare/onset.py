@@ -12,7 +12,7 @@ from localrank_cli.compare.intervals import (
     Array,
     Intervals,
     holm,
-    of_mean,
+    of_change,
     of_summaries,
 )
 
@@ -25,9 +25,6 @@ class Onset:
     """The fall of a measure in one layer of one group.
 
     Args:
-        group: The name of the group.
-        layer: The name of the layer.
-        n_runs: How many runs.
         over: What the decision rests on: runs, `range over runs`, or `points`.
         first: The mean at the first step.
         last: The mean at the last step.
@@ -75,7 +72,7 @@ def _of_group(group: Group, groups: Groups, confidence: float, seed: int) -> Ite
     for index, layer in enumerate(groups.layers):
         line, change = means[index], changes[:, index, -1]
         if cells is None:
-            low, high = -change.max(), -change.min()
+            low, high = (-change).min(), (-change).max()
         else:
             last = np.ravel_multi_index((index, changes.shape[2] - 1), changes.shape[1:])
             low, high = -cells.high[last], -cells.low[last]
@@ -111,7 +108,9 @@ def _below(
         cells = _over_points(group, changes[0], confidence)
         over = POINTS
     else:
-        cells = of_mean(changes.reshape(n, -1), confidence, seed)
+        starts = np.broadcast_to(group.ranks[:, :, :1], changes.shape)
+        first, later = (part.reshape(n, -1) for part in (starts, group.ranks[:, :, 1:]))
+        cells = of_change(first, later, confidence, seed)
         over = "runs, bootstrap" if n >= BOOTSTRAP_FROM else "runs, t"
     with np.errstate(invalid="ignore"):
         below = holm(cells.p_below) <= 1 - confidence

@@ -51,12 +51,14 @@ def allocate(choices: Sequence[Choice], budget: int) -> list[int | None]:
     losses = [choice.losses for choice in choices]
 
     def states_at(log_price: float) -> list[int]:
+        """Return the best state of each layer where a weight costs 10 ** log_price of error."""
         price = 10.0**log_price
         return [
             int(np.argmin(loss + price * cost)) for loss, cost in zip(losses, costs, strict=True)
         ]
 
     def total(states: Sequence[int]) -> int:
+        """Return the number of weights of all layers."""
         return sum(int(cost[state]) for cost, state in zip(costs, states, strict=True))
 
     low, high = -300.0, 300.0

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from localrank_cli.compress.matrix import can_factor, factored, matrix_of, shape_of
-from localrank_cli.compress.replace import Forward, set_module
+from localrank_cli.compress.matrix import factored, matrix_of, shape_of
+from localrank_cli.compress.replace import Forward
 from localrank_cli.errors import ModelError
+from localrank_cli.layers.factored import can_factor, set_module
 from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.seeds import seeded
 
@@ -95,7 +96,7 @@ def _reason(module: nn.Module, n_calls: int, shared: set[int]) -> str:
     reasons = {
         "tied": id(weight) in shared,
         f"of dtype {str(weight.dtype).removeprefix('torch.')}": weight.dtype not in _TOLERANCES,
-        "it has hooks": bool(module._forward_hooks or module._forward_pre_hooks),  # noqa: SLF001  # torch has no public way to ask
+        "it has hooks": bool(module._forward_hooks or module._forward_pre_hooks),
         f"a side is longer than {LONGEST_SIDE}": max(shape.n_out, shape.n_in) > LONGEST_SIDE,
         "too small: factors of rank 2 have as many weights": shape.most < _LEAST_MOST,
         "it does not run": n_calls == 0,

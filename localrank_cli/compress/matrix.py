@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from localrank_cli.layers.factored import Factored, factored_like
 from localrank_cli.layers.kinds import is_transposed_linear
 
 
@@ -36,18 +37,15 @@ class Shape:
         return (self.weights - 1) // (self.n_out + self.n_in)
 
 
-def can_factor(module: nn.Module) -> bool:
-    """Return whether a module is of a kind that can be replaced by two factors."""
-    if type(module) is nn.Conv2d:
-        return module.groups == 1
-    # A subclass may do anything else with its weight.
-    return type(module) is nn.Linear or is_transposed_linear(module)
-
-
 def matrix_of(module: Any) -> Tensor:
     """Return the matrix of a layer, (out, in), which shares the memory of its weight."""
     weight: Tensor = module.weight.detach()
     return weight.T if is_transposed_linear(module) else weight.flatten(1)
+
+
+def has_bias(module: Any) -> bool:
+    """Return whether a layer adds a bias."""
+    return module.bias is not None
 
 
 def shape_of(module: nn.Module) -> Shape:
@@ -86,31 +84,10 @@ def _padding(module: nn.Conv2d) -> list[int]:
     return [length for side in reversed(sides) for length in side]
 
 
-def factored(module: Any, left: Tensor, right: Tensor, bias: Tensor) -> nn.Sequential:
-    """Return two layers with the matrix `left @ right` and a bias, in place of one.
-
-    The first one has no bias. They are on the device and of the dtype of the layer.
-    """
-    rank = right.shape[0]
-    first: nn.Module
-    second: nn.Module
-    if isinstance(module, nn.Conv2d):
-        first = nn.Conv2d(
-            module.in_channels,
-            rank,
-            module.kernel_size,  # type: ignore[arg-type]  # torch's stubs want a pair
-            stride=module.stride,  # type: ignore[arg-type]
-            padding=module.padding,  # type: ignore[arg-type]
-            dilation=module.dilation,  # type: ignore[arg-type]
-            bias=False,
-            padding_mode=module.padding_mode,
-        )
-        second = nn.Conv2d(rank, module.out_channels, 1)
-    else:
-        first = nn.Linear(right.shape[1], rank, bias=False)
-        second = nn.Linear(rank, left.shape[0])
-    pair = nn.Sequential(first, second).to(module.weight)
+def factored(module: Any, left: Tensor, right: Tensor, bias: Tensor) -> Factored:
+    """Return two layers with the matrix `left @ right` and a bias, in place of one."""
+    pair = factored_like(module, right.shape[0])
     with torch.no_grad():
         for parameter, value in zip(pair.parameters(), (right, left, bias), strict=True):
             parameter.copy_(value.reshape(parameter.shape))
-    return pair.train(module.training).requires_grad_(module.weight.requires_grad)
+    return pair

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from localrank_cli.compress.allocation import Choice, allocate, uniform
 from localrank_cli.compress.matrix import matrix_of, shape_of
 from localrank_cli.compress.moments import Moments
 from localrank_cli.compress.replace import Replacement
-from localrank_cli.compress.whitening import Factors, factorize
+from localrank_cli.compress.whitening import Factors, RootsOf, factorize
 
 Sides = tuple[Tensor | None, Tensor | None]  # metrics of a layer's outputs and of its inputs
 
@@ -33,6 +34,10 @@ class Method:
     by_position: bool = False
 
 
+def _plain(_: Moments) -> Sides:
+    return None, None
+
+
 OURS: dict[str, Method] = {
     "fisher": Method(
         "two-sided, Fisher metric",
@@ -46,8 +51,8 @@ OURS: dict[str, Method] = {
     ),
 }
 BASELINES: dict[str, Method] = {
-    "uniform": Method("uniform ratio, plain SVD", lambda _: (None, None), is_global=False),
-    "energy": Method("weight energy", lambda _: (None, None)),
+    "uniform": Method("uniform ratio, plain SVD", _plain, is_global=False),
+    "energy": Method("weight energy", _plain),
     "svd-llm": Method(
         "SVD-LLM, uniform ratio", lambda moments: (None, moments.covariance), is_global=False
     ),
@@ -81,6 +86,15 @@ class Factored:
             found = uniform(shapes, budget)
         return None if found is None else dict(zip(self.layers, found, strict=True))
 
+    def why_none(self, budget: int) -> str:
+        """Return why a method has no ranks for a number of weights."""
+        *others, last = ((name, shape_of(module)) for name, module in self.layers.items())
+        if not others:
+            return f"{last[0]} is the only layer, and the last one stays dense"
+        if budget <= last[1].weights:
+            return f"the last layer, {last[0]}, stays dense and has {last[1].weights} weights"
+        return f"{last[0]} stays dense, and of one ratio for the others some have no rank"
+
     def predicted(self, ranks: Mapping[str, int | None]) -> float:
         """Return the sum of the layers' errors at some ranks, as the method sees them."""
         return float(
@@ -108,19 +122,44 @@ class Factored:
         return self.positions[name] if self.method.by_position else 1.0
 
 
-def factor_by(
-    method: Method, layers: Mapping[str, Any], moments: Mapping[str, Moments]
-) -> Factored:
-    """Return every layer's factors by a method, up to the largest rank that saves weights."""
-    factors: dict[str, Factors] = {}
+def factor_all(
+    layers: Mapping[str, Any], moments: Mapping[str, Moments], done: Callable[[str], None]
+) -> dict[str, Factored]:
+    """Return every layer's factors by every method, up to the largest rank that saves weights.
+
+    They are of the dtype of the layer; `done` is called with the name of each layer.
+    """
+    factors: dict[Callable[[Moments], Sides], dict[str, Factors]] = {}
     for name, module in layers.items():
-        left, right = method.sides(moments[name])
-        most = shape_of(module).most
-        factors[name] = factorize(matrix_of(module), most, left=left, right=right)
-    return Factored(
-        method,
-        layers,
-        factors,
-        {name: moments[name].mean for name in layers},
-        {name: moments[name].positions for name in layers},
-    )
+        roots_of = RootsOf()
+        for method in METHODS.values():
+            of_sides = factors.setdefault(method.sides, {})
+            if name not in of_sides:  # the plain SVD has two methods
+                left, right = method.sides(moments[name])
+                most = shape_of(module).most
+                found = factorize(
+                    matrix_of(module), most, left=left, right=right, roots_of=roots_of
+                )
+                of_sides[name] = found.to(module.weight.dtype)
+        done(name)
+    means = {name: moments[name].mean for name in layers}
+    positions = {name: moments[name].positions for name in layers}
+    return {
+        name: Factored(method, layers, factors[method.sides], means, positions)
+        for name, method in METHODS.items()
+    }
+
+
+def factor_bytes(module: Any) -> int:
+    """Return the bytes of the factors of a layer by every method."""
+    shape = shape_of(module)
+    kinds = len({method.sides for method in METHODS.values()})
+    entries: int = shape.most * (shape.n_out + shape.n_in) * module.weight.element_size()
+    return kinds * (entries + min(shape.n_out, shape.n_in) * torch.float64.itemsize)
+
+
+def work_bytes(module: nn.Module) -> int:
+    """Return the bytes that factoring a layer takes: metrics, their roots and inverses, an SVD."""
+    shape = shape_of(module)
+    metrics = shape.n_in**2 + len(OURS) * shape.n_out**2
+    return torch.float64.itemsize * (3 * metrics + 4 * shape.weights)

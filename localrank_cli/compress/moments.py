@@ -3,6 +3,7 @@
 Everything is summed in float64, batch by batch, so that no more than the sums is held.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ METRICS: tuple[Metric, ...] = ("fisher", "logit")
 # float64 values that a layer of sides n and o takes: its sums, and as much again to update them.
 _SUMS = 2
 _DOUBLE = 8  # bytes
+_ENTRIES = 2**22  # float64 values of products of single points that are held at once
 
 
 class Moments:
@@ -40,6 +42,13 @@ class Moments:
     def covariance(self) -> Tensor:
         """The covariance of the inputs about their mean, (in, in)."""
         return self._scatter / self.count
+
+    def about_zero(self) -> "Moments":
+        """Return the same with a mean of 0, for a layer without a bias that could hold the mean."""
+        found = copy.copy(self)
+        found._scatter = self._scatter + self.count * self.mean.outer(self.mean)  # noqa: SLF001  # of this class
+        found.mean = torch.zeros_like(self.mean)
+        return found
 
     @property
     def positions(self) -> float:
@@ -74,10 +83,26 @@ class Moments:
         flat = rows.flatten(0, 1).to("cpu", torch.float64)
         self._gradients[metric].addmm_(flat.T, flat)
         if metric == "fisher":
-            # The gradient of a point's weight is g^T x over positions, and row i of it has the
-            # squared length g_i^T (x x^T) g_i.
-            for x, g in zip(inputs.double().cpu(), rows.double().cpu(), strict=True):
-                self._row_fisher += ((x @ x.T) @ g * g).sum(dim=0)
+            self._row_fisher += _row_squares(inputs.to("cpu"), rows.to("cpu"))
+
+
+def _row_squares(inputs: Tensor, gradients: Tensor) -> Tensor:
+    """Return the squared lengths of the rows of each point's gradient of the weight, summed.
+
+    That gradient is g^T x over the positions, and row i of it has the squared length
+    g_i^T (x x^T) g_i: whichever of the two matrices is smaller is computed.
+    """
+    n_positions, n_in = inputs.shape[1:]
+    n_out = gradients.shape[2]
+    found = torch.zeros(n_out, dtype=torch.float64)
+    size = max(1, _ENTRIES // min(n_positions**2, n_in * n_out))
+    for some, of_some in zip(inputs.split(size), gradients.split(size), strict=True):
+        x, g = some.double(), of_some.double()
+        if n_positions**2 <= n_in * n_out:
+            found += ((x @ x.mT) @ g * g).sum(dim=(0, 1))
+        else:
+            found += (g.mT @ x).square().sum(dim=(0, 2))
+    return found
 
 
 @dataclass(frozen=True)
@@ -168,13 +193,14 @@ def _watched(layers: Mapping[str, nn.Module], found: Mapping[str, Moments]) -> I
     current = _Current()
 
     def after(name: str, module: nn.Module, args: Sequence[Any], output: Tensor) -> Tensor:
+        """Add a layer's inputs, and return an output whose gradients are added too."""
         # Copied, since what follows may overwrite it in place.
         rows = rows_in(module, args[0].detach()).clone()
         found[name].add_inputs(rows)
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         output = output.clone()
-        output.register_hook(  # type: ignore[no-untyped-call]
+        output.register_hook(
             lambda gradient: found[name].add_gradients(
                 current.metric, rows, rows_out(module, gradient)
             )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from localrank_cli.compress.matrix import factored, matrix_of
+from localrank_cli.layers.factored import set_module
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
@@ -36,12 +37,6 @@ def replace_layers(model: nn.Module, replacements: Mapping[str, Replacement]) ->
         module = copied.get_submodule(name)
         set_module(copied, name, factored(module, new.left, new.right, new.bias(module)))
     return copied
-
-
-def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another one, by its qualified name."""
-    parent, _, child = name.rpartition(".")
-    model.get_submodule(parent)._modules[child] = module  # noqa: SLF001  # a Sequential's names are digits, which setattr takes too, but ModuleDict's need not be
 
 
 def norm_layers(model: nn.Module) -> list[_BatchNorm]:
@@ -78,3 +73,20 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], forward: Forward
         for norm, (momentum, training) in zip(norms, before, strict=True):
             norm.momentum = momentum
             norm.train(training)
+
+
+def stored_dtype(name: str, stored: Mapping[str, torch.dtype]) -> torch.dtype | None:
+    """Return the dtype in which an entry of a compressed network is saved; None: as it is.
+
+    Factors have that of their layer's weight.
+    """
+    layer = name.rpartition(".")[0].rpartition(".")[0]
+    return stored.get(name, stored.get(f"{layer}.weight"))
+
+
+def round_as(model: nn.Module, stored: Mapping[str, torch.dtype]) -> None:
+    """Round weights to the dtypes in which they are saved; each stays in its own dtype."""
+    for name, value in model.state_dict(keep_vars=True).items():
+        dtype = stored_dtype(name, stored)
+        if dtype is not None and value.is_floating_point() and dtype.itemsize < value.itemsize:
+            value.data.copy_(value.data.to(dtype))

@@ -17,6 +17,7 @@ from localrank_cli.errors import ModelError
 Kind = Literal["classes", "tokens", "targets", "outputs"]
 Batch = tuple[Tensor, Tensor | None]  # points, and their labels
 
+_ENTRIES = 2**22  # of an output that are taken in float64 at once
 # One-sided, of a normal distribution: 95 %.
 QUANTILE = 1.65
 
@@ -123,16 +124,19 @@ def scores(
     losses, divergences, rights = [], [], []
     for points, labels in batches:
         with torch.no_grad():
+            whole, reference = forward(model, points), forward(original, points)
+        # Of a large vocabulary the float64 logits of a batch would not fit.
+        size = max(1, _ENTRIES * len(whole) // max(whole.numel(), 1))
+        for part in torch.arange(len(whole)).split(size):
             # On the CPU: a GPU need not have float64.
-            output = forward(model, points).to("cpu", torch.float64)
-            reference = forward(original, points).to("cpu", torch.float64)
-        divergence = _divergence(output, reference, kind)
-        known = None if labels is None else labels.cpu()
-        loss, right = _losses(output, points.cpu(), known, kind)
-        losses.append(divergence if loss is None else loss)
-        divergences.append(divergence)
-        if right is not None:
-            rights.append(right)
+            output, old = (one[part].to("cpu", torch.float64) for one in (whole, reference))
+            divergence = _divergence(output, old, kind)
+            known = None if labels is None else labels[part].cpu()
+            loss, right = _losses(output, points[part].cpu(), known, kind)
+            losses.append(divergence if loss is None else loss)
+            divergences.append(divergence)
+            if right is not None:
+                rights.append(right)
     found = Scores(torch.cat(losses), torch.cat(divergences), torch.cat(rights) if rights else None)
     if not bool(torch.isfinite(found.loss).all() and torch.isfinite(found.divergence).all()):
         raise ModelError(

@@ -1,6 +1,6 @@
 """Compress to a budget by every method, and measure each on points that did not calibrate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -9,12 +9,20 @@ from torch import Tensor, nn
 
 from localrank_cli.compress.allocation import least
 from localrank_cli.compress.eligible import Layers
-from localrank_cli.compress.matrix import shape_of
-from localrank_cli.compress.methods import BASELINES, METHODS, OURS, Factored, factor_by
-from localrank_cli.compress.moments import Draw, collect, groups
-from localrank_cli.compress.replace import Forward, estimate_norms, replace_layers
+from localrank_cli.compress.matrix import has_bias, shape_of
+from localrank_cli.compress.methods import (
+    BASELINES,
+    METHODS,
+    OURS,
+    Factored,
+    factor_all,
+    factor_bytes,
+    work_bytes,
+)
+from localrank_cli.compress.moments import Draw, collect, groups, moment_bytes
+from localrank_cli.compress.replace import Forward, estimate_norms, replace_layers, round_as
 from localrank_cli.compress.score import Batch, Difference, Kind, Scores, scores
-from localrank_cli.errors import DataError, SettingsError
+from localrank_cli.errors import DataError, SettingsError, readable
 
 _Value = TypeVar("_Value")
 Ranks = Mapping[str, int | None]
@@ -76,9 +84,9 @@ def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
 class Data:
     """The batches of each slice."""
 
-    calibrate: Callable[[], Sequence[Tensor]]
-    pick: Callable[[], Sequence[Batch]]
-    report: Callable[[], Sequence[Batch]]
+    calibrate: Callable[[], Iterable[Tensor]]
+    pick: Callable[[], Iterable[Batch]]
+    report: Callable[[], Iterable[Batch]]
 
 
 @dataclass(frozen=True)
@@ -96,14 +104,10 @@ class Outcome:
 class Compressor:
     """The factors of a network by every method, from one calibration.
 
-    To be used within `analysis_setting`.
+    To be used within `analysis_setting`. The network stays as it is; `forward` runs it on a batch.
 
-    Args:
-        model: The network, which stays as it is.
-        layers: Its layers.
-        data: Its slices.
-        forward: Runs a network on a batch.
-        kind: How it is scored.
+    `stored` are the dtypes of the original's weights: what is saved more coarsely than it is
+    computed is rounded before it is measured.
     """
 
     def __init__(
@@ -113,9 +117,10 @@ class Compressor:
         data: Data,
         forward: Forward,
         kind: Kind,
+        stored: Mapping[str, torch.dtype] | None = None,
     ) -> None:
         self.model, self.layers, self.data = model, layers, data
-        self.forward, self.kind = forward, kind
+        self.forward, self.kind, self._stored = forward, kind, stored or {}
         self._factored: dict[str, Factored] = {}
         self.original = self.measure(model)
 
@@ -124,14 +129,51 @@ class Compressor:
         """The weights of the layers that can be factored."""
         return self.layers.weights
 
-    def calibrate(self, seed: int, memory: int, names: Sequence[str] = tuple(METHODS)) -> None:
-        """Sum the covariances and factor every layer by some methods."""
+    def groups(self, memory: int, taken: int = 0) -> list[dict[str, nn.Module]]:
+        """Return the layers that are calibrated together, within a number of bytes.
+
+        Batches take `taken` of them.
+
+        Raises:
+            SettingsError: If the factors of all layers, and the sums of one, do not fit.
+        """
+        held = sum(map(factor_bytes, self.layers.chosen.values()))
+        work = max(map(work_bytes, self.layers.chosen.values()))
+        largest = max(map(moment_bytes, self.layers.chosen.values()))
+        needed = taken + held + work + largest
+        if needed > memory:
+            raise SettingsError(
+                f"the factors of all layers need {readable(held)}, the covariances of the largest"
+                f" one and its SVD {readable(largest + work)}, and a batch of points"
+                f" {readable(taken)}; --memory is {readable(memory)}.",
+                f"Give --memory {-(-needed // 2**20)}MiB, or leave layers as they are with --keep.",
+            )
+        return list(groups(self.layers.chosen, memory - taken - held - work))
+
+    def calibrate(
+        self,
+        seed: int,
+        memory: int,
+        *,
+        taken: int = 0,
+        adds_biases: bool = True,
+        done: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Sum the covariances and factor every layer by every method.
+
+        Batches take `taken` bytes of the memory. Without `adds_biases`, a layer without a bias gets
+        none: its inputs vary about 0. `done` is called with the name of each layer.
+        """
         draw = Draw(has_classes=self.kind != "targets")
         parts: list[dict[str, Factored]] = []
-        for group in groups(self.layers.chosen, memory):
+        for group in self.groups(memory, taken):
             batches = self.data.calibrate()
             moments = collect(self.model, group, batches, draw, self.forward, seed)
-            parts.append({name: factor_by(METHODS[name], group, moments) for name in names})
+            moments = {
+                name: one if adds_biases or has_bias(group[name]) else one.about_zero()
+                for name, one in moments.items()
+            }
+            parts.append(factor_all(group, moments, done))
         self._factored = {
             name: Factored(
                 METHODS[name],
@@ -140,7 +182,7 @@ class Compressor:
                 _joined([part[name].means for part in parts]),
                 _joined([part[name].positions for part in parts]),
             )
-            for name in names
+            for name in METHODS
         }
 
     def measure(self, model: nn.Module) -> Scores:
@@ -154,7 +196,9 @@ class Compressor:
     def build(self, name: str, ranks: Ranks) -> nn.Module:
         """Return the network with the factors of a method, its BatchNorm estimated again."""
         found = replace_layers(self.model, self._factored[name].replacements(ranks))
+        round_as(found, self._stored)
         estimate_norms(found, self.data.calibrate(), self.forward)
+        round_as(found, self._stored)
         return found
 
     def at(self, name: str, budget: int) -> Outcome | None:
@@ -194,10 +238,15 @@ class Compressor:
         found = [outcome for name in names if (outcome := self.at(name, budget)) is not None]
         return min(found, key=lambda one: float(one.scores.divergence.mean()))
 
-    def baselines(self, budget: int) -> list[Outcome]:
-        """Return what each baseline gives at a budget, where it has ranks for it."""
-        found = (self.at(name, budget) for name in BASELINES)
-        return [outcome for outcome in found if outcome is not None]
+    def baselines(self, budget: int) -> tuple[list[Outcome], dict[str, str]]:
+        """Return what each baseline gives at a budget, and why the others have no ranks for it."""
+        found = {name: self.at(name, budget) for name in BASELINES}
+        missing = {
+            name: self._factored[name].why_none(budget)
+            for name, one in found.items()
+            if one is None
+        }
+        return [outcome for outcome in found.values() if outcome is not None], missing
 
     def increase(self, outcome: Outcome) -> Difference:
         """Return the paired increase of the loss on the pick slice."""

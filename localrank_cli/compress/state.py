@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.compress.matrix import matrix_of
-from localrank_cli.compress.replace import norm_layers
-from localrank_cli.errors import SettingsError
+from localrank_cli.compress.matrix import has_bias, matrix_of
+from localrank_cli.compress.replace import norm_layers, stored_dtype
+from localrank_cli.layers.factored import Factored
 from localrank_cli.layers.kinds import is_transposed_linear
 from localrank_cli.measures.table import effective_rank
 
@@ -22,16 +22,16 @@ def factored_state(compressed: nn.Module, stored: Mapping[str, Tensor]) -> State
     in which their layer was stored.
     """
     estimated = {id(buffer) for norm in norm_layers(compressed) for buffer in norm.buffers()}
+    dtypes = {name: value.dtype for name, value in stored.items()}
     found: State = {}
     for name, held in compressed.state_dict(keep_vars=True).items():
         value = held
         if name in stored and id(value) not in estimated:
             found[name] = stored[name]
             continue
-        layer = name.rpartition(".")[0].rpartition(".")[0]
-        like = stored.get(name, stored.get(f"{layer}.weight"))
-        if like is not None and value.is_floating_point():
-            value = value.to(like.dtype)
+        dtype = stored_dtype(name, dtypes)
+        if dtype is not None and value.is_floating_point():
+            value = value.to(dtype)
         found[name] = value
     return _apart(found)
 
@@ -41,35 +41,28 @@ def dense_state(
 ) -> State:
     """Return the weights of a compressed network under the original's names.
 
-    Raises:
-        SettingsError: If a factored layer has no bias, which would have to hold the mean.
+    The factors of a layer without a bias must have none that matters; see `Compressor.calibrate`.
     """
     found = dict(factored)
-    for name in _factored_layers(compressed, original):
+    for name in factored_layers(compressed):
         module: Any = original.get_submodule(name)
-        if module.bias is None:
-            raise SettingsError(
-                f"--dense: layer {name!r} has no bias, and its factors need one.",
-                f"Leave it dense with --keep {name}, or take the factored file without --dense.",
-            )
         right, left = (found.pop(f"{name}.{index}.weight") for index in (0, 1))
-        matrix = (left.flatten(1).double() @ right.flatten(1).double()).to(left.dtype)
+        # Rounded to bfloat16 it would have any rank.
+        dtype = torch.promote_types(left.dtype, torch.float32)
+        matrix = (left.flatten(1).double() @ right.flatten(1).double()).to(dtype)
         matrix = matrix.T if is_transposed_linear(module) else matrix
         found[f"{name}.weight"] = matrix.reshape(module.weight.shape).contiguous()
-        found[f"{name}.bias"] = found.pop(f"{name}.1.bias")
+        bias = found.pop(f"{name}.1.bias")
+        if has_bias(module):
+            found[f"{name}.bias"] = bias
+        else:
+            assert not bool(bias.any()), name
     return _apart(found)
 
 
-def _factored_layers(compressed: nn.Module, original: nn.Module) -> list[str]:
-    old = dict(original.named_modules())
-    return [
-        name
-        for name, module in compressed.named_modules()
-        if isinstance(module, nn.Sequential)
-        and name in old
-        and not isinstance(old[name], nn.Sequential)
-        and hasattr(old[name], "weight")
-    ]
+def factored_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers that are factors."""
+    return [name for name, module in model.named_modules() if isinstance(module, Factored)]
 
 
 def _apart(state: State) -> State:

@@ -296,9 +296,7 @@ def jobs_alive(jobs: Sequence[str]) -> list[str]:
 
 def _ask(*command: str) -> "subprocess.CompletedProcess[str] | None":
     with suppress(subprocess.TimeoutExpired, OSError):  # None: Slurm does not answer
-        return subprocess.run(  # noqa: S603  # Slurm's own programs
-            command, capture_output=True, text=True, timeout=_WAIT, check=False
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=_WAIT, check=False)
     return None
 
 
@@ -318,7 +316,7 @@ def submit_jobs(script: str, plan_file: PlanFile, folder: "ShardFolder", note: N
     """
     with replacing(folder.script, binary=True) as stream:
         stream.write(os.fsencode(script))  # a path need not be UTF-8
-    done = subprocess.run(  # noqa: S603  # the script is ours
+    done = subprocess.run(
         ["sh", str(folder.script)],  # noqa: S607  # every system has its own sh
         capture_output=True,
         text=True,

@@ -57,7 +57,7 @@ class Workers:
     def start(self) -> None:
         """Start all processes; the calling thread must live as long as they do."""
         for index, job in enumerate(self.jobs):
-            process = subprocess.Popen(  # noqa: S603  # this interpreter and this program
+            process = subprocess.Popen(
                 list(job.command),
                 env={**os.environ, **job.environment, **self._tie.environment},
                 pass_fds=(self._tie.theirs,),

@@ -120,10 +120,6 @@ class Bottleneck(nn.Module):
         are correlated with neither X nor Y. X and Y are Gaussian, so both values are lower bounds;
         they are exact for an encoder that is linear with constant noise.
 
-        Args:
-            source: The distribution of X and Y.
-            generator: Draws the points.
-
         Returns:
             Both, in nats.
         """

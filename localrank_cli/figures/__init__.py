@@ -4,6 +4,7 @@ Requires the extra `plot`. Figures belong to no window and leave matplotlib's gl
 """
 
 from localrank_cli.figures.choose import Choice
+from localrank_cli.figures.compression import compression
 from localrank_cli.figures.depth import depth
 from localrank_cli.figures.differences import differences
 from localrank_cli.figures.heatmap import heatmap
@@ -14,8 +15,7 @@ from localrank_cli.figures.spectra import spectrum, tolerance
 from localrank_cli.results.kept import SpectraFile
 
 __all__ = [
-    "Choice", "Look", "Metric", "SpectraFile", "compare", "depth", "differences",
-    "heatmap",
-    "information_plane", "ranks",
-    "saved", "spectrum", "styled", "tolerance",
+    "Choice", "Look", "Metric", "SpectraFile", "compare", "compression", "depth", "differences",
+    "heatmap", "information_plane", "ranks", "saved", "spectrum",
+    "styled", "tolerance",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Find runs of a table that may be averaged: those that differ only in their seed."""
 
-from collections.abc import Collection, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ _SETTINGS = (
 )  # fmt: skip
 _NO_SETTINGS = {"table", "x", "y", "error", *COLUMNS, *OPTIONAL}
 _SHOWN = 3  # values of a setting in a note
+_LONGEST_TITLE = 40  # of a panel, in letters: longer ones would be cut
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Grouping:
-    """The groups of a table's runs, and how they differ; one group has no note."""
+    """The groups of a table's runs, and how they differ or might; the note may be empty."""
 
     groups: tuple[Group, ...]
     note: str = ""
@@ -64,22 +66,32 @@ def group_alike(
     differ = [
         name for name in names if any(_differs(name, [facts[r] for r in some]) for some in together)
     ]
+    unknown = _without_settings(runs, settings or {})
     if not differ:
-        return Grouping((Group("", frame),))
+        return Grouping((Group("", frame),), unknown)
     members: dict[tuple[str, ...], list[Any]] = {}
     for run in runs:
         members.setdefault(tuple(facts[run].get(name, "") for name in differ), []).append(run)
     groups = []
     for values, some in members.items():
         pairs = [f"{name} = {value or 'none'}" for name, value in zip(differ, values, strict=True)]
-        title = str(some[0]) if len(some) == 1 else ", ".join(pairs)
+        title = ", ".join(pairs)
+        if len(some) == 1 or len(title) > _LONGEST_TITLE:
+            title = listed(map(str, some), 2)
         groups.append(Group(title, frame[frame["run"].isin(some)]))
     sentence = listed(
         _sentence(name, [facts[run].get(name, "") for run in runs]) for name in differ
     )
-    return Grouping(
-        tuple(groups), f"the runs differ in {sentence}: side by side, and not their mean"
-    )
+    note = f"the runs differ in {sentence}: side by side, and not their mean"
+    return Grouping(tuple(groups), f"{note}; {unknown}" if unknown else note)
+
+
+def _without_settings(runs: Sequence[Any], settings: RunSettings) -> str:
+    """Return that some runs record no settings while others do; "" where all or none do."""
+    missing = [str(run) for run in runs if run not in settings]
+    if not missing or len(missing) == len(runs):
+        return ""
+    return f"{listed(missing)} has no manifest, so that it is not known whether its settings differ"
 
 
 def _differs(name: str, facts: list[dict[str, str]]) -> bool:
@@ -91,6 +103,9 @@ def _sentence(name: str, values: list[str]) -> str:
     texts = [value or "none" for value in dict.fromkeys(values)]
     if any(len(text) > 30 for text in texts):
         return name
+    if any(", " in text for text in texts):  # a list itself
+        more = f"; {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+        return f"{name} ({'; '.join(texts[:_SHOWN])}{more})"
     return f"{name} ({listed(texts, _SHOWN)})"
 
 
@@ -122,6 +137,6 @@ def _constants(rows: pd.DataFrame, axes: Collection[str]) -> Iterator[tuple[str,
 
 
 def _text(value: object) -> str:
-    if value is None or (isinstance(value, float) and value != value):  # noqa: PLR0124  # NaN
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:g}" if isinstance(value, float) else one_line(str(value))

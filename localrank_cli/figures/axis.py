@@ -49,12 +49,9 @@ def scale_x(axes: Axes, values: Array, inches: float) -> None:
 
 
 def scale_y(axes: Axes, measure: Meaning, values: Array) -> None:
-    """Set the scale and limits of a vertical axis.
+    """Set the scale and limits of a vertical axis: ranks start at 0, lengths may need a log scale.
 
-    Args:
-        axes: The axes.
-        measure: The measure shown: ranks start at 0, lengths may need a log scale.
-        values: All values shown, including bands.
+    `values` are all that are shown, including bands.
     """
     values = values[np.isfinite(values)]
     high = float(values.max(initial=0.0))

@@ -17,7 +17,6 @@ class Curve:
     """The curve of one layer.
 
     Args:
-        layer: Its name.
         x: Ascending.
         y: The measure.
         spread: Half the width of the band; NaN where there is none.

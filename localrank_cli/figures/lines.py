@@ -26,12 +26,7 @@ _METRIC_COLOURS = ("#222222", "#b35900", "#00688b", "#8b1a62")
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of another table.
-
-    Args:
-        frame: With column step and, if runs differ, run.
-        column: The column to draw.
-    """
+    """A column of another table, which has a column `step` and, if runs differ, `run`."""
 
     frame: pd.DataFrame
     column: str

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import style as mpl_style
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from localrank_cli.drawing import own_style
 from localrank_cli.errors import SettingsError, UsageError, one_line
@@ -89,9 +90,8 @@ def _style(style: str | None) -> dict[str, Any]:
 
 def new_figure(look: Look, width: float, height: float) -> Figure:
     """Create a figure without a window, of `look.size` or the given size in inches."""
-    figure = Figure(figsize=look.size or (width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]  # constrained: just set
-    return figure
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
+    return Figure(figsize=look.size or (width, height), layout=layout)
 
 
 def saved(figure: Figure, suffix: str, dpi: float = 200) -> bytes:
@@ -103,18 +103,14 @@ def saved(figure: Figure, suffix: str, dpi: float = 200) -> bytes:
     return stream.getvalue()
 
 
-def depth_colours(count: int) -> list[tuple[float, float, float, float]]:
-    """Return colours from light to dark that can be distinguished in grey and by the colour-blind.
+def depth_colours(count: int) -> list[tuple[float, ...]]:
+    """Return RGBA colours, light to dark, that can be told apart in grey and by the colour-blind.
 
-    Args:
-        count: The number of colours.
-
-    Returns:
-        RGBA values from viridis without its lightest end, which is too faint on white.
+    They are viridis without its lightest end, which is too faint on white.
     """
     scale = mpl.colormaps["viridis"]
     places = np.linspace(0.82, 0.0, count) if count > 1 else np.array([0.25])
-    return [tuple(float(part) for part in scale(place)) for place in places]  # type: ignore[misc]  # four of them
+    return [tuple(float(part) for part in scale(place)) for place in places]
 
 
 def depth_map(count: int) -> Colormap:

@@ -33,7 +33,7 @@ def share_above(
     if at < 0:
         return 1.0, 1.0
     if not diagonal:
-        return 0.0, 0.0  # x is 0
+        return 0.0, 1.0  # no step was taken
     matrix = tridiagonal(diagonal, following[:-1])
     near = SLACK * top
     last = following[-1]
@@ -98,6 +98,8 @@ def largest_eigenvalue(runs: Runs, lanes: Sequence[int], delta: float, size: int
     rare = rare_share(delta, len(lanes), size) - PADDING
     total = math.fsum(runs.squares[lane] for lane in lanes)
     start = max(runs.largest, 0.0)
+    if not runs.n_steps and total > 0:
+        return math.inf
 
     def share(at: float) -> float:
         return math.fsum(

@@ -57,13 +57,13 @@ def orthonormal(block: Tensor, basis: Tensor, draw: Draw) -> Tensor:
     rows: list[Tensor] = []
     for row in block[:room]:
         candidate = row.unsqueeze(0)
+        others = torch.cat(rows) if rows else basis[:0]
         for _ in range(4):
             before = float(candidate.norm())
-            known = torch.cat([basis, *rows]) if rows else basis
-            rest = project_out(candidate, known)
+            rest = project_out(project_out(candidate, basis), others)
             length = float(rest.norm())
             if before > 0 and length > _DEAD * before:
-                rest = project_out(rest / length, known)
+                rest = project_out(project_out(rest / length, basis), others)
                 rows.append(rest / rest.norm())
                 break
             candidate = draw(1)
@@ -83,6 +83,7 @@ def strongest(
     start = draw(min(BLOCK, room))
     storage = start.new_empty(room + BLOCK, d)
     images = start.new_empty(room + BLOCK, d)
+    matrix = start.new_empty(room + BLOCK, room + BLOCK)
     block = orthonormal(start, storage[:0], draw)
     used, counts, settled = 0, [-1] * len(thresholds), 0
     while True:
@@ -91,18 +92,22 @@ def strongest(
         images[used : used + size] = operator.square(block)
         budget -= 2 * size
         used += size
-        found = _restricted(storage[:used], images[:used])
-        new = [int((found.values > at).sum()) for at in thresholds]
+        before, now = slice(used - size), slice(used - size, used)
+        matrix[:used, now] = storage[:used] @ images[now].T
+        matrix[now, before] = storage[now] @ images[before].T
+        known = storage[:used], images[:used], matrix[:used, :used]
+        values = torch.linalg.eigvalsh((known[2] + known[2].T) / 2)
+        new = [int((values > at).sum()) for at in thresholds]
         settled = settled + 1 if new == counts else 0
         counts = new
-        if settled >= _STABLE and all(
-            _converged(found, at, count) for at, count in zip(thresholds, counts, strict=True)
-        ):
-            return found
+        if settled >= _STABLE:
+            found = _restricted(*known)
+            if all(_converged(found, at, n) for at, n in zip(thresholds, counts, strict=True)):
+                return found
         block = orthonormal(images[used - size : used], storage[:used], draw)
         size = block.shape[0]
         if size == 0 or used + size > room or 2 * size > budget:
-            return found
+            return _restricted(*known)
 
 
 def _converged(found: Basis, at: float, count: int) -> bool:
@@ -113,8 +118,7 @@ def _converged(found: Basis, at: float, count: int) -> bool:
     return bool((found.residuals[:count].square() <= 0.01 * at * gaps.clamp(min=SLACK * at)).all())
 
 
-def _restricted(rows: Tensor, images: Tensor) -> Basis:
-    matrix = rows @ images.T
+def _restricted(rows: Tensor, images: Tensor, matrix: Tensor) -> Basis:
     values, turns = torch.linalg.eigh((matrix + matrix.T) / 2)
     values, turns = values.flip(0), turns.flip(1)
     vectors = turns.T @ rows

@@ -22,7 +22,7 @@ class Operator:
     apply: Product
     transpose: Product
     device: torch.device = field(default=torch.device("cpu"))
-    # Bound on |J_computed - J| relative to sigma_1, beside the rounding of float64.
+    # Bound on |J_computed - J| over sigma_1, beside the rounding of float64.
     error: float = 0.0
     n_products: int = 0
 
@@ -34,7 +34,12 @@ class Operator:
     @property
     def rounding(self) -> float:
         """How far a singular value may be off, over sigma_1."""
-        return max(self.n_out, self.n_in) * torch.finfo(torch.float64).eps + self.error
+        return self.rounding_of_float64 + self.error
+
+    @property
+    def rounding_of_float64(self) -> float:
+        """The part of it that is there in any case."""
+        return max(self.n_out, self.n_in) * torch.finfo(torch.float64).eps
 
     def square(self, vectors: Tensor) -> Tensor:
         """Return A v for rows v of d entries, A being J^T J or J J^T, whichever is smaller."""

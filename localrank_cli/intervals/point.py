@@ -63,6 +63,14 @@ class Terms:
         object.__setattr__(self, "relative", any(one.is_relative for one in self.thresholds))
 
 
+def sigma_probes(n_points: int, *, relative: bool) -> int:
+    """Return how many probes serve for sigma_1 alone.
+
+    With several probes for the counts the same ones serve, since the events are added.
+    """
+    return SIGMA_PROBES if relative and probes_of(n_points) == 1 else 0
+
+
 def largest_basis(products: int) -> int:
     """Return how many directions are split off at most, which no memory decides."""
     return products // 3
@@ -92,8 +100,25 @@ class Failure(Exception):  # noqa: N818  # never reaches a person
     """A product is not finite."""
 
 
+class TooRoughError(Exception):
+    """The products round too much for a tolerance.
+
+    Attributes:
+        row: The number of the tolerance.
+        least: The smallest one that they allow: rtol of a relative tolerance, else atol.
+    """
+
+    def __init__(self, row: int, least: float) -> None:
+        super().__init__(row, least)
+        self.row, self.least = row, least
+
+
 def examine_point(operator: Operator, terms: Terms, generators: Generators) -> PointEvidence | None:
-    """Return the evidence about one point; None where a product with its Jacobian is not finite."""
+    """Return the evidence about one point; None where a product with its Jacobian is not finite.
+
+    Raises:
+        TooRoughError: If `operator.error` is over a quarter of a tolerance.
+    """
     try:
         return _Point(operator, terms, generators).evidence()
     except Failure:
@@ -112,8 +137,7 @@ class _Point:
         self._sigma_delta, self._first_delta, self._fresh_delta = shares(
             terms.delta, relative=terms.relative
         )
-        # With several probes the same ones serve for sigma_1, since the events are added.
-        others = SIGMA_PROBES if self._probes == 1 and terms.relative else 0
+        others = sigma_probes(terms.n_points, relative=terms.relative)
         probes = torch.cat([first, self._draw("sigma", others)]) if others else first
         self._lanes = list(range(self._probes))
         self._sigma_lanes = list(range(self._probes, self._probes + others)) or self._lanes
@@ -168,6 +192,16 @@ class _Point:
             delta = self._sigma_delta / terms.n_points
             found = largest_eigenvalue(runs, self._sigma_lanes, delta, self._d)
             self._top = max(self._bottom * (1 + SLACK), found)
+        self._check_rounding()
+
+    def _check_rounding(self) -> None:
+        """Check that the tolerances are well above what the products' precision leaves."""
+        least = 4 * self._operator.error * math.sqrt(self._bottom)
+        for row, one in enumerate(self._terms.thresholds):
+            threshold = max(one.atol * self._scale, one.rtol * math.sqrt(self._bottom))
+            if threshold < least:
+                unit = math.sqrt(self._bottom) if one.is_relative else self._scale
+                raise TooRoughError(row, least / unit)
 
     def _limits(self, row: int) -> tuple[float, float, float]:
         """Return thresholds on eigenvalues: for the low count, for the high one, and rounding."""
@@ -179,7 +213,9 @@ class _Point:
         slip = self._operator.rounding * (most if math.isfinite(most) else least)
         above = max(scaled, one.rtol * (most + slip)) + slip
         below = max(scaled, one.rtol * max(0.0, least - slip)) - slip
-        near = SLACK * min(self._top, 4 * self._bottom)
+        # A is applied by two products, each of which rounds as J does, relative to sigma_1^2.
+        near = max(SLACK, 2 * self._operator.rounding_of_float64) + self._operator.error**2
+        near *= min(self._top, 4 * self._bottom)
         low = above * above + near
         return low, (below * below - near if below > 0 else -1.0), near
 
@@ -190,7 +226,7 @@ class _Point:
         high = bracket(runs, self._lanes, high_at, scale)[1]
         certain, undecided = self._certain(low_at, high_at) if certify else (0, False)
         bound = self._d if self._terms.bound is None else min(self._d, self._terms.bound)
-        if self._bottom == 0:  # J x = 0 for a normal x: J = 0
+        if self._bottom == 0 and runs.n_steps:  # J x = 0 for a normal x: J = 0
             bound = 0
         return Level(low, high, certain, undecided, bound)
 
@@ -240,7 +276,9 @@ class _Point:
     def _may_deflate(self, row: int) -> bool:
         """Whether a basis of all directions above a tolerance fits memory and products."""
         terms = self._terms
-        high = largest_count(self._level(row).high, terms.delta / 2, self._probes, self._d)
+        level = self._level(row)
+        high = largest_count(level.high, terms.delta / 2, self._probes, self._d)
+        high = min(high, level.bound)
         if high == 0:
             return True
         needed = min(self._d, high + _MORE)
@@ -334,11 +372,16 @@ def _moments(runs: Runs, lane: int, noise: float, scale: float) -> tuple[float, 
     nodes, vectors = torch.linalg.eigh(tridiagonal(diagonal, following[:-1]))
     weights = vectors[0].square()
     ratio = nodes.clamp(min=0).sqrt() / scale / noise
-    # log1p(r^2) = 2 log(r) + log1p(r^-2) keeps r = 1e200 finite.
+    information = 0.5 * float((weights * log_gain(ratio)).sum())
+    return diagonal[0], diagonal[0] ** 2 + following[0] ** 2, information
+
+
+def log_gain(ratio: Tensor) -> Tensor:
+    """Return log(1 + r^2), finite for r up to the largest float."""
+    # log1p(r^2) = 2 log(r) + log1p(r^-2).
     large = 2 * ratio.clamp(min=1).log() + ratio.clamp(min=1).pow(-2).log1p()
     small = ratio.clamp(max=1).square().log1p()
-    information = 0.5 * float((weights * torch.where(ratio > 1, large, small)).sum())
-    return diagonal[0], diagonal[0] ** 2 + following[0] ** 2, information
+    return torch.where(ratio > 1, large, small)
 
 
 def _scale_of(operator: Operator, probes: Tensor) -> float:
@@ -358,6 +401,8 @@ def _scaled(operator: Operator, scale: float) -> Operator:
     """Return the operator times a scale, which checks that products are finite."""
 
     def times(product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return a product that is scaled, counted and checked."""
+
         def scaled(vectors: Tensor) -> Tensor:
             found = product(vectors) * scale
             operator.n_products += vectors.shape[0]

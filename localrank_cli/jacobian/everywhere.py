@@ -66,6 +66,7 @@ def _calls(model: nn.Module, calls: Sequence[Call]) -> _Forward:
 
 def _network(model: nn.Module) -> _Forward:
     def forward(batch: Tensor) -> tuple[Tensor, ...]:
+        """Return the output, which has to hold real numbers."""
         # A clone: a model may change its input in place.
         found = _attempt(lambda: first_tensor(model(batch.clone())))
         if found is not None and found.is_complex():

@@ -23,7 +23,7 @@ from localrank_cli.layers.survey import CallRecord
 if TYPE_CHECKING:
     from localrank_cli.jacobian.engine import Task
 
-Mode = Literal["forward", "reverse", "chain"]
+Mode = Literal["forward", "reverse", "chain", "products"]
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,13 @@ class MetricFactor:
         still = torch.zeros_like(moved[:, :1])
         return torch.cat([moved, still], dim=1).index_select(1, source)
 
+    def pulled(self, rows: Tensor) -> Tensor:
+        """Return L^T u, shape (points, k), of u with shape (points, n_in)."""
+        factor = self.factor.to(rows)
+        if self.entries is not None:
+            rows = rows.index_select(1, self.entries.to(rows.device))
+        return rows * factor if factor.dim() == 0 else rows @ factor
+
     def part(self, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
         """Return some rows and columns of L, where all entries are varied."""
         factor = self.factor.to(device=rows.device, dtype=dtype)

@@ -201,14 +201,9 @@ def token_jacobians(
     output. A call whose check fails at a point is not causal there, or keeps more than keys and
     values; it is for the caller to compute with all tokens at once.
 
-    Args:
-        batch: The points.
-        parts: The positions.
-        calls: Whose outputs are differentiated.
-        chunks: How many directions of all tokens are computed at once, and how many of one.
-        pasts: The keys and values.
-        finite: (points,) bool, the points that count; nothing is computed at others.
-        residual: Whether J - 1 is measured, and has to be the same as that of all tokens at once.
+    `chunks` says how many directions of all tokens are computed at once, and how many of one.
+    Nothing is computed at points that are not `finite`, (points,) bool. With `residual`, J - 1 has
+    to be the same as that of all tokens at once.
     """
     n_parts = parts[calls[0]].n_parts
     dense, pushed = _dense(batch, parts, calls, chunks[0])

@@ -8,22 +8,22 @@ import torch
 
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch
-from localrank_cli.jacobian.budget import Budget, directions_at_once
+from localrank_cli.jacobian.budget import Alive, Budget, directions_at_once
 from localrank_cli.jacobian.chain import FactorSize
 from localrank_cli.jacobian.engine import MOST_TOKENS, Modes, Task, calls_of, chain_of
 from localrank_cli.jacobian.forecast import Mode, Work, forecast
 from localrank_cli.jacobian.parts import pulled_rows, with_rows
 from localrank_cli.jacobian.past import Pasts, part_of_token, push_token, tokens_with_past
+from localrank_cli.jacobian.products import Products
 from localrank_cli.jacobian.routes import pushforward, unit_rows
-from localrank_cli.layers.alive import Alive
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.replay import record as record_replay
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord
 
 # Seconds of one measurement, unless a few directions take longer.
-_LONGEST = 1.0
-_FEW = 4  # directions at once, which take less each than one alone
+_SECONDS = 1.0
+_FEW_DIRECTIONS = 4  # directions at once, which take less each than one alone
 # Seconds of one direction after which it is not measured with others, or once more.
 _TOO_LONG, _FAR_TOO_LONG = 3.0, 15.0
 
@@ -32,7 +32,7 @@ _TOO_LONG, _FAR_TOO_LONG = 3.0, 15.0
 class Rates:
     """Seconds for one operation of the forward pass, along one direction, by mode."""
 
-    seconds: Mapping[str, float]  # forward, reverse and token, those that were measured
+    seconds: Mapping[str, float]  # forward, reverse, token, products: those that were measured
     check: float = 0.0  # of running one point
     forward: bool = True  # whether forward mode works
     replays: bool = False  # whether what comes before the source is run once only
@@ -50,10 +50,11 @@ class Rates:
         return work.operations * (max(self.seconds.values()) if known is None else known)
 
 
-def measure(task: Task) -> Rates:
+def measure(task: Task, vectors: int = 0) -> Rates:
     """Return the rates of a network, from a few products at its first point.
 
     The task needs no triangles. It is measured as the engine would compute it, without the checks.
+    With `vectors`, it is the rate of products J v and J^T u with that many at once, in alternation.
 
     Raises:
         Exception: Whatever the network raises when it is differentiated.
@@ -68,10 +69,28 @@ def measure(task: Task) -> Rates:
             raise guards.unrepeatable_alone(model, point, values.outputs)
         batch = guards.make_batch(model, point, values, layouts, task.wrt)
         batch = batch.in_metric(task.metric, task.picked)
+        if vectors:
+            return Rates(_products(task, batch, vectors), check)
         chain = None if task.parts else chain_of(task, batch, Modes())
         if chain is not None:
             return Rates({}, check, chain=chain.sizes(0))
         return _Probe(task, batch, check).rates()
+
+
+def _products(task: Task, batch: Batch, vectors: int) -> dict[str, float]:
+    deepest = max(task.records, key=lambda record: record.cost)
+    products = Products(batch, deepest.call, vectors, Modes(), task.residual)
+    directions = unit_rows(0, min(vectors, batch.n_in), batch.varied)
+
+    def both(count: int) -> object:
+        return products.transpose(products.apply(directions[:count]))
+
+    count = len(directions)
+    first = _seconds(both, count)  # torch loads code of forward mode, which may take seconds
+    best = first if first > _FAR_TOO_LONG else _seconds(both, count)
+    if best < _SECONDS:
+        best = min(best, _seconds(both, count))
+    return {"products": best / (2 * count) / max(deepest.cost, 1.0)}
 
 
 class _Probe:
@@ -186,7 +205,7 @@ def _seconds_each(push: Callable[[int], object], most: int) -> float:
     again = _seconds(push, 1)
     if again > _TOO_LONG:
         return again
-    count = min(most, max(_FEW, int(_LONGEST / max(again, 1e-9))))
+    count = min(most, max(_FEW_DIRECTIONS, int(_SECONDS / max(again, 1e-9))))
     return min(again, _seconds(push, count) / count) if count > 1 else again
 
 

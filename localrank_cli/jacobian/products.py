@@ -4,15 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from localrank_cli.errors import LocalrankError, ModelError, cause
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.batch import Batch
+from localrank_cli.jacobian.cuts import rank_bound
 from localrank_cli.jacobian.engine import Modes, Task, calls_of
-from localrank_cli.jacobian.routes import pushforward
+from localrank_cli.jacobian.routes import normal_direction, pushforward
 from localrank_cli.layers.capture import Call
-from localrank_cli.layers.setting import analysis_setting
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,7 @@ def point_batches(tasks: Sequence[Task], modes: Modes) -> Iterator[PointBatch]:
     calls = calls_of(tasks)
     for index in range(tasks[0].points.shape[0]):
         point = tasks[0].points[index : index + 1].clone()
-        alone = None
-        if index == 0:
-            with analysis_setting(model, dtype, seed=1):
-                alone = guards.point_values(model, point, *calls)
-        values = guards.point_values(model, point, *calls)
-        if alone is not None:
-            guards.check_repeatable(model, point, values, tolerance)
-            guards.check_seedless(values, alone, tolerance)
+        values = guards.checked_values(model, point, calls, tolerance, dtype, first=index == 0)
         layouts = guards.lay_out(model, point, values, tolerance)
         if layouts is None:
             raise guards.unrepeatable_alone(model, point, values.outputs)
@@ -96,20 +89,50 @@ class Products:
         with torch.enable_grad():
             (self._output,) = self.batch.outputs(self._varied, [self.call])
 
+    @property
+    def n_out(self) -> int:
+        """Rows of the Jacobian."""
+        return self._output.shape[1]
+
+    def in_float64(self, model: nn.Module) -> "Products":
+        """Return the products of a copy of the network in float64, at the same point."""
+        batch = self.batch
+        inputs = batch.inputs.double() if batch.inputs.is_floating_point() else batch.inputs
+        origin = None if batch.origin is None else batch.origin.double()
+        batch = replace(
+            batch, model=model, inputs=inputs, varied=batch.varied.double(), origin=origin
+        )
+        return replace(self, batch=batch)
+
+    def rank_bound(self) -> int | None:
+        """Return what the rank cannot exceed, as one product shows; None where nothing is known."""
+        if self.residual or not self._output.requires_grad:
+            return None
+        self.batch.advance(1)
+        u = normal_direction(self._output.shape[1], self._output)
+        return rank_bound(self._output, self._varied, u.unsqueeze(0))
+
     def apply(self, vectors: Tensor) -> Tensor:
         """Return J v for each row, (k, n_out)."""
         parts = []
         for some in torch.split(vectors, self.chunk):
             (found,) = pushforward(self.batch, [self.call], some.to(self.batch.varied))
             parts.append(found[:, 0])
-        return self._minus(torch.cat(parts), vectors)
+        found = torch.cat(parts).detach().to(torch.float64)
+        if not self.residual:
+            return found
+        metric, n_in = self.batch.metric, self.batch.without_metric().n_in
+        return found - (vectors if metric is None else metric.step(vectors, n_in))
 
     def transpose(self, vectors: Tensor) -> Tensor:
         """Return J^T u for each row, (k, n_in)."""
-        if not self._output.requires_grad:
-            return self._minus(vectors.new_zeros(len(vectors), self.batch.n_in), vectors)
-        parts = [self._pulled_back(some) for some in torch.split(vectors, self.chunk)]
-        return self._minus(torch.cat(parts), vectors)
+        found = vectors.new_zeros(len(vectors), self.batch.n_in)
+        if self._output.requires_grad:
+            parts = [self._pulled_back(some) for some in torch.split(vectors, self.chunk)]
+            found = torch.cat(parts).detach().to(torch.float64)
+        if not self.residual:
+            return found
+        return found - (vectors if self.batch.metric is None else self.batch.metric.pulled(vectors))
 
     def _pulled_back(self, vectors: Tensor) -> Tensor:
         cotangents = vectors.to(self._output).unsqueeze(1)
@@ -135,7 +158,3 @@ class Products:
         if found is None:
             return self._varied.new_zeros(len(cotangents), self.batch.n_in)
         return found.reshape(-1, self.batch.n_in)
-
-    def _minus(self, found: Tensor, vectors: Tensor) -> Tensor:
-        found = found.detach().to(torch.float64)
-        return found - vectors if self.residual else found

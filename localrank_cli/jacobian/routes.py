@@ -43,6 +43,7 @@ def pushforward(batch: Batch, calls: Sequence[Call], directions: Tensor) -> tupl
     whole = batch.without_metric()
 
     def along(direction: Tensor) -> tuple[Tensor, ...]:
+        """Return J v for each call along one direction."""
         tangent = direction if direction.dim() > 1 else direction.unsqueeze(0)
         if batch.metric is not None:  # once for all points
             tangent = batch.metric.step(tangent, whole.n_in)

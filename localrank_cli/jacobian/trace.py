@@ -106,11 +106,7 @@ def _run(model: nn.Module, inputs: Tensor) -> list[_LayerCall]:
 
 def _is_plain_linear(module: nn.Module) -> bool:
     """Return whether a module is exactly W x + b: nn.Linear itself, without hooks."""
-    return (
-        type(module) is nn.Linear
-        and not module._forward_hooks  # noqa: SLF001  # torch has no public way to ask
-        and not module._forward_pre_hooks  # noqa: SLF001  # torch has no public way to ask
-    )
+    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
 
 
 class _Walk:

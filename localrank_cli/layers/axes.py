@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import LayerError
 from localrank_cli.layers.capture import Call
+from localrank_cli.layers.factored import Factored
 from localrank_cli.layers.kinds import is_affine_layer
 from localrank_cli.layers.outputs import first_tensor
 from localrank_cli.layers.survey import CallRecord
@@ -24,16 +25,16 @@ from localrank_cli.layers.transforms import is_vmapped
 
 INPUT = "input"  # the name of the network's input in `--feature-axis`
 
-_CONVOLUTIONS = (nn.modules.conv._ConvNd,)  # noqa: SLF001  # torch's only common class of them
+_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _FEATURES_FIRST = (
     *_CONVOLUTIONS,
-    nn.modules.batchnorm._NormBase,  # noqa: SLF001  # torch's only common class of them
+    nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
-    nn.modules.pooling._MaxPoolNd,  # noqa: SLF001  # torch's only common class of them
-    nn.modules.pooling._AvgPoolNd,  # noqa: SLF001  # torch's only common class of them
-    nn.modules.pooling._AdaptiveAvgPoolNd,  # noqa: SLF001  # torch's only common class of them
-    nn.modules.pooling._AdaptiveMaxPoolNd,  # noqa: SLF001  # torch's only common class of them
-    nn.modules.pooling._LPPoolNd,  # noqa: SLF001  # torch's only common class of them
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._LPPoolNd,
 )
 _FEATURES_LAST = (
     nn.Linear, nn.Bilinear, nn.LayerNorm, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase,
@@ -233,6 +234,7 @@ def _run_of_two(
     points.requires_grad_(derives and points.is_floating_point())
 
     def before(module: nn.Module, args: object, kwargs: object) -> None:
+        """Note a module if it is the first to take the input, or a tensor with such axes."""
         tensor = first_tensor((args, kwargs))
         if tensor is None or is_vmapped(tensor, 0) or tensor.dim() < 2:
             return
@@ -248,6 +250,8 @@ def _run_of_two(
             consumers.append(taken)
 
     def after(name: str) -> Callable[..., None]:
+        """Return a hook that notes each call of a module as it ends."""
+
         def hook(module: nn.Module, _: object, output: object) -> None:
             counts[name] = counts.get(name, 0) + 1
             tensor = first_tensor(output)
@@ -293,6 +297,8 @@ def _takes_features(module: nn.Module, shape: tuple[int, ...]) -> str | None:
 
     `shape` is that of its output, or of its input.
     """
+    if isinstance(module, Factored):
+        module = module[-1]
     if isinstance(module, _FEATURES_FIRST):
         return "first"
     normalized = getattr(module, "normalized_shape", None)

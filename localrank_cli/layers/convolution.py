@@ -69,12 +69,13 @@ def _replacement(name: str) -> Callable[..., Tensor]:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
+        """Convolve with faster derivatives where they are worth it, and as torch does elsewhere."""
         kernel = None
         if _is_covered(input, weight, bias, dims):
             kernel = _Kernel.of(weight, bias, stride, padding, dilation, groups)
         if kernel is None or not kernel.pays(input):
             return original(input, weight, bias, stride, padding, dilation, groups)
-        output: Tensor = _Convolve.apply(input, kernel, False)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        output: Tensor = _Convolve.apply(input, kernel, False)
         return output
 
     return convolution
@@ -94,12 +95,12 @@ def _is_covered(inputs: Tensor, weight: Tensor, bias: Tensor | None, dims: int) 
     # A weight that is differentiated, or one for each sample of a vmap, is left to torch.
     if any(one.requires_grad or is_wrapped(one) for one in given[1:]):
         return False
-    level = forward_ad._current_level  # noqa: SLF001  # torch has no public way to ask
+    level = forward_ad._current_level
     return level < 0 or current_level() > 0 or all(_tangent(one) is None for one in given[1:])
 
 
 def _tangent(tensor: Tensor) -> Tensor | None:
-    unpacked = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    unpacked = forward_ad.unpack_dual(tensor)
     tangent: Tensor | None = unpacked.tangent
     return tangent
 
@@ -378,10 +379,10 @@ def _batched(function: Any, gradient: Tensor, *others: Any) -> Tensor:
     if not level:
         return _applied(function, gradient, *others)
     # The third argument is of a gradient that is not batched.
-    every = torch._remove_batch_dim(gradient, level, 1, 0)  # noqa: SLF001  # what is_grads_batched itself calls
+    every = torch._remove_batch_dim(gradient, level, 1, 0)  # as is_grads_batched does
     found = _batched(function, every.flatten(0, 1), *others)
     found = found.view(*every.shape[:2], *found.shape[1:])
-    added: Tensor = torch._add_batch_dim(found, 0, level)  # noqa: SLF001  # as above
+    added: Tensor = torch._add_batch_dim(found, 0, level)
     return added
 
 

@@ -139,16 +139,16 @@ class Descent:
             return False
         for tensor in outputs:
             self.start(tensor)
-            if any(tensor is one for one in inputs) or func._schema.is_mutable:  # noqa: SLF001  # torch's only place for it
+            if any(tensor is one for one in inputs) or func._schema.is_mutable:
                 storage = tensor.untyped_storage()
-                self._storages[storage._cdata] = storage  # noqa: SLF001  # its identity
+                self._storages[storage._cdata] = storage
         return True
 
     def _holds(self, tensor: Tensor) -> bool:
         found = self._tensors.get(id(tensor))
         if found is not None and found() is tensor:
             return True
-        return bool(self._storages) and tensor.untyped_storage()._cdata in self._storages  # noqa: SLF001  # its identity
+        return bool(self._storages) and tensor.untyped_storage()._cdata in self._storages
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

@@ -100,6 +100,7 @@ def _player(forward: Any, outputs: Sequence[Any]) -> Any:
     left = iter(outputs)
 
     def play(*args: Any, **kwargs: Any) -> Any:
+        """Return the next recorded output, and run the module once none is left."""
         for output in left:
             # Copies: the network may change what a module returned in place.
             return _pytree.tree_map(_copy, output)
@@ -165,6 +166,7 @@ def _recorded(
 
     def recorder(name: str, forward: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
+            """Run a module; note when it began and ended, and what it returned."""
             nonlocal clock
             clock += 1
             this = _Ran(clock)

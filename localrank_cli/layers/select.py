@@ -11,7 +11,7 @@ from torch import nn
 from localrank_cli.errors import LayerError, listed
 from localrank_cli.layers.axes import FeatureAxis
 from localrank_cli.layers.capture import Call
-from localrank_cli.layers.kinds import is_affine_layer
+from localrank_cli.layers.factored import is_layer
 from localrank_cli.layers.positions import Positions
 from localrank_cli.layers.survey import CallRecord, Survey
 
@@ -27,7 +27,7 @@ LEFT_OUT = "left out by default"  # how the note of modules that are no layers b
 class Selection:
     """Globs over qualified module names; `*` crosses dots."""
 
-    include: tuple[str, ...] = ()  # none: every layer with `is_affine_layer`
+    include: tuple[str, ...] = ()  # none: every module with `is_layer`
     exclude: tuple[str, ...] = ()
     wrt: str = ""  # empty: the network's input; several names and globs with commas between
     hidden: bool = False  # without the last of the layers that would be chosen
@@ -86,7 +86,7 @@ def named_call(model: nn.Module, label: str) -> Call | None:
     if not label:
         return None
     call = Call.parse(label)
-    first = {name: names[0] for names in module_names(model).values() for name in names}
+    first = first_names(model)
     if call.name not in first:
         near = difflib.get_close_matches(call.name, first, n=3)
         raise LayerError(
@@ -143,7 +143,7 @@ def wanted_calls(model: nn.Module, selection: Selection) -> Callable[[Call], boo
             return False
         if selection.include:
             return any(matches(call, pattern) for pattern in selection.include)
-        return is_affine_layer(model.get_submodule(call.name))
+        return is_layer(model, call.name)
 
     return wanted
 
@@ -158,9 +158,14 @@ def module_names(model: nn.Module) -> dict[str, list[str]]:
     return names
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Return every name of a module -> the first one."""
+    return {name: names[0] for names in module_names(model).values() for name in names}
+
+
 def named_exactly(model: nn.Module, selection: Selection) -> tuple[str, ...]:
     """Return the layers that `--layers` names without a glob, by their modules' first names."""
-    first = {name: names[0] for names in module_names(model).values() for name in names}
+    first = first_names(model)
     found = []
     for pattern in selection.include:
         call = Call.parse(pattern)
@@ -222,8 +227,8 @@ def _never_ran(model: nn.Module, survey: Survey) -> list[str]:
     ran |= {Call.parse(label).name for label in survey.vmapped}
     return [
         name
-        for name, module in model.named_modules()
-        if name and is_affine_layer(module) and name not in ran
+        for name, _ in model.named_modules()
+        if name and is_layer(model, name) and name not in ran
     ]
 
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,15 +111,15 @@ def _not_recomputed(model: nn.Module) -> Iterator[None]:
     Recomputed in the backward pass, a module would run again without the varied tensor, and the
     reentrant kind cuts what runs within it off from its input.
     """
-    # With torch 2.6 this import brings sympy, which takes as long as torch itself. What consists of
-    # torch's own modules never asks for it.
+    # With torch 2.6 the import below brings sympy, which takes as long as torch itself. What
+    # consists of torch's own modules never asks for it.
     if all(
         type(module).__module__.startswith(("torch.nn.", "localrank_cli."))
         for module in model.modules()
     ):
         yield
         return
-    from torch.utils import checkpoint  # noqa: PLC0415  # as above
+    from torch.utils import checkpoint  # noqa: PLC0415  # slow
 
     with ExitStack() as stack:
         for name, value in (
@@ -185,11 +185,11 @@ def _batch_norm(*args: Any, **kwargs: Any) -> Tensor:
 
 @contextmanager
 def _no_tf32() -> Iterator[None]:
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul, cudnn = torch.backends.cuda.matmul, cast("Any", torch.backends.cudnn)
     with ExitStack() as stack:
         if hasattr(matmul, "fp32_precision"):
             # torch >= 2.9 raises when the old and the new switches are mixed.
-            for place in (matmul, getattr(cudnn, "conv"), getattr(cudnn, "rnn")):  # noqa: B009  # unknown to the type checker
+            for place in (matmul, cudnn.conv, cudnn.rnn):
                 stack.enter_context(_attribute(place, "fp32_precision", "ieee"))
         else:
             for place in (matmul, cudnn):

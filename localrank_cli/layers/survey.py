@@ -72,11 +72,11 @@ class Survey:
         return next((record for record in self.records if record.call == call), None)
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+class _Operations(TorchDispatchMode):
     """Counter of operations and intermediate entries, which also sees results of low precision."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super().__init__()
         self.cost = 0.0
         self.entries = 0
         self.low_precision = False  # of what descends from the varied tensor
@@ -94,7 +94,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch 
         del types
         kwargs = kwargs or {}
         # Another mode would change the requests of a compiled graph in this pass only.
-        with torch._C.DisableTorchFunction():  # noqa: SLF001  # torch has no public name for it
+        with torch._C.DisableTorchFunction():
             out = func(*args, **kwargs)
         every = out if isinstance(out, (tuple, list)) else (out,)
         tensors = [tensor for tensor in every if isinstance(tensor, Tensor)]
@@ -153,6 +153,7 @@ class _Watch:
         """Return the hook after a module, which records its output."""
 
         def on_output(module: nn.Module, _: object, output: object) -> object:
+            """Record a call; return its output if it is to be the varied or a marked tensor."""
             began, feeder = 0, None
             if self.running:
                 self.running.pop()
@@ -203,7 +204,7 @@ class _Watch:
         return on_output
 
     def _mark(self, call: Call, tensor: Tensor) -> Tensor:
-        """Return a source's output, unchanged in value, whose node in the graph stands for it."""
+        """Return a source's output, unchanged in value, whose node in the graph represents it."""
         if current_level():
             raise _within_transform(call)
         varied = real_parts(tensor)
@@ -434,10 +435,7 @@ def _watching(model: nn.Module, watch: _Watch) -> Iterator[None]:
 class TokensError(LayerError):
     """The data are tokens, and no module was named to differentiate with respect to.
 
-    Args:
-        embedding: The first embedding of the network.
-        what: See `LocalrankError`.
-        advice: See `LocalrankError`.
+    `embedding` is the first embedding of the network.
     """
 
     def __init__(self, embedding: str, what: str, advice: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_functorch = torch._C._functorch  # noqa: SLF001  # torch has no public way to ask
+_functorch = torch._C._functorch
 
 
 def current_level() -> int:
@@ -29,11 +29,11 @@ def grads_batched(tensor: Tensor) -> int:
 
     That vmap is an older one than torch.func's, and knows no rules of an autograd.Function.
     """
-    batched: Any = torch._C._parse_dispatch_key("Batched")  # noqa: SLF001  # as above
-    if not torch._C._dispatch_keys(tensor).has(batched):  # noqa: SLF001  # as above
+    batched: Any = torch._C._parse_dispatch_key("Batched")
+    if not torch._C._dispatch_keys(tensor).has(batched):
         return 0
-    level: int = torch._C._vmapmode_increment_nesting() - 1  # noqa: SLF001  # the level is only told so
-    torch._C._vmapmode_decrement_nesting()  # noqa: SLF001  # as above
+    level: int = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
     return level
 
 

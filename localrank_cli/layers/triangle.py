@@ -7,6 +7,7 @@ has fewer rows (a head of 50,257 tokens on 768 features: 768).
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ class Triangle:
     def output(self, module: nn.Module, inputs: Tensor) -> Tensor:
         """Return R x in place of the layer's W x + b; the bias has no part in a Jacobian."""
         if type(module) in _CONVOLUTIONS:
-            found: Tensor = module._conv_forward(inputs, self.weight, None)  # type: ignore[operator]  # noqa: SLF001  # knows every padding
+            convolve: Any = module._conv_forward  # knows every padding
+            found: Tensor = convolve(inputs, self.weight, None)
             return found
         return functional.linear(inputs, self.weight)
 
@@ -130,7 +132,7 @@ def _gives(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
 
 def _matrix(module: nn.Module) -> Tensor | None:
     """Return W, (n_out, n_in), of a module that is plainly W x + b; else None."""
-    hooks = module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001  # torch has no public way to ask
+    hooks = module._forward_hooks or module._forward_pre_hooks
     if hooks or "forward" in vars(module):
         return None
     weight = getattr(module, "weight", None)

@@ -116,7 +116,7 @@ def build_model(
     is_callers = any(model is other for other in existing)
     is_old = any(model is other for other in before)
     model = unwrap(model, name, is_callers=is_callers)
-    _check_complete(model, name)
+    check_complete(model, name)
     if is_old:
         model = _own_copy(model, name)
     return Build(name_root(model).requires_grad_(False), is_old and not is_callers)
@@ -199,7 +199,12 @@ def _own_copy(model: nn.Module, name: str) -> nn.Module:
         ) from error
 
 
-def _check_complete(model: nn.Module, name: str) -> None:
+def check_complete(model: nn.Module, name: str) -> None:
+    """Check that a network has values throughout, which can be copied; `name` is for messages.
+
+    Raises:
+        ModelError: If a part is lazy, on the meta device, or a nested tensor.
+    """
     for held in held_arrays(model):
         if isinstance(held.value, Tensor) and held.value.is_nested:
             raise ModelError(

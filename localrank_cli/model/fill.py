@@ -107,8 +107,8 @@ class Expected:
 def has_custom_loading(model: nn.Module) -> bool:
     """Return whether a module of the model has load hooks or overrides how torch loads."""
     return type(model).load_state_dict is not nn.Module.load_state_dict or any(
-        module._load_state_dict_pre_hooks  # noqa: SLF001  # torch has no public way to ask
-        or type(module)._load_from_state_dict is not nn.Module._load_from_state_dict  # noqa: SLF001  # torch has no public way to ask
+        module._load_state_dict_pre_hooks
+        or type(module)._load_from_state_dict is not nn.Module._load_from_state_dict
         for module in model.modules()
     )
 

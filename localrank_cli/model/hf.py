@@ -127,7 +127,7 @@ class HfModel:
             pass
 
     def _build(self) -> Any:
-        return self.model_class._from_config(  # noqa: SLF001  # public in the Auto classes only
+        return self.model_class._from_config(  # public in the Auto classes only
             self._own_config(), dtype=torch.float32, **self._choices
         )
 
@@ -153,6 +153,43 @@ class HfModel:
                 **self._choices,
             )
         return model, report
+
+    def saved_config(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the config of the network for a folder of other weights of it."""
+        config = {key: value for key, value in self.entries.items() if key != _OF_FILES}
+        return config | {
+            key: value for key, value in arguments.items() if key != "attn_implementation"
+        }
+
+    def read(self, folder: Path) -> nn.Module:
+        """Return the network that `from_pretrained` loads from a folder that was just written.
+
+        Raises:
+            ModelError: If the library cannot load it, or some weights of it.
+        """
+        with library():
+            try:
+                model, report = self.model_class.from_pretrained(
+                    folder,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    local_files_only=True,
+                    **self._choices,
+                )
+            except Exception as error:  # the library raises whatever a conversion raises
+                raise _not_loaded(folder, cause(error)) from error
+            left = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
+            if left:
+                raise _not_loaded(folder, f"it finds no place for {left[0]}")
+            return _with_one_input(model)
+
+
+def _not_loaded(folder: Path, why: str) -> ModelError:
+    return ModelError(
+        f"{folder}: transformers does not load the compressed weights ({why}).",
+        "Give the network's code, --model path/to/file.py:name, and the factored weights alone are"
+        " written.",
+    )
 
 
 def hf_model(folder: Path, arguments: Mapping[str, Any], held: Held | None = None) -> HfModel:
@@ -180,7 +217,7 @@ def hf_model(folder: Path, arguments: Mapping[str, Any], held: Held | None = Non
     if held is not None:
         held.check_counts([config, dict(arguments)], path)
     with library():
-        import transformers  # noqa: PLC0415  # seconds, and only for --model hf
+        import transformers
 
         if kind not in transformers.CONFIG_MAPPING:
             raise _unknown(folder, config, transformers.__version__)
@@ -237,7 +274,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise ModelError(
             f"--model hf: {path} cannot be read ({error.strerror}).",
-            "The config.json of the model must lie beside the weights: copy it there, or give the"
+            "The config.json of the model must be next to the weights: copy it there, or give the"
             " network's code with --model path/to/file.py:name.",
         ) from error
     except (ValueError, RecursionError) as error:
@@ -279,8 +316,8 @@ def refuse_folder(folder: Path, config: Mapping[str, Any]) -> None:
     """
     if (folder / _ADAPTER_CONFIG).exists() or (folder / _ADAPTER_CONFIG).is_symlink():
         raise ModelError(
-            f"{folder / _ADAPTER_CONFIG}: an adapter's config is beside the weights, and --model hf"
-            " does not apply adapters.",
+            f"{folder / _ADAPTER_CONFIG}: an adapter's config is next to the weights, and --model"
+            " hf does not apply adapters.",
             "Merge the adapter and save the result: peft's merge_and_unload(), then"
             " save_pretrained. If the weights are merged already, remove this file.",
         )
@@ -396,6 +433,7 @@ def _with_one_input(model: Any) -> nn.Module:
 
     @functools.wraps(base.forward)
     def forward(self: Any, inputs: Tensor | None = None, **named: Any) -> Any:
+        """Pass one tensor on under the name of what it is."""
         if inputs is None:
             return base.forward(self, **named)
         of_tokens = name == "input_ids" and not inputs.is_floating_point()
@@ -420,7 +458,7 @@ def library() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_LOCK)
         stack.enter_context(_offline())
-        import transformers  # noqa: PLC0415  # seconds, and only for --model hf
+        import transformers
 
         stack.enter_context(_no_kernels())
         logging = transformers.utils.logging
@@ -438,7 +476,7 @@ def library() -> Iterator[None]:
 @contextlib.contextmanager
 def _no_kernels() -> Iterator[None]:
     """Refuse to load kernels, which some networks (RWKV, YOSO) load on their own."""
-    from transformers.integrations import hub_kernels  # noqa: PLC0415  # slow, only for --model hf
+    from transformers.integrations import hub_kernels
 
     name = "get_kernel_hub"  # only there with the package kernels
     before = getattr(hub_kernels, name, None)
@@ -458,7 +496,7 @@ def _no_kernels() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    from huggingface_hub import constants  # noqa: PLC0415  # comes with transformers
+    from huggingface_hub import constants
 
     before, connect = constants.HF_HUB_OFFLINE, socket.socket.connect
 

@@ -131,6 +131,22 @@ def layer_groups(names: Sequence[str]) -> list[str]:
     return groups if len(groups) > 1 else []
 
 
+def like_factors(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return the layers that weights may hold as two factors of low rank, without an activation.
+
+    `NAME.0` has no bias, `NAME.1` has one, and between them are fewer values than on either side.
+    """
+    found = []
+    for key, shape in shapes.items():
+        name = key.removesuffix(".0.weight")
+        other = shapes.get(f"{name}.1.weight", ())
+        is_pair = name != key and len(shape) == len(other) == 2 and other[1] == shape[0]
+        biases = (f"{name}.0.bias" in shapes, f"{name}.1.bias" in shapes)
+        if is_pair and biases == (False, True) and shape[0] < min(shape[1], other[0]):
+            found.append(name)
+    return found
+
+
 def _linear_layers(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[dict[str, tuple[int, int]], set[str]]:

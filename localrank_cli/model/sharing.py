@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from localrank_cli import walk
 from localrank_cli.errors import ModelError
-from localrank_cli.model.renewed import renewed
 from localrank_cli.walk import Parts, Place, Put
 
 
@@ -63,7 +63,7 @@ def _buffers(model: nn.Module) -> dict[int, Callable[[], Any]]:
     for saved in (True, False):
         for module in model.modules():
             for key, buffer in module.named_buffers(recurse=False):
-                if (key not in module._non_persistent_buffers_set) == saved:  # noqa: SLF001  # torch has no public way to ask
+                if (key not in module._non_persistent_buffers_set) == saved:
                     found.setdefault(id(buffer), functools.partial(getattr, module, key))
     return found
 
@@ -104,8 +104,7 @@ def held_arrays(model: nn.Module, *, in_code: bool = False) -> Iterator[Place]:
     which cannot be replaced: another build of the network may share them.
     """
     seen: dict[int, object] = {id(module): module for module in model.modules()}
-    held = _places(model, walk.unsaved_parts)
-    yield from (place for place in walk.walk(held, _parts, seen) if _is_array(place))
+    yield from filter(_is_array, held_objects(model, seen))
     if in_code:
         functions = [one for one in seen.values() if isinstance(one, FunctionType)]
         used = _places(model, walk.code_parts)
@@ -115,6 +114,12 @@ def held_arrays(model: nn.Module, *, in_code: bool = False) -> Iterator[Place]:
         for place in walk.walk(used, lambda value: _parts(value, in_code=True), seen):
             if _is_array(place):
                 yield place._replace(put=None)
+
+
+def held_objects(model: nn.Module, seen: dict[int, object] | None = None) -> Iterator[Place]:
+    """Yield everything that modules hold beside what checkpoints fill; `seen` is that of `walk`."""
+    seen = {id(module): module for module in model.modules()} if seen is None else seen
+    return walk.walk(_places(model, walk.unsaved_parts), _parts, seen)
 
 
 def _places(model: nn.Module, parts: Callable[[nn.Module], Parts]) -> Parts:
@@ -134,3 +139,36 @@ def _parts(value: Any, *, in_code: bool = False) -> Parts:
     parts = walk.items(value, walk.SCALARS) + walk.call_parts(value)
     is_opened = not isinstance(value, (type, ModuleType)) and not walk.is_machinery(value)
     return parts + walk.attributes(value, walk.SCALARS) if is_opened else parts
+
+
+def renewed(module: nn.Module) -> set[str]:
+    """Return the attributes that a module's hooks compute before each forward pass.
+
+    Those of torch.nn.utils are known by name. Others are found by running the user's hooks without
+    input: a hook that needs an input computes no weight.
+    """
+    hooks = walk.pre_hooks(module)
+    found = {
+        getattr(hook, "name", getattr(hook, "_tensor_name", ""))
+        for hook in hooks
+        if type(hook).__module__.startswith("torch.nn.utils.")
+    } - {""}
+    others = [hook for hook in hooks if not type(hook).__module__.startswith("torch.")]
+    own = vars(module)
+    held = {
+        key: value
+        for key, value in own.items()
+        if isinstance(value, Tensor) and key not in walk.OWN and key not in found
+    }
+    if not others or not held:
+        return found
+    training = module.training
+    module.training = False
+    try:
+        for hook in others:
+            with suppress(Exception), torch.no_grad():  # a hook that needs an input fails
+                hook(module, ())
+        return found | {key for key, value in held.items() if own.get(key) is not value}
+    finally:
+        module.training = training
+        own.update(held)

@@ -59,6 +59,23 @@ class Network:
         return self.expected_of(self.model)
 
 
+class Given:
+    """A network that is there already, in place of a class or function that builds one.
+
+    Args:
+        model: localrank's own copy, which is changed.
+        name: The name of the user's class.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self._model = model
+        self.__qualname__ = name  # as a function has one
+
+    def __call__(self) -> nn.Module:
+        """Return the network."""
+        return self._model
+
+
 @dataclass(frozen=True)
 class Builder:
     """A user's class or function, and how to call it; see `build_model`."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from localrank_cli import walk
 from localrank_cli.model.build import WholeLayer
-from localrank_cli.model.renewed import renewed
+from localrank_cli.model.sharing import renewed
 from localrank_cli.walk import Parts, Place
 
 _CODE = (FunctionType, BuiltinFunctionType, MethodType, type)

@@ -56,10 +56,10 @@ def unwrap(model: nn.Module, name: str, *, is_callers: bool = False) -> nn.Modul
                 " layers cannot be observed.",
                 "Return the module without torch.jit: its weights have the same names.",
             )
-        children = {} if is_callers else dict(module._modules)  # noqa: SLF001  # each name of a shared module
+        children = {} if is_callers else dict(module._modules)  # each name of a shared module
         for child, part in children.items():
             if part is not None and _unwrapped(part) is not part:
-                module._modules[child] = _unwrapped(part)  # noqa: SLF001  # setattr may be overridden
+                module._modules[child] = _unwrapped(part)  # setattr may be overridden
     return bare
 
 
@@ -73,10 +73,10 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 def _hands_on(module: nn.Module) -> bool:
     """Return whether a module does nothing but call its only child."""
-    if COMPILED in module._modules:  # noqa: SLF001  # torch has no public name of the class
+    if COMPILED in module._modules:
         return type(module).__module__.startswith("torch._dynamo")
     averages = isinstance(module, AveragedModel)  # its one buffer is a counter
-    own = (module._parameters, () if averages else module._buffers, walk.hooks(module))  # noqa: SLF001  # torch has no public way to ask
+    own = (module._parameters, () if averages else module._buffers, walk.hooks(module))
     if any(own) or "forward" in vars(module):
         return False
     if isinstance(module, _PARALLEL_TYPES):

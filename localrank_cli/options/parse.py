@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from localrank_cli.errors import SettingsError
+from localrank_cli.points.advice import advice_of_array
 from localrank_cli.points.defaults import MOST_AXES
 
 AUTO = "auto"
@@ -233,6 +234,19 @@ def whole(value: object) -> object:
     return value
 
 
+LOG = "log"
+
+
+def pace(value: object) -> object:
+    """Read how often to measure: a number of steps, or `log`."""
+    found = whole(value)
+    if isinstance(found, str) and found.strip().lower() == LOG:
+        return LOG
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise UnfitError(value, "expected a whole number from 1 on, or log")
+    return found
+
+
 def factor(value: object) -> object:
     """Read a factor: a number other than 0, or a fraction such as the 1/255 of pixels."""
     if isinstance(value, str):
@@ -329,7 +343,7 @@ def minutes(value: object) -> object:
     return (int(days or 0) * 24 + hours) * 60 + whole_minutes + -(-seconds // 60)
 
 
-def globs(value: object) -> object:
+def globs(value: object) -> tuple[str, ...]:
     """Read patterns: texts with commas between patterns; drop empty patterns."""
     texts = _texts(value, "expected a string or a list of strings")
     parts = tuple(part.strip() for text in texts for part in text.split(","))
@@ -357,14 +371,14 @@ def several(value: object) -> tuple[object, ...]:
     """Return one value or several as a tuple; a mapping is not several values."""
     if isinstance(value, str | bytes | Mapping | Number) or not isinstance(value, Iterable):
         return (value,)
-    if getattr(value, "ndim", 1) == 0:  # an array without axes is a number
-        return (value.item(),)  # type: ignore[attr-defined]  # arrays have ndim and item
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # an array that is a number
+        return (value.item(),)
     return tuple(value)
 
 
 def budgets(value: object) -> object:
     """Read shares with commas between them."""
-    return tuple(number(part) for part in globs(tuple(map(str, several(value)))))  # type: ignore[attr-defined]  # a tuple
+    return tuple(number(part) for part in globs(tuple(map(str, several(value)))))
 
 
 @dataclass(frozen=True)
@@ -424,11 +438,13 @@ def path(value: object) -> Path:
     if not isinstance(value, str | PathLike):
         advice = "Pass the folder with the checkpoints, or a list of folders and files."
         if _is_module(value) or isinstance(value, Mapping):
-            saved = "model.state_dict()" if _is_module(value) else "state_dict"
+            saved, given = (
+                ("model.state_dict()", "model") if _is_module(value) else ("state_dict",) * 2
+            )
             advice = (
-                "Weights are read from files: save them, torch.save("
-                f"{saved}, 'run/step_0.pt'), and pass the folder 'run'; the network's class or"
-                " function is the option model."
+                f"Call localrank_cli.local_rank({given}, data), or save a series,"
+                f" torch.save({saved}, 'run/step_0.pt'), and pass the folder 'run'; the network's"
+                " class or function is the option model."
             )
         raise UnfitError(value, "expected a path", advice)
     return Path(value)
@@ -471,26 +487,7 @@ def data(value: object) -> object:
         return as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
         expected = "expected a string, a path, a tensor or an array"
-        raise UnfitError(value, expected, _array_of(value)) from None
-
-
-def _array_of(value: object) -> str:
-    """Return the advice that makes an array of data that are none."""
-    advice = "Pass one array with the points on its first axis."
-    if isinstance(value, Mapping):
-        advice = "Pass a dict of arrays, each with the points on its first axis."
-    elif hasattr(value, "dataset"):  # a DataLoader
-        advice = "Pass its inputs in one array: torch.cat([inputs for inputs, *_ in loader])."
-    elif hasattr(value, "to_numpy"):  # a DataFrame
-        advice = "Pass its numbers: data.to_numpy()."
-    elif isinstance(value, Sequence):
-        shapes = {tuple(getattr(one, "shape", ())) for one in value}
-        advice = "Join the points along a new first axis: torch.stack(data)."
-        if len(shapes) > 1:
-            advice = "If these are inputs and labels, pass the inputs alone: data[0]."
-    elif hasattr(value, "__getitem__") and hasattr(value, "__len__"):  # a Dataset
-        advice = "Pass its inputs in one array: torch.stack([inputs for inputs, *_ in data])."
-    return advice
+        raise UnfitError(value, expected, advice_of_array(value)) from None
 
 
 def each(read: Callable[[Any], object]) -> Callable[[object], object]:

@@ -1,7 +1,8 @@
 """Read and check options from the command line, localrank.toml and Python alike."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from localrank_cli.errors import LocalrankError, SettingsError, UsageError, shor
 from localrank_cli.options import parse
 from localrank_cli.options.parse import UnfitError
 from localrank_cli.options.setting import Option, options_of
+from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.validation import expected_bound
 
 _Table = TypeVar("_Table")
@@ -88,6 +90,45 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, list(known), n=2)
 
 
+def check_keywords(function: str, given: Iterable[str], offered: Collection[str]) -> None:
+    """Check the names of a function's options.
+
+    Raises:
+        TypeError: If there is no option of a name.
+    """
+    for name in given:
+        if name not in offered:
+            raise TypeError(_unknown(function, name, offered))
+
+
+def _unknown(function: str, name: str, offered: Collection[str]) -> str:
+    message = f"{function}() got an unexpected keyword argument {name!r}"
+    known = {one.name: one.setting for one in options_of(AnalyzeOptions)}
+    if name in known:
+        owner = "analyze" if known[name].in_python else "the command line"
+        return f"{message}: {owner} alone has it"
+    near = sorted(nearest(name, offered))
+    return f"{message}; did you mean {' or '.join(map(repr, near))}?" if near else message
+
+
+def signature_of(function: Callable[..., object], offered: Iterable[Option]) -> inspect.Signature:
+    """Return the signature of a function whose further keywords are options."""
+    own = inspect.signature(function)
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    keywords = [
+        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.shown_default)
+        for one in offered
+    ]
+    named = [one for one in own.parameters.values() if one.kind not in kinds]
+    return own.replace(parameters=[*named, *keywords])
+
+
+def described(function: Callable[..., object], offered: Iterable[Option]) -> str:
+    """Return the docstring of a function, with its options in place of `**options`."""
+    lines = "\n".join(f"        {one.name}: {one.help}" for one in offered)
+    return (function.__doc__ or "").replace("        **options: See below.", lines)
+
+
 @cache
 def _model(table: type) -> Any:
     """Return the pydantic model of a table."""
@@ -126,7 +167,7 @@ def _refusal(error: Any, table: type, place: Place) -> LocalrankError:
     if isinstance(original, UnfitError):
         return place.refusal(option, original.value, original.expected, original.advice)
     if kind == "literal_error":
-        *words, last = _words(option.kind)
+        *words, last = words_of_literal(option.kind)
         return place.refusal(
             option, error["input"], "unknown", f"Choose {', '.join(words)} or {last}."
         )
@@ -136,7 +177,7 @@ def _refusal(error: Any, table: type, place: Place) -> LocalrankError:
     return place.refusal(option, error["input"], expected, advice)
 
 
-def _words(kind: Any) -> list[str]:
+def words_of_literal(kind: Any) -> list[str]:
     """Return the words of a Literal, or of one that may be None."""
     kinds = (kind, *get_args(kind))
     return [word for one in kinds if get_origin(one) is Literal for word in get_args(one)]

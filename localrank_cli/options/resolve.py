@@ -58,6 +58,12 @@ class Sampling:
     points: int | None = None  # None: the default number
     noise: float | None = None  # as a share of tr Cov(T); None: the square of --noise
     labels_key: str = ""
+    beside: tuple[str, ...] = ()  # activations, weights
+
+    @property
+    def needs_points(self) -> bool:
+        """Whether points are drawn for it."""
+        return self.information or "activations" in self.beside
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ class Settings:
     sigma_1: str = "slice"  # or "full": what relative tolerances refer to under a slice
     pooled: bool = False  # whether to measure the means over points of J and of J^T J
     measures: str = "all"  # a key of `measures.table.CHOICES`
+    newer: frozenset[str] = frozenset()  # measures that came after the analysis that is resumed
     bounds: Bounds | None = None  # of --method interval
 
     @property
@@ -119,7 +126,12 @@ class Settings:
     @property
     def measured(self) -> tuple[str, ...]:
         """The names of the measures that each have one number per point."""
-        return CHOICES[self.measures] if self.bounds is None else ESTIMATED
+        return self.averaged if self.bounds is None else ESTIMATED
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The names of the measures of whole spectra, whatever the method."""
+        return tuple(name for name in CHOICES[self.measures] if name not in self.newer)
 
     @property
     def has_parts(self) -> bool:
@@ -349,22 +361,25 @@ def _check_interval(settings: Settings) -> None:
     Raises:
         SettingsError: If one is not.
     """
-    selection = settings.selection
-    refused = {
-        "--pooled": settings.pooled,
-        f"--positions {selection.positions}": not selection.positions.is_all,
-        "--sigma-1 full": settings.by_whole,
-        "--dtype float32": settings.dtype != torch.float64,
-        "--residual and --input-metric data": (
-            selection.residual and settings.input_metric == "data"
-        ),
-    }
-    for option, is_asked in refused.items():
-        if is_asked:
-            raise SettingsError(
-                f"--method interval with {option}: the bounds are of whole Jacobians in float64.",
-                "Leave one of them out.",
-            )
+    positions = settings.selection.positions
+    if not positions.is_all:
+        raise SettingsError(
+            f"--method interval with --positions {positions}: the bounds are of whole Jacobians.",
+            "Use --method exact, as single positions have small Jacobians; or name one position by"
+            " --input-slice and --output-slice in place of --positions.",
+        )
+    if settings.pooled:
+        raise SettingsError(
+            "--method interval with --pooled: means of Jacobians are formed from the Jacobians"
+            " themselves.",
+            "Use --method exact, or leave out --pooled.",
+        )
+    if settings.by_whole:
+        raise SettingsError(
+            "--method interval with --sigma-1 full: products are with the slice alone.",
+            "Use --method exact; or leave out --sigma-1 full and give the tolerance as --atol, from"
+            " sigma_1_low of a run without the slice.",
+        )
     for tolerance in settings.tolerances:
         if tolerance.rtol is not None and 0 < tolerance.rtol < _LEAST_RTOL:
             raise SettingsError(
@@ -469,10 +484,14 @@ def _check_not_pooled(settings: Settings) -> None:
 def _sampling(series: SeriesOptions) -> Sampling:
     options = series.options
     needless = series.from_user & {"information_points", "information_noise"}
+    if "activations" in options.beside:
+        needless -= {"information_points"}
     if needless and not options.information:
         flag = max(needless).replace("_", "-")
-        raise UsageError(f"--{flag} without --information.", "Give both or neither.")
+        other = " or --beside activations" if flag == "information-points" else ""
+        raise UsageError(f"--{flag} without --information{other}.", "Give both or neither.")
     return Sampling(
+        beside=tuple(sorted(set(options.beside))),
         information=bool(options.information),
         points=options.information_points,
         noise=options.information_noise,

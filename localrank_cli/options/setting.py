@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ForwardRef, get_args, get_origin
 
+# Groups of the help, in its order.
+MODEL = "Model and data"
+MEASURE = "What to measure"
+CHECKPOINTS = "Checkpoints"
+OUTPUT = "Output"
+RUNNING = "Running"
 DANGER = "Dangerous options"
+# What completes an option's value, if not words: the names of layers.
+LAYERS = ("layers of the checkpoints",)
+PANELS = (MODEL, MEASURE, CHECKPOINTS, OUTPUT, RUNNING, DANGER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +32,9 @@ class Setting:
         read: A reader of `parse.py`, called before the type is checked. Numbers and lists of them
             need none.
         advice: What to do about a value out of range.
-        panel: Group of the help.
+        panel: Group of the help; None for the last one.
+        is_common: Whether the short help shows it too.
+        completes: Words that a shell offers for the value, beside those of a Literal; or LAYERS.
         flags: Names on the command line, if they differ from the field's.
         is_argument: Whether it has no flag on the command line.
         in_folder: Whether localrank.toml may hold it: it describes the folder or what is measured.
@@ -43,6 +54,8 @@ class Setting:
     read: Callable[[Any], object] | None = None
     advice: str = ""
     panel: str | None = None
+    is_common: bool = False
+    completes: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     is_argument: bool = False
     in_folder: bool = False

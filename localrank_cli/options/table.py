@@ -16,7 +16,17 @@ from localrank_cli.errors import UsageError
 from localrank_cli.measures.table import AVERAGED, CHOICES
 from localrank_cli.options import parse
 from localrank_cli.options.parse import Part, Preset, Shard, StepRange
-from localrank_cli.options.setting import DANGER, Setting, options_of
+from localrank_cli.options.setting import (
+    CHECKPOINTS,
+    DANGER,
+    LAYERS,
+    MEASURE,
+    MODEL,
+    OUTPUT,
+    RUNNING,
+    Setting,
+    options_of,
+)
 from localrank_cli.points.defaults import DEFAULT_INFORMATION_POINTS, DEFAULT_POINTS
 
 if TYPE_CHECKING:  # torch is not imported where options are only parsed
@@ -47,31 +57,36 @@ Noise = Annotated[float, Interval(ge=1e-150, le=1e150)]
 Atol = Annotated[
     tuple[Positive, ...],
     Setting(
-        help="Absolute tolerance: singular values above X count; repeatable.",
+        help="Count singular values above X. Repeatable.",
         metavar="X",
         default=DEFAULT_ATOL,
         advice=_ROUNDING,
         in_folder=True,
         decides=("tolerances",),
+        panel=MEASURE,
+        is_common=True,
     ),
 ]
 Rtol = Annotated[
     tuple[Annotated[float, Gt(0), Lt(1)] | None, ...],  # None: eps
     Setting(
-        help="Relative tolerance: singular values above X times the largest count, or eps:"
-        " max(n_out, n_in) times the float32 epsilon; repeatable.",
+        help="Count singular values above X times the largest. Repeatable; eps"
+        " is max(n_out, n_in) times the float32 epsilon.",
         metavar="X",
         read=parse.each(parse.relative),
         advice="A relative tolerance is between 0 and 1. Below the rounding of the SVD every"
         " count is noise: use --rtol eps for the smallest that means something.",
         in_folder=True,
         decides=("tolerances",),
+        panel=MEASURE,
+        is_common=True,
     ),
 ]
 Overwrite = Annotated[bool, Setting(help="Overwrite FILE if it exists.")]
-NoNotes = Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"))]
+NoNotes = Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"), in_python=False)]
 Debug = Annotated[
-    bool, Setting(help="Show tracebacks of errors.", in_python=False, is_shared=False)
+    bool,
+    Setting(help="Show tracebacks of errors.", in_python=False, is_shared=False),
 ]
 
 
@@ -91,13 +106,16 @@ class AnalyzeOptions:
     model: Annotated[
         "str | Callable[..., nn.Module] | None",
         Setting(
-            help="The network's code: path/to/file.py:name or package.module:name, an nn.Module"
-            " class or a function that returns a module; or hf: built by transformers from the"
-            " config.json beside the weights. Without it: a plain MLP, inferred from the weights.",
+            help="The network: file.py:Name, package.module:Name, or hf. The name is that of an"
+            " nn.Module class or of a function that returns a module; hf builds the network"
+            " with transformers from the config.json next to the weights. Default: a plain"
+            " MLP, inferred from the weights.",
             metavar="SPEC",
             read=parse.model,
             in_folder=True,
             decides=("model", "model_sha256"),
+            panel=MODEL,
+            is_common=True,
         ),
     ] = None
     model_arg: Annotated[
@@ -108,6 +126,7 @@ class AnalyzeOptions:
             read=parse.keywords,
             in_folder=True,
             decides=("model_arguments",),
+            panel=MODEL,
         ),
     ] = ()
     activation: Annotated[
@@ -118,17 +137,21 @@ class AnalyzeOptions:
             default="relu",
             in_folder=True,
             decides=("model",),
+            panel=MODEL,
         ),
     ] = None
     data: Annotated[
         "str | Tensor | dict[str, Tensor] | None",
         Setting(
-            help="Source of the points: a .safetensors, .npz, .npy or .pt file;"
-            " file.py:name; normal:3x32x32 or uniform:784 (the shape of one point).",
+            help="The data to draw points from: a .safetensors, .npz, .npy or .pt file,"
+            " file.py:name, or normal:3x32x32. normal: and uniform: take the shape of one"
+            " random point.",
             metavar="SPEC",
             read=parse.data,
             in_folder=True,
             decides=("data", "data_sha256", "data_values_sha256", "n_data"),
+            panel=MODEL,
+            is_common=True,
         ),
     ] = None
     data_key: Annotated[
@@ -139,6 +162,7 @@ class AnalyzeOptions:
             metavar="NAME",
             in_folder=True,
             decides=("data_key",),
+            panel=MODEL,
         ),
     ] = None
     data_shape: Annotated[
@@ -150,6 +174,7 @@ class AnalyzeOptions:
             read=parse.shape,
             in_folder=True,
             decides=("data_shape",),
+            panel=MODEL,
         ),
     ] = None
     data_scale: Annotated[
@@ -160,33 +185,46 @@ class AnalyzeOptions:
             read=parse.factor,
             in_folder=True,
             decides=("data_scale",),
+            panel=MODEL,
         ),
     ] = None
     points: Annotated[
         Count | None,
         Setting(
-            help="Number of points, drawn without replacement, the same at every checkpoint.",
+            help="Number of points, the same at every checkpoint. They are drawn without"
+            " replacement.",
             metavar="N",
             default=DEFAULT_POINTS,
             in_folder=True,
             decides=("point_indices",),
+            panel=MODEL,
+            is_common=True,
         ),
     ] = None
     seed: Annotated[
         Annotated[int, Interval(ge=0, le=_LARGEST_SEED)] | None,
         Setting(
-            help="Seed of the draw.", metavar="S", default=0, in_folder=True, decides=("seed",)
+            help="Seed of the draw.",
+            metavar="S",
+            default=0,
+            in_folder=True,
+            decides=("seed",),
+            panel=MODEL,
         ),
     ] = None
     layers: Annotated[
         tuple[str, ...],
         Setting(
-            help="Modules by qualified name, comma separated, * crosses dots, !GLOB leaves out;"
-            " repeatable. Default: every Linear, Bilinear, Conv and ConvTranspose that runs.",
+            help="Modules, such as 'h.*,!h.*.attn'. They are named as in the network, comma"
+            " separated; * crosses dots, !GLOB leaves out; repeatable. Default: every Linear,"
+            " Bilinear, Conv and ConvTranspose that runs.",
             metavar="GLOB",
+            completes=LAYERS,
             read=parse.globs,
             in_folder=True,
             decides=("layers",),
+            panel=MEASURE,
+            is_common=True,
         ),
     ] = ()
     exclude: Annotated[
@@ -194,31 +232,40 @@ class AnalyzeOptions:
         Setting(
             help="Modules to leave out, comma separated; repeatable.",
             metavar="GLOB",
+            completes=LAYERS,
             read=parse.globs,
             in_folder=True,
             decides=("layers",),
+            panel=MEASURE,
         ),
     ] = ()
     wrt: Annotated[
         str | None,
         Setting(
-            help="Differentiate with respect to this module's output, such as an embedding; several"
-            " with commas, globs, or previous: the nearest earlier layer. Default: the network's"
-            " input.",
+            help="Differentiate with respect to this module's output. It may be an embedding,"
+            " several modules with commas or globs, or previous: the nearest earlier layer."
+            " Default: the network's input.",
             metavar="NAME",
+            completes=LAYERS,
             read=parse.joined,
             in_folder=True,
             decides=("wrt",),
+            panel=MEASURE,
+            is_common=True,
         ),
     ] = None
     positions: Annotated[
         str | None,
         Setting(
-            help="Jacobians of single positions (tokens, places of an image): each[:N], same[:N],"
-            " first, last, last-all or last-each[:N]. Default: all, the whole Jacobian.",
+            help="Single tokens or places: each, same, first, last, last-all, last-each. A number"
+            " after each, same or last-each draws as many: each:8. Default: all, the whole"
+            " Jacobian.",
             metavar="KIND",
+            completes=("each", "same", "first", "last", "last-all", "last-each"),
             in_folder=True,
             decides=("positions",),
+            panel=MEASURE,
+            is_common=True,
         ),
     ] = None
     residual: Annotated[
@@ -229,6 +276,7 @@ class AnalyzeOptions:
             flags=("--residual/--no-residual",),
             in_folder=True,
             decides=("residual",),
+            panel=MEASURE,
         ),
     ] = None
     pooled: Annotated[
@@ -239,17 +287,19 @@ class AnalyzeOptions:
             flags=("--pooled/--no-pooled",),
             in_folder=True,
             decides=("pooled",),
+            panel=MEASURE,
         ),
     ] = None
     feature_axis: Annotated[
         tuple[str, ...],
         Setting(
-            help="Axis of an output that holds its features, where the default is wrong; the axis"
-            " of the points counts, -1 is the last. With NAME=AXIS for some modules; repeat.",
+            help="The axis of an output that holds its features, if the default is wrong. Axis 0"
+            " holds the points, -1 is the last. NAME=AXIS is for some modules; repeatable.",
             metavar="AXIS",
             read=parse.axes,
             in_folder=True,
             decides=("feature_axis",),
+            panel=MEASURE,
         ),
     ] = ()
     atol: Atol = ()
@@ -263,19 +313,23 @@ class AnalyzeOptions:
             default="identity",
             in_folder=True,
             decides=("input_metric", "n_cov"),
+            panel=MEASURE,
         ),
     ] = None
     allow_small_cov: Annotated[
         bool,
-        Setting(help="Allow --input-metric data with no more points than directions."),
+        Setting(
+            panel=MEASURE, help="Allow --input-metric data with no more points than directions."
+        ),
     ] = False
     allow_unsaved: Annotated[
         bool,
         Setting(
             help="Analyze a network although parts of it (random features, masks) are drawn when"
-            " it is built and are in no checkpoint: they come from a fixed seed, and column"
-            " message names them.",
+            " it is built and are in no checkpoint: they come from a fixed seed, and the"
+            " column message names them.",
             decides=("unsaved",),
+            panel=MODEL,
         ),
     ] = False
     noise: Annotated[
@@ -286,6 +340,7 @@ class AnalyzeOptions:
             default=1.0,
             in_folder=True,
             decides=("noise",),
+            panel=MEASURE,
         ),
     ] = None
     method: Annotated[
@@ -297,6 +352,7 @@ class AnalyzeOptions:
             default="exact",
             in_folder=True,
             decides=("method",),
+            panel=MEASURE,
         ),
     ] = None
     confidence: Annotated[
@@ -308,6 +364,7 @@ class AnalyzeOptions:
             advice="A confidence is at least 0.5 and below 1, such as 0.95 or 0.99.",
             in_folder=True,
             decides=("confidence",),
+            panel=MEASURE,
         ),
     ] = None
     width: Annotated[
@@ -320,6 +377,7 @@ class AnalyzeOptions:
             advice="A width is between 0 and 1, or a percentage such as 2%.",
             in_folder=True,
             decides=("width",),
+            panel=MEASURE,
         ),
     ] = None
     products: Annotated[
@@ -331,30 +389,35 @@ class AnalyzeOptions:
             advice="Give at least 20: fewer say next to nothing.",
             in_folder=True,
             decides=("products",),
+            panel=MEASURE,
         ),
     ] = None
     measures: Annotated[
         Literal["all", "counts"] | None,
         Setting(
-            help="all, or counts: without what needs every singular value"
+            help="all, or counts: leave out what needs every singular value"
             f" ({', '.join(name for name in AVERAGED if name not in CHOICES['counts'])}), which"
-            " takes longer where many are close to zero; its columns stay empty.",
+            " takes longer if many are close to zero; its columns stay empty.",
             metavar="NAME",
             default="all",
             in_folder=True,
             decides=("measures",),
+            panel=MEASURE,
         ),
     ] = None
     preset: Annotated[
         Preset | None,
         Setting(
-            help="Rules of published work, unless options override them: patel2024 (atol 0.01,"
-            " hidden layers, 128 points), feng2022 (a 16 x 16 patch in the middle of the image,"
-            " rtol 0.0096), numpy (rtol eps).",
+            help="Rules of published work: patel2024, feng2022 or numpy. Options override them:"
+            " patel2024 is atol 0.01, hidden layers, 128 points; feng2022 a 16 x 16 patch in"
+            " the middle of the image and rtol 0.0096; numpy rtol eps.",
             metavar="NAME",
+            completes=tuple(Preset),
             read=parse.preset,
             in_folder=True,
             only_chooses=True,
+            panel=MEASURE,
+            is_common=True,
         ),
     ] = None
     input_slice: Annotated[
@@ -365,6 +428,7 @@ class AnalyzeOptions:
             metavar="INDEX",
             in_folder=True,
             decides=("slices",),
+            panel=MEASURE,
         ),
     ] = None
     output_slice: Annotated[
@@ -374,6 +438,7 @@ class AnalyzeOptions:
             metavar="INDEX",
             in_folder=True,
             decides=("slices",),
+            panel=MEASURE,
         ),
     ] = None
     sigma_1: Annotated[
@@ -385,8 +450,22 @@ class AnalyzeOptions:
             default="slice",
             in_folder=True,
             decides=("slices",),
+            panel=MEASURE,
         ),
     ] = None
+    beside: Annotated[
+        tuple[Literal["activations", "weights"], ...],
+        Setting(
+            help="Add columns beside those on Jacobians: activations, soft ranks of each layer's"
+            " outputs over the points, and with --labels-key of each class; weights, soft ranks and"
+            " the norm of each layer's weight; or activations,weights.",
+            metavar="NAME",
+            read=parse.globs,
+            panel=MEASURE,
+            in_folder=True,
+            decides=("beside", "information_point_indices"),
+        ),
+    ] = ()
     information: Annotated[
         bool | None,
         Setting(
@@ -395,16 +474,18 @@ class AnalyzeOptions:
             in_folder=True,
             in_inspect=False,
             decides=("information_point_indices",),
+            panel=MEASURE,
         ),
     ] = None
     information_points: Annotated[
         Annotated[int, Ge(2)] | None,
         Setting(
-            help=f"Points for --information. Default: {DEFAULT_INFORMATION_POINTS}, or all.",
+            help="Points for --information and --beside activations. Default:"
+            f" {DEFAULT_INFORMATION_POINTS}, or all.",
             metavar="N",
             in_folder=True,
-            in_inspect=False,
             decides=("information_point_indices",),
+            panel=MEASURE,
         ),
     ] = None
     information_noise: Annotated[
@@ -416,6 +497,7 @@ class AnalyzeOptions:
             in_folder=True,
             in_inspect=False,
             decides=("information_noise",),
+            panel=MEASURE,
         ),
     ] = None
     labels_key: Annotated[
@@ -426,17 +508,21 @@ class AnalyzeOptions:
             in_folder=True,
             in_inspect=False,
             decides=("labels_key",),
+            panel=MEASURE,
         ),
     ] = None
     device: Annotated[
         str | None,
         Setting(
-            help="auto, cpu, cuda or cuda:K; several with commas, or all GPUs, each in its own"
-            " process.",
+            help="auto, cpu, cuda or cuda:K. Several with commas, or all GPUs with all, each in"
+            " its own process.",
             metavar="NAME",
+            completes=("auto", "cpu", "cuda", "all"),
             default="auto",
             read=parse.device,
             is_shared=False,
+            panel=RUNNING,
+            is_common=True,
         ),
     ] = None
     memory: Annotated[
@@ -448,6 +534,8 @@ class AnalyzeOptions:
             read=parse.size,
             advice="Give at least 16MiB: anything less is too little.",
             is_shared=False,
+            panel=RUNNING,
+            is_common=True,
         ),
     ] = None
     dtype: Annotated[
@@ -459,6 +547,7 @@ class AnalyzeOptions:
             read=parse.dtype,
             in_folder=True,
             decides=("dtype",),
+            panel=RUNNING,
         ),
     ] = None
     pattern: Annotated[
@@ -468,15 +557,18 @@ class AnalyzeOptions:
             metavar="GLOB",
             in_folder=True,
             only_chooses=True,
+            panel=CHECKPOINTS,
         ),
     ] = None
     steps: Annotated[
         StepRange | None,
         Setting(
-            help="Only steps from A to B, ends included; with C every C steps from A on.",
+            help="Only steps from A to B, inclusive. With C, every C steps from A on.",
             metavar="A:B[:C]",
             read=parse.steps,
             is_shared=False,
+            panel=CHECKPOINTS,
+            is_common=True,
         ),
     ] = None
     every: Annotated[
@@ -486,6 +578,7 @@ class AnalyzeOptions:
             metavar="K",
             is_shared=False,
             needs_whole_series=True,
+            panel=CHECKPOINTS,
         ),
     ] = None
     last: Annotated[
@@ -495,17 +588,21 @@ class AnalyzeOptions:
             metavar="K",
             is_shared=False,
             needs_whole_series=True,
+            panel=CHECKPOINTS,
         ),
     ] = None
     weights: Annotated[
         str | None,
         Setting(
-            help="The set of weights in a file with several: raw (those that training"
-            " continues with), ema (their average), or a key of the file.",
+            help="Which weights of a file with several: raw, ema, or a key of the file. Training"
+            " continues with raw; ema is their average.",
             metavar="NAME",
+            completes=("raw", "ema"),
             default="raw",
             in_folder=True,
             decides=("weights",),
+            panel=MODEL,
+            is_common=True,
         ),
     ] = None
     step_regex: Annotated[
@@ -515,6 +612,7 @@ class AnalyzeOptions:
             " step, is the number.",
             metavar="REGEX",
             decides=("step_regex",),
+            panel=CHECKPOINTS,
         ),
     ] = None
     step_pattern: Annotated[
@@ -526,49 +624,58 @@ class AnalyzeOptions:
             read=parse.pattern_with_step,
             in_folder=True,
             decides=("step_regex",),
+            panel=CHECKPOINTS,
         ),
     ] = None
     step_from: Annotated[
         Literal["contents", "name", "epoch"] | None,
         Setting(
             help="The source of steps: contents, name or epoch. Default: the contents of the file,"
-            " else of files beside it, else its name.",
+            " else of files next to it, else its name.",
             metavar="SOURCE",
             in_folder=True,
             decides=("counting", "step_from"),
+            panel=CHECKPOINTS,
         ),
     ] = None
     output: Annotated[
         Path | None,
         Setting(
-            help="A .csv, .tsv, .jsonl or .parquet file (with --shard also a folder); - is CSV on"
-            " stdout. Default: a table on a terminal, CSV in a pipe.",
+            help="A .csv, .tsv, .jsonl or .parquet file; - is CSV on stdout. With --shard, it may"
+            " be a folder. Default: a table on a terminal, CSV in a pipe.",
             metavar="FILE",
             read=parse.path,
             flags=("--output", "-o"),
             in_python=False,
             in_inspect=False,
             is_shared=False,
+            panel=OUTPUT,
+            is_common=True,
         ),
     ] = None
     overwrite: Annotated[
         bool,
         Setting(
-            help="Discard earlier results in FILE. Without it, the same command resumes.",
+            help="Discard earlier results in FILE. Without it, rerunning the command resumes.",
             in_python=False,
             in_inspect=False,
             is_shared=False,
+            panel=OUTPUT,
+            is_common=True,
         ),
     ] = False
     spectra: Annotated[
         Path | None,
         Setting(
-            help="Also keep the singular values of every point, a file for each checkpoint; every"
-            " matrix then takes an SVD, so that they serve any tolerance.",
+            help="Keep the singular values of every point for rethreshold. There is a file for"
+            " each checkpoint; every matrix then takes an SVD, so that they serve any"
+            " tolerance.",
             metavar="FOLDER",
             read=parse.path,
             in_python=False,
             in_inspect=False,
+            panel=OUTPUT,
+            is_common=True,
         ),
     ] = None
     on_error: Annotated[
@@ -578,6 +685,7 @@ class AnalyzeOptions:
             metavar="WHAT",
             default="stop",
             in_inspect=False,
+            panel=CHECKPOINTS,
         ),
     ] = None
     shard: Annotated[
@@ -590,16 +698,19 @@ class AnalyzeOptions:
             in_python=False,
             in_inspect=False,
             is_shared=False,
+            panel=RUNNING,
         ),
     ] = None
     follow: Annotated[
         bool,
         Setting(
-            help="Watch a run in progress: analyze checkpoints once they are complete, until"
-            " --until or Ctrl-C.",
+            help="Watch a run and analyze each checkpoint once it is complete. This ends at"
+            " --until, or with Ctrl-C.",
             in_python=False,
             in_inspect=False,
             is_shared=False,
+            panel=CHECKPOINTS,
+            is_common=True,
         ),
     ] = False
     until: Annotated[
@@ -610,6 +721,7 @@ class AnalyzeOptions:
             in_python=False,
             in_inspect=False,
             is_shared=False,
+            panel=CHECKPOINTS,
         ),
     ] = None
     plan: Annotated[
@@ -622,6 +734,7 @@ class AnalyzeOptions:
             in_python=False,
             in_inspect=False,
             is_shared=False,
+            panel=RUNNING,
         ),
     ] = None
     quiet: Annotated[
@@ -631,6 +744,8 @@ class AnalyzeOptions:
             flags=("--quiet", "-q"),
             in_python=False,
             is_shared=False,
+            panel=OUTPUT,
+            is_common=True,
         ),
     ] = False
     verbose: Annotated[
@@ -641,6 +756,7 @@ class AnalyzeOptions:
             in_python=False,
             in_inspect=False,
             is_shared=False,
+            panel=OUTPUT,
         ),
     ] = False
     debug: Debug = False
@@ -650,6 +766,7 @@ class AnalyzeOptions:
             help="Run the code that a series' own localrank.toml names. Dangerous in a folder"
             " that is not yours.",
             panel=DANGER,
+            is_common=True,
         ),
     ] = False
     trust_pickle: Annotated[
@@ -658,6 +775,7 @@ class AnalyzeOptions:
             help="Run the code of pickles that cannot be read without it. Dangerous: such a file"
             " can do anything you can.",
             panel=DANGER,
+            is_common=True,
         ),
     ] = False
 
@@ -803,7 +921,7 @@ class MergeOptions:
         Path | None,
         Setting(
             help="A plan file of localrank submit: require all that it lists, then remove the parts"
-            " beside it.",
+            " next to it.",
             metavar="FILE",
             read=parse.path,
         ),
@@ -855,8 +973,8 @@ class CompressOptions:
     budget: Annotated[
         tuple[Annotated[float, Gt(0), Lt(1)], ...],
         Setting(
-            help="Share of the weights of all layers that can be factored to keep; several with"
-            " commas: 0.5,0.3.",
+            help="Share of weights to keep, of those of all layers that can be factored; several"
+            " with commas: 0.5,0.3.",
             metavar="SHARE",
             read=parse.budgets,
             advice="Give a share between 0 and 1, such as 0.5.",
@@ -865,8 +983,8 @@ class CompressOptions:
     max_loss_increase: Annotated[
         parse.LossLimit | None,
         Setting(
-            help="In place of --budget: find the fewest weights whose increase of the loss, plus"
-            " 1.65 standard errors, is below 1% of the loss, or below 0.02nats.",
+            help="Instead of --budget: keep the fewest weights with which the loss increases by"
+            " less than LIMIT, 1.65 standard errors included: 1% of the loss, or 0.02nats.",
             metavar="LIMIT",
             read=parse.loss_limit,
         ),
@@ -883,17 +1001,18 @@ class CompressOptions:
     keep: Annotated[
         tuple[str, ...],
         Setting(
-            help="Layers to leave as they are, comma separated, * crosses dots; they count on"
-            " neither side of the budget. Repeatable.",
+            help="Layers to leave as they are, comma separated, * crosses dots; the budget does"
+            " not include them. Repeatable.",
             metavar="GLOB",
+            completes=LAYERS,
             read=parse.globs,
         ),
     ] = ()
     metric: Annotated[
         Literal["auto", "fisher", "logit"] | None,
         Setting(
-            help="Metric of the output: fisher, logit, or auto, the one that diverges less from"
-            " the original on the data that pick.",
+            help="Metric of the output: fisher, logit, or auto: the one that diverges less from"
+            " the original on the data for picking.",
             metavar="NAME",
             default="auto",
         ),
@@ -926,15 +1045,84 @@ OF_COMPRESS = {
 
 
 @dataclass(frozen=True)
+class MonitorOptions:
+    """The options of `localrank_cli.Monitor` beside those of analyze."""
+
+    output: Annotated[
+        Path,
+        Setting(
+            help="A .csv, .tsv, .jsonl or .parquet file. A training that resumes adds to it.",
+            metavar="FILE",
+            is_argument=True,
+            read=parse.path,
+        ),
+    ]
+    every: Annotated[
+        int | str | None,
+        Setting(
+            help="Measure at each K-th step, or at 0, 1, 2, 5, 10, 20, 50 and so on: log.",
+            metavar="K",
+            default="log",
+            read=parse.pace,
+        ),
+    ] = None
+    steps: Annotated[
+        tuple[Annotated[int, Ge(0)], ...],
+        Setting(help="In place of every: the steps at which to measure.", metavar="STEP"),
+    ] = ()
+    max_share: Annotated[
+        Annotated[float, Gt(0), Lt(1)] | None,
+        Setting(
+            help="Skip a step that would take the measurements over this share of the time of the"
+            " training, such as 0.05. Default: none is skipped.",
+            metavar="X",
+            read=parse.share,
+            advice="A share is between 0 and 1, or a percentage such as 5%.",
+        ),
+    ] = None
+    run: Annotated[
+        str | None,
+        Setting(
+            help="Name of the training in the table. Default: the folder of the file.",
+            metavar="NAME",
+        ),
+    ] = None
+    on_error: Annotated[
+        Literal["warn", "raise"] | None,
+        Setting(
+            help="At a step that cannot be measured: warn, and go on with a row that says why; or"
+            " raise.",
+            metavar="WHAT",
+            default="warn",
+        ),
+    ] = None
+    overwrite: Overwrite = False
+    quiet: Annotated[bool, Setting(help="Do not print what the measurements took at the end.")] = (
+        False
+    )
+
+
+# The options of analyze that a network in memory has no use for: they choose checkpoints, read
+# files, or name code that a folder brings.
+NOT_LIVE = {
+    "checkpoints", "pattern", "steps", "every", "last", "weights", "step_regex", "step_pattern",
+    "step_from", "on_error", "trust_model", "trust_pickle",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ReproduceOptions:
     """The options of `localrank reproduce`."""
 
     experiment: Annotated[
-        Literal["gaussian", "mnist", "vib", "patel2024"],
+        Literal["gaussian", "mnist", "vib", "patel2024", "generalization", "compression"],
         Setting(
             help="gaussian: a linear teacher of rank 3; mnist: digits; both with and without weight"
             " decay. vib: the variational information bottleneck on Gaussian variables, over beta."
-            " patel2024: the published training on digits, compared with its published end values.",
+            " patel2024: the published training on digits, compared with its published end values."
+            " generalization: whether a low rank goes with a small generalization gap, in a sweep"
+            " of small networks. compression: rank against the fewest weights that keep the"
+            " accuracy.",
             metavar="EXPERIMENT",
             is_argument=True,
         ),
@@ -949,10 +1137,14 @@ class ReproduceOptions:
         ),
     ] = None
     quick: Annotated[bool, Setting(help="Train for fewer steps, with the same claims.")] = False
+    full: Annotated[
+        bool, Setting(help="Train compression for all steps, where fewer are the default.")
+    ] = False
     seeds: Annotated[
         Count | None,
         Setting(
-            help="Networks of each kind to train. Default: 3 for gaussian, else 1.", metavar="N"
+            help="Networks of each kind to train. Default: 1 for mnist, vib and patel2024, else 3.",
+            metavar="N",
         ),
     ] = None
     mnist: Annotated[
@@ -963,6 +1155,22 @@ class ReproduceOptions:
             " labels in the same folder.",
             metavar="FILE",
             read=parse.path,
+        ),
+    ] = None
+    workers: Annotated[
+        Count | None,
+        Setting(
+            help="Train the networks of generalization by N processes on this machine. Default: 1.",
+            metavar="N",
+        ),
+    ] = None
+    shard: Annotated[
+        Shard | None,
+        Setting(
+            help="Train only this part of the networks of generalization, I/N, and judge nothing."
+            " Run without it when all parts are done.",
+            metavar="I/N",
+            read=parse.shard,
         ),
     ] = None
     steps: Annotated[

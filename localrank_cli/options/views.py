@@ -3,14 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Interval
 
+from localrank_cli.errors import UsageError
 from localrank_cli.measures.table import MEASURES
 from localrank_cli.options import parse
-from localrank_cli.options.setting import Setting
+from localrank_cli.options.setting import Setting, options_of
 from localrank_cli.options.table import Debug, NoNotes, Overwrite
+
+_FORMATS = (".png", ".svg", ".pdf")
+# Options that choose columns or rows of a table of ranks.
+_OF_RANKS = {"x", "y", "layers", "tolerance", "input_metric"}
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,15 @@ class FigureKind:
             import.
         takes: The keywords of that function, of those that options give.
         is_from_spectra: Whether it is drawn from kept singular values; else from tables.
+        is_from_budgets: Whether it is drawn from the `budgets.csv` of compress, which has none of
+            the columns that other options name.
     """
 
     help: str
     draw: str
     takes: tuple[str, ...] = ()
     is_from_spectra: bool = False
+    is_from_budgets: bool = False
 
     @property
     def options(self) -> set[str]:
@@ -49,6 +57,9 @@ KINDS: Mapping[str, FigureKind] = {
         "singular values, from --spectra", "spectrum", ("steps",), is_from_spectra=True
     ),
     "information-plane": FigureKind("from --information and --labels-key", "information_plane"),
+    "compression": FigureKind(
+        "loss over the weights, from budgets.csv of compress", "compression", is_from_budgets=True
+    ),
 }
 
 _Tables = Annotated[
@@ -73,6 +84,7 @@ _Measure = Annotated[
     Setting(
         help=f"The measure ({', '.join(MEASURES)}), or any numeric column.",
         metavar="COLUMN",
+        completes=tuple(MEASURES),
         default="local_rank",
     ),
 ]
@@ -91,6 +103,7 @@ class PlotOptions:
         Setting(
             help=f"{'; '.join(f'{name}: {kind.help}' for name, kind in KINDS.items())}.",
             metavar="KIND",
+            completes=tuple(KINDS),
             default="ranks",
         ),
     ] = "ranks"
@@ -171,6 +184,60 @@ class PlotOptions:
     debug: Debug = False
 
 
+def figure_target(options: PlotOptions) -> Path:
+    """Return the file of a figure.
+
+    Raises:
+        UsageError: If its suffix, or the kind of figure, is unknown.
+    """
+    output, kind = options.output, options.kind
+    if kind not in KINDS:
+        raise UsageError(f"--kind {kind}: unknown.", f"Choose one of {', '.join(KINDS)}.")
+    if output is None:
+        return options.tables[0].with_suffix(".png" if kind == "ranks" else f".{kind}.png")
+    if output.suffix.lower() not in _FORMATS:
+        raise UsageError(
+            f"--output {output}: the suffix {output.suffix!r} is not a figure format.",
+            f"Choose one of {', '.join(_FORMATS)}.",
+        )
+    return output
+
+
+def check_figure(options: PlotOptions) -> None:
+    """Check options against the kind of figure.
+
+    Raises:
+        UsageError: If they do not go together.
+    """
+    chosen = KINDS[options.kind]
+    limited = set().union(*(kind.options for kind in KINDS.values()))
+    for option in options_of(PlotOptions):
+        without_effect = option.name in limited - chosen.options
+        if without_effect and getattr(options, option.name):
+            raise UsageError(
+                f"{option.flag}: has no effect on --kind {options.kind}.", "Leave it out."
+            )
+    if chosen.is_from_budgets:
+        _check_of_budgets(options)
+    if chosen.is_from_spectra and options.spectra is None:
+        raise UsageError(
+            f"--kind {options.kind}: needs singular values.",
+            "Keep them with localrank analyze --spectra FOLDER, and pass that folder to --spectra.",
+        )
+    if "step" in chosen.takes and len(options.steps) > 1:
+        raise UsageError(f"--kind {options.kind}: shows one step.", "Give --step once.")
+
+
+def _check_of_budgets(options: PlotOptions) -> None:
+    default = PlotOptions(options.tables)
+    for option in options_of(PlotOptions):
+        is_changed = getattr(options, option.name) != getattr(default, option.name)
+        if option.name in _OF_RANKS and is_changed:
+            raise UsageError(
+                f"{option.flag}: has no effect on --kind {options.kind}.", "Leave it out."
+            )
+
+
 @dataclass(frozen=True)
 class ReportOptions:
     """The options of `localrank report`."""
@@ -227,6 +294,40 @@ class ShowOptions:
         str | None,
         Setting(help="Show only this one. Default: all of them.", metavar="LABEL"),
     ] = None
+    chart: Annotated[
+        bool | None,
+        Setting(help="Draw the chart.", flags=("--chart/--no-chart",), default=True),
+    ] = None
+    quiet: NoNotes = False
+    debug: Debug = False
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `localrank export`."""
+
+    table: Annotated[
+        Path,
+        Setting(
+            help="A table that analyze or a monitor wrote (.csv, .tsv, .jsonl, .parquet).",
+            metavar="RANKS",
+            is_argument=True,
+            read=parse.path,
+        ),
+    ]
+    folder: Annotated[
+        Path,
+        Setting(
+            help="A folder, in which each run gets one with its event file.",
+            metavar="DIR",
+            is_argument=True,
+            read=parse.path,
+        ),
+    ]
+    to: Annotated[
+        Literal["tensorboard"] | None,
+        Setting(help="The format: tensorboard.", metavar="FORMAT", default="tensorboard"),
+    ] = None
     quiet: NoNotes = False
     debug: Debug = False
 
@@ -270,12 +371,12 @@ class CompareOptions:
     input_metric: _Metric = None
     confidence: Annotated[
         Annotated[float, Interval(ge=0.5, le=0.9999)],
-        Setting(help="Of the intervals and of the onset.", metavar="X", default=0.95),
+        Setting(help="Confidence of the intervals and of the onset.", metavar="X", default=0.95),
     ] = 0.95
     seed: Annotated[
         Annotated[int, Interval(ge=0)],
         Setting(
-            help="Of the bootstrap, which takes the place of Student's t from 10 runs on.",
+            help="Seed of the bootstrap, which replaces Student's t from 10 runs on.",
             metavar="S",
             default=0,
         ),

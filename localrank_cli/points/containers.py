@@ -20,7 +20,7 @@ from localrank_cli.archives import Entry, read_entries
 from localrank_cli.checkpoints import pickles
 from localrank_cli.checkpoints.unpickling import MalformedError
 from localrank_cli.errors import DataError, readable
-from localrank_cli.points.numbers import from_numpy
+from localrank_cli.points.draw import from_numpy
 from localrank_cli.points.rows import (
     AT_ONCE,
     Data,
@@ -65,9 +65,7 @@ def open_npy(path: Path) -> Data:
 class Npz(Mapping[str, Any]):
     """The arrays of an .npz file, each opened when it is asked for.
 
-    Args:
-        path: The file.
-        memory: The bytes that an array may take which cannot be read in parts; None: any.
+    An array that cannot be read in parts may take `memory` bytes; None: any number.
     """
 
     def __init__(self, path: Path, memory: int | None) -> None:
@@ -234,7 +232,7 @@ class TorchArchive:
         """Return the content, as `load_safely` would, without running code.
 
         Raises:
-            pickle.UnpicklingError: If it is malformed, or could take for ever.
+            pickle.UnpicklingError: If it is malformed, or could take forever.
         """
         file = io.BytesIO(self._bytes("data.pkl"))
         return _Unpickler(file, self._storage, encoding="utf-8").load()
@@ -277,9 +275,9 @@ class TorchArchive:
             raise MalformedError("it names a tensor that it does not hold")
         if type(numel) is not int or not 0 <= numel * dtype.itemsize < 2**63:
             raise MalformedError("it names a tensor with a malformed size")
-        untyped: Any = UntypedStorage(numel * dtype.itemsize, device="meta")  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        untyped: Any = UntypedStorage(numel * dtype.itemsize, device="meta")
         self._places[_identity(untyped)] = untyped, entry
-        return TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
 
 
 class _Unpickler(pickles.Unpickler):
@@ -293,7 +291,7 @@ class _Unpickler(pickles.Unpickler):
         """Return the replacement for the object of a name; see `pickles.Unpickler`."""
         if "Storage" in name:
             with suppress(KeyError):
-                return StorageType(name)  # type: ignore[no-untyped-call]  # torch leaves it out
+                return StorageType(name)
         return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> TypedStorage:
@@ -303,5 +301,5 @@ class _Unpickler(pickles.Unpickler):
 
 def _identity(storage: UntypedStorage) -> int:
     """Return a number of a storage itself: those on `meta` have no address."""
-    found: int = storage._cdata  # noqa: SLF001  # torch has no public way to ask
+    found: int = storage._cdata
     return found

@@ -1,19 +1,23 @@
-"""Draw points from the data, the same ones at every checkpoint."""
+"""Check the values of the data, and draw points from them, the same ones at every checkpoint."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from localrank_cli.errors import DataError
 from localrank_cli.points.defaults import DEFAULT_POINTS
-from localrank_cli.points.numbers import COMPLEX_DATA
 from localrank_cli.points.rows import Data, chunks
 
 if TYPE_CHECKING:
     from localrank_cli.points.inputs import Inputs
 
+COMPLEX_DATA = (
+    "Save their real and imaginary parts as real numbers (torch.view_as_real adds an axis for them)"
+    " and join them in the model's forward pass (torch.view_as_complex)."
+)
 _PERMUTED = 2**20  # entries that are shuffled as a whole, 8 bytes each
 
 
@@ -133,6 +137,25 @@ def sample(
         # The variance of a uniform entry in [0, 1) is 1/12.
         spread=abs(factor) * (1.0 if kind == "normal" else 12**-0.5),
     )
+
+
+def from_numpy(array: "np.ndarray[Any, Any]", where: str) -> Tensor:
+    """Return an array as a tensor; unsigned integers as int64, extended precision as float64.
+
+    Raises:
+        DataError: If it does not hold real numbers.
+    """
+    if array.dtype.kind not in "fiub":
+        advice = COMPLEX_DATA if array.dtype.kind == "c" else "Real numbers are needed."
+        raise DataError(f"{where} has dtype {array.dtype}.", advice)
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if array.size and kind == "u" and size == 8 and array.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{where} has integers above 2^63 - 1.", "Save it as floating point.")
+    if (kind == "f" and size > 8) or (kind == "u" and size > 1):
+        array = array.astype(np.float64 if kind == "f" else np.int64)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def check_dtype(data: Data, name: str) -> None:

@@ -30,7 +30,7 @@ from localrank_cli.errors import (
     readable,
 )
 from localrank_cli.points.containers import Npz, Safetensors, TorchArchive, open_npy
-from localrank_cli.points.numbers import from_numpy
+from localrank_cli.points.draw import from_numpy
 from localrank_cli.points.rows import AT_ONCE, Data, Rows
 
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
@@ -126,7 +126,7 @@ def refuse_key(key: str, reason: str, option: str = "--data-key") -> NoReturn:
 
 
 def named_arrays(found: Any, place: str) -> dict[str, Tensor] | None:
-    """Return the arrays of a dict, a batch of a tokenizer, a data set or a list of dicts.
+    """Return the arrays of a dict, a batch of a tokenizer, a data set, or a list of dicts or pairs.
 
     None for anything else.
 
@@ -141,6 +141,8 @@ def named_arrays(found: Any, place: str) -> dict[str, Tensor] | None:
                 f"{place}: its points have different keys.", "Give each point the same inputs."
             )
         found = {key: [one[key] for one in found] for key in found[0]}
+    elif _are_pairs(found):
+        found = {index: [one[index] for one in found] for index in range(len(found[0]))}
     if not isinstance(found, Mapping):
         return None
     return {str(key): _array(value, f"{place}[{key}]") for key, value in found.items()}
@@ -153,6 +155,29 @@ def _are_points(found: object) -> bool:
         and bool(found)
         and all(isinstance(one, Mapping) for one in found)
     )
+
+
+def _are_pairs(found: object) -> bool:
+    """Return whether something is a list with a tuple for each point: (input, label).
+
+    A pair of lists, of all inputs and all labels, is none.
+    """
+    if not isinstance(found, (list, tuple)) or len(found) < 2:
+        return False
+    if not all(isinstance(one, (list, tuple)) and len(one) == len(found[0]) > 1 for one in found):
+        return False
+    first, second, *_ = found[0]
+    same = isinstance(second, Tensor) and isinstance(first, Tensor) and first.shape == second.shape
+    is_array = all(isinstance(one[0], (Tensor, np.ndarray)) for one in found)
+    return is_array and (not same or len(found) > len(found[0]) == 2)  # a pair
+
+
+def which_key(keys: Sequence[str]) -> str:
+    """Return the advice to choose one of several arrays."""
+    if len(keys) > 2 and all(key.isdecimal() for key in keys):  # more than a pair
+        stack = "If each is a point, save them as one array: torch.stack(data)."
+        return f"{stack} Else choose one with --data-key NAME"
+    return "Choose one with --data-key NAME"
 
 
 def file_hash(path: Path) -> str:
@@ -174,7 +199,7 @@ def _load(path: Path, memory: int | None) -> _Loaded:
     if archive is None or not archive.is_native:
         return _load_whole(path, memory, "Save it again with the torch of this machine")
     content = archive.load()
-    if _are_points(content):
+    if _are_points(content) or _are_pairs(content):
         return _load_whole(path, memory, _ONE_TENSOR)
     return _Loaded(_named(content, path), archive)
 
@@ -229,9 +254,7 @@ def choose_key(keys: Sequence[str], key: str, path: str, option: str) -> str:
             return default
     if not keys:
         raise DataError(f"{path} holds no array.", "Check --data.")
-    raise SettingsError(
-        f"{path} holds several arrays: {names}.", "Choose one with --data-key NAME."
-    )
+    raise SettingsError(f"{path} holds several arrays: {names}.", f"{which_key(keys)}.")
 
 
 def _array(value: Any, place: str) -> Tensor:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.errors import DataError, SettingsError, listed
-from localrank_cli.points.draw import check_dtype, integers
-from localrank_cli.points.files import DEFAULT_KEYS, choose_key
-from localrank_cli.points.numbers import COMPLEX_DATA
+from localrank_cli.points.draw import COMPLEX_DATA, check_dtype, integers
+from localrank_cli.points.files import DEFAULT_KEYS, choose_key, which_key
 from localrank_cli.points.rows import Data, Rows, chunks
 
 # Where the forward pass need not have them, they are what a training compares outputs with.
@@ -85,10 +84,10 @@ def choose_keys(
     if not taken:
         raise SettingsError(
             f"{place} holds several arrays: {listed(keys)}.",
-            "Choose one with --data-key NAME, or save several under the names that the network's"
+            f"{which_key(keys)}, or save several under the names that the network's"
             f" forward pass takes: {listed(forward.names, 20)}."
             if forward.names
-            else "Choose one with --data-key NAME.",
+            else f"{which_key(keys)}.",
         )
     left = [one for one in rest if one not in taken]
     if left:
@@ -248,7 +247,8 @@ def _check_integers(arrays: Mapping[str, Data], place: str, *, beside_floats: bo
             lowest, highest = (int(one) for one in values.aminmax())
             if beside_floats and max(-lowest, highest) > _LARGEST_INTEGER:
                 raise DataError(
-                    f"{place}[{name}]: holds integers above 2^24 beside floating-point inputs.",
+                    f"{place}[{name}]: holds integers above 2^24 together with"
+                    " floating-point inputs.",
                     "Subtract what they have in common, in the data and in the model's forward"
                     " pass.",
                 )

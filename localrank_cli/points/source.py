@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from localrank_cli.errors import DataError, SettingsError, UsageError, cause, listed, shortened
+from localrank_cli.points.advice import advice_of_array
 from localrank_cli.points.defaults import MOST_AXES
-from localrank_cli.points.draw import Points, draw, sample
+from localrank_cli.points.draw import Points, draw, from_numpy, sample
 from localrank_cli.points.files import SUFFIXES, file_hash, load_arrays, named_arrays, refuse_key
 from localrank_cli.points.inputs import Forward, choose_keys, pack
-from localrank_cli.points.numbers import from_numpy
 from localrank_cli.points.rows import Data, check_memory
 from localrank_cli.points.shape import reshaped, written
 from localrank_cli.seeds import SEED, seeded
@@ -42,7 +42,7 @@ class DataSource:
     seed: int = 0
     array: Tensor | Mapping[str, Tensor] | None = None  # from Python, instead of a name
     labels_key: str = ""  # the array of the labels, which is no input
-    forward: Forward = Forward()  # what the network takes by name  # noqa: RUF009  # frozen
+    forward: Forward = Forward()  # what the network takes by name
     keep: bool = False  # whether all of the data are kept beside the points
     memory: int | None = None  # bytes that the points of a file may take; None: any number
 
@@ -96,7 +96,11 @@ def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:
     """
     if source.array is not None:
         if isinstance(source.array, Tensor):
-            return _drawn(_unnamed(source.array, source), source, "the data"), {"data": _PYTHON}
+            array = _unnamed(source.array, source)
+            points = _drawn(array, source, "the data")
+            # All of a large array is hashed only where all of it counts.
+            counted = array if source.keep else points.tensor
+            return points, {"data": _PYTHON, VALUES: _values_hash(counted)}
         described: dict[str, object] = {"data": _PYTHON}
         return _of_arrays(source.array, source, "the data", described), described
     match = _DISTRIBUTION.match(source.text)
@@ -232,7 +236,8 @@ def _from_code(code: CodeSpec) -> Tensor | dict[str, Tensor]:
         return arrays
     raise DataError(
         f"{name} returned a {type(found).__name__}.",
-        "A tensor or an array is needed, with the points on its first axis, or a dict of them.",
+        "A tensor or an array is needed, with the points on its first axis, or a dict of them."
+        f" {advice_of_array(found, 'Return')}",
     )
 
 

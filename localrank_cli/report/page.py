@@ -39,12 +39,7 @@ _RUN = (
 def render(data: Json, title: str, subtitle: str, manifest: Json | None, footer: str) -> str:
     """Render the page, as HTML that loads nothing.
 
-    Args:
-        data: From `page_data`.
-        title: The heading.
-        subtitle: The line below it.
-        manifest: Of the table; None if there is none.
-        footer: The last line.
+    `data` is from `page_data`, and `manifest` that of the table, if there is one.
     """
     assets = files("localrank_cli.report") / "assets"
 

@@ -48,11 +48,7 @@ def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
 def of_one(frame: pd.DataFrame, column: str, wanted: str | None, option: str) -> pd.DataFrame:
     """Return the rows with one value of a column; all rows where there is no such column.
 
-    Args:
-        frame: A table.
-        column: The name of the column.
-        wanted: The value; None: the only one.
-        option: The option that sets it, for messages.
+    `wanted` None means the only value; messages name the `option` that sets it.
 
     Raises:
         SettingsError: If there are several values to choose from, or not that one.

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from localrank_cli.measures.table import AVERAGED, MEASURES, OTHER, SHARE, Meaning
+from localrank_cli.measures.table import AVERAGED, LENGTH, MEASURES, OTHER, SHARE, Meaning
 
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
@@ -55,6 +55,19 @@ INTERVALS = (
     "rank_low", "rank_high", "rank_certain_low", "confidence", "sigma_1_low", "sigma_1_high",
     "n_products",
 )  # fmt: skip
+# Columns of --beside; the note says why cells are empty, or what a weight is tied to.
+BESIDE_ACTIVATIONS = (
+    "activation_samples", "activation_ceiling", "activation_at_ceiling",
+    "activation_effective_rank", "activation_participation_ratio",
+)  # fmt: skip
+BESIDE_CLASSES = (
+    "activation_class_effective_rank", "activation_class_participation_ratio",
+    "activation_effective_rank_by_class", "activation_participation_ratio_by_class",
+)  # fmt: skip
+BESIDE_WEIGHTS = (
+    "weight_ceiling", "weight_effective_rank", "weight_stable_rank", "weight_spectral_norm",
+)  # fmt: skip
+BESIDE_NOTE = "beside_note"
 # Columns after `message` that the tool itself may add, in order; constants of a series follow.
 OPTIONAL: dict[str, str] = {
     "epoch": OPTIONAL_INT,
@@ -86,6 +99,20 @@ OPTIONAL: dict[str, str] = {
     "information_xt_upper_nats": FLOAT,
     "information_ty_lower_nats": FLOAT,
     "information_ty_upper_nats": FLOAT,
+    "activation_samples": OPTIONAL_INT,
+    "activation_ceiling": OPTIONAL_INT,
+    "activation_at_ceiling": STR,
+    "activation_effective_rank": FLOAT,
+    "activation_participation_ratio": FLOAT,
+    "activation_class_effective_rank": FLOAT,
+    "activation_class_participation_ratio": FLOAT,
+    "activation_effective_rank_by_class": STR,
+    "activation_participation_ratio_by_class": STR,
+    "weight_ceiling": OPTIONAL_INT,
+    "weight_effective_rank": FLOAT,
+    "weight_stable_rank": FLOAT,
+    "weight_spectral_norm": FLOAT,
+    BESIDE_NOTE: STR,
 }
 
 
@@ -198,6 +225,43 @@ MEANINGS: dict[str, Meaning] = {
         " exact.",
         OTHER,
         uses_tolerance=True,
+    ),
+    "activation_effective_rank": Meaning(
+        "effective rank of the activations",
+        "The effective rank of the layer's outputs over the points, centred: how many directions"
+        " they spread over.",
+        OTHER,
+    ),
+    "activation_participation_ratio": Meaning(
+        "participation ratio of the activations",
+        "The participation ratio of the layer's outputs over the points, centred: how many"
+        " directions share their variance.",
+        OTHER,
+    ),
+    "activation_class_effective_rank": Meaning(
+        "effective rank of the activations of a class",
+        "The effective rank of the layer's outputs within a class, a mean over the classes.",
+        OTHER,
+    ),
+    "activation_class_participation_ratio": Meaning(
+        "participation ratio of the activations of a class",
+        "The participation ratio of the layer's outputs within a class, a mean over the classes.",
+        OTHER,
+    ),
+    "weight_effective_rank": Meaning(
+        "effective rank of the weight",
+        "The effective rank of the layer's weight as a matrix.",
+        OTHER,
+    ),
+    "weight_stable_rank": Meaning(
+        "stable rank of the weight",
+        "The stable rank of the layer's weight as a matrix.",
+        OTHER,
+    ),
+    "weight_spectral_norm": Meaning(
+        "spectral norm of the weight",
+        "The largest singular value of the layer's weight as a matrix.",
+        LENGTH,
     ),
 }
 

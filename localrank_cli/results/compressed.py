@@ -1,11 +1,13 @@
 """What `localrank compress` writes: weights, the program that loads them, and what it measured."""
 
 import csv
+import json
+import os
+import struct
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from localrank_cli.errors import OutputError
 from localrank_cli.results.write import (
@@ -16,10 +18,17 @@ from localrank_cli.results.write import (
     write_json,
 )
 
+if TYPE_CHECKING:  # figures read the names here, without torch
+    from torch import Tensor
+
 LOADER_NAME = "load.py"
 FACTS_NAME = "compress.json"
+UNFINISHED_NAME = "compress.unfinished.json"
 BUDGETS_NAME = "budgets.csv"
 LAYERS_NAME = "layers.csv"
+# The columns of budgets.csv that a figure needs.
+BUDGETS = ("method", "budget", "weights", "loss", "loss_increase_se")
+CONFIG_NAME, HF_NAME = "config.json", "model.safetensors"  # the names of transformers
 # The same for every network: ranks are in the shapes. Works without localrank and safetensors.
 LOADER = """\
 import json, pathlib, struct, torch
@@ -48,26 +57,37 @@ def weights_name(share: float, *, dense: bool = False) -> str:
     return f"{'dense' if dense else 'factored'}_{share:g}.safetensors"
 
 
-def prepare_folder(folder: Path, inputs: Iterable[Path] = (), *, overwrite: bool) -> None:
-    """Create the folder of the results.
+def hf_name(share: float) -> str:
+    """Return the name of the folder of a budget that `from_pretrained` loads: `hf_0.5`."""
+    return f"hf_{share:g}"
 
-    Args:
-        folder: The folder.
-        inputs: Files that are read, which are never written over.
-        overwrite: Whether files of earlier results may be.
+
+def prepare_folder(
+    folder: Path,
+    inputs: Iterable[Path] = (),
+    *,
+    overwrite: bool,
+    is_unfinished: bool = False,
+) -> None:
+    """Create the folder of the results; the files in `inputs` are never overwritten.
+
+    Earlier results are overwritten if `overwrite` is set, or if they are of the same run, which was
+    interrupted (`is_unfinished`).
 
     Raises:
         OutputError: If a file that would be written exists, or the folder cannot be created.
     """
     make_folder(folder)
-    held = sorted(path for path in folder.iterdir() if _is_written(path.name))
-    for path in held:
+    held = [path for path in folder.iterdir() if _is_written(path.name)]
+    for path in folder.glob("hf_*"):
+        held += [path / name for name in (CONFIG_NAME, HF_NAME) if os.path.lexists(path / name)]
+    for path in sorted(held):
         if any(one.exists() and path.samefile(one) for one in inputs):
             raise OutputError(
                 f"{path}: is read by this command, and its results could replace it.",
                 "Name another folder with -o.",
             )
-        if not overwrite:
+        if not (overwrite or is_unfinished):
             raise OutputError(
                 f"{path}: already exists.",
                 "Pass --overwrite to write over such files, or name another folder with -o.",
@@ -80,17 +100,128 @@ def _is_written(name: str) -> bool:
     return is_weights or name in {FACTS_NAME, LOADER_NAME, BUDGETS_NAME, LAYERS_NAME}
 
 
-def begin_results(folder: Path) -> None:
-    """Remove what earlier results say of themselves, since their weights are about to change."""
-    try:
-        (folder / FACTS_NAME).unlink(missing_ok=True)
-    except OSError as error:
-        raise cannot_write(folder / FACTS_NAME, error) from error
+@dataclass(frozen=True)
+class Found:
+    """What was found for one budget."""
+
+    budgets: tuple[dict[str, object], ...]  # rows of budgets.csv
+    layers: tuple[dict[str, object], ...]  # rows of layers.csv
+    verdicts: tuple[str, ...]
+    hf_folders: tuple[str, ...]  # that were written
+    keeps_limit: bool
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+def has_unfinished(folder: Path) -> bool:
+    """Return whether a run in a folder was interrupted."""
+    return (folder / UNFINISHED_NAME).is_file()
+
+
+@dataclass
+class Unfinished:
+    """The budgets of a run that has not ended, in a file beside the weights.
+
+    Args:
+        folder: The folder of the results.
+        key: What decides the numbers.
+        is_resumed: Whether an earlier run with the same key began to write.
+    """
+
+    folder: Path
+    key: Mapping[str, object]
+    is_resumed: bool = False
+    _found: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, folder: Path, key: Mapping[str, object], *, overwrite: bool) -> "Unfinished":
+        """Return what an interrupted run left in a folder; nothing where it is to be replaced.
+
+        Raises:
+            OutputError: If it was another run.
+        """
+        key = json.loads(json.dumps(key))
+        path = folder / UNFINISHED_NAME
+        if overwrite or not has_unfinished(folder):
+            return cls(folder, key)
+        advice = "Pass --overwrite to begin anew, or name another folder with -o."
+        try:
+            held = json.loads(path.read_bytes())
+            earlier, found = dict(held["key"]), dict(held["found"])
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{path}: is not what an interrupted run leaves.", advice) from error
+        differing = [name for name in {**earlier, **key} if earlier.get(name) != key.get(name)]
+        if differing:
+            raise OutputError(
+                f"{folder}: an interrupted run there had other settings: {', '.join(differing)}.",
+                advice,
+            )
+        return cls(folder, key, True, found)
+
+    def found(self, share: float) -> Found | None:
+        """Return what was found for a budget; None if it was not finished."""
+        held = self._found.get(f"{share:g}")
+        if held is None:
+            return None
+        return Found(
+            tuple(held["budgets"]),
+            tuple(held["layers"]),
+            tuple(held["verdicts"]),
+            tuple(held["hf_folders"]),
+            bool(held["keeps_limit"]),
+        )
+
+    def begin(self) -> None:
+        """Say that a run has begun to write, and remove what earlier ones say of other weights."""
+        self._write()
+        try:
+            (self.folder / FACTS_NAME).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder / FACTS_NAME, error) from error
+
+    def keep(self, share: float, found: Found) -> None:
+        """Keep a budget whose weights are written."""
+        self._found[f"{share:g}"] = asdict(found)
+        self._write()
+
+    def end(self) -> None:
+        """Remove the file: everything is in the results."""
+        (self.folder / UNFINISHED_NAME).unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        write_json(self.folder / UNFINISHED_NAME, {"key": self.key, "found": self._found})
+
+
+def write_weights(
+    path: Path, state: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors as a safetensors file, whole or not at all."""
-    write_bytes(path, save(dict(state)))
+    from safetensors.torch import save
+
+    write_bytes(path, _ordered(save(dict(state), None if metadata is None else dict(metadata))))
+
+
+def _ordered(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order, which is another one at each save."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+
+def write_hf(
+    folder: Path,
+    config: Mapping[str, object],
+    state: Mapping[str, "Tensor"],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a folder as `save_pretrained` does."""
+    make_folder(folder)
+    write_weights(folder / HF_NAME, state, {**metadata, "format": "pt"})
+    write_json(folder / CONFIG_NAME, config)
 
 
 def write_loader(folder: Path) -> None:

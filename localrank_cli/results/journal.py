@@ -127,7 +127,7 @@ def _body_of(path: Path, entry: Entry, line: bytes, settings: Settings | None) -
         whole: Any = loads(line.decode(), non_finite=True)
         check_line(entry.head["kind"], whole)
         if settings is not None and entry.head["status"] == "ok":
-            from localrank_cli.results.record import check_against_settings  # noqa: PLC0415  # torch
+            from localrank_cli.results.record import check_against_settings
 
             check_against_settings(settings, whole["body"])
     except ValueError as error:
@@ -163,7 +163,7 @@ def head_of(line: bytes) -> dict[str, Any] | None:
         raise ValueError("head: is missing")
     head = load_first(rest.decode(), len('"head":'))
     if not isinstance(head, dict):
-        raise ValueError(f"head: expected keys with values, got {shown(head)}")  # noqa: TRY004  # content of a file
+        raise ValueError(f"head: expected keys with values, got {shown(head)}")
     return _shared(head)
 
 

@@ -44,7 +44,7 @@ class Spectrum:
 
     def ranks(self, numbers: Iterable[float], *, relative: bool) -> Array:
         """Return the mean local rank over the finite points at each `--rtol` or `--atol`."""
-        from localrank_cli.spectrum.tolerance import Tolerance  # noqa: PLC0415  # torch is slow
+        from localrank_cli.spectrum.tolerance import Tolerance
 
         kind = "rtol" if relative else "atol"
         return self._mean([Tolerance(**{kind: float(number)}) for number in numbers])
@@ -59,7 +59,7 @@ class Spectrum:
         return tolerance.atol or tolerance.relative(self.whole.n_out, self.whole.n_in)
 
     def _mean(self, tolerances: "Sequence[Tolerance]") -> Array:
-        from localrank_cli.measures.points import mean_ranks  # noqa: PLC0415  # torch is slow
+        from localrank_cli.measures.points import mean_ranks
 
         counted: Array = mean_ranks(self.whole, tolerances).numpy()
         return counted
@@ -76,7 +76,7 @@ class SpectraFile:
     """
 
     def __init__(self, path: Path) -> None:
-        from localrank_cli.results.spectra import find_spectra  # noqa: PLC0415  # torch is slow
+        from localrank_cli.results.spectra import find_spectra
 
         self.path = path
         files = list(find_spectra(path)) if path.is_dir() else [path]
@@ -124,7 +124,7 @@ class SpectraFile:
         Raises:
             DataError: If there are none.
         """
-        from localrank_cli.results.spectra import opened  # noqa: PLC0415  # torch is slow
+        from localrank_cli.results.spectra import opened
 
         of_run = [entry for entry in self._entries if entry["run"] == run]
         depth = {str(entry["name"]): entry["layer_index"] for entry in of_run}
@@ -155,7 +155,7 @@ def _named(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    from localrank_cli.results.spectra import opened  # noqa: PLC0415  # torch is slow
+    from localrank_cli.results.spectra import opened
 
     with opened(path) as (_, about):
         return [
@@ -172,7 +172,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 
 def _spectrum(entry: dict[str, Any], tensors: "Tensors") -> Spectrum:
-    from localrank_cli.results.spectra import read_layer  # noqa: PLC0415  # torch is slow
+    from localrank_cli.results.spectra import read_layer
 
     kept = read_layer(entry["entry"], tensors)
     facts, whole = kept.facts, kept.spectrum
@@ -181,6 +181,6 @@ def _spectrum(entry: dict[str, Any], tensors: "Tensors") -> Spectrum:
 
 
 def _tolerance(label: str) -> "Tolerance":
-    from localrank_cli.spectrum.tolerance import Tolerance  # noqa: PLC0415  # torch is slow
+    from localrank_cli.spectrum.tolerance import Tolerance
 
     return Tolerance.of_label(label)

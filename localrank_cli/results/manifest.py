@@ -43,7 +43,7 @@ def make_manifest(
         about: Further entries.
         is_complete: Whether every selected checkpoint is there.
     """
-    from localrank_cli.machine import versions  # noqa: PLC0415  # torch is slow
+    from localrank_cli.machine import versions
 
     return {
         _KEY: FORMAT,
@@ -74,7 +74,7 @@ def read_manifest(table: Path) -> dict[str, Any] | None:
         return None
     if f'"{_KEY}"' not in text:
         return None
-    from localrank_cli.results.schema import Manifest, check  # noqa: PLC0415  # pydantic is slow
+    from localrank_cli.results.schema import Manifest, check
 
     try:
         found = loads(text, non_finite=True)

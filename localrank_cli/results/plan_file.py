@@ -100,7 +100,7 @@ def read_plan_file(path: Path) -> PlanFile:
         raise _unsound(path, f"is not a readable plan file ({one_line(error)})") from error
     if not isinstance(found, dict) or found.get(_KEY) != FORMAT:
         raise _unsound(path, "is not a plan file of this version of localrank")
-    from localrank_cli.results.schema import PlanContent, check  # noqa: PLC0415  # not for --help
+    from localrank_cli.results.schema import PlanContent, check
 
     try:
         check(PlanContent, found)

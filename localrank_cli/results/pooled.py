@@ -106,7 +106,7 @@ def _counts(text: str, record: CheckpointRecord) -> list[list[int]]:
     """Return the numbers of Jacobians in each block, by layer, if the sums are of a record."""
     about: Any = loads(text)
     if not isinstance(about, Mapping):
-        raise ValueError("it holds no sums of localrank")  # noqa: TRY004  # content of a file
+        raise ValueError("it holds no sums of localrank")
     for key, value in {"format": FORMAT, **_identity(record)}.items():
         if about.get(key) != value:
             raise ValueError(f"{key}: expected {value!r}, got {about.get(key)!r}")

@@ -72,8 +72,8 @@ def read_tables(paths: Sequence[Path]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
-    """Read one table, which must have the columns `needed`.
+def read_table(path: Path, needed: Iterable[str] = NEEDED, writer: str = "analyze") -> pd.DataFrame:
+    """Read one table that a command `writer` wrote, which must have the columns `needed`.
 
     Texts are str, on one line as in CSV, missing ones empty; numbers are int64 where none is
     missing and all must be whole, else float64 with NaN.
@@ -89,10 +89,10 @@ def read_table(path: Path, needed: Iterable[str] = NEEDED) -> pd.DataFrame:
         there = ", ".join(map(str, frame.columns[:8])) + (", ..." if frame.shape[1] > 8 else "")
         raise DataError(
             f"{path}: has no column {', '.join(missing)} (it has {there}).",
-            "Name a table that localrank analyze wrote.",
+            f"Name a table that localrank {writer} wrote.",
         )
     if frame.empty:
-        raise DataError(f"{path}: holds a header and no rows.", "Run localrank analyze again.")
+        raise DataError(f"{path}: holds a header and no rows.", f"Run localrank {writer} again.")
     columns = {str(name): _typed(path, str(name), frame[name]) for name in frame.columns}
     typed = pd.DataFrame(columns)
     _check_places(path, typed)

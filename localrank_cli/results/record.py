@@ -14,7 +14,7 @@ from localrank_cli.measures.intervals import (
 )
 from localrank_cli.measures.layer import Average, LayerMeasures, RankSummary, reduce_points
 from localrank_cli.measures.points import PointMeasures, PointRanks
-from localrank_cli.measures.table import AVERAGED, choice_of
+from localrank_cli.measures.table import AVERAGED, FIRST
 from localrank_cli.results.columns import COLUMNS, Cell
 from localrank_cli.spectrum.layer import EXACT_FLOAT32
 from localrank_cli.spectrum.pooled import Block
@@ -96,23 +96,24 @@ def _row(
     return {name: cells[name] for name in COLUMNS}
 
 
-def _interval_cells(points: PointMeasures, remark: str) -> list[Mapping[str, Cell]]:
+def _interval_cells(points: PointMeasures, dtype: str, remark: str) -> list[Mapping[str, Cell]]:
     """Return the cells of intervals, for each tolerance; none where ranks were counted."""
     if points.evidence is None:
         return []
     norm = root_mean_square(points.soft["jacobian_norm"])
     tolerances = [ranks.tolerance for ranks in points.ranks]
     return [
-        {"jacobian_norm": norm, **(_bounds(one, remark) if one is not None else {})}
+        {"jacobian_norm": norm, **(_bounds(one, dtype, remark) if one is not None else {})}
         for one in interval_summaries(points.evidence, tolerances)
     ]
 
 
-def _bounds(one: IntervalSummary, remark: str) -> dict[str, Cell]:
+def _bounds(one: IntervalSummary, dtype: str, remark: str) -> dict[str, Cell]:
     cells: dict[str, Cell] = {
         "rank_low": one.low,
         "rank_high": one.high,
-        "rank_certain_low": one.certain_low,
+        # In float32 it rests on a rounding that is measured, not proved.
+        "rank_certain_low": one.certain_low if dtype == "float64" else None,
         "confidence": one.confidence,
         "sigma_1_low": one.sigma_low,
         "sigma_1_high": one.sigma_high,
@@ -136,7 +137,7 @@ class LayerRecord:
     cells: Mapping[str, Cell] = field(default_factory=dict)  # optional columns
     # Optional columns that differ between tolerances, for each of them; none: none has any.
     by_tolerance: tuple[Mapping[str, Cell], ...] = ()
-    # Of a part of the points with --pooled: sums over them, which are no part of the journal.
+    # Sums over a part of the points, for --pooled; the journal does not hold them.
     blocks: tuple[Block, ...] = ()
 
 
@@ -166,7 +167,9 @@ class CheckpointRecord:
         rows = []
         for layer in self.layers:
             measures = reduce_points(layer.points)
-            own = layer.by_tolerance or _interval_cells(layer.points, self.message)
+            own = layer.by_tolerance or _interval_cells(
+                layer.points, layer.facts.dtype, self.message
+            )
             rows += layer_rows(layer.facts, measures, layer.cells, self.message, own)
         return rows
 
@@ -257,6 +260,12 @@ def check_against_settings(settings: Mapping[str, Any], body: Mapping[str, Any])
                 f"{key}.ranks: expected {shown(wanted)}, as in the settings of its run, got"
                 f" {shown(', '.join(found))}"
             )
+        measures = set(settings.get("measures") or FIRST)
+        if layer.get("evidence") is None and measures != set(layer["soft"]):
+            raise ValueError(
+                f"{key}.soft: expected {shown(', '.join(sorted(measures)))}, as in the settings of"
+                f" its run, got {shown(', '.join(sorted(layer['soft'])))}"
+            )
         for name in settings.get("optional_columns", ()):
             if name not in layer["cells"]:
                 raise ValueError(f"{key}.cells.{name}: is missing")
@@ -339,11 +348,10 @@ def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRec
 
 
 def _check_measures(saved: Mapping[str, Any], place: Mapping[str, Any]) -> None:
-    if choice_of(saved) is None:
+    if unknown := [name for name in saved if name not in AVERAGED]:
         raise SettingsError(
             f"{place['run']}: {place['checkpoint']} (step {place['step']}) was analyzed by another"
-            f" version of localrank, with the measures {', '.join(saved)}; this one has"
-            f" {', '.join(AVERAGED)}.",
+            f" version of localrank, with the measures {', '.join(unknown)}, which this one lacks.",
             "Use the version that wrote it, or analyze the series again with --overwrite.",
         )
 

@@ -31,7 +31,7 @@ def _check_range(edges: list[int]) -> list[int]:
 
 def _check_constant(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"expected a string, an integer or a number, got {shown(value)}")  # noqa: TRY004  # pydantic reports ValueErrors
+        raise ValueError(f"expected a string, an integer or a number, got {shown(value)}")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"expected an integer of 64 bits, got {shown(value)}")
     return value
@@ -195,6 +195,7 @@ class _Series(Strict):
     labels_key: str | None = None
     information_point_indices: list[Count] | None = None
     information_noise: NotNegative | None = None
+    beside: str | None = None
     columns: Annotated[dict[str, Constant], AfterValidator(_check_constants)] | None = None
     optional_columns: Annotated[list[str], AfterValidator(_check_columns)] = []
     counting: str | None = None

@@ -42,8 +42,7 @@ def check_suffix(path: Path) -> None:
             "Install it with: pip install 'localrank[parquet]'; or write .csv.",
         )
     real = Path(os.path.realpath(path))
-    # os.path, unlike Path, answers for names that are too long.
-    if os.path.islink(path) and real.suffix.lower() != path.suffix.lower():  # noqa: PTH114  # Path raises for a name too long
+    if os.path.islink(path) and real.suffix.lower() != path.suffix.lower():  # noqa: PTH114  # Path raises for too long a name
         raise UsageError(
             f"--output {path}: is a link to {real}, whose suffix names another format or none.",
             "Give both the same suffix, or name another file with -o.",
@@ -96,7 +95,7 @@ def write_rows(target: Path, rows: Iterable[Row], columns: Sequence[str]) -> Non
     suffix = target.suffix.lower()
     if suffix == PARQUET:
         with replacing(target, binary=True) as stream:
-            from localrank_cli.results.read import to_frame  # noqa: PLC0415  # pandas is slow
+            from localrank_cli.results.read import to_frame
 
             to_frame(rows, columns).to_parquet(stream, index=False)
         return
@@ -254,8 +253,7 @@ def real_target(path: Path) -> Path:
     Raises:
         OutputError: If something that is not a file has the name, or links lead in a circle.
     """
-    # os.path, unlike Path, answers for names that are too long.
-    real = Path(os.path.realpath(path)) if os.path.islink(path) else path.absolute()  # noqa: PTH114  # Path raises for a name too long
+    real = Path(os.path.realpath(path)) if os.path.islink(path) else path.absolute()  # noqa: PTH114  # Path raises for too long a name
     try:
         is_file = stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):

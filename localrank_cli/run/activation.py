@@ -7,7 +7,7 @@ from itertools import pairwise
 from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.errors import ModelError, listed, printable, shortened
 from localrank_cli.model.mlp import ACTIVATIONS
-from localrank_cli.options.resolve import ModelChoice
+from localrank_cli.options.resolve import ModelChoice, SeriesOptions
 
 _LINEAR = "torch.nn.modules.linear.Linear"
 # These hand on what they are given.
@@ -27,6 +27,12 @@ _PLAIN = {
 }
 _IDENTITY = "identity"
 _MODEL = "Give the network's code: --model path/to/file.py:name."
+
+
+def given_activation(options: SeriesOptions) -> str | None:
+    """Return `--activation` of a series, or None if it is the default."""
+    is_given = "activation" in options.from_user | options.from_folder
+    return options.options.activation if is_given else None
 
 
 def with_held_activation(

@@ -1,63 +1,66 @@
 """Compress one checkpoint: measure every budget beside the baselines, and write what was found."""
 
-import copy
-import runpy
-import statistics
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from localrank_cli.compress.eligible import Layers, find_layers
-from localrank_cli.compress.matrix import shape_of
 from localrank_cli.compress.methods import BASELINES, METHODS, OURS
-from localrank_cli.compress.score import Batch, Difference, Kind, Scores, kind_of
-from localrank_cli.compress.search import FEW, Compressor, Data, Outcome, halves, split, verdict
-from localrank_cli.compress.state import dense_state, difference, effective_rank_of, factored_state
-from localrank_cli.errors import LocalrankError, ModelError, Note, SettingsError
-from localrank_cli.layers.outputs import first_tensor
+from localrank_cli.compress.replace import norm_layers
+from localrank_cli.compress.score import Difference, Kind, Scores, kind_of
+from localrank_cli.compress.search import FEW, Compressor, Outcome, verdict
+from localrank_cli.compress.state import factored_layers
+from localrank_cli.errors import LocalrankError, ModelError, Note, SettingsError, duration
 from localrank_cli.layers.select import LEFT_OUT
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import TokensError
 from localrank_cli.machine import versions
 from localrank_cli.model.build import WholeLayer
 from localrank_cli.model.fill import fill_model
+from localrank_cli.model.hf import CONFIG
+from localrank_cli.model.hf_weights import HfExpected
 from localrank_cli.options.parse import LossLimit
-from localrank_cli.options.resolve import Settings
 from localrank_cli.options.table import AnalyzeOptions, CompressOptions
-from localrank_cli.points.source import DataSource, load_points
 from localrank_cli.results.compressed import (
     BUDGETS_NAME,
     LAYERS_NAME,
-    LOADER_NAME,
-    begin_results,
+    Found,
+    Unfinished,
+    has_unfinished,
     prepare_folder,
-    weights_name,
     write_facts,
-    write_loader,
     write_rows,
-    write_weights,
 )
-from localrank_cli.run.compute import hash_of
+from localrank_cli.run.compress_data import Sliced, activation_bytes
+from localrank_cli.run.compress_rows import (
+    Row,
+    aligned,
+    budget_row,
+    latency,
+    layer_rows,
+    missing_row,
+    original_row,
+)
+from localrank_cli.run.compress_save import Saver, forward
+from localrank_cli.run.compute import hash_of, run_plan
+from localrank_cli.run.estimate import long_time
 from localrank_cli.run.headers import load_state
 from localrank_cli.run.plan import Plan, SeriesPlan, make_plan
-from localrank_cli.run.samples import read_labels
 
-_BATCH = 64  # points that pass through the network at once
-_DRAWN = 1024  # points of a distribution
 _FEW_NATS = 0.01  # a share of a smaller loss is less than it can be measured to
-# Loaded weights give these outputs up to float32 rounding, which a network magnifies.
-_AGREEMENT = 1e-3
-_TIMED = 20  # forward passes of one point
+_PASSES = 3  # a calibration batch takes as long as so many batches that are measured
+_BISECTIONS = 7  # of a hundred budgets
+_COPIES = 4  # of a batch's intermediate results: graph, gradients, rows of inputs and of gradients
+_LONG = 20.0  # seconds that local ranks may take beside the rest
 _UNITS: dict[Kind, str] = {
     "classes": "nats", "tokens": "nats", "outputs": "nats", "targets": "squared error"
 }  # fmt: skip
 
-Row = dict[str, object]
+# Receives the share that is done, and what is done now.
+Watcher = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -68,51 +71,37 @@ class Compressed:
     layers: tuple[Row, ...]
     verdicts: tuple[str, ...]
     folder: Path
+    hf_folders: tuple[Path, ...]  # that `from_pretrained` loads
     keeps_limit: bool  # whether the report slice agrees with the limit
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Points, and their labels where there are any, as they are stored."""
-
-    points: Any  # a tensor, or rows of a file
-    labels: Tensor | None
-    scale: float | None
-    device: torch.device
-    dtype: torch.dtype
-
-    def batches(self, indices: Tensor) -> list[Batch]:
-        """Return the points of sorted indices, ready for the network."""
-        return [self._batch(part) for part in indices.split(_BATCH)]  # type: ignore[no-untyped-call]
-
-    def _batch(self, indices: Tensor) -> Batch:
-        rows: Tensor = self.points[indices]
-        if self.scale is not None:
-            rows = rows.to(torch.float64) * self.scale
-        rows = rows.to(self.dtype if rows.is_floating_point() else torch.int64)
-        return rows.to(self.device), None if self.labels is None else self.labels[indices]
-
-
-def compress(options: AnalyzeOptions, how: CompressOptions, note: Note) -> Compressed:
+def compress(
+    options: AnalyzeOptions,
+    how: CompressOptions,
+    note: Note,
+    watcher: Watcher = lambda *_: None,
+) -> Compressed:
     """Compress one checkpoint, write the results, and return them.
 
     Raises:
         LocalrankError: If it cannot be compressed as asked.
     """
     assert how.out is not None
-    prepare_folder(how.out, overwrite=how.replaces)  # before what takes long
+    if not has_unfinished(how.out):
+        prepare_folder(how.out, overwrite=how.replaces)  # before what takes long
     plan = _plan(replace(options, dtype="float32"), note)
     series = _one_checkpoint(plan)
     inputs = _inputs(series, options, how)
-    prepare_folder(how.out, inputs, overwrite=how.replaces)
-    work = _Work(plan, series, how, note)
+    work = _Work(plan, series, how, note, watcher)
     with analysis_setting(series.model, series.settings.dtype):
+        unfinished = Unfinished.at(how.out, work.key, overwrite=how.replaces)
+        prepare_folder(how.out, inputs, overwrite=how.replaces, is_unfinished=unfinished.is_resumed)
         work.begin()
-        outcomes = work.outcomes()
-        return work.written(outcomes)
+        ranks = _local_ranks(options, note)
+        return work.written(work.results(unfinished, ranks), unfinished)
 
 
-def _plan(options: AnalyzeOptions, note: Note) -> Plan:
+def _plan(options: AnalyzeOptions, note: Note, *, refuses: bool = False) -> Plan:
     noted: set[str] = set()
 
     def once(text: str) -> None:
@@ -122,10 +111,35 @@ def _plan(options: AnalyzeOptions, note: Note) -> Plan:
             note(text)
 
     try:
-        return make_plan(options, once, refuses=False)
+        return make_plan(options, once, refuses=refuses)
     except TokensError as error:
         # Nothing is differentiated with respect to the input here, but a plan is of that.
-        return make_plan(replace(options, wrt=error.embedding), once, refuses=False)
+        return make_plan(replace(options, wrt=error.embedding), once, refuses=refuses)
+
+
+def _local_ranks(options: AnalyzeOptions, note: Note) -> dict[str, float]:
+    """Return each layer's local rank as `localrank analyze` measures it by default.
+
+    Empty, with a note, where that takes long or does not fit.
+    """
+    try:
+        plan = _plan(options, lambda _: None, refuses=True)
+        long = long_time(plan, _LONG)
+        if long is not None:
+            note(
+                f"local ranks are left out: they take about {duration(long.seconds)}; localrank"
+                " analyze measures them"
+            )
+            return {}
+        (record,) = run_plan(plan, note)
+    except LocalrankError as error:
+        note(f"local ranks are left out: {error.what}")
+        return {}
+    return {
+        str(row["layer"]): float(row["local_rank"])
+        for row in record.rows
+        if row["local_rank"] is not None
+    }
 
 
 def _one_checkpoint(plan: Plan) -> SeriesPlan:
@@ -140,6 +154,11 @@ def _one_checkpoint(plan: Plan) -> SeriesPlan:
             "the network is a single layer, which has no name to be replaced by.",
             "Wrap it in an nn.Sequential, and its weights with it.",
         )
+    if factored_layers(series.model):
+        raise ModelError(
+            f"{series.checkpoints[0].file.path}: its layers are factors already.",
+            "Compress the original to the smaller budget.",
+        )
     return series
 
 
@@ -150,94 +169,87 @@ def _inputs(series: SeriesPlan, options: AnalyzeOptions, how: CompressOptions) -
     code = [
         str(text).rpartition(":")[0] for text in (options.model, *(one.text for one in sources))
     ]
+    expected = series.expected
     return [
         series.checkpoints[0].file.path,
         *(one.path for one in sources if one.path is not None),
         *(Path(name) for name in code if name.endswith(".py")),
+        *([expected.source.folder / CONFIG] if isinstance(expected, HfExpected) else []),
     ]
 
 
-def _is_same(first: DataSource, second: DataSource) -> bool:
-    """Return whether two sources give the same points."""
-    one, other = first.path, second.path
-    if one is None or other is None or not (one.exists() and other.exists()):
-        return first.text == second.text
-    return one.samefile(other)
+@dataclass
+class _Progress:
+    """How much of the work is done, in batches that are measured."""
+
+    watcher: Watcher
+    total: float = math.inf  # until it is known
+    taken: float = 0.0
+
+    def done(self, text: str, passes: float = 1.0) -> None:
+        """Count what was done."""
+        self.taken += passes
+        # A bisection may take fewer budgets than are counted, or a layer longer.
+        self.watcher(min(self.taken / self.total, 1.0), text)
 
 
-def forward(model: nn.Module, batch: Tensor) -> Tensor:
-    """Return the first tensor of a network's output.
-
-    Raises:
-        ModelError: If it returns none.
-    """
-    output = first_tensor(model(batch.clone()))
-    if output is None:
-        raise ModelError("the network returned no tensor.", "Return the outputs as a tensor.")
-    return output
-
-
+@dataclass
 class _Work:
-    def __init__(self, plan: Plan, series: SeriesPlan, how: CompressOptions, note: Note) -> None:
-        self._plan, self._series, self._how, self._note = plan, series, how, note
-        checkpoint = series.checkpoints[0]
-        self._stored = load_state(checkpoint, plan.trust_pickle)
-        fill_model(series.model, series.expected, self._stored, checkpoint.place)
-        settings = series.settings
-        self._data = self._rows(settings)
-        self._seed = settings.source.seed
-        self._held_out = self._data
-        if how.eval_data is not None:
-            source = replace(settings.source, text=how.eval_data)
-            if _is_same(source, settings.source):
-                raise SettingsError(
-                    f"--eval-data {how.eval_data}: is what --data names, and data that calibrate"
-                    " cannot be held out.",
-                    "Leave out --eval-data, and --data is split into disjoint parts.",
-                )
-            self._held_out = self._rows(replace(settings, source=source))
+    plan: Plan
+    series: SeriesPlan
+    how: CompressOptions
+    note: Note
+    watcher: Watcher
+    key: dict[str, object] = field(init=False)  # what resuming compares
 
-    def _rows(self, settings: Settings) -> _Rows:
-        count = _DRAWN if settings.source.is_drawn else None
-        points, _ = load_points(replace(settings.source, keep=True, count=count))
-        everything = points.tensor if points.everything is None else points.everything
-        keyed = bool(settings.sampling.labels_key)
-        labels = read_labels(settings, points, self._plan.memory) if keyed else None
-        scale = None if points.everything is None else points.scale
-        return _Rows(everything, labels, scale, self._plan.device, settings.dtype)
+    def __post_init__(self) -> None:
+        checkpoint = self.series.checkpoints[0]
+        self._stored = load_state(checkpoint, self.plan.trust_pickle)
+        fill_model(self.series.model, self.series.expected, self._stored, checkpoint.place)
+        self._sliced = Sliced.of(self.plan, self.series, self.how.eval_data)
+        self._seed = self.series.settings.source.seed
+        self._progress = _Progress(self.watcher)
+        limit = self.how.max_loss_increase
+        self.key = {
+            "checkpoint": checkpoint.place,
+            "sha256_of_tensors": hash_of(self._stored),
+            "model": self.series.settings.model.description,
+            **self.series.model_facts,
+            **self.series.data_facts,
+            "--labels-key": self.series.settings.sampling.labels_key,
+            "--eval-data": self.how.eval_data,
+            "points": self._sliced.sizes,
+            "--seed": self._seed,
+            "--keep": list(self.how.keep),
+            "--metric": self.how.metric or "auto",
+            "--dense": self.how.dense,
+            "--max-loss-increase": None if limit is None else str(limit),
+            "versions": versions(),
+        }
 
     def begin(self) -> None:
-        """Split the data, find the layers, and factor them by every method."""
-        how, model = self._how, self._series.model
-        n_data = int(self._data.points.shape[0])
-        if how.eval_data is None:
-            slices = split(n_data, self._seed)
-            calibrate, pick, report = slices.calibrate, slices.pick, slices.report
-        else:
-            calibrate = torch.arange(n_data)
-            pick, report = halves(int(self._held_out.points.shape[0]), self._seed)
-        self._sizes = {"calibrate": len(calibrate), "pick": len(pick), "report": len(report)}
-        if len(calibrate) < FEW:
-            self._note(
-                f"{len(calibrate)} points calibrate: covariances of so few are rough; give"
+        """Find the layers and check the settings, before anything that takes long."""
+        how, model, sizes = self.how, self.series.model, self._sliced.sizes
+        if sizes["calibrate"] < FEW:
+            self.note(
+                f"{sizes['calibrate']} points calibrate: covariances of so few are rough; give"
                 f" {FEW} or more"
             )
-        data = Data(
-            lambda: [points for points, _ in self._data.batches(calibrate)],
-            lambda: self._held_out.batches(pick),
-            lambda: self._held_out.batches(report),
-        )
-        first, labels = data.pick()[0]
+        data = self._sliced.watched(self._progress.done)
+        first, labels = next(iter(data.pick()))
         layers = find_layers(model, first, forward, how.keep)
         with torch.no_grad():
             output = forward(model, first)
         if labels is not None and not labels.is_floating_point():
-            labels = self._held_out.labels  # any of which may be out of range
+            labels = self._sliced.held_out.labels  # any of which may be out of range
         self.kind = kind_of(output, first, labels)
         self.point = first[:1]
-        self.work = Compressor(model, layers, data, forward, self.kind)
-        self._note(f"calibrating {len(layers.chosen)} layers on {len(calibrate)} points")
-        self.work.calibrate(self._seed, self._plan.memory)
+        dtypes = {name: value.dtype for name, value in self._stored.items()}
+        self.work = Compressor(model, layers, data, forward, self.kind, dtypes)
+        self._budgets = {share: self.work.weights_of(share) for share in how.budget}
+        self._limit = None if how.max_loss_increase is None else self._bound(how.max_loss_increase)
+        self._batch = _COPIES * self._sliced.data.size * activation_bytes(self.series)
+        self._groups = len(self.work.groups(self.plan.memory, self._batch))
 
     @property
     def layers(self) -> Layers:
@@ -246,29 +258,75 @@ class _Work:
 
     @property
     def _names(self) -> tuple[str, ...]:
-        metric = self._how.metric or "auto"
+        metric = self.how.metric or "auto"
         return tuple(OURS) if metric == "auto" else (metric,)
 
-    def outcomes(self) -> dict[float, Outcome]:
-        """Return what is chosen for every budget, or for the limit, by the share of weights."""
-        limit = self._how.max_loss_increase
-        if limit is None:
-            budgets = {share: self.work.weights_of(share) for share in self._how.budget}
-            return {share: self._measured(budget) for share, budget in budgets.items()}
-        bound = self._bound(limit)
-        found = self.work.smallest(bound, self._names)
+    def results(
+        self, unfinished: Unfinished, local_ranks: dict[str, float]
+    ) -> Iterator[tuple[float, Found]]:
+        """Yield what was found for each budget by its share; those of an unfinished run first."""
+        saver = Saver(
+            self.series, self._stored, self.point, unfinished.folder, dense=self.how.dense
+        )
+        left = {}
+        for share, budget in self._budgets.items():
+            found = unfinished.found(share)
+            if found is not None and saver.has(share):
+                self.note(f"{100 * share:g}% of the weights: kept from the run before")
+                yield share, found
+            else:
+                left[share] = budget
+        if not left and self._limit is None:
+            return
+        self._calibrate(len(left))
+        original = self.work.report(self.series.model)
+        for share, chosen in self._outcomes(left):
+            unfinished.begin()
+            found = self._found(share, chosen, original, saver, local_ranks)
+            unfinished.keep(share, found)
+            yield share, found
+
+    def _calibrate(self, n_budgets: int) -> None:
+        layers, sizes = self.layers.chosen, self._sliced
+        n_calibrate, n_pick = sizes.n_batches("calibrate"), sizes.n_batches("pick")
+        norms = n_calibrate if norm_layers(self.series.model) else 0
+        tries = len(self._names) * (_BISECTIONS if self._limit is not None else n_budgets)
+        baselines = len(BASELINES) * max(n_budgets, 1)
+        # Each batch is counted once as it comes, and the rest of its calibration with its layers.
+        more = max(_PASSES - 1, 0) * n_calibrate * self._groups / len(layers)
+        self._progress.taken = 0.0
+        self._progress.total = (
+            _PASSES * n_calibrate * self._groups
+            + (tries + baselines) * (n_pick + norms)
+            + (max(n_budgets, 1) * (len(BASELINES) + 1)) * (sizes.n_batches("report") + norms)
+        )
+        self.note(
+            f"calibrating {len(layers)} layers on {sizes.sizes['calibrate']} points"
+            + (f", in {self._groups} passes" if self._groups > 1 else "")
+        )
+        self.work.calibrate(
+            self._seed,
+            self.plan.memory,
+            taken=self._batch,
+            adds_biases=not (self.how.dense or self.series.settings.model.is_hf),
+            done=lambda name: self._progress.done(f"factored {name}", more),
+        )
+
+    def _outcomes(self, budgets: dict[float, int]) -> Iterator[tuple[float, Outcome]]:
+        """Yield what is chosen for every budget, or for the limit."""
+        for share, budget in budgets.items():
+            yield share, self.work.best(budget, self._names)
+        if self._limit is None:
+            return
+        found = self.work.smallest(self._limit, self._names)
         if found is None:
             raise LocalrankError(
-                f"--max-loss-increase {limit}: no budget keeps to it on the {self._sizes['pick']}"
-                " points that pick.",
+                f"--max-loss-increase {self.how.max_loss_increase}: no budget keeps to it on the"
+                f" {self._sliced.sizes['pick']} points that pick.",
                 "Allow a larger increase, or give more data: the limit holds with 1.65 standard"
                 " errors.",
             )
-        return {round(found.budget / self.work.total, 2): found}
-
-    def _measured(self, budget: int) -> Outcome:
-        self._note(f"measuring {budget / self.work.total:.0%} of the weights")
-        return self.work.best(budget, self._names)
+        yield round(found.budget / self.work.total, 2), found
 
     def _bound(self, limit: LossLimit) -> float:
         """Return a limit in the unit of the loss."""
@@ -287,45 +345,43 @@ class _Work:
             )
         return limit.value * loss
 
-    def written(self, outcomes: Mapping[float, Outcome]) -> Compressed:
-        """Measure on the report slice, write everything, and load it back."""
-        folder, model = self._how.out, self._series.model
-        assert folder is not None
-        original = self.work.report(model)
-        begin_results(folder)
-        rows, layer_rows, verdicts, keeps = [], [], [], True
-        rows.append(self._row("original", 1.0, self.work.total, self.work.original, original))
-        for share, chosen in outcomes.items():
-            compressed = self.work.build(chosen.name, chosen.ranks)
-            self._save(folder, share, compressed)
-            ours = self.work.report(compressed)
-            row = self._row(chosen.name, share, chosen.weights, chosen.scores, ours, original)
-            row |= {"predicted": chosen.predicted} | self._latency(compressed)
-            rows.append(row)
-            baselines: dict[str, Scores] = {}
-            others = self.work.baselines(chosen.budget)
-            for other in sorted(others, key=lambda one: float(one.scores.loss.mean())):
-                found = self.work.report(self.work.build(other.name, other.ranks))
-                baselines[other.name] = found
-                rows.append(
-                    self._row(other.name, share, other.weights, other.scores, found, original)
-                )
-            verdicts.append(verdict(ours, baselines, _UNITS[self.kind], share))
-            layer_rows += self._layer_rows(share, chosen)
-            text = self._breach(Difference.of(ours.loss, original.loss), original)
-            keeps &= not text
-            verdicts += [text] if text else []
-        rows[0] |= self._latency(model)
-        keys = list(dict.fromkeys(key for row in rows for key in row))
-        rows = [{key: row.get(key) for key in keys} for row in rows]
-        write_rows(folder / BUDGETS_NAME, rows)
-        write_rows(folder / LAYERS_NAME, layer_rows)
-        write_facts(folder, self._facts(rows, layer_rows, verdicts))
-        return Compressed(tuple(rows), tuple(layer_rows), tuple(verdicts), folder, keeps)
+    def _found(
+        self,
+        share: float,
+        chosen: Outcome,
+        original: Scores,
+        saver: Saver,
+        local_ranks: dict[str, float],
+    ) -> Found:
+        """Save what was chosen, and measure it and the baselines on the slice that reports."""
+        compressed = self.work.build(chosen.name, chosen.ranks)
+        folders = saver.save(share, compressed)
+        ours = self.work.report(compressed)
+        rows = [budget_row(chosen, share, ours, original) | latency(compressed, self.point)]
+        outcomes, missing = self.work.baselines(chosen.budget)
+        baselines: dict[str, Scores] = {}
+        for other in sorted(outcomes, key=lambda one: float(one.scores.loss.mean())):
+            found = self.work.report(self.work.build(other.name, other.ranks))
+            baselines[other.name] = found
+            rows.append(budget_row(other, share, found, original))
+        rows += [missing_row(name, share, why) for name, why in missing.items()]
+        text = self._breach(Difference.of(ours.loss, original.loss), original)
+        return Found(
+            budgets=tuple(rows),
+            layers=tuple(
+                layer_rows(self.series.model, self.layers, share, chosen.ranks, local_ranks)
+            ),
+            verdicts=(
+                verdict(ours, baselines, _UNITS[self.kind], share),
+                *((text,) if text else ()),
+            ),
+            hf_folders=tuple(str(folder) for folder in folders),
+            keeps_limit=not text,
+        )
 
     def _breach(self, increase: Difference, original: Scores) -> str:
         """Return how the report slice breaks the limit; empty if it does not."""
-        limit = self._how.max_loss_increase
+        limit = self.how.max_loss_increase
         if limit is None:
             return ""
         bound = limit.value * (float(original.loss.mean()) if limit.is_share else 1.0)
@@ -336,105 +392,42 @@ class _Work:
             f" {increase.mean:.4g} +- {increase.error:.2g} {_UNITS[self.kind]}."
         )
 
-    def _row(
-        self,
-        name: str,
-        share: float,
-        weights: int,
-        pick: Scores,
-        report: Scores,
-        original: Scores | None = None,
-    ) -> Row:
-        increase = None if original is None else Difference.of(report.loss, original.loss)
-        return {
-            "method": name,
-            "budget": share,
-            "weights": weights,
-            "loss_pick": float(pick.loss.mean()),
-            "loss": float(report.loss.mean()),
-            "loss_increase": None if increase is None else increase.mean,
-            "loss_increase_se": None if increase is None else increase.error,
-            "divergence": float(report.divergence.mean()),
-            "accuracy": report.accuracy,
-        }
-
-    def _layer_rows(self, share: float, chosen: Outcome) -> list[Row]:
-        rows: list[Row] = []
-        for name, module in self._series.model.named_modules():
-            if name not in self.layers.chosen and name not in self.layers.dense:
-                continue
-            rank = chosen.ranks.get(name)
-            row: Row = {"budget": share, "layer": name, "n_out": None, "n_in": None}
-            row |= {"rank": rank, "weights_before": None, "weights_after": None}
-            row |= {"effective_rank_of_weight": None, "why_dense": self.layers.dense.get(name, "")}
-            if name in self.layers.chosen:
-                shape = shape_of(module)
-                row |= {
-                    "n_out": shape.n_out,
-                    "n_in": shape.n_in,
-                    "weights_before": shape.weights,
-                    "weights_after": shape.cost(rank),
-                    "effective_rank_of_weight": effective_rank_of(module),
-                    "why_dense": "" if rank else "chosen by the allocation",
-                }
-            rows.append(row)
-        return rows
-
-    def _save(self, folder: Path, share: float, compressed: nn.Module) -> None:
-        """Write the weights, and compare outputs once they are loaded back.
-
-        Raises:
-            ModelError: If what was loaded gives other outputs.
-        """
-        model = self._series.model
-        state = factored_state(compressed, self._stored)
-        # First, since it may be refused.
-        dense = dense_state(compressed, model, state) if self._how.dense else None
-        write_loader(folder)
-        path = folder / weights_name(share)
-        write_weights(path, state)
-        # As a user runs it; the file was written just now.
-        load = runpy.run_path(str(folder / LOADER_NAME))["load"]
-        self._compare(load(copy.deepcopy(model), path), compressed, path)
-        if dense is not None:
-            path = folder / weights_name(share, dense=True)
-            write_weights(path, dense)
-            copied = copy.deepcopy(model)
-            copied.load_state_dict(dense)
-            self._compare(copied, compressed, path)
-
-    def _compare(self, loaded: nn.Module, compressed: nn.Module, path: Path) -> None:
-        found = difference(loaded.eval(), compressed, self.point, forward)
-        if not found <= _AGREEMENT:
-            raise ModelError(
-                f"{path}: loaded back, its outputs differ from those measured by {found:.2g} of"
-                " the largest.",
-                "Its layers may be stored in a dtype too coarse for factors: save the checkpoint in"
-                " float32.",
-            )
-
-    def _latency(self, model: nn.Module) -> Row:
-        """Return the median time of one point: fewer weights need not be faster."""
-        times = []
-        with torch.no_grad():
-            for _ in range(_TIMED):
-                began = time.perf_counter()
-                forward(model, self.point).sum().item()  # waits for a GPU
-                times.append(time.perf_counter() - began)
-        return {"milliseconds_at_batch_1": round(1000 * statistics.median(times), 4)}
+    def written(self, results: Iterator[tuple[float, Found]], unfinished: Unfinished) -> Compressed:
+        """Write the tables once everything is measured, in the order in which it was asked for."""
+        by_share = dict(results)
+        order = [share for share in self.how.budget if share in by_share] or list(by_share)
+        every = [by_share[share] for share in order]
+        model, folder = self.series.model, unfinished.folder
+        first = original_row(self.work.total, self.work.original, self.work.report(model))
+        first |= latency(model, self.point)
+        rows = aligned([first, *(row for one in every for row in one.budgets)])
+        layers = [row for one in every for row in one.layers]
+        verdicts = [text for one in every for text in one.verdicts]
+        write_rows(folder / BUDGETS_NAME, rows)
+        write_rows(folder / LAYERS_NAME, layers)
+        write_facts(folder, self._facts(rows, layers, verdicts))
+        unfinished.end()
+        return Compressed(
+            tuple(rows),
+            tuple(layers),
+            tuple(verdicts),
+            folder,
+            tuple(Path(text) for one in every for text in one.hf_folders),
+            all(one.keeps_limit for one in every),
+        )
 
     def _facts(
         self, rows: Sequence[Row], layers: Sequence[Row], verdicts: Sequence[str]
     ) -> dict[str, object]:
-        checkpoint = self._series.checkpoints[0]
-        limit = self._how.max_loss_increase
+        checkpoint = self.series.checkpoints[0]
+        limit = self.how.max_loss_increase
         return {
             "step": checkpoint.step,
-            "sha256_of_tensors": hash_of(self._stored),
-            "model": self._series.settings.model.description,
-            **self._series.model_facts,
-            **self._series.data_facts,
-            "points": self._sizes,
+            "sha256_of_tensors": self.key["sha256_of_tensors"],
+            "model": self.series.settings.model.description,
+            **self.series.model_facts,
+            **self.series.data_facts,
+            "points": self._sliced.sizes,
             "seed": self._seed,
             "loss": self.kind,
             "max_loss_increase": None if limit is None else str(limit),

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from localrank_cli.checkpoints.reading import footprint
+from localrank_cli.checkpoints.reading import footprint_of
 from localrank_cli.errors import LocalrankError, Note, UnreadableError
 from localrank_cli.intervals.layer import LayerEvidence, Purpose, layer_evidence
 from localrank_cli.jacobian.engine import Modes
@@ -17,7 +17,7 @@ from localrank_cli.jacobian.progress import Step
 from localrank_cli.layers.plain import choose_precision
 from localrank_cli.measures.intervals import interval_measures
 from localrank_cli.measures.points import point_measures
-from localrank_cli.measures.table import CHOICES, demand_of
+from localrank_cli.measures.table import demand_of
 from localrank_cli.model.fill import fill_model
 from localrank_cli.results.columns import Cell
 from localrank_cli.results.pooled import with_pooled
@@ -72,7 +72,7 @@ class _Runner:
         settings = series.settings
         self._points = place_points(series.points, plan.device, settings.dtype)
         # Kept singular values must serve any tolerance, so certificates for some do not suffice.
-        names = CHOICES[settings.measures]
+        names = settings.averaged
         demand = demand_of(None if keep else settings.tolerances, settings.noise, names)
         memory = plan.memory - series.metric.n_bytes
         self._request = Request(
@@ -104,7 +104,7 @@ class _Runner:
 
     def _compute(self, checkpoint: PlannedCheckpoint) -> CheckpointRecord:
         started = time.perf_counter()
-        before = footprint(checkpoint.file.path)
+        before = footprint_of(checkpoint.file)
         state = load_state(checkpoint, self._plan.trust_pickle)
         digest = hash_of(state)
         self._compare(checkpoint, digest)
@@ -127,7 +127,7 @@ class _Runner:
         for text in self._modes.notes[self._n_noted :]:
             self._note(text)
         self._n_noted = len(self._modes.notes)
-        if footprint(checkpoint.file.path) != before:
+        if footprint_of(checkpoint.file) != before:
             raise UnreadableError(
                 f"{checkpoint.place}: changed while it was read.",
                 "Run again when nothing writes to it, or watch the folder with --follow.",
@@ -192,7 +192,7 @@ class _Runner:
                 series.settings.noise,
             )
             found = layer_evidence(series.model, points, request, purpose, self._modes)
-        samples = series.samples.at(series.model, plan.device)
+        samples = series.samples.at(series.model, plan.device, self._points[:1])
         return [(one, samples[one.layer_index]) for one in found]
 
     def _layer(
@@ -230,7 +230,7 @@ class _Runner:
         optional = {name: cells.get(name) for name in self._plan.extra_columns}
         if isinstance(found, LayerEvidence):
             return LayerRecord(facts, interval_measures(found, settings.tolerances), optional)
-        names = CHOICES[settings.measures]
+        names = settings.averaged
         points = point_measures(found, settings.tolerances, settings.noise, names)
         layer = LayerRecord(facts, points, optional, blocks=found.blocks)
         return with_pooled(layer, found.pooled)

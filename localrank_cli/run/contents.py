@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from localrank_cli.checkpoints.content import State
+from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.folders import DCP_METADATA
 from localrank_cli.checkpoints.formats import load_torch
 from localrank_cli.checkpoints.series import (
@@ -35,9 +36,9 @@ from localrank_cli.options.needs import (
     need_of_wrt,
     refusal,
 )
-from localrank_cli.options.resolve import SeriesOptions
-from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.options.resolve import ModelChoice, SeriesOptions
 from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.run.activation import given_activation, with_held_activation
 from localrank_cli.run.headers import Failures, HeaderContext, Headers
 from localrank_cli.run.network import embedding_of_hf, networks_in
 
@@ -129,7 +130,7 @@ def read_contents(
         tuple(lines),
         _writer(first, config),
         tuple(KeyLine(key, tuple(tensor.shape)) for key, tensor in headers.first.items()),
-        tuple(_needs(options, headers, config)),
+        tuple(_needs(series_options, headers, config)),
     )
 
 
@@ -137,11 +138,12 @@ def _failed(record: CheckpointRecord) -> CheckpointLine:
     return CheckpointLine(record.checkpoint, record.step, "", "", record.message)
 
 
-def _needs(options: AnalyzeOptions, headers: Headers, config: HfConfig | None) -> list[Need]:
+def _needs(series: SeriesOptions, headers: Headers, config: HfConfig | None) -> list[Need]:
+    options = series.options
     model, data, wrt = options.model, options.data, options.wrt
-    state = headers.first or {}
+    state = without_factors(headers.first or {}, headers.factored)
     embedding = find_embedding(state)
-    problem, n_in = _inferred(state) if model is None else ("", None)
+    problem, n_in = _inferred(state, headers, series) if model is None else ("", None)
     if n_in is not None:
         if data is not None:
             return []
@@ -171,7 +173,7 @@ def _is_drawn(data: object) -> bool:
     return isinstance(data, str) and data.startswith(("normal:", "uniform:"))
 
 
-def _inferred(state: State) -> tuple[str, int | None]:
+def _inferred(state: State, headers: Headers, series: SeriesOptions) -> tuple[str, int | None]:
     """Return why the network cannot be inferred, or the size of its input."""
     names = networks_in(state)
     if names:
@@ -186,8 +188,14 @@ def _inferred(state: State) -> tuple[str, int | None]:
         )
     except ModelError:
         return "the weights are not those of a plain MLP", None
+    given = given_activation(series)
+    choice = ModelChoice(None, None, {}, series.options.activation or "")
+    try:
+        choice = with_held_activation(choice, headers.modules, given, headers.place)
+    except ModelError as error:
+        return error.what.removeprefix(f"{headers.place}: ").rstrip("."), None
     groups = layer_groups(layout.names)
-    if groups:
+    if groups and not choice.is_seen:
         return f"weights do not show what is between the parts {listed(groups, 4)}", None
     return "", layout.widths[0]
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from localrank_cli.intervals.layer import at_once
 from localrank_cli.jacobian.engine import Modes, Task
 from localrank_cli.jacobian.forecast import Work, forecast
 from localrank_cli.jacobian.probe import Rates, measure
 from localrank_cli.layers.capture import Call
-from localrank_cli.measures.table import CHOICES, demand_of
+from localrank_cli.measures.table import demand_of
 from localrank_cli.run.headers import load_state
 from localrank_cli.run.plan import Plan, SeriesPlan, look_at, place_points
 from localrank_cli.spectrum.examine import Pair, View
@@ -91,7 +92,7 @@ def _of_products(one: PairWork, products: int) -> PairWork:
     record, size = one.pair.record, min(one.pair.record.numel, one.pair.n_in)
     # Each vector is made orthogonal to all before it, which takes about their Gram matrix.
     shape = min(size, products // 2), size
-    work = Work(record, "reverse", products, products * record.cost, 1, shape)
+    work = Work(record, "products", products, products * record.cost, 1, shape)
     return replace(one, work=work)
 
 
@@ -181,7 +182,7 @@ def _request(plan: Plan, series: SeriesPlan) -> Request:
         settings.selection,
         settings.dtype,
         plan.memory - series.metric.n_bytes,
-        demand_of(settings.tolerances, settings.noise, CHOICES[settings.measures]),
+        demand_of(settings.tolerances, settings.noise, settings.averaged),
         # One of each checkpoint is missing: its sizes are those without.
         metrics=series.metric.fixed,
         scaled_by_whole=settings.by_whole,
@@ -197,13 +198,18 @@ def _rates(plan: Plan, series: SeriesPlan, works: Sequence[PairWork]) -> Rates:
         label = one.pair.view.label
         by_source[label] = by_source.get(label, 0.0) + sum(work.operations for work in one.all)
     largest = max(by_source, key=lambda label: by_source[label])
-    return measure(_tasks(plan, series, series.examination.views)[largest])
+    task = _tasks(plan, series, series.examination.views)[largest]
+    bounds, n_points = series.settings.bounds, len(series.points.indices)
+    if bounds is None:
+        return measure(task)
+    lanes = bounds.lanes(n_points, series.settings.tolerances)
+    return measure(task, min(lanes, at_once(task.survey)))
 
 
 def _solving(plan: Plan, series: SeriesPlan) -> tuple[float, float]:
     """Return the seconds of one operation of a Gram matrix, and of its eigenvalues."""
     settings = series.settings
-    demand = demand_of(settings.tolerances, settings.noise, CHOICES[settings.measures])
+    demand = demand_of(settings.tolerances, settings.noise, settings.averaged)
     generator = torch.Generator("cpu").manual_seed(0)
     drawn = torch.randn(_SIDE, 2 * _SIDE, generator=generator, dtype=torch.float64, device="cpu")
     matrix = drawn.to(plan.device)

@@ -36,7 +36,7 @@ from localrank_cli.spectrum.examine import (
 _MIB = 2**20
 # Data of one token show nothing of a network over tokens.
 _FEWEST_TOKENS = 2
-_FEW = 3  # layers that an advice may name
+_FEW_LAYERS = 3  # layers that an advice may name
 _BEST = 2  # ways out that a refusal names
 
 
@@ -195,12 +195,11 @@ class Look:
     def bounds_way(self) -> WayOut | None:
         """Return the way out by bounds in place of ranks; None where it is none."""
         settings = self.settings
-        low = self.examination.survey.has_low_precision or settings.dtype != torch.float64
+        low = self.examination.survey.has_low_precision
         whole = settings.selection.positions.is_all and not settings.by_whole
-        metric = settings.selection.residual and settings.input_metric == "data"
         if not self.unfit or settings.bounds is not None:
             return None
-        if low or not whole or settings.pooled or metric:
+        if low or not whole or settings.pooled:
             return None
         needs = self._of_intervals(DEFAULT_PRODUCTS)
         if any(one.n_bytes > self.room for one in needs):
@@ -238,7 +237,7 @@ class Look:
     def _fewer_layers(self) -> Iterator[WayOut]:
         labels = dict.fromkeys(one.pair.record.call.label for one in self.unfit)
         named = set(self.settings.selection.include)
-        if len(labels) > _FEW or named & set(labels):
+        if len(labels) > _FEW_LAYERS or named & set(labels):
             return
         left = [one for one in self.needs if one.pair.record.call.label not in labels]
         yield from self._way(f"--exclude {shlex.quote(','.join(labels))}", left)

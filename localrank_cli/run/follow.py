@@ -133,6 +133,8 @@ class Watch:
             is_inferred=series.settings.model.is_inferred,
             is_hf=series.settings.model.is_hf,
             names=tuple(series.expected.shapes),
+            modules=series.held[0],
+            place=series.held[1],
         )
         headers = Headers(
             alone,

@@ -22,12 +22,13 @@ from localrank_cli.checkpoints.bundle import Bundle
 from localrank_cli.checkpoints.content import Content, State, printable_name
 from localrank_cli.checkpoints.counting import ALONE, Counting
 from localrank_cli.checkpoints.entries import find_entries
+from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.folders import is_alias
 from localrank_cli.checkpoints.modules import HeldModule, kinds_of
 from localrank_cli.checkpoints.names import StepRule
 from localrank_cli.checkpoints.order import SeriesSteps, StepScheme
 from localrank_cli.checkpoints.places import Names, Place, find_place
-from localrank_cli.checkpoints.reading import Twins, read_checkpoint, sets_of, with_part
+from localrank_cli.checkpoints.reading import Twins, read_file, sets_of, with_part
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.weights import (
     EMA,
@@ -122,6 +123,8 @@ class HeaderContext:
     is_inferred: bool = False  # whether the network is inferred from the weights
     is_hf: bool = False  # whether transformers builds it
     names: Collection[str] = ()  # of the model's weights, once it is built
+    modules: tuple[HeldModule, ...] = ()  # of an earlier file with a whole module
+    place: Path | None = None  # of that file
 
 
 class Headers:
@@ -134,7 +137,7 @@ class Headers:
         self,
         series: Series,
         trust_pickle: bool,
-        rule: StepRule = StepRule(),  # noqa: B008  # frozen
+        rule: StepRule = StepRule(),
         weights: str = RAW,
         context: HeaderContext = HeaderContext(),  # frozen
     ) -> None:
@@ -152,12 +155,13 @@ class Headers:
         self.scheme = StepScheme(rule, Counting(), {})
         self.unfilled: set[str] = set()  # parts of the model that a checkpoint does not fill
         self.first: State | None = None  # the weights in the first file, by name
+        self.factored: frozenset[str] = frozenset()  # layers that it says it holds as factors
         self._entries: dict[CheckpointFile, Entries] = {}
         self._last_entries: Entries = {}
         self._configs: dict[Path, Entries] = {}  # those of config.json, by its folder
         self.recorded: Recorded | None = None  # what the network was built with, to be compared
-        self.modules: tuple[HeldModule, ...] = ()  # of the first file with a whole module
-        self.place: Path = series.folder  # of that file
+        self.modules = context.modules  # of the first file with a whole module
+        self.place = context.place or series.folder  # of that file
 
     @property
     def held(self) -> Held:
@@ -219,7 +223,7 @@ class Headers:
 
     def _source(self, file: CheckpointFile) -> Source:
         """Return what a checkpoint records, or else a config.json beside it."""
-        if self._entries[file] or self._context.is_hf:
+        if self._entries[file] or self._context.is_hf or file.held is not None:
             return Source(str(file.path), self._entries[file])
         place = config_folder(file, self._series.folder)
         if place not in self._configs:
@@ -247,6 +251,7 @@ class Headers:
             return
         if self.first is None:
             self.first = self._first(content, bare, file)
+            self.factored = content.factored
         self._compare_modules(content, bare, file)
         self._headers[file] = self._shared(content)
         if content.entries != self._last_entries:  # one copy, as of headers
@@ -290,11 +295,7 @@ class Headers:
             return
         ((file, key, bundle),) = bundles
         if self.scheme.counting.kind == ALONE and self._weights == RAW:
-            raise SettingsError(
-                f"{bundle.describe(file.path)}, beside weights without a step.",
-                f"{bundle.advice(file.path)}. To analyze the other weights alone, give"
-                f" --weights {key}.",
-            )
+            raise _without_step(bundle, key, file)
         note(f"{bundle.describe(file.path)}, which are left out. {bundle.advice(file.path)}")
 
     def _pass_over(self, without: Mapping[CheckpointFile, NoWeightsError], note: Note) -> None:
@@ -330,7 +331,7 @@ class Headers:
 
     def _read(self, file: CheckpointFile, skip: Skip | None) -> Content | None:
         try:
-            content = read_checkpoint(file.path, trust_pickle=self._trust_pickle, header_only=True)
+            content = read_file(file, trust_pickle=self._trust_pickle, header_only=True)
             return with_part(content, self._weights)
         except NoWeightsError:
             raise
@@ -350,7 +351,7 @@ class Headers:
         else:
             is_hf = self._context.is_hf
             bare = [key for key, state in states.items() if not (is_hf and is_adapter_alone(state))]
-        if not bare or is_of_peft(file.path):
+        if not bare or (file.held is None and is_of_peft(file.path)):
             raise UnreadableError(*refusal(file.path, next(iter(states.values()))))
         return bare[0]
 
@@ -370,16 +371,19 @@ class Headers:
         Raises:
             SettingsError: If an inferred network would differ.
         """
-        if not content.modules or not self._context.is_inferred:
+        if not content.modules:
             return
-        modules = content.modules.get(self._key_of_first(content, bare, file), ())
-        if self.modules and modules and kinds_of(self.modules) != kinds_of(modules):
+        is_inferred = self._context.is_inferred
+        key = self._key_of_first(content, bare, file) if is_inferred else bare
+        modules = content.modules.get(key, ())
+        if is_inferred and self.modules and modules and kinds_of(self.modules) != kinds_of(modules):
             raise SettingsError(
                 f"{file.path}: holds a module of other parts than {self.place}.",
                 "Choose the checkpoints of one network with --pattern GLOB, or give the network's"
                 " code: --model path/to/file.py:name.",
             )
-        self.modules, self.place = modules, file.path
+        if not self.modules:
+            self.modules, self.place = modules, file.path
 
     def _first(self, content: Content, bare: str, file: CheckpointFile) -> State:
         """Return the weights from which a network may be inferred.
@@ -387,26 +391,37 @@ class Headers:
         Raises:
             SettingsError: If it may be inferred from several, at keys that no framework uses.
         """
-        first = content.states[bare]
         if not self._context.is_inferred:
+            return content.states[bare]
+        key = self._key_of_first(content, bare, file)
+        first = content.states[key]
+        if key in content.others:
             return first
-        if bare not in content.others:
-            found = without_loss_layer(first)
-            names = networks_in(found)
-            if names:
-                raise SettingsError(
-                    f"{file.path}: holds several networks by their names: {listed(names)}.",
-                    f"Choose one: --weights {' or --weights '.join(names[:4])}; or give the"
-                    " network's code: --model path/to/file.py:name.",
-                )
-            return found
-        return content.states[self._key_of_first(content, bare, file)]
+        found = without_loss_layer(first)
+        names = networks_in(without_factors(found, content.factored))
+        if names:
+            raise SettingsError(
+                f"{file.path}: holds several networks by their names: {listed(names)}.",
+                f"Choose one: --weights {' or --weights '.join(names[:4])}; or give the"
+                " network's code: --model path/to/file.py:name.",
+            )
+        return found
 
     def _key_of_first(self, content: Content, bare: str, file: CheckpointFile) -> str:
-        if bare not in content.others:
-            return bare
         keys = choose(sets_of(content), self._weights, str(file.path))
+        if bare not in content.others:
+            # Tensors beside the sets, such as statistics of the data, may have dots in their names.
+            is_among_others = not bare and len(content.states) > 1 and self._weights == RAW
+            if not is_among_others or _is_network(bare, content.states):
+                return bare
+            usual = [key for key in keys if key not in content.others and key != bare]
+            inferable = [key for key in usual if can_infer(content.states[key])]
+            if usual:
+                return (inferable or usual)[0]
+            keys = tuple(key for key in content.states if key in content.others)
         fitting = prefer([key for key in keys if can_infer(content.states[key])])
+        if len(fitting) > 1 and content.bundle is not None:
+            raise _without_step(content.bundle, fitting[0], file)
         if len(fitting) > 1:
             raise SettingsError(
                 f"{file.path}: holds several networks: {listed(fitting)}.",
@@ -496,7 +511,7 @@ class Headers:
 
         `stripped` tries names without prefixes.
         """
-        content = read_checkpoint(bare.file.path, trust_pickle=self._trust_pickle)
+        content = read_file(bare.file, trust_pickle=self._trust_pickle)
         content = with_part(content, self._weights)
         for container in keys:
             for stripping, state in candidates(content.states[container]):
@@ -550,7 +565,7 @@ class _Fit:
     """How a set of weights fits a network."""
 
     stripping: Stripping
-    report: Report = Report()  # noqa: RUF009  # frozen
+    report: Report = Report()
     odd: tuple[str, ...] = ()  # floating-point entries that would be filled from other numbers
 
 
@@ -575,7 +590,7 @@ def _find_fit(header: _Header, container: str, expected: Expected) -> _Fit | Non
     odd = {
         name
         for (_, names), (_, dtypes) in zip(
-            candidates(shapes), candidates(header.dtypes[container]), strict=True
+            candidates(shapes), candidates(header.dtypes[container]), strict=False
         )
         if names.keys() == renamed.keys()
         for name, dtype in dtypes.items()
@@ -644,6 +659,22 @@ def _planned(
     )
 
 
+def _is_network(key: str, states: Mapping[str, State]) -> bool:
+    """Return whether one of several sets has weights, and is not a part of another."""
+    own = {name: tensor.shape for name, tensor in states[key].items()}
+    shapes = ({name: one.shape for name, one in state.items()} for state in states.values())
+    is_part = any(own.items() < one.items() for one in shapes)
+    return not is_part and any(name.endswith("weight") for name in own)
+
+
+def _without_step(bundle: Bundle, key: str, file: CheckpointFile) -> SettingsError:
+    """Return the error for a series in one file that also holds weights without a step."""
+    return SettingsError(
+        f"{bundle.describe(file.path)} as well as weights without a step.",
+        f"{bundle.advice(file.path)}. To analyze the other weights alone, give --weights {key}.",
+    )
+
+
 def may_be_data(content: Content) -> bool:
     """Return whether no name of an entry is that of a part of a network (`0.weight`)."""
     return not any("." in name for state in content.states.values() for name in state)
@@ -687,9 +718,7 @@ def load_state(checkpoint: PlannedCheckpoint, trust_pickle: bool) -> dict[str, T
     Raises:
         SettingsError: If the file does not hold what its header held when the run was planned.
     """
-    content = read_checkpoint(
-        checkpoint.file.path, trust_pickle=trust_pickle, mapped=checkpoint.mapped
-    )
+    content = read_file(checkpoint.file, trust_pickle=trust_pickle, mapped=checkpoint.mapped)
     container = checkpoint.container
     state: Mapping[str, Tensor] | None = content.states.get(container)
     if state is None:  # --weights named a prefix

@@ -1,7 +1,7 @@
 """Report what analyze would do, from headers, forward passes, and a few timed products."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,12 @@ from localrank_cli.layers.axes import Axes
 from localrank_cli.options.resolve import for_series
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.record import CheckpointRecord
+from localrank_cli.run.beside import BesideNeed
 from localrank_cli.run.contents import CheckpointLine, Contents, read_contents
 from localrank_cli.run.estimate import Estimate, estimate, works_of
 from localrank_cli.run.fits import Look, WayOut
 from localrank_cli.run.headers import PlannedCheckpoint
-from localrank_cli.run.plan import Plan, SeriesPlan, look_at, names_rule
+from localrank_cli.run.plan import Plan, SeriesPlan, look_at, make_plan, names_rule
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Inspection:
     device: str
     checkpoint_seconds: float | None  # estimated for one checkpoint; None without timing
     seconds: float | None  # for the whole series
+    beside: tuple[BesideNeed, ...] = ()  # what --beside takes
 
     @property
     def n_failed(self) -> int:
@@ -84,6 +86,18 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
         return asdict(self)
+
+
+def inspect_all(
+    options: AnalyzeOptions, note: Note, *, timed: bool
+) -> Sequence[Inspection | Contents]:
+    """Return what there is to report of each series; `timed` is whether to time a few products."""
+    contents = contents_of(options, note)
+    if contents is not None:
+        return contents
+    # A bad checkpoint takes one line of the report and does not end it.
+    plan = make_plan(replace(options, on_error="skip"), note, refuses=False)
+    return [inspect_series(plan, series, timed=timed) for series in plan.series]
 
 
 def contents_of(options: AnalyzeOptions, note: Note) -> list[Contents] | None:
@@ -119,6 +133,7 @@ def inspect_series(plan: Plan, series: SeriesPlan, *, timed: bool) -> Inspection
         device=str(plan.device),
         checkpoint_seconds=found.checkpoint,
         seconds=found.total,
+        beside=tuple(series.beside_needs),
     )
 
 

@@ -18,10 +18,8 @@ from localrank_cli.layers.setting import analysis_setting
 class Parts:
     """The parts of a network that decide the outputs of chosen calls.
 
-    Args:
-        model: The network, filled with the weights of a checkpoint.
-        calls: The chosen calls.
-        points: Shape (points, ...). All of them are run, since each may take another path.
+    The network holds the weights of a checkpoint. All points are run, since each may take another
+    path.
     """
 
     def __init__(self, model: nn.Module, calls: Sequence[Call], points: Tensor) -> None:

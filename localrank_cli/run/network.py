@@ -11,7 +11,13 @@ from typing import Any, TypeVar, cast
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.entries import level
 from localrank_cli.checkpoints.series import CheckpointFile
-from localrank_cli.checkpoints.weights import parts, second_networks, without_loss, without_wrappers
+from localrank_cli.checkpoints.weights import (
+    parts,
+    second_networks,
+    without_loss,
+    without_masks,
+    without_wrappers,
+)
 from localrank_cli.errors import MismatchError, ModelError, Note, UnreadableError, listed
 from localrank_cli.model.arguments import Source, find_arguments
 from localrank_cli.model.build import existing_modules
@@ -26,8 +32,15 @@ from localrank_cli.model.hf import (
 )
 from localrank_cli.model.hf_size import Held
 from localrank_cli.model.hf_weights import HfExpected
-from localrank_cli.model.mlp import USE_MODEL, InferredMlp, MlpLayout, infer_mlp, layer_groups
-from localrank_cli.model.twice import Builder, Network, build_twice
+from localrank_cli.model.mlp import (
+    USE_MODEL,
+    InferredMlp,
+    MlpLayout,
+    infer_mlp,
+    layer_groups,
+    like_factors,
+)
+from localrank_cli.model.twice import Builder, Given, Network, build_twice
 from localrank_cli.model.unsaved import state_aliases
 from localrank_cli.options.needs import EMBEDDING, HF, HfConfig, find_hf_config
 from localrank_cli.options.resolve import ModelChoice
@@ -36,6 +49,7 @@ from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import import_object
 
 _Value = TypeVar("_Value")
+HPARAMS = "hparams.yaml"  # Lightning's loggers write it beside the folder of checkpoints
 
 
 def make_model(
@@ -58,7 +72,10 @@ def make_model(
     if choice.is_hf:
         return make_hf_model(*place, choice.arguments, held, skips=skips)
     if not choice.is_inferred:
-        return _of_code(choice, sources, note)
+        try:
+            return _of_code(choice, sources, note)
+        except ModelError as error:
+            raise _with_advice_of_hparams(error, place[1]) from error
     assert first is not None
     try:
         layout = _layout(first)
@@ -67,6 +84,13 @@ def make_model(
         if not advice:
             raise _with_advice_of_config(error, *place, held) from error
         raise ModelError(error.what, f"{error.advice} {advice}") from error
+    pairs = like_factors({key: tuple(tensor.shape) for key, tensor in first.items()})
+    if pairs and not choice.is_seen:
+        raise ModelError(
+            f"{listed([f'{name}.0 and {name}.1' for name in pairs], 2)} may be two factors of one"
+            " layer, or two layers with an activation between them; the weights do not show which.",
+            USE_MODEL,
+        )
     groups = layer_groups(layout.names)
     if groups and not choice.is_seen:
         raise ModelError(
@@ -96,8 +120,10 @@ def _is_one_mlp(state: State) -> bool:
 
 
 def _of_code(choice: ModelChoice, sources: Sequence[Source], note: Note) -> Network:
-    existing = existing_modules()
     name, factory = choice.description, choice.factory
+    if isinstance(factory, Given):  # nothing is built, so that there is nothing to compare
+        return Network(factory())
+    existing = existing_modules()
     if choice.code is not None:
         name = f"--model {name}"
         with seeded(SEED):
@@ -149,6 +175,7 @@ def networks_in(state: State) -> list[str]:
     """
     if not can_infer(state):
         return []
+    state = without_masks(state) or state
     bare = _below(without_wrappers(state))
     rest, others = second_networks(bare)
     seconds = [prefix for prefix, part in others.items() if can_infer(part)]
@@ -191,6 +218,14 @@ def _with_advice_of_config(
         error.what,
         f"{config.place} names {config.architecture} of transformers: give --model {HF}{wrt}.",
     )
+
+
+def _with_advice_of_hparams(error: ModelError, folder: Path) -> ModelError:
+    """Return the error of a class that lacks arguments, naming Lightning's file of them."""
+    found = [path for path in (folder / HPARAMS, folder.parent / HPARAMS) if path.is_file()]
+    if not found or "--model-arg" not in error.advice:
+        return error
+    return ModelError(error.what, f"{error.advice} {found[0]} may hold their values.")
 
 
 def embedding_of_hf(config: HfConfig, held: Held) -> str:

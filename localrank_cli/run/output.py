@@ -82,7 +82,7 @@ class RunOutput(Output):
         resume = find_resume(plan, self.journal, note, is_kept)
         self.replace_earlier()
         remove_temporary(*sums.values())
-        self._plan = plan
+        self._plan = resume.whole
         return resume
 
     def _sums(self, plan: Plan) -> dict[tuple[str, str, tuple[int, int] | None], Path]:
@@ -157,7 +157,7 @@ class SpectraFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._settings: dict[str, dict[str, Any]] = {}
-        if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110  # Path refuses long names
+        if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110  # Path raises for too long a name
             raise OutputError(
                 f"{folder}: is a file.",
                 "--spectra names a folder, with a file for each checkpoint.",
@@ -204,10 +204,7 @@ class SpectraFolder:
     def has(self, run: str, checkpoint: PlannedCheckpoint, sha256: str | None) -> bool:
         """Return whether the folder holds a checkpoint's singular values, under the same settings.
 
-        Args:
-            run: Its series.
-            checkpoint: The checkpoint.
-            sha256: The hash of the weights that the table is of, where known.
+        `sha256` is the hash of the weights that the table is of, where known.
         """
         path = spectra_path(self._folder, run, checkpoint.step)
         if not path.is_file():
@@ -222,10 +219,15 @@ class SpectraFolder:
                         for one in entries
                     )
                     and facts.get("sha256_of_tensors") in {None, sha256}
-                    and find_difference(about["settings"], self._settings[run]) is None
+                    and self._is_alike(about["settings"], run)
                 )
         except DataError:
             return False
+
+    def _is_alike(self, earlier: Mapping[str, Any], run: str) -> bool:
+        # Singular values serve every measure, also those that came later.
+        now = self._settings[run] | {"measures": earlier.get("measures")}
+        return find_difference(earlier, now) is None
 
     def keep(self, record: CheckpointRecord, spectra: Sequence[LayerSpectrum]) -> None:
         """Write the singular values of a checkpoint's layers."""

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.checkpoints.counting import EPOCHS, Counting
+from localrank_cli.checkpoints.factors import without_factors
+from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
 from localrank_cli.checkpoints.reading import footprint
@@ -24,7 +26,7 @@ from localrank_cli.checkpoints.series import (
     run_names,
 )
 from localrank_cli.checkpoints.trusted import provide_main
-from localrank_cli.checkpoints.weights import RAW, describe_weights
+from localrank_cli.checkpoints.weights import RAW
 from localrank_cli.errors import (
     BudgetError,
     LayerError,
@@ -38,10 +40,12 @@ from localrank_cli.intervals.layer import check_interval
 from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import check_memory, free_memory, memory_budget, pick_device
+from localrank_cli.measures.table import AVERAGED, choice_of
 from localrank_cli.model.arguments import Recorded
-from localrank_cli.model.build import move_model
+from localrank_cli.model.build import WholeLayer, move_model
 from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.twice import Network
+from localrank_cli.options.decisive import decisive
 from localrank_cli.options.folder import FolderSettings
 from localrank_cli.options.resolve import (
     ModelChoice,
@@ -51,20 +55,24 @@ from localrank_cli.options.resolve import (
     check_step_names,
     for_series,
     resolve,
+    with_folder,
 )
 from localrank_cli.options.table import AnalyzeOptions, check_options
 from localrank_cli.points.draw import Points
 from localrank_cli.points.files import file_hash
-from localrank_cli.points.inputs import Inputs
+from localrank_cli.points.inputs import Forward, Inputs
 from localrank_cli.points.shape import proposals, written
+from localrank_cli.points.source import load_points
 from localrank_cli.results.columns import INTERVALS, PARTS, POOLED, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
 from localrank_cli.results.record import FLOAT64_THROUGHOUT, CheckpointRecord
-from localrank_cli.run.activation import with_held_activation
+from localrank_cli.run.activation import given_activation, with_held_activation
+from localrank_cli.run.beside import BesideNeed, beside_needs, check_beside
 from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
+from localrank_cli.run.factored import with_factors
 from localrank_cli.run.fits import Look, place_one
 from localrank_cli.run.headers import (
     Failures,
@@ -75,10 +83,9 @@ from localrank_cli.run.headers import (
     describe_missing,
     load_state,
 )
-from localrank_cli.run.inputs import load_for
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import can_infer, check_unsaved, make_model
-from localrank_cli.run.samples import SamplePlan, plan_samples
+from localrank_cli.run.samples import SamplePlan, plan_samples, with_beside
 from localrank_cli.spectrum.examine import Examination, examine
 from localrank_cli.spectrum.layer import Request, make_task, pool_shapes
 from localrank_cli.spectrum.pooled import pooled_bytes
@@ -111,12 +118,19 @@ class SeriesPlan:
     unsaved: tuple[str, ...] = ()  # parts that no checkpoint holds, with --allow-unsaved
     examined: tuple[str, ...] = ()  # names of the checkpoints that the network has run with
     recorded: Recorded | None = None  # arguments that the checkpoints gave to the network's class
+    held: tuple[tuple[HeldModule, ...], Path | None] = ((), None)  # a file's whole module, and it
 
     @property
     def in_order(self) -> list[PlannedCheckpoint | CheckpointRecord]:
         """Checkpoints and failures by step; those without a step come last."""
         every: list[PlannedCheckpoint | CheckpointRecord] = [*self.checkpoints, *self.failures]
         return sorted(every, key=lambda one: math.inf if one.step is None else one.step)
+
+    @property
+    def beside_needs(self) -> list[BesideNeed]:
+        """The memory that the columns of `--beside` take."""
+        samples = self.samples
+        return beside_needs(samples.beside, self.model, self.examination, samples.n_points)
 
     @property
     def optional_columns(self) -> tuple[str, ...]:
@@ -177,10 +191,13 @@ def make_plan(
     with torch.random.fork_rng(devices=[]):
         for folder in sorted(named, key=lambda folder: runs[folder]):
             prefix = f"{runs[folder]}: " if len(named) > 1 else ""
+            of_series = for_series(replace(options, memory=memory), folder)
+            series = _find_series(of_series, named[folder])
+            refuse_without_data(of_series, named[folder], runs[folder])
             planned.append(
                 _plan_series(
-                    for_series(replace(options, memory=memory), folder),
-                    named[folder],
+                    of_series,
+                    series,
                     plan_file.of_run(runs[folder]) if plan_file is not None else None,
                     runs[folder],
                     device,
@@ -188,16 +205,44 @@ def make_plan(
                     refuses=refuses,
                 )
             )
-    extra = optional_first(name for plan in planned for name in plan.optional_columns)
-    plan = Plan(
+    return _checked(_plan_of(planned, options, device, memory), note, refuses=refuses)
+
+
+def plan_held(options: AnalyzeOptions, file: CheckpointFile, run: str, note: Note) -> Plan:
+    """Plan a run of one checkpoint in memory, whose content holds its step.
+
+    No folder is looked at: settings come from the options alone.
+    """
+    device = pick_device(options.device or "auto")
+    check_memory(options.memory, device)
+    memory = memory_budget(device) if options.memory is None else options.memory
+    own = with_folder(replace(options, memory=memory), FolderSettings(), Path())
+    check_names(own)
+    with torch.random.fork_rng(devices=[]):
+        series = Series(Path(), (file,))
+        planned = _plan_series(own, series, None, run, device, note, refuses=True)
+    return _checked(_plan_of([planned], options, device, memory), note, refuses=True)
+
+
+def _plan_of(
+    planned: Sequence[SeriesPlan], options: AnalyzeOptions, device: torch.device, memory: int
+) -> Plan:
+    return Plan(
         series=tuple(planned),
         device=device,
         memory=memory,
-        extra_columns=extra,
+        extra_columns=optional_first(name for plan in planned for name in plan.optional_columns),
         trust_pickle=options.trust_pickle,
         skips_errors=options.skips_errors,
     )
-    for one in planned:
+
+
+def _checked(plan: Plan, note: Note, *, refuses: bool) -> Plan:
+    """Return a plan after checking that its Jacobians fit in memory; see `make_plan`."""
+    memory = plan.memory
+    for one in plan.series:
+        if refuses:
+            check_beside(one.samples.beside, one.beside_needs, one.samples.n_points, memory)
         try:
             _check_pooled(one, memory)
         except (BudgetError, LayerError) as error:
@@ -268,7 +313,7 @@ def names_rule(options: AnalyzeOptions, folder: Path) -> NameRule:
 
 def _plan_series(
     series_options: SeriesOptions,
-    named: Sequence[Path],
+    series: Series,
     entry: ListedSeries | None,  # of the plan file
     run: str,
     device: torch.device,
@@ -278,8 +323,6 @@ def _plan_series(
 ) -> SeriesPlan:
     """Plan a series: what to load, the network that it fits, and the points to run it at."""
     options, folder = series_options.options, series_options.folder
-    series = _find_series(series_options, named)
-    refuse_without_data(series_options, named, run)
     settings = _resolve(series_options, note)
     series, headers = _headers(options, settings, series, entry, series_options.step_rule)
     failures = Failures(run, skips=options.skips_errors)
@@ -288,7 +331,7 @@ def _plan_series(
     files = [file for file, _ in steps]
     network = _build(settings.model, headers, (files, folder), note, skips=options.skips_errors)
     expected = network.expected  # before the network is filled or moved
-    settings, points, facts = load_for(settings, network.model)
+    settings, points, facts = _load_for(settings, network.model)
     for text in points.notes:
         note(text)
     move_model(network.model, device, settings.dtype)
@@ -299,6 +342,7 @@ def _plan_series(
     fit = _fit(series_options, steps, headers, failures, network, look, note)
     _check_tolerances(settings, fit.examination)
     memory = options.memory or 0
+    samples = plan_samples(settings, points, facts, fit.examination, memory, refuses=refuses)
     return SeriesPlan(
         run=run,
         series=series,
@@ -313,8 +357,9 @@ def _plan_series(
         data_facts=facts,
         examination=fit.examination,
         metric=plan_metric(settings, points, fit.examination, memory, note, refuses=refuses),
-        samples=plan_samples(settings, points, facts, fit.examination, memory, refuses=refuses),
+        samples=with_beside(samples, expected.tied, fit.examination),
         scheme=headers.scheme,
+        held=(headers.modules, headers.place),
         weights=options.weights or RAW,
         unsaved=fit.unsaved,
         examined=fit.examined,
@@ -386,10 +431,11 @@ def _build(
     skips: bool,
 ) -> Network:
     """Build the network, and have each checkpoint compared with what it was built from."""
-    weights = (headers.first, headers.held)
+    first = without_factors(headers.first or {}, headers.factored)
+    weights = (first, headers.held)
     network = make_model(choice, place, weights, headers.sources(place[0]), note, skips=skips)
     headers.recorded = network.recorded
-    return network
+    return with_factors(network, headers.first, note)
 
 
 def _find_series(options: SeriesOptions, named: Sequence[Path]) -> Series:
@@ -427,10 +473,13 @@ def _headers(
 
 def _with_held_activation(settings: Settings, headers: Headers, options: SeriesOptions) -> Settings:
     choice = settings.model
-    if not choice.is_inferred or not headers.first or not can_infer(headers.first):
+    if (
+        not choice.is_inferred
+        or not headers.first
+        or not can_infer(without_factors(headers.first, headers.factored))
+    ):
         return settings
-    is_given = "activation" in options.from_user | options.from_folder
-    given = options.options.activation if is_given else None
+    given = given_activation(options)
     found = with_held_activation(choice, headers.modules, given, headers.place)
     return replace(settings, model=found)
 
@@ -438,6 +487,8 @@ def _with_held_activation(settings: Settings, headers: Headers, options: SeriesO
 def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
     for description in sorted({c.stripping.description for c in checkpoints} - {""}):
         note(f"stripped from the weights' names: {description}")
+    if any(one.stripping.masked for one in checkpoints):
+        note("pruned weights are multiplied by their masks (weight_orig * weight_mask)")
     for text in sorted(
         {_which_weights(c) for c in checkpoints if c.ignored or c.averaged or c.is_found}
     ):
@@ -446,9 +497,10 @@ def _note_weights(checkpoints: Sequence[PlannedCheckpoint], note: Note) -> None:
 
 def _which_weights(checkpoint: PlannedCheckpoint) -> str:
     container = checkpoint.container
-    key = describe_weights(container, {container} if checkpoint.averaged else ())
+    where = f"weights under {container!r}" if container else "bare state dict"
+    average = " (ema)" * checkpoint.averaged
     ignored = f", not {', '.join(checkpoint.ignored)} (--weights)" if checkpoint.ignored else ""
-    return f"using the weights under {key}{ignored}"
+    return f"using the {where}{average}{ignored}"
 
 
 def _model_facts(choice: ModelChoice) -> dict[str, object]:
@@ -527,6 +579,26 @@ class _FirstLook:
         fill_model(model, self.expected, state, self.checkpoint.place)
 
 
+def _load_for(settings: Settings, model: nn.Module) -> tuple[Settings, Points, dict[str, object]]:
+    """Return the settings for a network, its points, and a description of the data.
+
+    If it takes several inputs, it is made to take the rows of the points.
+
+    Raises:
+        LocalrankError: If the data cannot be used, or the network does not take them.
+    """
+    root = model.model if isinstance(model, WholeLayer) else model
+    settings = replace(settings, source=replace(settings.source, forward=Forward.of(root.forward)))
+    points, facts = load_points(settings.source)
+    if points.inputs is not None:
+        points.inputs.install(model)
+        if not settings.selection.wrt:
+            part = points.inputs.find_varied()
+            varied = None if part is None else (part.start, part.shape)
+            settings = replace(settings, selection=replace(settings.selection, part=varied))
+    return settings, points, facts
+
+
 def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the points, shape (points, ...), on a device, floating point ones in a dtype."""
     floating = points.tensor.is_floating_point()
@@ -534,14 +606,16 @@ def place_points(points: Points, device: torch.device, dtype: torch.dtype) -> Te
 
 
 def _check_tolerances(settings: Settings, examination: Examination) -> None:
-    low = examination.survey.has_low_precision or settings.dtype == torch.float32
+    has_low, bounds = examination.survey.has_low_precision, settings.bounds
+    # What products in float32 lose is measured.
+    low = has_low or (settings.dtype == torch.float32 and bounds is None)
     for pair in examination.pairs:
         shape = (pair.record.numel, pair.n_in)
         check_rounding(settings.tolerances, pair.record.call.label, shape, low=low)
-    if settings.bounds is not None and low:
+    if bounds is not None and has_low:
         raise SettingsError(
-            "--method interval: the network computes in part in float32, and bounds that hold are"
-            " of products in float64.",
+            "--method interval: the network computes in part in less than"
+            f" {settings.dtype_name}, and what that loses is not known.",
             "Leave the layers behind that part out with --exclude, or use --method exact.",
         )
 
@@ -580,12 +654,22 @@ def listed_part(series: Series, entry: ListedSeries) -> Series:
     return replace(series, files=tuple(kept))
 
 
+def with_measures_of(series: SeriesPlan, earlier: Mapping[str, Any]) -> SeriesPlan:
+    """Return a series without the measures that came after an analysis with these settings began.
+
+    The table then has the same columns filled at every checkpoint.
+    """
+    before, settings = decisive(earlier)["measures"], series.settings
+    if settings.bounds is not None or choice_of(before) != settings.measures:
+        return series
+    return replace(series, settings=replace(settings, newer=frozenset(AVERAGED) - set(before)))
+
+
 def series_settings(series: SeriesPlan) -> dict[str, Any]:
     """Return everything that decides the numbers of a series, as JSON can hold it."""
-    settings = series.settings
-    bounds = settings.bounds
+    settings, bounds = series.settings, series.settings.bounds
     regex = series.scheme.rule.names.regex
-    positions, one_source = settings.selection.positions, settings.selection.has_one_source
+    one_source = settings.selection.has_one_source
     return {
         "run": series.run,
         "folder": str(series.series.folder),
@@ -595,37 +679,18 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         | {key: repr(value) for key, value in settings.model.arguments.items()},
         **series.model_facts,
         **series.data_facts,
-        "data_shape": settings.source.shape,
-        "data_scale": settings.source.scale,
-        "seed": settings.source.seed,
+        **chosen_settings(settings),
         "point_indices": list(series.points.indices),
         "n_data": series.points.n_data,
-        "wrt": settings.selection.wrt,
-        # None as in journals of the first release, which had none of these.
-        "positions": str(positions) if not positions.is_all else None,
-        "residual": settings.selection.residual or None,
-        "pooled": settings.pooled or None,
-        "feature_axis": [f"{one.pattern}={one.axis}" for one in settings.selection.feature_axes]
-        or None,
-        "input_metric": settings.input_metric,
         "n_cov": series.metric.n_cov,
-        "slices": settings.slices,
-        "labels_key": settings.sampling.labels_key,
         "information_point_indices": (
             list(series.samples.sample.indices) if series.samples.sample is not None else None
         ),
-        "information_noise": settings.sampling.noise,
-        "dtype": settings.dtype_name,
-        "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
-        "tolerances": [tolerance.label for tolerance in settings.tolerances],
-        "measures": list(settings.measured),
         # None as in journals of versions that had no intervals.
         "method": "interval" if bounds is not None else None,
         "confidence": bounds.confidence if bounds is not None else None,
         "width": (bounds.width or None) if bounds is not None else None,
         "products": bounds.products if bounds is not None else None,
-        "noise": settings.noise,
-        "columns": dict(settings.columns),
         "optional_columns": list(series.optional_columns),
         "weights": series.weights,
         "counting": series.scheme.counting.text,
@@ -638,4 +703,33 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
             | ({} if one_source else {"wrt": pair.view.label})
             for pair in series.examination.pairs
         ],
+    }
+
+
+def chosen_settings(settings: Settings) -> dict[str, Any]:
+    """Return what decides the numbers of a series and needs neither its network nor its data."""
+    positions = settings.selection.positions
+    return {
+        "data_shape": settings.source.shape,
+        "data_scale": settings.source.scale,
+        "seed": settings.source.seed,
+        "wrt": settings.selection.wrt,
+        # None as in journals of the first release, which had none of these.
+        "positions": str(positions) if not positions.is_all else None,
+        "residual": settings.selection.residual or None,
+        "pooled": settings.pooled or None,
+        "feature_axis": [f"{one.pattern}={one.axis}" for one in settings.selection.feature_axes]
+        or None,
+        "input_metric": settings.input_metric,
+        "slices": settings.slices,
+        "labels_key": settings.sampling.labels_key,
+        "information_noise": settings.sampling.noise,
+        # None as in journals of versions that had none of it.
+        "beside": ",".join(settings.sampling.beside) or None,
+        "dtype": settings.dtype_name,
+        "precision": FLOAT64_THROUGHOUT if settings.dtype == torch.float64 else None,
+        "tolerances": [tolerance.label for tolerance in settings.tolerances],
+        "measures": list(settings.measured),
+        "noise": settings.noise,
+        "columns": dict(settings.columns),
     }

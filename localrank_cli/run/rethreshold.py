@@ -10,6 +10,7 @@ from localrank_cli.errors import SettingsError, UnreadableError
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import AVERAGED
 from localrank_cli.options.decisive import PRECISION, combine, find_difference
+from localrank_cli.options.table import DEFAULT_ATOL, RethresholdOptions
 from localrank_cli.results.manifest import extra_columns
 from localrank_cli.results.output import Output
 from localrank_cli.results.pooled import with_pooled
@@ -44,6 +45,12 @@ class Rethreshold:
         """Build it from tolerances as numbers; a relative one of None is eps."""
         every = [Tolerance(atol=value) for value in atol] + [Tolerance(rtol=r) for r in rtol]
         return cls(folder, tuple(every), noise)
+
+    @classmethod
+    def of(cls, options: RethresholdOptions) -> "Rethreshold":
+        """Build it from options; without a tolerance, at the default one."""
+        absolute = options.atol or (() if options.rtol else (DEFAULT_ATOL,))
+        return cls.at(options.spectra, absolute, options.rtol, options.noise)
 
     def records(self) -> Iterator[CheckpointRecord]:
         """Measure each checkpoint again, by run and step.

@@ -1,7 +1,7 @@
-"""Estimate loss, accuracy and information from samples, for `--labels-key` and `--information`."""
+"""Estimate what samples show: `--labels-key`, `--information` and `--beside`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from localrank_cli.points.files import load_array
 from localrank_cli.points.rows import whole
 from localrank_cli.points.source import VALUES, load_points
 from localrank_cli.results.columns import Cell
+from localrank_cli.run.beside import BesidePlan, both, plan_beside
 from localrank_cli.run.covariance import data_chunks
 from localrank_cli.spectrum.examine import Examination
 
@@ -51,7 +52,8 @@ class SamplePlan:
     low_precision: bool
     everything: Points | None  # all of the data with a label each, for loss and accuracy
     labels: Tensor | None  # of these: (N,) int64, or targets (N, ...) float64
-    sample: Points | None  # for the information
+    sample: Points | None  # for the information and activations
+    beside: BesidePlan = field(default_factory=BesidePlan)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -59,22 +61,33 @@ class SamplePlan:
         names: tuple[str, ...] = ()
         if self.labels is not None:
             names += SCORES if _are_classes(self.labels) else SCORES[:1]
-        if self.sample is not None:
+        if self.settings.sampling.information:
             names += XT
             if self.labels is not None and _are_classes(self.labels):
                 names += TY
-        return names
+        return names + self.beside.columns
 
-    def at(self, model: nn.Module, device: torch.device) -> list[dict[str, Cell]]:
+    @property
+    def n_points(self) -> int:
+        """How many points the information and activations are of."""
+        sample = self.sample
+        return 0 if sample is None or sample.everything is None else sample.everything.shape[0]
+
+    def at(self, model: nn.Module, device: torch.device, point: Tensor) -> list[dict[str, Cell]]:
         """Return cells for each chosen call, in order, at the weights of a model.
 
+        The model runs at `point`, (1, ...), where only that shows a layer's weight.
         Cells without a finite value are empty.
         """
         if not self.columns:
             return [{} for _ in self.records]
         with analysis_setting(model, self.settings.dtype):
             scores = self._scores(model, device)
-            return [scores | self._information(model, record, device) for record in self.records]
+            weights = self.beside.of_weights(model, self.records, point)
+            return [
+                scores | self._sampled(model, record, device, weights.get(record.call.name, {}))
+                for record in self.records
+            ]
 
     def _outputs(
         self, model: nn.Module, points: Points, record: CallRecord | None, device: torch.device
@@ -112,12 +125,17 @@ class SamplePlan:
             "accuracy": accuracy.item() if is_finite else None,
         }
 
-    def _information(
-        self, model: nn.Module, record: CallRecord, device: torch.device
+    def _sampled(
+        self, model: nn.Module, record: CallRecord, device: torch.device, weights: dict[str, Cell]
     ) -> dict[str, Cell]:
         if self.sample is None:
-            return {}
+            return both({}, weights)
         outputs = self._outputs(model, self.sample, record, device)
+        cells = self._information(outputs) if self.settings.sampling.information else {}
+        return cells | both(self.beside.of_outputs(record, outputs), weights)
+
+    def _information(self, outputs: Tensor) -> dict[str, Cell]:
+        assert self.sample is not None
         count, top = outputs.shape[0], ceiling(outputs.shape[0])
         cells: dict[str, Cell] = {"information_points": count, "information_ceiling_nats": top}
         if not bool(torch.isfinite(outputs).all()):
@@ -165,8 +183,8 @@ def plan_samples(
     """
     keyed = bool(settings.sampling.labels_key)
     labels = read_labels(settings, points, memory) if keyed else None
-    sample = _draw(settings, points, facts) if settings.sampling.information else None
-    if sample is not None:
+    sample = _draw(settings, points, facts) if settings.sampling.needs_points else None
+    if sample is not None and settings.sampling.information:
         assert sample.everything is not None
         for record in examination.records:
             whole = examination.survey.find(record.call) or record
@@ -187,6 +205,17 @@ def plan_samples(
         labels=labels,
         sample=sample,
     )
+
+
+def with_beside(
+    plan: SamplePlan, tied: Sequence[Sequence[str]], examination: Examination
+) -> SamplePlan:
+    """Return a plan with the columns of `--beside`; `tied` are the keys of each tied parameter."""
+    classes = None
+    if plan.sample is not None and plan.labels is not None and _are_classes(plan.labels):
+        classes = plan.labels[list(plan.sample.indices)]
+    beside = plan_beside(plan.settings, tied, examination, classes, is_low=plan.low_precision)
+    return replace(plan, beside=beside)
 
 
 def _draw(settings: Settings, points: Points, facts: Mapping[str, object]) -> Points:

@@ -212,6 +212,7 @@ def solve_local(
     squares = [symmetric_eigenvalues(jacobian.gram()) for jacobian in jacobians]
 
     def surely(indices: Sequence[int]) -> Tensor:
+        """Compute those whose squares leave a count uncertain from the Jacobians themselves."""
         found = []
         for index in indices:
             whole = jacobians[index].dense()
@@ -232,13 +233,8 @@ def solve_chain(
 ) -> dict[Call, Tensor]:
     """Return the singular values of all Jacobians of a chain, by call.
 
-    Each has shape (len(points), min(n_out, n_in)), float64, CPU, descending.
-
-    Args:
-        chain: The network at a batch of points.
-        points: The points that count.
-        shapes: n_out and n_in of each wanted call.
-        demand: The purpose of the singular values.
+    Each has shape (len(points), min(n_out, n_in)), float64, CPU, descending. `points` are those
+    that count, and `shapes` holds n_out and n_in of each wanted call.
     """
     found: dict[Call, Tensor] = {}
     for call, weight in chain.first_layers().items():

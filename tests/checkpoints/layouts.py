@@ -193,7 +193,7 @@ def _composer(step: int) -> dict[str, Any]:
     timestamp = {"Timestamp": timestamp | {"total_wct": timedelta(seconds=9)}}
     model = renamed(raw(step), "module.")
     state = {"model": model, "timestamp": timestamp, "optimizers": {"Adam": {}}}
-    rng = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.ones(5)}  # noqa: NPY002  # as Composer does
+    rng = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.ones(5)}
     return {"state": state, "rng": [rng]}
 
 

@@ -127,9 +127,10 @@ def test_what_describes_the_network_alone_comes_first(tmp_path: Path) -> None:
 
 
 def test_nothing_runs_and_shared_parts_do_not_grow(tmp_path: Path) -> None:
-    marker, many = tmp_path / "marker", [1]
+    marker = tmp_path / "marker"
+    many: list[object] = [1]
     for _ in range(40):
-        many = [many, many]  # type: ignore[list-item]
+        many = [many, many]
     torch.save({"config": {"n": 1, "x": many}, "model": weights()}, tmp_path / "many.pt")
     record = find_entries(load_torch(tmp_path / "many.pt"))["config"]
     assert isinstance(record, Record)

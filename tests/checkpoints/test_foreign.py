@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from localrank_cli.checkpoints.formats import read
-from localrank_cli.errors import UnreadableError
+from localrank_cli.checkpoints.series import find_checkpoints
+from localrank_cli.errors import LocalrankError, UnreadableError
 from tests.helpers import mlp, weights
 
 
@@ -45,11 +46,11 @@ def _old_pickle(state: Any, path: Path) -> None:
 
 
 def _script(_: Any, path: Path) -> None:
-    torch.jit.script(mlp(4, 3, 2)).save(str(path))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    torch.jit.script(mlp(4, 3, 2)).save(str(path))
 
 
 def _trace(_: Any, path: Path) -> None:
-    torch.jit.trace(mlp(4, 3, 2), torch.ones(1, 4)).save(str(path))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    torch.jit.trace(mlp(4, 3, 2), torch.ones(1, 4)).save(str(path))
 
 
 def _export(_: Any, path: Path) -> None:
@@ -205,3 +206,18 @@ def test_other_files(tmp_path: Path, kind: str, suffix: str) -> None:
 def test_data_that_torch_saved(tmp_path: Path, saved: object, what: str) -> None:
     torch.save(saved, tmp_path / "a.pt")
     assert what in refusal(tmp_path / "a.pt").what
+
+
+@pytest.mark.parametrize("named", [[], ["step_5.npz"]])
+def test_archives_of_arrays_by_their_suffix(tmp_path: Path, named: list[str]) -> None:
+    states = {step: weights(seed=step) for step in (0, 5)}
+    for step, state in states.items():
+        _npz(state, tmp_path / f"step_{step}.npz")
+    with pytest.raises(LocalrankError) as caught:
+        find_checkpoints(tmp_path, [tmp_path / name for name in named], "", [])
+    advice = caught.value.advice
+    assert "convert them: python -c " in advice
+    here(advice[advice.index("python -c") :].replace("python", sys.executable, 1), tmp_path)
+    for step, state in states.items():
+        found = torch.load(tmp_path / "converted" / f"step_{step}.pt")
+        assert all(torch.equal(found[key], value) for key, value in state.items())

@@ -174,7 +174,7 @@ def _pickled(path: Path) -> None:
 
 
 def _script(path: Path) -> None:
-    torch.jit.script(whole_module()).save(str(path))  # type: ignore[no-untyped-call]
+    torch.jit.script(whole_module()).save(str(path))
 
 
 def _arrays(path: Path) -> None:
@@ -251,6 +251,10 @@ CASES: dict[str, list[tuple[Any, Any, Any]]] = {
     ],
     "names under `encoder.` and `decoder.`, several layers each, that form one chain": [
         ({**renamed(ONE, "encoder."), **renamed(weights(2, 5, 1), "decoder.")}, ONE, None),
+    ],
+    '`{**model.state_dict(), "model": ...}`': [({**ONE, "model": TWO}, ONE, ONE)],
+    "the network's own names and the same under `best.`": [
+        ({**ONE, **renamed(TWO, "best.")}, ONE, None),
     ],
     "`online_model.` and `ema_model.` under `ema`": [
         ({"ema": {**renamed(ONE, "online_model."), **renamed(TWO, "ema_model.")}}, ONE, ONE),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from localrank_cli.checkpoints.frameworks import CONTAINER_KEYS, unwrap
+from localrank_cli.checkpoints.pickles import LostTensor
 from localrank_cli.errors import UnreadableError
 from tests.helpers import weights
 
@@ -91,6 +92,16 @@ def test_a_container_that_holds_itself_ends() -> None:
 def test_tensors_that_are_not_plain(tensor: torch.Tensor, message: str) -> None:
     with pytest.raises(UnreadableError, match=rf"step_1\.pt: {message}"):
         unwrap({"model": weights() | {"0.weight": tensor}}, PATH)
+    for place in ("model", "ema", "best"):  # the bare state dict is not passed over for another
+        with pytest.raises(UnreadableError, match=rf"step_1\.pt: {message}"):
+            unwrap(weights() | {"0.weight": tensor} | {place: weights()}, PATH)
+
+
+@pytest.mark.parametrize("place", ["model", "ema", "best"])
+def test_the_packed_weights_of_a_bare_quantized_network(place: str) -> None:
+    packed = {"0.scale": torch.tensor(1.0), "0._packed.params": LostTensor("is quantized")}
+    with pytest.raises(UnreadableError, match=r"0\._packed\.params is quantized"):
+        unwrap({**packed, place: weights()}, PATH)
 
 
 FLAT: dict[str, dict[str, Any]] = {

@@ -139,7 +139,7 @@ class TestRxnmapper:
         )
 
     def test_the_table_is_right(self, folder: Path, tmp_path: Path) -> None:
-        import transformers  # noqa: PLC0415  # where it is installed
+        import transformers
 
         tokens = torch.randint(5, 591, (2, 2))
         torch.save(tokens, tmp_path / "tokens.pt")
@@ -182,9 +182,9 @@ class TestPesto:
                     return type(name, (), {})
                 return super().find_class(module, name)
 
-        reader = types.ModuleType("reader")
-        reader.Unpickler = Unpickler  # type: ignore[attr-defined]
-        reader.load = pickle.load  # type: ignore[attr-defined]
+        reader: Any = types.ModuleType("reader")
+        reader.Unpickler = Unpickler
+        reader.load = pickle.load
         loaded = torch.load(path, pickle_module=reader, weights_only=False)
         state: dict[str, Tensor] = loaded["state_dict"]
         return state

@@ -225,9 +225,9 @@ def test_a_class_of_a_script(tmp_path: Path) -> None:
 def test_libraries_that_are_not_there_are_not_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = types.ModuleType("omegaconf.dictconfig")
+    module: Any = types.ModuleType("omegaconf.dictconfig")
     config = type("DictConfig", (), {"__module__": module.__name__})
-    module.DictConfig = config  # type: ignore[attr-defined]  # modules take any attribute
+    module.DictConfig = config
     path = tmp_path / "a.ckpt"
     parent = types.ModuleType("omegaconf")
     monkeypatch.setitem(sys.modules, "omegaconf", parent)
@@ -431,7 +431,7 @@ def test_a_tensor_of_a_class_with_values_is_one(tmp_path: Path) -> None:
 def test_quantized_networks_are_refused(tmp_path: Path, save: Save, whole: bool) -> None:
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("this torch has no quantized layers")
-    module: Any = torch.ao.quantization.quantize_dynamic(mlp(4, 3, 2))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    module: Any = torch.ao.quantization.quantize_dynamic(mlp(4, 3, 2))
     save({"model": module if whole else module.state_dict()}, tmp_path / "a.pt")
     with pytest.raises(UnreadableError, match=r"a\.pt: 0.* is quantized"):
         read(tmp_path / "a.pt")

@@ -46,6 +46,15 @@ def test_one_difference_suffices(tmp_path: Path, change: dict[str, torch.Tensor]
     assert not same(tmp_path / "a.pt", tmp_path / "b.pt")
 
 
+@pytest.mark.parametrize("key", ["model", "best"])
+def test_a_set_beside_equal_statistics_counts(tmp_path: Path, key: str) -> None:
+    beside = {"stats.cov": torch.eye(3)}
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        torch.save({**beside, key: weights(seed=seed)}, tmp_path / f"{name}.pt")
+    assert not same(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert same(tmp_path / "a.pt", tmp_path / "c.pt")
+
+
 def test_nan_is_equal_to_itself(tmp_path: Path) -> None:
     state = weights() | {"2.bias": torch.tensor([float("nan"), 1.0])}
     torch.save(state, tmp_path / "a.pt")

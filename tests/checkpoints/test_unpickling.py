@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from localrank_cli.checkpoints.dcp import read_metadata
 from localrank_cli.checkpoints.formats import load_torch, read
 from localrank_cli.errors import UnreadableError
-from tests.checkpoints.test_dcp_metadata import Chunks, written
+from tests.checkpoints.test_dcp_metadata import Chunks, dumped, written
 from tests.faults.hostile import item, tensor, text, write
 from tests.helpers import mlp, weights
 
@@ -131,17 +139,6 @@ def test_pieces_fill_a_tensor_as_counting_says(tmp_path: Path, seed: int) -> Non
 
 def test_tensors_cannot_share_their_pieces(tmp_path: Path) -> None:
     """A list of pieces is written once and named by every tensor: work for each pair of both."""
-    from torch.distributed.checkpoint.filesystem import _StorageInfo  # noqa: PLC0415
-    from torch.distributed.checkpoint.metadata import (  # noqa: PLC0415
-        ChunkStorageMetadata,
-        Metadata,
-        MetadataIndex,
-        TensorProperties,
-        TensorStorageMetadata,
-    )  # fmt: skip
-
-    from tests.checkpoints.test_dcp_metadata import dumped  # noqa: PLC0415
-
     piece = ChunkStorageMetadata(torch.Size([0]), torch.Size([0]))
     shared = TensorStorageMetadata(TensorProperties(), torch.Size([0]), [piece] * 1000)
     place = {MetadataIndex("w"): _StorageInfo("a.distcp", 0, 1)}

@@ -32,5 +32,7 @@ def test_a_wrong_key_lists_the_known_ones(weights: str) -> None:
 
 
 def test_no_average() -> None:
-    with pytest.raises(SettingsError, match="no average of weights was found in it; it holds one"):
+    with pytest.raises(
+        SettingsError, match="no average of weights was found in it; it holds a bare"
+    ):
         choose(Sets(("",)), "ema", "a.pt")

@@ -1,5 +1,7 @@
 """Run the program: in this process where that is enough, else as a real one."""
 
+import csv
+import io
 import os
 import subprocess
 import sys
@@ -7,10 +9,12 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import typer
 from typer.testing import CliRunner
 
 from localrank_cli.cli import signals
@@ -18,6 +22,7 @@ from localrank_cli.cli.main import app
 from tests.warm import Warm, run_warm
 
 COMMAND = (sys.executable, "-m", "localrank_cli")
+command_of = cache(typer.main.get_command)  # which takes longer than most commands
 QUICK = ("--data", "normal:4", "--device", "cpu", "--points", "5")
 
 
@@ -40,11 +45,30 @@ class Outcome:
 
 def invoke(*words: str, **options: Any) -> Outcome:
     """Run the program in this process, which no other one watches: that takes its start."""
-    with patch.object(signals, "_last_resort", lambda *_: nullcontext()):
+    with (
+        patch.object(signals, "_last_resort", lambda *_: nullcontext()),
+        patch.object(typer.testing, "_get_command", command_of),
+    ):
         result = CliRunner().invoke(app, list(words), prog_name="localrank", **options)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def analyze(series: Path, target: Path, *words: str) -> Outcome:
+    """Analyze a series quickly, into a table."""
+    return invoke("analyze", str(series), *QUICK, "-o", str(target), *words)
+
+
+def at_once(series: Path, *words: str) -> str:
+    """Return the table of a series that is analyzed quickly, without a file."""
+    return invoke("analyze", str(series), *QUICK, *words).stdout
+
+
+def rows(table: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a table in CSV, given as its text or its file."""
+    text = table.read_text("utf-8") if isinstance(table, Path) else table
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def start(*words: str, **options: Any) -> "subprocess.Popen[str]":

@@ -1,6 +1,7 @@
 """Commands built from tables of options."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from tests.cli.program import invoke
     ],
 )
 def test_words_are_returned_as_typed(options: list[str]) -> None:
-    command = typer.main.get_command(app).commands["analyze"]  # type: ignore[attr-defined]  # of a group
+    group: Any = typer.main.get_command(app)
+    command = group.commands["analyze"]
     with command.make_context("analyze", ["/run", *options]) as context:
         assert words_of(context, shared_names()) == ["/run", *options]
 

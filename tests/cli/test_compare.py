@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from localrank_cli.compare import intervals
 from tests.cli.program import invoke
 from tests.compare.test_groups import seeds
 from tests.figures.tables import table
@@ -109,3 +110,18 @@ def test_no_table_is_lost(tables: list[str], tmp_path: Path) -> None:
 def test_other_commands_do_not_import_scipy() -> None:
     code = "import localrank_cli.cli.main, sys; sys.exit('scipy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_intervals_that_promise_less_are_said_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intervals, "_MOST_RESAMPLES", 300)
+    names = []
+    for name, count in (("few", 5), ("many", 10), ("more", 11)):
+        seeds(count).to_csv(tmp_path / f"{name}.csv", index=False)
+        names.append(str(tmp_path / f"{name}.csv"))
+    done = invoke("compare", names[1], names[0], names[2])
+    assert "note: few has 5 runs and many has 10: the intervals of single layers" in done.stderr
+    assert "4 degrees of freedom" in done.stderr
+    # 300 resamples have 7 beyond the quantile of 2.5 %, too few to be shared by 12.
+    assert "note: 12 layers and steps are more than the 7 that the bootstrap can" in done.stderr

@@ -1,6 +1,5 @@
 """`localrank compress` at a command line: what it writes, says and refuses."""
 
-import csv
 import json
 import runpy
 from dataclasses import replace
@@ -13,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from localrank_cli.cli.screen import Steps
 from localrank_cli.compress.matrix import matrix_of
 from localrank_cli.compress.score import Scores
 from localrank_cli.compress.search import Compressor
-from tests.cli.program import Outcome, invoke
+from localrank_cli.run.estimate import LongTime
+from tests.cli.program import Outcome, invoke, rows
 
 DATA = ("--data", "data.npz", "--data-key", "x", "--device", "cpu")
 LABELS = ("--labels-key", "y")
@@ -54,17 +55,13 @@ def compress(*words: str) -> Outcome:
     return invoke("compress", "step_7.safetensors", *DATA, "-o", "out", *words)
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
 def test_the_weights_that_are_written_give_the_loss_that_is_reported(folder: Path) -> None:
     outcome = compress(*LABELS, "--budget", "0.6,0.35", "--dense")
     assert outcome.code == 0, outcome.stderr
     out = folder / "out"
     load = runpy.run_path(str(out / "load.py"))["load"]
-    data = np.load(folder / "data.npz")
+    with np.load(folder / "data.npz") as file:
+        data = dict(file)
     order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
     chosen = order[3 * N_POINTS // 4 :]  # the part that reports
     points, labels = (torch.from_numpy(data[key])[chosen] for key in ("x", "y"))
@@ -184,7 +181,8 @@ def test_earlier_results_are_not_written_over(folder: Path) -> None:
 
 
 def test_a_label_out_of_range_is_refused_wherever_it_is(folder: Path) -> None:
-    data = dict(np.load(folder / "data.npz"))
+    with np.load(folder / "data.npz") as file:
+        data = dict(file)
     order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
     last = order[3 * N_POINTS // 4 :].max()  # in the second batch of the part that reports
     data["y"][last] = 10
@@ -283,3 +281,250 @@ def test_a_metric_that_is_named_is_taken(folder: Path) -> None:
     for metric in ("fisher", "logit"):
         assert compress("--budget", "0.5", "--metric", metric, "--overwrite").code == 0
         assert rows(folder / "out" / "budgets.csv")[1]["method"] == metric
+
+
+CONV = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, bias=False)
+        self.head = nn.Linear(8, 6, bias=False)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.first(x)))
+        return self.head(torch.tanh(self.second(x)).mean(dim=(2, 3)))
+"""
+
+
+def naive_ranks(model: nn.Module, points: torch.Tensor, names: list[str]) -> dict[str, float]:
+    """The mean count of singular values above 1e-6 of the largest, from autograd's Jacobians."""
+    ranks: dict[str, list[float]] = {name: [] for name in names}
+    for point in points:
+        for name in names:
+            kept: list[torch.Tensor] = []
+            with model.get_submodule(name).register_forward_hook(
+                lambda _module, _args, output, kept=kept: kept.append(output)
+            ):
+
+                def of(x: torch.Tensor, kept: list[torch.Tensor] = kept) -> torch.Tensor:
+                    kept.clear()
+                    model(x[None])
+                    return kept[0].flatten().clone()
+
+                jacobian = torch.func.jacrev(of)(point).flatten(1)
+            values = torch.linalg.svdvals(jacobian)
+            ranks[name].append(float((values > 1e-6 * values[0]).sum()))
+    return {name: sum(found) / len(found) for name, found in ranks.items()}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_the_factored_file_is_analyzed_under_the_old_names(folder: Path, kind: str) -> None:
+    """With the ranks of what load.py returns, and the original's step."""
+    words: tuple[str, ...] = ()
+    build = network
+    if kind == "conv":
+        (folder / "net.py").write_text(CONV)
+        build = runpy.run_path(str(folder / "net.py"))["Net"]
+        torch.manual_seed(1)
+        save_file(build().state_dict(), folder / "step_7.safetensors")
+        np.savez(folder / "data.npz", x=torch.randn(64, 2, 9, 9).numpy())
+        words = ("--model", "net.py:Net")
+    assert compress(*words, "--budget", "0.6,0.4").code == 0
+    assert not list(folder.glob("out/dense*"))
+    analyzed = ("--points", "6", "--rtol", "1e-6", "-o", "ranks.csv", *words)
+    outcome = invoke("analyze", "out/factored_0.4.safetensors", *DATA, *analyzed)
+    assert outcome.code == 0, outcome.stderr
+    assert "holds layers as two factors of low rank" in outcome.stderr
+    found = {one["layer"]: one for one in rows(folder / "ranks.csv")}
+    facts = rows(folder / "out" / "layers.csv")
+    ranks = {one["layer"]: one["rank"] for one in facts if one["budget"] == "0.4"}
+    assert list(found) == list(ranks)
+    assert {one["step"] for one in found.values()} == {"7"}
+    load = runpy.run_path(str(folder / "out" / "load.py"))["load"]
+    model = load(build(), folder / "out" / "factored_0.4.safetensors").double().eval()
+    indices = json.loads((folder / "ranks.csv.json").read_text())["series"][0]["point_indices"]
+    with np.load(folder / "data.npz") as file:
+        points = torch.from_numpy(file["x"])[indices].double()
+    expected = naive_ranks(model, points, list(found))
+    assert {name: float(one["local_rank"]) for name, one in found.items()} == expected
+    if kind == "mlp":
+        assert any(
+            rank and float(found[name]["local_rank"]) <= int(rank) for name, rank in ranks.items()
+        )
+
+
+def test_a_factored_file_is_inspected_as_its_original_is(folder: Path) -> None:
+    assert compress("--budget", "0.4").code == 0
+    outcome = invoke("inspect", "out/factored_0.4.safetensors")
+    assert outcome.code == 0, outcome.stderr
+    assert "normal:16" in outcome.stdout
+
+
+def test_factors_that_another_program_saved_are_never_read_with_an_activation_between(
+    folder: Path,
+) -> None:
+    """Such a file does not say what it holds; the network's code does."""
+    assert compress("--budget", "0.6", "--keep", "0,4").code == 0
+    load = runpy.run_path(str(folder / "out" / "load.py"))["load"]
+    model = load(network(), folder / "out" / "factored_0.6.safetensors")
+    assert isinstance(model[2], nn.Sequential)
+    # A network that begins with the factored layer, which alone would look like a plain MLP.
+    rest = nn.Sequential(model[2], nn.ReLU(), nn.Linear(20, 10))
+    torch.save(rest.state_dict(), folder / "step_3.pt")
+    words = ("--data", "normal:24", "--device", "cpu", "--points", "3", "-o", "ranks.csv")
+    outcome = invoke("analyze", "step_3.pt", *words)
+    assert outcome.code == 1
+    assert "0.0 and 0.1 may be two factors of one layer" in outcome.error
+    (folder / "net.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Linear(24, 20), nn.ReLU(), nn.Linear(20, 10))\n"
+    )
+    outcome = invoke("analyze", "step_3.pt", *words, "--model", "net.py:net")
+    assert outcome.code == 0, outcome.stderr
+    assert [one["layer"] for one in rows(folder / "ranks.csv")] == ["0", "2"]
+
+
+def test_an_interrupted_run_is_resumed_by_budget(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*LABELS, "--budget", "0.6,0.5,0.4", "--dense")
+    assert compress(*words, "-o", "whole").code == 0
+    measured = Compressor.baselines
+
+    def interrupted(self: Compressor, budget: int) -> object:
+        if budget < 600:
+            raise KeyboardInterrupt
+        return measured(self, budget)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Compressor, "baselines", interrupted)
+        assert compress(*words).code == 1
+    assert (folder / "out" / "compress.unfinished.json").exists()
+    assert not (folder / "out" / "compress.json").exists()
+    outcome = compress(*words, "--seed", "1")
+    assert outcome.code == 1
+    assert "an interrupted run there had other settings" in outcome.error
+    assert "--seed" in outcome.error
+    kept = (folder / "out" / "factored_0.6.safetensors").stat().st_mtime_ns
+    outcome = compress(*words)
+    assert outcome.code == 0, outcome.stderr
+    assert "60% of the weights: kept from the run before" in outcome.stderr
+    assert (folder / "out" / "factored_0.6.safetensors").stat().st_mtime_ns == kept
+    assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(
+        path.name for path in (folder / "whole").iterdir()
+    )
+    for name in ("budgets.csv", "layers.csv"):
+        tables = [rows(folder / place / name) for place in ("out", "whole")]
+        for row in (*tables[0], *tables[1]):
+            row.pop("milliseconds_at_batch_1", None)
+        assert tables[0] == tables[1]
+    for path in (folder / "whole").glob("*.safetensors"):
+        assert path.read_bytes() == (folder / "out" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"key": 3, "found": {}}'])
+def test_what_an_interrupted_run_left_is_checked(folder: Path, content: bytes) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "compress.unfinished.json").write_bytes(content)
+    outcome = compress("--budget", "0.5")
+    assert outcome.code == 1
+    assert "--overwrite" in outcome.error
+    assert compress("--budget", "0.5", "--overwrite").code == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_any_precision_give_the_loss_that_is_reported(
+    folder: Path, dtype: torch.dtype
+) -> None:
+    """What is saved is rounded before it is measured."""
+    state = load_file(folder / "step_7.safetensors")
+    save_file({name: value.to(dtype) for name, value in state.items()}, "step_7.safetensors")
+    assert compress(*LABELS, "--budget", "0.4", "--dense").code == 0
+    load = runpy.run_path(str(folder / "out" / "load.py"))["load"]
+    saved = load_file(folder / "out" / "factored_0.4.safetensors")
+    assert {value.dtype for value in saved.values()} == {dtype}
+    with np.load(folder / "data.npz") as file:
+        data = dict(file)
+    order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
+    chosen = order[3 * N_POINTS // 4 :]
+    points, labels = (torch.from_numpy(data[key])[chosen] for key in ("x", "y"))
+    row = next(one for one in rows(folder / "out" / "budgets.csv") if one["budget"] == "0.4")
+    dense = network()
+    dense.load_state_dict(load_file(folder / "out" / "dense_0.4.safetensors"))
+    for model in (load(network(), folder / "out" / "factored_0.4.safetensors"), dense):
+        loss = float(functional.cross_entropy(model(points).detach(), labels))
+        # Float32, in another order of products.
+        assert loss == pytest.approx(float(row["loss"]), rel=1e-4)
+    ranks = {one["layer"]: one["rank"] for one in rows(folder / "out" / "layers.csv")}
+    for name, rank in ranks.items():
+        if rank:
+            weight = dense.get_parameter(f"{name}.weight").detach().double()
+            assert int(torch.linalg.matrix_rank(weight, rtol=1e-5)) <= int(rank)
+
+
+def test_a_baseline_without_ranks_says_why(folder: Path) -> None:
+    """Of 1064 weights, the last layer has 200."""
+    outcome = compress(*LABELS, "--budget", "0.18")
+    assert outcome.code == 0, outcome.stderr
+    found = {one["method"]: one for one in rows(folder / "out" / "budgets.csv")}
+    for name in ("uniform", "svd-llm"):
+        why = "no ranks: the last layer, 4, stays dense and has 200 weights"
+        assert found[name]["note"] == why
+        assert found[name]["loss"] == ""
+        assert f"{name} at 0.18: {why}" in outcome.stdout
+    assert found["energy"]["note"] == ""
+
+
+def test_local_ranks_are_those_of_analyze(folder: Path) -> None:
+    assert compress(*LABELS, "--budget", "0.5").code == 0
+    words = ("--data", "data.npz", "--data-key", "x", "--device", "cpu", "-o", "ranks.csv")
+    assert invoke("analyze", "step_7.safetensors", *words).code == 0
+    expected = {one["layer"]: float(one["local_rank"]) for one in rows(folder / "ranks.csv")}
+    found = rows(folder / "out" / "layers.csv")
+    assert {one["layer"]: float(one["local_rank"]) for one in found} == expected
+
+
+def test_local_ranks_that_take_long_are_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("localrank_cli.run.compress.long_time", lambda *_: LongTime(3000.0, 1))
+    outcome = compress("--budget", "0.5")
+    assert outcome.code == 0
+    assert "local ranks are left out: they take about 50 min" in outcome.stderr
+    assert {one["local_rank"] for one in rows(folder / "out" / "layers.csv")} == {""}
+
+
+def test_factors_are_not_factored_again(folder: Path) -> None:
+    assert compress("--budget", "0.5").code == 0
+    words = (*DATA, "--budget", "0.3", "-o", "more")
+    outcome = invoke("compress", "out/factored_0.5.safetensors", *words)
+    assert outcome.code == 1
+    assert "its layers are factors already" in outcome.error
+
+
+def test_the_memory_that_is_asked_for_is_enough(folder: Path) -> None:
+    wide = nn.Sequential(nn.Linear(16, 700), nn.ReLU(), nn.Linear(700, 700))
+    save_file(wide.state_dict(), folder / "step_7.safetensors")
+    outcome = compress("--budget", "0.5", "--memory", "30MiB")
+    assert outcome.code == 1
+    assert "the factors of all layers need" in outcome.error
+    wanted = outcome.error.split("Give --memory ")[1].split(",")[0]
+    assert compress("--budget", "0.5", "--memory", wanted).code == 0
+
+
+def test_what_is_done_grows_to_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (("--budget", "0.6,0.4"), (*LABELS, "--max-loss-increase", "0.5nats")):
+        seen: list[float] = []
+        monkeypatch.setattr(
+            Steps, "within", lambda _self, _name, share, _text, seen=seen: seen.append(share)
+        )
+        assert compress(*words, "--overwrite").code == 0
+        assert seen == sorted(seen)
+        assert seen[-1] > 0.8
+        assert max(seen) <= 1.0

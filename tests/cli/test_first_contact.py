@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.cli.program import invoke, run_cold
-from tests.helpers import entries, save_series
+from tests.helpers import entries, mlp, save_series
 
 QUICK = ("--device", "cpu", "--points", "3")
 NEOX = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "vocab_size": 20}
@@ -58,6 +58,24 @@ class TestInspect:
         assert words[-2:] == ["--data", "normal:4"]
         assert invoke(*words, *QUICK).code == 0
         assert entries(tmp_path) == ["a  run"]
+
+    def test_parts_of_a_whole_module_and_its_command_runs(self, tmp_path: Path) -> None:
+        torch.save(nn.Sequential(mlp(4, 6, 5), nn.ReLU(), mlp(5, 3, 2)), tmp_path / "step_0.pt")
+        (command,) = lines_of(invoke("inspect", str(tmp_path)), "to analyze")
+        _, *words = shlex.split(command)
+        assert words[-2:] == ["--data", "normal:4"]
+        assert invoke(*words, *QUICK).code == 0
+
+    @pytest.mark.parametrize("last", [nn.Tanh(), nn.LayerNorm(6), nn.LeakyReLU(0.3)])
+    def test_a_whole_module_of_other_parts_needs_code(
+        self, tmp_path: Path, last: nn.Module
+    ) -> None:
+        module = nn.Sequential(
+            nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), last, nn.Linear(6, 2, bias=False)
+        )
+        torch.save(module, tmp_path / "step_0.pt")
+        (command,) = lines_of(invoke("inspect", str(tmp_path)), "to analyze")
+        assert command.endswith("--model FILE.py:NAME --data FILE")
 
     def test_other_weights_need_code_and_data(self, tmp_path: Path) -> None:
         outcome = invoke("inspect", str(save_conv(tmp_path / "run")))

@@ -1,14 +1,16 @@
 """`--method interval` on the command line: the same bounds however a run is divided or resumed."""
 
-import csv
-import io
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.cli.program import invoke
-from tests.helpers import save_series
+from localrank_cli.results.schema import check_line
+from tests.cli.program import invoke, rows, start_warm
+from tests.helpers import NET_CODE, WAITS, net_weights, save_series
 
 COLUMNS = [
     "rank_low", "rank_high", "rank_certain_low", "confidence", "sigma_1_low", "sigma_1_high",
@@ -17,10 +19,6 @@ COLUMNS = [
 PLAIN = ("--data", "normal:9", "--device", "cpu", "--points", "5")
 TOLERANCES = ("--rtol", "0.1", "--atol", "0.2")
 WORDS = (*PLAIN, *TOLERANCES, "--method", "interval", "--products", "200")
-
-
-def rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 @pytest.fixture
@@ -103,9 +101,19 @@ def test_resuming_with_other_terms_is_refused(
     ("words", "message"),
     [
         (("--method", "interval", "--pooled"), "--method interval with --pooled"),
-        (("--method", "interval", "--dtype", "float32"), "with --dtype float32"),
+        (
+            ("--method", "interval", "--dtype", "float32", "--atol", "1e-6"),
+            "what float32 rounds allows --atol from",
+        ),
         (("--method", "interval", "--rtol", "1e-6"), "with --rtol 1e-06"),
-        (("--method", "interval", "--positions", "last"), "with --positions last"),
+        (
+            ("--method", "interval", "--positions", "last"),
+            "with --positions last: the bounds are of whole Jacobians. Use --method exact",
+        ),
+        (
+            ("--method", "interval", "--sigma-1", "full", "--output-slice", ":2"),
+            "with --sigma-1 full: products are with the slice alone. Use --method exact",
+        ),
         (("--width", "2%"), "--width without --method interval"),
         (("--products", "100"), "--products without --method interval"),
         (("--confidence", "0.9"), "--confidence without --method interval"),
@@ -120,6 +128,17 @@ def test_what_intervals_cannot_serve_is_refused(
     outcome = invoke("analyze", str(series), *PLAIN, *words)
     assert outcome.code != 0
     assert message in outcome.stderr
+
+
+def test_the_tolerance_of_rounding_has_bounds(series: Path) -> None:
+    """Of layers this small it is under 1e-5, which is refused as a number."""
+    exact = rows(invoke("analyze", str(series), *PLAIN, "--rtol", "eps").stdout)
+    found = rows(
+        invoke("analyze", str(series), *PLAIN, "--rtol", "eps", "--method", "interval").stdout
+    )
+    for row, true in zip(found, exact, strict=True):
+        assert float(row["rtol"]) < 1e-5
+        assert float(row["rank_low"]) <= float(true["local_rank"]) <= float(row["rank_high"])
 
 
 def test_a_folder_may_ask_for_intervals_and_the_command_line_for_exact_ranks(series: Path) -> None:
@@ -191,8 +210,6 @@ def test_bounds_are_compared_and_a_rank_that_is_not_there_is_not(tmp_path: Path)
 
 
 def test_a_journal_with_impossible_evidence_is_refused(series: Path, tmp_path: Path) -> None:
-    from localrank_cli.results.schema import check_line  # noqa: PLC0415
-
     table = tmp_path / "t.csv"
     assert invoke("analyze", str(series), *WORDS, "-o", str(table)).code == 0
     lines = (tmp_path / "t.csv.journal").read_text().splitlines()
@@ -230,3 +247,56 @@ def test_a_refusal_and_inspect_name_intervals_with_what_they_take(tmp_path: Path
     assert "600" in line
     assert line[-1] == "yes"
     assert invoke("analyze", str(series), *bounded).code == 0
+
+
+# At its 40th pass with a checkpoint marked by its bias, which is one of the products.
+WAITS_LATE = WAITS.replace(
+    "        if self.a.bias[0] > 9:\n",
+    "        Net.passes = getattr(Net, 'passes', 0) + int(self.a.bias[0] > 9)\n"
+    "        if Net.passes == 40:\n",
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_among_its_products_is_resumed(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    code = WAITS_LATE.format(folder=str(tmp_path)).lstrip("\n")
+    (tmp_path / "net.py").write_text(NET_CODE.replace("        return self.b", code))
+    torch.save(net_weights(), folder / "step_1.pt")
+    torch.save(net_weights() | {"a.bias": torch.full((3,), 10.0)}, folder / "step_2.pt")
+    words = [
+        "analyze", str(folder), "--data", "normal:4", "--device", "cpu", "--points", "5",
+        "--model", f"{tmp_path}/net.py:Net", "--method", "interval", "--rtol", "0.1", "-o",
+    ]  # fmt: skip
+    stopped, whole = tmp_path / "stopped.csv", tmp_path / "whole.csv"
+    with start_warm(*words, str(stopped)) as process:
+        for _ in range(1200):
+            if (tmp_path / "waiting").exists() or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.wait() == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    if number == signal.SIGINT:
+        assert stderr.splitlines()[-1] == "localrank: stopped by SIGINT"
+    assert (tmp_path / "waiting").exists()
+    (tmp_path / "go").touch()
+    again = invoke(*words, str(stopped))
+    assert again.code == 0, again.stderr
+    assert "resuming: 1 of 2 checkpoints are finished already" in again.stderr
+    assert invoke(*words, str(whole)).code == 0
+    assert stopped.read_bytes() == whole.read_bytes()
+    assert {row["step"] for row in rows(whole.read_text())} == {"1", "2"}
+
+
+def test_products_in_float32_say_so_and_certify_nothing(series: Path) -> None:
+    exact = rows(invoke("analyze", str(series), *PLAIN, *TOLERANCES).stdout)
+    found = rows(invoke("analyze", str(series), *WORDS, "--dtype", "float32").stdout)
+    for row, true in zip(found, exact, strict=True):
+        assert float(row["rank_low"]) <= float(true["local_rank"]) <= float(row["rank_high"])
+        assert row["method"] == "interval(lanczos,s=1,nu<=33,float32,seed=0)"
+        assert row["dtype"] == "float32"
+        assert row["rank_certain_low"] == ""

@@ -25,7 +25,7 @@ def test_help(flag: str, command: list[str]) -> None:
 
 
 def test_help_names_the_dangerous_options_as_such() -> None:
-    text = invoke("analyze", "--help").stdout
+    text = invoke("analyze", "--help-all").stdout
     words = " ".join(text.split())
     for option in ("--trust-model", "--trust-pickle"):
         assert "Dangerous" in words.split(f"{option} ")[1].split(" --")[0]

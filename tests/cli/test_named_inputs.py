@@ -140,14 +140,24 @@ def save(path: Path, inputs: dict[str, Tensor]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".npz", ".safetensors"])
+NAMES = (
+    (("tokens", "mask"), "embedding"),
+    (("image", "mask"), ""),
+    (("image", "tokens", "mask"), ""),
+    (("image", "tokens", "mask"), "embedding"),
+)
+SUFFIXES = (".pt", ".npz", ".safetensors")
+
+
 @pytest.mark.parametrize(
-    ("names", "wrt"),
+    ("suffix", "names", "wrt"),
     [
-        (("tokens", "mask"), "embedding"),
-        (("image", "mask"), ""),
-        (("image", "tokens", "mask"), ""),
-        (("image", "tokens", "mask"), "embedding"),
+        # Each choice of inputs from one kind of file, and each kind of file; the rest at test-long.
+        pytest.param(
+            suffix, *choice, marks=() if number % len(SUFFIXES) == kind else pytest.mark.long
+        )
+        for number, choice in enumerate(NAMES)
+        for kind, suffix in enumerate(SUFFIXES)
     ],
 )
 def test_numbers_are_those_of_jacobians_with_the_inputs_by_name(
@@ -255,12 +265,12 @@ def test_loss_over_all_data_takes_the_mask(run: Path) -> None:
     data = save(run / "data.pt", inputs | {"labels": labels})
     found = table(run, data, "--wrt", "embedding", "--labels-key", "labels")
     with torch.no_grad():
-        net = network().double()
+        net: Any = network().double()
         hidden: list[Tensor] = []
-        handle = net.head.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))  # type: ignore[union-attr]
+        handle = net.head.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
         net(**inputs)
         handle.remove()
-        loss = nn.functional.cross_entropy(net.head(hidden[0].mean(1)), labels)  # type: ignore[operator]
+        loss = nn.functional.cross_entropy(net.head(hidden[0].mean(1)), labels)
     assert column(found.stdout, "loss") == pytest.approx([float(loss)], rel=1e-8)
 
 

@@ -14,7 +14,7 @@ import pytest
 from localrank_cli.measures.table import MEASURES
 from localrank_cli.options.views import KINDS
 from tests.cli.program import COMMAND, QUICK, invoke, run, run_cold
-from tests.figures.tables import save_spectra, table
+from tests.figures.tables import budgets, save_spectra, table
 from tests.figures.test_plane import with_bounds
 from tests.helpers import entries, evil_code, save_series
 
@@ -44,7 +44,9 @@ def test_the_suffix_chooses(ranks: Path, suffix: str, start: bytes) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_its_name_beside_the_table(tmp_path: Path, kind: str) -> None:
     # With all that any kind needs: several runs, and bounds on the information.
-    with_bounds(table(runs=("decay", "none"))).to_csv(tmp_path / "ranks.csv", index=False)
+    of_budgets = KINDS[kind].is_from_budgets
+    frame = budgets() if of_budgets else with_bounds(table(runs=("decay", "none")))
+    frame.to_csv(tmp_path / "ranks.csv", index=False)
     words = ["plot", str(tmp_path / "ranks.csv"), "--kind", kind, "-q", "--dpi", "50"]
     if KINDS[kind].is_from_spectra:
         words += ["--spectra", str(save_spectra(tmp_path / "s.safetensors"))]
@@ -355,3 +357,13 @@ def test_a_current_folder_that_was_removed(ranks: Path, tmp_path: Path) -> None:
         ["sh", "-c", script], check=False, capture_output=True, text=True, env=CLEAN
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_table_of_ranks_is_no_compression(ranks: Path) -> None:
+    outcome = invoke("plot", str(ranks), "--kind", "compression")
+    assert outcome.code == 1
+    assert "has no column budget, weights, loss" in outcome.error
+    assert "Name a table that localrank compress wrote." in outcome.error
+    outcome = invoke("plot", str(ranks), "--kind", "compression", "--y", "max_rank")
+    assert outcome.code == 2
+    assert "--y: has no effect on --kind compression" in outcome.error

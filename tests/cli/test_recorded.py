@@ -235,6 +235,19 @@ def test_refusals_name_the_key_and_what_to_do(
     assert all(text in found.stderr.splitlines()[-1] for text in texts), found.stderr
 
 
+@pytest.mark.parametrize("place", ["run", "."])
+def test_arguments_in_lightnings_file_of_them(case: Case, place: str) -> None:
+    file = case.folder / place / "hparams.yaml"
+    case.save(BY_NAME, {})
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("hidden: 5\nact: tanh\n")
+    error = case.run().error
+    assert "'hidden'" in error
+    assert error.endswith(f"{file.resolve()} may hold their values.")
+    found = case.run("--model-arg", "hidden=5", "--model-arg", "act=tanh")
+    assert norms(found.stdout) == pytest.approx(expected_norms(), rel=1e-8), found.stderr
+
+
 def test_nothing_of_a_machine_is_taken(case: Case) -> None:
     code = WITH_DEFAULTS.replace("p=0.5", "device='cpu', pretrained=False")
     code = code.replace("super()", "assert device == 'cpu' and not pretrained; super()")

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from localrank_cli.compare.differences import differences
 from localrank_cli.compare.groups import Choice, find_groups
@@ -81,6 +82,20 @@ def test_no_group_hides_another_whose_name_is_nearly_the_same() -> None:
     groups = find_groups(frame, Choice(by="lr", reference="0.0000001"))
     assert [group.name for group in groups.groups] == ["1e-07", "1000001", "1000002", "none"]
     assert [len(group.runs) for group in groups.groups] == [2, 2, 2, 2]
+
+
+def test_runs_without_a_seed_are_not_a_pair() -> None:
+    frame = two(seeds(), seeds()).replace({"seed": 2.0}, np.nan)
+    frame["run"] += frame["table"]  # names would pair them too
+    assert find_groups(frame, Choice()).groups[0].keys == ()
+
+
+def test_a_copy_of_a_run_is_named() -> None:
+    copied = pd.concat([seeds(2), seeds(2).query("seed == 1").assign(run="copy")])
+    (note,) = find_groups(two(seeds(3), copied), Choice()).notes
+    assert note.startswith("runs of b repeat all numbers of another")
+    # Which of two is the copy is not known.
+    assert note.endswith("b: seed1 (those of b: copy)")
 
 
 def test_layers_that_are_not_chosen_may_differ() -> None:
@@ -179,7 +194,21 @@ def test_one_run_against_several_is_refused() -> None:
         list(differences(groups, 0.95))
 
 
-def test_single_runs_need_errors_over_points() -> None:
-    frame = table(runs=("x", "y")).drop(columns="local_rank_se")
-    with pytest.raises(LocalrankError, match="no standard errors over points"):
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [("local_rank_se", "no standard errors over points"), ("n_points", "x has no n_points")],
+)
+def test_single_runs_need_errors_over_points(column: str, message: str) -> None:
+    frame = table(runs=("x", "y")).drop(columns=column)
+    with pytest.raises(LocalrankError, match=message):
         list(differences(find_groups(frame, Choice()), 0.95))
+
+
+@pytest.mark.parametrize(("first", "second", "unequal"), [(2, 4, True), (2, 3, False)])
+def test_unequal_numbers_of_runs_are_told_apart(first: int, second: int, unequal: bool) -> None:
+    (found,) = differences(find_groups(two(seeds(first), seeds(second)), Choice()), 0.95)
+    assert found.is_unequal == unequal
+    # Means of runs that are 2 apart: of 2 and 4 runs, jointly with 1 degree of freedom.
+    error = np.sqrt(2.0 / 2 + 20 / 3 / 4)
+    width = stats.t.isf(0.05 / 2 / 12, 1) * error
+    assert np.allclose(found.cells.high_all - found.cells.estimate, width) == unequal

@@ -12,14 +12,18 @@ from localrank_cli.compare.intervals import (
     Array,
     Intervals,
     holm,
+    of_change,
     of_difference,
-    of_mean,
     of_summaries,
 )
 
 SETS, CELLS, RUNS_TO_BOOTSTRAP = 1000, 6, intervals.BOOTSTRAP_FROM
 # 3 standard deviations of a count of 1,000 sets at 5 %, and 6 cells of one set are not independent.
 MISSES = 0.05 + 3 * math.sqrt(0.05 * 0.95 / SETS)
+
+
+def of_mean(values: Array, confidence: float, seed: int = 0) -> Intervals:
+    return of_change(np.zeros_like(values), values, confidence, seed)
 
 
 def draw(seed: int, *counts: int) -> tuple[Array, ...]:
@@ -75,6 +79,26 @@ def test_values_without_spread_have_no_interval_and_the_p_value_of_their_order()
     np.testing.assert_allclose(two.p, [1.0, 0.2], rtol=1e-12)
 
 
+@pytest.mark.parametrize("runs", [3, 10])
+def test_differences_that_are_apart_by_rounding_alone_have_no_spread(runs: int) -> None:
+    first = 10.1 + 3.7 * np.arange(runs)[:, None] + np.zeros((runs, 3))
+    second = first + np.array([2.2, 0.0, 1.0])  # 2.2, give or take an ulp
+    first[:, 2] = [float(f"{value:.9g}") for value in 1e3 + np.arange(runs) / 64]
+    second[:, 2] = [float(f"{value:.9g}") for value in 995 + np.arange(runs) / 64]
+    found = of_change(first, second, 0.95)
+    np.testing.assert_allclose(found.estimate, [2.2, 0.0, -5.0], atol=1e-5)
+    assert found.estimate[1] == 0.0
+    assert np.isnan([found.low, found.high]).all()
+    assert found.p.tolist() == [2 / 2**runs, 1.0, 2 / 2**runs]
+
+
+def test_resamples_of_equal_values_are_beyond_every_quantile() -> None:
+    # One run of ten differs, and in 0.9^10 = 35 % of the resamples it is not there.
+    first, second = np.full((10, 1), 10.0), np.full((10, 1), 10.3)
+    first[0], second[0] = 9.7, 9.6
+    assert of_difference(first, second, 0.95).low == -np.inf
+
+
 def test_a_missing_value_is_not_known_and_spoils_no_other_cell() -> None:
     (values,) = draw(2, 5)
     whole = of_mean(values, 0.95)
@@ -104,6 +128,9 @@ def skewed(random: np.random.Generator, shape: tuple[int, int]) -> Array:
 
 CASES: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Array], int, int]] = {
     "normal, 3 and 4 runs": (lambda random, shape: random.normal(0, 1, shape), 3, 4),
+    "normal, 2 and 9 runs": (lambda random, shape: random.normal(0, 1, shape), 2, 9),
+    "normal, 9 and 2 runs": (lambda random, shape: random.normal(0, 1, shape), 9, 2),
+    "normal, 3 and 8 runs": (lambda random, shape: random.normal(0, 1, shape), 3, 8),
     "normal, 8 and 5 runs": (lambda random, shape: random.normal(0, 1, shape), 8, 5),
     "normal, 10 and 12 runs": (lambda random, shape: random.normal(0, 1, shape), 10, 12),
     "skewed, 15 and 20 runs": (skewed, 15, 20),
@@ -123,8 +150,9 @@ def test_intervals_of_known_differences_cover_as_often_as_they_say(
         found = of_difference(*groups, 0.95, seed)
         alone += int(((found.low > 0) | (found.high < 0)).sum())
         together += int(((found.low_all > 0) | (found.high_all < 0)).any())
-        wrong += int((holm(found.p) <= 0.05).any())
-    assert alone / (SETS * CELLS) <= MISSES
+        wrong += int((holm(found.p_joint) <= 0.05).any())
+    # Of 2 values of twice the spread of 9 others, Welch's intervals miss in 11 to 12 %.
+    assert alone / (SETS * CELLS) <= MISSES + (0.05 if name == "normal, 9 and 2 runs" else 0)
     # Welch's approximation of the degrees of freedom errs in the far tail, most for 5 values of
     # twice the spread of 8 others: there 6 cells together miss in 7 to 8 % of sets, as docs say.
     allowed = MISSES + (0.02 if name == "normal, 8 and 5 runs" else 0)
@@ -177,4 +205,4 @@ def test_an_interval_beyond_every_resample_is_unbounded_and_not_too_short(
     assert np.isinf(found.low_all).all()
     assert np.isinf(found.high_all).all()
     assert np.isfinite(found.low).all()
-    assert (holm(found.p) > 0.05).all()
+    assert (holm(found.p_joint) > 0.05).all()

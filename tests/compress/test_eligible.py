@@ -34,7 +34,7 @@ class Twice(nn.Module):
         self.unused = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.again(self.again(self.first(x)).tanh())  # type: ignore[no-any-return]
+        return self.again(self.again(self.first(x)).tanh())
 
 
 class Reader(nn.Module):
@@ -48,7 +48,7 @@ class Reader(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x @ self.read.weight.T + self.read.bias if self.training else self.read(x)
-        return self.free(self.asked(x) / self.asked.in_features)  # type: ignore[no-any-return]
+        return self.free(self.asked(x) / self.asked.in_features)
 
 
 def normed() -> nn.Module:
@@ -122,7 +122,7 @@ def test_layers_are_in_the_order_in_which_they_run() -> None:
             self.last, self.first = nn.Linear(8, 6), nn.Linear(8, 8)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.last(self.first(x))  # type: ignore[no-any-return]
+            return self.last(self.first(x))
 
     found = find_layers(Backwards().double(), normal(3, 8), run)
     assert list(found.chosen) == ["first", "last"]

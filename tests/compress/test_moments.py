@@ -105,6 +105,17 @@ def naive(
     return inputs, gradients
 
 
+def test_about_zero_there_is_no_mean() -> None:
+    model, points = mlp(5, 4), normal(8, 5) + 3
+    with analysis_setting(model, torch.float64):
+        found = collect(model, {"0": model[0]}, [points], Draw(True), run, seed=0)["0"]
+    other = found.about_zero()
+    assert not other.mean.any()
+    expected = points.T @ points / len(points)
+    torch.testing.assert_close(other.covariance, expected, rtol=ROUNDING, atol=0)
+    assert found.mean.all()
+
+
 def test_drawn_gradients_have_the_metric_as_their_covariance() -> None:
     """Fisher's is diag(p) - p p^T, that of the logits the identity."""
     logits = normal(4)

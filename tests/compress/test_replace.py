@@ -5,10 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.compress.allocation import least
-from localrank_cli.compress.matrix import can_factor, matrix_of, rows_in, rows_out, shape_of
-from localrank_cli.compress.methods import BASELINES, METHODS, factor_by
+from localrank_cli.compress.matrix import matrix_of, rows_in, rows_out, shape_of
+from localrank_cli.compress.methods import BASELINES, METHODS, Factored, factor_all
 from localrank_cli.compress.moments import Draw, Moments, collect
 from localrank_cli.compress.replace import Replacement, estimate_norms, replace_layers
+from localrank_cli.layers.factored import can_factor
 from localrank_cli.layers.setting import analysis_setting
 from tests.compress.cases import batches, convolutional, low_rank, mlp, normal, run
 
@@ -17,6 +18,10 @@ ROUNDING = 1e-9  # float64, through whitening whose roots have condition numbers
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if can_factor(module)}
+
+
+def factor_by(name: str, layers: dict[str, nn.Module], moments: dict[str, Moments]) -> Factored:
+    return factor_all(layers, moments, lambda _: None)[name]
 
 
 def moments_of(model: nn.Module, points: Tensor) -> dict[str, Moments]:
@@ -33,7 +38,7 @@ def test_a_planted_network_comes_back_at_its_own_ranks(name: str) -> None:
             n_out, n_in = weight.shape
             weight.copy_(low_rank(n_out, n_in, rank, seed=index) / 8)
     points = normal(64, 12)
-    factored = factor_by(METHODS[name], layers_of(model), moments_of(model, points))
+    factored = factor_by(name, layers_of(model), moments_of(model, points))
     ranks = {"0": 2, "2": 3, "4": 2}
     found = replace_layers(model, factored.replacements(ranks))
     torch.testing.assert_close(found(points), model(points), rtol=0, atol=ROUNDING)
@@ -45,7 +50,7 @@ def test_a_planted_network_comes_back_at_its_own_ranks(name: str) -> None:
 def test_factors_of_convolutions_are_those_of_their_matrices() -> None:
     model, points = convolutional(), normal(20, 3, 7, 6)
     layers = layers_of(model)
-    factored = factor_by(METHODS["fisher"], layers, moments_of(model, points))
+    factored = factor_by("fisher", layers, moments_of(model, points))
     new = factored.replacements(dict.fromkeys(layers, 2))
     found = replace_layers(model, new)
     for name, module in layers.items():
@@ -118,7 +123,7 @@ def test_baselines_are_what_their_papers_write(name: str, network: str) -> None:
     model = mlp(12, 14, 12, 10) if network == "mlp" else convolutional()
     points = normal(64, 12) if network == "mlp" else normal(20, 3, 7, 6)
     layers, moments = layers_of(model), moments_of(model, points)
-    factored = factor_by(METHODS[name], layers, moments)
+    factored = factor_by(name, layers, moments)
     new = factored.replacements(dict.fromkeys(layers, 2))
     for key, module in layers.items():
         found = new[key].left @ new[key].right
@@ -130,7 +135,7 @@ def test_baselines_are_what_their_papers_write(name: str, network: str) -> None:
 def test_every_method_keeps_to_the_budget(name: str) -> None:
     model = mlp(12, 14, 12, 10)
     layers = layers_of(model)
-    factored = factor_by(METHODS[name], layers, moments_of(model, normal(64, 12)))
+    factored = factor_by(name, layers, moments_of(model, normal(64, 12)))
     shapes = [shape_of(module) for module in layers.values()]
     total = sum(shape.weights for shape in shapes)
     for budget in (least(shapes), int(0.6 * total), total):

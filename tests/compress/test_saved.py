@@ -12,7 +12,7 @@ from torch import nn
 
 from localrank_cli.compress.replace import Replacement, estimate_norms, replace_layers
 from localrank_cli.compress.state import dense_state, effective_rank_of, factored_state
-from localrank_cli.errors import OutputError, SettingsError
+from localrank_cli.errors import OutputError
 from localrank_cli.results.compressed import (
     FACTS_NAME,
     LOADER,
@@ -88,12 +88,13 @@ def test_dense_weights_have_the_old_names_and_give_the_same_outputs() -> None:
     assert int(torch.linalg.matrix_rank(state["first.weight"].flatten(1))) == 3
 
 
-def test_dense_weights_of_a_layer_without_bias_are_refused() -> None:
+def test_dense_weights_of_a_layer_without_bias_have_none() -> None:
     model = nn.Sequential(nn.Linear(6, 5, bias=False)).double()
-    new = {"0": Replacement(normal(5, 2), normal(2, 6), normal(6))}
+    new = {"0": Replacement(normal(5, 2), normal(2, 6), torch.zeros(6, dtype=torch.float64))}
     compressed = replace_layers(model, new)
-    with pytest.raises(SettingsError, match="layer '0' has no bias"):
-        dense_state(compressed, model, factored_state(compressed, model.state_dict()))
+    state = dense_state(compressed, model, factored_state(compressed, model.state_dict()))
+    torch.testing.assert_close(state["0.weight"], new["0"].left @ new["0"].right)
+    assert list(state) == ["0.weight"]
 
 
 def test_what_was_not_factored_is_saved_as_it_was_stored() -> None:

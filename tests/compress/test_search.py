@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from localrank_cli.compress.eligible import find_layers
 from localrank_cli.compress.matrix import matrix_of
-from localrank_cli.compress.methods import METHODS
+from localrank_cli.compress.methods import METHODS, factor_bytes, work_bytes
+from localrank_cli.compress.moments import moment_bytes
 from localrank_cli.compress.score import Batch, Difference, Kind, Scores, kind_of, scores
 from localrank_cli.compress.search import Compressor, Data, split, verdict
 from localrank_cli.errors import DataError, ModelError, SettingsError
@@ -171,7 +172,13 @@ def test_a_budget_that_cannot_be_reached_names_one_that_can() -> None:
 def test_groups_of_layers_give_the_same_network() -> None:
     model = mlp(12, 14, 12, 10)
     together, apart = compressor(model), compressor(model)
-    apart.calibrate(seed=0, memory=8 * 2 * (14**2 + 2 * 14**2))  # one layer at a time
+    held = sum(map(factor_bytes, together.layers.chosen.values()))
+    held += max(map(work_bytes, together.layers.chosen.values()))
+    largest = max(map(moment_bytes, together.layers.chosen.values()))
+    assert len(apart.groups(held + largest)) == 3  # one layer at a time
+    apart.calibrate(seed=0, memory=held + largest)
+    with pytest.raises(SettingsError, match="the factors of all layers need"):
+        apart.groups(held + largest - 1)
     one, other = together.at("fisher", 200), apart.at("fisher", 200)
     assert one is not None
     assert other is not None

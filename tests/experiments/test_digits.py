@@ -28,7 +28,8 @@ def idx(array: Array) -> bytes:
 
 @pytest.mark.parametrize("names", [("images", "labels"), ("x_train", "y_train")])
 def test_archives(tmp_path: Path, digits: tuple[Array, Array], names: tuple[str, str]) -> None:
-    np.savez(tmp_path / "d.npz", **dict(zip(names, digits, strict=True)))  # type: ignore[arg-type]  # numpy types the keywords as its own options
+    arrays: Any = dict(zip(names, digits, strict=True))
+    np.savez(tmp_path / "d.npz", **arrays)
     images, labels = read_digits(tmp_path / "d.npz", 12)
     np.testing.assert_array_equal(images, digits[0])
     np.testing.assert_array_equal(labels, digits[1])
@@ -74,8 +75,8 @@ def test_too_few(tmp_path: Path, digits: tuple[Array, Array]) -> None:
         ),
     ],
 )
-def test_other_archives(tmp_path: Path, arrays: dict[str, Array], message: str) -> None:
-    np.savez(tmp_path / "d.npz", **arrays)  # type: ignore[arg-type]  # numpy types the keywords as its own options
+def test_other_archives(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "d.npz", **arrays)
     with pytest.raises(DataError, match=message):
         read_digits(tmp_path / "d.npz", 2)
 

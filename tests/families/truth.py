@@ -181,6 +181,6 @@ class Naive:
         def function(varied: Tensor) -> Tensor:
             return self.outputs(point, [name], varied)[0]
 
-        jacobian = torch.autograd.functional.jacobian(function, at)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        jacobian = torch.autograd.functional.jacobian(function, at)
         values: Tensor = torch.linalg.svdvals(jacobian.reshape(-1, at.numel()))
         return values

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -129,8 +130,6 @@ def _index(content: Any, place: Path) -> None:
 
 @cache
 def _metadata() -> bytes:
-    import tempfile  # noqa: PLC0415  # once
-
     with tempfile.TemporaryDirectory() as folder:
         save_dcp(Path(folder) / "x", {"model": weights(), "step": 7})
         return (Path(folder) / "x/.metadata").read_bytes()

@@ -112,3 +112,24 @@ def save_spectra(
     described = {"format": 1, "entries": entries, "point_indices": {run: [0, 1, 2] for run in runs}}
     save_file(tensors, path, {"localrank_spectra": json.dumps(described)})
     return path
+
+
+def budgets() -> pd.DataFrame:
+    """Return a table as `localrank compress` writes it; at 0.2 uniform has no ranks."""
+
+    def of(method: str, budget: float, loss: float | None, **more: object) -> dict[str, object]:
+        weights = None if loss is None else int(1000 * budget)
+        cells = {"method": method, "budget": budget, "weights": weights, "loss": loss}
+        return cells | {"loss_increase_se": None if loss is None else 0.01, "note": ""} | more
+
+    return pd.DataFrame(
+        [
+            of("original", 1.0, 0.3, loss_increase_se=None),
+            of("fisher", 0.5, 0.31),
+            of("energy", 0.5, 0.34),
+            of("uniform", 0.5, 0.33),
+            of("logit", 0.2, 0.4),
+            of("energy", 0.2, 0.6),
+            of("uniform", 0.2, None, note="no ranks: the last layer stays dense"),
+        ]
+    )

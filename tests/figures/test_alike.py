@@ -84,6 +84,27 @@ def test_settings_of_manifests() -> None:
         assert heights(ranks(frame, settings=alike)[0]) == [11]
 
 
+def test_a_run_without_a_manifest_among_others_is_named() -> None:
+    frame = table(layers=1, runs=("a", "b"))
+    _, notes = ranks(frame, settings={"a": {"model": "relu"}})
+    assert any("b has no manifest" in note for note in notes)
+    for settings in ({}, {"a": {"model": "relu"}, "b": {"model": "relu"}}):
+        assert not any("manifest" in note for note in ranks(frame, settings=settings)[1])
+
+
+def test_the_lists_of_layers_are_told_apart() -> None:
+    frame = table(layers=2, runs=("a", "b"))
+    frame = frame[(frame["run"] == "a") | (frame["layer"] == "layer0")]
+    assert "layers (layer0, layer1; layer0)" in ranks(frame)[1][0]
+
+
+def test_a_title_that_would_be_cut_names_the_runs() -> None:
+    frame = with_column("beta", {"a": 0.5, "b": 2.0, "c": 2.0})
+    for name in ("optimizer", "schedule", "augmentation"):
+        frame[name] = frame["run"].map({"a": "one of them", "b": "another", "c": "another"})
+    assert {"a", "b, c"} <= set(texts(ranks(frame)[0]))
+
+
 def test_final_states_over_a_constant_stay_one_curve() -> None:
     frame = with_column("beta", {"a": 0.5, "b": 2.0, "c": 2.0})
     figure, _ = ranks(frame, Choice(x="beta"))

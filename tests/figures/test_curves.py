@@ -1,4 +1,7 @@
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +12,7 @@ from localrank_cli.figures.curves import Curve, Curves, curves, thin
 from tests.figures.tables import table
 
 
-def made(frame, **choice) -> Curves:  # type: ignore[no-untyped-def]  # a test's own
+def made(frame: pd.DataFrame, **choice: Any) -> Curves:
     chosen = choose(frame, Choice(**choice))
     return curves(chosen.frame, chosen.layers)
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from localrank_cli.errors import SettingsError
@@ -26,7 +27,7 @@ def test_a_line_for_each_step() -> None:
 def test_the_largest_rank_is_shown_where_it_fits() -> None:
     axes = depth(table())[0].axes[0]
     (ceiling,) = [line for line in axes.get_lines() if line.get_label() == "_max_rank"]
-    assert list(ceiling.get_ydata()) == [40, 40, 40]  # type: ignore[arg-type]  # an array
+    assert np.asarray(ceiling.get_ydata()).tolist() == [40, 40, 40]
     assert axes.get_ylim()[1] >= 40
     high = depth(table().assign(max_rank=4000))[0]
     assert high.axes[0].get_ylim()[1] < 50

@@ -235,8 +235,8 @@ def test_title_size_and_model_are_the_users() -> None:
 
 
 def test_matplotlib_is_left_as_it_was() -> None:
-    import matplotlib as mpl  # noqa: PLC0415  # an extra
-    from matplotlib import _pylab_helpers  # noqa: PLC0415  # an extra
+    import matplotlib as mpl
+    from matplotlib import _pylab_helpers
 
     before = dict(mpl.rcParams)
     with styled("grayscale"):

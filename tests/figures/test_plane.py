@@ -49,7 +49,7 @@ def test_the_ceiling_is_shown_where_it_matters() -> None:
     near = information_plane(with_bounds(table(), ceiling=3.6))[0]
     assert any("ceiling log N" in text.replace("\n", " ") for text in texts(near))
     marks = [line for line in near.axes[0].get_lines() if line.get_label() == "_ceiling"]
-    assert [list(line.get_xdata()) for line in marks] == [[3.6, 3.6]]  # type: ignore[arg-type]  # an array
+    assert [np.asarray(line.get_xdata()).tolist() for line in marks] == [[3.6, 3.6]]
 
 
 def test_runs_side_by_side() -> None:

@@ -45,6 +45,26 @@ def test_intervals_of_small_matrices_hold_the_rank() -> None:
     check(found)
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_tolerances_near_and_under_rounding_hold(relative: bool) -> None:
+    """Squares of singular values under 5e-7 of the largest are rounding: bounds are wide there."""
+    n, found = 80, []
+    spectra = {
+        "exponential": 10.0 ** (-torch.arange(n).double() * 12 / n),
+        "gaps": torch.tensor([1.0] * 20 + [3e-6] * 20 + [1e-8] * 20 + [0.0] * 20).double(),
+        "cluster": torch.cat([torch.ones(3), 1e-6 + 1e-9 * torch.linspace(1, -1, n - 3)]).double(),
+    }
+    for number, values in enumerate(spectra.values()):
+        matrix = planted(values, n, 100, generator(number))
+        for index, at in enumerate((1e-5, 2e-6, 1e-6, 3e-7, 1e-8, 1e-10)):
+            one = Threshold(rtol=at) if relative else Threshold(atol=at)
+            points, (bounds,) = examined([of_matrix(matrix)], Terms((one,)), 100 * number + index)
+            found.append(Cell(int((values > at).sum()), bounds, points))
+            if at < 1e-7:
+                assert bounds.high == n
+    check(found)
+
+
 def test_tolerances_from_the_same_probes_hold_each() -> None:
     found = [cells(name, (150, 100), RTOLS, seed=77) for name in SPECTRA]
     for row in range(len(RTOLS)):

@@ -1,21 +1,32 @@
 """Products and intervals of networks, against whole Jacobians."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import ModelError
-from localrank_cli.intervals.layer import Bounds, LayerEvidence, Purpose, layer_evidence
+from localrank_cli.errors import ModelError, SettingsError
+from localrank_cli.intervals.layer import (
+    N_COMPARED,
+    Bounds,
+    LayerEvidence,
+    Purpose,
+    layer_evidence,
+)
 from localrank_cli.jacobian.engine import Modes
+from localrank_cli.jacobian.metric_factor import MetricFactor
 from localrank_cli.jacobian.products import Products, point_batches
 from localrank_cli.layers.select import Selection
 from localrank_cli.layers.setting import analysis_setting
-from localrank_cli.spectrum.examine import examine
+from localrank_cli.layers.survey import CallRecord
+from localrank_cli.spectrum.examine import View, examine
 from localrank_cli.spectrum.layer import Request, make_task
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.helpers import mlp
+from tests.intervals.planted import generator, haar, most_misses, planted
 
 
 class Net(nn.Module):
@@ -65,6 +76,35 @@ def requested(selection: Selection) -> Request:
     return Request(selection, is_chosen=True)
 
 
+def check_products(
+    model: nn.Module,
+    given: Tensor,
+    request: Request,
+    naive: Callable[[View, CallRecord, Tensor], Tensor],
+) -> int:
+    """Compare the products of every record at every point with those of a matrix."""
+    found = examine(model, given, request.selection, torch.float64)
+    (view,) = found.views
+    task = make_task(model, given, view, found, request)
+    modes = Modes()
+    random = torch.Generator("cpu").manual_seed(5)
+    checked = 0
+    with analysis_setting(model, torch.float64):
+        for one in point_batches([task], modes):
+            for record in view.records:
+                whole = naive(view, record, given[one.point])
+                products = Products(one.batch, record.call, 2, modes, task.residual)
+                v = torch.randn(5, whole.shape[1], generator=random, dtype=torch.float64)
+                u = torch.randn(5, whole.shape[0], generator=random, dtype=torch.float64)
+                # Sums of a hundred terms in another order.
+                assert torch.allclose(products.apply(v), v @ whole.T, rtol=1e-12, atol=1e-13)
+                assert torch.allclose(products.transpose(u), u @ whole, rtol=1e-12, atol=1e-13)
+                bound = products.rank_bound()
+                assert bound is None or torch.linalg.matrix_rank(whole) <= bound
+                checked += 1
+    return checked
+
+
 @pytest.mark.parametrize(
     ("selection", "source"),
     [
@@ -76,40 +116,79 @@ def requested(selection: Selection) -> Request:
 )
 def test_products_are_those_of_the_jacobian(selection: Selection, source: str) -> None:
     model, given = net(), points(2)
-    found = examine(model, given, selection, torch.float64)
-    (view,) = found.views
-    task = make_task(model, given, view, found, requested(selection))
-    modes = Modes()
-    random = torch.Generator("cpu").manual_seed(5)
-    checked = 0
-    with analysis_setting(model, torch.float64):
-        for one in point_batches([task], modes):
-            for record in view.records:
-                whole = dense(model, record.call.name, given[one.point], source)
-                if view.entries is not None:
-                    whole = whole[:, view.entries]
-                if record.call in view.picked:
-                    whole = whole[view.picked[record.call]]
-                products = Products(one.batch, record.call, 2, modes)
-                v = torch.randn(5, whole.shape[1], generator=random, dtype=torch.float64)
-                u = torch.randn(5, whole.shape[0], generator=random, dtype=torch.float64)
-                # Sums of a hundred terms in another order.
-                assert torch.allclose(products.apply(v), v @ whole.T, rtol=1e-12, atol=1e-13)
-                assert torch.allclose(products.transpose(u), u @ whole, rtol=1e-12, atol=1e-13)
-                checked += 1
-    assert checked == 2 * len(view.records)
+
+    def naive(view: View, record: CallRecord, point: Tensor) -> Tensor:
+        whole = dense(model, record.call.name, point, source)
+        if view.entries is not None:
+            whole = whole[:, view.entries]
+        return whole[view.picked[record.call]] if record.call in view.picked else whole
+
+    assert check_products(model, given, requested(selection), naive) >= 4
+
+
+@pytest.mark.parametrize("columns", [None, 20, 72])
+@pytest.mark.parametrize("selection", [Selection(), Selection(input_slice=":,1:4,:")])
+def test_products_in_the_metric_of_the_data_are_those_of_j_l(
+    columns: int | None, selection: Selection
+) -> None:
+    """L is a number, a sample of fewer directions than entries, or square."""
+    model, given = net(), points(2)
+    random = torch.Generator("cpu").manual_seed(8)
+    factor = torch.tensor(0.3).double()
+    if columns is not None:
+        factor = torch.randn(72, columns, generator=random, dtype=torch.float64)
+
+    def naive(view: View, record: CallRecord, point: Tensor) -> Tensor:
+        whole, own = dense(model, record.call.name, point), factor
+        if view.entries is not None:
+            whole = whole[:, view.entries]
+            own = factor if factor.dim() == 0 else factor[: len(view.entries)]
+        return whole * own if own.dim() == 0 else whole @ own
+
+    n_varied = 36 if selection.input_slice else 72
+    metric = MetricFactor(factor if columns is None else factor[:n_varied])
+    assert check_products(model, given, replace(requested(selection), metric=metric), naive) == 6
+
+
+@pytest.mark.parametrize("metric", ["identity", "a number", "few directions", "all"])
+def test_products_of_the_residual_part_are_those_of_j_less_the_identity(metric: str) -> None:
+    """In the metric of the data of (J - 1) L."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
+        given = torch.randn(2, 6, dtype=torch.float64)
+    selection = Selection(("2",), wrt="0", residual=True)
+    sizes = {"a number": (), "few directions": (6, 2), "all": (6, 6)}
+    factor = torch.eye(6).double()
+    request = requested(selection)
+    if metric != "identity":
+        factor = torch.randn(sizes[metric], generator=generator(1), dtype=torch.float64)
+        request = replace(request, metric=MetricFactor(factor))
+
+    def naive(view: View, record: CallRecord, point: Tensor) -> Tensor:
+        del view
+        whole = dense(model, record.call.name, point, "0") - torch.eye(6).double()
+        return whole * factor if factor.dim() == 0 else whole @ factor
+
+    assert check_products(model, given, request, naive) == 2
 
 
 TOLERANCES = (Tolerance(rtol=0.1), Tolerance(atol=0.05))
 
 
 def evidence(
-    model: nn.Module, given: Tensor, indices: tuple[int, ...] = (), n_points: int = 0
+    model: nn.Module,
+    given: Tensor,
+    indices: tuple[int, ...] = (),
+    n_points: int = 0,
+    products: int = 300,
+    modes: Modes | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> list[LayerEvidence]:
-    bounds = Bounds(0.95, 0.0, 300)
+    bounds = Bounds(0.95, 0.0, products)
     purpose = Purpose("run", 7, n_points or len(given), bounds, TOLERANCES, 1.0)
-    request = replace(requested(Selection()), indices=indices)
-    return layer_evidence(model, given, request, purpose, Modes())
+    request = replace(requested(Selection()), indices=indices, dtype=dtype)
+    return layer_evidence(model, given, request, purpose, modes or Modes())
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -168,8 +247,159 @@ def test_a_network_without_forward_mode_is_refused() -> None:
             self.net = mlp(4, 3, 2).double()
 
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.net(Backward.apply(x))  # type: ignore[no-untyped-call]
+            out: Tensor = self.net(Backward.apply(x))
             return out
 
     with pytest.raises(ModelError, match="need forward mode"):
         evidence(Custom(), torch.randn(2, 4, dtype=torch.float64))
+
+
+def test_what_everything_passes_through_bounds_the_rank() -> None:
+    """Singular values that decay slowly, at a tolerance under all of them, and few products."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = nn.Sequential(
+            nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 13), nn.Linear(13, 40), nn.ReLU(),
+            nn.Linear(40, 60),
+        ).double()  # fmt: skip
+        given = torch.randn(3, 60, dtype=torch.float64)
+    found = {layer.layer: layer for layer in evidence(model, given, products=20)}
+    bounds = {
+        name: [point.levels[0].bound for point in layer.evidence.points]
+        for name, layer in found.items()
+    }
+    active = [int((model[0](one) > 0).sum()) for one in given]
+    assert bounds["0"] == [50, 50, 50]
+    assert bounds["2"] == [13, 13, 13]
+    assert bounds["3"] == bounds["5"] == [13, 13, 13]
+    assert all(13 < one < 50 for one in active)  # of a wider layer they would count
+    last = found["5"].evidence.interval(0, relative=True)
+    assert last is not None
+    assert last.high == 13
+    assert all(point.n_products <= 20 for point in found["5"].evidence.points)
+
+
+def test_units_that_are_not_active_do_not_count() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Linear(60, 50), nn.ReLU(), nn.Linear(50, 60)).double()
+        given = torch.randn(3, 60, dtype=torch.float64)
+    layer = next(one for one in evidence(model, given, products=20) if one.layer == "2")
+    active = [int((model[0](one) > 0).sum()) for one in given]
+    assert [point.levels[0].bound for point in layer.evidence.points] == active
+    for one, count in zip(given, active, strict=True):
+        assert torch.linalg.matrix_rank(dense(model, "2", one)) == count
+
+
+class Overflowing(nn.Module):
+    """Forward mode selects the branch that is finite; reverse mode multiplies 0 by infinity."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0 * torch.exp(1000 * x.abs().clamp(max=1) * (x > 0)))
+
+
+def test_points_that_reverse_mode_alone_loses_are_noted() -> None:
+    random = torch.Generator("cpu").manual_seed(3)
+    given = torch.rand(3, 5, generator=random, dtype=torch.float64)
+    given[1] = -given[1]  # nothing overflows
+    model = nn.Sequential(Overflowing(), nn.Linear(5, 4)).double()
+    modes = Modes()
+    (found,) = evidence(model, given, modes=modes)
+    assert found.finite == (False, True, False)
+    (note,) = modes.notes
+    assert "layer '1': products J^T u are not finite" in note
+    assert "--method exact" in note
+    given[0, 0] = torch.nan  # the value itself: both modes lose it
+    modes = Modes()
+    evidence(model, given[:2], modes=modes)
+    assert modes.notes == []
+
+
+def rounding_network(seed: int) -> nn.Sequential:
+    """Two layers whose product has singular values 1 / j, nearly; in float32."""
+    random = generator(seed)
+    first = planted(torch.arange(1, 81).double() ** -0.5, 80, 90, random)
+    middle = haar(80, 80, random) @ torch.diag(torch.ones(80).double()) @ haar(80, 80, random).T
+    model = nn.Sequential(nn.Linear(90, 80, bias=False), nn.Linear(80, 80), nn.Linear(80, 100))
+    left = planted(torch.arange(1, 81).double() ** -0.5, 100, 80, random)
+    for module, matrix in zip(model, (first, middle, left), strict=True):
+        assert isinstance(module, nn.Linear)
+        module.weight.data = matrix.float()
+    return model.eval()
+
+
+def test_products_in_float32_bound_the_rank_nearly_as_those_in_float64() -> None:
+    """The exact ranks are of the float64 product of the very weights."""
+    widths: dict[torch.dtype, float] = {torch.float32: 0.0, torch.float64: 0.0}
+    misses = 0
+    for seed in range(12):
+        model, given = rounding_network(seed), torch.randn(1, 90)
+        matrices = [one.weight.detach().double() for one in model if isinstance(one, nn.Linear)]
+        values = torch.linalg.svdvals(matrices[2] @ matrices[1] @ matrices[0])
+        true = int((values > 0.1 * values[0]).sum()), int((values > 0.05).sum())
+        for dtype in widths:
+            # Eight are for the comparison.
+            products = 600 + (2 * N_COMPARED if dtype == torch.float32 else 0)
+            copied = copy.deepcopy(model).to(dtype)
+            layers = evidence(copied, given.to(dtype), products=products, dtype=dtype)
+            (found,) = [one for one in layers if one.layer == "2"]
+            assert str(dtype).removeprefix("torch.") in found.method
+            for row, rank in enumerate(true):
+                one = found.evidence.interval(row, relative=row == 0)
+                assert one is not None
+                misses += not one.low <= rank <= one.high
+                widths[dtype] += one.high - one.low
+            point = found.evidence.points[0]
+            assert point.sigma_low <= float(values[0])
+            assert point.sigma_high is not None
+            assert point.sigma_high >= float(values[0])
+    assert misses <= most_misses(48, 0.05)
+    # 24 intervals: rounding costs less than half a singular value each.
+    assert widths[torch.float32] <= widths[torch.float64] + 12
+
+
+def test_a_tolerance_under_the_rounding_of_float32_is_refused() -> None:
+    model = rounding_network(0)
+    bounds = Bounds(0.95, 0.0, 100)
+    purpose = Purpose("run", 7, 1, bounds, (Tolerance(rtol=0.1), Tolerance(atol=1e-5)), 1.0)
+    request = replace(requested(Selection()), dtype=torch.float32)
+    with pytest.raises(SettingsError, match=r"layer '0' at atol=1e-05: .* allows --atol") as one:
+        layer_evidence(model, torch.randn(1, 90), request, purpose, Modes())
+    least = float(one.value.what.split("--atol from ")[1].split()[0])
+    assert 1e-5 < least < 1e-3
+    relative = replace(purpose, tolerances=(Tolerance(rtol=1e-5),))
+    with pytest.raises(SettingsError, match=r"layer '0' at rtol=1e-05: .* allows --rtol"):
+        layer_evidence(model, torch.randn(1, 90), request, relative, Modes())
+    # Layers behind it have another largest singular value.
+    request = replace(request, selection=Selection(("0",)))
+    allowed = replace(purpose, tolerances=(Tolerance(atol=least),))
+    assert layer_evidence(model, torch.randn(1, 90), request, allowed, Modes())
+
+
+def test_intervals_of_a_trained_network_hold_its_ranks() -> None:
+    """Of weights that are no random draw: a convolutional network that has learned its labels."""
+    model, given = net(), points(12)
+    labels = (given.mean(dim=(1, 2, 3)) > 0).long()
+    with torch.random.fork_rng(devices=[]):
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        for _ in range(150):
+            loss = nn.functional.cross_entropy(model(given), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert loss.item() < 0.1
+    for parameter in model.parameters():
+        parameter.grad = None
+    misses = 0
+    for index in range(12):
+        point = given[index : index + 1]
+        for layer in evidence(model, point, (index,), products=60):
+            values = torch.linalg.svdvals(dense(model, layer.layer, point[0]))
+            row = index % 2  # one tolerance each: those of one point share their probes
+            at = max(TOLERANCES[row].atol, float((TOLERANCES[row].rtol or 0) * values[0]))
+            true = int((values > at).sum())
+            found = layer.evidence.interval(row, relative=row == 0)
+            assert found is not None
+            assert found.certain_low <= true
+            misses += not found.low <= true <= found.high
+    assert misses <= most_misses(36, 0.05)

@@ -14,10 +14,11 @@ from localrank_cli.intervals.operator import Operator, of_matrix
 from localrank_cli.intervals.point import (
     Terms,
     Threshold,
+    TooRoughError,
     examine_point,
     generators_of,
 )
-from tests.intervals.planted import examined, generator, planted, rank_of
+from tests.intervals.planted import examined, generator, most_misses, planted, rank_of
 
 
 def test_a_gap_closes_the_interval() -> None:
@@ -179,3 +180,73 @@ def test_what_the_network_cannot_exceed_bounds_the_rank() -> None:
     terms = Terms((Threshold(rtol=0.1),), bound=20, products=20)
     _, (found,) = examined([of_matrix(matrix)], terms, 0)
     assert found.high == 20
+
+
+@pytest.mark.parametrize("rtol", [0.0, 0.1])
+def test_bounds_allow_for_products_that_are_off(rtol: float) -> None:
+    """What is computed has five values just under the tolerance that are just above it, or back."""
+    off = 1e-4
+    for sign in (-1, 1):
+        values = torch.tensor([1.0] * 5 + [0.1 - sign * off / 2] * 5 + [1e-6] * 50).double()
+        threshold = Threshold(rtol=rtol) if rtol else Threshold(atol=0.1)
+        matrix = planted(values, 60, 90, generator(0))
+        exact, inexact = of_matrix(matrix), replace(of_matrix(matrix), error=off)
+        _, (careless,) = examined([exact], Terms((threshold,)), 1)
+        _, (careful,) = examined([inexact], Terms((threshold,)), 1)
+        wrong, right = (5, 10) if sign > 0 else (10, 5)
+        assert (careless.low, careless.high) == (wrong, wrong)
+        assert careful.low <= right <= careful.high
+
+
+def test_a_tolerance_under_four_times_that_is_refused() -> None:
+    operator = replace(of_matrix(torch.eye(5).double()), error=0.01)
+    terms = Terms((Threshold(rtol=0.1), Threshold(rtol=0.03)))
+    with pytest.raises(TooRoughError) as one:
+        examine_point(operator, terms, generators_of(0))
+    assert (one.value.row, round(one.value.least, 6)) == (1, 0.04)
+    absolute = Terms((Threshold(atol=0.3),))
+    scaled = replace(of_matrix(8 * torch.eye(5).double()), error=0.01)
+    with pytest.raises(TooRoughError) as one:
+        examine_point(scaled, absolute, generators_of(0))
+    assert round(one.value.least, 6) == 0.32
+
+
+@pytest.mark.parametrize("n_points", [1, 3])
+def test_without_a_step_nothing_is_known(n_points: int) -> None:
+    terms = Terms((Threshold(rtol=0.1), Threshold(atol=0.1)), products=1, n_points=n_points)
+    operators = [of_matrix(torch.eye(30).double()) for _ in range(n_points)]
+    points, found = examined(operators, terms, 0)
+    assert [(one.low, one.high, one.certain_low) for one in found] == [(0, 30, 0)] * 2
+    assert [point.sigma_high for point in points] == [math.inf] * n_points
+
+
+def test_directions_that_a_basis_missed_are_bounded_by_fresh_probes() -> None:
+    """F5: of twenty equal values a block of eight vectors finds eight, as if there were no more.
+
+    The block itself, as a probe of what is left, would say so each time.
+    """
+    values = torch.tensor([1.0] * 20 + [0.1] * 30 + [1e-3] * 30).double()
+    misses = 0
+    for seed in range(12):
+        matrix = planted(values, 80, 90, generator(seed))
+        (point,), (found,) = examined([of_matrix(matrix)], Terms((Threshold(atol=0.12),)), seed)
+        assert point.levels[0].deflated == 8
+        misses += not found.low <= 20 <= found.high
+    assert misses <= most_misses(12, 0.05)
+
+
+@pytest.mark.parametrize("n_points", [1, 2])
+def test_the_largest_singular_value_is_bounded_from_above(n_points: int) -> None:
+    """By few steps, which do not find it beside as many that are nearly as large."""
+    values = torch.cat([torch.ones(1), torch.linspace(0.9, 0.1, 399)]).double()
+    low, misses = [], 0
+    terms = Terms((Threshold(rtol=0.1),), products=16, n_points=n_points)
+    for seed in range(40):
+        # Both bounds are of J, and do not depend on its singular vectors.
+        (point,), _ = examined([of_matrix(torch.diag(values))], terms, seed)
+        low.append(point.sigma_low)
+        assert point.sigma_low <= 1
+        assert point.sigma_high is not None
+        misses += point.sigma_high < 1
+    assert sum(low) / len(low) < 0.97  # not found, nearly every time
+    assert misses <= most_misses(40, 0.1 * 0.05)

@@ -1,5 +1,7 @@
 """Factors of covariances, and the chain's bound on what rounding adds."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -65,8 +67,6 @@ def test_several_covariances_at_once_are_those_of_each_alone() -> None:
 
 
 def exact(matrix: Tensor) -> "np.ndarray[tuple[int, int], np.dtype[np.object_]]":
-    from fractions import Fraction  # noqa: PLC0415  # the exact product is for this test alone
-
     return np.array([[Fraction(entry) for entry in row] for row in matrix.tolist()])
 
 

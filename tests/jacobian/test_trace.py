@@ -46,7 +46,7 @@ def instance_norm(hidden: Tensor) -> Tensor:
 
 
 def square(hidden: Tensor) -> Tensor:
-    mixed: Tensor = Square.apply(hidden)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    mixed: Tensor = Square.apply(hidden)
     return mixed
 
 

@@ -1,5 +1,6 @@
 """float64 answers a network's requests for float32, where the result is the same network."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_a_network_without_requests_is_not_compared() -> None:
 
     def run(m: Net, x: Tensor) -> Tensor:
         passes.append(len(x))
-        return m["b"](m["a"](x))  # type: ignore[no-any-return]  # a module's output
+        return m["b"](m["a"](x))
 
     assert surveyed(ab(run).double()) == (False, "")
     assert passes == [1, 1]  # once to be surveyed, once to choose
@@ -163,7 +164,7 @@ class _Rounded(torch.autograd.Function):
 
 
 def _rounded(t: Tensor) -> Tensor:
-    out: Tensor = _Rounded.apply(t)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    out: Tensor = _Rounded.apply(t)
     return out
 
 
@@ -234,8 +235,6 @@ def test_float32_stays_where_it_is_the_dtype() -> None:
 
 
 def test_a_network_is_not_kept_for_the_decision() -> None:
-    import weakref  # noqa: PLC0415  # for this test alone
-
     model = network(refuses)
     run_as_written(model)
     gone = weakref.ref(model)

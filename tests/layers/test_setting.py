@@ -104,9 +104,9 @@ def test_buffers_that_a_forward_pass_writes_to() -> None:
 
 def test_generators_of_numpy_and_python() -> None:
     model, points = mlp(4, 5, 3).double(), torch.randn(3, 4, dtype=torch.float64)
-    before = random.getstate(), repr(np.random.get_state(legacy=False))  # noqa: NPY002  # global
+    before = random.getstate(), repr(np.random.get_state(legacy=False))
     spectra_of(model, points)
-    after = random.getstate(), repr(np.random.get_state(legacy=False))  # noqa: NPY002  # global
+    after = random.getstate(), repr(np.random.get_state(legacy=False))
     assert after == before
 
 
@@ -126,8 +126,8 @@ def test_within() -> None:
         assert not any(module.training for module in model.modules())
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert torch.zeros(1).dtype == torch.float64
-        assert torch.backends.cuda.math_sdp_enabled()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        assert not torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        assert torch.backends.cuda.math_sdp_enabled()
+        assert not torch.backends.cuda.flash_sdp_enabled()
         assert not torch.backends.mha.get_fastpath_enabled()
         assert torch.get_float32_matmul_precision() == "highest"
 

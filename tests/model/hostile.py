@@ -335,7 +335,7 @@ def main(root: Path, names: list[str]) -> dict[str, Any]:
         raise OSError("no network in this test")
 
     socket.socket.connect = refuse  # type: ignore[method-assign, assignment]  # patched on purpose
-    import transformers  # noqa: PLC0415  # sees the fakes only now
+    import transformers  # sees the fakes only now
 
     _base(transformers, root / "base")
     resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))

@@ -3,7 +3,6 @@
 import json
 import socket
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,6 @@ from tests.helpers import evil_code, ignore, save_series
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20}
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        reason = "transformers is not installed: pip install transformers"
-        return pytest.importorskip("transformers", reason=reason)
 
 
 def gpt2(transformers: Any, folder: Path, **more: Any) -> Any:
@@ -66,7 +57,7 @@ class TestAnalyze:
             norms = []
             for point in tokens:
                 embedded = model.transformer.wte(point[None]).detach()
-                jacobian = torch.autograd.functional.jacobian(function, embedded)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                jacobian = torch.autograd.functional.jacobian(function, embedded)
                 norms.append(torch.linalg.matrix_norm(jacobian.reshape(5 * 32, 5 * 8), 2).item())
             rows = frame[(frame["step"] == step) & (frame["layer"] == "transformer.h.1.mlp.c_fc")]
             assert rows["spectral_norm"].item() == pytest.approx(sum(norms) / 3, rel=1e-6)

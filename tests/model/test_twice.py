@@ -1,7 +1,5 @@
 """Parts that are drawn when a network is built: which ones a second build shows."""
 
-# ruff: noqa: NPY002  # the global generator is what a user's code draws from
-
 import array
 import collections
 import enum

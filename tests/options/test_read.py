@@ -273,7 +273,7 @@ def test_as_many_points_are_drawn_as_the_help_names() -> None:
 
 
 def test_the_command_line_offers_every_option() -> None:
-    text = invoke("analyze", "--help").stdout
+    text = invoke("analyze", "--help-all").stdout
     assert [
         one.name for one in OPTIONS if not one.setting.is_argument and one.flag not in text
     ] == []

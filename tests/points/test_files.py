@@ -96,6 +96,37 @@ def test_a_bare_tensor_and_a_list(tmp_path: Path) -> None:
     assert load(tmp_path / "b.pt", "1")[0].shape == (4, 3)
 
 
+@pytest.mark.parametrize("label", [2, torch.tensor(2), torch.ones(5)])
+def test_a_list_of_pairs(tmp_path: Path, label: object) -> None:
+    rows = torch.from_numpy(ARRAY)
+    torch.save([(row, label) for row in rows], tmp_path / "a.pt")
+    with pytest.raises(SettingsError, match="several arrays: 0, 1"):
+        load(tmp_path / "a.pt", "")
+    assert torch.equal(load(tmp_path / "a.pt", "0")[0], rows)
+    assert len(load(tmp_path / "a.pt", "1")[0]) == len(rows)
+
+
+def test_a_list_of_pairs_of_one_shape(tmp_path: Path) -> None:
+    rows = torch.from_numpy(ARRAY)
+    torch.save([(row, row + 1) for row in rows], tmp_path / "a.pt")
+    assert torch.equal(load(tmp_path / "a.pt", "1")[0], rows + 1)
+
+
+def test_a_pair_of_lists(tmp_path: Path) -> None:
+    rows = torch.from_numpy(ARRAY)
+    torch.save((list(rows), [1] * len(rows)), tmp_path / "a.pt")
+    assert torch.equal(load(tmp_path / "a.pt", "0")[0], rows)
+    torch.save((list(rows), list(rows + 1)), tmp_path / "a.pt")
+    assert torch.equal(load(tmp_path / "a.pt", "0")[0], rows)
+
+
+def test_a_list_of_points(tmp_path: Path) -> None:
+    torch.save(list(torch.from_numpy(ARRAY)), tmp_path / "a.pt")
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path / "a.pt", "")
+    assert "If each is a point, save them as one array: torch.stack(data)" in caught.value.advice
+
+
 def test_legacy_torch_files(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save({"x": torch.from_numpy(ARRAY)}, path, _use_new_zipfile_serialization=False)

@@ -18,7 +18,9 @@ from localrank_cli.points.rows import Rows
 from localrank_cli.points.source import DataSource, load_points
 
 
-def of_bert(input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **more: Any) -> None:  # fmt: skip  # noqa: E501
+def of_bert(
+    input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **more: Any
+) -> None:
     pass
 
 
@@ -115,7 +117,8 @@ def test_rows_give_the_inputs_back() -> None:
         "image": torch.float64, "mask": torch.bool, "ids": torch.int64,
     }  # fmt: skip
     assert all(torch.equal(found[key], arrays[key][1:3]) for key in arrays)
-    assert pack({"a": torch.ones(2, 1).long(), "b": torch.ones(2, 3) > 0}, "", is_ordered=False)[0].dtype == torch.int64  # noqa: E501  # fmt: skip
+    integers = {"a": torch.ones(2, 1).long(), "b": torch.ones(2, 3) > 0}
+    assert pack(integers, "", is_ordered=False)[0].dtype == torch.int64
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,10 @@ def test_a_tensor_from_python() -> None:
     points, facts = load_points(DataSource("", array=data, count=10))
     assert torch.equal(points.tensor, data.double())
     assert not points.tensor.requires_grad
-    assert facts == {"data": "from Python"}
+    assert facts["data"] == "from Python"
+    _, again = load_points(DataSource("", array=data.clone(), count=10))
+    _, other = load_points(DataSource("", array=data + 1, count=10))
+    assert facts == again != other  # so that a monitor does not resume with other points
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_code_that_draws_gives_the_same_whatever_the_callers_seed(
     for seed in (1, 2):
         (tmp_path / f"draws_{seed}.py").write_text(DRAWS)
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  # what a user's code draws from
+        np.random.seed(seed)  # what a user's code draws from
         state = torch.get_rng_state()
         found.append(load_points(DataSource(f"{tmp_path}/draws_{seed}.py:{name}", count=5)))
         assert torch.equal(torch.get_rng_state(), state)

@@ -16,8 +16,8 @@ from tests.helpers import ignore, save_series, weights
 
 
 def make(*folders: Path, **options: Any) -> Plan:
-    given = {"data": "normal:4", "device": "cpu", "points": 5} | options
-    return make_plan(AnalyzeOptions(checkpoints=folders, **given), ignore)  # type: ignore[arg-type]  # one by one
+    given: Any = {"data": "normal:4", "device": "cpu", "points": 5} | options
+    return make_plan(AnalyzeOptions(checkpoints=folders, **given), ignore)
 
 
 def results(
@@ -139,7 +139,10 @@ def test_an_error_in_the_numbers_names_file_and_step(tmp_path: Path) -> None:
     for step, bias in ((1, -1.0), (2, 1.0)):
         state = {"weight": torch.ones(3, 4), "bias": torch.full((3,), bias)}
         torch.save(state, tmp_path / f"step_{step}.pt")
-    model = lambda: nn.Sequential(Moody(4, 3))  # noqa: E731  # a factory
+
+    def model() -> nn.Module:
+        return nn.Sequential(Moody(4, 3))
+
     for step in (1, 2):
         path = tmp_path / f"step_{step}.pt"
         torch.save({f"0.{k}": v for k, v in torch.load(path).items()}, path)

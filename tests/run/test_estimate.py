@@ -1,12 +1,15 @@
 """What takes hours is announced before it starts; what does not is not even measured."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from localrank_cli.cli import run_analyze
+from localrank_cli.jacobian import probe
 from localrank_cli.run import estimate
 from localrank_cli.run.estimate import long_time
 from tests.cli.program import QUICK, invoke
@@ -50,3 +53,37 @@ def test_a_chain_takes_its_active_units_and_its_first_layer_once(
         expected.append(5 * (product + 2.0 * long * short**2))
         assert state[f"{name}.weight"].shape[0] == n_out
     assert [one.seconds for one in found.pairs] == expected
+
+
+@pytest.mark.parametrize("network", ["chain", "convolutions"])
+def test_products_for_intervals_are_timed_as_they_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
+    """With two seconds for J^T (J v) of each vector, and none for what is done with it."""
+    taken: list[int] = []
+
+    def seconds(push: Callable[[int], object], count: int) -> float:
+        push(count)
+        taken.append(count)
+        return 2.0 * count
+
+    monkeypatch.setattr(probe, "_seconds", seconds)
+    monkeypatch.setattr(estimate, "_solving", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(estimate, "_CHECKS", 0)
+    bounded = partial(plan, method="interval", products=60, rtol=(0.1,))
+    if network == "chain":
+        planned = bounded(save_series(tmp_path / "run", (0,), (20, 30, 3)), data="normal:20")
+    else:
+        code = "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(1, 2, 3))\n"
+        (tmp_path / "net.py").write_text(code)
+        (tmp_path / "run").mkdir()
+        model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3))
+        torch.save(model.state_dict(), tmp_path / "run" / "step_0.pt")
+        planned = bounded(tmp_path / "run", data="normal:1x6x6", model=f"{tmp_path}/net.py:net")
+    (series,) = planned.series
+    found = estimate.estimate(planned, series, may_compute=False)
+    # Of one probe for the counts and two for sigma_1.
+    assert set(taken) == {3}
+    n_points = len(series.points.indices)
+    assert n_points > 1
+    assert found.pairs[-1].seconds == pytest.approx(n_points * 60 * 1.0)

@@ -106,8 +106,8 @@ WAYS = {
 
 def options(words: list[str]) -> AnalyzeOptions:
     named = dict(zip(words[1::2], words[2::2], strict=True))
-    given = {word.removeprefix("--").replace("-", "_"): value for word, value in named.items()}
-    return AnalyzeOptions(checkpoints=(Path(words[0]),), points=2, device="cpu", **given)  # type: ignore[arg-type]  # one by one
+    given: Any = {word.removeprefix("--").replace("-", "_"): value for word, value in named.items()}
+    return AnalyzeOptions(checkpoints=(Path(words[0]),), points=2, device="cpu", **given)
 
 
 def run(*words: str) -> Outcome:

@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from localrank_cli.errors import SettingsError, UnreadableError
 from localrank_cli.options.table import AnalyzeOptions
@@ -70,6 +71,18 @@ def test_data_are_no_checkpoint(tmp_path: Path, data: object, at: int) -> None:
     run.mkdir()
     happenings.insert(at, lambda: torch.save(data, run / "inputs.pt"))
     assert followed(run, happenings, until=5) == [0, 5]
+
+
+def test_a_later_module_with_another_activation_is_refused(tmp_path: Path) -> None:
+    def write(step: int, activation: nn.Module) -> Callable[[], object]:
+        module = nn.Sequential(nn.Linear(4, 3), activation, nn.Linear(3, 2))
+        return lambda: torch.save(module, tmp_path / f"step_{step}.pt")
+
+    same = [write(0, nn.ReLU()), nothing, write(5, nn.ReLU()), nothing]
+    assert followed(tmp_path, same, until=5) == [0, 5]
+    (tmp_path / "step_5.pt").unlink()
+    with pytest.raises(SettingsError, match=r"step_5\.pt: holds a module of other parts"):
+        followed(tmp_path, [write(5, nn.Tanh()), nothing, nothing], until=5)
 
 
 def test_it_stops_after_the_step(tmp_path: Path) -> None:

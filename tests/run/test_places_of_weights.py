@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -17,6 +18,12 @@ from tests.helpers import mlp, renamed, weights
 
 ONE, TWO = weights(seed=1), weights(seed=2)
 OTHER = weights(4, 5, 1, seed=3)  # of another network
+NET = """from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+"""
 LOSS = {"criterion.weight": torch.ones(2)}
 
 
@@ -122,6 +129,9 @@ class TestOtherKeys:
             ({**ONE, "ema": TWO}, "", ONE),
             ({**ONE, "ema": TWO}, "ema", TWO),
             ({**ONE, "best": TWO}, "best", TWO),
+            ({**ONE, "model": TWO}, "", ONE),
+            ({**ONE, "model": TWO}, "model", TWO),
+            ({"stats.cov": torch.eye(3), "model": ONE}, "", ONE),
         ],
     )
     def test_in_a_folder_of_torch_distributed(
@@ -210,7 +220,15 @@ class TestPrefixes:
     @pytest.mark.parametrize("beside", [{}, {"epoch": 3, "optimizer": {"state": {}}}])
     @pytest.mark.parametrize(
         ("place", "key"),
-        [("ema", "ema"), ("model_ema", "model_ema.shadow"), ("best", "best"), ("old", "old.best")],
+        [
+            ("ema", "ema"),
+            ("model_ema", "model_ema.shadow"),
+            ("best", "best"),
+            ("old", "old.best"),
+            ("model", "model"),
+            ("state_dict", "state_dict"),
+            ("net", "net.module"),
+        ],
     )
     def test_another_set_within_a_bare_state_dict(
         self,
@@ -226,6 +244,54 @@ class TestPrefixes:
         check(tmp_path, TWO, weights=key, **options)
         if "ema" in place:
             check(tmp_path, TWO, weights="ema", **options)
+
+    @pytest.mark.parametrize("place", ["model", "ema", "best"])
+    def test_another_set_within_the_state_dict_of_one_layer(
+        self, tmp_path: Path, place: str
+    ) -> None:
+        one, two = ({k: state[f"0.{k}"] for k in ("weight", "bias")} for state in (ONE, TWO))
+        save(tmp_path, {**one, place: two})
+        check(tmp_path, ONE, model=lambda: nn.Linear(4, 3))
+        check(tmp_path, TWO, model=lambda: nn.Linear(4, 3), weights=place)
+
+    @pytest.mark.parametrize("content", [{**ONE, "model": TWO}, {**ONE, **renamed(TWO, "best.")}])
+    def test_a_note_names_the_set_within_a_bare_state_dict(
+        self, tmp_path: Path, content: dict[str, Any]
+    ) -> None:
+        save(tmp_path, content)
+        (tmp_path / "net.py").write_text(NET)
+        words = ("analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv"))
+        outcome = invoke(*words, "--model", f"{tmp_path / 'net.py'}:build")
+        assert "best.0.weight" in outcome.stderr or "not 'model' (--weights)" in outcome.stderr
+
+    @pytest.mark.parametrize("options", [{}, {"model": build}])
+    @pytest.mark.parametrize("place", ["model", "best"])
+    def test_statistics_beside_a_state_dict_are_none(
+        self, tmp_path: Path, place: str, options: dict[str, Any]
+    ) -> None:
+        check(save(tmp_path, {"stats.cov": torch.eye(3), place: ONE}), ONE, **options)
+        check(save(tmp_path, {"0.weight": TWO["0.weight"], place: ONE}), ONE, **options)
+
+    @pytest.mark.parametrize("place", ["model", "best"])
+    def test_a_plain_mlp_beside_a_network_that_is_none_is_not_taken_for_it(
+        self, tmp_path: Path, place: str
+    ) -> None:
+        save(tmp_path, {**nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict(), place: ONE})
+        with pytest.raises(LocalrankError, match=r"0\.weight \[2, 1, 3, 3\]"):
+            check(tmp_path, ONE)
+        check(tmp_path, ONE, weights=place)
+
+    @pytest.mark.parametrize("prefix", ["model.", "best.", "ema.module."])
+    def test_another_set_under_a_prefix_beside_the_networks_own_names(
+        self, tmp_path: Path, prefix: str
+    ) -> None:
+        state = {**ONE, **renamed(TWO, prefix)}
+        save_file(dict(state), tmp_path / "step_5.safetensors")
+        check(tmp_path, ONE, model=build)
+        check(tmp_path, TWO, model=build, weights=prefix.rstrip("."))
+        save_file({**state, "head.weight": torch.ones(2, 2)}, tmp_path / "step_5.safetensors")
+        with pytest.raises(LocalrankError, match="unexpected: "):
+            check(tmp_path, ONE, model=build)
 
     @pytest.mark.parametrize("options", [{}, {"model": build}])
     @pytest.mark.parametrize(
@@ -292,7 +358,7 @@ class TestPrefixes:
         save(tmp_path, {**renamed(ONE, "body."), "head.weight": torch.ones(3, 2)})
         check(tmp_path, ONE)
 
-    @pytest.mark.parametrize("name", ["criterion", "loss_fn", "arc_loss"])
+    @pytest.mark.parametrize("name", ["criterion", "loss_fn", "arc_loss", "arcface", "margin"])
     def test_a_loss_whose_weight_fits_as_the_last_layer(self, tmp_path: Path, name: str) -> None:
         save(tmp_path, {**ONE, f"{name}.weight": torch.ones(7, 2)})
         words = ("analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv"))
@@ -393,7 +459,7 @@ class TestWrappers:
     @pytest.mark.parametrize("is_new", [False, True])
     def test_weight_norm_of_old_and_new(self, tmp_path: Path, prefix: str, is_new: bool) -> None:
         state = dict(normed().state_dict())
-        weight = normed().double()[0].weight  # type: ignore[index]  # a Sequential
+        weight: Any = normed().double().get_submodule("0").weight
         names = {} if is_new else {"parametrizations.weight.original0": "weight_g",
                                    "parametrizations.weight.original1": "weight_v"}  # fmt: skip
         for new, old in names.items():

@@ -1,7 +1,5 @@
 """Every case by every mode of differentiation, against rows made one by one and numpy's SVD."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
@@ -10,9 +8,9 @@ from torch import Tensor, nn
 from localrank_cli.measures.points import local_ranks
 from tests.asking import numbers, spectra_of, spectra_of_case
 from tests.cases import CASES, Case, params
-from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
+from tests.naive import naive_counts, naive_jacobians, naive_spectra
 from tests.networks import Net
-from tests.spectrum.routes import ROUTES, TOLERANCES
+from tests.spectrum.routes import ROUTES, TOLERANCES, truth
 
 # torch says so where vmap has no rule for an operation (Bilinear): slow, but correct.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -26,12 +24,6 @@ BOUND = 50 * 10 * 2.0**-53 * 20 * 10  # 1.1e-11
 # Where a part is float32, that part's rounding (u = 2^-24) counts, in the few elementwise
 # operations of the one case: a handful of roundings times a ratio of norms under 10.
 BOUND_FLOAT32 = 10 * 10 * 2.0**-24  # 6e-6
-
-
-@cache
-def truth(case: Case) -> dict[str, Array]:
-    model, points = case.build()
-    return naive_spectra(naive_jacobians(model, points, case.layers, case.wrt))
 
 
 @pytest.mark.parametrize("route", ["as_chosen", "reverse", "row_by_row"])
@@ -112,7 +104,7 @@ def test_tokens_of_pixels_after_a_batch_norm(route: str, memory: torch.memory_fo
 
     def run(net: Net, x: Tensor) -> Tensor:
         tokens = net["norm"](net["conv"](x)).flatten(2).transpose(1, 2)
-        return net["last"](tokens.tanh()).sum(1)  # type: ignore[no-any-return]  # a module's output
+        return net["last"](tokens.tanh()).sum(1)
 
     points = torch.randn(1, 2, 4, 4, dtype=torch.float64).contiguous(memory_format=memory)
     model, plain = Net(run, norm=norm, **layers), Net(run, norm=Affine(norm), **layers)

@@ -13,8 +13,6 @@ from localrank_cli.errors import ModelError
 from tests.asking import spectra_of
 from tests.networks import mlp
 
-# ruff: noqa: NPY002  # the global generator is what a user's code draws from
-
 
 class Lazy(nn.Module):
     """Draws at the first forward pass, and keeps what it drew."""

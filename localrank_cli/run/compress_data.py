@@ -1,0 +1,148 @@
+"""The data of a compression: points with their labels, in slices that are disjoint."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from localrank_cli.compress.score import Batch
+from localrank_cli.compress.search import Data, halves, split
+from localrank_cli.errors import SettingsError
+from localrank_cli.options.resolve import Settings
+from localrank_cli.points.source import DataSource, load_points
+from localrank_cli.run.plan import Plan, SeriesPlan
+from localrank_cli.run.samples import read_labels
+
+_MOST = 64  # points that pass through the network at once
+_BATCH_BYTES = 2**28  # of their intermediate results, by which there are fewer
+_NORMED = 8  # points at least, of which BatchNorm estimates its statistics
+_DRAWN = 1024  # points of a distribution
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Points, and their labels where there are any, as they are stored."""
+
+    points: Any  # a tensor, or rows of a file
+    labels: Tensor | None
+    scale: float | None
+    device: torch.device
+    dtype: torch.dtype
+    size: int  # points in a batch
+
+    @classmethod
+    def of(cls, plan: Plan, series: SeriesPlan, settings: Settings) -> "Rows":
+        """Return the points that settings name."""
+        count = _DRAWN if settings.source.is_drawn else None
+        points, _ = load_points(replace(settings.source, keep=True, count=count))
+        everything = points.tensor if points.everything is None else points.everything
+        keyed = bool(settings.sampling.labels_key)
+        labels = read_labels(settings, points, plan.memory) if keyed else None
+        scale = None if points.everything is None else points.scale
+        return cls(everything, labels, scale, plan.device, settings.dtype, batch_size(series))
+
+    def batches(self, indices: Tensor) -> Iterator[Batch]:
+        """Yield the points of sorted indices, ready for the network."""
+        for part in indices.split(self.size):
+            yield self._batch(part)
+
+    def _batch(self, indices: Tensor) -> Batch:
+        rows: Tensor = self.points[indices]
+        if self.scale is not None:
+            rows = rows.to(torch.float64) * self.scale
+        rows = rows.to(self.dtype if rows.is_floating_point() else torch.int64)
+        return rows.to(self.device), None if self.labels is None else self.labels[indices]
+
+
+def batch_size(series: SeriesPlan) -> int:
+    """Return how many points pass through a network at once.
+
+    It depends on the network alone, not on the memory that happens to be free: labels are drawn
+    batch by batch, and the same command gives the same weights everywhere.
+    """
+    fitting = _BATCH_BYTES // activation_bytes(series)
+    least = _NORMED if any("BatchNorm" in type(m).__name__ for m in series.model.modules()) else 1
+    return max(least, min(_MOST, fitting))
+
+
+def activation_bytes(series: SeriesPlan) -> int:
+    """Return the bytes of all intermediate results for one point."""
+    entries = max(one.survey.activations for one in series.examination.views)
+    return max(entries, 1) * series.settings.dtype.itemsize
+
+
+def is_same(first: DataSource, second: DataSource) -> bool:
+    """Return whether two sources give the same points."""
+    one, other = first.path, second.path
+    if one is None or other is None or not (one.exists() and other.exists()):
+        return first.text == second.text
+    return one.samefile(other)
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """The slices of the data.
+
+    Args:
+        data: The points that calibrate are some of these.
+        held_out: Those that pick and report are some of these.
+        parts: The name of each slice and its indices, sorted.
+    """
+
+    data: Rows
+    held_out: Rows
+    parts: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, plan: Plan, series: SeriesPlan, eval_data: str | None) -> "Sliced":
+        """Return the slices of `--data`, or of `--data` and `--eval-data`.
+
+        Raises:
+            SettingsError: If both are the same.
+        """
+        settings = series.settings
+        data, seed = Rows.of(plan, series, settings), settings.source.seed
+        if eval_data is None:
+            found = split(int(data.points.shape[0]), seed)
+            calibrate, pick, report = found.calibrate, found.pick, found.report
+            held_out = data
+        else:
+            source = replace(settings.source, text=eval_data)
+            if is_same(source, settings.source):
+                raise SettingsError(
+                    f"--eval-data {eval_data}: is what --data names, and data that calibrate"
+                    " cannot be held out.",
+                    "Leave out --eval-data, and --data is split into disjoint parts.",
+                )
+            held_out = Rows.of(plan, series, replace(settings, source=source))
+            calibrate = torch.arange(int(data.points.shape[0]))
+            pick, report = halves(int(held_out.points.shape[0]), seed)
+        return cls(data, held_out, {"calibrate": calibrate, "pick": pick, "report": report})
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of points of each slice."""
+        return {name: len(part) for name, part in self.parts.items()}
+
+    def n_batches(self, name: str) -> int:
+        """Return the number of batches of a slice."""
+        return -(-len(self.parts[name]) // self.data.size)
+
+    def watched(self, done: Callable[[str, float], None]) -> Data:
+        """Return the batches of each slice; `done` is called with what each has taken."""
+
+        def told(items: Iterable[_Item], text: str) -> Iterator[_Item]:
+            for item in items:
+                yield item
+                done(text, 1.0)
+
+        rows, held_out, parts = self.data, self.held_out, self.parts
+        return Data(
+            lambda: told((x for x, _ in rows.batches(parts["calibrate"])), "calibrating"),
+            lambda: told(held_out.batches(parts["pick"]), "measuring"),
+            lambda: told(held_out.batches(parts["report"]), "measuring for the report"),
+        )

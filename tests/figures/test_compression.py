@@ -1,0 +1,48 @@
+"""The figure of a compression: a line for each method."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from localrank_cli.errors import DataError
+from localrank_cli.figures import compression
+from tests.figures.drawn import assert_readable, lines
+from tests.figures.tables import budgets
+
+
+def test_a_line_for_each_method() -> None:
+    figure, notes = compression(budgets())
+    (axes,) = figure.axes
+    containers: list[Any] = list(axes.containers)
+    drawn = {
+        container.get_label(): [list(map(float, xy)) for xy in container.lines[0].get_data()]
+        for container in containers
+    }
+    assert drawn == {
+        "compress (fisher/logit)": [[0.2, 0.5], [0.4, 0.31]],
+        "energy": [[0.2, 0.5], [0.6, 0.34]],
+        "uniform": [[0.5], [0.33]],
+    }
+    (dashed,) = [line for line in axes.get_lines() if line.get_label() == "_original"]
+    assert list(np.asarray(dashed.get_ydata())) == [0.3, 0.3]
+    # 1.65 standard errors of 0.01 to either side.
+    low, high = containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((0.4 - 0.0165, 0.4 + 0.0165))
+    assert notes == ("uniform has no ranks at 0.2 of the weights",)
+    assert not lines(axes)
+    assert_readable(figure)
+
+
+def test_losses_over_decades_have_a_log_axis() -> None:
+    frame = budgets()
+    assert compression(frame)[0].axes[0].get_yscale() == "linear"
+    frame.loc[frame["method"] == "energy", "loss"] = 40.0
+    assert compression(frame)[0].axes[0].get_yscale() == "log"
+
+
+def test_a_table_without_an_original_is_refused() -> None:
+    with pytest.raises(DataError, match="no loss of the original"):
+        compression(budgets().iloc[1:])
+    with pytest.raises(DataError, match="none of a budget"):
+        compression(budgets().iloc[:1])
