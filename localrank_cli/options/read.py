@@ -168,9 +168,8 @@ def _refusal(error: Any, table: type, place: Place) -> LocalrankError:
         return place.refusal(option, original.value, original.expected, original.advice)
     if kind == "literal_error":
         *words, last = words_of_literal(option.kind)
-        return place.refusal(
-            option, error["input"], "unknown", f"Choose {', '.join(words)} or {last}."
-        )
+        choices = f"{', '.join(words)} or {last}" if words else last
+        return place.refusal(option, error["input"], "unknown", f"Choose {choices}.")
     bound = expected_bound(error)
     expected = f"expected {bound}" if bound else _EXPECTED.get(kind, error["msg"])
     advice = setting.advice or _ADVICE.get(kind, "")

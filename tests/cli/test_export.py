@@ -79,7 +79,7 @@ def test_rows_without_numbers(tmp_path: Path) -> None:
     [
         (["missing.csv", "events"], 1, "cannot be read"),
         (["ranks.txt", "events"], 2, "suffix"),
-        (["ranks.csv", "events", "--to", "wandb"], 2, "tensorboard"),
+        (["ranks.csv", "events", "--to", "wandb"], 2, "--to wandb: unknown. Choose tensorboard."),
         (["ranks.csv"], 2, "DIR"),
     ],
 )
