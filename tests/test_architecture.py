@@ -65,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         "errors", "machine", "searchpath", "drawing", "options", "run", "divide", "results",
-        "compare", "figures", "plotting", "report", "experiments", "__init__",
+        "compare", "figures", "plotting", "report", "experiments", "remote", "__init__",
     },
     "__main__": {"cli", "searchpath"},
     "__init__": {"api", "live", "searchpath"},

@@ -11,6 +11,11 @@ class Source(Protocol):
     """
 
     @property
+    def name(self) -> str:
+        """The address of the one checkpoint, for messages."""
+        ...
+
+    @property
     def size(self) -> int:
         """The bytes of all files of the weights."""
         ...

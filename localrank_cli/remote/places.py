@@ -1,11 +1,12 @@
 """The series of this process that are on other machines, by their folder on this one."""
 
 import atexit
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from localrank_cli.checkpoints.series import Series
-from localrank_cli.errors import UsageError
+from localrank_cli.errors import LocalrankError, UsageError
 from localrank_cli.remote.address import HubAddress, address_of
 from localrank_cli.remote.hub import Hub
 from localrank_cli.remote.private import Private
@@ -42,6 +43,28 @@ def attached(series: Series) -> Series:
         if remote.folder == series.folder:
             return remote.attach(series)
     return series
+
+
+@contextmanager
+def addressed() -> Iterator[None]:
+    """Name addresses, and not the folders that stand for them, in the errors of a block.
+
+    Raises:
+        LocalrankError: The error, with other words.
+    """
+    try:
+        yield
+    except LocalrankError as error:
+        what, advice = (_addressed(text) for text in (error.what, error.advice))
+        if (what, advice) == (error.what, error.advice):
+            raise
+        raise type(error)(what, advice) from error
+
+
+def _addressed(text: str) -> str:
+    for remote in _open.values():
+        text = text.replace(str(remote.folder), remote.address)
+    return text
 
 
 def is_remote(path: Path) -> bool:

@@ -43,7 +43,7 @@ class RemoteSeries:
     """
 
     def __init__(self, store: Store, name: str, address: str, private: Private) -> None:
-        self.store, self.address, self.private = store, address, private
+        self.store, self.name, self.address, self.private = store, name, address, private
         self.folder = private.folder / "series" / name
         self._headers = private.folder / "headers"
         self._files: dict[str, dict[str, StoredFile]] = {}
@@ -223,7 +223,13 @@ class _Revision:
     ) -> None:
         self._series = series
         self.commit, self.path, self.files = commit, path, files
+        # Begun, but perhaps not ended.
         self._thread: threading.Thread | None = None
+
+    @property
+    def name(self) -> str:
+        """The address of the one revision, by its commit."""
+        return f"hf://{self._series.name}@{self.commit}"
 
     @property
     def size(self) -> int:

@@ -110,7 +110,9 @@ class PlannedCheckpoint:
     @property
     def place(self) -> str:
         """File and step, for messages."""
-        return f"{self.file.path} (step {self.step})"
+        source = self.file.source
+        place = str(self.file.path) if source is None else source.name
+        return f"{place} (step {self.step})"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from localrank_cli.errors import Note
 from localrank_cli.layers.axes import Axes
 from localrank_cli.options.resolve import for_series
 from localrank_cli.options.table import AnalyzeOptions
-from localrank_cli.remote.places import local
+from localrank_cli.remote.places import addressed, local
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.beside import BesideNeed
 from localrank_cli.run.contents import CheckpointLine, Contents, read_contents
@@ -89,6 +89,7 @@ class Inspection:
         return asdict(self)
 
 
+@addressed()
 def inspect_all(
     options: AnalyzeOptions, note: Note, *, timed: bool
 ) -> Sequence[Inspection | Contents]:

@@ -61,7 +61,7 @@ from localrank_cli.points.files import file_hash
 from localrank_cli.points.inputs import Forward, Inputs
 from localrank_cli.points.shape import proposals, written
 from localrank_cli.points.source import load_points
-from localrank_cli.remote.places import attached, local
+from localrank_cli.remote.places import addressed, attached, local
 from localrank_cli.results.columns import INTERVALS, PARTS, POOLED, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
@@ -163,6 +163,7 @@ class Plan:
         return sum(len(series.in_order) for series in self.series)
 
 
+@addressed()
 def make_plan(
     options: AnalyzeOptions,
     note: Note,
