@@ -3,6 +3,7 @@
 import atexit
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from localrank_cli.checkpoints.series import Series
@@ -12,10 +13,19 @@ from localrank_cli.remote.hub import Hub
 from localrank_cli.remote.private import Private
 from localrank_cli.remote.series import RemoteSeries
 
+
+@dataclass(frozen=True)
+class Where:
+    """Where downloads go."""
+
+    folder: Path | None = None  # None: under the system's folder of caches
+    keeps: bool = False  # whether they stay for later runs
+
+
 _open: dict[HubAddress, RemoteSeries] = {}
 
 
-def local(paths: Iterable[Path]) -> list[Path]:
+def local(paths: Iterable[Path], where: Where) -> list[Path]:
     """Return paths with each address replaced by the folder that its series has here.
 
     The revisions are listed once in a process, so that a run sees one state of them.
@@ -34,7 +44,7 @@ def local(paths: Iterable[Path]) -> list[Path]:
                     f"Name it once: hf://{address.repository}"
                     f"@{','.join((*other.revisions, *address.revisions)) or 'main'}.",
                 )
-    return [path if address is None else _opened(address).folder for path, address in given]
+    return [path if address is None else _opened(address, where).folder for path, address in given]
 
 
 def attached(series: Series) -> Series:
@@ -72,12 +82,13 @@ def is_remote(path: Path) -> bool:
     return address_of(path) is not None
 
 
-def _opened(address: HubAddress) -> RemoteSeries:
+def _opened(address: HubAddress, where: Where) -> RemoteSeries:
     found = _open.get(address)
     if found is None:
         store = Hub(address.repository, str(address))
-        private = Private.make(str(address))
-        atexit.register(private.remove)
+        private = Private.make(str(address), where.folder, keeps=where.keeps)
+        if not where.keeps:
+            atexit.register(private.remove)
         found = RemoteSeries(store, address.repository, str(address), private)
         found.open(address.revisions)
         _open[address] = found

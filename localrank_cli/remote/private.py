@@ -31,7 +31,7 @@ class Private:
     folder: Path
 
     @classmethod
-    def make(cls, address: str, parent: Path | None = None) -> "Private":
+    def make(cls, address: str, parent: Path | None = None, *, keeps: bool = False) -> "Private":
         """Make a folder of a new name.
 
         Raises:
@@ -42,14 +42,19 @@ class Private:
             parent.mkdir(parents=True, exist_ok=True)
             parent = parent.resolve()
             made = cls(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
-            mark = {"address": address, "pid": os.getpid(), "host": socket.gethostname()}
+            mark = {
+                "address": address,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "keeps": keeps,
+            }
             (made.folder / _MARK).write_text(json.dumps(mark), encoding="utf-8")
             for part in _PARTS:
                 (made.folder / part).mkdir()
         except OSError as error:
             raise OutputError(
                 f"{parent}: downloads cannot be written there ({error.strerror}).",
-                "Set XDG_CACHE_HOME to a folder with room.",
+                "Name a folder that can be written with --cache DIR.",
             ) from error
         return made
 
@@ -57,6 +62,11 @@ class Private:
     def address(self) -> str:
         """The address whose files are here."""
         return str(self._mark().get("address", ""))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether nothing that is whole is removed from it but by `remove`."""
+        return self._mark().get("keeps") is True
 
     @property
     def n_bytes(self) -> int:

@@ -20,7 +20,7 @@ from localrank_cli.checkpoints.reading import files_of
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.sharded import is_index
 from localrank_cli.errors import LocalrankError, UnreadableError
-from localrank_cli.remote.private import Private
+from localrank_cli.remote.private import Private, private_folders
 from localrank_cli.remote.store import Store, StoredFile
 
 # Read for the network and the step; nothing else of a revision is brought here but weights.
@@ -174,7 +174,8 @@ class RemoteSeries:
         """
         with self._lock:
             if revision not in self._there:
-                for other in [one for one in self._there if one is not self._current]:
+                leaving = [one for one in self._there if one is not self._current]
+                for other in [] if self.private.keeps else leaving:
                     other.remove()
                     self._there.remove(other)
                 self._check_room(revision)
@@ -193,16 +194,30 @@ class RemoteSeries:
         incoming = self.private.folder / "incoming"
         for file in revision.files:
             place = revision.path.parent / file.name
-            found, is_ours = self.store.download(revision.commit, file.name, incoming)
+            kept = self._kept(revision.commit, file)
+            found, is_ours = (
+                self.store.download(revision.commit, file.name, incoming)
+                if kept is None
+                else (kept, False)
+            )
             self.check_size(revision.commit, file, found.stat().st_size)
             if is_ours:
                 found.replace(place)
-            else:  # in the client's own cache, which is only read
+            else:  # in the client's own cache or of an earlier run, which is only read
                 link = place.with_name(f"{place.name}.link")
                 link.symlink_to(found)
                 link.replace(place)
         shutil.rmtree(incoming, ignore_errors=True)
         incoming.mkdir(exist_ok=True)
+
+    def _kept(self, commit: str, file: StoredFile) -> Path | None:
+        """Return a file that an earlier run has kept."""
+        for private in private_folders(self.private.folder.parent):
+            path = private.folder / "series" / self.name / "snapshots" / commit / file.name
+            is_other = private != self.private and private.keeps
+            if is_other and path.is_file() and path.stat().st_size == file.size:
+                return path.resolve()
+        return None
 
     def _check_room(self, revision: "_Revision") -> None:
         free = shutil.disk_usage(self.private.folder).free
@@ -210,7 +225,7 @@ class RemoteSeries:
             raise UnreadableError(
                 f"{self.private.folder}: has {free} bytes free, and the weights of"
                 f" {revision.commit} ({self.address}) take {revision.size}.",
-                "Make room, or set XDG_CACHE_HOME to a folder on a larger disk; localrank cache"
+                "Make room, or name a folder on a larger disk with --cache DIR; localrank cache"
                 " --clear removes what earlier runs left.",
             )
 

@@ -61,7 +61,7 @@ from localrank_cli.points.files import file_hash
 from localrank_cli.points.inputs import Forward, Inputs
 from localrank_cli.points.shape import proposals, written
 from localrank_cli.points.source import load_points
-from localrank_cli.remote.places import addressed, attached, local
+from localrank_cli.remote.places import Where, addressed, attached, local
 from localrank_cli.results.columns import INTERVALS, PARTS, POOLED, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
@@ -183,7 +183,7 @@ def make_plan(
     device = pick_device(options.device or "auto")
     if is_here:
         check_memory(options.memory, device)
-    named = find_folders(local(options.checkpoints), partial(names_rule, options))
+    named = find_folders(located(options), partial(names_rule, options))
     runs = run_names(list(named))
     memory = memory_budget(device) if options.memory is None else options.memory
     planned = []
@@ -206,6 +206,11 @@ def make_plan(
                 )
             )
     return _checked(_plan_of(planned, options, device, memory), note, refuses=refuses)
+
+
+def located(options: AnalyzeOptions) -> list[Path]:
+    """Return the paths of checkpoints, those on other machines by their folders on this one."""
+    return local(options.checkpoints, Where(options.cache, keeps=options.keep))
 
 
 def plan_held(options: AnalyzeOptions, file: CheckpointFile, run: str, note: Note) -> Plan:

@@ -178,3 +178,61 @@ def test_it_is_not_followed(hub: FakeHub, tmp_path: Path) -> None:
     done = analyze(hub, tmp_path, "--follow")
     assert done.returncode == 2
     assert "is not watched" in done.stderr
+
+
+def test_downloads_that_are_kept_serve_later_runs_until_they_are_cleared(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    spec, place = "hf://lab/net@step0,step10", ("--cache", "here")
+    assert analyze(hub, tmp_path, *place, "--keep", spec=spec).returncode == 0
+    assert len(hub.fetched) == 2
+    own = tmp_path / "here" / "mine.txt"
+    own.touch()
+    for words in (("--overwrite",), ("--overwrite", "--keep")):
+        done = analyze(hub, tmp_path, *place, *words, spec=spec)
+        assert done.returncode == 0, done.stderr
+    assert len(hub.fetched) == 2
+    listed = localrank(hub, tmp_path, "cache", *place).stdout
+    assert listed.count(spec) == 2
+    assert "kept" in listed
+    assert leftovers(tmp_path) == []
+    assert "removed" in localrank(hub, tmp_path, "cache", "--clear", *place).stdout
+    assert list((tmp_path / "here").iterdir()) == [own]
+
+
+def test_a_file_of_the_user_in_a_folder_of_downloads_stays(hub: FakeHub, tmp_path: Path) -> None:
+    assert analyze(hub, tmp_path, "--cache", "here", "--keep").returncode == 0
+    (folder,) = (tmp_path / "here").iterdir()
+    own = folder / "mine.txt"
+    own.touch()
+    assert localrank(hub, tmp_path, "cache", "--clear", "--cache", "here").returncode == 0
+    assert list(folder.iterdir()) == [own]
+
+
+def test_what_a_killed_run_left_is_cleared_and_what_is_in_use_is_not(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    states = []
+
+    def look() -> None:
+        states.append(localrank(hub, tmp_path, "cache", "--clear").stdout)
+
+    hub.before_weights = look
+    assert analyze(hub, tmp_path, spec="hf://lab/net@step0").returncode == 0
+    assert "in use" in states[0]
+    started: list[subprocess.Popen[bytes]] = []
+
+    def kill() -> None:
+        started[0].kill()
+
+    hub.before_weights = kill
+    command = [sys.executable, "-m", "localrank_cli", "analyze", SPEC, *DATA, "-o", "k.csv"]
+    started.append(
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment(hub, tmp_path), stderr=subprocess.DEVNULL
+        )
+    )
+    started[0].wait()
+    assert len(leftovers(tmp_path)) == 1
+    assert "removed" in localrank(hub, tmp_path, "cache", "--clear").stdout
+    assert leftovers(tmp_path) == []
