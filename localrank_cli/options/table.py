@@ -712,10 +712,11 @@ class AnalyzeOptions:
             panel=CHECKPOINTS,
         ),
     ] = None
-    keep: Annotated[
+    keep_downloads: Annotated[
         bool,
         Setting(
             help="Keep all downloads for later runs; localrank cache lists and removes them.",
+            flags=("--keep",),
             panel=CHECKPOINTS,
         ),
     ] = False
@@ -1125,7 +1126,7 @@ class MonitorOptions:
 # files, or name code that a folder brings.
 NOT_LIVE = {
     "checkpoints", "pattern", "steps", "every", "last", "weights", "step_regex", "step_pattern",
-    "step_from", "on_error", "trust_model", "trust_pickle", "cache", "keep",
+    "step_from", "on_error", "trust_model", "trust_pickle", "cache", "keep_downloads",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from localrank_cli.errors import SettingsError, UnreadableError, cause, listed
 from localrank_cli.remote.store import StoredFile
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_MOST_BYTES = 2**50  # of a file; the Hub's limit is far below
 # Names of branches and tags become files on the disk: git allows no other parts that matter.
 _REF = re.compile(r"(?!.*(?:^|/)\.)[\w.+=@,-]+(?:/[\w.+=@,-]+)*", re.ASCII)
 
@@ -68,11 +69,17 @@ class Hub:
         """Return the files at the top of a revision."""
         with self._explained():
             entries = list(self._client.HfApi().list_repo_tree(self._repository, revision=commit))
-        return [
+        files = [
             StoredFile(one.path, one.size, one.lfs.sha256 if one.lfs else one.blob_id)
             for one in entries
             if hasattr(one, "size")  # not a folder
         ]
+        if not all(isinstance(one.size, int) and 0 <= one.size < _MOST_BYTES for one in files):
+            raise UnreadableError(
+                f"{self._address}: the list of files of {commit} has impossible sizes.",
+                "Check HF_ENDPOINT.",
+            )
+        return files
 
     def start(self, commit: str, name: str, size: int) -> bytes:
         """Return the first `size` bytes of a file, or all of a shorter one."""

@@ -116,7 +116,11 @@ class RemoteSeries:
         found = self._sources.get(file.path)
         if found is None:
             commit = file.path.relative_to(self.folder / "snapshots").parts[0]
-            found = _Revision(self, commit, file.path, self._weights(commit, file.path))
+            found = _Revision(self, commit, file.path)
+            try:
+                found.files = self._weights(commit, file.path)
+            except UnreadableError as error:  # concerns this checkpoint alone
+                found.fault = error
             self._sources[file.path] = found
         return found
 
@@ -233,11 +237,11 @@ class RemoteSeries:
 class _Revision:
     """The weights of one revision; a `checkpoints.source.Source`."""
 
-    def __init__(
-        self, series: RemoteSeries, commit: str, path: Path, files: tuple[StoredFile, ...]
-    ) -> None:
+    def __init__(self, series: RemoteSeries, commit: str, path: Path) -> None:
         self._series = series
-        self.commit, self.path, self.files = commit, path, files
+        self.commit, self.path = commit, path
+        self.files: tuple[StoredFile, ...] = ()
+        self.fault: UnreadableError | None = None  # why the files are not known
         # Begun, but perhaps not ended.
         self._thread: threading.Thread | None = None
 
@@ -257,7 +261,13 @@ class _Revision:
         return tuple(one.content for one in self.files)
 
     def header(self) -> Path:
-        """Return a file with the header of the weights."""
+        """Return a file with the header of the weights.
+
+        Raises:
+            UnreadableError: If it cannot be read.
+        """
+        if self.fault is not None:
+            raise self.fault
         return self._series.header_of(self)
 
     def fetch(self) -> None:

@@ -210,7 +210,7 @@ def make_plan(
 
 def located(options: AnalyzeOptions) -> list[Path]:
     """Return the paths of checkpoints, those on other machines by their folders on this one."""
-    return local(options.checkpoints, Where(options.cache, keeps=options.keep))
+    return local(options.checkpoints, Where(options.cache, keeps=options.keep_downloads))
 
 
 def plan_held(options: AnalyzeOptions, file: CheckpointFile, run: str, note: Note) -> Plan:

@@ -35,6 +35,7 @@ class FakeHub:
     def commits(self) -> dict[str, Files]:
         return {commit_of(files): files for files in self.branches.values()} | self.old
 
+    gone: set[str] = field(default_factory=set)  # commits whose weights are not sent
     old: dict[str, Files] = field(default_factory=dict)  # commits that no branch names any more
 
     def move(self, branch: str, files: Files) -> None:
@@ -149,6 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
         is_whole = with_body and name.endswith(WEIGHTS) and not is_start(asked)
         if is_whole:
             self.hub.before_weights()
+            if commit in self.hub.gone:
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+                return
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
         status = 200
         if found is not None:

@@ -1,5 +1,6 @@
 """Series on the Hub, read by the real client from a server on the loopback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -236,3 +237,49 @@ def test_what_a_killed_run_left_is_cleared_and_what_is_in_use_is_not(
     assert len(leftovers(tmp_path)) == 1
     assert "removed" in localrank(hub, tmp_path, "cache", "--clear").stdout
     assert leftovers(tmp_path) == []
+
+
+def test_names_that_lead_out_of_the_folder_are_not_followed(hub: FakeHub, tmp_path: Path) -> None:
+    index = {"metadata": {}, "weight_map": {"0.weight": "../../../../out.safetensors"}}
+    hub.branches = {
+        "step1": files(1) | {"../../../../../out.txt": b"x", "/tmp/out.txt": b"x", "a/b": b"x"},
+        "step2": {"model.safetensors.index.json": json.dumps(index).encode()},
+        "step3": files(3),
+    }
+    done = analyze(hub, tmp_path, "--on-error", "skip")
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    table = pd.read_csv(tmp_path / "ranks.csv")
+    assert dict(zip(table["step"], table["status"], strict=True)) == {
+        1: "ok", 2: "unreadable", 3: "ok",
+    }  # fmt: skip
+    assert not list(tmp_path.rglob("out.txt"))
+    hub.branches = {"step1": files(1), "../../step2": files(2)}
+    done = analyze(hub, tmp_path, "--overwrite", spec="hf://lab/net@*")
+    assert done.returncode == 1
+    assert "no name that a file can have" in done.stderr
+
+
+def test_a_revision_that_cannot_be_fetched_is_skipped_on_request(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.branches["step20"] = {"model.safetensors": b"\x00" * 400}  # no header
+    hub.gone = {commit_of(hub.branches["step30"])}  # listed, and its weights are not sent
+    done = analyze(hub, tmp_path, "--on-error", "skip")
+    assert done.returncode == 3, done.stderr
+    table = pd.read_csv(tmp_path / "ranks.csv")
+    failed = table[table["status"] != "ok"]
+    assert list(failed["step"].unique()) == [20, 30]
+    assert set(table["step"]) == set(STEPS)
+
+
+def test_a_branch_that_moved_between_runs_is_another_checkpoint(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    spec = "hf://lab/net@step0,step10"
+    assert analyze(hub, tmp_path, spec=spec).returncode == 0
+    hub.move("step10", files(999))
+    done = analyze(hub, tmp_path, spec=spec)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "ranks.csv")
+    assert table[table["step"] == 10]["checkpoint"].nunique() == 2
