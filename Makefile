@@ -15,7 +15,7 @@ LOWEST_TESTS := tests/test_api.py tests/options/test_resolve.py tests/results/te
 	tests/jacobian/test_engine.py tests/spectrum/test_closed_forms.py \
 	tests/checkpoints/test_formats.py tests/model/test_build.py tests/cli/test_main.py
 
-.PHONY: demo test test-families test-long test-lowest fuzz lint types bench bench-pictures samples clean
+.PHONY: demo dist docs test test-families test-long test-lowest fuzz lint types bench bench-pictures samples clean
 
 # On a terminal analyze prints the table; a log gets the same one from the file.
 demo: $(VENV)/.plot
@@ -62,6 +62,20 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+# The documentation as a site, in site/. A link that leads nowhere is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# The wheel and the sdist, checked, and the wheel installed and tried in an environment of its own.
+dist: $(VENV)/.base
+	rm -rf dist $(VENV)-dist
+	$(INSTALL) build twine
+	$(BIN)/python -m build --outdir dist . > /dev/null
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(VENV)-dist
+	$(VENV)-dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd dist && ../$(VENV)-dist/bin/localrank analyze ../sample_checkpoints/gaussian_teacher -q --last 2 | grep -c rtol=0.1
 
 # Side by side with what a user would write today; benchmarks/README.md holds the last table.
 bench: $(VENV)/.base

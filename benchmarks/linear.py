@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from cases import CASES
+from memory import status
 from methods import ATOL
 from torch import nn
 
@@ -23,13 +24,6 @@ from localrank_cli.spectrum.tolerance import Tolerance
 COUNTS = (1, 10, 100)
 
 
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def _worker(checkpoints: int, points: int) -> None:
     torch.set_num_threads(2)
     model, _ = CASES["mlp200"].make()
@@ -38,7 +32,7 @@ def _worker(checkpoints: int, points: int) -> None:
     request = Request(Selection(), demand=demand_of((Tolerance(atol=ATOL),)))
     layer_spectra(model, inputs[:1], request)  # what is loaded once does not count
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = status("VmRSS")
     started = time.perf_counter()
     for seed in range(checkpoints):
         torch.manual_seed(seed)
@@ -47,7 +41,7 @@ def _worker(checkpoints: int, points: int) -> None:
                 module.reset_parameters()
         layer_spectra(model, inputs, request)
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "peak": _status("VmHWM") - before}))
+    print(json.dumps({"seconds": seconds, "peak": status("VmHWM") - before}))
 
 
 def main() -> None:

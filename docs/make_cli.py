@@ -1,10 +1,11 @@
 """Write what the docs repeat from the code, or --check whether it is up to date.
 
-That is docs/cli.md, the rows of the measures in docs/measures.md and docs/table.md, and the keys of
-localrank.toml in docs/settings.md.
+That is docs/cli.md, docs/python.md, the rows of the measures in docs/measures.md and docs/table.md,
+and the keys of localrank.toml in docs/settings.md.
 """
 
 import difflib
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
+import localrank_cli
 from localrank_cli.cli.main import app
 from localrank_cli.measures.table import AVERAGED, CHOICES, MEASURES
 from localrank_cli.options.setting import options_of
@@ -31,6 +33,14 @@ fails when it differs from the program.
 See [models.md](models.md) for details on the model, data and layers, [measures.md](measures.md) on
 tolerances, [checkpoints.md](checkpoints.md) on checkpoints, `--pattern` and `--trust-pickle`, and
 [table.md](table.md) on `--output`.
+"""
+
+PYTHON = """\
+# Python
+
+What `localrank_cli` offers to programs, as `help` shows it. This page is written by
+`python docs/make_cli.py`; a test fails when it differs from the code. Every function raises
+`localrank_cli.errors.LocalrankError`, or a `TypeError` for a keyword that does not exist.
 """
 
 PLACES = """\
@@ -57,6 +67,7 @@ def pages() -> dict[str, str]:
             "docs/table.md", r"(\| `n_undecided` .*\n)(?:\|.*\n)*?(?=\| `method` )", _columns()
         ),
         SETTINGS: _settings(),
+        "docs/python.md": _python(),
     }
 
 
@@ -99,6 +110,17 @@ def _settings() -> str:
         raise RuntimeError(f"{SETTINGS}: the keys of localrank.toml are not found")
     wrapper = TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
     return before + wrapper.fill(start + ", ".join(keys) + conjunction + others) + end + after
+
+
+def _python() -> str:
+    """Return docs/python.md, with a section for each name of the package."""
+    names = [name for name in localrank_cli.__all__ if not name.startswith("_")]
+    sections = []
+    for name in sorted(names, key=str.lower):
+        found = getattr(localrank_cli, name)
+        text = inspect.getdoc(found) or ""
+        sections.append(f"## {name}\n\n```text\n{text}\n```\n")
+    return "\n".join([PYTHON, *sections])
 
 
 def _command_line() -> str:

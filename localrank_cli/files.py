@@ -1,4 +1,4 @@
-"""Opening files that may be anything: a pipe would wait for ever, and a device never end."""
+"""Opening files that may be anything: a pipe would wait forever, and a device never end."""
 
 import errno
 import os

@@ -121,3 +121,11 @@ def pytest_configure() -> None:
     # Ctrl-C interrupts tests and their children, whereas background jobs of a shell ignore INT.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reason = "transformers is not installed: pip install transformers"
+        return pytest.importorskip("transformers", reason=reason)

@@ -30,7 +30,7 @@ NOT_REGULAR: dict[str, Callable[[Path], None]] = {
     "a socket": _socket,
     "a folder": Path.mkdir,
 }
-pytestmark = pytest.mark.timeout(60)  # they would wait for ever
+pytestmark = pytest.mark.timeout(60)  # they would wait forever
 each = pytest.mark.parametrize("make", NOT_REGULAR.values(), ids=NOT_REGULAR)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.cli.program import run, run_python
-from tests.test_docs import ROOT
+from tests.test_docs import ROOT, sections
 from tests.warm import preload_libraries
 
 PAGE = ROOT / "docs/real_size.md"
@@ -34,23 +34,18 @@ def _imported() -> None:
     preload_libraries()
 
 
-def sections() -> dict[str, str]:
-    parts = PAGE.read_text(encoding="utf-8").split("\n## ")[1:]
-    return {part.split("\n", 1)[0]: part for part in parts}
-
-
 def run_section(
     title: str, folder: Path, patch: pytest.MonkeyPatch, changes: dict[str, str]
 ) -> pd.DataFrame:
     pytest.importorskip("transformers")
-    (build,) = re.findall(r"```python\n(.*?)```", sections()[title], flags=re.DOTALL)
+    (build,) = re.findall(r"```python\n(.*?)```", sections(PAGE)[title], flags=re.DOTALL)
     for old, new in changes.items():
         assert build.count(old) == 1
         build = build.replace(old, new)
     (folder / "build.py").write_text(build)
     patch.chdir(folder)
     run_python("build.py")
-    for block in re.findall(r"```sh\n(.*?)```", sections()[title], flags=re.DOTALL):
+    for block in re.findall(r"```sh\n(.*?)```", sections(PAGE)[title], flags=re.DOTALL):
         words = block.replace("\\\n", " ").replace("'", "").split()
         assert words[0] == "localrank"
         outcome = run(*words[1:])
@@ -86,4 +81,4 @@ def test_the_commands_of_the_page_give_the_table(
 
 
 def test_every_section_is_run() -> None:
-    assert list(sections()) == list(TABLES)
+    assert list(sections(PAGE)) == list(TABLES)

@@ -19,7 +19,7 @@ from torch.distributed import checkpoint as dcp
 from tests.cli.program import run_python
 from tests.families.truth import load
 from tests.naive import naive_batch_spectra
-from tests.test_docs import ROOT, assert_same, at_a_terminal, examples
+from tests.test_docs import ROOT, assert_same, at_a_terminal, examples, sections
 from tests.warm import preload_libraries
 
 PAGE = ROOT / "docs/your_checkpoints.md"
@@ -34,13 +34,8 @@ def _imported() -> None:
     preload_libraries()
 
 
-def sections() -> dict[str, str]:
-    parts = PAGE.read_text(encoding="utf-8").split("\n## ")[1:]
-    return {part.split("\n", 1)[0]: part for part in parts}
-
-
 def scripts_of(section: str) -> list[str]:
-    return re.findall(r"\]\(\.\./tests/trainings/(\w+)\.py\)", sections()[section])
+    return re.findall(r"\]\(\.\./tests/trainings/(\w+)\.py\)", sections(PAGE)[section])
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +180,11 @@ def check_table(folder: Path, name: str) -> None:
             assert row["spectral_norm"] == pytest.approx(largest, rel=1e-8), where
 
 
-@pytest.mark.parametrize("section", sections())
+@pytest.mark.parametrize("section", sections(PAGE))
 def test_the_commands_reach_a_right_table(section: str, trained: Callable[[str], Path]) -> None:
     folder = trained(section)
     tables = []
-    for example in examples(sections()[section]):
+    for example in examples(sections(PAGE)[section]):
         if example.language == "python":
             name = example.code.split("\n", 1)[0].removeprefix("# ")
             (folder / name).write_text(example.code + "\n", encoding="utf-8")
@@ -206,5 +201,5 @@ def test_the_commands_reach_a_right_table(section: str, trained: Callable[[str],
 
 def test_every_section_and_table_is_known() -> None:
     listed = re.findall(r"\| \[(.*?)\]\(#", PAGE.read_text("utf-8").split("\n## ", 1)[0])
-    assert listed == list(sections())
+    assert listed == list(sections(PAGE))
     assert sorted(re.findall(r"-o (\S+)", PAGE.read_text("utf-8"))) == sorted(TRUTHS)

@@ -70,7 +70,7 @@ def refusal(path: Path, keys: Iterable[str]) -> tuple[str, str]:
     key = adapter_key(every)
     named = f" ({printable_name(key)})" if key else ""
     if key and not is_adapter_alone(every) and not is_of_peft(path):
-        what = f"{path}: holds an adapter{named} beside the weights of a network."
+        what = f"{path}: holds an adapter{named} as well as the weights of a network."
         return what, (
             "Give the network's code with --model, or merge the adapter first: merged ="
             f" model.merge_and_unload(); {_SAVE}."

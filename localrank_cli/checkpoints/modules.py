@@ -9,7 +9,7 @@ from torch import nn
 from localrank_cli.checkpoints.pickles import Inert, name_of
 
 # A pickle of a few bytes can share modules so that they have more names than memory holds.
-_MOST, _DEEPEST = 10_000, 100
+_MOST_MODULES, _DEEPEST_MODULE = 10_000, 100
 _OWN = "torch.nn.modules."
 _PASSING = ("training", "inplace")  # they decide no number in eval mode
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -33,7 +33,7 @@ def held_modules(value: object) -> tuple[HeldModule, ...]:
     """
     found: list[HeldModule] = []
     for module in _walk(value, ()):
-        if len(found) == _MOST:
+        if len(found) == _MOST_MODULES:
             return ()
         found.append(module)
     return tuple(found)
@@ -58,7 +58,7 @@ def object_at(loaded: object, key: str) -> object:
 
 def _walk(value: object, path: tuple[str, ...]) -> Iterator[HeldModule]:
     parts = _parts(value)
-    if parts is None or len(path) > _DEEPEST:
+    if parts is None or len(path) > _DEEPEST_MODULE:
         return
     inner = {str(key): one for key, one in parts["_modules"].items() if one is not None}
     kind = name_of(value) if isinstance(value, Inert) else _class_name(value)

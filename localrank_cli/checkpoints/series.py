@@ -50,7 +50,7 @@ class CheckpointFile:
     name: str  # relative to the series; for checkpoint-N/ the folder's name
     folder: Path | None = None  # of a checkpoint that is a folder, with its `trainer_state.json`
     label: str = ""  # a revision of the Hub, if the name is a hash
-    # Of a network in memory: its weights, and no file. `path` is then a name for messages.
+    # The weights of a network in memory, which has no file: `path` is then a name for messages.
     held: Content | None = field(default=None, compare=False, repr=False)
     # Where the weights come from, if `path` does not hold them yet.
     source: Source | None = field(default=None, compare=False, repr=False)

@@ -17,7 +17,7 @@ _LONGEST_NAME = 1000  # of a class and its module
 _DEEPEST = 10_000  # levels; Python writes no more than a thousand
 _WIDE = 2**60  # integers below have a hash of their own
 _MOST_BITS = 4096  # of an integer that is hashed
-# Of all tuples and sets that are hashed, since a tuple does not keep its hash: a second.
+# Entries of all tuples and sets that are hashed, as a tuple does not keep its hash: a second.
 _MOST_HASHED = 5_000_000
 # Keys of one dict with equal hashes, each of which is compared with all others.
 _MOST_ALIKE = 1000
@@ -37,7 +37,7 @@ class MalformedError(pickle.UnpicklingError):
 
 
 class HostileError(MalformedError):
-    """A pickle holds keys that may take for ever; only code of its own would read it."""
+    """A pickle holds keys that may take forever; only code of its own would read it."""
 
 
 class Bounded:
@@ -72,7 +72,7 @@ class Unpickler(pickle._Unpickler):
 
     keys: ClassVar[tuple[type, ...]] = ()
     targets: ClassVar[tuple[type, ...]] = ()
-    # Of the base class, which typeshed leaves out.
+    # The base class has these, and typeshed leaves them out.
     stack: list[Any]
     metastack: list[list[Any]]
     append: Callable[[object], None]
@@ -224,7 +224,7 @@ class Unpickler(pickle._Unpickler):
         """Return the pairs that a dict is to be made of, after a check of their keys.
 
         Raises:
-            HostileError: If hashing one may take for ever.
+            HostileError: If hashing one may take forever.
         """
         pairs = [(key, value) for key, value in items]
         self._check_keys(target, [key for key, _ in pairs])
@@ -234,7 +234,7 @@ class Unpickler(pickle._Unpickler):
         """Check what a set is to be made of.
 
         Raises:
-            HostileError: If hashing one may take for ever.
+            HostileError: If hashing one may take forever.
         """
         self._check_keys(values, values)
 

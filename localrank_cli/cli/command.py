@@ -64,7 +64,7 @@ def with_options(
                 inspect.Parameter(HELP_ALL, kind, default=False, annotation=annotation)
             )
         # typer reads the parameters from these attributes.
-        run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]  # for typer
+        run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]  # typer reads it
         run.__annotations__ = {one.name: one.annotation for one in [context, *parameters]}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         return Command(run, of_command)

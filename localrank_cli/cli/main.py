@@ -91,7 +91,7 @@ class _Program(Group):
         except BrokenPipeError as error:
             raise _ClosedPipeError from error
         except KeyboardInterrupt as error:
-            # Of the user's code: a signal raises Interrupted. typer would exit without a word.
+            # The user's code raised it: a signal raises Interrupted. typer would exit silently.
             raise _ended(error) from error
 
     def _status(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

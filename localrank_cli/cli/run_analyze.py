@@ -134,9 +134,10 @@ class _Work:
         spectra = SpectraFolder(self.options.spectra.absolute()) if self.options.spectra else None
         if spectra is not None:
             spectra.check(plan)  # before an earlier table is discarded
-        resume = Resume(plan, History(), 0)
+        resume = Resume(plan, plan, History(), 0)
         if self.output is not None:
             resume = self.output.begin(plan, self.screen.note, spectra, division)
+            plan = resume.whole
         if spectra is not None:
             spectra.begin(plan)
         writer = _writer(self.stream, plan)

@@ -28,8 +28,9 @@ from localrank_cli.results.write import (
     replacing,
     write_json,
 )
+from localrank_cli.run.compute import History
 from localrank_cli.run.plan import Plan
-from localrank_cli.run.resume import find_resume
+from localrank_cli.run.resume import Resume, find_resume
 from localrank_cli.run.units import make_plan_file
 
 PLAN = "plan.json"
@@ -105,10 +106,13 @@ class ShardFolder:
 
     def left(self, plan: Plan, note: Note) -> Plan:
         """Return the part of a plan that the output does not hold yet."""
+        return self._resume(plan, note).plan
+
+    def _resume(self, plan: Plan, note: Note) -> Resume:
         if not self.journal.exists():
-            return plan
+            return Resume(plan, plan, History(), 0)
         with OutputLock(self.target), Journal(self.journal) as opened:
-            return find_resume(plan, opened, note).plan
+            return find_resume(plan, opened, note)
 
     def divide(self, plan: Plan, shards: int, words: Sequence[str], note: Note) -> PlanFile:
         """Divide the remaining work, or return an earlier division of it; write nothing.
@@ -117,7 +121,8 @@ class ShardFolder:
         """
         if not self.journal.exists():
             refuse_existing(self.target)
-        plan_file = make_plan_file(plan, self.left(plan, note), shards, words, self.target)
+        resume = self._resume(plan, note)
+        plan_file = make_plan_file(resume.whole, resume.plan, shards, words, self.target)
         earlier = _earlier(self.plan)
         return earlier if earlier is not None and earlier.is_same_work(plan_file) else plan_file
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.errors import SettingsError, UnreadableError, shortened
+from localrank_cli.errors import SettingsError, UnreadableError
 from localrank_cli.intervals.evidence import Evidence
 from localrank_cli.measures.points import PointMeasures, PointRanks
 from localrank_cli.options.decisive import PRECISION, combine, find_difference
@@ -126,8 +126,7 @@ def _take_settings(
     if found is not None:
         origin = next(iter(of_run))
         raise SettingsError(
-            f"{path} and {origin} were made with other settings for {run!r}: {found.name} is"
-            f" {shortened(found.now)} and {shortened(found.earlier)}.",
+            f"{path} and {origin} were made with other settings for {run!r}: {found.between}.",
             f"{found.advice}Merge only tables of one analysis.",
         )
     merge.settings[run] = combine(there, settings)

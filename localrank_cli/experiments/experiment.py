@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pandas as pd
 
 from localrank_cli.experiments.series import SeriesText, train_series
@@ -21,10 +22,13 @@ class Claim:
     holds: bool
     # False for observations, which do not depend on the claimed cause, or which nothing predicts.
     is_evidence: bool = True
+    answer: str = ""  # the outcome of an open question, in place of words for a claim
 
     @property
     def word(self) -> str:
         """The outcome in a word or two."""
+        if self.answer:
+            return self.answer
         if not self.is_evidence:
             return "shown, not evidence"
         return "holds" if self.holds else "does not hold"
@@ -37,6 +41,7 @@ class Verdict:
     experiment: str
     setting: str  # what was trained, one sentence that names the optimizer
     claims: tuple[Claim, ...]
+    conclusion: str = ""  # the answer to open questions
 
     @property
     def holds(self) -> bool:
@@ -56,12 +61,35 @@ class Verdict:
         end = "every claim holds" if self.holds else "NOT every claim holds"
         if not any(claim.is_evidence for claim in self.claims):
             end = "none; published figures are shown for comparison only"
+        if self.conclusion and self.holds:
+            end = self.conclusion
         return "\n".join([*lines, "", f"verdict: {end}"]) + "\n"
 
 
 def observation(text: str, expected: str, measured: str) -> Claim:
     """Return a claim that is only shown, not evidence."""
     return Claim(text, expected, measured, holds=True, is_evidence=False)
+
+
+def live_claims(frame: pd.DataFrame) -> list[Claim]:
+    """Return the claim that ranks measured while training are those of the checkpoints.
+
+    Args:
+        frame: The table of all arms, with the column live_rank of those that were measured so;
+            without it there is no claim.
+    """
+    if "live_rank" not in frame.columns:
+        return []
+    # Tables of the Monitor have 9 digits.
+    equal = np.isclose(frame["live_rank"], frame["local_rank"], rtol=1e-8, atol=0)
+    return [
+        Claim(
+            "the ranks that Monitor measured while training are those of the saved checkpoints",
+            "equal for every layer at every step",
+            f"{int(equal.sum()):,} of {len(frame):,} are equal",
+            bool(equal.all()),
+        )
+    ]
 
 
 def seed_count(frame: pd.DataFrame) -> str:
@@ -119,6 +147,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     judge: Callable[[pd.DataFrame], Verdict]  # the table with the columns of all arms
     needs_sigma: bool = False  # whether the judge needs single singular values
+    resumes: bool = False  # whether arms that are trained are left as they are
 
     @property
     def n_checkpoints(self) -> int:

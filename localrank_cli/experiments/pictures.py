@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from localrank_cli.drawing import import_matplotlib, own_style
-from localrank_cli.experiments import patel2024, vib
+from localrank_cli.experiments import compression, generalization, patel2024, vib
+from localrank_cli.experiments.training import LANDMARK
 from localrank_cli.experiments.vib import RHO
 from localrank_cli.information.bottleneck import (
     Information,
@@ -55,6 +56,12 @@ def draw(name: str, frame: pd.DataFrame) -> Any:
     if name == vib.NAME:
         _over_beta(figure, frame)
         return figure
+    if name == generalization.NAME:
+        _over_sweep(figure, frame)
+        return figure
+    if name == compression.NAME:
+        _over_budget(figure, compression.by_checkpoint(frame))
+        return figure
     _over_steps(figure, frame[frame["tolerance"] == frame["tolerance"].iloc[0]], colormaps["Blues"])
     figure.suptitle(f"{name}: local rank at {frame['tolerance'].iloc[0]}")
     if name == patel2024.NAME:
@@ -86,6 +93,28 @@ def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:
     panels[0].legend()
 
 
+def _over_budget(figure: Any, checkpoints: pd.DataFrame) -> None:
+    """Draw ranks against the smallest budget; checkpoints that are not trained yet are hollow."""
+    panels = figure.subplots(1, 2, sharey=True)
+    names = {"local_rank": "local rank", "weights_rank": "effective rank of the weights"}
+    for panel, (name, text) in zip(panels, names.items(), strict=True):
+        for decay, colour in zip((True, False), ("tab:blue", "tab:orange"), strict=True):
+            part = checkpoints[(checkpoints["weight_decay"] > 0) == decay]
+            trained = part["train_accuracy"] >= LANDMARK
+            label = "with weight decay" if decay else "without"
+            for chosen, face in ((trained, colour), (~trained, "none")):
+                panel.scatter(
+                    part[chosen][name], part[chosen]["share_two_sided"],
+                    facecolors=face, edgecolors=colour, s=18,
+                    label=label if face != "none" else f"_{label}",
+                )  # fmt: skip
+        panel.set(xlabel=f"{text}, summed over layers")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("fewest weights (share of all)")
+    panels[0].legend(fontsize=8)
+    figure.suptitle("compression: rank and the smallest budget (hollow: not trained to 99 % yet)")
+
+
 def _published(panel: Any, blues: Any) -> None:
     """Mark the end values of the published log, far to the right of a shorter training."""
     shades = _shades(blues, len(patel2024.PUBLISHED))
@@ -115,6 +144,34 @@ def _over_beta(figure: Any, frame: pd.DataFrame) -> None:
     plane.legend()
     plane.sharex(optimum)
     plane.sharey(optimum)
+
+
+def _over_sweep(figure: Any, frame: pd.DataFrame) -> None:
+    """Draw each network's rank and gap, and beside it the coefficients with their intervals."""
+    rows = generalization.networks(frame)
+    rows = rows[rows["reached"]]
+    found = generalization.findings(rows)
+    points, bars = figure.subplots(1, 2)
+    for noise, part in rows.groupby("label_noise"):
+        label = "random labels" if noise == generalization.RANDOM else f"label noise {noise:g}"
+        points.plot(part["rank"], part["gap"], ".", label=label, alpha=0.7)
+    points.set(xlabel="local rank, mean over hidden layers", ylabel="gap of accuracy")
+    points.margins(y=0.3)  # room for the legend
+    points.legend(fontsize=8, loc="upper left")
+    named = {
+        "overall": found.overall,
+        **{f"{axis.replace('_', ' ')} only": one for axis, one in found.by_axis.items()},
+        "given norms and decay": found.partial,
+    }
+    for place, one in enumerate(named.values()):
+        if not np.isnan(one.low):
+            bars.plot([one.low, one.high], [place, place], color="tab:blue")
+            bars.plot(one.value, place, "o", color="tab:blue")
+    bars.axvline(0, color="0.6", lw=1)
+    bars.set(xlim=(-1.05, 1.05), xlabel="rank correlation with the gap")
+    bars.set_yticks(range(len(named)), list(named))
+    bars.invert_yaxis()
+    figure.suptitle("generalization: positive where a low local rank goes with a small gap")
 
 
 def _plane(panel: Any, curve: list[Information], title: str) -> None:

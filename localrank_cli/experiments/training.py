@@ -55,7 +55,7 @@ def mlp(widths: tuple[int, ...], activation: Callable[[], nn.Module] = nn.ReLU) 
 
 
 def batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield shuffled indices of shape (size,) for ever, only full batches of each epoch of n."""
+    """Yield shuffled indices of shape (size,) forever, only full batches of each epoch of n."""
     while True:
         yield from torch.randperm(n, generator=generator)[: n // size * size].view(-1, size)
 

@@ -105,7 +105,7 @@ class TooRoughError(Exception):
 
     Attributes:
         row: The number of the tolerance.
-        least: The smallest one that they allow.
+        least: The smallest one that they allow: rtol of a relative tolerance, else atol.
     """
 
     def __init__(self, row: int, least: float) -> None:
@@ -200,7 +200,8 @@ class _Point:
         for row, one in enumerate(self._terms.thresholds):
             threshold = max(one.atol * self._scale, one.rtol * math.sqrt(self._bottom))
             if threshold < least:
-                raise TooRoughError(row, least / self._scale)
+                unit = math.sqrt(self._bottom) if one.is_relative else self._scale
+                raise TooRoughError(row, least / unit)
 
     def _limits(self, row: int) -> tuple[float, float, float]:
         """Return thresholds on eigenvalues: for the low count, for the high one, and rounding."""
@@ -371,11 +372,16 @@ def _moments(runs: Runs, lane: int, noise: float, scale: float) -> tuple[float, 
     nodes, vectors = torch.linalg.eigh(tridiagonal(diagonal, following[:-1]))
     weights = vectors[0].square()
     ratio = nodes.clamp(min=0).sqrt() / scale / noise
-    # log1p(r^2) = 2 log(r) + log1p(r^-2) keeps r = 1e200 finite.
+    information = 0.5 * float((weights * log_gain(ratio)).sum())
+    return diagonal[0], diagonal[0] ** 2 + following[0] ** 2, information
+
+
+def log_gain(ratio: Tensor) -> Tensor:
+    """Return log(1 + r^2), finite for r up to the largest float."""
+    # log1p(r^2) = 2 log(r) + log1p(r^-2).
     large = 2 * ratio.clamp(min=1).log() + ratio.clamp(min=1).pow(-2).log1p()
     small = ratio.clamp(max=1).square().log1p()
-    information = 0.5 * float((weights * torch.where(ratio > 1, large, small)).sum())
-    return diagonal[0], diagonal[0] ** 2 + following[0] ** 2, information
+    return torch.where(ratio > 1, large, small)
 
 
 def _scale_of(operator: Operator, probes: Tensor) -> float:

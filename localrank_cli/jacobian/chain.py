@@ -134,7 +134,7 @@ class Chain:
                 before = widths[link.parent]
                 widths[index] = max(1, min(before, count))
                 further += 2.0 * n_out * count * widths[index]
-                # Of a QR, if it has fewer rows than columns; that of the rest is not needed.
+                # A QR is needed only where there are fewer rows than columns.
                 further += 2.0 * before * count**2 if count < before else 0.0
             if link.call in self._wanted:
                 is_first = link.parent is None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # Entries beside ones of at least this size are zero only where they are negligible: no underflow.
-_LEAST = 1e-150
+_SAFE_SIZE = 1e-150
 
 
 def rank_bound(output: Tensor, varied: Tensor, cotangent: Tensor) -> int:
@@ -47,7 +47,7 @@ def _count(gradients: tuple[Tensor | None, ...]) -> int:
         parts = torch.view_as_real(one.resolve_conj()) if one.is_complex() else one
         largest = float(parts.abs().max()) if parts.numel() else 0.0
         # NaN and numbers that may have lost neighbours to underflow: all of them.
-        is_clear = largest == 0 or largest >= _LEAST
+        is_clear = largest == 0 or largest >= _SAFE_SIZE
         total += int(torch.count_nonzero(parts)) if is_clear else parts.numel()
     return total
 

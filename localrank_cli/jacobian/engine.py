@@ -65,7 +65,6 @@ from localrank_cli.layers.capture import Call
 from localrank_cli.layers.positions import Parts
 from localrank_cli.layers.replay import Replays
 from localrank_cli.layers.replay import record as record_replay
-from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord, Survey
 from localrank_cli.layers.triangle import Triangle
 
@@ -181,14 +180,7 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     routes: list[list[str]] = []  # of each task, again and again
     for start in range(0, tasks[0].points.shape[0], size):
         points = tasks[0].points[start : start + size]
-        alone = None
-        if start == 0:
-            with analysis_setting(model, dtype, seed=1):
-                alone = guards.point_values(model, points[:1], *calls)
-        values = guards.point_values(model, points, *calls)
-        if alone is not None:
-            guards.check_repeatable(model, points, values, tolerance)
-            guards.check_seedless(values, alone, tolerance)
+        values = guards.checked_values(model, points, calls, tolerance, dtype, first=start == 0)
         together = guards.lay_out(model, points, values, tolerance)
         pasts = Pasts(model, points, calls[0][-1])
         replays = _replays(tasks)
@@ -491,7 +483,7 @@ class _PartRun:
         calls = [record.call for record in group]
         parts = {call: self._parts[call] for call in calls}
         chunk = self._chunk(calls[-1])
-        # Of the same pass as for all tokens, one token's share, and the keys and values before it.
+        # One token takes its share of the pass for all tokens, and the keys and values before it.
         chunks = chunk, min(MOST_TOKENS, chunk * max(1, n_tokens // 4))
         self._begin(calls, batch.n_points * first.n_parts * n_columns(first))
         try:

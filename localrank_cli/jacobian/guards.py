@@ -16,6 +16,7 @@ from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.repeat import unrepeatable
 from localrank_cli.jacobian.routes import contraction, normal_direction, pullback, pushforward
 from localrank_cli.layers.capture import Call, Capture
+from localrank_cli.layers.setting import analysis_setting
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,31 @@ def close(first: Tensor, second: Tensor, tolerance: float) -> bool:
     first, second = torch.where(finite, first, 0), torch.where(finite, second, 0)
     scale = first.abs().max().item() if first.numel() else 0.0
     return bool(((first - second).abs() <= tolerance * scale).all())
+
+
+def checked_values(
+    model: nn.Module,
+    points: Tensor,
+    calls: tuple[Sequence[Call], Sequence[Call]],
+    tolerance: float,
+    dtype: torch.dtype,
+    *,
+    first: bool,
+) -> Values:
+    """Return `point_values`; of the `first` points, check that other passes give the same.
+
+    Raises:
+        ModelError: If they do not.
+    """
+    alone = None
+    if first:
+        with analysis_setting(model, dtype, seed=1):
+            alone = point_values(model, points[:1], *calls)
+    values = point_values(model, points, *calls)
+    if alone is not None:
+        check_repeatable(model, points, values, tolerance)
+        check_seedless(values, alone, tolerance)
+    return values
 
 
 def point_values(

@@ -22,8 +22,8 @@ from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import CallRecord
 
 # Seconds of one measurement, unless a few directions take longer.
-_LONGEST = 1.0
-_FEW = 4  # directions at once, which take less each than one alone
+_SECONDS = 1.0
+_FEW_DIRECTIONS = 4  # directions at once, which take less each than one alone
 # Seconds of one direction after which it is not measured with others, or once more.
 _TOO_LONG, _FAR_TOO_LONG = 3.0, 15.0
 
@@ -88,7 +88,7 @@ def _products(task: Task, batch: Batch, vectors: int) -> dict[str, float]:
     count = len(directions)
     first = _seconds(both, count)  # torch loads code of forward mode, which may take seconds
     best = first if first > _FAR_TOO_LONG else _seconds(both, count)
-    if best < _LONGEST:
+    if best < _SECONDS:
         best = min(best, _seconds(both, count))
     return {"products": best / (2 * count) / max(deepest.cost, 1.0)}
 
@@ -205,7 +205,7 @@ def _seconds_each(push: Callable[[int], object], most: int) -> float:
     again = _seconds(push, 1)
     if again > _TOO_LONG:
         return again
-    count = min(most, max(_FEW, int(_LONGEST / max(again, 1e-9))))
+    count = min(most, max(_FEW_DIRECTIONS, int(_SECONDS / max(again, 1e-9))))
     return min(again, _seconds(push, count) / count) if count > 1 else again
 
 

@@ -13,7 +13,6 @@ from localrank_cli.jacobian.cuts import rank_bound
 from localrank_cli.jacobian.engine import Modes, Task, calls_of
 from localrank_cli.jacobian.routes import normal_direction, pushforward
 from localrank_cli.layers.capture import Call
-from localrank_cli.layers.setting import analysis_setting
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,7 @@ def point_batches(tasks: Sequence[Task], modes: Modes) -> Iterator[PointBatch]:
     calls = calls_of(tasks)
     for index in range(tasks[0].points.shape[0]):
         point = tasks[0].points[index : index + 1].clone()
-        alone = None
-        if index == 0:
-            with analysis_setting(model, dtype, seed=1):
-                alone = guards.point_values(model, point, *calls)
-        values = guards.point_values(model, point, *calls)
-        if alone is not None:
-            guards.check_repeatable(model, point, values, tolerance)
-            guards.check_seedless(values, alone, tolerance)
+        values = guards.checked_values(model, point, calls, tolerance, dtype, first=index == 0)
         layouts = guards.lay_out(model, point, values, tolerance)
         if layouts is None:
             raise guards.unrepeatable_alone(model, point, values.outputs)

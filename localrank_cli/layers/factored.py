@@ -1,10 +1,13 @@
-"""Layers that stand as two factors of low rank in the place of one."""
+"""Layers that are replaced by two factors of low rank."""
 
 from typing import Any
 
 from torch import nn
 
 from localrank_cli.layers.kinds import is_affine_layer, is_transposed_linear
+
+# How a convolution moves over its input: of the first of two factors, the same.
+_WINDOW = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 
 
 class Factored(nn.Sequential):
@@ -27,12 +30,8 @@ def factored_like(module: Any, rank: int) -> Factored:
         first = nn.Conv2d(
             module.in_channels,
             rank,
-            module.kernel_size,  # type: ignore[arg-type]  # torch's stubs want a pair
-            stride=module.stride,  # type: ignore[arg-type]  # of one length
-            padding=module.padding,  # type: ignore[arg-type]  # of one length
-            dilation=module.dilation,  # type: ignore[arg-type]  # of one length
             bias=False,
-            padding_mode=module.padding_mode,
+            **{name: getattr(module, name) for name in _WINDOW},
         )
         second = nn.Conv2d(rank, module.out_channels, 1)
     else:

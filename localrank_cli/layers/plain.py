@@ -12,12 +12,12 @@ from localrank_cli.layers.precision import forget, run_as_written
 from localrank_cli.layers.setting import analysis_setting
 from localrank_cli.layers.survey import Survey, survey
 
-# Of the largest entry of an output: rounding in float32 is 6e-8 for each operation, and depth
+# Share of the largest entry of an output: rounding in float32 is 6e-8 for each operation, and depth
 # multiplies it by some tens. A network that does something else under a wider type (a test of the
 # dtype, bits read as an integer) is off by more; one that is not runs as written, which is never
 # wrong.
 _SAME = 1e-5
-# Of the largest entry of a gradient, whose terms cancel more than those of an output do.
+# Share of the largest entry of a gradient, whose terms cancel more than those of an output do.
 _SAME_GRADIENT = 1e-3
 
 
@@ -79,7 +79,7 @@ def survey_precisely(
         run_as_written(model)
     if seen is not None:
         calls = [record.call for record in seen.records]
-        # Of the first point: which calls there are (of experts, say) may depend on the point.
+        # The first point decides: which calls there are (of experts, say) may depend on the point.
         reason = choose_precision(model, points[:1], calls, wrt, dtype)
         if not reason:
             return seen, ""

@@ -86,7 +86,7 @@ def named_call(model: nn.Module, label: str) -> Call | None:
     if not label:
         return None
     call = Call.parse(label)
-    first = {name: names[0] for names in module_names(model).values() for name in names}
+    first = first_names(model)
     if call.name not in first:
         near = difflib.get_close_matches(call.name, first, n=3)
         raise LayerError(
@@ -158,9 +158,14 @@ def module_names(model: nn.Module) -> dict[str, list[str]]:
     return names
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Return every name of a module -> the first one."""
+    return {name: names[0] for names in module_names(model).values() for name in names}
+
+
 def named_exactly(model: nn.Module, selection: Selection) -> tuple[str, ...]:
     """Return the layers that `--layers` names without a glob, by their modules' first names."""
-    first = {name: names[0] for names in module_names(model).values() for name in names}
+    first = first_names(model)
     found = []
     for pattern in selection.include:
         call = Call.parse(pattern)

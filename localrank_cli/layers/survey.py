@@ -204,7 +204,7 @@ class _Watch:
         return on_output
 
     def _mark(self, call: Call, tensor: Tensor) -> Tensor:
-        """Return a source's output, unchanged in value, whose node in the graph stands for it."""
+        """Return a source's output, unchanged in value, whose node in the graph represents it."""
         if current_level():
             raise _within_transform(call)
         varied = real_parts(tensor)

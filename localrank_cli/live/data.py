@@ -11,7 +11,10 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from localrank_cli.errors import DataError, cause
 from localrank_cli.points.defaults import DEFAULT_POINTS
 
-_AS_TENSOR = "Pass the points as one tensor, with the points on its first axis."
+_AS_TENSOR = (
+    "Pass the points as one tensor, with the points on its first axis, or a DataLoader that makes"
+    " batches of them."
+)
 
 
 def first_points(data: object, count: int | None) -> object:
@@ -25,7 +28,7 @@ def first_points(data: object, count: int | None) -> object:
     """
     if data is None or isinstance(data, str | PathLike | Tensor | np.ndarray | Mapping):
         return data
-    collate: Callable[[list[Any]], Any] = default_collate
+    collate: Callable[[list[Any]], Any] = _collate
     dataset: Any = data
     if isinstance(data, DataLoader):
         dataset = data.dataset
@@ -52,6 +55,22 @@ def first_points(data: object, count: int | None) -> object:
             _AS_TENSOR,
         ) from error
     return _inputs(batch, data)
+
+
+def _collate(items: list[Any]) -> Any:
+    """Join items as torch does, but lists of numbers under a name as tensors: tokens, say."""
+    if isinstance(items[0], Mapping):
+        items = [{key: _tensor(value) for key, value in item.items()} for item in items]
+    return default_collate(items)
+
+
+def _tensor(value: object) -> object:
+    if not isinstance(value, list):
+        return value
+    try:
+        return as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):  # words, or lists of several lengths
+        return str(value)
 
 
 def _is_dataset(dataset: Any, *, is_loaded: bool) -> bool:

@@ -1,5 +1,6 @@
 """The processes of a distributed training: the first measures, the others wait for it."""
 
+import os
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -10,17 +11,34 @@ from torch import distributed as dist
 from localrank_cli.errors import ModelError
 
 _Value = TypeVar("_Value")
+# Of torchrun, Lightning and srun.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _DEFAULT = timedelta(minutes=10)  # of NCCL; gloo waits for 30 minutes
 
 
 class Group:
     """The process group of the training, if there is one."""
 
-    def __init__(self) -> None:
-        self.is_several = (
-            dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        )
-        self.is_first = not self.is_several or dist.get_rank() == 0
+    @property
+    def is_several(self) -> bool:
+        """Whether there are several processes by now."""
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the first."""
+        return not self.is_several or dist.get_rank() == 0
+
+    @property
+    def may_be_first(self) -> bool:
+        """Whether this process is the first, also where the training starts its group later.
+
+        Then the program that starts the processes has said in the environment which one this is.
+        """
+        if self.is_several:
+            return self.is_first
+        ranks = (os.environ.get(name, "") for name in _RANKS)
+        return next((rank for rank in ranks if rank.isdecimal()), "0") == "0"
 
     def from_first(self, value: _Value) -> _Value:
         """Return the value of the first process, after waiting for it."""
@@ -36,9 +54,9 @@ class Group:
         """How long a process waits for another before it gives up."""
         try:
             device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-            options = dist.group.WORLD._get_backend(device).options  # type: ignore[union-attr]  # noqa: SLF001  # torch has no public way to ask
-            found: timedelta = options._timeout  # noqa: SLF001  # torch has no public way to ask
-        except (AttributeError, RuntimeError):  # of a backend without options
+            world: Any = dist.group.WORLD
+            found: timedelta = world._get_backend(device).options._timeout
+        except (AttributeError, RuntimeError):  # a backend without options
             found = _DEFAULT
         return found.total_seconds()
 
@@ -65,7 +83,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 def gathered(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict of a model that FSDP divides; called on every rank."""
-    from torch.distributed.checkpoint.state_dict import (  # noqa: PLC0415  # slow, and rarely needed
+    from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
         get_model_state_dict,
     )

@@ -42,17 +42,17 @@ def live_options(data: object, options: Mapping[str, Any]) -> AnalyzeOptions:
             "Pass a tensor with the points on its first axis, a Dataset or a DataLoader;"
             " data='normal:784' draws random points of that shape.",
         )
-    values = {"checkpoints": (_MODEL,), "data": None, **options}
-    chosen = read_options(AnalyzeOptions, values, PYTHON)  # before a dataset is read
-    if chosen.model == HF:
-        raise UsageError(
-            "model='hf' builds a network from the config.json beside a file, and weights in memory"
-            " have none.",
-            "Pass the network itself, or model=lambda: AutoModel.from_config(config).",
-        )
-    with process_unchanged():
-        values["data"] = first_points(data, chosen.points)
-    return read_options(AnalyzeOptions, values, PYTHON)
+    values = {"checkpoints": (_MODEL,), **options}
+    with process_unchanged():  # where tensors are made on the CPU, and a dataset may draw
+        chosen = read_options(AnalyzeOptions, values, PYTHON)  # before a dataset is read
+        if chosen.model == HF:
+            raise UsageError(
+                "model='hf' builds a network from the config.json beside a file, and weights in"
+                " memory have none.",
+                "Pass the network itself, or model=lambda: AutoModel.from_config(config).",
+            )
+        points = first_points(data, chosen.points)
+        return read_options(AnalyzeOptions, {**values, "data": points}, PYTHON)
 
 
 def network_of(given: object, options: dict[str, Any]) -> Network:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from localrank_cli.errors import LocalrankError, SettingsError, UsageError, cause, duration
+from localrank_cli.errors import (
+    LocalrankError,
+    OutputError,
+    SettingsError,
+    UsageError,
+    cause,
+    duration,
+)
 from localrank_cli.live.group import Group, gathered, is_sharded, refuse_partitioned
 from localrank_cli.live.measure import (
     Network,
@@ -85,6 +92,13 @@ class Monitor:
         **options: Any,
     ) -> None:
         check_keywords("Monitor", options, _OFFERED)
+        if not isinstance(output, str | os.PathLike):
+            raise ArgumentError(
+                f"Monitor: the first argument is the file of the table, got a"
+                f" {type(output).__name__}.",
+                "Write monitor = Monitor('ranks.csv', data), and monitor(network, step) in the"
+                " loop.",
+            )
         own = {name: options.pop(name) for name in _OWN if name in options}
         self._how = read_options(MonitorOptions, {"output": output, **own}, PYTHON)
         if self._how.every is not None and self._how.steps:
@@ -95,16 +109,17 @@ class Monitor:
         self._run = self._how.run or Path(os.path.abspath(output)).parent.name or "run"  # noqa: PTH100  # a link to a table is in the folder of its name
         self._group = Group()
         self._table: MonitorTable | None = None
-        if self._group.is_first:
-            self._open(overwrite=self._how.overwrite)
+        self._is_closed = False
+        if self._group.may_be_first:
+            self._open()
         self._cost = _Cost()
         self._last_step = -1
-        self._skipped: list[int] = []
         self._warned: set[str] = set()
         self._pid = os.getpid()
         self._final: tuple[list[Row], tuple[str, ...]] = ([], ())
 
-    def _open(self, *, overwrite: bool) -> MonitorTable:
+    def _open(self) -> MonitorTable:
+        overwrite = self._how.overwrite and not self._is_closed
         self._table = MonitorTable(self._how.output, self._run, self._options, overwrite=overwrite)
         atexit.register(self.close)
         return self._table
@@ -154,7 +169,8 @@ class Monitor:
         share = self._how.max_share
         skips = share is not None and self._cost.exceeds(share)
         if self._group.from_first(skips):
-            self._skipped.append(step)
+            if self._table is not None:
+                self._table.skipped.add(step)
             return {}
         found: dict[str, float] = {}
         fault: LocalrankError | None = None
@@ -163,7 +179,7 @@ class Monitor:
             if self._group.is_first:
                 found = self._measure(*network, step)
         except Exception as error:  # a training must not end for it
-            fault = error if isinstance(error, LocalrankError) else LocalrankError(cause(error))
+            fault = _known(error)
             if self._how.on_error == "raise" and not self._group.is_several:
                 raise
         # The others wait here for the first.
@@ -195,7 +211,7 @@ class Monitor:
 
     def _measure(self, network: Network, weights: Any, step: int) -> dict[str, float]:
         # A training may go on after its end.
-        table = self._table or self._open(overwrite=False)
+        table = self._table or self._open()
         place = (self._run, step)
         with LOCK, process_unchanged():
             if isinstance(network, nn.Module):
@@ -207,8 +223,13 @@ class Monitor:
                 return {}
             self._check_time(plan)
             record = record_of(plan, _logger.info)
-            table.facts = self._facts()
-            table.add_step(record, _logger.warning)
+            table.facts = self._facts(table)
+            try:
+                table.add_step(record, _logger.warning)
+            except OutputError as error:  # the numbers are there, and perhaps in the journal
+                if self._how.on_error == "raise":
+                    raise
+                self._warn(str(error))
         if not record.is_finite:
             self._warn(record.flaw)
         return _values(record)
@@ -229,13 +250,13 @@ class Monitor:
     def _report(self, step: int, fault: LocalrankError) -> None:
         if self._how.on_error == "raise":
             raise fault
-        if self._table is None:
+        if not self._group.is_first:
             return
         self._warn(f"step {step} is not measured: {fault}", str(fault))
         try:
-            self._table.add_failed(step, fault)
-        except LocalrankError as error:
-            self._warn(str(error))
+            (self._table or self._open()).add_failed(step, fault)
+        except Exception as error:  # a training must not end for it
+            self._warn(str(_known(error)))
 
     def _warn(self, text: str, key: str = "") -> None:
         if (key or text) not in self._warned:
@@ -243,11 +264,11 @@ class Monitor:
             # No warning of Python's, which a filter may turn into an error.
             _logger.warning("%s: %s", self._how.output, text)
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self, table: MonitorTable) -> dict[str, Any]:
         return {
             "seconds": round(self._cost.spent, 3),
             "share_of_time": round(self._cost.share, 5),
-            "skipped_steps": list(self._skipped),
+            "skipped_steps": sorted(table.skipped),
         }
 
     @property
@@ -258,7 +279,7 @@ class Monitor:
     @property
     def table(self) -> "pd.DataFrame":
         """All rows so far, those of before a training was resumed too."""
-        from localrank_cli.results.read import to_frame  # noqa: PLC0415  # pandas is slow
+        from localrank_cli.results.read import to_frame
 
         rows, columns = self._final if self._table is None else self._table.all_rows()
         return to_frame(rows, columns)
@@ -274,19 +295,19 @@ class Monitor:
         atexit.unregister(self.close)
         if self._table is None:
             return
-        table, self._table = self._table, None
+        table, self._table, self._is_closed = self._table, None, True
         try:
-            table.facts = self._facts()
+            table.facts = self._facts(table)
             self._final = table.all_rows()
             table.save()
-        except LocalrankError as error:
+        except Exception as error:  # a training must not end for it
             if self._how.on_error == "raise":
                 raise
-            self._warn(str(error))
+            self._warn(str(_known(error)))
         finally:
             table.__exit__()
         if not self._how.quiet:
-            self._cost.print(self._how.output, len(self._skipped))
+            self._cost.print(self._how.output, len(table.skipped))
 
     def __enter__(self) -> Self:
         return self
@@ -341,6 +362,11 @@ class _Cost:
         )
         if sys.stderr is not None:
             sys.stderr.write(text)
+
+
+def _known(error: Exception) -> LocalrankError:
+    """Return an error of localrank's own for any other."""
+    return error if isinstance(error, LocalrankError) else LocalrankError(cause(error))
 
 
 def _values(record: CheckpointRecord) -> dict[str, float]:

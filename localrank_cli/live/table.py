@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.errors import LocalrankError, Note
+from localrank_cli.errors import DataError, LocalrankError, Note
 from localrank_cli.options.folder import FolderSettings
 from localrank_cli.options.resolve import resolve, with_folder
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import Row, header
 from localrank_cli.results.journal import Entry
-from localrank_cli.results.manifest import extra_columns
+from localrank_cli.results.manifest import extra_columns, read_manifest
 from localrank_cli.results.output import Output
 from localrank_cli.results.record import KIND, SETTINGS, CheckpointRecord
 from localrank_cli.run.compute import hash_of
@@ -42,6 +42,7 @@ class MonitorTable(Output):
         self._pending: list[CheckpointRecord] = []  # failed before the settings were known
         self._plan: Plan | None = None
         self.facts: dict[str, Any] = {}  # for the manifest
+        self.skipped = set[int]() if overwrite else _skipped(self.target)  # steps, by max_share
         try:
             self._check(options)
         except BaseException:  # raised again
@@ -91,6 +92,7 @@ class MonitorTable(Output):
         if self._entry(record.checkpoint) is not None:
             note(f"{self.name}: step {record.step} had other weights before; it is replaced")
         self.add(record)
+        self.skipped -= {record.step or 0}
         self._add_pending()
 
     def add_failed(self, step: int, error: LocalrankError) -> None:
@@ -115,9 +117,18 @@ class MonitorTable(Output):
     def save(self) -> None:
         """Write table and manifest."""
         if self.n_kept:
-            failed = any(entry.head["status"] != "ok" for entry in self.journal.entries(KIND))
-            self._write(self._about(), is_complete=not failed)
+            self._write(self._about(), is_complete=not self.has_failed)
 
     def _about(self) -> Mapping[str, Any]:
         about = about_run(self._plan, self.seconds) if self._plan is not None else {}
         return {**about, "monitor": self.facts}
+
+
+def _skipped(target: Path) -> set[int]:
+    """Return the steps that the manifest of an earlier part of the training lists as skipped."""
+    try:
+        facts = (read_manifest(target) or {}).get("monitor")
+    except DataError:  # it is written anew
+        return set()
+    found = facts.get("skipped_steps") if isinstance(facts, dict) else None
+    return {step for step in found if type(step) is int} if isinstance(found, list) else set()

@@ -139,15 +139,11 @@ def _jacobian_norm_bound(doubt: "Doubt", noise: float) -> "Tensor":
 
 def gaussian_information(values: "Tensor", noise: float) -> "Tensor":
     """Compute 1/2 sum log(1 + sigma_i^2 / s^2) in nats."""
-    import torch
+    from localrank_cli.intervals.point import log_gain
 
     # This is I(x; J x + s e) for x ~ N(0, I) and e ~ N(0, I): the layer linearized at the point.
     # It does not bound the network's own I(X; T).
-    ratio = values / noise
-    # log1p(r^2) = 2 log(r) + log1p(r^-2) keeps r = 1e200 finite.
-    large = 2 * ratio.clamp(min=1).log() + ratio.clamp(min=1).pow(-2).log1p()
-    small = ratio.clamp(max=1).square().log1p()
-    return 0.5 * torch.where(ratio > 1, large, small).sum(dim=1)
+    return 0.5 * log_gain(values / noise).sum(dim=1)
 
 
 def _gaussian_information_bound(doubt: "Doubt", noise: float) -> "Tensor":
@@ -268,10 +264,26 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 ESTIMATED = ("stable_rank", "participation_ratio", "jacobian_norm", "gaussian_information")
 
 
+# Journals of the first release do not name their measures: they hold these.
+FIRST = (
+    "effective_rank",
+    "stable_rank",
+    "participation_ratio",
+    "spectral_norm",
+    "jacobian_norm",
+    "gaussian_information",
+)
+
+
 def choice_of(names: Iterable[str]) -> str | None:
-    """Return the value of `--measures` that averages these measures, in any order; None: none."""
-    wanted = set(names)
-    return next((choice for choice, known in CHOICES.items() if set(known) == wanted), None)
+    """Return the value of `--measures` under which these were averaged, perhaps before others came.
+
+    None if this version has not all of them.
+    """
+    known = set(names)
+    if not known <= set(AVERAGED):
+        return None
+    return "all" if known - set(CHOICES["counts"]) else "counts"
 
 
 def demand_of(

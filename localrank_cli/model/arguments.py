@@ -38,7 +38,7 @@ _LIBRARIES = frozenset((
 ))  # fmt: skip
 _NAMESPACES = (argparse.Namespace, types.SimpleNamespace, Mapping)
 _ABSENT = NotPlain("not there")
-_LONGEST = 300  # characters of an argument in a note
+_LONGEST_ARGUMENT = 300  # characters of an argument in a note
 _URL = re.compile(r"^\s*[A-Za-z][A-Za-z0-9+.-]*://")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -173,7 +173,7 @@ class Recorded:
         by_entry: dict[str, list[str]] = {}
         for one in self.passed:
             text = f"{one.parameter}={printable(self._text(one))}"
-            text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+            text = text if len(text) <= _LONGEST_ARGUMENT else f"{text[:_LONGEST_ARGUMENT]}..."
             by_entry.setdefault(one.entry, []).append(text)
         parts = [f"{', '.join(texts)} (entry {entry!r})" for entry, texts in by_entry.items()]
         more = "".join(self._about_config(one, factory) for one in self.passed)

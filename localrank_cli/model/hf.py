@@ -274,7 +274,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise ModelError(
             f"--model hf: {path} cannot be read ({error.strerror}).",
-            "The config.json of the model must lie beside the weights: copy it there, or give the"
+            "The config.json of the model must be next to the weights: copy it there, or give the"
             " network's code with --model path/to/file.py:name.",
         ) from error
     except (ValueError, RecursionError) as error:
@@ -316,8 +316,8 @@ def refuse_folder(folder: Path, config: Mapping[str, Any]) -> None:
     """
     if (folder / _ADAPTER_CONFIG).exists() or (folder / _ADAPTER_CONFIG).is_symlink():
         raise ModelError(
-            f"{folder / _ADAPTER_CONFIG}: an adapter's config is beside the weights, and --model hf"
-            " does not apply adapters.",
+            f"{folder / _ADAPTER_CONFIG}: an adapter's config is next to the weights, and --model"
+            " hf does not apply adapters.",
             "Merge the adapter and save the result: peft's merge_and_unload(), then"
             " save_pretrained. If the weights are merged already, remove this file.",
         )

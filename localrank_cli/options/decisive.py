@@ -6,19 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from localrank_cli.errors import shortened
-from localrank_cli.measures.table import choice_of
+from localrank_cli.measures.table import FIRST, choice_of
 from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions
-
-# Journals of the first release do not name their measures: they hold these.
-_FIRST_MEASURES = (
-    "effective_rank",
-    "stable_rank",
-    "participation_ratio",
-    "spectral_norm",
-    "jacobian_norm",
-    "gaussian_information",
-)
 
 # Settings of the manifest that no option decides alone, and those that options decide. The location
 # of files is not among them.
@@ -75,7 +65,14 @@ class Difference:
     @property
     def _is_choice(self) -> bool:
         """Whether two values of `--measures` differ, and not two versions of localrank."""
-        return choice_of(self.earlier) is not None and choice_of(self.now) is not None
+        if self.key != "measures":
+            return False
+        choices = {choice_of(self.earlier), choice_of(self.now)}
+        return len(choices) == 2 and None not in choices
+
+    @property
+    def _is_version(self) -> bool:
+        return self.key == "measures" and not self._is_choice
 
     @property
     def name(self) -> str:
@@ -90,15 +87,27 @@ class Difference:
     @property
     def sentence(self) -> str:
         """The difference as a clause, such as `noise was 1.0 and is now 2.0`."""
-        if self.key == "measures":
-            if self._is_choice:
-                chosen = (choice_of(self.earlier), choice_of(self.now))
-                return "--measures was {} and is now {}".format(*chosen)
+        if self._is_version:
             return f"another version of localrank wrote it, which differs in {self.name}"
+        earlier, now = self._texts
+        return f"{self.name} was {earlier} and is now {now}"
+
+    @property
+    def between(self) -> str:
+        """The difference as a clause on two tables, such as `noise is 2.0 and 1.0`."""
+        if self._is_version:
+            return f"versions of localrank wrote them that differ in {self.name}"
+        earlier, now = self._texts
+        return f"{self.name} is {now} and {earlier}"
+
+    @property
+    def _texts(self) -> tuple[str, str]:
         earlier, now = self.earlier, self.now
-        if self.key == "layers" and earlier is not None and now is not None:
+        if self._is_choice:
+            earlier, now = choice_of(earlier), choice_of(now)
+        elif self.key == "layers" and earlier is not None and now is not None:
             earlier, now = _layers_that_differ(earlier, now)
-        return f"{self.name} was {shortened(earlier)} and is now {shortened(now)}"
+        return shortened(earlier), shortened(now)
 
     @property
     def advice(self) -> str:
@@ -165,7 +174,7 @@ def combine(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that must be equal; files are compared by content, not by path."""
     found = {key: settings.get(key) for key in DECISIVE}
-    found["measures"] = found["measures"] or list(_FIRST_MEASURES)
+    found["measures"] = sorted(found["measures"] or FIRST)
     found["unsaved"] = found["unsaved"] or []  # earlier versions did not write it
     if found["data_sha256"] is not None:
         found["data"] = str(found["data"]).rpartition(":")[2] if ":" in str(found["data"]) else None

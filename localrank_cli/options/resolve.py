@@ -112,6 +112,7 @@ class Settings:
     sigma_1: str = "slice"  # or "full": what relative tolerances refer to under a slice
     pooled: bool = False  # whether to measure the means over points of J and of J^T J
     measures: str = "all"  # a key of `measures.table.CHOICES`
+    newer: frozenset[str] = frozenset()  # measures that came after the analysis that is resumed
     bounds: Bounds | None = None  # of --method interval
 
     @property
@@ -125,7 +126,12 @@ class Settings:
     @property
     def measured(self) -> tuple[str, ...]:
         """The names of the measures that each have one number per point."""
-        return CHOICES[self.measures] if self.bounds is None else ESTIMATED
+        return self.averaged if self.bounds is None else ESTIMATED
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """The names of the measures of whole spectra, whatever the method."""
+        return tuple(name for name in CHOICES[self.measures] if name not in self.newer)
 
     @property
     def has_parts(self) -> bool:

@@ -145,7 +145,7 @@ class AnalyzeOptions:
         "str | Tensor | dict[str, Tensor] | None",
         Setting(
             help="The data to draw points from: a .safetensors, .npz, .npy or .pt file,"
-            " file.py:name, or normal:3x32x32. After normal: or uniform: is the shape of one"
+            " file.py:name, or normal:3x32x32. normal: and uniform: take the shape of one"
             " random point.",
             metavar="SPEC",
             read=parse.data,
@@ -294,8 +294,8 @@ class AnalyzeOptions:
     feature_axis: Annotated[
         tuple[str, ...],
         Setting(
-            help="Axis of an output that holds its features, where the default is wrong; the axis"
-            " of the points counts, -1 is the last. With NAME=AXIS for some modules; repeat.",
+            help="The axis of an output that holds its features, if the default is wrong. Axis 0"
+            " holds the points, -1 is the last. NAME=AXIS is for some modules; repeatable.",
             metavar="AXIS",
             read=parse.axes,
             in_folder=True,
@@ -327,8 +327,8 @@ class AnalyzeOptions:
         bool,
         Setting(
             help="Analyze a network although parts of it (random features, masks) are drawn when"
-            " it is built and are in no checkpoint: they come from a fixed seed, and column"
-            " message names them.",
+            " it is built and are in no checkpoint: they come from a fixed seed, and the"
+            " column message names them.",
             decides=("unsaved",),
             panel=MODEL,
         ),
@@ -396,9 +396,9 @@ class AnalyzeOptions:
     measures: Annotated[
         Literal["all", "counts"] | None,
         Setting(
-            help="all, or counts: without what needs every singular value"
+            help="all, or counts: leave out what needs every singular value"
             f" ({', '.join(name for name in AVERAGED if name not in CHOICES['counts'])}), which"
-            " takes longer where many are close to zero; its columns stay empty.",
+            " takes longer if many are close to zero; its columns stay empty.",
             metavar="NAME",
             default="all",
             in_folder=True,
@@ -632,7 +632,7 @@ class AnalyzeOptions:
         Literal["contents", "name", "epoch"] | None,
         Setting(
             help="The source of steps: contents, name or epoch. Default: the contents of the file,"
-            " else of files beside it, else its name.",
+            " else of files next to it, else its name.",
             metavar="SOURCE",
             in_folder=True,
             decides=("counting", "step_from"),
@@ -940,7 +940,7 @@ class MergeOptions:
         Path | None,
         Setting(
             help="A plan file of localrank submit: require all that it lists, then remove the parts"
-            " beside it.",
+            " next to it.",
             metavar="FILE",
             read=parse.path,
         ),
@@ -992,8 +992,8 @@ class CompressOptions:
     budget: Annotated[
         tuple[Annotated[float, Gt(0), Lt(1)], ...],
         Setting(
-            help="Share of the weights of all layers that can be factored to keep; several with"
-            " commas: 0.5,0.3.",
+            help="Share of weights to keep, of those of all layers that can be factored; several"
+            " with commas: 0.5,0.3.",
             metavar="SHARE",
             read=parse.budgets,
             advice="Give a share between 0 and 1, such as 0.5.",
@@ -1002,8 +1002,8 @@ class CompressOptions:
     max_loss_increase: Annotated[
         parse.LossLimit | None,
         Setting(
-            help="In place of --budget: find the fewest weights whose increase of the loss, plus"
-            " 1.65 standard errors, is below 1% of the loss, or below 0.02nats.",
+            help="Instead of --budget: keep the fewest weights with which the loss increases by"
+            " less than LIMIT, 1.65 standard errors included: 1% of the loss, or 0.02nats.",
             metavar="LIMIT",
             read=parse.loss_limit,
         ),
@@ -1020,8 +1020,8 @@ class CompressOptions:
     keep: Annotated[
         tuple[str, ...],
         Setting(
-            help="Layers to leave as they are, comma separated, * crosses dots; they count on"
-            " neither side of the budget. Repeatable.",
+            help="Layers to leave as they are, comma separated, * crosses dots; the budget does"
+            " not include them. Repeatable.",
             metavar="GLOB",
             completes=LAYERS,
             read=parse.globs,
@@ -1030,8 +1030,8 @@ class CompressOptions:
     metric: Annotated[
         Literal["auto", "fisher", "logit"] | None,
         Setting(
-            help="Metric of the output: fisher, logit, or auto, the one that diverges less from"
-            " the original on the data that pick.",
+            help="Metric of the output: fisher, logit, or auto: the one that diverges less from"
+            " the original on the data for picking.",
             metavar="NAME",
             default="auto",
         ),
@@ -1135,11 +1135,14 @@ class ReproduceOptions:
     """The options of `localrank reproduce`."""
 
     experiment: Annotated[
-        Literal["gaussian", "mnist", "vib", "patel2024"],
+        Literal["gaussian", "mnist", "vib", "patel2024", "generalization", "compression"],
         Setting(
             help="gaussian: a linear teacher of rank 3; mnist: digits; both with and without weight"
             " decay. vib: the variational information bottleneck on Gaussian variables, over beta."
-            " patel2024: the published training on digits, compared with its published end values.",
+            " patel2024: the published training on digits, compared with its published end values."
+            " generalization: whether a low rank goes with a small generalization gap, in a sweep"
+            " of small networks. compression: rank against the fewest weights that keep the"
+            " accuracy.",
             metavar="EXPERIMENT",
             is_argument=True,
         ),
@@ -1154,10 +1157,14 @@ class ReproduceOptions:
         ),
     ] = None
     quick: Annotated[bool, Setting(help="Train for fewer steps, with the same claims.")] = False
+    full: Annotated[
+        bool, Setting(help="Train compression for all steps, where fewer are the default.")
+    ] = False
     seeds: Annotated[
         Count | None,
         Setting(
-            help="Networks of each kind to train. Default: 3 for gaussian, else 1.", metavar="N"
+            help="Networks of each kind to train. Default: 1 for mnist, vib and patel2024, else 3.",
+            metavar="N",
         ),
     ] = None
     mnist: Annotated[
@@ -1168,6 +1175,22 @@ class ReproduceOptions:
             " labels in the same folder.",
             metavar="FILE",
             read=parse.path,
+        ),
+    ] = None
+    workers: Annotated[
+        Count | None,
+        Setting(
+            help="Train the networks of generalization by N processes on this machine. Default: 1.",
+            metavar="N",
+        ),
+    ] = None
+    shard: Annotated[
+        Shard | None,
+        Setting(
+            help="Train only this part of the networks of generalization, I/N, and judge nothing."
+            " Run without it when all parts are done.",
+            metavar="I/N",
+            read=parse.shard,
         ),
     ] = None
     steps: Annotated[

@@ -391,12 +391,12 @@ class CompareOptions:
     input_metric: _Metric = None
     confidence: Annotated[
         Annotated[float, Interval(ge=0.5, le=0.9999)],
-        Setting(help="Of the intervals and of the onset.", metavar="X", default=0.95),
+        Setting(help="Confidence of the intervals and of the onset.", metavar="X", default=0.95),
     ] = 0.95
     seed: Annotated[
         Annotated[int, Interval(ge=0)],
         Setting(
-            help="Of the bootstrap, which takes the place of Student's t from 10 runs on.",
+            help="Seed of the bootstrap, which replaces Student's t from 10 runs on.",
             metavar="S",
             default=0,
         ),

@@ -232,7 +232,7 @@ class TorchArchive:
         """Return the content, as `load_safely` would, without running code.
 
         Raises:
-            pickle.UnpicklingError: If it is malformed, or could take for ever.
+            pickle.UnpicklingError: If it is malformed, or could take forever.
         """
         file = io.BytesIO(self._bytes("data.pkl"))
         return _Unpickler(file, self._storage, encoding="utf-8").load()

@@ -247,7 +247,8 @@ def _check_integers(arrays: Mapping[str, Data], place: str, *, beside_floats: bo
             lowest, highest = (int(one) for one in values.aminmax())
             if beside_floats and max(-lowest, highest) > _LARGEST_INTEGER:
                 raise DataError(
-                    f"{place}[{name}]: holds integers above 2^24 beside floating-point inputs.",
+                    f"{place}[{name}]: holds integers above 2^24 together with"
+                    " floating-point inputs.",
                     "Subtract what they have in common, in the data and in the model's forward"
                     " pass.",
                 )

@@ -30,9 +30,10 @@ from localrank_cli.results.write import (
     write_table,
 )
 
-# The table is rewritten during a run, but never so often that it costs a twentieth of the time.
+# The table is rewritten during a run, after this many seconds and this many times the seconds that
+# the last time took, so that it costs less than a twentieth of the run.
 _LEAST_SECONDS = 30.0
-_SHARE = 20
+_WAIT_PER_WRITE = 20
 
 
 class Output:
@@ -146,8 +147,12 @@ class Output:
         """
         self.replace_earlier()
         self._is_partial = not is_complete
-        failed = any(entry.head["status"] != "ok" for entry in self.journal.entries(KIND))
-        self._write(about, is_complete=is_complete and not failed)
+        self._write(about, is_complete=is_complete and not self.has_failed)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether any checkpoint in the journal has no numbers."""
+        return any(entry.head["status"] != "ok" for entry in self.journal.entries(KIND))
 
     def _about(self) -> Mapping[str, Any]:
         """Return further entries of a manifest that is written during a run."""
@@ -166,7 +171,7 @@ class Output:
         write_json(self._manifest, manifest)
         self._is_written = True
         cost = time.monotonic() - started
-        self._due = time.monotonic() + max(_LEAST_SECONDS, _SHARE * cost)
+        self._due = time.monotonic() + max(_LEAST_SECONDS, _WAIT_PER_WRITE * cost)
 
     @property
     def seconds(self) -> float:

@@ -14,7 +14,7 @@ from localrank_cli.measures.intervals import (
 )
 from localrank_cli.measures.layer import Average, LayerMeasures, RankSummary, reduce_points
 from localrank_cli.measures.points import PointMeasures, PointRanks
-from localrank_cli.measures.table import AVERAGED, choice_of
+from localrank_cli.measures.table import AVERAGED, FIRST
 from localrank_cli.results.columns import COLUMNS, Cell
 from localrank_cli.spectrum.layer import EXACT_FLOAT32
 from localrank_cli.spectrum.pooled import Block
@@ -137,7 +137,7 @@ class LayerRecord:
     cells: Mapping[str, Cell] = field(default_factory=dict)  # optional columns
     # Optional columns that differ between tolerances, for each of them; none: none has any.
     by_tolerance: tuple[Mapping[str, Cell], ...] = ()
-    # Of a part of the points with --pooled: sums over them, which are no part of the journal.
+    # Sums over a part of the points, for --pooled; the journal does not hold them.
     blocks: tuple[Block, ...] = ()
 
 
@@ -260,6 +260,12 @@ def check_against_settings(settings: Mapping[str, Any], body: Mapping[str, Any])
                 f"{key}.ranks: expected {shown(wanted)}, as in the settings of its run, got"
                 f" {shown(', '.join(found))}"
             )
+        measures = set(settings.get("measures") or FIRST)
+        if layer.get("evidence") is None and measures != set(layer["soft"]):
+            raise ValueError(
+                f"{key}.soft: expected {shown(', '.join(sorted(measures)))}, as in the settings of"
+                f" its run, got {shown(', '.join(sorted(layer['soft'])))}"
+            )
         for name in settings.get("optional_columns", ()):
             if name not in layer["cells"]:
                 raise ValueError(f"{key}.cells.{name}: is missing")
@@ -342,11 +348,10 @@ def _layer(saved: dict[str, Any], place: dict[str, Any], index: int) -> LayerRec
 
 
 def _check_measures(saved: Mapping[str, Any], place: Mapping[str, Any]) -> None:
-    if choice_of(saved) is None:
+    if unknown := [name for name in saved if name not in AVERAGED]:
         raise SettingsError(
             f"{place['run']}: {place['checkpoint']} (step {place['step']}) was analyzed by another"
-            f" version of localrank, with the measures {', '.join(saved)}; this one has"
-            f" {', '.join(AVERAGED)}.",
+            f" version of localrank, with the measures {', '.join(unknown)}, which this one lacks.",
             "Use the version that wrote it, or analyze the series again with --overwrite.",
         )
 

@@ -31,7 +31,7 @@ _DEFAULTS: dict[str, Any] = {
     "module": "", "wrt": "", "input_metric": "", "dtype": "float64", "method": "exact",
 }  # fmt: skip
 _SCALE = "\tsigma_1"  # behind a layer's name: that of the whole Jacobian and its rounding
-# Of the pooled matrices of --pooled: singular values of E[J], square roots of the eigenvalues of
+# What --pooled adds for each layer: singular values of E[J], square roots of the eigenvalues of
 # E[J^T J], and how far they may be off.
 _MEAN, _ACTIVE, _ROUNDING = "\tpooled", "\tactive", "\tpooled rounding"
 

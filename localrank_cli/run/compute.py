@@ -18,7 +18,7 @@ from localrank_cli.jacobian.progress import Step
 from localrank_cli.layers.plain import choose_precision
 from localrank_cli.measures.intervals import interval_measures
 from localrank_cli.measures.points import point_measures
-from localrank_cli.measures.table import CHOICES, demand_of
+from localrank_cli.measures.table import demand_of
 from localrank_cli.model.fill import fill_model
 from localrank_cli.results.columns import Cell
 from localrank_cli.results.pooled import with_pooled
@@ -73,7 +73,7 @@ class _Runner:
         settings = series.settings
         self._points = place_points(series.points, plan.device, settings.dtype)
         # Kept singular values must serve any tolerance, so certificates for some do not suffice.
-        names = CHOICES[settings.measures]
+        names = settings.averaged
         demand = demand_of(None if keep else settings.tolerances, settings.noise, names)
         memory = plan.memory - series.metric.n_bytes
         self._request = Request(
@@ -241,7 +241,7 @@ class _Runner:
         optional = {name: cells.get(name) for name in self._plan.extra_columns}
         if isinstance(found, LayerEvidence):
             return LayerRecord(facts, interval_measures(found, settings.tolerances), optional)
-        names = CHOICES[settings.measures]
+        names = settings.averaged
         points = point_measures(found, settings.tolerances, settings.noise, names)
         layer = LayerRecord(facts, points, optional, blocks=found.blocks)
         return with_pooled(layer, found.pooled)

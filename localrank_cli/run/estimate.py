@@ -12,7 +12,7 @@ from localrank_cli.jacobian.engine import Modes, Task
 from localrank_cli.jacobian.forecast import Work, forecast
 from localrank_cli.jacobian.probe import Rates, measure
 from localrank_cli.layers.capture import Call
-from localrank_cli.measures.table import CHOICES, demand_of
+from localrank_cli.measures.table import demand_of
 from localrank_cli.run.headers import load_state
 from localrank_cli.run.plan import Plan, SeriesPlan, look_at, place_points
 from localrank_cli.spectrum.examine import Pair, View
@@ -183,7 +183,7 @@ def _request(plan: Plan, series: SeriesPlan) -> Request:
         settings.selection,
         settings.dtype,
         plan.memory - series.metric.n_bytes,
-        demand_of(settings.tolerances, settings.noise, CHOICES[settings.measures]),
+        demand_of(settings.tolerances, settings.noise, settings.averaged),
         # One of each checkpoint is missing: its sizes are those without.
         metrics=series.metric.fixed,
         scaled_by_whole=settings.by_whole,
@@ -210,7 +210,7 @@ def _rates(plan: Plan, series: SeriesPlan, works: Sequence[PairWork]) -> Rates:
 def _solving(plan: Plan, series: SeriesPlan) -> tuple[float, float]:
     """Return the seconds of one operation of a Gram matrix, and of its eigenvalues."""
     settings = series.settings
-    demand = demand_of(settings.tolerances, settings.noise, CHOICES[settings.measures])
+    demand = demand_of(settings.tolerances, settings.noise, settings.averaged)
     generator = torch.Generator("cpu").manual_seed(0)
     drawn = torch.randn(_SIDE, 2 * _SIDE, generator=generator, dtype=torch.float64, device="cpu")
     matrix = drawn.to(plan.device)

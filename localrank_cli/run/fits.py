@@ -36,7 +36,7 @@ from localrank_cli.spectrum.examine import (
 _MIB = 2**20
 # Data of one token show nothing of a network over tokens.
 _FEWEST_TOKENS = 2
-_FEW = 3  # layers that an advice may name
+_FEW_LAYERS = 3  # layers that an advice may name
 _BEST = 2  # ways out that a refusal names
 
 
@@ -237,7 +237,7 @@ class Look:
     def _fewer_layers(self) -> Iterator[WayOut]:
         labels = dict.fromkeys(one.pair.record.call.label for one in self.unfit)
         named = set(self.settings.selection.include)
-        if len(labels) > _FEW or named & set(labels):
+        if len(labels) > _FEW_LAYERS or named & set(labels):
             return
         left = [one for one in self.needs if one.pair.record.call.label not in labels]
         yield from self._way(f"--exclude {shlex.quote(','.join(labels))}", left)

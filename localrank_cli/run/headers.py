@@ -421,12 +421,12 @@ class Headers:
         if bare not in content.others:
             # Tensors beside the sets, such as statistics of the data, may have dots in their names.
             is_among_others = not bare and len(content.states) > 1 and self._weights == RAW
-            if not is_among_others or any(key.endswith("weight") for key in content.states[bare]):
+            if not is_among_others or _is_network(bare, content.states):
                 return bare
-            usual = [key for key in keys if key not in content.others]
+            usual = [key for key in keys if key not in content.others and key != bare]
             inferable = [key for key in usual if can_infer(content.states[key])]
-            if inferable or len(usual) > 1:
-                return (inferable or usual[1:])[0]
+            if usual:
+                return (inferable or usual)[0]
             keys = tuple(key for key in content.states if key in content.others)
         fitting = prefer([key for key in keys if can_infer(content.states[key])])
         if len(fitting) > 1 and content.bundle is not None:
@@ -668,10 +668,18 @@ def _planned(
     )
 
 
+def _is_network(key: str, states: Mapping[str, State]) -> bool:
+    """Return whether one of several sets has weights, and is not a part of another."""
+    own = {name: tensor.shape for name, tensor in states[key].items()}
+    shapes = ({name: one.shape for name, one in state.items()} for state in states.values())
+    is_part = any(own.items() < one.items() for one in shapes)
+    return not is_part and any(name.endswith("weight") for name in own)
+
+
 def _without_step(bundle: Bundle, key: str, file: CheckpointFile) -> SettingsError:
-    """Return the error for a series in one file, beside weights at a key that have no step."""
+    """Return the error for a series in one file that also holds weights without a step."""
     return SettingsError(
-        f"{bundle.describe(file.path)}, beside weights without a step.",
+        f"{bundle.describe(file.path)} as well as weights without a step.",
         f"{bundle.advice(file.path)}. To analyze the other weights alone, give --weights {key}.",
     )
 

@@ -82,7 +82,7 @@ class RunOutput(Output):
         resume = find_resume(plan, self.journal, note, is_kept)
         self.replace_earlier()
         remove_temporary(*sums.values())
-        self._plan = plan
+        self._plan = resume.whole
         return resume
 
     def _sums(self, plan: Plan) -> dict[tuple[str, str, tuple[int, int] | None], Path]:
@@ -219,10 +219,15 @@ class SpectraFolder:
                         for one in entries
                     )
                     and facts.get("sha256_of_tensors") in {None, sha256}
-                    and find_difference(about["settings"], self._settings[run]) is None
+                    and self._is_alike(about["settings"], run)
                 )
         except DataError:
             return False
+
+    def _is_alike(self, earlier: Mapping[str, Any], run: str) -> bool:
+        # Singular values serve every measure, also those that came later.
+        now = self._settings[run] | {"measures": earlier.get("measures")}
+        return find_difference(earlier, now) is None
 
     def keep(self, record: CheckpointRecord, spectra: Sequence[LayerSpectrum]) -> None:
         """Write the singular values of a checkpoint's layers."""

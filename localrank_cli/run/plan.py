@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -40,10 +40,12 @@ from localrank_cli.intervals.layer import check_interval
 from localrank_cli.jacobian.guards import agreement
 from localrank_cli.layers.precision import run_alike
 from localrank_cli.machine import check_memory, free_memory, memory_budget, pick_device
+from localrank_cli.measures.table import AVERAGED, choice_of
 from localrank_cli.model.arguments import Recorded
 from localrank_cli.model.build import WholeLayer, move_model
 from localrank_cli.model.fill import Expected, fill_model
 from localrank_cli.model.twice import Network
+from localrank_cli.options.decisive import decisive
 from localrank_cli.options.folder import FolderSettings
 from localrank_cli.options.resolve import (
     ModelChoice,
@@ -671,6 +673,17 @@ def listed_part(series: Series, entry: ListedSeries) -> Series:
             raise SettingsError(f"{file.path}: changed since the plan was made.", _RESUBMIT)
         kept.append(file)
     return replace(series, files=tuple(kept))
+
+
+def with_measures_of(series: SeriesPlan, earlier: Mapping[str, Any]) -> SeriesPlan:
+    """Return a series without the measures that came after an analysis with these settings began.
+
+    The table then has the same columns filled at every checkpoint.
+    """
+    before, settings = decisive(earlier)["measures"], series.settings
+    if settings.bounds is not None or choice_of(before) != settings.measures:
+        return series
+    return replace(series, settings=replace(settings, newer=frozenset(AVERAGED) - set(before)))
 
 
 def series_settings(series: SeriesPlan) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from localrank_cli.results.journal import GONE, Entry, Journal
 from localrank_cli.results.record import KIND, SETTINGS, SHARD, CheckpointRecord
 from localrank_cli.run.compute import History, hash_of
 from localrank_cli.run.headers import PlannedCheckpoint, load_state
-from localrank_cli.run.plan import Plan, SeriesPlan, series_settings
+from localrank_cli.run.plan import Plan, SeriesPlan, series_settings, with_measures_of
 from localrank_cli.run.units import Division
 from localrank_cli.spectrum.layer import EXACT_FLOAT32
 
@@ -25,6 +25,7 @@ _IsKept = Callable[[str, PlannedCheckpoint], bool]
 class Resume:
     """The work that is left."""
 
+    whole: Plan  # with the measures that the earlier results hold
     plan: Plan  # without the finished checkpoints
     history: History
     n_done: int  # finished checkpoints of this plan
@@ -39,6 +40,7 @@ def find_resume(plan: Plan, journal: Journal, note: Note, is_kept: _IsKept | Non
         SettingsError: If the journal is of another analysis, or a finished checkpoint has changed.
     """
     journal.check_settings()
+    plan = _as_begun(plan, journal, note)
     entries = {_key(entry): entry for entry in journal.entries(KIND)}
     check_settings(plan, entries.values(), journal)
     left, n_done = [], 0
@@ -55,7 +57,23 @@ def find_resume(plan: Plan, journal: Journal, note: Note, is_kept: _IsKept | Non
     _note_vanished(plan, journal, note)
     if n_done:
         note(f"resuming: {n_done} of {plan.n_checkpoints} checkpoints are finished already")
-    return Resume(replace(plan, series=tuple(left)), _history(entries.values()), n_done)
+    return Resume(plan, replace(plan, series=tuple(left)), _history(entries.values()), n_done)
+
+
+def _as_begun(plan: Plan, journal: Journal, note: Note) -> Plan:
+    saved = {entry.head["run"]: entry for entry in journal.entries(SETTINGS)}
+    found = []
+    for series in plan.series:
+        begun = series
+        if series.run in saved:
+            begun = with_measures_of(series, journal.body(saved[series.run]))
+        if newer := [name for name in series.settings.measured if name in begun.settings.newer]:
+            note(
+                f"{series.run}: was begun before localrank had {', '.join(newer)}, left empty here;"
+                " --overwrite computes everything again"
+            )
+        found.append(begun)
+    return replace(plan, series=tuple(found))
 
 
 def check_settings(plan: Plan, entries: Collection[Entry], journal: Journal) -> None:

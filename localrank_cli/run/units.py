@@ -21,7 +21,13 @@ from localrank_cli.options.parse import Shard
 from localrank_cli.results.plan_file import RESUBMIT, ListedCheckpoint, ListedSeries, PlanFile
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import PlannedCheckpoint
-from localrank_cli.run.plan import Plan, SeriesPlan, series_settings, size_and_time
+from localrank_cli.run.plan import (
+    Plan,
+    SeriesPlan,
+    series_settings,
+    size_and_time,
+    with_measures_of,
+)
 
 _Planned = PlannedCheckpoint | CheckpointRecord
 
@@ -146,7 +152,8 @@ def apply_plan_file(plan: Plan, plan_file: PlanFile) -> Plan:
     Raises:
         SettingsError: If a setting or a step differs from that in the file.
     """
-    for series in plan.series:
+    every = [with_measures_of(one, plan_file.of_run(one.run).settings) for one in plan.series]
+    for series in every:
         listed = plan_file.of_run(series.run)
         found = find_difference(listed.settings, series_settings(series))
         if found is not None:
@@ -168,6 +175,6 @@ def apply_plan_file(plan: Plan, plan_file: PlanFile) -> Plan:
             one,
             checkpoints=tuple(c for c in one.checkpoints if (one.run, c.file.name) not in done),
         )
-        for one in plan.series
+        for one in every
     ]
     return replace(plan, series=tuple(left))

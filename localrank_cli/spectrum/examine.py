@@ -16,7 +16,7 @@ from localrank_cli.layers.positions import Positions
 from localrank_cli.layers.select import (
     Selection,
     choose_layers,
-    module_names,
+    first_names,
     named_call,
     named_exactly,
 )
@@ -160,7 +160,7 @@ def axes_of(
     Raises:
         LayerError: If `--feature-axis` does not fit.
     """
-    first = {name: names[0] for names in module_names(model).values() for name in names}
+    first = first_names(model)
     overrides = [
         replace(one, pattern=first.get(one.pattern, one.pattern)) for one in selection.feature_axes
     ]

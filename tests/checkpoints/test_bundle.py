@@ -128,7 +128,7 @@ def test_the_lines_that_run_code_say_so(tmp_path: Path, beside: dict[str, Any], 
 
 def test_the_weights_beside_it_are_read_where_they_are_named(tmp_path: Path) -> None:
     torch.save({"model": SETS[0], "checkpoints": SETS}, tmp_path / "run.pth")
-    with pytest.raises(LocalrankError, match="beside weights without a step") as caught:
+    with pytest.raises(LocalrankError, match="as well as weights without a step") as caught:
         steps(tmp_path)
     assert caught.value.advice.endswith("--weights model.")
     assert steps(tmp_path, weights="model") == [0]

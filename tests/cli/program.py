@@ -1,5 +1,7 @@
 """Run the program: in this process where that is enough, else as a real one."""
 
+import csv
+import io
 import os
 import subprocess
 import sys
@@ -51,6 +53,22 @@ def invoke(*words: str, **options: Any) -> Outcome:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+def analyze(series: Path, target: Path, *words: str) -> Outcome:
+    """Analyze a series quickly, into a table."""
+    return invoke("analyze", str(series), *QUICK, "-o", str(target), *words)
+
+
+def at_once(series: Path, *words: str) -> str:
+    """Return the table of a series that is analyzed quickly, without a file."""
+    return invoke("analyze", str(series), *QUICK, *words).stdout
+
+
+def rows(table: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a table in CSV, given as its text or its file."""
+    text = table.read_text("utf-8") if isinstance(table, Path) else table
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def start(*words: str, **options: Any) -> "subprocess.Popen[str]":

@@ -140,7 +140,7 @@ class TestWithTheNetworksCode:
         assert invoke("analyze", str(tmp_path / "run"), *QUICK, *words).code == 0
         outcome = invoke("analyze", str(tmp_path / "run"), *QUICK)
         assert outcome.code == 1
-        assert "an adapter (0.lora_A.weight) beside the weights of a network" in outcome.error
+        assert "an adapter (0.lora_A.weight) as well as the weights of a network" in outcome.error
         assert "--model" in outcome.error
 
     def test_a_network_of_the_users_own_with_such_names(self, tmp_path: Path) -> None:

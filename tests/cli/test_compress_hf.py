@@ -1,10 +1,8 @@
 """`localrank compress --model hf`: a folder that `from_pretrained` loads."""
 
-import csv
 import json
 import runpy
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.cli.program import Outcome, invoke
+from tests.cli.program import Outcome, invoke, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 N_POINTS = 64
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        reason = "transformers is not installed: pip install transformers"
-        return pytest.importorskip("transformers", reason=reason)
 
 
 def saved(transformers: Any, kind: str, folder: Path) -> Any:
@@ -52,11 +42,6 @@ def saved(transformers: Any, kind: str, folder: Path) -> Any:
 def compress(*words: str) -> Outcome:
     data = ("--data", "data.npz", "--data-key", "x", "--device", "cpu", "--model", "hf")
     return invoke("compress", "checkpoint-30", *data, "-o", "out", *words)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -110,7 +95,7 @@ def test_the_factored_file_is_analyzed_beside_the_config(
         outcome = invoke("analyze", place, *words, "-o", "ranks.csv", "--overwrite")
         if place.endswith("tensors"):
             assert outcome.code == 1
-            assert "must lie beside the weights" in outcome.error
+            assert "must be next to the weights" in outcome.error
             shutil.copy("checkpoint-30/config.json", "out")
             outcome = invoke("analyze", place, *words, "-o", "ranks.csv", "--overwrite")
         assert outcome.code == 0, outcome.stderr

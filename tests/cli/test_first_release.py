@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.cli.program import invoke, run
+from tests.cli.program import invoke, rows, run, run_cold
 
 FILES = Path(__file__).parent / "first_release"
 WORDS = ("--data", "normal:4", "--points", "3")
@@ -53,6 +53,43 @@ def test_half_finished_shards_are_resumed(place: Path) -> None:
     assert outcome.code == 0, outcome.stderr
     assert "1 of 3 checkpoints are finished already" in outcome.stderr
     assert (place / "div.csv").read_bytes() == (place / "whole.csv").read_bytes()
+
+
+_NEW = """
+import importlib.util, pathlib, sys
+name = "localrank_cli.measures.table"
+module = importlib.util.module_from_spec(importlib.util.find_spec(name))
+sys.modules[name] = module
+path = pathlib.Path(module.__file__)
+text = path.read_text()
+entry = 'Measure(Meaning("new", "New."), "", "", stable_rank, _stable_rank_bound)'
+head, body = text.split("MEASURES: Mapping[str, Measure] = {", 1)
+body = body.replace("\\n}\\n", "\\n    'new_rank': " + entry + ",\\n}\\n", 1)
+exec(compile(head + "MEASURES: Mapping[str, Measure] = {" + body, str(path), "exec"), vars(module))
+"""
+
+
+def test_a_new_measure_is_one_entry_and_what_was_begun_before_it_is_resumed(
+    place: Path, tmp_path: Path
+) -> None:
+    """Processes with one more entry in the table of measures: localrank as it may be next."""
+    (tmp_path / "sitecustomize.py").write_text(_NEW)
+    later = os.environ | {"PYTHONPATH": str(tmp_path)}
+    common = (str(place / "run"), *WORDS)
+    fresh = run_cold("analyze", *common, "--device", "cpu", env=later)
+    assert fresh.code == 0, fresh.stderr
+    fresh_rows = rows(fresh.stdout)
+    assert [row["new_rank"] for row in fresh_rows] == [row["stable_rank"] for row in fresh_rows]
+    earlier = [dict.fromkeys(fresh_rows[0], "") | row for row in rows(place / "whole.csv")]
+    resumed = run_cold(
+        "analyze", *common, "--device", "cpu", "-o", str(place / "ranks.csv"), env=later
+    )
+    assert "1 of 3 checkpoints are finished already" in resumed.stderr
+    divided = run_cold("submit", *common, "--workers", "2", "-o", str(place / "div.csv"), env=later)
+    for outcome, table in ((resumed, "ranks.csv"), (divided, "div.csv")):
+        assert outcome.code == 0, outcome.stderr
+        assert "before localrank had new_rank" in outcome.stderr
+        assert rows(place / table) == earlier
 
 
 def test_a_table_is_merged_and_shown(place: Path) -> None:

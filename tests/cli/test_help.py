@@ -1,6 +1,7 @@
 """The help of commands: groups, the common options first, all of them on demand."""
 
 import re
+from typing import Any
 
 import pytest
 import typer
@@ -11,7 +12,8 @@ from localrank_cli.options.setting import PANELS, options_of
 from localrank_cli.options.table import AnalyzeOptions
 from tests.cli.program import invoke
 
-COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]  # of a group
+GROUP: Any = typer.main.get_command(app)
+COMMANDS = sorted(GROUP.commands)
 WHOLE = ("analyze", "inspect", "submit", "compress")  # those whose --help leaves out options
 
 

@@ -1,7 +1,5 @@
 """`--method interval` on the command line: the same bounds however a run is divided or resumed."""
 
-import csv
-import io
 import json
 import signal
 import time
@@ -11,7 +9,7 @@ import pytest
 import torch
 
 from localrank_cli.results.schema import check_line
-from tests.cli.program import invoke, start_warm
+from tests.cli.program import invoke, rows, start_warm
 from tests.helpers import NET_CODE, WAITS, net_weights, save_series
 
 COLUMNS = [
@@ -21,10 +19,6 @@ COLUMNS = [
 PLAIN = ("--data", "normal:9", "--device", "cpu", "--points", "5")
 TOLERANCES = ("--rtol", "0.1", "--atol", "0.2")
 WORDS = (*PLAIN, *TOLERANCES, "--method", "interval", "--products", "200")
-
-
-def rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 @pytest.fixture
@@ -109,7 +103,7 @@ def test_resuming_with_other_terms_is_refused(
         (("--method", "interval", "--pooled"), "--method interval with --pooled"),
         (
             ("--method", "interval", "--dtype", "float32", "--atol", "1e-6"),
-            "products in float32 allow tolerances from",
+            "what float32 rounds allows --atol from",
         ),
         (("--method", "interval", "--rtol", "1e-6"), "with --rtol 1e-06"),
         (

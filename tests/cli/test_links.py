@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import QUICK, Outcome, invoke, run
+from tests.cli.program import QUICK, analyze, invoke, run
 from tests.helpers import entries, save_series
 
 FILES = ["real.csv", "real.csv.journal", "real.csv.json"]
@@ -23,10 +23,6 @@ def link(tmp_path: Path) -> Path:
     (tmp_path / "disk/real.csv").write_text("old")
     (tmp_path / "ranks.csv").symlink_to("disk/real.csv")
     return tmp_path / "ranks.csv"
-
-
-def analyze(series: Path, target: Path, *words: str) -> Outcome:
-    return invoke("analyze", str(series), *QUICK, "-o", str(target), *words)
 
 
 def test_a_table_is_written_through(series: Path, link: Path) -> None:

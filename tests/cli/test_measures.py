@@ -1,24 +1,18 @@
 """`--measures counts`: every column but the effective rank, however a run is divided or resumed."""
 
-import csv
-import io
 import json
 from pathlib import Path
 
 import pytest
 
 from localrank_cli.measures.table import MEASURES
-from tests.cli.program import QUICK, Outcome, invoke
+from tests.cli.program import QUICK, Outcome, invoke, rows
 
 NEEDING_ALL = [name for name, measure in MEASURES.items() if measure.needs_every_value]
 LEFT_OUT = {column for name in NEEDING_ALL for column in (name, f"{name}_se")}
 COUNTS = ("--measures", "counts")
 # Rounding of another route, as the contract promises.
 CLOSE = 1e-6
-
-
-def rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 def analyze(series: Path, *words: str) -> Outcome:

@@ -1,7 +1,5 @@
 """Shards and their merge, which gives the table of a single run for any division."""
 
-import csv
-import io
 import json
 import random
 import shutil
@@ -13,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tests.cli.program import QUICK, Outcome, invoke
+from tests.cli.program import QUICK, Outcome, invoke, rows
 from tests.helpers import entries, save_series, weights
 
 STEPS = (0, 5, 10)
@@ -23,10 +21,6 @@ EXACT = ("n_points", "n_failed", "local_rank", "local_rank_se", "rank_min", "ran
 def shard(series: Path, folder: Path, index: int, count: int, *words: str) -> Outcome:
     part = f"{index}/{count}"
     return invoke("analyze", str(series), *QUICK, "-o", str(folder), "--shard", part, *words)
-
-
-def rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 def assert_equal(found: str, expected: str) -> None:

@@ -1,7 +1,5 @@
 """`--pooled` on the command line: the same table however a run is divided, stopped or resumed."""
 
-import csv
-import io
 import json
 import signal
 import time
@@ -15,17 +13,13 @@ from safetensors.torch import load_file, save_file
 from localrank_cli import analyze
 from localrank_cli.results.pooled import sums_path
 from localrank_cli.results.write import temporary_path
-from tests.cli.program import Outcome, invoke, run, start_warm
+from tests.cli.program import Outcome, invoke, rows, run, start_warm
 from tests.helpers import entries, save_series
 
 POOLED = ("pooled_rank", "active_rank", "pooled_undecided", "active_effective_rank")
 TOLERANCES = ("--atol", "0.3", "--rtol", "0.5")
 PLAIN = ("--data", "normal:4", "--device", "cpu", "--points", "20", "--pooled")
 WORDS = (*PLAIN, *TOLERANCES)
-
-
-def rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 def shard(series: Path, folder: Path, index: int, count: int, *words: str) -> Outcome:

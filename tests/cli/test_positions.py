@@ -1,6 +1,5 @@
 """Positions, several sources and J - 1 at the command line: the whole life of such a table."""
 
-import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from localrank_cli import analyze
 from localrank_cli.errors import LocalrankError
 from localrank_cli.layers.positions import Positions
-from tests.cli.program import Outcome, invoke
+from tests.cli.program import Outcome, invoke, rows
 from tests.naive import naive_jacobians
 
 POINTS, TOKENS, WIDTH = 4, 6, 4
@@ -95,10 +94,6 @@ def run(folder: Path, *words: str, name: str = "Net") -> Outcome:
     return invoke(*words_of(folder, *words, name=name))
 
 
-def rows_of(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(text.splitlines()))
-
-
 @pytest.fixture(scope="module")
 def table(folder: Path) -> Path:
     """A table whose layers have several sources, with its singular values."""
@@ -110,7 +105,7 @@ def table(folder: Path) -> Path:
 
 def sources(text: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for row in rows_of(text):
+    for row in rows(text):
         if row["step"] == "0":
             found.setdefault(row["layer"], []).append(row["wrt"])
     return found
@@ -157,7 +152,7 @@ def test_numbers_and_standard_errors_are_those_of_a_direct_computation(table: Pa
     data = torch.load(table.parent / "points.pt")["x"].double()
     (row,) = (
         row
-        for row in rows_of(table.read_text())
+        for row in rows(table.read_text())
         if (row["step"], row["layer"], row["wrt"]) == ("10", "blocks.2", "blocks.1")
     )
     indices = _indices(table)
@@ -193,10 +188,10 @@ def test_layers_with_several_sources_are_rows_of_their_own(folder: Path, table: 
 
 def test_counting_again_gives_the_same_table(table: Path) -> None:
     outcome = invoke("rethreshold", str(table.parent / "spectra"), "--atol", "0.01")
-    assert rows_of(outcome.stdout) == rows_of(table.read_text())
+    assert rows(outcome.stdout) == rows(table.read_text())
 
 
-@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.long)])
 def test_a_merge_of_shards_is_the_single_run(folder: Path, table: Path, count: int) -> None:
     parts = folder / f"shards{count}"
     for index in range(count):
@@ -260,7 +255,7 @@ def test_information_and_labels_with_pairs(folder: Path) -> None:
     outcome = run(folder, *PAIRS, *words)
     assert outcome.code == 0, outcome.stderr
     by_layer: dict[tuple[str, str], set[str]] = {}
-    for row in rows_of(outcome.stdout):
+    for row in rows(outcome.stdout):
         by_layer.setdefault((row["step"], row["layer"]), set()).add(
             row["information_xt_upper_nats"]
         )
@@ -287,9 +282,9 @@ def test_localrank_toml_and_python_give_the_same(folder: Path, tmp_path: Path) -
         layers=["blocks.?"], model=f"{folder / 'net.py'}:Net", data=str(folder / "points.pt"),
         data_key="x", points=POINTS, device="cpu",
     )  # fmt: skip
-    rows = rows_of(expected.stdout)
-    assert list(frame.columns) == list(rows[0])
-    assert frame["local_rank"].tolist() == pytest.approx([float(r["local_rank"]) for r in rows])
+    table = rows(expected.stdout)
+    assert list(frame.columns) == list(table[0])
+    assert frame["local_rank"].tolist() == pytest.approx([float(r["local_rank"]) for r in table])
 
 
 def test_a_named_layer_may_fit_one_of_its_sources_alone(folder: Path) -> None:
@@ -417,11 +412,11 @@ def test_a_point_with_one_broken_position_fails_as_a_whole(tmp_path: Path) -> No
         str(tmp_path / "spectra"), "--wrt", "a",
     )  # fmt: skip
     assert outcome.code == 3, outcome.stderr
-    (row,) = rows_of(outcome.stdout)
+    (row,) = rows(outcome.stdout)
     assert (row["layer"], row["n_points"], row["n_failed"]) == ("b", "4", "1")
     assert (row["rank_min"], row["rank_max"], row["status"]) == ("2", "2", "nonfinite")
     again = invoke("rethreshold", str(tmp_path / "spectra"), "--atol", "0.01")
-    assert rows_of(again.stdout) == [row]
+    assert rows(again.stdout) == [row]
 
 
 @pytest.mark.parametrize("value", [3, ["embed", 3]])

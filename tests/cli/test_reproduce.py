@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from localrank_cli.experiments import gaussian
+from localrank_cli.experiments import gaussian, generalization
 from localrank_cli.experiments.experiment import Claim, Verdict
+from localrank_cli.experiments.generalization import Cell
 from tests.cli.program import invoke
 
 
@@ -54,6 +55,49 @@ def test_a_verdict_that_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert frame["test_error"].notna().all()
 
 
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep of 6 networks and one control, in this process."""
+    swept = [Cell(width=width, samples=60) for width in (16, 32, 64)]
+    monkeypatch.setattr(generalization, "cells", lambda quick: swept)
+    random = [replace(swept[0], label_noise=generalization.RANDOM)]
+    monkeypatch.setattr(generalization, "controls", lambda quick: random)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_sweep_resumes_and_its_parts_are_trained_once(tmp_path: Path) -> None:
+    words = ("reproduce", "generalization", "--quick", "--seeds", "2", "--out", str(tmp_path))
+    outcome = invoke(*words, "--shard", "1/2")
+    assert (outcome.code, outcome.stdout) == (0, "")
+    done = sorted(tmp_path.glob("*/metrics.csv"))
+    assert len(done) == 3
+    assert not (tmp_path / "ranks.csv").exists()
+    before = [path.stat().st_mtime_ns for path in done]
+    outcome = invoke(*words)
+    assert outcome.code in {0, 4}, outcome.stderr
+    assert [path.stat().st_mtime_ns for path in done] == before
+    frame = pd.read_csv(tmp_path / "ranks.csv")
+    assert frame["run"].nunique() == 2 * 3 + 1
+    verdict = (tmp_path / "verdict.txt").read_text()
+    # After a stop before the verdict, the table of the first analysis serves.
+    (tmp_path / "verdict.txt").unlink()
+    assert invoke(*words).stdout == verdict
+    outcome = invoke(*words)
+    assert (outcome.code, "verdict.txt: exists already" in outcome.error) == (1, True)
+
+
+@pytest.mark.long
+def test_workers_train_the_sweep_of_a_single_process(tmp_path: Path) -> None:
+    words = ("reproduce", "generalization", "--quick", "-q", "--out")
+    texts = []
+    for name, more in (("one", ()), ("two", ("--workers", "2"))):
+        outcome = invoke(*words, str(tmp_path / name), *more)
+        assert outcome.code == 0, outcome.stderr
+        texts.append(outcome.stdout)
+    assert texts[0] == texts[1]
+
+
 def test_an_existing_table_is_kept(tmp_path: Path) -> None:
     (tmp_path / "ranks.csv").write_text("mine")
     outcome = invoke("reproduce", "gaussian", "--out", str(tmp_path))
@@ -78,7 +122,9 @@ def test_an_existing_table_is_kept(tmp_path: Path) -> None:
         (["patel2024", "--steps", "5", "--quick"], 2, "--steps is for `localrank reproduce patel"),
         (["mnist", "--steps", "5"], 2, "--steps is for `localrank reproduce patel2024`"),
         (["gaussian", "--seeds", "0"], 2, "--seeds 0: expected at least 1."),
-        (["moon"], 2, "EXPERIMENT moon: unknown. Choose gaussian, mnist, vib or patel2024."),
+        (["moon"], 2, "Choose gaussian, mnist, vib, patel2024, generalization or compression."),
+        (["vib", "--workers", "2"], 2, "--workers is for `localrank reproduce generalization`"),
+        (["generalization", "--workers", "2", "--shard", "0/2"], 2, "--workers with --shard"),
     ],
 )
 def test_refused(tmp_path: Path, words: list[str], code: int, message: str) -> None:

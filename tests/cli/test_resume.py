@@ -1,8 +1,6 @@
 """Resuming a run, refusing to mix analyses, and leaving bad checkpoints out."""
 
-import csv
 import fcntl
-import io
 import json
 import os
 import random
@@ -20,25 +18,13 @@ from safetensors.torch import save_file
 from localrank_cli.results.journal import line_of
 from localrank_cli.results.spectra import spectra_path
 from localrank_cli.results.write import temporary_path
-from tests.cli.program import QUICK, Outcome, invoke, run, start_warm
+from tests.cli.program import QUICK, Outcome, analyze, at_once, invoke, rows, run, start_warm
 from tests.helpers import NET_CODE, entries, net_weights, save_epochs, save_series, weights
 
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "ranks.csv"
-
-
-def analyze(series: Path, target: Path, *words: str) -> Outcome:
-    return invoke("analyze", str(series), *QUICK, "-o", str(target), *words)
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text())))
-
-
-def at_once(series: Path, *words: str) -> str:
-    return invoke("analyze", str(series), *QUICK, *words).stdout
 
 
 def computed(outcome: Outcome) -> int:
@@ -135,26 +121,96 @@ def test_a_journal_of_the_first_release_resumes(series: Path, target: Path) -> N
     assert target.read_text() == at_once(series)
 
 
-def test_a_journal_with_other_measures_is_refused_by_name(series: Path, target: Path) -> None:
-    def lack_one(head: dict[str, Any], body: dict[str, Any]) -> None:
+def layers_of(head: dict[str, Any], body: dict[str, Any]) -> list[dict[str, Any]]:
+    return body["layers"] if head["kind"] == "checkpoint" else []
+
+
+def lack_one(head: dict[str, Any], body: dict[str, Any]) -> None:
+    """Make a record as it was before there was a stable rank."""
+    if head["kind"] == "settings":
+        body["measures"].remove("stable_rank")
+    for layer in layers_of(head, body):
+        del layer["soft"]["stable_rank"]
+
+
+def emptied(table: str) -> list[dict[str, str]]:
+    return [row | {"stable_rank": "", "stable_rank_se": ""} for row in rows(table)]
+
+
+def test_a_journal_from_before_a_measure_is_resumed_without_it(series: Path, target: Path) -> None:
+    analyze(series, target, "--last", "1")
+    rewrite_journal(target, lack_one)
+    outcome = analyze(series, target, "-v")
+    assert (outcome.code, computed(outcome)) == (0, 2)
+    assert "before localrank had stable_rank" in outcome.stderr
+    whole = at_once(series)
+    assert rows(target) == emptied(whole)
+    merged = target.parent / "merged.csv"
+    assert invoke("merge", str(target), "-o", str(merged)).code == 0
+    assert merged.read_bytes() == target.read_bytes()
+    assert analyze(series, target, "--overwrite").code == 0
+    assert target.read_text() == whole
+
+
+def test_tables_with_and_without_a_measure_are_not_merged(series: Path, target: Path) -> None:
+    analyze(series, target, "--last", "1")
+    rewrite_journal(target, lack_one)
+    other = target.with_name("other.csv")
+    analyze(series, other, "--steps", "0:0")
+    merged = invoke("merge", str(target), str(other), "-o", str(target.with_name("merged.csv")))
+    assert merged.code == 1
+    assert (
+        "versions of localrank wrote them that differ in the measures stable_rank" in merged.error
+    )
+
+
+def test_kept_singular_values_serve_a_measure_that_came_later(series: Path, target: Path) -> None:
+    words = ("--spectra", str(target.parent / "spectra"))
+    analyze(series, target, *words)
+    rewrite_journal(target, lack_one)
+    outcome = analyze(series, target, "-v", *words)
+    assert (outcome.code, computed(outcome)) == (0, 0)
+
+
+def test_another_choice_of_measures_is_refused_beside_an_earlier_version(
+    series: Path, target: Path
+) -> None:
+    analyze(series, target)
+    rewrite_journal(target, lack_one)
+    outcome = analyze(series, target, "--measures", "counts")
+    assert outcome.code == 1
+    assert "--measures was all and is now counts" in outcome.error
+
+
+def test_a_journal_of_a_later_version_is_refused_by_name(series: Path, target: Path) -> None:
+    def have_more(head: dict[str, Any], body: dict[str, Any]) -> None:
         if head["kind"] == "settings":
-            body["measures"].remove("stable_rank")
-        for layer in body.get("layers", []):
-            if "soft" in layer:
-                del layer["soft"]["stable_rank"]
+            body["measures"].append("future_rank")
+        for layer in layers_of(head, body):
+            layer["soft"]["future_rank"] = layer["soft"]["stable_rank"]
 
     analyze(series, target)
     before = target.read_bytes()
-    rewrite_journal(target, lack_one)
+    rewrite_journal(target, have_more)
     outcome = analyze(series, target)
     assert outcome.code == 1
-    assert "differs in the measures stable_rank." in outcome.error
+    assert "differs in the measures future_rank." in outcome.error
     assert target.read_bytes() == before
     merged = invoke("merge", str(target), "-o", str(target.parent / "merged.csv"))
     assert merged.code == 1
-    assert "by another version of localrank" in merged.error
-    assert analyze(series, target, "--overwrite").code == 0
-    assert target.read_bytes() == before
+    assert "with the measures future_rank, which this one lacks" in merged.error
+
+
+def test_measures_that_the_settings_do_not_name_are_refused(series: Path, target: Path) -> None:
+    def lack_values(head: dict[str, Any], body: dict[str, Any]) -> None:
+        for layer in layers_of(head, body):
+            del layer["soft"]["stable_rank"]
+
+    analyze(series, target)
+    rewrite_journal(target, lack_values)
+    merged = invoke("merge", str(target), "-o", str(target.parent / "merged.csv"))
+    assert merged.code == 1
+    assert "body.layers[0].soft: expected " in merged.error
 
 
 def test_what_is_no_setting(series: Path, target: Path) -> None:

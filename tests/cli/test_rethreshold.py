@@ -1,7 +1,5 @@
 """Kept singular values give the numbers of a new analysis at other tolerances."""
 
-import csv
-import io
 import json
 from pathlib import Path
 
@@ -12,15 +10,11 @@ from safetensors.torch import save_file
 
 from localrank_cli.results.lock import OutputLock
 from localrank_cli.results.spectra import read_spectra
-from tests.cli.program import QUICK, Outcome, invoke
+from tests.cli.program import QUICK, Outcome, invoke, rows
 from tests.helpers import entries, save_series, weights
 
 OTHER = ("--atol", "0.3", "--rtol", "0.1", "--rtol", "eps")
 EXACT = ("n_points", "n_failed", "local_rank", "rank_min", "rank_max", "near_tol", "n_undecided")
-
-
-def rows(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 @pytest.fixture

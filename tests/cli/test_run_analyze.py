@@ -9,20 +9,20 @@ import torch
 from safetensors.torch import save_file
 
 from localrank_cli.results.columns import header
-from tests.cli.program import QUICK, invoke
+from tests.cli.program import QUICK, invoke, rows
 from tests.helpers import NET_CODE, entries, net_weights, save_series, weights
 
 
 def test_csv_in_a_pipe(series: Path) -> None:
     outcome = invoke("analyze", str(series), *QUICK)
     assert outcome.code == 0
-    rows = list(csv.DictReader(io.StringIO(outcome.stdout)))
+    table = rows(outcome.stdout)
     assert outcome.stdout.splitlines()[0] == ",".join(header())
-    assert [(row["step"], row["layer"]) for row in rows] == [
+    assert [(row["step"], row["layer"]) for row in table] == [
         (step, layer) for step in ("0", "5", "10") for layer in ("0", "2")
     ]
-    assert {row["run"] for row in rows} == {"run"}
-    assert {(row["status"], row["message"]) for row in rows} == {("ok", "")}
+    assert {row["run"] for row in table} == {"run"}
+    assert {(row["status"], row["message"]) for row in table} == {("ok", "")}
     assert outcome.stderr == (
         "localrank: note: no --model: read as a plain MLP 4-3-2 with relu between its layers\n"
     )
@@ -114,8 +114,8 @@ def test_an_error_in_the_middle_keeps_what_is_finished(tmp_path: Path) -> None:
     assert "step_3.pt (step 3): a.weight and b.weight are one parameter" in outcome.error
     kept = "2 finished checkpoints are kept, 1 is left: rerun the same command to resume"
     assert kept in outcome.stderr
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "ranks.csv").read_text())))
-    assert [row["step"] for row in rows] == ["1", "1", "2", "2"]
+    table = rows(tmp_path / "ranks.csv")
+    assert [row["step"] for row in table] == ["1", "1", "2", "2"]
     assert json.loads((tmp_path / "ranks.csv.json").read_text())["complete"] is False
     assert len(invoke(*words).stdout.splitlines()) == 5  # in a pipe, what was finished is there
 
@@ -129,13 +129,13 @@ def test_non_finite_values_are_3_with_whole_output(series: Path, tmp_path: Path)
         "localrank: warning: run: step_7.safetensors (step 7): non-finite values in 0, 2"
         in outcome.stderr.splitlines()
     )
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "ranks.csv").read_text())))
-    broken = [row for row in rows if row["step"] == "7"]
+    table = rows(tmp_path / "ranks.csv")
+    broken = [row for row in table if row["step"] == "7"]
     assert [(row["status"], row["local_rank"], row["n_failed"]) for row in broken] == [
         ("nonfinite", "", "5")
     ] * 2
-    assert all(row["status"] == "ok" for row in rows if row["step"] != "7")
-    assert len(rows) == 8
+    assert all(row["status"] == "ok" for row in table if row["step"] != "7")
+    assert len(table) == 8
 
 
 def test_prints_of_a_model_go_to_stderr(tmp_path: Path) -> None:
@@ -183,9 +183,9 @@ def test_constant_columns(series: Path, tmp_path: Path) -> None:
     other = save_series(tmp_path / "other", (1,))
     (series / "localrank.toml").write_text("[columns]\nbeta = 2.5\nkind = 'a,b'\n")
     outcome = invoke("analyze", str(series), str(other), *QUICK)
-    rows = list(csv.DictReader(io.StringIO(outcome.stdout)))
-    assert list(rows[0])[-3:] == ["message", "beta", "kind"]
-    assert [(row["run"], row["beta"], row["kind"]) for row in rows] == [("other", "", "")] * 2 + [
+    table = rows(outcome.stdout)
+    assert list(table[0])[-3:] == ["message", "beta", "kind"]
+    assert [(row["run"], row["beta"], row["kind"]) for row in table] == [("other", "", "")] * 2 + [
         ("run", "2.5", "a,b")
     ] * 6
 
@@ -196,16 +196,16 @@ def test_settings_of_the_folder_need_no_flag(series: Path, monkeypatch: pytest.M
         "data = 'inputs.pt'\npoints = 6\natol = [0.5, 0.1]\nlayers = '2'\nactivation = 'tanh'\n"
     )
     monkeypatch.chdir("/")  # paths are those of the folder
-    rows = list(csv.DictReader(io.StringIO(invoke("analyze", str(series)).stdout)))
-    assert len(rows) == 6
-    assert {row["n_points"] for row in rows} == {"6"}
-    assert {row["layer"] for row in rows} == {"2"}
-    assert [row["tolerance"] for row in rows[:2]] == ["atol=0.5", "atol=0.1"]
-    assert not {"inputs.pt"} & {row["checkpoint"] for row in rows}
+    table = rows(invoke("analyze", str(series)).stdout)
+    assert len(table) == 6
+    assert {row["n_points"] for row in table} == {"6"}
+    assert {row["layer"] for row in table} == {"2"}
+    assert [row["tolerance"] for row in table[:2]] == ["atol=0.5", "atol=0.1"]
+    assert not {"inputs.pt"} & {row["checkpoint"] for row in table}
 
 
 def test_a_run_with_a_strange_name(tmp_path: Path) -> None:
     folder = save_series(tmp_path / 'run[seed=3] ,"x" [bold]', (1,))
     outcome = invoke("analyze", str(folder), *QUICK)
-    rows = list(csv.DictReader(io.StringIO(outcome.stdout)))
-    assert rows[0]["run"] == 'run[seed=3] ,"x" [bold]'
+    table = rows(outcome.stdout)
+    assert table[0]["run"] == 'run[seed=3] ,"x" [bold]'

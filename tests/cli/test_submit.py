@@ -16,8 +16,18 @@ from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.write import write_json
 from localrank_cli.run.plan import make_plan
 from localrank_cli.run.units import make_plan_file
-from tests.cli.program import QUICK, Outcome, invoke, run, run_cold, start, start_warm
-from tests.cli.test_merge import assert_equal, rows
+from tests.cli.program import (
+    QUICK,
+    Outcome,
+    at_once,
+    invoke,
+    rows,
+    run,
+    run_cold,
+    start,
+    start_warm,
+)
+from tests.cli.test_merge import assert_equal
 from tests.helpers import (
     NET_CODE,
     WAITS,
@@ -37,10 +47,6 @@ def submit(series: Path, target: Path, *words: str, workers: int = 2) -> Outcome
         "submit", str(series), *QUICK, "-o", str(target), "--workers", str(workers), *words,
         env=ONE_THREAD,
     )  # fmt: skip
-
-
-def single(series: Path, *words: str) -> str:
-    return invoke("analyze", str(series), *QUICK, *words).stdout
 
 
 def wait_until(true: Callable[[], bool], process: "Warm | subprocess.Popen[str]") -> None:
@@ -63,7 +69,7 @@ def test_two_workers_give_the_table_of_one_process(series: Path, tmp_path: Path)
         "localrank: note: no --model: read as a plain MLP 4-3-2 with relu between its layers",
         f"localrank: note: wrote {target} and ranks.csv.json",
     ]
-    assert_equal(target.read_text(), single(series))
+    assert_equal(target.read_text(), at_once(series))
     assert entries(target.parent) == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]
     manifest = json.loads((target.parent / "ranks.csv.json").read_text())
     assert manifest["complete"] is True
@@ -75,7 +81,7 @@ def test_two_workers_give_the_table_of_one_process(series: Path, tmp_path: Path)
 def test_fewer_checkpoints_than_workers(series: Path, tmp_path: Path) -> None:
     outcome = submit(series, tmp_path / "a.csv", "--last", "1", workers=2)
     assert outcome.code == 0, outcome.stderr
-    assert_equal((tmp_path / "a.csv").read_text(), single(series, "--last", "1"))
+    assert_equal((tmp_path / "a.csv").read_text(), at_once(series, "--last", "1"))
 
 
 def test_several_devices_of_analyze_to_a_pipe(
@@ -84,7 +90,7 @@ def test_several_devices_of_analyze_to_a_pipe(
     monkeypatch.chdir(tmp_path)
     outcome = run("analyze", str(series), *QUICK, "--device", "cpu,cpu", "-q", env=ONE_THREAD)
     assert (outcome.code, outcome.stderr) == (0, "")
-    assert_equal(outcome.stdout, single(series))
+    assert_equal(outcome.stdout, at_once(series))
     assert entries(tmp_path) == ["run"]
 
 
@@ -94,13 +100,13 @@ def test_a_series_that_grew_and_other_settings(series: Path, tmp_path: Path) -> 
     save_file(weights(seed=7), series / "step_7.safetensors")
     outcome = submit(series, target, workers=1)
     assert "resuming: 3 of 4" in outcome.stderr
-    assert_equal(target.read_text(), single(series))
+    assert_equal(target.read_text(), at_once(series))
     outcome = submit(series, target, "--atol", "0.5", workers=1)
     assert outcome.code == 1
     assert "was begun with another setting for 'run': tolerances was" in outcome.error
     outcome = submit(series, target, "--atol", "0.5", "--overwrite", workers=1)
     assert outcome.code == 0, outcome.stderr
-    assert_equal(target.read_text(), single(series, "--atol", "0.5"))
+    assert_equal(target.read_text(), at_once(series, "--atol", "0.5"))
 
 
 def test_an_error_is_reported_once(series: Path, tmp_path: Path) -> None:
@@ -135,7 +141,7 @@ def test_values_that_are_not_finite(series: Path, tmp_path: Path) -> None:
     outcome = submit(series, tmp_path / "a.csv")
     assert outcome.code == 3
     assert outcome.stderr.count("non-finite values in") == 1
-    assert_equal((tmp_path / "a.csv").read_text(), single(series))
+    assert_equal((tmp_path / "a.csv").read_text(), at_once(series))
 
 
 def wait_until_ended(pid: int) -> None:
@@ -267,7 +273,7 @@ def test_the_plan_is_kept_to(series: Path, tmp_path: Path) -> None:
     whole = make_plan(options, ignore)
     plan_file = make_plan_file(whole, whole, 2, (), tmp_path / "a.csv")
     write_json(tmp_path / "plan.json", plan_file.to_json())
-    expected = single(series)
+    expected = at_once(series)
     save_file(weights(seed=7), series / "step_7.safetensors")
     plan = ("--plan", str(tmp_path / "plan.json"))
     for index in range(2):
@@ -336,4 +342,4 @@ def test_workers_count_steps_as_the_whole_series_does(tmp_path: Path) -> None:
     target = tmp_path / "ranks.csv"
     outcome = submit(run, target, "--steps", "1:2")
     assert outcome.code == 0, outcome.stderr
-    assert target.read_text() == single(run, "--steps", "1:2")
+    assert target.read_text() == at_once(run, "--steps", "1:2")

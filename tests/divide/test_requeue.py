@@ -36,7 +36,7 @@ def test_a_task_that_slurm_kills_and_starts_again(
 def test_a_turn_without_progress_is_the_last(
     slurm: Slurm, tmp_path: Path, waiting: tuple[str, ...]
 ) -> None:
-    """A checkpoint that takes longer than the time limit would be begun again for ever."""
+    """A checkpoint that takes longer than the time limit would be begun again forever."""
     target = tmp_path / "ranks.csv"
     first = invoke("analyze", *waiting, "-o", str(target), "--steps", "0:2")
     assert first.code == 0, first.stderr

@@ -5,7 +5,9 @@ import sys
 import pandas as pd
 import pytest
 
+from localrank_cli.experiments import correlation
 from localrank_cli.experiments.pictures import PictureError, draw
+from tests.experiments.test_generalization import planted
 
 
 def table() -> pd.DataFrame:
@@ -59,6 +61,21 @@ def test_ranks_and_singular_values_over_beta_beside_theory() -> None:
     assert points.get_xydata().tolist() == [[0.4, 0.2], [0.75, 0.375], [1.5, 0.75]]
     assert plane.get_xlim() == optimum.get_xlim()
     assert plane.get_ylim() == optimum.get_ylim()
+
+
+def test_each_network_of_a_sweep_and_the_coefficients(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(correlation, "_RESAMPLES", 50)
+    frame = planted("gap")
+    points, bars = draw("generalization", frame).axes
+    drawn = sum(len(line.get_xdata()) for line in points.get_lines())
+    assert drawn == frame["run"].nunique()
+    assert [text.get_text() for text in points.get_legend().get_texts()] == [
+        "label noise 0", "label noise 0.2", "random labels",
+    ]  # fmt: skip
+    names = [text.get_text() for text in bars.get_yticklabels()]
+    assert names[:2] == ["overall", "width only"]
+    assert names[-1] == "given norms and decay"
 
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from tests.faults.hostile import PICKLES, PLACES
 ROOT = Path(__file__).parents[2]
 QUICK = ("zip", "dcp", "data by rows")
 LONG = pytest.mark.long
-SECONDS = 8.0  # of one core, for files of a megabyte; what is refused ran for ever or for minutes
+SECONDS = 8.0  # of one core, for files of a megabyte; what is refused ran forever or for minutes
 MEBIBYTES = 600  # some of them describe 100 MB of small objects
 # What a reader must not accept, by a part of its message.
 REFUSED = {

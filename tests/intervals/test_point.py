@@ -18,7 +18,7 @@ from localrank_cli.intervals.point import (
     examine_point,
     generators_of,
 )
-from tests.intervals.planted import examined, generator, planted, rank_of
+from tests.intervals.planted import examined, generator, most_misses, planted, rank_of
 
 
 def test_a_gap_closes_the_interval() -> None:
@@ -204,6 +204,11 @@ def test_a_tolerance_under_four_times_that_is_refused() -> None:
     with pytest.raises(TooRoughError) as one:
         examine_point(operator, terms, generators_of(0))
     assert (one.value.row, round(one.value.least, 6)) == (1, 0.04)
+    absolute = Terms((Threshold(atol=0.3),))
+    scaled = replace(of_matrix(8 * torch.eye(5).double()), error=0.01)
+    with pytest.raises(TooRoughError) as one:
+        examine_point(scaled, absolute, generators_of(0))
+    assert round(one.value.least, 6) == 0.32
 
 
 @pytest.mark.parametrize("n_points", [1, 3])
@@ -213,3 +218,35 @@ def test_without_a_step_nothing_is_known(n_points: int) -> None:
     points, found = examined(operators, terms, 0)
     assert [(one.low, one.high, one.certain_low) for one in found] == [(0, 30, 0)] * 2
     assert [point.sigma_high for point in points] == [math.inf] * n_points
+
+
+def test_directions_that_a_basis_missed_are_bounded_by_fresh_probes() -> None:
+    """F5: of twenty equal values a block of eight vectors finds eight, as if there were no more.
+
+    The block itself, as a probe of what is left, would say so each time.
+    """
+    values = torch.tensor([1.0] * 20 + [0.1] * 30 + [1e-3] * 30).double()
+    misses = 0
+    for seed in range(12):
+        matrix = planted(values, 80, 90, generator(seed))
+        (point,), (found,) = examined([of_matrix(matrix)], Terms((Threshold(atol=0.12),)), seed)
+        assert point.levels[0].deflated == 8
+        misses += not found.low <= 20 <= found.high
+    assert misses <= most_misses(12, 0.05)
+
+
+@pytest.mark.parametrize("n_points", [1, 2])
+def test_the_largest_singular_value_is_bounded_from_above(n_points: int) -> None:
+    """By few steps, which do not find it beside as many that are nearly as large."""
+    values = torch.cat([torch.ones(1), torch.linspace(0.9, 0.1, 399)]).double()
+    low, misses = [], 0
+    terms = Terms((Threshold(rtol=0.1),), products=16, n_points=n_points)
+    for seed in range(40):
+        # Both bounds are of J, and do not depend on its singular vectors.
+        (point,), _ = examined([of_matrix(torch.diag(values))], terms, seed)
+        low.append(point.sigma_low)
+        assert point.sigma_low <= 1
+        assert point.sigma_high is not None
+        misses += point.sigma_high < 1
+    assert sum(low) / len(low) < 0.97  # not found, nearly every time
+    assert misses <= most_misses(40, 0.1 * 0.05)

@@ -69,7 +69,8 @@ def test_the_numbers_of_a_saved_checkpoint(tmp_path: Path, options: dict[str, An
 def wrappers() -> dict[str, Any]:
     network = rich()
     inside = rich()
-    inside.fc = torch.compile(inside.fc, backend="eager")  # type: ignore[assignment]  # a function to the stubs
+    compiled: Any = torch.compile(inside.fc, backend="eager")
+    inside.fc = compiled
     return {
         "compiled": torch.compile(network, backend="eager"),
         "parallel": nn.DataParallel(network),
@@ -106,9 +107,9 @@ def test_a_state_dict_alone_is_read_as_a_plain_mlp() -> None:
 
 
 def state_of_process() -> list[Any]:
-    numpy = np.random.get_state()  # the global one
+    numpy: Any = np.random.get_state()
     return [
-        torch.get_rng_state().tolist(), numpy[1].tolist(), numpy[2], random.getstate(),  # type: ignore[index]  # numpy's state is a tuple
+        torch.get_rng_state().tolist(), numpy[1].tolist(), numpy[2], random.getstate(),
         torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"),
         torch.are_deterministic_algorithms_enabled(), torch.get_num_threads(),
@@ -131,7 +132,7 @@ def state_of_network(network: nn.Module) -> list[Any]:
 
 
 @pytest.mark.parametrize("fault", [None, ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("where", ["", "autocast", "no_grad", "float64", "deterministic"])
+@pytest.mark.parametrize("where", ["", "autocast", "no_grad", "float64", "deterministic", "device"])
 def test_everything_is_as_before(fault: type[BaseException] | None, where: str) -> None:
     network = rich()
     seen: list[Tensor] = []
@@ -157,6 +158,8 @@ def test_everything_is_as_before(fault: type[BaseException] | None, where: str) 
     try:
         if where == "float64":
             torch.set_default_dtype(torch.float64)
+        if where == "device":
+            torch.set_default_device("meta")
         if where == "deterministic":
             torch.use_deterministic_algorithms(True, warn_only=True)
         with contexts.get(where, torch.enable_grad()):
@@ -169,6 +172,7 @@ def test_everything_is_as_before(fault: type[BaseException] | None, where: str) 
             assert (state_of_network(network), state_of_process()) == before
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
         torch.use_deterministic_algorithms(False)
         anywhere.remove()
     assert seen == []
@@ -290,12 +294,18 @@ class Two(nn.Module):
         return out
 
 
-def test_inputs_by_name() -> None:
-    items = [
+@pytest.mark.parametrize("kind", ["tensors", "lists"])
+def test_inputs_by_name(kind: str) -> None:
+    items: list[dict[str, Any]] = [
         {"input_ids": torch.randint(0, 10, (5,)), "attention_mask": torch.ones(5, dtype=torch.long),
          "labels": torch.tensor(1), "text": "words"}
         for _ in range(6)
     ]  # fmt: skip
+
+    if kind == "lists":  # as datasets of text hold tokens
+        names = ("input_ids", "attention_mask")
+        items = [item | {name: item[name].tolist() for name in names} for item in items]
+        items = [item | {"words": ["a", "b"]} for item in items]
 
     class Tokens(Dataset[Any]):
         def __len__(self) -> int:

@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {"device": "cpu", "points": 5, "quiet": True}
 
 
 def test_the_rows_of_a_loop(tmp_path: Path) -> None:
-    network = mlp(4, 3, 2)
+    network: Any = mlp(4, 3, 2)
     expected = []
     with Monitor(tmp_path / "ranks.csv", DATA, every=2, atol=[0.01, 0.1], **OPTIONS) as monitor:
         for step in range(5):
@@ -45,7 +45,7 @@ def test_the_rows_of_a_loop(tmp_path: Path) -> None:
                 }
                 assert values["local_rank/0"] == frame["local_rank"][0]
             with torch.no_grad():
-                network[0].weight.mul_(0.5)  # type: ignore[operator]  # a Tensor or a Module
+                network[0].weight.mul_(0.5)
         wanted = pd.concat(expected, ignore_index=True)
         pd.testing.assert_frame_equal(monitor.table, wanted, check_exact=True)
     pd.testing.assert_frame_equal(monitor.table, wanted, check_exact=True)
@@ -55,6 +55,14 @@ def test_the_rows_of_a_loop(tmp_path: Path) -> None:
     assert manifest["complete"]
     assert manifest["monitor"]["skipped_steps"] == []
     assert 0 < manifest["monitor"]["share_of_time"] <= 1
+
+
+def test_the_values_of_intervals(tmp_path: Path) -> None:
+    with Monitor(tmp_path / "ranks.csv", DATA, method="interval", **OPTIONS) as monitor:
+        values = monitor(mlp(4, 3, 2), 0)
+        for name in ("rank_low", "rank_high"):
+            assert [values[f"{name}/{layer}"] for layer in "02"] == monitor.table[name].tolist()
+    assert len(values) == 4
 
 
 @pytest.mark.parametrize(
@@ -109,9 +117,9 @@ def trained(
     """Train, and return everything that a training leaves behind, to be compared bit by bit."""
     torch.manual_seed(0), random.seed(0), np.random.seed(0)  # the global one
     network: nn.Module = Noisy()
-    trained_one = network
+    trained_one: Any = network
     if how == "compiled":
-        trained_one = torch.compile(network, backend="eager")  # type: ignore[assignment]  # a function to the stubs
+        trained_one = torch.compile(network, backend="eager")
     if how == "parallel":
         trained_one = nn.DataParallel(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
@@ -245,12 +253,13 @@ def test_other_data_or_layers_show_at_the_first_step(
     file = tmp_path / "ranks.csv"
     with Monitor(file, DATA, every=1, **OPTIONS) as monitor:
         monitor(mlp(4, 3, 2), 0)
-    for data, options, words in (
+    cases: list[tuple[Any, dict[str, Any], str]] = [
         (DATA + 1, {}, "what the code of --data returns was"),
         (DATA, {"layers": "2"}, "layers was with 0"),
-    ):
+    ]
+    for data, options, words in cases:
         caplog.clear()
-        with Monitor(file, data, every=1, **OPTIONS, **options) as monitor:  # type: ignore[arg-type]  # the wrong type is the point
+        with Monitor(file, data, every=1, **OPTIONS, **options) as monitor:
             assert monitor(mlp(4, 3, 2), 1) == {}
             assert words in caplog.text
             assert monitor.table["status"].tolist() == ["ok", "ok", "failed"]
@@ -290,6 +299,26 @@ def test_a_fault_is_one_line_and_ends_no_training(
         assert written["step"].tolist() == [0, 1, 2, 3, 3]
 
 
+@pytest.mark.parametrize("when", ["measured", "closed"])
+def test_a_table_that_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
+        assert monitor(mlp(4, 3, 2), 0) != {}
+        table = monitor._table
+        assert table is not None
+        (tmp_path / "ranks.csv").unlink()
+        (tmp_path / "ranks.csv").mkdir()
+        if when == "measured":
+            table._due = 0.0
+            assert monitor(mlp(4, 3, 2), 1) != {}
+            assert monitor.table["status"].tolist() == ["ok"] * 4
+    assert "ranks.csv" in caplog.text
+    (tmp_path / "ranks.csv").rmdir()
+    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
+        assert set(monitor.table["step"]) >= {0}  # from the journal
+
+
 def test_a_step_that_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     given: list[Any] = [-1, "last", None, 1.5, torch.tensor(2), np.int64(3), 4.0]
     with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
@@ -307,6 +336,12 @@ def test_a_fault_stops_the_training_where_that_is_asked_for(tmp_path: Path) -> N
         pytest.raises(LocalrankError, match="meta"),
     ):
         monitor(nn.Linear(4, 2, device="meta"), 0)
+
+
+def test_a_network_in_place_of_the_table() -> None:
+    network: Any = mlp(4, 3, 2)
+    with pytest.raises(TypeError, match=r"monitor\(network, step\)"):
+        Monitor(network, DATA)
 
 
 @pytest.mark.parametrize(
@@ -343,6 +378,10 @@ def test_a_share_of_the_time(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert monitor.share < 0.05
     manifest = json.loads((tmp_path / "ranks.csv.json").read_text())
     assert manifest["monitor"]["skipped_steps"] == list(range(1, 10))
+    with Monitor(tmp_path / "ranks.csv", DATA, steps=[4], **OPTIONS) as monitor:
+        monitor(mlp(4, 3, 2), 4)
+    manifest = json.loads((tmp_path / "ranks.csv.json").read_text())
+    assert manifest["monitor"]["skipped_steps"] == [1, 2, 3, *range(5, 10)]
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "% of the time of the training; 9 steps skipped (max_share)" in printed.err
@@ -350,12 +389,12 @@ def test_a_share_of_the_time(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("kind", ["module", "state dict", "at the call"])
 def test_averaged_weights(tmp_path: Path, kind: str) -> None:
-    network = mlp(4, 3, 2)
+    network: Any = mlp(4, 3, 2)
     average: Any = get_ema_multi_avg_fn(0.9)
     ema = AveragedModel(network, multi_avg_fn=average)
     ema.update_parameters(network)  # the first copies
     with torch.no_grad():
-        network[0].weight.mul_(3)  # type: ignore[operator]  # a Tensor or a Module
+        network[0].weight.mul_(3)
     ema.update_parameters(network)
     given: Any = ema if kind != "state dict" else ema.module.state_dict()
     at_the_call = given if kind == "at the call" else None
@@ -384,10 +423,27 @@ def test_ctrl_c_is_the_users(tmp_path: Path) -> None:
 def test_a_measurement_that_the_other_processes_would_not_wait_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
-        monitor._group.is_several = True
-        monitor._group.from_first = lambda value: value  # type: ignore[method-assign]  # in place of a group
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(monitor._group), "seconds", 1e-6)
-            assert monitor(mlp(4, 3, 2), 0) == {}
+    with (
+        Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        group = type(monitor._group)
+        for name, value in (("is_several", True), ("is_first", True), ("seconds", 1e-6)):
+            patch.setattr(group, name, value)
+        patch.setattr(group, "from_first", lambda _, value: value)
+        assert monitor(mlp(4, 3, 2), 0) == {}
     assert "give the group a longer timeout" in caplog.text
+
+
+def test_a_monitor_that_is_made_before_the_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning and torchrun run the whole script in each process."""
+    first = Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    second = Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS)  # does not want the table
+    first.close()
+    # Processes without a group are trainings of their own, as in an array of jobs.
+    assert second(mlp(4, 3, 2), 0) != {}
+    second.close()
+    assert second.table["step"].tolist() == [0, 0]

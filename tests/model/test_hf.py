@@ -3,7 +3,6 @@
 import json
 import socket
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,6 @@ from tests.helpers import evil_code, ignore, save_series
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20}
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        reason = "transformers is not installed: pip install transformers"
-        return pytest.importorskip("transformers", reason=reason)
 
 
 def gpt2(transformers: Any, folder: Path, **more: Any) -> Any:

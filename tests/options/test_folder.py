@@ -110,7 +110,7 @@ def test_many_keys(tmp_path: Path) -> None:
         "trust_pickle = true",
         "output = 'x.csv'",
         "device = 'cpu'",
-        "step-regex = '(.)'",  # a regular expression from a folder could run for ever
+        "step-regex = '(.)'",  # a regular expression from a folder could run forever
         "data_key = 'x'",
         "Model = 'x'",
         "labels = 'y'",

@@ -128,7 +128,10 @@ def test_a_tensor_from_python() -> None:
     points, facts = load_points(DataSource("", array=data, count=10))
     assert torch.equal(points.tensor, data.double())
     assert not points.tensor.requires_grad
-    assert facts == {"data": "from Python"}
+    assert facts["data"] == "from Python"
+    _, again = load_points(DataSource("", array=data.clone(), count=10))
+    _, other = load_points(DataSource("", array=data + 1, count=10))
+    assert facts == again != other  # so that a monitor does not resume with other points
 
 
 @pytest.mark.parametrize(

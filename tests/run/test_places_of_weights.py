@@ -270,6 +270,7 @@ class TestPrefixes:
         self, tmp_path: Path, place: str, options: dict[str, Any]
     ) -> None:
         check(save(tmp_path, {"stats.cov": torch.eye(3), place: ONE}), ONE, **options)
+        check(save(tmp_path, {"0.weight": TWO["0.weight"], place: ONE}), ONE, **options)
 
     @pytest.mark.parametrize("place", ["model", "best"])
     def test_a_plain_mlp_beside_a_network_that_is_none_is_not_taken_for_it(

@@ -1,7 +1,5 @@
 """J L by every route against numpy's product of a Jacobian made row by row with L."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
@@ -14,8 +12,8 @@ from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
 from tests.cases import CASES, Case, crossed
-from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
-from tests.spectrum.routes import ROUTES, TOLERANCES, Route
+from tests.naive import Array, naive_counts, naive_spectra
+from tests.spectrum.routes import ROUTES, TOLERANCES, Route, jacobians
 from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -31,12 +29,6 @@ def metric_for(kind: str, n_in: int) -> MetricFactor:
     width = n_in if kind == "full" else max(1, n_in // 2)
     factor = torch.randn(n_in, width, generator=generator, dtype=torch.float64)
     return MetricFactor(factor / n_in**0.5, 10 * n_in)
-
-
-@cache
-def jacobians(case: Case) -> dict[str, Array]:
-    model, points = case.build()
-    return naive_jacobians(model, points, case.layers, case.wrt)
 
 
 def truth(case: Case, kind: str) -> dict[str, Array]:

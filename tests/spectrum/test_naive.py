@@ -1,7 +1,5 @@
 """Every case by every mode of differentiation, against rows made one by one and numpy's SVD."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
@@ -10,9 +8,9 @@ from torch import Tensor, nn
 from localrank_cli.measures.points import local_ranks
 from tests.asking import numbers, spectra_of, spectra_of_case
 from tests.cases import CASES, Case, params
-from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
+from tests.naive import naive_counts, naive_jacobians, naive_spectra
 from tests.networks import Net
-from tests.spectrum.routes import ROUTES, TOLERANCES
+from tests.spectrum.routes import ROUTES, TOLERANCES, truth
 
 # torch says so where vmap has no rule for an operation (Bilinear): slow, but correct.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -26,12 +24,6 @@ BOUND = 50 * 10 * 2.0**-53 * 20 * 10  # 1.1e-11
 # Where a part is float32, that part's rounding (u = 2^-24) counts, in the few elementwise
 # operations of the one case: a handful of roundings times a ratio of norms under 10.
 BOUND_FLOAT32 = 10 * 10 * 2.0**-24  # 6e-6
-
-
-@cache
-def truth(case: Case) -> dict[str, Array]:
-    model, points = case.build()
-    return naive_spectra(naive_jacobians(model, points, case.layers, case.wrt))
 
 
 @pytest.mark.parametrize("route", ["as_chosen", "reverse", "row_by_row"])

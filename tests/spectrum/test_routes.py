@@ -1,7 +1,5 @@
 """Every case by every route that may spare the SVD, against numpy's SVD of rows made one by one."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
@@ -16,18 +14,12 @@ from tests.cases import CASES, Case, crossed
 from tests.functions import NumpyTanh, apply
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
 from tests.networks import ab
-from tests.spectrum.routes import ROUTES, TOLERANCES, Route
+from tests.spectrum.routes import ROUTES, TOLERANCES, Route, truth
 from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
 EVERY = ROUTES | {"blocks_svd": Route(chain=False, tight=True, demand=demand_of(None))}
-
-
-@cache
-def truth(case: Case) -> dict[str, Array]:
-    model, points = case.build()
-    return naive_spectra(naive_jacobians(model, points, case.layers, case.wrt))
 
 
 def by_route(case: Case, route: Route) -> tuple[dict[str, LayerSpectrum], Modes]:

@@ -16,8 +16,8 @@ from localrank_cli.spectrum.tolerance import Tolerance
 from tests.cases import Case
 from tests.measures.spectra import spectrum_of
 from tests.naive import Array
-from tests.spectrum.routes import Route
-from tests.spectrum.test_slices import CHOSEN, OUTPUTS_OTHERWISE, SLICED, jacobians
+from tests.spectrum.routes import Route, jacobians
+from tests.spectrum.test_slices import CHOSEN, OUTPUTS_OTHERWISE, SLICED
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 RELATIVE = (Tolerance(rtol=0.3), Tolerance(rtol=0.02), Tolerance(rtol=1e-4))

@@ -1,7 +1,6 @@
 """Parts of Jacobians by every route against rows and columns of the whole one."""
 
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
 from tests.cases import CASES, Case, crossed
-from tests.naive import Array, naive_jacobians, naive_spectra
-from tests.spectrum.routes import ROUTES, TOLERANCES, Route
+from tests.naive import Array, naive_spectra
+from tests.spectrum.routes import ROUTES, TOLERANCES, Route, jacobians
 from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -28,12 +27,6 @@ OUTPUTS_OTHERWISE = {
     "points_in_windows", "one_at_a_time",
 }  # fmt: skip
 SLICED = [case for case in CASES if case.name not in OTHERWISE]
-
-
-@cache
-def jacobians(case: Case) -> dict[str, Array]:
-    model, points = case.build()
-    return naive_jacobians(model, points, case.layers, case.wrt)
 
 
 def found_by(
