@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"errors", "archives", "files", "recorded"},
     "model": {"errors", "files", "recorded", "userimport", "seeds", "walk"},
     "points": {"errors", "archives", "checkpoints", "userimport", "seeds"},
+    "remote": {"errors", "checkpoints"},
     "results": {
         "errors", "files", "validation", "machine", "layers", "spectrum", "intervals", "measures",
     },
@@ -44,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "run": {
         "errors", "machine", "userimport", "seeds", "options", "checkpoints", "model", "points",
         "results", "layers", "jacobian", "spectrum", "intervals", "measures", "information",
-        "recorded", "compress",
+        "recorded", "compress", "remote",
     },
     "compress": {"errors", "seeds", "layers", "measures"},
     "divide": {
@@ -65,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         "errors", "machine", "searchpath", "drawing", "options", "run", "divide", "results",
-        "compare", "figures", "plotting", "report", "experiments", "__init__",
+        "compare", "figures", "plotting", "report", "experiments", "remote", "__init__",
     },
     "__main__": {"cli", "searchpath"},
     "__init__": {"api", "live", "searchpath"},

@@ -44,12 +44,18 @@ def read_file(
     header_only: bool = False,
     mapped: bool = True,
 ) -> Content:
-    """Return the content of a checkpoint of a series, in memory or by `read_checkpoint`."""
+    """Return the content of a checkpoint of a series, in memory or by `read_checkpoint`.
+
+    What is on another machine is fetched.
+    """
     if file.held is not None:
         return file.held
-    return read_checkpoint(
-        file.path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped
-    )
+    path = file.path
+    if file.source is not None and header_only:
+        path = file.source.header()
+    elif file.source is not None:
+        file.source.fetch()
+    return read_checkpoint(path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
 
 
 def sets_of(content: Content) -> Sets:
@@ -81,11 +87,15 @@ class Footprint:
 
 
 def footprint_of(file: CheckpointFile) -> Footprint:
-    """Return the size and time of a checkpoint of a series; weights in memory have no time.
+    """Return the size and time of a checkpoint of a series.
+
+    Weights in memory have no time, nor those on another machine, where a name's never change.
 
     Raises:
         UnreadableError: If one of its files is gone.
     """
+    if file.source is not None:
+        return Footprint(file.source.size, 0)
     if file.held is None:
         return footprint(file.path)
     tensors = (one for state in file.held.states.values() for one in state.values())

@@ -28,6 +28,7 @@ from localrank_cli.checkpoints.foreign import conversion_of_arrays
 from localrank_cli.checkpoints.formats import SUFFIXES, is_weights_file
 from localrank_cli.checkpoints.names import NO_RULE, NameRule, epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import is_index, is_shard, shard_files
+from localrank_cli.checkpoints.source import Source
 from localrank_cli.errors import SettingsError, UnreadableError, listed
 
 _SUPPORTED = f"Supported: {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]}"
@@ -51,6 +52,8 @@ class CheckpointFile:
     label: str = ""  # a revision of the Hub, if the name is a hash
     # The weights of a network in memory, which has no file: `path` is then a name for messages.
     held: Content | None = field(default=None, compare=False, repr=False)
+    # Where the weights come from, if `path` does not hold them yet.
+    source: Source | None = field(default=None, compare=False, repr=False)
 
     @property
     def stem(self) -> str:
@@ -75,6 +78,12 @@ class Series:
 
     folder: Path  # resolved
     files: tuple[CheckpointFile, ...]
+    address: str = ""  # as the user wrote it, if the series is on another machine
+
+    @property
+    def place(self) -> str:
+        """Where the series is."""
+        return self.address or str(self.folder)
 
 
 def find_folders(

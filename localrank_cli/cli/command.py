@@ -14,6 +14,7 @@ from localrank_cli.cli.help import HELP_ALL, Help, command_class, help_all_optio
 from localrank_cli.options.read import FLAGS, read_options
 from localrank_cli.options.setting import Option, options_of
 from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.remote.address import address_of
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def words_of(context: typer.Context, names: Collection[str]) -> list[str]:
             continue
         value = context.params[parameter.name]
         if parameter.param_type_name == "argument":
-            words = [str(Path(one).absolute()) for one in value] + words
+            words = [_from_anywhere(Path(one)) for one in value] + words
         elif isinstance(value, bool):
             words.append(max(parameter.opts if value else parameter.secondary_opts, key=len))
         else:
@@ -135,3 +136,9 @@ def do_not_spin() -> None:
     # Threads that spin while they wait occupy cores that other processes need: the demo takes 20 s
     # instead of 6 s on a busy machine. OpenMP reads the variable when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _from_anywhere(path: Path) -> str:
+    """Return a word that means the same in every folder: an address, or an absolute path."""
+    address = address_of(path)
+    return str(path.absolute() if address is None else address)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from localrank_cli.cli.analyze import analyze
+from localrank_cli.cli.cache import cache
 from localrank_cli.cli.compare import compare
 from localrank_cli.cli.compress import compress
 from localrank_cli.cli.export import export
@@ -266,6 +267,7 @@ for command in (
     submit,
     merge,
     compress,
+    cache,
     reproduce,
 ):
     command.add_to(app)

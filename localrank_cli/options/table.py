@@ -97,7 +97,8 @@ class AnalyzeOptions:
     checkpoints: Annotated[
         tuple[Path, ...],
         Setting(
-            help="Folders of checkpoints (each is a series), or single checkpoint files.",
+            help="Folders of checkpoints (each is a series), or single checkpoint files; or a"
+            " repository on the Hub: hf://ORG/NAME@GLOB, its revisions that match.",
             metavar="CHECKPOINTS",
             is_argument=True,
             read=parse.paths,
@@ -701,6 +702,24 @@ class AnalyzeOptions:
             panel=RUNNING,
         ),
     ] = None
+    cache: Annotated[
+        Path | None,
+        Setting(
+            help="Folder for what is downloaded, at most two checkpoints at a time. Default:"
+            " localrank in the system's folder of caches.",
+            metavar="DIR",
+            read=parse.path,
+            panel=CHECKPOINTS,
+        ),
+    ] = None
+    keep_downloads: Annotated[
+        bool,
+        Setting(
+            help="Keep all downloads for later runs; localrank cache lists and removes them.",
+            flags=("--keep",),
+            panel=CHECKPOINTS,
+        ),
+    ] = False
     follow: Annotated[
         bool,
         Setting(
@@ -1039,7 +1058,8 @@ class CompressOptions:
 # The options of analyze that `localrank compress` offers too.
 OF_COMPRESS = {
     "checkpoints", "model", "model_arg", "activation", "data", "data_key", "data_shape",
-    "data_scale", "seed", "labels_key", "allow_unsaved", "device", "memory", "weights", "quiet",
+    "data_scale", "seed", "labels_key", "allow_unsaved", "device", "memory", "weights", "cache",
+    "quiet",
     "debug", "trust_model", "trust_pickle",
 }  # fmt: skip
 
@@ -1106,7 +1126,7 @@ class MonitorOptions:
 # files, or name code that a folder brings.
 NOT_LIVE = {
     "checkpoints", "pattern", "steps", "every", "last", "weights", "step_regex", "step_pattern",
-    "step_from", "on_error", "trust_model", "trust_pickle",
+    "step_from", "on_error", "trust_model", "trust_pickle", "cache", "keep_downloads",
 }  # fmt: skip
 
 

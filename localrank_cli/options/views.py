@@ -303,6 +303,26 @@ class ShowOptions:
 
 
 @dataclass(frozen=True)
+class CacheOptions:
+    """The options of `localrank cache`."""
+
+    folder: Annotated[
+        Path | None,
+        Setting(
+            help="The folder that --cache named. Default: localrank in the system's folder of"
+            " caches.",
+            metavar="DIR",
+            flags=("--cache",),
+            read=parse.path,
+        ),
+    ] = None
+    clear: Annotated[bool, Setting(help="Remove the downloads that no running process uses.")] = (
+        False
+    )
+    debug: Debug = False
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """The options of `localrank export`."""
 

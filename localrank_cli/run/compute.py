@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -87,10 +88,13 @@ class _Runner:
         self._modes = Modes()
         self._n_noted = 0
         self.watcher: Watcher | None = None
+        self._following: PlannedCheckpoint | CheckpointRecord | None = None
 
     def results(self) -> Iterator[CheckpointRecord]:
         """Yield a record for each checkpoint, by step; failed ones included."""
-        for planned in self._series.in_order:
+        every = self._series.in_order
+        for planned, following in zip_longest(every, every[1:]):
+            self._following = following
             if not isinstance(planned, PlannedCheckpoint):
                 yield planned
                 continue
@@ -106,6 +110,7 @@ class _Runner:
         started = time.perf_counter()
         before = footprint_of(checkpoint.file)
         state = load_state(checkpoint, self._plan.trust_pickle)
+        self._fetch_ahead()
         digest = hash_of(state)
         self._compare(checkpoint, digest)
         fill_model(self._series.model, self._series.expected, state, checkpoint.place)
@@ -151,6 +156,12 @@ class _Runner:
         if self._keep is not None:
             self._keep(record, [one for one, _ in measured if isinstance(one, LayerSpectrum)])
         return record
+
+    def _fetch_ahead(self) -> None:
+        """Let the next checkpoint arrive from another machine while this one is computed."""
+        following = self._following
+        if isinstance(following, PlannedCheckpoint) and following.file.source is not None:
+            following.file.source.prefetch()
 
     def _choose_precision(self) -> None:
         """Choose by all points of the series, so that shards of a checkpoint choose alike."""

@@ -37,6 +37,7 @@ from localrank_cli.options.needs import (
     refusal,
 )
 from localrank_cli.options.resolve import ModelChoice, SeriesOptions
+from localrank_cli.remote.places import attached
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.activation import given_activation, with_held_activation
 from localrank_cli.run.headers import Failures, HeaderContext, Headers
@@ -112,8 +113,10 @@ def read_contents(
         LocalrankError: If there are no checkpoints, or none can be read.
     """
     options, folder, rule = series_options.options, series_options.folder, series_options.step_rule
-    series = find_checkpoints(
-        folder, named, options.pattern or "", series_options.data_files, rule.names
+    series = attached(
+        find_checkpoints(
+            folder, named, options.pattern or "", series_options.data_files, rule.names
+        )
     )
     context = HeaderContext(series.files)
     headers = Headers(series, options.trust_pickle, rule, options.weights or RAW, context)
@@ -126,7 +129,7 @@ def read_contents(
     config = find_hf_config(first.folder or first.path.parent) or find_hf_config(folder)
     return Contents(
         run,
-        str(folder),
+        series.place,
         tuple(lines),
         _writer(first, config),
         tuple(KeyLine(key, tuple(tensor.shape)) for key, tensor in headers.first.items()),

@@ -112,7 +112,8 @@ def estimate(plan: Plan, series: SeriesPlan, *, may_compute: bool = True) -> Est
     if not series.checkpoints:
         return Estimate(works)
     started = time.perf_counter()
-    load_state(series.checkpoints[0], plan.trust_pickle)
+    if series.checkpoints[0].file.source is None:  # others are fetched while one is computed
+        load_state(series.checkpoints[0], plan.trust_pickle)
     reading = time.perf_counter() - started
     operations = sum(one.operations for one in works)
     routes: tuple[str, ...] = ()

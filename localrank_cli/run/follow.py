@@ -20,9 +20,11 @@ from localrank_cli.errors import (
     NoWeightsError,
     SettingsError,
     UnreadableError,
+    UsageError,
 )
 from localrank_cli.options.resolve import for_series
 from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.remote.places import is_remote
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.headers import (
     HeaderContext,
@@ -52,6 +54,7 @@ class Watch:
 
     def first_plan(self) -> Plan:
         """Wait until every series has a complete checkpoint, and plan those that are complete."""
+        _refuse_remote(self.options)
         ready = self._complete()
         if ready is None:
             self.note("waiting for the first checkpoint")
@@ -197,6 +200,15 @@ def _is_no_checkpoint(file: CheckpointFile) -> bool:
     except UnreadableError:  # reported when it is planned
         return False
     return content.step is None and content.epoch is None and may_be_data(content)
+
+
+def _refuse_remote(options: AnalyzeOptions) -> None:
+    found = next(filter(is_remote, options.checkpoints), None)
+    if found is not None:
+        raise UsageError(
+            f"--follow with {found}: a series on another machine is not watched.",
+            "Run the command again when there are new checkpoints: what is finished is kept.",
+        )
 
 
 def _latest(series: SeriesPlan) -> int:

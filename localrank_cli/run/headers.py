@@ -110,7 +110,9 @@ class PlannedCheckpoint:
     @property
     def place(self) -> str:
         """File and step, for messages."""
-        return f"{self.file.path} (step {self.step})"
+        source = self.file.source
+        place = str(self.file.path) if source is None else source.name
+        return f"{place} (step {self.step})"
 
 
 @dataclass(frozen=True)
@@ -356,6 +358,13 @@ class Headers:
         return bare[0]
 
     def _same(self, one: CheckpointFile, other: CheckpointFile) -> bool:
+        if one.source is not None and other.source is not None:
+            if one.source.content == other.source.content:
+                return True
+            if self._headers.get(one) != self._headers.get(other):
+                return False
+            one.source.fetch()
+            other.source.fetch()
         if one in self._headers and other in self._headers:
             return self._headers[one] == self._headers[other] and self._twins.same(
                 one.path, other.path

@@ -10,13 +10,14 @@ from localrank_cli.errors import Note
 from localrank_cli.layers.axes import Axes
 from localrank_cli.options.resolve import for_series
 from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.remote.places import addressed
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.beside import BesideNeed
 from localrank_cli.run.contents import CheckpointLine, Contents, read_contents
 from localrank_cli.run.estimate import Estimate, estimate, works_of
 from localrank_cli.run.fits import Look, WayOut
 from localrank_cli.run.headers import PlannedCheckpoint
-from localrank_cli.run.plan import Plan, SeriesPlan, look_at, make_plan, names_rule
+from localrank_cli.run.plan import Plan, SeriesPlan, located, look_at, make_plan, names_rule
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Inspection:
         return asdict(self)
 
 
+@addressed()
 def inspect_all(
     options: AnalyzeOptions, note: Note, *, timed: bool
 ) -> Sequence[Inspection | Contents]:
@@ -102,7 +104,7 @@ def inspect_all(
 
 def contents_of(options: AnalyzeOptions, note: Note) -> list[Contents] | None:
     """Return what each series holds and needs; None if the model and data of all are known."""
-    named = find_folders(options.checkpoints, partial(names_rule, options))
+    named = find_folders(located(options), partial(names_rule, options))
     runs = run_names(list(named))
     every = [for_series(options, folder) for folder in sorted(named, key=lambda one: runs[one])]
     if all(one.options.data is not None and one.options.model is not None for one in every):
@@ -120,7 +122,7 @@ def inspect_series(plan: Plan, series: SeriesPlan, *, timed: bool) -> Inspection
     look = look_at(plan, series)
     return Inspection(
         run=series.run,
-        folder=str(series.series.folder),
+        folder=series.series.place,
         model=series.settings.model.description,
         checkpoints=tuple(_line(planned) for planned in series.in_order),
         sources=tuple(_source_line(series, look, index) for index in range(_n_sources(series))),

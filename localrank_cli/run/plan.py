@@ -17,7 +17,7 @@ from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
-from localrank_cli.checkpoints.reading import footprint
+from localrank_cli.checkpoints.reading import footprint_of
 from localrank_cli.checkpoints.series import (
     CheckpointFile,
     Series,
@@ -63,6 +63,7 @@ from localrank_cli.points.files import file_hash
 from localrank_cli.points.inputs import Forward, Inputs
 from localrank_cli.points.shape import proposals, written
 from localrank_cli.points.source import load_points
+from localrank_cli.remote.places import Where, addressed, attached, local
 from localrank_cli.results.columns import INTERVALS, PARTS, POOLED, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
@@ -164,6 +165,7 @@ class Plan:
         return sum(len(series.in_order) for series in self.series)
 
 
+@addressed()
 def make_plan(
     options: AnalyzeOptions,
     note: Note,
@@ -183,7 +185,7 @@ def make_plan(
     device = pick_device(options.device or "auto")
     if is_here:
         check_memory(options.memory, device)
-    named = find_folders(options.checkpoints, partial(names_rule, options))
+    named = find_folders(located(options), partial(names_rule, options))
     runs = run_names(list(named))
     memory = memory_budget(device) if options.memory is None else options.memory
     planned = []
@@ -206,6 +208,11 @@ def make_plan(
                 )
             )
     return _checked(_plan_of(planned, options, device, memory), note, refuses=refuses)
+
+
+def located(options: AnalyzeOptions) -> list[Path]:
+    """Return the paths of checkpoints, those on other machines by their folders on this one."""
+    return local(options.checkpoints, Where(options.cache, keeps=options.keep_downloads))
 
 
 def plan_held(options: AnalyzeOptions, file: CheckpointFile, run: str, note: Note) -> Plan:
@@ -339,6 +346,7 @@ def _plan_series(
     look = _FirstLook(
         network.model, expected, settings, placed, options.trust_pickle, points.inputs
     )
+    look.fetches = refuses
     fit = _fit(series_options, steps, headers, failures, network, look, note)
     _check_tolerances(settings, fit.examination)
     memory = options.memory or 0
@@ -442,7 +450,9 @@ def _find_series(options: SeriesOptions, named: Sequence[Path]) -> Series:
     """Return the checkpoints; a folder without them is reported before missing data."""
     check_names(options)
     pattern, rule = options.options.pattern or "", options.step_rule
-    series = find_checkpoints(options.folder, named, pattern, options.data_files, rule.names)
+    series = attached(
+        find_checkpoints(options.folder, named, pattern, options.data_files, rule.names)
+    )
     check_step_names(options, [file.label or Path(file.name).name for file in series.files])
     return series
 
@@ -520,6 +530,8 @@ class _FirstLook:
     trust_pickle: bool
     inputs: Inputs | None = None
     checkpoint: PlannedCheckpoint | None = None
+    # Whether weights on another machine are fetched; the network runs without them otherwise.
+    fetches: bool = True
 
     def examine(self, checkpoint: PlannedCheckpoint) -> Examination:
         """Fill the network and run a point."""
@@ -560,6 +572,8 @@ class _FirstLook:
         self, network: Network, examination: Examination, note: Note, *, allowed: bool
     ) -> tuple[str, ...]:
         """Compare the network with another build; see `check_outputs`."""
+        if self._is_absent:
+            return ()
         tolerance = agreement(self.settings.dtype, examination.survey.has_low_values)
         name = f"--model {self.settings.model.description}"
         return check_outputs(
@@ -573,8 +587,15 @@ class _FirstLook:
         self._fill(other)
         run_alike(self.model, other)
 
+    @property
+    def _is_absent(self) -> bool:
+        assert self.checkpoint is not None
+        return self.checkpoint.file.source is not None and not self.fetches
+
     def _fill(self, model: nn.Module) -> None:
         assert self.checkpoint is not None
+        if self._is_absent:
+            return
         state = load_state(self.checkpoint, self.trust_pickle)
         fill_model(model, self.expected, state, self.checkpoint.place)
 
@@ -624,10 +645,10 @@ def _prefixed(note: Note, prefix: str) -> Note:
     return lambda text: note(prefix + text)
 
 
-def size_and_time(path: Path) -> tuple[int | None, int | None]:
+def size_and_time(file: CheckpointFile) -> tuple[int | None, int | None]:
     """Return a checkpoint's bytes and time of change, or None if it cannot be read."""
     try:
-        current = footprint(path)
+        current = footprint_of(file)
     except UnreadableError:
         return None, None
     return current.size, current.mtime_ns
@@ -648,7 +669,7 @@ def listed_part(series: Series, entry: ListedSeries) -> Series:
                 f"{series.folder}: {one.name} no longer exists, and the plan lists it.",
                 _RESUBMIT,
             )
-        if size_and_time(file.path) != (one.size, one.mtime_ns):
+        if size_and_time(file) != (one.size, one.mtime_ns):
             raise SettingsError(f"{file.path}: changed since the plan was made.", _RESUBMIT)
         kept.append(file)
     return replace(series, files=tuple(kept))
@@ -672,7 +693,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
     one_source = settings.selection.has_one_source
     return {
         "run": series.run,
-        "folder": str(series.series.folder),
+        "folder": series.series.place,
         "definitions": DEFINITIONS,
         "model": settings.model.description,
         "model_arguments": (series.recorded.described() if series.recorded is not None else {})

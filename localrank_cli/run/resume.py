@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from localrank_cli.checkpoints.reading import footprint
+from localrank_cli.checkpoints.reading import footprint_of
 from localrank_cli.errors import Note, SettingsError
 from localrank_cli.options.decisive import PRECISION, find_difference
 from localrank_cli.results.journal import GONE, Entry, Journal
@@ -189,7 +189,7 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
             f" {checkpoint.step}.",
             _ADVICE,
         )
-    stat = footprint(checkpoint.file.path)
+    stat = footprint_of(checkpoint.file)
     facts = head["facts"]
     if "sha256_of_tensors" not in facts:
         raise SettingsError(

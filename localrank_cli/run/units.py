@@ -138,11 +138,11 @@ def make_plan_file(
 
 
 def _listed(series: SeriesPlan, left: set[str]) -> Iterator[ListedCheckpoint]:
-    paths = {file.name: file.path for file in series.series.files}
+    files = {file.name: file for file in series.series.files}
     for one in series.in_order:
         name = name_of(one)
         yield ListedCheckpoint(
-            name, one.step, *size_and_time(paths[name]), is_done=name not in left
+            name, one.step, *size_and_time(files[name]), is_done=name not in left
         )
 
 

@@ -1,0 +1,1 @@
+"""Series of checkpoints on other machines, brought to this one a checkpoint at a time."""
