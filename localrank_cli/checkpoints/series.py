@@ -15,6 +15,7 @@ from localrank_cli.checkpoints.folders import (
     folder_weights,
     hub_folder_of,
     in_order_of_choice,
+    inner_weights,
     is_alias,
     is_file,
     is_folder_weights,
@@ -39,6 +40,7 @@ _CONVERT_PICKLE = (
 # How far, and in how many folders of a level, to look for the series that was meant.
 _DEPTH = 3
 _MOST_FOLDERS = 200
+_MOST_PATTERNS = 3  # that an advice names
 
 
 @dataclass(frozen=True)
@@ -241,9 +243,11 @@ def _as_checkpoint(
             return None
         place = cached_snapshot(entry) or entry
         weights = None if inner else folder_weights(place)
-        several = several_weights(place, inner) if weights is None else []
+        several = []
+        if weights is None:
+            several = inner_weights(place, inner) if inner else several_weights(place)
         if len(several) > 1:
-            raise _ambiguous(entry, several)
+            raise _ambiguous(entry, [path.relative_to(place) for path in several])
         weights = next(iter(several), weights)
         return CheckpointFile(weights, name, place) if weights is not None else None
     if is_index(entry) or is_weights_file(entry):
@@ -261,7 +265,7 @@ def _as_checkpoint(
 
 
 def _ambiguous(folder: Path, files: Sequence[Path]) -> UnreadableError:
-    names = [file.name for file in files]
+    names = [file.as_posix() for file in files]
     return UnreadableError(
         f"{folder}: holds {len(files)} files of weights ({listed(names, 4)}), and none has the name"
         " model.pt, model.safetensors or pytorch_model.bin.",
@@ -336,9 +340,26 @@ def _is_series(folder: Path) -> bool:
     return any(
         _may_be_checkpoint(entry, NO_RULE) and _holds_weights(entry)
         if entry.is_dir()
-        else is_weights_file(entry)
+        else is_weights_file(entry) or is_folder_weights(entry)
         for entry in entries_in(folder)
+        if not NOT_CHECKPOINTS.match(entry.name)
     )
+
+
+def _advice_of_folders(folder: Path, inside: Sequence[str]) -> str:
+    """Return how to read the folders that hold weights: as one series where steps name those above.
+
+    Named by themselves, `checkpoint-100/unet` and `checkpoint-200/unet` would both be step 0.
+    """
+    split = [path.partition("/") for path in inside]
+    below = list(dict.fromkeys(rest for _, _, rest in split))
+    if all(
+        rest and _may_be_checkpoint(folder / first, NO_RULE) and _holds_weights(folder / path)
+        for path, (first, _, rest) in zip(inside, split, strict=True)
+    ):
+        patterns = [f"--pattern {shlex.quote(f'*/{rest}')}" for rest in below[:_MOST_PATTERNS]]
+        return f"To read them as one series, give {' or '.join(patterns)}."
+    return f"Name them, such as {folder / inside[0]}: each is a series."
 
 
 def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> UnreadableError:
@@ -348,7 +369,7 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     if inside:
         return UnreadableError(
             f"{folder}: holds no checkpoint, but its folders do: {', '.join(inside[:5])}.",
-            f"Name them, such as {folder / inside[0]}: each is a series.",
+            _advice_of_folders(folder, inside),
         )
     pickles = [entry for entry in entries if entry.suffix.lower() in (".pkl", ".pickle")]
     names = ", ".join(entry.name for entry in entries[:8])
