@@ -25,7 +25,12 @@ from localrank_cli.checkpoints.folders import (
     snapshots,
     stem_of,
 )
-from localrank_cli.checkpoints.foreign import conversion_of_arrays
+from localrank_cli.checkpoints.foreign import (
+    conversion_of_arrays,
+    is_of_torch_save,
+    renaming,
+    suffix_of,
+)
 from localrank_cli.checkpoints.formats import SUFFIXES, is_weights_file
 from localrank_cli.checkpoints.names import NO_RULE, NameRule, epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import is_index, is_shard, shard_files
@@ -274,6 +279,12 @@ def _ambiguous(folder: Path, files: Sequence[Path]) -> UnreadableError:
 
 
 def _not_a_checkpoint(entry: Path) -> SettingsError:
+    if is_of_torch_save(entry):
+        return SettingsError(
+            f"{entry}: is a file of torch.save, but not a checkpoint by its suffix"
+            f" {entry.suffix!r}.",
+            f"Rename it: {renaming([entry])}. {_SUPPORTED}.",
+        )
     if entry.suffix.lower() in (".pkl", ".pickle"):
         return SettingsError(
             f"{entry}: is a plain pickle, which only code can read.", _CONVERT_PICKLE
@@ -362,6 +373,16 @@ def _advice_of_folders(folder: Path, inside: Sequence[str]) -> str:
     return f"Name them, such as {folder / inside[0]}: each is a series."
 
 
+def _of_torch_save(entries: Sequence[Path]) -> list[Path]:
+    """Return the files of torch.save, of one suffix, that are no checkpoints by their suffix."""
+    found = [
+        entry
+        for entry in entries[:_MOST_FOLDERS]
+        if entry.is_file() and not NOT_CHECKPOINTS.match(entry.name) and is_of_torch_save(entry)
+    ]
+    return [entry for entry in found if suffix_of(entry) == suffix_of(found[0])]
+
+
 def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> UnreadableError:
     if not entries:
         return UnreadableError(f"{folder}: the folder is empty.", "Name a folder of checkpoints.")
@@ -370,6 +391,14 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
         return UnreadableError(
             f"{folder}: holds no checkpoint, but its folders do: {', '.join(inside[:5])}.",
             _advice_of_folders(folder, inside),
+        )
+    others = [] if pattern else _of_torch_save(entries)
+    if others:
+        return UnreadableError(
+            f"{folder}: holds no file with the suffix of a checkpoint, but files of torch.save:"
+            f" {listed([path.name for path in others], 4)}.",
+            f"If {'it is a checkpoint' if len(others) == 1 else 'they are checkpoints'}, rename"
+            f" {'it' if len(others) == 1 else 'them'}: {renaming(others)}",
         )
     pickles = [entry for entry in entries if entry.suffix.lower() in (".pkl", ".pickle")]
     names = ", ".join(entry.name for entry in entries[:8])
