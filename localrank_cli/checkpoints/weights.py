@@ -367,9 +367,16 @@ def _find_part(
         change = f"prefix {start!r}" if start else ""
         found[prefix] = Stripping(names=pairs, change=change, left=left)
     own = {name: state[name] for name in names if name in state}
-    if "" in found or not found or not fits(own):
+    if "" in found or not fits(own):
         return found
-    if own.keys() | frozenset().union(*seen) < state.keys():
+    # Those of a loss or a second network by their names, in no part that the network has too.
+    tops = {name.partition(".")[0] for name in own}
+    named = {
+        key
+        for key in state.keys() - rest.keys()
+        if _BESIDE.search(key) or key.partition(".")[0] not in tops
+    }
+    if own.keys() | named | frozenset().union(*seen) < state.keys() or not (found or named):
         return {}
     left = tuple(key for key in state if key not in own)
     return {"": Stripping(names=tuple((name, name) for name in own), left=left)} | found
