@@ -141,6 +141,24 @@ def several_weights(folder: Path, pattern: str = "") -> list[Path]:
     return sorted(fitting if pattern else filter(_may_hold_weights, fitting))
 
 
+def inner_weights(folder: Path, pattern: str) -> list[Path]:
+    """Return the weights in a checkpoint's folder that `--pattern '*/PATTERN'` chooses.
+
+    They are files in it, those of a folder in it (`unet`), or files in such a folder (`unet/*.pt`).
+    """
+    first, _, rest = pattern.partition("/")
+    found = [] if rest else several_weights(folder, first)
+    for entry in sorted(entries_in(folder)):
+        if not entry.is_dir() or not fnmatch(entry.name, first):
+            continue
+        weights = None if rest else folder_weights(entry)
+        if weights is not None:
+            found.append(weights)
+        else:
+            found += inner_weights(entry, rest) if rest else several_weights(entry)
+    return found
+
+
 def in_order_of_choice(entries: Collection[Path]) -> list[Path]:
     """Return the entries that `from_pretrained` might read, in its order of preference."""
     by_name = {entry.name: entry for entry in entries}

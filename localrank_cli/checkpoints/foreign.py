@@ -4,12 +4,15 @@ import json
 import pickletools
 import shlex
 import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 # How torch.save begins files that are no zip archives: this number, pickled on its own.
 _MAGIC_OF_TORCH = (bytes.fromhex("6cfc9c46f9206aa85019"), b"119547037146038801333356")
 _NPZ = ".npz"
+_MOST_NAMES = 4  # in a command
 _PATTERN = "or leave it out with --pattern."
 _BY_MAGIC = {
     b"\x00\x05\x16\x07": (
@@ -73,6 +76,40 @@ def describe_by_magic(path: Path) -> tuple[str, str] | None:
 def _rename(path: Path, suffix: str) -> str:
     names = shlex.join(map(str, ("mv", path, path.with_suffix(suffix))))
     return f"Rename it: {names}, {_PATTERN}"
+
+
+def is_of_torch_save(path: Path) -> bool:
+    """Return whether a file with any suffix is one of torch.save, by its contents."""
+    with suppress(OSError, zipfile.BadZipFile), path.open("rb") as file:
+        start = file.read(64)
+        if start.startswith(b"PK\x03\x04"):
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith("/data.pkl") for name in archive.namelist())
+        return any(magic in start for magic in _MAGIC_OF_TORCH)
+    return False
+
+
+def renaming(paths: Sequence[Path]) -> str:
+    """Return the command that gives files of torch.save in one folder a suffix that is read.
+
+    All of them have the suffix of the first. No file that is there is replaced.
+    """
+    suffix = suffix_of(paths[0])
+    if len(paths) == 1:
+        renamed = paths[0].with_name(f"{paths[0].name.removesuffix(suffix)}.pt")
+        if renamed.exists():
+            renamed = paths[0].with_name(f"{paths[0].name}.pt")
+        return shlex.join(map(str, ("mv", paths[0], renamed)))
+    files = " ".join(shlex.quote(str(path)) for path in paths)
+    if suffix and len(paths) > _MOST_NAMES:
+        files = f"{shlex.quote(str(paths[0].parent))}/*{suffix}"
+    stem = f"${{f%{suffix}}}" if suffix else "$f"
+    return f'for f in {files}; do mv "$f" "{stem}.pt"; done'
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix of a file; "" where it is a part of a number, as in `lr_0.01`."""
+    return path.suffix if path.suffix[1:].isalpha() else ""
 
 
 def line_of_python(code: str) -> str:

@@ -15,6 +15,7 @@ from localrank_cli.checkpoints.folders import (
     folder_weights,
     hub_folder_of,
     in_order_of_choice,
+    inner_weights,
     is_alias,
     is_file,
     is_folder_weights,
@@ -24,7 +25,12 @@ from localrank_cli.checkpoints.folders import (
     snapshots,
     stem_of,
 )
-from localrank_cli.checkpoints.foreign import conversion_of_arrays
+from localrank_cli.checkpoints.foreign import (
+    conversion_of_arrays,
+    is_of_torch_save,
+    renaming,
+    suffix_of,
+)
 from localrank_cli.checkpoints.formats import SUFFIXES, is_weights_file
 from localrank_cli.checkpoints.names import NO_RULE, NameRule, epoch_in_name, step_in_name
 from localrank_cli.checkpoints.sharded import is_index, is_shard, shard_files
@@ -40,6 +46,7 @@ _CONVERT_PICKLE = (
 # How far, and in how many folders of a level, to look for the series that was meant.
 _DEPTH = 3
 _MOST_FOLDERS = 200
+_MOST_PATTERNS = 3  # that an advice names
 
 
 @dataclass(frozen=True)
@@ -250,9 +257,11 @@ def _as_checkpoint(
             return None
         place = cached_snapshot(entry) or entry
         weights = None if inner else folder_weights(place)
-        several = several_weights(place, inner) if weights is None else []
+        several = []
+        if weights is None:
+            several = inner_weights(place, inner) if inner else several_weights(place)
         if len(several) > 1:
-            raise _ambiguous(entry, several)
+            raise _ambiguous(entry, [path.relative_to(place) for path in several])
         weights = next(iter(several), weights)
         return CheckpointFile(weights, name, place) if weights is not None else None
     if is_index(entry) or is_weights_file(entry):
@@ -270,7 +279,7 @@ def _as_checkpoint(
 
 
 def _ambiguous(folder: Path, files: Sequence[Path]) -> UnreadableError:
-    names = [file.name for file in files]
+    names = [file.as_posix() for file in files]
     return UnreadableError(
         f"{folder}: holds {len(files)} files of weights ({listed(names, 4)}), and none has the name"
         " model.pt, model.safetensors or pytorch_model.bin.",
@@ -279,6 +288,12 @@ def _ambiguous(folder: Path, files: Sequence[Path]) -> UnreadableError:
 
 
 def _not_a_checkpoint(entry: Path) -> SettingsError:
+    if is_of_torch_save(entry):
+        return SettingsError(
+            f"{entry}: is a file of torch.save, but not a checkpoint by its suffix"
+            f" {entry.suffix!r}.",
+            f"Rename it: {renaming([entry])}. {_SUPPORTED}.",
+        )
     if entry.suffix.lower() in (".pkl", ".pickle"):
         return SettingsError(
             f"{entry}: is a plain pickle, which only code can read.", _CONVERT_PICKLE
@@ -345,9 +360,36 @@ def _is_series(folder: Path) -> bool:
     return any(
         _may_be_checkpoint(entry, NO_RULE) and _holds_weights(entry)
         if entry.is_dir()
-        else is_weights_file(entry)
+        else is_weights_file(entry) or is_folder_weights(entry)
         for entry in entries_in(folder)
+        if not NOT_CHECKPOINTS.match(entry.name)
     )
+
+
+def _advice_of_folders(folder: Path, inside: Sequence[str]) -> str:
+    """Return how to read the folders that hold weights: as one series where steps name those above.
+
+    Named by themselves, `checkpoint-100/unet` and `checkpoint-200/unet` would both be step 0.
+    """
+    split = [path.partition("/") for path in inside]
+    below = list(dict.fromkeys(rest for _, _, rest in split))
+    if all(
+        rest and _may_be_checkpoint(folder / first, NO_RULE) and _holds_weights(folder / path)
+        for path, (first, _, rest) in zip(inside, split, strict=True)
+    ):
+        patterns = [f"--pattern {shlex.quote(f'*/{rest}')}" for rest in below[:_MOST_PATTERNS]]
+        return f"To read them as one series, give {' or '.join(patterns)}."
+    return f"Name them, such as {folder / inside[0]}: each is a series."
+
+
+def _of_torch_save(entries: Sequence[Path]) -> list[Path]:
+    """Return the files of torch.save, of one suffix, that are no checkpoints by their suffix."""
+    found = [
+        entry
+        for entry in entries[:_MOST_FOLDERS]
+        if entry.is_file() and not NOT_CHECKPOINTS.match(entry.name) and is_of_torch_save(entry)
+    ]
+    return [entry for entry in found if suffix_of(entry) == suffix_of(found[0])]
 
 
 def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> UnreadableError:
@@ -357,7 +399,15 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     if inside:
         return UnreadableError(
             f"{folder}: holds no checkpoint, but its folders do: {', '.join(inside[:5])}.",
-            f"Name them, such as {folder / inside[0]}: each is a series.",
+            _advice_of_folders(folder, inside),
+        )
+    others = [] if pattern else _of_torch_save(entries)
+    if others:
+        return UnreadableError(
+            f"{folder}: holds no file with the suffix of a checkpoint, but files of torch.save:"
+            f" {listed([path.name for path in others], 4)}.",
+            f"If {'it is a checkpoint' if len(others) == 1 else 'they are checkpoints'}, rename"
+            f" {'it' if len(others) == 1 else 'them'}: {renaming(others)}",
         )
     pickles = [entry for entry in entries if entry.suffix.lower() in (".pkl", ".pickle")]
     names = ", ".join(entry.name for entry in entries[:8])

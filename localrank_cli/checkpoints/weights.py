@@ -159,6 +159,8 @@ class Stripping:
         """Return a state by the names of the model; None where it is another state."""
         if not self.names:
             return next((found for one, found in candidates(state) if one == self), None)
+        if self.masked:
+            state = without_masks(state) or state
         if state.keys() != {key for key, _ in self.names} | set(self.left):
             return None
         return {name: state[key] for key, name in self.names}
@@ -270,13 +272,25 @@ def match_names(
 
     Wrappers (`_orig_mod`, `_fsdp_wrapped_module`, ...) are removed where the model has none and
     added where it has; `weight_g` and `weight_v` of the old weight_norm count as `original0` and
-    `original1` of the new one. Never where two keys would become one.
+    `original1` of the new one. Never where two keys would become one. Masks of pruning are applied
+    where the model has none.
 
     Args:
         state: The entries of a file.
         names: Those of the model's state dict.
         fits: Whether entries are those of the model.
     """
+    found = _match_names(state, names, fits)
+    pruned = without_masks(state) if found is None else None
+    if pruned is not None:
+        found = _match_names(pruned, names, fits)
+        return None if found is None else replace(found, masked=True)
+    return found
+
+
+def _match_names(
+    state: Mapping[str, _Value], names: Collection[str], fits: _Fits[_Value]
+) -> Stripping | None:
     of_model = {plain_name(name): name for name in names}
     if len(of_model) < len(names):
         return None
@@ -312,8 +326,22 @@ def find_part(
     The key is "" where the network has no prefix beside the weights of a loss (`criterion.weight`).
     A longer prefix is left out if its entries are among those of a shorter one, as those of a base
     model in a network of transformers are. None is returned if entries of the network's own names
-    fit, beside others that no prefix explains: no part is meant then.
+    fit, beside others that no prefix explains: no part is meant then. Masks of pruning are applied
+    to the parts that fit with them alone.
     """
+    found = _find_part(state, names, fits)
+    pruned = without_masks(state)
+    if pruned is None:
+        return found
+    masked = _find_part(pruned, names, fits)
+    return found | {
+        prefix: replace(part, masked=True) for prefix, part in masked.items() if prefix not in found
+    }
+
+
+def _find_part(
+    state: Mapping[str, _Value], names: Collection[str], fits: _Fits[_Value]
+) -> dict[str, Stripping]:
     found: dict[str, Stripping] = {}
     seen: set[frozenset[str]] = set()
     rest = {key: value for key, value in without_loss(state).items() if not _SECOND.match(key)}
@@ -330,7 +358,7 @@ def find_part(
             given = dict(zip(fit, part, strict=True))
             pairs = tuple((start + name, new) for new, name in given.items())
         else:
-            matched = match_names(part, names, fits)
+            matched = _match_names(part, names, fits)
             if matched is None:
                 continue
             pairs = tuple((start + name, new) for name, new in matched.names)
@@ -339,9 +367,16 @@ def find_part(
         change = f"prefix {start!r}" if start else ""
         found[prefix] = Stripping(names=pairs, change=change, left=left)
     own = {name: state[name] for name in names if name in state}
-    if "" in found or not found or not fits(own):
+    if "" in found or not fits(own):
         return found
-    if own.keys() | frozenset().union(*seen) < state.keys():
+    # Those of a loss or a second network by their names, in no part that the network has too.
+    tops = {name.partition(".")[0] for name in own}
+    named = {
+        key
+        for key in state.keys() - rest.keys()
+        if _BESIDE.search(key) or key.partition(".")[0] not in tops
+    }
+    if own.keys() | named | frozenset().union(*seen) < state.keys() or not (found or named):
         return {}
     left = tuple(key for key in state if key not in own)
     return {"": Stripping(names=tuple((name, name) for name in own), left=left)} | found

@@ -2,6 +2,7 @@
 
 import contextlib
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -221,3 +222,52 @@ def test_archives_of_arrays_by_their_suffix(tmp_path: Path, named: list[str]) ->
     for step, state in states.items():
         found = torch.load(tmp_path / "converted" / f"step_{step}.pt")
         assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+@pytest.mark.parametrize("is_zip", [False, True])
+@pytest.mark.parametrize("name", ["model", "it's a.tar", "model.th", "model.pkl", "lr_0.01"])
+def test_one_file_of_torch_save_under_another_suffix(
+    tmp_path: Path, name: str, is_zip: bool, is_named: bool
+) -> None:
+    state = weights()
+    torch.save(state, tmp_path / name, _use_new_zipfile_serialization=is_zip)
+    torch.save({"state": {}}, tmp_path / "optimizer.pkl")
+    with pytest.raises(LocalrankError) as caught:
+        find_checkpoints(tmp_path, [tmp_path / name] if is_named else [], "", [])
+    rename(caught.value.advice)
+    (file,) = find_checkpoints(tmp_path, [], "", []).files
+    assert not (tmp_path / name).exists()
+    assert all(torch.equal(read(file.path).states[""][key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("count", [2, 7])
+@pytest.mark.parametrize("suffix", ["", ".tar", ".th", ".pkl"])
+def test_a_series_of_torch_save_under_another_suffix(
+    tmp_path: Path, suffix: str, count: int
+) -> None:
+    names = [f"step_{step}" for step in range(count)]
+    for name in names:
+        torch.save(weights(), tmp_path / f"{name}{suffix}")
+    with pytest.raises(LocalrankError) as caught:
+        find_checkpoints(tmp_path, [], "", [])
+    rename(caught.value.advice)
+    found = [file.name for file in find_checkpoints(tmp_path, [], "", []).files]
+    assert found == [f"{name}.pt" for name in names]
+
+
+def test_the_command_replaces_no_other_checkpoint(tmp_path: Path) -> None:
+    torch.save(weights(seed=1), tmp_path / "model.pt")
+    torch.save(weights(seed=2), tmp_path / "model.tar")
+    before = (tmp_path / "model.pt").read_bytes()
+    with pytest.raises(LocalrankError) as caught:
+        find_checkpoints(tmp_path, [tmp_path / "model.tar"], "", [])
+    rename(caught.value.advice)
+    assert (tmp_path / "model.pt").read_bytes() == before
+    assert (tmp_path / "model.tar.pt").exists()
+
+
+def rename(advice: str) -> None:
+    """Run the command of a message that renames files."""
+    (command,) = re.findall(r"ename (?:it|them): (.*?)(?:\. Supported.*)?$", advice)
+    subprocess.run(["sh", "-c", command], check=True)

@@ -235,3 +235,46 @@ class TestSeveralFilesInAFolder:
         )
         plan = Watch(options, ignore, lambda _: None).first_plan()
         assert [one.step for one in plan.series[0].checkpoints] == [0, 5]
+
+
+class TestWeightsInFoldersOfACheckpoint:
+    @pytest.mark.parametrize(
+        "name", ["unet/diffusion_pytorch_model.safetensors", "weights/net.pt", "a/b/model.pt"]
+    )
+    def test_the_advice_reads_them_by_step(self, tmp_path: Path, name: str) -> None:
+        for step in (5, 10):
+            save(tmp_path / f"checkpoint-{step}" / name, seed=step)
+            torch.save({"state": {}}, tmp_path / f"checkpoint-{step}/optimizer.bin")
+        with pytest.raises(UnreadableError) as raised:
+            steps(tmp_path)
+        pattern = f"*/{Path(name).parent}"
+        assert raised.value.advice.endswith(f"give --pattern '{pattern}'.")
+        table = analyze(tmp_path, data="normal:4", points=1, layers="0", pattern=pattern)
+        norms = [weights(seed=step)["0.weight"].double().norm().item() for step in (5, 10)]
+        assert table["step"].tolist() == [5, 10]
+        # The norm of 12 numbers, computed twice in float64.
+        assert table["jacobian_norm"].tolist() == pytest.approx(norms, rel=1e-12)
+
+    def test_of_torch_distributed(self, tmp_path: Path) -> None:
+        for step in (5, 10):
+            save_dcp(tmp_path / f"ckpt-{step}/state", {"model": weights(seed=step)})
+        with pytest.raises(UnreadableError, match="ckpt-10/state, ckpt-5/state") as raised:
+            steps(tmp_path)
+        assert "--pattern '*/state'" in raised.value.advice
+        assert steps(tmp_path, pattern="*/state") == [5, 10]
+
+    def test_of_several_the_named_one(self, tmp_path: Path) -> None:
+        for name in ("unet/a.pt", "unet/b.pt", "vae/a.pt"):
+            save(tmp_path / "step_5" / name)
+        with pytest.raises(UnreadableError, match=r"'\*/unet' or --pattern '\*/vae'"):
+            steps(tmp_path)
+        with pytest.raises(UnreadableError, match=r"--pattern '\*/unet/a.pt' or") as raised:
+            steps(tmp_path, pattern="*/unet")
+        assert "2 files of weights (unet/a.pt, unet/b.pt)" in raised.value.what
+        assert steps(tmp_path, pattern="*/unet/a.pt") == [5]
+
+    def test_a_series_in_each_folder(self, tmp_path: Path) -> None:
+        for step in (5, 10):
+            save(tmp_path / f"model_1/checkpoints/step_{step}.pt", seed=step)
+        with pytest.raises(UnreadableError, match="each is a series"):
+            steps(tmp_path)

@@ -53,6 +53,23 @@ def parallel() -> nn.Module:
     return nn.DataParallel(mlp(4, 3, 2))
 
 
+class Trained(nn.Module):
+    """A network with its average and its loss, as a LightningModule has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.ema = mlp(4, 3, 2), mlp(4, 3, 2)
+        self.loss = nn.CrossEntropyLoss(weight=torch.ones(2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.net(inputs)
+        return result
+
+
+def with_average_and_loss() -> nn.Module:
+    return Trained()
+
+
 def normed() -> nn.Module:
     model = mlp(4, 3, 2)
     parametrizations.weight_norm(model[0])
@@ -407,6 +424,21 @@ class TestPrefixes:
         save(tmp_path, {**ONE, **LOSS, more: torch.ones(2, 2)})
         with pytest.raises(LocalrankError, match=f"unexpected: .*{more}"):
             check(tmp_path, ONE, model=build)
+
+    @pytest.mark.parametrize(
+        "more", ["metric.total", "train_acc.tp", "teacher.0.weight", "net._extra_state"]
+    )
+    def test_beside_a_network_that_has_such_parts_itself(self, tmp_path: Path, more: str) -> None:
+        own = dict(with_average_and_loss().state_dict())
+        save(tmp_path, {**own, **renamed(ONE, "net."), more: torch.ones(2, 2)})
+        check(tmp_path, ONE, model=with_average_and_loss)
+
+    @pytest.mark.parametrize("more", ["ema.extra", "loss.extra", "head.weight"])
+    def test_a_network_that_has_such_parts_is_strict(self, tmp_path: Path, more: str) -> None:
+        own = dict(with_average_and_loss().state_dict())
+        save(tmp_path, {**own, more: torch.ones(2, 2)})
+        with pytest.raises(LocalrankError, match=f"unexpected: {more}"):
+            check(tmp_path, ONE, model=with_average_and_loss)
 
 
 class TestWrappers:

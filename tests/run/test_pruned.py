@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from localrank_cli import analyze
+from localrank_cli.errors import MismatchError
 from tests.cli.program import invoke
 from tests.helpers import mlp, renamed
 
@@ -99,3 +100,40 @@ def test_a_mask_of_another_shape_is_none(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "step_5.pt")
     words = ("analyze", str(tmp_path), "--data", "normal:6", "-o", str(tmp_path / "x.csv"))
     assert "0.weight_mask [6]" in invoke(*words).error
+
+
+@pytest.mark.parametrize("options", [{}, {"model": plain}])
+@pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+def test_within_other_wrappers(
+    tmp_path: Path, wrapper: str, options: dict[str, Callable[[], nn.Module]]
+) -> None:
+    model = pruned("0", "2")
+    torch.save(renamed(dict(model.state_dict()), wrapper), tmp_path / "step_5.pt")
+    assert found(tmp_path, **options) == pytest.approx(norm(model), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "more"),
+    [
+        ("", {"loss.weight": torch.ones(3)}),
+        ("net.", {"loss.weight": torch.ones(3)}),
+        ("module.", {"ema_model.decay": torch.ones(1)}),
+        ("online_model.", renamed(dict(mlp(6, 5, 4).state_dict()), "ema_model.")),
+        ("online_model.", renamed(dict(pruned("0").state_dict()), "ema_model.")),
+        ("", renamed(dict(pruned("0").state_dict()), "teacher.")),
+    ],
+)
+def test_beside_other_entries(tmp_path: Path, prefix: str, more: dict[str, torch.Tensor]) -> None:
+    model = pruned("0", "2")
+    torch.save({**renamed(dict(model.state_dict()), prefix), **more}, tmp_path / "step_5.pt")
+    assert found(tmp_path, model=plain) == pytest.approx(norm(model), rel=1e-12)
+
+
+def test_a_second_network_that_is_not_pruned_is_not_taken_for_it(tmp_path: Path) -> None:
+    student, teacher = dict(pruned("0", "2").state_dict()), dict(mlp(6, 5, 4).state_dict())
+    both = {**renamed(student, "student."), **renamed(teacher, "teacher.")}
+    torch.save(both, tmp_path / "step_5.pt")
+    with pytest.raises(MismatchError, match="several sets of weights that fit") as raised:
+        found(tmp_path, model=plain)
+    for name in ("student", "teacher"):
+        assert f"--weights {name}" in str(raised.value)
