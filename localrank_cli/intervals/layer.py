@@ -163,7 +163,7 @@ def _at_point(
         operator.n_products += bound is not None
         if precise is not None:
             steps = purpose.bounds.steps(purpose.n_points, purpose.tolerances)
-            operator.error = _FACTOR * _difference(products, precise) * math.sqrt(steps)
+            operator.error = _FACTOR * _difference(products, precise) * math.sqrt(max(1, steps))
             operator.n_products += 2 * N_COMPARED
         terms = Terms(
             tuple(Threshold(tol.atol, tol.relative(*shape)) for tol in purpose.tolerances),
@@ -219,6 +219,13 @@ def _difference(products: Products, precise: nn.Module) -> float:
 
 
 def _too_rough(record: CallRecord, tolerance: Tolerance, least: float) -> SettingsError:
+    if math.isinf(least):
+        return SettingsError(
+            f"--method interval with --dtype float32: layer {record.call.label!r}: products in"
+            " float32 may be off there by as much as the Jacobian is large, as where all units are"
+            " saturated.",
+            "Leave out --dtype float32.",
+        )
     return SettingsError(
         f"--method interval with --dtype float32: layer {record.call.label!r} at"
         f" {tolerance.label}: products in float32 allow tolerances from {least:.2g} on there.",

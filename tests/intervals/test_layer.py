@@ -254,6 +254,42 @@ def test_a_network_without_forward_mode_is_refused() -> None:
         evidence(Custom(), torch.randn(2, 4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("is_finite", [True, False])
+def test_a_backward_pass_that_is_not_the_derivative_is_refused(is_finite: bool) -> None:
+    """Another layer whose outputs are not finite hides nothing."""
+
+    class Half(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def setup_context(ctx: object, inputs: object, output: object) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: object, *grads: Tensor) -> Tensor:
+            return grads[0] * torch.tensor([2, 2, 0, 0])
+
+        @staticmethod
+        def jvp(ctx: object, *tangents: Tensor) -> Tensor:
+            return tangents[0] * 2
+
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = Half.apply(x)
+            return out
+
+    last = nn.Linear(4, 2)
+    if not is_finite:
+        nn.init.constant_(last.bias, torch.nan)
+    model = nn.Sequential(nn.Linear(4, 4), Cut(), nn.Linear(4, 4), last).double()
+    with pytest.raises(ModelError, match="disagrees with reverse mode"):
+        evidence(model, torch.randn(2, 4, dtype=torch.float64))
+
+
 def test_what_everything_passes_through_bounds_the_rank() -> None:
     """Singular values that decay slowly, at a tolerance under all of them, and few products."""
     with torch.random.fork_rng(devices=[]):
@@ -369,3 +405,40 @@ def test_a_tolerance_under_the_rounding_of_float32_is_refused() -> None:
     assert 1e-5 < least < 1e-3
     allowed = replace(purpose, tolerances=(Tolerance(atol=2 * least),))
     assert layer_evidence(model, torch.randn(1, 90), request, allowed, Modes())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("tolerance", [Tolerance(rtol=0.1), Tolerance(atol=1e-9)])
+def test_products_that_vanish_in_float32_alone_are_refused(
+    count: int, tolerance: Tolerance
+) -> None:
+    """1 - tanh^2 is 0 in float32 where it is 2e-8 in float64: the rank is not 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first = nn.Linear(6, 6)
+        model = nn.Sequential(first, nn.Tanh(), nn.Linear(6, 6))
+    nn.init.constant_(first.bias, 9.6)
+    bounds = Bounds(0.95, 0.0, 100)
+    purpose = Purpose("run", 7, count, bounds, (tolerance,), 1.0)
+    request = replace(requested(Selection(("2",))), dtype=torch.float32)
+    with pytest.raises(SettingsError, match="layer '2': products in float32 may be off") as one:
+        layer_evidence(model, torch.zeros(count, 6), request, purpose, Modes())
+    assert str(one.value).endswith("Leave out --dtype float32.")
+    precise = copy.deepcopy(model).double()
+    request = replace(request, dtype=torch.float64)
+    given = torch.zeros(count, 6, dtype=torch.float64)
+    (found,) = layer_evidence(precise, given, request, purpose, Modes())
+    for one_point, point in zip(found.evidence.points, given, strict=True):
+        values = torch.linalg.svdvals(dense(precise, "2", point))
+        rank = int((values > max(tolerance.atol, (tolerance.rtol or 0) * values[0])).sum())
+        assert 0 < one_point.levels[0].certain <= rank
+
+
+def test_units_that_are_off_in_both_precisions_are_no_reason_to_refuse() -> None:
+    first = nn.Linear(6, 6)
+    nn.init.constant_(first.bias, -99.0)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(6, 6))
+    layers = evidence(model, torch.zeros(1, 6), dtype=torch.float32)
+    last = layers[1].evidence.interval(0, relative=True)
+    assert last is not None
+    assert (last.low, last.high) == (0, 0)
