@@ -65,7 +65,7 @@ types: $(VENV)/.dev
 
 # The documentation as a site, in site/. A link that leads nowhere is an error.
 docs: $(VENV)/.dev
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # The wheel and the sdist, checked, and the wheel installed and tried in an environment of its own.
 dist: $(VENV)/.base

@@ -61,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": {"errors", "options", "run", "divide", "results", "live", "plotting"},
     "experiments": {
         "errors", "drawing", "options", "run", "results", "information", "model", "spectrum",
+        "live", "compress",
     },
     "cli": {
         "errors", "machine", "searchpath", "drawing", "options", "run", "divide", "results",

@@ -43,6 +43,7 @@ PAGES_WITH_EXAMPLES = [
 ]
 PAGES_WITH_EXAMPLES += ["docs/pictures.md", "docs/table.md", "docs/compare.md"]
 PAGES_WITH_EXAMPLES += ["docs/local_rank.md", "docs/information.md", "docs/live.md"]
+PAGES_WITH_EXAMPLES += ["docs/compress.md"]
 # What a page's examples import beside localrank and what it needs.
 EXTRAS = {"docs/live.md": ("lightning", "transformers", "accelerate")}
 FENCE = re.compile(r"^```(\w+)\n(.*?)\n```$", flags=re.MULTILINE | re.DOTALL)
@@ -192,7 +193,8 @@ def test_examples_do_what_the_page_says(
     running: list[tuple[Example, Future[tuple[int, list[str]]]]] = []
     # Commands that follow each other run two at a time, except where one reads what another wrote;
     # Python waits for those before it.
-    at_a_time = 1 if page in {"docs/pictures.md", "docs/compare.md"} else 2
+    in_order = {"docs/pictures.md", "docs/compare.md", "docs/compress.md"}
+    at_a_time = 1 if page in in_order else 2
     with torch.random.fork_rng(devices=[]), ThreadPoolExecutor(max_workers=at_a_time) as pool:
         for example in found:
             if example.language == "console":

@@ -25,6 +25,7 @@ _NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions)} - OF_COMPRESS
 _BUDGETS = ("method", "budget", "weights", "loss", "loss_increase", "loss_increase_se", "accuracy")
 _LAYERS = (
     "layer",
+    "budget",
     "n_out",
     "n_in",
     "rank",

@@ -44,6 +44,10 @@ def _check(options: ReproduceOptions) -> None:
             )
     if options.workers is not None and options.shard is not None:
         raise UsageError("--workers with --shard: a part has one process.", "Give one of them.")
+    if options.full and (options.experiment != "compression" or options.quick):
+        raise UsageError(
+            "--full is for `localrank reproduce compression` without --quick.", "Leave it out."
+        )
 
 
 def _run(options: ReproduceOptions) -> int:

@@ -11,7 +11,7 @@ from localrank_cli.compress.allocation import Choice, allocate, uniform
 from localrank_cli.compress.matrix import matrix_of, shape_of
 from localrank_cli.compress.moments import Moments
 from localrank_cli.compress.replace import Replacement
-from localrank_cli.compress.whitening import Factors, factorize
+from localrank_cli.compress.whitening import Factors, RootsOf, factorize
 
 Sides = tuple[Tensor | None, Tensor | None]  # metrics of a layer's outputs and of its inputs
 
@@ -131,12 +131,15 @@ def factor_all(
     """
     factors: dict[Callable[[Moments], Sides], dict[str, Factors]] = {}
     for name, module in layers.items():
+        roots_of = RootsOf()
         for method in METHODS.values():
             of_sides = factors.setdefault(method.sides, {})
             if name not in of_sides:  # the plain SVD has two methods
                 left, right = method.sides(moments[name])
                 most = shape_of(module).most
-                found = factorize(matrix_of(module), most, left=left, right=right)
+                found = factorize(
+                    matrix_of(module), most, left=left, right=right, roots_of=roots_of
+                )
                 of_sides[name] = found.to(module.weight.dtype)
         done(name)
     means = {name: moments[name].mean for name in layers}
@@ -153,3 +156,10 @@ def factor_bytes(module: Any) -> int:
     kinds = len({method.sides for method in METHODS.values()})
     entries: int = shape.most * (shape.n_out + shape.n_in) * module.weight.element_size()
     return kinds * (entries + min(shape.n_out, shape.n_in) * torch.float64.itemsize)
+
+
+def work_bytes(module: nn.Module) -> int:
+    """Return the bytes that factoring a layer takes: metrics, their roots and inverses, an SVD."""
+    shape = shape_of(module)
+    metrics = shape.n_in**2 + len(OURS) * shape.n_out**2
+    return torch.float64.itemsize * (3 * metrics + 4 * shape.weights)

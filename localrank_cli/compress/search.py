@@ -17,6 +17,7 @@ from localrank_cli.compress.methods import (
     Factored,
     factor_all,
     factor_bytes,
+    work_bytes,
 )
 from localrank_cli.compress.moments import Draw, collect, groups, moment_bytes
 from localrank_cli.compress.replace import Forward, estimate_norms, replace_layers, round_as
@@ -137,16 +138,17 @@ class Compressor:
             SettingsError: If the factors of all layers, and the sums of one, do not fit.
         """
         held = sum(map(factor_bytes, self.layers.chosen.values()))
+        work = max(map(work_bytes, self.layers.chosen.values()))
         largest = max(map(moment_bytes, self.layers.chosen.values()))
-        needed = taken + held + largest
+        needed = taken + held + work + largest
         if needed > memory:
             raise SettingsError(
                 f"the factors of all layers need {readable(held)}, the covariances of the largest"
-                f" one {readable(largest)} and a batch of points {readable(taken)};"
-                f" --memory is {readable(memory)}.",
+                f" one and its SVD {readable(largest + work)}, and a batch of points"
+                f" {readable(taken)}; --memory is {readable(memory)}.",
                 f"Give --memory {-(-needed // 2**20)}MiB, or leave layers as they are with --keep.",
             )
-        return list(groups(self.layers.chosen, memory - taken - held))
+        return list(groups(self.layers.chosen, memory - taken - held - work))
 
     def calibrate(
         self,

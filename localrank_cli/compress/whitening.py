@@ -42,16 +42,43 @@ class Factors:
         return torch.cat([tails, tails.new_zeros(1)])
 
 
+Roots = tuple[Tensor | None, Tensor | None]
+
+
+class RootsOf:
+    """The roots of metrics, each computed once: several methods have a metric in common."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Tensor, Roots]] = []
+
+    def __call__(self, metric: Tensor | None, length: int) -> Roots:
+        """Return the root of a damped metric and its inverse; None for the identity."""
+        if metric is None:
+            return None, None
+        for known, roots in self._known:
+            if known.shape == metric.shape and torch.equal(known, metric):
+                return roots
+        found = _roots(metric, length)
+        self._known.append((metric, found))
+        return found
+
+
 def factorize(
-    matrix: Tensor, most: int, *, left: Tensor | None = None, right: Tensor | None = None
+    matrix: Tensor,
+    most: int,
+    *,
+    left: Tensor | None = None,
+    right: Tensor | None = None,
+    roots_of: RootsOf | None = None,
 ) -> Factors:
     """Return the best factors of a matrix up to a largest rank.
 
     `left` is the metric of its outputs, (out, out) or the diagonal (out,), `right` that of its
     inputs, (in, in); None is the identity. Computed in float64.
     """
-    root, inverse = _roots(left, matrix.shape[0])
-    right_root, right_inverse = _roots(right, matrix.shape[1])
+    roots_of = roots_of or RootsOf()
+    root, inverse = roots_of(left, matrix.shape[0])
+    right_root, right_inverse = roots_of(right, matrix.shape[1])
     weighted = _times(root, matrix.detach().to("cpu", torch.float64))
     weighted = _times(right_root, weighted.T).T
     u, values, v = torch.linalg.svd(weighted, full_matrices=False)
@@ -68,10 +95,8 @@ def _times(root: Tensor | None, matrix: Tensor) -> Tensor:
     return root[:, None] * matrix if root.ndim == 1 else root @ matrix
 
 
-def _roots(metric: Tensor | None, length: int) -> tuple[Tensor | None, Tensor | None]:
+def _roots(metric: Tensor, length: int) -> Roots:
     """Return the root of a damped metric and its inverse; both symmetric."""
-    if metric is None:
-        return None, None
     metric = metric.to("cpu", torch.float64)
     is_diagonal = metric.ndim == 1
     values, vectors = (metric, None) if is_diagonal else torch.linalg.eigh(metric)

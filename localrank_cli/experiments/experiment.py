@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pandas as pd
 
 from localrank_cli.experiments.series import SeriesText, train_series
@@ -68,6 +69,27 @@ class Verdict:
 def observation(text: str, expected: str, measured: str) -> Claim:
     """Return a claim that is only shown, not evidence."""
     return Claim(text, expected, measured, holds=True, is_evidence=False)
+
+
+def live_claims(frame: pd.DataFrame) -> list[Claim]:
+    """Return the claim that ranks measured while training are those of the checkpoints.
+
+    Args:
+        frame: The table of all arms, with the column live_rank of those that were measured so;
+            without it there is no claim.
+    """
+    if "live_rank" not in frame.columns:
+        return []
+    # Tables of the Monitor have 9 digits.
+    equal = np.isclose(frame["live_rank"], frame["local_rank"], rtol=1e-8, atol=0)
+    return [
+        Claim(
+            "the ranks that Monitor measured while training are those of the saved checkpoints",
+            "equal for every layer at every step",
+            f"{int(equal.sum()):,} of {len(frame):,} are equal",
+            bool(equal.all()),
+        )
+    ]
 
 
 def seed_count(frame: pd.DataFrame) -> str:

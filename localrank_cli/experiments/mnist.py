@@ -16,6 +16,7 @@ from localrank_cli.experiments.experiment import (
     Experiment,
     SgdArm,
     Verdict,
+    live_claims,
     observation,
     seed_count,
     span,
@@ -85,7 +86,10 @@ def plan(seeds: int, quick: bool, path: Path) -> Experiment:
                 "activation": "relu", "atol": [0.1, 0.01],
             }  # fmt: skip
             text = SeriesText(
-                settings_text(settings, {"weight_decay": decay, "seed": seed}), "digits.npz", arrays
+                settings_text(settings, {"weight_decay": decay, "seed": seed}),
+                "digits.npz",
+                arrays,
+                is_watched=True,
             )
             name = f"{'decay' if decay else 'no_decay'}_seed_{seed}"
             arms.append(SgdArm(name, replace(recipe, seed=seed, weight_decay=decay), task, text))
@@ -111,6 +115,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
     claims.append(_control(control))
     claims += [_effective_rank(with_decay, control, layer) for layer in FALLS]
     claims.append(_accuracy(with_decay, control))
+    claims += live_claims(frame)
     setting = (
         f"ReLU MLP 784-100-100-100-10 on 9,000 digits; SGD, momentum 0.9, learning rate"
         f" {RECIPE.learning_rate}, batch {RECIPE.batch}, {frame['step'].max():,} steps, weight"

@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.experiments.digits import read_digits
-from localrank_cli.experiments.experiment import Experiment, Verdict, observation, seed_count
+from localrank_cli.experiments.experiment import (
+    Experiment,
+    Verdict,
+    live_claims,
+    observation,
+    seed_count,
+)
 from localrank_cli.experiments.series import SeriesText, keep_series, settings_text
 from localrank_cli.experiments.training import Task, mlp
 
@@ -95,7 +101,7 @@ class PublishedArm:
         }  # fmt: skip
         columns: dict[str, str | int | float] = {"weight_decay": _DECAY, "seed": self.seed}
         arrays = {"images": x.numpy(), "labels": y.numpy().astype(np.uint8)}
-        text = SeriesText(settings_text(settings, columns), "digits.npz", arrays)
+        text = SeriesText(settings_text(settings, columns), "digits.npz", arrays, is_watched=True)
         for row, _ in keep_series(self._training(), self.task, text, out / self.folder):
             yield int(row[0])
 
@@ -162,7 +168,10 @@ def judge(frame: pd.DataFrame) -> Verdict:
         f" {_BATCH}, {steps:,} of the published {PUBLISHED_STEPS:,} steps,"
         f" {seed_count(frame)}; atol 0.01 at 128 test points"
     )
-    return Verdict(NAME, setting, tuple(claims))
+    claims += live_claims(frame)
+    return Verdict(
+        NAME, setting, tuple(claims), "none; published figures are shown for comparison only"
+    )
 
 
 def _trajectory(run: pd.DataFrame) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from localrank_cli.drawing import import_matplotlib, own_style
-from localrank_cli.experiments import generalization, patel2024, vib
+from localrank_cli.experiments import compression, generalization, patel2024, vib
+from localrank_cli.experiments.training import LANDMARK
 from localrank_cli.experiments.vib import RHO
 from localrank_cli.information.bottleneck import (
     Information,
@@ -58,6 +59,9 @@ def draw(name: str, frame: pd.DataFrame) -> Any:
     if name == generalization.NAME:
         _over_sweep(figure, frame)
         return figure
+    if name == compression.NAME:
+        _over_budget(figure, compression.by_checkpoint(frame))
+        return figure
     _over_steps(figure, frame[frame["tolerance"] == frame["tolerance"].iloc[0]], colormaps["Blues"])
     figure.suptitle(f"{name}: local rank at {frame['tolerance'].iloc[0]}")
     if name == patel2024.NAME:
@@ -87,6 +91,28 @@ def _over_steps(figure: Any, frame: pd.DataFrame, blues: Any) -> None:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("local rank")
     panels[0].legend()
+
+
+def _over_budget(figure: Any, checkpoints: pd.DataFrame) -> None:
+    """Draw ranks against the smallest budget; checkpoints that are not trained yet are hollow."""
+    panels = figure.subplots(1, 2, sharey=True)
+    names = {"local_rank": "local rank", "weights_rank": "effective rank of the weights"}
+    for panel, (name, text) in zip(panels, names.items(), strict=True):
+        for decay, colour in zip((True, False), ("tab:blue", "tab:orange"), strict=True):
+            part = checkpoints[(checkpoints["weight_decay"] > 0) == decay]
+            trained = part["train_accuracy"] >= LANDMARK
+            label = "with weight decay" if decay else "without"
+            for chosen, face in ((trained, colour), (~trained, "none")):
+                panel.scatter(
+                    part[chosen][name], part[chosen]["share_two_sided"],
+                    facecolors=face, edgecolors=colour, s=18,
+                    label=label if face != "none" else f"_{label}",
+                )  # fmt: skip
+        panel.set(xlabel=f"{text}, summed over layers")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("fewest weights (share of all)")
+    panels[0].legend(fontsize=8)
+    figure.suptitle("compression: rank and the smallest budget (hollow: not trained to 99 % yet)")
 
 
 def _published(panel: Any, blues: Any) -> None:
@@ -130,7 +156,8 @@ def _over_sweep(figure: Any, frame: pd.DataFrame) -> None:
         label = "random labels" if noise == generalization.RANDOM else f"label noise {noise:g}"
         points.plot(part["rank"], part["gap"], ".", label=label, alpha=0.7)
     points.set(xlabel="local rank, mean over hidden layers", ylabel="gap of accuracy")
-    points.legend(fontsize=8)
+    points.margins(y=0.3)  # room for the legend
+    points.legend(fontsize=8, loc="upper left")
     named = {
         "overall": found.overall,
         **{f"{axis.replace('_', ' ')} only": one for axis, one in found.by_axis.items()},

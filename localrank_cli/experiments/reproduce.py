@@ -8,11 +8,18 @@ from types import ModuleType
 import pandas as pd
 
 from localrank_cli.errors import Note, OutputError, UsageError
-from localrank_cli.experiments import gaussian, generalization, mnist, patel2024, vib
+from localrank_cli.experiments import (
+    compression,
+    gaussian,
+    generalization,
+    mnist,
+    patel2024,
+    vib,
+)
 from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.experiment import Experiment, Verdict
 from localrank_cli.experiments.pictures import PictureError, save_picture
-from localrank_cli.experiments.series import one_thread, output_errors
+from localrank_cli.experiments.series import LIVE, one_thread, output_errors
 from localrank_cli.model.fill import fill_model
 from localrank_cli.options.table import AnalyzeOptions, ReproduceOptions
 from localrank_cli.results.columns import Row, header
@@ -30,6 +37,7 @@ _EXPERIMENTS: dict[str, tuple[ModuleType, int]] = {  # with the default number o
     vib.NAME: (vib, 1),
     patel2024.NAME: (patel2024, 1),
     generalization.NAME: (generalization, 3),
+    compression.NAME: (compression, 3),
 }
 
 
@@ -50,7 +58,8 @@ def prepare(options: ReproduceOptions) -> Experiment:
         part = (0, 1) if options.shard is None else (options.shard.index, options.shard.count)
         return generalization.plan(seeds, options.quick, part)
     if module not in (mnist, patel2024):
-        experiment: Experiment = module.plan(seeds, options.quick)
+        quick = options.quick or (module is compression and not options.full)
+        experiment: Experiment = module.plan(seeds, quick)
         return experiment
     if options.mnist is None:
         name = options.experiment
@@ -89,7 +98,7 @@ def analyze(experiment: Experiment, out: Path, command: list[str], note: Note) -
     if experiment.resumes:  # rows may be of an earlier run
         frame = read_table(out / RANKS)
         frame = frame[frame["run"].isin([folder.name for folder in folders])]
-    frame = _with_metrics(frame, folders)
+    frame = _with_live_ranks(_with_metrics(frame, folders), folders)
     if experiment.needs_sigma:
         with output_errors(out):
             sigma = last_sigma(plan)
@@ -106,6 +115,20 @@ def _with_metrics(frame: pd.DataFrame, folders: tuple[Path, ...]) -> pd.DataFram
     if not tables:
         return frame
     return frame.merge(pd.concat(tables), on=["run", "step"], how="left")
+
+
+def _with_live_ranks(frame: pd.DataFrame, folders: tuple[Path, ...]) -> pd.DataFrame:
+    """Return a table with the column live_rank, if a Monitor measured any of its series."""
+    keys = ["run", "step", "layer", "tolerance"]
+    tables = [
+        read_table(folder / LIVE).assign(run=folder.name)
+        for folder in folders
+        if (folder / LIVE).exists()
+    ]
+    if not tables:
+        return frame
+    live = pd.concat(tables)[[*keys, "local_rank"]].rename(columns={"local_rank": "live_rank"})
+    return frame.merge(live, on=keys, how="left")
 
 
 def last_sigma(plan: Plan) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from torch import nn
 
 from localrank_cli.errors import OutputError
 from localrank_cli.experiments.training import Recipe, Task, figures, training
+from localrank_cli.live.monitor import Monitor
 
+LIVE = "live.csv"  # the table of the Monitor
 _SETTINGS = "localrank.toml"
 
 
@@ -26,6 +29,18 @@ class SeriesText:
     toml: str
     data_file: str
     arrays: Mapping[str, Any]  # content of the data file, by name
+    is_watched: bool = False  # whether a Monitor measures the network while it is trained
+
+    def monitor(self, folder: Path) -> Monitor:
+        """Return a Monitor that measures each checkpoint as an analysis of the folder does."""
+        settings = tomllib.loads(self.toml)
+        for name in ("columns", "data", "activation"):  # the network itself shows its activation
+            settings.pop(name, None)
+        options = {name.replace("-", "_"): value for name, value in settings.items()}
+        return Monitor(
+            folder / LIVE, str(folder / self.data_file), every=1, on_error="raise", overwrite=True,
+            quiet=True, device="cpu", **options,
+        )  # fmt: skip
 
     def write(self, folder: Path) -> None:
         """Create and fill the folder; remove checkpoints of an earlier run."""
@@ -75,6 +90,7 @@ def keep_series(
     """
     with output_errors(folder):
         text.write(folder)
+    monitor = text.monitor(folder) if text.is_watched else None
     table = [["step", "loss", f"train_{task.score_name}", f"test_{task.score_name}"]]
     for step, net in steps:
         row = [str(step), *(f"{number:.6g}" for number in figures(net, task))]
@@ -82,7 +98,11 @@ def keep_series(
         with output_errors(folder):
             save_step(net, folder, step)
             write_metrics(folder, table)
+        if monitor is not None:
+            monitor(net, step)
         yield row, net
+    if monitor is not None:
+        monitor.close()
 
 
 @contextmanager

@@ -219,16 +219,18 @@ def _difference(products: Products, precise: nn.Module) -> float:
 
 
 def _too_rough(record: CallRecord, tolerance: Tolerance, least: float) -> SettingsError:
-    if math.isinf(least):
+    if math.isinf(least) or (tolerance.rtol != 0 and 1.06 * least >= 1):
         return SettingsError(
             f"--method interval with --dtype float32: layer {record.call.label!r}: products in"
             " float32 may be off there by as much as the Jacobian is large, as where all units are"
             " saturated.",
             "Leave out --dtype float32.",
         )
+    kind = "--atol" if tolerance.rtol == 0 else "--rtol"
+    # A little more, as two digits may be rounded down.
     return SettingsError(
         f"--method interval with --dtype float32: layer {record.call.label!r} at"
-        f" {tolerance.label}: products in float32 allow tolerances from {least:.2g} on there.",
+        f" {tolerance.label}: what float32 rounds allows {kind} from {1.06 * least:.2g} on there.",
         "Leave out --dtype float32, or give a larger tolerance.",
     )
 

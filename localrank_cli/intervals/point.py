@@ -105,7 +105,8 @@ class TooRoughError(Exception):
 
     Attributes:
         row: The number of the tolerance.
-        least: The smallest one that they allow; inf if none.
+        least: The smallest one that they allow: rtol of a relative tolerance, else atol; inf if
+            none.
     """
 
     def __init__(self, row: int, least: float) -> None:
@@ -203,7 +204,8 @@ class _Point:
         for row, one in enumerate(self._terms.thresholds):
             threshold = max(one.atol * self._scale, one.rtol * math.sqrt(self._bottom))
             if threshold < least:
-                raise TooRoughError(row, least / self._scale)
+                unit = math.sqrt(self._bottom) if one.is_relative else self._scale
+                raise TooRoughError(row, least / unit)
 
     def _limits(self, row: int) -> tuple[float, float, float]:
         """Return thresholds on eigenvalues: for the low count, for the high one, and rounding."""

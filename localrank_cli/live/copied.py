@@ -76,10 +76,11 @@ def _is_shared(value: object) -> bool:
 
 def _clean(own: dict[str, Any], foreign: Mapping[int, object], rebinding: Rebinding) -> None:
     """Remove what is foreign from the attributes of a copy, and what reaches the original."""
-    for hooks in _HOOKS:
-        for key in [key for key, hook in own[hooks].items() if id(hook) in foreign]:
-            del own[hooks][key]
-        rebinding.rebind(own[hooks])
+    for name in _HOOKS:
+        hooks = own.get(name, {})
+        for key in [key for key, hook in hooks.items() if id(hook) in foreign]:
+            del hooks[key]
+        rebinding.rebind(hooks)
     if _ORIGINAL in own:
         own.pop("forward", None)
         del own[_ORIGINAL]
@@ -97,7 +98,9 @@ def _foreign_hooks(model: nn.Module) -> Mapping[int, object]:
         if base not in nn.Module.__mro__
     }
     own = tuple(sorted(classes))
-    hooks = (hook for one in modules for name in _HOOKS for hook in vars(one)[name].values())
+    hooks = (
+        hook for one in modules for name in _HOOKS for hook in vars(one).get(name, {}).values()
+    )
     return {id(hook): hook for hook in hooks if not _is_own(hook, tree, own)}
 
 

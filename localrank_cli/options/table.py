@@ -1115,13 +1115,14 @@ class ReproduceOptions:
     """The options of `localrank reproduce`."""
 
     experiment: Annotated[
-        Literal["gaussian", "mnist", "vib", "patel2024", "generalization"],
+        Literal["gaussian", "mnist", "vib", "patel2024", "generalization", "compression"],
         Setting(
             help="gaussian: a linear teacher of rank 3; mnist: digits; both with and without weight"
             " decay. vib: the variational information bottleneck on Gaussian variables, over beta."
             " patel2024: the published training on digits, compared with its published end values."
             " generalization: whether a low rank goes with a small generalization gap, in a sweep"
-            " of small networks.",
+            " of small networks. compression: rank against the fewest weights that keep the"
+            " accuracy.",
             metavar="EXPERIMENT",
             is_argument=True,
         ),
@@ -1136,11 +1137,13 @@ class ReproduceOptions:
         ),
     ] = None
     quick: Annotated[bool, Setting(help="Train for fewer steps, with the same claims.")] = False
+    full: Annotated[
+        bool, Setting(help="Train compression for all steps, where fewer are the default.")
+    ] = False
     seeds: Annotated[
         Count | None,
         Setting(
-            help="Networks of each kind to train. Default: 3 for gaussian and generalization, else"
-            " 1.",
+            help="Networks of each kind to train. Default: 1 for mnist, vib and patel2024, else 3.",
             metavar="N",
         ),
     ] = None

@@ -4,14 +4,16 @@ from collections.abc import Iterable
 
 from localrank_cli.results.columns import Row
 
-_MEASURES = ("local_rank", "effective_rank")
+_AT_A_TOLERANCE = ("local_rank", "rank_low", "rank_high")
+_MEASURES = (*_AT_A_TOLERANCE, "effective_rank")
 
 
 def tags(rows: Iterable[tuple[str, Row]]) -> dict[str, float]:
     """Return the values of one step by their names: `local_rank/LAYER`, `effective_rank/LAYER`.
 
-    The local rank at another tolerance than the first is `local_rank_LABEL/LAYER`. Values that are
-    missing are left out. Each row comes with the name of its layer.
+    The local rank at another tolerance than the first is `local_rank_LABEL/LAYER`; of intervals
+    there are `rank_low` and `rank_high` in place of it. Values that are missing are left out. Each
+    row comes with the name of its layer.
     """
     found: dict[str, float] = {}
     first = None
@@ -21,7 +23,7 @@ def tags(rows: Iterable[tuple[str, Row]]) -> dict[str, float]:
         for measure in _MEASURES:
             value = row.get(measure)
             if isinstance(value, int | float) and value == value:  # noqa: PLR0124  # NaN is missing
-                is_other = measure == "local_rank" and label != first
+                is_other = measure in _AT_A_TOLERANCE and label != first
                 prefix = f"{measure}_{label}" if is_other else measure
                 found.setdefault(f"{prefix}/{name}", float(value))
     return found

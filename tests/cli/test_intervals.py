@@ -103,7 +103,7 @@ def test_resuming_with_other_terms_is_refused(
         (("--method", "interval", "--pooled"), "--method interval with --pooled"),
         (
             ("--method", "interval", "--dtype", "float32", "--atol", "1e-6"),
-            "products in float32 allow tolerances from",
+            "what float32 rounds allows --atol from",
         ),
         (("--method", "interval", "--rtol", "1e-6"), "with --rtol 1e-06"),
         (

@@ -140,14 +140,24 @@ def save(path: Path, inputs: dict[str, Tensor]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".npz", ".safetensors"])
+NAMES = (
+    (("tokens", "mask"), "embedding"),
+    (("image", "mask"), ""),
+    (("image", "tokens", "mask"), ""),
+    (("image", "tokens", "mask"), "embedding"),
+)
+SUFFIXES = (".pt", ".npz", ".safetensors")
+
+
 @pytest.mark.parametrize(
-    ("names", "wrt"),
+    ("suffix", "names", "wrt"),
     [
-        (("tokens", "mask"), "embedding"),
-        (("image", "mask"), ""),
-        (("image", "tokens", "mask"), ""),
-        (("image", "tokens", "mask"), "embedding"),
+        # Each choice of inputs from one kind of file, and each kind of file; the rest at test-long.
+        pytest.param(
+            suffix, *choice, marks=() if number % len(SUFFIXES) == kind else pytest.mark.long
+        )
+        for number, choice in enumerate(NAMES)
+        for kind, suffix in enumerate(SUFFIXES)
     ],
 )
 def test_numbers_are_those_of_jacobians_with_the_inputs_by_name(

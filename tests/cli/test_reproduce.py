@@ -122,7 +122,7 @@ def test_an_existing_table_is_kept(tmp_path: Path) -> None:
         (["patel2024", "--steps", "5", "--quick"], 2, "--steps is for `localrank reproduce patel"),
         (["mnist", "--steps", "5"], 2, "--steps is for `localrank reproduce patel2024`"),
         (["gaussian", "--seeds", "0"], 2, "--seeds 0: expected at least 1."),
-        (["moon"], 2, "EXPERIMENT moon: unknown. Choose gaussian, mnist, vib, patel2024 or gene"),
+        (["moon"], 2, "Choose gaussian, mnist, vib, patel2024, generalization or compression."),
         (["vib", "--workers", "2"], 2, "--workers is for `localrank reproduce generalization`"),
         (["generalization", "--workers", "2", "--shard", "0/2"], 2, "--workers with --shard"),
     ],

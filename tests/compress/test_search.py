@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from localrank_cli.compress.eligible import find_layers
 from localrank_cli.compress.matrix import matrix_of
-from localrank_cli.compress.methods import METHODS, factor_bytes
+from localrank_cli.compress.methods import METHODS, factor_bytes, work_bytes
 from localrank_cli.compress.moments import moment_bytes
 from localrank_cli.compress.score import Batch, Difference, Kind, Scores, kind_of, scores
 from localrank_cli.compress.search import Compressor, Data, split, verdict
@@ -173,6 +173,7 @@ def test_groups_of_layers_give_the_same_network() -> None:
     model = mlp(12, 14, 12, 10)
     together, apart = compressor(model), compressor(model)
     held = sum(map(factor_bytes, together.layers.chosen.values()))
+    held += max(map(work_bytes, together.layers.chosen.values()))
     largest = max(map(moment_bytes, together.layers.chosen.values()))
     assert len(apart.groups(held + largest)) == 3  # one layer at a time
     apart.calibrate(seed=0, memory=held + largest)

@@ -1,8 +1,10 @@
 """A verdict follows from its claims, and its text shows them."""
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from localrank_cli.experiments.experiment import Claim, Verdict, span
+from localrank_cli.experiments.experiment import Claim, Verdict, live_claims, span
 
 
 def claim(holds: bool, is_evidence: bool = True) -> Claim:
@@ -44,6 +46,24 @@ def test_the_text_shows_claim_expectation_and_measurement() -> None:
 def test_where_nothing_is_evidence_nothing_is_judged() -> None:
     verdict = Verdict("patel2024", "AdamW", (claim(True, is_evidence=False),))
     assert verdict.text.endswith("verdict: none; published figures are shown for comparison only\n")
+
+
+@pytest.mark.parametrize(("live", "holds"), [(12.5, True), (12.515625, False), (np.nan, False)])
+def test_ranks_while_training_must_be_those_of_the_checkpoints(live: float, holds: bool) -> None:
+    frame = pd.DataFrame({"local_rank": [10.0, 12.5], "live_rank": [10.0, live]})
+    (found,) = live_claims(frame)
+    assert (found.holds, found.is_evidence) == (holds, True)
+    assert found.measured == f"{1 + holds} of 2 are equal"
+    assert live_claims(frame.drop(columns="live_rank")) == []
+
+
+def test_the_answer_to_open_questions_ends_a_verdict_that_holds() -> None:
+    question = Claim("rank falls", "to 3", "to 4", False, is_evidence=False, answer="no")
+    verdict = Verdict("gaussian", "SGD", (claim(True), question), "it does not fall")
+    assert "\nno: rank falls\n" in verdict.text
+    assert verdict.text.endswith("verdict: it does not fall\n")
+    broken = Verdict("gaussian", "SGD", (claim(False), question), "it does not fall")
+    assert broken.text.endswith("verdict: NOT every claim holds\n")
 
 
 def test_span() -> None:

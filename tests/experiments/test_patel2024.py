@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from localrank_cli import analyze
@@ -21,6 +22,8 @@ from localrank_cli.experiments.patel2024 import (
     plan,
     published_loss,
 )
+from localrank_cli.experiments.series import LIVE
+from localrank_cli.results.read import read_table
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +114,20 @@ def test_nothing_is_judged() -> None:
     assert "36 at 1,000,000 steps in the published log" in verdict.text
     assert verdict.text.endswith("for comparison only\n")
     assert "20 of the published 1,000,000 steps" in verdict.setting
+
+
+def test_a_monitor_measures_what_an_analysis_does(digits: Path, tmp_path: Path) -> None:
+    arm = PublishedArm(3, 0, digits_task(digits, 0))
+    steps = list(arm.train(tmp_path))
+    live = read_table(tmp_path / arm.folder / LIVE)
+    frame = analyze(tmp_path / arm.folder)
+    assert sorted(set(live["step"])) == steps
+    keys = ["step", "layer", "tolerance"]
+    both = frame.merge(live, on=keys, suffixes=("", "_live"))
+    assert len(both) == len(frame) == len(live)
+    assert both["local_rank"].tolist() == both["local_rank_live"].tolist()
+    # The training is bit for bit the one without.
+    for (step, net), saved in zip(arm._training(), steps, strict=True):
+        weights = load_file(tmp_path / arm.folder / f"step_{step}.safetensors")
+        assert step == saved
+        assert all(torch.equal(weights[name], part) for name, part in net.state_dict().items())

@@ -399,11 +399,16 @@ def test_a_tolerance_under_the_rounding_of_float32_is_refused() -> None:
     bounds = Bounds(0.95, 0.0, 100)
     purpose = Purpose("run", 7, 1, bounds, (Tolerance(rtol=0.1), Tolerance(atol=1e-5)), 1.0)
     request = replace(requested(Selection()), dtype=torch.float32)
-    with pytest.raises(SettingsError, match=r"layer '0' at atol=1e-05: .* allow tolerances") as one:
+    with pytest.raises(SettingsError, match=r"layer '0' at atol=1e-05: .* allows --atol") as one:
         layer_evidence(model, torch.randn(1, 90), request, purpose, Modes())
-    least = float(one.value.what.split("tolerances from ")[1].split()[0])
+    least = float(one.value.what.split("--atol from ")[1].split()[0])
     assert 1e-5 < least < 1e-3
-    allowed = replace(purpose, tolerances=(Tolerance(atol=2 * least),))
+    relative = replace(purpose, tolerances=(Tolerance(rtol=1e-5),))
+    with pytest.raises(SettingsError, match=r"layer '0' at rtol=1e-05: .* allows --rtol"):
+        layer_evidence(model, torch.randn(1, 90), request, relative, Modes())
+    # Layers behind it have another largest singular value.
+    request = replace(request, selection=Selection(("0",)))
+    allowed = replace(purpose, tolerances=(Tolerance(atol=least),))
     assert layer_evidence(model, torch.randn(1, 90), request, allowed, Modes())
 
 
@@ -442,3 +447,32 @@ def test_units_that_are_off_in_both_precisions_are_no_reason_to_refuse() -> None
     last = layers[1].evidence.interval(0, relative=True)
     assert last is not None
     assert (last.low, last.high) == (0, 0)
+
+
+def test_intervals_of_a_trained_network_hold_its_ranks() -> None:
+    """Of weights that are no random draw: a convolutional network that has learned its labels."""
+    model, given = net(), points(12)
+    labels = (given.mean(dim=(1, 2, 3)) > 0).long()
+    with torch.random.fork_rng(devices=[]):
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        for _ in range(150):
+            loss = nn.functional.cross_entropy(model(given), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert loss.item() < 0.1
+    for parameter in model.parameters():
+        parameter.grad = None
+    misses = 0
+    for index in range(12):
+        point = given[index : index + 1]
+        for layer in evidence(model, point, (index,), products=60):
+            values = torch.linalg.svdvals(dense(model, layer.layer, point[0]))
+            row = index % 2  # one tolerance each: those of one point share their probes
+            at = max(TOLERANCES[row].atol, float((TOLERANCES[row].rtol or 0) * values[0]))
+            true = int((values > at).sum())
+            found = layer.evidence.interval(row, relative=row == 0)
+            assert found is not None
+            assert found.certain_low <= true
+            misses += not found.low <= true <= found.high
+    assert misses <= most_misses(36, 0.05)

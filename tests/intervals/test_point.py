@@ -204,6 +204,11 @@ def test_a_tolerance_under_four_times_that_is_refused() -> None:
     with pytest.raises(TooRoughError) as one:
         examine_point(operator, terms, generators_of(0))
     assert (one.value.row, round(one.value.least, 6)) == (1, 0.04)
+    absolute = Terms((Threshold(atol=0.3),))
+    scaled = replace(of_matrix(8 * torch.eye(5).double()), error=0.01)
+    with pytest.raises(TooRoughError) as one:
+        examine_point(scaled, absolute, generators_of(0))
+    assert round(one.value.least, 6) == 0.32
 
 
 @pytest.mark.parametrize("n_points", [1, 3])

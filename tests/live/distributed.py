@@ -57,6 +57,7 @@ def run(rank: int, folder: str) -> None:
             train(rank, Path(folder), kind)
         except LocalrankError as error:
             Path(folder, f"{kind}_{rank}.txt").write_text(str(error))
+    dist.barrier()  # no process ends while another still needs it
     dist.destroy_process_group()
 
 

@@ -57,6 +57,14 @@ def test_the_rows_of_a_loop(tmp_path: Path) -> None:
     assert 0 < manifest["monitor"]["share_of_time"] <= 1
 
 
+def test_the_values_of_intervals(tmp_path: Path) -> None:
+    with Monitor(tmp_path / "ranks.csv", DATA, method="interval", **OPTIONS) as monitor:
+        values = monitor(mlp(4, 3, 2), 0)
+        for name in ("rank_low", "rank_high"):
+            assert [values[f"{name}/{layer}"] for layer in "02"] == monitor.table[name].tolist()
+    assert len(values) == 4
+
+
 @pytest.mark.parametrize(
     ("options", "steps"),
     [

@@ -15,7 +15,7 @@ from tests.model.hostile import CASES, RUNS
 # Of a tiny network, beyond what is in memory already. A network of the largest size that is let
 # through takes 256 MiB.
 MOST_KIB = 400 * 2**10
-MOST_SECONDS = 15  # each takes about one
+MOST_SECONDS = 15  # of the processor; each takes about one
 
 
 @pytest.fixture(scope="module")

@@ -157,19 +157,33 @@ def test_each_position_and_source_has_its_own_covariance(folder: Path, kind: str
     assert (frame["n_cov"] == N_DATA).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# One of each way in which matrices are cut from a Jacobian; the rest at test-long.
+CUTS = {"same", "last-each:3", "each:2", "all"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in CUTS else pytest.mark.long) for kind in KINDS]
+)
 def test_the_residual_part_too(folder: Path, kind: str) -> None:
     frame = run(folder, wrt="previous", positions=kind, residual=True)
     pairs = [("embed", ""), ("blocks.0", "embed"), ("blocks.1", "blocks.0")]
     check(frame, {pair: spectra(folder, *pair, kind, residual=True) for pair in pairs})
 
 
+TIGHT = {
+    ("same", True, N_DATA), ("last-each", False, 4), ("each", True, N_DATA), ("all", False, 4),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("kind", "residual", "count"),
     [
-        # Each kind with and without the residual part and both counts; all three at test-long.
+        # Each kind once, with either residual part and count twice; all three at test-long.
         pytest.param(
-            kind, residual, count, marks=pytest.mark.long if residual == (count == 4) else ()
+            kind,
+            residual,
+            count,
+            marks=() if (kind, residual, count) in TIGHT else pytest.mark.long,
         )
         for kind in ("same", "last-each", "each", "all")
         for residual in (False, True)

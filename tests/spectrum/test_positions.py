@@ -438,15 +438,21 @@ def test_the_residual_part_is_j_less_the_identity(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "resnet"])
-def test_little_memory_gives_the_same(name: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "memory"),
+    [
+        ("each:2", 400_000),
+        ("same:3", 60_000),
+        # The other two pairs.
+        pytest.param("each:2", 60_000, marks=pytest.mark.long),
+        pytest.param("same:3", 400_000, marks=pytest.mark.long),
+    ],
+)
+def test_little_memory_gives_the_same(name: str, kind: str, memory: int) -> None:
     """In groups of layers and positions, and at last in blocks of one Jacobian."""
     network = NETWORKS[name]
-    for kind in ("each:2", "same:3"):
-        selection = Selection(
-            tuple(network.layers), (), network.wrt, positions=Positions.parse(kind)
-        )
-        for memory in (400_000, 60_000):
-            check(name, kind, spectra_of(name, selection, memory))
+    selection = Selection(tuple(network.layers), (), network.wrt, positions=Positions.parse(kind))
+    check(name, kind, spectra_of(name, selection, memory))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "resnet", "lstm", "mlp"])
