@@ -208,7 +208,8 @@ def _difference(products: Products, precise: nn.Module) -> float:
             (products.transpose, exact.transpose, exact.n_out),
         ):
             drawn = normal_direction(N_COMPARED // 2 * width, exact.batch.varied)
-            vectors = drawn.view(-1, width).to(torch.float32).double()  # the same for both
+            # Not rounded beforehand: products in float32 round the vectors that they are given.
+            vectors = drawn.view(-1, width)
             pairs.append((product, vectors, other(vectors)))
     largest = 0.0
     for product, vectors, expected in pairs:

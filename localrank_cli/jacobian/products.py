@@ -58,7 +58,7 @@ def _check_forward(batch: Batch, calls: Sequence[Call], tolerance: float) -> Non
     try:
         agree = guards.modes_agree(batch, calls, good, tolerance)
         reason = "it disagrees with reverse mode: a part runs under no_grad, or a custom backward"
-        reason += " is not the derivative"
+        reason += " is not the derivative, or rounding is all that is left of it (saturated units)"
     except LocalrankError:
         raise
     except Exception as error:  # torch.func raises many types of error

@@ -476,3 +476,16 @@ def test_intervals_of_a_trained_network_hold_its_ranks() -> None:
             assert found.certain_low <= true
             misses += not found.low <= true <= found.high
     assert misses <= most_misses(36, 0.05)
+
+
+def test_vectors_that_float32_rounds_are_allowed_for() -> None:
+    """The products with 1 are exact, and yet what they give is only the vectors in float32."""
+    layer = nn.Linear(40, 40, bias=False)
+    nn.init.eye_(layer.weight)
+    purpose = Purpose("run", 7, 1, Bounds(0.95, 0.0, 300), (Tolerance(atol=1.0),), 1.0)
+    request = replace(requested(Selection()), dtype=torch.float32)
+    (found,) = layer_evidence(nn.Sequential(layer), torch.zeros(1, 40), request, purpose, Modes())
+    one = found.evidence.interval(0, relative=False)
+    assert one is not None
+    assert (one.low, one.certain_low) == (0, 0)  # none of the values 1 is above 1
+    assert one.high == 40  # within rounding all of them
