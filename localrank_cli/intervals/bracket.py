@@ -49,9 +49,11 @@ def share_above(
     nodes, weights = _rule(matrix)
     if last == 0:  # the measure itself
         return _sum(weights, nodes > at + near), _sum(weights, nodes >= at - near)
-    # t is nearly a node of the rule without a further one, which bounds the measure at its nodes.
     above, below = nodes[nodes >= at - near], nodes[nodes <= at + near]
-    first = float(above[0]) if len(above) else math.inf
+    if not len(above):  # t is far above them, where the last entry grows with t
+        return 0.0, _above_all(diagonal, following, at - near)
+    # t is nearly a node of the rule without a further one, which bounds the measure at its nodes.
+    first = float(above[0])
     low = _sum(weights, nodes > first + near)
     high = _sum(weights, nodes >= float(below[-1]) - near) if len(below) else 1.0
     return low, high

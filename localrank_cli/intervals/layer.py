@@ -163,7 +163,7 @@ def _at_point(
         operator.n_products += bound is not None
         if precise is not None:
             steps = purpose.bounds.steps(purpose.n_points, purpose.tolerances)
-            operator.error = _FACTOR * _difference(products, precise) * math.sqrt(steps)
+            operator.error = _FACTOR * _difference(products, precise) * math.sqrt(max(1, steps))
             operator.n_products += 2 * N_COMPARED
         terms = Terms(
             tuple(Threshold(tol.atol, tol.relative(*shape)) for tol in purpose.tolerances),
@@ -208,7 +208,8 @@ def _difference(products: Products, precise: nn.Module) -> float:
             (products.transpose, exact.transpose, exact.n_out),
         ):
             drawn = normal_direction(N_COMPARED // 2 * width, exact.batch.varied)
-            vectors = drawn.view(-1, width).to(torch.float32).double()  # the same for both
+            # Not rounded beforehand: products in float32 round the vectors that they are given.
+            vectors = drawn.view(-1, width)
             pairs.append((product, vectors, other(vectors)))
     largest = 0.0
     for product, vectors, expected in pairs:
@@ -219,6 +220,13 @@ def _difference(products: Products, precise: nn.Module) -> float:
 
 
 def _too_rough(record: CallRecord, tolerance: Tolerance, least: float) -> SettingsError:
+    if math.isinf(least) or (tolerance.rtol != 0 and 1.06 * least >= 1):
+        return SettingsError(
+            f"--method interval with --dtype float32: layer {record.call.label!r}: products in"
+            " float32 may be off there by as much as the Jacobian is large, as where all units are"
+            " saturated.",
+            "Leave out --dtype float32.",
+        )
     kind = "--atol" if tolerance.rtol == 0 else "--rtol"
     # A little more, as two digits may be rounded down.
     return SettingsError(

@@ -105,7 +105,8 @@ class TooRoughError(Exception):
 
     Attributes:
         row: The number of the tolerance.
-        least: The smallest one that they allow: rtol of a relative tolerance, else atol.
+        least: The smallest one that they allow: rtol of a relative tolerance, else atol; inf if
+            none.
     """
 
     def __init__(self, row: int, least: float) -> None:
@@ -196,6 +197,9 @@ class _Point:
 
     def _check_rounding(self) -> None:
         """Check that the tolerances are well above what the products' precision leaves."""
+        if self._operator.error >= 1:
+            # J may be of any size, even where all products vanish in float32.
+            raise TooRoughError(0, math.inf)
         least = 4 * self._operator.error * math.sqrt(self._bottom)
         for row, one in enumerate(self._terms.thresholds):
             threshold = max(one.atol * self._scale, one.rtol * math.sqrt(self._bottom))

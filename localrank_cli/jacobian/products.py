@@ -45,20 +45,20 @@ def point_batches(tasks: Sequence[Task], modes: Modes) -> Iterator[PointBatch]:
             batch = guards.make_batch(model, point, values, layouts, task.wrt)
             batch = batch.in_metric(task.metric, task.picked)
             finite = {one.call: bool(values.finite[one.call].all()) for one in task.records}
-            if all(finite.values()):
-                _check_forward(task, batch)
+            _check_forward(batch, [call for call, good in finite.items() if good], task.tolerance)
             counted = replace(batch, advance=modes.progress.advance)
             yield PointBatch(number, index, counted, finite)
 
 
-def _check_forward(task: Task, batch: Batch) -> None:
-    """Check that J v is the transpose of J^T u."""
-    calls = [record.call for record in task.records]
+def _check_forward(batch: Batch, calls: Sequence[Call], tolerance: float) -> None:
+    """Check that J v is the transpose of J^T u, for calls whose outputs are finite."""
+    if not calls:
+        return
     good = torch.ones(1, dtype=torch.bool, device=batch.varied.device)
     try:
-        agree = guards.modes_agree(batch, calls, good, task.tolerance)
+        agree = guards.modes_agree(batch, calls, good, tolerance)
         reason = "it disagrees with reverse mode: a part runs under no_grad, or a custom backward"
-        reason += " is not the derivative"
+        reason += " is not the derivative, or rounding is all that is left of it (saturated units)"
     except LocalrankError:
         raise
     except Exception as error:  # torch.func raises many types of error

@@ -50,6 +50,15 @@ def test_a_threshold_on_a_node_is_bracketed_without_a_further_one() -> None:
     assert (low, high) == pytest.approx((0.5, 1))
 
 
+@pytest.mark.parametrize("at", [5.0, 20.0, 34.0, 100.0, 1e200, math.inf])
+def test_far_above_all_values_a_share_is_at_most_what_the_variance_allows(at: float) -> None:
+    """One step knows mean 2 and variance 1: Cantelli's inequality, whatever the distance."""
+    low, high = share_above([2.0], [1.0], at, 2.0)
+    assert low == 0
+    # Eigenvalues of a matrix of two rows, whose norm is up to 40: 1e-13.
+    assert high == pytest.approx(1 / (1 + (at - 2) ** 2 if at < 1e150 else math.inf), abs=1e-12)
+
+
 def test_the_bound_on_sigma_1_fails_about_as_rarely_as_it_says() -> None:
     values = torch.linspace(1, 0.5, 60).double()
     matrix = planted(values, 60, 60, generator(3))

@@ -254,6 +254,42 @@ def test_a_network_without_forward_mode_is_refused() -> None:
         evidence(Custom(), torch.randn(2, 4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("is_finite", [True, False])
+def test_a_backward_pass_that_is_not_the_derivative_is_refused(is_finite: bool) -> None:
+    """Another layer whose outputs are not finite hides nothing."""
+
+    class Half(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def setup_context(ctx: object, inputs: object, output: object) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: object, *grads: Tensor) -> Tensor:
+            return grads[0] * torch.tensor([2, 2, 0, 0])
+
+        @staticmethod
+        def jvp(ctx: object, *tangents: Tensor) -> Tensor:
+            return tangents[0] * 2
+
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = Half.apply(x)
+            return out
+
+    last = nn.Linear(4, 2)
+    if not is_finite:
+        nn.init.constant_(last.bias, torch.nan)
+    model = nn.Sequential(nn.Linear(4, 4), Cut(), nn.Linear(4, 4), last).double()
+    with pytest.raises(ModelError, match="disagrees with reverse mode"):
+        evidence(model, torch.randn(2, 4, dtype=torch.float64))
+
+
 def test_what_everything_passes_through_bounds_the_rank() -> None:
     """Singular values that decay slowly, at a tolerance under all of them, and few products."""
     with torch.random.fork_rng(devices=[]):
@@ -376,6 +412,43 @@ def test_a_tolerance_under_the_rounding_of_float32_is_refused() -> None:
     assert layer_evidence(model, torch.randn(1, 90), request, allowed, Modes())
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("tolerance", [Tolerance(rtol=0.1), Tolerance(atol=1e-9)])
+def test_products_that_vanish_in_float32_alone_are_refused(
+    count: int, tolerance: Tolerance
+) -> None:
+    """1 - tanh^2 is 0 in float32 where it is 2e-8 in float64: the rank is not 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first = nn.Linear(6, 6)
+        model = nn.Sequential(first, nn.Tanh(), nn.Linear(6, 6))
+    nn.init.constant_(first.bias, 9.6)
+    bounds = Bounds(0.95, 0.0, 100)
+    purpose = Purpose("run", 7, count, bounds, (tolerance,), 1.0)
+    request = replace(requested(Selection(("2",))), dtype=torch.float32)
+    with pytest.raises(SettingsError, match="layer '2': products in float32 may be off") as one:
+        layer_evidence(model, torch.zeros(count, 6), request, purpose, Modes())
+    assert str(one.value).endswith("Leave out --dtype float32.")
+    precise = copy.deepcopy(model).double()
+    request = replace(request, dtype=torch.float64)
+    given = torch.zeros(count, 6, dtype=torch.float64)
+    (found,) = layer_evidence(precise, given, request, purpose, Modes())
+    for one_point, point in zip(found.evidence.points, given, strict=True):
+        values = torch.linalg.svdvals(dense(precise, "2", point))
+        rank = int((values > max(tolerance.atol, (tolerance.rtol or 0) * values[0])).sum())
+        assert 0 < one_point.levels[0].certain <= rank
+
+
+def test_units_that_are_off_in_both_precisions_are_no_reason_to_refuse() -> None:
+    first = nn.Linear(6, 6)
+    nn.init.constant_(first.bias, -99.0)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(6, 6))
+    layers = evidence(model, torch.zeros(1, 6), dtype=torch.float32)
+    last = layers[1].evidence.interval(0, relative=True)
+    assert last is not None
+    assert (last.low, last.high) == (0, 0)
+
+
 def test_intervals_of_a_trained_network_hold_its_ranks() -> None:
     """Of weights that are no random draw: a convolutional network that has learned its labels."""
     model, given = net(), points(12)
@@ -403,3 +476,16 @@ def test_intervals_of_a_trained_network_hold_its_ranks() -> None:
             assert found.certain_low <= true
             misses += not found.low <= true <= found.high
     assert misses <= most_misses(36, 0.05)
+
+
+def test_vectors_that_float32_rounds_are_allowed_for() -> None:
+    """The products with 1 are exact, and yet what they give is only the vectors in float32."""
+    layer = nn.Linear(40, 40, bias=False)
+    nn.init.eye_(layer.weight)
+    purpose = Purpose("run", 7, 1, Bounds(0.95, 0.0, 300), (Tolerance(atol=1.0),), 1.0)
+    request = replace(requested(Selection()), dtype=torch.float32)
+    (found,) = layer_evidence(nn.Sequential(layer), torch.zeros(1, 40), request, purpose, Modes())
+    one = found.evidence.interval(0, relative=False)
+    assert one is not None
+    assert (one.low, one.certain_low) == (0, 0)  # none of the values 1 is above 1
+    assert one.high == 40  # within rounding all of them
