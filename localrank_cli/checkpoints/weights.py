@@ -342,6 +342,23 @@ def find_part(
 def _find_part(
     state: Mapping[str, _Value], names: Collection[str], fits: _Fits[_Value]
 ) -> dict[str, Stripping]:
+    found = _find_bare_part(state, names, fits)
+    if "" in found:
+        return found
+    # The network itself beside others, all in wrappers (`module.0.weight`, `module.ema_model.*`).
+    for wrapped, bare in _unwrapped(state, PREFIXES):
+        outer = wrapped.prefix
+        own = _find_bare_part(bare, names, fits).get("") if outer and not wrapped.inner else None
+        if own is not None:
+            pairs = tuple((outer + key, name) for key, name in own.names)
+            left = tuple(outer + key for key in own.left)
+            return {"": Stripping(names=pairs, change=f"prefix {outer!r}", left=left)} | found
+    return found
+
+
+def _find_bare_part(
+    state: Mapping[str, _Value], names: Collection[str], fits: _Fits[_Value]
+) -> dict[str, Stripping]:
     found: dict[str, Stripping] = {}
     seen: set[frozenset[str]] = set()
     rest = {key: value for key, value in without_loss(state).items() if not _SECOND.match(key)}

@@ -419,6 +419,16 @@ class TestPrefixes:
         if not options:
             check(save(tmp_path, state), ONE, model=build)
 
+    @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.module.", "net.module."])
+    @pytest.mark.parametrize("second", ["ema_model.", "teacher."])
+    def test_the_network_itself_comes_before_a_second_one_in_wrappers(
+        self, tmp_path: Path, prefix: str, second: str
+    ) -> None:
+        state = {**ONE, **renamed(TWO, second), "loss.weight": torch.ones(2)}
+        save(tmp_path, renamed(state, prefix))
+        check(tmp_path, ONE, model=build)
+        check(tmp_path, TWO, model=build, weights=f"{prefix}{second[:-1]}")
+
     @pytest.mark.parametrize("more", ["4.weight", "head.weight", "0.extra"])
     def test_the_network_itself_is_strict(self, tmp_path: Path, more: str) -> None:
         save(tmp_path, {**ONE, **LOSS, more: torch.ones(2, 2)})
