@@ -37,7 +37,7 @@ class Estimate:
     def text(self) -> str:
         """The coefficient and its interval."""
         if np.isnan(self.value):
-            return "unknown, as nothing varies"
+            return "unknown, as nothing is left that varies"
         if np.isnan(self.low):
             return f"{self.value:+.2f} (of too few cells for an interval)"
         return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
@@ -89,11 +89,15 @@ def partial(frame: pd.DataFrame, x: str, y: str, given: Sequence[str]) -> Callab
     """Return the partial Spearman correlation, as a function of rows.
 
     It is the correlation of the ranks of x and y after a linear fit of both by the ranks of
-    `given`; NaN where nothing is left to correlate.
+    `given`; NaN where nothing is left to correlate, or a single direction, in which any two
+    measures have 1 or -1.
     """
     values = frame[[x, y, *given]].to_numpy("float64")
+    fewest = len(given) + 3  # one for the mean, and two directions that are left
 
     def of(rows: Rows) -> float:
+        if len(np.unique(rows)) < fewest:
+            return float("nan")
         ranks = stats.rankdata(values[rows], axis=0)
         ranks -= ranks.mean(0)
         controls = ranks[:, 2:]
@@ -138,6 +142,8 @@ def over_cells(
     drawn = draw.integers(len(parts), size=(_RESAMPLES, len(parts)))
     values = np.array([of(np.concatenate([parts[index] for index in one])) for one in drawn])
     known = values[~np.isnan(values)]
+    if len(known) < len(values) / 2:  # too few to show a spread
+        return Estimate(whole, float("nan"), float("nan"))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(known, [tail, 1 - tail])
     return Estimate(whole, float(low), float(high))

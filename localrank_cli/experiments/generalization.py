@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -249,6 +250,7 @@ class Findings:
 
 
 _WORDS = {"jacobian_norm": "Jacobian norm", "weight_norm": "weight norm"}
+_NO_CONTROL = "no network to compare reached the training loss"
 GIVEN = ("jacobian_norm", "weight_norm", "weight_decay")
 
 
@@ -276,8 +278,9 @@ def judge(frame: pd.DataFrame) -> Verdict:
     """Say what goes with the gap, and what is left of it under controls; with whatever sign."""
     rows = networks(frame)
     found = findings(rows)
-    swept, random = (rows[(rows["label_noise"] == RANDOM) == wanted] for wanted in (False, True))
-    reached = int(rows["reached"].sum())
+    kept = rows[rows["reached"]]
+    swept, random = (kept[(kept["label_noise"] == RANDOM) == wanted] for wanted in (False, True))
+    reached = len(kept)
     chance = random["test_accuracy"].mean()
     claims = (
         Claim(
@@ -289,7 +292,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
         Claim(
             "random labels cannot be predicted (the control)",
             f"{CHANCE:.0%} of new points within 5 %, after the same training loss",
-            f"{chance:.1%} in {len(random)} networks",
+            f"{chance:.1%} in {len(random)} networks" if len(random) else _NO_CONTROL,
             bool(abs(chance - CHANCE) <= 0.05),
         ),
         _question("a low local rank goes with a small gap over all cells", found.overall, "tau"),
@@ -337,6 +340,8 @@ def _with_random_labels(swept: pd.DataFrame, random: pd.DataFrame) -> str:
     keys = [name for name in (*AXES, "seed") if name != "label_noise"]
     clean = swept[swept["label_noise"] == 0]
     both = random.merge(clean, on=keys, suffixes=("", "_clean"))
+    if both.empty:
+        return _NO_CONTROL
     higher = int((both["rank"] > both["rank_clean"]).sum())
     return (
         f"{both['rank'].mean():.1f} and {both['rank_clean'].mean():.1f}; higher with random labels"
@@ -351,20 +356,35 @@ _GOES = {
 }
 
 
+_NO_SETTING = "it is shown to go with a small gap for none"
+
+
 def _conclusion(found: Findings) -> str:
-    """Return what holds and what vanishes under controls, in a sentence."""
+    """Return what holds, and what is no longer shown under controls, in a sentence.
+
+    An interval around 0 shows no absence, and without an interval nothing is shown.
+    """
     overall, given = found.overall.sign, found.partial.sign
     text = f"over all cells a low local rank {_GOES[overall]}"
-    if given == overall:
+    if np.isnan(found.partial.low):
+        text += "; given the norms and weight decay, nothing can be said"
+    elif given == overall:
         text += ", and the same given the norms and weight decay"
     elif given == 0:
-        text += ", and this vanishes given the norms and weight decay"
+        text += ", and given the norms and weight decay this is no longer shown"
     else:
         text += f", and given the norms and weight decay it {_GOES[given]}"
-    small, large = (
-        [axis.replace("_", " ") for axis, one in found.by_axis.items() if one.sign == sign]
-        for sign in (1, -1)
+    small, large, few = (
+        [axis.replace("_", " ") for axis, one in found.by_axis.items() if belongs(one)]
+        for belongs in (
+            lambda one: one.sign == 1,
+            lambda one: one.sign == -1,
+            lambda one: np.isnan(one.low),
+        )
     )
-    text += "; among networks that differ in one setting alone, it goes with a small gap for"
-    text += f" {listed(small) if small else 'none'}"
-    return text + (f", with a large one for {listed(large)}" if large else "")
+    text += "; among networks that differ in one setting alone, "
+    if len(few) == len(found.by_axis):
+        return text + "there are too few cells to say"
+    text += f"it goes with a small gap for {listed(small)}" if small else _NO_SETTING
+    text += f", with a large one for {listed(large)}" if large else ""
+    return text + (f"; there are too few cells to say for {listed(few)}" if few else "")

@@ -97,8 +97,9 @@ def _centred_values(samples: Tensor, epsilon: float) -> Tensor:
         values = torch.where(powers > floor, powers, 0.0).sqrt()
     else:
         values = torch.linalg.svdvals(scaled)
-    # Rounding of each sample and of the mean of all.
-    rounding = max(samples.shape) * epsilon * values[0]
+    # The rounding of the SVD is relative to the largest value. That of samples and their mean is
+    # relative to each entry, so that of the whole matrix is relative to the length of all entries.
+    rounding = max(samples.shape) * torch.finfo(values.dtype).eps * values[0]
     return torch.where(values > torch.maximum(rounding, 4 * epsilon * length), values, 0.0)
 
 

@@ -78,6 +78,17 @@ def test_what_the_controls_determine_is_not_correlated() -> None:
     assert math.isnan(partial(frame, "x", "y", ["z"])(every(frame)))
 
 
+@pytest.mark.parametrize("count", [5, 6])
+def test_as_many_controls_as_cells_leave_no_certainty(count: int) -> None:
+    # Of 5 values, less their mean and three controls, one direction is left: 1 or -1 by itself.
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({name: random.normal(size=count) for name in "xyuvw"})
+    frame["cell"] = range(count)
+    found = over_cells(frame, ["cell"], partial(frame, "x", "y", ["u", "v", "w"]))
+    assert (math.isnan(found.value), math.isnan(found.low)) == (count == 5, True)
+    assert found.sign == 0
+
+
 def test_cells_are_resampled_with_all_of_their_seeds() -> None:
     # Seeds of one cell are alike: 30 copies tell no more than one.
     few, many = (

@@ -24,6 +24,16 @@ from localrank_cli.experiments.generalization import (
 )
 from localrank_cli.experiments.training import mlp
 
+# One setting at a time, from a cell of the grid, so that a setting has one group of cells.
+_BASE = (32, 2, 0.02, 0.0, 0.0, 200)
+STAR = {
+    _BASE,
+    *(
+        (*_BASE[:place], other, *_BASE[place + 1 :])
+        for place, other in enumerate((128, 3, 0.1, 1e-3, 0.2, 800))
+    ),
+}
+
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,9 +113,26 @@ def test_a_rank_that_follows_the_gap_is_found_and_stays_under_controls() -> None
     )
 
 
-def test_a_rank_that_follows_a_control_vanishes_under_it() -> None:
+def test_a_rank_that_follows_a_control_is_no_longer_shown_under_it() -> None:
     verdict = judge(planted("norm"))
-    assert "goes with a small gap, and this vanishes given the norms" in verdict.conclusion
+    assert (
+        "goes with a small gap, and given the norms and weight decay this is no longer shown"
+        in verdict.conclusion
+    )
+
+
+def test_a_rank_that_the_controls_determine_is_said_to_be_unknown_given_them() -> None:
+    frame = planted("norm")
+    verdict = judge(frame.assign(local_rank=frame["weight_norm"]))
+    assert "given the norms and weight decay, nothing can be said" in verdict.conclusion
+
+
+def test_too_few_cells_to_say_are_not_said_to_show_no_sign() -> None:
+    frame = planted("gap")
+    one_width = judge(frame[frame["width"] == 32]).conclusion
+    assert one_width.endswith("; there are too few cells to say for width")
+    few = frame[[cell in STAR for cell in zip(*(frame[axis] for axis in AXES), strict=True)]]
+    assert judge(few).conclusion.endswith("setting alone, there are too few cells to say")
 
 
 def test_the_reverse_is_said_too() -> None:
@@ -123,6 +150,20 @@ def test_networks_that_do_not_reach_the_loss_are_left_out_and_counted() -> None:
     assert not verdict.holds
     assert f"measured: {300 - 60} of 300; the others are left out" in verdict.text
     assert verdict.text.endswith("verdict: NOT every claim holds\n")
+
+
+def test_a_control_that_does_not_reach_the_loss_is_left_out_too() -> None:
+    frame = planted("gap")
+    is_random = frame["label_noise"] == RANDOM
+    bad = frame["run"].isin(frame["run"][is_random].unique()[:3])
+    frame.loc[bad, ["loss", "test_accuracy", "local_rank"]] = [1.0, 1.0, 0.0]
+    text = judge(frame).text
+    assert "25.0% in 9 networks" in text
+    assert "higher with random labels in 9 of 9 pairs" in text
+    frame.loc[is_random, "loss"] = 1.0
+    verdict = judge(frame)
+    assert not verdict.holds
+    assert verdict.text.count("measured: no network to compare reached the training loss") == 2
 
 
 def test_a_control_that_is_predicted_is_no_control() -> None:

@@ -55,6 +55,28 @@ def test_products_of_samples_give_the_same(
     assert by_products.participation_ratio == pytest.approx(by_values.participation_ratio, rel=1e-9)
 
 
+@pytest.mark.parametrize("n_entries", [2_000, 20_000])  # by values and by products
+def test_small_directions_of_many_float32_outputs_count(n_entries: int) -> None:
+    # One direction and 98 of 1/5000 of it, far above the rounding of the samples.
+    random = np.random.default_rng(0)
+    values = np.r_[1.0, np.full(98, 1 / 5_000)]
+    left = random.normal(size=(100, 99))
+    left = np.linalg.qr(left - left.mean(0))[0]
+    right = np.linalg.qr(random.normal(size=(n_entries, 99)))[0]
+    samples = ((left * values) @ right.T).astype(np.float32)
+    found = output_ranks(torch.from_numpy(samples).double(), float(np.finfo(np.float32).eps))
+    # Rounding by 6e-8 of entries changes the small values by less than 1e-4 of them.
+    assert found.effective_rank == pytest.approx(entropy_rank(values), rel=1e-4)
+
+
+def test_rounding_of_float32_outputs_is_no_direction() -> None:
+    random = np.random.default_rng(0)
+    samples = (random.normal(size=(200, 3)) @ random.normal(size=(3, 60))).astype(np.float32)
+    found = output_ranks(torch.from_numpy(samples).double(), float(np.finfo(np.float32).eps))
+    exact = np.linalg.svd(samples - samples.mean(0, dtype=np.float64), compute_uv=False)[:3]
+    assert found.effective_rank == pytest.approx(entropy_rank(exact), rel=1e-9)
+
+
 def test_samples_wider_than_any_matrix_of_them() -> None:
     # Two directions with equal variance among 20,000: both ranks are 2.
     samples = torch.zeros(4, 20_000, dtype=torch.float64)
