@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,7 @@ def _command(link: socket.socket) -> Sequence[str]:
             os.close(descriptor)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # that of the old TMPDIR
     return tuple(words[words.index("analyze") :])
 
 

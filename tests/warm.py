@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -156,6 +157,7 @@ def _program(
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # that of the old TMPDIR
     os.chdir(folder)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` has it ignored
     for descriptor, one in enumerate((os.devnull, out, err)):
