@@ -22,7 +22,8 @@ SIGNALS = pytest.mark.parametrize(
 
 
 def _interruptibly(work: Callable[[], object]) -> None:
-    with signal_handler() as handler, handler.interruptible():
+    # The process of the tests is not to be ended where the machine is busy for long.
+    with signal_handler(100.0) as handler, handler.interruptible():
         work()
 
 
