@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from networks import DecoderBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -108,32 +109,13 @@ def conv(seed: int, quick: bool) -> Trained:
     return of_digits(model, x.view(-1, 1, 28, 28), y, 5 if quick else 300, decay=5e-4)
 
 
-class Block(nn.Module):
-    """A block of a GPT."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        found: Tensor = x + self.down(functional.gelu(self.up(self.norm2(x))))
-        return found
-
-
 class GPT(nn.Module):
     """A decoder of four blocks on bytes."""
 
     def __init__(self, width: int = 128, length: int = 64) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(128, width), nn.Embedding(length, width)
-        self.blocks = nn.Sequential(*(Block(width, 4) for _ in range(4)))
+        self.blocks = nn.Sequential(*(DecoderBlock(width, 4) for _ in range(4)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 128)
 
     def forward(self, x: Tensor) -> Tensor:

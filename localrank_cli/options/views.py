@@ -71,6 +71,15 @@ _Tables = Annotated[
         read=parse.paths,
     ),
 ]
+_Table = Annotated[
+    Path,
+    Setting(
+        help="A table that analyze or a monitor wrote (.csv, .tsv, .jsonl, .parquet).",
+        metavar="RANKS",
+        is_argument=True,
+        read=parse.path,
+    ),
+]
 _Layers = Annotated[
     tuple[str, ...],
     Setting(
@@ -271,15 +280,7 @@ class ReportOptions:
 class ShowOptions:
     """The options of `localrank show`."""
 
-    table: Annotated[
-        Path,
-        Setting(
-            help="A table that analyze wrote (.csv, .tsv, .jsonl, .parquet).",
-            metavar="RANKS",
-            is_argument=True,
-            read=parse.path,
-        ),
-    ]
+    table: _Table
     y: Annotated[
         str,
         Setting(
@@ -326,15 +327,7 @@ class CacheOptions:
 class ExportOptions:
     """The options of `localrank export`."""
 
-    table: Annotated[
-        Path,
-        Setting(
-            help="A table that analyze or a monitor wrote (.csv, .tsv, .jsonl, .parquet).",
-            metavar="RANKS",
-            is_argument=True,
-            read=parse.path,
-        ),
-    ]
+    table: _Table
     folder: Annotated[
         Path,
         Setting(

@@ -67,6 +67,16 @@ def held(home: Path) -> int:
     return sum(path.stat().st_size > 0 for path in home.rglob("series/**/model.safetensors"))
 
 
+def same_numbers(folder: Path, *names: str) -> pd.DataFrame:
+    """Assert that tables differ only in where their checkpoints are, and return the first."""
+    first, *others = (
+        pd.read_csv(folder / name).drop(columns=["run", "checkpoint"]) for name in names
+    )
+    for other in others:
+        pd.testing.assert_frame_equal(first, other, check_exact=True)
+    return first
+
+
 def test_numbers_are_those_of_a_folder(hub: FakeHub, tmp_path: Path) -> None:
     most = []
     hub.before_weights = lambda: most.append(held(tmp_path))
@@ -79,11 +89,7 @@ def test_numbers_are_those_of_a_folder(hub: FakeHub, tmp_path: Path) -> None:
             (run / name / "model.safetensors").write_bytes(content["model.safetensors"])
     local = localrank(hub, tmp_path, "analyze", "run", *DATA, "-o", "local.csv")
     assert local.returncode == 0, local.stderr
-    remote, here = (
-        pd.read_csv(tmp_path / name).drop(columns=["run", "checkpoint"])
-        for name in ("ranks.csv", "local.csv")
-    )
-    pd.testing.assert_frame_equal(remote, here, check_exact=True)
+    remote = same_numbers(tmp_path, "ranks.csv", "local.csv")
     assert list(remote["step"].unique()) == list(STEPS)
     # One is computed and one on its way; each comes once.
     assert max(most) == 1
