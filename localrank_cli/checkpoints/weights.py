@@ -1,6 +1,7 @@
 """`--weights`: which of several state dicts in a file is read, and which prefixes its keys lose."""
 
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar, cast
@@ -69,9 +70,11 @@ def choose(content: "Sets", weights: str, place: str) -> tuple[str, ...]:
         missing = "it has no such weights"
     if not chosen:
         there = ", ".join(describe_weights(key, averaged) for key in keys)
+        named = ["raw", *(["ema"] if set(averaged) & set(keys) else []), "one of these keys"]
         raise SettingsError(
             f"{place}: --weights {weights}: {missing}; it holds {there}.",
-            "Give --weights raw, ema, or one of these keys.",
+            f"Give --weights {', '.join(named)}, or a prefix of its names, such as ema_model;"
+            f" localrank inspect {shlex.quote(place)} lists them.",
         )
     return chosen
 
@@ -105,6 +108,15 @@ def part_at(states: Mapping[str, Mapping[str, _Value]], place: str) -> dict[str,
             }
             if found:
                 return found
+    for state in states.values():
+        bare = {_without_wrappers(name): value for name, value in state.items()}
+        found = {
+            name[len(place) + 1 :]: value
+            for name, value in bare.items()
+            if name.startswith(f"{place}.")
+        }
+        if found and len(bare) == len(state):
+            return found
     # Last: of `student.` in the weights and `ema.student`, the first is meant.
     ends = [state for key, state in states.items() if key.endswith(f".{place}")]
     return dict(ends[0]) if len(ends) == 1 else None
@@ -307,10 +319,14 @@ def _match_names(
 
 def plain_name(name: str) -> str:
     """Return a parameter's name without wrappers, and with the old names of weight_norm."""
-    found = [part for part in name.split(".") if f"{part}." not in _ALL_WRAPPERS]
+    found = _without_wrappers(name).split(".")
     if len(found) > 2 and found[-3] == "parametrizations" and found[-1] in _NORMS:
         found[-3:] = [found[-2] + _NORMS[found[-1]]]
     return ".".join(found)
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if f"{part}." not in _ALL_WRAPPERS)
 
 
 def _change(pairs: Sequence[tuple[str, str]]) -> str:

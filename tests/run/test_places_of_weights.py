@@ -429,6 +429,20 @@ class TestPrefixes:
         check(tmp_path, ONE, model=build)
         check(tmp_path, TWO, model=build, weights=f"{prefix}{second[:-1]}")
 
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module."])
+    @pytest.mark.parametrize("named", ["ema_model", "ema"])
+    def test_an_average_within_wrappers_is_found_by_its_own_name(
+        self, tmp_path: Path, prefix: str, named: str
+    ) -> None:
+        save(tmp_path, renamed({**ONE, **renamed(TWO, "ema_model.")}, prefix))
+        check(tmp_path, TWO, model=build, weights=named)
+
+    def test_weights_that_are_not_there_are_not_suggested(self, tmp_path: Path) -> None:
+        save(tmp_path, ONE)
+        with pytest.raises(LocalrankError, match="no average") as caught:
+            check(tmp_path, ONE, model=build, weights="ema")
+        assert "--weights raw, one of these keys, or a prefix" in str(caught.value)
+
     @pytest.mark.parametrize("more", ["4.weight", "head.weight", "0.extra"])
     def test_the_network_itself_is_strict(self, tmp_path: Path, more: str) -> None:
         save(tmp_path, {**ONE, **LOSS, more: torch.ones(2, 2)})
