@@ -118,6 +118,7 @@ def smallest(work: Compressor, names: Sequence[str]) -> float:
     least = (work.original.accuracy or 0.0) - LOST
 
     def keeps(percent: int) -> bool:
+        """Return whether a share of the weights loses at most `LOST` of the accuracy."""
         found = (work.at(name, percent * work.total // _GRID) for name in names)
         return any((one.scores.accuracy or 0.0) >= least for one in found if one is not None)
 
@@ -171,9 +172,11 @@ def judge(frame: pd.DataFrame) -> Verdict:
     pairs = ends[True].merge(ends[False], on="seed", suffixes=("", "_without"))
 
     def ratio(name: str) -> list[float]:
+        """Return a column of the networks without weight decay over that with it, for each seed."""
         return [float(one) for one in pairs[f"{name}_without"] / pairs[name]]
 
     def alike(name: str) -> str:
+        """Return the rank correlation of a column with the share of weights that is needed."""
         if len(trained) < 3:
             return "too few trained checkpoints"
         found = trained[name].rank().corr(trained["share_two_sided"].rank())

@@ -81,6 +81,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
     last = frame[frame["step"] == frame["step"].max()]
 
     def ends(layer: int, decays: bool) -> list[float]:
+        """Return a layer's ranks at the last step, with or without weight decay."""
         chosen = last[(last["layer_index"] == layer - 1) & ((last["weight_decay"] > 0) == decays)]
         return [float(rank) for rank in chosen["local_rank"]]
 
