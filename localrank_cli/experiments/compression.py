@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +18,7 @@ from localrank_cli.experiments.experiment import (
     Experiment,
     SgdArm,
     Verdict,
+    decay_arms,
     observation,
     seed_count,
     span,
@@ -25,7 +26,7 @@ from localrank_cli.experiments.experiment import (
 from localrank_cli.experiments.series import (
     SeriesText,
     output_errors,
-    settings_text,
+    text_of_inputs,
     train_series,
     write_metrics,
 )
@@ -136,25 +137,14 @@ def _run(model: nn.Module, batch: Tensor) -> Tensor:
 
 def plan(seeds: int, quick: bool) -> Experiment:
     """Plan a network with and one without weight decay for each seed."""
-    recipe = RECIPE
-    if quick:
-        kept = tuple(step for step in recipe.save_at if step <= _QUICK_STEPS)
-        recipe = replace(recipe, steps=_QUICK_STEPS, save_at=kept)
-    arms = [
-        _arm(replace(recipe, seed=seed, weight_decay=decay))
-        for seed in range(seeds)
-        for decay in (RECIPE.weight_decay, 0.0)
-    ]
-    return Experiment(NAME, tuple(arms), judge)
+    recipe = RECIPE.until(_QUICK_STEPS) if quick else RECIPE
+    arms = tuple(CompressedArm(arm) for arm in decay_arms(recipe, seeds, _content))
+    return Experiment(NAME, arms, judge)
 
 
-def _arm(recipe: Recipe) -> CompressedArm:
-    task = task_of(recipe.seed)
-    columns = {"weight_decay": recipe.weight_decay, "seed": recipe.seed}
-    settings = {"data": "inputs.npz", "activation": "relu", "rtol": 0.1}
-    kind = "decay" if recipe.weight_decay else "no_decay"
-    text = SeriesText(settings_text(settings, columns), "inputs.npz", {"x": task.train[0].numpy()})
-    return CompressedArm(SgdArm(f"{kind}_seed_{recipe.seed}", recipe, task, text))
+def _content(seed: int, decay: float) -> tuple[Task, SeriesText]:
+    task = task_of(seed)
+    return task, text_of_inputs(task.train[0], seed, decay)
 
 
 def by_checkpoint(frame: pd.DataFrame) -> pd.DataFrame:
