@@ -22,7 +22,7 @@ def compression(frame: pd.DataFrame, look: Look | None = None) -> tuple[Figure, 
         DataError: If the table has no original, or no budget.
     """
     look = look or Look()
-    first = frame[frame["method"] == _ORIGINAL]
+    first = frame[(frame["method"] == _ORIGINAL) & frame["weights"].notna()]
     rest = frame[frame["method"] != _ORIGINAL]
     shown = rest[rest["loss"].notna()]
     if first.empty or shown.empty:
