@@ -21,6 +21,7 @@ from localrank_cli.results.spectra import (
     write_spectra,
 )
 from localrank_cli.results.write import make_folder, remove_temporary, remove_temporary_in
+from localrank_cli.run.finished import Finished, finished_runs
 from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import Plan, series_settings
 from localrank_cli.run.resume import Resume, check_shard, find_resume, record_settings
@@ -84,6 +85,14 @@ class RunOutput(Output):
         remove_temporary(*sums.values())
         self._plan = resume.whole
         return resume
+
+    def finished(self) -> dict[str, Finished]:
+        """Return what earlier results hold of each run, before there is a plan.
+
+        Raises:
+            SettingsError: If they cannot be read.
+        """
+        return finished_runs(self.journal)
 
     def _sums(self, plan: Plan) -> dict[tuple[str, str, tuple[int, int] | None], Path]:
         """Return the files of sums for --pooled, which parts of checkpoints have."""
