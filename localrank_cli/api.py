@@ -16,7 +16,6 @@ from localrank_cli.options.read import (
 )
 from localrank_cli.options.setting import Option, options_of
 from localrank_cli.options.table import (
-    NOT_LIVE,
     AnalyzeOptions,
     InspectOptions,
     MergeOptions,
@@ -37,7 +36,7 @@ _logger = logging.getLogger("localrank")
 _CHECKPOINTS = "checkpoints"
 _OFFERED = [one for one in options_of(AnalyzeOptions) if one.setting.in_python]
 _OF_ANALYZE = {one.name: one for one in _OFFERED if one.name != _CHECKPOINTS}
-_OF_LIVE = {one.name: one for one in _OFFERED if one.name not in NOT_LIVE | {"data"}}
+_OF_LIVE = {one.name: one for one in _OFFERED if one.in_live and one.name != "data"}
 
 
 def _offered(table: type, *own: str) -> dict[str, Option]:

@@ -193,13 +193,13 @@ def test_nothing_is_loaded_in_a_way_that_may_run_code() -> None:
 
     def dangerous(path: Path) -> list[str]:
         # These take the place of pickle; `trusted` runs code, where the user says so.
-        own = {"checkpoints/torch_file.py": "pickles", "checkpoints/formats.py": "trusted"}
-        safe = f"pickle_module={own.get(name(path))}"
+        safe = ("pickle_module=pickles", "pickle_module=trusted")
+        is_theirs = name(path) == "checkpoints/torch_file.py"
         return [
             whole
             for call, whole in calls(path)
             if call in banned
-            or (call == "torch.load" and safe not in whole)
+            or (call == "torch.load" and not (is_theirs and any(one in whole for one in safe)))
             or (call == "np.load" and "allow_pickle=False" not in whole)
             or (
                 ("import_module" in call or "exec_module" in call) and name(path) != "userimport.py"

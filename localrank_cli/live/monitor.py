@@ -42,7 +42,7 @@ from localrank_cli.options.read import (
     signature_of,
 )
 from localrank_cli.options.setting import options_of
-from localrank_cli.options.table import NOT_LIVE, AnalyzeOptions, MonitorOptions
+from localrank_cli.options.table import AnalyzeOptions, MonitorOptions
 from localrank_cli.results.columns import Row, pair_names
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.results.tags import tags
@@ -55,11 +55,7 @@ if TYPE_CHECKING:  # importing pandas is slow
 _logger = logging.getLogger("localrank")
 
 _OWN = {one.name: one for one in options_of(MonitorOptions) if one.name != "output"}
-_LIVE = [
-    one
-    for one in options_of(AnalyzeOptions)
-    if one.setting.in_python and one.name not in NOT_LIVE | {"data"}
-]
+_LIVE = [one for one in options_of(AnalyzeOptions) if one.in_live and one.name != "data"]
 _OFFERED = {**_OWN, **{one.name: one for one in _LIVE}}
 
 

@@ -608,7 +608,7 @@ class AnalyzeOptions:
             default="raw",
             in_folder=True,
             decides=("weights",),
-            panel=MODEL,
+            panel=CHECKPOINTS,
             is_common=True,
         ),
     ] = None
@@ -1128,14 +1128,6 @@ class MonitorOptions:
     quiet: Annotated[
         bool, Setting(help="Do not print the time that the measurements took at the end.")
     ] = False
-
-
-# The options of analyze that a network in memory has no use for: they choose checkpoints, read
-# files, or name code that a folder brings.
-NOT_LIVE = {
-    "checkpoints", "pattern", "steps", "every", "last", "weights", "step_regex", "step_pattern",
-    "step_from", "on_error", "trust_model", "trust_pickle", "cache", "keep_downloads",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

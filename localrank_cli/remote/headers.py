@@ -11,8 +11,9 @@ from torch import Tensor
 
 from localrank_cli.archives import outline
 from localrank_cli.checkpoints.content import DAMAGED
-from localrank_cli.checkpoints.formats import load_torch, weights_suffix
+from localrank_cli.checkpoints.formats import weights_suffix
 from localrank_cli.checkpoints.pickles import Inert
+from localrank_cli.checkpoints.torch_file import load_torch
 from localrank_cli.errors import UnreadableError
 from localrank_cli.remote.store import StoredFile
 
