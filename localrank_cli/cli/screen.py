@@ -182,6 +182,7 @@ def stdout_for_data(screen: Screen) -> Iterator[TextIO]:
 
 def _show_through(screen: Screen) -> Callable[..., None]:
     def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+        """Print a warning as a note, in place of `warnings.showwarning`."""
         del place
         screen.note(f"{category.__name__}: {message}")
 

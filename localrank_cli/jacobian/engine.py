@@ -696,10 +696,12 @@ def _walk(
     routes: dict[Call, str],
 ) -> Callable[[], Iterator[Tensor]]:
     def ways(start: int) -> list[Way[Tensor]]:
+        """Return the ways to the block that begins at a row or column."""
         part = partial(block, batch, record, plan, start)
         return _ways(plan.mode, chunk, part, modes, f", blocks of {plan.size} {plan.along}")
 
     def walk() -> Iterator[Tensor]:
+        """Yield the blocks in order, and keep the way that the last one took."""
         for start in range(0, max(record.numel, batch.n_in), plan.size):
             found, routes[record.call] = _take(ways(start), modes)
             yield found
@@ -719,6 +721,7 @@ def _counted(
     """Return a walk that begins its passes in the progress."""
 
     def counted() -> Iterator[Tensor]:
+        """Walk, after the passes of the walk are announced."""
         passes = count_block_passes(plan, record.numel, task.n_in)
         modes.progress.begin(task.wrt, [record.call], span, passes)
         yield from walk()

@@ -84,7 +84,10 @@ def _run(model: nn.Module, inputs: Tensor) -> list[_LayerCall]:
     counts: dict[str, int] = {}
 
     def hook(name: str) -> Any:
+        """Return the hook of a Linear layer."""
+
         def on_output(module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            """Keep a call of the layer, and pass a copy of its output on."""
             counts[name] = counts.get(name, 0) + 1
             seen.append(_LayerCall(Call(name, counts[name]), module, args[0], output))
             return output.clone()  # later operations may work in place

@@ -482,6 +482,7 @@ def _no_kernels() -> Iterator[None]:
     before = getattr(hub_kernels, name, None)
 
     def refuse(repository: str, **_: object) -> None:
+        """Refuse to load a kernel; transformers then takes its own code."""
         raise FileNotFoundError(f"--model hf loads no kernels ({repository})")
 
     if before is None:
@@ -501,6 +502,7 @@ def _offline() -> Iterator[None]:
     before, connect = constants.HF_HUB_OFFLINE, socket.socket.connect
 
     def refuse(self: socket.socket, address: Any) -> None:
+        """Connect within this machine only."""
         if self.family in (socket.AF_INET, socket.AF_INET6):
             raise OSError(f"--model hf connects to no other machine ({address})")
         connect(self, address)

@@ -66,6 +66,7 @@ class RunOutput(Output):
         self._division = division
 
         def is_kept(run: str, checkpoint: PlannedCheckpoint) -> bool:
+            """Return whether the files beside the table hold what they should of a checkpoint."""
             path = sums.get((run, checkpoint.file.name, checkpoint.points))
             has_sums = path is None or path.is_file()
             name = checkpoint.file.name

@@ -124,6 +124,7 @@ def _refined(pair: GramPair, gram: Tensor, factor: Tensor, basis: Tensor) -> Ten
     matrix, rows = pair.matrix, basis.mT.contiguous()
 
     def apart(vectors: Tensor) -> Tensor:
+        """Return the part of rows that is orthogonal to the basis."""
         return vectors - (vectors @ basis) @ rows
 
     product = rows.to(matrix.device) @ matrix.mT

@@ -129,6 +129,7 @@ def _solve_pair(pair: GramPair, shape: tuple[int, int], error: float, demand: De
     solution = _resolved(pair, error, demand)
 
     def surely(_: Sequence[int]) -> Tensor:
+        """Compute the singular values by the SVD."""
         return _padded(_refined(pair, shape, error, demand).unsqueeze(0), min(shape))
 
     return _certain_values([solution], shape, demand, surely)
@@ -180,6 +181,7 @@ def solve_blocks(
     """
 
     def surely(_: Sequence[int]) -> Tensor:
+        """Compute the singular values from the triangle of all blocks."""
         return _solve_one(streamed_triangle(blocks), shape, error, demand)
 
     if demand.tolerances is None:
@@ -249,6 +251,7 @@ def solve_chain(
         return found | empty
 
     def squared(point: int) -> dict[Call, _Solution]:
+        """Return what the Gram matrices of all factors give at one point."""
         return {factor.call: _of_factor(factor, demand) for factor in chain.factors(point, rest)}
 
     if demand.tolerances is None:
@@ -277,6 +280,7 @@ def _svd(chain: Chain, points: Sequence[int], call: Call, width: int) -> Tensor:
     factor = _factors(chain, points, call)
 
     def values(index: int) -> Tensor:
+        """Return the singular values of one matrix by the SVD."""
         return _padded(singular_values(factor(index)), width)
 
     return torch.stack(thread_map(values, range(len(points))))
@@ -286,6 +290,7 @@ def _factors(chain: Chain, points: Sequence[int], call: Call) -> Callable[[int],
     """Return a function of an index among the points that computes a call's matrix anew."""
 
     def factor(index: int) -> Tensor:
+        """Compute the matrix at one point."""
         (only,) = chain.factors(points[index], frozenset([call]))
         return only.matrix
 
@@ -301,9 +306,11 @@ def _solver(
     """Return a function that solves, in any case, the matrices with given indices."""
 
     def values(index: int) -> Tensor:
+        """Solve the matrix of one index."""
         return _solve_surely(matrix(index), shape, solved[index], demand)
 
     def surely(indices: Sequence[int]) -> Tensor:
+        """Solve the matrices of some indices, small ones in several threads."""
         if min(shape) > _MAX_THREADED_SIZE:
             found = [values(index) for index in indices]
         else:

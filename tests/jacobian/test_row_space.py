@@ -256,7 +256,7 @@ def test_a_slice_of_the_output() -> None:
     jacobians = [torch.func.jacrev(model)(point.unsqueeze(0))[0, 5:90, 0] for point in points]
     truth = torch.stack([torch.linalg.svdvals(one.detach()) for one in jacobians])
     assert spectrum.computed.shape == truth.shape
-    # As above: two float64 computations, or what the certificate allows.
+    # Two float64 computations, or what the certificate allows.
     assert float((spectrum.computed - truth).abs().max()) <= 1e-9 * float(truth.max())
 
 
