@@ -97,8 +97,9 @@ class AnalyzeOptions:
     checkpoints: Annotated[
         tuple[Path, ...],
         Setting(
-            help="Folders of checkpoints (each is a series), or single checkpoint files; or a"
-            " repository on the Hub: hf://ORG/NAME@GLOB, its revisions that match.",
+            help="Folders of checkpoints (each is a series), or single checkpoint files; or an"
+            " address: s3://BUCKET/RUN, or hf://ORG/NAME@GLOB, the revisions that match of a"
+            " repository on the Hub.",
             metavar="CHECKPOINTS",
             is_argument=True,
             read=parse.paths,
@@ -144,7 +145,7 @@ class AnalyzeOptions:
     data: Annotated[
         "str | Tensor | dict[str, Tensor] | None",
         Setting(
-            help="The data to draw points from: a .safetensors, .npz, .npy or .pt file,"
+            help="The data to draw points from: a .safetensors, .npz, .npy or .pt file (s3:// too),"
             " file.py:name, or normal:3x32x32. normal: and uniform: take the shape of one"
             " random point.",
             metavar="SPEC",
