@@ -28,6 +28,7 @@ from localrank_cli.results.write import (
     written,
 )
 from localrank_cli.run.compute import History, KeepSpectra, run_plan
+from localrank_cli.run.downloads import downloads
 from localrank_cli.run.estimate import long_time
 from localrank_cli.run.follow import Watch
 from localrank_cli.run.output import RunOutput, SpectraFolder
@@ -47,7 +48,7 @@ def run_analysis(options: AnalyzeOptions) -> int:
     screen = Screen(quiet=options.quiet, verbose=options.verbose)
     is_terminal = sys.stdout.isatty()
     to_stdout = options.output == Path("-") or (target is None and not is_terminal)
-    with signal_handler() as handler, ExitStack() as stack:
+    with signal_handler() as handler, downloads(), ExitStack() as stack:
         data = stack.enter_context(stdout_for_data(screen))
         output: RunOutput | None = None
         if target is not None:

@@ -97,8 +97,8 @@ class AnalyzeOptions:
     checkpoints: Annotated[
         tuple[Path, ...],
         Setting(
-            help="Folders of checkpoints (each is a series), single checkpoint files, or a Hub"
-            " repository: hf://ORG/NAME@GLOB, whose matching revisions are a series.",
+            help="Folders of checkpoints (each is a series), single checkpoint files, or addresses:"
+            " s3://BUCKET/RUN, or hf://ORG/NAME@GLOB, whose matching revisions are a series.",
             metavar="CHECKPOINTS",
             is_argument=True,
             read=parse.paths,
@@ -145,7 +145,7 @@ class AnalyzeOptions:
     data: Annotated[
         "str | Tensor | dict[str, Tensor] | None",
         Setting(
-            help="The data to draw points from: a .safetensors, .npz, .npy or .pt file,"
+            help="The data to draw points from: a .safetensors, .npz, .npy or .pt file (s3:// too),"
             " file.py:name, or normal:3x32x32. For normal: and uniform:, give the shape of one"
             " random point.",
             metavar="SPEC",

@@ -23,6 +23,7 @@ from localrank_cli.remote import places
 from localrank_cli.remote.address import address_of
 from tests.cli.program import Outcome, invoke
 from tests.helpers import weights
+from tests.test_docs import ROOT, assert_same, at_a_terminal, examples, sections
 
 if TYPE_CHECKING:
     from tests.remote.s3_server import FakeS3
@@ -405,6 +406,19 @@ def test_a_store_in_memory_from_python(tmp_path: Path, monkeypatch: pytest.Monke
     store.pipe_file("/run/step_2000.safetensors", save(weights(4, 6, 2, seed=1)))
     assert 2000 in set(analyze_in_python("memory://run", **options)["step"])
     assert downloads(tmp_path) == []
+
+
+def test_the_example_of_the_page(s3: "FakeS3", tmp_path: Path) -> None:
+    s3.start_anew("lab")
+    for path in (ROOT / "sample_checkpoints" / "gaussian_teacher").iterdir():
+        s3.put(f"runs/gaussian_teacher/{path.name}", path.read_bytes())
+    page = sections(ROOT / "docs/hub.md")["In S3 and other stores"]
+    shown = examples(page)
+    assert shown
+    for example in shown:
+        status, seen = at_a_terminal(example.code, tmp_path)
+        assert status == 0, seen
+        assert_same(seen, example)
 
 
 def test_a_path_that_looks_like_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
