@@ -82,7 +82,8 @@ def _target(options: AnalyzeOptions) -> Path | None:
         raise UsageError("--overwrite: there is no file to discard.", "Name one with -o FILE.")
     elif options.shard is not None:
         raise UsageError(
-            "--shard: a merge needs the journal beside a table.", "Name one with -o FILE or FOLDER."
+            "--shard without -o: merge needs the journal next to the table.",
+            "Name one with -o FILE or FOLDER.",
         )
     return target
 
@@ -130,7 +131,7 @@ class _Work:
                 )
         elif (tasks := array_size(os.environ)) is not None and tasks > 1:
             self.screen.note(
-                f"this is one of {tasks} tasks of a Slurm array, and computes everything: --shard"
+                f"this is one of {tasks} tasks of a Slurm array, but computes everything: --shard"
                 " auto divides the work"
             )
         spectra = SpectraFolder(self.options.spectra.absolute()) if self.options.spectra else None
@@ -254,8 +255,8 @@ def _note_formulas(plan: Plan, options: AnalyzeOptions, screen: Screen) -> None:
     name = next(filter(is_formula, names), None)
     if name is not None:
         screen.note(
-            f"the name {shortened(repr(name))} begins as a formula does: a spreadsheet program may"
-            " run it, so import its column as text"
+            f"the name {shortened(repr(name))} begins like a formula: a spreadsheet program may run"
+            " it, so import its column as text"
         )
 
 
@@ -281,8 +282,8 @@ def _report(record: CheckpointRecord, screen: Screen) -> None:
     if any(any(ranks.undecided) for layer in record.layers for ranks in layer.points.ranks):
         screen.note(
             f"{record.run}: rounding decides the rank at some points (column n_undecided): a"
-            " singular value is as close to the tolerance as the SVD is exact; --rtol eps is the"
-            " least tolerance that means something"
+            " singular value is closer to the tolerance than the rounding error of the SVD; --rtol"
+            " eps is the smallest meaningful tolerance"
         )
     if not record.is_finite:
         screen.warn(f"warning: {record.flaw}")

@@ -277,7 +277,7 @@ def _batches(
             return
     _note_once(
         modes,
-        "points are computed one by one: in a batch the model gives other outputs than point by"
+        "points are computed one by one: the model gives different outputs in a batch than point by"
         " point",
     )
     for index in range(points.shape[0]):
@@ -506,7 +506,7 @@ class _PartRun:
             modes.dense |= set(new)
             modes.notes.append(
                 f"{_DENSE} for {listed([call.label for call in new])}: with the keys and values of"
-                " earlier tokens held, there are other values"
+                " earlier tokens held fixed, the values differ"
             )
         return found
 
@@ -857,7 +857,7 @@ def _attempt(compute: Callable[[], _Result]) -> _Result:
             raise _memory_error(error) from error
         raise ModelError(
             f"the model cannot be differentiated: {type(error).__name__}: {one_line(error)}",
-            "Leave out the layers behind the failing operation (--exclude), or see --debug.",
+            "Leave out the layers after the failing operation (--exclude), or see --debug.",
         ) from error
 
 

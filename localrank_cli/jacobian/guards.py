@@ -228,7 +228,7 @@ def check_seedless(values: Values, other: Values, tolerance: float) -> None:
         if not close(values.outputs[call][:1], found, tolerance):
             raise ModelError(
                 f"the forward pass draws random numbers and keeps them: layer {call.label!r} gives"
-                " another output under another seed.",
+                " a different output under a different seed.",
                 "Draw them in __init__ with a fixed seed, or keep them in the checkpoints:"
                 " self.register_buffer(NAME, TENSOR).",
             )

@@ -80,7 +80,7 @@ def network_of(given: object, options: dict[str, Any]) -> Network:
 
 
 def step_of(given: object) -> int:
-    """Return a step as an integer, also that of a tensor or a float without a fraction.
+    """Return a step as an integer; tensors and whole floats are accepted too.
 
     Raises:
         ArgumentError: If it is none.

@@ -60,22 +60,22 @@ _OFFERED = {**_OWN, **{one.name: one for one in _LIVE}}
 
 
 class Monitor:
-    """Measure the local rank of every layer at some steps of a training.
+    """Measure the local rank of every layer at some steps of a training run.
 
-    Call it with the network and the step wherever a step is done, on every rank of a distributed
-    training. The training is the same as without it: the network is copied, and the state of the
-    process is restored. A step that cannot be measured gives a warning and a row that says why. The
-    options are those of `local_rank`, and these.
+    Call it with the network and the step after each step, on every rank if training is distributed.
+    Training is not affected: the network is copied, and the state of the process is restored. A
+    step that cannot be measured gives a warning and a row that says why. The options are those of
+    `local_rank`, and these.
 
     Args:
-        output: A .csv, .tsv, .jsonl or .parquet file. A training that resumes adds to it.
+        output: A .csv, .tsv, .jsonl or .parquet file. A resumed training run adds to it.
         data: A tensor, an array, or what `analyze` takes; or a Dataset or DataLoader, of which the
             first points are taken in order.
         ema: A network or state dict with averaged weights, to measure in place of the live ones.
         **options: See below.
 
     Raises:
-        LocalrankError: If the settings are at fault, or others than those of the table.
+        LocalrankError: If the settings are at fault, or differ from those of the table.
         TypeError: If there is no option of that name, or a value has another type.
     """
 
@@ -134,9 +134,9 @@ class Monitor:
         """Measure a network if the step is due.
 
         Args:
-            model: The network as it is trained, or a state dict for the option `model`.
-            step: The number of steps of the optimizer so far.
-            ema: In place of that of the monitor.
+            model: The network that is being trained, or a state dict for the option `model`.
+            step: The number of optimizer steps so far.
+            ema: Averaged weights to measure, in place of those given to the monitor.
 
         Returns:
             The values for a logger: `local_rank/LAYER` and `effective_rank/LAYER`, further
@@ -231,7 +231,7 @@ class Monitor:
         return _values(record)
 
     def _check_time(self, plan: Plan) -> None:
-        """Refuse a measurement while which the other processes would give up waiting."""
+        """Refuse a measurement that takes longer than the other processes would wait."""
         if not self._group.is_several or self._cost.n_measured:
             return
         limit = self._group.seconds / 2
@@ -269,19 +269,19 @@ class Monitor:
 
     @property
     def share(self) -> float:
-        """The share of the time since the monitor was made that measuring took."""
+        """The share of the time since the monitor was created that measuring took."""
         return self._cost.share
 
     @property
     def table(self) -> "pd.DataFrame":
-        """All rows so far, those of before a training was resumed too."""
+        """All rows so far, including those from before training was resumed."""
         from localrank_cli.results.read import to_frame
 
         rows, columns = self._final if self._table is None else self._table.all_rows()
         return to_frame(rows, columns)
 
     def close(self) -> None:
-        """Write the table, and print what the measurements took; at the end of the process too.
+        """Write the table, and print how long measuring took. Also called when the process ends.
 
         Raises:
             LocalrankError: With on_error="raise": if the table cannot be written.
@@ -313,7 +313,7 @@ class Monitor:
 
 
 class _Cost:
-    """The time that measuring took, of the time since the monitor was made."""
+    """The time that measuring took, and the time since the monitor was created."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()

@@ -46,7 +46,7 @@ _LARGEST_SEED = 2**63 - 1  # seeds are signed integers of 64 bits
 
 _ROUNDING = (
     "Below the rounding of the SVD every count is noise: with --atol 0 every layer would have full"
-    " rank. Use --rtol eps for the smallest tolerance that means something."
+    " rank. Use --rtol eps for the smallest meaningful tolerance."
 )
 
 Count = Annotated[int, Ge(1)]
@@ -75,7 +75,7 @@ Rtol = Annotated[
         metavar="X",
         read=parse.each(parse.relative),
         advice="A relative tolerance is between 0 and 1. Below the rounding of the SVD every"
-        " count is noise: use --rtol eps for the smallest that means something.",
+        " count is noise: use --rtol eps for the smallest meaningful one.",
         in_folder=True,
         decides=("tolerances",),
         panel=MEASURE,
@@ -391,7 +391,7 @@ class AnalyzeOptions:
             help="With --method interval: maximum number of products with a layer's Jacobian per"
             f" point. Default: {DEFAULT_PRODUCTS}.",
             metavar="N",
-            advice="Give at least 20: fewer say next to nothing.",
+            advice="Give at least 20: fewer say almost nothing.",
             in_folder=True,
             decides=("products",),
             panel=MEASURE,

@@ -272,7 +272,7 @@ def _array(value: Any, place: str) -> Tensor:
         return torch.as_tensor(value).detach().cpu()
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(
-            f"{place}: is no array of one shape for every point.",
+            f"{place}: is not an array with the same shape for every point.",
             "Pad the points to one length, with an attention_mask that says which positions count.",
         ) from error
 
@@ -355,6 +355,6 @@ def _check_plain(value: Tensor, where: str) -> None:
     claimed, held = value.numel() * value.itemsize, value.untyped_storage().nbytes()
     if claimed > max(held, MAX_REPEATED_BYTES):
         raise DataError(
-            f"{where} claims {claimed} bytes, and the file keeps {held} for it.",
+            f"{where} claims {claimed} bytes, but the file holds {held} for it.",
             "Save it with each value once, or as a copy: x.clone().",
         )

@@ -145,7 +145,7 @@ def _check_drawn(source: DataSource) -> None:
     if source.shape is not None:
         kind, lengths = source.text.partition(":")[0], written(source.shape)
         raise SettingsError(
-            f"--data-shape {lengths}: --data {source.text} has a shape of its own.",
+            f"--data-shape {lengths}: --data {source.text} already has a shape.",
             f"Give --data {kind}:{lengths} alone.",
         )
 

@@ -196,15 +196,15 @@ class SpectraFolder:
         for series in plan.series:
             if series.settings.bounds is not None:
                 raise SettingsError(
-                    "--spectra with --method interval: products show no singular values, and so"
-                    " nothing that rethreshold could count at other tolerances.",
+                    "--spectra with --method interval: products do not give the singular values"
+                    " that rethreshold would recount.",
                     "Leave --spectra out, and give all tolerances that you need at once: they share"
                     " the products.",
                 )
             if any(checkpoint.points is not None for checkpoint in series.checkpoints):
                 raise SettingsError(
-                    "--spectra: there are more shards than checkpoints, so that each has a part of"
-                    " the points only.",
+                    "--spectra: there are more shards than checkpoints, so each shard has only part"
+                    " of the points.",
                     "Give at most as many shards as there are checkpoints.",
                 )
             of_run = spectra_path(self._folder, series.run, 0).parent

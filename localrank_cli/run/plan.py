@@ -703,9 +703,9 @@ def _check_tolerances(settings: Settings, examination: Examination) -> None:
         check_rounding(settings.tolerances, pair.record.call.label, shape, low=low)
     if bounds is not None and has_low:
         raise SettingsError(
-            "--method interval: the network computes in part in less than"
-            f" {settings.dtype_name}, and what that loses is not known.",
-            "Leave the layers behind that part out with --exclude, or use --method exact.",
+            f"--method interval: parts of the network compute in less than {settings.dtype_name},"
+            " and the error of that is unknown.",
+            "Leave out the layers after that part with --exclude, or use --method exact.",
         )
 
 

@@ -189,7 +189,7 @@ def test_an_address_that_names_nothing(hub: FakeHub, tmp_path: Path, spec: str, 
 def test_it_is_not_followed(hub: FakeHub, tmp_path: Path) -> None:
     done = analyze(hub, tmp_path, "--follow")
     assert done.returncode == 2
-    assert "is not watched" in done.stderr
+    assert "cannot watch" in done.stderr
 
 
 def test_downloads_that_are_kept_serve_later_runs_until_they_are_cleared(
