@@ -234,7 +234,7 @@ def _bounded(line: str) -> str:
 app = typer.Typer(
     name="localrank",
     cls=_Program,
-    help="How many dimensions each layer of a network uses, and when that number falls.",
+    help="Measure how many dimensions each layer of a network uses, and when that number falls.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

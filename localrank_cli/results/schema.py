@@ -108,6 +108,8 @@ else:
 class _Facts(Strict):
     bytes: Count | None = None
     mtime_ns: int | None = None
+    pin: str = ""
+    origin: dict[str, str] = {}
     sha256_of_tensors: str | None = None
     seconds: NotNegative | None = None
     routes: list[str] | None = None
@@ -458,9 +460,11 @@ class SpectraFile(Strict):
     facts: _Facts = _Facts()
 
 
-def _with_is_done(value: object) -> object:
-    # An earlier version wrote four items, without the one that says what was finished before.
-    return (*value, False) if isinstance(value, list) and len(value) == 4 else value
+def _with_later_items(value: object) -> object:
+    # Earlier versions wrote fewer: without what was finished before, and without a pin.
+    if not isinstance(value, list) or len(value) < 4:
+        return value
+    return (*value, *(False, "")[len(value) - 4 :])
 
 
 class _PlanSeries(Strict):
@@ -469,9 +473,9 @@ class _PlanSeries(Strict):
     settings: Settings
     checkpoints: list[
         Annotated[
-            tuple[str, Count | None, Count | None, int | None, bool],
+            tuple[str, Count | None, Count | None, int | None, bool, str],
             Field(strict=False),
-            BeforeValidator(_with_is_done),
+            BeforeValidator(_with_later_items),
         ]
     ]
 
