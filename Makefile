@@ -1,15 +1,15 @@
-# Every target does its own set-up: Python >= 3.11 with venv and make are all that is needed.
+# Every target sets itself up: all you need is Python >= 3.11 with venv, and make.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests run in one process more than there are cores; JOBS=0 runs them in one.
+# Tests run in one process more than there are cores; JOBS=0 runs them in a single one.
 JOBS ?= auto
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 UV := $(BIN)/uv
 LOWEST := $(VENV)-lowest
-# A few of the tests of each package that we depend on; a minute.
+# A few tests for each package that we depend on; takes a minute.
 LOWEST_TESTS := tests/test_api.py tests/options/test_resolve.py tests/results/test_write.py \
 	tests/results/test_read.py tests/figures/test_look.py tests/figures/test_curves.py \
 	tests/jacobian/test_engine.py tests/spectrum/test_closed_forms.py \
@@ -29,13 +29,14 @@ demo: $(VENV)/.plot
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
-# Every family of transformers that docs/models.md lists; some minutes.
+# Every family of transformers that docs/models.md lists; takes some minutes.
 test-families: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) -m families tests/families
 
-# The lowest versions that pyproject.toml claims, of those that Python has wheels for; without the
-# packages that only some tests need, which ask for later ones. Their own deprecations are no fault.
-# Installs several GB: pip has torch for the CPU alone on some systems only.
+# The lowest versions that pyproject.toml allows, among those with wheels for this Python; without
+# the packages that only some tests need, since they require later versions. Deprecation warnings of
+# the installed packages are not errors. Installs several GB: pip has a CPU-only torch on some
+# systems only.
 LOWEST_PYTHON ?= $(PYTHON)
 test-lowest: $(VENV)/.base
 	$(INSTALL) uv
@@ -48,11 +49,12 @@ test-lowest: $(VENV)/.base
 	$(LOWEST)/bin/localrank analyze --help > /dev/null
 	$(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadgroup -W default::DeprecationWarning $(LOWEST_TESTS)
 
-# What takes too long for every change: many more kill -9, many more random inputs.
+# Tests that take too long for every change: many more kill -9, many more random inputs.
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -m long
 
-# Random and corrupted inputs, some minutes; prints how many were tried. FUZZ=N for each kind.
+# Random and corrupted inputs; takes some minutes, and prints how many were tried (FUZZ=N of each
+# kind).
 fuzz: $(VENV)/.dev
 	LOCALRANK_FUZZ=$(or $(FUZZ),3000) $(BIN)/python -m pytest -m fuzz tests/faults
 
@@ -63,11 +65,11 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# The documentation as a site, in site/. A link that leads nowhere is an error.
+# The documentation as a site, in site/. A broken link is an error.
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-# The wheel and the sdist, checked, and the wheel installed and tried in an environment of its own.
+# Build and check the wheel and the sdist, then install and try the wheel in a new environment.
 dist: $(VENV)/.base
 	rm -rf dist $(VENV)-dist
 	$(INSTALL) build twine
@@ -77,22 +79,22 @@ dist: $(VENV)/.base
 	$(VENV)-dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
 	cd dist && ../$(VENV)-dist/bin/localrank analyze ../sample_checkpoints/gaussian_teacher -q --last 2 | grep -c rtol=0.1
 
-# Side by side with what a user would write today; benchmarks/README.md holds the last table.
+# Compare with what a user would write today; benchmarks/README.md holds the latest table.
 bench: $(VENV)/.base
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
-# How long pictures and pages of long runs take.
+# Time the pictures and pages of long runs.
 bench-pictures: $(VENV)/.plot
 	$(BIN)/python benchmarks/pictures.py
 
-# Trains the sample networks again: make samples MNIST=path/to/digits.npz
+# Retrain the sample networks: make samples MNIST=path/to/digits.npz
 samples: $(VENV)/.base
 	$(BIN)/python sample_checkpoints/make_samples.py --mnist "$(MNIST)"
 
 clean:
 	rm -rf $(VENV) $(LOWEST) demo
 
-# The marks make a second run quick: pip runs again only when these two files have changed.
+# The marker files make a second run quick: pip runs again only if these two files have changed.
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("localrank needs Python >= 3.11: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""How many dimensions each layer of a network uses, and when that number falls."""
+"""Measure how many dimensions each layer of a network uses, and when that number falls."""
 
 from localrank_cli.searchpath import current_folder_last, is_program
 

@@ -60,10 +60,10 @@ def analyze(
 ) -> "pd.DataFrame":
     """Compute the local rank of every layer at every checkpoint.
 
-    The options are those of `localrank analyze`, with underscores. The same texts mean the same
-    (`data_scale="1/255"`, `memory="2GiB"`, `rtol="eps"`); where an option may be repeated, one
-    value or several may be given. `model` may also be a class or a function that returns a module,
-    and `data` a tensor or an array. Notes go to the logger `localrank`.
+    The options are those of `localrank analyze`, with underscores, and take the same values
+    (`data_scale="1/255"`, `memory="2GiB"`, `rtol="eps"`). An option that may be repeated takes one
+    value or several. `model` may also be a class or a function that returns a module, and `data` a
+    tensor or an array. Notes go to the logger `localrank`.
 
     Args:
         checkpoints: One or more series: folders, or single files.
@@ -86,13 +86,14 @@ def analyze(
     from localrank_cli.results.columns import header
     from localrank_cli.results.read import to_frame
     from localrank_cli.run.compute import run_plan
+    from localrank_cli.run.downloads import downloads
     from localrank_cli.run.plan import make_plan
 
     if checkpoints is None:  # which would count as left out
         raise ArgumentError("checkpoints=None: expected a path.", "Name a folder of checkpoints.")
     check_keywords("analyze", options, _OF_ANALYZE)
     chosen = read_options(AnalyzeOptions, {_CHECKPOINTS: checkpoints, **options}, PYTHON)
-    with LOCK:
+    with LOCK, downloads():
         plan = make_plan(chosen, _logger.info)
         rows = [row for record in run_plan(plan, _logger.info) for row in record.rows]
     return to_frame(rows, header(plan.extra_columns))
@@ -109,17 +110,17 @@ def local_rank(
 ) -> "pd.DataFrame":
     """Compute the local rank of every layer of a network in memory.
 
-    The numbers are those of `analyze` for a checkpoint of its state dict. The network is copied:
-    it, its gradients and the state of the process are as before, whatever happens. The options are
-    those of `analyze`. Notes go to the logger `localrank`.
+    The numbers equal those of `analyze` for a checkpoint with the same state dict. The network is
+    copied: the network itself, its gradients and the state of the process stay unchanged, whatever
+    happens. The options are those of `analyze`. Notes go to the logger `localrank`.
 
     Args:
-        network: A network, also one of torch.compile or DistributedDataParallel; or a state dict,
-            for the class or function that the option `model` names.
+        network: A network, possibly wrapped by torch.compile or DistributedDataParallel; or a state
+            dict, for the class or function that the option `model` names.
         data: A tensor, an array, or what `analyze` takes; or a Dataset or DataLoader, of which the
             first points are taken in order.
         step: The training step, for the table.
-        run: The name of the training, for the table.
+        run: The name of the run, for the table.
         **options: See below.
 
     Returns:
@@ -144,7 +145,7 @@ def local_rank(
 def inspect(
     checkpoints: str | PathLike[str] | Iterable[str | PathLike[str]], **options: object
 ) -> list[dict[str, Any]]:
-    """Return what folders hold and need, and what `analyze` would do.
+    """Return what folders hold, what they still need, and what `analyze` would do.
 
     The options are those of `localrank inspect`, with underscores.
 
@@ -153,12 +154,13 @@ def inspect(
         **options: See below.
 
     Returns:
-        What `localrank inspect --json` prints of each series.
+        What `localrank inspect --json` prints for each series.
 
     Raises:
         LocalrankError: If the files or settings are at fault.
         TypeError: If there is no option of that name, or a value has another type.
     """
+    from localrank_cli.run.downloads import downloads
     from localrank_cli.run.inspect import inspect_all
 
     check_keywords("inspect", options, _OF_INSPECT)
@@ -166,13 +168,13 @@ def inspect(
     asked = read_options(InspectOptions, how, PYTHON)
     chosen = read_options(AnalyzeOptions, {_CHECKPOINTS: checkpoints, **options}, PYTHON)
     check_options(chosen)
-    with LOCK:
+    with LOCK, downloads():
         found = inspect_all(chosen, _logger.info, timed=asked.timed is not False)
     return [one.to_json() for one in found]
 
 
 def rethreshold(spectra: str | PathLike[str], **options: object) -> "pd.DataFrame":
-    """Count kept singular values at other tolerances, without differentiating again.
+    """Recount kept singular values at other tolerances, without recomputing Jacobians.
 
     The options are those of `localrank rethreshold`, with underscores.
 
@@ -181,7 +183,7 @@ def rethreshold(spectra: str | PathLike[str], **options: object) -> "pd.DataFram
         **options: See below.
 
     Returns:
-        The rows of the table, which is written too if `output` names a file.
+        The rows of the table, which is also written to a file if `output` names one.
 
     Raises:
         LocalrankError: If the files or settings are at fault.
@@ -209,12 +211,12 @@ def merge(
     output: str | PathLike[str],
     **options: object,
 ) -> "pd.DataFrame":
-    """Merge the tables of shards into that of a single run.
+    """Merge the tables of shards into one, equal to that of a single run.
 
     The options are those of `localrank merge`. Warnings go to the logger `localrank`.
 
     Args:
-        tables: A folder with the tables of all shards, or the tables.
+        tables: A folder with the tables of all shards, or the tables themselves.
         output: A .csv, .tsv, .jsonl or .parquet file.
         **options: See below.
 
@@ -240,17 +242,17 @@ def merge(
 def plot(
     tables: str | PathLike[str] | Iterable[str | PathLike[str]], **options: object
 ) -> "Figure":
-    """Draw a figure of tables.
+    """Draw a figure from tables.
 
-    The options are those of `localrank plot`; `metrics` are those of `--with`, and `steps` those of
-    `--step`. Notes go to the logger `localrank`.
+    The options are those of `localrank plot`, with `metrics` for `--with` and `steps` for `--step`.
+    Notes go to the logger `localrank`.
 
     Args:
         tables: Tables that `analyze` or a monitor wrote.
         **options: See below.
 
     Returns:
-        The figure, which is written too if `output` names a file.
+        The figure, which is also written to a file if `output` names one.
 
     Raises:
         LocalrankError: If the files or settings are at fault, or matplotlib is not installed.

@@ -47,8 +47,8 @@ def _of_framework(cls: Any, bases: tuple[type, ...]) -> Any:
 class LightningMonitor(_Callback):
     """A `localrank_cli.Monitor` for Lightning's Trainer.
 
-    The step is `trainer.global_step`, which counts steps of the optimizer. Values go to every
-    logger of the trainer.
+    The step is `trainer.global_step`, which counts optimizer steps. Values go to all loggers of the
+    trainer.
     """
 
     @staticmethod
@@ -90,7 +90,7 @@ class LightningMonitor(_Callback):
         self.monitor.close()
 
     def on_exception(self, *_: Any) -> None:
-        """Write the table of a training that failed."""
+        """Write the table if training fails."""
         self.monitor.close()
 
     def _measure(self, trainer: Any, pl_module: Any) -> None:
@@ -103,8 +103,9 @@ class LightningMonitor(_Callback):
 class TrainerMonitor(_Callback):
     """A `localrank_cli.Monitor` for transformers' Trainer.
 
-    The step is `state.global_step`. Trainer gives callbacks no way to log: values go to its loggers
-    after `trainer.add_callback(monitor); monitor.attach(trainer)`, and else to the table alone.
+    The step is `state.global_step`. Trainer gives callbacks no way to log: to send values to its
+    loggers, call `trainer.add_callback(monitor); monitor.attach(trainer)`. Otherwise they only go
+    to the table.
     """
 
     _trainer: Any = None

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"errors", "archives", "files", "recorded"},
     "model": {"errors", "files", "recorded", "userimport", "seeds", "walk"},
     "points": {"errors", "archives", "checkpoints", "userimport", "seeds"},
-    "remote": {"errors", "checkpoints"},
+    "remote": {"errors", "archives", "checkpoints"},
     "results": {
         "errors", "files", "validation", "machine", "layers", "spectrum", "intervals", "measures",
     },
@@ -55,7 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     "figures": {"errors", "drawing", "measures", "results", "compare"},
     "report": {"errors", "measures", "results"},
     "live": {
-        "errors", "seeds", "walk", "options", "checkpoints", "model", "points", "results", "run",
+        "errors", "machine", "seeds", "walk", "options", "checkpoints", "model", "points",
+        "results", "run",
     },
     "callbacks": {"errors", "live"},
     "plotting": {"errors", "drawing", "options", "results", "figures"},

@@ -74,7 +74,7 @@ def test_plot(tmp_path: Path) -> None:
         (lambda: plot("ranks.csv", kinds="heatmap"), TypeError, "did you mean 'kind'"),
         (lambda: plot("ranks.csv", kind="pie"), UsageError, "unknown"),
         (lambda: plot("ranks.csv", output="ranks.bmp"), UsageError, "bmp"),
-        (lambda: inspect("run", output="x.csv"), TypeError, "the command line alone has it"),
+        (lambda: inspect("run", output="x.csv"), TypeError, "it is only for the command line"),
         (lambda: rethreshold("kept", points=5), TypeError, "points"),
         (lambda: merge("parts", "ranks.txt"), LocalrankError, "txt"),
         (lambda: merge("parts", NOTHING), UsageError, "no file to write"),

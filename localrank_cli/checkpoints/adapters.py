@@ -75,7 +75,7 @@ def refusal(path: Path, keys: Iterable[str]) -> tuple[str, str]:
             "Give the network's code with --model, or merge the adapter first: merged ="
             f" model.merge_and_unload(); {_SAVE}."
         )
-    what = f"{path}: holds an adapter alone{named}, not the weights of a network."
+    what = f"{path}: holds only an adapter{named}, not the weights of a network."
     if any(_PROMPTS.match(part) for key in every for part in key.split(".")):
         return what, (
             "A prompt or prefix changes no weights, and merge_and_unload cannot merge it: analyze"
@@ -86,8 +86,8 @@ def refusal(path: Path, keys: Iterable[str]) -> tuple[str, str]:
     if path.name.startswith("pytorch_adapter") or any(map(_BOTTLENECK.match, parts)):
         return what, (
             "A bottleneck adapter adds layers, and merge_and_unload cannot merge it: load it into"
-            " its base network, save the state dict of the whole with torch.save, and give the code"
-            " of both with --model."
+            " its base network, save the state dict of the whole network with torch.save, and give"
+            " the code of both with --model."
         )
     return what, _lines(path)
 
@@ -97,9 +97,8 @@ def _lines(path: Path) -> str:
     if not is_file(folder / ADAPTER_CONFIG):
         return (
             "Merge it into its base network and save that: with peft, merged ="
-            f" model.merge_and_unload(); {_SAVE}. Other libraries have a function of their own for"
-            " it (diffusers: pipe.fuse_lora()). If it is a network of your own, give its code with"
-            " --model."
+            f" model.merge_and_unload(); {_SAVE}. Other libraries have their own function for this"
+            " (diffusers: pipe.fuse_lora()). If it is your own network, give its code with --model."
         )
     return (
         "Merge it into its base network, and save that: from peft import PeftModel; merged ="

@@ -81,7 +81,7 @@ class Bundle:
             else ""
         )
         if "enumerate(one" in self.pairs:
-            more = ". The keys are not steps: the lines number the checkpoints in their order"
+            more = ". The keys are not steps, so these lines number the checkpoints in order"
         return form.format(trust=trust, folder=_folder(path), lines=lines) + more
 
 

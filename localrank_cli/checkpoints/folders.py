@@ -77,7 +77,7 @@ def _deepspeed(root: Path, tag: str, output: Path) -> UnreadableError:
         run = "python -m deepspeed.utils.zero_to_fp32"
     arguments = " ".join(shlex.quote(str(part)) for part in (root, output))
     return UnreadableError(
-        f"{root / tag}: its weights are in DeepSpeed's pieces, one for each process.",
+        f"{root / tag}: its weights are DeepSpeed partitions, one per process.",
         f"Join them, and run this again: {run} {arguments} --tag {shlex.quote(tag)}"
         " --safe_serialization",
     )

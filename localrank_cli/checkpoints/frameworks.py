@@ -79,7 +79,8 @@ _MAX_DEPTH = 6
 _LEAVE_OUT = "leave it out with --pattern GLOB."
 _SAVE = "Save model.state_dict()"
 _CONVERTED = "converted"
-_DENSE = "Save it as a dense tensor of floats; of a quantized network, save the one before."
+_DENSE = "Save it as a dense floating-point tensor; for a quantized network, save the network from"
+" before it was quantized."
 WITH_CODE = (
     "Convert it where you trust it: torch.save(model.state_dict(), FILE); or leave it out with"
     " --pattern; or, if you trust whoever made the file, pass --trust-pickle, which may run any"
@@ -564,7 +565,7 @@ def _check_plain(state: State, path: Path) -> None:
         claimed, held = tensor.nbytes, tensor.untyped_storage().nbytes()
         if not _is_plain(tensor):
             raise UnreadableError(
-                f"{path}: {printable_name(key)} claims {claimed} bytes, and the file"
-                f" keeps {held} for it.",
+                f"{path}: {printable_name(key)} claims {claimed} bytes, but the file holds {held}"
+                " for it.",
                 f"Save it again, or {_LEAVE_OUT}",
             )

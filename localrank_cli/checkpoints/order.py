@@ -51,7 +51,7 @@ class StepScheme:
         counting = new.scheme.counting
         if counting != self.counting:
             now, before = (describe_counting(one) for one in (counting, self.counting))
-            reason = f"the column step must hold {now}, and so far it holds {before}"
+            reason = f"the column step must hold {now}, but so far it holds {before}"
         else:
             steps = new.scheme.places
             changed = next(
@@ -60,7 +60,7 @@ class StepScheme:
             )
             if changed is None:
                 return
-            reason = f"the digit groups in {changed.name} are read in another way"
+            reason = f"the digit groups in {changed.name} are read differently"
         raise SettingsError(
             f"{file.path}: now that it is there, {reason}.",
             "Rename the earlier one by its step (step_0), or leave it out with --pattern; then"
@@ -226,9 +226,9 @@ class SeriesSteps:
                     f" --pattern '*{first[2]}*' -o stage2.csv.",
                 )
             self._stages = self._stages or (
-                f"{first[1].stem} comes after {last[1].stem}: the stages are read as one training;"
-                " if each counts its own steps, analyze them one by one"
-                f" (--pattern '*{last[2]}*', --pattern '*{first[2]}*')"
+                f"{first[1].stem} comes after {last[1].stem}: the stages are read as one training"
+                " run; if each counts its own steps, analyze them one by one (--pattern"
+                f" '*{last[2]}*', --pattern '*{first[2]}*')"
             )
 
     def _decide(self) -> Counting:

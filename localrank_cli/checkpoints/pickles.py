@@ -427,7 +427,7 @@ class _Weights:
         parts = _parts(module) if isinstance(module, Inert) else None
         inner = _compiled(module) if isinstance(module, Inert) else None
         if self._visited > _MOST_MODULES or len(path) > _DEEPEST:
-            self.found[place] = LostTensor("is below too many modules")
+            self.found[place] = LostTensor("is nested in too many modules")
         elif _QUANTIZED.match(name_of(module)):
             self.found[place] = LostTensor(f"is quantized ({name_of(module)})")
         elif parts is not None:

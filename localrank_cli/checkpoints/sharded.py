@@ -90,7 +90,8 @@ def _complete(state: State, keys: list[str], shard: Path, index: str) -> State:
         raise UnreadableError(
             f"{shard}: does not hold {printable_name(absent[0])}{_more(absent)}, which {index}"
             " places there.",
-            "Index and files are not of the same checkpoint: copy it again, or save it again.",
+            "The index and the files belong to different checkpoints: copy the checkpoint again, or"
+            " save it again.",
         )
     return {key: state[key] for key in keys}
 

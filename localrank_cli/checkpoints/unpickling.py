@@ -189,7 +189,7 @@ class Unpickler(pickle._Unpickler):
         for part in parts:
             if type(part) not in _PLAIN and not isinstance(part, self.keys):
                 raise HostileError(
-                    f"it uses a {kind.__name__} of other things than numbers and texts as a key"
+                    f"it uses a {kind.__name__} of things other than numbers and strings as a key"
                     if parts is key
                     else f"it uses a {kind.__name__} as a key"
                 )
@@ -338,7 +338,7 @@ class Unpickler(pickle._Unpickler):
         size = int.from_bytes(self.read(8), "little")
         data = self.read(size)
         if len(data) < size:
-            raise MalformedError("it ends within a text")
+            raise MalformedError("it ends within a string")
         self.append(bytearray(data))
 
     def load_mark(self) -> None:

@@ -136,13 +136,15 @@ def _notes(groups: Groups, found: Sequence[Difference], confidence: float) -> li
     short = [group.name for group in groups.groups if 1 < len(group.runs) < 5]
     if short and len(groups.steps) > 1:
         notes.append(
-            f"with under 5 runs, the onset is the step from which every run is below its first"
+            f"with fewer than 5 runs, the onset is the step from which every run is below its first"
             f" value: {listed(short, 6)}"
         )
     notes += _notes_on_counts(groups, found, confidence)
     empty = sum(int(np.isnan(one.cells.estimate).sum()) for one in found)
     if empty:
-        notes.append(f"{empty} places of layer and step have no difference, as a run has no value")
+        notes.append(
+            f"{empty} (layer, step) pairs have no difference, because a run has no value there"
+        )
     return notes
 
 
@@ -154,7 +156,7 @@ def _notes_on_counts(groups: Groups, found: Sequence[Difference], confidence: fl
             fewer, more = sorted((one.reference, one.group), key=lambda group: len(group.runs))
             notes.append(
                 f"{fewer.name} has {len(fewer.runs)} runs and {more.name} has {len(more.runs)}: the"
-                " intervals of single layers and steps may be too short, and those of all together"
+                " intervals of single layers and steps may be too narrow, and the joint intervals"
                 f" use {len(fewer.runs) - 1} degrees of freedom"
             )
     cells = len(groups.layers) * len(groups.steps)

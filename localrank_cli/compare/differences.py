@@ -80,7 +80,7 @@ def _cells(
         single, several = sorted((reference, group), key=lambda one: len(one.runs))
         raise SettingsError(
             f"{single.name} has one run and {several.name} has {len(several.runs)}: the spread over"
-            " runs of a single one is unknown.",
+            " runs is unknown for a single run.",
             "Give two or more runs of each, or one of each to compare them over points.",
         )
     first, second = (one.ranks.reshape(len(one.runs), -1) for one in (reference, group))

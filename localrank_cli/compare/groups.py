@@ -171,8 +171,9 @@ def _check_quantity(rows: pd.DataFrame, by: str | None) -> None:
             there = [value or "none" for value in differ.iloc[0]]
             raise SettingsError(
                 f"layer {differ.index[0]}: the runs differ in {name} ({listed(there)}), so their"
-                " numbers do not measure the same.",
-                f"Analyze them alike, or compare just this with --by {name}.",
+                " numbers do not measure the same thing.",
+                "Analyze them with the same settings, or compare this difference itself with --by"
+                f" {name}.",
             )
 
 

@@ -140,8 +140,8 @@ class ShardFolder:
         begun = any(self.path.glob("*.journal"))
         if begun and _earlier(self.plan) != plan_file:
             raise SettingsError(
-                f"{self.path}: the parts in it are of another division, and their results must be"
-                f" merged into {self.target.name} first; a dry run writes nothing.",
+                f"{self.path}: the parts in it come from a different division, and must be merged"
+                f" into {self.target.name} first, but a dry run writes nothing.",
                 "Submit without --dry-run, or discard them with --overwrite.",
             )
         return plan_file
@@ -236,7 +236,7 @@ def _earlier(path: Path, note: Note = lambda _: None) -> PlanFile | None:
     try:
         return read_plan_file(path) if path.exists() else None
     except UnreadableError as error:
-        note(f"{error.what} The rest is divided again, and what is finished is kept")
+        note(f"{error.what} The rest is divided again, and finished parts are kept")
         return None
 
 

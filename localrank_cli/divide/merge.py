@@ -65,7 +65,7 @@ def find_journals(paths: Sequence[Path]) -> list[Path]:
             inside = sorted(path.glob("*.journal"))
             if not inside:
                 raise UnreadableError(
-                    f"{path}: holds no table of localrank with its journal.",
+                    f"{path}: holds no table written by localrank with its journal.",
                     "Name the folder that the shards write into.",
                 )
             found += inside
@@ -79,8 +79,8 @@ def find_journals(paths: Sequence[Path]) -> list[Path]:
             )
         if not journal.is_file():
             raise UnreadableError(
-                f"{path}: there is no journal {journal.name} beside it.",
-                "A merge needs the per-point values in it.",
+                f"{path}: there is no journal {journal.name} next to it.",
+                "localrank merge needs the per-point values in it.",
             )
         found.append(journal)
     return list(dict.fromkeys(path.absolute() for path in found))
@@ -126,7 +126,7 @@ def _take_settings(
     if found is not None:
         origin = next(iter(of_run))
         raise SettingsError(
-            f"{path} and {origin} were made with other settings for {run!r}: {found.between}.",
+            f"{path} and {origin} were made with different settings for {run!r}: {found.between}.",
             f"{found.advice}Merge only tables of one analysis.",
         )
     merge.settings[run] = combine(there, settings)
@@ -144,9 +144,9 @@ def _check_precision(
             for entry in journal.entries(KIND):
                 if entry.head["run"] == run and load(Place(path, entry, settings)).is_in_float32:
                     raise SettingsError(
-                        f"{path}: {entry.head['checkpoint']} of {run!r} was computed in part in"
+                        f"{path}: {entry.head['checkpoint']} of {run!r} was partly computed in"
                         f" float32, by an earlier version than {later}.",
-                        "Compute the earlier table again with --overwrite, or merge those of one"
+                        "Compute the earlier table again with --overwrite, or merge tables of one"
                         " version only.",
                     )
 
@@ -175,7 +175,7 @@ def _take_division(merge: Merge, division: dict[str, Any]) -> tuple[str, set[_Un
 def _check_divisions(merge: Merge, begun: Sequence[tuple[Path, str, set[_Unit]]]) -> None:
     for path, shard, units in begun:
         merge.missing += [
-            f"{_words(unit)}: begun by shard {shard} ({path.name}), not finished"
+            f"{_words(unit)}: started by shard {shard} ({path.name}), not finished"
             for unit in sorted(units - merge.units.keys())
         ]
     if len(merge.divisions) > 1:
@@ -185,7 +185,7 @@ def _check_divisions(merge: Merge, begun: Sequence[tuple[Path, str, set[_Unit]]]
         raise SettingsError(
             f"the shards divided different lists of checkpoints ({counts}): some saw a series that"
             " had grown.",
-            "Run the shards again, or merge those of one list only.",
+            "Run the shards again, or merge only those with the same list.",
         )
     for count, here in merge.divisions.values():
         if min(count, merge.n_units) - len(here) > _MOST_MISSING:
@@ -211,7 +211,7 @@ def _check_points(merge: Merge) -> None:
         n_points, reached = len(merge.settings[run]["point_indices"]), 0
         if max(high for _, high in found) > n_points:
             raise SettingsError(
-                f"{checkpoint} of {run!r}: there are values of a point {max(found)[1]}, and the"
+                f"{checkpoint} of {run!r}: there are values of a point {max(found)[1]}, but the"
                 f" series has {n_points} points.",
                 "Compute it again with --overwrite.",
             )
@@ -298,7 +298,7 @@ def _check_whole(part: Place, record: CheckpointRecord) -> None:
         if len(layer.points.finite) != wanted:
             raise SettingsError(
                 f"{part.journal}: {record.checkpoint} of {record.run!r} has values at"
-                f" {len(layer.points.finite)} points, and the series has {wanted}.",
+                f" {len(layer.points.finite)} points, but the series has {wanted}.",
                 "Merge all parts of it, or analyze the series again with --overwrite.",
             )
 

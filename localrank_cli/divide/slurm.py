@@ -33,7 +33,7 @@ _STANDARD_ARRAY = 1001  # Slurm's own default for MaxArraySize
 _WAIT = 60.0  # seconds for an answer of Slurm
 # In an error of squeue where Slurm has forgotten the only job.
 _FORGOTTEN = "Invalid job id"
-_ALONE = "array job %s was accepted and is at work, but the merge job was not submitted."
+_ALONE = "array job %s was accepted and is waiting or running, but the merge job was not submitted."
 # In a journal, on the line of each checkpoint that has numbers and on no other line.
 _FINISHED = '"status":"ok"'
 
@@ -249,9 +249,9 @@ def check_log_folder(folder: "ShardFolder") -> None:
     """
     if "\\" in str(folder.path):
         raise UsageError(
-            f"--output {folder.target}: Slurm cannot write the logs into {folder.path.name}/ beside"
-            " it, because the path holds a backslash.",
-            "Choose an output without one.",
+            f"--output {folder.target}: Slurm cannot write the logs into {folder.path.name}/ next"
+            " to it, because the path contains a backslash.",
+            "Choose an output whose path has none.",
         )
 
 

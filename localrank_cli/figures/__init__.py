@@ -1,4 +1,4 @@
-"""Figures of tables: functions that take a DataFrame and return a matplotlib Figure.
+"""Figures from tables: functions that take a DataFrame and return a matplotlib Figure.
 
 Requires the extra `plot`. Figures belong to no window and leave matplotlib's global state alone.
 """

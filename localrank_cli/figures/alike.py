@@ -82,7 +82,7 @@ def group_alike(
     sentence = listed(
         _sentence(name, [facts[run].get(name, "") for run in runs]) for name in differ
     )
-    note = f"the runs differ in {sentence}: side by side, and not their mean"
+    note = f"the runs differ in {sentence}, so they are drawn side by side and not as a mean"
     return Grouping(tuple(groups), f"{note}; {unknown}" if unknown else note)
 
 
@@ -91,7 +91,7 @@ def _without_settings(runs: Sequence[Any], settings: RunSettings) -> str:
     missing = [str(run) for run in runs if run not in settings]
     if not missing or len(missing) == len(runs):
         return ""
-    return f"{listed(missing)} has no manifest, so that it is not known whether its settings differ"
+    return f"{listed(missing)} has no manifest, so it is not known whether its settings differ"
 
 
 def _differs(name: str, facts: list[dict[str, str]]) -> bool:

@@ -26,7 +26,8 @@ class Choice:
         y: The measure, or any numeric column.
         x: The horizontal axis, any numeric column.
         layers: Globs for layers, `!` excludes; empty: all layers.
-        tolerance: Its label; required if the table has several and the measure depends on them.
+        tolerance: The label of a tolerance; required if the table has several and the measure
+            depends on it.
         input_metric: Required if the table has several.
     """
 
@@ -128,7 +129,9 @@ def choose(frame: pd.DataFrame, choice: Choice, *, bars: bool = False) -> Figure
     if choice.x != "step" and frame.groupby("run")["x"].nunique().max() == 1:
         last = frame.groupby(["run", "layer"])["step"].transform("max")
         if (frame["step"] < last).any():
-            notes.append(f"{choice.x} is constant in each run, so each is taken at its last step")
+            notes.append(
+                f"{choice.x} is constant in each run, so each run is taken at its last step"
+            )
             frame = frame[frame["step"] == last]
     frame = frame.sort_values([*_KEY[:2], "layer_index"], kind="stable").reset_index(drop=True)
     return FigureRows(frame, choice, tolerance, tuple(notes))

@@ -88,7 +88,11 @@ def curves(frame: pd.DataFrame, layers: Sequence[str]) -> Curves:
             f"the runs {', '.join(runs[:6])} have no step in common, so they have no mean.",
             "Draw them side by side with --kind compare.",
         )
-    notes = (f"left out {dropped} places that are missing in some runs",) if dropped else ()
+    notes = (
+        (f"left out {dropped} (layer, step) pairs that are missing in some runs",)
+        if dropped
+        else ()
+    )
     if not joined:
         names = ", ".join(runs[:6]) + (", ..." if len(runs) > 6 else "")
         notes = (f"the lines are means over {len(runs)} runs: {names}", *notes)

@@ -1,4 +1,4 @@
-"""Layer by step, the rank as a share of the largest possible one."""
+"""The rank as a share of the largest possible rank, by layer and step."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -93,9 +93,9 @@ def compare(
 ) -> tuple[Figure, tuple[str, ...]]:
     """Draw groups of runs side by side on one scale.
 
-    Each value of column `by` gets a panel; by default each table, or each run of one table. Runs of
-    one value that differ in more than their seed get separate panels.
-    `metrics` are drawn in panels below: each joined by run, or one for each panel.
+    Each value of column `by` gets a panel; by default each table, or each run of one table. Runs
+    with the same value that differ in more than their seed get separate panels. `metrics` are drawn
+    in panels below: each joined by run, or one for each panel.
 
     Raises:
         SettingsError: If there is only one group, or too many.

@@ -110,9 +110,9 @@ def saved(figure: Figure, suffix: str, dpi: float = 200) -> bytes:
 
 
 def depth_colours(count: int) -> list[Colour]:
-    """Return RGBA colours, light to dark, that can be told apart in grey and by the colour-blind.
+    """Return RGBA colours, light to dark, that differ in greyscale and for colour-blind readers.
 
-    They are viridis without its lightest end, which is too faint on white.
+    They are those of viridis without its lightest end, which is too faint on white.
     """
     scale = mpl.colormaps["viridis"]
     places = np.linspace(0.82, 0.0, count) if count > 1 else np.array([0.25])

@@ -223,7 +223,7 @@ def _too_rough(record: CallRecord, tolerance: Tolerance, least: float) -> Settin
     if math.isinf(least) or (tolerance.rtol != 0 and 1.06 * least >= 1):
         return SettingsError(
             f"--method interval with --dtype float32: layer {record.call.label!r}: products in"
-            " float32 may be off there by as much as the Jacobian is large, as where all units are"
+            " float32 may be off by as much as the Jacobian itself, as happens when all units are"
             " saturated.",
             "Leave out --dtype float32.",
         )
@@ -231,7 +231,7 @@ def _too_rough(record: CallRecord, tolerance: Tolerance, least: float) -> Settin
     # A little more, as two digits may be rounded down.
     return SettingsError(
         f"--method interval with --dtype float32: layer {record.call.label!r} at"
-        f" {tolerance.label}: what float32 rounds allows {kind} from {1.06 * least:.2g} on there.",
+        f" {tolerance.label}: rounding in float32 allows {kind} only from {1.06 * least:.2g} on.",
         "Leave out --dtype float32, or give a larger tolerance.",
     )
 
@@ -243,8 +243,8 @@ def _note_reverse(products: Products, record: CallRecord, modes: Modes) -> None:
         return
     note = (
         f"layer {record.call.label!r}: products J^T u are not finite at a point where J v are (0"
-        " times infinity in a backward pass). Intervals need both, so that such points do not"
-        " count; --method exact may count them, by forward mode"
+        " times infinity in a backward pass). Intervals need both, so such points do not"
+        " count; --method exact may count them, in forward mode"
     )
     if note not in modes.notes:
         modes.notes.append(note)

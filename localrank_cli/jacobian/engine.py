@@ -73,6 +73,8 @@ _DENSE = "all tokens are computed at once, which is slower"
 # Directions of one token at once. With 96, the tangents of keys exceed the 32 MiB above which the C
 # library asks for new pages each time: 8.1 s of system time against 4.5 s (GPT-2, 64 tokens).
 MOST_TOKENS = 48
+# Entries of all intermediate results of one pass: below this it takes less than a millisecond.
+_QUICK = 2**15
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,9 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     routes: list[list[str]] = []  # of each task, again and again
     for start in range(0, tasks[0].points.shape[0], size):
         points = tasks[0].points[start : start + size]
-        values = guards.checked_values(model, points, calls, tolerance, dtype, first=start == 0)
+        values = guards.checked_values(
+            model, points, calls, tolerance, dtype, first=start == 0, mapped=_is_quick(tasks)
+        )
         together = guards.lay_out(model, points, values, tolerance)
         pasts = Pasts(model, points, calls[0][-1])
         replays = _replays(tasks)
@@ -273,7 +277,7 @@ def _batches(
             return
     _note_once(
         modes,
-        "points are computed one by one: in a batch the model gives other outputs than point by"
+        "points are computed one by one: the model gives different outputs in a batch than point by"
         " point",
     )
     for index in range(points.shape[0]):
@@ -502,7 +506,7 @@ class _PartRun:
             modes.dense |= set(new)
             modes.notes.append(
                 f"{_DENSE} for {listed([call.label for call in new])}: with the keys and values of"
-                " earlier tokens held, there are other values"
+                " earlier tokens held fixed, the values differ"
             )
         return found
 
@@ -678,6 +682,11 @@ def _replays(tasks: Sequence[Task]) -> Replays:
     return Replays(tasks[0].model, wanted, Budget(tasks[0].memory).replays)
 
 
+def _is_quick(tasks: Sequence[Task]) -> bool:
+    """Return whether running each point alone takes time for the calls, more than for numbers."""
+    return tasks[0].points.shape[0] > 1 and tasks[0].survey.activations <= _QUICK
+
+
 def _parts_points(task: Task) -> int:
     """Return how many points there is room for, all chosen calls together."""
     budget = Budget(task.memory)
@@ -848,7 +857,7 @@ def _attempt(compute: Callable[[], _Result]) -> _Result:
             raise _memory_error(error) from error
         raise ModelError(
             f"the model cannot be differentiated: {type(error).__name__}: {one_line(error)}",
-            "Leave out the layers behind the failing operation (--exclude), or see --debug.",
+            "Leave out the layers after the failing operation (--exclude), or see --debug.",
         ) from error
 
 

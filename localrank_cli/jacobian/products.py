@@ -67,7 +67,7 @@ def _check_forward(batch: Batch, calls: Sequence[Call], tolerance: float) -> Non
         raise ModelError(
             f"--method interval: products J v need forward mode, which the network refuses"
             f" ({reason}).",
-            "Leave the layers behind the failing operation out (--exclude), or use --method exact.",
+            "Leave out the layers after the failing operation (--exclude), or use --method exact.",
         )
 
 

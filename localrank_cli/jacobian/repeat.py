@@ -1,4 +1,4 @@
-"""Diagnose a network that gives another output when the same point is run again."""
+"""Diagnose a network that gives a different output when the same point is run again."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ def unrepeatable(
     `point` has shape (1, ...); at `call` two passes of it differ by at most `difference`. `steady`
     are labels of the chosen calls whose outputs agree.
     """
-    where = f"layer {call.label!r} gives another output when the same point is run again" + (
+    where = f"layer {call.label!r} gives a different output when the same point is run again" + (
         f" (largest difference {difference:.3g})" if difference else " several times"
     )
     advice = ""

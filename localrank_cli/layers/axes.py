@@ -448,8 +448,8 @@ def _overridden(axes: Axes, call: Call, overrides: Sequence[FeatureAxis]) -> Axe
             raise LayerError(
                 f"--feature-axis {one.axis}: {call.label!r} has shape {axes.shape} for one point,"
                 f" and axis {one.axis} is not one of its features.",
-                "Give an axis within the shape, the axis of the points counted, or NAME=AXIS for"
-                " some modules only.",
+                "Give an axis within the shape (axis 0 holds the points), or NAME=AXIS for single"
+                " modules.",
             )
         axes = replace(axes, feature=axis, is_guess=False)
     return axes

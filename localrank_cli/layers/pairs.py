@@ -99,7 +99,7 @@ def _check_previous(choice: LayerChoice, selection: Selection) -> None:
     if selection.sources == (PREVIOUS,) and len(choice.records) == 1:
         only = choice.records[0].call.label
         raise LayerError(
-            f"--wrt previous: only one layer is chosen, {only!r}, so that none comes before it.",
+            f"--wrt previous: only one layer is chosen, {only!r}, so none comes before it.",
             "Choose more with --layers, or name its source with --wrt.",
         )
 
@@ -186,7 +186,7 @@ def _without_idle(
         advice = "Leave it out, or name a source that runs before it"
         example = ", as in --wrt EMBEDDING,previous" if PREVIOUS in selection.sources else ""
         raise LayerError(
-            f"layer {(named or idle)[0]!r} depends on no source of --wrt {selection.wrt}.",
+            f"layer {(named or idle)[0]!r} does not depend on any source in --wrt {selection.wrt}.",
             f"{advice}{example}.",
         )
     records = tuple(record for record in choice.records if record.call in there)

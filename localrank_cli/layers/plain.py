@@ -55,7 +55,7 @@ def choose_precision(
     if not reason:
         return ""
     run_as_written(model)
-    return f"parts of the network run in float32, as they are written ({reason})"
+    return f"parts of the network run in float32, as written ({reason})"
 
 
 def survey_precisely(
@@ -75,7 +75,7 @@ def survey_precisely(
     except Exception as error:  # the user's code may fail in float64; then it runs as written
         if mode is None or not mode.n_requests:
             raise
-        reason = f"parts of the network run in float32, as they are written ({cause(error)})"
+        reason = f"parts of the network run in float32, as written ({cause(error)})"
         run_as_written(model)
     if seen is not None:
         calls = [record.call for record in seen.records]
@@ -118,7 +118,7 @@ def _difference(
 def _distance(calls: Sequence[Call], ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> str:
     places = [*(f"the output of {call.label}" for call in calls), "the gradient"]
     if len(ours) != len(theirs):
-        return "in one of float64 and float32 there is no gradient"
+        return "there is a gradient in only one of float64 and float32"
     for place, one, other in zip(places, ours, theirs, strict=False):
         if one.shape != other.shape:
             return f"in float64 {place} has another shape"

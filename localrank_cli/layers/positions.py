@@ -40,7 +40,7 @@ class Positions:
             raise UsageError(f"--positions {text}: unknown.", f"Choose one of {known}.")
         if colon and not (number.isdecimal() and number.isascii() and 0 < int(number) < 2**31):
             raise UsageError(
-                f"--positions {text}: expected a number of positions from 1 after the colon.",
+                f"--positions {text}: expected a number of positions, at least 1, after the colon.",
                 f"Write {kind}:4, say.",
             )
         return cls(kind, int(number) if colon else None)
@@ -83,8 +83,8 @@ class Positions:
         if self.count is None:
             if sizes and sizes[-1] > DEFAULT_POSITIONS:
                 return (
-                    f"--positions {self}: {DEFAULT_POSITIONS} positions of each point are drawn, of"
-                    f" up to {sizes[-1]}; {self.kind}:N takes N"
+                    f"--positions {self}: {DEFAULT_POSITIONS} positions of each point are drawn,"
+                    f" out of up to {sizes[-1]}; {self.kind}:N draws N"
                 )
             return ""
         fewer = [size for size in sizes if size < self.count]

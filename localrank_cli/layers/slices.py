@@ -60,8 +60,8 @@ def positions(
     index = parse_slice(text, option)
     if not batch or batch[0] != 1:
         raise LayerError(
-            f"{option} {text}: {where} has shape {batch} for one point; its first axis is not that"
-            " of the points.",
+            f"{option} {text}: {where} has shape {batch} for one point; its first axis is not the"
+            " point axis.",
             "Choose other layers with --layers.",
         )
     shape = batch[1:-1] if is_complex else batch[1:]
@@ -79,7 +79,7 @@ def positions(
     except IndexError as error:
         raise LayerError(
             f"{option} {text}: does not fit {where} of shape {shape} ({error}).",
-            "The axis of the points is not counted; choose layers with --layers.",
+            "The point axis is not counted; choose layers with --layers.",
         ) from error
     if found.numel() == 0:
         raise LayerError(

@@ -410,7 +410,7 @@ def _advice(text: str) -> str:
     if torch.get_default_dtype() == torch.float64 and re.search(
         r"\bfloat\b.*\bdouble\b|\bdouble\b.*\bfloat\b", text, re.IGNORECASE | re.DOTALL
     ):
-        return "A part of the network computes in float32 alone: give --dtype float32."
+        return "A part of the network computes only in float32: give --dtype float32."
     return (
         "Check the shape and type of the data against what the model expects"
         " (a point is given as a batch of one)."

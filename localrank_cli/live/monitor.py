@@ -19,10 +19,12 @@ from localrank_cli.errors import (
     UsageError,
     cause,
     duration,
+    printable,
 )
 from localrank_cli.live.group import Group, gathered, is_sharded, refuse_partitioned
 from localrank_cli.live.measure import (
     Network,
+    check_setting,
     live_options,
     plan_network,
     plan_weights,
@@ -60,22 +62,22 @@ _OFFERED = {**_OWN, **{one.name: one for one in _LIVE}}
 
 
 class Monitor:
-    """Measure the local rank of every layer at some steps of a training.
+    """Measure the local rank of every layer at some steps of a training run.
 
-    Call it with the network and the step wherever a step is done, on every rank of a distributed
-    training. The training is the same as without it: the network is copied, and the state of the
-    process is restored. A step that cannot be measured gives a warning and a row that says why. The
-    options are those of `local_rank`, and these.
+    Call it with the network and the step after each step, on every rank if training is distributed.
+    Training is not affected: the network is copied, and the state of the process is restored. A
+    step that cannot be measured gives a warning and a row that says why. The options are those of
+    `local_rank`, and these.
 
     Args:
-        output: A .csv, .tsv, .jsonl or .parquet file. A training that resumes adds to it.
+        output: A .csv, .tsv, .jsonl or .parquet file. A resumed training run adds to it.
         data: A tensor, an array, or what `analyze` takes; or a Dataset or DataLoader, of which the
             first points are taken in order.
         ema: A network or state dict with averaged weights, to measure in place of the live ones.
         **options: See below.
 
     Raises:
-        LocalrankError: If the settings are at fault, or others than those of the table.
+        LocalrankError: If the settings are at fault, or differ from those of the table.
         TypeError: If there is no option of that name, or a value has another type.
     """
 
@@ -115,6 +117,8 @@ class Monitor:
         self._final: tuple[list[Row], tuple[str, ...]] = ([], ())
 
     def _open(self) -> MonitorTable:
+        with process_unchanged():
+            check_setting(self._options)
         overwrite = self._how.overwrite and not self._is_closed
         self._table = MonitorTable(self._how.output, self._run, self._options, overwrite=overwrite)
         atexit.register(self.close)
@@ -134,9 +138,9 @@ class Monitor:
         """Measure a network if the step is due.
 
         Args:
-            model: The network as it is trained, or a state dict for the option `model`.
-            step: The number of steps of the optimizer so far.
-            ema: In place of that of the monitor.
+            model: The network that is being trained, or a state dict for the option `model`.
+            step: The number of optimizer steps so far.
+            ema: Averaged weights to measure, in place of those given to the monitor.
 
         Returns:
             The values for a logger: `local_rank/LAYER` and `effective_rank/LAYER`, further
@@ -206,22 +210,27 @@ class Monitor:
         return chosen, weights
 
     def _measure(self, network: Network, weights: Any, step: int) -> dict[str, float]:
+        if self._is_forked:  # both processes would write to one journal
+            raise SettingsError(
+                "the monitor was made in another process, which this one was forked from.",
+                "Make the monitor in the process that trains: in the function that is started.",
+            )
         # A training may go on after its end.
         table = self._table or self._open()
         place = (self._run, step)
         with LOCK, process_unchanged():
             if isinstance(network, nn.Module):
-                plan = plan_network(network, self._options, place, _logger.info, weights)
+                plan = plan_network(network, self._options, place, _note, weights)
             else:
-                plan = plan_weights(network, self._options, place, _logger.info)
+                plan = plan_weights(network, self._options, place, _note)
             table.accept(plan)
             if table.is_done(plan):  # before the training was interrupted
                 return {}
             self._check_time(plan)
-            record = record_of(plan, _logger.info)
+            record = record_of(plan, _note)
             table.facts = self._facts(table)
             try:
-                table.add_step(record, _logger.warning)
+                table.add_step(record, _warning)
             except OutputError as error:  # the numbers are there, and perhaps in the journal
                 if self._how.on_error == "raise":
                     raise
@@ -231,7 +240,7 @@ class Monitor:
         return _values(record)
 
     def _check_time(self, plan: Plan) -> None:
-        """Refuse a measurement while which the other processes would give up waiting."""
+        """Refuse a measurement that takes longer than the other processes would wait."""
         if not self._group.is_several or self._cost.n_measured:
             return
         limit = self._group.seconds / 2
@@ -249,6 +258,8 @@ class Monitor:
         if not self._group.is_first:
             return
         self._warn(f"step {step} is not measured: {fault}", str(fault))
+        if self._is_forked:
+            return
         try:
             (self._table or self._open()).add_failed(step, fault)
         except Exception as error:  # a training must not end for it
@@ -257,8 +268,7 @@ class Monitor:
     def _warn(self, text: str, key: str = "") -> None:
         if (key or text) not in self._warned:
             self._warned.add(key or text)
-            # No warning of Python's, which a filter may turn into an error.
-            _logger.warning("%s: %s", self._how.output, text)
+            _warning(f"{self._how.output}: {text}")
 
     def _facts(self, table: MonitorTable) -> dict[str, Any]:
         return {
@@ -268,25 +278,29 @@ class Monitor:
         }
 
     @property
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._pid
+
+    @property
     def share(self) -> float:
-        """The share of the time since the monitor was made that measuring took."""
+        """The share of the time since the monitor was created that measuring took."""
         return self._cost.share
 
     @property
     def table(self) -> "pd.DataFrame":
-        """All rows so far, those of before a training was resumed too."""
+        """All rows so far, including those from before training was resumed."""
         from localrank_cli.results.read import to_frame
 
         rows, columns = self._final if self._table is None else self._table.all_rows()
         return to_frame(rows, columns)
 
     def close(self) -> None:
-        """Write the table, and print what the measurements took; at the end of the process too.
+        """Write the table, and print how long measuring took. Also called when the process ends.
 
         Raises:
             LocalrankError: With on_error="raise": if the table cannot be written.
         """
-        if os.getpid() != self._pid:  # a worker of a DataLoader
+        if self._is_forked:  # a worker of a DataLoader
             return
         atexit.unregister(self.close)
         if self._table is None:
@@ -313,7 +327,7 @@ class Monitor:
 
 
 class _Cost:
-    """The time that measuring took, of the time since the monitor was made."""
+    """The time that measuring took, and the time since the monitor was created."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -360,9 +374,23 @@ class _Cost:
             sys.stderr.write(text)
 
 
+def _note(text: str) -> None:
+    _logger.info("%s", printable(text))
+
+
+def _warning(text: str) -> None:
+    """Log a warning, on one line: names and errors in it come from the user's code.
+
+    It is no warning of Python's, which a filter may turn into an error.
+    """
+    _logger.warning("%s", printable(text))
+
+
 def _known(error: Exception) -> LocalrankError:
     """Return an error of localrank's own for any other."""
-    return error if isinstance(error, LocalrankError) else LocalrankError(cause(error))
+    if isinstance(error, LocalrankError):
+        return error
+    return LocalrankError(cause(error), "Pass on_error='raise' to see where it was raised.")
 
 
 def _values(record: CheckpointRecord) -> dict[str, float]:

@@ -119,8 +119,8 @@ def build_twice(builder: Builder) -> Network:
         builder = replace(builder, code=None)
         first = builder.build_anew(_OTHER_SEED)
         note = (
-            "the code of --model cannot run a second time in one process, so that global variables"
-            f" and class attributes that it draws are not found ({error.what})"
+            "the code of --model cannot run a second time in one process, so values that it draws"
+            f" in global variables and class attributes are not detected ({error.what})"
         )
     other, _ = _prints(first.build)
     # The first network is freed before the second is built.

@@ -88,7 +88,7 @@ class Difference:
     def sentence(self) -> str:
         """The difference as a clause, such as `noise was 1.0 and is now 2.0`."""
         if self._is_version:
-            return f"another version of localrank wrote it, which differs in {self.name}"
+            return f"it was written by another version of localrank, which differs in {self.name}"
         earlier, now = self._texts
         return f"{self.name} was {earlier} and is now {now}"
 
@@ -96,7 +96,7 @@ class Difference:
     def between(self) -> str:
         """The difference as a clause on two tables, such as `noise is 2.0 and 1.0`."""
         if self._is_version:
-            return f"versions of localrank wrote them that differ in {self.name}"
+            return f"they were written by versions of localrank that differ in {self.name}"
         earlier, now = self._texts
         return f"{self.name} is {now} and {earlier}"
 
@@ -115,7 +115,7 @@ class Difference:
         if self.key != _VALUES:
             return ""
         return (
-            "The code draws other values at every start. Seed its generator inside the function"
+            "The code draws different values at every start. Seed its generator inside the function"
             " (numpy.random.default_rng(0), torch.Generator().manual_seed(0)). "
         )
 

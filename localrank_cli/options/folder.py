@@ -74,6 +74,12 @@ def inside(folder: Path, text: str, key: str) -> Path:
     Raises:
         SettingsError: If it leaves the folder, by `..`, an absolute path or a link, or is no path.
     """
+    if "://" in text:
+        raise SettingsError(
+            f"{folder / FILE_NAME}: {key} = {text!r} is an address on another machine, which only"
+            " the command line may name.",
+            f"Put the file into the folder, or name it with --{key}.",
+        )
     try:
         path = (folder / text).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL
@@ -91,10 +97,10 @@ def inside(folder: Path, text: str, key: str) -> Path:
 def _hint(key: str) -> str:
     """Return the end of the sentence about an unknown key."""
     if key == "step-regex":
-        return ", which the command line alone has; use step-pattern with literal text."
+        return ", which is only for the command line; use step-pattern with literal text."
     flags = {one.key: one.flag for one in options_of(AnalyzeOptions) if not one.setting.is_argument}
     if key in flags:
-        return f", which the command line alone has: {flags[key]}."
+        return f", which is only for the command line: {flags[key]}."
     near = nearest(key, [*KEYS, _COLUMNS])
     return f", did you mean {near[0]}?" if near else "."
 
@@ -107,7 +113,7 @@ def _columns(value: object, path: Path) -> dict[str, Constant]:
         # Of the optional columns only epoch may be set: checkpoints need not hold it.
         is_taken = name in COLUMNS or (name in OPTIONAL and name != "epoch")
         if is_taken or not name.isprintable() or not name.strip():
-            raise _refusal(path, key, cell, "the name is taken, or not a name")
+            raise _refusal(path, key, cell, "the name is taken or not valid")
         if isinstance(cell, bool) or not isinstance(cell, str | int | float):
             raise _refusal(path, key, cell, "expected a string or a number")
         if isinstance(cell, int) and abs(cell) > _LARGEST_INTEGER:

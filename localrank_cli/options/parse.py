@@ -171,8 +171,8 @@ def _from_environment(environment: Mapping[str, str]) -> Shard:
         )
         if low is None or high is None or count is None or high - low + 1 != count:
             raise SettingsError(
-                f"--shard auto: the array's tasks {low} to {high} are {count}, so that they are not"
-                " numbered one after another.",
+                f"--shard auto: the array has {count} tasks, from {low} to {high}, so they are not"
+                " numbered consecutively.",
                 "Submit it with --array=0-7 (no step, no list), or give --shard I/N.",
             )
         return Shard(task - low, count)
@@ -185,8 +185,8 @@ def _from_environment(environment: Mapping[str, str]) -> Shard:
     if rank is not None and size is not None and rank < size:
         return Shard(rank, size)
     raise SettingsError(
-        "--shard auto: neither a Slurm array, nor srun, nor RANK and WORLD_SIZE say which part is"
-        " this process's.",
+        "--shard auto: neither a Slurm array, nor srun, nor RANK and WORLD_SIZE say which part this"
+        " process computes.",
         "Give --shard I/N.",
     )
 
@@ -447,6 +447,8 @@ def path(value: object) -> Path:
                 " class or function is the option model."
             )
         raise UnfitError(value, "expected a path", advice)
+    if "\0" in str(value):
+        raise UnfitError(value, "expected a path", "No name of a file holds a NUL character.")
     return Path(value)
 
 
@@ -455,7 +457,7 @@ def model(value: object) -> object:
     if _is_module(value):
         raise UnfitError(
             value,
-            "expected a class or a function that returns a module, and this is a module",
+            "expected a class or a function that returns a module, but this is a module",
             "Pass its class, or a function: model=lambda: network. The checkpoints' weights replace"
             " its own.",
         )

@@ -106,7 +106,7 @@ def _unknown(function: str, name: str, offered: Collection[str]) -> str:
     known = {one.name: one.setting for one in options_of(AnalyzeOptions)}
     if name in known:
         owner = "analyze" if known[name].in_python else "the command line"
-        return f"{message}: {owner} alone has it"
+        return f"{message}: it is only for {owner}"
     near = sorted(nearest(name, offered))
     return f"{message}; did you mean {' or '.join(map(repr, near))}?" if near else message
 

@@ -364,7 +364,8 @@ def _check_interval(settings: Settings) -> None:
     positions = settings.selection.positions
     if not positions.is_all:
         raise SettingsError(
-            f"--method interval with --positions {positions}: the bounds are of whole Jacobians.",
+            f"--method interval with --positions {positions}: the bounds are for whole Jacobians"
+            " only.",
             "Use --method exact, as single positions have small Jacobians; or name one position by"
             " --input-slice and --output-slice in place of --positions.",
         )
@@ -376,15 +377,15 @@ def _check_interval(settings: Settings) -> None:
         )
     if settings.by_whole:
         raise SettingsError(
-            "--method interval with --sigma-1 full: products are with the slice alone.",
+            "--method interval with --sigma-1 full: products use only the slice.",
             "Use --method exact; or leave out --sigma-1 full and give the tolerance as --atol, from"
             " sigma_1_low of a run without the slice.",
         )
     for tolerance in settings.tolerances:
         if tolerance.rtol is not None and 0 < tolerance.rtol < _LEAST_RTOL:
             raise SettingsError(
-                f"--method interval with --rtol {tolerance.rtol:g}: products resolve no singular"
-                f" value under {_LEAST_RTOL:g} of the largest.",
+                f"--method interval with --rtol {tolerance.rtol:g}: products cannot resolve"
+                f" singular values below {_LEAST_RTOL:g} of the largest.",
                 "Give a larger --rtol, or use --method exact.",
             )
 
@@ -425,7 +426,7 @@ def _check_parts(selection: Selection) -> None:
     if slices:
         raise SettingsError(
             f"{slices[0]} with {asked[0]}: both choose parts of the Jacobian.",
-            "Leave one of them out; --positions last is the last token, say.",
+            "Leave one of them out; --positions last, for example, is the last token.",
         )
 
 

@@ -46,7 +46,7 @@ _LARGEST_SEED = 2**63 - 1  # seeds are signed integers of 64 bits
 
 _ROUNDING = (
     "Below the rounding of the SVD every count is noise: with --atol 0 every layer would have full"
-    " rank. Use --rtol eps for the smallest tolerance that means something."
+    " rank. Use --rtol eps for the smallest meaningful tolerance."
 )
 
 Count = Annotated[int, Ge(1)]
@@ -75,7 +75,7 @@ Rtol = Annotated[
         metavar="X",
         read=parse.each(parse.relative),
         advice="A relative tolerance is between 0 and 1. Below the rounding of the SVD every"
-        " count is noise: use --rtol eps for the smallest that means something.",
+        " count is noise: use --rtol eps for the smallest meaningful one.",
         in_folder=True,
         decides=("tolerances",),
         panel=MEASURE,
@@ -97,8 +97,8 @@ class AnalyzeOptions:
     checkpoints: Annotated[
         tuple[Path, ...],
         Setting(
-            help="Folders of checkpoints (each is a series), single checkpoint files, or a Hub"
-            " repository: hf://ORG/NAME@GLOB, whose matching revisions are a series.",
+            help="Folders of checkpoints (each is a series), single checkpoint files, or addresses:"
+            " s3://BUCKET/RUN, or hf://ORG/NAME@GLOB, whose matching revisions are a series.",
             metavar="CHECKPOINTS",
             is_argument=True,
             read=parse.paths,
@@ -145,7 +145,7 @@ class AnalyzeOptions:
     data: Annotated[
         "str | Tensor | dict[str, Tensor] | None",
         Setting(
-            help="The data to draw points from: a .safetensors, .npz, .npy or .pt file,"
+            help="The data to draw points from: a .safetensors, .npz, .npy or .pt file (s3:// too),"
             " file.py:name, or normal:3x32x32. For normal: and uniform:, give the shape of one"
             " random point.",
             metavar="SPEC",
@@ -391,7 +391,7 @@ class AnalyzeOptions:
             help="With --method interval: maximum number of products with a layer's Jacobian per"
             f" point. Default: {DEFAULT_PRODUCTS}.",
             metavar="N",
-            advice="Give at least 20: fewer say next to nothing.",
+            advice="Give at least 20: fewer say almost nothing.",
             in_folder=True,
             decides=("products",),
             panel=MEASURE,
@@ -1038,8 +1038,8 @@ class CompressOptions:
     metric: Annotated[
         Literal["auto", "fisher", "logit"] | None,
         Setting(
-            help="Metric of the output: fisher, logit, or auto: the one that diverges less from"
-            " the original on the data for picking.",
+            help="Metric of the output: fisher, logit, or auto: of these, none, and the baselines,"
+            " what diverges least from the original on the data for picking.",
             metavar="NAME",
             default="auto",
         ),

@@ -128,7 +128,7 @@ def _npy_layout(file: Any, where: str) -> Layout:
     """Return the layout of an array in numpy's format, of which a file is at the first byte."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
-        raise ValueError(f"version {version} of numpy's format is not read")
+        raise ValueError(f"version {version} of numpy's format is not supported")
     if version != (1, 0):
         start = file.tell()
         (length,) = struct.unpack("<L", file.read(4))

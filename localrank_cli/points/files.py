@@ -174,6 +174,8 @@ def _are_pairs(found: object) -> bool:
 
 def which_key(keys: Sequence[str]) -> str:
     """Return the advice to choose one of several arrays."""
+    if sorted(keys) == ["0", "1"]:
+        return "Choose one with --data-key NAME: --data-key 0 if these are inputs and labels"
     if len(keys) > 2 and all(key.isdecimal() for key in keys):  # more than a pair
         stack = "If each is a point, save them as one array: torch.stack(data)."
         return f"{stack} Else choose one with --data-key NAME"
@@ -270,7 +272,7 @@ def _array(value: Any, place: str) -> Tensor:
         return torch.as_tensor(value).detach().cpu()
     except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(
-            f"{place}: is no array of one shape for every point.",
+            f"{place}: is not an array with the same shape for every point.",
             "Pad the points to one length, with an attention_mask that says which positions count.",
         ) from error
 
@@ -353,6 +355,6 @@ def _check_plain(value: Tensor, where: str) -> None:
     claimed, held = value.numel() * value.itemsize, value.untyped_storage().nbytes()
     if claimed > max(held, MAX_REPEATED_BYTES):
         raise DataError(
-            f"{where} claims {claimed} bytes, and the file keeps {held} for it.",
+            f"{where} claims {claimed} bytes, but the file holds {held} for it.",
             "Save it with each value once, or as a copy: x.clone().",
         )

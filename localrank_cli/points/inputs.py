@@ -101,7 +101,7 @@ def _complete(chosen: list[str], keys: Sequence[str], forward: Forward, place: s
     if missing and len(chosen) > 1:
         there = [one for one in missing if one in keys]
         raise SettingsError(
-            f"{place}: the network's forward pass also wants {listed(missing)}, which"
+            f"{place}: the network's forward pass also needs {listed(missing)}, which"
             f" {'--data-key does not name' if there else 'the data do not hold'}.",
             f"Give --data-key {','.join([*chosen, *there])}."
             if there
@@ -214,7 +214,7 @@ def pack(arrays: Mapping[str, Data], place: str, *, is_ordered: bool) -> tuple[D
             raise DataError(f"{place}[{name}]: complex data are not supported.", COMPLEX_DATA)
         if array.ndim == 0:
             raise DataError(
-                f"{place}[{name}]: holds one number, and each input needs one for every point.",
+                f"{place}[{name}]: holds one number, but each input needs one for every point.",
                 "Name the arrays to pass with --data-key A,B.",
             )
         check_dtype(array, f"{place}[{name}]")
@@ -227,7 +227,7 @@ def pack(arrays: Mapping[str, Data], place: str, *, is_ordered: bool) -> tuple[D
         text = ", ".join(f"{length} in {name}" for name, length in lengths.items())
         raise DataError(
             f"{place}: its inputs have different numbers of points: {text}.",
-            "Save inputs whose first axes are that of the points.",
+            "Save inputs whose first axis is the point axis.",
         )
     floating = any(part.dtype.is_floating_point for part in parts)
     _check_integers(arrays, place, beside_floats=floating)

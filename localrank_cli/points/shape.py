@@ -40,14 +40,14 @@ def reshaped(data: Data, shape: Shape, name: str) -> Data:
     there = tuple(data.shape[1:])
     if math.prod(there) != math.prod(shape):
         raise DataError(
-            f"--data-shape {written(shape)}: has {math.prod(shape)} entries, and the points of"
+            f"--data-shape {written(shape)}: has {math.prod(shape)} entries, but the points of"
             f" {name} have {math.prod(there)} ({written(there)}).",
-            "Give a shape with as many.",
+            "Give a shape with the same number.",
         )
     if not keeps_axes(there, shape):
         raise DataError(
             f"--data-shape {written(shape)}: the points of {name} have the shape {written(there)},"
-            " and read in that order the entries would change places.",
+            " and reshaping alone would mix up their axes.",
             "Move their axes before they are saved (x.permute(0, 3, 1, 2) puts the channels"
             " first), or in a function for --data file.py:name.",
         )

@@ -161,7 +161,8 @@ def slider_data(
     shared = [run for run in spectra.runs if run in steps]
     if not shared:
         return None, (
-            "the singular values belong to other runs than the table; the page has no slider",
+            "the singular values belong to different runs from those in the table, so the page has"
+            " no slider",
         )
     found = {run: spectra.read(run, (), sorted(set(steps[run]))) for run in shared}
     every = [one for spectra_of_run in found.values() for one in spectra_of_run]

@@ -41,7 +41,7 @@ def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
         and not any(fnmatchcase(name, glob) for glob in unwanted)
     ]
     if not chosen:
-        raise SettingsError("--layers: leaves nothing over.", f"There are {listed(names, 20)}.")
+        raise SettingsError("--layers: leaves no layer.", f"There are {listed(names, 20)}.")
     return chosen
 
 

@@ -184,8 +184,8 @@ MEANINGS: dict[str, Meaning] = {
     ),
     "rank_certain_low": Meaning(
         "certain lower bound of the local rank",
-        "The mean number of singular values that were found above the tolerance: no chance is"
-        " involved, except in the bound of sigma_1 that a relative tolerance is taken from.",
+        "The mean number of singular values that were found above the tolerance: this involves no"
+        " chance, except for the bound on sigma_1 that a relative tolerance is based on.",
         uses_tolerance=True,
     ),
     **{name: measure.meaning for name, measure in MEASURES.items()},
@@ -204,7 +204,7 @@ MEANINGS: dict[str, Meaning] = {
     "pooled_rank": Meaning(
         "rank of the mean Jacobian",
         "The number of singular values above the tolerance of the mean of the Jacobians over all"
-        " points: directions that the points pass on in the same way add up, others cancel.",
+        " points: directions that all points pass on in the same way add up, and others cancel.",
         uses_tolerance=True,
     ),
     "active_rank": Meaning(
@@ -221,8 +221,8 @@ MEANINGS: dict[str, Meaning] = {
     ),
     "pooled_undecided": Meaning(
         "undecided pooled values",
-        "The number of values of the pooled matrices that are as close to the tolerance as they are"
-        " exact.",
+        "The number of values of the pooled matrices that are closer to the tolerance than their"
+        " rounding error.",
         OTHER,
         uses_tolerance=True,
     ),
@@ -240,12 +240,12 @@ MEANINGS: dict[str, Meaning] = {
     ),
     "activation_class_effective_rank": Meaning(
         "effective rank of the activations of a class",
-        "The effective rank of the layer's outputs within a class, a mean over the classes.",
+        "The effective rank of the layer's outputs within a class, averaged over the classes.",
         OTHER,
     ),
     "activation_class_participation_ratio": Meaning(
         "participation ratio of the activations of a class",
-        "The participation ratio of the layer's outputs within a class, a mean over the classes.",
+        "The participation ratio of the layer's outputs within a class, averaged over the classes.",
         OTHER,
     ),
     "weight_effective_rank": Meaning(

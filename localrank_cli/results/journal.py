@@ -304,7 +304,8 @@ class Journal:
         for entry in self.entries(_CHECKPOINT):
             if entry.head["run"] not in there:
                 raise OutputError(
-                    f"{self.path}: does not say what decided the numbers of {entry.head['run']!r}.",
+                    f"{self.path}: does not say which settings decided the numbers of"
+                    f" {entry.head['run']!r}.",
                     "Something else wrote into it; start over with --overwrite.",
                 )
 

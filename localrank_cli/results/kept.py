@@ -82,8 +82,8 @@ class SpectraFile:
         files = list(find_spectra(path)) if path.is_dir() else [path]
         if not files:
             raise DataError(
-                f"{path}: holds no singular values of localrank.",
-                "Make them with localrank analyze --spectra FOLDER.",
+                f"{path}: holds no singular values written by localrank.",
+                "Keep them with localrank analyze --spectra FOLDER.",
             )
         # Each entry knows its file.
         every = [entry | {"path": file} for file in files for entry in _entries(file)]

@@ -122,8 +122,8 @@ class Output:
         ):
             self.journal.is_sound = False
             raise OutputError(
-                f"{self.target}: {record.checkpoint} of {record.run!r} has values at"
-                f" {max(counts)} points, and the series has {n_points}.",
+                f"{self.target}: {record.checkpoint} of {record.run!r} has values at {max(counts)}"
+                f" points, but the series has {n_points}.",
                 "Merge all parts of it, or analyze the series again with --overwrite.",
             )
 

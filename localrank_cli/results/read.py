@@ -151,7 +151,9 @@ def without_failed(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     words = ", ".join(f"{count} {word}" for word, count in failed["status"].value_counts().items())
     steps = sorted({int(step) for step in failed["step"].dropna()})
     at = ", ".join(map(str, steps[:5])) + (", ..." if len(steps) > 5 else "")
-    note = f"{len(failed)} of {len(frame)} rows are left out, as they failed ({words}; step {at})"
+    note = (
+        f"{len(failed)} of {len(frame)} rows are left out because they failed ({words}; step {at})"
+    )
     if len(failed) == len(frame):
         raise DataError(
             f"the table has no row whose status is ok ({words}).",
@@ -235,7 +237,9 @@ def _texts(path: Path, writer: str) -> pd.DataFrame:
             f"{path}: cannot be read ({error.strerror or error}).", "Check the name."
         ) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text.", "Name a table of localrank.") from error
+        raise DataError(
+            f"{path}: is not UTF-8 text.", "Name a table written by localrank."
+        ) from error
     except (ValueError, csv.Error) as error:
         reason = one_line(error)
         raise DataError(f"{path}: is not a table ({reason}).", "Was it cut off?") from error

@@ -195,7 +195,7 @@ def opened(path: Path) -> Iterator[tuple["Tensors", dict[str, Any]]]:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_ENTRY)
             if text is None:
-                raise DataError(f"{path}: holds no singular values of localrank.", advice)
+                raise DataError(f"{path}: holds no singular values written by localrank.", advice)
             about: Any = loads(text, non_finite=True)
             if about["format"] != FORMAT:
                 raise DataError(
@@ -211,7 +211,7 @@ def opened(path: Path) -> Iterator[tuple["Tensors", dict[str, Any]]]:
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         reason = one_line(error) if type(error) is ValueError else cause(error)
         raise DataError(
-            f"{path}: holds no singular values of localrank ({reason}).", advice
+            f"{path}: holds no singular values written by localrank ({reason}).", advice
         ) from error
 
 

@@ -249,8 +249,8 @@ def check_beside(plan: BesidePlan, needs: Sequence[BesideNeed], n_points: int, m
     """
     if plan.activations and n_points < _FEWEST:
         raise SettingsError(
-            "--beside activations: the ranks are those of differences between points, and there is"
-            " one point.",
+            "--beside activations: the ranks describe how points differ, and there is only one"
+            " point.",
             "Give data of two or more points, or leave out activations.",
         )
     if not needs:

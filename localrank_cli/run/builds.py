@@ -82,7 +82,7 @@ def _refusal(name: str, place: str) -> ModelError:
         f" (first at {place}), and no checkpoint holds what differs: the numbers would not be"
         " those of the network that was trained.",
         "Look for values drawn outside the module, in a global variable, in a cached function"
-        " or by a generator without a seed. Draw it with the seed of the training in the code"
+        " or by a generator without a seed. Draw it with the training seed in the code"
         " (torch.manual_seed(0) before the draw), or keep tensors in the checkpoints:"
         " self.register_buffer(NAME, TENSOR). --allow-unsaved takes what a fixed seed gives,"
         " and says so in column message.",

@@ -206,8 +206,8 @@ def _refuse_remote(options: AnalyzeOptions) -> None:
     found = next(filter(is_remote, options.checkpoints), None)
     if found is not None:
         raise UsageError(
-            f"--follow with {found}: a series on another machine is not watched.",
-            "Run the command again when there are new checkpoints: what is finished is kept.",
+            f"--follow with {found}: localrank cannot watch a series on another machine.",
+            "Run the command again when there are new checkpoints: finished ones are kept.",
         )
 
 

@@ -280,8 +280,8 @@ class Headers:
             place = find_place(file, content, self._rule, names)
             if place.step is None and place.epoch is None and known.isdisjoint(held):
                 return NoWeightsError(
-                    f"{file.path}: holds tensors ({listed(map(printable_name, held), 4)}) of which"
-                    " no checkpoint has one.",
+                    f"{file.path}: holds tensors ({listed(map(printable_name, held), 4)}) that no"
+                    " checkpoint has.",
                     "If these are data, pass them with --data.",
                 )
         return None
@@ -388,7 +388,7 @@ class Headers:
         modules = content.modules.get(key, ())
         if is_inferred and self.modules and modules and kinds_of(self.modules) != kinds_of(modules):
             raise SettingsError(
-                f"{file.path}: holds a module of other parts than {self.place}.",
+                f"{file.path}: holds a module with other parts than {self.place}.",
                 "Choose the checkpoints of one network with --pattern GLOB, or give the network's"
                 " code: --model path/to/file.py:name.",
             )
@@ -888,9 +888,9 @@ def choose_part(
     if not picked:
         steps = [one.step for one in every]
         raise SettingsError(
-            f"{folder}: --steps leaves none of its {len(every)} checkpoints, which are at steps"
+            f"{folder}: --steps selects none of its {len(every)} checkpoints, which are at steps"
             f" {steps[0]} to {steps[-1]}.",
-            "Give a range that holds some.",
+            "Give a range that contains some of them.",
         )
     return (
         tuple(one for one in picked if isinstance(one, PlannedCheckpoint)),

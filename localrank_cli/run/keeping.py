@@ -26,7 +26,7 @@ from localrank_cli.run.plan import SeriesPlan
 from localrank_cli.seeds import SEED, seeded
 from localrank_cli.userimport import CodeError, CodeSpec, import_object
 
-_UNCHECKED = "not checked that the network keeps nothing between checkpoints"
+_UNCHECKED = "could not check that the network keeps nothing between checkpoints"
 
 
 class KeptValuesError(ModelError):

@@ -288,7 +288,7 @@ def check_config(file: CheckpointFile, folder: Path, source: HfModel) -> None:
         raise MismatchError(error.what, error.advice) from error
     if not same_network(source.entries, found):
         raise MismatchError(
-            f"{place / CONFIG} describes another network than {source.folder / CONFIG}.",
+            f"{place / CONFIG} describes a different network from {source.folder / CONFIG}.",
             "Choose the checkpoints of one network with --pattern GLOB.",
         )
 
@@ -347,7 +347,7 @@ def _refusal(name: str, names: Sequence[str], *, is_shared: bool) -> ModelError:
         f"{name}: {listed(names)} {'differs' if one else 'differ'} each time the network is built,"
         f" and no checkpoint holds {'it' if one else 'them'}: the numbers would not be those of the"
         " network that was trained.",
-        "Draw with the seed of the training in the code that builds it (torch.manual_seed(0) before"
+        "Draw with the training seed in the code that builds it (torch.manual_seed(0) before"
         " the draw), or keep tensors in the checkpoints: self.register_buffer(NAME, TENSOR)."
         " --allow-unsaved takes what a fixed seed gives, and says so in column message.",
     )

@@ -21,6 +21,7 @@ from localrank_cli.results.spectra import (
     write_spectra,
 )
 from localrank_cli.results.write import make_folder, remove_temporary, remove_temporary_in
+from localrank_cli.run.finished import Finished, finished_runs
 from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import Plan, series_settings
 from localrank_cli.run.resume import Resume, check_shard, find_resume, record_settings
@@ -85,6 +86,14 @@ class RunOutput(Output):
         remove_temporary(*sums.values())
         self._plan = resume.whole
         return resume
+
+    def finished(self) -> dict[str, Finished]:
+        """Return what earlier results hold of each run, before there is a plan.
+
+        Raises:
+            SettingsError: If they cannot be read.
+        """
+        return finished_runs(self.journal)
 
     def _sums(self, plan: Plan) -> dict[tuple[str, str, tuple[int, int] | None], Path]:
         """Return the files of sums for --pooled, which parts of checkpoints have."""
@@ -187,15 +196,15 @@ class SpectraFolder:
         for series in plan.series:
             if series.settings.bounds is not None:
                 raise SettingsError(
-                    "--spectra with --method interval: products show no singular values, and so"
-                    " nothing that rethreshold could count at other tolerances.",
+                    "--spectra with --method interval: products do not give the singular values"
+                    " that rethreshold would recount.",
                     "Leave --spectra out, and give all tolerances that you need at once: they share"
                     " the products.",
                 )
             if any(checkpoint.points is not None for checkpoint in series.checkpoints):
                 raise SettingsError(
-                    "--spectra: there are more shards than checkpoints, so that each has a part of"
-                    " the points only.",
+                    "--spectra: there are more shards than checkpoints, so each shard has only part"
+                    " of the points.",
                     "Give at most as many shards as there are checkpoints.",
                 )
             of_run = spectra_path(self._folder, series.run, 0).parent

@@ -69,8 +69,8 @@ def _as_begun(plan: Plan, journal: Journal, note: Note) -> Plan:
             begun = with_measures_of(series, journal.body(saved[series.run]))
         if newer := [name for name in series.settings.measured if name in begun.settings.newer]:
             note(
-                f"{series.run}: was begun before localrank had {', '.join(newer)}, left empty here;"
-                " --overwrite computes everything again"
+                f"{series.run}: was started before localrank had {', '.join(newer)}, which stays"
+                " empty; --overwrite computes everything again"
             )
         found.append(begun)
     return replace(plan, series=tuple(found))
@@ -121,7 +121,7 @@ def check_shard(division: Division | None, journal: Journal) -> None:
     if saved and now and names[0] == names[1]:
         names = [f"{names[0]} of {one['n_units']} units" for one in (saved, now)]
     raise SettingsError(
-        f"{journal.path}: was begun as {names[0]} and is now {names[1]}; a series that grows is"
+        f"{journal.path}: was started as {names[0]} and is now {names[1]}; a series that grows is"
         " divided again.",
         _ADVICE,
     )
@@ -152,7 +152,7 @@ def compare_settings(
     found = find_difference(saved, now)
     if found is not None:
         raise SettingsError(
-            f"{journal.path}: was begun with another setting for {run!r}: {found.sentence}.",
+            f"{journal.path}: was started with different settings for {run!r}: {found.sentence}.",
             f"{found.advice}{_ADVICE}",
         )
 
@@ -173,8 +173,8 @@ def _check_precision(
             continue
         if CheckpointRecord.from_json(entry.head, journal.body(entry)).is_in_float32:
             raise SettingsError(
-                f"{journal.path}: {entry.head['checkpoint']} was computed in part in float32"
-                f" ({EXACT_FLOAT32}), by an earlier version; this one computes it in float64.",
+                f"{journal.path}: {entry.head['checkpoint']} was partly computed in float32"
+                f" ({EXACT_FLOAT32}) by an earlier version; this version computes it in float64.",
                 _ADVICE,
             )
 

@@ -107,8 +107,8 @@ class Rethreshold:
         found = find_difference(earlier, now)
         if found is not None:
             raise SettingsError(
-                f"{path}: was kept with another {found.name} than files of earlier steps of"
-                f" {now['run']!r}: two analyses wrote into {self.folder}.",
+                f"{path}: was kept with a different {found.name} from the files of earlier steps"
+                f" of {now['run']!r}: two analyses wrote into {self.folder}.",
                 "Remove the files of one, or keep the singular values again in a new folder.",
             )
 
@@ -121,7 +121,7 @@ class Rethreshold:
         if len(found) > 1 and record.run in self._in_float32:
             earlier = self._in_float32[record.run]
             raise SettingsError(
-                f"{earlier}: was computed in part in float32 ({EXACT_FLOAT32}), by an earlier"
+                f"{earlier}: was partly computed in float32 ({EXACT_FLOAT32}), by an earlier"
                 f" version than other files of {record.run!r} in {self.folder}.",
                 "Remove the files of one version, or keep the singular values again in a new"
                 " folder.",

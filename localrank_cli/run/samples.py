@@ -227,7 +227,7 @@ def _draw(settings: Settings, points: Points, facts: Mapping[str, object]) -> Po
     sample, second = load_points(replace(settings.source, count=count, seed=seed, keep=False))
     if second.get(VALUES) != facts.get(VALUES):
         raise DataError(
-            f"--data {settings.source.text}: returns other values each time it is called.",
+            f"--data {settings.source.text}: returns different values each time it is called.",
             "Seed its generator inside the function (numpy.random.default_rng(0),"
             " torch.Generator().manual_seed(0)).",
         )

@@ -25,8 +25,8 @@ from localrank_cli.layers.slices import positions
 from localrank_cli.layers.survey import CallRecord, Survey, survey
 
 _IDLE_AXES = (
-    "--feature-axis: no number depends on it without --positions or --residual, since whole"
-    " Jacobians have every entry"
+    "--feature-axis has no effect without --positions or --residual, since whole Jacobians contain"
+    " every entry"
 )
 
 
@@ -332,15 +332,15 @@ def _unfit(output: Axes, source: Axes, selection: Selection) -> str:
     wanted = selection.positions
     if not wanted.is_all:
         if output.batch is None:
-            return "have no axis of the points alone, so that only --positions all applies"
+            return "have no separate point axis, so only --positions all applies"
         if source.batch is None and not wanted.takes_whole_source:
-            return "have a source without an axis of the points alone"
+            return "have a source without a separate point axis"
         if wanted.needs_equal_grids and output.grid != source.grid:
             grids = " and ".join("x".join(map(str, one.grid)) or "none" for one in (output, source))
-            return f"have other positions than the source ({grids})"
+            return f"have different positions from the source ({grids})"
     same = output.shape == source.shape and output.feature == source.feature
     if selection.residual and not same:
-        return "have another shape than the source, which J - 1 cannot have"
+        return "have a different shape from the source, so J - 1 does not exist"
     return ""
 
 

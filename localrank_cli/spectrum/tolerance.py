@@ -83,7 +83,7 @@ def check_rounding(
     for tolerance in tolerances:
         if 0 < tolerance.relative(*shape) < least:
             raise SettingsError(
-                f"--{tolerance.label.replace('=', ' ')} is under the rounding of the method"
+                f"--{tolerance.label.replace('=', ' ')} is below the rounding error of the method"
                 f" for layer {layer!r} ({shape[0]} x {shape[1]}): {least:.2g}.",
                 "Below it every count is noise; --rtol eps is the smallest that is meaningful"
                 " for weights stored in float32.",

@@ -104,7 +104,7 @@ def test_keys_that_are_no_steps_are_said_to_be_numbered(tmp_path: Path) -> None:
     torch.save(table_of(0.5, 1.0, 1.5), tmp_path / "run.pt")
     with pytest.raises(LocalrankError) as caught:
         steps(tmp_path)
-    assert "number the checkpoints in their order" in caught.value.advice
+    assert "number the checkpoints in order" in caught.value.advice
 
 
 def test_runs_in_one_file_are_split_into_folders(tmp_path: Path) -> None:

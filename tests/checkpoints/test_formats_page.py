@@ -217,7 +217,7 @@ def test_a_resource_fork_that_is_named(tmp_path: Path) -> None:
 
 
 def test_every_row_of_what_people_keep_is_a_case() -> None:
-    rows = [row[0] for row in table_rows(PAGE, "As people keep them")]
+    rows = [row[0] for row in table_rows(PAGE, "Files without a known layout")]
     assert sorted(rows) == sorted([*READ, *SPLIT, *CONVERTED, FORK_ROW])
 
 

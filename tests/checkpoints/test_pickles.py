@@ -391,7 +391,7 @@ def test_modules_that_hold_themselves_or_each_other_end(
         wide = nn.ModuleList([wide, wide])  # 2^60 names in a small file
     for module in (loop, wide):
         torch.save(module, tmp_path / "a.pt")
-        with pytest.raises(UnreadableError, match="is below too many modules"):
+        with pytest.raises(UnreadableError, match="is nested in too many modules"):
             read(tmp_path / "a.pt")
 
 

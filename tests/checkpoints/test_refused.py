@@ -22,7 +22,7 @@ def test_deepspeeds_own_folder(tmp_path: Path) -> None:
     touch(root, "latest", "zero_to_fp32.py", *(f"global_step100/{name}" for name in ZERO))
     error = refusal(root)
     assert error.what == (
-        f"{root / 'global_step100'}: its weights are in DeepSpeed's pieces, one for each process."
+        f"{root / 'global_step100'}: its weights are DeepSpeed partitions, one per process."
     )
     command = error.advice.split(": ", 1)[1]
     assert shlex.split(command) == [

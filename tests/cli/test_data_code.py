@@ -70,5 +70,5 @@ def test_python_gives_the_same_table(place: Path) -> None:
 def test_a_draw_that_differs_at_every_call_gives_no_information(place: Path) -> None:
     outcome = invoke("analyze", *words(place, "restless"), "--device", "cpu", "--information")
     assert outcome.code == 1
-    assert "returns other values each time it is called" in outcome.error
+    assert "returns different values each time it is called" in outcome.error
     assert invoke("analyze", *words(place, "seeded"), "--device", "cpu", "--information").code == 0

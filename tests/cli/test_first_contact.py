@@ -256,7 +256,7 @@ class TestDataShape:
         assert "save x.permute(0, 3, 1, 2)" in run("colour", data).error
         assert run("colour", data.permute(0, 3, 1, 2)).code == 0
         error = run("colour", data, "--data-shape", "3x8x8").error
-        assert "would change places" in error
+        assert "would mix up their axes" in error
 
     def test_random_points_name_their_shape_themselves(self, run: Any) -> None:
         assert "give --data normal:1x8x8." in run("conv", "normal:64").error

@@ -176,7 +176,7 @@ FORMULA = "=HYPERLINK(1)"
 def test_a_name_that_is_a_formula_stays_what_it_is_and_is_noted(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     series = save_series(tmp_path / FORMULA)
-    note = f"note: the name '{FORMULA}' begins as a formula does"
+    note = f"note: the name '{FORMULA}' begins like a formula"
     for suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
         target = tmp_path / f"out/ranks{suffix}"
         outcome = invoke("analyze", str(series), *QUICK, "-o", str(target))

@@ -103,16 +103,16 @@ def test_resuming_with_other_terms_is_refused(
         (("--method", "interval", "--pooled"), "--method interval with --pooled"),
         (
             ("--method", "interval", "--dtype", "float32", "--atol", "1e-6"),
-            "what float32 rounds allows --atol from",
+            "rounding in float32 allows --atol only from",
         ),
         (("--method", "interval", "--rtol", "1e-6"), "with --rtol 1e-06"),
         (
             ("--method", "interval", "--positions", "last"),
-            "with --positions last: the bounds are of whole Jacobians. Use --method exact",
+            "with --positions last: the bounds are for whole Jacobians only. Use --method exact",
         ),
         (
             ("--method", "interval", "--sigma-1", "full", "--output-slice", ":2"),
-            "with --sigma-1 full: products are with the slice alone. Use --method exact",
+            "with --sigma-1 full: products use only the slice. Use --method exact",
         ),
         (("--width", "2%"), "--width without --method interval"),
         (("--products", "100"), "--products without --method interval"),

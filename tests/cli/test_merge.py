@@ -147,7 +147,7 @@ def test_a_shard_that_was_stopped(series: Path, tmp_path: Path) -> None:
     shard(series, tmp_path / "shards", 1, 2)
     outcome = invoke("merge", str(tmp_path / "shards"), "-o", str(tmp_path / "a.csv"))
     assert outcome.code == 1
-    assert "run: step_10.safetensors: begun by shard 0/2" in outcome.stderr
+    assert "run: step_10.safetensors: started by shard 0/2" in outcome.stderr
     assert shard(series, tmp_path / "shards", 0, 2).code == 0  # the same command resumes
     assert invoke("merge", str(tmp_path / "shards"), "-o", str(tmp_path / "a.csv")).code == 0
 
@@ -157,7 +157,7 @@ def test_other_settings_are_refused_by_name(series: Path, tmp_path: Path) -> Non
     shard(series, tmp_path / "shards", 1, 2, "--atol", "0.5")
     outcome = invoke("merge", str(tmp_path / "shards"), "-o", str(tmp_path / "a.csv"))
     assert outcome.code == 1
-    assert "other settings for 'run': tolerances is" in outcome.stderr
+    assert "different settings for 'run': tolerances is" in outcome.stderr
 
 
 def test_a_series_that_grew_between_shards_is_found_out(series: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_series_that_grew_between_shards_is_found_out(series: Path, tmp_path: 
     assert outcome.code == 1
     assert "divided different lists of checkpoints" in outcome.stderr
     again = shard(series, tmp_path / "shards", 0, 2)
-    assert "was begun as shard 0/2 of 3 units and is now shard 0/2 of 4 units" in again.error
+    assert "was started as shard 0/2 of 3 units and is now shard 0/2 of 4 units" in again.error
 
 
 def test_other_numbers_for_one_checkpoint_are_refused(series: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_shard_and_the_whole_are_not_mixed(series: Path, tmp_path: Path) -> No
     shard(series, target, 0, 2)
     outcome = invoke("analyze", str(series), *QUICK, "-o", str(target))
     assert outcome.code == 1
-    assert "was begun as shard 0/2 and is now no shard" in outcome.error
+    assert "was started as shard 0/2 and is now no shard" in outcome.error
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_shard_and_the_whole_are_not_mixed(series: Path, tmp_path: Path) -> No
         (("--shard", "3/3"), 2, "counting starts at 0. Of 3 shards the first is 0/3"),
         (("--shard", "0/0"), 2, "counting starts at 0"),
         (("--shard", "x"), 2, "not of the form I/N"),
-        (("--shard", "0/2"), 2, "a merge needs the journal"),
+        (("--shard", "0/2"), 2, "merge needs the journal"),
         (("--shard", "auto"), 1, "neither a Slurm array"),
     ],
 )
@@ -251,7 +251,7 @@ def test_spectra_want_whole_checkpoints(series: Path, tmp_path: Path) -> None:
     [
         (("nope", "-o", "a.csv"), 1, "there is no such file or folder"),
         (("run/step_0.safetensors", "-o", "a.csv"), 1, "no journal step_0.safetensors.journal"),
-        (("run", "-o", "a.csv"), 1, "holds no table of localrank"),
+        (("run", "-o", "a.csv"), 1, "holds no table written by localrank"),
         (("run",), 2, "Name one with -o FILE"),
         (("run", "-o", "a.xlsx"), 2, "names no format"),
     ],

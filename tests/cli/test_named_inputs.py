@@ -245,7 +245,7 @@ def test_another_mask_is_another_analysis(run: Path) -> None:
         save(data, inputs | {"mask": torch.ones(N, T).long()})
         refused = table(run, source, "--wrt", "embedding", "-o", out)
         assert refused.code == 1
-        assert "was begun with another setting" in refused.stderr
+        assert "was started with different settings" in refused.stderr
 
 
 def test_failures_name_the_inputs(run: Path) -> None:

@@ -120,7 +120,10 @@ def test_failed_rows_get_a_note(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "a.csv", index=False)
     outcome = invoke("plot", str(tmp_path / "a.csv"))
     assert outcome.code == 0
-    assert "note: 1 of 12 rows are left out, as they failed (1 nonfinite; step 0)" in outcome.stderr
+    assert (
+        "note: 1 of 12 rows are left out because they failed (1 nonfinite; step 0)"
+        in outcome.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,7 @@ def test_a_named_layer_may_fit_one_of_its_sources_alone(folder: Path) -> None:
     assert sources(outcome.stdout) == {
         "blocks.0": ["embed"], "blocks.1": ["embed", "blocks.0"], "blocks.2": ["embed", "blocks.1"]
     }  # fmt: skip
-    assert "left out, with respect to the network's input, have another shape" in outcome.stderr
+    assert "left out, with respect to the network's input, have a different shape" in outcome.stderr
     outcome = run(folder, *named, *both, "--positions", "same:2")
     assert outcome.code == 0, outcome.stderr
 
@@ -314,7 +314,7 @@ def test_a_second_name_names_a_layer_exactly(folder: Path) -> None:
             outcome.error
         )
     outcome = run(folder, *words, "--layers", "first", "--feature-axis", "first=1", name="Tied")
-    assert "such layers have other positions than the source (4 and 6)" in outcome.error
+    assert "such layers have different positions from the source (4 and 6)" in outcome.error
 
 
 def test_a_layer_that_is_the_source_is_left_out_with_a_note(folder: Path) -> None:
@@ -350,7 +350,7 @@ def test_an_axis_that_nothing_shows_is_noted(folder: Path, tmp_path: Path) -> No
 
 def test_an_axis_that_changes_nothing_is_noted(folder: Path) -> None:
     words = ("--wrt", "embed", "--layers", "blocks.0", "--feature-axis", "1")
-    idle = "--feature-axis: no number depends on it without --positions or --residual"
+    idle = "--feature-axis has no effect without --positions or --residual"
     assert idle in run(folder, *words).stderr
     assert idle not in run(folder, *words, "--residual").stderr
 
@@ -358,7 +358,7 @@ def test_an_axis_that_changes_nothing_is_noted(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        ("--positions same:0", "expected a number of positions from 1 after the colon"),
+        ("--positions same:0", "expected a number of positions, at least 1, after the colon"),
         ("--positions last:3", "unknown. Choose one of all, each[:N]"),
         ("--positions some", "unknown. Choose one of all, each[:N]"),
         ("--positions same:7", "no chosen layer has more than 6 positions. Ask for at most same:6"),
@@ -368,8 +368,11 @@ def test_an_axis_that_changes_nothing_is_noted(folder: Path) -> None:
         ("--wrt embed,nothing", "there is no module 'nothing'"),
         ("--layers blocks.0 --wrt blocks.1,head", "layer 'blocks.0' does not depend on any source"),
         ("--layers blocks.? --wrt head*", "Name a source that runs before them, or other layers"),
-        ("--layers head --wrt embed --residual", "have another shape than the source"),
-        ("--layers hea? --wrt embed --residual", "needs: they have another shape than the source"),
+        ("--layers head --wrt embed --residual", "have a different shape from the source"),
+        (
+            "--layers hea? --wrt embed --residual",
+            "needs: they have a different shape from the source",
+        ),
         ("--wrt previous --input-slice 0", "--input-slice with --wrt previous"),
         ("--positions last --output-slice 0", "--output-slice with --positions last"),
         ("--positions last --feature-axis 3", "axis 3 is not one of its features"),
@@ -378,7 +381,7 @@ def test_an_axis_that_changes_nothing_is_noted(folder: Path) -> None:
         ("--positions last --feature-axis x", "'x' is not an integer"),
         (
             "--positions same --layers head --feature-axis head=1",
-            "have other positions than the source (9 and 6)",
+            "have different positions from the source (9 and 6)",
         ),
     ],
 )

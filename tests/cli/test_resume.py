@@ -160,7 +160,8 @@ def test_tables_with_and_without_a_measure_are_not_merged(series: Path, target: 
     merged = invoke("merge", str(target), str(other), "-o", str(target.with_name("merged.csv")))
     assert merged.code == 1
     assert (
-        "versions of localrank wrote them that differ in the measures stable_rank" in merged.error
+        "they were written by versions of localrank that differ in the measures stable_rank"
+        in merged.error
     )
 
 

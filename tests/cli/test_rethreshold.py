@@ -127,7 +127,7 @@ def test_damaged_spectra(kept: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     outcome = invoke("rethreshold", str(kept))
     assert outcome.code == 1
-    assert "step_5.safetensors: holds no singular values of localrank" in outcome.error
+    assert "step_5.safetensors: holds no singular values written by localrank" in outcome.error
 
 
 def test_a_place_for_spectra_that_is_a_file(series: Path, tmp_path: Path) -> None:
@@ -172,7 +172,9 @@ def test_analyze_does_not_resume_from_a_discarded_journal(counted: Path, tmp_pat
     before = {path: path.read_bytes() for path in tmp_path.glob("r.csv*")}
     outcome = analysed_at("0.01", tmp_path, "-o", str(counted))
     assert outcome.code == 1
-    assert "r.csv.journal: was begun with another setting for 'run': tolerances" in outcome.error
+    assert (
+        "r.csv.journal: was started with different settings for 'run': tolerances" in outcome.error
+    )
     assert {path: path.read_bytes() for path in tmp_path.glob("r.csv*")} == before
     assert analysed_at("0.01", tmp_path, "-o", str(counted), "--overwrite").code == 0
 
@@ -240,4 +242,7 @@ def test_singular_values_of_two_analyses_are_not_mixed(tmp_path: Path) -> None:
     assert invoke("analyze", str(series), *QUICK, *spectra, "--last", "1", "--seed", "1").code == 0
     outcome = invoke("rethreshold", str(tmp_path / "spectra"))
     assert outcome.code == 1
-    assert "step_10.safetensors: was kept with another seed than files of earlier" in outcome.error
+    assert (
+        "step_10.safetensors: was kept with a different seed from the files of earlier"
+        in outcome.error
+    )

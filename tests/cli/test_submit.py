@@ -103,7 +103,7 @@ def test_a_series_that_grew_and_other_settings(series: Path, tmp_path: Path) -> 
     assert_equal(target.read_text(), at_once(series))
     outcome = submit(series, target, "--atol", "0.5", workers=1)
     assert outcome.code == 1
-    assert "was begun with another setting for 'run': tolerances was" in outcome.error
+    assert "was started with different settings for 'run': tolerances was" in outcome.error
     outcome = submit(series, target, "--atol", "0.5", "--overwrite", workers=1)
     assert outcome.code == 0, outcome.stderr
     assert_equal(target.read_text(), at_once(series, "--atol", "0.5"))

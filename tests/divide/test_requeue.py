@@ -105,7 +105,7 @@ def test_a_task_that_is_killed(slurm: Slurm, tmp_path: Path, waiting: tuple[str,
     jobs.end()
     assert "Killed" in logs(tmp_path, "localrank-*_1.log")
     log = logs(tmp_path, "localrank-merge-*.log")
-    assert "missing: series: step_3.pt: begun by shard 1/2" in log
+    assert "missing: series: step_3.pt: started by shard 1/2" in log
     assert "1 units are missing" in log
     (tmp_path / "go").touch()
     again = submit(slurm, *words, "--wait")

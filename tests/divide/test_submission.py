@@ -152,7 +152,7 @@ def test_a_crash_between_the_two_jobs(place: Place) -> None:
     (place.slurm / "crash").touch()
     outcome = place.submit()
     assert outcome.code == 1
-    assert "array job 10 was accepted and is at work, but the merge job" in outcome.error
+    assert "array job 10 was accepted and is waiting or running, but the merge job" in outcome.error
     assert json.loads(place.jobs.read_text()) == {"array": "10"}
 
 
@@ -312,7 +312,7 @@ def test_a_folder_in_which_slurm_writes_no_logs(place: Place) -> None:
     place.target = place.folder / "a\\b" / "ranks.csv"
     outcome = place.submit("--dry-run")
     assert outcome.code == 2
-    assert "the path holds a backslash. Choose an output without one." in outcome.error
+    assert "the path contains a backslash. Choose an output whose path has none." in outcome.error
 
 
 def test_without_slurm(place: Place) -> None:

@@ -102,8 +102,9 @@ def check_array(slurm: Slurm, tmp_path: Path, words: tuple[str, ...], array: str
 
 
 ALONE = (
-    r"localrank: error: array job (\d+) was accepted and is at work, but the merge job was not"
-    r" submitted%s\. When the array has ended, merge by hand: (.*); or stop it: scancel \1\n"
+    r"localrank: error: array job (\d+) was accepted and is waiting or running, but the merge job"
+    r" was not submitted%s\. When the array has ended, merge by hand: (.*);"
+    r" or stop it: scancel \1\n"
 )
 
 

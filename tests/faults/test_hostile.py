@@ -17,7 +17,7 @@ MEBIBYTES = 600  # some of them describe 100 MB of small objects
 # What a reader must not accept, by a part of its message.
 REFUSED = {
     "a nested tuple as a key": "one of its tuples repeats others",
-    "a tuple of tuples as a key": "a tuple of other things than numbers and texts as a key",
+    "a tuple of tuples as a key": "a tuple of things other than numbers and strings as a key",
     "integers with one hash": "over 1,000 of its keys have one hash",
     "a tensor beyond its storage": "reaches beyond the values that the file keeps",
     "adding to a tensor": "it fills a Tensor as if it were a set",

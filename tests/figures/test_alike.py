@@ -41,7 +41,7 @@ def test_a_column_that_differs(name: str, values: dict[str, Any]) -> None:
     assert {"a", "b"} <= set(texts(figure))
     (note,) = notes
     assert note.startswith("the runs differ in ")
-    assert note.endswith(": side by side, and not their mean")
+    assert note.endswith(", so they are drawn side by side and not as a mean")
 
 
 @pytest.mark.parametrize("name", ["seed", "train_seed", "loss", "accuracy"])
@@ -61,7 +61,10 @@ def test_each_kind_has_its_mean() -> None:
     figure, notes = ranks(with_column("beta", {"a": 0.5, "b": 2.0, "c": 2.0}))
     assert heights(figure) == [10, 13]
     assert {"a", "beta = 2"} <= set(texts(figure))
-    assert "the runs differ in beta (0.5, 2): side by side, and not their mean" in notes
+    assert (
+        "the runs differ in beta (0.5, 2), so they are drawn side by side and not as a mean"
+        in notes
+    )
 
 
 def test_other_layers() -> None:

@@ -33,7 +33,7 @@ def test_layers_are_in_order_of_depth_not_of_the_alphabet() -> None:
         ({"y": "layer"}, "--y layer: holds no numbers", "local_rank"),
         ({"x": "beta"}, "--x beta: no such column", "step"),
         ({"layers": ("conv*",)}, "--layers conv*: matches no layer", "layer0, layer1, layer2"),
-        ({"layers": ("!*",)}, "--layers: leaves nothing over", "layer0"),
+        ({"layers": ("!*",)}, "--layers: leaves no layer", "layer0"),
         ({"tolerance": "atol=1"}, "--tolerance atol=1: not in the table", "atol=0.01"),
         ({"input_metric": "data"}, "--input-metric data: not in the table", "identity"),
     ],
@@ -84,7 +84,7 @@ def test_failed_and_missing_values_are_left_out_with_a_note() -> None:
     frame.loc[5, "local_rank"] = np.inf
     chosen = choose(frame, Choice())
     assert len(chosen.frame) == 9
-    assert "1 of 12 rows are left out, as they failed (1 nonfinite; step 0)" in chosen.notes
+    assert "1 of 12 rows are left out because they failed (1 nonfinite; step 0)" in chosen.notes
     assert "2 of 11 rows have no local_rank" in chosen.notes
 
 
@@ -107,7 +107,7 @@ def test_a_constant_of_each_run_is_taken_at_its_last_step() -> None:
     chosen = choose(frame, Choice(x="beta"))
     assert list(chosen.frame["step"].unique()) == [1000]
     assert sorted(chosen.frame["x"].unique()) == [0.5, 2.0]
-    assert chosen.notes == ("beta is constant in each run, so each is taken at its last step",)
+    assert chosen.notes == ("beta is constant in each run, so each run is taken at its last step",)
     assert chosen.x_label == "beta"
 
 

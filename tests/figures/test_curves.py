@@ -40,7 +40,7 @@ def test_a_mean_is_taken_only_where_all_runs_are() -> None:
     frame = frame[~((frame["run"] == "b") & (frame["step"] == 10))]
     lines = made(frame)
     assert list(lines.lines[0].x) == [0, 100, 1000]
-    assert "left out 3 places that are missing in some runs" in lines.notes
+    assert "left out 3 (layer, step) pairs that are missing in some runs" in lines.notes
 
 
 def test_runs_without_a_common_step() -> None:

@@ -39,17 +39,17 @@ def test_invalid_files_of_spectra(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         SpectraFile(tmp_path / "none.safetensors")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
-    with pytest.raises(DataError, match="holds no singular values of localrank"):
+    with pytest.raises(DataError, match="holds no singular values written by localrank"):
         SpectraFile(tmp_path / "junk.safetensors")
     save_file({"weight": np.ones(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(DataError, match="holds no singular values of localrank"):
+    with pytest.raises(DataError, match="holds no singular values written by localrank"):
         SpectraFile(tmp_path / "model.safetensors")
     future = json.dumps({"format": 2, "entries": []})
     save_file({"x": np.ones(1)}, tmp_path / "new.safetensors", {"localrank_spectra": future})
     with pytest.raises(DataError, match="has format 2, and this version reads 1"):
         SpectraFile(tmp_path / "new.safetensors")
     save_file({"x": np.ones(1)}, tmp_path / "bad.safetensors", {"localrank_spectra": "{"})
-    with pytest.raises(DataError, match="holds no singular values of localrank"):
+    with pytest.raises(DataError, match="holds no singular values written by localrank"):
         SpectraFile(tmp_path / "bad.safetensors")
 
 

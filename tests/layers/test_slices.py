@@ -74,5 +74,5 @@ def test_center_needs_an_image() -> None:
 
 @pytest.mark.parametrize("shape", [(), (5, 1, 3)])
 def test_points_along_another_axis(shape: tuple[int, ...]) -> None:
-    with pytest.raises(LayerError, match="first axis is not that of the points"):
+    with pytest.raises(LayerError, match="first axis is not the point axis"):
         positions("0", shape, "--output-slice", "it")

@@ -337,7 +337,7 @@ class Endless(IterableDataset[Tensor]):
         (mlp(4, 3, 2), torch.rand(8, 5), {}, ModelError, ""),
         (mlp(4, 3, 2), TensorDataset(torch.rand(0, 4)), {}, DataError, "holds no points"),
         (mlp(4, 3, 2), DataLoader(Endless()), {}, DataError, "iterated"),
-        (mlp(4, 3, 2), torch.rand(8, 4), {"pattern": "*"}, TypeError, "analyze alone has it"),
+        (mlp(4, 3, 2), torch.rand(8, 4), {"pattern": "*"}, TypeError, "it is only for analyze"),
         (mlp(4, 3, 2), torch.rand(8, 4), {"layer": "0"}, TypeError, "did you mean 'layers'"),
         (mlp(4, 3, 2), torch.rand(8, 4), {"atol": 0}, UsageError, "atol"),
         (mlp(4, 3, 2), torch.rand(8, 4), {"model": mlp}, TypeError, "given already"),

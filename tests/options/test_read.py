@@ -314,7 +314,7 @@ def test_every_option_of_what_is_measured_is_compared_when_resuming() -> None:
 def test_a_misspelt_keyword_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="'tol'; did you mean 'atol' or 'rtol'"):
         analyze(tmp_path, tol=0.1)
-    with pytest.raises(TypeError, match="'output': the command line alone has it"):
+    with pytest.raises(TypeError, match="'output': it is only for the command line"):
         analyze(tmp_path, output="x.csv")
     for nothing in (3, None):
         with pytest.raises(UsageError, match=f"checkpoints={nothing}: expected a path"):

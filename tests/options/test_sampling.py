@@ -126,7 +126,7 @@ def test_they_are_recorded_and_compared(run: Path, tmp_path: Path) -> None:
         write_settings(run, text.replace(line, other))
         outcome = invoke(*words)
         assert outcome.code == 1, other
-        assert "was begun with another setting" in outcome.error
+        assert "was started with different settings" in outcome.error
         assert named in outcome.error
 
 

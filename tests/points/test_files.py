@@ -247,7 +247,7 @@ def test_damage_inside_an_npz(tmp_path: Path) -> None:
         ({"x": 3}, r"a\.pt\[x\] is a int, not an array"),
         ({}, "holds no array"),
         (torch.ones(3, 3).to_sparse(), "is not a plain tensor"),
-        (torch.zeros(1).expand(2**20, 2**20), "claims 4398046511104 bytes, and the file keeps 4"),
+        (torch.zeros(1).expand(2**20, 2**20), "claims 4398046511104 bytes, but the file holds 4"),
     ],
 )
 def test_torch_files_without_arrays(tmp_path: Path, thing: object, message: str) -> None:

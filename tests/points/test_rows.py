@@ -187,7 +187,7 @@ def test_a_tensor_that_claims_more_than_its_file_keeps(
     if in_parts:
         monkeypatch.setattr(files, "AT_ONCE", 0)
     torch.save(torch.zeros(1).expand(10**6, 10**6), tmp_path / "x.pt")
-    with pytest.raises(DataError, match="claims 4000000000000 bytes, and the file keeps 4"):
+    with pytest.raises(DataError, match="claims 4000000000000 bytes, but the file holds 4"):
         load_array(tmp_path / "x.pt", "")
 
 

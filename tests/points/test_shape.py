@@ -37,12 +37,12 @@ def test_flat_images_and_images_without_channels() -> None:
 def test_axes_that_would_have_to_move(there: Any, shape: Any, keeps: bool) -> None:
     assert keeps_axes(there, shape) is keeps
     if not keeps:
-        with pytest.raises(DataError, match="change places"):
+        with pytest.raises(DataError, match="mix up their axes"):
             reshaped(torch.zeros(5, *there), shape, "x")
 
 
 def test_another_number_of_entries() -> None:
-    with pytest.raises(DataError, match=r"has 756 entries, and the points of x have 784"):
+    with pytest.raises(DataError, match=r"has 756 entries, but the points of x have 784"):
         reshaped(torch.zeros(5, 784), (28, 27), "x")
 
 

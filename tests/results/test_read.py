@@ -158,7 +158,9 @@ def test_failed_rows_are_left_out_and_said() -> None:
     })  # fmt: skip
     kept, note = without_failed(frame)
     assert kept["local_rank"].tolist() == [1.0, 3.0]
-    assert note == ("2 of 4 rows are left out, as they failed (1 nonfinite, 1 unreadable; step 0)")
+    assert note == (
+        "2 of 4 rows are left out because they failed (1 nonfinite, 1 unreadable; step 0)"
+    )
     assert without_failed(kept) == (kept, "")
     with pytest.raises(DataError, match="no row whose status is ok"):
         without_failed(frame[frame["status"] != "ok"])

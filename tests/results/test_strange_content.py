@@ -284,7 +284,10 @@ def test_numbers_without_their_settings(place: Path, command: str) -> None:
     journal.write_bytes(b"".join(line for line in lines if b'"kind":"settings"' not in line))
     outcome = analyze() if command == "analyze" else invoke("merge", "ranks.csv", "-o", "m.csv")
     assert outcome.code == 1
-    assert "ranks.csv.journal: does not say what decided the numbers of 'run'" in outcome.error
+    assert (
+        "ranks.csv.journal: does not say which settings decided the numbers of 'run'"
+        in outcome.error
+    )
     assert analyze("--overwrite").code == 0
 
 
@@ -299,7 +302,7 @@ def test_fewer_points_than_the_series_has(place: Path) -> None:
     spoil_line(place / "ranks.csv.journal", "checkpoint", change)
     for outcome in (analyze(), invoke("merge", "ranks.csv", "-o", "m.csv")):
         assert outcome.code == 1
-        assert "has values at 3 points, and the series has 5" in outcome.error
+        assert "has values at 3 points, but the series has 5" in outcome.error
 
 
 def test_keys_that_a_later_version_may_write_are_let_through(place: Path) -> None:
@@ -468,4 +471,4 @@ def test_a_partial_merge_is_not_taken_for_the_whole(place: Path) -> None:
     ):
         assert outcome.code == 1
         assert f"/{name}: " in outcome.error
-        assert "has values at 2 points, and the series has 5" in outcome.error
+        assert "has values at 2 points, but the series has 5" in outcome.error

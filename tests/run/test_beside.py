@@ -218,7 +218,7 @@ def test_with_positions_each_is_a_sample(tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"data": "normal:4", "memory": "16MiB"}, BudgetError, "1000 outputs of layer '0' need"),
-        ({"data": "one.npy"}, SettingsError, "there is one point"),
+        ({"data": "one.npy"}, SettingsError, "there is only one point"),
     ],
 )
 def test_refused(

@@ -299,5 +299,7 @@ class OnlyTheFirst(Base):
     ]
     found = invoke("analyze", str(folder / "run"), *words)
     assert found.code == 0
-    note = "not checked that the network keeps nothing between checkpoints: RuntimeError: imported"
+    note = (
+        "could not check that the network keeps nothing between checkpoints: RuntimeError: imported"
+    )
     assert note in found.stderr

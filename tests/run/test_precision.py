@@ -66,7 +66,7 @@ def test_a_table_with_rows_in_float32_is_not_resumed(
     assert b"exact(float32)" in before
     outcome = analyze(tmp_path, [2])
     assert outcome.code == 1
-    assert "step_1.pt was computed in part in float32" in outcome.stderr
+    assert "step_1.pt was partly computed in float32" in outcome.stderr
     assert "--overwrite" in outcome.stderr
     assert (tmp_path / "ranks.csv").read_bytes() == before
     assert analyze(tmp_path, [], "--overwrite").code == 0
@@ -87,7 +87,7 @@ def test_rows_of_a_checkpoint_that_is_gone_count_too(
     (tmp_path / "step_1.pt").unlink()
     outcome = analyze(tmp_path, [2])
     assert outcome.code == 1
-    assert "step_1.pt was computed in part in float32" in outcome.stderr
+    assert "step_1.pt was partly computed in float32" in outcome.stderr
 
 
 def shards_of_two_versions(
@@ -109,7 +109,7 @@ def test_shards_with_rows_in_float32_are_not_merged_with_later_ones(
 ) -> None:
     outcome = shards_of_two_versions(tmp_path, ".float()", steps, first, monkeypatch)
     assert outcome.code == 1
-    assert "was computed in part in float32, by an earlier version" in outcome.error
+    assert "was partly computed in float32, by an earlier version" in outcome.error
     for index in range(2):
         assert f"shard-{index:05d}-of-00002.csv.journal" in outcome.error
     assert not (tmp_path / "merged.csv").exists()
@@ -169,7 +169,7 @@ def test_kept_singular_values_of_two_versions(
     outcome = invoke("rethreshold", str(tmp_path / "kept"), "-o", str(tmp_path / "new.csv"))
     assert outcome.code == code
     if code:
-        assert f"step_{first}.safetensors: was computed in part in float32" in outcome.error
+        assert f"step_{first}.safetensors: was partly computed in float32" in outcome.error
     else:
         (series,) = json.loads((tmp_path / "new.csv.json").read_text())["series"]
         assert series["precision"] is None

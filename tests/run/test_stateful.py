@@ -213,7 +213,7 @@ def truth(tmp_path: Path) -> dict[str, float]:
 def test_a_network_that_keeps_state_is_not_called_random(
     folder: Path, tmp_path: Path, name: str, kept: str
 ) -> None:
-    message = rf"keeps state between calls \({kept}[,)].* layer 'o' gives another output"
+    message = rf"keeps state between calls \({kept}[,)].* layer 'o' gives a different output"
     with pytest.raises(ModelError, match=message) as caught:
         run(folder, tmp_path, name)
     assert "random" not in str(caught.value)

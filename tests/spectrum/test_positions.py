@@ -488,7 +488,7 @@ def test_outputs_without_an_axis_of_the_points_have_whole_jacobians_alone(name: 
     assert np.abs(spectrum.computed.numpy() - values).max() <= CLOSE * values.max()
     for kind in ("same", "last-all"):
         parts = Selection((layer,), (), wrt, positions=Positions.parse(kind))
-        with pytest.raises(LayerError, match="have no axis of the points alone"):
+        with pytest.raises(LayerError, match="have no separate point axis"):
             spectra_of(network, parts)
 
 

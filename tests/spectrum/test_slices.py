@@ -122,5 +122,5 @@ def test_a_slice_that_does_not_fit_names_the_layer() -> None:
 )
 def test_outputs_whose_points_lie_otherwise_are_refused(name: str) -> None:
     case = next(case for case in CASES if case.name == name)
-    with pytest.raises(LayerError, match="first axis is not that of the points"):
+    with pytest.raises(LayerError, match="first axis is not the point axis"):
         found_by(case, Selection(case.layers, (), case.wrt, output_slice=":2"), Route())
