@@ -102,6 +102,32 @@ def read_entries(path: Path) -> list[Entry]:
     return entries
 
 
+# What precedes the bytes of an entry is shorter, as torch writes it; and what follows them.
+_BEFORE, _AFTER = 2**12, 2**8
+
+
+def outline(file: BinaryIO, least: int) -> list[tuple[int, int]]:
+    """Return the parts of a zip file (first byte, one past the last) without large tensors.
+
+    They are all but the inner bytes of tensors that torch.save wrote with `least` bytes or more. A
+    file with only these, and holes between them, is read by `read_entries` as the whole is.
+
+    Raises:
+        ValueError: If its list of entries is damaged.
+    """
+    start, end, _ = _directory(file)
+    file.seek(start)
+    listed = sorted(_parse(file.read(end - start)), key=lambda one: one.header)
+    ends = [one.header for one in listed[1:]] + [start]
+    parts, at = [], 0
+    for one, following in zip(listed, ends, strict=True):
+        first, last = one.header + _BEFORE, following - _AFTER
+        if b"/data/" in one.name and last - first >= least and first > at:
+            parts.append((at, first))
+            at = last
+    return [*parts, (at, file.seek(0, os.SEEK_END))]
+
+
 def _check_end(file: BinaryIO, listed: _Listed, entry: Entry, end: int) -> None:
     """Check that an entry's bytes end where what follows begins, as far as both can say.
 

@@ -1,6 +1,9 @@
 """Read one checkpoint in any format, and compare two."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +16,7 @@ from localrank_cli.checkpoints.frameworks import EMA_KEYS
 from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.checkpoints.sharded import is_index, read_sharded, shard_files
 from localrank_cli.checkpoints.weights import EMA, RAW, Sets, choose, part_at
+from localrank_cli.errors import UnreadableError
 
 
 def read_checkpoint(
@@ -50,12 +54,18 @@ def read_file(
     """
     if file.held is not None:
         return file.held
-    path = file.path
-    if file.source is not None and header_only:
-        path = file.source.header()
-    elif file.source is not None:
+    how = partial(
+        read_checkpoint, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped
+    )
+    if file.source is None:
+        return how(file.path)
+    try:
+        if header_only:
+            return how(file.source.header())
         file.source.fetch()
-    return read_checkpoint(path, trust_pickle=trust_pickle, header_only=header_only, mapped=mapped)
+        return how(file.path)
+    except UnreadableError as error:
+        raise file.source.explained(error) from error
 
 
 def sets_of(content: Content) -> Sets:
@@ -84,22 +94,30 @@ class Footprint:
 
     size: int  # bytes of all its files
     mtime_ns: int  # of the file that changed last
+    pin: str = ""  # the versions of its files, if they are on another machine
 
 
 def footprint_of(file: CheckpointFile) -> Footprint:
     """Return the size and time of a checkpoint of a series.
 
-    Weights in memory have no time, nor those on another machine, where a name's never change.
+    Weights in memory have no time, nor those on another machine.
 
     Raises:
         UnreadableError: If one of its files is gone.
     """
     if file.source is not None:
-        return Footprint(file.source.size, 0)
+        return Footprint(file.source.size, 0, _pin_of(file.source.versions))
     if file.held is None:
         return footprint(file.path)
     tensors = (one for state in file.held.states.values() for one in state.values())
     return Footprint(sum(one.nbytes for one in tensors), 0)
+
+
+def _pin_of(versions: Sequence[str]) -> str:
+    """Return the version of one file; of several a hash of theirs."""
+    if len(versions) < 2:
+        return "".join(versions)
+    return hashlib.sha256("\n".join(versions).encode()).hexdigest()
 
 
 def footprint(path: Path) -> Footprint:

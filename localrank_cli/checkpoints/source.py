@@ -1,7 +1,10 @@
 """Where the files of a checkpoint come from, if they are not on the disk yet."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
+
+from localrank_cli.errors import UnreadableError
 
 
 class Source(Protocol):
@@ -21,8 +24,21 @@ class Source(Protocol):
         ...
 
     @property
-    def content(self) -> tuple[str, ...]:
-        """The hashes of the files of the weights; equal for equal weights."""
+    def versions(self) -> tuple[str, ...]:
+        """The version of each file of the weights: an ETag, say."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Where the checkpoint is from, for the manifest."""
+        ...
+
+    def has_content_of(self, other: "Source") -> bool:
+        """Return whether it is known, without the weights, that another has the same."""
+        ...
+
+    def explained(self, error: UnreadableError) -> UnreadableError:
+        """Return an error with the address in place of the path."""
         ...
 
     def header(self) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from localrank_cli.checkpoints.folders import SETTINGS_FILE
 from localrank_cli.errors import SettingsError, one_line, printable, shortened
 from localrank_cli.files import read_regular
 from localrank_cli.options.read import in_file, nearest, read_values
@@ -13,7 +14,7 @@ from localrank_cli.options.setting import options_of
 from localrank_cli.options.table import AnalyzeOptions
 from localrank_cli.results.columns import COLUMNS, OPTIONAL
 
-FILE_NAME = "localrank.toml"
+FILE_NAME = SETTINGS_FILE
 KEYS = {option.key: option for option in options_of(AnalyzeOptions) if option.setting.in_folder}
 
 _COLUMNS = "columns"

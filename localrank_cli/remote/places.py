@@ -1,4 +1,4 @@
-"""The series of this process that are on other machines, by their folder on this one."""
+"""The files of this process that are on other machines, by their places on this one."""
 
 import atexit
 from collections.abc import Iterable, Iterator
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localrank_cli.checkpoints.series import Series
-from localrank_cli.errors import LocalrankError, UsageError
-from localrank_cli.remote.address import HubAddress, address_of
+from localrank_cli.errors import LocalrankError, Note, UsageError
+from localrank_cli.remote.address import Address, FileAddress, HubAddress, address_of
+from localrank_cli.remote.filesystem import FileSystem
 from localrank_cli.remote.hub import Hub
+from localrank_cli.remote.mirror import Mirror
 from localrank_cli.remote.private import Private
-from localrank_cli.remote.series import RemoteSeries
+from localrank_cli.remote.shelf import Shelf
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,15 @@ class Where:
     keeps: bool = False  # whether they stay for later runs
 
 
-_open: dict[HubAddress, RemoteSeries] = {}
+_mirrors: dict[str, Mirror] = {}  # by repository or protocol
+_open: dict[Address, Path] = {}
+_shelf = Shelf()
 
 
-def local(paths: Iterable[Path], where: Where) -> list[Path]:
-    """Return paths with each address replaced by the folder that its series has here.
+def local(paths: Iterable[Path], where: Where, note: Note) -> list[Path]:
+    """Return paths with each address replaced by the path that it has here.
 
-    The revisions are listed once in a process, so that a run sees one state of them.
+    What an address names is listed once, until `released`, so that a run sees one state of it.
 
     Raises:
         LocalrankError: If an address cannot be read, or what it names.
@@ -36,28 +40,48 @@ def local(paths: Iterable[Path], where: Where) -> list[Path]:
     given = [(path, address_of(path)) for path in paths]
     repositories: dict[str, HubAddress] = {}
     for _, address in given:
-        if address is not None:
-            other = repositories.setdefault(address.repository, address)
-            if other != address:
-                raise UsageError(
-                    f"{address}: the repository is named twice, as {other} too.",
-                    f"Name it once: hf://{address.repository}"
-                    f"@{','.join((*other.revisions, *address.revisions)) or 'main'}.",
-                )
-    return [path if address is None else _opened(address, where).folder for path, address in given]
+        if isinstance(address, HubAddress):
+            _refuse_two(repositories.setdefault(address.repository, address), address)
+    return [path if address is None else _opened(address, where, note) for path, address in given]
+
+
+def _refuse_two(first: HubAddress, second: HubAddress) -> None:
+    if first == second:
+        return
+    advice = "Analyze one after the other."
+    if not first.folder and not second.folder:
+        every = ",".join((*first.revisions, *second.revisions)) or "main"
+        advice = f"Name it once: hf://{first.repository}@{every}."
+    raise UsageError(f"{second}: the repository is named twice, as {first} too.", advice)
 
 
 def attached(series: Series) -> Series:
     """Return a series with where its checkpoints come from, if that is another machine."""
-    for remote in _open.values():
-        if remote.folder == series.folder:
-            return remote.attach(series)
-    return series
+    mirror = _mirror_of(series.folder)
+    return series if mirror is None else mirror.attach(series)
+
+
+def brought(path: Path) -> None:
+    """Bring a whole file, such as data, if it is on another machine.
+
+    Raises:
+        UnreadableError: If it cannot be read.
+    """
+    mirror = _mirror_of(path)
+    if mirror is not None:
+        mirror.bring_file(path)
+
+
+def shown(text: str) -> str:
+    """Return a text with addresses in place of the paths that stand for them here."""
+    for mirror in _mirrors.values():
+        text = mirror.shown(text)
+    return text
 
 
 @contextmanager
 def addressed() -> Iterator[None]:
-    """Name addresses, and not the folders that stand for them, in the errors of a block.
+    """Name addresses, and not the paths that stand for them, in the errors of a block.
 
     Raises:
         LocalrankError: The error, with other words.
@@ -65,16 +89,10 @@ def addressed() -> Iterator[None]:
     try:
         yield
     except LocalrankError as error:
-        what, advice = (_addressed(text) for text in (error.what, error.advice))
+        what, advice = shown(error.what), shown(error.advice)
         if (what, advice) == (error.what, error.advice):
             raise
         raise type(error)(what, advice) from error
-
-
-def _addressed(text: str) -> str:
-    for remote in _open.values():
-        text = text.replace(str(remote.folder), remote.address)
-    return text
 
 
 def is_remote(path: Path) -> bool:
@@ -82,14 +100,40 @@ def is_remote(path: Path) -> bool:
     return address_of(path) is not None
 
 
-def _opened(address: HubAddress, where: Where) -> RemoteSeries:
-    found = _open.get(address)
-    if found is None:
-        store = Hub(address.repository, str(address))
-        private = Private.make(str(address), where.folder, keeps=where.keeps)
-        if not where.keeps:
-            atexit.register(private.remove)
-        found = RemoteSeries(store, address.repository, str(address), private)
-        found.open(address.revisions)
-        _open[address] = found
-    return found
+def release() -> None:
+    """Forget what was listed, and remove what was downloaded and is not to be kept."""
+    for mirror in _mirrors.values():
+        if not mirror.private.keeps:
+            mirror.private.remove()
+            atexit.unregister(mirror.private.remove)
+    _mirrors.clear()
+    _open.clear()
+    _shelf.clear()
+
+
+def _mirror_of(path: Path) -> Mirror | None:
+    return next((one for one in _mirrors.values() if path.is_relative_to(one.folder)), None)
+
+
+def _opened(address: Address, where: Where, note: Note) -> Path:
+    if address not in _open:
+        is_hub = isinstance(address, HubAddress)
+        key = address.repository if isinstance(address, HubAddress) else address.protocol
+        mirror = _mirrors.get(f"{is_hub} {key}")
+        if mirror is None:
+            mirror = _mirror_at(address, where)
+            _mirrors[f"{is_hub} {key}"] = mirror
+        _open[address] = mirror.open(address, note)
+    return _open[address]
+
+
+def _mirror_at(address: Address, where: Where) -> Mirror:
+    store = (
+        FileSystem(address)
+        if isinstance(address, FileAddress)
+        else Hub(address.repository, str(address))
+    )
+    private = Private.make(str(address), where.folder, keeps=where.keeps)
+    if not where.keeps:
+        atexit.register(private.remove)
+    return Mirror(store, private, _shelf)

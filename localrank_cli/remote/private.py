@@ -1,5 +1,6 @@
 """Private folders of downloads, one for each process, and those that ended processes left."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,8 @@ from localrank_cli.errors import OutputError
 
 _MARK = "localrank-downloads.json"
 _PREFIX = "run-"
-_PARTS = ("series", "headers", "incoming")  # what is in a private folder, besides the mark
+# What is in a private folder, besides the mark.
+_PARTS = ("series", "headers", "incoming", "versions")
 
 
 def cache_folder() -> Path:
@@ -93,6 +95,19 @@ class Private:
             return True
         return True
 
+    def keep(self, path: str, version: str) -> None:
+        """Note which version of a file is whole at a path under `series`."""
+        (self.folder / "versions" / _hash_of(path)).write_text(version, encoding="utf-8")
+
+    def kept(self, path: str, version: str) -> Path | None:
+        """Return the file at a path under `series`, if it is whole and of a version."""
+        place = self.folder / "series" / path
+        try:
+            noted = (self.folder / "versions" / _hash_of(path)).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
+        return place if noted == version and place.is_file() else None
+
     def remove(self) -> None:
         """Remove what localrank put there, and the folder if nothing else is in it."""
         for part in _PARTS:
@@ -107,6 +122,10 @@ class Private:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def _hash_of(path: str) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
 def private_folders(parent: Path | None = None) -> Iterator[Private]:

@@ -1,55 +1,69 @@
 """What a store of files on another machine offers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+from localrank_cli.remote.address import Address
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a revision."""
+    """A file of a store, as it was when it was listed."""
 
-    name: str  # relative to the revision
+    path: str  # where it is placed, relative to the folder of all series
+    key: str  # by which the store finds it
     size: int  # bytes
-    content: str  # a hash of its content
+    version: str  # differs where the content does: an ETag, say
+    is_hash: bool = False  # whether equal versions mean equal contents
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files that an address names."""
+
+    root: str  # the folder or file itself, as a `path` of files
+    files: tuple[StoredFile, ...]
+    shown: str  # the address, in place of the root in messages
+    refs: Mapping[str, str] = field(default_factory=dict)  # names of revisions -> commit
 
 
 class Store(Protocol):
-    """The revisions of one repository, each of which never changes."""
+    """Files on another machine."""
 
-    def revisions(self, patterns: tuple[str, ...]) -> Mapping[str, list[str]]:
-        """Return the revisions that a pattern matches: commit -> its names.
-
-        Without patterns it is the default one.
+    def listing(self, address: Address) -> Listing:
+        """Return the files that an address names.
 
         Raises:
-            UnreadableError: If the store cannot be reached or read.
+            UnreadableError: If the store cannot be reached or read, or nothing is there.
         """
         ...
 
-    def files(self, commit: str) -> list[StoredFile]:
-        """Return the files of a revision.
-
-        Raises:
-            UnreadableError: If they cannot be listed.
-        """
-        ...
-
-    def start(self, commit: str, name: str, size: int) -> bytes:
-        """Return the first `size` bytes of a file, or all of a shorter one.
+    def part(self, file: StoredFile, start: int, end: int) -> bytes:
+        """Return the bytes of a file from `start` to `end`, or to its own end.
 
         Raises:
             UnreadableError: If it cannot be read.
         """
         ...
 
-    def download(self, commit: str, name: str, incoming: Path) -> tuple[Path, bool]:
-        """Return the path of a whole file, and whether it is ours to move.
+    def cached(self, file: StoredFile) -> Path | None:
+        """Return a whole file that the client has already; it is never removed or changed."""
+        ...
 
-        It is placed somewhere in `incoming`, unless the client has it already.
+    def download(self, file: StoredFile, incoming: Path) -> Path:
+        """Return the path of a whole file, which was brought to somewhere in `incoming`.
 
         Raises:
-            UnreadableError: If it cannot be read.
+            UnreadableError: If it cannot be read, or has changed since it was listed.
         """
+        ...
+
+    def name_of(self, path: str) -> str:
+        """Return the address of what is placed at a path, for messages."""
+        ...
+
+    def facts(self, file: StoredFile) -> Mapping[str, str]:
+        """Return what the manifest says of where a checkpoint with this file is from."""
         ...

@@ -23,6 +23,7 @@ class ListedCheckpoint(NamedTuple):
     size: int | None  # bytes of all its files; None: they could not be read
     mtime_ns: int | None
     is_done: bool = False  # finished before the work was divided
+    pin: str = ""  # the versions of its files, if they are on another machine
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,8 @@ else:
 class _Facts(Strict):
     bytes: Count | None = None
     mtime_ns: int | None = None
+    pin: str = ""
+    origin: dict[str, str] = {}
     sha256_of_tensors: str | None = None
     seconds: NotNegative | None = None
     routes: list[str] | None = None
@@ -458,9 +460,11 @@ class SpectraFile(Strict):
     facts: _Facts = _Facts()
 
 
-def _with_is_done(value: object) -> object:
-    # An earlier version wrote four items, without the one that says what was finished before.
-    return (*value, False) if isinstance(value, list) and len(value) == 4 else value
+def _with_later_items(value: object) -> object:
+    # Earlier versions wrote fewer: without what was finished before, and without a pin.
+    if not isinstance(value, list) or len(value) < 4:
+        return value
+    return (*value, *(False, "")[len(value) - 4 :])
 
 
 class _PlanSeries(Strict):
@@ -469,9 +473,9 @@ class _PlanSeries(Strict):
     settings: Settings
     checkpoints: list[
         Annotated[
-            tuple[str, Count | None, Count | None, int | None, bool],
+            tuple[str, Count | None, Count | None, int | None, bool, str],
             Field(strict=False),
-            BeforeValidator(_with_is_done),
+            BeforeValidator(_with_later_items),
         ]
     ]
 
@@ -486,6 +490,53 @@ class PlanContent(Strict):
     shards: Part
     n_units: Count
     series: list[_PlanSeries]
+
+
+class _CompressedRow(Strict):
+    """A row of a table of `localrank compress`, with columns that are not named here."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Constant | None] = Field(init=False)
+    budget: Share
+
+
+class _BudgetRow(_CompressedRow):
+    method: str
+    weights: Count | None = None
+    loss: AnyFloat | None = None
+    loss_increase: AnyFloat | None = None
+    loss_increase_se: AnyFloat | None = None
+    accuracy: AnyFloat | None = None
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if self.note is None and (self.weights is None or self.loss is None):
+            raise ValueError("expected weights and loss where there is no note")
+        return self
+
+
+class _LayerRow(_CompressedRow):
+    layer: str
+    n_out: Count | None = None
+    n_in: Count | None = None
+    rank: Count | None = None
+
+
+class _FoundBudget(Strict):
+    budgets: Annotated[list[_BudgetRow], Field(min_length=1)]
+    layers: Annotated[list[_LayerRow], Field(min_length=1)]
+    verdicts: list[str]
+    files: Annotated[dict[str, str], Field(min_length=1)]
+    keeps_limit: bool
+
+
+class Unfinished(Strict):
+    """What `localrank compress` keeps of a run that has not ended."""
+
+    sha256: str
+    key: dict[str, Any]
+    found: dict[str, _FoundBudget]
 
 
 _HEADS: Mapping[str, type[_Head]] = {

@@ -10,7 +10,8 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from localrank_cli.checkpoints.reading import footprint_of
+from localrank_cli.checkpoints.reading import Footprint, footprint_of
+from localrank_cli.checkpoints.series import CheckpointFile
 from localrank_cli.errors import LocalrankError, Note, UnreadableError
 from localrank_cli.intervals.layer import LayerEvidence, Purpose, layer_evidence
 from localrank_cli.jacobian.engine import Modes
@@ -20,6 +21,7 @@ from localrank_cli.measures.intervals import interval_measures
 from localrank_cli.measures.points import point_measures
 from localrank_cli.measures.table import demand_of
 from localrank_cli.model.fill import fill_model
+from localrank_cli.remote.places import addressed
 from localrank_cli.results.columns import Cell
 from localrank_cli.results.pooled import with_pooled
 from localrank_cli.results.record import CheckpointRecord, LayerFacts, LayerRecord, unsaved_message
@@ -106,6 +108,7 @@ class _Runner:
                     raise
                 yield failed_record(self._series.run, planned.file.name, planned.step, error)
 
+    @addressed()
     def _compute(self, checkpoint: PlannedCheckpoint) -> CheckpointRecord:
         started = time.perf_counter()
         before = footprint_of(checkpoint.file)
@@ -145,6 +148,7 @@ class _Runner:
             facts={
                 "bytes": before.size,
                 "mtime_ns": before.mtime_ns,
+                **_origin(checkpoint.file, before),
                 "sha256_of_tensors": digest,
                 "seconds": round(time.perf_counter() - started, 4),
                 "routes": list(self._modes.routes),
@@ -252,6 +256,11 @@ class _Runner:
         if other != this:
             prefix = f"{self._series.run}: " if len(self._plan.series) > 1 else ""
             self._note(f"{prefix}{this} holds the same weights as {other}")
+
+
+def _origin(file: CheckpointFile, before: Footprint) -> dict[str, object]:
+    """Return where a checkpoint on another machine is from, and which version it is."""
+    return {} if file.source is None else {"pin": before.pin, "origin": dict(file.source.facts)}
 
 
 def _watch(watcher: Watcher, checkpoint: str, step: Step) -> None:

@@ -61,6 +61,7 @@ from localrank_cli.model.hf_weights import HfExpected, Report, mismatch_of
 from localrank_cli.options.needs import CONFIG, read_plain_config
 from localrank_cli.options.parse import Part
 from localrank_cli.recorded import Entries
+from localrank_cli.remote.places import shown
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.missing import Parts
 from localrank_cli.run.network import (
@@ -359,7 +360,7 @@ class Headers:
 
     def _same(self, one: CheckpointFile, other: CheckpointFile) -> bool:
         if one.source is not None and other.source is not None:
-            if one.source.content == other.source.content:
+            if one.source.has_content_of(other.source):
                 return True
             if self._headers.get(one) != self._headers.get(other):
                 return False
@@ -863,7 +864,7 @@ def failed_record(
     run: str, checkpoint: str, step: int | None, error: LocalrankError
 ) -> CheckpointRecord:
     """Return a record without numbers, for a checkpoint that cannot be read or run."""
-    return CheckpointRecord(run, checkpoint, step, status=error.status, message=str(error))
+    return CheckpointRecord(run, checkpoint, step, status=error.status, message=shown(str(error)))
 
 
 def choose_part(

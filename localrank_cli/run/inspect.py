@@ -104,7 +104,8 @@ def inspect_all(
 
 def contents_of(options: AnalyzeOptions, note: Note) -> list[Contents] | None:
     """Return what each series holds and needs; None if the model and data of all are known."""
-    named = find_folders(located(options), partial(names_rule, options))
+    options = located(options, note)
+    named = find_folders(options.checkpoints, partial(names_rule, options))
     runs = run_names(list(named))
     every = [for_series(options, folder) for folder in sorted(named, key=lambda one: runs[one])]
     if all(one.options.data is not None and one.options.model is not None for one in every):

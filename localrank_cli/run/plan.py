@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.checkpoints.names import NameRule, StepRule
 from localrank_cli.checkpoints.order import StepScheme
-from localrank_cli.checkpoints.reading import footprint_of
+from localrank_cli.checkpoints.reading import Footprint, footprint_of
 from localrank_cli.checkpoints.series import (
     CheckpointFile,
     Series,
@@ -63,7 +63,8 @@ from localrank_cli.points.files import file_hash
 from localrank_cli.points.inputs import Forward, Inputs
 from localrank_cli.points.shape import proposals, written
 from localrank_cli.points.source import load_points
-from localrank_cli.remote.places import Where, addressed, attached, local
+from localrank_cli.remote.address import address_of
+from localrank_cli.remote.places import Where, addressed, attached, brought, local, shown
 from localrank_cli.results.columns import INTERVALS, PARTS, POOLED, optional_first
 from localrank_cli.results.manifest import DEFINITIONS
 from localrank_cli.results.plan_file import ListedSeries, PlanFile
@@ -183,9 +184,11 @@ def make_plan(
     check_options(options)
     check_names(SeriesOptions(options, FolderSettings(), Path()))
     device = pick_device(options.device or "auto")
+    note = _addressing(note)
     if is_here:
         check_memory(options.memory, device)
-    named = find_folders(located(options), partial(names_rule, options))
+    options = located(options, note)
+    named = find_folders(options.checkpoints, partial(names_rule, options))
     runs = run_names(list(named))
     memory = memory_budget(device) if options.memory is None else options.memory
     planned = []
@@ -210,9 +213,18 @@ def make_plan(
     return _checked(_plan_of(planned, options, device, memory), note, refuses=refuses)
 
 
-def located(options: AnalyzeOptions) -> list[Path]:
-    """Return the paths of checkpoints, those on other machines by their folders on this one."""
-    return local(options.checkpoints, Where(options.cache, keeps=options.keep_downloads))
+def _addressing(note: Note) -> Note:
+    return lambda text: note(shown(text))
+
+
+def located(options: AnalyzeOptions, note: Note) -> AnalyzeOptions:
+    """Return options with paths on this machine in place of addresses, which are listed."""
+    where = Where(options.cache, keeps=options.keep_downloads)
+    checkpoints = tuple(local(options.checkpoints, where, note))
+    data = options.data
+    if isinstance(data, str) and address_of(data) is not None:
+        data = str(*local([Path(data)], where, note))
+    return replace(options, checkpoints=checkpoints, data=data)
 
 
 def plan_held(options: AnalyzeOptions, file: CheckpointFile, run: str, note: Note) -> Plan:
@@ -339,6 +351,8 @@ def _plan_series(
     network = _build(settings.model, headers, (files, folder), note, skips=options.skips_errors)
     expected = network.expected  # before the network is filled or moved
     settings, points, facts = _load_for(settings, network.model)
+    if "data" in facts:
+        facts["data"] = shown(str(facts["data"]))
     for text in points.notes:
         note(text)
     move_model(network.model, device, settings.dtype)
@@ -380,9 +394,20 @@ def _resolve(options: SeriesOptions, note: Note) -> Settings:
     settings = resolve(options)
     for text in settings.notes:
         note(text)
+    for path in _named_files(settings):
+        brought(path)
     if options.options.trust_pickle:
         _provide_main(settings.model)
     return settings
+
+
+def _named_files(settings: Settings) -> Iterator[Path]:
+    """Yield the files that settings name, which may be on another machine."""
+    if settings.source.array is None and settings.source.path is not None:
+        yield settings.source.path
+    for code in (settings.model.code, None if settings.source.array else settings.source.code):
+        if code is not None and code.is_file:
+            yield Path(code.place)
 
 
 @dataclass(frozen=True)
@@ -645,13 +670,12 @@ def _prefixed(note: Note, prefix: str) -> Note:
     return lambda text: note(prefix + text)
 
 
-def size_and_time(file: CheckpointFile) -> tuple[int | None, int | None]:
-    """Return a checkpoint's bytes and time of change, or None if it cannot be read."""
+def footprint_or_none(file: CheckpointFile) -> Footprint | None:
+    """Return what shows whether a checkpoint has changed; None if it cannot be read."""
     try:
-        current = footprint_of(file)
+        return footprint_of(file)
     except UnreadableError:
-        return None, None
-    return current.size, current.mtime_ns
+        return None
 
 
 def listed_part(series: Series, entry: ListedSeries) -> Series:
@@ -669,7 +693,11 @@ def listed_part(series: Series, entry: ListedSeries) -> Series:
                 f"{series.folder}: {one.name} no longer exists, and the plan lists it.",
                 _RESUBMIT,
             )
-        if size_and_time(file) != (one.size, one.mtime_ns):
+        now = footprint_or_none(file)
+        listed = (
+            None if one.size is None or one.mtime_ns is None else (one.size, one.mtime_ns, one.pin)
+        )
+        if (None if now is None else (now.size, now.mtime_ns, now.pin)) != listed:
             raise SettingsError(f"{file.path}: changed since the plan was made.", _RESUBMIT)
         kept.append(file)
     return replace(series, files=tuple(kept))

@@ -1,7 +1,7 @@
 """Resume an earlier run of the same command, and refuse to mix two analyses."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from localrank_cli.checkpoints.reading import footprint_of
@@ -197,11 +197,12 @@ def _is_done(checkpoint: PlannedCheckpoint, entry: Entry, plan: Plan, journal: J
             " from singular values that an older version kept.",
             _ADVICE,
         )
-    if (facts["bytes"], facts["mtime_ns"]) == (stat.size, stat.mtime_ns):
+    if (facts["bytes"], facts["mtime_ns"], facts.get("pin", "")) == astuple(stat):
         return True
     if hash_of(load_state(checkpoint, plan.trust_pickle)) == facts["sha256_of_tensors"]:
         # The file was only touched or copied: noted, so that it is not hashed at every start.
         facts = facts | {"bytes": stat.size, "mtime_ns": stat.mtime_ns}
+        facts |= {"pin": stat.pin} if stat.pin else {}
         journal.append(head | {"facts": facts}, journal.body(entry))
         return True
     raise SettingsError(

@@ -24,8 +24,8 @@ from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import (
     Plan,
     SeriesPlan,
+    footprint_or_none,
     series_settings,
-    size_and_time,
     with_measures_of,
 )
 
@@ -122,7 +122,7 @@ def make_plan_file(
         series=tuple(
             ListedSeries(
                 run=one.run,
-                folder=str(one.series.folder),
+                folder=one.series.place,
                 settings=json.loads(json.dumps(series_settings(one))),
                 checkpoints=tuple(_listed(one, {name_of(each) for each in rest.in_order})),
             )
@@ -141,9 +141,10 @@ def _listed(series: SeriesPlan, left: set[str]) -> Iterator[ListedCheckpoint]:
     files = {file.name: file for file in series.series.files}
     for one in series.in_order:
         name = name_of(one)
-        yield ListedCheckpoint(
-            name, one.step, *size_and_time(files[name]), is_done=name not in left
-        )
+        found = footprint_or_none(files[name])
+        size, mtime_ns = (None, None) if found is None else (found.size, found.mtime_ns)
+        pin = "" if found is None else found.pin
+        yield ListedCheckpoint(name, one.step, size, mtime_ns, name not in left, pin)
 
 
 def apply_plan_file(plan: Plan, plan_file: PlanFile) -> Plan:

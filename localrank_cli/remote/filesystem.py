@@ -1,0 +1,192 @@
+"""Files in stores that fsspec reads: S3, and others for which it has a client."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from localrank_cli.errors import SettingsError, UnreadableError, UsageError, cause
+from localrank_cli.remote.address import Address, FileAddress
+from localrank_cli.remote.store import Listing, StoredFile
+
+# Where clients say which version of a file this is, the most certain first.
+_VERSIONS = (
+    "ETag", "etag", "generation", "md5Hash", "content_md5", "content_hash", "LastModified",
+    "last_modified", "updated", "mtime", "modified", "created",
+)  # fmt: skip
+# The ETag of an object that was sent as a whole is the MD5 of its content; of one that was sent in
+# parts, of theirs.
+_HASHES = {"s3": "ETag", "s3a": "ETag"}
+_MOST_BYTES = 2**50  # of a file, which no store holds
+_EXTRAS = {"s3": "s3", "s3a": "s3"}  # of localrank, with the client of a protocol
+_CHANGED = "Run the same command again when nothing writes to it: what is finished is kept."
+# Errors of clients, by their names: importing the classes would import the clients.
+_NO_CREDENTIALS = {
+    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
+    "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError", "PermissionError",
+    "DefaultCredentialsError", "ClientAuthenticationError",
+}  # fmt: skip
+
+
+class FileSystem:
+    """The files of one protocol.
+
+    Args:
+        address: The first that is read.
+
+    Raises:
+        SettingsError: If its client is not installed.
+        UsageError: If there is no client for its protocol.
+    """
+
+    def __init__(self, address: FileAddress) -> None:
+        self._protocol = address.protocol
+        try:
+            from fsspec.core import url_to_fs
+            from fsspec.registry import known_implementations
+        except ImportError as error:
+            raise _not_installed(address, "fsspec") from error
+        known: Mapping[str, Mapping[str, str]] = known_implementations
+        if self._protocol not in known:
+            raise UsageError(
+                f"{address}: there is no client for {self._protocol}://.",
+                "Use s3://BUCKET/RUN, hf://ORG/NAME, or another protocol that fsspec knows.",
+            )
+        try:
+            with self._explained(str(address)):
+                # Listed anew, as files may have changed since another use of the client.
+                fs, _ = url_to_fs(str(address), use_listings_cache=False, skip_instance_cache=True)
+        except UnreadableError as error:
+            if isinstance(error.__cause__, ImportError):
+                text = known[self._protocol].get("err", "")
+                raise _not_installed(address, text) from error
+            raise
+        self._fs: Any = fs
+
+    def listing(self, address: Address) -> Listing:
+        """Return all files below a folder, or one file."""
+        assert isinstance(address, FileAddress)
+        text = str(address)
+        with self._explained(text):
+            root: str = self._fs._strip_protocol(text)  # noqa: SLF001  # what url_to_fs calls
+            found = self._fs.find(root, detail=True)
+            if not found:  # `find` need not say why there is nothing
+                self._fs.ls(root, detail=False)
+        files = tuple(self._files(found, root, address))
+        if not files:
+            raise UnreadableError(
+                f"{text}: there is no file with this prefix.",
+                "Check its spelling: it names a folder of checkpoints, or one checkpoint.",
+            )
+        return Listing(self._root(address), files, text)
+
+    def _root(self, address: FileAddress) -> str:
+        return f"{self._protocol}/{address.path}"
+
+    def _files(
+        self, found: Mapping[str, Any], root: str, address: FileAddress
+    ) -> Iterator[StoredFile]:
+        for key, info in found.items():
+            # An object whose name ends in a slash stands for an empty folder.
+            is_inside = key == root or key.startswith(root.rstrip("/") + "/")
+            if info.get("type") == "directory" or key.endswith("/") or not is_inside:
+                continue
+            size = info.get("size")
+            if size is None:
+                with self._explained(f"{self._protocol}://{key}"):
+                    info = self._fs.info(key)  # noqa: PLW2901  # with more than a list has
+                size = info.get("size")
+            if not isinstance(size, int) or not 0 <= size < _MOST_BYTES:
+                raise UnreadableError(
+                    f"{address}: {key!r} is listed with {size!r} bytes.", "Check the store."
+                )
+            version, is_hash = self._version(info)
+            # A version that is a time does not show a change of size within its resolution.
+            text = version if is_hash else f"{version} {size}"
+            path = self._root(address) + key[len(root.rstrip("/")) :]
+            yield StoredFile(path, key, size, text, is_hash=is_hash)
+
+    def _version(self, info: Mapping[str, Any]) -> tuple[str, bool]:
+        name = next((one for one in _VERSIONS if info.get(one) is not None), "")
+        return str(info.get(name, "")).strip('"'), name == _HASHES.get(self._protocol)
+
+    def part(self, file: StoredFile, start: int, end: int) -> bytes:
+        """Return the bytes of a file from `start` to `end`, or to its own end."""
+        with self._explained(self.name_of(file.path)):
+            found: bytes = self._fs.cat_file(file.key, start=start, end=min(end, file.size))
+        return found
+
+    def cached(self, file: StoredFile) -> Path | None:
+        """Return None: there is no cache."""
+
+    def download(self, file: StoredFile, incoming: Path) -> Path:
+        """Return the path of a whole file, which is the version that was listed."""
+        place, name = incoming / "file", self.name_of(file.path)
+        with self._explained(name):
+            self._fs.get_file(file.key, str(place))
+            # The parts of a file need not be of one version. If it is the one that was listed, even
+            # now, they are.
+            self._fs.invalidate_cache(file.key)
+            info = self._fs.info(file.key)
+        size = place.stat().st_size
+        version, is_hash = self._version(info)
+        now = version if is_hash else f"{version} {info.get('size')}"
+        if now != file.version or size != file.size:
+            raise UnreadableError(
+                f"{name}: changed since it was listed (version {now!r} of {size} bytes, expected"
+                f" {file.version!r} of {file.size}).",
+                _CHANGED,
+            )
+        return place
+
+    def name_of(self, path: str) -> str:
+        """Return the address of what is placed at a path."""
+        return f"{self._protocol}://{path.removeprefix(self._protocol).lstrip('/')}"
+
+    def facts(self, file: StoredFile) -> Mapping[str, str]:
+        """Return which file it is, whose version is noted anyway."""
+        return {"key": file.key}
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Raise what the client raises as an error of ours, with what to do about it."""
+        try:
+            yield
+        except (UnreadableError, MemoryError):
+            raise
+        except Exception as error:  # each client has many kinds
+            raise UnreadableError(
+                f"{name}: {cause(error).rstrip('.')}.", self._advice(error)
+            ) from error
+
+    def _advice(self, error: BaseException) -> str:
+        kinds = {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
+        if kinds & _NO_CREDENTIALS:
+            if self._protocol not in _EXTRAS:
+                return "Log in as the store's own client asks for."
+            return (
+                "Give the credentials as for other programs (aws configure, AWS_PROFILE, or"
+                " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); a public bucket is read with"
+                f" FSSPEC_{self._protocol.upper()}_ANON=true."
+            )
+        if "FileNotFoundError" in kinds:
+            return "Check the spelling of the address, and that it is still there."
+        return (
+            "Check the connection and run the same command again: what is finished is kept. Files"
+            " that are on this machine are analyzed by their folder."
+        )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _not_installed(address: FileAddress, text: str) -> SettingsError:
+    extra = _EXTRAS.get(address.protocol)
+    what = f"{address}: is read through a client that is not installed"
+    if extra is None:
+        return SettingsError(f"{what} ({text}).", "Install it with pip.")
+    return SettingsError(f"{what}.", f"Install it: pip install 'localrank[{extra}]'.")
