@@ -1,8 +1,10 @@
-"""Add to the site what lies outside docs/: the README, the changelog, the benchmarks, scripts.
+"""Add to the site what lies outside docs/ (README, changelog, benchmarks, scripts), and notebooks.
 
 mkdocs calls these functions by their names (`hooks` in mkdocs.yml).
 """
 
+import base64
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -31,7 +33,42 @@ def on_files(files: Files, config: Any) -> Files:
     for path in (*FILES, *scripts):
         name = _on_site(path)
         files.append(File.generated(config, name, content=(ROOT / path).read_text("utf-8")))
+    for notebook in sorted((ROOT / "docs").glob("*.ipynb")):
+        text, pictures = notebook_page(notebook)
+        files.append(File.generated(config, f"{notebook.stem}.md", content=text))
+        for name, content in pictures.items():
+            files.append(File.generated(config, name, content=content))
     return files
+
+
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Return a notebook with its stored outputs as Markdown, and the pictures it shows by name."""
+    parts, pictures = [], {}
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{path.stem}_{len(pictures)}.png"
+                pictures[name] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![What the code above draws]({name})")
+            elif "text/html" in data:
+                parts.append(_plain_table("".join(data["text/html"])))
+            else:
+                shown = "".join(output.get("text") or data["text/plain"])
+                parts.append(f"```text\n{shown.rstrip()}\n```")
+    parts.append(f'<a href="../{path.name}" download>Download this notebook</a>\n')
+    return "\n\n".join(parts), pictures
+
+
+def _plain_table(table: str) -> str:
+    """Return the table of a DataFrame without the look of pandas, to get that of the site."""
+    table = re.sub(r"<style.*?</style>\n?", "", table, flags=re.DOTALL)
+    return re.sub(r"<table[^>]*>", "<table>", table)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -56,4 +93,7 @@ def _on_site(path: str) -> str:
     if path.startswith(f"{SCRIPTS}/") or path in FILES:
         # As text, which a browser shows.
         return f"files/{posixpath.basename(path)}.txt"
-    return PAGES.get(path, path.removeprefix("docs/"))
+    page = path.removeprefix("docs/")
+    if path.startswith("docs/") and page.endswith(".ipynb"):
+        page = page.replace(".ipynb", ".md")
+    return PAGES.get(path, page)

@@ -34,6 +34,7 @@ from tests.warm import run_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "docs").glob("*.ipynb"))
 PAGES_WITH_EXAMPLES = [
     "README.md",
     "docs/first_steps.md",

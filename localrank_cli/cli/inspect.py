@@ -82,7 +82,7 @@ def _without_paths(words: Sequence[str]) -> list[str]:
 def _lines_of_contents(one: "Contents") -> list[tuple[str, str]]:
     good = [line for line in one.checkpoints if not line.problem]
     lines = [("", f"{one.run} ({one.folder})"), ("written by", one.written_by)]
-    lines.append(("checkpoints", f"{len(good)}: steps {_steps(good)}"))
+    lines.append(("checkpoints", f"{len(good)}: {_steps(good)}"))
     lines += [("left out", line.problem) for line in one.checkpoints if line.problem]
     shown = one.keys if len(one.keys) <= _MAX_KEYS else one.keys[: _MAX_KEYS - 1]
     lines += [
@@ -97,13 +97,14 @@ def _lines_of_contents(one: "Contents") -> list[tuple[str, str]]:
 
 def _steps(good: "Sequence[CheckpointLine]") -> str:
     steps = ", ".join(str(line.step) for line in good[:_MAX_STEPS])
-    return steps + (f", ... {good[-1].step}" if len(good) > _MAX_STEPS else "")
+    more = f", ... {good[-1].step}" if len(good) > _MAX_STEPS else ""
+    return f"step{'s' if len(good) > 1 else ''} {steps}{more}"
 
 
 def _lines(one: "Inspection") -> list[tuple[str, str]]:
     good = [line for line in one.checkpoints if not line.problem]
     lines = [("", f"{one.run} ({one.folder})"), ("model", one.model)]
-    lines.append(("checkpoints", f"{len(good)}: steps {_steps(good)}" if good else "none"))
+    lines.append(("checkpoints", f"{len(good)}: {_steps(good)}" if good else "none"))
     lines += [("left out", line.problem) for line in one.checkpoints if line.problem]
     keys = dict.fromkeys(line.weights for line in good if line.weights)
     lines += [("weights", f"under {key!r}") for key in keys]

@@ -81,11 +81,19 @@ def check_source(text: str) -> None:
                 "Give the shape of one point: normal:3x32x32.",
             )
     elif source.path is None and source.code is None:
-        raise UsageError(
-            f"--data {text}: not a valid form.",
-            "Use a .safetensors, .npz, .npy or .pt file, file.py:name, normal:3x32x32 or"
-            " uniform:784.",
+        raise UsageError(f"--data {text}: not a valid form.", _advice_of_form(text))
+
+
+def _advice_of_form(text: str) -> str:
+    if text.lower().endswith(".bin"):
+        return (
+            "A .bin file does not say what it holds. Read it in a function and give file.py:name;"
+            " nanoGPT's tokens, in rows of 64: np.fromfile(PATH, np.uint16)[:6400].reshape(100, 64)"
+            ".astype(np.int64)."
         )
+    return (
+        "Use a .safetensors, .npz, .npy or .pt file, file.py:name, normal:3x32x32 or uniform:784."
+    )
 
 
 def load_points(source: DataSource) -> tuple[Points, dict[str, object]]:

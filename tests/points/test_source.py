@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def test_unknown_forms(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         check_source(text)
     assert f"--data {text}" in caught.value.what
+
+
+def test_the_advice_on_a_raw_file_works(tmp_path: Path) -> None:
+    (tmp_path / "train.bin").write_bytes((np.arange(9000) % 50).astype(np.uint16).tobytes())
+    with pytest.raises(UsageError) as caught:
+        check_source(f"{tmp_path}/train.bin")
+    found = re.search(r"np\.fromfile.*\(np\.int64\)", caught.value.advice)
+    assert found
+    rows = found[0].replace("PATH", f"'{tmp_path}/train.bin'")
+    (tmp_path / "points.py").write_text(f"import numpy as np\ndef tokens():\n    return {rows}\n")
+    points, _ = load_points(DataSource(f"{tmp_path}/points.py:tokens", count=100))
+    assert points.tensor.flatten().tolist() == [index % 50 for index in range(6400)]
 
 
 def test_more_axes_than_a_tensor_has() -> None:
