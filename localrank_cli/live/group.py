@@ -61,8 +61,11 @@ class Group:
         return found.total_seconds()
 
 
+_FSDP1 = "FullyShardedDataParallel"
+
+
 def refuse_partitioned(model: nn.Module) -> None:
-    """Refuse weights that DeepSpeed's ZeRO-3 divides, which localrank cannot gather.
+    """Refuse weights that cannot be gathered: of DeepSpeed's ZeRO-3, and of FSDP1 on the CPU.
 
     Raises:
         ModelError: If there are some.
@@ -72,13 +75,24 @@ def refuse_partitioned(model: nn.Module) -> None:
             "the weights are divided by DeepSpeed's ZeRO-3, and cannot be gathered here.",
             "Measure the checkpoints with localrank_cli.analyze, or train with ZeRO-2.",
         )
+    if _has_fsdp1(model) and all(one.device.type == "cpu" for one in model.parameters()):
+        raise ModelError(
+            "the weights are divided by FullyShardedDataParallel on the CPU, where torch gathers"
+            " those of fully_shard alone.",
+            "Divide the network with torch.distributed.fsdp.fully_shard, or measure the checkpoints"
+            " with localrank_cli.analyze.",
+        )
+
+
+def _has_fsdp1(model: nn.Module) -> bool:
+    return any(type(module).__name__ == _FSDP1 for module in model.modules())
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Return whether FSDP divides the weights of a model among processes."""
-    return any(
-        type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()
-    ) or (any(hasattr(parameter, "full_tensor") for parameter in model.parameters()))
+    return _has_fsdp1(model) or any(
+        hasattr(parameter, "full_tensor") for parameter in model.parameters()
+    )
 
 
 def gathered(model: nn.Module) -> dict[str, Tensor]:

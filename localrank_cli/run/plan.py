@@ -414,12 +414,12 @@ def _resolve(options: SeriesOptions, note: Note) -> Settings:
 
 def _named_files(settings: Settings) -> Iterator[Path]:
     """Yield the files that settings name, which may be on another machine."""
-    if settings.source.array is None and settings.source.path is not None:
-        yield settings.source.path
-    for code in (
-        settings.model.code,
-        None if settings.source.array is not None else settings.source.code,
-    ):
+    codes = [settings.model.code]
+    if settings.source.array is None:
+        codes.append(settings.source.code)
+        if settings.source.path is not None:
+            yield settings.source.path
+    for code in codes:
         if code is not None and code.is_file:
             yield Path(code.place)
 

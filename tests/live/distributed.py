@@ -8,14 +8,14 @@ import torch
 import torch.multiprocessing as mp
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from localrank_cli import Monitor
 from localrank_cli.errors import LocalrankError
 
 DATA = torch.rand(16, 4, generator=torch.Generator().manual_seed(1))
-KINDS = ("none", "ddp", "fsdp", "fault", "raise")
+KINDS = ("none", "ddp", "fsdp", "fsdp1", "fault", "raise")
 
 
 def network() -> nn.Sequential:
@@ -26,6 +26,10 @@ def network() -> nn.Sequential:
 def train(rank: int, folder: Path, kind: str) -> None:
     """Train, and save the weights of the end."""
     model = network()
+    if kind == "fsdp1":  # its forward pass needs a GPU
+        divided = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+        refused = Monitor(folder / "fsdp1.csv", DATA, model=network, on_error="raise", quiet=True)
+        refused(divided, 0)
     trained: Any = fully_shard(model) if kind == "fsdp" else DistributedDataParallel(model)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
     chosen: dict[str, Any] = {"fsdp": {"model": network}, "fault": {"layers": "nothing"}}

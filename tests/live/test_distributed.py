@@ -50,3 +50,10 @@ def test_a_fault_that_is_to_stop_the_training_stops_all_processes(folder: Path) 
     texts = [(folder / f"raise_{rank}.txt").read_text() for rank in (0, 1)]
     assert "expected a network or a state dict" in texts[0]
     assert texts[0] == texts[1]
+
+
+def test_weights_that_torch_cannot_gather_are_refused_on_all_processes(folder: Path) -> None:
+    texts = [(folder / f"fsdp1_{rank}.txt").read_text() for rank in (0, 1)]
+    assert "divided by FullyShardedDataParallel on the CPU" in texts[0]
+    assert "fully_shard" in texts[0]
+    assert texts[0] == texts[1]

@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from localrank_cli import Monitor, local_rank
-from localrank_cli.errors import DataError, LocalrankError, OutputError, SettingsError, UsageError
+from localrank_cli.errors import (
+    DataError, LocalrankError, ModelError, OutputError, SettingsError, UsageError,
+)
 from tests.helpers import mlp
 
 DATA = torch.rand(20, 4, generator=torch.Generator().manual_seed(1))
@@ -552,3 +554,14 @@ def test_a_monitor_that_is_made_before_the_group(
     assert second(mlp(4, 3, 2), 0) != {}
     second.close()
     assert second.table["step"].tolist() == [0, 0]
+
+
+def test_weights_that_zero_3_divides_are_refused(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(4, 3))
+    for number, parameter in enumerate(network.parameters()):
+        parameter.ds_id = number  # type: ignore[attr-defined]  # as DeepSpeed marks its parameters
+    with (
+        Monitor(tmp_path / "ranks.csv", "normal:4", on_error="raise", quiet=True) as monitor,
+        pytest.raises(ModelError, match="ZeRO-3"),
+    ):
+        monitor(network, 0)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,8 +23,9 @@ from localrank_cli.errors import UsageError
 from localrank_cli.remote import places
 from localrank_cli.remote.address import address_of
 from tests.cli.program import Outcome, invoke
-from tests.helpers import weights
+from tests.helpers import save_series, weights
 from tests.test_docs import ROOT, assert_same, at_a_terminal, examples, sections
+from tests.warm import run_warm
 
 if TYPE_CHECKING:
     from tests.remote.s3_server import FakeS3
@@ -406,6 +408,22 @@ def test_a_store_in_memory_from_python(tmp_path: Path, monkeypatch: pytest.Monke
     store.pipe_file("/run/step_2000.safetensors", save(weights(4, 6, 2, seed=1)))
     assert 2000 in set(analyze_in_python("memory://run", **options)["step"])
     assert downloads(tmp_path) == []
+
+
+def test_clients_are_not_imported_for_a_folder(tmp_path: Path) -> None:
+    save_series(tmp_path / "run")
+    code = """
+import sys
+from localrank_cli import analyze
+for name in [one for one in sys.modules if one.partition(".")[0] in CLIENTS]:
+    del sys.modules[name]  # what other tests may have had imported
+analyze("run", data="normal:4", points=2)
+sys.exit(bool(CLIENTS & {one.partition(".")[0] for one in sys.modules}))
+"""
+    clients = "CLIENTS = {'fsspec', 's3fs', 'botocore', 'huggingface_hub'}"
+    null = Path("/dev/null")
+    words = ("-c", clients + code)
+    assert run_warm(words, tmp_path, dict(os.environ), null, null, is_python=True) == 0
 
 
 def test_the_example_of_the_page(s3: "FakeS3", tmp_path: Path) -> None:
