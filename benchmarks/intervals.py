@@ -22,7 +22,7 @@ TARGETS = {"resnet": "1.5 % of d in 60 CPU s", "gpt2": "a width of at most 10 in
 
 
 def plant(model: nn.Module) -> None:
-    """Give every matrix the planted singular values."""
+    """Replace the singular values of every matrix with the planted ones."""
     random = torch.Generator("cpu").manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() < 2:

@@ -18,7 +18,7 @@ def main() -> None:
     """Run the program; the console script's entry."""
     # Before the first heavy import: a Ctrl-C within it would be a traceback of Python's.
     with exit_on_signals():
-        from localrank_cli.cli.main import main as program  # noqa: PLC0415  # slow
+        from localrank_cli.cli.main import main as program  # noqa: PLC0415  # under the handler
 
         program()
 

@@ -16,7 +16,6 @@ from localrank_cli.options.read import (
 )
 from localrank_cli.options.setting import Option, options_of
 from localrank_cli.options.table import (
-    NOT_LIVE,
     AnalyzeOptions,
     InspectOptions,
     MergeOptions,
@@ -37,7 +36,7 @@ _logger = logging.getLogger("localrank")
 _CHECKPOINTS = "checkpoints"
 _OFFERED = [one for one in options_of(AnalyzeOptions) if one.setting.in_python]
 _OF_ANALYZE = {one.name: one for one in _OFFERED if one.name != _CHECKPOINTS}
-_OF_LIVE = {one.name: one for one in _OFFERED if one.name not in NOT_LIVE | {"data"}}
+_OF_LIVE = {one.name: one for one in _OFFERED if one.in_live and one.name != "data"}
 
 
 def _offered(table: type, *own: str) -> dict[str, Option]:
@@ -87,13 +86,14 @@ def analyze(
     from localrank_cli.results.columns import header
     from localrank_cli.results.read import to_frame
     from localrank_cli.run.compute import run_plan
+    from localrank_cli.run.downloads import downloads
     from localrank_cli.run.plan import make_plan
 
     if checkpoints is None:  # which would count as left out
         raise ArgumentError("checkpoints=None: expected a path.", "Name a folder of checkpoints.")
     check_keywords("analyze", options, _OF_ANALYZE)
     chosen = read_options(AnalyzeOptions, {_CHECKPOINTS: checkpoints, **options}, PYTHON)
-    with LOCK:
+    with LOCK, downloads():
         plan = make_plan(chosen, _logger.info)
         rows = [row for record in run_plan(plan, _logger.info) for row in record.rows]
     return to_frame(rows, header(plan.extra_columns))
@@ -160,6 +160,7 @@ def inspect(
         LocalrankError: If the files or settings are at fault.
         TypeError: If there is no option of that name, or a value has another type.
     """
+    from localrank_cli.run.downloads import downloads
     from localrank_cli.run.inspect import inspect_all
 
     check_keywords("inspect", options, _OF_INSPECT)
@@ -167,7 +168,7 @@ def inspect(
     asked = read_options(InspectOptions, how, PYTHON)
     chosen = read_options(AnalyzeOptions, {_CHECKPOINTS: checkpoints, **options}, PYTHON)
     check_options(chosen)
-    with LOCK:
+    with LOCK, downloads():
         found = inspect_all(chosen, _logger.info, timed=asked.timed is not False)
     return [one.to_json() for one in found]
 

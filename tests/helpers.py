@@ -93,7 +93,7 @@ def entries(folder: Path) -> list[str]:
 
 
 def ignore(note: str) -> None:
-    """Takes a note where notes do not matter."""
+    """Ignore a note, where notes do not matter."""
 
 
 def save_epochs(folder: Path, places: Iterable[tuple[int, int]], **beside: Any) -> Path:

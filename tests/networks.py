@@ -101,14 +101,7 @@ def mlp(*widths: int, act: Callable[[], nn.Module] = nn.ReLU, bias: bool = True)
 
 
 def settled(module: nn.Module) -> nn.Module:
-    """Gives every BatchNorm statistics and factors as if it had been trained.
-
-    Args:
-        module: Changed in place.
-
-    Returns:
-        The same module.
-    """
+    """Set, in place, every BatchNorm's statistics and factors as a training would; return it."""
     for part in module.modules():
         if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
             assert part.running_mean is not None

@@ -1,6 +1,8 @@
 """The content of a checkpoint in any format: state dicts, step and epoch."""
 
+import errno
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from localrank_cli.checkpoints.factors import factored_in
 from localrank_cli.checkpoints.modules import HeldModule
 from localrank_cli.checkpoints.names import NO_NUMBER, TOO_LARGE, number_in_text
 from localrank_cli.checkpoints.pickles import LostTensor
-from localrank_cli.errors import UnreadableError, is_out_of_files, one_line
+from localrank_cli.errors import UnreadableError, cause, is_out_of_files, is_out_of_memory, one_line
 from localrank_cli.recorded import Entries
 
 State = Mapping[str, Tensor]
@@ -147,6 +149,38 @@ def cannot_read(path: Path, error: OSError) -> UnreadableError:
     return UnreadableError(
         f"{path}: cannot be read ({reason}).", "Check that it exists and that you may read it."
     )
+
+
+def check_file(path: Path) -> None:
+    """Check that a file can be opened and has content.
+
+    Raises:
+        UnreadableError: If not, or if its name is one that torch and safetensors do not take.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise UnreadableError(f"{path}: the file is empty.", DAMAGED)
+        with path.open("rb"):  # safetensors calls every reason a missing file
+            str(path).encode()
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    except UnicodeError as error:  # torch and safetensors take no other names
+        raise UnreadableError(
+            f"{path}: the path is not UTF-8.", "Rename it, or use a UTF-8 locale."
+        ) from error
+
+
+def check_limits(path: Path, error: Exception) -> None:
+    """Keep an error from being taken for damage of a file, where the machine is at its limits.
+
+    Raises:
+        MemoryError: If no memory was left.
+        OSError: If too many files are open.
+    """
+    if is_out_of_memory(error):
+        raise MemoryError(f"{path}: {cause(error)}") from error
+    if is_out_of_files(error):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path)) from error
 
 
 def printable_name(name: str) -> str:

@@ -20,7 +20,6 @@ from localrank_cli.checkpoints.content import (
     step_in,
 )
 from localrank_cli.checkpoints.folders import entries_in, is_file
-from localrank_cli.checkpoints.formats import load_torch
 from localrank_cli.checkpoints.frameworks import is_global
 from localrank_cli.checkpoints.names import (
     MAX_STEP,
@@ -34,6 +33,7 @@ from localrank_cli.checkpoints.names import (
     step_fault,
 )
 from localrank_cli.checkpoints.series import CheckpointFile
+from localrank_cli.checkpoints.torch_file import load_torch
 from localrank_cli.errors import UnreadableError, cause
 from localrank_cli.files import open_regular
 

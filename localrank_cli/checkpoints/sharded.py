@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from localrank_cli.checkpoints.content import DAMAGED, Content, State, cannot_read, printable_name
-from localrank_cli.checkpoints.formats import read, read_tensors
+from localrank_cli.checkpoints.formats import read
+from localrank_cli.checkpoints.safetensors_file import read_tensors
 from localrank_cli.errors import UnreadableError, cause
 from localrank_cli.files import open_regular
 

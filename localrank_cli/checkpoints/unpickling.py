@@ -327,7 +327,7 @@ class Unpickler(pickle._Unpickler):
         self.charge(args, *args[:1])
 
     def load_build(self) -> None:
-        """Give an object its state."""
+        """Set the state of an object, if it is of a class that may have one."""
         self.charge(self.stack[-1])
         if not isinstance(self.stack[-2], self.targets):
             raise MalformedError(f"it gives a state to a {type(self.stack[-2]).__name__}")

@@ -23,6 +23,7 @@ def completion_of(option: Option) -> Callable[..., list[str]] | None:
         return None
 
     def complete(incomplete: str) -> list[str]:
+        """Return the values that begin with what is typed."""
         return [one for one in values if one.startswith(incomplete)]
 
     return complete

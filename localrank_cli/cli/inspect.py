@@ -46,10 +46,11 @@ def inspect(context: typer.Context, options: AnalyzeOptions, how: InspectOptions
 def _inspect(options: AnalyzeOptions, *, timed: bool) -> "Sequence[Inspection | Contents]":
     from localrank_cli.cli.screen import Screen, stdout_for_data
     from localrank_cli.cli.signals import signal_handler
+    from localrank_cli.run.downloads import downloads
     from localrank_cli.run.inspect import inspect_all
 
     screen = Screen(quiet=options.quiet, verbose=False)
-    with signal_handler() as handler, stdout_for_data(screen), handler.interruptible():
+    with signal_handler() as handler, downloads(), stdout_for_data(screen), handler.interruptible():
         return inspect_all(options, screen.note, timed=timed)
 
 

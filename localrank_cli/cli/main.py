@@ -50,6 +50,7 @@ from localrank_cli.errors import (
 _COMPLETION = "_LOCALRANK_COMPLETE"  # as the scripts of typer set it
 _BUG = 70  # EX_SOFTWARE of sysexits.h
 _CLOSED_PIPE = status_of_signal(signal.SIGPIPE)
+_LONGEST = 2000  # letters of a line; the longest path of Linux has 4096, which is hardly ever used
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _LIMITS = (
     (is_out_of_memory, "memory ran out", MORE_MEMORY),
@@ -214,10 +215,20 @@ def _usage_error(error: Any) -> int:
 def _say(text: str, *more: str) -> None:
     try:
         lines = [f"localrank: {text}", *more]
-        sys.stderr.write("".join(printable(line) + "\n" for line in lines))
+        sys.stderr.write("".join(_bounded(printable(line)) + "\n" for line in lines))
         sys.stderr.flush()
     except OSError:
         pass  # stderr is closed
+
+
+def _bounded(line: str) -> str:
+    """Return a line without its middle if it is too long: a name from a file may have any length.
+
+    Its end says what to do.
+    """
+    if len(line) <= _LONGEST:
+        return line
+    return f"{line[: _LONGEST * 3 // 4]} [...] {line[-_LONGEST // 4 :]}"
 
 
 app = typer.Typer(

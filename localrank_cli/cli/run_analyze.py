@@ -16,8 +16,9 @@ from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError, duratio
 from localrank_cli.machine import keep_freed_memory
 from localrank_cli.options.parse import array_size
 from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.remote.places import is_remote
 from localrank_cli.results.columns import header, is_formula
-from localrank_cli.results.plan_file import read_plan_file
+from localrank_cli.results.plan_file import PlanFile, read_plan_file
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.results.write import (
     RowWriter,
@@ -27,6 +28,7 @@ from localrank_cli.results.write import (
     written,
 )
 from localrank_cli.run.compute import History, KeepSpectra, run_plan
+from localrank_cli.run.downloads import downloads
 from localrank_cli.run.estimate import long_time
 from localrank_cli.run.follow import Watch
 from localrank_cli.run.output import RunOutput, SpectraFolder
@@ -46,7 +48,7 @@ def run_analysis(options: AnalyzeOptions) -> int:
     screen = Screen(quiet=options.quiet, verbose=options.verbose)
     is_terminal = sys.stdout.isatty()
     to_stdout = options.output == Path("-") or (target is None and not is_terminal)
-    with signal_handler() as handler, ExitStack() as stack:
+    with signal_handler() as handler, downloads(), ExitStack() as stack:
         data = stack.enter_context(stdout_for_data(screen))
         output: RunOutput | None = None
         if target is not None:
@@ -114,7 +116,7 @@ class _Work:
         """Compute the checkpoints that are left, and keep each result at once."""
         watch = Watch(self.options, self.screen.note) if self.options.follow else None
         file = read_plan_file(self.options.plan) if self.options.plan is not None else None
-        plan = watch.first_plan() if watch else make_plan(self.options, self.screen.note, file)
+        plan = watch.first_plan() if watch else self._plan(file)
         if file is not None:
             plan = apply_plan_file(plan, file)
         keep_freed_memory(plan.memory)
@@ -150,6 +152,12 @@ class _Work:
             self.left += more.n_checkpoints
             self._compute(replace(resume, plan=more, n_done=0), keep, writer)
         self._conclude()
+
+    def _plan(self, file: PlanFile | None) -> Plan:
+        finished = None
+        if self.output is not None and any(map(is_remote, self.options.checkpoints)):
+            finished = self.output.finished()
+        return make_plan(self.options, self.screen.note, file, finished=finished)
 
     def _compute(self, resume: Resume, keep: KeepSpectra | None, writer: RowWriter | None) -> None:
         """Compute the checkpoints of a plan, and show which of them are done."""

@@ -29,6 +29,7 @@ from localrank_cli.results.lock import OutputLock, lock_path
 from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.record import KIND, CheckpointRecord
 from localrank_cli.results.write import check_suffix, real_target, written
+from localrank_cli.run.downloads import downloads
 from localrank_cli.run.plan import Plan, make_plan
 from localrank_cli.searchpath import program_words
 
@@ -98,7 +99,7 @@ class _LocalRun:
     def run(self) -> int:
         """Plan, run the workers, merge their results, and return the exit status."""
         is_terminal = sys.stdout.isatty()
-        with signal_handler(_PATIENCE) as handler, ExitStack() as stack:
+        with signal_handler(_PATIENCE) as handler, downloads(), ExitStack() as stack:
             data = stack.enter_context(stdout_for_data(self.screen))
             stack.enter_context(OutputLock(self.folder.path))
             with handler.interruptible():

@@ -28,6 +28,7 @@ from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.record import KIND
 from localrank_cli.results.write import check_suffix, real_target
 from localrank_cli.run.compute import run_plan
+from localrank_cli.run.downloads import downloads
 from localrank_cli.run.plan import Plan, make_plan
 
 _POLL = 2.0  # seconds; other users need the scheduler too
@@ -45,7 +46,12 @@ def run_slurm(options: AnalyzeOptions, words: Sequence[str], division: SubmitOpt
     if not division.dry_run:
         check_sbatch()
     screen = Screen(quiet=options.quiet, verbose=options.verbose)
-    with signal_handler() as handler, stdout_for_data(screen) as data, handler.interruptible():
+    with (
+        signal_handler() as handler,
+        downloads(),
+        stdout_for_data(screen) as data,
+        handler.interruptible(),
+    ):
         with OutputLock(folder.path):
             _refuse_while_at_work(folder)
             plan = make_plan(replace(options, device="cpu"), screen.note, is_here=False)

@@ -1,5 +1,6 @@
 """Notes, progress and warnings on stderr, and a stdout that carries only data."""
 
+import math
 import os
 import sys
 import time
@@ -27,6 +28,9 @@ FIRST_LINE, LINE_EVERY = 20.0, 60.0
 PROGRESS = "progress: "  # how these lines begin
 _LONG = 2.0  # seconds after which a checkpoint has a bar of its own
 _REDRAW = 0.2  # seconds
+# Beside the words: a bar of ten, counts, time elapsed, "left", time left, and five spaces.
+_NUMBERS = 10 + 7 + 7 + 4 + 7 + 5
+_FEWEST_WORDS = 12  # on a terminal that is too narrow for all
 
 
 class Screen:
@@ -81,7 +85,13 @@ class Screen:
             TimeRemainingColumn(),
         )
         # Do not redirect stdout: it may carry data.
-        with Progress(*columns, console=self.console, transient=True, redirect_stdout=False) as bar:
+        with Progress(
+            *columns,
+            console=self.console,
+            transient=True,
+            redirect_stdout=False,
+            speed_estimate_period=math.inf,  # rich forgets what finished over 30 seconds ago
+        ) as bar:
             bar.add_task("checkpoints", total=total, completed=done)
             yield Steps(bar)
 
@@ -99,7 +109,7 @@ class Steps:
         """Count one checkpoint and show `text` beside the bar."""
         if self._bar is not None:
             task = self._bar.task_ids[0]
-            self._bar.update(task, advance=1, description=printable(text))
+            self._bar.update(task, advance=1, description=self._fitted(text))
             if self._inner is not None:
                 self._bar.remove_task(self._inner)
                 self._inner = None
@@ -126,8 +136,16 @@ class Steps:
         self._shown = now
         if self._inner is None:
             self._inner = self._bar.add_task("", total=100)
-        text = f"  {printable(self._checkpoint)}, {printable(place)}"
+        text = self._fitted(f"  {self._checkpoint}, {place}")
         self._bar.update(self._inner, completed=int(100 * share), description=text)
+
+    def _fitted(self, text: str) -> str:
+        """Cut words that would leave no room for bar and numbers, which rich would cut instead."""
+        assert self._bar is not None
+        words = Text(printable(text))
+        room = max(self._bar.console.width - _NUMBERS, _FEWEST_WORDS)
+        words.truncate(room, overflow="ellipsis")
+        return words.plain
 
 
 @contextmanager
@@ -164,6 +182,7 @@ def stdout_for_data(screen: Screen) -> Iterator[TextIO]:
 
 def _show_through(screen: Screen) -> Callable[..., None]:
     def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+        """Print a warning as a note, in place of `warnings.showwarning`."""
         del place
         screen.note(f"{category.__name__}: {message}")
 

@@ -249,6 +249,7 @@ def exits_refused() -> Iterator[None]:
     home = os.getpid()
 
     def refuse(status: int) -> NoReturn:
+        """Raise `CodeExit` in place of `os._exit`, except where a process that forked ends."""
         if os.getpid() != home:
             _exit(status)
         if threading.current_thread() is not threading.main_thread():

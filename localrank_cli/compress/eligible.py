@@ -118,6 +118,7 @@ def _calls(model: nn.Module, batch: Tensor, forward: Forward) -> tuple[Counter[s
     calls: Counter[str] = Counter()
 
     def count(name: str, *_: Any) -> None:
+        """Count a call of a layer, as its hook."""
         calls[name] += 1
 
     handles = [

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +18,7 @@ from localrank_cli.experiments.experiment import (
     Experiment,
     SgdArm,
     Verdict,
+    decay_arms,
     observation,
     seed_count,
     span,
@@ -25,7 +26,7 @@ from localrank_cli.experiments.experiment import (
 from localrank_cli.experiments.series import (
     SeriesText,
     output_errors,
-    settings_text,
+    text_of_inputs,
     train_series,
     write_metrics,
 )
@@ -118,6 +119,7 @@ def smallest(work: Compressor, names: Sequence[str]) -> float:
     least = (work.original.accuracy or 0.0) - LOST
 
     def keeps(percent: int) -> bool:
+        """Return whether a share of the weights loses at most `LOST` of the accuracy."""
         found = (work.at(name, percent * work.total // _GRID) for name in names)
         return any((one.scores.accuracy or 0.0) >= least for one in found if one is not None)
 
@@ -135,25 +137,14 @@ def _run(model: nn.Module, batch: Tensor) -> Tensor:
 
 def plan(seeds: int, quick: bool) -> Experiment:
     """Plan a network with and one without weight decay for each seed."""
-    recipe = RECIPE
-    if quick:
-        kept = tuple(step for step in recipe.save_at if step <= _QUICK_STEPS)
-        recipe = replace(recipe, steps=_QUICK_STEPS, save_at=kept)
-    arms = [
-        _arm(replace(recipe, seed=seed, weight_decay=decay))
-        for seed in range(seeds)
-        for decay in (RECIPE.weight_decay, 0.0)
-    ]
-    return Experiment(NAME, tuple(arms), judge)
+    recipe = RECIPE.until(_QUICK_STEPS) if quick else RECIPE
+    arms = tuple(CompressedArm(arm) for arm in decay_arms(recipe, seeds, _content))
+    return Experiment(NAME, arms, judge)
 
 
-def _arm(recipe: Recipe) -> CompressedArm:
-    task = task_of(recipe.seed)
-    columns = {"weight_decay": recipe.weight_decay, "seed": recipe.seed}
-    settings = {"data": "inputs.npz", "activation": "relu", "rtol": 0.1}
-    kind = "decay" if recipe.weight_decay else "no_decay"
-    text = SeriesText(settings_text(settings, columns), "inputs.npz", {"x": task.train[0].numpy()})
-    return CompressedArm(SgdArm(f"{kind}_seed_{recipe.seed}", recipe, task, text))
+def _content(seed: int, decay: float) -> tuple[Task, SeriesText]:
+    task = task_of(seed)
+    return task, text_of_inputs(task.train[0], seed, decay)
 
 
 def by_checkpoint(frame: pd.DataFrame) -> pd.DataFrame:
@@ -171,9 +162,11 @@ def judge(frame: pd.DataFrame) -> Verdict:
     pairs = ends[True].merge(ends[False], on="seed", suffixes=("", "_without"))
 
     def ratio(name: str) -> list[float]:
+        """Return a column of the networks without weight decay over that with it, for each seed."""
         return [float(one) for one in pairs[f"{name}_without"] / pairs[name]]
 
     def alike(name: str) -> str:
+        """Return the rank correlation of a column with the share of weights that is needed."""
         if len(trained) < 3:
             return "too few trained checkpoints"
         found = trained[name].rank().corr(trained["share_two_sided"].rank())

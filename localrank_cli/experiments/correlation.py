@@ -48,6 +48,7 @@ def kendall(frame: pd.DataFrame, x: str, y: str) -> Callable[[Rows], float]:
     first, second = (frame[name].to_numpy("float64") for name in (x, y))
 
     def of(rows: Rows) -> float:
+        """Return tau of a resample; NaN where one of the columns is constant."""
         one, other = first[rows], second[rows]
         if np.ptp(one) == 0 or np.ptp(other) == 0:
             return float("nan")
@@ -77,6 +78,7 @@ def granulated(
                     signs.append(change[0] * change[1])
 
     def of(rows: Rows) -> float:
+        """Return the mean sign of a resample, a pair weighted by how often its runs were drawn."""
         counts = np.bincount(rows, minlength=len(frame))
         weights = counts[first] * counts[second] if first else np.zeros(0)
         total = weights.sum()
@@ -96,6 +98,7 @@ def partial(frame: pd.DataFrame, x: str, y: str, given: Sequence[str]) -> Callab
     fewest = len(given) + 3  # one for the mean, and two directions that are left
 
     def of(rows: Rows) -> float:
+        """Return the partial correlation of a resample; NaN where the controls leave nothing."""
         if len(np.unique(rows)) < fewest:
             return float("nan")
         ranks = stats.rankdata(values[rows], axis=0)

@@ -1,7 +1,7 @@
 """An experiment: the networks to train, its claims, and whether measurements support them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -137,6 +137,22 @@ class SgdArm:
         """Train the network, fill its folder in `out`, and yield the step of each checkpoint."""
         for row, _ in train_series(self.recipe, self.task, self.text, out / self.folder):
             yield int(row[0])
+
+
+def decay_arms(
+    recipe: Recipe, seeds: int, content: Callable[[int, float], tuple[Task, SeriesText]]
+) -> list[SgdArm]:
+    """Return two networks for each seed, the first with weight decay, the second without.
+
+    `content` returns what they learn and keep, of a seed and a weight decay.
+    """
+    arms = []
+    for seed in range(recipe.seed, recipe.seed + seeds):
+        for decay in (recipe.weight_decay, 0.0):
+            folder = f"{'decay' if decay else 'no_decay'}_seed_{seed}"
+            one = replace(recipe, seed=seed, weight_decay=decay)
+            arms.append(SgdArm(folder, one, *content(seed, decay)))
+    return arms
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """A known answer: networks that learn a linear teacher of rank 3, with and without weight decay."""
 
-from dataclasses import replace
-
 import pandas as pd
 import torch
 from torch import nn
@@ -9,13 +7,13 @@ from torch import nn
 from localrank_cli.experiments.experiment import (
     Claim,
     Experiment,
-    SgdArm,
     Verdict,
+    decay_arms,
     observation,
     seed_count,
     span,
 )
-from localrank_cli.experiments.series import SeriesText, settings_text
+from localrank_cli.experiments.series import SeriesText, text_of_inputs
 from localrank_cli.experiments.training import Recipe, Task
 
 NAME = "gaussian"
@@ -53,27 +51,13 @@ def gaussian_task(seed: int) -> Task:
 
 def plan(seeds: int, quick: bool) -> Experiment:
     """Plan a network with and one without weight decay for each seed; `quick` halves the steps."""
-    recipe = _quick(RECIPE) if quick else RECIPE
-    arms = [
-        _arm(replace(recipe, seed=seed, weight_decay=decay))
-        for seed in range(seeds)
-        for decay in (RECIPE.weight_decay, 0.0)
-    ]
-    return Experiment(NAME, tuple(arms), judge)
+    recipe = RECIPE.until(_QUICK_STEPS) if quick else RECIPE
+    return Experiment(NAME, tuple(decay_arms(recipe, seeds, _content)), judge)
 
 
-def _quick(recipe: Recipe) -> Recipe:
-    kept = tuple(step for step in recipe.save_at if step < _QUICK_STEPS)
-    return replace(recipe, steps=_QUICK_STEPS, save_at=(*kept, _QUICK_STEPS))
-
-
-def _arm(recipe: Recipe) -> SgdArm:
-    task = gaussian_task(recipe.seed)
-    columns = {"weight_decay": recipe.weight_decay, "seed": recipe.seed}
-    settings = {"data": "inputs.npz", "activation": "relu", "rtol": 0.1}
-    kind = "decay" if recipe.weight_decay else "no_decay"
-    text = SeriesText(settings_text(settings, columns), "inputs.npz", {"x": task.train[0].numpy()})
-    return SgdArm(f"{kind}_seed_{recipe.seed}", recipe, task, text)
+def _content(seed: int, decay: float) -> tuple[Task, SeriesText]:
+    task = gaussian_task(seed)
+    return task, text_of_inputs(task.train[0], seed, decay)
 
 
 def judge(frame: pd.DataFrame) -> Verdict:
@@ -81,6 +65,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
     last = frame[frame["step"] == frame["step"].max()]
 
     def ends(layer: int, decays: bool) -> list[float]:
+        """Return a layer's ranks at the last step, with or without weight decay."""
         chosen = last[(last["layer_index"] == layer - 1) & ((last["weight_decay"] > 0) == decays)]
         return [float(rank) for rank in chosen["local_rank"]]
 

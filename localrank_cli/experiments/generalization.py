@@ -260,9 +260,11 @@ def findings(rows: pd.DataFrame) -> Findings:
     settings = [*AXES, "seed"]
 
     def estimate(of: Callable[[Rows], float], groups: int | None = None) -> Estimate:
+        """Return a statistic of the swept runs, its interval from whole cells."""
         return over_cells(swept, AXES, of, groups)
 
     def along(axis: str) -> Estimate:
+        """Return the granulated coefficient of rank and gap along one axis."""
         of = granulated(swept, "rank", "gap", axis, settings)
         return estimate(of, n_groups(swept, axis, AXES))
 
@@ -275,7 +277,7 @@ def findings(rows: pd.DataFrame) -> Findings:
 
 
 def judge(frame: pd.DataFrame) -> Verdict:
-    """Say what goes with the gap, and what is left of it under controls; with whatever sign."""
+    """Report what correlates with the gap, and what remains under controls, whatever its sign."""
     rows = networks(frame)
     found = findings(rows)
     kept = rows[rows["reached"]]

@@ -1,7 +1,6 @@
 """Digits: the rank falls late in training with weight decay, and not without."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from localrank_cli.experiments.digits import read_digits
 from localrank_cli.experiments.experiment import (
     Claim,
     Experiment,
-    SgdArm,
     Verdict,
+    decay_arms,
     live_claims,
     observation,
     seed_count,
@@ -74,26 +73,18 @@ def digits_task(path: Path) -> tuple[Task, Mapping[str, Any]]:
 def plan(seeds: int, quick: bool, path: Path) -> Experiment:
     """Plan a network with and one without weight decay for each seed; `quick`: 2/3 of the steps."""
     task, arrays = digits_task(path)
-    recipe = RECIPE
-    if quick:
-        kept = tuple(step for step in RECIPE.save_at if step <= _QUICK_STEPS)
-        recipe = replace(RECIPE, steps=_QUICK_STEPS, save_at=kept)
-    arms = []
-    for seed in range(RECIPE.seed, RECIPE.seed + seeds):
-        for decay in (RECIPE.weight_decay, 0.0):
-            settings = {
-                "data": "digits.npz", "data-key": "images", "data-scale": _SCALE,
-                "activation": "relu", "atol": [0.1, 0.01],
-            }  # fmt: skip
-            text = SeriesText(
-                settings_text(settings, {"weight_decay": decay, "seed": seed}),
-                "digits.npz",
-                arrays,
-                is_watched=True,
-            )
-            name = f"{'decay' if decay else 'no_decay'}_seed_{seed}"
-            arms.append(SgdArm(name, replace(recipe, seed=seed, weight_decay=decay), task, text))
-    return Experiment(NAME, tuple(arms), judge)
+    settings = {
+        "data": "digits.npz", "data-key": "images", "data-scale": _SCALE,
+        "activation": "relu", "atol": [0.1, 0.01],
+    }  # fmt: skip
+
+    def content(seed: int, decay: float) -> tuple[Task, SeriesText]:
+        """Return the digits, of which a Monitor measures those that are kept."""
+        toml = settings_text(settings, {"weight_decay": decay, "seed": seed})
+        return task, SeriesText(toml, "digits.npz", arrays, is_watched=True)
+
+    recipe = RECIPE.until(_QUICK_STEPS) if quick else RECIPE
+    return Experiment(NAME, tuple(decay_arms(recipe, seeds, content)), judge)
 
 
 def judge(frame: pd.DataFrame) -> Verdict:

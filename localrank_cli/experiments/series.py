@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from localrank_cli.errors import OutputError
 from localrank_cli.experiments.training import Recipe, Task, figures, training
@@ -57,6 +57,13 @@ def settings_text(settings: Mapping[str, Any], columns: Mapping[str, str | int |
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     lines += ["", "[columns]", *(f"{key} = {json.dumps(value)}" for key, value in columns.items())]
     return "\n".join(lines) + "\n"
+
+
+def text_of_inputs(inputs: Tensor, seed: int, decay: float) -> SeriesText:
+    """Return the content of a series that is analyzed at the inputs of its training."""
+    settings = {"data": "inputs.npz", "activation": "relu", "rtol": 0.1}
+    columns = {"weight_decay": decay, "seed": seed}
+    return SeriesText(settings_text(settings, columns), "inputs.npz", {"x": inputs.numpy()})
 
 
 def save_step(net: nn.Module, folder: Path, step: int) -> None:

@@ -6,7 +6,7 @@ differently, training amplifies that, and figures agree about as well as those o
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -28,6 +28,11 @@ class Recipe:
     steps: int
     seed: int
     save_at: tuple[int, ...]  # steps; with labels, the landmark is saved too
+
+    def until(self, step: int) -> "Recipe":
+        """Return the recipe of a training that ends at a step, which is saved."""
+        kept = tuple(one for one in self.save_at if one < step)
+        return replace(self, steps=step, save_at=(*kept, step))
 
 
 @dataclass(frozen=True)

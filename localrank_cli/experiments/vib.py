@@ -80,6 +80,7 @@ def pairs(generator: torch.Generator) -> Pairs:
     """Draw the directions of a joint distribution."""
 
     def rotation() -> Tensor:
+        """Draw an orthogonal matrix."""
         found: Tensor = torch.linalg.qr(torch.randn(N, N, generator=generator)).Q
         return found
 

@@ -104,6 +104,7 @@ def largest_eigenvalue(runs: Runs, lanes: Sequence[int], delta: float, size: int
         return math.inf
 
     def share(at: float) -> float:
+        """Return the mass of the starting vectors above a value, as far as the runs show it."""
         return math.fsum(
             runs.squares[lane] * _above_all(runs.diagonals[lane], runs.next[lane], at) / total
             for lane in lanes

@@ -91,6 +91,7 @@ def generators_of(seed: int) -> Generators:
     """Return generators under a seed, one for each purpose."""
 
     def generator(purpose: str) -> torch.Generator:
+        """Return a generator whose stream no other purpose and no other seed shares."""
         return torch.Generator("cpu").manual_seed(seed * len(_PURPOSES) + _PURPOSES.index(purpose))
 
     return generator
@@ -261,7 +262,7 @@ class _Point:
         return interval_.low, interval_.high
 
     def _is_narrow(self, row: int) -> bool:
-        """Whether further steps would not pay: the bracket is narrower than the probes' noise."""
+        """Return whether more steps do not pay: the bracket is narrower than the probes' noise."""
         level, terms = self._level(row), self._terms
         if terms.width and self._is_done(row):
             return True
@@ -270,7 +271,7 @@ class _Point:
         return level.high - level.low <= math.sqrt(variance)
 
     def _is_done(self, row: int) -> bool:
-        """Whether this point's own interval is as narrow as was asked for."""
+        """Return whether this point's own interval is as narrow as was asked for."""
         if not self._terms.width and self._terms.n_points > 1:
             # Fresh probes serve a mean only if every point has them.
             return False
@@ -278,7 +279,7 @@ class _Point:
         return high - low <= self._terms.width * self._d
 
     def _may_deflate(self, row: int) -> bool:
-        """Whether a basis of all directions above a tolerance fits memory and products."""
+        """Return whether a basis of all directions above a tolerance fits memory and products."""
         terms = self._terms
         level = self._level(row)
         high = largest_count(level.high, terms.delta / 2, self._probes, self._d)
@@ -327,7 +328,7 @@ class _Point:
         return kept, math.fsum(runs.squares), share
 
     def _is_certain_of_none(self, share: float) -> bool:
-        """Whether the share says that nothing is left, in a mean over all points too."""
+        """Return whether the share leaves nothing, in a mean over all points too."""
         size = self._d * self._terms.n_points
         return largest_count(share, self._fresh_delta, FRESH, size) == 0
 
@@ -408,6 +409,7 @@ def _scaled(operator: Operator, scale: float) -> Operator:
         """Return a product that is scaled, counted and checked."""
 
         def scaled(vectors: Tensor) -> Tensor:
+            """Return the scaled product of several vectors; raise `Failure` if it is not finite."""
             found = product(vectors) * scale
             operator.n_products += vectors.shape[0]
             if not bool(torch.isfinite(found).all()):

@@ -1,17 +1,20 @@
-"""The chain route: J_l = W_l D J_parent, a product of weights and diagonal matrices.
+"""The chain route: Jacobians as products of weights, diagonal matrices and normalizations.
 
-No direction has to be pushed through the network.
+J_l = W_l D J_parent where an activation is between two layers, and a sum of such terms where a skip
+connection or a gate is. No direction has to be pushed through the network.
 
 Reduction to the row space of the first layer, W_1^T = Q R, is exact here because the first layer is
 the sole consumer of the input: J_l = M_l Q^T with M_l = W_l D ... R^T has the same singular values.
+Several first layers whose outputs meet are reduced together.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from localrank_cli.jacobian.links import Link, Norm, dominating, indices, root_groups
 from localrank_cli.layers.capture import Call
 
 _U = 2.0**-53  # unit roundoff of float64
@@ -22,17 +25,6 @@ _NEXT_TO_NOTHING = 1e-6
 # Its square, relative to the least of the large values and the largest, is the error of singular
 # values that are computed in two parts.
 _COUPLED = 1e-10
-
-
-@dataclass(frozen=True)
-class Link:
-    """One Linear layer of the chain, or of a tree of them."""
-
-    call: Call
-    weight: Tensor  # (n_out, units of the parent)
-    parent: int | None  # index of the link that feeds it; None: the input does
-    slope: Tensor | None  # (points, units of the parent): the diagonal of D; None for the first
-    error: float = 0.0  # bound on the Frobenius norm of what rounding added to the weight
 
 
 @dataclass(frozen=True)
@@ -56,6 +48,17 @@ class FactorSize:
     is_same: bool = False  # at every point, so that it is computed once
 
 
+@dataclass(frozen=True)
+class _Product:
+    """Some rows of the Jacobian of a link's output or input, the others being zero."""
+
+    matrix: Tensor  # (rows, w)
+    rows: Tensor | None  # indices; None: all
+    error: float  # as in Factor
+    size: float  # Frobenius norm, or a bound on it
+    large: Tensor | None = None  # as in Factor
+
+
 class Chain:
     """The links of a network at a batch of points, parents before children.
 
@@ -71,21 +74,28 @@ class Chain:
         self._links = tuple(links)
         self._picked = picked or {}
         self._wanted = frozenset(wanted)
-        self._diagonals = [None if link.slope is None else _Diagonals(link.slope) for link in links]
-        self._columns = [link.weight.mT.contiguous() for link in links]
-        self._norms = [float(torch.linalg.matrix_norm(link.weight)) for link in links]
-        self._roots = {
-            index: _row_space(link.weight, link.error)
-            for index, link in enumerate(links)
-            if link.parent is None
-        }
+        weights = [link.layer for link in links if isinstance(link.layer, Tensor)]
+        # A gather of columns is slow.
+        columns = iter([weight.mT.contiguous() for weight in weights])
+        self._columns = [
+            next(columns) if isinstance(link.layer, Tensor) else None for link in links
+        ]
+        self._norms = [
+            float(torch.linalg.matrix_norm(link.layer)) if isinstance(link.layer, Tensor) else 0.0
+            for link in links
+        ]
+        self._narrows = dominating(links)
+        self._used = [self._used_rows(index) for index in range(len(links))]
+        self._roots: dict[int, _Product] = {}
+        for group in root_groups(links):
+            self._roots |= dict(zip(group, _row_spaces([links[i] for i in group]), strict=True))
 
     def first_layers(self) -> dict[Call, Tensor]:
         """Return the Jacobians that are a weight itself, (n_out, n_in), the same at every point."""
         return {
-            link.call: self._rows(link.call, link.weight)
+            link.call: self._rows(link.call, link.layer)
             for link in self._links
-            if link.parent is None and link.call in self._wanted
+            if isinstance(link.layer, Tensor) and not link.terms and link.call in self._wanted
         }
 
     def factors(self, point: int, calls: frozenset[Call] | None = None) -> Iterator[Factor]:
@@ -96,138 +106,226 @@ class Chain:
         whose R^T is that of a matrix within 8 a w u |P|_F (Higham, Thm. 19.4, with its constant;
         measured errors are far below), the error e of M obeys
 
-            e_l = |W_l|_F (|d|_max e_parent + (8 a w + a + 1) u |P|_F),   |P|_F <= |d|_max |M|_F.
+            e_l = |W_l|_F (e_in + (8 a w + a) u |P|_F),    e_in = sum |d|_max (e_parent + u |M|_F),
 
-        Autograd's own product has an error of the same order. `point` is an index in the batch.
+        and u times the norms of two terms more for their sum. Autograd's own product has an error
+        of the same order. `point` is an index in the batch.
 
         Yields:
             The factors, parents before children.
         """
         wanted = self._wanted if calls is None else calls
-        done = dict(self._roots)
+        done: dict[int, _Product] = {}
         for index in self._needed(wanted):
-            link, diagonals = self._links[index], self._diagonals[index]
-            if link.parent is None or diagonals is None:
-                continue
-            done[index] = self._step(index, diagonals, point, done[link.parent])
-            if link.call in wanted:
-                large = done[index].large
-                yield Factor(
-                    link.call,
-                    self._rows(link.call, done[index].matrix),
-                    done[index].error,
-                    None if large is None else self._rows(link.call, large),
-                )
+            link = self._links[index]
+            if not link.terms:
+                found = self._roots[index]
+            else:
+                inner = self._input(index, point, done)
+                whole = None
+                if link.call in wanted:
+                    narrow = _narrowed(inner)
+                    whole = self._affine(index, narrow, None)
+                    yield self._factor(link.call, whole)
+                    whole = whole if narrow is inner else None
+                found = self._output(index, point, inner) if whole is None else whole
+            done[index] = self._handed_on(index, point, found)
 
     def sizes(self, point: int) -> dict[Call, FactorSize]:
         """Return what each wanted call takes at a point, from the units that are active there."""
         widths: dict[int, int] = {}
         found, further = {}, 0.0
         for index in self._needed(self._wanted):
-            link, diagonals = self._links[index], self._diagonals[index]
-            n_out, width = link.weight.shape
-            if link.parent is None or diagonals is None:
-                widths[index] = min(n_out, width)
+            link = self._links[index]
+            n_out = link.n_out
+            if not link.terms:
+                count, width = 0, self._roots[index].matrix.shape[1]
             else:
-                active = diagonals.active[point]
-                count = width if active is None else active.numel()
-                before = widths[link.parent]
-                widths[index] = max(1, min(before, count))
-                further += 2.0 * n_out * count * widths[index]
-                # A QR is needed only where there are fewer rows than columns.
-                further += 2.0 * before * count**2 if count < before else 0.0
+                counts = [self._count(index, k, point) for k in range(len(link.terms))]
+                count, width = max(counts), min(widths[term.parent] for term in link.terms)
+                if isinstance(link.layer, Norm):
+                    further += 6.0 * n_out * width
+                else:
+                    width = max(1, min(width, count))
+                    further += 2.0 * n_out * count * width
             if link.call in self._wanted:
-                is_first = link.parent is None
-                width = width if is_first else widths[index]
-                found[link.call] = FactorSize(width, further, is_first)
+                is_first = not link.terms
+                columns = link.layer.shape[1] if isinstance(link.layer, Tensor) else 0
+                found[link.call] = FactorSize(columns if is_first else width, further, is_first)
                 further = 0.0
+            rows = self._used[index]
+            used = None if rows is None else rows[point]
+            if used is not None and self._narrows[index] and used.numel() < width:
+                # A QR is needed only where there are fewer rows than columns.
+                further += 2.0 * width * used.numel() ** 2
+                width = max(1, used.numel())
+            widths[index] = width
         return found
+
+    def _count(self, index: int, term: int, point: int) -> int:
+        diagonals = self._links[index].terms[term].diagonals
+        active = diagonals.active[point]
+        return diagonals.slope.shape[1] if active is None else active.numel()
 
     def _rows(self, call: Call, matrix: Tensor) -> Tensor:
         rows = self._picked.get(call)
         return matrix if rows is None else matrix.index_select(0, rows)
 
-    def _step(
-        self, index: int, diagonals: "_Diagonals", point: int, parent: "_Product"
-    ) -> "_Product":
-        columns = self._columns[index]
-        active = diagonals.active[point]
-        if active is not None:
-            if active.numel() == 0:
-                return _Product(columns.new_zeros(columns.shape[1], 1), 0.0, 0.0)
-            columns = columns.index_select(0, active)
-        inner = diagonals.times(point, parent.matrix)
-        large = None
-        if parent.large is not None:
-            large = columns.mT @ diagonals.times(point, parent.large)
-        count, width = inner.shape
+    def _used_rows(self, index: int) -> list[Tensor | None] | None:
+        """Return the rows of a link's output that later links see, by point; None: no link does."""
+        terms = [term for link in self._links for term in link.terms if term.parent == index]
+        if len(terms) < 2:
+            return terms[0].diagonals.active if terms else None
+        masks = torch.stack([term.diagonals.mask for term in terms])
+        if torch.equal(masks, masks[:1].expand_as(masks)):
+            return terms[0].diagonals.active
+        return indices(masks.any(dim=0))
+
+    def _input(self, index: int, point: int, done: Mapping[int, _Product]) -> _Product:
+        """Return the Jacobian of a link's input."""
+        terms = self._links[index].terms
+        parts = [self._term(index, k, point, done[term.parent]) for k, term in enumerate(terms)]
+        if len(parts) == 1:
+            return parts[0]
+        units = terms[0].slope.shape[1]
+        whole = [_spread(part, units) for part in parts]
+        total, large = whole[0].matrix, whole[0].large
+        for part in whole[1:]:
+            total = total + part.matrix
+            if large is not None and part.large is not None:
+                large = large + part.large
+        size = sum(part.size for part in parts)
+        error = sum(part.error for part in parts) + (len(parts) - 1) * _U * size
+        return _Product(total, None, error, size, large)
+
+    def _term(self, index: int, k: int, point: int, parent: _Product) -> _Product:
+        diagonals = self._links[index].terms[k].diagonals
         largest = diagonals.largest[point]
-        size = largest * parent.size
-        terms = count + 1
-        # Fewer units than columns: the rank is at most their number, and so is the width then.
-        # Zeros by shape are exact; zeros left to the eigenvalues would have to go to the SVD.
-        if count < width:
-            inner = torch.linalg.qr(inner.mT, mode="r").R.mT
-            terms += 8 * count * width
-        matrix = columns.mT @ inner
-        error = self._norms[index] * (largest * parent.error + terms * _U * size)
-        return _Product(matrix, error, float(torch.linalg.vector_norm(matrix)), large)
+        active = diagonals.active[point]
+        if parent.rows is not active and active is not None:
+            parent = _picked(parent, active)
+        matrix = diagonals.times(point, parent.matrix, parent.rows)
+        large = parent.large
+        if large is not None:
+            large = diagonals.times(point, large, parent.rows)
+        error = largest * (parent.error + _U * parent.size)
+        return _Product(matrix, parent.rows, error, largest * parent.size, large)
+
+    def _factor(self, call: Call, found: _Product) -> Factor:
+        large = None if found.large is None else self._rows(call, found.large)
+        return Factor(call, self._rows(call, found.matrix), found.error, large)
+
+    def _output(self, index: int, point: int, inner: _Product) -> _Product:
+        """Return the rows of the Jacobian of a link's output that later links see."""
+        used = self._used[index]
+        if used is None:
+            return inner  # no link sees it
+        layer = self._links[index].layer
+        if isinstance(layer, Tensor):
+            return self._affine(index, inner, used[point])
+        whole = _spread(inner, layer.unit.shape[1])
+        matrix = layer.times(point, whole.matrix, used[point])
+        large = whole.large
+        if large is not None:
+            large = layer.times(point, large, used[point])
+        error = layer.error(point, inner.error, inner.size)
+        return _Product(matrix, used[point], error, _norm(matrix), large)
+
+    def _affine(self, index: int, inner: _Product, rows: Tensor | None) -> _Product:
+        """Return the product with a weight, of whose rows some are wanted."""
+        columns = self._columns[index]
+        assert columns is not None
+        if inner.rows is not None:
+            columns = columns.index_select(0, inner.rows)
+        if rows is not None:
+            columns = columns.index_select(1, rows)
+        matrix = columns.mT @ inner.matrix
+        large = None if inner.large is None else columns.mT @ inner.large
+        error = self._norms[index] * (inner.error + columns.shape[0] * _U * inner.size)
+        return _Product(matrix, rows, error, _norm(matrix), large)
+
+    def _handed_on(self, index: int, point: int, found: _Product) -> _Product:
+        """Return what later links see of a link's output, in as few columns as may be."""
+        used = self._used[index]
+        if used is None:
+            return found
+        rows = used[point]
+        if rows is not None and found.rows is None:
+            found = _picked(found, rows)
+        return _narrowed(found) if self._narrows[index] else found
 
     def _needed(self, wanted: frozenset[Call]) -> list[int]:
         needed: set[int] = set()
-        for index, link in enumerate(self._links):
-            if link.call in wanted:
-                step: int | None = index
-                while step is not None and step not in needed:
-                    needed.add(step)
-                    step = self._links[step].parent
+        todo = [index for index, link in enumerate(self._links) if link.call in wanted]
+        while todo:
+            index = todo.pop()
+            if index not in needed:
+                needed.add(index)
+                todo += [term.parent for term in self._links[index].terms]
         return sorted(needed)
 
 
-@dataclass(frozen=True)
-class _Product:
-    matrix: Tensor  # (n_out, w)
-    error: float  # as in Factor
-    size: float  # Frobenius norm
-    large: Tensor | None = None  # as in Factor
+def _norm(matrix: Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix))
 
 
-class _Diagonals:
-    """The diagonals of D at every point, and which of their entries count."""
-
-    def __init__(self, slope: Tensor) -> None:
-        self.slope = slope
-        # A unit whose derivative is exactly zero drops out; NaN != 0, so a NaN unit never does.
-        active = slope != 0
-        counts = active.sum(dim=1).tolist()
-        units = torch.split(active.nonzero()[:, 1], counts)
-        self.active = [
-            None if count == slope.shape[1] else index
-            for count, index in zip(counts, units, strict=True)
-        ]
-        self.are_ones = bool((~active | (slope == 1)).all())
-        self.largest: list[float] = slope.abs().amax(dim=1).tolist()
-
-    def times(self, point: int, matrix: Tensor) -> Tensor:
-        """Return D times a matrix, the rows of the active units."""
-        active = self.active[point]
-        if active is not None:
-            matrix = matrix.index_select(0, active)
-        if self.are_ones:
-            return matrix
-        slopes = self.slope[point]
-        slopes = slopes if active is None else slopes.index_select(0, active)
-        return matrix * slopes.unsqueeze(1)
+def _picked(product: _Product, rows: Tensor) -> _Product:
+    """Return a product with fewer rows: `rows` of the whole."""
+    places = rows if product.rows is None else torch.searchsorted(product.rows, rows)
+    large = None if product.large is None else product.large.index_select(0, places)
+    matrix = product.matrix.index_select(0, places)
+    return replace(product, matrix=matrix, rows=rows, large=large)
 
 
-def _row_space(weight: Tensor, error: float) -> _Product:
-    n_out, n_in = weight.shape
-    size = float(torch.linalg.matrix_norm(weight))
+def _spread(product: _Product, units: int) -> _Product:
+    """Return a product with all rows."""
+    rows = product.rows
+    if rows is None:
+        return product
+
+    def spread(matrix: Tensor) -> Tensor:
+        return matrix.new_zeros(units, matrix.shape[1]).index_copy_(0, rows, matrix)
+
+    large = None if product.large is None else spread(product.large)
+    return replace(product, matrix=spread(product.matrix), rows=None, large=large)
+
+
+def _narrowed(product: _Product) -> _Product:
+    """Return a product in no more columns than it has rows, in another basis.
+
+    Its rank is at most the number of its rows. Zeros by shape are exact; zeros left to the
+    eigenvalues would have to go to the SVD.
+    """
+    count, width = product.matrix.shape
+    if count >= width or width == 1:
+        return product
+    if count == 0:
+        return replace(product, matrix=product.matrix[:, :1], large=None)
+    matrix = torch.linalg.qr(product.matrix.mT, mode="r").R.mT
+    error = product.error + 8 * count * width * _U * product.size
+    return replace(product, matrix=matrix, error=error)
+
+
+def _row_spaces(links: Sequence[Link]) -> list[_Product]:
+    """Return the weights of some links in a basis of the rows of all of them."""
+    weights = [link.layer for link in links if isinstance(link.layer, Tensor)]
+    sizes = [_norm(weight) for weight in weights]
+    stacked = weights[0] if len(weights) == 1 else torch.cat(weights)
+    n_out, n_in = stacked.shape
     if n_out >= n_in:
-        return _Product(weight, error, size)
-    triangle = torch.linalg.qr(weight.mT, mode="r").R
-    rounded = error + 8 * n_out * n_in * _U * size
-    return _Product(triangle.mT, rounded, size, _large_columns(triangle))
+        return [
+            _Product(weight, None, link.error, size)
+            for weight, link, size in zip(weights, links, sizes, strict=True)
+        ]
+    triangle = torch.linalg.qr(stacked.mT, mode="r").R
+    # What is off in one of them may come from the size of another.
+    rounded = 8 * n_out * n_in * _U * _norm(stacked)
+    large = _large_columns(triangle) if len(links) == 1 else None
+    parts = torch.split(triangle.mT, [weight.shape[0] for weight in weights])
+    return [
+        _Product(part, None, link.error + rounded, size, large)
+        for part, link, size in zip(parts, links, sizes, strict=True)
+    ]
 
 
 def _large_columns(triangle: Tensor) -> Tensor | None:

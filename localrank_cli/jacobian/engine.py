@@ -73,6 +73,8 @@ _DENSE = "all tokens are computed at once, which is slower"
 # Directions of one token at once. With 96, the tangents of keys exceed the 32 MiB above which the C
 # library asks for new pages each time: 8.1 s of system time against 4.5 s (GPT-2, 64 tokens).
 MOST_TOKENS = 48
+# Entries of all intermediate results of one pass: below this it takes less than a millisecond.
+_QUICK = 2**15
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,9 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     routes: list[list[str]] = []  # of each task, again and again
     for start in range(0, tasks[0].points.shape[0], size):
         points = tasks[0].points[start : start + size]
-        values = guards.checked_values(model, points, calls, tolerance, dtype, first=start == 0)
+        values = guards.checked_values(
+            model, points, calls, tolerance, dtype, first=start == 0, mapped=_is_quick(tasks)
+        )
         together = guards.lay_out(model, points, values, tolerance)
         pasts = Pasts(model, points, calls[0][-1])
         replays = _replays(tasks)
@@ -678,6 +682,11 @@ def _replays(tasks: Sequence[Task]) -> Replays:
     return Replays(tasks[0].model, wanted, Budget(tasks[0].memory).replays)
 
 
+def _is_quick(tasks: Sequence[Task]) -> bool:
+    """Return whether running each point alone takes time for the calls, more than for numbers."""
+    return tasks[0].points.shape[0] > 1 and tasks[0].survey.activations <= _QUICK
+
+
 def _parts_points(task: Task) -> int:
     """Return how many points there is room for, all chosen calls together."""
     budget = Budget(task.memory)
@@ -696,10 +705,12 @@ def _walk(
     routes: dict[Call, str],
 ) -> Callable[[], Iterator[Tensor]]:
     def ways(start: int) -> list[Way[Tensor]]:
+        """Return the ways to the block that begins at a row or column."""
         part = partial(block, batch, record, plan, start)
         return _ways(plan.mode, chunk, part, modes, f", blocks of {plan.size} {plan.along}")
 
     def walk() -> Iterator[Tensor]:
+        """Yield the blocks in order, and keep the way that the last one took."""
         for start in range(0, max(record.numel, batch.n_in), plan.size):
             found, routes[record.call] = _take(ways(start), modes)
             yield found
@@ -719,6 +730,7 @@ def _counted(
     """Return a walk that begins its passes in the progress."""
 
     def counted() -> Iterator[Tensor]:
+        """Walk, after the passes of the walk are announced."""
         passes = count_block_passes(plan, record.numel, task.n_in)
         modes.progress.begin(task.wrt, [record.call], span, passes)
         yield from walk()

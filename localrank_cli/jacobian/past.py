@@ -253,6 +253,7 @@ def _dense(
     normal = normal_direction(columns.shape[2], batch.varied)
 
     def along(direction: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the outputs and J v of all calls along one direction."""
         pair = jvp(
             lambda varied: batch.outputs(varied, calls, early=True), (batch.varied,), (direction,)
         )
@@ -304,6 +305,7 @@ def push_token(
     """Return J v of each call for some unit vectors v, (directions, features)."""
 
     def along(direction: Tensor) -> tuple[Tensor, ...]:
+        """Return J v of all calls along one direction of the token."""
         pair = jvp(lambda v: token.outputs(v, calls), (varied,), (direction,))
         tangents: tuple[Tensor, ...] = pair[1]
         return tangents

@@ -83,6 +83,7 @@ def _products(task: Task, batch: Batch, vectors: int) -> dict[str, float]:
     directions = unit_rows(0, min(vectors, batch.n_in), batch.varied)
 
     def both(count: int) -> object:
+        """Compute J v and J^T of it for the first few unit vectors."""
         return products.transpose(products.apply(directions[:count]))
 
     count = len(directions)
@@ -144,6 +145,7 @@ class _Probe:
         batch, calls = self._batch, [record.call]
 
         def push(count: int) -> object:
+            """Compute J v for the first few unit vectors."""
             return pushforward(batch, calls, unit_rows(0, count, batch.varied))
 
         one = _seconds_each(push, min(self._chunk(record), batch.n_in))
@@ -157,6 +159,7 @@ class _Probe:
             token = token.with_replay(calls)
 
         def push(count: int) -> object:
+            """Compute J v of one token for its first few unit vectors."""
             return push_token(token, varied, calls, (0, count))
 
         chunk = min(MOST_TOKENS, self._chunk(record) * max(1, n_tokens // 4))  # as in the engine
@@ -169,6 +172,7 @@ class _Probe:
             (output,) = self._batch.outputs(varied, [record.call])
 
         def pull(count: int) -> object:
+            """Compute the first few rows of J."""
             return pulled_rows(output, varied, 0, count, keep=True)
 
         most = min(max(2, self._chunk(record) // 2), output.shape[1])

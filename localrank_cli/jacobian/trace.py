@@ -1,17 +1,19 @@
-"""Find the chain of a network in the graph that autograd recorded of it.
+"""Find the chain of a network in the graphs that autograd recorded of it.
 
-Where every tapped layer is an exact nn.Linear that sees one vector per point, and autograd's graph
-between two of them is a single path of elementwise operations, the Jacobian is a product of the
-weights and of diagonal matrices D of the activations' derivatives. D comes from autograd of the
-activation itself, whatever it is.
+Where every tapped layer is an exact nn.Linear that sees one vector per point, and everything
+between such layers and LayerNorms or RMSNorms is elementwise (activations, skip connections,
+gates), the Jacobian consists of products and sums of the weights, of diagonal matrices D of the
+slopes, and of the normalizations' derivatives. D comes from autograd of what is between two layers,
+whatever it is.
 
-The graph that autograd recorded in the very pass that is analyzed is the structure of the Jacobian:
-a skip connection shows as a node with two parents, mixing of entries as an operation that is not
-elementwise. A symbolic trace of the code would show less, and fails on control flow.
+Each layer's output is cut off from what comes before it: the graph of a layer's input then ends at
+the outputs that it is made of. The graph that autograd recorded in the very pass that is analyzed
+is the structure of the Jacobian: mixing of entries shows as an operation that is not elementwise. A
+symbolic trace of the code would show less, and fails on control flow.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,12 +22,12 @@ from torch.nn import functional
 
 from localrank_cli.errors import cause
 from localrank_cli.jacobian.batch import Batch
-from localrank_cli.jacobian.chain import Chain, Link
+from localrank_cli.jacobian.chain import Chain
+from localrank_cli.jacobian.links import Link, Norm, Term, pulled
 from localrank_cli.jacobian.routes import contraction
 from localrank_cli.layers.capture import Call
 
-# Elementwise operations by the name of their backward node: a quick filter, and no proof. An
-# operation of two tensors has two parents, which the walk refuses unless one is a constant.
+# Elementwise operations by the name of their backward node: a quick filter, and no proof.
 _ELEMENTWISE = frozenset(
     """
     Abs Add Alias Asinh Atan Celu Clamp ClampMax ClampMin Clone Cos Cosh Div Elu Erf Erfc Exp Expm1
@@ -35,6 +37,8 @@ _ELEMENTWISE = frozenset(
     View UnsafeView ReshapeAlias Unsqueeze Squeeze
     """.split()  # noqa: SIM905  # one word a line would hide the list
 )
+# Entries outside of this range have squares that a double cannot hold.
+_SMALLEST, _LARGEST = 1e-100, 1e100
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Refusal:
 
 
 def find_chain(batch: Batch, calls: Sequence[Call], tolerance: float) -> Chain | Refusal:
-    """Return the chain in autograd's graph of one pass over the batch, or why there is none.
+    """Return the chain in autograd's graphs of one pass over the batch, or why there is none.
 
     `tolerance` is the relative difference below which two computations of a value agree.
     """
@@ -68,15 +72,22 @@ def _trace(
     if missing:
         return Refusal(f"{missing[0].label} is not a plain nn.Linear")
     last = max(index for index, layer in enumerate(seen) if layer.call in set(calls))
-    return _Walk(seen[: last + 1], inputs, tolerance, batch).chain(calls)
+    links = _Walk(seen[: last + 1], inputs, tolerance, batch).links(calls)
+    if isinstance(links, Refusal):
+        return links
+    is_plain = all(isinstance(one.layer, Tensor) and len(one.terms) < 2 for one in links)
+    if not is_plain and not _gives_rows(batch, links, calls, tolerance):
+        return Refusal("products of its layers do not give its derivative")
+    return Chain(links, calls, batch.picked)
 
 
 @dataclass(frozen=True)
 class _LayerCall:
     call: Call
-    module: nn.Linear
+    module: Any
     inputs: Tensor
     output: Tensor
+    leaf: Tensor  # the output, without its history: where graphs of later inputs end
 
 
 def _run(model: nn.Module, inputs: Tensor) -> list[_LayerCall]:
@@ -84,9 +95,16 @@ def _run(model: nn.Module, inputs: Tensor) -> list[_LayerCall]:
     counts: dict[str, int] = {}
 
     def hook(name: str) -> Any:
-        def on_output(module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Return the hook of a layer."""
+
+        def on_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            """Keep a call of the layer, and pass a copy of its output on."""
             counts[name] = counts.get(name, 0) + 1
-            seen.append(_LayerCall(Call(name, counts[name]), module, args[0], output))
+            if output.requires_grad:  # else it does not depend on the input, or nothing may
+                leaf = output.detach().clone().requires_grad_(True)
+                call = Call(name, counts[name])
+                seen.append(_LayerCall(call, module, args[0], output.detach(), leaf))
+                output = leaf
             return output.clone()  # later operations may work in place
 
         return on_output
@@ -94,7 +112,7 @@ def _run(model: nn.Module, inputs: Tensor) -> list[_LayerCall]:
     handles = [
         module.register_forward_hook(hook(name))
         for name, module in model.named_modules()
-        if _is_plain_linear(module)
+        if _is_plain(module)
     ]
     try:
         model(inputs)
@@ -104,13 +122,15 @@ def _run(model: nn.Module, inputs: Tensor) -> list[_LayerCall]:
     return seen
 
 
-def _is_plain_linear(module: nn.Module) -> bool:
-    """Return whether a module is exactly W x + b: nn.Linear itself, without hooks."""
-    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module is exactly one of torch's layers that links are, without hooks."""
+    if type(module) not in {nn.Linear, *_NORMS}:
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 class _Walk:
-    """The walk through the graph from each layer's input back to the layer that feeds it."""
+    """The walk through the graph from each layer's input back to the layers that feed it."""
 
     def __init__(
         self, seen: Sequence[_LayerCall], inputs: Tensor, tolerance: float, batch: Batch
@@ -119,12 +139,11 @@ class _Walk:
         self._inputs = inputs
         self._tolerance = tolerance
         self._metric = batch.metric
-        self._picked = batch.picked
-        # The nodes are kept, so that their Python objects stay the same ones.
-        self._ends = {layer.output.grad_fn: index for index, layer in enumerate(seen)}
+        self._leaves: dict[int, int | None] = {id(inputs): None}
+        self._leaves |= {id(layer.leaf): index for index, layer in enumerate(seen)}
 
-    def chain(self, calls: Sequence[Call]) -> Chain | Refusal:
-        """Return the chain that leads to some layers."""
+    def links(self, calls: Sequence[Call]) -> list[Link] | Refusal:
+        """Return the links that lead to some layers, parents before children."""
         found: dict[int, Link] = {}
         wanted = set(calls)
         todo = [index for index, layer in enumerate(self._seen) if layer.call in wanted]
@@ -136,21 +155,16 @@ class _Walk:
             if isinstance(link, Refusal):
                 return link
             found[index] = link
-            if link.parent is not None:
-                todo.append(link.parent)
+            todo += [term.parent for term in link.terms]
         order = sorted(found)
         position = {index: place for place, index in enumerate(order)}
-        links = [
-            Link(
-                found[index].call,
-                found[index].weight,
-                None if (parent := found[index].parent) is None else position[parent],
-                found[index].slope,
-                found[index].error,
+        return [
+            replace(
+                found[index],
+                terms=tuple(replace(t, parent=position[t.parent]) for t in found[index].terms),
             )
             for index in order
         ]
-        return Chain(links, calls, self._picked)
 
     def _link(self, index: int) -> Link | Refusal:
         layer = self._seen[index]
@@ -160,64 +174,156 @@ class _Walk:
             return Refusal(f"{label} is complex")
         if layer.inputs.ndim != 2 or layer.inputs.shape[0] != points:
             return Refusal(f"{label} sees more than one vector per point")
-        expected = functional.linear(layer.inputs, layer.module.weight, layer.module.bias)
+        with torch.no_grad():
+            expected, norm = _computed(layer)
         scale = layer.output.abs().max()
         if bool(((expected - layer.output).abs() > self._tolerance * scale).any()):
             return Refusal(f"{label} does not give W x + b")
-        parent = self._walk(layer.inputs)
-        if isinstance(parent, Refusal):
-            return Refusal(f"{label}: {parent.reason}")
-        return self._with_slope(layer, parent)
+        feeders = self._walk(layer.inputs)
+        if isinstance(feeders, Refusal):
+            return Refusal(f"{label}: {feeders.reason}")
+        return self._with_slopes(layer, feeders, norm)
 
-    def _with_slope(self, layer: _LayerCall, parent: int | None) -> Link | Refusal:
-        label, points = layer.call.label, self._inputs.shape[0]
-        source = self._inputs if parent is None else self._seen[parent].output
-        if source.is_complex():
-            return Refusal(f"{label}: what feeds it is complex")
-        if source.numel() != layer.inputs.numel():
-            return Refusal(f"{label}: its input has another size than what feeds it")
+    def _with_slopes(
+        self, layer: _LayerCall, feeders: Sequence[int | None], norm: Norm | None
+    ) -> Link | Refusal:
+        sources = [self._inputs if one is None else self._seen[one].leaf for one in feeders]
+        is_first = None in feeders
+        reason = ""
+        if any(source.is_complex() for source in sources):
+            reason = ": what feeds it is complex"
+        elif any(source.numel() != layer.inputs.numel() for source in sources):
+            reason = ": its input has another size than what feeds it"
+        elif is_first and (len(feeders) > 1 or norm is not None):
+            reason = " does not see the input alone, as a Linear"
+        if reason:
+            return Refusal(f"{layer.call.label}{reason}")
         # Of an elementwise map, the gradient of the sum is the diagonal of its Jacobian.
-        (slope,) = torch.autograd.grad(layer.inputs.sum(), source, retain_graph=True)
-        slope = slope.reshape(points, -1).detach()
-        if not self._is_diagonal(layer.inputs, source, slope):
-            return Refusal(f"{label}: what feeds it mixes entries")
-        weight = layer.module.weight.detach()
-        if parent is not None:
-            return Link(layer.call, weight, parent, slope)
+        grads = torch.autograd.grad(layer.inputs.sum(), sources, retain_graph=True)
+        slopes = [grad.reshape(layer.inputs.shape).detach() for grad in grads]
+        if not self._are_diagonal(layer.inputs, sources, slopes):
+            return Refusal(f"{layer.call.label}: what feeds it mixes entries")
+        if is_first:
+            return self._first(layer, slopes[0])
+        pairs = zip(feeders, slopes, strict=True)
+        terms = tuple(Term(one, slope) for one, slope in pairs if one is not None)
+        return Link(layer.call, layer.module.weight.detach() if norm is None else norm, terms)
+
+    def _first(self, layer: _LayerCall, slope: Tensor) -> Link | Refusal:
+        """Return the link of a layer that sees the input."""
         if not torch.equal(slope, slope[:1].expand_as(slope)):
-            return Refusal(f"{label}: an operation before it acts differently on each point")
-        weight, error = weight * slope[0], 0.0
+            name = layer.call.label
+            return Refusal(f"{name}: an operation before it acts differently on each point")
+        weight, error = layer.module.weight.detach() * slope[0], 0.0
         if self._metric is not None:
             weight, error = self._metric.weigh(weight)
-        return Link(layer.call, weight, None, None, error)
+        return Link(layer.call, weight, (), error)
 
-    def _is_diagonal(self, output: Tensor, source: Tensor, slope: Tensor) -> bool:
+    def _are_diagonal(
+        self, output: Tensor, sources: Sequence[Tensor], slopes: Sequence[Tensor]
+    ) -> bool:
         """Check by a random cotangent; names of operations are only a filter."""
         # Batch and instance normalization by the data's own statistics have the name of the
         # elementwise one, for example, and a user's function may have any name.
-        generator = torch.Generator("cpu").manual_seed(0)
-        cotangent = torch.randn(
-            slope.shape, generator=generator, dtype=torch.float64, device="cpu"
-        ).to(slope)
-        total = contraction([output], [cotangent.reshape(output.shape)])
-        (row,) = torch.autograd.grad(total, source, retain_graph=True)
-        pulled, expected = row.reshape(slope.shape), slope * cotangent
-        known = torch.isfinite(pulled) & torch.isfinite(expected)
-        scale = torch.where(known, pulled.abs() + expected.abs(), 0).amax(dim=1, keepdim=True)
-        off = torch.where(known, (pulled - expected).abs(), 0)
-        return bool((off <= self._tolerance * scale).all())
+        cotangent = _random(output.shape[1]).to(slopes[0])
+        total = contraction([output], [cotangent.expand(output.shape)])
+        rows = torch.autograd.grad(total, sources, retain_graph=True)
+        for row, slope in zip(rows, slopes, strict=True):
+            pulled_back, expected = row.reshape(slope.shape), slope * cotangent
+            known = torch.isfinite(pulled_back) & torch.isfinite(expected)
+            scale = torch.where(known, pulled_back.abs() + expected.abs(), 0)
+            off = torch.where(known, (pulled_back - expected).abs(), 0)
+            if bool((off > self._tolerance * scale.amax(dim=1, keepdim=True)).any()):
+                return False
+        return True
 
-    def _walk(self, tensor: Tensor) -> int | Refusal | None:
-        """Return the index of the layer that feeds a tensor; None for the input."""
-        node: Any = tensor.grad_fn
-        while node is not None:
-            if node in self._ends:
-                return self._ends[node]
+    def _walk(self, tensor: Tensor) -> list[int | None] | Refusal:
+        """Return the indices of the layers that feed a tensor, in order; None for the input."""
+        found: set[int | None] = set()
+        visited: set[Any] = set()
+        todo: list[Any] = [tensor.grad_fn]
+        while todo:
+            node = todo.pop()
+            if node is None or node in visited:
+                continue
+            visited.add(node)
             name = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
             if name == "AccumulateGrad":
-                return None if node.variable is self._inputs else Refusal("another leaf feeds it")
-            parents = [parent for parent, _ in node.next_functions if parent is not None]
-            if name not in _ELEMENTWISE or len(parents) != 1:
-                return Refusal(f"{name} is not elementwise or joins several paths")
-            (node,) = parents
-        return Refusal("it does not depend on the input")
+                if id(node.variable) not in self._leaves:
+                    return Refusal("another leaf feeds it")
+                found.add(self._leaves[id(node.variable)])
+            elif name in _ELEMENTWISE:
+                todo += [parent for parent, _ in node.next_functions]
+            else:
+                return Refusal(f"{name} is not elementwise")
+        if not found:
+            return Refusal("it does not depend on the input")
+        return sorted(found, key=lambda one: -1 if one is None else one)
+
+
+def _computed(layer: _LayerCall) -> tuple[Tensor, Norm | None]:
+    """Return what a layer gives for its input, and its derivative where it is a normalization."""
+    inputs, module = layer.inputs.detach(), layer.module
+    make = _NORMS.get(type(module))
+    if make is None:
+        return functional.linear(inputs, module.weight, module.bias), None
+    norm = make(inputs, module)
+    output = norm.unit if module.weight is None else norm.unit * module.weight
+    bias = getattr(module, "bias", None)
+    return (output if bias is None else output + bias), norm
+
+
+def _layer_norm(inputs: Tensor, module: Any) -> Norm:
+    return _norm(inputs - inputs.mean(dim=1, keepdim=True), module, is_centered=True)
+
+
+def _rms_norm(inputs: Tensor, module: Any) -> Norm:
+    return _norm(inputs, module, is_centered=False)
+
+
+def _norm(inputs: Tensor, module: Any, *, is_centered: bool) -> Norm:
+    eps = torch.finfo(inputs.dtype).eps if module.eps is None else module.eps
+    inverse = torch.rsqrt(inputs.square().mean(dim=1, keepdim=True) + eps)
+    scale = inverse.expand_as(inputs) if module.weight is None else inverse * module.weight.detach()
+    return Norm(scale, inputs * inverse, is_centered)
+
+
+# Of the last axis alone, since the input has no other: see `_Walk._link`.
+_NORMS: Mapping[type[nn.Module], Callable[[Tensor, Any], Norm]] = {
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
+}
+
+
+def _random(width: int) -> Tensor:
+    """Return the same standard normal numbers for every point, (1, width)."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(1, width, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def _gives_rows(
+    batch: Batch, links: Sequence[Link], calls: Sequence[Call], tolerance: float
+) -> bool:
+    """Check that u^T J is autograd's at every point, in a pass that nothing is cut off from.
+
+    The random u of each call is scaled so that |u^T J| = 1: a call cannot hide behind a larger one.
+    """
+    cotangents: dict[Call, Tensor] = {}
+    by_call = {link.call: link for link in links}
+    for call in calls:
+        n_out = by_call[call].n_out
+        draw = _random(n_out).to(batch.varied).expand(batch.n_points, n_out)
+        size = pulled(links, {call: draw}).norm(dim=1, keepdim=True)
+        if bool(((size > 0) & ((size < _SMALLEST) | (size > _LARGEST))).any()):
+            return False  # squares of its entries leave the range, and this check means nothing
+        scaled = torch.where(size > 0, draw / size, draw)  # zero has to be zero
+        cotangents[call] = torch.where(torch.isfinite(size), scaled, 0)
+    expected = pulled(links, cotangents)
+    whole = replace(batch, picked={})
+    varied = batch.varied.detach().requires_grad_(True)
+    outputs = whole.outputs(varied, calls)
+    total = contraction(outputs, [cotangents[call] for call in calls])
+    (row,) = torch.autograd.grad(total, varied)
+    known = torch.isfinite(row) & torch.isfinite(expected)
+    off = torch.where(known, (row - expected).abs(), 0)
+    return bool((off <= tolerance * len(calls)).all())

@@ -253,6 +253,7 @@ def _run_of_two(
         """Return a hook that notes each call of a module as it ends."""
 
         def hook(module: nn.Module, _: object, output: object) -> None:
+            """Note a call that ends, with the shape of what it returns."""
             counts[name] = counts.get(name, 0) + 1
             tensor = first_tensor(output)
             if tensor is not None and not is_vmapped(tensor, 0):

@@ -98,7 +98,10 @@ class Capture:
         """Keep the hooks for several calls; a single call does not need this."""
 
         def hook(name: str) -> Any:
+            """Return the hook of a module."""
+
             def on_output(module: nn.Module, args: object, output: object) -> object:
+                """Hand an output to the run that is watched, if there is one."""
                 if self._run is None:
                     return None
                 del module

@@ -50,12 +50,14 @@ def find_pairs(model: nn.Module, point: Tensor, selection: Selection) -> Pairs:
     aliases = module_names(model)
 
     def is_named(call: Call) -> bool:
+        """Return whether `--wrt` names a call, in full or by a pattern."""
         names = [*aliases.get(call.name, ()), call.label]
         return call in exact or any(
             fnmatchcase(name, one) for one in patterns if has_glob(one) for name in names
         )
 
     def is_source(call: Call) -> bool:
+        """Return whether outputs of later calls are differentiated by a call's output."""
         return is_named(call) or (is_previous and chosen(call))
 
     # Several inputs in one tensor are no source.

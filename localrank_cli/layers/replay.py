@@ -165,6 +165,8 @@ def _recorded(
     ran: dict[str, list[_Ran]] = {}
 
     def recorder(name: str, forward: Any) -> Any:
+        """Return a forward method that keeps what a module returns."""
+
         def run(*args: Any, **kwargs: Any) -> Any:
             """Run a module; note when it began and ended, and what it returned."""
             nonlocal clock

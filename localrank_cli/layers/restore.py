@@ -101,6 +101,7 @@ class Snapshot:
         held = {name: space[name] for name in names if name in space}
 
         def undo() -> None:
+            """Put the globals back, and remove those that are new."""
             for name in names & space.keys() - held.keys():
                 del space[name]
             _put_back(space, held)

@@ -133,12 +133,14 @@ def wanted_calls(model: nn.Module, selection: Selection) -> Callable[[Call], boo
     aliases = module_names(model)
 
     def matches(call: Call, pattern: str) -> bool:
+        """Return whether a pattern fits a call by any name of its module."""
         return any(
             fnmatchcase(name, pattern) or fnmatchcase(Call(name, call.number).label, pattern)
             for name in aliases[call.name]
         )
 
     def wanted(call: Call) -> bool:
+        """Return whether a call is chosen; what is excluded never is."""
         if any(matches(call, pattern) for pattern in selection.exclude):
             return False
         if selection.include:

@@ -119,7 +119,7 @@ def _not_recomputed(model: nn.Module) -> Iterator[None]:
     ):
         yield
         return
-    from torch.utils import checkpoint  # noqa: PLC0415  # slow
+    from torch.utils import checkpoint  # noqa: PLC0415  # slow to import, and rarely needed
 
     with ExitStack() as stack:
         for name, value in (
@@ -132,7 +132,7 @@ def _not_recomputed(model: nn.Module) -> Iterator[None]:
 
 
 class _PlainFunction:
-    """Takes the place of torch's CheckpointFunction."""
+    """A replacement for torch's CheckpointFunction that keeps activations."""
 
     @staticmethod
     def apply(function: Callable[..., Any], _: bool, *args: Any) -> Any:

@@ -142,6 +142,7 @@ class _Watch:
         """Return the hook before a module."""
 
         def on_input(module: nn.Module, args: object, kwargs: object) -> None:
+            """Note that a module has begun, and which call made its input."""
             self.running.append(f"{name!r} ({type(module).__name__})")
             taken = first_tensor((args, kwargs))
             feeder = self.outputs.get(id(taken))

@@ -109,6 +109,7 @@ def sound(
     own: dict[Call, bool] = {}
 
     def note(call: Call, tensor: Tensor) -> Tensor:
+        """Note whether a call ran with the weight that the product of layers takes."""
         own[call] = model.get_submodule(call.name).weight is weights[call]
         return tensor
 

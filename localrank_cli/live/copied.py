@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from types import GeneratorType
+from types import GeneratorType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ def _is_shared(value: object) -> bool:
     kind = type(value)
     return (
         walk.is_machinery(value)  # locks, files, queues, loggers
-        or isinstance(value, GeneratorType)
+        or isinstance(value, GeneratorType | ModuleType)
         or kind.__module__.startswith("torch._C._distributed")
     )
 

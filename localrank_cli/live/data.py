@@ -42,8 +42,13 @@ def first_points(data: object, count: int | None) -> object:
         )
     if not _is_dataset(dataset, is_loaded=dataset is not data):
         return data  # the option's reader says what to do
-    wanted = DEFAULT_POINTS if count is None else count
-    n_points = min(wanted, len(dataset))
+    n_points = DEFAULT_POINTS if count is None else count
+    try:
+        n_points = min(n_points, len(dataset))
+    except Exception as error:  # the user's code may raise anything
+        raise DataError(
+            f"data={type(data).__name__}: its length cannot be taken ({cause(error)}).", _AS_TENSOR
+        ) from error
     if n_points == 0:
         raise DataError(f"data={type(data).__name__}: holds no points.", _AS_TENSOR)
     try:

@@ -16,10 +16,14 @@ from localrank_cli.errors import Note, UsageError, shortened
 from localrank_cli.live.copied import bare_network, copy_of
 from localrank_cli.live.data import first_points
 from localrank_cli.live.process import process_unchanged
+from localrank_cli.machine import pick_device
 from localrank_cli.model.twice import Given
+from localrank_cli.options.folder import FolderSettings
 from localrank_cli.options.needs import HF
 from localrank_cli.options.read import PYTHON, ArgumentError, read_options
+from localrank_cli.options.resolve import resolve, with_folder
 from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.points.source import check_source, load_points
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.run.compute import run_plan
 from localrank_cli.run.plan import Plan, plan_held
@@ -53,6 +57,22 @@ def live_options(data: object, options: Mapping[str, Any]) -> AnalyzeOptions:
             )
         points = first_points(data, chosen.points)
         return read_options(AnalyzeOptions, {**values, "data": points}, PYTHON)
+
+
+def check_setting(options: AnalyzeOptions) -> None:
+    """Check device and data as far as they can be without a network.
+
+    Raises:
+        LocalrankError: If they cannot be used.
+    """
+    pick_device(options.device or "auto")
+    source = resolve(with_folder(options, FolderSettings(), Path())).source
+    if isinstance(source.array, Tensor) or source.is_drawn:
+        load_points(source)
+    elif source.array is None:
+        check_source(source.text)
+        if source.path is not None and not source.path.exists():
+            load_points(source)  # which says so
 
 
 def network_of(given: object, options: dict[str, Any]) -> Network:

@@ -19,10 +19,12 @@ from localrank_cli.errors import (
     UsageError,
     cause,
     duration,
+    printable,
 )
 from localrank_cli.live.group import Group, gathered, is_sharded, refuse_partitioned
 from localrank_cli.live.measure import (
     Network,
+    check_setting,
     live_options,
     plan_network,
     plan_weights,
@@ -42,7 +44,7 @@ from localrank_cli.options.read import (
     signature_of,
 )
 from localrank_cli.options.setting import options_of
-from localrank_cli.options.table import NOT_LIVE, AnalyzeOptions, MonitorOptions
+from localrank_cli.options.table import AnalyzeOptions, MonitorOptions
 from localrank_cli.results.columns import Row, pair_names
 from localrank_cli.results.record import CheckpointRecord
 from localrank_cli.results.tags import tags
@@ -55,11 +57,7 @@ if TYPE_CHECKING:  # importing pandas is slow
 _logger = logging.getLogger("localrank")
 
 _OWN = {one.name: one for one in options_of(MonitorOptions) if one.name != "output"}
-_LIVE = [
-    one
-    for one in options_of(AnalyzeOptions)
-    if one.setting.in_python and one.name not in NOT_LIVE | {"data"}
-]
+_LIVE = [one for one in options_of(AnalyzeOptions) if one.in_live and one.name != "data"]
 _OFFERED = {**_OWN, **{one.name: one for one in _LIVE}}
 
 
@@ -119,6 +117,8 @@ class Monitor:
         self._final: tuple[list[Row], tuple[str, ...]] = ([], ())
 
     def _open(self) -> MonitorTable:
+        with process_unchanged():
+            check_setting(self._options)
         overwrite = self._how.overwrite and not self._is_closed
         self._table = MonitorTable(self._how.output, self._run, self._options, overwrite=overwrite)
         atexit.register(self.close)
@@ -210,22 +210,27 @@ class Monitor:
         return chosen, weights
 
     def _measure(self, network: Network, weights: Any, step: int) -> dict[str, float]:
+        if self._is_forked:  # both processes would write to one journal
+            raise SettingsError(
+                "the monitor was made in another process, which this one was forked from.",
+                "Make the monitor in the process that trains: in the function that is started.",
+            )
         # A training may go on after its end.
         table = self._table or self._open()
         place = (self._run, step)
         with LOCK, process_unchanged():
             if isinstance(network, nn.Module):
-                plan = plan_network(network, self._options, place, _logger.info, weights)
+                plan = plan_network(network, self._options, place, _note, weights)
             else:
-                plan = plan_weights(network, self._options, place, _logger.info)
+                plan = plan_weights(network, self._options, place, _note)
             table.accept(plan)
             if table.is_done(plan):  # before the training was interrupted
                 return {}
             self._check_time(plan)
-            record = record_of(plan, _logger.info)
+            record = record_of(plan, _note)
             table.facts = self._facts(table)
             try:
-                table.add_step(record, _logger.warning)
+                table.add_step(record, _warning)
             except OutputError as error:  # the numbers are there, and perhaps in the journal
                 if self._how.on_error == "raise":
                     raise
@@ -253,6 +258,8 @@ class Monitor:
         if not self._group.is_first:
             return
         self._warn(f"step {step} is not measured: {fault}", str(fault))
+        if self._is_forked:
+            return
         try:
             (self._table or self._open()).add_failed(step, fault)
         except Exception as error:  # a training must not end for it
@@ -261,8 +268,7 @@ class Monitor:
     def _warn(self, text: str, key: str = "") -> None:
         if (key or text) not in self._warned:
             self._warned.add(key or text)
-            # No warning of Python's, which a filter may turn into an error.
-            _logger.warning("%s: %s", self._how.output, text)
+            _warning(f"{self._how.output}: {text}")
 
     def _facts(self, table: MonitorTable) -> dict[str, Any]:
         return {
@@ -270,6 +276,10 @@ class Monitor:
             "share_of_time": round(self._cost.share, 5),
             "skipped_steps": sorted(table.skipped),
         }
+
+    @property
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._pid
 
     @property
     def share(self) -> float:
@@ -290,7 +300,7 @@ class Monitor:
         Raises:
             LocalrankError: With on_error="raise": if the table cannot be written.
         """
-        if os.getpid() != self._pid:  # a worker of a DataLoader
+        if self._is_forked:  # a worker of a DataLoader
             return
         atexit.unregister(self.close)
         if self._table is None:
@@ -364,9 +374,23 @@ class _Cost:
             sys.stderr.write(text)
 
 
+def _note(text: str) -> None:
+    _logger.info("%s", printable(text))
+
+
+def _warning(text: str) -> None:
+    """Log a warning, on one line: names and errors in it come from the user's code.
+
+    It is no warning of Python's, which a filter may turn into an error.
+    """
+    _logger.warning("%s", printable(text))
+
+
 def _known(error: Exception) -> LocalrankError:
     """Return an error of localrank's own for any other."""
-    return error if isinstance(error, LocalrankError) else LocalrankError(cause(error))
+    if isinstance(error, LocalrankError):
+        return error
+    return LocalrankError(cause(error), "Pass on_error='raise' to see where it was raised.")
 
 
 def _values(record: CheckpointRecord) -> dict[str, float]:

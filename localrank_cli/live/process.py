@@ -5,7 +5,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch._C import _len_torch_function_stack
+from torch._C._autograd import (
+    _pop_saved_tensors_default_hooks,
+    _push_saved_tensors_default_hooks,
+    _top_saved_tensors_default_hooks,
+)
 from torch.nn.modules import module as torch_module
+from torch.overrides import _pop_mode_temporarily
+from torch.utils._python_dispatch import _disable_current_modes
 
 from localrank_cli.seeds import SEED, seeded
 
@@ -20,9 +28,9 @@ def process_unchanged() -> Iterator[None]:
     """Measure as in a new process, and restore its state at the end, whatever happens.
 
     Within it gradients can be computed, autocast is off, tensors are made on the CPU in float32,
-    and no hook of all modules runs. Random number generators of torch (on each GPU in use), numpy
-    and Python, the default dtype and the flags of deterministic algorithms are as before
-    afterwards.
+    and neither a hook of all modules runs nor a mode that changes what torch computes or saves.
+    Random number generators of torch (on each GPU in use), numpy and Python, the default dtype and
+    the flags of deterministic algorithms are as before afterwards.
     """
     default = torch.get_default_dtype()
     threads = torch.get_num_threads()
@@ -37,6 +45,7 @@ def process_unchanged() -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(_no_global_hooks())
+        stack.enter_context(_no_modes())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         torch.set_default_dtype(torch.float32)
@@ -52,6 +61,23 @@ def _deterministic() -> tuple[bool, bool]:
 def _set_deterministic(mode: bool, warn_only: bool) -> None:
     if _deterministic() != (mode, warn_only):  # setting it imports torch's compiler, which is slow
         torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+
+
+@contextmanager
+def _no_modes() -> Iterator[None]:
+    """Leave the user's modes (of functions, of operators) and hooks of saved tensors.
+
+    They may count, compress or replace what is computed for the training: a Jacobian through
+    activations that are saved in 8 bits would be another one.
+    """
+    with ExitStack() as stack:
+        while _len_torch_function_stack():
+            stack.enter_context(_pop_mode_temporarily())
+        stack.enter_context(_disable_current_modes())
+        while (hooks := _top_saved_tensors_default_hooks(True)) is not None:
+            _pop_saved_tensors_default_hooks()
+            stack.callback(_push_saved_tensors_default_hooks, *hooks)
+        yield
 
 
 @contextmanager

@@ -205,7 +205,7 @@ class Arguments(dict[str, Any]):
         self.configs: list[Values] = []
 
     def give(self) -> None:
-        """Say that the call is over; see `Values.give`."""
+        """End the watch over all values, once the call is over; see `Values.give`."""
         for config in self.configs:
             config.give()
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from localrank_cli.errors import ModelError, cause, one_line, printable
+from localrank_cli.errors import ModelError, cause, one_line, printable, shortened
 from localrank_cli.files import open_regular
 from localrank_cli.model.hf_size import Held
 
@@ -324,7 +324,7 @@ def refuse_folder(folder: Path, config: Mapping[str, Any]) -> None:
     place = _find(config, _QUANTIZATION)
     if place:
         raise ModelError(
-            f"{folder / CONFIG}: {printable(place)} says that the weights are quantized, which"
+            f"{folder / CONFIG}: {_shown(place)} says that the weights are quantized, which"
             " --model hf does not read.",
             "Save them as floats: model.dequantize(), then save_pretrained. If they are floats"
             " already, remove this entry.",
@@ -341,7 +341,7 @@ def refuse_other_weights(folder: Path, config: Mapping[str, Any], files: Sequenc
     other = next((file for file in files if file.name != named), None)
     if isinstance(named, str) and named and other and (folder / Path(named).name).exists():
         raise ModelError(
-            f"{folder / CONFIG}: {_OF_FILES} names {printable(named)}, and the weights that were"
+            f"{folder / CONFIG}: {_OF_FILES} names {_shown(named)}, and the weights that were"
             f" found are {other.name}.",
             "Keep one of the two in the folder, and remove this entry.",
         )
@@ -376,6 +376,11 @@ def _for_the_network(config: Any) -> Any:
     }
 
 
+def _shown(value: object) -> str:
+    """Return an entry of a config for a message, in one short line."""
+    return printable(shortened(value))
+
+
 def _is_of_kernels(key: str) -> bool:
     return key.lstrip("_").startswith(_KERNELS)
 
@@ -384,7 +389,7 @@ def _attention(arguments: Mapping[str, Any]) -> str:
     attention = arguments.get("attn_implementation", "eager")
     if attention not in _ATTENTION:
         raise ModelError(
-            f"--model-arg attn_implementation={printable(str(attention))}: is not one of"
+            f"--model-arg attn_implementation={_shown(attention)}: is not one of"
             f" {', '.join(_ATTENTION)}.",
             "Leave it out: eager attention is differentiated in every mode.",
         )
@@ -392,7 +397,7 @@ def _attention(arguments: Mapping[str, Any]) -> str:
 
 
 def _unknown(folder: Path, config: Mapping[str, Any], version: str) -> ModelError:
-    kind = printable(str(config["model_type"]))
+    kind = _shown(config["model_type"])
     if "auto_map" in config:
         return ModelError(
             f"{folder / CONFIG}: the network is code in the checkpoint's folder (auto_map), which"
@@ -417,7 +422,7 @@ def _class(transformers: Any, config: Any) -> Any:
     except KeyError as error:
         raise ModelError(
             f"--model hf: transformers has no network for a {type(config).__name__} whose"
-            f" architectures are {printable(str(config.architectures))}.",
+            f" architectures are {_shown(config.architectures)}.",
             "Name the class in 'architectures' of config.json, or give the network's code:"
             " --model path/to/file.py:name.",
         ) from error
@@ -482,6 +487,7 @@ def _no_kernels() -> Iterator[None]:
     before = getattr(hub_kernels, name, None)
 
     def refuse(repository: str, **_: object) -> None:
+        """Refuse to load a kernel; transformers then takes its own code."""
         raise FileNotFoundError(f"--model hf loads no kernels ({repository})")
 
     if before is None:
@@ -501,6 +507,7 @@ def _offline() -> Iterator[None]:
     before, connect = constants.HF_HUB_OFFLINE, socket.socket.connect
 
     def refuse(self: socket.socket, address: Any) -> None:
+        """Connect within this machine only."""
         if self.family in (socket.AF_INET, socket.AF_INET6):
             raise OSError(f"--model hf connects to no other machine ({address})")
         connect(self, address)

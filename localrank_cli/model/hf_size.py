@@ -78,12 +78,14 @@ class Held:
         numbers = modules = 0
 
         def add(_: nn.Module, __: str, tensor: Tensor | None) -> None:
+            """Count the numbers of a tensor as torch registers it, up to the limit."""
             nonlocal numbers
             numbers += 0 if tensor is None else tensor.numel()
             if numbers > most:
                 raise _too_large(place, f"over {most} numbers", self)
 
         def add_module(*_: Any) -> None:
+            """Count a module as torch registers it, up to the limit."""
             nonlocal modules
             modules += 1
             if modules > most_modules:

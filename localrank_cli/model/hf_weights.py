@@ -143,6 +143,7 @@ def mismatch_of(report: Report, place: str) -> MismatchError:
 
 def _report(found: Mapping[str, object]) -> Report:
     def names(key: str) -> tuple[str, ...]:
+        """Return one of the sets of keys that transformers reports, in order."""
         value = found.get(key) or ()
         assert isinstance(value, (set, list, tuple, frozenset))
         return tuple(sorted(str(one) for one in value))

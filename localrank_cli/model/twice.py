@@ -136,6 +136,7 @@ def build_twice(builder: Builder) -> Network:
         return Network(made.model, frozenset(names - set(made.model.state_dict())), is_shared=True)
 
     def rebuild(other: bool) -> Rebuild:
+        """Build the network again, under another seed if asked for."""
         return builder.build_anew(_OTHER_SEED if other else SEED)
 
     # Initial weights always differ; whether a checkpoint fills them is known later.
@@ -165,6 +166,7 @@ def _confirmed(builder: Builder, state_too: bool) -> tuple[set[str], set[str]]:
     """
 
     def prints(seed: int) -> dict[str, Fingerprint]:
+        """Return the fingerprints of a network that is built under a seed."""
         with _memory_filled():
             return fingerprints(builder.build_anew(seed).model, state_too=state_too)
 

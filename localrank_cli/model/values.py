@@ -35,7 +35,7 @@ class Values(dict[str, Any]):
         return made
 
     def give(self) -> None:
-        """Say that the network is built: whoever goes through all values is not its code."""
+        """End the watch, once the network is built: what reads the values then is not its code."""
 
     def __getattribute__(self, name: str) -> Any:
         if not name.startswith("__") and dict.__contains__(self, name):

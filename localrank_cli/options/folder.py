@@ -74,6 +74,12 @@ def inside(folder: Path, text: str, key: str) -> Path:
     Raises:
         SettingsError: If it leaves the folder, by `..`, an absolute path or a link, or is no path.
     """
+    if "://" in text:
+        raise SettingsError(
+            f"{folder / FILE_NAME}: {key} = {text!r} is an address on another machine, which only"
+            " the command line may name.",
+            f"Put the file into the folder, or name it with --{key}.",
+        )
     try:
         path = (folder / text).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL

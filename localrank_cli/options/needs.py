@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localrank_cli.checkpoints.formats import weights_suffix
 from localrank_cli.errors import SettingsError, printable
 from localrank_cli.files import open_regular
 from localrank_cli.options.embeddings import embedding_of
@@ -24,10 +25,7 @@ EMBEDDING = "EMBEDDING"  # placeholder of the name of a module
 FORMS_OF_DATA = "a .safetensors, .npz, .npy or .pt file"
 
 _MAX_BYTES = 64 * 2**20  # as in model/hf.py
-# Those of `checkpoints.formats`, which imports torch; and of an index.
-_WEIGHTS = (
-    ".safetensors", ".pt", ".pth", ".pt.tar", ".pth.tar", ".ckpt", ".bin", ".index.json",
-)  # fmt: skip
+_INDEX = ".index.json"  # of a checkpoint in several files
 _ADAPTER = "adapter_config.json"
 _OF_LIBRARIES = frozenset(("model_type", "architectures", "transformers_version", "peft_type"))
 # Networks of sound have a vocabulary too, that of their output.
@@ -198,7 +196,11 @@ def _needs(options: AnalyzeOptions, path: Path) -> Sequence[Need]:
         needs = [need_of_data()]
     else:
         return ()
-    return needs if any(name.lower().endswith(_WEIGHTS) for name in names) else ()
+    return needs if any(map(_is_weights, names)) else ()
+
+
+def _is_weights(name: str) -> bool:
+    return weights_suffix(name) != "" or name.lower().endswith(_INDEX)
 
 
 def _has_transformers() -> bool:

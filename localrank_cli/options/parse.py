@@ -447,6 +447,8 @@ def path(value: object) -> Path:
                 " class or function is the option model."
             )
         raise UnfitError(value, "expected a path", advice)
+    if "\0" in str(value):
+        raise UnfitError(value, "expected a path", "No name of a file holds a NUL character.")
     return Path(value)
 
 

@@ -94,6 +94,16 @@ class Option:
         return self.kind is bool or bool in get_args(self.kind)
 
     @property
+    def in_live(self) -> bool:
+        """Whether `local_rank` and `Monitor` accept it.
+
+        A network in memory has no use for what chooses checkpoints, reads their files, or allows
+        code that comes with them.
+        """
+        is_of_files = self.setting.is_argument or self.setting.panel in {CHECKPOINTS, DANGER}
+        return self.setting.in_python and not is_of_files
+
+    @property
     def is_several(self) -> bool:
         """Whether it may be given several times."""
         return get_origin(self.kind) is tuple

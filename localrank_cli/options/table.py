@@ -97,8 +97,8 @@ class AnalyzeOptions:
     checkpoints: Annotated[
         tuple[Path, ...],
         Setting(
-            help="Folders of checkpoints (each is a series), single checkpoint files, or a Hub"
-            " repository: hf://ORG/NAME@GLOB, whose matching revisions are a series.",
+            help="Folders of checkpoints (each is a series), single checkpoint files, or addresses:"
+            " s3://BUCKET/RUN, or hf://ORG/NAME@GLOB, whose matching revisions are a series.",
             metavar="CHECKPOINTS",
             is_argument=True,
             read=parse.paths,
@@ -145,7 +145,7 @@ class AnalyzeOptions:
     data: Annotated[
         "str | Tensor | dict[str, Tensor] | None",
         Setting(
-            help="The data to draw points from: a .safetensors, .npz, .npy or .pt file,"
+            help="The data to draw points from: a .safetensors, .npz, .npy or .pt file (s3:// too),"
             " file.py:name, or normal:3x32x32. For normal: and uniform:, give the shape of one"
             " random point.",
             metavar="SPEC",
@@ -608,7 +608,7 @@ class AnalyzeOptions:
             default="raw",
             in_folder=True,
             decides=("weights",),
-            panel=MODEL,
+            panel=CHECKPOINTS,
             is_common=True,
         ),
     ] = None
@@ -1128,14 +1128,6 @@ class MonitorOptions:
     quiet: Annotated[
         bool, Setting(help="Do not print the time that the measurements took at the end.")
     ] = False
-
-
-# The options of analyze that a network in memory has no use for: they choose checkpoints, read
-# files, or name code that a folder brings.
-NOT_LIVE = {
-    "checkpoints", "pattern", "steps", "every", "last", "weights", "step_regex", "step_pattern",
-    "step_from", "on_error", "trust_model", "trust_pickle", "cache", "keep_downloads",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,8 @@ def _are_pairs(found: object) -> bool:
 
 def which_key(keys: Sequence[str]) -> str:
     """Return the advice to choose one of several arrays."""
+    if sorted(keys) == ["0", "1"]:
+        return "Choose one with --data-key NAME: --data-key 0 if these are inputs and labels"
     if len(keys) > 2 and all(key.isdecimal() for key in keys):  # more than a pair
         stack = "If each is a point, save them as one array: torch.stack(data)."
         return f"{stack} Else choose one with --data-key NAME"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from localrank_cli.errors import DataError, SettingsError, UsageError, cause, listed, shortened
 from localrank_cli.points.advice import advice_of_array
@@ -231,6 +232,10 @@ def _from_code(code: CodeSpec) -> Tensor | dict[str, Tensor]:
         return from_numpy(found, name)
     if isinstance(found, Tensor):
         return found.detach().cpu()
+    if isinstance(found, TensorDataset):
+        found = found.tensors
+    if _are_arrays(found):  # named by their places, as in a file
+        found = {str(index): array for index, array in enumerate(found)}
     arrays = named_arrays(found, name)
     if arrays:
         return arrays
@@ -238,6 +243,15 @@ def _from_code(code: CodeSpec) -> Tensor | dict[str, Tensor]:
         f"{name} returned a {type(found).__name__}.",
         "A tensor or an array is needed, with the points on its first axis, or a dict of them."
         f" {advice_of_array(found, 'Return')}",
+    )
+
+
+def _are_arrays(found: object) -> bool:
+    """Return whether something is a tuple or list of arrays: (inputs, labels)."""
+    return (
+        isinstance(found, (list, tuple))
+        and len(found) > 1
+        and all(isinstance(one, (Tensor, np.ndarray)) and one.ndim for one in found)
     )
 
 

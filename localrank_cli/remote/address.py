@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from localrank_cli.errors import UsageError
 
 # A path has one slash where the user wrote two. One letter is a drive of Windows.
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):(/.*)", re.DOTALL)
+_ADDRESS = re.compile(r"((?:[a-z0-9+.-]*::)*[a-z][a-z0-9+.-]+):(/.*)", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _EXAMPLE = "Write hf://ORG/NAME, or hf://ORG/NAME@step* for the revisions of that name."
 _HUB = "hf"
@@ -63,7 +63,7 @@ def address_of(path: Path | str) -> Address | None:
     text = f"{protocol}://{rest}"
     if protocol in _LOCAL:
         raise UsageError(f"{text}: is a path on this machine.", f"Give the path alone: /{rest}.")
-    if "::" in text or protocol in _REFUSED:
+    if "::" in text or protocol in _REFUSED:  # `::` puts one address into another
         raise UsageError(
             f"{text}: names files within a file or a cache, which localrank does not open.",
             "Name a folder or a file of the store itself, such as s3://BUCKET/RUN.",

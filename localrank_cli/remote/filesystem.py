@@ -41,6 +41,7 @@ class FileSystem:
 
     def __init__(self, address: FileAddress) -> None:
         self._protocol = address.protocol
+        self._version_key = ""
         try:
             from fsspec.core import url_to_fs
             from fsspec.registry import known_implementations
@@ -55,7 +56,7 @@ class FileSystem:
         try:
             with self._explained(str(address)):
                 # Listed anew, as files may have changed since another use of the client.
-                fs, _ = url_to_fs(str(address), use_listings_cache=False, skip_instance_cache=True)
+                fs, _ = url_to_fs(str(address), use_listings_cache=False)
         except UnreadableError as error:
             if isinstance(error.__cause__, ImportError):
                 text = known[self._protocol].get("err", "")
@@ -72,6 +73,7 @@ class FileSystem:
             found = self._fs.find(root, detail=True)
             if not found:  # `find` need not say why there is nothing
                 self._fs.ls(root, detail=False)
+            self._version_key = self._choose_version(found)
         files = tuple(self._files(found, root, address))
         if not files:
             raise UnreadableError(
@@ -79,6 +81,14 @@ class FileSystem:
                 "Check its spelling: it names a folder of checkpoints, or one checkpoint.",
             )
         return Listing(self._root(address), files, text)
+
+    def _choose_version(self, found: Mapping[str, Any]) -> str:
+        """Return the entry of a listing that shows a version, and that a single file shows too."""
+        if self._protocol in _HASHES or not found:
+            return _HASHES.get(self._protocol, "")
+        key, info = next(iter(found.items()))
+        now = self._fs.info(key)
+        return next((one for one in _VERSIONS if info.get(one) and info[one] == now.get(one)), "")
 
     def _root(self, address: FileAddress) -> str:
         return f"{self._protocol}/{address.path}"
@@ -100,15 +110,15 @@ class FileSystem:
                 raise UnreadableError(
                     f"{address}: {key!r} is listed with {size!r} bytes.", "Check the store."
                 )
-            version, is_hash = self._version(info)
-            # A version that is a time does not show a change of size within its resolution.
-            text = version if is_hash else f"{version} {size}"
             path = self._root(address) + key[len(root.rstrip("/")) :]
-            yield StoredFile(path, key, size, text, is_hash=is_hash)
+            is_hash = self._protocol in _HASHES
+            yield StoredFile(path, key, size, self._version(info), is_hash=is_hash)
 
-    def _version(self, info: Mapping[str, Any]) -> tuple[str, bool]:
-        name = next((one for one in _VERSIONS if info.get(one) is not None), "")
-        return str(info.get(name, "")).strip('"'), name == _HASHES.get(self._protocol)
+    def _version(self, info: Mapping[str, Any]) -> str:
+        """Return what differs between versions of a file, without what a listing lacks."""
+        text = str(info.get(self._version_key, "")).strip('"')
+        # A time does not show a change within its resolution; the size may.
+        return text if self._protocol in _HASHES else f"{text} {info.get('size')}".strip()
 
     def part(self, file: StoredFile, start: int, end: int) -> bytes:
         """Return the bytes of a file from `start` to `end`, or to its own end."""
@@ -129,8 +139,7 @@ class FileSystem:
             self._fs.invalidate_cache(file.key)
             info = self._fs.info(file.key)
         size = place.stat().st_size
-        version, is_hash = self._version(info)
-        now = version if is_hash else f"{version} {info.get('size')}"
+        now = self._version(info)
         if now != file.version or size != file.size:
             raise UnreadableError(
                 f"{name}: changed since it was listed (version {now!r} of {size} bytes, expected"
@@ -154,6 +163,12 @@ class FileSystem:
             yield
         except (UnreadableError, MemoryError):
             raise
+        except FileNotFoundError as error:
+            what = str(error.args[-1]) if " " in str(error) else "there is nothing here"
+            raise UnreadableError(
+                f"{name}: {what.rstrip('.')}.",
+                "Check the spelling of the address, and that it still exists.",
+            ) from error
         except Exception as error:  # each client has many kinds
             raise UnreadableError(
                 f"{name}: {cause(error).rstrip('.')}.", self._advice(error)
@@ -169,8 +184,6 @@ class FileSystem:
                 " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); a public bucket is read with"
                 f" FSSPEC_{self._protocol.upper()}_ANON=true."
             )
-        if "FileNotFoundError" in kinds:
-            return "Check the spelling of the address, and that it is still there."
         return (
             "Check the connection and run the same command again: what is finished is kept. Files"
             " that are on this machine are analyzed by their folder."

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from localrank_cli.archives import outline
 from localrank_cli.checkpoints.content import DAMAGED
-from localrank_cli.checkpoints.formats import load_torch, weights_suffix
+from localrank_cli.checkpoints.formats import weights_suffix
 from localrank_cli.checkpoints.pickles import Inert
+from localrank_cli.checkpoints.torch_file import load_torch
 from localrank_cli.errors import UnreadableError
 from localrank_cli.remote.store import StoredFile
 
@@ -65,8 +66,10 @@ def _of_safetensors(file: StoredFile, reader: Reader) -> bytes:
 
 
 def _of_torch(file: StoredFile, reader: Reader) -> list[Piece] | None:
-    """Return the parts of an archive of torch.save; None for an older or a small file."""
-    if file.size < 2 * _LEAST_HOLE or reader.whole_part(file, 0, len(_ZIP)) != _ZIP:
+    """Return the parts of an archive of torch.save, all of a small file; None for an older one."""
+    if file.size < 2 * _LEAST_HOLE:
+        return [Piece(0, reader.whole_part(file, 0, file.size))]
+    if reader.whole_part(file, 0, len(_ZIP)) != _ZIP:
         return None
     try:
         parts = outline(cast("BinaryIO", _Ranges(file, reader)), _LEAST_HOLE)

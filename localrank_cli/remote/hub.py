@@ -92,7 +92,13 @@ class Hub:
             entries = api.list_repo_tree(
                 self._repository, folder or None, revision=commit, recursive=recursive
             )
-            files = [one for one in entries if hasattr(one, "size")]  # not a folder
+            try:
+                files = [one for one in entries if hasattr(one, "size")]  # not a folder
+            except self._client.errors.EntryNotFoundError as error:
+                raise UnreadableError(
+                    f"{self._address}: there is no folder {folder!r} in {commit}.",
+                    "Check its name; a revision is named before it: hf://ORG/NAME@main/FOLDER.",
+                ) from error
         if not all(isinstance(one.size, int) and 0 <= one.size < _MOST_BYTES for one in files):
             raise UnreadableError(
                 f"{self._address}: the list of files of {commit} has impossible sizes.",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from localrank_cli.checkpoints.content import DAMAGED
 from localrank_cli.checkpoints.folders import ADAPTER_CONFIG, DCP_METADATA, FACTS, SETTINGS_FILE
-from localrank_cli.checkpoints.formats import is_weights_file
+from localrank_cli.checkpoints.formats import SUFFIXES, is_weights_file
 from localrank_cli.checkpoints.reading import files_of
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.sharded import is_index
@@ -68,6 +68,12 @@ class Mirror:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda pair: self._bring_small(*pair), small))
         root = self.folder / found.root
+        if not root.exists() and all(path != root for _, path in placed):
+            every = listed((one.path.removeprefix(f"{found.root}/") for one in found.files), 4)
+            raise UnreadableError(
+                f"{found.shown}: no checkpoint is among its {len(found.files)} files ({every}).",
+                f"Name a folder of checkpoints. Supported: {', '.join(SUFFIXES)}.",
+            )
         self._write_refs(root, found)
         self._shown[root] = found.shown
         return root

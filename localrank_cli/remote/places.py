@@ -26,7 +26,7 @@ class Where:
 
 _mirrors: dict[str, Mirror] = {}  # by repository or protocol
 _open: dict[Address, Path] = {}
-_shelf = Shelf()
+_shelf = [Shelf()]  # one, until `release`
 
 
 def local(paths: Iterable[Path], where: Where, note: Note) -> list[Path]:
@@ -102,13 +102,16 @@ def is_remote(path: Path) -> bool:
 
 def release() -> None:
     """Forget what was listed, and remove what was downloaded and is not to be kept."""
+    is_busy = _shelf[0].is_busy
     for mirror in _mirrors.values():
         if not mirror.private.keeps:
             mirror.private.remove()
-            atexit.unregister(mirror.private.remove)
+            # A download that nothing waits for may bring back what it needs.
+            if not is_busy:
+                atexit.unregister(mirror.private.remove)
     _mirrors.clear()
     _open.clear()
-    _shelf.clear()
+    _shelf[0] = Shelf()
 
 
 def _mirror_of(path: Path) -> Mirror | None:
@@ -136,4 +139,4 @@ def _mirror_at(address: Address, where: Where) -> Mirror:
     private = Private.make(str(address), where.folder, keeps=where.keeps)
     if not where.keeps:
         atexit.register(private.remove)
-    return Mirror(store, private, _shelf)
+    return Mirror(store, private, _shelf[0])

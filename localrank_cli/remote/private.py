@@ -113,7 +113,7 @@ class Private:
         for part in _PARTS:
             shutil.rmtree(self.folder / part, ignore_errors=True)
         with suppress(OSError):
-            (self.folder / _MARK).unlink()
+            (self.folder / _MARK).unlink(missing_ok=True)
             self.folder.rmdir()
 
     def _mark(self) -> dict[str, object]:

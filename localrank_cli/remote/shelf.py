@@ -48,8 +48,7 @@ class Shelf:
             if is_current:
                 self._current = item
 
-    def clear(self) -> None:
-        """Forget all checkpoints, whose files are gone or stay."""
-        with self._lock:
-            self._there.clear()
-            self._current = None
+    @property
+    def is_busy(self) -> bool:
+        """Whether a checkpoint is on its way."""
+        return self._lock.locked()

@@ -44,6 +44,7 @@ def render(data: Json, title: str, subtitle: str, manifest: Json | None, footer:
     assets = files("localrank_cli.report") / "assets"
 
     def asset(name: str) -> str:
+        """Return the text of a file of the page's template."""
         return (assets / name).read_text(encoding="utf-8")
 
     # Escaped, so that no text of the data can end the element that contains it.

@@ -190,7 +190,7 @@ class Unfinished:
         )
 
     def begin(self) -> None:
-        """Say that a run has begun to write, and remove what earlier ones say of other weights."""
+        """Mark the folder as unfinished, and remove the facts of an earlier run's weights."""
         self._write()
         try:
             (self.folder / FACTS_NAME).unlink(missing_ok=True)

@@ -46,6 +46,7 @@ def check_outputs(
     model, rebuild, few = built.model, built.rebuild, points[:_N_POINTS]
 
     def place(other: Rebuild, seed: int) -> str | None:
+        """Return where another build's values differ first; None if nowhere."""
         return _first_difference(model, other, few, seed, tolerance)
 
     # Values drawn in each pass are found at the first checkpoint, with a clearer message.
@@ -110,14 +111,17 @@ def _values(model: nn.Module, point: Tensor, seed: int) -> Found:
     found: Found = []
 
     def keep(place: str, value: object) -> None:
+        """Keep a copy of the first tensor of a value."""
         tensor = first_tensor(value)
         if tensor is not None:
             found.append((place, unwrapped(tensor.detach().clone())))
 
     def before(place: str) -> Any:
+        """Return the hook that keeps a module's input."""
         return lambda _, args, kwargs: keep(f"the input of {place}", (args, kwargs))
 
     def after(place: str) -> Any:
+        """Return the hook that keeps a module's output."""
         return lambda *found: keep(f"the output of {place}", found[-1])
 
     dtype = point.dtype if point.is_floating_point() else _dtype_of(model)

@@ -106,6 +106,7 @@ def _plan(options: AnalyzeOptions, note: Note, *, refuses: bool = False) -> Plan
     noted: set[str] = set()
 
     def once(text: str) -> None:
+        """Pass a note on, unless it was given before or is on the choice of layers."""
         # Which layers analyze would measure is beside the point.
         if text not in noted and not text.startswith(LEFT_OUT):
             noted.add(text)

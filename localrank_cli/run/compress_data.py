@@ -135,14 +135,15 @@ class Sliced:
     def watched(self, done: Callable[[str, float], None]) -> Data:
         """Return the batches of each slice; `done` is called with what each has taken."""
 
-        def told(items: Iterable[_Item], text: str) -> Iterator[_Item]:
+        def reported(items: Iterable[_Item], text: str) -> Iterator[_Item]:
+            """Yield batches; report each when the next one is asked for."""
             for item in items:
                 yield item
                 done(text, 1.0)
 
         rows, held_out, parts = self.data, self.held_out, self.parts
         return Data(
-            lambda: told((x for x, _ in rows.batches(parts["calibrate"])), "calibrating"),
-            lambda: told(held_out.batches(parts["pick"]), "measuring"),
-            lambda: told(held_out.batches(parts["report"]), "measuring for the report"),
+            lambda: reported((x for x, _ in rows.batches(parts["calibrate"])), "calibrating"),
+            lambda: reported(held_out.batches(parts["pick"]), "measuring"),
+            lambda: reported(held_out.batches(parts["report"]), "measuring for the report"),
         )

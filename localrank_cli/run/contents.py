@@ -10,12 +10,13 @@ from typing import Any
 from localrank_cli.checkpoints.content import State
 from localrank_cli.checkpoints.factors import without_factors
 from localrank_cli.checkpoints.folders import DCP_METADATA
-from localrank_cli.checkpoints.formats import load_torch
+from localrank_cli.checkpoints.formats import TORCH, format_of
 from localrank_cli.checkpoints.series import (
     CheckpointFile,
     find_checkpoints,
 )
 from localrank_cli.checkpoints.sharded import is_index
+from localrank_cli.checkpoints.torch_file import load_torch
 from localrank_cli.checkpoints.weights import RAW, without_wrappers
 from localrank_cli.errors import (
     LocalrankError,
@@ -223,11 +224,12 @@ def _writer(first: CheckpointFile, config: HfConfig | None) -> str:
         return f"transformers{trainer} ({config.architecture})"
     if is_index(path):
         return "an index of several files of weights"
-    if path.suffix.lower() == ".safetensors":
-        return "safetensors"
+    found = format_of(path)
+    if found is not TORCH:
+        return found.name
     with suppress(UnreadableError):  # reported for the checkpoint itself
         return _of_torch(load_torch(path))
-    return "torch.save"
+    return found.name
 
 
 def _of_torch(loaded: object) -> str:

@@ -80,6 +80,7 @@ class MetricPlan:
         calls = [one.source for one in self.varied if one.source is not None]
 
         def tensors() -> Iterator[dict[Source, Tensor]]:
+            """Yield all source tensors, some points of the data at a time."""
             tolerance = agreement(dtype, self.low_precision)
             chunks = partial(data_chunks, self.points, device, dtype, self.at_once)
             every = all_outputs_everywhere(model, chunks(), calls, tolerance)

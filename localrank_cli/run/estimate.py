@@ -232,6 +232,7 @@ def _timed(
     gram, eigenvalues = solving
 
     def seconds(work: Work) -> float:
+        """Estimate the seconds of a call at all points."""
         size = rates.chain.get(work.record.call)
         # A chain's matrices are products, as fast as their Gram matrices.
         making = rates.of(work) if size is None else size.operations * gram

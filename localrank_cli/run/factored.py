@@ -25,6 +25,7 @@ def with_factors(network: Network, state: Mapping[str, Tensor] | None, note: Not
     note(f"the checkpoint holds layers as two factors of low rank: {listed(shown)}")
 
     def rebuild(other: bool) -> Rebuild:
+        """Build the network anew, with the same layers as factors."""
         assert network.rebuild is not None
         found = network.rebuild(other)
         _factor(found.model, ranks)

@@ -21,6 +21,7 @@ from localrank_cli.results.spectra import (
     write_spectra,
 )
 from localrank_cli.results.write import make_folder, remove_temporary, remove_temporary_in
+from localrank_cli.run.finished import Finished, finished_runs
 from localrank_cli.run.headers import PlannedCheckpoint
 from localrank_cli.run.plan import Plan, series_settings
 from localrank_cli.run.resume import Resume, check_shard, find_resume, record_settings
@@ -65,6 +66,7 @@ class RunOutput(Output):
         self._division = division
 
         def is_kept(run: str, checkpoint: PlannedCheckpoint) -> bool:
+            """Return whether the files beside the table hold what they should of a checkpoint."""
             path = sums.get((run, checkpoint.file.name, checkpoint.points))
             has_sums = path is None or path.is_file()
             name = checkpoint.file.name
@@ -84,6 +86,14 @@ class RunOutput(Output):
         remove_temporary(*sums.values())
         self._plan = resume.whole
         return resume
+
+    def finished(self) -> dict[str, Finished]:
+        """Return what earlier results hold of each run, before there is a plan.
+
+        Raises:
+            SettingsError: If they cannot be read.
+        """
+        return finished_runs(self.journal)
 
     def _sums(self, plan: Plan) -> dict[tuple[str, str, tuple[int, int] | None], Path]:
         """Return the files of sums for --pooled, which parts of checkpoints have."""

@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ from localrank_cli.run.builds import check_outputs
 from localrank_cli.run.contents import refuse_without_data
 from localrank_cli.run.covariance import MetricPlan, plan_metric
 from localrank_cli.run.factored import with_factors
+from localrank_cli.run.finished import Finished, layers_of
 from localrank_cli.run.fits import Look, place_one
 from localrank_cli.run.headers import (
     Failures,
@@ -174,12 +175,14 @@ def make_plan(
     *,
     is_here: bool = True,
     refuses: bool = True,
+    finished: Mapping[str, Finished] | None = None,
 ) -> Plan:
     """Plan a run of all checkpoints, or of those that a plan file lists.
 
     Nothing is computed but one forward pass for each series. `is_here` is whether the run is on
     this machine, whose memory then bounds `--memory`. Without `refuses`, what does not fit in
-    memory is planned too.
+    memory is planned too. `finished` is what earlier results hold of each run, by which less is
+    fetched from other machines.
     """
     check_options(options)
     check_names(SeriesOptions(options, FolderSettings(), Path()))
@@ -207,7 +210,7 @@ def make_plan(
                     runs[folder],
                     device,
                     _prefixed(note, prefix),
-                    refuses=refuses,
+                    extent=_Extent(refuses, (finished or {}).get(runs[folder])),
                 )
             )
     return _checked(_plan_of(planned, options, device, memory), note, refuses=refuses)
@@ -239,7 +242,7 @@ def plan_held(options: AnalyzeOptions, file: CheckpointFile, run: str, note: Not
     check_names(own)
     with torch.random.fork_rng(devices=[]):
         series = Series(Path(), (file,))
-        planned = _plan_series(own, series, None, run, device, note, refuses=True)
+        planned = _plan_series(own, series, None, run, device, note, extent=_Extent())
     return _checked(_plan_of([planned], options, device, memory), note, refuses=True)
 
 
@@ -330,6 +333,14 @@ def names_rule(options: AnalyzeOptions, folder: Path) -> NameRule:
         return SeriesOptions(options, FolderSettings(), folder).step_rule.names
 
 
+@dataclass(frozen=True)
+class _Extent:
+    """How far a series is planned."""
+
+    refuses: bool = True  # whether what does not fit in memory is refused
+    finished: Finished | None = None  # what earlier results hold
+
+
 def _plan_series(
     series_options: SeriesOptions,
     series: Series,
@@ -338,7 +349,7 @@ def _plan_series(
     device: torch.device,
     note: Note,
     *,
-    refuses: bool,
+    extent: "_Extent",
 ) -> SeriesPlan:
     """Plan a series: what to load, the network that it fits, and the points to run it at."""
     options, folder = series_options.options, series_options.folder
@@ -360,11 +371,11 @@ def _plan_series(
     look = _FirstLook(
         network.model, expected, settings, placed, options.trust_pickle, points.inputs
     )
-    look.fetches = refuses
+    look.fetches, look.finished = extent.refuses, extent.finished
     fit = _fit(series_options, steps, headers, failures, network, look, note)
     _check_tolerances(settings, fit.examination)
     memory = options.memory or 0
-    samples = plan_samples(settings, points, facts, fit.examination, memory, refuses=refuses)
+    samples = plan_samples(settings, points, facts, fit.examination, memory, refuses=extent.refuses)
     return SeriesPlan(
         run=run,
         series=series,
@@ -378,7 +389,7 @@ def _plan_series(
         model_facts=_model_facts(settings.model),
         data_facts=facts,
         examination=fit.examination,
-        metric=plan_metric(settings, points, fit.examination, memory, note, refuses=refuses),
+        metric=plan_metric(settings, points, fit.examination, memory, note, refuses=extent.refuses),
         samples=with_beside(samples, expected.tied, fit.examination),
         scheme=headers.scheme,
         held=(headers.modules, headers.place),
@@ -405,7 +416,10 @@ def _named_files(settings: Settings) -> Iterator[Path]:
     """Yield the files that settings name, which may be on another machine."""
     if settings.source.array is None and settings.source.path is not None:
         yield settings.source.path
-    for code in (settings.model.code, None if settings.source.array else settings.source.code):
+    for code in (
+        settings.model.code,
+        None if settings.source.array is not None else settings.source.code,
+    ):
         if code is not None and code.is_file:
             yield Path(code.place)
 
@@ -441,7 +455,9 @@ def _fit(
     unsaved = check_unsaved(network, name, headers.unfilled, note, allowed=allowed)
     chosen, failed = choose_part(options.options.part, every, failures.records, folder)
     _note_weights(chosen, note)
-    examination, examined = failures.first_that_runs(chosen or every, look.examine)
+    examination, examined = look.without_fetching(chosen) or failures.first_that_runs(
+        chosen or every, look.examine
+    )
     parts = Parts(look.model, [record.call for record in examination.records], look.points)
     checkpoints, incomplete = failures.complete(chosen, parts, folder)
     for text in (*describe_missing(checkpoints), *examination.notes):
@@ -557,6 +573,33 @@ class _FirstLook:
     checkpoint: PlannedCheckpoint | None = None
     # Whether weights on another machine are fetched; the network runs without them otherwise.
     fetches: bool = True
+    finished: Finished | None = None  # what earlier results hold
+
+    def without_fetching(
+        self, planned: Sequence[PlannedCheckpoint]
+    ) -> tuple[Examination, tuple[str, ...]] | None:
+        """Examine the network without bringing a first checkpoint here that is finished.
+
+        It runs with the weights of the first that is left, which are needed anyway, or else with
+        those that its code gives it. None if the finished one is needed: it is not the first, or
+        the network runs in another way with its weights.
+        """
+        known = self.finished
+        if known is None or not self.fetches or not planned or not known.has(planned[0]):
+            return None
+        left = next((one for one in planned if not known.has(one)), None)
+        if left is None and known.needs_weights:
+            return None
+        self.fetches = left is not None
+        try:
+            found = self.examine(left or planned[0])
+        except LocalrankError:
+            found = None
+        one_source = self.settings.selection.has_one_source
+        if found is None or not known.fits(found, one_source=one_source):
+            self.fetches = True
+            return None
+        return found, (() if left is None else (left.file.name,))
 
     def examine(self, checkpoint: PlannedCheckpoint) -> Examination:
         """Fill the network and run a point."""
@@ -718,7 +761,6 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
     """Return everything that decides the numbers of a series, as JSON can hold it."""
     settings, bounds = series.settings, series.settings.bounds
     regex = series.scheme.rule.names.regex
-    one_source = settings.selection.has_one_source
     return {
         "run": series.run,
         "folder": series.series.place,
@@ -746,12 +788,7 @@ def series_settings(series: SeriesPlan) -> dict[str, Any]:
         "step_from": series.scheme.rule.source or None,
         "step_regex": regex.pattern if regex is not None else None,
         "unsaved": list(series.unsaved),
-        "layers": [
-            asdict(pair.record.call)
-            | {"module": pair.record.module, "shape": list(pair.record.shape)}
-            | ({} if one_source else {"wrt": pair.view.label})
-            for pair in series.examination.pairs
-        ],
+        "layers": layers_of(series.examination, one_source=settings.selection.has_one_source),
     }
 
 

@@ -27,7 +27,13 @@ import torch
 from torch import Tensor
 
 from localrank_cli.spectrum.certificate import squared_error
-from localrank_cli.spectrum.svd import add_gram, rounding, singular_values, symmetric_eigenvalues
+from localrank_cli.spectrum.svd import (
+    add_gram,
+    cholesky,
+    rounding,
+    singular_values,
+    symmetric_eigenvalues,
+)
 
 _U = 2.0**-53  # unit roundoff of float64
 # From this short side on this is faster than the SVD.
@@ -83,11 +89,8 @@ def small_values(pair: GramPair) -> Tensor | None:
     if count == 0:
         return None
     gram = pair.gram.cpu()
-    shifted = gram.clone()
-    shifted.diagonal().add_(2 * pair.error)
-    factor, failed = torch.linalg.cholesky_ex(shifted)
-    del shifted
-    if int(failed):
+    factor = cholesky(gram, 2 * pair.error)
+    if factor is None:
         return None
     basis = _subspace(factor, count)
     rest = _refined(pair, gram, factor, basis)
@@ -124,6 +127,7 @@ def _refined(pair: GramPair, gram: Tensor, factor: Tensor, basis: Tensor) -> Ten
     matrix, rows = pair.matrix, basis.mT.contiguous()
 
     def apart(vectors: Tensor) -> Tensor:
+        """Return the part of rows that is orthogonal to the basis."""
         return vectors - (vectors @ basis) @ rows
 
     product = rows.to(matrix.device) @ matrix.mT

@@ -216,6 +216,7 @@ def _several_views(
     model: nn.Module, points: Tensor, selection: Selection, dtype: torch.dtype, *, is_chosen: bool
 ) -> tuple[tuple[View, ...], tuple[str, ...]]:
     def look() -> Pairs:
+        """Find the pairs of sources and layers at the first point."""
         with analysis_setting(model, dtype):
             return find_pairs(model, points[:1].clone(), selection)
 

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from localrank_cli.spectrum.deflation import GramPair
-from localrank_cli.spectrum.svd import rounding, singular_values
+from localrank_cli.spectrum.svd import cholesky, rounding, singular_values
 
 _U = 2.0**-53  # unit roundoff of float64
 # Eigenvalues up to this many deltas are left to this module. Above it the error of a singular
@@ -94,12 +94,8 @@ def _widest_gap(eigenvalues: Tensor, count: int) -> int:
 def _by_iteration(pair: GramPair, count: int, error: float) -> Lowest | None:
     """Return the last values from inverse iteration with the Cholesky factor of M^T M + 2 delta."""
     n = len(pair.eigenvalues)
-    gram = pair.gram.cpu()
-    shifted = gram.clone()
-    shifted.diagonal().add_(2 * error)
-    factor, failed = torch.linalg.cholesky_ex(shifted)
-    del gram, shifted
-    if int(failed):
+    factor = cholesky(pair.gram.cpu(), 2 * error)
+    if factor is None:
         return None
     behind = pair.eigenvalues[-count - 1 :].clamp(min=error)
     is_wide = bool(behind[0] > _WIDE * behind[1])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,8 +32,16 @@ from localrank_cli.spectrum.svd import (
 )
 from localrank_cli.spectrum.tolerance import Tolerance
 
+_Key = TypeVar("_Key")
+_Result = TypeVar("_Result")
+
 # Up to this size a thread for each matrix beats all threads on one matrix.
 _MAX_THREADED_SIZE = 512
+# Up to this short side the SVD takes less than Gram matrix, eigenvalues and, apart from these, the
+# lowest values. Of a layer the first matrices show whether the others are likely to need all three.
+_MAX_DIRECT_SIZE = 256
+# The same for its long side, relative to the short one: the SVD begins with a QR of longer ones.
+_MAX_DIRECT_RATIO = 1.5
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,11 @@ def solve_stack(
         eigenvalues = gram_eigenvalues(matrices)
         solved = [_Solution(row, error, max(rows, columns)) for row in eigenvalues]
     elif min(rows, columns) <= _MAX_THREADED_SIZE:
-        solved = thread_map(lambda index: _squared(matrices[index], error, demand), range(count))
+        solved = _piloted(
+            lambda index, direct: _squared(matrices[index], error, demand, is_direct=bool(direct)),
+            range(count),
+            lambda one: frozenset([0]) if _is_costly(one) else frozenset(),
+        )
     else:
         solved = [_squared(matrix, error, demand) for matrix in matrices]
 
@@ -103,8 +116,37 @@ def solve_stack(
     )
 
 
-def _squared(matrix: Tensor, error: float, demand: Demand) -> _Solution:
-    """Return the eigenvalues of a matrix's Gram matrix, and apart what they do not resolve."""
+def _piloted(
+    work: Callable[[int, frozenset[_Key]], _Result],
+    items: Sequence[int],
+    is_costly: Callable[[_Result], frozenset[_Key]],
+) -> list[_Result]:
+    """Return the results for all items, in order.
+
+    `work` takes an item and the layers for which all of the first items were costly, of which
+    there are as many as threads.
+    """
+    count = min(torch.get_num_threads(), len(items))
+    found = thread_map(lambda item: work(item, frozenset()), items[:count])
+    costly = frozenset.intersection(*(is_costly(one) for one in found))
+    return found + thread_map(lambda item: work(item, costly), items[count:])
+
+
+def _is_costly(solution: _Solution) -> bool:
+    """Return whether values were computed apart that an SVD would have given for less."""
+    short = len(solution.eigenvalues)
+    is_small = short <= _MAX_DIRECT_SIZE and solution.long_side <= _MAX_DIRECT_RATIO * short
+    return is_small and solution.lowest is not None
+
+
+def _squared(matrix: Tensor, error: float, demand: Demand, *, is_direct: bool = False) -> _Solution:
+    """Return the eigenvalues of a matrix's Gram matrix, and apart what they do not resolve.
+
+    With `is_direct` all values are computed apart, by the SVD.
+    """
+    if is_direct:
+        values = singular_values(matrix)
+        return _Solution(values.square(), error, max(matrix.shape), Lowest(values, 0.0))
     return _resolved(gram_pair(matrix), error, demand)
 
 
@@ -129,6 +171,7 @@ def _solve_pair(pair: GramPair, shape: tuple[int, int], error: float, demand: De
     solution = _resolved(pair, error, demand)
 
     def surely(_: Sequence[int]) -> Tensor:
+        """Compute the singular values by the SVD."""
         return _padded(_refined(pair, shape, error, demand).unsqueeze(0), min(shape))
 
     return _certain_values([solution], shape, demand, surely)
@@ -180,6 +223,7 @@ def solve_blocks(
     """
 
     def surely(_: Sequence[int]) -> Tensor:
+        """Compute the singular values from the triangle of all blocks."""
         return _solve_one(streamed_triangle(blocks), shape, error, demand)
 
     if demand.tolerances is None:
@@ -248,12 +292,20 @@ def solve_chain(
         }
         return found | empty
 
-    def squared(point: int) -> dict[Call, _Solution]:
-        return {factor.call: _of_factor(factor, demand) for factor in chain.factors(point, rest)}
+    def squared(point: int, direct: frozenset[Call]) -> dict[Call, _Solution]:
+        """Return what the factors give at one point; `direct` take an SVD at once."""
+        return {
+            factor.call: _of_factor(factor, demand, is_direct=factor.call in direct)
+            for factor in chain.factors(point, rest)
+        }
 
     if demand.tolerances is None:
         return found | {call: _svd(chain, points, call, min(shapes[call])) for call in rest}
-    by_point = thread_map(squared, points)
+    by_point = _piloted(
+        squared,
+        points,
+        lambda found: frozenset(call for call, one in found.items() if _is_costly(one)),
+    )
     for call in rest:
         factors = _factors(chain, points, call)
         solved = [of_point[call] for of_point in by_point]
@@ -262,7 +314,7 @@ def solve_chain(
     return found
 
 
-def _of_factor(factor: Factor, demand: Demand) -> _Solution:
+def _of_factor(factor: Factor, demand: Demand, *, is_direct: bool) -> _Solution:
     """Return the squares of a factor's singular values, in two parts where they are known."""
     matrix = factor.matrix
     if factor.large is not None and demand.needs_every_value:
@@ -270,13 +322,14 @@ def _of_factor(factor: Factor, demand: Demand) -> _Solution:
         if split is not None:
             error = factor.error + split.error
             return _Solution(split.eigenvalues, error, max(matrix.shape), split.lowest)
-    return _squared(matrix, factor.error, demand)
+    return _squared(matrix, factor.error, demand, is_direct=is_direct)
 
 
 def _svd(chain: Chain, points: Sequence[int], call: Call, width: int) -> Tensor:
     factor = _factors(chain, points, call)
 
     def values(index: int) -> Tensor:
+        """Return the singular values of one matrix by the SVD."""
         return _padded(singular_values(factor(index)), width)
 
     return torch.stack(thread_map(values, range(len(points))))
@@ -286,6 +339,7 @@ def _factors(chain: Chain, points: Sequence[int], call: Call) -> Callable[[int],
     """Return a function of an index among the points that computes a call's matrix anew."""
 
     def factor(index: int) -> Tensor:
+        """Compute the matrix at one point."""
         (only,) = chain.factors(points[index], frozenset([call]))
         return only.matrix
 
@@ -301,9 +355,11 @@ def _solver(
     """Return a function that solves, in any case, the matrices with given indices."""
 
     def values(index: int) -> Tensor:
+        """Solve the matrix of one index."""
         return _solve_surely(matrix(index), shape, solved[index], demand)
 
     def surely(indices: Sequence[int]) -> Tensor:
+        """Solve the matrices of some indices, small ones in several threads."""
         if min(shape) > _MAX_THREADED_SIZE:
             found = [values(index) for index in indices]
         else:

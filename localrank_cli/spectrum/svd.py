@@ -14,8 +14,12 @@ _Result = TypeVar("_Result")
 _MAX_TRACE = 1e140
 # Up to this size one call of LAPACK for a whole stack of matrices beats a call for each.
 MAX_STACKED_SIZE = 24
-# Rows of a large Gram matrix that are computed at once.
-_GRAM_ROWS = 256
+# Rows of a Gram matrix that are computed at once, below and from a size.
+_GRAM_ROWS, _LARGE = (128, 256), 1024
+# The same where groups of so many columns have zeros in common, and the share of rows that may be
+# left with others.
+_FINE_ROWS = 64
+_MAX_FILLED = 0.75
 # From this size on a GPU's eigenvalue solver is worth the call.
 _MIN_DEVICE_SIZE = 512
 
@@ -89,14 +93,31 @@ def add_gram(total: Tensor, rows: Tensor) -> Tensor:
     """Return `total` plus R^T R, added in place; only the lower triangle of (n, n) counts.
 
     Where that triangle can be walked in portions large enough for the machine, this takes little
-    more than half of the operations of the whole product. R and `total` are float64.
+    more than half of the operations of the whole product, and less where columns begin or end with
+    exact zeros, as those of a causal network do. R and `total` are float64.
     """
     n = rows.shape[1]
-    size = _GRAM_ROWS if n >= 2 * _GRAM_ROWS else n
-    for start in range(0, n, size):
+    size = n if n < 2 * _GRAM_ROWS[0] else _GRAM_ROWS[n >= _LARGE]
+    spans = [(0, rows.shape[0])] * -(-n // size)
+    if size < n and rows.device.type == "cpu":
+        filled = _filled_rows(rows)
+        if sum(last - first for first, last in filled) <= _MAX_FILLED * len(filled) * len(rows):
+            size, spans = _FINE_ROWS, filled
+    for start, (first, last) in zip(range(0, n, size), spans, strict=True):
         stop = min(start + size, n)
-        total[start:stop, :stop].addmm_(rows[:, start:stop].mT, rows[:, :stop])
+        part = rows[first:last]
+        total[start:stop, :stop].addmm_(part[:, start:stop].mT, part[:, :stop])
     return total
+
+
+def _filled_rows(rows: Tensor) -> list[tuple[int, int]]:
+    """Return between which rows there are entries other than zero, for each group of columns."""
+    is_filled = rows != 0  # NaN is not zero
+    spans = []
+    for group in torch.split(is_filled, _FINE_ROWS, dim=1):
+        places = group.any(dim=1).nonzero()
+        spans.append((int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0))
+    return spans
 
 
 def symmetric_eigenvalues(gram: Tensor) -> Tensor:
@@ -115,6 +136,23 @@ def symmetric_eigenvalues(gram: Tensor) -> Tensor:
     # LAPACK must not get a NaN: it refuses the whole stack, or crashes.
     values = torch.linalg.eigvalsh(torch.where(sound[..., None, None], gram, 0)).flip(-1)
     return torch.where(sound.unsqueeze(-1), values, torch.nan).cpu()
+
+
+def cholesky(gram: Tensor, shift: float) -> Tensor | None:
+    """Return the lower factor of a Gram matrix, (n, n), on the CPU, with its diagonal shifted.
+
+    Only the lower triangle counts. None where the sum is not positive definite.
+    """
+    n = gram.shape[0]
+    # Columns that are a power of two apart share places of the cache: 3.3 ms at size 512, where 520
+    # take 1.5.
+    width = n + 8 if n % 256 == 0 else n
+    shifted = gram.new_zeros(width, width)
+    shifted[:n, :n] = gram
+    shifted.diagonal()[:n] += shift
+    shifted.diagonal()[n:] = 1
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    return None if int(failed) else factor[:n, :n]
 
 
 def streamed_gram(blocks: Iterator[Tensor]) -> Tensor:

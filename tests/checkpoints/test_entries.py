@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from localrank_cli.checkpoints.entries import find_entries
-from localrank_cli.checkpoints.formats import load_torch
+from localrank_cli.checkpoints.torch_file import load_torch
 from localrank_cli.recorded import Entries, NotPlain, Record, written
 from tests.helpers import Evil, weights
 

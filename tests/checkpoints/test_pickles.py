@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.checkpoints import pickles
-from localrank_cli.checkpoints.formats import load_torch, read
+from localrank_cli.checkpoints.formats import read
 from localrank_cli.checkpoints.pickles import Inert
+from localrank_cli.checkpoints.torch_file import load_torch
 from localrank_cli.errors import UnreadableError
 from tests.cli.program import run_python
 from tests.helpers import mlp, weights

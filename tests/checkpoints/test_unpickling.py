@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from localrank_cli.checkpoints.dcp import read_metadata
-from localrank_cli.checkpoints.formats import load_torch, read
+from localrank_cli.checkpoints.formats import read
+from localrank_cli.checkpoints.torch_file import load_torch
 from localrank_cli.errors import UnreadableError
 from tests.checkpoints.test_dcp_metadata import Chunks, dumped, written
 from tests.faults.hostile import item, tensor, text, write

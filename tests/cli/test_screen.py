@@ -1,7 +1,10 @@
+import io
 import sys
+import time
 import warnings
 
 import pytest
+from rich.console import Console
 
 from localrank_cli.cli.screen import Screen, stdout_for_data
 
@@ -42,6 +45,33 @@ def test_no_progress_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> No
     with Screen(quiet=False, verbose=False).progress(3) as steps:
         steps.done("x")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_long_words_leave_room_for_numbers(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    screen = Screen(quiet=False, verbose=False)
+    screen.console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with screen.progress(9) as steps:
+        bar = steps._bar
+        assert bar is not None
+        bar.get_time = lambda: now
+        for step in range(1, 9):
+            now += 40  # longer than rich remembers by default
+            steps.done(f"checkpoints step {step}00")
+        for _ in range(5):
+            now += 1
+            steps.within("checkpoints step 900", 0.5, "layer conv2, points 1 to 64 of 64")
+        shown = Console(file=io.StringIO(), width=width, color_system=None)
+        shown.print(bar.get_renderable())
+    checkpoints, inner = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]  # StringIO
+    assert "step 800 " in checkpoints
+    assert " 8/9 " in checkpoints
+    assert "left 0:00:40" in checkpoints
+    assert " 50/100 " in inner
+    assert "step 9" in inner
+    assert ("of 64" in inner) == (width == 120)
 
 
 def test_stdout_is_kept_for_data(capsys: pytest.CaptureFixture[str]) -> None:

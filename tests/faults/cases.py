@@ -128,7 +128,7 @@ def _pipe(name: str) -> Spoil:
 def _named(name: str | bytes) -> Spoil:
     def spoil(run: Path) -> None:
         save_file(weights(seed=7), run / "x")
-        os.rename(run / "x", os.path.join(os.fsencode(run), os.fsencode(name)))  # noqa: PTH104, PTH118  # bytes
+        os.rename(run / "x", os.path.join(os.fsencode(run), os.fsencode(name)))  # noqa: PTH104, PTH118  # Path takes no bytes
 
     return spoil
 

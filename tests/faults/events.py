@@ -226,4 +226,14 @@ EVENTS: dict[str, Event] = {
         "what is there, with `--overwrite` too",
         f"{_CLI}/test_compress.py::test_results_are_not_written_through_links",
     ),
+    "a `Monitor` is called in a process that was forked from its own": Event(
+        "a warning",
+        "every step that was measured",
+        "tests/live/test_monitor.py::test_a_forked_process_leaves_the_table_alone",
+    ),
+    "a training runs under modes of torch or hooks of saved tensors that change values": Event(
+        "0",
+        "the numbers as without them",
+        "tests/live/test_monitor.py::test_modes_of_the_training_change_no_number",
+    ),
 }  # fmt: skip

@@ -37,7 +37,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
     _LISTENERS.append(opened)
     with monkeypatch.context() as patch:
-        patch.setattr("localrank_cli.checkpoints.formats.safe_open", counted)
+        patch.setattr("localrank_cli.checkpoints.safetensors_file.safe_open", counted)
         yield opened
     _LISTENERS.pop()
 

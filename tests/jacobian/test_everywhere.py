@@ -64,7 +64,7 @@ class ScaledByTheLargest(nn.Module):
 
 
 class Capacity(nn.Module):
-    """Takes six points, as an expert of limited capacity does; the rest pass as zeros."""
+    """An expert of limited capacity: it computes six points, and the rest pass as zeros."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * (torch.arange(x.shape[0]) < 6)[:, None]

@@ -22,11 +22,11 @@ DEMAND = demand_of((Tolerance(atol=0.01), Tolerance(rtol=1e-3)))
 
 
 class Normed(nn.Module):
-    """Linear, LayerNorm, ReLU, a skip connection, Linear: no chain."""
+    """Linear, GroupNorm, ReLU, a skip connection, Linear: no chain."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm = nn.Linear(96, 20), nn.LayerNorm(20)
+        self.first, self.norm = nn.Linear(96, 20), nn.GroupNorm(1, 20)
         self.second, self.last = nn.Linear(20, 20), nn.Linear(20, 120)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Tokens(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm, self.last = nn.Linear(24, 4), nn.LayerNorm(4), nn.Linear(16, 130)
+        self.first, self.norm, self.last = nn.Linear(24, 4), nn.GroupNorm(1, 4), nn.Linear(16, 130)
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = torch.relu(self.norm(self.first(inputs.reshape(-1, 4, 24))))
@@ -256,7 +256,7 @@ def test_a_slice_of_the_output() -> None:
     jacobians = [torch.func.jacrev(model)(point.unsqueeze(0))[0, 5:90, 0] for point in points]
     truth = torch.stack([torch.linalg.svdvals(one.detach()) for one in jacobians])
     assert spectrum.computed.shape == truth.shape
-    # As above: two float64 computations, or what the certificate allows.
+    # Two float64 computations, or what the certificate allows.
     assert float((spectrum.computed - truth).abs().max()) <= 1e-9 * float(truth.max())
 
 
@@ -265,7 +265,7 @@ class Opening(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm = nn.Linear(96, 20), nn.LayerNorm(20)
+        self.first, self.norm = nn.Linear(96, 20), nn.GroupNorm(1, 20)
         self.mid, self.last = nn.Linear(96, 96), nn.Linear(96, 40)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ class Scaled(nn.Module):
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
-        self.first, self.norm, self.up = nn.Linear(96, 20), nn.LayerNorm(20), nn.Linear(20, 96)
+        self.first, self.norm, self.up = nn.Linear(96, 20), nn.GroupNorm(1, 20), nn.Linear(20, 96)
         self.last = nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -352,7 +352,7 @@ def test_a_model_that_vmap_refuses() -> None:
 
 def test_nothing_is_reduced_for_a_few_rows_or_past_the_budget() -> None:
     torch.manual_seed(0)
-    wide = nn.Sequential(nn.Linear(400, 200), nn.LayerNorm(200), nn.ReLU(), nn.Linear(200, 40))
+    wide = nn.Sequential(nn.Linear(400, 200), nn.GroupNorm(1, 200), nn.ReLU(), nn.Linear(200, 40))
     points = torch.randn(2, 400, dtype=torch.float64)
     for layers, memory, reduced in (
         (("3",), 2**31, False),  # 40 rows by reverse mode cost less than the weight's 200

@@ -283,7 +283,7 @@ def test_data_in_any_form(kind: str) -> None:
 
 
 class Two(nn.Module):
-    """Takes tokens and a mask by name."""
+    """A network of tokens and a mask, which it takes by name."""
 
     def __init__(self) -> None:
         super().__init__()

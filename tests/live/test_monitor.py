@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,10 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from localrank_cli import Monitor, local_rank
-from localrank_cli.errors import LocalrankError, OutputError, SettingsError, UsageError
+from localrank_cli.errors import DataError, LocalrankError, OutputError, SettingsError, UsageError
 from tests.helpers import mlp
 
 DATA = torch.rand(20, 4, generator=torch.Generator().manual_seed(1))
@@ -338,6 +341,86 @@ def test_a_fault_stops_the_training_where_that_is_asked_for(tmp_path: Path) -> N
         monitor(nn.Linear(4, 2, device="meta"), 0)
 
 
+class Doubled(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        return 2 * found if function is nn.functional.linear else found
+
+
+class DoubledProducts(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        products = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
+        return 2 * found if function in products else found
+
+
+def halved() -> Any:
+    """As an activation that is compressed until the backward pass."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x / 2, lambda x: x)
+
+
+@pytest.mark.parametrize("mode", [Doubled, DoubledProducts, halved])
+def test_modes_of_the_training_change_no_number(tmp_path: Path, mode: Any) -> None:
+    network: Any = mlp(4, 3, 2)
+    expected = local_rank(network, DATA, device="cpu", points=5)
+    with Monitor(tmp_path / "ranks.csv", DATA, every=1, **OPTIONS) as monitor:
+        with mode():
+            before = nn.functional.linear(DATA, network[0].weight)
+            monitor(network, 0)
+            assert torch.equal(nn.functional.linear(DATA, network[0].weight), before)
+            point = DATA[:1].clone().requires_grad_()
+            point.pow(2).sum().backward()
+        assert point.grad is not None
+        # The mode is there again, and it alone.
+        assert torch.equal(point.grad, point.detach() * (1 if mode is halved else 2))
+        assert monitor.table["spectral_norm"].tolist() == expected["spectral_norm"].tolist()
+
+
+def test_a_forked_process_leaves_the_table_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two processes that write to one journal would lose steps of either."""
+    file = tmp_path / "ranks.csv"
+    monitor = Monitor(file, DATA, every=1, **OPTIONS)
+    monitor(mlp(4, 3, 2), 0)
+    own, journal = monitor._pid, Path(f"{file}.journal").read_bytes()
+    monitor._pid = -1  # as in a child
+    assert monitor(mlp(4, 3, 2), 1) == {}
+    monitor.close()
+    assert "Make the monitor in the process that trains" in caplog.text
+    assert Path(f"{file}.journal").read_bytes() == journal
+    monitor._pid = own
+    monitor(mlp(4, 3, 2), 2)
+    monitor.close()
+    assert pd.read_csv(file)["step"].tolist() == [0, 0, 2, 2]
+
+
+def test_a_network_that_holds_a_module_of_python(tmp_path: Path) -> None:
+    network: Any = mlp(4, 3, 2)
+    network.library = math
+    with Monitor(tmp_path / "ranks.csv", DATA, on_error="raise", **OPTIONS) as monitor:
+        assert monitor(network, 0) != {}
+    assert network.library is math
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "b\u202e"])
+def test_names_that_steer_a_terminal_are_escaped_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    class Raises(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError(f"line\n{name}")
+
+    with Monitor(tmp_path / "ranks.csv", DATA, **OPTIONS) as monitor:
+        monitor(Raises(4, 2), 0)
+    assert "is not measured" in caplog.messages[0]
+    assert all(message.isprintable() for message in caplog.messages)
+
+
 def test_a_network_in_place_of_the_table() -> None:
     network: Any = mlp(4, 3, 2)
     with pytest.raises(TypeError, match=r"monitor\(network, step\)"):
@@ -356,6 +439,10 @@ def test_a_network_in_place_of_the_table() -> None:
         (DATA, {"evry": 5}, TypeError, "did you mean 'every'"),
         (DATA, {"atol": 0}, UsageError, "atol"),
         (DATA, {"positions": "some"}, LocalrankError, "some"),
+        ("nothing.npy", {}, DataError, "there is no such data file"),
+        ("uniform:4x", {}, UsageError, "not a valid form"),
+        (DATA / 0, {}, DataError, "point 0 has the value inf"),
+        (DATA, {"device": "cuda:99"}, SettingsError, "there is no such GPU"),
     ],
 )
 def test_settings_are_checked_at_once(
@@ -364,6 +451,24 @@ def test_settings_are_checked_at_once(
     with pytest.raises(kind, match=words):
         Monitor(tmp_path / "ranks.csv", data, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_no_file_has() -> None:
+    with pytest.raises(UsageError, match="NUL"):
+        Monitor("a\0.csv", DATA)
+
+
+class Unsized(Dataset[Tensor]):
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Tensor:
+        return DATA[index]
+
+
+def test_a_dataset_without_a_length(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="its length cannot be taken"):
+        Monitor(tmp_path / "ranks.csv", Unsized())
 
 
 def test_a_share_of_the_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

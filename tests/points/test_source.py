@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,9 @@ def make(): return tensor
 def broken(): raise ValueError("no\\nnetwork")
 def leaves(): raise SystemExit(0)
 def wants(size): return tensor
+def pair(): return tensor, np.arange(10)
+def same(): return [tensor, tensor + 1]
+def dataset(): return torch.utils.data.TensorDataset(tensor.detach(), torch.arange(10))
 text = "hello"
 class Holder:
     points = tensor
@@ -103,6 +107,20 @@ def test_code(tmp_path: Path, name: str) -> None:
     assert points.tensor.double().flatten().tolist() == list(range(20))
     assert not points.tensor.requires_grad
     assert "data_sha256" in facts
+
+
+@pytest.mark.parametrize("name", ["pair", "same", "dataset"])
+def test_inputs_and_labels_from_code_are_chosen_by_place(tmp_path: Path, name: str) -> None:
+    (tmp_path / "data.py").write_text(CODE)
+    source = DataSource(f"{tmp_path}/data.py:{name}", key="0", count=10)
+    points, facts = load_points(source)
+    assert points.tensor.flatten().tolist() == list(range(20))
+    assert facts["data_key"] == "0"
+    with pytest.raises(SettingsError, match="several arrays: 0, 1") as caught:
+        load_points(replace(source, key=""))
+    assert "--data-key 0 if these are inputs and labels" in caught.value.advice
+    with pytest.raises(SettingsError, match="has no array 'x'"):
+        load_points(replace(source, key="x"))
 
 
 @pytest.mark.parametrize(

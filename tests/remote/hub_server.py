@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith(f"{api}/revision/"):
             self._json(self._info(path.removeprefix(f"{api}/revision/")))
         elif path.startswith(f"{api}/tree/"):
-            self._json(self._tree(path.removeprefix(f"{api}/tree/")))
+            self._json(self._tree(path.removeprefix(f"{api}/tree/")), "EntryNotFound")
         elif path.startswith(resolve):
             self._file(path.removeprefix(resolve), with_body=with_body)
         else:
@@ -113,10 +113,17 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._commit(revision)
         return {"id": self.hub.repository, "sha": commit, "siblings": []} if commit else None
 
-    def _tree(self, revision: str) -> object:
+    def _tree(self, place: str) -> object:
+        """The files and folders of a revision, or of a folder in it (REVISION/FOLDER)."""
+        revision, _, folder = place.partition("/")
         files = self.hub.commits().get(self._commit(revision))
-        if files is None:
+        start = f"{folder}/" if folder else ""
+        if files is None or not any(name.startswith(start) for name in files):
             return None
+        inside = {name: content for name, content in files.items() if name.startswith(start)}
+        is_recursive = "recursive=true" in self.path.lower()
+        below = {name.removeprefix(start).partition("/")[0] for name in inside}
+        folders = [start + name for name in sorted(below) if start + name not in inside]
         return [
             {
                 "type": "file",
@@ -124,12 +131,13 @@ class _Handler(BaseHTTPRequestHandler):
                 "size": len(content),
                 "oid": hashlib.sha1(content, usedforsecurity=False).hexdigest(),
             }
-            for name, content in files.items()
-        ]
+            for name, content in inside.items()
+            if is_recursive or "/" not in name.removeprefix(start)
+        ] + [{"type": "directory", "path": name, "oid": "0" * 40} for name in folders]
 
-    def _json(self, found: object) -> None:
+    def _json(self, found: object, missing: str = "RevisionNotFound") -> None:
         if found is None:
-            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            self._send(404, b"{}", {"X-Error-Code": missing})
         else:
             self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
 

@@ -13,6 +13,7 @@ from safetensors.torch import save
 
 from tests.helpers import weights
 from tests.remote.hub_server import FakeHub, Files, commit_of, serving
+from tests.warm import run_warm
 
 pytest.importorskip("huggingface_hub")
 STEPS = range(0, 120, 10)  # 12 revisions
@@ -40,15 +41,17 @@ def environment(hub: FakeHub, home: Path, **more: str) -> dict[str, str]:
 def localrank(
     hub: FakeHub, home: Path, *words: str, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "localrank_cli", *words]
-    return subprocess.run(
-        command,
-        check=False,
-        cwd=home,
-        env=environment(hub, home, **more),
-        capture_output=True,
-        text=True,
-    )
+    """Run the program in a process that has not imported the client yet: it reads HF_ENDPOINT."""
+    out, err = (home / f".{name}" for name in ("stdout", "stderr"))
+    for one in (out, err):
+        one.write_text("")
+    code = run_warm(words, home, environment(hub, home, **more), out, err, forget_client)
+    return subprocess.CompletedProcess(words, code, out.read_text(), err.read_text())
+
+
+def forget_client() -> None:
+    for name in [one for one in sys.modules if one.partition(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]
 
 
 def analyze(
@@ -111,9 +114,10 @@ def test_a_rerun_fetches_only_what_is_new(hub: FakeHub, tmp_path: Path) -> None:
     first = len(hub.fetched)
     done = analyze(hub, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "resuming: 10 of 12" in done.stderr or "resuming: 11 of 12" in done.stderr
-    # The network is examined at the first checkpoint again.
-    assert len(hub.fetched) - first <= 3
+    assert "resuming: 11 of 12" in done.stderr
+    assert len(hub.fetched) - first == 1
+    assert analyze(hub, tmp_path).returncode == 0
+    assert len(hub.fetched) - first == 1
 
 
 def test_a_revision_that_moves_meanwhile_stays_what_was_listed(
@@ -168,7 +172,8 @@ def test_a_revision_in_the_clients_own_cache_is_read_there_and_stays(
     [
         ("hf://lab", "is not the address"),
         ("hf://datasets/lab/net", "a repository of datasets"),
-        ("hf://lab/net/part", "names a folder"),
+        ("hf://lab/net/part", "there is no folder 'part'"),
+        ("hf://lab/net/../part", "names no folder"),
         ("hf://lab/net@", "no revision follows"),
         ("hf://lab/net@stepp*", "no revision matches 'stepp*'"),
         ("hf://lab/other@step*", "Check its name"),
@@ -289,3 +294,59 @@ def test_a_branch_that_moved_between_runs_is_another_checkpoint(
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "ranks.csv")
     assert table[table["step"] == 10]["checkpoint"].nunique() == 2
+
+
+def test_folders_within_a_revision_are_a_series(hub: FakeHub, tmp_path: Path) -> None:
+    inner: Files = {"README.md": b"# Net\n"}
+    for step in (5, 10, 100):
+        (content,) = (one for name, one in files(step).items() if name != "README.md")
+        inner[f"runs/a/checkpoint-{step}/model.safetensors"] = content
+        inner[f"runs/a/checkpoint-{step}/optimizer.bin"] = b"no weights"
+        place = tmp_path / "a" / f"checkpoint-{step}"
+        place.mkdir(parents=True)
+        (place / "model.safetensors").write_bytes(content)
+    hub.branches = {"main": inner, "other": files(1)}
+    done = localrank(hub, tmp_path, "analyze", "a", *DATA, "-o", "local.csv")
+    assert done.returncode == 0, done.stderr
+    for spec in ("hf://lab/net/runs/a", "hf://lab/net@main/runs/a"):
+        done = analyze(hub, tmp_path, "--overwrite", spec=spec)
+        assert done.returncode == 0, done.stderr
+        remote, local = (pd.read_csv(tmp_path / name) for name in ("ranks.csv", "local.csv"))
+        pd.testing.assert_frame_equal(remote, local, check_exact=True)
+    fetched = len(hub.fetched)
+    hub.move("main", {**inner, "notes.txt": b"the checkpoints are as before"})
+    done = analyze(hub, tmp_path, spec="hf://lab/net/runs/a")
+    assert done.returncode == 0, done.stderr
+    assert len(hub.fetched) == fetched
+    manifest = json.loads((tmp_path / "ranks.csv.json").read_text())
+    origin = manifest["checkpoints"][0]["origin"]
+    first = commit_of(inner)
+    assert origin == {
+        "address": f"hf://lab/net@{first}/runs/a/checkpoint-5", "commit": first, "revision": "main",
+    }  # fmt: skip
+    one = localrank(
+        hub, tmp_path, "analyze", "hf://lab/net/runs/a/checkpoint-10", *DATA, "-o", "one.csv"
+    )
+    assert one.returncode == 0, one.stderr
+    assert list(pd.read_csv(tmp_path / "one.csv")["step"].unique()) == [10]
+
+
+def test_checkpoints_at_the_top_of_a_revision(hub: FakeHub, tmp_path: Path) -> None:
+    (content,) = (one for name, one in files(1).items() if name != "README.md")
+    hub.branches = {"main": {f"step_{n}/model.safetensors": content for n in (1, 20)}}
+    done = localrank(hub, tmp_path, "inspect", "hf://lab/net")
+    assert "steps 1, 20" in done.stdout, done.stderr
+    assert hub.fetched == []
+
+
+def test_a_folder_of_each_revision(hub: FakeHub, tmp_path: Path) -> None:
+    hub.branches = {
+        name: {f"unet/{inner}": content for inner, content in found.items()}
+        for name, found in hub.branches.items()
+        if name.startswith("step")
+    }
+    done = analyze(hub, tmp_path, spec="hf://lab/net@step0,step10/unet")
+    assert done.returncode == 0, done.stderr
+    assert list(pd.read_csv(tmp_path / "ranks.csv")["step"].unique()) == [0, 10]
+    manifest = json.loads((tmp_path / "ranks.csv.json").read_text())
+    assert [one["origin"]["revision"] for one in manifest["checkpoints"]] == ["step0", "step10"]

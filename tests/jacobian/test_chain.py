@@ -1,0 +1,218 @@
+"""Chains with skip connections, gates and normalizations, against rows made one by one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from localrank_cli.jacobian.engine import Modes
+from localrank_cli.jacobian.links import Link, Term, dominating, root_groups
+from localrank_cli.layers.capture import Call
+from localrank_cli.measures.table import demand_of
+from localrank_cli.spectrum.layer import LayerSpectrum
+from localrank_cli.spectrum.svd import rounding
+from localrank_cli.spectrum.tolerance import Tolerance
+from tests.asking import spectra_of
+from tests.naive import naive_jacobians
+
+TOLERANCES = (Tolerance(atol=0.01), Tolerance(rtol=1e-3), Tolerance(rtol=0.1))
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda _: nn.Identity(),
+    "layer": nn.LayerNorm,
+    "layer, plain": lambda width: nn.LayerNorm(width, elementwise_affine=False),
+    "layer, no bias": lambda width: nn.LayerNorm(width, bias=False),
+    "rms": nn.RMSNorm,
+    "batch": nn.BatchNorm1d,
+}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu in place": lambda: nn.ReLU(inplace=True),
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "dead": lambda: nn.Threshold(100.0, 0.0),
+    "none": nn.Identity,
+}
+KINDS = ("plain", "skip", "skip of two", "gate", "normed before")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One block."""
+
+    kind: str
+    width: int  # of what is within a block, or of its output where there is no skip
+    norm: str
+    activation: str
+
+
+class Block(nn.Module):
+    """A layer or two, with or without a way around them."""
+
+    def __init__(self, spec: Spec, width: int) -> None:
+        super().__init__()
+        self.kind = spec.kind
+        within = spec.width if spec.kind != "skip" else width
+        self.first = nn.Linear(width, within)
+        self.norm = NORMS[spec.norm](width if spec.kind == "normed before" else within)
+        self.act = ACTIVATIONS[spec.activation]()
+        if spec.kind in {"skip of two", "gate", "normed before"}:
+            self.second = nn.Linear(within, width)
+        if spec.kind == "gate":
+            self.gate = nn.Linear(width, within)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the block."""
+        if self.kind == "normed before":
+            found: Tensor = inputs + self.second(self.act(self.first(self.norm(inputs))))
+            return found
+        hidden = self.act(self.norm(self.first(inputs)))
+        if self.kind == "skip":
+            return inputs + hidden
+        if self.kind == "skip of two":
+            return inputs + self.second(hidden)
+        if self.kind == "gate":
+            gated: Tensor = self.second(hidden * self.gate(inputs))
+            return gated
+        return hidden
+
+
+def network(n_in: int, specs: list[Spec], seed: int) -> nn.Sequential:
+    """An MLP of such blocks behind a first layer, with weights of any size."""
+    torch.manual_seed(seed)
+    width = 12
+    parts: list[nn.Module] = [nn.Linear(n_in, width), nn.Tanh()]
+    for spec in specs:
+        parts.append(Block(spec, width))
+        width = spec.width if spec.kind == "plain" else width
+    parts.append(nn.Linear(width, 5))
+    model = nn.Sequential(*parts).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def check(model: nn.Module, points: Tensor) -> list[str]:
+    modes = Modes()
+    found: dict[str, LayerSpectrum] = spectra_of(
+        model, points, demand=demand_of(TOLERANCES), modes=modes
+    )
+    truth = naive_jacobians(model, points)
+    assert list(found) == list(truth)
+    for label, jacobians in truth.items():
+        every = np.linalg.svd(jacobians, compute_uv=False)
+        for mine, sigma in zip(found[label].values.numpy(), every, strict=True):
+            # What the certificate allows small values, and the rounding of the same few products
+            # in another order, as in tests/spectrum/test_naive.py.
+            assert (abs(mine - sigma) <= 2.5e-7 * sigma.sum() + 1.1e-11 * sigma[0]).all(), label
+            norm = torch.tensor(float(sigma[0]), dtype=torch.float64)
+            unsure = 2 * float(rounding(norm, max(jacobians.shape[1:]), torch.float64))
+            for tolerance in TOLERANCES:
+                tol = float(tolerance.threshold(norm.reshape(1), *jacobians.shape[1:]))
+                for factor in (0.99, 1.0, 1.01):
+                    if abs(sigma - factor * tol).min() > unsure:
+                        assert (mine > factor * tol).sum() == (sigma > factor * tol).sum(), label
+    return modes.routes
+
+
+blocks = st.builds(
+    Spec,
+    st.sampled_from(KINDS),
+    st.sampled_from([2, 5, 12, 20]),  # of one unit, a normalization leaves nothing but rounding
+    st.sampled_from(sorted(NORMS)),
+    st.sampled_from(sorted(ACTIVATIONS)),
+)
+
+
+@settings(max_examples=40)
+@given(st.sampled_from([3, 12, 30]), st.lists(blocks, min_size=1, max_size=3), st.integers(0, 99))
+def test_random_blocks(n_in: int, specs: list[Spec], seed: int) -> None:
+    model = network(n_in, specs, seed)
+    points = torch.randn(2, n_in, dtype=torch.float64)
+    routes = check(model, points)
+    # What an analysis makes of a BatchNorm is a view, which autograd follows by its strides if it
+    # is changed in place.
+    is_strided = any(spec.norm == "batch" and spec.activation == "relu in place" for spec in specs)
+    assert routes[0].startswith("chain") or is_strided, specs
+
+
+class Twice(nn.Module):
+    """Both kinds of what ends a reduction: a layer that skips and one that is beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(40, 20), nn.Linear(20, 20), nn.Linear(20, 20)
+        self.d, self.norm = nn.Linear(20, 20), nn.LayerNorm(20)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply three layers, the last two of which see the same."""
+        hidden = torch.relu(self.a(inputs))
+        inner = torch.relu(self.norm(self.b(hidden)))
+        side: Tensor = self.d(torch.relu(self.c(inner)) + hidden) + self.c(inner)
+        return side
+
+
+def test_a_basis_is_changed_only_where_nothing_goes_around() -> None:
+    # Fewer active units than columns at `inner`, which `hidden` goes around.
+    model = Twice().double().eval()
+    assert check(model, torch.randn(3, 40, dtype=torch.float64))[0].startswith("chain")
+
+    def link(name: str, *parents: int) -> Link:
+        terms = tuple(Term(parent, torch.ones(1, 2)) for parent in parents)
+        return Link(Call(name), torch.ones(2, 2), terms)
+
+    links = [link("a"), link("b", 0), link("c", 1), link("d", 0, 2), link("e", 3)]
+    assert dominating(links) == [True, False, False, True, False]
+    apart = [link("a"), link("b"), link("c", 0), link("d", 1)]
+    assert root_groups(apart) == [[0], [1]]
+    assert root_groups([*apart, link("e", 2, 3)]) == [[0, 1]]
+
+
+class Wrong(nn.Module):
+    """A normalization that looks like torch's and is not."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Linear(9, 8), nn.LayerNorm(8), nn.Linear(8, 7)
+        self.how = how
+        if how == "hook":
+            self.norm.register_forward_hook(lambda _, args, output: output + args[0].sum())
+        if how == "forward":
+            own = self.norm.forward
+            vars(self.norm)["forward"] = lambda x: own(x) * x.mean()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the layers."""
+        hidden = self.first(inputs)
+        if self.how == "no grad":
+            with torch.no_grad():
+                normed = self.norm(hidden)
+            found: Tensor = self.last(hidden + normed)
+            return found
+        if self.how == "other weights":
+            swapped = {"weight": torch.full((8,), 3.0), "bias": torch.zeros(8)}
+            output = torch.func.functional_call(self.norm, swapped, (hidden,))
+            return self.last(output)
+        return self.last(self.norm(hidden))
+
+
+@pytest.mark.parametrize("how", ["hook", "forward", "no grad", "other weights", "none"])
+def test_layers_that_are_not_what_they_seem(how: str) -> None:
+    routes = check(Wrong(how).double().eval(), torch.randn(3, 9, dtype=torch.float64))
+    assert routes[0].startswith("chain") == (how in {"no grad", "none"})
+
+
+def test_a_slope_that_hides_a_layer_is_no_layer_that_is_missing() -> None:
+    # A unit that is dead at one point only, behind a sum of branches of which one is all dead.
+    torch.manual_seed(0)
+    model = network(30, [Spec("skip", 12, "none", "dead"), Spec("plain", 20, "rms", "relu")], 1)
+    points = torch.randn(3, 30, dtype=torch.float64)
+    points[1] = 0
+    assert check(model, points)[0].startswith("chain")
