@@ -178,9 +178,9 @@ class FileSystem:
         kinds = {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
         if kinds & _NO_CREDENTIALS:
             if self._protocol not in _EXTRAS:
-                return "Log in as the store's own client asks for."
+                return "Log in as the store's own client requires."
             return (
-                "Give the credentials as for other programs (aws configure, AWS_PROFILE, or"
+                "Set the credentials as for other programs (aws configure, AWS_PROFILE, or"
                 " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); a public bucket is read with"
                 f" FSSPEC_{self._protocol.upper()}_ANON=true."
             )

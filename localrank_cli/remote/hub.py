@@ -133,7 +133,7 @@ class Hub:
             for name in fitting:
                 if not _REF.fullmatch(name):
                     raise UnreadableError(
-                        f"{self._address}: the revision {name!r} has no name that a file can have.",
+                        f"{self._address}: the revision {name!r} has a name that no file can have.",
                         "Choose other revisions, or name this one by its commit.",
                     )
                 names = found.setdefault(_checked(named[name], self._address), [])

@@ -63,7 +63,7 @@ class Mirror:
         odd = [one.path for one, path in placed if path is None and _matters(Path(one.path))]
         if odd:
             names = listed((repr(name.removeprefix(f"{found.root}/")) for name in odd), 4)
-            note(f"{found.shown}: left out what no file here can have as its name: {names}")
+            note(f"{found.shown}: left out names that no file on this machine can have: {names}")
         small = [(one, path) for one, path in placed if path is not None and _is_small(path)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda pair: self._bring_small(*pair), small))
