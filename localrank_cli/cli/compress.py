@@ -16,6 +16,7 @@ from localrank_cli.options.table import (
     check_compress,
     check_options,
 )
+from localrank_cli.results.compressed import LATENCY
 
 if TYPE_CHECKING:  # importing torch is slow
     from localrank_cli.run.compress import Compressed
@@ -80,9 +81,19 @@ def _print(found: "Compressed") -> None:
             print(printable(f"{row['method']} at {row['budget']:g}: {row['note']}"))
     for text in found.verdicts:
         print(printable(text))
+    print(_latency(found.budgets))
     print(printable(f"written to {found.folder}: load(model, path) in load.py loads the weights"))
     for folder in found.hf_folders:
         print(printable(f"{folder}: from_pretrained loads it; dense weights, of the full size"))
+
+
+def _latency(rows: "Sequence[Row]") -> str:
+    """Return how long the original and each result take for one point."""
+    timed = [row for row in rows if row.get(LATENCY) is not None]
+    first, *results = (f"{row[LATENCY]:.3g} ms" for row in timed)
+    shares = (f"{row['budget']:.0%}" for row in timed[1:])
+    after = ", ".join(f"{time} at {share}" for time, share in zip(results, shares, strict=True))
+    return f"One point takes {first} before, and {after} of the weights."
 
 
 def _table(rows: "Sequence[Row]", columns: Sequence[str]) -> list[str]:

@@ -1,4 +1,10 @@
-"""The ways to choose factors and ranks: two-sided whitening, and the baselines beside it."""
+"""The ways to choose factors and ranks: those that whiten, and the baselines beside them.
+
+The error of a layer that runs at many positions is a sum over these if the errors at two of them
+are unrelated, and as much larger as they agree: behind a convolution with average pooling the sum
+was found too small by factors from 5 to 20, and the deeper the layer the more. Neither way to count
+is right for every network, so that both are candidates, and the data that pick decide.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +15,7 @@ from torch import Tensor, nn
 
 from localrank_cli.compress.allocation import Choice, allocate, uniform
 from localrank_cli.compress.matrix import matrix_of, shape_of
-from localrank_cli.compress.moments import Moments
+from localrank_cli.compress.moments import Metric, Moments
 from localrank_cli.compress.replace import Replacement
 from localrank_cli.compress.whitening import Factors, RootsOf, factorize
 
@@ -26,40 +32,55 @@ class Method:
         is_global: Whether ranks are allocated by error; else all layers have one ratio, and the
             last one stays dense.
         by_position: Whether a layer's error counts at each position at which it runs.
+        metric: That of the network's output, where there is one.
     """
 
     title: str
     sides: Callable[[Moments], Sides]
     is_global: bool = True
     by_position: bool = False
+    metric: Metric | None = None
 
 
 def _plain(_: Moments) -> Sides:
     return None, None
 
 
+def _inputs(moments: Moments) -> Sides:
+    return None, moments.covariance
+
+
+def _fisher(moments: Moments) -> Sides:
+    return moments.gradient("fisher"), moments.covariance
+
+
+def _logit(moments: Moments) -> Sides:
+    return moments.gradient("logit"), moments.covariance
+
+
+# Of two that give the same network, as where every layer runs at one position, the first is tried.
 OURS: dict[str, Method] = {
-    "fisher": Method(
-        "two-sided, Fisher metric",
-        lambda moments: (moments.gradient("fisher"), moments.covariance),
-        by_position=True,
+    "fisher": Method("two-sided, Fisher metric", _fisher, by_position=True, metric="fisher"),
+    "logit": Method("two-sided, logit metric", _logit, by_position=True, metric="logit"),
+    "fisher-mean": Method(
+        "two-sided, Fisher metric, mean over positions", _fisher, metric="fisher"
     ),
-    "logit": Method(
-        "two-sided, logit metric",
-        lambda moments: (moments.gradient("logit"), moments.covariance),
-        by_position=True,
-    ),
+    "logit-mean": Method("two-sided, logit metric, mean over positions", _logit, metric="logit"),
+    "inputs": Method("input covariance", _inputs),
 }
 BASELINES: dict[str, Method] = {
     "uniform": Method("uniform ratio, plain SVD", _plain, is_global=False),
     "energy": Method("weight energy", _plain),
-    "svd-llm": Method(
-        "SVD-LLM, uniform ratio", lambda moments: (None, moments.covariance), is_global=False
-    ),
+    "svd-llm": Method("SVD-LLM, uniform ratio", _inputs, is_global=False),
     # arXiv 2207.00112: the rows of the weight, by the root of their summed Fisher information.
     "fwsvd": Method("FWSVD", lambda moments: (moments.row_fisher, None)),
 }
 METHODS = OURS | BASELINES
+
+
+def candidates(metric: Metric | None) -> tuple[str, ...]:
+    """Return the names of our methods, or of those with a metric of the output."""
+    return tuple(name for name, one in OURS.items() if metric in {None, one.metric})
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Compress to a budget by every method, and measure each on points that did not calibrate."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -207,15 +207,29 @@ class Compressor:
         Returns:
             None where the method has no ranks for so few weights.
         """
-        factored = self._factored[name]
-        ranks = factored.ranks(budget)
-        if ranks is None:
-            return None
+        ranks = self._factored[name].ranks(budget)
+        return None if ranks is None else self._outcome(name, budget, ranks)
+
+    def _outcome(self, name: str, budget: int, ranks: Ranks) -> Outcome:
         weights = sum(
             shape_of(self.layers.chosen[layer]).cost(rank) for layer, rank in ranks.items()
         )
+        predicted = self._factored[name].predicted(ranks)
         measured = self.measure(self.build(name, ranks))
-        return Outcome(name, budget, ranks, weights, factored.predicted(ranks), measured)
+        return Outcome(name, budget, ranks, weights, predicted, measured)
+
+    def n_distinct(self, budget: int, names: Sequence[str] = tuple(OURS)) -> int:
+        """Return how many networks `best` measures."""
+        return sum(1 for _ in self._distinct(budget, names))
+
+    def _distinct(self, budget: int, names: Sequence[str]) -> Iterator[tuple[str, Ranks]]:
+        """Yield methods with their ranks; of those that give the same network, the first."""
+        seen: list[tuple[Callable[..., object], Ranks]] = []
+        for name in names:
+            sides, ranks = METHODS[name].sides, self._factored[name].ranks(budget)
+            if ranks is not None and (sides, ranks) not in seen:
+                seen.append((sides, ranks))
+                yield name, ranks
 
     def weights_of(self, share: float) -> int:
         """Return the number of weights of a share.
@@ -235,8 +249,9 @@ class Compressor:
 
     def best(self, budget: int, names: Sequence[str] = tuple(OURS)) -> Outcome:
         """Return the outcome that diverges least from the original on the pick slice."""
-        found = [outcome for name in names if (outcome := self.at(name, budget)) is not None]
-        return min(found, key=lambda one: float(one.scores.divergence.mean()))
+        return least_divergent(
+            self._outcome(name, budget, ranks) for name, ranks in self._distinct(budget, names)
+        )
 
     def baselines(self, budget: int) -> tuple[list[Outcome], dict[str, str]]:
         """Return what each baseline gives at a budget, and why the others have no ranks for it."""
@@ -274,17 +289,29 @@ class Compressor:
         return found
 
 
-def verdict(ours: Scores, baselines: Mapping[str, Scores], unit: str, share: float) -> str:
+def least_divergent(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return the first of those that diverge least from the original on the pick slice."""
+    return min(outcomes, key=lambda one: float(one.scores.divergence.mean()))
+
+
+def verdict(
+    name: str, ours: Scores, baselines: Mapping[str, Scores], unit: str, share: float
+) -> str:
     """Return in one sentence what was gained over the best baseline, on the report slice.
 
-    `baselines` have the pick slice's best first.
+    `name` is the method of ours. `baselines` have the pick slice's best first.
     """
     percent = f"{100 * share:.6g}%"
+    if name in baselines:
+        return (
+            f"At {percent} of the weights nothing is gained: the result is a baseline,"
+            f" {METHODS[name].title}, which diverged least on the data that pick."
+        )
     if not baselines:
         return f"At {percent} of the weights no baseline has ranks: there is nothing to compare."
-    name, best = next(iter(baselines.items()))
+    first, best = next(iter(baselines.items()))
     gain = Difference.of(best.loss, ours.loss)
-    title = METHODS[name].title
+    title = METHODS[first].title
     # Losses of networks that run in float32 are equal up to this.
     rounding = _ROUNDING * (1.0 if unit == "nats" else float(best.loss.mean()))
     if gain.is_noise or abs(gain.mean) <= rounding:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.compress.eligible import find_layers
-from localrank_cli.compress.methods import OURS
 from localrank_cli.compress.search import Compressor, Data
 from localrank_cli.compress.state import effective_rank_of
 from localrank_cli.experiments.experiment import (
@@ -111,7 +110,7 @@ def compressibility(net: nn.Sequential, task: Task, seed: int) -> tuple[float, f
     work = Compressor(model, layers, data, _run, "classes")
     work.calibrate(seed, _MEMORY)
     ranks = sum(effective_rank_of(module) for module in layers.chosen.values())
-    return smallest(work, tuple(OURS)), smallest(work, ("energy",)), ranks
+    return smallest(work, ("fisher", "logit")), smallest(work, ("energy",)), ranks
 
 
 def smallest(work: Compressor, names: Sequence[str]) -> float:

@@ -21,7 +21,7 @@ from localrank_cli.experiments.experiment import (
     span,
 )
 from localrank_cli.experiments.series import SeriesText, settings_text
-from localrank_cli.experiments.training import Recipe, Task
+from localrank_cli.experiments.training import LANDMARK, Recipe, Task
 
 NAME = "mnist"
 N_TRAIN, N_TEST = 9_000, 1_000  # digits
@@ -129,7 +129,7 @@ def late_ends(frame: pd.DataFrame, layer: int, measure: str) -> list[tuple[float
     """
     pairs = []
     for _, run in frame[frame["layer_index"] == layer - 1].groupby("run"):
-        late = run[run["train_accuracy"] >= 0.99].sort_values("step")
+        late = run[run["train_accuracy"] >= LANDMARK].sort_values("step")
         if len(late) > 1:
             pairs.append((float(late[measure].iloc[0]), float(late[measure].iloc[-1])))
     return pairs

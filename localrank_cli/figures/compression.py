@@ -35,7 +35,9 @@ def compression(frame: pd.DataFrame, look: Look | None = None) -> tuple[Figure, 
     results = ~rest["budget"].duplicated()
     chosen = "/".join(dict.fromkeys(rest[results]["method"]))
     groups = {f"compress ({chosen})": shown[results.loc[shown.index]]}
-    others = shown[~results.loc[shown.index]]
+    # A baseline that is the result of a budget has no other row there.
+    baselines = rest[~results]["method"].unique()
+    others = shown[~results.loc[shown.index] | shown["method"].isin(baselines)]
     groups |= {str(name): part for name, part in others.groupby("method", sort=False)}
     figure = new_figure(look, 6.0, 3.8)
     axes = figure.subplots()

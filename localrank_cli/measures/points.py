@@ -20,7 +20,7 @@ class Ranks:
     """Counts at one tolerance, point by point."""
 
     counts: Tensor  # (points,), int64: #{i: sigma_i > tol}
-    near: Tensor  # (points,), bool: the counts at 0.99 tol and at 1.01 tol differ
+    near: Tensor  # (points,), bool: the counts on both sides of tol differ
     undecided: Tensor  # (points,), bool: a sigma is closer to tol than its rounding
 
 
@@ -48,7 +48,8 @@ def local_ranks(spectrum: LayerSpectrum, tolerance: Tolerance) -> Ranks:
         # The tolerance itself is off by as much of that rounding as it is of sigma_1.
         slack = rounding + tolerance.relative(spectrum.n_out, spectrum.n_in) * off
     tol = _thresholds(spectrum, [tolerance])
-    counts, below, above = count_above(values, tol * tol.new_tensor([1, 0.99, 1.01])).unbind(1)
+    bounds = tol * tol.new_tensor(tolerance.COUNTED_AT)
+    counts, below, above = count_above(values, bounds).unbind(1)
     return Ranks(
         counts=counts,
         near=below != above,

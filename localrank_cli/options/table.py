@@ -1038,8 +1038,8 @@ class CompressOptions:
     metric: Annotated[
         Literal["auto", "fisher", "logit"] | None,
         Setting(
-            help="Metric of the output: fisher, logit, or auto: the one that diverges less from"
-            " the original on the data for picking.",
+            help="Metric of the output: fisher, logit, or auto: of these, none, and the baselines,"
+            " what diverges least from the original on the data for picking.",
             metavar="NAME",
             default="auto",
         ),

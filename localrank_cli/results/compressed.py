@@ -33,6 +33,7 @@ LAYERS_NAME = "layers.csv"
 _MOST_BYTES = 2**28  # of an unfinished run: a row for each layer and budget
 # The columns of budgets.csv that a figure needs.
 BUDGETS = ("method", "budget", "weights", "loss", "loss_increase_se")
+LATENCY = "milliseconds_at_batch_1"  # the column of the original and of each result
 CONFIG_NAME, HF_NAME = "config.json", "model.safetensors"  # the names of transformers
 # The same for every network: ranks are in the shapes. Works without localrank and safetensors.
 LOADER = """\

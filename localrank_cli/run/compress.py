@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from localrank_cli.compress.eligible import Layers, find_layers
-from localrank_cli.compress.methods import BASELINES, METHODS, OURS
+from localrank_cli.compress.methods import BASELINES, METHODS, OURS, candidates
+from localrank_cli.compress.moments import Metric
 from localrank_cli.compress.replace import norm_layers
 from localrank_cli.compress.score import Difference, Kind, Scores, kind_of
-from localrank_cli.compress.search import FEW, Compressor, Outcome, verdict
+from localrank_cli.compress.search import FEW, Compressor, Outcome, least_divergent, verdict
 from localrank_cli.compress.state import factored_layers
 from localrank_cli.errors import LocalrankError, ModelError, Note, SettingsError, duration
 from localrank_cli.layers.select import LEFT_OUT
@@ -260,8 +261,13 @@ class _Work:
 
     @property
     def _names(self) -> tuple[str, ...]:
-        metric = self.how.metric or "auto"
-        return tuple(OURS) if metric == "auto" else (metric,)
+        return candidates(self._metric)
+
+    @property
+    def _metric(self) -> Metric | None:
+        """The metric that was asked for; None if any is."""
+        metric = self.how.metric
+        return None if metric is None or metric == "auto" else metric
 
     def results(
         self, unfinished: Unfinished, local_ranks: dict[str, float]
@@ -281,7 +287,7 @@ class _Work:
                 left[share] = budget
         if not left and self._limit is None:
             return
-        self._calibrate(len(left))
+        self._calibrate(left)
         original = self.work.report(self.series.model)
         for share, chosen in self._outcomes(left):
             unfinished.begin()
@@ -292,20 +298,13 @@ class _Work:
     def _saver(self, folder: Path) -> Saver:
         return Saver(self.series, self._stored, self.point, folder, dense=self.how.dense)
 
-    def _calibrate(self, n_budgets: int) -> None:
+    def _calibrate(self, budgets: dict[float, int]) -> None:
         layers, sizes = self.layers.chosen, self._sliced
-        n_calibrate, n_pick = sizes.n_batches("calibrate"), sizes.n_batches("pick")
-        norms = n_calibrate if norm_layers(self.series.model) else 0
-        tries = len(self._names) * (_BISECTIONS if self._limit is not None else n_budgets)
-        baselines = len(BASELINES) * max(n_budgets, 1)
+        tried = list(budgets.values()) or [self.work.total // 2] * _BISECTIONS
         # Each batch is counted once as it comes, and the rest of its calibration with its layers.
-        more = max(_PASSES - 1, 0) * n_calibrate * self._groups / len(layers)
+        more = max(_PASSES - 1, 0) * sizes.n_batches("calibrate") * self._groups / len(layers)
         self._progress.taken = 0.0
-        self._progress.total = (
-            _PASSES * n_calibrate * self._groups
-            + (tries + baselines) * (n_pick + norms)
-            + (max(n_budgets, 1) * (len(BASELINES) + 1)) * (sizes.n_batches("report") + norms)
-        )
+        self._expect(len(budgets), len(tried) * len(self._names))
         self.note(
             f"calibrating {len(layers)} layers on {sizes.sizes['calibrate']} points"
             + (f", in {self._groups} passes" if self._groups > 1 else "")
@@ -316,6 +315,20 @@ class _Work:
             taken=self._batch,
             adds_biases=not (self.how.dense or self.series.settings.model.is_hf),
             done=lambda name: self._progress.done(f"factored {name}", more),
+        )
+        # Some methods agree, which their factors tell.
+        distinct = (self.work.n_distinct(budget, self._names) for budget in tried)
+        self._expect(len(budgets), sum(distinct))
+
+    def _expect(self, n_budgets: int, tries: int) -> None:
+        """Set the total of the progress, by the networks that are tried to choose."""
+        sizes, n_ends = self._sliced, max(n_budgets, 1)
+        n_calibrate = sizes.n_batches("calibrate")
+        norms = n_calibrate if norm_layers(self.series.model) else 0
+        self._progress.total = (
+            _PASSES * n_calibrate * self._groups
+            + (tries + len(BASELINES) * n_ends) * (sizes.n_batches("pick") + norms)
+            + n_ends * (len(BASELINES) + 1) * (sizes.n_batches("report") + norms)
         )
 
     def _outcomes(self, budgets: dict[float, int]) -> Iterator[tuple[float, Outcome]]:
@@ -360,16 +373,18 @@ class _Work:
         local_ranks: dict[str, float],
     ) -> Found:
         """Save what was chosen, and measure it and the baselines on the slice that reports."""
+        outcomes, missing = self.work.baselines(chosen.budget)
+        chosen = self._best_of(chosen, outcomes)
         compressed = self.work.build(chosen.name, chosen.ranks)
         saver.save(share, compressed)
         ours = self.work.report(compressed)
         rows = [budget_row(chosen, share, ours, original) | latency(compressed, self.point)]
-        outcomes, missing = self.work.baselines(chosen.budget)
         baselines: dict[str, Scores] = {}
         for other in sorted(outcomes, key=lambda one: float(one.scores.loss.mean())):
             found = self.work.report(self.work.build(other.name, other.ranks))
             baselines[other.name] = found
-            rows.append(budget_row(other, share, found, original))
+            if other.name != chosen.name:
+                rows.append(budget_row(other, share, found, original))
         rows += [missing_row(name, share, why) for name, why in missing.items()]
         text = self._breach(Difference.of(ours.loss, original.loss), original)
         return Found(
@@ -378,12 +393,23 @@ class _Work:
                 layer_rows(self.series.model, self.layers, share, chosen.ranks, local_ranks)
             ),
             verdicts=(
-                verdict(ours, baselines, _UNITS[self.kind], share),
+                verdict(chosen.name, ours, baselines, _UNITS[self.kind], share),
                 *((text,) if text else ()),
             ),
             files=saver.files(share),
             keeps_limit=not text,
         )
+
+    def _best_of(self, chosen: Outcome, baselines: Sequence[Outcome]) -> Outcome:
+        """Return what diverges least on the slice that picks, of what was chosen and baselines.
+
+        A baseline must keep to the limit, and --metric excludes them all.
+        """
+        if self._metric is not None:
+            return chosen
+        limit = math.inf if self._limit is None else self._limit
+        kept = [one for one in baselines if self.work.increase(one).bound < limit]
+        return least_divergent([chosen, *kept])
 
     def _breach(self, increase: Difference, original: Scores) -> str:
         """Return how the report slice breaks the limit; empty if it does not."""

@@ -12,6 +12,7 @@ from localrank_cli.compress.matrix import shape_of
 from localrank_cli.compress.score import Difference, Scores
 from localrank_cli.compress.search import Outcome
 from localrank_cli.compress.state import effective_rank_of
+from localrank_cli.results.compressed import LATENCY
 from localrank_cli.run.compress_save import forward
 
 _TIMED = 20  # forward passes of one point
@@ -93,7 +94,7 @@ def latency(model: nn.Module, point: Tensor) -> Row:
             began = time.perf_counter()
             forward(model, point).sum().item()  # waits for a GPU
             times.append(time.perf_counter() - began)
-    return {"milliseconds_at_batch_1": round(1000 * statistics.median(times), 4)}
+    return {LATENCY: round(1000 * statistics.median(times), 4)}
 
 
 def aligned(rows: list[Row]) -> list[Row]:

@@ -53,14 +53,14 @@ class Demand:
     needs_every_value: bool = True  # whether one of them depends on each small value
 
     def thresholds(self, spectral_norm: Tensor, n_out: int, n_in: int) -> Tensor:
-        """Return all values at which counts are wanted: tol, 0.99 tol and 1.01 tol per tolerance.
+        """Return all values at which counts are wanted, three for each tolerance.
 
         sigma_1 has shape (points,), the result (points, 3 * tolerances).
         """
         columns = []
         for tolerance in self.tolerances or ():
             tol = tolerance.threshold(spectral_norm, n_out, n_in)
-            columns += [tol, 0.99 * tol, 1.01 * tol]
+            columns += [factor * tol for factor in tolerance.COUNTED_AT]
         return torch.stack(columns, dim=1) if columns else spectral_norm.new_zeros(0, 0)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ class Tolerance:
 
     atol: float = 0.0
     rtol: float | None = 0.0  # None: "eps", max(n_out, n_in) * eps(float32)
+
+    # Where values are counted, in units of tol: at tol, and on both sides of it for `near_tol`.
+    COUNTED_AT: ClassVar[tuple[float, float, float]] = (1.0, 0.99, 1.01)
 
     @property
     def label(self) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from torch.nn import functional
 
 from localrank_cli.cli.screen import Steps
 from localrank_cli.compress.matrix import matrix_of
+from localrank_cli.compress.methods import BASELINES
 from localrank_cli.compress.score import Scores
 from localrank_cli.compress.search import Compressor
+from localrank_cli.compress.search import Outcome as Compression
 from localrank_cli.results.compressed import LOADER
 from localrank_cli.run.estimate import LongTime
 from tests.cli.program import Outcome, invoke, rows
@@ -69,8 +71,9 @@ def test_the_weights_that_are_written_give_the_loss_that_is_reported(folder: Pat
     chosen = order[3 * N_POINTS // 4 :]  # the part that reports
     points, labels = (torch.from_numpy(data[key])[chosen] for key in ("x", "y"))
     table = rows(out / "budgets.csv")
-    for share in ("0.6", "0.35"):
-        row = next(one for one in table if one["budget"] == share)
+    results = [next(one for one in table if one["budget"] == share) for share in ("0.6", "0.35")]
+    for row in results:
+        share = row["budget"]
         for model in (
             load(network(), out / f"factored_{share}.safetensors"),
             network(),
@@ -94,6 +97,11 @@ def test_the_weights_that_are_written_give_the_loss_that_is_reported(folder: Pat
     assert facts["points"] == {"calibrate": 200, "pick": 100, "report": 100}
     assert len(facts["verdicts"]) == 2
     assert all(text in outcome.stdout for text in facts["verdicts"])
+    times = [float(one["milliseconds_at_batch_1"] or 0) for one in (table[0], *results)]
+    assert min(times) > 0
+    before, half, third = (f"{time:.3g} ms" for time in times)
+    text = f"One point takes {before} before, and {half} at 60%, {third} at 35% of the weights."
+    assert text in outcome.stdout
 
 
 def test_a_limit_finds_the_ranks_that_were_planted(folder: Path) -> None:
@@ -284,6 +292,30 @@ def test_a_metric_that_is_named_is_taken(folder: Path) -> None:
     for metric in ("fisher", "logit"):
         assert compress("--budget", "0.5", "--metric", metric, "--overwrite").code == 0
         assert rows(folder / "out" / "budgets.csv")[1]["method"] == metric
+
+
+def test_a_baseline_that_is_better_is_the_result(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Compressor.best
+
+    def worse(self: Compressor, budget: int, names: Sequence[str]) -> Compression:
+        found = measured(self, budget, names)
+        divergence = found.scores.divergence + 100
+        return replace(found, scores=replace(found.scores, divergence=divergence))
+
+    monkeypatch.setattr(Compressor, "best", worse)
+    for words in (("--budget", "0.5"), ("--max-loss-increase", "9nats")):
+        outcome = compress(*LABELS, *words, "--overwrite")
+        assert outcome.code == 0, outcome.stderr
+        _original, first, *others = rows(folder / "out" / "budgets.csv")
+        assert first["method"] in BASELINES
+        assert first["method"] not in {one["method"] for one in others}
+        assert len(others) == len(BASELINES) - 1
+        title = BASELINES[first["method"]].title
+        assert f"nothing is gained: the result is a baseline, {title}," in outcome.stdout
+    assert compress(*LABELS, "--budget", "0.5", "--metric", "logit", "--overwrite").code == 0
+    assert rows(folder / "out" / "budgets.csv")[1]["method"] == "logit"
 
 
 CONV = """

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from localrank_cli.compress.eligible import find_layers
 from localrank_cli.compress.matrix import matrix_of
-from localrank_cli.compress.methods import METHODS, factor_bytes, work_bytes
+from localrank_cli.compress.methods import METHODS, OURS, candidates, factor_bytes, work_bytes
 from localrank_cli.compress.moments import moment_bytes
 from localrank_cli.compress.score import Batch, Difference, Kind, Scores, kind_of, scores
 from localrank_cli.compress.search import Compressor, Data, split, verdict
@@ -146,9 +146,24 @@ def test_the_metric_is_the_one_that_measures_better() -> None:
     found = compressor(mlp(12, 14, 12, 10))
     for share in (0.3, 0.5, 0.7):
         budget = found.weights_of(share)
-        each = {name: found.at(name, budget) for name in ("fisher", "logit")}
+        each = {name: found.at(name, budget) for name in OURS}
         measured = {name: float(one.scores.divergence.mean()) for name, one in each.items() if one}
         assert found.best(budget).name == min(measured, key=lambda name: measured[name])
+        assert found.best(budget, candidates("fisher")).name == "fisher"
+
+
+def test_the_same_network_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer of an MLP runs at one position."""
+    found = compressor(mlp(12, 14, 12, 10))
+    measured: list[nn.Module] = []
+
+    def counted(self: Compressor, model: nn.Module) -> Scores:
+        measured.append(model)
+        return self.report(model)
+
+    monkeypatch.setattr(Compressor, "measure", counted)
+    found.best(found.weights_of(0.5))
+    assert len(measured) == len({METHODS[name].sides for name in OURS}) == 3
 
 
 def test_the_smallest_budget_keeps_to_the_limit() -> None:
@@ -201,14 +216,21 @@ def test_differences_are_paired() -> None:
 
 def test_the_verdict_says_what_was_gained_or_that_it_is_noise() -> None:
     base = normal(100)
-    noise = verdict(scored(base), {"fwsvd": scored(base + normal(100, seed=1))}, "nats", 0.5)
+    noise = verdict(
+        "fisher", scored(base), {"fwsvd": scored(base + normal(100, seed=1))}, "nats", 0.5
+    )
     assert "within noise of the best baseline, FWSVD" in noise
-    gain = verdict(scored(base), {"energy": scored(base + 1 + normal(100, seed=1))}, "nats", 0.5)
+    gain = verdict(
+        "fisher", scored(base), {"energy": scored(base + 1 + normal(100, seed=1))}, "nats", 0.5
+    )
     assert "nats lower than that of the best baseline, weight energy" in gain
-    loss = verdict(scored(base + 1 + normal(100, seed=1)), {"energy": scored(base)}, "nats", 0.5)
+    worse = scored(base + 1 + normal(100, seed=1))
+    loss = verdict("fisher", worse, {"energy": scored(base)}, "nats", 0.5)
     assert "nats higher" in loss
     assert loss.startswith("At 50% of")
     # As two networks that lose nothing differ, run in float32.
-    rounded = verdict(scored(base), {"energy": scored(base + 1e-7)}, "nats", 0.5)
+    rounded = verdict("fisher", scored(base), {"energy": scored(base + 1e-7)}, "nats", 0.5)
     assert "within noise" in rounded
-    assert verdict(scored(base), {}, "nats", 0.125).startswith("At 12.5% of")
+    assert verdict("fisher", scored(base), {}, "nats", 0.125).startswith("At 12.5% of")
+    same = verdict("energy", worse, {"fwsvd": scored(base), "energy": worse}, "nats", 0.5)
+    assert "nothing is gained: the result is a baseline, weight energy" in same

@@ -34,6 +34,17 @@ def test_a_line_for_each_method() -> None:
     assert_readable(figure)
 
 
+def test_a_baseline_that_is_the_result_keeps_its_own_line() -> None:
+    frame = budgets()
+    first = frame.index[frame["budget"] == 0.2][0]
+    frame = frame[(frame["budget"] != 0.2) | (frame["method"] != "energy")]
+    frame.loc[first, "method"] = "energy"
+    (axes,) = compression(frame)[0].axes
+    containers: list[Any] = list(axes.containers)
+    drawn = {str(one.get_label()): len(one.lines[0].get_xdata()) for one in containers}
+    assert drawn == {"compress (fisher/energy)": 2, "energy": 2, "uniform": 1}
+
+
 def test_losses_over_decades_have_a_log_axis() -> None:
     frame = budgets()
     assert compression(frame)[0].axes[0].get_yscale() == "linear"
