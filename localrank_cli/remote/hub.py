@@ -221,8 +221,8 @@ class Hub:
         if isinstance(error, errors.RepositoryNotFoundError):
             return "Check its name; if it is private, log in: hf auth login, or set HF_TOKEN."
         return (
-            "Check the connection and run the same command again: what is finished is kept. Files"
-            " that are on this machine are analyzed by their folder."
+            "Check the connection and rerun the same command to resume. If the files are on this"
+            " machine, name their folder instead."
         )
 
 

@@ -33,7 +33,7 @@ _MOST_SMALL = 256 * 2**20  # bytes; a trainer_state.json holds the log of the wh
 _AT_ONCE = 8  # files that are read in parallel
 _SPARE = 2**28  # bytes of the disk that a download must leave
 _LONGEST_NAME = 200  # bytes; most file systems allow 255, and suffixes are added
-_MOVED = "Run the same command again: what is finished is kept."
+_MOVED = "Rerun the same command to resume."
 
 
 class Mirror:

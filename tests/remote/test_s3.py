@@ -245,7 +245,7 @@ def test_a_download_that_breaks_off(s3: "FakeS3", tmp_path: Path) -> None:
     done(analyze(s3))  # the client asks again
     s3.cut = 1000
     stopped = done(analyze(s3, "--steps", "0", output="b.csv"), 1)
-    assert "run the same command again" in stopped.error
+    assert "rerun the same command to resume" in stopped.error
     assert downloads(tmp_path) == []
     s3.cut = 0
     done(analyze(s3, "--steps", "0", output="b.csv"))
