@@ -36,8 +36,8 @@ def first_points(data: object, count: int | None) -> object:
             collate = data.collate_fn
     if isinstance(dataset, IterableDataset):
         raise DataError(
-            f"data={type(data).__name__}: its dataset can only be iterated over, and iterating"
-            " here could use up what the training is to see.",
+            f"data={type(data).__name__}: its dataset can only be iterated over, and iterating here"
+            " could use up data that training needs.",
             _AS_TENSOR,
         )
     if not _is_dataset(dataset, is_loaded=dataset is not data):

@@ -72,7 +72,7 @@ def refuse_partitioned(model: nn.Module) -> None:
     """
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ModelError(
-            "the weights are divided by DeepSpeed's ZeRO-3, and cannot be gathered here.",
+            "the weights are sharded by DeepSpeed's ZeRO-3, and cannot be gathered here.",
             "Measure the checkpoints with localrank_cli.analyze, or train with ZeRO-2.",
         )
     if _has_fsdp1(model) and all(one.device.type == "cpu" for one in model.parameters()):

@@ -42,7 +42,7 @@ def live_options(data: object, options: Mapping[str, Any]) -> AnalyzeOptions:
     """
     if data is None:
         raise UsageError(
-            "data are missing: where the points come from.",
+            "there are no data to draw points from.",
             "Pass a tensor with the points on its first axis, a Dataset or a DataLoader;"
             " data='normal:784' draws random points of that shape.",
         )
@@ -51,7 +51,7 @@ def live_options(data: object, options: Mapping[str, Any]) -> AnalyzeOptions:
         chosen = read_options(AnalyzeOptions, values, PYTHON)  # before a dataset is read
         if chosen.model == HF:
             raise UsageError(
-                "model='hf' builds a network from the config.json beside a file, and weights in"
+                "model='hf' builds a network from the config.json next to a file, but weights in"
                 " memory have none.",
                 "Pass the network itself, or model=lambda: AutoModel.from_config(config).",
             )

@@ -203,7 +203,7 @@ class Monitor:
             if is_sharded(chosen):
                 if self._options.model is None:
                     raise SettingsError(
-                        "the model is divided by FSDP, and a copy of it would be as well.",
+                        "the model is sharded by FSDP, and so would be a copy of it.",
                         "Give the code that builds it: Monitor(..., model=lambda: Net(...)).",
                     )
                 return gathered(chosen) if weights is None else weights, None
@@ -368,7 +368,7 @@ class _Cost:
         left = f"; {n_skipped} steps skipped (max_share)" if n_skipped else ""
         text = (
             f"localrank: {output}: measuring took {duration(self.spent)},"
-            f" {100 * self.share:.2g} % of the time of the training{left}\n"
+            f" {100 * self.share:.2g} % of the training time{left}\n"
         )
         if sys.stderr is not None:
             sys.stderr.write(text)

@@ -90,7 +90,7 @@ class MonitorTable(Output):
         assert self._plan is not None
         record_settings(self._plan, self.journal, None)
         if self._entry(record.checkpoint) is not None:
-            note(f"{self.name}: step {record.step} had other weights before; it is replaced")
+            note(f"{self.name}: step {record.step} had different weights before; it is replaced")
         self.add(record)
         self.skipped -= {record.step or 0}
         self._add_pending()

@@ -1000,8 +1000,8 @@ class CompressOptions:
     budget: Annotated[
         tuple[Annotated[float, Gt(0), Lt(1)], ...],
         Setting(
-            help="Share of weights to keep, of those of all layers that can be factored; several"
-            " with commas: 0.5,0.3.",
+            help="Share of weights to keep, out of those of all layers that can be factored;"
+            " separate several with commas: 0.5,0.3.",
             metavar="SHARE",
             read=parse.budgets,
             advice="Give a share between 0 and 1, such as 0.5.",
@@ -1011,7 +1011,8 @@ class CompressOptions:
         parse.LossLimit | None,
         Setting(
             help="Instead of --budget: keep the fewest weights with which the loss increases by"
-            " less than LIMIT, 1.65 standard errors included: 1% of the loss, or 0.02nats.",
+            " less than LIMIT, including 1.65 standard errors. LIMIT is 1% of the loss, say, or"
+            " 0.02nats.",
             metavar="LIMIT",
             read=parse.loss_limit,
         ),
@@ -1028,8 +1029,8 @@ class CompressOptions:
     keep: Annotated[
         tuple[str, ...],
         Setting(
-            help="Layers to leave as they are, comma separated, * crosses dots; the budget does"
-            " not include them. Repeatable.",
+            help="Layers to leave as they are, separated by commas; * also matches dots. The budget"
+            " does not include them. Repeatable.",
             metavar="GLOB",
             completes=LAYERS,
             read=parse.globs,
@@ -1038,15 +1039,15 @@ class CompressOptions:
     metric: Annotated[
         Literal["auto", "fisher", "logit"] | None,
         Setting(
-            help="Metric of the output: fisher, logit, or auto: of these, none, and the baselines,"
-            " what diverges least from the original on the data for picking.",
+            help="Metric of the output: fisher, logit, or auto: whichever of these, no metric, and"
+            " the baselines diverges least from the original on the data for picking.",
             metavar="NAME",
             default="auto",
         ),
     ] = None
     dense: Annotated[
         bool,
-        Setting(help="Also write weights of low rank under the old names, of the full size."),
+        Setting(help="Also write low-rank weights under the old names, at full size."),
     ] = False
     # Other names than those of analyze, which it does not offer.
     out: Annotated[

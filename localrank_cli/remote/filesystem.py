@@ -19,7 +19,7 @@ _VERSIONS = (
 _HASHES = {"s3": "ETag", "s3a": "ETag"}
 _MOST_BYTES = 2**50  # of a file, which no store holds
 _EXTRAS = {"s3": "s3", "s3a": "s3"}  # of localrank, with the client of a protocol
-_CHANGED = "Run the same command again when nothing writes to it: what is finished is kept."
+_CHANGED = "Rerun the same command to resume, once nothing writes to it."
 # Errors of clients, by their names: importing the classes would import the clients.
 _NO_CREDENTIALS = {
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
@@ -178,15 +178,15 @@ class FileSystem:
         kinds = {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
         if kinds & _NO_CREDENTIALS:
             if self._protocol not in _EXTRAS:
-                return "Log in as the store's own client asks for."
+                return "Log in as the store's own client requires."
             return (
-                "Give the credentials as for other programs (aws configure, AWS_PROFILE, or"
+                "Set the credentials as for other programs (aws configure, AWS_PROFILE, or"
                 " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); a public bucket is read with"
                 f" FSSPEC_{self._protocol.upper()}_ANON=true."
             )
         return (
-            "Check the connection and run the same command again: what is finished is kept. Files"
-            " that are on this machine are analyzed by their folder."
+            "Check the connection and rerun the same command to resume. If the files are on this"
+            " machine, name their folder instead."
         )
 
 

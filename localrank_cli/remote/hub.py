@@ -133,7 +133,7 @@ class Hub:
             for name in fitting:
                 if not _REF.fullmatch(name):
                     raise UnreadableError(
-                        f"{self._address}: the revision {name!r} has no name that a file can have.",
+                        f"{self._address}: the revision {name!r} has a name that no file can have.",
                         "Choose other revisions, or name this one by its commit.",
                     )
                 names = found.setdefault(_checked(named[name], self._address), [])
@@ -221,8 +221,8 @@ class Hub:
         if isinstance(error, errors.RepositoryNotFoundError):
             return "Check its name; if it is private, log in: hf auth login, or set HF_TOKEN."
         return (
-            "Check the connection and run the same command again: what is finished is kept. Files"
-            " that are on this machine are analyzed by their folder."
+            "Check the connection and rerun the same command to resume. If the files are on this"
+            " machine, name their folder instead."
         )
 
 

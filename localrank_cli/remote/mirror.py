@@ -33,7 +33,7 @@ _MOST_SMALL = 256 * 2**20  # bytes; a trainer_state.json holds the log of the wh
 _AT_ONCE = 8  # files that are read in parallel
 _SPARE = 2**28  # bytes of the disk that a download must leave
 _LONGEST_NAME = 200  # bytes; most file systems allow 255, and suffixes are added
-_MOVED = "Run the same command again: what is finished is kept."
+_MOVED = "Rerun the same command to resume."
 
 
 class Mirror:
@@ -63,7 +63,7 @@ class Mirror:
         odd = [one.path for one, path in placed if path is None and _matters(Path(one.path))]
         if odd:
             names = listed((repr(name.removeprefix(f"{found.root}/")) for name in odd), 4)
-            note(f"{found.shown}: left out what no file here can have as its name: {names}")
+            note(f"{found.shown}: left out names that no file on this machine can have: {names}")
         small = [(one, path) for one, path in placed if path is not None and _is_small(path)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda pair: self._bring_small(*pair), small))

@@ -174,7 +174,7 @@ def _shared(value: dict[str, Any]) -> dict[str, Any]:
 
 def _changed(path: Path) -> OutputError:
     """Return the error for a line that has changed."""
-    return OutputError(f"{path}: changed while it was in use.", "Run the same command again.")
+    return OutputError(f"{path}: changed while it was in use.", "Rerun the same command.")
 
 
 def journal_path(target: Path) -> Path:

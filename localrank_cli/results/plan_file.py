@@ -12,7 +12,7 @@ from localrank_cli.validation import loads
 FORMAT = 1
 _KEY = "localrank_plan"
 _MOST_BYTES = 2**28  # a million checkpoints
-RESUBMIT = "Submit again; what is finished is kept."
+RESUBMIT = "Submit again; finished checkpoints are kept."
 
 
 class ListedCheckpoint(NamedTuple):

@@ -95,7 +95,7 @@ from localrank_cli.spectrum.pooled import pooled_bytes
 from localrank_cli.spectrum.tolerance import check_rounding
 from localrank_cli.userimport import import_object
 
-_RESUBMIT = "Submit again when nothing writes to it; what is finished is kept."
+_RESUBMIT = "Submit again once nothing writes to it; finished checkpoints are kept."
 
 
 @dataclass(frozen=True)

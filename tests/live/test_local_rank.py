@@ -332,7 +332,7 @@ class Endless(IterableDataset[Tensor]):
         (nn.Linear(4, 2, device="meta"), torch.rand(8, 4), {}, ModelError, "meta device"),
         (nn.LazyLinear(2), torch.rand(8, 4), {}, ModelError, "lazy"),
         (mlp(4, 3, 2), torch.rand(8, 4), {"layers": "nothing*"}, LocalrankError, "nothing"),
-        (mlp(4, 3, 2), None, {}, UsageError, "data are missing"),
+        (mlp(4, 3, 2), None, {}, UsageError, "there are no data"),
         (mlp(4, 3, 2), torch.rand(0, 4), {}, DataError, ""),
         (mlp(4, 3, 2), torch.rand(8, 5), {}, ModelError, ""),
         (mlp(4, 3, 2), TensorDataset(torch.rand(0, 4)), {}, DataError, "holds no points"),

@@ -209,7 +209,7 @@ def test_a_training_that_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert (
         second.loc[second["step"] == 2, "spectral_norm"].tolist() == other["spectral_norm"].tolist()
     )
-    assert caplog.text.count("step 2 had other weights before; it is replaced") == 1
+    assert caplog.text.count("step 2 had different weights before; it is replaced") == 1
 
 
 @pytest.mark.parametrize("end", ["killed", "closed"])
@@ -432,7 +432,7 @@ def test_a_network_in_place_of_the_table() -> None:
 @pytest.mark.parametrize(
     ("data", "options", "kind", "words"),
     [
-        (None, {}, UsageError, "data are missing"),
+        (None, {}, UsageError, "there are no data"),
         (DATA, {"every": 0}, UsageError, "every=0: expected a whole number from 1 on, or log"),
         (DATA, {"every": "often"}, UsageError, "or log"),
         (DATA, {"every": 2, "steps": [1]}, UsageError, "both choose"),
@@ -491,7 +491,7 @@ def test_a_share_of_the_time(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert manifest["monitor"]["skipped_steps"] == [1, 2, 3, *range(5, 10)]
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "% of the time of the training; 9 steps skipped (max_share)" in printed.err
+    assert "% of the training time; 9 steps skipped (max_share)" in printed.err
 
 
 @pytest.mark.parametrize("kind", ["module", "state dict", "at the call"])

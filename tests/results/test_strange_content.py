@@ -385,7 +385,7 @@ def test_a_plan_file(place: Path, path: str, value: Any, sentence: str) -> None:
         assert outcome.code == 1
         assert outcome.error.startswith("plan.json: ")
         assert sentence in outcome.error
-        assert outcome.error.endswith("Submit again; what is finished is kept.")
+        assert outcome.error.endswith("Submit again; finished checkpoints are kept.")
 
 
 def plan_content(place: Path) -> dict[str, Any]:
