@@ -405,7 +405,8 @@ def _named_files(settings: Settings) -> Iterator[Path]:
     """Yield the files that settings name, which may be on another machine."""
     if settings.source.array is None and settings.source.path is not None:
         yield settings.source.path
-    for code in (settings.model.code, None if settings.source.array else settings.source.code):
+    of_data = settings.source.code if settings.source.array is None else None
+    for code in (settings.model.code, of_data):
         if code is not None and code.is_file:
             yield Path(code.place)
 
