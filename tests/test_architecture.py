@@ -55,7 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     "figures": {"errors", "drawing", "measures", "results", "compare"},
     "report": {"errors", "measures", "results"},
     "live": {
-        "errors", "machine", "seeds", "walk", "options", "checkpoints", "model", "points", "results", "run",
+        "errors", "machine", "seeds", "walk", "options", "checkpoints", "model", "points",
+        "results", "run",
     },
     "callbacks": {"errors", "live"},
     "plotting": {"errors", "drawing", "options", "results", "figures"},
