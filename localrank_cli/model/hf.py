@@ -232,6 +232,7 @@ def hf_model(folder: Path, arguments: Mapping[str, Any], held: Held | None = Non
             ) from error
         _override(made, arguments, path)
         made.use_cache = False
+        made.return_dict = True  # networks look up parts of outputs by name
         return HfModel(folder, _class(transformers, made), made, attention, held, config)
 
 
@@ -250,7 +251,14 @@ def _override(made: Any, arguments: Mapping[str, Any], path: Path) -> None:
                 f"--model-arg {key}: {path} has no entry {key!r}.",
                 "Check the name in the config of this family of networks.",
             )
-        setattr(made, key, value)
+        try:
+            setattr(made, key, value)
+        except Exception as error:  # the library checks entries in many ways
+            raise ModelError(
+                f"--model-arg {key}: transformers cannot use {_shown(value)!r}"
+                f" ({one_line(error)}).",
+                f"Give a value of the kind that is in {path}.",
+            ) from error
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:

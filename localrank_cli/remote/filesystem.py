@@ -7,7 +7,7 @@ from typing import Any
 
 from localrank_cli.errors import SettingsError, UnreadableError, UsageError, cause
 from localrank_cli.remote.address import Address, FileAddress
-from localrank_cli.remote.store import Listing, StoredFile
+from localrank_cli.remote.store import Listing, StoredFile, is_of_disk
 
 # Where clients say which version of a file this is, the most certain first.
 _VERSIONS = (
@@ -148,6 +148,9 @@ class FileSystem:
             )
         return place
 
+    def check(self, file: StoredFile, path: Path) -> None:
+        """Check nothing: not every version is a hash, and `download` compares it again."""
+
     def name_of(self, path: str) -> str:
         """Return the address of what is placed at a path."""
         return f"{self._protocol}://{path.removeprefix(self._protocol).lstrip('/')}"
@@ -170,6 +173,8 @@ class FileSystem:
                 "Check the spelling of the address, and that it still exists.",
             ) from error
         except Exception as error:  # each client has many kinds
+            if is_of_disk(error):
+                raise
             raise UnreadableError(
                 f"{name}: {cause(error).rstrip('.')}.", self._advice(error)
             ) from error

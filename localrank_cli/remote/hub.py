@@ -1,22 +1,30 @@
 """Repositories on the Hugging Face Hub, through its own client."""
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from localrank_cli.checkpoints.formats import is_weights_file
 from localrank_cli.checkpoints.sharded import is_index
-from localrank_cli.errors import SettingsError, UnreadableError, cause, listed
+from localrank_cli.errors import SettingsError, UnreadableError, cause, listed, shortened
 from localrank_cli.remote.address import Address, HubAddress
-from localrank_cli.remote.store import Listing, StoredFile
+from localrank_cli.remote.store import Listing, StoredFile, is_of_disk
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# What the client raises for an answer that it does not expect.
+_ODD = (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError)
+_NO_ACCESS, _TOO_MANY = (401, 403), 429  # statuses
 _AT_ONCE = 8  # revisions that are listed in parallel
 _PARTIAL = 206  # the status of an answer with a part of a file
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's of a small file, SHA-256 of others
+_MOST_FILES = 100_000  # in one repository, as the Hub recommends
 _MOST_BYTES = 2**50  # of a file; the Hub's limit is far below
 # Names of branches and tags become files on the disk: git allows no other parts that matter.
 _REF = re.compile(r"(?!.*(?:^|/)\.)[\w.+=@,-]+(?:/[\w.+=@,-]+)*", re.ASCII)
@@ -92,16 +100,25 @@ class Hub:
             entries = api.list_repo_tree(
                 self._repository, folder or None, revision=commit, recursive=recursive
             )
+            some: list[Any] = []
             try:
-                files = [one for one in entries if hasattr(one, "size")]  # not a folder
+                # A server need not come to an end.
+                some = list(islice(entries, _MOST_FILES + 1))
             except self._client.errors.EntryNotFoundError as error:
                 raise UnreadableError(
                     f"{self._address}: there is no folder {folder!r} in {commit}.",
                     "Check its name; a revision is named before it: hf://ORG/NAME@main/FOLDER.",
                 ) from error
-        if not all(isinstance(one.size, int) and 0 <= one.size < _MOST_BYTES for one in files):
+        files = [one for one in some if hasattr(one, "size")]  # not a folder
+        if len(some) > _MOST_FILES:
             raise UnreadableError(
-                f"{self._address}: the list of files of {commit} has impossible sizes.",
+                f"{self._address}: over {_MOST_FILES} files are listed in {commit}.",
+                "Choose another revision, or a folder within this one: hf://ORG/NAME@REV/FOLDER.",
+            )
+        if not all(map(_is_possible, files)):
+            raise UnreadableError(
+                f"{self._address}: the list of files of {commit} has impossible names, sizes or"
+                " hashes.",
                 "Check HF_ENDPOINT.",
             )
         # A name that leads elsewhere is none of the folder.
@@ -110,7 +127,7 @@ class Hub:
 
     @staticmethod
     def _stored(one: Any, commit: str, path: str) -> StoredFile:
-        version = one.lfs.sha256 if one.lfs else one.blob_id
+        version = _version(one)
         return StoredFile(path, f"{commit}/{one.path}", one.size, version, is_hash=True)
 
     def _revisions(self, patterns: tuple[str, ...]) -> Mapping[str, list[str]]:
@@ -120,25 +137,46 @@ class Hub:
             if not patterns:
                 return {_checked(api.model_info(self._repository).sha, self._address): ["main"]}
             refs = api.list_repo_refs(self._repository)
-        named = {one.name: one.target_commit for one in (*refs.branches, *refs.tags)}
-        found: dict[str, list[str]] = {}
+        named: dict[str, set[object]] = {}
+        for one in (*refs.branches, *refs.tags):
+            named.setdefault(str(one.name), set()).add(str(one.target_commit))
+        found: dict[str, dict[str, None]] = {}
         for pattern in patterns:
             fitting = [name for name in named if fnmatchcase(name, pattern)]
             if not fitting and re.fullmatch(r"[0-9a-f]{7,40}", pattern):
                 with self._explained():
                     info = api.model_info(self._repository, revision=pattern)
-                found.setdefault(_checked(info.sha, self._address), [])
+                found.setdefault(_checked(info.sha, self._address), {})
             elif not fitting:
                 raise self._no_revision(pattern, list(named))
             for name in fitting:
-                if not _REF.fullmatch(name):
-                    raise UnreadableError(
-                        f"{self._address}: the revision {name!r} has a name that no file can have.",
-                        "Choose other revisions, or name this one by its commit.",
-                    )
-                names = found.setdefault(_checked(named[name], self._address), [])
-                names += [name] if name not in names else []
-        return found
+                self._check_name(name, named)
+                (commit,) = named[name]
+                found.setdefault(_checked(commit, self._address), {})[name] = None
+        every = {name for names in found.values() for name in names}
+        for name in every:
+            outer = [one for one in every if name.startswith(f"{one}/")] if "/" in name else []
+            if outer:
+                raise UnreadableError(
+                    f"{self._address}: the revisions {outer[0]!r} and {name!r} cannot both be"
+                    " placed here: the name of one is the folder of the other.",
+                    "Name the ones that you mean: hf://ORG/NAME@ONE,OTHER.",
+                )
+        return {commit: list(names) for commit, names in found.items()}
+
+    def _check_name(self, name: str, named: Mapping[str, set[object]]) -> None:
+        if not _REF.fullmatch(name):
+            raise UnreadableError(
+                f"{self._address}: the revision {shortened(name)!r} has no name that a file can"
+                " have.",
+                "Choose other revisions, or name this one by its commit.",
+            )
+        if len(named[name]) > 1:
+            commits = listed(sorted(map(str, named[name])))
+            raise UnreadableError(
+                f"{self._address}: {name!r} is a branch and a tag of different commits: {commits}.",
+                "Name the commit: hf://ORG/NAME@COMMIT.",
+            )
 
     def part(self, file: StoredFile, start: int, end: int) -> bytes:
         """Return the bytes of a file from `start` to `end`, or to its own end."""
@@ -180,6 +218,25 @@ class Hub:
             )
         return Path(path).resolve()
 
+    def check(self, file: StoredFile, path: Path) -> None:
+        """Check the hash of a file's content, also of one from a cache."""
+        size = path.stat().st_size
+        digest = (
+            hashlib.sha256()
+            if len(file.version) == hashlib.sha256().digest_size * 2
+            else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)  # as git names a file
+        )
+        with path.open("rb") as stream:
+            while part := stream.read(2**20):
+                digest.update(part)
+        if digest.hexdigest() != file.version:
+            raise UnreadableError(
+                f"{self.name_of(file.path)}: has another content than the Hub lists (hash"
+                f" {digest.hexdigest()}, expected {file.version}).",
+                f"Remove {path} if it is there, and run the same command again; if that does not"
+                " help, check HF_ENDPOINT and what is between this machine and the Hub.",
+            )
+
     def name_of(self, path: str) -> str:
         """Return the address of what is placed at a path, by its commit."""
         inner = path.removeprefix(self._repository).strip("/")
@@ -196,7 +253,8 @@ class Hub:
 
     def _no_revision(self, pattern: str, names: list[str]) -> UnreadableError:
         return UnreadableError(
-            f"{self._address}: no revision matches {pattern!r}; there are {listed(names, 8)}.",
+            f"{self._address}: no revision matches {shortened(pattern)!r}; there are"
+            f" {listed(names, 8) or 'none'}.",
             "Choose revisions by a glob or a list of names: hf://ORG/NAME@step*.",
         )
 
@@ -208,22 +266,49 @@ class Hub:
         except (UnreadableError, MemoryError):
             raise
         except Exception as error:  # the client and its transport have many kinds
+            if is_of_disk(error):
+                raise
+            if isinstance(error, _ODD):
+                raise UnreadableError(
+                    f"{self._address}: the answer is none of the Hub's API.", "Check HF_ENDPOINT."
+                ) from error
+            first: BaseException = error
+            if isinstance(error, self._client.errors.LocalEntryNotFoundError):
+                first = error.__cause__ or error  # why the Hub could not be asked
             raise UnreadableError(
-                f"{self._address}: {_short(error)}.", self._advice(error)
+                f"{self._address}: {_short(first)}.", self._advice(first)
             ) from error
 
-    def _advice(self, error: Exception) -> str:
+    def _advice(self, error: BaseException) -> str:
         errors = self._client.errors
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        is_here = isinstance(error, errors.LocalEntryNotFoundError)
         if isinstance(error, errors.GatedRepoError):
             return "Ask for access on its page, then log in: hf auth login, or set HF_TOKEN."
         if isinstance(error, errors.RevisionNotFoundError | errors.EntryNotFoundError):
-            return "Choose another revision with hf://ORG/NAME@GLOB."
-        if isinstance(error, errors.RepositoryNotFoundError):
+            if not is_here:
+                return "Choose another revision with hf://ORG/NAME@GLOB."
+        elif isinstance(error, errors.RepositoryNotFoundError):
             return "Check its name; if it is private, log in: hf auth login, or set HF_TOKEN."
+        if status in _NO_ACCESS:
+            return "Log in: hf auth login, or set HF_TOKEN, and ask for access on its page."
+        if status == _TOO_MANY:
+            return "Wait some minutes, or log in (hf auth login), and run the same command again."
         return (
             "Check the connection and rerun the same command to resume. If the files are on this"
             " machine, name their folder instead."
         )
+
+
+def _is_possible(one: Any) -> bool:
+    """Return whether an entry of a list of files can be one of the Hub's."""
+    size, path = one.size, one.path
+    is_sized = type(size) is int and 0 <= size < _MOST_BYTES
+    return is_sized and isinstance(path, str) and _HASH.fullmatch(_version(one)) is not None
+
+
+def _version(one: Any) -> str:
+    return str(one.lfs.sha256 if one.lfs else one.blob_id)
 
 
 def _split(file: StoredFile) -> tuple[str, str]:
@@ -232,7 +317,7 @@ def _split(file: StoredFile) -> tuple[str, str]:
     return commit, name
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     """Return the first line of an error that says something; a client's may have many."""
     lines = [line.strip() for line in cause(error).splitlines()]
     return next((line for line in lines if line), type(error).__name__).rstrip(".")

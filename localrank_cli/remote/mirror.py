@@ -8,9 +8,9 @@ note: nothing of a key is ever read as a path.
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,14 @@ from localrank_cli.checkpoints.formats import SUFFIXES, is_weights_file
 from localrank_cli.checkpoints.reading import files_of
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.sharded import is_index
-from localrank_cli.errors import LocalrankError, Note, UnreadableError, listed, readable
+from localrank_cli.errors import (
+    LocalrankError,
+    Note,
+    OutputError,
+    UnreadableError,
+    listed,
+    readable,
+)
 from localrank_cli.remote.address import Address
 from localrank_cli.remote.headers import Piece, head_of, shows_counters
 from localrank_cli.remote.private import Private, private_folders
@@ -59,6 +66,22 @@ class Mirror:
             UnreadableError: If the store cannot be reached or read.
         """
         found = self.store.listing(address)
+        with self._placing():
+            return self._placed(found, note)
+
+    @contextmanager
+    def _placing(self) -> Iterator[None]:
+        """Say what to do if the disk of this machine takes no more."""
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.private.folder}: downloads cannot be written there"
+                f" ({error.strerror or error}).",
+                "Make room, or name a folder on a larger disk with --cache DIR.",
+            ) from error
+
+    def _placed(self, found: Listing, note: Note) -> Path:
         placed = [(one, self._place(one)) for one in found.files]
         odd = [one.path for one, path in placed if path is None and _matters(Path(one.path))]
         if odd:
@@ -116,6 +139,7 @@ class Mirror:
                 DAMAGED,
             )
         path.write_bytes(self.whole_part(file, 0, file.size))
+        self.store.check(file, path)
 
     def whole_part(self, file: StoredFile, start: int, end: int) -> bytes:
         """Return the bytes of a file from `start` to `end`.
@@ -185,6 +209,10 @@ class Mirror:
 
     def header_of(self, checkpoint: "RemoteCheckpoint") -> Path | None:
         """Return a file with the header of a checkpoint's weights, if parts of them are enough."""
+        with self._placing():
+            return self._header_of(checkpoint)
+
+    def _header_of(self, checkpoint: "RemoteCheckpoint") -> Path | None:
         path = self._of_headers(checkpoint.path)
         if path.exists():
             return path
@@ -211,6 +239,10 @@ class Mirror:
         Raises:
             UnreadableError: If they cannot be read, or there is no room.
         """
+        with self._placing():
+            self._bring(files)
+
+    def _bring(self, files: Iterable[StoredFile]) -> None:
         there = {one: self._there(one) for one in files}
         self._check_room([one for one, path in there.items() if path is None])
         incoming = self.private.folder / "incoming"
@@ -221,10 +253,12 @@ class Mirror:
             if path is None:
                 found = self.store.download(one, incoming)
                 self._check_size(one, found.stat().st_size, one.size)
+                self.store.check(one, found)
                 found.replace(place)
                 if self.private.keeps:
                     self.private.keep(one.path, one.version)
             else:  # in the client's own cache or of an earlier run, which is only read
+                self.store.check(one, path)
                 link = incoming / "link"
                 link.symlink_to(path)
                 link.replace(place)

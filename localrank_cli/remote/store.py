@@ -1,5 +1,6 @@
 """What a store of files on another machine offers."""
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,14 @@ class Store(Protocol):
         """
         ...
 
+    def check(self, file: StoredFile, path: Path) -> None:
+        """Check that a whole file on this machine has the content that was listed, if that shows.
+
+        Raises:
+            UnreadableError: If it has another.
+        """
+        ...
+
     def name_of(self, path: str) -> str:
         """Return the address of what is placed at a path, for messages."""
         ...
@@ -67,3 +76,9 @@ class Store(Protocol):
     def facts(self, file: StoredFile) -> Mapping[str, str]:
         """Return what the manifest says of where a checkpoint with this file is from."""
         ...
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Return whether an error of a client means that this machine's disk takes no more."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in full

@@ -226,6 +226,19 @@ EVENTS: dict[str, Event] = {
         "what is there, with `--overwrite` too",
         f"{_CLI}/test_compress.py::test_results_are_not_written_through_links",
     ),
+    "weights from the Hub or from a cache come with another content than the Hub lists": Event(
+        "1",
+        ALL,
+        "tests/remote/test_hub_answers.py::test_the_content_is_compared_with_its_hash",
+    ),
+    "a branch and a tag of the Hub have one name and different commits": Event(
+        "1",
+        "detected before any work",
+        "tests/remote/test_hub_answers.py::test_revisions_that_cannot_be_told_apart_or_placed",
+    ),
+    "the disk is full while weights are fetched": Event(
+        "1", ALL, "tests/remote/test_hub_answers.py::test_a_disk_that_takes_no_more"
+    ),
     "a `Monitor` is called in a process that was forked from its own": Event(
         "a warning",
         "every step that was measured",

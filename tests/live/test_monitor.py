@@ -22,7 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from localrank_cli import Monitor, local_rank
 from localrank_cli.errors import (
-    DataError, LocalrankError, ModelError, OutputError, SettingsError, UsageError,
+    DataError,
+    LocalrankError,
+    ModelError,
+    OutputError,
+    SettingsError,
+    UsageError,
 )
 from tests.helpers import mlp
 

@@ -151,6 +151,9 @@ class TestBuilding:
         assert type(model).__name__ == "GPT2LMHeadModel"
         with pytest.raises(ModelError, match="has no entry 'n_layers'"):
             hf_model(tmp_path / "checkpoint-10", {"n_layers": 1})
+        for odd in ({"n_head": "x"}, {"n_head": None}, {"__class__": 1}):
+            with pytest.raises(ModelError, match="Give a value of the kind that is in"):
+                hf_model(tmp_path / "checkpoint-10", odd)
 
     def test_without_architectures_the_bare_model(self, transformers: Any, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **TINY}))

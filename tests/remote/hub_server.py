@@ -20,6 +20,12 @@ def commit_of(files: Mapping[str, bytes]) -> str:
     return digest.hexdigest()
 
 
+def git_hash(content: bytes) -> str:
+    """As git names a file; `git hash-object`."""
+    named = b"blob %d\0" % len(content) + content
+    return hashlib.sha1(named, usedforsecurity=False).hexdigest()
+
+
 @dataclass
 class FakeHub:
     """One repository."""
@@ -129,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "type": "file",
                 "path": name,
                 "size": len(content),
-                "oid": hashlib.sha1(content, usedforsecurity=False).hexdigest(),
+                "oid": git_hash(content),
             }
             for name, content in inside.items()
             if is_recursive or "/" not in name.removeprefix(start)
