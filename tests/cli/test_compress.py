@@ -583,3 +583,19 @@ def test_what_is_done_grows_to_all(folder: Path, monkeypatch: pytest.MonkeyPatch
         assert seen == sorted(seen)
         assert seen[-1] > 0.8
         assert max(seen) <= 1.0
+
+
+@pytest.mark.cuda
+def test_a_gpu_gives_the_ranks_and_losses_of_the_cpu(folder: Path) -> None:
+    words = (*LABELS, "--budget", "0.6,0.4", "--metric", "fisher")
+    assert compress(*words).code == 0
+    outcome = compress(*words, "--overwrite", "--device", "cuda", "-o", "gpu")
+    assert outcome.code == 0, outcome.stderr
+    layers = [rows(folder / place / "layers.csv") for place in ("out", "gpu")]
+    assert [one["rank"] for one in layers[0]] == [one["rank"] for one in layers[1]]
+    for one, other in zip(
+        *(rows(folder / place / "budgets.csv") for place in ("out", "gpu")), strict=True
+    ):
+        assert one["method"] == other["method"]
+        # Float32, in another order of sums.
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
