@@ -218,11 +218,9 @@ class Compressor:
         measured = self.measure(self.build(name, ranks))
         return Outcome(name, budget, ranks, weights, predicted, measured)
 
-    def n_distinct(self, budget: int, names: Sequence[str] = tuple(OURS)) -> int:
-        """Return how many networks `best` measures."""
-        return sum(1 for _ in self._distinct(budget, names))
-
-    def _distinct(self, budget: int, names: Sequence[str]) -> Iterator[tuple[str, Ranks]]:
+    def distinct(
+        self, budget: int, names: Sequence[str] = tuple(OURS)
+    ) -> Iterator[tuple[str, Ranks]]:
         """Yield methods with their ranks; of those that give the same network, the first."""
         seen: list[tuple[Callable[..., object], Ranks]] = []
         for name in names:
@@ -250,7 +248,7 @@ class Compressor:
     def best(self, budget: int, names: Sequence[str] = tuple(OURS)) -> Outcome:
         """Return the outcome that diverges least from the original on the pick slice."""
         return least_divergent(
-            self._outcome(name, budget, ranks) for name, ranks in self._distinct(budget, names)
+            self._outcome(name, budget, ranks) for name, ranks in self.distinct(budget, names)
         )
 
     def baselines(self, budget: int) -> tuple[list[Outcome], dict[str, str]]:

@@ -238,6 +238,13 @@ class _Work:
                 f"{sizes['calibrate']} points calibrate: covariances of so few are rough; give"
                 f" {FEW} or more"
             )
+        repeated = self._sliced.repeated()
+        if repeated:
+            count = sizes["pick"] + sizes["report"]
+            self.note(
+                f"{repeated} of {count} held-out points are among those that calibrate: what is"
+                " reported may be too good; remove them from the data"
+            )
         data = self._sliced.watched(self._progress.done)
         first, labels = next(iter(data.pick()))
         layers = find_layers(model, first, forward, how.keep)
@@ -317,8 +324,8 @@ class _Work:
             done=lambda name: self._progress.done(f"factored {name}", more),
         )
         # Some methods agree, which their factors tell.
-        distinct = (self.work.n_distinct(budget, self._names) for budget in tried)
-        self._expect(len(budgets), sum(distinct))
+        distinct = [one for budget in tried for one in self.work.distinct(budget, self._names)]
+        self._expect(len(budgets), len(distinct))
 
     def _expect(self, n_budgets: int, tries: int) -> None:
         """Set the total of the progress, by the networks that are tried to choose."""

@@ -1,5 +1,6 @@
 """The data of a compression: points with their labels, in slices that are disjoint."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from localrank_cli.compress.score import Batch
 from localrank_cli.compress.search import Data, halves, split
-from localrank_cli.errors import SettingsError
+from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.options.resolve import Settings
 from localrank_cli.points.source import DataSource, load_points
 from localrank_cli.run.plan import Plan, SeriesPlan
@@ -49,6 +50,13 @@ class Rows:
         """Yield the points of sorted indices, ready for the network."""
         for part in indices.split(self.size):
             yield self._batch(part)
+
+    def digests(self, indices: Tensor) -> Iterator[bytes]:
+        """Yield a hash of each point of sorted indices."""
+        for part in indices.split(self.size):
+            points, _ = self._batch(part)
+            for point in points.cpu().numpy():
+                yield hashlib.blake2b(point.tobytes(), digest_size=16).digest()
 
     def _batch(self, indices: Tensor) -> Batch:
         rows: Tensor = self.points[indices]
@@ -103,6 +111,7 @@ class Sliced:
 
         Raises:
             SettingsError: If both are the same.
+            DataError: If the held-out data cannot be read, or there are too few.
         """
         settings = series.settings
         data, seed = Rows.of(plan, series, settings), settings.source.seed
@@ -118,10 +127,20 @@ class Sliced:
                     " cannot be held out.",
                     "Leave out --eval-data, and --data is split into disjoint parts.",
                 )
-            held_out = Rows.of(plan, series, replace(settings, source=source))
+            try:
+                held_out = Rows.of(plan, series, replace(settings, source=source))
+            except DataError as error:
+                advice = error.advice.replace("--data.", "--eval-data.")
+                raise DataError(f"--eval-data: {error.what}", advice) from error
             calibrate = torch.arange(int(data.points.shape[0]))
             pick, report = halves(int(held_out.points.shape[0]), seed)
         return cls(data, held_out, {"calibrate": calibrate, "pick": pick, "report": report})
+
+    def repeated(self) -> int:
+        """Return how many of the held-out points calibrate too, as equal rows."""
+        seen = set(self.data.digests(self.parts["calibrate"]))
+        held_out = (self.held_out.digests(self.parts[name]) for name in ("pick", "report"))
+        return sum(digest in seen for digests in held_out for digest in digests)
 
     @property
     def sizes(self) -> dict[str, int]:

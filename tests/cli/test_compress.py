@@ -212,6 +212,28 @@ def test_data_that_calibrate_are_not_held_out(folder: Path) -> None:
         assert "cannot be held out" in outcome.error
 
 
+def test_held_out_points_that_calibrate_are_noted(folder: Path) -> None:
+    with np.load(folder / "data.npz") as file:
+        x, y = file["x"], file["y"]
+    np.savez(folder / "others.npz", x=np.concatenate([x[:5], -x[5:40]]), y=y[:40])
+    outcome = compress("--budget", "0.5", "--eval-data", "others.npz")
+    assert outcome.code == 0, outcome.stderr
+    assert "5 of 40 held-out points are among those that calibrate" in outcome.stderr
+    outcome = compress("--budget", "0.5", "--overwrite")
+    assert "held-out points are" not in outcome.stderr
+    np.savez(folder / "data.npz", x=np.concatenate([x[:200], x[:200]]), y=np.tile(y[:200], 2))
+    outcome = compress("--budget", "0.5", "--overwrite")
+    order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0)) % 200
+    repeated = int(torch.isin(order[200:], order[:200]).sum())
+    assert f"{repeated} of 200 held-out points are among" in outcome.stderr
+
+
+def test_held_out_data_that_are_missing_are_named(folder: Path) -> None:
+    outcome = compress("--budget", "0.5", "--eval-data", "nope.npz")
+    assert outcome.code == 1
+    assert "--eval-data: nope.npz: there is no such data file. Check --eval-data." in outcome.error
+
+
 def test_the_checkpoint_is_never_written_over(folder: Path) -> None:
     path = folder / "factored_0.5.safetensors"
     path.write_bytes((folder / "step_7.safetensors").read_bytes())
@@ -661,3 +683,19 @@ def test_what_is_done_grows_to_all(folder: Path, monkeypatch: pytest.MonkeyPatch
         assert seen == sorted(seen)
         assert seen[-1] > 0.8
         assert max(seen) <= 1.0
+
+
+@pytest.mark.cuda
+def test_a_gpu_gives_the_ranks_and_losses_of_the_cpu(folder: Path) -> None:
+    words = (*LABELS, "--budget", "0.6,0.4", "--metric", "fisher")
+    assert compress(*words).code == 0
+    outcome = compress(*words, "--overwrite", "--device", "cuda", "-o", "gpu")
+    assert outcome.code == 0, outcome.stderr
+    layers = [rows(folder / place / "layers.csv") for place in ("out", "gpu")]
+    assert [one["rank"] for one in layers[0]] == [one["rank"] for one in layers[1]]
+    for one, other in zip(
+        *(rows(folder / place / "budgets.csv") for place in ("out", "gpu")), strict=True
+    ):
+        assert one["method"] == other["method"]
+        # Float32, in another order of sums.
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)

@@ -1,45 +1,58 @@
 """Each method's ranks and losses against numpy: backpropagation, factors and division by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from localrank_cli.compress.eligible import find_layers
 from localrank_cli.compress.matrix import matrix_of
 from localrank_cli.compress.methods import METHODS
-from localrank_cli.compress.search import Compressor, split
-from tests.compress.cases import batches, mlp, normal
-from tests.compress.test_search import compressor
+from localrank_cli.compress.score import Batch
+from localrank_cli.compress.search import Compressor, Data, split
+from tests.compress.cases import batches, mlp, normal, run
+from tests.compress.test_search import MEMORY, compressor
 
 N_POINTS = 200
 SIZE = 32  # of a batch in `compressor`
 DAMPING = 1e-4
-KEYS = ("0", "2", "4")
-FISHER = ("fisher", "fisher-mean")
+TWO_SIDED = ("fisher", "logit", "fisher-mean", "logit-mean")
 
 
 class ByHand:
-    """An MLP of three layers with ReLU, the data of `compressor`, and its calibration."""
+    """Three layers, the data of a `Compressor`, and its calibration."""
 
-    def __init__(self, model: torch.nn.Sequential) -> None:
-        self.weights = [matrix_of(model[int(key)]).numpy().copy() for key in KEYS]
-        self.biases = [model.state_dict()[f"{key}.bias"].numpy().copy() for key in KEYS]
-        points = normal(N_POINTS, 12, seed=5)
-        noise = normal(N_POINTS, 10, seed=6).numpy()
+    biases: list[np.ndarray]
+
+    def __init__(self, model: torch.nn.Sequential, points: torch.Tensor) -> None:
+        layers = [one for one in model if isinstance(one, nn.Linear | nn.Conv2d)]
+        self.weights = [matrix_of(one).numpy().copy() for one in layers]
+        self.biases = [one.bias.detach().numpy().copy() for one in layers if one.bias is not None]
         self.points = points.numpy()
+        noise = normal(len(points), 10, seed=6).numpy()
         self.labels = (self.run(self.points)[-1] + noise).argmax(axis=1)
-        self.slices = split(N_POINTS, seed=0)
-        drawn = self.drawn(points)
-        inputs, gradients = self.backward(self.points[self.slices.calibrate.numpy()], drawn)
-        self.means = [one.mean(axis=0) for one in inputs]
-        self.covariances = [np.cov(one.T, bias=True) for one in inputs]
-        self.gradients = [one.T @ one / len(one) for one in gradients]
-        # The gradient of a point's weight is the outer product of its gradient and its input.
+        self.slices = split(len(points), seed=0)
+        starts = dict(zip(("fisher", "logit"), self.drawn(points), strict=True))
+        calibrate = self.points[self.slices.calibrate.numpy()]
+        inputs = self.rows_in(calibrate)
+        flat = [one.reshape(-1, one.shape[-1]) for one in inputs]
+        self.means = [one.mean(axis=0) for one in flat]
+        self.covariances = [np.cov(one.T, bias=True) for one in flat]
+        self.positions = [one.shape[1] for one in inputs]
+        backward = {metric: self.backward(calibrate, start) for metric, start in starts.items()}
+        self.gradients = {
+            metric: [
+                np.einsum("npi,npj->ij", one, one) / (one.size / one.shape[-1]) for one in all_
+            ]
+            for metric, all_ in backward.items()
+        }
+        # The gradient of a point's weight is a sum of outer products over positions.
         self.row_fisher = [
-            np.mean([(np.outer(g, x) ** 2).sum(axis=1) for g, x in zip(gs, xs, strict=True)], 0)
-            for gs, xs in zip(gradients, inputs, strict=True)
+            np.mean([((g.T @ x) ** 2).sum(axis=1) for g, x in zip(gs, xs, strict=True)], 0)
+            for gs, xs in zip(backward["fisher"], inputs, strict=True)
         ]
 
     def run(
@@ -55,56 +68,66 @@ class ByHand:
             hidden = np.maximum(outputs[-1], 0)
         return outputs
 
-    def drawn(self, points: torch.Tensor) -> np.ndarray:
-        """Return labels from the network's softmax, drawn as the documentation says: by --seed."""
-        generator, labels = torch.Generator().manual_seed(0), []
+    def rows_in(self, points: np.ndarray) -> list[np.ndarray]:
+        """Return each layer's inputs, (points, positions, in)."""
+        outputs = self.run(points)
+        return [one[:, None] for one in (points, *(np.maximum(one, 0) for one in outputs[:-1]))]
+
+    def drawn(self, points: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Return each metric's gradients of the logits, drawn as the documentation says: by --seed.
+
+        Labels come from the network's softmax, and directions from the same generator.
+        """
+        generator = torch.Generator().manual_seed(0)
+        labelled, directions = [], []
         for batch in batches(points[self.slices.calibrate], SIZE):
             logits = torch.from_numpy(self.run(batch.numpy())[-1])
-            labels.append(torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0])
-            # The other metric's directions, which come from the same generator.
-            torch.randn(logits.shape, generator=generator, dtype=torch.float64)
-        return torch.cat(labels).numpy()
+            shares = logits.softmax(dim=1)
+            labels = torch.multinomial(shares, 1, generator=generator)[:, 0]
+            labelled.append(np.eye(10)[labels.numpy()] - shares.numpy())
+            directions.append(torch.randn(logits.shape, generator=generator, dtype=torch.float64))
+        return np.concatenate(labelled), torch.cat(directions).numpy()
 
-    def backward(
-        self, points: np.ndarray, labels: np.ndarray
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return each layer's inputs, and the gradients of log p(label) by what it returns."""
-        outputs = self.run(points)
-        inputs = [points, *(np.maximum(one, 0) for one in outputs[:-1])]
-        shares = np.exp(outputs[-1]) / np.exp(outputs[-1]).sum(axis=1, keepdims=True)
-        gradient = np.eye(10)[labels] - shares
+    def backward(self, points: np.ndarray, start: np.ndarray) -> list[np.ndarray]:
+        """Return the gradients by what each layer returns, (points, positions, out)."""
+        outputs, gradient = self.run(points), start
         gradients = [gradient]
         for weight, output in zip(self.weights[:0:-1], outputs[-2::-1], strict=True):
             gradient = (gradient @ weight) * (output > 0)
             gradients.insert(0, gradient)
-        return inputs, gradients
+        return [one[:, None] for one in gradients]
 
     def roots(self, name: str, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a root of each side's metric, from a Cholesky factorization."""
         n_out, n_in = self.weights[layer].shape
         left, right = np.eye(n_out), np.eye(n_in)
-        if name in {"svd-llm", "inputs", *FISHER}:
+        if name in {"svd-llm", "inputs", *TWO_SIDED}:
             right = np.linalg.cholesky(damped(self.covariances[layer]))
         if name == "fwsvd":
             left = np.sqrt(damped(np.diag(self.row_fisher[layer])))
-        if name in FISHER:
-            left = np.linalg.cholesky(damped(self.gradients[layer])).T
+        if name in TWO_SIDED:
+            metric = name.removesuffix("-mean")
+            left = np.linalg.cholesky(damped(self.gradients[metric][layer])).T
         return left, right
 
     def errors(self, name: str, layer: int) -> np.ndarray:
         """Return the weighted squared error of each rank from 0."""
         left, right = self.roots(name, layer)
         values = np.linalg.svd(left @ self.weights[layer] @ right, compute_uv=False)
-        return np.array([np.sum(values[rank:] ** 2) for rank in range(len(values) + 1)])
+        scale = self.positions[layer] if name in {"fisher", "logit"} else 1
+        return scale * np.array([np.sum(values[rank:] ** 2) for rank in range(len(values) + 1)])
 
     def ranks(self, name: str, budget: int) -> list[int | None]:
         if name in {"uniform", "svd-llm"}:
-            ratio = (budget - 120) / (168 + 168)  # the last layer stays dense
-            return [int(ratio * 168 / 26), int(ratio * 168 / 26), None]
+            *others, last = self.weights  # the last layer stays dense
+            ratio = (budget - last.size) / sum(one.size for one in others)
+            return [*(int(ratio * one.size / sum(one.shape)) for one in others), None]
         return divided([self.errors(name, layer) for layer in range(3)], self.weights, budget)
 
-    def loss(self, name: str, ranks: Sequence[int | None], chosen: np.ndarray) -> float:
-        """Return the mean cross-entropy on some points."""
+    def scores(
+        self, name: str, ranks: Sequence[int | None], chosen: np.ndarray
+    ) -> tuple[float, float]:
+        """Return the mean cross-entropy on some points, and KL(original || network)."""
         weights, biases = [], []
         for layer, rank in enumerate(ranks):
             weight = self.weights[layer]
@@ -115,9 +138,62 @@ class ByHand:
                 weight = np.linalg.inv(left) @ truncated @ np.linalg.inv(right)
             weights.append(weight)
             biases.append(self.biases[layer] + (self.weights[layer] - weight) @ self.means[layer])
-        logits = self.run(self.points[chosen], weights, biases)[-1]
-        logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        return float(-logs[np.arange(len(chosen)), self.labels[chosen]].mean())
+        logs, old = (
+            logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            for logits in (
+                self.run(self.points[chosen], weights, biases)[-1],
+                self.run(self.points[chosen])[-1],
+            )
+        )
+        loss = -logs[np.arange(len(chosen)), self.labels[chosen]].mean()
+        return float(loss), float((np.exp(old) * (old - logs)).sum(axis=1).mean())
+
+
+class Images(ByHand):
+    """Two convolutions with ReLU, a mean over places, and a linear layer."""
+
+    def run(
+        self,
+        points: np.ndarray,
+        weights: Sequence[np.ndarray] = (),
+        biases: Sequence[np.ndarray] = (),
+    ) -> list[np.ndarray]:
+        first, second, last = weights or self.weights
+        one, two, three = biases or self.biases
+        hidden = patches(points, 3) @ first.T + one
+        deep = patches(images(np.maximum(hidden, 0)), 2) @ second.T + two
+        return [hidden, deep, np.maximum(deep, 0).mean(axis=1) @ last.T + three]
+
+    def rows_in(self, points: np.ndarray) -> list[np.ndarray]:
+        hidden, deep, _ = self.run(points)
+        pooled = np.maximum(deep, 0).mean(axis=1)
+        return [patches(points, 3), patches(images(np.maximum(hidden, 0)), 2), pooled[:, None]]
+
+    def backward(self, points: np.ndarray, start: np.ndarray) -> list[np.ndarray]:
+        hidden, deep, _ = self.run(points)
+        of_deep = (start @ self.weights[2])[:, None] / deep.shape[1] * (deep > 0)
+        of_patches = (of_deep @ self.weights[1]).reshape(len(points), 3, 3, 8, 2, 2)
+        found = np.zeros((len(points), 8, 4, 4))
+        for row, column, i, j in np.ndindex(3, 3, 2, 2):
+            found[:, :, row + i, column + j] += of_patches[:, row, column, :, i, j]
+        of_hidden = found.reshape(len(points), 8, -1).transpose(0, 2, 1) * (hidden > 0)
+        return [of_hidden, of_deep, start[:, None]]
+
+
+def patches(points: np.ndarray, size: int) -> np.ndarray:
+    """Return (points, positions, channels * size * size) of images without padding."""
+    rows, columns = (length - size + 1 for length in points.shape[2:])
+    each = [
+        points[:, :, row : row + size, column : column + size].reshape(len(points), -1)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return np.stack(each, axis=1)
+
+
+def images(rows: np.ndarray) -> np.ndarray:
+    """Return the outputs of a convolution at 4 x 4 places as images."""
+    return rows.transpose(0, 2, 1).reshape(len(rows), -1, 4, 4)
 
 
 def damped(metric: np.ndarray) -> np.ndarray:
@@ -168,18 +244,54 @@ def divided(
     ]
 
 
-@pytest.fixture(scope="module")
-def pair() -> tuple[Compressor, ByHand]:
+Pair = tuple[Compressor, ByHand]
+
+
+def perceptron() -> Pair:
     model = mlp(12, 14, 12, 10)
-    return compressor(model, N_POINTS), ByHand(model)
+    return compressor(model, N_POINTS), ByHand(model, normal(N_POINTS, 12, seed=5))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if "logit" not in name])
-@pytest.mark.parametrize("budget", [230, 320, 410])
-def test_ranks_and_losses_are_those_by_hand(
-    pair: tuple[Compressor, ByHand], name: str, budget: int
+def convolutions() -> Pair:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 10, 2), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 10)),
+    )
+    model.double().eval().requires_grad_(False)
+    hand = Images(model, normal(N_POINTS, 2, 6, 6, seed=5))
+    points, labels, slices = (
+        torch.from_numpy(hand.points),
+        torch.from_numpy(hand.labels),
+        hand.slices,
+    )
+
+    def labelled(part: torch.Tensor) -> list[Batch]:
+        return list(zip(batches(points[part], SIZE), batches(labels[part], SIZE), strict=True))
+
+    data = Data(
+        lambda: batches(points[slices.calibrate], SIZE),
+        lambda: labelled(slices.pick),
+        lambda: labelled(slices.report),
+    )
+    found = Compressor(model, find_layers(model, points[:4], run), data, run, "classes")
+    found.calibrate(seed=0, memory=MEMORY)
+    return found, hand
+
+
+@pytest.fixture(scope="module", params=[perceptron, convolutions])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    build: Callable[[], Pair] = request.param
+    return build()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_ranks_losses_and_divergences_are_those_by_hand(
+    pair: Pair, name: str, share: float
 ) -> None:
     found, hand = pair
+    budget = int(share * found.total)
     outcome = found.at(name, budget)
     assert outcome is not None
     ranks = hand.ranks(name, budget)
@@ -187,11 +299,13 @@ def test_ranks_and_losses_are_those_by_hand(
     # Float64 through roots whose condition numbers are up to 1e2.
     close = partial(pytest.approx, rel=1e-9)
     pick, report = (part.numpy() for part in (hand.slices.pick, hand.slices.report))
-    loss = float(outcome.scores.loss.mean())
-    assert loss == close(hand.loss(name, ranks, pick))
-    reported = float(found.report(found.build(name, outcome.ranks)).loss.mean())
-    assert reported == close(hand.loss(name, ranks, report))
-    if name in {"energy", "fwsvd", "inputs", *FISHER}:
+    reported = found.report(found.build(name, outcome.ranks))
+    for scores, chosen in ((outcome.scores, pick), (reported, report)):
+        loss, divergence = hand.scores(name, ranks, chosen)
+        assert float(scores.loss.mean()) == close(loss)
+        # A small difference of logarithms that are up to 10.
+        assert float(scores.divergence.mean()) == pytest.approx(divergence, rel=1e-8)
+    if METHODS[name].is_global:
         error = sum(
             hand.errors(name, layer)[rank] for layer, rank in enumerate(ranks) if rank is not None
         )
