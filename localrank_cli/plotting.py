@@ -10,9 +10,14 @@ from localrank_cli.errors import SettingsError, UsageError
 from localrank_cli.options.decisive import what_differs
 from localrank_cli.options.views import KINDS, FigureKind, PlotOptions
 from localrank_cli.results.choose import of_one
-from localrank_cli.results.compressed import BUDGETS
 from localrank_cli.results.manifest import model_of, read_manifest
-from localrank_cli.results.read import read_metrics, read_table, read_tables, split_spec
+from localrank_cli.results.read import (
+    read_budgets,
+    read_metrics,
+    read_table,
+    read_tables,
+    split_spec,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,6 +148,5 @@ def _from_spectra(options: PlotOptions, look: "Look") -> Drawn:
 def _from_budgets(options: PlotOptions, look: "Look") -> Drawn:
     if len(options.tables) > 1:
         raise UsageError(f"--kind {options.kind}: takes a single table.", "Give one.")
-    frame = read_table(options.tables[0], BUDGETS, "compress")
-    drawn: Drawn = _function(KINDS[options.kind])(frame, look)
+    drawn: Drawn = _function(KINDS[options.kind])(read_budgets(options.tables[0]), look)
     return drawn

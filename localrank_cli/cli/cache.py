@@ -9,9 +9,9 @@ from localrank_cli.options.views import CacheOptions
 
 @with_options(CacheOptions, example="localrank cache --clear")
 def cache(_context: typer.Context, options: CacheOptions) -> None:
-    """List the downloads of analyze that are on the disk, or remove them.
+    """List the checkpoints that analyze has downloaded, or remove them.
 
-    The cache of the Hub's own client is not among them, and nothing in it is ever removed.
+    The cache of the Hub client itself is not listed, and nothing is ever removed from it.
     """
     from localrank_cli.remote.private import private_folders
 

@@ -15,7 +15,7 @@ _FIGURES = (".png", ".svg", ".pdf")
     CompareOptions, example="localrank compare decay/*.csv control/*.csv --by weight_decay"
 )
 def compare(_context: typer.Context, options: CompareOptions) -> None:
-    """Compare groups of runs: differences with intervals over runs, and the onset of the fall."""
+    """Compare groups of runs: differences with intervals over runs, and when the fall begins."""
     from localrank_cli.results.write import check_suffix
 
     for file in (options.output, options.onsets):

@@ -79,7 +79,7 @@ def _print(found: "Compressed") -> None:
         if row.get("note"):
             print(printable(f"{row['method']} at {row['budget']:g}: {row['note']}"))
     for text in found.verdicts:
-        print(text)
+        print(printable(text))
     print(printable(f"written to {found.folder}: load(model, path) in load.py loads the weights"))
     for folder in found.hf_folders:
         print(printable(f"{folder}: from_pretrained loads it; dense weights, of the full size"))

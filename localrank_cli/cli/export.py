@@ -8,7 +8,7 @@ from localrank_cli.options.views import ExportOptions
 
 @with_options(ExportOptions, example="localrank export ranks.csv --to tensorboard events")
 def export(_context: typer.Context, options: ExportOptions) -> None:
-    """Write a table in the format of a logger of trainings, such as TensorBoard."""
+    """Convert a table to the format of an experiment logger, such as TensorBoard."""
     # Imported late, since pandas and torch are slow to import.
     from localrank_cli.cli.screen import Screen
     from localrank_cli.results.read import read_table, without_failed

@@ -176,7 +176,7 @@ def _write_end(formatter: Any, path: str, example: str, left_out: int) -> None:
         formatter.write(f"{'':{formatter.current_indent}}{example}\n")
     if left_out:
         formatter.write_paragraph()
-        formatter.write_text(f"{left_out} more options, and more about these: {path} --help-all")
+        formatter.write_text(f"{left_out} more options, and details on these: {path} --help-all")
 
 
 def _first(text: str) -> str:

@@ -223,7 +223,7 @@ def _say(text: str, *more: str) -> None:
 app = typer.Typer(
     name="localrank",
     cls=_Program,
-    help="How many dimensions each layer of a network uses, and when that number falls.",
+    help="Measure how many dimensions each layer of a network uses, and when that number falls.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -11,7 +11,7 @@ from localrank_cli.options.table import MergeOptions
 
 @with_options(MergeOptions, example="localrank merge parts -o ranks.csv")
 def merge(_context: typer.Context, options: MergeOptions) -> None:
-    """Merge the tables of shards into that of a single run."""
+    """Merge the tables of shards into one, equal to that of a single run."""
     if options.output is None:  # before torch is imported
         raise UsageError("merge: no file to write.", "Name one with -o FILE.")
     from localrank_cli.cli.screen import Screen

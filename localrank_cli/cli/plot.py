@@ -8,7 +8,7 @@ from localrank_cli.options.views import PlotOptions, check_figure, figure_target
 
 @with_options(PlotOptions, example="localrank plot ranks.csv --kind heatmap -o ranks.png")
 def plot(_context: typer.Context, options: PlotOptions) -> None:
-    """Draw a figure of a table: PNG, SVG or PDF."""
+    """Draw a figure from a table: PNG, SVG or PDF."""
     target = figure_target(options)
     check_figure(options)
     # Imported late, since matplotlib and pandas are slow to import.

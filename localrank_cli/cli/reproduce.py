@@ -19,9 +19,9 @@ _DOES_NOT_HOLD = 4
 
 @with_options(ReproduceOptions, example="localrank reproduce gaussian --quick")
 def reproduce(_context: typer.Context, options: ReproduceOptions) -> None:
-    """Train small networks with a known or published answer, and check that it is found.
+    """Train small networks whose answer is known or published, and check that it is found.
 
-    Prints the verdict. Exit status 4 when a claim does not hold.
+    Prints the verdict. The exit status is 4 if a claim does not hold.
     """
     _check(options)
     raise typer.Exit(_run(options))

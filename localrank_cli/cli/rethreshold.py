@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # importing torch is slow
     RethresholdOptions, example="localrank rethreshold spectra --atol 0.1 -o ranks_0.1.csv"
 )
 def rethreshold(_context: typer.Context, options: RethresholdOptions) -> None:
-    """Count kept singular values at other tolerances, without recomputing Jacobians."""
+    """Recount kept singular values at other tolerances, without recomputing Jacobians."""
     output = options.output
     from localrank_cli.results.write import check_suffix
 

@@ -17,7 +17,7 @@ from localrank_cli.options.table import AnalyzeOptions, SubmitOptions, check_opt
     example="localrank submit my_run --data points.pt --workers 4 -o ranks.csv",
 )
 def submit(context: typer.Context, options: AnalyzeOptions, division: SubmitOptions) -> None:
-    """Divide an analysis among several workers, and merge their results."""
+    """Divide an analysis among several workers and merge their results."""
     check_options(options)
     check_divisible(options)
     check_needs(options)

@@ -10,7 +10,7 @@ from localrank_cli.compress.matrix import has_bias, matrix_of
 from localrank_cli.compress.replace import norm_layers, stored_dtype
 from localrank_cli.layers.factored import Factored
 from localrank_cli.layers.kinds import is_transposed_linear
-from localrank_cli.measures.table import effective_rank
+from localrank_cli.measures.beside import weight_ranks
 
 State = dict[str, Tensor]
 
@@ -79,5 +79,4 @@ def difference(first: nn.Module, second: nn.Module, batch: Tensor, forward: Any)
 
 def effective_rank_of(module: Any) -> float:
     """Return the effective rank of a layer's matrix."""
-    values = torch.linalg.svdvals(matrix_of(module).to("cpu", torch.float64))
-    return float(effective_rank(values.unsqueeze(0), 0.0))
+    return weight_ranks(matrix_of(module).cpu()).effective_rank

@@ -6,12 +6,11 @@ from matplotlib.figure import Figure
 
 from localrank_cli.errors import DataError
 from localrank_cli.figures.axis import spans_decades
-from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
+from localrank_cli.figures.look import GREY, MARKERS, Look, depth_colours, head, new_figure
 
 _ORIGINAL = "original"
 # The bounds of 90 %: an increase counts in `localrank compress` where it is beyond one of them.
 _QUANTILE = 1.65
-_MARKERS = "osv^Dx"
 
 
 def compression(frame: pd.DataFrame, look: Look | None = None) -> tuple[Figure, tuple[str, ...]]:
@@ -23,7 +22,7 @@ def compression(frame: pd.DataFrame, look: Look | None = None) -> tuple[Figure, 
         DataError: If the table has no original, or no budget.
     """
     look = look or Look()
-    first = frame[frame["method"] == _ORIGINAL]
+    first = frame[(frame["method"] == _ORIGINAL) & frame["weights"].notna()]
     rest = frame[frame["method"] != _ORIGINAL]
     shown = rest[rest["loss"].notna()]
     if first.empty or shown.empty:
@@ -41,7 +40,7 @@ def compression(frame: pd.DataFrame, look: Look | None = None) -> tuple[Figure, 
     figure = new_figure(look, 6.0, 3.8)
     axes = figure.subplots()
     colours = [(0.0, 0.0, 0.0, 1.0), *depth_colours(max(len(groups) - 1, 1))]
-    for (name, part), colour, marker in zip(groups.items(), colours, _MARKERS * 3, strict=False):
+    for (name, part), colour, marker in zip(groups.items(), colours, MARKERS * 3, strict=False):
         line = part.sort_values("weights")
         axes.errorbar(
             line["weights"].to_numpy("float64") / total,

@@ -55,8 +55,7 @@ def depth(
     scale_y(grid[0], chosen.measure, np.append(rows["y"].to_numpy("float64"), ceiling))
     grid[0].set_ylabel(chosen.y_label)
     step_bar(figure, grid, mappable, shown)
-    facts = ("dashed: the largest possible rank",) if len(ceiling) else ()
-    head(figure, look, chosen.title(str(runs[0]) if len(runs) == 1 else ""), facts)
+    head(figure, look, chosen.title(str(runs[0]) if len(runs) == 1 else ""), ())
     return figure, tuple(notes)
 
 
@@ -87,7 +86,22 @@ def _ceiling(
             range(len(shown)), shown, color=GREY, linestyle="--", linewidth=0.9, label="_max_rank",
             zorder=0.5,
         )  # fmt: skip
+        _name_ceiling(axes, np.array(shown))
     return rows["max_rank"].to_numpy("float64")
+
+
+def _name_ceiling(axes: Axes, shown: Any) -> None:
+    """Write what the dashed line is above its highest stretch, where no other line can be."""
+    highest = np.flatnonzero(shown == np.nanmax(shown))
+    stretch = highest[highest - highest[0] == np.arange(len(highest))]
+    middle = float(stretch.mean())
+    last = len(shown) - 1
+    side = "center" if last == 0 else {0.0: "left", float(last): "right"}.get(middle, "center")
+    axes.annotate(
+        "largest possible rank", xy=(middle, float(shown[stretch[0]])), xytext=(0, 2),
+        textcoords="offset points", ha=side, va="bottom", fontsize=7.5, color=GREY,
+        annotation_clip=False,
+    )  # fmt: skip
 
 
 def _name_layers(axes: Axes, layers: Sequence[str], inches: float) -> None:

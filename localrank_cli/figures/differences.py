@@ -13,7 +13,7 @@ from localrank_cli.compare.onset import Onset
 from localrank_cli.errors import SettingsError
 from localrank_cli.figures.axis import scale_x, scale_y
 from localrank_cli.figures.labels import shortened
-from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
+from localrank_cli.figures.look import GREY, Look, Pen, depth_pens, head, new_figure
 from localrank_cli.results.columns import meaning
 
 _MOST_LAYERS = 8  # panels that still have room for tick labels in 18 inches
@@ -52,17 +52,17 @@ def differences(
     )
     inches = width / len(layers) - 0.8
     steps = np.array(groups.steps, dtype=float)
-    colours = dict(zip(names, depth_colours(len(names)), strict=True))
+    pens = depth_pens(names)
     onsets = {(fall.group, fall.layer): fall.step for fall in falls}
     for column, layer in enumerate(layers):
         above, below = grid[0][column], grid[1][column]
         scale_x(above, steps, inches)
         scale_x(below, steps, inches)
         for group in groups.groups:
-            _draw_group(above, steps, group, column, colours[group.name])
-            _mark(above, onsets.get((group.name, layer)), colours[group.name])
+            _draw_group(above, steps, group, column, pens[group.name])
+            _mark(above, onsets.get((group.name, layer)), pens[group.name].colour)
         for one in found:
-            _draw_difference(below, steps, one, column, colours[one.group.name])
+            _draw_difference(below, steps, one, column, pens[one.group.name])
         below.axhline(0.0, color=GREY, linewidth=0.8)
         above.set_title(shortened(layer, max(14, int(inches * 12))))
         above.tick_params(labelbottom=False)
@@ -82,13 +82,13 @@ def differences(
     return figure
 
 
-def _draw_group(axes: Axes, steps: Any, group: Group, index: int, colour: Any) -> None:
+def _draw_group(axes: Axes, steps: Any, group: Group, index: int, pen: Pen) -> None:
     for run in group.ranks[:, index]:
         if len(group.runs) > 1:
-            axes.plot(steps, run, color=colour, linewidth=0.6, alpha=0.45, label="_run")
+            axes.plot(steps, run, color=pen.colour, linewidth=0.6, alpha=0.45, label="_run")
     count = len(group.runs)
     name = f"{shortened(group.name, 24)} ({count} run{'' if count == 1 else 's'})"
-    axes.plot(steps, group.ranks[:, index].mean(0), color=colour, label=name)
+    axes.plot(steps, group.ranks[:, index].mean(0), label=name, **pen.of_line(len(steps)))
 
 
 def _mark(axes: Axes, onset: int | None, colour: Any) -> None:
@@ -99,14 +99,14 @@ def _mark(axes: Axes, onset: int | None, colour: Any) -> None:
         )  # fmt: skip
 
 
-def _draw_difference(axes: Axes, steps: Any, one: Difference, index: int, colour: Any) -> None:
+def _draw_difference(axes: Axes, steps: Any, one: Difference, index: int, pen: Pen) -> None:
     line = {
         name: one.grid(name)[index] for name in ("estimate", "low", "high", "low_all", "high_all")
     }
-    axes.plot(steps, line["estimate"], color=colour, marker="o", markersize=2.4)
+    axes.plot(steps, line["estimate"], **pen.of_line(len(steps)))
     for low, high, alpha in (("low_all", "high_all", 0.15), ("low", "high", 0.3)):
         # Where there is no spread, or the interval is unbounded, there is no band.
         lower, upper = (
             np.where(np.isfinite(line[name]), line[name], np.nan) for name in (low, high)
         )
-        axes.fill_between(steps, lower, upper, color=colour, alpha=alpha, linewidth=0)
+        axes.fill_between(steps, lower, upper, color=pen.colour, alpha=alpha, linewidth=0)

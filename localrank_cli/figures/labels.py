@@ -8,12 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from localrank_cli.figures.curves import Array
-from localrank_cli.figures.look import GREY, depth_map
+from localrank_cli.figures.look import GREY, Pen, depth_map
 
-MOST_NAMES = 14  # lines of text beside axes of the default height
 _NAME_LENGTH = 26  # characters; about a fifth of the default width
+_BESIDE = 1.035  # of the width of the axes
+_ROOM = 7.0  # points for a marker before a name
 _GAP = 10.0  # points between two names, a little more than their font size
 
 
@@ -93,14 +95,14 @@ def spread_out(wanted: Array, gap: float, low: float, high: float) -> Array:
 
 
 def name_lines(
-    axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, Any], points: float
+    axes: Axes, ends: Mapping[str, tuple[float, float]], pens: Mapping[str, Pen], points: float
 ) -> None:
-    """Write the name of each line to the right of the axes, at the height of its end.
+    """Write marker and name of each line to the right of the axes, at the height of its end.
 
     Args:
         axes: With its limits set.
         ends: The last x and y of each line.
-        colours: The colour of each line.
+        pens: The pen of each line.
         points: The approximate height of the axes, in points.
     """
     names = list(ends)
@@ -110,24 +112,31 @@ def name_lines(
     written = distinct(names)
     spread = spread_out(heights, _GAP / points, 0.0, 1.0)
     axes.annotate(
-        "layer", xy=(1.035, 1.0), xytext=(0, 6), xycoords="axes fraction", fontsize=7.5,
+        "layer", xy=(_BESIDE, 1.0), xytext=(0, 6), xycoords="axes fraction", fontsize=7.5,
         textcoords="offset points", annotation_clip=False, va="bottom", color=GREY,
     )  # fmt: skip
+    shift = ScaledTranslation((_ROOM / 2 + 1.5) / 72, 0, axes.figure.dpi_scale_trans)
+    after_marker = axes.transAxes + shift
     for name, (across, _), height, placed in zip(names, places, heights, spread, strict=True):
+        pen = pens[name]
         moved = abs(placed - height) * points > 1.5 or across < 0.9
         axes.annotate(
             written[name],
             xy=ends[name],
-            xytext=(1.035, placed),
-            textcoords="axes fraction",
+            xytext=(_BESIDE, placed),
+            textcoords=after_marker,
             annotation_clip=False,
             va="center",
             fontsize=8,
-            color=readable(colours[name]),
+            color=readable(pen.colour),
             arrowprops={
-                "arrowstyle": "-", "linewidth": 0.6, "color": colours[name], "alpha": 0.7,
-                "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5),
+                "arrowstyle": "-", "linewidth": 0.6, "color": pen.colour, "alpha": 0.7,
+                "shrinkA": _ROOM, "shrinkB": 2, "relpos": (0, 0.5),
             } if moved else None,
+        )  # fmt: skip
+        axes.plot(
+            [_BESIDE], [placed], color=pen.colour, marker=pen.marker, clip_on=False, label="_name",
+            transform=axes.transAxes,
         )  # fmt: skip
 
 

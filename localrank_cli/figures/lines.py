@@ -14,12 +14,11 @@ from localrank_cli.figures.alike import RunSettings, group_alike
 from localrank_cli.figures.axis import positions, scale_x, scale_y
 from localrank_cli.figures.choose import Choice, FigureRows, choose
 from localrank_cli.figures.curves import Curve, Curves, curves, thin
-from localrank_cli.figures.labels import MOST_NAMES, layer_bar, name_lines, shortened
-from localrank_cli.figures.look import Look, depth_colours, head, new_figure
+from localrank_cli.figures.labels import layer_bar, name_lines, shortened
+from localrank_cli.figures.look import MOST_NAMES, Look, Pen, depth_pens, head, new_figure
 from localrank_cli.results.columns import meaning
 
 _MOST_PANELS = 12  # more are too narrow to read in 15 inches
-_MOST_MARKERS = 40  # more would hide the line
 _METRIC_STYLES = ("-", "--", ":", "-.")
 _METRIC_COLOURS = ("#222222", "#b35900", "#00688b", "#8b1a62")
 
@@ -182,12 +181,12 @@ def _figure(
 def _draw_panels(chosen: FigureRows, panels: Sequence[_Panel], grid: Any, inches: float) -> None:
     every_x = np.concatenate([line.x for panel in panels for line in panel.lines.lines])
     every_y = np.concatenate([_edges(line) for panel in panels for line in panel.lines.lines])
-    colours = dict(zip(chosen.layers, depth_colours(len(chosen.layers)), strict=True))
+    pens = depth_pens(chosen.layers)
     for column, panel in enumerate(panels):
         axes = grid[0][column]
         scale_x(axes, every_x, inches)
         for line in panel.lines.lines:
-            _draw(axes, line, colours[line.layer])
+            _draw(axes, line, pens[line.layer])
         scale_y(axes, chosen.measure, every_y)
         axes.set_title(shortened(panel.title, max(20, int(inches * 12))))
         axes.tick_params(labelleft=column == 0)
@@ -199,22 +198,24 @@ def _draw_panels(chosen: FigureRows, panels: Sequence[_Panel], grid: Any, inches
     grid[0][0].set_ylabel(chosen.y_label)
 
 
-def _draw(axes: Axes, line: Curve, colour: Any) -> None:
+def _draw(axes: Axes, line: Curve, pen: Pen) -> None:
     drawn = thin(line, positions(axes, line.x))
     if line.is_interval:
         # No line through the middles: they are no estimates.
         half = np.nan_to_num(drawn.spread, posinf=0.0)
         axes.errorbar(
-            drawn.x, drawn.y, yerr=half, fmt="none", ecolor=colour, elinewidth=2, capsize=3,
+            drawn.x, drawn.y, yerr=half, fmt="none", ecolor=pen.colour, elinewidth=2,
             label=line.layer,
         )  # fmt: skip
+        for ends in (drawn.y - half, drawn.y + half):
+            marks = pen.of_line(len(drawn.x))
+            axes.plot(drawn.x, ends, linestyle="", label="_end", **marks)
         return
-    marker = "o" if len(drawn.x) <= _MOST_MARKERS else ""
-    axes.plot(drawn.x, drawn.y, color=colour, marker=marker, label=line.layer)
+    axes.plot(drawn.x, drawn.y, label=line.layer, **pen.of_line(len(drawn.x)))
     if np.nanmax(drawn.spread, initial=0.0) > 0:
         spread = np.nan_to_num(drawn.spread, posinf=0.0)
         low, high = drawn.y - spread, drawn.y + spread
-        axes.fill_between(drawn.x, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(drawn.x, low, high, color=pen.colour, alpha=0.2, linewidth=0)
 
 
 def _name(
@@ -223,10 +224,10 @@ def _name(
     if len(layers) > min(MOST_NAMES, int(points / 10)):
         layer_bar(figure, [axes for row in grid for axes in row], layers)
         return
-    colours = dict(zip(layers, depth_colours(len(layers)), strict=True))
+    pens = depth_pens(layers)
     for panel, axes in zip(panels, grid[0], strict=True):
         ends = {line.layer: (line.x[-1], line.y[-1]) for line in panel.lines.lines}
-        name_lines(axes, ends, colours, points)
+        name_lines(axes, ends, pens, points)
 
 
 def _edges(line: Curve) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib import style as mpl_style
-from matplotlib.colors import Colormap, ListedColormap
+from matplotlib.colors import Colormap, ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -28,7 +28,7 @@ _BASE: dict[str, Any] = {
     "axes.linewidth": 0.8,
     "axes.grid": False,
     "lines.linewidth": 1.6,
-    "lines.markersize": 3.2,
+    "lines.markersize": 3.8,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "legend.frameon": False,
@@ -37,8 +37,14 @@ _BASE: dict[str, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "localrank",
 }
+Colour = tuple[float, float, float, float]
 GREY = "#6b6b6b"
 MISSING = "#dddddd"
+# As different as possible for neighbours. After the last, they repeat at another colour.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_NAMES = 14  # lines of text beside axes of the default height
+_MOST_MARKED = 40  # points of a line; more markers would hide it
+_BETWEEN_MARKERS = 0.12  # of the diagonal of the axes
 
 
 @dataclass(frozen=True)
@@ -103,14 +109,46 @@ def saved(figure: Figure, suffix: str, dpi: float = 200) -> bytes:
     return stream.getvalue()
 
 
-def depth_colours(count: int) -> list[tuple[float, ...]]:
+def depth_colours(count: int) -> list[Colour]:
     """Return RGBA colours, light to dark, that can be told apart in grey and by the colour-blind.
 
     They are viridis without its lightest end, which is too faint on white.
     """
     scale = mpl.colormaps["viridis"]
     places = np.linspace(0.82, 0.0, count) if count > 1 else np.array([0.25])
-    return [tuple(float(part) for part in scale(place)) for place in places]
+    return [to_rgba(scale(place)) for place in places]
+
+
+@dataclass(frozen=True)
+class Pen:
+    """How a line is drawn: in a colour for its depth, with a marker that its neighbours lack.
+
+    Lines that lie on each other, or are printed in grey, are told apart by the marker.
+    """
+
+    colour: Colour
+    marker: str
+    phase: float
+
+    def of_line(self, points: int) -> dict[str, Any]:
+        """Return keywords for `Axes.plot` of a line of so many points.
+
+        Every point is marked, or a few places along a line of many points.
+        """
+        few = points <= _MOST_MARKED
+        every = None if few else (self.phase * _BETWEEN_MARKERS, _BETWEEN_MARKERS)
+        marker = self.marker or ("o" if few else "")
+        return {"color": self.colour, "marker": marker, "markevery": every}
+
+
+def depth_pens(names: Sequence[str]) -> dict[str, Pen]:
+    """Return the pen of each line, in order of depth; more than can be named have no marker."""
+    colours = depth_colours(len(names))
+    markers = MARKERS if len(names) <= MOST_NAMES else ("",)
+    return {
+        name: Pen(colour, markers[index % len(markers)], index / len(names))
+        for index, (name, colour) in enumerate(zip(names, colours, strict=True))
+    }
 
 
 def depth_map(count: int) -> Colormap:

@@ -1,7 +1,5 @@
 """The information plane: I(T;Y) against I(X;T), a path over the steps for each layer."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,7 +8,7 @@ from matplotlib.figure import Figure
 from localrank_cli.errors import DataError, SettingsError
 from localrank_cli.figures.choose import Choice, choose, runs_side_by_side
 from localrank_cli.figures.labels import distinct, shortened
-from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
+from localrank_cli.figures.look import GREY, Look, Pen, depth_pens, head, new_figure
 
 _X, _Y = "information_xt", "information_ty"
 _CEILING = "information_ceiling_nats"
@@ -48,13 +46,13 @@ def information_plane(
     size = look.size or (6.4 if len(runs) == 1 else min(15.0, 1.6 + 3.8 * len(runs)), 4.2)
     figure = new_figure(look, *size)
     grid = figure.subplots(1, len(runs), squeeze=False, sharex=True, sharey=True)[0]
-    colours = dict(zip(chosen.layers, depth_colours(len(chosen.layers)), strict=True))
+    pens = depth_pens(chosen.layers)
     names = distinct(chosen.layers, 24)
     ceiling = _ceiling(chosen.frame)
     for axes, run in zip(grid, runs, strict=True):
         rows = chosen.frame[chosen.frame["run"] == run]
         for layer in chosen.layers:
-            _path(axes, rows[rows["layer"] == layer].sort_values("step"), colours[layer], layer)
+            _path(axes, rows[rows["layer"] == layer].sort_values("step"), pens[layer], layer)
         axes.set_title(shortened(str(run), 40) if len(runs) > 1 else "")
         axes.set_xlabel("I(X;T) in nats")
         if ceiling is not None:
@@ -72,14 +70,15 @@ def information_plane(
     return figure, chosen.notes
 
 
-def _path(axes: Axes, rows: pd.DataFrame, colour: Any, layer: str) -> None:
+def _path(axes: Axes, rows: pd.DataFrame, pen: Pen, layer: str) -> None:
     x, y = rows["x"].to_numpy("float64"), rows["y"].to_numpy("float64")
     if not len(x):
-        axes.plot([], [], color=colour, label=layer)
+        axes.plot([], [], label=layer, **pen.of_line(0))
         return
-    axes.plot(x, y, color=colour, marker=".", label=layer)
+    colour = pen.colour
+    axes.plot(x, y, label=layer, **pen.of_line(len(x)))
     axes.plot(
-        x[:1], y[:1], color=colour, marker="o", markersize=7, fillstyle="none", label="_first"
+        x[:1], y[:1], color=colour, marker="o", markersize=8.5, fillstyle="none", label="_first"
     )
     last = rows.iloc[-1]
     axes.plot(

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from localrank_cli.errors import SettingsError
 from localrank_cli.figures.axis import log_ticks, scale_x
 from localrank_cli.figures.curves import Array
-from localrank_cli.figures.labels import MOST_NAMES, distinct, layer_bar
-from localrank_cli.figures.look import GREY, Look, depth_colours, head, new_figure
+from localrank_cli.figures.labels import distinct, layer_bar
+from localrank_cli.figures.look import GREY, MOST_NAMES, Look, Pen, depth_pens, head, new_figure
 from localrank_cli.figures.steps import choose_steps, step_bar, step_colours
 from localrank_cli.results.kept import SpectraFile, Spectrum
 
@@ -137,9 +137,9 @@ def tolerance(
     figure = new_figure(look, 8.4, 4.0)
     width = float(figure.get_figwidth())
     left, right = figure.subplots(1, 2, sharey=True)
-    colours = depth_colours(len(found))
-    _draw_ranks(left, found, colours, relative=False)
-    _draw_ranks(right, found, colours, relative=True)
+    pens = list(depth_pens([one.layer for one in found]).values())
+    _draw_ranks(left, found, pens, relative=False)
+    _draw_ranks(right, found, pens, relative=True)
     for axes, kind, label in (
         (left, "atol", "absolute tolerance"),
         (right, "rtol", "tolerance relative to the largest singular value"),
@@ -167,12 +167,12 @@ def tolerance(
 
 
 def _draw_ranks(
-    axes: Axes, found: Sequence[Spectrum], colours: Sequence[Any], *, relative: bool
+    axes: Axes, found: Sequence[Spectrum], pens: Sequence[Pen], *, relative: bool
 ) -> None:
     top = 1.0 if relative else max(float(one.values.max(initial=0)) for one in found)
     top = top or 1.0
     names = distinct([one.layer for one in found])
     places = np.geomspace(top * 10.0**-_RANK_DECADES, top, _GRID)
-    for one, colour in zip(found, colours, strict=True):
+    for one, pen in zip(found, pens, strict=True):
         ranks = one.ranks(places, relative=relative)
-        axes.plot(places, ranks, color=colour, label=names[one.layer])
+        axes.plot(places, ranks, label=names[one.layer], **pen.of_line(len(places)))

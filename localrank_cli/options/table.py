@@ -70,8 +70,8 @@ Atol = Annotated[
 Rtol = Annotated[
     tuple[Annotated[float, Gt(0), Lt(1)] | None, ...],  # None: eps
     Setting(
-        help="Count singular values above X times the largest. Repeatable; eps"
-        " is max(n_out, n_in) times the float32 epsilon.",
+        help="Count singular values above X times the largest. Repeatable. The value eps stands for"
+        " max(n_out, n_in) times the float32 epsilon.",
         metavar="X",
         read=parse.each(parse.relative),
         advice="A relative tolerance is between 0 and 1. Below the rounding of the SVD every"
@@ -83,7 +83,7 @@ Rtol = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, Setting(help="Overwrite FILE if it exists.")]
-NoNotes = Annotated[bool, Setting(help="No notes.", flags=("--quiet", "-q"), in_python=False)]
+NoNotes = Annotated[bool, Setting(help="Hide notes.", flags=("--quiet", "-q"), in_python=False)]
 Debug = Annotated[
     bool,
     Setting(help="Show tracebacks of errors.", in_python=False, is_shared=False),
@@ -97,9 +97,8 @@ class AnalyzeOptions:
     checkpoints: Annotated[
         tuple[Path, ...],
         Setting(
-            help="Folders of checkpoints (each is a series), or single checkpoint files; or an"
-            " address: s3://BUCKET/RUN, or hf://ORG/NAME@GLOB, the revisions that match of a"
-            " repository on the Hub.",
+            help="Folders of checkpoints (each is a series), single checkpoint files,"
+            " s3://BUCKET/RUN, or hf://ORG/NAME@GLOB: the matching revisions on the Hub.",
             metavar="CHECKPOINTS",
             is_argument=True,
             read=parse.paths,
@@ -123,7 +122,8 @@ class AnalyzeOptions:
     model_arg: Annotated[
         tuple[tuple[str, Any], ...],
         Setting(
-            help="A keyword argument for --model, its value as JSON, else as text; repeatable.",
+            help="Keyword argument for --model; a value that is not JSON is used as text."
+            " Repeatable.",
             metavar="KEY=VALUE",
             read=parse.keywords,
             in_folder=True,
@@ -146,7 +146,7 @@ class AnalyzeOptions:
         "str | Tensor | dict[str, Tensor] | None",
         Setting(
             help="The data to draw points from: a .safetensors, .npz, .npy or .pt file (s3:// too),"
-            " file.py:name, or normal:3x32x32. normal: and uniform: take the shape of one"
+            " file.py:name, or normal:3x32x32. For normal: and uniform:, give the shape of one"
             " random point.",
             metavar="SPEC",
             read=parse.data,
@@ -159,8 +159,8 @@ class AnalyzeOptions:
     data_key: Annotated[
         str | None,
         Setting(
-            help="Array in the data file, or several (A,B), to be passed by name."
-            " Default: the only one, else x, inputs or images, else all that the network takes.",
+            help="Array in the data file, or several (A,B), which are passed by name. Default: the"
+            " only array, else x, inputs or images, else every array that the network takes.",
             metavar="NAME",
             in_folder=True,
             decides=("data_key",),
@@ -170,7 +170,7 @@ class AnalyzeOptions:
     data_shape: Annotated[
         tuple[int, ...] | None,
         Setting(
-            help="The shape of one point, for data that lack an axis or are flat: 1x28x28. Entries"
+            help="Shape of one point, for data that are flat or lack an axis: 1x28x28. The entries"
             " keep their order.",
             metavar="SHAPE",
             read=parse.shape,
@@ -182,7 +182,7 @@ class AnalyzeOptions:
     data_scale: Annotated[
         float | None,
         Setting(
-            help="A factor for the data: 1/255 for pixels.",
+            help="Factor to multiply the data by, such as 1/255 for pixels.",
             metavar="X",
             read=parse.factor,
             in_folder=True,
@@ -193,8 +193,8 @@ class AnalyzeOptions:
     points: Annotated[
         Count | None,
         Setting(
-            help="Number of points, the same at every checkpoint. They are drawn without"
-            " replacement.",
+            help="Number of points, drawn without replacement. They are the same at every"
+            " checkpoint.",
             metavar="N",
             default=DEFAULT_POINTS,
             in_folder=True,
@@ -206,7 +206,7 @@ class AnalyzeOptions:
     seed: Annotated[
         Annotated[int, Interval(ge=0, le=_LARGEST_SEED)] | None,
         Setting(
-            help="Seed of the draw.",
+            help="Random seed.",
             metavar="S",
             default=0,
             in_folder=True,
@@ -217,9 +217,9 @@ class AnalyzeOptions:
     layers: Annotated[
         tuple[str, ...],
         Setting(
-            help="Modules, such as 'h.*,!h.*.attn'. They are named as in the network, comma"
-            " separated; * crosses dots, !GLOB leaves out; repeatable. Default: every Linear,"
-            " Bilinear, Conv and ConvTranspose that runs.",
+            help="Modules to analyze, such as 'h.*,!h.*.attn'. Separate several names with commas;"
+            " * also matches dots, and !GLOB excludes. Repeatable. Default: every Linear, Bilinear,"
+            " Conv and ConvTranspose that runs.",
             metavar="GLOB",
             completes=LAYERS,
             read=parse.globs,
@@ -232,7 +232,7 @@ class AnalyzeOptions:
     exclude: Annotated[
         tuple[str, ...],
         Setting(
-            help="Modules to leave out, comma separated; repeatable.",
+            help="Modules to exclude, separated by commas. Repeatable.",
             metavar="GLOB",
             completes=LAYERS,
             read=parse.globs,
@@ -244,9 +244,9 @@ class AnalyzeOptions:
     wrt: Annotated[
         str | None,
         Setting(
-            help="Differentiate with respect to this module's output. It may be an embedding,"
-            " several modules with commas or globs, or previous: the nearest earlier layer."
-            " Default: the network's input.",
+            help="Differentiate with respect to this module's output. Name an embedding, several"
+            " modules (with commas or globs), or previous: the nearest earlier layer. Default: the"
+            " network's input.",
             metavar="NAME",
             completes=LAYERS,
             read=parse.joined,
@@ -259,9 +259,9 @@ class AnalyzeOptions:
     positions: Annotated[
         str | None,
         Setting(
-            help="Single tokens or places: each, same, first, last, last-all, last-each. A number"
-            " after each, same or last-each draws as many: each:8. Default: all, the whole"
-            " Jacobian.",
+            help="Analyze single tokens or pixels: each, same, first, last, last-all or last-each."
+            " To draw N positions, add the number to each, same or last-each: each:8. Default: all,"
+            " the whole Jacobian.",
             metavar="KIND",
             completes=("each", "same", "first", "last", "last-all", "last-each"),
             in_folder=True,
@@ -273,8 +273,8 @@ class AnalyzeOptions:
     residual: Annotated[
         bool | None,
         Setting(
-            help="Measure J - 1, the part that a block adds to its input, where output and source"
-            " have the same shape.",
+            help="Measure J - 1, the part that a block adds to its input, for layers whose output"
+            " and source have the same shape.",
             flags=("--residual/--no-residual",),
             in_folder=True,
             decides=("residual",),
@@ -284,8 +284,8 @@ class AnalyzeOptions:
     pooled: Annotated[
         bool | None,
         Setting(
-            help="Also the ranks of the mean Jacobian and of the mean of its squares, over all"
-            " points (and positions).",
+            help="Also compute the ranks of the mean of J and of the mean of its square, J^T J,"
+            " over all points (and positions).",
             flags=("--pooled/--no-pooled",),
             in_folder=True,
             decides=("pooled",),
@@ -295,8 +295,9 @@ class AnalyzeOptions:
     feature_axis: Annotated[
         tuple[str, ...],
         Setting(
-            help="The axis of an output that holds its features, if the default is wrong. Axis 0"
-            " holds the points, -1 is the last. NAME=AXIS is for some modules; repeatable.",
+            help="Axis of the outputs that holds the features, if the default is wrong. Axis 0"
+            " holds the points, and -1 is the last axis. Use NAME=AXIS for single modules."
+            " Repeatable.",
             metavar="AXIS",
             read=parse.axes,
             in_folder=True,
@@ -309,8 +310,8 @@ class AnalyzeOptions:
     input_metric: Annotated[
         Literal["identity", "data"] | None,
         Setting(
-            help="Metric of the varied tensor: identity, or data, its covariance over the whole"
-            " data.",
+            help="Metric of the tensor that is varied: identity, or data, its covariance over the"
+            " whole data set.",
             metavar="NAME",
             default="identity",
             in_folder=True,
@@ -321,14 +322,16 @@ class AnalyzeOptions:
     allow_small_cov: Annotated[
         bool,
         Setting(
-            panel=MEASURE, help="Allow --input-metric data with no more points than directions."
+            panel=MEASURE,
+            help="Allow --input-metric data even if the data set has no more points"
+            " than directions.",
         ),
     ] = False
     allow_unsaved: Annotated[
         bool,
         Setting(
-            help="Analyze a network although parts of it (random features, masks) are drawn when"
-            " it is built and are in no checkpoint: they come from a fixed seed, and the"
+            help="Analyze a network even if parts of it (random features, masks) are drawn when it"
+            " is built and are in no checkpoint. They are then drawn with a fixed seed, and the"
             " column message names them.",
             decides=("unsaved",),
             panel=MODEL,
@@ -337,7 +340,7 @@ class AnalyzeOptions:
     noise: Annotated[
         Noise | None,
         Setting(
-            help="Standard deviation for gaussian_information.",
+            help="Noise standard deviation for gaussian_information.",
             metavar="S",
             default=1.0,
             in_folder=True,
@@ -348,8 +351,8 @@ class AnalyzeOptions:
     method: Annotated[
         Literal["exact", "interval"] | None,
         Setting(
-            help="exact: all singular values; or interval: bounds on each rank that hold with a"
-            " stated probability, from products with the Jacobian alone, where exact does not fit.",
+            help="exact computes all singular values; interval bounds each rank with a stated"
+            " probability, from products with the Jacobian only, for layers too large for exact.",
             metavar="NAME",
             default="exact",
             in_folder=True,
@@ -360,7 +363,7 @@ class AnalyzeOptions:
     confidence: Annotated[
         Annotated[float, Interval(ge=0.5, le=1 - 1e-6)] | None,
         Setting(
-            help="With --method interval: the probability with which the interval of a row holds."
+            help="With --method interval: probability with which each row's interval holds."
             f" Default: {DEFAULT_CONFIDENCE}.",
             metavar="X",
             advice="A confidence is at least 0.5 and below 1, such as 0.95 or 0.99.",
@@ -372,8 +375,8 @@ class AnalyzeOptions:
     width: Annotated[
         Annotated[float, Gt(0), Lt(1)] | None,
         Setting(
-            help="With --method interval: stop at a point whose own interval is this narrow, as a"
-            " share of max_rank, such as 2%. Default: stop where further products gain little.",
+            help="With --method interval: stop at a point once its own interval is this narrow, as"
+            " a share of max_rank, such as 2%. Default: stop when more products gain little.",
             metavar="X",
             read=parse.share,
             advice="A width is between 0 and 1, or a percentage such as 2%.",
@@ -385,8 +388,8 @@ class AnalyzeOptions:
     products: Annotated[
         Annotated[int, Ge(20)] | None,
         Setting(
-            help="With --method interval: the most products with a layer's Jacobian at one point."
-            f" Default: {DEFAULT_PRODUCTS}.",
+            help="With --method interval: maximum number of products with a layer's Jacobian per"
+            f" point. Default: {DEFAULT_PRODUCTS}.",
             metavar="N",
             advice="Give at least 20: fewer say next to nothing.",
             in_folder=True,
@@ -397,9 +400,9 @@ class AnalyzeOptions:
     measures: Annotated[
         Literal["all", "counts"] | None,
         Setting(
-            help="all, or counts: leave out what needs every singular value"
-            f" ({', '.join(name for name in AVERAGED if name not in CHOICES['counts'])}), which"
-            " takes longer if many are close to zero; its columns stay empty.",
+            help="all, or counts to skip what needs every singular value"
+            f" ({', '.join(name for name in AVERAGED if name not in CHOICES['counts'])}), which is"
+            " slow if many are close to zero; its columns stay empty.",
             metavar="NAME",
             default="all",
             in_folder=True,
@@ -410,9 +413,9 @@ class AnalyzeOptions:
     preset: Annotated[
         Preset | None,
         Setting(
-            help="Rules of published work: patel2024, feng2022 or numpy. Options override them:"
-            " patel2024 is atol 0.01, hidden layers, 128 points; feng2022 a 16 x 16 patch in"
-            " the middle of the image and rtol 0.0096; numpy rtol eps.",
+            help="Settings of published work: patel2024, feng2022 or numpy. Other options override"
+            " them. The settings are atol 0.01, hidden layers and 128 points (patel2024); a 16 x 16"
+            " patch in the middle of the image and rtol 0.0096 (feng2022); rtol eps (numpy).",
             metavar="NAME",
             completes=tuple(Preset),
             read=parse.preset,
@@ -425,7 +428,7 @@ class AnalyzeOptions:
     input_slice: Annotated[
         str | None,
         Setting(
-            help="Vary only this part of a point, in numpy's notation (':,8:24,8:24'), or"
+            help="Vary only this part of each point, in numpy notation (':,8:24,8:24') or as"
             " center:16.",
             metavar="INDEX",
             in_folder=True,
@@ -436,7 +439,7 @@ class AnalyzeOptions:
     output_slice: Annotated[
         str | None,
         Setting(
-            help="Only this part of each output: '-1,:' is the last token.",
+            help="Use only this part of each output, such as '-1,:' for the last token.",
             metavar="INDEX",
             in_folder=True,
             decides=("slices",),
@@ -446,8 +449,8 @@ class AnalyzeOptions:
     sigma_1: Annotated[
         Literal["slice", "full"] | None,
         Setting(
-            help="The largest singular value that --rtol refers to under a slice: slice, its own;"
-            " or full, that of the whole Jacobian, which is then computed too.",
+            help="With a slice, the largest singular value that --rtol refers to: that of the slice"
+            " (slice), or that of the whole Jacobian (full), which is then computed too.",
             metavar="NAME",
             default="slice",
             in_folder=True,
@@ -458,9 +461,9 @@ class AnalyzeOptions:
     beside: Annotated[
         tuple[Literal["activations", "weights"], ...],
         Setting(
-            help="Add columns beside those on Jacobians: activations, soft ranks of each layer's"
-            " outputs over the points, and with --labels-key of each class; weights, soft ranks and"
-            " the norm of each layer's weight; or activations,weights.",
+            help="Add columns that need no Jacobian: activations (soft ranks of each layer's"
+            " outputs over the points and, with --labels-key, within each class), weights (soft"
+            " ranks and the norm of each layer's weight), or activations,weights.",
             metavar="NAME",
             read=parse.globs,
             panel=MEASURE,
@@ -471,7 +474,7 @@ class AnalyzeOptions:
     information: Annotated[
         bool | None,
         Setting(
-            help="Add bounds on I(X;T) for each layer, in nats, and with labels on I(T;Y).",
+            help="Add bounds, in nats, on I(X;T) for each layer and, with labels, on I(T;Y).",
             flags=("--information/--no-information",),
             in_folder=True,
             in_inspect=False,
@@ -482,8 +485,8 @@ class AnalyzeOptions:
     information_points: Annotated[
         Annotated[int, Ge(2)] | None,
         Setting(
-            help="Points for --information and --beside activations. Default:"
-            f" {DEFAULT_INFORMATION_POINTS}, or all.",
+            help="Number of points for --information and --beside activations. Default:"
+            f" {DEFAULT_INFORMATION_POINTS}, or all if there are fewer.",
             metavar="N",
             in_folder=True,
             decides=("information_point_indices",),
@@ -505,7 +508,7 @@ class AnalyzeOptions:
     labels_key: Annotated[
         str | None,
         Setting(
-            help="Array of labels in the data file: adds loss and accuracy at each checkpoint.",
+            help="Array of labels in the data file; adds loss and accuracy at each checkpoint.",
             metavar="NAME",
             in_folder=True,
             in_inspect=False,
@@ -516,8 +519,8 @@ class AnalyzeOptions:
     device: Annotated[
         str | None,
         Setting(
-            help="auto, cpu, cuda or cuda:K. Several with commas, or all GPUs with all, each in"
-            " its own process.",
+            help="auto, cpu, cuda or cuda:K; several separated by commas, or all for every GPU,"
+            " with one process each.",
             metavar="NAME",
             completes=("auto", "cpu", "cuda", "all"),
             default="auto",
@@ -530,8 +533,8 @@ class AnalyzeOptions:
     memory: Annotated[
         Annotated[int, Ge(LEAST_MEMORY)] | None,  # bytes
         Setting(
-            help="Working memory beyond weights and points, such as 2GiB. Default: a"
-            " quarter of what is free.",
+            help="Memory budget on top of weights and points, such as 2GiB. Default: a quarter of"
+            " the free memory.",
             metavar="SIZE",
             read=parse.size,
             advice="Give at least 16MiB: anything less is too little.",
@@ -555,7 +558,8 @@ class AnalyzeOptions:
     pattern: Annotated[
         str | None,
         Setting(
-            help="Only checkpoints whose name matches; step_*/a.pt chooses a file in each folder.",
+            help="Use only checkpoints whose name matches; step_*/a.pt selects one file in each"
+            " folder.",
             metavar="GLOB",
             in_folder=True,
             only_chooses=True,
@@ -565,7 +569,8 @@ class AnalyzeOptions:
     steps: Annotated[
         StepRange | None,
         Setting(
-            help="Only steps from A to B, inclusive. With C, every C steps from A on.",
+            help="Use only steps from A to B, inclusive. With C, use every C steps, starting from"
+            " A.",
             metavar="A:B[:C]",
             read=parse.steps,
             is_shared=False,
@@ -576,7 +581,7 @@ class AnalyzeOptions:
     every: Annotated[
         Count | None,
         Setting(
-            help="Only every K-th checkpoint.",
+            help="Use only every K-th checkpoint.",
             metavar="K",
             is_shared=False,
             needs_whole_series=True,
@@ -586,7 +591,7 @@ class AnalyzeOptions:
     last: Annotated[
         Count | None,
         Setting(
-            help="Only the last K checkpoints.",
+            help="Use only the last K checkpoints.",
             metavar="K",
             is_shared=False,
             needs_whole_series=True,
@@ -596,8 +601,8 @@ class AnalyzeOptions:
     weights: Annotated[
         str | None,
         Setting(
-            help="Which weights of a file with several: raw, ema, or a key of the file. Training"
-            " continues with raw; ema is their average.",
+            help="Which weights to use if a file holds several: raw, ema, or a key in the file."
+            " Training continues with raw; ema is their average over training.",
             metavar="NAME",
             completes=("raw", "ema"),
             default="raw",
@@ -610,8 +615,8 @@ class AnalyzeOptions:
     step_regex: Annotated[
         str | None,
         Setting(
-            help="The step in a name as a regular expression, whose only group, or group named"
-            " step, is the number.",
+            help="Regular expression that finds the step in a name; its only group, or its group"
+            " named step, is the number.",
             metavar="REGEX",
             decides=("step_regex",),
             panel=CHECKPOINTS,
@@ -620,7 +625,7 @@ class AnalyzeOptions:
     step_pattern: Annotated[
         str | None,
         Setting(
-            help="The step in a name as literal text, with {step} for the number, such as"
+            help="Literal text that finds the step in a name, with {step} for the number, such as"
             " run_{step}_v2.",
             metavar="TEXT",
             read=parse.pattern_with_step,
@@ -632,8 +637,8 @@ class AnalyzeOptions:
     step_from: Annotated[
         Literal["contents", "name", "epoch"] | None,
         Setting(
-            help="The source of steps: contents, name or epoch. Default: the contents of the file,"
-            " else of files next to it, else its name.",
+            help="Where to read steps from: contents, name or epoch. Default: the file's contents,"
+            " else those of files next to it, else its name.",
             metavar="SOURCE",
             in_folder=True,
             decides=("counting", "step_from"),
@@ -643,8 +648,8 @@ class AnalyzeOptions:
     output: Annotated[
         Path | None,
         Setting(
-            help="A .csv, .tsv, .jsonl or .parquet file; - is CSV on stdout. With --shard, it may"
-            " be a folder. Default: a table on a terminal, CSV in a pipe.",
+            help="Write the table to a .csv, .tsv, .jsonl or .parquet file; - is CSV on stdout."
+            " With --shard, FILE may be a folder. Default: a table on a terminal, CSV in a pipe.",
             metavar="FILE",
             read=parse.path,
             flags=("--output", "-o"),
@@ -669,9 +674,9 @@ class AnalyzeOptions:
     spectra: Annotated[
         Path | None,
         Setting(
-            help="Keep the singular values of every point for rethreshold. There is a file for"
-            " each checkpoint; every matrix then takes an SVD, so that they serve any"
-            " tolerance.",
+            help="Keep the singular values of every point, for rethreshold. FOLDER gets one file"
+            " per checkpoint. Every matrix then takes an SVD, so that the values can be counted at"
+            " any tolerance.",
             metavar="FOLDER",
             read=parse.path,
             in_python=False,
@@ -683,7 +688,8 @@ class AnalyzeOptions:
     on_error: Annotated[
         Literal["stop", "skip"] | None,
         Setting(
-            help="At a checkpoint that cannot be read or run: stop, or skip it (its row says why).",
+            help="What to do if a checkpoint cannot be read or run: stop, or skip it (its row says"
+            " why).",
             metavar="WHAT",
             default="stop",
             in_inspect=False,
@@ -693,8 +699,8 @@ class AnalyzeOptions:
     shard: Annotated[
         Shard | None,
         Setting(
-            help="Only part I of N of the work, I from 0 to N-1; auto reads them from Slurm or from"
-            " RANK and WORLD_SIZE. Combine the parts with localrank merge.",
+            help="Compute only part I of N, with I from 0 to N-1; auto reads both from Slurm, or"
+            " from RANK and WORLD_SIZE. Combine the parts with localrank merge.",
             metavar="I/N",
             read=parse.shard,
             in_python=False,
@@ -706,8 +712,8 @@ class AnalyzeOptions:
     cache: Annotated[
         Path | None,
         Setting(
-            help="Folder for what is downloaded, at most two checkpoints at a time. Default:"
-            " localrank in the system's folder of caches.",
+            help="Folder for downloads; it holds at most two checkpoints at a time. Default:"
+            " localrank in the system's cache folder.",
             metavar="DIR",
             read=parse.path,
             panel=CHECKPOINTS,
@@ -724,8 +730,8 @@ class AnalyzeOptions:
     follow: Annotated[
         bool,
         Setting(
-            help="Watch a run and analyze each checkpoint once it is complete. This ends at"
-            " --until, or with Ctrl-C.",
+            help="Watch a run; analyze each checkpoint once it is complete. Stops at --until, or"
+            " with Ctrl-C.",
             in_python=False,
             in_inspect=False,
             is_shared=False,
@@ -736,7 +742,7 @@ class AnalyzeOptions:
     until: Annotated[
         int | None,
         Setting(
-            help="With --follow: stop when this step is done in every series.",
+            help="With --follow: stop once this step is done in every series.",
             metavar="STEP",
             in_python=False,
             in_inspect=False,
@@ -747,8 +753,8 @@ class AnalyzeOptions:
     plan: Annotated[
         Path | None,
         Setting(
-            help="Only the checkpoints in a plan file of localrank submit, which must not have"
-            " changed since.",
+            help="Analyze only the checkpoints listed in a plan file of localrank submit; they must"
+            " not have changed since.",
             metavar="FILE",
             read=parse.path,
             in_python=False,
@@ -760,7 +766,7 @@ class AnalyzeOptions:
     quiet: Annotated[
         bool,
         Setting(
-            help="No notes and no progress bar.",
+            help="Hide notes and the progress bar.",
             flags=("--quiet", "-q"),
             in_python=False,
             is_shared=False,
@@ -771,7 +777,7 @@ class AnalyzeOptions:
     verbose: Annotated[
         bool,
         Setting(
-            help="Show how each layer is computed, and how long it takes.",
+            help="Show how each layer is computed and how long it takes.",
             flags=("--verbose", "-v"),
             in_python=False,
             in_inspect=False,
@@ -783,8 +789,8 @@ class AnalyzeOptions:
     trust_model: Annotated[
         bool,
         Setting(
-            help="Run the code that a series' own localrank.toml names. Dangerous in a folder"
-            " that is not yours.",
+            help="Run the code that a series' own localrank.toml names. Dangerous if the folder is"
+            " not your own.",
             panel=DANGER,
             is_common=True,
         ),
@@ -792,7 +798,7 @@ class AnalyzeOptions:
     trust_pickle: Annotated[
         bool,
         Setting(
-            help="Run the code of pickles that cannot be read without it. Dangerous: such a file"
+            help="Run the code in pickles that cannot be read without it. Dangerous: such a file"
             " can do anything you can.",
             panel=DANGER,
             is_common=True,
@@ -816,11 +822,12 @@ class AnalyzeOptions:
 class InspectOptions:
     """The options of `localrank inspect` besides those of analyze."""
 
-    as_json: Annotated[bool, Setting(help="JSON on stdout.", flags=("--json",))] = False
+    as_json: Annotated[bool, Setting(help="Print JSON to stdout.", flags=("--json",))] = False
     timed: Annotated[
         bool | None,
         Setting(
-            help="Time a few products (of a small network, a few points) to estimate the time.",
+            help="Time a few products (in a small network, a few points) to estimate how long"
+            " analyze takes.",
             flags=("--time/--no-time",),
             default=True,
         ),
@@ -834,7 +841,7 @@ class SubmitOptions:
     cluster: Annotated[
         Literal["local", "slurm"] | None,
         Setting(
-            help="Where the workers run: local, processes on this machine; or slurm.",
+            help="Where the workers run: local (processes on this machine) or slurm.",
             metavar="NAME",
             default="local",
             panel=_LOCAL,
@@ -852,18 +859,18 @@ class SubmitOptions:
     dry_run: Annotated[
         bool,
         Setting(
-            help="Submit nothing: print the shell script that would be run, with the plan, an"
-            " sbatch array and a merge.",
+            help="Submit nothing; print the shell script that would run, with the plan, an sbatch"
+            " array and a merge.",
             panel=_SLURM,
         ),
     ] = False
     partition: Annotated[
-        str | None, Setting(help="Partition of Slurm.", metavar="NAME", panel=_SLURM)
+        str | None, Setting(help="Slurm partition.", metavar="NAME", panel=_SLURM)
     ] = None
     time: Annotated[
         Count,  # minutes
         Setting(
-            help="Time limit of a task, in minutes or as 1:30:00; unfinished work is requeued.",
+            help="Time limit per task, in minutes or as 1:30:00; unfinished work is requeued.",
             metavar="LIMIT",
             default=60,
             read=parse.minutes,
@@ -872,27 +879,27 @@ class SubmitOptions:
     ] = 60
     gpus_per_task: Annotated[
         Annotated[int, Ge(0), Le(1)] | None,
-        Setting(help="GPUs of a task.", metavar="N", panel=_SLURM),
+        Setting(help="GPUs per task.", metavar="N", panel=_SLURM),
     ] = None
     cpus_per_task: Annotated[
-        Count | None, Setting(help="Cores of a task.", metavar="N", panel=_SLURM)
+        Count | None, Setting(help="CPU cores per task.", metavar="N", panel=_SLURM)
     ] = None
     mem: Annotated[
-        str | None, Setting(help="Memory of a task, such as 8GB.", metavar="SIZE", panel=_SLURM)
+        str | None, Setting(help="Memory per task, such as 8GB.", metavar="SIZE", panel=_SLURM)
     ] = None
     max_parallel: Annotated[
         Count | None,
-        Setting(help="At most this many tasks at once.", metavar="N", panel=_SLURM),
+        Setting(help="Maximum number of tasks at once.", metavar="N", panel=_SLURM),
     ] = None
     max_tasks: Annotated[
         Count,
-        Setting(help="At most this many tasks in all.", metavar="N", default=64, panel=_SLURM),
+        Setting(help="Maximum number of tasks in total.", metavar="N", default=64, panel=_SLURM),
     ] = 64
     minutes_per_task: Annotated[
         Positive | None,
         Setting(
-            help="Group checkpoints so that a task takes about this long, by the time of a point"
-            " on this machine.",
+            help="Group checkpoints so that a task takes about this long, judging by the time that"
+            " a point takes on this machine.",
             metavar="X",
             panel=_SLURM,
         ),
@@ -900,14 +907,14 @@ class SubmitOptions:
     setup: Annotated[
         tuple[str, ...],
         Setting(
-            help="A line of shell before each task, such as module load; repeatable.",
+            help="Shell line to run before each task, such as module load. Repeatable.",
             metavar="LINE",
             panel=_SLURM,
         ),
     ] = ()
     wait: Annotated[
         bool,
-        Setting(help="Wait for the jobs to end, with a progress bar.", panel=_SLURM),
+        Setting(help="Wait until the jobs end, and show a progress bar.", panel=_SLURM),
     ] = False
 
 
@@ -918,7 +925,7 @@ class MergeOptions:
     tables: Annotated[
         tuple[Path, ...],
         Setting(
-            help="A folder with the tables of all shards, or the tables.",
+            help="A folder with the tables of all shards, or the tables themselves.",
             metavar="FOLDER|FILES",
             is_argument=True,
             read=parse.paths,
@@ -940,8 +947,8 @@ class MergeOptions:
     plan: Annotated[
         Path | None,
         Setting(
-            help="A plan file of localrank submit: require all that it lists, then remove the parts"
-            " next to it.",
+            help="A plan file of localrank submit. Require everything that it lists, then remove"
+            " the parts next to it.",
             metavar="FILE",
             read=parse.path,
         ),
@@ -967,7 +974,7 @@ class RethresholdOptions:
     noise: Annotated[
         Noise | None,
         Setting(
-            help="Standard deviation for gaussian_information. Default: that of the analysis.",
+            help="Noise standard deviation for gaussian_information. Default: as in the analysis.",
             metavar="S",
         ),
     ] = None
@@ -1072,7 +1079,7 @@ class MonitorOptions:
     output: Annotated[
         Path,
         Setting(
-            help="A .csv, .tsv, .jsonl or .parquet file. A training that resumes adds to it.",
+            help="A .csv, .tsv, .jsonl or .parquet file. A resumed training run adds to it.",
             metavar="FILE",
             is_argument=True,
             read=parse.path,
@@ -1081,7 +1088,7 @@ class MonitorOptions:
     every: Annotated[
         int | str | None,
         Setting(
-            help="Measure at each K-th step, or at 0, 1, 2, 5, 10, 20, 50 and so on: log.",
+            help="Measure every K steps, or with log at steps 0, 1, 2, 5, 10, 20, 50 and so on.",
             metavar="K",
             default="log",
             read=parse.pace,
@@ -1089,13 +1096,13 @@ class MonitorOptions:
     ] = None
     steps: Annotated[
         tuple[Annotated[int, Ge(0)], ...],
-        Setting(help="In place of every: the steps at which to measure.", metavar="STEP"),
+        Setting(help="The steps to measure at, instead of every.", metavar="STEP"),
     ] = ()
     max_share: Annotated[
         Annotated[float, Gt(0), Lt(1)] | None,
         Setting(
-            help="Skip a step that would take the measurements over this share of the time of the"
-            " training, such as 0.05. Default: none is skipped.",
+            help="Skip a step that would raise the measurements above this share of the training"
+            " time, such as 0.05. Default: skip none.",
             metavar="X",
             read=parse.share,
             advice="A share is between 0 and 1, or a percentage such as 5%.",
@@ -1104,23 +1111,23 @@ class MonitorOptions:
     run: Annotated[
         str | None,
         Setting(
-            help="Name of the training in the table. Default: the folder of the file.",
+            help="Name of the run in the table. Default: the folder of the file.",
             metavar="NAME",
         ),
     ] = None
     on_error: Annotated[
         Literal["warn", "raise"] | None,
         Setting(
-            help="At a step that cannot be measured: warn, and go on with a row that says why; or"
-            " raise.",
+            help="What to do at a step that cannot be measured: warn, and write a row that says"
+            " why; or raise.",
             metavar="WHAT",
             default="warn",
         ),
     ] = None
     overwrite: Overwrite = False
-    quiet: Annotated[bool, Setting(help="Do not print what the measurements took at the end.")] = (
-        False
-    )
+    quiet: Annotated[
+        bool, Setting(help="Do not print the time that the measurements took at the end.")
+    ] = False
 
 
 # The options of analyze that a network in memory has no use for: they choose checkpoints, read
@@ -1142,7 +1149,7 @@ class ReproduceOptions:
             " decay. vib: the variational information bottleneck on Gaussian variables, over beta."
             " patel2024: the published training on digits, compared with its published end values."
             " generalization: whether a low rank goes with a small generalization gap, in a sweep"
-            " of small networks. compression: rank against the fewest weights that keep the"
+            " of small networks. compression: rank versus the fewest weights that keep the"
             " accuracy.",
             metavar="EXPERIMENT",
             is_argument=True,
@@ -1157,23 +1164,26 @@ class ReproduceOptions:
             read=parse.path,
         ),
     ] = None
-    quick: Annotated[bool, Setting(help="Train for fewer steps, with the same claims.")] = False
+    quick: Annotated[bool, Setting(help="Train for fewer steps, and check the same claims.")] = (
+        False
+    )
     full: Annotated[
-        bool, Setting(help="Train compression for all steps, where fewer are the default.")
+        bool, Setting(help="Train compression for all steps. By default, it trains for fewer.")
     ] = False
     seeds: Annotated[
         Count | None,
         Setting(
-            help="Networks of each kind to train. Default: 1 for mnist, vib and patel2024, else 3.",
+            help="Number of networks of each kind to train. Default: 1 for mnist, vib and"
+            " patel2024, else 3.",
             metavar="N",
         ),
     ] = None
     mnist: Annotated[
         Path | None,
         Setting(
-            help="The digits for mnist and patel2024: an .npz archive (images and labels, or"
-            " Keras's), or the original train-images-idx3-ubyte, gzipped or not, with the file of"
-            " labels in the same folder.",
+            help="The digits for mnist and patel2024: an .npz archive (images and labels, or that"
+            " of Keras), or the original train-images-idx3-ubyte, gzipped or not, with the label"
+            " file in the same folder.",
             metavar="FILE",
             read=parse.path,
         ),
@@ -1181,25 +1191,28 @@ class ReproduceOptions:
     workers: Annotated[
         Count | None,
         Setting(
-            help="Train the networks of generalization by N processes on this machine. Default: 1.",
+            help="Train the networks of generalization in N processes on this machine. Default: 1.",
             metavar="N",
         ),
     ] = None
     shard: Annotated[
         Shard | None,
         Setting(
-            help="Train only this part of the networks of generalization, I/N, and judge nothing."
-            " Run without it when all parts are done.",
+            help="Train only part I of N of the networks of generalization, without a verdict. When"
+            " all parts are done, run again without --shard.",
             metavar="I/N",
             read=parse.shard,
         ),
     ] = None
     steps: Annotated[
         Count | None,
-        Setting(help="Steps of patel2024 to train. Default: the published 1,000,000.", metavar="N"),
+        Setting(
+            help="Number of training steps for patel2024. Default: the published 1,000,000.",
+            metavar="N",
+        ),
     ] = None
     quiet: Annotated[
-        bool, Setting(help="No notes and no progress bar.", flags=("--quiet", "-q"))
+        bool, Setting(help="Hide notes and the progress bar.", flags=("--quiet", "-q"))
     ] = False
     debug: Debug = False
 

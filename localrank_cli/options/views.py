@@ -47,11 +47,11 @@ class FigureKind:
 
 KINDS: Mapping[str, FigureKind] = {
     "ranks": FigureKind("a line per layer over the steps", "ranks", ("metrics", "settings")),
-    "heatmap": FigureKind("layer by step, share of the largest rank", "heatmap"),
+    "heatmap": FigureKind("layers by steps, as a share of max_rank", "heatmap"),
     "depth": FigureKind("a line per step over the layers", "depth", ("steps",)),
     "compare": FigureKind("tables or runs side by side", "compare", ("metrics", "by", "settings")),
     "tolerance": FigureKind(
-        "rank over the tolerance, from --spectra", "tolerance", ("step",), is_from_spectra=True
+        "rank versus tolerance, from --spectra", "tolerance", ("step",), is_from_spectra=True
     ),
     "spectrum": FigureKind(
         "singular values, from --spectra", "spectrum", ("steps",), is_from_spectra=True
@@ -83,7 +83,8 @@ _Table = Annotated[
 _Layers = Annotated[
     tuple[str, ...],
     Setting(
-        help="Layers by name, comma separated, * crosses dots, !GLOB leaves out; repeatable.",
+        help="Layers to include, by name, separated by commas; * also matches dots, and !GLOB"
+        " excludes. Repeatable.",
         metavar="GLOB",
         read=parse.globs,
     ),
@@ -173,7 +174,7 @@ class PlotOptions:
         ),
     ] = ()
     title: Annotated[
-        str | None, Setting(help="Replaces the title made from the table.", metavar="TEXT")
+        str | None, Setting(help="Title, in place of the one made from the table.", metavar="TEXT")
     ] = None
     size: Annotated[
         tuple[float, float] | None,
@@ -293,7 +294,7 @@ class ShowOptions:
     layers: _Layers = ()
     tolerance: Annotated[
         str | None,
-        Setting(help="Show only this one. Default: all of them.", metavar="LABEL"),
+        Setting(help="Show only this tolerance. Default: all tolerances.", metavar="LABEL"),
     ] = None
     chart: Annotated[
         bool | None,
@@ -310,8 +311,7 @@ class CacheOptions:
     folder: Annotated[
         Path | None,
         Setting(
-            help="The folder that --cache named. Default: localrank in the system's folder of"
-            " caches.",
+            help="The folder passed to --cache. Default: localrank in the system's cache folder.",
             metavar="DIR",
             flags=("--cache",),
             read=parse.path,
@@ -331,7 +331,7 @@ class ExportOptions:
     folder: Annotated[
         Path,
         Setting(
-            help="A folder, in which each run gets one with its event file.",
+            help="Folder to write to; each run gets a subfolder with its event file.",
             metavar="DIR",
             is_argument=True,
             read=parse.path,
@@ -389,7 +389,8 @@ class CompareOptions:
     seed: Annotated[
         Annotated[int, Interval(ge=0)],
         Setting(
-            help="Seed of the bootstrap, which replaces Student's t from 10 runs on.",
+            help="Seed of the bootstrap, which is used in place of Student's t with 10 runs or"
+            " more.",
             metavar="S",
             default=0,
         ),
@@ -407,7 +408,8 @@ class CompareOptions:
     onsets: Annotated[
         Path | None,
         Setting(
-            help="Write the onset, fall and peak of each layer and group to such a file.",
+            help="Write the onset, fall and peak of each layer and group to a file of one of these"
+            " formats.",
             metavar="FILE",
             read=parse.path,
         ),

@@ -1,6 +1,7 @@
 """What `localrank compress` writes: weights, the program that loads them, and what it measured."""
 
 import csv
+import hashlib
 import json
 import os
 import struct
@@ -9,7 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localrank_cli.errors import OutputError
+from localrank_cli.errors import OutputError, one_line
+from localrank_cli.files import read_regular
+from localrank_cli.results.columns import on_one_line
 from localrank_cli.results.write import (
     cannot_write,
     make_folder,
@@ -17,6 +20,7 @@ from localrank_cli.results.write import (
     write_bytes,
     write_json,
 )
+from localrank_cli.validation import loads
 
 if TYPE_CHECKING:  # figures read the names here, without torch
     from torch import Tensor
@@ -26,6 +30,7 @@ FACTS_NAME = "compress.json"
 UNFINISHED_NAME = "compress.unfinished.json"
 BUDGETS_NAME = "budgets.csv"
 LAYERS_NAME = "layers.csv"
+_MOST_BYTES = 2**28  # of an unfinished run: a row for each layer and budget
 # The columns of budgets.csv that a figure needs.
 BUDGETS = ("method", "budget", "weights", "loss", "loss_increase_se")
 CONFIG_NAME, HF_NAME = "config.json", "model.safetensors"  # the names of transformers
@@ -72,7 +77,8 @@ def prepare_folder(
     """Create the folder of the results; the files in `inputs` are never overwritten.
 
     Earlier results are overwritten if `overwrite` is set, or if they are of the same run, which was
-    interrupted (`is_unfinished`).
+    interrupted (`is_unfinished`). Links are not: the file that one leads to may be anyone's, and
+    the folder another program's.
 
     Raises:
         OutputError: If a file that would be written exists, or the folder cannot be created.
@@ -80,12 +86,19 @@ def prepare_folder(
     make_folder(folder)
     held = [path for path in folder.iterdir() if _is_written(path.name)]
     for path in folder.glob("hf_*"):
+        held += [path] if path.is_symlink() else []
         held += [path / name for name in (CONFIG_NAME, HF_NAME) if os.path.lexists(path / name)]
     for path in sorted(held):
         if any(one.exists() and path.samefile(one) for one in inputs):
             raise OutputError(
                 f"{path}: is read by this command, and its results could replace it.",
                 "Name another folder with -o.",
+            )
+        if path.is_symlink() or not path.is_file():
+            kind = "a link" if path.is_symlink() else "not a file"
+            raise OutputError(
+                f"{path}: is {kind}, in the place of a file of the results.",
+                "Remove it, or name another folder with -o.",
             )
         if not (overwrite or is_unfinished):
             raise OutputError(
@@ -97,7 +110,8 @@ def prepare_folder(
 def _is_written(name: str) -> bool:
     """Return whether results may have a file of this name."""
     is_weights = name.startswith(("factored_", "dense_")) and name.endswith(".safetensors")
-    return is_weights or name in {FACTS_NAME, LOADER_NAME, BUDGETS_NAME, LAYERS_NAME}
+    names = {FACTS_NAME, UNFINISHED_NAME, LOADER_NAME, BUDGETS_NAME, LAYERS_NAME}
+    return is_weights or name in names
 
 
 @dataclass(frozen=True)
@@ -107,13 +121,14 @@ class Found:
     budgets: tuple[dict[str, object], ...]  # rows of budgets.csv
     layers: tuple[dict[str, object], ...]  # rows of layers.csv
     verdicts: tuple[str, ...]
-    hf_folders: tuple[str, ...]  # that were written
+    files: dict[str, str]  # the weights that were written -> their SHA-256
     keeps_limit: bool
 
 
 def has_unfinished(folder: Path) -> bool:
     """Return whether a run in a folder was interrupted."""
-    return (folder / UNFINISHED_NAME).is_file()
+    path = folder / UNFINISHED_NAME
+    return path.is_file() and not path.is_symlink()
 
 
 @dataclass
@@ -144,12 +159,15 @@ class Unfinished:
             return cls(folder, key)
         advice = "Pass --overwrite to begin anew, or name another folder with -o."
         try:
-            held = json.loads(path.read_bytes())
-            earlier, found = dict(held["key"]), dict(held["found"])
+            earlier, found = _checked(read_regular(path, _MOST_BYTES))
         except OSError as error:
-            raise cannot_write(path, error) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{path}: is not what an interrupted run leaves.", advice) from error
+            raise OutputError(
+                f"{path}: cannot be read ({error.strerror or error}).", advice
+            ) from error
+        except ValueError as error:
+            raise OutputError(
+                f"{path}: is not what an interrupted run leaves ({one_line(error)}).", advice
+            ) from error
         differing = [name for name in {**earlier, **key} if earlier.get(name) != key.get(name)]
         if differing:
             raise OutputError(
@@ -167,8 +185,8 @@ class Unfinished:
             tuple(held["budgets"]),
             tuple(held["layers"]),
             tuple(held["verdicts"]),
-            tuple(held["hf_folders"]),
-            bool(held["keeps_limit"]),
+            held["files"],
+            held["keeps_limit"],
         )
 
     def begin(self) -> None:
@@ -189,7 +207,28 @@ class Unfinished:
         (self.folder / UNFINISHED_NAME).unlink(missing_ok=True)
 
     def _write(self) -> None:
-        write_json(self.folder / UNFINISHED_NAME, {"key": self.key, "found": self._found})
+        content = {"key": self.key, "found": self._found}
+        write_json(
+            self.folder / UNFINISHED_NAME, {"sha256": _sum_of(self.key, self._found), **content}
+        )
+
+
+def _sum_of(key: object, found: object) -> str:
+    """Return a checksum of what is kept of an unfinished run."""
+    return hashlib.sha256(json.dumps([key, found], sort_keys=True).encode()).hexdigest()
+
+
+def _checked(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the key and the budgets of an unfinished run; a ValueError says what is wrong."""
+    from localrank_cli.results.schema import Unfinished as Content
+    from localrank_cli.results.schema import check
+
+    # A network that diverged has a loss that is not finite.
+    held: Any = loads(content.decode("utf-8"), non_finite=True)
+    check(Content, held)
+    if held["sha256"] != _sum_of(held["key"], held["found"]):
+        raise ValueError("its checksum differs: it was changed since")
+    return held["key"], held["found"]
 
 
 def write_weights(
@@ -243,4 +282,6 @@ def write_facts(folder: Path, facts: Mapping[str, object]) -> None:
 
 
 def _cell(value: object) -> object:
+    if isinstance(value, str):
+        return on_one_line(value)  # names of layers come from the checkpoint
     return "" if value is None else value

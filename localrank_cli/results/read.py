@@ -2,13 +2,14 @@
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import pandas as pd
 
-from localrank_cli.errors import DataError, SettingsError, UsageError, one_line
+from localrank_cli.errors import DataError, SettingsError, UsageError, one_line, shortened
 from localrank_cli.results.columns import (
     COLUMNS,
     FLOAT,
@@ -20,6 +21,7 @@ from localrank_cli.results.columns import (
     on_one_line,
     pair_names,
 )
+from localrank_cli.results.compressed import BUDGETS
 
 READABLE = (".csv", ".tsv", ".jsonl", ".parquet")
 # The columns that every figure needs. `status` is not among them, so that tables made by hand work.
@@ -27,6 +29,13 @@ NEEDED = ("run", "step", "layer", "layer_index", "tolerance")
 _OK = "ok"
 _LONGEST_LINE = 2**24
 _LIMIT = 2.0**63  # tables hold whole numbers as int64
+# The numbers of budgets.csv that are drawn, and the least and most that they can be.
+_BUDGET_RANGES = {
+    "budget": (0.0, 1.0),
+    "weights": (1.0, _LIMIT),
+    "loss": (-math.inf, math.inf),
+    "loss_increase_se": (0.0, math.inf),
+}
 _DTYPES = {INT: "int64", OPTIONAL_INT: "Int64", FLOAT: "float64"}
 
 
@@ -83,7 +92,7 @@ def read_table(path: Path, needed: Iterable[str] = NEEDED, writer: str = "analyz
         DataError: If it cannot be read, holds no rows, lacks a column, or holds a word where a
             number should be.
     """
-    frame = _texts(path)
+    frame = _texts(path, writer)
     missing = [name for name in needed if name not in frame.columns]
     if missing:
         there = ", ".join(map(str, frame.columns[:8])) + (", ..." if frame.shape[1] > 8 else "")
@@ -180,7 +189,32 @@ def read_metrics(path: Path, column: str) -> pd.DataFrame:
     return frame
 
 
-def _texts(path: Path) -> pd.DataFrame:
+def read_budgets(path: Path) -> pd.DataFrame:
+    """Read the table `budgets.csv` of `localrank compress`.
+
+    Raises:
+        UsageError: If the suffix names no format.
+        DataError: If it cannot be read, or a number is missing or impossible.
+    """
+    frame = read_table(path, BUDGETS, "compress")
+    for name, (least, most) in _BUDGET_RANGES.items():
+        cells = frame[name]
+        numbers = pd.to_numeric(cells, errors="coerce")
+        is_missing = cells.isna() | (cells == "")  # a method without ranks has no loss
+        bad = ~(is_missing | numbers.between(least, most))
+        if bad.any():
+            row = int(bad.to_numpy().argmax())
+            limits = (f" {word} {one:g}" for word, one in (("from", least), ("to", most)))
+            expected = "a number" + "".join(one for one in limits if "inf" not in one)
+            raise DataError(
+                f"{path}: column {name}, row {row + 1}: expected {expected}, got"
+                f" {shortened(cells.iloc[row])!r}.",
+                "Name a table that localrank compress wrote.",
+            )
+    return frame
+
+
+def _texts(path: Path, writer: str) -> pd.DataFrame:
     """Return all cells as in the file."""
     suffix = path.suffix.lower()
     if suffix not in READABLE:
@@ -192,7 +226,7 @@ def _texts(path: Path) -> pd.DataFrame:
         if suffix == ".parquet":
             return _parquet(path)
         if path.stat().st_size == 0:
-            raise DataError(f"{path}: is empty.", "Run localrank analyze again.")
+            raise DataError(f"{path}: is empty.", f"Run localrank {writer} again.")
         if suffix == ".jsonl":
             return _json_lines(path)
         return _separated(path, "\t" if suffix == ".tsv" else ",")

@@ -492,6 +492,53 @@ class PlanContent(Strict):
     series: list[_PlanSeries]
 
 
+class _CompressedRow(Strict):
+    """A row of a table of `localrank compress`, with columns that are not named here."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Constant | None] = Field(init=False)
+    budget: Share
+
+
+class _BudgetRow(_CompressedRow):
+    method: str
+    weights: Count | None = None
+    loss: AnyFloat | None = None
+    loss_increase: AnyFloat | None = None
+    loss_increase_se: AnyFloat | None = None
+    accuracy: AnyFloat | None = None
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if self.note is None and (self.weights is None or self.loss is None):
+            raise ValueError("expected weights and loss where there is no note")
+        return self
+
+
+class _LayerRow(_CompressedRow):
+    layer: str
+    n_out: Count | None = None
+    n_in: Count | None = None
+    rank: Count | None = None
+
+
+class _FoundBudget(Strict):
+    budgets: Annotated[list[_BudgetRow], Field(min_length=1)]
+    layers: Annotated[list[_LayerRow], Field(min_length=1)]
+    verdicts: list[str]
+    files: Annotated[dict[str, str], Field(min_length=1)]
+    keeps_limit: bool
+
+
+class Unfinished(Strict):
+    """What `localrank compress` keeps of a run that has not ended."""
+
+    sha256: str
+    key: dict[str, Any]
+    found: dict[str, _FoundBudget]
+
+
 _HEADS: Mapping[str, type[_Head]] = {
     "journal": _JournalHead,
     "settings": _SettingsHead,

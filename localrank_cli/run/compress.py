@@ -32,6 +32,7 @@ from localrank_cli.results.compressed import (
     has_unfinished,
     prepare_folder,
     write_facts,
+    write_loader,
     write_rows,
 )
 from localrank_cli.run.compress_data import Sliced, activation_bytes
@@ -265,16 +266,17 @@ class _Work:
         self, unfinished: Unfinished, local_ranks: dict[str, float]
     ) -> Iterator[tuple[float, Found]]:
         """Yield what was found for each budget by its share; those of an unfinished run first."""
-        saver = Saver(
-            self.series, self._stored, self.point, unfinished.folder, dense=self.how.dense
-        )
+        saver = self._saver(unfinished.folder)
         left = {}
         for share, budget in self._budgets.items():
             found = unfinished.found(share)
-            if found is not None and saver.has(share):
+            if found is None:
+                left[share] = budget
+            elif saver.files(share) == found.files:
                 self.note(f"{100 * share:g}% of the weights: kept from the run before")
                 yield share, found
             else:
+                self.note(f"{100 * share:g}% of the weights: computed again, as its files changed")
                 left[share] = budget
         if not left and self._limit is None:
             return
@@ -285,6 +287,9 @@ class _Work:
             found = self._found(share, chosen, original, saver, local_ranks)
             unfinished.keep(share, found)
             yield share, found
+
+    def _saver(self, folder: Path) -> Saver:
+        return Saver(self.series, self._stored, self.point, folder, dense=self.how.dense)
 
     def _calibrate(self, n_budgets: int) -> None:
         layers, sizes = self.layers.chosen, self._sliced
@@ -355,7 +360,7 @@ class _Work:
     ) -> Found:
         """Save what was chosen, and measure it and the baselines on the slice that reports."""
         compressed = self.work.build(chosen.name, chosen.ranks)
-        folders = saver.save(share, compressed)
+        saver.save(share, compressed)
         ours = self.work.report(compressed)
         rows = [budget_row(chosen, share, ours, original) | latency(compressed, self.point)]
         outcomes, missing = self.work.baselines(chosen.budget)
@@ -375,7 +380,7 @@ class _Work:
                 verdict(ours, baselines, _UNITS[self.kind], share),
                 *((text,) if text else ()),
             ),
-            hf_folders=tuple(str(folder) for folder in folders),
+            files=saver.files(share),
             keeps_limit=not text,
         )
 
@@ -398,11 +403,13 @@ class _Work:
         order = [share for share in self.how.budget if share in by_share] or list(by_share)
         every = [by_share[share] for share in order]
         model, folder = self.series.model, unfinished.folder
+        saver = self._saver(folder)
         first = original_row(self.work.total, self.work.original, self.work.report(model))
         first |= latency(model, self.point)
         rows = aligned([first, *(row for one in every for row in one.budgets)])
         layers = [row for one in every for row in one.layers]
         verdicts = [text for one in every for text in one.verdicts]
+        write_loader(folder)  # again: what an earlier run left may have been changed
         write_rows(folder / BUDGETS_NAME, rows)
         write_rows(folder / LAYERS_NAME, layers)
         write_facts(folder, self._facts(rows, layers, verdicts))
@@ -412,7 +419,7 @@ class _Work:
             tuple(layers),
             tuple(verdicts),
             folder,
-            tuple(Path(text) for one in every for text in one.hf_folders),
+            tuple(path for share in order for path in saver.hf_folders(share)),
             all(one.keeps_limit for one in every),
         )
 

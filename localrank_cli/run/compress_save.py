@@ -14,7 +14,9 @@ from localrank_cli.compress.state import dense_state, difference, factored_layer
 from localrank_cli.errors import ModelError
 from localrank_cli.layers.outputs import first_tensor
 from localrank_cli.model.hf_weights import HfExpected
+from localrank_cli.points.files import file_hash
 from localrank_cli.results.compressed import (
+    CONFIG_NAME,
     HF_NAME,
     LOADER_NAME,
     hf_name,
@@ -23,6 +25,7 @@ from localrank_cli.results.compressed import (
     write_loader,
     write_weights,
 )
+from localrank_cli.results.write import cannot_write
 from localrank_cli.run.plan import SeriesPlan
 
 # Loaded weights give these outputs up to float32 rounding, which a network magnifies.
@@ -51,16 +54,32 @@ class Saver:
     folder: Path
     dense: bool
 
-    def has(self, share: float) -> bool:
-        """Return whether every file of a budget is there."""
+    def files(self, share: float) -> dict[str, str]:
+        """Return the SHA-256 of the files of a budget by their names; of missing ones it is empty.
+
+        Raises:
+            OutputError: If one cannot be read.
+        """
         names = [weights_name(share)]
         names += [weights_name(share, dense=True)] if self.dense else []
-        if isinstance(self.series.expected, HfExpected):
-            names.append(f"{hf_name(share)}/{HF_NAME}")
-        return all((self.folder / name).is_file() for name in names)
+        if self._is_hf:
+            names += [f"{hf_name(share)}/{name}" for name in (CONFIG_NAME, HF_NAME)]
+        paths = {name: self.folder / name for name in names}
+        try:
+            return {name: file_hash(path) if path.is_file() else "" for name, path in paths.items()}
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
 
-    def save(self, share: float, compressed: nn.Module) -> list[Path]:
-        """Write the weights, compare the outputs of each form, and return folders for transformers.
+    def hf_folders(self, share: float) -> list[Path]:
+        """Return the folders of a budget that `from_pretrained` loads."""
+        return [self.folder / hf_name(share)] if self._is_hf else []
+
+    @property
+    def _is_hf(self) -> bool:
+        return isinstance(self.series.expected, HfExpected)
+
+    def save(self, share: float, compressed: nn.Module) -> None:
+        """Write the weights, and compare the outputs of each form.
 
         Raises:
             ModelError: If what was loaded gives other outputs.
@@ -75,9 +94,8 @@ class Saver:
         load = runpy.run_path(str(self.folder / LOADER_NAME))["load"]
         self._compare(load(copy.deepcopy(model), path), compressed, path)
         expected = self.series.expected
-        is_hf = isinstance(expected, HfExpected)
-        if not (self.dense or is_hf):
-            return []
+        if not (self.dense or self._is_hf):
+            return
         dense = dense_state(compressed, model, state)
         if self.dense:
             path = self.folder / weights_name(share, dense=True)
@@ -86,12 +104,11 @@ class Saver:
             copied.load_state_dict(dense)
             self._compare(copied, compressed, path)
         if not isinstance(expected, HfExpected):
-            return []
+            return
         path = self.folder / hf_name(share)
         config = expected.source.saved_config(self.series.settings.model.arguments)
         write_hf(path, config, dense, metadata_of(step))
         self._compare(expected.source.read(path).to(self.point.device), compressed, path)
-        return [path]
 
     def _compare(self, loaded: nn.Module, compressed: nn.Module, path: Path) -> None:
         with torch.no_grad():

@@ -2,8 +2,10 @@
 
 import json
 import runpy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from localrank_cli.cli.screen import Steps
 from localrank_cli.compress.matrix import matrix_of
 from localrank_cli.compress.score import Scores
 from localrank_cli.compress.search import Compressor
+from localrank_cli.results.compressed import LOADER
 from localrank_cli.run.estimate import LongTime
 from tests.cli.program import Outcome, invoke, rows
 
@@ -428,14 +431,112 @@ def test_an_interrupted_run_is_resumed_by_budget(
         assert path.read_bytes() == (folder / "out" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b'{"key": 3, "found": {}}'])
-def test_what_an_interrupted_run_left_is_checked(folder: Path, content: bytes) -> None:
-    (folder / "out").mkdir()
-    (folder / "out" / "compress.unfinished.json").write_bytes(content)
+@pytest.fixture
+def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run that ended when all of its weights were written."""
+    with monkeypatch.context() as patched:
+        patched.setattr("localrank_cli.run.compress.write_rows", _ends)
+        assert compress("--budget", "0.5").code == 1
+    return folder / "out"
+
+
+def _ends(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_weights_that_changed_since_an_interruption_are_computed_again(
+    folder: Path, interrupted: Path
+) -> None:
+    path = interrupted / "factored_0.5.safetensors"
+    content = path.read_bytes()
+    state = load_file(path)
+    save_file({name: 2 * value for name, value in state.items()}, path)
+    (interrupted / "load.py").write_text("another program")
+    outcome = compress("--budget", "0.5")
+    assert outcome.code == 0, outcome.stderr
+    assert "50% of the weights: computed again, as its files changed" in outcome.stderr
+    assert path.read_bytes() == content
+    assert (interrupted / "load.py").read_text() == LOADER
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda held: "", "Expecting value"),
+        (lambda held: "[" * 100_000, "nested more than"),
+        (lambda held: "[1]", "expected keys with values, got a list of 1"),
+        (lambda held: held | {"found": {"0.5": 3}}, "found.0.5: expected keys with values, got 3"),
+        (lambda held: held["found"]["0.5"].update(verdicts=3), "verdicts: expected a list"),
+        (lambda held: held["found"]["0.5"]["budgets"][0].update(loss="x"), "loss: expected a numb"),
+        (lambda held: held["found"]["0.5"]["budgets"][0].pop("loss"), "expected weights and loss"),
+        (lambda held: held["found"]["0.5"]["budgets"][0].update(loss=0.1), "checksum differs"),
+    ],
+)
+def test_what_an_interrupted_run_left_is_checked(
+    folder: Path, interrupted: Path, change: Callable[[Any], Any], words: str
+) -> None:
+    path = interrupted / "compress.unfinished.json"
+    held = json.loads(path.read_bytes())
+    new = change(held)
+    if isinstance(new, str):
+        path.write_text(new)
+    else:
+        path.write_text(json.dumps(new if isinstance(new, dict) else held))
     outcome = compress("--budget", "0.5")
     assert outcome.code == 1
+    assert f"{path.relative_to(folder)}: is not what an interrupted run leaves" in outcome.error
+    assert words in outcome.error
     assert "--overwrite" in outcome.error
+
+
+def test_an_interrupted_run_is_begun_anew_on_request(interrupted: Path) -> None:
+    (interrupted / "compress.unfinished.json").write_text("")
     assert compress("--budget", "0.5", "--overwrite").code == 0
+    assert not (interrupted / "compress.unfinished.json").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["load.py", "factored_0.5.safetensors", "compress.json", "compress.unfinished.json"]
+)
+def test_results_are_not_written_through_links(folder: Path, name: str) -> None:
+    """Or in the place of a folder: that is seen before any work."""
+    (folder / "mine").write_text("precious")
+    path = folder / "out" / name
+    path.parent.mkdir()
+    for make in (lambda: path.symlink_to(folder / "mine"), path.mkdir):
+        make()
+        outcome = compress("--budget", "0.5", "--overwrite")
+        assert outcome.code == 1
+        assert f"out/{name}: is " in outcome.error
+        assert "calibrating" not in outcome.stderr
+        path.unlink() if path.is_symlink() else path.rmdir()
+    assert (folder / "mine").read_text() == "precious"
+    assert compress("--budget", "0.5", "--overwrite").code == 0  # as the message says
+
+
+def test_names_that_steer_a_terminal_are_escaped_in_tables(folder: Path) -> None:
+    rename = {"0": "a\x1b[2J", "2": "b", "4": "c"}
+    state = load_file(folder / "step_7.safetensors")
+    (folder / "net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.parts = nn.ModuleDict({'a\\x1b[2J': nn.Linear(16, 24),"
+        " 'b': nn.Linear(24, 20), 'c': nn.Linear(20, 10)})\n"
+        "    def forward(self, x):\n"
+        "        for part in self.parts.values():\n"
+        "            x = part(x)\n"
+        "        return x\n"
+    )
+    new = {f"parts.{rename[key[0]]}{key[1:]}": value for key, value in state.items()}
+    save_file(new, folder / "step_7.safetensors")
+    outcome = compress("--model", "net.py:Net", "--budget", "0.5")
+    assert outcome.code == 0, outcome.stderr
+    texts = [outcome.stdout, outcome.stderr]
+    texts += [(folder / "out" / name).read_text() for name in ("layers.csv", "budgets.csv")]
+    assert "\x1b" not in "".join(texts)
+    assert "parts.a\\x1b[2J" in texts[2]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

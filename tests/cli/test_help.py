@@ -64,7 +64,7 @@ def test_commands_are_described_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     text = invoke("--help").stdout
     assert "..." not in text.split("Commands:")[1]
     words = " ".join(text.split())
-    assert "Count kept singular values at other tolerances, without recomputing Jacobians." in words
+    assert "Recount kept singular values at other tolerances, without recomputing" in words
     assert all(f"\n  {command} " in text for command in COMMANDS)
 
 

@@ -210,4 +210,20 @@ EVENTS: dict[str, Event] = {
         "detected before any work",
         "tests/model/test_hf_hostile.py::test_it_ends_in_one_line_and_does_nothing_else",
     ),
+    "`compress` is interrupted, and its weights change before it resumes": Event(
+        "0",
+        "the other budgets; that one is computed again",
+        f"{_CLI}/test_compress.py::"
+        "test_weights_that_changed_since_an_interruption_are_computed_again",
+    ),
+    "`compress.unfinished.json` has invalid content": Event(
+        "1",
+        "what is there; the key is named",
+        f"{_CLI}/test_compress.py::test_what_an_interrupted_run_left_is_checked",
+    ),
+    "a link or a folder has the name of a result of `compress`": Event(
+        "1",
+        "what is there, with `--overwrite` too",
+        f"{_CLI}/test_compress.py::test_results_are_not_written_through_links",
+    ),
 }  # fmt: skip

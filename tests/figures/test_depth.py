@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.text import Annotation
 
 from localrank_cli.errors import SettingsError
 from localrank_cli.figures import depth
@@ -29,9 +30,27 @@ def test_the_largest_rank_is_shown_where_it_fits() -> None:
     (ceiling,) = [line for line in axes.get_lines() if line.get_label() == "_max_rank"]
     assert np.asarray(ceiling.get_ydata()).tolist() == [40, 40, 40]
     assert axes.get_ylim()[1] >= 40
+    (name,) = axes.findobj(Annotation)
+    assert (name.get_text(), name.xy) == ("largest possible rank", (1, 40))
     high = depth(table().assign(max_rank=4000))[0]
     assert high.axes[0].get_ylim()[1] < 50
-    assert not any("dashed" in text for text in texts(high))
+    assert not any("largest possible" in text for text in texts(high))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "place"),
+    [([40, 30, 20], (0, 40)), ([20, 30, 40], (2, 40)), ([20, 40, 20], (1, 40)),
+     ([40, 40, 20], (0.5, 40)), ([40, 20, 40], (0, 40))],
+)  # fmt: skip
+def test_the_largest_rank_is_named_above_its_highest_stretch(
+    bounds: list[int], place: tuple[float, float]
+) -> None:
+    frame = table(runs=("a", "b"))
+    frame["max_rank"] = frame["layer"].str.removeprefix("layer").astype(int).map(bounds.__getitem__)
+    figure, _ = depth(frame)
+    for axes in figure.axes[:2]:
+        assert [text.xy for text in axes.findobj(Annotation)] == [place]
+    assert_readable(figure)
 
 
 def test_steps_are_selected_evenly_or_by_the_user() -> None:

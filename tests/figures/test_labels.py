@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localrank_cli.figures.labels import distinct, readable, shortened, spread_out
-from localrank_cli.figures.look import depth_colours
+from localrank_cli.figures.look import MARKERS, depth_colours, depth_pens
 
 PLACES = st.lists(st.floats(0, 1), min_size=1, max_size=10)
 
@@ -52,6 +52,29 @@ def test_colours_go_from_light_to_dark(count: int) -> None:
     assert all(one > other for one, other in pairwise(shades))
     assert shades[0] < 0.75  # seen on white
     assert all(light((*readable(colour), 1.0)) <= 0.43 for colour in depth_colours(count))
+
+
+def test_neighbours_differ_in_more_than_colour() -> None:
+    pens = [pen.of_line(5) for pen in depth_pens([f"layer{index}" for index in range(14)]).values()]
+    for one, other in pairwise(pens):
+        assert one["marker"] != other["marker"]
+    # Where a marker returns, the colour is another.
+    assert len({(pen["marker"], pen["color"]) for pen in pens}) == 14
+    assert {pen["marker"] for pen in pens} == set(MARKERS)
+
+
+def test_a_long_line_is_marked_at_places_of_its_own() -> None:
+    first, second = depth_pens(["a", "b"]).values()
+    assert first.of_line(40)["markevery"] is None
+    start, between = second.of_line(41)["markevery"]
+    assert first.of_line(41)["markevery"] == (0.0, between)
+    assert start == between / 2
+
+
+def test_lines_without_names_have_no_marker_but_a_single_point_is_seen() -> None:
+    pen = depth_pens([str(index) for index in range(15)])["3"]
+    assert pen.of_line(1)["marker"] == "o"
+    assert pen.of_line(1000)["marker"] == ""
 
 
 def test_shared_parts_of_names_go_first() -> None:

@@ -48,6 +48,17 @@ def test_lines_go_from_light_to_dark() -> None:
     assert shades == sorted(shades, reverse=True)
 
 
+@pytest.mark.parametrize("steps", [(0, 10, 100), tuple(range(500))])
+def test_a_name_has_the_marker_of_its_line(steps: tuple[int, ...]) -> None:
+    (axes,) = ranks(table(steps=steps))[0].axes
+    drawn = [line for line in axes.get_lines() if line.get_label() in lines(axes)]
+    keys = [line for line in axes.get_lines() if line.get_label() == "_name"]
+    looks = [(line.get_marker(), line.get_color()) for line in drawn]
+    assert [(key.get_marker(), key.get_color()) for key in keys] == looks
+    assert len({marker for marker, _ in looks}) == 3
+    assert {line.get_linestyle() for line in drawn} == {"-"}
+
+
 def test_bands_over_runs() -> None:
     figure, notes = ranks(table(layers=1, runs=("a", "b", "c")))
     (low, high) = bands(figure.axes[0])[0]

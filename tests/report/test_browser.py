@@ -204,6 +204,51 @@ def test_it_fits_and_can_be_read(page: Page, file: Path, width: int, dark: bool)
     assert all(left >= -1 and right >= -1 for left, right in texts)
 
 
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_table_that_is_too_wide_shows_where_it_goes_on(
+    page: Page, file: Path, tmp_path: Path, dark: bool
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    page.open(file, 390, dark=dark)
+    place = box(page, ".scroll")
+    paper = light(page.ask("getComputedStyle(document.body).backgroundColor"))
+
+    def shades() -> list[bool]:
+        """Whether the left and right edges, away from the text, have another colour than paper."""
+        page.picture(tmp_path / "shot.png", whole=False)
+        with image.open(tmp_path / "shot.png") as shot:
+            y = int(place["y"]) + 2
+            ends = (int(place["x"]) + 1, int(place["x"] + place["width"]) - 2)
+            seen = [shot.convert("RGB").getpixel((x, y)) for x in ends]
+        return [abs(light(str(one)) - paper) > 0.05 for one in seen]
+
+    assert not page.ask("document.getElementById('scroll-hint').hidden")
+    assert shades() == [False, True]
+    page.ask("document.querySelector('.scroll').focus()")
+    assert page.ask("document.activeElement.className") == "scroll"
+    page.ask("document.activeElement.scrollLeft = 40")
+    assert shades() == [True, True]
+    page.ask("document.activeElement.scrollLeft = 9999")
+    assert shades() == [True, False]
+    page.open(file, 1280, dark=dark)
+    assert page.ask("document.getElementById('scroll-hint').hidden")
+    place = box(page, ".scroll")
+    assert shades() == [False, False]
+
+
+def test_lines_can_be_told_apart_without_colour(page: Page) -> None:
+    marks = page.ask(
+        "[...document.querySelectorAll('#course figure:first-child .dots')]"
+        ".map((d) => d.getAttribute('d').split('z')[0].replace(/^M[^a-z]*/, ''))"
+    )
+    assert len(set(marks)) == 3
+    legend = page.ask(
+        "[...document.querySelectorAll('#legend button path:last-child')]"
+        ".map((d) => d.getAttribute('d').replace(/^M[^a-z]*/, '').replace(/z$/, ''))"
+    )
+    assert legend == marks
+
+
 def light(colour: str) -> float:
     parts = [float(part) / 255 for part in colour.strip("rgba()").split(",")[:3]]
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]

@@ -9,7 +9,13 @@ import pytest
 
 from localrank_cli.errors import DataError, LocalrankError, SettingsError, UsageError
 from localrank_cli.results.columns import COLUMNS, INT, STR, header
-from localrank_cli.results.read import read_table, read_tables, to_frame, without_failed
+from localrank_cli.results.read import (
+    read_budgets,
+    read_table,
+    read_tables,
+    to_frame,
+    without_failed,
+)
 from localrank_cli.results.write import RowWriter
 from tests.results.rows import ROWS
 
@@ -92,6 +98,26 @@ def test_what_is_no_table(tmp_path: Path, text: str, message: str) -> None:
         read_table(path)
     assert message in str(caught.value)
     assert "a.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cells", "column"),
+    [
+        ("fisher,half,5,0.1,0.1", "budget"),
+        ("fisher,0.5,many,0.1,0.1", "weights"),
+        ("fisher,0.5,0,0.1,0.1", "weights"),
+        ("fisher,0.5,5,low,0.1", "loss"),
+        ("fisher,0.5,5,0.1,-1", "loss_increase_se"),
+    ],
+)
+def test_budgets_that_are_no_numbers(tmp_path: Path, cells: str, column: str) -> None:
+    table = tmp_path / "budgets.csv"
+    fine = "method,budget,weights,loss,loss_increase_se\noriginal,1,10,0.1,\nuniform,0.5,,,\n"
+    table.write_text(fine)
+    assert len(read_budgets(table)) == 2
+    table.write_text(f"{fine}{cells}\n")
+    with pytest.raises(DataError, match=f"column {column}, row 3: expected a number"):
+        read_budgets(table)
 
 
 @pytest.mark.parametrize("step", [2**53 + 1, 2**63 - 1, -(2**53) - 1])

@@ -2,6 +2,40 @@
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 340, LEFT = 52, RIGHT = 12, TOP = 12, BOTTOM = 44;
 
+// A mark of its own for each layer, as in the figures: lines can be told apart in grey.
+const around = (x, y, ...moves) => `M${x.toFixed(1)} ${y.toFixed(1)}${moves.join("")}z`;
+const MARKS = [
+  (x, y) => around(x, y, "m-3.2 0a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0 -6.4 0"),
+  (x, y) => around(x, y, "m-3 -3h6v6h-6"),
+  (x, y) => around(x, y, "m0 -4l4 7h-8"),
+  (x, y) => around(x, y, "m0 -4.4l4.4 4.4l-4.4 4.4l-4.4 -4.4"),
+  (x, y) => around(x, y, "m0 4l4 -7h-8"),
+  (x, y) => around(x, y, "m-1.4 -4.2h2.8v2.8h2.8v2.8h-2.8v2.8h-2.8v-2.8h-2.8v-2.8h2.8"),
+  (x, y) => around(x, y, "m0 -1.9l2.2 -2.2l1.9 1.9l-2.2 2.2l2.2 2.2l-1.9 1.9l-2.2 -2.2l-2.2 2.2l-1.9 -1.9l2.2 -2.2l-2.2 -2.2l1.9 -1.9"),
+];
+const MOST_MARKED = 14, BETWEEN = 70;
+
+function markOf(index, count) { return MARKS[count <= MOST_MARKED ? index % MARKS.length : 0]; }
+
+// The line and mark of a layer, for the legend and the values under the pointer.
+function swatch(view, layer) {
+  const colour = view.colour(layer);
+  return element("svg", { class: "swatch", viewBox: "0 0 22 12", "aria-hidden": "true" },
+    element("path", { d: "M0 6H22", stroke: colour, "stroke-width": 2 }), element("path", { d: view.mark(layer)(11, 6), fill: colour }));
+}
+
+// All points of a short line; of a long one, points so far apart, beginning elsewhere for each layer.
+function marked(points, x, phase) {
+  if (points.length <= 60) return points;
+  let next = x.at(points[0].step) + phase * BETWEEN;
+  return points.filter((p) => {
+    const at = x.at(p.step);
+    if (at < next) return false;
+    while (next <= at) next += BETWEEN;
+    return true;
+  });
+}
+
 function element(name, attributes, ...children) {
   const made = name in { svg: 1, path: 1, line: 1, circle: 1, g: 1, text: 1, rect: 1 }
     ? document.createElementNS(SVG, name) : document.createElement(name);
@@ -48,8 +82,8 @@ function drawCourse(lines, width, scales, view) {
     }
     const d = "M" + points.map((p) => place(p, 0)).join("L");
     svg.append(element("path", { class: "line" + faded, d, stroke: colour, "data-layer": line.layer }));
-    if (points.length <= 60) {
-      const dots = points.map((p) => `M${place(p, 0)}m-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0`).join("");
+    if (points.length <= 60 || view.hasMarks) {
+      const dots = marked(points, x, view.phase(line.layer)).map((p) => view.mark(line.layer)(x.at(p.step), y.at(Math.max(p.y, y.low)))).join("");
       svg.append(element("path", { class: "dots" + faded, d: dots, fill: colour }));
     }
     const hit = element("path", { class: "hit", d });
@@ -93,9 +127,7 @@ function explore(drawn, lines, width, view) {
     const shown = lines.filter((line) => view.single === null || line.layer === view.single);
     const rows = shown.slice(0, 14).map((line) => {
       const i = line.steps.indexOf(steps[at]), error = i >= 0 && line.errors ? line.errors[i] : null;
-      const swatch = element("i", {});
-      swatch.style.background = view.colour(line.layer);
-      return element("span", {}, swatch, line.layer, element("em", {}, i < 0 ? "–" : short(line.values[i]) + (error ? ` ± ${short(error)}` : "")));
+      return element("span", {}, swatch(view, line.layer), line.layer, element("em", {}, i < 0 ? "–" : short(line.values[i]) + (error ? ` ± ${short(error)}` : "")));
     });
     if (shown.length > 14) rows.push(element("span", {}, `and ${shown.length - 14} more; click one to highlight it`));
     tip.replaceChildren(element("b", {}, `step ${steps[at]}`), ...rows);

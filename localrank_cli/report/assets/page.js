@@ -31,7 +31,10 @@ function view() {
   const shown = measure(), text = shown.uses_tolerance ? `${shown.label} (${toleranceText()})` : shown.label;
   return {
     measure: shown, label: text, single: state.single,
+    hasMarks: data.layers.length <= MOST_MARKED,
     colour: (layer) => depthColour(data.layers.indexOf(layer), data.layers.length),
+    mark: (layer) => markOf(data.layers.indexOf(layer), data.layers.length),
+    phase: (layer) => data.layers.indexOf(layer) / data.layers.length,
     choose: (layer) => { state.single = state.single === layer ? null : layer; render(); },
   };
 }
@@ -63,6 +66,7 @@ function render() {
   }
   legend(seen);
   table(runs, kind);
+  tellOfScrolling();
 }
 
 function heatScale() {
@@ -86,9 +90,7 @@ function draw(id, panels, scales, seen, how) {
 function legend(seen) {
   const focused = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.layer : null;
   const buttons = data.layers.map((layer) => {
-    const swatch = element("i", {});
-    swatch.style.background = seen.colour(layer);
-    const button = element("button", { type: "button", "aria-pressed": state.single === layer, "data-layer": layer }, swatch, layer);
+    const button = element("button", { type: "button", "aria-pressed": state.single === layer, "data-layer": layer }, swatch(seen, layer), layer);
     button.addEventListener("click", () => seen.choose(layer));
     return button;
   });
@@ -115,6 +117,12 @@ function table(runs, kind) {
     element("thead", {}, element("tr", {}, ...names.map((name, i) => cell("th", name, i)))),
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text, i) => cell("td", text, i))))),
   );
+}
+
+// Say in words too that columns are hidden; the shade at the edge shows where.
+function tellOfScrolling() {
+  const box = find("summary").parentElement;
+  find("scroll-hint").hidden = box.scrollWidth <= box.clientWidth;
 }
 
 function fill(select, choices, change) {
