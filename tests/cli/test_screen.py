@@ -65,7 +65,7 @@ def test_long_words_leave_room_for_numbers(monkeypatch: pytest.MonkeyPatch, widt
             steps.within("checkpoints step 900", 0.5, "layer conv2, points 1 to 64 of 64")
         shown = Console(file=io.StringIO(), width=width, color_system=None)
         shown.print(bar.get_renderable())
-    checkpoints, inner = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]  # StringIO
+    checkpoints, inner = shown.file.getvalue().splitlines()  # type: ignore[attr-defined]  # this console's file is a StringIO
     assert "step 800 " in checkpoints
     assert " 8/9 " in checkpoints
     assert "left 0:00:40" in checkpoints
