@@ -90,6 +90,11 @@ class Chain:
         for group in root_groups(links):
             self._roots |= dict(zip(group, _row_spaces([links[i] for i in group]), strict=True))
 
+    @property
+    def has_norms(self) -> bool:
+        """Whether a normalization is among the links."""
+        return any(isinstance(link.layer, Norm) for link in self._links)
+
     def first_layers(self) -> dict[Call, Tensor]:
         """Return the Jacobians that are a weight itself, (n_out, n_in), the same at every point."""
         return {

@@ -774,7 +774,8 @@ def chain_of(task: Task, batch: Batch, modes: Modes) -> Chain | None:
     if isinstance(found, Refusal):
         modes.routes = [f"no chain: {found.reason}"]
         return None
-    modes.routes = ["chain of Linear layers and elementwise operations"]
+    norms = ", normalizations" if found.has_norms else ""
+    modes.routes = [f"chain of Linear layers{norms} and elementwise operations"]
     return found
 
 
