@@ -164,24 +164,35 @@ def many(counts: tuple[int, ...] = (1000, 10_000)) -> list[dict[str, Any]]:
 
 
 def start_up(runs: int = 5) -> list[dict[str, Any]]:
-    """Time `localrank --help` against importing torch.
+    """Time the help of localrank and of analyze against importing torch, in turn.
 
     Args:
         runs: How many.
 
     Returns:
-        A line of the table.
+        Lines of the table.
     """
+    helps = {"localrank --help": ["--help"], "localrank analyze --help": ["analyze", "--help"]}
     commands = {
-        "localrank": [sys.executable, "-m", "localrank_cli", "--help"],
-        "theirs": [sys.executable, "-c", "import torch"],
+        name: [sys.executable, "-m", "localrank_cli", *words] for name, words in helps.items()
     }
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in commands}
+    commands["import torch"] = [sys.executable, "-c", "import torch"]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for _ in range(runs):
-        for side, words in commands.items():
-            found[side].append(timed(words, {}))
+        for name, words in commands.items():
+            found[name].append(timed(words, {}))
     medians = {
-        side: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "processor")}
-        for side, runs in found.items()
+        name: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "processor")}
+        for name, runs in found.items()
     }
-    return [{"case": "localrank --help", "baseline": "import torch", "target": 4.0, **medians}]
+    theirs = medians.pop("import torch")
+    return [
+        {
+            "case": name,
+            "baseline": "import torch",
+            "target": 4.0,
+            "localrank": ours,
+            "theirs": theirs,
+        }
+        for name, ours in medians.items()
+    ]

@@ -1,8 +1,8 @@
 """Time two versions of localrank against each other: `versions.py OLD NEW`, two checkouts.
 
-Each needs its own `.venv`. Runs alternate (A B A B ...), so that a machine whose speed drifts does
-so for both; the first run of each is not counted. Seconds are of the processor, user and system, so
-that other load on the machine counts less.
+Each needs a `.venv`, its own or a link to one that both share. Runs alternate (A B A B ...), so
+that a machine whose speed drifts does so for both; the first run of each is not counted. Seconds
+are of the processor, user and system, so that other load on the machine counts less.
 """
 
 import argparse
@@ -27,11 +27,18 @@ COMMANDS = {
 Run = Callable[[], float]
 
 
+def environment(tree: Path) -> dict[str, str]:
+    """Return the variables under which a tree's own package is imported."""
+    return os.environ | {"PYTHONPATH": str(tree)}
+
+
 def case_run(tree: Path, case: str, threads: int) -> Run:
     """Start a worker of a case; return a function that runs it once and returns its seconds."""
     worker = [str(HERE / "worker.py"), case, "localrank", "float64", str(threads)]
     command = [str(tree / ".venv/bin/python"), *worker]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(tree)
+    )
 
     def run() -> float:
         assert process.stdin is not None
@@ -51,7 +58,11 @@ def command_run(tree: Path, words: tuple[str, ...]) -> Run:
     def run() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
-            [str(tree / ".venv/bin/localrank"), *words], cwd=tree, capture_output=True, check=True
+            [str(tree / ".venv/bin/python"), "-m", "localrank_cli", *words],
+            cwd=tree,
+            capture_output=True,
+            check=True,
+            env=environment(tree),
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

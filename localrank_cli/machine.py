@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -109,8 +110,11 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in ("localrank", "torch", "numpy", "safetensors"):
         with contextlib.suppress(PackageNotFoundError):  # a checkout that is not installed
-            found[name] = version(name)
+            found[name] = _version(name)
     return found
+
+
+_version = cache(version)  # which reads a file of the package each time
 
 
 def _free_memory() -> int:

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,20 @@ ROOT = Path(__file__).parent
 
 # `pytest -n` gives all tests of a file to one worker, and all of these groups: tests that share one
 # Slurm or one browser, and calls of LAPACK that fill a core for seconds; and processes that have
-# imported transformers.
+# imported transformers or Lightning, which takes as long as hundreds of tests.
 GROUPS = {
     "divide": "machine",
     "faults/test_long_call.py": "machine",
     "report/test_browser.py": "machine",
+    "checkpoints/test_packages.py": "transformers",
+    "checkpoints/test_written_by_libraries.py": "transformers",
+    "cli/test_compress_hf.py": "transformers",
+    "families": "transformers",
+    "live/test_callbacks.py": "transformers",
+    "model/test_hf.py": "transformers",
+    "model/test_hf_weights.py": "transformers",
+    "options/test_embeddings.py": "transformers",
+    "remote/test_pythia.py": "transformers",
     "test_real_size.py": "transformers",
     "test_your_checkpoints.py": "transformers",
 }
@@ -31,6 +41,12 @@ GROUPS = {
 # No test fails on a time; the same examples everywhere, so that a failure is never a coincidence.
 settings.register_profile("localrank", deadline=None, derandomize=True)
 settings.load_profile("localrank")
+
+# torch.manual_seed keeps the stack of its call three times, for devices that it may have to seed
+# later: where there is none, most of its time, and in pytest's deep stacks that of a small test.
+if not torch.cuda.is_available():
+    for _device in (torch.cuda, torch.xpu, torch.mtia):
+        vars(_device)["traceback"] = SimpleNamespace(format_stack=list)
 
 # The matrices are small: more threads only wait for one another.
 torch.set_num_threads(1)

@@ -21,8 +21,10 @@ TABLES = {
 }
 
 
-# A quarter of the width, and one short text: the commands and the shape of the table.
+# A quarter of the width, few words and one short text: the commands and the shape of the table.
 SMALL = {
+    "bos_token_id=0": "bos_token_id=0, vocab_size=64",
+    "50304": "64",
     "hidden_size=128": "hidden_size=32",
     "intermediate_size=512": "intermediate_size=128",
     "(4, 32)": "(1, 6)",

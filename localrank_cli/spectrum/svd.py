@@ -14,12 +14,8 @@ _Result = TypeVar("_Result")
 _MAX_TRACE = 1e140
 # Up to this size one call of LAPACK for a whole stack of matrices beats a call for each.
 MAX_STACKED_SIZE = 24
-# Rows of a Gram matrix that are computed at once, below and from a size.
-_GRAM_ROWS, _LARGE = (128, 256), 1024
-# The same where groups of so many columns have zeros in common, and the share of rows that may be
-# left with others.
-_FINE_ROWS = 64
-_MAX_FILLED = 0.75
+# Rows of a large Gram matrix that are computed at once.
+_GRAM_ROWS = 256
 # From this size on a GPU's eigenvalue solver is worth the call.
 _MIN_DEVICE_SIZE = 512
 
@@ -93,31 +89,14 @@ def add_gram(total: Tensor, rows: Tensor) -> Tensor:
     """Return `total` plus R^T R, added in place; only the lower triangle of (n, n) counts.
 
     Where that triangle can be walked in portions large enough for the machine, this takes little
-    more than half of the operations of the whole product, and less where columns begin or end with
-    exact zeros, as those of a causal network do. R and `total` are float64.
+    more than half of the operations of the whole product. R and `total` are float64.
     """
     n = rows.shape[1]
-    size = n if n < 2 * _GRAM_ROWS[0] else _GRAM_ROWS[n >= _LARGE]
-    spans = [(0, rows.shape[0])] * -(-n // size)
-    if size < n and rows.device.type == "cpu":
-        filled = _filled_rows(rows)
-        if sum(last - first for first, last in filled) <= _MAX_FILLED * len(filled) * len(rows):
-            size, spans = _FINE_ROWS, filled
-    for start, (first, last) in zip(range(0, n, size), spans, strict=True):
+    size = _GRAM_ROWS if n >= 2 * _GRAM_ROWS else n
+    for start in range(0, n, size):
         stop = min(start + size, n)
-        part = rows[first:last]
-        total[start:stop, :stop].addmm_(part[:, start:stop].mT, part[:, :stop])
+        total[start:stop, :stop].addmm_(rows[:, start:stop].mT, rows[:, :stop])
     return total
-
-
-def _filled_rows(rows: Tensor) -> list[tuple[int, int]]:
-    """Return between which rows there are entries other than zero, for each group of columns."""
-    is_filled = rows != 0  # NaN is not zero
-    spans = []
-    for group in torch.split(is_filled, _FINE_ROWS, dim=1):
-        places = group.any(dim=1).nonzero()
-        spans.append((int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0))
-    return spans
 
 
 def symmetric_eigenvalues(gram: Tensor) -> Tensor:

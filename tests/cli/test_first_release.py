@@ -4,6 +4,7 @@
 three checkpoints, the shards of an analysis that Ctrl-C stopped, and the whole table.
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -53,6 +54,40 @@ def test_half_finished_shards_are_resumed(place: Path) -> None:
     assert outcome.code == 0, outcome.stderr
     assert "1 of 3 checkpoints are finished already" in outcome.stderr
     assert (place / "div.csv").read_bytes() == (place / "whole.csv").read_bytes()
+
+
+def facts(table: Path) -> dict[str, dict[str, object]]:
+    """The manifest's entries of checkpoints, by name."""
+    manifest = json.loads(table.with_name(f"{table.name}.json").read_text())
+    return {one["checkpoint"]: one for one in manifest["checkpoints"]}
+
+
+def test_a_manifest_is_continued_and_hashes_are_the_same(place: Path) -> None:
+    table, fresh = place / "ranks.csv", place / "fresh.csv"
+    before = facts(table)["step_10.safetensors"]
+    for target in (table, fresh):
+        words = (*WORDS, "--device", "cpu", "-q", "-o", str(target))
+        assert invoke("analyze", str(place / "run"), *words).code == 0
+    assert len(facts(table)) == 3
+    assert facts(table)["step_10.safetensors"] == before  # what it took then, too
+    hashes = {name: one["sha256_of_tensors"] for name, one in facts(fresh).items()}
+    assert hashes["step_10.safetensors"] == before["sha256_of_tensors"]
+    assert hashes == {name: one["sha256_of_tensors"] for name, one in facts(table).items()}
+
+
+@pytest.mark.parametrize("command", ["analyze", "submit"])
+def test_other_settings_are_refused_by_name(place: Path, command: str) -> None:
+    """By the journal of a table, and by the plan file of half-finished shards."""
+    table = place / {"analyze": "ranks.csv", "submit": "div.csv"}[command]
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    more = ("--workers", "2") if command == "submit" else ("--device", "cpu")
+    words = ("--data", "normal:4", "--points", "2", *more, "-o", str(table))
+    outcome = invoke(command, str(place / "run"), *words)
+    assert outcome.code == 1
+    assert "points was [0, 1, 2] and is now [0, 1]" in outcome.stderr
+    assert "--overwrite" in outcome.stderr
+    # The shards' finished part may have been written into a table: nothing is lost or changed.
+    assert {path: path.read_bytes() for path in before} == before
 
 
 _NEW = """

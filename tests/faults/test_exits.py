@@ -74,7 +74,14 @@ def limited(size: int) -> Callable[[], None]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS has no limit of the address space")
-@pytest.mark.parametrize("size", [2**27, 2**28, 2**29, 600 * 2**20])
+@pytest.mark.parametrize(
+    "size",
+    [
+        2**27,
+        2**29,
+        *(pytest.param(size, marks=pytest.mark.long) for size in (2**28, 600 * 2**20)),
+    ],
+)
 def test_a_small_address_space(tmp_path: Path, size: int) -> None:
     """What torch needs varies; below it there is one line, above it a table."""
     words = ("analyze", str(save_series(tmp_path / "run")), *QUICK, "-o", str(tmp_path / "x.csv"))
@@ -112,8 +119,16 @@ def test_a_checkpoint_larger_than_the_address_space(tmp_path: Path, suffix: str)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems need other numbers of files")
-@pytest.mark.parametrize(("ending", "mode"), [("safetensors", "skip"), ("pt", "stop")])
-@pytest.mark.parametrize("count", [8, 10])
+@pytest.mark.parametrize(
+    ("ending", "mode", "count"),
+    [
+        ("safetensors", "skip", 8),
+        ("pt", "stop", 10),
+        # The other two pairs.
+        pytest.param("safetensors", "skip", 10, marks=pytest.mark.long),
+        pytest.param("pt", "stop", 8, marks=pytest.mark.long),
+    ],
+)
 def test_a_limit_on_open_files(tmp_path: Path, ending: str, mode: str, count: int) -> None:
     """No file is called damaged or skipped: none of the others could be opened, either."""
     (tmp_path / "run").mkdir()

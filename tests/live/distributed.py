@@ -1,6 +1,6 @@
 """Trainings on two processes, one after another; run by `test_distributed.py`."""
 
-import sys
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,9 @@ def run(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    start: Any = vars(mp)["spawn"]  # not among torch's exported names
-    start(run, args=(sys.argv[1],), nprocs=2)
+def main(folder: str) -> None:
+    # Forked, as this process has no other threads: each would import torch for seconds, and this
+    # with the first optimizer.
+    importlib.import_module("torch._dynamo")
+    start: Any = vars(mp)["start_processes"]  # not among torch's exported names
+    start(run, args=(folder,), nprocs=2, start_method="fork")

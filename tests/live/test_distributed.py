@@ -1,14 +1,13 @@
 """A monitor in a training on several processes: the first measures, the others wait."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.cli.program import run
+
 pytestmark = pytest.mark.slow
 
 
@@ -16,11 +15,9 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the trainings left what they wrote, and what they printed in `stderr`."""
     found = tmp_path_factory.mktemp("distributed")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.live.distributed", str(found)],
-        cwd=ROOT, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    code = f"from tests.live.distributed import main; main({str(found)!r})"
+    done = run("-c", code, is_python=True)
+    assert done.code == 0, done.stderr
     (found / "stderr").write_text(done.stderr)
     return found
 

@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from tests.remote.hub_server import FakeHub, Files, serving
 from tests.remote.test_hub import held, localrank, same_numbers
+from tests.warm import preload_libraries
 
 pytest.importorskip("huggingface_hub")
 transformers = pytest.importorskip("transformers")
@@ -40,6 +41,11 @@ def revision(step: int) -> Files:
         "tokenizer.json": b"{}",
         "tokenizer_config.json": b"{}",
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> None:
+    preload_libraries()
 
 
 @pytest.fixture(scope="module")

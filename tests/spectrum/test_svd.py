@@ -1,14 +1,12 @@
 """The SVD that counts, and the bound on its error."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localrank_cli.spectrum.svd import add_gram, cholesky, rounding, singular_values
+from localrank_cli.spectrum.svd import cholesky, rounding, singular_values
 from tests.naive import Array
 
 U = 2.0**-53
@@ -69,44 +67,6 @@ def test_rounding_is_the_longer_side_times_epsilon() -> None:
     assert double[:3] == [0, 784 * 2 * U, 1e200 * (784 * 2 * U)]
     assert np.isnan(double[3])
     assert rounding(norms[1], 784, torch.float32).item() == 784 * 2.0**-23
-
-
-def stairs(kind: str, n_rows: int, width: int) -> Array:
-    """A matrix with exact zeros as a causal network's Jacobian has, or with others."""
-    matrix = np.random.default_rng(0).standard_normal((n_rows, width))
-    rows, columns = np.indices(matrix.shape)
-    steps = rows * 16 // n_rows - columns * 16 // width
-    zeros: dict[str, Any] = {
-        "none": np.zeros_like(matrix, dtype=bool),
-        "lower": steps < 0,
-        "upper": steps > 0,
-        "band": abs(steps) > 2,
-        "middle": (rows > n_rows // 3) & (rows < n_rows // 2),
-        "columns": columns % 200 < 100,
-        "all": np.ones_like(matrix, dtype=bool),
-    }
-    matrix[zeros[kind]] = -0.0
-    return np.asarray(matrix, dtype=np.float64)
-
-
-@pytest.mark.parametrize("kind", ["none", "lower", "upper", "band", "middle", "columns", "all"])
-@pytest.mark.parametrize("shape", [(300, 300), (200, 530), (700, 530)], ids=str)
-def test_gram_matrices_without_their_zeros(kind: str, shape: tuple[int, int]) -> None:
-    matrix = stairs(kind, *shape)
-    for one in (matrix, np.asfortranarray(matrix)):
-        total = torch.ones(shape[1], shape[1], dtype=torch.float64)
-        found = add_gram(total, torch.from_numpy(one)).tril().numpy()
-        # n terms in each sum, of either product (Higham, eq. 3.13).
-        allowed = 2 * (shape[0] + 1) * U * (abs(matrix.T) @ abs(matrix) + 1)
-        assert (abs(found - np.tril(matrix.T @ matrix + 1)) <= allowed).all()
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_stays_on_the_diagonal_of_a_gram_matrix(value: float) -> None:
-    matrix = stairs("lower", 512, 512)
-    matrix[500, 100] = value
-    total = torch.zeros(512, 512, dtype=torch.float64)
-    assert not np.isfinite(float(add_gram(total, torch.from_numpy(matrix))[100, 100]))
 
 
 @pytest.mark.parametrize("size", [1, 40, 255, 256, 512])
