@@ -32,6 +32,7 @@ from localrank_cli.cli.signals import (
     open_missing_streams,
 )
 from localrank_cli.cli.submit import submit
+from localrank_cli.cli.words import broken, width_of
 from localrank_cli.divide.parent import tie_to_parent
 from localrank_cli.errors import (
     MORE_FILES,
@@ -214,8 +215,11 @@ def _usage_error(error: Any) -> int:
 
 def _say(text: str, *more: str) -> None:
     try:
-        lines = [f"localrank: {text}", *more]
-        sys.stderr.write("".join(_bounded(printable(line)) + "\n" for line in lines))
+        lines = [_bounded(printable(line)) for line in (f"localrank: {text}", *more)]
+        width = width_of(sys.stderr)
+        if width is not None:
+            lines = [broken(line, width) for line in lines]
+        sys.stderr.write("".join(line + "\n" for line in lines))
         sys.stderr.flush()
     except OSError:
         pass  # stderr is closed

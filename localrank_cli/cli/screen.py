@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from localrank_cli.cli.words import broken
 from localrank_cli.errors import duration, printable
 
 # Seconds until the first line of a log about a checkpoint, and between lines.
@@ -58,11 +59,13 @@ class Screen:
         self.plain(f"localrank: {text}")
 
     def plain(self, text: str) -> None:
-        """Print one line of another process, without a prefix."""
+        """Print one line of another process, without a prefix; on a terminal it breaks at words."""
         line = printable(text)
         with suppress(OSError):  # stderr is closed
             if self.console.is_terminal:
-                self.console.print(Text(line))
+                # The width of a dumb terminal is not known.
+                is_known = not self.console.is_dumb_terminal
+                self.console.print(Text(broken(line, self.console.width) if is_known else line))
             else:
                 print(line, file=sys.stderr, flush=True)
 

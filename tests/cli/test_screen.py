@@ -41,6 +41,30 @@ def test_long_lines_are_not_wrapped(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_lines_break_at_words_on_a_terminal(width: int) -> None:
+    screen = Screen(quiet=False, verbose=False)
+    stream = io.StringIO()
+    screen.console = Console(file=stream, force_terminal=True, width=width, soft_wrap=True)
+    path = "/a/" + 70 * "long" + "/path.pt"
+    text = f"error: {path}: {'expected some words and got others ' * 6}[bold]at the end 界界"
+    screen.warn(text)
+    shown = stream.getvalue().splitlines()
+    assert " ".join(line.strip() for line in shown) == f"localrank: {text}"
+    assert all(len(line) <= width for line in shown if path not in line)
+    assert sum(path in line for line in shown) == 1
+    assert max(map(len, shown[2:])) > width - 12  # no earlier than needed
+
+
+def test_lines_do_not_break_on_a_terminal_of_unknown_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    screen = Screen(quiet=False, verbose=False)
+    stream = io.StringIO()
+    screen.console = Console(file=stream, force_terminal=True, soft_wrap=True)
+    screen.warn("word " * 100)
+    assert stream.getvalue().count("\n") == 1
+
+
 def test_no_progress_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     with Screen(quiet=False, verbose=False).progress(3) as steps:
         steps.done("x")
