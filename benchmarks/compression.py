@@ -112,8 +112,8 @@ def conv(seed: int, quick: bool) -> Trained:
 class GPT(nn.Module):
     """A decoder of four blocks on bytes, with one matrix for both ends, as GPT-2 has.
 
-    Weights are drawn as GPT-2's are. torch's own draw has 2.5 times the spread, of which 1,000
-    steps leave most: noise of full rank that no method can take out.
+    Weights are drawn as GPT-2's are. With a head of its own and torch's wider draw, the result lost
+    0.6 of what SVD-LLM loses at 30 %; which of the two matters was not measured.
     """
 
     def __init__(self, width: int = 128, length: int = 64) -> None:
