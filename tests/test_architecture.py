@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"errors", "archives", "files", "recorded"},
     "model": {"errors", "files", "recorded", "userimport", "seeds", "walk"},
     "points": {"errors", "archives", "checkpoints", "userimport", "seeds"},
-    "remote": {"errors", "checkpoints"},
+    "remote": {"errors", "archives", "checkpoints"},
     "results": {
         "errors", "files", "validation", "machine", "layers", "spectrum", "intervals", "measures",
     },
