@@ -24,7 +24,6 @@ _DEEPSPEED = re.compile(r"^mp_rank_\d+_model_states\.pt$|^layer_\d+-model_\d+-mo
 _TAG = re.compile(r"^global_step\d+$")
 
 DCP_METADATA = ".metadata"
-SETTINGS_FILE = "localrank.toml"  # of a series
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 # Subfolders with the files of torch.distributed.checkpoint: its own, OLMo-core's, accelerate's.

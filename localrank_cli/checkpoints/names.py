@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from localrank_cli.errors import UsageError
 
+SETTINGS_FILE = "localrank.toml"  # of a series
 MAX_STEP = 2**63 - 1  # tables hold steps as int64
 # Placeholders for values without an int; both lie outside the steps, so that they are refused.
 TOO_LARGE = 10**30  # infinity, and numbers of over 30 digits

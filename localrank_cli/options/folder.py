@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from localrank_cli.checkpoints.folders import SETTINGS_FILE
+from localrank_cli.checkpoints.names import SETTINGS_FILE
 from localrank_cli.errors import SettingsError, one_line, printable, shortened
 from localrank_cli.files import read_regular
 from localrank_cli.options.read import in_file, nearest, read_values

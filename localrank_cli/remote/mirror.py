@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from localrank_cli.checkpoints.content import DAMAGED
-from localrank_cli.checkpoints.folders import ADAPTER_CONFIG, DCP_METADATA, FACTS, SETTINGS_FILE
+from localrank_cli.checkpoints.folders import ADAPTER_CONFIG, DCP_METADATA, FACTS
 from localrank_cli.checkpoints.formats import SUFFIXES, is_weights_file
+from localrank_cli.checkpoints.names import SETTINGS_FILE
 from localrank_cli.checkpoints.reading import files_of
 from localrank_cli.checkpoints.series import CheckpointFile, Series
 from localrank_cli.checkpoints.sharded import is_index

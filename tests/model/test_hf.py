@@ -95,7 +95,9 @@ class TestAnalyze:
     def test_configs_that_differ(self, transformers: Any, tmp_path: Path) -> None:
         gpt2(transformers, tmp_path / "checkpoint-10")
         gpt2(transformers, tmp_path / "checkpoint-20", layer_norm_epsilon=0.1)
-        with pytest.raises(MismatchError, match=r"checkpoint-20/config\.json describes another"):
+        with pytest.raises(
+            MismatchError, match=r"checkpoint-20/config\.json describes a different network"
+        ):
             analyze(tmp_path, model="hf", data="normal:5x8")
 
     @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ class TestAnalyze:
         watch = Watch(options, ignore, lambda _: next(happenings)())
         plan = watch.first_plan()
         if on_error == "stop":
-            with pytest.raises(MismatchError, match="describes another network"):
+            with pytest.raises(MismatchError, match="describes a different network"):
                 next(watch.plans(plan))
         else:
             (record,) = next(watch.plans(plan)).series[0].failures
