@@ -208,6 +208,8 @@ def _reverse_block(
 
 
 def _rows(output: Tensor, varied: Tensor, low: int, high: int) -> Tensor:
+    if not output.requires_grad:  # a layer of zero weight beside the first, for example
+        return varied.new_zeros(high - low, varied.shape[1])
     cotangents = unit_rows(low, high, output).unsqueeze(1)
     if high - low == 1:
         (row,) = torch.autograd.grad(output, varied, cotangents[0], retain_graph=True)

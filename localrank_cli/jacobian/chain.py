@@ -130,7 +130,7 @@ class Chain:
                 whole = None
                 if link.call in wanted:
                     narrow = _narrowed(inner)
-                    whole = self._affine(index, narrow, None)
+                    whole = self._rows_of(index, point, narrow, None)
                     yield self._factor(link.call, whole)
                     whole = whole if narrow is inner else None
                 found = self._output(index, point, inner) if whole is None else whole
@@ -225,16 +225,18 @@ class Chain:
         used = self._used[index]
         if used is None:
             return inner  # no link sees it
+        return self._rows_of(index, point, inner, used[point])
+
+    def _rows_of(self, index: int, point: int, inner: _Product, rows: Tensor | None) -> _Product:
+        """Return the rows with some indices (None: all) of the Jacobian of a link's output."""
         layer = self._links[index].layer
         if isinstance(layer, Tensor):
-            return self._affine(index, inner, used[point])
+            return self._affine(index, inner, rows)
         whole = _spread(inner, layer.unit.shape[1])
-        matrix = layer.times(point, whole.matrix, used[point])
-        large = whole.large
-        if large is not None:
-            large = layer.times(point, large, used[point])
+        matrix = layer.times(point, whole.matrix, rows)
+        large = None if whole.large is None else layer.times(point, whole.large, rows)
         error = layer.error(point, inner.error, inner.size)
-        return _Product(matrix, used[point], error, _norm(matrix), large)
+        return _Product(matrix, rows, error, _norm(matrix), large)
 
     def _affine(self, index: int, inner: _Product, rows: Tensor | None) -> _Product:
         """Return the product with a weight, of whose rows some are wanted."""

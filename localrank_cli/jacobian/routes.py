@@ -70,6 +70,9 @@ def reverse_jacobian(batch: Batch, call: Call, chunk: int) -> Tensor:
     with torch.enable_grad():
         (output,) = batch.outputs(varied, [call])
     n_out = output.shape[1]
+    if not output.requires_grad:  # a layer of zero weight beside the first, for example
+        batch.advance(n_out)
+        return batch.varied.new_zeros(batch.n_points, n_out, batch.n_in)
     jacobian = batch.varied.new_empty(batch.n_points, n_out, batch.n_in)
     for start in range(0, n_out, chunk):
         stop = min(start + chunk, n_out)

@@ -100,10 +100,13 @@ def _run(model: nn.Module, inputs: Tensor) -> list[_LayerCall]:
         def on_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             """Keep a call of the layer, and pass a copy of its output on."""
             counts[name] = counts.get(name, 0) + 1
+            if not _is_fixed(module):
+                return output
             if output.requires_grad:  # else it does not depend on the input, or nothing may
                 leaf = output.detach().clone().requires_grad_(True)
                 call = Call(name, counts[name])
-                seen.append(_LayerCall(call, module, args[0], output.detach(), leaf))
+                # A clone: what later changes the input in place is no part of this layer.
+                seen.append(_LayerCall(call, module, args[0].clone(), output.detach(), leaf))
                 output = leaf
             return output.clone()  # later operations may work in place
 
@@ -127,6 +130,12 @@ def _is_plain(module: nn.Module) -> bool:
     if type(module) not in {nn.Linear, *_NORMS}:
         return False
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def _is_fixed(module: Any) -> bool:
+    """Return whether weight and bias are no results of this pass, as in a hypernetwork."""
+    weights = module.weight, getattr(module, "bias", None)
+    return all(one is None or one.is_leaf for one in weights)
 
 
 class _Walk:

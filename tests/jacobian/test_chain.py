@@ -97,12 +97,12 @@ def network(n_in: int, specs: list[Spec], seed: int) -> nn.Sequential:
     return model
 
 
-def check(model: nn.Module, points: Tensor) -> list[str]:
+def check(model: nn.Module, points: Tensor, layers: tuple[str, ...] = ()) -> list[str]:
     modes = Modes()
     found: dict[str, LayerSpectrum] = spectra_of(
-        model, points, demand=demand_of(TOLERANCES), modes=modes
+        model, points, layers, demand=demand_of(TOLERANCES), modes=modes
     )
-    truth = naive_jacobians(model, points)
+    truth = naive_jacobians(model, points, layers)
     assert list(found) == list(truth)
     for label, jacobians in truth.items():
         every = np.linalg.svd(jacobians, compute_uv=False)
@@ -173,6 +173,12 @@ def test_a_basis_is_changed_only_where_nothing_goes_around() -> None:
     apart = [link("a"), link("b"), link("c", 0), link("d", 1)]
     assert root_groups(apart) == [[0], [1]]
     assert root_groups([*apart, link("e", 2, 3)]) == [[0, 1]]
+
+
+def test_normalizations_are_chosen_by_name() -> None:
+    points = torch.randn(3, 40, dtype=torch.float64)
+    routes = check(Twice().double().eval(), points, ("norm", "a", "d"))
+    assert routes == ["chain of Linear layers, normalizations and elementwise operations"]
 
 
 class Wrong(nn.Module):

@@ -1,5 +1,7 @@
 """What is checked before a batch, or forward mode, is believed: seen in the notes."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,8 +10,9 @@ from localrank_cli.jacobian.engine import Modes
 from localrank_cli.jacobian.guards import Values, mapped_values, point_values
 from localrank_cli.layers.capture import Call
 from localrank_cli.layers.setting import analysis_setting
-from tests.asking import spectra_of, spectra_of_case
+from tests.asking import numbers, spectra_of, spectra_of_case
 from tests.cases import CASES, Case, params
+from tests.naive import naive_jacobians, naive_spectra
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
@@ -88,6 +91,50 @@ class Keeping(nn.Module):
             hidden = hidden + 1
         found: Tensor = self.b(hidden)
         return found
+
+
+class Averaged(torch.autograd.Function):
+    """Its backward pass divides by the number of points."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor) -> Tensor:
+        return hidden.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] / len(grads[0])
+
+
+class Dividing(nn.Module):
+    """Two layers, between which the backward pass depends on the number of points."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.a, self.b = how, nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the layers."""
+        hidden: Tensor = self.a(inputs)
+        if self.how == "function":
+            hidden = Averaged.apply(hidden)
+        elif hidden.requires_grad and self.how == "hook":
+            hidden.register_hook(lambda grad: grad / len(grad))
+        elif hidden.requires_grad:
+            hidden.register_hook(lambda grad: grad / grad.norm())
+        found: Tensor = self.b(hidden)
+        return found
+
+
+@pytest.mark.parametrize("how", ["function", "hook", "norm"])
+def test_a_backward_pass_that_depends_on_the_number_of_points(how: str) -> None:
+    model, points = Dividing(how).double(), torch.randn(3, 6, dtype=torch.float64)
+    modes = Modes()
+    found = spectra_of(model, points, modes=modes)
+    assert any(ONE_BY_ONE in note for note in modes.notes)
+    for label, sigma in naive_spectra(naive_jacobians(model, points)).items():
+        # As in tests/jacobian/test_trace.py: another order of the same few products.
+        assert (abs(numbers(found[label]) - sigma) <= 1.1e-11 * sigma[:, :1]).all()
 
 
 def both(model: nn.Module, points: Tensor) -> tuple[Values | None, Values]:

@@ -98,6 +98,22 @@ class Hidden(nn.Module):
         return found
 
 
+class Zero(Normed):
+    """A layer of zero weight sees the input alone, and forward mode is refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.Linear(96, 8)
+        nn.init.zeros_(self.beside.weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm(self.first(inputs)))
+        with torch.no_grad():  # forward mode goes through it
+            constant = torch.tanh(hidden)
+        found: Tensor = self.last(hidden + constant)
+        return found + nn.functional.pad(self.beside(inputs), (0, 112))
+
+
 class Beside(Normed):
     """The input reaches the end on another path, in the row space of the first layer."""
 
@@ -133,6 +149,7 @@ class Reread(Normed):
 
 NETWORKS: list[tuple[Callable[[], nn.Module], bool]] = [
     (Normed, True),
+    (Zero, True),
     (Beside, True),
     (BesideALittle, True),
     (Stretched, True),

@@ -50,6 +50,33 @@ def square(hidden: Tensor) -> Tensor:
     return mixed
 
 
+def made_weight(model: Forward, inputs: Tensor) -> Tensor:
+    """A hypernetwork: the second layer's weight is a result of the first."""
+    hidden = model.a(inputs).tanh()
+    model.b._parameters.pop("weight", None)
+    vars(model.b)["weight"] = torch.outer(hidden[0, :4], hidden[0])
+    found: Tensor = model.b(hidden)
+    return found
+
+
+def made_bias(model: Forward, inputs: Tensor) -> Tensor:
+    """The same with a bias at each point."""
+    hidden = model.a(inputs).tanh()
+    model.b._parameters.pop("bias", None)
+    vars(model.b)["bias"] = hidden[:, :4].exp()
+    found: Tensor = model.b(hidden)
+    return found
+
+
+def changed_later(model: Forward, inputs: Tensor) -> Tensor:
+    """What a layer sees is zero, of slope one, and then changed in place."""
+    hidden = model.a(inputs)
+    hidden = hidden - hidden.detach()
+    found: Tensor = model.b(hidden)
+    hidden.mul_(2)
+    return found
+
+
 CHAINS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
     "functional": lambda m, x: m.b(functional.relu(m.a(x))),
     "in place": lambda m, x: m.b(m.a(x).relu_()),
@@ -66,9 +93,12 @@ CHAINS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
     "gate of two first layers": lambda m, x: m.b(m.a(x).sigmoid() * m.a(2 * x)),
     "sum of two first layers": lambda m, x: m.b(m.a(x)) + m.across(m.square(x) + m.square(-x)),
     "one of two is dead": lambda m, x: m.b(m.a(x) + (m.a(-x) - 100).relu()),
+    "changed in place later": changed_later,
     "dead": lambda m, x: m.across(m.square((m.square(x) - 100).relu())),
 }
 OTHERS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
+    "weight that depends on the input": made_weight,
+    "bias that depends on the input": made_bias,
     "skip": lambda m, x: m.across(x + m.square(x).relu()),
     "skip from the input": lambda m, x: m.across(x + m.square(m.square(x).relu())),
     "softmax": lambda m, x: m.b(m.a(x).softmax(1)),
