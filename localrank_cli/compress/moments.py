@@ -192,10 +192,17 @@ def _watched(layers: Mapping[str, nn.Module], found: Mapping[str, Moments]) -> I
     """Add what layers receive, and the gradients of what they return, while a batch runs."""
     current = _Current()
 
-    def after(name: str, module: nn.Module, args: Sequence[Any], output: Tensor) -> Tensor:
+    def after(
+        name: str,
+        module: nn.Module,
+        args: Sequence[Any],
+        keywords: Mapping[str, Any],
+        output: Tensor,
+    ) -> Tensor:
         """Add a layer's inputs, and return an output whose gradients are added too."""
+        (inputs,) = (*args, *keywords.values())
         # Copied, since what follows may overwrite it in place.
-        rows = rows_in(module, args[0].detach()).clone()
+        rows = rows_in(module, inputs.detach()).clone()
         found[name].add_inputs(rows)
         if not output.requires_grad:
             output = output.detach().requires_grad_()
@@ -208,7 +215,8 @@ def _watched(layers: Mapping[str, nn.Module], found: Mapping[str, Moments]) -> I
         return output
 
     handles = [
-        module.register_forward_hook(partial(after, name)) for name, module in layers.items()
+        module.register_forward_hook(partial(after, name), with_kwargs=True)
+        for name, module in layers.items()
     ]
     try:
         yield current

@@ -105,6 +105,22 @@ def naive(
     return inputs, gradients
 
 
+def test_inputs_may_be_passed_by_keyword() -> None:
+    class ByKeyword(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self[2](input=self[1](self[0](input=x)))
+            return found
+
+    points, model = normal(8, 5), mlp(5, 6, 4)
+    draw = Draw(has_classes=True)
+    first, second = (
+        collect(one, {"2": one[2]}, batches(points, 4), draw, run, seed=0)["2"]
+        for one in (model, ByKeyword(*model))
+    )
+    assert torch.equal(first.covariance, second.covariance)
+    assert torch.equal(first.gradient("fisher"), second.gradient("fisher"))
+
+
 def test_about_zero_there_is_no_mean() -> None:
     model, points = mlp(5, 4), normal(8, 5) + 3
     with analysis_setting(model, torch.float64):
