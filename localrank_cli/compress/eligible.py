@@ -32,6 +32,8 @@ class Layers:
 
     chosen: dict[str, nn.Module]  # in the order in which they run
     dense: dict[str, str]  # name -> why it stays as it is
+    # Whether the last layer that runs is among the chosen: it is not where it is tied, say.
+    has_last: bool = True
 
     @property
     def weights(self) -> int:
@@ -84,7 +86,8 @@ def find_layers(
             "A layer that can be factored is a Linear or a Conv2d with groups=1 that runs once,"
             " has both sides long enough, and shares its weight with nothing.",
         )
-    return Layers(chosen, dense)
+    last = max((name for name in names if name in order), key=lambda name: order[name])
+    return Layers(chosen, dense, has_last=last in chosen)
 
 
 def _reason(module: nn.Module, n_calls: int, shared: set[int]) -> str:

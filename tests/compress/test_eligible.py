@@ -148,6 +148,8 @@ def test_keep_leaves_layers_out_of_the_budget() -> None:
     found = find_layers(mlp(8, 8, 8, 8), normal(3, 8), run, ["[24]"])
     assert found.weights == 64
     assert found.dense == dict.fromkeys(("2", "4"), "kept by --keep")
+    assert not found.has_last
+    assert find_layers(mlp(8, 8, 8, 8), normal(3, 8), run, ["0"]).has_last
     with pytest.raises(ModelError, match="--keep nothing: no layer has such a name"):
         find_layers(mlp(8, 8), normal(3, 8), run, ["nothing"])
 
