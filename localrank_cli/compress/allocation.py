@@ -94,17 +94,20 @@ def _spend(states: list[int], costs: list[np.ndarray], losses: list[np.ndarray],
         states[index] = state
 
 
-def uniform(shapes: Sequence[Shape], budget: int) -> list[int | None] | None:
-    """Return ranks of one ratio for all layers but the last, which stays dense.
+def uniform(
+    shapes: Sequence[Shape], budget: int, *, keeps_last: bool = True
+) -> list[int | None] | None:
+    """Return ranks of one ratio for all layers; with `keeps_last` the last one stays dense.
 
     Returns:
         None where the last layer and one rank of each other do not fit in the budget.
     """
-    *others, last = shapes
+    others, kept = (shapes[:-1], shapes[-1:]) if keeps_last else (shapes, ())
     if not others:
         return None
-    ratio = (budget - last.weights) / sum(shape.weights for shape in others)
+    left = budget - sum(shape.weights for shape in kept)
+    ratio = left / sum(shape.weights for shape in others)
     ranks = [int(ratio * shape.weights / (shape.n_out + shape.n_in)) for shape in others]
     if ratio >= 1:
         return [None] * len(shapes)
-    return None if min(ranks) < 1 else [*ranks, None]
+    return None if min(ranks) < 1 else [*ranks, *(None for _ in kept)]

@@ -32,6 +32,8 @@ class Layers:
 
     chosen: dict[str, nn.Module]  # in the order in which they run
     dense: dict[str, str]  # name -> why it stays as it is
+    # Whether the last layer that runs is among the chosen: it is not where it is tied, say.
+    has_last: bool = True
 
     @property
     def weights(self) -> int:
@@ -47,13 +49,13 @@ def find_layers(
     Raises:
         ModelError: If there are none, a glob of `keep` names none, or outputs are not finite.
     """
-    calls, output = _calls(model, batch, forward)
-    if not bool(torch.isfinite(output).all()):
+    ran = _ran(model, batch, forward)
+    if not bool(torch.isfinite(ran.output).all()):
         raise ModelError(
             "the network's outputs are not finite.", "Check the checkpoint and the data."
         )
     names = [name for name, module in model.named_modules() if is_affine_layer(module)]
-    order = {name: index for index, name in enumerate(calls)}
+    order = {name: index for index, name in enumerate(ran.calls)}
     names.sort(key=lambda name: order.get(name, len(order)))
     for glob in keep:
         if not any(fnmatchcase(name, glob) for name in names):
@@ -67,7 +69,9 @@ def find_layers(
     for name in names:
         module = model.get_submodule(name)
         reason = "kept by --keep" if any(fnmatchcase(name, one) for one in keep) else ""
-        reason = reason or _reason(module, calls[name], shared)
+        reason = reason or _reason(module, ran.calls[name], shared)
+        if not reason and name in ran.without_gradients:
+            reason = "it runs without gradients, as under torch.no_grad()"
         if reason:
             dense[name] = reason
         else:
@@ -82,7 +86,8 @@ def find_layers(
             "A layer that can be factored is a Linear or a Conv2d with groups=1 that runs once,"
             " has both sides long enough, and shares its weight with nothing.",
         )
-    return Layers(chosen, dense)
+    last = max((name for name in names if name in order), key=lambda name: order[name])
+    return Layers(chosen, dense, has_last=last in chosen)
 
 
 def _reason(module: nn.Module, n_calls: int, shared: set[int]) -> str:
@@ -113,24 +118,34 @@ def _shared(model: nn.Module) -> set[int]:
     return {key for key, number in count.items() if number > 1}
 
 
-def _calls(model: nn.Module, batch: Tensor, forward: Forward) -> tuple[Counter[str], Tensor]:
-    """Return how often each module runs, in order of its first run, and the output."""
+@dataclass(frozen=True)
+class _Ran:
+    calls: Counter[str]  # how often each module runs, in order of its first run
+    without_gradients: set[str]  # modules that turn them off
+    output: Tensor
+
+
+def _ran(model: nn.Module, batch: Tensor, forward: Forward) -> _Ran:
+    """Return what a network did with a batch; its parameters are frozen, so that no graph grows."""
     calls: Counter[str] = Counter()
+    without_gradients: set[str] = set()
 
     def count(name: str, *_: Any) -> None:
         """Count a call of a layer, as its hook."""
         calls[name] += 1
+        if not torch.is_grad_enabled():
+            without_gradients.add(name)
 
     handles = [
         module.register_forward_hook(partial(count, name)) for name, module in model.named_modules()
     ]
     try:
-        with torch.no_grad():
-            output = forward(model, batch)
+        with torch.enable_grad():
+            output = forward(model, batch).detach()
     finally:
         for handle in handles:
             handle.remove()
-    return calls, output
+    return _Ran(calls, without_gradients, output)
 
 
 def _read_elsewhere(

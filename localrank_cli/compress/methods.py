@@ -31,7 +31,7 @@ class Method:
         title: The name in tables.
         sides: The metrics under which the factors of a layer are the best.
         is_global: Whether ranks are allocated by error; else all layers have one ratio, and the
-            last one stays dense.
+            network's last one stays dense.
         by_position: Whether a layer's error counts at each position at which it runs.
         metric: That of the network's output, where there is one.
     """
@@ -86,13 +86,18 @@ def candidates(metric: Metric | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Factored:
-    """Every layer's factors by one method."""
+    """Every layer's factors by one method.
+
+    With `has_last` the last of the layers is the network's: it matters most, and a baseline of one
+    ratio keeps it. Where the network's last one is dense anyway, to keep another wastes weights.
+    """
 
     method: Method
     layers: Mapping[str, nn.Module]  # in the order in which they run
     factors: Mapping[str, Factors]
     means: Mapping[str, Tensor]
     positions: Mapping[str, float]
+    has_last: bool = True
 
     def ranks(self, budget: int) -> dict[str, int | None] | None:
         """Return each layer's rank within a number of weights, None where it stays dense.
@@ -105,11 +110,13 @@ class Factored:
         if self.method.is_global:
             found = allocate([self._choice(name) for name in self.layers], budget)
         else:
-            found = uniform(shapes, budget)
+            found = uniform(shapes, budget, keeps_last=self.has_last)
         return None if found is None else dict(zip(self.layers, found, strict=True))
 
     def why_none(self, budget: int) -> str:
         """Return why a method has no ranks for a number of weights."""
+        if not self.has_last:
+            return "of one ratio for all layers some have no rank"
         *others, last = ((name, shape_of(module)) for name, module in self.layers.items())
         if not others:
             return f"{last[0]} is the only layer, and the last one stays dense"

@@ -170,7 +170,7 @@ def collect(
     found = {name: Moments(module) for name, module in layers.items()}
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        with torch.enable_grad(), _watched(layers, found) as current:
+        with torch.enable_grad(), _watched(layers, found, len(batch)) as current:
             output = forward(model, batch)
             for index, metric in enumerate(METRICS):
                 current.metric = metric
@@ -182,33 +182,55 @@ def collect(
     return found
 
 
+def _by_point(rows: Tensor, n_points: int) -> Tensor:
+    """Return rows, (first, second, length), with the points on their first axis.
+
+    It may be the second, as where sequences have the time first, or points and positions may be one
+    axis, as in windows.
+    """
+    first, second, length = rows.shape
+    if first == n_points or first * second % n_points:
+        return rows
+    return rows.transpose(0, 1) if second == n_points else rows.reshape(n_points, -1, length)
+
+
 @dataclass
 class _Current:
     metric: Metric = "fisher"
 
 
 @contextmanager
-def _watched(layers: Mapping[str, nn.Module], found: Mapping[str, Moments]) -> Iterator[_Current]:
+def _watched(
+    layers: Mapping[str, nn.Module], found: Mapping[str, Moments], n_points: int
+) -> Iterator[_Current]:
     """Add what layers receive, and the gradients of what they return, while a batch runs."""
     current = _Current()
 
-    def after(name: str, module: nn.Module, args: Sequence[Any], output: Tensor) -> Tensor:
+    def after(
+        name: str,
+        module: nn.Module,
+        args: Sequence[Any],
+        keywords: Mapping[str, Any],
+        output: Tensor,
+    ) -> Tensor:
         """Add a layer's inputs, and return an output whose gradients are added too."""
+        (inputs,) = (*args, *keywords.values())
         # Copied, since what follows may overwrite it in place.
-        rows = rows_in(module, args[0].detach()).clone()
+        rows = _by_point(rows_in(module, inputs.detach()), n_points).clone()
         found[name].add_inputs(rows)
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         output = output.clone()
         output.register_hook(
             lambda gradient: found[name].add_gradients(
-                current.metric, rows, rows_out(module, gradient)
+                current.metric, rows, _by_point(rows_out(module, gradient), n_points)
             )
         )
         return output
 
     handles = [
-        module.register_forward_hook(partial(after, name)) for name, module in layers.items()
+        module.register_forward_hook(partial(after, name), with_kwargs=True)
+        for name, module in layers.items()
     ]
     try:
         yield current

@@ -52,12 +52,16 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], forward: Forward
     """Estimate the statistics of BatchNorm layers again, as means over batches of points.
 
     A last batch of less than half the size of the first is left out: it would count as much as the
-    others, and one point alone has no variance.
+    others, and one point alone has no variance. A layer that does not run, as in a head for
+    training alone, keeps its statistics.
     """
     norms = norm_layers(model)
     if not norms:
         return
     before = [(norm.momentum, norm.training) for norm in norms]
+    kept = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
+    ran: set[nn.Module] = set()
+    handles = [norm.register_forward_hook(lambda norm, *_: ran.add(norm)) for norm in norms]
     try:
         for norm in norms:
             norm.reset_running_stats()
@@ -70,9 +74,14 @@ def estimate_norms(model: nn.Module, batches: Iterable[Tensor], forward: Forward
                 if 2 * len(batch) >= first:
                     forward(model, batch)
     finally:
-        for norm, (momentum, training) in zip(norms, before, strict=True):
+        for handle in handles:
+            handle.remove()
+        for norm, (momentum, training), buffers in zip(norms, before, kept, strict=True):
             norm.momentum = momentum
             norm.train(training)
+            if norm not in ran:
+                for name, value in buffers.items():
+                    norm.get_buffer(name).copy_(value)
 
 
 def stored_dtype(name: str, stored: Mapping[str, torch.dtype]) -> torch.dtype | None:

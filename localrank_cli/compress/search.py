@@ -181,6 +181,7 @@ class Compressor:
                 _joined([part[name].factors for part in parts]),
                 _joined([part[name].means for part in parts]),
                 _joined([part[name].positions for part in parts]),
+                self.layers.has_last,
             )
             for name in METHODS
         }

@@ -220,7 +220,12 @@ class _Work:
             **self.series.model_facts,
             **self.series.data_facts,
             "--labels-key": self.series.settings.sampling.labels_key,
-            "--eval-data": self.how.eval_data,
+            "--eval-data": self._eval_facts,
+            "--data-scale": self.series.settings.source.scale,
+            "--data-shape": self.series.settings.source.shape,
+            "--model-arg": {
+                name: repr(value) for name, value in self.series.settings.model.arguments.items()
+            },
             "points": self._sliced.sizes,
             "--seed": self._seed,
             "--keep": list(self.how.keep),
@@ -229,6 +234,11 @@ class _Work:
             "--max-loss-increase": None if limit is None else str(limit),
             "versions": versions(),
         }
+
+    @property
+    def _eval_facts(self) -> dict[str, object] | None:
+        """What the held-out data are, with a hash; None if they are a part of the data."""
+        return None if self.how.eval_data is None else dict(self._sliced.held_out.facts)
 
     def begin(self) -> None:
         """Find the layers and check the settings, before anything that takes long."""
@@ -468,6 +478,7 @@ class _Work:
             "model": self.series.settings.model.description,
             **self.series.model_facts,
             **self.series.data_facts,
+            "eval_data": self._eval_facts,
             "points": self._sliced.sizes,
             "seed": self._seed,
             "loss": self.kind,

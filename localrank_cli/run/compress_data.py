@@ -1,7 +1,7 @@
 """The data of a compression: points with their labels, in slices that are disjoint."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -34,17 +34,19 @@ class Rows:
     device: torch.device
     dtype: torch.dtype
     size: int  # points in a batch
+    facts: Mapping[str, object]  # of the data, with a hash
 
     @classmethod
     def of(cls, plan: Plan, series: SeriesPlan, settings: Settings) -> "Rows":
         """Return the points that settings name."""
         count = _DRAWN if settings.source.is_drawn else None
-        points, _ = load_points(replace(settings.source, keep=True, count=count))
+        points, facts = load_points(replace(settings.source, keep=True, count=count))
         everything = points.tensor if points.everything is None else points.everything
         keyed = bool(settings.sampling.labels_key)
         labels = read_labels(settings, points, plan.memory) if keyed else None
         scale = None if points.everything is None else points.scale
-        return cls(everything, labels, scale, plan.device, settings.dtype, batch_size(series))
+        size = batch_size(series)
+        return cls(everything, labels, scale, plan.device, settings.dtype, size, facts)
 
     def batches(self, indices: Tensor) -> Iterator[Batch]:
         """Yield the points of sorted indices, ready for the network."""

@@ -1,5 +1,6 @@
 """`localrank compress` at a command line: what it writes, says and refuses."""
 
+import hashlib
 import json
 import runpy
 from collections.abc import Callable, Sequence
@@ -464,10 +465,11 @@ def test_an_interrupted_run_is_resumed_by_budget(
         assert compress(*words).code == 1
     assert (folder / "out" / "compress.unfinished.json").exists()
     assert not (folder / "out" / "compress.json").exists()
-    outcome = compress(*words, "--seed", "1")
-    assert outcome.code == 1
-    assert "an interrupted run there had other settings" in outcome.error
-    assert "--seed" in outcome.error
+    for other in ("--seed", "--data-scale"):
+        outcome = compress(*words, other, "3")
+        assert outcome.code == 1
+        assert "an interrupted run there had other settings" in outcome.error
+        assert other in outcome.error
     kept = (folder / "out" / "factored_0.6.safetensors").stat().st_mtime_ns
     outcome = compress(*words)
     assert outcome.code == 0, outcome.stderr
@@ -541,6 +543,24 @@ def test_what_an_interrupted_run_left_is_checked(
     assert f"{path.relative_to(folder)}: is not what an interrupted run leaves" in outcome.error
     assert words in outcome.error
     assert "--overwrite" in outcome.error
+
+
+def test_held_out_data_that_changed_since_an_interruption_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured on the earlier ones would stand beside what is measured on these."""
+    np.savez(folder / "other.npz", x=np.random.default_rng(0).standard_normal((40, 16), "f4"))
+    words = ("--budget", "0.5", "--eval-data", "other.npz")
+    with monkeypatch.context() as patched:
+        patched.setattr("localrank_cli.run.compress.write_rows", _ends)
+        assert compress(*words).code == 1
+    np.savez(folder / "other.npz", x=np.random.default_rng(1).standard_normal((40, 16), "f4"))
+    outcome = compress(*words)
+    assert outcome.code == 1
+    assert "had other settings: --eval-data" in outcome.error
+    assert compress(*words, "--overwrite").code == 0
+    facts = json.loads((folder / "out" / "compress.json").read_text())["eval_data"]
+    assert facts["data_sha256"] == hashlib.sha256((folder / "other.npz").read_bytes()).hexdigest()
 
 
 def test_an_interrupted_run_is_begun_anew_on_request(interrupted: Path) -> None:

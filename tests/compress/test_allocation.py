@@ -96,3 +96,12 @@ def test_uniform_keeps_the_last_layer_and_one_ratio() -> None:
     assert uniform(SHAPES, 110) == [int(61 / 108 * 48 / 14), int(61 / 108 * 60 / 16), None]
     assert uniform(SHAPES, 157) == [None, None, None]
     assert uniform(SHAPES, 60) is None
+
+
+def test_uniform_has_one_ratio_for_all_where_the_last_layer_is_not_among_them() -> None:
+    expected = [
+        int(110 / 157 * weights / sides) for weights, sides in ((48, 14), (60, 16), (49, 14))
+    ]
+    assert uniform(SHAPES, 110, keeps_last=False) == expected
+    assert uniform(SHAPES[:1], 30, keeps_last=False) == [2]
+    assert uniform(SHAPES[:1], 30) is None

@@ -107,6 +107,21 @@ def test_other_layers_stay_dense_for_a_reason(case: str) -> None:
     assert not model.training
 
 
+def test_a_layer_without_gradients_stays_dense() -> None:
+    """No gradient could say what its outputs are worth."""
+
+    class Frozen(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                hidden = self[0](x)
+            found: Tensor = self[2](self[1](hidden))
+            return found
+
+    found = find_layers(Frozen(*mlp(8, 8, 8)), normal(3, 8), run)
+    assert list(found.chosen) == ["2"]
+    assert found.dense == {"0": "it runs without gradients, as under torch.no_grad()"}
+
+
 def test_fused_attention_reads_weights() -> None:
     """Torch's encoder layer reads them in eval mode without gradients."""
     build, batch, expected = REASONS["transformer"]
@@ -133,6 +148,8 @@ def test_keep_leaves_layers_out_of_the_budget() -> None:
     found = find_layers(mlp(8, 8, 8, 8), normal(3, 8), run, ["[24]"])
     assert found.weights == 64
     assert found.dense == dict.fromkeys(("2", "4"), "kept by --keep")
+    assert not found.has_last
+    assert find_layers(mlp(8, 8, 8, 8), normal(3, 8), run, ["0"]).has_last
     with pytest.raises(ModelError, match="--keep nothing: no layer has such a name"):
         find_layers(mlp(8, 8), normal(3, 8), run, ["nothing"])
 

@@ -105,6 +105,41 @@ def naive(
     return inputs, gradients
 
 
+@pytest.mark.parametrize("form", ["time first", "flat"])
+def test_positions_are_counted_wherever_the_points_are(form: str) -> None:
+    class Moved(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            moved = x.transpose(0, 1) if form == "time first" else x.flatten(0, 1)
+            found: Tensor = super().forward(moved)
+            return found.transpose(0, 1) if form == "time first" else found.view(*x.shape[:2], -1)
+
+    points, model = normal(8, 3, 5), mlp(5, 6, 4)
+    draw = Draw(has_classes=True)
+    first, second = (
+        collect(one, {"2": one[2]}, batches(points, 4), draw, run, seed=0)["2"]
+        for one in (model, Moved(*model))
+    )
+    assert first.positions == second.positions == 3
+    torch.testing.assert_close(first.row_fisher, second.row_fisher, rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(first.covariance, second.covariance, rtol=0, atol=ROUNDING)
+
+
+def test_inputs_may_be_passed_by_keyword() -> None:
+    class ByKeyword(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self[2](input=self[1](self[0](input=x)))
+            return found
+
+    points, model = normal(8, 5), mlp(5, 6, 4)
+    draw = Draw(has_classes=True)
+    first, second = (
+        collect(one, {"2": one[2]}, batches(points, 4), draw, run, seed=0)["2"]
+        for one in (model, ByKeyword(*model))
+    )
+    assert torch.equal(first.covariance, second.covariance)
+    assert torch.equal(first.gradient("fisher"), second.gradient("fisher"))
+
+
 def test_about_zero_there_is_no_mean() -> None:
     model, points = mlp(5, 4), normal(8, 5) + 3
     with analysis_setting(model, torch.float64):

@@ -97,6 +97,17 @@ def test_norms_hold_the_mean_of_their_batches(more: int) -> None:
     assert model.norm.momentum == 0.1
 
 
+def test_norms_that_do_not_run_keep_their_statistics() -> None:
+    """As those of a head that only training runs."""
+    model, points = convolutional(), normal(12, 3, 7, 6)
+    model.unused = nn.BatchNorm2d(4).double()
+    model.unused.get_buffer("running_mean").fill_(2.0)
+    estimate_norms(model, batches(points, 4), run)
+    assert model.unused.get_buffer("running_mean").tolist() == [2.0] * 4
+    assert int(model.norm.get_buffer("num_batches_tracked")) == 3
+    assert not model.norm._forward_hooks
+
+
 def plain(name: str, module: nn.Module, moments: Moments, rank: int) -> Tensor:
     """A baseline as its paper writes it down."""
     matrix = matrix_of(module)
