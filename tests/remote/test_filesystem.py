@@ -1,5 +1,6 @@
 """Stores that show the versions of their files in several ways, or not at all."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import fsspec
 import pandas as pd
 import pytest
+import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import save
 
@@ -24,6 +26,7 @@ class _Store(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
     cachable = False
     listed: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
+    knows_ranges = True
 
     def ls(self, path: str, detail: bool = True, **given: Any) -> Any:
         found = super().ls(path, detail=detail, **given)
@@ -31,6 +34,12 @@ class _Store(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
 
     def info(self, path: str, **given: Any) -> Any:
         return _only(super().info(path, **given), self.shown)
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **given: Any
+    ) -> Any:
+        asked = (start, end) if self.knows_ranges else (None, None)
+        return super().cat_file(path, *asked, **given)
 
 
 def _only(info: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -50,6 +59,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Sto
     yield _Store
     fsspec.register_implementation("memory", MemoryFileSystem, clobber=True)
     _Store.listed = _Store.shown = ()
+    _Store.knows_ranges = True
     MemoryFileSystem().rm("/versions", recursive=True)
 
 
@@ -102,3 +112,21 @@ def test_a_file_without_version_is_not_taken_from_an_earlier_run(store: type[_St
     assert _analyze("--cache", "kept", "--keep", "--overwrite").code == 0
     after = pd.read_csv("a.csv").set_index("step")["effective_rank"]
     assert list(after.index[after != before].unique()) == [5]
+
+
+def test_a_store_that_sends_whole_files_for_parts(store: type[_Store], tmp_path: Path) -> None:
+    store.listed = store.shown = ("created",)
+    place = tmp_path / "versions"
+    place.mkdir()
+    for step in STEPS:
+        content = {"model": weights(4, 1200, 600, seed=step), "iteration": 7 * step}
+        written = io.BytesIO()
+        torch.save(content, written)  # of over 2 MiB: the plan reads parts of it
+        (place / f"step_{step}.pt").write_bytes(written.getvalue())
+        MemoryFileSystem().pipe_file(f"/versions/step_{step}.pt", written.getvalue())
+        MemoryFileSystem().rm(f"/versions/step_{step}.safetensors")
+    store.knows_ranges = False
+    assert _analyze().code == 0
+    options = ("--data", "normal:4", "--points", "3", "--device", "cpu", "-o", "b.csv")
+    assert invoke("analyze", "versions", *options).code == 0
+    assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
