@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from localrank_cli.remote.store import Listing, StoredFile, is_of_disk
 
 # Where clients say which version of a file this is, the most certain first.
 _VERSIONS = (
-    "ETag", "etag", "generation", "md5Hash", "content_md5", "content_hash", "LastModified",
-    "last_modified", "updated", "mtime", "modified", "created",
+    "ETag", "etag", "generation", "md5Hash", "content_md5", "Content-MD5", "content_hash",
+    "checksum", "sha", "hex", "LastModified", "Last-Modified", "last_modified", "updated", "mtime",
+    "modified", "modified_at", "modifiedTime", "modificationTime", "last_write_time", "modify",
+    "created",
 )  # fmt: skip
 # The ETag of an object that was sent as a whole is the MD5 of its content; of one that was sent in
 # parts, of theirs.
@@ -41,7 +44,7 @@ class FileSystem:
 
     def __init__(self, address: FileAddress) -> None:
         self._protocol = address.protocol
-        self._version_key = ""
+        self._shown_by: dict[str, str] = {}  # key of a file -> which entry shows its version
         try:
             from fsspec.core import url_to_fs
             from fsspec.registry import known_implementations
@@ -73,8 +76,8 @@ class FileSystem:
             found = self._fs.find(root, detail=True)
             if not found:  # `find` need not say why there is nothing
                 self._fs.ls(root, detail=False)
-            self._version_key = self._choose_version(found)
-        files = tuple(self._files(found, root, address))
+            first = self._choose_version(found)
+        files = tuple(self._files(found, root, address, first))
         if not files:
             raise UnreadableError(
                 f"{text}: there is no file with this prefix.",
@@ -83,48 +86,59 @@ class FileSystem:
         return Listing(self._root(address), files, text)
 
     def _choose_version(self, found: Mapping[str, Any]) -> str:
-        """Return the entry of a listing that shows a version, and that a single file shows too."""
+        """Return the entry of a listing that shows a version, and that a single file shows too.
+
+        If there is none, each file is asked for its own.
+        """
         if self._protocol in _HASHES or not found:
             return _HASHES.get(self._protocol, "")
         key, info = next(iter(found.items()))
         now = self._fs.info(key)
-        return next((one for one in _VERSIONS if info.get(one) and info[one] == now.get(one)), "")
+        fitting = (
+            one for one in _VERSIONS if info.get(one) and _text(info, one) == _text(now, one)
+        )
+        return next(fitting, "")
 
     def _root(self, address: FileAddress) -> str:
         return f"{self._protocol}/{address.path}"
 
     def _files(
-        self, found: Mapping[str, Any], root: str, address: FileAddress
+        self, found: Mapping[str, Any], root: str, address: FileAddress, shown_by: str
     ) -> Iterator[StoredFile]:
         for key, info in found.items():
             # An object whose name ends in a slash stands for an empty folder.
             is_inside = key == root or key.startswith(root.rstrip("/") + "/")
             if info.get("type") == "directory" or key.endswith("/") or not is_inside:
                 continue
-            size = info.get("size")
-            if size is None:
+            is_shown = bool(info.get(shown_by))
+            if info.get("size") is None or not is_shown:
                 with self._explained(f"{self._protocol}://{key}"):
                     info = self._fs.info(key)  # noqa: PLW2901  # with more than a list has
-                size = info.get("size")
+            size = info.get("size")
             if not isinstance(size, int) or not 0 <= size < _MOST_BYTES:
                 raise UnreadableError(
                     f"{address}: {key!r} is listed with {size!r} bytes.", "Check the store."
                 )
             path = self._root(address) + key[len(root.rstrip("/")) :]
-            is_hash = self._protocol in _HASHES
-            yield StoredFile(path, key, size, self._version(info), is_hash=is_hash)
+            others = (one for one in _VERSIONS if info.get(one))
+            self._shown_by[key] = shown_by if is_shown else next(others, "")
+            version = self._version(key, info)
+            is_hash = bool(version) and self._shown_by[key] == _HASHES.get(self._protocol)
+            yield StoredFile(path, key, size, version, is_hash=is_hash)
 
-    def _version(self, info: Mapping[str, Any]) -> str:
-        """Return what differs between versions of a file, without what a listing lacks."""
-        text = str(info.get(self._version_key, "")).strip('"')
+    def _version(self, key: str, info: Mapping[str, Any]) -> str:
+        """Return what differs between versions of a file; "" if nothing shows it."""
+        text = _text(info, self._shown_by[key])
         # A time does not show a change within its resolution; the size may.
-        return text if self._protocol in _HASHES else f"{text} {info.get('size')}".strip()
+        return text if not text or self._protocol in _HASHES else f"{text} {info.get('size')}"
 
     def part(self, file: StoredFile, start: int, end: int) -> bytes:
         """Return the bytes of a file from `start` to `end`, or to its own end."""
         with self._explained(self.name_of(file.path)):
             found: bytes = self._fs.cat_file(file.key, start=start, end=min(end, file.size))
-        return found
+        # A server of http need not know ranges: it sends the whole file then.
+        is_whole = len(found) == file.size > end - start
+        return found[start:end] if is_whole else found
 
     def cached(self, file: StoredFile) -> Path | None:
         """Return None: there is no cache."""
@@ -139,7 +153,7 @@ class FileSystem:
             self._fs.invalidate_cache(file.key)
             info = self._fs.info(file.key)
         size = place.stat().st_size
-        now = self._version(info)
+        now = self._version(file.key, info)
         if now != file.version or size != file.size:
             raise UnreadableError(
                 f"{name}: changed since it was listed (version {now!r} of {size} bytes, expected"
@@ -193,6 +207,12 @@ class FileSystem:
             "Check the connection and rerun the same command to resume. If the files are on this"
             " machine, name their folder instead."
         )
+
+
+def _text(info: Mapping[str, Any], name: str) -> str:
+    """Return an entry that shows a version; clients have times in several forms."""
+    value = info.get(name) or ""
+    return str(value.timestamp() if isinstance(value, datetime) else value).strip('"')
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 from localrank_cli.checkpoints.content import DAMAGED
 from localrank_cli.checkpoints.folders import ADAPTER_CONFIG, DCP_METADATA, FACTS
@@ -88,6 +89,13 @@ class Mirror:
         if odd:
             names = listed((repr(name.removeprefix(f"{found.root}/")) for name in odd), 4)
             note(f"{found.shown}: left out names that no file on this machine can have: {names}")
+        if any(
+            path is not None and is_weights_file(path) and not one.version for one, path in placed
+        ):
+            note(
+                f"{found.shown}: the store does not show versions of its files, so that each rerun"
+                " downloads finished checkpoints again to see whether they changed"
+            )
         small = [(one, path) for one, path in placed if path is not None and _is_small(path)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(lambda pair: self._bring_small(*pair), small))
@@ -315,6 +323,7 @@ class RemoteCheckpoint:
             self.files = mirror.weights_of(file.path)
         except UnreadableError as error:  # concerns this checkpoint alone
             self._fault = self.explained(error)
+        self._run = uuid4().hex  # unlike that of any other run
         self._needs_all = False  # whether parts of the files do not show the header
         # Begun, but perhaps not ended.
         self._thread: threading.Thread | None = None
@@ -327,7 +336,8 @@ class RemoteCheckpoint:
     @property
     def versions(self) -> tuple[str, ...]:
         """The version of each file of the weights."""
-        return tuple(one.version for one in self.files)
+        # Without one, it may have changed between any two runs: its content is compared then.
+        return tuple(one.version or f"unknown {self._run}" for one in self.files)
 
     @property
     def facts(self) -> dict[str, str]:

@@ -106,7 +106,7 @@ class Private:
             noted = (self.folder / "versions" / _hash_of(path)).read_text(encoding="utf-8")
         except (OSError, ValueError):
             return None
-        return place if noted == version and place.is_file() else None
+        return place if version and noted == version and place.is_file() else None
 
     def remove(self) -> None:
         """Remove what localrank put there, and the folder if nothing else is in it."""

@@ -16,7 +16,7 @@ class StoredFile:
     path: str  # where it is placed, relative to the folder of all series
     key: str  # by which the store finds it
     size: int  # bytes
-    version: str  # differs where the content does: an ETag, say
+    version: str  # differs where the content does: an ETag, say; "" if the store shows none
     is_hash: bool = False  # whether equal versions mean equal contents
 
 
