@@ -21,7 +21,7 @@ from localrank_cli.layers.restore import Snapshot
 from localrank_cli.layers.setting import analysis_setting
 
 # Of two points together, a derivative that is divided by their number is off by a half.
-_ROUGHLY = 0.25
+_ROUGHLY = 0.1
 
 
 @dataclass(frozen=True)
@@ -304,27 +304,28 @@ def make_batch(
 def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
     """Return whether one point's derivatives are those of that point alone.
 
-    A random cotangent at one point alone is pulled back; a network that treats points one by one
-    gives exact zeros at all others. A backward pass may also depend on how many points there are
-    (it divides by their number), so that the first point is compared with itself alone. The calls
-    must depend on the varied tensor.
+    Random cotangents at all points but one are pulled back; a network that treats points one by one
+    gives exact zeros at that one. A backward pass may also depend on how many points there are (it
+    divides by their number), so that the first point is compared with itself alone. The calls must
+    depend on the varied tensor.
     """
-    if batch.n_points == 1:
+    last = batch.n_points - 1
+    if last == 0:
         return True
     varied, outputs = _graph(batch, calls)
+    draws = [_normal((len(output), output.shape[1]), 2410).to(output) for output in outputs]
+    rows: Tensor | None = None
     # The first and the last point, as a mixing in one direction (a cumulative sum) spares one.
-    for point in (0, batch.n_points - 1):
-        rows = _pulled_from(varied, outputs, slice(point, point + 1))
+    for spared in (0, last):
+        rows = _pulled(varied, outputs, [_without(draw, spared) for draw in draws])
         if rows is None:
             return True
-        others = rows[torch.arange(batch.n_points, device=rows.device) != point]
         # NaN is no evidence of mixing: 0 * NaN in the backward of a broken point.
-        if bool(torch.nan_to_num(others).any()):
+        if bool(torch.nan_to_num(rows[spared]).any()):
             return False
-    together = _pulled_from(varied, outputs, slice(None))
     first = replace(batch, inputs=batch.inputs[:1], varied=batch.varied[:1])
-    alone = _pulled_from(*_graph(first, calls), slice(None))
-    return together is None or alone is None or _are_alike(together[0], alone[0])
+    alone = _pulled(*_graph(first, calls), [draw[:1] for draw in draws])
+    return rows is None or alone is None or _are_alike(rows[0], alone[0])
 
 
 def _graph(batch: Batch, calls: Sequence[Call]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -334,19 +335,18 @@ def _graph(batch: Batch, calls: Sequence[Call]) -> tuple[Tensor, tuple[Tensor, .
         return varied, batch.outputs(varied, calls)
 
 
-def _pulled_from(varied: Tensor, outputs: Sequence[Tensor], points: slice) -> Tensor | None:
-    """Pull back a random cotangent that is zero at all but some points.
+def _without(draw: Tensor, point: int) -> Tensor:
+    """Return a copy that is zero at a point."""
+    spared = draw.clone()
+    spared[point] = 0
+    return spared
 
-    None where nothing depends on the varied tensor.
-    """
-    cotangents = []
-    for output in outputs:
-        cotangent = torch.zeros_like(output)
-        cotangent[points] = _normal((1, output.shape[1]), 2410).to(output)
-        cotangents.append(cotangent)
+
+def _pulled(varied: Tensor, outputs: Sequence[Tensor], draws: Sequence[Tensor]) -> Tensor | None:
+    """Pull cotangents back; None where nothing depends on the varied tensor."""
     # One backward pass for all calls: random cotangents do not cancel.
     (rows,) = torch.autograd.grad(
-        contraction(outputs, cotangents), varied, allow_unused=True, retain_graph=True
+        contraction(outputs, draws), varied, allow_unused=True, retain_graph=True
     )
     return rows
 

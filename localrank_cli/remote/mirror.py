@@ -421,7 +421,7 @@ def _write_sparse(place: Path, pieces: Iterable[Piece], size: int) -> None:
 
 def _quietly(work: Callable[[], None]) -> None:
     """Leave an error to `fetch`, which tries again and is where it can be reported."""
-    with suppress(LocalrankError, OSError):
+    with suppress(LocalrankError, OSError, MemoryError):
         work()
 
 

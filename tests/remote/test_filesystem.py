@@ -27,6 +27,12 @@ class _Store(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
     listed: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     knows_ranges = True
+    fault: BaseException | None = None  # of each download
+
+    def get_file(self, rpath: str, lpath: str, **given: Any) -> None:
+        if self.fault is not None and rpath.endswith("step_5.safetensors"):
+            raise self.fault
+        super().get_file(rpath, lpath, **given)
 
     def ls(self, path: str, detail: bool = True, **given: Any) -> Any:
         found = super().ls(path, detail=detail, **given)
@@ -59,7 +65,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Sto
     yield _Store
     fsspec.register_implementation("memory", MemoryFileSystem, clobber=True)
     _Store.listed = _Store.shown = ()
-    _Store.knows_ranges = True
+    _Store.knows_ranges, _Store.fault = True, None
     MemoryFileSystem().rm("/versions", recursive=True)
 
 
@@ -130,3 +136,20 @@ def test_a_store_that_sends_whole_files_for_parts(store: type[_Store], tmp_path:
     options = ("--data", "normal:4", "--points", "3", "--device", "cpu", "-o", "b.csv")
     assert invoke("analyze", "versions", *options).code == 0
     assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [(RuntimeError("no route"), 3), (MemoryError("no room"), 1)]
+)
+def test_a_download_ahead_that_fails(store: type[_Store], fault: BaseException, code: int) -> None:
+    store.listed = store.shown = ("created",)
+    store.fault = fault
+    first = _analyze("--on-error", "skip")
+    # pytest makes a traceback of the thread that downloads ahead an error.
+    assert (first.code, str(fault) in first.stderr) == (code, True)
+    found = pd.read_csv("a.csv").groupby("step")["status"].first()
+    assert found[0] == "ok"
+    assert code == 1 or list(found) == ["ok", "unreadable", "ok"]
+    store.fault = None
+    assert _analyze().code == 0
+    assert list(pd.read_csv("a.csv").groupby("step")["status"].first()) == ["ok"] * len(STEPS)
