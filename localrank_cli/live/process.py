@@ -5,16 +5,17 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch._C import _len_torch_function_stack
+from torch._C import _autograd, _len_torch_function_stack
 from torch._C._autograd import (
     _pop_saved_tensors_default_hooks,
     _push_saved_tensors_default_hooks,
-    _top_saved_tensors_default_hooks,
 )
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.modules import module as torch_module
 from torch.overrides import _pop_mode_temporarily
 from torch.utils._python_dispatch import _disable_current_modes
 
+from localrank_cli.errors import ModelError
 from localrank_cli.seeds import SEED, seeded
 
 _GLOBAL_HOOKS = (
@@ -74,10 +75,30 @@ def _no_modes() -> Iterator[None]:
         while _len_torch_function_stack():
             stack.enter_context(_pop_mode_temporarily())
         stack.enter_context(_disable_current_modes())
-        while (hooks := _top_saved_tensors_default_hooks(True)) is not None:
-            _pop_saved_tensors_default_hooks()
-            stack.callback(_push_saved_tensors_default_hooks, *hooks)
+        top = getattr(_autograd, "_top_saved_tensors_default_hooks", None)
+        if top is None:
+            _refuse_saved_tensor_hooks()
+        else:
+            while (hooks := top(True)) is not None:
+                _pop_saved_tensors_default_hooks()
+                stack.callback(_push_saved_tensors_default_hooks, *hooks)
         yield
+
+
+def _refuse_saved_tensor_hooks() -> None:
+    """Refuse hooks of saved tensors: older versions of torch do not say which there are.
+
+    Raises:
+        ModelError: If there are any.
+    """
+    try:
+        with disable_saved_tensors_hooks("hooks of saved tensors are active"):
+            pass
+    except RuntimeError as error:
+        raise ModelError(
+            "hooks of saved tensors are active, and this version of torch cannot set them aside.",
+            "Measure outside torch.autograd.graph.saved_tensors_hooks, or with a newer torch.",
+        ) from error
 
 
 @contextmanager
