@@ -74,7 +74,8 @@ _DENSE = "all tokens are computed at once, which is slower"
 # library asks for new pages each time: 8.1 s of system time against 4.5 s (GPT-2, 64 tokens).
 MOST_TOKENS = 48
 # Entries of all intermediate results of one pass: below this it takes less than a millisecond.
-_QUICK = 2**15
+# None for now: the mapped pass leaves tensors behind in networks that transform what they compute.
+_QUICK = -1
 
 
 @dataclass(frozen=True)

@@ -401,7 +401,7 @@ def test_a_tolerance_under_the_rounding_of_float32_is_refused() -> None:
     request = replace(requested(Selection()), dtype=torch.float32)
     with pytest.raises(SettingsError, match=r"layer '0' at atol=1e-05: .* allows --atol") as one:
         layer_evidence(model, torch.randn(1, 90), request, purpose, Modes())
-    least = float(one.value.what.split("--atol from ")[1].split()[0])
+    least = float(one.value.what.split("--atol only from ")[1].split()[0])
     assert 1e-5 < least < 1e-3
     relative = replace(purpose, tolerances=(Tolerance(rtol=1e-5),))
     with pytest.raises(SettingsError, match=r"layer '0' at rtol=1e-05: .* allows --rtol"):

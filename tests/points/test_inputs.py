@@ -97,7 +97,7 @@ def test_an_input_that_is_missing_is_named() -> None:
     def forward(a: Any, b: Any, c: Any) -> None:
         pass
 
-    with pytest.raises(SettingsError, match="also wants c, which the data do not hold"):
+    with pytest.raises(SettingsError, match="also needs c, which the data do not hold"):
         choose_keys(["a", "b"], "", Forward.of(forward), "", "d.pt")
     with pytest.raises(SettingsError, match="--data-key a,b,c"):
         choose_keys(["a", "b", "c"], "a,b", Forward.of(forward), "", "d.pt")

@@ -93,7 +93,7 @@ def test_other_runs(tmp_path: Path) -> None:
     file = SpectraFile(save_spectra(tmp_path / "s.safetensors"))
     kept, (note,) = slider_data(file, {"other": [0]})
     assert kept is None
-    assert "belong to other runs" in note
+    assert "belong to different runs" in note
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ class TestStepsThatCountInsideEachEpoch:
     @pytest.mark.parametrize(
         ("first", "later", "message"),
         [
-            ("epoch_0.pt", "step_500.pt", r"step_500\.pt.*and so far it holds epochs"),
+            ("epoch_0.pt", "step_500.pt", r"step_500\.pt.*but so far it holds epochs"),
             ("step_1_000.pt", "step_1_2.pt", r"the digit groups in step_1_000\.pt"),
         ],
     )
