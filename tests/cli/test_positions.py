@@ -191,18 +191,18 @@ def test_counting_again_gives_the_same_table(table: Path) -> None:
     assert rows(outcome.stdout) == rows(table.read_text())
 
 
-@pytest.mark.xfail(
-    reason="open: the last digit of a soft measure depends on the shard", strict=False
-)
 @pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.long)])
-def test_a_merge_of_shards_is_the_single_run(folder: Path, table: Path, count: int) -> None:
+def test_a_merge_of_shards_is_the_single_run(folder: Path, count: int) -> None:
+    # Not that of `table`: values for --spectra are solved for apart, and may round otherwise.
+    single = folder / f"single{count}.csv"
+    assert run(folder, *PAIRS, "-o", str(single)).code == 0
     parts = folder / f"shards{count}"
     for index in range(count):
         outcome = run(folder, *PAIRS, "--shard", f"{index}/{count}", "-o", str(parts))
         assert outcome.code == 0, outcome.stderr
     target = folder / f"merged{count}.csv"
     assert invoke("merge", str(parts), "-o", str(target)).code == 0
-    assert target.read_bytes() == table.read_bytes()
+    assert target.read_bytes() == single.read_bytes()
 
 
 @pytest.mark.parametrize(
