@@ -100,7 +100,7 @@ def choose(frame: pd.DataFrame, choice: Choice, *, bars: bool = False) -> Figure
         SettingsError: If the table has several tolerances or metrics and none is chosen, or lacks a
             choice.
         DataError: If no row is left, several rows describe one layer at one step, or there are
-            intervals in place of local ranks, which the figure cannot show.
+            intervals instead of local ranks, which the figure cannot show.
     """
     notes: list[str] = []
     missing = [name for name in NEEDED if name not in frame.columns]
@@ -172,7 +172,7 @@ def _with_bounds(frame: pd.DataFrame, choice: Choice, *, bars: bool) -> pd.DataF
     there = np.isfinite(low) & np.isfinite(high) & ~np.isfinite(frame["y"])
     if there.any() and not bars:
         raise DataError(
-            "the table holds intervals in place of local ranks, which this figure cannot show.",
+            "the table holds intervals instead of local ranks, which this figure cannot show.",
             "Choose --y rank_low or --y rank_high, or draw bars with --kind ranks.",
         )
     return frame.assign(

@@ -291,6 +291,7 @@ def _spread(product: _Product, units: int) -> _Product:
         return product
 
     def spread(matrix: Tensor) -> Tensor:
+        """Return a matrix of all units, with zeros for those that are not in `rows`."""
         return matrix.new_zeros(units, matrix.shape[1]).index_copy_(0, rows, matrix)
 
     large = None if product.large is None else spread(product.large)

@@ -73,9 +73,6 @@ _DENSE = "all tokens are computed at once, which is slower"
 # Directions of one token at once. With 96, the tangents of keys exceed the 32 MiB above which the C
 # library asks for new pages each time: 8.1 s of system time against 4.5 s (GPT-2, 64 tokens).
 MOST_TOKENS = 48
-# Entries of all intermediate results of one pass: below this it takes less than a millisecond.
-# None for now: the mapped pass leaves tensors behind in networks that transform what they compute.
-_QUICK = -1
 
 
 @dataclass(frozen=True)
@@ -183,9 +180,7 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     routes: list[list[str]] = []  # of each task, again and again
     for start in range(0, tasks[0].points.shape[0], size):
         points = tasks[0].points[start : start + size]
-        values = guards.checked_values(
-            model, points, calls, tolerance, dtype, first=start == 0, mapped=_is_quick(tasks)
-        )
+        values = guards.checked_values(model, points, calls, tolerance, dtype, first=start == 0)
         together = guards.lay_out(model, points, values, tolerance)
         pasts = Pasts(model, points, calls[0][-1])
         replays = _replays(tasks)
@@ -681,11 +676,6 @@ def _replays(tasks: Sequence[Task]) -> Replays:
         task.wrt: [record.call for record in task.records] for task in tasks if task.wrt is not None
     }
     return Replays(tasks[0].model, wanted, Budget(tasks[0].memory).replays)
-
-
-def _is_quick(tasks: Sequence[Task]) -> bool:
-    """Return whether running each point alone takes time for the calls, more than for numbers."""
-    return tasks[0].points.shape[0] > 1 and tasks[0].survey.activations <= _QUICK
 
 
 def _parts_points(task: Task) -> int:

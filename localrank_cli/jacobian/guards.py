@@ -10,14 +10,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from localrank_cli.errors import LocalrankError, ModelError, cause
 from localrank_cli.jacobian.batch import Batch, Layout
 from localrank_cli.jacobian.repeat import unrepeatable
 from localrank_cli.jacobian.routes import contraction, normal_direction, pullback, pushforward
 from localrank_cli.layers.capture import Call, Capture
-from localrank_cli.layers.restore import Snapshot
 from localrank_cli.layers.setting import analysis_setting
 
 # Of two points together, a derivative that is divided by their number is off by a half.
@@ -72,11 +70,8 @@ def checked_values(
     dtype: torch.dtype,
     *,
     first: bool,
-    mapped: bool = False,
 ) -> Values:
     """Return `point_values`; of the `first` points, check that other passes give the same.
-
-    With `mapped` they come from `mapped_values` where that is possible.
 
     Raises:
         ModelError: If they do not.
@@ -85,9 +80,7 @@ def checked_values(
     if first:
         with analysis_setting(model, dtype, seed=1):
             alone = point_values(model, points[:1], *calls)
-    values = mapped_values(model, points, calls, tolerance) if mapped else None
-    if values is None:
-        values = point_values(model, points, *calls)
+    values = point_values(model, points, *calls)
     if alone is not None:
         check_repeatable(model, points, values, tolerance)
         check_seedless(values, alone, tolerance)
@@ -133,58 +126,6 @@ def point_values(
         shapes,
         {call: torch.tensor(flags, device=points.device) for call, flags in sound.items()},
     )
-
-
-def mapped_values(
-    model: nn.Module,
-    points: Tensor,
-    calls: tuple[Sequence[Call], Sequence[Call]],
-    tolerance: float,
-) -> Values | None:
-    """Return `point_values` from one pass in which torch maps over the points.
-
-    To torch.func.vmap, each point is a batch of one, whatever the network does. None where the
-    network refuses it, or either end of the points gives another value alone.
-    """
-    wanted, watched = calls
-    capture = Capture(model, wanted, watched=watched)
-
-    def alone(point: Tensor) -> tuple[tuple[Tensor, ...], dict[Call, Tensor]]:
-        return capture(point.unsqueeze(0)), capture.seen
-
-    # A tensor of this pass that the network keeps is of no use to the next.
-    snapshot = Snapshot(model)
-    try:
-        with torch.no_grad(), capture.installed():
-            found, seen = vmap(alone)(points)
-    except Exception:  # a network that depends on values, or leaves torch, may raise anything
-        return None
-    finally:
-        snapshot.restore()
-    everything = seen | dict(zip(wanted, found, strict=True))
-    finite = _finite(points)
-    sound = {}
-    for call in watched:
-        if call in everything:
-            finite = finite & _finite(everything[call])
-        sound[call] = finite
-    values = Values(
-        {call: one.reshape(one.shape[0], -1) for call, one in zip(wanted, found, strict=True)},
-        {call: tuple(one.shape[1:]) for call, one in zip(wanted, found, strict=True)},
-        {call: sound[call] for call in wanted},
-    )
-    ends = torch.tensor([0, points.shape[0] - 1], device=points.device)
-    expected = point_values(model, points[ends], *calls)
-    same = values.shapes == expected.shapes and all(
-        close(expected.outputs[call], values.outputs[call][ends], tolerance)
-        and torch.equal(expected.finite[call], values.finite[call][ends])
-        for call in wanted
-    )
-    return values if same else None
-
-
-def _finite(tensor: Tensor) -> Tensor:
-    return torch.isfinite(tensor).reshape(tensor.shape[0], -1).all(dim=1)
 
 
 def _captured(capture: Capture, point: Tensor, index: int) -> tuple[Tensor, ...]:

@@ -367,7 +367,7 @@ def _check_interval(settings: Settings) -> None:
             f"--method interval with --positions {positions}: the bounds are for whole Jacobians"
             " only.",
             "Use --method exact, as single positions have small Jacobians; or name one position by"
-            " --input-slice and --output-slice in place of --positions.",
+            " --input-slice and --output-slice instead of --positions.",
         )
     if settings.pooled:
         raise SettingsError(

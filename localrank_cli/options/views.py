@@ -174,7 +174,7 @@ class PlotOptions:
         ),
     ] = ()
     title: Annotated[
-        str | None, Setting(help="Title, in place of the one made from the table.", metavar="TEXT")
+        str | None, Setting(help="Title, instead of the one made from the table.", metavar="TEXT")
     ] = None
     size: Annotated[
         tuple[float, float] | None,
@@ -389,7 +389,7 @@ class CompareOptions:
     seed: Annotated[
         Annotated[int, Interval(ge=0)],
         Setting(
-            help="Seed of the bootstrap, which is used in place of Student's t with 10 runs or"
+            help="Seed of the bootstrap, which is used instead of Student's t with 10 runs or"
             " more.",
             metavar="S",
             default=0,

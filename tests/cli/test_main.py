@@ -1,11 +1,9 @@
-import inspect
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.main import get_command
 
 import localrank_cli
@@ -179,10 +177,6 @@ QUICK = LAZY.replace(
 )
 
 
-@pytest.mark.skipif(
-    "torch._dynamo" in inspect.getsource(torch.func.vmap),
-    reason="vmap of this version of torch imports its compiler",
-)
 def test_a_chain_of_layers_imports_no_more_than_it_needs() -> None:
     """Torch's compiler, which its dispatch modes import, takes as long to import as torch."""
     samples = Path(__file__).parents[2] / "sample_checkpoints" / "gaussian_teacher"

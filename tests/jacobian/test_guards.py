@@ -7,9 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from localrank_cli.jacobian.engine import Modes
-from localrank_cli.jacobian.guards import Values, mapped_values, point_values
-from localrank_cli.layers.capture import Call
-from localrank_cli.layers.setting import analysis_setting
 from tests.asking import numbers, spectra_of, spectra_of_case
 from tests.cases import CASES, Case, params
 from tests.naive import naive_jacobians, naive_spectra
@@ -71,28 +68,6 @@ def test_one_point_needs_no_batch() -> None:
     assert modes.notes == []
 
 
-class Keeping(nn.Module):
-    """Keeps a tensor of its first pass, and may depend on values or on the transform it is in."""
-
-    def __init__(self, how: str = "") -> None:
-        super().__init__()
-        self.how = how
-        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 4)
-        self.kept: Tensor | None = None
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Apply two layers."""
-        hidden = self.a(inputs).log() if self.how == "nan" else self.a(inputs)
-        if self.kept is None:
-            self.kept = hidden.detach()
-        if self.how == "if" and bool(inputs.sum() > 0):
-            hidden = -hidden
-        if self.how == "other" and torch._C._functorch.maybe_current_level() is not None:
-            hidden = hidden + 1
-        found: Tensor = self.b(hidden)
-        return found
-
-
 class Averaged(torch.autograd.Function):
     """Its backward pass divides by the number of points."""
 
@@ -135,30 +110,3 @@ def test_a_backward_pass_that_depends_on_the_number_of_points(how: str) -> None:
     for label, sigma in naive_spectra(naive_jacobians(model, points)).items():
         # As in tests/jacobian/test_trace.py: another order of the same few products.
         assert (abs(numbers(found[label]) - sigma) <= 1.1e-11 * sigma[:, :1]).all()
-
-
-def both(model: nn.Module, points: Tensor) -> tuple[Values | None, Values]:
-    calls = [Call("a"), Call("b")], [Call("a"), Call("b")]
-    with analysis_setting(model.double(), torch.float64):
-        return mapped_values(model, points, calls, 1e-9), point_values(model, points, *calls)
-
-
-@pytest.mark.parametrize("how", ["", "nan"])
-def test_values_of_one_pass_are_those_of_each_point_alone(how: str) -> None:
-    model, points = Keeping(how), torch.randn(5, 6, dtype=torch.float64)
-    points[3, 2] = torch.inf
-    found, expected = both(model, points)
-    assert model.kept is None
-    assert found is not None
-    assert found.shapes == expected.shapes
-    for call in expected.outputs:
-        assert torch.equal(found.finite[call], expected.finite[call])
-        # Sums of six terms in another order.
-        assert torch.allclose(
-            found.outputs[call], expected.outputs[call], rtol=1e-14, atol=1e-14, equal_nan=True
-        )
-
-
-@pytest.mark.parametrize("how", ["if", "other"])
-def test_a_pass_that_gives_other_values_or_none_is_not_believed(how: str) -> None:
-    assert both(Keeping(how), torch.randn(5, 6, dtype=torch.float64))[0] is None
