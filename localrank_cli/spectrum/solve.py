@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,16 +31,8 @@ from localrank_cli.spectrum.svd import (
 )
 from localrank_cli.spectrum.tolerance import Tolerance
 
-_Key = TypeVar("_Key")
-_Result = TypeVar("_Result")
-
 # Up to this size a thread for each matrix beats all threads on one matrix.
 _MAX_THREADED_SIZE = 512
-# Up to this short side the SVD takes less than Gram matrix, eigenvalues and, apart from these, the
-# lowest values. Of a layer the first matrices show whether the others are likely to need all three.
-_MAX_DIRECT_SIZE = 256
-# The same for its long side, relative to the short one: the SVD begins with a QR of longer ones.
-_MAX_DIRECT_RATIO = 1.5
 
 
 @dataclass(frozen=True)
@@ -103,11 +94,7 @@ def solve_stack(
         eigenvalues = gram_eigenvalues(matrices)
         solved = [_Solution(row, error, max(rows, columns)) for row in eigenvalues]
     elif min(rows, columns) <= _MAX_THREADED_SIZE:
-        solved = _piloted(
-            lambda index, direct: _squared(matrices[index], error, demand, is_direct=bool(direct)),
-            range(count),
-            lambda one: frozenset([0]) if _is_costly(one) else frozenset(),
-        )
+        solved = thread_map(lambda index: _squared(matrices[index], error, demand), range(count))
     else:
         solved = [_squared(matrix, error, demand) for matrix in matrices]
 
@@ -116,37 +103,8 @@ def solve_stack(
     )
 
 
-def _piloted(
-    work: Callable[[int, frozenset[_Key]], _Result],
-    items: Sequence[int],
-    is_costly: Callable[[_Result], frozenset[_Key]],
-) -> list[_Result]:
-    """Return the results for all items, in order.
-
-    `work` takes an item and the layers for which all of the first items were costly, of which
-    there are as many as threads.
-    """
-    count = min(torch.get_num_threads(), len(items))
-    found = thread_map(lambda item: work(item, frozenset()), items[:count])
-    costly = frozenset.intersection(*(is_costly(one) for one in found))
-    return found + thread_map(lambda item: work(item, costly), items[count:])
-
-
-def _is_costly(solution: _Solution) -> bool:
-    """Return whether values were computed apart that an SVD would have given for less."""
-    short = len(solution.eigenvalues)
-    is_small = short <= _MAX_DIRECT_SIZE and solution.long_side <= _MAX_DIRECT_RATIO * short
-    return is_small and solution.lowest is not None
-
-
-def _squared(matrix: Tensor, error: float, demand: Demand, *, is_direct: bool = False) -> _Solution:
-    """Return the eigenvalues of a matrix's Gram matrix, and apart what they do not resolve.
-
-    With `is_direct` all values are computed apart, by the SVD.
-    """
-    if is_direct:
-        values = singular_values(matrix)
-        return _Solution(values.square(), error, max(matrix.shape), Lowest(values, 0.0))
+def _squared(matrix: Tensor, error: float, demand: Demand) -> _Solution:
+    """Return the eigenvalues of a matrix's Gram matrix, and apart what they do not resolve."""
     return _resolved(gram_pair(matrix), error, demand)
 
 
@@ -292,20 +250,13 @@ def solve_chain(
         }
         return found | empty
 
-    def squared(point: int, direct: frozenset[Call]) -> dict[Call, _Solution]:
-        """Return what the factors give at one point; `direct` take an SVD at once."""
-        return {
-            factor.call: _of_factor(factor, demand, is_direct=factor.call in direct)
-            for factor in chain.factors(point, rest)
-        }
+    def squared(point: int) -> dict[Call, _Solution]:
+        """Return what the Gram matrices of all factors give at one point."""
+        return {factor.call: _of_factor(factor, demand) for factor in chain.factors(point, rest)}
 
     if demand.tolerances is None:
         return found | {call: _svd(chain, points, call, min(shapes[call])) for call in rest}
-    by_point = _piloted(
-        squared,
-        points,
-        lambda found: frozenset(call for call, one in found.items() if _is_costly(one)),
-    )
+    by_point = thread_map(squared, points)
     for call in rest:
         factors = _factors(chain, points, call)
         solved = [of_point[call] for of_point in by_point]
@@ -314,7 +265,7 @@ def solve_chain(
     return found
 
 
-def _of_factor(factor: Factor, demand: Demand, *, is_direct: bool) -> _Solution:
+def _of_factor(factor: Factor, demand: Demand) -> _Solution:
     """Return the squares of a factor's singular values, in two parts where they are known."""
     matrix = factor.matrix
     if factor.large is not None and demand.needs_every_value:
@@ -322,7 +273,7 @@ def _of_factor(factor: Factor, demand: Demand, *, is_direct: bool) -> _Solution:
         if split is not None:
             error = factor.error + split.error
             return _Solution(split.eigenvalues, error, max(matrix.shape), split.lowest)
-    return _squared(matrix, factor.error, demand, is_direct=is_direct)
+    return _squared(matrix, factor.error, demand)
 
 
 def _svd(chain: Chain, points: Sequence[int], call: Call, width: int) -> Tensor:

@@ -151,37 +151,6 @@ def test_tolerances_among_the_lowest_values(
             assert (found > factor * tol).sum() == (truth > factor * tol).sum()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(130, 190), (200, 90), (60, 60)])
-def test_a_layer_whose_first_matrix_is_costly(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], kind: str
-) -> None:
-    values = sorted(bottoms(min(shape))[kind], reverse=True)
-    matrices = torch.stack([planted(values, *shape, seed) for seed in range(3)])
-    # The second is none of those that the first one announces.
-    matrices[1] = planted(torch.linspace(1, 0.05, min(shape)).tolist(), *shape, 7)
-    demand, calls = demand_of((Tolerance(atol=0.031), Tolerance(rtol=1e-7))), []
-
-    def counted(matrix: Tensor) -> Tensor:
-        calls.append(tuple(matrix.shape))
-        return torch.linalg.svdvals(matrix)
-
-    monkeypatch.setattr(solve, "singular_values", counted)
-    found = solve_stack(matrices, demand)
-    is_announced = lowest_values(gram_pair(matrices[0])) is not None
-    is_square = max(shape) <= 1.5 * min(shape)
-    assert calls.count(shape) >= (2 if is_announced and is_square else 0)
-    for mine, truth in zip(found, torch.linalg.svdvals(matrices), strict=True):
-        unsure = float(rounding(truth[0], max(shape), torch.float64))
-        for tol in (0.031, 1e-7 * float(truth[0])):
-            for factor in (0.99, 1.0, 1.01):
-                if float((truth - factor * tol).abs().min()) > unsure:
-                    assert (mine > factor * tol).sum() == (truth > factor * tol).sum()
-        for name, measure in MEASURES.items():
-            if measure.compute is not None:  # what the contract promises from route to route
-                assert measured(mine, name) == pytest.approx(measured(truth, name), rel=1e-6)
-
-
 def test_what_has_no_lowest_values() -> None:
     for matrix in (
         torch.zeros(30, 40),
