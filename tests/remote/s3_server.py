@@ -1,7 +1,6 @@
 """A server of S3 on the loopback: moto's, with faults on request."""
 
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from typing import Any
 import moto.server
 from moto.s3.models import s3_backends
 from werkzeug.serving import WSGIRequestHandler, make_server
+
+from tests.remote.loopback import serving_on
 
 _ACCOUNT = "123456789012"  # moto's own
 
@@ -90,12 +91,5 @@ def serving() -> Iterator[FakeS3]:
         threaded=True,
         request_handler=_Quiet,
     )
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    s3.endpoint = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving_on(server) as s3.endpoint:
         yield s3
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
