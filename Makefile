@@ -49,9 +49,10 @@ test-lowest: $(VENV)/.base
 	$(LOWEST)/bin/localrank analyze --help > /dev/null
 	$(LOWEST)/bin/python -m pytest -n $(JOBS) --dist loadgroup -W default::DeprecationWarning $(LOWEST_TESTS)
 
-# Tests that take too long for every change: many more kill -9, many more random inputs.
+# Tests that take too long for every change: full products of cases, many more kill -9, many more
+# random inputs.
 test-long: $(VENV)/.dev
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long -n $(JOBS) --dist loadgroup
 
 # Random and corrupted inputs; takes some minutes, and prints how many were tried (FUZZ=N of each
 # kind).

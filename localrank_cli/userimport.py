@@ -27,6 +27,8 @@ _LIBRARIES = (
 
 # Modules beside an imported file -> their folder. Two series may bring files of the same name.
 _beside: dict[str, Path] = {}
+# Modules of libraries, so that each is recognized once.
+_of_libraries: dict[str, ModuleType] = {}
 
 
 class CodeError(LocalrankError):
@@ -128,11 +130,7 @@ class SecondImport:
             origin = Path(top or Path.cwd() / place.partition(".")[0] / "__init__.py").resolve()
             folder = origin.parent.parent if origin.name == "__init__.py" else origin.parent
             named = {place}
-        below = {
-            name
-            for name, module in sys.modules.items()
-            if (file := _file_of(module)) and not is_library(file) and _is_below(file, folder)
-        }
+        below = {name for name, file in _users_files() if _is_below(file, folder)}
         return [
             name
             for name in {*named, *below} - {"__main__"}
@@ -146,11 +144,27 @@ def is_library(file: str) -> bool:
     return file.startswith(_LIBRARIES) or bool(_INSTALLED & set(Path(file).parts))
 
 
+def _users_files() -> list[tuple[str, str]]:
+    """Return the names and files of the imported modules that belong to no library."""
+    found = []
+    for name, module in list(sys.modules.items()):
+        # A forward pass asks each time, and nearly all of thousands of modules are of libraries.
+        if _of_libraries.get(name) is module:
+            continue
+        file = _file_of(module)
+        if file is not None and not is_library(file):
+            found.append((name, file))
+        elif file is not None or not isinstance(module, ModuleType):
+            _of_libraries[name] = module
+    return found
+
+
 def _file_of(module: ModuleType) -> str | None:
     found = vars(module).get("__file__") if isinstance(module, ModuleType) else None
     return found if isinstance(found, str) else None
 
 
+@functools.lru_cache(maxsize=4096)
 def _is_below(file: str, folder: Path) -> bool:
     return Path(file).is_relative_to(folder) or Path(file).resolve().is_relative_to(folder)
 

@@ -35,6 +35,10 @@ _MACHINERY = {
     "traceback", "unittest", "warnings", "weakref",
 }  # fmt: skip
 
+# Lightning's networks hold their trainer, which holds the process's handlers of signals, and these
+# a notebook's kernel, say, with all its variables.
+_TRAINERS = {"lightning.pytorch.trainer.trainer", "pytorch_lightning.trainer.trainer"}
+
 EMPTY = object()  # content of a slot that was never set
 
 Put = Callable[[Any], object]
@@ -345,4 +349,6 @@ def holds_objects(value: object) -> bool:
 
 def is_machinery(value: object) -> bool:
     """Return whether an object leads into the interpreter, to files or to other threads."""
-    return type(value).__module__.partition(".")[0] in _MACHINERY
+    kind = type(value)
+    top = kind.__module__.partition(".")[0]
+    return top in _MACHINERY or any(base.__module__ in _TRAINERS for base in kind.__mro__)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections import Counter
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,6 +65,41 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+def thin_out(items: list[pytest.Item]) -> None:
+    """Mark as long the cases of a product that are not needed for `cover`.
+
+    Those kept have every value of every parameter, cover(1), or every pair of values, cover(2).
+    They are chosen greedily, in the order of the cases, so they are the same everywhere.
+    """
+    tests: dict[object, list[tuple[pytest.Item, int]]] = {}
+    for item in items:
+        mark = item.get_closest_marker("cover")
+        if mark is not None:
+            test = item.nodeid.partition("[")[0]
+            tests.setdefault(test, []).append((item, mark.args[0]))
+    for cases in tests.values():
+        parts = [
+            {frozenset(part) for part in combinations(_values(item), size)} for item, size in cases
+        ]
+        left = set().union(*parts)
+        while left:
+            best = max(range(len(parts)), key=lambda index: len(parts[index] & left))
+            left -= parts[best]
+            parts[best] = set()
+        for (item, _), rest in zip(cases, parts, strict=True):
+            if rest:
+                item.add_marker("long")
+
+
+def _values(item: pytest.Item) -> list[tuple[str, object]]:
+    """Return the parameters of a case, each with its value, or with the number of that."""
+    spec = vars(item)["callspec"]
+    return [
+        (name, value if isinstance(value, str | int | float | None) else (spec.indices[name],))
+        for name, value in sorted(spec.params.items())
+    ]
+
+
 def group(nodeid: str) -> str:
     """Return what is run by one worker: a file, whose fixtures are made once, or several."""
     return _group(nodeid.partition("::")[0])
@@ -75,8 +111,13 @@ def _group(file: str) -> str:
     return next((name for place, name in GROUPS.items() if path.is_relative_to(place)), file)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put first what takes long, so that no worker is left with it at the end."""
+    """Leave the rest of each product to test-long, and put first what takes long.
+
+    So no worker is left with that at the end.
+    """
+    thin_out(items)
     groups = [group(item.nodeid) for item in items]
     slow = Counter(
         name for name, item in zip(groups, items, strict=True) if item.get_closest_marker("slow")

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from localrank_cli import local_rank
 from localrank_cli.callbacks import LightningMonitor, TrainerMonitor
+from localrank_cli.live.copied import copy_of
+from localrank_cli.model.sharing import held_objects
 from tests.helpers import mlp
 
 INPUTS = torch.randn(24, 1, 6, 6, generator=torch.Generator().manual_seed(2))
@@ -107,6 +109,22 @@ def test_a_training_of_lightning(tmp_path: Path, options: dict[str, Any], steps:
     assert monitor.table["spectral_norm"].tail(2).tolist() == last["spectral_norm"].tolist()
     assert logger.seen[steps[-1]]["local_rank/net.0"] == last["local_rank"][0]
     assert isinstance(monitor, LightningMonitor)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_trainer_holds_is_no_part_of_the_network(tmp_path: Path) -> None:
+    class Reached:
+        """As a handler of signals reaches a notebook, with all its variables."""
+
+        def __init__(self) -> None:
+            self.variables = [torch.ones(3)]
+
+    network, trainer = lightning_training(tmp_path, [])
+    trainer._signal_connector.reached = Reached()
+    assert network.trainer is trainer
+    assert not [place.name for place in held_objects(network) if place.name.startswith("_trainer.")]
+    network.eval()
+    assert copy_of(network, "it")(INPUTS).equal(network(INPUTS))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,0 +1,47 @@
+"""The mark cover(n): which cases of a product run each time."""
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.conftest import thin_out
+
+
+class Case:
+    nodeid = "test_file.py::test_name[...]"
+
+    def __init__(self, size: int, **params: object) -> None:
+        self.callspec = SimpleNamespace(params=params, indices=dict.fromkeys(params, 0))
+        self.mark = SimpleNamespace(args=(size,))
+        self.is_long = False
+
+    def get_closest_marker(self, name: str) -> object:
+        return self.mark if name == "cover" else None
+
+    def add_marker(self, name: str) -> None:
+        assert name == "long"
+        self.is_long = True
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 4), (2, 16)])
+def test_every_combination_of_that_size_is_kept(size: int, most: int) -> None:
+    values: dict[str, list[Any]] = {"a": ["x", "y", "z", "w"], "b": [1, 2, 3], "c": [True, False]}
+    cases = [
+        Case(size, **dict(zip(values, one, strict=True)))
+        for one in itertools.product(*values.values())
+    ]
+    thin_out(cases)  # type: ignore[arg-type]  # no items of pytest, but all that is used of them
+    kept = [case.callspec.params for case in cases if not case.is_long]
+    assert len(kept) <= most < len(cases)
+    for names in itertools.combinations(values, size):
+        found = {tuple(params[name] for name in names) for params in kept}
+        assert found == set(itertools.product(*(values[name] for name in names)))
+
+
+def test_other_tests_are_left_alone() -> None:
+    case = Case(1, a=1)
+    case.mark = None  # type: ignore[assignment]
+    thin_out([case])  # type: ignore[list-item]
+    assert not case.is_long
