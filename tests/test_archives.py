@@ -224,7 +224,7 @@ def test_a_list_that_contradicts_the_file(tmp_path: Path, what: str) -> None:
     assert fault_of_archive(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("byte", [0, 1, 255])
+@pytest.mark.parametrize("byte", [0, pytest.param(1, marks=pytest.mark.long), 255])
 def test_any_other_byte_in_the_lists(tmp_path: Path, byte: int) -> None:
     """What is not refused is read as it was: no field is followed that another contradicts."""
     path, expected = tmp_path / "x.pt", weights()

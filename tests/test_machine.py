@@ -65,9 +65,10 @@ def test_freed_memory_is_kept_unless_the_user_chose_otherwise() -> None:
         run = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
         return int(run.stdout)
 
-    # How much of the heap's top is free, and so given back, varies with the addresses.
-    kept = min(faults(2**31) for _ in range(3))
-    assert faults(2**31, MALLOC_TRIM_THRESHOLD_="1000000") > 5 * kept  # the user's choice
+    # How much of the heap's top is free, and so given back, varies with the addresses: at most
+    # three tries.
+    freed = faults(2**31, MALLOC_TRIM_THRESHOLD_="1000000")  # the user's choice
+    assert any(freed > 5 * faults(2**31) for _ in range(3))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU C library")

@@ -265,9 +265,17 @@ MODEL += ", nn.Linear(3, 2))\n"
 
 
 @pytest.mark.parametrize(
-    ("row", "number"), [(row, n) for row, cases in CASES.items() for n in range(len(cases))]
+    ("row", "number", "with_model"),
+    [
+        # Each once, with and without the network's code in turn; the rest at test-long.
+        pytest.param(
+            row, n, with_model, marks=pytest.mark.long if (n + at) % 2 == with_model else ()
+        )
+        for at, (row, cases) in enumerate(CASES.items())
+        for n in range(len(cases))
+        for with_model in (True, False)
+    ],
 )
-@pytest.mark.parametrize("with_model", [True, False])
 def test_several_sets_of_weights(row: str, number: int, with_model: bool, tmp_path: Path) -> None:
     content, *read = CASES[row][number]
     expected = read[0 if with_model else 1]

@@ -211,6 +211,11 @@ def colour():
 """
 
 
+# Axes that were joined, and one that was added; the rest at test-long.
+SHAPES: list[Any] = [(64,), (1, 1, 8, 8)]
+SHAPES += [pytest.param(shape, marks=pytest.mark.long) for shape in [(8, 8), (8, 8, 1)]]
+
+
 class TestDataShape:
     """Points whose shape is not the one that the network takes."""
 
@@ -236,7 +241,7 @@ class TestDataShape:
     def images(self) -> torch.Tensor:
         return torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
-    @pytest.mark.parametrize("there", [(64,), (8, 8), (8, 8, 1), (1, 1, 8, 8)])
+    @pytest.mark.parametrize("there", SHAPES)
     def test_the_error_proposes_what_works(self, run: Any, there: tuple[int, ...]) -> None:
         data = self.images()
         expected = run("conv", data)

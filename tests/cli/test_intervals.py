@@ -53,12 +53,15 @@ def test_one_point_has_two_probes(series: Path) -> None:
     assert {row["method"] for row in found} == {"interval(lanczos,s=2,nu<=50,float64,seed=0)"}
 
 
-def test_shards_and_resumed_runs_give_the_same_bytes(series: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [4, pytest.param(6, marks=pytest.mark.long)])
+def test_shards_and_resumed_runs_give_the_same_bytes(
+    series: Path, tmp_path: Path, count: int
+) -> None:
     whole = tmp_path / "whole.csv"
     assert invoke("analyze", str(series), *WORDS, "-o", str(whole)).code == 0
     parts = tmp_path / "parts"
-    for index in range(6):  # parts of the points of each checkpoint
-        part = ("-o", f"{parts}/", "--shard", f"{index}/6")
+    for index in range(count):  # of four: parts of the points of each checkpoint
+        part = ("-o", f"{parts}/", "--shard", f"{index}/{count}")
         assert invoke("analyze", str(series), *WORDS, *part).code == 0
     merged = tmp_path / "merged.csv"
     assert invoke("merge", str(parts), "-o", str(merged)).code == 0
@@ -69,6 +72,17 @@ def test_shards_and_resumed_runs_give_the_same_bytes(series: Path, tmp_path: Pat
     again = invoke("analyze", str(series), *WORDS, "-o", str(cut))
     assert again.code == 0
     assert cut.read_bytes() == whole.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A series, and its table of the first of two checkpoints."""
+    folder = tmp_path_factory.mktemp("begun")
+    series = save_series(folder / "run", (0, 5), (9, 30, 12, 3))
+    table = folder / "t.csv"
+    words = ("-o", str(table), "--steps", "0:0")
+    assert invoke("analyze", str(series), *WORDS, *words).code == 0
+    return series, table
 
 
 @pytest.mark.parametrize(
@@ -82,19 +96,20 @@ def test_shards_and_resumed_runs_give_the_same_bytes(series: Path, tmp_path: Pat
     ],
 )
 def test_resuming_with_other_terms_is_refused(
-    series: Path, tmp_path: Path, words: tuple[str, str], named: str
+    begun: tuple[Path, Path], words: tuple[str, str], named: str
 ) -> None:
-    table = str(tmp_path / "t.csv")
-    assert invoke("analyze", str(series), *WORDS, "-o", table, "--steps", "0:0").code == 0
+    series, table = begun
+    before = table.read_bytes()
     given = list(WORDS)
     if words[0] == "--method":
         given = [*PLAIN, *TOLERANCES]
     elif words[0] in given:
         place = given.index(words[0])
         del given[place : place + 2]
-    outcome = invoke("analyze", str(series), *given, *words, "-o", table)
+    outcome = invoke("analyze", str(series), *given, *words, "-o", str(table))
     assert outcome.code != 0
     assert named in outcome.stderr
+    assert table.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -257,7 +272,9 @@ WAITS_LATE = WAITS.replace(
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL]
+)
 def test_a_run_that_is_stopped_among_its_products_is_resumed(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -81,6 +81,7 @@ def chain(*parts: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 3), *parts, nn.Linear(3, 2))
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize(
     "parts",
     [

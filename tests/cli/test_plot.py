@@ -277,6 +277,7 @@ def test_runs_of_one_kind_are_averaged(two: tuple[Path, Path], tmp_path: Path) -
         (("--layers", "0"), "layers"),
     ],
 )
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("same_name", [False, True])
 def test_manifests_that_differ_in_more_than_the_seed(
     two: tuple[Path, Path], tmp_path: Path, words: tuple[str, ...], note: str, same_name: bool
@@ -310,15 +311,14 @@ def plain(text: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         ranks, target = Path(folder, "ranks.csv"), Path(folder, "plain.svg")
         ranks.write_text(text)
-        assert run_cold("plot", str(ranks), "-o", str(target), env=CLEAN).code == 0
+        assert run("plot", str(ranks), "-o", str(target), env=CLEAN).code == 0
         return target.read_bytes()
 
 
 @pytest.mark.parametrize(
     "kind",
     [
-        "current folder",
-        "backend",
+        "folder and backend",
         "pipe",
         *(pytest.param(kind, marks=pytest.mark.long) for kind in ("home", "variable", "bytes")),
     ],
@@ -330,11 +330,11 @@ def test_settings_of_matplotlib_have_no_effect(ranks: Path, tmp_path: Path, kind
         os.mkfifo(here / "matplotlibrc")
     elif kind == "bytes":
         (here / "matplotlibrc").write_bytes(b"font.size: \xff\xfe\n")
-    elif kind == "backend":
-        env["MPLBACKEND"] = "module://evil"
-        (here / "evil.py").write_text(evil_code(here / "ran"))
     else:
-        place = {"current folder": "matplotlibrc", "home": "home/matplotlib/matplotlibrc"}
+        if kind == "folder and backend":
+            env["MPLBACKEND"] = "module://evil"
+            (here / "evil.py").write_text(evil_code(here / "ran"))
+        place = {"folder and backend": "matplotlibrc", "home": "home/matplotlib/matplotlibrc"}
         (here / place.get(kind, "theirs")).write_text(RC)
         env |= {"XDG_CONFIG_HOME": str(here / "home")} if kind == "home" else {}
         env |= {"MATPLOTLIBRC": "theirs"} if kind == "variable" else {}

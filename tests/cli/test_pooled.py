@@ -85,7 +85,9 @@ def test_other_columns_are_those_without_it(single: Path) -> None:
             assert cell == other[name] or float(cell) == pytest.approx(float(other[name]), rel=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 11])
+@pytest.mark.parametrize(
+    "count", [3, 11, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 2, 4, 6))]
+)
 def test_any_division_gives_the_table_of_a_single_run(
     single: Path, tmp_path: Path, count: int
 ) -> None:

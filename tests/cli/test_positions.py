@@ -209,7 +209,11 @@ def test_a_merge_of_shards_is_the_single_run(folder: Path, count: int) -> None:
     ("words", "named"),
     [
         (("--positions", "same:2"), "positions was same:3 and is now same:2"),
-        (("--positions", "last"), "positions was same:3 and is now last"),
+        pytest.param(
+            ("--positions", "last"),
+            "positions was same:3 and is now last",
+            marks=pytest.mark.long,
+        ),
         (("--wrt", "previous"), "wrt was embed,previous and is now previous"),
         (("--feature-axis", "blocks.*=2"), "feature axis was not set and is now ['blocks.*=2']"),
         (("--exclude", "head"), "layers was with head from embed (9), head from blocks.2 (9)"),

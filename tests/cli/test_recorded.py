@@ -122,21 +122,27 @@ def expected_norms(slope: Callable[[Tensor], Tensor] = of_tanh) -> list[float]:
 @pytest.mark.parametrize(
     ("code", "beside"),
     [
-        (BY_NAME, {"model_args": RIGHT}),
         (BY_NAME, {"hyper_parameters": AttributeDict(RIGHT, lr=0.1)}),
-        (BY_NAME, {"args": argparse.Namespace(**RIGHT, lr=0.1, fn=torch.relu)}),
         (BY_NAME, {"config": {"model": RIGHT, "optim": {"act": "sin"}}}),
         (BY_NAME, {"model_args": RIGHT, "config": {"act": "sin", "hidden": 9}}),
         (WITH_DEFAULTS, {"hyper_parameters": RIGHT}),
         (BY_NAME + "\ndef build(hidden=5, act='sin'): return Net(hidden, act)", {"hparams": RIGHT}),
         (CONFIG, {"model_args": {**RIGHT, "scale": 2.0}}),
         (CONFIG, {"config": NetConfig(5, "tanh")}),
-        (ANNOTATED, {"config": {**RIGHT, "lr": 1}}),
         (ANNOTATED, {"hyper_parameters": {"config": RIGHT}}),
-        (NO_CLASS, {"config": {**RIGHT, "lr": 1, "fn": torch.relu}}),
         (NO_CLASS, {"args": argparse.Namespace(**RIGHT)}),
         (ITEMS, {"config": {**RIGHT, "lr": 1}}),
         (KEYWORDS, {"hyper_parameters": RIGHT}),
+        # The same with the place of another case, or with less in it.
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in (
+                (BY_NAME, {"model_args": RIGHT}),
+                (BY_NAME, {"args": argparse.Namespace(**RIGHT, lr=0.1, fn=torch.relu)}),
+                (ANNOTATED, {"config": {**RIGHT, "lr": 1}}),
+                (NO_CLASS, {"config": {**RIGHT, "lr": 1, "fn": torch.relu}}),
+            )
+        ),
     ],
 )  # fmt: skip
 def test_the_numbers_are_those_of_the_recorded_arguments(
@@ -151,7 +157,14 @@ def test_the_numbers_are_those_of_the_recorded_arguments(
     assert "tanh" in found.stderr
 
 
-@pytest.mark.parametrize("code", [BY_NAME, WITH_DEFAULTS, CONFIG, ANNOTATED])
+@pytest.mark.parametrize(
+    "code",
+    [
+        WITH_DEFAULTS,
+        CONFIG,
+        *(pytest.param(code, marks=pytest.mark.long) for code in (BY_NAME, ANNOTATED)),
+    ],
+)
 def test_a_config_beside_the_checkpoints_records_them(case: Case, code: str) -> None:
     """As PyTorchModelHubMixin of huggingface_hub writes it; with defaults, all shapes may fit."""
     path = case.save(code, {}).folder / "run" / "config.json"

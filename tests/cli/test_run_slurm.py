@@ -38,7 +38,7 @@ def test_without_a_time_each_checkpoint_is_a_task(words: tuple[str, ...]) -> Non
     assert tasks(invoke(*words, "--max-tasks", "5")) == 5
 
 
-@pytest.mark.parametrize("minutes", [1e-4, 0.02, 0.05, 60])
+@pytest.mark.parametrize("minutes", [1e-4, pytest.param(0.02, marks=pytest.mark.long), 0.05, 60])
 def test_minutes_per_task(words: tuple[str, ...], minutes: float) -> None:
     outcome = invoke(*words, "--minutes-per-task", str(minutes))
     match = re.search(

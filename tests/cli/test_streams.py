@@ -98,7 +98,7 @@ def test_files_are_written_with_all_streams_closed(series: Path, tmp_path: Path)
     (tmp_path / "data.py").write_text(f"{code}import torch\nx = torch.rand(9, 4)\n")
     target = tmp_path / "ranks.csv"
     words = ("--data", f"{tmp_path}/data.py:x", "-o", str(target))
-    outcome = run_cold("analyze", str(series), *words, preexec_fn=partial(os.closerange, 0, 3))
+    outcome = run("analyze", str(series), *words, before=partial(os.closerange, 0, 3))
     assert outcome.code == 0
     lines = target.read_text().splitlines()
     assert len(lines) == 7

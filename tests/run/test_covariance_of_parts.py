@@ -47,7 +47,10 @@ class Net(nn.Module):
         return x
 """
 LAYERS = ("embed", "blocks.0", "blocks.1")
-KINDS = ("same", "same:2", "first", "last", "last-each:3", "each:2", "last-all", "all")
+# One of each way in which matrices are cut from a Jacobian; the rest at test-long.
+CUTS = ("same", "last-each:3", "each:2", "all")
+MORE = ("same:2", "first", "last", "last-all")
+KINDS = (*CUTS, *(pytest.param(kind, marks=pytest.mark.long) for kind in MORE))
 
 
 @cache
@@ -157,13 +160,7 @@ def test_each_position_and_source_has_its_own_covariance(folder: Path, kind: str
     assert (frame["n_cov"] == N_DATA).all()
 
 
-# One of each way in which matrices are cut from a Jacobian; the rest at test-long.
-CUTS = {"same", "last-each:3", "each:2", "all"}
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in CUTS else pytest.mark.long) for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_residual_part_too(folder: Path, kind: str) -> None:
     frame = run(folder, wrt="previous", positions=kind, residual=True)
     pairs = [("embed", ""), ("blocks.0", "embed"), ("blocks.1", "blocks.0")]
@@ -204,6 +201,7 @@ def test_little_memory_gives_the_same(
         assert tight[name].tolist() == pytest.approx(plenty[name].tolist(), rel=1e-7)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("kind", ["same", "last-each", "last", "all"])
 def test_a_covariance_of_few_points(folder: Path, kind: str, residual: bool) -> None:

@@ -140,10 +140,20 @@ def test_everything_that_is_proposed_fits(kind: str, tmp_path: Path) -> None:
     assert {text: (way.n_layers, way.largest.shape) for text, way in found.items()} == WAYS[kind]
 
 
+# What another way proposes too: test_everything_that_is_proposed_fits knows the shapes of each.
+AGAIN = {
+    ("convolutions", "--memory 23MiB"),
+    ("convolutions", "--positions last"),
+    ("convolutions", "--wrt previous --positions each:1"),
+    ("plain", "--exclude 0"),
+    ("plain", "--output-slice ...,:512"),
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        (kind, text)
+        pytest.param(kind, text, marks=pytest.mark.long if (kind, text) in AGAIN else ())
         for kind, found in WAYS.items()
         for text in found
         # Whole Jacobians of a decoder take minutes in so little memory.

@@ -225,12 +225,20 @@ def truth(folder: Path) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", RESTORED)
+@pytest.mark.parametrize(
+    "name",
+    # Deep holds such an object deeper, and LruFunction has the same cache.
+    [
+        pytest.param(name, marks=pytest.mark.long if name in {"Helper", "Lru"} else ())
+        for name in RESTORED
+    ],
+)
 def test_what_a_network_kept_is_removed(folder: Path, name: str) -> None:
     # Both are computed in float64: rounding is far below 1e-9. Tables hold 9 digits.
     assert norms(folder, name) == pytest.approx(truth(folder), rel=1e-8)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
 def test_a_network_that_keeps_values_out_of_reach_is_refused(

@@ -200,6 +200,7 @@ class TestPrefixes:
         check(tmp_path, ONE, model=build)
         check(tmp_path, TWO, model=build, weights="ema")
 
+    @pytest.mark.cover(2)
     @pytest.mark.parametrize("key", ["ema", "ema_state_dict", "model_ema"])
     @pytest.mark.parametrize("beside", [{}, {"model": ONE}])
     @pytest.mark.parametrize("prefix", ["", "module."])
@@ -233,6 +234,7 @@ class TestPrefixes:
             check(tmp_path, ONE, **options)
             check(tmp_path, TWO, weights="ema", **options)
 
+    @pytest.mark.cover(2)
     @pytest.mark.parametrize("options", [{}, {"model": build}])
     @pytest.mark.parametrize("beside", [{}, {"epoch": 3, "optimizer": {"state": {}}}])
     @pytest.mark.parametrize(

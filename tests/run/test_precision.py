@@ -102,6 +102,7 @@ def shards_of_two_versions(
     return invoke("merge", str(folder / "shards"), "-o", str(folder / "merged.csv"))
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("steps", [[1, 2], [1]], ids=["checkpoints", "points"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_shards_with_rows_in_float32_are_not_merged_with_later_ones(
@@ -115,7 +116,7 @@ def test_shards_with_rows_in_float32_are_not_merged_with_later_ones(
     assert not (tmp_path / "merged.csv").exists()
 
 
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("first", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_shards_of_float64_are_merged_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
@@ -155,6 +156,7 @@ def test_parts_of_a_checkpoint_have_one_set_of_weights(tmp_path: Path) -> None:
     assert "differ in their weights" in outcome.error
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize(("asks", "code"), [(".float()", 1), ("", 0)])
 @pytest.mark.parametrize("first", [1, 2])
 def test_kept_singular_values_of_two_versions(
