@@ -11,8 +11,10 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,28 +100,50 @@ def at_a_terminal(command: str, folder: Path) -> tuple[int, list[str]]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES", "NO_COLOR"}}
     kept |= {"PATH": path, "TERM": "dumb", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    if re.fullmatch(r"localrank [^|<>&;$`]*", command) and "--help" not in command:
-        # The shell expands the words, and the program runs in a process that has torch already.
-        asked = ["bash", "-c", f"printf '%s\\0' {command}"]
-        expanded = subprocess.run(asked, cwd=folder, capture_output=True, text=True, check=True)
-        words = expanded.stdout.split("\0")[:-1]
-        name = Path(os.ttyname(terminal))
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            written = pool.submit(read_all, main)
-            status = run_warm(tuple(words[1:]), folder, kept, name, name)
-            os.close(terminal)
-            return status, written.result()
-    process = subprocess.Popen(
-        ["bash", "-c", command],
-        stdin=subprocess.DEVNULL,
-        stdout=terminal,
-        stderr=terminal,
-        cwd=folder,
-        env=kept,
-    )
-    os.close(terminal)
-    lines = read_all(main)
-    return process.wait(), lines
+    # Help is laid out by what typer finds at its import; the environment is that of this function.
+    is_cold = "--help" in command or re.search(r"\w=\S* +localrank ", command)
+    with contextlib.nullcontext("") if is_cold else warm_shell(kept) as function:
+        process = subprocess.Popen(
+            ["bash", "-c", function + command],
+            stdin=subprocess.DEVNULL,
+            stdout=terminal,
+            stderr=terminal,
+            cwd=folder,
+            env=kept,
+        )
+        os.close(terminal)
+        lines = read_all(main)
+        return process.wait(), lines
+
+
+@contextlib.contextmanager
+def warm_shell(environment: dict[str, str]) -> Iterator[str]:
+    """Yield a function of the shell that runs localrank in a process that has torch already.
+
+    It has the outputs of the function: a terminal, a file or a pipe.
+    """
+    if not Path("/proc/self/fd").is_dir():
+        yield ""  # the program that is installed
+        return
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(max_workers=1) as pool:
+        asked, answered = Path(place, "asked"), Path(place, "answered")
+        os.mkfifo(asked)
+        os.mkfifo(answered)
+
+        def serve() -> None:
+            while request := asked.read_text("utf-8"):
+                shell, folder, *words = request.split("\0")[:-1]
+                out, err = (Path(f"/proc/{shell}/fd/{number}") for number in (1, 2))
+                status = run_warm(tuple(words), Path(folder), environment, out, err)
+                answered.write_text(f"{status}\n", "utf-8")
+
+        serving = pool.submit(serve)
+        yield (
+            f'localrank() {{ printf \'%s\\0\' $BASHPID "$PWD" "$@" > {asked};'
+            f" read status < {answered}; return $status; }}\n"
+        )
+        asked.write_text("", "utf-8")
+        serving.result()
 
 
 def read_all(main: int) -> list[str]:
