@@ -39,7 +39,11 @@ def expected(series: Path) -> str:
     return invoke("analyze", str(series), *QUICK).stdout
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 40])
+@pytest.mark.parametrize(
+    # Below the number of checkpoints, between it and that of points, and above.
+    "count",
+    [2, 5, 40, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 3, 8))],
+)
 def test_any_number_of_shards(series: Path, expected: str, tmp_path: Path, count: int) -> None:
     """Fewer than checkpoints, as many, more (then points are divided), more than points."""
     order = list(range(count))
@@ -193,7 +197,7 @@ def test_a_failed_checkpoint_is_reported_once(series: Path, tmp_path: Path) -> N
     assert_equal((tmp_path / "a.csv").read_text(), whole)
 
 
-@pytest.mark.parametrize("count", [1, 2, 9])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 2, 9])
 def test_values_that_are_not_finite_have_the_status_of_a_single_run(
     series: Path, tmp_path: Path, count: int
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from localrank_cli.results.columns import header
-from tests.cli.program import QUICK, invoke, run
+from tests.cli.program import QUICK, invoke, run, run_cold
 from tests.helpers import entries, save_series
 
 
@@ -45,14 +45,11 @@ def test_both_closed_and_data_on_stdout(tmp_path: Path) -> None:
     assert run("analyze", str(series), *QUICK, before=partial(os.closerange, 1, 3)).code == 1
 
 
-def _fill_stderr() -> None:
-    os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
-
-
 def test_stderr_full(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     series = save_series(tmp_path / "run")
-    outcome = run("analyze", str(series), *QUICK, "-v", before=_fill_stderr)
+    with Path("/dev/full").open("w") as full:
+        outcome = run_cold("analyze", str(series), *QUICK, "-v", stderr=full)
     assert outcome.code == 0
     assert len(outcome.stdout.splitlines()) == 7

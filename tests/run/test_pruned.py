@@ -47,6 +47,7 @@ def found(path: Path, **options: object) -> float:
     return float(analyze(path, data="normal:6", points=2, **options)["jacobian_norm"][0])
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("options", [{}, {"model": plain}, {"model": masked}])
 @pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
 @pytest.mark.parametrize("structured", [False, True])
