@@ -67,8 +67,11 @@ from localrank_cli.layers.replay import Replays
 from localrank_cli.layers.replay import record as record_replay
 from localrank_cli.layers.survey import CallRecord, Survey
 from localrank_cli.layers.triangle import Triangle
+from localrank_cli.threads import one_thread
 
 _Result = TypeVar("_Result")
+# Operations of a forward pass that one core does in a few milliseconds.
+_LIGHT = 2e8
 _DENSE = "all tokens are computed at once, which is slower"
 # Directions of one token at once. With 96, the tangents of keys exceed the 32 MiB above which the C
 # library asks for new pages each time: 8.1 s of system time against 4.5 s (GPT-2, 64 tokens).
@@ -180,8 +183,9 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     routes: list[list[str]] = []  # of each task, again and again
     for start in range(0, tasks[0].points.shape[0], size):
         points = tasks[0].points[start : start + size]
-        values = guards.checked_values(model, points, calls, tolerance, dtype, first=start == 0)
-        together = guards.lay_out(model, points, values, tolerance)
+        with one_thread(_is_light(tasks, points.shape[0])):
+            values = guards.checked_values(model, points, calls, tolerance, dtype, first=start == 0)
+            together = guards.lay_out(model, points, values, tolerance)
         pasts = Pasts(model, points, calls[0][-1])
         replays = _replays(tasks)
         for index, task in enumerate(tasks):
@@ -198,6 +202,12 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
                     _count(task, batch, portion, modes.progress)
             routes.append(modes.routes)
     _name_sources(tasks, routes[-len(tasks) :], modes)
+
+
+def _is_light(tasks: Sequence[Task], n_points: int) -> bool:
+    """Return whether one forward pass of a batch is too short for more than one thread."""
+    cost = max(record.cost for record in tasks[0].survey.records)
+    return cost * n_points <= _LIGHT
 
 
 def _name_sources(tasks: Sequence[Task], routes: Sequence[list[str]], modes: Modes) -> None:
@@ -238,7 +248,8 @@ def _of_batch(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
         parts = {record.call: task.parts[record.call][span] for record in task.records}
         yield from _PartRun(task, batch, place, modes, parts).portions()
         return
-    chain = chain_of(task, batch, modes)
+    with one_thread(_is_light([task], batch.n_points)):
+        chain = chain_of(task, batch, modes)
     if chain is not None:
         yield ChainPortion(chain, start, good)
         return
@@ -267,8 +278,10 @@ def _batches(
 ) -> Iterator[tuple[int, Batch]]:
     calls = [record.call for record in task.records]
     if together is not None:
-        batch = guards.make_batch(task.model, points, values, together, task.wrt)
-        if _attempt(partial(guards.points_are_separate, batch, calls)):
+        with one_thread(_is_light([task], points.shape[0])):
+            batch = guards.make_batch(task.model, points, values, together, task.wrt)
+            are_separate = _attempt(partial(guards.points_are_separate, batch, calls))
+        if are_separate:
             yield 0, batch.in_metric(task.metric, task.picked)
             return
     _note_once(
@@ -283,7 +296,8 @@ def _batches(
             {call: flags[index : index + 1] for call, flags in values.finite.items()},
         )
         point = points[index : index + 1]
-        alone = guards.lay_out(task.model, point, single, task.tolerance)
+        with one_thread(_is_light([task], 1)):
+            alone = guards.lay_out(task.model, point, single, task.tolerance)
         if alone is None:
             raise guards.unrepeatable_alone(task.model, point, single.outputs)
         batch = guards.make_batch(task.model, point, single, alone, task.wrt)

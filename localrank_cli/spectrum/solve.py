@@ -30,6 +30,7 @@ from localrank_cli.spectrum.svd import (
     thread_map,
 )
 from localrank_cli.spectrum.tolerance import Tolerance
+from localrank_cli.threads import one_thread
 
 # Up to this size a thread for each matrix beats all threads on one matrix.
 _MAX_THREADED_SIZE = 512
@@ -94,7 +95,11 @@ def solve_stack(
         eigenvalues = gram_eigenvalues(matrices)
         solved = [_Solution(row, error, max(rows, columns)) for row in eigenvalues]
     elif min(rows, columns) <= _MAX_THREADED_SIZE:
-        solved = thread_map(lambda index: _squared(matrices[index], error, demand), range(count))
+
+        def squared(index: int) -> _Solution:
+            return _squared(matrices[index], error, demand)
+
+        solved = thread_map(squared, range(count), are_small=True)
     else:
         solved = [_squared(matrix, error, demand) for matrix in matrices]
 
@@ -256,7 +261,8 @@ def solve_chain(
 
     if demand.tolerances is None:
         return found | {call: _svd(chain, points, call, min(shapes[call])) for call in rest}
-    by_point = thread_map(squared, points)
+    are_small = max(min(shapes[call]) for call in rest) <= _MAX_THREADED_SIZE
+    by_point = thread_map(squared, points, are_small=are_small)
     for call in rest:
         factors = _factors(chain, points, call)
         solved = [of_point[call] for of_point in by_point]
@@ -283,7 +289,8 @@ def _svd(chain: Chain, points: Sequence[int], call: Call, width: int) -> Tensor:
         """Return the singular values of one matrix by the SVD."""
         return _padded(singular_values(factor(index)), width)
 
-    return torch.stack(thread_map(values, range(len(points))))
+    are_small = width <= _MAX_THREADED_SIZE
+    return torch.stack(thread_map(values, range(len(points)), are_small=are_small))
 
 
 def _factors(chain: Chain, points: Sequence[int], call: Call) -> Callable[[int], Tensor]:
@@ -314,7 +321,7 @@ def _solver(
         if min(shape) > _MAX_THREADED_SIZE:
             found = [values(index) for index in indices]
         else:
-            found = thread_map(values, indices)
+            found = thread_map(values, indices, are_small=True)
         return torch.stack([_padded(row, min(shape)) for row in found])
 
     return surely
@@ -335,6 +342,7 @@ def _certain_values(
     return values
 
 
+@one_thread()  # a few numbers for each value
 def _certified(
     solved: Sequence[_Solution], shape: tuple[int, int], demand: Demand
 ) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from localrank_cli.threads import one_thread
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -20,24 +22,23 @@ _GRAM_ROWS = 256
 _MIN_DEVICE_SIZE = 512
 
 
-def thread_map(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+def thread_map(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], *, are_small: bool
+) -> list[_Result]:
     """Return the results for all items, in order, from as many one-thread workers as torch has.
 
     One thread a matrix beats all threads on one matrix where matrices are small; torch lets other
-    threads run while LAPACK works. The first error, if there is one, is raised.
+    threads run while LAPACK works. The first error, if there is one, is raised. A single item has
+    all threads unless it is small.
     """
     listed = list(items)
-    threads = torch.get_num_threads()
-    workers = min(threads, len(listed))
-    if workers < 2:
-        return [work(item) for item in listed]
-    try:
-        torch.set_num_threads(1)
+    workers = min(torch.get_num_threads(), len(listed))
+    with one_thread(workers > 1 or are_small):
+        if workers < 2:
+            return [work(item) for item in listed]
         # In the workers too: the number of threads is kept for each thread.
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, listed))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def singular_values(jacobians: Tensor) -> Tensor:
