@@ -163,7 +163,7 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     is updated when the model refuses one.
 
     Yields:
-        For each group of points, a chain for all calls of a task or a portion for each call.
+        For each group of points, a chain for all calls of a task, or portions of one or more calls.
 
     Raises:
         ModelError: If the model is random, or cannot be differentiated.
@@ -221,8 +221,8 @@ def _name_sources(tasks: Sequence[Task], routes: Sequence[list[str]], modes: Mod
 def _count(task: Task, batch: Batch, portion: AnyPortion, progress: Progress) -> None:
     """Count a portion as done, after its singular values were computed."""
     span = Span(portion.start, batch.n_points)
-    if isinstance(portion, ChainPortion):
-        for record in task.records:
+    if isinstance(portion, ChainPortion | LocalPortion):
+        for record in task.records if isinstance(portion, ChainPortion) else portion.records:
             progress.finish(task.wrt, record.call, span)
         return
     if isinstance(portion, PartPortion):
@@ -323,7 +323,8 @@ def _portions(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
     routes: dict[Call, str] = {}
     span = Span(start, batch.n_points)
     for local in _local(task, batch, forward, place, modes):
-        routes[local.record.call] = "forward, directions with disjoint outputs together"
+        together = "forward, directions with disjoint outputs together"
+        routes |= dict.fromkeys(local.jacobians, together)
         yield local
     forward = tuple(record for record in forward if record.call not in routes)
     short = shortened(task, batch, forward)
@@ -371,11 +372,15 @@ def _local(
         span = Span(place.start, batch.n_points)
         modes.progress.begin(task.wrt, list(fields), span, fold.n_passes)
         found = local_jacobians(batch, fold, fields, chunk)
-        for call, jacobians in found.by_call.items():
-            error = found.errors[call]
-            modes.local &= error < torch.inf
-            if error < torch.inf:
-                yield LocalPortion(by_call[call], place.start, jacobians, place.good[call], error)
+        modes.local &= all(error < torch.inf for error in found.errors.values())
+        sound = {
+            call: jacobians
+            for call, jacobians in found.by_call.items()
+            if found.errors[call] < torch.inf
+        }
+        if sound:
+            records = tuple(by_call[call] for call in sound)
+            yield LocalPortion(records, place.start, sound, place.good, found.errors)
 
 
 def _in_blocks(

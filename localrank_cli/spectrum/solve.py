@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from localrank_cli.jacobian.budget import Budget
 from localrank_cli.jacobian.chain import Chain, Factor
 from localrank_cli.jacobian.local import LocalJacobian
 from localrank_cli.layers.capture import Call
@@ -70,6 +71,7 @@ def solve_stack(
     n_in: int | None = None,
     error: float = 0.0,
     n_out: int | None = None,
+    memory: int = 0,
 ) -> Tensor:
     """Return the singular values of Jacobians that are held: (points, min(n_out, n_in)).
 
@@ -81,6 +83,7 @@ def solve_stack(
         n_in: Columns of the Jacobians, where `matrices` have fewer.
         error: How far singular values of `matrices` may be from those of the Jacobians.
         n_out: Rows of the Jacobians, where `matrices` have fewer.
+        memory: As in `solve_local`.
     """
     count, rows, columns = matrices.shape
     shape = (rows if n_out is None else n_out, columns if n_in is None else n_in)
@@ -94,14 +97,15 @@ def solve_stack(
     if min(rows, columns) <= MAX_STACKED_SIZE:
         eigenvalues = gram_eigenvalues(matrices)
         solved = [_Solution(row, error, max(rows, columns)) for row in eigenvalues]
-    elif min(rows, columns) <= _MAX_THREADED_SIZE:
+    else:
+        size = min(rows, columns)
+        is_small = size <= _MAX_THREADED_SIZE
+        at_once = None if is_small else _side_by_side(size, memory, matrices)
 
         def squared(index: int) -> _Solution:
             return _squared(matrices[index], error, demand)
 
-        solved = thread_map(squared, range(count), are_small=True)
-    else:
-        solved = [_squared(matrix, error, demand) for matrix in matrices]
+        solved = thread_map(squared, range(count), are_small=is_small, at_once=at_once)
 
     return _certain_values(
         solved, shape, demand, _solver(lambda index: matrices[index], solved, shape, demand)
@@ -195,28 +199,58 @@ def solve_blocks(
     return _certain_values(solved, shape, demand, surely)
 
 
-def solve_local(
-    jacobians: Sequence[LocalJacobian],
-    shape: tuple[int, int],
-    demand: Demand,
-    error: float = 0.0,
-) -> Tensor:
-    """Return the singular values of tall Jacobians with many zeros: (len(jacobians), n_in).
+@dataclass(frozen=True)
+class LocalCall:
+    """Some points' Jacobians of one call, which are tall and have many zeros."""
+
+    jacobians: Sequence[LocalJacobian]
+    shape: tuple[int, int]  # n_out and n_in
+    error: float = 0.0  # how far their singular values may be from those of the network's Jacobians
+
+
+def solve_local(calls: Sequence[LocalCall], demand: Demand, memory: int = 0) -> list[Tensor]:
+    """Return the singular values of tall Jacobians with many zeros: (points, n_in) for each call.
 
     They are float64, on the CPU, descending.
 
     Args:
-        jacobians: Some points' of one call.
-        shape: n_out and n_in.
+        calls: Their Jacobians.
         demand: Their purpose.
-        error: How far their singular values may be from those of the network's Jacobians.
+        memory: Bytes for all of it, which decides how many matrices are solved side by side.
     """
+    if demand.tolerances is None:
+        return [_local_svd(one) for one in calls]
+    jacobians = [jacobian for one in calls for jacobian in one.jacobians]
+    if not jacobians:
+        return [_local_svd(one) for one in calls]
+    widest = max(one.shape[1] for one in calls)
+    # A sum without the terms that are exactly zero: the bound of the whole product holds.
+    squares = thread_map(
+        lambda jacobian: symmetric_eigenvalues(jacobian.gram()),
+        jacobians,
+        are_small=widest <= _MAX_THREADED_SIZE,
+        at_once=_side_by_side(widest, memory, jacobians[0].outputs),
+    )
+    found, start = [], 0
+    for one in calls:
+        stop = start + len(one.jacobians)
+        found.append(_local_values(one, squares[start:stop], demand))
+        start = stop
+    return found
+
+
+def _local_svd(call: LocalCall) -> Tensor:
+    width = min(call.shape)
+    if not call.jacobians:
+        return torch.empty(0, width, dtype=torch.float64, device="cpu")
+    return _padded(torch.stack([singular_values(one.dense()) for one in call.jacobians]), width)
+
+
+def _local_values(call: LocalCall, squares: Sequence[Tensor], demand: Demand) -> Tensor:
+    """Return the singular values of one call's Jacobians, whose squares are known."""
+    jacobians, shape, error = call.jacobians, call.shape, call.error
     if not jacobians:
         return torch.empty(0, min(shape), dtype=torch.float64, device="cpu")
-    if demand.tolerances is None:
-        return _padded(torch.stack([singular_values(one.dense()) for one in jacobians]), min(shape))
-    # A sum without the terms that are exactly zero: the bound of the whole product holds.
-    squares = [symmetric_eigenvalues(jacobian.gram()) for jacobian in jacobians]
 
     def surely(indices: Sequence[int]) -> Tensor:
         """Compute those whose squares leave a count uncertain from the Jacobians themselves."""
@@ -233,6 +267,11 @@ def solve_local(
 
     solved = [_Solution(row, error, max(shape)) for row in squares]
     return _certain_values(solved, shape, demand, surely)
+
+
+def _side_by_side(size: int, memory: int, matrices: Tensor) -> int:
+    """Return how many matrices are solved at once: on a GPU one, which it fills."""
+    return Budget(memory).squares(size) if matrices.device.type == "cpu" else 1
 
 
 def solve_chain(
