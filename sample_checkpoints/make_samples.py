@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from localrank_cli.errors import LocalrankError
 from localrank_cli.experiments import gaussian, mnist
-from localrank_cli.experiments.series import SeriesText, one_thread, train_series
+from localrank_cli.experiments.series import SeriesText, reproducibly, train_series
 from localrank_cli.experiments.training import MOMENTUM, Recipe, Task
 
 N_POINTS = 64  # points at which the READMEs' ranks are measured: the default of the package
@@ -178,7 +178,7 @@ def main() -> None:
         given = [material(sample, args.mnist) for sample in chosen]
     except LocalrankError as error:
         raise SystemExit(f"make_samples.py: error: {error}") from error
-    with one_thread():
+    with reproducibly():
         for sample, one in zip(chosen, given, strict=True):
             write_series(sample, one, Path(__file__).parent / sample.name)
 

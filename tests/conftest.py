@@ -22,10 +22,12 @@ ROOT = Path(__file__).parent
 # `pytest -n` gives all tests of a file to one worker, and all of these groups: tests that share one
 # Slurm or one browser, and calls of LAPACK that fill a core for seconds; and processes that have
 # imported transformers or Lightning, which takes as long as hundreds of tests.
+WAITING = "machine"
 GROUPS = {
-    "divide": "machine",
-    "faults/test_long_call.py": "machine",
-    "report/test_browser.py": "machine",
+    "cli/test_run_slurm.py": WAITING,
+    "divide": WAITING,
+    "faults/test_long_call.py": WAITING,
+    "report/test_browser.py": WAITING,
     "checkpoints/test_packages.py": "transformers",
     "checkpoints/test_written_by_libraries.py": "transformers",
     "cli/test_compress_hf.py": "transformers",
@@ -135,17 +137,33 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     if config.getvalue("dist") != "loadgroup":
         return None
     config.option.loadscopereorder = False  # it puts first the groups with the most tests
-    scheduler = importlib.import_module("xdist.scheduler").LoadScopeScheduling(config, log)
-    scheduler._split_scope = group
-    return scheduler
+    base: Any = importlib.import_module("xdist.scheduler").LoadScopeScheduling
+
+    class Scheduling(base):  # type: ignore[misc]  # xdist is imported where it is used
+        """A worker for each core, and one more as long as tests wait more than they compute."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+        def _reschedule(self, node: Any) -> None:
+            if WAITING in self.assigned_work[node] and self.numnodes > _n_cores():
+                node.shutdown()  # when it has run what it was given
+            else:
+                super()._reschedule(node)
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int | None:
-    """One more than there are cores: the worker with the tests of Slurm waits most of the time."""
-    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ or not hasattr(os, "sched_getaffinity"):
-        return None  # xdist knows
-    return len(os.sched_getaffinity(0)) + 1
+    """One more than there are cores, at first: see `Scheduling`."""
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else _n_cores() + 1
+
+
+def _n_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def pytest_collection_finish() -> None:

@@ -2,7 +2,8 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,13 @@ def save_epochs(folder: Path, places: Iterable[tuple[int, int]], **beside: Any) 
         loaded = {"model": weights(seed=number), "epoch": epoch, "step": step, **beside}
         torch.save(loaded, folder / f"c_{number:02}.pt")
     return folder
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -28,11 +28,11 @@ class Case:
 @pytest.mark.parametrize(("size", "most"), [(1, 4), (2, 16)])
 def test_every_combination_of_that_size_is_kept(size: int, most: int) -> None:
     values: dict[str, list[Any]] = {"a": ["x", "y", "z", "w"], "b": [1, 2, 3], "c": [True, False]}
-    cases = [
+    cases: list[Any] = [
         Case(size, **dict(zip(values, one, strict=True)))
         for one in itertools.product(*values.values())
     ]
-    thin_out(cases)  # type: ignore[arg-type]  # no items of pytest, but all that is used of them
+    thin_out(cases)
     kept = [case.callspec.params for case in cases if not case.is_long]
     assert len(kept) <= most < len(cases)
     for names in itertools.combinations(values, size):
@@ -41,7 +41,7 @@ def test_every_combination_of_that_size_is_kept(size: int, most: int) -> None:
 
 
 def test_other_tests_are_left_alone() -> None:
-    case = Case(1, a=1)
-    case.mark = None  # type: ignore[assignment]
-    thin_out([case])  # type: ignore[list-item]
+    case: Any = Case(1, a=1)
+    case.mark = None
+    thin_out([case])
     assert not case.is_long

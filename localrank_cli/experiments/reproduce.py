@@ -19,7 +19,7 @@ from localrank_cli.experiments import (
 from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.experiment import Experiment, Verdict
 from localrank_cli.experiments.pictures import PictureError, save_picture
-from localrank_cli.experiments.series import LIVE, one_thread, output_errors
+from localrank_cli.experiments.series import LIVE, output_errors, reproducibly
 from localrank_cli.model.fill import fill_model
 from localrank_cli.options.table import AnalyzeOptions, ReproduceOptions
 from localrank_cli.results.columns import Row, header
@@ -72,7 +72,7 @@ def prepare(options: ReproduceOptions) -> Experiment:
 
 def train(experiment: Experiment, out: Path) -> Iterator[str]:
     """Train all networks and save their checkpoints; yield a line for each one."""
-    with one_thread():
+    with reproducibly():
         for arm in experiment.arms:
             for step in arm.train(out):
                 yield f"{arm.folder} step {step}"

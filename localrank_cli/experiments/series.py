@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from localrank_cli import threads
 from localrank_cli.errors import OutputError
 from localrank_cli.experiments.training import Recipe, Task, figures, training
 from localrank_cli.live.monitor import Monitor
@@ -124,12 +125,7 @@ def output_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one thread, with which small networks train fastest and reproducibly, bit by bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+def reproducibly() -> Iterator[None]:
+    """Use one thread, with which small networks train fastest and the same bit by bit."""
+    with threads.one_thread(), torch.random.fork_rng(devices=[]):
+        yield

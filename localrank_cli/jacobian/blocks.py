@@ -1,6 +1,6 @@
 """The forms of the engine's Jacobians: whole, in blocks if too large to hold, or as a chain."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,13 +76,13 @@ class PartBlockPortion:
 
 @dataclass(frozen=True)
 class LocalPortion:
-    """Jacobians of one call at some consecutive points, most of whose entries are zero."""
+    """Jacobians of some calls at some consecutive points, most of whose entries are zero."""
 
-    record: CallRecord
+    records: tuple[CallRecord, ...]
     start: int  # index of the first point
-    jacobians: Sequence[LocalJacobian]  # of every point
-    finite: Tensor  # (points,) bool: as in `Portion`
-    error: float  # as in `Portion`
+    jacobians: Mapping[Call, Sequence[LocalJacobian]]  # of every point
+    finite: Mapping[Call, Tensor]  # (points,) bool: as in `Portion`
+    errors: Mapping[Call, float]  # as in `Portion`
 
 
 AnyPortion = Portion | BlockPortion | ChainPortion | PartPortion | PartBlockPortion | LocalPortion

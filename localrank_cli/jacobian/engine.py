@@ -67,8 +67,11 @@ from localrank_cli.layers.replay import Replays
 from localrank_cli.layers.replay import record as record_replay
 from localrank_cli.layers.survey import CallRecord, Survey
 from localrank_cli.layers.triangle import Triangle
+from localrank_cli.threads import one_thread
 
 _Result = TypeVar("_Result")
+# Operations of a forward pass that one core does in a few milliseconds.
+_LIGHT = 2e8
 _DENSE = "all tokens are computed at once, which is slower"
 # Directions of one token at once. With 96, the tangents of keys exceed the 32 MiB above which the C
 # library asks for new pages each time: 8.1 s of system time against 4.5 s (GPT-2, 64 tokens).
@@ -160,7 +163,7 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     is updated when the model refuses one.
 
     Yields:
-        For each group of points, a chain for all calls of a task or a portion for each call.
+        For each group of points, a chain for all calls of a task, or portions of one or more calls.
 
     Raises:
         ModelError: If the model is random, or cannot be differentiated.
@@ -180,8 +183,9 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     routes: list[list[str]] = []  # of each task, again and again
     for start in range(0, tasks[0].points.shape[0], size):
         points = tasks[0].points[start : start + size]
-        values = guards.checked_values(model, points, calls, tolerance, dtype, first=start == 0)
-        together = guards.lay_out(model, points, values, tolerance)
+        with one_thread(_is_light(tasks, points.shape[0])):
+            values = guards.checked_values(model, points, calls, tolerance, dtype, first=start == 0)
+            together = guards.lay_out(model, points, values, tolerance)
         pasts = Pasts(model, points, calls[0][-1])
         replays = _replays(tasks)
         for index, task in enumerate(tasks):
@@ -200,6 +204,12 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
     _name_sources(tasks, routes[-len(tasks) :], modes)
 
 
+def _is_light(tasks: Sequence[Task], n_points: int) -> bool:
+    """Return whether one forward pass of a batch is too short for more than one thread."""
+    cost = max(record.cost for record in tasks[0].survey.records)
+    return cost * n_points <= _LIGHT
+
+
 def _name_sources(tasks: Sequence[Task], routes: Sequence[list[str]], modes: Modes) -> None:
     """Keep the routes of all tasks; those of parts name their sources already."""
     if len(tasks) > 1 and not tasks[0].parts:
@@ -211,8 +221,8 @@ def _name_sources(tasks: Sequence[Task], routes: Sequence[list[str]], modes: Mod
 def _count(task: Task, batch: Batch, portion: AnyPortion, progress: Progress) -> None:
     """Count a portion as done, after its singular values were computed."""
     span = Span(portion.start, batch.n_points)
-    if isinstance(portion, ChainPortion):
-        for record in task.records:
+    if isinstance(portion, ChainPortion | LocalPortion):
+        for record in task.records if isinstance(portion, ChainPortion) else portion.records:
             progress.finish(task.wrt, record.call, span)
         return
     if isinstance(portion, PartPortion):
@@ -238,7 +248,8 @@ def _of_batch(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
         parts = {record.call: task.parts[record.call][span] for record in task.records}
         yield from _PartRun(task, batch, place, modes, parts).portions()
         return
-    chain = chain_of(task, batch, modes)
+    with one_thread(_is_light([task], batch.n_points)):
+        chain = chain_of(task, batch, modes)
     if chain is not None:
         yield ChainPortion(chain, start, good)
         return
@@ -267,8 +278,10 @@ def _batches(
 ) -> Iterator[tuple[int, Batch]]:
     calls = [record.call for record in task.records]
     if together is not None:
-        batch = guards.make_batch(task.model, points, values, together, task.wrt)
-        if _attempt(partial(guards.points_are_separate, batch, calls)):
+        with one_thread(_is_light([task], points.shape[0])):
+            batch = guards.make_batch(task.model, points, values, together, task.wrt)
+            are_separate = _attempt(partial(guards.points_are_separate, batch, calls))
+        if are_separate:
             yield 0, batch.in_metric(task.metric, task.picked)
             return
     _note_once(
@@ -283,7 +296,8 @@ def _batches(
             {call: flags[index : index + 1] for call, flags in values.finite.items()},
         )
         point = points[index : index + 1]
-        alone = guards.lay_out(task.model, point, single, task.tolerance)
+        with one_thread(_is_light([task], 1)):
+            alone = guards.lay_out(task.model, point, single, task.tolerance)
         if alone is None:
             raise guards.unrepeatable_alone(task.model, point, single.outputs)
         batch = guards.make_batch(task.model, point, single, alone, task.wrt)
@@ -309,7 +323,8 @@ def _portions(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
     routes: dict[Call, str] = {}
     span = Span(start, batch.n_points)
     for local in _local(task, batch, forward, place, modes):
-        routes[local.record.call] = "forward, directions with disjoint outputs together"
+        together = "forward, directions with disjoint outputs together"
+        routes |= dict.fromkeys(local.jacobians, together)
         yield local
     forward = tuple(record for record in forward if record.call not in routes)
     short = shortened(task, batch, forward)
@@ -357,11 +372,15 @@ def _local(
         span = Span(place.start, batch.n_points)
         modes.progress.begin(task.wrt, list(fields), span, fold.n_passes)
         found = local_jacobians(batch, fold, fields, chunk)
-        for call, jacobians in found.by_call.items():
-            error = found.errors[call]
-            modes.local &= error < torch.inf
-            if error < torch.inf:
-                yield LocalPortion(by_call[call], place.start, jacobians, place.good[call], error)
+        modes.local &= all(error < torch.inf for error in found.errors.values())
+        sound = {
+            call: jacobians
+            for call, jacobians in found.by_call.items()
+            if found.errors[call] < torch.inf
+        }
+        if sound:
+            records = tuple(by_call[call] for call in sound)
+            yield LocalPortion(records, place.start, sound, place.good, found.errors)
 
 
 def _in_blocks(

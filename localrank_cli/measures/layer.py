@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from localrank_cli.measures.points import PointMeasures, PointRanks, point_measures
 from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
+from localrank_cli.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def reduce_points(points: PointMeasures) -> LayerMeasures:
     )
 
 
+@one_thread()  # a few numbers for each value
 def measure(
     spectrum: LayerSpectrum, tolerances: Sequence[Tolerance], noise: float
 ) -> LayerMeasures:

@@ -45,6 +45,7 @@ from localrank_cli.spectrum.pooled import (
 )
 from localrank_cli.spectrum.solve import (
     Demand,
+    LocalCall,
     solve_blocks,
     solve_chain,
     solve_local,
@@ -175,7 +176,9 @@ def _spectra(
         for index, portion in all_jacobians(tasks, modes):
             _solve(portion, tasks[index], found[index], request.demand)
             if request.pooled:
-                assert not isinstance(portion, ChainPortion)  # the engine forms none to be added
+                assert not isinstance(
+                    portion, ChainPortion | LocalPortion
+                )  # the engine forms none to be added
                 call = portion.record.call
                 pools[index][call].add(portion, found[index][call])
     places = {view.label: index for index, view in enumerate(examination.views)}
@@ -338,17 +341,16 @@ def _solve(portion: AnyPortion, task: Task, found: dict[Call, Tensor], demand: D
     if isinstance(portion, ChainPortion):
         _solve_chain(portion, task, found, demand)
         return
+    if isinstance(portion, LocalPortion):
+        _solve_local(portion, task, found, demand)
+        return
     rows, n_in = found[portion.record.call], _n_columns(task)
     if isinstance(portion, Portion):
         jacobians = portion.jacobians
         if not bool(portion.finite.all()):
             jacobians = jacobians[portion.finite.to(jacobians.device)]
-        values = solve_stack(jacobians, demand, n_in, portion.error, portion.record.numel)
-        _write_rows(rows, portion.start, portion.finite, values)
-    elif isinstance(portion, LocalPortion):
-        finite = portion.finite.tolist()
-        some = [one for one, good in zip(portion.jacobians, finite, strict=True) if good]
-        values = solve_local(some, (portion.record.numel, n_in), demand, portion.error)
+        n_out = portion.record.numel
+        values = solve_stack(jacobians, demand, n_in, portion.error, n_out, task.memory)
         _write_rows(rows, portion.start, portion.finite, values)
     elif isinstance(portion, BlockPortion):
         if bool(portion.finite.all()):
@@ -359,6 +361,24 @@ def _solve(portion: AnyPortion, task: Task, found: dict[Call, Tensor], demand: D
         n_parts = task.parts[portion.record.call].n_parts
         by_point = rows.view(-1, n_parts, rows.shape[1])
         _solve_parts(portion, by_point, n_in, demand)
+
+
+def _solve_local(
+    portion: LocalPortion, task: Task, found: dict[Call, Tensor], demand: Demand
+) -> None:
+    """Write the singular values of some calls' Jacobians into the rows of each."""
+    calls = []
+    for record in portion.records:
+        flags = portion.finite[record.call].tolist()
+        held = zip(portion.jacobians[record.call], flags, strict=True)
+        shape = record.numel, _n_columns(task)
+        some = [one for one, good in held if good]
+        calls.append(LocalCall(some, shape, portion.errors[record.call]))
+    for record, values in zip(
+        portion.records, solve_local(calls, demand, task.memory), strict=True
+    ):
+        call = record.call
+        _write_rows(found[call], portion.start, portion.finite[call], values)
 
 
 def _solve_parts(

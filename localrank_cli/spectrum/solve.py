@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from localrank_cli.jacobian.budget import Budget
 from localrank_cli.jacobian.chain import Chain, Factor
 from localrank_cli.jacobian.local import LocalJacobian
 from localrank_cli.layers.capture import Call
@@ -30,6 +31,7 @@ from localrank_cli.spectrum.svd import (
     thread_map,
 )
 from localrank_cli.spectrum.tolerance import Tolerance
+from localrank_cli.threads import one_thread
 
 # Up to this size a thread for each matrix beats all threads on one matrix.
 _MAX_THREADED_SIZE = 512
@@ -69,6 +71,7 @@ def solve_stack(
     n_in: int | None = None,
     error: float = 0.0,
     n_out: int | None = None,
+    memory: int = 0,
 ) -> Tensor:
     """Return the singular values of Jacobians that are held: (points, min(n_out, n_in)).
 
@@ -80,6 +83,7 @@ def solve_stack(
         n_in: Columns of the Jacobians, where `matrices` have fewer.
         error: How far singular values of `matrices` may be from those of the Jacobians.
         n_out: Rows of the Jacobians, where `matrices` have fewer.
+        memory: As in `solve_local`.
     """
     count, rows, columns = matrices.shape
     shape = (rows if n_out is None else n_out, columns if n_in is None else n_in)
@@ -93,10 +97,15 @@ def solve_stack(
     if min(rows, columns) <= MAX_STACKED_SIZE:
         eigenvalues = gram_eigenvalues(matrices)
         solved = [_Solution(row, error, max(rows, columns)) for row in eigenvalues]
-    elif min(rows, columns) <= _MAX_THREADED_SIZE:
-        solved = thread_map(lambda index: _squared(matrices[index], error, demand), range(count))
     else:
-        solved = [_squared(matrix, error, demand) for matrix in matrices]
+        size = min(rows, columns)
+        is_small = size <= _MAX_THREADED_SIZE
+        at_once = None if is_small else _side_by_side(size, memory, matrices)
+
+        def squared(index: int) -> _Solution:
+            return _squared(matrices[index], error, demand)
+
+        solved = thread_map(squared, range(count), are_small=is_small, at_once=at_once)
 
     return _certain_values(
         solved, shape, demand, _solver(lambda index: matrices[index], solved, shape, demand)
@@ -190,28 +199,58 @@ def solve_blocks(
     return _certain_values(solved, shape, demand, surely)
 
 
-def solve_local(
-    jacobians: Sequence[LocalJacobian],
-    shape: tuple[int, int],
-    demand: Demand,
-    error: float = 0.0,
-) -> Tensor:
-    """Return the singular values of tall Jacobians with many zeros: (len(jacobians), n_in).
+@dataclass(frozen=True)
+class LocalCall:
+    """Some points' Jacobians of one call, which are tall and have many zeros."""
+
+    jacobians: Sequence[LocalJacobian]
+    shape: tuple[int, int]  # n_out and n_in
+    error: float = 0.0  # how far their singular values may be from those of the network's Jacobians
+
+
+def solve_local(calls: Sequence[LocalCall], demand: Demand, memory: int = 0) -> list[Tensor]:
+    """Return the singular values of tall Jacobians with many zeros: (points, n_in) for each call.
 
     They are float64, on the CPU, descending.
 
     Args:
-        jacobians: Some points' of one call.
-        shape: n_out and n_in.
+        calls: Their Jacobians.
         demand: Their purpose.
-        error: How far their singular values may be from those of the network's Jacobians.
+        memory: Bytes for all of it, which decides how many matrices are solved side by side.
     """
+    if demand.tolerances is None:
+        return [_local_svd(one) for one in calls]
+    jacobians = [jacobian for one in calls for jacobian in one.jacobians]
+    if not jacobians:
+        return [_local_svd(one) for one in calls]
+    widest = max(one.shape[1] for one in calls)
+    # A sum without the terms that are exactly zero: the bound of the whole product holds.
+    squares = thread_map(
+        lambda jacobian: symmetric_eigenvalues(jacobian.gram()),
+        jacobians,
+        are_small=widest <= _MAX_THREADED_SIZE,
+        at_once=_side_by_side(widest, memory, jacobians[0].outputs),
+    )
+    found, start = [], 0
+    for one in calls:
+        stop = start + len(one.jacobians)
+        found.append(_local_values(one, squares[start:stop], demand))
+        start = stop
+    return found
+
+
+def _local_svd(call: LocalCall) -> Tensor:
+    width = min(call.shape)
+    if not call.jacobians:
+        return torch.empty(0, width, dtype=torch.float64, device="cpu")
+    return _padded(torch.stack([singular_values(one.dense()) for one in call.jacobians]), width)
+
+
+def _local_values(call: LocalCall, squares: Sequence[Tensor], demand: Demand) -> Tensor:
+    """Return the singular values of one call's Jacobians, whose squares are known."""
+    jacobians, shape, error = call.jacobians, call.shape, call.error
     if not jacobians:
         return torch.empty(0, min(shape), dtype=torch.float64, device="cpu")
-    if demand.tolerances is None:
-        return _padded(torch.stack([singular_values(one.dense()) for one in jacobians]), min(shape))
-    # A sum without the terms that are exactly zero: the bound of the whole product holds.
-    squares = [symmetric_eigenvalues(jacobian.gram()) for jacobian in jacobians]
 
     def surely(indices: Sequence[int]) -> Tensor:
         """Compute those whose squares leave a count uncertain from the Jacobians themselves."""
@@ -228,6 +267,11 @@ def solve_local(
 
     solved = [_Solution(row, error, max(shape)) for row in squares]
     return _certain_values(solved, shape, demand, surely)
+
+
+def _side_by_side(size: int, memory: int, matrices: Tensor) -> int:
+    """Return how many matrices are solved at once: on a GPU one, which it fills."""
+    return Budget(memory).squares(size) if matrices.device.type == "cpu" else 1
 
 
 def solve_chain(
@@ -256,7 +300,8 @@ def solve_chain(
 
     if demand.tolerances is None:
         return found | {call: _svd(chain, points, call, min(shapes[call])) for call in rest}
-    by_point = thread_map(squared, points)
+    are_small = max(min(shapes[call]) for call in rest) <= _MAX_THREADED_SIZE
+    by_point = thread_map(squared, points, are_small=are_small)
     for call in rest:
         factors = _factors(chain, points, call)
         solved = [of_point[call] for of_point in by_point]
@@ -283,7 +328,8 @@ def _svd(chain: Chain, points: Sequence[int], call: Call, width: int) -> Tensor:
         """Return the singular values of one matrix by the SVD."""
         return _padded(singular_values(factor(index)), width)
 
-    return torch.stack(thread_map(values, range(len(points))))
+    are_small = width <= _MAX_THREADED_SIZE
+    return torch.stack(thread_map(values, range(len(points)), are_small=are_small))
 
 
 def _factors(chain: Chain, points: Sequence[int], call: Call) -> Callable[[int], Tensor]:
@@ -314,7 +360,7 @@ def _solver(
         if min(shape) > _MAX_THREADED_SIZE:
             found = [values(index) for index in indices]
         else:
-            found = thread_map(values, indices)
+            found = thread_map(values, indices, are_small=True)
         return torch.stack([_padded(row, min(shape)) for row in found])
 
     return surely
@@ -335,6 +381,7 @@ def _certain_values(
     return values
 
 
+@one_thread()  # a few numbers for each value
 def _certified(
     solved: Sequence[_Solution], shape: tuple[int, int], demand: Demand
 ) -> tuple[Tensor, Tensor]:

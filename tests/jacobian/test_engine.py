@@ -1,8 +1,5 @@
 """Portions, surroundings and precisions: none may change a decided count."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +9,7 @@ from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of
 from tests.cases import CASES, Case, crossed, params
+from tests.helpers import threads
 from tests.naive import naive_jacobians, naive_spectra
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -69,16 +67,6 @@ def test_points_after_one_another(case: Case) -> None:
         joined = torch.cat([part[label].values for part in parts]).numpy()
         expected = numbers(spectrum)
         assert (np.abs(joined - expected) <= bound_of(case) * expected[:, :1]).all()
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # Kinds of arithmetic; the other cases are left to `make test-long`.
