@@ -1,6 +1,6 @@
 """Compression in the terms of its targets: what each method loses on networks trained here.
 
-    python benchmarks/compression.py [--only mlp conv gpt] [--seeds 3] [--shares 0.3] [--quick]
+    python benchmarks/compression.py [--only mlp conv gpt] [--seeds 0 1 2] [--shares 0.3] [--quick]
 
 Four kinds of networks: MLPs on digits with weight decay and without, conv nets with BatchNorm on
 digits, and byte-level GPTs on source code of Python's library. Everything is measured on data that
@@ -271,7 +271,7 @@ def main() -> int:
     """Train, compress, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=["mlp", "conv", "gpt"])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--shares", nargs="*", type=float, default=SHARES)
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
@@ -279,7 +279,7 @@ def main() -> int:
     for kind, build in KINDS.items():
         if kind.split(",", maxsplit=1)[0].lower() not in asked.only:
             continue
-        for seed in range(asked.seeds):
+        for seed in asked.seeds:
             began = time.process_time()
             trained = build(seed, asked.quick)
             runs.setdefault(kind, []).append(measured(trained, seed, asked.shares))

@@ -98,16 +98,16 @@ class ByHand:
         return [one[:, None] for one in gradients]
 
     def roots(self, name: str, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a root of each side's metric, from a Cholesky factorization."""
+        """Return the symmetric root of each side's metric."""
         n_out, n_in = self.weights[layer].shape
         left, right = np.eye(n_out), np.eye(n_in)
         if name in {"svd-llm", "inputs", *TWO_SIDED}:
-            right = np.linalg.cholesky(damped(self.covariances[layer]))
+            right = root_of(damped(self.covariances[layer]))
         if name == "fwsvd":
             left = np.sqrt(damped(np.diag(self.row_fisher[layer])))
         if name in TWO_SIDED:
             metric = name.removesuffix("-mean")
-            left = np.linalg.cholesky(damped(self.gradients[metric][layer])).T
+            left = root_of(damped(self.gradients[metric][layer]))
         return left, right
 
     def errors(self, name: str, layer: int) -> np.ndarray:
@@ -194,6 +194,12 @@ def patches(points: np.ndarray, size: int) -> np.ndarray:
 def images(rows: np.ndarray) -> np.ndarray:
     """Return the outputs of a convolution at 4 x 4 places as images."""
     return rows.transpose(0, 2, 1).reshape(len(rows), -1, 4, 4)
+
+
+def root_of(metric: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(metric)
+    found: np.ndarray = (vectors * np.sqrt(values)) @ vectors.T
+    return found
 
 
 def damped(metric: np.ndarray) -> np.ndarray:
