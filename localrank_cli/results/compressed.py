@@ -177,6 +177,11 @@ class Unfinished:
             )
         return cls(folder, key, True, found)
 
+    @property
+    def n_kept(self) -> int:
+        """The number of budgets that are done."""
+        return len(self._found)
+
     def found(self, share: float) -> Found | None:
         """Return what was found for a budget; None if it was not finished."""
         held = self._found.get(f"{share:g}")

@@ -105,7 +105,13 @@ def compress(
         prepare_folder(how.out, inputs, overwrite=how.replaces, is_unfinished=unfinished.is_resumed)
         work.begin()
         ranks = _local_ranks(options, note)
-        return work.written(work.results(unfinished, ranks), unfinished)
+        try:
+            return work.written(work.results(unfinished, ranks), unfinished)
+        except BaseException:  # a signal too
+            if unfinished.n_kept:
+                kept = "budget is" if unfinished.n_kept == 1 else "budgets are"
+                note(f"{unfinished.n_kept} finished {kept} kept: rerun the same command to resume")
+            raise
 
 
 def _plan(options: AnalyzeOptions, note: Note, *, refuses: bool = False) -> Plan:

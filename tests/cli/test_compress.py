@@ -462,7 +462,9 @@ def test_an_interrupted_run_is_resumed_by_budget(
 
     with monkeypatch.context() as patched:
         patched.setattr(Compressor, "baselines", interrupted)
-        assert compress(*words).code == 1
+        outcome = compress(*words)
+    assert outcome.code == 1
+    assert "1 finished budget is kept: rerun the same command to resume" in outcome.stderr
     assert (folder / "out" / "compress.unfinished.json").exists()
     assert not (folder / "out" / "compress.json").exists()
     for other in ("--seed", "--data-scale"):
