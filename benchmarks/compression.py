@@ -205,7 +205,8 @@ def measured(one: Trained, seed: int, shares: Sequence[float]) -> dict[tuple[str
     return found
 
 
-Runs = dict[str, list[dict[tuple[str, float], Measured]]]
+# By kind of network and seed.
+Runs = dict[str, dict[int, dict[tuple[str, float], Measured]]]
 
 
 def spread(values: list[float], digits: int = 3) -> str:
@@ -224,7 +225,7 @@ def divergences(runs: Runs) -> Iterator[str]:
         for seeds in runs.values():
             ratios = [
                 one[name, share].divergence / one[CHOSEN, share].divergence
-                for one in seeds
+                for one in seeds.values()
                 for share in AVERAGED
                 if (name, share) in one
             ]
@@ -240,7 +241,7 @@ def targets(runs: Runs) -> Iterator[str]:
     ):  # fmt: skip
         pairs = [
             (one[CHOSEN, share], one[name, share])
-            for one in runs.get(kind, ())
+            for one in runs.get(kind, {}).values()
             if (name, share) in one
         ]
         if not pairs:
@@ -254,7 +255,7 @@ def targets(runs: Runs) -> Iterator[str]:
             f" {spread([other for _, other in values])}: ratio {ratio:.2f}, target {most:.2f},"
             f" {'met' if ratio <= most else 'NOT met'}"
         )
-    for index, one in enumerate(runs.get("conv", ())):
+    for seed, one in runs.get("conv", {}).items():
         others = {name: one[name, 0.2] for name in BASELINES if (name, 0.2) in one}
         if not others:
             continue
@@ -262,7 +263,7 @@ def targets(runs: Runs) -> Iterator[str]:
         gain = Difference.of(others[best].scores.loss, one[CHOSEN, 0.2].scores.loss)
         is_met = gain.is_noise or gain.mean > 0
         yield (
-            f"- conv at 20%, seed {index}: {gain.mean:+.3g} +- {gain.error:.2g} nats below the best"
+            f"- conv at 20%, seed {seed}: {gain.mean:+.3g} +- {gain.error:.2g} nats below the best"
             f" baseline, {METHODS[best].title}: {'met' if is_met else 'NOT met'}"
         )
 
@@ -282,7 +283,7 @@ def main() -> int:
         for seed in asked.seeds:
             began = time.process_time()
             trained = build(seed, asked.quick)
-            runs.setdefault(kind, []).append(measured(trained, seed, asked.shares))
+            runs.setdefault(kind, {})[seed] = measured(trained, seed, asked.shares)
             spent = time.process_time() - began
             print(f"{kind}, seed {seed}: {spent:.0f} CPU s", file=sys.stderr, flush=True)
             # A long run that is cut off has shown what it has.
