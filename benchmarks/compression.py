@@ -1,6 +1,6 @@
 """Compression in the terms of its targets: what each method loses on networks trained here.
 
-    python benchmarks/compression.py [--only mlp conv gpt] [--seeds 3] [--shares 0.3] [--quick]
+    python benchmarks/compression.py [--only mlp conv gpt] [--seeds 0 1 2] [--shares 0.3] [--quick]
 
 Four kinds of networks: MLPs on digits with weight decay and without, conv nets with BatchNorm on
 digits, and byte-level GPTs on source code of Python's library. Everything is measured on data that
@@ -205,7 +205,8 @@ def measured(one: Trained, seed: int, shares: Sequence[float]) -> dict[tuple[str
     return found
 
 
-Runs = dict[str, list[dict[tuple[str, float], Measured]]]
+# By kind of network and seed.
+Runs = dict[str, dict[int, dict[tuple[str, float], Measured]]]
 
 
 def spread(values: list[float], digits: int = 3) -> str:
@@ -224,7 +225,7 @@ def divergences(runs: Runs) -> Iterator[str]:
         for seeds in runs.values():
             ratios = [
                 one[name, share].divergence / one[CHOSEN, share].divergence
-                for one in seeds
+                for one in seeds.values()
                 for share in AVERAGED
                 if (name, share) in one
             ]
@@ -240,7 +241,7 @@ def targets(runs: Runs) -> Iterator[str]:
     ):  # fmt: skip
         pairs = [
             (one[CHOSEN, share], one[name, share])
-            for one in runs.get(kind, ())
+            for one in runs.get(kind, {}).values()
             if (name, share) in one
         ]
         if not pairs:
@@ -254,7 +255,7 @@ def targets(runs: Runs) -> Iterator[str]:
             f" {spread([other for _, other in values])}: ratio {ratio:.2f}, target {most:.2f},"
             f" {'met' if ratio <= most else 'NOT met'}"
         )
-    for index, one in enumerate(runs.get("conv", ())):
+    for seed, one in runs.get("conv", {}).items():
         others = {name: one[name, 0.2] for name in BASELINES if (name, 0.2) in one}
         if not others:
             continue
@@ -262,7 +263,7 @@ def targets(runs: Runs) -> Iterator[str]:
         gain = Difference.of(others[best].scores.loss, one[CHOSEN, 0.2].scores.loss)
         is_met = gain.is_noise or gain.mean > 0
         yield (
-            f"- conv at 20%, seed {index}: {gain.mean:+.3g} +- {gain.error:.2g} nats below the best"
+            f"- conv at 20%, seed {seed}: {gain.mean:+.3g} +- {gain.error:.2g} nats below the best"
             f" baseline, {METHODS[best].title}: {'met' if is_met else 'NOT met'}"
         )
 
@@ -271,7 +272,7 @@ def main() -> int:
     """Train, compress, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=["mlp", "conv", "gpt"])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--shares", nargs="*", type=float, default=SHARES)
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
@@ -279,10 +280,10 @@ def main() -> int:
     for kind, build in KINDS.items():
         if kind.split(",", maxsplit=1)[0].lower() not in asked.only:
             continue
-        for seed in range(asked.seeds):
+        for seed in asked.seeds:
             began = time.process_time()
             trained = build(seed, asked.quick)
-            runs.setdefault(kind, []).append(measured(trained, seed, asked.shares))
+            runs.setdefault(kind, {})[seed] = measured(trained, seed, asked.shares)
             spent = time.process_time() - began
             print(f"{kind}, seed {seed}: {spent:.0f} CPU s", file=sys.stderr, flush=True)
             # A long run that is cut off has shown what it has.

@@ -7,7 +7,7 @@ convolution. Neither way to count is right for every network, so that both are c
 data that pick decide.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from localrank_cli.compress.allocation import Choice, allocate, uniform
 from localrank_cli.compress.matrix import matrix_of, shape_of
-from localrank_cli.compress.moments import Metric, Moments
+from localrank_cli.compress.moments import METRICS, Metric, Moments
 from localrank_cli.compress.replace import Replacement
-from localrank_cli.compress.whitening import Factors, RootsOf, factorize
+from localrank_cli.compress.whitening import Factors, RootOf, factorize
+from localrank_cli.errors import ModelError
 
 Sides = tuple[Tensor | None, Tensor | None]  # metrics of a layer's outputs and of its inputs
 
@@ -152,27 +153,40 @@ class Factored:
 
 
 def factor_all(
-    layers: Mapping[str, Any], moments: Mapping[str, Moments], done: Callable[[str], None]
+    layers: Mapping[str, Any], moments: MutableMapping[str, Moments], done: Callable[[str], None]
 ) -> dict[str, Factored]:
     """Return every layer's factors by every method, up to the largest rank that saves weights.
 
-    They are of the dtype of the layer; `done` is called with the name of each layer.
+    They are of the dtype of the layer; `done` is called with the name of each layer. The sums of
+    each layer are taken out of `moments`, so that their memory is free.
+
+    Raises:
+        ModelError: If the sums of a layer are not finite.
     """
+    bad = [name for name, one in moments.items() if not one.is_finite]
+    if bad:
+        raise ModelError(
+            f"{', '.join(bad)}: on the data that calibrate, the inputs or the gradients by the"
+            " outputs are not finite.",
+            "Check the data. If they are finite, something after these layers has no gradient at"
+            " some points, as a square root has none at 0: leave the layers as they are with"
+            f" {' '.join(f'--keep {name}' for name in bad)}.",
+        )
+    means = {name: one.mean for name, one in moments.items()}
+    positions = {name: one.positions for name, one in moments.items()}
     factors: dict[Callable[[Moments], Sides], dict[str, Factors]] = {}
     for name, module in layers.items():
-        roots_of = RootsOf()
+        one, right_root_of = moments.pop(name), RootOf()
         for method in METHODS.values():
             of_sides = factors.setdefault(method.sides, {})
             if name not in of_sides:  # the plain SVD has two methods
-                left, right = method.sides(moments[name])
+                left, right = method.sides(one)
                 most = shape_of(module).most
                 found = factorize(
-                    matrix_of(module), most, left=left, right=right, roots_of=roots_of
+                    matrix_of(module), most, left=left, right=right, right_root_of=right_root_of
                 )
                 of_sides[name] = found.to(module.weight.dtype)
         done(name)
-    means = {name: moments[name].mean for name in layers}
-    positions = {name: moments[name].positions for name in layers}
     return {
         name: Factored(method, layers, factors[method.sides], means, positions)
         for name, method in METHODS.items()
@@ -188,7 +202,22 @@ def factor_bytes(module: Any) -> int:
 
 
 def work_bytes(module: nn.Module) -> int:
-    """Return the bytes that factoring a layer takes: metrics, their roots and inverses, an SVD."""
+    """Return the bytes that factoring a layer takes: two metrics, their roots, and an SVD.
+
+    A metric is held with its damped copy while the root is computed. The SVD takes the weighted
+    matrix, a copy of it, its two factors, and as much again as the larger one to work with.
+    """
     shape = shape_of(module)
-    metrics = shape.n_in**2 + len(OURS) * shape.n_out**2
-    return torch.float64.itemsize * (3 * metrics + 4 * shape.weights)
+    metrics = shape.n_in**2 + shape.n_out**2
+    return torch.float64.itemsize * (3 * metrics + 6 * shape.weights)
+
+
+def factor_work(module: nn.Module) -> float:
+    """Return how long factoring a layer by every method takes, in no unit.
+
+    An SVD takes as long as sixteen roots of the same size.
+    """
+    shape = shape_of(module)
+    kinds = len({method.sides for method in METHODS.values()})
+    roots = shape.n_in**3 + len(METRICS) * shape.n_out**3
+    return kinds * shape.weights * min(shape.n_out, shape.n_in) + roots / 16

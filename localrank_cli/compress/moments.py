@@ -18,8 +18,6 @@ from localrank_cli.errors import SettingsError, readable
 
 Metric = Literal["fisher", "logit"]
 METRICS: tuple[Metric, ...] = ("fisher", "logit")
-# float64 values that a layer of sides n and o takes: its sums, and as much again to update them.
-_SUMS = 2
 _DOUBLE = 8  # bytes
 _ENTRIES = 2**22  # float64 values of products of single points that are held at once
 
@@ -37,6 +35,13 @@ class Moments:
             metric: torch.zeros(shape.n_out, shape.n_out, dtype=torch.float64) for metric in METRICS
         }
         self._row_fisher = torch.zeros(shape.n_out, dtype=torch.float64)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all inputs and gradients were finite."""
+        # Whatever is not finite in a column is not finite on the diagonal.
+        sums = (self._scatter, *self._gradients.values())
+        return all(bool(torch.isfinite(one.diagonal()).all()) for one in sums)
 
     @property
     def covariance(self) -> Tensor:
@@ -149,9 +154,9 @@ def groups(layers: Mapping[str, nn.Module], memory: int) -> Iterator[dict[str, n
 
 
 def moment_bytes(module: nn.Module) -> int:
-    """Return the bytes that the sums of a layer take, and the products that are added to them."""
+    """Return the bytes that the sums of a layer take; products are added to them in place."""
     shape = shape_of(module)
-    return _DOUBLE * _SUMS * (shape.n_in**2 + len(METRICS) * shape.n_out**2)
+    return _DOUBLE * (shape.n_in**2 + len(METRICS) * shape.n_out**2)
 
 
 def collect(

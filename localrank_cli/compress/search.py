@@ -169,10 +169,9 @@ class Compressor:
         for group in self.groups(memory, taken):
             batches = self.data.calibrate()
             moments = collect(self.model, group, batches, draw, self.forward, seed)
-            moments = {
-                name: one if adds_biases or has_bias(group[name]) else one.about_zero()
-                for name, one in moments.items()
-            }
+            for name, module in group.items():
+                if not (adds_biases or has_bias(module)):
+                    moments[name] = moments[name].about_zero()
             parts.append(factor_all(group, moments, done))
         self._factored = {
             name: Factored(

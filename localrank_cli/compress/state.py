@@ -66,8 +66,20 @@ def factored_layers(model: nn.Module) -> list[str]:
 
 
 def _apart(state: State) -> State:
-    """Return tensors that share no memory, on the CPU."""
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+    """Return tensors that share no memory with each other, on the CPU.
+
+    Copied only where they do, or are a part of what they are a view of: weights may be large.
+    """
+    found: State = {}
+    seen: set[int] = set()
+    for name, value in state.items():
+        one = value.detach().cpu().contiguous()
+        storage = one.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != one.nbytes:
+            one = one.clone()
+        seen.add(storage.data_ptr())
+        found[name] = one
+    return found
 
 
 def difference(first: nn.Module, second: nn.Module, batch: Tensor, forward: Any) -> float:

@@ -1,9 +1,13 @@
 """The best factors of a matrix under a metric on either side.
 
-The product L R of rank r that minimizes tr((W - L R)^T G (W - L R) C) is G^(-1/2) M_r C^(-1/2),
-where M_r is the truncated SVD of M = G^(1/2) W C^(1/2). With the covariance C of the inputs alone
-that is SVD-LLM (arXiv 2403.07378); with the second moments G of the output's gradients too, it is
-GFWSVD (arXiv 2505.17974).
+The product L R of rank r that minimizes tr((W - L R)^T G (W - L R) C) is A^(-T) M_r B^(-1), where
+M_r is the truncated SVD of M = A^T W B, and A A^T = G and B B^T = C. With the covariance C of the
+inputs alone that is SVD-LLM (arXiv 2403.07378); with the second moments G of the output's gradients
+too, it is GFWSVD (arXiv 2505.17974).
+
+Any roots A and B give the same product: two of them differ by a rotation, which the SVD undoes.
+Those of Cholesky take a tenth of the time of an eigendecomposition, and their inverses need not be
+formed.
 """
 
 from dataclasses import dataclass
@@ -42,25 +46,19 @@ class Factors:
         return torch.cat([tails, tails.new_zeros(1)])
 
 
-Roots = tuple[Tensor | None, Tensor | None]
-
-
-class RootsOf:
-    """The roots of metrics, each computed once: several methods have a metric in common."""
+class RootOf:
+    """The root of the last metric: methods have that of the inputs in common."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[Tensor, Roots]] = []
+        self._known: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, metric: Tensor | None, length: int) -> Roots:
-        """Return the root of a damped metric and its inverse; None for the identity."""
+    def __call__(self, metric: Tensor | None) -> Tensor | None:
+        """Return the root of a damped metric; None for the identity."""
         if metric is None:
-            return None, None
-        for known, roots in self._known:
-            if known.shape == metric.shape and torch.equal(known, metric):
-                return roots
-        found = _roots(metric, length)
-        self._known.append((metric, found))
-        return found
+            return None
+        if self._known is None or not torch.equal(self._known[0], metric):
+            self._known = metric, _root(metric)
+        return self._known[1]
 
 
 def factorize(
@@ -69,40 +67,54 @@ def factorize(
     *,
     left: Tensor | None = None,
     right: Tensor | None = None,
-    roots_of: RootsOf | None = None,
+    right_root_of: RootOf | None = None,
 ) -> Factors:
     """Return the best factors of a matrix up to a largest rank.
 
     `left` is the metric of its outputs, (out, out) or the diagonal (out,), `right` that of its
     inputs, (in, in); None is the identity. Computed in float64.
     """
-    roots_of = roots_of or RootsOf()
-    root, inverse = roots_of(left, matrix.shape[0])
-    right_root, right_inverse = roots_of(right, matrix.shape[1])
+    root = None if left is None else _root(left)
+    right_root = (right_root_of or RootOf())(right)
     weighted = _times(root, matrix.detach().to("cpu", torch.float64))
     weighted = _times(right_root, weighted.T).T
     u, values, v = torch.linalg.svd(weighted, full_matrices=False)
     return Factors(
         values,
-        _times(inverse, u[:, :most]).contiguous(),
-        _times(right_inverse, v[:most].T).T.contiguous(),
+        _solved(root, u[:, :most]).contiguous(),
+        _solved(right_root, v[:most].T).T.contiguous(),
     )
 
 
 def _times(root: Tensor | None, matrix: Tensor) -> Tensor:
+    """Return A^T times a matrix."""
     if root is None:
         return matrix
-    return root[:, None] * matrix if root.ndim == 1 else root @ matrix
+    return root[:, None] * matrix if root.ndim == 1 else root.T @ matrix
 
 
-def _roots(metric: Tensor, length: int) -> Roots:
-    """Return the root of a damped metric and its inverse; both symmetric."""
+def _solved(root: Tensor | None, matrix: Tensor) -> Tensor:
+    """Return A^(-T) times a matrix."""
+    if root is None:
+        return matrix
+    if root.ndim == 1:
+        return matrix / root[:, None]
+    found: Tensor = torch.linalg.solve_triangular(root.T, matrix, upper=True)
+    return found
+
+
+def _root(metric: Tensor) -> Tensor:
+    """Return a root A of a damped metric A A^T: a lower triangle, or the diagonal of a diagonal."""
     metric = metric.to("cpu", torch.float64)
     is_diagonal = metric.ndim == 1
-    values, vectors = (metric, None) if is_diagonal else torch.linalg.eigh(metric)
-    mean = max(float(values.sum()) / length, _LEAST_MEAN)
-    # Rounding leaves eigenvalues a little below 0.
-    roots = (values.clamp(min=0) + DAMPING * mean).sqrt()
-    if vectors is None:
-        return roots, 1 / roots
-    return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+    diagonal = metric if is_diagonal else metric.diagonal()
+    mean = max(float(diagonal.mean()), _LEAST_MEAN)
+    if is_diagonal:
+        return (metric + DAMPING * mean).sqrt()
+    damped = metric.clone()
+    damped.diagonal().add_(DAMPING * mean)
+    # Positive definite, however few directions the data have shown: rounding moves eigenvalues by
+    # up to 2e-16 times the length and the largest of them, which is up to the length times the
+    # mean. At a length of 16,384 that is 6e-8 of the mean, and damping adds 1e-4.
+    root: Tensor = torch.linalg.cholesky(damped)
+    return root

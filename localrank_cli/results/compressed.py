@@ -177,6 +177,11 @@ class Unfinished:
             )
         return cls(folder, key, True, found)
 
+    @property
+    def n_kept(self) -> int:
+        """The number of budgets that are done."""
+        return len(self._found)
+
     def found(self, share: float) -> Found | None:
         """Return what was found for a budget; None if it was not finished."""
         held = self._found.get(f"{share:g}")
@@ -238,18 +243,22 @@ def write_weights(
     """Write tensors as a safetensors file, whole or not at all."""
     from safetensors.torch import save
 
-    write_bytes(path, _ordered(save(dict(state), None if metadata is None else dict(metadata))))
+    content = save(dict(state), None if metadata is None else dict(metadata))
+    write_bytes(path, *_ordered(content))
 
 
-def _ordered(content: bytes) -> bytes:
-    """Return a safetensors file with its metadata in order, which is another one at each save."""
+def _ordered(content: bytes) -> tuple[bytes, memoryview]:
+    """Return a safetensors file with its metadata in order, which is another one at each save.
+
+    In two parts, since a copy of the weights may not fit.
+    """
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     if "__metadata__" in header:
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+    return struct.pack("<Q", len(text)) + text, memoryview(content)[8 + length :]
 
 
 def write_hf(

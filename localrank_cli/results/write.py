@@ -290,9 +290,10 @@ def check_replaceable(target: Path) -> None:
         raise cannot_write(target, PermissionError(13, "Permission denied"))
 
 
-def write_bytes(target: Path, content: bytes) -> None:
+def write_bytes(target: Path, *parts: bytes | memoryview) -> None:
     """Write a file, whole or not at all, through a link so that the link stays one."""
     target = real_target(target)
     remove_temporary(target)
     with replacing(target, binary=True) as stream:
-        stream.write(content)
+        for part in parts:
+            stream.write(part)

@@ -1,19 +1,20 @@
 """Compress one checkpoint: measure every budget beside the baselines, and write what was found."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from localrank_cli.compress.eligible import Layers, find_layers
-from localrank_cli.compress.methods import BASELINES, METHODS, OURS, candidates
+from localrank_cli.compress.methods import BASELINES, METHODS, OURS, candidates, factor_work
 from localrank_cli.compress.moments import Metric
 from localrank_cli.compress.replace import norm_layers
 from localrank_cli.compress.score import Difference, Kind, Scores, kind_of
 from localrank_cli.compress.search import FEW, Compressor, Outcome, least_divergent, verdict
-from localrank_cli.compress.state import factored_layers
+from localrank_cli.compress.state import effective_rank_of, factored_layers
 from localrank_cli.errors import LocalrankError, ModelError, Note, SettingsError, duration
 from localrank_cli.layers.select import LEFT_OUT
 from localrank_cli.layers.setting import analysis_setting
@@ -37,7 +38,9 @@ from localrank_cli.results.compressed import (
     write_rows,
 )
 from localrank_cli.run.compress_data import Sliced, activation_bytes
+from localrank_cli.run.compress_progress import Progress, Watcher, Work
 from localrank_cli.run.compress_rows import (
+    EFFECTIVE_RANK,
     Row,
     aligned,
     budget_row,
@@ -53,16 +56,18 @@ from localrank_cli.run.headers import load_state
 from localrank_cli.run.plan import Plan, SeriesPlan, make_plan
 
 _FEW_NATS = 0.01  # a share of a smaller loss is less than it can be measured to
-_PASSES = 3  # a calibration batch takes as long as so many batches that are measured
 _BISECTIONS = 7  # of a hundred budgets
 _COPIES = 4  # of a batch's intermediate results: graph, gradients, rows of inputs and of gradients
 _LONG = 20.0  # seconds that local ranks may take beside the rest
+# What passes over each slice of the data are, and the words for it.
+_OF_SLICE: dict[str, tuple[Work, str]] = {
+    "calibrate": ("calibrate", "calibrating"),
+    "pick": ("measure", "measuring"),
+    "report": ("measure", "measuring for the report"),
+}
 _UNITS: dict[Kind, str] = {
     "classes": "nats", "tokens": "nats", "outputs": "nats", "targets": "squared error"
 }  # fmt: skip
-
-# Receives the share that is done, and what is done now.
-Watcher = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,13 @@ def compress(
         prepare_folder(how.out, inputs, overwrite=how.replaces, is_unfinished=unfinished.is_resumed)
         work.begin()
         ranks = _local_ranks(options, note)
-        return work.written(work.results(unfinished, ranks), unfinished)
+        try:
+            return work.written(work.results(unfinished, ranks), unfinished)
+        except BaseException:  # a signal too
+            if unfinished.n_kept:
+                kept = "budget is" if unfinished.n_kept == 1 else "budgets are"
+                note(f"{unfinished.n_kept} finished {kept} kept: rerun the same command to resume")
+            raise
 
 
 def _plan(options: AnalyzeOptions, note: Note, *, refuses: bool = False) -> Plan:
@@ -182,21 +193,6 @@ def _inputs(series: SeriesPlan, options: AnalyzeOptions, how: CompressOptions) -
 
 
 @dataclass
-class _Progress:
-    """How much of the work is done, in batches that are measured."""
-
-    watcher: Watcher
-    total: float = math.inf  # until it is known
-    taken: float = 0.0
-
-    def done(self, text: str, passes: float = 1.0) -> None:
-        """Count what was done."""
-        self.taken += passes
-        # A bisection may take fewer budgets than are counted, or a layer longer.
-        self.watcher(min(self.taken / self.total, 1.0), text)
-
-
-@dataclass
 class _Work:
     plan: Plan
     series: SeriesPlan
@@ -204,6 +200,7 @@ class _Work:
     note: Note
     watcher: Watcher
     key: dict[str, object] = field(init=False)  # what resuming compares
+    _is_calibrated: bool = False
 
     def __post_init__(self) -> None:
         checkpoint = self.series.checkpoints[0]
@@ -211,7 +208,7 @@ class _Work:
         fill_model(self.series.model, self.series.expected, self._stored, checkpoint.place)
         self._sliced = Sliced.of(self.plan, self.series, self.how.eval_data)
         self._seed = self.series.settings.source.seed
-        self._progress = _Progress(self.watcher)
+        self._progress = Progress(self.watcher)
         limit = self.how.max_loss_increase
         self.key = {
             "checkpoint": checkpoint.place,
@@ -255,7 +252,7 @@ class _Work:
                 f"{repeated} of {count} held-out points are among those that calibrate: what is"
                 " reported may be too good; remove them from the data"
             )
-        data = self._sliced.watched(self._progress.done)
+        data = self._sliced.watched(self._done)
         first, labels = next(iter(data.pick()))
         layers = find_layers(model, first, forward, how.keep)
         with torch.no_grad():
@@ -265,16 +262,28 @@ class _Work:
         self.kind = kind_of(output, first, labels)
         self.point = first[:1]
         dtypes = {name: value.dtype for name, value in self._stored.items()}
+        self._progress.expect({})
         self.work = Compressor(model, layers, data, forward, self.kind, dtypes)
         self._budgets = {share: self.work.weights_of(share) for share in how.budget}
         self._limit = None if how.max_loss_increase is None else self._bound(how.max_loss_increase)
         self._batch = _COPIES * self._sliced.data.size * activation_bytes(self.series)
         self._groups = len(self.work.groups(self.plan.memory, self._batch))
 
+    def _done(self, name: str) -> None:
+        """Count a batch of a slice."""
+        work: Work = "norms" if name == "calibrate" and self._is_calibrated else _OF_SLICE[name][0]
+        text = _OF_SLICE[name][1] if work != "norms" else "estimating BatchNorm again"
+        self._progress.done(work, text)
+
     @property
     def layers(self) -> Layers:
         """The layers of the network."""
         return self.work.layers
+
+    @cached_property
+    def _effective_ranks(self) -> dict[str, float]:
+        """The effective rank of each layer's weight, which takes an SVD."""
+        return {name: effective_rank_of(module) for name, module in self.layers.chosen.items()}
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -318,10 +327,12 @@ class _Work:
     def _calibrate(self, budgets: dict[float, int]) -> None:
         layers, sizes = self.layers.chosen, self._sliced
         tried = list(budgets.values()) or [self.work.total // 2] * _BISECTIONS
-        # Each batch is counted once as it comes, and the rest of its calibration with its layers.
-        more = max(_PASSES - 1, 0) * sizes.n_batches("calibrate") * self._groups / len(layers)
-        self._progress.taken = 0.0
-        self._expect(len(budgets), len(tried) * len(self._names))
+        work = {name: factor_work(module) for name, module in layers.items()}
+        ahead: dict[Work, float] = {
+            "calibrate": sizes.n_batches("calibrate") * self._groups,
+            "factor": sum(work.values()),
+        }
+        self._expect(len(budgets), len(tried) * len(self._names), ahead)
         self.note(
             f"calibrating {len(layers)} layers on {sizes.sizes['calibrate']} points"
             + (f", in {self._groups} passes" if self._groups > 1 else "")
@@ -331,22 +342,20 @@ class _Work:
             self.plan.memory,
             taken=self._batch,
             adds_biases=not (self.how.dense or self.series.settings.model.is_hf),
-            done=lambda name: self._progress.done(f"factored {name}", more),
+            done=lambda name: self._progress.done("factor", f"factored {name}", work[name]),
         )
         # Some methods agree, which their factors tell.
+        self._is_calibrated = True
         distinct = [one for budget in tried for one in self.work.distinct(budget, self._names)]
-        self._expect(len(budgets), len(distinct))
+        self._expect(len(budgets), len(distinct), {})
 
-    def _expect(self, n_budgets: int, tries: int) -> None:
-        """Set the total of the progress, by the networks that are tried to choose."""
+    def _expect(self, n_budgets: int, tries: int, ahead: dict[Work, float]) -> None:
+        """Set the work that is left, by the networks that are tried to choose."""
         sizes, n_ends = self._sliced, max(n_budgets, 1)
-        n_calibrate = sizes.n_batches("calibrate")
-        norms = n_calibrate if norm_layers(self.series.model) else 0
-        self._progress.total = (
-            _PASSES * n_calibrate * self._groups
-            + (tries + len(BASELINES) * n_ends) * (sizes.n_batches("pick") + norms)
-            + n_ends * (len(BASELINES) + 1) * (sizes.n_batches("report") + norms)
-        )
+        picked, reported = tries + len(BASELINES) * n_ends, (len(BASELINES) + 1) * n_ends
+        norms = sizes.n_batches("calibrate") if norm_layers(self.series.model) else 0
+        measured = picked * sizes.n_batches("pick") + reported * sizes.n_batches("report")
+        self._progress.expect({**ahead, "measure": measured, "norms": (picked + reported) * norms})
 
     def _outcomes(self, budgets: dict[float, int]) -> Iterator[tuple[float, Outcome]]:
         """Yield what is chosen for every budget, or for the limit."""
@@ -407,7 +416,13 @@ class _Work:
         return Found(
             budgets=tuple(rows),
             layers=tuple(
-                layer_rows(self.series.model, self.layers, share, chosen.ranks, local_ranks)
+                layer_rows(
+                    self.series.model,
+                    self.layers,
+                    share,
+                    chosen.ranks,
+                    {"local_rank": local_ranks, EFFECTIVE_RANK: self._effective_ranks},
+                )
             ),
             verdicts=(
                 verdict(chosen.name, ours, baselines, _UNITS[self.kind], share),

@@ -153,18 +153,18 @@ class Sliced:
         """Return the number of batches of a slice."""
         return -(-len(self.parts[name]) // self.data.size)
 
-    def watched(self, done: Callable[[str, float], None]) -> Data:
-        """Return the batches of each slice; `done` is called with what each has taken."""
+    def watched(self, done: Callable[[str], None]) -> Data:
+        """Return the batches of each slice; `done` is called with its name after each of them."""
 
-        def reported(items: Iterable[_Item], text: str) -> Iterator[_Item]:
+        def reported(items: Iterable[_Item], name: str) -> Iterator[_Item]:
             """Yield batches; report each when the next one is asked for."""
             for item in items:
                 yield item
-                done(text, 1.0)
+                done(name)
 
         rows, held_out, parts = self.data, self.held_out, self.parts
         return Data(
-            lambda: reported((x for x, _ in rows.batches(parts["calibrate"])), "calibrating"),
-            lambda: reported(held_out.batches(parts["pick"]), "measuring"),
-            lambda: reported(held_out.batches(parts["report"]), "measuring for the report"),
+            lambda: reported((x for x, _ in rows.batches(parts["calibrate"])), "calibrate"),
+            lambda: reported(held_out.batches(parts["pick"]), "pick"),
+            lambda: reported(held_out.batches(parts["report"]), "report"),
         )

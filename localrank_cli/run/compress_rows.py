@@ -11,10 +11,10 @@ from localrank_cli.compress.eligible import Layers
 from localrank_cli.compress.matrix import shape_of
 from localrank_cli.compress.score import Difference, Scores
 from localrank_cli.compress.search import Outcome
-from localrank_cli.compress.state import effective_rank_of
 from localrank_cli.results.compressed import LATENCY
 from localrank_cli.run.compress_save import forward
 
+EFFECTIVE_RANK = "effective_rank_of_weight"
 _TIMED = 20  # forward passes of one point
 
 Row = dict[str, object]
@@ -60,9 +60,12 @@ def layer_rows(
     layers: Layers,
     share: float,
     ranks: Mapping[str, int | None],
-    local_ranks: Mapping[str, float],
+    measured: Mapping[str, Mapping[str, float]],
 ) -> list[Row]:
-    """Return a row for every layer of the original, in the order in which it defines them."""
+    """Return a row for every layer of the original, in the order in which it defines them.
+
+    `measured` holds further columns, each with values by layer.
+    """
     rows: list[Row] = []
     for name, module in model.named_modules():
         if name not in layers.chosen and name not in layers.dense:
@@ -78,8 +81,7 @@ def layer_rows(
             "rank": rank,
             "weights_before": shape and shape.weights,
             "weights_after": shape and shape.cost(rank),
-            "local_rank": local_ranks.get(name),
-            "effective_rank_of_weight": effective_rank_of(module) if is_chosen else None,
+            **{column: values.get(name) for column, values in measured.items()},
             "why_dense": why if is_chosen else layers.dense[name],
         }
         rows.append(row)

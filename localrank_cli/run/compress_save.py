@@ -97,6 +97,7 @@ class Saver:
         if not (self.dense or self._is_hf):
             return
         dense = dense_state(compressed, model, state)
+        del state  # its factors, beside the dense weights
         if self.dense:
             path = self.folder / weights_name(share, dense=True)
             write_weights(path, dense, metadata_of(step))

@@ -462,7 +462,9 @@ def test_an_interrupted_run_is_resumed_by_budget(
 
     with monkeypatch.context() as patched:
         patched.setattr(Compressor, "baselines", interrupted)
-        assert compress(*words).code == 1
+        outcome = compress(*words)
+    assert outcome.code == 1
+    assert "1 finished budget is kept: rerun the same command to resume" in outcome.stderr
     assert (folder / "out" / "compress.unfinished.json").exists()
     assert not (folder / "out" / "compress.json").exists()
     for other in ("--seed", "--data-scale"):
@@ -693,16 +695,16 @@ def test_the_memory_that_is_asked_for_is_enough(folder: Path) -> None:
     assert compress("--budget", "0.5", "--memory", wanted).code == 0
 
 
-def test_what_is_done_grows_to_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_done_ends_with_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for words in (("--budget", "0.6,0.4"), (*LABELS, "--max-loss-increase", "0.5nats")):
         seen: list[float] = []
         monkeypatch.setattr(
             Steps, "within", lambda _self, _name, share, _text, seen=seen: seen.append(share)
         )
         assert compress(*words, "--overwrite").code == 0
-        assert seen == sorted(seen)
-        assert seen[-1] > 0.8
-        assert max(seen) <= 1.0
+        assert all(0 <= share <= 1 for share in seen)
+        # The networks that are measured take a share of the time, and a bisection needs fewer.
+        assert seen[-1] > 0.8 if words[0] in LABELS else seen[-1] == 1
 
 
 @pytest.mark.cuda

@@ -98,16 +98,16 @@ class ByHand:
         return [one[:, None] for one in gradients]
 
     def roots(self, name: str, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a root of each side's metric, from a Cholesky factorization."""
+        """Return the symmetric root of each side's metric."""
         n_out, n_in = self.weights[layer].shape
         left, right = np.eye(n_out), np.eye(n_in)
         if name in {"svd-llm", "inputs", *TWO_SIDED}:
-            right = np.linalg.cholesky(damped(self.covariances[layer]))
+            right = root_of(damped(self.covariances[layer]))
         if name == "fwsvd":
             left = np.sqrt(damped(np.diag(self.row_fisher[layer])))
         if name in TWO_SIDED:
             metric = name.removesuffix("-mean")
-            left = np.linalg.cholesky(damped(self.gradients[metric][layer])).T
+            left = root_of(damped(self.gradients[metric][layer]))
         return left, right
 
     def errors(self, name: str, layer: int) -> np.ndarray:
@@ -124,10 +124,10 @@ class ByHand:
             return [*(int(ratio * one.size / sum(one.shape)) for one in others), None]
         return divided([self.errors(name, layer) for layer in range(3)], self.weights, budget)
 
-    def scores(
-        self, name: str, ranks: Sequence[int | None], chosen: np.ndarray
-    ) -> tuple[float, float]:
-        """Return the mean cross-entropy on some points, and KL(original || network)."""
+    def factored(
+        self, name: str, ranks: Sequence[int | None]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the matrices of some ranks, and biases that hold the mean of what they lose."""
         weights, biases = [], []
         for layer, rank in enumerate(ranks):
             weight = self.weights[layer]
@@ -138,6 +138,13 @@ class ByHand:
                 weight = np.linalg.inv(left) @ truncated @ np.linalg.inv(right)
             weights.append(weight)
             biases.append(self.biases[layer] + (self.weights[layer] - weight) @ self.means[layer])
+        return weights, biases
+
+    def scores(
+        self, name: str, ranks: Sequence[int | None], chosen: np.ndarray
+    ) -> tuple[float, float]:
+        """Return the mean cross-entropy on some points, and KL(original || network)."""
+        weights, biases = self.factored(name, ranks)
         logs, old = (
             logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
             for logits in (
@@ -180,6 +187,93 @@ class Images(ByHand):
         return [of_hidden, of_deep, start[:, None]]
 
 
+class Normed(ByHand):
+    """Three layers, a BatchNorm after each of the first two, and ReLU."""
+
+    def __init__(self, model: nn.Sequential, points: torch.Tensor) -> None:
+        norms = [one for one in model if isinstance(one, nn.BatchNorm1d)]
+        self.scales, self.shifts = (
+            [getattr(one, name).detach().numpy().copy() for one in norms]
+            for name in ("weight", "bias")
+        )
+        # Found by the data that trained the network, on which nothing here depends.
+        self.statistics = [
+            (
+                one.get_buffer("running_mean").numpy().copy(),
+                one.get_buffer("running_var").numpy().copy(),
+            )
+            for one in norms
+        ]
+        super().__init__(model, points)
+
+    def run(
+        self,
+        points: np.ndarray,
+        weights: Sequence[np.ndarray] = (),
+        biases: Sequence[np.ndarray] = (),
+    ) -> list[np.ndarray]:
+        """Return what each layer returns; of other weights, with their own statistics."""
+        statistics = self.estimated(weights, biases) if weights else self.statistics
+        outputs, hidden = [], points
+        for layer, weight in enumerate(weights or self.weights):
+            outputs.append(hidden @ weight.T + (biases or self.biases)[layer])
+            if layer < len(statistics):
+                hidden = np.maximum(self.normed(layer, outputs[-1], *statistics[layer]), 0)
+        return outputs
+
+    def normed(
+        self, layer: int, outputs: np.ndarray, mean: np.ndarray, variance: np.ndarray
+    ) -> np.ndarray:
+        """Return (x - mean) / sqrt(variance + epsilon) of each unit, scaled and shifted."""
+        found: np.ndarray = (outputs - mean) / np.sqrt(variance + 1e-5)
+        return found * self.scales[layer] + self.shifts[layer]
+
+    def estimated(
+        self, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return means over batches that calibrate of their means and unbiased variances.
+
+        Each batch runs as in training, by its own mean and variance. The last one of 100 points, of
+        4, is too small to count as much as those of 32.
+        """
+        calibrate = self.points[self.slices.calibrate.numpy()]
+        found = []
+        for batch in (calibrate[start : start + SIZE] for start in (0, 32, 64)):
+            hidden, of_batch = batch, []
+            for layer in (0, 1):
+                outputs = hidden @ weights[layer].T + biases[layer]
+                mean, variance = outputs.mean(axis=0), outputs.var(axis=0)
+                of_batch.append((mean, variance * SIZE / (SIZE - 1)))
+                hidden = np.maximum(self.normed(layer, outputs, mean, variance), 0)
+            found.append(of_batch)
+        return [
+            (
+                np.mean([one[layer][0] for one in found], 0),
+                np.mean([one[layer][1] for one in found], 0),
+            )
+            for layer in (0, 1)
+        ]
+
+    def rows_in(self, points: np.ndarray) -> list[np.ndarray]:
+        """Return each layer's inputs, (points, positions, in)."""
+        outputs = self.run(points)
+        hidden = [
+            np.maximum(self.normed(layer, outputs[layer], *self.statistics[layer]), 0)
+            for layer in (0, 1)
+        ]
+        return [one[:, None] for one in (points, *hidden)]
+
+    def backward(self, points: np.ndarray, start: np.ndarray) -> list[np.ndarray]:
+        """Return the gradients by what each layer returns, (points, positions, out)."""
+        outputs, gradients = self.run(points), [start]
+        for layer in (1, 0):
+            mean, variance = self.statistics[layer]
+            is_on = self.normed(layer, outputs[layer], mean, variance) > 0
+            slope = self.scales[layer] / np.sqrt(variance + 1e-5)
+            gradients.insert(0, gradients[0] @ self.weights[layer + 1] * is_on * slope)
+        return [one[:, None] for one in gradients]
+
+
 def patches(points: np.ndarray, size: int) -> np.ndarray:
     """Return (points, positions, channels * size * size) of images without padding."""
     rows, columns = (length - size + 1 for length in points.shape[2:])
@@ -194,6 +288,12 @@ def patches(points: np.ndarray, size: int) -> np.ndarray:
 def images(rows: np.ndarray) -> np.ndarray:
     """Return the outputs of a convolution at 4 x 4 places as images."""
     return rows.transpose(0, 2, 1).reshape(len(rows), -1, 4, 4)
+
+
+def root_of(metric: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(metric)
+    found: np.ndarray = (vectors * np.sqrt(values)) @ vectors.T
+    return found
 
 
 def damped(metric: np.ndarray) -> np.ndarray:
@@ -252,6 +352,20 @@ def perceptron() -> Pair:
     return compressor(model, N_POINTS), ByHand(model, normal(N_POINTS, 12, seed=5))
 
 
+def normed() -> Pair:
+    first, relu, second, _, last = mlp(12, 14, 12, 10)
+    norms = [nn.BatchNorm1d(14), nn.BatchNorm1d(12)]
+    for seed, norm in enumerate(norms):
+        norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data = (
+            normal(norm.num_features, seed=10 * seed + index) * 0.3 + centre
+            for index, centre in enumerate((0.0, 1.5, 1.0, 0.0))
+        )
+        norm.num_batches_tracked = torch.tensor(7)  # as after training
+    model = nn.Sequential(first, norms[0], relu, second, norms[1], nn.ReLU(), last)
+    model.double().eval().requires_grad_(False)
+    return compressor(model, N_POINTS), Normed(model, normal(N_POINTS, 12, seed=5))
+
+
 def convolutions() -> Pair:
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -279,7 +393,7 @@ def convolutions() -> Pair:
     return found, hand
 
 
-@pytest.fixture(scope="module", params=[perceptron, convolutions])
+@pytest.fixture(scope="module", params=[perceptron, convolutions, normed])
 def pair(request: pytest.FixtureRequest) -> Pair:
     build: Callable[[], Pair] = request.param
     return build()
@@ -310,3 +424,20 @@ def test_ranks_losses_and_divergences_are_those_by_hand(
             hand.errors(name, layer)[rank] for layer, rank in enumerate(ranks) if rank is not None
         )
         assert outcome.predicted == close(error)
+
+
+def test_statistics_of_batch_norm_are_those_of_the_factored_network() -> None:
+    found, hand = normed()
+    assert isinstance(hand, Normed)
+    outcome = found.at("fisher", found.total // 2)
+    assert outcome is not None
+    built = found.build("fisher", outcome.ranks)
+    expected = hand.estimated(*hand.factored("fisher", list(outcome.ranks.values())))
+    for name, (mean, variance), (old, _) in zip("14", expected, hand.statistics, strict=True):
+        estimated = dict(built.get_submodule(name).named_buffers())
+        # Float64 through roots whose condition numbers are up to 1e2.
+        np.testing.assert_allclose(estimated["running_mean"], mean, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(estimated["running_var"], variance, rtol=1e-9)
+        # The original keeps its own.
+        original = found.model.get_submodule(name).get_buffer("running_mean")
+        np.testing.assert_array_equal(original, old)

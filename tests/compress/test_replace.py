@@ -21,7 +21,7 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def factor_by(name: str, layers: dict[str, nn.Module], moments: dict[str, Moments]) -> Factored:
-    return factor_all(layers, moments, lambda _: None)[name]
+    return factor_all(layers, dict(moments), lambda _: None)[name]
 
 
 def moments_of(model: nn.Module, points: Tensor) -> dict[str, Moments]:

@@ -184,6 +184,27 @@ def test_a_budget_that_cannot_be_reached_names_one_that_can() -> None:
     assert found.weights_of(share) >= 74
 
 
+class Rooted(nn.Sequential):
+    """A network with a root between its layers, which has no gradient at 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self[1](self[0](x).square().sqrt())
+        return found
+
+
+def test_gradients_that_are_not_finite_name_their_layers() -> None:
+    first = nn.Linear(12, 14, bias=False)
+    model, points = Rooted(first, nn.Linear(14, 10)).double().eval(), normal(40, 12)
+    points[7] = 0
+    data = Data(lambda: [points], lambda: [(points, None)], lambda: [(points, None)])
+    found = Compressor(model, find_layers(model, points, run), data, run, "outputs")
+    with pytest.raises(ModelError, match="0: on the data that calibrate, the inputs or") as caught:
+        found.calibrate(seed=0, memory=MEMORY)
+    assert caught.value.advice.endswith(" --keep 0.")
+    kept = find_layers(model, points, run, keep=("0",))
+    Compressor(model, kept, data, run, "outputs").calibrate(seed=0, memory=MEMORY)
+
+
 def test_groups_of_layers_give_the_same_network() -> None:
     model = mlp(12, 14, 12, 10)
     together, apart = compressor(model), compressor(model)
