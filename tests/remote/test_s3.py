@@ -414,6 +414,25 @@ def test_data_and_settings_in_the_store(s3: "FakeS3", tmp_path: Path) -> None:
     assert f"{address}/none.npy: there is nothing here" in missing.error
 
 
+def test_held_out_data_in_the_store(s3: "FakeS3", tmp_path: Path) -> None:
+    fill(s3)
+    for seed, name in enumerate(("data", "held")):
+        points = np.random.default_rng(seed).normal(size=(64, 4)).astype("float32")
+        np.savez(tmp_path / f"{name}.npz", x=points, y=np.arange(64) % 2)
+    s3.put("held.npz", (tmp_path / "held.npz").read_bytes())
+    found: list[Any] = []
+    for held in (f"s3://{s3.bucket}/held.npz", "held.npz"):
+        what = (f"s3://{s3.bucket}/run/step_5/model.safetensors", "--data", "data.npz")
+        how = ("--eval-data", held, "--budget", "0.5", "-o", f"out{len(found)}")
+        done(localrank("compress", *what, *how))
+        found.append(json.loads(Path(how[-1], "compress.json").read_text()))
+        assert found[-1]["eval_data"].pop("data").endswith(held)
+    assert found[0]["eval_data"] == found[1]["eval_data"]
+    assert [row["loss"] for row in found[0]["budgets"]] == [
+        row["loss"] for row in found[1]["budgets"]
+    ]
+
+
 @pytest.mark.parametrize("option", ["-o", "--spectra", "--cache"])
 def test_nothing_is_written_to_a_store(s3: "FakeS3", tmp_path: Path, option: str) -> None:
     fill(s3)
