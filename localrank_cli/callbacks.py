@@ -144,24 +144,27 @@ class TrainerMonitor(_Callback):
         """Send values to the loggers of a trainer from now on."""
         self._trainer = trainer
 
-    def on_train_begin(self, _args: Any, state: Any, _control: Any, **given: Any) -> None:
+    def on_train_begin(self, _args: Any, state: Any, control: Any, **given: Any) -> None:
         """Measure before the first step."""
-        self._measure(state, given)
+        self._measure(state, control, given)
 
-    def on_step_end(self, _args: Any, state: Any, _control: Any, **given: Any) -> None:
+    def on_step_end(self, _args: Any, state: Any, control: Any, **given: Any) -> None:
         """Measure after a step of the optimizer."""
-        self._measure(state, given)
+        self._measure(state, control, given)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Write the table."""
         self.monitor.close()
 
-    def _measure(self, state: Any, given: dict[str, Any]) -> None:
+    def _measure(self, state: Any, control: Any, given: dict[str, Any]) -> None:
         values = self.monitor(given.get("model"), state.global_step)  # type: ignore[arg-type]  # checked there
         if values and self._trainer is not None:
+            # Logging takes away the order to log the loss of this step.
+            logs_loss = control.should_log
             self.monitor.attempt(
                 partial(self._trainer.log, values), "the trainer's loggers take no values"
             )
+            control.should_log = logs_loss
         elif values and not self._has_said:
             self._has_said = True
             _logger.warning(

@@ -211,7 +211,7 @@ def gpt2_training(folder: Path, monitor: Any, **options: Any) -> Any:
     model = transformers.GPT2LMHeadModel(config)
     arguments = transformers.TrainingArguments(
         output_dir=str(folder / "out"), per_device_train_batch_size=4, max_steps=4, use_cpu=True,
-        report_to=[], save_strategy="no", logging_steps=100, disable_tqdm=True, **options,
+        report_to=[], save_strategy="no", logging_steps=2, disable_tqdm=True, **options,
     )  # fmt: skip
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=Tokens())
     if monitor is not None:
@@ -240,6 +240,12 @@ def test_a_training_of_transformers(tmp_path: Path, options: dict[str, Any]) -> 
     for name in states[0]:
         assert torch.equal(states[0][name], states[1][name]), name
     assert sorted(set(monitor.table["step"])) == [0, 2, 4]
+    losses = [
+        [(one["step"], one["loss"]) for one in each.state.log_history if "loss" in one]
+        for each in (trainer, expected)
+    ]
+    assert [step for step, _ in losses[0]] == [2, 4]
+    assert losses[0] == losses[1]
     logged = [one for one in trainer.state.log_history if "local_rank/transformer.h.1" in one]
     assert [one["step"] for one in logged] == [0, 2, 4]
     found = monitor.table[monitor.table["layer"] == "transformer.h.1"]["local_rank"].tolist()
