@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Self
 
 from localrank_cli.errors import SettingsError
@@ -26,6 +26,18 @@ class _Callback:
     def __init__(self, output: Any, data: object = None, **options: Any) -> None:
         super().__init__()
         self.monitor = Monitor(output, data, **options)
+
+    def __reduce__(self) -> str:
+        """Refuse to be sent to another process, as the monitor does."""
+        return self.monitor.__reduce__()
+
+    def __copy__(self) -> Self:
+        """Return itself, as the monitor does."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return itself, as the monitor does."""
+        return self
 
     @staticmethod
     def bases() -> tuple[type, ...]:
@@ -97,7 +109,8 @@ class LightningMonitor(_Callback):
         values = self.monitor(pl_module, trainer.global_step)
         if values:
             for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.global_step)
+                send = partial(logger.log_metrics, metrics=values, step=trainer.global_step)
+                self.monitor.attempt(send, f"{type(logger).__name__} takes no values")
 
 
 class TrainerMonitor(_Callback):
@@ -131,22 +144,27 @@ class TrainerMonitor(_Callback):
         """Send values to the loggers of a trainer from now on."""
         self._trainer = trainer
 
-    def on_train_begin(self, _args: Any, state: Any, _control: Any, **given: Any) -> None:
+    def on_train_begin(self, _args: Any, state: Any, control: Any, **given: Any) -> None:
         """Measure before the first step."""
-        self._measure(state, given)
+        self._measure(state, control, given)
 
-    def on_step_end(self, _args: Any, state: Any, _control: Any, **given: Any) -> None:
+    def on_step_end(self, _args: Any, state: Any, control: Any, **given: Any) -> None:
         """Measure after a step of the optimizer."""
-        self._measure(state, given)
+        self._measure(state, control, given)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Write the table."""
         self.monitor.close()
 
-    def _measure(self, state: Any, given: dict[str, Any]) -> None:
+    def _measure(self, state: Any, control: Any, given: dict[str, Any]) -> None:
         values = self.monitor(given.get("model"), state.global_step)  # type: ignore[arg-type]  # checked there
         if values and self._trainer is not None:
-            self._trainer.log(values)
+            # Logging takes away the order to log the loss of this step.
+            logs_loss = control.should_log
+            self.monitor.attempt(
+                partial(self._trainer.log, values), "the trainer's loggers take no values"
+            )
+            control.should_log = logs_loss
         elif values and not self._has_said:
             self._has_said = True
             _logger.warning(

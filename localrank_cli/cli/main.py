@@ -1,6 +1,7 @@
 """The program `localrank`: its commands, and the exit status of every exception."""
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -100,6 +101,8 @@ class _Program(Group):
         # Read --debug from the words, since the command line may not parse.
         words = args[0] if args else kwargs.get("args")
         debug = "--debug" in (sys.argv[1:] if words is None else words)
+        if logging.lastResort is not None:
+            logging.lastResort.setFormatter(None if debug else _Brief())
         try:
             with exits_refused():
                 status = super().main(*args, **kwargs)
@@ -109,6 +112,14 @@ class _Program(Group):
             if isinstance(error, SystemExit) and not self.runs_command:
                 return int(error.code or 0)  # of typer's own options
             return _failure(error, debug)
+
+
+class _Brief(logging.Formatter):
+    """A warning of a library in one line, without the traceback that it may come with."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message alone."""
+        return printable(record.getMessage())
 
 
 def _failure(error: BaseException, debug: bool) -> int:

@@ -402,11 +402,14 @@ def _forward(model: nn.Module, inputs: Tensor, watch: _Watch) -> None:
             f"the model's forward pass failed{place} on one point of shape"
             f" {tuple(inputs.shape)}, {str(inputs.dtype).removeprefix('torch.')}:"
             f" {type(error).__name__}: {one_line(error)}",
-            _advice(str(error)),
+            _advice(error),
         ) from error
 
 
-def _advice(text: str) -> str:
+def _advice(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, NotImplementedError):
+        return "Define forward: it returns what the network computes from a batch of points."
     if torch.get_default_dtype() == torch.float64 and re.search(
         r"\bfloat\b.*\bdouble\b|\bdouble\b.*\bfloat\b", text, re.IGNORECASE | re.DOTALL
     ):

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -265,6 +265,39 @@ class Monitor:
         except Exception as error:  # a training must not end for it
             self._warn(str(_known(error)))
 
+    def attempt(self, work: Callable[[], object], what: str) -> None:
+        """Do something that the training does not depend on.
+
+        Raises:
+            Exception: With on_error="raise": if it fails. Otherwise there is a warning.
+        """
+        try:
+            work()
+        except Exception as error:  # a training must not end for it
+            if self._how.on_error == "raise":
+                raise
+            self._warn(f"{what} ({cause(error)})", what)
+
+    def __reduce__(self) -> str:
+        """Refuse to be sent to another process, which could not write to the same table.
+
+        Raises:
+            SettingsError: Always.
+        """
+        raise SettingsError(
+            "a monitor cannot be sent to another process.",
+            "Make it in the process that trains: in the function that is started. With Lightning,"
+            " strategy='ddp' starts your script in each process, unlike 'ddp_spawn'.",
+        )
+
+    def __copy__(self) -> Self:
+        """Return itself: there is one monitor of a table."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return itself: there is one monitor of a table."""
+        return self
+
     def _warn(self, text: str, key: str = "") -> None:
         if (key or text) not in self._warned:
             self._warned.add(key or text)
@@ -310,6 +343,8 @@ class Monitor:
             table.facts = self._facts(table)
             self._final = table.all_rows()
             table.save()
+            if not table.n_kept and self._final[0]:
+                self._warn("there is no table, since no step was measured")
         except Exception as error:  # a training must not end for it
             if self._how.on_error == "raise":
                 raise

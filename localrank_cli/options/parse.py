@@ -31,6 +31,9 @@ _LARGEST = 100.0  # inches; a figure of 100 x 100 has 400 million pixels at 200 
 _LENGTHS = re.compile(r"^\d{1,18}(?:x\d{1,18})*$")
 _RANGE = re.compile(r"^\s*(\d*)\s*(?:(:)\s*(\d*)\s*(?::\s*(\d+)\s*)?)?$")
 
+# A path has one slash where the user wrote two. One letter is a drive of Windows.
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
+
 
 class UnfitError(ValueError):
     """A value of an option cannot be read.
@@ -406,12 +409,21 @@ def _not_a_limit(value: object) -> object:
     raise UnfitError(value, "expected a positive share or number of nats", "Write 1% or 0.02nats.")
 
 
+def places(value: object) -> object:
+    """Read one path or address, or several."""
+    return _each_path(value, place)
+
+
 def paths(value: object) -> object:
     """Read one path or several."""
+    return _each_path(value, path)
+
+
+def _each_path(value: object, read: Callable[[object], Path]) -> object:
     if _is_module(value) or hasattr(value, "dtype"):  # a network or a tensor can be iterated over
-        path(value)
+        read(value)
     _refuse_series(value)
-    return tuple(path(one) for one in ((value,) if isinstance(value, PathLike) else several(value)))
+    return tuple(read(one) for one in ((value,) if isinstance(value, PathLike) else several(value)))
 
 
 def _refuse_series(value: object) -> None:
@@ -434,7 +446,20 @@ def _refuse_series(value: object) -> None:
 
 
 def path(value: object) -> Path:
-    """Read a path."""
+    """Read a path on this machine."""
+    found = place(value)
+    address = _ADDRESS.match(str(found))
+    if address is not None and not Path(address[0]).is_dir():
+        raise UnfitError(
+            f"{address[1]}://{str(found)[address.end() :]}",
+            "expected a path on this machine, got an address",
+            "Name a file or folder here; only checkpoints and data are read from elsewhere.",
+        )
+    return found
+
+
+def place(value: object) -> Path:
+    """Read a path or an address."""
     if not isinstance(value, str | PathLike):
         advice = "Pass the folder with the checkpoints, or a list of folders and files."
         if _is_module(value) or isinstance(value, Mapping):

@@ -101,7 +101,7 @@ class AnalyzeOptions:
             " s3://BUCKET/RUN, or hf://ORG/NAME@GLOB, whose matching revisions are a series.",
             metavar="CHECKPOINTS",
             is_argument=True,
-            read=parse.paths,
+            read=parse.places,
         ),
     ]
     model: Annotated[

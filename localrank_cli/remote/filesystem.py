@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,68 @@ _HASHES = {"s3": "ETag", "s3a": "ETag"}
 _MOST_BYTES = 2**50  # of a file, which no store holds
 _EXTRAS = {"s3": "s3", "s3a": "s3"}  # of localrank, with the client of a protocol
 _CHANGED = "Rerun the same command to resume, once nothing writes to it."
-# Errors of clients, by their names: importing the classes would import the clients.
-_NO_CREDENTIALS = {
-    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
-    "TokenRetrievalError", "UnauthorizedSSOTokenError", "SSOTokenLoadError", "PermissionError",
-    "DefaultCredentialsError", "ClientAuthenticationError",
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """A kind of failure, and what to do about it."""
+
+    # Errors of clients: importing the classes would import the clients. Also codes of S3's answers.
+    names: frozenset[str]
+    advice: str  # {anon} is the variable that makes a protocol's client read without credentials
+    of_others: str  # for protocols whose clients are set up in another way
+
+
+# The first that fits. Clients make a PermissionError of several codes.
+_TROUBLES = (
+    _Trouble(
+        frozenset({"InvalidObjectState"}),
+        "It is in an archive: restore it, or leave it out with --pattern.",
+        "It is in an archive: restore it, or leave it out with --pattern.",
+    ),
+    _Trouble(
+        frozenset({
+            "SlowDown", "ServiceUnavailable", "TooManyRequests", "RequestLimitExceeded",
+            "ThrottlingException", "429", "503",
+        }),
+        "The store is busy: rerun the same command later to resume.",
+        "The store is busy: rerun the same command later to resume.",
+    ),
+    _Trouble(
+        frozenset({
+            "PermanentRedirect", "TemporaryRedirect", "Redirect", "AuthorizationHeaderMalformed",
+            "IllegalLocationConstraintException", "301", "302", "307", "InvalidRegionError",
+            "NoRegionError", "EndpointResolutionError", "InvalidEndpointError", "SSLError",
+            "ConfigParseError", "ConfigNotFound", "InvalidConfigError", "LookupError",
+        }),
+        "Check the client's region and endpoint (aws configure, AWS_DEFAULT_REGION,"
+        " AWS_ENDPOINT_URL).",
+        "Check the settings of the store's own client.",
+    ),
+    _Trouble(
+        frozenset({"ParamValidationError", "InvalidBucketName"}),
+        "Check the spelling of the address: s3://BUCKET/RUN.",
+        "Check the spelling of the address.",
+    ),
+    _Trouble(
+        # A request for an object's size alone is refused without more than its number.
+        frozenset({
+            "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError",
+            "ProfileNotFound", "TokenRetrievalError", "UnauthorizedSSOTokenError",
+            "SSOTokenLoadError", "PermissionError", "DefaultCredentialsError",
+            "ClientAuthenticationError", "InvalidToken", "ExpiredToken", "TokenRefreshRequired",
+            "InvalidSecurity", "InvalidClientTokenId", "UnrecognizedClientException", "400",
+        }),
+        "Set the credentials as for other programs (aws configure, aws sso login, AWS_PROFILE, or"
+        " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), and renew those that have expired; a public"
+        " bucket is read with {anon}=true.",
+        "Log in as the store's own client requires.",
+    ),
+)  # fmt: skip
+_NO_CONNECTION = (
+    "Check the connection and rerun the same command to resume. If the files are on this machine,"
+    " name their folder instead."
+)
 
 
 class FileSystem:
@@ -189,30 +246,37 @@ class FileSystem:
         except Exception as error:  # each client has many kinds
             if is_of_disk(error):
                 raise
-            raise UnreadableError(
-                f"{name}: {cause(error).rstrip('.')}.", self._advice(error)
-            ) from error
+            what = cause(error).rstrip(".")
+            if isinstance(error, LookupError):  # of what the client looked for in an answer
+                what = f"the store's answer cannot be read ({what})"
+            raise UnreadableError(f"{name}: {what}.", self._advice(error)) from error
 
     def _advice(self, error: BaseException) -> str:
-        kinds = {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
-        if kinds & _NO_CREDENTIALS:
-            if self._protocol not in _EXTRAS:
-                return "Log in as the store's own client requires."
-            return (
-                "Set the credentials as for other programs (aws configure, AWS_PROFILE, or"
-                " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY); a public bucket is read with"
-                f" FSSPEC_{self._protocol.upper()}_ANON=true."
-            )
-        return (
-            "Check the connection and rerun the same command to resume. If the files are on this"
-            " machine, name their folder instead."
-        )
+        names = set(_names(error))
+        is_s3 = self._protocol in _EXTRAS
+        if is_s3 and "Invalid endpoint" in str(error):  # a ValueError of botocore
+            names.add("InvalidEndpointError")
+        for one in _TROUBLES:
+            if names & one.names:
+                anon = f"FSSPEC_{self._protocol.upper()}_ANON"
+                return one.advice.format(anon=anon) if is_s3 else one.of_others
+        return _NO_CONNECTION
 
 
 def _text(info: Mapping[str, Any], name: str) -> str:
     """Return an entry that shows a version; clients have times in several forms."""
     value = info.get(name) or ""
     return str(value.timestamp() if isinstance(value, datetime) else value).strip('"')
+
+
+def _names(error: BaseException) -> Iterator[str]:
+    """Yield the names of an error, of those that led to it, and of the answers in them."""
+    for one in _chain(error):
+        yield from (kind.__name__ for kind in type(one).__mro__)
+        response = getattr(one, "response", None)  # of botocore
+        answer = response.get("Error") if isinstance(response, Mapping) else None
+        if isinstance(answer, Mapping):
+            yield str(answer.get("Code"))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -42,6 +42,10 @@ class Reader(Protocol):
         """Return the bytes of a file from `start` to `end`."""
         ...
 
+    def address_of(self, file: StoredFile) -> str:
+        """Return the address of a file, for messages."""
+        ...
+
 
 def head_of(file: StoredFile, reader: Reader) -> list[Piece] | None:
     """Return the parts of a file of weights that show what is in it; None if all of it is needed.
@@ -59,7 +63,7 @@ def _of_safetensors(file: StoredFile, reader: Reader) -> bytes:
     start = reader.whole_part(file, 0, min(_FIRST_READ, file.size))
     length = 8 + int.from_bytes(start[:8], "little")
     if length > min(file.size, _MOST_HEADER):
-        raise UnreadableError(f"{file.path}: is not a safetensors file.", DAMAGED)
+        raise UnreadableError(f"{reader.address_of(file)}: is not a safetensors file.", DAMAGED)
     if length > len(start):
         start += reader.whole_part(file, len(start), length)
     return start[:length]

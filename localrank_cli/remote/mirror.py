@@ -160,6 +160,10 @@ class Mirror:
         self._check_size(file, len(found), end - start)
         return found
 
+    def address_of(self, file: StoredFile) -> str:
+        """Return the address of a file, for messages."""
+        return self.store.name_of(file.path)
+
     def _check_size(self, file: StoredFile, size: int, expected: int) -> None:
         if size != expected:
             raise UnreadableError(

@@ -97,16 +97,18 @@ class Private:
 
     def keep(self, path: str, version: str) -> None:
         """Note which version of a file is whole at a path under `series`."""
-        (self.folder / "versions" / _hash_of(path)).write_text(version, encoding="utf-8")
+        noted = _state(self.folder / "series" / path, version)
+        (self.folder / "versions" / _hash_of(path)).write_text(noted, encoding="utf-8")
 
     def kept(self, path: str, version: str) -> Path | None:
-        """Return the file at a path under `series`, if it is whole and of a version."""
+        """Return the file at a path under `series`, if it is whole, unchanged and of a version."""
         place = self.folder / "series" / path
         try:
             noted = (self.folder / "versions" / _hash_of(path)).read_text(encoding="utf-8")
+            is_it = noted == _state(place, version) and place.is_file()
         except (OSError, ValueError):
             return None
-        return place if version and noted == version and place.is_file() else None
+        return place if version and is_it else None
 
     def remove(self) -> None:
         """Remove what localrank put there, and the folder if nothing else is in it."""
@@ -122,6 +124,11 @@ class Private:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def _state(place: Path, version: str) -> str:
+    """Return what differs once a download is written to."""
+    return f"{version} {place.stat().st_mtime_ns}"
 
 
 def _hash_of(path: str) -> str:

@@ -26,6 +26,7 @@ from localrank_cli.model.hf import CONFIG
 from localrank_cli.model.hf_weights import HfExpected
 from localrank_cli.options.parse import LossLimit
 from localrank_cli.options.table import AnalyzeOptions, CompressOptions
+from localrank_cli.remote.places import addressed, brought, shown
 from localrank_cli.results.compressed import (
     BUDGETS_NAME,
     LAYERS_NAME,
@@ -53,7 +54,7 @@ from localrank_cli.run.compress_save import Saver, forward
 from localrank_cli.run.compute import hash_of, run_plan
 from localrank_cli.run.estimate import long_time
 from localrank_cli.run.headers import load_state
-from localrank_cli.run.plan import Plan, SeriesPlan, make_plan
+from localrank_cli.run.plan import Plan, SeriesPlan, located, make_plan
 
 _FEW_NATS = 0.01  # a share of a smaller loss is less than it can be measured to
 _BISECTIONS = 7  # of a hundred budgets
@@ -93,16 +94,18 @@ def compress(
     Raises:
         LocalrankError: If it cannot be compressed as asked.
     """
-    assert how.out is not None
-    if not has_unfinished(how.out):
-        prepare_folder(how.out, overwrite=how.replaces)  # before what takes long
+    out = how.out
+    assert out is not None
+    if not has_unfinished(out):
+        prepare_folder(out, overwrite=how.replaces)  # before what takes long
     plan = _plan(replace(options, dtype="float32"), note)
     series = _one_checkpoint(plan)
+    how = _with_held_out(how, options, note)
     inputs = _inputs(series, options, how)
     work = _Work(plan, series, how, note, watcher)
     with analysis_setting(series.model, series.settings.dtype):
-        unfinished = Unfinished.at(how.out, work.key, overwrite=how.replaces)
-        prepare_folder(how.out, inputs, overwrite=how.replaces, is_unfinished=unfinished.is_resumed)
+        unfinished = Unfinished.at(out, work.key, overwrite=how.replaces)
+        prepare_folder(out, inputs, overwrite=how.replaces, is_unfinished=unfinished.is_resumed)
         work.begin()
         ranks = _local_ranks(options, note)
         try:
@@ -176,6 +179,16 @@ def _one_checkpoint(plan: Plan) -> SeriesPlan:
     return series
 
 
+def _with_held_out(how: CompressOptions, options: AnalyzeOptions, note: Note) -> CompressOptions:
+    """Return options with a path on this machine in place of the address of held-out data."""
+    if how.eval_data is None:
+        return how
+    data = str(located(replace(options, data=how.eval_data), note).data)
+    with addressed():
+        brought(Path(data))
+    return replace(how, eval_data=data)
+
+
 def _inputs(series: SeriesPlan, options: AnalyzeOptions, how: CompressOptions) -> list[Path]:
     """Return the files that are read, which results must not replace."""
     source = series.settings.source
@@ -206,7 +219,8 @@ class _Work:
         checkpoint = self.series.checkpoints[0]
         self._stored = load_state(checkpoint, self.plan.trust_pickle)
         fill_model(self.series.model, self.series.expected, self._stored, checkpoint.place)
-        self._sliced = Sliced.of(self.plan, self.series, self.how.eval_data)
+        with addressed():
+            self._sliced = Sliced.of(self.plan, self.series, self.how.eval_data)
         self._seed = self.series.settings.source.seed
         self._progress = Progress(self.watcher)
         limit = self.how.max_loss_increase
@@ -235,7 +249,10 @@ class _Work:
     @property
     def _eval_facts(self) -> dict[str, object] | None:
         """What the held-out data are, with a hash; None if they are a part of the data."""
-        return None if self.how.eval_data is None else dict(self._sliced.held_out.facts)
+        if self.how.eval_data is None:
+            return None
+        facts = self._sliced.held_out.facts
+        return {**facts, "data": shown(str(facts["data"]))} if "data" in facts else dict(facts)
 
     def begin(self) -> None:
         """Find the layers and check the settings, before anything that takes long."""

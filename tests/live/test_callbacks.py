@@ -1,6 +1,8 @@
 """The monitor as a callback: the same training, the step of the optimizer, the loggers' values."""
 
+import copy
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from localrank_cli import local_rank
 from localrank_cli.callbacks import LightningMonitor, TrainerMonitor
+from localrank_cli.errors import SettingsError
 from localrank_cli.live.copied import copy_of
 from localrank_cli.model.sharing import held_objects
 from tests.helpers import mlp
@@ -111,6 +114,42 @@ def test_a_training_of_lightning(tmp_path: Path, options: dict[str, Any], steps:
     assert isinstance(monitor, LightningMonitor)
 
 
+class Failing:
+    """A logger of Lightning whose server is away."""
+
+    def __new__(cls) -> Any:
+        logger = Kept()
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise RuntimeError("the server is away")
+
+        logger.log_metrics = fail
+        return logger
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_logger_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    what: dict[str, Any] = {"every": 4, "device": "cpu", "points": 4, "quiet": True}
+    monitor = LightningMonitor(tmp_path / "ranks.csv", INPUTS, **what)
+    kept = Kept()
+    with caplog.at_level(logging.WARNING, "localrank"):
+        lightning_training(tmp_path, [monitor], [Failing(), kept])
+    assert caplog.text.count("the server is away") == 1
+    assert sorted(kept.seen) == [0, 4, 8]
+    strict = LightningMonitor(tmp_path / "b.csv", INPUTS, on_error="raise", **what)
+    with pytest.raises(RuntimeError, match="the server is away"):
+        lightning_training(tmp_path, [strict], Failing())
+
+
+def test_a_monitor_stays_in_its_process(tmp_path: Path) -> None:
+    pytest.importorskip("lightning.pytorch")
+    monitor = LightningMonitor(tmp_path / "ranks.csv", INPUTS, device="cpu", quiet=True)
+    with pytest.raises(SettingsError, match=r"cannot be sent .* strategy='ddp'"):
+        pickle.dumps(monitor)
+    assert copy.deepcopy(monitor) is monitor
+    monitor.monitor.close()
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_what_a_trainer_holds_is_no_part_of_the_network(tmp_path: Path) -> None:
     class Reached:
@@ -172,7 +211,7 @@ def gpt2_training(folder: Path, monitor: Any, **options: Any) -> Any:
     model = transformers.GPT2LMHeadModel(config)
     arguments = transformers.TrainingArguments(
         output_dir=str(folder / "out"), per_device_train_batch_size=4, max_steps=4, use_cpu=True,
-        report_to=[], save_strategy="no", logging_steps=100, disable_tqdm=True, **options,
+        report_to=[], save_strategy="no", logging_steps=2, disable_tqdm=True, **options,
     )  # fmt: skip
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=Tokens())
     if monitor is not None:
@@ -201,6 +240,12 @@ def test_a_training_of_transformers(tmp_path: Path, options: dict[str, Any]) -> 
     for name in states[0]:
         assert torch.equal(states[0][name], states[1][name]), name
     assert sorted(set(monitor.table["step"])) == [0, 2, 4]
+    losses = [
+        [(one["step"], one["loss"]) for one in each.state.log_history if "loss" in one]
+        for each in (trainer, expected)
+    ]
+    assert [step for step, _ in losses[0]] == [2, 4]
+    assert losses[0] == losses[1]
     logged = [one for one in trainer.state.log_history if "local_rank/transformer.h.1" in one]
     assert [one["step"] for one in logged] == [0, 2, 4]
     found = monitor.table[monitor.table["layer"] == "transformer.h.1"]["local_rank"].tolist()

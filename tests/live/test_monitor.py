@@ -280,12 +280,21 @@ def test_two_monitors_of_one_table(tmp_path: Path) -> None:
         Monitor(tmp_path / "ranks.csv", DATA, **OPTIONS)
 
 
+class WithoutForward(nn.Module):
+    """As a LightningModule whose training step calls its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(4, 2)
+
+
 FAULTS: list[tuple[Any, dict[str, Any], str]] = [
     (nn.Linear(4, 2, device="meta"), {}, "meta device"),
     (mlp(4, 3, 2), {"layers": "nothing*"}, "nothing"),
     (mlp(5, 3, 2), {}, "4"),
     ("no network", {}, "expected a network"),
     (nn.Sequential(nn.ReLU()), {}, ""),
+    (WithoutForward(), {}, "Define forward"),
 ]
 
 
@@ -304,6 +313,7 @@ def test_a_fault_is_one_line_and_ends_no_training(
         assert set(monitor.table["status"]) != {"ok"}
         if not options:
             monitor(mlp(4, 3, 2), 3)
+    assert ("there is no table" in caplog.text) == bool(options)
     if not options:  # the rows on the disk say why, too
         written = pd.read_csv(tmp_path / "ranks.csv")
         assert written["step"].tolist() == [0, 1, 2, 3, 3]

@@ -23,10 +23,11 @@ class FakeS3:
     bucket: str = ""
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, key or "", Range
     before_whole: Callable[[str], None] = lambda key: None  # when a whole object is asked for
+    refusal: tuple[str, str] = ("", "")  # status and code in place of every answer
     cut: int = 0  # how many answers with a whole object end in their middle
 
     def start_anew(self, bucket: str) -> None:
-        self.bucket, self.requests, self.cut = bucket, [], 0
+        self.bucket, self.requests, self.cut, self.refusal = bucket, [], 0, ("", "")
         self.before_whole = lambda key: None
         self._backend.create_bucket(bucket, "us-east-1")
 
@@ -52,6 +53,12 @@ class FakeS3:
         _, _, key = environ["PATH_INFO"].strip("/").partition("/")
         asked = environ.get("HTTP_RANGE", "")
         self.requests.append((environ["REQUEST_METHOD"], key, asked))
+        status, code = self.refusal
+        if status:
+            has_body = code and environ["REQUEST_METHOD"] != "HEAD"
+            body = f"<Error><Code>{code}</Code></Error>".encode() if has_body else b""
+            start(status, [("Content-Length", str(len(body)))])
+            return [body]
         if _is_whole(*self.requests[-1]):
             self.before_whole(key)
         # The client asks for what is missing of a whole object.

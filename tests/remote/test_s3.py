@@ -311,6 +311,49 @@ def test_no_credentials(s3: "FakeS3", monkeypatch: pytest.MonkeyPatch) -> None:
     assert "AWS_ACCESS_KEY_ID" in found.error
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "advice"),
+    [
+        # As S3 answers with an old token, in another region, too often, and from an archive.
+        ("400 Bad Request", "InvalidToken", "renew those that have expired"),
+        ("400 Bad Request", "", "renew those that have expired"),
+        ("400 Bad Request", "AuthorizationHeaderMalformed", "AWS_DEFAULT_REGION"),
+        ("503 Slow Down", "SlowDown", "rerun the same command later"),
+        ("403 Forbidden", "InvalidObjectState", "restore it"),
+    ],
+)
+def test_what_a_refusal_means(s3: "FakeS3", status: str, code: str, advice: str) -> None:
+    fill(s3)
+    s3.refusal = (status, code)
+    found = done(analyze(s3), 1)
+    assert advice in found.error
+    assert "Check the connection" not in found.error
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "advice"),
+    [("localhost:9000", "AWS_ENDPOINT_URL"), ("htp://localhost:9000", "AWS_ENDPOINT_URL")],
+)
+def test_an_endpoint_that_is_none(
+    s3: "FakeS3", monkeypatch: pytest.MonkeyPatch, endpoint: str, advice: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert advice in done(analyze(s3), 1).error
+
+
+def test_a_login_that_ended(
+    s3: "FakeS3", monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    sso = "sso_start_url=https://a.invalid\nsso_region=us-east-1\nsso_account_id=1\nsso_role_name=r"
+    (tmp_path / "config").write_text(f"[default]\n{sso}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    found = done(analyze(s3), 1)
+    assert "aws sso login" in found.stderr.splitlines()[-1]
+    assert "Traceback" not in found.stderr
+
+
 def test_no_network(s3: "FakeS3", monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     found = done(analyze(s3), 1)
@@ -335,8 +378,16 @@ def test_downloads_that_are_kept_serve_later_runs(s3: "FakeS3") -> None:
     s3.requests.clear()
     done(analyze(s3, *place, "--overwrite"))
     assert s3.fetched == ["run/step_5/model.safetensors"]
+    found = Path("here").glob("run-*/series/**/step_10/model.safetensors")
+    (kept,) = (one for one in found if not one.is_symlink())
+    content = kept.read_bytes()
+    kept.write_bytes(content[:-1] + b"x")
+    s3.requests.clear()
+    done(analyze(s3, *place, output="b.csv"))
+    assert s3.fetched == ["run/step_10/model.safetensors"]
+    same_table("a.csv", "b.csv")
     listed = done(localrank("cache", "--cache", "here")).stdout
-    assert listed.count(f"s3://{s3.bucket}/run") == 2
+    assert listed.count(f"s3://{s3.bucket}/run") == 3
 
 
 def test_data_and_settings_in_the_store(s3: "FakeS3", tmp_path: Path) -> None:
@@ -361,6 +412,33 @@ def test_data_and_settings_in_the_store(s3: "FakeS3", tmp_path: Path) -> None:
     same_table("c.csv", "local.csv")
     missing = localrank("analyze", address, "--data", f"{address}/none.npy")
     assert f"{address}/none.npy: there is nothing here" in missing.error
+
+
+def test_held_out_data_in_the_store(s3: "FakeS3", tmp_path: Path) -> None:
+    fill(s3)
+    for seed, name in enumerate(("data", "held")):
+        points = np.random.default_rng(seed).normal(size=(64, 4)).astype("float32")
+        np.savez(tmp_path / f"{name}.npz", x=points, y=np.arange(64) % 2)
+    s3.put("held.npz", (tmp_path / "held.npz").read_bytes())
+    found: list[Any] = []
+    for held in (f"s3://{s3.bucket}/held.npz", "held.npz"):
+        what = (f"s3://{s3.bucket}/run/step_5/model.safetensors", "--data", "data.npz")
+        how = ("--eval-data", held, "--budget", "0.5", "-o", f"out{len(found)}")
+        done(localrank("compress", *what, *how))
+        found.append(json.loads(Path(how[-1], "compress.json").read_text()))
+        assert found[-1]["eval_data"].pop("data").endswith(held)
+    assert found[0]["eval_data"] == found[1]["eval_data"]
+    assert [row["loss"] for row in found[0]["budgets"]] == [
+        row["loss"] for row in found[1]["budgets"]
+    ]
+
+
+@pytest.mark.parametrize("option", ["-o", "--spectra", "--cache"])
+def test_nothing_is_written_to_a_store(s3: "FakeS3", tmp_path: Path, option: str) -> None:
+    fill(s3)
+    found = done(analyze(s3, option, "s3://lab/it"), 2)
+    assert "s3://lab/it: expected a path on this machine, got an address" in found.error
+    assert not (tmp_path / "s3:").exists()
 
 
 def test_a_settings_file_names_no_address(s3: "FakeS3", tmp_path: Path) -> None:
