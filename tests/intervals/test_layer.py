@@ -68,7 +68,12 @@ def dense(model: nn.Module, name: str, point: Tensor, source: str = "") -> Tenso
     for hook in hooks:
         hook.remove()
     at = kept[source] if source else varied
-    rows = [torch.autograd.grad(one, at, retain_graph=True)[0] for one in kept[name].flatten()]
+    entries = kept[name].flatten()
+    # By index: an entry that comes from iteration has a gradient for all others, too.
+    rows = [
+        torch.autograd.grad(entries[index], at, retain_graph=True)[0]
+        for index in range(len(entries))
+    ]
     return torch.stack([row.flatten() for row in rows])
 
 
