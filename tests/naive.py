@@ -139,7 +139,10 @@ def naive_batch_spectra(
     for label in layers:
         name, _, number = label.partition("#")
         entries = calls[name][int(number or 1) - 1].reshape(len(points), -1).sum(0)
-        rows = [torch.autograd.grad(one, varied[0], retain_graph=True)[0] for one in entries]
+        rows = [
+            torch.autograd.grad(one, varied[0], retain_graph=True)[0]
+            for one in _one_by_one(entries)
+        ]
         spectra[label] = torch.linalg.svdvals(torch.stack([r.flatten(1) for r in rows], 1))
     return spectra
 
@@ -222,7 +225,7 @@ def _jacobians_at(
             continue
         entries = _parts(tensor.flatten()).flatten()
         jacobian = np.zeros((entries.numel(), leaf.numel() * (2 if leaf.is_complex() else 1)))
-        for index, entry in enumerate(entries):
+        for index, entry in enumerate(_one_by_one(entries)):
             (row,) = torch.autograd.grad(entry, leaf, retain_graph=True, allow_unused=True)
             if row is not None:
                 # Of a complex leaf, torch's gradient is that by the real part plus i times that by
@@ -230,6 +233,11 @@ def _jacobians_at(
                 jacobian[index] = _parts(row.flatten()).double().flatten().numpy()
         jacobians[label] = np.full_like(jacobian, np.nan) if broken else jacobian
     return jacobians
+
+
+def _one_by_one(entries: Tensor) -> Iterator[Tensor]:
+    """Entries by index: the gradient of one that comes from iteration fills all others' too."""
+    return (entries[index] for index in range(len(entries)))
 
 
 def _parts(tensor: Tensor) -> Tensor:

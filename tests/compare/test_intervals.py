@@ -17,9 +17,7 @@ from localrank_cli.compare.intervals import (
     of_summaries,
 )
 
-SETS, CELLS, RUNS_TO_BOOTSTRAP = 1000, 6, intervals.BOOTSTRAP_FROM
-# 3 standard deviations of a count of 1,000 sets at 5 %, and 6 cells of one set are not independent.
-MISSES = 0.05 + 3 * math.sqrt(0.05 * 0.95 / SETS)
+CELLS, RUNS_TO_BOOTSTRAP = 6, intervals.BOOTSTRAP_FROM
 
 
 def of_mean(values: Array, confidence: float, seed: int = 0) -> Intervals:
@@ -137,29 +135,40 @@ CASES: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Array], 
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "sets"),
+    [
+        # Resamples take most of the time, and are those of a few sets in each run of the tests.
+        pytest.param(name, sets, marks=() if sets == quick else pytest.mark.long)
+        for name, (_, first, second) in CASES.items()
+        for quick in [150 if min(first, second) >= RUNS_TO_BOOTSTRAP else 1000]
+        for sets in sorted({quick, 1000})
+    ],
+)
 def test_intervals_of_known_differences_cover_as_often_as_they_say(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, sets: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intervals, "_FEWEST_RESAMPLES", 1000)  # the least that 6 cells need is used
     draw_from, first, second = CASES[name]
     random = np.random.default_rng(3)
     alone, together, wrong = 0, 0, 0
-    for seed in range(SETS):
+    for seed in range(sets):
         groups = draw_from(random, (first, CELLS)), 2 * draw_from(random, (second, CELLS))
         found = of_difference(*groups, 0.95, seed)
         alone += int(((found.low > 0) | (found.high < 0)).sum())
         together += int(((found.low_all > 0) | (found.high_all < 0)).any())
         wrong += int((holm(found.p_joint) <= 0.05).any())
+    # 3 standard deviations of a count of sets at 5 %: the 6 cells of a set are not independent.
+    misses = 0.05 + 3 * math.sqrt(0.05 * 0.95 / sets)
     # Of 2 values of twice the spread of 9 others, Welch's intervals miss in 11 to 12 %.
-    assert alone / (SETS * CELLS) <= MISSES + (0.05 if name == "normal, 9 and 2 runs" else 0)
+    assert alone / (sets * CELLS) <= misses + (0.05 if name == "normal, 9 and 2 runs" else 0)
     # Welch's approximation of the degrees of freedom errs in the far tail, most for 5 values of
     # twice the spread of 8 others: there 6 cells together miss in 7 to 8 % of sets, as docs say.
-    allowed = MISSES + (0.02 if name == "normal, 8 and 5 runs" else 0)
-    assert together / SETS <= allowed
-    assert wrong / SETS <= allowed
+    allowed = misses + (0.02 if name == "normal, 8 and 5 runs" else 0)
+    assert together / sets <= allowed
+    assert wrong / sets <= allowed
     # And they are not wide for safety.
-    assert alone / (SETS * CELLS) >= 0.025
+    assert alone / (sets * CELLS) >= 0.025
 
 
 def test_pairs_are_compared_within_and_not_between() -> None:

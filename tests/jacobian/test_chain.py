@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.svd import rounding
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import spectra_of
+from tests.drawing import drawn
 from tests.naive import naive_jacobians
 
 TOLERANCES = (Tolerance(atol=0.01), Tolerance(rtol=1e-3), Tolerance(rtol=0.1))
@@ -129,8 +129,13 @@ blocks = st.builds(
 )
 
 
-@settings(max_examples=40)
-@given(st.sampled_from([3, 12, 30]), st.lists(blocks, min_size=1, max_size=3), st.integers(0, 99))
+@drawn(
+    12,
+    40,
+    st.sampled_from([3, 12, 30]),
+    st.lists(blocks, min_size=1, max_size=3),
+    st.integers(0, 99),
+)
 def test_random_blocks(n_in: int, specs: list[Spec], seed: int) -> None:
     model = network(n_in, specs, seed)
     points = torch.randn(2, n_in, dtype=torch.float64)

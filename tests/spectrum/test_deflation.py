@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from localrank_cli.spectrum.deflation import MIN_DEFLATED_SIZE, gram_pair, small
 from localrank_cli.spectrum.solve import solve_stack
 from localrank_cli.spectrum.svd import gram_eigenvalues, rounding
 from localrank_cli.spectrum.tolerance import Tolerance
+from tests.drawing import drawn
 from tests.spectrum.test_certificate import planted
 
 SHAPES = [(MIN_DEFLATED_SIZE, MIN_DEFLATED_SIZE), (600, 200), (200, 600), (1500, 256)]
@@ -132,8 +132,9 @@ def test_the_same_on_a_gpu() -> None:
     )
 
 
-@settings(max_examples=25, deadline=None)
-@given(
+@drawn(
+    8,
+    25,
     rows=st.integers(MIN_DEFLATED_SIZE, 500),
     count=st.integers(1, 30),
     least=st.floats(-4.5, 0),

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from localrank_cli.spectrum.lowest import lowest_values
 from localrank_cli.spectrum.solve import solve_stack
 from localrank_cli.spectrum.svd import rounding
 from localrank_cli.spectrum.tolerance import Tolerance
+from tests.drawing import drawn
 from tests.spectrum.test_certificate import planted
 
 SHAPES = [(120, 120), (200, 130), (60, 400), (600, 200)]
@@ -126,8 +126,9 @@ def test_only_sums_uncertain_needs_no_svd(
             assert measured(found, name) == pytest.approx(measured(truth, name), rel=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
+@drawn(
+    20,
+    60,
     shape=st.sampled_from([(40, 40), (130, 200), (300, 100), (36, 600)]),
     kind=st.sampled_from(KINDS),
     place=st.integers(1, 12),

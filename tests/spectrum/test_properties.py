@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -12,6 +12,7 @@ from localrank_cli.measures.points import local_ranks
 from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of
+from tests.drawing import drawn
 from tests.naive import naive_outputs
 from tests.networks import bias, mlp, weight
 
@@ -27,7 +28,6 @@ KINK = 5 * 12 * 2.0**-53 * 1000
 widths = st.lists(st.integers(1, 12), min_size=2, max_size=5)
 seeds = st.integers(0, 2**20)
 acts = st.sampled_from(sorted(ACTS))
-few = settings(max_examples=25)
 
 
 def network(sizes: list[int], act: str, seed: int) -> nn.Sequential:
@@ -72,8 +72,7 @@ def assert_same(
             assert (counts == local_ranks(two, tolerance).counts.numpy())[decided].all(), label
 
 
-@few
-@given(sizes=widths, act=acts, seed=seeds)
+@drawn(10, 25, sizes=widths, act=acts, seed=seeds)
 def test_rank_is_at_most_the_narrowest_width_so_far(sizes: list[int], act: str, seed: int) -> None:
     # No tolerance is needed: beyond that width singular values are rounding, which counts as 0.
     model = network(sizes, act, seed)
@@ -83,8 +82,7 @@ def test_rank_is_at_most_the_narrowest_width_so_far(sizes: list[int], act: str, 
         assert ((numbers(spectrum) > 0).sum(axis=1) <= width).all()
 
 
-@few
-@given(sizes=widths, act=acts, seed=seeds)
+@drawn(10, 25, sizes=widths, act=acts, seed=seeds)
 def test_rotating_the_input_with_the_first_weight_changes_nothing(
     sizes: list[int], act: str, seed: int
 ) -> None:
@@ -98,8 +96,7 @@ def test_rotating_the_input_with_the_first_weight_changes_nothing(
     assert_same(before, spectra_of(model, points @ rotation))
 
 
-@few
-@given(sizes=widths, act=acts, seed=seeds, data=st.data())
+@drawn(10, 25, sizes=widths, act=acts, seed=seeds, data=st.data())
 def test_renaming_hidden_units_changes_no_spectrum(
     sizes: list[int], act: str, seed: int, data: st.DataObject
 ) -> None:
@@ -114,8 +111,7 @@ def test_renaming_hidden_units_changes_no_spectrum(
     assert_same(before, spectra_of(model, points))
 
 
-@few
-@given(sizes=widths, act=acts, seed=seeds, order=st.permutations(range(5)))
+@drawn(10, 25, sizes=widths, act=acts, seed=seeds, order=st.permutations(range(5)))
 def test_order_of_points_is_order_of_rows(
     sizes: list[int], act: str, seed: int, order: list[int]
 ) -> None:
@@ -125,8 +121,7 @@ def test_order_of_points_is_order_of_rows(
     assert_same(spectra_of(model, points), spectra_of(model, points[order]), order)
 
 
-@few
-@given(sizes=widths, act=acts, seed=seeds, spare=st.integers(0, 20_000))
+@drawn(10, 25, sizes=widths, act=acts, seed=seeds, spare=st.integers(0, 20_000))
 def test_portions_of_points_and_directions_change_nothing(
     sizes: list[int], act: str, seed: int, spare: int
 ) -> None:
@@ -137,8 +132,7 @@ def test_portions_of_points_and_directions_change_nothing(
     assert_same(spectra_of(model, points), spectra_of(model, points, memory=largest + spare))
 
 
-@few
-@given(sizes=widths, act=acts, seed=seeds)
+@drawn(10, 25, sizes=widths, act=acts, seed=seeds)
 def test_a_point_alone_is_a_point_among_others(sizes: list[int], act: str, seed: int) -> None:
     model = network(sizes, act, seed)
     points = points_for(model, 4, seed)
@@ -148,8 +142,7 @@ def test_a_point_alone_is_a_point_among_others(sizes: list[int], act: str, seed:
         assert_same(together, spectra_of(model, points[index : index + 1]), [index])
 
 
-@few
-@given(sizes=widths, act=acts, seed=seeds)
+@drawn(10, 25, sizes=widths, act=acts, seed=seeds)
 def test_deeper_layers_change_nothing_before_them(sizes: list[int], act: str, seed: int) -> None:
     model = network(sizes, act, seed)
     points = points_for(model, 3, seed)
@@ -161,8 +154,7 @@ def test_deeper_layers_change_nothing_before_them(sizes: list[int], act: str, se
     assert_same(spectra_of(model, points), spectra_of(deeper, points, exclude=(last,)))
 
 
-@few
-@given(sizes=widths, act=acts, seed=seeds, power=st.integers(-20, 20))
+@drawn(10, 25, sizes=widths, act=acts, seed=seeds, power=st.integers(-20, 20))
 def test_scaling_the_last_weight_scales_its_spectrum(
     sizes: list[int], act: str, seed: int, power: int
 ) -> None:
@@ -182,8 +174,7 @@ def test_scaling_the_last_weight_scales_its_spectrum(
         assert first.tolist() == second.tolist()
 
 
-@few
-@given(sizes=widths, seed=seeds)
+@drawn(10, 25, sizes=widths, seed=seeds)
 def test_norms_of_a_chain_are_at_most_the_products(sizes: list[int], seed: int) -> None:
     # Slopes of tanh are at most 1, so |J_l| <= |W_l| ... |W_1|.
     model = network(sizes, "tanh", seed)

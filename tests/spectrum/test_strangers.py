@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from localrank_cli.measures.points import local_ranks
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of
+from tests.drawing import drawn
 from tests.naive import naive_counts, naive_jacobians, naive_spectra
 from tests.networks import Residual, settled
 
@@ -76,8 +76,9 @@ def compare(model: nn.Module, points: Tensor) -> None:
             assert (counts == naive)[decided | (sigma[:, 0] == 0)].all(), label
 
 
-@settings(max_examples=60)
-@given(
+@drawn(
+    20,
+    60,
     names=st.lists(st.sampled_from(sorted(VECTOR)), max_size=6),
     width=st.integers(4, 9),
     n_in=st.integers(1, 12),
@@ -90,8 +91,9 @@ def test_stacks_over_vectors(names: list[str], width: int, n_in: int, seed: int)
     compare(settled(model).double(), torch.randn(3, n_in, dtype=torch.float64))
 
 
-@settings(max_examples=30)
-@given(
+@drawn(
+    10,
+    30,
     names=st.lists(st.sampled_from(sorted(IMAGE)), max_size=4),
     channels=st.integers(1, 3),
     seed=st.integers(0, 2**20),
