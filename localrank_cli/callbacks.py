@@ -109,7 +109,7 @@ class LightningMonitor(_Callback):
         values = self.monitor(pl_module, trainer.global_step)
         if values:
             for logger in trainer.loggers:
-                send = partial(logger.log_metrics, metrics=values, step=trainer.global_step)
+                send = partial(logger.log_metrics, values, step=trainer.global_step)
                 self.monitor.attempt(send, f"{type(logger).__name__} takes no values")
 
 
