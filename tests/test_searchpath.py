@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import localrank_cli
 from localrank_cli.searchpath import current_folder_last, program_words
-from tests.cli.program import QUICK, invoke
+from tests.cli.program import QUICK
 from tests.helpers import NET_CODE, net_weights, save_series
 
 SCRIPT = (str(Path(sys.executable).parent / "localrank"),)
@@ -97,10 +97,9 @@ def test_a_model_of_the_current_folder_hides_nothing_but_itself(folder: Path) ->
     assert (folder / "../ranks.csv").read_text().count("\n") > 2
 
 
-def test_printed_scripts_keep_the_current_folder_off_the_path(tmp_path: Path) -> None:
-    series = save_series(tmp_path / "run")
-    words = [*QUICK, "-o", str(tmp_path / "ranks.csv"), "--cluster", "slurm", "--dry-run"]
-    script = invoke("submit", str(series), *words).stdout
+def test_printed_scripts_keep_the_current_folder_off_the_path(folder: Path) -> None:
+    words = [*SCRIPT, "submit", *ANALYZE[1:], "--cluster", "slurm", "--dry-run"]
+    script = run(folder, *words)
     for command in ("analyze", "merge"):
         assert f"-P -m localrank_cli {command}" in script
 

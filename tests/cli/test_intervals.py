@@ -57,19 +57,20 @@ def test_one_point_has_two_probes(series: Path) -> None:
 def test_shards_and_resumed_runs_give_the_same_bytes(
     series: Path, tmp_path: Path, count: int
 ) -> None:
+    words = (*WORDS, "--layers", "2")
     whole = tmp_path / "whole.csv"
-    assert invoke("analyze", str(series), *WORDS, "-o", str(whole)).code == 0
+    assert invoke("analyze", str(series), *words, "-o", str(whole)).code == 0
     parts = tmp_path / "parts"
     for index in range(count):  # of four: parts of the points of each checkpoint
         part = ("-o", f"{parts}/", "--shard", f"{index}/{count}")
-        assert invoke("analyze", str(series), *WORDS, *part).code == 0
+        assert invoke("analyze", str(series), *words, *part).code == 0
     merged = tmp_path / "merged.csv"
     assert invoke("merge", str(parts), "-o", str(merged)).code == 0
     assert merged.read_bytes() == whole.read_bytes()
 
     cut = tmp_path / "cut.csv"
-    assert invoke("analyze", str(series), *WORDS, "-o", str(cut), "--steps", "0:0").code == 0
-    again = invoke("analyze", str(series), *WORDS, "-o", str(cut))
+    assert invoke("analyze", str(series), *words, "-o", str(cut), "--steps", "0:0").code == 0
+    again = invoke("analyze", str(series), *words, "-o", str(cut))
     assert again.code == 0
     assert cut.read_bytes() == whole.read_bytes()
 

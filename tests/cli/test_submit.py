@@ -57,12 +57,15 @@ def wait_until(true: Callable[[], bool], process: "Warm | subprocess.Popen[str]"
         time.sleep(0.05)
 
 
-def test_two_workers_give_the_table_of_one_process(series: Path, tmp_path: Path) -> None:
+# Two workers that are new interpreters are also those of tests/test_searchpath.py.
+@pytest.mark.parametrize("start", [run, pytest.param(run_cold, marks=pytest.mark.long)])
+def test_two_workers_give_the_table_of_one_process(
+    series: Path, tmp_path: Path, start: Callable[..., Outcome]
+) -> None:
     target = tmp_path / "out/ranks.csv"
     target.parent.mkdir()
-    # Here each process is a new interpreter; elsewhere most are forked.
     words = ("submit", str(series), *QUICK, "-o", str(target), "--workers", "2")
-    outcome = run_cold(*words, env=ONE_THREAD)
+    outcome = start(*words, env=ONE_THREAD)
     assert outcome.code == 0, outcome.stderr
     assert outcome.stdout == ""
     assert outcome.stderr.splitlines() == [
