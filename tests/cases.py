@@ -4,7 +4,7 @@ A case is a name, a seed and a lambda that gives (model, points). Models are flo
 mode, as a user may leave them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +81,24 @@ def crossed(cases: Iterable[Case], *ways: Any) -> list[Any]:
     Each case is run in the first way and in one of the others, in turn, so that every way meets
     many cases of each kind; the rest of the product is left to `make test-long`.
     """
+    return _product(cases, ways, lambda index: (ways[0], ways[1 + index % (len(ways) - 1)]))
+
+
+def in_turn(cases: Iterable[Case], *ways: Any) -> list[Any]:
+    """Return every case in every way, each case in one of them but for `make test-long`.
+
+    For parts and products of Jacobians, which test_routes.py has in more ways.
+    """
+    return _product(cases, ways, lambda index: (ways[index % len(ways)],))
+
+
+def _product(
+    cases: Iterable[Case], ways: Sequence[Any], chosen: Callable[[int], Sequence[Any]]
+) -> list[Any]:
     found = []
     for index, param in enumerate(params(cases)):
-        chosen = (ways[0], ways[1 + index % (len(ways) - 1)])
         for way in ways:
-            marks = [*param.marks, *([] if way in chosen else [pytest.mark.long])]
+            marks = [*param.marks, *([] if way in chosen(index) else [pytest.mark.long])]
             values = way if isinstance(way, tuple) else (way,)
             name = "-".join(map(str, values))
             found.append(pytest.param(*param.values, *values, marks=marks, id=f"{param.id}-{name}"))

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent
 
 # `pytest -n` gives all tests of a file to one worker, and all of these groups: tests that share one
 # Slurm or one browser, and calls of LAPACK that fill a core for seconds; and processes that have
-# imported transformers or Lightning, which takes as long as hundreds of tests.
+# imported transformers or Lightning, which takes as long as hundreds of tests; and tests that
+# compare with the same naive Jacobians, which a process makes once.
 WAITING = "machine"
 GROUPS = {
     "cli/test_run_slurm.py": WAITING,
@@ -37,6 +38,13 @@ GROUPS = {
     "model/test_hf_weights.py": "transformers",
     "options/test_embeddings.py": "transformers",
     "remote/test_pythia.py": "transformers",
+    "spectrum/test_metric.py": "naive",
+    "spectrum/test_naive.py": "naive",
+    "spectrum/test_pooled.py": "positions",
+    "spectrum/test_positions.py": "positions",
+    "spectrum/test_routes.py": "naive",
+    "spectrum/test_scale.py": "naive",
+    "spectrum/test_slices.py": "naive",
     "test_real_size.py": "transformers",
     "test_your_checkpoints.py": "transformers",
 }

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from localrank_cli import analyze
+from localrank_cli.experiments import patel2024
 from localrank_cli.experiments.patel2024 import (
     PUBLISHED,
     PUBLISHED_STEPS,
@@ -70,6 +71,12 @@ def test_other_digits_are_tested_than_trained_on(digits: Path) -> None:
     assert not torch.equal(task.train[0], digits_task(digits, seed=2).train[0])
 
 
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many layers as published, which are narrower and take less time."""
+    monkeypatch.setattr(patel2024, "_WIDTHS", (784, 40, 40, 40, 40, 40, 10))
+
+
 def test_weights_decay_and_biases_do_not(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[Any] = []
     adamw = torch.optim.AdamW
@@ -84,9 +91,11 @@ def test_weights_decay_and_biases_do_not(digits: Path, monkeypatch: pytest.Monke
     (_, net), _ = arm._training()
     assert [group["weight_decay"] for group in groups] == [0.01, 0]
     assert [len(group["params"]) for group in groups] == [6, 6]
-    assert isinstance(net[0], nn.Linear)
+    widths = [part.out_features for part in net if isinstance(part, nn.Linear)]
+    assert widths == [200, 200, 200, 200, 200, 10]
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_training_is_a_series_by_their_rule(digits: Path, tmp_path: Path) -> None:
     (arm,) = plan(1, 3, digits).arms
     assert arm.n_checkpoints == 4
@@ -116,6 +125,7 @@ def test_nothing_is_judged() -> None:
     assert "20 of the published 1,000,000 steps" in verdict.setting
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_monitor_measures_what_an_analysis_does(digits: Path, tmp_path: Path) -> None:
     arm = PublishedArm(3, 0, digits_task(digits, 0))
     steps = list(arm.train(tmp_path))

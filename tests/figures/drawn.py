@@ -60,11 +60,14 @@ def texts(figure: Figure) -> dict[str, Any]:
             found[text if text not in found else f"{text} ({count})"] = box
         original(self, renderer, *args, **kwargs)
 
+    # As savefig does: lay out once, and draw what stays.
+    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    figure.set_layout_engine("none")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Text, "draw", draw)
         canvas.draw()
-        found.clear()  # the first pass lays out, the second draws what stays
-        canvas.draw()
+    figure.set_layout_engine(engine or "none")
     return found
 
 

@@ -8,7 +8,7 @@ from localrank_cli.measures.points import local_ranks
 from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of
-from tests.cases import CASES, Case, crossed, params
+from tests.cases import CASES, Case, in_turn, params
 from tests.helpers import threads
 from tests.naive import naive_jacobians, naive_spectra
 
@@ -47,7 +47,7 @@ def largest_jacobian(case: Case) -> int:
     return max(matrix.size * 8 for matrix in jacobians.values())
 
 
-@pytest.mark.parametrize(("case", "factor"), crossed(CASES_CHOSEN, 6, 12, 60))
+@pytest.mark.parametrize(("case", "factor"), in_turn(CASES_CHOSEN, 6, 12, 60))
 def test_little_memory(case: Case, factor: int) -> None:
     model, points = case.build()
     memory = factor * largest_jacobian(case)

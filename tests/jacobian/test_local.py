@@ -191,7 +191,13 @@ def test_positions_that_are_mixed_between_modules_are_found(name: str) -> None:
     assert compare(mixed(MIXING[name]), points, Modes()) == ["first"]
 
 
-@pytest.mark.parametrize("size", [1e-6, 1e-9, 1e-11, 1e-13, 1e-15, 1e-18])
+@pytest.mark.parametrize(
+    "size",
+    [
+        *(1e-6, 1e-11, 1e-13, 1e-18),
+        *(pytest.param(size, marks=pytest.mark.long) for size in (1e-9, 1e-15)),
+    ],
+)
 def test_a_faint_mixture_is_found_or_below_the_rounding(size: float) -> None:
     points = torch.randn(2, 2, 7, 7, dtype=torch.float64)
 

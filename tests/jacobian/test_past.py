@@ -86,7 +86,9 @@ def held(modes: Modes) -> set[str]:
     return {route.split(" ")[0] for route in modes.routes if "past held" in route}
 
 
-@pytest.mark.parametrize("kind", ["same", "same:2", "first", "last"])
+@pytest.mark.parametrize(
+    "kind", ["same", pytest.param("same:2", marks=pytest.mark.long), "first", "last"]
+)
 def test_a_layer_that_is_not_causal_goes_the_dense_way_alone(kind: str) -> None:
     modes = Modes()
     check(network(), points_of(5, 6, 7), LAYERS, kind, modes)

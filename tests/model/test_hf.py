@@ -100,6 +100,7 @@ class TestAnalyze:
         ):
             analyze(tmp_path, model="hf", data="normal:5x8")
 
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize(
         ("spoil", "status", "message"),
         [

@@ -103,6 +103,7 @@ WRAPPERS: list[Callable[[str], str]] = [
 
 
 class TestLoaded:
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize("layer", [LAYER, "lm_head"])
     @pytest.mark.parametrize(
         ("change", "pickled"),

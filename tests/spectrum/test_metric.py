@@ -11,7 +11,7 @@ from localrank_cli.measures.points import local_ranks
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
-from tests.cases import CASES, Case, crossed
+from tests.cases import CASES, Case, in_turn
 from tests.naive import Array, naive_counts, naive_spectra
 from tests.spectrum.routes import ROUTES, TOLERANCES, Route, jacobians
 from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32
@@ -58,7 +58,7 @@ def found_by(case: Case, route: Route, kind: str, modes: Modes) -> dict[str, Lay
 WAYS = [*((route, kind) for route in ROUTES for kind in KINDS[1:]), ("as_chosen", "scalar")]
 
 
-@pytest.mark.parametrize(("case", "route", "kind"), crossed(CASES, *WAYS))
+@pytest.mark.parametrize(("case", "route", "kind"), in_turn(CASES, *WAYS))
 def test_spectra_and_counts(case: Case, route: str, kind: str) -> None:
     expected = truth(case, kind)
     taken = ROUTES[route]

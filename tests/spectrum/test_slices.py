@@ -12,7 +12,7 @@ from localrank_cli.layers.select import Selection
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, layer_spectra
 from tests.asking import PLENTY, numbers
-from tests.cases import CASES, Case, crossed
+from tests.cases import CASES, Case, in_turn
 from tests.naive import Array, naive_spectra
 from tests.spectrum.routes import ROUTES, TOLERANCES, Route, jacobians
 from tests.spectrum.test_naive import BOUND, BOUND_FLOAT32
@@ -56,7 +56,7 @@ def check(case: Case, found: dict[str, LayerSpectrum], parts: dict[str, Array]) 
         assert (off <= bound * whole + 2.5e-7 * total).all(), label
 
 
-@pytest.mark.parametrize(("case", "route"), crossed(SLICED, *CHOSEN))
+@pytest.mark.parametrize(("case", "route"), in_turn(SLICED, *CHOSEN))
 def test_the_last_of_the_first_axis_varied(case: Case, route: str) -> None:
     selection = Selection(case.layers, (), case.wrt, input_slice="-1")
     found = found_by(case, selection, CHOSEN[route])
@@ -67,7 +67,7 @@ def test_the_last_of_the_first_axis_varied(case: Case, route: str) -> None:
 
 @pytest.mark.parametrize(
     ("case", "route"),
-    crossed((case for case in SLICED if case.name not in OUTPUTS_OTHERWISE), *CHOSEN),
+    in_turn((case for case in SLICED if case.name not in OUTPUTS_OTHERWISE), *CHOSEN),
 )
 def test_the_first_two_of_the_first_axis_of_every_output(case: Case, route: str) -> None:
     selection = Selection(case.layers, (), case.wrt, output_slice=":2")
