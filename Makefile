@@ -15,7 +15,7 @@ LOWEST_TESTS := tests/test_api.py tests/options/test_resolve.py tests/results/te
 	tests/jacobian/test_engine.py tests/spectrum/test_closed_forms.py \
 	tests/checkpoints/test_formats.py tests/model/test_build.py tests/cli/test_main.py
 
-.PHONY: demo dist docs test test-families test-long test-lowest fuzz lint types bench bench-pictures samples clean
+.PHONY: demo dist docs test test-docs test-families test-long test-lowest fuzz lint types bench bench-pictures samples clean
 
 # On a terminal analyze prints the table; a log gets the same one from the file.
 demo: $(VENV)/.plot
@@ -29,9 +29,14 @@ demo: $(VENV)/.plot
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
-# Every family of transformers that docs/models.md lists; takes some minutes.
+# Every family of transformers that docs/models.md lists, and checkpoints in published packages;
+# takes some minutes.
 test-families: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) -m families tests/families
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m families
+
+# Every example of the documentation does what its page says; the notebook; the site.
+test-docs: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'pages and not long'
 
 # The lowest versions that pyproject.toml allows, among those with wheels for this Python; without
 # the packages that only some tests need, since they require later versions. Deprecation warnings of

@@ -202,6 +202,7 @@ def check_commands(running: list[tuple[Example, Future[tuple[int, list[str]]]]])
     running.clear()
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("page", PAGES_WITH_EXAMPLES)
 def test_examples_do_what_the_page_says(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

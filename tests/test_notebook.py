@@ -12,6 +12,8 @@ import pytest
 
 from tests.test_docs import NUMBER, ROOT
 
+pytestmark = pytest.mark.pages
+
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
 WORDS = re.compile(r"\s+")
 

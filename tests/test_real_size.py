@@ -10,6 +10,8 @@ from tests.cli.program import run, run_python
 from tests.test_docs import ROOT, sections
 from tests.warm import preload_libraries
 
+pytestmark = pytest.mark.pages
+
 PAGE = ROOT / "docs/real_size.md"
 TABLES = {
     # Six blocks at two steps; ranks of a 128 x 128 matrix.

@@ -9,6 +9,8 @@ import pytest
 
 from tests.test_docs import ROOT
 
+pytestmark = pytest.mark.pages
+
 pytest.importorskip("material", reason="mkdocs-material is not installed: pip install '.[docs]'")
 
 

@@ -26,7 +26,7 @@ PAGE = ROOT / "docs/your_checkpoints.md"
 TRAININGS = ROOT / "tests/trainings"
 NEEDS = {"gpt2": ("transformers", "accelerate"), "digits": ("lightning",)}
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.pages, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -91,6 +91,7 @@ def _lines_of_contents(one: "Contents") -> list[tuple[str, str]]:
     ]
     if len(shown) < len(one.keys):
         lines.append(("weights", f"and {len(one.keys) - len(shown)} more (--json lists all)"))
+    lines += [("model", one.reading)] if one.reading else []
     lines += [("needs", f"{need.written}: {need.help}") for need in one.needs]
     return lines
 

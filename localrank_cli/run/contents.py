@@ -78,6 +78,7 @@ class Contents:
     written_by: str
     keys: tuple[KeyLine, ...]  # of the first checkpoint
     needs: tuple[Need, ...]
+    reading: str = ""  # of weights without code, as far as they do not show the network
 
     @property
     def n_failed(self) -> int:
@@ -135,7 +136,17 @@ def read_contents(
         _writer(first, config),
         tuple(KeyLine(key, tuple(tensor.shape)) for key, tensor in headers.first.items()),
         tuple(_needs(series_options, headers, config)),
+        _inferred(series_options, headers).reading if options.model is None else "",
     )
+
+
+@dataclass(frozen=True)
+class _Inferred:
+    """What weights without code show of the network."""
+
+    problem: str = ""  # why they do not show it
+    n_in: int | None = None  # the size of its input, where they do
+    reading: str = ""  # as in `Contents`
 
 
 def _failed(record: CheckpointRecord) -> CheckpointLine:
@@ -147,12 +158,12 @@ def _needs(series: SeriesOptions, headers: Headers, config: HfConfig | None) -> 
     model, data, wrt = options.model, options.data, options.wrt
     state = without_factors(headers.first or {}, headers.factored)
     embedding = find_embedding(state)
-    problem, n_in = _inferred(state, headers, series) if model is None else ("", None)
-    if n_in is not None:
+    inferred = _inferred(series, headers) if model is None else _Inferred()
+    if inferred.n_in is not None:
         if data is not None:
             return []
-        text = f"random points, or a file with points of {n_in} numbers"
-        return [Need("no data to take points from", ("--data", f"normal:{n_in}"), text)]
+        text = f"random points, or a file with points of {inferred.n_in} numbers"
+        return [Need("no data to take points from", ("--data", f"normal:{inferred.n_in}"), text)]
     if config is not None and model in (None, HF):
         if config.takes_tokens and wrt is None:
             embedding = embedding_of_hf(config, headers.held) or embedding
@@ -161,9 +172,9 @@ def _needs(series: SeriesOptions, headers: Headers, config: HfConfig | None) -> 
     if model is None:
         needs.append(
             Need(
-                f"no --model ({problem})",
+                f"no --model ({inferred.problem})",
                 ("--model", "FILE.py:NAME"),
-                f"the network's code: {problem}",
+                f"the network's code: {inferred.problem}",
             )
         )
     if data is None:
@@ -177,13 +188,12 @@ def _is_drawn(data: object) -> bool:
     return isinstance(data, str) and data.startswith(("normal:", "uniform:"))
 
 
-def _inferred(state: State, headers: Headers, series: SeriesOptions) -> tuple[str, int | None]:
-    """Return why the network cannot be inferred, or the size of its input."""
+def _inferred(series: SeriesOptions, headers: Headers) -> _Inferred:
+    state = without_factors(headers.first or {}, headers.factored)
     names = networks_in(state)
     if names:
-        return (
-            f"the weights are several networks, of which --weights takes one: {listed(names)}",
-            None,
+        return _Inferred(
+            f"the weights are several networks, of which --weights takes one: {listed(names)}"
         )
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     try:
@@ -191,17 +201,23 @@ def _inferred(state: State, headers: Headers, series: SeriesOptions) -> tuple[st
             without_wrappers(shapes), not all(tensor.is_meta for tensor in state.values())
         )
     except ModelError:
-        return "the weights are not those of a plain MLP", None
+        return _Inferred("the weights are not those of a plain MLP")
     given = given_activation(series)
     choice = ModelChoice(None, None, {}, series.options.activation or "")
     try:
         choice = with_held_activation(choice, headers.modules, given, headers.place)
     except ModelError as error:
-        return error.what.removeprefix(f"{headers.place}: ").rstrip("."), None
+        return _Inferred(error.what.removeprefix(f"{headers.place}: ").rstrip("."))
     groups = layer_groups(layout.names)
     if groups and not choice.is_seen:
-        return f"weights do not show what is between the parts {listed(groups, 4)}", None
-    return "", layout.widths[0]
+        return _Inferred(f"weights do not show what is between the parts {listed(groups, 4)}")
+    reading = ""
+    if not choice.is_seen and given is None and len(layout.names) > 1:
+        reading = (
+            f"read as Linear layers with {choice.activation} between them, which weights do not"
+            " show; if yours differ, give --activation or --model FILE.py:NAME"
+        )
+    return _Inferred(n_in=layout.widths[0], reading=reading)
 
 
 def find_embedding(state: State) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tests.cli.program import invoke
 from tests.naive import naive_batch_spectra
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.families, pytest.mark.filterwarnings("ignore")]
 
 # Package -> version, SHA-256 of its wheel, and what is read from it. All wheels are those for
 # Python 3.11 on Linux, so that one hash is right everywhere.

@@ -59,6 +59,14 @@ class TestInspect:
         assert invoke(*words, *QUICK).code == 0
         assert entries(tmp_path) == ["a  run"]
 
+    def test_what_weights_do_not_show_is_said(self, tmp_path: Path) -> None:
+        folder = save_series(tmp_path / "run", (0, 5))
+        (reading,) = lines_of(invoke("inspect", str(folder)), "model")
+        assert reading.startswith("read as Linear layers with relu between them")
+        assert lines_of(invoke("inspect", str(folder), "--activation", "gelu"), "model") == []
+        torch.save(mlp(4, 6, 5), tmp_path / "step_0.pt")  # a module shows it
+        assert lines_of(invoke("inspect", str(tmp_path / "step_0.pt")), "model") == []
+
     def test_parts_of_a_whole_module_and_its_command_runs(self, tmp_path: Path) -> None:
         torch.save(nn.Sequential(mlp(4, 6, 5), nn.ReLU(), mlp(5, 3, 2)), tmp_path / "step_0.pt")
         (command,) = lines_of(invoke("inspect", str(tmp_path)), "to analyze")

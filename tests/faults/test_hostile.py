@@ -10,7 +10,7 @@ from tests.faults.conftest import TRIED
 from tests.faults.hostile import PICKLES, PLACES
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("zip", "dcp", "data by rows")
+QUICK = ("dcp",)
 LONG = pytest.mark.long
 SECONDS = 8.0  # of one core, for files of a megabyte; what is refused ran forever or for minutes
 MEBIBYTES = 600  # some of them describe 100 MB of small objects
@@ -29,9 +29,7 @@ REFUSED = {
 @pytest.mark.parametrize(
     "place",
     [
-        "zip",
-        "dcp",
-        "data by rows",
+        *QUICK,
         *(pytest.param(place, marks=LONG) for place in PLACES if place not in QUICK),
         pytest.param("mutated zip", marks=LONG),
         pytest.param("mutated legacy", marks=LONG),

@@ -14,7 +14,7 @@ from tests.warm import preload_libraries
 
 pytest.importorskip("huggingface_hub")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.pages
 STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)  # the first of Pythia's 154
 DATA = "tokens.safetensors"
 WORDS = (

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,6 +146,7 @@ def assert_same(found: dict[str, LayerMeasures], expected: dict[str, LayerMeasur
                 assert abs(mean.mean - theirs) <= 1e-6 * abs(theirs), (label, name)
 
 
+@pytest.mark.long  # each route on fixed networks: test_routes, test_naive
 @settings(max_examples=60)
 @given(st.sampled_from([1, 3, 8, 20]), layers, st.integers(0, 2**20))
 def test_every_route_gives_the_same(
