@@ -43,9 +43,10 @@ def test_matrices(n_items: int, how: dict[str, Any], expected: list[int]) -> Non
 
 def test_matrices_side_by_side_keep_to_the_memory() -> None:
     gram = 8 * 3072**2  # bytes
-    assert Budget(2**31).squares(3072) == 2
-    assert Budget(4 * 3 * 7 * gram).squares(3072) == 7
-    assert Budget(gram).squares(3072) == 1
+    assert Budget(2**31).squares(3072, held=0) == 3
+    assert Budget(2**31).squares(3072, held=2**29) == 2
+    assert Budget(4 * 2 * 7 * gram + 5).squares(3072, held=5) == 7
+    assert Budget(gram).squares(3072, held=2 * gram) == 1
 
 
 @pytest.mark.parametrize("memory", [0, 2**31])

@@ -107,10 +107,11 @@ def _root(metric: Tensor) -> Tensor:
     """Return a root A of a damped metric A A^T: a lower triangle, or the diagonal of a diagonal."""
     metric = metric.to("cpu", torch.float64)
     is_diagonal = metric.ndim == 1
-    diagonal = metric if is_diagonal else metric.diagonal()
+    # Rounding leaves sums of squares that are 0 a little below it.
+    diagonal = (metric if is_diagonal else metric.diagonal()).clamp(min=0)
     mean = max(float(diagonal.mean()), _LEAST_MEAN)
     if is_diagonal:
-        return (metric + DAMPING * mean).sqrt()
+        return (diagonal + DAMPING * mean).sqrt()
     damped = metric.clone()
     damped.diagonal().add_(DAMPING * mean)
     # Positive definite, however few directions the data have shown: rounding moves eigenvalues by

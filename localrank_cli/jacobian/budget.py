@@ -59,13 +59,13 @@ class Budget:
         """Return the bytes for the directions that compute a block."""
         return max(1, min(self._left(n_out, n_in) // 2, _MAX_DIRECTION_BYTES))
 
-    def squares(self, size: int) -> int:
+    def squares(self, size: int, held: int) -> int:
         """Return how many matrices of size x size have their eigenvalues computed side by side.
 
-        A third, which the Jacobians leave: each takes its Gram matrix, LAPACK's copy of it and what
-        follows from them.
+        Half of what the Jacobians leave, which hold `held` bytes: each takes its Gram matrix,
+        LAPACK's copy of it and what follows from them.
         """
-        return max(1, self.total // 3 // (4 * size * size * _DOUBLE))
+        return max(1, (self.total - held) // 2 // (4 * size * size * _DOUBLE))
 
     def _left(self, n_out: int, n_in: int) -> int:
         return self.total - _reduction_bytes(n_out, n_in)

@@ -172,10 +172,11 @@ def existing_modules() -> list[nn.Module]:
         found = set(type.__subclasses__(todo.pop())) - kinds
         kinds |= found
         todo += found
+    ids = set(map(id, kinds))  # the class of a class may forbid its hash
     things = gc.get_objects()
     # By type(): isinstance reads __class__, which makes a lazily imported object import its module.
     # The loop is C's, as there may be millions of objects.
-    return list(compress(things, map(kinds.__contains__, map(type, things))))
+    return list(compress(things, map(ids.__contains__, map(id, map(type, things)))))
 
 
 def _returns_new(factory: Callable[..., object]) -> bool:

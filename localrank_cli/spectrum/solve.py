@@ -100,7 +100,7 @@ def solve_stack(
     else:
         size = min(rows, columns)
         is_small = size <= _MAX_THREADED_SIZE
-        at_once = None if is_small else _side_by_side(size, memory, matrices)
+        at_once = None if is_small else _side_by_side(size, memory, [matrices])
 
         def squared(index: int) -> _Solution:
             return _squared(matrices[index], error, demand)
@@ -224,12 +224,13 @@ def solve_local(calls: Sequence[LocalCall], demand: Demand, memory: int = 0) -> 
     if not jacobians:
         return [_local_svd(one) for one in calls]
     widest = max(one.shape[1] for one in calls)
+    outputs = [jacobian.outputs for jacobian in jacobians]
     # A sum without the terms that are exactly zero: the bound of the whole product holds.
     squares = thread_map(
         lambda jacobian: symmetric_eigenvalues(jacobian.gram()),
         jacobians,
         are_small=widest <= _MAX_THREADED_SIZE,
-        at_once=_side_by_side(widest, memory, jacobians[0].outputs),
+        at_once=_side_by_side(widest, memory, outputs),
     )
     found, start = [], 0
     for one in calls:
@@ -269,9 +270,10 @@ def _local_values(call: LocalCall, squares: Sequence[Tensor], demand: Demand) ->
     return _certain_values(solved, shape, demand, surely)
 
 
-def _side_by_side(size: int, memory: int, matrices: Tensor) -> int:
+def _side_by_side(size: int, memory: int, held: Sequence[Tensor]) -> int:
     """Return how many matrices are solved at once: on a GPU one, which it fills."""
-    return Budget(memory).squares(size) if matrices.device.type == "cpu" else 1
+    n_bytes = sum(one.numel() * one.element_size() for one in held)
+    return Budget(memory).squares(size, n_bytes) if held[0].device.type == "cpu" else 1
 
 
 def solve_chain(

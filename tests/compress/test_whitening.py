@@ -76,3 +76,12 @@ def test_a_metric_that_vanishes_leaves_finite_factors(scale: float) -> None:
     found = factorize(matrix, 2, left=scale * positive(6), right=scale * positive(9))
     a, b = found.at(2)
     torch.testing.assert_close(a @ b, matrix, rtol=0, atol=ROUNDING * 10)
+
+
+def test_sums_of_squares_that_rounding_leaves_below_zero_are_zero() -> None:
+    matrix = normal(5, 6, seed=3)
+    metric = torch.tensor([0.0, 1e-30, -1e-30, 0.0, -3e-33], dtype=torch.float64)
+    found = factorize(matrix, 3, left=metric)
+    expected = factorize(matrix, 3, left=metric.clamp(min=0))
+    assert torch.equal(found.values, expected.values)
+    assert bool(torch.isfinite(found.values).all())

@@ -327,3 +327,16 @@ class TestModulesFromElsewhere:
     def test_weights_alone_need_no_comparison(self) -> None:
         found = built(functools.cache(lambda: nn.Sequential(nn.Linear(2, 2))))
         assert not found.drawn
+
+
+def test_objects_of_classes_without_a_hash_are_passed_over() -> None:
+    class Meta(type):
+        def __eq__(cls, other: object) -> bool:
+            return cls is other
+
+        __hash__ = None  # type: ignore[assignment]  # as where a class defines __eq__ alone
+
+    alive = Meta("Odd", (), {})()
+    network = nn.Linear(2, 2)
+    assert any(one is network for one in existing_modules())
+    del alive
