@@ -103,6 +103,7 @@ def solve_stack(
         at_once = None if is_small else _side_by_side(size, memory, [matrices])
 
         def squared(index: int) -> _Solution:
+            """Return what the Gram matrix of one Jacobian gives."""
             return _squared(matrices[index], error, demand)
 
         solved = thread_map(squared, range(count), are_small=is_small, at_once=at_once)

@@ -63,10 +63,17 @@ class ByHand:
     ) -> list[np.ndarray]:
         """Return what each layer returns."""
         outputs, hidden = [], points
+        activate = self.activation(weights, biases)
         for weight, bias in zip(weights or self.weights, biases or self.biases, strict=True):
             outputs.append(hidden @ weight.T + bias)
-            hidden = np.maximum(outputs[-1], 0)
+            hidden = activate(len(outputs) - 1, outputs[-1])
         return outputs
+
+    def activation(
+        self, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray]
+    ) -> Callable[[int, np.ndarray], np.ndarray]:
+        """Return what stands between layers of these weights, of a layer's number and outputs."""
+        return lambda layer, outputs: np.maximum(outputs, 0)
 
     def rows_in(self, points: np.ndarray) -> list[np.ndarray]:
         """Return each layer's inputs, (points, positions, in)."""
@@ -206,20 +213,18 @@ class Normed(ByHand):
         ]
         super().__init__(model, points)
 
-    def run(
-        self,
-        points: np.ndarray,
-        weights: Sequence[np.ndarray] = (),
-        biases: Sequence[np.ndarray] = (),
-    ) -> list[np.ndarray]:
-        """Return what each layer returns; of other weights, with their own statistics."""
+    def activation(
+        self, weights: Sequence[np.ndarray], biases: Sequence[np.ndarray]
+    ) -> Callable[[int, np.ndarray], np.ndarray]:
+        """Return the normalizations and ReLUs; of other weights, with their own statistics."""
         statistics = self.estimated(weights, biases) if weights else self.statistics
-        outputs, hidden = [], points
-        for layer, weight in enumerate(weights or self.weights):
-            outputs.append(hidden @ weight.T + (biases or self.biases)[layer])
-            if layer < len(statistics):
-                hidden = np.maximum(self.normed(layer, outputs[-1], *statistics[layer]), 0)
-        return outputs
+
+        def activate(layer: int, outputs: np.ndarray) -> np.ndarray:
+            if layer == len(statistics):  # nothing follows the last layer
+                return outputs
+            return np.maximum(self.normed(layer, outputs, *statistics[layer]), 0)
+
+        return activate
 
     def normed(
         self, layer: int, outputs: np.ndarray, mean: np.ndarray, variance: np.ndarray
