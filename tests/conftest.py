@@ -159,6 +159,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             else:
                 super()._reschedule(node)
 
+        def remove_node(self, node: Any) -> str | None:
+            """Leave to others what a worker that crashed has not run; return what it was at.
+
+            xdist 3.8 hands out the groups that it had finished too, and who is given one of those
+            waits for ever; and the test of the crash again, which would end the next worker.
+            """
+            units = self.assigned_work.pop(node)
+            left = [(unit, test) for unit in units.values() for test in unit if not unit[test]]
+            if not left:
+                return None
+            unit, crashed = left[0]
+            unit[crashed] = True
+            self.workqueue.update(
+                {name: unit for name, unit in units.items() if not all(unit.values())}
+            )
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return str(crashed)
+
     return Scheduling(config, log)
 
 
@@ -166,6 +185,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_xdist_auto_num_workers() -> int | None:
     """One more than there are cores, at first: see `Scheduling`."""
     return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else _n_cores() + 1
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name at once what failed, for a run that is cut off before its summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        sys.stderr.write(f"\nFAILED {report.nodeid} ({report.when})\n{report.longrepr}\n")
 
 
 def _n_cores() -> int:
