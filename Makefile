@@ -15,7 +15,7 @@ LOWEST_TESTS := tests/test_api.py tests/options/test_resolve.py tests/results/te
 	tests/jacobian/test_engine.py tests/spectrum/test_closed_forms.py \
 	tests/checkpoints/test_formats.py tests/model/test_build.py tests/cli/test_main.py
 
-.PHONY: demo dist docs test test-docs test-families test-long test-lowest fuzz lint types bench bench-pictures samples clean
+.PHONY: demo dist docs test test-docs test-families test-processes test-long test-lowest fuzz lint types bench bench-pictures samples clean
 
 # On a terminal analyze prints the table; a log gets the same one from the file.
 demo: $(VENV)/.plot
@@ -33,6 +33,11 @@ test: $(VENV)/.dev
 # takes some minutes.
 test-families: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m families
+
+# Real processes, servers and schedulers: Slurm, a Hub and an S3 on the loopback, a browser, kill -9,
+# full disks, closed pipes; takes some minutes.
+test-processes: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'processes and not long and not fuzz'
 
 # Every example of the documentation does what its page says; the notebook; the site.
 test-docs: $(VENV)/.dev

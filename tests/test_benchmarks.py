@@ -10,7 +10,7 @@ import pytest
 from tests.test_docs import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.pages
 @pytest.mark.parametrize(
     "case",
     [

@@ -44,7 +44,7 @@ def compress(*words: str) -> Outcome:
     return invoke("compress", "checkpoint-30", *data, "-o", "out", *words)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("llama", marks=pytest.mark.families)])
 def test_from_pretrained_loads_what_is_reported(
     transformers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

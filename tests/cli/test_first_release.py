@@ -114,6 +114,7 @@ print(json.dumps([[one.code, one.stderr] for one in outcomes]))
 TABLES = ("fresh.csv", "ranks.csv")
 
 
+@pytest.mark.processes
 def test_a_new_measure_is_one_entry_and_what_was_begun_before_it_is_resumed(
     place: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ def wait_for(path: Path, text: str) -> None:
     pytest.fail(f"{text!r} never came")
 
 
+@pytest.mark.processes
 def test_until_a_step_and_by_a_signal(tmp_path: Path) -> None:
     run, target = tmp_path / "run", tmp_path / "ranks.csv"
     run.mkdir()

@@ -315,6 +315,7 @@ def plain(text: str) -> bytes:
         return target.read_bytes()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "kind",
     [
@@ -346,12 +347,14 @@ def test_settings_of_matplotlib_have_no_effect(ranks: Path, tmp_path: Path, kind
     assert not (here / "ran").exists()
 
 
+@pytest.mark.processes
 def test_a_relative_folder_of_settings_is_the_users(ranks: Path, tmp_path: Path) -> None:
     env = CLEAN | {"MPLCONFIGDIR": "mine"}
     assert run_cold("plot", str(ranks), "-q", cwd=tmp_path, env=env).code == 0
     assert (tmp_path / "mine").is_dir()  # the list of fonts is kept in it
 
 
+@pytest.mark.processes
 def test_a_current_folder_that_was_removed(ranks: Path, tmp_path: Path) -> None:
     words = shlex.join([*COMMAND, "plot", str(ranks), "-q"])
     (tmp_path / "gone").mkdir()

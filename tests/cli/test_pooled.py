@@ -106,6 +106,7 @@ def test_shards_divide_points_between_blocks(parts: Path) -> None:
     assert rows((parts / "shard-00000-of-00006.csv").read_text())[0]["pooled_rank"] == ""
 
 
+@pytest.mark.processes
 def test_workers_on_this_machine(single: Path, tmp_path: Path) -> None:
     target = tmp_path / "ranks.csv"
     words = ("submit", str(single), *WORDS, "--workers", "3", "-o", str(target))
@@ -163,6 +164,7 @@ def test_a_partial_merge_is_of_the_points_that_are_there(single: Path, tmp_path:
     assert found[0]["pooled_rank"] == first["pooled_rank"]  # the first layer is linear
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("delay", [0.03, pytest.param(0.2, marks=pytest.mark.long)])
 def test_a_shard_that_was_killed_resumes(tmp_path: Path, delay: float) -> None:
     series = save_series(tmp_path / "run", range(12), (4, 9, 5))

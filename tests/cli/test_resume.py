@@ -408,6 +408,7 @@ def killed(tmp_path: Path, seed: int) -> None:
     assert entries(tmp_path) == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json", "run"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_at_any_instant(tmp_path: Path, seed: int) -> None:
     killed(tmp_path, seed)

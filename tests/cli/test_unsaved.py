@@ -97,6 +97,7 @@ def test_let_through_it_is_the_same_at_every_start_and_named(folder: Path) -> No
     assert states[0] == states[1]
 
 
+@pytest.mark.processes
 def test_workers_say_the_same(folder: Path) -> None:
     alone = invoke("analyze", *words(folder, "--allow-unsaved"))
     out = folder / "out.csv"

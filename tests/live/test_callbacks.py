@@ -223,7 +223,16 @@ def gpt2_training(folder: Path, monitor: Any, **options: Any) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        *(
+            pytest.param(options, marks=pytest.mark.families)
+            for options in ({"gradient_accumulation_steps": 2}, {"bf16": True})
+        ),
+    ],
+)
 def test_a_training_of_transformers(tmp_path: Path, options: dict[str, Any]) -> None:
     pytest.importorskip("accelerate")
 
