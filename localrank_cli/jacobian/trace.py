@@ -27,14 +27,15 @@ from localrank_cli.jacobian.links import Link, Norm, Term, pulled
 from localrank_cli.jacobian.routes import contraction
 from localrank_cli.layers.capture import Call
 
-# Elementwise operations by the name of their backward node: a quick filter, and no proof.
+# Elementwise operations by the name of their backward node: a quick filter, and no proof. The last
+# two are operations in place on a view, such as the output of a batch norm; what they do is hidden.
 _ELEMENTWISE = frozenset(
     """
     Abs Add Alias Asinh Atan Celu Clamp ClampMax ClampMin Clone Cos Cosh Div Elu Erf Erfc Exp Expm1
     Gelu Hardshrink Hardsigmoid Hardswish Hardtanh LeakyRelu Log1P LogSigmoid Maximum Minimum Mish
     Mul NativeBatchNorm Neg Pow PreluKernel Reciprocal Relu Rsub Sigmoid Sign Silu Sin Sinh Softplus
     Softshrink Sqrt Square Sub Tan Tanh Threshold Where
-    View UnsafeView ReshapeAlias Unsqueeze Squeeze
+    View UnsafeView ReshapeAlias Unsqueeze Squeeze AsStrided CopySlices
     """.split()  # noqa: SIM905  # one word a line would hide the list
 )
 # Entries outside of this range have squares that a double cannot hold.

@@ -77,6 +77,19 @@ def changed_later(model: Forward, inputs: Tensor) -> Tensor:
     return found
 
 
+def normed_in_place(hidden: Tensor) -> Tensor:
+    """A batch norm's output is a view while a network is analyzed."""
+    statistics = torch.linspace(-1, 1, 5).to(hidden), torch.linspace(0.5, 2, 5).to(hidden)
+    return functional.batch_norm(hidden, *statistics).relu_()
+
+
+def half_in_place(hidden: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Autograd's graph does not show what an operation on a part of a tensor does."""
+    hidden = hidden.clone()
+    change(hidden[:, 2:])
+    return hidden
+
+
 CHAINS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
     "functional": lambda m, x: m.b(functional.relu(m.a(x))),
     "in place": lambda m, x: m.b(m.a(x).relu_()),
@@ -94,6 +107,8 @@ CHAINS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
     "sum of two first layers": lambda m, x: m.b(m.a(x)) + m.across(m.square(x) + m.square(-x)),
     "one of two is dead": lambda m, x: m.b(m.a(x) + (m.a(-x) - 100).relu()),
     "changed in place later": changed_later,
+    "in place, of a view": lambda m, x: m.b(m.a(x).view(-1).view(-1, 5).relu_()),
+    "batch norm, then in place": lambda m, x: m.b(normed_in_place(m.a(x))),
     "dead": lambda m, x: m.across(m.square((m.square(x) - 100).relu())),
 }
 OTHERS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
@@ -112,6 +127,10 @@ OTHERS: dict[str, Callable[[Forward, Tensor], Tensor]] = {
     "instance norm first": lambda m, x: m.b(m.a(instance_norm(x))),
     "a function of that name": lambda m, x: m.b(square(m.a(x))),
     "normalized": lambda m, x: m.b(functional.layer_norm(m.a(x), (5,))),
+    "sums in place, of a view": lambda m, x: m.b(m.a(x).view(-1).view(-1, 5).cumsum_(1)),
+    "sums in place, of one half": lambda m, x: m.b(half_in_place(m.a(x), lambda h: h.cumsum_(1))),
+    "swapped in place": lambda m, x: m.b(half_in_place(m.a(x), lambda h: h.copy_(h.flip(1)))),
+    "repeated by strides": lambda m, x: m.b(m.a(x).as_strided((len(x), 5), (5, 0))),
 }
 
 
