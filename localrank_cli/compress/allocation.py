@@ -99,6 +99,9 @@ def uniform(
 ) -> list[int | None] | None:
     """Return ranks of one ratio for all layers; with `keeps_last` the last one stays dense.
 
+    Ranks are rounded down, then up, the largest remainder first, where the budget allows: rounding
+    down alone left up to a tenth of it, and a baseline is to have as many weights as the result.
+
     Returns:
         None where the last layer and one rank of each other do not fit in the budget.
     """
@@ -107,7 +110,14 @@ def uniform(
         return None
     left = budget - sum(shape.weights for shape in kept)
     ratio = left / sum(shape.weights for shape in others)
-    ranks = [int(ratio * shape.weights / (shape.n_out + shape.n_in)) for shape in others]
     if ratio >= 1:
         return [None] * len(shapes)
+    exact = [ratio * shape.weights / shape.cost(1) for shape in others]
+    ranks = [int(rank) for rank in exact]
+    left -= sum(shape.cost(rank) for shape, rank in zip(others, ranks, strict=True))
+    for index in sorted(range(len(others)), key=lambda one: ranks[one] - exact[one]):
+        shape = others[index]
+        if shape.cost(1) <= left and ranks[index] < shape.most:
+            ranks[index] += 1
+            left -= shape.cost(1)
     return None if min(ranks) < 1 else [*ranks, *(None for _ in kept)]

@@ -92,16 +92,40 @@ def test_the_least_budget_is_rank_one_everywhere() -> None:
 
 
 def test_uniform_keeps_the_last_layer_and_one_ratio() -> None:
-    # 48 + 60 + 49 weights: of 110, 61 are left for 108.
-    assert uniform(SHAPES, 110) == [int(61 / 108 * 48 / 14), int(61 / 108 * 60 / 16), None]
+    # 48 + 60 + 49 weights: of 110, 61 are left for 108, ranks of 1.94 and 2.12. One rank more takes
+    # 14 or 16, and 61 - 14 - 2 * 16 = 15 are left.
+    assert uniform(SHAPES, 110) == [2, 2, None]
     assert uniform(SHAPES, 157) == [None, None, None]
     assert uniform(SHAPES, 60) is None
 
 
 def test_uniform_has_one_ratio_for_all_where_the_last_layer_is_not_among_them() -> None:
-    expected = [
-        int(110 / 157 * weights / sides) for weights, sides in ((48, 14), (60, 16), (49, 14))
-    ]
-    assert uniform(SHAPES, 110, keeps_last=False) == expected
+    # Ranks of 2.40, 2.63 and 2.45: of 110, rounded down, 22 are left.
+    assert uniform(SHAPES, 110, keeps_last=False) == [2, 3, 2]
     assert uniform(SHAPES[:1], 30, keeps_last=False) == [2]
     assert uniform(SHAPES[:1], 30) is None
+
+
+@pytest.mark.parametrize("keeps_last", [True, False])
+def test_uniform_spends_the_budget_and_stays_at_one_ratio(*, keeps_last: bool) -> None:
+    """Whatever the shapes: no layer below its share could have another rank."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        shapes = [Shape(*map(int, generator.integers(6, 60, 2))) for _ in range(5)]
+        total = sum(shape.n_out * shape.n_in for shape in shapes)
+        budget = int(generator.uniform(0.2, 0.99) * total)
+        found = uniform(shapes, budget, keeps_last=keeps_last)
+        if found is None:
+            continue
+        last = shapes[-1].n_out * shapes[-1].n_in if keeps_last else 0
+        ranks = [rank for rank in found if rank is not None]
+        assert len(ranks) == (4 if keeps_last else 5)
+        pairs = list(zip(shapes, ranks, strict=False))  # the last one may be dense
+        left = budget - last - sum((shape.n_out + shape.n_in) * rank for shape, rank in pairs)
+        assert left >= 0
+        for shape, rank in pairs:
+            sides, weights = shape.n_out + shape.n_in, shape.n_out * shape.n_in
+            exact = (budget - last) / (total - last) * weights / sides
+            assert abs(rank - exact) <= 1
+            assert rank * sides < weights  # of more the layer would be smaller dense
+            assert left < sides or rank > exact or (rank + 1) * sides >= weights

@@ -22,6 +22,11 @@ DAMPING = 1e-4
 TWO_SIDED = ("fisher", "logit", "fisher-mean", "logit-mean")
 
 
+def cost_of_rank(weight: np.ndarray) -> int:
+    """Return the weights of a rank."""
+    return sum(weight.shape)
+
+
 class ByHand:
     """Three layers, the data of a `Compressor`, and its calibration."""
 
@@ -127,8 +132,12 @@ class ByHand:
     def ranks(self, name: str, budget: int) -> list[int | None]:
         if name in {"uniform", "svd-llm"}:
             *others, last = self.weights  # the last layer stays dense
-            ratio = (budget - last.size) / sum(one.size for one in others)
-            return [*(int(ratio * one.size / sum(one.shape)) for one in others), None]
+            sizes, costs = (np.array([f(one) for one in others]) for f in (np.size, cost_of_rank))
+            exact = (budget - last.size) * sizes / sizes.sum() / costs
+            found = exact.astype(int)
+            for layer in np.argsort(found - exact):  # the largest remainders are rounded up
+                found[layer] += found @ costs + costs[layer] <= budget - last.size
+            return [*found.tolist(), None]
         return divided([self.errors(name, layer) for layer in range(3)], self.weights, budget)
 
     def factored(
