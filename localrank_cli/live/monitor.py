@@ -212,8 +212,8 @@ class Monitor:
     def _measure(self, network: Network, weights: Any, step: int) -> dict[str, float]:
         if self._is_forked:  # both processes would write to one journal
             raise SettingsError(
-                "the monitor was made in another process, which this one was forked from.",
-                "Make the monitor in the process that trains: in the function that is started.",
+                "the monitor was created in another process, from which this one was forked.",
+                "Create the monitor in the process that trains, in the function that it runs.",
             )
         # A training may go on after its end.
         table = self._table or self._open()
@@ -249,7 +249,7 @@ class Monitor:
             raise SettingsError(
                 f"measuring takes about {duration(found.seconds)}, while the other processes wait,"
                 f" and their group gives up after {duration(self._group.seconds)}.",
-                "Measure less (points, layers), or give the group a longer timeout.",
+                "Measure fewer points or layers, or give the group a longer timeout.",
             )
 
     def _report(self, step: int, fault: LocalrankError) -> None:
@@ -286,7 +286,7 @@ class Monitor:
         """
         raise SettingsError(
             "a monitor cannot be sent to another process.",
-            "Make it in the process that trains: in the function that is started. With Lightning,"
+            "Create it in the process that trains, in the function that it runs. With Lightning,"
             " strategy='ddp' starts your script in each process, unlike 'ddp_spawn'.",
         )
 

@@ -93,7 +93,7 @@ class Mirror:
             path is not None and is_weights_file(path) and not one.version for one, path in placed
         ):
             note(
-                f"{found.shown}: the store does not show versions of its files, so that each rerun"
+                f"{found.shown}: the store does not show versions of its files, so each rerun"
                 " downloads finished checkpoints again to see whether they changed"
             )
         small = [(one, path) for one, path in placed if path is not None and _is_small(path)]

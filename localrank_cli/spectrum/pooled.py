@@ -168,7 +168,7 @@ def pooled_bytes(
             f" {shape.n_rows} x {shape.n_columns}.",
             "Choose fewer --layers or sources (--wrt), or single --positions such as last, whose"
             f" Jacobians are smaller; or give at least --memory {-(-2 * needed // 2**20)}MiB,"
-            " if the machine has as much.",
+            " if the machine has that much.",
         )
     return needed
 

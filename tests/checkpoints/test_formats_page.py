@@ -244,7 +244,7 @@ CASES: dict[str, list[tuple[Any, Any, Any]]] = {
         ({**ONE, **TEACHER}, ONE, None),
         ({**ONE, "loss.weight": torch.ones(2)}, ONE, ONE),
     ],
-    "names under `generator.` and `discriminator.`, also if they form one chain": [
+    "names under `generator.` and `discriminator.`, even if they form one chain": [
         ({**renamed(ONE, "generator."), **renamed(weights(2, 5, 1), "discriminator.")}, ONE, None),
         ({**renamed(ONE, "gen."), **renamed(weights(2, 5, 1), "netD.")}, ONE, None),
         ({**renamed(ONE, "generator."), **renamed(TWO, "discriminator.")}, None, None),
