@@ -1,4 +1,4 @@
-"""Copy a network that is in use, so that nothing of the user's is touched by what is measured."""
+"""Copy a network that is in use, so that measuring touches nothing of the user's."""
 
 import copy
 from collections.abc import Mapping

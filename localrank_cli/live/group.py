@@ -1,4 +1,4 @@
-"""The processes of a distributed training: the first measures, the others wait for it."""
+"""The processes of distributed training: the first one measures while the others wait."""
 
 import os
 from datetime import timedelta

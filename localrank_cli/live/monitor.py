@@ -67,12 +67,12 @@ class Monitor:
     Call it with the network and the step after each step, on every rank if training is distributed.
     Training is not affected: the network is copied, and the state of the process is restored. A
     step that cannot be measured gives a warning and a row that says why. The options are those of
-    `local_rank`, and these.
+    `local_rank`, and the following.
 
     Args:
         output: A .csv, .tsv, .jsonl or .parquet file. A resumed training run adds to it.
-        data: A tensor, an array, or what `analyze` takes; or a Dataset or DataLoader, of which the
-            first points are taken in order.
+        data: A tensor, an array, or any other data that `analyze` takes; or a Dataset or
+            DataLoader, from which the first points are taken in order.
         ema: A network or state dict with averaged weights, to measure in place of the live ones.
         **options: See below.
 

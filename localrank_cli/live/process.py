@@ -1,4 +1,4 @@
-"""The state of the process that a training depends on, kept from what is measured."""
+"""The state of the process that training depends on, kept safe from measurements."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,6 +1,6 @@
 """Arguments of a network's class or function, from what checkpoints record of how it was built.
 
-Nothing of a checkpoint runs: plain values are passed to parameters of their names, or to a config
+No code from a checkpoint runs: plain values are passed to parameters of their names, or to a config
 that the user's own code defines.
 """
 

@@ -2,7 +2,7 @@
 
 The folder has the names that the store has, as far as a file may have them here, so that it is
 listed by the rules of any folder. What cannot be a name (`..`, a line break) is left out with a
-note: nothing of a key is ever read as a path.
+note: no part of a key is ever read as a path.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Checkpoints from their headers alone: their steps, whether they fit the model, and which failed.
 
-Everything here happens before any work, but for `load_state`, which reads the tensors.
+Everything here happens before any work, except for `load_state`, which reads the tensors.
 """
 
 import math

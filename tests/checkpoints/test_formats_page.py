@@ -204,7 +204,7 @@ def test_the_command_of_the_message_converts_it(row: str, tmp_path: Path) -> Non
     assert found.equals(plain(tmp_path, ONE))
 
 
-FORK_ROW = "`._step_5.pt`, named by itself"
+FORK_ROW = "`._step_5.pt`, passed on its own"
 
 
 def test_a_resource_fork_that_is_named(tmp_path: Path) -> None:
