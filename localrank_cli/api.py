@@ -67,7 +67,7 @@ def analyze(
 
     Args:
         checkpoints: One or more series: folders, or single files.
-        *others: Refused: options are given by name.
+        *others: Not accepted: pass options by name.
         **options: See below.
 
     Returns:
@@ -111,14 +111,14 @@ def local_rank(
     """Compute the local rank of every layer of a network in memory.
 
     The numbers equal those of `analyze` for a checkpoint with the same state dict. The network is
-    copied: the network itself, its gradients and the state of the process stay unchanged, whatever
-    happens. The options are those of `analyze`. Notes go to the logger `localrank`.
+    copied: the network itself, its gradients and the state of the process stay unchanged, even if
+    an error is raised. The options are those of `analyze`. Notes go to the logger `localrank`.
 
     Args:
         network: A network, possibly wrapped by torch.compile or DistributedDataParallel; or a state
             dict, for the class or function that the option `model` names.
-        data: A tensor, an array, or what `analyze` takes; or a Dataset or DataLoader, of which the
-            first points are taken in order.
+        data: A tensor, an array, or any other data that `analyze` takes; or a Dataset or
+            DataLoader, from which the first points are taken in order.
         step: The training step, for the table.
         run: The name of the run, for the table.
         **options: See below.
@@ -145,7 +145,7 @@ def local_rank(
 def inspect(
     checkpoints: str | PathLike[str] | Iterable[str | PathLike[str]], **options: object
 ) -> list[dict[str, Any]]:
-    """Return what folders hold, what they still need, and what `analyze` would do.
+    """Report the contents of folders, the missing settings, and what `analyze` would do.
 
     The options are those of `localrank inspect`, with underscores.
 

@@ -74,7 +74,7 @@ def fault_of_archive(path: Path) -> str:
     if any(entry.size != entry.packed for entry in entries):
         return "its list of entries is damaged: an entry has two sizes"
     if len({entry.name.lower() for entry in entries}) < len(entries):  # torch ignores case
-        return "its list of entries is damaged: two entries have one name"
+        return "its list of entries is damaged: two entries have the same name"
     for entry in entries:
         _, _, name = entry.name.partition("/")
         if entry.size > _MOST_WHOLE and not name.startswith("data/"):
@@ -145,7 +145,7 @@ def _check_end(file: BinaryIO, listed: _Listed, entry: Entry, end: int) -> None:
     if not listed.flags & _SIZES_AFTER:
         known = {b""}
     if file.read(min(left, _LONGEST_AFTER + 1)) not in known:
-        raise ValueError("an entry is followed by bytes of no entry")
+        raise ValueError("an entry is followed by bytes that belong to no entry")
 
 
 def _directory(file: BinaryIO) -> tuple[int, int, int]:

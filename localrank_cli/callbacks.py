@@ -110,7 +110,7 @@ class LightningMonitor(_Callback):
         if values:
             for logger in trainer.loggers:
                 send = partial(logger.log_metrics, values, step=trainer.global_step)
-                self.monitor.attempt(send, f"{type(logger).__name__} takes no values")
+                self.monitor.attempt(send, f"{type(logger).__name__} does not accept values")
 
 
 class TrainerMonitor(_Callback):
@@ -162,12 +162,12 @@ class TrainerMonitor(_Callback):
             # Logging takes away the order to log the loss of this step.
             logs_loss = control.should_log
             self.monitor.attempt(
-                partial(self._trainer.log, values), "the trainer's loggers take no values"
+                partial(self._trainer.log, values), "the trainer's loggers do not accept values"
             )
             control.should_log = logs_loss
         elif values and not self._has_said:
             self._has_said = True
             _logger.warning(
-                "TrainerMonitor: values go to the table alone; monitor.attach(trainer) sends them"
+                "TrainerMonitor: values go only to the table; monitor.attach(trainer) sends them"
                 " to the trainer's loggers too"
             )

@@ -35,8 +35,8 @@ def pick_device(name: str) -> torch.device:
     if name == "all" or "," in name:
         raise SettingsError(
             f"--device {name}: this is one process, on one device.",
-            "Several devices are divided among processes by localrank analyze and submit, on the"
-            " command line.",
+            "To use several devices, run localrank analyze or submit on the command line: they"
+            " start one process for each.",
         )
     kind, _, index = name.partition(":")
     if kind == "cuda":
@@ -76,7 +76,9 @@ def check_memory(wanted: int | None, device: torch.device) -> None:
         return
     total = _total_memory(device)
     if total is not None and wanted > total:
-        where = str(device) if device.type == "cuda" else "this machine, limits of jobs counted,"
+        where = (
+            str(device) if device.type == "cuda" else "this machine, within the limits of the job,"
+        )
         raise SettingsError(
             f"--memory {readable(wanted)}: {where} has {readable(total)}, of which"
             f" {readable(free_memory(device))} are free.",

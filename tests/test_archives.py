@@ -159,7 +159,7 @@ def test_two_entries_with_one_name(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("x/data.pkl", b"1")
         archive.writestr("x/DATA.pkl", b"2")
-    assert "one name" in fault_of_archive(tmp_path / "x.pt")
+    assert "the same name" in fault_of_archive(tmp_path / "x.pt")
 
 
 def test_a_pickle_larger_than_any_is(tmp_path: Path) -> None:

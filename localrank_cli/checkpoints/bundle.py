@@ -71,12 +71,12 @@ class Bundle:
     def advice(self, path: Path) -> str:
         """Return what to do: split the file with the lines."""
         needs_code = _needs_code(path)
-        trust = " where you trust whoever made it, since this runs its code" * needs_code
+        trust = " if you trust whoever made it, since this runs its code" * needs_code
         lines = self.lines(path, needs_code=needs_code)
         form = _FOLDERS if self.has_folders else _ONE_FOLDER
         more = (
-            f". In it, rename {listed(self.named)} by the step, or leave out what has no step:"
-            " --pattern '*[0-9]*'"
+            f". In it, rename {listed(self.named)} by the step, or leave out files without a"
+            " step: --pattern '*[0-9]*'"
             if self.named
             else ""
         )

@@ -147,7 +147,8 @@ def cannot_read(path: Path, error: OSError) -> UnreadableError:
         raise error
     reason = error.strerror or one_line(error)
     return UnreadableError(
-        f"{path}: cannot be read ({reason}).", "Check that it exists and that you may read it."
+        f"{path}: cannot be read ({reason}).",
+        "Check that it exists and that you have permission to read it.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the steps of a series count: those of the whole training, or those within an epoch."""
+"""What the steps of a series count: steps of the whole training run, or steps within an epoch."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Folders of torch.distributed.checkpoint, read without a process group and without its code.
 
-The `.metadata` is a pickle: `_Unpickler` knows only the names that torch writes, and gives classes
-of this file for them.
+The `.metadata` is a pickle: `_Unpickler` knows only the names that torch writes, and maps them to
+classes of this file.
 """
 
 import io

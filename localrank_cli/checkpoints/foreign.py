@@ -55,7 +55,7 @@ def describe_foreign(path: Path) -> tuple[str, str] | None:
         if _is_pickle(file):
             command = conversion(path, "pickle.loads(f.read_bytes())", "pickle")
             return "is a plain pickle, which torch.save did not write", (
-                "Convert it where you trust whoever made it, since this runs its code:"
+                "Convert it if you trust whoever made it, since this runs its code:"
                 f" {command}, {_PATTERN}"
             )
     return None

@@ -1,7 +1,7 @@
 """The formats of one weights file, each in one entry of `FORMATS`; none runs code to be read.
 
-Trainers keep other objects beside the weights, or a whole module: see `pickles`. What reads a file
-is imported as it is read: suffixes are looked up without torch.
+Trainers keep other objects next to the weights, or a whole module: see `pickles`. Readers are
+imported when a file is read, so that suffixes can be looked up without torch.
 """
 
 import json

@@ -82,7 +82,7 @@ _CONVERTED = "converted"
 _DENSE = "Save it as a dense floating-point tensor; for a quantized network, save the network from"
 " before it was quantized."
 WITH_CODE = (
-    "Convert it where you trust it: torch.save(model.state_dict(), FILE); or leave it out with"
+    "Convert it if you trust it: torch.save(model.state_dict(), FILE); or leave it out with"
     " --pattern; or, if you trust whoever made the file, pass --trust-pickle, which may run any"
     " code in it."
 )
@@ -510,7 +510,7 @@ def _arrays(loaded: Mapping[Any, Any], path: Path) -> tuple[str, str] | None:
             where = f" under {place!r}" if place else ""
             return (
                 f"{path}: holds numpy arrays{where}, not tensors.",
-                "Convert it where you trust whoever made it, since this runs its code:"
+                "Convert it if you trust whoever made it, since this runs its code:"
                 f" {conversion(path, read)}, or {_LEAVE_OUT}",
             )
     return None

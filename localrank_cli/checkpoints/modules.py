@@ -1,4 +1,4 @@
-"""The classes of the modules in a whole pickled network, by name: nothing of them is run."""
+"""The classes of the modules in a whole pickled network, by name: none of their code runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

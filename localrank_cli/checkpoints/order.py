@@ -99,8 +99,8 @@ class StepScheme:
         if restart is not None:
             shown = describe_restart(restart, {**earlier, **self.places})
             raise SettingsError(
-                f"{journal}: the step counts inside each epoch ({shown}), so these steps cannot be"
-                " in one table.",
+                f"{journal}: the steps restart in each epoch ({shown}), so they cannot be in one"
+                " table.",
                 "Give another name with -o, or start over with --overwrite.",
             )
 
@@ -281,9 +281,9 @@ class SeriesSteps:
                 note("there are epochs and no steps: the column step holds epochs")
             return
         shown = describe_restart(self._restart, self._places)
-        reason = f"the step counts inside each epoch ({shown})"
+        reason = f"the steps restart in each epoch ({shown})"
         if kind == STEPS:
-            note(f"{reason}, and is used as it is (--step-from {self._rule.source})")
+            note(f"{reason}, and are used as they are (--step-from {self._rule.source})")
         else:
             note(f"{reason}: the column step holds {describe_counting(self.counting)}")
 
@@ -299,7 +299,7 @@ class SeriesSteps:
             reason = f"{without[0]} has no epoch" if without else "an epoch is too large"
         named = {file: place.by_name for file, place in self._places.items()}
         return SettingsError(
-            f"{self._series.folder}: the step counts inside each epoch"
+            f"{self._series.folder}: the steps restart in each epoch"
             f" ({describe_restart(restart, self._places)}), and {reason}, so neither step nor epoch"
             " orders the run.",
             "The names do: give --step-from name."

@@ -39,7 +39,7 @@ from localrank_cli.errors import SettingsError, UnreadableError, listed
 
 _SUPPORTED = f"Supported: {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]}"
 _CONVERT_PICKLE = (
-    "Convert it where you trust it (detectron2's model zoo: DetectionCheckpointer reads it), and"
+    "Convert it if you trust it (detectron2's model zoo: DetectionCheckpointer reads it), and"
     " save the state dict: torch.save(model.state_dict(), 'step_100.pt')."
 )
 
@@ -290,8 +290,8 @@ def _ambiguous(folder: Path, files: Sequence[Path]) -> UnreadableError:
 def _not_a_checkpoint(entry: Path) -> SettingsError:
     if is_of_torch_save(entry):
         return SettingsError(
-            f"{entry}: is a file of torch.save, but not a checkpoint by its suffix"
-            f" {entry.suffix!r}.",
+            f"{entry}: was written by torch.save, but the suffix {entry.suffix!r} is not that of a"
+            " checkpoint.",
             f"Rename it: {renaming([entry])}. {_SUPPORTED}.",
         )
     if entry.suffix.lower() in (".pkl", ".pickle"):
@@ -303,7 +303,7 @@ def _not_a_checkpoint(entry: Path) -> SettingsError:
             f"{entry}: is an archive of numpy arrays, not a checkpoint.", _convert_arrays(entry)
         )
     return SettingsError(
-        f"{entry}: is not a checkpoint by its suffix {entry.suffix!r}.", f"{_SUPPORTED}."
+        f"{entry}: the suffix {entry.suffix!r} is not that of a checkpoint.", f"{_SUPPORTED}."
     )
 
 
@@ -404,8 +404,8 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     others = [] if pattern else _of_torch_save(entries)
     if others:
         return UnreadableError(
-            f"{folder}: holds no file with the suffix of a checkpoint, but files of torch.save:"
-            f" {listed([path.name for path in others], 4)}.",
+            f"{folder}: holds no file with the suffix of a checkpoint, but files that torch.save"
+            f" wrote: {listed([path.name for path in others], 4)}.",
             f"If {'it is a checkpoint' if len(others) == 1 else 'they are checkpoints'}, rename"
             f" {'it' if len(others) == 1 else 'them'}: {renaming(others)}",
         )

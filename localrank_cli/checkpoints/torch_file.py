@@ -67,13 +67,14 @@ def run_pickle(path: Path, mapped: bool) -> object:
         raise UnreadableError(
             f"{path}: the pickle needs {printable_name(str(error))}, which cannot be imported"
             f" ({cause(error.__cause__ or error)}).",
-            "Install what it is from; `--model FILE.py:NAME` provides the names of __main__. Or"
-            " convert the file where it was made: torch.save(model.state_dict(), FILE).",
+            "Install the package that defines it; `--model FILE.py:NAME` provides the names of"
+            " __main__. Or convert the file where it was made: torch.save(model.state_dict(),"
+            " FILE).",
         ) from error
     except Exception as error:  # the file's code may raise anything
         check_limits(path, error)
         raise UnreadableError(
-            f"{path}: cannot be loaded, not even with its code ({cause(error)}).",
+            f"{path}: cannot be loaded even with its code ({cause(error)}).",
             "Convert it where it was made: torch.save(model.state_dict(), FILE); or leave it out"
             " with --pattern.",
         ) from error

@@ -1,9 +1,9 @@
 """The unpickler that reads every pickle of a file that is not trusted.
 
 A pickle of a few bytes can ask for work without end within one call of C, where no signal arrives:
-the hash of a tuple that shares its parts 45 levels deep takes 2^45 steps. So whatever is hashed, or
-handed to torch as the name of a storage, is checked before. It is Python's unpickler in Python: the
-one in C allocates as many places for shared objects as a pickle says.
+the hash of a tuple that shares its parts 45 levels deep takes 2^45 steps. So everything that is
+hashed, or handed to torch as the name of a storage, is checked first. This is the unpickler that is
+written in Python: the one in C allocates as many places for shared objects as a pickle asks for.
 """
 
 import os

@@ -84,7 +84,7 @@ def _print(found: "Compressed") -> None:
     print(_latency(found.budgets))
     print(printable(f"written to {found.folder}: load(model, path) in load.py loads the weights"))
     for folder in found.hf_folders:
-        print(printable(f"{folder}: from_pretrained loads it; dense weights, of the full size"))
+        print(printable(f"{folder}: from_pretrained loads it; dense weights, at full size"))
 
 
 def _latency(rows: "Sequence[Row]") -> str:

@@ -1,9 +1,9 @@
-"""A process that ends localrank where no signal can: run by itself, as a script.
+"""A process that ends localrank where no signal can: run on its own, as a script.
 
 Within one call of C that holds Python's lock, such as the hash of a tuple that repeats its parts
 2^45 times, neither a handler nor a second thread of the same process runs. Then the bytes that
 arriving signals write into a pipe (`signal.set_wakeup_fd`) stay unread. This process shares the
-reading end and never reads: it only looks whether something has lain there for too long.
+reading end and never reads: it only checks whether something has been waiting there for too long.
 
 It imports nothing that takes time, holds no file of the other process but that pipe, and ends with
 it. It is started with all signals blocked, since those of a terminal reach it too.

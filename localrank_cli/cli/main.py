@@ -166,7 +166,7 @@ def _ended(error: BaseException) -> LocalrankError:
         how = str(error) if isinstance(error, CodeExit) else f"sys.exit({error.code!r})"
     return LocalrankError(
         f"the model's or the data's code ended the program ({how}).",
-        "Let it return or raise an Exception instead.",
+        "Make it return, or raise an Exception, instead.",
     )
 
 

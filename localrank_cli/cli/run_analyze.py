@@ -266,8 +266,8 @@ def _announce(plan: Plan, screen: Screen) -> None:
     if found is not None:
         screen.note(
             f"{LONG_NOTE}{duration(found.seconds)}, for {found.n_checkpoints}"
-            f" {'checkpoint' if found.n_checkpoints == 1 else 'checkpoints'}, by a few timed"
-            " products; localrank inspect shows the time of each layer"
+            f" {'checkpoint' if found.n_checkpoints == 1 else 'checkpoints'}, judging by a few"
+            " timed products; localrank inspect shows the time of each layer"
         )
 
 

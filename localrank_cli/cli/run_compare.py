@@ -164,7 +164,7 @@ def _notes_on_counts(groups: Groups, found: Sequence[Difference], confidence: fl
     if cells > most and any("bootstrap" in one.over for one in found):
         notes.append(
             f"{cells} layers and steps are more than the {most} that the bootstrap can judge"
-            " together, so none counts as different: choose with --layers"
+            " together, so none counts as different: choose some with --layers"
         )
     return notes
 

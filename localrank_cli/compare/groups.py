@@ -340,7 +340,7 @@ def _paired(groups: Sequence[Group], pair: str | None) -> list[Group]:
         if pair is not None:
             texts = [f"{group.name}: {listed(group.keys, 6)}" for group in groups[:4]]
             raise SettingsError(
-                f"--pair {pair}: each value must be there once in each group, and there are"
+                f"--pair {pair}: each value must occur once in each group, but there are"
                 f" {'; '.join(texts)}.",
                 "Leave out --pair to compare the groups as independent.",
             )

@@ -1,7 +1,8 @@
 """Confidence intervals and p-values of means and differences, for many cells at once.
 
-A cell is one layer at one step. Arrays have one row for each run and one column for each cell. All
-is computed for each cell alone; `holm` and the wide intervals hold for all cells together.
+A cell is one layer at one step. Arrays have one row for each run and one column for each cell.
+Everything is computed for each cell separately; `holm` and the wide intervals hold for all cells
+together.
 """
 
 import math

@@ -60,7 +60,7 @@ def find_layers(
     for glob in keep:
         if not any(fnmatchcase(name, glob) for name in names):
             raise ModelError(
-                f"--keep {glob}: no layer has such a name.",
+                f"--keep {glob}: no layer has a matching name.",
                 f"The layers: {', '.join(names[:8]) or 'none'}.",
             )
     dense: dict[str, str] = {}
@@ -77,14 +77,14 @@ def find_layers(
         else:
             chosen[name] = module
     for name in _read_elsewhere(model, chosen, batch, forward):
-        dense[name] = "its weight is read other than by its own forward pass"
+        dense[name] = "its weight is also read outside its own forward pass"
         del chosen[name]
     if not chosen:
         found = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:4])
         raise ModelError(
             f"no layer can be factored ({found or 'the network has no Linear or Conv2d'}).",
             "A layer that can be factored is a Linear or a Conv2d with groups=1 that runs once,"
-            " has both sides long enough, and shares its weight with nothing.",
+            " has both sides long enough, and shares its weight with no other part.",
         )
     last = max((name for name in names if name in order), key=lambda name: order[name])
     return Layers(chosen, dense, has_last=last in chosen)

@@ -3,8 +3,8 @@
 The error of a layer that runs at many positions is a sum over these if the errors at two of them
 are unrelated, and larger where they agree. On one conv net with average pooling the sum was 3 to 21
 times below the mean squared first-order change of log p that truncation makes, most in the last
-convolution. Neither way to count is right for every network, so that both are candidates, and the
-data that pick decide.
+convolution. Neither way to count is right for every network, so both are candidates, and the data
+for picking decide.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -117,13 +117,13 @@ class Factored:
     def why_none(self, budget: int) -> str:
         """Return why a method has no ranks for a number of weights."""
         if not self.has_last:
-            return "of one ratio for all layers some have no rank"
+            return "with one ratio for all layers, some would have no rank"
         *others, last = ((name, shape_of(module)) for name, module in self.layers.items())
         if not others:
             return f"{last[0]} is the only layer, and the last one stays dense"
         if budget <= last[1].weights:
             return f"the last layer, {last[0]}, stays dense and has {last[1].weights} weights"
-        return f"{last[0]} stays dense, and of one ratio for the others some have no rank"
+        return f"{last[0]} stays dense, and with one ratio for the others, some would have no rank"
 
     def predicted(self, ranks: Mapping[str, int | None]) -> float:
         """Return the sum of the layers' errors at some ranks, as the method sees them."""
@@ -166,10 +166,10 @@ def factor_all(
     bad = [name for name, one in moments.items() if not one.is_finite]
     if bad:
         raise ModelError(
-            f"{', '.join(bad)}: on the data that calibrate, the inputs or the gradients by the"
-            " outputs are not finite.",
+            f"{', '.join(bad)}: on the calibration data, the inputs or the gradients with"
+            " respect to the outputs are not finite.",
             "Check the data. If they are finite, something after these layers has no gradient at"
-            " some points, as a square root has none at 0: leave the layers as they are with"
+            " some points, as the square root has none at 0: leave the layers as they are with"
             f" {' '.join(f'--keep {name}' for name in bad)}.",
         )
     means = {name: one.mean for name, one in moments.items()}

@@ -1,6 +1,6 @@
 """What calibration data say about each layer: covariances of inputs, second moments of gradients.
 
-Everything is summed in float64, batch by batch, so that no more than the sums is held.
+Everything is summed in float64, batch by batch, so only the sums are held in memory.
 """
 
 import copy

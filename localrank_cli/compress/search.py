@@ -239,8 +239,8 @@ class Compressor:
         budget = int(round(share * self.total, 6))  # 0.29 of 100 is 29, though a float below it
         if budget < needed:
             raise SettingsError(
-                f"--budget {share:g}: allows {budget} of {self.total} weights, and rank 1 in every"
-                f" layer has {needed}.",
+                f"--budget {share:g}: allows {budget} of {self.total} weights, but rank 1 in every"
+                f" layer needs {needed}.",
                 f"Give at least --budget {_up(needed / self.total)}.",
             )
         return budget
@@ -303,7 +303,7 @@ def verdict(
     if name in baselines:
         return (
             f"At {percent} of the weights nothing is gained: the result is a baseline,"
-            f" {METHODS[name].title}, which diverged least on the data that pick."
+            f" {METHODS[name].title}, which diverged least on the data for picking."
         )
     if not baselines:
         return f"At {percent} of the weights no baseline has ranks: there is nothing to compare."

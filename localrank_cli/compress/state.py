@@ -1,4 +1,4 @@
-"""The weights of a compressed network as they are saved: factored, or dense by the old names."""
+"""The weights of a compressed network as they are saved: factored, or dense under the old names."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,7 @@
-"""Workers end with the process that started them, however that one ends.
+"""End workers with the process that started them, however it ends.
 
-After `kill -9` no handler runs that could stop them. So the kernel sends each worker a signal
-(Linux), or the worker watches a pipe whose other end closes with the parent.
+After `kill -9`, no handler can stop them. So the kernel sends each worker a signal (Linux), or the
+worker watches a pipe whose other end closes with the parent.
 """
 
 import ctypes

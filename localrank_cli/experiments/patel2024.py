@@ -1,6 +1,6 @@
 """The published training of Patel & Shwartz-Ziv on digits, for any number of its steps.
 
-Their code (niketp03/localcomplexity, with the log of one run of a million steps) has 1,000
+Their code (niketp03/localcomplexity, with the log of one run of a million steps) uses 1,000
 normalized digits, a ReLU network of hidden layers of 200 with normal initial weights of variance
 1 / fan-in and no initial biases, a softmax in the network and cross-entropy of that softmax, AdamW
 at 1e-4 with decay 0.01 on weights alone, batches of 64. The logged run had five hidden layers; its

@@ -27,7 +27,7 @@ def compression(frame: pd.DataFrame, look: Look | None = None) -> tuple[Figure, 
     shown = rest[rest["loss"].notna()]
     if first.empty or shown.empty:
         raise DataError(
-            "the table holds no loss of the original, or none of a budget.",
+            "the table has no loss for the original, or none for any budget.",
             "Name the budgets.csv of localrank compress.",
         )
     total, loss = float(first["weights"].iloc[0]), float(first["loss"].iloc[0])

@@ -2,7 +2,8 @@
 
 The Lanczos matrix of x knows the moments of the spectral measure of x. Of the quadrature rules with
 these moments, the one with a node at t bounds the measure above t (Chebyshev, Markov, Stieltjes):
-what lies at its nodes above t is at most the measure above t, and with the node t at least.
+the weight of its nodes above t is at most the measure above t, and with that of the node t it is at
+least the measure.
 """
 
 import math

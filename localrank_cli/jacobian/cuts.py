@@ -1,6 +1,6 @@
 """A bound on the rank of a Jacobian by the narrowest place that everything passes through.
 
-J^T u is what autograd's graph of one pass makes of u. Where all of its paths lead through one node,
+Autograd's graph of one pass computes J^T u from u. Where all of its paths lead through one node,
 J^T u is a linear function of the gradient at that node, so that the rank of J is at most the number
 of that gradient's entries. Entries that are zero for a normal u are zero for every u, except with
 probability 0, and do not count: units whose activation is flat, and inputs that nothing depends on.

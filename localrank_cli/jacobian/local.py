@@ -2,7 +2,8 @@
 
 Two entries of the input that no position of an output sees both have columns with disjoint
 supports: their sum holds both, and one direction of forward mode gives it (Curtis, Powell and Reid,
-1974). Entries of one channel that are apart by the longest side of a receptive field are such.
+1974). Entries of one channel are such a pair if they are as far apart as the longest side of a
+receptive field.
 
 The fields come from the modules' geometry (`layers.receptive`), and a network may do more than its
 modules show. So J v is computed for random v, all entries at once, and compared with the rebuilt

@@ -1,4 +1,4 @@
-"""Causal decoders with the past held: one token is pushed through in place of all of them.
+"""Causal decoders with the past held: one token is pushed through instead of all.
 
 In a causal network the output at a token depends on the source at that token along its own path
 alone, once the keys and values of the tokens before it are there. So the Jacobian of a token with

@@ -1,4 +1,4 @@
-"""How far the Jacobians of a checkpoint are, for whoever shows it."""
+"""The progress of the Jacobians of a checkpoint, for whoever shows it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -62,7 +62,7 @@ def _stateful(model: nn.Module, point: Tensor, where: str, advice: str) -> Model
         )
     return ModelError(
         what,
-        "Let forward start from the same state each time: reset it at its beginning, or in a"
+        "Make forward start from the same state each time: reset it at the beginning, or in a"
         f" subclass for --model.{advice}",
     )
 

@@ -2,8 +2,8 @@
 
 Where everything that is computed from the varied tensor x is computed from W x, with W of shape
 r x n_in and r < n_in, J = J' W at every layer behind. With V an orthonormal basis of the row space,
-W^T = V R, the singular values of J V are those of J, zeros apart: forward mode needs r directions
-instead of n_in, and whatever mode is used the matrices have r columns.
+W^T = V R, the singular values of J V are those of J, up to zeros: forward mode needs r
+directions instead of n_in, and whatever mode is used the matrices have r columns.
 
 J' is the Jacobian with respect to the output of the layer. With S = W V, J V = J' S: directions
 start there, and what comes before the layer is not differentiated.

@@ -3,8 +3,8 @@
 Where every tapped layer is an exact nn.Linear that sees one vector per point, and everything
 between such layers and LayerNorms or RMSNorms is elementwise (activations, skip connections,
 gates), the Jacobian consists of products and sums of the weights, of diagonal matrices D of the
-slopes, and of the normalizations' derivatives. D comes from autograd of what is between two layers,
-whatever it is.
+slopes, and of the normalizations' derivatives. Autograd computes D from the operations between two
+layers, whatever they are.
 
 Each layer's output is cut off from what comes before it: the graph of a layer's input then ends at
 the outputs that it is made of. The graph that autograd recorded in the very pass that is analyzed

@@ -1,9 +1,10 @@
 """Convolutions of float64 on a CPU, where torch's own waste most of the time of a Jacobian.
 
-Its oneDNN has no float64, so that torch takes one product for each sample: fast where the maps are
-large, 2 to 3 times slower than one product for the whole batch where they are small. And it
-multiplies zeros: the gradient of one position of an output is zero outside the part of the map that
-the position sees, and so is the tangent of one position of the input. Here these are cut out first.
+oneDNN in torch does not support float64, so torch takes one product for each sample: fast where the
+maps are large, 2 to 3 times slower than one product for the whole batch where they are small. And
+it multiplies zeros: the gradient of one position of an output is zero outside the part of the map
+that the position sees, and so is the tangent of one position of the input. Here, these zeros are
+cut out first.
 
 Values, gradients and tangents are torch's up to the order of summation.
 """

@@ -2,8 +2,8 @@
 
 transformers casts norms, softmax and rotary tables to float32, whatever the weights are. In a
 network of float64 that rounds the Jacobian at 6e-8 of sigma_1, and makes the modes of
-differentiation disagree by as much. What was rounded when the network was built (a table of
-frequencies) keeps its values.
+differentiation disagree by as much. Tables that were rounded when the network was built (of
+frequencies, say) keep their values.
 """
 
 import weakref

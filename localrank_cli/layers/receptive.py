@@ -1,8 +1,8 @@
 """Receptive fields: which part of the input each position of a convolution's output can see.
 
 They come from the geometry of the modules alone (kernels, strides, padding, dilation), on the
-assumption that whatever else the network does, it does position by position. That is no proof: an
-operation between the modules may mix positions. Who uses a field checks it.
+assumption that whatever else the network does, it does position by position. This is not a proof:
+an operation between the modules may mix positions. The code that uses a field checks it.
 """
 
 from collections.abc import Iterable, Sequence

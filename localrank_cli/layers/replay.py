@@ -1,4 +1,4 @@
-"""What comes before the varied tensor, run once and then replayed.
+"""The modules that run before the varied tensor: run once, then replayed.
 
 Each direction runs the network up to the layers, and most of it before `--wrt` gives the same
 values each time. The outermost modules that end before it return what they returned.

@@ -1,4 +1,4 @@
-"""Copy a network that is in use, so that nothing of the user's is touched by what is measured."""
+"""Copy a network that is in use, so that measuring touches nothing of the user's."""
 
 import copy
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ def copy_of(bare: nn.Module, name: str) -> nn.Module:
         raise ModelError(
             f"{name}: cannot be copied ({cause(error)}), and only a copy can be measured without"
             " touching it.",
-            "Pass its state dict in place of it, and the code that builds it as the option model:"
+            "Pass its state dict instead, and the code that builds it as the option model:"
             " local_rank(network.state_dict(), data, model=lambda: Net(...)).",
         ) from error
     rebinding = Rebinding(memo)

@@ -1,4 +1,4 @@
-"""The first points of a Dataset or a DataLoader, without a step of the user's own iterator."""
+"""The first points of a Dataset or a DataLoader, without advancing the user's own iterator."""
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike

@@ -1,4 +1,4 @@
-"""The processes of a distributed training: the first measures, the others wait for it."""
+"""The processes of distributed training: the first one measures while the others wait."""
 
 import os
 from datetime import timedelta
@@ -77,8 +77,8 @@ def refuse_partitioned(model: nn.Module) -> None:
         )
     if _has_fsdp1(model) and all(one.device.type == "cpu" for one in model.parameters()):
         raise ModelError(
-            "the weights are divided by FullyShardedDataParallel on the CPU, where torch gathers"
-            " those of fully_shard alone.",
+            "the weights are divided by FullyShardedDataParallel on the CPU, where torch can"
+            " gather only those of fully_shard.",
             "Divide the network with torch.distributed.fsdp.fully_shard, or measure the checkpoints"
             " with localrank_cli.analyze.",
         )

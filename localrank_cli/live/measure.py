@@ -85,7 +85,7 @@ def network_of(given: object, options: dict[str, Any]) -> Network:
         given = options.pop("model", None)
     if isinstance(given, nn.Module) and options.get("model") is not None:
         raise ArgumentError(
-            "model=: the network is given already.",
+            "model=: the network has already been given.",
             "Leave it out; it names the network of a state dict.",
         )
     if isinstance(given, nn.Module | Mapping):

@@ -67,12 +67,12 @@ class Monitor:
     Call it with the network and the step after each step, on every rank if training is distributed.
     Training is not affected: the network is copied, and the state of the process is restored. A
     step that cannot be measured gives a warning and a row that says why. The options are those of
-    `local_rank`, and these.
+    `local_rank`, and the following.
 
     Args:
         output: A .csv, .tsv, .jsonl or .parquet file. A resumed training run adds to it.
-        data: A tensor, an array, or what `analyze` takes; or a Dataset or DataLoader, of which the
-            first points are taken in order.
+        data: A tensor, an array, or any other data that `analyze` takes; or a Dataset or
+            DataLoader, from which the first points are taken in order.
         ema: A network or state dict with averaged weights, to measure in place of the live ones.
         **options: See below.
 
@@ -212,8 +212,8 @@ class Monitor:
     def _measure(self, network: Network, weights: Any, step: int) -> dict[str, float]:
         if self._is_forked:  # both processes would write to one journal
             raise SettingsError(
-                "the monitor was made in another process, which this one was forked from.",
-                "Make the monitor in the process that trains: in the function that is started.",
+                "the monitor was created in another process, from which this one was forked.",
+                "Create the monitor in the process that trains, in the function that it runs.",
             )
         # A training may go on after its end.
         table = self._table or self._open()
@@ -249,7 +249,7 @@ class Monitor:
             raise SettingsError(
                 f"measuring takes about {duration(found.seconds)}, while the other processes wait,"
                 f" and their group gives up after {duration(self._group.seconds)}.",
-                "Measure less (points, layers), or give the group a longer timeout.",
+                "Measure fewer points or layers, or give the group a longer timeout.",
             )
 
     def _report(self, step: int, fault: LocalrankError) -> None:
@@ -286,7 +286,7 @@ class Monitor:
         """
         raise SettingsError(
             "a monitor cannot be sent to another process.",
-            "Make it in the process that trains: in the function that is started. With Lightning,"
+            "Create it in the process that trains, in the function that it runs. With Lightning,"
             " strategy='ddp' starts your script in each process, unlike 'ddp_spawn'.",
         )
 

@@ -1,4 +1,4 @@
-"""The state of the process that a training depends on, kept from what is measured."""
+"""The state of the process that training depends on, kept safe from measurements."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -92,11 +92,11 @@ def _refuse_saved_tensor_hooks() -> None:
         ModelError: If there are any.
     """
     try:
-        with disable_saved_tensors_hooks("hooks of saved tensors are active"):
+        with disable_saved_tensors_hooks("saved-tensor hooks are active"):
             pass
     except RuntimeError as error:
         raise ModelError(
-            "hooks of saved tensors are active, and this version of torch cannot set them aside.",
+            "saved-tensor hooks are active, and this version of torch cannot suspend them.",
             "Measure outside torch.autograd.graph.saved_tensors_hooks, or with a newer torch.",
         ) from error
 

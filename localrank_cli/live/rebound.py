@@ -1,4 +1,4 @@
-"""Functions that reach a network, made to reach its copy: deepcopy shares them."""
+"""Rebind functions that refer to a network to its copy, since deepcopy shares them."""
 
 import operator
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What an interval row holds: bounds of the mean rank, and measures that are estimates."""
+"""The contents of an interval row: bounds on the mean rank, and estimated measures."""
 
 import math
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Arguments of a network's class or function, from what checkpoints record of how it was built.
 
-Nothing of a checkpoint runs: plain values are passed to parameters of their names, or to a config
+No code from a checkpoint runs: plain values are passed to parameters of their names, or to a config
 that the user's own code defines.
 """
 
@@ -181,7 +181,8 @@ class Recorded:
         rest = [p.name for p in _parameters(factory) if p.kind in _NAMED and p.name not in given]
         if rest:
             more += f"; not from the checkpoints: {listed(rest)}"
-        return f"{name} is built with what {self.first.name} records: {'; '.join(parts)}{more}"
+        found = "; ".join(parts)
+        return f"{name} is built with the arguments recorded in {self.first.name}: {found}{more}"
 
     def _about_config(self, one: Passed, factory: Callable[..., object]) -> str:
         if not one.config or not isinstance(one.value, Record):
@@ -507,7 +508,7 @@ def _fault(value: object, place: str) -> str:
     found = find_not_plain(value, place)
     if found is not None:
         inner = "" if found[0] == place else f"holds {found[0]}, which "
-        return f"{inner}is no plain value ({found[1].kind})"
+        return f"{inner}is not a plain value ({found[1].kind})"
     if isinstance(value, str) and _URL.match(value):
         return f"is an address ({shortened(printable(value))})"
     return ""

@@ -1,7 +1,7 @@
-"""How large a network a config may ask for, by what the checkpoints beside it hold.
+"""How large a network a config may ask for, judging by the checkpoints next to it.
 
 A config can name 10**18 layers, by a slip or to do harm: building them would never end, or fill the
-memory. The library checks none of it.
+memory. The library does not check for this.
 """
 
 import re

@@ -35,13 +35,13 @@ PRECISION = "precision"
 _NAMES = {
     "point_indices": "points",
     "data_sha256": "content of the data",
-    _VALUES: "what the code of --data returns",
+    _VALUES: "the return value of the code of --data",
     "n_data": "data",
-    "counting": "what the steps count",
+    "counting": "the unit of the steps",
     "step_from": "--step-from",
     "step_regex": "--step-regex (or --step-pattern)",
     "beside": "--beside",
-    "unsaved": "what no checkpoint holds (--allow-unsaved)",
+    "unsaved": "the list of parts that no checkpoint holds (--allow-unsaved)",
 }
 
 

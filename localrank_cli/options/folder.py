@@ -88,7 +88,7 @@ def inside(folder: Path, text: str, key: str) -> Path:
         ) from error
     if not path.is_relative_to(folder.resolve()):
         raise SettingsError(
-            f"{folder / FILE_NAME}: {key} = {text!r} leads out of the folder.",
+            f"{folder / FILE_NAME}: {key} = {text!r} points outside the folder.",
             f"Move the file into the folder, or name it with --{key}.",
         )
     return path

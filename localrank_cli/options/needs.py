@@ -1,4 +1,4 @@
-"""The settings that an analysis lacks, as far as file names and a config.json show it.
+"""The settings that an analysis lacks, as far as file names and a config.json show them.
 
 Nothing here imports torch: `analyze` reports what is missing without waiting for it.
 """

@@ -119,7 +119,7 @@ def steps(value: object) -> object:
     begin = int(first or 0)
     end = int(last) if last else None if colon else begin
     if (end is not None and end < begin) or (stride is not None and int(stride) == 0):
-        raise UnfitError(value, "holds no step", "Give A:B with A at most B.")
+        raise UnfitError(value, "contains no step", "Give A:B with A at most B.")
     return StepRange(begin, end, int(stride or 1))
 
 
@@ -322,7 +322,7 @@ def shape(value: object) -> object:
     if not lengths or any(isinstance(one, int) and one < 1 for one in lengths):
         raise UnfitError(value, "has an axis without entries", "Write every length: 1x28x28.")
     if len(lengths) > MOST_AXES:
-        raise UnfitError(value, f"has {len(lengths)} axes, of at most {MOST_AXES}")
+        raise UnfitError(value, f"has {len(lengths)} axes, expected at most {MOST_AXES}")
     return lengths
 
 
@@ -473,7 +473,9 @@ def place(value: object) -> Path:
             )
         raise UnfitError(value, "expected a path", advice)
     if "\0" in str(value):
-        raise UnfitError(value, "expected a path", "No name of a file holds a NUL character.")
+        raise UnfitError(
+            value, "expected a path", "The name of a file cannot contain a NUL character."
+        )
     return Path(value)
 
 

@@ -400,9 +400,9 @@ class AnalyzeOptions:
     measures: Annotated[
         Literal["all", "counts"] | None,
         Setting(
-            help="all, or counts to skip what needs every singular value"
-            f" ({', '.join(name for name in AVERAGED if name not in CHOICES['counts'])}), which is"
-            " slow if many are close to zero; its columns stay empty.",
+            help="all, or counts to skip the measures that need every singular value"
+            f" ({', '.join(name for name in AVERAGED if name not in CHOICES['counts'])}), which are"
+            " slow if many are close to zero; their columns stay empty.",
             metavar="NAME",
             default="all",
             in_folder=True,
@@ -675,7 +675,7 @@ class AnalyzeOptions:
         Path | None,
         Setting(
             help="Keep the singular values of every point, for rethreshold. FOLDER gets one file"
-            " per checkpoint. Every matrix then takes an SVD, so that the values can be counted at"
+            " per checkpoint. Every matrix then needs an SVD, so that the values can be counted at"
             " any tolerance.",
             metavar="FOLDER",
             read=parse.path,
@@ -1000,8 +1000,8 @@ class CompressOptions:
     budget: Annotated[
         tuple[Annotated[float, Gt(0), Lt(1)], ...],
         Setting(
-            help="Share of weights to keep, out of those of all layers that can be factored;"
-            " separate several with commas: 0.5,0.3.",
+            help="Share of weights to keep, counting only layers that can be factored; separate"
+            " several with commas: 0.5,0.3.",
             metavar="SHARE",
             read=parse.budgets,
             advice="Give a share between 0 and 1, such as 0.5.",
@@ -1126,9 +1126,9 @@ class MonitorOptions:
         ),
     ] = None
     overwrite: Overwrite = False
-    quiet: Annotated[
-        bool, Setting(help="Do not print the time that the measurements took at the end.")
-    ] = False
+    quiet: Annotated[bool, Setting(help="Do not print, at the end, how long measuring took.")] = (
+        False
+    )
 
 
 @dataclass(frozen=True)
@@ -1174,9 +1174,9 @@ class ReproduceOptions:
     mnist: Annotated[
         Path | None,
         Setting(
-            help="The digits for mnist and patel2024: an .npz archive (images and labels, or that"
-            " of Keras), or the original train-images-idx3-ubyte, gzipped or not, with the label"
-            " file in the same folder.",
+            help="The digits for mnist and patel2024: an .npz archive (images and labels, or"
+            " Keras's mnist.npz), or the original train-images-idx3-ubyte, gzipped or not, with the"
+            " label file in the same folder.",
             metavar="FILE",
             read=parse.path,
         ),
@@ -1250,7 +1250,7 @@ def check_compress(options: CompressOptions) -> None:
     """Check the options of compress against each other.
 
     Raises:
-        UsageError: If what to aim at, or where to write, is missing or given twice.
+        UsageError: If the target or the folder is missing, or the target is given twice.
     """
     if bool(options.budget) == (options.max_loss_increase is not None):
         raise UsageError(
@@ -1263,8 +1263,10 @@ def check_compress(options: CompressOptions) -> None:
         if count > 1:
             raise UsageError(
                 f"--budget: {count} shares are {name} to six digits, and their files of weights"
-                " would have one name.",
+                " would have the same name.",
                 "Give each share once.",
             )
     if options.out is None:
-        raise UsageError("-o is missing: where to write.", "Name a folder with -o OUT.")
+        raise UsageError(
+            "-o is missing: there is no folder to write to.", "Name a folder with -o OUT."
+        )

@@ -1,4 +1,4 @@
-"""How to make one array of data that are none: without torch, as reading options is."""
+"""How to turn other data into one array; without torch, since options are read without it."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Numbers about points that options name: without torch, which reading options need not import."""
+"""Default numbers of points; without torch, since options are read without it."""
 
 DEFAULT_POINTS = 64
 DEFAULT_INFORMATION_POINTS = 1000

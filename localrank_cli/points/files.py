@@ -35,7 +35,7 @@ from localrank_cli.points.rows import AT_ONCE, Data, Rows
 
 SUFFIXES = (".safetensors", ".npz", ".npy", ".pt", ".pth")
 _DENSE = "Save it dense: x.to_dense()."
-_SAVE_VALUES = "Save the tensor after it was given values."
+_SAVE_VALUES = "Save the tensor after its values have been set."
 _ONE_TENSOR = "Save a dict with one tensor for each input, the points on its first axis"
 _KNOWN = (OSError, ValueError, SafetensorError, EOFError, RuntimeError, pickle.PickleError)
 # Numbers in nested lists, which may repeat others that often.

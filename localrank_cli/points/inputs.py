@@ -249,7 +249,7 @@ def _check_integers(arrays: Mapping[str, Data], place: str, *, beside_floats: bo
                 raise DataError(
                     f"{place}[{name}]: holds integers above 2^24 together with"
                     " floating-point inputs.",
-                    "Subtract what they have in common, in the data and in the model's forward"
+                    "Subtract a common offset from them, and add it again in the model's forward"
                     " pass.",
                 )
 

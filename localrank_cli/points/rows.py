@@ -1,7 +1,7 @@
 """Arrays that stay in their file: their rows are read when they are asked for.
 
 They are read, not mapped: a mapped file counts against a limit of the address space, and a process
-that has looked at all of it seems to hold all of it.
+that has read all of it appears to hold all of it in memory.
 """
 
 import math

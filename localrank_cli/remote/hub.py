@@ -231,10 +231,10 @@ class Hub:
                 digest.update(part)
         if digest.hexdigest() != file.version:
             raise UnreadableError(
-                f"{self.name_of(file.path)}: has another content than the Hub lists (hash"
+                f"{self.name_of(file.path)}: differs from the file that the Hub lists (hash"
                 f" {digest.hexdigest()}, expected {file.version}).",
                 f"Remove {path} if it is there, and run the same command again; if that does not"
-                " help, check HF_ENDPOINT and what is between this machine and the Hub.",
+                " help, check HF_ENDPOINT and any proxy between this machine and the Hub.",
             )
 
     def name_of(self, path: str) -> str:
@@ -270,7 +270,8 @@ class Hub:
                 raise
             if isinstance(error, _ODD):
                 raise UnreadableError(
-                    f"{self._address}: the answer is none of the Hub's API.", "Check HF_ENDPOINT."
+                    f"{self._address}: the answer is not one of the Hub's API.",
+                    "Check HF_ENDPOINT.",
                 ) from error
             first: BaseException = error
             if isinstance(error, self._client.errors.LocalEntryNotFoundError):

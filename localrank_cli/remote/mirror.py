@@ -2,7 +2,7 @@
 
 The folder has the names that the store has, as far as a file may have them here, so that it is
 listed by the rules of any folder. What cannot be a name (`..`, a line break) is left out with a
-note: nothing of a key is ever read as a path.
+note: no part of a key is ever read as a path.
 """
 
 import os
@@ -93,7 +93,7 @@ class Mirror:
             path is not None and is_weights_file(path) and not one.version for one, path in placed
         ):
             note(
-                f"{found.shown}: the store does not show versions of its files, so that each rerun"
+                f"{found.shown}: the store does not show versions of its files, so each rerun"
                 " downloads finished checkpoints again to see whether they changed"
             )
         small = [(one, path) for one, path in placed if path is not None and _is_small(path)]

@@ -98,13 +98,13 @@ def prepare_folder(
         if path.is_symlink() or not path.is_file():
             kind = "a link" if path.is_symlink() else "not a file"
             raise OutputError(
-                f"{path}: is {kind}, in the place of a file of the results.",
+                f"{path}: is {kind}, but has the name of a result.",
                 "Remove it, or name another folder with -o.",
             )
         if not (overwrite or is_unfinished):
             raise OutputError(
                 f"{path}: already exists.",
-                "Pass --overwrite to write over such files, or name another folder with -o.",
+                "Pass --overwrite to replace such files, or name another folder with -o.",
             )
 
 
@@ -158,7 +158,7 @@ class Unfinished:
         path = folder / UNFINISHED_NAME
         if overwrite or not has_unfinished(folder):
             return cls(folder, key)
-        advice = "Pass --overwrite to begin anew, or name another folder with -o."
+        advice = "Pass --overwrite to start over, or name another folder with -o."
         try:
             earlier, found = _checked(read_regular(path, _MOST_BYTES))
         except OSError as error:
@@ -167,12 +167,13 @@ class Unfinished:
             ) from error
         except ValueError as error:
             raise OutputError(
-                f"{path}: is not what an interrupted run leaves ({one_line(error)}).", advice
+                f"{path}: was not left by an interrupted run ({one_line(error)}).", advice
             ) from error
         differing = [name for name in {**earlier, **key} if earlier.get(name) != key.get(name)]
         if differing:
             raise OutputError(
-                f"{folder}: an interrupted run there had other settings: {', '.join(differing)}.",
+                f"{folder}: an interrupted run there had different settings:"
+                f" {', '.join(differing)}.",
                 advice,
             )
         return cls(folder, key, True, found)

@@ -1,8 +1,8 @@
 """The journal beside a table, which holds all results of a run that is not finished.
 
 It has one line for each record, `{"crc32": ..., "head": {...}, "body": {...}}`, appended and
-fsynced. A line that a crash tore is cut at the next start. Heads are read without bodies. A later
-record of the same kind, run, checkpoint and points replaces an earlier one.
+fsynced. A line that a crash left incomplete is cut off at the next start. Heads are read without
+bodies. A later record of the same kind, run, checkpoint and points replaces an earlier one.
 """
 
 import os

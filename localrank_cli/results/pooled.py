@@ -1,6 +1,6 @@
 """The columns of `--pooled`, and the sums of a part of a checkpoint's points until they are merged.
 
-Sums take megabytes, so that they are in a file beside the journal and not in its lines: one for
+Sums take megabytes, so they are stored in a file next to the journal and not in its lines: one for
 each part of a checkpoint, written whole before the part's line. Whole checkpoints need none.
 """
 

@@ -136,7 +136,7 @@ def check_ours(path: Path) -> None:
     except (OSError, SafetensorError):  # it cannot be one of ours, or is damaged
         pass
     raise OutputError(
-        f"{path}: is not a file of singular values, and --spectra would replace it by one.",
+        f"{path}: is not a file of singular values, and --spectra would replace it with one.",
         "Name another folder with --spectra; or remove the file if it is a damaged one of that"
         " folder.",
     )

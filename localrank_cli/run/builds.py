@@ -84,8 +84,8 @@ def _refusal(name: str, place: str) -> ModelError:
         "Look for values drawn outside the module, in a global variable, in a cached function"
         " or by a generator without a seed. Draw it with the training seed in the code"
         " (torch.manual_seed(0) before the draw), or keep tensors in the checkpoints:"
-        " self.register_buffer(NAME, TENSOR). --allow-unsaved takes what a fixed seed gives,"
-        " and says so in column message.",
+        " self.register_buffer(NAME, TENSOR). --allow-unsaved uses the values that a fixed"
+        " seed gives, and the column message says so.",
     )
 
 

@@ -259,15 +259,15 @@ class _Work:
         how, model, sizes = self.how, self.series.model, self._sliced.sizes
         if sizes["calibrate"] < FEW:
             self.note(
-                f"{sizes['calibrate']} points calibrate: covariances of so few are rough; give"
-                f" {FEW} or more"
+                f"{sizes['calibrate']} points for calibration: covariances of so few are rough;"
+                f" give {FEW} or more"
             )
         repeated = self._sliced.repeated()
         if repeated:
             count = sizes["pick"] + sizes["report"]
             self.note(
-                f"{repeated} of {count} held-out points are among those that calibrate: what is"
-                " reported may be too good; remove them from the data"
+                f"{repeated} of {count} held-out points are also used for calibration, so the"
+                " reported results may be too good; remove them from the data"
             )
         data = self._sliced.watched(self._done)
         first, labels = next(iter(data.pick()))
@@ -383,9 +383,9 @@ class _Work:
         found = self.work.smallest(self._limit, self._names)
         if found is None:
             raise LocalrankError(
-                f"--max-loss-increase {self.how.max_loss_increase}: no budget keeps to it on the"
-                f" {self._sliced.sizes['pick']} points that pick.",
-                "Allow a larger increase, or give more data: the limit holds with 1.65 standard"
+                f"--max-loss-increase {self.how.max_loss_increase}: no budget stays within it on"
+                f" the {self._sliced.sizes['pick']} points for picking.",
+                "Allow a larger increase, or give more data: the limit includes 1.65 standard"
                 " errors.",
             )
         yield round(found.budget / self.work.total, 2), found
@@ -397,10 +397,9 @@ class _Work:
         loss = float(self.work.original.loss.mean())
         if self.kind == "outputs" or loss < _FEW_NATS:
             why = (
-                "there are no labels, and the divergence from the original has no loss to be a"
-                " share of"
+                "there are no labels, so there is no loss of the original to take a percentage of"
                 if self.kind == "outputs"
-                else f"the original's loss is {loss:.2g}, too small for a share of it"
+                else f"the original's loss is {loss:.2g}, too small to take a percentage of"
             )
             raise SettingsError(
                 f"--max-loss-increase {limit}: {why}.", "Give nats: --max-loss-increase 0.02nats."
@@ -469,7 +468,7 @@ class _Work:
         if increase.mean < bound:
             return ""
         return (
-            f"The limit {limit} is broken on the data that report: the loss increases by"
+            f"The limit {limit} is exceeded on the data for reporting: the loss increases by"
             f" {increase.mean:.4g} +- {increase.error:.2g} {_UNITS[self.kind]}."
         )
 

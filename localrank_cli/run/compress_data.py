@@ -125,7 +125,7 @@ class Sliced:
             source = replace(settings.source, text=eval_data)
             if is_same(source, settings.source):
                 raise SettingsError(
-                    f"--eval-data {eval_data}: is what --data names, and data that calibrate"
+                    f"--eval-data {eval_data}: is the same as --data, and calibration data"
                     " cannot be held out.",
                     "Leave out --eval-data, and --data is split into disjoint parts.",
                 )

@@ -1,4 +1,4 @@
-"""What a folder holds and what its analysis still needs, without a model or data."""
+"""List the contents of a folder and the missing settings, without a model or data."""
 
 import re
 from collections.abc import Mapping, Sequence

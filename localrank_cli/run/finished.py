@@ -1,4 +1,4 @@
-"""What earlier results hold of a series on another machine, so that it is not fetched again."""
+"""The finished part of a series on another machine, which need not be fetched again."""
 
 import json
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Checkpoints from their headers alone: their steps, whether they fit the model, and which failed.
 
-Everything here happens before any work, but for `load_state`, which reads the tensors.
+Everything here happens before any work, except for `load_state`, which reads the tensors.
 """
 
 import math
@@ -388,7 +388,7 @@ class Headers:
         modules = content.modules.get(key, ())
         if is_inferred and self.modules and modules and kinds_of(self.modules) != kinds_of(modules):
             raise SettingsError(
-                f"{file.path}: holds a module with other parts than {self.place}.",
+                f"{file.path}: holds a module with different parts from {self.place}.",
                 "Choose the checkpoints of one network with --pattern GLOB, or give the network's"
                 " code: --model path/to/file.py:name.",
             )

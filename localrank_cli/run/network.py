@@ -349,5 +349,5 @@ def _refusal(name: str, names: Sequence[str], *, is_shared: bool) -> ModelError:
         " network that was trained.",
         "Draw with the training seed in the code that builds it (torch.manual_seed(0) before"
         " the draw), or keep tensors in the checkpoints: self.register_buffer(NAME, TENSOR)."
-        " --allow-unsaved takes what a fixed seed gives, and says so in column message.",
+        " --allow-unsaved uses the values that a fixed seed gives, and the column message says so.",
     )

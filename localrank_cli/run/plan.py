@@ -704,7 +704,7 @@ def _check_tolerances(settings: Settings, examination: Examination) -> None:
     if bounds is not None and has_low:
         raise SettingsError(
             f"--method interval: parts of the network compute in less than {settings.dtype_name},"
-            " and the error of that is unknown.",
+            " and the resulting error is unknown.",
             "Leave out the layers after that part with --exclude, or use --method exact.",
         )
 

@@ -1,4 +1,4 @@
-"""Estimate what samples show: `--labels-key`, `--information` and `--beside`."""
+"""Estimates from samples, for `--labels-key`, `--information` and `--beside`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -159,7 +159,7 @@ def apply_plan_file(plan: Plan, plan_file: PlanFile) -> Plan:
         found = find_difference(listed.settings, series_settings(series))
         if found is not None:
             raise SettingsError(
-                f"{series.run}: {found.name} is not what it was when the plan was made.",
+                f"{series.run}: {found.name} changed since the plan was made.",
                 f"{found.advice}{RESUBMIT}",
             )
         steps = {one.name: one.step for one in listed.checkpoints}

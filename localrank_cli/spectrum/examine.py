@@ -306,7 +306,7 @@ def _guesses(views: Sequence[View], whole: Axes) -> list[str]:
     first, axes = next(iter(guessed.items()))
     others = [axis for axis in range(len(axes.shape)) if axis not in (axes.batch, axes.feature)]
     return [
-        "which axis holds the features could not be determined for"
+        "could not determine which axis holds the features for"
         f" {listed(list(guessed))}; {first!r} is taken as {axes.text()}. If that is wrong, give"
         f" --feature-axis {shlex.quote(f'{first}={others[-1]}')}"
     ]

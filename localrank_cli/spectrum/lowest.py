@@ -20,7 +20,7 @@ so that leaving F out moves a singular value by |F| at most (Weyl), and B_ has t
     |sigma_(n-k+j)(M) - sigma_j(B)| <= e + 2 |F| <= e + 2 |C| / a,
 
 if a, the least singular value of A, is above |B|. A^T A and B^T B are the diagonal blocks of
-(M' [Q V])^T (M' [Q V]), and leaving out C moves an eigenvalue by |C| at most. If thus n - k of
+(M' [Q V])^T (M' [Q V]), and leaving out C moves an eigenvalue by |C| at most. So if n - k of
 the blocks' eigenvalues exceed |B|^2, they are those of A^T A, and
 
     a^2 >= (sqrt(lambda_(n-k) - delta) - e)^2 - |C|.

@@ -11,7 +11,7 @@ boundaries fall on those of blocks.
 A layer that is entered through the triangular factor R of its weight W = Q R (`layers.triangle`)
 has Jacobians Q^T J in place of J. Q is the same at every point, so that the mean and the stack have
 the singular values of those of J. A factor that differs between points (`jacobian.chain`,
-`jacobian.row_space`) does not do, and the engine takes none for Jacobians to be added.
+`jacobian.row_space`) cannot be used, and the engine uses none for Jacobians to be added.
 """
 
 from collections.abc import Iterable, Mapping
@@ -168,7 +168,7 @@ def pooled_bytes(
             f" {shape.n_rows} x {shape.n_columns}.",
             "Choose fewer --layers or sources (--wrt), or single --positions such as last, whose"
             f" Jacobians are smaller; or give at least --memory {-(-2 * needed // 2**20)}MiB,"
-            " if the machine has as much.",
+            " if the machine has that much.",
         )
     return needed
 

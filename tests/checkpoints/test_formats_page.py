@@ -204,7 +204,7 @@ def test_the_command_of_the_message_converts_it(row: str, tmp_path: Path) -> Non
     assert found.equals(plain(tmp_path, ONE))
 
 
-FORK_ROW = "`._step_5.pt`, named by itself"
+FORK_ROW = "`._step_5.pt`, passed on its own"
 
 
 def test_a_resource_fork_that_is_named(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ CASES: dict[str, list[tuple[Any, Any, Any]]] = {
         ({**ONE, **TEACHER}, ONE, None),
         ({**ONE, "loss.weight": torch.ones(2)}, ONE, ONE),
     ],
-    "names under `generator.` and `discriminator.`, also if they form one chain": [
+    "names under `generator.` and `discriminator.`, even if they form one chain": [
         ({**renamed(ONE, "generator."), **renamed(weights(2, 5, 1), "discriminator.")}, ONE, None),
         ({**renamed(ONE, "gen."), **renamed(weights(2, 5, 1), "netD.")}, ONE, None),
         ({**renamed(ONE, "generator."), **renamed(TWO, "discriminator.")}, None, None),

@@ -295,7 +295,7 @@ class TestStepsWithinAnEpoch:
         save_epochs(tmp_path, [(0, 40), (1, 20), (2, 60)])
         assert steps(tmp_path, notes) == {"c_00.pt": 0, "c_01.pt": 1, "c_02.pt": 2}
         assert notes == [
-            "the step counts inside each epoch (c_01.pt: epoch 1, step 20 after c_00.pt: epoch 0,"
+            "the steps restart in each epoch (c_01.pt: epoch 1, step 20 after c_00.pt: epoch 0,"
             " step 40): the column step holds epochs"
         ]
 
@@ -393,7 +393,7 @@ class TestStepsWithinAnEpoch:
         self, tmp_path: Path, places: list[tuple[int, int]], entries: dict[str, Any]
     ) -> None:
         save_epochs(tmp_path, places, **entries)
-        with pytest.raises(SettingsError, match="counts inside each epoch") as caught:
+        with pytest.raises(SettingsError, match="the steps restart in each epoch") as caught:
             steps(tmp_path, [])
         assert "has several checkpoints (c_0" in caught.value.what
         assert "--step-from name" in caught.value.advice
@@ -406,7 +406,7 @@ class TestStepsWithinAnEpoch:
         notes: list[str] = []
         for epoch, step in ((0, 50), (0, 100), (1, 50), (1, 100)):
             save(tmp_path / f"step_{100 * epoch + step}.pt", epoch + step, epoch=epoch, step=step)
-        with pytest.raises(SettingsError, match="counts inside each epoch") as caught:
+        with pytest.raises(SettingsError, match="the steps restart in each epoch") as caught:
             steps(tmp_path, [])
         assert caught.value.advice == "The names do: give --step-from name."
         assert list(steps(tmp_path, notes, source="name").values()) == [50, 100, 150, 200]
@@ -416,7 +416,7 @@ class TestStepsWithinAnEpoch:
         save_epochs(tmp_path, [(0, 40), (1, 20), (2, 60)])
         found = steps(tmp_path, notes, source="contents")
         assert list(found.values()) == [20, 40, 60]
-        assert notes[-1].endswith("and is used as it is (--step-from contents)")
+        assert notes[-1].endswith("and are used as they are (--step-from contents)")
         assert list(steps(tmp_path, [], source="epoch").values()) == [0, 1, 2]
 
 

@@ -84,7 +84,7 @@ class TestASingleCheckpoint:
             only.unlink()
         outcome = invoke(*words)
         assert outcome.code == 1
-        expected = "what the steps count" if gone else "no step was found for model.pt"
+        expected = "the unit of the steps" if gone else "no step was found for model.pt"
         assert expected in outcome.stderr
         assert (tmp_path / "x.csv").read_bytes() == table
 

@@ -152,7 +152,7 @@ class TestFolderSettings:
         (series / "link.py").symlink_to(series.parent / "evil.py")
         for place in ("../evil.py", str(series.parent / "evil.py"), "link.py"):
             (series / "localrank.toml").write_text(f"model = '{place}:Net'\n")
-            assert "leads out of the folder" in fails(series, *QUICK, "--trust-model").error
+            assert "points outside the folder" in fails(series, *QUICK, "--trust-model").error
         assert not marker.exists()
 
     def test_a_pickle_is_never_trusted_by_a_file(self, series: Path) -> None:
@@ -161,7 +161,7 @@ class TestFolderSettings:
 
     def test_data_outside(self, series: Path) -> None:
         (series / "localrank.toml").write_text("data = '../x.npz'\n")
-        assert "data = '../x.npz' leads out of the folder" in fails(series).error
+        assert "data = '../x.npz' points outside the folder" in fails(series).error
 
 
 def change(**tensors: Tensor | None) -> dict[str, Tensor]:

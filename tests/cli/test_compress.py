@@ -151,11 +151,11 @@ def test_the_same_command_gives_the_same_weights(folder: Path) -> None:
         (("--max-loss-increase", "1%"), 1, "there are no labels"),
         (("--budget", "0.5", "--data", "few.npz"), 1, "hold 31 points"),
         (("--budget", "0.5", "--keep", "*"), 1, "no layer can be factored"),
-        (("--budget", "0.5", "--keep", "conv"), 1, "--keep conv: no layer has such a name"),
+        (("--budget", "0.5", "--keep", "conv"), 1, "--keep conv: no layer has a matching name"),
         (
             ("--max-loss-increase", "0.000000000001nats", "--keep", "0,2"),
             1,
-            "no budget keeps to it",
+            "no budget stays within it",
         ),
     ],
 )
@@ -219,14 +219,14 @@ def test_held_out_points_that_calibrate_are_noted(folder: Path) -> None:
     np.savez(folder / "others.npz", x=np.concatenate([x[:5], -x[5:40]]), y=y[:40])
     outcome = compress("--budget", "0.5", "--eval-data", "others.npz")
     assert outcome.code == 0, outcome.stderr
-    assert "5 of 40 held-out points are among those that calibrate" in outcome.stderr
+    assert "5 of 40 held-out points are also used for calibration" in outcome.stderr
     outcome = compress("--budget", "0.5", "--overwrite")
     assert "held-out points are" not in outcome.stderr
     np.savez(folder / "data.npz", x=np.concatenate([x[:200], x[:200]]), y=np.tile(y[:200], 2))
     outcome = compress("--budget", "0.5", "--overwrite")
     order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0)) % 200
     repeated = int(torch.isin(order[200:], order[:200]).sum())
-    assert f"{repeated} of 200 held-out points are among" in outcome.stderr
+    assert f"{repeated} of 200 held-out points are also used" in outcome.stderr
 
 
 def test_held_out_data_that_are_missing_are_named(folder: Path) -> None:
@@ -306,9 +306,9 @@ def test_a_limit_that_the_report_breaks_is_said_and_decides_the_status(
     monkeypatch.setattr(Compressor, "report", worse)
     outcome = compress(*LABELS, "--max-loss-increase", "0.5nats")
     assert outcome.code == 3
-    assert "The limit 0.5nats is broken on the data that report" in outcome.stdout
+    assert "The limit 0.5nats is exceeded on the data for reporting" in outcome.stdout
     facts = json.loads((folder / "out" / "compress.json").read_text())
-    assert any("is broken" in text for text in facts["verdicts"])
+    assert any("is exceeded" in text for text in facts["verdicts"])
 
 
 def test_a_metric_that_is_named_is_taken(folder: Path) -> None:
@@ -470,7 +470,7 @@ def test_an_interrupted_run_is_resumed_by_budget(
     for other in ("--seed", "--data-scale"):
         outcome = compress(*words, other, "3")
         assert outcome.code == 1
-        assert "an interrupted run there had other settings" in outcome.error
+        assert "an interrupted run there had different settings" in outcome.error
         assert other in outcome.error
     kept = (folder / "out" / "factored_0.6.safetensors").stat().st_mtime_ns
     outcome = compress(*words)
@@ -542,7 +542,7 @@ def test_what_an_interrupted_run_left_is_checked(
         path.write_text(json.dumps(new if isinstance(new, dict) else held))
     outcome = compress("--budget", "0.5")
     assert outcome.code == 1
-    assert f"{path.relative_to(folder)}: is not what an interrupted run leaves" in outcome.error
+    assert f"{path.relative_to(folder)}: was not left by an interrupted run" in outcome.error
     assert words in outcome.error
     assert "--overwrite" in outcome.error
 
@@ -559,7 +559,7 @@ def test_held_out_data_that_changed_since_an_interruption_are_named(
     np.savez(folder / "other.npz", x=np.random.default_rng(1).standard_normal((40, 16), "f4"))
     outcome = compress(*words)
     assert outcome.code == 1
-    assert "had other settings: --eval-data" in outcome.error
+    assert "had different settings: --eval-data" in outcome.error
     assert compress(*words, "--overwrite").code == 0
     facts = json.loads((folder / "out" / "compress.json").read_text())["eval_data"]
     assert facts["data_sha256"] == hashlib.sha256((folder / "other.npz").read_bytes()).hexdigest()

@@ -48,7 +48,7 @@ def test_a_draw_that_differs_at_every_start_is_not_resumed(place: Path) -> None:
     before = (place / "a.csv").read_bytes()
     outcome = invoke(*command)
     assert outcome.code == 1
-    assert "what the code of --data returns was" in outcome.error
+    assert "the return value of the code of --data was" in outcome.error
     assert "Seed its generator" in outcome.error
     assert (place / "a.csv").read_bytes() == before
 
@@ -57,7 +57,7 @@ def test_a_draw_that_differs_at_every_start_is_not_divided(place: Path) -> None:
     options = ("--workers", "1", "-o", str(place / "a.csv"))
     outcome = run("submit", *words(place, "restless"), *options)
     assert outcome.code == 1
-    assert "what the code of --data returns" in outcome.error
+    assert "the return value of the code of --data" in outcome.error
     assert "seed" in outcome.error
 
 

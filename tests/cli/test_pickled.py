@@ -147,7 +147,7 @@ def test_an_activation_that_is_not_that_of_the_module(tmp_path: Path) -> None:
     assert invoke("analyze", str(folder), *QUICK, "--activation", "tanh").code == 0
     both = saved(tmp_path / "both", chain(nn.Tanh()), chain(nn.ReLU()))
     assert (
-        "step_1.pt: holds a module with other parts than"
+        "step_1.pt: holds a module with different parts from"
         in invoke("analyze", str(both), *QUICK).error
     )
 

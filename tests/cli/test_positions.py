@@ -345,14 +345,14 @@ def test_an_axis_that_nothing_shows_is_noted(folder: Path, tmp_path: Path) -> No
     outcome = invoke(*words)
     assert outcome.code == 0, outcome.stderr
     asked = (
-        "which axis holds the features could not be determined for input; 'input' is taken as"
+        "could not determine which axis holds the features for input; 'input' is taken as"
         " 1 point x 3 positions x 3 features. If that is wrong, give --feature-axis input=1"
     )
     assert asked in outcome.stderr
     for axis in ("1", "2"):
         outcome = invoke(*words, "--feature-axis", f"input={axis}")
         assert outcome.code == 0, outcome.stderr
-        assert "could not be determined" not in outcome.stderr
+        assert "could not determine" not in outcome.stderr
 
 
 def test_an_axis_that_changes_nothing_is_noted(folder: Path) -> None:

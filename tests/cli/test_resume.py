@@ -433,7 +433,7 @@ class TestStepsThatTurnOutToBeginAnew:
         before = target.read_bytes()
         refused = analyze(run, target)
         assert refused.code == 1
-        assert "what the steps count was not set and is now epochs" in refused.error
+        assert "the unit of the steps was not set and is now epochs" in refused.error
         assert target.read_bytes() == before
         assert analyze(run, target, "--overwrite").code == 0
         assert [row["step"] for row in rows(target)] == ["0", "0", "1", "1", "2", "2"]
@@ -450,7 +450,7 @@ class TestStepsThatTurnOutToBeginAnew:
         run = save_epochs(tmp_path / "run", [(0, 40), (1, 60)])
         assert analyze(run, target).code == 0
         refused = analyze(run, target, "--step-from", "epoch")
-        assert "what the steps count was not set and is now epochs" in refused.error
+        assert "the unit of the steps was not set and is now epochs" in refused.error
         (run / "c_00.pt").unlink()
         refused = analyze(run, target, "--step-regex", r"c_(\d+)")
         assert r"--step-regex (or --step-pattern) was not set and is now c_(\d+)" in refused.error

@@ -285,7 +285,7 @@ def test_the_plan_is_kept_to(series: Path, tmp_path: Path) -> None:
     assert invoke("merge", str(tmp_path / "s"), "-o", str(tmp_path / "a.csv")).code == 0
     assert_equal((tmp_path / "a.csv").read_text(), expected)
     refused = invoke("analyze", str(series), "--data", "normal:4", "--device", "cpu", *plan)
-    assert "points is not what it was when the plan was made" in refused.error
+    assert "points changed since the plan was made" in refused.error
     save_file(weights(seed=99), series / "step_5.safetensors")
     assert "changed since the plan was made" in invoke("analyze", str(series), *QUICK, *plan).error
     (series / "step_5.safetensors").unlink()

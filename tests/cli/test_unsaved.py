@@ -147,7 +147,10 @@ def test_a_run_of_a_version_without_the_check_resumes(
         again = invoke("analyze", *words(folder, *more, *out))
         if more == ["--allow-unsaved"]:
             # Those numbers are of some other draw.
-            assert "what no checkpoint holds (--allow-unsaved) was [] and" in again.error
+            assert (
+                "the list of parts that no checkpoint holds (--allow-unsaved) was [] and"
+                in again.error
+            )
         else:
             assert again.code == 0
             assert "resuming: 2 of 2" in again.stderr

@@ -67,7 +67,7 @@ def grouped() -> nn.Module:
     )
 
 
-READ = "its weight is read other than by its own forward pass"
+READ = "its weight is also read outside its own forward pass"
 REASONS: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str]]] = {
     "tied": (Tied, torch.arange(8)[None].expand(3, 8), {"head": "tied"}),
     "twice": (
@@ -88,7 +88,7 @@ REASONS: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str]]] = {
         normal(3, 5, 8),
         dict.fromkeys(
             ("self_attn.out_proj", "linear1", "linear2"),
-            "its weight is read other than by its own forward pass",
+            "its weight is also read outside its own forward pass",
         ),
     ),
 }
@@ -150,7 +150,7 @@ def test_keep_leaves_layers_out_of_the_budget() -> None:
     assert found.dense == dict.fromkeys(("2", "4"), "kept by --keep")
     assert not found.has_last
     assert find_layers(mlp(8, 8, 8, 8), normal(3, 8), run, ["0"]).has_last
-    with pytest.raises(ModelError, match="--keep nothing: no layer has such a name"):
+    with pytest.raises(ModelError, match="--keep nothing: no layer has a matching name"):
         find_layers(mlp(8, 8), normal(3, 8), run, ["nothing"])
 
 

@@ -178,7 +178,7 @@ def test_the_smallest_budget_keeps_to_the_limit() -> None:
 
 def test_a_budget_that_cannot_be_reached_names_one_that_can() -> None:
     found = compressor(planted())
-    with pytest.raises(SettingsError, match="rank 1 in every layer has 74") as caught:
+    with pytest.raises(SettingsError, match="rank 1 in every layer needs 74") as caught:
         found.weights_of(0.05)
     share = float(caught.value.advice.rsplit(" ", 1)[1].rstrip("."))
     assert found.weights_of(share) >= 74
@@ -198,7 +198,7 @@ def test_gradients_that_are_not_finite_name_their_layers() -> None:
     points[7] = 0
     data = Data(lambda: [points], lambda: [(points, None)], lambda: [(points, None)])
     found = Compressor(model, find_layers(model, points, run), data, run, "outputs")
-    with pytest.raises(ModelError, match="0: on the data that calibrate, the inputs or") as caught:
+    with pytest.raises(ModelError, match="0: on the calibration data, the inputs or") as caught:
         found.calibrate(seed=0, memory=MEMORY)
     assert caught.value.advice.endswith(" --keep 0.")
     kept = find_layers(model, points, run, keep=("0",))

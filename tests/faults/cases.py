@@ -219,7 +219,7 @@ FAULTS: dict[str, Fault] = {
     "a `localrank.toml` that is a link to itself": Fault(
         _link("localrank.toml", "localrank.toml"), "is not a regular file"
     ),
-    "a `localrank.toml` that is no TOML": Fault(
+    "a `localrank.toml` that is not TOML": Fault(
         _file("localrank.toml", b"data = 'x.np"), "cannot be read"
     ),
     "a pipe in place of a checkpoint": Fault(_pipe("step_7.safetensors"), "the file is empty"),

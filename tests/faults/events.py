@@ -184,7 +184,7 @@ EVENTS: dict[str, Event] = {
         f"{_CLI}/test_spectra_folder.py::"
         "test_the_checkpoints_are_not_replaced_by_their_singular_values",
     ),
-    "kept singular values are missing, or of other settings, weights or checkpoints": Event(
+    "kept singular values are missing, or belong to other settings, weights or checkpoints": Event(
         "0",
         "the table; they are computed again by the next run",
         f"{_CLI}/test_spectra_folder.py::"
@@ -226,12 +226,12 @@ EVENTS: dict[str, Event] = {
         "what is there, with `--overwrite` too",
         f"{_CLI}/test_compress.py::test_results_are_not_written_through_links",
     ),
-    "weights from the Hub or from a cache come with another content than the Hub lists": Event(
+    "weights from the Hub or from a cache differ from those that the Hub lists": Event(
         "1",
         ALL,
         "tests/remote/test_hub_answers.py::test_the_content_is_compared_with_its_hash",
     ),
-    "a branch and a tag of the Hub have one name and different commits": Event(
+    "a branch and a tag on the Hub have the same name and different commits": Event(
         "1",
         "detected before any work",
         "tests/remote/test_hub_answers.py::test_revisions_that_cannot_be_told_apart_or_placed",
@@ -244,7 +244,7 @@ EVENTS: dict[str, Event] = {
         "every step that was measured",
         "tests/live/test_monitor.py::test_a_forked_process_leaves_the_table_alone",
     ),
-    "a training runs under modes of torch or hooks of saved tensors that change values": Event(
+    "training runs under torch modes or saved-tensor hooks that change values": Event(
         "0",
         "the numbers as without them",
         "tests/live/test_monitor.py::test_modes_of_the_training_change_no_number",

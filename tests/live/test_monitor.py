@@ -264,7 +264,7 @@ def test_other_data_or_layers_show_at_the_first_step(
     with Monitor(file, DATA, every=1, **OPTIONS) as monitor:
         monitor(mlp(4, 3, 2), 0)
     cases: list[tuple[Any, dict[str, Any], str]] = [
-        (DATA + 1, {}, "what the code of --data returns was"),
+        (DATA + 1, {}, "the return value of the code of --data was"),
         (DATA, {"layers": "2"}, "layers was with 0"),
     ]
     for data, options, words in cases:
@@ -408,7 +408,7 @@ def test_a_forked_process_leaves_the_table_alone(
     monitor._pid = -1  # as in a child
     assert monitor(mlp(4, 3, 2), 1) == {}
     monitor.close()
-    assert "Make the monitor in the process that trains" in caplog.text
+    assert "Create the monitor in the process that trains" in caplog.text
     assert Path(f"{file}.journal").read_bytes() == journal
     monitor._pid = own
     monitor(mlp(4, 3, 2), 2)

@@ -194,7 +194,7 @@ class TestInside:
         (tmp_path / "x.npz").touch()
         (folder / "link").symlink_to(tmp_path)
         (folder / "file-link.npz").symlink_to(tmp_path / "x.npz")
-        with pytest.raises(SettingsError, match="leads out of the folder") as caught:
+        with pytest.raises(SettingsError, match="points outside the folder") as caught:
             inside(folder, text, "data")
         assert text in caught.value.what
         assert "--data" in caught.value.advice

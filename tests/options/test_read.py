@@ -139,7 +139,7 @@ BAD: list[tuple[str, object, str]] = [
     ("device", "cuda:-1", "unknown"),
     ("device", "cpu:0", "unknown"),
     ("device", "auto,cpu", "unknown"),
-    ("steps", "5:1", "holds no step"),
+    ("steps", "5:1", "contains no step"),
     ("steps", True, "expected a range of steps"),
     ("every", 0, "expected at least 1"),
     ("last", 0, "expected at least 1"),

@@ -135,7 +135,7 @@ class TestCodeRunsOnlyWhenAskedFor:
     @pytest.mark.parametrize("key", ["model", "data"])
     @pytest.mark.parametrize("place", ["../m.py", "/abs/m.py"])
     def test_trusted_code_stays_in_the_folder(self, key: str, place: str) -> None:
-        with pytest.raises(SettingsError, match=f"{key} = '{place}' leads out of the folder"):
+        with pytest.raises(SettingsError, match=f"{key} = '{place}' points outside the folder"):
             settings({"trust_model": True}, {key: f"{place}:x"})
 
     def test_a_plain_mlp_needs_no_trust(self) -> None:
@@ -147,7 +147,7 @@ class TestCodeRunsOnlyWhenAskedFor:
     [
         ({"data": None}, "no data to take points from"),
         ({"data": "x.csv"}, "x.csv: not a valid form"),
-        ({"data": "../x.npz"}, "data = '../x.npz' leads out of the folder"),
+        ({"data": "../x.npz"}, "data = '../x.npz' points outside the folder"),
         ({"activation": "swish"}, "activation = swish: unknown"),
         ({"model": "Net"}, "model = Net: not of the form"),
         ({"model_arg": (("a", 1),)}, "--model-arg was given without --model"),

@@ -70,7 +70,7 @@ def test_a_branch_and_a_tag_of_one_name_and_commit(
         ([("step0", ONE), ("step0/x", OTHER)], [], "'step0' and 'step0/x' cannot both be placed"),
         ([(7, ONE)], [("step0", None)], "names a revision by 'None'"),
         ([("x" * 10_000 + "\n", ONE)], [], "has no name that a file can have"),
-        (None, [], "the answer is none of the Hub's API"),
+        (None, [], "the answer is not one of the Hub's API"),
         ([], [], "no revision matches '\\*'; there are none"),
     ],
 )
@@ -106,7 +106,7 @@ def test_the_content_is_compared_with_its_hash(store: Hub, tmp_path: Path, versi
     path.write_bytes(CONTENT)
     store.check(file, path)
     path.write_bytes(b"Weights")
-    with pytest.raises(UnreadableError, match="has another content than the Hub lists"):
+    with pytest.raises(UnreadableError, match="differs from the file that the Hub lists"):
         store.check(file, path)
 
 

@@ -28,7 +28,7 @@ def test_a_long_analysis_is_announced(tmp_path: Path, monkeypatch: pytest.Monkey
     assert outcome.code == 0
     (line,) = [line for line in outcome.stderr.splitlines() if "takes about" in line]
     assert line.startswith("localrank: note: the analysis takes about ")
-    assert " for 3 checkpoints, by a few timed products" in line
+    assert " for 3 checkpoints, judging by a few timed products" in line
 
 
 def test_a_chain_takes_its_active_units_and_its_first_layer_once(
