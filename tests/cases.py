@@ -75,21 +75,23 @@ class Case:
         return model.double(), points.double() if floating else points
 
 
-def crossed(cases: Iterable[Case], *ways: Any) -> list[Any]:
-    """Return every case in every way, for `parametrize`.
-
-    Each case is run in the first way and in one of the others, in turn, so that every way meets
-    many cases of each kind; the rest of the product is left to `make test-long`.
-    """
-    return _product(cases, ways, lambda index: (ways[0], ways[1 + index % (len(ways) - 1)]))
+def in_first(cases: Iterable[Case], *ways: Any) -> list[Any]:
+    """Return every case in every way, for `parametrize`: in the first but for `make test-long`."""
+    return _product(cases, ways, lambda index: ways[:1])
 
 
-def in_turn(cases: Iterable[Case], *ways: Any) -> list[Any]:
+def in_turn(cases: Iterable[Case], *ways: Any, one_in: int = 1, start: int = 0) -> list[Any]:
     """Return every case in every way, each case in one of them but for `make test-long`.
 
-    For parts and products of Jacobians, which test_routes.py has in more ways.
+    The ways take turns, so that each of them meets cases of each kind. Of the cases only one in
+    `one_in`, from `start` on, is kept: for what cases have in common.
     """
-    return _product(cases, ways, lambda index: (ways[index % len(ways)],))
+
+    def chosen(index: int) -> Sequence[Any]:
+        turn, rest = divmod(index - start, one_in)
+        return () if rest else (ways[turn % len(ways)],)
+
+    return _product(cases, ways, chosen)
 
 
 def _product(

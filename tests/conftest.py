@@ -125,11 +125,13 @@ def thin_out(items: list[pytest.Item]) -> None:
 
 
 def _values(item: pytest.Item) -> list[tuple[str, object]]:
-    """Return the parameters of a case, each with its value, or with the number of that."""
-    spec = vars(item)["callspec"]
+    """Return the parameters of a case, each with its value, or with what is that object alone.
+
+    Not with its number in `indices`: pytest 9.2 counts the cases there, not the values.
+    """
     return [
-        (name, value if isinstance(value, str | int | float | None) else (spec.indices[name],))
-        for name, value in sorted(spec.params.items())
+        (name, value if isinstance(value, str | int | float | None) else (id(value),))
+        for name, value in sorted(vars(item)["callspec"].params.items())
     ]
 
 

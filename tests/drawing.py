@@ -1,6 +1,6 @@
 """Properties that hold for whatever hypothesis draws, with more draws at `make test-long`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -21,3 +21,18 @@ def drawn(
         return test
 
     return decorate
+
+
+def one_in(n: int, cases: Iterable[Any]) -> list[Any]:
+    """Return cases that are alike as parameters: one in `n`, and the rest at `make test-long`.
+
+    A tuple holds the values of several parameters; a case with a name is called by it.
+    """
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=() if index % n == 0 else pytest.mark.long,
+            id=getattr(case, "name", None),
+        )
+        for index, case in enumerate(cases)
+    ]

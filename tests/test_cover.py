@@ -13,7 +13,7 @@ class Case:
     nodeid = "test_file.py::test_name[...]"
 
     def __init__(self, size: int, **params: object) -> None:
-        self.callspec = SimpleNamespace(params=params, indices=dict.fromkeys(params, 0))
+        self.callspec = SimpleNamespace(params=params)
         self.mark = SimpleNamespace(args=(size,))
         self.is_long = False
 
@@ -27,7 +27,7 @@ class Case:
 
 @pytest.mark.parametrize(("size", "most"), [(1, 4), (2, 16)])
 def test_every_combination_of_that_size_is_kept(size: int, most: int) -> None:
-    values: dict[str, list[Any]] = {"a": ["x", "y", "z", "w"], "b": [1, 2, 3], "c": [True, False]}
+    values: dict[str, list[Any]] = {"a": ["x", "y", "z", "w"], "b": [{}, {"k": 1}, {}], "c": [1, 2]}
     cases: list[Any] = [
         Case(size, **dict(zip(values, one, strict=True)))
         for one in itertools.product(*values.values())
@@ -36,8 +36,23 @@ def test_every_combination_of_that_size_is_kept(size: int, most: int) -> None:
     kept = [case.callspec.params for case in cases if not case.is_long]
     assert len(kept) <= most < len(cases)
     for names in itertools.combinations(values, size):
-        found = {tuple(params[name] for name in names) for params in kept}
-        assert found == set(itertools.product(*(values[name] for name in names)))
+        found = {tuple(id(params[name]) for name in names) for params in kept}
+        assert found == set(itertools.product(*(map(id, values[name]) for name in names)))
+
+
+@pytest.mark.cover(1)
+@pytest.mark.parametrize("a", [{"k": 1}, {"k": 2}, {"k": 3}])
+@pytest.mark.parametrize("b", [{"k": 1}, {"k": 2}, {"k": 3}])
+def test_pytest_keeps_as_many_of_a_product_of_dictionaries(
+    a: dict[str, int], b: dict[str, int], request: pytest.FixtureRequest
+) -> None:
+    siblings = [
+        item
+        for item in request.session.items
+        if item.nodeid.partition("[")[0] == request.node.nodeid.partition("[")[0]
+    ]
+    kept = [item for item in siblings if item.get_closest_marker("long") is None]
+    assert len(kept) <= 3, f"a = {a}, b = {b} is one of {len(kept)} cases"
 
 
 def test_other_tests_are_left_alone() -> None:

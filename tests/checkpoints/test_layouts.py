@@ -13,6 +13,7 @@ from localrank_cli.errors import LocalrankError
 from localrank_cli.model.fill import Expected
 from localrank_cli.run.headers import Headers, load_state
 from tests.checkpoints.layouts import LAYOUTS, REFUSED, ema, raw
+from tests.drawing import one_in
 from tests.helpers import ignore, mlp
 
 STEPS = (10, 200, 3000)
@@ -47,7 +48,7 @@ def test_a_series_of_that_layout(name: str, chosen: str, tmp_path: Path) -> None
         assert all(torch.equal(state[key], wanted[key]) for key in wanted)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", one_in(3, LAYOUTS))
 def test_the_table_is_that_of_plain_files(name: str, tmp_path: Path) -> None:
     layout = LAYOUTS[name]
     for folder, case in (

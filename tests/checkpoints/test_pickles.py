@@ -146,6 +146,7 @@ def assert_equal(found: Any, expected: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about its own deprecated functions
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("save", WAYS)
 @pytest.mark.parametrize("name", MODULES)
 def test_a_whole_module_gives_its_state_dict(tmp_path: Path, name: str, save: Save) -> None:
@@ -319,6 +320,7 @@ def test_names_that_serve_to_run_code_are_refused(tmp_path: Path, name: str, sav
     assert not marker.exists()
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("save", WAYS)
 @pytest.mark.parametrize("name", IGNORED)
 def test_other_calls_do_nothing(tmp_path: Path, name: str, save: Save) -> None:

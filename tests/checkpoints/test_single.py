@@ -100,6 +100,7 @@ class TestASingleCheckpoint:
 
 
 class TestNoCheckpoints:
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize(
         "content",
         [

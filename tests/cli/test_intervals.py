@@ -26,9 +26,29 @@ def series(tmp_path: Path) -> Path:
     return save_series(tmp_path / "run", (0, 5), (9, 30, 12, 3))
 
 
-def test_bounds_hold_the_exact_ranks(series: Path) -> None:
-    exact = rows(invoke("analyze", str(series), *PLAIN, *TOLERANCES).stdout)
-    found = rows(invoke("analyze", str(series), *WORDS).stdout)
+@pytest.fixture(scope="module")
+def same(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The series for tests that leave it as it is."""
+    return save_series(tmp_path_factory.mktemp("same") / "run", (0, 5), (9, 30, 12, 3))
+
+
+@pytest.fixture(scope="module")
+def exact(same: Path) -> list[dict[str, str]]:
+    """The rows of exact ranks."""
+    return rows(invoke("analyze", str(same), *PLAIN, *TOLERANCES).stdout)
+
+
+@pytest.fixture(scope="module")
+def bounded(same: Path) -> Path:
+    """The table of bounds."""
+    table = same.parent / "bounds.csv"
+    outcome = invoke("analyze", str(same), *WORDS, "-o", str(table))
+    assert outcome.code == 0, outcome.stderr
+    return table
+
+
+def test_bounds_hold_the_exact_ranks(exact: list[dict[str, str]], bounded: Path) -> None:
+    found = rows(bounded.read_text())
     assert list(found[0])[-len(COLUMNS) :] == COLUMNS
     for row, true in zip(found, exact, strict=True):
         low, high = float(row["rank_low"]), float(row["rank_high"])
@@ -48,8 +68,8 @@ def test_bounds_hold_the_exact_ranks(series: Path) -> None:
     assert {row["rank_low"] == row["rank_high"] for row in found} == {True}
 
 
-def test_one_point_has_two_probes(series: Path) -> None:
-    found = rows(invoke("analyze", str(series), *WORDS, "--points", "1").stdout)
+def test_one_point_has_two_probes(same: Path) -> None:
+    found = rows(invoke("analyze", str(same), *WORDS, "--points", "1").stdout)
     assert {row["method"] for row in found} == {"interval(lanczos,s=2,nu<=50,float64,seed=0)"}
 
 
@@ -57,7 +77,7 @@ def test_one_point_has_two_probes(series: Path) -> None:
 def test_shards_and_resumed_runs_give_the_same_bytes(
     series: Path, tmp_path: Path, count: int
 ) -> None:
-    words = (*WORDS, "--layers", "2")
+    words = (*WORDS, "--layers", "2", "--products", "100")
     whole = tmp_path / "whole.csv"
     assert invoke("analyze", str(series), *words, "-o", str(whole)).code == 0
     parts = tmp_path / "parts"
@@ -75,17 +95,6 @@ def test_shards_and_resumed_runs_give_the_same_bytes(
     assert cut.read_bytes() == whole.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A series, and its table of the first of two checkpoints."""
-    folder = tmp_path_factory.mktemp("begun")
-    series = save_series(folder / "run", (0, 5), (9, 30, 12, 3))
-    table = folder / "t.csv"
-    words = ("-o", str(table), "--steps", "0:0")
-    assert invoke("analyze", str(series), *WORDS, *words).code == 0
-    return series, table
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -97,20 +106,19 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ],
 )
 def test_resuming_with_other_terms_is_refused(
-    begun: tuple[Path, Path], words: tuple[str, str], named: str
+    same: Path, bounded: Path, words: tuple[str, str], named: str
 ) -> None:
-    series, table = begun
-    before = table.read_bytes()
+    before = bounded.read_bytes()
     given = list(WORDS)
     if words[0] == "--method":
         given = [*PLAIN, *TOLERANCES]
     elif words[0] in given:
         place = given.index(words[0])
         del given[place : place + 2]
-    outcome = invoke("analyze", str(series), *given, *words, "-o", str(table))
+    outcome = invoke("analyze", str(same), *given, *words, "-o", str(bounded))
     assert outcome.code != 0
     assert named in outcome.stderr
-    assert table.read_bytes() == before
+    assert bounded.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -139,9 +147,9 @@ def test_resuming_with_other_terms_is_refused(
     ],
 )
 def test_what_intervals_cannot_serve_is_refused(
-    series: Path, words: tuple[str, ...], message: str
+    same: Path, words: tuple[str, ...], message: str
 ) -> None:
-    outcome = invoke("analyze", str(series), *PLAIN, *words)
+    outcome = invoke("analyze", str(same), *PLAIN, *words)
     assert outcome.code != 0
     assert message in outcome.stderr
 
@@ -188,9 +196,8 @@ def test_vectors_that_do_not_fit_are_refused_with_products_that_do(tmp_path: Pat
     assert invoke("analyze", str(series), *words, "--products", advised).code == 0
 
 
-def test_bounds_are_shown_and_drawn_as_bars(series: Path, tmp_path: Path) -> None:
-    table = str(tmp_path / "t.csv")
-    assert invoke("analyze", str(series), *WORDS, "-o", table).code == 0
+def test_bounds_are_shown_and_drawn_as_bars(bounded: Path, tmp_path: Path) -> None:
+    table = str(bounded)
     shown = invoke("show", table, "--tolerance", "rtol=0.1").stdout
     assert "bounds on the local rank at rtol=0.1" in shown
     row = next(one for one in rows(Path(table).read_text()) if one["tolerance"] == "rtol=0.1")
@@ -225,10 +232,8 @@ def test_bounds_are_compared_and_a_rank_that_is_not_there_is_not(tmp_path: Path)
         assert rows(outcome.stdout)[0]["difference"]
 
 
-def test_a_journal_with_impossible_evidence_is_refused(series: Path, tmp_path: Path) -> None:
-    table = tmp_path / "t.csv"
-    assert invoke("analyze", str(series), *WORDS, "-o", str(table)).code == 0
-    lines = (tmp_path / "t.csv.journal").read_text().splitlines()
+def test_a_journal_with_impossible_evidence_is_refused(bounded: Path) -> None:
+    lines = Path(f"{bounded}.journal").read_text().splitlines()
     body = next(
         json.loads(line[line.index("{") :].split("\t")[-1])
         for line in lines
@@ -310,9 +315,10 @@ def test_a_run_that_is_stopped_among_its_products_is_resumed(
     assert {row["step"] for row in rows(whole.read_text())} == {"1", "2"}
 
 
-def test_products_in_float32_say_so_and_certify_nothing(series: Path) -> None:
-    exact = rows(invoke("analyze", str(series), *PLAIN, *TOLERANCES).stdout)
-    found = rows(invoke("analyze", str(series), *WORDS, "--dtype", "float32").stdout)
+def test_products_in_float32_say_so_and_certify_nothing(
+    same: Path, exact: list[dict[str, str]]
+) -> None:
+    found = rows(invoke("analyze", str(same), *WORDS, "--dtype", "float32").stdout)
     for row, true in zip(found, exact, strict=True):
         assert float(row["rank_low"]) <= float(true["local_rank"]) <= float(row["rank_high"])
         assert row["method"] == "interval(lanczos,s=1,nu<=33,float32,seed=0)"

@@ -42,7 +42,7 @@ def expected(series: Path) -> str:
 @pytest.mark.parametrize(
     # Below the number of checkpoints, between it and that of points, and above.
     "count",
-    [2, 5, 40, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 3, 8))],
+    [2, 5, 17, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 3, 8, 40))],
 )
 def test_any_number_of_shards(series: Path, expected: str, tmp_path: Path, count: int) -> None:
     """Fewer than checkpoints, as many, more (then points are divided), more than points."""
@@ -62,7 +62,7 @@ def test_any_number_of_shards(series: Path, expected: str, tmp_path: Path, count
     assert "resuming: 3 of 3" in again.stderr
 
 
-@pytest.mark.parametrize("examples", [5, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [3, pytest.param(30, marks=pytest.mark.long)])
 def test_random_divisions(tmp_path_factory: pytest.TempPathFactory, examples: int) -> None:
     @settings(max_examples=examples)
     @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 6), st.randoms())

@@ -250,7 +250,7 @@ def test_runs_at_other_positions_are_not_averaged(folder: Path, tmp_path: Path) 
     tables = []
     for index, words in enumerate((("last",), ("same",), ("last", "--residual"))):
         target = tmp_path / f"{index}.csv"
-        choice = ("--layers", "blocks.?", "--wrt", "embed", "--positions", *words)
+        choice = ("--layers", "blocks.1", "--wrt", "embed", "--last", "1", "--positions", *words)
         assert run(folder, *choice, "-o", str(target)).code == 0
         tables.append(str(target))
     outcome = invoke("plot", *tables, "-o", str(tmp_path / "ranks.png"))
@@ -272,21 +272,21 @@ def test_information_and_labels_with_pairs(folder: Path) -> None:
 
 
 def test_localrank_toml_and_python_give_the_same(folder: Path, tmp_path: Path) -> None:
-    residual = ("--layers", "blocks.?", "--wrt", "embed,previous", "--positions", "same:4")
+    residual = ("--layers", "blocks.[01]", "--wrt", "embed,previous", "--positions", "same:4")
     expected = run(folder, *residual, "--residual", "--feature-axis", "-1")
     assert expected.code == 0, expected.stderr
     own = tmp_path / "run"
     shutil.copytree(folder / "run", own)
     (own / "localrank.toml").write_text(
         'wrt = ["embed", "previous"]\npositions = "same:4"\nresidual = true\n'
-        'feature-axis = -1\nlayers = "blocks.?"\n'
+        'feature-axis = -1\nlayers = "blocks.[01]"\n'
     )
     words = words_of(folder)
     words[1] = str(own)
     assert invoke(*words).stdout == expected.stdout
     frame = analyze(
         own, wrt=["embed", "previous"], positions="same:4", residual=True, feature_axis=-1,
-        layers=["blocks.?"], model=f"{folder / 'net.py'}:Net", data=str(folder / "points.pt"),
+        layers=["blocks.[01]"], model=f"{folder / 'net.py'}:Net", data=str(folder / "points.pt"),
         data_key="x", points=POINTS, device="cpu",
     )  # fmt: skip
     table = rows(expected.stdout)

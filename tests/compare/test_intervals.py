@@ -141,7 +141,7 @@ CASES: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], Array], 
         # Resamples take most of the time, and are those of a few sets in each run of the tests.
         pytest.param(name, sets, marks=() if sets == quick else pytest.mark.long)
         for name, (_, first, second) in CASES.items()
-        for quick in [150 if min(first, second) >= RUNS_TO_BOOTSTRAP else 1000]
+        for quick in [150 if min(first, second) >= RUNS_TO_BOOTSTRAP else 300]
         for sets in sorted({quick, 1000})
     ],
 )

@@ -73,7 +73,10 @@ def test_missing_values_show_no_fall() -> None:
 
 @pytest.mark.parametrize(
     ("runs", "sets"),
-    [(5, 1000), (8, 1000), (10, 150), pytest.param(10, 1000, marks=pytest.mark.long)],
+    [
+        *((5, 300), (8, 300), (10, 60)),
+        *(pytest.param(runs, 1000, marks=pytest.mark.long) for runs in (5, 8, 10)),
+    ],
 )
 def test_an_onset_is_rarely_found_before_the_fall_begins(
     runs: int, sets: int, monkeypatch: pytest.MonkeyPatch

@@ -33,7 +33,7 @@ def solved(matrix: Tensor, rank: int, left: Tensor, right: Tensor) -> Tensor:
     return best
 
 
-@pytest.mark.parametrize("rank", [1, 2, 4])
+@pytest.mark.parametrize("rank", [2, *(pytest.param(r, marks=pytest.mark.long) for r in (1, 4))])
 def test_factors_solve_the_weighted_problem(rank: int) -> None:
     matrix, left, right = normal(5, 7), positive(5, seed=1), positive(7, seed=2)
     found = factorize(matrix, 5, left=left, right=right)

@@ -121,7 +121,9 @@ def test_singular_values_over_steps(tmp_path: Path) -> None:
     assert_readable(figure)
 
 
-@pytest.mark.parametrize("layers", [1, 3, pytest.param(5, marks=pytest.mark.long), 12])
+@pytest.mark.parametrize(
+    "layers", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 5)), 12]
+)
 def test_panels_of_singular_values(tmp_path: Path, layers: int) -> None:
     file = SpectraFile(save_spectra(tmp_path / "s.safetensors", layers=layers))
     figure = spectrum(file, steps=(0, 1000))

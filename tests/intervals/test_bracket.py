@@ -11,6 +11,7 @@ from localrank_cli.intervals.operator import of_matrix
 from tests.intervals.planted import SPECTRA, generator, planted
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40)])
 def test_the_share_lies_in_its_bracket_after_every_step(name: str, shape: tuple[int, int]) -> None:

@@ -34,8 +34,9 @@ def test_the_bound_on_misses_is_that_of_the_binomial_distribution() -> None:
     assert most_misses(1, 0.05) == 1
 
 
-def test_intervals_of_small_matrices_hold_the_rank() -> None:
-    shapes = [(30, 50), (90, 60), (120, 120)]
+@pytest.mark.parametrize("largest", [90, pytest.param(120, marks=pytest.mark.long)])
+def test_intervals_of_small_matrices_hold_the_rank(largest: int) -> None:
+    shapes = [(30, 50), (90, 60), *([(120, 120)] if largest == 120 else [])]
     found = [
         cells(name, shape, [rtol], seed=1000 * i + 10 * j + k, products=120)[0]
         for i, name in enumerate(SPECTRA)
@@ -71,11 +72,12 @@ def test_tolerances_from_the_same_probes_hold_each() -> None:
         check([of_matrix_[row] for of_matrix_ in found])
 
 
-def test_means_over_points_hold() -> None:
+@pytest.mark.parametrize("seeds", [15, pytest.param(40, marks=pytest.mark.long)])
+def test_means_over_points_hold(seeds: int) -> None:
     """Points of different ranks, with one probe each."""
     found = []
     names = [name for name in SPECTRA if name != "zero"]
-    for seed in range(40):
+    for seed in range(seeds):
         spectra = [SPECTRA[names[(seed + k) % len(names)]](50) for k in range(5)]
         matrices = [planted(s, 60, 50, generator(10 * seed + k)) for k, s in enumerate(spectra)]
         terms = Terms((Threshold(rtol=0.1),), n_points=5, products=60)

@@ -18,6 +18,7 @@ from localrank_cli.spectrum.layer import Request, layer_spectra
 from localrank_cli.spectrum.solve import Demand
 from localrank_cli.spectrum.svd import symmetric_eigenvalues
 from localrank_cli.spectrum.tolerance import Tolerance
+from tests.drawing import one_in
 from tests.naive import naive_jacobians
 from tests.networks import Net
 
@@ -147,19 +148,20 @@ def random_network(seed: int) -> tuple[nn.Module, Tensor]:
     return nn.Sequential(*layers), torch.randn(1, 2, *[length] * dims, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", one_in(3, range(12)))
 def test_random_convolutions_give_the_naive_singular_values(seed: int) -> None:
     compare(*random_network(seed), Modes())
 
 
-def test_random_convolutions_are_pushed_together() -> None:
+@pytest.mark.parametrize("seeds", [4, pytest.param(12, marks=pytest.mark.long)])
+def test_random_convolutions_are_pushed_together(seeds: int) -> None:
     together = 0
-    for seed in range(12):
+    for seed in range(seeds):
         model, points = random_network(seed)
         modes = Modes()
         layer_spectra(model.double(), points, Request(Selection(), demand=DEMAND), modes)
         together += any(TOGETHER in route for route in modes.routes)
-    assert together >= 6
+    assert together >= seeds / 2
 
 
 def mixed(between: Callable[[Tensor], Tensor]) -> Net:

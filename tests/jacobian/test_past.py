@@ -82,12 +82,15 @@ def check(
                 assert np.abs(row - values).max() <= CLOSE * values[0], spectrum.layer
 
 
+MORE = ("same:2", "first")
+
+
 def held(modes: Modes) -> set[str]:
     return {route.split(" ")[0] for route in modes.routes if "past held" in route}
 
 
 @pytest.mark.parametrize(
-    "kind", ["same", pytest.param("same:2", marks=pytest.mark.long), "first", "last"]
+    "kind", ["same", "last", *(pytest.param(kind, marks=pytest.mark.long) for kind in MORE)]
 )
 def test_a_layer_that_is_not_causal_goes_the_dense_way_alone(kind: str) -> None:
     modes = Modes()

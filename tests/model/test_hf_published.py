@@ -71,6 +71,7 @@ PUBLISHED: dict[str, tuple[str, str, dict[str, Any], Callable[[State], State], s
 }  # fmt: skip
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_weights(name: str, dtype: torch.dtype, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from localrank_cli.errors import SettingsError
 from localrank_cli.jacobian.budget import Budget
 from localrank_cli.layers.positions import Positions
 from tests.cli.program import invoke
+from tests.drawing import one_in
 from tests.naive import Array, naive_jacobians, naive_outputs
 
 N_DATA, POINTS, TOKENS, WIDTH = 40, 3, 5, 4
@@ -160,7 +161,7 @@ def test_each_position_and_source_has_its_own_covariance(folder: Path, kind: str
     assert (frame["n_cov"] == N_DATA).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", one_in(2, (*CUTS, *MORE)))
 def test_the_residual_part_too(folder: Path, kind: str) -> None:
     frame = run(folder, wrt="previous", positions=kind, residual=True)
     pairs = [("embed", ""), ("blocks.0", "embed"), ("blocks.1", "blocks.0")]
@@ -218,7 +219,7 @@ def test_a_covariance_of_few_points(folder: Path, kind: str, residual: bool) -> 
     assert (frame["rank_max"] <= 3).all()
 
 
-@pytest.mark.parametrize("kind", ["same", "last-each", "each:2", "last-all"])
+@pytest.mark.parametrize("kind", one_in(2, ["same", "last-each", "each:2", "last-all"]))
 def test_a_distribution(folder: Path, kind: str) -> None:
     options: dict[str, Any] = {"positions": kind, "points": POINTS, "atol": 0.1, "device": "cpu"}
     options |= {"model": f"{folder / 'net.py'}:Net", "data": "uniform:5x4"}

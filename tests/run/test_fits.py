@@ -145,6 +145,7 @@ AGAIN = {
     ("convolutions", "--memory 23MiB"),
     ("convolutions", "--positions last"),
     ("convolutions", "--wrt previous --positions each:1"),
+    ("decoder", "--positions last"),
     ("plain", "--exclude 0"),
     ("plain", "--output-slice ...,:512"),
 }

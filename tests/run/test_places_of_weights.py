@@ -162,6 +162,7 @@ class TestOtherKeys:
 
 
 class TestPrefixes:
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize(
         ("content", "key"),
         [
@@ -181,6 +182,7 @@ class TestPrefixes:
         assert f"--weights {key.removeprefix('state_dict.')} or" in caught.value.advice
         check(tmp_path, ONE, weights=key, **options)
 
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize("place", ["ema", "best"])
     @pytest.mark.parametrize("options", [{}, {"model": build}])
     def test_not_another_set_whose_place_ends_so(
@@ -200,7 +202,7 @@ class TestPrefixes:
         check(tmp_path, ONE, model=build)
         check(tmp_path, TWO, model=build, weights="ema")
 
-    @pytest.mark.cover(2)
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize("key", ["ema", "ema_state_dict", "model_ema"])
     @pytest.mark.parametrize("beside", [{}, {"model": ONE}])
     @pytest.mark.parametrize("prefix", ["", "module."])
@@ -234,7 +236,7 @@ class TestPrefixes:
             check(tmp_path, ONE, **options)
             check(tmp_path, TWO, weights="ema", **options)
 
-    @pytest.mark.cover(2)
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize("options", [{}, {"model": build}])
     @pytest.mark.parametrize("beside", [{}, {"epoch": 3, "optimizer": {"state": {}}}])
     @pytest.mark.parametrize(
@@ -283,6 +285,7 @@ class TestPrefixes:
         outcome = invoke(*words, "--model", f"{tmp_path / 'net.py'}:build")
         assert "best.0.weight" in outcome.stderr or "not 'model' (--weights)" in outcome.stderr
 
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize("options", [{}, {"model": build}])
     @pytest.mark.parametrize("place", ["model", "best"])
     def test_statistics_beside_a_state_dict_are_none(
@@ -312,6 +315,7 @@ class TestPrefixes:
         with pytest.raises(LocalrankError, match="unexpected: "):
             check(tmp_path, ONE, model=build)
 
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize("options", [{}, {"model": build}])
     @pytest.mark.parametrize(
         "state", [{**ONE, **LOSS}, {**renamed(ONE, "model."), **LOSS}, {**LOSS, **ONE}]
@@ -395,6 +399,7 @@ class TestPrefixes:
         state = {key.replace("2.", "critic."): value for key, value in ONE.items()}
         check(save(tmp_path, state), ONE)
 
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize("options", [{}, {"model": build}])
     @pytest.mark.parametrize(
         ("key", "value"),
@@ -410,6 +415,7 @@ class TestPrefixes:
     ) -> None:
         check(save(tmp_path, {**ONE, key: value}), ONE, **options)
 
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize("options", [{}, {"weights": "state_dict"}])
     @pytest.mark.parametrize("prefix", ["", "model."])
     def test_the_network_itself_comes_before_a_second_one(
@@ -421,6 +427,7 @@ class TestPrefixes:
         if not options:
             check(save(tmp_path, state), ONE, model=build)
 
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.module.", "net.module."])
     @pytest.mark.parametrize("second", ["ema_model.", "teacher."])
     def test_the_network_itself_comes_before_a_second_one_in_wrappers(
@@ -431,6 +438,7 @@ class TestPrefixes:
         check(tmp_path, ONE, model=build)
         check(tmp_path, TWO, model=build, weights=f"{prefix}{second[:-1]}")
 
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module."])
     @pytest.mark.parametrize("named", ["ema_model", "ema"])
     def test_an_average_within_wrappers_is_found_by_its_own_name(
@@ -468,6 +476,7 @@ class TestPrefixes:
 
 
 class TestWrappers:
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize(
         "wrap",
         [
@@ -513,6 +522,7 @@ class TestWrappers:
         with pytest.raises(LocalrankError, match=r"unexpected: 0\._orig_mod\.weight"):
             check(tmp_path, ONE, model=build)
 
+    @pytest.mark.cover(1)
     @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "net._orig_mod."])
     @pytest.mark.parametrize("is_new", [False, True])
     def test_weight_norm_of_old_and_new(self, tmp_path: Path, prefix: str, is_new: bool) -> None:

@@ -47,7 +47,7 @@ def found(path: Path, **options: object) -> float:
     return float(analyze(path, data="normal:6", points=2, **options)["jacobian_norm"][0])
 
 
-@pytest.mark.cover(2)
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("options", [{}, {"model": plain}, {"model": masked}])
 @pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
 @pytest.mark.parametrize("structured", [False, True])
@@ -60,6 +60,7 @@ def test_masks_are_applied(
     assert found(tmp_path, **options) == pytest.approx(norm(model), rel=1e-12)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("options", [{}, {"model": plain}])
 @pytest.mark.parametrize("name", ["0", "2"])
 def test_one_layer_may_be_masked(
@@ -103,6 +104,7 @@ def test_a_mask_of_another_shape_is_none(tmp_path: Path) -> None:
     assert "0.weight_mask [6]" in invoke(*words).error
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("options", [{}, {"model": plain}])
 @pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
 def test_within_other_wrappers(

@@ -193,6 +193,7 @@ def test_a_spectral_norm_of_a_single_layer(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.cover(1)
+@pytest.mark.cover(1)
 @pytest.mark.parametrize(("file", "code"), [("Old", "New"), ("New", "Old"), ("Old", "Old")])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_names_of_both_weight_norms_under_a_prefix(

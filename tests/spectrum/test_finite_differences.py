@@ -9,6 +9,7 @@ from localrank_cli.measures.points import local_ranks
 from localrank_cli.spectrum.tolerance import Tolerance
 from tests.asking import numbers, spectra_of_case
 from tests.cases import CASES, Case, params
+from tests.drawing import one_in
 from tests.naive import Array, naive_counts, naive_outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
@@ -84,7 +85,7 @@ def compare(case: Case, step: float, bound: float, kinks: bool) -> int:
     return compared
 
 
-@pytest.mark.parametrize("case", params(named(SMOOTH)))
+@pytest.mark.parametrize("case", one_in(2, named(SMOOTH)))
 def test_smooth(case: Case) -> None:
     assert compare(case, SMOOTH_STEP, SMOOTH_BOUND, kinks=False) == len(case.build()[1])
 

@@ -58,7 +58,7 @@ def found_by(case: Case, route: Route, kind: str, modes: Modes) -> dict[str, Lay
 WAYS = [*((route, kind) for route in ROUTES for kind in KINDS[1:]), ("as_chosen", "scalar")]
 
 
-@pytest.mark.parametrize(("case", "route", "kind"), in_turn(CASES, *WAYS))
+@pytest.mark.parametrize(("case", "route", "kind"), in_turn(CASES, *WAYS, one_in=2))
 def test_spectra_and_counts(case: Case, route: str, kind: str) -> None:
     expected = truth(case, kind)
     taken = ROUTES[route]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from localrank_cli.measures.points import local_ranks
 from tests.asking import numbers, spectra_of, spectra_of_case
-from tests.cases import CASES, Case, crossed
+from tests.cases import CASES, Case, in_first
 from tests.naive import naive_counts, naive_jacobians, naive_spectra
 from tests.networks import Net
 from tests.spectrum.routes import ROUTES, TOLERANCES, jacobians, truth
@@ -26,7 +26,7 @@ BOUND = 50 * 10 * 2.0**-53 * 20 * 10  # 1.1e-11
 BOUND_FLOAT32 = 10 * 10 * 2.0**-24  # 6e-6
 
 
-@pytest.mark.parametrize(("case", "route"), crossed(CASES, "as_chosen", "reverse", "row_by_row"))
+@pytest.mark.parametrize(("case", "route"), in_first(CASES, "as_chosen", "reverse", "row_by_row"))
 def test_spectra_and_counts(case: Case, route: str) -> None:
     expected = truth(case)
     found = spectra_of_case(case, ROUTES[route].modes())

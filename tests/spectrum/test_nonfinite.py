@@ -41,6 +41,7 @@ def failed(
     return result
 
 
+@pytest.mark.cover(1)
 @EACH
 @BAD
 @pytest.mark.parametrize("index", [0, 1, -1])
@@ -57,6 +58,7 @@ def test_one_bad_point_fails_alone(bad: float, index: int, route: str) -> None:
         assert (np.abs(numbers(spectrum)[keep] - expected) <= SAME * expected[:, :1]).all()
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("case", params(case for case in CASES if case.name in POISONED))
 @BAD
 def test_bad_points_fail_where_the_naive_computation_does(case: Case, bad: float) -> None:
@@ -104,6 +106,7 @@ def test_a_nan_unit_does_not_drop_out_behind_a_relu(route: str) -> None:
     assert failed(model, points, route) == {"0": [0, 1, 2], "2": [0, 1, 2]}
 
 
+@pytest.mark.cover(1)
 @EACH
 @pytest.mark.parametrize(
     "hide",

@@ -88,17 +88,9 @@ def check(spectrum: LayerSpectrum, matrices: Array) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        # Positions of llama are those of gpt2, but for its heads of keys and values.
-        pytest.param(
-            name, kind, marks=pytest.mark.long if name == "llama" and kind != "same:3" else ()
-        )
-        for name in ("gpt2", "llama", "resnet", "mlp")
-        for kind in ("all", "same:3", "last", "last-all", "last-each:2", "each:2")
-    ],
-)
+@pytest.mark.cover(1)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "resnet", "mlp"])
+@pytest.mark.parametrize("kind", ["all", "same:3", "last", "last-all", "last-each:2", "each:2"])
 def test_pooled_matrices_are_means_of_naive_jacobians(name: str, kind: str) -> None:
     kind = SINGLE.get(name, {}).get(kind, kind)
     spectra = pooled_of(name, kind)
@@ -147,22 +139,22 @@ def test_the_least_memory_gives_the_same(kind: str) -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.one = nn.Linear(16, 16)
-            self.two = nn.Linear(16, 40)
+            self.one = nn.Linear(4, 4)
+            self.two = nn.Linear(4, 10)
 
         def forward(self, x: Tensor) -> Tensor:
             seen: Tensor = self.two(torch.tanh(self.one(x).cumsum(1)))
             return seen
 
     torch.manual_seed(0)
-    model, points = Tokens().double(), torch.randn(2, 8, 16, dtype=torch.float64)
+    model, points = Tokens().double(), torch.randn(2, 6, 4, dtype=torch.float64)
     selection = Selection(positions=Positions.parse(kind))
 
     def found(memory: int) -> list[LayerSpectrum]:
         return layer_spectra(model, points, Request(selection, memory=memory, pooled=True))
 
-    low, high = 2**10, 2**26  # refused, and enough
-    while high - low > 2**10:
+    low, high = 2**10, 2**20  # refused, and enough
+    while high - low > 2**8:
         middle = (low + high) // 2
         try:
             found(middle)

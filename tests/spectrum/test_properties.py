@@ -72,7 +72,7 @@ def assert_same(
             assert (counts == local_ranks(two, tolerance).counts.numpy())[decided].all(), label
 
 
-@drawn(10, 25, sizes=widths, act=acts, seed=seeds)
+@drawn(5, 25, sizes=widths, act=acts, seed=seeds)
 def test_rank_is_at_most_the_narrowest_width_so_far(sizes: list[int], act: str, seed: int) -> None:
     # No tolerance is needed: beyond that width singular values are rounding, which counts as 0.
     model = network(sizes, act, seed)
@@ -82,7 +82,7 @@ def test_rank_is_at_most_the_narrowest_width_so_far(sizes: list[int], act: str, 
         assert ((numbers(spectrum) > 0).sum(axis=1) <= width).all()
 
 
-@drawn(10, 25, sizes=widths, act=acts, seed=seeds)
+@drawn(5, 25, sizes=widths, act=acts, seed=seeds)
 def test_rotating_the_input_with_the_first_weight_changes_nothing(
     sizes: list[int], act: str, seed: int
 ) -> None:
@@ -96,7 +96,7 @@ def test_rotating_the_input_with_the_first_weight_changes_nothing(
     assert_same(before, spectra_of(model, points @ rotation))
 
 
-@drawn(10, 25, sizes=widths, act=acts, seed=seeds, data=st.data())
+@drawn(5, 25, sizes=widths, act=acts, seed=seeds, data=st.data())
 def test_renaming_hidden_units_changes_no_spectrum(
     sizes: list[int], act: str, seed: int, data: st.DataObject
 ) -> None:
@@ -111,7 +111,7 @@ def test_renaming_hidden_units_changes_no_spectrum(
     assert_same(before, spectra_of(model, points))
 
 
-@drawn(10, 25, sizes=widths, act=acts, seed=seeds, order=st.permutations(range(5)))
+@drawn(5, 25, sizes=widths, act=acts, seed=seeds, order=st.permutations(range(5)))
 def test_order_of_points_is_order_of_rows(
     sizes: list[int], act: str, seed: int, order: list[int]
 ) -> None:
@@ -121,7 +121,7 @@ def test_order_of_points_is_order_of_rows(
     assert_same(spectra_of(model, points), spectra_of(model, points[order]), order)
 
 
-@drawn(10, 25, sizes=widths, act=acts, seed=seeds, spare=st.integers(0, 20_000))
+@drawn(5, 25, sizes=widths, act=acts, seed=seeds, spare=st.integers(0, 20_000))
 def test_portions_of_points_and_directions_change_nothing(
     sizes: list[int], act: str, seed: int, spare: int
 ) -> None:
@@ -132,7 +132,7 @@ def test_portions_of_points_and_directions_change_nothing(
     assert_same(spectra_of(model, points), spectra_of(model, points, memory=largest + spare))
 
 
-@drawn(10, 25, sizes=widths, act=acts, seed=seeds)
+@drawn(5, 25, sizes=widths, act=acts, seed=seeds)
 def test_a_point_alone_is_a_point_among_others(sizes: list[int], act: str, seed: int) -> None:
     model = network(sizes, act, seed)
     points = points_for(model, 4, seed)
@@ -142,7 +142,7 @@ def test_a_point_alone_is_a_point_among_others(sizes: list[int], act: str, seed:
         assert_same(together, spectra_of(model, points[index : index + 1]), [index])
 
 
-@drawn(10, 25, sizes=widths, act=acts, seed=seeds)
+@drawn(5, 25, sizes=widths, act=acts, seed=seeds)
 def test_deeper_layers_change_nothing_before_them(sizes: list[int], act: str, seed: int) -> None:
     model = network(sizes, act, seed)
     points = points_for(model, 3, seed)
@@ -154,7 +154,7 @@ def test_deeper_layers_change_nothing_before_them(sizes: list[int], act: str, se
     assert_same(spectra_of(model, points), spectra_of(deeper, points, exclude=(last,)))
 
 
-@drawn(10, 25, sizes=widths, act=acts, seed=seeds, power=st.integers(-20, 20))
+@drawn(5, 25, sizes=widths, act=acts, seed=seeds, power=st.integers(-20, 20))
 def test_scaling_the_last_weight_scales_its_spectrum(
     sizes: list[int], act: str, seed: int, power: int
 ) -> None:
@@ -174,7 +174,7 @@ def test_scaling_the_last_weight_scales_its_spectrum(
         assert first.tolist() == second.tolist()
 
 
-@drawn(10, 25, sizes=widths, seed=seeds)
+@drawn(5, 25, sizes=widths, seed=seeds)
 def test_norms_of_a_chain_are_at_most_the_products(sizes: list[int], seed: int) -> None:
     # Slopes of tanh are at most 1, so |J_l| <= |W_l| ... |W_1|.
     model = network(sizes, "tanh", seed)

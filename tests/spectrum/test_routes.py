@@ -10,7 +10,7 @@ from localrank_cli.measures.points import local_ranks
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum
 from tests.asking import PLENTY, numbers, spectra_of
-from tests.cases import CASES, Case, crossed
+from tests.cases import CASES, Case, in_turn
 from tests.functions import NumpyTanh, apply
 from tests.naive import Array, naive_counts, naive_jacobians, naive_spectra
 from tests.networks import ab
@@ -35,7 +35,7 @@ def by_route(case: Case, route: Route) -> tuple[dict[str, LayerSpectrum], Modes]
     return found, modes
 
 
-@pytest.mark.parametrize(("case", "route"), crossed(CASES, *EVERY))
+@pytest.mark.parametrize(("case", "route"), in_turn(CASES, *EVERY))
 def test_counts_and_measures(case: Case, route: str) -> None:
     found, _ = by_route(case, EVERY[route])
     bound = BOUND_FLOAT32 if case.low_precision else BOUND

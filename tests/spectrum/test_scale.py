@@ -13,7 +13,7 @@ from localrank_cli.measures.points import local_ranks, point_measures
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum, Request, Scale, _with_scale, layer_spectra
 from localrank_cli.spectrum.tolerance import Tolerance
-from tests.cases import Case
+from tests.cases import Case, in_turn
 from tests.measures.spectra import spectrum_of
 from tests.naive import Array
 from tests.spectrum.routes import Route, jacobians
@@ -49,19 +49,18 @@ def counts(part: Array, whole: Array, rtol: float, slack: float) -> list[set[int
     return found
 
 
-# Every case by the route that it takes; by all routes those that each route has its own way with.
-EACH = [(case, "as_chosen") for case in BOTH_WAYS]
+# By the route that it takes one case in three, and every case at test-long; by all routes those
+# that each route has its own way with.
+EACH = in_turn(BOTH_WAYS, "as_chosen", one_in=3)
 EACH += [
-    (case, route)
+    pytest.param(case, route, id=f"{case.name}-{route}")
     for case in BOTH_WAYS
     for route in CHOSEN
     if case.name in {"relu_mlp", "conv2d", "hidden_wrt"} and route != "as_chosen"
 ]
 
 
-@pytest.mark.parametrize(
-    ("case", "route"), EACH, ids=[f"{case.name}-{route}" for case, route in EACH]
-)
+@pytest.mark.parametrize(("case", "route"), EACH)
 def test_counts_are_numpys_on_the_whole_jacobian(case: Case, route: str) -> None:
     selection = Selection(case.layers, (), case.wrt, input_slice="-1", output_slice=":2")
     slack = 1e-4 if case.low_precision else 1e-9
