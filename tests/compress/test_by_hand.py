@@ -413,6 +413,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return build()
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
 def test_ranks_losses_and_divergences_are_those_by_hand(

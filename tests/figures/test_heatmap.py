@@ -67,9 +67,9 @@ def test_few_steps(steps: tuple[int, ...]) -> None:
 
 
 def test_many_layers_and_steps() -> None:
-    figure, _ = heatmap(many(200, 2000))
+    figure, _ = heatmap(many(80, 1400))
     axes = figure.axes[0]
-    assert values(axes).shape[0] == 200
+    assert values(axes).shape[0] == 80
     assert values(axes).shape[1] <= 1201
     assert mesh(axes).get_rasterized()
     assert len(ticks(axes.yaxis)) == 16

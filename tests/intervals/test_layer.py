@@ -216,11 +216,10 @@ def test_the_exact_mean_lies_inside(count: int) -> None:
 
 
 def test_points_apart_give_what_they_give_together() -> None:
-    model, given = net(), points(3)
-    together = evidence(model, given, (4, 8, 9))
+    model, given = net(), points(2)
+    together = evidence(model, given, (4, 9))
     apart = [
-        evidence(model, given[index : index + 1], (drawn,), 3)
-        for index, drawn in enumerate((4, 8, 9))
+        evidence(model, given[index : index + 1], (drawn,), 2) for index, drawn in enumerate((4, 9))
     ]
     for number, layer in enumerate(together):
         parts = tuple(one[number].evidence.points[0] for one in apart)
@@ -369,7 +368,7 @@ def rounding_network(seed: int) -> nn.Sequential:
     return model.eval()
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(12, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [1, pytest.param(12, marks=pytest.mark.long)])
 def test_products_in_float32_bound_the_rank_nearly_as_those_in_float64(count: int) -> None:
     """The exact ranks are of the float64 product of the very weights."""
     widths: dict[torch.dtype, float] = {torch.float32: 0.0, torch.float64: 0.0}

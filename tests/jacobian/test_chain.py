@@ -130,7 +130,7 @@ blocks = st.builds(
 
 
 @drawn(
-    12,
+    5,
     40,
     st.sampled_from([3, 12, 30]),
     st.lists(blocks, min_size=1, max_size=3),

@@ -37,6 +37,7 @@ class Counted(Progress):
             self.counts[-1] = calls, expected, made + passes
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("memory", [PLENTY, LITTLE])
 @pytest.mark.parametrize("kind", ["all", "each:2", "same:2", "last-all", "last-each:2"])
 @pytest.mark.parametrize("name", ["resnet", "mlp"])

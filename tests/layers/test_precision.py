@@ -67,6 +67,7 @@ def points() -> Tensor:
     return torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("modes", [Modes, lambda: Modes(forward=False)], ids=["any", "reverse"])
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_request_for_float32_gives_float64(name: str, modes: Callable[[], Modes]) -> None:

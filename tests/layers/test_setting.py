@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from localrank_cli.layers.setting import analysis_setting
 from tests.asking import spectra_of
-from tests.cases import CASES, Case, params
+from tests.cases import CASES, Case
+from tests.drawing import one_in
 from tests.networks import Net, ab, mlp
 from tests.traces import flags, unchanged
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 
 
-@pytest.mark.parametrize("case", params(CASES))
+@pytest.mark.parametrize("case", one_in(2, CASES))
 def test_every_case_is_left_as_found(case: Case) -> None:
     model, points = case.build()
     with unchanged(model, points):

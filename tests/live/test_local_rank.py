@@ -131,6 +131,7 @@ def state_of_network(network: nn.Module) -> list[Any]:
     return [*found, id(vars(network).get("kept"))]
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("fault", [None, ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["", "autocast", "no_grad", "float64", "deterministic", "device"])
 def test_everything_is_as_before(fault: type[BaseException] | None, where: str) -> None:

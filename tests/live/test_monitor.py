@@ -161,7 +161,11 @@ def trained(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["plain", "amp", "accumulated", "compiled", "parallel"])
+# A plain one with workers is tested below.
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param("plain", marks=pytest.mark.long), "amp", "accumulated", "compiled", "parallel"],
+)
 def test_a_training_is_bit_identical_with_and_without_it(tmp_path: Path, how: str) -> None:
     torch.set_printoptions(precision=20)
     try:

@@ -64,7 +64,7 @@ def test_an_endless_search_is_stopped() -> None:
     assert two_orders(weights) == ([], False)
 
 
-@pytest.mark.parametrize("count", [1, 2000])
+@pytest.mark.parametrize("count", [1, 1100, pytest.param(2000, marks=pytest.mark.long)])
 def test_many_layers_need_no_recursion(count: int) -> None:
     names = tuple(str(number) for number in range(count))
     assert two_orders(dict.fromkeys(names, (4, 4))) == ([names], True)

@@ -75,7 +75,7 @@ def check(found: Split, truth: Tensor, shape: tuple[int, int]) -> None:
 
 
 @drawn(
-    50,
+    25,
     150,
     shape=st.sampled_from(SHAPES),
     tail=st.sampled_from(TAILS),
