@@ -145,7 +145,7 @@ def local_rank(
 def inspect(
     checkpoints: str | PathLike[str] | Iterable[str | PathLike[str]], **options: object
 ) -> list[dict[str, Any]]:
-    """Report the contents of folders, the missing settings, and what `analyze` would do.
+    """Report what folders contain, what is missing, and what `analyze` would do.
 
     The options are those of `localrank inspect`, with underscores.
 

@@ -43,7 +43,7 @@ _LAYERS = (
     example="localrank compress final.pt --data train.npz --budget 0.5 -o small",
 )
 def compress(_context: typer.Context, options: AnalyzeOptions, how: CompressOptions) -> None:
-    """Replace layers of one checkpoint with low-rank factors, and measure what that costs."""
+    """Replace layers of one checkpoint with low-rank factors, and measure the cost."""
     check_options(options)
     check_compress(how)
     do_not_spin()

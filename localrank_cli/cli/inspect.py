@@ -30,7 +30,7 @@ _NOT_OFFERED = {one.name for one in options_of(AnalyzeOptions) if not one.settin
     AnalyzeOptions, InspectOptions, without=_NOT_OFFERED, example="localrank inspect my_run"
 )
 def inspect(context: typer.Context, options: AnalyzeOptions, how: InspectOptions) -> None:
-    """Show what a folder holds, what it still needs, and what analyze would do. Writes no table."""
+    """Show what a folder contains, what is missing, and what analyze would do. Writes no table."""
     check_options(options)
     do_not_spin()
     found = _inspect(options, timed=how.timed is not False)

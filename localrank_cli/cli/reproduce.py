@@ -19,7 +19,7 @@ _DOES_NOT_HOLD = 4
 
 @with_options(ReproduceOptions, example="localrank reproduce gaussian --quick")
 def reproduce(_context: typer.Context, options: ReproduceOptions) -> None:
-    """Train small networks whose answer is known or published, and check that it is found.
+    """Train small networks with known or published results, and check that they are reproduced.
 
     Prints the verdict. The exit status is 4 if a claim does not hold.
     """

@@ -1,1 +1,1 @@
-"""Compress a network by factors of low rank, and measure what that costs."""
+"""Compress a network with low-rank factors, and measure the cost."""

@@ -230,7 +230,9 @@ class TestFindCheckpoints:
 
     def test_a_named_file_that_is_not_a_checkpoint(self, tmp_path: Path) -> None:
         path = touch(tmp_path, "notes.txt") / "notes.txt"
-        with pytest.raises(SettingsError, match=r"notes\.txt: is not a checkpoint") as caught:
+        with pytest.raises(
+            SettingsError, match=r"notes\.txt: the suffix .\.txt. is not that of a checkpoint"
+        ) as caught:
             find_checkpoints(tmp_path, [path], "", [])
         assert caught.value.advice.startswith("Supported: .safetensors, ")
         assert [suffix for suffix in SUFFIXES if suffix not in caught.value.advice] == []

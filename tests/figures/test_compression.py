@@ -55,5 +55,5 @@ def test_losses_over_decades_have_a_log_axis() -> None:
 def test_a_table_without_an_original_is_refused() -> None:
     with pytest.raises(DataError, match="no loss for the original"):
         compression(budgets().iloc[1:])
-    with pytest.raises(DataError, match="none of a budget"):
+    with pytest.raises(DataError, match="none for any budget"):
         compression(budgets().iloc[:1])

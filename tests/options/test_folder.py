@@ -201,7 +201,7 @@ class TestInside:
 
     def test_a_folder_that_begins_alike_is_another(self, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
-        with pytest.raises(SettingsError, match="leads out"):
+        with pytest.raises(SettingsError, match="points outside"):
             inside(tmp_path / "run", f"..{os.sep}run2{os.sep}x.npz", "data")
 
     def test_values_that_are_no_path_are_refused(self, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_later_module_with_another_activation_is_refused(tmp_path: Path) -> No
     same = [write(0, nn.ReLU()), nothing, write(5, nn.ReLU()), nothing]
     assert followed(tmp_path, same, until=5) == [0, 5]
     (tmp_path / "step_5.pt").unlink()
-    with pytest.raises(SettingsError, match=r"step_5\.pt: holds a module with other parts"):
+    with pytest.raises(SettingsError, match=r"step_5\.pt: holds a module with different parts"):
         followed(tmp_path, [write(5, nn.Tanh()), nothing, nothing], until=5)
 
 
