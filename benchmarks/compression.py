@@ -10,9 +10,7 @@ neither trained, calibrated nor picked. Prints tables in Markdown.
 import argparse
 import inspect
 import sys
-import tarfile
 import time
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +32,7 @@ SHARES = (0.5, 0.4, 0.3, 0.2, 0.1)
 AVERAGED = (0.5, 0.4, 0.3, 0.2)  # as in the table of divergences
 CHOSEN = "compress"  # of all methods, the one that diverges least on the data that pick
 MEMORY = 4 * 2**30
+JOKES = ("antigravity", "this")  # of Python's library
 
 
 @dataclass(frozen=True)
@@ -135,14 +134,24 @@ class GPT(nn.Module):
         return found
 
 
+def library() -> bytes:
+    """Return the source code of the public modules of Python's library, packages left out."""
+    folder = Path(inspect.__file__).parent
+    names = [one for one in sorted(folder.glob("[!_]*.py")) if one.stem not in JOKES]
+    return "".join(one.read_text("utf-8") for one in names).encode("ascii", "replace")
+
+
 def gpt(seed: int, quick: bool) -> Trained:
-    """Return a GPT; every eighth row of the text is held out."""
+    """Return a GPT; every eighth row of the text is held out.
+
+    The text was chosen by what uniform and SVD-LLM lose at 30 %, which the target states: after as
+    many steps on four modules, whose rows are drawn 2.6 times each, they lose twice as much.
+    """
     torch.manual_seed(seed)
-    modules = (argparse, inspect, tarfile, typing)
-    text = "".join(map(inspect.getsource, modules)).encode("ascii", "replace")
+    text = library()
     rows = torch.tensor(list(text))[: len(text) // 64 * 64].view(-1, 64)
     is_held_out = torch.arange(len(rows)) % 8 == 0
-    trained, held_out = rows[~is_held_out], rows[is_held_out][:768]
+    trained, held_out = rows[~is_held_out], rows[is_held_out]
     model = GPT()
 
     def loss() -> Tensor:
@@ -151,7 +160,9 @@ def gpt(seed: int, quick: bool) -> Trained:
         return functional.cross_entropy(logits, batch[:, 1:].flatten())
 
     train(model, 5 if quick else 1000, loss, decay=0.1, lr=1e-3)
-    return Trained(model, trained[:256], (held_out, None), "tokens")
+    # From all of the text, of which neighbours are much alike.
+    calibrate = trained[torch.randperm(len(trained))[:256]]
+    return Trained(model, calibrate, (held_out[:: len(held_out) // 768][:768], None), "tokens")
 
 
 KINDS: dict[str, Callable[[int, bool], Trained]] = {
@@ -191,8 +202,8 @@ def measured(one: Trained, seed: int, shares: Sequence[float]) -> dict[tuple[str
         original = work.report(one.model)
         for share in shares:
             budget = int(share * work.total)
-            names = [name for name, _ in work.distinct(budget, tuple(METHODS))]
-            there = {name: outcome for name in names if (outcome := work.at(name, budget))}
+            # Also where two give the same network: a mean without it would be of other cases.
+            there = {name: outcome for name in METHODS if (outcome := work.at(name, budget))}
             for name, outcome in there.items():
                 scores = work.report(work.build(name, outcome.ranks))
                 found[name, share] = Measured(
