@@ -153,7 +153,7 @@ def test_the_numbers_are_those_of_the_recorded_arguments(
     assert found.code == 0, found.stderr
     # Rounding of a few products of float64, and the table's 9 digits.
     assert norms(found.stdout) == pytest.approx(expected_norms(), rel=1e-8)
-    assert "step_0.pt records: " in found.stderr
+    assert "step_0.pt: " in found.stderr
     assert "tanh" in found.stderr
 
 
@@ -171,7 +171,7 @@ def test_a_config_beside_the_checkpoints_records_them(case: Case, code: str) -> 
     path.write_text(json.dumps({**RIGHT, "scale": 1.0}))
     found = case.run()
     assert norms(found.stdout) == pytest.approx(expected_norms(), rel=1e-8), found.stderr
-    assert "config.json records: " in found.stderr
+    assert "config.json: " in found.stderr
 
 
 def test_a_config_in_each_folder(case: Case) -> None:
