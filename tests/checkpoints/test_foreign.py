@@ -134,6 +134,7 @@ def test_the_command_converts(
     converts(tmp_path, write, what, name, here)
 
 
+@pytest.mark.processes
 @WARNS
 @pytest.mark.parametrize(("write", "what"), [KINDS[4]])
 def test_the_command_converts_in_its_own_process(
