@@ -2,39 +2,51 @@
 
 Within one call of C that holds Python's lock, such as the hash of a tuple that repeats its parts
 2^45 times, neither a handler nor a second thread of the same process runs. Then the bytes that
-arriving signals write into a pipe (`signal.set_wakeup_fd`) stay unread. This process shares the
-reading end and never reads: it only checks whether something has been waiting there for too long.
+arriving signals write into a socket (`signal.set_wakeup_fd`) stay unread. This process shares the
+reading end and never takes anything from it: it only checks whether a signal that asks the program
+to stop has been waiting there for too long. Other signals may wait, such as the end of a child.
 
-It imports nothing that takes time, holds no file of the other process but that pipe, and ends with
-it. It is started with all signals blocked, since those of a terminal reach it too.
+It imports nothing that takes time, holds no file of the other process but that socket, and ends
+with it. It is started with all signals blocked, since those of a terminal reach it too.
 """
 
 import os
 import select
 import signal
+import socket
 import sys
 import termios
+import time
+from collections.abc import Collection
 from contextlib import suppress
 
 _LOOK = 0.25  # seconds between two looks; looks are counted, since the machine may sleep
-_ALIVE = 1.0  # seconds between two looks for the other process, of which a child may hold the pipe
+_ALIVE = 1.0  # seconds between two looks for the other process: a child may hold the socket open
+_MOST = 2**16  # bytes in a look
 
 
-def _has_lain(pipe: "select.poll", parent: int, looks: int) -> bool:
-    """Return True once something has lain in the pipe for so many looks, False if all has ended."""
+def _waiting(link: socket.socket, parent: int, looks: int, numbers: Collection[int]) -> int | None:
+    """Return which of some signals has waited for so many looks, None once all has ended."""
+    poll = select.poll()
+    poll.register(link, select.POLLIN)
     waited = 0
     while os.getppid() == parent:
-        events = [event for _, event in pipe.poll((_LOOK if waited else _ALIVE) * 1000)]
-        if not events:
+        if not poll.poll((_LOOK if waited else _ALIVE) * 1000):
             waited = 0
-        elif not events[0] & select.POLLIN:
-            return False  # closed and empty
-        elif waited >= looks:
-            return True
-        else:
-            waited += 1
-            select.select([], [], [], _LOOK)
-    return False
+            continue
+        try:
+            arrived = link.recv(_MOST, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:  # read meanwhile
+            waited = 0
+            continue
+        if not arrived:
+            return None  # closed
+        number = next((one for one in arrived if one in numbers), None)
+        if number is not None and waited >= looks:
+            return number
+        waited = 0 if number is None else waited + 1
+        time.sleep(_LOOK)
+    return None
 
 
 def _say(parent: int, text: str) -> None:
@@ -48,17 +60,18 @@ def _say(parent: int, text: str) -> None:
 
 
 def main() -> None:
-    """Wait; the words are the pipe, the other process, and the seconds that it has."""
-    descriptor, parent, grace = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    pipe = select.poll()
-    pipe.register(descriptor, select.POLLIN)
+    """Wait; the words are the socket, the other process, the seconds that it has, the signals."""
+    link = socket.socket(fileno=int(sys.argv[1]))
+    parent, grace = int(sys.argv[2]), float(sys.argv[3])
+    numbers = frozenset(map(int, sys.argv[4].split(",")))
     terminal, before = -1, None
     with suppress(OSError, termios.error):
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         before = termios.tcgetattr(terminal)
-    if not _has_lain(pipe, parent, round(grace / _LOOK)):
+    number = _waiting(link, parent, round(grace / _LOOK), numbers)
+    if number is None:
         return
-    name = signal.Signals(os.read(descriptor, 1)[0]).name
+    name = signal.Signals(number).name
     with suppress(OSError, termios.error):
         if before is not None:
             termios.tcsetattr(terminal, termios.TCSANOW, before)

@@ -130,7 +130,9 @@ class SignalHandler:
     def watch(self, read: int) -> None:
         """Run the second thread: wait for signals, then for the main thread to end.
 
-        `read` is the descriptor of a pipe with a byte for each signal, closed when all is done.
+        `read` is the descriptor of a socket with a byte for each signal that has a handler in
+        Python, whoever set it, closed when all is done. Others than ours are passed over: torch has
+        one for each end of a child, from the first DataLoader with workers on.
         """
         first: int | None = None
         began = 0.0
@@ -148,7 +150,7 @@ class SignalHandler:
             if not numbers:
                 return
             for number in numbers:
-                if number == signal.SIGALRM:
+                if number not in _SIGNALS:
                     continue
                 if first is None:
                     first, began = number, time.monotonic()
@@ -170,7 +172,11 @@ def _second_thread(handler: SignalHandler) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    read, write = os.pipe()
+    import socket  # slow, and not needed while the program starts
+
+    # Not a pipe: the last resort has to see what is in it without taking it away.
+    ours, others = socket.socketpair()
+    read, write = ours.detach(), others.detach()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     watcher = threading.Thread(target=handler.watch, args=(read,), daemon=True)
@@ -187,16 +193,17 @@ def _second_thread(handler: SignalHandler) -> Iterator[None]:
 
 @contextmanager
 def _last_resort(read: int, grace: float) -> Iterator[None]:
-    """Have another process watch the pipe of signals; do without where none can be started."""
+    """Have another process watch the arriving signals; do without where none can be started."""
     import subprocess  # slow, and not needed while the program starts
 
     script = Path(__file__).with_name("last_resort.py")
+    numbers = ",".join(str(int(number)) for number in _SIGNALS)
     words = [sys.executable, "-I", "-S", str(script), str(read), str(os.getpid()), str(grace)]
     # Blocked until the other process has its own blocks: a Ctrl-C would end it while it starts.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         process = subprocess.Popen(
-            words,
+            [*words, numbers],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -164,3 +164,28 @@ def test_a_main_thread_that_is_stuck_is_ended_by_the_other(twice: bool) -> None:
     assert process.returncode == 143
     assert stderr == "localrank: stopped by SIGTERM\n"
     assert stdout == ("" if twice else "exit call\n")
+
+
+# As torch does for the workers of a DataLoader.
+_CHILD_ENDS = """
+import ctypes, signal, subprocess, sys, time
+from localrank_cli.cli import signals
+
+signal.signal(signal.SIGCHLD, lambda *_: None)
+with signals.signal_handler(0.5) as handler, handler.interruptible():
+    for seconds in ("0.1", "0.6", "1"):
+        subprocess.Popen(["sleep", seconds])
+    if sys.argv[1] == "locked":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # the other thread gets it
+        ctypes.PyDLL(None).sleep(3)  # holds Python's lock
+    else:
+        time.sleep(2)
+    print("finished")
+"""
+
+
+@pytest.mark.parametrize("lock", ["free", "locked"])
+def test_signals_that_ask_for_nothing_end_nothing(lock: str) -> None:
+    words = [sys.executable, "-c", _CHILD_ENDS, lock]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "finished\n", "")

@@ -139,7 +139,7 @@ def test_nothing_is_left_behind_by_kill_9(tmp_path: Path) -> None:
     watcher = child_of(process.pid)
     assert watcher is not None
     held = [str(link.readlink()) for link in Path(f"/proc/{watcher}/fd").iterdir()]
-    assert sum(not one.startswith(("/dev/", "anon_inode:")) for one in held) == 1  # the pipe
+    assert sum(not one.startswith(("/dev/", "anon_inode:")) for one in held) == 1  # the socket
     os.kill(watcher, signal.SIGINT)  # as a terminal would, to the whole group
     os.kill(watcher, signal.SIGTERM)
     time.sleep(0.2)
