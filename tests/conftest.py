@@ -49,27 +49,33 @@ GROUPS = {
     "test_your_checkpoints.py": "transformers",
 }
 
-# What needs real processes, servers or a scheduler, by place, each with a test of it that `make
+# What needs real processes, servers or a scheduler, by place, with the tests of it that `make
 # test` runs too; the others are `make test-processes`. Single tests are marked where they are.
-PROCESSES = {
-    "cli/test_left_behind.py": "",
-    "cli/test_run_slurm.py": "test_without_a_time_each_checkpoint_is_a_task",
-    "cli/test_streams.py": "test_stdout_is_the_csv_and_nothing_else",
-    "cli/test_submit.py": "test_two_workers_give_the_table_of_one_process",
-    "divide/test_slurm.py": "",
-    "divide/test_submitted.py": "",
-    "divide/test_turns.py": "",
-    "faults/test_closed_streams.py": "",
-    "faults/test_exits.py": "test_the_model_ends_the_process",
-    "faults/test_hostile.py": "",
-    "faults/test_last_resort.py": "test_nothing_is_left_behind_by_kill_9",
-    "faults/test_long_call.py": "test_a_second_ctrl_c_ends_it_at_once",
-    "live/test_distributed.py": "",
-    "model/test_hf_hostile.py": "test_those_alike_are_cases",
-    "remote/test_hub.py": "test_numbers_are_those_of_a_folder",
-    "remote/test_s3.py": "test_the_table_is_that_of_a_folder",
-    "report/test_browser.py": "",
-    "test_searchpath.py": "",
+PROCESSES: dict[str, tuple[str, ...]] = {
+    "cli/test_left_behind.py": (),
+    "cli/test_run_slurm.py": ("test_without_a_time_each_checkpoint_is_a_task",),
+    "cli/test_streams.py": ("test_stdout_is_the_csv_and_nothing_else",),
+    "cli/test_submit.py": (
+        "test_two_workers_give_the_table_of_one_process",
+        "test_bad_submissions",
+    ),
+    "divide/test_slurm.py": (),
+    "divide/test_submitted.py": (),
+    "divide/test_turns.py": (),
+    "faults/test_closed_streams.py": (),
+    "faults/test_exits.py": ("test_the_model_ends_the_process",),
+    "faults/test_hostile.py": (),
+    "faults/test_last_resort.py": ("test_nothing_is_left_behind_by_kill_9",),
+    "faults/test_long_call.py": ("test_a_second_ctrl_c_ends_it_at_once",),
+    "live/test_distributed.py": (),
+    "model/test_hf_hostile.py": ("test_those_alike_are_cases",),
+    "remote/test_hub.py": (
+        "test_numbers_are_those_of_a_folder",
+        "test_names_that_lead_out_of_the_folder_are_not_followed",
+    ),
+    "remote/test_s3.py": ("test_the_table_is_that_of_a_folder", "test_keys_that_are_no_names"),
+    "report/test_browser.py": (),
+    "test_searchpath.py": (),
 }
 
 # No test fails on a time; the same examples everywhere, so that a failure is never a coincidence.
@@ -156,7 +162,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         place = item.path.relative_to(ROOT).as_posix()
         name = item.name.partition("[")[0]
-        if PROCESSES.get(place, name) != name:
+        if name not in PROCESSES.get(place, (name,)):
             item.add_marker("processes")
         if any(map(item.get_closest_marker, ("long", "fuzz"))):
             item.add_marker(pytest.mark.timeout(1800))

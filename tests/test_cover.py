@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import thin_out
+from tests.conftest import PROCESSES, ROOT, thin_out
 
 
 class Case:
@@ -60,3 +60,9 @@ def test_other_tests_are_left_alone() -> None:
     case.mark = None
     thin_out([case])
     assert not case.is_long
+
+
+@pytest.mark.parametrize("place", PROCESSES)
+def test_what_is_kept_of_the_tests_of_processes_exists(place: str) -> None:
+    source = (ROOT / place).read_text("utf-8")
+    assert all(f"def {name}(" in source for name in PROCESSES[place])

@@ -96,8 +96,12 @@ class SignalHandler:
         else:
             self._check()
         finally:
-            self._is_interruptible = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            self.end()
+
+    def end(self) -> None:
+        """Raise nothing from now on: an alarm may have cut the end of `interruptible` short."""
+        self._is_interruptible = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     @contextmanager
     def uninterruptible(self) -> Iterator[None]:
@@ -164,7 +168,10 @@ def signal_handler(grace: float = GRACE) -> Iterator[SignalHandler]:
     """Receive signals; outside of `interruptible` they wait, so that files are left complete."""
     handler = SignalHandler(grace)
     with _second_thread(handler), _handlers((*_SIGNALS, signal.SIGALRM), handler.on_signal):
-        yield handler
+        try:
+            yield handler
+        finally:
+            handler.end()
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def uniform(
     down alone left up to a tenth of it, and a baseline is to have as many weights as the result.
 
     Returns:
-        None where the last layer and one rank of each other do not fit in the budget.
+        None where the budget leaves nothing beside the last layer, or a layer without a rank.
     """
     others, kept = (shapes[:-1], shapes[-1:]) if keeps_last else (shapes, ())
     if not others:

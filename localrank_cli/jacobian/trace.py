@@ -76,8 +76,9 @@ def _trace(
     links = _Walk(seen[: last + 1], inputs, tolerance, batch).links(calls)
     if isinstance(links, Refusal):
         return links
-    is_plain = all(isinstance(one.layer, Tensor) and len(one.terms) < 2 for one in links)
-    if not is_plain and not _gives_rows(batch, links, calls, tolerance):
+    # Of plain chains too: beside a large entry, `_are_diagonal` sees no mixing of small ones, which
+    # later layers may enlarge.
+    if not _gives_rows(batch, links, calls, tolerance):
         return Refusal("products of its layers do not give its derivative")
     return Chain(links, calls, batch.picked)
 

@@ -83,6 +83,17 @@ def normed_in_place(hidden: Tensor) -> Tensor:
     return functional.batch_norm(hidden, *statistics).relu_()
 
 
+class Beside(nn.Module):
+    """Mixes small entries in place, beside a large one of which the next layer takes little."""
+
+    scale = 1e10
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = inputs * torch.tensor([self.scale, 1, 1, 1, 1]).to(inputs)
+        hidden[:, 1:].cumsum_(1)
+        return hidden
+
+
 def half_in_place(hidden: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Autograd's graph does not show what an operation on a part of a tensor does."""
     hidden = hidden.clone()
@@ -154,6 +165,14 @@ def test_chains(name: str) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_networks_that_are_not_chains(name: str) -> None:
     model = Forward(OTHERS[name]).double()
+    assert compare(model, torch.randn(4, 6, dtype=torch.float64)).startswith("no chain")
+
+
+def test_small_entries_that_are_mixed_beside_a_large_one_are_no_chain() -> None:
+    last = nn.Linear(5, 4)
+    with torch.no_grad():
+        last.weight[:, 0] /= Beside.scale
+    model = nn.Sequential(nn.Linear(6, 5), Beside(), last).double()
     assert compare(model, torch.randn(4, 6, dtype=torch.float64)).startswith("no chain")
 
 

@@ -160,7 +160,7 @@ NETWORKS = {
     ),
     "gpt_neox": Network(
         _of_transformers("gpt_neox"),
-        {"gpt_neox.layers.1": "last"},
+        {"gpt_neox.layers.1": "last", "lm_head": "last"},
         "gpt_neox.layers.0",
         has_past=True,
     ),
@@ -168,14 +168,11 @@ NETWORKS = {
         _of_transformers("llama", num_key_value_heads=1), BLOCKS, "model.layers.0", has_past=True
     ),
     "mistral": Network(
-        _of_transformers("mistral", sliding_window=3),
-        {"model.layers.1": "last"},
-        "model.layers.0",
-        has_past=True,
+        _of_transformers("mistral", sliding_window=3), BLOCKS, "model.layers.0", has_past=True
     ),
     "mixtral": Network(
         _of_transformers("mixtral"),
-        {"model.layers.1": "last"},
+        {"model.layers.1": "last", "lm_head": "last"},
         "model.layers.0",
         has_past=True,
     ),
@@ -199,7 +196,7 @@ NETWORKS = {
     ),
     "mamba": Network(
         _of_transformers("mamba"),
-        {"backbone.layers.1": "last"},
+        {"backbone.layers.1": "last", "lm_head": "last"},
         "backbone.layers.0",
     ),
     "resnet": Network(_resnet, {"1": "first", "2": "first", "3": "first"}, "0", "first"),
