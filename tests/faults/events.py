@@ -111,6 +111,11 @@ EVENTS: dict[str, Event] = {
         "the journal: after the grace of 5 s a second process kills it",
         f"{_HERE}/test_last_resort.py::test_it_is_killed_after_the_grace",
     ),
+    "children of the user's code end, such as a DataLoader's workers": Event(
+        "0",
+        "the whole table",
+        f"{_CLI}/test_signals.py::test_signals_that_ask_for_nothing_end_nothing",
+    ),
     "a second Ctrl-C": Event(
         "130",
         "the journal; it ends at once",
