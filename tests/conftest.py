@@ -66,7 +66,7 @@ PROCESSES: dict[str, tuple[str, ...]] = {
     "faults/test_exits.py": ("test_the_model_ends_the_process",),
     "faults/test_hostile.py": (),
     "faults/test_last_resort.py": ("test_nothing_is_left_behind_by_kill_9",),
-    "faults/test_long_call.py": ("test_a_second_ctrl_c_ends_it_at_once",),
+    "faults/test_long_call.py": (),
     "live/test_distributed.py": (),
     "model/test_hf_hostile.py": ("test_those_alike_are_cases",),
     "remote/test_hub.py": (

@@ -156,6 +156,7 @@ def test_a_crash_between_the_two_jobs(place: Place) -> None:
     assert json.loads(place.jobs.read_text()) == {"array": "10"}
 
 
+@pytest.mark.processes
 def test_a_signal_waits_until_the_ids_are_known(place: Place) -> None:
     (place.slurm / "slow").touch()
     with start_warm("submit", *place.words(), env=place.environment) as process:
