@@ -164,8 +164,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = item.name.partition("[")[0]
         if name not in PROCESSES.get(place, (name,)):
             item.add_marker("processes")
-        if any(map(item.get_closest_marker, ("long", "fuzz"))):
-            item.add_marker(pytest.mark.timeout(1800))
+        is_long = any(map(item.get_closest_marker, ("long", "fuzz")))
+        if is_long and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
     groups = [group(item.nodeid) for item in items]
     slow = Counter(
         name for name, item in zip(groups, items, strict=True) if item.get_closest_marker("slow")
