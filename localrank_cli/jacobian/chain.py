@@ -25,6 +25,8 @@ _NEXT_TO_NOTHING = 1e-6
 # Its square, relative to the least of the large values and the largest, is the error of singular
 # values that are computed in two parts.
 _COUPLED = 1e-10
+# Frobenius norms between these have squares and inverses in a double's range.
+_SMALLEST, _LARGEST = 1e-70, 1e70
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Factor:
 
     call: Call
     matrix: Tensor  # (n_out, w), w at most n_in
-    error: float  # bound on the spectral norm of what rounding added, see `Chain.factors`
+    error: float  # bound on the Frobenius norm of what rounding added, see `Chain.factors`
     # (n_out, h): columns whose span holds the large left singular vectors, where the first layer
     # has h large singular values and others that are next to nothing; None: nothing is known
     large: Tensor | None = None
@@ -49,7 +51,7 @@ class FactorSize:
 
 
 @dataclass(frozen=True)
-class _Product:
+class Product:
     """Some rows of the Jacobian of a link's output or input, the others being zero."""
 
     matrix: Tensor  # (rows, w)
@@ -85,10 +87,14 @@ class Chain:
             for link in links
         ]
         self._narrows = dominating(links)
+        self._rows_behind = [self._most_rows_behind(index) for index in range(len(links))]
         self._used = [self._used_rows(index) for index in range(len(links))]
-        self._roots: dict[int, _Product] = {}
+        self._roots: dict[int, Product] = {}
         for group in root_groups(links):
             self._roots |= dict(zip(group, _row_spaces([links[i] for i in group]), strict=True))
+        self._squares = {
+            index: square_of(root) for index, root in self._roots.items() if self._may_narrow(index)
+        }
 
     @property
     def has_norms(self) -> bool:
@@ -114,13 +120,14 @@ class Chain:
             e_l = |W_l|_F (e_in + (8 a w + a) u |P|_F),    e_in = sum |d|_max (e_parent + u |M|_F),
 
         and u times the norms of two terms more for their sum. Autograd's own product has an error
-        of the same order. `point` is an index in the batch.
+        of the same order. `point` is an index in the batch. For rows of a first layer, a Cholesky
+        factor takes the place of R^T where it is as exact, see `Square`.
 
         Yields:
             The factors, parents before children.
         """
         wanted = self._wanted if calls is None else calls
-        done: dict[int, _Product] = {}
+        done: dict[int, Product] = {}
         for index in self._needed(wanted):
             link = self._links[index]
             if not link.terms:
@@ -129,7 +136,7 @@ class Chain:
                 inner = self._input(index, point, done)
                 whole = None
                 if link.call in wanted:
-                    narrow = _narrowed(inner)
+                    narrow = _narrowed(inner, link.n_out)
                     whole = self._rows_of(index, point, narrow, None)
                     yield self._factor(link.call, whole)
                     whole = whole if narrow is inner else None
@@ -151,7 +158,8 @@ class Chain:
                 if isinstance(link.layer, Norm):
                     further += 6.0 * n_out * width
                 else:
-                    width = max(1, min(width, count))
+                    if count < n_out:
+                        width = max(1, min(width, count))
                     further += 2.0 * n_out * count * width
             if link.call in self._wanted:
                 is_first = not link.terms
@@ -160,8 +168,8 @@ class Chain:
                 further = 0.0
             rows = self._used[index]
             used = None if rows is None else rows[point]
-            if used is not None and self._narrows[index] and used.numel() < width:
-                # A QR is needed only where there are fewer rows than columns.
+            behind = self._rows_behind[index]
+            if used is not None and self._narrows[index] and used.numel() < min(width, behind):
                 further += 2.0 * width * used.numel() ** 2
                 width = max(1, used.numel())
             widths[index] = width
@@ -186,7 +194,7 @@ class Chain:
             return terms[0].diagonals.active
         return indices(masks.any(dim=0))
 
-    def _input(self, index: int, point: int, done: Mapping[int, _Product]) -> _Product:
+    def _input(self, index: int, point: int, done: Mapping[int, Product]) -> Product:
         """Return the Jacobian of a link's input."""
         terms = self._links[index].terms
         parts = [self._term(index, k, point, done[term.parent]) for k, term in enumerate(terms)]
@@ -201,9 +209,9 @@ class Chain:
                 large = large + part.large
         size = sum(part.size for part in parts)
         error = sum(part.error for part in parts) + (len(parts) - 1) * _U * size
-        return _Product(total, None, error, size, large)
+        return Product(total, None, error, size, large)
 
-    def _term(self, index: int, k: int, point: int, parent: _Product) -> _Product:
+    def _term(self, index: int, k: int, point: int, parent: Product) -> Product:
         diagonals = self._links[index].terms[k].diagonals
         largest = diagonals.largest[point]
         active = diagonals.active[point]
@@ -214,20 +222,20 @@ class Chain:
         if large is not None:
             large = diagonals.times(point, large, parent.rows)
         error = largest * (parent.error + _U * parent.size)
-        return _Product(matrix, parent.rows, error, largest * parent.size, large)
+        return Product(matrix, parent.rows, error, largest * parent.size, large)
 
-    def _factor(self, call: Call, found: _Product) -> Factor:
+    def _factor(self, call: Call, found: Product) -> Factor:
         large = None if found.large is None else self._rows(call, found.large)
         return Factor(call, self._rows(call, found.matrix), found.error, large)
 
-    def _output(self, index: int, point: int, inner: _Product) -> _Product:
+    def _output(self, index: int, point: int, inner: Product) -> Product:
         """Return the rows of the Jacobian of a link's output that later links see."""
         used = self._used[index]
         if used is None:
             return inner  # no link sees it
         return self._rows_of(index, point, inner, used[point])
 
-    def _rows_of(self, index: int, point: int, inner: _Product, rows: Tensor | None) -> _Product:
+    def _rows_of(self, index: int, point: int, inner: Product, rows: Tensor | None) -> Product:
         """Return the rows with some indices (None: all) of the Jacobian of a link's output."""
         layer = self._links[index].layer
         if isinstance(layer, Tensor):
@@ -236,9 +244,9 @@ class Chain:
         matrix = layer.times(point, whole.matrix, rows)
         large = None if whole.large is None else layer.times(point, whole.large, rows)
         error = layer.error(point, inner.error, inner.size)
-        return _Product(matrix, rows, error, _norm(matrix), large)
+        return Product(matrix, rows, error, _norm(matrix), large)
 
-    def _affine(self, index: int, inner: _Product, rows: Tensor | None) -> _Product:
+    def _affine(self, index: int, inner: Product, rows: Tensor | None) -> Product:
         """Return the product with a weight, of whose rows some are wanted."""
         columns = self._columns[index]
         assert columns is not None
@@ -249,17 +257,34 @@ class Chain:
         matrix = columns.mT @ inner.matrix
         large = None if inner.large is None else columns.mT @ inner.large
         error = self._norms[index] * (inner.error + columns.shape[0] * _U * inner.size)
-        return _Product(matrix, rows, error, _norm(matrix), large)
+        return Product(matrix, rows, error, _norm(matrix), large)
 
-    def _handed_on(self, index: int, point: int, found: _Product) -> _Product:
+    def _handed_on(self, index: int, point: int, found: Product) -> Product:
         """Return what later links see of a link's output, in as few columns as may be."""
         used = self._used[index]
         if used is None:
             return found
-        rows = used[point]
+        rows, behind = used[point], self._rows_behind[index]
         if rows is not None and found.rows is None:
+            square = self._squares.get(index)
+            if square is not None and rows.numel() < min(found.matrix.shape[1], behind):
+                short = square.narrowed(found, rows)
+                if short is not None:
+                    return short
             found = _picked(found, rows)
-        return _narrowed(found) if self._narrows[index] else found
+        return _narrowed(found, behind) if self._narrows[index] else found
+
+    def _may_narrow(self, index: int) -> bool:
+        """Return whether some points may have fewer rows of a first layer, in a basis of these."""
+        has_fewer = any(rows is not None for rows in self._used[index] or ())
+        return has_fewer and self._narrows[index]
+
+    def _most_rows_behind(self, index: int) -> int:
+        """Return the most rows of the links that see a link's output."""
+        rows = [
+            link.n_out for link in self._links if any(term.parent == index for term in link.terms)
+        ]
+        return max(rows, default=0)
 
     def _needed(self, wanted: frozenset[Call]) -> list[int]:
         needed: set[int] = set()
@@ -276,7 +301,7 @@ def _norm(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix))
 
 
-def _picked(product: _Product, rows: Tensor) -> _Product:
+def _picked(product: Product, rows: Tensor) -> Product:
     """Return a product with fewer rows: `rows` of the whole."""
     places = rows if product.rows is None else torch.searchsorted(product.rows, rows)
     large = None if product.large is None else product.large.index_select(0, places)
@@ -284,7 +309,7 @@ def _picked(product: _Product, rows: Tensor) -> _Product:
     return replace(product, matrix=matrix, rows=rows, large=large)
 
 
-def _spread(product: _Product, units: int) -> _Product:
+def _spread(product: Product, units: int) -> Product:
     """Return a product with all rows."""
     rows = product.rows
     if rows is None:
@@ -298,14 +323,15 @@ def _spread(product: _Product, units: int) -> _Product:
     return replace(product, matrix=spread(product.matrix), rows=None, large=large)
 
 
-def _narrowed(product: _Product) -> _Product:
+def _narrowed(product: Product, n_rows: int) -> Product:
     """Return a product in no more columns than it has rows, in another basis.
 
     Its rank is at most the number of its rows. Zeros by shape are exact; zeros left to the
-    eigenvalues would have to go to the SVD.
+    eigenvalues would have to go to the SVD. There are none where no matrix behind it, which have up
+    to `n_rows`, has more rows than the product.
     """
     count, width = product.matrix.shape
-    if count >= width or width == 1:
+    if count >= min(width, n_rows) or width == 1:
         return product
     if count == 0:
         return replace(product, matrix=product.matrix[:, :1], large=None)
@@ -314,7 +340,60 @@ def _narrowed(product: _Product) -> _Product:
     return replace(product, matrix=matrix, error=error)
 
 
-def _row_spaces(links: Sequence[Link]) -> list[_Product]:
+@dataclass(frozen=True)
+class Square:
+    """The product of a first layer R^T with its transpose, of which each point needs a part.
+
+    For some rows P, a x w, with A = P P^T, a Cholesky factor L has
+
+        L L^T = A + E,    |E|_F <= 1.01 (w + a + 1) u |P|_F^2        (Higham, eq. 3.13, Thm. 10.3),
+
+    and X = (A + E)^(1/2), Y = A^(1/2) are L and P in other orthonormal bases. As X^2 - Y^2 =
+    X (X - Y) + (X - Y) Y, |X - Y|_F <= |E|_F / s, s being the least singular value of P. It is at
+    least that of R, which is at least 1 / |R^-1|_F.
+    """
+
+    matrix: Tensor  # R^T R, (n_out, n_out)
+    width: int  # w
+    size: float  # a bound on |P|_F
+    least: float  # a bound below s
+
+    def narrowed(self, product: Product, rows: Tensor) -> Product | None:
+        """Return some rows of the first layer in a basis of their own.
+
+        None where there is no Cholesky factor, or a QR is more exact.
+        """
+        count = rows.numel()
+        added = 1.01 * (self.width + count + 1) * _U * self.size**2 / self.least
+        if count == 0 or added > 8 * count * self.width * _U * self.size:
+            return None
+        # A gather of columns is slow.
+        part = self.matrix.index_select(0, rows).mT.contiguous().index_select(0, rows)
+        factor, failed = torch.linalg.cholesky_ex(part)
+        if int(failed):
+            return None
+        large = None if product.large is None else product.large.index_select(0, rows)
+        error = product.error + added
+        return replace(product, matrix=factor, rows=rows, error=error, large=large)
+
+
+def square_of(product: Product) -> Square | None:
+    """Return R^T R of a first layer; None where it does not serve."""
+    triangle = product.matrix.mT
+    n = triangle.shape[0]
+    is_triangle = n == triangle.shape[1] and torch.equal(triangle, triangle.triu())
+    if not is_triangle or not _SMALLEST < product.size < _LARGEST:
+        return None
+    unit = torch.eye(n, dtype=triangle.dtype, device=triangle.device)
+    inverse = _norm(torch.linalg.solve_triangular(triangle / product.size, unit, upper=True))
+    # The inverse of another triangle, within n u |R|: too small by 1 - n u |R| |R^-1| at most.
+    if not inverse < 1e-3 / (n * _U):
+        return None
+    least = product.size / (1.01 * inverse)
+    return Square(product.matrix @ triangle, n, product.size, least)
+
+
+def _row_spaces(links: Sequence[Link]) -> list[Product]:
     """Return the weights of some links in a basis of the rows of all of them."""
     weights = [link.layer for link in links if isinstance(link.layer, Tensor)]
     sizes = [_norm(weight) for weight in weights]
@@ -322,7 +401,7 @@ def _row_spaces(links: Sequence[Link]) -> list[_Product]:
     n_out, n_in = stacked.shape
     if n_out >= n_in:
         return [
-            _Product(weight, None, link.error, size)
+            Product(weight, None, link.error, size)
             for weight, link, size in zip(weights, links, sizes, strict=True)
         ]
     triangle = torch.linalg.qr(stacked.mT, mode="r").R
@@ -331,7 +410,7 @@ def _row_spaces(links: Sequence[Link]) -> list[_Product]:
     large = _large_columns(triangle) if len(links) == 1 else None
     parts = torch.split(triangle.mT, [weight.shape[0] for weight in weights])
     return [
-        _Product(part, None, link.error + rounded, size, large)
+        Product(part, None, link.error + rounded, size, large)
         for part, link, size in zip(parts, links, sizes, strict=True)
     ]
 

@@ -100,13 +100,12 @@ def point_values(
     """
     capture = Capture(model, calls, watched=watched)
     rows: dict[Call, list[Tensor]] = {call: [] for call in calls}
-    sound: dict[Call, list[bool]] = {call: [] for call in calls}
+    between: dict[Call, list[bool]] = {call: [] for call in watched if call not in rows}
     shapes: dict[Call, tuple[int, ...]] = {}
     with torch.no_grad(), capture.installed():
         for index in range(points.shape[0]):
             point = points[index : index + 1]
-            found = dict(zip(calls, _captured(capture, point, index), strict=True))
-            for call, tensor in found.items():
+            for call, tensor in zip(calls, _captured(capture, point, index), strict=True):
                 if shapes.setdefault(call, tuple(tensor.shape)) != tuple(tensor.shape):
                     raise ModelError(
                         f"layer {call.label!r} gives shape {tuple(tensor.shape)} at point {index}"
@@ -114,18 +113,19 @@ def point_values(
                         "Shapes must not depend on the point: leave this layer out (--exclude).",
                     )
                 rows[call].append(tensor.reshape(-1))
-            finite = bool(torch.isfinite(point).all())
-            everything = capture.seen | found
-            for call in watched:
-                if call in everything:
-                    finite = finite and bool(torch.isfinite(everything[call]).all())
-                if call in sound:
-                    sound[call].append(finite)
-    return Values(
-        {call: torch.stack(parts) for call, parts in rows.items()},
-        shapes,
-        {call: torch.tensor(flags, device=points.device) for call, flags in sound.items()},
-    )
+            for call, flags in between.items():  # too many to hold
+                seen = capture.seen.get(call)  # a layer may run for some points alone
+                flags.append(seen is None or bool(torch.isfinite(seen).all()))
+    outputs = {call: torch.stack(parts) for call, parts in rows.items()}
+    so_far = torch.isfinite(points).reshape(points.shape[0], -1).all(dim=1)
+    finite: dict[Call, Tensor] = {}
+    for call in watched:
+        if call in outputs:
+            so_far = so_far & torch.isfinite(outputs[call]).all(dim=1)
+            finite[call] = so_far
+        else:
+            so_far = so_far & torch.tensor(between[call], device=points.device)
+    return Values(outputs, shapes, finite)
 
 
 def _captured(capture: Capture, point: Tensor, index: int) -> tuple[Tensor, ...]:

@@ -32,6 +32,7 @@ sixth digit, or a count is uncertain, the SVD is used.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -94,7 +95,15 @@ class Doubt:
 Bound = Callable[[Doubt], Tensor]
 
 
-def squared_error(trace: Tensor, first: Tensor, long_side: Sided, short_side: Sided) -> Tensor:
+@overload
+def squared_error(trace: float, first: float, long_side: int, short_side: int) -> float: ...
+
+
+@overload
+def squared_error(trace: Tensor, first: Tensor, long_side: Sided, short_side: Sided) -> Tensor: ...
+
+
+def squared_error(trace: Any, first: Any, long_side: Any, short_side: Any) -> Any:
     """Return delta, in the shape of `trace` (|M|_F^2) and `first` (lambda_1)."""
     return 1.01 * _U * (long_side * trace + 4 * short_side * first)
 

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from localrank_cli.spectrum.certificate import squared_error
 from localrank_cli.spectrum.svd import (
-    add_gram,
     cholesky,
+    gram_matrix,
     rounding,
     singular_values,
     symmetric_eigenvalues,
@@ -58,8 +58,8 @@ class GramPair:
     @property
     def error(self) -> float:
         """Delta: how far an eigenvalue may be from a squared singular value."""
-        trace = self.eigenvalues.clamp(min=0).sum()
-        return float(squared_error(trace, self.eigenvalues[0], *self.matrix.shape))
+        trace, first = float(self.eigenvalues.clamp(min=0).sum()), float(self.eigenvalues[0])
+        return squared_error(trace, first, self.matrix.shape[0], self.matrix.shape[1])
 
 
 def gram_pair(matrix: Tensor) -> GramPair:
@@ -69,7 +69,7 @@ def gram_pair(matrix: Tensor) -> GramPair:
     """
     matrix = matrix.detach().to(torch.float64)
     tall = matrix.mT if matrix.shape[0] < matrix.shape[1] else matrix
-    gram = add_gram(tall.new_zeros(tall.shape[1], tall.shape[1]), tall)
+    gram = gram_matrix(tall)
     return GramPair(tall, gram, symmetric_eigenvalues(gram))
 
 

@@ -75,6 +75,8 @@ def lowest_values(pair: GramPair) -> Lowest | None:
     """
     eigenvalues, error = pair.eigenvalues, pair.error
     n = len(eigenvalues)
+    if float(eigenvalues[-1]) > _DOUBTFUL * error:
+        return None
     count = int((eigenvalues <= _DOUBTFUL * error).sum())
     if count in {0, n}:
         return None

@@ -94,7 +94,13 @@ def gram_eigenvalues(matrices: Tensor) -> Tensor:
     tall = matrices.mT if wide else matrices
     if matrices.dim() > 2:
         return symmetric_eigenvalues(tall.mT @ tall)
-    return symmetric_eigenvalues(add_gram(tall.new_zeros(tall.shape[1], tall.shape[1]), tall))
+    return symmetric_eigenvalues(gram_matrix(tall))
+
+
+def gram_matrix(rows: Tensor) -> Tensor:
+    """Return R^T R; only the lower triangle of (n, n) counts. R is float64."""
+    n = rows.shape[1]
+    return rows.mT @ rows if n < 2 * _GRAM_ROWS else add_gram(rows.new_zeros(n, n), rows)
 
 
 def add_gram(total: Tensor, rows: Tensor) -> Tensor:
@@ -119,7 +125,7 @@ def symmetric_eigenvalues(gram: Tensor) -> Tensor:
     if gram.shape[-1] < _MIN_DEVICE_SIZE:
         gram = gram.cpu()
     # |M|_F^2; a NaN or inf anywhere in M is on the diagonal of the Gram matrix too.
-    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    trace = gram.trace() if gram.dim() == 2 else gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     sound = trace < _MAX_TRACE
     if bool(sound.all()):
         whole: Tensor = torch.linalg.eigvalsh(gram)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from localrank_cli.jacobian.chain import Product, square_of
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.jacobian.links import Link, Term, dominating, root_groups
 from localrank_cli.layers.capture import Call
@@ -178,6 +180,68 @@ def test_a_basis_is_changed_only_where_nothing_goes_around() -> None:
     apart = [link("a"), link("b"), link("c", 0), link("d", 1)]
     assert root_groups(apart) == [[0], [1]]
     assert root_groups([*apart, link("e", 2, 3)]) == [[0, 1]]
+
+
+def triangle_of(condition: float, seed: int, size: float = 1.0) -> Tensor:
+    """R^T, 30 x 30, whose singular values fall evenly on a logarithmic scale."""
+    torch.manual_seed(seed)
+    left, right = (torch.linalg.qr(torch.randn(30, 30).double()).Q for _ in range(2))
+    values = size * torch.logspace(0, -np.log10(condition), 30, dtype=torch.float64)
+    return torch.linalg.qr((left * values) @ right, mode="r").R.mT
+
+
+@pytest.mark.parametrize("condition", [1.0, 10.0, 100.0, 300.0, 1e3, 1e6, 1e15])
+@pytest.mark.parametrize("size", [1.0, 1e-60, 1e60])
+def test_a_cholesky_factor_serves_where_it_is_as_exact_as_a_qr(
+    condition: float, size: float
+) -> None:
+    n_used = 0
+    for seed in range(20):
+        matrix = triangle_of(condition, seed, size)
+        product = Product(matrix, None, 0.0, float(matrix.norm()))
+        square = square_of(product)
+        rows = torch.randperm(30)[: 29 - seed].sort().values
+        part = matrix[rows]
+        if square is None:
+            assert condition > 1e12
+            continue
+        assert square.least <= np.linalg.svd(part.numpy(), compute_uv=False)[-1] * (1 + 1e-9)
+        short = square.narrowed(product, rows)
+        if short is None:
+            continue
+        n_used += 1
+        behind = torch.randn(40, len(rows), dtype=torch.float64)
+        if seed % 2:  # enlarges what the small singular values of the rows are made of
+            behind = behind @ torch.linalg.inv(part @ part.mT / size**2)
+        mine = np.linalg.svd((behind @ short.matrix).numpy(), compute_uv=False)
+        truth = np.linalg.svd((behind @ part).numpy(), compute_uv=False)
+        norm = float(torch.linalg.matrix_norm(behind, 2))
+        # The product itself and numpy's SVD: its documented size times machine epsilon.
+        allowed = norm * short.error + 40 * 2.3e-16 * norm * float(matrix.norm())
+        assert abs(mine[: len(rows)] - truth[: len(rows)]).max() <= allowed
+    assert n_used >= 10 if condition <= 10 else condition < 1e4 or n_used == 0
+
+
+def test_a_square_first_layer_is_no_triangle() -> None:
+    # Singular, though either triangle of it is well-conditioned.
+    assert square_of(Product(torch.ones(4, 4, dtype=torch.float64), None, 0.0, 4.0)) is None
+
+
+@pytest.mark.parametrize(
+    "widths", [(40, 30, 30, 30), (40, 30, 4, 30), (40, 30, 50, 8), (9, 30, 3, 12)]
+)
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_units_that_are_not_active(widths: tuple[int, ...], scale: float) -> None:
+    """Layers behind with more and with fewer rows than units that are active."""
+    torch.manual_seed(0)
+    parts: list[nn.Module] = []
+    for n_in, n_out in pairwise(widths):
+        parts += [nn.Linear(n_in, n_out), nn.ReLU()]
+    model = nn.Sequential(*parts, nn.Linear(widths[-1], 35)).double().eval()
+    with torch.no_grad():
+        weight = parts[0].get_parameter("weight")
+        weight[1] = weight[0] + scale * weight[1]  # two rows that are nearly one
+    check(model, torch.randn(6, widths[0], dtype=torch.float64))
 
 
 def test_normalizations_are_chosen_by_name() -> None:

@@ -45,10 +45,11 @@ def test_a_chain_takes_its_active_units_and_its_first_layer_once(
     for n_out, name, before in ((30, "2", "0"), (3, "4", "2")):
         hidden = (state[f"{before}.weight"].double() @ hidden + state[f"{before}.bias"]).relu()
         active = int((hidden > 0).sum())
-        product = 2.0 * n_out * active * min(width, active)
-        if active < width:
-            product += 2.0 * width * active**2  # of the QR
-        width = min(width, active)
+        before_qr = width
+        width = min(width, active) if active < n_out else width
+        product = 2.0 * n_out * active * width
+        if width < before_qr:
+            product += 2.0 * before_qr * active**2  # of the QR
         short, long = sorted((n_out, width))
         expected.append(5 * (product + 2.0 * long * short**2))
         assert state[f"{name}.weight"].shape[0] == n_out
