@@ -72,6 +72,13 @@ class Fold:
         wanted = torch.arange(start, stop, device=like.device)
         return (owners.unsqueeze(0) == wanted.unsqueeze(1)).to(like.dtype)
 
+    def place(self, box: _Box) -> _Box:
+        """Return the first of the boxes of the input whose entries have the same directions."""
+        return tuple(
+            (low % step, low % step + high - low)
+            for (low, high), step in zip(box, self.steps, strict=True)
+        )
+
     def owners(self, box: _Box) -> Tensor:
         """Return the direction of every entry of a box of the input, in all channels, flat."""
         index = torch.arange(self.channels, device="cpu")
@@ -133,31 +140,31 @@ class LocalJacobian:
         ranges = [
             [(start, min(start + size, n)) for start in range(0, n, size)] for n in self.field.grid
         ]
+        device = self.outputs.device
+        # Tiles that see alike boxes are many.
+        owners: dict[object, Tensor] = {}
+        hidden: dict[object, Tensor] = {}
         for tile in product(*ranges):
             box = self.field.box(tile)
             rows = slice(None), slice(None), *(slice(low, high) for low, high in tile)
-            owners = self.fold.owners(box).to(self.outputs.device)
-            block = self.outputs[rows].index_select(0, owners)
+            place = self.fold.place(box)
+            if place not in owners:
+                owners[place] = self.fold.owners(place).to(device)
+            block = self.outputs[rows].index_select(0, owners[place])
             shape = self.fold.channels, *(high - low for low, high in box), *block.shape[1:]
+            seen = self._seen(tile, box)
+            if seen not in hidden:
+                hidden[seen] = _hidden(seen, box).to(device)
             # Not a product with zero: what a direction gives elsewhere is another entry's.
-            block = block.view(shape).masked_fill_(self._hidden(tile, box), 0)
+            block = block.view(shape).masked_fill_(hidden[seen], 0)
             yield tile, box, block.view(prod(shape[: len(box) + 1]), -1)
 
-    def _hidden(self, tile: _Box, box: _Box) -> Tensor:
-        """Return which entries of a box positions of a tile do not see.
-
-        It can be broadcast to (channels, *box, channels of the output, *tile).
-        """
-        dims = len(box)
-        hidden = torch.zeros((), dtype=torch.bool, device="cpu")
-        for axis, ((start, stop), (low, high)) in enumerate(zip(tile, box, strict=True)):
-            bounds = torch.tensor(self.field.axes[axis][start:stop], device="cpu")
-            at = torch.arange(low, high, device="cpu").unsqueeze(1)
-            outside = (at < bounds[:, 0]) | (at >= bounds[:, 1])
-            shape = [1] * (2 * dims + 2)
-            shape[1 + axis], shape[2 + dims + axis] = outside.shape
-            hidden = hidden | outside.view(shape)
-        return hidden.to(self.outputs.device)
+    def _seen(self, tile: _Box, box: _Box) -> tuple[_Box, ...]:
+        """Return what each position of a tile sees within the box, along each axis."""
+        return tuple(
+            tuple((first - low, last - low) for first, last in axis[start:stop])
+            for axis, (start, stop), (low, _) in zip(self.field.axes, tile, box, strict=True)
+        )
 
     def _tile(self) -> int:
         """Return the side of the tiles for which a Gram matrix costs least."""
@@ -175,6 +182,24 @@ class LocalJacobian:
             columns *= min(length, part[-1][1] - part[0][0])
         # A product, and the traffic of the block and of the sum: 20 products an entry.
         return float(tiles * (rows * columns**2 + 20 * (rows * columns + columns**2)))
+
+
+def _hidden(seen: Sequence[_Box], box: _Box) -> Tensor:
+    """Return which entries of a box positions of a tile do not see.
+
+    It can be broadcast to (channels, *box, channels of the output, *tile). `seen` is what each
+    position sees along each axis, from the corner of the box on.
+    """
+    dims = len(box)
+    hidden = torch.zeros((), dtype=torch.bool, device="cpu")
+    for axis, (bounds, (low, high)) in enumerate(zip(seen, box, strict=True)):
+        first, last = torch.tensor(bounds, device="cpu").unbind(1)
+        at = torch.arange(high - low, device="cpu").unsqueeze(1)
+        outside = (at < first) | (at >= last)
+        shape = [1] * (2 * dims + 2)
+        shape[1 + axis], shape[2 + dims + axis] = outside.shape
+        hidden = hidden | outside.view(shape)
+    return hidden
 
 
 @dataclass(frozen=True)
