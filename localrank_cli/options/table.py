@@ -1020,8 +1020,9 @@ class CompressOptions:
     eval_data: Annotated[
         str | None,
         Setting(
-            help="Held-out data, in the form of --data: half picks, half reports. Without it,"
-            " --data is split: half calibrates, a quarter picks, a quarter reports.",
+            help="Held-out data, in the form of --data: half for selection, half for reporting."
+            " Without it, --data is split: half for calibration, a quarter for selection, a"
+            " quarter for reporting.",
             metavar="SPEC",
             read=parse.data,
         ),
@@ -1040,7 +1041,7 @@ class CompressOptions:
         Literal["auto", "fisher", "logit"] | None,
         Setting(
             help="Metric of the output: fisher, logit, or auto: whichever of these, no metric, and"
-            " the baselines diverges least from the original on the data for picking.",
+            " the baselines diverges least from the original on the selection split.",
             metavar="NAME",
             default="auto",
         ),
