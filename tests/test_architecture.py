@@ -65,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": {"errors", "options", "run", "divide", "results", "live", "plotting"},
     "experiments": {
         "errors", "threads", "drawing", "options", "run", "results", "information", "model",
-        "spectrum", "live", "compress",
+        "spectrum", "live", "compress", "figures",
     },
     "cli": {
         "errors", "machine", "searchpath", "drawing", "options", "run", "divide", "results",
