@@ -81,7 +81,7 @@ def run_slurm(options: AnalyzeOptions, words: Sequence[str], division: SubmitOpt
 def _refuse_while_at_work(folder: ShardFolder) -> None:
     if (jobs := recorded_jobs(folder)) and (alive := jobs_alive(jobs)):
         raise SettingsError(
-            f"{folder.path}: Slurm jobs {', '.join(alive)} are at work on it.",
+            f"{folder.path}: Slurm jobs {', '.join(alive)} are still queued or running.",
             f"Wait for them, or stop them with scancel {' '.join(alive)}.",
         )
 

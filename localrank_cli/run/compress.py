@@ -168,12 +168,12 @@ def _one_checkpoint(plan: Plan) -> SeriesPlan:
     series = plan.series[0]
     if isinstance(series.model, WholeLayer):
         raise ModelError(
-            "the network is a single layer, which has no name to be replaced by.",
+            "the network is a single layer, which has no name under which it could be replaced.",
             "Wrap it in an nn.Sequential, and its weights with it.",
         )
     if factored_layers(series.model):
         raise ModelError(
-            f"{series.checkpoints[0].file.path}: its layers are factors already.",
+            f"{series.checkpoints[0].file.path}: its layers are already factored.",
             "Compress the original to the smaller budget.",
         )
     return series

@@ -109,7 +109,8 @@ def test_the_weights_that_are_written_give_the_loss_that_is_reported(folder: Pat
     times = [float(one["milliseconds_at_batch_1"] or 0) for one in (table[0], *results)]
     assert min(times) > 0
     before, half, third = (f"{time:.3g} ms" for time in times)
-    text = f"One point takes {before} before, and {half} at 60%, {third} at 35% of the weights."
+    ours = f"{half} with 60%, {third} with 35% of the weights."
+    text = f"One point takes {before} with all weights, {ours}"
     assert text in outcome.stdout
 
 
@@ -702,7 +703,7 @@ def test_factors_are_not_factored_again(folder: Path) -> None:
     words = (*DATA, "--budget", "0.3", "-o", "more")
     outcome = invoke("compress", "out/factored_0.5.safetensors", *words)
     assert outcome.code == 1
-    assert "its layers are factors already" in outcome.error
+    assert "its layers are already factored" in outcome.error
 
 
 def test_the_memory_that_is_asked_for_is_enough(folder: Path) -> None:
