@@ -30,24 +30,24 @@ from localrank_cli.layers.setting import analysis_setting
 DIGITS = Path(__file__).parents[1] / "sample_checkpoints/mnist_mlp/digits.npz"
 SHARES = (0.5, 0.4, 0.3, 0.2, 0.1)
 AVERAGED = (0.5, 0.4, 0.3, 0.2)  # as in the table of divergences
-CHOSEN = "compress"  # of all methods, the one that diverges least on the data that pick
+CHOSEN = "compress"  # of all methods, the one that diverges least on the selection split
 MEMORY = 4 * 2**30
 JOKES = ("antigravity", "this")  # of Python's library
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network and the slices of its data."""
+    """A trained network and the splits of its data."""
 
     model: nn.Module
     calibrate: Tensor
-    held_out: tuple[Tensor, Tensor | None]  # the first half picks, the second reports
+    held_out: tuple[Tensor, Tensor | None]  # the selection split, then the reporting split
     kind: Kind
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a method gives at a budget on the data that report."""
+    """What a method gives at a budget, measured on the reporting split."""
 
     divergence: float
     increase: Difference

@@ -18,6 +18,7 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCTS = {"resnet": 240, "gpt2": 600}
+_MISS = "#c03020"
 TARGETS = {"resnet": "1.5 % of d in 60 CPU s", "gpt2": "a width of at most 10 in 60 CPU s"}
 
 
@@ -81,13 +82,9 @@ def measure(case: str) -> None:
 
 
 def coverage(target: Path) -> None:
-    """Draw the intervals of planted matrices beside their ranks."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Draw the intervals of planted matrices and their ranks."""
     sys.path.insert(0, str(ROOT))
+    from localrank_cli.figures.look import Look, depth_colours, head, new_figure, saved, styled
     from tests.intervals.planted import SPECTRA, cells
 
     rtols = (0.5, 0.1, 0.01, 1e-3, 1e-4)
@@ -100,19 +97,21 @@ def coverage(target: Path) -> None:
                 found.append((cell.true, cell.found.low, cell.found.high))
     found.sort()
     misses = sum(not low <= true <= high for true, low, high in found)
-    figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
-    for place, (true, low, high) in enumerate(found):
-        colour = "#2a788e" if low <= true <= high else "#c03020"
-        axes.vlines(place, low, high, color=colour, linewidth=1.6)
-        # Of a miss the bar may be as short as the dot.
-        dot = ("black", 2.5) if low <= true <= high else ("#c03020", 6)
-        axes.plot(place, true, ".", color=dot[0], markersize=dot[1])
-    axes.set_xlabel("cell, by its true rank")
-    axes.set_ylabel("rank")
-    axes.set_title(
-        f"{len(found)} planted matrices 300 x 200 at 0.95; misses: {misses}", fontsize=10
-    )
-    figure.savefig(target, dpi=150)
+    with styled():
+        figure = new_figure(Look(), 7.2, 3.8)
+        axes = figure.subplots()
+        (held,) = depth_colours(1)
+        for place, (true, low, high) in enumerate(found):
+            holds = low <= true <= high
+            axes.vlines(place, low, high, color=held if holds else _MISS, linewidth=1.6)
+            # Of a miss the bar may be as short as the dot.
+            colour, size = ("black", 2.5) if holds else (_MISS, 6)
+            axes.plot(place, true, ".", color=colour, markersize=size)
+        axes.set_xlabel("matrix, in order of its true rank")
+        axes.set_ylabel("rank")
+        title = f"{len(found)} planted matrices 300 x 200, confidence 0.95: {misses} missed"
+        head(figure, Look(), title, ("dots: the true ranks", "red: outside its interval"))
+        target.write_bytes(saved(figure, ".png"))
     print(f"{misses} of {len(found)} miss")
 
 

@@ -83,10 +83,10 @@ def analyze(
             " paths; give everything else by name: analyze('run', data='points.npy')."
             " A network in memory is measured by local_rank(network, data)."
         )
+    from localrank_cli.remote.places import downloads
     from localrank_cli.results.columns import header
     from localrank_cli.results.read import to_frame
     from localrank_cli.run.compute import run_plan
-    from localrank_cli.run.downloads import downloads
     from localrank_cli.run.plan import make_plan
 
     if checkpoints is None:  # which would count as left out
@@ -160,7 +160,7 @@ def inspect(
         LocalrankError: If the files or settings are at fault.
         TypeError: If there is no option of that name, or a value has another type.
     """
-    from localrank_cli.run.downloads import downloads
+    from localrank_cli.remote.places import downloads
     from localrank_cli.run.inspect import inspect_all
 
     check_keywords("inspect", options, _OF_INSPECT)

@@ -62,10 +62,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "callbacks": {"errors", "live"},
     "plotting": {"errors", "drawing", "options", "results", "figures"},
-    "api": {"errors", "options", "run", "divide", "results", "live", "plotting"},
+    "api": {"errors", "options", "run", "divide", "results", "live", "plotting", "remote"},
     "experiments": {
         "errors", "threads", "drawing", "options", "run", "results", "information", "model",
-        "spectrum", "live", "compress",
+        "spectrum", "live", "compress", "figures",
     },
     "cli": {
         "errors", "machine", "searchpath", "drawing", "options", "run", "divide", "results",

@@ -92,8 +92,8 @@ def _latency(rows: "Sequence[Row]") -> str:
     timed = [row for row in rows if row.get(LATENCY) is not None]
     first, *results = (f"{row[LATENCY]:.3g} ms" for row in timed)
     shares = (f"{row['budget']:.0%}" for row in timed[1:])
-    after = ", ".join(f"{time} at {share}" for time, share in zip(results, shares, strict=True))
-    return f"One point takes {first} before, and {after} of the weights."
+    after = ", ".join(f"{time} with {share}" for time, share in zip(results, shares, strict=True))
+    return f"One point takes {first} with all weights, {after} of the weights."
 
 
 def _table(rows: "Sequence[Row]", columns: Sequence[str]) -> list[str]:

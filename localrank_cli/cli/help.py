@@ -13,8 +13,9 @@ from typer.core import TyperCommand, TyperGroup
 from localrank_cli.options.setting import PANELS, Option
 
 HELP_ALL = "help_all"
-_OTHER = "Other"
+_ARGUMENTS, _OTHER = "Arguments", "Other"
 _LONGEST_OFFER = 70  # less than the 80 columns of typer
+_FEW = 12  # options; a command of so few shows all of them
 _WIDEST = 24  # names that are longer have a line of their own
 _BRACES = re.compile(r"[{}]")
 _SENTENCE = re.compile(r"(?<=\.) (?=[A-Z])")
@@ -35,7 +36,8 @@ class Help:
     @property
     def is_short(self) -> bool:
         """Whether `--help` leaves out options, which `--help-all` shows."""
-        return any(one.setting.is_common for one in self.options)
+        is_long = len(self.options) > _FEW
+        return is_long and any(one.setting.is_common for one in self.options)
 
     def common(self) -> set[str]:
         """Return the names of the options that `--help` shows."""
@@ -73,7 +75,7 @@ def command_class(of_command: Help) -> type[TyperCommand]:
                     left_out += 1
                     continue
                 flag, text = _record(parameter, ctx)
-                title = "Arguments" if parameter.param_type_name == "argument" else None
+                title = _ARGUMENTS if parameter.param_type_name == "argument" else None
                 panel = title or panels.get(name) or _OTHER
                 groups.setdefault(panel, []).append((flag, text if is_whole else brief(text)))
             if not {*groups} & {*PANELS}:
@@ -137,12 +139,10 @@ def _record(parameter: Any, context: typer.Context) -> tuple[str, str]:
 
 
 def _ordered(groups: Iterable[str]) -> Iterator[str]:
-    """Yield the names of groups: those of the table in its order, then the others as they come."""
+    """Yield the names of groups: those of one command first, then the shared ones."""
     names = list(groups)
-    order = ("Arguments", *PANELS)
-    yield from (name for name in order if name in names)
-    yield from (name for name in names if name not in {*order, _OTHER})
-    yield from (name for name in names if name == _OTHER)
+    own = [name for name in names if name not in {_ARGUMENTS, *PANELS, _OTHER}]
+    yield from (name for name in (_ARGUMENTS, *own, *PANELS, _OTHER) if name in names)
 
 
 def _write(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:

@@ -46,7 +46,7 @@ def inspect(context: typer.Context, options: AnalyzeOptions, how: InspectOptions
 def _inspect(options: AnalyzeOptions, *, timed: bool) -> "Sequence[Inspection | Contents]":
     from localrank_cli.cli.screen import Screen, stdout_for_data
     from localrank_cli.cli.signals import signal_handler
-    from localrank_cli.run.downloads import downloads
+    from localrank_cli.remote.places import downloads
     from localrank_cli.run.inspect import inspect_all
 
     screen = Screen(quiet=options.quiet, verbose=False)

@@ -16,7 +16,7 @@ from localrank_cli.errors import INCOMPLETE, LocalrankError, UsageError, duratio
 from localrank_cli.machine import keep_freed_memory
 from localrank_cli.options.parse import array_size
 from localrank_cli.options.table import AnalyzeOptions
-from localrank_cli.remote.places import is_remote
+from localrank_cli.remote.places import downloads, is_remote
 from localrank_cli.results.columns import header, is_formula
 from localrank_cli.results.plan_file import PlanFile, read_plan_file
 from localrank_cli.results.record import CheckpointRecord
@@ -28,7 +28,6 @@ from localrank_cli.results.write import (
     written,
 )
 from localrank_cli.run.compute import History, KeepSpectra, run_plan
-from localrank_cli.run.downloads import downloads
 from localrank_cli.run.estimate import long_time
 from localrank_cli.run.follow import Watch
 from localrank_cli.run.output import RunOutput, SpectraFolder

@@ -24,12 +24,12 @@ from localrank_cli.divide.workers import Job, Worker, Workers
 from localrank_cli.errors import INCOMPLETE, LocalrankError, OutputError, UsageError
 from localrank_cli.machine import check_memory, count_gpus, memory_budget, pick_device
 from localrank_cli.options.table import AnalyzeOptions
+from localrank_cli.remote.places import downloads
 from localrank_cli.results.journal import Journal, journal_path
 from localrank_cli.results.lock import OutputLock, lock_path
 from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.record import KIND, CheckpointRecord
 from localrank_cli.results.write import check_suffix, real_target, written
-from localrank_cli.run.downloads import downloads
 from localrank_cli.run.plan import Plan, make_plan
 from localrank_cli.searchpath import program_words
 

@@ -22,13 +22,13 @@ from localrank_cli.divide.slurm import (
 )
 from localrank_cli.errors import INCOMPLETE, LocalrankError, SettingsError
 from localrank_cli.options.table import AnalyzeOptions, SubmitOptions
+from localrank_cli.remote.places import downloads
 from localrank_cli.results.journal import Journal, journal_path
 from localrank_cli.results.lock import OutputLock
 from localrank_cli.results.plan_file import PlanFile
 from localrank_cli.results.record import KIND
 from localrank_cli.results.write import check_suffix, real_target
 from localrank_cli.run.compute import run_plan
-from localrank_cli.run.downloads import downloads
 from localrank_cli.run.plan import Plan, make_plan
 
 _POLL = 2.0  # seconds; other users need the scheduler too
@@ -81,7 +81,7 @@ def run_slurm(options: AnalyzeOptions, words: Sequence[str], division: SubmitOpt
 def _refuse_while_at_work(folder: ShardFolder) -> None:
     if (jobs := recorded_jobs(folder)) and (alive := jobs_alive(jobs)):
         raise SettingsError(
-            f"{folder.path}: Slurm jobs {', '.join(alive)} are at work on it.",
+            f"{folder.path}: Slurm jobs {', '.join(alive)} are still queued or running.",
             f"Wait for them, or stop them with scancel {' '.join(alive)}.",
         )
 

@@ -1,10 +1,10 @@
-"""The ways to choose factors and ranks: those that whiten, and the baselines beside them.
+"""The ways to choose factors and ranks: those that whiten, and the baselines.
 
 The error of a layer that runs at many positions is a sum over these if the errors at two of them
 are unrelated, and larger where they agree. On one conv net with average pooling the sum was 3 to 21
 times below the mean squared first-order change of log p that truncation makes, most in the last
-convolution. Neither way to count is right for every network, so both are candidates, and the data
-for picking decide.
+convolution. Neither way to count is right for every network, so both are candidates, and the
+selection split decides.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence

@@ -28,7 +28,7 @@ _Value = TypeVar("_Value")
 Ranks = Mapping[str, int | None]
 # Slices of the data: for covariances, for the choice of metric and budget, and for the report.
 _SHARES = (0.5, 0.25, 0.25)
-LEAST_POINTS = 8  # in each slice: of fewer the standard error means nothing
+LEAST_POINTS = 8  # in each split: of fewer the standard error means nothing
 FEW = 96  # points to calibrate; of fewer the covariances are rough
 # float32 has 1.2e-7 of a value, which some layers multiply.
 _ROUNDING = 1e-6
@@ -53,8 +53,8 @@ def split(count: int, seed: int) -> Slices:
     if count * min(_SHARES) < LEAST_POINTS:
         raise DataError(
             f"the data hold {count} points, and compression needs at least"
-            f" {int(LEAST_POINTS / min(_SHARES))}: half calibrate, a quarter picks, and a quarter"
-            " reports.",
+            f" {int(LEAST_POINTS / min(_SHARES))}: half for calibration, a quarter for"
+            " selection, and a quarter for reporting.",
             "Give --data with more points.",
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
@@ -73,7 +73,7 @@ def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
     if count < 2 * LEAST_POINTS:
         raise DataError(
             f"the held-out data hold {count} points, and at least {2 * LEAST_POINTS} are needed:"
-            " half picks, and half reports.",
+            " half for selection, and half for reporting.",
             "Give --eval-data with more points.",
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
@@ -82,7 +82,7 @@ def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Data:
-    """The batches of each slice."""
+    """The batches of each split."""
 
     calibrate: Callable[[], Iterable[Tensor]]
     pick: Callable[[], Iterable[Batch]]
@@ -91,7 +91,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A network compressed by one method, as measured on the pick slice."""
+    """A network compressed by one method, as measured on the selection split."""
 
     name: str  # of the method
     budget: int  # weights allowed
@@ -186,11 +186,11 @@ class Compressor:
         }
 
     def measure(self, model: nn.Module) -> Scores:
-        """Return the scores of a network on the pick slice."""
+        """Return the scores of a network on the selection split."""
         return scores(model, self.model, self.data.pick(), self.forward, self.kind)
 
     def report(self, model: nn.Module) -> Scores:
-        """Return the scores of a network on the report slice."""
+        """Return the scores of a network on the reporting split."""
         return scores(model, self.model, self.data.report(), self.forward, self.kind)
 
     def build(self, name: str, ranks: Ranks) -> nn.Module:
@@ -246,7 +246,7 @@ class Compressor:
         return budget
 
     def best(self, budget: int, names: Sequence[str] = tuple(OURS)) -> Outcome:
-        """Return the outcome that diverges least from the original on the pick slice."""
+        """Return the outcome that diverges least from the original on the selection split."""
         return least_divergent(
             self._outcome(name, budget, ranks) for name, ranks in self.distinct(budget, names)
         )
@@ -262,7 +262,7 @@ class Compressor:
         return [outcome for outcome in found.values() if outcome is not None], missing
 
     def increase(self, outcome: Outcome) -> Difference:
-        """Return the paired increase of the loss on the pick slice."""
+        """Return the paired increase of the loss on the selection split."""
         return Difference.of(outcome.scores.loss, self.original.loss)
 
     def smallest(self, limit: float, names: Sequence[str] = tuple(OURS)) -> Outcome | None:
@@ -288,22 +288,22 @@ class Compressor:
 
 
 def least_divergent(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return the first of those that diverge least from the original on the pick slice."""
+    """Return the first of those that diverge least from the original on the selection split."""
     return min(outcomes, key=lambda one: float(one.scores.divergence.mean()))
 
 
 def verdict(
     name: str, ours: Scores, baselines: Mapping[str, Scores], unit: str, share: float
 ) -> str:
-    """Return in one sentence what was gained over the best baseline, on the report slice.
+    """Return in one sentence what was gained over the best baseline, on the reporting split.
 
-    `name` is the method of ours. `baselines` have the pick slice's best first.
+    `name` is the method of ours. `baselines` have the best on the selection split first.
     """
     percent = f"{100 * share:.6g}%"
     if name in baselines:
         return (
             f"At {percent} of the weights nothing is gained: the result is a baseline,"
-            f" {METHODS[name].title}, which diverged least on the data for picking."
+            f" {METHODS[name].title}, which diverged least on the selection split."
         )
     if not baselines:
         return f"At {percent} of the weights no baseline has ranks: there is nothing to compare."

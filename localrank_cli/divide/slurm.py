@@ -124,8 +124,8 @@ def _refusal(folder: "ShardFolder") -> list[str]:
         f"    *'{_FORGOTTEN}'*) ;;",
         "    *)",
         "      answer=$(printf %s \"$answer\" | tr '\\n' ' ')  # on one line",
-        "      printf 'localrank: error: squeue does not say whether jobs %s are still at work"
-        ' (%s). Try again when Slurm answers.\\n\' "$ids" "$answer" >&2',
+        "      printf 'localrank: error: squeue does not say whether jobs %s are still queued or"
+        ' running (%s). Try again when Slurm answers.\\n\' "$ids" "$answer" >&2',
         "      exit 1",
         "      ;;",
         "  esac",
@@ -133,8 +133,9 @@ def _refusal(folder: "ShardFolder") -> list[str]:
         "alive=$(printf '%s\\n' \"$answer\" | grep -oxE ' *[0-9]+ *' | sort -u)",
         'if [ -n "$alive" ]; then',
         "  alive=$(echo $alive)  # on one line",
-        "  printf 'localrank: error: %s: Slurm jobs %s are at work on it. Wait for them, or stop"
-        f' them with scancel %s.\\n\' {shlex.quote(str(folder.path))} "$alive" "$alive" >&2',
+        "  printf 'localrank: error: %s: Slurm jobs %s are still queued or running. Wait for them,"
+        " or stop them with"
+        f' scancel %s.\\n\' {shlex.quote(str(folder.path))} "$alive" "$alive" >&2',
         "  exit 1",
         "fi",
     ]
@@ -288,7 +289,7 @@ def jobs_alive(jobs: Sequence[str]) -> list[str]:
     if asked is None or (asked.returncode and _FORGOTTEN not in asked.stderr):
         why = f" ({one_line(asked.stderr)})" if asked else ""
         raise SettingsError(
-            f"squeue does not say whether jobs {', '.join(jobs)} are still at work{why}.",
+            f"squeue does not say whether jobs {', '.join(jobs)} are still queued or running{why}.",
             "Try again when Slurm answers.",
         )
     return sorted(set(asked.stdout.split()) & set(jobs))

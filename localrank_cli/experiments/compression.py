@@ -189,7 +189,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
             "the plain SVD needs more weights, and gains more by weight decay",
             "1.7 times fewer weights with decay",
             f"{span(ratio('share_plain'), 2)} times fewer; with decay"
-            f" {span(ends[True]['share_plain'].tolist(), 2)} of the weights, in place of"
+            f" {span(ends[True]['share_plain'].tolist(), 2)} of the weights, instead of"
             f" {span(ends[True]['share_two_sided'].tolist(), 2)}",
         ),
         observation(

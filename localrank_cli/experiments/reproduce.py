@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pandas as pd
 
+from localrank_cli.drawing import import_matplotlib
 from localrank_cli.errors import Note, OutputError, UsageError
 from localrank_cli.experiments import (
     compression,
@@ -18,7 +19,6 @@ from localrank_cli.experiments import (
 )
 from localrank_cli.experiments.digits import WHERE
 from localrank_cli.experiments.experiment import Experiment, Verdict
-from localrank_cli.experiments.pictures import PictureError, save_picture
 from localrank_cli.experiments.series import LIVE, output_errors, reproducibly
 from localrank_cli.model.fill import fill_model
 from localrank_cli.options.table import AnalyzeOptions, ReproduceOptions
@@ -161,7 +161,11 @@ def conclude(experiment: Experiment, out: Path, frame: pd.DataFrame, note: Note)
     with output_errors(out):
         (out / VERDICT).write_text(verdict.text, encoding="utf-8")
         try:
-            save_picture(experiment.name, frame, out / PICTURE)
-        except PictureError as error:
-            note(str(error))
+            import_matplotlib()
+        except ImportError:
+            note("no picture: matplotlib is not installed (pip install 'localrank[plot]')")
+            return verdict
+        from localrank_cli.experiments.pictures import save_picture
+
+        save_picture(experiment.name, frame, out / PICTURE)
     return verdict

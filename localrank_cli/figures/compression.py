@@ -56,7 +56,7 @@ def compression(frame: pd.DataFrame, look: Look | None = None) -> tuple[Figure, 
     if spans_decades(np.append(shown["loss"].to_numpy("float64"), loss)):
         axes.set_yscale("log")
     axes.set_xlabel("share of the weights")
-    axes.set_ylabel("loss on the data that report")
+    axes.set_ylabel("loss on the reporting split")
     axes.legend(fontsize=8)
     facts = ("dashed: the original; bars: 1.65 standard errors of the increase",)
     head(figure, look, "Loss by share of weights", facts)

@@ -246,7 +246,7 @@ def pace(value: object) -> object:
     if isinstance(found, str) and found.strip().lower() == LOG:
         return LOG
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise UnfitError(value, "expected a whole number from 1 on, or log")
+        raise UnfitError(value, "expected a whole number of at least 1, or log")
     return found
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch is not imported where options are only parsed
 
 _LOCAL = "Workers"
 _SLURM = "Slurm"
+_COMPRESSION = "Compression"
 
 DEFAULT_CONFIDENCE = 0.95
 DEFAULT_PRODUCTS = 600
@@ -822,7 +823,9 @@ class AnalyzeOptions:
 class InspectOptions:
     """The options of `localrank inspect` besides those of analyze."""
 
-    as_json: Annotated[bool, Setting(help="Print JSON to stdout.", flags=("--json",))] = False
+    as_json: Annotated[
+        bool, Setting(help="Print JSON to stdout.", flags=("--json",), is_common=True)
+    ] = False
     timed: Annotated[
         bool | None,
         Setting(
@@ -830,6 +833,7 @@ class InspectOptions:
             " analyze takes.",
             flags=("--time/--no-time",),
             default=True,
+            is_common=True,
         ),
     ] = None
 
@@ -845,6 +849,7 @@ class SubmitOptions:
             metavar="NAME",
             default="local",
             panel=_LOCAL,
+            is_common=True,
         ),
     ] = None
     workers: Annotated[
@@ -854,6 +859,7 @@ class SubmitOptions:
             " one per GPU, else one per core.",
             metavar="N",
             panel=_LOCAL,
+            is_common=True,
         ),
     ] = None
     dry_run: Annotated[
@@ -862,10 +868,12 @@ class SubmitOptions:
             help="Submit nothing; print the shell script that would run, with the plan, an sbatch"
             " array and a merge.",
             panel=_SLURM,
+            is_common=True,
         ),
     ] = False
     partition: Annotated[
-        str | None, Setting(help="Slurm partition.", metavar="NAME", panel=_SLURM)
+        str | None,
+        Setting(help="Slurm partition.", metavar="NAME", panel=_SLURM, is_common=True),
     ] = None
     time: Annotated[
         Count,  # minutes
@@ -875,11 +883,12 @@ class SubmitOptions:
             default=60,
             read=parse.minutes,
             panel=_SLURM,
+            is_common=True,
         ),
     ] = 60
     gpus_per_task: Annotated[
         Annotated[int, Ge(0), Le(1)] | None,
-        Setting(help="GPUs per task.", metavar="N", panel=_SLURM),
+        Setting(help="GPUs per task.", metavar="N", panel=_SLURM, is_common=True),
     ] = None
     cpus_per_task: Annotated[
         Count | None, Setting(help="CPU cores per task.", metavar="N", panel=_SLURM)
@@ -914,7 +923,9 @@ class SubmitOptions:
     ] = ()
     wait: Annotated[
         bool,
-        Setting(help="Wait until the jobs end, and show a progress bar.", panel=_SLURM),
+        Setting(
+            help="Wait until the jobs end, and show a progress bar.", panel=_SLURM, is_common=True
+        ),
     ] = False
 
 
@@ -1003,6 +1014,8 @@ class CompressOptions:
             help="Share of weights to keep, counting only layers that can be factored; separate"
             " several with commas: 0.5,0.3.",
             metavar="SHARE",
+            panel=_COMPRESSION,
+            is_common=True,
             read=parse.budgets,
             advice="Give a share between 0 and 1, such as 0.5.",
         ),
@@ -1014,15 +1027,20 @@ class CompressOptions:
             " less than LIMIT, including 1.65 standard errors. LIMIT is 1% of the loss, say, or"
             " 0.02nats.",
             metavar="LIMIT",
+            panel=_COMPRESSION,
+            is_common=True,
             read=parse.loss_limit,
         ),
     ] = None
     eval_data: Annotated[
         str | None,
         Setting(
-            help="Held-out data, in the form of --data: half picks, half reports. Without it,"
-            " --data is split: half calibrates, a quarter picks, a quarter reports.",
+            help="Held-out data, in the form of --data: half for selection, half for reporting."
+            " Without it, --data is split: half for calibration, a quarter for selection, a"
+            " quarter for reporting.",
             metavar="SPEC",
+            panel=_COMPRESSION,
+            is_common=True,
             read=parse.data,
         ),
     ] = None
@@ -1032,6 +1050,7 @@ class CompressOptions:
             help="Layers to leave as they are, separated by commas; * also matches dots. The budget"
             " does not include them. Repeatable.",
             metavar="GLOB",
+            panel=_COMPRESSION,
             completes=LAYERS,
             read=parse.globs,
         ),
@@ -1040,14 +1059,18 @@ class CompressOptions:
         Literal["auto", "fisher", "logit"] | None,
         Setting(
             help="Metric of the output: fisher, logit, or auto: whichever of these, no metric, and"
-            " the baselines diverges least from the original on the data for picking.",
+            " the baselines diverges least from the original on the selection split.",
             metavar="NAME",
+            panel=_COMPRESSION,
             default="auto",
         ),
     ] = None
     dense: Annotated[
         bool,
-        Setting(help="Also write low-rank weights under the old names, at full size."),
+        Setting(
+            help="Also write low-rank weights under the old names, at full size.",
+            panel=_COMPRESSION,
+        ),
     ] = False
     # Other names than those of analyze, which it does not offer.
     out: Annotated[
@@ -1055,12 +1078,15 @@ class CompressOptions:
         Setting(
             help="Folder for the weights, load.py, compress.json, layers.csv and budgets.csv.",
             metavar="OUT",
+            panel=OUTPUT,
+            is_common=True,
             read=parse.path,
             flags=("--output", "-o"),
         ),
     ] = None
     replaces: Annotated[
-        bool, Setting(help="Overwrite earlier results in OUT.", flags=("--overwrite",))
+        bool,
+        Setting(help="Overwrite earlier results in OUT.", flags=("--overwrite",), panel=OUTPUT),
     ] = False
 
 

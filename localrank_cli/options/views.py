@@ -58,7 +58,9 @@ KINDS: Mapping[str, FigureKind] = {
     ),
     "information-plane": FigureKind("from --information and --labels-key", "information_plane"),
     "compression": FigureKind(
-        "loss over the weights, from budgets.csv of compress", "compression", is_from_budgets=True
+        "loss against the share of weights, from budgets.csv of compress",
+        "compression",
+        is_from_budgets=True,
     ),
 }
 

@@ -173,7 +173,7 @@ class Safetensors(Mapping[str, Data]):
                 header = json.loads(file.read(length))
                 header.pop("__metadata__", None)
             except (ValueError, AttributeError, RecursionError) as error:
-                raise ValueError("its header is not one of safetensors") from error
+                raise ValueError("it has no valid safetensors header") from error
         self._header: dict[str, Any] = header
 
     def __getitem__(self, name: str) -> Data:
@@ -181,7 +181,7 @@ class Safetensors(Mapping[str, Data]):
         try:
             layout = _safetensors_layout(self._header[name], self._start, self._size)
         except (KeyError, TypeError) as error:
-            raise ValueError("its header is not one of safetensors") from error
+            raise ValueError("it has no valid safetensors header") from error
         return FileRows(self._path, layout)
 
     def __iter__(self) -> Iterator[str]:
@@ -197,10 +197,10 @@ def _safetensors_layout(entry: Any, start: int, size: int) -> Layout:
     dtype = _SAFETENSORS.get(entry["dtype"])
     shape, (first, last) = entry["shape"], entry["data_offsets"]
     if dtype is None:
-        raise ValueError(f"dtype {entry['dtype']} is not read")
+        raise ValueError(f"dtype {entry['dtype']} is not supported")
     # JSON knows booleans, which are integers of Python.
     if not shape or not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
-        raise ValueError("its header is not one of safetensors")
+        raise ValueError("it has no valid safetensors header")
     layout = _tensor_layout(dtype, start + first, tuple(shape), row_major(shape))
     if layout.end != start + last or layout.end > size:
         raise ValueError("its header places an array where it does not fit")

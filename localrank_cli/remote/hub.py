@@ -270,7 +270,7 @@ class Hub:
                 raise
             if isinstance(error, _ODD):
                 raise UnreadableError(
-                    f"{self._address}: the answer is not one of the Hub's API.",
+                    f"{self._address}: the response is not one of the Hub's API.",
                     "Check HF_ENDPOINT.",
                 ) from error
             first: BaseException = error

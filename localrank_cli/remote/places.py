@@ -32,7 +32,7 @@ _shelf = [Shelf()]  # one, until `release`
 def local(paths: Iterable[Path], where: Where, note: Note) -> list[Path]:
     """Return paths with each address replaced by the path that it has here.
 
-    What an address names is listed once, until `released`, so that a run sees one state of it.
+    What an address names is listed once, until `release`, so that a run sees one state of it.
 
     Raises:
         LocalrankError: If an address cannot be read, or what it names.
@@ -98,6 +98,15 @@ def addressed() -> Iterator[None]:
 def is_remote(path: Path) -> bool:
     """Return whether a path of the command line is an address."""
     return address_of(path) is not None
+
+
+@contextmanager
+def downloads() -> Iterator[None]:
+    """Remove at the end what was downloaded, so that a later call lists addresses anew."""
+    try:
+        yield
+    finally:
+        release()
 
 
 def release() -> None:

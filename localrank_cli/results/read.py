@@ -88,7 +88,7 @@ def read_table(path: Path, needed: Iterable[str] = NEEDED, writer: str = "analyz
     missing and all must be whole, else float64 with NaN.
 
     Raises:
-        UsageError: If the suffix names no format.
+        UsageError: If the suffix is not that of a table.
         DataError: If it cannot be read, holds no rows, lacks a column, or holds a word where a
             number should be.
     """
@@ -195,7 +195,7 @@ def read_budgets(path: Path) -> pd.DataFrame:
     """Read the table `budgets.csv` of `localrank compress`.
 
     Raises:
-        UsageError: If the suffix names no format.
+        UsageError: If the suffix is not that of a table.
         DataError: If it cannot be read, or a number is missing or impossible.
     """
     frame = read_table(path, BUDGETS, "compress")
@@ -221,7 +221,7 @@ def _texts(path: Path, writer: str) -> pd.DataFrame:
     suffix = path.suffix.lower()
     if suffix not in READABLE:
         raise UsageError(
-            f"{path}: the suffix {path.suffix!r} names no format of tables.",
+            f"{path}: the suffix {path.suffix!r} is not a table format.",
             f"Supported: {', '.join(READABLE)}.",
         )
     try:

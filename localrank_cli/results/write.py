@@ -33,7 +33,7 @@ def check_suffix(path: Path) -> None:
     """
     if path.suffix.lower() not in FORMATS:
         raise UsageError(
-            f"--output {path}: the suffix {path.suffix!r} names no format.",
+            f"--output {path}: the suffix {path.suffix!r} is not a table format.",
             f"Supported: {', '.join(FORMATS)}, and - for CSV on standard output.",
         )
     if path.suffix.lower() == PARQUET and find_spec("pyarrow") is None:

@@ -60,7 +60,7 @@ _FEW_NATS = 0.01  # a share of a smaller loss is less than it can be measured to
 _BISECTIONS = 7  # of a hundred budgets
 _COPIES = 4  # of a batch's intermediate results: graph, gradients, rows of inputs and of gradients
 _LONG = 20.0  # seconds that local ranks may take beside the rest
-# What passes over each slice of the data are, and the words for it.
+# The kind of work that a pass over each split is, and the words for it.
 _OF_SLICE: dict[str, tuple[Work, str]] = {
     "calibrate": ("calibrate", "calibrating"),
     "pick": ("measure", "measuring"),
@@ -80,7 +80,7 @@ class Compressed:
     verdicts: tuple[str, ...]
     folder: Path
     hf_folders: tuple[Path, ...]  # that `from_pretrained` loads
-    keeps_limit: bool  # whether the report slice agrees with the limit
+    keeps_limit: bool  # whether the limit also holds on the reporting split
 
 
 def compress(
@@ -168,12 +168,12 @@ def _one_checkpoint(plan: Plan) -> SeriesPlan:
     series = plan.series[0]
     if isinstance(series.model, WholeLayer):
         raise ModelError(
-            "the network is a single layer, which has no name to be replaced by.",
+            "the network is a single layer, which has no name under which it could be replaced.",
             "Wrap it in an nn.Sequential, and its weights with it.",
         )
     if factored_layers(series.model):
         raise ModelError(
-            f"{series.checkpoints[0].file.path}: its layers are factors already.",
+            f"{series.checkpoints[0].file.path}: its layers are already factored.",
             "Compress the original to the smaller budget.",
         )
     return series
@@ -287,7 +287,7 @@ class _Work:
         self._groups = len(self.work.groups(self.plan.memory, self._batch))
 
     def _done(self, name: str) -> None:
-        """Count a batch of a slice."""
+        """Count a batch of a split."""
         work: Work = "norms" if name == "calibrate" and self._is_calibrated else _OF_SLICE[name][0]
         text = _OF_SLICE[name][1] if work != "norms" else "estimating BatchNorm again"
         self._progress.done(work, text)
@@ -384,7 +384,7 @@ class _Work:
         if found is None:
             raise LocalrankError(
                 f"--max-loss-increase {self.how.max_loss_increase}: no budget stays within it on"
-                f" the {self._sliced.sizes['pick']} points for picking.",
+                f" the {self._sliced.sizes['pick']} points of the selection split.",
                 "Allow a larger increase, or give more data: the limit includes 1.65 standard"
                 " errors.",
             )
@@ -414,7 +414,7 @@ class _Work:
         saver: Saver,
         local_ranks: dict[str, float],
     ) -> Found:
-        """Save what was chosen, and measure it and the baselines on the slice that reports."""
+        """Save what was chosen, and measure it and the baselines on the reporting split."""
         outcomes, missing = self.work.baselines(chosen.budget)
         chosen = self._best_of(chosen, outcomes)
         compressed = self.work.build(chosen.name, chosen.ranks)
@@ -449,7 +449,7 @@ class _Work:
         )
 
     def _best_of(self, chosen: Outcome, baselines: Sequence[Outcome]) -> Outcome:
-        """Return what diverges least on the slice that picks, of what was chosen and baselines.
+        """Return what diverges least on the selection split, of what was chosen and baselines.
 
         A baseline must keep to the limit, and --metric excludes them all.
         """
@@ -460,7 +460,7 @@ class _Work:
         return least_divergent([chosen, *kept])
 
     def _breach(self, increase: Difference, original: Scores) -> str:
-        """Return how the report slice breaks the limit; empty if it does not."""
+        """Return how the reporting split breaks the limit; empty if it does not."""
         limit = self.how.max_loss_increase
         if limit is None:
             return ""
@@ -468,7 +468,7 @@ class _Work:
         if increase.mean < bound:
             return ""
         return (
-            f"The limit {limit} is exceeded on the data for reporting: the loss increases by"
+            f"The limit {limit} is exceeded on the reporting split: the loss increases by"
             f" {increase.mean:.4g} +- {increase.error:.2g} {_UNITS[self.kind]}."
         )
 

@@ -1,4 +1,4 @@
-"""The data of a compression: points with their labels, in slices that are disjoint."""
+"""The data of a compression: points with their labels, in disjoint splits."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -95,12 +95,12 @@ def is_same(first: DataSource, second: DataSource) -> bool:
 
 @dataclass(frozen=True)
 class Sliced:
-    """The slices of the data.
+    """The splits of the data.
 
     Args:
-        data: The points that calibrate are some of these.
-        held_out: Those that pick and report are some of these.
-        parts: The name of each slice and its indices, sorted.
+        data: The points that the calibration split is drawn from.
+        held_out: The points that the selection and reporting splits are drawn from.
+        parts: The name of each split and its indices, sorted.
     """
 
     data: Rows
@@ -109,7 +109,7 @@ class Sliced:
 
     @classmethod
     def of(cls, plan: Plan, series: SeriesPlan, eval_data: str | None) -> "Sliced":
-        """Return the slices of `--data`, or of `--data` and `--eval-data`.
+        """Return the splits of `--data`, or of `--data` and `--eval-data`.
 
         Raises:
             SettingsError: If both are the same.
@@ -146,15 +146,15 @@ class Sliced:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The number of points of each slice."""
+        """The number of points of each split."""
         return {name: len(part) for name, part in self.parts.items()}
 
     def n_batches(self, name: str) -> int:
-        """Return the number of batches of a slice."""
+        """Return the number of batches of a split."""
         return -(-len(self.parts[name]) // self.data.size)
 
     def watched(self, done: Callable[[str], None]) -> Data:
-        """Return the batches of each slice; `done` is called with its name after each of them."""
+        """Return the batches of each split; `done` is called with its name after each of them."""
 
         def reported(items: Iterable[_Item], name: str) -> Iterator[_Item]:
             """Yield batches; report each when the next one is asked for."""

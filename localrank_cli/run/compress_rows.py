@@ -21,7 +21,7 @@ Row = dict[str, object]
 
 
 def budget_row(outcome: Outcome, share: float, report: Scores, original: Scores) -> Row:
-    """Return the row of a method at a budget, as measured on the slice that reports."""
+    """Return the row of a method at a budget, as measured on the reporting split."""
     increase = Difference.of(report.loss, original.loss)
     return _scored(outcome.name, share, outcome.weights, outcome.scores, report) | {
         "loss_increase": increase.mean,

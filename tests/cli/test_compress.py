@@ -77,7 +77,7 @@ def test_the_weights_that_are_written_give_the_loss_that_is_reported(folder: Pat
     with np.load(folder / "data.npz") as file:
         data = dict(file)
     order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
-    chosen = order[3 * N_POINTS // 4 :]  # the part that reports
+    chosen = order[3 * N_POINTS // 4 :]  # the reporting split
     points, labels = (torch.from_numpy(data[key])[chosen] for key in ("x", "y"))
     table = rows(out / "budgets.csv")
     results = [next(one for one in table if one["budget"] == share) for share in ("0.6", "0.35")]
@@ -109,7 +109,8 @@ def test_the_weights_that_are_written_give_the_loss_that_is_reported(folder: Pat
     times = [float(one["milliseconds_at_batch_1"] or 0) for one in (table[0], *results)]
     assert min(times) > 0
     before, half, third = (f"{time:.3g} ms" for time in times)
-    text = f"One point takes {before} before, and {half} at 60%, {third} at 35% of the weights."
+    ours = f"{half} with 60%, {third} with 35% of the weights."
+    text = f"One point takes {before} with all weights, {ours}"
     assert text in outcome.stdout
 
 
@@ -204,7 +205,7 @@ def test_a_label_out_of_range_is_refused_wherever_it_is(folder: Path) -> None:
     with np.load(folder / "data.npz") as file:
         data = dict(file)
     order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
-    last = order[3 * N_POINTS // 4 :].max()  # in the second batch of the part that reports
+    last = order[3 * N_POINTS // 4 :].max()  # in the second batch of the reporting split
     data["y"][last] = 10
     np.savez(folder / "data.npz", **data)
     outcome = compress(*LABELS, "--budget", "0.5")
@@ -314,7 +315,7 @@ def test_a_limit_that_the_report_breaks_is_said_and_decides_the_status(
     monkeypatch.setattr(Compressor, "report", worse)
     outcome = compress(*LABELS, "--max-loss-increase", "0.5nats")
     assert outcome.code == 3
-    assert "The limit 0.5nats is exceeded on the data for reporting" in outcome.stdout
+    assert "The limit 0.5nats is exceeded on the reporting split" in outcome.stdout
     facts = json.loads((folder / "out" / "compress.json").read_text())
     assert any("is exceeded" in text for text in facts["verdicts"])
 
@@ -702,7 +703,7 @@ def test_factors_are_not_factored_again(folder: Path) -> None:
     words = (*DATA, "--budget", "0.3", "-o", "more")
     outcome = invoke("compress", "out/factored_0.5.safetensors", *words)
     assert outcome.code == 1
-    assert "its layers are factors already" in outcome.error
+    assert "its layers are already factored" in outcome.error
 
 
 def test_the_memory_that_is_asked_for_is_enough(folder: Path) -> None:

@@ -61,7 +61,7 @@ def test_from_pretrained_loads_what_is_reported(
     with np.load("data.npz") as file:
         tokens = torch.from_numpy(file["x"])
     order = torch.randperm(N_POINTS, generator=torch.Generator().manual_seed(0))
-    chosen = tokens[order[3 * N_POINTS // 4 :]]  # the part that reports
+    chosen = tokens[order[3 * N_POINTS // 4 :]]  # the reporting split
     load = runpy.run_path("out/load.py")["load"]
     factored = load(original, "out/factored_0.5.safetensors")
     row = next(one for one in rows(tmp_path / "out" / "budgets.csv") if one["budget"] == "0.5")

@@ -52,11 +52,14 @@ def test_the_whole_help_holds_the_short_one(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_help_ends_with_an_example(command: str) -> None:
-    text = invoke(command, "--help").stdout
-    example = text.split("\nExample:\n")[1].splitlines()[0]
+def test_each_help_ends_with_an_example_of_options_that_it_shows(command: str) -> None:
+    options, end = invoke(command, "--help").stdout.split("\nExample:\n")
+    example = end.splitlines()[0]
     assert example.startswith(f"  localrank {command} ")
     assert len(example) <= 80
+    names = re.findall(r"^  (-.*?)(?:  |$)", options, flags=re.MULTILINE)
+    shown = set(re.findall(r"--?\w[\w-]*", " ".join(names)))
+    assert set(re.findall(r" (--?\w[\w-]*)", example)) <= shown
 
 
 def test_commands_are_described_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,11 @@ def test_no_command_shows_the_help_and_is_wrong_usage() -> None:
         (["analyze", "x", "--model-arg", "3"], "--model-arg 3: not of the form KEY=VALUE."),
         (["analyze", "x", "--dtype", "int8"], "--dtype int8: unknown."),
         (["analyze", "x", "--device", "tpu"], "--device tpu: unknown."),
-        (["analyze", "x", "-o", "a.xlsx"], "--output a.xlsx: the suffix '.xlsx' names no format."),
-        (["analyze", "x", "-o", ""], "names no format"),
+        (
+            ["analyze", "x", "-o", "a.xlsx"],
+            "--output a.xlsx: the suffix '.xlsx' is not a table format.",
+        ),
+        (["analyze", "x", "-o", ""], "is not a table format"),
         (["analyze", "x", "--layers", ","], "--layers ,: is empty."),
         (["analyze", "x", "--exclude", ""], "--exclude '': is empty."),
         (["analyze", "x", "--model", "Net"], "--model Net: not of the form"),

@@ -257,7 +257,7 @@ def test_spectra_want_whole_checkpoints(series: Path, tmp_path: Path) -> None:
         (("run/step_0.safetensors", "-o", "a.csv"), 1, "no journal step_0.safetensors.journal"),
         (("run", "-o", "a.csv"), 1, "holds no table written by localrank"),
         (("run",), 2, "Name one with -o FILE"),
-        (("run", "-o", "a.xlsx"), 2, "names no format"),
+        (("run", "-o", "a.xlsx"), 2, "is not a table format"),
     ],
 )
 def test_bad_merges(

@@ -106,7 +106,7 @@ def test_resuming_computes_checkpoints_without_spectra(tmp_path: Path) -> None:
         ((".",), 1, "holds no singular values"),
         (("kept", "--atol", "0"), 2, "expected more than 0"),
         (("kept", "--rtol", "1e-17"), 1, "below the rounding error of the method"),
-        (("kept", "-o", "a.xlsx"), 2, "names no format"),
+        (("kept", "-o", "a.xlsx"), 2, "is not a table format"),
         (("kept", "-o", "no/a.csv"), 1, "cannot be written"),
     ],
 )

@@ -313,7 +313,7 @@ def test_a_folder_in_place_of_the_plan_file(
     [
         ((), 2, "submit: no file to write"),
         (("-o", "-"), 2, "submit: no file to write"),
-        (("-o", "a.xlsx"), 2, "names no format"),
+        (("-o", "a.xlsx"), 2, "is not a table format"),
         (("-o", "a.csv", "--workers", "0"), 2, "at least 1"),
         (("-o", "a.csv", "--cluster", "moon"), 2, "Choose local"),
         (("-o", "a.csv", "--wait"), 2, "local workers are always waited for"),

@@ -65,7 +65,7 @@ def test_a_requeue_touches_its_own_task_only(
     slurm.wait(lambda: "wrote" in logs(tmp_path, "localrank-*_0.log"))
     second = submit(slurm, *words)
     assert second.code == 1
-    assert f"Slurm jobs {jobs.array}, {jobs.merge} are at work on it" in second.error
+    assert f"Slurm jobs {jobs.array}, {jobs.merge} are still queued or running" in second.error
     assert f"scancel {jobs.array} {jobs.merge}" in second.error
     slurm.ask("scancel", "--signal=USR1", f"{jobs.array}_1")
     slurm.wait(lambda: "stopped by SIGUSR1" in logs(tmp_path, "localrank-*_1.log"))

@@ -189,7 +189,7 @@ def test_jobs_of_the_first_release_that_are_still_queued(
     place.program("squeue", "#!/bin/sh\nprintf '812\\n812\\n813\\n'\n")
     outcome = place.submit(*more)
     assert outcome.code == 1
-    assert f"{place.shards}: Slurm jobs 812, 813 are at work on it" in outcome.error
+    assert f"{place.shards}: Slurm jobs 812, 813 are still queued or running" in outcome.error
     assert "stop them with scancel 812 813" in outcome.error
     assert not list(place.slurm.glob("job*"))
     assert json.loads(place.jobs.read_text()) == {"array": "812", "merge": "813"}
@@ -208,7 +208,7 @@ def test_no_submission_beside_jobs_that_may_be_at_work(place: Place) -> None:
     place.program("squeue", f"#!/bin/sh\necho '{text}' >&2\nexit 1\n")
     outcome = place.submit()
     assert outcome.code == 1
-    assert f"whether jobs 10, 11 are still at work ({text})" in outcome.error
+    assert f"whether jobs 10, 11 are still queued or running ({text})" in outcome.error
 
 
 @pytest.mark.parametrize(
@@ -216,12 +216,15 @@ def test_no_submission_beside_jobs_that_may_be_at_work(place: Place) -> None:
     [
         (
             "echo 'squeue: error: Unable to contact\nslurm controller' >&2; exit 1",
-            "squeue does not say whether jobs 812,813 are still at work (squeue: error: Unable to"
-            " contact slurm controller). Try again when Slurm answers.",
+            "squeue does not say whether jobs 812,813 are still queued or running (squeue: error:"
+            " Unable to contact slurm controller). Try again when Slurm answers.",
         ),
         ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", ""),
         ("echo 'squeue: warning: 7 tries' >&2", ""),
-        ("echo '813   '; echo 'squeue: warning: slow' >&2", "Slurm jobs 813 are at work on it."),
+        (
+            "echo '813   '; echo 'squeue: warning: slow' >&2",
+            "Slurm jobs 813 are still queued or running.",
+        ),
     ],
     ids=["no answer", "forgotten", "a warning", "at work"],
 )

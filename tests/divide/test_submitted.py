@@ -96,7 +96,7 @@ def check_array(slurm: Slurm, tmp_path: Path, words: tuple[str, ...], array: str
     slurm.wait((tmp_path / "waiting").exists)
     second = submit(slurm, *words)
     assert second.code == 1
-    assert f"Slurm jobs {array} are at work on it" in second.error
+    assert f"Slurm jobs {array} are still queued or running" in second.error
     (tmp_path / "go").touch()
     slurm.wait(lambda: not slurm.jobs(array), 240)
 
@@ -141,7 +141,7 @@ def test_the_merge_of_a_saved_script_is_refused(
     assert match, done.stderr
     again = by_hand()  # the script itself refuses too
     assert again.returncode == 1
-    assert f"Slurm jobs {match[1]} are at work on it" in again.stderr
+    assert f"Slurm jobs {match[1]} are still queued or running" in again.stderr
     assert f"stop them with scancel {match[1]}." in again.stderr
     check_array(half, tmp_path, words, match[1])
     subprocess.run(shlex.split(match[2]), env=half.environment, check=True, capture_output=True)

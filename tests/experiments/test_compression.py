@@ -11,9 +11,9 @@ from localrank_cli.compress.matrix import matrix_of
 from localrank_cli.compress.search import Compressor
 from localrank_cli.experiments import compression
 from localrank_cli.experiments.compression import compressibility, judge, smallest, task_of
-from localrank_cli.experiments.pictures import draw
 from localrank_cli.experiments.training import mlp, training
 from tests.cli.program import invoke
+from tests.experiments.test_pictures import panels_of
 
 
 def test_the_smallest_share_is_that_of_planted_ranks() -> None:
@@ -92,8 +92,7 @@ def test_the_verdict_is_that_of_the_last_step() -> None:
 
 def test_the_picture_has_a_panel_for_each_rank() -> None:
     frame = table(decay=0.2, without=0.25).assign(tolerance="rtol=0.1")
-    figure = draw("compression", frame)
-    first, second = figure.axes
+    first, second = panels_of("compression", frame)
     assert first.get_xlabel() == "local rank, summed over layers"
     assert second.get_xlabel() == "effective rank of the weights, summed over layers"
     points = [tuple(map(float, xy)) for one in first.collections for xy in one.get_offsets()]

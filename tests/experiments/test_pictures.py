@@ -1,12 +1,11 @@
-"""Figures are drawn from tables if matplotlib is installed; otherwise a note gives the reason."""
+"""Figures are drawn from tables."""
 
-import sys
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from localrank_cli.experiments import correlation
-from localrank_cli.experiments.pictures import PictureError, draw
 from tests.experiments.test_generalization import planted
 
 
@@ -21,12 +20,26 @@ def table() -> pd.DataFrame:
     )  # fmt: skip
 
 
-def test_one_panel_for_each_weight_decay_and_one_line_for_each_layer() -> None:
+def panels_of(name: str, frame: pd.DataFrame) -> list[Any]:
+    """Return the axes of a figure."""
     pytest.importorskip("matplotlib")
-    figure = draw("gaussian", table())
-    assert [axes.get_title() for axes in figure.axes] == ["weight decay 0.005", "weight decay 0"]
-    for axes in figure.axes:
-        lines = {line.get_label(): line for line in axes.get_lines()}
+    from localrank_cli.experiments.pictures import draw
+
+    return list(draw(name, frame).axes)
+
+
+def lines_of(axes: Any, label: str = "layer") -> list[Any]:
+    return [line for line in axes.get_lines() if line.get_label().startswith(label)]
+
+
+def test_one_panel_for_each_weight_decay_and_one_line_for_each_layer() -> None:
+    panels = panels_of("gaussian", table())
+    assert [axes.get_title() for axes in panels] == [
+        "weight decay 0.005",
+        "weight decay 0",
+    ]
+    for axes in panels:
+        lines = {line.get_label(): line for line in lines_of(axes)}
         assert list(lines) == ["layer 1", "layer 2", "layer 3"]
         assert lines["layer 2"].get_ydata().tolist() == [8.0, 8.0, 8.0]
         shades = [sum(line.get_color()[:3]) for line in lines.values()]
@@ -34,22 +47,20 @@ def test_one_panel_for_each_weight_decay_and_one_line_for_each_layer() -> None:
 
 
 def test_a_step_that_one_seed_alone_has_is_left_out() -> None:
-    pytest.importorskip("matplotlib")
     frame = table()
     extra = frame[(frame["seed"] == 1) & (frame["step"] == 10)].assign(step=40, local_rank=1.0)
-    panels = draw("gaussian", pd.concat([frame, extra])).axes
-    assert panels[0].get_lines()[0].get_xdata().tolist() == [1, 10, 100]
+    panels = panels_of("gaussian", pd.concat([frame, extra]))
+    assert lines_of(panels[0])[0].get_xdata().tolist() == [0, 10, 100]
 
 
 def test_ranks_and_singular_values_over_beta_beside_theory() -> None:
-    pytest.importorskip("matplotlib")
     rows = [
         {"run": f"b{beta}", "step": 9, "beta": beta, "layer_index": 2, "local_rank": 2.0,
          "xt_nats": beta / 4, "ty_nats": beta / 8,
          **{f"sigma_{index + 1}": 0.1 * index for index in range(8)}}
         for beta in (1.6, 3.0, 6.0)
     ]  # fmt: skip
-    ranks, sigmas, optimum, plane = draw("vib", pd.DataFrame(rows)).axes
+    ranks, sigmas, optimum, plane = panels_of("vib", pd.DataFrame(rows))
     theory, trained = ranks.get_lines()
     assert sorted(set(theory.get_ydata())) == [0, 1, 2, 3]
     assert trained.get_xydata().tolist() == [[1.6, 2.0], [3.0, 2.0], [6.0, 2.0]]
@@ -64,10 +75,9 @@ def test_ranks_and_singular_values_over_beta_beside_theory() -> None:
 
 
 def test_each_network_of_a_sweep_and_the_coefficients(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
     monkeypatch.setattr(correlation, "_RESAMPLES", 50)
     frame = planted("gap")
-    points, bars = draw("generalization", frame).axes
+    points, bars = panels_of("generalization", frame)
     drawn = sum(len(line.get_xdata()) for line in points.get_lines())
     assert drawn == frame["run"].nunique()
     assert [text.get_text() for text in points.get_legend().get_texts()] == [
@@ -78,21 +88,14 @@ def test_each_network_of_a_sweep_and_the_coefficients(monkeypatch: pytest.Monkey
     assert names[-1] == "given norms and decay"
 
 
-def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(PictureError, match="matplotlib is not installed"):
-        draw("gaussian", table())
-
-
 def test_published_end_values_beside_ours() -> None:
-    pytest.importorskip("matplotlib")
     rows = [
         {"step": step, "layer_index": layer, "local_rank": 9.0, "weight_decay": 0.01,
          "tolerance": "atol=0.01", "seed": 0}
         for step in (0, 10, 100) for layer in range(5)
     ]  # fmt: skip
-    (panel,) = draw("patel2024", pd.DataFrame(rows)).axes
-    ours, published = panel.get_lines()[:5], panel.get_lines()[5:]
+    (panel,) = panels_of("patel2024", pd.DataFrame(rows))
+    ours, published = lines_of(panel), lines_of(panel, "_published")
     assert all(line.get_xdata().max() == 100 for line in ours)
     ends = [tuple(line.get_xydata()[0]) for line in published]
     assert ends == [(1e6, 198.0), (1e6, 36.0), (1e6, 10.2), (1e6, 7.95), (1e6, 6.97)]

@@ -1189,7 +1189,7 @@ SKIPPED: Mapping[str, tuple[str, ...]] = {
         "zamba",
         "zamba2",
     ),
-    "needs a further package": (
+    "needs another package": (
         "conditional_detr",
         "dab-detr",
         "deformable_detr",

@@ -452,7 +452,7 @@ def test_a_network_in_place_of_the_table() -> None:
     ("data", "options", "kind", "words"),
     [
         (None, {}, UsageError, "there are no data"),
-        (DATA, {"every": 0}, UsageError, "every=0: expected a whole number from 1 on, or log"),
+        (DATA, {"every": 0}, UsageError, "every=0: expected a whole number of at least 1, or log"),
         (DATA, {"every": "often"}, UsageError, "or log"),
         (DATA, {"every": 2, "steps": [1]}, UsageError, "both choose"),
         (DATA, {"max_share": 2}, UsageError, "max_share=2"),

@@ -70,7 +70,7 @@ def test_a_branch_and_a_tag_of_one_name_and_commit(
         ([("step0", ONE), ("step0/x", OTHER)], [], "'step0' and 'step0/x' cannot both be placed"),
         ([(7, ONE)], [("step0", None)], "names a revision by 'None'"),
         ([("x" * 10_000 + "\n", ONE)], [], "has no name that a file can have"),
-        (None, [], "the answer is not one of the Hub's API"),
+        (None, [], "the response is not one of the Hub's API"),
         ([], [], "no revision matches '\\*'; there are none"),
     ],
 )
