@@ -286,11 +286,15 @@ class Chain:
         return has_fewer and self._narrows[index]
 
     def _most_rows_behind(self, index: int) -> int:
-        """Return the most rows of the links that see a link's output."""
-        rows = [
-            link.n_out for link in self._links if any(term.parent == index for term in link.terms)
-        ]
-        return max(rows, default=0)
+        """Return the most rows of the links behind a link, up to those with bases of their own."""
+        behind, most = {index}, 0
+        for later in range(index + 1, len(self._links)):
+            link = self._links[later]
+            if any(term.parent in behind for term in link.terms):
+                most = max(most, link.n_out)
+                if not self._narrows[later]:
+                    behind.add(later)
+        return most
 
     def _needed(self, wanted: frozenset[Call]) -> list[int]:
         needed: set[int] = set()

@@ -287,6 +287,25 @@ def test_units_that_are_not_active(widths: tuple[int, ...], scale: float) -> Non
     check(model, torch.randn(6, widths[0], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("tolerances", [TOLERANCES, None])
+def test_few_active_units_leave_exact_zeros_behind_a_gate_that_is_as_narrow(
+    tolerances: tuple[Tolerance, ...] | None,
+) -> None:
+    """Neither branch of a gate has a basis of its own, and the layer behind them is wider."""
+    torch.manual_seed(0)
+    gate = Block(Spec("gate", 3, "none", "tanh"), 25)
+    model = nn.Sequential(nn.Linear(40, 25), nn.ReLU(), gate, nn.Tanh(), nn.Linear(25, 30))
+    model = model.double().eval()
+    with torch.no_grad():
+        model[0].get_parameter("bias").copy_(torch.tensor([-1.0] * 22 + [1.0] * 3))
+    point = torch.zeros(1, 40, dtype=torch.float64)
+    found = spectra_of(model, point, demand=demand_of(tolerances))
+    for label in ("2.second", "4"):
+        values = found[label].computed[0]
+        assert (values[:3] > 0).all()
+        assert (values[3:] == 0).all()
+
+
 def test_normalizations_are_chosen_by_name() -> None:
     points = torch.randn(3, 40, dtype=torch.float64)
     routes = check(Twice().double().eval(), points, ("norm", "a", "d"))
