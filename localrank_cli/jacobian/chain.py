@@ -109,7 +109,9 @@ class Chain:
             if isinstance(link.layer, Tensor) and not link.terms and link.call in self._wanted
         }
 
-    def factors(self, point: int, calls: frozenset[Call] | None = None) -> Iterator[Factor]:
+    def factors(
+        self, point: int, calls: frozenset[Call] | None = None, *, squares: bool = True
+    ) -> Iterator[Factor]:
         """Yield a matrix with the Jacobian's singular values for each wanted call, at one point.
 
         First layers are left out. With u = 2^-53 and fl(A B) = A B + E, |E| <= a u |A|_F |B|_F (a
@@ -120,8 +122,10 @@ class Chain:
             e_l = |W_l|_F (e_in + (8 a w + a) u |P|_F),    e_in = sum |d|_max (e_parent + u |M|_F),
 
         and u times the norms of two terms more for their sum. Autograd's own product has an error
-        of the same order. `point` is an index in the batch. For rows of a first layer, a Cholesky
-        factor takes the place of R^T where it is as exact, see `Square`.
+        of the same order. `point` is an index in the batch. With `squares`, for rows of a first
+        layer a Cholesky factor takes the place of R^T where its bound is no larger, see `Square`:
+        for those who take the bound into account, as its error may come close to it, while that of
+        a QR is far below.
 
         Yields:
             The factors, parents before children.
@@ -141,7 +145,8 @@ class Chain:
                     yield self._factor(link.call, whole)
                     whole = whole if narrow is inner else None
                 found = self._output(index, point, inner) if whole is None else whole
-            done[index] = self._handed_on(index, point, found)
+            square = self._squares.get(index) if squares else None
+            done[index] = self._handed_on(index, point, found, square)
 
     def sizes(self, point: int) -> dict[Call, FactorSize]:
         """Return what each wanted call takes at a point, from the units that are active there."""
@@ -259,14 +264,15 @@ class Chain:
         error = self._norms[index] * (inner.error + columns.shape[0] * _U * inner.size)
         return Product(matrix, rows, error, _norm(matrix), large)
 
-    def _handed_on(self, index: int, point: int, found: Product) -> Product:
+    def _handed_on(
+        self, index: int, point: int, found: Product, square: "Square | None"
+    ) -> Product:
         """Return what later links see of a link's output, in as few columns as may be."""
         used = self._used[index]
         if used is None:
             return found
         rows, behind = used[point], self._rows_behind[index]
         if rows is not None and found.rows is None:
-            square = self._squares.get(index)
             if square is not None and rows.numel() < min(found.matrix.shape[1], behind):
                 short = square.narrowed(found, rows)
                 if short is not None:
@@ -280,11 +286,15 @@ class Chain:
         return has_fewer and self._narrows[index]
 
     def _most_rows_behind(self, index: int) -> int:
-        """Return the most rows of the links that see a link's output."""
-        rows = [
-            link.n_out for link in self._links if any(term.parent == index for term in link.terms)
-        ]
-        return max(rows, default=0)
+        """Return the most rows of the links behind a link, up to those with bases of their own."""
+        behind, most = {index}, 0
+        for later in range(index + 1, len(self._links)):
+            link = self._links[later]
+            if any(term.parent in behind for term in link.terms):
+                most = max(most, link.n_out)
+                if not self._narrows[later]:
+                    behind.add(later)
+        return most
 
     def _needed(self, wanted: frozenset[Call]) -> list[int]:
         needed: set[int] = set()

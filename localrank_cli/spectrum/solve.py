@@ -1,7 +1,7 @@
 """Singular values of many Jacobians: Gram eigenvalues where they are certain, else the SVD."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from localrank_cli.spectrum.split import split_values
 from localrank_cli.spectrum.svd import (
     MAX_STACKED_SIZE,
     gram_eigenvalues,
+    rounding,
     singular_values,
     streamed_gram,
     streamed_triangle,
@@ -109,7 +110,10 @@ def solve_stack(
         solved = thread_map(squared, range(count), are_small=is_small, at_once=at_once)
 
     return _certain_values(
-        solved, shape, demand, _solver(lambda index: matrices[index], solved, shape, demand)
+        solved,
+        shape,
+        demand,
+        _solver(lambda index: (matrices[index], error), solved, shape, demand),
     )
 
 
@@ -146,17 +150,19 @@ def _solve_pair(pair: GramPair, shape: tuple[int, int], error: float, demand: De
 
 
 def _solve_surely(
-    matrix: Tensor, shape: tuple[int, int], squared: _Solution, demand: Demand
+    found: tuple[Tensor, float], shape: tuple[int, int], eigenvalues: Tensor, demand: Demand
 ) -> Tensor:
-    """Return the singular values of a matrix whose squares were not certain, (its short side,).
+    """Return the singular values of a matrix whose `eigenvalues` were not certain.
+
+    `found` is the matrix and its error; the result has shape (its short side,).
 
     Small values that a gap sets apart are refined until they are as good as the SVD's; otherwise it
     is the SVD.
     """
-    short_side = len(squared.eigenvalues)
-    if short_side < MIN_DEFLATED_SIZE or not has_small_values(squared.eigenvalues):
+    matrix, error = found
+    if len(eigenvalues) < MIN_DEFLATED_SIZE or not has_small_values(eigenvalues):
         return singular_values(matrix)
-    return _refined(gram_pair(matrix), shape, squared.error, demand)
+    return _refined(gram_pair(matrix), shape, error, demand)
 
 
 def _refined(pair: GramPair, shape: tuple[int, int], error: float, demand: Demand) -> Tensor:
@@ -321,7 +327,13 @@ def _of_factor(factor: Factor, demand: Demand) -> _Solution:
         if split is not None:
             error = factor.error + split.error
             return _Solution(split.eigenvalues, error, max(matrix.shape), split.lowest)
-    return _squared(matrix, factor.error, demand)
+    found = _squared(matrix, factor.error, demand)
+    if found.lowest is None or found.lowest.slack > 0:
+        return found
+    # These are the SVD's, but of a matrix that squares may be in: counts heed its error.
+    norm = found.eigenvalues[0].clamp(min=0).sqrt()
+    slack = float(rounding(norm, max(matrix.shape), torch.float64))
+    return replace(found, lowest=replace(found.lowest, slack=slack))
 
 
 def _svd(chain: Chain, points: Sequence[int], call: Call, width: int) -> Tensor:
@@ -329,34 +341,42 @@ def _svd(chain: Chain, points: Sequence[int], call: Call, width: int) -> Tensor:
 
     def values(index: int) -> Tensor:
         """Return the singular values of one matrix by the SVD."""
-        return _padded(singular_values(factor(index)), width)
+        return _padded(singular_values(factor(index)[0]), width)
 
     are_small = width <= _MAX_THREADED_SIZE
     return torch.stack(thread_map(values, range(len(points)), are_small=are_small))
 
 
-def _factors(chain: Chain, points: Sequence[int], call: Call) -> Callable[[int], Tensor]:
-    """Return a function of an index among the points that computes a call's matrix anew."""
+def _factors(
+    chain: Chain, points: Sequence[int], call: Call
+) -> Callable[[int], tuple[Tensor, float]]:
+    """Return a function of an index among the points that computes a call's matrix anew.
 
-    def factor(index: int) -> Tensor:
-        """Compute the matrix at one point."""
-        (only,) = chain.factors(points[index], frozenset([call]))
-        return only.matrix
+    What the SVD makes of it is taken as it is, so that no squares are in it.
+    """
+
+    def factor(index: int) -> tuple[Tensor, float]:
+        """Compute the matrix at one point, and its error."""
+        (only,) = chain.factors(points[index], frozenset([call]), squares=False)
+        return only.matrix, only.error
 
     return factor
 
 
 def _solver(
-    matrix: Callable[[int], Tensor],
+    matrix: Callable[[int], tuple[Tensor, float]],
     solved: Sequence[_Solution],
     shape: tuple[int, int],
     demand: Demand,
 ) -> Callable[[Sequence[int]], Tensor]:
-    """Return a function that solves, in any case, the matrices with given indices."""
+    """Return a function that solves, in any case, the matrices with given indices.
+
+    `matrix` gives that of an index, and its error.
+    """
 
     def values(index: int) -> Tensor:
         """Solve the matrix of one index."""
-        return _solve_surely(matrix(index), shape, solved[index], demand)
+        return _solve_surely(matrix(index), shape, solved[index].eigenvalues, demand)
 
     def surely(indices: Sequence[int]) -> Tensor:
         """Solve the matrices of some indices, small ones in several threads."""

@@ -1,7 +1,9 @@
 """Chains with skip connections, gates and normalizations, against rows made one by one."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +16,7 @@ from localrank_cli.jacobian.chain import Product, square_of
 from localrank_cli.jacobian.engine import Modes
 from localrank_cli.jacobian.links import Link, Term, dominating, root_groups
 from localrank_cli.layers.capture import Call
+from localrank_cli.measures.points import local_ranks
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum.layer import LayerSpectrum
 from localrank_cli.spectrum.svd import rounding
@@ -222,6 +225,46 @@ def test_a_cholesky_factor_serves_where_it_is_as_exact_as_a_qr(
     assert n_used >= 10 if condition <= 10 else condition < 1e4 or n_used == 0
 
 
+@pytest.mark.parametrize("seed", [2, 6, 8])
+@pytest.mark.parametrize("others", [0.0, 1e-11])
+def test_what_the_svd_is_for_has_no_squares_in_it(others: float, seed: int) -> None:
+    """A later layer sees only the least direction of the rows: there a square's error is largest.
+
+    With other values that are next to nothing, those are computed apart, and all of them with them.
+    """
+    n, generator = 100, torch.manual_seed(seed)
+    least, middle = 1 / (2.5 * n), n**-0.5  # about as small as may be
+    turn, turned = (
+        torch.linalg.qr(torch.randn(size, size, generator=generator).double()).Q
+        for size in (n - 1, n + 2)
+    )
+    values = torch.full((n,), middle, dtype=torch.float64)
+    values[0], values[n - 2] = 1, least
+    weight = values.unsqueeze(1) * turned[:n]
+    weight[: n - 1] = turn @ weight[: n - 1]
+    model = nn.Sequential(nn.Linear(n + 2, n), nn.ReLU(), nn.Linear(n, n)).double().eval()
+    first, last = model[0].get_parameter("weight"), model[2].get_parameter("weight")
+    with torch.no_grad():
+        first.copy_(weight)
+        model[0].get_parameter("bias").copy_(torch.tensor([1.0] * (n - 1) + [-1.0]))
+        last.copy_(others * torch.randn(n, n, generator=generator))
+        last[0, : n - 1] = turn[:, n - 2]
+    # sigma_1 is the norm of a row, up to others^2.
+    rows = [[Fraction(one) for one in row] for row in first[: n - 1].tolist()]
+    seen = [Fraction(one) for one in last[0, : n - 1].tolist()]
+    sums = [
+        sum(a * b for a, b in zip(seen, column, strict=True)) for column in zip(*rows, strict=True)
+    ]
+    norm = math.sqrt(sum(one * one for one in sums))
+    off = 2 * float(rounding(torch.tensor(norm, dtype=torch.float64), n + 2, torch.float64))
+    below, above = Tolerance(atol=norm - off), Tolerance(atol=norm + off)
+    point = torch.zeros(1, n + 2, dtype=torch.float64)
+    for demand in (demand_of((below, above)), demand_of(None)):
+        found = spectra_of(model, point, demand=demand)["2"]
+        counts = [local_ranks(found, tolerance).counts.tolist() for tolerance in (below, above)]
+        assert counts == [[1], [0]]
+
+
 def test_a_square_first_layer_is_no_triangle() -> None:
     # Singular, though either triangle of it is well-conditioned.
     assert square_of(Product(torch.ones(4, 4, dtype=torch.float64), None, 0.0, 4.0)) is None
@@ -242,6 +285,25 @@ def test_units_that_are_not_active(widths: tuple[int, ...], scale: float) -> Non
         weight = parts[0].get_parameter("weight")
         weight[1] = weight[0] + scale * weight[1]  # two rows that are nearly one
     check(model, torch.randn(6, widths[0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("tolerances", [TOLERANCES, None])
+def test_few_active_units_leave_exact_zeros_behind_a_gate_that_is_as_narrow(
+    tolerances: tuple[Tolerance, ...] | None,
+) -> None:
+    """Neither branch of a gate has a basis of its own, and the layer behind them is wider."""
+    torch.manual_seed(0)
+    gate = Block(Spec("gate", 3, "none", "tanh"), 25)
+    model = nn.Sequential(nn.Linear(40, 25), nn.ReLU(), gate, nn.Tanh(), nn.Linear(25, 30))
+    model = model.double().eval()
+    with torch.no_grad():
+        model[0].get_parameter("bias").copy_(torch.tensor([-1.0] * 22 + [1.0] * 3))
+    point = torch.zeros(1, 40, dtype=torch.float64)
+    found = spectra_of(model, point, demand=demand_of(tolerances))
+    for label in ("2.second", "4"):
+        values = found[label].computed[0]
+        assert (values[:3] > 0).all()
+        assert (values[3:] == 0).all()
 
 
 def test_normalizations_are_chosen_by_name() -> None:
