@@ -121,7 +121,8 @@ def point_values(
     finite: dict[Call, Tensor] = {}
     for call in watched:
         if call in outputs:
-            so_far = so_far & torch.isfinite(outputs[call]).all(dim=1)
+            # A network may be split over devices.
+            so_far = so_far & torch.isfinite(outputs[call]).all(dim=1).to(points.device)
             finite[call] = so_far
         else:
             so_far = so_far & torch.tensor(between[call], device=points.device)
