@@ -141,7 +141,7 @@ class LocalJacobian:
             [(start, min(start + size, n)) for start in range(0, n, size)] for n in self.field.grid
         ]
         device = self.outputs.device
-        # Tiles that see alike boxes are many.
+        # Many tiles see boxes of the same shape.
         owners: dict[object, Tensor] = {}
         hidden: dict[object, Tensor] = {}
         for tile in product(*ranges):

@@ -32,7 +32,7 @@ sixth digit, or a count is uncertain, the SVD is used.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from torch import Tensor
 from localrank_cli.spectrum.svd import rounding
 
 _U = 2.0**-53  # unit roundoff of float64
-Sided = Tensor | int
+Number = TypeVar("Number", float, Tensor)
 
 # The largest relative error of a measure; two routes then differ by less than 1e-6.
 _MAX_MEASURE_ERROR = 2.5e-7
@@ -95,15 +95,9 @@ class Doubt:
 Bound = Callable[[Doubt], Tensor]
 
 
-@overload
-def squared_error(trace: float, first: float, long_side: int, short_side: int) -> float: ...
-
-
-@overload
-def squared_error(trace: Tensor, first: Tensor, long_side: Sided, short_side: Sided) -> Tensor: ...
-
-
-def squared_error(trace: Any, first: Any, long_side: Any, short_side: Any) -> Any:
+def squared_error(
+    trace: Number, first: Number, long_side: Number | int, short_side: Number | int
+) -> Number:
     """Return delta, in the shape of `trace` (|M|_F^2) and `first` (lambda_1)."""
     return 1.01 * _U * (long_side * trace + 4 * short_side * first)
 
