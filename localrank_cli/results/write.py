@@ -237,7 +237,8 @@ def manifest_path(target: Path) -> Path:
 def cannot_write(target: Path, error: OSError) -> OutputError:
     """Return the error for a file that the system refuses to write."""
     advice = "Choose another place with -o, or free space there."
-    if isinstance(error, FileNotFoundError):
+    # Some folders that exist hold no files of ours, such as /proc.
+    if isinstance(error, FileNotFoundError) and not target.parent.is_dir():
         advice = f"Make the folder {target.parent} first, or choose another place with -o."
     elif error.errno == errno.ENAMETOOLONG:
         advice = "Choose a shorter name."

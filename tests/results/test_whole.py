@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from localrank_cli.errors import OutputError
-from localrank_cli.results.write import check_replaceable, write_bytes
+from localrank_cli.results.write import cannot_write, check_replaceable, write_bytes
 from tests.helpers import entries
 
 
@@ -45,6 +45,8 @@ def test_what_cannot_be_replaced_is_known_before_any_work(tmp_path: Path) -> Non
     with pytest.raises(OutputError, match="No such file or directory") as caught:
         check_replaceable(tmp_path / "nope/a.png")
     assert "Make the folder" in caught.value.advice
+    refused = cannot_write(tmp_path / "a.png", FileNotFoundError(2, "No such file or directory"))
+    assert refused.advice.startswith("Choose another place")
 
 
 def test_a_folder_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
