@@ -377,10 +377,8 @@ class Square:
         added = 1.01 * (self.width + count + 1) * _U * self.size**2 / self.least
         if count == 0 or added > 8 * count * self.width * _U * self.size:
             return None
-        # Numbered through, entries are gathered faster than rows and then columns.
-        n = self.matrix.shape[0]
-        places = (rows.unsqueeze(1) * n + rows).flatten()
-        part = self.matrix.view(-1).index_select(0, places).view(count, count)
+        # Rows of rows are gathered faster than columns, and what is symmetric has both.
+        part = self.matrix.index_select(0, rows).mT.index_select(0, rows)
         factor, failed = torch.linalg.cholesky_ex(part)
         if int(failed):
             return None

@@ -6,11 +6,17 @@ shorter side is computed in float64:
 
     fl(M M^T) = M M^T + E,   |E|_2 <= |E|_F <= l u |M|_F^2 / (1 - l u)      (Higham, eq. 3.13)
 
-whatever the order of summation, and LAPACK's symmetric eigenvalues are those of a matrix within
-4 r u lambda_1 of it (backward stability; the largest error measured is 36 u lambda_1 at r = 512).
-By Weyl's theorem every computed eigenvalue is within
+whatever the order of summation, and LAPACK's symmetric eigenvalues are those of a matrix G + E',
+G being the computed one, with
 
-    delta = 1.01 u (l |M|_F^2 + 4 r lambda_1)
+    |E'|_2 <= 4 (r + 10) u lambda_1,    |E'|_F <= 4 (r + 10) u |lambda|.
+
+(Backward stability: each of r reflections, and each rotation, adds a few u |G|_F at most. The
+largest errors measured are 24 u lambda_1 and 18 u |lambda| at r = 5, 68 and 25 at r = 512, 100 and
+37 at r = 1024; measured in float32, whose solver is the same, against float64.) By Weyl's theorem
+every computed eigenvalue is within
+
+    delta = 1.01 u (l |M|_F^2 + 4 (r + 10) lambda_1)
 
 of a squared singular value of M. |M|_F^2 is the trace. A count at tau is certain when no eigenvalue
 lies within delta + (tau + e + 2 s)^2 - tau^2 of tau^2, where s bounds the errors of the SVD's own
@@ -21,7 +27,7 @@ Sums over singular values (effective rank, Gaussian information) depend on the e
 eigenvalues, |d sigma_i| <= min(sqrt(2 delta), |d_i| / sigma_i). No d_i exceeds delta, and together
 they do not exceed the Frobenius norm of the errors (Hoffman and Wielandt):
 
-    sqrt(sum d_i^2) <= delta_F = 1.01 u (l |M|_F^2 + 4 r sqrt(r) lambda_1),
+    sqrt(sum d_i^2) <= delta_F = 1.01 u (l |M|_F^2 + 4 (r + 10) |lambda|),
 
 so that a sum of w_i |d_i| stays under |w| delta_F, up to sqrt(r) times less than delta sum w_i.
 Each measure turns these two into its own bound (`localrank_cli.measures.table`). Only the
@@ -32,15 +38,13 @@ sixth digit, or a count is uncertain, the SVD is used.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from localrank_cli.spectrum.svd import rounding
+from localrank_cli.spectrum.svd import Number, rounding
 
 _U = 2.0**-53  # unit roundoff of float64
-Number = TypeVar("Number", float, Tensor)
 
 # The largest relative error of a measure; two routes then differ by less than 1e-6.
 _MAX_MEASURE_ERROR = 2.5e-7
@@ -96,10 +100,13 @@ Bound = Callable[[Doubt], Tensor]
 
 
 def squared_error(
-    trace: Number, first: Number, long_side: Number | int, short_side: Number | int
+    trace: Number, size: Number, long_side: Number | int, short_side: Number | int
 ) -> Number:
-    """Return delta, in the shape of `trace` (|M|_F^2) and `first` (lambda_1)."""
-    return 1.01 * _U * (long_side * trace + 4 * short_side * first)
+    """Return delta, in the shape of `trace` (|M|_F^2) and `size` (lambda_1).
+
+    With |lambda| as the size it is delta_F.
+    """
+    return 1.01 * _U * (long_side * trace + 4 * (short_side + 10) * size)
 
 
 @dataclass(frozen=True)
@@ -132,12 +139,13 @@ def certify(
         apart: The values that were computed apart; None: there are none.
     """
     shape = shapes[0]
-    trace = eigenvalues.clamp(min=0).sum(dim=1)
-    first = eigenvalues[:, 0].clamp(min=0)
+    powers = eigenvalues.clamp(min=0)
+    trace, first = powers.sum(dim=1), powers[:, 0]
     long_sides = torch.tensor([s.long_side for s in shapes], dtype=torch.float64, device="cpu")
     short_sides = torch.tensor([s.short_side for s in shapes], dtype=torch.float64, device="cpu")
     delta = squared_error(trace, first, long_sides, short_sides)
-    together = squared_error(trace, first, long_sides, short_sides**1.5)
+    length = torch.linalg.vector_norm(powers, dim=1)
+    together = squared_error(trace, length, long_sides, short_sides)
     norm = first.sqrt()
     # The SVD's threshold rtol * sigma_1 has its own sigma_1: 2 s and delta / sigma_1 more.
     svd = 4 * rounding(norm, shape.longest, torch.float64) + delta / norm.clamp(min=1e-300)
@@ -148,7 +156,7 @@ def certify(
         lowest = own & (place >= (short_sides - apart.counts).unsqueeze(1))
         own &= ~lowest
         slack = torch.where(lowest, apart.slack.unsqueeze(1), 0)
-    doubt = Doubt(eigenvalues.clamp(min=0), own, delta, together, slack)
+    doubt = Doubt(powers, own, delta, together, slack)
     held = trace > _MIN_TRACE
     if apart is None or slack is None:
         each = delta.unsqueeze(1)

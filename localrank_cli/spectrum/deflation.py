@@ -21,7 +21,9 @@ leaves, C_ = C - V1^T M^T M Z, moves a singular value by |C_| / a at most. Both 
 their sum is not far below the rounding of the SVD, nothing is returned.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,11 +57,23 @@ class GramPair:
     gram: Tensor  # (n, n), float64, the lower triangle of M^T M
     eigenvalues: Tensor  # (n,), of gram, float64, CPU, descending
 
-    @property
+    @cached_property
+    def squares(self) -> list[float]:
+        """The eigenvalues as numbers, of which single ones are read faster than of tensors."""
+        found: list[float] = self.eigenvalues.tolist()
+        return found
+
+    @cached_property
+    def trace(self) -> float:
+        """|M|_F^2."""
+        return float(self.eigenvalues.clamp(min=0).sum())
+
+    @cached_property
     def error(self) -> float:
         """Delta: how far an eigenvalue may be from a squared singular value."""
-        trace, first = float(self.eigenvalues.clamp(min=0).sum()), float(self.eigenvalues[0])
-        return squared_error(trace, first, self.matrix.shape[0], self.matrix.shape[1])
+        return squared_error(
+            self.trace, self.squares[0], self.matrix.shape[0], self.matrix.shape[1]
+        )
 
 
 def gram_pair(matrix: Tensor) -> GramPair:
@@ -67,7 +81,8 @@ def gram_pair(matrix: Tensor) -> GramPair:
 
     It may have any floating type and device.
     """
-    matrix = matrix.detach().to(torch.float64)
+    if matrix.requires_grad or matrix.dtype != torch.float64:
+        matrix = matrix.detach().to(torch.float64)
     tall = matrix.mT if matrix.shape[0] < matrix.shape[1] else matrix
     gram = gram_matrix(tall)
     return GramPair(tall, gram, symmetric_eigenvalues(gram))
@@ -75,8 +90,9 @@ def gram_pair(matrix: Tensor) -> GramPair:
 
 def has_small_values(eigenvalues: Tensor) -> bool:
     """Return whether a gap may set small values apart, so that `small_values` finds them."""
-    least = float(eigenvalues[0]) * _U  # the error of an eigenvalue is larger
-    return _small_ones(eigenvalues, least) > 0
+    squares = eigenvalues.tolist()
+    least = squares[0] * _U  # the error of an eigenvalue is larger
+    return _small_ones(squares, least) > 0
 
 
 def small_values(pair: GramPair) -> Tensor | None:
@@ -85,7 +101,7 @@ def small_values(pair: GramPair) -> Tensor | None:
     These are the last k, shape (k,), float64, CPU, descending, as good as the SVD's; None where no
     gap sets them apart, they are too many, or the bound above is not small.
     """
-    count = _small_ones(pair.eigenvalues, pair.error)
+    count = _small_ones(pair.squares, pair.error)
     if count == 0:
         return None
     gram = pair.gram.cpu()
@@ -97,16 +113,26 @@ def small_values(pair: GramPair) -> Tensor | None:
     return None if rest is None else singular_values(torch.linalg.qr(rest, mode="r").R)
 
 
-def _small_ones(eigenvalues: Tensor, error: float) -> int:
+def _small_ones(squares: Sequence[float], error: float) -> int:
     """Return how many eigenvalues are below the widest gap; 0 if it is not wide enough."""
-    n = eigenvalues.shape[0]
-    behind = eigenvalues.clamp(min=error)
-    gaps = behind[:-1] / behind[1:]
-    first = n - int(n * _MAX_SMALL_SHARE)
-    gaps[: first - 1] = 0
-    if not bool((gaps >= _GAP).any()):
-        return 0
-    return n - 1 - int(gaps.argmax())
+    most = int(len(squares) * _MAX_SMALL_SHARE)
+    count, gap = widest_gap(squares, range(1, most + 1), error)
+    return count if gap >= _GAP else 0
+
+
+def widest_gap(squares: Sequence[float], counts: range, error: float) -> tuple[int, float]:
+    """Return which of some numbers of last eigenvalues the widest gap sets apart, and its ratio.
+
+    Eigenvalues below their `error` count as that. Of gaps of one width it is the first, which has
+    more values behind it.
+    """
+    best, widest = 0, 0.0
+    for count in reversed(counts):
+        above, below = squares[-count - 1], squares[-count]
+        gap = max(above, error) / max(below, error) if below > 0 or error > 0 else 0.0
+        if gap > widest:
+            best, widest = count, gap
+    return best, widest
 
 
 def _subspace(factor: Tensor, count: int) -> Tensor:
@@ -137,11 +163,11 @@ def _refined(pair: GramPair, gram: Tensor, factor: Tensor, basis: Tensor) -> Ten
     before = float(product.norm())
     rest = product.addmm_(step.to(matrix.device), matrix.mT, alpha=-1).cpu().mT
     delta = pair.error
-    frobenius = float(pair.eigenvalues.clamp(min=0).sum().sqrt())
+    frobenius = pair.trace**0.5
     size = float(rest.norm())
     rounded = 2 * matrix.shape[0] * _U * frobenius * size
     coupled = float(coupling.norm()) + rounded
-    behind = float(pair.eigenvalues[-basis.shape[1] - 1]) - delta - coupled
+    behind = pair.squares[-basis.shape[1] - 1] - delta - coupled
     if not behind > 4 * max(size, before) ** 2:
         return None
     least = behind**0.5
@@ -149,8 +175,8 @@ def _refined(pair: GramPair, gram: Tensor, factor: Tensor, basis: Tensor) -> Ten
     leak = (float(left.norm()) + 2 * delta * float(step.norm()) + rounded) / least
     turn = float(step.norm()) + leak / least
     lost = leak + size * turn**2 * (0.5 + size / (least - size))
-    norm = pair.eigenvalues[:1].sqrt()
-    allowed = _MAX_LOSS_SHARE * float(rounding(norm, matrix.shape[0], torch.float64))
+    norm = max(pair.squares[0], 0.0) ** 0.5
+    allowed = _MAX_LOSS_SHARE * rounding(norm, matrix.shape[0], torch.float64)
     return rest if lost <= allowed else None
 
 

@@ -32,17 +32,19 @@ serves: sigma_(n-k+j)(M) <= |M - X| (Eckart and Young).
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from localrank_cli.spectrum.deflation import GramPair
+from localrank_cli.spectrum.deflation import GramPair, widest_gap
 from localrank_cli.spectrum.svd import cholesky, rounding, singular_values
 
 _U = 2.0**-53  # unit roundoff of float64
 # Eigenvalues up to this many deltas are left to this module. Above it the error of a singular
-# value is 1/140 of sqrt(delta), 5e-9 of sigma_1 in a matrix of size 200: the sums bear it.
-_DOUBTFUL = 5e3
+# value is 1/20 of sqrt(delta), 2e-8 of sigma_1 in a matrix of size 200, which the sums bear. With
+# 30, matrices of a tanh network went to the SVD; with 5000, twice as many vectors were iterated on.
+_DOUBTFUL = 100
 # If a larger share of the values is that small, they are not iterated on.
 _MAX_SHARE = 1 / 5
 # Entries of a matrix up to which several copies of it take no memory worth counting.
@@ -73,34 +75,28 @@ def lowest_values(pair: GramPair) -> Lowest | None:
     These are all of them if many are small and not next to nothing. None is also returned where no
     bound is found; whether it is small enough is left to the certificate.
     """
-    eigenvalues, error = pair.eigenvalues, pair.error
-    n = len(eigenvalues)
-    if float(eigenvalues[-1]) > _DOUBTFUL * error:
+    squares, error = pair.squares, pair.error
+    n, doubtful = len(squares), _DOUBTFUL * error
+    if squares[-1] > doubtful:
         return None
-    count = int((eigenvalues <= _DOUBTFUL * error).sum())
+    count = sum(one <= doubtful for one in squares)
     if count in {0, n}:
         return None
     if count <= n * _MAX_SHARE:
-        return _by_iteration(pair, _widest_gap(eigenvalues.clamp(min=error), count), error)
+        # A few more are taken where that sets them apart from the others better.
+        apart, _ = widest_gap(squares, range(count, min(count + _MORE, n - 1) + 1), error)
+        return _by_iteration(pair, max(count, apart), error)
     return _by_triangle(pair, count)
-
-
-def _widest_gap(eigenvalues: Tensor, count: int) -> int:
-    """Return k from `count` on, the values being set apart from the others as well as possible."""
-    n = len(eigenvalues)
-    most = min(count + _MORE, n - 1)
-    behind = eigenvalues[n - most - 1 : n - count + 1]
-    return most - int((behind[:-1] / behind[1:]).argmax())
 
 
 def _by_iteration(pair: GramPair, count: int, error: float) -> Lowest | None:
     """Return the last values from inverse iteration with the Cholesky factor of M^T M + 2 delta."""
-    n = len(pair.eigenvalues)
+    n = len(pair.squares)
     factor = cholesky(pair.gram.cpu(), 2 * error)
     if factor is None:
         return None
-    behind = pair.eigenvalues[-count - 1 :].clamp(min=error)
-    is_wide = bool(behind[0] > _WIDE * behind[1])
+    above, below = (max(pair.squares[-k], error) for k in (count + 1, count))
+    is_wide = above > _WIDE * below
     basis = _random(n, count if is_wide else min(3 * count + 2 * _MORE, n))
     found = None
     for _ in range(_ROUNDS):
@@ -138,10 +134,11 @@ def _at(pair: GramPair, basis: Tensor, count: int, error: float) -> Lowest | Non
     shifted = n * _U * size * count**0.5 + norm * tilt
     products = (n_rows + (n + count) * count + 2) * _U + 3 * tilt
     coupled = 1.01 * (float(coupling.norm()) + products * size * own)
-    lost = _lost(pair, 1.01 * shifted, coupled, count, float(values[0]), error)
+    largest = float(values[0])
+    lost = _lost(pair, 1.01 * shifted, coupled, count, largest, error)
     if lost is None:
         return None
-    return Lowest(values, lost + float(rounding(values[0], n_rows, torch.float64)))
+    return Lowest(values, lost + rounding(largest, n_rows, torch.float64))
 
 
 def _by_triangle(pair: GramPair, count: int) -> Lowest | None:
@@ -167,7 +164,7 @@ def _lost(
     pair: GramPair, shifted: float, coupled: float, count: int, largest: float, error: float
 ) -> float | None:
     """Return e + 2 |C| / a, given e, |C| and |B|; None where a is not above |B|."""
-    behind = float(pair.eigenvalues[-count - 1]) - error
+    behind = pair.squares[-count - 1] - error
     if not behind > 0:
         return None
     square = max(behind**0.5 - shifted, 0.0) ** 2 - coupled
@@ -178,8 +175,7 @@ def _lost(
 
 def _norms(pair: GramPair, error: float) -> tuple[float, float]:
     """Return bounds on |M| and |M|_F."""
-    first, total = float(pair.eigenvalues[0]), float(pair.eigenvalues.clamp(min=0).sum())
-    return (first + error) ** 0.5, (total + len(pair.eigenvalues) * error) ** 0.5
+    return (pair.squares[0] + error) ** 0.5, (pair.trace + len(pair.squares) * error) ** 0.5
 
 
 def skew(rows: Tensor) -> float:
@@ -190,6 +186,8 @@ def skew(rows: Tensor) -> float:
     return float(off.norm()) + n * _U * count
 
 
+@lru_cache(maxsize=8)
 def _random(rows: int, columns: int) -> Tensor:
+    """Return the same standard normal numbers each time, which nothing may change."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     return torch.randn(rows, columns, dtype=torch.float64, device="cpu", generator=generator)

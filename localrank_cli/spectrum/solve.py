@@ -1,6 +1,6 @@
 """Singular values of many Jacobians: Gram eigenvalues where they are certain, else the SVD."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -291,32 +291,57 @@ def solve_chain(
     Each has shape (len(points), min(n_out, n_in)), float64, CPU, descending. `points` are those
     that count, and `shapes` holds n_out and n_in of each wanted call.
     """
-    found: dict[Call, Tensor] = {}
-    for call, weight in chain.first_layers().items():
-        values = solve_stack(weight.unsqueeze(0), demand)
-        found[call] = values.expand(len(points), -1)
-    rest = frozenset(shapes) - set(found)
+    weights = chain.first_layers()
+    rest = frozenset(shapes) - set(weights)
     if not rest or not points:
         empty = {
             call: torch.empty(0, min(shapes[call]), dtype=torch.float64, device="cpu")
             for call in rest
         }
-        return found | empty
+        return _first_values(weights, len(points), demand) | empty
+    if demand.tolerances is None:
+        svds = {call: _svd(chain, points, call, min(shapes[call])) for call in rest}
+        return _first_values(weights, len(points), demand) | svds
 
-    def squared(point: int) -> dict[Call, _Solution]:
-        """Return what the Gram matrices of all factors give at one point."""
+    def squared(point: int | None) -> dict[Call, _Solution]:
+        """Return what the Gram matrices of all factors give at one point; None: first layers."""
+        if point is None:
+            return {call: _squared(weight, 0.0, demand) for call, weight in weights.items()}
         return {factor.call: _of_factor(factor, demand) for factor in chain.factors(point, rest)}
 
-    if demand.tolerances is None:
-        return found | {call: _svd(chain, points, call, min(shapes[call])) for call in rest}
-    are_small = max(min(shapes[call]) for call in rest) <= _MAX_THREADED_SIZE
-    by_point = thread_map(squared, points, are_small=are_small)
-    for call in rest:
-        factors = _factors(chain, points, call)
-        solved = [of_point[call] for of_point in by_point]
-        solver = _solver(factors, solved, shapes[call], demand)
-        found[call] = _certain_values(solved, shapes[call], demand, solver)
-    return found
+    are_small = max(min(shape) for shape in shapes.values()) <= _MAX_THREADED_SIZE
+    # The largest matrices first, so that no thread is left alone with them.
+    first, *by_point = thread_map(squared, [None, *points], are_small=are_small)
+    solved = {call: [of_point[call] for of_point in by_point] for call in rest}
+    solved |= {call: [first[call]] for call in weights}
+
+    def certified(call: Call) -> tuple[Tensor, Tensor]:
+        """Return a call's values by squares, and for which of them to use these."""
+        return _certified(solved[call], shapes[call], demand)
+
+    calls = [call for call in shapes if call in solved]
+    found = dict(zip(calls, thread_map(certified, calls, are_small=True), strict=True))
+    surely = {}
+    for call in calls:
+        matrix = _constant(weights[call]) if call in weights else _factors(chain, points, call)
+        surely[call] = _solver(matrix, solved[call], shapes[call], demand)
+    values = {call: _settled(*found[call], surely[call]) for call in calls}
+    return values | {call: values[call].expand(len(points), -1) for call in weights}
+
+
+def _first_values(
+    weights: Mapping[Call, Tensor], n_points: int, demand: Demand
+) -> dict[Call, Tensor]:
+    """Return the singular values of first layers, (points, r) each, the same at every point."""
+    return {
+        call: solve_stack(weight.unsqueeze(0), demand).expand(n_points, -1)
+        for call, weight in weights.items()
+    }
+
+
+def _constant(matrix: Tensor) -> Callable[[int], tuple[Tensor, float]]:
+    """Return a function as `_factors` returns it, of a Jacobian that is the same everywhere."""
+    return lambda _: (matrix, 0.0)
 
 
 def _of_factor(factor: Factor, demand: Demand) -> _Solution:
@@ -331,8 +356,8 @@ def _of_factor(factor: Factor, demand: Demand) -> _Solution:
     if found.lowest is None or found.lowest.slack > 0:
         return found
     # These are the SVD's, but of a matrix that squares may be in: counts heed its error.
-    norm = found.eigenvalues[0].clamp(min=0).sqrt()
-    slack = float(rounding(norm, max(matrix.shape), torch.float64))
+    norm = max(float(found.eigenvalues[0]), 0.0) ** 0.5
+    slack = rounding(norm, max(matrix.shape), torch.float64)
     return replace(found, lowest=replace(found.lowest, slack=slack))
 
 
@@ -396,7 +421,11 @@ def _certain_values(
     surely: Callable[[Sequence[int]], Tensor],
 ) -> Tensor:
     """Return square roots where the certificate holds; elsewhere what `surely` returns."""
-    values, holds = _certified(solved, shape, demand)
+    return _settled(*_certified(solved, shape, demand), surely)
+
+
+def _settled(values: Tensor, holds: Tensor, surely: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """Return values with those that do not hold replaced by what `surely` returns."""
     # A comparison with NaN is false: what is not finite or out of range is never certified.
     doubtful = (~holds).nonzero().squeeze(1).tolist()
     if doubtful:

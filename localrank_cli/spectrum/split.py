@@ -24,14 +24,14 @@ The squares come from Gram matrices of T and Z, whose error is small as Z is: th
 1e-7 |Z|. No assumption about A is made: one that is far from the subspace shows in C.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from localrank_cli.spectrum.certificate import squared_error
+from localrank_cli.spectrum.deflation import gram_pair
 from localrank_cli.spectrum.lowest import FINE, Lowest, skew
-from localrank_cli.spectrum.svd import gram_eigenvalues
 
 _U = 2.0**-53  # unit roundoff of float64
 
@@ -62,25 +62,23 @@ def split_values(matrix: Tensor, columns: Tensor) -> Split | None:
     rows = basis.mT.contiguous()
     top = rows @ matrix
     rest = torch.addmm(matrix, basis, top, alpha=-1)
-    large = gram_eigenvalues(top)
-    # The others of the rest are zeros that the projection leaves.
-    small = gram_eigenvalues(rest)
-    traces = large.clamp(min=0).sum(), small.clamp(min=0).sum()
-    off_large = float(squared_error(traces[0], large[0], width, count))
-    off_small = float(squared_error(traces[1], small[0], max(n_rows, width), short))
-    size = (float(traces[0] + traces[1]) + (count + short) * (off_large + off_small)) ** 0.5
+    large, small = gram_pair(top), gram_pair(rest)
+    left = short - count  # the others of the rest are zeros that the projection leaves
+    size_large = (large.trace + count * large.error) ** 0.5
+    size_small = (small.trace + short * small.error) ** 0.5
+    size = math.hypot(size_large, size_small)
     tilt = skew(rows)
     terms = 2 * (n_rows * count**0.5 * _U + tilt) + tilt + (count**1.5 + 2) * _U
     shifted = 1.01 * 1.01 * terms * size  # |M|_F is that of T and Z, up to e
-    sizes = float(torch.linalg.vector_norm(top)) * float(torch.linalg.vector_norm(rest))
-    coupled = 1.01 * (float(torch.linalg.vector_norm(top @ rest.mT)) + width * _U * sizes)
-    least = float(large[-1]) - off_large
-    if not least > 1.01 * (float(small[0]) + off_small):
+    product = float(torch.linalg.vector_norm(top @ rest.mT))
+    coupled = 1.01 * (product + width * _U * size_large * size_small)
+    least = large.squares[-1] - large.error
+    if not least > 1.01 * (small.squares[0] + small.error):
         return None
-    values = small[: short - count].clamp(min=0).sqrt()
-    slack = shifted + 2 * coupled / least**0.5 + off_small**0.5
+    slack = shifted + 2 * coupled / least**0.5 + small.error**0.5
     error = shifted + coupled / least**0.5
-    total = float(large.sqrt().sum() + values.sum())
-    if not slack * len(values) + error * count <= FINE * total:
+    eigenvalues = torch.cat([large.eigenvalues, small.eigenvalues[:left]]).clamp_(min=0)
+    values = eigenvalues.sqrt()
+    if not slack * left + error * count <= FINE * float(values.sum()):
         return None
-    return Split(torch.cat([large, values.square()]), Lowest(values, slack), error)
+    return Split(eigenvalues, Lowest(values[count:], slack), error)
