@@ -1,6 +1,6 @@
 """Singular values of many Jacobians: Gram eigenvalues where they are certain, else the SVD."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -292,56 +292,43 @@ def solve_chain(
     that count, and `shapes` holds n_out and n_in of each wanted call.
     """
     weights = chain.first_layers()
-    rest = frozenset(shapes) - set(weights)
-    if not rest or not points:
-        empty = {
-            call: torch.empty(0, min(shapes[call]), dtype=torch.float64, device="cpu")
-            for call in rest
-        }
-        return _first_values(weights, len(points), demand) | empty
-    if demand.tolerances is None:
-        svds = {call: _svd(chain, points, call, min(shapes[call])) for call in rest}
-        return _first_values(weights, len(points), demand) | svds
+    found: dict[Call, Tensor] = {}
+
+    def solve_first() -> None:
+        """Solve the first layers, whose Jacobians are the same at every point."""
+        for call, weight in weights.items():
+            values = solve_stack(weight.unsqueeze(0), demand)
+            found[call] = values.expand(len(points), -1)
+
+    rest = [call for call in shapes if call not in weights]
+    if not rest or not points or demand.tolerances is None:
+        solve_first()
+        return found | {call: _svd(chain, points, call, min(shapes[call])) for call in rest}
 
     def squared(point: int | None) -> dict[Call, _Solution]:
         """Return what the Gram matrices of all factors give at one point; None: first layers."""
         if point is None:
-            return {call: _squared(weight, 0.0, demand) for call, weight in weights.items()}
-        return {factor.call: _of_factor(factor, demand) for factor in chain.factors(point, rest)}
-
-    are_small = max(min(shape) for shape in shapes.values()) <= _MAX_THREADED_SIZE
-    # The largest matrices first, so that no thread is left alone with them.
-    first, *by_point = thread_map(squared, [None, *points], are_small=are_small)
-    solved = {call: [of_point[call] for of_point in by_point] for call in rest}
-    solved |= {call: [first[call]] for call in weights}
+            solve_first()
+            return {}
+        factors = chain.factors(point, frozenset(rest))
+        return {factor.call: _of_factor(factor, demand) for factor in factors}
 
     def certified(call: Call) -> tuple[Tensor, Tensor]:
         """Return a call's values by squares, and for which of them to use these."""
-        return _certified(solved[call], shapes[call], demand)
+        return _certified([one[call] for one in by_point], shapes[call], demand)
 
-    calls = [call for call in shapes if call in solved]
-    found = dict(zip(calls, thread_map(certified, calls, are_small=True), strict=True))
-    surely = {}
-    for call in calls:
-        matrix = _constant(weights[call]) if call in weights else _factors(chain, points, call)
-        surely[call] = _solver(matrix, solved[call], shapes[call], demand)
-    values = {call: _settled(*found[call], surely[call]) for call in calls}
-    return values | {call: values[call].expand(len(points), -1) for call in weights}
-
-
-def _first_values(
-    weights: Mapping[Call, Tensor], n_points: int, demand: Demand
-) -> dict[Call, Tensor]:
-    """Return the singular values of first layers, (points, r) each, the same at every point."""
-    return {
-        call: solve_stack(weight.unsqueeze(0), demand).expand(n_points, -1)
-        for call, weight in weights.items()
-    }
-
-
-def _constant(matrix: Tensor) -> Callable[[int], tuple[Tensor, float]]:
-    """Return a function as `_factors` returns it, of a Jacobian that is the same everywhere."""
-    return lambda _: (matrix, 0.0)
+    are_small = max(min(shape) for shape in shapes.values()) <= _MAX_THREADED_SIZE
+    if are_small:  # first layers beside the points
+        _, *by_point = thread_map(squared, [None, *points], are_small=True)
+    else:
+        solve_first()
+        by_point = thread_map(squared, points, are_small=False)
+    certain = thread_map(certified, rest, are_small=True)
+    for call, (values, holds) in zip(rest, certain, strict=True):
+        factors = _factors(chain, points, call)
+        solver = _solver(factors, [one[call] for one in by_point], shapes[call], demand)
+        found[call] = _settled(values, holds, solver)
+    return found
 
 
 def _of_factor(factor: Factor, demand: Demand) -> _Solution:
@@ -368,6 +355,8 @@ def _svd(chain: Chain, points: Sequence[int], call: Call, width: int) -> Tensor:
         """Return the singular values of one matrix by the SVD."""
         return _padded(singular_values(factor(index)[0]), width)
 
+    if not points:
+        return torch.empty(0, width, dtype=torch.float64, device="cpu")
     are_small = width <= _MAX_THREADED_SIZE
     return torch.stack(thread_map(values, range(len(points)), are_small=are_small))
 
