@@ -55,6 +55,8 @@ _MORE = 4
 # Above this ratio at the gap itself two steps are enough, and no more vectors are needed.
 _WIDE = 1e6
 _STEPS = 3
+# Random numbers up to which they are kept, as many small matrices need the same: 0.5 MiB.
+_MOST_KEPT = 2**16
 _ROUNDS = 3
 # The sum of the errors over that of all values that another round would not improve on: times the
 # logarithms of an entropy (30), this is half of what the certificate allows.
@@ -186,8 +188,14 @@ def skew(rows: Tensor) -> float:
     return float(off.norm()) + n * _U * count
 
 
-@lru_cache(maxsize=8)
 def _random(rows: int, columns: int) -> Tensor:
     """Return the same standard normal numbers each time, which nothing may change."""
+    return (_kept_draw if rows * columns <= _MOST_KEPT else _draw)(rows, columns)
+
+
+def _draw(rows: int, columns: int) -> Tensor:
     generator = torch.Generator(device="cpu").manual_seed(0)
     return torch.randn(rows, columns, dtype=torch.float64, device="cpu", generator=generator)
+
+
+_kept_draw = lru_cache(maxsize=8)(_draw)
