@@ -42,14 +42,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from localrank_cli.spectrum.svd import Number, rounding
+from localrank_cli.spectrum.svd import MIN_TRACE, Number, rounding
 
 _U = 2.0**-53  # unit roundoff of float64
 
 # The largest relative error of a measure; two routes then differ by less than 1e-6.
 _MAX_MEASURE_ERROR = 2.5e-7
-# Below this sum of squares, squares of small entries have left the range of a double.
-_MIN_TRACE = 1e-140
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def certify(
         own &= ~lowest
         slack = torch.where(lowest, apart.slack.unsqueeze(1), 0)
     doubt = Doubt(powers, own, delta, together, slack)
-    held = trace > _MIN_TRACE
+    held = trace > MIN_TRACE
     if apart is None or slack is None:
         each = delta.unsqueeze(1)
         held &= _counts_hold(eigenvalues, each, (errors + svd).unsqueeze(1), thresholds)

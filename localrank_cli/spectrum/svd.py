@@ -14,8 +14,10 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 Number = TypeVar("Number", float, Tensor)
 
-# Above this sum of squares, sums of their products may leave the range of a double.
+# Above this sum of squares, sums of their products may leave the range of a double. Below the least,
+# squares of small entries have left it, and LAPACK's iteration may not converge on the others.
 _MAX_TRACE = 1e140
+MIN_TRACE = 1e-140
 # Up to this size one call of LAPACK for a whole stack of matrices beats a call for each.
 MAX_STACKED_SIZE = 24
 # Rows of a large Gram matrix that are computed at once.
@@ -88,7 +90,7 @@ def gram_eigenvalues(matrices: Tensor) -> Tensor:
     """Return the eigenvalues of M M^T or M^T M, whichever is smaller.
 
     M has shape (..., m, k), any floating type and device, and gives (..., min(m, k)), float64, CPU,
-    descending. NaN where an entry is not finite, or so large that its square is not.
+    descending. NaN where an entry is not finite, or squares of entries leave a double's range.
     """
     matrices = matrices.detach().to(torch.float64)
     wide = matrices.shape[-2] <= matrices.shape[-1]
@@ -128,11 +130,14 @@ def symmetric_eigenvalues(gram: Tensor) -> Tensor:
     # |M|_F^2; a NaN or inf anywhere in M is on the diagonal of the Gram matrix too.
     trace = gram.trace() if gram.dim() == 2 else gram.diagonal(dim1=-2, dim2=-1).sum(-1)
     # A number is compared faster than a tensor, which counts where matrices are small and many.
-    if float(trace) < _MAX_TRACE if gram.dim() == 2 else bool((trace < _MAX_TRACE).all()):
+    if gram.dim() == 2 and MIN_TRACE < float(trace) < _MAX_TRACE:
+        single: Tensor = torch.linalg.eigvalsh(gram)
+        return single.flip(-1).cpu()
+    sound = ((trace > MIN_TRACE) | (trace == 0)) & (trace < _MAX_TRACE)
+    if bool(sound.all()):
         whole: Tensor = torch.linalg.eigvalsh(gram)
         return whole.flip(-1).cpu()
     # LAPACK must not get a NaN: it refuses the whole stack, or crashes.
-    sound = trace < _MAX_TRACE
     values = torch.linalg.eigvalsh(torch.where(sound[..., None, None], gram, 0)).flip(-1)
     return torch.where(sound.unsqueeze(-1), values, torch.nan).cpu()
 

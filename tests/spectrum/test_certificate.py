@@ -130,6 +130,15 @@ def test_scales_at_which_squares_leave_the_range(scale: float) -> None:
     assert (found > 1e-2 * found[0]).sum() == 2
 
 
+def test_a_scale_at_which_lapack_does_not_converge_on_squares() -> None:
+    # More than 24 columns, which are not solved in a stack.
+    values = torch.logspace(0, -5, 30, dtype=torch.float64)
+    matrix = planted(values.tolist(), 48, 30, 0) * 1e-154
+    (found,) = solve_stack(matrix.unsqueeze(0), demand_of((Tolerance(rtol=1e-2),)))
+    # An SVD's rounding: 1e-15 of the largest.
+    assert ((found - 1e-154 * values).abs() <= 1e-14 * 1e-154).all()
+
+
 def test_zero_matrix() -> None:
     found = solve_stack(torch.zeros(2, 5, 30, dtype=torch.float64), demand_of((Tolerance(0.01),)))
     assert torch.equal(found, torch.zeros(2, 5, dtype=torch.float64))
