@@ -14,7 +14,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 Number = TypeVar("Number", float, Tensor)
 
-# Above this sum of squares, sums of their products may leave the range of a double. Below the least,
+# Above this sum of squares, sums of their products may leave a double's range. Below the least,
 # squares of small entries have left it, and LAPACK's iteration may not converge on the others.
 _MAX_TRACE = 1e140
 MIN_TRACE = 1e-140
