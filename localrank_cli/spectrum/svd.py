@@ -129,12 +129,11 @@ def symmetric_eigenvalues(gram: Tensor) -> Tensor:
         gram = gram.cpu()
     # |M|_F^2; a NaN or inf anywhere in M is on the diagonal of the Gram matrix too.
     trace = gram.trace() if gram.dim() == 2 else gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    sound = None
     # A number is compared faster than a tensor, which counts where matrices are small and many.
-    if gram.dim() == 2 and MIN_TRACE < float(trace) < _MAX_TRACE:
-        single: Tensor = torch.linalg.eigvalsh(gram)
-        return single.flip(-1).cpu()
-    sound = ((trace > MIN_TRACE) | (trace == 0)) & (trace < _MAX_TRACE)
-    if bool(sound.all()):
+    if gram.dim() > 2 or not MIN_TRACE < float(trace) < _MAX_TRACE:
+        sound = ((trace > MIN_TRACE) | (trace == 0)) & (trace < _MAX_TRACE)
+    if sound is None or bool(sound.all()):
         whole: Tensor = torch.linalg.eigvalsh(gram)
         return whole.flip(-1).cpu()
     # LAPACK must not get a NaN: it refuses the whole stack, or crashes.
