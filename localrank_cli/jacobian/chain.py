@@ -10,6 +10,7 @@ Several first layers whose outputs meet are reduced together.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -76,11 +77,10 @@ class Chain:
         self._links = tuple(links)
         self._picked = picked or {}
         self._wanted = frozenset(wanted)
-        weights = [link.layer for link in links if isinstance(link.layer, Tensor)]
         # A gather of columns is slow.
-        columns = iter([weight.mT.contiguous() for weight in weights])
         self._columns = [
-            next(columns) if isinstance(link.layer, Tensor) else None for link in links
+            link.layer.mT.contiguous() if isinstance(link.layer, Tensor) and link.terms else None
+            for link in links
         ]
         self._norms = [
             float(torch.linalg.matrix_norm(link.layer)) if isinstance(link.layer, Tensor) else 0.0
@@ -89,12 +89,25 @@ class Chain:
         self._narrows = dominating(links)
         self._rows_behind = [self._most_rows_behind(index) for index in range(len(links))]
         self._used = [self._used_rows(index) for index in range(len(links))]
-        self._roots: dict[int, Product] = {}
-        for group in root_groups(links):
-            self._roots |= dict(zip(group, _row_spaces([links[i] for i in group]), strict=True))
-        self._squares = {
+
+    @cached_property
+    def _roots(self) -> dict[int, Product]:
+        """The first layers in a basis of their rows, by index."""
+        found: dict[int, Product] = {}
+        for group in root_groups(self._links):
+            spaces = _row_spaces([self._links[index] for index in group])
+            found |= dict(zip(group, spaces, strict=True))
+        return found
+
+    @cached_property
+    def _squares(self) -> dict[int, "Square | None"]:
+        return {
             index: square_of(root) for index, root in self._roots.items() if self._may_narrow(index)
         }
+
+    def prepare(self) -> None:
+        """Reduce the first layers, which every point needs: before several threads do."""
+        _ = self._squares
 
     @property
     def has_norms(self) -> bool:

@@ -189,7 +189,7 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
         pasts = Pasts(model, points, calls[0][-1])
         replays = _replays(tasks)
         for index, task in enumerate(tasks):
-            for offset, batch in _batches(task, points, values, together, modes):
+            for offset, batch, chain in _batches(task, points, values, together, modes):
                 stop = offset + batch.n_points
                 good = {
                     record.call: values.finite[record.call][offset:stop] for record in task.records
@@ -197,7 +197,7 @@ def all_jacobians(tasks: Sequence[Task], modes: Modes) -> Iterator[tuple[int, An
                 outputs = {call: values.outputs[call][offset:stop] for call in good}
                 place = _Place(start + offset, good, outputs, replace(pasts, first=offset), replays)
                 counted = replace(batch, advance=modes.progress.advance)
-                for portion in _of_batch(task, counted, place, modes):
+                for portion in _of_batch(task, counted, place, modes, chain):
                     yield index, portion
                     _count(task, batch, portion, modes.progress)
             routes.append(modes.routes)
@@ -241,15 +241,15 @@ class _Place:
     replays: Replays | None  # None: each source's own
 
 
-def _of_batch(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator[AnyPortion]:
+def _of_batch(
+    task: Task, batch: Batch, place: _Place, modes: Modes, chain: Chain | None
+) -> Iterator[AnyPortion]:
     start, good = place.start, place.good
     if task.parts:
         span = slice(start, start + batch.n_points)
         parts = {record.call: task.parts[record.call][span] for record in task.records}
         yield from _PartRun(task, batch, place, modes, parts).portions()
         return
-    with one_thread(_is_light([task], batch.n_points)):
-        chain = chain_of(task, batch, modes)
     if chain is not None:
         yield ChainPortion(chain, start, good)
         return
@@ -275,14 +275,19 @@ def _batches(
     values: guards.Values,
     together: Mapping[Call, Layout] | None,
     modes: Modes,
-) -> Iterator[tuple[int, Batch]]:
+) -> Iterator[tuple[int, Batch, Chain | None]]:
+    """Yield the points together, or each alone where a pass mixes them; with their chain."""
     calls = [record.call for record in task.records]
     if together is not None:
         with one_thread(_is_light([task], points.shape[0])):
-            batch = guards.make_batch(task.model, points, values, together, task.wrt)
-            are_separate = _attempt(partial(guards.points_are_separate, batch, calls))
+            plain = guards.make_batch(task.model, points, values, together, task.wrt)
+            batch = plain.in_metric(task.metric, task.picked)
+            chain = chain_of(task, batch, modes)  # which shows by itself that nothing is mixed
+            are_separate = chain is not None or _attempt(
+                partial(guards.points_are_separate, plain, calls)
+            )
         if are_separate:
-            yield 0, batch.in_metric(task.metric, task.picked)
+            yield 0, batch, chain
             return
     _note_once(
         modes,
@@ -298,10 +303,12 @@ def _batches(
         point = points[index : index + 1]
         with one_thread(_is_light([task], 1)):
             alone = guards.lay_out(task.model, point, single, task.tolerance)
-        if alone is None:
-            raise guards.unrepeatable_alone(task.model, point, single.outputs)
-        batch = guards.make_batch(task.model, point, single, alone, task.wrt)
-        yield index, batch.in_metric(task.metric, task.picked)
+            if alone is None:
+                raise guards.unrepeatable_alone(task.model, point, single.outputs)
+            batch = guards.make_batch(task.model, point, single, alone, task.wrt)
+            batch = batch.in_metric(task.metric, task.picked)
+            chain = chain_of(task, batch, modes)
+        yield index, batch, chain
 
 
 def _portions(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator[AnyPortion]:
@@ -778,7 +785,7 @@ def _take(ways: Sequence[Way[_Result]], modes: Modes) -> tuple[_Result, str]:
 
 def chain_of(task: Task, batch: Batch, modes: Modes) -> Chain | None:
     """Return the network as a chain, if it is one; `modes` keeps why it is none."""
-    if not modes.chain or task.survey.has_low_values or task.residual or task.pooled:
+    if not modes.chain or task.survey.has_low_values or task.parts or task.residual or task.pooled:
         return None
     found = find_chain(batch, [record.call for record in task.records], task.tolerance)
     if isinstance(found, Refusal):

@@ -5,6 +5,8 @@
 - Forward and reverse mode are transposes of each other.
 """
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -246,28 +248,39 @@ def make_batch(
 def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
     """Return whether one point's derivatives are those of that point alone.
 
-    Random cotangents at all points but one are pulled back; a network that treats points one by one
-    gives exact zeros at that one. A backward pass may also depend on how many points there are (it
+    Random cotangents at some points are pulled back; a network that treats points one by one gives
+    exact zeros at the others. A backward pass may also depend on how many points there are (it
     divides by their number), so that the first point is compared with itself alone. The calls must
     depend on the varied tensor.
     """
-    last = batch.n_points - 1
-    if last == 0:
+    if batch.n_points == 1:
         return True
     varied, outputs = _graph(batch, calls)
     draws = [_normal((len(output), output.shape[1]), 2410).to(output) for output in outputs]
     rows: Tensor | None = None
-    # The first and the last point, as a mixing in one direction (a cumulative sum) spares one.
-    for spared in (0, last):
+    for spared in _separating(batch.n_points):
         rows = _pulled(varied, outputs, [_without(draw, spared) for draw in draws])
         if rows is None:
             return True
         # NaN is no evidence of mixing: 0 * NaN in the backward of a broken point.
         if bool(torch.nan_to_num(rows[spared]).any()):
             return False
-    first = replace(batch, inputs=batch.inputs[:1], varied=batch.varied[:1])
-    alone = _pulled(*_graph(first, calls), [draw[:1] for draw in draws])
-    return rows is None or alone is None or _are_alike(rows[0], alone[0])
+    # The last set does not hold the first point.
+    return rows is None or is_the_same_alone(batch, calls, draws, rows)
+
+
+def is_the_same_alone(
+    batch: Batch, calls: Sequence[Call], cotangents: Sequence[Tensor], rows: Tensor
+) -> bool:
+    """Return whether the first point, by itself, has the derivative that it has in a batch.
+
+    A backward pass may divide by the number of points. `rows`, (points, n_in), are what cotangents
+    of some calls, each (points, n_out), give when they are pulled back together.
+    """
+    origin = None if batch.origin is None else batch.origin[:1]
+    first = replace(batch, inputs=batch.inputs[:1], varied=batch.varied[:1], origin=origin)
+    alone = _pulled(*_graph(first, calls), [one[:1] for one in cotangents])
+    return alone is None or _are_alike(rows[0], alone[0])
 
 
 def _graph(batch: Batch, calls: Sequence[Call]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -277,10 +290,22 @@ def _graph(batch: Batch, calls: Sequence[Call]) -> tuple[Tensor, tuple[Tensor, .
         return varied, batch.outputs(varied, calls)
 
 
-def _without(draw: Tensor, point: int) -> Tensor:
-    """Return a copy that is zero at a point."""
+def _separating(n_points: int) -> list[list[int]]:
+    """Return few sets of points, so that for any two one holds the first and not the second.
+
+    With k sets, each point is in another choice of k // 2 of them, none of which holds another one.
+    """
+    count = 2
+    while math.comb(count, count // 2) < n_points:
+        count += 1
+    choices = list(itertools.islice(itertools.combinations(range(count), count // 2), n_points))
+    return [[point for point in range(n_points) if one in choices[point]] for one in range(count)]
+
+
+def _without(draw: Tensor, points: list[int]) -> Tensor:
+    """Return a copy that is zero at some points."""
     spared = draw.clone()
-    spared[point] = 0
+    spared[points] = 0
     return spared
 
 

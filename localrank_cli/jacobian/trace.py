@@ -23,6 +23,7 @@ from torch.nn import functional
 from localrank_cli.errors import cause
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain
+from localrank_cli.jacobian.guards import is_the_same_alone, random_cotangent
 from localrank_cli.jacobian.links import Link, Norm, Term, pulled
 from localrank_cli.jacobian.routes import contraction
 from localrank_cli.layers.capture import Call
@@ -40,6 +41,7 @@ _ELEMENTWISE = frozenset(
 )
 # Entries outside of this range have squares that a double cannot hold.
 _SMALLEST, _LARGEST = 1e-100, 1e100
+_SEED = 0  # of random cotangents
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Refusal:
 
 def find_chain(batch: Batch, calls: Sequence[Call], tolerance: float) -> Chain | Refusal:
     """Return the chain in autograd's graphs of one pass over the batch, or why there is none.
+
+    The points of a chain are separate, see `_gives_rows`.
 
     `tolerance` is the relative difference below which two computations of a value agree.
     """
@@ -308,7 +312,7 @@ _NORMS: Mapping[type[nn.Module], Callable[[Tensor, Any], Norm]] = {
 
 def _random(width: int) -> Tensor:
     """Return the same standard normal numbers for every point, (1, width)."""
-    generator = torch.Generator("cpu").manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(_SEED)
     return torch.randn(1, width, generator=generator, dtype=torch.float64, device="cpu")
 
 
@@ -318,12 +322,15 @@ def _gives_rows(
     """Check that u^T J is autograd's at every point, in a pass that nothing is cut off from.
 
     The random u of each call is scaled so that |u^T J| = 1: a call cannot hide behind a larger one.
+    It is another one at each point: where a pass mixes points, what autograd gives for one of them
+    holds the u of others. So a chain that is found has points that are separate, in the sense of
+    `guards.points_are_separate`, and its slopes are those of the points alone.
     """
     cotangents: dict[Call, Tensor] = {}
     by_call = {link.call: link for link in links}
     for call in calls:
         n_out = by_call[call].n_out
-        draw = _random(n_out).to(batch.varied).expand(batch.n_points, n_out)
+        draw = random_cotangent(n_out, batch, _SEED)
         size = pulled(links, {call: draw}).norm(dim=1, keepdim=True)
         if bool(((size > 0) & ((size < _SMALLEST) | (size > _LARGEST))).any()):
             return False  # squares of its entries leave the range, and this check means nothing
@@ -333,8 +340,10 @@ def _gives_rows(
     whole = replace(batch, picked={})
     varied = batch.varied.detach().requires_grad_(True)
     outputs = whole.outputs(varied, calls)
-    total = contraction(outputs, [cotangents[call] for call in calls])
-    (row,) = torch.autograd.grad(total, varied)
+    drawn = [cotangents[call] for call in calls]
+    (row,) = torch.autograd.grad(contraction(outputs, drawn), varied)
     known = torch.isfinite(row) & torch.isfinite(expected)
     off = torch.where(known, (row - expected).abs(), 0)
-    return bool((off <= tolerance * len(calls)).all())
+    if not bool((off <= tolerance * len(calls)).all()):
+        return False
+    return batch.n_points == 1 or is_the_same_alone(whole, calls, drawn, row)

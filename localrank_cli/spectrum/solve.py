@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ from localrank_cli.spectrum.svd import (
 )
 from localrank_cli.spectrum.tolerance import Tolerance
 from localrank_cli.threads import one_thread
+
+_Item = TypeVar("_Item")
 
 # Up to this size a thread for each matrix beats all threads on one matrix.
 _MAX_THREADED_SIZE = 512
@@ -292,24 +295,25 @@ def solve_chain(
     that count, and `shapes` holds n_out and n_in of each wanted call.
     """
     weights = chain.first_layers()
-    found: dict[Call, Tensor] = {}
-
-    def solve_first() -> None:
-        """Solve the first layers, whose Jacobians are the same at every point."""
-        for call, weight in weights.items():
-            values = solve_stack(weight.unsqueeze(0), demand)
-            found[call] = values.expand(len(points), -1)
-
     rest = [call for call in shapes if call not in weights]
+    are_small = max(min(shape) for shape in shapes.values()) <= _MAX_THREADED_SIZE
+
+    def prepared(weight: Tensor | None) -> Tensor:
+        """Return the singular values of a first layer; of None, reduce all for what is behind."""
+        if weight is not None:
+            return solve_stack(weight.unsqueeze(0), demand)
+        if rest and points:
+            chain.prepare()
+        return torch.empty(0, device="cpu")
+
+    # The Jacobians of first layers are the same at every point.
+    _, *first = _each(prepared, [None, *weights.values()], are_small=are_small)
+    found = {call: one.expand(len(points), -1) for call, one in zip(weights, first, strict=True)}
     if not rest or not points or demand.tolerances is None:
-        solve_first()
         return found | {call: _svd(chain, points, call, min(shapes[call])) for call in rest}
 
-    def squared(point: int | None) -> dict[Call, _Solution]:
-        """Return what the Gram matrices of all factors give at one point; None: first layers."""
-        if point is None:
-            solve_first()
-            return {}
+    def squared(point: int) -> dict[Call, _Solution]:
+        """Return what the Gram matrices of all factors give at one point."""
         factors = chain.factors(point, frozenset(rest))
         return {factor.call: _of_factor(factor, demand) for factor in factors}
 
@@ -317,17 +321,20 @@ def solve_chain(
         """Return a call's values by squares, and for which of them to use these."""
         return _certified([one[call] for one in by_point], shapes[call], demand)
 
-    are_small = max(min(shape) for shape in shapes.values()) <= _MAX_THREADED_SIZE
-    if are_small:  # first layers beside the points
-        _, *by_point = thread_map(squared, [None, *points], are_small=True)
-    else:
-        solve_first()
-        by_point = thread_map(squared, points, are_small=False)
-    certain = thread_map(certified, rest, are_small=True)
-    for call, (values, holds) in zip(rest, certain, strict=True):
-        factors = _factors(chain, points, call)
-        solver = _solver(factors, [one[call] for one in by_point], shapes[call], demand)
-        found[call] = _settled(values, holds, solver)
+    def surely(doubtful: tuple[Call, int]) -> Tensor:
+        """Return a call's values at one point, from the matrix itself."""
+        call, index = doubtful
+        matrix = _factors(chain, points, call)(index)
+        return _solve_surely(matrix, shapes[call], by_point[index][call].eigenvalues, demand)
+
+    by_point = thread_map(squared, points, are_small=are_small)
+    certain = dict(zip(rest, thread_map(certified, rest, are_small=True), strict=True))
+    found |= {call: values for call, (values, _) in certain.items()}
+    doubtful = [(call, index) for call, (_, holds) in certain.items() for index in _doubtful(holds)]
+    are_small = all(min(shapes[call]) <= _MAX_THREADED_SIZE for call, _ in doubtful)
+    rows = _each(surely, doubtful, are_small=are_small)
+    for (call, index), row in zip(doubtful, rows, strict=True):
+        found[call][index] = _padded(row, min(shapes[call]))
     return found
 
 
@@ -394,13 +401,19 @@ def _solver(
 
     def surely(indices: Sequence[int]) -> Tensor:
         """Solve the matrices of some indices, small ones in several threads."""
-        if min(shape) > _MAX_THREADED_SIZE:
-            found = [values(index) for index in indices]
-        else:
-            found = thread_map(values, indices, are_small=True)
+        found = _each(values, indices, are_small=min(shape) <= _MAX_THREADED_SIZE)
         return torch.stack([_padded(row, min(shape)) for row in found])
 
     return surely
+
+
+def _each(
+    work: Callable[[_Item], Tensor], items: Sequence[_Item], *, are_small: bool
+) -> list[Tensor]:
+    """Return the results for all items: of small ones side by side, else with all threads each."""
+    if are_small:
+        return thread_map(work, items, are_small=True)
+    return [work(item) for item in items]
 
 
 def _certain_values(
@@ -415,11 +428,17 @@ def _certain_values(
 
 def _settled(values: Tensor, holds: Tensor, surely: Callable[[Sequence[int]], Tensor]) -> Tensor:
     """Return values with those that do not hold replaced by what `surely` returns."""
-    # A comparison with NaN is false: what is not finite or out of range is never certified.
-    doubtful = (~holds).nonzero().squeeze(1).tolist()
+    doubtful = _doubtful(holds)
     if doubtful:
         values[doubtful] = surely(doubtful)
     return values
+
+
+def _doubtful(holds: Tensor) -> list[int]:
+    """Return which matrices were not certified."""
+    # A comparison with NaN is false: what is not finite or out of range never is.
+    found: list[int] = (~holds).nonzero().squeeze(1).tolist()
+    return found
 
 
 @one_thread()  # a few numbers for each value

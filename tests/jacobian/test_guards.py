@@ -1,11 +1,13 @@
 """What is checked before a batch, or forward mode, is believed: seen in the notes."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.engine import Modes
 from tests.asking import numbers, spectra_of, spectra_of_case
 from tests.cases import CASES, Case, params
@@ -66,6 +68,15 @@ def test_each_note_appears_once_in_a_series(case: Case) -> None:
     assert modes.notes == notes
     for label, spectrum in first.items():
         assert torch.equal(spectrum.values, again[label].values)
+
+
+@pytest.mark.parametrize("n_points", [2, 3, 4, 7, 21, 64])
+def test_sets_that_tell_any_two_points_apart(n_points: int) -> None:
+    sets = guards._separating(n_points)
+    for one, other in itertools.permutations(range(n_points), 2):
+        assert any(one in held and other not in held for held in sets)
+    # Its derivative in a batch is taken from the last set, at whose points nothing is pulled back.
+    assert 0 not in sets[-1]
 
 
 def test_one_point_needs_no_batch() -> None:

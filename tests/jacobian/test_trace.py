@@ -40,6 +40,19 @@ class Square(torch.autograd.Function):
         return grads[0].flip(1).cumsum(1).flip(1)
 
 
+class Tanh(torch.autograd.Function):
+    """Bears the name of an elementwise operation, and mixes points in its backward pass alone."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, over_points: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.over_points = over_points
+        return hidden.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.over_points(grads[0]), None
+
+
 def instance_norm(hidden: Tensor) -> Tensor:
     """Autograd's node for it is that of a batch norm."""
     return functional.instance_norm(hidden.unsqueeze(1)).squeeze(1)
@@ -166,6 +179,31 @@ def test_chains(name: str) -> None:
 def test_networks_that_are_not_chains(name: str) -> None:
     model = Forward(OTHERS[name]).double()
     assert compare(model, torch.randn(4, 6, dtype=torch.float64)).startswith("no chain")
+
+
+MIXES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum over points": lambda grad: grad.sum(0).expand_as(grad),
+    "cumulative": lambda grad: grad.cumsum(0),
+    "cumulative, backwards": lambda grad: grad.flip(0).cumsum(0).flip(0),
+    "of two in the middle": lambda grad: (
+        grad + functional.pad(grad[1:2], (0, 0, 2, 2))[: len(grad)]
+    ),
+    "a little": lambda grad: grad + 1e-6 * (grad - grad.roll(1, 0)),
+    "mean": lambda grad: grad + grad.mean(0),
+    "by their number": lambda grad: grad / len(grad),
+}
+
+
+@pytest.mark.parametrize("behind", [nn.Identity(), nn.Softmax(1)], ids=["chain", "no chain"])
+@pytest.mark.parametrize("name", MIXES)
+def test_points_that_are_mixed_by_the_backward_pass_alone(name: str, behind: nn.Module) -> None:
+    model = Forward(lambda m, x: m.b(behind(Tanh.apply(m.a(x), MIXES[name])))).double()
+    modes, points = Modes(), torch.randn(5, 6, dtype=torch.float64)
+    found = spectra_of(model, points, modes=modes)
+    assert "points are computed one by one" in modes.notes[0]
+    for label, sigma in naive_spectra(naive_jacobians(model, points, (), "")).items():
+        # As above.
+        assert (abs(numbers(found[label]) - sigma) <= 1.1e-11 * sigma[:, :1]).all(), label
 
 
 def test_small_entries_that_are_mixed_beside_a_large_one_are_no_chain() -> None:
