@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.jacobian import local
 from localrank_cli.jacobian.engine import Modes
+from localrank_cli.jacobian.local import Fold, LocalJacobian
+from localrank_cli.layers.receptive import Field
 from localrank_cli.layers.select import Selection
 from localrank_cli.measures.table import demand_of
 from localrank_cli.spectrum import deflation, solve
@@ -151,6 +154,37 @@ def random_network(seed: int) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("seed", one_in(3, range(12)))
 def test_random_convolutions_give_the_naive_singular_values(seed: int) -> None:
     compare(*random_network(seed), Modes())
+
+
+@pytest.mark.parametrize("portion", [3, 256])
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize(("n", "step"), [(6, 1), (7, 2)])
+def test_what_is_rebuilt_in_tiles_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, n: int, step: int, size: int, portion: int
+) -> None:
+    monkeypatch.setattr(local, "_PORTION", portion)
+    monkeypatch.setattr(LocalJacobian, "_tile", lambda _, **__: size)
+    axis = tuple((max(0, at - 1), min(n, at + 2)) for at in range(0, n, step))
+    field = Field((axis, axis[:-1]), (n, n))
+    fold = Fold.of(2, [field])
+    jacobian = LocalJacobian(torch.randn(fold.n_directions, 3, *field.grid).double(), fold, field)
+    entries = [
+        [
+            *(low <= at < high for at, (low, high) in zip((y, x), (axis[i], axis[j]), strict=True)),
+            jacobian.outputs[(channel * 3 + y % 3) * 3 + x % 3, out, i, j],
+        ]
+        for out in range(3)
+        for i, j in np.ndindex(field.grid)
+        for channel in range(2)
+        for y, x in np.ndindex(n, n)
+    ]
+    whole = torch.tensor([value * one * other for one, other, value in entries])
+    whole = whole.view(jacobian.shape)
+    assert torch.equal(jacobian.dense(), whole)
+    vectors = torch.randn(2 * n * n, 4, dtype=torch.float64)
+    # Sums of up to 150 products of numbers of size 1 in another order.
+    assert torch.allclose(jacobian.times(vectors), whole @ vectors, atol=1e-12)
+    assert torch.allclose(jacobian.gram().tril(), (whole.mT @ whole).tril(), atol=1e-12)
 
 
 @pytest.mark.parametrize("seeds", [4, pytest.param(12, marks=pytest.mark.long)])
