@@ -18,6 +18,7 @@ import networks
 import torch
 from cases import CASES
 from commands import many, start_up, whole_command
+from methods import COUNTS
 from real import REAL, real_lines
 from rich.console import Console
 from rich.table import Table
@@ -42,21 +43,30 @@ def compare(key: str, *, quick: bool = False) -> list[dict[str, Any]]:
     """
     case = CASES[key]
     sides = best_sides(key, quick=quick)
-    ours, command = sides[:2]
+    ours, command, *others = sides
+    counts = next((side for side in others if side.setting.method == COUNTS), None)
     lines = []
-    for side in sides[2:]:
-        target = case.baselines[side.setting.method]
-        lines.append(
-            {
-                "case": case.name,
-                "baseline": side.setting.label,
-                "localrank": _numbers(ours),
-                "as_command": _numbers(command),
-                "theirs": _numbers(side),
-                "target": target if side.setting.dtype == "float32" else None,
-                **_differing(ours, side),
-            }
-        )
+    for side in others:
+        if side is counts:
+            continue
+        method, is_float32 = side.setting.method, side.setting.dtype == "float32"
+        line = {
+            "case": case.name,
+            "baseline": side.setting.label,
+            "localrank": _numbers(ours),
+            "as_command": _numbers(command),
+            "theirs": _numbers(side),
+            "target": case.baselines[method] if is_float32 else None,
+            **_differing(ours, side),
+        }
+        lines.append(line)
+        if counts is not None and case.counts is not None and method == case.counts[0]:
+            lines.append(
+                line
+                | {"case": f"{case.name}, `--measures counts`", "localrank": _numbers(counts)}
+                | {"target": case.counts[1] if is_float32 else None}
+                | _differing(counts, side)
+            )
     lines[0]["command_differing"] = _differing(ours, command)["differing"]
     return lines
 

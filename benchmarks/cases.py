@@ -19,6 +19,9 @@ class Case:
     layers: tuple[str, ...]
     baselines: dict[str, float | None]  # -> ratio of wall seconds that is aimed at
     is_long: bool = False  # run once; its number of threads is chosen on a part of it
+    counts: tuple[str, float] | None = (
+        None  # a baseline, and the ratio of `--measures counts` to it
+    )
 
 
 def _trained(width: int, points: int, activation: type[nn.Module] = nn.ReLU) -> Make:
@@ -69,6 +72,7 @@ CASES: dict[str, Case] = {
         _trained(200, 64),
         _MLP,
         {"loop": None, "jacrev": 18, "jacfwd": None, **_CAREFUL},
+        counts=("jacrev", 25),
     ),
     "tanh": Case(
         "the first with tanh", _trained(200, 64, nn.Tanh), _MLP, {"jacrev": 8, **_CAREFUL}
@@ -98,5 +102,6 @@ CASES: dict[str, Case] = {
         _CONVOLUTIONS,
         {"jacrev_chunks": 6, "careful_forward": None},
         is_long=True,
+        counts=("jacrev_chunks", 8),
     ),
 }

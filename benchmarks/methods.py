@@ -12,6 +12,7 @@ from torch.func import jacfwd, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ATOL = 0.01
+COUNTS = "localrank --measures counts"
 Counts = list[list[int]]  # by layer and point
 Method = Callable[[nn.Module, Tensor, tuple[str, ...]], Counts]
 
@@ -155,22 +156,33 @@ def _chain(model: nn.Module, points: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 def localrank(model: nn.Module, points: Tensor, layers: tuple[str, ...]) -> Counts:
     """Compute all measures in float64, with the certificate and near_tol."""
+    return _localrank(model, points, layers, "all")
+
+
+def localrank_counts(model: nn.Module, points: Tensor, layers: tuple[str, ...]) -> Counts:
+    """Do the same without the effective rank: `--measures counts`."""
+    return _localrank(model, points, layers, "counts")
+
+
+def _localrank(model: nn.Module, points: Tensor, layers: tuple[str, ...], measures: str) -> Counts:
     from localrank_cli.layers.select import Selection
-    from localrank_cli.measures.layer import measure
-    from localrank_cli.measures.table import demand_of
+    from localrank_cli.measures.layer import reduce_points
+    from localrank_cli.measures.points import point_measures
+    from localrank_cli.measures.table import CHOICES, demand_of
     from localrank_cli.spectrum.layer import Request, layer_spectra
     from localrank_cli.spectrum.tolerance import Tolerance
 
-    tolerances = (Tolerance(atol=ATOL),)
-    request = Request(Selection(layers), demand=demand_of(tolerances))
+    tolerances, names = (Tolerance(atol=ATOL),), CHOICES[measures]
+    request = Request(Selection(layers), demand=demand_of(tolerances, names=names))
     spectra = layer_spectra(model, points, request)
     for spectrum in spectra:
-        measure(spectrum, tolerances, 1.0)
+        reduce_points(point_measures(spectrum, tolerances, 1.0, names))
     return [(spectrum.values > ATOL).sum(dim=1).tolist() for spectrum in spectra]
 
 
 METHODS: dict[str, Method] = {
     "localrank": localrank,
+    COUNTS: localrank_counts,
     "loop": loop,
     "jacrev": jacrev_svd,
     "jacrev_chunks": jacrev_chunks,
@@ -180,4 +192,4 @@ METHODS: dict[str, Method] = {
     "by_hand": by_hand,
 }
 # Written for float64: a Gram matrix in float32 cannot resolve the tolerance.
-FLOAT64_ONLY = frozenset({"localrank", "careful", "careful_forward", "by_hand"})
+FLOAT64_ONLY = frozenset({"localrank", COUNTS, "careful", "careful_forward", "by_hand"})

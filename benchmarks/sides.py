@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cases import CASES
-from methods import FLOAT64_ONLY
+from methods import COUNTS, FLOAT64_ONLY
 from worker import Work
 
 HERE = Path(__file__).parent
@@ -133,7 +133,8 @@ def settings(case: str, *, quick: bool = False) -> list[Setting]:
     threads = THREADS[:1] if quick else THREADS
     found = [Setting("localrank", "float64", count) for count in threads]
     found.append(Setting("localrank", "float64", THREADS[-1], is_command=True))
-    for method in CASES[case].baselines:
+    baselines = [*CASES[case].baselines, *([COUNTS] if CASES[case].counts else [])]
+    for method in baselines:
         for dtype in ("float64",) if method in FLOAT64_ONLY else ("float32", "float64"):
             found += [Setting(method, dtype, count) for count in threads]
     return found
