@@ -17,6 +17,7 @@ from torch import Tensor
 
 from localrank_cli.jacobian.links import Link, Norm, dominating, indices, root_groups
 from localrank_cli.layers.capture import Call
+from localrank_cli.threads import one_thread
 
 _U = 2.0**-53  # unit roundoff of float64
 # Rows of R without pivoting that small may be what is left of a first layer of low rank.
@@ -26,6 +27,8 @@ _NEXT_TO_NOTHING = 1e-6
 # Its square, relative to the least of the large values and the largest, is the error of singular
 # values that are computed in two parts.
 _COUPLED = 1e-10
+# Entries of first layers up to which threads that wait for one another do not pay.
+_LIGHT = 2**20
 # Frobenius norms between these have squares and inverses in a double's range.
 _SMALLEST, _LARGEST = 1e-70, 1e70
 
@@ -427,7 +430,8 @@ def _row_spaces(links: Sequence[Link]) -> list[Product]:
             Product(weight, None, link.error, size)
             for weight, link, size in zip(weights, links, sizes, strict=True)
         ]
-    triangle = torch.linalg.qr(stacked.mT, mode="r").R
+    with one_thread(stacked.numel() <= _LIGHT):
+        triangle = torch.linalg.qr(stacked.mT, mode="r").R
     # What is off in one of them may come from the size of another.
     rounded = 8 * n_out * n_in * _U * _norm(stacked)
     large = _large_columns(triangle) if len(links) == 1 else None

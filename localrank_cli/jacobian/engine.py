@@ -283,8 +283,9 @@ def _batches(
             plain = guards.make_batch(task.model, points, values, together, task.wrt)
             batch = plain.in_metric(task.metric, task.picked)
             chain = chain_of(task, batch, modes)  # which shows by itself that nothing is mixed
+            everywhere = torch.stack([values.finite[call] for call in calls]).all(dim=0)
             are_separate = chain is not None or _attempt(
-                partial(guards.points_are_separate, plain, calls)
+                partial(guards.points_are_separate, plain, calls, everywhere, task.tolerance)
             )
         if are_separate:
             yield 0, batch, chain

@@ -7,7 +7,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -245,42 +245,155 @@ def make_batch(
     return Batch(model, inputs, varied, varied_layout, dict(layouts), wrt)
 
 
-def points_are_separate(batch: Batch, calls: Sequence[Call]) -> bool:
+def points_are_separate(
+    batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: float
+) -> bool:
     """Return whether one point's derivatives are those of that point alone.
 
     Random cotangents at some points are pulled back; a network that treats points one by one gives
     exact zeros at the others. A backward pass may also depend on how many points there are (it
-    divides by their number), so that the first point is compared with itself alone. The calls must
-    depend on the varied tensor.
+    divides by their number): the first and the last point are compared with themselves alone. The
+    calls must depend on the varied tensor. `good`, (points,) bool, are points with finite outputs.
     """
     if batch.n_points == 1:
         return True
     varied, outputs = _graph(batch, calls)
-    draws = [_normal((len(output), output.shape[1]), 2410).to(output) for output in outputs]
-    rows: Tensor | None = None
+    draws = [random_cotangent(output.shape[1], batch, 2410).to(output) for output in outputs]
     for spared in _separating(batch.n_points):
         rows = _pulled(varied, outputs, [_without(draw, spared) for draw in draws])
         if rows is None:
             return True
-        # NaN is no evidence of mixing: 0 * NaN in the backward of a broken point.
         if bool(torch.nan_to_num(rows[spared]).any()):
             return False
-    # The last set does not hold the first point.
-    return rows is None or is_the_same_alone(batch, calls, draws, rows)
+        # 0 * NaN in the backward of a broken point is no evidence of mixing.
+        zeros = [torch.zeros_like(draw) for draw in draws]
+        strange = rows.isnan().any(dim=1) & good.to(rows.device)
+        if any(strange[point] and is_finite_alone(batch, calls, zeros, point) for point in spared):
+            return False
+    first, last = 0, max(good.nonzero().squeeze(1).tolist(), default=0)
+    left, tested = list(range(len(calls))), set[int]()
+    while left:
+        # Another point for calls whose derivative is zero or not finite there.
+        some = _Some([calls[k] for k in left], [outputs[k] for k in left], [draws[k] for k in left])
+        sizes = _sizes_alone(batch, some, first)
+        some = some.scaled(sizes)
+        for point in {first} if tested else {first, last}:
+            if not _is_alike_alone(batch, varied, some, point, tolerance):
+                return False
+        tested.add(first)
+        left = [k for k, size in zip(left, sizes, strict=True) if not size]
+        rows = _pulled(varied, [outputs[k] for k in left], [draws[k] for k in left])
+        found = None if rows is None else _first_not_zero(rows, tested)
+        if found is None:
+            break
+        first = found
+    return True
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some calls, their outputs, and what is pulled back from each."""
+
+    calls: list[Call]
+    outputs: list[Tensor]  # (points, n_out)
+    cotangents: list[Tensor]  # likewise
+
+    def scaled(self, sizes: Sequence[float]) -> "_Some":
+        """Return the same with cotangents that are divided by sizes, if they are not zero."""
+        pairs = zip(self.cotangents, sizes, strict=True)
+        return replace(self, cotangents=[one / (size or 1.0) for one, size in pairs])
+
+    def each(self) -> Iterator["_Some"]:
+        """Yield each call by itself."""
+        for call, output, cotangent in zip(self.calls, self.outputs, self.cotangents, strict=True):
+            yield _Some([call], [output], [cotangent])
+
+
+def _is_alike_alone(
+    batch: Batch, varied: Tensor, some: _Some, point: int, tolerance: float
+) -> bool:
+    """Return whether a point has roughly the same derivative alone, for each call.
+
+    Where rounding breaks a tie (equal entries below a max pooling), a few entries differ and are as
+    good; a division by a number of points leaves half of them or less. Without ties all calls
+    together agree up to rounding.
+    """
+    rows = _pulled(varied, some.outputs, some.cotangents)
+    if rows is None or is_the_same_alone(
+        batch, some.calls, some.cotangents, rows, point, tolerance
+    ):
+        return True
+    for one in some.each():
+        rows = _pulled(varied, one.outputs, one.cotangents)
+        if rows is not None and not is_the_same_alone(
+            batch, one.calls, one.cotangents, rows, point, _ROUGHLY
+        ):
+            return False
+    return True
 
 
 def is_the_same_alone(
-    batch: Batch, calls: Sequence[Call], cotangents: Sequence[Tensor], rows: Tensor
+    batch: Batch,
+    calls: Sequence[Call],
+    cotangents: Sequence[Tensor],
+    rows: Tensor,
+    point: int,
+    tolerance: float,
 ) -> bool:
-    """Return whether the first point, by itself, has the derivative that it has in a batch.
+    """Return whether a point, by itself, has the derivative that it has in a batch.
 
-    A backward pass may divide by the number of points. `rows`, (points, n_in), are what cotangents
-    of some calls, each (points, n_out), give when they are pulled back together.
+    `rows`, (points, n_in), are what cotangents of some calls, each (points, n_out), give when they
+    are pulled back together. They are scaled so that |u^T J| = 1: a call cannot hide behind a
+    larger one. The tolerance is for the norm of the difference, where both are finite.
     """
-    origin = None if batch.origin is None else batch.origin[:1]
-    first = replace(batch, inputs=batch.inputs[:1], varied=batch.varied[:1], origin=origin)
-    alone = _pulled(*_graph(first, calls), [one[:1] for one in cotangents])
-    return alone is None or _are_alike(rows[0], alone[0])
+    row = _row_alone(batch, calls, cotangents, point)
+    if row is None:
+        return True
+    known = torch.isfinite(rows[point]) & torch.isfinite(row)
+    off = torch.where(known, rows[point] - row, 0).norm()
+    return bool(off <= tolerance * len(calls))
+
+
+def _alone(batch: Batch, point: int) -> Batch:
+    """Return the batch of one of the points."""
+    span = slice(point, point + 1)
+    origin = None if batch.origin is None else batch.origin[span]
+    return replace(batch, inputs=batch.inputs[span], varied=batch.varied[span], origin=origin)
+
+
+def is_finite_alone(
+    batch: Batch, calls: Sequence[Call], cotangents: Sequence[Tensor], point: int
+) -> bool:
+    """Return whether what is pulled back at a point by itself is finite."""
+    row = _row_alone(batch, calls, cotangents, point)
+    return row is None or bool(torch.isfinite(row).all())
+
+
+def _row_alone(
+    batch: Batch, calls: Sequence[Call], cotangents: Sequence[Tensor], point: int
+) -> Tensor | None:
+    """Return what cotangents, (points, n_out), give at a point by itself: (n_in,)."""
+    varied, outputs = _graph(_alone(batch, point), calls)
+    rows = _pulled(varied, outputs, [one[point : point + 1] for one in cotangents])
+    return None if rows is None else rows[0]
+
+
+def _sizes_alone(batch: Batch, some: _Some, point: int) -> list[float]:
+    """Return |u^T J| of each call at a point by itself; 0 where it is not finite."""
+    varied, outputs = _graph(_alone(batch, point), some.calls)
+    sizes = []
+    for output, draw in zip(outputs, some.cotangents, strict=True):
+        row = _pulled(varied, [output], [draw[point : point + 1]])
+        size = 0.0 if row is None else float(row.norm())
+        sizes.append(size if math.isfinite(size) else 0.0)
+    return sizes
+
+
+def _first_not_zero(rows: Tensor, without: set[int]) -> int | None:
+    """Return the first point whose row is finite and not zero, if there is one."""
+    sizes = rows.norm(dim=1)
+    found = (torch.isfinite(sizes) & (sizes > 0)).nonzero().squeeze(1).tolist()
+    return next((point for point in found if point not in without), None)
 
 
 def _graph(batch: Batch, calls: Sequence[Call]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -312,21 +425,13 @@ def _without(draw: Tensor, points: list[int]) -> Tensor:
 def _pulled(varied: Tensor, outputs: Sequence[Tensor], draws: Sequence[Tensor]) -> Tensor | None:
     """Pull cotangents back; None where nothing depends on the varied tensor."""
     # One backward pass for all calls: random cotangents do not cancel.
+    used = [pair for pair in zip(outputs, draws, strict=True) if pair[0].requires_grad]
+    if not used:
+        return None
     (rows,) = torch.autograd.grad(
-        contraction(outputs, draws), varied, allow_unused=True, retain_graph=True
+        contraction(*zip(*used, strict=True)), varied, allow_unused=True, retain_graph=True
     )
     return rows
-
-
-def _are_alike(first: Tensor, second: Tensor) -> bool:
-    """Return whether two derivatives agree roughly, where they are finite.
-
-    Where rounding breaks a tie (equal entries below a max pooling), a few entries differ and are
-    as good; a division by a number of points leaves half of them or less.
-    """
-    known = torch.isfinite(first) & torch.isfinite(second)
-    first, second = torch.where(known, first, 0), torch.where(known, second, 0)
-    return bool((first - second).norm() <= _ROUGHLY * second.norm())
 
 
 def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: float) -> bool:

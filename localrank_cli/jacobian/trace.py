@@ -23,7 +23,11 @@ from torch.nn import functional
 from localrank_cli.errors import cause
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain
-from localrank_cli.jacobian.guards import is_the_same_alone, random_cotangent
+from localrank_cli.jacobian.guards import (
+    is_finite_alone,
+    is_the_same_alone,
+    random_cotangent,
+)
 from localrank_cli.jacobian.links import Link, Norm, Term, pulled
 from localrank_cli.jacobian.routes import contraction
 from localrank_cli.layers.capture import Call
@@ -324,9 +328,10 @@ def _gives_rows(
     The random u of each call is scaled so that |u^T J| = 1: a call cannot hide behind a larger one.
     It is another one at each point: where a pass mixes points, what autograd gives for one of them
     holds the u of others. So a chain that is found has points that are separate, in the sense of
-    `guards.points_are_separate`, and its slopes are those of the points alone.
+    `guards.points_are_separate`; that its slopes are those of points alone is compared, too.
     """
     cotangents: dict[Call, Tensor] = {}
+    sizes = []
     by_call = {link.call: link for link in links}
     for call in calls:
         n_out = by_call[call].n_out
@@ -334,6 +339,7 @@ def _gives_rows(
         size = pulled(links, {call: draw}).norm(dim=1, keepdim=True)
         if bool(((size > 0) & ((size < _SMALLEST) | (size > _LARGEST))).any()):
             return False  # squares of its entries leave the range, and this check means nothing
+        sizes.append(size)
         scaled = torch.where(size > 0, draw / size, draw)  # zero has to be zero
         cotangents[call] = torch.where(torch.isfinite(size), scaled, 0)
     expected = pulled(links, cotangents)
@@ -342,8 +348,25 @@ def _gives_rows(
     outputs = whole.outputs(varied, calls)
     drawn = [cotangents[call] for call in calls]
     (row,) = torch.autograd.grad(contraction(outputs, drawn), varied)
-    known = torch.isfinite(row) & torch.isfinite(expected)
-    off = torch.where(known, (row - expected).abs(), 0)
+    # NaN where a number is expected comes from a point that is not finite.
+    off = torch.where(torch.isfinite(expected), (row - expected).abs(), 0)
     if not bool((off <= tolerance * len(calls)).all()):
         return False
-    return batch.n_points == 1 or is_the_same_alone(whole, calls, drawn, row)
+    if batch.n_points == 1:
+        return True
+    good = torch.stack([torch.isfinite(output).all(dim=1) for output in outputs]).all(dim=0)
+    strange = (good & ~torch.isfinite(expected).all(dim=1)).nonzero().squeeze(1).tolist()
+    if any(is_finite_alone(whole, calls, drawn, point) for point in strange):
+        return False
+    points = _ends(torch.cat(sizes, dim=1))
+    return all(is_the_same_alone(whole, calls, drawn, row, point, tolerance) for point in points)
+
+
+def _ends(sizes: Tensor) -> list[int]:
+    """Return the first and the last point at which each call's derivative is not zero.
+
+    `sizes` are those of the derivatives, (points, calls).
+    """
+    usable = ((sizes > 0) & torch.isfinite(sizes)).to(torch.uint8)
+    first, last = usable.argmax(dim=0), len(sizes) - 1 - usable.flip(0).argmax(dim=0)
+    return sorted({*first.tolist(), *last.tolist()})

@@ -187,7 +187,7 @@ class _Kernel:
         return max(1, _UNFOLDED // max(1, self._unfolded_bytes(grid)))
 
     def _unfolded_bytes(self, grid: Sequence[int]) -> int:
-        return 8 * self.weight[0].numel() * prod(grid)
+        return 8 * prod(self.weight.shape[1:]) * prod(grid)
 
     def _unfolded(self, inputs: Tensor, grid: Sequence[int]) -> Tensor:
         """Return the inputs of each output, (weights of an output, batch * positions)."""

@@ -331,10 +331,11 @@ def solve_chain(
     certain = dict(zip(rest, thread_map(certified, rest, are_small=True), strict=True))
     found |= {call: values for call, (values, _) in certain.items()}
     doubtful = [(call, index) for call, (_, holds) in certain.items() for index in _doubtful(holds)]
-    are_small = all(min(shapes[call]) <= _MAX_THREADED_SIZE for call, _ in doubtful)
-    rows = _each(surely, doubtful, are_small=are_small)
-    for (call, index), row in zip(doubtful, rows, strict=True):
-        found[call][index] = _padded(row, min(shapes[call]))
+    is_narrow = {call: min(shapes[call]) <= _MAX_THREADED_SIZE for call in rest}
+    for are_narrow in (True, False):
+        some = [(call, index) for call, index in doubtful if is_narrow[call] == are_narrow]
+        for (call, index), row in zip(some, _each(surely, some, are_small=are_narrow), strict=True):
+            found[call][index] = _padded(row, min(shapes[call]))
     return found
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -204,6 +205,54 @@ def test_points_that_are_mixed_by_the_backward_pass_alone(name: str, behind: nn.
     for label, sigma in naive_spectra(naive_jacobians(model, points, (), "")).items():
         # As above.
         assert (abs(numbers(found[label]) - sigma) <= 1.1e-11 * sigma[:, :1]).all(), label
+
+
+def second_half_twice(grad: Tensor) -> Tensor:
+    return torch.cat([grad[: (len(grad) + 1) // 2], 2 * grad[(len(grad) + 1) // 2 :]])
+
+
+def from_the_last(grad: Tensor) -> Tensor:
+    return torch.cat([grad[:1] + grad[-1:], grad[1:]]) if len(grad) > 1 else grad
+
+
+# What the backward pass does, and how points and the last weight are changed before.
+HIDDEN: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], float]] = {
+    "beside a larger call": (MIXES["by their number"], lambda x: x, 1e-3),
+    "the first point is dead": (
+        MIXES["by their number"],
+        lambda x: torch.cat([torch.full_like(x[:1], 1e9), x[1:]]),
+        1.0,
+    ),
+    "a part of the points": (second_half_twice, lambda x: x, 1.0),
+    "from a point that is not finite": (
+        from_the_last,
+        lambda x: torch.cat([x[:-1], torch.full_like(x[:1], torch.inf)]),
+        1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("behind", [nn.Identity(), nn.Softmax(1)], ids=["chain", "no chain"])
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_hides_that_a_backward_pass_depends_on_the_batch(name: str, behind: nn.Module) -> None:
+    change, points_of, size = HIDDEN[name]
+    # Dead: all entries of the first point are beyond these bounds.
+    dead = nn.Hardtanh(-0.9, 0.9) if "dead" in name else nn.Identity()
+    between = nn.Sequential(dead, behind)
+    model = Forward(lambda m, x: m.b(between(Tanh.apply(m.a(x), change)))).double()
+    with torch.no_grad():
+        model.b.weight *= size
+    points = points_of(torch.randn(5, 6, dtype=torch.float64))
+    modes = Modes()
+    found = spectra_of(model, points, modes=modes)
+    assert "points are computed one by one" in modes.notes[0]
+    jacobians = naive_jacobians(model, points, (), "")
+    for label, sigma in naive_spectra(jacobians).items():
+        good = found[label].finite.numpy()
+        assert (good == np.isfinite(jacobians[label]).all(axis=(1, 2))).all()
+        # As above.
+        off = abs(numbers(found[label]) - sigma)[good]
+        assert (off <= 1.1e-11 * sigma[good][:, :1]).all(), label
 
 
 def test_small_entries_that_are_mixed_beside_a_large_one_are_no_chain() -> None:
