@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -259,34 +260,49 @@ def points_are_separate(
         return True
     varied, outputs = _graph(batch, calls)
     draws = [random_cotangent(output.shape[1], batch, 2410).to(output) for output in outputs]
+    zeros = [torch.zeros_like(draw) for draw in draws]
+
+    @cache
+    def is_finite(point: int) -> bool:
+        """Return whether zero cotangents give zeros at a point, and not 0 * NaN."""
+        return is_finite_alone(batch, calls, zeros, point)
+
     for spared in _separating(batch.n_points):
         rows = _pulled(varied, outputs, [_without(draw, spared) for draw in draws])
         if rows is None:
             return True
         if bool(torch.nan_to_num(rows[spared]).any()):
             return False
-        # 0 * NaN in the backward of a broken point is no evidence of mixing.
-        zeros = [torch.zeros_like(draw) for draw in draws]
+        # NaN is no evidence of mixing where a point gives it by itself.
         strange = rows.isnan().any(dim=1) & good.to(rows.device)
-        if any(strange[point] and is_finite_alone(batch, calls, zeros, point) for point in spared):
+        if any(strange[point] and is_finite(point) for point in spared):
             return False
-    first, last = 0, max(good.nonzero().squeeze(1).tolist(), default=0)
-    left, tested = list(range(len(calls))), set[int]()
-    while left:
-        # Another point for calls whose derivative is zero or not finite there.
-        some = _Some([calls[k] for k in left], [outputs[k] for k in left], [draws[k] for k in left])
-        sizes = _sizes_alone(batch, some, first)
-        some = some.scaled(sizes)
-        for point in {first} if tested else {first, last}:
-            if not _is_alike_alone(batch, varied, some, point, tolerance):
+    last = max(good.nonzero().squeeze(1).tolist(), default=0)
+    everything = _Some(list(calls), list(outputs), draws)
+    return _are_the_same_alone(batch, varied, everything, last, tolerance)
+
+
+def _are_the_same_alone(
+    batch: Batch, varied: Tensor, some: "_Some", last: int, tolerance: float
+) -> bool:
+    """Return whether the first and the last point have roughly the same derivatives alone.
+
+    Calls whose derivative is zero or not finite at the first point are compared at another one.
+    """
+    point, tested = 0, set[int]()
+    while some.calls:
+        sizes = _sizes_alone(batch, some, point)
+        scaled = some.scaled(sizes)
+        for one in {point} if tested else {point, last}:
+            if not _is_alike_alone(batch, varied, scaled, one, tolerance):
                 return False
-        tested.add(first)
-        left = [k for k, size in zip(left, sizes, strict=True) if not size]
-        rows = _pulled(varied, [outputs[k] for k in left], [draws[k] for k in left])
-        found = None if rows is None else _first_not_zero(rows, tested)
-        if found is None:
+        tested.add(point)
+        some = some.only([index for index, size in enumerate(sizes) if not size])
+        rows = _pulled(varied, some.outputs, some.cotangents)
+        further = None if rows is None else _first_not_zero(rows, tested)
+        if further is None:
             break
-        first = found
+        point = further
     return True
 
 
@@ -303,10 +319,17 @@ class _Some:
         pairs = zip(self.cotangents, sizes, strict=True)
         return replace(self, cotangents=[one / (size or 1.0) for one, size in pairs])
 
+    def only(self, indices: Sequence[int]) -> "_Some":
+        """Return the calls with some indices."""
+        return _Some(
+            [self.calls[index] for index in indices],
+            [self.outputs[index] for index in indices],
+            [self.cotangents[index] for index in indices],
+        )
+
     def each(self) -> Iterator["_Some"]:
         """Yield each call by itself."""
-        for call, output, cotangent in zip(self.calls, self.outputs, self.cotangents, strict=True):
-            yield _Some([call], [output], [cotangent])
+        return (self.only([index]) for index in range(len(self.calls)))
 
 
 def _is_alike_alone(
@@ -344,14 +367,16 @@ def is_the_same_alone(
 
     `rows`, (points, n_in), are what cotangents of some calls, each (points, n_out), give when they
     are pulled back together. They are scaled so that |u^T J| = 1: a call cannot hide behind a
-    larger one. The tolerance is for the norm of the difference, where both are finite.
+    larger one. The tolerance is for the norm of the difference, where both are finite, relative to
+    that of the row if it is larger than the number of calls.
     """
     row = _row_alone(batch, calls, cotangents, point)
     if row is None:
         return True
     known = torch.isfinite(rows[point]) & torch.isfinite(row)
     off = torch.where(known, rows[point] - row, 0).norm()
-    return bool(off <= tolerance * len(calls))
+    size = torch.where(known, row, 0).norm().clamp(min=len(calls))
+    return bool(off <= tolerance * size)
 
 
 def _alone(batch: Batch, point: int) -> Batch:
