@@ -259,7 +259,11 @@ def points_are_separate(
     if batch.n_points == 1:
         return True
     varied, outputs = _graph(batch, calls)
-    draws = [random_cotangent(output.shape[1], batch, 2410).to(output) for output in outputs]
+    # Not the same for two calls of one size, which may be each other's negative.
+    draws = [
+        random_cotangent(output.shape[1], batch, 2410 + index).to(output)
+        for index, output in enumerate(outputs)
+    ]
     zeros = [torch.zeros_like(draw) for draw in draws]
 
     @cache

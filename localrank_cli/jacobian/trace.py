@@ -23,11 +23,7 @@ from torch.nn import functional
 from localrank_cli.errors import cause
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain
-from localrank_cli.jacobian.guards import (
-    is_finite_alone,
-    is_the_same_alone,
-    random_cotangent,
-)
+from localrank_cli.jacobian.guards import is_finite_alone, is_the_same_alone, random_cotangent
 from localrank_cli.jacobian.links import Link, Norm, Term, pulled
 from localrank_cli.jacobian.routes import contraction
 from localrank_cli.layers.capture import Call
@@ -333,9 +329,9 @@ def _gives_rows(
     cotangents: dict[Call, Tensor] = {}
     sizes = []
     by_call = {link.call: link for link in links}
-    for call in calls:
-        n_out = by_call[call].n_out
-        draw = random_cotangent(n_out, batch, _SEED)
+    for index, call in enumerate(calls):
+        # Not the same for two calls of one size, which may be each other's negative.
+        draw = random_cotangent(by_call[call].n_out, batch, _SEED + index)
         size = pulled(links, {call: draw}).norm(dim=1, keepdim=True)
         if bool(((size > 0) & ((size < _SMALLEST) | (size > _LARGEST))).any()):
             return False  # squares of its entries leave the range, and this check means nothing
