@@ -292,8 +292,8 @@ def _batches(
             return
     _note_once(
         modes,
-        "points are computed one by one: the model gives different outputs or derivatives in a batch"
-        " than point by point",
+        "points are computed one by one: the model gives different outputs or derivatives in a"
+        " batch than point by point",
     )
     for index in range(points.shape[0]):
         single = guards.Values(
