@@ -12,6 +12,7 @@ is the structure of the Jacobian: mixing of entries shows as an operation that i
 symbolic trace of the code would show less, and fails on control flow.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,7 +85,20 @@ def _trace(
     # later layers may enlarge.
     if not _gives_rows(batch, links, calls, tolerance):
         return Refusal("products of its layers do not give its derivative")
+    if any(_is_huge(link) for link in links):
+        return Refusal("its weights are so large that products or their QR may overflow")
     return Chain(links, calls, batch.picked)
+
+
+def _is_huge(link: Link) -> bool:
+    """Return whether a link enlarges so much that later ones may have to make up for it.
+
+    Infinite slopes are their point's own.
+    """
+    layer = link.layer if isinstance(link.layer, Tensor) else link.layer.scale
+    sizes = [float(torch.linalg.vector_norm(layer, math.inf))] if layer.numel() else []
+    sizes += [one for term in link.terms for one in term.diagonals.largest]
+    return any(_LARGEST < size < math.inf for size in sizes)
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,19 @@ def test_extreme_scales_are_finite(scale: float) -> None:
     assert (np.abs(after / scale - before) <= SAME * before[:, :1]).all()
 
 
+def test_a_huge_layer_before_a_tiny_one() -> None:
+    # A row of the first has a norm of 2e308, which a QR cannot hold; powers of two change no digit.
+    torch.manual_seed(4)
+    model = mlp(400, 8, 4, bias=False).double()
+    weight(model, "0").normal_()
+    points = 1e-3 * torch.randn(3, 400, dtype=torch.float64)
+    before = numbers(spectra_of(model, points, ("2",))["2"])
+    weight(model, "0").mul_(2.0**1020)
+    weight(model, "2").mul_(2.0**-1020)
+    after = numbers(spectra_of(model, points, ("2",))["2"])
+    assert (np.abs(after - before) <= SAME * before[:, :1]).all()
+
+
 def test_everything_failed_is_not_rank_zero() -> None:
     model, points = mlp(4, 5, 3).double(), torch.randn(3, 4, dtype=torch.float64)
     for parameter in model.parameters():
