@@ -1,19 +1,23 @@
 """What the operations of each case take at this machine's own rates: `bounds.py [--only CASE...]`.
 
 Counts the eigenvalue problems, factorizations, products, and large elementwise operations and
-copies of one run of localrank, times one of each size and layout alone on one thread (processor
-seconds, the least of several), and prints their sums over the number of cores: with and without the
-elementwise operations and copies, some of which a fused kernel would spare. No implementation of
-the same operations is faster, whatever it does about everything else.
+copies of one run of localrank, and times one of each size and layout alone on one thread (processor
+seconds, the least of several). The checks that run the network before any Jacobian is computed are
+timed as a whole, since no second thread shares them. Prints their time plus the sum of the
+operations over the number of cores: no implementation of the same operations and checks is faster,
+whatever it does about everything else. The last column is the same with two factorizations L D L^T
+in place of each eigenvalue problem, which is what counts alone would need.
 """
 
 import argparse
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from cases import CASES
@@ -23,6 +27,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from localrank_cli.jacobian import engine, guards
+from localrank_cli.spectrum import layer
 
 CORES = 2
 # Sizes are timed in steps of this, which is less than matters to LAPACK.
@@ -42,14 +49,39 @@ class Routine:
     column: str
     run: Callable[[Tensor], object]
     is_symmetric: bool = False
+    instead: Callable[[Tensor], object] | None = None  # for counts alone
+
+
+def inertia(matrix: Tensor) -> None:
+    """Factorize a matrix twice as L D L^T: below and above the tolerance."""
+    for _ in range(2):
+        torch.linalg.ldl_factor(matrix)
 
 
 ROUTINES = {
-    "_linalg_eigh": Routine("eigenvalues", torch.linalg.eigvalsh, is_symmetric=True),
+    "_linalg_eigh": Routine("eigenvalues", torch.linalg.eigvalsh, True, inertia),
     "_linalg_svd": Routine("SVD", torch.linalg.svdvals),
     "linalg_qr": Routine("QR", lambda matrix: torch.linalg.qr(matrix, mode="r")),
-    "linalg_cholesky_ex": Routine("Cholesky", torch.linalg.cholesky_ex, is_symmetric=True),
+    "linalg_cholesky_ex": Routine("Cholesky", torch.linalg.cholesky_ex, True),
 }
+
+# What runs the network before any Jacobian is computed.
+CHECKS = (
+    (layer, "examine"),
+    (guards, "checked_values"),
+    (guards, "lay_out"),
+    (guards, "points_are_separate"),
+    (engine, "chain_of"),
+)
+
+
+@contextmanager
+def around_checks(wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Wrap the checks, each by itself; none of them calls another."""
+    with ExitStack() as stack:
+        for module, name in CHECKS:
+            stack.enter_context(mock.patch.object(module, name, wrapped(getattr(module, name))))
+        yield
 
 
 class Operations(TorchDispatchMode):
@@ -57,6 +89,7 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.counts = True
         self.calls: dict[str, Counter[Size]] = {name: Counter() for name in ROUTINES}
         self.products: Counter[Key] = Counter()
         self.others: Counter[Key] = Counter()
@@ -65,6 +98,8 @@ class Operations(TorchDispatchMode):
         """Count a call and make it."""
         del types
         out = func(*args, **(kwargs or {}))
+        if not self.counts:
+            return out
         name = str(func.overloadpacket).removeprefix("aten.")
         if name in self.calls:
             *batch, rows, columns = args[0].shape
@@ -74,6 +109,18 @@ class Operations(TorchDispatchMode):
         elif isinstance(out, Tensor) and out.numel() >= LARGE and not func.is_view:
             self.others[func, _described((args, kwargs or {}))] += 1
         return out
+
+    def without(self, check: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a check whose operations do not count, since it is timed as a whole."""
+
+        def uncounted(*args: Any, **kwargs: Any) -> Any:
+            self.counts = False
+            try:
+                return check(*args, **kwargs)
+            finally:
+                self.counts = True
+
+        return uncounted
 
 
 def _described(value: Any) -> Any:
@@ -126,30 +173,55 @@ def least(run: Callable[[], object]) -> float:
     return min(found[1:])
 
 
-def count(case: str) -> Operations:
-    """Return the operations of a case, after a run that does not count."""
+def count(case: str) -> tuple[Operations, float]:
+    """Return the operations of a case, and the seconds of its checks, after a run on one point."""
     model, points = CASES[case].make()
     model, points = model.double(), points.double()
-    METHODS["localrank"](model, points[:1], CASES[case].layers)
-    with Operations() as operations:
-        METHODS["localrank"](model, points, CASES[case].layers)
-    return operations
+    run = partial(METHODS["localrank"], model, layers=CASES[case].layers)
+    run(points=points[:1])
+    operations = Operations()
+    with around_checks(operations.without), operations:
+        run(points=points)
+    return operations, min(_in_checks(partial(run, points=points)) for _ in range(RUNS))
 
 
-def seconds(operations: Operations) -> dict[str, float]:
-    """Return what the operations take on one thread, by kind."""
-    found = {}
+def _in_checks(run: Callable[[], object]) -> float:
+    """Return the processor seconds of a run that are spent in checks."""
+    found = 0.0
+
+    def timed(check: Callable[..., Any]) -> Callable[..., Any]:
+        def with_time(*args: Any, **kwargs: Any) -> Any:
+            nonlocal found
+            started = time.process_time()
+            try:
+                return check(*args, **kwargs)
+            finally:
+                found += time.process_time() - started
+
+        return with_time
+
+    with around_checks(timed):
+        run()
+    return found
+
+
+def seconds(operations: Operations) -> tuple[dict[str, float], float]:
+    """Return what the operations take on one thread, by kind; and what counts alone would spare."""
+    found, spared = {}, 0.0
     for name, routine in ROUTINES.items():
         total = 0.0
         for size, times in operations.calls[name].items():
             matrix = torch.randn(*size, dtype=torch.float64)
             if routine.is_symmetric:
                 matrix = matrix @ matrix.mT
-            total += times * least(partial(routine.run, matrix))
+            alone = least(partial(routine.run, matrix))
+            total += times * alone
+            if routine.instead is not None:
+                spared += times * max(0.0, alone - least(partial(routine.instead, matrix)))
         found[routine.column] = total
     for column, calls in (("products", operations.products), ("elementwise", operations.others)):
         found[column] = sum(times * _alone(key) for key, times in calls.items())
-    return found
+    return found, spared
 
 
 def _alone(key: Key) -> float:
@@ -165,15 +237,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=tuple(CASES), default=tuple(CASES))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    names = (*(routine.column for routine in ROUTINES.values()), "products")
-    sums = (f"sum / {CORES}", "elementwise", f"with these / {CORES}")
+    names = (*(routine.column for routine in ROUTINES.values()), "products", "elementwise")
+    sums = (f"sum / {CORES}", "checks", "bound", "counts")
     table = Table("case", *(f"{name} s" for name in (*names, *sums)))
     lines = []
     for case in options.only:
-        parts = seconds(count(case))
-        whole = sum(parts.values()) / CORES
-        without = whole - parts["elementwise"] / CORES
-        numbers = (*(parts[name] for name in names), without, parts["elementwise"], whole)
+        operations, checks = count(case)
+        parts, spared = seconds(operations)
+        share = sum(parts.values()) / CORES
+        bound = checks + share
+        numbers = (*(parts[name] for name in names), share, checks, bound, bound - spared / CORES)
         lines.append([CASES[case].name, *(f"{number:.3f}" for number in numbers)])
         table.add_row(*lines[-1])
     console = Console()
