@@ -283,10 +283,8 @@ def _batches(
             plain = guards.make_batch(task.model, points, values, together, task.wrt)
             batch = plain.in_metric(task.metric, task.picked)
             chain = chain_of(task, batch, modes)  # which shows by itself that nothing is mixed
-            everywhere = torch.stack([values.finite[call] for call in calls]).all(dim=0)
-            are_separate = chain is not None or _attempt(
-                partial(guards.points_are_separate, plain, calls, everywhere, task.tolerance)
-            )
+            check = partial(guards.points_are_separate, plain, calls, values.outputs, values.finite)
+            are_separate = chain is not None or _attempt(partial(check, task.tolerance))
         if are_separate:
             yield 0, batch, chain
             return
@@ -347,6 +345,7 @@ def _portions(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
             yield _whole(task, record, start, tensor, good, error)
     for record in reverse:
         rows = min(record.numel, max(2, chunk))
+        _check_reverse(task, batch, record, place)
         by_rows = partial(reverse_jacobian, batch, record.call)
         modes.progress.begin(task.wrt, [record.call], span, record.numel)
         tensor, routes[record.call] = _take(_ways("reverse", rows, by_rows, modes), modes)
@@ -360,6 +359,16 @@ def _portions(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
         *([reduction] if batch.n_in < task.n_in else []),
         *(f"{call.label}: {way}" for call, way in routes.items()),
     ]
+
+
+def _check_reverse(task: Task, batch: Batch, record: CallRecord, place: _Place) -> None:
+    """Check that reverse mode gives one derivative, at the first point where it is alone."""
+    call = record.call
+    if place.start or batch.n_points > 1 or not bool(place.good[call].all()):
+        return
+    whole = replace(batch, picked={}, triangles={})
+    check = partial(guards.check_reverse, whole, call, place.outputs[call])
+    _attempt(partial(check, task.tolerance))
 
 
 def _local(
@@ -403,6 +412,8 @@ def _in_blocks(
     budget, itemsize = Budget(task.memory), task.dtype.itemsize
     size = budget.block(record.numel, batch.n_in)
     plan = plan_blocks(record.numel, batch.n_in, itemsize, size, modes.forward)
+    if plan.mode == "reverse":
+        _check_reverse(task, batch, record, place)
     portion = budget.block_directions(record.numel, batch.n_in)
     chunk = directions_at_once(1, task.survey.activations, itemsize, portion)
     walk = _walk(batch, record, plan, chunk, modes, routes)
@@ -584,6 +595,7 @@ class _PartRun:
         rows = count_passes(parts, self._batch.n_in).reverse
         # The graph is kept beside the cotangents that are pulled back.
         chunk = max(1, min(rows, self._chunk(record.call) // 2))
+        _check_reverse(self._task, self._batch, record, self._place)
         compute = partial(reverse_parts, self._batch, parts, record.call)
         self._begin([record.call], rows)
         tensor, way = _take(_ways("reverse", chunk, compute, self._modes), self._modes)
@@ -637,6 +649,8 @@ class _PartRun:
         single = replace(record, shape=(rows.shape[0],), is_complex=False)
         size = self._budget.block(single.numel, batch.n_in)
         plan = plan_blocks(single.numel, batch.n_in, task.dtype.itemsize, size, self._modes.forward)
+        if plan.mode == "reverse" and index == 0:
+            _check_reverse(task, self._batch, record, self._place)
         walk = _walk(batch, single, plan, self._chunk(record.call), self._modes, self.routes)
         walk = _counted(walk, task, single, Span(self._start, 1), plan, self._modes)
         if is_residual:

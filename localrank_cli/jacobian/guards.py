@@ -7,7 +7,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -23,6 +23,10 @@ from localrank_cli.layers.setting import analysis_setting
 
 # Of two points together, a derivative that is divided by their number is off by a half.
 _ROUGHLY = 0.1
+# A step away from ties, relative to the largest entry: far above rounding.
+_STEP = 1e-3
+# More than gradients are usually clipped at, and within the range of half precision.
+_LARGER = 2.0**10
 
 
 @dataclass(frozen=True)
@@ -247,116 +251,231 @@ def make_batch(
 
 
 def points_are_separate(
-    batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: float
+    batch: Batch,
+    calls: Sequence[Call],
+    values: Mapping[Call, Tensor],
+    good: Mapping[Call, Tensor],
+    tolerance: float,
 ) -> bool:
     """Return whether one point's derivatives are those of that point alone.
 
     Random cotangents at some points are pulled back; a network that treats points one by one gives
     exact zeros at the others. A backward pass may also depend on how many points there are (it
-    divides by their number): the first and the last point are compared with themselves alone. The
-    calls must depend on the varied tensor. `good`, (points,) bool, are points with finite outputs.
+    divides by their number) or on what they are: the first and the last point are compared with
+    themselves alone. What depends on the size of the cotangents, such as a gradient that is
+    clipped, is no derivative, and differs between the two.
+
+    Args:
+        batch: The points.
+        calls: What is differentiated; it must depend on the varied tensor.
+        values: Their outputs, (points, n_out), without a graph.
+        good: At which points these are finite, (points,) bool.
+        tolerance: The relative difference below which two computations of a value agree.
     """
     if batch.n_points == 1:
         return True
     varied, outputs = _graph(batch, calls)
+    if not all(
+        close(output.detach(), values[call], tolerance)
+        for call, output in zip(calls, outputs, strict=True)
+    ):
+        return False
     # Not the same for two calls of one size, which may be each other's negative.
     draws = [
         random_cotangent(output.shape[1], batch, 2410 + index).to(output)
         for index, output in enumerate(outputs)
     ]
-    zeros = [torch.zeros_like(draw) for draw in draws]
-
-    @cache
-    def is_finite(point: int) -> bool:
-        """Return whether zero cotangents give zeros at a point, and not 0 * NaN."""
-        return is_finite_alone(batch, calls, zeros, point)
-
-    for spared in _separating(batch.n_points):
-        rows = _pulled(varied, outputs, [_without(draw, spared) for draw in draws])
-        if rows is None:
-            return True
-        if bool(torch.nan_to_num(rows[spared]).any()):
-            return False
-        # NaN is no evidence of mixing where a point gives it by itself.
-        strange = rows.isnan().any(dim=1) & good.to(rows.device)
-        if any(strange[point] and is_finite(point) for point in spared):
-            return False
-    last = max(good.nonzero().squeeze(1).tolist(), default=0)
-    everything = _Some(list(calls), list(outputs), draws)
-    return _are_the_same_alone(batch, varied, everything, last, tolerance)
-
-
-def _are_the_same_alone(
-    batch: Batch, varied: Tensor, some: "_Some", last: int, tolerance: float
-) -> bool:
-    """Return whether the first and the last point have roughly the same derivatives alone.
-
-    Calls whose derivative is zero or not finite at the first point are compared at another one.
-    """
-    point, tested = 0, set[int]()
-    while some.calls:
-        sizes = _sizes_alone(batch, some, point)
-        scaled = some.scaled(sizes)
-        for one in {point} if tested else {point, last}:
-            if not _is_alike_alone(batch, varied, scaled, one, tolerance):
-                return False
-        tested.add(point)
-        some = some.only([index for index, size in enumerate(sizes) if not size])
-        rows = _pulled(varied, some.outputs, some.cotangents)
-        further = None if rows is None else _first_not_zero(rows, tested)
-        if further is None:
-            break
-        point = further
-    return True
+    graph = _Graph(batch, varied, list(calls), list(outputs), draws)
+    if graph.rows() is None:
+        return True
+    return (
+        not _mixes(graph, good)
+        and _is_linear(graph, tolerance)
+        and _is_the_same_without_others(graph, good, tolerance)
+    )
 
 
 @dataclass(frozen=True)
-class _Some:
-    """Some calls, their outputs, and what is pulled back from each."""
+class _Graph:
+    """A pass over a batch, and what is pulled back from the outputs of some calls."""
 
+    batch: Batch
+    varied: Tensor
     calls: list[Call]
     outputs: list[Tensor]  # (points, n_out)
     cotangents: list[Tensor]  # likewise
 
-    def scaled(self, sizes: Sequence[float]) -> "_Some":
-        """Return the same with cotangents that are divided by sizes, if they are not zero."""
-        pairs = zip(self.cotangents, sizes, strict=True)
-        return replace(self, cotangents=[one / (size or 1.0) for one, size in pairs])
+    def rows(self) -> Tensor | None:
+        """Return what the cotangents give together; None where nothing depends on the input."""
+        return _pulled(self.varied, self.outputs, self.cotangents)
 
-    def only(self, indices: Sequence[int]) -> "_Some":
-        """Return the calls with some indices."""
-        return _Some(
-            [self.calls[index] for index in indices],
-            [self.outputs[index] for index in indices],
-            [self.cotangents[index] for index in indices],
+    def times(self, factors: Sequence[float]) -> "_Graph":
+        """Return the same with other cotangents: each call's times a factor."""
+        pairs = zip(self.cotangents, factors, strict=True)
+        return replace(self, cotangents=[one * factor for one, factor in pairs])
+
+    def without(self, points: list[int]) -> "_Graph":
+        """Return the same with cotangents that are zero at some points."""
+        return replace(self, cotangents=[_without(one, points) for one in self.cotangents])
+
+    def only(self, calls: Collection[Call]) -> "_Graph":
+        """Return the same for some of the calls."""
+        kept = [index for index, call in enumerate(self.calls) if call in calls]
+        return replace(
+            self,
+            calls=[self.calls[index] for index in kept],
+            outputs=[self.outputs[index] for index in kept],
+            cotangents=[self.cotangents[index] for index in kept],
         )
 
-    def each(self) -> Iterator["_Some"]:
+    def each(self) -> Iterator["_Graph"]:
         """Yield each call by itself."""
-        return (self.only([index]) for index in range(len(self.calls)))
+        return (self.only([call]) for call in self.calls)
+
+    def anew(self, batch: Batch) -> "_Graph":
+        """Return a new pass, over a batch of as many points."""
+        varied, outputs = _graph(batch, self.calls)
+        return replace(self, batch=batch, varied=varied, outputs=list(outputs))
+
+    def alone(self, point: int) -> "_Graph":
+        """Return a new pass over one of the points."""
+        return replace(self, cotangents=[one[point : point + 1] for one in self.cotangents]).anew(
+            _alone(self.batch, point)
+        )
+
+    def is_the_same_alone(self, point: int, tolerance: float) -> bool:
+        """Return whether a point has the derivative of all calls together that it has alone."""
+        rows = self.rows()
+        return rows is None or is_the_same_alone(
+            self.batch, self.calls, self.cotangents, rows, point, tolerance
+        )
+
+
+def _mixes(graph: _Graph, good: Mapping[Call, Tensor]) -> bool:
+    """Return whether what is pulled back at some points reaches others.
+
+    NaN is no evidence where a point gives it by itself, from cotangents that are zero.
+    """
+    zeros = graph.times([0.0] * len(graph.calls))
+
+    @cache
+    def is_finite(point: int, calls: tuple[Call, ...]) -> bool:
+        """Return whether zero cotangents give zeros at a point, and not 0 * NaN."""
+        some = zeros.only(calls)
+        return is_finite_alone(some.batch, some.calls, some.cotangents, point)
+
+    def leaks(graph: _Graph, point: int) -> bool:
+        """Return whether the NaN at a point, where cotangents are zero, is that of others."""
+        wanted = tuple(call for call in graph.calls if bool(good[call][point]))
+        if len(wanted) == len(graph.calls) and is_finite(point, wanted):
+            return True
+        # One call's own NaN must not hide that of another.
+        for one in graph.only(wanted).each():
+            rows = one.rows()
+            if rows is not None and rows[point].isnan().any() and is_finite(point, (*one.calls,)):
+                return True
+        return False
+
+    for spared in _separating(graph.batch.n_points):
+        some = graph.without(spared)
+        rows = some.rows()
+        assert rows is not None
+        if bool(torch.nan_to_num(rows[spared]).any()):
+            return True
+        strange = rows.isnan().any(dim=1)
+        if any(bool(strange[point]) and leaks(some, point) for point in spared):
+            return True
+    return False
+
+
+def _is_linear(graph: _Graph, tolerance: float) -> bool:
+    """Return whether larger cotangents give as much more, which clipped ones do not."""
+    rows, more = graph.rows(), graph.times([_LARGER] * len(graph.calls)).rows()
+    assert rows is not None
+    assert more is not None
+    # Within the network, the larger ones may leave the range of a lower precision.
+    known = torch.isfinite(rows) & torch.isfinite(more)
+    rows, more = torch.where(known, rows, 0), torch.where(known, more / _LARGER, 0)
+    scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    return bool(((more - rows).abs() <= tolerance * scale).all())
+
+
+def _is_the_same_without_others(
+    graph: _Graph, good: Mapping[Call, Tensor], tolerance: float
+) -> bool:
+    """Return whether the first and the last point have the same derivatives alone.
+
+    Calls whose derivative is zero or not finite there are compared at another point.
+    """
+    somewhere = torch.stack([good[call] for call in graph.calls]).any(dim=0)
+    points = somewhere.nonzero().squeeze(1).tolist()
+    if not points:
+        return True
+    left, tested = set(graph.calls), list[int]()
+    todo = sorted({points[0], points[-1]})
+    while todo:
+        point = todo.pop(0)
+        tested.append(point)
+        wanted = [call for call in graph.calls if bool(good[call][point])]
+        sizes = _sizes_alone(graph.only(wanted), point)
+        if not _is_alike_alone(graph.only(sizes), sizes, point, tolerance):
+            return False
+        left -= {call for call, size in sizes.items() if 0 < size < math.inf}
+        if not todo:
+            further = (_further(graph.only([call]), good[call], tested) for call in left)
+            todo = list(itertools.islice((one for one in further if one is not None), 1))
+    return True
+
+
+def _sizes_alone(graph: _Graph, point: int) -> dict[Call, float]:
+    """Return the largest entry of u^T J of each call at a point by itself; NaN: not finite."""
+    sizes = {}
+    for one in graph.alone(point).each():
+        row = one.rows()
+        size = 0.0 if row is None else float(row.abs().amax())
+        sizes[one.calls[0]] = size if math.isfinite(size) else math.nan
+    return sizes
+
+
+def _further(graph: _Graph, good: Tensor, without: Collection[int]) -> int | None:
+    """Return the first other point where a call's derivative is finite and not zero."""
+    rows = graph.rows()
+    if rows is None:
+        return None
+    sizes = rows.abs().amax(dim=1)
+    found = (torch.isfinite(sizes) & (sizes > 0) & good.to(sizes.device)).nonzero().squeeze(1)
+    return next((point for point in found.tolist() if point not in without), None)
 
 
 def _is_alike_alone(
-    batch: Batch, varied: Tensor, some: _Some, point: int, tolerance: float
+    graph: _Graph, sizes: Mapping[Call, float], point: int, tolerance: float
 ) -> bool:
-    """Return whether a point has roughly the same derivative alone, for each call.
+    """Return whether a point has the derivatives that it has alone.
 
-    Where rounding breaks a tie (equal entries below a max pooling), a few entries differ and are as
-    good; a division by a number of points leaves half of them or less. Without ties all calls
-    together agree up to rounding.
+    Those of each call are scaled to one size: a call cannot hide behind a larger one. Where
+    rounding breaks a tie (equal entries below a max pooling), a few entries differ and are as good:
+    there, points close by, which have no ties, must agree up to rounding.
     """
-    rows = _pulled(varied, some.outputs, some.cotangents)
-    if rows is None or is_the_same_alone(
-        batch, some.calls, some.cotangents, rows, point, tolerance
-    ):
-        return True
-    for one in some.each():
-        rows = _pulled(varied, one.outputs, one.cotangents)
-        if rows is not None and not is_the_same_alone(
-            batch, one.calls, one.cotangents, rows, point, _ROUGHLY
-        ):
+    finite = [call for call, size in sizes.items() if math.isfinite(size)]
+    for one in graph.only([call for call in sizes if call not in finite]).each():
+        if not one.is_the_same_alone(point, tolerance):  # in which entries are finite
             return False
-    return True
+    if not finite:
+        return True
+    some = graph.only(finite).times([1 / (sizes[call] or 1.0) for call in finite])
+    if some.is_the_same_alone(point, tolerance):
+        return True
+    if not some.anew(_moved(graph.batch)).is_the_same_alone(point, tolerance):
+        return False
+    return all(one.is_the_same_alone(point, _ROUGHLY) for one in some.each())
+
+
+def _moved(batch: Batch) -> Batch:
+    """Return a batch of points close by."""
+    varied = batch.varied
+    largest = torch.where(torch.isfinite(varied), varied.abs(), 0).amax(dim=1, keepdim=True)
+    scale = _STEP * torch.where(largest > 0, largest, 1)
+    return replace(batch, varied=varied + scale * _normal(tuple(varied.shape), 2411).to(varied))
 
 
 def is_the_same_alone(
@@ -370,14 +489,16 @@ def is_the_same_alone(
     """Return whether a point, by itself, has the derivative that it has in a batch.
 
     `rows`, (points, n_in), are what cotangents of some calls, each (points, n_out), give when they
-    are pulled back together. They are scaled so that |u^T J| = 1: a call cannot hide behind a
-    larger one. The tolerance is for the norm of the difference, where both are finite, relative to
-    that of the row if it is larger than the number of calls.
+    are pulled back together. They are scaled so that u^T J is of size 1: a call cannot hide behind
+    a larger one. The same entries must be finite; the tolerance is for the norm of the difference
+    of those, relative to that of the row if it is larger than the number of calls.
     """
     row = _row_alone(batch, calls, cotangents, point)
     if row is None:
         return True
-    known = torch.isfinite(rows[point]) & torch.isfinite(row)
+    known = torch.isfinite(row)
+    if not torch.equal(known, torch.isfinite(rows[point])):
+        return False
     off = torch.where(known, rows[point] - row, 0).norm()
     size = torch.where(known, row, 0).norm().clamp(min=len(calls))
     return bool(off <= tolerance * size)
@@ -405,24 +526,6 @@ def _row_alone(
     varied, outputs = _graph(_alone(batch, point), calls)
     rows = _pulled(varied, outputs, [one[point : point + 1] for one in cotangents])
     return None if rows is None else rows[0]
-
-
-def _sizes_alone(batch: Batch, some: _Some, point: int) -> list[float]:
-    """Return |u^T J| of each call at a point by itself; 0 where it is not finite."""
-    varied, outputs = _graph(_alone(batch, point), some.calls)
-    sizes = []
-    for output, draw in zip(outputs, some.cotangents, strict=True):
-        row = _pulled(varied, [output], [draw[point : point + 1]])
-        size = 0.0 if row is None else float(row.norm())
-        sizes.append(size if math.isfinite(size) else 0.0)
-    return sizes
-
-
-def _first_not_zero(rows: Tensor, without: set[int]) -> int | None:
-    """Return the first point whose row is finite and not zero, if there is one."""
-    sizes = rows.norm(dim=1)
-    found = (torch.isfinite(sizes) & (sizes > 0)).nonzero().squeeze(1).tolist()
-    return next((point for point in found if point not in without), None)
 
 
 def _graph(batch: Batch, calls: Sequence[Call]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -461,6 +564,41 @@ def _pulled(varied: Tensor, outputs: Sequence[Tensor], draws: Sequence[Tensor]) 
         contraction(*zip(*used, strict=True)), varied, allow_unused=True, retain_graph=True
     )
     return rows
+
+
+def check_reverse(batch: Batch, call: Call, value: Tensor, tolerance: float) -> None:
+    """Check that two passes that record gradients give one output and one derivative, at one point.
+
+    `value` is the output without a graph, (1, n_out), finite. In a batch, `points_are_separate`
+    shows it.
+
+    Raises:
+        ModelError: If they do not.
+    """
+    graphs = [_graph(batch, [call]) for _ in range(2)]
+    for _, (output,) in graphs:
+        if not close(output.detach(), value, tolerance):
+            raise ModelError(
+                f"layer {call.label!r} gives a different output where gradients are recorded.",
+                "Make the forward pass independent of requires_grad and torch.is_grad_enabled(),"
+                " which some modules take for training.",
+            )
+    draw = _random(value.shape[1], batch).to(value)
+    # None: nothing depends on the varied tensor.
+    first, second = (
+        torch.zeros_like(varied) if rows is None else rows
+        for varied, rows in ((one[0], _pulled(*one, [draw])) for one in graphs)
+    )
+    known = torch.isfinite(first)
+    off = torch.where(known, first - second, 0).abs().max()
+    size = torch.where(known, first, 0).abs().max()
+    if not torch.equal(known, torch.isfinite(second)) or not bool(off <= tolerance * size):
+        raise ModelError(
+            f"the derivative of layer {call.label!r} is random: two backward passes differ by"
+            f" {float(off / size):.1e} of the largest entry.",
+            "Replace what draws random numbers where gradients are recorded, such as a custom"
+            " torch.autograd.Function, by plain operations.",
+        )
 
 
 def modes_agree(batch: Batch, calls: Sequence[Call], good: Tensor, tolerance: float) -> bool:

@@ -335,10 +335,11 @@ def _gives_rows(
 ) -> bool:
     """Check that u^T J is autograd's at every point, in a pass that nothing is cut off from.
 
-    The random u of each call is scaled so that |u^T J| = 1: a call cannot hide behind a larger one.
-    It is another one at each point: where a pass mixes points, what autograd gives for one of them
-    holds the u of others. So a chain that is found has points that are separate, in the sense of
-    `guards.points_are_separate`; that its slopes are those of points alone is compared, too.
+    The random u of each call is scaled so that the largest entry of u^T J is 1: a call cannot hide
+    behind a larger one. It is another one at each point: where a pass mixes points, what autograd
+    gives for one of them holds the u of others. So a chain that is found has points that are
+    separate, in the sense of `guards.points_are_separate`; that its slopes are those of points
+    alone is compared, too.
     """
     cotangents: dict[Call, Tensor] = {}
     sizes = []
@@ -346,7 +347,8 @@ def _gives_rows(
     for index, call in enumerate(calls):
         # Not the same for two calls of one size, which may be each other's negative.
         draw = random_cotangent(by_call[call].n_out, batch, _SEED + index)
-        size = pulled(links, {call: draw}).norm(dim=1, keepdim=True)
+        # Not the norm, whose squares may be zero or infinite.
+        size = pulled(links, {call: draw}).abs().amax(dim=1, keepdim=True)
         if bool(((size > 0) & ((size < _SMALLEST) | (size > _LARGEST))).any()):
             return False  # squares of its entries leave the range, and this check means nothing
         sizes.append(size)

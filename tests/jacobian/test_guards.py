@@ -1,12 +1,14 @@
 """What is checked before a batch, or forward mode, is believed: seen in the notes."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from localrank_cli.errors import ModelError
 from localrank_cli.jacobian import guards
 from localrank_cli.jacobian.engine import Modes
 from tests.asking import numbers, spectra_of, spectra_of_case
@@ -129,3 +131,70 @@ def test_a_backward_pass_that_depends_on_the_number_of_points(how: str) -> None:
     for label, sigma in naive_spectra(naive_jacobians(model, points)).items():
         # As in tests/jacobian/test_trace.py: another order of the same few products.
         assert (abs(numbers(found[label]) - sigma) <= 1.1e-11 * sigma[:, :1]).all()
+
+
+class Quantized(torch.autograd.Function):
+    """Keeps its derivative in 8 bits, rounded at random, like the DoubleSwish of speech models."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor) -> Tensor:
+        if hidden.requires_grad:
+            slope = 255 * (1 - hidden.tanh().square())
+            ctx.save_for_backward((slope + torch.rand_like(slope)).floor())
+        return hidden.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope / 255
+
+
+def noisy(hidden: Tensor) -> Tensor:
+    """Add noise where gradients are recorded, as for training."""
+    return (hidden + torch.randn_like(hidden) if hidden.requires_grad else hidden).tanh()
+
+
+def doubled(hidden: Tensor) -> Tensor:
+    """Change the function where gradients are recorded, with nothing at random."""
+    return (2 * hidden if hidden.requires_grad else hidden).softmax(1)
+
+
+class Between(nn.Module):
+    """Two layers, and what is between them."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.between = nn.Linear(6, 5), nn.Linear(5, 4), between
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the layers."""
+        found: Tensor = self.b(self.between(self.a(inputs)))
+        return found
+
+
+@pytest.mark.parametrize("n_points", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("between", "message"),
+    [
+        (Quantized.apply, "the derivative of layer 'b' is random"),
+        (noisy, "layer 'b' gives a different output where gradients are recorded"),
+        (doubled, "layer 'b' gives a different output where gradients are recorded"),
+    ],
+    ids=["derivative", "noise", "another function"],
+)
+def test_a_pass_that_records_gradients_differs(between: Any, message: str, n_points: int) -> None:
+    points = torch.randn(n_points, 6, dtype=torch.float64)
+    with pytest.raises(ModelError, match=message):
+        spectra_of(Between(between).double(), points)
+
+
+def test_ties_alone_do_not_take_the_points_apart() -> None:
+    # Equal entries below a maximum, which rounding may order differently in a batch.
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(27, 4)
+    ).double()
+    points = torch.randn(5, 1, 1, 1, dtype=torch.float64).expand(5, 1, 8, 8).clone()
+    modes = Modes()
+    spectra_of(model, points, modes=modes)
+    assert not any(ONE_BY_ONE in note for note in modes.notes)

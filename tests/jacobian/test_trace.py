@@ -229,6 +229,18 @@ HIDDEN: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], 
         lambda x: torch.cat([x[:-1], torch.full_like(x[:1], torch.inf)]),
         1.0,
     ),
+    "nothing where one is not finite": (
+        lambda grad: grad if bool(torch.isfinite(grad).all()) else 0 * grad.nan_to_num(),
+        lambda x: torch.cat([torch.full_like(x[:1], torch.nan), x[1:]]),
+        1e-3,
+    ),
+    "entries whose squares are zero": (MIXES["by their number"], lambda x: x, 1e-170),
+    "a gradient that is clipped": (
+        lambda grad: grad * (0.1 / grad.norm()).clamp(max=1),
+        lambda x: x,
+        1.0,
+    ),
+    "not finite alone": (lambda grad: grad / float(len(grad) > 1), lambda x: x, 1.0),
 }
 
 
@@ -245,7 +257,9 @@ def test_what_hides_that_a_backward_pass_depends_on_the_batch(name: str, behind:
     points = points_of(torch.randn(5, 6, dtype=torch.float64))
     modes = Modes()
     found = spectra_of(model, points, modes=modes)
-    assert "points are computed one by one" in modes.notes[0]
+    # A chain pulls nothing back through a point that is not finite.
+    is_seen = not name.startswith("nothing") or not isinstance(behind, nn.Identity)
+    assert ("points are computed one by one" in "".join(modes.notes)) == is_seen
     jacobians = naive_jacobians(model, points, (), "")
     for label, sigma in naive_spectra(jacobians).items():
         good = found[label].finite.numpy()
@@ -253,6 +267,42 @@ def test_what_hides_that_a_backward_pass_depends_on_the_batch(name: str, behind:
         # As above.
         off = abs(numbers(found[label]) - sigma)[good]
         assert (off <= 1.1e-11 * sigma[good][:, :1]).all(), label
+
+
+@pytest.mark.parametrize("behind", [nn.Identity(), nn.Softmax(1)], ids=["chain", "no chain"])
+def test_a_branch_that_depends_on_the_batch_beside_a_skip(behind: nn.Module) -> None:
+    # It is a tenth of the whole, and less where it is divided.
+    change = MIXES["by their number"]
+    model = Forward(lambda m, x: m.b(behind(m.a(x)) + 0.05 * Tanh.apply(m.a(x), change))).double()
+    modes, points = Modes(), torch.randn(5, 6, dtype=torch.float64)
+    found = spectra_of(model, points, modes=modes)
+    assert "points are computed one by one" in modes.notes[0]
+    for label, sigma in naive_spectra(naive_jacobians(model, points, (), "")).items():
+        # As above.
+        assert (abs(numbers(found[label]) - sigma) <= 1.1e-11 * sigma[:, :1]).all(), label
+
+
+def test_a_derivative_that_is_not_finite_does_not_hide_another_one() -> None:
+    # At the first point the last layer sees a root at 0; the one before it is divided by the number
+    # of points.
+    def run(model: Forward, inputs: Tensor) -> Tensor:
+        hidden: Tensor = model.b(Tanh.apply(model.a(inputs), MIXES["by their number"]).softmax(1))
+        total = hidden.sum(1, keepdim=True)
+        root = (-total * (total < 0)).sqrt()
+        found: Tensor = model.across(functional.pad(hidden + root, (0, 2)))
+        return found
+
+    model = Forward(run).double()
+    points = torch.randn(5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        sums = model.b(model.a(points).tanh().softmax(1)).sum(1)
+        model.b.bias[0] -= sums.sort().values[-2:].mean()  # above 0 at one point
+    points = points[sums.argsort(descending=True)]
+    found = spectra_of(model, points)
+    assert found["across"].finite.tolist() == [False, True, True, True, True]
+    sigma = naive_spectra(naive_jacobians(model, points, ("b",), ""))["b"]
+    # As above.
+    assert (abs(numbers(found["b"]) - sigma) <= 1.1e-11 * sigma[:, :1]).all()
 
 
 def test_small_entries_that_are_mixed_beside_a_large_one_are_no_chain() -> None:
