@@ -575,29 +575,30 @@ def check_reverse(batch: Batch, call: Call, value: Tensor, tolerance: float) -> 
     Raises:
         ModelError: If they do not.
     """
-    graphs = [_graph(batch, [call]) for _ in range(2)]
-    for _, (output,) in graphs:
-        if not close(output.detach(), value, tolerance):
+    draw = _random(value.shape[1], batch).to(value)
+
+    def row() -> Tensor:
+        """Return what is pulled back through a new pass, whose graph is not kept."""
+        varied, outputs = _graph(batch, [call])
+        if not close(outputs[0].detach(), value, tolerance):
             raise ModelError(
                 f"layer {call.label!r} gives a different output where gradients are recorded.",
                 "Make the forward pass independent of requires_grad and torch.is_grad_enabled(),"
                 " which some modules take for training.",
             )
-    draw = _random(value.shape[1], batch).to(value)
-    # None: nothing depends on the varied tensor.
-    first, second = (
-        torch.zeros_like(varied) if rows is None else rows
-        for varied, rows in ((one[0], _pulled(*one, [draw])) for one in graphs)
-    )
+        found = _pulled(varied, outputs, [draw])
+        return torch.zeros_like(batch.varied) if found is None else found
+
+    first, second = row(), row()
     known = torch.isfinite(first)
     off = torch.where(known, first - second, 0).abs().max()
     size = torch.where(known, first, 0).abs().max()
     if not torch.equal(known, torch.isfinite(second)) or not bool(off <= tolerance * size):
         raise ModelError(
-            f"the derivative of layer {call.label!r} is random: two backward passes differ by"
-            f" {float(off / size):.1e} of the largest entry.",
-            "Replace what draws random numbers where gradients are recorded, such as a custom"
-            " torch.autograd.Function, by plain operations.",
+            f"the model is random in eval mode: the derivative of layer {call.label!r} differs by"
+            f" {float(off / size):.1e} of its largest entry between two backward passes.",
+            "Use the module's deterministic mode, functional dropout with training=self.training,"
+            " or plain operations for a custom torch.autograd.Function that draws random numbers.",
         )
 
 

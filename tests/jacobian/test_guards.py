@@ -177,7 +177,7 @@ class Between(nn.Module):
 @pytest.mark.parametrize(
     ("between", "message"),
     [
-        (Quantized.apply, "the derivative of layer 'b' is random"),
+        (Quantized.apply, "random in eval mode: the derivative of layer 'b' differs"),
         (noisy, "layer 'b' gives a different output where gradients are recorded"),
         (doubled, "layer 'b' gives a different output where gradients are recorded"),
     ],
