@@ -341,9 +341,8 @@ def _gives_rows(
     separate, in the sense of `guards.points_are_separate`; that its slopes are those of points
     alone is compared, too.
     """
-    cotangents: dict[Call, Tensor] = {}
-    sizes = []
     by_call = {link.call: link for link in links}
+    groups: dict[tuple[bool, ...], dict[Call, tuple[Tensor, Tensor]]] = {}
     for index, call in enumerate(calls):
         # Not the same for two calls of one size, which may be each other's negative.
         draw = random_cotangent(by_call[call].n_out, batch, _SEED + index)
@@ -351,7 +350,25 @@ def _gives_rows(
         size = pulled(links, {call: draw}).abs().amax(dim=1, keepdim=True)
         if bool(((size > 0) & ((size < _SMALLEST) | (size > _LARGEST))).any()):
             return False  # squares of its entries leave the range, and this check means nothing
-        sizes.append(size)
+        # Zero times what is not finite is NaN, for all calls that are pulled back together.
+        finite = torch.isfinite(size)
+        groups.setdefault(tuple(finite.squeeze(1).tolist()), {})[call] = draw, size
+    return all(_gives_rows_of(batch, links, group, tolerance) for group in groups.values())
+
+
+def _gives_rows_of(
+    batch: Batch,
+    links: Sequence[Link],
+    draws: Mapping[Call, tuple[Tensor, Tensor]],
+    tolerance: float,
+) -> bool:
+    """Check calls whose derivatives are finite at the same points.
+
+    `draws` are a cotangent of each, (points, n_out), and the size of what it gives, (points, 1).
+    """
+    calls = list(draws)
+    cotangents = {}
+    for call, (draw, size) in draws.items():
         scaled = torch.where(size > 0, draw / size, draw)  # zero has to be zero
         cotangents[call] = torch.where(torch.isfinite(size), scaled, 0)
     expected = pulled(links, cotangents)
@@ -370,7 +387,7 @@ def _gives_rows(
     strange = (good & ~torch.isfinite(expected).all(dim=1)).nonzero().squeeze(1).tolist()
     if any(is_finite_alone(whole, calls, drawn, point) for point in strange):
         return False
-    points = _ends(torch.cat(sizes, dim=1))
+    points = _ends(torch.cat([size for _, size in draws.values()], dim=1))
     return all(is_the_same_alone(whole, calls, drawn, row, point, tolerance) for point in points)
 
 

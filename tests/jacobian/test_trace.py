@@ -282,6 +282,22 @@ def test_a_branch_that_depends_on_the_batch_beside_a_skip(behind: nn.Module) -> 
         assert (abs(numbers(found[label]) - sigma) <= 1.1e-11 * sigma[:, :1]).all(), label
 
 
+def test_a_derivative_that_is_finite_nowhere_does_not_hide_another_one() -> None:
+    # Autograd's derivative of a root that is not taken is 0 * NaN.
+    def run(model: Forward, inputs: Tensor) -> Tensor:
+        hidden = model.a(Tanh.apply(model.square(inputs), MIXES["by their number"]))
+        found: Tensor = model.b(torch.where(hidden > 0, hidden.sqrt(), 0))
+        return found
+
+    model = Forward(run).double()
+    points = torch.randn(5, 6, dtype=torch.float64)
+    found = spectra_of(model, points)
+    assert not found["b"].finite.any()
+    sigma = naive_spectra(naive_jacobians(model, points, ("a",), ""))["a"]
+    # As above.
+    assert (abs(numbers(found["a"]) - sigma) <= 1.1e-11 * sigma[:, :1]).all()
+
+
 def test_a_derivative_that_is_not_finite_does_not_hide_another_one() -> None:
     # At the first point the last layer sees a root at 0; the one before it is divided by the number
     # of points.
