@@ -80,8 +80,8 @@ def check_memory(wanted: int | None, device: torch.device) -> None:
             str(device) if device.type == "cuda" else "this machine, within the limits of the job,"
         )
         raise SettingsError(
-            f"--memory {readable(wanted)}: {where} has {readable(total)}, and"
-            f" {readable(free_memory(device))} of it is free.",
+            f"--memory {readable(wanted)}: {where} has {readable(total)}, of which"
+            f" {readable(free_memory(device))} is free.",
             "Give at most what is free, or leave it out for a quarter of that.",
         )
 
