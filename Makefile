@@ -30,12 +30,12 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 # Every family of transformers that docs/models.md lists, and checkpoints in published packages;
-# takes some minutes.
+# takes a few minutes.
 test-families: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m families
 
 # Real processes, servers and schedulers: Slurm, a Hub and an S3 on the loopback, a browser, kill -9,
-# full disks, closed pipes; takes some minutes.
+# full disks, closed pipes; takes a few minutes.
 test-processes: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'processes and not long and not fuzz'
 
@@ -64,7 +64,7 @@ test-lowest: $(VENV)/.base
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -m long -n $(JOBS) --dist loadgroup
 
-# Random and corrupted inputs; takes some minutes, and prints how many were tried (FUZZ=N of each
+# Random and corrupted inputs; takes a few minutes, and prints how many were tried (FUZZ=N of each
 # kind).
 fuzz: $(VENV)/.dev
 	LOCALRANK_FUZZ=$(or $(FUZZ),3000) $(BIN)/python -m pytest -m fuzz tests/faults

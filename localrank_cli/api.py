@@ -75,7 +75,7 @@ def analyze(
 
     Raises:
         LocalrankError: If the files or settings are at fault.
-        TypeError: If there is no option of that name, or a value has another type.
+        TypeError: If there is no option of that name, or a value has the wrong type.
     """
     if others:
         raise TypeError(
@@ -128,7 +128,7 @@ def local_rank(
 
     Raises:
         LocalrankError: If the network or settings are at fault.
-        TypeError: If there is no option of that name, or a value has another type.
+        TypeError: If there is no option of that name, or a value has the wrong type.
     """
     from localrank_cli.live.measure import live_options, measure, network_of, step_of
     from localrank_cli.results.columns import header
@@ -158,7 +158,7 @@ def inspect(
 
     Raises:
         LocalrankError: If the files or settings are at fault.
-        TypeError: If there is no option of that name, or a value has another type.
+        TypeError: If there is no option of that name, or a value has the wrong type.
     """
     from localrank_cli.remote.places import downloads
     from localrank_cli.run.inspect import inspect_all
@@ -187,7 +187,7 @@ def rethreshold(spectra: str | PathLike[str], **options: object) -> "pd.DataFram
 
     Raises:
         LocalrankError: If the files or settings are at fault.
-        TypeError: If there is no option of that name, or a value has another type.
+        TypeError: If there is no option of that name, or a value has the wrong type.
     """
     from localrank_cli.results.columns import header
     from localrank_cli.results.read import to_frame
@@ -225,7 +225,7 @@ def merge(
 
     Raises:
         LocalrankError: If the files or settings are at fault, or parts are missing.
-        TypeError: If there is no option of that name, or a value has another type.
+        TypeError: If there is no option of that name, or a value has the wrong type.
     """
     from localrank_cli.divide.merging import merge_tables
     from localrank_cli.results.read import read_table
@@ -256,7 +256,7 @@ def plot(
 
     Raises:
         LocalrankError: If the files or settings are at fault, or matplotlib is not installed.
-        TypeError: If there is no option of that name, or a value has another type.
+        TypeError: If there is no option of that name, or a value has the wrong type.
     """
     from localrank_cli.plotting import content_of, draw
     from localrank_cli.results.write import check_replaceable, write_bytes

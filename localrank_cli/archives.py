@@ -174,7 +174,7 @@ def _directory(file: BinaryIO) -> tuple[int, int, int]:
     if disk or first_disk or here != count:
         raise ValueError("it is one of several parts")
     if start + length != end:
-        raise ValueError("it is not where the file claims that it is")
+        raise ValueError("it is not where the file claims")
     if length > _LONGEST_LIST:
         raise ValueError(f"it has {length} bytes, expected at most {_LONGEST_LIST}")
     return start, end, count
@@ -231,7 +231,7 @@ def _located(file: BinaryIO, listed: _Listed, end: int) -> Entry:
     file.seek(min(listed.header, end))
     start = file.read(_LOCAL.size)
     if len(start) < _LOCAL.size:
-        raise ValueError("an entry lies outside of the file")
+        raise ValueError("an entry lies outside the file")
     mark, flags, method, n_name, n_extra = _LOCAL.unpack(start)
     if mark != _MAGIC or method != listed.method or file.read(n_name) != listed.name:
         raise ValueError("an entry differs from what precedes its bytes")

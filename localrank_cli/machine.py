@@ -81,7 +81,7 @@ def check_memory(wanted: int | None, device: torch.device) -> None:
         )
         raise SettingsError(
             f"--memory {readable(wanted)}: {where} has {readable(total)}, of which"
-            f" {readable(free_memory(device))} are free.",
+            f" {readable(free_memory(device))} is free.",
             "Give at most what is free, or leave it out for a quarter of that.",
         )
 

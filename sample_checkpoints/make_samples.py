@@ -56,7 +56,8 @@ MNIST_NO_DECAY = Sample(
     name="mnist_mlp_no_decay",
     recipe=replace(mnist.RECIPE, weight_decay=0.0, save_at=(0, 60, 200, 800, 3000, 10_500)),
     measures=MNIST.measures,
-    text="# The control to mnist_mlp: the same without weight decay, no late fall.\n" + DIGITS_TOML,
+    text="# The control for mnist_mlp: the same without weight decay, and no late fall.\n"
+    + DIGITS_TOML,
 )
 GAUSSIAN = Sample(
     name="gaussian_teacher",

@@ -75,8 +75,8 @@ class Bundle:
         lines = self.lines(path, needs_code=needs_code)
         form = _FOLDERS if self.has_folders else _ONE_FOLDER
         more = (
-            f". In it, rename {listed(self.named)} by the step, or leave out files without a"
-            " step: --pattern '*[0-9]*'"
+            f". In that folder, rename {listed(self.named)} after the step, or leave out files"
+            " without a step: --pattern '*[0-9]*'"
             if self.named
             else ""
         )

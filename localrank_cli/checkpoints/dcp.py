@@ -273,7 +273,7 @@ def check_files(path: Path, entries: list[Entry]) -> None:
         size = size_of_part(file, path, "weights")
         if size < end:
             raise UnreadableError(
-                f"{file}: has {size} bytes, and {path} places weights up to byte {end}.", DAMAGED
+                f"{file}: has {size} bytes, but {path} places weights up to byte {end}.", DAMAGED
             )
 
 

@@ -113,7 +113,7 @@ class _Reader:
             return self.value(content, depth) if isinstance(content, list) else NotPlain(kind)
         held = self.value(state["_val"], depth + 1) if "_val" in state else NotPlain(kind)
         is_reference = isinstance(held, str) and "${" in held
-        return NotPlain(f"reference of OmegaConf ({held})") if is_reference else held
+        return NotPlain(f"OmegaConf reference ({held})") if is_reference else held
 
     def _real(self, value: Any, depth: int) -> object:
         """Return the values of an object that trusted code rebuilt."""

@@ -314,7 +314,7 @@ def cached_snapshot(folder: Path) -> Path | None:
     if len(named) > 1:
         places = ", ".join(path.relative_to(folder).as_posix() for path in named[:3])
         raise UnreadableError(
-            f"{folder}: holds {len(named)} snapshots ({places}), and none of them has the folder's"
+            f"{folder}: holds {len(named)} snapshots ({places}), but none of them has the folder's"
             " name.",
             "Remove all but one, or name the folder models--ORG--NAME itself: it is a series.",
         )

@@ -20,7 +20,7 @@ _BY_MAGIC = {
         f"Delete such files: find {{folder}} -name '._*' -delete, {_PATTERN}",
     ),
     b"version https://git-lfs": (
-        "is a pointer of Git LFS, not the file itself",
+        "is a Git LFS pointer, not the file itself",
         f"Fetch the file: git lfs pull, {_PATTERN}",
     ),
     b"\x93NUMPY": (
@@ -54,7 +54,7 @@ def describe_foreign(path: Path) -> tuple[str, str] | None:
             return "is a safetensors file", f"Rename it: mv {renamed}, {_PATTERN}"
         if _is_pickle(file):
             command = conversion(path, "pickle.loads(f.read_bytes())", "pickle")
-            return "is a plain pickle, which torch.save did not write", (
+            return "is a plain pickle, not written by torch.save", (
                 "Convert it if you trust whoever made it, since this runs its code:"
                 f" {command}, {_PATTERN}"
             )
@@ -69,7 +69,7 @@ def describe_by_magic(path: Path) -> tuple[str, str] | None:
         if start.startswith(magic):
             return what, advice.format(folder=shlex.quote(str(path.parent)))
     if start.startswith(b"PK\x03\x04") and path.suffix.lower() == ".safetensors":
-        return "is a zip archive, as torch.save writes it", _rename(path, ".pt")
+        return "is a zip archive, like those that torch.save writes", _rename(path, ".pt")
     return None
 
 
@@ -144,7 +144,7 @@ def _archive(path: Path) -> tuple[str, str] | None:
             f"Convert it: {conversion(path, read)}, {_PATTERN}"
         )
     if "archive_format" in names or any(name.endswith("exported_program.json") for name in names):
-        return "is a program of torch.export, not a state dict", (
+        return "is a torch.export program, not a state dict", (
             f"Convert it: {conversion(path, 'torch.export.load(str(f)).state_dict')}, {_PATTERN}"
         )
     if names and all(name.endswith(".npy") for name in names):

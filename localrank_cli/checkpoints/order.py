@@ -63,7 +63,7 @@ class StepScheme:
             reason = f"the digit groups in {changed.name} are read differently"
         raise SettingsError(
             f"{file.path}: now that it is there, {reason}.",
-            "Rename the earlier one by its step (step_0), or leave it out with --pattern; then"
+            "Rename the earlier one after its step (step_0), or leave it out with --pattern; then"
             " rerun the command with --overwrite."
             if self.counting.kind == ALONE
             else "Rerun the command with --overwrite, which starts over with all of them.",
@@ -128,7 +128,11 @@ def describe_counting(counting: Counting) -> str:
     """Return what the column `step` holds, for messages, without an article."""
     if counting.kind == DERIVED:
         return f"steps counted from the start, with {counting.text}"
-    known = {STEPS: "steps as they were found", EPOCHS: "epochs", ALONE: "0, as there is no step"}
+    known = {
+        STEPS: "steps as they were found",
+        EPOCHS: "epochs",
+        ALONE: "0, since there is no step",
+    }
     return known.get(counting.kind, f"what the {counting.kind} says")
 
 
@@ -255,7 +259,7 @@ class SeriesSteps:
         if why:
             raise SettingsError(
                 f"{file.path}: its {self._source(file)} is {why}, which is not a step.",
-                "Leave it out with --pattern, or rename it by its step (step_100) and give"
+                "Leave it out with --pattern, or rename it after its step (step_100) and give"
                 " --step-from name.",
             )
         return step
@@ -278,7 +282,7 @@ class SeriesSteps:
             note(self._stages)
         if self._restart is None:
             if kind == EPOCHS:
-                note("there are epochs and no steps: the column step holds epochs")
+                note("there are epochs but no steps: the column step holds epochs")
             return
         shown = describe_restart(self._restart, self._places)
         reason = f"the steps restart in each epoch ({shown})"
@@ -304,8 +308,8 @@ class SeriesSteps:
             " orders the run.",
             "The names do: give --step-from name."
             if is_sound(named, self._places, self._same)
-            else "Name the files by their steps from the start of the training (step_1000) and give"
-            " --step-from name, or choose one of each epoch with --pattern GLOB.",
+            else "Name the files after their steps from the start of training (step_1000) and give"
+            " --step-from name, or choose one per epoch with --pattern GLOB.",
         )
 
     def _note_differences(self, note: Note) -> None:
@@ -367,7 +371,7 @@ class SeriesSteps:
             return SettingsError(
                 f"{self._series.folder}: the number in {names}{more} is accelerate's count of"
                 " saves, not a step.",
-                "Give --step-from name to count in saves, or rename the folders by their steps"
+                "Give --step-from name to count in saves, or rename the folders after their steps"
                 " (step_1000).",
             )
         unsure = next((file for file in unknown if self._places[file].unsure), None)

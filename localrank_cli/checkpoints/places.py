@@ -214,10 +214,10 @@ def _check(file: CheckpointFile, candidate: _Candidate) -> None:
     if not why:
         return
     if candidate.source.startswith("name"):
-        advice = "Rename it by its step (step_100), or leave it out with --pattern."
+        advice = "Rename it after its step (step_100), or leave it out with --pattern."
     else:
         advice = (
-            "Name it by its step (step_100) and give --step-from name, or leave it out with"
+            "Name it after its step (step_100) and give --step-from name, or leave it out with"
             " --pattern."
         )
     raise UnreadableError(

@@ -267,7 +267,7 @@ def _as_checkpoint(
     if is_index(entry) or is_weights_file(entry):
         if is_shard(stem_of(entry.name)):
             raise UnreadableError(
-                f"{entry}: is one of several files of a sharded checkpoint, and there is no index"
+                f"{entry}: is one of several files of a sharded checkpoint, but there is no index"
                 " file (*.index.json) that lists it.",
                 "Copy the index of the checkpoint too, or save it again in one file:"
                 " model.save_pretrained(DIR, max_shard_size='1TB').",
@@ -281,7 +281,7 @@ def _as_checkpoint(
 def _ambiguous(folder: Path, files: Sequence[Path]) -> UnreadableError:
     names = [file.as_posix() for file in files]
     return UnreadableError(
-        f"{folder}: holds {len(files)} files of weights ({listed(names, 4)}), and none has the name"
+        f"{folder}: holds {len(files)} weights files ({listed(names, 4)}), but none is named"
         " model.pt, model.safetensors or pytorch_model.bin.",
         f"Choose one in each folder: --pattern '*/{names[0]}' or --pattern '*/{names[1]}'.",
     )
@@ -290,21 +290,19 @@ def _ambiguous(folder: Path, files: Sequence[Path]) -> UnreadableError:
 def _not_a_checkpoint(entry: Path) -> SettingsError:
     if is_of_torch_save(entry):
         return SettingsError(
-            f"{entry}: was written by torch.save, but the suffix {entry.suffix!r} is not that of a"
-            " checkpoint.",
+            f"{entry}: was written by torch.save, but {entry.suffix!r} is not a checkpoint suffix.",
             f"Rename it: {renaming([entry])}. {_SUPPORTED}.",
         )
     if entry.suffix.lower() in (".pkl", ".pickle"):
         return SettingsError(
-            f"{entry}: is a plain pickle, which only code can read.", _CONVERT_PICKLE
+            f"{entry}: is a plain pickle, which cannot be read without running code.",
+            _CONVERT_PICKLE,
         )
     if entry.suffix.lower() == ".npz":
         return SettingsError(
             f"{entry}: is an archive of numpy arrays, not a checkpoint.", _convert_arrays(entry)
         )
-    return SettingsError(
-        f"{entry}: the suffix {entry.suffix!r} is not that of a checkpoint.", f"{_SUPPORTED}."
-    )
+    return SettingsError(f"{entry}: {entry.suffix!r} is not a checkpoint suffix.", f"{_SUPPORTED}.")
 
 
 def _convert_arrays(path: Path) -> str:
@@ -379,7 +377,7 @@ def _advice_of_folders(folder: Path, inside: Sequence[str]) -> str:
     ):
         patterns = [f"--pattern {shlex.quote(f'*/{rest}')}" for rest in below[:_MOST_PATTERNS]]
         return f"To read them as one series, give {' or '.join(patterns)}."
-    return f"Name them, such as {folder / inside[0]}: each is a series."
+    return f"Name these instead, such as {folder / inside[0]}: each is a series."
 
 
 def _of_torch_save(entries: Sequence[Path]) -> list[Path]:
@@ -404,8 +402,8 @@ def _nothing_found(folder: Path, entries: Sequence[Path], pattern: str) -> Unrea
     others = [] if pattern else _of_torch_save(entries)
     if others:
         return UnreadableError(
-            f"{folder}: holds no file with the suffix of a checkpoint, but files that torch.save"
-            f" wrote: {listed([path.name for path in others], 4)}.",
+            f"{folder}: holds no file with a checkpoint suffix, but files that torch.save wrote:"
+            f" {listed([path.name for path in others], 4)}.",
             f"If {'it is a checkpoint' if len(others) == 1 else 'they are checkpoints'}, rename"
             f" {'it' if len(others) == 1 else 'them'}: {renaming(others)}",
         )

@@ -94,7 +94,7 @@ def load_safely(file: Path | BytesIO, *, mapped: bool = False) -> object:
         if is_zip:
             opened: Any = stream if isinstance(file, BytesIO) else str(file)
             if "constants.pkl" in torch._C.PyTorchFileReader(opened).get_all_records():
-                raise TorchScriptError("a program of TorchScript")
+                raise TorchScriptError("a TorchScript program")
             stream.seek(0)
             return _load(file, mapped)
         # Without a descriptor, so that torch does not look for a tar archive of before 0.2.

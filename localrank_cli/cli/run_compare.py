@@ -72,7 +72,7 @@ def _check_files(options: CompareOptions, files: Sequence[Path]) -> None:
             raise UsageError(f"{file}: is named twice.", "Name two files.")
         if file != options.figure and target.exists() and not options.overwrite:
             raise OutputError(
-                f"{file}: exists already.", "Name another file, or replace it with --overwrite."
+                f"{file}: already exists.", "Name another file, or replace it with --overwrite."
             )
 
 
@@ -127,8 +127,8 @@ def _notes(groups: Groups, found: Sequence[Difference], confidence: float) -> li
     notes = []
     if any(one.is_over_points for one in found):
         notes.append(
-            "there is one run in each group, so the intervals are over its points: they say nothing"
-            " about other seeds"
+            "there is only one run in each group, so intervals are over its points: they say"
+            " nothing about other seeds"
         )
     elif groups.groups[0].keys:
         keys = [str(key) for key in groups.groups[0].keys]
@@ -219,7 +219,8 @@ def _print_onsets(
         rows = [fall for fall in falls if fall.group == name]
         over = rows[0].over
         how = over if over == RANGE else f"{100 * confidence:.4g} % intervals over {over}"
-        title = f"{name}: onset (from there on below step {first}), and fall to step {last} ({how})"
+        onset = f"onset (stays below its value at step {first})"
+        title = f"{name}: {onset}, and fall to step {last} ({how})"
         table = _table(
             (
                 "layer",

@@ -100,8 +100,8 @@ def check_errors(group: Group, y: str) -> None:
     """
     if not np.isfinite(group.errors).any():
         raise SettingsError(
-            f"--y {y}: {group.name} has no standard errors over points, by which a single run is"
-            " judged.",
+            f"--y {y}: {group.name} has no standard errors over points, which a single run is"
+            " judged by.",
             "Give several runs of each group, or another measure with --y.",
         )
     if not np.isfinite(group.points).any():

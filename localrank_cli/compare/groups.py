@@ -220,7 +220,7 @@ def _parts(rows: pd.DataFrame, choice: Choice) -> dict[str, pd.DataFrame]:
         ]
         raise SettingsError(
             f"--by {by}: no column that can distinguish runs.",
-            f"Constant in each run are {listed(['run', *there], 40)}.",
+            f"These are constant in each run: {listed(['run', *there], 40)}.",
         )
     mixed = rows.groupby("run", sort=False)[by].nunique(dropna=False)
     if (mixed > 1).any():
@@ -250,7 +250,7 @@ def _named(reference: str, names: Iterable[str]) -> str:
         if as_number in there:
             return as_number
     raise SettingsError(
-        f"--reference {reference}: no such group.", f"There are {listed(there, 20)}."
+        f"--reference {reference}: no such group.", f"The groups are {listed(there, 20)}."
     )
 
 
@@ -283,7 +283,7 @@ def _common(
             )
         if common != every:
             notes.append(
-                f"{len(every - common)} of {len(every)} {name} are left out, as not every run has"
+                f"{len(every - common)} of {len(every)} {name} are left out because some runs lack"
                 f" them: {listed(sorted(every - common), 6)}"
             )
         found[column] = [one for one in _ordered(rows, column) if one in common]
@@ -319,7 +319,7 @@ def _keys(rows: pd.DataFrame, runs: Sequence[Any], pair: str | None) -> tuple[st
     if column not in rows.columns:
         if pair is not None:
             raise SettingsError(
-                f"--pair {pair}: no such column.", f"There are {listed(rows.columns, 60)}."
+                f"--pair {pair}: no such column.", f"The columns are {listed(rows.columns, 60)}."
             )
         return ()
     found = {run: {_text(key) for key in part[column]} for run, part in rows.groupby("run")}

@@ -84,7 +84,7 @@ def find_layers(
         raise ModelError(
             f"no layer can be factored ({found or 'the network has no Linear or Conv2d'}).",
             "A layer that can be factored is a Linear or a Conv2d with groups=1 that runs once,"
-            " has both sides long enough, and shares its weight with no other part.",
+            " is large enough on both sides, and shares its weight with no other part.",
         )
     last = max((name for name in names if name in order), key=lambda name: order[name])
     return Layers(chosen, dense, has_last=last in chosen)

@@ -169,7 +169,7 @@ def factor_all(
             f"{', '.join(bad)}: on the calibration data, the inputs or the gradients with"
             " respect to the outputs are not finite.",
             "Check the data. If they are finite, something after these layers has no gradient at"
-            " some points, as the square root has none at 0: leave the layers as they are with"
+            " some points (a square root at 0, say): leave the layers as they are with"
             f" {' '.join(f'--keep {name}' for name in bad)}.",
         )
     means = {name: one.mean for name, one in moments.items()}

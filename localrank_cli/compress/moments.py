@@ -140,7 +140,7 @@ def groups(layers: Mapping[str, nn.Module], memory: int) -> Iterator[dict[str, n
         needed = moment_bytes(module)
         if needed > memory:
             raise SettingsError(
-                f"layer {name!r}: its covariances need {readable(needed)}, and the budget is"
+                f"layer {name!r}: its covariances need {readable(needed)}, but the budget is"
                 f" {readable(memory)}.",
                 "Give more --memory, or leave the layer as it is with --keep.",
             )

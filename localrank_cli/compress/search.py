@@ -52,7 +52,7 @@ def split(count: int, seed: int) -> Slices:
     """
     if count * min(_SHARES) < LEAST_POINTS:
         raise DataError(
-            f"the data hold {count} points, and compression needs at least"
+            f"the data hold {count} points, but compression needs at least"
             f" {int(LEAST_POINTS / min(_SHARES))}: half for calibration, a quarter for"
             " selection, and a quarter for reporting.",
             "Give --data with more points.",
@@ -72,7 +72,7 @@ def halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """
     if count < 2 * LEAST_POINTS:
         raise DataError(
-            f"the held-out data hold {count} points, and at least {2 * LEAST_POINTS} are needed:"
+            f"the held-out data hold {count} points, but at least {2 * LEAST_POINTS} are needed:"
             " half for selection, and half for reporting.",
             "Give --eval-data with more points.",
         )

@@ -160,7 +160,7 @@ class ShardFolder:
         if self.plan.exists():
             if _earlier(self.plan, note) == plan_file:
                 if done := len(kept_heads(self.path)):
-                    note(f"resuming: {done} of {plan_file.n_units} units are finished already")
+                    note(f"resuming: {done} of {plan_file.n_units} units are already finished")
                 return plan_file
             # The series has grown, or the division has changed: finished units are moved into the
             # output, and the rest is divided again.

@@ -190,7 +190,7 @@ def _check_divisions(merge: Merge, begun: Sequence[tuple[Path, str, set[_Unit]]]
     for count, here in merge.divisions.values():
         if min(count, merge.n_units) - len(here) > _MOST_MISSING:
             raise SettingsError(
-                f"merge: {len(here)} of {count} shards are here.",
+                f"merge: {len(here)} of {count} shards were found.",
                 "Name the folder that the shards write into.",
             )
         merge.missing += [

@@ -72,7 +72,7 @@ def submission_script(
             "#!/bin/sh",
             f"# {plan_file.n_checkpoints} checkpoints, {plan_file.n_units} units left to do, in"
             f" {plan_file.shards} tasks.",
-            "# Written by localrank submit --cluster slurm. Run it where sbatch is: sh FILE",
+            "# Written by localrank submit --cluster slurm. Run it where there is sbatch: sh FILE",
             "set -eu",
             "trap '' PIPE  # ids are recorded even if nobody reads this output any more",
             f'record() {{ printf "$@" > {jobs}.new; mv {jobs}.new {jobs}; }}',

@@ -186,7 +186,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
             bool(ranks) and min(ranks) > 1.0,
         ),
         observation(
-            "the plain SVD needs more weights, and gains more by weight decay",
+            "the plain SVD needs more weights, and gains more from weight decay",
             "1.7 times fewer weights with decay",
             f"{span(ratio('share_plain'), 2)} times fewer; with decay"
             f" {span(ends[True]['share_plain'].tolist(), 2)} of the weights, instead of"

@@ -37,7 +37,7 @@ class Estimate:
     def text(self) -> str:
         """The coefficient and its interval."""
         if np.isnan(self.value):
-            return "unknown, as nothing is left that varies"
+            return "unknown, since nothing left varies"
         if np.isnan(self.low):
             return f"{self.value:+.2f} (of too few cells for an interval)"
         return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"

@@ -323,7 +323,7 @@ def judge(frame: pd.DataFrame) -> Verdict:
         f" {MOMENTUM}, to a training loss of {TARGET:g}; {swept.groupby(list(AXES)).ngroups} cells"
         " of width, depth, learning rate, weight decay, label noise and samples,"
         f" {seed_count(swept)}; local rank at rtol {RTOL:g}, a mean over hidden layers; gap:"
-        " accuracy in training minus that on new points; intervals: bootstrap over cells"
+        " training accuracy minus that on new points; intervals: bootstrap over cells"
     )
     return Verdict(NAME, setting, claims, _conclusion(found))
 

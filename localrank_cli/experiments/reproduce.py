@@ -52,7 +52,7 @@ def prepare(options: ReproduceOptions) -> Experiment:
     # The sweep resumes, so its table may be there.
     last = options.folder / (VERDICT if module is generalization else RANKS)
     if last.exists():
-        raise OutputError(f"{last}: exists already.", "Choose another folder with --out.")
+        raise OutputError(f"{last}: already exists.", "Choose another folder with --out.")
     seeds = options.seeds or default
     if module is generalization:
         part = (0, 1) if options.shard is None else (options.shard.index, options.shard.count)

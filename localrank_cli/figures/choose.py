@@ -146,7 +146,7 @@ def runs_side_by_side(rows: pd.DataFrame, kind: str) -> list[Any]:
     runs = list(dict.fromkeys(rows["run"]))
     if len(runs) > _MOST_RUNS:
         raise SettingsError(
-            f"--kind {kind}: {len(runs)} runs, and at most {_MOST_RUNS} fit side by side:"
+            f"--kind {kind}: {len(runs)} runs, but at most {_MOST_RUNS} fit side by side:"
             f" {listed(runs, 20)}.",
             "Give a table with fewer runs.",
         )

@@ -39,11 +39,11 @@ def differences(
     layers, names = groups.layers, [group.name for group in groups.groups]
     for count, most, what, advice in (
         (len(layers), _MOST_LAYERS, "layers", "Choose some with --layers."),
-        (len(names), _MOST_GROUPS, "groups", "Give tables of fewer."),
+        (len(names), _MOST_GROUPS, "groups", "Give tables with fewer groups."),
     ):
         if count > most:
             raise SettingsError(
-                f"--figure: {count} {what}, and at most {most} can be drawn.", advice
+                f"--figure: {count} {what}, but at most {most} can be drawn.", advice
             )
     width = min(18.0, 1.2 + 2.7 * len(layers))
     figure = new_figure(look, width, 5.0)

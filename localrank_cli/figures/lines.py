@@ -66,9 +66,9 @@ def ranks(
     groups = grouping.groups
     if len(groups) > _MOST_PANELS:
         raise SettingsError(
-            f"{len(groups)} kinds of runs, and at most {_MOST_PANELS} fit side by side:"
+            f"{len(groups)} kinds of runs, but at most {_MOST_PANELS} fit side by side:"
             f" {grouping.note}.",
-            "Give tables of fewer runs.",
+            "Give tables with fewer runs.",
         )
     panels = [
         _Panel(
@@ -106,11 +106,13 @@ def compare(
     if by is None:
         by = "table" if "table" in rows.columns and len(set(rows["table"])) > 1 else "run"
     if by not in rows.columns:
-        raise SettingsError(f"--by {by}: no such column.", f"There are {listed(rows.columns, 50)}.")
+        raise SettingsError(
+            f"--by {by}: no such column.", f"The columns are {listed(rows.columns, 50)}."
+        )
     groups = [(key, part) for key, part in rows.groupby(by, sort=False)]
     if not 2 <= len(groups) <= _MOST_PANELS:
         raise SettingsError(
-            f"--kind compare: needs 2 to {_MOST_PANELS} values of {by}, and there are"
+            f"--kind compare: needs 2 to {_MOST_PANELS} values of {by}, but found"
             f" {len(groups)}: {listed((key for key, _ in groups), 8)}.",
             "Give several tables, or a column whose values differ between runs with --by.",
         )
@@ -125,9 +127,9 @@ def compare(
         ]
     if len(parts) > _MOST_PANELS:
         raise SettingsError(
-            f"--kind compare: {len(parts)} kinds of runs, and at most {_MOST_PANELS} fit side by"
+            f"--kind compare: {len(parts)} kinds of runs, but at most {_MOST_PANELS} fit side by"
             f" side: {listed(filter(None, found))}.",
-            "Give tables of fewer runs.",
+            "Give tables with fewer runs.",
         )
     panels = [
         _Panel(text, curves(part, chosen.layers), part, _metrics_of(metrics, index, len(parts)))

@@ -39,7 +39,7 @@ def information_plane(
     runs = runs_side_by_side(chosen.frame, "information-plane")
     if len(chosen.layers) > _MOST_LAYERS:
         raise SettingsError(
-            f"--kind information-plane: {len(chosen.layers)} layers, and at most {_MOST_LAYERS} can"
+            f"--kind information-plane: {len(chosen.layers)} layers, but at most {_MOST_LAYERS} can"
             " be distinguished.",
             "Choose some with --layers.",
         )

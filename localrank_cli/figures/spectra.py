@@ -46,7 +46,7 @@ def spectrum(
     names = list(dict.fromkeys(s.layer for s in sorted(found, key=lambda s: s.layer_index)))
     if len(names) > _MOST_LAYERS:
         raise SettingsError(
-            f"--kind spectrum: {len(names)} layers, and at most {_MOST_LAYERS} fit.",
+            f"--kind spectrum: {len(names)} layers, but at most {_MOST_LAYERS} fit.",
             "Choose some with --layers.",
         )
     across = min(len(names), 4)

@@ -25,7 +25,7 @@ def choose_steps(there: Sequence[int], wanted: Sequence[int], most: int) -> list
         for step in wanted:
             if step not in there:
                 raise SettingsError(
-                    f"--step {step}: no such step.", f"There are {listed(there, 20)}."
+                    f"--step {step}: no such step.", f"The steps are {listed(there, 20)}."
                 )
         return sorted(set(wanted))
     if len(there) <= most:

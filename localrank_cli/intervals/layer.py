@@ -289,7 +289,7 @@ def check_interval(
     advice = f"Give --products {fewer}" if fewer >= 20 else "Leave the layer out with --exclude"
     raise BudgetError(
         f"--method interval: layer {record.call.label!r} ({record.numel} x {n_in}) needs"
-        f" {readable(needed)} for the vectors of {products} products, and the budget is"
+        f" {readable(needed)} for the vectors of {products} products, but the budget is"
         f" {readable(memory)}.",
         f"{advice}, or more with --memory.",
     )

@@ -82,7 +82,7 @@ def check_fits(records: Sequence[CallRecord], n_in: int, memory: int) -> None:
         if needed > memory:
             raise BudgetError(
                 f"layer {record.call.label!r} has a Jacobian of {record.numel} x {n_in}; its"
-                f" reduction needs {readable(needed)}, and the budget is {readable(memory)}.",
+                f" reduction needs {readable(needed)}, but the budget is {readable(memory)}.",
                 "Give more with --memory, leave the layer out with --exclude, or vary a smaller"
                 " tensor with --wrt.",
             )

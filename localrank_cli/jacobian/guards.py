@@ -143,7 +143,7 @@ def _captured(capture: Capture, point: Tensor, index: int) -> tuple[Tensor, ...]
         raise
     except Exception as error:  # the user's forward pass may raise anything
         raise ModelError(
-            f"the model's forward pass failed at point {index} of the drawn ones: {cause(error)}",
+            f"the model's forward pass failed at point {index} of those drawn: {cause(error)}",
             "It ran at the first point: check how this point differs from it.",
         ) from error
 

@@ -214,9 +214,8 @@ def _check_patterns(
             if records and not any(record.depends for record in records):
                 raise LayerError(
                     f"layer {pattern!r} does not depend on {_varied(selection)}.",
-                    "A Jacobian is zero there by construction (a detached or no_grad path, an"
-                    " earlier module than --wrt, or another branch); leave it out or choose"
-                    " another --wrt.",
+                    "Its Jacobian is zero by construction (a detached or no_grad path, a module"
+                    " before --wrt, or another branch); leave it out or choose another --wrt.",
                 )
         idle = [name for name in idle if name not in vmapped]
         if idle and not is_exact:

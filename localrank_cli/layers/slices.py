@@ -69,7 +69,7 @@ def positions(
     if isinstance(index, int):
         if len(shape) < 2 or min(shape[-2:]) < index:
             raise LayerError(
-                f"{option} {text}: {where} has shape {shape}, and no square of {index} x {index}.",
+                f"{option} {text}: {where} has shape {shape}, but no square of {index} x {index}.",
                 "Choose a smaller one, or give the indices.",
             )
         low, left = ((length - index) // 2 for length in shape[-2:])

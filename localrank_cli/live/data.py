@@ -47,7 +47,8 @@ def first_points(data: object, count: int | None) -> object:
         n_points = min(n_points, len(dataset))
     except Exception as error:  # the user's code may raise anything
         raise DataError(
-            f"data={type(data).__name__}: its length cannot be taken ({cause(error)}).", _AS_TENSOR
+            f"data={type(data).__name__}: its length cannot be determined ({cause(error)}).",
+            _AS_TENSOR,
         ) from error
     if n_points == 0:
         raise DataError(f"data={type(data).__name__}: holds no points.", _AS_TENSOR)
@@ -55,7 +56,7 @@ def first_points(data: object, count: int | None) -> object:
         batch = collate([dataset[index] for index in range(n_points)])
     except Exception as error:  # the user's code may raise anything
         raise DataError(
-            f"data={type(data).__name__}: its first {n_points} points cannot be taken together"
+            f"data={type(data).__name__}: its first {n_points} points cannot be combined"
             f" ({cause(error)}).",
             _AS_TENSOR,
         ) from error

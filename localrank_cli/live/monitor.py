@@ -67,7 +67,7 @@ class Monitor:
     Call it with the network and the step after each step, on every rank if training is distributed.
     Training is not affected: the network is copied, and the state of the process is restored. A
     step that cannot be measured gives a warning and a row that says why. The options are those of
-    `local_rank`, and the following.
+    `local_rank`, plus the following.
 
     Args:
         output: A .csv, .tsv, .jsonl or .parquet file. A resumed training run adds to it.
@@ -78,7 +78,7 @@ class Monitor:
 
     Raises:
         LocalrankError: If the settings are at fault, or differ from those of the table.
-        TypeError: If there is no option of that name, or a value has another type.
+        TypeError: If there is no option of that name, or a value has the wrong type.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class Monitor:
             raise ArgumentError(
                 f"monitor(model, step): expected a network or a state dict, got a"
                 f" {type(model).__name__}.",
-                "Pass the network that is trained.",
+                "Pass the network being trained.",
             )
         chosen = ema if isinstance(ema, nn.Module) else model
         weights = None if ema is None or isinstance(ema, nn.Module) else ema

@@ -228,8 +228,8 @@ MEASURES: Mapping[str, Measure] = {
     "jacobian_norm": Measure(
         Meaning(
             "Jacobian norm",
-            "The root of the sum of the squared singular values: how much the layer stretches small"
-            " changes of the input, all directions together.",
+            "The square root of the sum of the squared singular values: how much the layer"
+            " stretches small changes of the input, all directions together.",
             LENGTH,
         ),
         "(Σ σᵢ²)^½",

@@ -206,7 +206,7 @@ def _tie(state: dict[str, Tensor], keys: list[str], place: str) -> None:
     for key in present[1:]:
         if not same_values(first, state[key]):
             raise MismatchError(
-                f"{place}: {present[0]} and {key} are one parameter in the model and differ in"
+                f"{place}: {present[0]} and {key} are one parameter in the model but differ in"
                 " the file.",
                 "Build the model untied, as it was trained.",
             )

@@ -349,7 +349,7 @@ def refuse_other_weights(folder: Path, config: Mapping[str, Any], files: Sequenc
     other = next((file for file in files if file.name != named), None)
     if isinstance(named, str) and named and other and (folder / Path(named).name).exists():
         raise ModelError(
-            f"{folder / CONFIG}: {_OF_FILES} names {_shown(named)}, and the weights that were"
+            f"{folder / CONFIG}: {_OF_FILES} names {_shown(named)}, but the weights that were"
             f" found are {other.name}.",
             "Keep one of the two in the folder, and remove this entry.",
         )

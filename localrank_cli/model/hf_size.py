@@ -58,7 +58,7 @@ class Held:
             if config > max(limit, _MIN_COUNT) or (config < 0 and _LAYERS.match(key)):
                 shown = config if abs(config) < 10**20 else "of over 20 digits"
                 raise ModelError(
-                    f"{place}: {printable(key)} is {shown}, and the largest checkpoint holds"
+                    f"{place}: {printable(key)} is {shown}, but the largest checkpoint holds"
                     f" {self.n_tensors} tensors of {self.n_numbers} numbers.",
                     _ADVICE,
                 )
@@ -103,7 +103,7 @@ class Held:
 
 def _too_large(place: object, size: str, held: Held) -> ModelError:
     return ModelError(
-        f"{place}: asks for a network of {size}, and the largest checkpoint holds {held.n_numbers}"
+        f"{place}: asks for a network of {size}, but the largest checkpoint holds {held.n_numbers}"
         f" numbers in {held.n_tensors} tensors.",
         _ADVICE,
     )

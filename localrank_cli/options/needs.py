@@ -120,7 +120,7 @@ def hf_needs(
     """
     needs = []
     if model is None:
-        why = f"no --model (its {CONFIG} names {config.architecture} of transformers)"
+        why = f"no --model (its {CONFIG} names transformers' {config.architecture})"
         needs.append(Need(why, ("--model", HF), f"the network that {CONFIG} describes"))
     if data is None:
         text = "token ids, one row for each point" if config.takes_tokens else ""
@@ -140,9 +140,9 @@ def need_of_data(help_text: str = "") -> Need:
 
 def need_of_wrt(embedding: str) -> Need:
     """Return the need of a module to differentiate by, since the data are tokens."""
-    text = "the embedding by its name in the network, as tokens have no derivative"
+    text = "the embedding's name in the network, since tokens have no derivative"
     if embedding == EMBEDDING:
-        text += "; once there are --model and --data, the next error names the embeddings"
+        text += "; once --model and --data are given, the next error names the embeddings"
     return Need("no --wrt (tokens have no derivative)", ("--wrt", embedding), text)
 
 

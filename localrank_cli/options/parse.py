@@ -224,7 +224,7 @@ def number(value: object) -> object:
     except ValueError:
         raise UnfitError(value, "expected a number") from None
     except OverflowError:
-        raise UnfitError(value, "expected a number that float64 holds") from None
+        raise UnfitError(value, "expected a number that fits in float64") from None
     return value
 
 
@@ -291,7 +291,7 @@ def size(value: object) -> object:
         return whole(value)
     match = _SIZE.match(value.strip())
     if match is None:
-        raise UnfitError(value, "expected a size", "Sizes are 2GiB, 512MB or 1.5G.")
+        raise UnfitError(value, "expected a size", "Write 2GiB, 512MB or 1.5G.")
     digits, prefix, binary = match.groups()
     # MB is 1000^2 bytes, as disks and the SI have it; MiB and a bare M are 1024^2, as in Slurm.
     base = 1000 if value.strip().lower().endswith("b") and not binary else 1024
@@ -336,7 +336,7 @@ def minutes(value: object) -> object:
     days, dash, rest = value.strip().rpartition("-")
     parts = rest.split(":")
     if not all(part.isdecimal() for part in ([days] if dash else []) + parts) or len(parts) > 3:
-        raise UnfitError(value, "expected a time", "Times are 90 (minutes), 1:30:00 or 2-12.")
+        raise UnfitError(value, "expected a time", "Write 90 (minutes), 1:30:00 or 2-12.")
     numbers = [int(part) for part in parts]
     if dash:
         hours, whole_minutes, seconds = [*numbers, 0, 0][:3]

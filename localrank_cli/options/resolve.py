@@ -267,7 +267,7 @@ def check_step_names(series: SeriesOptions, names: Sequence[str]) -> None:
     raise SettingsError(
         f"{text}: finds no step in the name of any checkpoint of {series.folder}, such as"
         f" {names[0]!r}.",
-        "Correct it, or leave it out; --step-pattern '' ignores that of a localrank.toml.",
+        "Correct it, or leave it out; --step-pattern '' ignores the one in a localrank.toml.",
     )
 
 
@@ -335,12 +335,12 @@ def _bounds(series: SeriesOptions) -> Bounds | None:
                 continue  # --method exact replaces what the folder says of intervals
             if name in series.from_folder:
                 raise SettingsError(
-                    f"{series.folder_settings.path}: {name} without method = 'interval': exact"
-                    " ranks have none.",
+                    f"{series.folder_settings.path}: {name} without method = 'interval': it"
+                    " does not apply to exact ranks.",
                     "Remove it, or add method = 'interval'.",
                 )
             raise SettingsError(
-                f"--{name} without --method interval: exact ranks have none.",
+                f"--{name} without --method interval: it does not apply to exact ranks.",
                 "Leave it out, or add --method interval.",
             )
         return None
@@ -366,8 +366,8 @@ def _check_interval(settings: Settings) -> None:
         raise SettingsError(
             f"--method interval with --positions {positions}: the bounds are for whole Jacobians"
             " only.",
-            "Use --method exact, as single positions have small Jacobians; or name one position by"
-            " --input-slice and --output-slice instead of --positions.",
+            "Use --method exact, since single positions have small Jacobians; or name one position"
+            " by --input-slice and --output-slice instead of --positions.",
         )
     if settings.pooled:
         raise SettingsError(
@@ -532,7 +532,7 @@ def _code(text: str, option: str) -> CodeSpec:
         raise UsageError(
             f"{option} {text}: not of the form path/to/file.py:name or package.module:name.",
             "Name the class, or a function that returns the module, after a colon; or give hf for"
-            " a model of transformers.",
+            " a transformers model.",
         )
     return code
 

@@ -332,8 +332,8 @@ class AnalyzeOptions:
         bool,
         Setting(
             help="Analyze a network even if parts of it (random features, masks) are drawn when it"
-            " is built and are in no checkpoint. They are then drawn with a fixed seed, and the"
-            " column message names them.",
+            " is built and not stored in any checkpoint. They are then drawn with a fixed seed, and"
+            " the column message names them.",
             decides=("unsaved",),
             panel=MODEL,
         ),
@@ -603,7 +603,7 @@ class AnalyzeOptions:
         str | None,
         Setting(
             help="Which weights to use if a file holds several: raw, ema, or a key in the file."
-            " Training continues with raw; ema is their average over training.",
+            " Training continues with the raw weights; ema is their average over training.",
             metavar="NAME",
             completes=("raw", "ema"),
             default="raw",
@@ -731,8 +731,8 @@ class AnalyzeOptions:
     follow: Annotated[
         bool,
         Setting(
-            help="Watch a run; analyze each checkpoint once it is complete. Stops at --until, or"
-            " with Ctrl-C.",
+            help="Watch a run; analyze each checkpoint once it is complete. Stop at --until, or"
+            " on Ctrl-C.",
             in_python=False,
             in_inspect=False,
             is_shared=False,
@@ -1023,9 +1023,9 @@ class CompressOptions:
     max_loss_increase: Annotated[
         parse.LossLimit | None,
         Setting(
-            help="Instead of --budget: keep the fewest weights with which the loss increases by"
-            " less than LIMIT, including 1.65 standard errors. LIMIT is 1% of the loss, say, or"
-            " 0.02nats.",
+            help="Instead of --budget: keep the fewest weights for which the loss increases by"
+            " less than LIMIT, including 1.65 standard errors. LIMIT is relative to the loss (1%)"
+            " or in nats (0.02nats).",
             metavar="LIMIT",
             panel=_COMPRESSION,
             is_common=True,
@@ -1058,8 +1058,9 @@ class CompressOptions:
     metric: Annotated[
         Literal["auto", "fisher", "logit"] | None,
         Setting(
-            help="Metric of the output: fisher, logit, or auto: whichever of these, no metric, and"
-            " the baselines diverges least from the original on the selection split.",
+            help="Metric of the output: fisher, logit, or auto, which tries these, no metric, and"
+            " the baselines, and keeps what diverges least from the original on the selection"
+            " split.",
             metavar="NAME",
             panel=_COMPRESSION,
             default="auto",
@@ -1186,9 +1187,9 @@ class ReproduceOptions:
     quick: Annotated[bool, Setting(help="Train for fewer steps, and check the same claims.")] = (
         False
     )
-    full: Annotated[
-        bool, Setting(help="Train compression for all steps. By default, it trains for fewer.")
-    ] = False
+    full: Annotated[bool, Setting(help="For compression: train for all steps. Default: fewer.")] = (
+        False
+    )
     seeds: Annotated[
         Count | None,
         Setting(
@@ -1210,14 +1211,14 @@ class ReproduceOptions:
     workers: Annotated[
         Count | None,
         Setting(
-            help="Train the networks of generalization in N processes on this machine. Default: 1.",
+            help="Train the generalization networks in N processes on this machine. Default: 1.",
             metavar="N",
         ),
     ] = None
     shard: Annotated[
         Shard | None,
         Setting(
-            help="Train only part I of N of the networks of generalization, without a verdict. When"
+            help="Train only part I of N of the generalization networks, without a verdict. When"
             " all parts are done, run again without --shard.",
             metavar="I/N",
             read=parse.shard,

@@ -138,7 +138,8 @@ class PlotOptions:
     tolerance: Annotated[
         str | None,
         Setting(
-            help="The tolerance to draw, if the table has several: atol=0.01.", metavar="LABEL"
+            help="The tolerance to draw, if the table has several, such as atol=0.01.",
+            metavar="LABEL",
         ),
     ] = None
     input_metric: _Metric = None
@@ -379,7 +380,7 @@ class CompareOptions:
     tolerance: Annotated[
         str | None,
         Setting(
-            help="The tolerance to compare at, if the table has several: atol=0.01.",
+            help="The tolerance to compare at, if the table has several, such as atol=0.01.",
             metavar="LABEL",
         ),
     ] = None

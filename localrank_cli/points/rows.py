@@ -213,7 +213,7 @@ def check_memory(data: Data, wanted: int | None, memory: int | None, name: str) 
         fewer = f"Ask for at most --points {fitting}, or give" if fitting else "Give"
         raise DataError(
             f"{name}: {count} points of {point // _HELD} entries need {readable(count * point)},"
-            f" and the budget is {readable(memory)}.",
+            f" but the budget is {readable(memory)}.",
             f"{fewer} more with --memory.",
         )
 
@@ -227,7 +227,7 @@ def whole(data: Data, memory: int, name: str) -> Tensor:
     size = data.numel() * _HELD
     if isinstance(data, Rows) and size > memory:
         raise DataError(
-            f"{name}: {data.numel()} entries need {readable(size)}, and the budget is"
+            f"{name}: {data.numel()} entries need {readable(size)}, but the budget is"
             f" {readable(memory)}.",
             "Give more with --memory, or save fewer points.",
         )

@@ -78,7 +78,7 @@ def _of_hub(rest: str) -> HubAddress:
     parts = rest.split("/")
     if parts[0] in ("datasets", "spaces", "models", "buckets") and len(parts) > 2:
         raise UsageError(
-            f"{text}: names a repository of {parts[0]}, expected one of a model.", _EXAMPLE
+            f"{text}: names a repository under {parts[0]}, expected a model.", _EXAMPLE
         )
     if len(parts) < 2:
         raise UsageError(f"{text}: is not the address of a repository on the Hub.", _EXAMPLE)

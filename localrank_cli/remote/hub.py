@@ -167,14 +167,13 @@ class Hub:
     def _check_name(self, name: str, named: Mapping[str, set[object]]) -> None:
         if not _REF.fullmatch(name):
             raise UnreadableError(
-                f"{self._address}: the revision {shortened(name)!r} has no name that a file can"
-                " have.",
+                f"{self._address}: the name of revision {shortened(name)!r} cannot be a file name.",
                 "Choose other revisions, or name this one by its commit.",
             )
         if len(named[name]) > 1:
             commits = listed(sorted(map(str, named[name])))
             raise UnreadableError(
-                f"{self._address}: {name!r} is a branch and a tag of different commits: {commits}.",
+                f"{self._address}: {name!r} is a branch and a tag at different commits: {commits}.",
                 "Name the commit: hf://ORG/NAME@COMMIT.",
             )
 
@@ -270,7 +269,7 @@ class Hub:
                 raise
             if isinstance(error, _ODD):
                 raise UnreadableError(
-                    f"{self._address}: the response is not one of the Hub's API.",
+                    f"{self._address}: the response is not from the Hub's API.",
                     "Check HF_ENDPOINT.",
                 ) from error
             first: BaseException = error
@@ -294,7 +293,7 @@ class Hub:
         if status in _NO_ACCESS:
             return "Log in: hf auth login, or set HF_TOKEN, and ask for access on its page."
         if status == _TOO_MANY:
-            return "Wait some minutes, or log in (hf auth login), and run the same command again."
+            return "Wait a few minutes, or log in (hf auth login), and run the same command again."
         return (
             "Check the connection and rerun the same command to resume. If the files are on this"
             " machine, name their folder instead."
@@ -327,7 +326,7 @@ def _short(error: BaseException) -> str:
 def _checked(commit: object, address: str) -> str:
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
         raise UnreadableError(
-            f"{address}: the Hub names a revision by {commit!r}, expected a commit of 40 digits.",
+            f"{address}: the Hub gives {commit!r} for a revision, expected a commit of 40 digits.",
             "Check HF_ENDPOINT.",
         )
     return commit

@@ -306,7 +306,7 @@ class Mirror:
         if needed and needed + _SPARE > free:
             first = next(iter(files))
             raise UnreadableError(
-                f"{self.private.folder}: has {readable(free)} free, and"
+                f"{self.private.folder}: has {readable(free)} free, but"
                 f" {self.store.name_of(first.path)} takes {readable(needed)}.",
                 "Make room, or name a folder on a larger disk with --cache DIR; localrank cache"
                 " --clear removes what earlier runs left.",

@@ -52,7 +52,7 @@ def _refuse_two(first: HubAddress, second: HubAddress) -> None:
     if not first.folder and not second.folder:
         every = ",".join((*first.revisions, *second.revisions)) or "main"
         advice = f"Name it once: hf://{first.repository}@{every}."
-    raise UsageError(f"{second}: the repository is named twice, as {first} too.", advice)
+    raise UsageError(f"{second}: the repository is named twice, also as {first}.", advice)
 
 
 def attached(series: Series) -> Series:

@@ -222,7 +222,7 @@ def _contradiction(
         if abs(counted - rank) > _ROUNDING * max(1.0, abs(rank)):
             return (
                 f"the slider does not match the table: at {label}, layer {layer} of {run} at step"
-                f" {step} has rank {rank:.5g} in the table and {counted:.5g} by the singular"
+                f" {step} has rank {rank:.5g} in the table but {counted:.5g} by the singular"
                 " values;"
                 " pass the folder kept with this table to --spectra",
             )

@@ -32,7 +32,7 @@ def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
     for glob in (*wanted, *unwanted):
         if not any(fnmatchcase(name, glob) for name in names):
             raise SettingsError(
-                f"--layers {glob}: matches no layer.", f"There are {listed(names, 20)}."
+                f"--layers {glob}: matches no layer.", f"The layers are {listed(names, 20)}."
             )
     chosen = [
         name
@@ -41,7 +41,7 @@ def matching(names: Sequence[str], globs: Iterable[str]) -> list[str]:
         and not any(fnmatchcase(name, glob) for glob in unwanted)
     ]
     if not chosen:
-        raise SettingsError("--layers: leaves no layer.", f"There are {listed(names, 20)}.")
+        raise SettingsError("--layers: leaves no layer.", f"The layers are {listed(names, 20)}.")
     return chosen
 
 
@@ -62,9 +62,7 @@ def of_one(frame: pd.DataFrame, column: str, wanted: str | None, option: str) ->
             f"Choose one with {option}.",
         )
     if wanted is not None and wanted not in there:
-        raise SettingsError(
-            f"{option} {wanted}: not in the table.", f"There are {listed(there, 20)}."
-        )
+        raise SettingsError(f"{option} {wanted}: not in the table.", f"It has {listed(there, 20)}.")
     return frame if wanted is None else frame[frame[column] == wanted]
 
 
@@ -81,4 +79,6 @@ def need_numbers(frame: pd.DataFrame, option: str, name: str) -> None:
     ]
     if name not in numbers:
         trouble = "holds no numbers" if name in frame.columns else "no such column"
-        raise SettingsError(f"{option} {name}: {trouble}.", f"There are {listed(numbers, 40)}.")
+        raise SettingsError(
+            f"{option} {name}: {trouble}.", f"The numeric columns are {listed(numbers, 40)}."
+        )

@@ -234,7 +234,7 @@ def _checked(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     held: Any = loads(content.decode("utf-8"), non_finite=True)
     check(Content, held)
     if held["sha256"] != _sum_of(held["key"], held["found"]):
-        raise ValueError("its checksum differs: it was changed since")
+        raise ValueError("its checksum differs: it has changed since")
     return held["key"], held["found"]
 
 

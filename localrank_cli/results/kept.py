@@ -108,7 +108,7 @@ class SpectraFile:
         if wanted is not None and wanted not in self.runs:
             raise SettingsError(
                 f"--run {wanted}: not among the singular values.",
-                f"There are {listed(self.runs, 20)}.",
+                f"The runs are {listed(self.runs, 20)}.",
             )
         return self.runs[0] if wanted is None else wanted
 

@@ -224,7 +224,7 @@ def _check_free(target: Path, *, resume: bool) -> None:
     for path in (target, manifest_path(target), journal):
         if path.exists() or path.is_symlink():
             raise OutputError(
-                f"{path}: exists already.", "Give another name with -o, or pass --overwrite."
+                f"{path}: already exists.", "Give another name with -o, or pass --overwrite."
             )
 
 

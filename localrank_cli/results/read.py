@@ -101,7 +101,7 @@ def read_table(path: Path, needed: Iterable[str] = NEEDED, writer: str = "analyz
             f"Name a table that localrank {writer} wrote.",
         )
     if frame.empty:
-        raise DataError(f"{path}: holds a header and no rows.", f"Run localrank {writer} again.")
+        raise DataError(f"{path}: holds a header but no rows.", f"Run localrank {writer} again.")
     columns = {str(name): _typed(path, str(name), frame[name]) for name in frame.columns}
     typed = pd.DataFrame(columns)
     _check_places(path, typed)
@@ -184,7 +184,7 @@ def read_metrics(path: Path, column: str) -> pd.DataFrame:
     others = [str(name) for name in frame.columns if name not in {"step", "run"}]
     if column not in frame.columns:
         raise DataError(
-            f"{path}: has no column {column}.", f"There are {', '.join(others) or 'no others'}."
+            f"{path}: has no column {column}.", f"It has {', '.join(others) or 'no others'}."
         )
     if not pd.api.types.is_numeric_dtype(frame[column]):
         raise DataError(f"{path}: column {column} holds no numbers.")

@@ -40,7 +40,7 @@ def _check_constant(value: object) -> object:
 def _check_free(names: Iterable[str]) -> None:
     for name in names:
         if name in COLUMNS:
-            raise ValueError(f"the table has a column {shown(name)} already")
+            raise ValueError(f"the table already has a column {shown(name)}")
 
 
 def _check_columns(names: list[str]) -> list[str]:
@@ -53,7 +53,7 @@ def _check_constants(columns: dict[str, Any]) -> dict[str, Any]:
     # A series may set a constant column named epoch itself.
     _check_free(columns)
     for name in columns.keys() & (OPTIONAL.keys() - {"epoch"}):
-        raise ValueError(f"the table has a column {shown(name)} already")
+        raise ValueError(f"the table already has a column {shown(name)}")
     return columns
 
 

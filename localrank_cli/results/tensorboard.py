@@ -20,14 +20,14 @@ def write_events(frame: pd.DataFrame, folder: Path) -> list[Path]:
     `frame` is a table without rows that failed. A folder gets its file when that is whole.
 
     Raises:
-        OutputError: If a folder holds event files already, or cannot be written.
+        OutputError: If a folder already holds event files, or cannot be written.
         SettingsError: If TensorBoard is not installed.
     """
     places = {str(run): folder / _inside(str(run)) for run in frame["run"].unique()}
     for place in places.values():
         if place.is_dir() and any(one.name.startswith(_EVENTS) for one in place.iterdir()):
             raise OutputError(
-                f"{place}: holds event files already, to which TensorBoard would add these.",
+                f"{place}: already holds event files, to which TensorBoard would add these.",
                 "Name another folder, or remove them.",
             )
     writer = _writer()

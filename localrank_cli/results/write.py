@@ -224,7 +224,7 @@ def refuse_existing(target: Path) -> None:
     for path in (target, manifest_path(target)):
         if path.exists() or path.is_symlink():
             raise OutputError(
-                f"{path}: exists already, and there is no journal next to it to resume from.",
+                f"{path}: already exists, but there is no journal next to it to resume from.",
                 "Give another name with -o, or start over with --overwrite.",
             )
 

@@ -260,6 +260,6 @@ def check_beside(plan: BesidePlan, needs: Sequence[BesideNeed], n_points: int, m
         fewer = "Ask for fewer --information-points, give" if plan.activations else "Give"
         raise BudgetError(
             f"--beside: {largest.what} of layer {printable(largest.layer)!r} need"
-            f" {readable(largest.n_bytes)}, and the budget is {readable(memory)}.",
+            f" {readable(largest.n_bytes)}, but the budget is {readable(memory)}.",
             f"{fewer} more --memory, or leave the layer out with --exclude.",
         )

@@ -162,7 +162,7 @@ def _local_ranks(options: AnalyzeOptions, note: Note) -> dict[str, float]:
 def _one_checkpoint(plan: Plan) -> SeriesPlan:
     if len(plan.series) != 1 or plan.n_checkpoints != 1:
         raise SettingsError(
-            f"compress takes one checkpoint, and {plan.n_checkpoints} were named.",
+            f"compress takes one checkpoint, but {plan.n_checkpoints} were named.",
             "Name one file.",
         )
     series = plan.series[0]
@@ -326,7 +326,9 @@ class _Work:
                 self.note(f"{100 * share:g}% of the weights: kept from the run before")
                 yield share, found
             else:
-                self.note(f"{100 * share:g}% of the weights: computed again, as its files changed")
+                self.note(
+                    f"{100 * share:g}% of the weights: computed again because its files changed"
+                )
                 left[share] = budget
         if not left and self._limit is None:
             return

@@ -193,7 +193,7 @@ def _inferred(series: SeriesOptions, headers: Headers) -> _Inferred:
     names = networks_in(state)
     if names:
         return _Inferred(
-            f"the weights are several networks, of which --weights takes one: {listed(names)}"
+            f"the weights are of several networks; choose one with --weights: {listed(names)}"
         )
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     try:

@@ -134,7 +134,7 @@ def plan_metric(
         if modules:
             raise SettingsError(
                 f"--input-metric data with --wrt {settings.selection.wrt}: the covariance of a"
-                f" module's output ({modules[0]}) needs data to run over, and the points come from"
+                f" module's output ({modules[0]}) needs data to run over, but the points come from"
                 " a distribution.",
                 "Give a data file with --data.",
             )
@@ -188,7 +188,7 @@ def data_chunks(
 def _check_count(count: int, varied: Sequence[Varied], allow_small: bool, note: Note) -> None:
     if count < 2:
         raise SettingsError(
-            "--input-metric data: a covariance needs at least 2 points, and the data hold"
+            "--input-metric data: a covariance needs at least 2 points, but the data hold"
             f" {count}.",
             "Give more data.",
         )
@@ -219,7 +219,7 @@ def _too_large(varied: Sequence[Varied], needed: int, memory: int) -> SettingsEr
         what = f"covariances of {sources}{of} with up to {largest.n_varied} entries need"
         advice = "choose fewer sources with --wrt, or fewer positions, as with --positions last"
     return SettingsError(
-        f"--input-metric data: the {what} {readable(needed)}, and the budget is"
+        f"--input-metric data: the {what} {readable(needed)}, but the budget is"
         f" {readable(memory)}.",
         f"Give more with --memory; or {advice}.",
     )

@@ -164,7 +164,7 @@ class Look:
             f"{count} of {total} {'layer' if total == 1 else 'layers'}"
             f" {'does' if count == 1 else 'do'} not fit in {readable(self.memory)} of memory.\n"
             f"The largest, {printable(largest.label)!r}, has a Jacobian of {n_out} x {n_in}; its"
-            f" reduction needs {readable(largest.n_bytes)}, and the budget is"
+            f" reduction needs {readable(largest.n_bytes)}, but the budget is"
             f" {readable(self.room)}.",
             f"What fits: {advice}"
             if advice

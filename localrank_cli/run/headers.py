@@ -718,7 +718,7 @@ def describe_missing(checkpoints: Sequence[PlannedCheckpoint]) -> list[str]:
             f"not in every checkpoint, and no chosen layer depends on it: {listed(sorted(missing))}"
         )
     if unexpected:
-        notes.append(f"in the checkpoints, and not in the model: {listed(sorted(unexpected))}")
+        notes.append(f"in the checkpoints, but not in the model: {listed(sorted(unexpected))}")
     return notes
 
 

@@ -216,7 +216,7 @@ def _with_advice_of_config(
         wrt = f" and, for tokens, --wrt {embedding_of_hf(config, held) or EMBEDDING}"
     return ModelError(
         error.what,
-        f"{config.place} names {config.architecture} of transformers: give --model {HF}{wrt}.",
+        f"{config.place} names transformers' {config.architecture}: give --model {HF}{wrt}.",
     )
 
 

@@ -56,7 +56,7 @@ def find_resume(plan: Plan, journal: Journal, note: Note, is_kept: _IsKept | Non
         left.append(replace(series, checkpoints=tuple(checkpoints)))
     _note_vanished(plan, journal, note)
     if n_done:
-        note(f"resuming: {n_done} of {plan.n_checkpoints} checkpoints are finished already")
+        note(f"resuming: {n_done} of {plan.n_checkpoints} checkpoints are already finished")
     return Resume(plan, replace(plan, series=tuple(left)), _history(entries.values()), n_done)
 
 

@@ -107,14 +107,14 @@ class SamplePlan:
             targets = self.labels.flatten(1) if self.labels.ndim > 1 else self.labels[:, None]
             if targets.shape != outputs.shape:
                 raise ModelError(
-                    f"the network's output has {outputs.shape[1]} entries for a point, and the"
+                    f"the network's output has {outputs.shape[1]} entries for a point, but the"
                     f" targets have {targets.shape[1]}.",
                     "Check --labels-key.",
                 )
             return {"loss": _finite(nn.functional.mse_loss(outputs, targets))}
         if outputs.shape[1] <= int(self.labels.max()):
             raise ModelError(
-                f"the network's output has {outputs.shape[1]} entries for a point, and labels go"
+                f"the network's output has {outputs.shape[1]} entries for a point, but labels go"
                 f" up to {int(self.labels.max())}.",
                 "Check --labels-key: labels are class indices from 0.",
             )
@@ -192,7 +192,7 @@ def plan_samples(
             if refuses and needed > memory:
                 raise SettingsError(
                     f"--information: {sample.everything.shape[0]} outputs of layer"
-                    f" {record.call.label!r} need {needed / 2**20:.0f} MiB, and the budget is"
+                    f" {record.call.label!r} need {needed / 2**20:.0f} MiB, but the budget is"
                     f" {memory / 2**20:.0f} MiB.",
                     "Ask for fewer --information-points, give more --memory, or leave the layer"
                     " out with --exclude.",

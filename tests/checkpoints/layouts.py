@@ -294,7 +294,7 @@ def void(value: object) -> None:
 
 LAYOUTS: dict[str, Layout] = {
     "safetensors": Layout(_safetensors, "step_{step}.safetensors"),
-    "state dict of torch.save": Layout(_saved("model_{step}.pth", raw), "model_{step}.pth"),
+    "state dict from torch.save": Layout(_saved("model_{step}.pth", raw), "model_{step}.pth"),
     "PyTorch's ImageNet example": Layout(
         _saved(
             "checkpoint_{step}.pth.tar",

@@ -124,7 +124,7 @@ class TestFiles:
         path = saved(tmp_path, {"model": BIG})
         file = path.parent / "__0_0.distcp"
         file.write_bytes(file.read_bytes()[:-10])
-        with pytest.raises(UnreadableError, match=r"__0_0\.distcp: has \d+ bytes, and .* up to"):
+        with pytest.raises(UnreadableError, match=r"__0_0\.distcp: has \d+ bytes, but .* up to"):
             read_dcp(path, header_only=header_only)
 
     def test_metadata_that_are_missing(self, tmp_path: Path, header_only: bool) -> None:

@@ -124,7 +124,7 @@ def test_files_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match=r"a\.distcp: there is no such file"):
         check_files(path, entries)
     (tmp_path / "a.distcp").write_bytes(b"x" * 9)
-    with pytest.raises(UnreadableError, match=r"a\.distcp: has 9 bytes, and .* up to byte 10"):
+    with pytest.raises(UnreadableError, match=r"a\.distcp: has 9 bytes, but .* up to byte 10"):
         check_files(path, entries)
     (tmp_path / "a.distcp").write_bytes(b"x" * 10)
     check_files(path, entries)

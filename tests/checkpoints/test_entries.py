@@ -111,7 +111,7 @@ def test_omegaconf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = entries_of(tmp_path, hyper_parameters=node("DictConfig", _content=content))
     record = found["hyper_parameters"]
     assert record.values["hidden"] == [4]
-    assert record.values["other"] == NotPlain("reference of OmegaConf (${hidden})")
+    assert record.values["other"] == NotPlain("OmegaConf reference (${hidden})")
 
 
 def test_what_describes_the_network_alone_comes_first(tmp_path: Path) -> None:

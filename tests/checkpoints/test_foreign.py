@@ -78,7 +78,7 @@ KINDS = [
     (_old_pickle, "is a plain pickle"),
     (_script, "is a TorchScript file"),
     (_trace, "is a TorchScript file"),
-    (_export, "is a program of torch.export"),
+    (_export, "is a torch.export program"),
     (_arrays, "holds numpy arrays, not tensors"),
     (_params, "holds numpy arrays under 'params', not tensors"),
     (_npz, "is an archive of numpy arrays"),
@@ -178,7 +178,7 @@ def test_a_torch_file_called_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "step_1.safetensors"
     torch.save(weights(), path)
     error = refusal(path)
-    assert "as torch.save writes it" in error.what
+    assert "like those that torch.save writes" in error.what
     subprocess.run(error.advice.split(": ", 1)[1].split(", or")[0], shell=True, check=True)
     assert list(read(tmp_path / "step_1.pt").states[""]) == list(weights())
 

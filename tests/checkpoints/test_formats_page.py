@@ -128,7 +128,7 @@ READ: dict[str, tuple[Callable[[Path], None], int, str]] = {
     "`step_5.pt` next to `inputs.pt`, a tensor": (
         next_to("inputs.pt", torch.ones(9, 4)), 5, "inputs.pt",
     ),
-    "`step_5.pt` next to `._step_5.pt` of macOS": (next_to("._step_5.pt", FORK), 5, ""),
+    "`step_5.pt` next to macOS's `._step_5.pt`": (next_to("._step_5.pt", FORK), 5, ""),
 }  # fmt: skip
 
 
@@ -149,7 +149,9 @@ def test_it_is_read_as_the_page_says(row: str, tmp_path: Path) -> None:
 
 SPLIT: dict[str, tuple[Any, list[int]]] = {
     "`run.pt` with a list of state dicts": ([ONE, TWO, THREE], [0, 1, 2]),
-    "`run.pt` with a dict from step to state dict": ({0: ONE, 50: TWO, 90: THREE}, [0, 50, 90]),
+    "`run.pt` with a dict that maps steps to state dicts": (
+        {0: ONE, 50: TWO, 90: THREE}, [0, 50, 90],
+    ),
     "`run.pt` with `checkpoints` next to `checkpoint_epochs`": (
         {"checkpoints": [ONE, TWO, THREE], "checkpoint_epochs": [0, 2, 7]}, [0, 2, 7],
     ),

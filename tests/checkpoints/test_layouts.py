@@ -77,6 +77,8 @@ def test_what_is_refused_comes_with_advice(name: str, tmp_path: Path) -> None:
 
 def test_a_named_pickle_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "model_final.pkl").touch()
-    with pytest.raises(LocalrankError, match="is a plain pickle, which only code can read") as e:
+    with pytest.raises(
+        LocalrankError, match="is a plain pickle, which cannot be read without"
+    ) as e:
         analyze(tmp_path / "model_final.pkl", data="normal:4")
     assert "DetectionCheckpointer" in e.value.advice

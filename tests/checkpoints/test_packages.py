@@ -132,7 +132,7 @@ class TestRxnmapper:
 
     def test_the_message_says_what_is_needed(self, folder: Path) -> None:
         error = invoke("analyze", str(folder)).error
-        assert "its config.json names AlbertForMaskedLM of transformers" in error
+        assert "its config.json names transformers' AlbertForMaskedLM" in error
         assert all(
             word in error
             for word in ("--model hf", "--data FILE", "--wrt albert.embeddings.word_embeddings")

@@ -196,7 +196,7 @@ class TestFindCheckpoints:
         touch(tmp_path, "seed_0/step_1.pt", "seed_1/step_1.pt", "notes.txt")
         with pytest.raises(UnreadableError, match="seed_0, seed_1") as caught:
             names_in(tmp_path)
-        assert f"Name them, such as {tmp_path / 'seed_0'}: each" in caught.value.advice
+        assert f"Name these instead, such as {tmp_path / 'seed_0'}: each" in caught.value.advice
 
     @pytest.mark.parametrize(
         ("names", "series"),
@@ -231,7 +231,7 @@ class TestFindCheckpoints:
     def test_a_named_file_that_is_not_a_checkpoint(self, tmp_path: Path) -> None:
         path = touch(tmp_path, "notes.txt") / "notes.txt"
         with pytest.raises(
-            SettingsError, match=r"notes\.txt: the suffix .\.txt. is not that of a checkpoint"
+            SettingsError, match=r"notes\.txt: .\.txt. is not a checkpoint suffix"
         ) as caught:
             find_checkpoints(tmp_path, [path], "", [])
         assert caught.value.advice.startswith("Supported: .safetensors, ")

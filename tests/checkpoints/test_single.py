@@ -94,7 +94,9 @@ class TestASingleCheckpoint:
         assert [step for _, step in first.steps(ignore)] == [0]
         later = find_checkpoints(tmp_path, [save(tmp_path / "step_100.pt", 1)], "", [])
         second = Headers(later, trust_pickle=False, context=HeaderContext(earlier=first.scheme))
-        with pytest.raises(SettingsError, match="so far it holds 0, as there is no step") as caught:
+        with pytest.raises(
+            SettingsError, match="so far it holds 0, since there is no step"
+        ) as caught:
             second.steps(ignore)
         assert "step_0" in caught.value.advice
 
@@ -194,7 +196,7 @@ class TestSeveralFilesInAFolder:
 
     def test_it_names_them_and_the_advice_works(self, run: Path, tmp_path: Path) -> None:
         outcome = invoke("analyze", str(run), *DATA)
-        assert "step_0: holds 2 files of weights (discriminator.pt, generator.pt)" in outcome.error
+        assert "step_0: holds 2 weights files (discriminator.pt, generator.pt)" in outcome.error
         norms = []
         for name in ("generator", "discriminator"):
             assert f"--pattern '*/{name}.pt'" in outcome.error
@@ -218,7 +220,7 @@ class TestSeveralFilesInAFolder:
         save(tmp_path / "step_0.pt")
         for name in ("a.pt", "b.pt"):
             save(tmp_path / "step_5" / name)
-        with pytest.raises(UnreadableError, match=r"step_5: holds 2 files of weights"):
+        with pytest.raises(UnreadableError, match=r"step_5: holds 2 weights files"):
             steps(tmp_path)
 
     def test_the_other_one_is_not_added_to_a_table(self, run: Path, tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ class TestWeightsInFoldersOfACheckpoint:
             steps(tmp_path)
         with pytest.raises(UnreadableError, match=r"--pattern '\*/unet/a.pt' or") as raised:
             steps(tmp_path, pattern="*/unet")
-        assert "2 files of weights (unet/a.pt, unet/b.pt)" in raised.value.what
+        assert "2 weights files (unet/a.pt, unet/b.pt)" in raised.value.what
         assert steps(tmp_path, pattern="*/unet/a.pt") == [5]
 
     def test_a_series_in_each_folder(self, tmp_path: Path) -> None:

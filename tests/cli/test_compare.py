@@ -71,7 +71,7 @@ BAD = [
     (["--figure", "x.gif"], 2, "Choose one of .png, .svg, .pdf."),
     (["--onsets", "-"], 2, "only the differences"),
     (["--layers", "nothing"], 1, "--layers nothing: matches no layer."),
-    (["--tolerance", "atol=1"], 1, "There are atol=0.01."),
+    (["--tolerance", "atol=1"], 1, "It has atol=0.01."),
     (["--by", "checkpoint"], 1, "changes within the run"),
     (["-o", "missing/x.csv"], 1, "missing"),
 ]
@@ -99,7 +99,7 @@ def test_no_table_is_lost(tables: list[str], tmp_path: Path) -> None:
     other.write_bytes(before[0])
     done = invoke("compare", *tables, "-o", str(other))
     assert (done.code, done.error) == (
-        1, f"{other}: exists already. Name another file, or replace it with --overwrite.",
+        1, f"{other}: already exists. Name another file, or replace it with --overwrite.",
     )  # fmt: skip
     assert invoke("compare", *tables, "-o", str(other), "--onsets", str(other)).code == 2
     assert [Path(table).read_bytes() for table in [*tables, str(other)]] == [*before, before[0]]

@@ -191,7 +191,7 @@ def test_several_checkpoints_are_refused(folder: Path) -> None:
     save_file(state, folder / "step_8.safetensors")
     outcome = invoke("compress", ".", *DATA, "-o", "out", "--budget", "0.5")
     assert outcome.code == 1
-    assert "takes one checkpoint, and 2 were named" in outcome.error
+    assert "takes one checkpoint, but 2 were named" in outcome.error
 
 
 def test_earlier_results_are_not_written_over(folder: Path) -> None:
@@ -534,7 +534,7 @@ def test_weights_that_changed_since_an_interruption_are_computed_again(
     (interrupted / "load.py").write_text("another program")
     outcome = compress("--budget", "0.5")
     assert outcome.code == 0, outcome.stderr
-    assert "50% of the weights: computed again, as its files changed" in outcome.stderr
+    assert "50% of the weights: computed again because its files changed" in outcome.stderr
     assert path.read_bytes() == content
     assert (interrupted / "load.py").read_text() == LOADER
 

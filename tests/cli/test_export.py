@@ -56,7 +56,7 @@ def test_a_table_as_events(tmp_path: Path) -> None:
             assert [v for _, v in values] == pytest.approx([v for _, v in wanted[tag]], rel=1e-6)
     again = invoke("export", str(table), "--to", "tensorboard", str(tmp_path / "events"))
     assert again.code == 1
-    assert "holds event files already" in again.stderr
+    assert "already holds event files" in again.stderr
 
 
 def test_rows_without_numbers(tmp_path: Path) -> None:

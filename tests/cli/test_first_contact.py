@@ -164,7 +164,7 @@ class TestAnalyze:
         state = {"lookup.weight": torch.rand(20, 4), "norm.weight": torch.rand(4)}
         save_file(state, folder / "checkpoint-7" / "model.safetensors")
         error = invoke("analyze", str(folder)).error
-        assert "--wrt EMBEDDING (the embedding by its name" in error
+        assert "--wrt EMBEDDING (the embedding's name" in error
         assert "the next error names the embeddings" in error
 
     def test_code_and_data_at_once(self, tmp_path: Path) -> None:

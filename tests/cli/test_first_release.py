@@ -45,7 +45,7 @@ def test_a_journal_is_resumed(place: Path) -> None:
         "analyze", str(place / "run"), *WORDS, "--device", "cpu", "-o", str(place / "ranks.csv")
     )
     assert outcome.code == 0, outcome.stderr
-    assert "1 of 3 checkpoints are finished already" in outcome.stderr
+    assert "1 of 3 checkpoints are already finished" in outcome.stderr
     assert (place / "ranks.csv").read_bytes() == (place / "whole.csv").read_bytes()
 
 
@@ -54,7 +54,7 @@ def test_half_finished_shards_are_resumed(place: Path) -> None:
         "submit", str(place / "run"), *WORDS, "--workers", "2", "-o", str(place / "div.csv")
     )
     assert outcome.code == 0, outcome.stderr
-    assert "1 of 3 checkpoints are finished already" in outcome.stderr
+    assert "1 of 3 checkpoints are already finished" in outcome.stderr
     assert (place / "div.csv").read_bytes() == (place / "whole.csv").read_bytes()
 
 
@@ -133,7 +133,7 @@ def test_a_new_measure_is_one_entry_and_what_was_begun_before_it_is_resumed(
     fresh_rows = rows(place / "fresh.csv")
     assert [row["new_rank"] for row in fresh_rows] == [row["stable_rank"] for row in fresh_rows]
     earlier = [dict.fromkeys(fresh_rows[0], "") | row for row in rows(place / "whole.csv")]
-    assert "1 of 3 checkpoints are finished already" in stderr_of_resumed
+    assert "1 of 3 checkpoints are already finished" in stderr_of_resumed
     divided = run_cold("submit", *common, "--workers", "1", "-o", str(place / "div.csv"), env=later)
     resumed = Outcome(code_of_resumed, "", stderr_of_resumed)
     for outcome, table in ((resumed, "ranks.csv"), (divided, "div.csv")):

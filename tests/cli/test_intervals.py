@@ -318,7 +318,7 @@ def test_a_run_that_is_stopped_among_its_products_is_resumed(
     (tmp_path / "go").touch()
     again = invoke(*words, str(stopped))
     assert again.code == 0, again.stderr
-    assert "resuming: 1 of 2 checkpoints are finished already" in again.stderr
+    assert "resuming: 1 of 2 checkpoints are already finished" in again.stderr
     assert invoke(*words, str(whole)).code == 0
     assert stopped.read_bytes() == whole.read_bytes()
     assert {row["step"] for row in rows(whole.read_text())} == {"1", "2"}

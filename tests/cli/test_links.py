@@ -40,7 +40,7 @@ def test_a_table_is_written_through(series: Path, link: Path) -> None:
 def test_a_run_is_resumed_under_either_name(series: Path, link: Path, first: str) -> None:
     assert analyze(series, link.parent / first, "--overwrite").code == 0
     (other,) = {"ranks.csv", "disk/real.csv"} - {first}
-    assert "2 of 2 checkpoints are finished" in analyze(series, link.parent / other).stderr
+    assert "2 of 2 checkpoints are already finished" in analyze(series, link.parent / other).stderr
     assert entries(link.parent / "disk") == FILES
     assert link.is_symlink()
 
@@ -71,7 +71,7 @@ def test_manifest_and_journal_are_written_through(
         outcome = analyze(series, target, *["--overwrite"] * overwrite)
         after = elsewhere.stat().st_ino
     assert outcome.code == 0, outcome.stderr
-    assert ("2 of 3 checkpoints are finished" in outcome.stderr) is not overwrite
+    assert ("2 of 3 checkpoints are already finished" in outcome.stderr) is not overwrite
     assert (tmp_path / part).is_symlink()
     assert entries(elsewhere.parent) == ["part"]
     assert after != before or not overwrite

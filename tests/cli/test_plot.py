@@ -156,8 +156,8 @@ def test_wrong_usage(ranks: Path, words: list[str], message: str) -> None:
     ("words", "message"),
     [
         (["--y", "nothing"], "--y nothing: no such column"),
-        (["--tolerance", "rtol=1"], "--tolerance rtol=1: not in the table. There are atol=0.01."),
-        (["--kind", "compare"], "needs 2 to 12 values of run, and there are 1: run"),
+        (["--tolerance", "rtol=1"], "--tolerance rtol=1: not in the table. It has atol=0.01."),
+        (["--kind", "compare"], "needs 2 to 12 values of run, but found 1: run"),
     ],
 )
 def test_what_only_the_table_shows_is_not_a_usage_error(
@@ -175,7 +175,7 @@ def test_what_only_the_table_shows_is_not_a_usage_error(
     [
         ("", "is empty"),
         ("a,b\n1,2\n", "has no column run, step, layer, layer_index, tolerance"),
-        ("run,step,layer,layer_index,tolerance\n", "holds a header and no rows"),
+        ("run,step,layer,layer_index,tolerance\n", "holds a header but no rows"),
     ],
 )
 def test_files_that_are_not_tables(tmp_path: Path, text: str, message: str) -> None:

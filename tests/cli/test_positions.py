@@ -180,7 +180,7 @@ def _indices(table: Path) -> list[int]:
 
 def test_layers_with_several_sources_are_rows_of_their_own(folder: Path, table: Path) -> None:
     again = run(folder, *PAIRS, "-o", str(table))
-    assert "resuming: 2 of 2 checkpoints are finished already" in again.stderr
+    assert "resuming: 2 of 2 checkpoints are already finished" in again.stderr
     shown = invoke("show", str(table)).stdout
     for name in ("head from embed", "head from blocks.2", "blocks.0 from the input"):
         assert name in shown

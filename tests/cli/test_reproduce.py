@@ -84,7 +84,7 @@ def test_a_sweep_resumes_and_its_parts_are_trained_once(tmp_path: Path) -> None:
     (tmp_path / "verdict.txt").unlink()
     assert invoke(*words).stdout == verdict
     outcome = invoke(*words)
-    assert (outcome.code, "verdict.txt: exists already" in outcome.error) == (1, True)
+    assert (outcome.code, "verdict.txt: already exists" in outcome.error) == (1, True)
 
 
 @pytest.mark.long
@@ -102,7 +102,7 @@ def test_an_existing_table_is_kept(tmp_path: Path) -> None:
     (tmp_path / "ranks.csv").write_text("mine")
     outcome = invoke("reproduce", "gaussian", "--out", str(tmp_path))
     assert outcome.code == 1
-    assert outcome.error.endswith("exists already. Choose another folder with --out.")
+    assert outcome.error.endswith("already exists. Choose another folder with --out.")
     assert [path.name for path in tmp_path.iterdir()] == ["ranks.csv"]
 
 

@@ -41,7 +41,7 @@ def test_the_same_command_resumes(series: Path, tmp_path: Path, name: str) -> No
     assert (first.code, computed(first)) == (0, 1)
     second = analyze(series, target, "-v")
     assert (second.code, computed(second)) == (0, 2)
-    assert "resuming: 1 of 3 checkpoints are finished already" in second.stderr
+    assert "resuming: 1 of 3 checkpoints are already finished" in second.stderr
     third = analyze(series, target, "-v")
     assert (third.code, computed(third)) == (0, 0)
     whole = tmp_path / f"whole{target.suffix}"

@@ -183,7 +183,7 @@ def test_analyze_at_the_same_tolerances_resumes(counted: Path, tmp_path: Path) -
     save_series(tmp_path / "run", steps=(0, 5, 10, 15))
     outcome = analysed_at("0.3", tmp_path, "--rtol", "eps", "-o", str(counted))
     assert outcome.code == 0
-    assert "resuming: 3 of 4 checkpoints are finished already" in outcome.stderr
+    assert "resuming: 3 of 4 checkpoints are already finished" in outcome.stderr
     assert rows(counted.read_text()) == rows(analysed_at("0.3", tmp_path, "--rtol", "eps").stdout)
     save_file(weights(seed=99), tmp_path / "run/step_5.safetensors")
     outcome = analysed_at("0.3", tmp_path, "--rtol", "eps", "-o", str(counted))
@@ -209,7 +209,7 @@ def test_without_overwrite_nothing_is_touched(kept: Path, tmp_path: Path, left: 
     (tmp_path / left).write_text("mine")
     outcome = invoke("rethreshold", str(kept), "-o", str(tmp_path / "r.csv"))
     assert outcome.code == 1
-    assert outcome.error.startswith(f"{tmp_path / left}: exists already. Give another name")
+    assert outcome.error.startswith(f"{tmp_path / left}: already exists. Give another name")
     assert [name for name in entries(tmp_path) if name.startswith("r.csv")] == [left]
     words = ("-o", str(tmp_path / "r.csv"), "--overwrite", "-q")
     assert invoke("rethreshold", str(kept), *words).code == 3

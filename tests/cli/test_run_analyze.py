@@ -80,7 +80,7 @@ def test_an_existing_output_is_refused(series: Path, tmp_path: Path, there: str)
     (tmp_path / there).write_text("precious")
     outcome = invoke("analyze", str(series), *QUICK, "-o", str(tmp_path / "ranks.csv"))
     assert (outcome.code, outcome.stdout) == (1, "")
-    assert f"{there}: exists already, and there is no journal next to it" in outcome.error
+    assert f"{there}: already exists, but there is no journal next to it" in outcome.error
     assert (tmp_path / there).read_text() == "precious"
     assert entries(tmp_path) == sorted([there, "run"])
 

@@ -77,7 +77,7 @@ def begun(words: tuple[str, ...]) -> tuple[str, ...]:
 
 def test_what_is_finished_takes_no_task(begun: tuple[str, ...]) -> None:
     outcome = invoke(*begun)
-    assert f"9 of {N_CHECKPOINTS} checkpoints are finished already" in outcome.stderr
+    assert f"9 of {N_CHECKPOINTS} checkpoints are already finished" in outcome.stderr
     assert tasks(outcome) == 3
     assert "3 units left to do, in 3 tasks" in outcome.stdout
     assert tasks(invoke(*begun, "--overwrite")) == N_CHECKPOINTS

@@ -121,7 +121,7 @@ def test_a_disk_that_is_full_keeps_what_is_finished(tmp_path: Path) -> None:
     # Whether the table itself had room or not, it is whole, and the run resumes from the journal.
     again = run("analyze", str(series), *QUICK, "-o", str(tmp_path / "out/ranks.csv"))
     assert again.code == 0
-    assert "checkpoints are finished already" in again.stderr
+    assert "checkpoints are already finished" in again.stderr
     at_once = invoke("analyze", str(series), *QUICK)
     assert (tmp_path / "out/ranks.csv").read_text() == at_once.stdout
     assert entries(tmp_path / "out") == ["ranks.csv", "ranks.csv.journal", "ranks.csv.json"]

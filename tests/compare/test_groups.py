@@ -134,7 +134,7 @@ BAD = {
     "no such column": (seeds(), Choice(by="decay"), "--by decay: no column"),
     "a column of the layer": (seeds(), Choice(by="layer"), "--by layer: no column"),
     "a column that changes": (seeds(), Choice(by="local_rank"), "changes within the run seed0"),
-    "no such group": (seeds(), Choice(reference="x"), "There are seed0, seed1, seed2"),
+    "no such group": (seeds(), Choice(reference="x"), "The groups are seed0, seed1, seed2"),
     "mixed tolerances": (
         two(seeds(), seeds().assign(tolerance="rtol=0.1")),
         Choice(),

@@ -54,7 +54,7 @@ def test_slices_are_disjoint_and_hold_every_point() -> None:
 
 
 def test_too_few_points_are_refused_with_the_number_that_is_enough() -> None:
-    with pytest.raises(DataError, match="hold 31 points, and compression needs at least 32"):
+    with pytest.raises(DataError, match="hold 31 points, but compression needs at least 32"):
         split(31, seed=0)
     split(32, seed=0)
 

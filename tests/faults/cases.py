@@ -158,7 +158,7 @@ FAULTS: dict[str, Fault] = {
     "an empty file": Fault(_file("step_7.safetensors", b""), "the file is empty"),
     ".safetensors cut off": Fault(_cut("step_7.safetensors", 0.8), NOT_READABLE),
     ".pt cut off": Fault(_cut("step_7.pt", 0.8), "not a readable torch file"),
-    ".pt of torch < 1.6 cut off": Fault(_cut("step_7.bin", 0.8), "not a readable torch file"),
+    ".pt from torch < 1.6 cut off": Fault(_cut("step_7.bin", 0.8), "not a readable torch file"),
     "a shard cut off": Fault(_cut_shard, NOT_READABLE),
     "an index cut off": Fault(_cut_index, "is not JSON"),
     "a shard missing": Fault(_no_shard, "there is no such file"),
@@ -195,7 +195,7 @@ FAULTS: dict[str, Fault] = {
         lambda run: zipped_over_one_another(run / "step_7.pt"), "not a readable torch file"
     ),
     "a `.pt` with two lists of entries, one for each reader": Fault(
-        _two_lists, "not where the file claims that it is"
+        _two_lists, "not where the file claims"
     ),
     "a `.pt` data file with compressed entries": Fault(
         _compressed_data, "its entries are compressed, which torch.save never does", data=""
@@ -203,7 +203,7 @@ FAULTS: dict[str, Fault] = {
     "a tensor that repeats 4 bytes to 4 TB": Fault(_repeated, "claims 4398046511104 bytes"),
     "a pickle that would run code": Fault(_evil, "the pickle needs code to load"),
     "a `.pt` whose key takes 2^45 steps to hash": Fault(_hostile("zip"), ENDLESS),
-    "the same in a `.pt` of torch < 1.6": Fault(_hostile("legacy"), ENDLESS),
+    "the same in a `.pt` from torch < 1.6": Fault(_hostile("legacy"), ENDLESS),
     "the same in the `.metadata` of a DCP folder": Fault(_hostile("dcp"), ENDLESS),
     "the same in a `.pt` data file": Fault(_hostile_data, ENDLESS, data=""),
     "a tensor beyond the values that its file keeps": Fault(

@@ -101,12 +101,12 @@ EVENTS: dict[str, Event] = {
     "INT, TERM, HUP, XCPU, USR1 or USR2": Event(
         "130, 143, 129, 152, 138, 140", ALL, f"{_CLI}/test_interrupts.py::test_status_and_one_line"
     ),
-    "the same during one long call of LAPACK": Event(
+    "the same during one long LAPACK call": Event(
         "130, 143, 138, 140",
         f"{ALL}, within the grace of 5 s",
         f"{_HERE}/test_long_call.py::test_the_status_and_the_table_of_what_is_finished",
     ),
-    "the same during one call of C that holds Python's lock": Event(
+    "the same during one C call that holds Python's lock": Event(
         "137",
         "the journal: after the grace of 5 s a second process kills it",
         f"{_HERE}/test_last_resort.py::test_it_is_killed_after_the_grace",
@@ -152,7 +152,7 @@ EVENTS: dict[str, Event] = {
     "the model's code calls `os._exit` or `sys.exit`, or raises KeyboardInterrupt": Event(
         "1", ALL, f"{_HERE}/test_exits.py::test_the_model_ends_the_process"
     ),
-    "the same in a worker of `submit`, from C too": Event(
+    "the same in a worker of `submit`, even from C": Event(
         "1", ALL, f"{_HERE}/test_exits.py::test_a_worker_that_the_model_ends_leaves_a_gap"
     ),
     "memory runs out (`ulimit -v`)": Event(
@@ -197,7 +197,7 @@ EVENTS: dict[str, Event] = {
     ),
     "a journal or manifest is a link to another program's file": Event(
         "1",
-        "what is there, with `--overwrite` too",
+        "what is there, even with `--overwrite`",
         f"{_CLI}/test_links.py::test_a_link_beside_the_table_to_another_programs_file",
     ),
     "a pipe in place of kept singular values": Event(
@@ -228,7 +228,7 @@ EVENTS: dict[str, Event] = {
     ),
     "a link or a folder has the name of a result of `compress`": Event(
         "1",
-        "what is there, with `--overwrite` too",
+        "what is there, even with `--overwrite`",
         f"{_CLI}/test_compress.py::test_results_are_not_written_through_links",
     ),
     "weights from the Hub or from a cache differ from those that the Hub lists": Event(

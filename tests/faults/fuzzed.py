@@ -213,7 +213,7 @@ KINDS: dict[str, Kind] = {
     "headers of safetensors": Kind(HEADERS | st.binary(max_size=60), _header),
     "safetensors, corrupted": Kind(WOUNDS, _checkpoint("step_7.safetensors")),
     ".pt, corrupted": Kind(WOUNDS, _checkpoint("step_7.pt")),
-    ".bin of torch < 1.6, corrupted": Kind(WOUNDS, _checkpoint("step_7.bin")),
+    ".bin from torch < 1.6, corrupted": Kind(WOUNDS, _checkpoint("step_7.bin")),
     "indexes of shards": Kind(
         st.tuples(WOUNDS) | JSON | st.fixed_dictionaries({"weight_map": JSON}), _index
     ),

@@ -56,7 +56,7 @@ def test_finished_checkpoints_are_kept_and_the_run_resumes(tmp_path: Path) -> No
         subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
         again = run("analyze", str(series), *QUICK, "-o", str(target))
         assert again.code == 0
-        assert f"{finished} of 12 checkpoints are finished already" in again.stderr
+        assert f"{finished} of 12 checkpoints are already finished" in again.stderr
         assert target.read_text() == at_once
 
 

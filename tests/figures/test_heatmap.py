@@ -57,7 +57,7 @@ def test_runs_share_the_scale() -> None:
     assert left.get_xlim() == right.get_xlim()
     assert {"a", "b"} <= set(texts(figure))
     assert_readable(figure)
-    with pytest.raises(SettingsError, match="7 runs, and at most 6"):
+    with pytest.raises(SettingsError, match="7 runs, but at most 6"):
         heatmap(table(runs=list("abcdefg")))
 
 

@@ -133,7 +133,7 @@ def test_panels_of_singular_values(tmp_path: Path, layers: int) -> None:
 
 def test_too_many_panels(tmp_path: Path) -> None:
     file = SpectraFile(save_spectra(tmp_path / "s.safetensors", steps=(0,), layers=13))
-    with pytest.raises(SettingsError, match="13 layers, and at most 12") as caught:
+    with pytest.raises(SettingsError, match="13 layers, but at most 12") as caught:
         spectrum(file)
     assert "--layers" in caught.value.advice
 

@@ -488,7 +488,7 @@ class Unsized(Dataset[Tensor]):
 
 
 def test_a_dataset_without_a_length(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="its length cannot be taken"):
+    with pytest.raises(DataError, match="its length cannot be determined"):
         Monitor(tmp_path / "ranks.csv", Unsized())
 
 

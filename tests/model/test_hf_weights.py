@@ -294,5 +294,5 @@ def test_a_journal_is_resumed_by_the_hash_of_the_stored_tensors(tmp_path: Path) 
     os.utime(folder / "model.safetensors", ns=(10**18, 10**18))
     outcome = invoke(*words)
     assert outcome.code == 0, outcome.stderr
-    assert "finished already" in outcome.stderr
+    assert "already finished" in outcome.stderr
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"

@@ -107,7 +107,7 @@ BAD: list[tuple[str, object, str]] = [
     ("noise", 1e308, "expected at most 1e+150"),
     ("noise", "inf", "expected a finite number"),
     ("noise", True, "expected a number"),
-    ("noise", 10**400, "expected a number that float64 holds"),
+    ("noise", 10**400, "expected a number that fits in float64"),
     ("layers", 2, "expected a string or a list of strings"),
     ("layers", ["a", 3], "expected a string or a list of strings"),
     ("layers", "", "is empty"),

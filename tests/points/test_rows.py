@@ -154,7 +154,7 @@ def test_points_that_do_not_fit(tmp_path: Path) -> None:
 def test_labels_that_do_not_fit(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", np.zeros(1000, dtype=np.int8))
     found, _ = load_array(tmp_path / "y.npy", "")
-    with pytest.raises(DataError, match=r"y: 1000 entries need 7\.81 KiB, and the budget is"):
+    with pytest.raises(DataError, match=r"y: 1000 entries need 7\.81 KiB, but the budget is"):
         whole(found, 7999, "y")
     assert whole(found, 8000, "y").shape == (1000,)
 

@@ -102,7 +102,7 @@ def test_a_file_that_changed_between_runs(
     assert first.code == 0, first.stderr
     assert ("does not show versions" in first.stderr) == (not shown)
     again = _analyze()
-    assert "3 of 3 checkpoints are finished" in again.stderr
+    assert "3 of 3 checkpoints are already finished" in again.stderr
     table = pd.read_csv("a.csv")
     _put(5, seed=1)  # with other weights: its rows may not be kept as those of the new file
     changed = _analyze()

@@ -64,13 +64,13 @@ def test_a_branch_and_a_tag_of_one_name_and_commit(
         (
             [("step0", ONE)],
             [("step0", OTHER)],
-            "'step0' is a branch and a tag of",
+            "'step0' is a branch and a tag at",
         ),
         ([("step0", ONE), ("step0", OTHER)], [], "different commits: aaaa"),
         ([("step0", ONE), ("step0/x", OTHER)], [], "'step0' and 'step0/x' cannot both be placed"),
-        ([(7, ONE)], [("step0", None)], "names a revision by 'None'"),
-        ([("x" * 10_000 + "\n", ONE)], [], "has no name that a file can have"),
-        (None, [], "the response is not one of the Hub's API"),
+        ([(7, ONE)], [("step0", None)], "gives 'None' for a revision"),
+        ([("x" * 10_000 + "\n", ONE)], [], "cannot be a file name"),
+        (None, [], "the response is not from the Hub's API"),
         ([], [], "no revision matches '\\*'; there are none"),
     ],
 )
@@ -140,5 +140,5 @@ def test_what_a_server_refuses_is_not_called_another_revision(
 
     monkeypatch.setattr(client, "hf_hub_download", refuse)
     file = StoredFile("lab/net/model.safetensors", f"{ONE}/model.safetensors", 7, ONE)
-    with pytest.raises(UnreadableError, match=r"Refused: 429\. Wait some minutes"):
+    with pytest.raises(UnreadableError, match=r"Refused: 429\. Wait a few minutes"):
         store.download(file, Path("incoming"))

@@ -178,7 +178,7 @@ def test_nothing_is_fetched_for_what_is_finished(s3: "FakeS3") -> None:
     done(analyze(s3, "--steps", "0:10"))
     s3.requests.clear()
     again = done(analyze(s3, "--steps", "0:10"))
-    assert "3 of 3 checkpoints are finished" in again.stderr
+    assert "3 of 3 checkpoints are already finished" in again.stderr
     assert s3.fetched == []
     done(analyze(s3))
     assert s3.fetched == ["run/step_1000/model.safetensors"]

@@ -74,7 +74,7 @@ def test_parquet_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("", "is empty"),
         ("\n", "is not a table"),
         ("a,b\n1,2\n", "has no column run, step, layer, layer_index, tolerance (it has a, b)"),
-        (HEAD, "holds a header and no rows"),
+        (HEAD, "holds a header but no rows"),
         (HEAD + "r,x,0,0,t,1,ok\n", "column step, row 1: expected a whole number, got 'x'"),
         (HEAD + "r,,0,0,t,1,ok\n", "column step, row 1: expected a whole number, got nothing"),
         (HEAD + "r,1.5,0,0,t,1,ok\n", "column step, row 1: expected a whole number, got '1.5'"),

@@ -93,8 +93,12 @@ BODIES = [
     (LAYER + "cells", {"loss": "low"}, "layers[0].cells.loss: expected a number, got 'low'"),
     (LAYER + "cells", {"x": 2**63}, "layers[0].cells.x: expected an integer of 64 bits"),
     (LAYER + "cells", {"n_cov": 2**63}, "layers[0].cells.n_cov: expected less than"),
-    (LAYER + "cells", {"local_rank": 99.0}, "layers[0].cells: the table has a column 'local_rank'"),
-    (LAYER + "cells", {"step": 1}, "layers[0].cells: the table has a column 'step' already"),
+    (
+        LAYER + "cells",
+        {"local_rank": 99.0},
+        "layers[0].cells: the table already has a column 'local_rank'",
+    ),
+    (LAYER + "cells", {"step": 1}, "layers[0].cells: the table already has a column 'step'"),
     (LAYER + "cells", {"x": True}, "layers[0].cells.x: expected a string"),
     (LAYER + "failed", [7], "layers[0]: expected 4 values in soft.effective_rank"),
     (LAYER + "failed", [HUGE], "layers[0]"),
@@ -145,9 +149,9 @@ SETTINGS = [
     ("noise", Raw("Infinity"), "noise: expected a finite number, got inf"),
     ("optional_columns", [1], "optional_columns[0]: expected a string, got 1"),
     ("optional_columns", ["epoch", "epoch"], "optional_columns: 'epoch' appears twice"),
-    ("optional_columns", ["atol"], "optional_columns: the table has a column 'atol' already"),
-    ("columns", {"loss": 1.0}, "columns: the table has a column 'loss' already"),
-    ("columns", {"rank_min": 1}, "columns: the table has a column 'rank_min' already"),
+    ("optional_columns", ["atol"], "optional_columns: the table already has a column 'atol'"),
+    ("columns", {"loss": 1.0}, "columns: the table already has a column 'loss'"),
+    ("columns", {"rank_min": 1}, "columns: the table already has a column 'rank_min'"),
     ("layers", [{"number": 1}], "layers[0].name: is missing"),
     ("columns", {"x": []}, "columns.x: expected a string"),
     ("columns", {"x": None}, "columns.x: expected a string, an integer or a number, got null"),
@@ -225,7 +229,7 @@ def test_more_shards_than_can_be_listed(place: Path) -> None:
 
     spoil_line(place / "shard.csv.journal", "shard", change)
     outcome = invoke("merge", "shard.csv", "-o", "m.csv")
-    assert (outcome.code, "1 of 10000000000 shards are here" in outcome.error) == (1, True)
+    assert (outcome.code, "1 of 10000000000 shards were found" in outcome.error) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -428,7 +432,7 @@ def test_submitting_again_repairs_an_invalid_plan(place: Path) -> None:
         ("entries.0.step", 5.0, "entries[0].step: expected an integer, got 5.0"),
         ("entries.0.step", 77, "No such tensor|does not contain|tensor"),
         ("entries.0.cells", {"loss": "x"}, "entries[0].cells.loss: expected a number, got 'x'"),
-        ("entries.0.cells", {"n_in": 9}, "entries[0].cells: the table has a column 'n_in' already"),
+        ("entries.0.cells", {"n_in": 9}, "entries[0].cells: the table already has a column 'n_in'"),
         ("entries.0.layer_index", 1, "entries[0].layer_index: expected 0"),
         (
             "entries.1",
@@ -436,7 +440,7 @@ def test_submitting_again_repairs_an_invalid_plan(place: Path) -> None:
             "entries: expected the layers '0, 2', as in the settings of its run, got",
         ),
         ("entries.1.layer", "0", "entries: expected the layers '0, 2', as in the settings of its"),
-        ("settings.optional_columns", ["step"], "the table has a column 'step' already"),
+        ("settings.optional_columns", ["step"], "the table already has a column 'step'"),
         ("entries.0.cells", Raw(DEEP), "nested more than"),
         ("settings", ..., "settings.run: is missing"),
         ("settings.noise", "1", "settings.noise: expected a number, got '1'"),

@@ -202,7 +202,7 @@ def test_what_exists_is_refused_and_kept(tmp_path: Path, there: str, kind: str) 
         path.mkdir()
     else:
         path.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OutputError, match=rf"{there}: exists already") as caught:
+    with pytest.raises(OutputError, match=rf"{there}: already exists") as caught:
         refuse_existing(tmp_path / "a.csv")
     assert "--overwrite" in caught.value.advice
     assert entries(tmp_path) == [there]

@@ -284,7 +284,7 @@ def test_a_distribution_has_no_covariance_of_a_module(folder: Path) -> None:
     ("positions", "what"),
     [
         # (2 + 2) factors of 8 * 512 entries by 600 points, of 8 bytes each.
-        ("all", "covariances of 2 sources with up to 4096 entries need 75 MiB, and the budget"),
+        ("all", "covariances of 2 sources with up to 4096 entries need 75 MiB, but the budget"),
         ("same", "of 2 sources, at 8 positions each, with up to 512 entries need 64 MiB"),
     ],
 )

@@ -202,7 +202,7 @@ def test_more_memory_than_there_is(command: str, tmp_path: Path) -> None:
     outcome = run(command, *plain(tmp_path), "--memory", "2000000GiB")
     assert outcome.code == 1
     assert "--memory 2000000 GiB: this machine" in outcome.error
-    assert "GiB are free. Give at most what is free" in outcome.error
+    assert "GiB is free. Give at most what is free" in outcome.error
 
 
 def test_a_submission_is_for_other_machines(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class TestSteps:
         save(tmp_path / "epoch_3.pt")
         save(tmp_path / "a.pt", {"model": weights(), "epoch": 1})
         assert steps(tmp_path, notes) == {"a.pt": 1, "epoch_3.pt": 3}
-        assert notes == ["there are epochs and no steps: the column step holds epochs"]
+        assert notes == ["there are epochs but no steps: the column step holds epochs"]
 
     def test_a_step_beats_an_epoch(self, tmp_path: Path) -> None:
         notes: list[str] = []

@@ -326,7 +326,7 @@ class TestPrefixes:
         check(save(tmp_path, {"state_dict": state}), ONE, **options)
         words = ("analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv"))
         outcome = invoke(*words)
-        assert "in the checkpoints, and not in the model: criterion.weight" in outcome.stderr
+        assert "in the checkpoints, but not in the model: criterion.weight" in outcome.stderr
 
     @pytest.mark.parametrize("names", [("generator", "discriminator"), ("net", "target_net")])
     def test_two_networks_that_form_one_chain(self, tmp_path: Path, names: tuple[str, str]) -> None:
@@ -338,7 +338,7 @@ class TestPrefixes:
         assert advice in caught.value.advice
         check(tmp_path, ONE, weights=names[0])
         needs = invoke("inspect", str(tmp_path)).stdout
-        assert f"of which --weights takes one: {names[0]}, {names[1]}" in needs
+        assert f"choose one with --weights: {names[0]}, {names[1]}" in needs
 
     @pytest.mark.parametrize(
         ("before", "within"),
@@ -387,7 +387,7 @@ class TestPrefixes:
         words = ("analyze", str(tmp_path), "--data", "normal:4", "-o", str(tmp_path / "x.csv"))
         outcome = invoke(*words)
         assert "read as a plain MLP 4-3-2 with" in outcome.stderr
-        assert f"in the checkpoints, and not in the model: {name}.weight" in outcome.stderr
+        assert f"in the checkpoints, but not in the model: {name}.weight" in outcome.stderr
 
     def test_a_layer_with_the_name_of_a_loss_before_others(self, tmp_path: Path) -> None:
         state = {key.replace("0.", "geometric."): value for key, value in ONE.items()}

@@ -77,7 +77,7 @@ def test_a_table_of_float64_is_resumed(tmp_path: Path, monkeypatch: pytest.Monke
     begun_before(tmp_path, "", monkeypatch)
     outcome = analyze(tmp_path, [2])
     assert outcome.code == 0, outcome.stderr
-    assert "1 of 2 checkpoints are finished already" in outcome.stderr
+    assert "1 of 2 checkpoints are already finished" in outcome.stderr
 
 
 def test_rows_of_a_checkpoint_that_is_gone_count_too(

@@ -165,7 +165,7 @@ def test_a_diverged_network_has_empty_cells(run: Path) -> None:
         ("few", DataError, "for 40 points"),
         ("pairs", DataError, "one integer for each point"),
         ("broken", DataError, "a target is not finite"),
-        ("x", ModelError, "has 3 entries for a point, and the targets have 4"),
+        ("x", ModelError, "has 3 entries for a point, but the targets have 4"),
     ],
 )
 def test_unusable_labels_are_refused(
