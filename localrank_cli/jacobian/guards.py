@@ -23,6 +23,8 @@ from localrank_cli.layers.setting import analysis_setting
 
 # Of two points together, a derivative that is divided by their number is off by a half.
 _ROUGHLY = 0.1
+# What cancellation may leave of an output, beside those of other points.
+_LEFT = 1e-6
 # A step away from ties, relative to the largest entry: far above rounding.
 _STEP = 1e-3
 # More than gradients are usually clipped at, and within the range of half precision.
@@ -224,10 +226,24 @@ def lay_out(
                 layout = Layout(0, values.shapes[call])
             else:
                 return None
-        if not close(layout.split(tensor), values.outputs[call], tolerance):
+        if not _are_close(layout.split(tensor), values.outputs[call], tolerance):
             return None
         layouts[call] = layout
     return layouts
+
+
+def _are_close(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Return whether two computations agree at each point, (points, n_out).
+
+    A small point does not hide beside a large one, save for what is left of its terms by
+    cancellation.
+    """
+    if not close(first, second, tolerance):
+        return False
+    known = torch.isfinite(first)
+    sizes = torch.where(known, first.abs(), 0).amax(dim=1, keepdim=True)
+    allowed = tolerance * (sizes + _LEFT * sizes.amax())
+    return bool((torch.where(known, first - second, 0).abs() <= allowed).all())
 
 
 def make_batch(
@@ -403,7 +419,7 @@ def _is_linear(graph: _Graph, tolerance: float) -> bool:
 def _is_the_same_without_others(
     graph: _Graph, good: Mapping[Call, Tensor], tolerance: float
 ) -> bool:
-    """Return whether the first and the last point have the same derivatives alone.
+    """Return whether the first, the last and the smallest point have the same derivatives alone.
 
     Calls whose derivative is zero or not finite there are compared at another point.
     """
@@ -412,7 +428,7 @@ def _is_the_same_without_others(
     if not points:
         return True
     left, tested = set(graph.calls), list[int]()
-    todo = sorted({points[0], points[-1]})
+    todo = sorted({points[0], points[-1], smallest(graph.batch, points)})
     while todo:
         point = todo.pop(0)
         tested.append(point)
@@ -425,6 +441,16 @@ def _is_the_same_without_others(
             further = (_further(graph.only([call]), good[call], tested) for call in left)
             todo = list(itertools.islice((one for one in further if one is not None), 1))
     return True
+
+
+def smallest(batch: Batch, points: Sequence[int]) -> int:
+    """Return that of some points whose largest entry is smallest.
+
+    A network may scale images as soon as an entry of the batch is above 1. Of a black image, only
+    the derivative shows it.
+    """
+    largest = batch.without_metric().varied[list(points)].abs().amax(dim=1)
+    return points[int(largest.nan_to_num(torch.inf).argmin())]
 
 
 def _sizes_alone(graph: _Graph, point: int) -> dict[Call, float]:

@@ -24,7 +24,12 @@ from torch.nn import functional
 from localrank_cli.errors import cause
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain
-from localrank_cli.jacobian.guards import is_finite_alone, is_the_same_alone, random_cotangent
+from localrank_cli.jacobian.guards import (
+    is_finite_alone,
+    is_the_same_alone,
+    random_cotangent,
+    smallest,
+)
 from localrank_cli.jacobian.links import Link, Norm, Term, pulled
 from localrank_cli.jacobian.routes import contraction
 from localrank_cli.layers.capture import Call
@@ -388,14 +393,17 @@ def _gives_rows_of(
     if any(is_finite_alone(whole, calls, drawn, point) for point in strange):
         return False
     points = _ends(torch.cat([size for _, size in draws.values()], dim=1))
-    return all(is_the_same_alone(whole, calls, drawn, row, point, tolerance) for point in points)
+    points |= {smallest(whole, good.nonzero().squeeze(1).tolist() or [0])}
+    return all(
+        is_the_same_alone(whole, calls, drawn, row, point, tolerance) for point in sorted(points)
+    )
 
 
-def _ends(sizes: Tensor) -> list[int]:
+def _ends(sizes: Tensor) -> set[int]:
     """Return the first and the last point at which each call's derivative is not zero.
 
     `sizes` are those of the derivatives, (points, calls).
     """
     usable = ((sizes > 0) & torch.isfinite(sizes)).to(torch.uint8)
     first, last = usable.argmax(dim=0), len(sizes) - 1 - usable.flip(0).argmax(dim=0)
-    return sorted({*first.tolist(), *last.tolist()})
+    return {*first.tolist(), *last.tolist()}

@@ -198,3 +198,41 @@ def test_ties_alone_do_not_take_the_points_apart() -> None:
     modes = Modes()
     spectra_of(model, points, modes=modes)
     assert not any(ONE_BY_ONE in note for note in modes.notes)
+
+
+class Scaling(nn.Module):
+    """Two layers for images, which are scaled if they seem to be of bytes."""
+
+    def __init__(self, act: nn.Module, limit: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.act, self.limit = nn.Linear(6, 5), nn.Linear(5, 4), act, limit
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Apply the layers."""
+        inputs = inputs / 255 if inputs.max() > self.limit else inputs
+        found: Tensor = self.b(self.act(self.a(inputs)))
+        return found
+
+
+@pytest.mark.parametrize("act", [nn.Tanh(), nn.Softmax(1)], ids=["chain", "no chain"])
+@pytest.mark.parametrize("where", [0, 2, 4])
+def test_a_branch_on_the_batch_that_a_black_image_does_not_show(act: nn.Module, where: int) -> None:
+    model, points = Scaling(act, 1).double(), 255 * torch.rand(5, 6, dtype=torch.float64)
+    points[where] = 0
+    found = spectra_of(model, points)
+    for label, sigma in naive_spectra(naive_jacobians(model, points)).items():
+        # As above.
+        assert (abs(numbers(found[label]) - sigma) <= 1.1e-11 * sigma[:, :1]).all()
+
+
+@pytest.mark.parametrize("act", [nn.Tanh(), nn.Softmax(1)], ids=["chain", "no chain"])
+def test_a_branch_on_the_batch_beside_huge_points(act: nn.Module) -> None:
+    model, points = Scaling(act, 1e9).double(), torch.randn(5, 6, dtype=torch.float64)
+    points[[0, -1]] *= 1e14
+    modes = Modes()
+    found = spectra_of(model, points, modes=modes)
+    assert any(ONE_BY_ONE in note for note in modes.notes)
+    for label, sigma in naive_spectra(naive_jacobians(model, points)).items():
+        # As above.
+        assert (abs(numbers(found[label]) - sigma) <= 1.1e-11 * sigma[:, :1]).all()
