@@ -282,7 +282,7 @@ def _batches(
         with one_thread(_is_light([task], points.shape[0])):
             plain = guards.make_batch(task.model, points, values, together, task.wrt)
             batch = plain.in_metric(task.metric, task.picked)
-            chain = chain_of(task, batch, modes)  # which shows by itself that nothing is mixed
+            chain = chain_of(task, batch, modes, values.outputs)  # shows that nothing is mixed
             check = partial(guards.points_are_separate, plain, calls, values.outputs, values.finite)
             are_separate = chain is not None or _attempt(partial(check, task.tolerance))
         if are_separate:
@@ -306,7 +306,7 @@ def _batches(
                 raise guards.unrepeatable_alone(task.model, point, single.outputs)
             batch = guards.make_batch(task.model, point, single, alone, task.wrt)
             batch = batch.in_metric(task.metric, task.picked)
-            chain = chain_of(task, batch, modes)
+            chain = chain_of(task, batch, modes, single.outputs)
         yield index, batch, chain
 
 
@@ -362,9 +362,12 @@ def _portions(task: Task, batch: Batch, place: _Place, modes: Modes) -> Iterator
 
 
 def _check_reverse(task: Task, batch: Batch, record: CallRecord, place: _Place) -> None:
-    """Check that reverse mode gives one derivative, at the first point where it is alone."""
+    """Check that reverse mode gives one derivative, at each point that is alone.
+
+    Few random numbers may agree, and a point may not show them: one point is not enough.
+    """
     call = record.call
-    if place.start or batch.n_points > 1 or not bool(place.good[call].all()):
+    if batch.n_points > 1 or not bool(place.good[call].all()):
         return
     whole = replace(batch, picked={}, triangles={})
     check = partial(guards.check_reverse, whole, call, place.outputs[call])
@@ -798,11 +801,15 @@ def _take(ways: Sequence[Way[_Result]], modes: Modes) -> tuple[_Result, str]:
     return _attempt(last.compute), last.name
 
 
-def chain_of(task: Task, batch: Batch, modes: Modes) -> Chain | None:
-    """Return the network as a chain, if it is one; `modes` keeps why it is none."""
+def chain_of(task: Task, batch: Batch, modes: Modes, values: Mapping[Call, Tensor]) -> Chain | None:
+    """Return the network as a chain, if it is one; `modes` keeps why it is none.
+
+    `values` are the outputs of the chosen calls, (points, n_out), without a graph.
+    """
     if not modes.chain or task.survey.has_low_values or task.parts or task.residual or task.pooled:
         return None
-    found = find_chain(batch, [record.call for record in task.records], task.tolerance)
+    calls = {record.call: values[record.call] for record in task.records}
+    found = find_chain(batch, calls, task.tolerance)
     if isinstance(found, Refusal):
         modes.routes = [f"no chain: {found.reason}"]
         return None

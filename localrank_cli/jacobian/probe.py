@@ -71,7 +71,7 @@ def measure(task: Task, vectors: int = 0) -> Rates:
         batch = batch.in_metric(task.metric, task.picked)
         if vectors:
             return Rates(_products(task, batch, vectors), check)
-        chain = chain_of(task, batch, Modes())
+        chain = chain_of(task, batch, Modes(), values.outputs)
         if chain is not None:
             return Rates({}, check, chain=chain.sizes(0))
         return _Probe(task, batch, check).rates()

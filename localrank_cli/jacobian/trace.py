@@ -25,6 +25,7 @@ from localrank_cli.errors import cause
 from localrank_cli.jacobian.batch import Batch
 from localrank_cli.jacobian.chain import Chain
 from localrank_cli.jacobian.guards import (
+    close,
     is_finite_alone,
     is_the_same_alone,
     random_cotangent,
@@ -57,12 +58,13 @@ class Refusal:
     reason: str
 
 
-def find_chain(batch: Batch, calls: Sequence[Call], tolerance: float) -> Chain | Refusal:
+def find_chain(batch: Batch, values: Mapping[Call, Tensor], tolerance: float) -> Chain | Refusal:
     """Return the chain in autograd's graphs of one pass over the batch, or why there is none.
 
     The points of a chain are separate, see `_gives_rows`.
 
-    `tolerance` is the relative difference below which two computations of a value agree.
+    `values` are the outputs of the wanted calls, (points, n_out), without a graph, and `tolerance`
+    is the relative difference below which two computations of a value agree.
     """
     if batch.wrt is not None:
         return Refusal("the varied tensor is not the input")
@@ -70,14 +72,15 @@ def find_chain(batch: Batch, calls: Sequence[Call], tolerance: float) -> Chain |
     try:
         with torch.enable_grad():
             # A clone: a model may change its input in place.
-            return _trace(batch, inputs, calls, tolerance)
+            return _trace(batch, inputs, values, tolerance)
     except Exception as error:  # the user's model may raise anything; the general routes report it
         return Refusal(f"{cause(error)}")
 
 
 def _trace(
-    batch: Batch, inputs: Tensor, calls: Sequence[Call], tolerance: float
+    batch: Batch, inputs: Tensor, values: Mapping[Call, Tensor], tolerance: float
 ) -> Chain | Refusal:
+    calls = list(values)
     seen = _run(batch.model, inputs.clone())
     missing = [call for call in calls if call not in {layer.call for layer in seen}]
     if missing:
@@ -88,7 +91,7 @@ def _trace(
         return links
     # Of plain chains too: beside a large entry, `_are_diagonal` sees no mixing of small ones, which
     # later layers may enlarge.
-    if not _gives_rows(batch, links, calls, tolerance):
+    if not _gives_rows(batch, links, values, tolerance):
         return Refusal("products of its layers do not give its derivative")
     if any(_is_huge(link) for link in links):
         return Refusal("its weights are so large that products or their QR may overflow")
@@ -336,7 +339,7 @@ def _random(width: int) -> Tensor:
 
 
 def _gives_rows(
-    batch: Batch, links: Sequence[Link], calls: Sequence[Call], tolerance: float
+    batch: Batch, links: Sequence[Link], values: Mapping[Call, Tensor], tolerance: float
 ) -> bool:
     """Check that u^T J is autograd's at every point, in a pass that nothing is cut off from.
 
@@ -348,7 +351,7 @@ def _gives_rows(
     """
     by_call = {link.call: link for link in links}
     groups: dict[tuple[bool, ...], dict[Call, tuple[Tensor, Tensor]]] = {}
-    for index, call in enumerate(calls):
+    for index, call in enumerate(values):
         # Not the same for two calls of one size, which may be each other's negative.
         draw = random_cotangent(by_call[call].n_out, batch, _SEED + index)
         # Not the norm, whose squares may be zero or infinite.
@@ -358,13 +361,14 @@ def _gives_rows(
         # Zero times what is not finite is NaN, for all calls that are pulled back together.
         finite = torch.isfinite(size)
         groups.setdefault(tuple(finite.squeeze(1).tolist()), {})[call] = draw, size
-    return all(_gives_rows_of(batch, links, group, tolerance) for group in groups.values())
+    return all(_gives_rows_of(batch, links, group, values, tolerance) for group in groups.values())
 
 
 def _gives_rows_of(
     batch: Batch,
     links: Sequence[Link],
     draws: Mapping[Call, tuple[Tensor, Tensor]],
+    values: Mapping[Call, Tensor],
     tolerance: float,
 ) -> bool:
     """Check calls whose derivatives are finite at the same points.
@@ -380,6 +384,9 @@ def _gives_rows_of(
     whole = replace(batch, picked={})
     varied = batch.varied.detach().requires_grad_(True)
     outputs = whole.outputs(varied, calls)
+    for call, output in zip(calls, outputs, strict=True):
+        if not close(output.detach(), values[call], tolerance):
+            return False  # recording gradients changes it
     drawn = [cotangents[call] for call in calls]
     (row,) = torch.autograd.grad(contraction(outputs, drawn), varied)
     # NaN where a number is expected comes from a point that is not finite.

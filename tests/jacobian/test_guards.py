@@ -156,7 +156,7 @@ def noisy(hidden: Tensor) -> Tensor:
 
 def doubled(hidden: Tensor) -> Tensor:
     """Change the function where gradients are recorded, with nothing at random."""
-    return (2 * hidden if hidden.requires_grad else hidden).softmax(1)
+    return (2 * hidden if hidden.requires_grad else hidden).tanh()
 
 
 class Between(nn.Module):
@@ -177,7 +177,10 @@ class Between(nn.Module):
 @pytest.mark.parametrize(
     ("between", "message"),
     [
-        (Quantized.apply, "random in eval mode: the derivative of layer 'b' differs"),
+        (
+            Quantized.apply,
+            "keeps state between backward passes: the derivative of layer 'b' differs",
+        ),
         (noisy, "layer 'b' gives a different output where gradients are recorded"),
         (doubled, "layer 'b' gives a different output where gradients are recorded"),
     ],
@@ -236,3 +239,43 @@ def test_a_branch_on_the_batch_beside_huge_points(act: nn.Module) -> None:
     for label, sigma in naive_spectra(naive_jacobians(model, points)).items():
         # As above.
         assert (abs(numbers(found[label]) - sigma) <= 1.1e-11 * sigma[:, :1]).all()
+
+
+@pytest.mark.parametrize("first", [torch.nan, 1e9], ids=["not finite", "saturated"])
+def test_a_random_derivative_behind_a_first_point_that_does_not_show_it(first: float) -> None:
+    # Points one by one, since the two in a batch differ.
+    model = nn.Sequential(nn.Hardtanh(-5, 5), Between(Quantized.apply)).double()
+    points = torch.randn(3, 6, dtype=torch.float64)
+    points[0] = first
+    with pytest.raises(ModelError, match="random in eval mode"):
+        spectra_of(model, points)
+
+
+def test_a_gradient_that_is_clipped_entry_by_entry_is_the_same_in_a_batch() -> None:
+    # A straight-through estimator, as in networks with binary weights.
+    class Sign(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, hidden: Tensor) -> Tensor:
+            return hidden.sign()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:
+            return grads[0].clamp(-1, 1)
+
+    modes = Modes()
+    spectra_of(Between(Sign.apply).double(), torch.randn(3, 6, dtype=torch.float64), modes=modes)
+    assert not any(ONE_BY_ONE in note for note in modes.notes)
+
+
+def test_points_close_by_that_the_network_refuses_show_nothing() -> None:
+    # They are tried because a batch differs; the root of a black pixel has none below 0.
+    class Rooted(Dividing):
+        def forward(self, inputs: Tensor) -> Tensor:
+            assert bool((inputs >= 0).all())
+            return super().forward(inputs.sqrt())
+
+    points = torch.rand(3, 6, dtype=torch.float64)
+    points[:, 0] = 0
+    modes = Modes()
+    spectra_of(Rooted("function").double(), points, modes=modes)
+    assert any(ONE_BY_ONE in note for note in modes.notes)
