@@ -277,8 +277,9 @@ def points_are_separate(
 
     Random cotangents at some points are pulled back; a network that treats points one by one gives
     exact zeros at the others. A backward pass may also depend on how many points there are (it
-    divides by their number) or on what they are: the first and the last point are compared with
-    themselves alone, with large cotangents too: a gradient may be clipped by its norm.
+    divides by their number) or on what they are: the first, the last and the smallest point are
+    compared with themselves alone, with large cotangents too: a gradient may be clipped by its
+    norm.
 
     Args:
         batch: The points.
@@ -375,13 +376,13 @@ def _mixes(graph: _Graph, good: Mapping[Call, Tensor]) -> bool:
         some = zeros.only(calls)
         return is_finite_alone(some.batch, some.calls, some.cotangents, point)
 
-    def leaks(graph: _Graph, point: int) -> bool:
+    def leaks(some: _Graph, point: int) -> bool:
         """Return whether the NaN at a point, where cotangents are zero, is that of others."""
-        wanted = tuple(call for call in graph.calls if bool(good[call][point]))
-        if len(wanted) == len(graph.calls) and is_finite(point, wanted):
+        wanted = tuple(call for call in some.calls if bool(good[call][point]))
+        if len(wanted) == len(some.calls) and is_finite(point, wanted):
             return True
         # One call's own NaN must not hide that of another.
-        for one in graph.only(wanted).each():
+        for one in some.only(wanted).each():
             rows = one.rows()
             if rows is not None and rows[point].isnan().any() and is_finite(point, (*one.calls,)):
                 return True

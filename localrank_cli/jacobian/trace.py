@@ -381,6 +381,9 @@ def _gives_rows_of(
         scaled = torch.where(size > 0, draw / size, draw)  # zero has to be zero
         cotangents[call] = torch.where(torch.isfinite(size), scaled, 0)
     expected = pulled(links, cotangents)
+    is_finite = torch.isfinite(next(iter(draws.values()))[1])
+    if not bool((torch.isfinite(expected) | ~is_finite).all()):
+        return False  # scaling leaves the range of a lower precision
     whole = replace(batch, picked={})
     varied = batch.varied.detach().requires_grad_(True)
     outputs = whole.outputs(varied, calls)
